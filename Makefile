@@ -1,0 +1,36 @@
+# Every target bootstraps .venv by itself; only Python >= 3.11 with pip and venv, and make, must be there.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test check ci verify clean
+
+# An installer that is ten times faster than pip goes into .venv first; where it cannot be had, pip does the work.
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "rollout needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12"; rm -rf $(VENV); exit 2; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv 2>/dev/null || echo "the fast installer is not available; pip takes about a minute"
+	@if test -x $(BIN)/uv; then VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet -c constraints.txt -e . --group dev; \
+	 else $(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip && $(BIN)/pip install --quiet -c constraints.txt -e . --group dev; fi
+	@touch $(READY)
+
+demo: $(READY)
+	@$(BIN)/rollout run configs/color_codeword.yaml --set engine.sampling.temperature=0
+
+test: $(READY)
+	@$(BIN)/python -m pytest
+
+check: $(READY)
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+ci:
+	@bash .ci/run
+
+verify: $(READY)
+	@ROLLOUT_TESTS=full $(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

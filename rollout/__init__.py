@@ -1,0 +1,1 @@
+"""Rollouts for reinforcement learning of (multimodal) language models."""
