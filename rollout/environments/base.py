@@ -1,0 +1,142 @@
+"""What a user writes: an environment is one class with one coroutine.
+
+    class Guess(Environment):
+        async def run(self, task: Task, model: Model) -> Score:
+            reply = await model.chat([{"role": "user", "content": "Heads or tails?"}])
+            return Score(reward=float(reply.text.strip() == "heads"))
+
+A new instance is made for every attempt at a rollout, so whatever a run keeps on `self` belongs to that rollout alone.
+`chat` may be called as often as the environment likes, with any conversation: extended, cut, compacted or forked. The
+trace finds out what is already known, so an environment never handles tokens.
+"""
+
+import abc
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rollout.messages import Message, ToolCall
+
+
+class EnvironmentSettings(BaseModel):
+    """The `environment` section of the YAML, besides `class`. Subclass it to add keys; they are checked like all others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskSettings(BaseModel):
+    """The `tasks` section of the YAML. Subclass it to add keys that describe the tasks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: int = Field(default=16, ge=1, description="How many different tasks.")
+    group_size: int = Field(default=4, ge=1, description="How many rollouts of each task; together they are a group.")
+    seed: int = Field(default=0, ge=0, description="Every task's own seed is derived from this one.")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One thing to solve. `data` is JSON-like and travels with the trajectory; `seed` makes the task reproducible."""
+
+    id: str
+    index: int
+    seed: int
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well a rollout went. `metrics` are averaged over a run and never train anything."""
+
+    reward: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer of the policy. Append `message` to the conversation to go on from it."""
+
+    message: Message
+    text: str
+    finish_reason: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Model(Protocol):
+    """The policy, as an environment sees it."""
+
+    async def chat(
+        self,
+        messages: list[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> Reply:
+        """Ask for the next assistant message.
+
+        Images inside `messages` are rewritten in place to references. `sampling` overrides keys of `engine.sampling`
+        for this turn only.
+
+        Raises:
+            ImageError: a message holds an image that cannot be used; nothing was rewritten.
+            ContextExhausted: the conversation no longer fits the model. Left uncaught, the rollout ends as truncated.
+            EngineError: the engine is gone or answered something that must not be trained on.
+        """
+        ...
+
+
+class Environment(abc.ABC):
+    """The base class of all environments, named in YAML as `package.module:Class`."""
+
+    Settings: ClassVar[type[EnvironmentSettings]] = EnvironmentSettings
+    Tasks: ClassVar[type[TaskSettings]] = TaskSettings
+
+    def __init__(self, settings: EnvironmentSettings) -> None:
+        self.settings = settings
+
+    def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
+        """All tasks of a run, in order: by default `count` of them that differ by their seed alone."""
+        seeds = random.Random(tasks.seed)  # noqa: S311 - reproducible, not secret
+        for index in range(tasks.count):
+            yield Task(id=f"{index:06d}", index=index, seed=seeds.getrandbits(63))
+
+    @abc.abstractmethod
+    async def run(self, task: Task, model: Model) -> Score:
+        """Play one rollout and score it. An exception that leaves this coroutine ends the rollout as failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a multi-turn environment says back: the messages to add, and the score once the rollout is over."""
+
+    messages: Sequence[Message] = ()
+    score: Score | None = None
+
+
+class MultiTurnEnvironment(Environment):
+    """For those who prefer reset and step: the loop around the model is already written."""
+
+    tools: ClassVar[Sequence[Mapping[str, Any]] | None] = None
+
+    @abc.abstractmethod
+    async def reset(self, task: Task) -> Sequence[Message]:
+        """Begin, and return the first messages."""
+
+    @abc.abstractmethod
+    async def step(self, reply: Reply) -> Turn:
+        """Take in the model's answer; return what it is told next, or the final score."""
+
+    @final
+    async def run(self, task: Task, model: Model) -> Score:
+        conversation = list(await self.reset(task))
+        while True:
+            reply = await model.chat(conversation, tools=self.tools)
+            turn = await self.step(reply)
+            if turn.score is not None:
+                return turn.score
+            conversation += [reply.message, *turn.messages]
