@@ -1,0 +1,36 @@
+"""Durable, acked, back-pressured queues behind one contract: `open_queue(url)`."""
+
+from transports.base import Delivery, Frames, Lease, Queue, QueueStats
+from transports.errors import (
+    AdmissionTimeout,
+    QueueClosed,
+    QueueCorrupt,
+    QueueError,
+    QueueFull,
+    QueueStorageError,
+    QueueURLError,
+    RecordTooLarge,
+    StaleLease,
+    UnknownTransport,
+)
+from transports.registry import open_queue, register_transport
+
+__all__ = [
+    "AdmissionTimeout",
+    "Delivery",
+    "Frames",
+    "Lease",
+    "Queue",
+    "QueueClosed",
+    "QueueCorrupt",
+    "QueueError",
+    "QueueFull",
+    "QueueStats",
+    "QueueStorageError",
+    "QueueURLError",
+    "RecordTooLarge",
+    "StaleLease",
+    "UnknownTransport",
+    "open_queue",
+    "register_transport",
+]

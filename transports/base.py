@@ -1,0 +1,191 @@
+"""The contract of a queue: records go in by key, come out under a lease, and stay until they are acked.
+
+    async with open_queue("file:///data/run7/trajectories?partitions=2") as queue:
+        await queue.admit()  # a producer asks before it starts a rollout, never within one
+        await queue.put(encode(record), key="group-12", tag="rollout-3")
+
+    async with open_queue("file:///data/run7/trajectories", consume=[0]) as queue:
+        while (delivery := await queue.receive(timeout=5.0)) is not None:
+            train_on(decode(delivery.frames))
+            await delivery.ack()
+
+A queue carries frames and looks at none of them. Delivery is at least once, in the order of the puts within a key
+unless a record is redelivered. `docs/queues.md` has the whole contract as prose, and
+`transports.testing.QueueConformance` has a case for each of its statements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import ClassVar, Literal, Self, TypeAlias
+from zlib import crc32
+
+from transports.errors import AdmissionTimeout, QueueError, RecordTooLarge
+from transports.urls import QueueOptions
+
+Frames: TypeAlias = tuple[bytes | memoryview, ...]
+Lease: TypeAlias = Literal["partition", "record"]
+
+ADMISSION_TIMEOUT = 1800.0
+"""Seconds that `admit()` waits where the caller names no other deadline: a stall this long is an error, not a wait."""
+
+_ADMISSION_POLL = (0.005, 0.25)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """What a queue holds now; records that are delivered but not acked belong to the backlog."""
+
+    backlog_records: int
+    backlog_bytes: int
+    oldest_age: float
+    """Seconds since the oldest record of the backlog was put; 0.0 where there is none."""
+    redeliveries: int
+    dead_letters: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Delivery:
+    """One record, lent to this consumer until it is acked, given back or rejected, or until its lease ends."""
+
+    frames: Frames
+    key: str
+    tag: str
+    """The producer's label, kept outside of the payload: a record that cannot be decoded still has a name."""
+    partition: int
+    lane: str
+    """An ordered stream within the queue; a redelivered record has the lane and the position it had before."""
+    position: int
+    """Strictly rising within its lane for the lifetime of the queue."""
+    redelivered: bool
+    epoch: int
+    """The fencing epoch of the lease under which it was delivered."""
+    queue: Queue = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        return frames_nbytes(self.frames)
+
+    async def ack(self) -> None:
+        """Settle the record for good. Raises StaleLease where the lease has ended."""
+        await self.queue.ack([self])
+
+    async def nack(self, delay: float = 0.0) -> None:
+        """Give the record back: it is delivered again after `delay` seconds. Raises StaleLease."""
+        await self.queue.nack(self, delay)
+
+    async def reject(self, reason: str) -> None:
+        """Put the record among the dead letters and settle it. Raises StaleLease."""
+        await self.queue.reject(self, reason)
+
+
+class Queue(ABC):
+    """One handle on a queue, for producing, consuming or both, used on the event loop that opened it.
+
+    A handle leases nothing before its first `receive`. What it leased is given back by `release` and `aclose`.
+    """
+
+    max_record_bytes: ClassVar[int] = 1 << 30
+
+    def __init__(self, url: str, options: QueueOptions) -> None:
+        self.url = url
+        self._options = options
+
+    @abstractmethod
+    async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
+        """Return once the record is accepted as durably as the URL promises. The caller may then reuse its buffers.
+
+        Raises RecordTooLarge, QueueFull (over the hard limit) and QueueStorageError; the record is then not accepted.
+        """
+
+    @abstractmethod
+    async def receive(self, *, timeout: float) -> Delivery | None:
+        """The next record of what this consumer has leased or may lease, or None when none came in time.
+
+        Cancelling it loses nothing: a record is either returned or still there.
+        """
+
+    @abstractmethod
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Settle all of them for good; a second ack under the same lease changes nothing.
+
+        Raises StaleLease for those whose lease has ended, after the others were settled.
+        """
+
+    @abstractmethod
+    async def nack(self, delivery: Delivery, delay: float) -> None:
+        """See Delivery.nack."""
+
+    @abstractmethod
+    async def reject(self, delivery: Delivery, reason: str) -> None:
+        """See Delivery.reject."""
+
+    @abstractmethod
+    async def release(self) -> None:
+        """Give back every lease of this handle: its unacked records go to the next consumer, its acks are refused."""
+
+    @abstractmethod
+    async def stats(self) -> QueueStats:
+        """Cheap enough to be asked for before each rollout."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Release what was leased; every later call raises QueueClosed, save aclose itself."""
+
+    async def admit(self, *, timeout: float | None = None) -> None:
+        """Wait while the backlog is over the high water, in bytes or in records: the gate for *new* work.
+
+        Records of started work are never held back, or a trainer that waits for a whole group and a worker that waits
+        for room would wait for each other. Raises AdmissionTimeout at the deadline (None: ADMISSION_TIMEOUT).
+        """
+        limit = ADMISSION_TIMEOUT if timeout is None else timeout
+        deadline = time.monotonic() + limit
+        pause, longest = _ADMISSION_POLL
+        while True:
+            stats = await self.stats()
+            if self._options.admits(stats.backlog_bytes, stats.backlog_records):
+                return
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise AdmissionTimeout(
+                    f"{self.url}: no room for new work within {limit:g} s: the backlog is {stats.backlog_records} records "
+                    f"of {stats.backlog_bytes} bytes, the oldest unacked for {stats.oldest_age:.1f} s, and the high water "
+                    f"is {self._options.high_water_text}. See that the consumer runs and acks, or raise the high water."
+                )
+            await asyncio.sleep(min(pause, left))
+            pause = min(pause * 2, longest)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _acceptable_nbytes(self, frames: Frames) -> int:
+        """The size of a record that may be put at all."""
+        if not frames:
+            raise QueueError(f"{self.url}: a record needs at least one frame")
+        nbytes = frames_nbytes(frames)
+        limit = min(self.max_record_bytes, self._options.effective_hard_limit)
+        if nbytes > limit:
+            raise RecordTooLarge(
+                f"{self.url}: a record of {nbytes} bytes is over the {limit} that this queue ever accepts. "
+                f"Send images by reference, or raise hard_limit (at most {self.max_record_bytes})."
+            )
+        return nbytes
+
+
+def frames_nbytes(frames: Frames) -> int:
+    return sum(len(frame) if isinstance(frame, bytes) else frame.nbytes for frame in frames)
+
+
+def partition_of(key: str, partitions: int) -> int:
+    """Where a key lives; the same on every machine and in every release."""
+    return crc32(key.encode("utf-8", "surrogatepass")) % partitions

@@ -1,0 +1,57 @@
+"""Every error a queue raises on purpose: one paragraph that says what is wrong, which queue, and what to do about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transports.base import Delivery
+
+
+class QueueError(Exception):
+    """The root of them all."""
+
+
+class QueueURLError(QueueError):
+    """The URL, or an option in its query, is not usable, or disagrees with how the queue was created."""
+
+
+class UnknownTransport(QueueURLError):
+    """No transport is registered or installed for the scheme of a URL."""
+
+
+class QueueClosed(QueueError):
+    """The handle was closed; open the queue again to go on."""
+
+
+class AdmissionTimeout(QueueError):
+    """The backlog stayed over the high water until the deadline: the consumer is too slow, or gone."""
+
+
+class QueueFull(QueueError):
+    """The hard limit would be passed; the record was not accepted."""
+
+
+class RecordTooLarge(QueueError):
+    """The record can never be accepted by this queue, however empty it is."""
+
+
+class StaleLease(QueueError):
+    """A delivery was settled after its lease had ended; another consumer has the record, or will get it.
+
+    Deliveries of the same call whose lease still holds have been settled; `deliveries` are those that were refused.
+    """
+
+    def __init__(self, message: str, deliveries: Sequence[Delivery]) -> None:
+        super().__init__(message)
+        self.deliveries = tuple(deliveries)
+
+
+class QueueCorrupt(QueueError):
+    """What is stored is not what was written, and not merely cut off at its end."""
+
+
+class QueueStorageError(QueueError):
+    """The medium refused: a full disk, no permission, a server out of memory. What was accepted before is intact."""

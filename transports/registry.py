@@ -1,0 +1,69 @@
+"""From the scheme of a URL to a transport: our own, those registered by a program, those that installed packages offer.
+
+A backend's module is imported when a URL first asks for it, so that nobody needs the client library of a queue that
+they do not use.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Protocol, cast
+from urllib.parse import urlsplit
+
+from transports.base import Lease, Queue
+from transports.errors import QueueURLError, UnknownTransport
+
+ENTRY_POINT_GROUP = "rollout.transports"
+
+_OURS = {
+    "memory": "transports.memory:MemoryQueue",
+    "file": "transports.filesystem:FileQueue",
+}
+
+
+class TransportFactory(Protocol):
+    """Makes a handle, synchronously and cheaply: connections are made by its first operation."""
+
+    def __call__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> Queue: ...
+
+
+_registered: dict[str, TransportFactory] = {}
+
+
+def register_transport(scheme: str, factory: TransportFactory) -> None:
+    """Let `open_queue` use `factory` for a scheme in this process. A package would rather declare an entry point."""
+    if _registered.setdefault(scheme, factory) is not factory:
+        raise QueueURLError(f"another transport is already registered for {scheme}://")
+
+
+def open_queue(url: str, *, lease: Lease = "partition", consume: Sequence[int] | None = None) -> Queue:
+    """A handle on the queue at `url`, to be used with `async with`.
+
+    `lease` says what a consumer holds: whole partitions (trajectories), or single records shared among any number of
+    consumers (tasks); all consumers of a queue must say the same. `consume` names the partitions that this consumer may
+    lease; None: whichever are free. Raises QueueURLError, and UnknownTransport for a scheme that nobody offers.
+    """
+    return _factory(url)(url, lease=lease, consume=consume)
+
+
+def _factory(url: str) -> TransportFactory:
+    scheme = urlsplit(url).scheme
+    if scheme in _registered:
+        return _registered[scheme]
+    if scheme in _OURS:
+        module, _, name = _OURS[scheme].partition(":")
+        return cast(TransportFactory, getattr(import_module(module), name))
+    offered = entry_points(group=ENTRY_POINT_GROUP)
+    for entry in offered:
+        if entry.name == scheme:
+            return cast(TransportFactory, entry.load())
+    known = sorted({*_registered, *_OURS, *(entry.name for entry in offered)})
+    nearest = difflib.get_close_matches(scheme, known, n=1)
+    hint = f"; did you mean {nearest[0]}://?" if nearest else "."
+    raise UnknownTransport(
+        f"{url}: there is no transport for {scheme or 'a URL without a scheme'}{hint} "
+        f"Known: {', '.join(f'{name}://' for name in known)}. Others come as packages with an entry point in {ENTRY_POINT_GROUP!r}."
+    )

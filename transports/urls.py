@@ -1,0 +1,119 @@
+"""Queue URLs: the options of a query become a frozen, typed record, and what is misspelt is refused by name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NewType, TypeVar, get_args, get_origin, get_type_hints
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from transports.errors import QueueURLError
+
+Size = NewType("Size", int)
+"""A number of bytes; in a URL a plain number or one with a unit: 64MB, 1.5GiB."""
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|k|m|g|t)(i?)b?", re.IGNORECASE)
+_HARD_LIMIT_FACTOR = 4
+
+
+@dataclass(frozen=True, slots=True)
+class QueueOptions:
+    """What every transport understands."""
+
+    partitions: int | None = None
+    """Fixed when the queue is created; None: as it was created, or one."""
+    high_water: Size = Size(256 << 20)
+    """Unacked bytes over which no new work is admitted."""
+    high_water_records: int | None = None
+    hard_limit: Size | None = None
+    """Unacked bytes over which a put is an error; None: four times the high water."""
+
+    def __post_init__(self) -> None:
+        if self.partitions is not None and not 1 <= self.partitions <= 4096:
+            raise QueueURLError(f"partitions must be between 1 and 4096, not {self.partitions}")
+        if self.hard_limit is not None and self.hard_limit < self.high_water:
+            raise QueueURLError(f"hard_limit ({self.hard_limit}) is below high_water ({self.high_water})")
+
+    @property
+    def effective_hard_limit(self) -> int:
+        return _HARD_LIMIT_FACTOR * self.high_water if self.hard_limit is None else self.hard_limit
+
+    @property
+    def high_water_text(self) -> str:
+        records = "" if self.high_water_records is None else f" or {self.high_water_records} records"
+        return f"{self.high_water} bytes{records}"
+
+    def admits(self, backlog_bytes: int, backlog_records: int) -> bool:
+        too_many = self.high_water_records is not None and backlog_records > self.high_water_records
+        return backlog_bytes <= self.high_water and not too_many
+
+
+O = TypeVar("O", bound=QueueOptions)  # noqa: E741
+
+
+def parse_queue_url(url: str, options: type[O]) -> tuple[SplitResult, O]:
+    """Split a URL and read its query as the fields of `options`.
+
+    Raises QueueURLError for an unknown key (with the nearest known one), a key given twice, or a value of another type.
+    """
+    try:
+        parts = urlsplit(url)
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError as error:
+        raise QueueURLError(f"{url}: not a URL ({error})") from error
+    types = get_type_hints(options)
+    known = [entry.name for entry in fields(options)]
+    values: dict[str, Any] = {}
+    for key, text in pairs:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise QueueURLError(
+                f"{url}: unknown option {key!r}; did you mean {nearest!r}? {parts.scheme}:// knows {', '.join(sorted(known))}."
+            )
+        if key in values:
+            raise QueueURLError(f"{url}: option {key!r} is given twice")
+        try:
+            values[key] = _convert(text, types[key])
+        except ValueError as error:
+            raise QueueURLError(f"{url}: option {key}={text!r}: {error}") from None
+    try:
+        return parts, options(**values)
+    except QueueURLError as error:
+        raise QueueURLError(f"{url}: {error}") from None
+
+
+def parse_size(text: str) -> Size:
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("expected a number of bytes such as 1048576, 64MB or 1.5GiB")
+    number, unit, binary = match.groups()
+    return Size(int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit.lower() or " ")))
+
+
+def _convert(text: str, kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise ValueError(f"expected one of {', '.join(get_args(kind))}")
+        return text
+    if get_args(kind):
+        kind = next(choice for choice in get_args(kind) if choice is not type(None))
+    if kind is Size:
+        return parse_size(text)
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ValueError("expected true or false")
+        return text == "true"
+    if kind in (int, float):
+        return _positive(text, kind)
+    return text
+
+
+def _positive(text: str, kind: Any) -> Any:
+    try:
+        number = kind(text)
+    except ValueError:
+        raise ValueError("expected a number" if kind is float else "expected a whole number") from None
+    if not 0 <= number < float("inf"):
+        raise ValueError("expected a finite number that is not negative")
+    return number
