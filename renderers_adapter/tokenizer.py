@@ -1,0 +1,149 @@
+"""Tokenizers from a `tokenizer.json`, without transformers, in the shape that the `renderers` package asks for.
+
+    tokenizer = load_tokenizer("models/Qwen3-VL-4B-Instruct")
+    tokenizer.encode("a red square")
+
+A `FastTokenizer` never changes after it was loaded: truncation and padding, which a saved tokenizer may carry and which
+would cut or lengthen a prompt behind our back, are switched off once, and every later call only reads. Several threads
+may therefore share one. (The fast tokenizers of transformers set both anew on every call and have to be serialised.)
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict, overload
+
+from tokenizers import Tokenizer
+
+from renderers_adapter.errors import AdapterError
+
+
+class TokenizerError(AdapterError):
+    """A tokenizer could not be loaded, or lacks a token that somebody relies on."""
+
+
+class EncodedText(TypedDict):
+    """Token ids and, when asked for, the (start, end) of each token in characters of the text."""
+
+    input_ids: list[int]
+    offset_mapping: NotRequired[list[tuple[int, int]]]
+
+
+class FastTokenizer:
+    """A tokenizer of the `tokenizers` package behind the names that transformers gave to things.
+
+    No special token is added unless asked for. Special tokens written out in a text are recognised, because that is how
+    chat templates write them; whoever encodes text from strangers has to check what came out.
+    """
+
+    def __init__(
+        self, backend: Tokenizer, *, name_or_path: str, eos_token: str | None = None, unk_token: str | None = None
+    ) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.name_or_path = name_or_path
+        self.eos_token_id: int | None = None if eos_token is None else self.token_id(eos_token)
+        self.unk_token_id: int | None = None if unk_token is None else self.token_id(unk_token)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are, added ones included."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def __call__(
+        self, text: str, *, add_special_tokens: bool = False, return_offsets_mapping: bool = False
+    ) -> EncodedText:
+        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        if return_offsets_mapping:
+            return EncodedText(input_ids=encoding.ids, offset_mapping=encoding.offsets)
+        return EncodedText(input_ids=encoding.ids)
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int | None: ...
+    @overload
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int | None]: ...
+    def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int | None] | None:
+        """The id of each token; `unk_token_id`, which may be None, for one that does not exist."""
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        found = self._backend.token_to_id(tokens)
+        return self.unk_token_id if found is None else found
+
+    def token_id(self, token: str) -> int:
+        """The id of a token that must exist.
+
+        Raises:
+            TokenizerError: the vocabulary does not hold it.
+        """
+        found = self._backend.token_to_id(token)
+        if found is None:
+            raise TokenizerError(
+                f"The tokenizer {self.name_or_path} has no token {token!r}. "
+                "Check that it belongs to the model, or choose the renderer that fits this tokenizer."
+            )
+        return found
+
+
+def load_tokenizer(path: str | Path) -> FastTokenizer:
+    """Load a model directory, or a `tokenizer.json` itself; a `tokenizer_config.json` beside it names the end token.
+
+    Raises:
+        TokenizerError: there is no such file, or it is not a tokenizer.
+    """
+    path = Path(path)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        looked_for = f"a tokenizer.json in {path}" if path.is_dir() else str(path)
+        raise TokenizerError(
+            f"No tokenizer at {path}: looked for {looked_for}, and there is none. "
+            "Give a directory that holds a tokenizer.json, or the file itself; nothing is downloaded by name."
+        )
+    config = _read_config(file.with_name("tokenizer_config.json"))
+    data = _read(file)
+    try:
+        backend = Tokenizer.from_buffer(data)
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise TokenizerError(
+            f"{file} is not a tokenizer that the `tokenizers` package can load ({error}). "
+            "Expected the file that a fast tokenizer saves; save or download it again."
+        ) from error
+    return FastTokenizer(
+        backend,
+        name_or_path=str(path),
+        eos_token=_token_text(config.get("eos_token")),
+        unk_token=_token_text(config.get("unk_token")),
+    )
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(_read(file))
+    except ValueError as error:
+        raise TokenizerError(f"{file} is not JSON ({error}). Repair it, or remove it to go without.") from error
+    if not isinstance(config, dict):
+        raise TokenizerError(
+            f"{file} holds a JSON {type(config).__name__}; expected an object with eos_token and others."
+        )
+    return config
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"{file} cannot be read ({error.strerror}). Check its permissions.") from error
+
+
+def _token_text(token: str | dict[str, Any] | None) -> str | None:
+    """A token in `tokenizer_config.json` is a string, or an object that has it as its content."""
+    return token["content"] if isinstance(token, dict) else token

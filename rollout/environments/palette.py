@@ -1,0 +1,23 @@
+"""The colours that our picture tasks show and ask for.
+
+They lie far enough apart, and far enough from grey, to be told from each other after noise, JPEG and resizing. Each
+name is one token of the tokenizer that we ship, with and without a space in front.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+RGB = tuple[int, int, int]
+
+PALETTE: Mapping[str, RGB] = MappingProxyType(
+    {
+        "red": (215, 25, 30),
+        "green": (25, 160, 55),
+        "blue": (35, 60, 225),
+        "yellow": (240, 220, 35),
+        "cyan": (30, 215, 220),
+        "magenta": (230, 45, 205),
+        "orange": (245, 135, 15),
+        "purple": (115, 30, 155),
+    }
+)

@@ -1,0 +1,1 @@
+"""Engines that we ship, for machines and tests without a vLLM."""
