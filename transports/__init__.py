@@ -1,6 +1,6 @@
 """Durable, acked, back-pressured queues behind one contract: `open_queue(url)`."""
 
-from transports.base import Delivery, Frames, Lease, Queue, QueueStats
+from transports.base import DeadLetter, Delivery, Frames, Lease, Queue, QueueStats
 from transports.errors import (
     AdmissionTimeout,
     QueueClosed,
@@ -17,6 +17,7 @@ from transports.registry import open_queue, register_transport
 
 __all__ = [
     "AdmissionTimeout",
+    "DeadLetter",
     "Delivery",
     "Frames",
     "Lease",

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import ClassVar, Literal, Self, TypeAlias
 from zlib import crc32
 
-from transports.errors import AdmissionTimeout, QueueError, RecordTooLarge
+from transports.errors import AdmissionTimeout, QueueError, QueueFull, QueueURLError, RecordTooLarge, StaleLease
 from transports.urls import QueueOptions
 
 Frames: TypeAlias = tuple[bytes | memoryview, ...]
@@ -47,6 +47,16 @@ class QueueStats:
     """Seconds since the oldest record of the backlog was put; 0.0 where there is none."""
     redeliveries: int
     dead_letters: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeadLetter:
+    """A record that a consumer rejected, and why."""
+
+    frames: Frames
+    key: str
+    tag: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,6 +144,10 @@ class Queue(ABC):
         """Cheap enough to be asked for before each rollout."""
 
     @abstractmethod
+    async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
+        """The first `limit` rejected records, oldest first; they stay where they are."""
+
+    @abstractmethod
     async def aclose(self) -> None:
         """Release what was leased; every later call raises QueueClosed, save aclose itself."""
 
@@ -153,9 +167,9 @@ class Queue(ABC):
             left = deadline - time.monotonic()
             if left <= 0:
                 raise AdmissionTimeout(
-                    f"{self.url}: no room for new work within {limit:g} s: the backlog is {stats.backlog_records} records "
-                    f"of {stats.backlog_bytes} bytes, the oldest unacked for {stats.oldest_age:.1f} s, and the high water "
-                    f"is {self._options.high_water_text}. See that the consumer runs and acks, or raise the high water."
+                    f"{self.url}: no room for new work within {limit:g} s: the backlog is {stats.backlog_records} "
+                    f"records of {stats.backlog_bytes} bytes, the oldest unacked for {stats.oldest_age:.1f} s, and the "
+                    f"high water is {self._options.high_water_text}. See that the consumer runs and acks, or raise the high water."
                 )
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 2, longest)
@@ -167,6 +181,17 @@ class Queue(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def _check_consume(self, consume: Sequence[int] | None, partitions: int) -> tuple[int, ...]:
+        """The partitions that this consumer may lease, all of them where it named none."""
+        if consume is None:
+            return tuple(range(partitions))
+        for partition in consume:
+            if not 0 <= partition < partitions:
+                raise QueueURLError(
+                    f"{self.url}: there is no partition {partition} to consume; the queue was created with {partitions}"
+                )
+        return tuple(dict.fromkeys(consume))
 
     def _acceptable_nbytes(self, frames: Frames) -> int:
         """The size of a record that may be put at all."""
@@ -180,6 +205,20 @@ class Queue(ABC):
                 f"Send images by reference, or raise hard_limit (at most {self.max_record_bytes})."
             )
         return nbytes
+
+    def _queue_full(self, nbytes: int, backlog_records: int, backlog_bytes: int) -> QueueFull:
+        return QueueFull(
+            f"{self.url}: {nbytes} more bytes would pass the hard limit of {self._options.effective_hard_limit}; the "
+            f"backlog is {backlog_records} records of {backlog_bytes} bytes. See that the consumer runs and acks."
+        )
+
+    def _stale_lease(self, deliveries: Sequence[Delivery]) -> StaleLease:
+        first = deliveries[0]
+        return StaleLease(
+            f"{self.url}: {len(deliveries)} record(s), the first at position {first.position} of lane {first.lane}, are "
+            "no longer lent to this handle; whoever leases them next sees them again",
+            deliveries,
+        )
 
 
 def frames_nbytes(frames: Frames) -> int:

@@ -1,4 +1,4 @@
-"""Every error a queue raises on purpose: one paragraph that says what is wrong, which queue, and what to do about it."""
+"""Every error a queue raises on purpose: what is wrong, with which queue, and what to do about it."""
 
 from __future__ import annotations
 

@@ -65,5 +65,6 @@ def _factory(url: str) -> TransportFactory:
     hint = f"; did you mean {nearest[0]}://?" if nearest else "."
     raise UnknownTransport(
         f"{url}: there is no transport for {scheme or 'a URL without a scheme'}{hint} "
-        f"Known: {', '.join(f'{name}://' for name in known)}. Others come as packages with an entry point in {ENTRY_POINT_GROUP!r}."
+        f"Known: {', '.join(f'{name}://' for name in known)}. "
+        f"Others come as packages with an entry point in {ENTRY_POINT_GROUP!r}."
     )

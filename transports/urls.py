@@ -69,7 +69,8 @@ def parse_queue_url(url: str, options: type[O]) -> tuple[SplitResult, O]:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise QueueURLError(
-                f"{url}: unknown option {key!r}; did you mean {nearest!r}? {parts.scheme}:// knows {', '.join(sorted(known))}."
+                f"{url}: unknown option {key!r}; did you mean {nearest!r}? "
+                f"{parts.scheme}:// knows {', '.join(sorted(known))}."
             )
         if key in values:
             raise QueueURLError(f"{url}: option {key!r} is given twice")

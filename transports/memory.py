@@ -1,0 +1,271 @@
+"""`memory://name`: a queue within one process, with the semantics of the durable ones and nothing on a disk.
+
+Opening the same name twice, from any thread or event loop, shares one broker; when its last handle closes, the queue is
+gone. A lease ends when its holder releases it or closes: a busy loop of the same process is not a dead one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transports.base import DeadLetter, Delivery, Frames, Lease, Queue, QueueStats, partition_of
+from transports.errors import QueueClosed, QueueURLError
+from transports.urls import QueueOptions, parse_queue_url
+
+
+@dataclass(slots=True, eq=False)
+class _Record:
+    frames: Frames
+    key: str
+    tag: str
+    position: int
+    nbytes: int
+    put_at: float
+    delivered: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Partition:
+    ready: deque[_Record] = field(default_factory=deque)
+    delayed: list[tuple[float, int, _Record]] = field(default_factory=list)
+    lent: dict[int, tuple[int, _Record]] = field(default_factory=dict)
+    """Position to (epoch of the lease, record)."""
+    holder: int | None = None
+    """The epoch of the handle that leases the whole partition."""
+    next_position: int = 0
+
+    def promote_due(self, now: float) -> float | None:
+        """Make ready what was given back with a delay that is over; the time of the next one, if any."""
+        while self.delayed and self.delayed[0][0] <= now:
+            self.ready.appendleft(heapq.heappop(self.delayed)[2])
+        return self.delayed[0][0] if self.delayed else None
+
+    def take_back(self, epoch: int) -> None:
+        """End a lease: what it had lent is ready again, in its old order and ahead of everything else."""
+        if self.holder == epoch:
+            self.holder = None
+        returned = [position for position, (owner, _) in self.lent.items() if owner == epoch]
+        self.ready.extendleft(self.lent.pop(position)[1] for position in sorted(returned, reverse=True))
+
+    def oldest_put(self) -> float:
+        """When the oldest record was put; `ready` is in the order of the puts, so its first one speaks for it."""
+        candidates = [record.put_at for _, record in self.lent.values()]
+        candidates += [record.put_at for _, _, record in self.delayed]
+        candidates += [self.ready[0].put_at] if self.ready else []
+        return min(candidates, default=math.inf)
+
+
+class _Broker:
+    """The state that all handles of one name share; touched under its lock only."""
+
+    def __init__(self, partitions: int) -> None:
+        self.lock = threading.Lock()
+        self.partitions = [_Partition() for _ in range(partitions)]
+        self.handles = 0
+        self.last_epoch = 0
+        self.backlog_records = 0
+        self.backlog_bytes = 0
+        self.redeliveries = 0
+        self.dead: list[DeadLetter] = []
+        self.waiting: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+
+    def wake(self) -> None:
+        """Let every consumer that waits look again, each on its own loop."""
+        here = asyncio.get_running_loop() if self.waiting else None
+        for event, loop in self.waiting.items():
+            if loop is here:
+                event.set()
+            else:
+                # A loop that was closed under its waiting consumer has nobody left to wake.
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(event.set)
+        self.waiting.clear()
+
+    def settle(self, partition: _Partition, position: int) -> None:
+        _, record = partition.lent.pop(position)
+        self.backlog_records -= 1
+        self.backlog_bytes -= record.nbytes
+
+
+_brokers: dict[str, _Broker] = {}
+_brokers_lock = threading.Lock()
+
+
+class MemoryQueue(Queue):
+    """A handle on the broker of its name."""
+
+    def __init__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> None:
+        parts, options = parse_queue_url(url, QueueOptions)
+        super().__init__(url, options)
+        self._name = parts.netloc + parts.path
+        if not self._name:
+            raise QueueURLError(f"{url}: a memory queue needs a name, as in memory://tasks")
+        self._shares_partitions = lease == "record"
+        with _brokers_lock:
+            broker = _brokers.get(self._name) or _Broker(options.partitions or 1)
+            if options.partitions not in (None, len(broker.partitions)):
+                raise QueueURLError(f"{url}: the queue was created with partitions={len(broker.partitions)}")
+            self._consume = self._check_consume(consume, len(broker.partitions))
+            self._broker = _brokers[self._name] = broker
+            broker.handles += 1
+        self._epoch = 0
+        self._closed = False
+
+    async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
+        nbytes = self._acceptable_nbytes(frames)
+        owned = tuple(bytes(frame) for frame in frames)
+        broker = self._open_broker()
+        with broker.lock:
+            if broker.backlog_bytes + nbytes > self._options.effective_hard_limit:
+                raise self._queue_full(nbytes, broker.backlog_records, broker.backlog_bytes)
+            partition = broker.partitions[partition_of(key, len(broker.partitions))]
+            partition.ready.append(_Record(owned, key, tag, partition.next_position, nbytes, time.monotonic()))
+            partition.next_position += 1
+            broker.backlog_records += 1
+            broker.backlog_bytes += nbytes
+            broker.wake()
+
+    async def receive(self, *, timeout: float) -> Delivery | None:
+        deadline = time.monotonic() + timeout
+        while True:
+            looked_again = asyncio.Event()
+            broker = self._open_broker()
+            with broker.lock:
+                now = time.monotonic()
+                delivery, next_due = self._take(broker, now)
+                if delivery is not None or now >= deadline:
+                    return delivery
+                broker.waiting[looked_again] = asyncio.get_running_loop()
+            try:
+                async with asyncio.timeout(min(deadline, next_due or deadline) - now):
+                    await looked_again.wait()
+            except TimeoutError:
+                continue
+            finally:
+                with broker.lock:
+                    broker.waiting.pop(looked_again, None)
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        broker = self._open_broker()
+        stale = []
+        with broker.lock:
+            for delivery in deliveries:
+                if not self._holds(delivery):
+                    stale.append(delivery)
+                    continue
+                partition = broker.partitions[delivery.partition]
+                if delivery.position in partition.lent:
+                    broker.settle(partition, delivery.position)
+        if stale:
+            raise self._stale_lease(stale)
+
+    async def nack(self, delivery: Delivery, delay: float) -> None:
+        broker = self._open_broker()
+        with broker.lock:
+            partition = self._lent_from(delivery)
+            _, record = partition.lent.pop(delivery.position)
+            heapq.heappush(partition.delayed, (time.monotonic() + delay, -record.position, record))
+            broker.wake()
+
+    async def reject(self, delivery: Delivery, reason: str) -> None:
+        broker = self._open_broker()
+        with broker.lock:
+            partition = self._lent_from(delivery)
+            broker.settle(partition, delivery.position)
+            broker.dead.append(DeadLetter(delivery.frames, delivery.key, delivery.tag, reason))
+
+    async def release(self) -> None:
+        broker = self._open_broker()
+        with broker.lock:
+            self._end_leases(broker)
+
+    async def stats(self) -> QueueStats:
+        broker = self._open_broker()
+        with broker.lock:
+            oldest = min(partition.oldest_put() for partition in broker.partitions)
+            return QueueStats(
+                backlog_records=broker.backlog_records,
+                backlog_bytes=broker.backlog_bytes,
+                oldest_age=max(0.0, time.monotonic() - oldest) if broker.backlog_records else 0.0,
+                redeliveries=broker.redeliveries,
+                dead_letters=len(broker.dead),
+            )
+
+    async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
+        broker = self._open_broker()
+        with broker.lock:
+            return tuple(broker.dead[:limit])
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        with self._broker.lock:
+            self._end_leases(self._broker)
+        with _brokers_lock:
+            self._broker.handles -= 1
+            if not self._broker.handles:
+                del _brokers[self._name]
+
+    def _open_broker(self) -> _Broker:
+        if self._closed:
+            raise QueueClosed(f"{self.url}: this handle is closed")
+        return self._broker
+
+    def _take(self, broker: _Broker, now: float) -> tuple[Delivery | None, float | None]:
+        """The next record this handle may have, or else when the next delayed one falls due."""
+        next_due: float | None = None
+        if not self._epoch:
+            broker.last_epoch += 1
+            self._epoch = broker.last_epoch
+        for index in self._consume:
+            partition = broker.partitions[index]
+            if not self._shares_partitions:
+                partition.holder = partition.holder or self._epoch
+                if partition.holder != self._epoch:
+                    continue
+            due = partition.promote_due(now)
+            if partition.ready:
+                return self._lend(broker, index, partition.ready.popleft()), None
+            if due is not None:
+                next_due = due if next_due is None else min(next_due, due)
+        return None, next_due
+
+    def _lend(self, broker: _Broker, index: int, record: _Record) -> Delivery:
+        broker.partitions[index].lent[record.position] = (self._epoch, record)
+        redelivered, record.delivered = record.delivered, True
+        broker.redeliveries += redelivered
+        return Delivery(
+            frames=record.frames,
+            key=record.key,
+            tag=record.tag,
+            partition=index,
+            lane=str(index),
+            position=record.position,
+            redelivered=redelivered,
+            epoch=self._epoch,
+            queue=self,
+        )
+
+    def _end_leases(self, broker: _Broker) -> None:
+        for partition in broker.partitions:
+            partition.take_back(self._epoch)
+        self._epoch = 0
+        broker.wake()
+
+    def _holds(self, delivery: Delivery) -> bool:
+        return delivery.queue is self and delivery.epoch == self._epoch
+
+    def _lent_from(self, delivery: Delivery) -> _Partition:
+        partition = self._broker.partitions[delivery.partition]
+        if not self._holds(delivery) or delivery.position not in partition.lent:
+            raise self._stale_lease([delivery])
+        return partition
