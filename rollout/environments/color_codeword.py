@@ -1,0 +1,125 @@
+"""Colour codeword: look at one picture per turn, and in the end remember them all.
+
+In each of T turns the user shows one image, a coloured square somewhere on grey noise, and asks for its colour. A last
+question asks for all T colours in order.
+
+    reward = 0.5 * (share of turns answered right) + 0.5 * (share of positions right in the codeword)
+
+A turn is right when its answer names that colour, once, and no other colour. Position i of the codeword is right when
+the i-th colour named in the last answer is the i-th shown. The seed of a task fixes every byte of its images.
+"""
+
+import asyncio
+import base64
+import io
+import random
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from rollout.environments.base import Environment, EnvironmentSettings, Model, Score, Task, TaskSettings
+from rollout.environments.palette import PALETTE
+
+_COLOR_WORD = re.compile(rf"\b(?:{'|'.join(PALETTE)})\b")
+_GREY = (88, 168)
+_JITTER = 10
+_JPEG_QUALITY = 85
+
+
+class ColorCodewordSettings(EnvironmentSettings):
+    """How the pictures look."""
+
+    image_size: int = Field(
+        default=128, ge=32, le=4096, description="Mean side of an image in pixels; each side varies by a quarter."
+    )
+    square_share: float = Field(
+        default=0.4, ge=0.25, le=1, description="Side of the square as a share of the image's shorter side."
+    )
+    image_format: Literal["png", "jpeg", "mixed"] = Field(
+        default="mixed", description="How images are encoded; `mixed` draws one of the two for each image."
+    )
+
+
+class ColorCodewordTasks(TaskSettings):
+    """How long the codeword is."""
+
+    turns: int = Field(default=4, ge=1, description="Images per rollout, and thus the length of the codeword.")
+
+
+class ColorCodeword(Environment):
+    """One image per turn, then a question about all of them."""
+
+    Settings: ClassVar[type[EnvironmentSettings]] = ColorCodewordSettings
+    Tasks: ClassVar[type[TaskSettings]] = ColorCodewordTasks
+    settings: ColorCodewordSettings
+
+    def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
+        assert isinstance(tasks, ColorCodewordTasks)
+        for task in super().tasks(tasks):
+            codeword = random.Random(task.seed).choices(list(PALETTE), k=tasks.turns)  # noqa: S311 - not a secret
+            yield replace(task, data={"codeword": codeword})
+
+    async def run(self, task: Task, model: Model) -> Score:
+        codeword: list[str] = task.data["codeword"]
+        conversation: list[dict[str, Any]] = [
+            {
+                "role": "system",
+                "content": "You look at pictures that show one square each, on grey noise. "
+                f"The colours are {', '.join(PALETTE)}. Answer with colours only.",
+            }
+        ]
+        right_turns = 0
+        for turn, color in enumerate(codeword):
+            image = await asyncio.to_thread(draw_square, color, self.settings, seed=f"{task.seed}/{turn}")
+            conversation.append(
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": image}},
+                        {"type": "text", "text": "What is the colour of this square?"},
+                    ],
+                }
+            )
+            reply = await model.chat(conversation)
+            conversation.append(reply.message)
+            right_turns += _named_colors(reply.text) == [color]
+        conversation.append({"role": "user", "content": "Name the colours of all squares, from the first to the last."})
+        reply = await model.chat(conversation)
+        right_positions = sum(named == shown for named, shown in zip(_named_colors(reply.text), codeword, strict=False))
+        turn_accuracy, codeword_accuracy = right_turns / len(codeword), right_positions / len(codeword)
+        return Score(
+            reward=0.5 * turn_accuracy + 0.5 * codeword_accuracy,
+            metrics={"turn_accuracy": turn_accuracy, "codeword_accuracy": codeword_accuracy},
+        )
+
+
+def draw_square(color: str, settings: ColorCodewordSettings, *, seed: str) -> str:
+    """A square of that colour at a random place on grey noise, as a base64 `data:` URI."""
+    draw = random.Random(seed)  # noqa: S311 - reproducible, not secret
+    noise = np.random.default_rng(draw.getrandbits(64))
+    low, high = settings.image_size - settings.image_size // 4, settings.image_size + settings.image_size // 4
+    width, height = draw.randint(low, high), draw.randint(low, high)
+    side = round(settings.square_share * min(width, height))
+    left, top = draw.randint(0, width - side), draw.randint(0, height - side)
+
+    pixels = np.empty((height, width, 3), dtype=np.int16)
+    pixels[:] = noise.integers(*_GREY, size=(height, width, 1), dtype=np.int16)
+    square = pixels[top : top + side, left : left + side]
+    square[:] = PALETTE[color] + noise.integers(-_JITTER, _JITTER, size=square.shape, dtype=np.int16)
+
+    image_format = draw.choice(("png", "jpeg")) if settings.image_format == "mixed" else settings.image_format
+    file = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(
+        file, format=image_format, quality=_JPEG_QUALITY, compress_level=1
+    )
+    return f"data:image/{image_format};base64,{base64.b64encode(file.getbuffer()).decode('ascii')}"
+
+
+def _named_colors(answer: str) -> list[str]:
+    """The colours that an answer names, in order and with repetitions."""
+    return _COLOR_WORD.findall(answer.lower())
