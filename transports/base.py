@@ -169,7 +169,7 @@ class Queue(ABC):
                 raise AdmissionTimeout(
                     f"{self.url}: no room for new work within {limit:g} s: the backlog is {stats.backlog_records} "
                     f"records of {stats.backlog_bytes} bytes, the oldest unacked for {stats.oldest_age:.1f} s, and the "
-                    f"high water is {self._options.high_water_text}. See that the consumer runs and acks, or raise the high water."
+                    f"high water is {self._options.high_water_text}. See that the consumer runs and acks, or raise it."
                 )
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 2, longest)
@@ -215,8 +215,8 @@ class Queue(ABC):
     def _stale_lease(self, deliveries: Sequence[Delivery]) -> StaleLease:
         first = deliveries[0]
         return StaleLease(
-            f"{self.url}: {len(deliveries)} record(s), the first at position {first.position} of lane {first.lane}, are "
-            "no longer lent to this handle; whoever leases them next sees them again",
+            f"{self.url}: {len(deliveries)} record(s), the first at position {first.position} of lane {first.lane}, "
+            "are no longer lent to this handle; whoever leases them next sees them again",
             deliveries,
         )
 

@@ -1,4 +1,4 @@
-"""Every error a queue raises on purpose: what is wrong, with which queue, and what to do about it."""
+"""Every error that a queue or the codec raises on purpose: what is wrong, where, and what to do about it."""
 
 from __future__ import annotations
 
@@ -55,3 +55,35 @@ class QueueCorrupt(QueueError):
 
 class QueueStorageError(QueueError):
     """The medium refused: a full disk, no permission, a server out of memory. What was accepted before is intact."""
+
+
+class CodecError(Exception):
+    """A value cannot be encoded, or bytes cannot be decoded; `path` leads to the offending place, as far as known."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.path = ""
+
+    def within(self, step: str | int) -> None:
+        """Note, on the way out, the key or the index of the container that holds the offending place."""
+        self.path = (f"[{step}]" if isinstance(step, int) else f".{step}") + self.path
+
+    def __str__(self) -> str:
+        return f"{self.reason} (at ${self.path})" if self.path else self.reason
+
+
+class UnsupportedValue(CodecError):
+    """The codec does not carry values of this kind."""
+
+
+class MalformedRecord(CodecError):
+    """These frames were not written by the codec, or were damaged since."""
+
+
+class UnknownType(CodecError):
+    """The record holds a dataclass or an enum that this process has not registered."""
+
+
+class CodecLimitExceeded(CodecError):
+    """Too large, too deep or too many values."""

@@ -1,0 +1,109 @@
+"""Arrays as raw bytes with dtype and shape: numpy without copies on the way in or out, torch only where it is met.
+
+The description of an array is `<dtype, ndim, frame>` and then one 64-bit length per axis. Frame 0 means that the bytes
+follow at once; any other number, that they are that frame of the record. Descriptions are multiples of eight bytes
+long, so that what follows them is aligned.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import sys
+from importlib import import_module
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from transports.errors import CodecError, MalformedRecord, UnsupportedValue
+
+Array: TypeAlias = npt.NDArray[Any]
+
+NUMPY_DTYPES = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64"),
+)
+DTYPES = (*NUMPY_DTYPES, "bfloat16")
+"""What a tensor, and save for bfloat16 an array, may hold; the place in this list is the code on the wire."""
+
+_PREFIX = struct.Struct("<BBHI")
+_MAX_AXES = 32
+
+
+def describe(array: Array, dtype: str, frame: int) -> bytes:
+    return _PREFIX.pack(DTYPES.index(dtype), array.ndim, frame, 0) + struct.pack(f"<{array.ndim}Q", *array.shape)
+
+
+def plain_array(array: Array) -> Array:
+    """The array as it travels: little-endian and C-contiguous, itself where it is so already."""
+    if array.dtype.name not in NUMPY_DTYPES:
+        raise UnsupportedValue(f"arrays of dtype {array.dtype} are not carried; use one of {', '.join(NUMPY_DTYPES)}")
+    if array.ndim > _MAX_AXES:
+        raise UnsupportedValue(f"an array of {array.ndim} axes; at most {_MAX_AXES} are carried")
+    # ascontiguousarray makes one axis of none, so the shape is put back.
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(array.shape)
+
+
+def raw_bytes(array: Array) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def read_array(extension: bytes, frames: tuple[memoryview, ...]) -> tuple[Array, str]:
+    """The array that was described, read-only, over the very bytes of its frame; and the name of its dtype."""
+    if len(extension) < _PREFIX.size:
+        raise MalformedRecord("the description of an array is cut off")
+    code, axes, frame, reserved = _PREFIX.unpack_from(extension)
+    start = _PREFIX.size + 8 * axes
+    if code >= len(DTYPES) or axes > _MAX_AXES or reserved or len(extension) < start:
+        raise MalformedRecord("the description of an array is damaged")
+    shape = struct.unpack_from(f"<{axes}Q", extension, _PREFIX.size)
+    if frame and len(extension) > start:
+        raise MalformedRecord("an array has bytes both in the head and in a frame")
+    buffer = memoryview(extension)[start:] if not frame else blob(frames, frame)
+    name = DTYPES[code]
+    dtype = np.dtype("<i2" if name == "bfloat16" else np.dtype(name).newbyteorder("<"))
+    # math.prod counts in Python's integers, which no shape overflows.
+    if math.prod(shape) * dtype.itemsize != buffer.nbytes:
+        raise MalformedRecord(f"an array of shape {shape} and dtype {name} comes with {buffer.nbytes} bytes")
+    try:
+        array = np.frombuffer(buffer, dtype=dtype).reshape(shape)
+    except ValueError as error:  # an empty array whose other axes are beyond what numpy indexes
+        raise MalformedRecord(f"an array of shape {shape}: {error}") from None
+    array.flags.writeable = False
+    return array, name
+
+
+def blob(frames: tuple[memoryview, ...], index: int) -> memoryview:
+    if not 0 < index < len(frames):
+        raise MalformedRecord(f"the head refers to frame {index}, and the record has {len(frames)}")
+    return frames[index]
+
+
+def is_tensor(value: object) -> bool:
+    """Whether it is a torch tensor, which cannot be where torch was never imported."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def array_of_tensor(tensor: Any) -> tuple[Array, str]:
+    torch = sys.modules["torch"]
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise UnsupportedValue("sparse and quantised tensors are not carried; send their parts")
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise UnsupportedValue(f"tensors of dtype {name} are not carried; use one of {', '.join(DTYPES)}")
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    return (plain.view(torch.int16) if name == "bfloat16" else plain).numpy(), name
+
+
+def tensor_of_array(array: Array, dtype: str) -> Any:
+    """A tensor with memory of its own: torch has no read-only tensors, and the frame is not ours to write to."""
+    try:
+        torch = import_module("torch")
+    except ImportError as error:
+        raise CodecError(
+            "the record holds a torch tensor, and torch is not installed here; send numpy arrays"
+        ) from error
+    tensor = torch.from_numpy(array.copy())
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
