@@ -1,0 +1,14 @@
+"""How many placeholders an image takes, computed from its size and the checkpoint's processor configuration."""
+
+from .base import Geometry, GeometryError, Layout, layout_fingerprint
+from .registry import UnknownFamily, geometry_for, known_families
+
+__all__ = [
+    "Geometry",
+    "GeometryError",
+    "Layout",
+    "UnknownFamily",
+    "geometry_for",
+    "known_families",
+    "layout_fingerprint",
+]

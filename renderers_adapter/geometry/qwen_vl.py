@@ -1,0 +1,81 @@
+"""Layout of Qwen2-VL, 2.5-VL, 3-VL and 3.5 to 3.8: sides rounded to a patch factor within a pixel budget."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from .base import Geometry, GeometryError, Layout
+from .knobs import Knobs
+
+MAX_ASPECT = 200
+
+
+@dataclass(frozen=True)
+class QwenVLGeometry(Geometry):
+    """The knobs of one checkpoint; the budget is in pixels after resizing."""
+
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    min_pixels: int
+    max_pixels: int
+
+    family: ClassVar[str] = "qwen_vl"
+    grid_key: ClassVar[str] = "image_grid_thw"
+
+    @classmethod
+    def from_processor_config(cls, config: Mapping[str, Any]) -> Self:
+        knobs = Knobs(cls.family, config, nested_under=("image_processor",))
+        geometry = cls(
+            patch_size=knobs.square("patch_size"),
+            merge_size=knobs.square("merge_size"),
+            temporal_patch_size=knobs.integer("temporal_patch_size"),
+            min_pixels=knobs.integer("min_pixels", "size.min_pixels", "size.shortest_edge"),
+            max_pixels=knobs.integer("max_pixels", "size.max_pixels", "size.longest_edge"),
+        )
+        if geometry.min_pixels > geometry.max_pixels:
+            raise GeometryError(
+                f"the image processor configuration of a qwen_vl checkpoint cannot be used: min_pixels"
+                f" {geometry.min_pixels} is more than max_pixels {geometry.max_pixels}"
+            )
+        return geometry
+
+    @property
+    def knobs(self) -> Mapping[str, Any]:
+        return {
+            "patch_size": self.patch_size,
+            "merge_size": self.merge_size,
+            "temporal_patch_size": self.temporal_patch_size,
+            "min_pixels": self.min_pixels,
+            "max_pixels": self.max_pixels,
+        }
+
+    def layout(self, *, width: int, height: int) -> Layout:
+        resized_width, resized_height = self.resized(width=width, height=height)
+        grid = (1, resized_height // self.patch_size, resized_width // self.patch_size)
+        return Layout(grid, self.tokens(grid))
+
+    def tokens(self, grid: tuple[int, int, int]) -> int:
+        return math.prod(grid) // self.merge_size**2
+
+    def resized(self, *, width: int, height: int) -> tuple[int, int]:
+        """Width and height after resizing, both multiples of patch size times merge size."""
+        if width <= 0 or height <= 0:
+            raise GeometryError(f"an image of {width}×{height} has no pixels")
+        if max(width, height) / min(width, height) > MAX_ASPECT:
+            raise GeometryError(
+                f"an image of {width}×{height} is thinner than 1:{MAX_ASPECT}, which the qwen_vl family refuses"
+            )
+        factor = self.patch_size * self.merge_size
+        # Rounds half to even, and may round a thin side to zero; the lower bound below lifts it again.
+        new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+        if new_height * new_width > self.max_pixels:
+            shrink = math.sqrt((height * width) / self.max_pixels)
+            new_height = max(factor, math.floor(height / shrink / factor) * factor)
+            new_width = max(factor, math.floor(width / shrink / factor) * factor)
+        elif new_height * new_width < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (height * width))
+            new_height = math.ceil(height * grow / factor) * factor
+            new_width = math.ceil(width * grow / factor) * factor
+        return new_width, new_height

@@ -1,0 +1,35 @@
+"""What can go wrong with an image, as three errors.
+
+`ImageError` is the message's fault, `ImageStoreError` the disk's, `AssetError` that of a stored file which is no longer
+what its name says.
+"""
+
+from rollout.errors import RolloutError
+
+
+class ImageError(RolloutError):
+    """An image in a message is refused; `reason` says why and the indices say which part of which message."""
+
+    def __init__(self, reason: str, *, message_index: int | None = None, part_index: int | None = None) -> None:
+        self.reason = reason
+        self.message_index = message_index
+        self.part_index = part_index
+        where = "" if message_index is None else f"messages[{message_index}].content[{part_index}]: "
+        super().__init__(where + reason)
+
+    def at(self, message_index: int, part_index: int) -> "ImageError":
+        """The same refusal with the place where it happened."""
+        return ImageError(self.reason, message_index=message_index, part_index=part_index)
+
+
+class ImageStoreError(RolloutError):
+    """The image directory cannot be used (full, read-only, gone): a fault of the machine, not of a message."""
+
+
+class AssetError(RolloutError):
+    """A stored image is missing, changed, or not an asset of this run; `file_name` and `reason` say which and why."""
+
+    def __init__(self, file_name: str, reason: str) -> None:
+        self.file_name = file_name
+        self.reason = reason
+        super().__init__(f"image asset {file_name[:100]!r}: {reason}")

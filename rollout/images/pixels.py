@@ -1,0 +1,58 @@
+"""Encoded bytes to the pixels that the engine sees.
+
+The engine turns an image upright by its EXIF or XMP orientation, takes the first frame, lays transparency on white and
+hands RGB to the processor. The trainer and the embedded engine load through the same function, so that both sides of
+a run start from the same pixels.
+"""
+
+import contextlib
+from io import BytesIO
+
+from PIL import Image, ImageOps
+
+from .errors import ImageError
+from .formats import sniff
+
+
+def load_pixels(data: bytes) -> Image.Image:
+    """The image as the engine sees it: upright, first frame, transparency on white, RGB.
+
+    Raises:
+        ImageError: the bytes are not one of the accepted formats, or cannot be decoded.
+    """
+    try:
+        image = upright(open_lazily(data))
+        image.load()
+        return _rgb_on_white(image)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged input
+        raise undecodable(error) from error
+
+
+def open_lazily(data: bytes) -> Image.Image:
+    """Pillow's view of the header; no pixel is decoded yet. Raises whatever Pillow raises."""
+    return Image.open(BytesIO(data), formats=(sniff(data).pillow_name,))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned by its orientation; metadata that cannot be read leaves it as it is, as in the engine."""
+    with contextlib.suppress(Exception):
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def undecodable(error: Exception) -> ImageError:
+    """The refusal that stands for whatever Pillow raised."""
+    return ImageError(f"the image cannot be decoded: {type(error).__name__}: {str(error)[:200]}")
+
+
+def _rgb_on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
+        page = Image.new("RGB", layer.size, (255, 255, 255))
+        page.paste(layer, mask=layer.getchannel("A"))
+        return page
+    return image.convert("RGB")
