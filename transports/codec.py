@@ -2,7 +2,7 @@
 
 Carried: None, bool, int (64 bits), float, str, bytes, lists, tuples, dicts with str keys, numpy arrays and torch
 tensors (`codec_arrays.DTYPES`), numpy scalars (they come back as Python numbers), and the dataclasses and enums given
-to `register_type`. Arrays, bytes and text of 32 KiB or more leave the head; an array that was decoded is a read-only view
+to `register_type`. Arrays, bytes and text of 32 KiB or more leave the head; a decoded array is a read-only view
 of its frame. Nothing is ever pickled, and a hostile record is a CodecError, not an allocation (`codec_limits`).
 """
 

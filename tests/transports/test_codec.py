@@ -1,0 +1,223 @@
+"""The codec carries values exactly, arrays without copies, and refuses everything else by name."""
+
+import contextlib
+import dataclasses
+import math
+from enum import Enum, StrEnum
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transports.codec import OUT_OF_BAND_BYTES, decode, encode, register_type
+from transports.codec_arrays import NUMPY_DTYPES
+from transports.codec_limits import MAX_DEPTH, MAX_VALUES
+from transports.errors import CodecError, CodecLimitExceeded, MalformedRecord, UnknownType, UnsupportedValue
+
+
+@register_type("test.Status")
+class Status(StrEnum):
+    OK = "ok"
+    FAILED = "failed"
+
+
+@register_type("test.Span")
+@dataclasses.dataclass(frozen=True, slots=True)
+class Span:
+    start: int
+    end: int
+    status: Status = Status.OK
+    children: "tuple[Span, ...]" = ()
+
+
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 63), (1 << 64) - 1)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters())
+    | st.binary()
+    | st.sampled_from(Status)
+    | st.builds(Span, st.integers(0, 9), st.integers(0, 9))
+)
+values = st.recursive(
+    leaves,
+    lambda inner: (
+        st.lists(inner)
+        | st.lists(inner).map(tuple)
+        | st.dictionaries(st.text(), inner)
+        | st.builds(Span, inner, inner, children=st.lists(inner).map(tuple))
+    ),
+)
+
+
+@given(values)
+def test_a_value_comes_back_as_it_was(value: Any) -> None:
+    back = decode(encode(value))
+    assert back == value
+    assert repr(back) == repr(value)
+
+
+@given(values, st.integers(0, 200), st.binary(min_size=1, max_size=3))
+def test_a_damaged_head_is_a_named_error_or_another_value(value: Any, at: int, noise: bytes) -> None:
+    head = bytearray(encode(value)[0])
+    head[at % len(head) : at % len(head) + len(noise)] = noise
+    with contextlib.suppress(CodecError):
+        decode([head])
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_a_named_error_or_a_value(noise: bytes) -> None:
+    with contextlib.suppress(CodecError):
+        decode([noise])
+
+
+@pytest.mark.parametrize("dtype", NUMPY_DTYPES)
+@pytest.mark.parametrize("shape", [(), (0, 3), (7,), (2, 3, 4), (100, 100)])
+def test_an_array_keeps_dtype_and_shape_and_bytes(dtype: str, shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    back = decode(encode({"a": array}))["a"]
+    assert back.dtype == array.dtype
+    assert back.shape == shape
+    assert back.tobytes() == array.tobytes()
+
+
+def test_a_large_array_is_neither_copied_by_encode_nor_by_decode() -> None:
+    array = np.arange(100_000, dtype=np.int32)
+    frames = encode({"token_ids": array})
+    assert len(frames) == 2
+    back = decode(frames)["token_ids"]
+    assert np.shares_memory(back, array)
+    assert not back.flags.writeable
+
+
+def test_arrays_that_are_not_contiguous_or_little_endian_travel_by_value() -> None:
+    array = np.arange(24, dtype=">i4").reshape(4, 6)[:, ::2].T
+    assert np.array_equal(decode(encode(array)), array)
+
+
+def test_large_text_and_bytes_travel_out_of_band() -> None:
+    value = {"uri": "ü" * OUT_OF_BAND_BYTES, "png": b"\x89" * OUT_OF_BAND_BYTES, "small": b"s"}
+    frames = encode(value)
+    assert [memoryview(frame).nbytes for frame in frames[1:]] == [2 * OUT_OF_BAND_BYTES, OUT_OF_BAND_BYTES]
+    assert decode([memoryview(frame) for frame in frames]) == value
+    assert decode(frames)["png"] is frames[2]
+
+
+def test_numpy_scalars_become_numbers() -> None:
+    back = decode(encode([np.int64(5), np.float32(0.5), np.bool_(True)]))
+    assert back == [5, 0.5, True]
+    assert [type(number) for number in back] == [int, float, bool]
+
+
+def test_nan_and_infinity_survive() -> None:
+    back = decode(encode([math.nan, math.inf, -math.inf]))
+    assert math.isnan(back[0])
+    assert back[1:] == [math.inf, -math.inf]
+
+
+class Unregistered(Enum):
+    A = 1
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"a": [1, object()]}, r"\$\.a\[1\]"),
+        ({"a": {3: "x"}}, r"keys must be str.*\$\.a"),
+        ([1 << 64], r"65 bits.*\$\[0\]"),
+        ([np.array([object()])], r"dtype object.*\$\[0\]"),
+        ([np.zeros(2, np.complex64)], "complex64"),
+        ([np.ma.masked_array([1], [True])], "MaskedArray"),
+        ({"x": Unregistered.A}, r"Unregistered.*register_type"),
+        ([{1, 2}], "set"),
+    ],
+)
+def test_what_is_not_carried_is_refused_with_its_place(value: Any, place: str) -> None:
+    with pytest.raises(UnsupportedValue, match=place):
+        encode(value)
+
+
+def test_only_a_registered_type_is_built() -> None:
+    frames = encode(Span(1, 2))
+    with pytest.raises(UnknownType, match=r"test\.Spam"):
+        decode([bytes(frames[0]).replace(b"test.Span", b"test.Spam")])
+
+
+def test_fields_that_a_class_refuses_are_a_malformed_record() -> None:
+    frames = encode(Span(1, 2))
+    with pytest.raises(MalformedRecord, match=r"test\.Span.*stort"):
+        decode([bytes(frames[0]).replace(b"start", b"stort")])
+
+
+def test_a_name_stands_for_one_type() -> None:
+    with pytest.raises(ValueError, match=r"test\.Span"):
+        register_type("test.Span")(Unregistered)
+    with pytest.raises(TypeError, match="dataclass"):
+        register_type("test.int")(int)
+
+
+def nested(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_depth_is_bounded_on_both_sides() -> None:
+    with pytest.raises(CodecLimitExceeded, match="deeper"):
+        encode(nested(MAX_DEPTH + 1))
+    with pytest.raises(CodecLimitExceeded, match="deeper"):
+        decode([msgpack.packb(nested(MAX_DEPTH + 1))])
+    assert decode(encode(nested(MAX_DEPTH - 1))) == nested(MAX_DEPTH - 1)
+
+
+def test_the_number_of_values_is_bounded_on_both_sides() -> None:
+    with pytest.raises(CodecLimitExceeded, match="numpy"):
+        encode([0] * MAX_VALUES)
+    with pytest.raises(CodecLimitExceeded, match="numpy"):
+        decode([msgpack.packb([0] * MAX_VALUES)])
+
+
+@given(values)
+def test_what_encodes_within_the_limits_passes_the_structure_check(value: Any) -> None:
+    decode(encode([value, (value,), {"v": value}]))
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (b"", "cut off"),
+        (b"\xdd\xff\xff\xff\xff", "cut off"),
+        (b"\xdd\xff\xff\xff\xff" * 60, "cut off"),
+        (b"\xc6\xff\xff\xff\xff", "cut off"),
+        (b"\x01\x01", "trail"),
+        (b"\xc1", "msgpack does not use"),
+        (b"\xd6\xff\x00\x00\x00\x00", "extension 255"),
+        (b"\x81\xc4\x01k\x01", "not a str"),
+        (b"\x81\x01\x01", "not what this codec writes"),
+        (b"\xa1\xff", "not what this codec writes"),
+        (msgpack.packb(msgpack.ExtType(6, b"")), "stands where none can be"),
+        (msgpack.packb([1, msgpack.ExtType(6, b"")]), "stands where none can be"),
+        (msgpack.packb(msgpack.ExtType(3, b"\x09\x00")), "frame 9"),
+        (msgpack.packb(msgpack.ExtType(3, b"\x00")), "damaged"),
+        (msgpack.packb(msgpack.ExtType(1, b"\x00")), "cut off"),
+        (msgpack.packb(msgpack.ExtType(1, b"\xee\x01" + bytes(14))), "damaged"),
+        (msgpack.packb(msgpack.ExtType(1, b"\x03\x02" + bytes(6) + b"\xff" * 16)), "comes with 0 bytes"),
+        (msgpack.packb(msgpack.ExtType(1, b"\x03\x02" + bytes(14) + b"\xff" * 8)), "array of shape"),
+        (msgpack.packb(msgpack.ExtType(5, b"test.Status\0NOPE")), "no member 'NOPE'"),
+    ],
+)
+def test_a_hostile_head_is_a_named_error(head: bytes, reason: str) -> None:
+    with pytest.raises(MalformedRecord, match=reason):
+        decode([head])
+
+
+def test_a_record_without_frames_or_with_too_many_is_refused() -> None:
+    with pytest.raises(MalformedRecord, match="head"):
+        decode([])
+    with pytest.raises(CodecLimitExceeded, match="frames"):
+        decode([b"\xc0"] * 5000)
