@@ -1,1 +1,37 @@
-"""Rollouts for reinforcement learning of (multimodal) language models."""
+"""Rollouts for reinforcement learning of (multimodal) language models: environments in, trajectories out."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rollout.environments.base import (
+        Environment,
+        EnvironmentSettings,
+        Model,
+        MultiTurnEnvironment,
+        Reply,
+        Score,
+        Task,
+        TaskSettings,
+        Turn,
+    )
+
+__all__ = [
+    "Environment",
+    "EnvironmentSettings",
+    "Model",
+    "MultiTurnEnvironment",
+    "Reply",
+    "Score",
+    "Task",
+    "TaskSettings",
+    "Turn",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use, so that the command line starts without pydantic.
+    if name not in __all__:
+        raise AttributeError(f"module 'rollout' has no attribute {name!r}")
+    from rollout.environments import base
+
+    return getattr(base, name)

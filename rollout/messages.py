@@ -49,7 +49,7 @@ class CanonicalMessage:
 
 
 def canonicalise(messages: Sequence[Any], images: Iterable[tuple[int, int, str]]) -> list[CanonicalMessage]:
-    """The canonical forms of prepared messages; `images` are (message index, part index, hash) in order of appearance."""
+    """The canonical forms of prepared messages; `images` are (message index, part index, hash), in order."""
     hashes: dict[int, dict[int, list[str]]] = {}
     for message_index, part_index, mm_hash in images:
         hashes.setdefault(message_index, {}).setdefault(part_index, []).append(mm_hash)

@@ -1,0 +1,107 @@
+"""The command line. Commands import what they need when they run, so that `rollout --help` answers at once."""
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Rollouts for reinforcement learning of (multimodal) language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+serve = typer.Typer(help="Start an engine that rollouts can be played against.", no_args_is_help=True)
+app.add_typer(serve, name="serve")
+
+_state = {"debug": False}
+
+
+def _set_debug(value: bool) -> None:
+    _state["debug"] = value
+
+
+Configuration = Annotated[Path, typer.Argument(metavar="CONFIG", help="The environment's YAML.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as engine.sampling.temperature=0."),
+]
+Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show tracebacks.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
+
+
+@app.command()
+def run(config: Configuration, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Play all rollouts of CONFIG in this process: engine (if none is configured), worker, and a consuming reader.
+
+    Exits with 0; 1 if the run failed or an invariant was violated; 2 for a bad configuration; 130 after Ctrl-C.
+    """
+    from rollout.cli.run import run_command
+
+    raise typer.Exit(run_command(config, overrides or [], as_json=as_json))
+
+
+@app.command()
+def doctor(config: Configuration, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Check CONFIG without playing: the file, its environment and tasks, the tokenizer, the queue's URL."""
+    from rollout.cli.doctor import doctor_command
+
+    raise typer.Exit(doctor_command(config, overrides or []))
+
+
+@serve.command()
+def embedded(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory with tokenizer and processor config.")],
+    name: Annotated[str, typer.Option(help="The name under which the model is served.")] = "tiny",
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    allow: Annotated[list[Path] | None, typer.Option(help="Directory that file:// images may come from.")] = None,
+    policy: Annotated[
+        str, typer.Option(help="The script that answers, as package.module:Class.")
+    ] = "rollout.serving.policies:ColorPolicy",
+    max_model_len: Annotated[int, typer.Option(help="Longest prompt and completion together, in tokens.")] = 32768,
+    latency_ms: Annotated[float, typer.Option(help="Added to every answer, to look like a slow engine.")] = 0.0,
+    debug: Debug = False,
+) -> None:
+    """Serve a *scripted* policy over HTTP, for demos and tests. No neural network is inside.
+
+    It speaks vLLM's POST /inference/v1/generate strictly: what vLLM would answer with garbage, it answers with 400. The
+    script sees the pixels of the images in one request, and nothing else; with temperature > 0 it errs at a known rate.
+    """
+    from rollout.cli.serve import serve_embedded
+
+    serve_embedded(
+        model,
+        name=name,
+        port=port,
+        allow=tuple(allow or ()),
+        policy=policy,
+        max_model_len=max_model_len,
+        latency_ms=latency_ms,
+    )
+
+
+def main() -> None:
+    """The console script: one paragraph and an exit code instead of a traceback."""
+    try:
+        app()
+    except Exception as error:  # noqa: BLE001 - the last place where a failure can become a sentence
+        code = _exit_code(error)
+        if _state["debug"] or code is None:
+            traceback.print_exc()
+        else:
+            sys.stderr.write(f"rollout: {error}\n")
+        sys.exit(code or 1)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """What a failure that we foresaw exits with; None for a bug, which deserves its traceback."""
+    from renderers_adapter.errors import AdapterError
+    from rollout.errors import ConfigurationError, RolloutError
+    from transports import QueueError, QueueURLError, UnknownTransport
+
+    if isinstance(error, ConfigurationError | QueueURLError | UnknownTransport | AdapterError):
+        return 2
+    return 1 if isinstance(error, RolloutError | QueueError) else None

@@ -1,0 +1,69 @@
+"""What can go wrong between a rollout and its engine.
+
+`infrastructure` tells the worker whether the fault lies with the machines (another attempt may succeed) or with this
+one request (another attempt would only repeat it).
+"""
+
+from typing import ClassVar
+
+from rollout.errors import RolloutError
+
+
+class EngineError(RolloutError):
+    """The engine is gone, refused, or answered something that must not be trained on."""
+
+    infrastructure: ClassVar[bool] = False
+
+
+class EngineUnreachable(EngineError):
+    """No connection to the engine, or it closed one."""
+
+    infrastructure = True
+
+
+class EngineTimeout(EngineError):
+    """The engine did not answer before the deadline."""
+
+    infrastructure = True
+
+
+class EngineUnavailable(EngineError):
+    """The engine answered that it cannot serve now (429 or 5xx)."""
+
+    infrastructure = True
+
+
+class EngineRefused(EngineError):
+    """The engine refused this request (4xx)."""
+
+
+class ModelNotServed(EngineError):
+    """The engine serves other models than the configured one."""
+
+    infrastructure = True
+
+
+class RequestRefusedLocally(EngineError):
+    """A request that an engine would answer with garbage, or die of; it was not sent."""
+
+
+class EngineMismatch(EngineError):
+    """The engine saw another prompt than ours; its answer must not be trained on."""
+
+
+class InvalidEvidence(EngineError):
+    """The engine's answer lacks the log-probs of exactly the tokens it sampled."""
+
+
+class ContextExhausted(EngineError):
+    """The conversation no longer fits the model's context; the rollout ends as truncated."""
+
+
+class EngineAborted(EngineError):
+    """The engine gave up this request before it was done."""
+
+    infrastructure = True
+
+
+class UnusableCompletion(EngineError):
+    """The policy sampled an image placeholder; no prompt may be built on that, and no trainer has pixels for it."""

@@ -1,0 +1,109 @@
+"""One attempt's records, numbered and digested in order, on their way to the trajectories queue."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rollout.environments.base import Task
+from rollout.steps import (
+    Header,
+    Record,
+    RolloutFinished,
+    RolloutStarted,
+    RolloutStatus,
+    Step,
+    StepsDigest,
+    encode_record,
+)
+from transports import Frames, Queue
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutId:
+    """One rollout: the `sample`-th of its task. All samples of a task are its group."""
+
+    run: str
+    environment: str
+    group: str
+    rollout: str
+    sample: int
+    group_size: int
+    attempt: int
+
+
+class RolloutStream:
+    """Numbers records when they are made, without waiting, so that turns in parallel cannot swap numbers."""
+
+    def __init__(self, queue: Queue, identity: RolloutId) -> None:
+        self.identity = identity
+        self.steps = 0
+        self.bytes = 0
+        self.final: RolloutFinished | None = None
+        self._queue = queue
+        self._seq = 0
+        self._digest = StepsDigest()
+        self._began = time.monotonic()
+
+    async def started(
+        self,
+        task: Task,
+        *,
+        policy_version: str,
+        config_digest: str,
+        model: str,
+        pad_id: int | None,
+        assets: str,
+        layout: Mapping[str, Any],
+    ) -> None:
+        record = RolloutStarted(
+            header=self.next_header(),
+            task={"id": task.id, "index": task.index, "seed": task.seed, "data": dict(task.data)},
+            sample=self.identity.sample,
+            group_size=self.identity.group_size,
+            policy_version=policy_version,
+            config_digest=config_digest,
+            model=model,
+            pad_id=pad_id,
+            assets=assets,
+            layout=layout,
+        )
+        await self._put(encode_record(record), record)
+
+    async def step(self, step: Step) -> None:
+        frames = encode_record(step)
+        self.steps += 1
+        self._digest.add(frames)
+        await self._put(frames, step)
+
+    async def finished(
+        self,
+        status: RolloutStatus,
+        *,
+        reward: float | None = None,
+        metrics: Mapping[str, float] | None = None,
+        error: Mapping[str, str] | None = None,
+    ) -> RolloutFinished:
+        record = RolloutFinished(
+            header=self.next_header(),
+            status=status,
+            reward=reward,
+            metrics=metrics or {},
+            error=error,
+            steps=self.steps,
+            digest=self._digest.value(),
+            seconds=time.monotonic() - self._began,
+        )
+        await self._put(encode_record(record), record)
+        self.final = record
+        return record
+
+    def next_header(self) -> Header:
+        mine = self.identity
+        header = Header(mine.run, mine.environment, mine.group, mine.rollout, mine.attempt, self._seq)
+        self._seq += 1
+        return header
+
+    async def _put(self, frames: Frames, record: Record) -> None:
+        await self._queue.put(frames, key=record.header.group, tag=record.header.tag)
+        self.bytes += sum(memoryview(frame).nbytes for frame in frames)

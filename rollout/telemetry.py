@@ -1,0 +1,43 @@
+"""The run's log: JSON lines by structlog, with run, environment, rollout and attempt bound."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+
+
+@contextmanager
+def json_log(path: Path, **bound: Any) -> Iterator[None]:
+    """Send the log to a file for the duration of a run."""
+    with path.open("ab") as file:
+        structlog.configure(
+            processors=[
+                structlog.contextvars.merge_contextvars,
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(serializer=_dumps),
+            ],
+            logger_factory=structlog.BytesLoggerFactory(file),
+            cache_logger_on_first_use=False,
+        )
+        structlog.contextvars.bind_contextvars(**bound)
+        try:
+            yield
+        finally:
+            structlog.contextvars.clear_contextvars()
+            structlog.reset_defaults()
+            structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr), wrapper_class=_warnings_only())
+
+
+def _warnings_only() -> Any:
+    return structlog.make_filtering_bound_logger(logging.WARNING)
+
+
+def _dumps(event: Any, **_: Any) -> bytes:
+    return orjson.dumps(event, default=str)
