@@ -1,0 +1,104 @@
+"""Images in messages are prepared before anything else looks at the messages.
+
+Every image part gets the canonical form and a URL that the engine and the trainer can both resolve: `file://` of the
+run's own directory, or a validated `data:` URI. A request is prepared whole or not touched: first every image of it is
+read and checked, then new ones are stored, and only then are the parts rewritten.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .known import Asset
+from .parts import ImagePart, Undo, find_image_parts, rewrite, roll_back
+from .policy import ImagePolicy
+from .resolve import resolver_for
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """One image part of prepared messages.
+
+    Attributes:
+        part_index: of the part in its message's content; for an image in a tool result, that of the outermost part.
+        url: as it now stands in the message.
+        sha256: of the encoded bytes, 64 hex digits.
+        file_name: of the image as an asset, whether or not it is stored as one.
+        width: as displayed, after orientation; `height` likewise.
+    """
+
+    message_index: int
+    part_index: int
+    url: str
+    sha256: str
+    file_name: str
+    width: int
+    height: int
+    n_bytes: int
+    media_type: str
+
+    @property
+    def mm_hash(self) -> str:
+        """The image's name on the wire to the engine."""
+        return self.sha256[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareReport:
+    """Every image of the messages in order of appearance, how many parts were rewritten, what was newly stored."""
+
+    images: tuple[PreparedImage, ...]
+    rewritten: int
+    bytes_written: int
+
+
+def prepare_images(messages: Sequence[Any], policy: ImagePolicy) -> PrepareReport:
+    """Prepare the images of these messages in place.
+
+    Raises:
+        ImageError: an image is refused; no message was touched.
+        ImageStoreError: the image directory cannot be used; no message was touched.
+    """
+    parts = find_image_parts(messages)
+    assets, written = resolver_for(policy).resolve(parts)
+    return _commit(parts, assets, written)
+
+
+async def prepare_images_async(messages: Sequence[Any], policy: ImagePolicy) -> PrepareReport:
+    """The same off the event loop; messages are rewritten on it, and not at all when the caller is cancelled."""
+    parts = find_image_parts(messages)
+    if not parts:
+        return PrepareReport((), 0, 0)
+    resolver = await asyncio.to_thread(resolver_for, policy)
+    known = resolver.recall(parts)
+    if known is not None:
+        return _commit(parts, known, 0)
+    assets, written = await asyncio.to_thread(resolver.resolve, parts)
+    return _commit(parts, assets, written)
+
+
+def _commit(parts: Sequence[ImagePart], assets: Sequence[Asset], bytes_written: int) -> PrepareReport:
+    undo: Undo = []
+    rewritten = 0
+    try:
+        for part, asset in zip(parts, assets, strict=True):
+            rewritten += rewrite(part, asset.url, undo)
+    except BaseException:
+        roll_back(undo)
+        raise
+    images = tuple(
+        PreparedImage(
+            part.message_index,
+            part.part_index,
+            asset.url,
+            asset.sha256,
+            asset.file_name,
+            asset.width,
+            asset.height,
+            asset.n_bytes,
+            asset.media_type,
+        )
+        for part, asset in zip(parts, assets, strict=True)
+    )
+    return PrepareReport(images, rewritten, bytes_written)

@@ -1,0 +1,70 @@
+"""An image as a message gives it (URL, bytes, Pillow image) to encoded bytes."""
+
+import binascii
+from io import BytesIO
+from typing import Any
+
+from PIL import Image
+
+from .errors import ImageError
+from .pixels import upright
+
+_PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
+
+
+def decode_data_uri(url: str, max_bytes: int) -> bytes:
+    """The bytes of a `data:image/…;base64,…` URI, decoded as strictly as the engine does.
+
+    Raises:
+        ImageError: another media type or encoding, characters that are not base64, or more than `max_bytes`.
+    """
+    comma = url.find(",", 0, 1024)
+    head = url[5:comma] if comma >= 0 else ""
+    media_type, *parameters = head.split(";")
+    if not media_type.startswith("image/") or not parameters or parameters[-1] != "base64":
+        raise ImageError(f"a data: URI must begin with data:image/<type>;base64, but begins with {url[:40]!r}")
+    if (len(url) - comma) // 4 * 3 > max_bytes + 3:
+        raise ImageError(f"the image has about {(len(url) - comma) // 4 * 3} bytes, more than max_bytes {max_bytes}")
+    try:
+        return binascii.a2b_base64(url[comma + 1 :], strict_mode=True)
+    except ValueError as error:
+        raise ImageError(f"the data: URI is not strict base64: {error}") from error
+
+
+def encode_data_uri(media_type: str, data: bytes) -> str:
+    """The `data:` URI of an image."""
+    return f"data:{media_type};base64,{binascii.b2a_base64(data, newline=False).decode()}"
+
+
+def encode_pillow(image: Image.Image) -> bytes:
+    """A Pillow image as PNG, turned upright as the engine turns the file it may come from.
+
+    Raises:
+        ImageError: it cannot be loaded or written.
+    """
+    try:
+        picture = upright(image)
+        if picture.mode not in _PNG_MODES:
+            picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+        file = BytesIO()
+        # Speed over size: the file is read back on the same machine, and level 1 is several times faster.
+        picture.save(file, "PNG", compress_level=1)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ImageError(f"the Pillow image cannot be written as PNG: {error}") from error
+    return file.getvalue()
+
+
+def describe(source: Any) -> str:
+    """What a source is, for the refusal of one that is no image."""
+    if source is None:
+        return "the image is missing"
+    if source == "":
+        return "the image's URL is empty"
+    if isinstance(source, str):
+        scheme, colon, _ = source[:100].partition(":")
+        if colon and scheme.isidentifier():
+            return f"the scheme {scheme}: is not accepted; give the image as a data: URI or a file:// URL"
+        return f"{source[:60]!r} is neither a data: URI nor a file:// URL"
+    return f"the image is a {type(source).__name__}; a URL, bytes or a Pillow image is expected"

@@ -1,0 +1,156 @@
+"""The image directory of a run: one file per distinct image, named by the hash of its bytes.
+
+Many processes write to one directory at once. A file appears under its name whole or not at all: it is written under a
+temporary name, locked while its writer lives, and renamed. Whoever starts next removes the temporary files whose lock
+nobody holds, so that a killed writer leaves nothing behind.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import stat
+from pathlib import Path
+
+from .contained import read_regular
+from .errors import AssetError, ImageError, ImageStoreError
+
+ASSET_NAME = re.compile(r"[0-9a-f]{64}\.(?:png|jpg|webp|gif|bmp)")
+
+_TEMPORARY_PREFIX = ".incoming-"
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class ImageStore:
+    """Write access to one image directory.
+
+    Raises:
+        ImageStoreError: from every method, when the directory cannot be used.
+    """
+
+    def __init__(self, directory: Path, *, fsync: bool) -> None:
+        self.directory = directory
+        self._fsync = fsync
+        self._url_prefix = directory.as_uri() + "/"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def url(self, file_name: str) -> str:
+        """The `file://` URL of an asset in this directory."""
+        return self._url_prefix + file_name
+
+    def add(self, file_name: str, data: bytes) -> int:
+        """Store the bytes under their name unless they are there already; the number of bytes written."""
+        path = f"{self.directory}/{file_name}"
+        try:
+            if _is_complete(path, len(data)):
+                return 0
+            while not self._write(path, data):
+                pass
+            if self._fsync:
+                _fsync_directory(self.directory)
+        except OSError as error:
+            raise self._failure(error) from error
+        return len(data)
+
+    def _write(self, path: str, data: bytes) -> bool:
+        # False: a sweeper took the temporary file before it was locked. The lock is held until the file has its name.
+        temporary = f"{self.directory}/{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+        fd = os.open(temporary, _NEW_FILE, 0o644)
+        try:
+            if not _claim(fd):
+                return False
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            if self._fsync:
+                os.fsync(fd)
+            os.rename(temporary, path)
+        except OSError:
+            os.unlink(temporary)
+            raise
+        finally:
+            os.close(fd)
+        return True
+
+    def _sweep(self) -> None:
+        with os.scandir(self.directory) as entries:
+            abandoned = [entry.path for entry in entries if entry.name.startswith(_TEMPORARY_PREFIX)]
+        for path in abandoned:
+            _remove_if_abandoned(path)
+
+    def _failure(self, error: OSError) -> ImageStoreError:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        return ImageStoreError(
+            f"the image directory {self.directory} cannot be used: {reason}; free space there, make it writable, or"
+            " set another run directory"
+        )
+
+
+def read_asset(directory: Path, file_name: str, *, max_bytes: int = 1 << 30) -> bytes:
+    """The bytes of a stored image, checked against the hash in its name.
+
+    Raises:
+        AssetError: the name is not an asset's, or the file is missing, a link, or changed.
+    """
+    if not ASSET_NAME.fullmatch(file_name):
+        raise AssetError(file_name, "the name is not a sha256 with an image extension")
+    try:
+        directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            data = read_regular(directory_fd, file_name, max_bytes)
+        finally:
+            os.close(directory_fd)
+    except FileNotFoundError as error:
+        raise AssetError(file_name, f"missing from {directory}") from error
+    except OSError as error:
+        raise AssetError(file_name, f"cannot be read from {directory}: {error.strerror}") from error
+    except ImageError as error:
+        raise AssetError(file_name, error.reason) from error
+    if hashlib.sha256(data).hexdigest() != file_name[:64]:
+        raise AssetError(file_name, f"the bytes in {directory} no longer have the hash in the name")
+    return data
+
+
+def _is_complete(path: str, size: int) -> bool:
+    # The name is the hash, and files appear whole: a regular file of the right size is the image.
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size
+
+
+def _claim(fd: int) -> bool:
+    # A sweeper may have come between the creation and this lock: it holds the lock, or has removed the name already.
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return os.fstat(fd).st_nlink == 1
+
+
+def _remove_if_abandoned(path: str) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    except (BlockingIOError, FileNotFoundError):
+        return
+    finally:
+        os.close(fd)
+
+
+def _fsync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
