@@ -1,0 +1,83 @@
+"""Images of a request: read, verified and decoded anew every time, because an engine must not trust a name."""
+
+import binascii
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from PIL import Image
+
+from rollout.images.errors import ImageError
+from rollout.images.pixels import load_pixels
+from rollout.serving.protocol import ContentPart, RequestRefused
+
+_DATA_URI = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,")
+
+
+class MediaReader:
+    """Reads `data:` URIs, and `file://` inside the allowed directories."""
+
+    def __init__(self, allowed: Iterable[Path]) -> None:
+        self._allowed = tuple(directory.resolve() for directory in allowed)
+
+    def read(self, index: int, part: ContentPart) -> Image.Image:
+        """The pixels of `content_parts[index]`.
+
+        Raises:
+            RequestRefused: it cannot be read or decoded, may not be read, or is not the image that its uuid names.
+        """
+        where = f"content_parts[{index}]"
+        data = self._bytes(f"{where}.url", part.url)
+        mm_hash = hashlib.sha256(data).hexdigest()[:32]
+        if part.uuid != mm_hash:
+            raise RequestRefused(
+                f"{where}.uuid is {part.uuid}, but the sha256 of the image's bytes begins with {mm_hash}; "
+                "a reference must name the bytes that it points to.",
+                param=f"{where}.uuid",
+            )
+        try:
+            return load_pixels(data)
+        except ImageError as error:
+            raise RequestRefused(f"{where}.url: {error.reason}.", param=f"{where}.url") from error
+
+    def _bytes(self, where: str, url: str) -> bytes:
+        scheme = url.partition(":")[0].lower()
+        if scheme == "data":
+            return _decode(where, url)
+        if scheme == "file":
+            return self._read_file(where, url)
+        raise RequestRefused(f"{where} has the scheme {scheme[:20]!r}; only data: and file: are read.", param=where)
+
+    def _read_file(self, where: str, url: str) -> bytes:
+        parts = urlsplit(url)
+        if parts.netloc not in ("", "localhost"):
+            raise RequestRefused(f"{where} names the host {parts.netloc!r}; file:///… has none.", param=where)
+        try:
+            path = Path(unquote(parts.path)).resolve()
+        except (OSError, RuntimeError, ValueError):
+            raise _outside(where) from None
+        # First of all, so that nobody can find out what exists elsewhere.
+        if not any(path.is_relative_to(directory) for directory in self._allowed):
+            raise _outside(where)
+        if not path.is_file():
+            raise RequestRefused(f"{where}: there is no file {path.name}.", param=where)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise RequestRefused(f"{where}: {path.name} cannot be read ({error.strerror}).", param=where) from error
+
+
+def _outside(where: str) -> RequestRefused:
+    return RequestRefused(f"{where} lies outside the directories that this engine may read images from.", param=where)
+
+
+def _decode(where: str, url: str) -> bytes:
+    header = _DATA_URI.match(url)
+    if header is None:
+        raise RequestRefused(f"{where} begins with {url[:40]!r}; expected data:image/…;base64,…", param=where)
+    try:
+        return binascii.a2b_base64(url[header.end() :], strict_mode=True)
+    except ValueError as error:
+        raise RequestRefused(f"{where} is not strict base64: {error}.", param=where) from error

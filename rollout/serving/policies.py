@@ -1,0 +1,110 @@
+"""Scripted policies: what the embedded engine has in the place of a neural network.
+
+A policy sees the decoded prompt and the pixels of the images of one request, and nothing else: no file names, no ids,
+no seeds, no earlier requests. It answers with slots, one after another; the engine draws one candidate for each slot.
+
+    class Echo:
+        def answer(self, prompt, images):
+            return [Slot({"heads": 0.0, "tails": 0.0})]
+
+It is named as `package.module:Class`, and may come from any installed package.
+"""
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from rollout.environments.palette import PALETTE
+from rollout.errors import ConfigurationError
+
+Pixels = npt.NDArray[np.uint8]
+"""One image as height x width x RGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One place of an answer: its candidates, each with a margin.
+
+    At temperature T > 0 a candidate is drawn with probability exp(margin / T) / sum of exp(margins / T); at T = 0 the
+    first candidate with the greatest margin is taken. A fixed text is a slot with one candidate. No candidate may be
+    the beginning of another, in tokens.
+    """
+
+    margins: Mapping[str, float]
+
+
+@runtime_checkable
+class ScriptedPolicy(Protocol):
+    """What a policy must offer; its class is called without arguments, once, and may be used by several threads."""
+
+    def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[Slot]:
+        """The slots of the answer to this prompt, in which each image shows as one `<|image_pad|>`."""
+        ...
+
+
+class PolicyNotFound(ConfigurationError):
+    """The name of a scripted policy leads to nothing that could answer."""
+
+
+class ColorPolicy:
+    """Names colours: those of the images in the last user turn, or of all images where that turn has none.
+
+    It errs at a known rate. With K colours, of which the right one has the margin log(9 (K - 1)) and each other 0, an
+    answer at temperature T is right with probability 1 / (1 + (K - 1) (9 (K - 1)) ** (-1 / T)): at T = 1 nine times in
+    ten. An image without any saturated pixel is guessed at.
+    """
+
+    MARGIN = math.log(9 * (len(PALETTE) - 1))
+
+    def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[Slot]:
+        last_turn = prompt.rpartition("<|im_start|>user\n")[2]
+        asked = images[len(images) - last_turn.count("<|image_pad|>") :] or images
+        if not asked:
+            return [Slot({"I see no picture.": 0.0})]
+        colors = [nearest_color(pixels) for pixels in asked]
+        return [self._slot(color, space=" " if position else "") for position, color in enumerate(colors)]
+
+    def _slot(self, color: str | None, *, space: str) -> Slot:
+        return Slot({space + name: self.MARGIN if name == color else 0.0 for name in PALETTE})
+
+
+def nearest_color(pixels: Pixels) -> str | None:
+    """The palette's colour that comes closest to the mean of the saturated pixels; None where all is grey."""
+    step = max(1, min(pixels.shape[:2]) // 48)
+    # One row per channel: numpy is slow to reduce over an axis of three.
+    channels = np.array(pixels[::step, ::step].reshape(-1, 3).T, dtype=np.int16, order="C")
+    saturated = channels[:, np.ptp(channels, axis=0) > 80]
+    if saturated.size == 0:
+        return None
+    distances = ((_COLORS - saturated.mean(axis=1)) ** 2).sum(axis=1)
+    return _NAMES[int(distances.argmin())]
+
+
+def load_policy(name: str) -> ScriptedPolicy:
+    """Make the policy that is called `package.module:Class`.
+
+    Raises:
+        PolicyNotFound: the module or the class does not exist, cannot be made, or has no `answer`.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise PolicyNotFound(f"The policy {name!r} is not of the form package.module:Class.")
+    try:
+        policy = getattr(importlib.import_module(module), attribute)()
+    except Exception as error:
+        raise PolicyNotFound(
+            f"The policy {name!r} cannot be made: {type(error).__name__}: {error}. "
+            "Expected package.module:Class of an installed package, where Class() needs no arguments."
+        ) from error
+    if not isinstance(policy, ScriptedPolicy):
+        raise PolicyNotFound(f"The policy {name!r} has no method answer(prompt, images).")
+    return policy
+
+
+_NAMES = tuple(PALETTE)
+_COLORS = np.array(list(PALETTE.values()), dtype=np.float64)

@@ -1,0 +1,146 @@
+"""The body of `POST /inference/v1/generate`, read more strictly than vLLM reads it.
+
+vLLM ignores unknown keys and answers some malformed requests with garbage. Whoever tests against this engine should
+hear about such mistakes, so here every key is known, and whatever the engine could not honour is refused by name.
+"""
+
+import uuid
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+TokenId = Annotated[int, Field(ge=0)]
+
+
+class RequestRefused(Exception):
+    """A request that is answered with an error instead of tokens; `param` names the item that is wrong."""
+
+    def __init__(self, message: str, *, param: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.status = status
+
+
+# What vLLM knows and a script cannot do: the values that ask for nothing, and where it helps, what to do instead.
+_SAMPLING_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "top_p": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop": (None, []),
+    "bad_words": (None, []),
+    "allowed_token_ids": (None,),
+    "logit_bias": (None,),
+    "logprob_token_ids": (None,),
+    "prompt_logprobs": (None,),
+    "structured_outputs": (None,),
+    "extra_args": (None,),
+    "detokenize": (True, False),
+    "skip_special_tokens": (True, False),
+    "spaces_between_special_tokens": (True, False),
+    "include_stop_str_in_output": (True, False),
+}
+_BODY_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "features": (None,),
+    "stream": (False, None),
+    "stream_options": (None,),
+    "output_mode": ("tokens",),
+    "priority": (0,),
+    "kv_transfer_params": (None,),
+    "ec_transfer_params": (None,),
+}
+_INSTEAD = {
+    "features": "it needs a vLLM with the plugin that resolves references; send content_parts and unexpanded ids",
+    "stream": "the whole answer comes at once",
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SamplingParams(_Strict):
+    """How to sample. `temperature` and `logprobs` are required: a trainer has to know both sides of every sample."""
+
+    temperature: float = Field(ge=0, allow_inf_nan=False)
+    logprobs: int = Field(ge=0, le=20)
+    max_tokens: int | None = Field(default=None, ge=1)
+    seed: int | None = None
+    stop_token_ids: list[TokenId] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, data: Any) -> Any:
+        return _without_neutral(data, _SAMPLING_NEUTRAL)
+
+
+class ContentPart(_Strict):
+    """One image, by reference; `uuid` is the first half of the sha256 of its encoded bytes."""
+
+    type: Literal["image_url"]
+    url: str
+    uuid: str = Field(pattern=r"^[0-9a-f]{32}$")
+
+
+class GenerateRequest(_Strict):
+    """A whole request, with one pad token per image in `token_ids`."""
+
+    token_ids: list[TokenId] = Field(min_length=1)
+    sampling_params: SamplingParams
+    content_parts: list[ContentPart] | None = None
+    request_id: str = Field(default_factory=lambda: uuid.uuid4().hex, min_length=1)
+    model: str | None = None
+    return_token_ids: bool | None = None
+    cache_salt: str | None = Field(default=None, min_length=1, max_length=1024)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, data: Any) -> Any:
+        return _without_neutral(data, _BODY_NEUTRAL)
+
+
+def parse_request(body: bytes) -> GenerateRequest:
+    """Read a request.
+
+    Raises:
+        RequestRefused: it is not JSON, a key is missing, unknown or of the wrong type, or it cannot be honoured.
+    """
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RequestRefused(f"The body is not JSON: {error}.") from error
+    try:
+        return GenerateRequest.model_validate(data)
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+def _without_neutral(data: Any, neutral: Mapping[str, tuple[Any, ...]]) -> Any:
+    if not isinstance(data, dict):
+        return data
+    for key, values in neutral.items():
+        if key in data and data[key] not in values:
+            instead = _INSTEAD.get(key, f"leave it out or send {orjson.dumps(values[0]).decode()}")
+            raise PydanticCustomError(
+                "cannot_honour", "this engine cannot honour {key}: {instead}", {"key": key, "instead": instead}
+            )
+    return {key: value for key, value in data.items() if key not in neutral}
+
+
+def _refusal(error: ValidationError) -> RequestRefused:
+    first, *others = error.errors(include_url=False, include_input=False)
+    param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"]).removeprefix(".")
+    reason = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+    more = f" ({len(others)} more faults)" if others else ""
+    if first["type"] == "cannot_honour":
+        param = f"{param}.{first['ctx']['key']}".removeprefix(".")
+    return RequestRefused(f"{param or 'body'}: {reason}.{more}", param=param or None)

@@ -1,0 +1,114 @@
+"""Running an embedded engine: in a thread beside other work, or alone until a signal ends it.
+
+    with EmbeddedServer(EmbeddedSettings()) as url:
+        ...
+
+It listens on loopback only, because it reads files for whoever asks, and it never prints.
+"""
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+import uvicorn
+
+from rollout.errors import RolloutError
+from rollout.serving.embedded import create_app
+from rollout.serving.engine import EmbeddedSettings
+
+_HOST = "127.0.0.1"
+_START_DEADLINE = 15.0
+_STOP_DEADLINE = 10.0
+
+
+class ServerFailed(RolloutError):
+    """The embedded engine did not start, or ended by itself."""
+
+
+class EmbeddedServer:
+    """An embedded engine in a thread of its own, with an event loop of its own. Start it once."""
+
+    def __init__(self, settings: EmbeddedSettings, *, port: int = 0) -> None:
+        self._port = port
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(settings),
+                log_config=None,
+                log_level="critical",
+                access_log=False,
+                lifespan="on",
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> str:
+        """Listen, wait until requests are answered, and return the root URL.
+
+        Raises:
+            ServerFailed: the port is taken, or the server was not up before the deadline.
+        """
+        listener = socket.socket()
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((_HOST, self._port))
+        except OSError as error:
+            listener.close()
+            raise ServerFailed(
+                f"The embedded engine cannot listen on {_HOST}:{self._port} ({error.strerror}); "
+                "choose another port, or 0 for a free one."
+            ) from error
+        url = f"http://{_HOST}:{listener.getsockname()[1]}"
+        self._thread = threading.Thread(
+            target=self._server.run, args=([listener],), name="embedded-engine", daemon=True
+        )
+        self._thread.start()
+        deadline = time.monotonic() + _START_DEADLINE
+        while not self._server.started:
+            if not self.running or time.monotonic() > deadline:
+                self.stop()
+                raise ServerFailed(f"The embedded engine did not come up at {url} within {_START_DEADLINE:g} s.")
+            time.sleep(0.002)
+        return url
+
+    @property
+    def running(self) -> bool:
+        """Whether it still answers."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End it: requests in flight get a second, then their connections are closed."""
+        self._server.should_exit = True
+        if self._thread is not None:
+            self._thread.join(_STOP_DEADLINE)
+
+    def __enter__(self) -> str:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def serve(settings: EmbeddedSettings, *, port: int, announce: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; `announce` is told the URL once requests are answered. For the main thread.
+
+    Raises:
+        ServerFailed: it did not start, or ended by itself.
+    """
+    ended = threading.Event()
+    server = EmbeddedServer(settings, port=port)
+    previous = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with server as url:
+            announce(url)
+            while not ended.wait(0.5):
+                if not server.running:
+                    raise ServerFailed(f"The embedded engine at {url} ended by itself.")
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
