@@ -1,0 +1,286 @@
+"""Raw descriptors: what stands for an image in a prompt's sidecar, and what must never stand there.
+
+A descriptor says where the encoded image is and how many patches it has. It never carries pixels: whoever needs them,
+the engine or the trainer, makes them from the image itself. `reject_processed` keeps it so, and runs when a sidecar is
+built, encoded and decoded.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from .errors import AdapterError
+
+KIND = "prime_raw_mm_item"
+VERSION = 1
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+SAFE_FINGERPRINT = re.compile(r"[0-9a-f]{16,64}")
+SAFE_HASH = re.compile(r"[0-9a-f]{16,128}")
+
+_PROCESSED_KEYS = frozenset(
+    name + suffix for name in ("pixel_values", "image_embeds", "image_features") for suffix in ("", "_videos")
+) | {"video_embeds", "video_features"}
+_ARRAY_TAG = re.compile(r"_*(nd_?array|numpy|array|torch|tensor)_*|(torch|np|numpy)\..+", re.IGNORECASE)
+_TAG_KEYS = frozenset({"type", "kind", "__type__", "_type", "__class__"})
+_DEEPEST = 64
+
+
+class DescriptorError(AdapterError):
+    """A descriptor or a sidecar is not what it must be; the text names the field and what was found."""
+
+
+class ProcessedPayloadError(DescriptorError):
+    """Pixels, embeddings or another array where only raw descriptors may be; `path` leads to the offender."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        super().__init__(f"{path} {problem}; a sidecar carries raw descriptors only, never processed payloads")
+
+
+@dataclass(frozen=True, slots=True)
+class RawMMItem:
+    """The envelope of one image, read and checked; `payload` belongs to the geometry of its family."""
+
+    modality: str
+    family: str
+    layout_fingerprint: str
+    payload: Mapping[str, Any]
+    raw_image_id: str | None
+    raw_uri: str | None
+    vllm_modality: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """The expanded placeholder range of one image."""
+
+    offset: int
+    length: int
+
+
+def raw_mm_item(
+    *,
+    family: str,
+    fingerprint: str,
+    payload: Mapping[str, Any],
+    raw_image_id: str | None = None,
+    raw_uri: str | None = None,
+    modality: str = "image",
+    vllm_modality: str | None = None,
+) -> dict[str, Any]:
+    """Build the envelope of one image.
+
+    Raises:
+        DescriptorError: a field is unsafe, or there is not exactly one of `raw_image_id` and `raw_uri`.
+        ProcessedPayloadError: the payload carries an array.
+    """
+    item: dict[str, Any] = {
+        "kind": KIND,
+        "version": VERSION,
+        "modality": modality,
+        "family": family,
+        "layout_fingerprint": fingerprint,
+        "payload": dict(payload),
+    }
+    optional = {"raw_image_id": raw_image_id, "raw_uri": raw_uri, "vllm_modality": vllm_modality}
+    item.update({key: value for key, value in optional.items() if value is not None})
+    parse_raw_mm_item(item)
+    return item
+
+
+def parse_raw_mm_item(item: Any, path: str = "item") -> RawMMItem:
+    """Check an envelope that came from elsewhere.
+
+    Raises:
+        DescriptorError: it is not an envelope of version 1, or a field of it is missing or unsafe.
+        ProcessedPayloadError: it carries an array.
+    """
+    if not isinstance(item, Mapping):
+        raise DescriptorError(f"{path} must be a raw descriptor, but is a {type(item).__name__}")
+    reject_processed(item, path)
+    if item.get("kind") != KIND or item.get("version") != VERSION:
+        raise DescriptorError(
+            f"{path} must have kind {KIND!r} and version {VERSION}, but has {_shown(item.get('kind'))} and"
+            f" {_shown(item.get('version'))}"
+        )
+    for key, safe in (("modality", SAFE_NAME), ("family", SAFE_NAME), ("layout_fingerprint", SAFE_FINGERPRINT)):
+        require_safe(item.get(key), safe, f"{path}.{key}")
+    raw_image_id, raw_uri = item.get("raw_image_id"), item.get("raw_uri")
+    vllm_modality = item.get("vllm_modality")
+    if (raw_image_id is None) == (raw_uri is None):
+        raise DescriptorError(f"{path} must have exactly one of raw_image_id and raw_uri")
+    if raw_image_id is not None:
+        require_safe(raw_image_id, SAFE_NAME, f"{path}.raw_image_id")
+    else:
+        require_data_uri(raw_uri, f"{path}.raw_uri")
+    if vllm_modality is not None:
+        require_safe(vllm_modality, SAFE_NAME, f"{path}.vllm_modality")
+    payload = item.get("payload")
+    if not isinstance(payload, Mapping):
+        raise DescriptorError(f"{path}.payload must be a mapping, but is {_shown(payload)}")
+    return RawMMItem(
+        modality=item["modality"],
+        family=item["family"],
+        layout_fingerprint=item["layout_fingerprint"],
+        payload=payload,
+        raw_image_id=raw_image_id,
+        raw_uri=raw_uri,
+        vllm_modality=vllm_modality,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ModalitySidecar:
+    """The images of one modality of a prompt: three parallel lists, in prompt order."""
+
+    hashes: tuple[str, ...]
+    placeholders: tuple[Placeholder, ...]
+    items: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """What goes with a prompt: for each modality the hashes, placeholder ranges and raw descriptors of its images.
+
+    Raises:
+        DescriptorError: lists that are not parallel, ranges that overlap, an unsafe hash or a bad descriptor.
+        ProcessedPayloadError: an array at any depth.
+    """
+
+    modalities: Mapping[str, ModalitySidecar]
+
+    def __post_init__(self) -> None:
+        for name, part in self.modalities.items():
+            _check_modality(name, part)
+
+    def encode(self) -> dict[str, Any]:
+        """As plain dicts and lists."""
+        encoded = {
+            name: {
+                "hashes": list(part.hashes),
+                "placeholders": [{"offset": range_.offset, "length": range_.length} for range_ in part.placeholders],
+                "items": [dict(item) for item in part.items],
+            }
+            for name, part in self.modalities.items()
+        }
+        # Again, because the items are mappings that somebody may have changed since.
+        reject_processed(encoded, "sidecar")
+        return encoded
+
+    @classmethod
+    def decode(cls, encoded: Any) -> Self:
+        """From what `encode` made, wherever it has been since."""
+        reject_processed(encoded, "sidecar")
+        if not isinstance(encoded, Mapping):
+            raise DescriptorError(f"a sidecar must be a mapping of modalities, but is a {type(encoded).__name__}")
+        return cls({name: _decode_modality(name, part) for name, part in encoded.items()})
+
+
+def reject_processed(value: Any, path: str = "sidecar") -> None:
+    """Refuse arrays, tensors and the keys of processed features, at any depth.
+
+    What is left is what JSON can write: mappings with string keys, lists, tuples, strings, numbers, booleans, None.
+
+    Raises:
+        ProcessedPayloadError: with the path of the offending key or value.
+    """
+    _reject(value, path, 0)
+
+
+def require_safe(value: Any, safe: re.Pattern[str], path: str) -> None:
+    """Refuse a field that is not made of safe characters only."""
+    if not isinstance(value, str) or not safe.fullmatch(value):
+        raise DescriptorError(f"{path} must match {safe.pattern}, but is {_shown(value)}")
+
+
+def require_data_uri(value: Any, path: str) -> None:
+    """Refuse an inline source that is not a `data:` URI of an image."""
+    if not isinstance(value, str) or not value.startswith("data:image/"):
+        raise DescriptorError(f"{path} must be a data:image/… URI, but is {_shown(value)}")
+
+
+def _check_modality(name: str, part: ModalitySidecar) -> None:
+    path = f"sidecar.{name}"
+    require_safe(name, SAFE_NAME, path)
+    counts = len(part.hashes), len(part.placeholders), len(part.items)
+    if len(set(counts)) != 1:
+        raise DescriptorError(f"{path} must have parallel lists, but has {counts} hashes, placeholders and items")
+    end = 0
+    for index, (hash_, range_, item) in enumerate(zip(part.hashes, part.placeholders, part.items, strict=True)):
+        require_safe(hash_, SAFE_HASH, f"{path}.hashes[{index}]")
+        if range_.offset < end or range_.length <= 0:
+            raise DescriptorError(
+                f"{path}.placeholders[{index}] is {range_.length} tokens at {range_.offset}, but ranges must be in"
+                f" order, apart and not empty (the one before ends at {end})"
+            )
+        end = range_.offset + range_.length
+        if parse_raw_mm_item(item, f"{path}.items[{index}]").modality != name:
+            raise DescriptorError(f"{path}.items[{index}].modality must be {name!r}, but is {item['modality']!r}")
+
+
+def _decode_modality(name: str, part: Any) -> ModalitySidecar:
+    path = f"sidecar.{name}"
+    if not isinstance(part, Mapping):
+        raise DescriptorError(f"{path} must be a mapping, but is a {type(part).__name__}")
+    return ModalitySidecar(
+        hashes=tuple(_list(part, "hashes", path)),
+        placeholders=tuple(
+            Placeholder(_integer(range_, "offset", here), _integer(range_, "length", here))
+            for index, range_ in enumerate(_list(part, "placeholders", path))
+            for here in [f"{path}.placeholders[{index}]"]
+        ),
+        items=tuple(_list(part, "items", path)),
+    )
+
+
+def _list(holder: Mapping[str, Any], key: str, path: str) -> Sequence[Any]:
+    value = holder.get(key)
+    if not isinstance(value, list | tuple):
+        raise DescriptorError(f"{path}.{key} must be a list, but is {_shown(value)}")
+    return value
+
+
+def _integer(holder: Any, key: str, path: str) -> int:
+    value = holder.get(key) if isinstance(holder, Mapping) else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise DescriptorError(f"{path} must have an offset and a length, but is {_shown(holder)}")
+    return value
+
+
+def _reject(value: Any, path: str, depth: int) -> None:
+    if value is None or isinstance(value, str | int | float):
+        # numpy's scalars inherit from Python's numbers, and are no less an array's element for that.
+        if type(value).__module__ == "numpy":
+            raise ProcessedPayloadError(path, f"is a {type(value).__name__}")
+    elif depth == _DEEPEST:
+        raise ProcessedPayloadError(path, f"is nested deeper than {_DEEPEST} levels")
+    elif isinstance(value, Mapping):
+        if {"dtype", "shape"} <= value.keys():
+            raise ProcessedPayloadError(path, "is an encoded array (it has a dtype and a shape)")
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ProcessedPayloadError(path, f"has a key that is not a string: {_shown(key)}")
+            here = f"{path}.{key[:100]}"
+            if key in _PROCESSED_KEYS:
+                raise ProcessedPayloadError(here, "is a processed payload")
+            if _is_array_tag(key, inner):
+                raise ProcessedPayloadError(here, "tags an encoded array")
+            _reject(inner, here, depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            _reject(inner, f"{path}[{index}]", depth + 1)
+    else:
+        raise ProcessedPayloadError(path, f"is a {type(value).__module__}.{type(value).__qualname__}")
+
+
+def _is_array_tag(key: str, value: Any) -> bool:
+    if key.startswith("__") and _ARRAY_TAG.fullmatch(key):
+        return True
+    return key in _TAG_KEYS and isinstance(value, str) and _ARRAY_TAG.fullmatch(value) is not None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if not isinstance(value, str) else repr(value[:80])
+    return text if len(text) <= 100 else text[:97] + "..."
