@@ -1,7 +1,9 @@
 """Placeholder counts: the printed table, the rules at the edges, and where the knobs come from."""
 
 import hashlib
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,20 +20,20 @@ from renderers_adapter.geometry import (
 )
 from renderers_adapter.geometry.qwen_vl import QwenVLGeometry
 
-QWEN3_VL = {
+QWEN3_VL: dict[str, Any] = {
     "patch_size": 16,
     "merge_size": 2,
     "temporal_patch_size": 2,
     "size": {"shortest_edge": 65536, "longest_edge": 16777216},
 }
-QWEN25_VL = {
+QWEN25_VL: dict[str, Any] = {
     "patch_size": 14,
     "merge_size": 2,
     "temporal_patch_size": 2,
     "min_pixels": 3136,
     "max_pixels": 12845056,
 }
-KIMI_K25 = {
+KIMI_K25: dict[str, Any] = {
     "patch_size": 14,
     "merge_kernel_size": 2,
     "in_patch_limit": 16384,
@@ -65,31 +67,33 @@ sides = st.integers(min_value=1, max_value=20_000)
 
 
 @pytest.mark.parametrize(("family", "config", "height", "width", "expected"), CASES)
-def test_layouts_are_those_of_the_table(family, config, height, width, expected):
+def test_layouts_are_those_of_the_table(
+    family: str, config: dict[str, Any], height: int, width: int, expected: tuple[int, int, int]
+) -> None:
     layout = geometry_for(family, config).layout(width=width, height=height)
     assert (*layout.grid, layout.tokens) == (1, *expected)
 
 
-def test_the_thinnest_image_that_qwen_takes():
+def test_the_thinnest_image_that_qwen_takes() -> None:
     assert geometry_for("qwen_vl", QWEN25_VL).layout(width=2000, height=10).tokens == 29
     with pytest.raises(GeometryError, match="1:200"):
         geometry_for("qwen_vl", QWEN3_VL).layout(width=3201, height=16)
 
 
-def test_kimi_takes_what_qwen_finds_too_thin():
+def test_kimi_takes_what_qwen_finds_too_thin() -> None:
     layout = geometry_for("kimi_k25", KIMI_K25).layout(width=3201, height=16)
     assert (layout.grid, layout.tokens) == ((1, 2, 230), 115)
 
 
 @pytest.mark.parametrize(("family", "config"), [("qwen_vl", QWEN3_VL), ("kimi_k25", KIMI_K25)])
 @pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (-1, 5)])
-def test_a_size_without_pixels_is_refused(family, config, width, height):
+def test_a_size_without_pixels_is_refused(family: str, config: dict[str, Any], width: int, height: int) -> None:
     with pytest.raises(GeometryError, match="no pixels"):
         geometry_for(family, config).layout(width=width, height=height)
 
 
 @given(width=sides, height=sides)
-def test_qwen_stays_within_its_pixel_budget(width, height):
+def test_qwen_stays_within_its_pixel_budget(width: int, height: int) -> None:
     geometry = QwenVLGeometry.from_processor_config(QWEN3_VL)
     if max(width, height) / min(width, height) > 200:
         return
@@ -100,14 +104,14 @@ def test_qwen_stays_within_its_pixel_budget(width, height):
 
 
 @given(width=sides, height=sides)
-def test_kimi_stays_within_its_side_limit(width, height):
+def test_kimi_stays_within_its_side_limit(width: int, height: int) -> None:
     layout = geometry_for("kimi_k25", KIMI_K25).layout(width=width, height=height)
     assert max(layout.grid) <= 512
     assert layout.grid[1] * layout.grid[2] == layout.tokens * 4
 
 
 @given(width=st.integers(1, 2000), height=st.integers(10, 2000))
-def test_a_payload_gives_its_grid_back(width, height):
+def test_a_payload_gives_its_grid_back(width: int, height: int) -> None:
     for geometry in (geometry_for("qwen_vl", QWEN3_VL), geometry_for("kimi_k25", KIMI_K25)):
         layout = geometry.layout(width=max(width, height // 200 + 1), height=height)
         payload = geometry.payload(layout)
@@ -121,19 +125,19 @@ def test_a_payload_gives_its_grid_back(width, height):
     [{}, {"image_grid_thw": []}, {"image_grid_thw": [[1, 2]]}, {"image_grid_thw": [[1, 0, 2]]},
      {"image_grid_thw": [[1, 2, True]]}, {"image_grid_thw": "1x2x3"}, {"grid_thws": [[1, 2, 2]]}],
 )  # fmt: skip
-def test_a_foreign_payload_is_refused(payload):
+def test_a_foreign_payload_is_refused(payload: dict[str, Any]) -> None:
     with pytest.raises(GeometryError, match="image_grid_thw"):
         geometry_for("qwen_vl", QWEN3_VL).grid(payload)
 
 
-def test_fixed_output_tokens_override_the_grid():
+def test_fixed_output_tokens_override_the_grid() -> None:
     geometry = geometry_for("kimi_k25", {**KIMI_K25, "fixed_output_tokens": 7})
     assert geometry.layout(width=512, height=512).tokens == 7
 
 
-def test_the_three_spellings_of_kimis_configuration_agree():
-    nested = {"media_proc_cfg": {**KIMI_K25, "merge_kernel_size": [2, 2]}, "model_type": "kimi_k25"}
-    transformers = {
+def test_the_three_spellings_of_kimis_configuration_agree() -> None:
+    nested: dict[str, Any] = {"media_proc_cfg": {**KIMI_K25, "merge_kernel_size": [2, 2]}, "model_type": "kimi_k25"}
+    transformers: dict[str, Any] = {
         "patch_size": 14,
         "merge_size": 2,
         "max_patches": 16384,
@@ -145,11 +149,11 @@ def test_the_three_spellings_of_kimis_configuration_agree():
     assert geometry_for("kimi_k25", transformers).fingerprint == geometry_for("kimi_k25", KIMI_K25).fingerprint
 
 
-def test_qwen_reads_a_nested_processor_configuration():
+def test_qwen_reads_a_nested_processor_configuration() -> None:
     assert geometry_for("qwen_vl", {"image_processor": QWEN3_VL}) == geometry_for("qwen_vl", QWEN3_VL)
 
 
-def test_explicit_pixel_bounds_win_over_the_size_entry():
+def test_explicit_pixel_bounds_win_over_the_size_entry() -> None:
     config = {**QWEN3_VL, "min_pixels": 1024, "max_pixels": 4096}
     assert QwenVLGeometry.from_processor_config(config).max_pixels == 4096
 
@@ -166,12 +170,12 @@ def test_explicit_pixel_bounds_win_over_the_size_entry():
         ("kimi_k25", {**KIMI_K25, "size": {"max_height": 512, "max_width": 256}}, "max_width"),
     ],
 )
-def test_an_unusable_knob_is_named(family, config, key):
+def test_an_unusable_knob_is_named(family: str, config: dict[str, Any], key: str) -> None:
     with pytest.raises(GeometryError, match=key):
         geometry_for(family, config)
 
 
-def test_the_fingerprint_is_the_hash_of_sorted_knobs():
+def test_the_fingerprint_is_the_hash_of_sorted_knobs() -> None:
     text = (
         "image-layout:v1:qwen_vl:max_pixels=16777216:merge_size=2:min_pixels=65536:patch_size=16:temporal_patch_size=2"
     )
@@ -183,12 +187,12 @@ def test_the_fingerprint_is_the_hash_of_sorted_knobs():
     assert geometry_for("kimi_k25", KIMI_K25).fingerprint == hashlib.sha256(kimi.encode()).hexdigest()[:32]
 
 
-def test_a_fingerprint_needs_a_family_name():
+def test_a_fingerprint_needs_a_family_name() -> None:
     with pytest.raises(GeometryError, match="family"):
         layout_fingerprint("a:b", {})
 
 
-def test_an_unknown_family_says_what_happens_without_geometry():
+def test_an_unknown_family_says_what_happens_without_geometry() -> None:
     with pytest.raises(UnknownFamily, match=r"did you mean 'qwen_vl'\?.*engine's own expansion"):
         geometry_for("qwen-vl", QWEN3_VL)
 
@@ -200,7 +204,7 @@ class ThirdPartyGeometry(QwenVLGeometry):
 
 
 @pytest.fixture
-def third_party(monkeypatch):
+def third_party(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An installed distribution that registers a family, and one whose entry point is not a geometry."""
     points = EntryPoints(
         EntryPoint(name, value, registry.ENTRY_POINT_GROUP)
@@ -213,13 +217,13 @@ def third_party(monkeypatch):
     registry._geometry_class.cache_clear()
 
 
-def test_a_third_party_registers_a_family_by_entry_point(third_party):
+def test_a_third_party_registers_a_family_by_entry_point(third_party: None) -> None:
     geometry = geometry_for("third_party", QWEN3_VL)
     assert isinstance(geometry, Geometry)
     assert geometry.family == "third_party"
     assert known_families() == ("broken", "kimi_k25", "qwen_vl", "third_party")
 
 
-def test_an_entry_point_that_is_no_geometry_is_named(third_party):
+def test_an_entry_point_that_is_no_geometry_is_named(third_party: None) -> None:
     with pytest.raises(GeometryError, match="json:dumps"):
         geometry_for("broken", QWEN3_VL)
