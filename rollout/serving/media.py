@@ -77,7 +77,11 @@ def _decode(where: str, url: str) -> bytes:
     header = _DATA_URI.match(url)
     if header is None:
         raise RequestRefused(f"{where} begins with {url[:40]!r}; expected data:image/…;base64,…", param=where)
+    encoded = url[header.end() :]
     try:
-        return binascii.a2b_base64(url[header.end() :], strict_mode=True)
+        # Python's strict mode lets padding follow a group that is complete without any.
+        if len(encoded) % 4 or encoded.endswith("==="):
+            raise ValueError("wrong padding")
+        return binascii.a2b_base64(encoded, strict_mode=True)
     except ValueError as error:
         raise RequestRefused(f"{where} is not strict base64: {error}.", param=where) from error

@@ -51,7 +51,8 @@ class EmbeddedServer:
         Raises:
             ServerFailed: the port is taken, or the server was not up before the deadline.
         """
-        listener = socket.socket()
+        # asyncio switches Nagle's algorithm off only where the protocol is named; left on, an answer takes 40 ms more.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((_HOST, self._port))

@@ -1,0 +1,91 @@
+"""Starting and ending an embedded engine, in a thread and as a process."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from renderers_adapter.errors import AdapterError
+from rollout.serving.engine import TINY_MODEL, EmbeddedSettings
+from rollout.serving.policies import PolicyNotFound
+from rollout.serving.server import EmbeddedServer, ServerFailed
+
+SERVE = """
+from rollout.serving.engine import EmbeddedSettings
+from rollout.serving.server import serve
+serve(EmbeddedSettings(), port=0, announce=lambda url: print(url, flush=True))
+"""
+
+
+def test_it_answers_on_loopback_until_it_is_stopped() -> None:
+    before = threading.active_count()
+    with EmbeddedServer(EmbeddedSettings()) as url:
+        assert url.startswith("http://127.0.0.1:")
+        assert httpx.get(f"{url}/health").status_code == 200
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
+    assert threading.active_count() == before
+
+
+def test_it_never_prints(capfd: pytest.CaptureFixture[str]) -> None:
+    with EmbeddedServer(EmbeddedSettings()) as url:
+        httpx.get(f"{url}/nothing")
+        httpx.post(f"{url}/inference/v1/generate", content=b"{")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_several_run_beside_each_other() -> None:
+    with (
+        EmbeddedServer(EmbeddedSettings(model_name="a")) as first,
+        EmbeddedServer(EmbeddedSettings(model_name="b")) as second,
+    ):
+        names = [httpx.get(f"{url}/v1/models").json()["data"][0]["id"] for url in (first, second)]
+    assert names == ["a", "b"]
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerFailed, match=f"cannot listen on 127.0.0.1:{port}"):
+            EmbeddedServer(EmbeddedSettings(), port=port).start()
+
+
+def test_it_can_be_stopped_without_having_been_started() -> None:
+    server = EmbeddedServer(EmbeddedSettings())
+    server.stop()
+    assert not server.running
+
+
+def test_a_policy_that_does_not_exist_is_told_before_anything_listens() -> None:
+    with pytest.raises(PolicyNotFound, match="nowhere:Policy"):
+        EmbeddedServer(EmbeddedSettings(policy="nowhere:Policy"))
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"])
+def test_an_incomplete_model_directory_is_told_before_anything_listens(tmp_path: Path, missing: str) -> None:
+    model = Path(shutil.copytree(TINY_MODEL, tmp_path / "model"))
+    (model / missing).unlink()
+    with pytest.raises(AdapterError, match=missing):
+        EmbeddedServer(EmbeddedSettings(model_dir=model))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_cleanly(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            assert httpx.get(f"{url}/health").status_code == 200
+            process.send_signal(number)
+            rest, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, rest, errors) == (0, "", "")
