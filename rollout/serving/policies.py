@@ -3,7 +3,7 @@
 A policy sees the decoded prompt and the pixels of the images of one request, and nothing else: no file names, no ids,
 no seeds, no earlier requests. It answers with slots, one after another; the engine draws one candidate for each slot.
 
-    class Echo:
+    class Coin:
         def answer(self, prompt, images):
             return [Slot({"heads": 0.0, "tails": 0.0})]
 
