@@ -12,7 +12,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "rollout needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12"; rm -rf $(VENV); exit 2; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv 2>/dev/null || echo "the fast installer is not available; pip takes about a minute"
-	@if test -x $(BIN)/uv; then VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet -c constraints.txt -e . --group dev; \
+	@if test -x $(BIN)/uv; then VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e . --group dev; \
 	 else $(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip && $(BIN)/pip install --quiet -c constraints.txt -e . --group dev; fi
 	@touch $(READY)
 

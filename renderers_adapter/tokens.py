@@ -7,7 +7,7 @@ one to the other.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NewType
 
 import numpy as np
@@ -35,7 +35,7 @@ class ImageSlot:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenRun:
     """The tokens that one message adds to a conversation.
 
@@ -44,7 +44,7 @@ class TokenRun:
 
     ids: LogicalIds
     sampled_from: int
-    logprobs: Logprobs = NO_LOGPROBS
+    logprobs: Logprobs = field(default_factory=lambda: NO_LOGPROBS)
     images: tuple[ImageSlot, ...] = ()
 
 
@@ -57,7 +57,7 @@ class Placeholder:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Expanded:
     """A path of token runs as the engine sees it, with everything that is aligned to it."""
 

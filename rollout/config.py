@@ -207,7 +207,8 @@ class _Checker:
             return None
 
     def _fault(self, path: KeyPath, text: str) -> None:
-        self._faults.append(f"{self._source.place(path)}: {'.'.join(str(part) for part in path)}: {text}.")
+        end = "" if text.endswith("?") else "."
+        self._faults.append(f"{self._source.place(path)}: {'.'.join(str(part) for part in path)}: {text}{end}")
 
 
 def _names_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:

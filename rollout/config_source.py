@@ -81,9 +81,10 @@ class _Reader:
             return found
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)
         return self._scalar(node)
 
-    def _scalar(self, node: yaml.Node) -> Any:
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
         text = _VARIABLE.sub(lambda match: self._variable(match, node), node.value)
         if text == node.value or node.style in ("'", '"'):
             return text if node.style in ("'", '"') else _construct(node)
@@ -103,7 +104,7 @@ class _Reader:
 
 
 def _construct(node: yaml.Node) -> Any:
-    return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+    return yaml.SafeLoader("").construct_object(node)
 
 
 def _apply(source: ConfigSource, override: str) -> None:

@@ -11,6 +11,8 @@ class RolloutError(Exception):
     """A run could not go on, or a request was refused; the text says what to do."""
 
     exit_code: ClassVar[int] = 1
+    infrastructure: ClassVar[bool] = False
+    """Whether the fault lies with the machines, so that another attempt may succeed, rather than with one request."""
 
 
 class ConfigurationError(RolloutError):

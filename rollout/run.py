@@ -5,7 +5,7 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +113,7 @@ def prepare_run(config: Config) -> RunState:
     return RunState(run, directory, config.tasks.count * config.tasks.group_size)
 
 
-Companion = Callable[["RunState", anyio.Event], Awaitable[None]]
+Companion = Callable[["RunState", anyio.Event], Coroutine[Any, Any, None]]
 """Runs beside a run: shows its state, and sets the event when the user wants to stop."""
 
 
@@ -227,21 +227,23 @@ def trajectories_url(config: Config, directory: Path) -> str:
 
 
 def _start_embedded(config: Config, directory: Path, stack: AsyncExitStack) -> str:
-    from rollout.serving import EmbeddedServer
+    from rollout.serving.engine import EmbeddedSettings
+    from rollout.serving.server import EmbeddedServer
 
     embedded = config.engine.embedded
     server = EmbeddedServer(
-        config.model.path,
-        model=config.model.name,
-        allowed_directories=(directory / "assets",),
-        policy=embedded.policy,
-        max_model_len=embedded.max_model_len,
-        latency_ms=embedded.latency_ms,
-        weight_version=config.policy.version,
+        EmbeddedSettings(
+            model_dir=config.model.path,
+            model_name=config.model.name,
+            policy=embedded.policy,
+            max_model_len=embedded.max_model_len,
+            weight_version=config.policy.version,
+            allowed_directories=(directory / "assets",),
+            latency_ms=embedded.latency_ms,
+        )
     )
-    url = server.start()
     stack.callback(server.stop)
-    return url
+    return server.start()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ version keeps its unknown fields in `extra`; a newer major version is refused.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, TypeVar
@@ -20,7 +20,8 @@ from rollout.errors import RolloutError
 from rollout.evidence import VersionSpan
 from rollout.messages import Message
 from transports import Frames
-from transports.codec import CodecError, decode, encode
+from transports.codec import decode, encode
+from transports.errors import CodecError
 
 SCHEMA = 100
 """Major version times 100 plus minor version."""
@@ -149,6 +150,8 @@ def encode_record(record: Record) -> Frames:
         case RolloutStarted() | RolloutFinished():
             wire |= {name: getattr(record, name) for name in record.__slots__ if name not in ("header", "extra")}
     wire = {key: value for key, value in wire.items() if value is not None}
+    if isinstance(record, RolloutFinished):
+        wire["status"] = record.status.value
     try:
         return encode(wire)
     except CodecError as error:
@@ -310,7 +313,7 @@ def _read_finished(wire: dict[str, Any]) -> RolloutFinished:
     )
 
 
-_READERS = {
+_READERS: dict[str, Callable[[dict[str, Any]], Record]] = {
     RolloutStarted.kind: _read_started,
     Step.kind: _read_step,
     RolloutFinished.kind: _read_finished,

@@ -7,7 +7,8 @@ from typing import Any
 from rollout.environments.base import Environment, Task, TaskSettings
 from rollout.errors import RolloutError
 from transports import Frames
-from transports.codec import CodecError, decode, encode
+from transports.codec import decode, encode
+from transports.errors import CodecError
 
 
 class TaskError(RolloutError):

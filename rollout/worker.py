@@ -4,33 +4,23 @@ One failed rollout never ends another one. Failures of the infrastructure (the e
 counted: so many in a row end the worker with that error, before it burns every task.
 """
 
-import math
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import anyio
 import structlog
 
+from rollout.attempt import Attempt, RunFacts
 from rollout.config import Config
-from rollout.engine.errors import ContextExhausted, EngineError
-from rollout.environments.base import Environment, Score
-from rollout.images import ImageStoreError
-from rollout.session import Policy, Session
-from rollout.steps import RolloutFinished, RolloutStatus
-from rollout.stream import RolloutId, RolloutStream
-from rollout.tasks import RolloutOrder, TaskError, decode_order
-from transports import Delivery, Queue, QueueError
+from rollout.environments.base import Environment
+from rollout.errors import RolloutError
+from rollout.session import Policy
+from rollout.tasks import TaskError, decode_order
+from transports import Delivery, Queue
 
 log = structlog.get_logger()
 
 _POLL = 0.2
-_LAST_WORDS = 5.0
-"""Seconds that a rollout which was told to stop has for its finished record."""
-
-
-class ScoreError(Exception):
-    """An environment returned something that is not a score."""
 
 
 @dataclass(slots=True)
@@ -45,15 +35,15 @@ class WorkerCounters:
     queue_bytes: int = 0
     prompt_sources: Counter[str] = field(default_factory=Counter)
 
-    def add(self, session: Session, stream: RolloutStream) -> None:
-        """Count a rollout that has ended."""
-        if stream.final is not None:
+    def add(self, attempt: Attempt) -> None:
+        """Count an attempt that has ended."""
+        if attempt.stream.final is not None:
             self.finished += 1
-            self.status[stream.final.status] += 1
-        self.turns += session.turns_done
-        self.images += session.images_seen
-        self.queue_bytes += stream.bytes
-        self.prompt_sources.update(session.prompt_sources)
+            self.status[attempt.stream.final.status.value] += 1
+        self.turns += attempt.session.turns_done
+        self.images += attempt.session.images_seen
+        self.queue_bytes += attempt.stream.bytes
+        self.prompt_sources.update(attempt.session.prompt_sources)
 
 
 class Worker:
@@ -63,15 +53,16 @@ class Worker:
         self.counters = WorkerCounters()
         self._config = config
         self._policy = policy
-        self._run = run
         self._tasks = tasks
         self._trajectories = trajectories
         self._failures = 0
-        self._config_digest = config.digest()
-        geometry = policy.adapter.geometry
-        self._layout = {"family": geometry.family, "fingerprint": geometry.fingerprint} if geometry else {}
-        if geometry and geometry.vllm_modality:
-            self._layout["vllm_modality"] = geometry.vllm_modality
+        self._facts = RunFacts(
+            run=run,
+            environment=config.environment.__name__,
+            model=config.model.name,
+            policy_version=config.policy.version,
+            config_digest=config.digest(),
+        )
 
     async def run(self) -> None:
         """Play until cancelled; rollouts in flight then end as abandoned.
@@ -90,92 +81,27 @@ class Worker:
 
     async def _settle(self, delivery: Delivery, slots: anyio.Semaphore) -> None:
         try:
-            order = decode_order(delivery.frames)
+            attempt = Attempt(decode_order(delivery.frames), 1, self._policy, self._facts, self._trajectories)
         except TaskError as error:
             log.error("order refused", tag=delivery.tag, error=str(error))
             await delivery.reject(str(error))
         else:
-            await self._play(order)
+            await self._play(attempt)
             await delivery.ack()
         finally:
             slots.release()
 
-    async def _play(self, order: RolloutOrder) -> None:
-        """One attempt at a rollout, from its started to its finished record."""
-        config = self._config
-        name = config.environment.__name__
-        identity = RolloutId(self._run, name, order.task.id, order.rollout, order.sample, order.group_size, attempt=1)
-        stream = RolloutStream(self._trajectories, identity)
-        session = Session(self._policy, stream)
+    async def _play(self, attempt: Attempt) -> None:
         self.counters.in_flight += 1
-        with structlog.contextvars.bound_contextvars(rollout=order.rollout, attempt=1):
-            try:
-                await stream.started(
-                    order.task,
-                    policy_version=config.policy.version,
-                    config_digest=self._config_digest,
-                    model=config.model.name,
-                    pad_id=self._policy.adapter.pad_id,
-                    assets=str(self._policy.images.directory),
-                    layout=self._layout,
-                )
-                finished = await self._outcome(order, session, stream)
-                log.info("rollout finished", status=finished.status, reward=finished.reward, turns=stream.steps)
-            finally:
-                self.counters.in_flight -= 1
-                self.counters.add(session, stream)
-
-    async def _outcome(self, order: RolloutOrder, session: Session, stream: RolloutStream) -> RolloutFinished:
-        timeout = self._config.worker.rollout_timeout
         try:
-            with anyio.fail_after(timeout):
-                environment: Environment = self._config.environment(self._config.settings)
-                score = _checked(await environment.run(order.task, session))
-        except anyio.get_cancelled_exc_class():
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_LAST_WORDS):
-                await stream.finished(RolloutStatus.ABANDONED)
-            raise
-        except QueueError:
-            raise  # without its queue a rollout cannot even say that it failed
-        except ContextExhausted as error:
-            self._failures = 0
-            return await stream.finished(RolloutStatus.TRUNCATED, reward=0.0, error=_error(error))
-        except TimeoutError:
-            return await self._failed(TimeoutError(f"not done within {timeout:g} s (worker.rollout_timeout)"), stream)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an environment raises is its rollout's end
-            return await self._failed(error, stream)
-        self._failures = 0
-        cut = session.last_finish_reason == "length"
-        status = RolloutStatus.TRUNCATED if cut else RolloutStatus.OK
-        return await stream.finished(status, reward=score.reward, metrics=score.metrics)
+            await attempt.play(self._environment, timeout=self._config.worker.rollout_timeout)
+        finally:
+            self.counters.in_flight -= 1
+            self.counters.add(attempt)
+        blamed = attempt.error if isinstance(attempt.error, RolloutError) and attempt.error.infrastructure else None
+        self._failures = self._failures + 1 if blamed else 0
+        if blamed and self._failures >= self._config.worker.halt_after:
+            raise blamed
 
-    async def _failed(self, error: BaseException, stream: RolloutStream) -> RolloutFinished:
-        log.warning("rollout failed", exc_info=error)
-        finished = await stream.finished(RolloutStatus.FAILED, error=_error(error))
-        self._failures = self._failures + 1 if _infrastructure(error) else 0
-        if self._failures >= self._config.worker.halt_after:
-            raise error
-        return finished
-
-
-def _infrastructure(error: BaseException) -> bool:
-    return isinstance(error, ImageStoreError) or (isinstance(error, EngineError) and error.infrastructure)
-
-
-def _checked(score: object) -> Score:
-    if not isinstance(score, Score):
-        raise ScoreError(f"run() returned a {type(score).__name__}; expected a rollout.Score")
-    if not isinstance(score.reward, int | float) or not math.isfinite(score.reward):
-        raise ScoreError(f"the reward is {score.reward!r}; expected a finite number")
-    return Score(float(score.reward), _numbers(score.metrics))
-
-
-def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
-    try:
-        return {str(name): float(value) for name, value in metrics.items()}
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ScoreError(f"metrics must map names to numbers: {error}") from None
-
-
-def _error(error: BaseException) -> dict[str, str]:
-    return {"type": type(error).__name__, "message": str(error)}
+    def _environment(self) -> Environment:
+        return self._config.environment(self._config.settings)

@@ -55,7 +55,7 @@ def doctor(config: Configuration, overrides: Overrides = None, debug: Debug = Fa
 @serve.command()
 def embedded(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory with tokenizer and processor config.")],
-    name: Annotated[str, typer.Option(help="The name under which the model is served.")] = "tiny",
+    name: Annotated[str, typer.Option(help="The name under which the model is served.")] = "tiny-qwen3-vl",
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
     allow: Annotated[list[Path] | None, typer.Option(help="Directory that file:// images may come from.")] = None,
     policy: Annotated[
@@ -71,16 +71,17 @@ def embedded(
     script sees the pixels of the images in one request, and nothing else; with temperature > 0 it errs at a known rate.
     """
     from rollout.cli.serve import serve_embedded
+    from rollout.serving.engine import EmbeddedSettings
 
-    serve_embedded(
-        model,
-        name=name,
-        port=port,
-        allow=tuple(allow or ()),
+    settings = EmbeddedSettings(
+        model_dir=model,
+        model_name=name,
         policy=policy,
         max_model_len=max_model_len,
+        allowed_directories=tuple(allow or ()),
         latency_ms=latency_ms,
     )
+    serve_embedded(settings, port=port)
 
 
 def main() -> None:

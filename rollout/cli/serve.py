@@ -1,26 +1,17 @@
 """`rollout serve embedded`: the scripted engine as a server of its own."""
 
-from pathlib import Path
+import sys
 
-from rollout.serving import serve
+from rollout.serving.engine import EmbeddedSettings
+from rollout.serving.server import serve
 
 
-def serve_embedded(
-    model: Path,
-    *,
-    name: str,
-    port: int,
-    allow: tuple[Path, ...],
-    policy: str,
-    max_model_len: int,
-    latency_ms: float,
-) -> None:
-    serve(
-        model,
-        model=name,
-        port=port,
-        allowed_directories=allow,
-        policy=policy,
-        max_model_len=max_model_len,
-        latency_ms=latency_ms,
-    )
+def serve_embedded(settings: EmbeddedSettings, *, port: int) -> None:
+    def announce(url: str) -> None:
+        sys.stdout.write(
+            f"serving {settings.model_name} by the script {settings.policy} at {url}; no neural network is inside\n"
+            f"in the YAML:  engine: {{urls: [{url}]}}\n"
+        )
+        sys.stdout.flush()
+
+    serve(settings, port=port, announce=announce)

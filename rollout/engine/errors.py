@@ -1,18 +1,13 @@
 """What can go wrong between a rollout and its engine.
 
-`infrastructure` tells the worker whether the fault lies with the machines (another attempt may succeed) or with this
-one request (another attempt would only repeat it).
+Those with `infrastructure` may succeed in another attempt; the others would only repeat themselves.
 """
-
-from typing import ClassVar
 
 from rollout.errors import RolloutError
 
 
 class EngineError(RolloutError):
     """The engine is gone, refused, or answered something that must not be trained on."""
-
-    infrastructure: ClassVar[bool] = False
 
 
 class EngineUnreachable(EngineError):

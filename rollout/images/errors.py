@@ -25,6 +25,8 @@ class ImageError(RolloutError):
 class ImageStoreError(RolloutError):
     """The image directory cannot be used (full, read-only, gone): a fault of the machine, not of a message."""
 
+    infrastructure = True
+
 
 class AssetError(RolloutError):
     """A stored image is missing, changed, or not an asset of this run; `file_name` and `reason` say which and why."""

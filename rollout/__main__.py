@@ -1,0 +1,5 @@
+"""`python -m rollout` is `rollout`."""
+
+from rollout.cli import main
+
+main()

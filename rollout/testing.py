@@ -1,0 +1,60 @@
+"""Play a rollout in a test, through everything that a real one goes through, and look at its trajectory.
+
+    async with embedded_policy(tmp_path) as policy:
+        trajectory = await play(MyEnvironment(MySettings()), Task(id="0", index=0, seed=1), policy)
+        assert check(trajectory) == []
+
+The engine is the embedded one, over HTTP; the records cross a memory queue and are read by the trainer's reader.
+"""
+
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio.to_thread
+
+from renderers_adapter.adapter import RendererAdapter
+from rollout.attempt import Attempt, RunFacts
+from rollout.engine.client import EngineClient
+from rollout.environments.base import Environment, Task
+from rollout.images import ImagePolicy
+from rollout.serving.engine import TINY_MODEL, EmbeddedSettings
+from rollout.serving.server import EmbeddedServer
+from rollout.session import Policy
+from rollout.tasks import RolloutOrder
+from rollout.trainer.reader import TrajectoryReader
+from rollout.trainer.trajectory import Trajectory
+from transports import open_queue
+
+_TIMEOUT = 60.0
+
+
+@asynccontextmanager
+async def embedded_policy(
+    directory: Path,
+    *,
+    mode: Literal["offload", "inline"] = "offload",
+    sampling: Mapping[str, Any] | None = None,
+    max_model_len: int = 32768,
+) -> AsyncIterator[Policy]:
+    """The small model that we ship, served by an embedded engine of its own; images are kept in `directory`."""
+    adapter = await anyio.to_thread.run_sync(RendererAdapter.open, TINY_MODEL, "qwen3-vl")
+    settings = EmbeddedSettings(allowed_directories=(directory,), max_model_len=max_model_len)
+    with EmbeddedServer(settings) as url:
+        async with EngineClient([url], settings.model_name, timeout=_TIMEOUT) as engine:
+            await engine.check()
+            yield Policy(adapter, engine, ImagePolicy(mode, directory), {"temperature": 0.0, **(sampling or {})})
+
+
+async def play(environment: Environment, task: Task, policy: Policy) -> Trajectory:
+    """Play one rollout and return it as the trainer would read it."""
+    facts = RunFacts("test", type(environment).__name__, policy.engine.model, "0", "0" * 16)
+    url = f"memory://{uuid.uuid4().hex}"
+    async with open_queue(url) as queue, TrajectoryReader(open_queue(url)) as reader:
+        attempt = Attempt(RolloutOrder(task, 0, 1), 1, policy, facts, queue)
+        await attempt.play(lambda: environment, timeout=_TIMEOUT)
+        trajectory = await reader.receive(timeout=_TIMEOUT)
+    assert trajectory is not None
+    return trajectory

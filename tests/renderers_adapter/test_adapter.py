@@ -1,0 +1,119 @@
+"""The adapter: rendering, bridging and parsing for the Qwen3-VL family, on the small tokenizer that we ship."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from renderers_adapter.adapter import RendererAdapter, UnknownRenderer, UnsupportedConversation
+from renderers_adapter.errors import AdapterError
+from renderers_adapter.tokens import LogicalIds, PlaceholderError, join, logical
+
+IMAGE = {"type": "image", "hash": "0" * 32}
+
+
+def user(*content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "text", "text": c} if isinstance(c, str) else c for c in content]}
+
+
+def assistant(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def completion(adapter: RendererAdapter, text: str) -> LogicalIds:
+    return logical([*adapter.tokenizer.encode(text), adapter.stop_token_ids[0]])
+
+
+def whole(adapter: RendererAdapter, messages: list[dict[str, Any]]) -> LogicalIds:
+    rendered = adapter.render(messages, None)
+    return join(*(segment.ids for segment in rendered.segments), rendered.opening)
+
+
+def test_a_bridge_adds_exactly_what_a_full_render_would(adapter: RendererAdapter) -> None:
+    first = [{"role": "system", "content": "Be brief."}, user(IMAGE, "What colour?")]
+    tail = [user("And this?", IMAGE)]
+    rendered = adapter.render(first, None)
+    answer = completion(adapter, "red")
+
+    bridged = adapter.bridge(rendered.opening, answer, tail, None)
+
+    assert bridged is not None
+    joined = join(whole(adapter, first), answer, *(segment.ids for segment in bridged.segments), bridged.opening)
+    assert np.array_equal(joined, whole(adapter, [*first, assistant("red"), *tail]))
+
+
+def test_bridge_and_render_attribute_the_same_tokens_to_the_same_message(adapter: RendererAdapter) -> None:
+    first, tail = [user(IMAGE, "One")], [user("Two"), user(IMAGE, "three")]
+    rendered = adapter.render(first, None)
+    bridged = adapter.bridge(rendered.opening, completion(adapter, "red"), tail, None)
+    full = adapter.render([*first, assistant("red"), *tail], None)
+
+    assert bridged is not None
+    assert [s.ids.tolist() for s in bridged.segments] == [s.ids.tolist() for s in full.segments[2:]]
+    assert [s.content for s in bridged.segments] == [s.content for s in full.segments[2:]]
+    assert full.segments[1].ids.tolist() == [*rendered.opening.tolist(), *completion(adapter, "red").tolist()]
+
+
+def test_content_spans_hold_the_text_and_the_images_alone(adapter: RendererAdapter) -> None:
+    (segment,) = adapter.render([user("hello ", IMAGE, " there")], None).segments
+    body = [token for start, end in segment.content for token in segment.ids[start:end].tolist()]
+    assert adapter.tokenizer.decode(body, skip_special_tokens=False) == "hello <|image_pad|> there"
+    assert segment.ids[list(segment.image_offsets)].tolist() == [adapter.pad_id]
+
+
+def test_a_completion_that_was_cut_is_closed_by_the_bridge(adapter: RendererAdapter) -> None:
+    rendered = adapter.render([user("Say much")], None)
+    cut = logical(adapter.tokenizer.encode("and so on"))
+    bridged = adapter.bridge(rendered.opening, cut, [user("Go on")], None)
+    assert bridged is not None
+    assert bridged.segments[0].ids[0] == adapter.stop_token_ids[0]
+
+
+def test_an_assistant_message_in_the_tail_needs_a_full_render(adapter: RendererAdapter) -> None:
+    rendered = adapter.render([user("Hi")], None)
+    assert adapter.bridge(rendered.opening, completion(adapter, "a"), [assistant("b"), user("c")], None) is None
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [user("a"), {"role": "system", "content": "late"}],
+        [{"role": "system", "content": [IMAGE]}, user("a")],
+        [user("a"), {"role": "assistant", "content": [IMAGE]}, user("b")],
+    ],
+)
+def test_what_render_and_bridge_treat_differently_is_refused(
+    adapter: RendererAdapter, messages: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(UnsupportedConversation):
+        adapter.render(messages, None)
+
+
+def test_text_that_spells_the_placeholder_is_refused(adapter: RendererAdapter) -> None:
+    with pytest.raises(PlaceholderError, match="message 0 has 0 images but renders to 1"):
+        adapter.render([user("look: <|image_pad|>")], None)
+
+
+def test_parse_reads_text_and_tool_calls(adapter: RendererAdapter) -> None:
+    opening = adapter.render([user("Hi")], None).opening
+    good, bad = '{"name": "add", "arguments": {"a": 1}}', "{broken"
+    text = f"Let me see.\n<tool_call>\n{good}\n</tool_call>\n<tool_call>\n{bad}\n</tool_call>"
+    parsed = adapter.parse(opening, completion(adapter, text))
+    assert parsed.text == "Let me see."
+    assert [(call.name, dict(call.arguments), call.error) for call in parsed.tool_calls] == [
+        ("add", {"a": 1}, None),
+        ("", {}, "invalid_json"),
+    ]
+
+
+def test_an_unknown_renderer_is_refused_with_the_known_ones(tiny_model: Path) -> None:
+    with pytest.raises(UnknownRenderer, match="qwen3-vl"):
+        RendererAdapter.open(tiny_model, "qwen9")
+
+
+def test_a_model_without_a_processor_configuration_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_model / name).read_bytes())
+    with pytest.raises(AdapterError, match=r"preprocessor_config\.json"):
+        RendererAdapter.open(tmp_path, "qwen3-vl")

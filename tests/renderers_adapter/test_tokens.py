@@ -1,0 +1,71 @@
+"""Logical to expanded ids: the one derivation, against a plain one."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from renderers_adapter.errors import AdapterError
+from renderers_adapter.tokens import ImageSlot, PlaceholderError, TokenRun, expand, logical
+
+PAD = 99
+
+pieces = st.one_of(st.integers(0, 50).map(lambda token: (token, 1)), st.integers(1, 9).map(lambda n: (PAD, n)))
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> TokenRun:
+    context = draw(st.lists(pieces, max_size=12))
+    sampled = draw(st.lists(st.integers(0, 50), max_size=6))
+    slots = tuple(ImageSlot(f"{at:032x}", at, n) for at, (token, n) in enumerate(context) if token == PAD)
+    ids = logical([token for token, _ in context] + sampled)
+    return TokenRun(ids, len(context), np.full(len(sampled), -0.5, np.float32), slots)
+
+
+@given(st.lists(runs(), max_size=6))
+def test_expansion_equals_writing_it_out(path: list[TokenRun]) -> None:
+    ids: list[int] = []
+    sampled: list[bool] = []
+    types: list[int] = []
+    places: list[tuple[str, int, int]] = []
+    starts = [0]
+    for run in path:
+        lengths = {slot.offset: slot for slot in run.images}
+        for at, token in enumerate(run.ids.tolist()):
+            slot = lengths.get(at)
+            if slot:
+                places.append((slot.hash, len(ids), slot.length))
+            times = slot.length if slot else 1
+            ids += [token] * times
+            sampled += [at >= run.sampled_from] * times
+            types += [int(slot is not None)] * times
+        starts.append(len(ids))
+
+    expanded = expand(path, pad_id=PAD)
+
+    assert expanded.ids.tolist() == ids
+    assert expanded.sampled.tolist() == sampled
+    assert expanded.token_types.tolist() == types
+    assert [(mark.hash, mark.offset, mark.length) for mark in expanded.placeholders] == places
+    assert expanded.logprobs.tolist() == [-0.5 if s else 0.0 for s in sampled]
+    assert list(expanded.starts) == starts
+
+
+@pytest.mark.parametrize(
+    ("ids", "slots"),
+    [
+        ([1, PAD, 2], ()),
+        ([1, 2, 3], (ImageSlot("a" * 32, 1, 4),)),
+        ([1, PAD, 2], (ImageSlot("a" * 32, 2, 4),)),
+        ([1, PAD, PAD], (ImageSlot("a" * 32, 1, 4),)),
+        ([1, PAD], (ImageSlot("a" * 32, 1, 0),)),
+    ],
+)
+def test_pads_and_images_that_do_not_match_are_refused(ids: list[int], slots: tuple[ImageSlot, ...]) -> None:
+    with pytest.raises(PlaceholderError):
+        expand([TokenRun(logical(ids), len(ids), images=slots)], pad_id=PAD)
+
+
+def test_a_log_prob_that_is_missing_is_refused() -> None:
+    with pytest.raises(AdapterError, match="2 sampled tokens and 0 log-probs"):
+        expand([TokenRun(logical([1, 2, 3]), 1)], pad_id=PAD)

@@ -1,0 +1,139 @@
+"""Configuration: what is accepted, and how a mistake is told."""
+
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from rollout.config import load_config
+from rollout.config_source import ConfigError
+
+VALID = """\
+environment:
+  class: rollout.environments.color_codeword:ColorCodeword
+tasks:
+  count: 2
+  turns: 3
+model:
+  name: tiny
+  path: models/tiny
+  renderer: qwen3-vl
+engine:
+  sampling:
+    temperature: 0.5
+"""
+
+
+def write(directory: Path, text: str = VALID) -> Path:
+    path = directory / "env.yaml"
+    path.write_text(dedent(text), "utf-8")
+    return path
+
+
+def complaint(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def test_defaults_fill_what_is_not_said(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path))
+    assert config.tasks.group_size == 4
+    assert config.tasks.model_dump()["turns"] == 3
+    assert config.engine.sampling.temperature == 0.5
+    assert config.images.mode == "offload"
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path)).model.path == tmp_path / "models" / "tiny"
+
+
+def test_an_unknown_key_is_told_with_file_line_path_and_nearest_name(tmp_path: Path) -> None:
+    path = write(tmp_path, VALID.replace("temperature", "temperatur"))
+    told = complaint(path)
+    assert told == f"{path}:12: engine.sampling.temperatur: unknown key; did you mean 'temperature'?"
+
+
+def test_a_wrong_type_is_told_with_what_was_found(tmp_path: Path) -> None:
+    path = write(tmp_path, VALID.replace("count: 2", "count: many"))
+    told = complaint(path)
+    assert told.startswith(f"{path}:4: tasks.count: ")
+    assert "'many'" in told
+
+
+def test_an_environments_own_keys_are_as_strict_as_ours(tmp_path: Path) -> None:
+    path = write(tmp_path, VALID.replace("turns: 3", "turn: 3"))
+    assert f"{path}:5: tasks.turn: unknown key; did you mean 'turns'?" in complaint(path)
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, VALID.replace("count: 2", "cuont: 2").replace("renderer: qwen3-vl", "renderr: x"))
+    told = complaint(path)
+    assert "tasks.cuont" in told
+    assert "model.renderr" in told
+    assert "model.renderer: this key is required" in told
+
+
+def test_an_unknown_section_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, VALID + "quue:\n  url: memory://x\n")
+    assert f"{path}:13: quue: unknown section; did you mean 'queue'?" in complaint(path)
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, VALID + "tasks:\n  count: 3\n")
+    assert f"{path}:13: tasks: this key is given twice" in complaint(path)
+
+
+def test_overrides_win_and_name_themselves_when_they_are_wrong(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    config = load_config(path, ["engine.sampling.temperature=0", "engine.urls=['http://127.0.0.1:1']", "run.name=x"])
+    assert config.engine.sampling.temperature == 0
+    assert config.engine.urls == ("http://127.0.0.1:1",)
+    assert "--set engine.sampling.temprature: engine.sampling.temprature: unknown key" in complaint(
+        path, "engine.sampling.temprature=0"
+    )
+    assert "expected key=value" in complaint(path, "nonsense")
+
+
+def test_variables_are_replaced_and_typed_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKS", "7")
+    text = VALID.replace("count: 2", "count: ${TASKS}").replace("name: tiny", "name: ${NAME:-tiny-two}")
+    config = load_config(write(tmp_path, text))
+    assert config.tasks.count == 7
+    assert config.model.name == "tiny-two"
+
+
+def test_a_missing_variable_is_told_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TASKS", raising=False)
+    path = write(tmp_path, VALID.replace("count: 2", "count: ${TASKS}"))
+    assert complaint(path).startswith(f"{path}:4: the environment variable TASKS is not set")
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("nowhere.to_be_found:Env", "no module 'nowhere'"),
+        ("rollout.environments.color_codeword:Nothing", "has no 'Nothing'"),
+        ("rollout.messages:MessageError", "not a subclass of rollout.Environment"),
+        ("rollout.messages", "expected package.module:Class"),
+    ],
+)
+def test_an_environment_that_cannot_be_used_is_refused(tmp_path: Path, named: str, told: str) -> None:
+    path = write(tmp_path, VALID.replace("rollout.environments.color_codeword:ColorCodeword", named))
+    assert complaint(path).startswith(f"{path}:2: environment.class: ")
+    assert told in complaint(path)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "just words"])
+def test_what_is_not_a_mapping_of_sections_is_refused(tmp_path: Path, text: str) -> None:
+    assert str(tmp_path / "env.yaml") in complaint(write(tmp_path, text))
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    assert "No such file" in complaint(tmp_path / "none.yaml")
+
+
+def test_the_digest_ignores_where_a_run_is_kept(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert load_config(path).digest() == load_config(path, ["run.name=other"]).digest()
+    assert load_config(path).digest() != load_config(path, ["tasks.seed=1"]).digest()

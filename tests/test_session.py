@@ -1,0 +1,322 @@
+"""Whole rollouts through a real engine: what is sent at every turn, what is recorded, and what is refused."""
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from renderers_adapter.tokens import logical
+from rollout import Environment, EnvironmentSettings, Model, Score, Task
+from rollout.engine import protocol
+from rollout.engine.client import EngineClient
+from rollout.engine.protocol import GenerateRequest, Generation
+from rollout.environments.color_codeword import ColorCodeword, ColorCodewordSettings, ColorCodewordTasks, draw_square
+from rollout.session import Policy
+from rollout.steps import RolloutStatus, encode_record
+from rollout.testing import embedded_policy, play
+from rollout.trainer import check, samples
+
+Script = Callable[[Model], Awaitable[float]]
+LOOK = ColorCodewordSettings(image_size=64)
+COLORS = ("red", "green", "blue", "yellow", "red", "blue")
+TASK = Task(id="000000", index=0, seed=7)
+
+
+class Scripted(Environment):
+    """Whatever a test wants to be played."""
+
+    def __init__(self, script: Script) -> None:
+        super().__init__(EnvironmentSettings())
+        self._script = script
+
+    async def run(self, task: Task, model: Model) -> Score:
+        return Score(await self._script(model))
+
+
+class Recording(EngineClient):
+    """Keeps every request that left, and may tamper with it."""
+
+    tamper: Callable[[GenerateRequest], GenerateRequest] | None = None
+
+    def __init__(self, inner: EngineClient) -> None:
+        self.__dict__ = inner.__dict__
+        self.requests: list[GenerateRequest] = []
+
+    async def generate(self, request: GenerateRequest) -> Generation:
+        if self.tamper is not None:
+            request = self.tamper(request)
+        self.requests.append(request)
+        return await super().generate(request)
+
+
+@pytest.fixture
+async def policy(tmp_path: Path) -> AsyncIterator[Policy]:
+    async with embedded_policy(tmp_path / "images") as made:
+        yield made
+
+
+@pytest.fixture
+def recording(policy: Policy) -> tuple[Policy, Recording]:
+    engine = Recording(policy.engine)
+    return replace(policy, engine=engine), engine
+
+
+def picture(color: str, seed: str = "") -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": draw_square(color, LOOK, seed=color + seed)}}
+
+
+def ask(text: str, *pictures: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
+
+
+async def codeword(model: Model, turns: int) -> float:
+    messages: list[dict[str, Any]] = []
+    for color in COLORS[:turns]:
+        messages.append(ask("Which colour?", picture(color)))
+        messages.append((await model.chat(messages)).message)
+    reply = await model.chat([*messages, ask("All of them, in order?")])
+    return float(reply.text.split() == list(COLORS[:turns]))
+
+
+def of_codeword(turns: int) -> Environment:
+    return Scripted(lambda model: codeword(model, turns))
+
+
+def hashes(request: GenerateRequest) -> list[str]:
+    return [ref.hash for ref in request.images]
+
+
+@pytest.mark.parametrize("mode", ["offload", "inline"])
+async def test_a_rollout_ends_right_and_without_violations(tmp_path: Path, mode: Literal["offload", "inline"]) -> None:
+    async with embedded_policy(tmp_path, mode=mode) as policy:
+        (task,) = ColorCodeword(LOOK).tasks(ColorCodewordTasks(count=1, turns=4))
+        trajectory = await play(ColorCodeword(LOOK), task, policy)
+    assert (trajectory.status, trajectory.reward) == (RolloutStatus.OK, 1.0)
+    assert check(trajectory) == []
+    assert len(os.listdir(tmp_path)) == (4 if mode == "offload" else 0)
+    sources = {key for item in trajectory.images.values() for key in item if key.startswith("raw_")}
+    assert sources == ({"raw_image_id"} if mode == "offload" else {"raw_uri"})
+
+
+async def test_every_turn_carries_every_image_of_its_path(recording: tuple[Policy, Recording]) -> None:
+    policy, engine = recording
+    trajectory = await play(of_codeword(5), TASK, policy)
+    sent = [hashes(request) for request in engine.requests]
+    assert [len(images) for images in sent] == [1, 2, 3, 4, 5, 5]
+    for earlier, later in pairwise(sent):
+        assert later[: len(earlier)] == earlier
+    assert sent[-1] == [mark.hash for mark in samples(trajectory)[0].placeholders]
+
+
+async def test_what_was_sampled_is_never_tokenised_again(recording: tuple[Policy, Recording]) -> None:
+    policy, engine = recording
+    trajectory = await play(of_codeword(3), TASK, policy)
+    assert [step.prompt_source for step in trajectory.steps] == ["first", "bridge", "bridge", "bridge"]
+    for earlier, step in zip(engine.requests[1:], trajectory.steps, strict=False):
+        path = trajectory.path(step.leaf)
+        seen = np.concatenate([node.run.ids for node in path])
+        assert np.array_equal(earlier.prompt[: len(seen)], seen)
+
+
+async def test_the_same_image_twice_is_two_references_and_one_descriptor(recording: tuple[Policy, Recording]) -> None:
+    policy, engine = recording
+
+    async def script(model: Model) -> float:
+        messages = [ask("Two pictures", picture("red"), picture("red"))]
+        messages.append((await model.chat(messages)).message)
+        reply = await model.chat([*messages, ask("Once more", picture("red"))])
+        return float(reply.text == "red")
+
+    trajectory = await play(Scripted(script), TASK, policy)
+    assert [len(hashes(request)) for request in engine.requests] == [2, 3]
+    assert len(set(hashes(engine.requests[-1]))) == len(trajectory.images) == 1
+    assert trajectory.reward == 1.0
+    assert check(trajectory) == []
+
+
+async def test_compaction_forks_and_an_image_that_returns_is_there_again(recording: tuple[Policy, Recording]) -> None:
+    policy, engine = recording
+
+    async def script(model: Model) -> float:
+        first = ask("Which colour?", picture("red"))
+        messages = [first, (await model.chat([first])).message, ask("And this?", picture("blue"))]
+        messages.append((await model.chat(messages)).message)
+        compacted = [ask("There was a red and a blue square."), {"role": "assistant", "content": "I see."}]
+        reply = await model.chat([*compacted, ask("Which colours?", picture("blue"), picture("red"))])
+        return float(reply.text.split() == ["blue", "red"])
+
+    trajectory = await play(Scripted(script), TASK, policy)
+    assert trajectory.reward == 1.0
+    assert [step.prompt_source for step in trajectory.steps] == ["first", "bridge", "diverged"]
+    assert hashes(engine.requests[2]) == hashes(engine.requests[1])[::-1]
+    assert check(trajectory) == []
+    long, short = samples(trajectory)
+    assert len(long.images) == len(short.images) == 2
+    assert not trajectory.steps[2].images
+
+
+async def test_retries_share_their_prompt_and_each_answer_trains_once(policy: Policy) -> None:
+    async def script(model: Model) -> float:
+        first = ask("Which colour?", picture("green"))
+        for _ in range(3):
+            reply = await model.chat([first])
+        await model.chat([first, reply.message, ask("All?")])
+        return 1.0
+
+    trajectory = await play(Scripted(script), TASK, policy)
+    assert check(trajectory) == []
+    found = samples(trajectory)
+    sampled = sum(int(node.sampled) * (len(node.run.ids) - node.run.sampled_from) for node in trajectory.nodes)
+    assert len(found) == 3
+    assert sum(int(sample.mask.sum()) for sample in found) == sampled
+    assert len({node.index for node in trajectory.nodes if node.message["role"] == "user"}) == 2
+
+
+async def test_an_answer_that_was_edited_is_context_and_not_trained(policy: Policy) -> None:
+    async def script(model: Model) -> float:
+        first = ask("Which colour?", picture("green"))
+        await model.chat([first])
+        await model.chat([first, {"role": "assistant", "content": "purple"}, ask("Sure?")])
+        return 1.0
+
+    trajectory = await play(Scripted(script), TASK, policy)
+    assert check(trajectory) == []
+    edited = next(node for node in trajectory.nodes if node.message["content"] == "purple")
+    assert not edited.sampled
+    assert trajectory.steps[1].prompt_source == "diverged"
+
+
+async def test_the_length_of_a_step_does_not_grow_with_the_number_of_turns(
+    policy: Policy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = 32
+    (task,) = ColorCodeword(LOOK).tasks(ColorCodewordTasks(count=1, turns=turns))
+    trajectory = await play(ColorCodeword(LOOK), task, policy)
+    sizes = [sum(memoryview(frame).nbytes for frame in encode_record(step)) for step in trajectory.steps]
+    ratio = np.mean(sizes[24:32]) / np.mean(sizes[2:10])
+    with capsys.disabled():
+        print(f"\nbytes of a step record, turns 24-31 over turns 2-9: {ratio:.3f} ({np.mean(sizes[2:32]):.0f} bytes)")
+    assert trajectory.reward == 1.0
+    assert ratio <= 1.10
+
+
+def without_first_image(request: GenerateRequest) -> GenerateRequest:
+    if len(request.images) < 2:
+        return request
+    first = int(np.flatnonzero(request.prompt == request.pad_id)[0])
+    return replace(request, prompt=logical(np.delete(request.prompt, first)), images=request.images[1:])
+
+
+def with_two_images_swapped(request: GenerateRequest) -> GenerateRequest:
+    if len(request.images) < 2:
+        return request
+    one, two, *rest = request.images
+    return replace(request, images=(two, one, *rest))
+
+
+@pytest.mark.parametrize("tamper", [without_first_image, with_two_images_swapped])
+async def test_the_score_falls_when_prior_images_are_missing_or_swapped(
+    recording: tuple[Policy, Recording],
+    monkeypatch: pytest.MonkeyPatch,
+    tamper: Callable[[GenerateRequest], GenerateRequest],
+) -> None:
+    policy, engine = recording
+    (task,) = ColorCodeword(LOOK).tasks(ColorCodewordTasks(count=1, turns=4, seed=5))
+    assert task.data["codeword"][0] != task.data["codeword"][1]
+    engine.tamper = tamper
+    # The client notices such a fault before anything is scored; here it looks away, to show what would happen then.
+    monkeypatch.setattr(protocol, "_require_same_prompt", lambda *_: None)
+    trajectory = await play(ColorCodeword(LOOK), task, policy)
+    assert trajectory.status is RolloutStatus.OK
+    assert trajectory.reward is not None
+    assert trajectory.reward < 1.0
+    assert {violation.invariant for violation in check(trajectory)} == {1}
+
+
+@pytest.mark.parametrize("tamper", [without_first_image, with_two_images_swapped])
+async def test_a_prompt_that_the_engine_saw_differently_is_an_error(
+    recording: tuple[Policy, Recording], tamper: Callable[[GenerateRequest], GenerateRequest]
+) -> None:
+    policy, engine = recording
+    engine.tamper = tamper
+
+    async def script(model: Model) -> float:
+        wide = {"type": "image_url", "image_url": {"url": draw_square("red", ColorCodewordSettings(), seed="wide")}}
+        large = ColorCodewordSettings(image_size=512)
+        huge = {"type": "image_url", "image_url": {"url": draw_square("blue", large, seed="huge")}}
+        await model.chat([ask("Colours?", wide, huge)])
+        return 1.0
+
+    trajectory = await play(Scripted(script), TASK, policy)
+    assert trajectory.status is RolloutStatus.FAILED
+    assert trajectory.error is not None
+    assert trajectory.error["type"] == "EngineMismatch"
+    assert samples(trajectory) == []
+
+
+async def test_a_conversation_over_the_context_ends_as_truncated(tmp_path: Path) -> None:
+    async with embedded_policy(tmp_path, max_model_len=300) as policy:
+        trajectory = await play(of_codeword(6), TASK, policy)
+    assert (trajectory.status, trajectory.reward) == (RolloutStatus.TRUNCATED, 0.0)
+    assert trajectory.steps
+    assert check(trajectory) == []
+
+
+async def test_a_rollout_whose_last_answer_was_cut_is_truncated(tmp_path: Path) -> None:
+    async with embedded_policy(tmp_path, sampling={"max_tokens": 2}) as policy:
+        trajectory = await play(of_codeword(3), TASK, policy)
+    assert trajectory.status is RolloutStatus.TRUNCATED
+    assert trajectory.steps[-1].finish_reason == "length"
+    assert check(trajectory) == []
+
+
+async def refuses_image(model: Model) -> float:
+    await model.chat([ask("Look", {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}})])
+    return 1.0
+
+
+async def ends_with_itself(model: Model) -> float:
+    await model.chat([ask("Hi"), {"role": "assistant", "content": "Hello"}])
+    return 1.0
+
+
+async def not_a_number(model: Model) -> float:
+    await model.chat([ask("Hi")])
+    return float("nan")
+
+
+async def leaves(model: Model) -> float:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("script", "kind"),
+    [
+        (refuses_image, "ImageError"),
+        (ends_with_itself, "MessageError"),
+        (not_a_number, "ScoreError"),
+        (leaves, "SystemExit"),
+    ],
+)
+async def test_a_rollout_that_goes_wrong_fails_by_name(policy: Policy, script: Script, kind: str) -> None:
+    trajectory = await play(Scripted(script), TASK, policy)
+    assert trajectory.status is RolloutStatus.FAILED
+    assert trajectory.error is not None
+    assert trajectory.error["type"] == kind
+
+
+async def test_a_temperature_makes_the_policy_err_and_its_logprobs_say_so(tmp_path: Path) -> None:
+    async with embedded_policy(tmp_path, sampling={"temperature": 3.0, "seed": 1}) as policy:
+        trajectory = await play(of_codeword(6), TASK, policy)
+    sample = samples(trajectory)[0]
+    sampled = sample.logprobs[sample.mask]
+    assert (sampled < -0.01).any()
+    assert (sampled <= 0).all()
+    assert set(sample.versions) == {"0"}
+    assert (sample.version_index[sample.mask] == 0).all()
+    assert (sample.version_index[~sample.mask] == -1).all()

@@ -1,0 +1,96 @@
+"""The message graph: what is shared, what forks, and what is never shared."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from renderers_adapter.tokens import ImageSlot, TokenRun, logical
+from rollout.messages import CanonicalMessage, canonicalise, tools_identity
+from rollout.trace import ROOT, Commit, Draft, Trace
+
+
+def message(role: str, text: str) -> CanonicalMessage:
+    (found,) = canonicalise([{"role": role, "content": text}], ())
+    return found
+
+
+def draft(role: str, text: str, ids: Sequence[int] = (1, 2), images: tuple[ImageSlot, ...] = ()) -> Draft:
+    return Draft(message(role, text), TokenRun(logical(ids), len(ids), images=images))
+
+
+def answer(text: str, ids: Sequence[int] = (7, 8, 9)) -> Draft:
+    return Draft(message("assistant", text), TokenRun(logical(ids), 1, np.zeros(len(ids) - 1, np.float32)))
+
+
+def say(trace: Trace, base: int, user: str, reply: str) -> Commit:
+    return trace.commit(base, [draft("user", user)], answer(reply), b"")
+
+
+def texts(trace: Trace, leaf: int) -> list[str]:
+    return [node.message.message["content"] for node in trace.path(leaf)]
+
+
+def test_a_turn_adds_only_its_own_nodes() -> None:
+    trace = Trace()
+    first = say(trace, ROOT, "a", "b")
+    second = say(trace, first.leaf, "c", "d")
+    assert [node.index for node in second.nodes] == [2, 3]
+    assert second.parent == first.leaf
+    assert texts(trace, second.leaf) == ["a", "b", "c", "d"]
+
+
+def test_the_longest_known_prefix_is_found_by_message() -> None:
+    trace = Trace()
+    first = say(trace, ROOT, "a", "b")
+    say(trace, first.leaf, "c", "d")
+    asked = [message("user", "a"), message("assistant", "b"), message("user", "x")]
+    assert [node.index for node in trace.match(asked, b"")] == [0, 1]
+    assert trace.match([message("user", "other")], b"") == []
+
+
+def test_divergence_forks_and_shares_the_prefix() -> None:
+    trace = Trace()
+    first = say(trace, ROOT, "a", "b")
+    left, right = say(trace, first.leaf, "c", "d"), say(trace, first.leaf, "x", "y")
+    assert left.parent == right.parent == first.leaf
+    assert texts(trace, right.leaf) == ["a", "b", "x", "y"]
+
+
+def test_a_retry_shares_the_question_and_gets_an_answer_of_its_own() -> None:
+    trace = Trace()
+    first, again = say(trace, ROOT, "a", "b"), say(trace, ROOT, "a", "b")
+    assert len(again.nodes) == 1
+    assert again.parent == first.parent + 1
+    assert again.leaf != first.leaf
+
+
+def test_the_same_message_with_other_tokens_is_another_node() -> None:
+    trace = Trace()
+    trace.commit(ROOT, [draft("user", "a", [1, 2])], answer("b"), b"")
+    other = trace.commit(ROOT, [draft("user", "a", [1, 3])], answer("b"), b"")
+    assert other.parent == ROOT
+
+
+def test_the_same_message_with_an_image_of_another_length_is_another_node() -> None:
+    trace = Trace()
+    for length in (4, 5):
+        slot = ImageSlot("0" * 32, 0, length)
+        commit = trace.commit(ROOT, [draft("user", "a", [1, 2], (slot,))], answer("b"), b"")
+        assert commit.parent == ROOT
+
+
+def test_tools_belong_to_a_root() -> None:
+    trace = Trace()
+    say(trace, ROOT, "a", "b")
+    tools = tools_identity([{"name": "add"}])
+    assert trace.match([message("user", "a")], tools) == []
+    assert [node.index for node in trace.match([message("user", "a")], b"")] == [0]
+
+
+def test_of_equal_answers_the_one_that_leads_on_is_matched() -> None:
+    trace = Trace()
+    first = say(trace, ROOT, "a", "b")
+    say(trace, first.leaf, "c", "d")
+    say(trace, ROOT, "a", "b")
+    asked = [message("user", "a"), message("assistant", "b"), message("user", "c")]
+    assert [node.index for node in trace.match(asked, b"")] == [0, 1, 2]
