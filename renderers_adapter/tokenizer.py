@@ -9,17 +9,18 @@ may therefore share one. (The fast tokenizers of transformers set both anew on e
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, overload
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from renderers_adapter.errors import AdapterError
 
 
 class TokenizerError(AdapterError):
-    """A tokenizer could not be loaded, or lacks a token that somebody relies on."""
+    """A tokenizer could not be loaded, lacks a token that somebody relies on, or cannot encode a text."""
 
 
 class EncodedText(TypedDict):
@@ -52,7 +53,7 @@ class FastTokenizer:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return self._encoding(text, add_special_tokens).ids
 
     def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
@@ -61,10 +62,22 @@ class FastTokenizer:
     def __call__(
         self, text: str, *, add_special_tokens: bool = False, return_offsets_mapping: bool = False
     ) -> EncodedText:
-        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        encoding = self._encoding(text, add_special_tokens)
         if return_offsets_mapping:
             return EncodedText(input_ids=encoding.ids, offset_mapping=encoding.offsets)
         return EncodedText(input_ids=encoding.ids)
+
+    def _encoding(self, text: str, add_special_tokens: bool) -> Encoding:
+        try:
+            return self._backend.encode(text, add_special_tokens=add_special_tokens)
+        except TypeError as error:
+            surrogate = re.search("[\ud800-\udfff]", text)
+            if surrogate is None:
+                raise
+            raise TokenizerError(
+                f"The text has a lone surrogate ({surrogate.group()!r}) at character {surrogate.start()}; half of a "
+                "character has no tokens. It often comes from cutting JSON escapes in two: repair or replace it."
+            ) from error
 
     @overload
     def convert_tokens_to_ids(self, tokens: str) -> int | None: ...

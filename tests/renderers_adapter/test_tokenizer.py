@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from renderers.base import (  # type: ignore[import-untyped]
+from renderers.base import (
     OffsetTokenizer,
     Tokenizer,
     _get_offset_tokenizer,
@@ -43,7 +43,7 @@ def test_any_text_survives_the_round_trip(text: str) -> None:
     assert TINY.decode(TINY.encode(text)) == text
 
 
-@given(st.text(alphabet=st.characters(exclude_characters="<|>")))
+@given(st.text(alphabet=st.characters(exclude_characters="<|>", exclude_categories=["Cs"])))
 def test_every_character_belongs_to_a_token(text: str) -> None:
     encoding = TINY(text, return_offsets_mapping=True)
     assert encoding["input_ids"] == TINY.encode(text)
@@ -56,6 +56,11 @@ def test_a_word_that_answers_rely_on_is_one_token_bare_and_after_a_space(word: s
     assert len(TINY.encode(word)) == 1
     assert len(TINY.encode(f" {word}")) == 1
     assert TINY.encode(f"{word}\n")[0] == TINY.encode(word)[0]
+
+
+def test_half_a_character_is_named() -> None:
+    with pytest.raises(TokenizerError, match=r"lone surrogate \('\\ud83d'\) at character 3"):
+        TINY.encode("red\ud83d")
 
 
 def test_special_tokens_are_one_id_each_and_left_out_of_a_decoded_text_on_demand() -> None:
