@@ -3,7 +3,8 @@
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import structlog
 @contextmanager
 def json_log(path: Path, **bound: Any) -> Iterator[None]:
     """Send the log to a file for the duration of a run."""
-    with path.open("ab") as file:
+    with path.open("ab", buffering=0) as file:
         structlog.configure(
             processors=[
                 structlog.contextvars.merge_contextvars,
@@ -23,7 +24,7 @@ def json_log(path: Path, **bound: Any) -> Iterator[None]:
                 structlog.processors.format_exc_info,
                 structlog.processors.JSONRenderer(serializer=_dumps),
             ],
-            logger_factory=structlog.BytesLoggerFactory(file),
+            logger_factory=lambda *_: _LineLogger(file),
             cache_logger_on_first_use=False,
         )
         structlog.contextvars.bind_contextvars(**bound)
@@ -33,6 +34,19 @@ def json_log(path: Path, **bound: Any) -> Iterator[None]:
             structlog.contextvars.clear_contextvars()
             structlog.reset_defaults()
             structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr), wrapper_class=_warnings_only())
+
+
+class _LineLogger:
+    """Writes a line at a time; where the disk is full the line is lost, for a log must not end the run it tells of."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+
+    def msg(self, line: bytes) -> None:
+        with suppress(OSError):
+            self._file.write(line + b"\n")
+
+    debug = info = warning = error = critical = exception = msg
 
 
 def _warnings_only() -> Any:
