@@ -22,7 +22,7 @@ from rollout.messages import Message, ToolCall
 
 
 class EnvironmentSettings(BaseModel):
-    """The `environment` section of the YAML, besides `class`. Subclass it to add keys; they are checked like all others."""
+    """The `environment` section of the YAML, besides `class`. Subclass it to add keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
