@@ -7,6 +7,7 @@ keys are as strict as ours.
 import difflib
 import hashlib
 import importlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ class PolicyConfig(Section):
 
 class RunSection(Section):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9_.-]+$", description="Begins the run's id.")
-    directory: ConfigPath = Field(default=Path("runs"), description="Holds the runs' directories.")
+    directory: ConfigPath = Field(default=Path("runs"), validate_default=True, description="Holds the runs' directories.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +171,12 @@ class _Checker:
             self._fault(where, f"expected package.module:Class, found {named!r}")
             return "", None
         module, _, name = named.partition(":")
+        if str(self._source.directory) not in sys.path:
+            sys.path.append(str(self._source.directory))  # an environment may lie beside its YAML
         try:
             found = getattr(importlib.import_module(module), name)
         except ModuleNotFoundError as error:
-            self._fault(where, f"there is no module {error.name!r}; is it installed, or its directory on PYTHONPATH?")
+            self._fault(where, f"there is no module {error.name!r}; install it, or put it beside this file or on PYTHONPATH")
         except AttributeError:
             self._fault(where, f"{module} has no {name!r}")
         except Exception as error:  # noqa: BLE001 - whatever a user's module raises while it is imported
