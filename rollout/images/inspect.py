@@ -103,14 +103,17 @@ def _displayed_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _check_size(width: int, height: int, n_bytes: int, limits: ImageLimits) -> None:
-    pixels, size = width * height, f"{width}×{height}"
-    if pixels <= 0:
-        raise ImageError(f"the image has a size of {size}")
-    if pixels > limits.max_pixels:
-        raise ImageError(f"the image is {size}, more than max_pixels {limits.max_pixels}: a decompression bomb?")
-    if max(width, height) > limits.max_side:
-        raise ImageError(f"the image is {size}, with a side longer than max_side {limits.max_side}")
-    if max(width, height) > limits.max_aspect * min(width, height):
-        raise ImageError(f"the image is {size}, thinner than max_aspect {limits.max_aspect:g} to 1")
-    if pixels > _BOMB_PIXELS and pixels > n_bytes * _BOMB_PIXELS_PER_BYTE:
-        raise ImageError(f"the image unpacks {n_bytes} bytes into {size} pixels: a decompression bomb")
+    pixels, longer, shorter = width * height, max(width, height), min(width, height)
+    if shorter <= 0:
+        problem = "which is no size"
+    elif pixels > limits.max_pixels:
+        problem = f"more than max_pixels {limits.max_pixels}: a decompression bomb?"
+    elif longer > limits.max_side:
+        problem = f"with a side longer than max_side {limits.max_side}"
+    elif longer > limits.max_aspect * shorter:
+        problem = f"thinner than max_aspect {limits.max_aspect:g} to 1"
+    elif pixels > _BOMB_PIXELS and pixels > n_bytes * _BOMB_PIXELS_PER_BYTE:
+        problem = f"unpacked from {n_bytes} bytes: a decompression bomb"
+    else:
+        return
+    raise ImageError(f"the image is {width}×{height}, {problem}")

@@ -1,8 +1,8 @@
 """Images that this process has already looked at, by the URL that messages carry.
 
 A conversation is prepared again on every turn. A URL that is known costs one look-up: no hash of its bytes and no
-access to its file. Python keeps the hash of a string and compares by identity first, so that the same `data:` URI
-object costs no more than a short name.
+access to its file. `file://` URLs are known by value; `data:` URIs, which may have a million characters, by being the
+very same object, because even hashing the text would cost a tenth of what looking at the image costs.
 """
 
 import threading
@@ -26,27 +26,35 @@ class Asset:
 class KnownImages:
     """A cache that forgets the least recently used URLs; safe to share between threads."""
 
-    def __init__(self, *, max_entries: int = 65_536, max_characters: int = 128 * 1024 * 1024) -> None:
+    def __init__(self, *, max_entries: int = 65_536, max_characters: int = 64 * 1024 * 1024) -> None:
         self._max_entries = max_entries
         self._max_characters = max_characters
         self._characters = 0
-        self._assets: OrderedDict[str, Asset] = OrderedDict()
+        # The URL is kept with its asset: as long as it lives, no other object can have its identity.
+        self._entries: OrderedDict[str | int, tuple[str, Asset]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, url: str) -> Asset | None:
         """The image of this URL, if it was looked at before."""
+        key = _key(url)
         with self._lock:
-            asset = self._assets.get(url)
-            if asset is not None:
-                self._assets.move_to_end(url)
-            return asset
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            self._entries.move_to_end(key)
+            return entry[1]
 
     def add(self, url: str, asset: Asset) -> None:
         """Remember a URL, and forget old ones to keep within bounds."""
+        key = _key(url)
         with self._lock:
-            if url not in self._assets:
+            if key not in self._entries:
                 self._characters += len(url)
-            self._assets[url] = asset
-            while len(self._assets) > self._max_entries or self._characters > self._max_characters:
-                forgotten, _ = self._assets.popitem(last=False)
+            self._entries[key] = url, asset
+            while len(self._entries) > self._max_entries or self._characters > self._max_characters:
+                _, (forgotten, _) = self._entries.popitem(last=False)
                 self._characters -= len(forgotten)
+
+
+def _key(url: str) -> str | int:
+    return id(url) if url.startswith("data:") else url

@@ -32,6 +32,7 @@ class ImageStore:
     def __init__(self, directory: Path, *, fsync: bool) -> None:
         self.directory = directory
         self._fsync = fsync
+        self._path_prefix = f"{directory}/"
         self._url_prefix = directory.as_uri() + "/"
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -45,7 +46,7 @@ class ImageStore:
 
     def add(self, file_name: str, data: bytes) -> int:
         """Store the bytes under their name unless they are there already; the number of bytes written."""
-        path = f"{self.directory}/{file_name}"
+        path = self._path_prefix + file_name
         try:
             if _is_complete(path, len(data)):
                 return 0
@@ -59,7 +60,7 @@ class ImageStore:
 
     def _write(self, path: str, data: bytes) -> bool:
         # False: a sweeper took the temporary file before it was locked. The lock is held until the file has its name.
-        temporary = f"{self.directory}/{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+        temporary = f"{self._path_prefix}{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
         fd = os.open(temporary, _NEW_FILE, 0o644)
         try:
             if not _claim(fd):
