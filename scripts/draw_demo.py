@@ -1,0 +1,30 @@
+"""Draws docs/demo.svg: what `make demo` prints, from a real run of it."""
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = ["run", "configs/color_codeword.yaml", "--set", "engine.sampling.temperature=0"]
+
+
+def main() -> None:
+    environment = {"FORCE_COLOR": "1", "COLUMNS": "96", "PATH": "/usr/bin:/bin", "TERM": "xterm-256color"}
+    command = [sys.executable, "-m", "rollout", *COMMAND]
+    printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    console = Console(record=True, width=96, file=io.StringIO())
+    console.print(Text("$ make demo"))
+    console.print(Text.from_ansi(printed.replace(str(ROOT), ".").rstrip()))
+    drawing = console.export_svg(title="rollout")
+    # Without the web fonts that would be fetched from elsewhere; every viewer has a monospaced one.
+    drawing = re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.DOTALL).replace("Fira Code, ", "")
+    (ROOT / "docs" / "demo.svg").write_text(drawing, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

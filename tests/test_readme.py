@@ -1,0 +1,25 @@
+"""The README's environment runs as it is printed."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_the_environment_of_the_readme_runs(repository: Path, tmp_path: Path) -> None:
+    text = (repository / "README.md").read_text("utf-8")
+    program = re.search(r"`squares\.py`:\n\n```python\n(.*?)```", text, re.DOTALL)
+    config = re.search(r"`squares\.yaml`, beside it:\n\n```yaml\n(.*?)```", text, re.DOTALL)
+    assert program is not None
+    assert config is not None
+    assert len(program[1].splitlines()) <= 25
+    (tmp_path / "squares.py").write_text(program[1])
+    (tmp_path / "squares.yaml").write_text(config[1].replace("path: rollout", f"path: {repository}/rollout"))
+    command = [sys.executable, "-m", "rollout", "run", str(tmp_path / "squares.yaml"), "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["reward_mean"] == 1.0
+    assert report["trainer"]["violations"] == 0
+    assert Path(report["run_dir"]).parent == tmp_path / "runs"
