@@ -20,7 +20,7 @@ ENTRY_POINT_GROUP = "rollout.transports"
 
 _OURS = {
     "memory": "transports.memory:MemoryQueue",
-    "file": "transports.filesystem:FileQueue",
+    "file": "transports.filesystem:open_file_queue",
 }
 
 

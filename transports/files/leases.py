@@ -1,0 +1,175 @@
+"""Leases: a file that only one process can create, and a heartbeat by which everyone sees that its holder lives.
+
+To take a lease is to create `<name>.<epoch>` exclusively, with the epoch after the highest there is; that also fences
+the one before. To give it back is to rename it to `<name>.<epoch>.free`. Every lease file is a link to its holder's
+heartbeat, in which a thread keeps raising a counter: one write renews them all, however many there are. A lease has
+lapsed when that counter was not seen to change for the lease time on the observer's own monotonic clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from transports.files.layout import list_names, new_name
+
+_BEAT = struct.Struct("<16sQd")
+_BEATS_PER_LEASE = 5
+_LEASE = re.compile(r"(lease|[0-9a-f]{16}\.[0-9]+)\.([0-9]+)(\.free)?")
+
+
+class Holder:
+    """This consumer's heartbeat; beats from its first lease on, until it is closed."""
+
+    def __init__(self, directory: Path, lease_time: float) -> None:
+        self.name = new_name()
+        self._path = directory / self.name
+        self._lease_time = lease_time
+        self._counter = 0
+        self._fd = -1
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def link(self, lease: Path) -> None:
+        """Create a lease file; raises FileExistsError where there is one."""
+        if self._thread is None:
+            self._begin()
+        try:
+            os.link(self._path, lease)
+        except FileNotFoundError:
+            # Somebody saw this holder lapse and cleaned up behind it; its leases of before are for others to take.
+            os.close(self._fd)
+            self._begin()
+            os.link(self._path, lease)
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+            os.close(self._fd)
+            self._path.unlink(missing_ok=True)
+
+    def _begin(self) -> None:
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        self._beat()
+        if self._thread is None:
+            # A thread, because a busy event loop is not a dead one.
+            self._thread = threading.Thread(target=self._keep_beating, name=f"heartbeat-{self.name}", daemon=True)
+            self._thread.start()
+
+    def _keep_beating(self) -> None:
+        while not self._stop.wait(self._lease_time / _BEATS_PER_LEASE):
+            # A medium that fails for a while costs the lease, if it fails for as long; nothing is gained by dying here.
+            with contextlib.suppress(OSError):
+                self._beat()
+                os.fsync(self._fd)
+
+    def _beat(self) -> None:
+        self._counter += 1
+        os.pwrite(self._fd, _BEAT.pack(self.name.encode(), self._counter, self._lease_time), 0)
+
+
+class Watch:
+    """What this process has seen of the heartbeats of others."""
+
+    def __init__(self, holders: Path) -> None:
+        self._holders = holders
+        self._seen: dict[bytes, tuple[int, float]] = {}
+
+    def lapsed(self, lease: Path) -> bool:
+        """Whether the holder of that lease has not been seen to live for its lease time. To be asked again and again."""
+        now = time.monotonic()
+        try:
+            name, counter, lease_time = _BEAT.unpack(lease.read_bytes())
+        except FileNotFoundError:
+            return False  # taken over or settled a moment ago
+        seen, since = self._seen.get(name, (counter, now))
+        if counter != seen or now - since < lease_time:
+            self._seen[name] = (counter, since if counter == seen else now)
+            return False
+        (self._holders / name.decode()).unlink(missing_ok=True)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseState:
+    """What the names in a directory say of one lease."""
+
+    epoch: int
+    released: bool
+
+    def is_free(self, path: Path, watch: Watch) -> bool:
+        return self.released or watch.lapsed(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease that this process has taken."""
+
+    directory: Path
+    stem: str
+    epoch: int
+
+    def holds(self) -> bool:
+        """Whether nobody took it over. A successor creates the next epoch first and only then removes this one."""
+        return self._path(self.epoch).exists() and not self._path(self.epoch + 1).exists()
+
+    def release(self) -> None:
+        """Let the next one take it at once. A file of that epoch stays, so that epochs rise."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path(self.epoch).rename(released_path(self.directory, self.stem, self.epoch))
+
+    def remove(self) -> None:
+        """Forget the lease and its epochs, once what it was for is settled."""
+        self._path(self.epoch).unlink(missing_ok=True)
+
+    def _path(self, epoch: int) -> Path:
+        return lease_path(self.directory, self.stem, epoch)
+
+
+def lease_path(directory: Path, stem: str, epoch: int) -> Path:
+    return directory / f"{stem}.{epoch}"
+
+
+def released_path(directory: Path, stem: str, epoch: int) -> Path:
+    return directory / f"{stem}.{epoch}.free"
+
+
+def lease_states(directory: Path) -> dict[str, LeaseState]:
+    """Every lease in a directory at its highest epoch."""
+    states: dict[str, LeaseState] = {}
+    for stem, state in _leases(directory):
+        if stem not in states or states[stem].epoch < state.epoch:
+            states[stem] = state
+    return states
+
+
+def take(directory: Path, stem: str, epoch: int, holder: Holder) -> Lease | None:
+    """Create the lease of that epoch and remove the ones before; None where another was faster."""
+    lease = Lease(directory, stem, epoch)
+    try:
+        holder.link(lease_path(directory, stem, epoch))
+    except FileExistsError:
+        return None
+    others = sorted(state.epoch for name, state in _leases(directory) if name == stem and state.epoch != epoch)
+    if others and others[-1] > epoch:
+        # What made this epoch look free was seen long ago; meanwhile others came and went.
+        lease.remove()
+        return None
+    for before in others:
+        lease_path(directory, stem, before).unlink(missing_ok=True)
+        released_path(directory, stem, before).unlink(missing_ok=True)
+    return lease
+
+
+def _leases(directory: Path) -> Iterator[tuple[str, LeaseState]]:
+    for name in list_names(directory):
+        if match := _LEASE.fullmatch(name):
+            yield match[1], LeaseState(int(match[2]), released=match[3] is not None)

@@ -1,0 +1,205 @@
+"""A consumer that leases a whole partition: it alone reads the lanes and writes the acks, until it is fenced."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from transports.base import Delivery
+from transports.files.lanes import read_at
+from transports.files.layout import list_lanes
+from transports.files.leases import Lease, lease_path, lease_states, take
+from transports.files.ledger import AckLog, Entry, Fact
+from transports.files.records import Record
+from transports.files.source import PartitionReader, Ref, SourceSettings, ack_entries
+
+_STEM = "lease"
+
+
+class PartitionConsumer:
+    """One partition, as one handle consumes it. Without a lease it has nothing, and tries to get one."""
+
+    def __init__(self, settings: SourceSettings, index: int) -> None:
+        self._settings = settings
+        self._index = index
+        self._filling = asyncio.Lock()
+        self._held: _Held | None = None
+
+    async def next(self) -> Delivery | None:
+        """The next record, read from the medium if need be; None if there is none now."""
+        async with self._filling:
+            if self._held is not None and (delivery := self._held.pop()) is not None:
+                return delivery
+            if self._held is None:
+                self._held = self._acquire()
+            if self._held is None:
+                return None
+            if not self._held.lease.holds():
+                self._lose()
+                return None
+            held = self._held
+            await held.fill()
+            # An ack that was refused meanwhile has shown that the lease is gone.
+            return held.pop() if self._held is held else None
+
+    def settle(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Ack them; those that are stale come back."""
+        held = self._held
+        mine = [d for d in deliveries if held is not None and d.epoch == held.lease.epoch]
+        if held is not None and mine and not held.ack(mine):
+            self._lose()
+            mine = []
+        acked = set(mine)
+        return [delivery for delivery in deliveries if delivery not in acked]
+
+    def give_back(self, delivery: Delivery, delay: float) -> bool:
+        """Deliver it again after the delay; False if it is stale."""
+        held = self._check(delivery)
+        if held is None:
+            return False
+        ref = held.lent.pop(key_of(delivery))
+        heapq.heappush(held.delayed, (time.monotonic() + delay, ref.writer, ref.seq, ref))
+        return True
+
+    def reject(self, delivery: Delivery, reason: str) -> bool:
+        held = self._check(delivery)
+        if held is None:
+            return False
+        held.reader.bury(delivery, reason)
+        return not self.settle([delivery])
+
+    async def release(self) -> None:
+        async with self._filling:
+            if self._held is not None:
+                held, self._held = self._held, None
+                await held.reclaim()
+                held.give_up()
+
+    def close(self) -> None:
+        """Nothing is left to close once it was released."""
+
+    def _check(self, delivery: Delivery) -> _Held | None:
+        """What is held, if this delivery is still lent under it."""
+        held = self._held
+        if held is None or delivery.epoch != held.lease.epoch or key_of(delivery) not in held.lent:
+            return None
+        if not held.lease.holds():
+            self._lose()
+            return None
+        return held
+
+    def _lose(self) -> None:
+        assert self._held is not None
+        self._held.close()
+        self._held = None
+
+    def _acquire(self) -> _Held | None:
+        directory = self._settings.layout.partition(self._index)
+        state = lease_states(directory).get(_STEM)
+        if state is not None and not state.is_free(lease_path(directory, _STEM, state.epoch), self._settings.watch):
+            return None
+        lease = take(directory, _STEM, state.epoch + 1 if state is not None else 0, self._settings.holder)
+        return None if lease is None else _Held(self._settings, self._index, lease)
+
+
+class _Held:
+    """What a consumer has while it holds the lease; thrown away whole when it does not."""
+
+    def __init__(self, settings: SourceSettings, index: int, lease: Lease) -> None:
+        self.lease = lease
+        self.reader = PartitionReader(settings, index)
+        self.lent: dict[tuple[str, int], Ref] = {}
+        self.delayed: list[tuple[float, str, int, Ref]] = []
+        self._ready: deque[tuple[Ref, Record]] = deque()
+        self._retain = settings.retain
+        lanes = list_lanes(self.reader.directory)
+        ledger = self.reader.ledger
+        predecessors = ledger.logs()
+        ledger.refresh()
+        self._redeliveries = ledger.redeliveries
+        self._lent_before = {writer: acks.lent for writer, acks in ledger.lanes.items()}
+        self._delivered: dict[str, int] = {}
+        self._log = AckLog(
+            self.reader.directory,
+            epoch=lease.epoch,
+            holder=settings.holder.name,
+            opening=ledger.snapshot([names[0].writer for names in lanes], self._redeliveries),
+        )
+        for name in predecessors:
+            (self.reader.directory / name).unlink(missing_ok=True)
+
+    async def fill(self) -> None:
+        """Read on, and reclaim what is settled."""
+        self.reader.see(list_lanes(self.reader.directory))
+        found = await self.reader.read_on()
+        if found is not None and not self._log.closed:
+            writer, chunk = found
+            acks = self.reader.ledger.lane(writer)
+            if chunk.cursor.seq > acks.lent:
+                # Said before the first of them is delivered: whoever takes over knows that they may have been.
+                self._note(Entry(Fact.LENT, writer, chunk.cursor.seq))
+            self._ready.extend(self.reader.refs(writer, chunk))
+        await self.reclaim()
+
+    async def reclaim(self) -> None:
+        if segments := self.reader.settled_segments():
+            await asyncio.to_thread(self.reader.remove, segments)
+        if self._log.is_long and not self._log.closed:
+            self._log = self._log.renewed(
+                self.reader.ledger.snapshot(list(self.reader.ledger.lanes), self._redeliveries)
+            )
+
+    def pop(self) -> Delivery | None:
+        if self.delayed and self.delayed[0][0] <= time.monotonic():
+            ref = heapq.heappop(self.delayed)[3]
+            return self._lend(ref, read_at(self.reader.directory, ref.place), redelivered=True)
+        if not self._ready:
+            return None
+        ref, record = self._ready.popleft()
+        return self._lend(ref, record, redelivered=ref.seq < self._lent_before.get(ref.writer, 0))
+
+    def ack(self, deliveries: list[Delivery]) -> bool:
+        """Record the acks; False, and nothing is acked, where the lease has been taken over."""
+        refs = [self.lent[key] for delivery in deliveries if (key := key_of(delivery)) in self.lent]
+        entries = ack_entries(refs)
+        self._log.append(entries)
+        # A successor creates its lease before it reads this log. So if there is none now, it will read these entries.
+        if not self.lease.holds():
+            return False
+        for entry in entries:
+            self.reader.ledger.apply(self._log.name, entry)
+        for ref in refs:
+            del self.lent[ref.key]
+        return True
+
+    def give_up(self) -> None:
+        """Say what was really delivered, and let the next one in at once."""
+        for writer, acks in self.reader.ledger.lanes.items():
+            exact = max(self._delivered.get(writer, 0), self._lent_before.get(writer, 0))
+            if exact < acks.lent:
+                self._note(Entry(Fact.LENT, writer, exact))
+        self.close()
+        self.lease.release()
+
+    def close(self) -> None:
+        self.reader.close()
+        self._log.close()
+
+    def _lend(self, ref: Ref, record: Record, *, redelivered: bool) -> Delivery:
+        self.lent[ref.key] = ref
+        self._delivered[ref.writer] = max(self._delivered.get(ref.writer, 0), ref.seq + 1)
+        if redelivered:
+            self._redeliveries += 1
+            self._note(Entry(Fact.REDELIVERED, "", self._redeliveries))
+        return self.reader.delivery(ref, record, epoch=self.lease.epoch, redelivered=redelivered)
+
+    def _note(self, entry: Entry) -> None:
+        self._log.append([entry])
+        self.reader.ledger.apply(self._log.name, entry)
+
+
+def key_of(delivery: Delivery) -> tuple[str, int]:
+    return delivery.lane.partition(".")[2], delivery.position

@@ -1,0 +1,97 @@
+"""`file://…?replay=true`: a finished run read again from its start, without leases, acks or an end of waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from transports.base import DeadLetter, Delivery, Frames, Queue, QueueStats
+from transports.errors import QueueClosed, QueueError
+from transports.files.backlog import Backlog
+from transports.files.lanes import read_lane
+from transports.files.layout import Layout, SegmentName, list_lanes, open_layout
+from transports.files.records import Record
+from transports.urls import QueueOptions
+
+_READ_AHEAD = 16
+
+
+class ReplayedQueue(Queue):
+    """Gives every record that is still on the disk once, in the order of the puts within a lane, and then None."""
+
+    def __init__(self, url: str, root: Path, options: QueueOptions, consume: Sequence[int] | None) -> None:
+        super().__init__(url, options)
+        self._layout = open_layout(url, root, options.partitions)
+        self._backlog = Backlog(self._layout)
+        lanes = [
+            _lane(self._layout, index, names)
+            for index in self._check_consume(consume, self._layout.partitions)
+            for names in list_lanes(self._layout.partition(index))
+        ]
+        self._records = heapq.merge(*lanes, key=lambda found: found[2].put_at)
+        self._ahead: list[tuple[int, str, Record]] = []
+        self._closed = False
+
+    async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
+        raise QueueError(f"{self.url}: a queue that is replayed is read only")
+
+    async def receive(self, *, timeout: float) -> Delivery | None:
+        if self._closed:
+            raise QueueClosed(f"{self.url}: this handle is closed")
+        if not self._ahead:
+            self._ahead = await asyncio.to_thread(lambda: list(islice(self._records, _READ_AHEAD))[::-1])
+        if not self._ahead:
+            return None
+        index, writer, record = self._ahead.pop()
+        return Delivery(
+            frames=record.frames,
+            key=record.key,
+            tag=record.tag,
+            partition=index,
+            lane=f"{index}.{writer}",
+            position=record.seq,
+            redelivered=False,
+            epoch=0,
+            queue=self,
+        )
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Nothing: who reads a run again changes nothing about it."""
+
+    async def nack(self, delivery: Delivery, delay: float) -> None:
+        raise QueueError(f"{self.url}: a replayed record comes once; keep it instead of giving it back")
+
+    async def reject(self, delivery: Delivery, reason: str) -> None:
+        """Nothing: the record stays where it is."""
+
+    async def release(self) -> None:
+        """Nothing was leased."""
+
+    async def stats(self) -> QueueStats:
+        return await asyncio.to_thread(self._backlog.measure)
+
+    async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
+        return await asyncio.to_thread(read_dead_letters, self._layout, limit)
+
+    async def aclose(self) -> None:
+        self._closed = True
+
+
+def read_dead_letters(layout: Layout, limit: int) -> list[DeadLetter]:
+    """The rejected records of all partitions, in the order of their rejection within each consumer."""
+    found: list[DeadLetter] = []
+    for index in range(layout.partitions):
+        for names in list_lanes(layout.dead(index)):
+            for record in islice(read_lane(layout.dead(index), names), limit - len(found)):
+                reason, *frames = record.frames
+                text = str(reason, "utf-8", "surrogatepass")
+                found.append(DeadLetter(tuple(frames), record.key, record.tag, text))
+    return found
+
+
+def _lane(layout: Layout, index: int, names: list[SegmentName]) -> Iterator[tuple[int, str, Record]]:
+    for record in read_lane(layout.partition(index), names):
+        yield index, names[0].writer, record

@@ -1,0 +1,130 @@
+"""Writing segments: one writer, one file at a time, cut back whenever the medium took less than a whole record."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from transports.base import Frames
+from transports.errors import QueueStorageError
+from transports.files.layout import SegmentName, new_name, sync_directory
+from transports.files.records import Tally, pack_header, pack_record
+
+_MAX_BUFFERS = 512
+"""Below what one pwritev takes on any system."""
+
+
+class SegmentWriter:
+    """Appends the records of one writer to a directory. Safe to call from any thread."""
+
+    def __init__(self, directory: Path, segment_bytes: int) -> None:
+        self._directory = directory
+        self._segment_bytes = segment_bytes
+        self._lock = threading.Lock()
+        self._writer = new_name()
+        self._tally = Tally(0, 0)
+        self._fd: int | None = None
+        self._end = 0
+        self._dirty = False
+        self._names_dirty = False
+        self._full_and_dirty: list[int] = []
+
+    def append(self, frames: Frames, key: str, tag: str) -> int:
+        """Write one record; its sequence number. Where the medium refuses, nothing of it stays."""
+        with self._lock, self._refusals_named():
+            self._append(frames, key.encode("utf-8", "surrogatepass"), tag.encode("utf-8", "surrogatepass"))
+            return self._tally.records - 1
+
+    def sync(self) -> None:
+        """Return once everything that was appended before the call survives a power loss."""
+        with self._lock:
+            if not self._dirty:
+                return
+            fds, self._full_and_dirty = self._full_and_dirty, []
+            if self._fd is not None:
+                fds.append(os.dup(self._fd))
+            new_names, self._names_dirty, self._dirty = self._names_dirty, False, False
+        try:
+            # Not under the lock: records are appended while the medium is busy with the earlier ones.
+            with self._refusals_named():
+                for fd in fds:
+                    os.fsync(fd)
+                if new_names:
+                    sync_directory(self._directory)
+        except QueueStorageError:
+            with self._lock:
+                self._abandon()
+            raise
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def close(self) -> None:
+        """Say that no more records come, so that the last segment can be reclaimed too. Does not sync."""
+        with self._lock:
+            if self._fd is not None:
+                # On a full disk the segment merely stays after its records are acked.
+                with contextlib.suppress(OSError):
+                    self._append((), b"", b"")
+            for fd in [*self._full_and_dirty, *([] if self._fd is None else [self._fd])]:
+                os.close(fd)
+            self._fd, self._full_and_dirty = None, []
+
+    def _append(self, frames: Frames, key: bytes, tag: bytes) -> None:
+        if self._fd is None or self._end >= self._segment_bytes:
+            self._open_segment()
+        assert self._fd is not None
+        buffers, length, tally = pack_record(self._tally.records, time.time(), key, tag, frames, self._tally)
+        if len(buffers) > _MAX_BUFFERS:
+            buffers = [b"".join(buffers)]
+        try:
+            if os.pwritev(self._fd, buffers, self._end) != length:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self._cut_back(self._fd)
+            raise
+        self._end += length
+        self._tally = tally
+        self._dirty = True
+
+    def _open_segment(self) -> None:
+        path = self._directory / str(SegmentName(self._writer, self._tally.records))
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        header = pack_header(self._tally)
+        try:
+            if os.pwrite(fd, header, 0) != len(header):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.close(fd)
+            path.unlink()
+            raise
+        if self._fd is not None:
+            self._full_and_dirty.append(self._fd)
+        self._fd, self._end, self._names_dirty = fd, len(header), True
+
+    def _cut_back(self, fd: int) -> None:
+        try:
+            os.ftruncate(fd, self._end)
+        except OSError:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Go on as another writer, in another file: what this one holds beyond its synced or whole part is unknown."""
+        if self._fd is not None:
+            os.close(self._fd)
+        self._fd, self._writer, self._tally = None, new_name(), Tally(0, 0)
+
+    @contextlib.contextmanager
+    def _refusals_named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise QueueStorageError(
+                f"{self._directory}: record not accepted: {error.strerror}. What was accepted before is intact. "
+                "Make room, then put it again."
+            ) from error

@@ -1,0 +1,257 @@
+"""`file:///dir`: a durable queue in a directory, also one that several machines share.
+
+Any number of processes put; each partition has one consumer at a time (or any number that share its records), and
+another takes over when its lease has ended. What lies where is told in `transports.files`, the promises of each option
+in `docs/queues.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+from urllib.parse import unquote
+from weakref import WeakValueDictionary
+
+from transports.base import DeadLetter, Delivery, Frames, Lease, Queue, QueueStats, partition_of
+from transports.errors import QueueClosed, QueueStorageError, QueueURLError
+from transports.files.backlog import Backlog
+from transports.files.layout import open_layout
+from transports.files.leases import Holder, Watch
+from transports.files.partitions import PartitionConsumer
+from transports.files.replay import ReplayedQueue, read_dead_letters
+from transports.files.segments import SegmentWriter
+from transports.files.singles import SingleRecordConsumer
+from transports.files.source import SourceSettings
+from transports.files.syncing import SYNC_MODES
+from transports.urls import QueueOptions, Size, parse_queue_url
+from transports.wakeups import Wakeups
+
+_INLINE_BYTES = 256 << 10
+"""Records up to this size are written on the event loop; larger ones in a thread."""
+_POLL = (0.001, 0.01)
+_POLL_SHARED = (0.001, 0.05)
+_MEASURE_SECONDS = 0.25
+_BURST = 32
+_SEGMENT_BYTES = Size(64 << 20)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FileOptions(QueueOptions):
+    """What a file:// URL may say besides."""
+
+    fsync: Literal["always", "batch", "never"] = "batch"
+    lease_time: float = 10.0
+    """Seconds without a heartbeat after which a consumer's partitions go to another."""
+    segment_bytes: Size = _SEGMENT_BYTES
+    """A segment that has reached this size is followed by the next one, and reclaimed once all of it is acked."""
+    retain: bool = False
+    """Keep what was acked, so that the run can be replayed."""
+    replay: bool = False
+    """Read everything from the start, without leases or acks."""
+
+
+_wakeups: WeakValueDictionary[Path, Wakeups] = WeakValueDictionary()
+
+
+def open_file_queue(url: str, *, lease: Lease, consume: Sequence[int] | None) -> Queue:
+    """The transport behind file://."""
+    parts, options = parse_queue_url(url, FileOptions)
+    path = Path(unquote(parts.path))
+    if parts.netloc not in ("", "localhost") or not path.is_absolute() or path == Path("/"):
+        raise QueueURLError(f"{url}: expected file:// and an absolute directory, as in file:///data/run7/trajectories")
+    if options.replay:
+        return ReplayedQueue(url, path, options, consume)
+    return FileQueue(url, path, options, lease, consume)
+
+
+class FileQueue(Queue):
+    """A handle on the queue of a directory."""
+
+    def __init__(self, url: str, root: Path, options: FileOptions, lease: Lease, consume: Sequence[int] | None) -> None:
+        super().__init__(url, options)
+        self._layout = open_layout(url, root, options.partitions)
+        self._wakeups = _wakeups.setdefault(root.resolve(), Wakeups())
+        self._holder = Holder(self._layout.holders, options.lease_time)
+        settings = SourceSettings(
+            queue=self,
+            layout=self._layout,
+            holder=self._holder,
+            watch=Watch(self._layout.holders),
+            lease_time=options.lease_time,
+            retain=options.retain,
+            segment_bytes=options.segment_bytes,
+        )
+        kind = PartitionConsumer if lease == "partition" else SingleRecordConsumer
+        partitions = self._check_consume(consume, self._layout.partitions)
+        self._consumers: dict[int, PartitionConsumer | SingleRecordConsumer] = {
+            index: kind(settings, index) for index in partitions
+        }
+        self._turn = deque(partitions)
+        self._served = 0
+        self._poll = _POLL if lease == "partition" else _POLL_SHARED
+        self._segment_bytes = options.segment_bytes
+        self._writers: dict[int, SegmentWriter] = {}
+        self._sync = SYNC_MODES[options.fsync]()
+        self._backlog = Backlog(self._layout)
+        self._measuring = asyncio.Lock()
+        self._backlog_records = self._backlog_bytes = 0
+        self._measured_at = -math.inf
+        self._closed = False
+
+    async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
+        self._check_open()
+        nbytes = self._acceptable_nbytes(frames)
+        self._sync.raise_failure()
+        await self._make_room(nbytes)
+        writer = self._writer(partition_of(key, self._layout.partitions))
+        if nbytes <= _INLINE_BYTES:
+            writer.append(frames, key, tag)
+        else:
+            await _to_the_end(asyncio.to_thread(writer.append, frames, key, tag))
+        self._backlog_records += 1
+        self._backlog_bytes += nbytes
+        self._wakeups.wake()
+        await self._sync.written(writer)
+
+    async def receive(self, *, timeout: float) -> Delivery | None:
+        deadline = time.monotonic() + timeout
+        pause, longest = self._poll
+        delivery = await self._next()
+        while delivery is None and (now := time.monotonic()) < deadline:
+            changed = self._wakeups.expect()
+            try:
+                delivery = await self._next()
+                if delivery is None:
+                    await self._wakeups.wait(changed, min(pause, deadline - now))
+            finally:
+                self._wakeups.forget(changed)
+            pause = min(1.5 * pause, longest)
+        return delivery
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        self._check_open()
+        stale = [delivery for delivery in deliveries if delivery.queue is not self]
+        by_partition = defaultdict(list)
+        for delivery in deliveries:
+            if delivery.queue is self:
+                by_partition[delivery.partition].append(delivery)
+        with self._refusals_named():
+            for index, group in by_partition.items():
+                stale += self._consumers[index].settle(group)
+        if stale:
+            raise self._stale_lease(stale)
+
+    async def nack(self, delivery: Delivery, delay: float) -> None:
+        self._check_open()
+        with self._refusals_named():
+            if delivery.queue is not self or not self._consumers[delivery.partition].give_back(delivery, delay):
+                raise self._stale_lease([delivery])
+        self._wakeups.wake()
+
+    async def reject(self, delivery: Delivery, reason: str) -> None:
+        self._check_open()
+        with self._refusals_named():
+            if delivery.queue is not self or not self._consumers[delivery.partition].reject(delivery, reason):
+                raise self._stale_lease([delivery])
+
+    async def release(self) -> None:
+        self._check_open()
+        with self._refusals_named():
+            await self._release()
+
+    async def stats(self) -> QueueStats:
+        self._check_open()
+        async with self._measuring:
+            with self._refusals_named():
+                stats = await _to_the_end(asyncio.to_thread(self._backlog.measure))
+        self._backlog_records, self._backlog_bytes = stats.backlog_records, stats.backlog_bytes
+        self._measured_at = time.monotonic()
+        return stats
+
+    async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
+        self._check_open()
+        with self._refusals_named():
+            return await asyncio.to_thread(read_dead_letters, self._layout, limit)
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        writers = list(self._writers.values())
+        try:
+            with self._refusals_named():
+                await self._release()
+                await self._sync.close(writers)
+        finally:
+            for consumer in self._consumers.values():
+                consumer.close()
+            for writer in writers:
+                writer.close()
+            await asyncio.to_thread(self._holder.close)
+            self._wakeups.wake()
+
+    async def _next(self) -> Delivery | None:
+        """The next record of any partition; one that has many gives way to the others from time to time."""
+        for _ in range(len(self._turn)):
+            self._check_open()
+            with self._refusals_named():
+                delivery = await self._consumers[self._turn[0]].next()
+            self._served += 1
+            if delivery is None or self._served >= _BURST:
+                self._served = 0
+                self._turn.rotate(-1)
+            if delivery is not None:
+                return delivery
+        return None
+
+    async def _make_room(self, nbytes: int) -> None:
+        """Raise QueueFull where the record would pass the hard limit, as far as others' puts are known by now."""
+        limit = self._options.effective_hard_limit
+        recent = time.monotonic() - self._measured_at < _MEASURE_SECONDS
+        if recent and self._backlog_bytes + nbytes <= limit:
+            return
+        await self.stats()
+        if self._backlog_bytes + nbytes > limit:
+            raise self._queue_full(nbytes, self._backlog_records, self._backlog_bytes)
+
+    def _writer(self, partition: int) -> SegmentWriter:
+        if partition not in self._writers:
+            self._writers[partition] = SegmentWriter(self._layout.partition(partition), self._segment_bytes)
+        return self._writers[partition]
+
+    async def _release(self) -> None:
+        for consumer in self._consumers.values():
+            await consumer.release()
+        self._wakeups.wake()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise QueueClosed(f"{self.url}: this handle is closed")
+
+    @contextlib.contextmanager
+    def _refusals_named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise QueueStorageError(
+                f"{self.url}: {error}. See that the directory is there, with room and rights."
+            ) from error
+
+
+async def _to_the_end(work: Awaitable[T]) -> T:
+    """Await what a thread does; when cancelled, not before the thread is done with what it was given."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
