@@ -23,6 +23,7 @@ def main() -> None:
     drawing = console.export_svg(title="rollout")
     # Without the web fonts that would be fetched from elsewhere; every viewer has a monospaced one.
     drawing = re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.DOTALL).replace("Fira Code, ", "")
+    drawing = drawing.replace("<svg ", '<svg xml:space="preserve" ', 1)
     (ROOT / "docs" / "demo.svg").write_text(drawing, "utf-8")
 
 
