@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import anyio
 import structlog
@@ -223,7 +224,7 @@ async def _policy(config: Config, state: RunState) -> AsyncIterator[Policy]:
 
 def trajectories_url(config: Config, directory: Path) -> str:
     """The queue's URL, with the run's directory filled in."""
-    return config.queue.url.replace("{run_dir}", str(directory))
+    return config.queue.url.replace("{run_dir}", quote(str(directory)))
 
 
 def _start_embedded(config: Config, directory: Path, stack: AsyncExitStack) -> str:
