@@ -6,8 +6,6 @@ gone. A lease ends when its holder releases it or closes: a busy loop of the sam
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import heapq
 import math
 import threading
@@ -19,6 +17,7 @@ from dataclasses import dataclass, field
 from transports.base import DeadLetter, Delivery, Frames, Lease, Queue, QueueStats, partition_of
 from transports.errors import QueueClosed, QueueURLError
 from transports.urls import QueueOptions, parse_queue_url
+from transports.wakeups import Wakeups
 
 
 @dataclass(slots=True, eq=False)
@@ -75,19 +74,7 @@ class _Broker:
         self.backlog_bytes = 0
         self.redeliveries = 0
         self.dead: list[DeadLetter] = []
-        self.waiting: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
-
-    def wake(self) -> None:
-        """Let every consumer that waits look again, each on its own loop."""
-        here = asyncio.get_running_loop() if self.waiting else None
-        for event, loop in self.waiting.items():
-            if loop is here:
-                event.set()
-            else:
-                # A loop that was closed under its waiting consumer has nobody left to wake.
-                with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(event.set)
-        self.waiting.clear()
+        self.wakeups = Wakeups()
 
     def settle(self, partition: _Partition, position: int) -> None:
         _, record = partition.lent.pop(position)
@@ -131,27 +118,22 @@ class MemoryQueue(Queue):
             partition.next_position += 1
             broker.backlog_records += 1
             broker.backlog_bytes += nbytes
-            broker.wake()
+            broker.wakeups.wake()
 
     async def receive(self, *, timeout: float) -> Delivery | None:
         deadline = time.monotonic() + timeout
         while True:
-            looked_again = asyncio.Event()
             broker = self._open_broker()
-            with broker.lock:
-                now = time.monotonic()
-                delivery, next_due = self._take(broker, now)
+            changed = broker.wakeups.expect()
+            try:
+                with broker.lock:
+                    now = time.monotonic()
+                    delivery, next_due = self._take(broker, now)
                 if delivery is not None or now >= deadline:
                     return delivery
-                broker.waiting[looked_again] = asyncio.get_running_loop()
-            try:
-                async with asyncio.timeout(min(deadline, next_due or deadline) - now):
-                    await looked_again.wait()
-            except TimeoutError:
-                continue
+                await broker.wakeups.wait(changed, min(deadline, next_due or deadline) - now)
             finally:
-                with broker.lock:
-                    broker.waiting.pop(looked_again, None)
+                broker.wakeups.forget(changed)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         broker = self._open_broker()
@@ -173,7 +155,7 @@ class MemoryQueue(Queue):
             partition = self._lent_from(delivery)
             _, record = partition.lent.pop(delivery.position)
             heapq.heappush(partition.delayed, (time.monotonic() + delay, -record.position, record))
-            broker.wake()
+            broker.wakeups.wake()
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
         broker = self._open_broker()
@@ -259,7 +241,7 @@ class MemoryQueue(Queue):
         for partition in broker.partitions:
             partition.take_back(self._epoch)
         self._epoch = 0
-        broker.wake()
+        broker.wakeups.wake()
 
     def _holds(self, delivery: Delivery) -> bool:
         return delivery.queue is self and delivery.epoch == self._epoch

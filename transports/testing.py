@@ -12,6 +12,7 @@ transport understands: partitions, high_water, high_water_records and hard_limit
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Protocol
@@ -87,10 +88,10 @@ class QueueConformance:
         queue = opened(partitions=3)
         for number in range(60):
             await _put(queue, number, key=f"key-{number % 7}")
-        arrived: dict[str, list[int]] = {}
+        arrived = defaultdict(list)
         for _ in range(60):
             delivery = await _next(queue)
-            arrived.setdefault(delivery.key, []).append(_number(delivery))
+            arrived[delivery.key].append(_number(delivery))
             await delivery.ack()
         assert arrived == {f"key-{k}": list(range(k, 60, 7)) for k in range(7)}
 
@@ -191,7 +192,7 @@ class QueueConformance:
             await _put(producer, number, key=str(number))
         got = {0: await _rest(left), 1: await _rest(right)}
         assert all(d.partition == partition for partition, deliveries in got.items() for d in deliveries)
-        assert sorted(_number(d) for deliveries in got.values() for d in deliveries) == list(range(20))
+        assert sorted(_number(d) for d in [*got[0], *got[1]]) == list(range(20))
 
     async def test_a_stale_holder_is_refused_and_the_new_one_has_every_record(self, opened: Opener) -> None:
         stale, new = opened(), opened()
@@ -266,10 +267,9 @@ class QueueConformance:
             await _put(producer, number)
         got = []
         for turn in range(30):
-            delivery = await _next(consumers[turn % 3])
-            got.append(_number(delivery))
-            await delivery.ack()
-        assert sorted(got) == list(range(30))
+            got.append(await _next(consumers[turn % 3]))
+            await got[-1].ack()
+        assert sorted(map(_number, got)) == list(range(30))
         assert (await producer.stats()).backlog_records == 0
 
     async def test_a_record_lent_singly_comes_again_elsewhere_when_its_holder_closes(self, opened: Opener) -> None:
@@ -292,7 +292,6 @@ class QueueConformance:
         await lent.nack()
         again = await _next(second)
         assert (_number(again), again.redelivered, again.position) == (0, True, lent.position)
-        await again.ack()
 
     # Limits
 

@@ -1,9 +1,16 @@
-"""`file://`: the contract, whole and record by record durable."""
+"""`file://`: the contract, and what becomes of damage, full disks, dead holders and acked segments."""
 
+import asyncio
+import logging
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from transports import Delivery, Queue, QueueCorrupt, QueueStorageError, QueueURLError, StaleLease, open_queue
 from transports.testing import QueueConformance
 
 
@@ -17,3 +24,263 @@ class TestFileConformanceWithEverySync(QueueConformance):
     @pytest.fixture
     def queue_url(self, tmp_path: Path) -> str:
         return f"file://{tmp_path}/queue?fsync=always&segment_bytes=200"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "queue"
+
+
+def segments(root: Path) -> list[Path]:
+    return sorted(root.glob("p*/*.seg"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+async def put_numbers(root: Path, numbers: range, options: str = "") -> None:
+    async with open_queue(f"file://{root}?{options}".rstrip("?")) as queue:
+        for number in numbers:
+            await queue.put((str(number).encode(), bytes(100)), key="k", tag=f"record {number}")
+
+
+async def drain(queue: Queue, timeout: float = 0.1) -> list[int]:
+    got = []
+    while (delivery := await queue.receive(timeout=timeout)) is not None:
+        got.append(number(delivery))
+        await delivery.ack()
+    return got
+
+
+def number(delivery: Delivery | None) -> int:
+    assert delivery is not None
+    return int(bytes(delivery.frames[0]))
+
+
+# Damage
+
+
+@pytest.mark.parametrize("cut", [1, 8, 40, 150])
+async def test_a_torn_tail_is_cut_off_and_reported(root: Path, cut: int, caplog: pytest.LogCaptureFixture) -> None:
+    writer = open_queue(f"file://{root}")
+    for n in range(3):
+        await writer.put((str(n).encode(), bytes(100)), key="k")
+    (torn,) = segments(root)
+    os.truncate(torn, torn.stat().st_size - cut)
+    async with open_queue(f"file://{root}?lease_time=0.05") as queue:
+        with caplog.at_level(logging.WARNING, "transports"):
+            assert await drain(queue) == [0, 1]
+        assert (await queue.stats()).backlog_records == 0
+    assert "torn tail" in caplog.text
+    assert torn.name in caplog.text
+    await writer.aclose()
+
+
+async def test_zeros_where_the_power_failed_are_no_record(root: Path) -> None:
+    writer = open_queue(f"file://{root}")
+    await writer.put((b"0",), key="k")
+    (segment,) = segments(root)
+    with segment.open("ab") as file:
+        file.write(bytes(5000))
+    async with open_queue(f"file://{root}") as queue:
+        assert await drain(queue) == [0]
+        assert (await queue.stats()).backlog_records == 0
+    await writer.aclose()
+
+
+async def test_a_record_that_is_only_half_written_yet_is_returned_once_it_is_whole(root: Path) -> None:
+    await put_numbers(root, range(2))
+    (segment,) = segments(root)
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[:-90])
+    async with open_queue(f"file://{root}") as queue:
+        assert await drain(queue) == [0]
+        segment.write_bytes(whole)
+        assert await drain(queue) == [1]
+
+
+async def test_damage_that_the_writer_went_on_after_is_corruption(root: Path) -> None:
+    await put_numbers(root, range(3), "segment_bytes=1")
+    damaged = segments(root)[1]
+    content = bytearray(damaged.read_bytes())
+    content[-50] ^= 1
+    damaged.write_bytes(content)
+    async with open_queue(f"file://{root}?lease_time=0.05") as queue:
+        assert number(await queue.receive(timeout=5)) == 0
+        with pytest.raises(QueueCorrupt, match=damaged.name):
+            await drain(queue, timeout=5)
+
+
+async def test_a_segment_that_somebody_removed_is_corruption(root: Path) -> None:
+    await put_numbers(root, range(3), "segment_bytes=1")
+    segments(root)[0].unlink()
+    async with open_queue(f"file://{root}") as queue:
+        with pytest.raises(QueueCorrupt, match="record 0 "):
+            await queue.receive(timeout=5)
+
+
+# The medium
+
+
+@contextmanager
+def files_limited_to(nbytes: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_a_put_that_the_medium_refuses_leaves_nothing_and_work_goes_on_with_room(root: Path) -> None:
+    async with open_queue(f"file://{root}") as queue:
+        await queue.put((b"0", bytes(3000)), key="k")
+        with files_limited_to(5000):
+            with pytest.raises(QueueStorageError, match="not accepted"):
+                await queue.put((b"1", bytes(3000)), key="k")
+            await queue.put((b"2", bytes(100)), key="k")
+        await queue.put((b"3", bytes(3000)), key="k")
+        assert await drain(queue) == [0, 2, 3]
+
+
+async def test_acks_that_the_medium_refuses_are_an_error_and_can_be_repeated(root: Path) -> None:
+    async with open_queue(f"file://{root}") as queue:
+        for n in range(200):
+            await queue.put((str(n).encode(),), key="k")
+        deliveries = [await queue.receive(timeout=5) for _ in range(200)]
+        lent = [delivery for delivery in deliveries if delivery is not None]
+        with files_limited_to(4000), pytest.raises(QueueStorageError, match="acks"):
+            await queue.ack(lent)
+        await queue.ack(lent)
+        assert (await queue.stats()).backlog_records == 0
+
+
+def test_a_directory_that_cannot_be_one_is_a_named_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(QueueStorageError, match="file"):
+        open_queue(f"file://{tmp_path}/file/queue")
+
+
+@pytest.mark.parametrize("url", ["file://relative/queue", "file:///", "file://host/dir"])
+def test_only_an_absolute_local_directory_is_a_queue(url: str) -> None:
+    with pytest.raises(QueueURLError, match="absolute"):
+        open_queue(url)
+
+
+# Segments
+
+
+async def test_acked_segments_are_reclaimed(root: Path) -> None:
+    await put_numbers(root, range(20), "segment_bytes=300")
+    assert len(segments(root)) > 5
+    async with open_queue(f"file://{root}") as queue:
+        assert await drain(queue) == list(range(20))
+    assert segments(root) == []
+    await put_numbers(root, range(20, 22))
+    async with open_queue(f"file://{root}") as queue:
+        assert await drain(queue) == [20, 21]
+        assert (await queue.stats()).backlog_records == 0
+
+
+async def test_a_segment_with_an_unacked_record_stays(root: Path) -> None:
+    await put_numbers(root, range(4), "segment_bytes=1")
+    async with open_queue(f"file://{root}") as queue:
+        kept = [await queue.receive(timeout=5) for _ in range(4)]
+        await queue.ack([delivery for n, delivery in enumerate(kept) if delivery is not None and n != 1])
+    async with open_queue(f"file://{root}") as queue:
+        assert await drain(queue) == [1]
+
+
+async def test_a_retained_run_is_replayed_whole_and_as_often_as_wanted(root: Path) -> None:
+    await put_numbers(root, range(6), "partitions=2&segment_bytes=300")
+    await put_numbers(root, range(6, 10))
+    async with open_queue(f"file://{root}?retain=true") as queue:
+        assert sorted(await drain(queue)) == list(range(10))
+    for _ in range(2):
+        async with open_queue(f"file://{root}?replay=true") as queue:
+            assert await drain(queue) == list(range(10))
+            assert await queue.receive(timeout=0) is None
+
+
+async def test_a_large_record_travels_through_threads(root: Path) -> None:
+    blob = os.urandom(3 << 20)
+    async with open_queue(f"file://{root}?fsync=never") as queue:
+        await asyncio.gather(*(queue.put((str(n).encode(), blob), key="k") for n in range(4)))
+        for _ in range(4):
+            delivery = await queue.receive(timeout=5)
+            assert delivery is not None
+            assert bytes(delivery.frames[1]) == blob
+            await delivery.ack()
+
+
+async def test_a_record_of_a_thousand_frames_comes_back(root: Path) -> None:
+    async with open_queue(f"file://{root}") as queue:
+        await queue.put(tuple(str(n).encode() for n in range(1500)), key="k")
+        delivery = await queue.receive(timeout=5)
+        assert delivery is not None
+        assert [bytes(frame) for frame in delivery.frames] == [str(n).encode() for n in range(1500)]
+
+
+# Leases
+
+
+async def test_the_partitions_of_a_holder_without_a_heartbeat_go_to_another(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put_numbers(root, range(3))
+    frozen = open_queue(f"file://{root}?lease_time=0.05")
+    monkeypatch.setattr("transports.files.leases.Holder._keep_beating", lambda self: None)
+    lent = await frozen.receive(timeout=5)
+    assert number(lent) == 0
+    async with open_queue(f"file://{root}?lease_time=0.05") as other:
+        taken = await other.receive(timeout=5)
+        assert taken is not None
+        assert (number(taken), taken.redelivered) == (0, True)
+        assert lent is not None
+        with pytest.raises(StaleLease):
+            await lent.ack()
+        await taken.ack()
+        assert await drain(other) == [1, 2]
+    await frozen.aclose()
+
+
+async def test_a_claim_of_a_holder_without_a_heartbeat_goes_to_another(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put_numbers(root, range(2))
+    frozen = open_queue(f"file://{root}?lease_time=0.05", lease="record")
+    monkeypatch.setattr("transports.files.leases.Holder._keep_beating", lambda self: None)
+    lent = await frozen.receive(timeout=5)
+    assert lent is not None
+    async with open_queue(f"file://{root}", lease="record") as other:
+        got = [await other.receive(timeout=5), await other.receive(timeout=5)]
+        assert sorted(map(number, got)) == [0, 1]
+        with pytest.raises(StaleLease):
+            await lent.ack()
+        await other.ack([delivery for delivery in got if delivery is not None])
+        assert (await other.stats()).backlog_records == 0
+    await frozen.aclose()
+
+
+async def test_a_long_ledger_is_begun_anew_and_says_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transports.files.ledger._COMPACT_BYTES", 500)
+    await put_numbers(root, range(100), "segment_bytes=1")
+    async with open_queue(f"file://{root}") as queue, open_queue(f"file://{root}") as onlooker:
+        late = []
+        for n in range(90):
+            delivery = await queue.receive(timeout=5)
+            assert delivery is not None
+            if n in (0, 1):
+                late.append(delivery)
+            else:
+                await delivery.ack()
+                assert (await onlooker.stats()).backlog_records == 99 - n + len(late)
+            if n == 40:
+                await late[1].ack()
+                await late[0].ack()
+                late = []
+            elif n > 40:
+                assert ledger_bytes(root) < 3000
+    async with open_queue(f"file://{root}") as queue:
+        assert await drain(queue) == list(range(90, 100))
+
+
+def ledger_bytes(root: Path) -> int:
+    return sum(path.stat().st_size for path in root.glob("p0/acks.*"))

@@ -77,7 +77,7 @@ class Lane:
             reached = [segment for segment in segments if segment.first_seq <= unacked]
             if not reached:
                 raise QueueCorrupt(
-                    f"{self._directory}: record {unacked} of writer {self.writer} was not acked, but its segment is gone"
+                    f"{self._directory}: record {unacked} of writer {self.writer} is not acked, but its segment is gone"
                 )
             self._cursor = Cursor(reached[-1], HEADER_BYTES, reached[-1].first_seq)
 

@@ -84,7 +84,7 @@ class Watch:
         self._seen: dict[bytes, tuple[int, float]] = {}
 
     def lapsed(self, lease: Path) -> bool:
-        """Whether the holder of that lease has not been seen to live for its lease time. To be asked again and again."""
+        """Whether its holder has not been seen to live for the lease time. To be asked again and again."""
         now = time.monotonic()
         try:
             name, counter, lease_time = _BEAT.unpack(lease.read_bytes())

@@ -187,6 +187,7 @@ class AckLog:
         self._end = 0
         try:
             self.append(opening)
+            self._opening_bytes = self._end
             # The log appears with its whole beginning or not at all: its predecessors may go once it is there.
             os.fsync(self._fd)
             draft.rename(directory / self.name)
@@ -197,7 +198,8 @@ class AckLog:
 
     @property
     def is_long(self) -> bool:
-        return self._end > _COMPACT_BYTES
+        """Whether it is worth to be begun anew, which takes at least the room of what was known at its beginning."""
+        return self._end > _COMPACT_BYTES + 2 * self._opening_bytes
 
     def append(self, entries: Iterable[Entry]) -> None:
         data = b"".join(entry.pack() for entry in entries)
