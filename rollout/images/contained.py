@@ -95,16 +95,18 @@ def read_regular(directory_fd: int, name: str, max_bytes: int) -> bytes:
         OSError: it cannot be opened or read.
     """
     fd = os.open(name, _FILE, dir_fd=directory_fd)
-    with open(fd, "rb", buffering=0, closefd=True) as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(f"{_shown(name)} is not a regular file")
         if status.st_size <= max_bytes:
             # One byte more than there should be, so that a file that grows is noticed.
-            data = _read_up_to(file.fileno(), max_bytes + 1, status.st_size + 1)
+            data = _read_up_to(fd, max_bytes + 1, status.st_size + 1)
             if len(data) <= max_bytes:
                 return data
         raise ImageError(f"{_shown(name)} has more than max_bytes {max_bytes}")
+    finally:
+        os.close(fd)
 
 
 def _read_below(root: str, relative: str, max_bytes: int) -> bytes:

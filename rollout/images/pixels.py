@@ -21,9 +21,10 @@ def load_pixels(data: bytes) -> Image.Image:
         ImageError: the bytes are not one of the accepted formats, or cannot be decoded.
     """
     try:
-        image = upright(open_lazily(data))
+        image = open_lazily(data)
+        # Before anything else: Pillow reports damaged pixels once, and takes them as they are when asked again.
         image.load()
-        return _rgb_on_white(image)
+        return _rgb_on_white(upright(image))
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged input

@@ -62,11 +62,11 @@ def describe(source: Any) -> str:
     """What a source is, for the refusal of one that is no image."""
     if source is None:
         return "the image is missing"
-    if source == "":
+    if not isinstance(source, str):
+        return f"the image is a {type(source).__name__}; a URL, bytes or a Pillow image is expected"
+    if not source:
         return "the image's URL is empty"
-    if isinstance(source, str):
-        scheme, colon, _ = source[:100].partition(":")
-        if colon and scheme.isidentifier():
-            return f"the scheme {scheme}: is not accepted; give the image as a data: URI or a file:// URL"
-        return f"{source[:60]!r} is neither a data: URI nor a file:// URL"
-    return f"the image is a {type(source).__name__}; a URL, bytes or a Pillow image is expected"
+    scheme, colon, _ = source[:100].partition(":")
+    if colon and scheme.isidentifier():
+        return f"the scheme {scheme}: is not accepted; give the image as a data: URI or a file:// URL"
+    return f"{source[:60]!r} is neither a data: URI nor a file:// URL"

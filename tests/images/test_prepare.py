@@ -1,0 +1,458 @@
+"""Preparation in place: every shape of an image part, what is never touched, and all or nothing."""
+
+import asyncio
+import copy
+import hashlib
+import io
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from rollout.images import (
+    ImageError,
+    ImagePolicy,
+    ImageStoreError,
+    inspect_image,
+    load_pixels,
+    prepare_images,
+    prepare_images_async,
+)
+
+
+def only_part(messages: list[dict[str, Any]]) -> Any:
+    return messages[0]["content"][0]
+
+
+def as_user(part: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [part]}]
+
+
+SHAPES: list[Callable[[str], dict[str, Any]]] = [
+    lambda url: {"type": "image_url", "image_url": {"url": url}},
+    lambda url: {"type": "image_url", "image_url": url},
+    lambda url: {"type": "image", "image": url},
+    lambda url: {"type": "input_image", "image_url": url},
+    lambda url: {"image": url},
+    lambda url: {"image_url": url},
+    lambda url: {"image_url": {"url": url}},
+    lambda url: {"type": None, "image": url, "image_url": None},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_becomes_the_canonical_one_in_place(
+    shape: Any, encode: Any, data_uri: Any, offload: ImagePolicy
+) -> None:
+    data = encode("PNG")
+    part = shape(data_uri(data))
+    messages = as_user(part)
+    report = prepare_images(messages, offload)
+    url = (offload.directory / (hashlib.sha256(data).hexdigest() + ".png")).as_uri()
+    assert part == {"type": "image_url", "image_url": {"url": url}}
+    assert only_part(messages) is part
+    assert (report.rewritten, report.bytes_written) == (1, len(data))
+
+
+def test_extra_keys_are_kept(encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
+    inner = {"url": data_uri(encode()), "detail": "high"}
+    messages = as_user({"type": "image_url", "image_url": inner, "cache_control": {"type": "ephemeral"}})
+    prepare_images(messages, offload)
+    assert only_part(messages)["image_url"] is inner
+    assert inner["detail"] == "high"
+    assert only_part(messages)["cache_control"] == {"type": "ephemeral"}
+
+
+@dataclass
+class Url:
+    url: str
+    detail: str = "auto"
+
+
+@dataclass
+class Part:
+    type: str
+    image_url: Any = None
+    image: Any = None
+
+
+class PydanticUrl(BaseModel):
+    url: str
+
+
+class PydanticPart(BaseModel):
+    type: Literal["image_url"] = "image_url"
+    image_url: PydanticUrl
+
+
+class PydanticHuggingFacePart(BaseModel):
+    type: Literal["image"] = "image"
+    image: str
+
+
+@dataclass
+class Message:
+    role: str
+    content: list[Any] = field(default_factory=list)
+
+
+def test_typed_objects_are_changed_in_place(encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
+    uri = data_uri(encode())
+    dataclass_part, pydantic_part = Part("image_url", Url(uri)), PydanticPart(image_url=PydanticUrl(url=uri))
+    report = prepare_images([Message("user", [dataclass_part, pydantic_part])], offload)
+    url = report.images[0].url
+    assert dataclass_part == Part("image_url", Url(url))
+    assert pydantic_part.image_url.url == url
+    assert report.rewritten == 2
+
+
+@pytest.mark.parametrize("part", [Part("image_url", "URL"), Part("input_image", "URL"), Part("image", image="URL")])
+def test_typed_objects_take_the_canonical_form(part: Part, encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
+    part = copy.copy(part)
+    if part.image is None:
+        part.image_url = data_uri(encode())
+    else:
+        part.image = data_uri(encode())
+    url = prepare_images([Message("user", [part])], offload).images[0].url
+    assert part == Part("image_url", {"url": url})
+
+
+def test_a_typed_object_without_room_for_the_canonical_form_keeps_its_own(
+    encode: Any, data_uri: Any, offload: ImagePolicy
+) -> None:
+    part = PydanticHuggingFacePart(image=data_uri(encode()))
+    report = prepare_images([Message("user", [part])], offload)
+    assert part == PydanticHuggingFacePart(image=report.images[0].url)
+    assert prepare_images([Message("user", [part])], offload).rewritten == 0
+
+
+class FrozenPart(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    type: str = "image"
+    image: str
+
+
+@pytest.mark.parametrize("freeze", [lambda uri: FrozenPart(image=uri), lambda uri: MappingProxyType({"image": uri})])
+def test_a_part_that_cannot_be_changed_is_an_error_and_nothing_else_is_changed(
+    freeze: Any, encode: Any, data_uri: Any, offload: ImagePolicy
+) -> None:
+    first = {"type": "image", "image": data_uri(encode(seed=1)), "note": "first"}
+    before = dict(first)
+    with pytest.raises(ImageError, match="cannot be changed in place") as caught:
+        prepare_images([{"role": "user", "content": [first, freeze(data_uri(encode()))]}], offload)
+    assert (caught.value.message_index, caught.value.part_index) == (0, 1)
+    assert first == before
+    assert list(first) == list(before)
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool", "function"])
+def test_every_role_is_looked_into(role: str, encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
+    messages = [{"role": role, "content": [{"type": "text", "text": "see"}, {"type": "image", "image": encode()}]}]
+    report = prepare_images(messages, offload)
+    assert (report.images[0].message_index, report.images[0].part_index) == (0, 1)
+
+
+def test_images_inside_tool_results_are_found_under_the_outermost_part(
+    encode: Any, data_uri: Any, offload: ImagePolicy
+) -> None:
+    deep: dict[str, Any] = {"type": "tool_result", "content": [{"type": "image", "image": data_uri(encode(seed=2))}]}
+    result: dict[str, Any] = {
+        "type": "tool_result",
+        "content": [{"type": "text", "text": "done"}, {"image": encode(seed=1)}, deep],
+    }
+    report = prepare_images([{"role": "user", "content": "go"}, {"role": "tool", "content": ["text", result]}], offload)
+    assert [(image.message_index, image.part_index) for image in report.images] == [(1, 1), (1, 1)]
+    assert result["content"][1]["type"] == "image_url"
+    assert deep["content"][0]["type"] == "image_url"
+
+
+UNTOUCHED: list[Any] = [
+    {"role": "user", "content": "data:image/png;base64,AAAA"},
+    {"role": "user", "content": None},
+    {"role": "user", "content": {"type": "image"}},
+    {"role": "assistant", "tool_calls": [{"function": {"arguments": {"type": "image", "image": "x"}}}]},
+    {"role": "user", "content": [], "metadata": {"type": "image", "image": "x"}},
+    {"role": "user", "content": [], "tools": [{"type": "image"}]},
+    {"role": "user", "content": [{"type": "text", "text": "t", "image": "x", "image_url": "y"}]},
+    {"role": "user", "content": [{"type": "text", "text": "t", "image": None}]},
+    {"role": "user", "content": [{"image": None, "text": "t"}, {"image_url": ""}, {"image": {}}, {"image": []}]},
+    {"role": "user", "content": [{"type": "json", "schema": {"type": "image"}}, 7, None, "image"]},
+    {"role": "tool", "content": [{"type": "tool_result", "metadata": [{"type": "image"}], "content": "image"}]},
+    {"role": "user"},
+    "not a message",
+]
+
+
+@pytest.mark.parametrize("message", UNTOUCHED)
+def test_what_is_not_an_image_part_is_never_touched(message: Any, offload: ImagePolicy) -> None:
+    before = copy.deepcopy(message)
+    report = prepare_images([message], offload)
+    assert message == before
+    assert (report.images, report.rewritten, report.bytes_written) == ((), 0, 0)
+
+
+def test_raw_bytes_stay_as_they_are_and_pillow_images_become_png(
+    encode: Any, picture: Any, offload: ImagePolicy
+) -> None:
+    data = encode("JPEG")
+    messages = [{"role": "user", "content": [{"type": "image", "image": what}]} for what in (data, picture())]
+    as_bytes, as_pillow = prepare_images(messages, offload).images
+    assert (offload.directory / as_bytes.file_name).read_bytes() == data
+    assert as_pillow.media_type == "image/png"
+    stored = Image.open(offload.directory / as_pillow.file_name)
+    assert np.array_equal(np.asarray(stored), np.asarray(picture()))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "F", "I;16", "LA", "PA"])
+def test_a_pillow_image_of_any_mode_is_taken(mode: str, picture: Any, offload: ImagePolicy) -> None:
+    image = picture().convert("RGB").convert("L" if mode in ("F", "I;16", "LA", "PA") else mode).convert(mode)
+    report = prepare_images(as_user({"type": "image", "image": image}), offload)
+    assert (report.images[0].width, report.images[0].height) == (12, 8)
+
+
+def test_a_pillow_image_is_the_same_picture_as_the_file_it_came_from(encode: Any, offload: ImagePolicy) -> None:
+    data = encode("PNG", orientation=6)
+    image = Image.open(io.BytesIO(data))
+    [prepared] = prepare_images(as_user({"type": "image", "image": image}), offload).images
+    stored = load_pixels((offload.directory / prepared.file_name).read_bytes())
+    assert np.array_equal(np.asarray(stored), np.asarray(load_pixels(data)))
+
+
+def test_the_extension_follows_the_bytes_and_not_the_declared_type(
+    encode: Any, data_uri: Any, asking: Any, offload: ImagePolicy
+) -> None:
+    messages = asking(data_uri(encode("JPEG")))
+    [image] = prepare_images(messages, offload).images
+    assert image.file_name.endswith(".jpg")
+    assert image.media_type == "image/jpeg"
+
+
+def test_the_report_tells_the_identity_of_every_image_in_order(
+    encode: Any, data_uri: Any, offload: ImagePolicy
+) -> None:
+    datas = [encode("JPEG", orientation=6, seed=1), encode("PNG", seed=2), encode("JPEG", orientation=6, seed=1)]
+    messages = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"image": data}]} for data in datas]
+    report = prepare_images(messages, offload)
+    assert [image.message_index for image in report.images] == [0, 1, 2]
+    for image, data in zip(report.images, datas, strict=True):
+        digest = hashlib.sha256(data).hexdigest()
+        assert (image.sha256, image.mm_hash, image.n_bytes) == (digest, digest[:32], len(data))
+    assert (report.images[0].width, report.images[0].height) == (8, 12)
+    assert report.rewritten == 3
+    assert report.bytes_written == len(datas[0]) + len(datas[1])
+    assert len(list(offload.directory.iterdir())) == 2
+
+
+def test_messages_that_are_prepared_stay_as_they_are(encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
+    messages = [{"role": "user", "content": [shape(data_uri(encode(seed=n)))]} for n, shape in enumerate(SHAPES)]
+    first = prepare_images(messages, offload)
+    before = json.dumps(messages)
+    again = prepare_images(messages, offload)
+    assert json.dumps(messages) == before
+    assert again.images == first.images
+    assert (again.rewritten, again.bytes_written) == (0, 0)
+
+
+def test_an_image_that_another_process_prepared_is_read_and_checked(
+    encode: Any, asking: Any, offload: ImagePolicy
+) -> None:
+    data = encode()
+    name = hashlib.sha256(data).hexdigest() + ".png"
+    offload.directory.mkdir(parents=True)
+    (offload.directory / name).write_bytes(data)
+    messages = asking((offload.directory / name).as_uri())
+    report = prepare_images(messages, offload)
+    assert (report.rewritten, report.bytes_written, report.images[0].file_name) == (0, 0, name)
+
+
+@pytest.mark.parametrize("mode", ["offload", "inline"])
+def test_an_asset_that_no_longer_holds_its_image_is_refused(
+    mode: Literal["offload", "inline"], encode: Any, asking: Any, offload: ImagePolicy
+) -> None:
+    policy = ImagePolicy(mode=mode, directory=offload.directory)
+    offload.directory.mkdir(parents=True)
+    path = offload.directory / ("0" * 64 + ".png")
+    path.write_bytes(encode())
+    with pytest.raises(ImageError, match="no longer holds"):
+        prepare_images(asking(path.as_uri()), policy)
+
+
+def test_inline_keeps_the_uri(encode: Any, data_uri: Any, asking: Any, inline: ImagePolicy) -> None:
+    uri = data_uri(encode("JPEG"))
+    messages = asking(uri)
+    report = prepare_images(messages, inline)
+    assert only_part(messages)["image_url"]["url"] is uri
+    assert report.images[0].url is uri
+    assert (report.rewritten, report.bytes_written, list(inline.directory.iterdir())) == (0, 0, [])
+
+
+def test_inline_gives_bytes_and_pillow_images_a_uri_of_their_own_type(
+    encode: Any, picture: Any, inline: ImagePolicy
+) -> None:
+    for what, media_type in ((encode("WEBP"), "webp"), (picture(), "png")):
+        messages = as_user({"type": "image", "image": what})
+        prepare_images(messages, inline)
+        assert only_part(messages)["image_url"]["url"].startswith(f"data:image/{media_type};base64,")
+        assert prepare_images(messages, inline).rewritten == 0
+
+
+@pytest.mark.parametrize("mode", ["offload", "inline"])
+def test_a_file_in_an_allowed_directory_is_adopted_by_copy(
+    mode: Literal["offload", "inline"], encode: Any, asking: Any, tmp_path: Path
+) -> None:
+    dataset = tmp_path / "data set"
+    dataset.mkdir()
+    source = dataset / "photo (1).png"
+    source.write_bytes(encode())
+    policy = ImagePolicy(mode=mode, directory=tmp_path / "images", allow=(dataset,))
+    messages = asking(source.as_uri())
+    [image] = prepare_images(messages, policy).images
+    source.write_bytes(b"changed by its owner")
+    assert image.url == (tmp_path / "images" / image.file_name).as_uri()
+    assert (tmp_path / "images" / image.file_name).read_bytes() == encode()
+
+
+def test_a_foreign_file_in_the_image_directory_gets_its_own_name(
+    encode: Any, asking: Any, offload: ImagePolicy
+) -> None:
+    offload.directory.mkdir(parents=True)
+    (offload.directory / "plot.png").write_bytes(encode())
+    messages = asking((offload.directory / "plot.png").as_uri())
+    [image] = prepare_images(messages, offload).images
+    assert only_part(messages)["image_url"]["url"].endswith(image.file_name)
+
+
+REFUSED: list[tuple[Any, str]] = [
+    ({"type": "image_url", "image_url": {"url": None}}, "missing"),
+    ({"type": "image_url", "image_url": {}}, "missing"),
+    ({"type": "image_url", "image_url": None}, "missing"),
+    ({"type": "image_url"}, "missing"),
+    ({"image_url": {"detail": "low"}}, "missing"),
+    ({"type": "image", "image": None}, "missing"),
+    ({"type": "image"}, "missing"),
+    ({"type": "input_image", "file_id": "f"}, "missing"),
+    ({"type": "image", "image": ""}, "empty"),
+    ({"type": "image", "image": 7}, "int"),
+    ({"type": "image", "image": ["data:image/png;base64,AAAA"]}, "list"),
+    ({"type": "image_url", "image_url": {"url": {"url": "x"}}}, "dict"),
+    ({"type": "image", "image": np.zeros((2, 2, 3))}, "ndarray"),
+    ({"type": "image", "image": "http://example.com/a.png"}, "scheme http:"),
+    ({"type": "image", "image": "https://example.com/a.png"}, "scheme https:"),
+    ({"type": "image", "image": "ftp://example.com/a.png"}, "scheme ftp:"),
+    ({"type": "image", "image": "/etc/passwd"}, "neither a data: URI nor a file:// URL"),
+    ({"type": "image", "image": "a.png"}, "neither"),
+    ({"type": "image", "image": "iVBORw0KGgo="}, "neither"),
+    ({"type": "image", "image": b""}, "no bytes"),
+    ({"type": "image", "image": b"GIF89a"}, "cut short"),
+    ({"type": "image", "image": Image.new("RGB", (0, 5))}, "Pillow"),
+    ({"type": "image", "image": "data:image/png,AAAA"}, "base64"),
+    ({"type": "image", "image": "data:text/html;base64,AAAA"}, "data:image/<type>;base64"),
+    ({"type": "image", "image": "data:;base64,AAAA"}, "data:image/<type>;base64"),
+    ({"type": "image", "image": "DATA:image/png;base64,AAAA"}, "scheme DATA:"),
+    ({"type": "image", "image": "data:image/png;base64,AA AA"}, "strict base64"),
+    ({"type": "image", "image": "data:image/png;base64,AAAA\n"}, "strict base64"),
+    ({"type": "image", "image": "data:image/png;base64,AAA"}, "strict base64"),
+    ({"type": "image", "image": "data:image/png;base64,AAAA="}, "strict base64"),
+    ({"type": "image", "image": "data:image/png;base64,-_AA"}, "strict base64"),
+    ({"type": "image", "image": "data:image/png;base64,äAAA"}, "strict base64"),
+    ({"type": "image", "image": "data:image/png;base64,"}, "no bytes"),
+    ({"type": "image", "image": "data:image/png;base64,PHN2Zz48L3N2Zz4="}, "SVG"),
+]
+
+
+@pytest.mark.parametrize("mode", ["offload", "inline"])
+@pytest.mark.parametrize(("part", "reason"), REFUSED)
+def test_a_refusal_names_the_part_and_leaves_the_request_untouched(
+    part: Any, reason: str, mode: Literal["offload", "inline"], encode: Any, offload: ImagePolicy
+) -> None:
+    policy = ImagePolicy(mode=mode, directory=offload.directory)
+    good = {"type": "image", "image": encode()}
+    messages = [{"role": "user", "content": [good]}, {"role": "tool", "content": [{"type": "text"}, part, good]}]
+    before = dict(good)
+    with pytest.raises(ImageError, match=reason) as caught:
+        prepare_images(messages, policy)
+    assert (caught.value.message_index, caught.value.part_index) == (1, 1)
+    assert str(caught.value).startswith("messages[1].content[1]: ")
+    assert good == before
+    assert list(offload.directory.iterdir()) == []
+
+
+def test_too_many_bytes_are_refused_before_they_are_decoded(encode: Any, data_uri: Any, tmp_path: Path) -> None:
+    data = encode("BMP", width=100, height=100)
+    policy = ImagePolicy(mode="offload", directory=tmp_path, max_bytes=1_000)
+    for image in (data_uri(data), data):
+        with pytest.raises(ImageError, match="max_bytes 1000"):
+            prepare_images(as_user({"type": "image", "image": image}), policy)
+
+
+def test_content_that_contains_itself_is_refused(offload: ImagePolicy) -> None:
+    part: dict[str, Any] = {"type": "tool_result", "content": []}
+    part["content"].append(part)
+    with pytest.raises(ImageError, match="nested in itself") as caught:
+        prepare_images([{"role": "tool", "content": ["text", part]}], offload)
+    assert (caught.value.message_index, caught.value.part_index) == (0, 1)
+
+
+def test_a_part_that_two_messages_share_is_prepared_once_and_reported_twice(
+    encode: Any, data_uri: Any, offload: ImagePolicy
+) -> None:
+    part = {"type": "image", "image": data_uri(encode())}
+    report = prepare_images([{"role": "user", "content": [part]}, {"role": "user", "content": [part]}], offload)
+    assert [image.message_index for image in report.images] == [0, 1]
+    assert part == {"type": "image_url", "image_url": {"url": report.images[0].url}}
+
+
+def test_an_image_directory_that_cannot_be_made_is_a_fault_of_the_machine(encode: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    policy = ImagePolicy(mode="offload", directory=tmp_path / "file" / "images")
+    with pytest.raises(ImageStoreError, match="cannot be used"):
+        prepare_images(as_user({"type": "image", "image": encode()}), policy)
+
+
+async def test_new_images_are_looked_at_off_the_event_loop_and_known_ones_on_it(
+    encode: Any, data_uri: Any, asking: Any, offload: ImagePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def watched(*arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        return inspect_image(*arguments)
+
+    monkeypatch.setattr("rollout.images.resolve.inspect_image", watched)
+    messages = asking(data_uri(encode()))
+    report = await prepare_images_async(messages, offload)
+    again = await prepare_images_async(messages, offload)
+    assert threads
+    assert threading.main_thread() not in threads
+    assert again.images == report.images
+    assert len(threads) == 1
+
+
+async def test_a_cancelled_preparation_changes_no_message(
+    encode: Any, data_uri: Any, asking: Any, offload: ImagePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        started.set()
+        go_on.wait(10)
+        return inspect_image(*arguments)
+
+    monkeypatch.setattr("rollout.images.resolve.inspect_image", slow)
+    messages = asking(data_uri(encode()))
+    before = copy.deepcopy(messages)
+    task = asyncio.create_task(prepare_images_async(messages, offload))
+    await asyncio.to_thread(started.wait, 10)
+    task.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert messages == before
