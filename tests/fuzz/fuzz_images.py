@@ -222,9 +222,9 @@ def as_uri(rng: random.Random, data: bytes) -> str:
 def reference_size(data: bytes) -> tuple[int, int]:
     """The displayed size that a full decode finds, by Pillow alone."""
     image: Image.Image = Image.open(io.BytesIO(data))
+    image.load()
     with contextlib.suppress(Exception):
         image = ImageOps.exif_transpose(image)
-    image.load()
     return image.size
 
 
