@@ -1,0 +1,82 @@
+"""Producers and consumers to be killed. One warm process forks each of them, so that a new one costs milliseconds.
+
+Reads JSON commands from its standard input, `{"role", "url", "name", "log"}`, and answers each with a process id. What
+a peer has done is in its log, one `write` a line, so that SIGKILL loses no line.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from transports import Delivery, QueueError, StaleLease, open_queue
+
+PAYLOAD = os.urandom(8 << 10)
+ACK_EVERY = 16
+
+
+async def produce(url: str, name: str, log: int) -> None:
+    """Put numbered records; a number in the log was accepted."""
+    number = 0
+    async with open_queue(url) as queue:
+        while True:
+            try:
+                await queue.admit(timeout=60)
+                await queue.put((f"{name} {number}".encode(), PAYLOAD), key=f"{name}.{number % 3}")
+            except QueueError:  # the server was killed under it; whether that record was accepted is not known
+                await asyncio.sleep(0.01)
+            else:
+                os.write(log, f"{number}\n".encode())
+            number += 1
+
+
+async def consume(url: str, log: int, seen: set[str]) -> None:
+    """What a trainer does: drop what the saved state has, save what is new, and only then ack."""
+    lent: list[Delivery] = []
+    async with open_queue(url) as queue:
+        while True:
+            try:
+                delivery = await queue.receive(timeout=0.1)
+                if delivery is not None:
+                    record = bytes(delivery.frames[0]).decode()
+                    if record not in seen:
+                        seen.add(record)
+                        os.write(log, f"{record}\n".encode())
+                    if delivery.redelivered:
+                        os.write(log, b"redelivered\n")
+                    lent.append(delivery)
+                if delivery is None or len(lent) == ACK_EVERY:
+                    settled, lent = lent, []
+                    await queue.ack(settled)
+            except StaleLease:
+                continue
+            except QueueError:
+                await asyncio.sleep(0.01)
+
+
+def run_peer(command: dict[str, str]) -> None:
+    path = Path(command["log"])
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    if command["role"] == "produce":
+        asyncio.run(produce(command["url"], command["name"], log))
+    else:
+        asyncio.run(consume(command["url"], log, set(path.read_text().splitlines())))
+
+
+def main() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps those that are killed
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                run_peer(json.loads(line))
+            finally:
+                sys.stderr.flush()
+                os._exit(1)
+        print(pid, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""SIGKILL at random points under load: nothing accepted is lost, and the reader sees each record once and in order."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from transports import open_queue
+
+CYCLES = {"full": 200, "ci": 50}.get(os.environ.get("ROLLOUT_TESTS", ""), 12)
+DRAIN_SECONDS = 120.0
+
+
+@dataclass
+class Peers:
+    """The processes of one trial, and what they say they did."""
+
+    server: "subprocess.Popen[str]"
+    directory: Path
+    url: str
+    pids: dict[str, int] = field(default_factory=dict)
+    births: int = 0
+
+    def start(self, role: str, slot: str) -> None:
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.births += 1
+        name = f"{slot}-{self.births}"
+        log = self.directory / ("consumed" if role == "consume" else f"accepted.{name}")
+        self.server.stdin.write(json.dumps({"role": role, "url": self.url, "name": name, "log": str(log)}) + "\n")
+        self.server.stdin.flush()
+        self.pids[slot] = int(self.server.stdout.readline())
+
+    def kill(self, slot: str) -> None:
+        os.kill(self.pids.pop(slot), signal.SIGKILL)
+
+    def accepted(self) -> set[str]:
+        return {
+            f"{path.name.removeprefix('accepted.')} {number}"
+            for path in self.directory.glob("accepted.*")
+            for number in path.read_text().splitlines()
+        }
+
+    def consumed(self) -> list[str]:
+        return (self.directory / "consumed").read_text().splitlines()
+
+
+@pytest.fixture
+def peers(tmp_path: Path) -> Iterator[Peers]:
+    script = Path(__file__).with_name("queue_peers.py")
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        trial = Peers(server, tmp_path, "")
+        yield trial
+        for slot in list(trial.pids):
+            trial.kill(slot)
+        assert server.stdin is not None
+        server.stdin.close()
+
+
+def test_sigkill_of_producers_and_consumers_of_a_file_queue_loses_and_doubles_nothing(peers: Peers) -> None:
+    peers.url = f"file://{peers.directory}/queue?partitions=2&lease_time=0.2&segment_bytes=256KB&high_water=2MB"
+    chance = random.Random(7)
+    peers.start("consume", "consumer")
+    for slot in ("left", "right"):
+        peers.start("produce", slot)
+    for _ in range(CYCLES):
+        time.sleep(chance.uniform(0.01, 0.15))
+        victim = chance.choice(["left", "right", "left", "right", "consumer"])
+        peers.kill(victim)
+        peers.start("consume" if victim == "consumer" else "produce", victim)
+    for slot in ("left", "right"):
+        peers.kill(slot)
+    wait_until_drained(peers)
+    report(peers)
+
+
+def wait_until_drained(peers: Peers) -> None:
+    async def backlog() -> int:
+        async with open_queue(peers.url) as queue:
+            return (await queue.stats()).backlog_records
+
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while (left := asyncio.run(backlog())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left, f"{left} records were not consumed within {DRAIN_SECONDS} s"
+
+
+def report(peers: Peers) -> None:
+    lines = peers.consumed()
+    consumed = [line for line in lines if line != "redelivered"]
+    lost = peers.accepted() - set(consumed)
+    doubled = len(consumed) - len(set(consumed))
+    redeliveries = len(lines) - len(consumed)
+    print(
+        f"cycles {CYCLES}, records {len(consumed)}, redeliveries {redeliveries}, lost {len(lost)}, doubled {doubled}",
+        file=sys.__stdout__,
+    )
+    assert not lost
+    assert not doubled
+    by_key = defaultdict(list)
+    for line in consumed:
+        name, number = line.split()
+        by_key[name, int(number) % 3].append(int(number))
+    assert all(numbers == sorted(numbers) for numbers in by_key.values())
