@@ -7,112 +7,120 @@ is ever needed.
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from renderers_adapter.errors import AdapterError
+from renderers_adapter.families import Family, family_named
 from renderers_adapter.geometry import Geometry, geometry_for
-from renderers_adapter.tokenizer import FastTokenizer, load_tokenizer
-from renderers_adapter.tokens import LogicalIds, PlaceholderError, logical
+from renderers_adapter.rendered import (
+    Parsed,
+    Rendered,
+    UnsupportedConversation,
+    count_images,
+    read_tool_call,
+    split_by_message,
+)
+from renderers_adapter.tokenizer import FastTokenizer, TokenizerError, load_tokenizer
+from renderers_adapter.tokens import LogicalIds
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-_FAMILIES = {"qwen3-vl": ("qwen_vl", "<|image_pad|>")}
 
 
-class UnsupportedConversation(AdapterError):
-    """A conversation that a full render and a bridge would treat differently; refused rather than misaligned."""
+class RendererMismatch(AdapterError):
+    """A renderer and a tokenizer, or a renderer and its template options, do not go together."""
 
 
-class UnknownRenderer(AdapterError):
-    """No renderer of that name, or none that can be chosen for this model."""
+class BridgeReason(StrEnum):
+    """Why a turn cannot be bridged and is rendered whole.
+
+    Attributes:
+        ASSISTANT: the new messages hold an answer that the policy did not give here.
+        THINKING: the template drops earlier reasoning once a new question is asked.
+        REFUSED: the renderer cannot prove that a bridge would be right, as where reasoning was never closed.
+    """
+
+    ASSISTANT = "assistant"
+    THINKING = "thinking"
+    REFUSED = "refused"
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """The tokens of one message: where its own body lies in them, and where its images' pad tokens lie."""
+class BridgeRefused(AdapterError):
+    """A bridge that would not be right; render the whole conversation instead."""
 
-    ids: LogicalIds
-    content: tuple[tuple[int, int], ...]
-    image_offsets: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A segment per message, then the tokens that open the assistant's turn."""
-
-    segments: tuple[Segment, ...]
-    opening: LogicalIds
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedToolCall:
-    """A tool call as it was parsed; `error` names what was wrong with it."""
-
-    id: str | None
-    name: str
-    arguments: Mapping[str, Any]
-    raw: str
-    error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """A completion as text: what is said, what was thought, which tools are called."""
-
-    text: str
-    reasoning: str | None
-    tool_calls: tuple[ParsedToolCall, ...]
+    def __init__(self, reason: BridgeReason) -> None:
+        self.reason = reason
+        super().__init__(f"this turn cannot be bridged: {reason}")
 
 
 class RendererAdapter:
     """Messages to tokens and back, for one model. Messages are in canonical form (`{"type": "image"}` parts).
 
-    Encoding is serialised by a lock: a fast tokenizer may keep state while it encodes.
+    Text-only and multimodal models look alike: without images `geometry` and `pad_id` are None, and a message with an
+    image is refused. Encoding is serialised by a lock: a fast tokenizer may keep state while it encodes.
     """
 
-    def __init__(self, renderer: Any, tokenizer: FastTokenizer, geometry: Geometry | None, pad_id: int | None) -> None:
-        self._renderer = renderer
+    def __init__(
+        self, create: Callable[[], Any], family: Family, tokenizer: FastTokenizer, geometry: Geometry | None
+    ) -> None:
+        self._create = create
+        self._renderer = renderer = create()
+        self._family = family
+        # The renderers of text-only families do not know the argument.
+        multimodal = getattr(renderer, "supports_process_multimodal", False)
+        self._without_pixels = {"process_multimodal": False} if multimodal else {}
         self._lock = threading.Lock()
         self.tokenizer = tokenizer
         self.geometry = geometry
-        self.pad_id = pad_id
+        self.pad_id = tokenizer.token_id(family.pad) if family.pad is not None else None
         self.stop_token_ids: tuple[int, ...] = tuple(renderer.get_stop_token_ids())
 
     @classmethod
-    def open(cls, directory: Path, renderer: str) -> "RendererAdapter":
+    def open(cls, directory: Path, renderer: str, template: Mapping[str, Any] | None = None) -> "RendererAdapter":
         """Load tokenizer and processor configuration from a model's directory and create its renderer.
 
-        Raises:
-            TokenizerError: the directory holds no usable tokenizer.
-            UnknownRenderer: no such renderer; the message lists them.
-            GeometryError: the processor configuration lacks what placeholder counts are computed from.
-        """
-        if renderer not in _FAMILIES:
-            raise UnknownRenderer(f"renderer {renderer!r} is not known; known are: {', '.join(sorted(_FAMILIES))}.")
-        tokenizer = load_tokenizer(directory)
-        family, pad = _FAMILIES[renderer]
-        geometry = geometry_for(family, load_processor_config(directory))
-        from renderers import config_from_name, create_renderer
+        `template` holds arguments of the chat template, such as `enable_thinking`, by the names that the model's own
+        template gives them.
 
-        made = create_renderer(tokenizer, config_from_name(renderer))
-        return cls(made, tokenizer, geometry, tokenizer.token_id(pad))
+        Raises:
+            UnknownRenderer: no such renderer; the message lists them.
+            TokenizerError: the directory holds no usable tokenizer.
+            GeometryError: the processor configuration lacks what placeholder counts are computed from.
+            RendererMismatch: the tokenizer lacks a token of this chat format, or the template an argument.
+        """
+        family = family_named(renderer)
+        tokenizer = load_tokenizer(directory)
+        geometry = None if family.geometry is None else geometry_for(family.geometry, load_processor_config(directory))
+        return cls(lambda: _create(family, tokenizer, template or {}), family, tokenizer, geometry)
+
+    def another(self) -> "RendererAdapter":
+        """A second renderer for the same model, which shares what only is read."""
+        return RendererAdapter(self._create, self._family, self.tokenizer, self.geometry)
 
     def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> Rendered:
-        """Tokens for a whole conversation."""
-        _refuse_ambiguous(messages, first=True)
+        """Tokens for a whole conversation.
+
+        Raises:
+            UnsupportedConversation: the family's template cannot say this, or not say it the same way twice.
+        """
+        self._refuse_unsupported(messages, tools, first=True)
         with self._lock:
-            rendered = self._renderer.render(
-                list(messages),
-                tools=list(tools) if tools else None,
-                add_generation_prompt=True,
-                process_multimodal=False,
-            )
-        return self._split(rendered, messages, 0)
+            try:
+                rendered = self._renderer.render(
+                    list(messages),
+                    tools=list(tools) if tools else None,
+                    add_generation_prompt=True,
+                    **self._without_pixels,
+                )
+            except TokenizerError:
+                raise
+            except Exception as error:  # a renderer raises what its template would, of any type
+                raise UnsupportedConversation(
+                    f"the renderer {self._family.name} refuses this conversation: {type(error).__name__}: {error}"
+                ) from error
+        return split_by_message(rendered, messages, 0, self.pad_id)
 
     def bridge(
         self,
@@ -120,57 +128,71 @@ class RendererAdapter:
         completion: LogicalIds,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
-    ) -> Rendered | None:
-        """Only the tokens that `messages` add after a completion, or None where a full render is needed.
+    ) -> Rendered:
+        """Only the tokens that `messages` add after a completion.
 
         `opening` is what opened the assistant's turn: a renderer looks no further back than that.
+
+        Raises:
+            BridgeRefused: a full render is needed, and why.
+            UnsupportedConversation: a full render would not be right either.
         """
         if not messages or any(message["role"] == "assistant" for message in messages):
-            return None
-        _refuse_ambiguous(messages, first=False)
+            raise BridgeRefused(BridgeReason.ASSISTANT)
+        self._refuse_unsupported(messages, tools, first=False)
         previous, sampled = opening.tolist(), completion.tolist()
         with self._lock:
-            bridged = self._renderer.bridge_to_next_turn(
-                previous, sampled, list(messages), tools=list(tools) if tools else None, process_multimodal=False
-            )
+            try:
+                bridged = self._renderer.bridge_to_next_turn(
+                    previous, sampled, list(messages), tools=list(tools) if tools else None, **self._without_pixels
+                )
+            except TokenizerError:
+                raise
+            except Exception as error:
+                raise BridgeRefused(BridgeReason.REFUSED) from error
         known = previous + sampled
-        if bridged is None or bridged.token_ids[: len(known)] != known:
-            return None
-        return self._split(bridged, messages, len(known))
+        if bridged is None:
+            raise BridgeRefused(self._reason(messages))
+        if bridged.token_ids[: len(known)] != known or max(bridged.token_ids) >= self.tokenizer.vocab_size:
+            raise BridgeRefused(BridgeReason.REFUSED)
+        return split_by_message(bridged, messages, len(known), self.pad_id)
 
-    def parse(self, opening: LogicalIds, completion: LogicalIds) -> Parsed:
-        """What a completion says."""
+    def parse(
+        self, opening: LogicalIds, completion: LogicalIds, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Parsed:
+        """What a completion says; where a format does not quote its arguments, `tools` tell their types."""
         with self._lock:
-            parsed = self._renderer.parse_response(completion.tolist(), prompt_ids=opening.tolist())
-        return Parsed(parsed.content, parsed.reasoning_content, tuple(_tool_call(call) for call in parsed.tool_calls))
-
-    def _split(self, rendered: Any, messages: Sequence[Mapping[str, Any]], start: int) -> Rendered:
-        ids = np.asarray(rendered.token_ids[start:], np.int32)
-        owners = np.asarray(rendered.message_indices[start:], np.int64)
-        sampled = np.asarray(rendered.sampled_mask[start:] or [False] * len(ids), np.bool_)
-        body = np.asarray(rendered.is_content[start:] or [False] * len(ids), np.bool_)
-        bounds = _bounds(owners, sampled, [str(message["role"]) for message in messages])
-        segments = tuple(
-            Segment(logical(ids[a:b]), _spans(body[a:b]), self._pads(ids[a:b], message, index))
-            for index, (message, a, b) in enumerate(zip(messages, bounds[:-1], bounds[1:], strict=True))
-        )
-        return Rendered(segments, logical(ids[bounds[-1] :]))
-
-    def _pads(self, ids: npt.NDArray[np.int32], message: Mapping[str, Any], index: int) -> tuple[int, ...]:
-        pads = tuple(np.flatnonzero(ids == self.pad_id).tolist()) if self.pad_id is not None else ()
-        images = count_images(message)
-        if len(pads) != images:
-            raise PlaceholderError(
-                f"the {message['role']} message {index} has {images} images but renders to {len(pads)} image "
-                "placeholders; does its text hold the placeholder itself?"
+            parsed = self._renderer.parse_response(
+                completion.tolist(), tools=list(tools) if tools else None, prompt_ids=opening.tolist()
             )
-        return pads
+        return Parsed(
+            parsed.content, parsed.reasoning_content, tuple(read_tool_call(call) for call in parsed.tool_calls)
+        )
 
+    def _refuse_unsupported(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        first: bool,
+    ) -> None:
+        if first and self._family.wants_system and messages[0]["role"] != "system":
+            raise UnsupportedConversation(
+                f"the template of {self._family.name} would put a system message of its own first; "
+                "begin the conversation with one of yours."
+            )
+        if not self._family.takes_tools and (tools or any(_speaks_of_tools(message) for message in messages)):
+            raise UnsupportedConversation(
+                f"the template of {self._family.name} knows no tools; describe them in the system message, and give "
+                "their results in user messages."
+            )
+        _refuse_ambiguous(messages, first=first)
 
-def count_images(message: Mapping[str, Any]) -> int:
-    """How many images a canonical message holds."""
-    content = message.get("content")
-    return sum(part["type"] == "image" for part in content) if isinstance(content, list) else 0
+    def _reason(self, messages: Sequence[Mapping[str, Any]]) -> BridgeReason:
+        retention = getattr(self._renderer, "effective_thinking_retention", "all")
+        asks = any(message["role"] == "user" for message in messages)
+        dropped = retention == "template" or (retention == "tool_cycle" and asks)
+        return BridgeReason.THINKING if dropped else BridgeReason.REFUSED
 
 
 def load_processor_config(directory: Path) -> dict[str, Any]:
@@ -204,39 +226,36 @@ def _refuse_ambiguous(messages: Sequence[Mapping[str, Any]], *, first: bool) -> 
             )
 
 
-def _bounds(owners: npt.NDArray[np.int64], sampled: npt.NDArray[np.bool_], roles: Sequence[str]) -> list[int]:
-    """Where each message's tokens begin, and last where the opening of the assistant's turn begins.
-
-    Tokens that belong to no message go to the message that follows. A past assistant message ends with what the model
-    would have sampled, as it does when it was sampled: the line break after it belongs to what follows, too.
-    """
-    owned = np.flatnonzero(owners >= 0)
-    if np.any(np.diff(owners[owned]) < 0):
-        raise UnsupportedConversation("the template reorders messages, so that tokens cannot be told apart by message")
-    bounds = [0]
-    for index, role in enumerate(roles):
-        mine = np.flatnonzero(owners == index)
-        end = int(mine[-1]) + 1 if len(mine) else bounds[-1]
-        if role == "assistant" and len(mine) and sampled[mine].any():
-            end = int(mine[sampled[mine]][-1]) + 1
-        bounds.append(end)
-    return bounds
+def _speaks_of_tools(message: Mapping[str, Any]) -> bool:
+    return message["role"] == "tool" or bool(message.get("tool_calls"))
 
 
-def _spans(mask: npt.NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])).astype(np.int8)))
-    return tuple(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+def _create(family: Family, tokenizer: FastTokenizer, template: Mapping[str, Any]) -> Any:
+    from renderers import config_from_name, create_renderer
+
+    try:
+        known = _WithAbsent(tokenizer, family.absent) if family.absent else tokenizer
+        return create_renderer(known, config_from_name(family.renderer), chat_template_kwargs=dict(template) or None)
+    except Exception as error:  # each renderer asserts, in words of its own, that its tokens exist
+        raise RendererMismatch(
+            f"the renderer {family.name} cannot be made for {tokenizer.name_or_path}: {error}. "
+            "Choose the renderer that belongs to the model (model.renderer)."
+        ) from error
 
 
-def _tool_call(call: Any) -> ParsedToolCall:
-    status = str(call.status.value)
-    arguments, error = call.arguments, None if status == "ok" else status
-    if isinstance(arguments, str) and error is None:
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            error = "invalid_json"
-    if error is None and not isinstance(arguments, Mapping):
-        error = "malformed_structure"
-    usable = dict(arguments) if isinstance(arguments, Mapping) else {}
-    return ParsedToolCall(call.id, call.name or "", usable, call.raw, error)
+class _WithAbsent:
+    """A tokenizer that seems to have tokens which it lacks: their ids lie beyond its vocabulary."""
+
+    def __init__(self, tokenizer: FastTokenizer, absent: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        missing = [token for token in absent if tokenizer.convert_tokens_to_ids(token) == tokenizer.unk_token_id]
+        self._beyond = {token: tokenizer.vocab_size + at for at, token in enumerate(missing)}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._tokenizer(*arguments, **options)
+
+    def convert_tokens_to_ids(self, token: str) -> int | None:
+        return self._beyond.get(token, self._tokenizer.convert_tokens_to_ids(token))

@@ -64,7 +64,7 @@ class Attempt:
         return finished
 
     async def _start(self) -> None:
-        geometry = self.policy.adapter.geometry
+        geometry = self.policy.renderers.geometry
         layout: dict[str, str] = {}
         if geometry is not None:
             layout = {"family": geometry.family, "fingerprint": geometry.fingerprint}
@@ -75,7 +75,7 @@ class Attempt:
             policy_version=self.facts.policy_version,
             config_digest=self.facts.config_digest,
             model=self.facts.model,
-            pad_id=self.policy.adapter.pad_id,
+            pad_id=self.policy.renderers.pad_id,
             assets=str(self.policy.images.directory),
             layout=layout,
         )

@@ -16,8 +16,8 @@ import anyio
 import structlog
 import yaml
 
-from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.errors import AdapterError
+from renderers_adapter.pool import RendererPool, shared_pool
 from rollout.config import Config
 from rollout.engine.client import EngineClient
 from rollout.errors import RolloutError
@@ -195,19 +195,19 @@ async def _commit(reader: TrajectoryReader) -> None:
 async def _policy(config: Config, state: RunState) -> AsyncIterator[Policy]:
     """The policy, ready: the renderer warms up in a thread while the engine starts."""
     async with AsyncExitStack() as stack:
-        adapter: RendererAdapter | None = None
+        renderers: RendererPool | None = None
 
-        async def open_adapter() -> None:
-            nonlocal adapter
-            adapter = await anyio.to_thread.run_sync(RendererAdapter.open, config.model.path, config.model.renderer)
+        async def open_renderers() -> None:
+            nonlocal renderers
+            renderers = await anyio.to_thread.run_sync(shared_pool, config.model.path, config.model.renderer)
 
         urls = config.engine.urls
         with _deadline("the renderer and the engine"):
             async with anyio.create_task_group() as starting:
-                starting.start_soon(open_adapter)
+                starting.start_soon(open_renderers)
                 if not urls:
                     urls = (await anyio.to_thread.run_sync(_start_embedded, config, state.directory, stack),)
-        assert adapter is not None
+        assert renderers is not None
         state.engine = ", ".join(urls) if config.engine.urls else f"embedded (scripted, no neural network), {urls[0]}"
         engine = EngineClient(urls, config.model.name, timeout=config.engine.timeout)
         await stack.enter_async_context(engine)
@@ -219,7 +219,7 @@ async def _policy(config: Config, state: RunState) -> AsyncIterator[Policy]:
             max_bytes=config.images.max_bytes,
             max_pixels=config.images.max_pixels,
         )
-        yield Policy(adapter, engine, images, config.engine.sampling.model_dump())
+        yield Policy(renderers, engine, images, config.engine.sampling.model_dump())
 
 
 def trajectories_url(config: Config, directory: Path) -> str:

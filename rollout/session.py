@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import anyio
-
-from renderers_adapter.adapter import Parsed, RendererAdapter, Segment
+from renderers_adapter.adapter import BridgeRefused
+from renderers_adapter.pool import RendererPool
+from renderers_adapter.rendered import Parsed, Segment
 from renderers_adapter.tokens import Expanded, ImageSlot, LogicalIds, TokenRun, expand, join
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import ContextExhausted, EngineAborted, UnusableCompletion
@@ -31,15 +31,12 @@ from rollout.steps import NodeRecord, Step
 from rollout.stream import RolloutStream
 from rollout.trace import ROOT, Commit, Draft, Node, Trace
 
-_INLINE_ENCODING = 20_000
-"""Characters of new text up to which encoding is quicker than handing it to a thread."""
-
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What a session needs to talk to the policy; shared by all sessions of a worker."""
 
-    adapter: RendererAdapter
+    renderers: RendererPool
     engine: EngineClient
     images: ImagePolicy
     sampling: Mapping[str, Any]
@@ -111,7 +108,7 @@ class Session:
         self._require_usable(generation, request)
         clock.lap("engine")
 
-        parsed = self._policy.adapter.parse(prompt.opening, generation.token_ids)
+        parsed = self._policy.renderers.parse(prompt.opening, generation.token_ids, tools)
         message, calls = _assistant_message(parsed, turn)
         clock.lap("parse")
 
@@ -136,7 +133,7 @@ class Session:
         return len(self._recorded)
 
     def _learn(self, images: Sequence[PreparedImage]) -> None:
-        geometry = self._policy.adapter.geometry
+        geometry = self._policy.renderers.geometry
         for image in images:
             if image.mm_hash in self._images:
                 continue
@@ -152,19 +149,20 @@ class Session:
         self, messages: list[CanonicalMessage], path: list[Node], tools: Sequence[Mapping[str, Any]] | None
     ) -> _Prompt:
         """Bridge from the last message of the known path that the policy wrote; else render the whole conversation."""
-        adapter = self._policy.adapter
+        renderers = self._policy.renderers
         known = next((at + 1 for at in reversed(range(len(path))) if path[at].sampled), 0)
         source = "diverged" if self._trace.nodes else "first"
         if known:
             run, tail = path[known - 1].run, messages[known:]
             opening, completion = run.ids[: run.sampled_from], run.ids[run.sampled_from :]
-            bridged = await _encode(
-                tail, adapter.bridge, LogicalIds(opening), LogicalIds(completion), [m.message for m in tail], tools
-            )
-            if bridged is not None:
+            try:
+                bridged = await renderers.bridge(
+                    LogicalIds(opening), LogicalIds(completion), [m.message for m in tail], tools
+                )
                 return self._assemble(path[:known], tail, bridged.segments, bridged.opening, "bridge")
-            source = "refused"
-        rendered = await _encode(messages, adapter.render, [m.message for m in messages], tools)
+            except BridgeRefused as refusal:
+                source = refusal.reason.value
+        rendered = await renderers.render([m.message for m in messages], tools)
         return self._assemble([], messages, rendered.segments, rendered.opening, source)
 
     def _assemble(
@@ -177,7 +175,7 @@ class Session:
     ) -> _Prompt:
         drafts = [self._draft(message, segment) for message, segment in zip(messages, segments, strict=True)]
         runs = [node.run for node in base] + [draft.run for draft in drafts]
-        expanded = expand([*runs, TokenRun(opening, len(opening))], pad_id=self._policy.adapter.pad_id)
+        expanded = expand([*runs, TokenRun(opening, len(opening))], pad_id=self._policy.renderers.pad_id)
         return _Prompt(base, drafts, opening, expanded, source)
 
     def _draft(self, message: CanonicalMessage, segment: Segment) -> Draft:
@@ -203,9 +201,9 @@ class Session:
             images=tuple(ImageRef(self._images[mark.hash].url, mark.hash) for mark in expanded.placeholders),
             expanded=expanded.ids,
             placeholders=expanded.placeholders,
-            pad_id=self._policy.adapter.pad_id,
+            pad_id=self._policy.renderers.pad_id,
             sampling=wanted,
-            stop_token_ids=self._policy.adapter.stop_token_ids,
+            stop_token_ids=self._policy.renderers.stop_token_ids,
         )
 
     def _require_usable(self, generation: Generation, request: GenerateRequest) -> None:
@@ -267,18 +265,6 @@ class _Clock:
     def lap(self, stage: str) -> None:
         now = time.perf_counter()
         self.laps[stage], self._last = round(now - self._last, 6), now
-
-
-async def _encode(messages: Sequence[CanonicalMessage], work: Any, *arguments: Any) -> Any:
-    """Run a renderer's work here, or in a thread where the text is long enough to stall the event loop."""
-    if sum(_text_length(message.message) for message in messages) <= _INLINE_ENCODING:
-        return work(*arguments)
-    return await anyio.to_thread.run_sync(work, *arguments)
-
-
-def _text_length(message: Message) -> int:
-    content = message.get("content", "")
-    return len(content) if isinstance(content, str) else sum(len(part.get("text", "")) for part in content)
 
 
 def _assistant_message(parsed: Parsed, turn: int) -> tuple[Message, tuple[ToolCall, ...]]:

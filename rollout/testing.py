@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import anyio.to_thread
 
-from renderers_adapter.adapter import RendererAdapter
+from renderers_adapter.pool import shared_pool
 from rollout.attempt import Attempt, RunFacts
 from rollout.engine.client import EngineClient
 from rollout.environments.base import Environment, Task
@@ -40,12 +40,12 @@ async def embedded_policy(
     max_model_len: int = 32768,
 ) -> AsyncIterator[Policy]:
     """The small model that we ship, served by an embedded engine of its own; images are kept in `directory`."""
-    adapter = await anyio.to_thread.run_sync(RendererAdapter.open, TINY_MODEL, "qwen3-vl")
+    renderers = await anyio.to_thread.run_sync(shared_pool, TINY_MODEL, "qwen3-vl")
     settings = EmbeddedSettings(allowed_directories=(directory,), max_model_len=max_model_len)
     with EmbeddedServer(settings) as url:
         async with EngineClient([url], settings.model_name, timeout=_TIMEOUT) as engine:
             await engine.check()
-            yield Policy(adapter, engine, ImagePolicy(mode, directory), {"temperature": 0.0, **(sampling or {})})
+            yield Policy(renderers, engine, ImagePolicy(mode, directory), {"temperature": 0.0, **(sampling or {})})
 
 
 async def play(environment: Environment, task: Task, policy: Policy) -> Trajectory:

@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from renderers_adapter.adapter import RendererAdapter, UnknownRenderer, UnsupportedConversation
+from renderers_adapter.adapter import BridgeReason, BridgeRefused, RendererAdapter
 from renderers_adapter.errors import AdapterError
+from renderers_adapter.families import UnknownRenderer
+from renderers_adapter.rendered import UnsupportedConversation
 from renderers_adapter.tokens import LogicalIds, PlaceholderError, join, logical
 
 IMAGE = {"type": "image", "hash": "0" * 32}
@@ -38,7 +40,6 @@ def test_a_bridge_adds_exactly_what_a_full_render_would(adapter: RendererAdapter
 
     bridged = adapter.bridge(rendered.opening, answer, tail, None)
 
-    assert bridged is not None
     joined = join(whole(adapter, first), answer, *(segment.ids for segment in bridged.segments), bridged.opening)
     assert np.array_equal(joined, whole(adapter, [*first, assistant("red"), *tail]))
 
@@ -48,8 +49,6 @@ def test_bridge_and_render_attribute_the_same_tokens_to_the_same_message(adapter
     rendered = adapter.render(first, None)
     bridged = adapter.bridge(rendered.opening, completion(adapter, "red"), tail, None)
     full = adapter.render([*first, assistant("red"), *tail], None)
-
-    assert bridged is not None
     assert [s.ids.tolist() for s in bridged.segments] == [s.ids.tolist() for s in full.segments[2:]]
     assert [s.content for s in bridged.segments] == [s.content for s in full.segments[2:]]
     assert full.segments[1].ids.tolist() == [*rendered.opening.tolist(), *completion(adapter, "red").tolist()]
@@ -66,13 +65,14 @@ def test_a_completion_that_was_cut_is_closed_by_the_bridge(adapter: RendererAdap
     rendered = adapter.render([user("Say much")], None)
     cut = logical(adapter.tokenizer.encode("and so on"))
     bridged = adapter.bridge(rendered.opening, cut, [user("Go on")], None)
-    assert bridged is not None
     assert bridged.segments[0].ids[0] == adapter.stop_token_ids[0]
 
 
 def test_an_assistant_message_in_the_tail_needs_a_full_render(adapter: RendererAdapter) -> None:
     rendered = adapter.render([user("Hi")], None)
-    assert adapter.bridge(rendered.opening, completion(adapter, "a"), [assistant("b"), user("c")], None) is None
+    with pytest.raises(BridgeRefused) as refusal:
+        adapter.bridge(rendered.opening, completion(adapter, "a"), [assistant("b"), user("c")], None)
+    assert refusal.value.reason is BridgeReason.ASSISTANT
 
 
 @pytest.mark.parametrize(

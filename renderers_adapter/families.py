@@ -1,0 +1,82 @@
+"""The model families that we render, by the name a configuration gives them.
+
+A family says which renderer of the `renderers` package writes its tokens, which geometry counts the placeholders of
+its images, and what its template cannot say. Text-only families have no geometry and no pad token; nothing else tells
+them from the others.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from renderers_adapter.errors import AdapterError
+
+
+class UnknownRenderer(AdapterError):
+    """No family of that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One chat format.
+
+    Attributes:
+        renderer: its name in the `renderers` package.
+        geometry: the family of its image layout; None for text only.
+        pad: the token that stands for one image before expansion.
+        absent: tokens that the renderer asks for at start and that the family's tokenizers may lack. Nothing that
+            would write one of them is rendered.
+        wants_system: the family's own template puts a system message of its own where the conversation has none.
+        takes_tools: whether the family's own template knows tools and their results.
+    """
+
+    name: str
+    renderer: str
+    geometry: str | None = None
+    pad: str | None = None
+    absent: tuple[str, ...] = ()
+    wants_system: bool = False
+    takes_tools: bool = True
+
+
+def _qwen_vl(name: str) -> Family:
+    return Family(name, name, "qwen_vl", "<|image_pad|>")
+
+
+def _qwen2_vl(name: str) -> Family:
+    # Below a system message its template writes what Qwen3-VL's does, save for tools, which it does not know at all.
+    absent = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "</think>")
+    return Family(name, "qwen3-vl", "qwen_vl", "<|image_pad|>", absent, wants_system=True, takes_tools=False)
+
+
+_TEXT_ONLY = (
+    *("deepseek-r1", "deepseek-v3", "deepseek-v4", "gemma4", "glm-4.5", "glm-5", "glm-5.1", "glm-5.3", "gpt-oss"),
+    *("hy3", "inkling", "kimi-k2", "laguna-m.1", "laguna-s-2.1", "laguna-xs-2.1", "laguna-xs.2", "llama-3"),
+    *("minimax-m2", "nemotron-3", "nemotron-3-ultra", "nemotron-3.5", "prime-qwen3", "qwen3"),
+)
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        family.name: family
+        for family in (
+            *(_qwen_vl(name) for name in ("qwen3-vl", "qwen3.5", "qwen3.6", "qwen3.8")),
+            *(_qwen2_vl(name) for name in ("qwen2-vl", "qwen2.5-vl")),
+            Family("kimi-k2.5", "kimi-k2.5", "kimi_k25", "<|media_pad|>"),
+            *(Family(name, name) for name in _TEXT_ONLY),
+        )
+    }
+)
+
+
+def family_named(name: str) -> Family:
+    """The family of this name.
+
+    Raises:
+        UnknownRenderer: there is none; the message lists all of them.
+    """
+    if name in FAMILIES:
+        return FAMILIES[name]
+    nearest = difflib.get_close_matches(name, FAMILIES, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise UnknownRenderer(f"renderer {name!r} is not known.{hint} Known are: {', '.join(sorted(FAMILIES))}.")
