@@ -6,6 +6,7 @@ version keeps its unknown fields in `extra`; a newer major version is refused.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -52,15 +53,26 @@ class Header:
     seq: int
 
     @property
+    def identity(self) -> str:
+        """Names the rollout among those of all runs and environments that share a queue."""
+        return f"{self.run}/{self.environment}/{self.rollout}"
+
+    @property
     def tag(self) -> str:
         """The label outside of the payload: it names the rollout even if the record cannot be decoded."""
-        return f"{self.rollout}#{self.attempt}.{self.seq}"
+        return f"{self.identity}#{self.attempt}.{self.seq}"
 
 
-def rollout_of(tag: str) -> str | None:
-    """The rollout that a record's tag names."""
-    rollout, mark, _ = tag.rpartition("#")
-    return rollout if mark else None
+_TAG = re.compile(r"([^/]*)/([^/]*)/(.*)#(\d+)\.(\d+)", re.DOTALL)
+
+
+def header_of(tag: str, key: str) -> Header | None:
+    """The header of a record that cannot be decoded, from its tag and its key, which is its group."""
+    found = _TAG.fullmatch(tag)
+    if found is None:
+        return None
+    run, environment, rollout, attempt, seq = found.groups()
+    return Header(run, environment, key, rollout, int(attempt), int(seq))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from rollout.steps import (
     Step,
     StepsDigest,
     decode_record,
-    rollout_of,
+    header_of,
 )
 from rollout.trainer.trajectory import Trajectory, assemble
 from transports import Delivery, Queue
@@ -173,7 +173,8 @@ class TrajectoryReader:
         lane = self._lanes.setdefault(delivery.lane, _Lane(-1))
         known = delivery.position <= lane.watermark
         lane.arrive(delivery.position)
-        rollout = rollout_of(delivery.tag)
+        named = header_of(delivery.tag, delivery.key)
+        rollout = named.rollout if named else None
         if known or rollout in self._consumed:
             self._drop(delivery)
             return
