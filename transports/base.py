@@ -102,6 +102,9 @@ class Queue(ABC):
 
     max_record_bytes: ClassVar[int] = 1 << 30
 
+    ends: ClassVar[bool] = False
+    """Whether a `receive` that returns None means that nothing will ever come again."""
+
     def __init__(self, url: str, options: QueueOptions) -> None:
         self.url = url
         self._options = options

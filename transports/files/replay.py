@@ -22,6 +22,8 @@ _READ_AHEAD = 16
 class ReplayedQueue(Queue):
     """Gives every record that is still on the disk once, in the order of the puts within a lane, and then None."""
 
+    ends = True
+
     def __init__(self, url: str, root: Path, options: QueueOptions, consume: Sequence[int] | None) -> None:
         super().__init__(url, options)
         self._layout = open_layout(url, root, options.partitions)
