@@ -71,25 +71,64 @@ class ImagesConfig(Section):
 
 
 class QueueConfig(Section):
-    url: str = Field(
-        default="file://{run_dir}/trajectories?retain=true",
-        description="Where trajectories go; {run_dir} is the run's directory.",
+    """URLs of queues; {run_dir} is the run's directory, {environment} is run.name."""
+
+    url: str = Field(default="file://{run_dir}/trajectories?retain=true", description="Where trajectories go.")
+    tasks: str = Field(default="file://{run_dir}/tasks/{environment}", description="Where workers take orders from.")
+    control: str = Field(
+        default="file://{run_dir}/control/{environment}",
+        description="Where the trainer says how far it is; read where policy.max_staleness is set.",
     )
 
 
 class WorkerConfig(Section):
-    concurrency: int = Field(default=32, ge=1, description="Rollouts in flight.")
+    concurrency: int = Field(default=32, ge=1, description="Rollouts in flight in one worker.")
+    tokens_in_flight: int | None = Field(
+        default=None, ge=1, description="No rollout starts while those in flight hold more tokens than this."
+    )
     rollout_timeout: float = Field(default=1800.0, gt=0, description="Seconds for one rollout.")
-    halt_after: int = Field(default=3, ge=1, description="Infrastructure failures in a row that end the run.")
+    turn_timeout: float = Field(
+        default=600.0,
+        gt=0,
+        description="Seconds from one turn of a rollout to the next, the environment's part included.",
+    )
+    block_timeout: float = Field(
+        default=60.0, gt=0, description="Seconds for which one rollout may hold up all others of its worker."
+    )
+    max_attempts: int = Field(
+        default=3, ge=1, description="Attempts at a rollout whose worker died or whose infrastructure failed."
+    )
+    halt_after: int = Field(default=3, ge=1, description="Infrastructure failures in a row that end a worker.")
+    grace: float = Field(
+        default=60.0, ge=0, description="Seconds in which a worker told to stop finishes what it began."
+    )
+    restarts: int = Field(default=8, ge=0, description="Restarts of dead workers before `rollout launch` gives up.")
 
 
 class PolicyConfig(Section):
     version: str = Field(default="0", description="Names the weights that the engines start with.")
+    max_staleness: int | None = Field(
+        default=None,
+        ge=0,
+        description="How many training steps a rollout may start ahead of its own; none: they are not paced.",
+    )
+    batch: int = Field(default=64, ge=1, description="Rollouts of this environment in one training step.")
+    stragglers: Literal["finish", "cut", "abandon"] = Field(
+        default="finish", description="What becomes of the last rollouts of a group once `straggler_grace` is over."
+    )
+    straggler_grace: float = Field(
+        default=120.0, gt=0, description="Seconds from the moment when half of a group is done."
+    )
+    partial_groups: Literal["keep", "cancel"] = Field(
+        default="keep", description="cancel: once a rollout has failed for good, the rest of its group is abandoned."
+    )
 
 
 class RunSection(Section):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9_.-]+$", description="Begins the run's id.")
-    directory: ConfigPath = Field(default=Path("runs"), validate_default=True, description="Holds the runs' directories.")
+    directory: ConfigPath = Field(
+        default=Path("runs"), validate_default=True, description="Holds the runs' directories."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +215,9 @@ class _Checker:
         try:
             found = getattr(importlib.import_module(module), name)
         except ModuleNotFoundError as error:
-            self._fault(where, f"there is no module {error.name!r}; install it, or put it beside this file or on PYTHONPATH")
+            self._fault(
+                where, f"there is no module {error.name!r}; install it, or put it beside this file or on PYTHONPATH"
+            )
         except AttributeError:
             self._fault(where, f"{module} has no {name!r}")
         except Exception as error:  # noqa: BLE001 - whatever a user's module raises while it is imported
