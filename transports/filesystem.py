@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,12 +140,9 @@ class FileQueue(Queue):
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         self._check_open()
         stale = [delivery for delivery in deliveries if delivery.queue is not self]
-        by_partition = defaultdict(list)
-        for delivery in deliveries:
-            if delivery.queue is self:
-                by_partition[delivery.partition].append(delivery)
         with self._refusals_named():
-            for index, group in by_partition.items():
+            for index in {delivery.partition for delivery in deliveries}:
+                group = [d for d in deliveries if d.partition == index and d.queue is self]
                 stale += self._consumers[index].settle(group)
         if stale:
             raise self._stale_lease(stale)

@@ -21,15 +21,7 @@ from transports.files.records import HEADER_BYTES, PREFIX_BYTES, Record, stored_
 
 log = logging.getLogger(__name__)
 
-READ_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a record lies."""
-
-    segment: SegmentName
-    offset: int
+READ_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +35,11 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one read brought, and the cursor after it."""
+    """What one read brought of one segment, and the cursor after it."""
 
-    records: Sequence[tuple[Record, Place]]
+    segment: SegmentName
+    records: Sequence[tuple[Record, int]]
+    """Each with its offset in the segment."""
     cursor: Cursor
     rest: int
     """Bytes that lie behind the cursor and are no whole record yet."""
@@ -58,6 +52,7 @@ class Lane:
     def __init__(self, directory: Path, writer: str, grace: float) -> None:
         self.writer = writer
         self.closed = False
+        self.last_read_bytes = 0
         self._directory = directory
         self._grace = grace
         self._segments: Sequence[SegmentName] = ()
@@ -88,15 +83,12 @@ class Lane:
             following.append(self.cursor.seq)
         return list(zip(self._segments, following, strict=False))
 
-    def pending_bytes(self) -> int:
-        """How many bytes there are behind the cursor."""
-        return (self._directory / str(self.cursor.segment)).stat().st_size - self.cursor.offset
-
     def read(self) -> Chunk:
         return read_chunk(self._directory, self.cursor)
 
     def advance(self, chunk: Chunk) -> None:
         """Go on behind what was read. Raises QueueCorrupt where nothing can come from there any more."""
+        self.last_read_bytes = chunk.cursor.offset - self.cursor.offset
         self._cursor = chunk.cursor
         self.closed = chunk.closed
         if chunk.records or chunk.closed:
@@ -128,28 +120,29 @@ class Lane:
 
 def read_chunk(directory: Path, cursor: Cursor) -> Chunk:
     """The whole records from a cursor on: at least one if there is one, and not many megabytes."""
-    path = directory / str(cursor.segment)
-    available = path.stat().st_size - cursor.offset
+    path = f"{directory}/{cursor.segment}"
+    available = os.stat(path).st_size - cursor.offset
     if available <= 0:
-        return Chunk((), cursor, rest=0)
+        return Chunk(cursor.segment, (), cursor, rest=0)
     fd = os.open(path, os.O_RDONLY)
     try:
         if cursor.offset == HEADER_BYTES and unpack_header(os.pread(fd, HEADER_BYTES, 0)) is None:
-            return Chunk((), cursor, rest=available)
+            return Chunk(cursor.segment, (), cursor, rest=available)
         first = stored_length(os.pread(fd, PREFIX_BYTES, cursor.offset)) if available >= PREFIX_BYTES else 0
-        wanted = first if first > READ_BYTES else max(READ_BYTES, 16 * first)
+        wanted = first if first > READ_BYTES else max(READ_BYTES, 4 * first)
         view = memoryview(os.pread(fd, min(wanted, available), cursor.offset))
     finally:
         os.close(fd)
-    records: list[tuple[Record, Place]] = []
+    records: list[tuple[Record, int]] = []
     at, seq, closed = 0, cursor.seq, False
     while not closed and (record := unpack_record(view[at:])) is not None and record.seq == seq:
         closed = record.closes_writer
         if not closed:
-            records.append((record, Place(cursor.segment, cursor.offset + at)))
+            records.append((record, cursor.offset + at))
             seq += 1
         at += record.stored_bytes
-    return Chunk(records, Cursor(cursor.segment, cursor.offset + at, seq), available - at, closed)
+    after = Cursor(cursor.segment, cursor.offset + at, seq)
+    return Chunk(cursor.segment, records, after, available - at, closed)
 
 
 def read_lane(directory: Path, segments: Sequence[SegmentName]) -> Iterator[Record]:
@@ -167,15 +160,14 @@ def read_lane(directory: Path, segments: Sequence[SegmentName]) -> Iterator[Reco
             log.warning("%s: the last %d bytes are no whole record and were cut off: torn tail", where, chunk.rest)
 
 
-def read_at(directory: Path, place: Place) -> Record:
+def read_at(path: Path, offset: int) -> Record:
     """A record that was read before, again."""
-    path = directory / str(place.segment)
     fd = os.open(path, os.O_RDONLY)
     try:
-        data = os.pread(fd, stored_length(os.pread(fd, PREFIX_BYTES, place.offset)), place.offset)
+        data = os.pread(fd, stored_length(os.pread(fd, PREFIX_BYTES, offset)), offset)
     finally:
         os.close(fd)
     record = unpack_record(memoryview(data))
     if record is None:
-        raise QueueCorrupt(f"{path}, byte {place.offset}: the record was damaged since it was first read")
+        raise QueueCorrupt(f"{path}, byte {offset}: the record was damaged since it was first read")
     return record

@@ -107,7 +107,9 @@ class Ledger:
         return sum(self._redeliveries.values())
 
     def lane(self, writer: str) -> LaneAcks:
-        return self.lanes.setdefault(writer, LaneAcks())
+        if writer not in self.lanes:
+            self.lanes[writer] = LaneAcks()
+        return self.lanes[writer]
 
     def logs(self) -> list[str]:
         """The logs there are, oldest epoch first."""

@@ -9,12 +9,11 @@ from collections import deque
 from collections.abc import Sequence
 
 from transports.base import Delivery
-from transports.files.lanes import read_at
 from transports.files.layout import list_lanes
 from transports.files.leases import Lease, lease_path, lease_states, take
 from transports.files.ledger import AckLog, Entry, Fact
 from transports.files.records import Record
-from transports.files.source import PartitionReader, Ref, SourceSettings, ack_entries
+from transports.files.source import PartitionReader, Ref, SourceSettings, ack_entries, key_of
 
 _STEM = "lease"
 
@@ -30,9 +29,9 @@ class PartitionConsumer:
 
     async def next(self) -> Delivery | None:
         """The next record, read from the medium if need be; None if there is none now."""
+        if self._held is not None and (delivery := self._held.pop()) is not None:
+            return delivery
         async with self._filling:
-            if self._held is not None and (delivery := self._held.pop()) is not None:
-                return delivery
             if self._held is None:
                 self._held = self._acquire()
             if self._held is None:
@@ -155,7 +154,7 @@ class _Held:
     def pop(self) -> Delivery | None:
         if self.delayed and self.delayed[0][0] <= time.monotonic():
             ref = heapq.heappop(self.delayed)[3]
-            return self._lend(ref, read_at(self.reader.directory, ref.place), redelivered=True)
+            return self._lend(ref, self.reader.read_again(ref), redelivered=True)
         if not self._ready:
             return None
         ref, record = self._ready.popleft()
@@ -199,7 +198,3 @@ class _Held:
     def _note(self, entry: Entry) -> None:
         self._log.append([entry])
         self.reader.ledger.apply(self._log.name, entry)
-
-
-def key_of(delivery: Delivery) -> tuple[str, int]:
-    return delivery.lane.partition(".")[2], delivery.position

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 from zlib import crc32
 
 from transports.base import Frames
@@ -33,8 +34,7 @@ class Tally:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A whole record, its frames viewing the buffer it was read into."""
 
     seq: int

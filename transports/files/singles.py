@@ -11,12 +11,10 @@ import time
 from collections.abc import Sequence
 
 from transports.base import Delivery
-from transports.files.lanes import read_at
 from transports.files.layout import list_lanes
 from transports.files.leases import Lease, LeaseState, lease_path, lease_states, take
 from transports.files.ledger import AckLog, Entry, Fact
-from transports.files.partitions import key_of
-from transports.files.source import PartitionReader, Ref, SourceSettings, ack_entries
+from transports.files.source import PartitionReader, Ref, SourceSettings, ack_entries, key_of
 
 _RECLAIM_SECONDS = 1.0
 
@@ -122,7 +120,7 @@ class SingleRecordConsumer:
                 self._redeliveries += 1
                 entry = Entry(Fact.REDELIVERED, "", self._redeliveries)
                 self._own_log().append([entry])
-            record = read_at(self._reader.directory, ref.place)
+            record = self._reader.read_again(ref)
             return self._reader.delivery(ref, record, epoch=lease.epoch, redelivered=redelivered)
         return None
 

@@ -6,17 +6,18 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from transports.base import Delivery, Queue
-from transports.files.lanes import Chunk, Lane, Place
+from transports.files.lanes import Chunk, Lane, read_at
 from transports.files.layout import Layout, SegmentName
 from transports.files.leases import Holder, Watch
 from transports.files.ledger import Entry, Fact, Ledger
 from transports.files.records import Record
 from transports.files.segments import SegmentWriter
 
-_INLINE_BYTES = 256 << 10
-"""Reads up to this size are done on the event loop; larger ones in a thread."""
+_INLINE_BYTES = 1 << 20
+"""A lane whose last read was larger is read in a thread, so that the event loop does not wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +33,14 @@ class SourceSettings:
     segment_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
+class Ref(NamedTuple):
     """A record that was read and can be read again."""
 
     writer: str
     seq: int
     nbytes: int
-    place: Place
+    segment: SegmentName
+    offset: int
 
     @property
     def key(self) -> tuple[str, int]:
@@ -81,7 +82,7 @@ class PartitionReader:
     async def _read(self, lane: Lane) -> Chunk | None:
         while not lane.closed:
             before = lane.cursor
-            large = lane.pending_bytes() > _INLINE_BYTES
+            large = lane.last_read_bytes > _INLINE_BYTES
             chunk = await asyncio.to_thread(lane.read) if large else lane.read()
             lane.advance(chunk)
             if chunk.records:
@@ -93,9 +94,12 @@ class PartitionReader:
     def refs(self, writer: str, chunk: Chunk) -> Iterator[tuple[Ref, Record]]:
         """What of a chunk is not acked yet."""
         acks = self.ledger.lane(writer)
-        for record, place in chunk.records:
+        for record, offset in chunk.records:
             if not acks.holds(record.seq):
-                yield Ref(writer, record.seq, record.nbytes, place), record
+                yield Ref(writer, record.seq, record.nbytes, chunk.segment, offset), record
+
+    def read_again(self, ref: Ref) -> Record:
+        return read_at(self.directory / str(ref.segment), ref.offset)
 
     def delivery(self, ref: Ref, record: Record, *, epoch: int, redelivered: bool) -> Delivery:
         return Delivery(
@@ -137,6 +141,11 @@ class PartitionReader:
     def close(self) -> None:
         if self._dead is not None:
             self._dead.close()
+
+
+def key_of(delivery: Delivery) -> tuple[str, int]:
+    """The key of the Ref that a delivery was made from."""
+    return delivery.lane.partition(".")[2], delivery.position
 
 
 def ack_entries(refs: list[Ref]) -> list[Entry]:
