@@ -3,8 +3,10 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from renderers_adapter.tokens import ExpandedIds
 
@@ -16,6 +18,26 @@ class VersionSpan:
     version: str
     start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoutedExperts:
+    """What a mixture of experts chose: `rows[i]`, of layers by choices, for the expanded token `first + i` of a path.
+
+    A turn brings the rows of the tokens that it added, and before them that of the token which the turn before it
+    sampled last and never fed to the network. The last token of a path has none.
+    """
+
+    first: int
+    rows: npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SamplingMask:
+    """The tokens that could have been sampled: `lengths[i]` of the `ids` at the completion's token `i`."""
+
+    ids: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int32]
 
 
 def prompt_digest(ids: ExpandedIds, hashes: Sequence[str]) -> bytes:

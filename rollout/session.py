@@ -197,9 +197,11 @@ class Session:
         expanded = prompt.expanded
         return GenerateRequest(
             request_id=f"{identity.run}-{identity.rollout}-{identity.attempt}-{turn}",
+            session=f"{identity.run}-{identity.rollout}",
             prompt=join(*(run.ids for run in prompt.runs), prompt.opening),
             images=tuple(ImageRef(self._images[mark.hash].url, mark.hash) for mark in expanded.placeholders),
             expanded=expanded.ids,
+            known=expanded.starts[len(prompt.base)],
             placeholders=expanded.placeholders,
             pad_id=self._policy.renderers.pad_id,
             sampling=wanted,

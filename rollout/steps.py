@@ -18,7 +18,7 @@ from renderers_adapter.descriptors import reject_processed
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import NO_LOGPROBS, ImageSlot, LogicalIds, TokenRun
 from rollout.errors import RolloutError
-from rollout.evidence import VersionSpan
+from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan
 from rollout.messages import Message
 from transports import Frames
 from transports.codec import decode, encode
@@ -121,8 +121,8 @@ class Step:
     versions: tuple[VersionSpan, ...] = ()
     cached_tokens: int | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
-    routed_experts: str | None = None
-    sampling_mask: Any = None
+    routed_experts: RoutedExperts | None = None
+    sampling_mask: SamplingMask | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -226,10 +226,14 @@ def _step_wire(step: Step) -> dict[str, Any]:
         "versions": [[span.version, span.start, span.end] for span in step.versions] or None,
         "cached_tokens": step.cached_tokens,
         "tools": list(step.tools) if step.tools else None,
-        "routed_experts": step.routed_experts,
-        "sampling_mask": step.sampling_mask,
+        "routed_experts": _slots(step.routed_experts),
+        "sampling_mask": _slots(step.sampling_mask),
         "timings": dict(step.timings) or None,
     }
+
+
+def _slots(evidence: RoutedExperts | SamplingMask | None) -> dict[str, Any] | None:
+    return None if evidence is None else {name: getattr(evidence, name) for name in evidence.__slots__}
 
 
 def _node_wire(node: NodeRecord) -> dict[str, Any]:
@@ -288,11 +292,19 @@ def _read_step(wire: dict[str, Any]) -> Step:
         versions=tuple(VersionSpan(str(v), int(a), int(b)) for v, a, b in _take_optional(wire, "versions", list) or ()),
         cached_tokens=_take_optional(wire, "cached_tokens", int),
         tools=_take_optional(wire, "tools", list),
-        routed_experts=_take_optional(wire, "routed_experts", str),
-        sampling_mask=wire.pop("sampling_mask", None),
+        routed_experts=_read_experts(_take_optional(wire, "routed_experts", dict)),
+        sampling_mask=_read_mask(_take_optional(wire, "sampling_mask", dict)),
         timings=_take_optional(wire, "timings", dict) or {},
         extra=_extra(wire),
     )
+
+
+def _read_experts(wire: dict[str, Any] | None) -> RoutedExperts | None:
+    return None if wire is None else RoutedExperts(_take(wire, "first", int), _take(wire, "rows", np.ndarray))
+
+
+def _read_mask(wire: dict[str, Any] | None) -> SamplingMask | None:
+    return None if wire is None else SamplingMask(_array(wire, "ids", np.int32), _array(wire, "lengths", np.int32))
 
 
 def _read_node(wire: dict[str, Any]) -> NodeRecord:

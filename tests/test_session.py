@@ -230,6 +230,7 @@ async def test_the_score_falls_when_prior_images_are_missing_or_swapped(
     assert task.data["codeword"][0] != task.data["codeword"][1]
     engine.tamper = tamper
     # The client notices such a fault before anything is scored; here it looks away, to show what would happen then.
+    monkeypatch.setattr(protocol, "refuse_unsound", lambda *_: None)
     monkeypatch.setattr(protocol, "_require_same_prompt", lambda *_: None)
     trajectory = await play(ColorCodeword(LOOK), task, policy)
     assert trajectory.status is RolloutStatus.OK
@@ -240,10 +241,13 @@ async def test_the_score_falls_when_prior_images_are_missing_or_swapped(
 
 @pytest.mark.parametrize("tamper", [without_first_image, with_two_images_swapped])
 async def test_a_prompt_that_the_engine_saw_differently_is_an_error(
-    recording: tuple[Policy, Recording], tamper: Callable[[GenerateRequest], GenerateRequest]
+    recording: tuple[Policy, Recording],
+    monkeypatch: pytest.MonkeyPatch,
+    tamper: Callable[[GenerateRequest], GenerateRequest],
 ) -> None:
     policy, engine = recording
     engine.tamper = tamper
+    monkeypatch.setattr(protocol, "refuse_unsound", lambda *_: None)
 
     async def script(model: Model) -> float:
         wide = {"type": "image_url", "image_url": {"url": draw_square("red", ColorCodewordSettings(), seed="wide")}}

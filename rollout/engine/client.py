@@ -1,21 +1,21 @@
 """The client of one or several engines: deadlines, retries of what may be retried, and typed errors.
 
-A request that could not be delivered, or was answered 429 or 502-504, goes out again after a growing, jittered pause.
-Everything else is final. Every request has a deadline over all of its tries.
+A request that could not be delivered, was answered 429 or 502-504, or timed out goes out again after a growing,
+jittered pause, to another engine where there is one. Everything else is final. However often a request went out, its
+caller gets one answer; a try that nobody waits for any more is aborted on the server.
 """
 
 import random
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import anyio
-import httpx
 import orjson
-from httpx_aiohttp import AiohttpTransport
+import structlog
 
 from rollout.engine.errors import (
+    EngineBroken,
     EngineError,
     EngineRefused,
     EngineTimeout,
@@ -23,56 +23,95 @@ from rollout.engine.errors import (
     EngineUnreachable,
     ModelNotServed,
 )
+from rollout.engine.http import EngineHttp
+from rollout.engine.identity import ImageIdentities
 from rollout.engine.protocol import GenerateRequest, Generation, decode_response, encode_request
+from rollout.engine.routing import Engine, Router
 
-_TRY_AGAIN = (429, 502, 503, 504)
-_TRIES = 4
+log = structlog.get_logger()
+
+_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
+_LOOK_TIMEOUT = 5.0
+_CHECK_TIMEOUT = 30.0
+_ABORT_TIMEOUT = 2.0
+_RETRIED = (EngineUnreachable, EngineUnavailable, EngineTimeout)
 
 
 class EngineClient:
-    """Speaks to the engines that serve one model. Use it as an async context manager."""
+    """Speaks to the engines that serve one model. Use it as an async context manager.
 
-    def __init__(self, urls: Sequence[str], model: str, *, timeout: float) -> None:
+    Args:
+        timeout: seconds for one turn, all of its tries included.
+        request_timeout: seconds for one try; none: as long as the turn has.
+        retries: how often a turn is tried again.
+        affinity: keep a session on one engine, for its prefix cache; nothing depends on it.
+        api_key: sent as a bearer token.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        model: str,
+        *,
+        timeout: float,
+        request_timeout: float | None = None,
+        retries: int = 5,
+        affinity: bool = False,
+        api_key: str | None = None,
+    ) -> None:
         self.model = model
-        self.max_model_len: int | None = None
         self._timeout = timeout
-        self._in_flight = dict.fromkeys((url.rstrip("/") for url in urls), 0)
-        self._stack = AsyncExitStack()
+        self._request_timeout = min(request_timeout or timeout, timeout)
+        self._tries = retries + 1
+        self._affinity = affinity
+        self._router = Router(urls, affinity=affinity)
+        self._http = EngineHttp(api_key)
+        self._identities = ImageIdentities()
+        self._experts = False
 
     async def __aenter__(self) -> Self:
-        # One transport for all engines: the aiohttp transport's cost does not grow with its connections.
-        transport = AiohttpTransport(limits=httpx.Limits(max_connections=None))
-        client = httpx.AsyncClient(transport=transport, timeout=self._timeout)
-        self._http = await self._stack.enter_async_context(client)
+        await self._http.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        await self._http.__aexit__(kind, error, trace)
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Every engine, with its load and health."""
+        return self._router.engines
+
+    @property
+    def max_model_len(self) -> int | None:
+        """The shortest context among the engines, as far as they told it."""
+        return min((engine.max_model_len for engine in self.engines if engine.max_model_len), default=None)
 
     async def check(self) -> None:
-        """Reach every engine, and learn the shortest context among them.
+        """Look at every engine. One that is away is left out until it returns, unless all of them are.
 
         Raises:
-            EngineUnreachable, EngineTimeout, EngineRefused: an engine does not answer as vLLM does.
-            ModelNotServed: an engine serves other models.
+            EngineUnreachable, EngineTimeout, EngineUnavailable: no engine answers.
+            EngineRefused, ModelNotServed: an engine does not answer as vLLM does, or serves other models.
         """
-        lengths = []
-        for url in self._in_flight:
-            answer = await self._send("GET", f"{url}/v1/models", None, deadline=min(self._timeout, 30.0))
+        absent: list[EngineError] = []
+
+        async def look(engine: Engine) -> None:
             try:
-                served = {entry["id"]: entry.get("max_model_len") for entry in orjson.loads(answer)["data"]}
-            except (ValueError, KeyError, TypeError):
-                raise EngineRefused(f"{url}/v1/models did not list models; is this a vLLM server?") from None
-            if self.model not in served:
-                raise ModelNotServed(
-                    f"{url} does not serve the model {self.model!r}; it serves {', '.join(sorted(served)) or 'none'}. "
-                    "Set model.name to one of these."
-                )
-            lengths.append(served[self.model])
-        known = [length for length in lengths if length]
-        self.max_model_len = min(known) if known else None
+                await self._look(engine, min(self._timeout, _CHECK_TIMEOUT))
+            except (*_RETRIED, EngineBroken) as error:
+                absent.append(error)
+                self._router.eject(engine)
+
+        try:
+            async with anyio.create_task_group() as group:
+                for engine in self.engines:
+                    group.start_soon(look, engine)
+        except BaseExceptionGroup as found:
+            raise found.exceptions[0] from None
+        if len(absent) == len(self.engines):
+            raise absent[0]
 
     async def generate(self, request: GenerateRequest) -> Generation:
         """Sample one completion.
@@ -80,49 +119,90 @@ class EngineClient:
         Raises:
             EngineError: see `rollout.engine.errors`; nothing that is returned needs checking again.
         """
-        body = encode_request(request, self.model)
-        url = min(self._in_flight, key=lambda one: self._in_flight[one])
-        self._in_flight[url] += 1
-        try:
-            answer = await self._send("POST", f"{url}/inference/v1/generate", body, deadline=self._timeout)
-        finally:
-            self._in_flight[url] -= 1
-        return decode_response(answer, request)
-
-    async def _send(self, method: str, url: str, body: bytes | None, *, deadline: float) -> bytes:
+        self._identities.require(request)
         last: EngineError | None = None
-        with anyio.move_on_after(deadline):
-            for attempt in range(_TRIES):
-                if attempt:
-                    await anyio.sleep(random.uniform(0.5, 1.0) * 0.2 * 2**attempt)  # noqa: S311 - jitter
+        tried: list[Engine] = []
+        with anyio.move_on_after(self._timeout):
+            for number in range(self._tries):
+                if number:
+                    await anyio.sleep(_pause(number))
+                engine = self._router.choose(session=request.session, avoid=tried)
                 try:
-                    return await self._once(method, url, body)
-                except (EngineUnavailable, EngineUnreachable) as error:
+                    answer = await self._try(engine, request, number)
+                except EngineBroken:
+                    self._router.failed(engine)
+                    raise
+                except _RETRIED as error:
+                    self._router.failed(engine)
+                    tried.append(engine)
                     last = error
-        raise last or EngineTimeout(f"{url} did not answer within {deadline:g} s (engine.timeout).")
+                else:
+                    self._router.answered(engine)
+                    generation = decode_response(answer, request)
+                    self._experts |= generation.routed_experts is not None
+                    return generation
+        raise last or EngineTimeout(f"{request.request_id}: no answer within {self._timeout:g} s (engine.timeout).")
 
-    async def _once(self, method: str, url: str, body: bytes | None) -> bytes:
+    async def _try(self, engine: Engine, request: GenerateRequest, number: int) -> bytes:
+        # An engine may still be busy with the last try when the next one reaches it, so each has its own id.
+        request_id = f"{request.request_id}.{number}"
+        # Only an engine that sends experts is asked to leave out those that earlier turns brought.
+        experts_from = request.experts_from if self._experts else None
+        body = encode_request(request, self.model, request_id, experts_from=experts_from)
+        if engine.away:
+            await self._look_again(engine)
+        engine.in_flight += 1
         try:
-            response = await self._http.request(method, url, content=body, headers={"content-type": "application/json"})
-        except httpx.TransportError as error:
-            raise EngineUnreachable(
-                f"no answer from the engine at {url}: {str(error) or type(error).__name__}. "
-                "Is it running, and is engine.urls right?"
-            ) from error
-        if response.is_success:
-            return response.content
-        reason = _reason(response)
-        if response.status_code in _TRY_AGAIN:
-            raise EngineUnavailable(f"{url} answered {response.status_code}: {reason}")
-        if response.status_code == 403:
-            reason += " (vLLM answers 403 unless it was started with --enable-scale-out)"
-        refusal = EngineUnavailable if response.status_code >= 500 else EngineRefused
-        raise refusal(f"{url} answered {response.status_code}: {reason}")
+            with anyio.move_on_after(self._request_timeout):
+                session = request.session if self._affinity else None
+                return await self._http.post(f"{engine.url}/inference/v1/generate", body, session=session)
+            raise EngineTimeout(
+                f"{engine.url} did not answer {request_id} within {self._request_timeout:g} s (engine.request_timeout)."
+            )
+        except (anyio.get_cancelled_exc_class(), EngineTimeout):
+            await self._abort(engine, request_id)
+            raise
+        finally:
+            engine.in_flight -= 1
+
+    async def _abort(self, engine: Engine, request_id: str) -> None:
+        """Closing the connection tells vLLM itself, but no proxy before it; this reaches the engine through both."""
+        body = orjson.dumps({"request_ids": [f"generate-tokens-{request_id}"]})
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_ABORT_TIMEOUT):
+            try:
+                await self._http.post(f"{engine.url}/inference/v1/abort_requests", body)
+            except EngineError as error:
+                log.debug("abort failed", request=request_id, error=str(error))
+
+    async def _look_again(self, engine: Engine) -> None:
+        try:
+            await self._look(engine, _LOOK_TIMEOUT)
+        except EngineError as error:
+            raise EngineUnavailable(f"{engine.url} was ejected and is not back: {error}") from error
+        self._router.returned(engine)
+
+    async def _look(self, engine: Engine, timeout: float) -> None:
+        """Learn whether it serves the model, and how long a context it has."""
+        with anyio.move_on_after(timeout):
+            answer = await self._http.get(f"{engine.url}/v1/models")
+            engine.max_model_len = _served(engine.url, answer, self.model)
+            return
+        raise EngineTimeout(f"{engine.url}/v1/models did not answer within {timeout:g} s.")
 
 
-def _reason(response: httpx.Response) -> str:
+def _served(url: str, answer: bytes, model: str) -> int | None:
     try:
-        found: Any = orjson.loads(response.content)["error"]["message"]
+        served = {entry["id"]: entry.get("max_model_len") for entry in orjson.loads(answer)["data"]}
     except (ValueError, KeyError, TypeError):
-        found = response.text
-    return str(found)[:2000]
+        raise EngineRefused(f"{url}/v1/models did not list models; is this a vLLM server?") from None
+    if model not in served:
+        raise ModelNotServed(
+            f"{url} does not serve the model {model!r}; it serves {', '.join(sorted(served)) or 'none'}. "
+            "Set model.name to one of these."
+        )
+    length = served[model]
+    return int(length) if length else None
+
+
+def _pause(number: int) -> float:
+    return min(_PAUSE * 2.0 ** (number - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter

@@ -23,7 +23,13 @@ class EngineTimeout(EngineError):
 
 
 class EngineUnavailable(EngineError):
-    """The engine answered that it cannot serve now (429 or 5xx)."""
+    """The engine, or a proxy before it, answered that it cannot serve now (429, 502, 503, 504)."""
+
+    infrastructure = True
+
+
+class EngineBroken(EngineError):
+    """The engine failed over this request (500, or another 5xx that is not worth a second try)."""
 
     infrastructure = True
 

@@ -4,8 +4,6 @@ Unknown request keys are ignored by the engine, and several malformed requests a
 nothing leaves here that was not checked, and no answer passes that does not prove it saw our prompt.
 """
 
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +13,10 @@ import numpy.typing as npt
 import orjson
 
 from renderers_adapter.tokens import ExpandedIds, LogicalIds, Logprobs, Placeholder
-from rollout.engine.errors import EngineMismatch, InvalidEvidence, RequestRefusedLocally
-from rollout.evidence import VersionSpan, prompt_digest
-
-_NO_LOGPROB = -9999.0
-_HASH = re.compile(r"[0-9a-f]{16,128}")
+from rollout.engine.errors import EngineMismatch, InvalidEvidence
+from rollout.engine.evidence import read_experts, read_logprobs, read_mask, read_versions
+from rollout.engine.refusals import refuse_unsound
+from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan, prompt_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +29,30 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """One turn. `images` are all images of the path in prompt order; `expanded` is the prompt the engine must see."""
+    """One turn.
+
+    Attributes:
+        session: what the turns of one conversation have in common.
+        images: all images of the path, in prompt order and with multiplicity.
+        expanded: the prompt that the engine must see, with `placeholders` where the images lie in it.
+        known: how many of these expanded tokens earlier turns of the conversation carried.
+    """
 
     request_id: str
+    session: str
     prompt: LogicalIds
     images: tuple[ImageRef, ...]
     expanded: ExpandedIds
+    known: int
     placeholders: tuple[Placeholder, ...]
     pad_id: int | None
     sampling: Mapping[str, Any]
     stop_token_ids: tuple[int, ...]
+
+    @property
+    def experts_from(self) -> int:
+        """The last known token was sampled, but only this turn feeds it to the network."""
+        return max(0, self.known - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +66,26 @@ class Generation:
     versions: tuple[VersionSpan, ...]
     prompt_digest: bytes
     cached_tokens: int | None
-    routed_experts: str | None
-    sampling_mask: Any
+    routed_experts: RoutedExperts | None
+    sampling_mask: SamplingMask | None
 
 
-def encode_request(request: GenerateRequest, model: str) -> bytes:
-    """The body of `POST /inference/v1/generate`.
+def encode_request(request: GenerateRequest, model: str, request_id: str, *, experts_from: int | None = None) -> bytes:
+    """The body of `POST /inference/v1/generate`; `experts_from` is the first token whose routed experts are wanted.
 
     Raises:
         RequestRefusedLocally: the engine would answer this with garbage, or die of it.
     """
-    _refuse_unsound(request)
+    refuse_unsound(request)
+    stops = dict.fromkeys((*request.stop_token_ids, *request.sampling.get("stop_token_ids", ())))
+    sampling = {**request.sampling, "logprobs": 0, "stop_token_ids": list(stops)}
+    if experts_from is not None:
+        sampling["routed_experts_prompt_start"] = experts_from
     body: dict[str, Any] = {
         "model": model,
-        "request_id": request.request_id,
+        "request_id": request_id,
         "token_ids": request.prompt,
-        "sampling_params": {**request.sampling, "logprobs": 0, "stop_token_ids": request.stop_token_ids},
+        "sampling_params": sampling,
         "return_token_ids": True,
         "stream": False,
     }
@@ -89,7 +104,8 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
     try:
         answer = orjson.loads(body)
         (choice,) = answer["choices"]
-        tokens = np.asarray(choice["token_ids"], np.int32)
+        sampled = choice["token_ids"]
+        tokens = np.asarray(sampled, np.int32)
         seen = np.asarray(answer["prompt_token_ids"], np.int32)
         finish = choice["finish_reason"]
     except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -100,35 +116,24 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
     if finish not in ("stop", "length", "abort"):
         raise EngineMismatch(f"{request.request_id}: unknown finish_reason {finish!r}.")
     _require_same_prompt(request, seen, answer.get("mm_placeholders"))
-    return Generation(
-        token_ids=LogicalIds(tokens),
-        logprobs=_logprobs(request.request_id, tokens, choice.get("logprobs")),
-        finish_reason=finish,
-        stop_reason=choice.get("stop_reason"),
-        versions=_versions(request.request_id, len(tokens), choice.get("weight_versions")),
-        prompt_digest=prompt_digest(ExpandedIds(seen), [ref.hash for ref in request.images]),
-        cached_tokens=((answer.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens"),
-        routed_experts=choice.get("routed_experts"),
-        sampling_mask=choice.get("sampling_mask"),
-    )
-
-
-def _refuse_unsound(request: GenerateRequest) -> None:
-    who = request.request_id
-    if len(request.prompt) == 0 or int(request.prompt.min()) < 0:
-        raise RequestRefusedLocally(f"{who}: the prompt is empty or holds a negative token id.")
-    pads = 0 if request.pad_id is None else int(np.count_nonzero(request.prompt == request.pad_id))
-    if pads != len(request.images):
-        raise RequestRefusedLocally(
-            f"{who}: the prompt holds {pads} image pad tokens for {len(request.images)} images."
+    try:
+        return Generation(
+            token_ids=LogicalIds(tokens),
+            logprobs=read_logprobs(sampled, choice.get("logprobs")),
+            finish_reason=finish,
+            stop_reason=choice.get("stop_reason"),
+            versions=read_versions(len(tokens), choice.get("weight_versions")),
+            prompt_digest=prompt_digest(ExpandedIds(seen), [ref.hash for ref in request.images]),
+            cached_tokens=((answer.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens"),
+            routed_experts=read_experts(
+                choice.get("routed_experts"), first=request.experts_from, length=len(seen) + len(tokens)
+            ),
+            sampling_mask=read_mask(len(tokens), choice.get("sampling_mask")),
         )
-    if "temperature" not in request.sampling:
-        raise RequestRefusedLocally(f"{who}: no temperature; the engine would choose one of its own.")
-    for index, ref in enumerate(request.images):
-        if not ref.url.startswith(("data:image/", "file:///")):
-            raise RequestRefusedLocally(f"{who}: image {index} is at {ref.url[:40]!r}; expected data: or file://.")
-        if not _HASH.fullmatch(ref.hash):
-            raise RequestRefusedLocally(f"{who}: image {index} has the hash {ref.hash!r}, which is not lower-case hex.")
+    except InvalidEvidence as error:
+        raise InvalidEvidence(f"{request.request_id}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidEvidence(f"{request.request_id}: the evidence has not the expected shape ({error!r}).") from None
 
 
 def _require_same_prompt(request: GenerateRequest, seen: npt.NDArray[np.int32], placeholders: Any) -> None:
@@ -147,38 +152,3 @@ def _require_same_prompt(request: GenerateRequest, seen: npt.NDArray[np.int32], 
         raise EngineMismatch(
             f"{request.request_id}: the engine placed its images at {ranges[:4]}, we placed them at {expected[:4]}."
         )
-
-
-def _logprobs(who: str, tokens: npt.NDArray[np.int32], evidence: Any) -> Logprobs:
-    content = (evidence or {}).get("content") or []
-    if len(content) != len(tokens):
-        raise InvalidEvidence(f"{who}: {len(tokens)} tokens came with {len(content)} log-probs.")
-    values = np.empty(len(tokens), np.float32)
-    for position, (token, entry) in enumerate(zip(tokens.tolist(), content, strict=True)):
-        named, value = _evidence_token(entry), entry.get("logprob")
-        if named != token:
-            raise InvalidEvidence(f"{who}: log-prob {position} is of token {named}, the sampled token is {token}.")
-        if not isinstance(value, int | float) or not math.isfinite(value) or value == _NO_LOGPROB:
-            raise InvalidEvidence(f"{who}: the log-prob of token {position} is {value!r}.")
-        values[position] = value
-    return values
-
-
-def _evidence_token(entry: Mapping[str, Any]) -> Any:
-    named = entry.get("token_id")
-    if named is None:
-        prefix, _, number = str(entry.get("token")).partition(":")
-        return int(number) if prefix == "token_id" and number.isdigit() else entry.get("token")
-    return named
-
-
-def _versions(who: str, length: int, spans: Any) -> tuple[VersionSpan, ...]:
-    found = tuple(VersionSpan(str(span["version"]), int(span["start"]), int(span["end"])) for span in spans or ())
-    at = 0
-    for span in found:
-        if span.start != at or span.end < span.start:
-            raise InvalidEvidence(f"{who}: weight_versions {found} do not cover the completion without a gap.")
-        at = span.end
-    if found and at != length:
-        raise InvalidEvidence(f"{who}: weight_versions end at {at}, the completion at {length}.")
-    return found

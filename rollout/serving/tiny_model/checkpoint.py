@@ -8,7 +8,7 @@ from rollout.serving.tiny_model.families import CONTEXT, FAMILIES
 
 _TOKENIZER = Path(__file__).parents[1] / "tiny_qwen3_vl"
 _SCALE = 6.0
-"""With the usual initialisation logits are almost flat; scaled up, greedy answers depend on the prompt and its images."""
+"""With the usual initialisation logits are almost flat; scaled up, greedy answers depend on prompt and images."""
 
 
 def make(directory: Path, family: str, *, seed: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""Two packaging faults of vLLM's CPU distribution, cured while Python starts; `rollout serve vllm` puts this on its path.
+"""Two packaging faults of vLLM's CPU distribution, cured while Python starts. `rollout serve vllm` puts it on the path.
 
 1. Package registries offer torchvision as a CUDA build. Beside a CPU build of torch its operators do not load, and
    importing it fails where it registers their shapes. Without the operators there is nothing to register.
