@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-from renderers_adapter.errors import AdapterError
+from ..errors import AdapterError
 
 _FAMILY = re.compile(r"[A-Za-z0-9_.-]+")
 
