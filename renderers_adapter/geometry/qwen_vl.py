@@ -31,8 +31,8 @@ class QwenVLGeometry(Geometry):
             patch_size=knobs.square("patch_size"),
             merge_size=knobs.square("merge_size"),
             temporal_patch_size=knobs.integer("temporal_patch_size"),
-            min_pixels=knobs.integer("min_pixels", "size.min_pixels", "size.shortest_edge"),
-            max_pixels=knobs.integer("max_pixels", "size.max_pixels", "size.longest_edge"),
+            min_pixels=knobs.integer("min_pixels", "size.shortest_edge"),
+            max_pixels=knobs.integer("max_pixels", "size.longest_edge"),
         )
         if geometry.min_pixels > geometry.max_pixels:
             raise GeometryError(

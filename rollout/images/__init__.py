@@ -8,6 +8,7 @@ from .inspect import ImageInfo, inspect_image
 from .pixels import load_pixels
 from .policy import ImageLimits, ImagePolicy
 from .prepare import PreparedImage, PrepareReport, prepare_images, prepare_images_async
+from .sources import decode_data_uri
 from .store import ImageStore, read_asset
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ImageStoreError",
     "PrepareReport",
     "PreparedImage",
+    "decode_data_uri",
     "inspect_image",
     "load_pixels",
     "prepare_images",

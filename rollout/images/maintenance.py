@@ -1,0 +1,155 @@
+"""Looking after the images of a run on disk: what is there, whether it is still itself, and what nobody needs.
+
+A run holds a shared lock on `run.lock` for as long as any of its processes lives; collecting garbage takes the lock
+for itself, and so can neither start while the run is held nor have a run start under its hands.
+"""
+
+import fcntl
+import os
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rollout.errors import RolloutError
+
+from .errors import AssetError, ImageStoreError
+from .store import ASSET_NAME, read_asset
+
+IMAGE_DIRECTORY = Path("assets", "images")
+RUN_LOCK = "run.lock"
+
+
+class RunHeldError(RolloutError):
+    """The run directory is in use by a process that must be left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class AssetStats:
+    """What is in an image directory; `foreign` counts the files that are not assets by name."""
+
+    files: int
+    n_bytes: int
+    by_extension: Mapping[str, int]
+    foreign: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """How many assets were read, and which of them are no longer what their names say."""
+
+    checked: int
+    problems: tuple[AssetError, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GcReport:
+    """What garbage collection removed (or would have, on a dry run), and why it kept the rest."""
+
+    removed: tuple[str, ...]
+    bytes_removed: int
+    kept_referenced: int
+    kept_young: int
+    dry_run: bool
+
+
+@contextmanager
+def hold_run(run_directory: Path) -> Iterator[None]:
+    """Hold a run directory for as long as one of the run's processes works in it; any number may hold it at once.
+
+    Raises:
+        RunHeldError: its garbage is being collected.
+    """
+    with _locked(run_directory, fcntl.LOCK_SH, "its garbage is being collected; start the run when that is done"):
+        yield
+
+
+def asset_stats(run_directory: Path) -> AssetStats:
+    """Count the assets of a run.
+
+    Raises:
+        ImageStoreError: the directory cannot be read.
+    """
+    assets, foreign = _list(run_directory)
+    extensions = Counter(entry.name[64:] for entry in assets)
+    return AssetStats(len(assets), sum(entry.stat().st_size for entry in assets), dict(extensions), foreign)
+
+
+def verify_assets(run_directory: Path) -> VerifyReport:
+    """Read every asset of a run and compare it with the hash in its name.
+
+    Raises:
+        ImageStoreError: the directory cannot be read.
+    """
+    assets, _ = _list(run_directory)
+    problems = []
+    for entry in assets:
+        try:
+            read_asset(run_directory / IMAGE_DIRECTORY, entry.name)
+        except AssetError as error:
+            problems.append(error)
+    return VerifyReport(len(assets), tuple(problems))
+
+
+def collect_garbage(
+    run_directory: Path, referenced: Collection[str], *, grace_seconds: float, dry_run: bool
+) -> GcReport:
+    """Remove the assets that nothing refers to and that are older than the grace time.
+
+    `referenced` are the file names that unacked records and kept trajectories name. Files that are not assets are
+    never touched.
+
+    Raises:
+        RunHeldError: a process of the run lives.
+        ImageStoreError: the directory cannot be read, or a file in it cannot be removed.
+    """
+    with _locked(run_directory, fcntl.LOCK_EX, "a process of the run still works in it; collect when it has ended"):
+        assets, _ = _list(run_directory)
+        unreferenced = [entry for entry in assets if entry.name not in referenced]
+        youngest_to_go = time.time() - grace_seconds
+        garbage = [(entry.path, entry.name, entry.stat(follow_symlinks=False)) for entry in unreferenced]
+        garbage = [one for one in garbage if one[2].st_mtime <= youngest_to_go]
+        for path, _, _ in garbage if not dry_run else ():
+            try:
+                os.unlink(path)
+            except OSError as error:
+                raise ImageStoreError(f"the asset {path} cannot be removed: {error.strerror}") from error
+    return GcReport(
+        removed=tuple(sorted(name for _, name, _ in garbage)),
+        bytes_removed=sum(status.st_size for _, _, status in garbage),
+        kept_referenced=len(assets) - len(unreferenced),
+        kept_young=len(unreferenced) - len(garbage),
+        dry_run=dry_run,
+    )
+
+
+def _list(run_directory: Path) -> tuple[list[os.DirEntry[str]], int]:
+    directory = run_directory / IMAGE_DIRECTORY
+    try:
+        with os.scandir(directory) as entries:
+            everything = list(entries)
+    except OSError as error:
+        raise ImageStoreError(
+            f"{directory} cannot be read: {error.strerror}; give the directory of a run that keeps images"
+        ) from error
+    assets = [entry for entry in everything if ASSET_NAME.fullmatch(entry.name)]
+    return assets, len(everything) - len(assets)
+
+
+@contextmanager
+def _locked(run_directory: Path, kind: int, refusal: str) -> Iterator[None]:
+    try:
+        fd = os.open(run_directory / RUN_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise ImageStoreError(f"the run directory {run_directory} cannot be locked: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise RunHeldError(f"the run directory {run_directory} is held: {refusal}") from None
+    try:
+        yield
+    finally:
+        os.close(fd)

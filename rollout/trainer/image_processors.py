@@ -1,0 +1,197 @@
+"""Pixels to patches, as each family's image processor makes them; one resize backend, named and never exchanged.
+
+The checkpoint's own configuration decides everything. Which backend resizes must be said, because two backends differ
+in the last bit of many pixels: the trainer has to use the one that the engine uses. A distribution adds a family with
+an entry point in the group `rollout.image_processors`: the name is the family, the object an `ImageProcessor` subclass.
+"""
+
+import importlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from renderers_adapter.geometry import Geometry, geometry_for
+from renderers_adapter.geometry.kimi_k25 import KimiK25Geometry
+from rollout.errors import ConfigurationError
+
+ENTRY_POINT_GROUP = "rollout.image_processors"
+
+Backend = Literal["pil", "torchvision"]
+PixelKind = Literal["normalised", "uint8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Processed:
+    """One image as the vision tower takes it: a row per patch (float32 or uint8), and the grid they form."""
+
+    patches: npt.NDArray[Any]
+    grid: tuple[int, int, int]
+
+
+class ImageProcessor(ABC):
+    """One checkpoint's image processor.
+
+    `pixels` says what comes out: what the model's forward takes, or the patches before rescaling and normalising, as
+    an engine that normalises on the device takes them.
+    """
+
+    family: ClassVar[str]
+    grid_input: ClassVar[str] = "image_grid_thw"
+
+    def __init__(self, config: Mapping[str, Any], *, backend: Backend, pixels: PixelKind) -> None:
+        self.config = config.get("image_processor", config)
+        self.backend = backend
+        self.pixels = pixels
+        self.geometry: Geometry = geometry_for(self.family, config)
+
+    @abstractmethod
+    def process(self, image: Image.Image) -> Processed:
+        """The patches of an upright RGB image."""
+
+    @abstractmethod
+    def patch_shape(self) -> tuple[int, ...]:
+        """The shape of one patch in `Processed.patches`."""
+
+    @property
+    def dtype(self) -> type[np.float32] | type[np.uint8]:
+        """The type of the pixels that come out."""
+        return np.uint8 if self.pixels == "uint8" else np.float32
+
+    def _run(self, processor: Any, image: Image.Image) -> Processed:
+        raw = {"do_rescale": False, "do_normalize": False} if self.pixels == "uint8" else {}
+        out = processor(images=[image], return_tensors="np", **raw)
+        t, h, w = (int(side) for side in np.asarray(out["image_grid_thw"])[0])
+        # Un-normalised values are whole numbers between 0 and 255 in whatever type the backend computes.
+        return Processed(np.asarray(out["pixel_values"]).astype(self.dtype, copy=False), (t, h, w))
+
+
+class QwenVLImageProcessor(ImageProcessor):
+    """transformers' processor of the Qwen-VL families; every patch is a flat row."""
+
+    family = "qwen_vl"
+
+    @cached_property
+    def _processor(self) -> Any:
+        name = "Qwen2VLImageProcessorPil" if self.backend == "pil" else "Qwen2VLImageProcessor"
+        module = "image_processing_pil_qwen2_vl" if self.backend == "pil" else "image_processing_qwen2_vl"
+        return _from_transformers(f"qwen2_vl.{module}", name, self.config)
+
+    def process(self, image: Image.Image) -> Processed:
+        return self._run(self._processor, image)
+
+    def patch_shape(self) -> tuple[int, ...]:
+        knobs = self.geometry.knobs
+        return (3 * knobs["temporal_patch_size"] * knobs["patch_size"] ** 2,)
+
+
+class KimiK25ImageProcessor(ImageProcessor):
+    """Kimi K2.5: with torchvision transformers' processor; with Pillow the engine's arithmetic, which needs neither."""
+
+    family = "kimi_k25"
+
+    @property
+    def _kimi(self) -> KimiK25Geometry:
+        assert isinstance(self.geometry, KimiK25Geometry)
+        return self.geometry
+
+    @cached_property
+    def _processor(self) -> Any:
+        kimi = self._kimi
+        config = {
+            "patch_size": kimi.patch_size,
+            "merge_size": kimi.merge_kernel_size,
+            "max_patches": kimi.in_patch_limit,
+            "size": {"max_height": kimi.patch_limit_on_one_side, "max_width": kimi.patch_limit_on_one_side},
+            "image_mean": list(kimi.image_mean),
+            "image_std": list(kimi.image_std),
+        }
+        return _from_transformers("kimi_k25.image_processing_kimi_k25", "Kimi_K25ImageProcessor", config)
+
+    @cached_property
+    def _levels(self) -> npt.NDArray[np.float32]:
+        """What each of the 256 levels of each colour becomes."""
+        mean = np.asarray(self._kimi.image_mean, np.float32)
+        inverse_std = 1.0 / np.asarray(self._kimi.image_std, np.float32)
+        levels = np.arange(256, dtype=np.float32)[:, None]
+        normalised: npt.NDArray[np.float32] = (levels / 255.0 - mean) * inverse_std
+        return normalised
+
+    def process(self, image: Image.Image) -> Processed:
+        if self.backend == "torchvision":
+            return self._run(self._processor, image)
+        size, (width, height) = self._kimi.patch_size, self._kimi.resized(width=image.width, height=image.height)
+        grid = self._kimi.layout(width=image.width, height=image.height).grid
+        _, rows, columns = grid
+        canvas = np.zeros((rows * size, columns * size, 3), np.uint8)
+        canvas[:height, :width] = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+        patches = canvas.reshape(rows, size, columns, size, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, size, size)
+        if self.pixels == "uint8":
+            return Processed(patches, grid)
+        normalised = np.empty(patches.shape, np.float32)
+        for colour in range(3):
+            normalised[:, colour] = self._levels[patches[:, colour], colour]
+        return Processed(normalised, grid)
+
+    def patch_shape(self) -> tuple[int, ...]:
+        return (3, self._kimi.patch_size, self._kimi.patch_size)
+
+
+_BUILT_IN: Mapping[str, type[ImageProcessor]] = {
+    processor.family: processor for processor in (QwenVLImageProcessor, KimiK25ImageProcessor)
+}
+
+
+def image_processor_for(
+    family: str, config: Mapping[str, Any], *, backend: Backend, pixels: PixelKind
+) -> ImageProcessor:
+    """The image processor of a family under a checkpoint's configuration.
+
+    Raises:
+        ConfigurationError: nobody registered the family.
+        GeometryError: the configuration lacks a knob.
+    """
+    found = _BUILT_IN.get(family)
+    for point in entry_points(group=ENTRY_POINT_GROUP, name=family) if found is None else ():
+        found = point.load()
+    if found is None:
+        raise ConfigurationError(
+            f"no image processor is known for the family {family!r} (built in: {', '.join(_BUILT_IN)}); a distribution"
+            f" can add one through the entry point group {ENTRY_POINT_GROUP}"
+        )
+    return found(config, backend=backend, pixels=pixels)
+
+
+def patches_of(grid: tuple[int, int, int]) -> int:
+    """The rows of an image with this grid."""
+    return math.prod(grid)
+
+
+def import_extra(module: str) -> Any:
+    """A module of the extra `trainer`, imported when it is used.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{module} cannot be imported ({str(error).strip()[:200]}); install rollout[trainer], and torchvision for"
+            " the torchvision backend"
+        ) from error
+
+
+def _from_transformers(module: str, name: str, config: Mapping[str, Any]) -> Any:
+    found = import_extra(f"transformers.models.{module}")
+    try:
+        return getattr(found, name).from_dict(dict(config))
+    except ImportError as error:  # transformers puts a stand-in where a backend is missing
+        raise ConfigurationError(f"the image processor {name} cannot be made: {str(error).strip()[:300]}") from error

@@ -1,0 +1,156 @@
+"""Raw descriptors to pixels, at the last moment before the forward.
+
+    materializer = Materializer(
+        "qwen_vl", load_processor_config(checkpoint), images=run_directory / "assets" / "images", backend="pil"
+    )
+    model(input_ids=..., **materializer.inputs([sample]))
+
+Everything that a sample says of an image is checked on the way: that it was laid out under this checkpoint's contract,
+that its bytes have its hash, and that its patches fill its placeholders. Whatever does not agree is an error that
+names rollout, node and file; nothing is ever replaced by zeros.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from renderers_adapter.descriptors import RawMMItem, parse_raw_mm_item
+from renderers_adapter.errors import AdapterError
+from renderers_adapter.tokens import Placeholder
+from rollout.errors import RolloutError
+from rollout.images import AssetError, ImageError, decode_data_uri, load_pixels, read_asset
+from rollout.trainer.image_processors import (
+    Backend,
+    PixelKind,
+    Processed,
+    image_processor_for,
+    import_extra,
+    patches_of,
+)
+from rollout.trainer.samples import TrainingSample
+from rollout.trainer.single_flight import SingleFlightCache
+
+_MAX_BYTES = 1 << 30
+
+
+class MaterializeError(RolloutError):
+    """An image of a sample is missing, changed, foreign, or does not fit its placeholders."""
+
+    def __init__(self, reason: str, *, rollout: str, node: int, file: str) -> None:
+        self.reason = reason
+        self.rollout = rollout
+        self.node = node
+        self.file = file
+        super().__init__(f"rollout {rollout}, branch of node {node}, image {file}: {reason}")
+
+
+class Materializer:
+    """Makes the pixel inputs of training samples; safe to use from many threads.
+
+    Args:
+        family: the geometry family that the images were described under.
+        processor_config: of the checkpoint that is trained.
+        images: the run's image directory.
+        backend: what resizes; it must be what the engine uses.
+        pixels: `normalised`, as the model's forward takes them, or `uint8`, before rescaling and normalising.
+        cache_bytes: patches of recent images to keep; a group's samples share their images.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        processor_config: Mapping[str, Any],
+        *,
+        images: Path,
+        backend: Backend,
+        pixels: PixelKind = "normalised",
+        cache_bytes: int = 256 * 1024 * 1024,
+    ) -> None:
+        self._images = images
+        self._processor = image_processor_for(family, processor_config, backend=backend, pixels=pixels)
+        self._cache = SingleFlightCache[Processed](cache_bytes, lambda processed: processed.patches.nbytes)
+
+    def inputs(self, samples: Sequence[TrainingSample]) -> dict[str, Any]:
+        """`pixel_values` and the grids of all images of these samples, in order, as torch tensors.
+
+        Samples without images have no pixel inputs: the mapping is then empty.
+
+        Raises:
+            MaterializeError: an image does not agree with what the sample says of it.
+        ConfigurationError: torch, transformers or the backend is not installed.
+        """
+        wanted = [
+            (sample, placeholder, self._grid(sample, placeholder, image), image)
+            for sample in samples
+            for placeholder, image in zip(sample.placeholders, sample.images, strict=True)
+        ]
+        if not wanted:
+            return {}
+        torch = import_extra("torch")
+        grids = [grid for _, _, grid, _ in wanted]
+        rows = sum(map(patches_of, grids))
+        # One allocation of what was asked for, filled image by image, so that nothing is held twice.
+        pixel_values = np.empty((rows, *self._processor.patch_shape()), self._processor.dtype)
+        filled = 0
+        for sample, placeholder, grid, image in wanted:
+            processed = self._processed(sample, placeholder, image)
+            if processed.grid != grid:
+                raise _disagreement(
+                    sample, image, f"it was described as {grid} patches, but its pixels give {processed.grid}"
+                )
+            pixel_values[filled : filled + len(processed.patches)] = processed.patches
+            filled += len(processed.patches)
+        return {
+            "pixel_values": torch.from_numpy(pixel_values),
+            self._processor.grid_input: torch.tensor(grids, dtype=torch.int64),
+        }
+
+    def _grid(self, sample: TrainingSample, placeholder: Placeholder, image: Mapping[str, Any]) -> tuple[int, int, int]:
+        geometry = self._processor.geometry
+        try:
+            item = parse_raw_mm_item(image)
+            if (item.family, item.layout_fingerprint) != (geometry.family, geometry.fingerprint):
+                raise _disagreement(
+                    sample,
+                    image,
+                    f"it was laid out under {item.family} {item.layout_fingerprint}, but this checkpoint's processor"
+                    f" configuration is {geometry.family} {geometry.fingerprint}",
+                )
+            if item.raw_image_id is not None and not item.raw_image_id.startswith(placeholder.hash):
+                raise _disagreement(sample, image, f"it stands for the image {placeholder.hash}, which is another one")
+            grid = geometry.grid(item.payload)
+        except AdapterError as error:
+            raise _disagreement(sample, image, str(error)) from error
+        if geometry.tokens(grid) != placeholder.length:
+            raise _disagreement(
+                sample, image, f"{grid} patches are {geometry.tokens(grid)} tokens, not {placeholder.length}"
+            )
+        return grid
+
+    def _processed(self, sample: TrainingSample, placeholder: Placeholder, image: Mapping[str, Any]) -> Processed:
+        def process() -> Processed:
+            data = self._read(parse_raw_mm_item(image))
+            if hashlib.sha256(data).hexdigest()[: len(placeholder.hash)] != placeholder.hash:
+                raise ImageError(f"its bytes do not have the hash {placeholder.hash}: it is another image")
+            return self._processor.process(load_pixels(data))
+
+        try:
+            return self._cache.get(placeholder.hash, process)
+        except (AssetError, ImageError) as error:
+            raise _disagreement(sample, image, error.reason) from error
+        except AdapterError as error:
+            raise _disagreement(sample, image, str(error)) from error
+
+    def _read(self, item: RawMMItem) -> bytes:
+        if item.raw_image_id is not None:
+            return read_asset(self._images, item.raw_image_id)
+        assert item.raw_uri is not None
+        return decode_data_uri(item.raw_uri, _MAX_BYTES)
+
+
+def _disagreement(sample: TrainingSample, image: Mapping[str, Any], reason: str) -> MaterializeError:
+    file = str(image.get("raw_image_id") or str(image.get("raw_uri"))[:40])
+    return MaterializeError(reason, rollout=sample.rollout, node=sample.leaf, file=file)
