@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic_core import PydanticCustomError
 
 from rollout.config_source import ConfigError, ConfigSource, KeyPath, read_source
 from rollout.environments.base import Environment, EnvironmentSettings, TaskSettings
@@ -54,11 +56,40 @@ class EmbeddedConfig(Section):
     latency_ms: float = Field(default=0.0, ge=0)
 
 
+def _engine_root(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected the root of a server, such as http://127.0.0.1:8000")
+    if "@" in parts.netloc:
+        raise PydanticCustomError("credentials", "a URL is logged; name the variable of a key in engine.api_key_env")
+    if parts.path.strip("/") == "v1":
+        raise ValueError("expected the root of the server, without /v1")
+    return url.rstrip("/")
+
+
+EngineUrl = Annotated[str, AfterValidator(_engine_root)]
+"""The root of an engine; a path before it, as of a proxy, is kept."""
+
+
 class EngineConfig(Section):
-    urls: tuple[str, ...] = Field(
+    urls: tuple[EngineUrl, ...] = Field(
         default=(), description="Roots of the engines; empty: the embedded engine is started."
     )
-    timeout: float = Field(default=300.0, gt=0, description="Seconds for one turn, all retries included.")
+    timeout: float = Field(default=300.0, gt=0, description="Seconds for one turn, all of its tries included.")
+    request_timeout: float | None = Field(
+        default=None, gt=0, description="Seconds for one try, after which another engine is asked; none: the turn's."
+    )
+    retries: int = Field(
+        default=5, ge=0, description="Further tries after a broken connection, 429, 502-504 or a time-out."
+    )
+    affinity: bool = Field(
+        default=False, description="Keep a rollout on one engine, for its prefix cache; nothing depends on it."
+    )
+    api_key_env: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Name of the environment variable that holds the engines' API key; the key itself is never written.",
+    )
     sampling: SamplingConfig = SamplingConfig()
     embedded: EmbeddedConfig = EmbeddedConfig()
 
@@ -246,6 +277,8 @@ class _Checker:
                     self._fault(path, f"unknown key{_nearest(str(path[-1]), names)}")
                 elif fault["type"] == "missing":
                     self._fault(path, "this key is required")
+                elif fault["type"] == "credentials":
+                    self._fault(path, fault["msg"])
                 else:
                     self._fault(path, f"{fault['msg']}, found {fault['input']!r}")
             return None

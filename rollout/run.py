@@ -19,7 +19,7 @@ import yaml
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.pool import RendererPool, shared_pool
 from rollout.config import Config
-from rollout.engine.client import EngineClient
+from rollout.engine.configured import engine_client
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy
 from rollout.session import Policy
@@ -209,8 +209,7 @@ async def _policy(config: Config, state: RunState) -> AsyncIterator[Policy]:
                     urls = (await anyio.to_thread.run_sync(_start_embedded, config, state.directory, stack),)
         assert renderers is not None
         state.engine = ", ".join(urls) if config.engine.urls else f"embedded (scripted, no neural network), {urls[0]}"
-        engine = EngineClient(urls, config.model.name, timeout=config.engine.timeout)
-        await stack.enter_async_context(engine)
+        engine = await stack.enter_async_context(engine_client(config, urls))
         await engine.check()
         images = ImagePolicy(
             mode=config.images.mode,

@@ -1,0 +1,36 @@
+"""The engine client that a configuration describes."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from rollout.config import Config
+from rollout.engine.client import EngineClient
+from rollout.errors import ConfigurationError
+
+
+def engine_client(config: Config, urls: Sequence[str], environment: Mapping[str, str] = os.environ) -> EngineClient:
+    """A client of the engines at `urls`: the configured ones, or the one that was started instead.
+
+    Raises:
+        ConfigurationError: the environment variable with the API key is not set.
+    """
+    engine = config.engine
+    return EngineClient(
+        urls,
+        config.model.name,
+        timeout=engine.timeout,
+        request_timeout=engine.request_timeout,
+        retries=engine.retries,
+        affinity=engine.affinity,
+        api_key=_api_key(engine.api_key_env, environment),
+    )
+
+
+def _api_key(name: str | None, environment: Mapping[str, str]) -> str | None:
+    if name is None:
+        return None
+    if not environment.get(name):
+        raise ConfigurationError(
+            f"engine.api_key_env names {name}, and no such environment variable is set; set it to the engines' API key."
+        )
+    return environment[name]
