@@ -88,7 +88,7 @@ class EngineConfig(Section):
     api_key_env: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="Name of the environment variable that holds the engines' API key; the key itself is never written.",
+        description="Name of the environment variable with the engines' API key; the key itself is never written.",
     )
     sampling: SamplingConfig = SamplingConfig()
     embedded: EmbeddedConfig = EmbeddedConfig()
