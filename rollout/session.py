@@ -77,6 +77,8 @@ class Session:
         self._recorded: set[str] = set()
         self._turns = 0
         self.turns_done = 0
+        self.context_tokens = 0
+        self.sampled_tokens = 0
         self.prompt_sources: Counter[str] = Counter()
         self.last_finish_reason: str | None = None
 
@@ -116,6 +118,8 @@ class Session:
         step = self._step(turn, commit, prompt, generation, tools, clock)
         await self._stream.step(step)
         self.turns_done += 1
+        self.context_tokens = len(prompt.expanded.ids) + len(generation.token_ids)
+        self.sampled_tokens += len(generation.token_ids)
         self.prompt_sources[prompt.source] += 1
         self.last_finish_reason = generation.finish_reason
         return Reply(
