@@ -126,6 +126,24 @@ def expand(runs: Sequence[TokenRun], *, pad_id: int | None) -> Expanded:
     )
 
 
+def extend(before: Expanded, added: Expanded) -> Expanded:
+    """A path and what was added to it, expanded; the same as expanding all of its runs at once, but cheaper."""
+    length = len(before.ids)
+    return Expanded(
+        ExpandedIds(np.concatenate((before.ids, added.ids))),
+        np.concatenate((before.sampled, added.sampled)),
+        np.concatenate((before.logprobs, added.logprobs)),
+        np.concatenate((before.token_types, added.token_types)),
+        (*before.placeholders, *(moved(mark, length) for mark in added.placeholders)),
+        (*before.starts[:-1], *(start + length for start in added.starts)),
+    )
+
+
+def moved(mark: Placeholder, by: int) -> Placeholder:
+    """A placeholder in a sequence that now has `by` more tokens before it."""
+    return Placeholder(mark.hash, mark.offset + by, mark.length)
+
+
 def _require_slots_on_pads(ids: npt.NDArray[np.int32], slots: Sequence[tuple[int, ImageSlot]], pad: int | None) -> None:
     pads = [] if pad is None else np.flatnonzero(ids == pad).tolist()
     places = [position for position, _ in slots]

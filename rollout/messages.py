@@ -6,7 +6,7 @@ image's bytes. It is also the form that crosses the queue.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ Message = dict[str, Any]
 
 _KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
 _ROLES = ("system", "user", "assistant", "tool")
+_IMAGE_TYPES = ("image", "image_url", "input_image")
 
 
 class MessageError(RolloutError):
@@ -48,12 +49,23 @@ class CanonicalMessage:
         return str(self.message["role"])
 
 
-def canonicalise(messages: Sequence[Any], images: Iterable[tuple[int, int, str]]) -> list[CanonicalMessage]:
-    """The canonical forms of prepared messages; `images` are (message index, part index, hash), in order."""
+def canonicalise(
+    messages: Sequence[Any],
+    images: Iterable[tuple[int, int, str]],
+    known: Sequence[CanonicalMessage | None] | None = None,
+) -> list[CanonicalMessage]:
+    """The canonical forms of prepared messages; `images` are (message index, part index, hash), in order.
+
+    Raises:
+        MessageError: no template can render one of them; the text says which.
+    """
     hashes: dict[int, dict[int, list[str]]] = {}
     for message_index, part_index, mm_hash in images:
         hashes.setdefault(message_index, {}).setdefault(part_index, []).append(mm_hash)
-    return [_canonical(index, message, hashes.get(index, {})) for index, message in enumerate(messages)]
+    return [
+        (known[index] if known is not None else None) or _canonical(index, message, hashes.get(index, {}))
+        for index, message in enumerate(messages)
+    ]
 
 
 def tools_identity(tools: Sequence[Mapping[str, Any]] | None) -> bytes:
@@ -61,42 +73,117 @@ def tools_identity(tools: Sequence[Mapping[str, Any]] | None) -> bytes:
     return _digest(list(tools)) if tools else b""
 
 
-def _canonical(index: int, message: Any, images: dict[int, list[str]]) -> CanonicalMessage:
+class MessageMemory:
+    """The messages of one rollout that were looked at before: a conversation comes again, and longer, at every turn.
+
+    A message is known by being the same object with the same content. A snapshot of that content is kept, so that a
+    message which was changed in place since is looked at anew.
+    """
+
+    _MOST = 8192
+
+    def __init__(self) -> None:
+        # The message is kept, too: as long as it lives, no other object can have its identity.
+        self._known: dict[int, tuple[Any, Any, CanonicalMessage]] = {}
+
+    def recall(self, messages: Sequence[Any]) -> list[CanonicalMessage | None]:
+        """The canonical form of each message that is as it was, None for the others."""
+        entries = map(self._known.get, map(id, messages))
+        return [
+            entry[2] if entry is not None and message == entry[1] else None
+            for message, entry in zip(messages, entries, strict=True)
+        ]
+
+    def learn(self, message: Any, canonical: CanonicalMessage) -> None:
+        """Remember a message as it is now."""
+        try:
+            snapshot = _snapshot(message)
+        except TypeError:
+            return
+        if len(self._known) >= self._MOST:
+            self._known.clear()
+        self._known[id(message)] = (message, snapshot, canonical)
+
+
+def _snapshot(value: Any) -> Any:
+    """A copy that shares only what cannot change. Raises TypeError for an object that is not plain data."""
+    if isinstance(value, str | int | float | None):
+        return value
+    if type(value) is dict:
+        return {key: _snapshot(inner) for key, inner in value.items()}
+    if type(value) is list:
+        return [_snapshot(inner) for inner in value]
+    raise TypeError(f"a {type(value).__name__} may change without being seen to")
+
+
+def _canonical(index: int, message: Any, images: Mapping[int, Sequence[str]]) -> CanonicalMessage:
     if not isinstance(message, Mapping):
         raise MessageError(f"messages[{index}] is a {type(message).__name__}; expected a dict with role and content.")
     role = message.get("role")
     if role not in _ROLES:
         raise MessageError(f"messages[{index}] has the role {role!r}; expected one of {', '.join(_ROLES)}.")
     form: Message = {key: message[key] for key in _KEYS if message.get(key) is not None}
-    content = form.get("content", "")
-    ordered: list[str] = []
+    # An assistant that only calls tools says None in some dialects and nothing in others.
+    content = form.setdefault("content", "")
+    ordered: tuple[str, ...] = ()
     if isinstance(content, Sequence) and not isinstance(content, str):
-        form["content"] = [_part(index, at, part, images.get(at), ordered) for at, part in enumerate(content)]
+        ordered = tuple(mm_hash for at in range(len(content)) for mm_hash in images.get(at, ()))
+        unused = iter(ordered)
+        form["content"] = [
+            canonical
+            for at, part in enumerate(content)
+            for canonical in _parts(f"messages[{index}].content[{at}]", part, unused)
+        ]
     elif not isinstance(content, str):
         raise MessageError(
             f"messages[{index}].content is a {type(content).__name__}; expected a string or a list of parts."
         )
     try:
-        identity = _digest(form)
-    except TypeError as error:
+        identity = _digest(_with_objects(form) if "tool_calls" in form else form)
+    except (TypeError, AttributeError) as error:
         raise MessageError(f"messages[{index}] holds a value that is not JSON ({error}).") from None
-    return CanonicalMessage(form, identity, tuple(ordered))
+    return CanonicalMessage(form, identity, ordered)
 
 
-def _part(index: int, at: int, part: Any, images: list[str] | None, ordered: list[str]) -> Any:
-    where = f"messages[{index}].content[{at}]"
-    if images is not None:
-        if len(images) != 1:
-            raise MessageError(f"{where} holds {len(images)} nested images; give each image a part of its own.")
-        ordered.append(images[0])
-        return {"type": "image", "hash": images[0]}
+def _parts(where: str, part: Any, images: Iterator[str]) -> Iterator[Message]:
+    """The texts and images of a part, in order; those of a tool's result are nested in it."""
     if isinstance(part, str):
-        return {"type": "text", "text": part}
-    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
-    if isinstance(part, Mapping) and isinstance(part.get("thinking"), str):
-        return {"type": "thinking", "thinking": part["thinking"]}
-    raise MessageError(f"{where} is neither text nor an image: {str(part)[:80]!r}.")
+        yield {"type": "text", "text": part}
+        return
+    kind, text, nested = (_field(part, name) for name in ("type", "text", "content"))
+    if kind in _IMAGE_TYPES and (mm_hash := next(images, None)) is not None:
+        yield {"type": "image", "hash": mm_hash}
+    elif isinstance(text, str):
+        yield {"type": "text", "text": text}
+    elif isinstance(thinking := _field(part, "thinking"), str):
+        yield {"type": "thinking", "thinking": thinking}
+    elif isinstance(nested, list | tuple | str):
+        for inner in [nested] if isinstance(nested, str) else nested:
+            yield from _parts(where, inner, images)
+    elif kind is None and (mm_hash := next(images, None)) is not None:
+        yield {"type": "image", "hash": mm_hash}
+    else:
+        raise MessageError(f"{where} is neither text nor an image: {str(part)[:80]!r}.")
+
+
+def _field(part: Any, name: str) -> Any:
+    return part.get(name) if isinstance(part, Mapping) else getattr(part, name, None)
+
+
+def _with_objects(form: Message) -> Message:
+    """Tool calls whose arguments are an object; some dialects write it as JSON text, and mean the same call."""
+    return {**form, "tool_calls": [_with_object(call) for call in form["tool_calls"]]}
+
+
+def _with_object(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = orjson.loads(function["arguments"])
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _digest(value: Any) -> bytes:

@@ -27,18 +27,38 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A message in the graph; `parent` is the node before it, or ROOT."""
+    """A message in the graph; `parent` is the node before it, or ROOT.
+
+    Attributes:
+        depth: how many nodes come before it on its path.
+        answer: the last node up to here that the policy sampled in this rollout, or ROOT where it sampled none.
+    """
 
     index: int
     parent: int
     message: CanonicalMessage
     run: TokenRun
     content: tuple[tuple[int, int], ...]
+    depth: int
+    answer: int
 
     @property
     def sampled(self) -> bool:
         """Whether the policy wrote this message in this rollout."""
-        return self.run.sampled_from < len(self.run.ids)
+        return self.answer == self.index
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a rollout knows of a conversation.
+
+    Attributes:
+        answer: the node up to which its tokens are known for certain, because the policy sampled there; ROOT if none.
+        messages: how many of its messages were said before, in this order.
+    """
+
+    answer: int
+    messages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +77,28 @@ class Trace:
         self.nodes: list[Node] = []
         self._children: dict[tuple[int, bytes], list[int]] = {}
 
-    def match(self, messages: Sequence[CanonicalMessage], tools: bytes) -> list[Node]:
-        """The longest path whose messages begin `messages`; of several equal ones, the latest."""
-        frontier = [ROOT]
+    def match(self, messages: Sequence[CanonicalMessage], tools: bytes) -> Known:
+        """How much of a conversation is known, message by message.
+
+        Of several ways, the one with the latest answer counts; of several with equal answers, the one along which more
+        of the conversation is known; then the youngest.
+        """
+        frontier, deepest, length = [ROOT], ROOT, 0
         for message in messages:
-            following = [child for parent in frontier for child in self._children.get(_key(parent, message, tools), ())]
+            if len(frontier) == 1:
+                following = self._children.get(_key(frontier[0], message, tools))
+            else:
+                following = [c for at in frontier for c in self._children.get(_key(at, message, tools), ())]
             if not following:
                 break
-            frontier = following
-        return self.path(frontier[-1])
+            frontier, length = following, length + 1
+            answers = [at for at in following if self.nodes[at].answer == at]
+            deepest = max(answers, default=deepest)
+        if length:
+            leading = max(frontier, key=lambda at: (self._depth(self.nodes[at].answer), at))
+            if self._depth(self.nodes[leading].answer) == self._depth(deepest):
+                deepest = self.nodes[leading].answer
+        return Known(deepest, length)
 
     def path(self, leaf: int) -> list[Node]:
         """The nodes from a root to `leaf`."""
@@ -94,15 +127,27 @@ class Trace:
     def _find(self, parent: int, draft: Draft, tools: bytes) -> Node | None:
         for child in self._children.get(_key(parent, draft.message, tools), ()):
             node = self.nodes[child]
-            if node.run.images == draft.run.images and np.array_equal(node.run.ids, draft.run.ids):
+            if same_tokens(node.run, draft.run):
                 return node
         return None
 
+    def _depth(self, index: int) -> int:
+        return -1 if index == ROOT else self.nodes[index].depth
+
     def _add(self, parent: int, draft: Draft, tools: bytes) -> Node:
-        node = Node(len(self.nodes), parent, draft.message, draft.run, draft.content)
+        index = len(self.nodes)
+        inherited = ROOT if parent == ROOT else self.nodes[parent].answer
+        answer = index if draft.run.sampled_from < len(draft.run.ids) else inherited
+        depth = self._depth(parent) + 1
+        node = Node(index, parent, draft.message, draft.run, draft.content, depth, answer)
         self.nodes.append(node)
         self._children.setdefault(_key(parent, draft.message, tools), []).append(node.index)
         return node
+
+
+def same_tokens(one: TokenRun, other: TokenRun) -> bool:
+    """Whether two messages are the same to the policy: message identity alone does not make a prefix shared."""
+    return one.images == other.images and np.array_equal(one.ids, other.ids)
 
 
 def _key(parent: int, message: CanonicalMessage, tools: bytes) -> tuple[int, bytes]:

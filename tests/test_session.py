@@ -152,7 +152,7 @@ async def test_compaction_forks_and_an_image_that_returns_is_there_again(recordi
 
     trajectory = await play(Scripted(script), TASK, policy)
     assert trajectory.reward == 1.0
-    assert [step.prompt_source for step in trajectory.steps] == ["first", "bridge", "diverged"]
+    assert [step.prompt_source for step in trajectory.steps] == ["first", "bridge", "root"]
     assert hashes(engine.requests[2]) == hashes(engine.requests[1])[::-1]
     assert check(trajectory) == []
     long, short = samples(trajectory)
@@ -188,7 +188,7 @@ async def test_an_answer_that_was_edited_is_context_and_not_trained(policy: Poli
     assert check(trajectory) == []
     edited = next(node for node in trajectory.nodes if node.message["content"] == "purple")
     assert not edited.sampled
-    assert trajectory.steps[1].prompt_source == "diverged"
+    assert trajectory.steps[1].prompt_source == "compaction"
 
 
 async def test_the_length_of_a_step_does_not_grow_with_the_number_of_turns(

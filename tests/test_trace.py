@@ -6,7 +6,7 @@ import numpy as np
 
 from renderers_adapter.tokens import ImageSlot, TokenRun, logical
 from rollout.messages import CanonicalMessage, canonicalise, tools_identity
-from rollout.trace import ROOT, Commit, Draft, Trace
+from rollout.trace import ROOT, Commit, Draft, Known, Trace
 
 
 def message(role: str, text: str) -> CanonicalMessage:
@@ -44,8 +44,8 @@ def test_the_longest_known_prefix_is_found_by_message() -> None:
     first = say(trace, ROOT, "a", "b")
     say(trace, first.leaf, "c", "d")
     asked = [message("user", "a"), message("assistant", "b"), message("user", "x")]
-    assert [node.index for node in trace.match(asked, b"")] == [0, 1]
-    assert trace.match([message("user", "other")], b"") == []
+    assert trace.match(asked, b"") == Known(answer=1, messages=2)
+    assert trace.match([message("user", "other")], b"") == Known(ROOT, 0)
 
 
 def test_divergence_forks_and_shares_the_prefix() -> None:
@@ -83,8 +83,8 @@ def test_tools_belong_to_a_root() -> None:
     trace = Trace()
     say(trace, ROOT, "a", "b")
     tools = tools_identity([{"name": "add"}])
-    assert trace.match([message("user", "a")], tools) == []
-    assert [node.index for node in trace.match([message("user", "a")], b"")] == [0]
+    assert trace.match([message("user", "a")], tools) == Known(ROOT, 0)
+    assert trace.match([message("user", "a")], b"") == Known(ROOT, 1)
 
 
 def test_of_equal_answers_the_one_that_leads_on_is_matched() -> None:
@@ -93,4 +93,14 @@ def test_of_equal_answers_the_one_that_leads_on_is_matched() -> None:
     say(trace, first.leaf, "c", "d")
     say(trace, ROOT, "a", "b")
     asked = [message("user", "a"), message("assistant", "b"), message("user", "c")]
-    assert [node.index for node in trace.match(asked, b"")] == [0, 1, 2]
+    assert trace.match(asked, b"") == Known(answer=1, messages=3)
+
+
+def test_a_later_answer_counts_more_than_a_longer_known_history() -> None:
+    trace = Trace()
+    first = say(trace, ROOT, "a", "b")
+    retold = [draft("user", "a"), draft("assistant", "b", [5]), draft("user", "c")]
+    trace.commit(ROOT, retold, answer("d"), b"")
+    asked = [message("user", "a"), message("assistant", "b"), message("user", "c")]
+    assert trace.match(asked, b"") == Known(answer=first.leaf, messages=3)
+    assert trace.match([*asked, message("assistant", "d")], b"") == Known(answer=4, messages=4)

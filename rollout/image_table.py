@@ -1,0 +1,73 @@
+"""The images of one rollout: how each is sent, how many tokens it becomes, and what its record says.
+
+An image is known by its hash. Its locator crosses the queue once, with the step that introduces it; every request names
+it again.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from renderers_adapter.geometry import Geometry
+from renderers_adapter.tokens import Placeholder
+from rollout.engine.protocol import ImageRef
+from rollout.images import PreparedImage
+from rollout.messages import MessageError
+from rollout.trace import Node
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    reference: ImageRef
+    tokens: int
+    record: Mapping[str, Any]
+
+
+class ImageTable:
+    """Grows with every turn, and forgets nothing: an image that left by compaction may return."""
+
+    def __init__(self, geometry: Geometry | None) -> None:
+        self._geometry = geometry
+        self._known: dict[str, _Known] = {}
+        self._introduced: set[str] = set()
+
+    def __len__(self) -> int:
+        """How many different images crossed the queue."""
+        return len(self._introduced)
+
+    def learn(self, images: Sequence[PreparedImage]) -> None:
+        """Take in the images of a conversation.
+
+        Raises:
+            MessageError: the model reads text only.
+            GeometryError: the model cannot take an image of this size.
+        """
+        for image in images:
+            if image.mm_hash in self._known:
+                continue
+            if self._geometry is None:
+                raise MessageError(
+                    f"messages[{image.message_index}] holds an image, and the renderer of this model takes text only; "
+                    "choose a multimodal one in model.renderer."
+                )
+            layout = self._geometry.layout(width=image.width, height=image.height)
+            inline = image.url.startswith("data:")
+            source = {"raw_uri": image.url} if inline else {"raw_image_id": image.file_name}
+            record = {"payload": self._geometry.payload(layout), **source}
+            self._known[image.mm_hash] = _Known(ImageRef(image.url, image.mm_hash), layout.tokens, record)
+
+    def tokens(self, mm_hash: str) -> int:
+        """How many tokens an image becomes."""
+        return self._known[mm_hash].tokens
+
+    def references(self, placeholders: Iterable[Placeholder]) -> tuple[ImageRef, ...]:
+        """One reference for each placeholder: an image that occurs twice is there twice."""
+        return tuple(self._known[mark.hash].reference for mark in placeholders)
+
+    def introduce(self, nodes: Iterable[Node]) -> dict[str, Mapping[str, Any]]:
+        """The records of the images that these nodes bring and no step brought before."""
+        new = dict.fromkeys(
+            slot.hash for node in nodes for slot in node.run.images if slot.hash not in self._introduced
+        )
+        self._introduced.update(new)
+        return {mm_hash: self._known[mm_hash].record for mm_hash in new}
