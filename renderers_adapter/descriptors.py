@@ -8,6 +8,7 @@ built, encoded and decoded.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 from .errors import AdapterError
@@ -24,6 +25,7 @@ _PROCESSED_KEYS = frozenset(
 ) | {"video_embeds", "video_features"}
 _ARRAY_TAG = re.compile(r"_*(nd_?array|numpy|array|torch|tensor)_*|(torch|np|numpy)\..+", re.IGNORECASE)
 _TAG_KEYS = frozenset({"type", "kind", "__type__", "_type", "__class__"})
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 _DEEPEST = 64
 
 
@@ -76,18 +78,30 @@ def raw_mm_item(
         DescriptorError: a field is unsafe, or there is not exactly one of `raw_image_id` and `raw_uri`.
         ProcessedPayloadError: the payload carries an array.
     """
-    item: dict[str, Any] = {
+    item = dict(_contract(modality, family, fingerprint, vllm_modality))
+    item["payload"] = dict(payload)
+    reject_processed(item["payload"], "item.payload")
+    _require_one_source(raw_image_id, raw_uri, "item")
+    if raw_image_id is not None:
+        item["raw_image_id"] = raw_image_id
+    else:
+        item["raw_uri"] = raw_uri
+    return item
+
+
+@lru_cache(maxsize=64)  # a run describes all its images under one contract
+def _contract(modality: str, family: str, fingerprint: str, vllm_modality: str | None) -> Mapping[str, Any]:
+    contract: dict[str, Any] = {
         "kind": KIND,
         "version": VERSION,
         "modality": modality,
         "family": family,
         "layout_fingerprint": fingerprint,
-        "payload": dict(payload),
     }
-    optional = {"raw_image_id": raw_image_id, "raw_uri": raw_uri, "vllm_modality": vllm_modality}
-    item.update({key: value for key, value in optional.items() if value is not None})
-    parse_raw_mm_item(item)
-    return item
+    if vllm_modality is not None:
+        contract["vllm_modality"] = vllm_modality
+    _require_contract(contract, "item")
+    return contract
 
 
 def parse_raw_mm_item(item: Any, path: str = "item") -> RawMMItem:
@@ -100,23 +114,9 @@ def parse_raw_mm_item(item: Any, path: str = "item") -> RawMMItem:
     if not isinstance(item, Mapping):
         raise DescriptorError(f"{path} must be a raw descriptor, but is a {type(item).__name__}")
     reject_processed(item, path)
-    if item.get("kind") != KIND or item.get("version") != VERSION:
-        raise DescriptorError(
-            f"{path} must have kind {KIND!r} and version {VERSION}, but has {_shown(item.get('kind'))} and"
-            f" {_shown(item.get('version'))}"
-        )
-    for key, safe in (("modality", SAFE_NAME), ("family", SAFE_NAME), ("layout_fingerprint", SAFE_FINGERPRINT)):
-        require_safe(item.get(key), safe, f"{path}.{key}")
+    _require_contract(item, path)
     raw_image_id, raw_uri = item.get("raw_image_id"), item.get("raw_uri")
-    vllm_modality = item.get("vllm_modality")
-    if (raw_image_id is None) == (raw_uri is None):
-        raise DescriptorError(f"{path} must have exactly one of raw_image_id and raw_uri")
-    if raw_image_id is not None:
-        require_safe(raw_image_id, SAFE_NAME, f"{path}.raw_image_id")
-    else:
-        require_data_uri(raw_uri, f"{path}.raw_uri")
-    if vllm_modality is not None:
-        require_safe(vllm_modality, SAFE_NAME, f"{path}.vllm_modality")
+    _require_one_source(raw_image_id, raw_uri, path)
     payload = item.get("payload")
     if not isinstance(payload, Mapping):
         raise DescriptorError(f"{path}.payload must be a mapping, but is {_shown(payload)}")
@@ -127,7 +127,7 @@ def parse_raw_mm_item(item: Any, path: str = "item") -> RawMMItem:
         payload=payload,
         raw_image_id=raw_image_id,
         raw_uri=raw_uri,
-        vllm_modality=vllm_modality,
+        vllm_modality=item.get("vllm_modality"),
     )
 
 
@@ -186,7 +186,9 @@ def reject_processed(value: Any, path: str = "sidecar") -> None:
     Raises:
         ProcessedPayloadError: with the path of the offending key or value.
     """
-    _reject(value, path, 0)
+    found = _offence(value, 0)
+    if found is not None:
+        raise ProcessedPayloadError(path + found[0], found[1])
 
 
 def require_safe(value: Any, safe: re.Pattern[str], path: str) -> None:
@@ -199,6 +201,28 @@ def require_data_uri(value: Any, path: str) -> None:
     """Refuse an inline source that is not a `data:` URI of an image."""
     if not isinstance(value, str) or not value.startswith("data:image/"):
         raise DescriptorError(f"{path} must be a data:image/… URI, but is {_shown(value)}")
+
+
+def _require_one_source(raw_image_id: Any, raw_uri: Any, path: str) -> None:
+    """Refuse anything but exactly one of the two ways to name an image, or a name that is not safe."""
+    if (raw_image_id is None) == (raw_uri is None):
+        raise DescriptorError(f"{path} must have exactly one of raw_image_id and raw_uri")
+    if raw_image_id is not None:
+        require_safe(raw_image_id, SAFE_NAME, f"{path}.raw_image_id")
+    else:
+        require_data_uri(raw_uri, f"{path}.raw_uri")
+
+
+def _require_contract(item: Mapping[str, Any], path: str) -> None:
+    if item.get("kind") != KIND or item.get("version") != VERSION:
+        raise DescriptorError(
+            f"{path} must have kind {KIND!r} and version {VERSION}, but has {_shown(item.get('kind'))} and"
+            f" {_shown(item.get('version'))}"
+        )
+    for key, safe in (("modality", SAFE_NAME), ("family", SAFE_NAME), ("layout_fingerprint", SAFE_FINGERPRINT)):
+        require_safe(item.get(key), safe, f"{path}.{key}")
+    if item.get("vllm_modality") is not None:
+        require_safe(item["vllm_modality"], SAFE_NAME, f"{path}.vllm_modality")
 
 
 def _check_modality(name: str, part: ModalitySidecar) -> None:
@@ -249,30 +273,39 @@ def _integer(holder: Any, key: str, path: str) -> int:
     return value
 
 
-def _reject(value: Any, path: str, depth: int) -> None:
-    if value is None or isinstance(value, str | int | float):
-        # numpy's scalars inherit from Python's numbers, and are no less an array's element for that.
-        if type(value).__module__ == "numpy":
-            raise ProcessedPayloadError(path, f"is a {type(value).__name__}")
-    elif depth == _DEEPEST:
-        raise ProcessedPayloadError(path, f"is nested deeper than {_DEEPEST} levels")
-    elif isinstance(value, Mapping):
-        if {"dtype", "shape"} <= value.keys():
-            raise ProcessedPayloadError(path, "is an encoded array (it has a dtype and a shape)")
-        for key, inner in value.items():
-            if not isinstance(key, str):
-                raise ProcessedPayloadError(path, f"has a key that is not a string: {_shown(key)}")
-            here = f"{path}.{key[:100]}"
-            if key in _PROCESSED_KEYS:
-                raise ProcessedPayloadError(here, "is a processed payload")
-            if _is_array_tag(key, inner):
-                raise ProcessedPayloadError(here, "tags an encoded array")
-            _reject(inner, here, depth + 1)
-    elif isinstance(value, list | tuple):
+def _offence(value: Any, depth: int) -> tuple[str, str] | None:
+    """Where below `value` something processed is, and what; the path is only spelled out once there is one."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return None
+    if depth == _DEEPEST:
+        return "", f"is nested deeper than {_DEEPEST} levels"
+    if kind is dict or isinstance(value, Mapping):
+        return _offence_in_mapping(value, depth)
+    if isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            _reject(inner, f"{path}[{index}]", depth + 1)
-    else:
-        raise ProcessedPayloadError(path, f"is a {type(value).__module__}.{type(value).__qualname__}")
+            if type(inner) not in _PLAIN and (found := _offence(inner, depth + 1)):
+                return f"[{index}]{found[0]}", found[1]
+        return None
+    # A subclass of a plain type is one, but numpy's scalars inherit from Python's numbers and are still of an array.
+    if isinstance(value, str | int | float) and kind.__module__ != "numpy":
+        return None
+    return "", f"is a {kind.__module__}.{kind.__qualname__}"
+
+
+def _offence_in_mapping(value: Mapping[Any, Any], depth: int) -> tuple[str, str] | None:
+    if "dtype" in value and "shape" in value:
+        return "", "is an encoded array (it has a dtype and a shape)"
+    for key, inner in value.items():
+        if not isinstance(key, str):
+            return "", f"has a key that is not a string: {_shown(key)}"
+        if key in _PROCESSED_KEYS:
+            return f".{key}", "is a processed payload"
+        if _is_array_tag(key, inner):
+            return f".{key[:100]}", "tags an encoded array"
+        if type(inner) not in _PLAIN and (found := _offence(inner, depth + 1)):
+            return f".{key[:100]}{found[0]}", found[1]
+    return None
 
 
 def _is_array_tag(key: str, value: Any) -> bool:

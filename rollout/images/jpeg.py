@@ -29,6 +29,8 @@ _HUFFMAN_KINDS = frozenset({0x00, 0x01, 0x02, 0x03, 0x10, 0x11, 0x12, 0x13})
 # Luma sampling factors for which a 3-component frame is common and valid; chroma is then 1×1.
 _LUMA_SAMPLING = frozenset({0x11, 0x21, 0x12, 0x22, 0x41})
 _LONGEST_SIDE = 65_500  # libjpeg's own limit
+_MOST_PICTURES = 64  # of one file; a phone writes two or three
+_MOST_SEGMENTS = 10_000  # of one image; a progressive one with metadata has some dozens
 
 # Headers of one encoder at one size are alike to the byte; long ones carry metadata, and differ.
 _CACHED_HEADER_BYTES = 2_048
@@ -66,7 +68,9 @@ def read_jpeg(data: bytes) -> JpegHeader:
         opening = read(data[:start])
         end, scan_bytes = _image_end(data, start)
         # A multi-picture file is a row of complete JPEGs; nothing else may follow the first.
-        while opening.multi_picture and data[end : end + 2] == b"\xff\xd8":
+        for _ in range(_MOST_PICTURES if opening.multi_picture else 0):
+            if data[end : end + 2] != b"\xff\xd8":
+                break
             end, _ = _image_end(data, _first_scan(data, end))
     except (IndexError, struct.error):
         raise ImageError("the JPEG is cut short") from None
@@ -93,35 +97,41 @@ def _first_scan(data: bytes, image: int) -> int:
 
 def _image_end(data: bytes, scan: int) -> tuple[int, int | None]:
     """The offset after the end marker, and the bytes of the scan if there is only one and nothing after it."""
-    position, only_scan = scan, True
-    while True:
-        marker_at = _scan_end(data, position)
-        if data[marker_at + 1] == _EOI:
-            return marker_at + 2, marker_at - scan if only_scan else None
-        only_scan = False
+    marker_at = _first_scan_end(data, scan)
+    if data[marker_at + 1] == _EOI:
+        return marker_at + 2, marker_at - scan
+    for _ in range(_MOST_SEGMENTS):
         for marker, _, end in _segments(data, marker_at):
-            position = end
             if marker == _EOI:
                 return end, None
             if marker == _SOS:
+                marker_at = _scan_end(data, end)
                 break
+    raise _crumbled()
+
+
+def _first_scan_end(data: bytes, position: int) -> int:
+    # Literals aside, the end is nearly always the first 0xFF; finding it this way costs a third of the expression.
+    ahead = np.frombuffer(data, np.uint8, offset=position)
+    candidates = (ahead[:-1] == 0xFF) & (ahead[1:] != 0x00)
+    return _scan_end(data, position + (int(candidates.argmax()) if len(candidates) else 0))
 
 
 def _scan_end(data: bytes, position: int) -> int:
     """The offset of the marker that ends the scan which continues here."""
-    # Literals aside, the end is nearly always the first 0xFF; finding it this way costs a third of the expression.
-    ahead = np.frombuffer(data, np.uint8, offset=position)
-    candidates = (ahead[:-1] == 0xFF) & (ahead[1:] != 0x00)
-    first = int(candidates.argmax()) if len(candidates) else 0
-    found = _SCAN_END.search(data, position + first)
+    found = _SCAN_END.search(data, position)
     if found is None:
         raise ImageError("the JPEG is cut short: its end marker is missing")
     return found.start()
 
 
+def _crumbled() -> ImageError:
+    return ImageError("the JPEG is cut into more pieces than any encoder makes")
+
+
 def _segments(data: bytes, position: int) -> Iterator[tuple[int, int, int]]:
     """Marker, start and end of each segment from here on; the last is the end marker of the image."""
-    while True:
+    for _ in range(_MOST_SEGMENTS):
         if data[position] != 0xFF:
             raise ImageError(f"the JPEG has no marker at byte {position}, where one must be")
         marker = data[position + 1]
@@ -138,6 +148,7 @@ def _segments(data: bytes, position: int) -> Iterator[tuple[int, int, int]]:
         if not start <= position <= len(data):
             raise ImageError("the JPEG is cut short")
         yield marker, start, position
+    raise _crumbled()
 
 
 def _read_opening(header: bytes) -> _Opening:

@@ -1,19 +1,29 @@
 """What a run accepts as an image and where it keeps it."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from rollout.errors import ConfigurationError
+
+ENGINE_MAX_PIXELS = 178_956_970
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Bounds on one image; the default for pixels is the engine's, which refuses more whatever we say."""
+    """Bounds on one image."""
 
     max_bytes: int = 64 * 1024 * 1024
-    max_pixels: int = 178_956_970
+    max_pixels: int = ENGINE_MAX_PIXELS
     max_side: int = 65_535
     max_aspect: float = 1_000.0
+
+    def __post_init__(self) -> None:
+        if self.max_pixels > ENGINE_MAX_PIXELS:
+            raise ConfigurationError(
+                f"max_pixels {self.max_pixels} is more than {ENGINE_MAX_PIXELS}, which no engine takes; set it lower"
+            )
 
 
 _DEFAULTS = ImageLimits()
@@ -28,6 +38,7 @@ class ImagePolicy:
         directory: the run's image directory; the engine and the trainer must see it under the same path.
         allow: further directories that `file://` may name; what is found there is copied into `directory`.
         fsync: write through to the disk before a file gets its name.
+        limits: the bounds alone, as inspection takes them.
     """
 
     mode: Literal["offload", "inline"]
@@ -39,12 +50,11 @@ class ImagePolicy:
     max_aspect: float = _DEFAULTS.max_aspect
     fsync: bool = False
 
+    limits: ImageLimits = field(init=False, repr=False, compare=False)
+
     def __post_init__(self) -> None:
         # Absolute once, so that a later change of the working directory cannot move the run's images.
         object.__setattr__(self, "directory", Path(os.path.abspath(self.directory)))
         object.__setattr__(self, "allow", tuple(Path(os.path.abspath(path)) for path in self.allow))
-
-    @property
-    def limits(self) -> ImageLimits:
-        """The bounds alone, as inspection takes them."""
-        return ImageLimits(self.max_bytes, self.max_pixels, self.max_side, self.max_aspect)
+        limits = ImageLimits(self.max_bytes, self.max_pixels, self.max_side, self.max_aspect)
+        object.__setattr__(self, "limits", limits)

@@ -68,9 +68,7 @@ def prepare_images(messages: Sequence[Any], policy: ImagePolicy) -> PrepareRepor
 async def prepare_images_async(messages: Sequence[Any], policy: ImagePolicy) -> PrepareReport:
     """The same off the event loop; messages are rewritten on it, and not at all when the caller is cancelled."""
     parts = find_image_parts(messages)
-    if not parts:
-        return PrepareReport((), 0, 0)
-    resolver = await asyncio.to_thread(resolver_for, policy)
+    resolver = resolver_for(policy)
     known = resolver.recall(parts)
     if known is not None:
         return _commit(parts, known, 0)

@@ -6,7 +6,7 @@ The images of a request are resolved together: nothing is stored before all of t
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -36,10 +36,14 @@ class ImageResolver:
     def __init__(self, policy: ImagePolicy) -> None:
         self._policy = policy
         self._limits = policy.limits
-        self._store = ImageStore(policy.directory, fsync=policy.fsync)
         self._known = KnownImages()
         self._run = Root.at(policy.directory)
         self._roots = (self._run, *map(Root.at, policy.allow))
+
+    @cached_property
+    def _store(self) -> ImageStore:
+        # Opened by the first image that is not known, and so never on an event loop.
+        return ImageStore(self._policy.directory, fsync=self._policy.fsync)
 
     def recall(self, parts: Sequence[ImagePart]) -> list[Asset] | None:
         """The assets of these parts if every one of them is known already."""
@@ -58,7 +62,7 @@ class ImageResolver:
             ImageError: an image is refused; nothing was stored.
             ImageStoreError: the image directory cannot be used.
         """
-        accepted = []
+        store, accepted = self._store, []
         for part in parts:
             try:
                 accepted.append(self._accept(part.source))
@@ -67,7 +71,7 @@ class ImageResolver:
         written = 0
         for part, image in zip(parts, accepted, strict=True):
             if image.to_store is not None:
-                written += self._store.add(image.asset.file_name, image.to_store)
+                written += store.add(image.asset.file_name, image.to_store)
             self._known.add(image.asset.url, image.asset)
             if isinstance(part.source, str) and part.source.startswith("data:"):
                 self._known.add(part.source, image.asset)
@@ -121,7 +125,7 @@ class ImageResolver:
         )
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def resolver_for(policy: ImagePolicy) -> ImageResolver:
     """The one resolver of a policy in this process."""
     return ImageResolver(policy)

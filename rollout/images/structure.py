@@ -17,6 +17,9 @@ _U32LE = Struct("<I").unpack_from
 _I32LE = Struct("<i").unpack_from
 _U16LE = Struct("<H").unpack_from
 
+# Far more than any encoder writes into a file of a sensible size, and few enough to walk in no time.
+_MOST_CHUNKS = 20_000
+
 
 def count_frames(data: bytes, found: ImageFormat) -> int:
     """Walk the container to its end; the number of frames in it.
@@ -40,30 +43,36 @@ def count_frames(data: bytes, found: ImageFormat) -> int:
 
 def _png(data: bytes) -> tuple[int, int]:
     position, frames = 8, 1
-    while True:
+    for _ in range(_MOST_CHUNKS):
         length, kind = _PNG_CHUNK(data, position)
         if kind == b"acTL":
             frames = max(1, _U32BE(data, position + 8)[0])
         position += 12 + length
         if kind == b"IEND":
             return position, frames
+    raise _crumbled("PNG")
 
 
 def _webp(data: bytes) -> tuple[int, int]:
     end = 8 + _U32LE(data, 4)[0]
     position, still, animated = 12, 0, 0
-    while position < end:
+    for _ in range(_MOST_CHUNKS):
+        if position >= end:
+            return max(end, position), animated or min(still, 1)
         kind, length = _RIFF_CHUNK(data, position)
         still += kind in (b"VP8 ", b"VP8L")
         animated += kind == b"ANMF"
         position += 8 + length + (length & 1)
-    return max(end, position), animated or min(still, 1)
+    raise _crumbled("WEBP")
 
 
 def _gif(data: bytes) -> tuple[int, int]:
     position, frames = 13 + _gif_palette(data[10]), 0
-    while True:
+    # Pixels come in pieces of at most 255 bytes; encoders fill all but the last few of each frame.
+    pieces_left = _MOST_CHUNKS + len(data) // 64
+    while pieces_left > 0:
         kind = data[position]
+        pieces_left -= 1
         if kind == 0x3B:
             return position + 1, frames
         if kind == 0x2C:
@@ -73,9 +82,15 @@ def _gif(data: bytes) -> tuple[int, int]:
             position += 2
         else:
             raise ImageError(f"the GIF has an unknown block at byte {position}")
-        while length := data[position]:
+        while pieces_left > 0 and (length := data[position]):
             position += 1 + length
+            pieces_left -= 1
         position += 1
+    raise _crumbled("GIF")
+
+
+def _crumbled(name: str) -> ImageError:
+    return ImageError(f"the {name} is cut into more pieces than any encoder makes")
 
 
 def _gif_palette(flags: int) -> int:

@@ -4,6 +4,7 @@ import io
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -209,3 +210,20 @@ def test_bitmaps_with_a_colour_profile_behind_the_pixels_are_whole(encode: Any) 
     assert inspect_image(data).width == 12
     with pytest.raises(ImageError, match="second file"):
         inspect_image(data + b"x")
+
+
+CRUMBS: dict[str, Callable[[bytes], bytes]] = {
+    "PNG": lambda data: data[:33] + (b"\0\0\0\0teXt" + struct.pack(">I", zlib.crc32(b"teXt"))) * 300_000 + data[33:],
+    "GIF": lambda data: data[:-1] + b"\x21\xfe" + b"\x01x" * 2_000_000 + b"\0;",
+    "GIF blocks": lambda data: data[:-1] + b"\x21\xfe\0" * 2_000_000 + b";",
+    "WEBP": lambda data: b"RIFF" + struct.pack("<I", len(data) + 8_000_000) + data[8:] + b"junk\0\0\0\0" * 1_000_001,
+    "JPEG": lambda data: data[:2] + b"\xff\xfe\0\x02" * 1_000_000 + data[2:],
+    "JPEG scans": lambda data: data[:-2] + b"\xff\xda\0\x02x" * 1_000_000 + data[-2:],
+}
+
+
+@pytest.mark.parametrize("kind", CRUMBS)
+def test_a_file_of_a_million_pieces_is_refused_before_they_are_walked(encode: Any, kind: str) -> None:
+    data = CRUMBS[kind](encode(kind.split()[0]))
+    with pytest.raises(ImageError, match="more pieces than any encoder makes"):
+        inspect_image(data)

@@ -1,11 +1,9 @@
 """Preparation in place: every shape of an image part, what is never touched, and all or nothing."""
 
-import asyncio
 import copy
 import hashlib
 import io
 import json
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from rollout.images import (
     ImageError,
     ImagePolicy,
-    ImageStoreError,
-    inspect_image,
     load_pixels,
     prepare_images,
-    prepare_images_async,
 )
 
 
@@ -330,77 +325,6 @@ def test_a_foreign_file_in_the_image_directory_gets_its_own_name(
     assert only_part(messages)["image_url"]["url"].endswith(image.file_name)
 
 
-REFUSED: list[tuple[Any, str]] = [
-    ({"type": "image_url", "image_url": {"url": None}}, "missing"),
-    ({"type": "image_url", "image_url": {}}, "missing"),
-    ({"type": "image_url", "image_url": None}, "missing"),
-    ({"type": "image_url"}, "missing"),
-    ({"image_url": {"detail": "low"}}, "missing"),
-    ({"type": "image", "image": None}, "missing"),
-    ({"type": "image"}, "missing"),
-    ({"type": "input_image", "file_id": "f"}, "missing"),
-    ({"type": "image", "image": ""}, "empty"),
-    ({"type": "image", "image": 7}, "int"),
-    ({"type": "image", "image": ["data:image/png;base64,AAAA"]}, "list"),
-    ({"type": "image_url", "image_url": {"url": {"url": "x"}}}, "dict"),
-    ({"type": "image", "image": np.zeros((2, 2, 3))}, "ndarray"),
-    ({"type": "image", "image": "http://example.com/a.png"}, "scheme http:"),
-    ({"type": "image", "image": "https://example.com/a.png"}, "scheme https:"),
-    ({"type": "image", "image": "ftp://example.com/a.png"}, "scheme ftp:"),
-    ({"type": "image", "image": "/etc/passwd"}, "neither a data: URI nor a file:// URL"),
-    ({"type": "image", "image": "a.png"}, "neither"),
-    ({"type": "image", "image": "iVBORw0KGgo="}, "neither"),
-    ({"type": "image", "image": b""}, "no bytes"),
-    ({"type": "image", "image": b"GIF89a"}, "cut short"),
-    ({"type": "image", "image": Image.new("RGB", (0, 5))}, "Pillow"),
-    ({"type": "image", "image": "data:image/png,AAAA"}, "base64"),
-    ({"type": "image", "image": "data:text/html;base64,AAAA"}, "data:image/<type>;base64"),
-    ({"type": "image", "image": "data:;base64,AAAA"}, "data:image/<type>;base64"),
-    ({"type": "image", "image": "DATA:image/png;base64,AAAA"}, "scheme DATA:"),
-    ({"type": "image", "image": "data:image/png;base64,AA AA"}, "strict base64"),
-    ({"type": "image", "image": "data:image/png;base64,AAAA\n"}, "strict base64"),
-    ({"type": "image", "image": "data:image/png;base64,AAA"}, "strict base64"),
-    ({"type": "image", "image": "data:image/png;base64,AAAA="}, "strict base64"),
-    ({"type": "image", "image": "data:image/png;base64,-_AA"}, "strict base64"),
-    ({"type": "image", "image": "data:image/png;base64,äAAA"}, "strict base64"),
-    ({"type": "image", "image": "data:image/png;base64,"}, "no bytes"),
-    ({"type": "image", "image": "data:image/png;base64,PHN2Zz48L3N2Zz4="}, "SVG"),
-]
-
-
-@pytest.mark.parametrize("mode", ["offload", "inline"])
-@pytest.mark.parametrize(("part", "reason"), REFUSED)
-def test_a_refusal_names_the_part_and_leaves_the_request_untouched(
-    part: Any, reason: str, mode: Literal["offload", "inline"], encode: Any, offload: ImagePolicy
-) -> None:
-    policy = ImagePolicy(mode=mode, directory=offload.directory)
-    good = {"type": "image", "image": encode()}
-    messages = [{"role": "user", "content": [good]}, {"role": "tool", "content": [{"type": "text"}, part, good]}]
-    before = dict(good)
-    with pytest.raises(ImageError, match=reason) as caught:
-        prepare_images(messages, policy)
-    assert (caught.value.message_index, caught.value.part_index) == (1, 1)
-    assert str(caught.value).startswith("messages[1].content[1]: ")
-    assert good == before
-    assert list(offload.directory.iterdir()) == []
-
-
-def test_too_many_bytes_are_refused_before_they_are_decoded(encode: Any, data_uri: Any, tmp_path: Path) -> None:
-    data = encode("BMP", width=100, height=100)
-    policy = ImagePolicy(mode="offload", directory=tmp_path, max_bytes=1_000)
-    for image in (data_uri(data), data):
-        with pytest.raises(ImageError, match="max_bytes 1000"):
-            prepare_images(as_user({"type": "image", "image": image}), policy)
-
-
-def test_content_that_contains_itself_is_refused(offload: ImagePolicy) -> None:
-    part: dict[str, Any] = {"type": "tool_result", "content": []}
-    part["content"].append(part)
-    with pytest.raises(ImageError, match="nested in itself") as caught:
-        prepare_images([{"role": "tool", "content": ["text", part]}], offload)
-    assert (caught.value.message_index, caught.value.part_index) == (0, 1)
-
-
 def test_a_part_that_two_messages_share_is_prepared_once_and_reported_twice(
     encode: Any, data_uri: Any, offload: ImagePolicy
 ) -> None:
@@ -408,51 +332,3 @@ def test_a_part_that_two_messages_share_is_prepared_once_and_reported_twice(
     report = prepare_images([{"role": "user", "content": [part]}, {"role": "user", "content": [part]}], offload)
     assert [image.message_index for image in report.images] == [0, 1]
     assert part == {"type": "image_url", "image_url": {"url": report.images[0].url}}
-
-
-def test_an_image_directory_that_cannot_be_made_is_a_fault_of_the_machine(encode: Any, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    policy = ImagePolicy(mode="offload", directory=tmp_path / "file" / "images")
-    with pytest.raises(ImageStoreError, match="cannot be used"):
-        prepare_images(as_user({"type": "image", "image": encode()}), policy)
-
-
-async def test_new_images_are_looked_at_off_the_event_loop_and_known_ones_on_it(
-    encode: Any, data_uri: Any, asking: Any, offload: ImagePolicy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    threads: list[threading.Thread] = []
-
-    def watched(*arguments: Any) -> Any:
-        threads.append(threading.current_thread())
-        return inspect_image(*arguments)
-
-    monkeypatch.setattr("rollout.images.resolve.inspect_image", watched)
-    messages = asking(data_uri(encode()))
-    report = await prepare_images_async(messages, offload)
-    again = await prepare_images_async(messages, offload)
-    assert threads
-    assert threading.main_thread() not in threads
-    assert again.images == report.images
-    assert len(threads) == 1
-
-
-async def test_a_cancelled_preparation_changes_no_message(
-    encode: Any, data_uri: Any, asking: Any, offload: ImagePolicy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started, go_on = threading.Event(), threading.Event()
-
-    def slow(*arguments: Any) -> Any:
-        started.set()
-        go_on.wait(10)
-        return inspect_image(*arguments)
-
-    monkeypatch.setattr("rollout.images.resolve.inspect_image", slow)
-    messages = asking(data_uri(encode()))
-    before = copy.deepcopy(messages)
-    task = asyncio.create_task(prepare_images_async(messages, offload))
-    await asyncio.to_thread(started.wait, 10)
-    task.cancel()
-    go_on.set()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert messages == before

@@ -1,0 +1,98 @@
+"""What preparation refuses: by which reason, with which place, and leaving everything as it was."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rollout.errors import ConfigurationError
+from rollout.images import ImageError, ImagePolicy, ImageStoreError, prepare_images
+
+
+def as_user(part: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [part]}]
+
+
+REFUSED: list[tuple[Any, str]] = [
+    ({"type": "image_url", "image_url": {"url": None}}, "missing"),
+    ({"type": "image_url", "image_url": {}}, "missing"),
+    ({"type": "image_url", "image_url": None}, "missing"),
+    ({"type": "image_url"}, "missing"),
+    ({"image_url": {"detail": "low"}}, "missing"),
+    ({"type": "image", "image": None}, "missing"),
+    ({"type": "image"}, "missing"),
+    ({"type": "input_image", "file_id": "f"}, "missing"),
+    ({"type": "image", "image": ""}, "empty"),
+    ({"type": "image", "image": 7}, "int"),
+    ({"type": "image", "image": ["data:image/png;base64,AAAA"]}, "list"),
+    ({"type": "image_url", "image_url": {"url": {"url": "x"}}}, "dict"),
+    ({"type": "image", "image": np.zeros((2, 2, 3))}, "ndarray"),
+    ({"type": "image", "image": "http://example.com/a.png"}, "scheme http:"),
+    ({"type": "image", "image": "https://example.com/a.png"}, "scheme https:"),
+    ({"type": "image", "image": "ftp://example.com/a.png"}, "scheme ftp:"),
+    ({"type": "image", "image": "/etc/passwd"}, "neither a data: URI nor a file:// URL"),
+    ({"type": "image", "image": "a.png"}, "neither"),
+    ({"type": "image", "image": "iVBORw0KGgo="}, "neither"),
+    ({"type": "image", "image": b""}, "no bytes"),
+    ({"type": "image", "image": b"GIF89a"}, "cut short"),
+    ({"type": "image", "image": Image.new("RGB", (0, 5))}, "Pillow"),
+    ({"type": "image", "image": "data:image/png,AAAA"}, "base64"),
+    ({"type": "image", "image": "data:text/html;base64,AAAA"}, "data:image/<type>;base64"),
+    ({"type": "image", "image": "data:;base64,AAAA"}, "data:image/<type>;base64"),
+    ({"type": "image", "image": "DATA:image/png;base64,AAAA"}, "scheme DATA:"),
+    ({"type": "image", "image": "data:image/png;base64,AA AA"}, "strict base64"),
+    ({"type": "image", "image": "data:image/png;base64,AAAA\n"}, "strict base64"),
+    ({"type": "image", "image": "data:image/png;base64,AAA"}, "strict base64"),
+    ({"type": "image", "image": "data:image/png;base64,AAAA="}, "strict base64"),
+    ({"type": "image", "image": "data:image/png;base64,-_AA"}, "strict base64"),
+    ({"type": "image", "image": "data:image/png;base64,äAAA"}, "strict base64"),
+    ({"type": "image", "image": "data:image/png;base64,"}, "no bytes"),
+    ({"type": "image", "image": "data:image/png;base64,PHN2Zz48L3N2Zz4="}, "SVG"),
+]
+
+
+@pytest.mark.parametrize("mode", ["offload", "inline"])
+@pytest.mark.parametrize(("part", "reason"), REFUSED)
+def test_a_refusal_names_the_part_and_leaves_the_request_untouched(
+    part: Any, reason: str, mode: Literal["offload", "inline"], encode: Any, offload: ImagePolicy
+) -> None:
+    policy = ImagePolicy(mode=mode, directory=offload.directory)
+    good = {"type": "image", "image": encode()}
+    messages = [{"role": "user", "content": [good]}, {"role": "tool", "content": [{"type": "text"}, part, good]}]
+    before = dict(good)
+    with pytest.raises(ImageError, match=reason) as caught:
+        prepare_images(messages, policy)
+    assert (caught.value.message_index, caught.value.part_index) == (1, 1)
+    assert str(caught.value).startswith("messages[1].content[1]: ")
+    assert good == before
+    assert list(offload.directory.iterdir()) == []
+
+
+def test_too_many_bytes_are_refused_before_they_are_decoded(encode: Any, data_uri: Any, tmp_path: Path) -> None:
+    data = encode("BMP", width=100, height=100)
+    policy = ImagePolicy(mode="offload", directory=tmp_path, max_bytes=1_000)
+    for image in (data_uri(data), data):
+        with pytest.raises(ImageError, match="max_bytes 1000"):
+            prepare_images(as_user({"type": "image", "image": image}), policy)
+
+
+def test_content_that_contains_itself_is_refused(offload: ImagePolicy) -> None:
+    part: dict[str, Any] = {"type": "tool_result", "content": []}
+    part["content"].append(part)
+    with pytest.raises(ImageError, match="nested in itself") as caught:
+        prepare_images([{"role": "tool", "content": ["text", part]}], offload)
+    assert (caught.value.message_index, caught.value.part_index) == (0, 1)
+
+
+def test_an_image_directory_that_cannot_be_made_is_a_fault_of_the_machine(encode: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    policy = ImagePolicy(mode="offload", directory=tmp_path / "file" / "images")
+    with pytest.raises(ImageStoreError, match="cannot be used"):
+        prepare_images(as_user({"type": "image", "image": encode()}), policy)
+
+
+def test_a_policy_beyond_what_an_engine_takes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no engine takes"):
+        ImagePolicy(mode="offload", directory=tmp_path, max_pixels=200_000_000)
