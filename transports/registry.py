@@ -21,6 +21,8 @@ ENTRY_POINT_GROUP = "rollout.transports"
 _OURS = {
     "memory": "transports.memory:MemoryQueue",
     "file": "transports.filesystem:open_file_queue",
+    "redis": "transports.redis_streams:RedisQueue",
+    "rediss": "transports.redis_streams:RedisQueue",
 }
 
 
@@ -55,7 +57,13 @@ def _factory(url: str) -> TransportFactory:
         return _registered[scheme]
     if scheme in _OURS:
         module, _, name = _OURS[scheme].partition(":")
-        return cast(TransportFactory, getattr(import_module(module), name))
+        try:
+            return cast(TransportFactory, getattr(import_module(module), name))
+        except ModuleNotFoundError as error:
+            raise UnknownTransport(
+                f"{url}: {scheme}:// needs the package {error.name!r}; install the extra of that name, as in "
+                f"pip install 'rollout[{'zmq' if error.name == 'zmq' else 'redis'}]'"
+            ) from error
     offered = entry_points(group=ENTRY_POINT_GROUP)
     for entry in offered:
         if entry.name == scheme:

@@ -5,10 +5,12 @@ a peer has done is in its log, one `write` a line, so that SIGKILL loses no line
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from transports import Delivery, QueueError, StaleLease, open_queue
@@ -66,6 +68,8 @@ def run_peer(command: dict[str, str]) -> None:
 
 
 def main() -> None:
+    with contextlib.suppress(ImportError):
+        import_module("transports.redis_streams")  # once here, not in each peer
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps those that are killed
     for line in sys.stdin:
         pid = os.fork()

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.services.redis_server import RedisServer
 from transports import open_queue
 
+SERVICES = os.environ.get("ROLLOUT_SERVICES") == "1"
 CYCLES = {"full": 200, "ci": 50}.get(os.environ.get("ROLLOUT_TESTS", ""), 12)
 DRAIN_SECONDS = 120.0
 
@@ -71,19 +73,42 @@ def peers(tmp_path: Path) -> Iterator[Peers]:
 
 def test_sigkill_of_producers_and_consumers_of_a_file_queue_loses_and_doubles_nothing(peers: Peers) -> None:
     peers.url = f"file://{peers.directory}/queue?partitions=2&lease_time=0.2&segment_bytes=256KB&high_water=2MB"
+    kill_at_random(peers, {})
+    report(peers)
+
+
+if SERVICES:
+
+    def test_sigkill_of_producers_consumers_and_the_redis_server_loses_and_doubles_nothing(peers: Peers) -> None:
+        files = peers.directory / "redis"
+        files.mkdir()
+        server = RedisServer(files, "--appendonly", "yes")
+        peers.url = f"{server.url}?partitions=2&lease_time=0.2&high_water=2MB"
+        try:
+            kill_at_random(peers, {"server": server})
+        finally:
+            server.kill()
+        report(peers)
+
+
+def kill_at_random(peers: Peers, servers: dict[str, RedisServer]) -> None:
+    """CYCLES times kill one of the peers or servers and start it again; then let the consumer finish."""
     chance = random.Random(7)
     peers.start("consume", "consumer")
     for slot in ("left", "right"):
         peers.start("produce", slot)
     for _ in range(CYCLES):
         time.sleep(chance.uniform(0.01, 0.15))
-        victim = chance.choice(["left", "right", "left", "right", "consumer"])
-        peers.kill(victim)
-        peers.start("consume" if victim == "consumer" else "produce", victim)
+        victim = chance.choice(["left", "right", "left", "right", "consumer", *servers])
+        if victim in servers:
+            servers[victim].kill()
+            servers[victim].start()
+        else:
+            peers.kill(victim)
+            peers.start("consume" if victim == "consumer" else "produce", victim)
     for slot in ("left", "right"):
         peers.kill(slot)
     wait_until_drained(peers)
-    report(peers)
 
 
 def wait_until_drained(peers: Peers) -> None:

@@ -1,0 +1,1 @@
+"""What `redis://` does: scripts run inside the server, the connection to it, and the consumers of a partition."""

@@ -1,0 +1,251 @@
+"""Consuming one partition: alone under a lease, or sharing its records with any number of others."""
+
+from __future__ import annotations
+
+import heapq
+import struct
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from transports.base import Delivery, Frames, Queue
+from transports.streams import scripts
+from transports.streams.server import Server
+
+_READ_AHEAD_BYTES = 1 << 20
+_SEQUENCE_BITS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """What a consumer is told about every partition it reads."""
+
+    queue: Queue
+    server: Server
+    prefix: str
+    holder: str
+    lease_ms: int
+
+
+class Entry(NamedTuple):
+    """A record as the server has it, and how often it was delivered before."""
+
+    id: bytes
+    times: int
+    fields: Sequence[bytes]
+    """Name and value in turns, as `scripts.PUT` adds them."""
+
+    @property
+    def key(self) -> str:
+        return text(self.fields[1])
+
+    @property
+    def tag(self) -> str:
+        return text(self.fields[3])
+
+    @property
+    def frames(self) -> Frames:
+        return split_frames(self.fields[7])
+
+
+class StreamConsumer(ABC):
+    """One partition, as one handle consumes it."""
+
+    def __init__(self, settings: StreamSettings, index: int) -> None:
+        self._settings = settings
+        self._server = settings.server
+        self._index = index
+        self._stream = f"{settings.prefix}:p{index}"
+        self._epoch_key = f"{self._stream}:epoch"
+        self._totals = f"{settings.prefix}:totals"
+        self._epoch = 0
+
+    @abstractmethod
+    async def next(self) -> Delivery | None:
+        """The next record, or None if there is none now."""
+
+    @abstractmethod
+    async def give_back(self, delivery: Delivery, delay: float) -> bool:
+        """Deliver it again after the delay; False if it is stale."""
+
+    @abstractmethod
+    async def release(self) -> None:
+        """Let others have the partition, and everything that was lent from it, at once."""
+
+    @abstractmethod
+    def leases(self) -> dict[str, str]:
+        """What the renewal must keep alive: keys, and the values by which they are ours."""
+
+    @abstractmethod
+    def _guard(self) -> tuple[str, str | int]:
+        """By what the server knows whether a record is still lent to this consumer."""
+
+    async def settle(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Ack them; those that are stale come back."""
+        mine = [delivery for delivery in deliveries if delivery.epoch == self._epoch]
+        stale = [delivery for delivery in deliveries if delivery.epoch != self._epoch]
+        if mine:
+            args = [arg for delivery in mine for arg in (_id(delivery), delivery.nbytes)]
+            keys = [self._stream, self._epoch_key, self._totals]
+            refused = set(await self._server.run(scripts.SETTLE, keys, [*self._guard(), *args]))
+            stale += [delivery for delivery in mine if _id(delivery).encode() in refused]
+        return stale
+
+    async def reject(self, delivery: Delivery, reason: str) -> bool:
+        """Make it a dead letter; False if it is stale."""
+        return await self._is_lent(delivery, utf8(reason)) and not await self.settle([delivery])
+
+    async def _is_lent(self, delivery: Delivery, *reason: bytes) -> bool:
+        keys = [self._stream, self._epoch_key, f"{self._settings.prefix}:dead"]
+        args = [*self._guard(), _id(delivery), *reason]
+        return delivery.epoch == self._epoch and bool(await self._server.run(scripts.HOLD, keys, args))
+
+    def _delivery(self, entry: Entry) -> Delivery:
+        milliseconds, _, sequence = entry.id.partition(b"-")
+        return Delivery(
+            frames=entry.frames,
+            key=entry.key,
+            tag=entry.tag,
+            partition=self._index,
+            lane=str(self._index),
+            position=int(milliseconds) << _SEQUENCE_BITS | int(sequence),
+            redelivered=entry.times > 0,
+            epoch=self._epoch,
+            queue=self._settings.queue,
+        )
+
+
+class StreamPartition(StreamConsumer):
+    """Under a lease of the whole partition: what predecessors had pending first, then what is new."""
+
+    def __init__(self, settings: StreamSettings, index: int) -> None:
+        super().__init__(settings, index)
+        self._lease_key = f"{self._stream}:lease"
+        self._cursor = ""
+        self._ready: deque[Entry] = deque()
+        self._delayed: list[tuple[float, str]] = []
+
+    async def next(self) -> Delivery | None:
+        if self._delayed and self._delayed[0][0] <= time.monotonic():
+            found = await self._server.run(scripts.AGAIN, [self._stream, self._totals], [self._delayed[0][1]])
+            heapq.heappop(self._delayed)
+            for id_, fields in found:  # none where it was acked after all
+                return self._delivery(Entry(id_, 1, fields))
+        if not self._ready:
+            await self._take()
+        return self._delivery(self._ready.popleft()) if self._ready else None
+
+    async def give_back(self, delivery: Delivery, delay: float) -> bool:
+        if not await self._is_lent(delivery):
+            return False
+        heapq.heappush(self._delayed, (time.monotonic() + delay, _id(delivery)))
+        return True
+
+    async def release(self) -> None:
+        if self._epoch:
+            unread = [entry.id for entry in self._ready if not entry.times]
+            keys = [self._stream, self._lease_key, self._epoch_key]
+            await self._server.run(scripts.RELEASE_PARTITION, keys, [self._epoch, self._settings.holder, *unread])
+        self._forget()
+
+    def leases(self) -> dict[str, str]:
+        return {self._lease_key: self._settings.holder} if self._epoch else {}
+
+    def _guard(self) -> tuple[str, str | int]:
+        return "partition", self._epoch
+
+    async def _take(self) -> None:
+        keys = [self._stream, self._lease_key, self._epoch_key, self._totals]
+        settings = self._settings
+        cursor = self._cursor if self._epoch else "-"
+        args = [settings.holder, self._epoch, settings.lease_ms, cursor, _READ_AHEAD_BYTES]
+        epoch, after, *entries = await self._server.run(scripts.TAKE_PARTITION, keys, args)
+        if epoch <= 0:
+            self._forget()
+            return
+        self._epoch, self._cursor = epoch, after
+        self._ready.extend(Entry(*entry) for entry in entries)
+
+    def _forget(self) -> None:
+        self._epoch, self._cursor = 0, ""
+        self._ready.clear()
+        self._delayed.clear()
+
+
+class StreamSingles(StreamConsumer):
+    """Sharing a partition: each record is pending with the consumer that has it, until that one no longer lives."""
+
+    def __init__(self, settings: StreamSettings, index: int) -> None:
+        super().__init__(settings, index)
+        self._epoch = 1
+        self._delayed: list[tuple[float, str]] = []
+
+    async def next(self) -> Delivery | None:
+        while self._delayed and self._delayed[0][0] <= time.monotonic():
+            await self._pass_on(heapq.heappop(self._delayed)[1])
+        args = [self._consumer, self._settings.lease_ms, self._holder_prefix]
+        entries = await self._server.run(scripts.TAKE_RECORD, [self._stream, self._totals], args)
+        return self._delivery(Entry(*entries[0])) if entries else None
+
+    async def give_back(self, delivery: Delivery, delay: float) -> bool:
+        if not await self._is_lent(delivery):
+            return False
+        if delay > 0:
+            # Kept by this consumer until then: nobody else needs to know of the delay.
+            heapq.heappush(self._delayed, (time.monotonic() + delay, _id(delivery)))
+        else:
+            await self._pass_on(_id(delivery))
+        return True
+
+    async def release(self) -> None:
+        await self._server.run(scripts.FORGET, [self._holder_prefix + self._consumer])
+        self._epoch += 1
+        self._delayed.clear()
+
+    def leases(self) -> dict[str, str]:
+        return {self._holder_prefix + self._consumer: self._consumer}
+
+    def _guard(self) -> tuple[str, str | int]:
+        return "record", self._consumer
+
+    @property
+    def _consumer(self) -> str:
+        return f"{self._settings.holder}.{self._epoch}"
+
+    @property
+    def _holder_prefix(self) -> str:
+        return f"{self._settings.prefix}:holder:{self._index}:"
+
+    async def _pass_on(self, id_: str) -> None:
+        await self._server.run(scripts.GIVE_BACK, [self._stream], [id_])
+
+
+def _id(delivery: Delivery) -> str:
+    return f"{delivery.position >> _SEQUENCE_BITS}-{delivery.position & ((1 << _SEQUENCE_BITS) - 1)}"
+
+
+def join_frames(frames: Frames) -> bytes:
+    sizes = [memoryview(frame).nbytes for frame in frames]
+    return b"".join([struct.pack(f"<{len(sizes) + 1}I", len(sizes), *sizes), *frames])
+
+
+def split_frames(data: bytes) -> Frames:
+    (count,) = struct.unpack_from("<I", data)
+    sizes = struct.unpack_from(f"<{count}I", data, 4)
+    view, at = memoryview(data), 4 + 4 * count
+    frames = []
+    for size in sizes:
+        frames.append(view[at : at + size])
+        at += size
+    return tuple(frames)
+
+
+def utf8(value: str) -> bytes:
+    return value.encode("utf-8", "surrogatepass")
+
+
+def text(value: Any) -> str:
+    return str(value, "utf-8", "surrogatepass")
