@@ -1,14 +1,18 @@
 """One attempt at a rollout, from its started to its one finished record, whatever the environment does."""
 
+import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import anyio
+import anyio.lowlevel
 import structlog
 
 from rollout.engine.errors import ContextExhausted
 from rollout.environments.base import Environment, Score
+from rollout.errors import RolloutError
 from rollout.session import Policy, Session
 from rollout.steps import RolloutFinished, RolloutStatus
 from rollout.stream import RolloutId, RolloutStream
@@ -17,12 +21,31 @@ from transports import Queue, QueueError
 
 log = structlog.get_logger()
 
-_LAST_WORDS = 5.0
-"""Seconds that a rollout which was told to stop has for its finished record."""
-
 
 class ScoreError(Exception):
     """An environment returned something that is not a score."""
+
+
+class RolloutStopped(RolloutError):
+    """A rollout was ended from outside; `status` is how its record says so."""
+
+    status = RolloutStatus.FAILED
+
+
+class RolloutTimeout(RolloutStopped):
+    """A rollout, or one turn of it, was not done in time."""
+
+
+class StragglerCut(RolloutStopped):
+    """The last of a group was cut off where it was."""
+
+    status = RolloutStatus.TRUNCATED
+
+
+class RolloutAbandoned(RolloutStopped):
+    """Nobody waits for this rollout any more."""
+
+    status = RolloutStatus.ABANDONED
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +63,7 @@ class Attempt:
     """Plays one order with a fresh environment.
 
     After `play`, `error` is what the environment or the engine raised, if the rollout failed, and `stream.final` is the
-    finished record, unless the queue itself failed.
+    finished record, unless the infrastructure or the queue failed.
     """
 
     def __init__(self, order: RolloutOrder, number: int, policy: Policy, facts: RunFacts, queue: Queue) -> None:
@@ -54,16 +77,38 @@ class Attempt:
         )
         self.session = Session(policy, self.stream)
         self.error: BaseException | None = None
+        self._began = False
+        self._scope = anyio.CancelScope()
+        self._stopped: RolloutStopped | None = None
 
     async def play(self, environment: Callable[[], Environment], *, timeout: float) -> RolloutFinished:
-        """Play it. Raises only QueueError, and cancellation after the rollout was finished as abandoned."""
-        with structlog.contextvars.bound_contextvars(rollout=self.order.rollout, attempt=self.stream.identity.attempt):
-            await self._start()
+        """Play it to its finished record.
+
+        Raises:
+            RolloutError: the infrastructure failed; there is no finished record, and another attempt may succeed.
+            QueueError: the records could not be put.
+        """
+        with self._bound():
+            await self._begin()
             finished = await self._outcome(environment, timeout)
             log.info("rollout finished", status=finished.status, reward=finished.reward, turns=self.stream.steps)
         return finished
 
-    async def _start(self) -> None:
+    def stop(self, reason: RolloutStopped) -> None:
+        """End it from outside, with a finished record of the reason's status."""
+        self._stopped = self._stopped or reason
+        self._scope.cancel()
+
+    async def give_up(self, error: RolloutError) -> RolloutFinished:
+        """Write the finished record of a rollout that gets no other attempt."""
+        with self._bound():
+            await self._begin()
+            return await self._ended(error)
+
+    async def _begin(self) -> None:
+        if self._began:
+            return
+        self._began = True
         geometry = self.policy.renderers.geometry
         layout: dict[str, str] = {}
         if geometry is not None:
@@ -81,30 +126,60 @@ class Attempt:
         )
 
     async def _outcome(self, environment: Callable[[], Environment], timeout: float) -> RolloutFinished:
+        self._scope.deadline = anyio.current_time() + timeout
         try:
-            with anyio.fail_after(timeout):
-                score = _checked(await environment().run(self.order.task, self.session))
-        except anyio.get_cancelled_exc_class():
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_LAST_WORDS):
-                await self.stream.finished(RolloutStatus.ABANDONED)
-            raise
-        except QueueError:
-            raise  # without its queue a rollout cannot even say that it failed
-        except ContextExhausted as error:
-            return await self.stream.finished(RolloutStatus.TRUNCATED, reward=0.0, error=_named(error))
-        except TimeoutError as error:
-            late = TimeoutError(f"not done within {timeout:g} s (worker.rollout_timeout)")
-            return await self._failed(error if str(error) else late)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an environment raises is its rollout's end
-            return await self._failed(error)
+            with self._scope:
+                score = _checked(await self._run(environment))
+        except (anyio.get_cancelled_exc_class(), GeneratorExit):
+            raise  # its worker goes; the order comes again
+        except BaseException as error:  # noqa: BLE001 - whatever an environment raises is its rollout's end
+            return await self._judged(error)
+        if self._scope.cancelled_caught:
+            late = RolloutTimeout(f"not done within {timeout:g} s (worker.rollout_timeout)")
+            return await self._ended(self._stopped or late)
         cut = self.session.last_finish_reason == "length"
         status = RolloutStatus.TRUNCATED if cut else RolloutStatus.OK
         return await self.stream.finished(status, reward=score.reward, metrics=score.metrics)
 
-    async def _failed(self, error: BaseException) -> RolloutFinished:
-        log.warning("rollout failed", exc_info=error)
-        self.error = error
-        return await self.stream.finished(RolloutStatus.FAILED, error=_named(error))
+    async def _run(self, environment: Callable[[], Environment]) -> object:
+        try:
+            return await environment().run(self.order.task, self.session)
+        except anyio.get_cancelled_exc_class() as error:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Nobody cancelled this rollout; let through, this would end it without a word.
+            raise RuntimeError("the environment raised a cancellation of its own") from error
+
+    async def _judged(self, error: BaseException) -> RolloutFinished:
+        leaves = list(_leaves(error))
+        for leaf in leaves:
+            # Without its queue a rollout cannot even say that it failed; without an engine it may be tried again.
+            if isinstance(leaf, QueueError) or (isinstance(leaf, RolloutError) and leaf.infrastructure):
+                raise leaf
+        if all(isinstance(leaf, ContextExhausted) for leaf in leaves):
+            return await self.stream.finished(RolloutStatus.TRUNCATED, reward=0.0, error=_named(leaves[0]))
+        return await self._ended(error)
+
+    async def _ended(self, error: BaseException) -> RolloutFinished:
+        status = error.status if isinstance(error, RolloutStopped) else RolloutStatus.FAILED
+        if status is RolloutStatus.FAILED:
+            log.warning("rollout failed", exc_info=error)
+            self.error = error
+        reward = 0.0 if status is RolloutStatus.TRUNCATED else None
+        return await self.stream.finished(status, reward=reward, error=_named(error))
+
+    def _bound(self) -> AbstractContextManager[None]:
+        return structlog.contextvars.bound_contextvars(rollout=self.order.rollout, attempt=self.stream.identity.attempt)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
 
 
 def _checked(score: object) -> Score:

@@ -1,28 +1,24 @@
 """`rollout run`: engine, worker and a consuming reader together, from a configuration to a summary."""
 
-import fcntl
 import math
-import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import anyio
 import structlog
-import yaml
 
 from renderers_adapter.errors import AdapterError
-from renderers_adapter.pool import RendererPool, shared_pool
+from rollout.claims import Claims
 from rollout.config import Config
-from rollout.engine.configured import engine_client
 from rollout.errors import RolloutError
-from rollout.images import ImagePolicy
+from rollout.rundir import RunDirectory, new_run
 from rollout.session import Policy
+from rollout.startup import engine_urls, open_policy, run_facts
 from rollout.tasks import RolloutOrder, encode_order, orders
 from rollout.telemetry import json_log
 from rollout.trainer import GroupAssembler, Trajectory, TrajectoryReader, Violation, check, samples
@@ -31,7 +27,6 @@ from transports import Queue, QueueError, open_queue
 
 log = structlog.get_logger()
 
-_START_TIMEOUT = 60.0
 _DRAIN_TIMEOUT = 60.0
 _COMMIT_EVERY = 64
 _TICK = 0.1
@@ -103,15 +98,9 @@ class RunState:
 
 def prepare_run(config: Config) -> RunState:
     """Name a run and make its directory. Raises RolloutError where it cannot be made."""
-    run = f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    directory = config.run.directory / run
-    try:
-        (directory / "assets" / "images").mkdir(parents=True)
-        resolved = yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True)
-        (directory / "config.yaml").write_text(resolved, "utf-8")
-    except OSError as error:
-        raise RolloutError(f"{directory}: the run's directory cannot be made: {error.strerror}.") from None
-    return RunState(run, directory, config.tasks.count * config.tasks.group_size)
+    directory = new_run(config.run.directory, config.run.name)
+    directory.keep_config(config, "config.yaml")
+    return RunState(directory.run, directory.path, config.tasks.count * config.tasks.group_size)
 
 
 Companion = Callable[["RunState", anyio.Event], Coroutine[Any, Any, None]]
@@ -124,7 +113,7 @@ def run(config: Config, state: RunState, companion: Companion) -> None:
     Raises:
         RolloutError, QueueError, AdapterError: the run could not begin, or its infrastructure failed for good.
     """
-    with _held(state.directory), json_log(state.directory / "log.jsonl", run=state.run):
+    with RunDirectory(state.directory).held(), json_log(state.directory / "log.jsonl", run=state.run):
         try:
             anyio.run(_run, config, state, companion)
         except BaseExceptionGroup as group:
@@ -140,12 +129,14 @@ async def _run(config: Config, state: RunState, companion: Companion) -> None:
     state.total = len(ordered)
     async with anyio.create_task_group() as outer:
         outer.start_soon(companion, state, stop)
-        async with _policy(config, state) as policy, AsyncExitStack() as stack:
+        async with AsyncExitStack() as stack:
+            policy = await stack.enter_async_context(_policy(config, state))
+            claims = Claims(RunDirectory(state.directory).claims(config.run.name))
             tasks_url, url = f"memory://{state.run}-tasks", trajectories_url(config, state.directory)
             tasks = await stack.enter_async_context(open_queue(tasks_url, lease="record"))
             trajectories = await stack.enter_async_context(open_queue(url))
             reader = await stack.enter_async_context(TrajectoryReader(open_queue(url)))
-            worker = Worker(config, policy, state.run, tasks, trajectories)
+            worker = Worker(config, policy, run_facts(config, state.run), claims, tasks, trajectories)
             state.worker = worker.counters
             async with anyio.create_task_group() as working:
                 working.start_soon(_feed, ordered, tasks)
@@ -155,6 +146,7 @@ async def _run(config: Config, state: RunState, companion: Companion) -> None:
                 working.cancel_scope.cancel()
             state.interrupted = state.trainer.trajectories < state.total
             with anyio.move_on_after(_DRAIN_TIMEOUT):
+                await worker.abandon()
                 await _drain(reader, state)
         outer.cancel_scope.cancel()
 
@@ -193,74 +185,21 @@ async def _commit(reader: TrajectoryReader) -> None:
 
 @asynccontextmanager
 async def _policy(config: Config, state: RunState) -> AsyncIterator[Policy]:
-    """The policy, ready: the renderer warms up in a thread while the engine starts."""
-    async with AsyncExitStack() as stack:
-        renderers: RendererPool | None = None
+    with ExitStack() as engines:
 
-        async def open_renderers() -> None:
-            nonlocal renderers
-            renderers = await anyio.to_thread.run_sync(shared_pool, config.model.path, config.model.renderer)
+        def urls() -> tuple[str, ...]:
+            found = engine_urls(config, RunDirectory(state.directory), engines)
+            told = ", ".join(found)
+            state.engine = told if config.engine.urls else f"embedded (scripted, no neural network), {told}"
+            return found
 
-        urls = config.engine.urls
-        with _deadline("the renderer and the engine"):
-            async with anyio.create_task_group() as starting:
-                starting.start_soon(open_renderers)
-                if not urls:
-                    urls = (await anyio.to_thread.run_sync(_start_embedded, config, state.directory, stack),)
-        assert renderers is not None
-        state.engine = ", ".join(urls) if config.engine.urls else f"embedded (scripted, no neural network), {urls[0]}"
-        engine = await stack.enter_async_context(engine_client(config, urls))
-        await engine.check()
-        images = ImagePolicy(
-            mode=config.images.mode,
-            directory=state.directory / "assets" / "images",
-            allow=config.images.allow,
-            max_bytes=config.images.max_bytes,
-            max_pixels=config.images.max_pixels,
-        )
-        yield Policy(renderers, engine, images, config.engine.sampling.model_dump())
+        async with open_policy(config, RunDirectory(state.directory), urls) as policy:
+            yield policy
 
 
 def trajectories_url(config: Config, directory: Path) -> str:
     """The queue's URL, with the run's directory filled in."""
-    return config.queue.url.replace("{run_dir}", quote(str(directory)))
-
-
-def _start_embedded(config: Config, directory: Path, stack: AsyncExitStack) -> str:
-    from rollout.serving.engine import EmbeddedSettings
-    from rollout.serving.server import EmbeddedServer
-
-    embedded = config.engine.embedded
-    server = EmbeddedServer(
-        EmbeddedSettings(
-            model_dir=config.model.path,
-            model_name=config.model.name,
-            policy=embedded.policy,
-            max_model_len=embedded.max_model_len,
-            weight_version=config.policy.version,
-            allowed_directories=(directory / "assets",),
-            latency_ms=embedded.latency_ms,
-        )
-    )
-    stack.callback(server.stop)
-    return server.start()
-
-
-@contextmanager
-def _deadline(what: str) -> Iterator[None]:
-    try:
-        with anyio.fail_after(_START_TIMEOUT):
-            yield
-    except TimeoutError:
-        raise RolloutError(f"{what} did not start within {_START_TIMEOUT:g} s.") from None
-
-
-@contextmanager
-def _held(directory: Path) -> Iterator[None]:
-    """Hold the run's directory, so that nothing is cleared away under a run."""
-    with (directory / "run.lock").open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+    return RunDirectory(directory).url(config.queue.url, config.run.name)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

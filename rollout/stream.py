@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
+
 from rollout.environments.base import Task
 from rollout.steps import (
     Header,
@@ -16,7 +18,9 @@ from rollout.steps import (
     StepsDigest,
     encode_record,
 )
-from transports import Frames, Queue
+from transports import Frames, Queue, QueueError
+
+_PUT_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,5 +109,12 @@ class RolloutStream:
         return header
 
     async def _put(self, frames: Frames, record: Record) -> None:
-        await self._queue.put(frames, key=record.header.group, tag=record.header.tag)
+        # A record that has its number must arrive, or the attempt has a gap: a rollout that is cut short waits for it.
+        try:
+            with anyio.fail_after(_PUT_TIMEOUT, shield=True):
+                await self._queue.put(frames, key=record.header.group, tag=record.header.tag)
+        except TimeoutError:
+            raise QueueError(
+                f"{self._queue.url}: {record.header.tag} was not accepted within {_PUT_TIMEOUT:g} s"
+            ) from None
         self.bytes += sum(memoryview(frame).nbytes for frame in frames)

@@ -17,15 +17,21 @@ class TaskError(RolloutError):
 
 @dataclass(frozen=True, slots=True)
 class RolloutOrder:
-    """Play the `sample`-th rollout of a task."""
+    """Play the `sample`-th rollout of a task. `policy_version` is the trainer's when the order was sent, if known."""
 
     task: Task
     sample: int
     group_size: int
+    policy_version: str | None = None
 
     @property
     def rollout(self) -> str:
         return f"{self.task.id}.{self.sample}"
+
+    @property
+    def group(self) -> list[str]:
+        """All rollouts of the task, this one included."""
+        return [f"{self.task.id}.{sample}" for sample in range(self.group_size)]
 
 
 def orders(environment: Environment, settings: TaskSettings) -> Iterator[RolloutOrder]:
@@ -41,6 +47,7 @@ def encode_order(order: RolloutOrder) -> Frames:
         "task": {"id": task.id, "index": task.index, "seed": task.seed, "data": dict(task.data)},
         "sample": order.sample,
         "group_size": order.group_size,
+        "policy_version": order.policy_version,
     }
     try:
         return encode(wire)
@@ -53,6 +60,9 @@ def decode_order(frames: Frames) -> RolloutOrder:
     try:
         wire: Any = decode(frames)
         task = Task(**{key: wire["task"][key] for key in ("id", "index", "seed", "data")})
-        return RolloutOrder(task, int(wire["sample"]), int(wire["group_size"]))
-    except (CodecError, KeyError, TypeError, ValueError) as error:
+        version = wire.get("policy_version")
+        return RolloutOrder(
+            task, int(wire["sample"]), int(wire["group_size"]), None if version is None else str(version)
+        )
+    except (CodecError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise TaskError(f"this is not an order for a rollout: {error!r}") from error

@@ -1,26 +1,37 @@
 """A worker: leases orders, plays each as one rollout, and settles an order once its finished record is accepted.
 
-One failed rollout never ends another one. Failures of the infrastructure (the engine is gone, the disk is full) are
-counted: so many in a row end the worker with that error, before it burns every task.
+One failed rollout never ends another one. An attempt that the infrastructure failed is followed by another one with a
+fresh environment; so many such failures in a row end the worker with that error, before it burns every task. An order
+that the worker did not finish, for whatever reason, is not acked, and comes again, here or elsewhere.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
+import anyio.to_thread
 import structlog
 
-from rollout.attempt import Attempt, RunFacts
+from rollout.attempt import Attempt, RolloutAbandoned, RunFacts
+from rollout.claims import Claim, Claims, Outcome
 from rollout.config import Config
+from rollout.deadlines import Deadlines
 from rollout.environments.base import Environment
 from rollout.errors import RolloutError
 from rollout.session import Policy
-from rollout.tasks import TaskError, decode_order
-from transports import Delivery, Queue
+from rollout.tasks import RolloutOrder, TaskError, decode_order
+from transports import Delivery, Queue, StaleLease
 
 log = structlog.get_logger()
 
 _POLL = 0.2
+_LAST_WORDS = 5.0
+"""Seconds that a cancelled worker has for each thing that it must still write down."""
+_RETRY_PAUSE = 0.5
+
+
+class AttemptsExhausted(RolloutError):
+    """A rollout was begun as often as it may be, and never came to its end."""
 
 
 @dataclass(slots=True)
@@ -30,78 +41,202 @@ class WorkerCounters:
     in_flight: int = 0
     finished: int = 0
     status: Counter[str] = field(default_factory=Counter)
+    reward: float = 0.0
+    rewards: int = 0
     turns: int = 0
+    tokens: int = 0
     images: int = 0
+    retries: int = 0
     queue_bytes: int = 0
     prompt_sources: Counter[str] = field(default_factory=Counter)
 
     def add(self, attempt: Attempt) -> None:
         """Count an attempt that has ended."""
-        if attempt.stream.final is not None:
+        final, session = attempt.stream.final, attempt.session
+        if final is not None:
             self.finished += 1
-            self.status[attempt.stream.final.status.value] += 1
-        self.turns += attempt.session.turns_done
-        self.images += attempt.session.images_seen
+            self.status[final.status.value] += 1
+            if final.reward is not None:
+                self.reward += final.reward
+                self.rewards += 1
+        self.turns += session.turns_done
+        self.tokens += session.sampled_tokens
+        self.images += session.images_seen
         self.queue_bytes += attempt.stream.bytes
-        self.prompt_sources.update(attempt.session.prompt_sources)
+        self.prompt_sources.update(session.prompt_sources)
 
 
 class Worker:
     """Plays rollouts of one environment with one policy."""
 
-    def __init__(self, config: Config, policy: Policy, run: str, tasks: Queue, trajectories: Queue) -> None:
+    def __init__(
+        self, config: Config, policy: Policy, facts: RunFacts, claims: Claims, tasks: Queue, trajectories: Queue
+    ) -> None:
         self.counters = WorkerCounters()
+        self.failures: list[Outcome] = []
+        """Of the rollouts that failed for good, until somebody takes them away."""
+        self.policy_version = facts.policy_version
         self._config = config
         self._policy = policy
+        self._facts = facts
+        self._claims = claims
         self._tasks = tasks
         self._trajectories = trajectories
-        self._failures = 0
-        self._facts = RunFacts(
-            run=run,
-            environment=config.environment.__name__,
-            model=config.model.name,
-            policy_version=config.policy.version,
-            config_digest=config.digest(),
-        )
+        self._playing: set[Attempt] = set()
+        self._interrupted: list[Attempt] = []
+        self._failures_in_a_row = 0
+        self._ended = anyio.Event()
+        self._accepting = anyio.CancelScope()
+        self._slots = anyio.Semaphore(config.worker.concurrency)
+        # An attempt that is a rollout's last is not played beside another such: if one of them is what kills workers,
+        # it alone is out of attempts, and none of those that merely were there each time.
+        self._last_chance = anyio.Lock()
+        self._deadlines = Deadlines(claims, config.policy, config.worker.turn_timeout)
 
     async def run(self) -> None:
-        """Play until cancelled; rollouts in flight then end as abandoned.
+        """Play until drained or cancelled.
 
         Raises:
             RolloutError, QueueError: the infrastructure failed too often in a row.
         """
-        slots = anyio.Semaphore(self._config.worker.concurrency)
-        async with anyio.create_task_group() as group:
-            while True:
-                await slots.acquire()
-                await self._trajectories.admit()
-                while (delivery := await self._tasks.receive(timeout=_POLL)) is None:
-                    pass
-                group.start_soon(self._settle, delivery, slots)
+        async with anyio.create_task_group() as watching:
+            watching.start_soon(self._deadlines.watch, self._playing)
+            async with anyio.create_task_group() as playing:
+                with self._accepting:
+                    while True:
+                        await self._room()
+                        if (delivery := await self._tasks.receive(timeout=_POLL)) is None:
+                            self._slots.release()
+                        else:
+                            playing.start_soon(self._settle, delivery)
+            watching.cancel_scope.cancel()
 
-    async def _settle(self, delivery: Delivery, slots: anyio.Semaphore) -> None:
+    def drain(self) -> None:
+        """Accept nothing more; `run` returns once everything in flight is done."""
+        self._accepting.cancel()
+
+    def learn_version(self, version: str | None) -> None:
+        """Take note of the trainer's policy version, as a launch or an order tells it; versions only rise."""
+        known = self.policy_version
+        if version is not None and not (version.isdigit() and known.isdigit() and int(version) < int(known)):
+            self.policy_version = version
+
+    async def abandon(self) -> None:
+        """After `run` was cancelled: end what was in flight as abandoned, because nobody will play it again."""
+        for attempt in self._interrupted:
+            await attempt.give_up(RolloutAbandoned("the run was stopped"))
+            self.counters.add(attempt)
+
+    async def _room(self) -> None:
+        """Return with a slot, once another rollout may start."""
+        await self._slots.acquire()
+        limit = self._config.worker.tokens_in_flight
+        while limit is not None and sum(attempt.session.context_tokens for attempt in self._playing) >= limit:
+            self._ended = anyio.Event()
+            await self._ended.wait()
+        await self._trajectories.admit()
+
+    async def _settle(self, delivery: Delivery) -> None:
         try:
-            attempt = Attempt(decode_order(delivery.frames), 1, self._policy, self._facts, self._trajectories)
+            order = decode_order(delivery.frames)
+            await self._see_to(order)
+            await delivery.ack()
         except TaskError as error:
             log.error("order refused", tag=delivery.tag, error=str(error))
             await delivery.reject(str(error))
-        else:
-            await self._play(attempt)
-            await delivery.ack()
+        except StaleLease:
+            # This process stood still for so long that others took over; the first finished attempt wins.
+            log.warning("the lease of an order had lapsed", tag=delivery.tag)
         finally:
-            slots.release()
+            self._slots.release()
 
-    async def _play(self, attempt: Attempt) -> None:
+    async def _see_to(self, order: RolloutOrder) -> None:
+        """Attempt it until it has its one finished record."""
+        if await anyio.to_thread.run_sync(self._claims.is_done, order.rollout):
+            return
+        spent = await anyio.to_thread.run_sync(self._claims.spent, order.rollout)
+        while True:
+            if spent == self._config.worker.max_attempts - 1 > 0:
+                async with self._last_chance:
+                    spent = await self._attempt(order)
+            else:
+                spent = await self._attempt(order)
+            if not spent:
+                return
+            self.counters.retries += 1
+            await anyio.sleep(_RETRY_PAUSE)
+
+    async def _attempt(self, order: RolloutOrder) -> int:
+        """Play one attempt. Return 0 once the rollout is done, else how many attempts are spent."""
+        with anyio.CancelScope(shield=True):  # a claim that was made is played, or handed back
+            claim = await anyio.to_thread.run_sync(self._claims.begin, order.rollout)
+        self.learn_version(order.policy_version)
+        facts = replace(self._facts, policy_version=self.policy_version)
+        attempt = Attempt(order, claim.number, self._policy, facts, self._trajectories)
+        try:
+            await self._play(attempt, claim)
+        except anyio.get_cancelled_exc_class():
+            self._interrupted.append(attempt)
+            await self._hand_back(claim)
+            raise
+        if attempt.stream.final is None:
+            return claim.spent
+        self.counters.add(attempt)
+        outcome = _outcome(attempt)
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._claims.finish, outcome)
+        if attempt.error is not None:
+            self.failures.append(outcome)
+        return 0
+
+    async def _play(self, attempt: Attempt, claim: Claim) -> None:
+        limit = self._config.worker.max_attempts
+        if claim.spent > limit:
+            told = f"{limit} attempts were begun (worker.max_attempts) and none came to an end: did their workers die?"
+            await attempt.give_up(AttemptsExhausted(told))
+            return
+        self._playing.add(attempt)
         self.counters.in_flight += 1
         try:
             await attempt.play(self._environment, timeout=self._config.worker.rollout_timeout)
+        except RolloutError as error:
+            log.warning("the infrastructure failed", rollout=claim.rollout, attempt=claim.number, error=str(error))
+            await self._note_failure(error, claim)
+            if claim.spent == limit:
+                await attempt.give_up(error)
+        else:
+            self._failures_in_a_row = 0
         finally:
+            self._playing.discard(attempt)
+            self._ended.set()
             self.counters.in_flight -= 1
-            self.counters.add(attempt)
-        blamed = attempt.error if isinstance(attempt.error, RolloutError) and attempt.error.infrastructure else None
-        self._failures = self._failures + 1 if blamed else 0
-        if blamed and self._failures >= self._config.worker.halt_after:
-            raise blamed
+
+    async def _note_failure(self, error: RolloutError, claim: Claim) -> None:
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= self._config.worker.halt_after:
+            await self._hand_back(claim)
+            raise error
+
+    async def _hand_back(self, claim: Claim) -> None:
+        with anyio.move_on_after(_LAST_WORDS, shield=True):
+            await anyio.to_thread.run_sync(self._claims.hand_back, claim)
 
     def _environment(self) -> Environment:
         return self._config.environment(self._config.settings)
+
+
+def _outcome(attempt: Attempt) -> Outcome:
+    final, session = attempt.stream.final, attempt.session
+    assert final is not None
+    return Outcome(
+        rollout=attempt.order.rollout,
+        group=attempt.order.task.id,
+        attempt=attempt.stream.identity.attempt,
+        status=final.status.value,
+        reward=final.reward,
+        turns=session.turns_done,
+        images=session.images_seen,
+        tokens=session.sampled_tokens,
+        error=dict(final.error) if final.error is not None else None,
+        metrics=dict(final.metrics),
+    )

@@ -1,0 +1,94 @@
+"""The directory of a run: what lies where in it, and who holds it.
+
+assets/images/            the run's images, by content
+claims/<environment>/     who began which attempt, and how each rollout ended
+tasks/<environment>/      the orders, where queue.tasks is not elsewhere
+trajectories/             the records, where queue.url is not elsewhere
+log.jsonl, workers/       logs
+run.lock                  held by whoever runs it
+"""
+
+import fcntl
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import yaml
+
+from rollout.config import Config
+from rollout.errors import RolloutError
+
+
+class RunHeld(RolloutError):
+    """Another process runs in this directory."""
+
+
+class RunDirectoryError(RolloutError):
+    """A run's directory cannot be made, or is not one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """A run, by where it lies."""
+
+    path: Path
+
+    @property
+    def run(self) -> str:
+        """The run's id."""
+        return self.path.name
+
+    @property
+    def images(self) -> Path:
+        return self.path / "assets" / "images"
+
+    def claims(self, environment: str) -> Path:
+        return self.path / "claims" / environment
+
+    def url(self, template: str, environment: str) -> str:
+        """A queue's URL with this run and that environment filled in."""
+        return template.replace("{run_dir}", quote(str(self.path))).replace("{environment}", environment)
+
+    def make(self) -> None:
+        """See that it is there. Any number of processes may do so together."""
+        try:
+            for directory in (self.images, self.path / "workers"):
+                directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(f"{self.path}: the run's directory cannot be made: {error.strerror}.") from None
+
+    def keep_config(self, config: Config, name: str) -> None:
+        """Write down everything that a configuration came to, defaults included."""
+        resolved = yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True)
+        try:
+            (self.path / name).write_text(resolved, "utf-8")
+        except OSError as error:
+            raise RunDirectoryError(f"{self.path / name} cannot be written: {error.strerror}.") from None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the directory, so that nothing is cleared away under a run and no other run begins in it.
+
+        Raises:
+            RunHeld: another process holds it.
+        """
+        with (self.path / "run.lock").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunHeld(
+                    f"{self.path}: another process runs here. Wait for it, or end it; more workers join a run "
+                    f"with `rollout worker CONFIG --run {self.path}`."
+                ) from None
+            yield
+
+
+def new_run(parent: Path, name: str) -> RunDirectory:
+    """Name a run and make its directory."""
+    directory = RunDirectory(parent / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+    directory.make()
+    return directory
