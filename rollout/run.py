@@ -44,7 +44,7 @@ class TrainerCounters:
     metrics: Counter[str] = field(default_factory=Counter)
     violations: list[Violation] = field(default_factory=list)
     failures: list[Trajectory] = field(default_factory=list)
-    assembler: GroupAssembler = field(default_factory=GroupAssembler)
+    assembler: GroupAssembler[Trajectory] = field(default_factory=GroupAssembler)
 
     def add(self, trajectory: Trajectory) -> None:
         """Check a trajectory and turn it into samples, as a trainer would."""

@@ -58,6 +58,11 @@ class Header:
         return f"{self.run}/{self.environment}/{self.rollout}"
 
     @property
+    def group_identity(self) -> str:
+        """Names the group in the same way."""
+        return f"{self.run}/{self.environment}/{self.group}"
+
+    @property
     def tag(self) -> str:
         """The label outside of the payload: it names the rollout even if the record cannot be decoded."""
         return f"{self.identity}#{self.attempt}.{self.seq}"

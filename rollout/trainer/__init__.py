@@ -1,21 +1,70 @@
-"""The trainer's end: whole trajectories, exactly once; groups, samples, checks. It imports nothing of the worker's."""
+"""The trainer's end: whole trajectories, exactly once; groups, samples, tensors, checks. Nothing of the worker's."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rollout.trainer.advantages import advantages_of, grpo, rloo
+from rollout.trainer.blocking import BlockingReader
 from rollout.trainer.check import Violation, check
-from rollout.trainer.groups import Group, GroupAssembler
-from rollout.trainer.reader import ReaderStateError, ReaderStats, TrajectoryReader
+from rollout.trainer.errors import (
+    ImagesUnreadable,
+    LeaseLost,
+    NothingArrived,
+    RankError,
+    ReaderStateError,
+    SampleTooLong,
+    SpillError,
+)
+from rollout.trainer.groups import Group, GroupAssembler, GroupPolicy
+from rollout.trainer.progress import merge_states
+from rollout.trainer.ranks import open_reader, partitions_of
+from rollout.trainer.reader import ReaderSettings, TrajectoryReader
 from rollout.trainer.samples import TrainingSample, samples
+from rollout.trainer.staleness import staleness
+from rollout.trainer.stats import ReaderStats
 from rollout.trainer.trajectory import Trajectory, TrajectoryNode
 
+if TYPE_CHECKING:
+    from rollout.trainer.materialize import Materializer
+
+_WITH_EXTRAS = {
+    "Materializer": "rollout.trainer.materialize",
+}
+
 __all__ = [
+    "BlockingReader",
     "Group",
     "GroupAssembler",
+    "GroupPolicy",
+    "ImagesUnreadable",
+    "LeaseLost",
+    "Materializer",
+    "NothingArrived",
+    "RankError",
+    "ReaderSettings",
     "ReaderStateError",
     "ReaderStats",
+    "SampleTooLong",
+    "SpillError",
     "TrainingSample",
     "Trajectory",
     "TrajectoryNode",
     "TrajectoryReader",
     "Violation",
+    "advantages_of",
     "check",
+    "grpo",
+    "merge_states",
+    "open_reader",
+    "partitions_of",
+    "rloo",
     "samples",
+    "staleness",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What makes tensors needs torch, and pixels need more: a program that only reads trajectories loads neither.
+    if name not in _WITH_EXTRAS:
+        raise AttributeError(f"module 'rollout.trainer' has no attribute {name!r}")
+    return getattr(import_module(_WITH_EXTRAS[name]), name)

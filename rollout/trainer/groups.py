@@ -1,6 +1,8 @@
 """Groups: all samples of one task, complete before any of them trains."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 from rollout.trainer.trajectory import Trajectory
 
@@ -10,29 +12,71 @@ class Group:
     """The trajectories of one task, in the order of their rollouts' names; failed ones are among them."""
 
     id: str
+    size: int | None
+    """How many there should be; None where no member told."""
     trajectories: tuple[Trajectory, ...]
 
+    @property
+    def whole(self) -> bool:
+        return len(self.trajectories) == self.size
 
-class GroupAssembler:
-    """Collects trajectories until a group is whole. A rollout's own start says how large its group is."""
+
+@dataclass(frozen=True, slots=True)
+class GroupPolicy:
+    """What becomes of a group whose last members do not come. Members that come after all are then dropped."""
+
+    timeout: float = 3600.0
+    """Seconds that the reader waits for the rest, from the first member on."""
+    keep_partial: int | None = None
+    """How many members a group that is not whole must have to be handed out; None: it is dropped."""
+
+
+class Member(Protocol):
+    """What belongs to a group."""
+
+    @property
+    def identity(self) -> str: ...
+    @property
+    def group_identity(self) -> str: ...
+    @property
+    def group_size(self) -> int | None: ...
+
+
+M = TypeVar("M", bound=Member)
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[M]):
+    since: float
+    size: int | None = None
+    members: dict[str, M] = field(default_factory=dict)
+
+    def joined(self) -> tuple[M, ...]:
+        return tuple(self.members[name] for name in sorted(self.members))
+
+
+class GroupAssembler(Generic[M]):
+    """Collects members until a group is whole. A rollout's own start says how large its group is."""
 
     def __init__(self) -> None:
-        self._members: dict[str, dict[str, Trajectory]] = {}
-        self._sizes: dict[str, int] = {}
+        self._groups: dict[str, _Waiting[M]] = {}
 
     @property
     def waiting(self) -> int:
-        """Trajectories that wait for the rest of their group."""
-        return sum(len(members) for members in self._members.values())
+        """Members that wait for the rest of their group."""
+        return sum(len(group.members) for group in self._groups.values())
 
-    def add(self, trajectory: Trajectory) -> Group | None:
-        """Take in one trajectory; the group, if that made it whole."""
-        group = trajectory.group
-        members = self._members.setdefault(group, {})
-        members[trajectory.rollout] = trajectory
-        if trajectory.started is not None:
-            self._sizes[group] = trajectory.started.group_size
-        if len(members) < self._sizes.get(group, len(members) + 1):
+    def add(self, member: M, now: float = 0.0) -> tuple[M, ...] | None:
+        """Take in one member; the whole group in the order of its names, if that made it whole."""
+        name = member.group_identity
+        group = self._groups.setdefault(name, _Waiting(now))
+        group.members[member.identity] = member
+        group.size = group.size or member.group_size
+        if group.size is None or len(group.members) < group.size:
             return None
-        del self._members[group], self._sizes[group]
-        return Group(group, tuple(members[name] for name in sorted(members)))
+        return self._groups.pop(name).joined()
+
+    def give_up(self, before: float) -> Iterable[tuple[M, ...]]:
+        """The groups whose first member came before that time; they wait no longer."""
+        late = [name for name, group in self._groups.items() if group.since < before]
+        return [self._groups.pop(name).joined() for name in late]

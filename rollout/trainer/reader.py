@@ -1,110 +1,88 @@
 """The trainer's end of the queue: whole trajectories, each exactly once relative to the trainer's checkpoint.
 
-    async with TrajectoryReader(queue) as reader:
+    async with open_reader(url, rank=rank, world_size=world_size) as reader:
         reader.load_state_dict(checkpoint["reader"])        # drops what the loaded weights have trained on
-        while trajectory := await reader.receive(timeout=60):
-            train(trajectory)
+        async for group in reader.groups():
+            train(group)
             if time_to_save:
                 save(weights, reader=reader.state_dict())    # atomically, in one file
                 await reader.commit()                        # only now may the queue forget
 
-Delivery is at least once and may be disordered by redelivery. Records are kept by (rollout, attempt, seq) until an
-attempt is whole; the first finished attempt wins, and every record of another one is dropped. Nothing is acked before
-`commit`, and `commit` acks exactly what the last `state_dict` contains.
+Delivery is at least once and may be disordered by redelivery. Whatever was handed out counts as consumed by the next
+`state_dict`; nothing is acked before a `commit`, and a commit acks exactly what that state contains. So a trainer that
+dies at any point comes back to its last checkpoint and gets everything that the checkpoint's weights have not seen.
 """
 
+import math
 import time
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from rollout.errors import RolloutError
-from rollout.steps import (
-    Record,
-    RecordError,
-    RolloutFinished,
-    RolloutStarted,
-    RolloutStatus,
-    Step,
-    StepsDigest,
-    decode_record,
-    header_of,
-)
-from rollout.trainer.trajectory import Trajectory, assemble
+import structlog
+
+from rollout.steps import Header, RecordError, decode_record, header_of
+from rollout.trainer.errors import ReaderStateError
+from rollout.trainer.gathering import Gathering, Key, PendingRollout
+from rollout.trainer.groups import Group, GroupAssembler, GroupPolicy
+from rollout.trainer.progress import Progress
+from rollout.trainer.readable import ReadableImages
+from rollout.trainer.settling import Settlement, key_of
+from rollout.trainer.spill import StepStore
+from rollout.trainer.staleness import staleness
+from rollout.trainer.stats import ReaderCounters, ReaderStats
+from rollout.trainer.trajectory import Trajectory
 from transports import Delivery, Queue
 
-_STATE_VERSION = 1
-_REMEMBERED = 65_536
-"""Consumed rollouts that are remembered below the watermarks, to drop what a stalled worker may still send."""
+log = structlog.get_logger()
+
+T = TypeVar("T")
 
 _POLL = 0.5
 
 
-class ReaderStateError(RolloutError):
-    """A reader state that cannot be loaded."""
-
-
 @dataclass(frozen=True, slots=True)
-class ReaderStats:
-    """What a reader did since it was made."""
+class ReaderSettings:
+    """How a reader treats what is late, large, incomplete or stale. Time-outs count the time it waits for records."""
 
-    trajectories: int
-    records: int
-    bytes: int
-    dropped: int
-    rejected: int
-    unfinished: int
-
-
-@dataclass(slots=True)
-class _Attempt:
-    started: RolloutStarted | None = None
-    steps: dict[int, tuple[Step, Delivery]] = field(default_factory=dict)
-    finished: RolloutFinished | None = None
-    finished_at: float = 0.0
-    deliveries: list[Delivery] = field(default_factory=list)
-
-    @property
-    def whole(self) -> bool:
-        return self.started is not None and self.finished is not None and len(self.steps) == self.finished.steps
-
-
-class _Lane:
-    """One ordered stream: its watermark is the position up to which everything that came was settled."""
-
-    def __init__(self, watermark: int) -> None:
-        self.watermark = watermark
-        self._open: deque[int] = deque()
-        self._settled: set[int] = set()
-
-    def arrive(self, position: int) -> None:
-        if position > (self._open[-1] if self._open else self.watermark):
-            self._open.append(position)
-
-    def settle(self, position: int) -> None:
-        if position <= self.watermark:
-            return
-        self._settled.add(position)
-        while self._open and self._open[0] in self._settled:
-            self.watermark = self._open.popleft()
-            self._settled.discard(self.watermark)
+    gap_timeout: float = 30.0
+    """Seconds that a finished attempt may lack a record, which a redelivery may still bring."""
+    unfinished_timeout: float = 7200.0
+    """Seconds without a record after which an unfinished attempt is given up."""
+    memory_limit: int = 1 << 30
+    """Bytes of steps that are kept in memory; beyond it they go to the disk."""
+    spill_directory: Path | None = None
+    """Where they go; None: the system's place for temporary files."""
+    groups: GroupPolicy = field(default_factory=GroupPolicy)
+    max_staleness: int | None = None
+    """How many versions a trajectory may lie behind the trainer's; a group with one beyond that is dropped."""
+    require_images: bool = True
+    """Check that images can be read before anything that refers to them is handed out."""
 
 
 class TrajectoryReader:
-    """Reads one queue for one trainer process. Use it as an async context manager, and iterate over it or `receive`."""
+    """Reads one queue for one trainer process: trajectories with `receive`, or whole groups with `receive_group`."""
 
-    def __init__(self, queue: Queue, *, gap_timeout: float = 30.0) -> None:
+    def __init__(self, queue: Queue, settings: ReaderSettings | None = None) -> None:
+        self.settings = settings or ReaderSettings()
+        self.version: int | None = None
+        """The trainer's version of the policy; set it after each update, so that staleness is known."""
         self._queue = queue
-        self._gap_timeout = gap_timeout
-        self._lanes: dict[str, _Lane] = {}
-        self._attempts: dict[str, dict[int, _Attempt]] = {}
-        self._consumed: OrderedDict[str, tuple[str, int]] = OrderedDict()
-        self._ready: deque[tuple[Trajectory, list[Delivery]]] = deque()
-        self._settled: list[Delivery] = []
-        self._covered: list[Delivery] = []
-        self._records = self._bytes = self._dropped = self._rejected = self._trajectories = 0
+        self._store = StepStore(self.settings.memory_limit, self.settings.spill_directory)
+        self._gathering = Gathering(self._store, self.settings)
+        self._groups: GroupAssembler[PendingRollout] = GroupAssembler()
+        self._progress = Progress()
+        self._settlement = Settlement(queue)
+        self._images = ReadableImages()
+        self._counters = ReaderCounters()
+        self._done: deque[PendingRollout] = deque()
+        self._whole_groups: deque[tuple[PendingRollout, ...]] = deque()
+        self._waited = 0.0
+        self._looked = 0.0
+        self._ended = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -112,177 +90,222 @@ class TrajectoryReader:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._store.close()
         await self._queue.aclose()
 
+    @property
+    def ended(self) -> bool:
+        """Whether everything was handed out and nothing will ever come again."""
+        return self._ended and not (self._done or self._whole_groups or self._groups.waiting)
+
     async def __aiter__(self) -> AsyncIterator[Trajectory]:
-        """Endlessly; leave the loop, or cancel it, to stop."""
-        while True:
+        """Until the queue ends, which only a replayed one does; leave the loop, or cancel it, to stop."""
+        while not self.ended:
             if (trajectory := await self.receive(timeout=_POLL)) is not None:
                 yield trajectory
 
+    async def groups(self) -> AsyncIterator[Group]:
+        """The same for groups."""
+        while not self.ended:
+            if (group := await self.receive_group(timeout=_POLL)) is not None:
+                yield group
+
     async def receive(self, *, timeout: float) -> Trajectory | None:
-        """The next finished trajectory, whatever its status, or None when none was finished in time."""
-        deadline = time.monotonic() + timeout
-        while not self._ready:
-            left = deadline - time.monotonic()
-            delivery = await self._queue.receive(timeout=max(0.0, min(left, _POLL)))
-            if delivery is not None:
-                await self._take(delivery)
-            self._give_up_on_gaps()
-            if delivery is None and left <= 0:
-                break
-        return self._hand_out() if self._ready else None
+        """The next finished trajectory, whatever its status, or None when none was finished in time.
+
+        Raises:
+            ImagesUnreadable: before the first trajectory whose images this process cannot read; nothing is consumed.
+            SpillError: the disk is full.
+        """
+        return await self._until(self._next_trajectory, timeout)
+
+    async def receive_group(self, *, timeout: float) -> Group | None:
+        """The next group, whole unless the policy says otherwise, or None when there was none in time.
+
+        A reader is used for trajectories or for groups, not for both. Raises what `receive` does.
+        """
+        return await self._until(self._next_group, timeout)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the trainer has been given so far; save it atomically with the weights that were trained on it."""
-        waiting = {trajectory.rollout for trajectory, _ in self._ready}
-        self._covered += self._settled
-        self._settled = []
-        return {
-            "version": _STATE_VERSION,
-            "watermarks": {name: lane.watermark for name, lane in self._lanes.items()},
-            "consumed": [
-                [rollout, lane, position]
-                for rollout, (lane, position) in self._consumed.items()
-                if rollout not in waiting
-            ],
-        }
+        """What the trainer has been given so far; save it atomically with the weights that were trained on it.
+
+        It is JSON-like and bounded. Its `number` names it to `commit`.
+        """
+        return {**self._progress.state(), "number": self._settlement.cover()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Begin where a saved state ended. Raises ReaderStateError after records were read, or if it is not ours."""
-        if self._records:
-            raise ReaderStateError("load_state_dict comes before the first receive")
-        if state.get("version") != _STATE_VERSION:
-            raise ReaderStateError(f"the reader state has the version {state.get('version')!r}, not {_STATE_VERSION}")
-        self._lanes = {name: _Lane(watermark) for name, watermark in state["watermarks"].items()}
-        self._consumed = OrderedDict((rollout, (lane, position)) for rollout, lane, position in state["consumed"])
+        if self._counters.records:
+            raise ReaderStateError("load_state_dict comes before the first receive.")
+        self._progress.load(state)
 
-    async def commit(self) -> None:
-        """Ack what the last `state_dict` covers. Call it once that state is safely stored."""
-        covered, self._covered = self._covered, []
-        if covered:
-            await self._queue.ack(covered)
+    async def commit(self, number: int | None = None) -> None:
+        """Ack what a state covers: that of this number, or the last one. Call it once that state is safely stored.
+
+        Raises:
+            LeaseLost: this process was silent for so long that another one may have taken over.
+        """
+        await self._settlement.commit(number)
+        self._progress.forget(self._settlement.unacked)
 
     def stats(self) -> ReaderStats:
-        unfinished = sum(len(attempts) for attempts in self._attempts.values())
-        return ReaderStats(self._trajectories, self._records, self._bytes, self._dropped, self._rejected, unfinished)
+        counted = self._counters
+        return ReaderStats(
+            trajectories=counted.trajectories,
+            groups=counted.groups,
+            records=counted.records,
+            bytes=counted.bytes,
+            dropped=counted.dropped,
+            rejected=counted.rejected,
+            stale=counted.stale,
+            partial_groups=counted.partial_groups,
+            unfinished=len(self._gathering.unfinished()),
+            waiting=len(self._done) + self._groups.waiting + sum(map(len, self._whole_groups)),
+            unacked=self._settlement.unacked,
+            bytes_in_memory=self._store.in_memory,
+            bytes_on_disk=self._store.on_disk,
+            staleness_mean=counted.staleness_sum / counted.measured if counted.measured else None,
+            staleness_max=counted.staleness_max,
+        )
 
-    async def _take(self, delivery: Delivery) -> None:
-        self._records += 1
-        self._bytes += delivery.nbytes
-        lane = self._lanes.setdefault(delivery.lane, _Lane(-1))
-        known = delivery.position <= lane.watermark
-        lane.arrive(delivery.position)
-        named = header_of(delivery.tag, delivery.key)
-        rollout = named.rollout if named else None
-        if known or rollout in self._consumed:
-            self._drop(delivery)
+    async def _until(self, find: Callable[[], T | None], timeout: float) -> T | None:
+        deadline = time.monotonic() + timeout
+        reading = True
+        while (found := find()) is None and reading:
+            reading = await self._read(deadline)
+        return found
+
+    async def _read(self, deadline: float) -> bool:
+        """Take in a record, or let time pass; False once the deadline is over or the queue has ended."""
+        began = time.monotonic()
+        delivery = await self._queue.receive(timeout=max(0.0, min(deadline - began, _POLL)))
+        now = time.monotonic()
+        self._waited += now - began
+        if delivery is not None:
+            self._take(delivery)
+        if delivery is None or self._waited - self._looked > _POLL:
+            self._ended = delivery is None and self._queue.ends
+            self._looked = self._waited
+            self._done += self._gathering.give_up(math.inf if self._ended else self._waited)
+        return delivery is not None or (now < deadline and not self._ended)
+
+    def _next_trajectory(self) -> Trajectory | None:
+        while self._done:
+            handed = self._hand_out((self._done[0],))
+            self._done.popleft()
+            if handed is not None:
+                return handed[0]
+        return None
+
+    def _next_group(self) -> Group | None:
+        while self._done:
+            if members := self._groups.add(self._done.popleft(), self._waited):
+                self._whole_groups.append(members)
+        for members in self._groups.give_up(math.inf if self._ended else self._waited - self.settings.groups.timeout):
+            self._close_group(members)
+        while self._whole_groups:
+            members = self._whole_groups[0]
+            handed = self._hand_out(members)
+            self._whole_groups.popleft()
+            if handed is not None:
+                self._counters.groups += 1
+                size = next((member.group_size for member in members if member.group_size), None)
+                return Group(handed[0].group, size, handed)
+        return None
+
+    def _take(self, delivery: Delivery) -> None:
+        self._counters.records += 1
+        self._counters.bytes += delivery.nbytes
+        if not self._settlement.arrive(delivery):
+            return
+        key = key_of(delivery)
+        if self._progress.was_settled(*key):
+            self._settlement.settle(key)
+            self._counters.dropped += 1
+            return
+        self._progress.open(*key)
+        if self._progress.has_consumed(delivery.tag.rpartition("#")[0]):
+            self._drop(key)
             return
         try:
             record = decode_record(delivery.frames)
         except RecordError as error:
-            await self._reject(delivery, rollout, error)
+            self._refuse(delivery, error)
             return
-        if record.header.rollout in self._consumed:
-            self._drop(delivery)
+        if self._wanted(record.header):
+            self._finish(self._gathering.add(record, delivery.frames, key, self._waited))
         else:
-            self._keep(record, delivery)
+            self._drop(key)
 
-    def _keep(self, record: Record, delivery: Delivery) -> None:
-        header = record.header
-        attempt = self._attempts.setdefault(header.rollout, {}).setdefault(header.attempt, _Attempt())
-        attempt.deliveries.append(delivery)
-        match record:
-            case RolloutStarted():
-                attempt.started = record
-            case Step():
-                attempt.steps[header.seq] = (record, delivery)
-            case RolloutFinished():
-                attempt.finished, attempt.finished_at = record, time.monotonic()
-        if attempt.whole:
-            self._finish(header.rollout, _joined(attempt), delivery)
-
-    def _finish(self, rollout: str, trajectory: Trajectory, last: Delivery) -> None:
-        """The first finished attempt wins; from here on every other record of this rollout is dropped."""
-        attempts = self._attempts.pop(rollout, {}).values()
-        self._consumed[rollout] = (last.lane, last.position)
-        self._ready.append((trajectory, [delivery for attempt in attempts for delivery in attempt.deliveries]))
-
-    def _hand_out(self) -> Trajectory:
-        trajectory, deliveries = self._ready.popleft()
-        for delivery in deliveries:
-            self._settle(delivery)
-        self._forget()
-        self._trajectories += 1
-        return trajectory
-
-    def _forget(self) -> None:
-        while len(self._consumed) > _REMEMBERED:
-            rollout, (lane, position) = next(iter(self._consumed.items()))
-            if position > self._lanes[lane].watermark:
-                return
-            del self._consumed[rollout]
-
-    def _give_up_on_gaps(self) -> None:
-        """A gap is an error only once the finished record is there and a redelivery had time to close it."""
-        patience = time.monotonic() - self._gap_timeout
-        late = [
-            (rollout, attempt)
-            for rollout, attempts in self._attempts.items()
-            for attempt in attempts.values()
-            if attempt.finished is not None and attempt.finished_at < patience
-        ]
-        for rollout, attempt in late:
-            if rollout in self._attempts and attempt.finished is not None:
-                found = f"{len(attempt.steps)} of {attempt.finished.steps} steps"
-                error = {"type": "LostRecords", "message": f"{found} arrived within {self._gap_timeout:g} s"}
-                self._finish(rollout, _failed(attempt.finished.header, error), attempt.deliveries[-1])
-
-    async def _reject(self, delivery: Delivery, rollout: str | None, error: RecordError) -> None:
+    def _refuse(self, delivery: Delivery, error: RecordError) -> None:
         """A record that cannot be decoded makes its rollout a failed one, so that its group still completes."""
-        self._rejected += 1
-        await delivery.reject(str(error))
-        self._lanes[delivery.lane].settle(delivery.position)
-        known = [a for a in self._attempts.get(rollout or "", {}).values() if a.started is not None]
-        if rollout is not None and known and known[-1].started is not None:
-            failure = {"type": type(error).__name__, "message": str(error)}
-            self._finish(rollout, _failed(known[-1].started.header, failure, known[-1].started), delivery)
+        self._counters.rejected += 1
+        self._settlement.refuse(delivery, str(error))
+        log.warning("a record cannot be decoded", tag=delivery.tag, error=str(error))
+        header, key = header_of(delivery.tag, delivery.key), key_of(delivery)
+        if header is not None and self._wanted(header):
+            self._finish(self._gathering.fail(header, key, error))
+        else:
+            self._settle(key)
 
-    def _drop(self, delivery: Delivery) -> None:
-        self._dropped += 1
-        self._settle(delivery)
+    def _wanted(self, header: Header) -> bool:
+        if header.identity in self._gathering:
+            return True
+        return not (
+            self._progress.has_consumed(header.identity)
+            or self._progress.has_consumed(_group_name(header.group_identity))
+        )
 
-    def _settle(self, delivery: Delivery) -> None:
-        self._lanes[delivery.lane].settle(delivery.position)
-        self._settled.append(delivery)
+    def _finish(self, rollout: PendingRollout | None) -> None:
+        if rollout is not None:
+            self._done.append(rollout)
+
+    def _close_group(self, members: tuple[PendingRollout, ...]) -> None:
+        """Give up waiting for the rest of a group: it is handed out as it is, or dropped; late members are dropped."""
+        name = members[0].group_identity
+        enough = self.settings.groups.keep_partial
+        keep = enough is not None and len(members) >= enough
+        self._counters.partial_groups += 1
+        log.warning("a group was given up before it was whole", group=name, members=len(members), kept=keep)
+        self._progress.consume(_group_name(name))
+        for rollout in self._gathering.of_group(name):
+            if rollout not in members or not keep:
+                self._consume(rollout)
+        if keep:
+            self._whole_groups.append(members)
+
+    def _hand_out(self, rollouts: tuple[PendingRollout, ...]) -> tuple[Trajectory, ...] | None:
+        """Give them to the trainer; None if they are too stale, and were consumed without that."""
+        trajectories = tuple(self._gathering.join(rollout) for rollout in rollouts)
+        if self.settings.require_images:
+            for trajectory in trajectories:
+                self._images.require(trajectory)
+        for rollout in rollouts:
+            self._consume(rollout)
+        if self.version is not None:
+            behind = [staleness(trajectory, self.version) for trajectory in trajectories]
+            limit = self.settings.max_staleness
+            if limit is not None and any(found is not None and found > limit for found in behind):
+                self._counters.stale += len(trajectories)
+                return None
+            self._counters.measure(behind)
+        self._counters.trajectories += len(trajectories)
+        return trajectories
+
+    def _consume(self, rollout: PendingRollout) -> None:
+        self._progress.consume(rollout.identity)
+        for key in self._gathering.take(rollout):
+            self._settle(key)
+
+    def _drop(self, key: Key) -> None:
+        self._counters.dropped += 1
+        self._settle(key)
+
+    def _settle(self, key: Key) -> None:
+        self._progress.settle(*key)
+        self._settlement.settle(key)
 
 
-def _joined(attempt: _Attempt) -> Trajectory:
-    assert attempt.started is not None
-    assert attempt.finished is not None
-    ordered = [attempt.steps[seq] for seq in sorted(attempt.steps)]
-    digest = StepsDigest()
-    for _, delivery in ordered:
-        digest.add(delivery.frames)
-    finished = attempt.finished
-    if digest.value() != finished.digest:
-        error = {"type": "DigestMismatch", "message": "the steps that arrived are not the steps that were sent"}
-        return _failed(finished.header, error, attempt.started)
-    try:
-        return assemble(attempt.started, [step for step, _ in ordered], finished)
-    except RecordError as error:
-        return _failed(finished.header, {"type": "RecordError", "message": str(error)}, attempt.started)
-
-
-def _failed(header: Any, error: Mapping[str, str], started: RolloutStarted | None = None) -> Trajectory:
-    return Trajectory(
-        run=header.run,
-        environment=header.environment,
-        group=header.group,
-        rollout=header.rollout,
-        attempt=header.attempt,
-        status=RolloutStatus.FAILED,
-        reward=None,
-        error=error,
-        started=started,
-    )
+def _group_name(group_identity: str) -> str:
+    """A name that no rollout has."""
+    return f"#{group_identity}"

@@ -49,6 +49,20 @@ class Trajectory:
     seconds: float = 0.0
 
     @property
+    def identity(self) -> str:
+        """Its name among all runs and environments."""
+        return f"{self.run}/{self.environment}/{self.rollout}"
+
+    @property
+    def group_identity(self) -> str:
+        """Its group's name among all runs and environments."""
+        return f"{self.run}/{self.environment}/{self.group}"
+
+    @property
+    def group_size(self) -> int | None:
+        return self.started.group_size if self.started else None
+
+    @property
     def trainable(self) -> bool:
         return self.reward is not None and self.status in (RolloutStatus.OK, RolloutStatus.TRUNCATED)
 

@@ -1,0 +1,82 @@
+"""The reader for a trainer without an event loop: the same one, on a loop in a thread of its own."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from rollout.trainer.groups import Group
+from rollout.trainer.ranks import open_reader
+from rollout.trainer.reader import ReaderSettings, TrajectoryReader
+from rollout.trainer.stats import ReaderStats
+from rollout.trainer.trajectory import Trajectory
+
+_POLL = 0.5
+
+
+class BlockingReader:
+    """What `open_reader` opens, with every coroutine a plain method.
+
+    with BlockingReader(url) as reader:
+        for group in reader.groups():
+            train(group)
+    """
+
+    def __init__(self, url: str, *, rank: int = 0, world_size: int = 1, settings: ReaderSettings | None = None) -> None:
+        self._open = lambda: open_reader(url, rank=rank, world_size=world_size, settings=settings)
+        self._stack = ExitStack()
+        self._portal: BlockingPortal
+        self._reader: TrajectoryReader
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._portal = stack.enter_context(start_blocking_portal())
+            # A queue belongs to the loop on which it was opened.
+            reader = self._portal.call(self._open)
+            self._reader = stack.enter_context(self._portal.wrap_async_context_manager(reader))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        while not self._reader.ended:
+            if (trajectory := self.receive(timeout=_POLL)) is not None:
+                yield trajectory
+
+    def groups(self) -> Iterator[Group]:
+        while not self._reader.ended:
+            if (group := self.receive_group(timeout=_POLL)) is not None:
+                yield group
+
+    def receive(self, *, timeout: float) -> Trajectory | None:
+        return self._portal.call(partial(self._reader.receive, timeout=timeout))
+
+    def receive_group(self, *, timeout: float) -> Group | None:
+        return self._portal.call(partial(self._reader.receive_group, timeout=timeout))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._portal.call(self._reader.state_dict)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._portal.call(self._reader.load_state_dict, state)
+
+    def commit(self, number: int | None = None) -> None:
+        self._portal.call(self._reader.commit, number)
+
+    def stats(self) -> ReaderStats:
+        return self._portal.call(self._reader.stats)
+
+    @property
+    def version(self) -> int | None:
+        return self._reader.version
+
+    @version.setter
+    def version(self, version: int | None) -> None:
+        self._reader.version = version

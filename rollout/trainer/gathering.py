@@ -1,0 +1,222 @@
+"""Records by rollout, attempt and number, until an attempt is whole; the first whole attempt is the rollout.
+
+A rollout that is done stays here, its steps undecoded or on the disk, until the trainer gets it: whatever still comes
+of its other attempts belongs to it and is settled along with it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rollout.steps import (
+    Header,
+    Record,
+    RecordError,
+    RolloutFinished,
+    RolloutStarted,
+    RolloutStatus,
+    Step,
+    StepsDigest,
+)
+from rollout.trainer.spill import HeldStep, StepStore
+from rollout.trainer.trajectory import Trajectory, assemble
+from transports import Frames
+
+Key = tuple[str, int]
+"""Lane and position of a record."""
+
+
+class Patience(Protocol):
+    """How long to wait for what should have come."""
+
+    @property
+    def gap_timeout(self) -> float: ...
+    @property
+    def unfinished_timeout(self) -> float: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    header: Header
+    started: RolloutStarted | None = None
+    steps: dict[int, HeldStep] = field(default_factory=dict)
+    finished: RolloutFinished | None = None
+    heard: float = 0.0
+    """When its latest record came."""
+
+    @property
+    def whole(self) -> bool:
+        return self.started is not None and self.finished is not None and len(self.steps) == self.finished.steps
+
+    def problem(self, now: float, patience: Patience) -> Mapping[str, str] | None:
+        """Why nothing more can be expected of it, if so."""
+        silence = now - self.heard
+        if self.finished is not None and silence > patience.gap_timeout:
+            first = "" if self.started is not None else ", and not its first record"
+            message = f"{len(self.steps)} of {self.finished.steps} steps came{first}"
+            return {"type": "LostRecords", "message": message}
+        if self.finished is None and silence > patience.unfinished_timeout:
+            return {"type": "Unfinished", "message": f"nothing came after {len(self.steps)} steps"}
+        return None
+
+
+@dataclass(slots=True, eq=False)
+class PendingRollout:
+    """A rollout that the trainer has not been given yet."""
+
+    header: Header
+    attempts: dict[int, _Attempt] = field(default_factory=dict)
+    keys: list[Key] = field(default_factory=list)
+    winner: _Attempt | None = None
+    error: Mapping[str, str] | None = None
+    """Why it is a failed one, where no attempt became whole."""
+
+    @property
+    def identity(self) -> str:
+        return self.header.identity
+
+    @property
+    def group_identity(self) -> str:
+        return self.header.group_identity
+
+    @property
+    def group_size(self) -> int | None:
+        starts = (attempt.started for attempt in self.attempts.values())
+        return next((started.group_size for started in starts if started is not None), None)
+
+    @property
+    def done(self) -> bool:
+        return self.winner is not None or self.error is not None
+
+    @property
+    def best(self) -> _Attempt:
+        """The attempt that speaks for it: the whole one, else the latest that has begun."""
+        return self.winner or max(
+            self.attempts.values(), key=lambda attempt: (attempt.started is not None, attempt.header.attempt)
+        )
+
+
+class Gathering:
+    """All rollouts of which something has come and that were not handed out."""
+
+    def __init__(self, store: StepStore, patience: Patience) -> None:
+        self._store = store
+        self._patience = patience
+        self._rollouts: dict[str, PendingRollout] = {}
+
+    def unfinished(self) -> list[PendingRollout]:
+        return [rollout for rollout in self._rollouts.values() if not rollout.done]
+
+    def __contains__(self, identity: str) -> bool:
+        return identity in self._rollouts
+
+    def of_group(self, group_identity: str) -> list[PendingRollout]:
+        return [rollout for rollout in self._rollouts.values() if rollout.group_identity == group_identity]
+
+    def add(self, record: Record, frames: Frames, key: Key, now: float) -> PendingRollout | None:
+        """Take in a record; the rollout, if that made it done."""
+        rollout, attempt = self._attempt(record.header, key)
+        if rollout.done:
+            return None
+        attempt.heard = now
+        match record:
+            case RolloutStarted():
+                attempt.started = record
+            case Step() if record.header.seq not in attempt.steps:
+                attempt.steps[record.header.seq] = self._store.hold(frames, record)
+            case RolloutFinished():
+                attempt.finished = record
+        if not attempt.whole:
+            return None
+        rollout.winner = attempt
+        self._drop_steps(other for other in rollout.attempts.values() if other is not attempt)
+        return rollout
+
+    def fail(self, header: Header, key: Key, error: RecordError) -> PendingRollout | None:
+        """A record of this rollout cannot be decoded, so that it has failed; the rollout, if it was not done."""
+        rollout, _ = self._attempt(header, key)
+        if rollout.done:
+            return None
+        rollout.error = {"type": type(error).__name__, "message": str(error)}
+        return rollout
+
+    def give_up(self, now: float) -> list[PendingRollout]:
+        """Fail the rollouts of which every attempt has had a gap, or has been silent, for too long; those rollouts."""
+        hopeless = []
+        for rollout in self._rollouts.values():
+            if rollout.done:
+                continue
+            problems = [attempt.problem(now, self._patience) for attempt in rollout.attempts.values()]
+            if all(problems):
+                rollout.error = rollout.best.problem(now, self._patience)
+                hopeless.append(rollout)
+        return hopeless
+
+    def join(self, rollout: PendingRollout) -> Trajectory:
+        """What the trainer gets. The rollout stays here."""
+        attempt = rollout.best
+        if rollout.winner is None or attempt.started is None or attempt.finished is None:
+            return self._as_far_as_it_came(attempt, rollout.error or {})
+        digest, steps = StepsDigest(), []
+        for seq in sorted(attempt.steps):
+            frames, step = self._store.read(attempt.steps[seq])
+            digest.add(frames)
+            steps.append(step)
+        if digest.value() != attempt.finished.digest:
+            error = {"type": "DigestMismatch", "message": "the steps that arrived are not the steps that were sent"}
+            return _failed(attempt, error)
+        try:
+            return assemble(attempt.started, steps, attempt.finished)
+        except RecordError as error:
+            return _failed(attempt, {"type": type(error).__name__, "message": str(error)})
+
+    def take(self, rollout: PendingRollout) -> list[Key]:
+        """Let go of a rollout; its records, to be settled."""
+        del self._rollouts[rollout.identity]
+        self._drop_steps(rollout.attempts.values())
+        return rollout.keys
+
+    def _attempt(self, header: Header, key: Key) -> tuple[PendingRollout, _Attempt]:
+        rollout = self._rollouts.get(header.identity)
+        if rollout is None:
+            rollout = self._rollouts[header.identity] = PendingRollout(header)
+        rollout.keys.append(key)
+        attempt = rollout.attempts.get(header.attempt)
+        if attempt is None:
+            attempt = rollout.attempts[header.attempt] = _Attempt(header)
+        return rollout, attempt
+
+    def _as_far_as_it_came(self, attempt: _Attempt, error: Mapping[str, str]) -> Trajectory:
+        """A failed trajectory with the steps before the first gap, for a person to look at; it never trains."""
+        if attempt.started is None:
+            return _failed(attempt, error)
+        steps: list[Step] = []
+        while (held := attempt.steps.get(attempt.started.header.seq + 1 + len(steps))) is not None:
+            steps.append(self._store.read(held)[1])
+        header = attempt.started.header
+        end = RolloutFinished(header, RolloutStatus.FAILED, None, {}, error, len(steps), b"", 0.0)
+        try:
+            return assemble(attempt.started, steps, end)
+        except RecordError:
+            return _failed(attempt, error)
+
+    def _drop_steps(self, attempts: Iterable[_Attempt]) -> None:
+        for attempt in attempts:
+            for held in attempt.steps.values():
+                self._store.drop(held)
+            attempt.steps = {}
+
+
+def _failed(attempt: _Attempt, error: Mapping[str, str]) -> Trajectory:
+    header = attempt.header
+    return Trajectory(
+        run=header.run,
+        environment=header.environment,
+        group=header.group,
+        rollout=header.rollout,
+        attempt=header.attempt,
+        status=RolloutStatus.FAILED,
+        reward=None,
+        error=error,
+        started=attempt.started,
+    )

@@ -1,0 +1,33 @@
+"""Which partitions belong to which of several readers: disjoint, and a group never leaves its partition."""
+
+from urllib.parse import parse_qs, urlsplit
+
+from rollout.trainer.errors import RankError
+from rollout.trainer.reader import ReaderSettings, TrajectoryReader
+from transports import open_queue
+
+
+def open_reader(
+    url: str, *, rank: int = 0, world_size: int = 1, settings: ReaderSettings | None = None
+) -> TrajectoryReader:
+    """The reader of one rank. The URL says into how many partitions the queue is divided, if there are several ranks.
+
+    Raises:
+        RankError: there are fewer partitions than ranks, or the rank is none of them.
+    """
+    consume = None if world_size == 1 and rank == 0 else partitions_of(url, rank, world_size)
+    return TrajectoryReader(open_queue(url, consume=consume), settings)
+
+
+def partitions_of(url: str, rank: int, world_size: int) -> list[int]:
+    """The partitions that a rank reads; a process that takes its place reads the same ones."""
+    if not 0 <= rank < world_size:
+        raise RankError(f"there is no rank {rank} among {world_size}.")
+    told = parse_qs(urlsplit(url).query).get("partitions", ["1"])[0]
+    partitions = int(told) if told.isdecimal() else 0
+    if partitions < world_size:
+        raise RankError(
+            f"{url}: {world_size} readers need as many partitions, and the URL names {told}. Partitions are fixed when "
+            f"a queue is created: give workers and trainer the same URL, such as …?partitions={8 * world_size}."
+        )
+    return list(range(rank, partitions, world_size))

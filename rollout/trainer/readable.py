@@ -1,0 +1,39 @@
+"""Whether this process can read the images that trajectories refer to; better known before the first batch."""
+
+import os
+from pathlib import Path
+
+from rollout.trainer.errors import ImagesUnreadable
+from rollout.trainer.trajectory import Trajectory
+
+
+class ReadableImages:
+    """Looks at one image of every directory that trajectories name, the first time that they do."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def require(self, trajectory: Trajectory) -> None:
+        """Raises ImagesUnreadable where an image of a directory that was not seen before cannot be read."""
+        directory = trajectory.started.assets if trajectory.started else ""
+        if directory in self._seen:
+            return
+        names = (item.get("raw_image_id") for item in trajectory.images.values())
+        name = next((name for name in names if name is not None), None)
+        if name is None:
+            return
+        path = Path(directory, name)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.pread(fd, 1, 0)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            missing = "is not there" if not os.path.isdir(directory) else "is there, this image of it is not readable"
+            raise ImagesUnreadable(
+                f"{trajectory.rollout}: this process cannot read {path}: {error.strerror}; the directory {missing}. "
+                "Mount the run's image directory under the same path here as on the workers, or let the workers send "
+                "images in the messages (images.mode: inline)."
+            ) from error
+        self._seen.add(directory)

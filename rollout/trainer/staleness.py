@@ -1,0 +1,26 @@
+"""How far the weights that sampled a rollout lie behind those that would train on it."""
+
+import re
+
+from rollout.trainer.trajectory import Trajectory
+
+_NUMBER = re.compile(r"\d+$")
+
+
+def version_number(version: str) -> int | None:
+    """The number that a version's name ends with: 7 of "7", "step-7" and "weights/v0007"."""
+    found = _NUMBER.search(version)
+    return int(found[0]) if found else None
+
+
+def staleness(trajectory: Trajectory, version: int) -> int | None:
+    """How many versions lie between the oldest weights that sampled any of its tokens, and `version`.
+
+    What the engine said of each token counts; where it said nothing, the version that the rollout started with. None
+    where no version is named by a number.
+    """
+    named = {span.version for step in trajectory.steps for span in step.versions}
+    if any(not step.versions for step in trajectory.steps) and trajectory.started is not None:
+        named.add(trajectory.started.policy_version)
+    numbers = [number for name in named if (number := version_number(name)) is not None]
+    return max(0, version - min(numbers)) if numbers else None

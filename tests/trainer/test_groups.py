@@ -1,0 +1,125 @@
+"""Groups: whole ones at once, partial ones as the policy says, stale ones not at all."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import pytest
+
+from rollout.trainer import Group, GroupPolicy, ReaderSettings, TrajectoryReader, staleness
+from rollout.trainer.staleness import version_number
+from transports import Frames, Queue, open_queue
+
+Packet = tuple[Frames, str, str]
+Played = Callable[..., Awaitable[list[Packet]]]
+QUEUE = "memory://groups-test"
+
+
+@pytest.fixture
+async def queue() -> AsyncIterator[Queue]:
+    async with open_queue(QUEUE) as opened:
+        yield opened
+
+
+def reader_of(policy: GroupPolicy | None = None, max_staleness: int | None = None) -> TrajectoryReader:
+    settings = ReaderSettings(groups=policy or GroupPolicy(), max_staleness=max_staleness)
+    return TrajectoryReader(open_queue(QUEUE), settings)
+
+
+async def deliver(queue: Queue, packets: Sequence[Packet]) -> None:
+    for frames, key, tag in packets:
+        await queue.put(frames, key=key, tag=tag)
+
+
+async def read_groups(reader: TrajectoryReader, timeout: float = 0.02) -> list[Group]:
+    found = []
+    while (group := await reader.receive_group(timeout=timeout)) is not None:
+        found.append(group)
+    return found
+
+
+async def test_a_group_comes_when_its_last_member_has_finished(queue: Queue, played: Played) -> None:
+    await deliver(queue, await played("a.1", size=2) + await played("b.0", size=2))
+    async with reader_of() as reader:
+        assert await read_groups(reader) == []
+        assert reader.stats().waiting == 2
+        await deliver(queue, await played("a.0", size=2))
+        (group,) = await read_groups(reader)
+    assert group.whole
+    assert [trajectory.rollout for trajectory in group.trajectories] == ["a.0", "a.1"]
+
+
+async def test_members_that_wait_for_their_group_are_not_in_the_state(queue: Queue, played: Played) -> None:
+    await deliver(queue, await played("a.0", size=2))
+    async with reader_of() as reader:
+        assert await read_groups(reader) == []
+        state = reader.state_dict()
+        await reader.commit()
+    await deliver(queue, await played("a.1", size=2))
+    async with reader_of() as reader:
+        reader.load_state_dict(state)
+        (group,) = await read_groups(reader)
+    assert group.whole
+
+
+@pytest.mark.parametrize("keep", [None, 2, 3])
+async def test_a_group_that_stays_partial_is_handed_out_or_dropped_as_the_policy_says(
+    queue: Queue, played: Played, keep: int | None
+) -> None:
+    """Two of three members come in time; the third one is under way, and comes after the group was given up."""
+    late = await played("a.2", size=3)
+    await deliver(queue, await played("a.0", size=3) + await played("a.1", size=3) + late[:2])
+    async with reader_of(GroupPolicy(timeout=0.05, keep_partial=keep)) as reader:
+        found = await read_groups(reader, timeout=0.2)
+        await deliver(queue, late[2:])
+        assert await read_groups(reader) == []
+        assert reader.stats().partial_groups == 1
+        state = reader.state_dict()
+        await reader.commit()
+        assert (await queue.stats()).backlog_records == 0
+    assert [len(group.trajectories) for group in found] == ([2] if keep == 2 else [])
+    assert not any(group.whole for group in found)
+    await deliver(queue, await played("a.2", attempt=2, size=3))
+    async with reader_of(GroupPolicy(timeout=0.05, keep_partial=1)) as reader:
+        reader.load_state_dict(state)
+        assert await read_groups(reader, timeout=0.1) == []
+
+
+async def test_groups_of_the_same_name_from_two_environments_stay_apart(queue: Queue, played: Played) -> None:
+    for environment in ("One", "Other"):
+        await deliver(queue, await played("a.0", environment=environment, size=2))
+    async with reader_of() as reader:
+        assert await read_groups(reader) == []
+
+
+async def test_a_busy_trainer_does_not_run_out_of_patience_with_what_it_has_not_read(
+    queue: Queue, played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deliver(queue, await played("a.0", size=2))
+    async with reader_of(GroupPolicy(timeout=0.5)) as reader:
+        assert await read_groups(reader) == []
+        await deliver(queue, await played("a.1", size=2))
+        later = time.monotonic() + 1000
+        monkeypatch.setattr("rollout.trainer.reader.time.monotonic", lambda: later)
+        group = await reader.receive_group(timeout=0.1)
+    assert group is not None
+    assert group.whole
+
+
+async def test_a_group_with_a_stale_member_is_consumed_and_not_handed_out(queue: Queue, played: Played) -> None:
+    await deliver(queue, await played("a.0", size=2, version="step-3") + await played("a.1", size=2, version="step-9"))
+    await deliver(queue, await played("b.0", size=2, version="step-8") + await played("b.1", size=2, version="step-9"))
+    async with reader_of(max_staleness=2) as reader:
+        reader.version = 10
+        (group,) = await read_groups(reader)
+        stats = reader.stats()
+        reader.state_dict()
+        await reader.commit()
+        assert (await queue.stats()).backlog_records == 0
+    assert group.id == "b"
+    assert (stats.stale, stats.staleness_mean, stats.staleness_max) == (2, 1.5, 2)
+    assert [staleness(trajectory, 12) for trajectory in group.trajectories] == [4, 3]
+
+
+@pytest.mark.parametrize(("name", "number"), [("7", 7), ("step-12", 12), ("weights/v0003", 3), ("main", None)])
+def test_a_version_is_the_number_its_name_ends_with(name: str, number: int | None) -> None:
+    assert version_number(name) == number
