@@ -142,6 +142,17 @@ class Queue(ABC):
     async def release(self) -> None:
         """Give back every lease of this handle: its unacked records go to the next consumer, its acks are refused."""
 
+    @property
+    def holder(self) -> str:
+        """Names the leases of this handle to `disown`, in any process; empty where nobody can end them from outside."""
+        return ""
+
+    async def disown(self, holder: str) -> None:  # noqa: B027 - optional on purpose
+        """End the leases of another handle now, because its process is known to be dead; its acks are refused if not.
+
+        Without it they end by themselves, some seconds later; a transport need not offer it.
+        """
+
     @abstractmethod
     async def stats(self) -> QueueStats:
         """Cheap enough to be asked for before each rollout."""

@@ -23,7 +23,7 @@ from transports.base import DeadLetter, Delivery, Frames, Lease, Queue, QueueSta
 from transports.errors import QueueClosed, QueueStorageError, QueueURLError
 from transports.files.backlog import Backlog
 from transports.files.layout import open_layout
-from transports.files.leases import Holder, Watch
+from transports.files.leases import Holder, Watch, end_leases
 from transports.files.partitions import PartitionConsumer
 from transports.files.replay import ReplayedQueue, read_dead_letters
 from transports.files.segments import SegmentWriter
@@ -164,6 +164,16 @@ class FileQueue(Queue):
         self._check_open()
         with self._refusals_named():
             await self._release()
+
+    @property
+    def holder(self) -> str:
+        return self._holder.name
+
+    async def disown(self, holder: str) -> None:
+        self._check_open()
+        with self._refusals_named():
+            await asyncio.to_thread(end_leases, self._layout.holders, holder)
+        self._wakeups.wake()
 
     async def stats(self) -> QueueStats:
         self._check_open()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import secrets
 import threading
 import time
 from collections import deque
@@ -68,7 +69,7 @@ class _Broker:
     def __init__(self, partitions: int) -> None:
         self.lock = threading.Lock()
         self.partitions = [_Partition() for _ in range(partitions)]
-        self.handles = 0
+        self.handles: dict[str, MemoryQueue] = {}
         self.last_epoch = 0
         self.backlog_records = 0
         self.backlog_bytes = 0
@@ -102,7 +103,8 @@ class MemoryQueue(Queue):
                 raise QueueURLError(f"{url}: the queue was created with partitions={len(broker.partitions)}")
             self._consume = self._check_consume(consume, len(broker.partitions))
             self._broker = _brokers[self._name] = broker
-            broker.handles += 1
+            self._holder = secrets.token_hex(8)
+            broker.handles[self._holder] = self
         self._epoch = 0
         self._closed = False
 
@@ -169,6 +171,16 @@ class MemoryQueue(Queue):
         with broker.lock:
             self._end_leases(broker)
 
+    @property
+    def holder(self) -> str:
+        return self._holder
+
+    async def disown(self, holder: str) -> None:
+        broker = self._open_broker()
+        with broker.lock:
+            if holder in broker.handles:
+                broker.handles[holder]._end_leases(broker)
+
     async def stats(self) -> QueueStats:
         broker = self._open_broker()
         with broker.lock:
@@ -193,7 +205,7 @@ class MemoryQueue(Queue):
         with self._broker.lock:
             self._end_leases(self._broker)
         with _brokers_lock:
-            self._broker.handles -= 1
+            del self._broker.handles[self._holder]
             if not self._broker.handles:
                 del _brokers[self._name]
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from transports.files.layout import list_names, new_name
 
 _BEAT = struct.Struct("<16sQd")
+_NAME = re.compile(r"[0-9a-f]{16}")
 _BEATS_PER_LEASE = 5
 _LEASE = re.compile(r"(lease|[0-9a-f]{16}\.[0-9]+)\.([0-9]+)(\.free)?")
 
@@ -74,6 +75,17 @@ class Holder:
     def _beat(self) -> None:
         self._counter += 1
         os.pwrite(self._fd, _BEAT.pack(self.name.encode(), self._counter, self._lease_time), 0)
+
+
+def end_leases(holders: Path, name: str) -> None:
+    """Let everyone see at their next look that this holder, which is known to be dead, has lapsed."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a holder")
+    # Every lease of a holder is a link to this file: the lease time that they grant becomes none.
+    with contextlib.suppress(FileNotFoundError), (holders / name).open("r+b") as file:
+        stored, counter, _ = _BEAT.unpack(file.read(_BEAT.size))
+        file.seek(0)
+        file.write(_BEAT.pack(stored, counter, 0.0))
 
 
 class Watch:
