@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -128,6 +128,7 @@ def directory() -> Iterator[Path]:
         yield Path(path)
 
 
+@settings(deadline=None)
 @given(messages=messages_, mode=st.sampled_from(["offload", "inline"]))
 def test_preparation_is_that_of_the_reference(
     messages: Any, mode: Literal["offload", "inline"], directory: Path
