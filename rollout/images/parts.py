@@ -115,7 +115,7 @@ def _is_given(value: Any) -> bool:
 
 def _make_canonical(image: ImagePart, url: str, undo: Undo) -> None:
     part, inner = image.part, _get(image.part, "image_url") if image.key == "image_url" else None
-    if isinstance(inner, MutableMapping) or (inner is not None and not isinstance(inner, str | Mapping)):
+    if isinstance(inner, MutableMapping) or hasattr(inner, "url"):
         _assign(inner, "url", url, undo)
     else:
         _assign(part, "image_url", {**inner, "url": url} if isinstance(inner, Mapping) else {"url": url}, undo)
@@ -131,7 +131,7 @@ def _get(holder: Any, name: str) -> Any:
 
 
 def _url_of(value: Any) -> Any:
-    return value if value is None or isinstance(value, str) else _get(value, "url")
+    return value.get("url") if isinstance(value, Mapping) else getattr(value, "url", value)
 
 
 def _assign(holder: Any, name: str, value: Any, undo: Undo) -> None:

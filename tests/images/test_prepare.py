@@ -198,8 +198,10 @@ def test_raw_bytes_stay_as_they_are_and_pillow_images_become_png(
     encode: Any, picture: Any, offload: ImagePolicy
 ) -> None:
     data = encode("JPEG")
-    messages = [{"role": "user", "content": [{"type": "image", "image": what}]} for what in (data, picture())]
-    as_bytes, as_pillow = prepare_images(messages, offload).images
+    shapes = [{"type": "image", "image": data}, {"type": "image", "image": picture()}, {"image_url": data}]
+    as_bytes, as_pillow, as_url = prepare_images([{"role": "user", "content": shapes}], offload).images
+    assert as_url.url == as_bytes.url
+    assert shapes[0] == shapes[2] == {"type": "image_url", "image_url": {"url": as_bytes.url}}
     assert (offload.directory / as_bytes.file_name).read_bytes() == data
     assert as_pillow.media_type == "image/png"
     stored = Image.open(offload.directory / as_pillow.file_name)
