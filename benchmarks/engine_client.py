@@ -1,0 +1,201 @@
+"""What a request costs the worker's process: our engine client, bare aiohttp, and plain httpx on one pool.
+
+    python benchmarks/engine_client.py
+
+The engine is a mock in another process that answers after 20 ms, so the CPU time measured here is the client's alone.
+The same 1,000-token prompts and 32-token answers go through every client. Ours also checks the request, the prompt that
+the engine saw, and every log-prob; the others only parse the JSON.
+"""
+
+import argparse
+import asyncio
+import multiprocessing
+import resource
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import aiohttp
+import httpx
+import numpy as np
+import orjson
+import uvicorn
+from rich.console import Console
+from rich.table import Table
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from renderers_adapter.tokens import ExpandedIds, logical
+from rollout.engine.client import EngineClient
+from rollout.engine.protocol import GenerateRequest, encode_request
+
+LATENCY = 0.020
+PROMPT = logical(np.arange(1000, dtype=np.int32))
+ANSWER = list(range(32))
+IN_FLIGHT = (128, 512, 2048)
+
+Send = Callable[[int], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """CPU milliseconds of this process for one request, and requests per second."""
+
+    cpu: float
+    rate: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--requests", type=int, default=4096, help="of each client at each number in flight")
+    parser.add_argument("--rounds", type=int, default=4, help="of which the cheapest counts")
+    given = parser.parse_args()
+    listening, told = multiprocessing.Pipe(duplex=False)
+    mock = multiprocessing.get_context("spawn").Process(target=serve, args=(told,), daemon=True)
+    mock.start()
+    try:
+        url = f"http://127.0.0.1:{listening.recv()}"
+        costs = asyncio.run(measure(url, given.rounds, given.requests))
+    finally:
+        mock.terminate()
+        mock.join()
+    return report(costs)
+
+
+async def measure(url: str, rounds: int, requests: int) -> dict[tuple[str, int], Cost]:
+    """The cheapest of several rounds: what else the machine does only ever adds."""
+    costs: dict[tuple[str, int], Cost] = {}
+    for number in range(rounds):
+        for in_flight in IN_FLIGHT:
+            for name, client in CLIENTS.items():
+                slow = name == "httpx, one pool"
+                if slow and number:
+                    continue
+                async with AsyncExitStack() as stack:
+                    send = await client(url, stack)
+                    if not slow:
+                        await run(send, in_flight, in_flight)  # connects, before anything is measured
+                    cost = await run(send, in_flight if slow else max(requests, in_flight), in_flight)
+                    best = costs.setdefault((name, in_flight), cost)
+                    costs[name, in_flight] = min(best, cost, key=lambda one: one.cpu)
+    return costs
+
+
+async def run(send: Send, count: int, in_flight: int) -> Cost:
+    numbers = iter(range(count))
+
+    async def caller() -> None:
+        for number in numbers:
+            await send(number)
+
+    wall, cpu = time.perf_counter(), _cpu()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(in_flight):
+            group.create_task(caller())
+    return Cost((_cpu() - cpu) / count * 1000, count / (time.perf_counter() - wall))
+
+
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def request(number: int) -> GenerateRequest:
+    return GenerateRequest(
+        request_id=f"benchmark-{number}",
+        session=f"benchmark-{number}",
+        prompt=PROMPT,
+        images=(),
+        expanded=ExpandedIds(PROMPT),
+        known=0,
+        placeholders=(),
+        pad_id=None,
+        sampling={"temperature": 1.0, "max_tokens": 32},
+        stop_token_ids=(1,),
+    )
+
+
+async def ours(url: str, stack: AsyncExitStack) -> Send:
+    client = await stack.enter_async_context(EngineClient([url], "mock", timeout=120))
+    return lambda number: client.generate(request(number))
+
+
+async def bare_aiohttp(url: str, stack: AsyncExitStack) -> Send:
+    connector = aiohttp.TCPConnector(limit=0)
+    session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+
+    async def send(number: int) -> object:
+        body = encode_request(request(number), "mock", f"benchmark-{number}")
+        async with session.post(f"{url}/inference/v1/generate", data=body, headers=JSON) as response:
+            return orjson.loads(await response.read())
+
+    return send
+
+
+async def plain_httpx(url: str, stack: AsyncExitStack) -> Send:
+    limits = httpx.Limits(max_connections=None)
+    client = await stack.enter_async_context(httpx.AsyncClient(limits=limits, timeout=120))
+
+    async def send(number: int) -> object:
+        body = encode_request(request(number), "mock", f"benchmark-{number}")
+        response = await client.post(f"{url}/inference/v1/generate", content=body, headers=JSON)
+        return orjson.loads(response.content)
+
+    return send
+
+
+JSON = {"content-type": "application/json"}
+CLIENTS: dict[str, Callable[[str, AsyncExitStack], Awaitable[Send]]] = {
+    "bare aiohttp": bare_aiohttp,
+    "rollout": ours,
+    "httpx, one pool": plain_httpx,
+}
+
+
+def serve(told: Connection) -> None:
+    """The mock engine: every answer is the same bytes, 20 ms after its request."""
+    content = [{"token_id": token, "logprob": -0.5, "rank": 1, "top_logprobs": []} for token in ANSWER]
+    choice = {"index": 0, "token_ids": ANSWER, "logprobs": {"content": content}, "finish_reason": "stop"}
+    answer = orjson.dumps({"choices": [choice], "prompt_token_ids": PROMPT.tolist(), "mm_placeholders": None})
+
+    async def generate(http: Request) -> Response:
+        await http.body()
+        await asyncio.sleep(LATENCY)
+        return Response(answer, media_type="application/json")
+
+    app = Starlette(routes=[Route("/inference/v1/generate", generate, methods=["POST"])])
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_keep_alive=60, backlog=4096)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    told.send(listener.getsockname()[1])
+    uvicorn.Server(config).run([listener])
+
+
+def report(costs: dict[tuple[str, int], Cost]) -> int:
+    table = Table(title="CPU milliseconds of the client for one request (requests per second)")
+    table.add_column("client")
+    for in_flight in IN_FLIGHT:
+        table.add_column(f"{in_flight:,} in flight", justify="right")
+    for name in CLIENTS:
+        row = [costs[name, in_flight] for in_flight in IN_FLIGHT]
+        table.add_row(name, *(f"{cost.cpu:.3f} ({cost.rate:,.0f})" for cost in row))
+    console = Console(width=100)
+    console.print(table)
+    own = [costs["rollout", in_flight].cpu for in_flight in IN_FLIGHT]
+    over = max(costs["rollout", n].cpu / costs["bare aiohttp", n].cpu for n in IN_FLIGHT)
+    bounds = (
+        (max(own) / min(own), 1.5, "rollout, the largest over the smallest"),
+        (over, 3.0, "rollout over bare aiohttp"),
+    )
+    for found, bound, what in bounds:
+        console.print(f"{'ok ' if found <= bound else 'BAD'} {what}: {found:.2f} (at most {bound:g})")
+    return int(any(found > bound for found, bound, _ in bounds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
