@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from renderers_adapter.adapter import RendererAdapter
+
+# The same examples in every run, and no verdict by the clock of a busy machine.
+settings.register_profile("rollout", deadline=None, derandomize=True)
+settings.load_profile("rollout")
 
 ROOT = Path(__file__).resolve().parent.parent
 
