@@ -25,13 +25,21 @@ from rollout.trainer.stats import ReaderStats
 from rollout.trainer.trajectory import Trajectory, TrajectoryNode
 
 if TYPE_CHECKING:
+    from rollout.trainer.collate import Batch, batch_of, collate
     from rollout.trainer.materialize import Materializer
+    from rollout.trainer.torch_data import Portion, TrajectoryDataset
 
 _WITH_EXTRAS = {
+    "Batch": "rollout.trainer.collate",
+    "batch_of": "rollout.trainer.collate",
+    "collate": "rollout.trainer.collate",
     "Materializer": "rollout.trainer.materialize",
+    "Portion": "rollout.trainer.torch_data",
+    "TrajectoryDataset": "rollout.trainer.torch_data",
 }
 
 __all__ = [
+    "Batch",
     "BlockingReader",
     "Group",
     "GroupAssembler",
@@ -40,6 +48,7 @@ __all__ = [
     "LeaseLost",
     "Materializer",
     "NothingArrived",
+    "Portion",
     "RankError",
     "ReaderSettings",
     "ReaderStateError",
@@ -48,11 +57,14 @@ __all__ = [
     "SpillError",
     "TrainingSample",
     "Trajectory",
+    "TrajectoryDataset",
     "TrajectoryNode",
     "TrajectoryReader",
     "Violation",
     "advantages_of",
+    "batch_of",
     "check",
+    "collate",
     "grpo",
     "merge_states",
     "open_reader",

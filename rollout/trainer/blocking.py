@@ -46,14 +46,18 @@ class BlockingReader:
         self._stack.close()
 
     def __iter__(self) -> Iterator[Trajectory]:
-        while not self._reader.ended:
+        while not self.ended:
             if (trajectory := self.receive(timeout=_POLL)) is not None:
                 yield trajectory
 
     def groups(self) -> Iterator[Group]:
-        while not self._reader.ended:
+        while not self.ended:
             if (group := self.receive_group(timeout=_POLL)) is not None:
                 yield group
+
+    @property
+    def ended(self) -> bool:
+        return self._reader.ended
 
     def receive(self, *, timeout: float) -> Trajectory | None:
         return self._portal.call(partial(self._reader.receive, timeout=timeout))

@@ -1,0 +1,179 @@
+"""Training samples to torch tensors: one row each, or several packed into a row.
+
+samples_of_group = [sample for trajectory in group.trajectories for sample in samples(trajectory)]
+batch = collate(samples_of_group, advantages=[…], packing=32768)
+model(batch.token_ids, position_ids=batch.position_ids, **materializer.inputs(batch.ordered(samples_of_group)))
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import torch
+
+from rollout.trainer.advantages import Estimator, advantages_of, grpo
+from rollout.trainer.errors import SampleTooLong
+from rollout.trainer.groups import Group
+from rollout.trainer.samples import TrainingSample, samples
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Tensors of the shape (rows, tokens) unless said otherwise. Samples and images are numbered row by row."""
+
+    token_ids: torch.Tensor
+    position_ids: torch.Tensor
+    """From 0 within each sample."""
+    sample_index: torch.Tensor
+    """Which sample a token belongs to, so that packed samples do not attend to each other; -1: padding."""
+    mask: torch.Tensor
+    """What trains: sampled tokens, each in one sample of its rollout only."""
+    logprobs: torch.Tensor
+    """Of the weights that sampled the token; 0 where nothing was sampled."""
+    advantages: torch.Tensor | None
+    """Of the token's sample where the mask is set, 0 elsewhere."""
+    token_types: torch.Tensor
+    """0 text, 1 image."""
+    version_index: torch.Tensor
+    """Which of `versions` sampled the token; -1: none did."""
+    rewards: torch.Tensor
+    """(samples)"""
+    spans: torch.Tensor
+    """(samples, 3): row, first token, number of tokens."""
+    placeholders: torch.Tensor
+    """(images, 4): sample, row, first token, number of tokens."""
+    images: tuple[Mapping[str, Any], ...]
+    """The raw descriptor of each image."""
+    versions: tuple[str, ...]
+    rollouts: tuple[str, ...]
+    """Whose sample it is, for each sample."""
+    order: tuple[int, ...]
+    """Which of the samples that were given it is, for each sample."""
+
+    def ordered(self, given: Sequence[T]) -> list[T]:
+        """What was given for each sample, in the order in which the samples lie in this batch."""
+        return [given[at] for at in self.order]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
+        moved: dict[str, Any] = {
+            entry.name: value.to(device, non_blocking=True)
+            for entry in fields(self)
+            if isinstance(value := getattr(self, entry.name), torch.Tensor)
+        }
+        return replace(self, **moved)
+
+
+def collate(
+    given: Sequence[TrainingSample], *, advantages: Sequence[float] | None = None, packing: int | None = None
+) -> Batch:
+    """One batch of all samples. `packing` is how many tokens a row may have: samples then share rows, longest first.
+
+    Raises:
+        SampleTooLong: a sample does not fit into a row.
+    """
+    rows = [[at] for at in range(len(given))] if packing is None else _packed(given, packing)
+    order = tuple(at for row in rows for at in row)
+    length = max((sum(len(given[at].token_ids) for at in row) for row in rows), default=0)
+    names: dict[str, int] = {}
+    canvas = _Canvas(len(rows), length)
+    weights = np.zeros((len(rows), length), np.float32)
+    spans, placeholders = np.zeros((len(given), 3), np.int64), []
+    number = 0
+    for row, members in enumerate(rows):
+        start = 0
+        for at in members:
+            sample = given[at]
+            place = canvas.draw(sample, number, row, start, names)
+            if advantages is not None:
+                weights[place][sample.mask] = advantages[at]
+            spans[number] = row, start, len(sample.token_ids)
+            placeholders += [(number, row, start + mark.offset, mark.length) for mark in sample.placeholders]
+            start, number = start + len(sample.token_ids), number + 1
+    ordered = [given[at] for at in order]
+    return Batch(
+        **{name: torch.from_numpy(values) for name, values in canvas.arrays.items()},
+        advantages=None if advantages is None else torch.from_numpy(weights),
+        rewards=torch.tensor([sample.reward for sample in ordered], dtype=torch.float32),
+        spans=torch.from_numpy(spans),
+        placeholders=torch.tensor(placeholders, dtype=torch.int64).reshape(-1, 4),
+        images=tuple(image for sample in ordered for image in sample.images),
+        versions=tuple(names),
+        rollouts=tuple(sample.rollout for sample in ordered),
+        order=order,
+    )
+
+
+def batch_of(groups: Sequence[Group], *, estimator: Estimator = grpo, packing: int | None = None) -> Batch | None:
+    """Everything that trains in some groups, with its advantage within its own group; None if nothing does."""
+    found: list[TrainingSample] = []
+    advantages: list[float] = []
+    for group in groups:
+        by_rollout = advantages_of(group, estimator)
+        for trajectory in group.trajectories:
+            for sample in samples(trajectory):
+                found.append(sample)
+                advantages.append(by_rollout[trajectory.rollout])
+    return collate(found, advantages=advantages, packing=packing) if found else None
+
+
+class _Canvas:
+    """What is aligned to the tokens, empty at first: padding has the id 0, which every model can embed."""
+
+    def __init__(self, rows: int, length: int) -> None:
+        shape = (rows, length)
+        self.arrays: dict[str, Any] = {
+            "token_ids": np.zeros(shape, np.int64),
+            "position_ids": np.zeros(shape, np.int64),
+            "sample_index": np.full(shape, -1, np.int32),
+            "mask": np.zeros(shape, np.bool_),
+            "logprobs": np.zeros(shape, np.float32),
+            "token_types": np.zeros(shape, np.uint8),
+            "version_index": np.full(shape, -1, np.int16),
+        }
+
+    def draw(
+        self, sample: TrainingSample, number: int, row: int, start: int, names: dict[str, int]
+    ) -> tuple[int, slice]:
+        """Put a sample into its place, which is returned; `names` are the versions met so far."""
+        length = len(sample.token_ids)
+        place = row, slice(start, start + length)
+        numbers = [names.setdefault(version, len(names)) for version in sample.versions]
+        # The last one stands for -1, where nothing was sampled.
+        renumbered = np.array([*numbers, -1], np.int16)[sample.version_index]
+        values = {
+            "token_ids": sample.token_ids,
+            "position_ids": np.arange(length),
+            "sample_index": number,
+            "mask": sample.mask,
+            "logprobs": sample.logprobs,
+            "token_types": sample.token_types,
+            "version_index": renumbered,
+        }
+        for name, value in values.items():
+            self.arrays[name][place] = value
+        return place
+
+
+def _packed(given: Sequence[TrainingSample], limit: int) -> list[list[int]]:
+    """First fit, longest first."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for at in sorted(range(len(given)), key=lambda at: -len(given[at].token_ids)):
+        length = len(given[at].token_ids)
+        if length > limit:
+            raise SampleTooLong(
+                f"{given[at].rollout}, branch of node {given[at].leaf}: {length} tokens do not fit into a row of "
+                f"{limit}. Truncate the sample, or raise packing."
+            )
+        row = next((row for row, left in enumerate(room) if left >= length), None)
+        if row is None:
+            rows.append([])
+            room.append(limit)
+            row = len(rows) - 1
+        rows[row].append(at)
+        room[row] -= length
+    return rows
