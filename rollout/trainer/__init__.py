@@ -25,14 +25,14 @@ from rollout.trainer.stats import ReaderStats
 from rollout.trainer.trajectory import Trajectory, TrajectoryNode
 
 if TYPE_CHECKING:
-    from rollout.trainer.collate import Batch, batch_of, collate
     from rollout.trainer.materialize import Materializer
+    from rollout.trainer.tensors import Batch, batch_of, collate
     from rollout.trainer.torch_data import Portion, TrajectoryDataset
 
 _WITH_EXTRAS = {
-    "Batch": "rollout.trainer.collate",
-    "batch_of": "rollout.trainer.collate",
-    "collate": "rollout.trainer.collate",
+    "Batch": "rollout.trainer.tensors",
+    "batch_of": "rollout.trainer.tensors",
+    "collate": "rollout.trainer.tensors",
     "Materializer": "rollout.trainer.materialize",
     "Portion": "rollout.trainer.torch_data",
     "TrajectoryDataset": "rollout.trainer.torch_data",
