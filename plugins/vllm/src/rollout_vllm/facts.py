@@ -1,0 +1,24 @@
+"""What one server demands of an image: learnt from its model and its options when it starts."""
+
+from dataclasses import dataclass
+
+from .contract.geometry import Geometry
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """The image side of a running server.
+
+    Attributes:
+        modality: the engine's name for images.
+        geometry: the layout contract of this server's own image processor.
+        pad_id: the token that every placeholder range consists of.
+        directory: where files may be read, without links in it; None: the server was started without one.
+        most_images: the most images that one request may have.
+    """
+
+    modality: str
+    geometry: Geometry
+    pad_id: int
+    directory: str | None
+    most_images: int

@@ -1,0 +1,119 @@
+"""vLLM's own loader and processor, one image at a time."""
+
+import asyncio
+import secrets
+from typing import Any
+
+from vllm.inputs import TokensPrompt
+from vllm.multimodal.inputs import MultiModalKwargsItem, VisionChunkImage
+from vllm.multimodal.media.image import ImageMediaIO
+
+from .contract.geometry import Geometry, GeometryError
+from .errors import InvalidImageRef, MaterialisationFailed
+from .items import Item
+from .resolver import Material
+from .source import Source
+from .tensors import ItemPattern, digest, read_grid, serialise
+
+
+class Pipeline:
+    """From encoded bytes to an item of the engine, as a stock request with one image goes.
+
+    Args:
+        renderer: that of the server, because its processor is for one thread at a time.
+    """
+
+    def __init__(self, renderer: Any, modality: str, pad_id: int) -> None:
+        self._renderer = renderer
+        self._modality = modality
+        self._pad_id = pad_id
+        # vLLM keeps what it processed under names that any client may choose; nobody else knows these.
+        self._secret = secrets.token_hex(16)
+        settings = renderer.model_config.get_multimodal_config().media_io_kwargs or {}
+        self._loader = ImageMediaIO(**({"image_mode": "RGB"} | settings.get("image", {})))
+
+    def load(self, data: bytes) -> Any:
+        """The image as vLLM loads it, upright and in its mode.
+
+        Raises:
+            InvalidImageRef: vLLM cannot load it.
+        """
+        try:
+            return self._loader.load_bytes(data)
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's decoders raise nearly anything on damaged input
+            raise InvalidImageRef(f"the image cannot be loaded: {type(error).__name__}: {str(error)[:200]}") from error
+
+    async def run(self, media: Any, name: str) -> tuple[MultiModalKwargsItem, int]:
+        """The item of an image, and how many placeholders it takes.
+
+        Raises:
+            MaterialisationFailed: the processor failed.
+        """
+        uuid = f"mmraw-{self._secret}-{name}"
+        one: Any = media
+        if self._modality == "vision_chunk":
+            one = VisionChunkImage(type="image", image=media.media, uuid=uuid)
+        prompt = TokensPrompt(
+            prompt_token_ids=[self._pad_id],
+            multi_modal_data={self._modality: [one]},
+            multi_modal_uuids={self._modality: [uuid]},
+        )
+        try:
+            # Past the cache that the engine mirrors: the tensors always come back.
+            (made,) = await self._renderer.render_cmpl_async([prompt], skip_mm_cache=True)
+            (place,) = made["mm_placeholders"][self._modality]
+            (item,) = made["mm_kwargs"][self._modality]
+        except Exception as error:
+            raise MaterialisationFailed(f"the image processor failed: {type(error).__name__}: {error}") from error
+        if list(made["prompt_token_ids"]) != [self._pad_id] * place.length:
+            raise MaterialisationFailed("the image processor makes placeholders of other tokens than the pad token")
+        return item, place.length
+
+
+class VLLMProcessor:
+    """The `Processor` of a resolver."""
+
+    def __init__(self, pipeline: Pipeline, pattern: ItemPattern) -> None:
+        self._pipeline = pipeline
+        self._pattern = pattern
+
+    async def process(self, source: Source) -> Material:
+        """See `rollout_vllm.resolver.Processor`."""
+        media = await asyncio.to_thread(self._pipeline.load, source.data)
+        item, grid = await make_item(self._pipeline, media, source.sha256, self._pattern.geometry)
+        return await asyncio.to_thread(lambda: Material(serialise(item), grid, digest(item)))
+
+    def identify(self, item: Item) -> str:
+        """See `rollout_vllm.resolver.Processor`."""
+        try:
+            return self._pattern.identify(item.data, item.length)
+        except InvalidImageRef as error:
+            raise error.at(item.where) from error
+
+
+async def make_item(
+    pipeline: Pipeline, media: Any, name: str, geometry: Geometry
+) -> tuple[MultiModalKwargsItem, tuple[int, int, int]]:
+    """The item of an image and its grid, which must be what the geometry says of an image of this size.
+
+    Raises:
+        InvalidImageRef: the family takes no image of this size.
+        MaterialisationFailed: the processor failed, or does not follow the geometry.
+    """
+    try:
+        layout = geometry.layout(width=media.width, height=media.height)
+    except GeometryError as error:
+        raise InvalidImageRef(str(error)) from error
+    item, tokens = await pipeline.run(media, name)
+    try:
+        grid = read_grid(item, geometry)
+    except GeometryError as error:
+        raise MaterialisationFailed(f"the image processor gives no grid: {error}") from error
+    if (grid, tokens) != (layout.grid, layout.tokens):
+        raise MaterialisationFailed(
+            f"an image of {media.width}×{media.height} has the grid {grid} and {tokens} tokens by this server's"
+            f" processor, but {layout.grid} and {layout.tokens} by its configuration"
+        )
+    return item, grid

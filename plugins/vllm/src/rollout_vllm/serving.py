@@ -1,0 +1,107 @@
+"""What stands before vLLM's own handler of `POST /inference/v1/generate`.
+
+A request without images passes. One with images passes once each is proven, as tensors under names of our own; all
+else is answered 400, in vLLM's format, with the type `invalid_mm_image_ref` and the item that is meant in `param`.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pybase64
+from vllm import envs
+from vllm.entrypoints.serve import create_error_response
+from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY
+
+from .errors import InvalidImageRef, MaterialisationFailed
+from .facts import ServerFacts
+from .items import check_parts
+from .metrics import Metrics
+from .resolver import Resolver
+
+ERROR_TYPE = "invalid_mm_image_ref"
+
+
+class ServingRawImages:
+    """Stands in the place of vLLM's `ServingTokens`, and hands on what is sound."""
+
+    def __init__(self, stock: Any, facts: ServerFacts, resolver: Resolver, metrics: Metrics) -> None:
+        self._stock = stock
+        self._facts = facts
+        self._resolver = resolver
+        self._metrics = metrics
+        self._hashes = PartHashes(stock.model_config)
+
+    async def serve_tokens(self, request: Any, raw_request: Any = None) -> Any:
+        """vLLM's own answer, or the refusal of an image."""
+        try:
+            if request.features is not None:
+                await self._resolve(request)
+            else:
+                await self._check_parts(request)
+        except InvalidImageRef as error:
+            self._metrics.refused.inc()
+            return create_error_response(str(error), ERROR_TYPE, param=error.where)
+        except MaterialisationFailed:
+            self._metrics.failed.inc()
+            raise
+        return await self._stock.serve_tokens(request, raw_request)
+
+    async def _resolve(self, request: Any) -> None:
+        resolved = await self._resolver.resolve(request.token_ids, request.features)
+        modality = self._facts.modality
+        request.features = request.features.model_copy(
+            update={
+                "mm_hashes": {modality: resolved.names},
+                "kwargs_data": {modality: resolved.data},
+                "mm_metadata": None,
+            }
+        )
+
+    async def _check_parts(self, request: Any) -> None:
+        parts = request.content_parts or []
+        check_parts(request.token_ids, parts, self._facts)
+        for index, part in enumerate(parts):
+            if part.get("uuid") is not None:
+                await self._hashes.require(part, f"content_parts[{index}]")
+
+
+class PartHashes:
+    """Whether the `uuid` of a part, under which vLLM caches it unseen, is the hash of its bytes."""
+
+    def __init__(self, model_config: Any) -> None:
+        self._connector = MEDIA_CONNECTOR_REGISTRY.load(
+            envs.VLLM_MEDIA_CONNECTOR,
+            allowed_local_media_path=model_config.allowed_local_media_path,
+            allowed_media_domains=model_config.allowed_media_domains,
+        )
+        self._read = _Sha256()
+
+    async def require(self, part: dict[str, Any], where: str) -> None:
+        """Raises InvalidImageRef: the uuid names other bytes; what cannot be read is left to vLLM's own answer."""
+        try:
+            found = await self._connector.load_from_url_async(part["url"], self._read)
+        except Exception:  # noqa: BLE001 - vLLM reads it again in a moment, and has an answer of its own for this
+            return
+        if not (len(part["uuid"]) >= 16 and found.startswith(part["uuid"])):
+            raise InvalidImageRef(
+                f"the uuid is {part['uuid'][:128]!r}, the sha256 of the image's bytes is {found}; give a beginning of"
+                " that, of 16 digits at least, or no uuid",
+                where,
+            )
+
+
+class _Sha256:
+    """What vLLM's connector hands the bytes to: a `MediaIO` that goes no further than their hash."""
+
+    def get_max_bytes(self) -> int | None:
+        return None
+
+    def load_bytes(self, data: bytes) -> str:
+        return hashlib.sha256(data).hexdigest()
+
+    def load_base64(self, media_type: str, data: str) -> str:
+        return self.load_bytes(pybase64.b64decode(data, validate=True))
+
+    def load_file(self, filepath: Path) -> str:
+        return self.load_bytes(filepath.read_bytes())

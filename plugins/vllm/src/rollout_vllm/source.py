@@ -1,0 +1,64 @@
+"""From a claim to the bytes it is about, which must have the hash that it names."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+import pybase64
+
+from .claims import Claim
+from .errors import InvalidImageRef
+from .facts import ServerFacts
+from .files import read_image_file
+
+MAX_BYTES = 64 * 1024 * 1024
+"""The most bytes of one encoded image."""
+
+_DATA_URI = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An encoded image, known by what it is."""
+
+    sha256: str
+    data: bytes
+
+
+def read_source(claim: Claim, facts: ServerFacts) -> Source:
+    """Read the image anew, however often it was read before: a reference is believed only beside its bytes.
+
+    Raises:
+        InvalidImageRef: it cannot be read, or has another hash.
+        MaterialisationFailed: the file system failed.
+    """
+    try:
+        data = _bytes(claim, facts)
+    except InvalidImageRef as error:
+        raise error.at(claim.where) from error
+    digest = hashlib.sha256(data).hexdigest()
+    if not digest.startswith(claim.ref.mm_hash):
+        raise InvalidImageRef(f"the reference is of the image {claim.ref.mm_hash}, its bytes are {digest}", claim.where)
+    return Source(digest, data)
+
+
+def _bytes(claim: Claim, facts: ServerFacts) -> bytes:
+    ref = claim.ref
+    if ref.raw_uri is not None:
+        return _decode(ref.raw_uri)
+    if facts.directory is None:
+        raise InvalidImageRef("this server reads no files; it was started without --allowed-local-media-path")
+    assert ref.raw_image_id is not None, "a reference has one of the two"
+    return read_image_file(facts.directory, ref.run_id, ref.raw_image_id, MAX_BYTES)
+
+
+def _decode(uri: str) -> bytes:
+    header = _DATA_URI.match(uri)
+    if header is None:
+        raise InvalidImageRef(f"the source begins with {uri[:40]!r}; expected data:image/…;base64,…")
+    if len(uri) - header.end() > MAX_BYTES * 4 // 3 + 4:
+        raise InvalidImageRef(f"the image has more than {MAX_BYTES} bytes")
+    try:
+        return pybase64.b64decode(uri[header.end() :], validate=True)
+    except ValueError as error:
+        raise InvalidImageRef(f"the source is not strict base64: {error}") from error

@@ -1,0 +1,132 @@
+"""Serialised tensors as stock vLLM takes them: written, read, and held against what this server itself would make."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pybase64
+import torch
+from vllm.multimodal.inputs import MultiModalFlatField, MultiModalKwargsItem
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from .contract.geometry import Geometry, GeometryError
+from .errors import InvalidImageRef
+
+_INLINE = 2**62
+
+
+def serialise(item: MultiModalKwargsItem) -> str:
+    """As `mm_serde` writes an item, with an encoder of its own: vLLM's is for one thread."""
+    (buffer,) = MsgpackEncoder(size_threshold=_INLINE).encode(item)
+    return pybase64.b64encode(buffer).decode("ascii")
+
+
+def digest(item: MultiModalKwargsItem) -> str:
+    """A name for exactly these tensors."""
+    found = hashlib.sha256()
+    for key in sorted(item):
+        tensor = item[key].data
+        found.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+        found.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+    return found.hexdigest()
+
+
+def read_grid(item: MultiModalKwargsItem, geometry: Geometry) -> tuple[int, int, int]:
+    """The grid that an item carries.
+
+    Raises:
+        GeometryError: it carries none.
+    """
+    elem = item.get(geometry.grid_key)
+    return geometry.grid({} if elem is None else {geometry.grid_key: elem.data.tolist()})
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """What is the same about one tensor of every image: type, dimensions, and how vLLM joins several of them."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    join: tuple[str, bool, int | None]
+
+    @classmethod
+    def of(cls, elem: Any) -> "_Field":
+        tensor, field = elem.data, elem.field
+        flat = isinstance(field, MultiModalFlatField)
+        join = (type(field).__name__, field.keep_on_cpu, field.dim if flat else None)
+        return cls(tensor.dtype, tuple(tensor.shape[1:] if flat else tensor.shape), join)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemPattern:
+    """What every image item of this server looks like, learnt from one that it made."""
+
+    geometry: Geometry
+    fields: Mapping[str, _Field]
+
+    @classmethod
+    def of(cls, item: MultiModalKwargsItem, geometry: Geometry) -> Self:
+        """The pattern of an item."""
+        return cls(geometry, {key: _Field.of(elem) for key, elem in item.items()})
+
+    def identify(self, text: str, length: int) -> str:
+        """The digest of a serialised item for `length` placeholders.
+
+        Raises:
+            InvalidImageRef: it cannot be read, or an item of this server would look otherwise.
+        """
+        item = _deserialise(text)
+        if item.keys() != self.fields.keys():
+            raise InvalidImageRef(f"the tensors are {sorted(item)[:8]}, this server's are {sorted(self.fields)}")
+        for key, expected in self.fields.items():
+            _require_field(key, item[key], expected)
+        try:
+            grid = read_grid(item, self.geometry)
+        except GeometryError as error:
+            raise InvalidImageRef(str(error)) from error
+        self._require_grid(item, grid, length)
+        return digest(item)
+
+    def _require_grid(self, item: MultiModalKwargsItem, grid: tuple[int, int, int], length: int) -> None:
+        patches, merge = math.prod(grid), _merge_size(self.geometry)
+        if grid[0] != 1 or grid[1] % merge or grid[2] % merge:
+            raise InvalidImageRef(f"the grid {list(grid)} is not that of one image in cells of {merge}×{merge} patches")
+        tokens = self.geometry.tokens(grid)
+        if tokens != length:
+            raise InvalidImageRef(f"the grid {list(grid)} takes {tokens} tokens, the placeholder range has {length}")
+        for key, expected in self.fields.items():
+            if expected.join[2] is not None and item[key].data.shape[0] != patches:
+                raise InvalidImageRef(f"{key} has {item[key].data.shape[0]} rows for the {patches} patches of its grid")
+
+
+def _require_field(key: str, elem: Any, expected: _Field) -> None:
+    tensor = elem.data
+    if not isinstance(tensor, torch.Tensor) or not tensor.dim():
+        raise InvalidImageRef(f"{key} is not a tensor")
+    found = _Field.of(elem)
+    if found != expected:
+        raise InvalidImageRef(
+            f"{key} is {found.dtype} {list(tensor.shape)} joined as {found.join}; this server's processor makes"
+            f" {expected.dtype} with the last dimensions {list(expected.shape)} joined as {expected.join}"
+        )
+
+
+def _deserialise(text: str) -> MultiModalKwargsItem:
+    try:
+        item = MsgpackDecoder(t=MultiModalKwargsItem).decode(pybase64.b64decode(text, validate=True))
+    except MemoryError:
+        raise
+    except Exception as error:  # the decoder raises nearly anything on what it did not write
+        raise InvalidImageRef(
+            f"the item is neither an mmraw: reference nor serialised tensors: {str(error)[:200]}"
+        ) from error
+    if not isinstance(item, MultiModalKwargsItem):
+        raise InvalidImageRef(f"the item holds a {type(item).__name__} instead of tensors")
+    return item
+
+
+def _merge_size(geometry: Geometry) -> int:
+    knobs = geometry.knobs
+    return int(knobs.get("merge_size") or knobs["merge_kernel_size"])

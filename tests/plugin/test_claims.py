@@ -1,0 +1,105 @@
+"""References that contradict their request or their server, in both versions, field by field."""
+
+# mypy: disable-error-code="import-not-found"
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rollout_vllm.claims import is_reference, read_claim
+from rollout_vllm.errors import InvalidImageRef
+
+BAD: dict[str, tuple[Any, ...]] = {
+    "run_id": ("", "a/b", "run 1", "..\0", "run:1"),
+    "family": ("", "qwen vl", "kimi_k25", "Qwen_VL", "../qwen_vl"),
+    "fingerprint": ("", "0" * 32, "F" * 32, "ab", "0" * 65),
+    "modality": ("", "video", "vision_chunk", "IMAGE", "im age"),
+    "mm_hash": ("", "0" * 32, "G" * 32, "ab", "a" * 129),
+    "raw_image_id": ("", "a/b.png", "/etc/passwd", "..\\x", "a b", "x\n"),
+    "payload": (
+        {},
+        {"image_grid_thw": []},
+        {"image_grid_thw": [[1, 4]]},
+        {"image_grid_thw": [[1, 4, 0]]},
+        {"image_grid_thw": [[1, 4, -6]]},
+        {"image_grid_thw": [[1, 4, 6.0]]},
+        {"image_grid_thw": [[True, 4, 6]]},
+        {"image_grid_thw": [[1, 4, 8]]},
+        {"image_grid_thw": [[1, 4, 6], [1, 4, 6]]},
+        {"image_grid_thw": "1,4,6"},
+        {"grid_thws": [[1, 4, 6]]},
+        {"image_grid_thw": [[1, 4, 6]], "pixel_values": [1]},
+    ),
+}
+CASES = [(name, value) for name, values in BAD.items() for value in values]
+
+
+def test_a_sound_reference_is_a_claim(world: Any, v2: Callable[..., str]) -> None:
+    picture = world.picture(96, 64)
+    for data in (picture.ref(), picture.inline(), v2(picture)):
+        claim = read_claim(world.item(picture, data), world.facts)
+        assert (claim.grid, claim.ref.mm_hash) == ((1, 4, 6), picture.hash)
+
+
+def test_a_flat_grid_is_read_too(world: Any) -> None:
+    picture = world.picture(96, 64)
+    assert read_claim(world.item(picture, picture.ref(payload={"image_grid_thw": [1, 4, 6]})), world.facts).grid == (
+        1,
+        4,
+        6,
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_version_3_with_a_bad_field_is_refused_by_name(world: Any, name: str, value: Any) -> None:
+    picture = world.picture(96, 64)
+    with pytest.raises(InvalidImageRef) as refused:
+        read_claim(world.item(picture, picture.ref(**{name: value})), world.facts)
+    assert refused.value.where == "features.kwargs_data.image[0]"
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_version_2_with_a_bad_field_is_refused_by_name(
+    world: Any, v2: Callable[..., str], name: str, value: Any
+) -> None:
+    picture = world.picture(96, 64)
+    with pytest.raises(InvalidImageRef) as refused:
+        read_claim(world.item(picture, v2(picture, **{name: value})), world.facts)
+    assert refused.value.where == "features.kwargs_data.image[0]"
+
+
+@pytest.mark.parametrize("name", [*BAD, "everything"])
+@pytest.mark.parametrize("value", [None, 7, [], {}, True])
+def test_version_3_with_a_field_of_another_type_is_refused(world: Any, name: str, value: Any) -> None:
+    picture = world.picture(96, 64)
+    with pytest.raises(InvalidImageRef):
+        read_claim(
+            world.item(picture, picture.ref(**{field: value for field in BAD if name in (field, "everything")})),
+            world.facts,
+        )
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["mmraw:", "mmraw:v1:x", "mmraw:v3:", "mmraw:v3:e30", "mmraw:v3:W10", "mmraw:v3:{}", "mmraw:v2:::::::", "mmraw:v2"],
+)
+def test_what_is_no_reference_at_all_is_refused(world: Any, data: str) -> None:
+    item = world.item(world.picture(), data)
+    assert is_reference(item)
+    with pytest.raises(InvalidImageRef):
+        read_claim(item, world.facts)
+
+
+@given(cut=st.integers(0, 400), junk=st.text(max_size=5))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_reference_is_refused_or_still_says_the_same(world: Any, cut: int, junk: str) -> None:
+    picture = world.picture(96, 64, stored=False)
+    whole = picture.ref()
+    damaged = whole[: 9 + cut] + junk + whole[9 + cut + len(junk) :]
+    try:
+        claim = read_claim(world.item(picture, damaged), world.facts)
+    except InvalidImageRef:
+        return
+    assert claim.grid == picture.grid
+    assert claim.ref.mm_hash == picture.hash

@@ -1,0 +1,118 @@
+"""No name leads out of the server's directory, whatever lies in it."""
+
+# mypy: disable-error-code="import-not-found"
+import os
+from pathlib import Path
+
+import pytest
+from rollout_vllm.errors import InvalidImageRef, MaterialisationFailed
+from rollout_vllm.files import read_image_file
+
+MOST = 1000
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    found = tmp_path / "allowed"
+    found.mkdir()
+    return found
+
+
+def read(directory: Path, name: str = "a.png", run_id: str = "run-1") -> bytes:
+    data: bytes = read_image_file(str(directory), run_id, name, MOST)
+    return data
+
+
+@pytest.mark.parametrize("below", [".", "assets/images", "run-1/assets/images"])
+def test_a_file_is_found_from_the_image_directory_the_run_and_all_runs(directory: Path, below: str) -> None:
+    (directory / below).mkdir(parents=True, exist_ok=True)
+    (directory / below / "a.png").write_bytes(b"picture")
+    assert read(directory) == b"picture"
+
+
+@pytest.mark.parametrize("below", ["elsewhere", "run-2/assets/images", "run-1"])
+def test_a_file_is_looked_for_nowhere_else(directory: Path, below: str) -> None:
+    (directory / below).mkdir(parents=True)
+    (directory / below / "a.png").write_bytes(b"picture")
+    with pytest.raises(InvalidImageRef, match="no file"):
+        read(directory)
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_dots_are_no_names(directory: Path, name: str) -> None:
+    (directory.parent / "assets" / "images").mkdir(parents=True)
+    (directory.parent / "assets" / "images" / "a.png").write_bytes(b"secret")
+    with pytest.raises(InvalidImageRef):
+        read(directory, name=name)
+    with pytest.raises(InvalidImageRef):
+        read(directory, run_id=name)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_link_is_not_followed_wherever_it_leads(directory: Path, inside: bool) -> None:
+    target = (directory if inside else directory.parent) / "target.png"
+    target.write_bytes(b"secret")
+    (directory / "a.png").symlink_to(target)
+    with pytest.raises(InvalidImageRef, match="link"):
+        read(directory)
+
+
+@pytest.mark.parametrize("step", ["assets", "assets/images", "run-1", "run-1/assets", "run-1/assets/images"])
+def test_a_link_on_the_way_is_not_followed(directory: Path, step: str) -> None:
+    outside = directory.parent / "outside"
+    for below in (".", "images", "assets/images"):
+        (outside / below).mkdir(parents=True, exist_ok=True)
+        (outside / below / "a.png").write_bytes(b"secret")
+    (directory / step).parent.mkdir(parents=True, exist_ok=True)
+    (directory / step).symlink_to(outside)
+    with pytest.raises(InvalidImageRef, match="link"):
+        read(directory)
+
+
+def test_the_directory_itself_may_be_reached_through_a_link(directory: Path) -> None:
+    (directory / "a.png").write_bytes(b"picture")
+    link = directory.parent / "link"
+    link.symlink_to(directory)
+    assert read(link) == b"picture"
+
+
+def test_a_directory_and_a_pipe_are_no_images(directory: Path) -> None:
+    (directory / "a.png").mkdir()
+    with pytest.raises(InvalidImageRef, match="regular"):
+        read(directory)
+    os.mkfifo(directory / "b.png")
+    with pytest.raises(InvalidImageRef, match="regular"):
+        read(directory, "b.png")
+
+
+def test_a_file_over_the_limit_is_refused_unread(directory: Path) -> None:
+    (directory / "a.png").write_bytes(b"x" * MOST)
+    assert len(read(directory)) == MOST
+    (directory / "a.png").write_bytes(b"x" * (MOST + 1))
+    with pytest.raises(InvalidImageRef, match="more than 1000 bytes"):
+        read(directory)
+
+
+def test_a_name_that_no_file_can_have_is_refused(directory: Path) -> None:
+    with pytest.raises(InvalidImageRef):
+        read(directory, "a" * 300)
+
+
+def test_a_directory_that_is_gone_is_the_servers_fault(directory: Path) -> None:
+    directory.rmdir()
+    directory.touch()
+    with pytest.raises(MaterialisationFailed):
+        read(directory)
+
+
+def test_nothing_is_left_open(directory: Path) -> None:
+    (directory / "a.png").write_bytes(b"picture")
+    (directory / "b.png").mkdir()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        read(directory)
+        with pytest.raises(InvalidImageRef):
+            read(directory, "b.png")
+        with pytest.raises(InvalidImageRef):
+            read(directory, "c.png")
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,244 @@
+"""Work is done once for all who want it, and nobody is hurt by another's failure or cancellation."""
+
+# mypy: disable-error-code="import-not-found"
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rollout_vllm.errors import MaterialisationFailed
+from rollout_vllm.flights import FlightCache, Origin
+
+
+@dataclass(frozen=True)
+class Value:
+    name: str
+    nbytes: int = 1
+
+
+class Work:
+    """Makes values when it is told to, and counts how often it was begun."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.cancelled = 0
+        self.results: asyncio.Queue[Value | BaseException] = asyncio.Queue()
+
+    async def __call__(self) -> Value:
+        self.begun += 1
+        try:
+            result = await self.results.get()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+def ask(cache: Any, work: Callable[[], Awaitable[Value]], key: str = "key") -> "asyncio.Task[Any]":
+    return asyncio.ensure_future(cache.get(key, work))
+
+
+async def test_two_hundred_at_once_are_one_piece_of_work(work: Work) -> None:
+    cache: Any = FlightCache(10)
+    asked = [ask(cache, work) for _ in range(200)]
+    await settle()
+    work.results.put_nowait(Value("a"))
+    answers = await asyncio.gather(*asked)
+    assert [origin for _, origin in answers] == [Origin.MADE] + [Origin.JOINED] * 199
+    assert {value for value, _ in answers} == {Value("a")}
+    assert await cache.get("key", work) == (Value("a"), Origin.KEPT)
+    assert work.begun == 1
+
+
+async def test_half_of_them_cancelled_the_others_succeed(work: Work) -> None:
+    cache: Any = FlightCache(10)
+    asked = [ask(cache, work) for _ in range(200)]
+    await settle()
+    for task in asked[::2]:  # the first among them, who began it
+        task.cancel()
+    await settle()
+    work.results.put_nowait(Value("a"))
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
+    assert all(answer == (Value("a"), Origin.JOINED) for answer in answers[1::2])
+    assert (work.begun, work.cancelled) == (1, 0)
+
+
+async def test_with_the_last_who_waits_the_work_is_cancelled_and_forgotten(work: Work) -> None:
+    cache: Any = FlightCache(10)
+    asked = [ask(cache, work) for _ in range(3)]
+    await settle()
+    for task in asked:
+        task.cancel()
+    await settle()
+    assert (work.begun, work.cancelled, cache.nbytes) == (1, 1, 0)
+    later = ask(cache, work)
+    await settle()
+    work.results.put_nowait(Value("b"))
+    assert await later == (Value("b"), Origin.MADE)
+
+
+async def test_who_comes_while_the_work_is_being_cancelled_starts_anew(work: Work) -> None:
+    cache: Any = FlightCache(10)
+    first = ask(cache, work)
+    await settle()
+    first.cancel()
+    await asyncio.sleep(0)  # the first is told; the work is not yet
+    second = ask(cache, work)
+    await settle()
+    work.results.put_nowait(Value("b"))
+    assert await second == (Value("b"), Origin.MADE)
+
+
+async def test_work_that_does_not_heed_its_cancellation_fills_nothing() -> None:
+    cache: Any = FlightCache(10)
+    release = asyncio.Event()
+
+    async def stubborn() -> Value:
+        try:
+            await release.wait()
+        except asyncio.CancelledError:
+            await release.wait()
+        return Value("stale")
+
+    first = ask(cache, stubborn)
+    await settle()
+    first.cancel()
+    await settle()
+    work = Work()
+    second = ask(cache, work)
+    await settle()
+    release.set()
+    await settle()
+    assert not second.done()
+    work.results.put_nowait(Value("fresh"))
+    assert await second == (Value("fresh"), Origin.MADE)
+    assert (await cache.get("key", work))[0] == Value("fresh")
+
+
+async def test_a_failure_goes_to_all_who_waited_and_to_nobody_else(work: Work) -> None:
+    cache: Any = FlightCache(10)
+    asked = [ask(cache, work) for _ in range(5)]
+    await settle()
+    work.results.put_nowait(ValueError("broken"))
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert [str(answer) for answer in answers] == ["broken"] * 5
+    later = ask(cache, work)
+    await settle()
+    work.results.put_nowait(Value("a"))
+    assert await later == (Value("a"), Origin.MADE)
+
+
+async def test_work_that_is_cancelled_from_within_cancels_nobody(work: Work) -> None:
+    cache: Any = FlightCache(10)
+    asked = ask(cache, work)
+    await settle()
+    work.results.put_nowait(asyncio.CancelledError())
+    with pytest.raises(MaterialisationFailed):
+        await asked
+
+
+async def test_a_failure_that_nobody_waits_for_is_not_reported_as_lost(work: Work) -> None:
+    cache: Any = FlightCache(10)
+    lost: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+
+    async def fails_when_cancelled() -> Value:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError("on the way out")
+
+    asked = ask(cache, fails_when_cancelled)
+    await settle()
+    asked.cancel()
+    await settle()
+    gc.collect()
+    await settle()
+    assert lost == []
+
+
+async def test_what_was_used_longest_ago_leaves_first(work: Work) -> None:
+    cache: Any = FlightCache(10)
+    for name, size in (("a", 4), ("b", 4)):
+        work.results.put_nowait(Value(name, size))
+        await cache.get(name, work)
+    assert (await cache.get("a", work))[1] is Origin.KEPT
+    work.results.put_nowait(Value("c", 4))
+    await cache.get("c", work)
+    assert cache.nbytes == 8
+    assert (await cache.get("a", work))[1] is Origin.KEPT
+    work.results.put_nowait(Value("b", 4))
+    assert (await cache.get("b", work))[1] is Origin.MADE
+
+
+@pytest.mark.parametrize("most", [0, 3])
+async def test_what_is_too_large_is_handed_out_and_not_kept(work: Work, most: int) -> None:
+    cache: Any = FlightCache(most)
+    for _ in range(2):
+        work.results.put_nowait(Value("large", 4))
+        assert await cache.get("key", work) == (Value("large", 4), Origin.MADE)
+    assert cache.nbytes == 0
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["ask", "cancel", "finish", "fail", "settle"]), st.integers(0, 5)), max_size=40
+)
+
+
+@given(STEPS)
+def test_in_any_order_everybody_gets_the_right_value_an_error_or_his_own_cancellation(
+    steps: list[tuple[str, int]],
+) -> None:
+    async def play() -> None:
+        cache: Any = FlightCache(4)
+        works: list[tuple[int, Work]] = []
+        asked: list[tuple[int, asyncio.Task[Any]]] = []
+        cancelled = set()
+        for step, number in steps:
+            key = number % 3
+            if step == "ask":
+                work = Work()
+                works.append((key, work))
+                asked.append((key, ask(cache, work, str(key))))
+            elif step == "cancel" and asked:
+                task = asked[number % len(asked)][1]
+                if task.cancel():
+                    cancelled.add(task)
+            elif step in ("finish", "fail") and works:
+                of, work = works[number % len(works)]
+                work.results.put_nowait(Value(str(of), 2) if step == "finish" else KeyError(of))
+            else:
+                await asyncio.sleep(0)
+            assert cache.nbytes <= 4
+        await settle()
+        for of, work in works:
+            work.results.put_nowait(Value(str(of), 2))
+        await asyncio.gather(*(task for _, task in asked), return_exceptions=True)
+        for key, task in asked:
+            if task.cancelled():
+                assert task in cancelled
+            elif task.exception() is not None:
+                assert repr(task.exception()) == repr(KeyError(key))
+            else:
+                assert task.result()[0] == Value(str(key), 2)
+        assert cache._flights == {}
+        assert cache.nbytes == sum(value.nbytes for value in cache._kept.values()) <= 4
+
+    asyncio.run(play())

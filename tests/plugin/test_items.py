@@ -1,0 +1,145 @@
+"""What a request says of its images, before anything is read."""
+
+# mypy: disable-error-code="import-not-found"
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+# The plugin lies on the path once the fixtures beside this file were read.
+from rollout_vllm.errors import InvalidImageRef
+from rollout_vllm.items import check_parts, read_items
+
+PAD = 7
+
+
+def test_items_keep_their_order_and_say_where_they_are(world: Any) -> None:
+    first, second = world.picture(color=1), world.picture(200, 90, color=2)
+    prompt = world.prompt(first, second)
+    items = read_items(prompt.token_ids, prompt.features, world.facts)
+    assert [(item.where, item.hash, item.length) for item in items] == [
+        ("features.kwargs_data.image[0]", first.hash, first.tokens),
+        ("features.kwargs_data.image[1]", second.hash, second.tokens),
+    ]
+
+
+@pytest.mark.parametrize("modality", ["video", "audio", "vision_chunk", "Image", "x" * 500])
+def test_another_modality_is_refused_even_without_items(world: Any, modality: str) -> None:
+    prompt = world.prompt(world.picture())
+    for part in (prompt.features.mm_hashes, prompt.features.mm_placeholders, prompt.features.kwargs_data):
+        part[modality] = []
+    with pytest.raises(InvalidImageRef, match="modality"):
+        read_items(prompt.token_ids, prompt.features, world.facts)
+
+
+@pytest.mark.parametrize("data", [None, ""])
+def test_a_null_or_empty_item_is_refused_by_name(world: Any, data: str | None) -> None:
+    first, second = world.picture(color=1), world.picture(color=2)
+    prompt = world.prompt(first, second, data=[first.ref(), data])
+    with pytest.raises(InvalidImageRef, match="null") as refused:
+        read_items(prompt.token_ids, prompt.features, world.facts)
+    assert refused.value.where == "features.kwargs_data.image[1]"
+
+
+@pytest.mark.parametrize("kwargs_data", [None, {}])
+def test_items_that_only_a_cache_could_hold_are_refused(world: Any, kwargs_data: Any) -> None:
+    prompt = world.prompt(world.picture())
+    prompt.features.kwargs_data = kwargs_data
+    with pytest.raises(InvalidImageRef, match="null"):
+        read_items(prompt.token_ids, prompt.features, world.facts)
+
+
+def test_metadata_that_would_be_laid_over_the_tensors_is_refused(world: Any) -> None:
+    prompt = world.prompt(world.picture())
+    prompt.features.mm_metadata = {"image": ["gadgets"]}
+    with pytest.raises(InvalidImageRef, match="metadata"):
+        read_items(prompt.token_ids, prompt.features, world.facts)
+
+
+def test_metadata_of_nulls_says_nothing(world: Any) -> None:
+    prompt = world.prompt(world.picture())
+    prompt.features.mm_metadata = {"image": [None]}
+    assert len(read_items(prompt.token_ids, prompt.features, world.facts)) == 1
+
+
+@pytest.mark.parametrize(("offset", "length"), [(1, -1), (-1, 0), (0, 1), (1, 0), (0, -2), (0, 1000), (5000, 0)])
+def test_a_range_that_is_not_its_pads_is_refused(world: Any, offset: int, length: int) -> None:
+    prompt = world.prompt(world.picture())
+    place = prompt.features.mm_placeholders["image"][0]
+    place.offset += offset
+    place.length += length
+    with pytest.raises(InvalidImageRef):
+        read_items(prompt.token_ids, prompt.features, world.facts)
+
+
+@given(
+    tokens=st.lists(st.sampled_from([PAD, PAD, 1]), min_size=1, max_size=30),
+    cuts=st.lists(st.tuples(st.integers(0, 31), st.integers(1, 8)), max_size=4),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_ranges_pass_exactly_if_they_cover_all_pads_and_nothing_else(
+    world: Any, tokens: list[int], cuts: list[tuple[int, int]]
+) -> None:
+    places, end = [], 0  # vLLM has refused ranges that overlap
+    for offset, length in sorted(cuts):
+        if offset >= end:
+            places.append((offset, length))
+            end = offset + length
+    prompt = world.prompt(*[world.picture(stored=False)] * len(places))
+    for place, (offset, length) in zip(prompt.features.mm_placeholders["image"], places, strict=True):
+        place.offset, place.length = offset, length
+    covered = [at for offset, length in places for at in range(offset, offset + length)]
+    if covered == [at for at, token in enumerate(tokens) if token == PAD]:
+        assert len(read_items(tokens, prompt.features, world.facts)) == len(places)
+    else:
+        with pytest.raises(InvalidImageRef):
+            read_items(tokens, prompt.features, world.facts)
+
+
+def test_more_images_than_the_server_takes_are_refused(world: Any) -> None:
+    prompt = world.prompt(*[world.picture()] * 9)
+    with pytest.raises(InvalidImageRef, match="9 images"):
+        read_items(prompt.token_ids, prompt.features, world.facts)
+    with pytest.raises(InvalidImageRef, match="9 images"):
+        check_parts([PAD] * 9, [_part()] * 9, world.facts)
+
+
+def test_one_pad_for_each_part_passes(world: Any) -> None:
+    check_parts([1, PAD, 2, PAD], [_part(), _part(uuid="a" * 32)], world.facts)
+    check_parts([1, 2], [], world.facts)
+
+
+@pytest.mark.parametrize("pads", [0, 1, 3, 600])
+def test_pads_and_parts_that_do_not_pair_are_refused(world: Any, pads: int) -> None:
+    with pytest.raises(InvalidImageRef, match="pad tokens"):
+        check_parts([1, *[PAD] * pads], [_part(), _part()], world.facts)
+
+
+def test_pads_of_a_prompt_without_images_are_refused(world: Any) -> None:
+    with pytest.raises(InvalidImageRef, match="1 image pad tokens for 0 parts"):
+        check_parts([1, PAD], [], world.facts)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {},
+        {"type": "picture_url"},
+        {"type": None},
+        {"type": "video_url"},
+        {"url": None},
+        {"url": ""},
+        {"url": {"url": "data:"}},
+        {"uuid": 7},
+    ],
+)
+def test_a_part_that_is_no_image_is_refused_by_name(world: Any, part: dict[str, Any]) -> None:
+    changed = _part() | part if part else {}
+    with pytest.raises(InvalidImageRef) as refused:
+        check_parts([PAD, PAD], [_part(), changed], world.facts)
+    assert refused.value.where == "content_parts[1]"
+
+
+def _part(**more: Any) -> dict[str, Any]:
+    return {"type": "image_url", "url": "data:image/png;base64,AAAA", **more}

@@ -1,0 +1,155 @@
+"""The way of a request's images, from its references to what the engine is fed."""
+
+# mypy: disable-error-code="import-not-found"
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rollout_vllm.errors import InvalidImageRef, MaterialisationFailed
+from rollout_vllm.flights import FlightCache
+from rollout_vllm.resolver import Resolver
+from rollout_vllm.source import read_source
+
+
+@pytest.fixture
+def counted() -> Counter[str]:
+    return Counter()
+
+
+@pytest.fixture
+def resolver(world: Any, processor: Any, counted: Counter[str]) -> Any:
+    def count(origin: str) -> None:
+        counted[origin] += 1
+
+    return Resolver(world.facts, processor, FlightCache(10_000), count)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Whose bytes were read."""
+    seen: list[str] = []
+
+    def read(claim: Any, facts: Any) -> Any:
+        seen.append(claim.ref.mm_hash)
+        return read_source(claim, facts)
+
+    monkeypatch.setattr("rollout_vllm.resolver.read_source", read)
+    return seen
+
+
+async def test_references_and_tensors_are_resolved_in_their_order(
+    world: Any, resolver: Any, counted: Counter[str], v2: Callable[..., str]
+) -> None:
+    pictures = [world.picture(color=color) for color in range(4)]
+    data = [pictures[0].ref(), "tensors-of-" + pictures[1].sha256, pictures[2].inline(), v2(pictures[3])]
+    prompt = world.prompt(*pictures, data=data)
+    resolved = await resolver.resolve(prompt.token_ids, prompt.features)
+    assert resolved.data == ["tensors-of-" + picture.sha256 for picture in pictures]
+    assert resolved.names == ["identity-" + picture.sha256 for picture in pictures]
+    assert counted == {"made": 3, "stock": 1}
+
+
+async def test_an_image_that_comes_again_is_processed_once(world: Any, resolver: Any, processor: Any) -> None:
+    picture = world.picture()
+    prompt = world.prompt(picture, picture)
+    for _ in range(3):
+        await resolver.resolve(prompt.token_ids, prompt.features)
+    assert processor.made == [picture.sha256]
+
+
+async def test_two_hundred_requests_for_a_new_image_half_of_them_cancelled(
+    world: Any, resolver: Any, processor: Any
+) -> None:
+    processor.gate = asyncio.Event()
+    prompt = world.prompt(world.picture())
+    requests: list[asyncio.Task[Any]] = [
+        asyncio.ensure_future(resolver.resolve(prompt.token_ids, prompt.features)) for _ in range(200)
+    ]
+    await processor.begun.wait()
+    for request in requests[::2]:
+        request.cancel()
+    processor.gate.set()
+    await asyncio.wait(requests)
+    assert all(request.cancelled() for request in requests[::2])
+    assert all(len(request.result().data) == 1 for request in requests[1::2])
+    assert len(processor.made) == 1
+
+
+async def test_nothing_is_read_for_a_request_with_one_bad_item(world: Any, resolver: Any, reads: list[str]) -> None:
+    good, bad = world.picture(color=1), world.picture(color=2)
+    for data in (None, "mmraw:v3:e30", bad.ref(fingerprint="0" * 32), bad.ref(run_id="..\0")):
+        prompt = world.prompt(good, bad, data=[good.ref(), data])
+        with pytest.raises(InvalidImageRef, match=r"kwargs_data.image\[1\]"):
+            await resolver.resolve(prompt.token_ids, prompt.features)
+    assert reads == []
+
+
+async def test_a_cached_image_does_not_vouch_for_another_reference(world: Any, resolver: Any) -> None:
+    picture, other = world.picture(color=1), world.picture(color=2)
+    prompt = world.prompt(picture)
+    await resolver.resolve(prompt.token_ids, prompt.features)
+    for wrong in (
+        picture.ref(raw_image_id=other.name),
+        picture.ref(raw_image_id="gone.png"),
+        picture.ref(raw_image_id=None, raw_uri=other.uri),
+        picture.ref(payload={"image_grid_thw": [[1, 6, 4]]}),
+    ):
+        prompt = world.prompt(picture, data=[wrong])
+        with pytest.raises(InvalidImageRef):
+            await resolver.resolve(prompt.token_ids, prompt.features)
+
+
+async def test_a_grid_that_is_not_the_images_is_refused_with_the_one_that_is(world: Any, resolver: Any) -> None:
+    picture = world.picture(96, 64)
+    prompt = world.prompt(picture, data=[picture.ref(payload={"image_grid_thw": [[1, 6, 4]]})])
+    with pytest.raises(InvalidImageRef, match=r"claims the grid \[1, 6, 4\], the image has \[1, 4, 6\]"):
+        await resolver.resolve(prompt.token_ids, prompt.features)
+
+
+async def test_bytes_that_are_no_image_are_the_requests_fault(world: Any, resolver: Any) -> None:
+    picture = world.picture(stored=False)
+    broken = type(picture)(picture.data[:40], picture.grid, picture.tokens, picture.fingerprint)
+    prompt = world.prompt(broken, data=[broken.inline()])
+    with pytest.raises(InvalidImageRef, match=r"features.kwargs_data.image\[0\]"):
+        await resolver.resolve(prompt.token_ids, prompt.features)
+
+
+async def test_a_processor_that_fails_is_the_servers_fault_and_is_asked_again(
+    world: Any, resolver: Any, processor: Any
+) -> None:
+    processor.fails = MaterialisationFailed("out of memory")
+    prompt = world.prompt(world.picture())
+    with pytest.raises(MaterialisationFailed):
+        await resolver.resolve(prompt.token_ids, prompt.features)
+    processor.fails = None
+    assert (await resolver.resolve(prompt.token_ids, prompt.features)).data
+
+
+async def test_of_several_bad_items_the_first_is_named(world: Any, resolver: Any) -> None:
+    pictures = [world.picture(color=color) for color in range(3)]
+    data = [pictures[0].ref()] + [picture.ref(raw_image_id="gone.png") for picture in pictures[1:]]
+    prompt = world.prompt(*pictures, data=data)
+    with pytest.raises(InvalidImageRef, match=r"image\[1\]"):
+        await resolver.resolve(prompt.token_ids, prompt.features)
+
+
+async def test_other_tensors_under_a_known_hash_are_refused(world: Any, resolver: Any) -> None:
+    picture, other = world.picture(color=1), world.picture(color=2)
+    known = world.prompt(picture)
+    await resolver.resolve(known.token_ids, known.features)
+    false = world.prompt(picture, data=["tensors-of-" + other.sha256])
+    with pytest.raises(InvalidImageRef, match="other data"):
+        await resolver.resolve(false.token_ids, false.features)
+    true = world.prompt(picture, data=["tensors-of-" + picture.sha256])
+    assert (await resolver.resolve(true.token_ids, true.features)).names == ["identity-" + picture.sha256]
+
+
+async def test_a_false_claim_to_a_hash_does_not_keep_the_true_image_out(world: Any, resolver: Any) -> None:
+    picture, other = world.picture(color=1), world.picture(color=2)
+    false = world.prompt(picture, data=["tensors-of-" + other.sha256])
+    resolved = await resolver.resolve(false.token_ids, false.features)
+    assert resolved.names == ["identity-" + other.sha256], "the engine knows it by what it is"
+    true = world.prompt(picture)
+    assert (await resolver.resolve(true.token_ids, true.features)).names == ["identity-" + picture.sha256]

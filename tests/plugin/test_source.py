@@ -1,0 +1,84 @@
+"""A reference is believed only beside bytes that have its hash."""
+
+# mypy: disable-error-code="import-not-found"
+import base64
+from typing import Any
+
+import pytest
+from rollout_vllm.claims import read_claim
+from rollout_vllm.errors import InvalidImageRef
+from rollout_vllm.source import read_source
+
+
+def sourced(world: Any, picture: Any, data: str) -> Any:
+    return read_source(read_claim(world.item(picture, data), world.facts), world.facts)
+
+
+def test_a_file_and_its_data_uri_are_the_same_source(world: Any) -> None:
+    picture = world.picture()
+    assert sourced(world, picture, picture.ref()) == sourced(world, picture, picture.inline())
+    assert sourced(world, picture, picture.ref()).sha256 == picture.sha256
+
+
+def test_a_file_that_changed_is_refused(world: Any) -> None:
+    picture, other = world.picture(color=1), world.picture(color=2)
+    (world.directory / picture.name).write_bytes(other.data)
+    with pytest.raises(InvalidImageRef, match=other.sha256) as refused:
+        sourced(world, picture, picture.ref())
+    assert refused.value.where == "features.kwargs_data.image[0]"
+
+
+def test_a_file_of_another_image_is_refused(world: Any) -> None:
+    picture, other = world.picture(color=1), world.picture(color=2)
+    with pytest.raises(InvalidImageRef, match="its bytes are"):
+        sourced(world, picture, picture.ref(raw_image_id=other.name))
+    with pytest.raises(InvalidImageRef, match="its bytes are"):
+        sourced(world, picture, picture.ref(raw_image_id=None, raw_uri=other.uri))
+
+
+@pytest.mark.parametrize("digits", [16, 32, 64])
+def test_a_hash_may_be_any_beginning_of_the_whole(world: Any, digits: int) -> None:
+    picture = world.picture()
+    item = world.item(picture, picture.ref(mm_hash=picture.sha256[:digits]))
+    claim = read_claim(type(item)(item.where, picture.sha256[:digits], item.length, item.data), world.facts)
+    assert read_source(claim, world.facts).data == picture.data
+
+
+def test_a_hash_longer_than_a_sha256_names_nothing(world: Any) -> None:
+    picture = world.picture()
+    item = world.item(picture, picture.ref(mm_hash=picture.sha256 + "0"))
+    claim = read_claim(type(item)(item.where, picture.sha256 + "0", item.length, item.data), world.facts)
+    with pytest.raises(InvalidImageRef, match="its bytes are"):
+        read_source(claim, world.facts)
+
+
+@pytest.mark.parametrize(
+    "head", ["data:image/png,", "data:image/png;base32,", "data:image/;base64,", "data:image/png;x=1,"]
+)
+def test_a_data_uri_of_another_form_is_refused(world: Any, head: str) -> None:
+    picture = world.picture(stored=False)
+    uri = head + base64.b64encode(picture.data).decode()
+    with pytest.raises(InvalidImageRef, match="expected data:"):
+        sourced(world, picture, picture.ref(raw_image_id=None, raw_uri=uri))
+
+
+@pytest.mark.parametrize("damage", ["=", "====", " ", "\n", "-", "A", "é", "%41"])
+def test_base64_is_strict(world: Any, damage: str) -> None:
+    picture = world.picture(stored=False)
+    with pytest.raises(InvalidImageRef):
+        sourced(world, picture, picture.ref(raw_image_id=None, raw_uri=picture.uri + damage))
+
+
+def test_a_server_without_a_directory_reads_no_file(world: Any) -> None:
+    picture = world.picture()
+    facts = type(world.facts)("image", world.facts.geometry, world.facts.pad_id, None, 8)
+    claim = read_claim(world.item(picture, picture.ref()), facts)
+    with pytest.raises(InvalidImageRef, match="allowed-local-media-path"):
+        read_source(claim, facts)
+    inline = read_claim(world.item(picture, picture.inline()), facts)
+    assert read_source(inline, facts).data == picture.data
+
+
+def test_of_two_sources_the_one_that_travels_along_is_taken(world: Any) -> None:
+    picture = world.picture(stored=False)
+    assert sourced(world, picture, picture.ref(raw_uri=picture.uri)).data == picture.data
