@@ -35,8 +35,8 @@ class ImageTable:
         """How many different images crossed the queue."""
         return len(self._introduced)
 
-    def learn(self, images: Sequence[PreparedImage]) -> None:
-        """Take in the images of a conversation.
+    def learn(self, images: Sequence[PreparedImage], *, first: int) -> None:
+        """Take in the images of the messages from `first` on.
 
         Raises:
             MessageError: the model reads text only.
@@ -47,8 +47,8 @@ class ImageTable:
                 continue
             if self._geometry is None:
                 raise MessageError(
-                    f"messages[{image.message_index}] holds an image, and the renderer of this model takes text only; "
-                    "choose a multimodal one in model.renderer."
+                    f"messages[{first + image.message_index}] holds an image, and the renderer of this model takes "
+                    "text only; choose a multimodal one in model.renderer."
                 )
             layout = self._geometry.layout(width=image.width, height=image.height)
             inline = image.url.startswith("data:")

@@ -50,11 +50,11 @@ class CanonicalMessage:
 
 
 def canonicalise(
-    messages: Sequence[Any],
-    images: Iterable[tuple[int, int, str]],
-    known: Sequence[CanonicalMessage | None] | None = None,
+    messages: Sequence[Any], images: Iterable[tuple[int, int, str]], *, first: int = 0
 ) -> list[CanonicalMessage]:
     """The canonical forms of prepared messages; `images` are (message index, part index, hash), in order.
+
+    `first` is the place of the first of these messages in their conversation, for whoever reads an error.
 
     Raises:
         MessageError: no template can render one of them; the text says which.
@@ -62,10 +62,7 @@ def canonicalise(
     hashes: dict[int, dict[int, list[str]]] = {}
     for message_index, part_index, mm_hash in images:
         hashes.setdefault(message_index, {}).setdefault(part_index, []).append(mm_hash)
-    return [
-        (known[index] if known is not None else None) or _canonical(index, message, hashes.get(index, {}))
-        for index, message in enumerate(messages)
-    ]
+    return [_canonical(first + at, message, hashes.get(at, {})) for at, message in enumerate(messages)]
 
 
 def tools_identity(tools: Sequence[Mapping[str, Any]] | None) -> bytes:
@@ -86,13 +83,15 @@ class MessageMemory:
         # The message is kept, too: as long as it lives, no other object can have its identity.
         self._known: dict[int, tuple[Any, Any, CanonicalMessage]] = {}
 
-    def recall(self, messages: Sequence[Any]) -> list[CanonicalMessage | None]:
-        """The canonical form of each message that is as it was, None for the others."""
-        entries = map(self._known.get, map(id, messages))
-        return [
-            entry[2] if entry is not None and message == entry[1] else None
-            for message, entry in zip(messages, entries, strict=True)
-        ]
+    def recall(self, messages: Sequence[Any]) -> list[CanonicalMessage]:
+        """The canonical forms of a conversation's first messages, up to the first that is not as it was."""
+        found: list[CanonicalMessage] = []
+        for message in messages:
+            entry = self._known.get(id(message))
+            if entry is None or message != entry[1]:
+                break
+            found.append(entry[2])
+        return found
 
     def learn(self, message: Any, canonical: CanonicalMessage) -> None:
         """Remember a message as it is now."""

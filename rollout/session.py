@@ -26,7 +26,7 @@ from rollout.engine.errors import ContextExhausted, EngineAborted, UnusableCompl
 from rollout.engine.protocol import GenerateRequest, Generation
 from rollout.environments.base import Reply
 from rollout.image_table import ImageTable
-from rollout.images import ImagePolicy, prepare_images_async
+from rollout.images import ImageError, ImagePolicy, prepare_images_async
 from rollout.messages import (
     CanonicalMessage,
     Message,
@@ -125,15 +125,19 @@ class Session:
     async def _prepare(self, messages: list[Message]) -> list[CanonicalMessage]:
         """Only what was not looked at before is prepared; a conversation comes again, and longer, at every turn."""
         known = self._memory.recall(messages)
-        unknown = [{} if canonical else message for message, canonical in zip(messages, known, strict=True)]
-        report = await prepare_images_async(unknown, self._policy.images)
-        self._images.learn(report.images)
+        first, new = len(known), messages[len(known) :]
+        try:
+            report = await prepare_images_async(new, self._policy.images)
+        except ImageError as error:
+            if error.message_index is None or error.part_index is None:
+                raise
+            raise error.at(first + error.message_index, error.part_index) from None
+        self._images.learn(report.images, first=first)
         found = ((image.message_index, image.part_index, image.mm_hash) for image in report.images)
-        canonical = canonicalise(messages, found, known)
-        for message, form, before in zip(messages, canonical, known, strict=True):
-            if before is None:
-                self._memory.learn(message, form)
-        return canonical
+        canonical = canonicalise(new, found, first=first)
+        for message, form in zip(new, canonical, strict=True):
+            self._memory.learn(message, form)
+        return known + canonical
 
     def _request(self, turn: int, prompt: Prompt, sampling: Mapping[str, Any]) -> GenerateRequest:
         """Every image of the path, prior turns included, in prompt order and as often as it occurs."""

@@ -70,35 +70,48 @@ class Commit:
     leaf: int
 
 
+class _Place:
+    """Where a sequence of messages leads: the nodes that end one, and among them the answers of the policy.
+
+    The same messages may have been said with other tokens, or answered several times, so that there are several nodes.
+    """
+
+    __slots__ = ("answers", "following", "nodes")
+
+    def __init__(self) -> None:
+        self.nodes: list[int] = []
+        self.answers: list[int] = []
+        self.following: dict[bytes, _Place] = {}
+
+
 class Trace:
     """The graph of one rollout. Tools belong to a root: the same messages under other tools are another tree."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
-        self._children: dict[tuple[int, bytes], list[int]] = {}
+        self._places: list[_Place] = []
+        self._roots: dict[bytes, _Place] = {}
 
     def match(self, messages: Sequence[CanonicalMessage], tools: bytes) -> Known:
         """How much of a conversation is known, message by message.
 
-        Of several ways, the one with the latest answer counts; of several with equal answers, the one along which more
-        of the conversation is known; then the youngest.
+        Of several answers to the same messages, one that more of the conversation was said after is taken; then the
+        youngest.
         """
-        frontier, deepest, length = [ROOT], ROOT, 0
+        place, answered, length = self._roots.get(tools), None, 0
+        if place is None:
+            return Known(ROOT, 0)
         for message in messages:
-            if len(frontier) == 1:
-                following = self._children.get(_key(frontier[0], message, tools))
-            else:
-                following = [c for at in frontier for c in self._children.get(_key(at, message, tools), ())]
-            if not following:
+            following = place.following.get(message.identity)
+            if following is None:
                 break
-            frontier, length = following, length + 1
-            answers = [at for at in following if self.nodes[at].answer == at]
-            deepest = max(answers, default=deepest)
-        if length:
-            leading = max(frontier, key=lambda at: (self._depth(self.nodes[at].answer), at))
-            if self._depth(self.nodes[leading].answer) == self._depth(deepest):
-                deepest = self.nodes[leading].answer
-        return Known(deepest, length)
+            place, length = following, length + 1
+            if place.answers:
+                answered = place
+        if answered is None:
+            return Known(ROOT, length)
+        leading = [node for node in place.nodes if self.nodes[node].answer in answered.answers]
+        return Known(self.nodes[leading[-1]].answer if leading else answered.answers[-1], length)
 
     def path(self, leaf: int) -> list[Node]:
         """The nodes from a root to `leaf`."""
@@ -125,30 +138,37 @@ class Trace:
         return Commit(tuple(added), added[0].parent, added[-1].index)
 
     def _find(self, parent: int, draft: Draft, tools: bytes) -> Node | None:
-        for child in self._children.get(_key(parent, draft.message, tools), ()):
-            node = self.nodes[child]
-            if same_tokens(node.run, draft.run):
+        for index in self._place(parent, draft, tools).nodes:
+            node = self.nodes[index]
+            if node.parent == parent and same_tokens(node.run, draft.run):
                 return node
         return None
 
-    def _depth(self, index: int) -> int:
-        return -1 if index == ROOT else self.nodes[index].depth
-
     def _add(self, parent: int, draft: Draft, tools: bytes) -> Node:
-        index = len(self.nodes)
-        inherited = ROOT if parent == ROOT else self.nodes[parent].answer
-        answer = index if draft.run.sampled_from < len(draft.run.ids) else inherited
-        depth = self._depth(parent) + 1
-        node = Node(index, parent, draft.message, draft.run, draft.content, depth, answer)
+        index, above = len(self.nodes), None if parent == ROOT else self.nodes[parent]
+        sampled = draft.run.sampled_from < len(draft.run.ids)
+        node = Node(
+            index=index,
+            parent=parent,
+            message=draft.message,
+            run=draft.run,
+            content=draft.content,
+            depth=above.depth + 1 if above else 0,
+            answer=index if sampled else above.answer if above else ROOT,
+        )
+        place = self._place(parent, draft, tools)
+        place.nodes.append(index)
+        if sampled:
+            place.answers.append(index)
         self.nodes.append(node)
-        self._children.setdefault(_key(parent, draft.message, tools), []).append(node.index)
+        self._places.append(place)
         return node
+
+    def _place(self, parent: int, draft: Draft, tools: bytes) -> _Place:
+        above = self._roots.setdefault(tools, _Place()) if parent == ROOT else self._places[parent]
+        return above.following.setdefault(draft.message.identity, _Place())
 
 
 def same_tokens(one: TokenRun, other: TokenRun) -> bool:
     """Whether two messages are the same to the policy: message identity alone does not make a prefix shared."""
     return one.images == other.images and np.array_equal(one.ids, other.ids)
-
-
-def _key(parent: int, message: CanonicalMessage, tools: bytes) -> tuple[int, bytes]:
-    return parent, message.identity + tools if parent == ROOT else message.identity

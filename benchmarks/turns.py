@@ -1,0 +1,149 @@
+"""What a turn costs the worker process, early and late in a long rollout. CPU milliseconds, medians of one run.
+
+    python benchmarks/turns.py [--turns 200] [--rollouts 5] [--json]
+
+The engine is the embedded one in a process of its own, so that only the worker's side is counted: preparing images,
+matching, bridging, the request, checking the answer, the trace and the record. A text turn adds about 85 tokens; an
+image turn adds one new 224x224 JPEG as a `data:` URI, offloaded. Where verifiers 0.4.0 is installed beside us, the
+same conversations run through its `TrainClient` and message graph against an engine stub that answers at once.
+"""
+
+import argparse
+import base64
+import importlib
+import importlib.util
+import io
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+from PIL import Image
+
+# A script beside this one is called transports; the package of that name is what is wanted.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from renderers_adapter.pool import shared_pool
+from rollout.engine.client import EngineClient
+from rollout.images import ImagePolicy
+from rollout.messages import Message
+from rollout.serving.engine import TINY_MODEL, EmbeddedSettings
+from rollout.serving.server import serve
+from rollout.session import Policy, Session
+from rollout.stream import RolloutId, RolloutStream
+from transports import open_queue
+
+EARLY = 16
+WORDS = ("the", "red", "square", "lies", "left", "of", "a", "blue", "one", "and", "above", "the", "grey", "noise")
+Ask = Callable[[int], Message]
+
+
+def text_turn(turn: int) -> Message:
+    words = (WORDS * 5)[turn % 7 :][:45]
+    return {"role": "user", "content": f"Turn {turn}. " + " ".join(words)}
+
+
+def image_turn(turn: int) -> Message:
+    rng = np.random.default_rng(turn)
+    pixels = rng.integers(0, 256, (14, 14, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((224, 224), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    question = {"type": "text", "text": "What is the colour of this square?"}
+    return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}, question]}
+
+
+@contextmanager
+def engine(directory: Path, context_length: int) -> Iterator[str]:
+    """An embedded engine in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    announced: Any = context.Queue()
+    settings = EmbeddedSettings(allowed_directories=(directory,), max_model_len=context_length)
+    process = context.Process(target=_serve, args=(settings, announced), daemon=True)
+    process.start()
+    try:
+        yield announced.get(timeout=60)
+    finally:
+        process.terminate()
+        process.join(10)
+
+
+def _serve(settings: EmbeddedSettings, announced: Any) -> None:
+    serve(settings, port=0, announce=announced.put)
+
+
+async def one_rollout(policy: Policy, ask: Ask, turns: int) -> list[float]:
+    """CPU milliseconds of each turn."""
+    spent = []
+    async with open_queue(f"memory://{uuid.uuid4().hex}") as queue:
+        identity = RolloutId("benchmark", "turns", "0", "0.0", 0, 1, 1)
+        session = Session(policy, RolloutStream(queue, identity))
+        conversation: list[Message] = []
+        for turn in range(turns):
+            conversation.append(ask(turn))
+            began = time.process_time()
+            reply = await session.chat(conversation)
+            spent.append(1000 * (time.process_time() - began))
+            conversation.append(reply.message)
+            while (delivery := await queue.receive(timeout=0)) is not None:
+                await delivery.ack()
+    return spent
+
+
+async def ours(directory: Path, ask: Ask, turns: int, rollouts: int) -> list[float]:
+    context_length = 1024 * (turns + 8)
+    with engine(directory, context_length) as url:
+        renderers = shared_pool(TINY_MODEL, "qwen3-vl")
+        async with EngineClient([url], "tiny-qwen3-vl", timeout=60) as client:
+            await client.check()
+            policy = Policy(renderers, client, ImagePolicy("offload", directory), {"temperature": 0.0})
+            await one_rollout(policy, ask, min(turns, EARLY))  # warm
+            runs = [await one_rollout(policy, ask, turns) for _ in range(rollouts)]
+    return [statistics.median(turn) for turn in zip(*runs, strict=True)]
+
+
+def around(turn: int, spent: list[float]) -> float:
+    """The median of the turns about one, which evens out garbage collection and timers."""
+    return statistics.median(spent[max(0, turn - 4) : turn + 4])
+
+
+def measure(measured: Callable[..., Any], turns: int, rollouts: int) -> dict[str, dict[str, float]]:
+    found = {}
+    for name, ask in (("images", image_turn), ("text", text_turn)):
+        with tempfile.TemporaryDirectory() as directory:
+            spent = anyio.run(measured, Path(directory), ask, turns, rollouts)
+        early, late = around(EARLY, spent), around(turns - 1, spent)
+        found[name] = {"early": early, "late": late, "ratio": late / early}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="CPU of a turn in the worker process, early and late in a rollout.")
+    parser.add_argument("--turns", type=int, default=200)
+    parser.add_argument("--rollouts", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    found = {"rollout": measure(ours, arguments.turns, arguments.rollouts)}
+    if importlib.util.find_spec("verifiers"):
+        peers = importlib.import_module("benchmarks.turns_verifiers")
+        found["verifiers"] = measure(peers.theirs, arguments.turns, arguments.rollouts)
+    if arguments.json:
+        print(json.dumps(found))
+        return
+    print(f"{'CPU ms a turn':20} {'turn ' + str(EARLY):>9} {'turn ' + str(arguments.turns):>9} {'ratio':>6}")
+    for who, kinds in found.items():
+        for kind, row in kinds.items():
+            print(f"{who + ', ' + kind:20} {row['early']:9.2f} {row['late']:9.2f} {row['ratio']:6.2f}")
+
+
+if __name__ == "__main__":
+    main()
