@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Queue, QueueStats, partition_of
@@ -76,11 +76,14 @@ class _Broker:
         self.redeliveries = 0
         self.dead: list[DeadLetter] = []
         self.wakeups = Wakeups()
+        self.on_settled: Callable[[str], None] | None = None
 
     def settle(self, partition: _Partition, position: int) -> None:
         _, record = partition.lent.pop(position)
         self.backlog_records -= 1
         self.backlog_bytes -= record.nbytes
+        if self.on_settled is not None:
+            self.on_settled(record.tag)
 
 
 _brokers: dict[str, _Broker] = {}
@@ -163,8 +166,9 @@ class MemoryQueue(Queue):
         broker = self._open_broker()
         with broker.lock:
             partition = self._lent_from(delivery)
+            _, record = partition.lent[delivery.position]
             broker.settle(partition, delivery.position)
-            broker.dead.append(DeadLetter(delivery.frames, delivery.key, delivery.tag, reason))
+            broker.dead.append(DeadLetter(record.frames, record.key, record.tag, reason))
 
     async def release(self) -> None:
         broker = self._open_broker()
@@ -208,6 +212,10 @@ class MemoryQueue(Queue):
             del self._broker.handles[self._holder]
             if not self._broker.handles:
                 del _brokers[self._name]
+
+    def watch_settled(self, callback: Callable[[str], None]) -> None:
+        """Call back with the tag of each record that is settled from now on, on the thread that settles it."""
+        self._open_broker().on_settled = callback
 
     def _open_broker(self) -> _Broker:
         if self._closed:

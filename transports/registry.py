@@ -21,6 +21,7 @@ ENTRY_POINT_GROUP = "rollout.transports"
 _OURS = {
     "memory": "transports.memory:MemoryQueue",
     "file": "transports.filesystem:open_file_queue",
+    "zmq": "transports.zeromq:ZmqQueue",
     "redis": "transports.redis_streams:RedisQueue",
     "rediss": "transports.redis_streams:RedisQueue",
 }

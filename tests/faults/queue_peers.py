@@ -22,8 +22,10 @@ ACK_EVERY = 16
 async def produce(url: str, name: str, log: int) -> None:
     """Put numbered records; a number in the log was accepted."""
     number = 0
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     async with open_queue(url) as queue:
-        while True:
+        while not ended.is_set():
             try:
                 await queue.admit(timeout=60)
                 await queue.put((f"{name} {number}".encode(), PAYLOAD), key=f"{name}.{number % 3}")
@@ -32,6 +34,9 @@ async def produce(url: str, name: str, log: int) -> None:
             else:
                 os.write(log, f"{number}\n".encode())
             number += 1
+        # A queue in memory has these records for as long as their producer lives.
+        while (await queue.stats()).backlog_records:  # noqa: ASYNC110 - another process acks them
+            await asyncio.sleep(0.02)
 
 
 async def consume(url: str, log: int, seen: set[str]) -> None:

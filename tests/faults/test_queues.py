@@ -1,10 +1,12 @@
 """SIGKILL at random points under load: nothing accepted is lost, and the reader sees each record once and in order."""
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,6 +32,7 @@ class Peers:
     server: "subprocess.Popen[str]"
     directory: Path
     url: str
+    producer_options: str = ""
     pids: dict[str, int] = field(default_factory=dict)
     births: int = 0
 
@@ -39,12 +42,24 @@ class Peers:
         self.births += 1
         name = f"{slot}-{self.births}"
         log = self.directory / ("consumed" if role == "consume" else f"accepted.{name}")
-        self.server.stdin.write(json.dumps({"role": role, "url": self.url, "name": name, "log": str(log)}) + "\n")
+        url = self.url + (self.producer_options if role == "produce" else "")
+        self.server.stdin.write(json.dumps({"role": role, "url": url, "name": name, "log": str(log)}) + "\n")
         self.server.stdin.flush()
         self.pids[slot] = int(self.server.stdout.readline())
 
     def kill(self, slot: str) -> None:
         os.kill(self.pids.pop(slot), signal.SIGKILL)
+
+    def stop(self, slot: str) -> None:
+        """End a producer kindly: it leaves when everything it put is settled."""
+        pid = self.pids.pop(slot)
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + DRAIN_SECONDS
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.kill(pid, 0)
+                time.sleep(0.02)
+            os.kill(pid, signal.SIGKILL)
 
     def accepted(self) -> set[str]:
         return {
@@ -66,7 +81,8 @@ def peers(tmp_path: Path) -> Iterator[Peers]:
         trial = Peers(server, tmp_path, "")
         yield trial
         for slot in list(trial.pids):
-            trial.kill(slot)
+            with contextlib.suppress(ProcessLookupError):
+                trial.kill(slot)
         assert server.stdin is not None
         server.stdin.close()
 
@@ -90,8 +106,21 @@ if SERVICES:
             server.kill()
         report(peers)
 
+    def test_sigkill_of_the_consumer_that_serves_a_zmq_queue_loses_and_doubles_nothing(peers: Peers) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"zmq://127.0.0.1:{probe.getsockname()[1]}"
+        peers.url = f"{address}?lease_time=0.5&high_water=2MB"
+        peers.producer_options = "&serve=false"
+        kill_at_random(peers, {}, victims=("consumer",))
+        report(peers)
 
-def kill_at_random(peers: Peers, servers: dict[str, RedisServer]) -> None:
+
+def kill_at_random(
+    peers: Peers,
+    servers: dict[str, RedisServer],
+    victims: tuple[str, ...] = ("left", "right", "left", "right", "consumer"),
+) -> None:
     """CYCLES times kill one of the peers or servers and start it again; then let the consumer finish."""
     chance = random.Random(7)
     peers.start("consume", "consumer")
@@ -99,7 +128,7 @@ def kill_at_random(peers: Peers, servers: dict[str, RedisServer]) -> None:
         peers.start("produce", slot)
     for _ in range(CYCLES):
         time.sleep(chance.uniform(0.01, 0.15))
-        victim = chance.choice(["left", "right", "left", "right", "consumer", *servers])
+        victim = chance.choice([*victims, *servers])
         if victim in servers:
             servers[victim].kill()
             servers[victim].start()
@@ -107,13 +136,13 @@ def kill_at_random(peers: Peers, servers: dict[str, RedisServer]) -> None:
             peers.kill(victim)
             peers.start("consume" if victim == "consumer" else "produce", victim)
     for slot in ("left", "right"):
-        peers.kill(slot)
+        peers.stop(slot)
     wait_until_drained(peers)
 
 
 def wait_until_drained(peers: Peers) -> None:
     async def backlog() -> int:
-        async with open_queue(peers.url) as queue:
+        async with open_queue(peers.url + peers.producer_options) as queue:
             return (await queue.stats()).backlog_records
 
     deadline = time.monotonic() + DRAIN_SECONDS
