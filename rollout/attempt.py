@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -10,9 +10,10 @@ import anyio
 import anyio.lowlevel
 import structlog
 
+from rollout.containment import begin_attempt
 from rollout.engine.errors import ContextExhausted
 from rollout.environments.base import Environment, Score
-from rollout.errors import RolloutError
+from rollout.errors import RolloutError, leaves
 from rollout.session import Policy, Session
 from rollout.steps import RolloutFinished, RolloutStatus
 from rollout.stream import RolloutId, RolloutStream
@@ -20,6 +21,8 @@ from rollout.tasks import RolloutOrder
 from transports import Queue, QueueError
 
 log = structlog.get_logger()
+
+_MESSAGE_LIMIT = 10_000
 
 
 class ScoreError(Exception):
@@ -88,6 +91,7 @@ class Attempt:
             RolloutError: the infrastructure failed; there is no finished record, and another attempt may succeed.
             QueueError: the records could not be put.
         """
+        begin_attempt()
         with self._bound():
             await self._begin()
             finished = await self._outcome(environment, timeout)
@@ -153,13 +157,13 @@ class Attempt:
             raise RuntimeError("the environment raised a cancellation of its own") from error
 
     async def _judged(self, error: BaseException) -> RolloutFinished:
-        leaves = list(_leaves(error))
-        for leaf in leaves:
+        found = list(leaves(error))
+        for leaf in found:
             # Without its queue a rollout cannot even say that it failed; without an engine it may be tried again.
             if isinstance(leaf, QueueError) or (isinstance(leaf, RolloutError) and leaf.infrastructure):
                 raise leaf
-        if all(isinstance(leaf, ContextExhausted) for leaf in leaves):
-            return await self.stream.finished(RolloutStatus.TRUNCATED, reward=0.0, error=_named(leaves[0]))
+        if all(isinstance(leaf, ContextExhausted) for leaf in found):
+            return await self.stream.finished(RolloutStatus.TRUNCATED, reward=0.0, error=_named(found[0]))
         return await self._ended(error)
 
     async def _ended(self, error: BaseException) -> RolloutFinished:
@@ -172,14 +176,6 @@ class Attempt:
 
     def _bound(self) -> AbstractContextManager[None]:
         return structlog.contextvars.bound_contextvars(rollout=self.order.rollout, attempt=self.stream.identity.attempt)
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
 
 
 def _checked(score: object) -> Score:
@@ -199,4 +195,9 @@ def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _named(error: BaseException) -> dict[str, str]:
-    return {"type": type(error).__name__, "message": str(error)}
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 - an exception of an environment may fail at this, too
+        message = "(the exception cannot be told as text)"
+    cut = f"{message[:_MESSAGE_LIMIT]} … ({len(message):,} characters)"
+    return {"type": type(error).__name__, "message": message if len(message) <= _MESSAGE_LIMIT else cut}

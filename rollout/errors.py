@@ -4,6 +4,7 @@ An error message is one paragraph: what is wrong, where (which file, key, messag
 The command line prints that paragraph and exits with `exit_code`; a traceback is shown only with `--debug`.
 """
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -19,3 +20,18 @@ class ConfigurationError(RolloutError):
     """What the user wrote (YAML, command line, environment class) is not usable."""
 
     exit_code: ClassVar[int] = 2
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions inside of groups, or the exception itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
+def first_failure(error: BaseException, foreseen: tuple[type[BaseException], ...]) -> BaseException:
+    """The exception that a person should read: the first one that was foreseen, or else the first."""
+    found = list(leaves(error))
+    return next((leaf for leaf in found if isinstance(leaf, foreseen)), found[0])

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ import structlog
 from renderers_adapter.errors import AdapterError
 from rollout.claims import Claims
 from rollout.config import Config
-from rollout.errors import RolloutError
+from rollout.errors import RolloutError, first_failure
 from rollout.rundir import RunDirectory, new_run
 from rollout.session import Policy
 from rollout.startup import engine_urls, open_policy, run_facts
@@ -117,7 +117,7 @@ def run(config: Config, state: RunState, companion: Companion) -> None:
         try:
             anyio.run(_run, config, state, companion)
         except BaseExceptionGroup as group:
-            raise _first(group) from None
+            raise first_failure(group, (RolloutError, QueueError, AdapterError)) from None
         finally:
             state.seconds = time.monotonic() - state.began
             log.info("run ended", **state.report())
@@ -200,18 +200,3 @@ async def _policy(config: Config, state: RunState) -> AsyncIterator[Policy]:
 def trajectories_url(config: Config, directory: Path) -> str:
     """The queue's URL, with the run's directory filled in."""
     return RunDirectory(directory).url(config.queue.url, config.run.name)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that a person should read: a group of one, or the first of ours in it."""
-    ours = (RolloutError, QueueError, AdapterError)
-    leaves = list(_leaves(group))
-    return next((leaf for leaf in leaves if isinstance(leaf, ours)), leaves[0])
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

@@ -45,6 +45,51 @@ def run(config: Configuration, overrides: Overrides = None, as_json: Json = Fals
 
 
 @app.command()
+def worker(
+    config: Configuration,
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Directory of the run to work for; by default run.directory/run.name.", show_default=False),
+    ] = None,
+    name: Annotated[str | None, typer.Option(hidden=True)] = None,
+    supervisor_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    debug: Debug = False,
+) -> None:
+    """Play what is on the tasks queue of CONFIG (queue.tasks) until SIGTERM; several may work on one run.
+
+    SIGTERM or Ctrl-C finishes what was begun within worker.grace seconds and gives back the rest; a second, at once.
+    """
+    from rollout.cli.worker import worker_command
+
+    worker_command(config, overrides or [], run=run, name=name, supervisor_fd=supervisor_fd)
+
+
+@app.command()
+def launch(
+    configs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="CONFIG...", help="One YAML for each environment.", show_default=False),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes for each environment.")] = 1,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run instead of beginning one.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Play all rollouts of every CONFIG with supervised worker processes; a trainer reads the queue meanwhile.
+
+    Exits with 0, also after SIGTERM, which drains; 1 if it failed; 2 for a bad configuration; 130 after Ctrl-C, which
+    drains too; a second Ctrl-C ends the workers at once. What was not finished is played by --resume.
+    """
+    from rollout.cli.launch import launch_command
+
+    raise typer.Exit(launch_command(configs or [], overrides or [], workers=workers, resuming=resume, as_json=as_json))
+
+
+@app.command()
 def doctor(config: Configuration, overrides: Overrides = None, debug: Debug = False) -> None:
     """Check CONFIG without playing: the file, its environment and tasks, the tokenizer, the queue's URL."""
     from rollout.cli.doctor import doctor_command

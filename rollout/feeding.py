@@ -1,0 +1,96 @@
+"""The orchestrator's side of the tasks queue: which orders are sent, and when.
+
+Rollouts are paced, not discarded: a group is sent only when its rollouts can still be trained on in time. The claims of
+the run say what is done, so that a run which is continued sends what is not, and nothing else.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import groupby
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from rollout.claims import Claims
+from rollout.config import PolicyConfig
+from rollout.control import Progress
+from rollout.errors import ConfigurationError
+from rollout.tasks import RolloutOrder, encode_order
+from transports import Queue
+
+log = structlog.get_logger()
+
+_LOOK = 0.1
+_LEFT_OVER_TIMEOUT = 60.0
+
+
+def capacity(policy: PolicyConfig, progress: Progress, sent: int) -> int | None:
+    """How many more rollouts may be sent now; None: any number.
+
+    In flight ≤ (max_staleness + version + 1) × batch − consumed, where those in flight were sent and are neither
+    consumed nor discarded. So a rollout is consumed at most max_staleness versions after the one that it began with,
+    and one that failed makes room for another.
+    """
+    if policy.max_staleness is None:
+        return None
+    return (policy.max_staleness + progress.version + 1) * policy.batch - (sent - progress.discarded)
+
+
+class Feeder:
+    """Sends the orders of one environment. `sent` and `finished` count rollouts, those of earlier launches too."""
+
+    def __init__(self, orders: Iterable[RolloutOrder], tasks: Queue, claims: Claims, policy: PolicyConfig) -> None:
+        self.progress = Progress()
+        self.sent = 0
+        self.done = False
+        """Whether everything was sent, and everything that was sent is finished."""
+        self._orders = orders
+        self._tasks = tasks
+        self._claims = claims
+        self._policy = policy
+
+    async def clear(self) -> None:
+        """Take back what an earlier launch had sent: what of it is not finished is sent again, in its turn."""
+        with anyio.fail_after(_LEFT_OVER_TIMEOUT):
+            while (await self._tasks.stats()).backlog_records:
+                if (left := await self._tasks.receive(timeout=_LOOK)) is not None:
+                    await left.ack()
+
+    async def feed(self, window: int) -> None:
+        """Send every order that is not done, group by group; keep no more than about `window` of them waiting."""
+        for task, group in groupby(self._orders, key=lambda order: order.task.id):
+            orders = list(group)
+            self._check_fits(len(orders), task)
+            waiting = await anyio.to_thread.run_sync(self._not_done, orders)
+            await self._may_send(len(orders) if waiting else 0, window)
+            self.sent += len(orders)
+            version = str(self.progress.version) if self._policy.max_staleness is not None else None
+            for order in waiting:
+                told = replace(order, policy_version=version)
+                await self._tasks.put(encode_order(told), key=order.rollout, tag=order.rollout)
+        await self._all_settled()
+        self.done = True
+
+    async def _all_settled(self) -> None:
+        while True:
+            if not (await self._tasks.stats()).backlog_records:
+                return
+            await anyio.sleep(_LOOK)
+
+    def _not_done(self, orders: list[RolloutOrder]) -> list[RolloutOrder]:
+        return [order for order in orders if not self._claims.is_done(order.rollout)]
+
+    async def _may_send(self, rollouts: int, window: int) -> None:
+        while rollouts:
+            room = capacity(self._policy, self.progress, self.sent)
+            if (room is None or room >= rollouts) and (await self._tasks.stats()).backlog_records < window:
+                return
+            await anyio.sleep(_LOOK)
+
+    def _check_fits(self, rollouts: int, task: str) -> None:
+        if self._policy.max_staleness is not None and rollouts > self._policy.batch:
+            raise ConfigurationError(
+                f"the group of task {task} has {rollouts} rollouts and policy.batch is {self._policy.batch}: it could "
+                "never be sent. Set policy.batch to what a training step takes, at least a whole group."
+            )

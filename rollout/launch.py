@@ -1,0 +1,242 @@
+"""`rollout launch`: worker processes for one or several environments, fed, supervised, and drained at the end.
+
+The run's directory holds everything that a launch needs to be continued: which configurations it was begun with, and
+the claims, which say what is done.
+"""
+
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from renderers_adapter.errors import AdapterError
+from rollout.claims import Claims, Outcome
+from rollout.control import Progress, ProgressFollower
+from rollout.errors import RolloutError, first_failure
+from rollout.feeding import Feeder
+from rollout.link import Orders
+from rollout.manifest import Member
+from rollout.rundir import RunDirectory
+from rollout.startup import engine_urls
+from rollout.supervisor import Fleet, Post, RestartBudget
+from rollout.tasks import orders
+from rollout.telemetry import json_log
+from transports import Queue, QueueError, open_queue
+
+log = structlog.get_logger()
+
+_LOOK = 1.0
+
+
+@dataclass(slots=True)
+class EnvironmentState:
+    """One environment of a launch, while it goes on."""
+
+    member: Member
+    claims: Claims
+    total: int = 0
+    done_before: int = 0
+    feeder: Feeder | None = None
+    engines: tuple[str, ...] = ()
+    posts: list[Post] = field(default_factory=list)
+    trajectories: Queue | None = None
+    control: Queue | None = None
+    progress: Progress = field(default_factory=Progress)
+    backlog_bytes: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.member.config.run.name
+
+    @property
+    def totals(self) -> Counter[str]:
+        """What its workers did in this launch."""
+        found: Counter[str] = Counter()
+        for post in self.posts:
+            found.update(post.totals)
+        return found
+
+    @property
+    def in_flight(self) -> int:
+        return sum(post.beat.in_flight for post in self.posts)
+
+    @property
+    def ready(self) -> int:
+        return sum(post.beat.ready for post in self.posts)
+
+
+class Launch:
+    """A launch while it goes on; whoever shows progress reads it, and may end it by `stop_early` and `kill`."""
+
+    def __init__(self, directory: RunDirectory, members: Sequence[Member], workers: int) -> None:
+        self.directory = directory
+        self.environments = [EnvironmentState(m, Claims(directory.claims(m.config.run.name))) for m in members]
+        self.workers = workers
+        self.fleet: Fleet | None = None
+        self.stopping_early = False
+        self.began = time.monotonic()
+        self.seconds = 0.0
+
+    def stop_early(self) -> None:
+        """Let the workers finish what they began, and nothing else."""
+        self.stopping_early = True
+        if self.fleet is not None:
+            self.fleet.drain()
+
+    def kill(self) -> None:
+        """End the workers now; what they had not finished is played by the next launch."""
+        if self.fleet is not None:
+            self.fleet.kill()
+
+    def report(self) -> dict[str, Any]:
+        """The summary, as `--json` prints it: all of the run, earlier launches included."""
+        outcomes = {state.name: list(state.claims.outcomes()) for state in self.environments}
+        every = [outcome for found in outcomes.values() for outcome in found]
+        return {
+            **_summary(every),
+            "total": sum(state.total for state in self.environments),
+            "environments": {name: _summary(found) for name, found in outcomes.items()},
+            "retries": sum(state.totals["retries"] for state in self.environments),
+            "deaths": len(self.fleet.deaths) if self.fleet else 0,
+            "run_dir": str(self.directory.path),
+            "seconds": round(self.seconds, 3),
+        }
+
+    def failed(self) -> list[tuple[str, Outcome]]:
+        """Rollouts of the run that ended with an error, with the names of their environments."""
+        return [
+            (state.name, outcome)
+            for state in self.environments
+            for outcome in state.claims.outcomes()
+            if outcome.status == "failed"
+        ]
+
+
+Companion = Callable[[Launch], Coroutine[Any, Any, None]]
+"""Runs beside a launch: shows it, and ends it when the user wants to stop."""
+
+
+def launch(state: Launch, companion: Companion) -> None:
+    """Play every rollout of every environment that is not done yet.
+
+    Raises:
+        RunHeld: another launch goes on in this directory.
+        RolloutError, QueueError, AdapterError: it could not begin, or its workers died too often.
+    """
+    with state.directory.held(), json_log(state.directory.path / "log.jsonl", run=state.directory.run):
+        try:
+            anyio.run(_launch, state, companion)
+        except BaseExceptionGroup as group:
+            raise first_failure(group, (RolloutError, QueueError, AdapterError)) from None
+        finally:
+            state.seconds = time.monotonic() - state.began
+            log.info("launch ended", **state.report())
+
+
+async def _launch(state: Launch, companion: Companion) -> None:
+    async with anyio.create_task_group() as outer:
+        outer.start_soon(companion, state)
+        async with AsyncExitStack() as stack:
+            engines = stack.enter_context(ExitStack())
+            for environment in state.environments:
+                await _open(environment, state, stack, engines)
+            posts = [post for environment in state.environments for post in environment.posts]
+            fleet = state.fleet = Fleet(posts, lambda name: _orders(state, name))
+            async with anyio.create_task_group() as running:
+                running.start_soon(_feed_all, state, fleet)
+                for environment in state.environments:
+                    running.start_soon(_watch, environment, state)
+                if not state.stopping_early:
+                    await fleet.run()
+                running.cancel_scope.cancel()
+        outer.cancel_scope.cancel()
+
+
+async def _open(environment: EnvironmentState, state: Launch, stack: AsyncExitStack, engines: ExitStack) -> None:
+    """Make ready what the workers of an environment need."""
+    config, directory = environment.member.config, state.directory
+    environment.engines = await anyio.to_thread.run_sync(engine_urls, config, directory, engines)
+    tasks = open_queue(directory.url(config.queue.tasks, environment.name), lease="record")
+    await stack.enter_async_context(tasks)
+    environment.trajectories = open_queue(directory.url(config.queue.url, environment.name))
+    await stack.enter_async_context(environment.trajectories)
+    if config.policy.max_staleness is not None:
+        environment.control = open_queue(directory.url(config.queue.control, environment.name))
+        await stack.enter_async_context(environment.control)
+    ordered = list(orders(config.environment(config.settings), config.tasks))
+    environment.total = len(ordered)
+    environment.done_before = sum(1 for _ in environment.claims.outcomes())
+    environment.feeder = Feeder(ordered, tasks, environment.claims, config.policy)
+    await environment.feeder.clear()
+    budget = RestartBudget(config.worker.restarts)
+    environment.posts = [
+        Post(
+            name=name,
+            environment=environment.name,
+            command=_worker_command(environment.member, directory, name),
+            output=directory.path / "workers" / f"{name}.out",
+            tasks=tasks,
+            grace=config.worker.grace,
+            budget=budget,
+        )
+        for name in (f"{environment.name}-{number}" for number in range(state.workers))
+    ]
+
+
+async def _feed_all(state: Launch, fleet: Fleet) -> None:
+    """Send every order, and let the workers go when the last one is settled."""
+    async with anyio.create_task_group() as group:
+        for environment in state.environments:
+            assert environment.feeder is not None
+            group.start_soon(environment.feeder.feed, 2 * state.workers * environment.member.config.worker.concurrency)
+    fleet.drain()
+
+
+async def _watch(environment: EnvironmentState, state: Launch) -> None:
+    """Know how full the trajectories queue is, and how far the trainer."""
+    assert environment.trajectories is not None
+    follower = ProgressFollower(environment.control) if environment.control is not None else None
+    while True:
+        environment.backlog_bytes = (await environment.trajectories.stats()).backlog_bytes
+        if follower is None:
+            await anyio.sleep(_LOOK)
+        elif await follower.follow(timeout=_LOOK):
+            environment.progress = follower.latest
+            if environment.feeder is not None:
+                environment.feeder.progress = follower.latest
+            if state.fleet is not None:
+                state.fleet.tell()
+
+
+def _orders(state: Launch, name: str) -> Orders:
+    """What a worker is told."""
+    environment = next(environment for environment in state.environments if environment.name == name)
+    paced = environment.control is not None
+    version = environment.progress.version if paced else environment.member.config.policy.version
+    return Orders(environment.engines, str(version))
+
+
+def _worker_command(member: Member, directory: RunDirectory, name: str) -> tuple[str, ...]:
+    overrides = [part for override in member.overrides for part in ("--set", override)]
+    run = ("--run", str(directory.path), "--name", name)
+    return (sys.executable, "-m", "rollout", "worker", str(member.file), *overrides, *run)
+
+
+def _summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    rewards = [outcome.reward for outcome in outcomes if outcome.reward is not None]
+    return {
+        "rollouts": len(outcomes),
+        "status": dict(Counter(outcome.status for outcome in outcomes)),
+        "reward_mean": math.fsum(rewards) / len(rewards) if rewards else None,
+        "turns": sum(outcome.turns for outcome in outcomes),
+        "images": sum(outcome.images for outcome in outcomes),
+        "tokens": sum(outcome.tokens for outcome in outcomes),
+    }

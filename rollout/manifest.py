@@ -1,0 +1,77 @@
+"""Which configurations a launch was begun with, written into the run's directory, so that it can be continued."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import yaml
+
+from rollout.config import Config, load_config
+from rollout.errors import ConfigurationError
+from rollout.rundir import RunDirectory, RunDirectoryError, new_run
+
+_FILE = "launch.json"
+_FIXED = ("environment", "tasks")
+"""The sections that say which rollouts there are."""
+
+
+class CannotResume(ConfigurationError):
+    """There is no launch in this directory, or it was begun with other tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One configuration of a launch, by the file and the overrides that every worker reads it from again."""
+
+    file: Path
+    overrides: tuple[str, ...]
+    config: Config
+
+
+def begin(files: Sequence[Path], overrides: Sequence[str]) -> tuple[RunDirectory, list[Member]]:
+    """A new run of these configurations."""
+    members = [Member(file.resolve(), tuple(overrides), load_config(file, overrides)) for file in files]
+    names = [member.config.run.name for member in members]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise ConfigurationError(f"two configurations have the run.name {doubled!r}; their rollouts would be mixed up.")
+    directory = new_run(members[0].config.run.directory, "-".join(names)[:80])
+    told = [{"file": str(m.file), "overrides": m.overrides, "environment": m.config.run.name} for m in members]
+    try:
+        (directory.path / _FILE).write_bytes(orjson.dumps(told, option=orjson.OPT_INDENT_2))
+    except OSError as error:
+        raise RunDirectoryError(f"{directory.path / _FILE} cannot be written: {error.strerror}.") from None
+    for member in members:
+        directory.keep_config(member.config, f"{member.config.run.name}.yaml")
+    return directory, members
+
+
+def resume(path: Path, overrides: Sequence[str]) -> tuple[RunDirectory, list[Member]]:
+    """The run in a directory, to be continued. More overrides may change anything but its tasks."""
+    directory = RunDirectory(path.resolve())
+    try:
+        told: list[dict[str, Any]] = orjson.loads((path / _FILE).read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise CannotResume(f"{path}: no launch was begun here ({_FILE}: {error}).") from None
+    members = []
+    for entry in told:
+        given = (*entry["overrides"], *overrides)
+        member = Member(Path(entry["file"]), given, load_config(Path(entry["file"]), given))
+        kept = yaml.safe_load((path / f"{entry['environment']}.yaml").read_text("utf-8"))
+        _require_same_tasks(member, kept, path)
+        members.append(member)
+    return directory, members
+
+
+def _require_same_tasks(member: Member, kept: dict[str, Any], path: Path) -> None:
+    now = yaml.safe_load(yaml.safe_dump(member.config.dump()))
+    changed = [section for section in _FIXED if now[section] != kept[section]]
+    if now["run"]["name"] != kept["run"]["name"]:
+        changed.append("run.name")
+    if changed:
+        raise CannotResume(
+            f"{member.file}: {' and '.join(changed)} changed since the run in {path} was begun, so that its "
+            "rollouts would be others. Begin a new run, or undo the change."
+        )

@@ -1,0 +1,261 @@
+"""Keeps worker processes at their posts: starts them, hears from them, and when one dies ends its leases and starts it
+anew, as often as the budget allows.
+
+A death is learned from waitpid, at once. A worker whose event loop is blocked is not dead: it is heard from a thread of
+its own, and only one that is not heard at all for minutes is killed. Each worker leads a process group, which ends with
+it; the keeper ends those groups should this process be killed.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import structlog
+
+from rollout.claims import Outcome
+from rollout.errors import RolloutError
+from rollout.link import Beat, Halted, Orders, decode_report, encode_orders
+from transports import Queue
+
+log = structlog.get_logger()
+
+_SILENCE = 120.0
+"""Seconds without a beat after which a worker is killed: not even its threads run any more."""
+_LEFT_TO_DRAIN = 15.0
+"""Seconds on top of `worker.grace` before a worker that should drain is killed."""
+_LAST_REPORTS = 1.0
+_PAUSES = (0.2, 30.0)
+_OUTPUT_BYTES = 16 << 20
+_SUMMED = ("finished", "turns", "tokens", "reward", "rewards", "retries")
+
+
+class WorkersDie(RolloutError):
+    """The workers of an environment died more often than the restart budget allows."""
+
+
+@dataclass(slots=True)
+class RestartBudget:
+    """Shared by the workers of one environment."""
+
+    left: int
+
+
+@dataclass(slots=True)
+class Death:
+    """One worker that ended without being told to."""
+
+    worker: str
+    code: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Post:
+    """A place for one worker, and what the workers that held it did."""
+
+    name: str
+    environment: str
+    command: tuple[str, ...]
+    output: Path
+    tasks: Queue
+    grace: float
+    budget: RestartBudget
+    pid: int | None = None
+    beat: Beat = field(default_factory=Beat)
+    heard: float = 0.0
+    before: Counter[str] = field(default_factory=Counter)
+    restarts: int = 0
+
+    @property
+    def totals(self) -> Counter[str]:
+        """What all workers at this post have done together, by the names of `Beat`."""
+        mine = Counter(self.before)
+        mine.update({name: getattr(self.beat, name) for name in _SUMMED})
+        mine.update({f"status.{name}": count for name, count in self.beat.status.items()})
+        return mine
+
+
+class Fleet:
+    """All workers of a launch. `orders` says what each is told when it starts, and again by `tell`."""
+
+    def __init__(self, posts: list[Post], orders: Callable[[str], Orders]) -> None:
+        self.posts = posts
+        self.deaths: list[Death] = []
+        self.failures: list[tuple[str, Outcome]] = []
+        self._orders = orders
+        self._ending: signal.Signals | None = None
+        self._lines: dict[str, asyncio.StreamWriter] = {}
+
+    async def run(self) -> None:
+        """Keep a worker at every post until `drain` or `kill`.
+
+        Raises:
+            WorkersDie: the restart budget of an environment is spent.
+        """
+        self._keeper = subprocess.Popen(  # noqa: ASYNC220 - does not wait
+            [sys.executable, "-m", "rollout.keeper"], stdin=subprocess.PIPE, start_new_session=True
+        )
+        try:
+            async with anyio.create_task_group() as group:
+                for post in self.posts:
+                    group.start_soon(self._hold, post)
+        finally:
+            self.kill()
+            assert self._keeper.stdin is not None
+            self._keeper.stdin.close()
+            self._keeper.wait()
+
+    def drain(self) -> None:
+        """Let every worker finish what it began, within its grace, and start none anew."""
+        self._ending = self._ending or signal.SIGTERM
+        for post in self.posts:
+            if post.pid is not None:
+                _send(post.pid, self._ending)
+
+    def kill(self) -> None:
+        """End every worker now. What they had not finished is given back."""
+        self._ending = signal.SIGKILL
+        for post in self.posts:
+            if post.pid is not None:
+                _kill_group(post.pid)
+
+    def tell(self) -> None:
+        """Tell every worker its orders again."""
+        for post in self.posts:
+            line = self._lines.get(post.name)
+            if line is not None and not line.is_closing():
+                line.write(encode_orders(self._orders(post.environment)))
+
+    async def _hold(self, post: Post) -> None:
+        pause, longest = _PAUSES
+        while self._ending is None:
+            code, reason = await self._one_life(post)
+            if self._ending is not None:
+                return
+            useful = post.beat.turns > 0
+            self._bury(post, code, reason)
+            pause = _PAUSES[0] if useful else min(2 * pause, longest)
+            await anyio.sleep(pause)
+
+    async def _one_life(self, post: Post) -> tuple[int, str]:
+        """Start a worker and stay with it to its end; its exit code, and what it said of it."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = (*post.command, "--supervisor-fd", str(theirs.fileno()))
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        post.pid, post.beat, post.heard = process.pid, Beat(), time.monotonic()
+        self._tell_keeper(f"+{process.pid}")
+        log.info("worker started", worker=post.name, pid=process.pid)
+        if self._ending is not None:  # that came while the process was being made
+            _send(process.pid, self._ending)
+        reader, writer = await asyncio.open_connection(sock=ours)
+        said: list[str] = []
+        heard_out = anyio.Event()
+        try:
+            self._lines[post.name] = writer
+            writer.write(encode_orders(self._orders(post.environment)))
+            assert process.stdout is not None
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._listen, post, reader, said, heard_out)
+                group.start_soon(_keep_output, process.stdout, post.output)
+                group.start_soon(self._mind_silence, post)
+                code = await process.wait()
+                log.info("worker ended", worker=post.name, pid=process.pid, code=code)
+                # What it had started ends with it, and so do the pipes that are still read from.
+                _kill_group(process.pid)
+                if post.beat.holder:
+                    await post.tasks.disown(post.beat.holder)
+                with anyio.move_on_after(_LAST_REPORTS):
+                    await heard_out.wait()
+                group.cancel_scope.cancel()
+        finally:
+            _kill_group(process.pid)
+            with anyio.CancelScope(shield=True):
+                await process.wait()
+            self._tell_keeper(f"-{process.pid}")
+            post.pid = None
+            writer.close()
+            del self._lines[post.name]
+        return code, "; ".join(said)
+
+    async def _listen(self, post: Post, reader: asyncio.StreamReader, said: list[str], heard_out: anyio.Event) -> None:
+        with suppress(ConnectionError):
+            async for line in reader:
+                match report := decode_report(line):
+                    case Beat():
+                        if report.ready and not post.beat.ready:
+                            log.info("worker ready", worker=post.name, pid=post.pid)
+                        post.beat, post.heard = report, time.monotonic()
+                    case Outcome():
+                        self.failures.append((post.environment, report))
+                    case Halted():
+                        said.append(report.reason)
+        heard_out.set()
+
+    async def _mind_silence(self, post: Post) -> None:
+        stopping_since: float | None = None
+        while True:
+            await anyio.sleep(1.0)
+            now = time.monotonic()
+            stopping_since = now if self._ending is not None and stopping_since is None else stopping_since
+            overdue = stopping_since is not None and now - stopping_since > post.grace + _LEFT_TO_DRAIN
+            if post.pid is not None and (overdue or now - post.heard > _SILENCE):
+                log.warning("worker does not answer", worker=post.name, pid=post.pid, silent=now - post.heard)
+                _kill_group(post.pid)
+
+    def _bury(self, post: Post, code: int, reason: str) -> None:
+        post.before = post.totals
+        post.beat = Beat()
+        self.deaths.append(Death(post.name, code, reason))
+        log.warning("worker died", worker=post.name, code=code, reason=reason, restarts_left=post.budget.left)
+        if post.budget.left == 0:
+            told = reason or f"the last one, {post.name}, ended with {_told(code)}; see {post.output}"
+            raise WorkersDie(f"the workers of {post.environment} keep dying (worker.restarts is spent): {told}")
+        post.budget.left -= 1
+        post.restarts += 1
+
+    def _tell_keeper(self, line: str) -> None:
+        assert self._keeper.stdin is not None
+        with suppress(BrokenPipeError):  # workers also see for themselves that their supervisor is gone
+            self._keeper.stdin.write(line.encode() + b"\n")
+            self._keeper.stdin.flush()
+
+
+async def _keep_output(stream: asyncio.StreamReader, path: Path) -> None:
+    """Write what workers print into a file, up to a limit; the rest is read and dropped."""
+    with path.open("ab", buffering=0) as file:
+        while data := await stream.read(1 << 20):
+            if file.tell() < _OUTPUT_BYTES:
+                with suppress(OSError):
+                    file.write(data[: _OUTPUT_BYTES - file.tell()])
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _told(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
