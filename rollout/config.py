@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from rollout.config_source import ConfigError, ConfigSource, KeyPath, read_source
+from rollout.engine.features import Multimodal
 from rollout.environments.base import Environment, EnvironmentSettings, TaskSettings
 
 
@@ -89,6 +90,11 @@ class EngineConfig(Section):
         default=None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="Name of the environment variable with the engines' API key; the key itself is never written.",
+    )
+    multimodal: Multimodal = Field(
+        default="auto",
+        description="How images go out: content_parts, which any vLLM reads; mmraw, references for engines with our"
+        " plugin; auto: mmraw to those that resolve them, else content_parts.",
     )
     sampling: SamplingConfig = SamplingConfig()
     embedded: EmbeddedConfig = EmbeddedConfig()

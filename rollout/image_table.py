@@ -53,8 +53,9 @@ class ImageTable:
             layout = self._geometry.layout(width=image.width, height=image.height)
             inline = image.url.startswith("data:")
             source = {"raw_uri": image.url} if inline else {"raw_image_id": image.file_name}
-            record = {"payload": self._geometry.payload(layout), **source}
-            self._known[image.mm_hash] = _Known(ImageRef(image.url, image.mm_hash), layout.tokens, record)
+            payload = self._geometry.payload(layout)
+            reference = ImageRef(image.url, image.mm_hash, payload)
+            self._known[image.mm_hash] = _Known(reference, layout.tokens, {"payload": payload, **source})
 
     def tokens(self, mm_hash: str) -> int:
         """How many tokens an image becomes."""

@@ -65,7 +65,7 @@ async def open_policy(
         async with anyio.create_task_group() as starting:
             starting.start_soon(open_renderers)
             starting.start_soon(see_to_engines)
-    async with engine_client(config, urls[0]) as engine:
+    async with engine_client(config, urls[0], renderers[0].geometry) as engine:
         await engine.check()
         images = ImagePolicy(
             mode=config.images.mode,

@@ -14,6 +14,7 @@ import anyio
 import orjson
 import structlog
 
+from renderers_adapter.geometry import Geometry
 from rollout.engine.errors import (
     EngineBroken,
     EngineError,
@@ -23,6 +24,7 @@ from rollout.engine.errors import (
     EngineUnreachable,
     ModelNotServed,
 )
+from rollout.engine.features import Multimodal, require_same_layout
 from rollout.engine.http import EngineHttp
 from rollout.engine.identity import ImageIdentities
 from rollout.engine.protocol import GenerateRequest, Generation, decode_response, encode_request
@@ -46,6 +48,8 @@ class EngineClient:
         retries: how often a turn is tried again.
         affinity: keep a session on one engine, for its prefix cache; nothing depends on it.
         api_key: sent as a bearer token.
+        multimodal: how images go out; `auto` asks each engine whether it resolves references.
+        geometry: that of the model's images; none: it takes none.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class EngineClient:
         retries: int = 5,
         affinity: bool = False,
         api_key: str | None = None,
+        multimodal: Multimodal = "content_parts",
+        geometry: Geometry | None = None,
     ) -> None:
         self.model = model
         self._timeout = timeout
@@ -68,6 +74,8 @@ class EngineClient:
         self._http = EngineHttp(api_key)
         self._identities = ImageIdentities()
         self._experts = False
+        self._multimodal = multimodal
+        self._geometry = geometry if multimodal != "content_parts" else None
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -148,9 +156,10 @@ class EngineClient:
         request_id = f"{request.request_id}.{number}"
         # Only an engine that sends experts is asked to leave out those that earlier turns brought.
         experts_from = request.experts_from if self._experts else None
-        body = encode_request(request, self.model, request_id, experts_from=experts_from)
         if engine.away:
             await self._look_again(engine)
+        geometry = self._geometry if engine.resolves_references else None
+        body = encode_request(request, self.model, request_id, experts_from=experts_from, geometry=geometry)
         engine.in_flight += 1
         try:
             with anyio.move_on_after(self._request_timeout):
@@ -182,12 +191,28 @@ class EngineClient:
         self._router.returned(engine)
 
     async def _look(self, engine: Engine, timeout: float) -> None:
-        """Learn whether it serves the model, and how long a context it has."""
+        """Learn whether it serves the model, how long a context it has, and how it takes images."""
         with anyio.move_on_after(timeout):
             answer = await self._http.get(f"{engine.url}/v1/models")
             engine.max_model_len = _served(engine.url, answer, self.model)
+            if self._geometry is not None:
+                engine.resolves_references = await self._resolves(engine.url, self._geometry)
             return
-        raise EngineTimeout(f"{engine.url}/v1/models did not answer within {timeout:g} s.")
+        raise EngineTimeout(f"{engine.url} did not tell its models and how it takes images within {timeout:g} s.")
+
+    async def _resolves(self, url: str, geometry: Geometry) -> bool:
+        try:
+            require_same_layout(await self._http.get(f"{url}/mmraw/version"), geometry)
+        except EngineRefused as why:
+            if self._multimodal == "mmraw":
+                raise EngineRefused(
+                    f"engine.multimodal is mmraw, and {url} does not resolve references: {why}. Start it with our "
+                    "plugin (VLLM_PLUGINS=mmraw), or set engine.multimodal: auto."
+                ) from why
+            log.info("images go out as content_parts", engine=url, because=str(why))
+            return False
+        log.info("images go out as references", engine=url, fingerprint=geometry.fingerprint)
+        return True
 
 
 def _served(url: str, answer: bytes, model: str) -> int | None:

@@ -3,13 +3,18 @@
 import os
 from collections.abc import Mapping, Sequence
 
+from renderers_adapter.geometry import Geometry
 from rollout.config import Config
 from rollout.engine.client import EngineClient
 from rollout.errors import ConfigurationError
 
 
-def engine_client(config: Config, urls: Sequence[str], environment: Mapping[str, str] = os.environ) -> EngineClient:
+def engine_client(
+    config: Config, urls: Sequence[str], geometry: Geometry | None, environment: Mapping[str, str] = os.environ
+) -> EngineClient:
     """A client of the engines at `urls`: the configured ones, or the one that was started instead.
+
+    `geometry` is that of the model's images; none: it takes none.
 
     Raises:
         ConfigurationError: the environment variable with the API key is not set.
@@ -23,6 +28,8 @@ def engine_client(config: Config, urls: Sequence[str], environment: Mapping[str,
         retries=engine.retries,
         affinity=engine.affinity,
         api_key=_api_key(engine.api_key_env, environment),
+        multimodal=engine.multimodal,
+        geometry=geometry,
     )
 
 

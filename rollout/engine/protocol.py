@@ -5,26 +5,29 @@ nothing leaves here that was not checked, and no answer passes that does not pro
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
+from renderers_adapter.geometry import Geometry
 from renderers_adapter.tokens import ExpandedIds, LogicalIds, Logprobs, Placeholder
 from rollout.engine.errors import EngineMismatch, InvalidEvidence
 from rollout.engine.evidence import read_experts, read_logprobs, read_mask, read_versions
+from rollout.engine.features import raw_features
 from rollout.engine.refusals import refuse_unsound
 from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan, prompt_digest
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """One image of a request: where the engine reads it, and the hash it is known by."""
+    """One image of a request: where the engine reads it, the hash it is known by, and the layout a reference tells."""
 
     url: str
     hash: str
+    payload: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,19 @@ class Generation:
     sampling_mask: SamplingMask | None
 
 
-def encode_request(request: GenerateRequest, model: str, request_id: str, *, experts_from: int | None = None) -> bytes:
-    """The body of `POST /inference/v1/generate`; `experts_from` is the first token whose routed experts are wanted.
+def encode_request(
+    request: GenerateRequest,
+    model: str,
+    request_id: str,
+    *,
+    experts_from: int | None = None,
+    geometry: Geometry | None = None,
+) -> bytes:
+    """The body of `POST /inference/v1/generate`.
+
+    Args:
+        experts_from: the first token whose routed experts are wanted.
+        geometry: that of the references which this engine resolves; none: it reads the images by their URLs.
 
     Raises:
         RequestRefusedLocally: the engine would answer this with garbage, or die of it.
@@ -89,7 +103,9 @@ def encode_request(request: GenerateRequest, model: str, request_id: str, *, exp
         "return_token_ids": True,
         "stream": False,
     }
-    if request.images:
+    if request.images and geometry is not None:
+        body |= {"token_ids": request.expanded, "features": raw_features(request, geometry)}
+    elif request.images:
         body["content_parts"] = [{"type": "image_url", "url": ref.url, "uuid": ref.hash} for ref in request.images]
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 

@@ -34,6 +34,7 @@ class Engine:
     ejections: int = 0
     away_until: float | None = None
     max_model_len: int | None = None
+    resolves_references: bool = False
 
     @property
     def away(self) -> bool:
