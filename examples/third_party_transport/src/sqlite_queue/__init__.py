@@ -1,0 +1,206 @@
+"""`sqlite:///file.db`: a transport of one's own, in one file; see docs/queues.md of rollout for the contract.
+
+Every operation is one transaction. It is meant to be read, not to be fast, and for the processes of one machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import time
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import unquote
+
+from transports import DeadLetter, Delivery, Frames, Lease, Queue, QueueClosed, QueueStats, QueueURLError
+from transports.base import frames_nbytes, partition_of
+from transports.urls import QueueOptions, parse_queue_url
+
+LEASE_SECONDS = 30.0
+POLL_SECONDS = 0.01
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS queue (partitions INTEGER, redeliveries INTEGER, epochs INTEGER);
+CREATE TABLE IF NOT EXISTS holders (epoch INTEGER PRIMARY KEY, alive_until REAL);
+CREATE TABLE IF NOT EXISTS partitions (number INTEGER PRIMARY KEY, epoch INTEGER);
+CREATE TABLE IF NOT EXISTS records (
+    position INTEGER PRIMARY KEY AUTOINCREMENT, number INTEGER, key TEXT, tag TEXT, sizes TEXT, data BLOB,
+    nbytes INTEGER, put_at REAL, due REAL DEFAULT 0, times INTEGER DEFAULT 0, epoch INTEGER, reason TEXT);
+"""
+
+
+class SqliteQueue(Queue):
+    """A handle. Its epoch names it as a holder; giving its leases back is to forget that epoch."""
+
+    def __init__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> None:
+        parts, options = parse_queue_url(url, QueueOptions)
+        super().__init__(url, options)
+        self._shares_partitions = lease == "record"
+        self._epoch = 0
+        self._closed = False
+        self._database = sqlite3.connect(unquote(parts.path), isolation_level=None, timeout=30)
+        self._database.executescript(f"PRAGMA journal_mode=WAL; {TABLES}")
+        with self._transaction():
+            if not self._rows("SELECT * FROM queue"):
+                self._do("INSERT INTO queue VALUES (?, 0, 0)", options.partitions or 1)
+            ((partitions,),) = self._rows("SELECT partitions FROM queue")
+        if options.partitions not in (None, partitions):
+            self._database.close()
+            raise QueueURLError(f"{url}: the queue was created with partitions={partitions}")
+        self._partitions = partitions
+        self._asked_for = consume
+
+    async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
+        nbytes = self._acceptable_nbytes(frames)
+        with self._transaction():
+            records, backlog = self._backlog()
+            if backlog + nbytes > self._options.effective_hard_limit:
+                raise self._queue_full(nbytes, records, backlog)
+            self._do(
+                "INSERT INTO records (number, key, tag, sizes, data, nbytes, put_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                *(partition_of(key, self._partitions), key, tag),
+                *(json.dumps([frames_nbytes((frame,)) for frame in frames]), b"".join(frames), nbytes, time.time()),
+            )
+
+    async def receive(self, *, timeout: float) -> Delivery | None:
+        deadline = time.monotonic() + timeout
+        while (delivery := self._take()) is None and time.monotonic() < deadline:  # noqa: ASYNC110 - others put
+            await asyncio.sleep(POLL_SECONDS)
+        return delivery
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        with self._transaction():
+            stale = [delivery for delivery in deliveries if not self._holds(delivery)]
+            for delivery in deliveries:
+                if delivery not in stale:
+                    self._do("DELETE FROM records WHERE position = ? AND epoch = ?", delivery.position, delivery.epoch)
+        if stale:
+            raise self._stale_lease(stale)
+
+    async def nack(self, delivery: Delivery, delay: float) -> None:
+        self._settle(delivery, "UPDATE records SET epoch = NULL, due = ? WHERE position = ?", time.time() + delay)
+
+    async def reject(self, delivery: Delivery, reason: str) -> None:
+        self._settle(delivery, "UPDATE records SET epoch = NULL, reason = ? WHERE position = ?", reason)
+
+    async def release(self) -> None:
+        with self._transaction():
+            self._do("DELETE FROM holders WHERE epoch = ?", self._epoch)
+        self._epoch = 0
+
+    async def stats(self) -> QueueStats:
+        with self._transaction():
+            records, nbytes = self._backlog()
+            ((oldest,),) = self._rows("SELECT min(put_at) FROM records WHERE reason IS NULL")
+            ((dead,),) = self._rows("SELECT count(*) FROM records WHERE reason IS NOT NULL")
+            ((redeliveries,),) = self._rows("SELECT redeliveries FROM queue")
+        return QueueStats(records, nbytes, time.time() - oldest if records else 0.0, redeliveries, dead)
+
+    async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
+        with self._transaction():
+            rows = self._rows("SELECT * FROM records WHERE reason IS NOT NULL ORDER BY position LIMIT ?", limit)
+        return [DeadLetter(_frames(row), row["key"], row["tag"], row["reason"]) for row in rows]
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            await self.release()
+            self._closed = True
+            self._database.close()
+
+    def _take(self) -> Delivery | None:
+        with self._transaction():
+            self._stay_alive()
+            for number in self._check_consume(self._asked_for, self._partitions):
+                if self._shares_partitions or self._lease(number):
+                    rows = self._rows(
+                        "SELECT * FROM records WHERE number = ? AND reason IS NULL AND due <= ? AND "
+                        "(epoch IS NULL OR epoch NOT IN (SELECT epoch FROM holders)) ORDER BY position LIMIT 1",
+                        *(number, time.time()),
+                    )
+                    if rows:
+                        return self._lend(rows[0])
+        return None
+
+    def _stay_alive(self) -> None:
+        """An example's heartbeat: asking for records. A real transport renews from a thread."""
+        now = time.time()
+        self._do("DELETE FROM holders WHERE alive_until < ?", now)
+        if not self._rows("SELECT * FROM holders WHERE epoch = ?", self._epoch):
+            self._do("UPDATE queue SET epochs = epochs + 1")
+            ((self._epoch,),) = self._rows("SELECT epochs FROM queue")
+        self._do("INSERT OR REPLACE INTO holders VALUES (?, ?)", self._epoch, now + LEASE_SECONDS)
+
+    def _lease(self, number: int) -> bool:
+        held = self._rows(
+            "SELECT epoch FROM partitions WHERE number = ? AND epoch IN (SELECT epoch FROM holders)", number
+        )
+        if not held:
+            self._do("INSERT OR REPLACE INTO partitions VALUES (?, ?)", number, self._epoch)
+        return not held or held[0]["epoch"] == self._epoch
+
+    def _lend(self, row: sqlite3.Row) -> Delivery:
+        self._do("UPDATE records SET epoch = ?, times = times + 1 WHERE position = ?", self._epoch, row["position"])
+        if row["times"]:
+            self._do("UPDATE queue SET redeliveries = redeliveries + 1")
+        return Delivery(
+            frames=_frames(row),
+            key=row["key"],
+            tag=row["tag"],
+            partition=row["number"],
+            lane=str(row["number"]),
+            position=row["position"],
+            redelivered=row["times"] > 0,
+            epoch=self._epoch,
+            queue=self,
+        )
+
+    def _settle(self, delivery: Delivery, statement: str, value: object) -> None:
+        with self._transaction():
+            lent = self._rows(
+                "SELECT * FROM records WHERE position = ? AND epoch = ?", delivery.position, delivery.epoch
+            )
+            if not lent or not self._holds(delivery):
+                raise self._stale_lease([delivery])
+            self._do(statement, value, delivery.position)
+
+    def _holds(self, delivery: Delivery) -> bool:
+        return delivery.queue is self and bool(self._rows("SELECT * FROM holders WHERE epoch = ?", delivery.epoch))
+
+    def _backlog(self) -> tuple[int, int]:
+        ((records, nbytes),) = self._rows("SELECT count(*), total(nbytes) FROM records WHERE reason IS NULL")
+        return records, int(nbytes)
+
+    def _rows(self, statement: str, *values: Any) -> list[Any]:
+        cursor = self._database.execute(statement, values)
+        cursor.row_factory = sqlite3.Row
+        return cursor.fetchall()
+
+    def _do(self, statement: str, *values: Any) -> None:
+        self._database.execute(statement, values)
+
+    def _transaction(self) -> _Transaction:
+        if self._closed:
+            raise QueueClosed(f"{self.url}: this handle is closed")
+        return _Transaction(self._database)
+
+
+class _Transaction:
+    """All of it or nothing, and one at a time."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def __enter__(self) -> None:
+        self._database.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._database.execute("ROLLBACK" if kind else "COMMIT")
+
+
+def _frames(row: sqlite3.Row) -> Frames:
+    view, at, frames = memoryview(row["data"]), 0, []
+    for size in json.loads(row["sizes"]):
+        frames.append(view[at : at + size])
+        at += size
+    return tuple(frames)

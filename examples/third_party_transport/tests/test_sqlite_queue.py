@@ -1,0 +1,13 @@
+"""All the tests that a transport needs to begin with."""
+
+from pathlib import Path
+
+import pytest
+
+from transports.testing import QueueConformance
+
+
+class TestSqliteQueue(QueueConformance):
+    @pytest.fixture
+    def queue_url(self, tmp_path: Path) -> str:
+        return f"sqlite://{tmp_path}/queue.db"
