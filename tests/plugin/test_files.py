@@ -23,14 +23,14 @@ def read(directory: Path, name: str = "a.png", run_id: str = "run-1") -> bytes:
     return data
 
 
-@pytest.mark.parametrize("below", [".", "assets/images", "run-1/assets/images"])
+@pytest.mark.parametrize("below", [".", "assets/images", "run-1", "run-1/assets/images"])
 def test_a_file_is_found_from_the_image_directory_the_run_and_all_runs(directory: Path, below: str) -> None:
     (directory / below).mkdir(parents=True, exist_ok=True)
     (directory / below / "a.png").write_bytes(b"picture")
     assert read(directory) == b"picture"
 
 
-@pytest.mark.parametrize("below", ["elsewhere", "run-2/assets/images", "run-1"])
+@pytest.mark.parametrize("below", ["elsewhere", "run-2/assets/images", "run-1/images"])
 def test_a_file_is_looked_for_nowhere_else(directory: Path, below: str) -> None:
     (directory / below).mkdir(parents=True)
     (directory / below / "a.png").write_bytes(b"picture")

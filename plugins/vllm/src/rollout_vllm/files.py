@@ -1,7 +1,8 @@
 """Reading an image file by the name that a reference gives it, below one directory and through no link.
 
 A reference names a run and a file, never a path. The file lies in the directory itself, in `assets/images` below it, or
-in that of the run, so that a server may be started with a run's image directory, a run, or the directory of all runs.
+in either place of the run's own directory, so that a server may be started with the images of a run, with the run, or
+with the directory of all runs.
 Each step is opened from the descriptor of the one before, so that nothing put in place meanwhile can lead elsewhere.
 """
 
@@ -32,7 +33,7 @@ def read_image_file(directory: str, run_id: str, name: str, max_bytes: int) -> b
     except OSError as error:
         raise MaterialisationFailed(f"the directory of this server's images is gone: {_why(error)}") from error
     try:
-        for steps in ((), _IMAGES, (run_id, *_IMAGES)):
+        for steps in ((), _IMAGES, (run_id,), (run_id, *_IMAGES)):
             data = _read(root, steps, name, max_bytes)
             if data is not None:
                 return data
