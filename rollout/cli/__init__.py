@@ -16,6 +16,8 @@ app = typer.Typer(
 )
 serve = typer.Typer(help="Start an engine that rollouts can be played against.", no_args_is_help=True)
 app.add_typer(serve, name="serve")
+assets = typer.Typer(help="The images of a run on disk.", no_args_is_help=True)
+app.add_typer(assets, name="assets")
 
 _state = {"debug": False}
 
@@ -157,6 +159,42 @@ def vllm(
         sys.stdout.write(settings.shell() + "\n")
         return
     raise typer.Exit(serve_vllm(settings))
+
+
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run's directory.", show_default=False)]
+
+
+@assets.command("stats")
+def assets_stats(run: RunDir, as_json: Json = False, debug: Debug = False) -> None:
+    """How many images there are, of which kinds, and how large."""
+    from rollout.cli.assets import stats_command
+
+    raise typer.Exit(stats_command(run, as_json=as_json))
+
+
+@assets.command("verify")
+def assets_verify(run: RunDir, as_json: Json = False, debug: Debug = False) -> None:
+    """Read every image and compare it with the hash in its name; exits with 1 if one is damaged."""
+    from rollout.cli.assets import verify_command
+
+    raise typer.Exit(verify_command(run, as_json=as_json))
+
+
+@assets.command("gc")
+def assets_gc(
+    run: RunDir,
+    grace: Annotated[float, typer.Option(min=0, help="Keep what is younger than so many seconds.")] = 3600.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Remove images that no record refers to: neither an unacked one nor a kept trajectory.
+
+    Refused while a process of the run lives.
+    """
+    from rollout.cli.assets import gc_command
+
+    raise typer.Exit(gc_command(run, grace=grace, dry_run=dry_run, as_json=as_json))
 
 
 def main() -> None:
