@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,13 @@ def report(*arguments: str, code: int = 0) -> Any:
 
 
 @pytest.fixture(scope="module")
-def run_dir(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def run_dir(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     parent = tmp_path_factory.mktemp("runs")
     settings = ("tasks.count=2", "tasks.group_size=1", "environment.image_size=32", f"run.directory={parent}")
     config = str(repository / "configs" / "color_codeword.yaml")
     assert rollout("run", config, *(a for s in settings for a in ("--set", s))).returncode == 0
     (made,) = parent.iterdir()
-    yield made
+    return made
 
 
 def test_stats_and_verify_on_a_sound_run(run_dir: Path) -> None:
