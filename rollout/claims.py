@@ -2,7 +2,7 @@
 
     <rollout>.<n>            attempt n was begun; created exclusively, so that no two attempts share a number
     <rollout>.<n>.returned   its worker gave it back unfinished, on purpose: it does not count against `max_attempts`
-    <rollout>.done           the rollout's finished record was accepted; holds its outcome
+    <rollout>.done           the rollout's finished record was accepted; a link to the claim, which tells the outcome
 
 It is a directory, and not a record on the tasks queue, because the run's directory is shared by all workers of a run
 anyway (their images lie there), because exclusive creation is all that it asks of a file system, and because it then
@@ -91,18 +91,14 @@ class Claims:
 
     def finish(self, outcome: Outcome) -> None:
         """Record the outcome; the first one stays. To be called once the finished record is accepted."""
-        draft = self._path(outcome.rollout, f"{outcome.attempt}.draft")
+        mine = self._path(outcome.rollout, str(outcome.attempt))
         try:
-            with draft.open("wb") as file:
-                file.write(orjson.dumps(asdict(outcome), option=orjson.OPT_SERIALIZE_NUMPY))
-            # A link appears whole, and only once.
-            os.link(draft, self._path(outcome.rollout, "done"))
-        except FileExistsError:
-            pass
+            mine.write_bytes(orjson.dumps(asdict(outcome)))
+            # The claim becomes the outcome by a link, which appears whole, and only once.
+            with suppress(FileExistsError):
+                os.link(mine, self._path(outcome.rollout, "done"))
         except OSError as error:
-            raise ClaimsError(f"{self._directory}: the outcome was not recorded: {error.strerror}.") from None
-        finally:
-            draft.unlink(missing_ok=True)
+            raise ClaimsError(f"{mine}: the outcome was not recorded: {error.strerror}.") from None
 
     def outcome(self, rollout: str) -> Outcome | None:
         """How a rollout ended, if it has."""
