@@ -1,0 +1,92 @@
+"""An environment whose rollouts each do something that no rollout should, next to others that are well-behaved."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import Field
+
+from rollout import Environment, EnvironmentSettings, Model, Score, Task, TaskSettings
+
+
+class MisbehavingSettings(EnvironmentSettings):
+    marker: str = Field(default="marker", description="On the command line of every process that is left behind.")
+    block: float = Field(default=5.0, description="Seconds for which `blocks` computes.")
+
+
+class MisbehavingTasks(TaskSettings):
+    does: tuple[str, ...] = Field(default=("behaves",), description="What the tasks do, in turns.")
+
+
+class Misbehaving(Environment):
+    Settings = MisbehavingSettings
+    Tasks = MisbehavingTasks
+    settings: MisbehavingSettings
+
+    def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
+        assert isinstance(tasks, MisbehavingTasks)
+        for index in range(tasks.count):
+            does = tasks.does[index % len(tasks.does)]
+            yield Task(id=f"{index:03d}-{does}", index=index, seed=index, data={"does": does})
+
+    async def run(self, task: Task, model: Model) -> Any:
+        await model.chat([{"role": "user", "content": f"Heads or tails? {task.id}"}])
+        return await getattr(self, task.data["does"])(model)
+
+    async def behaves(self, model: Model) -> Score:
+        await asyncio.sleep(0.1)
+        await model.chat([{"role": "user", "content": "Again?"}])
+        return Score(1.0)
+
+    async def raises(self, _: Model) -> Score:
+        raise ValueError("a bug of its own")
+
+    async def hangs(self, _: Model) -> None:
+        await asyncio.Event().wait()
+
+    async def holds(self, _: Model) -> None:
+        time.sleep(3600)  # noqa: ASYNC251 - that is the point
+
+    async def blocks(self, model: Model) -> Score:
+        until = time.monotonic() + self.settings.block
+        while time.monotonic() < until:
+            sum(range(1000))
+        return await self.behaves(model)
+
+    async def answers_nonsense(self, _: Model) -> str:
+        return "a score, honestly"
+
+    async def answers_nan(self, _: Model) -> Score:
+        return Score(float("nan"))
+
+    async def prints(self, _: Model) -> Score:
+        for _megabyte in range(1024):
+            print("x" * (1 << 20))
+        return Score(1.0)
+
+    async def writes(self, model: Model) -> Score:
+        """Below Python, where nobody counts."""
+        for _megabyte in range(64):
+            os.write(1, b"x" * (1 << 20))
+        return await self.behaves(model)
+
+    async def forks(self, _: Model) -> Score:
+        os.fork()
+        return Score(1.0)
+
+    async def exits(self, _: Model) -> None:
+        sys.exit(3)
+
+    async def cancels(self, _: Model) -> None:
+        raise asyncio.CancelledError
+
+    async def dies(self, _: Model) -> None:
+        os._exit(7)
+
+    async def leaves_a_process(self, model: Model) -> Score:
+        command = [sys.executable, "-c", "import time; time.sleep(3600)", self.settings.marker]
+        await asyncio.create_subprocess_exec(*command)
+        return await self.behaves(model)
