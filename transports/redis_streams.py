@@ -127,6 +127,15 @@ class RedisQueue(Queue):
         await self._open()
         await self._release()
 
+    @property
+    def holder(self) -> str:
+        return self._settings.holder
+
+    async def disown(self, holder: str) -> None:
+        await self._open()
+        for consumer in self._consumers.values():
+            await consumer.disown(holder)
+
     async def stats(self) -> QueueStats:
         await self._open()
         streams = [f"{self._prefix}:p{index}" for index in range(self._partitions)]

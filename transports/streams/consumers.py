@@ -75,6 +75,11 @@ class StreamConsumer(ABC):
     async def release(self) -> None:
         """Let others have the partition, and everything that was lent from it, at once."""
 
+    async def disown(self, holder: str) -> None:
+        """End what another handle, which is known to be dead, had leased of this partition."""
+        keys = [self._stream, f"{self._stream}:lease"]
+        await self._server.run(scripts.DISOWN, keys, [holder, self._holder_prefix])
+
     @abstractmethod
     def leases(self) -> dict[str, str]:
         """What the renewal must keep alive: keys, and the values by which they are ours."""
@@ -97,6 +102,10 @@ class StreamConsumer(ABC):
     async def reject(self, delivery: Delivery, reason: str) -> bool:
         """Make it a dead letter; False if it is stale."""
         return await self._is_lent(delivery, utf8(reason)) and not await self.settle([delivery])
+
+    @property
+    def _holder_prefix(self) -> str:
+        return f"{self._settings.prefix}:holder:{self._index}:"
 
     async def _is_lent(self, delivery: Delivery, *reason: bytes) -> bool:
         keys = [self._stream, self._epoch_key, f"{self._settings.prefix}:dead"]
@@ -214,10 +223,6 @@ class StreamSingles(StreamConsumer):
     @property
     def _consumer(self) -> str:
         return f"{self._settings.holder}.{self._epoch}"
-
-    @property
-    def _holder_prefix(self) -> str:
-        return f"{self._settings.prefix}:holder:{self._index}:"
 
     async def _pass_on(self, id_: str) -> None:
         await self._server.run(scripts.GIVE_BACK, [self._stream], [id_])

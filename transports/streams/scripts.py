@@ -169,6 +169,15 @@ FORGET = """
 return redis.call('DEL', KEYS[1])
 """
 
+# A handle is known to be dead: whatever it leased, of the whole partition or of single records, is free.
+DISOWN = """
+local stream, lease, holder, prefix = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
+if redis.call('GET', lease) == holder then redis.call('DEL', lease) end
+for _, owner in ipairs(redis.call('XPENDING', stream, 'c')[4] or {}) do
+  if string.sub(owner[1], 1, #holder + 1) == holder .. '.' then redis.call('DEL', prefix .. owner[1]) end
+end
+"""
+
 # One renewal for everything that a handle has, however many records are pending. A lease that has expired stays so.
 RENEW = """
 for at = 1, #KEYS do
