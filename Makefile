@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check ci verify clean
+.PHONY: demo test test-engine check ci verify clean
 
 # An installer that is ten times faster than pip goes into .venv first; where it cannot be had, pip does the work.
 $(READY): pyproject.toml constraints.txt
@@ -22,6 +22,10 @@ demo: $(READY)
 test: $(READY)
 	@$(BIN)/python -m pytest
 
+# Against a real vLLM on CPU, in an environment of its own (.venv-vllm, 2 GB).
+test-engine: $(READY)
+	@bash .ci/engine
+
 check: $(READY)
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
@@ -32,5 +36,5 @@ verify: $(READY)
 	@ROLLOUT_TESTS=full $(BIN)/python -m pytest
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -23,6 +23,7 @@ from rollout.serving.vllm import SHIM, VllmServer, VllmSettings
 from rollout.session import Policy
 
 VENV = os.environ.get("ROLLOUT_VLLM_VENV")
+PIDS = os.environ.get("ROLLOUT_VLLM_PIDS")  # a directory for who has to end servers that a killed suite left
 collect_ignore_glob = [] if VENV else ["test_*.py"]  # the plain suite needs no vLLM
 
 API_KEY = "a key that nobody may see"
@@ -111,6 +112,8 @@ def fleet(
         own = {} if api_key is None else {"VLLM_API_KEY": api_key}
         server = VllmServer(settings, logs / f"{name}.log", environment={**environment, **own})
         server.start()
+        if PIDS:
+            (Path(PIDS) / name).write_text(str(server.pid))
         return Live(server, family, api_key)
 
     servers: dict[str, Live] = {}

@@ -1,0 +1,119 @@
+"""Promises of the client that only a real engine can hold it to: aborts, cancellation, the context's end, the key."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+import pytest
+
+from renderers_adapter.tokens import ExpandedIds, logical
+from rollout import Environment, EnvironmentSettings, Model, Score, Task
+from rollout.engine.client import EngineClient
+from rollout.engine.errors import EngineRefused
+from rollout.engine.protocol import GenerateRequest
+from rollout.steps import RolloutStatus
+from rollout.testing import play
+
+TASK = Task(id="000000", index=0, seed=7)
+ENDLESS = 4000
+WORDS = tuple(range(300, 364))
+
+
+def endless(request_id: str) -> GenerateRequest:
+    """A request that is answered for many seconds."""
+    prompt = logical(WORDS)
+    return GenerateRequest(
+        request_id=request_id,
+        session=request_id,
+        prompt=prompt,
+        images=(),
+        expanded=ExpandedIds(prompt),
+        known=0,
+        placeholders=(),
+        pad_id=None,
+        sampling={"temperature": 0.0, "max_tokens": ENDLESS, "ignore_eos": True},
+        stop_token_ids=(),
+    )
+
+
+def metric(live: Any, name: str) -> float:
+    with live.http() as server:
+        lines = server.get("/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"vllm:{name}{{"))
+
+
+def abort(live: Any, request_id: str) -> None:
+    with live.http() as server:
+        server.post("/inference/v1/abort_requests", json={"request_ids": [request_id]}).raise_for_status()
+
+
+def await_running(live: Any, count: int) -> None:
+    deadline = time.monotonic() + 30
+    while metric(live, "num_requests_running") != count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+async def until_running(live: Any, count: int) -> None:
+    await anyio.to_thread.run_sync(await_running, live, count)
+
+
+async def test_a_cancelled_turn_stops_on_the_server(fleet: Mapping[str, Any]) -> None:
+    live = fleet["qwen3-vl"]
+    before = metric(live, "generation_tokens_total")
+    async with EngineClient([live.url], "tiny", timeout=120) as client:
+        async with anyio.create_task_group() as group:
+            group.start_soon(client.generate, endless("cancelled"))
+            await until_running(live, 1)
+            group.cancel_scope.cancel()
+        await until_running(live, 0)
+    assert metric(live, "generation_tokens_total") - before < ENDLESS
+
+
+async def test_the_name_that_an_abort_uses_is_the_engines(fleet: Mapping[str, Any]) -> None:
+    """An abort by name reaches a request whose connection stays open, as behind a proxy it does."""
+    live = fleet["qwen3-vl"]
+    ended: list[str] = []
+    async with EngineClient([live.url], "tiny", timeout=120) as client:
+
+        async def generate() -> None:
+            ended.append((await client.generate(endless("aborted"))).finish_reason)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(generate)
+            await until_running(live, 1)
+            await anyio.to_thread.run_sync(abort, live, "generate-tokens-aborted.0")
+    assert ended == ["abort"]
+
+
+async def test_a_try_that_takes_too_long_is_aborted_and_the_turn_ends_in_time(fleet: Mapping[str, Any]) -> None:
+    live = fleet["qwen3-vl"]
+    async with EngineClient([live.url], "tiny", timeout=3, request_timeout=1, retries=1) as client:
+        with pytest.raises(Exception, match=r"engine\.request_timeout"):
+            await client.generate(endless("slow"))
+    await until_running(live, 0)
+
+
+async def test_a_conversation_over_the_servers_context_ends_as_truncated(
+    fleet: Mapping[str, Any], policy_for: Any
+) -> None:
+    class Chatter(Environment):
+        async def run(self, task: Task, model: Model) -> Score:
+            messages: list[Any] = []
+            while True:
+                messages.append({"role": "user", "content": "0 1 2 3 4 5 6 7 8 9 " * 50})
+                messages.append((await model.chat(messages)).message)
+
+    async with policy_for(fleet["qwen3-vl"], allowed_token_ids=[300], max_tokens=1) as policy:
+        assert policy.engine.max_model_len == 4096
+        trajectory = await play(Chatter(EnvironmentSettings()), TASK, policy)
+    assert trajectory.status is RolloutStatus.TRUNCATED
+    assert len(trajectory.steps) > 3
+
+
+async def test_a_server_with_a_key_refuses_whoever_has_none(fleet: Mapping[str, Any]) -> None:
+    live = fleet["qwen2.5-vl"]
+    async with EngineClient([live.url], "tiny", timeout=30) as client:
+        with pytest.raises(EngineRefused, match=r"401.*engine\.api_key_env"):
+            await client.check()

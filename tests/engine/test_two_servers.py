@@ -1,0 +1,84 @@
+"""Two servers, no affinity, one without a multimodal cache: turns go wherever there is room, and one server may die.
+
+The last test kills a server, so it comes last.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
+
+ROLLOUTS = 200
+
+
+def launch(fleet: Mapping[str, Any], media: Path, run_directory: str) -> tuple[subprocess.Popen[str], Path]:
+    """A run over both servers in a process of its own, and the directory of its runs."""
+    servers = [fleet["qwen3-vl"], fleet["no-cache"]]
+    runs = media / run_directory
+    settings = {"engine.urls": json.dumps([live.url for live in servers]), "run.directory": str(runs)}
+    overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    config = Path(__file__).parent / "world" / "pictures.yaml"
+    command = [sys.executable, "-m", "rollout", "run", str(config), "--json", *overrides]
+    environment = {**os.environ, "MODEL": str(servers[0].model_dir)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment), runs
+
+
+def finished(runs: Path) -> list[dict[str, Any]]:
+    """What the log says of rollouts that ended."""
+    lines = [line for log in runs.glob("*/log.jsonl") for line in log.read_text().splitlines()]
+    return [event for event in map(json.loads, lines) if event["event"] == "rollout finished"]
+
+
+def require_all_ended_well(process: subprocess.Popen[str], runs: Path) -> None:
+    output, _ = process.communicate(timeout=240)
+    report = json.loads(output)
+    assert process.returncode == 0
+    assert report["rollouts"] == report["trainer"]["trajectories"] == ROLLOUTS
+    assert set(report["status"]) <= {"ok", "truncated"}
+    assert report["trainer"]["violations"] == 0
+    rollouts = [event["rollout"] for event in finished(runs)]
+    assert len(rollouts) == len(set(rollouts)) == ROLLOUTS
+
+
+def served(live: Any) -> float:
+    """How many requests a server has finished, by its own count."""
+    with live.http() as server:
+        lines = server.get("/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:request_success_total{"))
+
+
+def warm_up(live: Any) -> None:
+    """The first image costs a server many seconds, in which the other one would do all the work."""
+    url = draw_square("red", ColorCodewordSettings(image_size=48), seed="warm")
+    message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+    with live.http() as server:
+        server.post("/v1/chat/completions", json={"model": "tiny", "messages": [message], "max_tokens": 1})
+
+
+def test_rollouts_spread_over_both_without_errors_or_violations(fleet: Mapping[str, Any], media: Path) -> None:
+    for name in ("qwen3-vl", "no-cache"):
+        warm_up(fleet[name])
+    before = {name: served(fleet[name]) for name in ("qwen3-vl", "no-cache")}
+    require_all_ended_well(*launch(fleet, media, "both"))
+    shares = [served(fleet[name]) - before[name] for name in before]
+    assert sum(shares) == 3 * ROLLOUTS
+    assert min(shares) > ROLLOUTS / 2
+
+
+def test_every_rollout_ends_once_though_a_server_is_killed_half_way(fleet: Mapping[str, Any], media: Path) -> None:
+    process, runs = launch(fleet, media, "killed")
+    try:
+        while len(finished(runs)) < ROLLOUTS // 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        fleet["no-cache"].server.kill()
+        assert len(finished(runs)) < ROLLOUTS
+        require_all_ended_well(process, runs)
+    finally:
+        process.kill()
