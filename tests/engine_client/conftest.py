@@ -1,0 +1,172 @@
+"""Small engines that misbehave as told, on the test's own event loop, and requests to send to them."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from renderers_adapter.tokens import ExpandedIds, Placeholder, logical
+from rollout.engine.protocol import GenerateRequest, ImageRef
+
+PAD = 99
+TOKENS = [5, 6, 7]
+Answer = tuple[int, bytes]
+Behaviour = Callable[[dict[str, Any]], Awaitable[Answer | None]]
+"""Takes the body of a request for a completion; None closes the connection without an answer."""
+
+
+@dataclass(eq=False)
+class FaultyEngine:
+    """What an engine was asked, and how it behaves from now on."""
+
+    behave: Behaviour
+    url: str = ""
+    generated: list[dict[str, Any]] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    connections: int = 0
+    models: Answer = (200, orjson.dumps({"data": [{"id": "m", "max_model_len": 512}]}))
+
+    async def answer(self, path: str, body: bytes) -> Answer | None:
+        if path == "/v1/models":
+            return self.models
+        if path == "/inference/v1/abort_requests":
+            self.aborted += orjson.loads(body)["request_ids"]
+            return 200, b""
+        self.generated.append(orjson.loads(body))
+        return await self.behave(self.generated[-1])
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while line := await reader.readline():
+                headers = {}
+                while (header := await reader.readline()).strip():
+                    name, _, value = header.decode().partition(":")
+                    headers[name.lower()] = value.strip()
+                self.headers.append(headers)
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                answer = await self.answer(line.split()[1].decode(), body)
+                if answer is None:
+                    break
+                head = f"HTTP/1.1 {answer[0]} -\r\ncontent-length: {len(answer[1])}\r\n\r\n"
+                writer.write(head.encode() + answer[1])
+                await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client left, which tests do on purpose
+        finally:
+            writer.close()
+
+
+def completion(body: dict[str, Any], **changed: Any) -> Answer:
+    """A sound answer to a request."""
+    content = [{"token_id": token, "logprob": -0.5, "rank": 1, "top_logprobs": []} for token in TOKENS]
+    choice = {"index": 0, "token_ids": TOKENS, "logprobs": {"content": content}, "finish_reason": "stop", **changed}
+    return 200, orjson.dumps({"choices": [choice], "prompt_token_ids": body["token_ids"], "mm_placeholders": None})
+
+
+async def well(body: dict[str, Any]) -> Answer:
+    return completion(body)
+
+
+def failing(status: int, times: int) -> Behaviour:
+    """Answers this status so many times, and then as it should."""
+    left = times
+
+    async def behave(body: dict[str, Any]) -> Answer:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            return status, orjson.dumps({"error": {"message": f"as told, {status}"}})
+        return completion(body)
+
+    return behave
+
+
+async def closing(body: dict[str, Any]) -> None:
+    """Gives up in the middle."""
+
+
+async def hanging(body: dict[str, Any]) -> Answer:
+    """Never answers."""
+    await asyncio.sleep(3600)
+    raise AssertionError("a test waited for an hour")
+
+
+@pytest.fixture
+def behaviours() -> Any:
+    """The ways in which an engine can behave, by name."""
+    return {"well": well, "closing": closing, "hanging": hanging, "failing": failing, "completion": completion}
+
+
+@pytest.fixture
+def faulty() -> Callable[[Behaviour], AbstractAsyncContextManager[FaultyEngine]]:
+    """Starts an engine that behaves so."""
+
+    @asynccontextmanager
+    async def start(behave: Behaviour) -> AsyncIterator[FaultyEngine]:
+        engine = FaultyEngine(behave)
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            tasks.add(task)
+            try:
+                await engine.serve(reader, writer)
+            except asyncio.CancelledError:
+                writer.close()
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0, backlog=512)
+        engine.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield engine
+        finally:
+            server.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    return start
+
+
+@pytest.fixture
+def text() -> GenerateRequest:
+    """A sound request without images."""
+    return sound(())
+
+
+@pytest.fixture
+def pictures() -> GenerateRequest:
+    """A sound request with three images, two of which are the same."""
+    return sound((b"one", b"two", b"one"))
+
+
+def sound(images: tuple[bytes, ...]) -> GenerateRequest:
+    lengths = [3 + len(data) + index for index, data in enumerate(dict.fromkeys(images))]
+    length = dict(zip(dict.fromkeys(images), lengths, strict=True))
+    prompt, expanded, refs, marks = [1], [1], [], []
+    for number, data in enumerate(images):
+        sha256 = hashlib.sha256(data).hexdigest()
+        prompt += [2, PAD, 3 + number]
+        marks.append(Placeholder(sha256[:32], len(expanded) + 1, length[data]))
+        expanded += [2, *[PAD] * length[data], 3 + number]
+        refs.append(ImageRef(f"file:///runs/r/assets/images/{sha256}.png", sha256[:32]))
+    return GenerateRequest(
+        request_id="r-0",
+        session="r",
+        prompt=logical(prompt),
+        images=tuple(refs),
+        expanded=ExpandedIds(np.array(expanded, np.int32)),
+        known=0,
+        placeholders=tuple(marks),
+        pad_id=PAD,
+        sampling={"temperature": 0.0, "max_tokens": 8},
+        stop_token_ids=(7,),
+    )
