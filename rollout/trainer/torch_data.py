@@ -2,7 +2,7 @@
 
     dataset = TrajectoryDataset(url, partial(batch_of, packing=32768), groups_per_batch=8)
     dataset.load_state_dict(checkpoint["reader"])
-    for portion in DataLoader(dataset, batch_size=None, num_workers=2):
+    for portion in DataLoader(dataset, batch_size=None, num_workers=2, in_order=False):
         train(portion.batch)
         dataset.trained(portion)
         if time_to_save:
@@ -11,6 +11,7 @@
 
 A loader reads ahead, so what was read is not what was trained. Each portion therefore brings the state of its reader
 as it is once that portion is trained; the readers of a loader's processes lease disjoint partitions, as ranks do.
+With `in_order` the loader would wait for each process in turn, also for one whose partitions have nothing.
 """
 
 import threading

@@ -1,16 +1,15 @@
 """Groups: whole ones at once, partial ones as the policy says, stale ones not at all."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 
 import pytest
 
 from rollout.trainer import Group, GroupPolicy, ReaderSettings, TrajectoryReader, staleness
 from rollout.trainer.staleness import version_number
-from transports import Frames, Queue, open_queue
+from rollout.trainer.testing import put_all, scripted_rollout
+from transports import Queue, open_queue
 
-Packet = tuple[Frames, str, str]
-Played = Callable[..., Awaitable[list[Packet]]]
 QUEUE = "memory://groups-test"
 
 
@@ -25,11 +24,6 @@ def reader_of(policy: GroupPolicy | None = None, max_staleness: int | None = Non
     return TrajectoryReader(open_queue(QUEUE), settings)
 
 
-async def deliver(queue: Queue, packets: Sequence[Packet]) -> None:
-    for frames, key, tag in packets:
-        await queue.put(frames, key=key, tag=tag)
-
-
 async def read_groups(reader: TrajectoryReader, timeout: float = 0.02) -> list[Group]:
     found = []
     while (group := await reader.receive_group(timeout=timeout)) is not None:
@@ -37,24 +31,24 @@ async def read_groups(reader: TrajectoryReader, timeout: float = 0.02) -> list[G
     return found
 
 
-async def test_a_group_comes_when_its_last_member_has_finished(queue: Queue, played: Played) -> None:
-    await deliver(queue, await played("a.1", size=2) + await played("b.0", size=2))
+async def test_a_group_comes_when_its_last_member_has_finished(queue: Queue) -> None:
+    await put_all(queue, await scripted_rollout("a.1", group_size=2) + await scripted_rollout("b.0", group_size=2))
     async with reader_of() as reader:
         assert await read_groups(reader) == []
         assert reader.stats().waiting == 2
-        await deliver(queue, await played("a.0", size=2))
+        await put_all(queue, await scripted_rollout("a.0", group_size=2))
         (group,) = await read_groups(reader)
     assert group.whole
     assert [trajectory.rollout for trajectory in group.trajectories] == ["a.0", "a.1"]
 
 
-async def test_members_that_wait_for_their_group_are_not_in_the_state(queue: Queue, played: Played) -> None:
-    await deliver(queue, await played("a.0", size=2))
+async def test_members_that_wait_for_their_group_are_not_in_the_state(queue: Queue) -> None:
+    await put_all(queue, await scripted_rollout("a.0", group_size=2))
     async with reader_of() as reader:
         assert await read_groups(reader) == []
         state = reader.state_dict()
         await reader.commit()
-    await deliver(queue, await played("a.1", size=2))
+    await put_all(queue, await scripted_rollout("a.1", group_size=2))
     async with reader_of() as reader:
         reader.load_state_dict(state)
         (group,) = await read_groups(reader)
@@ -63,14 +57,16 @@ async def test_members_that_wait_for_their_group_are_not_in_the_state(queue: Que
 
 @pytest.mark.parametrize("keep", [None, 2, 3])
 async def test_a_group_that_stays_partial_is_handed_out_or_dropped_as_the_policy_says(
-    queue: Queue, played: Played, keep: int | None
+    queue: Queue, keep: int | None
 ) -> None:
     """Two of three members come in time; the third one is under way, and comes after the group was given up."""
-    late = await played("a.2", size=3)
-    await deliver(queue, await played("a.0", size=3) + await played("a.1", size=3) + late[:2])
+    late = await scripted_rollout("a.2", group_size=3)
+    await put_all(
+        queue, await scripted_rollout("a.0", group_size=3) + await scripted_rollout("a.1", group_size=3) + late[:2]
+    )
     async with reader_of(GroupPolicy(timeout=0.05, keep_partial=keep)) as reader:
         found = await read_groups(reader, timeout=0.2)
-        await deliver(queue, late[2:])
+        await put_all(queue, late[2:])
         assert await read_groups(reader) == []
         assert reader.stats().partial_groups == 1
         state = reader.state_dict()
@@ -78,26 +74,26 @@ async def test_a_group_that_stays_partial_is_handed_out_or_dropped_as_the_policy
         assert (await queue.stats()).backlog_records == 0
     assert [len(group.trajectories) for group in found] == ([2] if keep == 2 else [])
     assert not any(group.whole for group in found)
-    await deliver(queue, await played("a.2", attempt=2, size=3))
+    await put_all(queue, await scripted_rollout("a.2", attempt=2, group_size=3))
     async with reader_of(GroupPolicy(timeout=0.05, keep_partial=1)) as reader:
         reader.load_state_dict(state)
         assert await read_groups(reader, timeout=0.1) == []
 
 
-async def test_groups_of_the_same_name_from_two_environments_stay_apart(queue: Queue, played: Played) -> None:
+async def test_groups_of_the_same_name_from_two_environments_stay_apart(queue: Queue) -> None:
     for environment in ("One", "Other"):
-        await deliver(queue, await played("a.0", environment=environment, size=2))
+        await put_all(queue, await scripted_rollout("a.0", environment=environment, group_size=2))
     async with reader_of() as reader:
         assert await read_groups(reader) == []
 
 
 async def test_a_busy_trainer_does_not_run_out_of_patience_with_what_it_has_not_read(
-    queue: Queue, played: Played, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await deliver(queue, await played("a.0", size=2))
+    await put_all(queue, await scripted_rollout("a.0", group_size=2))
     async with reader_of(GroupPolicy(timeout=0.5)) as reader:
         assert await read_groups(reader) == []
-        await deliver(queue, await played("a.1", size=2))
+        await put_all(queue, await scripted_rollout("a.1", group_size=2))
         later = time.monotonic() + 1000
         monkeypatch.setattr("rollout.trainer.reader.time.monotonic", lambda: later)
         group = await reader.receive_group(timeout=0.1)
@@ -105,9 +101,17 @@ async def test_a_busy_trainer_does_not_run_out_of_patience_with_what_it_has_not_
     assert group.whole
 
 
-async def test_a_group_with_a_stale_member_is_consumed_and_not_handed_out(queue: Queue, played: Played) -> None:
-    await deliver(queue, await played("a.0", size=2, version="step-3") + await played("a.1", size=2, version="step-9"))
-    await deliver(queue, await played("b.0", size=2, version="step-8") + await played("b.1", size=2, version="step-9"))
+async def test_a_group_with_a_stale_member_is_consumed_and_not_handed_out(queue: Queue) -> None:
+    await put_all(
+        queue,
+        await scripted_rollout("a.0", group_size=2, version="step-3")
+        + await scripted_rollout("a.1", group_size=2, version="step-9"),
+    )
+    await put_all(
+        queue,
+        await scripted_rollout("b.0", group_size=2, version="step-8")
+        + await scripted_rollout("b.1", group_size=2, version="step-9"),
+    )
     async with reader_of(max_staleness=2) as reader:
         reader.version = 10
         (group,) = await read_groups(reader)

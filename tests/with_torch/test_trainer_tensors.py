@@ -1,0 +1,234 @@
+"""Batches equal what a slow reference makes of whole conversations, token by token."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from renderers_adapter.tokens import ImageSlot, TokenRun, logical
+from rollout.evidence import VersionSpan
+from rollout.steps import Header, RolloutStarted, RolloutStatus, Step
+from rollout.trainer import Group, SampleTooLong, Trajectory, TrajectoryNode, batch_of, collate, rloo, samples
+
+PAD = 999
+VERSIONS = ("3", "4", "5")
+
+
+@dataclass
+class Token:
+    """One token of a conversation, as the reference sees it."""
+
+    id: int
+    trains: bool = False
+    logprob: float = 0.0
+    image: bool = False
+    version: str | None = None
+
+
+@dataclass
+class Conversation:
+    """One branch, from its first message to its last."""
+
+    rollout: str
+    reward: float
+    tokens: list[Token] = field(default_factory=list)
+    images: list[tuple[str, int, int]] = field(default_factory=list)
+
+
+def user_node(draw: st.DrawFn, index: int, parent: int) -> TrajectoryNode:
+    ids: list[int] = []
+    slots: list[ImageSlot] = []
+    for _ in range(draw(st.integers(1, 5))):
+        if draw(st.booleans()):
+            slots.append(ImageSlot(f"{draw(st.integers(0, 3)):032x}", len(ids), draw(st.integers(1, 6))))
+            ids.append(PAD)
+        else:
+            ids.append(draw(st.integers(1, 50)))
+    run = TokenRun(logical(ids), len(ids), images=tuple(slots))
+    return TrajectoryNode(index, parent, -1, {"role": "user", "content": ""}, run, ())
+
+
+def answer_node(draw: st.DrawFn, index: int, parent: int, step: int) -> TrajectoryNode:
+    opening, said = draw(st.integers(0, 3)), draw(st.integers(1, 5))
+    ids = [draw(st.integers(1, 50)) for _ in range(opening + said)]
+    logprobs = np.linspace(-1.0 / (index + 1), -0.1, said, dtype=np.float32)
+    run = TokenRun(logical(ids), opening, logprobs)
+    return TrajectoryNode(index, parent, step, {"role": "assistant", "content": ""}, run, ())
+
+
+def step_of(draw: st.DrawFn, leaf: int, sampled: int) -> Step:
+    """A turn whose tokens were sampled by one version, or by two where the weights changed half-way."""
+    cut = draw(st.integers(1, sampled))
+    spans = [VersionSpan(draw(st.sampled_from(VERSIONS)), 0, cut)]
+    spans += [VersionSpan(draw(st.sampled_from(VERSIONS)), cut, sampled)] if cut < sampled else []
+    header = Header("run", "Env", "g", "g.0", 1, leaf)
+    return Step(header, leaf, -1, leaf, (), {}, "first", 0, b"", "stop", versions=tuple(spans))
+
+
+@st.composite
+def trajectories(draw: st.DrawFn, rollout: str = "g.0") -> Trajectory:
+    """A rollout whose turns fork from any node before, so that branches share what they share."""
+    nodes: list[TrajectoryNode] = []
+    steps: list[Step] = []
+    for _ in range(draw(st.integers(1, 4))):
+        parent = draw(st.integers(-1, len(nodes) - 1))
+        nodes.append(user_node(draw, len(nodes), parent))
+        nodes.append(answer_node(draw, len(nodes), len(nodes) - 1, len(steps)))
+        steps.append(step_of(draw, len(nodes) - 1, len(nodes[-1].run.logprobs)))
+    hashes = {slot.hash for node in nodes for slot in node.run.images}
+    header = Header("run", "Env", "g", rollout, 1, 0)
+    started = RolloutStarted(header, {}, 0, 1, "3", "c", "m", PAD, "", {})
+    return Trajectory(
+        run="run",
+        environment="Env",
+        group="g",
+        rollout=rollout,
+        attempt=1,
+        status=draw(st.sampled_from([RolloutStatus.OK, RolloutStatus.TRUNCATED])),
+        reward=draw(st.sampled_from([0.0, 0.5, 1.0])),
+        started=started,
+        steps=tuple(steps),
+        nodes=tuple(nodes),
+        images={mm_hash: {"raw_image_id": f"{mm_hash}.png"} for mm_hash in hashes},
+    )
+
+
+groups = st.integers(1, 4).flatmap(lambda size: st.tuples(*(trajectories(f"g.{at}") for at in range(size))))
+
+
+def conversations(trajectory: Trajectory) -> list[Conversation]:
+    """Every branch written out; what a sampled message trains, it trains in the first branch that holds it."""
+    found: list[Conversation] = []
+    trained: set[int] = set()
+    for leaf in [
+        node.index for node in trajectory.nodes if all(other.parent != node.index for other in trajectory.nodes)
+    ]:
+        conversation = Conversation(trajectory.rollout, float(trajectory.reward or 0.0))
+        path: list[TrajectoryNode] = []
+        at = leaf
+        while at >= 0:
+            path.insert(0, trajectory.nodes[at])
+            at = path[0].parent
+        for node in path:
+            write_out(conversation, trajectory, node, trains=node.index not in trained)
+            trained.add(node.index)
+        if any(token.trains for token in conversation.tokens):
+            found.append(conversation)
+    return found
+
+
+def write_out(conversation: Conversation, trajectory: Trajectory, node: TrajectoryNode, *, trains: bool) -> None:
+    slots = {slot.offset: slot for slot in node.run.images}
+    for at, token in enumerate(node.run.ids.tolist()):
+        if at in slots:
+            slot = slots[at]
+            conversation.images.append((slot.hash, len(conversation.tokens), slot.length))
+            conversation.tokens += [Token(PAD, image=True)] * slot.length
+        elif at < node.run.sampled_from:
+            conversation.tokens.append(Token(token))
+        else:
+            said = at - node.run.sampled_from
+            (version,) = [s.version for s in trajectory.steps[node.step].versions if s.start <= said < s.end]
+            conversation.tokens.append(Token(token, trains, float(node.run.logprobs[said]), version=version))
+
+
+@given(groups, st.sampled_from([None, 0, 20]), st.booleans())
+def test_a_batch_is_its_conversations_and_padding(
+    members: tuple[Trajectory, ...], spare: int | None, weighted: bool
+) -> None:
+    wanted = [conversation for trajectory in members for conversation in conversations(trajectory)]
+    given_samples = [sample for trajectory in members for sample in samples(trajectory)]
+    longest = max(len(conversation.tokens) for conversation in wanted)
+    weights = [0.25 * (at + 1) for at in range(len(wanted))] if weighted else None
+    packing = None if spare is None else longest + spare
+    batch = collate(given_samples, advantages=weights, packing=packing)
+
+    rows, length = batch.token_ids.shape
+    assert length == longest if packing is None else length <= packing
+    assert sorted(batch.order) == list(range(len(wanted)))
+    covered = np.zeros((rows, length), bool)
+    pictures = list(zip(batch.placeholders.tolist(), batch.images, strict=True))
+    for number, (row, start, size) in enumerate(batch.spans.tolist()):
+        conversation = wanted[batch.order[number]]
+        cells = [(row, start + at) for at in range(size)]
+        assert not any(covered[cell] for cell in cells)
+        for cell in cells:
+            covered[cell] = True
+        assert (batch.rollouts[number], batch.rewards[number].item()) == (conversation.rollout, conversation.reward)
+        assert [read(batch, cell) for cell in cells] == [
+            (token.id, at, number, token.trains, pytest.approx(token.logprob), token.image, token.version)
+            for at, token in enumerate(conversation.tokens)
+        ]
+        if batch.advantages is not None and weights is not None:
+            assert [batch.advantages[cell].item() for cell in cells] == [
+                weights[batch.order[number]] if token.trains else 0.0 for token in conversation.tokens
+            ]
+        mine = [(item["raw_image_id"][:32], offset - start, n) for (s, _, offset, n), item in pictures if s == number]
+        assert mine == conversation.images
+        assert all(place[1] == row for place, _ in pictures if place[0] == number)
+    assert (batch.sample_index.numpy() >= 0).tolist() == covered.tolist()
+    assert not batch.mask.numpy()[~covered].any()
+    assert (batch.advantages is None) == (weights is None)
+
+
+def read(batch: Any, cell: tuple[int, int]) -> tuple[Any, ...]:
+    version = batch.version_index[cell].item()
+    return (
+        batch.token_ids[cell].item(),
+        batch.position_ids[cell].item(),
+        batch.sample_index[cell].item(),
+        batch.mask[cell].item(),
+        batch.logprobs[cell].item(),
+        bool(batch.token_types[cell].item()),
+        batch.versions[version] if version >= 0 else None,
+    )
+
+
+@given(groups)
+def test_packing_never_takes_more_rows_and_fills_no_row_beyond_its_length(members: tuple[Trajectory, ...]) -> None:
+    given_samples = [sample for trajectory in members for sample in samples(trajectory)]
+    limit = 2 * max(len(sample.token_ids) for sample in given_samples)
+    packed = collate(given_samples, packing=limit)
+    assert packed.token_ids.shape[0] <= -(-len(given_samples) // 2)
+    assert packed.token_ids.shape[1] <= limit
+
+
+@given(trajectories())
+def test_a_sample_longer_than_a_row_is_refused_by_name(trajectory: Trajectory) -> None:
+    (sample, *_) = samples(trajectory)
+    with pytest.raises(SampleTooLong, match=r"g\.0, branch of node"):
+        collate([sample], packing=len(sample.token_ids) - 1)
+
+
+@given(groups)
+def test_a_group_becomes_one_batch_with_the_advantages_of_its_rollouts(members: tuple[Trajectory, ...]) -> None:
+    batch = batch_of([Group("g", len(members), members)], estimator=rloo)
+    assert batch is not None
+    assert batch.advantages is not None
+    wanted = dict(zip((m.rollout for m in members), rloo(np.array([m.reward for m in members])).tolist(), strict=True))
+    for number, rollout in enumerate(batch.rollouts):
+        values = batch.advantages[batch.mask & (batch.sample_index == number)]
+        assert values.tolist() == pytest.approx([wanted[rollout]] * len(values))
+
+
+def test_a_group_that_failed_is_no_batch() -> None:
+    failed = Trajectory("run", "Env", "g", "g.0", 1, RolloutStatus.FAILED, None)
+    assert batch_of([Group("g", 1, (failed,))]) is None
+
+
+@given(trajectories())
+def test_a_batch_moves_to_a_device_with_all_of_its_tensors(trajectory: Trajectory) -> None:
+    moved = collate(samples(trajectory)).to("meta")
+    assert moved.token_ids.device == torch.device("meta")
+    assert moved.spans.device == torch.device("meta")
+
+
+def test_reading_trajectories_does_not_import_torch() -> None:
+    code = "import sys, rollout.trainer; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
