@@ -31,6 +31,7 @@ class FaultyEngine:
     aborted: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     connections: int = 0
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
     models: Answer = (200, orjson.dumps({"data": [{"id": "m", "max_model_len": 512}]}))
 
     async def answer(self, path: str, body: bytes) -> Answer | None:
@@ -40,6 +41,7 @@ class FaultyEngine:
             self.aborted += orjson.loads(body)["request_ids"]
             return 200, b""
         self.generated.append(orjson.loads(body))
+        self.arrived.set()
         return await self.behave(self.generated[-1])
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

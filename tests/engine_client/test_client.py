@@ -1,0 +1,233 @@
+"""The client over engines that misbehave: what is tried again, what is final, and what the server is told."""
+
+import asyncio
+import re
+from typing import Any
+
+import anyio
+import orjson
+import pytest
+
+from rollout.engine import client as module
+from rollout.engine.client import EngineClient
+from rollout.engine.errors import (
+    EngineBroken,
+    EngineRefused,
+    EngineTimeout,
+    EngineUnavailable,
+    EngineUnreachable,
+    ModelNotServed,
+)
+from rollout.engine.protocol import GenerateRequest
+
+UNUSED = "http://127.0.0.1:1"
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PAUSE", 0.001)
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+async def test_what_may_pass_is_tried_again_and_answered_once(
+    faulty: Any, behaviours: Any, text: GenerateRequest, status: int
+) -> None:
+    async with (
+        faulty(behaviours["failing"](status, 2)) as engine,
+        EngineClient([engine.url], "m", timeout=20) as client,
+    ):
+        generation = await client.generate(text)
+    assert generation.token_ids.tolist() == [5, 6, 7]
+    assert [body["request_id"] for body in engine.generated] == ["r-0.0", "r-0.1", "r-0.2"]
+    assert len({orjson.dumps({**body, "request_id": ""}) for body in engine.generated}) == 1
+
+
+@pytest.mark.parametrize(("status", "error"), [(400, EngineRefused), (404, EngineRefused), (500, EngineBroken)])
+async def test_what_would_only_repeat_itself_is_final(
+    faulty: Any, behaviours: Any, text: GenerateRequest, status: int, error: type[Exception]
+) -> None:
+    async with (
+        faulty(behaviours["failing"](status, 9)) as engine,
+        EngineClient([engine.url], "m", timeout=20) as client,
+    ):
+        with pytest.raises(error, match=f"answered {status}: as told, {status}"):
+            await client.generate(text)
+    assert len(engine.generated) == 1
+
+
+@pytest.mark.parametrize(("status", "cure"), [(401, "engine.api_key_env"), (403, "--enable-scale-out")])
+async def test_a_refusal_names_its_cure(
+    faulty: Any, behaviours: Any, text: GenerateRequest, status: int, cure: str
+) -> None:
+    async with (
+        faulty(behaviours["failing"](status, 9)) as engine,
+        EngineClient([engine.url], "m", timeout=20) as client,
+    ):
+        with pytest.raises(EngineRefused, match=re.escape(cure)):
+            await client.generate(text)
+
+
+async def test_retries_end(faulty: Any, behaviours: Any, text: GenerateRequest) -> None:
+    async with faulty(behaviours["failing"](503, 99)) as engine:
+        async with EngineClient([engine.url], "m", timeout=20, retries=2) as client:
+            with pytest.raises(EngineUnavailable):
+                await client.generate(text)
+    assert len(engine.generated) == 3
+
+
+async def test_a_connection_that_breaks_is_tried_on_another_engine(
+    faulty: Any, behaviours: Any, text: GenerateRequest
+) -> None:
+    async with faulty(behaviours["closing"]) as broken, faulty(behaviours["well"]) as sound:
+        async with EngineClient([broken.url, sound.url], "m", timeout=20) as client:
+            for _ in range(20):
+                await client.generate(text)
+    assert len(sound.generated) == 20
+    # After three failures in a row it was left out.
+    assert len(broken.generated) == 3
+
+
+async def test_an_engine_that_returns_is_used_again(
+    faulty: Any, behaviours: Any, text: GenerateRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.engine.routing._SHORTEST", 0.02)
+    async with faulty(behaviours["closing"]) as first, faulty(behaviours["well"]) as second:
+        first.models = (503, b"")
+        async with EngineClient([first.url, second.url], "m", timeout=20) as client:
+            for _ in range(10):
+                await client.generate(text)
+            assert client.engines[0].away
+            tried = len(first.generated)
+            first.behave = behaviours["well"]
+            # It would answer, but does not say so: nothing is sent to it.
+            await asyncio.sleep(0.05)
+            await client.generate(text)
+            assert len(first.generated) == tried
+            first.models = second.models
+            while client.engines[0].away:
+                await client.generate(text)
+                await asyncio.sleep(0.01)
+            for _ in range(10):
+                await client.generate(text)
+    assert len(first.generated) > tried
+
+
+async def test_a_try_that_takes_too_long_is_aborted_and_repeated_elsewhere(
+    faulty: Any, behaviours: Any, text: GenerateRequest
+) -> None:
+    async with faulty(behaviours["hanging"]) as stuck, faulty(behaviours["well"]) as sound:
+        async with EngineClient([stuck.url, sound.url], "m", timeout=20, request_timeout=0.1) as client:
+            await client.generate(text)
+    assert stuck.aborted == ["generate-tokens-r-0.0"]
+    assert [body["request_id"] for body in sound.generated] == ["r-0.1"]
+
+
+async def test_a_turn_ends_at_its_deadline_whatever_was_tried(
+    faulty: Any, behaviours: Any, text: GenerateRequest
+) -> None:
+    async with faulty(behaviours["hanging"]) as stuck:
+        async with EngineClient([stuck.url], "m", timeout=0.2) as client:
+            with pytest.raises(EngineTimeout, match=r"engine\.(request_)?timeout"):
+                await client.generate(text)
+    assert stuck.aborted == ["generate-tokens-r-0.0"]
+
+
+async def test_cancellation_aborts_on_the_server(faulty: Any, behaviours: Any, text: GenerateRequest) -> None:
+    async with faulty(behaviours["hanging"]) as stuck, EngineClient([stuck.url], "m", timeout=60) as client:
+        async with anyio.create_task_group() as group:
+            group.start_soon(client.generate, text)
+            await stuck.arrived.wait()
+            group.cancel_scope.cancel()
+        assert client.engines[0].in_flight == 0
+    assert stuck.aborted == ["generate-tokens-r-0.0"]
+
+
+async def test_cancellation_does_not_wait_for_an_engine_that_is_gone(
+    faulty: Any, behaviours: Any, text: GenerateRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ABORT_TIMEOUT", 0.05)
+    async with faulty(behaviours["hanging"]) as stuck, EngineClient([stuck.url], "m", timeout=60) as client:
+
+        async def silent(path: str, body: bytes) -> None:
+            await asyncio.sleep(3600)
+
+        stuck.answer = silent
+        with anyio.move_on_after(0.1) as scope:
+            await client.generate(text)
+    assert scope.cancelled_caught
+
+
+async def test_hundreds_of_requests_are_in_flight_at_once(faulty: Any, behaviours: Any, text: GenerateRequest) -> None:
+    everybody = asyncio.Event()
+
+    async def together(body: dict[str, Any]) -> Any:
+        if len(engine.generated) == 300:
+            everybody.set()
+        await everybody.wait()
+        return behaviours["completion"](body)
+
+    async with faulty(together) as engine, EngineClient([engine.url], "m", timeout=30) as client:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(300):
+                group.create_task(client.generate(text))
+    assert engine.connections == 300
+
+
+async def test_a_session_is_named_only_where_affinity_is_wanted(
+    faulty: Any, behaviours: Any, text: GenerateRequest
+) -> None:
+    async with faulty(behaviours["well"]) as engine:
+        for affinity in (False, True):
+            async with EngineClient([engine.url], "m", timeout=20, affinity=affinity) as client:
+                await client.generate(text)
+    assert [headers.get("x-session-id") for headers in engine.headers] == [None, "r"]
+
+
+async def test_the_key_goes_out_as_a_bearer_token(faulty: Any, behaviours: Any, text: GenerateRequest) -> None:
+    async with faulty(behaviours["well"]) as engine:
+        async with EngineClient([engine.url], "m", timeout=20, api_key="s3cret") as client:
+            await client.check()
+            await client.generate(text)
+            assert "s3cret" not in repr(client.__dict__)
+    assert {headers["authorization"] for headers in engine.headers} == {"Bearer s3cret"}
+
+
+async def test_checking_learns_the_shortest_context(faulty: Any, behaviours: Any) -> None:
+    async with faulty(behaviours["well"]) as first, faulty(behaviours["well"]) as second:
+        second.models = (200, orjson.dumps({"data": [{"id": "m", "max_model_len": 64}]}))
+        async with EngineClient([first.url, second.url], "m", timeout=20) as client:
+            await client.check()
+            assert client.max_model_len == 64
+
+
+async def test_one_engine_that_is_away_does_not_hold_up_the_start(
+    faulty: Any, behaviours: Any, text: GenerateRequest
+) -> None:
+    async with faulty(behaviours["well"]) as engine, EngineClient([UNUSED, engine.url], "m", timeout=20) as client:
+        await client.check()
+        assert [engine.away for engine in client.engines] == [True, False]
+        await client.generate(text)
+
+
+async def test_no_engine_at_all_does() -> None:
+    async with EngineClient([UNUSED], "m", timeout=20) as client:
+        with pytest.raises(EngineUnreachable, match="Is it running"):
+            await client.check()
+
+
+@pytest.mark.parametrize(
+    ("models", "error"),
+    [
+        ((200, orjson.dumps({"data": [{"id": "other"}]})), ModelNotServed),
+        ((200, b"<html>"), EngineRefused),
+        ((404, b"no such page"), EngineRefused),
+    ],
+)
+async def test_a_server_of_something_else_holds_up_the_start(
+    faulty: Any, behaviours: Any, models: Any, error: type[Exception]
+) -> None:
+    async with faulty(behaviours["well"]) as sound, faulty(behaviours["well"]) as other:
+        other.models = models
+        async with EngineClient([sound.url, other.url], "m", timeout=20) as client:
+            with pytest.raises(error):
+                await client.check()

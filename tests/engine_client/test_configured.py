@@ -1,0 +1,52 @@
+"""From the YAML to a client: every key arrives, and the API key stays out of everything that is written."""
+
+from pathlib import Path
+
+import pytest
+
+from rollout.config import load_config
+from rollout.config_source import ConfigError
+from rollout.engine.configured import engine_client
+from rollout.errors import ConfigurationError
+
+URL = "http://127.0.0.1:8000"
+
+
+@pytest.fixture
+def example(repository: Path) -> Path:
+    return repository / "configs" / "color_codeword.yaml"
+
+
+def test_the_key_is_read_from_the_environment_and_never_dumped(example: Path) -> None:
+    config = load_config(example, ["engine.api_key_env=ENGINE_KEY"])
+    client = engine_client(config, [URL], None, environment={"ENGINE_KEY": "s3cret"})
+    assert client._http._headers["authorization"] == "Bearer s3cret"
+    assert "s3cret" not in f"{config.dump()} {config!r} {client.__dict__!r} {client._http.__dict__!r}"
+
+
+def test_a_variable_that_is_not_set_is_named(example: Path) -> None:
+    config = load_config(example, ["engine.api_key_env=ENGINE_KEY"])
+    with pytest.raises(ConfigurationError, match="ENGINE_KEY"):
+        engine_client(config, [URL], None, environment={})
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("127.0.0.1:8000", "the root of a server"),
+        ("http://127.0.0.1:8000/v1", "without /v1"),
+        ("ftp://host", "the root of a server"),
+        ("http://me:s3cret@host:8000", "engine.api_key_env"),
+    ],
+)
+def test_a_url_that_is_no_engines_root_is_refused(example: Path, url: str, told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(example, [f'engine.urls=["{url}"]'])
+    assert told in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_deadlines_retries_and_affinity_arrive(example: Path) -> None:
+    keys = ["engine.timeout=60", "engine.request_timeout=20", "engine.retries=2", "engine.affinity=true"]
+    client = engine_client(load_config(example, keys), [URL], None, environment={})
+    assert (client._timeout, client._request_timeout, client._tries, client._affinity) == (60, 20, 3, True)

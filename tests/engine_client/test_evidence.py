@@ -1,0 +1,160 @@
+"""What an answer proves of its tokens is believed only if it is of exactly these tokens."""
+
+import base64
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pytest
+
+from rollout.engine.errors import EngineMismatch, InvalidEvidence
+from rollout.engine.evidence import read_experts, read_mask
+from rollout.engine.protocol import GenerateRequest, Generation, decode_response
+from rollout.evidence import RoutedExperts, SamplingMask
+from rollout.steps import Header, Step, decode_record, encode_record
+
+TOKENS = [5, 6, 7]
+
+
+def entry(token: int, logprob: Any = -0.25) -> dict[str, Any]:
+    return {"token_id": token, "logprob": logprob, "rank": 1, "top_logprobs": []}
+
+
+def decode(request: GenerateRequest, content: Any = None, **changed: Any) -> Generation:
+    evidence = [entry(token) for token in TOKENS] if content is None else content
+    choice = {"token_ids": TOKENS, "logprobs": {"content": evidence}, "finish_reason": "stop", **changed}
+    prompt = request.expanded.tolist()
+    return decode_response(orjson.dumps({"choices": [choice], "prompt_token_ids": prompt}), request)
+
+
+def test_log_probs_are_read_in_both_shapes(text: GenerateRequest) -> None:
+    older = [{"token": f"token_id:{token}", "logprob": -0.25, "bytes": None} for token in TOKENS]
+    assert decode(text).logprobs.tolist() == decode(text, older).logprobs.tolist() == [-0.25] * 3
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([], "3 tokens came with 0 log-probs"),
+        ([entry(5), entry(6)], "3 tokens came with 2 log-probs"),
+        ([entry(5), entry(7), entry(6)], "log-prob 1 is of token 7, the sampled token is 6"),
+        ([entry(5), entry(6), {"token": "token_id:8", "logprob": 0.0}], "of token 8, the sampled token is 7"),
+        ([entry(5), entry(6), {"token": " word", "logprob": 0.0}], "of token  word"),
+        ([entry(5), entry(6), entry(7, -9999.0)], "the log-prob of token 2 is -9999.0"),
+        ([entry(5), entry(6), entry(7, None)], "the log-prob of token 2 is None"),
+        ([entry(5), entry(6), "?"], "not the expected shape"),
+    ],
+)
+def test_log_probs_of_anything_else_are_refused(text: GenerateRequest, content: Any, told: str) -> None:
+    with pytest.raises(InvalidEvidence, match=r"^r-0: ") as refused:
+        decode(text, content)
+    assert told in str(refused.value)
+
+
+def test_log_probs_that_are_absent_are_refused(text: GenerateRequest) -> None:
+    with pytest.raises(InvalidEvidence):
+        decode(text, logprobs=None)
+
+
+@pytest.mark.parametrize("spans", [[("1", 1, 3)], [("1", 0, 1), ("2", 2, 3)], [("1", 0, 2)], [("1", 0, 4)]])
+def test_weight_versions_that_leave_tokens_out_are_refused(text: GenerateRequest, spans: Any) -> None:
+    with pytest.raises(InvalidEvidence, match="weight_versions"):
+        decode(text, weight_versions=[{"version": v, "start": a, "end": b} for v, a, b in spans])
+
+
+def test_weights_may_change_within_a_completion(text: GenerateRequest) -> None:
+    spans = [{"version": "1", "start": 0, "end": 2}, {"version": "2", "start": 2, "end": 3}]
+    assert [span.version for span in decode(text, weight_versions=spans).versions] == ["1", "2"]
+
+
+@pytest.mark.parametrize("changed", [{"token_ids": None}, {"finish_reason": "error"}, {"token_ids": ["a"]}])
+def test_an_answer_of_another_shape_is_refused(text: GenerateRequest, changed: Any) -> None:
+    with pytest.raises(EngineMismatch):
+        decode(text, **changed)
+
+
+def test_a_prompt_that_the_engine_saw_differently_is_refused(pictures: GenerateRequest) -> None:
+    answer = {"choices": [{"token_ids": [], "finish_reason": "stop"}], "prompt_token_ids": pictures.prompt.tolist()}
+    with pytest.raises(EngineMismatch, match="another prompt"):
+        decode_response(orjson.dumps(answer), pictures)
+    answer["prompt_token_ids"] = pictures.expanded.tolist()
+    with pytest.raises(EngineMismatch, match="placed its images at"):
+        decode_response(orjson.dumps(answer), pictures)
+
+
+def npy(rows: npt.NDArray[Any]) -> str:
+    file = io.BytesIO()
+    np.save(file, rows)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+CHOICES = np.arange(9 * 2 * 4, dtype=np.uint8).reshape(9, 2, 4)
+"""Ten tokens, the last of which was never fed to the network: nine rows of two layers with four experts each."""
+
+
+def test_experts_are_those_of_the_tokens_that_a_turn_added() -> None:
+    whole = read_experts(npy(CHOICES), first=0, length=10)
+    asked = read_experts(npy(CHOICES[6:]), first=6, length=10)
+    not_asked = read_experts(npy(CHOICES), first=6, length=10)
+    assert whole is not None
+    assert asked is not None
+    assert not_asked is not None
+    assert np.array_equal(whole.rows, CHOICES)
+    assert (asked.first, not_asked.first) == (6, 6)
+    assert np.array_equal(asked.rows, not_asked.rows)
+    assert np.array_equal(asked.rows, CHOICES[6:])
+
+
+def test_experts_of_two_turns_join_without_a_gap(text: GenerateRequest) -> None:
+    """The second turn begins with the token that the first one sampled last: its row exists only now."""
+    later = replace(text, known=5)
+    first = read_experts(npy(CHOICES[:4]), first=text.experts_from, length=5)
+    second = read_experts(npy(CHOICES[4:]), first=later.experts_from, length=10)
+    assert first is not None
+    assert second is not None
+    assert second.first == first.first + len(first.rows)
+    assert np.array_equal(np.concatenate([first.rows, second.rows]), CHOICES)
+
+
+@pytest.mark.parametrize("encoded", [npy(CHOICES[:5]), npy(CHOICES[0]), npy(CHOICES.astype(np.float32)), "AAAA", "?"])
+def test_experts_of_other_tokens_are_refused(encoded: str) -> None:
+    with pytest.raises(InvalidEvidence, match="routed_experts"):
+        read_experts(encoded, first=6, length=10)
+
+
+def test_a_sampling_mask_covers_each_token() -> None:
+    mask = read_mask(3, [[5, 6], [6], [7, 8, 9]])
+    assert mask is not None
+    assert (mask.ids.tolist(), mask.lengths.tolist()) == ([5, 6, 6, 7, 8, 9], [2, 1, 3])
+    with pytest.raises(InvalidEvidence, match="2 of 3"):
+        read_mask(3, [[5], [6]])
+
+
+def test_experts_and_masks_cross_the_queue_as_arrays() -> None:
+    step = Step(
+        header=Header("run", "environment", "group", "rollout", 1, 0),
+        turn=0,
+        parent=-1,
+        first=0,
+        nodes=(),
+        images={},
+        prompt_source="first",
+        prompt_length=7,
+        prompt_digest=b"",
+        finish_reason="stop",
+        cached_tokens=4,
+        routed_experts=RoutedExperts(6, CHOICES[6:]),
+        sampling_mask=SamplingMask(np.array([5, 6], np.int32), np.array([2], np.int32)),
+    )
+    read = decode_record(encode_record(step))
+    assert isinstance(read, Step)
+    assert read.cached_tokens == 4
+    assert read.routed_experts is not None
+    assert read.sampling_mask is not None
+    assert read.routed_experts.first == 6
+    assert np.array_equal(read.routed_experts.rows, CHOICES[6:])
+    assert read.sampling_mask.ids.tolist() == [5, 6]
+    assert read.sampling_mask.lengths.tolist() == [2]

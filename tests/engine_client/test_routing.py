@@ -1,0 +1,144 @@
+"""Which engine gets a request: by load, by health, and by session where that is wanted."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollout.engine.routing import Engine, Router
+
+URLS = ("http://a", "http://b", "http://c")
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def router(clock: Clock) -> Router:
+    return Router(URLS, clock=clock)
+
+
+def down(router: Router, engine: Engine) -> None:
+    while not engine.away:
+        router.failed(engine)
+
+
+def test_the_same_root_twice_is_one_engine() -> None:
+    assert [engine.url for engine in Router(("http://a/", "http://a")).engines] == ["http://a"]
+
+
+def test_the_least_loaded_engine_is_chosen(router: Router) -> None:
+    a, b, c = router.engines
+    a.in_flight, b.in_flight, c.in_flight = 2, 1, 3
+    assert router.choose(session="s") is b
+
+
+def test_idle_engines_take_turns(router: Router) -> None:
+    chosen = Counter[str]()
+    for _ in range(30):
+        engine = router.choose(session="s")
+        chosen[engine.url] += 1
+        router.answered(engine)
+    assert set(chosen.values()) == {10}
+
+
+def test_a_retry_goes_elsewhere_while_there_is_an_elsewhere(router: Router) -> None:
+    a, b, c = router.engines
+    assert router.choose(session="s", avoid=[a, b]) is c
+    assert router.choose(session="s", avoid=[a, b, c]) in (a, b, c)
+
+
+def test_failures_in_a_row_eject_and_one_answer_forgives(router: Router) -> None:
+    a, *_ = router.engines
+    for _ in range(2):
+        router.failed(a)
+        router.failed(a)
+        router.answered(a)
+    assert not a.away
+    down(router, a)
+    assert all(router.choose(session=str(number)) is not a for number in range(20))
+
+
+def test_an_ejected_engine_is_offered_to_one_caller_when_its_time_is_over(router: Router, clock: Clock) -> None:
+    a, *_ = router.engines
+    down(router, a)
+    clock.now += 1.1
+    assert router.choose(session="s") is a
+    assert a.away
+    assert router.choose(session="s") is not a
+    router.returned(a)
+    assert not a.away
+    assert router.choose(session="s") is a
+
+
+def test_it_stays_away_longer_every_time_but_never_for_good(router: Router, clock: Clock) -> None:
+    a, *_ = router.engines
+    down(router, a)
+    waits = []
+    for _ in range(8):
+        began = clock.now
+        while router.choose(session="s") is not a:
+            clock.now += 0.5
+        waits.append(clock.now - began)
+    assert waits[:5] == [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert set(waits[6:]) == {30.0}
+
+
+def test_with_all_engines_away_the_one_that_is_due_first_is_tried(router: Router, clock: Clock) -> None:
+    for engine in reversed(router.engines):
+        down(router, engine)
+        clock.now += 0.1
+    assert router.choose(session="s") is router.engines[-1]
+
+
+@pytest.fixture
+def sessions() -> list[str]:
+    return [f"rollout-{number}" for number in range(300)]
+
+
+def test_affinity_keeps_a_session_and_moves_only_those_of_an_engine_that_went(sessions: list[str]) -> None:
+    router = Router(URLS, affinity=True)
+    before = {session: router.choose(session=session) for session in sessions}
+    assert {session: router.choose(session=session) for session in sessions} == before
+    assert min(Counter(before.values()).values()) > 60
+    gone = router.engines[0]
+    down(router, gone)
+    after = {session: router.choose(session=session) for session in sessions}
+    assert all(after[session] is engine for session, engine in before.items() if engine is not gone)
+    assert gone not in after.values()
+
+
+def test_affinity_does_not_crowd_one_engine() -> None:
+    router = Router(URLS, affinity=True)
+    for _ in range(90):
+        router.choose(session="everybody's").in_flight += 1
+    assert max(engine.in_flight for engine in router.engines) <= 1 + 1.25 * 90 / 3 + 1
+
+
+@given(st.lists(st.sampled_from(["choose", "failed", "answered", "later"]), max_size=60), st.booleans())
+def test_there_is_always_an_engine(events: list[str], affinity: bool) -> None:
+    clock = Clock()
+    router = Router(URLS, affinity=affinity, clock=clock)
+    engines: Iterator[Engine] = iter(router.engines * 60)
+    for event in events:
+        match event:
+            case "choose":
+                assert router.choose(session="s") in router.engines
+            case "failed":
+                router.failed(next(engines))
+            case "answered":
+                router.answered(next(engines))
+            case _:
+                clock.now += 0.7
+    assert router.choose(session="s") in router.engines
