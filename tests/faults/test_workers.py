@@ -22,7 +22,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rollout.serving import embedded, server
 from rollout.serving.engine import EmbeddedSettings
+from tests.services.redis_server import RedisServer
 
+SERVICES = os.environ.get("ROLLOUT_SERVICES") == "1"
 LEVEL = os.environ.get("ROLLOUT_TESTS", "")
 
 
@@ -176,11 +178,22 @@ SMALL: dict[str, object] = {
 }
 
 
+@pytest.fixture(params=["file", "redis"] if SERVICES else ["file"])
+def queues(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """The URLs of a trajectories queue and of a tasks queue."""
+    if request.param == "file":
+        yield f"file://{tmp_path}/trajectories?lease_time=2", f"file://{tmp_path}/tasks"
+        return
+    redis = RedisServer(tmp_path)
+    yield f"{redis.url}?stream=trajectories&lease_time=2", f"{redis.url}?stream=tasks"
+    redis.kill()
+
+
 def test_every_rollout_ends_exactly_once_whoever_is_killed(
-    world: World, color_codeword: Path, failing_engine: str
+    world: World, color_codeword: Path, failing_engine: str, queues: tuple[str, str]
 ) -> None:
     directory = world.directory
-    url = f"file://{directory}/trajectories?lease_time=2"
+    url, tasks = queues
     checkpoint = directory / "checkpoint.json"
     launched = world.launch(
         color_codeword,
@@ -190,6 +203,7 @@ def test_every_rollout_ends_exactly_once_whoever_is_killed(
             "engine.urls": json.dumps([failing_engine]),
             "engine.request_timeout": 4,
             "queue.url": url,
+            "queue.tasks": tasks,
             "worker.concurrency": 4 if LEVEL == "ci" else 2,
             "worker.max_attempts": 12,
             "worker.restarts": 10 * SIZE.kills,
@@ -227,8 +241,8 @@ def test_every_rollout_ends_exactly_once_whoever_is_killed(
     noticed = [launched.ended[pid] - at for pid, at in killed.items()]
     ends = Counter(rollout for rollout, _ in trained(checkpoint))
     print(
-        f"\n{SIZE.rollouts} rollouts, {len(killed)} workers and {trainer_kills} trainers killed in "
-        f"{time.monotonic() - began:.0f} s; ended at the trainer: {len(ends)}, more than once: "
+        f"\n{url.partition(':')[0]}: {SIZE.rollouts} rollouts, {len(killed)} workers, {trainer_kills} trainers killed "
+        f"in {time.monotonic() - began:.0f} s; ended at the trainer: {len(ends)}, more than once: "
         f"{sum(count > 1 for count in ends.values())}, {dict(Counter(status for _, status in trained(checkpoint)))}; "
         f"retries {report['retries']}; slowest death noticed after {max(noticed):.2f} s"
     )
@@ -242,7 +256,7 @@ def test_every_rollout_ends_exactly_once_whoever_is_killed(
     run_dir = launched.run_dir
     assert run_dir is not None
     assert [path.name for path in run_dir.rglob("*") if "draft" in path.name or path.name.startswith("tmp")] == []
-    assert [path.name for path in (run_dir / "tasks").rglob("claims/*")] == []
+    assert [path.name for path in directory.glob("tasks/**/claims/*")] == []
 
 
 MISBEHAVING = Path(__file__).parent / "misbehaving.yaml"
