@@ -32,8 +32,9 @@ check: $(READY)
 ci:
 	@bash .ci/run
 
-verify: $(READY)
-	@ROLLOUT_TESTS=full $(BIN)/python -m pytest
+# Everything at full size: long soaks, all fuzzing, all seeds. Takes hours.
+verify:
+	@ROLLOUT_TESTS=full bash .ci/run
 
 clean:
 	rm -rf $(VENV) .venv-vllm runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
