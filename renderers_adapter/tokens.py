@@ -47,6 +47,10 @@ class TokenRun:
     logprobs: Logprobs = field(default_factory=lambda: NO_LOGPROBS)
     images: tuple[ImageSlot, ...] = ()
 
+    def expanded_offset(self, offset: int) -> int:
+        """Where the token at this logical offset lies once the images before it are expanded."""
+        return offset + sum(slot.length - 1 for slot in self.images if slot.offset < offset)
+
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:

@@ -9,14 +9,13 @@
 7 steps      one record, on its way to the trainer
 """
 
+import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
-
-import anyio
 
 from renderers_adapter.pool import RendererPool
 from renderers_adapter.rendered import Parsed
@@ -42,6 +41,13 @@ from rollout.stream import RolloutStream
 from rollout.trace import ROOT, Commit, Draft, Trace
 
 
+@dataclass(slots=True)
+class PolicyVersion:
+    """The trainer's version, as far as this process knows it; it rises while rollouts go on."""
+
+    current: str = "0"
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What a session needs to talk to the policy; shared by all sessions of a worker."""
@@ -50,6 +56,7 @@ class Policy:
     engine: EngineClient
     images: ImagePolicy
     sampling: Mapping[str, Any]
+    version: PolicyVersion = field(default_factory=PolicyVersion)
 
 
 class Session:
@@ -100,9 +107,7 @@ class Session:
 
         commit = self._commit(prompt, message, generation, toolset)
         step = self._step(turn, commit, prompt, generation, tools, clock)
-        # What the trace holds must be on the queue, or later turns would hang in the air.
-        with anyio.CancelScope(shield=True):
-            await self._stream.step(step)
+        await _to_the_end(self._stream.step(step))
         self.turns_done += 1
         self.context_tokens = len(prompt.whole.expanded.ids) + len(generation.token_ids)
         self.sampled_tokens += len(generation.token_ids)
@@ -218,6 +223,23 @@ class _Clock:
     def lap(self, stage: str) -> None:
         now = time.perf_counter()
         self.laps[stage], self._last = round(now - self._last, 6), now
+
+
+async def _to_the_end(recording: Coroutine[Any, Any, None]) -> None:
+    """Wait for a record, also where the caller is cancelled: what the trace holds, later turns build on.
+
+    It takes a task of its own, because an environment may cancel as asyncio does, which no scope holds off.
+    """
+    task = asyncio.ensure_future(recording)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 def _assistant_message(parsed: Parsed, turn: int) -> tuple[Message, tuple[ToolCall, ...]]:

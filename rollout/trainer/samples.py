@@ -1,8 +1,14 @@
-"""Branches to training samples: tokens, mask and log-probs, with each image's place."""
+"""Branches to training samples: tokens, mask and log-probs, with each image's place.
+
+for sample in samples(trajectory):
+    sample = sample.truncated(32768)
+    loss(sample.token_ids, sample.logprobs, where=sample.mask)
+    auxiliary(sample.token_ids, where=sample.content_mask("tool"))
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +16,22 @@ import numpy.typing as npt
 from renderers_adapter.tokens import ExpandedIds, Logprobs, Placeholder, expand
 from rollout.trainer.trajectory import Trajectory, TrajectoryNode
 
+ROLES = ("system", "user", "assistant", "tool")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TrainingSample:
     """One branch of a rollout, as the trainer's forward pass wants it; all arrays are aligned to `token_ids`.
 
-    `images[i]` is the raw descriptor of the image whose pad tokens `placeholders[i]` names: pixels are materialised
-    from it at the last moment. `version_index` points into `versions`, and is -1 where nothing was sampled.
+    Attributes:
+        leaf: the node that the branch ends with.
+        mask: what trains: sampled tokens, each in one sample of its rollout only.
+        logprobs: of the weights that sampled the token; 0 where nothing was sampled.
+        token_types: 0 text, 1 image.
+        version_index: points into `versions`, and is -1 where nothing was sampled.
+        content: whose words a token is, as 1 + its place in `ROLES`; 0 for what the template wrote.
+        placeholders: where each image's pad tokens lie, in order.
+        images: the raw descriptor of the image at each placeholder; pixels are materialised from it at the last moment.
     """
 
     rollout: str
@@ -29,8 +44,35 @@ class TrainingSample:
     token_types: npt.NDArray[np.uint8]
     version_index: npt.NDArray[np.int16]
     versions: tuple[str, ...]
+    content: npt.NDArray[np.uint8]
     placeholders: tuple[Placeholder, ...]
     images: tuple[Mapping[str, Any], ...]
+
+    def content_mask(self, *roles: str) -> npt.NDArray[np.bool_]:
+        """Where the words of these roles are, images included; what the template puts around them is not."""
+        return np.isin(self.content, [1 + ROLES.index(role) for role in roles])
+
+    def truncated(self, limit: int) -> Self:
+        """At most the first `limit` tokens, and everything that is aligned to them.
+
+        An image that would be cut is left out whole, with all that follows it.
+        """
+        cut_images = (mark.offset for mark in self.placeholders if mark.offset < limit < mark.offset + mark.length)
+        end = min([limit, *cut_images])
+        if end >= len(self.token_ids):
+            return self
+        kept = sum(mark.offset < end for mark in self.placeholders)
+        return replace(
+            self,
+            token_ids=ExpandedIds(self.token_ids[:end]),
+            mask=self.mask[:end],
+            logprobs=self.logprobs[:end],
+            token_types=self.token_types[:end],
+            version_index=self.version_index[:end],
+            content=self.content[:end],
+            placeholders=self.placeholders[:kept],
+            images=self.images[:kept],
+        )
 
 
 def samples(trajectory: Trajectory) -> list[TrainingSample]:
@@ -50,15 +92,20 @@ def samples(trajectory: Trajectory) -> list[TrainingSample]:
 
 def _sample(trajectory: Trajectory, path: list[TrajectoryNode], fresh: set[int]) -> TrainingSample:
     expanded = expand([node.run for node in path], pad_id=trajectory.pad_id)
-    mask = np.zeros(len(expanded.ids), np.bool_)
-    version_index = np.full(len(expanded.ids), -1, np.int16)
+    length = len(expanded.ids)
+    mask, content = np.zeros(length, np.bool_), np.zeros(length, np.uint8)
+    version_index = np.full(length, -1, np.int16)
     versions: dict[str, int] = {}
-    for node, end in zip(path, expanded.starts[1:], strict=True):
+    for node, start, end in zip(path, expanded.starts[:-1], expanded.starts[1:], strict=True):
+        role = 1 + ROLES.index(node.message["role"])
         if not node.sampled:
+            for first, last in node.content:
+                content[start + node.run.expanded_offset(first) : start + node.run.expanded_offset(last)] = role
             continue
         # A sampled message holds no images, so its tokens lie as they were sampled, at the end of its range.
         begin = end - (len(node.run.ids) - node.run.sampled_from)
         mask[begin:end] = node.index in fresh
+        content[begin:end] = role
         for span in trajectory.steps[node.step].versions:
             number = versions.setdefault(span.version, len(versions))
             version_index[begin + span.start : begin + span.end] = number
@@ -73,6 +120,7 @@ def _sample(trajectory: Trajectory, path: list[TrajectoryNode], fresh: set[int])
         token_types=expanded.token_types,
         version_index=version_index,
         versions=tuple(versions),
+        content=content,
         placeholders=expanded.placeholders,
         images=tuple(trajectory.images[mark.hash] for mark in expanded.placeholders),
     )

@@ -145,6 +145,7 @@ def sample_of(placeholders: Sequence[Placeholder], items: Sequence[dict[str, Any
         token_types=none.astype(np.uint8),
         version_index=none.astype(np.int16),
         versions=(),
+        content=none.astype(np.uint8),
         placeholders=tuple(placeholders),
         images=tuple(items),
     )

@@ -1,0 +1,100 @@
+"""An engine in this process that says what a program wants said, and proves what it saw as a real one does.
+
+It expands the prompt by itself, from what each reference points to, and answers through the same checks that an
+engine's answer over HTTP passes. What it saw is kept, as the truth that records are compared with.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import orjson
+
+from rollout.engine.client import EngineClient
+from rollout.engine.protocol import GenerateRequest, Generation, decode_response
+from rollout.engine.refusals import refuse_unsound
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the policy samples next, and how many others run before it is done."""
+
+    tokens: tuple[int, ...]
+    finish: str = "stop"
+    stop_reason: str | None = None
+    pace: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One turn as the engine had it: logical and expanded prompt, images in order, and what it sampled."""
+
+    logical: tuple[int, ...]
+    expanded: tuple[int, ...]
+    images: tuple[str, ...]
+    said: Said
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """Prompt and completion, one pad per image."""
+        return self.logical + self.said.tokens
+
+
+class EngineDouble(EngineClient):
+    """`images` tells what each URL stands for: the hash of its bytes, and how many tokens it becomes."""
+
+    def __init__(self, pad: int, images: Mapping[str, tuple[str, int]]) -> None:
+        self.model = "double"
+        self.images = MappingProxyType(images)
+        self.next: list[Said] = []
+        self.begun: list[int] = []
+        self.turns: dict[int, Seen] = {}
+        self._pad = pad
+
+    @property
+    def max_model_len(self) -> int | None:
+        return None
+
+    async def generate(self, request: GenerateRequest) -> Generation:
+        said = self.next.pop(0)
+        number = int(request.request_id.rpartition("-")[2])
+        assert number not in self.begun, "two turns have the same number"
+        self.begun.append(number)
+        refuse_unsound(request)
+        for _ in range(said.pace):
+            await asyncio.sleep(0)
+        prompt = request.prompt.tolist()
+        hashes, expanded, ranges = self._expand(prompt, [reference.url for reference in request.images])
+        assert hashes == [reference.hash for reference in request.images], "a reference names another image's bytes"
+        answer = {
+            "choices": [
+                {
+                    "token_ids": said.tokens,
+                    "logprobs": {"content": [{"token_id": t, "logprob": -0.001 * (t % 997)} for t in said.tokens]},
+                    "finish_reason": said.finish,
+                    "stop_reason": said.stop_reason,
+                    "weight_versions": [{"version": str(number), "start": 0, "end": len(said.tokens)}],
+                }
+            ],
+            "prompt_token_ids": expanded,
+            "mm_placeholders": {"image": [{"offset": offset, "length": length} for offset, length in ranges]},
+        }
+        generation = decode_response(orjson.dumps(answer), request)
+        if said.finish != "abort":
+            self.turns[number] = Seen(tuple(prompt), tuple(expanded), tuple(hashes), said)
+        return generation
+
+    def _expand(self, prompt: Sequence[int], urls: Sequence[str]) -> tuple[list[str], list[int], list[tuple[int, int]]]:
+        left, hashes, expanded, ranges = list(urls), list[str](), list[int](), list[tuple[int, int]]()
+        for token in prompt:
+            if token != self._pad:
+                expanded.append(token)
+                continue
+            assert left, "the prompt has more image pads than references"
+            mm_hash, length = self.images[left.pop(0)]
+            hashes.append(mm_hash)
+            ranges.append((len(expanded), length))
+            expanded += [token] * length
+        assert not left, "the request has more references than image pads"
+        return hashes, expanded, ranges

@@ -1,0 +1,347 @@
+"""What an environment may do with its conversations, as a state machine; every turn is judged by the plain model."""
+
+import asyncio
+import copy
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from renderers import config_from_name, create_renderer
+
+from renderers_adapter.adapter import load_processor_config
+from renderers_adapter.geometry import geometry_for
+from renderers_adapter.pool import RendererPool, shared_pool
+from rollout.engine.errors import EngineAborted
+from rollout.environments.base import Task
+from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
+from rollout.images import ImagePolicy, prepare_images
+from rollout.session import Policy, Session
+from rollout.steps import RolloutFinished, RolloutStarted, RolloutStatus, Step, decode_record
+from rollout.stream import RolloutId, RolloutStream
+from rollout.trainer.trajectory import assemble
+from tests.programs.engine_double import EngineDouble, Said
+from tests.programs.reference import Message, Reference, Tools
+
+_T = TypeVar("_T")
+
+LOOK: Tools = [{"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {}}}]
+CALL = '<tool_call>\n{"name": "look", "arguments": {"n": 1}}\n</tool_call>'
+ANSWERS = (
+    *("red", "I see.", " green", "", "naïve ☃\n", "blue <|im_start|> square", CALL, f"Both.\n{CALL}\n{CALL}"),
+    *('<tool_call>\n{"name": "look", "argu', "<tool_call>\n{broken}\n</tool_call>"),
+    *("hm\n</think>\n\nred", f"hm\n</think>\n\n{CALL}", "<think>\nhm\n</think>\n\nred"),
+)
+RENDERERS = ("qwen3-vl", "qwen3.5")
+MODES: tuple[Literal["offload", "inline"], ...] = ("offload", "inline")
+MARKUP = ("<tool_call>", "</tool_call>", "<think>", "</think>", "<|im_start|>")
+TEXTS = ("What is this?", "And now?", "", "  spaces\n", "Look again, please.")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What all programs share: renderers, and images at their URLs."""
+
+    directory: Path
+    pools: Mapping[str, RendererPool]
+    uris: Sequence[str]
+    images: Mapping[str, tuple[str, int]]
+
+
+def make_world(directory: Path, model: Path) -> World:
+    """Squares of several sizes, known by their `data:` URI and by the file they are offloaded to."""
+    geometry = geometry_for("qwen_vl", load_processor_config(model))
+    images: dict[str, tuple[str, int]] = {}
+    uris = []
+    for color, size in (("red", 64), ("green", 400), ("blue", 600), ("red", 600)):
+        look = ColorCodewordSettings(image_size=size, image_format="jpeg")
+        uris.append(draw_square(color, look, seed=f"{color}{size}"))
+        for mode in MODES:
+            message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uris[-1]}}]}
+            (found,) = prepare_images([message], ImagePolicy(mode, directory)).images
+            images[found.url] = found.mm_hash, geometry.layout(width=found.width, height=found.height).tokens
+    return World(directory, {name: shared_pool(model, name) for name in RENDERERS}, uris, images)
+
+
+@cache
+def _tokens(pool: RendererPool, text: str, *, letters: bool) -> tuple[int, ...]:
+    encode, decode = pool.tokenizer.encode, pool.tokenizer.decode
+    tokens = encode(text)
+    if not letters:
+        return tuple(tokens)
+    markup = set(encode("".join(MARKUP)))
+    whole = [token in markup or "\ufffd" in decode([token]) for token in tokens]
+    spelled = [
+        [token] if keep else encode_letters(encode, decode([token])) for token, keep in zip(tokens, whole, strict=True)
+    ]
+    return tuple(piece for pieces in spelled for piece in pieces)
+
+
+def encode_letters(encode: Callable[[str], list[int]], text: str) -> list[int]:
+    return [token for letter in text for token in encode(letter)]
+
+
+@dataclass(slots=True)
+class Conversation:
+    """What an environment holds: messages, and under which tools they are said."""
+
+    messages: list[Message]
+    tools: Tools
+
+    @property
+    def answerable(self) -> bool:
+        return bool(self.messages) and self.messages[-1]["role"] != "assistant"
+
+
+class Sink:
+    """Takes the records of a rollout, in order, as a queue would."""
+
+    def __init__(self) -> None:
+        self.records: list[Any] = []
+
+    async def put(self, frames: Any, *, key: str, tag: str = "") -> None:
+        await asyncio.sleep(0)
+        self.records.append(decode_record(frames))
+
+
+numbers = st.integers(0, 2**16)
+answers = st.builds(
+    lambda text, letters, end, pace: (text, letters, end, pace),
+    st.sampled_from(ANSWERS),
+    st.booleans(),
+    st.sampled_from(("close", "close", "close", "end of text", "cut", "stop string", "abort")),
+    st.integers(0, 3),
+)
+parts = st.lists(st.one_of(st.sampled_from(TEXTS), st.integers(0, 3)), min_size=1, max_size=3)
+
+
+class Programs(RuleBasedStateMachine):
+    """One rollout, and an environment that does anything."""
+
+    world: ClassVar[World]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.held: list[Conversation] = []
+
+    @initialize(
+        renderer=st.sampled_from(RENDERERS),
+        mode=st.sampled_from(MODES),
+        system=st.booleans(),
+        said=parts,
+        answer=answers,
+    )
+    def begin(self, renderer: str, mode: Any, system: bool, said: list[Any], answer: Any) -> None:
+        pool = self.world.pools[renderer]
+        assert pool.pad_id is not None
+        assert pool.geometry is not None
+        self.pool = pool
+        self.engine = EngineDouble(pool.pad_id, self.world.images)
+        self.sink = Sink()
+        queue: Any = self.sink
+        self.stream = RolloutStream(queue, RolloutId("run", "Program", "g", "g.0", 0, 1, 1))
+        policy = Policy(pool, self.engine, ImagePolicy(mode, self.world.directory), {"temperature": 1.0})
+        self.session = Session(policy, self.stream)
+        hashes = {url: mm_hash for url, (mm_hash, _) in self.world.images.items()}
+        self.reference = Reference(create_renderer(pool.tokenizer, config_from_name(renderer)), hashes)
+        layout = {"family": pool.geometry.family, "fingerprint": pool.geometry.fingerprint}
+        self.run(
+            self.stream.started(
+                Task("g", 0, 1),
+                policy_version="0",
+                config_digest="",
+                model="double",
+                pad_id=pool.pad_id,
+                assets="",
+                layout=layout,
+            )
+        )
+        self.system = [{"role": "system", "content": "Be brief."}] if system else []
+        self.new(said, False, answer)
+
+    @rule(said=parts, tools=st.booleans(), answer=answers)
+    def new(self, said: list[Any], tools: bool, answer: Any) -> None:
+        """A conversation of its own, as a sub-agent has."""
+        self.held.append(Conversation([*self.system, self.user(said)], LOOK if tools else None))
+        self.chat(self.held[-1], answer)
+
+    @rule(which=numbers, said=parts, answer=answers)
+    def ask(self, which: int, said: list[Any], answer: Any) -> None:
+        conversation = self.pick(which)
+        conversation.messages.append(self.user(said))
+        self.chat(conversation, answer)
+
+    @rule(which=numbers, results=st.lists(parts, min_size=1, max_size=3), answer=answers)
+    def tool_round(self, which: int, results: list[list[Any]], answer: Any) -> None:
+        conversation = self.pick(which)
+        conversation.messages += [self.message("tool", said) for said in results]
+        self.chat(conversation, answer)
+
+    @rule(which=numbers, cut=numbers, same=st.booleans(), said=parts, answer=answers)
+    def fork(self, which: int, cut: int, same: bool, said: list[Any], answer: Any) -> None:
+        """Go back to somewhere and go on differently, with the same objects or with copies."""
+        origin = self.pick(which)
+        messages = origin.messages[: 1 + cut % len(origin.messages)]
+        self.held.append(Conversation(messages if same else copy.deepcopy(messages), origin.tools))
+        self.held[-1].messages.append(self.user(said))
+        self.chat(self.held[-1], answer)
+
+    @rule(which=numbers, keep=st.integers(0, 3), said=parts, answer=answers)
+    def compact(self, which: int, keep: int, said: list[Any], answer: Any) -> None:
+        """A summary stands for the beginning; some of the end is kept."""
+        origin = self.pick(which)
+        summary = {"role": "user", "content": "So far: squares."}
+        kept = [said for said in origin.messages if said["role"] != "system"][-keep:] if keep else []
+        self.held.append(Conversation([*self.system, summary, *kept, self.user(said)], origin.tools))
+        self.chat(self.held[-1], answer)
+
+    @rule(which=numbers, at=numbers, answer=answers)
+    def edit(self, which: int, at: int, answer: Any) -> None:
+        """An answer is changed in place, as if the policy had said something else."""
+        conversation = self.pick(which)
+        said = [message for message in conversation.messages if message["role"] == "assistant"]
+        if said:
+            said[at % len(said)]["content"] = "purple"
+        conversation.messages.append(self.user(["And now?"]))
+        self.chat(conversation, answer)
+
+    @rule(which=numbers, answer=answers)
+    def retry(self, which: int, answer: Any) -> None:
+        """The last answer is asked for once more, and the new one is gone on with."""
+        conversation = self.pick(which)
+        while not conversation.answerable and len(conversation.messages) > 1:
+            conversation.messages.pop()
+        if conversation.answerable:
+            self.chat(conversation, answer)
+
+    @rule(which=numbers, several=st.lists(st.tuples(parts, answers, st.booleans()), min_size=2, max_size=3))
+    def parallel(self, which: int, several: list[tuple[list[Any], Any, bool]]) -> None:
+        """Best of several, or sub-agents, all at the same time from the same place."""
+        origin = self.pick(which)
+        forks = []
+        for said, _, same in several:
+            messages = list(origin.messages) if same else copy.deepcopy(origin.messages)
+            messages.append(self.user(several[0][0] if same else said))
+            forks.append(Conversation(messages, origin.tools))
+        self.held += forks
+        self.together(forks, [answer for _, answer, _ in several])
+
+    @rule(which=numbers, said=parts, answer=answers, patience=st.integers(0, 6))
+    def give_up(self, which: int, said: list[Any], answer: Any, patience: int) -> None:
+        """The environment stops waiting for an answer; it may have come all the same."""
+        conversation = self.pick(which)
+        messages = [*conversation.messages, self.user(said)]
+        self.engine.next = [self.said(answer)]
+
+        async def cancelled() -> None:
+            turn = asyncio.ensure_future(self.session.chat(messages, tools=conversation.tools))
+            for _ in range(patience):
+                await asyncio.sleep(0)
+            turn.cancel()
+            outcome = (await asyncio.gather(turn, return_exceptions=True))[0]
+            if isinstance(outcome, Exception) and not isinstance(outcome, EngineAborted):
+                raise outcome
+
+        begun = len(self.engine.begun)
+        self.run(cancelled())
+        self.engine.next = []
+        for number in self.engine.begun[begun:]:
+            if number in self.engine.turns:
+                self.judge(number, messages, conversation.tools)
+                self.remember(number, messages, conversation.tools)
+
+    def teardown(self) -> None:
+        try:
+            if self.held:
+                self.run(self.stream.finished(RolloutStatus.OK, reward=1.0))
+                self.require_records()
+        finally:
+            self.loop.close()
+
+    def require_records(self) -> None:
+        started, *steps, finished = self.sink.records
+        assert isinstance(started, RolloutStarted)
+        assert isinstance(finished, RolloutFinished)
+        ordered = [step for step in steps if isinstance(step, Step)]
+        assert [step.header.seq for step in ordered] == list(range(1, finished.steps + 1))
+        self.reference.require_records(assemble(started, ordered, finished), self.engine.turns)
+
+    def chat(self, conversation: Conversation, answer: Any) -> None:
+        self.together([conversation], [answer])
+
+    def together(self, conversations: list[Conversation], answers: list[Any]) -> None:
+        """Turns at the same time; each is judged by what was answered before any of them."""
+        self.engine.next = [self.said(answer) for answer in answers]
+        begun = len(self.engine.begun)
+
+        async def turns() -> list[Any]:
+            chats = [self.session.chat(held.messages, tools=held.tools) for held in conversations]
+            return await asyncio.gather(*chats, return_exceptions=True)
+
+        replies = self.run(turns())
+        for reply in replies:
+            if isinstance(reply, BaseException) and not isinstance(reply, EngineAborted):
+                raise reply
+        answered = [
+            (number, held, reply)
+            for number, held, reply in zip(sorted(self.engine.begun[begun:]), conversations, replies, strict=True)
+            if not isinstance(reply, BaseException)
+        ]
+        for number, held, _ in answered:
+            self.judge(number, held.messages, held.tools)
+        for number, held, reply in answered:
+            self.remember(number, held.messages, held.tools)
+            held.messages.append(reply.message)
+
+    def judge(self, number: int, messages: Sequence[Message], tools: Tools) -> None:
+        source = self.step(number).prompt_source
+        self.reference.require_turn(messages, tools, self.engine.turns[number], source)
+
+    def remember(self, number: int, messages: Sequence[Message], tools: Tools) -> None:
+        reply = self.step(number).nodes[-1].message
+        self.reference.remember(messages, tools, reply, self.engine.turns[number])
+
+    def step(self, number: int) -> Step:
+        return next(record for record in self.sink.records if isinstance(record, Step) and record.turn == number)
+
+    def pick(self, which: int) -> Conversation:
+        return self.held[which % len(self.held)]
+
+    def user(self, said: list[Any]) -> Message:
+        return self.message("user", said)
+
+    def message(self, role: str, said: list[Any]) -> Message:
+        """Texts and images in this order; a text alone is plain content now and then."""
+        if len(said) == 1 and isinstance(said[0], str):
+            return {"role": role, "content": said[0]}
+        content: list[dict[str, Any]] = [
+            {"type": "text", "text": part}
+            if isinstance(part, str)
+            else {"type": "image_url", "image_url": {"url": self.world.uris[part]}}
+            for part in said
+        ]
+        return {"role": role, "content": content}
+
+    def said(self, answer: tuple[str, bool, str, int]) -> Said:
+        """Tokens for an answer: the usual ones, or letter by letter, which reads the same and is not the same."""
+        text, letters, end, pace = answer
+        tokens = _tokens(self.pool, text, letters=letters)
+        close, end_of_text = self.pool.stop_token_ids
+        match end:
+            case "close":
+                return Said((*tokens, close), pace=pace)
+            case "end of text":
+                return Said((*tokens, end_of_text), pace=pace)
+            case "stop string":
+                return Said(tuple(tokens or [close]), stop_reason="square", pace=pace)
+            case "cut":
+                return Said(tuple(tokens or [close]), "length", pace=pace)
+            case _:
+                return Said(tuple(tokens), "abort", pace=pace)
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return self.loop.run_until_complete(work)

@@ -1,0 +1,159 @@
+"""The plain model of a rollout: it keeps every conversation whole, and shares nothing.
+
+What a turn must look like follows from its messages, from the whole conversations that were answered before it, and
+from the renderer, which is asked directly and with whole prompts. What a rollout's records must add up to follows from
+what the engine saw.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rollout.trainer import TrainingSample, Trajectory, TrajectoryNode, check, samples
+from tests.programs.engine_double import Seen
+
+Message = dict[str, Any]
+Tools = Sequence[Mapping[str, Any]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A whole conversation up to an answer, as text, and the tokens of all of it."""
+
+    messages: tuple[str, ...]
+    seen: Seen
+
+
+class Reference:
+    """Knows the hash of every image by its URL, and the renderer of the model."""
+
+    def __init__(self, renderer: Any, hashes: Mapping[str, str]) -> None:
+        self._renderer = renderer
+        self._hashes = hashes
+        self.answered: list[Answered] = []
+
+    def require_turn(self, messages: Sequence[Message], tools: Tools, seen: Seen, source: str) -> None:
+        """A turn's prompt is right: every image of its messages, and a known beginning with the very same tokens."""
+        images = [hash_ for message in messages for hash_ in self._images(message)]
+        assert list(seen.images) == images, "the request does not carry exactly the images of its conversation"
+        expected = [self._bridged(known, messages, tools) for known in self._latest(messages, tools)]
+        if source == "bridge":
+            assert list(seen.logical) in expected, "the bridge changed what was sampled, or added other tokens"
+        else:
+            assert not expected or None in expected, "a conversation that could be bridged was rendered anew"
+            assert list(seen.logical) == self._rendered(messages, tools), "the full render is not the renderer's own"
+
+    def remember(self, messages: Sequence[Message], tools: Tools, reply: Message, seen: Seen) -> None:
+        """A conversation was answered."""
+        self.answered.append(Answered(self._texts([*messages, reply], tools), seen))
+
+    def require_records(self, trajectory: Trajectory, turns: Mapping[int, Seen]) -> None:
+        """The records of a rollout add up to what the engine saw: nothing is lost, doubled or changed."""
+        assert check(trajectory) == []
+        assert sorted(step.turn for step in trajectory.steps) == sorted(turns)
+        for step in trajectory.steps:
+            seen, path = turns[step.turn], trajectory.path(step.leaf)
+            assert joined(path) == list(seen.whole)
+            assert expanded(path) == [*seen.expanded, *seen.said.tokens]
+            assert [slot.hash for node in path for slot in node.run.images] == list(seen.images)
+        self._require_once(trajectory)
+        self._require_samples(trajectory, turns)
+
+    def _require_once(self, trajectory: Trajectory) -> None:
+        introduced = [mm_hash for step in trajectory.steps for mm_hash in step.images]
+        assert len(introduced) == len(set(introduced)), "an image's locator crossed the queue twice"
+        context = [
+            (node.parent, json.dumps(node.message, sort_keys=True), node.run.ids.tobytes())
+            for node in trajectory.nodes
+            if not node.sampled
+        ]
+        tools = [json.dumps(step.tools) for step in trajectory.steps if step.parent == -1]
+        roots = sum(parent == -1 for parent, _, _ in context)
+        assert len(context) - len(set(context)) <= max(0, min(roots, len(set(tools)) - 1)), "a node crossed twice"
+        assert sum(node.sampled for node in trajectory.nodes) == len(trajectory.steps)
+
+    def _require_samples(self, trajectory: Trajectory, turns: Mapping[int, Seen]) -> None:
+        trained: dict[int, list[int]] = {}
+        leaves = {step.leaf: step.turn for step in trajectory.steps}
+        for sample in samples(trajectory):
+            seen = turns[leaves[sample.leaf]]
+            assert sample.token_ids.tolist() == [*seen.expanded, *seen.said.tokens]
+            assert [mark.hash for mark in sample.placeholders] == list(seen.images)
+            for at in np.flatnonzero(sample.mask).tolist():
+                token = int(sample.token_ids[at])
+                trained.setdefault(int(sample.versions[sample.version_index[at]]), []).append(token)
+                assert sample.logprobs[at] == np.float32(-0.001 * (token % 997))
+            require_atomic_truncation(sample)
+        assert trained == {number: list(seen.said.tokens) for number, seen in turns.items()}, "not trained exactly once"
+
+    def _latest(self, messages: Sequence[Message], tools: Tools) -> list[tuple[Answered, Sequence[Message]]]:
+        """The longest answered conversations that this one begins with, each with what it adds."""
+        texts = self._texts(messages, tools)
+        begun = [known for known in self.answered if texts[: len(known.messages)] == known.messages]
+        most = max((len(known.messages) for known in begun), default=0)
+        return [(known, messages[most - 1 :]) for known in begun if len(known.messages) == most]
+
+    def _bridged(
+        self, extension: tuple[Answered, Sequence[Message]], messages: Sequence[Message], tools: Tools
+    ) -> list[int] | None:
+        known, tail = extension
+        if not tail or any(message["role"] == "assistant" for message in tail):
+            return None
+        prompt, completion = list(known.seen.logical), list(known.seen.said.tokens)
+        found = self._renderer.bridge_to_next_turn(prompt, completion, tail, tools=tools, process_multimodal=False)
+        if found is None or found.token_ids[: len(prompt) + len(completion)] != prompt + completion:
+            return None
+        return list(found.token_ids)
+
+    def _rendered(self, messages: Sequence[Message], tools: Tools) -> list[int]:
+        found = self._renderer.render(list(messages), tools=tools, add_generation_prompt=True, process_multimodal=False)
+        return list(found.token_ids)
+
+    def _images(self, message: Message) -> list[str]:
+        content = message.get("content")
+        if not isinstance(content, list):
+            return []
+        return [self._hashes[part["image_url"]["url"]] for part in content if part["type"] == "image_url"]
+
+    def _texts(self, messages: Sequence[Message], tools: Tools) -> tuple[str, ...]:
+        """The tools, then each message, with images by hash: what makes two conversations the same."""
+        told = [{**message, "images": self._images(message)} for message in messages]
+        for message in told:
+            if isinstance(message.get("content"), list):
+                message["content"] = [part if part["type"] == "text" else "image" for part in message["content"]]
+        return (json.dumps(tools), *(json.dumps(message, sort_keys=True) for message in told))
+
+
+def joined(path: Sequence[TrajectoryNode]) -> list[int]:
+    """The tokens of a path, one pad per image."""
+    return [token for node in path for token in node.run.ids.tolist()]
+
+
+def expanded(path: Sequence[TrajectoryNode]) -> list[int]:
+    """The tokens of a path, each image's pad as often as the image has tokens."""
+    found: list[int] = []
+    for node in path:
+        lengths = {slot.offset: slot.length for slot in node.run.images}
+        for at, token in enumerate(node.run.ids.tolist()):
+            found += [token] * lengths.get(at, 1)
+    return found
+
+
+def require_atomic_truncation(sample: TrainingSample) -> None:
+    """Cut anywhere, a sample stays aligned, and no image is cut in two."""
+    length = len(sample.token_ids)
+    for limit in {1, length // 3, length // 2, length - 1, *(mark.offset + 1 for mark in sample.placeholders[:2])}:
+        cut = sample.truncated(max(1, limit))
+        size = len(cut.token_ids)
+        aligned = (cut.mask, cut.logprobs, cut.token_types, cut.version_index)
+        assert size <= max(1, limit)
+        assert {len(values) for values in aligned} == {size}
+        assert cut.token_ids.tolist() == sample.token_ids[:size].tolist()
+        kept = [mark for mark in sample.placeholders if mark.offset < size]
+        assert list(cut.placeholders) == kept
+        assert len(cut.images) == len(kept)
+        assert all(mark.offset + mark.length <= size for mark in kept)
+        assert int(cut.token_types.sum()) == sum(mark.length for mark in kept)

@@ -1,0 +1,71 @@
+"""Random programs against a rollout: whatever an environment does with its conversations, the records are exact.
+
+`make test` runs a fifth of the programs; ROLLOUT_TESTS=ci or full runs all of them. The last tests break the one
+thing that each invariant hangs on, and want the programs to notice.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from renderers_adapter import tokens
+from renderers_adapter.errors import AdapterError
+from renderers_adapter.tokens import Placeholder, TokenRun
+from rollout import trace
+from rollout.engine.protocol import ImageRef
+from rollout.errors import RolloutError
+from rollout.image_table import ImageTable
+from tests.programs.programs import Programs, make_world
+
+PROGRAMS = 2000 if os.environ.get("ROLLOUT_TESTS") in ("ci", "full") else 400
+LONGEST = 40
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> type[Programs]:
+    class InThisWorld(Programs):
+        world = make_world(tmp_path_factory.mktemp("images"), tiny_model)
+
+    return InThisWorld
+
+
+@pytest.mark.parametrize(("share", "actions"), [(0.6, 4), (0.3, 12), (0.1, LONGEST)])
+def test_whatever_an_environment_does_the_records_are_exact(
+    programs: type[Programs], share: float, actions: int
+) -> None:
+    wanted = settings(max_examples=round(share * PROGRAMS), stateful_step_count=actions)
+    run_state_machine_as_test(programs, settings=wanted)
+
+
+def unmoved(mark: Placeholder, by: int) -> Placeholder:
+    return mark
+
+
+def each_once(self: ImageTable, placeholders: Iterable[Placeholder]) -> tuple[ImageRef, ...]:
+    return tuple({reference.hash: reference for reference in references(self, placeholders)}.values())
+
+
+def whatever(one: TokenRun, other: TokenRun) -> bool:
+    return True
+
+
+references = ImageTable.references
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "mutant"),
+    [(tokens, "moved", unmoved), (ImageTable, "references", each_once), (trace, "same_tokens", whatever)],
+    ids=["offsets are not rebased", "multiplicity is lost", "a prefix is matched by message alone"],
+)
+def test_the_programs_notice_when(
+    programs: type[Programs], monkeypatch: pytest.MonkeyPatch, where: Any, name: str, mutant: Any
+) -> None:
+    monkeypatch.setattr(where, name, mutant)
+    found = settings(max_examples=60, stateful_step_count=LONGEST, phases=[Phase.generate], report_multiple_bugs=False)
+    with pytest.raises((AssertionError, RolloutError, AdapterError)):
+        run_state_machine_as_test(programs, settings=found)
