@@ -86,6 +86,7 @@ class Session:
         """See `rollout.environments.base.Model.chat`."""
         turn, self._turns = self._turns, self._turns + 1
         clock = _Clock()
+        version = self._policy.version.current
         if not messages or dict(messages[-1]).get("role") == "assistant":
             raise MessageError("the conversation must end with a message to the model, not with its own.")
 
@@ -106,7 +107,7 @@ class Session:
         clock.lap("parse")
 
         commit = self._commit(prompt, message, generation, toolset)
-        step = self._step(turn, commit, prompt, generation, tools, clock)
+        step = self._step(turn, commit, prompt, generation, tools, clock, version)
         await _to_the_end(self._stream.step(step))
         self.turns_done += 1
         self.context_tokens = len(prompt.whole.expanded.ids) + len(generation.token_ids)
@@ -191,6 +192,7 @@ class Session:
         generation: Generation,
         tools: Sequence[Mapping[str, Any]] | None,
         clock: "_Clock",
+        version: str,
     ) -> Step:
         return Step(
             header=self._stream.next_header(),
@@ -205,6 +207,7 @@ class Session:
             finish_reason=generation.finish_reason,
             stop_reason=generation.stop_reason,
             versions=generation.versions,
+            policy=(version, self._policy.version.current),
             cached_tokens=generation.cached_tokens,
             tools=tools if commit.parent == ROOT else None,
             routed_experts=generation.routed_experts,

@@ -14,7 +14,7 @@ from rollout.engine.configured import engine_client
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy
 from rollout.rundir import RunDirectory
-from rollout.session import Policy
+from rollout.session import Policy, PolicyVersion
 
 _START_TIMEOUT = 60.0
 
@@ -74,7 +74,9 @@ async def open_policy(
             max_bytes=config.images.max_bytes,
             max_pixels=config.images.max_pixels,
         )
-        yield Policy(renderers[0], engine, images, config.engine.sampling.model_dump())
+        yield Policy(
+            renderers[0], engine, images, config.engine.sampling.model_dump(), PolicyVersion(config.policy.version)
+        )
 
 
 def run_facts(config: Config, run: str) -> RunFacts:

@@ -124,6 +124,8 @@ class Step:
     finish_reason: str
     stop_reason: str | int | None = None
     versions: tuple[VersionSpan, ...] = ()
+    policy: tuple[str, str] | None = None
+    """The trainer's policy version when the turn began and when it ended, as far as the worker knew."""
     cached_tokens: int | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
     routed_experts: RoutedExperts | None = None
@@ -229,6 +231,7 @@ def _step_wire(step: Step) -> dict[str, Any]:
         "finish_reason": step.finish_reason,
         "stop_reason": step.stop_reason,
         "versions": [[span.version, span.start, span.end] for span in step.versions] or None,
+        "policy": list(step.policy) if step.policy else None,
         "cached_tokens": step.cached_tokens,
         "tools": list(step.tools) if step.tools else None,
         "routed_experts": _slots(step.routed_experts),
@@ -295,6 +298,7 @@ def _read_step(wire: dict[str, Any]) -> Step:
         finish_reason=_take(wire, "finish_reason", str),
         stop_reason=wire.pop("stop_reason", None),
         versions=tuple(VersionSpan(str(v), int(a), int(b)) for v, a, b in _take_optional(wire, "versions", list) or ()),
+        policy=_read_policy(_take_optional(wire, "policy", list)),
         cached_tokens=_take_optional(wire, "cached_tokens", int),
         tools=_take_optional(wire, "tools", list),
         routed_experts=_read_experts(_take_optional(wire, "routed_experts", dict)),
@@ -310,6 +314,13 @@ def _read_experts(wire: dict[str, Any] | None) -> RoutedExperts | None:
 
 def _read_mask(wire: dict[str, Any] | None) -> SamplingMask | None:
     return None if wire is None else SamplingMask(_array(wire, "ids", np.int32), _array(wire, "lengths", np.int32))
+
+
+def _read_policy(wire: list[Any] | None) -> tuple[str, str] | None:
+    if wire is None:
+        return None
+    began, ended = wire
+    return str(began), str(ended)
 
 
 def _read_node(wire: dict[str, Any]) -> NodeRecord:

@@ -75,7 +75,6 @@ class Worker:
         self.counters = WorkerCounters()
         self.failures: list[Outcome] = []
         """Of the rollouts that failed for good, until somebody takes them away."""
-        self.policy_version = facts.policy_version
         self._config = config
         self._policy = policy
         self._facts = facts
@@ -117,9 +116,9 @@ class Worker:
 
     def learn_version(self, version: str | None) -> None:
         """Take note of the trainer's policy version, as a launch or an order tells it; versions only rise."""
-        known = self.policy_version
+        known = self._policy.version.current
         if version is not None and not (version.isdigit() and known.isdigit() and int(version) < int(known)):
-            self.policy_version = version
+            self._policy.version.current = version
 
     async def abandon(self) -> None:
         """After `run` was cancelled: end what was in flight as abandoned, because nobody will play it again."""
@@ -171,7 +170,7 @@ class Worker:
         with anyio.CancelScope(shield=True):  # a claim that was made is played, or handed back
             claim = await anyio.to_thread.run_sync(self._claims.begin, order.rollout)
         self.learn_version(order.policy_version)
-        facts = replace(self._facts, policy_version=self.policy_version)
+        facts = replace(self._facts, policy_version=self._policy.version.current)
         attempt = Attempt(order, claim.number, self._policy, facts, self._trajectories)
         try:
             await self._play(attempt, claim)
