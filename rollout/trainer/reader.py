@@ -13,6 +13,7 @@ Delivery is at least once and may be disordered by redelivery. Whatever was hand
 dies at any point comes back to its last checkpoint and gets everything that the checkpoint's weights have not seen.
 """
 
+import logging
 import math
 import time
 from collections import deque
@@ -21,8 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
-
-import structlog
 
 from rollout.steps import Header, RecordError, decode_record, header_of
 from rollout.trainer.errors import ReaderStateError
@@ -37,7 +36,7 @@ from rollout.trainer.stats import ReaderCounters, ReaderStats
 from rollout.trainer.trajectory import Trajectory
 from transports import Delivery, Queue
 
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -241,7 +240,7 @@ class TrajectoryReader:
         """A record that cannot be decoded makes its rollout a failed one, so that its group still completes."""
         self._counters.rejected += 1
         self._settlement.refuse(delivery, str(error))
-        log.warning("a record cannot be decoded", tag=delivery.tag, error=str(error))
+        log.warning("the record %s cannot be decoded: %s", delivery.tag, error)
         header, key = header_of(delivery.tag, delivery.key), key_of(delivery)
         if header is not None and self._wanted(header):
             self._finish(self._gathering.fail(header, key, error))
@@ -266,7 +265,8 @@ class TrajectoryReader:
         enough = self.settings.groups.keep_partial
         keep = enough is not None and len(members) >= enough
         self._counters.partial_groups += 1
-        log.warning("a group was given up before it was whole", group=name, members=len(members), kept=keep)
+        done = "handed out" if keep else "dropped"
+        log.warning("group %s was given up before it was whole, and %s: %d members", name, done, len(members))
         self._progress.consume(_group_name(name))
         for rollout in self._gathering.of_group(name):
             if rollout not in members or not keep:
