@@ -1,10 +1,12 @@
 """vLLM's own loader and processor, one image at a time."""
 
 import asyncio
+import io
 import secrets
 from typing import Any
 
 from vllm.inputs import TokensPrompt
+from vllm.multimodal.image import open_image
 from vllm.multimodal.inputs import MultiModalKwargsItem, VisionChunkImage
 from vllm.multimodal.media.image import ImageMediaIO
 
@@ -36,10 +38,13 @@ class Pipeline:
         """The image as vLLM loads it, upright and in its mode.
 
         Raises:
-            InvalidImageRef: vLLM cannot load it.
+            InvalidImageRef: vLLM cannot load it, or not all of it.
         """
         try:
-            return self._loader.load_bytes(data)
+            media = self._loader.load_bytes(data)
+            # vLLM drops the error of damaged pixels with its attempt to turn the image, and Pillow tells it only once.
+            open_image(io.BytesIO(data)).load()
+            return media
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged input

@@ -1,0 +1,36 @@
+"""Many requests for the same new image are one piece of work, whoever of them gives up."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+
+async def test_two_hundred_requests_for_one_new_image_half_of_them_cancelled(
+    fleet: Mapping[str, Any], wire: Any
+) -> None:
+    live = fleet["qwen3-vl"]
+    there = wire("qwen3-vl")
+    expected = there.said(there.content_parts([there.picture(800, 600, seed=11)]))
+    before = {
+        origin: there.counter(f'mmraw_images_total{{origin="{origin}"}}') for origin in ("made", "joined", "kept")
+    }
+    bodies = [there.features([there.picture(800, 600, seed=11)]) for _ in range(200)]
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=live.url, timeout=300, limits=limits, trust_env=False) as client:
+        sent = [asyncio.ensure_future(client.post("/inference/v1/generate", json=body)) for body in bodies]
+        made = before["made"]
+        while made == before["made"]:
+            made = await asyncio.to_thread(there.counter, 'mmraw_images_total{origin="made"}')
+        for request in sent[::2]:
+            request.cancel()
+        await asyncio.wait(sent)
+    answers = [request.result() for request in sent[1::2]]
+    assert [answer.status_code for answer in answers] == [200] * 100
+    for answer in answers:
+        (choice,) = answer.json()["choices"]
+        assert choice["token_ids"] == expected.tokens
+    after = {origin: there.counter(f'mmraw_images_total{{origin="{origin}"}}') for origin in before}
+    assert after["made"] == before["made"] + 1
+    assert there.said(there.features([there.picture(800, 600, seed=11)])) == expected

@@ -1,0 +1,278 @@
+"""What stock vLLM answers with 200 and garbage, or dies of, is answered 400 here, and the next request is answered."""
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+
+Spoil = Callable[[Any, dict[str, Any]], None]
+SERVERS = ["qwen3-vl", "no-cache"]
+
+
+def features(body: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = body["features"]
+    return found
+
+
+def shift(amount: int) -> Spoil:
+    def spoil(wire: Any, body: dict[str, Any]) -> None:
+        features(body)["mm_placeholders"]["image"][0]["offset"] += amount
+
+    return spoil
+
+
+def resize(amount: int) -> Spoil:
+    def spoil(wire: Any, body: dict[str, Any]) -> None:
+        features(body)["mm_placeholders"]["image"][0]["length"] += amount
+
+    return spoil
+
+
+def lengthen_with_pads(wire: Any, body: dict[str, Any]) -> None:
+    """More pads than the image has embeddings, and a range that covers them: it kills a stock engine."""
+    place = features(body)["mm_placeholders"]["image"][0]
+    body["token_ids"][place["offset"] : place["offset"]] = [wire.adapter.pad_id] * 7
+    place["length"] += 7
+
+
+def shorten_with_pads(wire: Any, body: dict[str, Any]) -> None:
+    place = features(body)["mm_placeholders"]["image"][0]
+    del body["token_ids"][place["offset"] : place["offset"] + 7]
+    place["length"] -= 7
+
+
+def over_text(wire: Any, body: dict[str, Any]) -> None:
+    place = features(body)["mm_placeholders"]["image"][0]
+    token_ids = body["token_ids"]
+    token_ids[place["offset"] : place["offset"] + place["length"]] = [token_ids[0]] * place["length"]
+
+
+def rename(modality: str) -> Spoil:
+    def spoil(wire: Any, body: dict[str, Any]) -> None:
+        for part in features(body).values():
+            part[modality] = part.pop("image")
+
+    return spoil
+
+
+def set_data(*data: str | None) -> Spoil:
+    def spoil(wire: Any, body: dict[str, Any]) -> None:
+        features(body)["kwargs_data"]["image"] = list(data)
+
+    return spoil
+
+
+def no_data(wire: Any, body: dict[str, Any]) -> None:
+    features(body)["kwargs_data"] = None
+
+
+def metadata_of_another(wire: Any, body: dict[str, Any]) -> None:
+    features(body)["mm_metadata"] = {"image": wire.tensors([wire.picture(640, 640)])}
+
+
+def no_features(wire: Any, body: dict[str, Any]) -> None:
+    del body["features"]
+
+
+FEATURES: dict[str, Spoil] = {
+    "a range that begins early": shift(-1),
+    "a range that begins late": shift(1),
+    "a range that is short": resize(-1),
+    "a range that is long": resize(1),
+    "a range longer than the embeddings": lengthen_with_pads,
+    "a range shorter than the embeddings": shorten_with_pads,
+    "a range over other tokens": over_text,
+    "the modality video": rename("video"),
+    "the modality audio": rename("audio"),
+    "an unknown modality": rename("smell"),
+    "a null": set_data(None),
+    "an empty text": set_data(""),
+    "no data at all": no_data,
+    "metadata of another image": metadata_of_another,
+    "garbage": set_data("AAAA"),
+    "garbage that is not base64": set_data("é"),
+    "pads without features": no_features,
+}
+
+
+@pytest.fixture(params=SERVERS)
+def there(wire: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A server that answers afterwards as before, whatever a test sent to it."""
+    found = wire(request.param)
+    sound = [found.picture(200, 120, seed=7)]
+    before = found.said(found.features(sound))
+    yield found
+    assert found.said(found.features(sound)) == before
+    assert found.said(found.content_parts(sound)) == before
+
+
+def require_refused(there: Any, body: dict[str, Any], where: str | None = None) -> None:
+    refused = there.counter("mmraw_requests_refused_total")
+    answer = there.post(body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_mm_image_ref"
+    if where is not None:
+        assert error["param"] == where
+        assert error["message"].startswith(where)
+    assert there.counter("mmraw_requests_refused_total") == refused + 1
+
+
+@pytest.mark.parametrize("kind", ["reference", "tensors"])
+@pytest.mark.parametrize("spoil", FEATURES.values(), ids=FEATURES)
+def test_features_that_are_wrong_are_refused(there: Any, kind: str, spoil: Spoil) -> None:
+    picture = there.picture(200, 120)
+    body = there.features([picture], there.tensors([picture]) if kind == "tensors" else None)
+    spoil(there, body)
+    require_refused(there, body)
+
+
+def test_what_vllm_refuses_by_itself_is_refused_still(there: Any) -> None:
+    body = there.features([there.picture(200, 120)])
+    resize(5000)(there, body)
+    assert there.post(body).status_code == 400
+
+
+PARTS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
+    "expanded ids": lambda there, body: body.update(token_ids=there.expanded([there.picture(200, 120)])[0]),
+    "fewer parts than pads": lambda there, body: body.update(token_ids=there.logical(2)),
+    "no parts at all": lambda there, body: body.update(content_parts=[]),
+    "more parts than pads": lambda there, body: body["content_parts"].append(there.picture(64, 64).part()),
+    "an unknown type": lambda there, body: body["content_parts"][0].update(type="picture_url"),
+    "a part of text": lambda there, body: body["content_parts"].append({"type": "text", "text": "well"}),
+    "a part that only a cache could hold": lambda there, body: body["content_parts"][0].update(url=None),
+    "the hash of another image": lambda there, body: body["content_parts"][0].update(uuid=there.picture(64, 64).hash),
+    "a hash that is none": lambda there, body: body["content_parts"][0].update(uuid="my favourite"),
+}
+
+
+@pytest.mark.parametrize("spoil", PARTS.values(), ids=PARTS)
+def test_content_parts_that_are_wrong_are_refused(there: Any, spoil: Spoil) -> None:
+    body = there.content_parts([there.picture(200, 120)])
+    spoil(there, body)
+    require_refused(there, body)
+
+
+def test_other_data_under_a_known_hash_is_refused(there: Any) -> None:
+    known, other = there.picture(200, 120), there.picture(200, 120)
+    there.said(there.features([known]))
+    require_refused(there, there.features([known], there.tensors([other])), "features.kwargs_data.image[0]")
+    require_refused(there, there.features([known], [other.ref(mm_hash=known.hash)]), "features.kwargs_data.image[0]")
+    require_refused(there, there.content_parts([other]) | {"content_parts": [{**other.part(), "uuid": known.hash}]})
+
+
+def test_tensors_first_seen_under_a_hash_are_what_it_names(there: Any) -> None:
+    one, other = there.picture(200, 120), there.picture(200, 120)
+    there.said(there.features([one], there.tensors([one])))
+    require_refused(there, there.features([one], there.tensors([other])), "features.kwargs_data.image[0]")
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("pixel_values", lambda tensor: tensor.astype(np.float32) / 255),
+        ("pixel_values", lambda tensor: tensor[:-4]),
+        ("pixel_values", lambda tensor: tensor[:, :-1]),
+        ("pixel_values", lambda tensor: tensor[0]),
+        ("image_grid_thw", lambda tensor: tensor * 2),
+        ("image_grid_thw", lambda tensor: tensor[::-1]),
+        ("image_grid_thw", lambda tensor: -tensor),
+        ("image_grid_thw", lambda tensor: tensor.astype(np.int32)),
+        ("image_grid_thw", None),
+        ("second_opinion", lambda tensor: tensor),
+    ],
+    ids=["normalised", "rows", "columns", "flat", "larger", "turned", "negative", "type", "absent", "added"],
+)
+def test_tensors_that_this_server_would_not_make_are_refused(there: Any, key: str, change: Any) -> None:
+    picture = there.picture(200, 120)
+    (made,) = there.tensors([picture])
+    require_refused(there, there.features([picture], [reshape(made, key, change)]), "features.kwargs_data.image[0]")
+
+
+def reshape(text: str, key: str, change: Any) -> str:
+    """A serialised item with one tensor changed or, for None, left out; written as vLLM writes it."""
+    item = msgpack.unpackb(base64.b64decode(text))
+    elem = item.get(key, item["image_grid_thw"])
+    dtype, shape, data = elem["data"]
+    if change is None:
+        del item[key]
+    else:
+        tensor = np.ascontiguousarray(change(np.frombuffer(data.data, dtype).reshape(shape)))
+        written = msgpack.ExtType(data.code, tensor.tobytes())
+        item[key] = {**elem, "data": [str(tensor.dtype), list(tensor.shape), written]}
+    return base64.b64encode(msgpack.packb(item)).decode()
+
+
+def encode64(value: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+
+BAD_FIELDS: dict[str, Any] = {
+    "run_id": "../..",
+    "family": "kimi_k25",
+    "fingerprint": "0" * 32,
+    "modality": "video",
+    "mm_hash": "0" * 32,
+    "payload": {"image_grid_thw": [[1, 2, 2]]},
+    "raw_image_id": "../../etc/passwd",
+}
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("name", BAD_FIELDS)
+@pytest.mark.parametrize("kind", ["false", "empty", "number"])
+def test_a_reference_with_a_bad_field_is_refused(wire: Any, version: int, name: str, kind: str) -> None:
+    there = wire("qwen3-vl")
+    picture = there.picture(200, 120)
+    names = ("run_id", "family", "fingerprint", "modality", "mm_hash", "raw_image_id", "payload")
+    values = ("run-1", picture.family, picture.fingerprint, "image", picture.hash, picture.path.name, picture.payload)
+    fields = dict(zip(names, values, strict=True))
+    fields[name] = {"false": BAD_FIELDS[name], "empty": "", "number": 7}[kind]
+    data = "mmraw:v3:" + encode64(fields)
+    if version == 2:
+        data = ":".join(["mmraw:v2", *(str(fields[key]) for key in names[:-1]), encode64(fields["payload"])])
+    require_refused(there, there.features([picture], [data]), "features.kwargs_data.image[0]")
+
+
+def test_a_file_is_read_below_the_servers_directory_only(wire: Any, media: Path, tmp_path: Path) -> None:
+    there = wire("qwen3-vl")
+    picture = there.picture(200, 120)
+    where = picture.path.parent
+    outside = tmp_path / picture.path.name
+    outside.write_bytes(picture.data)
+    picture.path.unlink()
+    refused = "features.kwargs_data.image[0]"
+    require_refused(there, there.features([picture]), refused)
+    picture.path.symlink_to(outside)
+    require_refused(there, there.features([picture]), refused)
+    (media / "linked").symlink_to(tmp_path)
+    require_refused(there, there.features([picture], [picture.ref(run_id="linked")]), refused)
+    (where / "linked.png").hardlink_to(outside)
+    there.said(there.features([picture], [picture.ref(raw_image_id="linked.png")]))
+
+
+def test_of_several_images_the_bad_one_is_named(wire: Any) -> None:
+    there = wire("qwen3-vl")
+    pictures = [there.picture(64, 64) for _ in range(3)]
+    data = [picture.ref() for picture in pictures]
+    data[1] = pictures[1].ref(raw_image_id="gone.png")
+    require_refused(there, there.features(pictures, data), "features.kwargs_data.image[1]")
+
+
+def test_what_is_no_image_is_refused(wire: Any) -> None:
+    there = wire("qwen3-vl")
+    picture = there.picture(200, 120)
+    for data in (b"", b"<svg/>", picture.data[:50], picture.data[: len(picture.data) // 2]):
+        picture.path.write_bytes(data)
+        broken = type(picture)(data, picture.path, picture.payload, picture.tokens, picture.family, picture.fingerprint)
+        require_refused(there, there.features([broken]), "features.kwargs_data.image[0]")
+
+
+def test_an_unknown_model_is_still_an_unknown_model(wire: Any) -> None:
+    there = wire("qwen3-vl")
+    assert there.post(there.features([there.picture(64, 64)], model="another")).status_code == 404

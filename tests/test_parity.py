@@ -1,0 +1,47 @@
+"""The probes of pixel parity, and what is made of a comparison."""
+
+from rollout.images import load_pixels
+from rollout.parity import Difference, Parity, probes
+
+
+def difference(backend: str, probe: str = "odd", differing: int = 0) -> Difference:
+    return Difference(probe, backend, 100, differing, min(differing, 255))  # type: ignore[arg-type]
+
+
+def test_every_probe_is_an_image_that_the_trainer_loads() -> None:
+    sizes = {probe.name: load_pixels(probe.data).size for probe in probes()}
+    assert sizes["odd"] == (333, 517)
+    assert [sizes[f"orientation {orientation}"] for orientation in (1, 3, 6, 8)] == [
+        (150, 97),
+        (150, 97),
+        (97, 150),
+        (97, 150),
+    ]
+    assert {"RGBA", "palette", "transparent palette", "grey", "enlarged", "shrunk", "thin"} < sizes.keys()
+
+
+def test_orientations_are_eight_different_pictures() -> None:
+    oriented = [load_pixels(probe.data).tobytes() for probe in probes() if probe.name.startswith("orientation")]
+    assert len(set(oriented)) == 8
+
+
+def test_the_backend_without_any_difference_is_proven() -> None:
+    parity = Parity((difference("pil", differing=3), difference("torchvision")), {})
+    assert parity.proven == "torchvision"
+    assert parity.told().splitlines() == [
+        "the engine resizes as torchvision does: not one bit differs",
+        "the trainer with pil would not: odd differ, by up to 3 of 255 (3 of 100 values of odd)",
+    ]
+
+
+def test_one_differing_probe_disproves_a_backend() -> None:
+    parity = Parity((difference("pil"), difference("pil", "RGBA", 1)), {"torchvision": "it is not installed"})
+    assert parity.proven is None
+    assert parity.told().splitlines() == [
+        "the trainer with pil would not: RGBA differ, by up to 1 of 255 (1 of 100 values of RGBA)",
+        "torchvision was not compared: it is not installed",
+    ]
+
+
+def test_where_nothing_was_compared_nothing_is_proven() -> None:
+    assert Parity((), {"pil": "it is not installed"}).proven is None
