@@ -36,12 +36,16 @@ async def embedded_policy(
     directory: Path,
     *,
     mode: Literal["offload", "inline"] = "offload",
+    script: str = "rollout.serving.policies:ColorPolicy",
     sampling: Mapping[str, Any] | None = None,
     max_model_len: int = 32768,
 ) -> AsyncIterator[Policy]:
-    """The small model that we ship, served by an embedded engine of its own; images are kept in `directory`."""
+    """The small model that we ship, served by an embedded engine of its own; images are kept in `directory`.
+
+    `script` names the scripted policy that answers, as `package.module:Class`.
+    """
     renderers = await anyio.to_thread.run_sync(shared_pool, TINY_MODEL, "qwen3-vl")
-    settings = EmbeddedSettings(allowed_directories=(directory,), max_model_len=max_model_len)
+    settings = EmbeddedSettings(policy=script, allowed_directories=(directory,), max_model_len=max_model_len)
     with EmbeddedServer(settings) as url:
         async with EngineClient([url], settings.model_name, timeout=_TIMEOUT) as engine:
             await engine.check()

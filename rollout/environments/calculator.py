@@ -1,0 +1,128 @@
+"""Calculator: a chain of sums, each to be done with a tool, then the result in words. Text only.
+
+    Start with 7. Then add 5. Then multiply by 3. …
+
+The model calls `calculate` once or several times a turn, gets each result as a tool message, and names the last one
+when it is done. A call that cannot be read, or asks for what the tool cannot do, is answered with the reason.
+
+    reward = 1 if the first number of the last answer is the result, else 0
+"""
+
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from rollout.environments.base import (
+    EnvironmentSettings,
+    MultiTurnEnvironment,
+    Reply,
+    Score,
+    Task,
+    TaskSettings,
+    Turn,
+)
+from rollout.messages import Message, ToolCall
+
+OPERATIONS = ("add", "subtract", "multiply")
+TOOL: Mapping[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "calculate",
+        "description": "One operation on two whole numbers.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "operation": {"type": "string", "enum": list(OPERATIONS)},
+                "a": {"type": "integer"},
+                "b": {"type": "integer"},
+            },
+            "required": ["operation", "a", "b"],
+        },
+    },
+}
+_WORDS = {"add": "add {}", "subtract": "subtract {}", "multiply": "multiply by {}"}
+_NUMBER = re.compile(r"-?\d+")
+
+
+class CalculatorSettings(EnvironmentSettings):
+    """How patient the environment is."""
+
+    max_turns: int = Field(default=16, ge=1, description="Answers after which a rollout that is not done scores 0.")
+
+
+class CalculatorTasks(TaskSettings):
+    """How long the chain is."""
+
+    operations: int = Field(default=3, ge=1, description="Operations in a task.")
+
+
+class Calculator(MultiTurnEnvironment):
+    """One tool, called until the chain is done."""
+
+    Settings: ClassVar[type[EnvironmentSettings]] = CalculatorSettings
+    Tasks: ClassVar[type[TaskSettings]] = CalculatorTasks
+    settings: CalculatorSettings
+    tools: ClassVar[Sequence[Mapping[str, Any]] | None] = (TOOL,)
+
+    def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
+        assert isinstance(tasks, CalculatorTasks)
+        for task in super().tasks(tasks):
+            draw = random.Random(task.seed)  # noqa: S311 - reproducible, not secret
+            chain = [[draw.choice(OPERATIONS), draw.randint(2, 9)] for _ in range(tasks.operations)]
+            yield replace(task, data={"start": draw.randint(2, 20), "chain": chain})
+
+    async def reset(self, task: Task) -> Sequence[Message]:
+        self._turns = self._calls = self._refused = 0
+        start, chain = task.data["start"], task.data["chain"]
+        self._result = start
+        for operation, operand in chain:
+            self._result = calculate(operation, self._result, operand)
+        steps = " ".join(f"Then {_WORDS[operation].format(operand)}." for operation, operand in chain)
+        return [
+            {"role": "system", "content": "You calculate with the tool, one step after another."},
+            {"role": "user", "content": f"Start with {start}. {steps} What is the result?"},
+        ]
+
+    async def step(self, reply: Reply) -> Turn:
+        self._turns += 1
+        if reply.tool_calls and self._turns < self.settings.max_turns:
+            return Turn([self._result_of(call) for call in reply.tool_calls])
+        named = _NUMBER.search(reply.text) if not reply.tool_calls else None
+        metrics = {"calls": self._calls, "refused_calls": self._refused, "turns": self._turns}
+        return Turn(score=Score(float(named is not None and int(named[0]) == self._result), metrics))
+
+    def _result_of(self, call: ToolCall) -> Message:
+        self._calls += 1
+        try:
+            told = str(_answer(call))
+        except ValueError as refusal:
+            self._refused += 1
+            told = f"error: {refusal}"
+        return {"role": "tool", "tool_call_id": call.id, "name": call.name or TOOL["function"]["name"], "content": told}
+
+
+def calculate(operation: str, a: int, b: int) -> int:
+    """What the tool does. Raises ValueError for an operation that it does not know."""
+    match operation:
+        case "add":
+            return a + b
+        case "subtract":
+            return a - b
+        case "multiply":
+            return a * b
+    raise ValueError(f"unknown operation {operation!r}; use one of {', '.join(OPERATIONS)}")
+
+
+def _answer(call: ToolCall) -> int:
+    if call.error is not None:
+        raise ValueError(f"the call cannot be read ({call.error})")
+    if call.name != TOOL["function"]["name"]:
+        raise ValueError(f"there is no tool {call.name!r}")
+    operation, a, b = (call.arguments.get(key) for key in ("operation", "a", "b"))
+    if not isinstance(operation, str) or type(a) is not int or type(b) is not int:
+        raise ValueError("operation must be a string, a and b whole numbers")
+    return calculate(operation, a, b)
