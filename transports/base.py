@@ -9,8 +9,8 @@
             train_on(decode(delivery.frames))
             await delivery.ack()
 
-A queue carries frames and looks at none of them. Delivery is at least once, in the order of the puts within a key
-unless a record is redelivered. `docs/queues.md` has the whole contract as prose, and
+A queue carries frames and looks at none of them. Delivery is at least once; what one handle put under one key arrives
+in the order of its puts, unless a record is redelivered. `docs/queues.md` has the whole contract as prose, and
 `transports.testing.QueueConformance` has a case for each of its statements.
 """
 

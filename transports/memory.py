@@ -213,6 +213,10 @@ class MemoryQueue(Queue):
             if not self._broker.handles:
                 del _brokers[self._name]
 
+    @property
+    def backlog_records(self) -> int:
+        return self._open_broker().backlog_records
+
     def watch_settled(self, callback: Callable[[str], None]) -> None:
         """Call back with the tag of each record that is settled from now on, on the thread that settles it."""
         self._open_broker().on_settled = callback

@@ -78,15 +78,13 @@ class RedisQueue(Queue):
         nbytes = self._acceptable_nbytes(frames)
         await self._open()
         stream = f"{self._prefix}:p{partition_of(key, self._partitions)}"
-        data, limit = join_frames(frames), self._options.effective_hard_limit
+        fields = {"k": utf8(key), "t": utf8(tag), "d": join_frames(frames)}
+        keys = [stream, f"{self._prefix}:totals", self._writer]
         # One at a time: the server knows a repeated put by its number, which is that of this producer's last one.
         async with self._putting:
             self._puts += 1
-            accepted, records, backlog = await self._server.run(
-                scripts.PUT,
-                [stream, f"{self._prefix}:totals", self._writer],
-                [self._puts, nbytes, limit, utf8(key), utf8(tag), data],
-            )
+            args = [self._puts, nbytes, self._options.effective_hard_limit]
+            accepted, records, backlog = await self._server.add(stream, fields, scripts.PUT, keys, args)
         if not accepted:
             raise self._queue_full(nbytes, records, backlog)
 
@@ -153,8 +151,8 @@ class RedisQueue(Queue):
         await self._open()
         letters = []
         for id_, fields in await self._server.run(scripts.DEAD, [f"{self._prefix}:dead"], [limit]):
-            entry = Entry(id_, 0, fields[2:])
-            letters.append(DeadLetter(entry.frames, entry.key, entry.tag, text(fields[1])))
+            entry = Entry(id_, False, fields[3], fields[5], fields[7])
+            letters.append(DeadLetter(entry.frames, text(entry.key), text(entry.tag), text(fields[1])))
         return letters
 
     async def aclose(self) -> None:

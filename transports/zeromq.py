@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
 import time
 from collections.abc import Sequence
@@ -18,13 +19,16 @@ from secrets import token_hex
 import zmq
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Queue, QueueStats
-from transports.errors import QueueClosed, QueueURLError
+from transports.errors import QueueClosed, QueueStorageError, QueueURLError
 from transports.urls import QueueOptions, parse_queue_url
 from transports.wire.hub import Hub
 from transports.wire.links import Lent, Link, Token, record_name
-from transports.wire.remote import RemoteLink
+from transports.wire.remote import PATIENCE_SECONDS, RemoteLink
+
+log = logging.getLogger(__name__)
 
 _MEASURE_SECONDS = 0.25
+_DEFERENCE_SECONDS = 0.2
 _NOT_OURS = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENODEV)
 """Another serves at this address, or another machine does."""
 
@@ -80,7 +84,7 @@ class ZmqQueue(Queue):
 
     async def receive(self, *, timeout: float) -> Delivery | None:
         deadline = time.monotonic() + timeout
-        link = await self._linked()
+        link = await self._linked(consuming=True)
         async with self._receiving:
             # The hub has lent a record when it answers; so a take is never cancelled, the next receive goes on with it.
             if self._take is None:
@@ -134,16 +138,30 @@ class ZmqQueue(Queue):
             if self._take is not None:
                 self._take.cancel()
             if self._hub is not None:
+                if lost := self._hub.backlog_records:
+                    log.warning("%s: %d records were not acked; the hub that had them has closed", self.url, lost)
                 await asyncio.to_thread(self._hub.stop)
 
-    async def _linked(self) -> Link:
+    async def _linked(self, *, consuming: bool = False) -> Link:
         self._check_open()
         if self._link is not None:
             return self._link
         async with self._linking:
             if self._link is None:
-                self._link = await self._serve() or await self._join()
+                self._link = await (self._find_consuming() if consuming else self._find_producing())
         return self._link
+
+    async def _find_consuming(self) -> Link:
+        return await self._serve() or await self._join(PATIENCE_SECONDS)
+
+    async def _find_producing(self) -> Link:
+        """Who only puts serves as a last resort: a hub is best where the records are wanted, and lives as long."""
+        if not self._zmq.serve:
+            return await self._join(PATIENCE_SECONDS)
+        try:
+            return await self._join(_DEFERENCE_SECONDS)
+        except QueueStorageError:
+            return await self._find_consuming()
 
     async def _serve(self) -> Link | None:
         if not self._zmq.serve:
@@ -163,7 +181,7 @@ class ZmqQueue(Queue):
         self._hub = hub
         return hub.link(self._lease, self._check_consume(self._asked_for, partitions))
 
-    async def _join(self) -> Link:
+    async def _join(self, patience: float) -> Link:
         link = RemoteLink(
             f"tcp://{self._host}:{self._port}",
             self._producer,
@@ -172,7 +190,7 @@ class ZmqQueue(Queue):
             certificate=self._zmq.certificate,
         )
         try:
-            await link.ready()
+            await link.ready(patience)
             if self._zmq.partitions not in (None, link.partitions):
                 raise QueueURLError(f"{self.url}: the queue was created with partitions={link.partitions}")
             self._check_consume(self._asked_for, link.partitions)

@@ -67,7 +67,7 @@ class PartitionConsumer:
         held = self._check(delivery)
         if held is None:
             return False
-        held.reader.bury(delivery, reason)
+        held.reader.bury(held.lent[key_of(delivery)], reason)
         return not self.settle([delivery])
 
     async def release(self) -> None:

@@ -78,7 +78,7 @@ class SingleRecordConsumer:
     def reject(self, delivery: Delivery, reason: str) -> bool:
         if key_of(delivery) not in self._lent or not self._is_settled_or_mine(delivery):
             return False
-        self._reader.bury(delivery, reason)
+        self._reader.bury(self._lent[key_of(delivery)][1], reason)
         return not self.settle([delivery])
 
     async def release(self) -> None:

@@ -131,11 +131,12 @@ class PartitionReader:
         for segment in segments:
             (self.directory / str(segment)).unlink(missing_ok=True)
 
-    def bury(self, delivery: Delivery, reason: str) -> None:
+    def bury(self, ref: Ref, reason: str) -> None:
         """Put a record among the dead letters, for good, with the reason as its first frame."""
         if self._dead is None:
             self._dead = SegmentWriter(self._settings.layout.dead(self._index), self._settings.segment_bytes)
-        self._dead.append((reason.encode("utf-8", "surrogatepass"), *delivery.frames), delivery.key, delivery.tag)
+        record = self.read_again(ref)
+        self._dead.append((reason.encode("utf-8", "surrogatepass"), *record.frames), record.key, record.tag)
         self._dead.sync()
 
     def close(self) -> None:

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from transports.base import Delivery, Frames, Queue
+from transports.base import Delivery, Frames, Queue, frames_nbytes
 from transports.streams import scripts
 from transports.streams.server import Server
 
 _READ_AHEAD_BYTES = 1 << 20
+_READ_AHEAD_RECORDS = 128
 _SEQUENCE_BITS = 20
 
 
@@ -31,24 +32,17 @@ class StreamSettings:
 
 
 class Entry(NamedTuple):
-    """A record as the server has it, and how often it was delivered before."""
+    """A record as the server has it."""
 
     id: bytes
-    times: int
-    fields: Sequence[bytes]
-    """Name and value in turns, as `scripts.PUT` adds them."""
-
-    @property
-    def key(self) -> str:
-        return text(self.fields[1])
-
-    @property
-    def tag(self) -> str:
-        return text(self.fields[3])
+    redelivered: bool
+    key: bytes
+    tag: bytes
+    data: bytes
 
     @property
     def frames(self) -> Frames:
-        return split_frames(self.fields[7])
+        return split_frames(self.data)
 
 
 class StreamConsumer(ABC):
@@ -62,6 +56,8 @@ class StreamConsumer(ABC):
         self._epoch_key = f"{self._stream}:epoch"
         self._totals = f"{settings.prefix}:totals"
         self._epoch = 0
+        self._nbytes: dict[str, int] = {}
+        """Of what is lent: a consumer need not keep the frames of a delivery until it acks it."""
 
     @abstractmethod
     async def next(self) -> Delivery | None:
@@ -93,10 +89,12 @@ class StreamConsumer(ABC):
         mine = [delivery for delivery in deliveries if delivery.epoch == self._epoch]
         stale = [delivery for delivery in deliveries if delivery.epoch != self._epoch]
         if mine:
-            args = [arg for delivery in mine for arg in (_id(delivery), delivery.nbytes)]
+            args = [arg for delivery in mine for arg in (_id(delivery), self._nbytes.get(_id(delivery), 0))]
             keys = [self._stream, self._epoch_key, self._totals]
             refused = set(await self._server.run(scripts.SETTLE, keys, [*self._guard(), *args]))
             stale += [delivery for delivery in mine if _id(delivery).encode() in refused]
+            for delivery in mine:
+                self._nbytes.pop(_id(delivery), None)
         return stale
 
     async def reject(self, delivery: Delivery, reason: str) -> bool:
@@ -113,39 +111,47 @@ class StreamConsumer(ABC):
         return delivery.epoch == self._epoch and bool(await self._server.run(scripts.HOLD, keys, args))
 
     def _delivery(self, entry: Entry) -> Delivery:
-        milliseconds, _, sequence = entry.id.partition(b"-")
+        position = _position(entry.id)
+        self._nbytes[_id_at(position)] = frames_nbytes(entry.frames)
         return Delivery(
             frames=entry.frames,
-            key=entry.key,
-            tag=entry.tag,
+            key=text(entry.key),
+            tag=text(entry.tag),
             partition=self._index,
             lane=str(self._index),
-            position=int(milliseconds) << _SEQUENCE_BITS | int(sequence),
-            redelivered=entry.times > 0,
+            position=position,
+            redelivered=entry.redelivered,
             epoch=self._epoch,
             queue=self._settings.queue,
         )
 
 
 class StreamPartition(StreamConsumer):
-    """Under a lease of the whole partition: what predecessors had pending first, then what is new."""
+    """Under a lease of the whole partition, with a consumer group of its own that begins with what is unacked."""
 
     def __init__(self, settings: StreamSettings, index: int) -> None:
         super().__init__(settings, index)
-        self._lease_key = f"{self._stream}:lease"
-        self._cursor = ""
+        self._lease = f"{self._stream}:lease"
+        self._keys = [self._stream, self._lease, self._epoch_key, f"{self._stream}:delivered"]
         self._ready: deque[Entry] = deque()
         self._delayed: list[tuple[float, str]] = []
+        self._delivered_before = self._delivered = 0
+        self._last = "0-0"
+        self._count = 1
 
     async def next(self) -> Delivery | None:
         if self._delayed and self._delayed[0][0] <= time.monotonic():
             found = await self._server.run(scripts.AGAIN, [self._stream, self._totals], [self._delayed[0][1]])
             heapq.heappop(self._delayed)
             for id_, fields in found:  # none where it was acked after all
-                return self._delivery(Entry(id_, 1, fields))
+                return self._delivery(Entry(id_, True, fields[1], fields[3], fields[5]))
+        if not self._ready and (self._epoch or await self._acquire()):
+            await self._read()
         if not self._ready:
-            await self._take()
-        return self._delivery(self._ready.popleft()) if self._ready else None
+            return None
+        entry = self._ready.popleft()
+        self._delivered = max(self._delivered, _position(entry.id))
+        return self._delivery(entry)
 
     async def give_back(self, delivery: Delivery, delay: float) -> bool:
         if not await self._is_lent(delivery):
@@ -155,31 +161,44 @@ class StreamPartition(StreamConsumer):
 
     async def release(self) -> None:
         if self._epoch:
-            unread = [entry.id for entry in self._ready if not entry.times]
-            keys = [self._stream, self._lease_key, self._epoch_key]
-            await self._server.run(scripts.RELEASE_PARTITION, keys, [self._epoch, self._settings.holder, *unread])
+            delivered = _id_at(max(self._delivered, self._delivered_before))
+            await self._server.run(scripts.RELEASE, self._keys, [self._epoch, delivered])
         self._forget()
 
     def leases(self) -> dict[str, str]:
-        return {self._lease_key: self._settings.holder} if self._epoch else {}
+        return {self._lease: self._settings.holder} if self._epoch else {}
 
     def _guard(self) -> tuple[str, str | int]:
         return "partition", self._epoch
 
-    async def _take(self) -> None:
-        keys = [self._stream, self._lease_key, self._epoch_key, self._totals]
-        settings = self._settings
-        cursor = self._cursor if self._epoch else "-"
-        args = [settings.holder, self._epoch, settings.lease_ms, cursor, _READ_AHEAD_BYTES]
-        epoch, after, *entries = await self._server.run(scripts.TAKE_PARTITION, keys, args)
-        if epoch <= 0:
+    async def _acquire(self) -> bool:
+        args = [self._settings.holder, self._settings.lease_ms]
+        self._epoch, delivered = await self._server.run(scripts.ACQUIRE, self._keys, args)
+        if self._epoch:
+            self._delivered_before = _position(delivered)
+        return bool(self._epoch)
+
+    async def _read(self) -> None:
+        group, consumer = f"e{self._epoch}", self._settings.holder
+        found = await self._server.read(self._stream, group, consumer, self._last, self._count)
+        if found is None:
             self._forget()
             return
-        self._epoch, self._cursor = epoch, after
-        self._ready.extend(Entry(*entry) for entry in entries)
+        for id_, fields in found:
+            self._last = text(id_)
+            redelivered = _position(id_) <= self._delivered_before
+            self._ready.append(Entry(id_, redelivered, fields[b"k"], fields[b"t"], fields[b"d"]))
+        if again := sum(entry.redelivered for entry in self._ready):
+            await self._server.run(scripts.REDELIVERED, [self._totals], [again])
+        if self._ready:
+            # About a megabyte at a time, going by what came this time.
+            largest = max(len(entry.data) for entry in self._ready)
+            self._count = max(1, min(_READ_AHEAD_RECORDS, _READ_AHEAD_BYTES // largest))
 
     def _forget(self) -> None:
-        self._epoch, self._cursor = 0, ""
+        self._epoch = self._delivered = self._delivered_before = 0
+        self._last = "0-0"
+        self._nbytes.clear()
         self._ready.clear()
         self._delayed.clear()
 
@@ -195,9 +214,11 @@ class StreamSingles(StreamConsumer):
     async def next(self) -> Delivery | None:
         while self._delayed and self._delayed[0][0] <= time.monotonic():
             await self._pass_on(heapq.heappop(self._delayed)[1])
-        args = [self._consumer, self._settings.lease_ms, self._holder_prefix]
+        args = [self._consumer, self._settings.lease_ms, self._holder_prefix, *self._nbytes]
         entries = await self._server.run(scripts.TAKE_RECORD, [self._stream, self._totals], args)
-        return self._delivery(Entry(*entries[0])) if entries else None
+        for id_, times, fields in entries:
+            return self._delivery(Entry(id_, times > 0, fields[1], fields[3], fields[5]))
+        return None
 
     async def give_back(self, delivery: Delivery, delay: float) -> bool:
         if not await self._is_lent(delivery):
@@ -212,6 +233,7 @@ class StreamSingles(StreamConsumer):
     async def release(self) -> None:
         await self._server.run(scripts.FORGET, [self._holder_prefix + self._consumer])
         self._epoch += 1
+        self._nbytes.clear()
         self._delayed.clear()
 
     def leases(self) -> dict[str, str]:
@@ -226,10 +248,20 @@ class StreamSingles(StreamConsumer):
 
     async def _pass_on(self, id_: str) -> None:
         await self._server.run(scripts.GIVE_BACK, [self._stream], [id_])
+        self._nbytes.pop(id_, None)
+
+
+def _position(id_: bytes) -> int:
+    milliseconds, _, sequence = id_.partition(b"-")
+    return int(milliseconds) << _SEQUENCE_BITS | int(sequence)
+
+
+def _id_at(position: int) -> str:
+    return f"{position >> _SEQUENCE_BITS}-{position & ((1 << _SEQUENCE_BITS) - 1)}"
 
 
 def _id(delivery: Delivery) -> str:
-    return f"{delivery.position >> _SEQUENCE_BITS}-{delivery.position & ((1 << _SEQUENCE_BITS) - 1)}"
+    return _id_at(delivery.position)
 
 
 def join_frames(frames: Frames) -> bytes:

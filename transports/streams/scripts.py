@@ -3,9 +3,10 @@
 Every key of a queue begins with `{stream}`, so that a cluster keeps them together:
 
     :queue         how many partitions there are
-    :p<i>          the records of a partition, a stream with the consumer group `c`
-    :p<i>:epoch    how often the partition was leased; whoever took it last is its holder
+    :p<i>          the records of a partition, a stream; its consumer group is `e<epoch>`, or `c` for single records
+    :p<i>:epoch    how often the partition was leased or given back; whoever took it last is its holder
     :p<i>:lease    exists while that holder lives
+    :p<i>:delivered  up to where a holder that gave the partition back had delivered
     :holder:<i>:…  exists while a consumer of single records of that partition lives
     :writer:<id>   the last record of a producer, so that a put repeated after a lost answer is stored once
     :totals        records, bytes and redeliveries, kept exact by every script that changes them
@@ -24,69 +25,73 @@ end
 return partitions
 """
 
+# Follows, in one transaction, the XADD of a record: takes it back if it repeats a put that was stored, or is too much,
+# and else accounts for it. So the record itself need not pass through a script.
 PUT = """
 local stream, totals, writer = KEYS[1], KEYS[2], KEYS[3]
-local number, nbytes, limit, key, tag, data = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
-if redis.call('GET', writer) == number then return {1, 0, 0} end
+local number, nbytes, limit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local repeated = redis.call('GET', writer) == number
 local records = tonumber(redis.call('HGET', totals, 'records') or '0')
 local bytes = tonumber(redis.call('HGET', totals, 'bytes') or '0')
-if bytes + nbytes > limit then return {0, records, bytes} end
-redis.call('XADD', stream, '*', 'k', key, 't', tag, 'n', nbytes, 'd', data)
+if repeated or bytes + nbytes > limit then
+  local added = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1][1]
+  redis.call('XDEL', stream, added)
+  return {repeated and 1 or 0, records, bytes}
+end
 redis.call('HINCRBY', totals, 'records', 1)
 redis.call('HINCRBY', totals, 'bytes', nbytes)
 redis.call('SET', writer, number, 'EX', 86400)
 return {1, 0, 0}
 """
 
-# A consumer of the whole partition. Its first call leases it; records that predecessors had pending come first, from
-# `cursor` on; new ones follow when the cursor is empty. Answers {epoch, cursor, {id, times delivered before, fields}…};
-# epoch 0: another holds it, -1: another has taken it over.
-TAKE_PARTITION = """
-local stream, lease, epoch, totals = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local holder, mine, lease_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local cursor, budget, consumer = ARGV[4], tonumber(ARGV[5]), ARGV[1]
+# Lease a partition: make a consumer group that nobody had, which begins with the oldest record there is (what is acked
+# is deleted), and remove the one before, without which its holder can neither read nor ack. Answers the epoch, 0 if
+# another holds it, and up to where records may have been delivered.
+ACQUIRE = """
+local stream, lease, epoch, delivered = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+if redis.call('EXISTS', lease) == 1 then return {0, ''} end
 redis.call('PERSIST', epoch)
-if mine == 0 then
-  if redis.call('EXISTS', lease) == 1 then return {0, ''} end
-  mine = redis.call('INCR', epoch)
-elseif mine ~= tonumber(redis.call('GET', epoch) or '0') then
-  return {-1, ''}
-end
-redis.call('SET', lease, holder, 'PX', lease_ms)
-local answer, bytes = {mine, cursor}, 0
-while bytes < budget and #answer < 130 do
-  if cursor ~= '' then
-    local pending = redis.call('XPENDING', stream, 'c', cursor, '+', 1)
-    if #pending == 0 then
-      cursor = ''
-    else
-      local id, times = pending[1][1], pending[1][4]
-      cursor = '(' .. id
-      local got = redis.call('XCLAIM', stream, 'c', consumer, 0, id, 'RETRYCOUNT', times + 1)
-      if got[1] then
-        if times > 0 then redis.call('HINCRBY', totals, 'redeliveries', 1) end
-        answer[#answer + 1] = {id, times, got[1][2]}
-        bytes = bytes + string.len(got[1][2][8])
-      end
-    end
-  else
-    local got = redis.call('XREADGROUP', 'GROUP', 'c', consumer, 'COUNT', 1, 'STREAMS', stream, '>')
-    if not got then break end
-    local entry = got[1][2][1]
-    answer[#answer + 1] = {entry[1], 0, entry[2]}
-    bytes = bytes + string.len(entry[2][8])
+local before = redis.call('GET', epoch) or '0'
+local upto = redis.call('GET', delivered)
+if not upto then
+  upto = '0-0'
+  for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local entry = {}
+    for at = 1, #group, 2 do entry[group[at]] = group[at + 1] end
+    if entry['name'] == 'e' .. before then upto = entry['last-delivered-id'] end
   end
 end
-answer[2] = cursor
-return answer
+local mine = redis.call('INCR', epoch)
+redis.call('XGROUP', 'DESTROY', stream, 'e' .. before)
+redis.call('XGROUP', 'CREATE', stream, 'e' .. mine, '0')
+redis.call('DEL', delivered)
+redis.call('SET', lease, ARGV[1], 'PX', ARGV[2])
+return {mine, upto}
 """
 
-# A consumer of single records: one that nobody alive has, or else a new one.
+# Give a partition back, and say up to where its records really were delivered.
+RELEASE = """
+local stream, lease, epoch, delivered = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+if redis.call('GET', epoch) ~= ARGV[1] then return end
+redis.call('DEL', lease)
+redis.call('XGROUP', 'DESTROY', stream, 'e' .. ARGV[1])
+redis.call('INCR', epoch)
+redis.call('SET', delivered, ARGV[2])
+"""
+
+# A consumer of single records: one that it has and does not know of (the answer was lost), one that nobody alive has,
+# or else a new one.
 TAKE_RECORD = """
 local stream, totals, prefix = KEYS[1], KEYS[2], ARGV[3]
 local holder, lease_ms = ARGV[1], ARGV[2]
 redis.call('PERSIST', totals)
 redis.call('SET', prefix .. holder, holder, 'PX', lease_ms)
+local known = {}
+for at = 4, #ARGV do known[ARGV[at]] = true end
+for _, pending in ipairs(redis.call('XPENDING', stream, 'c', '-', '+', #ARGV, holder)) do
+  local found = not known[pending[1]] and redis.call('XRANGE', stream, pending[1], pending[1])[1]
+  if found then return {{pending[1], pending[4] - 1, found[2]}} end
+end
 for _, owner in ipairs(redis.call('XPENDING', stream, 'c')[4] or {}) do
   if redis.call('EXISTS', prefix .. owner[1]) == 0 then
     local pending = redis.call('XPENDING', stream, 'c', '-', '+', 1, owner[1])[1]
@@ -106,6 +111,7 @@ return {{got[1][2][1][1], 0, got[1][2][1][2]}}
 # of the partition, or the name of a consumer of single records. Those that nobody has pending were settled before.
 SETTLE = """
 local stream, epoch, totals, by_epoch, guard = KEYS[1], KEYS[2], KEYS[3], ARGV[1] == 'partition', ARGV[2]
+local group = by_epoch and 'e' .. guard or 'c'
 redis.call('PERSIST', totals)
 local held, stale = not by_epoch or redis.call('GET', epoch) == guard, {}
 for at = 3, #ARGV, 2 do
@@ -117,10 +123,10 @@ for at = 3, #ARGV, 2 do
   end
   if not mine then
     stale[#stale + 1] = id
-  elseif redis.call('XACK', stream, 'c', id) == 1 then
+  elseif redis.call('XACK', stream, group, id) == 1 then
     redis.call('XDEL', stream, id)
     redis.call('HINCRBY', totals, 'records', -1)
-    redis.call('HINCRBY', totals, 'bytes', -tonumber(ARGV[at + 1]))
+    redis.call('HINCRBY', totals, 'bytes', 0 - tonumber(ARGV[at + 1]))
   end
 end
 return stale
@@ -130,9 +136,9 @@ return stale
 HOLD = """
 local stream, epoch, dead = KEYS[1], KEYS[2], KEYS[3]
 local by_epoch, guard, id, reason = ARGV[1] == 'partition', ARGV[2], ARGV[3], ARGV[4]
-local pending = redis.call('XPENDING', stream, 'c', id, id, 1)[1]
-if not pending then return 0 end
 if by_epoch and redis.call('GET', epoch) ~= guard then return 0 end
+local pending = redis.call('XPENDING', stream, by_epoch and 'e' .. guard or 'c', id, id, 1)[1]
+if not pending then return 0 end
 if not by_epoch and pending[2] ~= guard then return 0 end
 if reason then
   local fields = redis.call('XRANGE', stream, id, id)[1][2]
@@ -148,15 +154,9 @@ redis.call('HINCRBY', KEYS[2], 'redeliveries', 1)
 return redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])
 """
 
-# Give a partition back: what was read ahead and never delivered counts as new for the next one.
-RELEASE_PARTITION = """
-local stream, lease, epoch = KEYS[1], KEYS[2], KEYS[3]
-if redis.call('GET', epoch) ~= ARGV[1] then return end
-redis.call('DEL', lease)
-for at = 3, #ARGV do
-  redis.call('XCLAIM', stream, 'c', ARGV[2], 0, ARGV[at], 'RETRYCOUNT', 0, 'JUSTID')
-end
-redis.call('INCR', epoch)
+REDELIVERED = """
+redis.call('PERSIST', KEYS[1])
+return redis.call('HINCRBY', KEYS[1], 'redeliveries', ARGV[1])
 """
 
 # Pass a record to a consumer that never lives, so that the next who asks adopts it.
@@ -173,6 +173,12 @@ return redis.call('DEL', KEYS[1])
 DISOWN = """
 local stream, lease, holder, prefix = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
 if redis.call('GET', lease) == holder then redis.call('DEL', lease) end
+local known = {}
+for at = 4, #ARGV do known[ARGV[at]] = true end
+for _, pending in ipairs(redis.call('XPENDING', stream, 'c', '-', '+', #ARGV, holder)) do
+  local found = not known[pending[1]] and redis.call('XRANGE', stream, pending[1], pending[1])[1]
+  if found then return {{pending[1], pending[4] - 1, found[2]}} end
+end
 for _, owner in ipairs(redis.call('XPENDING', stream, 'c')[4] or {}) do
   if string.sub(owner[1], 1, #holder + 1) == holder .. '.' then redis.call('DEL', prefix .. owner[1]) end
 end

@@ -1,7 +1,7 @@
 """One Redis server, reached and reached again: scripts, what its refusals mean, and a renewal of its own.
 
-A call is repeated while the server cannot be reached, up to RETRY_SECONDS. That is sound because every script may run
-twice: a put knows its number, an ack finds nothing left, a take hands out what is pending again.
+A call is repeated while the server cannot be reached, up to RETRY_SECONDS. That is sound because every one may happen
+twice: a put knows its number, an ack finds nothing left, a read gets again what an answer that was lost had in it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 import redis
@@ -19,6 +19,9 @@ import redis.asyncio
 
 from transports.errors import QueueStorageError
 from transports.streams import scripts
+
+Fields: TypeAlias = tuple[bytes, dict[bytes, bytes]]
+"""The id of a record and its fields."""
 
 RETRY_SECONDS = 30.0
 _RETRY_PAUSE = (0.02, 0.5)
@@ -61,12 +64,45 @@ class Server:
         self._scripts: dict[str, Any] = {}
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Any] = ()) -> Any:
-        """Run a script, again and again while the server is away. Raises QueueStorageError."""
+        """Run a script. Raises QueueStorageError."""
+        return await self._persist(lambda: self._script(script)(keys=keys, args=args))
+
+    async def add(
+        self, stream: str, fields: dict[str, Any], script: str, keys: Sequence[str], args: Sequence[Any]
+    ) -> Any:
+        """Add a record to a stream and run a script over that, as one transaction; the answer of the script."""
+
+        async def transaction() -> Any:
+            async with self._connected().pipeline(transaction=True) as pipeline:
+                # By its text: a script that the server does not know must not fail behind an XADD that has happened.
+                pipeline.xadd(stream, fields).eval(script, len(keys), *keys, *args)
+                return (await pipeline.execute())[1]
+
+        return await self._persist(transaction)
+
+    async def read(self, stream: str, group: str, consumer: str, last: str, count: int) -> list[Fields] | None:
+        """What is new in a consumer group, after its record `last`; None if the group is there no longer."""
+
+        async def both() -> Any:
+            async with self._connected().pipeline(transaction=False) as pipeline:
+                # First what the server gave out before, in an answer that never arrived.
+                pipeline.xreadgroup(group, consumer, {stream: last}, count=count)
+                pipeline.xreadgroup(group, consumer, {stream: ">"}, count=count)
+                return await pipeline.execute()
+
+        try:
+            missed, new = await self._persist(both, expected="NOGROUP")
+        except LookupError:
+            return None
+        return [entry for found in (missed, new) if found for entry in found[0][1]]
+
+    async def _persist(self, call: Callable[[], Awaitable[Any]], expected: str | None = None) -> Any:
+        """Make a call, again and again while the server is away. LookupError for the refusal that is expected."""
         deadline = time.monotonic() + RETRY_SECONDS
         pause, longest = _RETRY_PAUSE
         while True:
             try:
-                return await self._script(script)(keys=keys, args=args)
+                return await call()
             except redis.exceptions.AuthenticationError as error:
                 raise QueueStorageError(f"{self.url}: the server refuses our user or password: {error}") from error
             except _LOST as error:
@@ -75,6 +111,8 @@ class Server:
                         f"{self.url}: the server could not be reached for {RETRY_SECONDS:g} s: {error}. Is it running?"
                     ) from error
             except redis.RedisError as error:
+                if expected is not None and expected in str(error):
+                    raise LookupError(str(error)) from error
                 raise self._refusal(error) from error
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
@@ -86,11 +124,14 @@ class Server:
         if self._client is not None:
             await self._client.aclose()
 
-    def _script(self, text: str) -> Any:
+    def _connected(self) -> Any:
         if self._client is None:
             self._client = self._connect()
+        return self._client
+
+    def _script(self, text: str) -> Any:
         if text not in self._scripts:
-            self._scripts[text] = self._client.register_script(text)
+            self._scripts[text] = self._connected().register_script(text)
         return self._scripts[text]
 
     def _refusal(self, error: redis.RedisError) -> QueueStorageError:

@@ -74,6 +74,10 @@ class Hub:
         self._thread.start()
         self._ready.wait()
 
+    @property
+    def backlog_records(self) -> int:
+        return self._keeper.backlog_records
+
     def link(self, lease: Any, consume: Any) -> LocalLink:
         """The way in for the handle that serves."""
         return LocalLink(self.name, MemoryQueue(self._url, lease=lease, consume=consume))

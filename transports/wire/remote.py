@@ -55,18 +55,22 @@ class RemoteLink(Link):
 
         def connected(identity: bytes = b"") -> zmq.Socket[bytes]:
             socket = new_socket(zmq.DEALER, identity=identity)
-            if certificate:
-                secure_client(socket, certificate)
-            socket.connect(address)
+            try:
+                if certificate:
+                    secure_client(socket, certificate)
+                socket.connect(address)
+            except BaseException:
+                socket.close(linger=0)
+                raise
             return socket
 
         self._wire = LoopSocket(connected(producer.encode()), self._on_message)
         self._beat = _Beat(connected, producer, lease_time)
         self._greeting = asyncio.create_task(self._keep_greeting())
 
-    async def ready(self) -> None:
+    async def ready(self, patience: float) -> None:
         """Return when a hub has answered."""
-        await self._until(lambda: bool(self._hub), "no hub answers; does the process that serves it run?")
+        await self._until(lambda: bool(self._hub), "no hub answers; does the process that serves it run?", patience)
         self._beat.begin()
 
     async def put(self, frames: Frames, key: str, name: str) -> None:
@@ -149,8 +153,8 @@ class RemoteLink(Link):
         finally:
             del self._requests[number]
 
-    async def _until(self, condition: Callable[[], bool], otherwise: str) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+    async def _until(self, condition: Callable[[], bool], otherwise: str, patience: float = PATIENCE_SECONDS) -> None:
+        deadline = time.monotonic() + patience
         while not condition():
             self._changed.clear()
             try:

@@ -1,0 +1,179 @@
+"""Each transport against its bare floor with the same guarantees: a producer, a consumer, every record acked.
+
+    python benchmarks/transports.py                    every backend whose client and server are there
+    python benchmarks/transports.py --backend file     one of them
+    python benchmarks/transports.py --scale 0.2        fewer records
+
+A rate is records per second at the consumer, from its first record to its last ack; floor and transport take turns, and
+the best of `--repeat` runs counts. The last column is their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+# This script has the name of the package that it measures; the repository, not its folder, is where to import from.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks.transport_floors import FileFloor, MemoryFloor, Rate, RedisFloor, Trial, ZmqFloor  # noqa: E402
+from transports import open_queue  # noqa: E402
+
+SIZES = {"65 KB": (65_000, 6_000), "2.85 MB": (2_850_000, 200)}
+TIMEOUT = 120.0
+
+
+class Contender(Protocol):
+    async def produce(self, trial: Trial) -> None: ...
+    async def consume(self, trial: Trial) -> float: ...
+
+
+class Transport:
+    """Whatever lies behind a URL."""
+
+    async def produce(self, trial: Trial) -> None:
+        payload = memoryview(trial.payload())
+        async with open_queue(trial.where) as queue:
+            for number in range(trial.count):
+                await queue.put((payload,), key="k")
+                if number % 16 == 0:
+                    await asyncio.sleep(0)
+            await queue.admit(timeout=TIMEOUT)
+
+    async def consume(self, trial: Trial) -> float:
+        rate = Rate()
+        async with open_queue(trial.where) as queue:
+            for _ in range(trial.count):
+                delivery = await queue.receive(timeout=TIMEOUT)
+                assert delivery is not None
+                assert delivery.nbytes == trial.nbytes
+                await delivery.ack()
+                rate.ack()
+            return rate.value()
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A transport and its floor, and where each of them has its queue."""
+
+    floor: Callable[[], Contender]
+    place: Callable[[], Iterator[tuple[str, str]]]
+    one_process: bool = False
+
+
+def in_memory() -> Iterator[tuple[str, str]]:
+    yield "memory://benchmark?high_water=8GB", ""
+
+
+def in_directories() -> Iterator[tuple[str, str]]:
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "floor").mkdir()
+        yield f"file://{directory}/queue?fsync=never&high_water=8GB", f"{directory}/floor"
+
+
+def at_ports() -> Iterator[tuple[str, str]]:
+    yield f"zmq://127.0.0.1:{free_port()}?high_water=8GB", f"tcp://127.0.0.1:{free_port()}"
+
+
+def in_redis() -> Iterator[tuple[str, str]]:
+    port = free_port()
+    arguments = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--loglevel", "warning"]
+    with subprocess.Popen(["redis-server", *arguments], stdout=subprocess.DEVNULL) as server:
+        wait_for(port)
+        yield f"redis://127.0.0.1:{port}/0?high_water=8GB", f"redis://127.0.0.1:{port}/1"
+        server.terminate()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(port: int) -> None:
+    for _ in range(1000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.01)
+
+
+BACKENDS = {
+    "memory": Backend(MemoryFloor, in_memory, one_process=True),
+    "file": Backend(FileFloor, in_directories),
+    **({"zmq": Backend(ZmqFloor, at_ports)} if find_spec("zmq") else {}),
+    **({"redis": Backend(RedisFloor, in_redis)} if find_spec("redis") and shutil.which("redis-server") else {}),
+}
+
+
+def compare(name: str, nbytes: int, count: int, repeat: int) -> dict[str, float]:
+    best = {"transport": 0.0, "floor": 0.0}
+    for _ in range(repeat):
+        with contextmanager(BACKENDS[name].place)() as places:
+            for contender, where in zip(best, places, strict=True):
+                best[contender] = max(best[contender], run(name, contender, Trial(where, nbytes, count)))
+    return {**best, "ratio": best["transport"] / best["floor"]}
+
+
+def run(name: str, contender: str, trial: Trial) -> float:
+    """The rate of one run, in processes of its own."""
+    roles = ["both"] if BACKENDS[name].one_process else ["consume", "produce"]
+    commands = [
+        [sys.executable, __file__, "--role", json.dumps([name, contender, role, asdict(trial)])] for role in roles
+    ]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    outputs = [process.communicate(timeout=2 * TIMEOUT)[0] for process in processes]
+    return float(outputs[0])
+
+
+async def play(name: str, contender: str, role: str, trial: Trial) -> float | None:
+    side: Contender = Transport() if contender == "transport" else BACKENDS[name].floor()
+    if role == "produce":
+        await side.produce(trial)
+        return None
+    if role == "consume":
+        return await side.consume(trial)
+    rate, _ = await asyncio.gather(side.consume(trial), side.produce(trial))
+    return rate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", choices=sorted(BACKENDS), action="append")
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--role", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.role:
+        name, contender, role, trial = json.loads(options.role)
+        print(asyncio.run(play(name, contender, role, Trial(**trial))))
+        return
+    results = {
+        f"{name} {label}": compare(name, nbytes, max(20, int(count * options.scale)), options.repeat)
+        for name in options.backend or BACKENDS
+        for label, (nbytes, count) in SIZES.items()
+    }
+    if options.json:
+        print(json.dumps(results))
+        return
+    print(f"{'':20}{'transport/s':>14}{'floor/s':>12}{'ratio':>8}")
+    for name, rates in results.items():
+        print(f"{name:20}{rates['transport']:14,.0f}{rates['floor']:12,.0f}{rates['ratio']:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
