@@ -137,12 +137,13 @@ class LoopWatchdog:
 
 def _interrupt_environment(_: int, frame: FrameType | None) -> None:
     """Raise where an environment's code runs; our own code, which it may have called, is never cut in two."""
+    if _output.get() is None:
+        return
     while frame is not None:
-        name = str(frame.f_globals.get("__name__", "")) + "."
-        if name.startswith(_OURS):
+        module = f"{frame.f_globals.get('__name__')}."
+        if module.startswith(_ENVIRONMENTS_BELOW):
             break
+        if module.startswith(_OURS):
+            return
         frame = frame.f_back
-    else:
-        name = ""
-    if _output.get() is not None and name.startswith(_BELOW_ENVIRONMENTS):
-        raise EventLoopHeld("this environment held up every rollout of its worker (worker.block_timeout)")
+    raise EventLoopHeld("this environment held up every rollout of its worker (worker.block_timeout)")

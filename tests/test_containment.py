@@ -1,0 +1,107 @@
+"""One rollout does not take its process along."""
+
+import asyncio
+import contextlib
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rollout.containment import EventLoopHeld, GuardedOutput, LoopWatchdog, OutputFlood, begin_attempt
+from rollout.link import Beat, decode_report
+
+REFUSED = """
+import os, subprocess, sys
+from rollout.containment import ForkRefused, refuse_forks
+refuse_forks()
+for fork in (os.fork, os.forkpty):
+    try:
+        fork()
+    except ForkRefused as error:
+        print(error)
+subprocess.run([sys.executable, "-c", "print('subprocesses are fine')"], check=True)
+"""
+
+
+def test_forks_are_refused_and_subprocesses_are_not() -> None:
+    done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, timeout=60, check=True)
+    lines = sorted(done.stdout.splitlines())
+    assert lines[0] == lines[1]
+    assert "multiprocessing with the spawn method" in lines[0]
+    assert lines[2] == "subprocesses are fine"
+
+
+async def test_each_attempt_may_print_so_much_and_no_more() -> None:
+    inner = io.StringIO()
+    output = GuardedOutput(inner)
+
+    async def chatty(megabytes: int) -> None:
+        begin_attempt()
+        for _ in range(megabytes):
+            output.write("x" * (1 << 20))
+            await asyncio.sleep(0)
+
+    many, few = await asyncio.gather(chatty(20), chatty(10), return_exceptions=True)
+    assert isinstance(many, OutputFlood)
+    assert few is None
+    output.write("not of an attempt")
+    assert inner.getvalue().endswith("not of an attempt")
+
+
+async def test_threads_of_an_attempt_count_as_the_attempt() -> None:
+    output = GuardedOutput(io.StringIO())
+    begin_attempt()
+    with pytest.raises(OutputFlood):
+        await asyncio.to_thread(output.write, "x" * (17 << 20))
+
+
+async def test_an_environment_that_holds_the_loop_is_interrupted_whatever_it_catches() -> None:
+    async def attempt() -> None:
+        begin_attempt()
+        with contextlib.suppress(Exception):
+            time.sleep(60)  # noqa: ASYNC251 - that is the point
+
+    began = time.monotonic()
+    with LoopWatchdog(0.2), pytest.raises(EventLoopHeld):
+        await attempt()
+    assert time.monotonic() - began < 30
+
+
+async def test_what_is_no_attempt_is_not_interrupted() -> None:
+    with LoopWatchdog(0.1) as watchdog:
+        time.sleep(2.5)  # noqa: ASYNC251 - that is the point
+        assert watchdog.lag > 0.5
+        await asyncio.sleep(1.2)
+        assert watchdog.lag == 0.0
+
+
+def test_a_worker_whose_supervisor_is_gone_dies_with_what_it_started(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import os, subprocess, sys, time\n"
+        "from rollout.link import Beat, SupervisorLink\n"
+        "link = SupervisorLink(int(sys.argv[1]))\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "link.start(lambda: [Beat(ready=True, holder=str(child.pid))], lambda orders: None)\n"
+        "time.sleep(600)\n"
+    )
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = [sys.executable, str(script), str(theirs.fileno())]
+        worker = subprocess.Popen(command, pass_fds=(theirs.fileno(),), start_new_session=True)
+    with ours, ours.makefile("rb") as lines:
+        beat = decode_report(lines.readline())
+        assert isinstance(beat, Beat)
+        child = int(beat.holder)
+    assert worker.wait(timeout=20) == -9
+    deadline = time.monotonic() + 20
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline and "zombie" not in Path(f"/proc/{child}/status").read_text():
+            os.kill(child, 0)
+            time.sleep(0.02)
+    assert time.monotonic() < deadline

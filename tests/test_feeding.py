@@ -1,0 +1,150 @@
+"""Feeding: orders are paced by the trainer, groups are sent whole, and nothing that is done is sent again."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollout.claims import Claims, Outcome
+from rollout.config import PolicyConfig
+from rollout.control import Progress, ProgressFollower, ProgressPublisher
+from rollout.environments.base import Task
+from rollout.errors import ConfigurationError
+from rollout.feeding import Feeder, capacity
+from rollout.tasks import RolloutOrder, decode_order
+from transports import Delivery, Queue, open_queue
+
+UNPACED = PolicyConfig()
+
+
+def groups(count: int, size: int) -> list[RolloutOrder]:
+    tasks = [Task(id=f"{index}", index=index, seed=index) for index in range(count)]
+    return [RolloutOrder(task, sample, size) for task in tasks for sample in range(size)]
+
+
+@pytest.fixture
+async def tasks(tmp_path: Path) -> AsyncIterator[Queue]:
+    async with open_queue(f"memory://{tmp_path.name}", lease="record") as queue:
+        yield queue
+
+
+async def receive(queue: Queue, count: int) -> list[Delivery]:
+    found: list[Delivery] = []
+    with anyio.fail_after(20):
+        while len(found) < count:
+            if (delivery := await queue.receive(timeout=0.1)) is not None:
+                found.append(delivery)
+    return found
+
+
+async def assert_nothing_comes(queue: Queue) -> None:
+    assert await queue.receive(timeout=0.4) is None
+
+
+@given(
+    staleness=st.integers(0, 4),
+    batch=st.integers(1, 64),
+    version=st.integers(0, 50),
+    discarded=st.integers(0, 20),
+    extra=st.integers(0, 500),
+)
+def test_the_capacity_rule_bounds_how_stale_a_rollout_can_become(
+    staleness: int, batch: int, version: int, discarded: int, extra: int
+) -> None:
+    policy = PolicyConfig(max_staleness=staleness, batch=batch)
+    progress = Progress(version=version, consumed=version * batch, discarded=discarded)
+    sent = progress.consumed + discarded + extra
+    room = capacity(policy, progress, sent)
+    assert room is not None
+    in_flight = extra + room
+    assert in_flight == (staleness + version + 1) * batch - progress.consumed
+    # Consumed in order, the last of those in flight is trained on at most `staleness` versions from now.
+    assert (in_flight - 1) // batch <= staleness
+
+
+def test_without_a_bound_there_is_no_capacity() -> None:
+    assert capacity(UNPACED, Progress(), 10**9) is None
+
+
+async def test_groups_are_sent_whole_as_the_trainer_goes_on(tmp_path: Path, tasks: Queue) -> None:
+    feeder = Feeder(groups(5, 4), tasks, Claims(tmp_path), PolicyConfig(max_staleness=0, batch=8))
+    async with anyio.create_task_group() as group:
+        group.start_soon(feeder.feed, 100)
+        first = await receive(tasks, 8)
+        await assert_nothing_comes(tasks)
+        feeder.progress = Progress(version=0, consumed=0, discarded=3)
+        await assert_nothing_comes(tasks)
+        feeder.progress = Progress(version=0, consumed=0, discarded=4)
+        second = await receive(tasks, 4)
+        feeder.progress = Progress(version=1, consumed=8, discarded=4)
+        third = await receive(tasks, 8)
+        await assert_nothing_comes(tasks)
+        versions = [{decode_order(d.frames).policy_version for d in part} for part in (first, second, third)]
+        assert versions == [{"0"}, {"0"}, {"1"}]
+        await tasks.ack([*first, *second, *third])
+    assert feeder.done
+    assert feeder.sent == 20
+
+
+async def test_no_more_than_a_window_waits(tmp_path: Path, tasks: Queue) -> None:
+    feeder = Feeder(groups(50, 2), tasks, Claims(tmp_path), UNPACED)
+    async with anyio.create_task_group() as group:
+        group.start_soon(feeder.feed, 10)
+        received = 0
+        while received < 100:
+            assert (await tasks.stats()).backlog_records <= 11
+            for delivery in await receive(tasks, 2):
+                await delivery.ack()
+                received += 1
+    assert feeder.done
+
+
+async def test_what_is_done_is_not_sent_and_what_was_left_over_is_sent_once(tmp_path: Path, tasks: Queue) -> None:
+    claims = Claims(tmp_path)
+    for rollout in ("0.0", "0.1", "1.1"):
+        number = claims.begin(rollout).number
+        claims.finish(Outcome(rollout=rollout, group=rollout[0], attempt=number, status="ok"))
+    await tasks.put((b"left over",), key="k")
+    feeder = Feeder(groups(3, 2), tasks, claims, UNPACED)
+    await feeder.clear()
+    assert (await tasks.stats()).backlog_records == 0
+    async with anyio.create_task_group() as group:
+        group.start_soon(feeder.feed, 100)
+        sent = await receive(tasks, 3)
+        await assert_nothing_comes(tasks)
+        assert [decode_order(delivery.frames).rollout for delivery in sent] == ["1.0", "2.0", "2.1"]
+        await tasks.ack(sent)
+    assert feeder.sent == 6
+
+
+async def test_a_group_that_no_step_can_take_is_refused(tmp_path: Path, tasks: Queue) -> None:
+    feeder = Feeder(groups(1, 8), tasks, Claims(tmp_path), PolicyConfig(max_staleness=1, batch=4))
+    with pytest.raises(ConfigurationError, match=r"task 0 has 8 rollouts and policy\.batch is 4"):
+        await feeder.feed(100)
+
+
+async def test_a_new_orchestrator_begins_with_what_the_trainer_said_last(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}"
+    async with ProgressPublisher(url) as publisher:
+        for version in range(3):
+            await publisher.publish(Progress(version=version, consumed=8 * version))
+        for _ in range(2):
+            async with open_queue(url) as queue:
+                follower = ProgressFollower(queue)
+                with anyio.fail_after(20):
+                    while follower.latest.version < 2:
+                        await follower.follow(timeout=0.1)
+                assert follower.latest == Progress(version=2, consumed=16)
+                assert (await queue.stats()).backlog_records == 1
+
+
+async def test_progress_that_is_none_is_put_aside(tmp_path: Path) -> None:
+    async with open_queue(f"memory://{tmp_path.name}-control") as queue:
+        await queue.put((b"not a record",), key="progress")
+        follower = ProgressFollower(queue)
+        assert not await follower.follow(timeout=5)
+        assert follower.latest == Progress()
+        assert (await queue.stats()).dead_letters == 1
