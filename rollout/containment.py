@@ -18,13 +18,8 @@ _OUTPUT_LIMIT = 16 << 20
 
 _LOOK = 0.5
 _OURS = ("rollout.", "transports.", "renderers_adapter.")
-_BELOW_ENVIRONMENTS = (
-    "rollout.environments.",
-    "rollout.attempt",
-    "rollout.hosting",
-    "rollout.cli.",
-    "rollout.__main__",
-)
+_ENVIRONMENTS_BELOW = ("rollout.environments.", "rollout.attempt.", "rollout.hosting.")
+"""Of our modules, those that run environments, or are ones: what they called last, when nothing else of ours is."""
 
 
 class ForkRefused(RuntimeError):
