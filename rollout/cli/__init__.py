@@ -92,11 +92,21 @@ def launch(
 
 
 @app.command()
-def doctor(config: Configuration, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Check CONFIG without playing: the file, its environment and tasks, the tokenizer, the queue's URL."""
+def doctor(
+    config: Configuration,
+    overrides: Overrides = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Also examine the engines: model, tokens, endpoint, images.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Check CONFIG without playing: the file, its environment and tasks, the tokenizer, the queue's URL.
+
+    Exits with 0 if all is well, 2 for a bad configuration, 1 for an engine that is not what it should be.
+    """
     from rollout.cli.doctor import doctor_command
 
-    raise typer.Exit(doctor_command(config, overrides or []))
+    raise typer.Exit(doctor_command(config, overrides or [], live=live))
 
 
 @serve.command()
