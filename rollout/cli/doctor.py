@@ -1,8 +1,9 @@
-"""`rollout doctor`: everything that can be known to be wrong before a run."""
+"""`rollout doctor`: everything that can be known to be wrong before a run; with `--live`, what only engines know."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import anyio
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -11,29 +12,40 @@ from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.errors import AdapterError
 from rollout.config import Config, load_config
 from rollout.errors import RolloutError
+from rollout.live import Finding, examine
 from rollout.run import trajectories_url
 from transports import QueueError, open_queue
 
 
-def doctor_command(path: Path, overrides: Sequence[str]) -> int:
+def doctor_command(path: Path, overrides: Sequence[str], *, live: bool) -> int:
+    """Prints a line for everything that was examined; 2 for a bad configuration, 1 for a bad engine."""
     config = load_config(path, overrides)
-    checks: list[tuple[str, Callable[[Config], str]]] = [
-        ("configuration", _configuration),
-        ("tasks", _tasks),
-        ("model", _model),
-        ("queue", _queue),
-    ]
+    findings = [_examined(name, check, config) for name, check in _CHECKS]
+    code = 0 if all(finding.sound for finding in findings) else 2
+    if live and not code:
+        engines = anyio.run(_live, config)
+        code = 0 if all(finding.sound for finding in engines) else 1
+        findings += engines
     table = Table.grid(padding=(0, 2))
-    failed = 0
-    for name, examine in checks:
-        try:
-            verdict, told = "[green]ok[/green]", examine(config)
-        except (RolloutError, AdapterError, QueueError) as error:
-            failed += 1
-            verdict, told = "[red]bad[/red]", str(error)
-        table.add_row(verdict, name, escape(told))
+    for _ in ("verdict", "subject", "told"):
+        table.add_column(overflow="fold")
+    for finding in findings:
+        table.add_row("[green]ok[/green]" if finding.sound else "[red]bad[/red]", finding.subject, escape(finding.told))
+        if finding.cure:
+            table.add_row("", "", f"[yellow]cure:[/yellow] {escape(finding.cure)}")
     Console().print(table, highlight=False)
-    return 2 if failed else 0
+    return code
+
+
+def _examined(subject: str, check: Callable[[Config], str], config: Config) -> Finding:
+    try:
+        return Finding(subject, check(config))
+    except (RolloutError, AdapterError, QueueError) as error:
+        return Finding(subject, str(error), sound=False)
+
+
+async def _live(config: Config) -> list[Finding]:
+    return [finding async for finding in examine(config)]
 
 
 def _configuration(config: Config) -> str:
@@ -56,3 +68,11 @@ def _queue(config: Config) -> str:
     url = trajectories_url(config, config.run.directory / "RUN")
     open_queue(url)
     return url
+
+
+_CHECKS: tuple[tuple[str, Callable[[Config], str]], ...] = (
+    ("configuration", _configuration),
+    ("tasks", _tasks),
+    ("model", _model),
+    ("queue", _queue),
+)

@@ -103,14 +103,13 @@ class EngineClient:
             EngineUnreachable, EngineTimeout, EngineUnavailable: no engine answers.
             EngineRefused, ModelNotServed: an engine does not answer as vLLM does, or serves other models.
         """
-        absent: list[EngineError] = []
+        absent: dict[Engine, EngineError] = {}
 
         async def look(engine: Engine) -> None:
             try:
                 await self._look(engine, min(self._timeout, _CHECK_TIMEOUT))
             except (*_RETRIED, EngineBroken) as error:
-                absent.append(error)
-                self._router.eject(engine)
+                absent[engine] = error
 
         try:
             async with anyio.create_task_group() as group:
@@ -119,7 +118,9 @@ class EngineClient:
         except BaseExceptionGroup as found:
             raise found.exceptions[0] from None
         if len(absent) == len(self.engines):
-            raise absent[0]
+            raise next(iter(absent.values()))
+        for engine in absent:
+            self._router.eject(engine)
 
     async def generate(self, request: GenerateRequest) -> Generation:
         """Sample one completion.

@@ -27,13 +27,15 @@ def engine_client(
         request_timeout=engine.request_timeout,
         retries=engine.retries,
         affinity=engine.affinity,
-        api_key=_api_key(engine.api_key_env, environment),
+        api_key=api_key(config, environment),
         multimodal=engine.multimodal,
         geometry=geometry,
     )
 
 
-def _api_key(name: str | None, environment: Mapping[str, str]) -> str | None:
+def api_key(config: Config, environment: Mapping[str, str] = os.environ) -> str | None:
+    """The engines' API key, if they have one. Raises ConfigurationError where it is not set."""
+    name = config.engine.api_key_env
     if name is None:
         return None
     if not environment.get(name):

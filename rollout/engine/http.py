@@ -4,6 +4,7 @@ The aiohttp transport under httpx's interface: its cost for one request does not
 that of httpx's own connection pool does.
 """
 
+from collections.abc import AsyncIterator
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +21,7 @@ _CONNECT_TIMEOUT = 10.0
 _KEEP_ALIVE = 3.0
 """Seconds that an idle connection is kept: less than a server keeps it (uvicorn: 5), which would else close it just
 when a request is on its way."""
+_CHUNK = 1 << 18
 _CURES = {
     401: " (is the engine's API key in the environment variable that engine.api_key_env names?)",
     403: " (vLLM answers 403 unless it was started with --enable-scale-out)",
@@ -65,7 +67,8 @@ class EngineHttp:
         headers = self._headers
         if session is not None:
             headers = httpx.Headers([*headers.raw, (b"x-session-id", session.encode())])
-        request = httpx.Request(method, _parsed(url), headers=headers, content=body, extensions=self._extensions)
+        request = _request(method, url, headers, body)
+        request.extensions = self._extensions
         try:
             response = await self._transport.handle_async_request(request)
             content = await response.aread()
@@ -81,6 +84,23 @@ class EngineHttp:
         if status in _BUSY:
             raise EngineUnavailable(told)
         raise (EngineBroken if status >= 500 else EngineRefused)(told)
+
+
+def _request(method: str, url: str, headers: httpx.Headers, body: bytes) -> httpx.Request:
+    if len(body) <= _CHUNK:
+        return httpx.Request(method, _parsed(url), headers=headers, content=body)
+    # Images inline make bodies of megabytes; written at once, each would hold up every other rollout.
+    sized = httpx.Headers([*headers.raw, (b"content-length", str(len(body)).encode())])
+    return httpx.Request(method, _parsed(url), headers=sized, stream=_Chunks(body))
+
+
+class _Chunks(httpx.AsyncByteStream):
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for start in range(0, len(self._body), _CHUNK):
+            yield self._body[start : start + _CHUNK]
 
 
 _parsed = lru_cache(maxsize=1024)(httpx.URL)

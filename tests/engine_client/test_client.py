@@ -1,13 +1,17 @@
 """The client over engines that misbehave: what is tried again, what is final, and what the server is told."""
 
 import asyncio
+import base64
+import hashlib
 import re
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import orjson
 import pytest
 
+from renderers_adapter.tokens import ExpandedIds, Placeholder, logical
 from rollout.engine import client as module
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import (
@@ -18,7 +22,7 @@ from rollout.engine.errors import (
     EngineUnreachable,
     ModelNotServed,
 )
-from rollout.engine.protocol import GenerateRequest
+from rollout.engine.protocol import GenerateRequest, ImageRef
 
 UNUSED = "http://127.0.0.1:1"
 
@@ -171,6 +175,30 @@ async def test_hundreds_of_requests_are_in_flight_at_once(faulty: Any, behaviour
             for _ in range(300):
                 group.create_task(client.generate(text))
     assert engine.connections == 300
+
+
+async def test_a_body_of_megabytes_arrives_whole(faulty: Any, behaviours: Any, text: GenerateRequest) -> None:
+    data = bytes(range(256)) * 12_000
+    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    name = hashlib.sha256(data).hexdigest()[:32]
+    prompt = logical([1, 99, 2])
+    request = replace(
+        text,
+        prompt=prompt,
+        expanded=ExpandedIds(prompt),
+        images=(ImageRef(url, name),),
+        placeholders=(Placeholder(name, 1, 1),),
+    )
+
+    async def answer(body: dict[str, Any]) -> tuple[int, bytes]:
+        status, content = behaviours["completion"](body)
+        placed = {"image": [{"offset": 1, "length": 1}]}
+        return status, orjson.dumps({**orjson.loads(content), "mm_placeholders": placed})
+
+    async with faulty(answer) as engine, EngineClient([engine.url], "m", timeout=20) as client:
+        await client.generate(request)
+    assert engine.generated[0]["content_parts"][0]["url"] == url
+    assert "transfer-encoding" not in engine.headers[0]
 
 
 async def test_a_session_is_named_only_where_affinity_is_wanted(
