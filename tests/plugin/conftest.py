@@ -1,6 +1,5 @@
 """A server that is only its rules: a geometry, a pad token, a directory, and a processor that makes no tensors."""
 
-# mypy: disable-error-code="import-not-found"
 import asyncio
 import base64
 import hashlib
@@ -19,12 +18,12 @@ PLUGIN = Path(__file__).parents[2] / "plugins" / "vllm" / "src"
 # Installed where vLLM is; here it is read where it lies.
 sys.path.insert(0, str(PLUGIN))
 
-from rollout_vllm.contract.geometry import GeometryError, geometry_for  # noqa: E402
-from rollout_vllm.errors import InvalidImageRef  # noqa: E402
-from rollout_vllm.facts import ServerFacts  # noqa: E402
-from rollout_vllm.items import Item  # noqa: E402
-from rollout_vllm.resolver import Material  # noqa: E402
-from rollout_vllm.source import Source  # noqa: E402
+from rollout_vllm.contract.geometry import GeometryError, geometry_for  # type: ignore[import-not-found]  # noqa: E402
+from rollout_vllm.errors import InvalidImageRef  # type: ignore[import-not-found]  # noqa: E402
+from rollout_vllm.facts import ServerFacts  # type: ignore[import-not-found]  # noqa: E402
+from rollout_vllm.items import Item  # type: ignore[import-not-found]  # noqa: E402
+from rollout_vllm.resolver import Material  # type: ignore[import-not-found]  # noqa: E402
+from rollout_vllm.source import Source  # type: ignore[import-not-found]  # noqa: E402
 
 PAD = 7
 _KNOBS = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536}

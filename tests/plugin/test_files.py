@@ -1,12 +1,11 @@
 """No name leads out of the server's directory, whatever lies in it."""
 
-# mypy: disable-error-code="import-not-found"
 import os
 from pathlib import Path
 
 import pytest
-from rollout_vllm.errors import InvalidImageRef, MaterialisationFailed
-from rollout_vllm.files import read_image_file
+from rollout_vllm.errors import InvalidImageRef, MaterialisationFailed  # type: ignore[import-not-found]
+from rollout_vllm.files import read_image_file  # type: ignore[import-not-found]
 
 MOST = 1000
 

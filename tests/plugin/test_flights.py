@@ -1,6 +1,5 @@
 """Work is done once for all who want it, and nobody is hurt by another's failure or cancellation."""
 
-# mypy: disable-error-code="import-not-found"
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable
@@ -10,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rollout_vllm.errors import MaterialisationFailed
-from rollout_vllm.flights import FlightCache, Origin
+from rollout_vllm.errors import MaterialisationFailed  # type: ignore[import-not-found]
+from rollout_vllm.flights import FlightCache, Origin  # type: ignore[import-not-found]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What a request says of its images, before anything is read."""
 
-# mypy: disable-error-code="import-not-found"
 from typing import Any
 
 import pytest
@@ -8,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 # The plugin lies on the path once the fixtures beside this file were read.
-from rollout_vllm.errors import InvalidImageRef
-from rollout_vllm.items import check_parts, read_items
+from rollout_vllm.errors import InvalidImageRef  # type: ignore[import-not-found]
+from rollout_vllm.items import check_parts, read_items  # type: ignore[import-not-found]
 
 PAD = 7
 

@@ -1,16 +1,15 @@
 """The way of a request's images, from its references to what the engine is fed."""
 
-# mypy: disable-error-code="import-not-found"
 import asyncio
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from rollout_vllm.errors import InvalidImageRef, MaterialisationFailed
-from rollout_vllm.flights import FlightCache
-from rollout_vllm.resolver import Resolver
-from rollout_vllm.source import read_source
+from rollout_vllm.errors import InvalidImageRef, MaterialisationFailed  # type: ignore[import-not-found]
+from rollout_vllm.flights import FlightCache  # type: ignore[import-not-found]
+from rollout_vllm.resolver import Resolver  # type: ignore[import-not-found]
+from rollout_vllm.source import read_source  # type: ignore[import-not-found]
 
 
 @pytest.fixture

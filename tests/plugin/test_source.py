@@ -1,13 +1,12 @@
 """A reference is believed only beside bytes that have its hash."""
 
-# mypy: disable-error-code="import-not-found"
 import base64
 from typing import Any
 
 import pytest
-from rollout_vllm.claims import read_claim
-from rollout_vllm.errors import InvalidImageRef
-from rollout_vllm.source import read_source
+from rollout_vllm.claims import read_claim  # type: ignore[import-not-found]
+from rollout_vllm.errors import InvalidImageRef  # type: ignore[import-not-found]
+from rollout_vllm.source import read_source  # type: ignore[import-not-found]
 
 
 def sourced(world: Any, picture: Any, data: str) -> Any:

@@ -72,7 +72,7 @@ async def test_an_engine_of_another_layout_gets_parts_and_is_refused_where_refer
 ) -> None:
     geometry = shared_pool(fleet["qwen2.5-vl"].model_dir, "qwen2.5-vl").geometry
     for multimodal in ("auto", "mmraw"):
-        client = EngineClient([fleet["qwen3-vl"].url], "tiny", timeout=60, multimodal=multimodal, geometry=geometry)  # type: ignore[arg-type]
+        client = EngineClient([fleet["qwen3-vl"].url], "tiny", timeout=60, multimodal=multimodal, geometry=geometry)
         async with client:
             if multimodal == "auto":
                 await client.check()

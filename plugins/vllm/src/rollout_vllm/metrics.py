@@ -1,7 +1,6 @@
-# mypy: disable-error-code="import-not-found"
 """Counters beside vLLM's own on `/metrics`."""
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge  # type: ignore[import-not-found]
 
 
 class Metrics:

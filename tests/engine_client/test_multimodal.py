@@ -1,0 +1,201 @@
+"""How images go out: as references where an engine says that it resolves them, else as parts, and why."""
+
+import json
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import structlog
+
+from renderers_adapter.geometry import Geometry, geometry_for
+from renderers_adapter.refs import parse_ref
+from renderers_adapter.tokens import ExpandedIds, LogicalIds, Placeholder
+from rollout.config import load_config
+from rollout.engine.client import EngineClient
+from rollout.engine.errors import EngineRefused, RequestRefusedLocally
+from rollout.engine.protocol import GenerateRequest, ImageRef, encode_request
+from rollout.testing import embedded_policy
+
+KNOBS = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536}
+KIMI = {
+    "patch_size": 14,
+    "merge_kernel_size": 2,
+    "in_patch_limit": 16384,
+    "patch_limit_on_one_side": 512,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+}
+PAD = 7
+HASH = "0f" * 16
+
+
+@pytest.fixture
+def geometry() -> Geometry:
+    return geometry_for("qwen_vl", KNOBS)
+
+
+def request(*urls: str, payload: Any = None) -> GenerateRequest:
+    """A prompt with these images, of two tokens each."""
+    images = tuple(ImageRef(url, HASH, payload or {"image_grid_thw": [[1, 2, 4]]}) for url in urls)
+    logical, expanded, placeholders = [1], [1], []
+    for _ in images:
+        placeholders.append(Placeholder(HASH, len(expanded), 2))
+        logical += [PAD, 2]
+        expanded += [PAD, PAD, 2]
+    return GenerateRequest(
+        request_id="r",
+        session="s",
+        prompt=LogicalIds(np.asarray(logical, np.int32)),
+        images=images,
+        expanded=ExpandedIds(np.asarray(expanded, np.int32)),
+        known=0,
+        placeholders=tuple(placeholders),
+        pad_id=PAD,
+        sampling={"temperature": 0.0},
+        stop_token_ids=(),
+    )
+
+
+def encoded(one: GenerateRequest, geometry: Geometry) -> dict[str, Any]:
+    body: dict[str, Any] = orjson.loads(encode_request(one, "tiny", "r.0", geometry=geometry))
+    return body
+
+
+def test_references_go_out_with_the_expanded_prompt_and_nothing_else(geometry: Geometry) -> None:
+    url = f"file:///data/runs/demo-1/assets/images/{HASH}.png"
+    body = encoded(request(url, "data:image/png;base64,AAAA"), geometry)
+    assert "content_parts" not in body
+    assert body["token_ids"] == [1, PAD, PAD, 2, PAD, PAD, 2]
+    assert body["features"]["mm_hashes"] == {"image": [HASH, HASH]}
+    assert body["features"]["mm_placeholders"] == {"image": [{"offset": 1, "length": 2}, {"offset": 4, "length": 2}]}
+    file, inline = (parse_ref(text) for text in body["features"]["kwargs_data"]["image"])
+    assert (file.run_id, file.raw_image_id, file.raw_uri) == ("demo-1", f"{HASH}.png", None)
+    assert (inline.run_id, inline.raw_image_id, inline.raw_uri) == ("inline", None, "data:image/png;base64,AAAA")
+    for ref in (file, inline):
+        assert (ref.family, ref.fingerprint, ref.modality) == ("qwen_vl", geometry.fingerprint, "image")
+        assert (ref.mm_hash, ref.payload) == (HASH, {"image_grid_thw": [[1, 2, 4]]})
+
+
+def test_kimi_goes_out_under_the_engines_own_modality() -> None:
+    body = encoded(request("data:image/png;base64,AAAA"), geometry_for("kimi_k25", KIMI))
+    assert body["features"]["mm_hashes"].keys() == {"vision_chunk"}
+    assert parse_ref(body["features"]["kwargs_data"]["vision_chunk"][0]).modality == "vision_chunk"
+
+
+@pytest.mark.parametrize(
+    ("path", "run"),
+    [
+        ("/data/runs/demo-1/assets/images/a.png", "demo-1"),
+        ("/data/pictures/a.png", "pictures"),
+        ("/data/images/a.png", "images"),
+        ("/data%20of%20ours/runs/demo-1/assets/images/a.png", "demo-1"),
+    ],
+)
+def test_the_run_of_an_image_is_the_directory_that_keeps_it(geometry: Geometry, path: str, run: str) -> None:
+    body = encoded(request(f"file://{path}"), geometry)
+    assert parse_ref(body["features"]["kwargs_data"]["image"][0]).run_id == run
+
+
+def test_a_directory_that_no_reference_can_name_is_refused_with_the_cure(geometry: Geometry) -> None:
+    with pytest.raises(RequestRefusedLocally, match="content_parts"):
+        encoded(request("file:///data/my%20pictures/a.png"), geometry)
+
+
+def test_a_prompt_of_text_goes_out_as_ever(geometry: Geometry) -> None:
+    body = encoded(request(), geometry)
+    assert not {"features", "content_parts"} & body.keys()
+
+
+Told = Callable[[Any], str]
+
+
+@pytest.fixture
+def engine() -> Iterator[Told]:
+    """`engine(told)`: the URL of a server whose plugin tells this of itself; None: it has no plugin."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(told: Any) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                paths = {"/v1/models": {"data": [{"id": "tiny", "max_model_len": 100}]}, "/mmraw/version": told}
+                found = paths.get(self.path)
+                self.send_response(404 if found is None else 200)
+                self.end_headers()
+                self.wfile.write(json.dumps(found).encode())
+
+            def log_message(self, *_: Any) -> None:
+                """Say nothing."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def told(geometry: Geometry, **changed: Any) -> dict[str, Any]:
+    own = {"family": geometry.family, "fingerprint": geometry.fingerprint, "modality": "image"}
+    return {"version": "0.1.0", "refs": ["v2", "v3"], **own, **changed}
+
+
+async def test_each_engine_gets_images_as_it_takes_them(engine: Told, geometry: Geometry) -> None:
+    urls = [engine(told(geometry)), engine(None), engine(told(geometry, family=None, fingerprint=None))]
+    with structlog.testing.capture_logs() as logs:
+        async with EngineClient(urls, "tiny", timeout=20, multimodal="auto", geometry=geometry) as client:
+            await client.check()
+            assert [one.resolves_references for one in client.engines] == [True, False, False]
+    assert {entry["engine"]: entry["event"] for entry in logs} == {
+        urls[0]: "images go out as references",
+        urls[1]: "images go out as content_parts",
+        urls[2]: "images go out as content_parts",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"fingerprint": "0" * 32}, "laid out"),
+        ({"modality": "vision_chunk"}, "laid out"),
+        ({"refs": ["v2"]}, "v3"),
+        ({"refs": None}, "not that of our plugin"),
+    ],
+)
+async def test_where_references_are_asked_for_another_plugin_is_refused_with_its_reason(
+    engine: Told, geometry: Geometry, changed: dict[str, Any], why: str
+) -> None:
+    url = engine(told(geometry, **changed))
+    async with EngineClient([url], "tiny", timeout=20, multimodal="mmraw", geometry=geometry) as client:
+        with pytest.raises(EngineRefused, match=f"engine.multimodal is mmraw.*{why}"):
+            await client.check()
+
+
+async def test_nobody_is_asked_where_it_would_not_matter(engine: Told, geometry: Geometry) -> None:
+    url = engine(told(geometry))
+    for multimodal, own in (("content_parts", geometry), ("auto", None), ("mmraw", None)):
+        async with EngineClient([url], "tiny", timeout=20, multimodal=multimodal, geometry=own) as client:  # type: ignore[arg-type]
+            await client.check()
+            assert not client.engines[0].resolves_references
+
+
+async def test_the_embedded_engine_gets_parts(tmp_path: Path, geometry: Geometry) -> None:
+    async with embedded_policy(tmp_path) as policy:
+        (url,) = (one.url for one in policy.engine.engines)
+        async with EngineClient([url], policy.engine.model, timeout=20, multimodal="auto", geometry=geometry) as client:
+            await client.check()
+            assert not client.engines[0].resolves_references
+
+
+def test_the_setting_is_one_of_three_words(repository: Path) -> None:
+    path = repository / "configs" / "color_codeword.yaml"
+    assert load_config(path).engine.multimodal == "auto"
+    for word in ("content_parts", "mmraw"):
+        assert load_config(path, [f"engine.multimodal={word}"]).engine.multimodal == word
