@@ -236,7 +236,7 @@ async def test_the_score_falls_when_prior_images_are_missing_or_swapped(
     assert trajectory.status is RolloutStatus.OK
     assert trajectory.reward is not None
     assert trajectory.reward < 1.0
-    assert {violation.invariant for violation in check(trajectory)} == {1}
+    assert {violation.invariant for violation in check(trajectory)} == {2}
 
 
 @pytest.mark.parametrize("tamper", [without_first_image, with_two_images_swapped])

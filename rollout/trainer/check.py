@@ -1,4 +1,20 @@
-"""Checks a trajectory against the invariants, from its records alone; any consumer can run it."""
+"""Checks a trajectory against the invariants of the design; any consumer can run it.
+
+    for violation in check(trajectory):
+        print(violation.invariant, violation.where, violation.detail)
+
+Everything is proven from the records alone: what the engine saw is named by the digests that each step carries.
+Findings come in the order of the turns, so the first of them is where it went wrong. A turn that builds on a faulty one
+is not blamed for what it inherited.
+
+    1 prefix     a path's tokens are the engine's prompt and completion, sampled tokens with their log-probs
+    2 images     a path has its own images and no others, in order and with multiplicity, each with its descriptor
+    3 places     each placeholder lies exactly on its image's pad tokens
+    4 raw        a descriptor carries no pixels
+    5 once       nothing crosses the queue twice
+    6 branches   branches share what is the same, and every sampled token trains exactly once
+    11 aligned   a sample's arrays have one length, and no image of it is cut
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,10 +23,11 @@ import numpy as np
 
 from renderers_adapter.descriptors import reject_processed
 from renderers_adapter.errors import AdapterError
-from renderers_adapter.tokens import LogicalIds, TokenRun, expand
-from rollout.evidence import prompt_digest
+from renderers_adapter.tokens import Expanded, LogicalIds, PlaceholderError, TokenRun, expand, extend
+from rollout.evidence import ids_digest, images_digest
 from rollout.steps import Step
-from rollout.trainer.trajectory import Trajectory
+from rollout.trainer.samples import TrainingSample, samples
+from rollout.trainer.trajectory import ROOT, Trajectory, TrajectoryNode
 
 _ROUNDING = 1e-3
 """A log-prob of a certain token may come out a little above zero."""
@@ -26,82 +43,174 @@ class Violation:
     detail: str
 
 
+Finding = tuple[int, str, str]
+
+
 def check(trajectory: Trajectory) -> list[Violation]:
     """Every violation that can be seen from a trajectory's records; none for a sound one."""
     if trajectory.started is None:
         return []
-    found = [
-        *_once(trajectory),
-        *_raw_only(trajectory),
-        *_images_known(trajectory),
-        *_evidence(trajectory),
-        *_prompts(trajectory),
-    ]
+    found = [*_turns(trajectory)]
+    if not found:
+        found += _branches(trajectory)
     return [Violation(number, trajectory.rollout, where, detail) for number, where, detail in found]
 
 
-Finding = tuple[int, str, str]
+def check_sample(sample: TrainingSample) -> list[Violation]:
+    """3 and 11: whether a sample, truncated or not, is aligned, and whether its images are whole and on their pads."""
+    where = f"sample of node {sample.leaf}"
+    return [Violation(number, sample.rollout, where, detail) for number, detail in _alignment(sample)]
 
 
-def _prompts(trajectory: Trajectory) -> Iterator[Finding]:
-    """1, 2 and 3: the path, joined and expanded, is the prompt that the engine saw, with all of its images."""
+def _turns(trajectory: Trajectory) -> Iterator[Finding]:
+    paths = _Paths(trajectory)
+    faulty: set[int] = set()
+    introduced: dict[str, int] = {}
     for step in trajectory.steps:
-        where = f"turn {step.turn}"
-        path = trajectory.path(step.leaf)
-        answer = path[-1].run
-        opening = TokenRun(LogicalIds(answer.ids[: answer.sampled_from]), answer.sampled_from)
+        findings = [*_nodes(trajectory, step), *_images(trajectory, step, introduced)]
+        inherits = any(node.index in faulty for node in trajectory.path(step.parent))
+        if not findings and not inherits:
+            findings += _prompt(paths, step)
+        findings += _evidence(trajectory, step)
+        if findings or inherits:
+            faulty.update(range(step.first, step.leaf + 1))
+        for number, where, detail in findings:
+            yield number, f"turn {step.turn}{where}", detail
+
+
+def _nodes(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
+    """1, 2 and 3 of the nodes that a turn added, each by itself."""
+    for node in trajectory.nodes[step.first : step.leaf + 1]:
+        where = f", node {node.index}"
+        if node.sampled != (node.index == step.leaf):
+            yield 1, where, "it was sampled, and is not the turn's answer" if node.sampled else "nothing was sampled"
+        named = [part["hash"] for part in _parts(node) if "hash" in part]
+        if named != [slot.hash for slot in node.run.images]:
+            yield 2, where, f"its message has the images {named}, its tokens {[slot.hash for slot in node.run.images]}"
         try:
-            prompt = expand([*(node.run for node in path[:-1]), opening], pad_id=trajectory.pad_id)
-        except AdapterError as error:
+            expand([node.run], pad_id=trajectory.pad_id)
+        except PlaceholderError as error:
             yield 3, where, str(error)
-            continue
-        if len(prompt.ids) != step.prompt_length:
-            yield 1, where, f"the path has {len(prompt.ids)} tokens, the engine's prompt had {step.prompt_length}"
-        elif prompt_digest(prompt.ids, [mark.hash for mark in prompt.placeholders]) != step.prompt_digest:
-            yield 1, where, "the path's tokens or images are not those of the engine's prompt"
-
-
-def _images_known(trajectory: Trajectory) -> Iterator[Finding]:
-    """2: every image on a path has its descriptor."""
-    for node in trajectory.nodes:
-        for slot in node.run.images:
-            if slot.hash not in trajectory.images:
-                yield 2, f"node {node.index}", f"no descriptor of the image {slot.hash}"
-
-
-def _raw_only(trajectory: Trajectory) -> Iterator[Finding]:
-    """4: descriptors are raw."""
-    for mm_hash, item in trajectory.images.items():
-        try:
-            reject_processed(item)
         except AdapterError as error:
-            yield 4, f"image {mm_hash}", str(error)
+            yield 1, where, str(error)
 
 
-def _once(trajectory: Trajectory) -> Iterator[Finding]:
-    """5: no image's descriptor was sent twice."""
-    seen: dict[str, int] = {}
-    for step in trajectory.steps:
-        for mm_hash in step.images:
-            if mm_hash in seen:
-                yield 5, f"turn {step.turn}", f"image {mm_hash} was sent in turn {seen[mm_hash]} already"
-            seen.setdefault(mm_hash, step.turn)
+def _images(trajectory: Trajectory, step: Step, introduced: dict[str, int]) -> Iterator[Finding]:
+    """2, 4 and 5 of the descriptors that a turn brought, and of the images that it needs."""
+    for mm_hash, item in step.images.items():
+        if mm_hash in introduced:
+            yield 5, f", image {mm_hash}", f"its descriptor was sent in turn {introduced[mm_hash]} already"
+        introduced.setdefault(mm_hash, step.turn)
+        try:
+            reject_processed({**item, **trajectory.images.get(mm_hash, {})})
+        except AdapterError as error:
+            yield 4, f", image {mm_hash}", str(error)
+    for node in trajectory.nodes[step.first : step.leaf + 1]:
+        for slot in node.run.images:
+            if slot.hash not in introduced or slot.hash not in trajectory.images:
+                yield 2, f", node {node.index}", f"no descriptor of the image {slot.hash} came with it or before it"
 
 
-def _evidence(trajectory: Trajectory) -> Iterator[Finding]:
-    """1: every turn's tokens were sampled, each with a log-prob that can be one."""
-    for step in trajectory.steps:
-        run = trajectory.nodes[step.leaf].run
-        where = f"turn {step.turn}"
-        if run.sampled_from >= len(run.ids):
-            yield 1, where, "nothing was sampled"
-        elif not np.isfinite(run.logprobs).all() or (run.logprobs > _ROUNDING).any():
-            yield 1, where, "a log-prob is not finite or is above zero"
-        yield from _versions(step, len(run.ids) - run.sampled_from)
+class _Paths:
+    """The expanded path of one node after another; mostly the next one extends the last."""
+
+    def __init__(self, trajectory: Trajectory) -> None:
+        self._trajectory = trajectory
+        self._leaf, self._last = ROOT, expand([], pad_id=None)
+
+    def to(self, leaf: int) -> Expanded:
+        path = self._trajectory.path(leaf)
+        known = next((at + 1 for at in reversed(range(len(path))) if path[at].index == self._leaf), 0)
+        base = self._last if known else expand([], pad_id=None)
+        added = expand([node.run for node in path[known:]], pad_id=self._trajectory.pad_id)
+        self._leaf, self._last = leaf, extend(base, added)
+        return self._last
+
+    def prompt(self, step: Step) -> Expanded:
+        """Everything before what this turn sampled."""
+        answer = self._trajectory.nodes[step.leaf]
+        opening = TokenRun(LogicalIds(answer.run.ids[: answer.run.sampled_from]), answer.run.sampled_from)
+        return extend(self.to(answer.parent), expand([opening], pad_id=self._trajectory.pad_id))
 
 
-def _versions(step: Step, sampled: int) -> Iterator[Finding]:
+def _prompt(paths: _Paths, step: Step) -> Iterator[Finding]:
+    """1 and 2: the path, joined and expanded, is the prompt that the engine saw, with all of its images."""
+    prompt = paths.prompt(step)
+    hashes = [mark.hash for mark in prompt.placeholders]
+    seen_ids, seen_images = step.prompt_digest[:8], step.prompt_digest[8:]
+    if images_digest(hashes) != seen_images:
+        yield 2, "", f"the images of its path, {hashes[:4]}, are not those of the engine's prompt, or not in its order"
+    elif len(prompt.ids) != step.prompt_length:
+        yield 1, "", f"the path has {len(prompt.ids)} tokens, the engine's prompt had {step.prompt_length}"
+    elif ids_digest(prompt.ids) != seen_ids:
+        yield 1, "", "the path's tokens are not those of the engine's prompt"
+
+
+def _evidence(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
+    """1: every sampled token has a log-prob that can be one, and every one a version, if any has."""
+    run = trajectory.nodes[step.leaf].run
+    sampled = len(run.ids) - run.sampled_from
+    if not np.isfinite(run.logprobs).all() or (run.logprobs > _ROUNDING).any():
+        yield 1, f", node {step.leaf}", "a log-prob is not finite or is above zero"
     ends = [0, *(span.end for span in step.versions)]
     starts = [*(span.start for span in step.versions), sampled]
     if step.versions and ends != starts:
-        yield 1, f"turn {step.turn}", "the weight versions do not cover the sampled tokens"
+        yield 1, f", node {step.leaf}", "the weight versions do not cover the sampled tokens"
+
+
+def _branches(trajectory: Trajectory) -> Iterator[Finding]:
+    """6 and 11: what is shared is there once and trains once, and each branch has its own path's images."""
+    yield from _doubled(trajectory)
+    trained: dict[int, int] = {}
+    for sample in samples(trajectory):
+        where = f"sample of node {sample.leaf}"
+        yield from ((number, where, detail) for number, detail in _alignment(sample))
+        path = trajectory.path(sample.leaf)
+        own = [slot.hash for node in path for slot in node.run.images]
+        if [mark.hash for mark in sample.placeholders] != own:
+            yield 6, where, "its images are not its own path's"
+        starts = expand([node.run for node in path], pad_id=trajectory.pad_id).starts
+        for node, start, end in zip(path, starts[:-1], starts[1:], strict=True):
+            masked = int(sample.mask[start:end].sum())
+            if masked and masked != (len(node.run.ids) - node.run.sampled_from if node.sampled else 0):
+                yield 6, where, f"it trains {masked} tokens of node {node.index}, which are not what was sampled there"
+            trained[node.index] = trained.get(node.index, 0) + (masked > 0)
+    for node in trajectory.nodes:
+        if trajectory.trainable and node.sampled and trained.get(node.index, 0) != 1:
+            yield 6, f"node {node.index}", f"it trains in {trained.get(node.index, 0)} samples; expected one"
+
+
+def _doubled(trajectory: Trajectory) -> Iterator[Finding]:
+    """6: two context messages that are the same to the policy, at the same place, must be one node."""
+    known: dict[tuple[int, str, bytes, str], int] = {}
+    for node in trajectory.nodes:
+        if node.sampled:
+            continue
+        tools = str(trajectory.steps[node.step].tools) if node.parent == ROOT else ""
+        first = known.setdefault((node.parent, str(node.message), node.run.ids.tobytes(), tools), node.index)
+        if first != node.index:
+            yield 6, f"node {node.index}", f"it is node {first} once more: same place, same message, same tokens"
+
+
+def _alignment(sample: TrainingSample) -> Iterator[tuple[int, str]]:
+    """3 and 11 of one sample."""
+    length = len(sample.token_ids)
+    aligned = (sample.mask, sample.logprobs, sample.token_types, sample.version_index, sample.content)
+    if {len(values) for values in aligned} != {length}:
+        yield 11, f"its arrays have the lengths {[len(values) for values in aligned]} for {length} tokens"
+        return
+    if len(sample.images) != len(sample.placeholders):
+        yield 11, f"it has {len(sample.images)} descriptors for {len(sample.placeholders)} placeholders"
+    covered = np.zeros(length, np.uint8)
+    for mark in sample.placeholders:
+        if mark.offset + mark.length > length:
+            yield 11, f"the image {mark.hash} at {mark.offset} is cut: {mark.length} tokens, {length} in the sample"
+        covered[mark.offset : mark.offset + mark.length] += 1
+    if not np.array_equal(covered, sample.token_types):
+        at = int(np.flatnonzero(covered != sample.token_types)[0])
+        yield 3, f"its placeholders do not lie exactly on image tokens; the first difference is at {at}"
+
+
+def _parts(node: TrajectoryNode) -> list[dict[str, str]]:
+    content = node.message.get("content")
+    return [part for part in content if isinstance(part, dict)] if isinstance(content, list | tuple) else []
