@@ -109,6 +109,31 @@ def doctor(
     raise typer.Exit(doctor_command(config, overrides or [], live=live))
 
 
+@app.command()
+def inspect(
+    directory: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run's directory.", show_default=False)],
+    rollout: Annotated[
+        str | None, typer.Argument(metavar="[ROLLOUT]", help="Show this one as a conversation.", show_default=False)
+    ] = None,
+    sort: Annotated[str, typer.Option(help="Column to sort by; -COLUMN sorts downwards.")] = "rollout",
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="Show only what meets it: status=failed, reward<0.5, error~Timeout."),
+    ] = None,
+    export: Annotated[Path | None, typer.Option(help="Write to this .jsonl or .parquet file instead.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a run recorded: all its trajectories as a table, or one of them as a conversation.
+
+    Columns: rollout, environment, group, attempt, status, reward, turns, images, tokens, sampled, versions, seconds and
+    error.
+    """
+    from rollout.cli.inspect import inspect_command
+
+    inspect_command(directory, rollout, sort=sort, filters=filters or [], export_to=export, as_json=as_json)
+
+
 @serve.command()
 def embedded(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory with tokenizer and processor config.")],

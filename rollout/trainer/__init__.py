@@ -4,11 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rollout.trainer.advantages import advantages_of, grpo, rloo
+from rollout.trainer.archive import open_archive
 from rollout.trainer.blocking import BlockingReader
 from rollout.trainer.check import Violation, check
 from rollout.trainer.errors import (
     ImagesUnreadable,
     LeaseLost,
+    NoArchive,
     NothingArrived,
     RankError,
     ReaderStateError,
@@ -47,6 +49,7 @@ __all__ = [
     "ImagesUnreadable",
     "LeaseLost",
     "Materializer",
+    "NoArchive",
     "NothingArrived",
     "Portion",
     "RankError",
@@ -67,6 +70,7 @@ __all__ = [
     "collate",
     "grpo",
     "merge_states",
+    "open_archive",
     "open_reader",
     "partitions_of",
     "rloo",

@@ -33,3 +33,7 @@ class NothingArrived(RolloutError):
 
 class SampleTooLong(RolloutError):
     """A sample has more tokens than a row may have."""
+
+
+class NoArchive(ConfigurationError):
+    """A directory holds no recorded trajectories."""

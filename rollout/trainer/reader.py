@@ -240,7 +240,7 @@ class TrajectoryReader:
         """A record that cannot be decoded makes its rollout a failed one, so that its group still completes."""
         self._counters.rejected += 1
         self._settlement.refuse(delivery, str(error))
-        log.warning("the record %s cannot be decoded: %s", delivery.tag, error)
+        log.warning("%s: %s", delivery.tag, error)
         header, key = header_of(delivery.tag, delivery.key), key_of(delivery)
         if header is not None and self._wanted(header):
             self._finish(self._gathering.fail(header, key, error))

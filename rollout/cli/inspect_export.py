@@ -1,0 +1,139 @@
+"""Trajectories as documents, and as files that other tools read: JSON lines, or Parquet where pyarrow is there."""
+
+from collections.abc import AsyncIterable, Callable
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from renderers_adapter.errors import AdapterError
+from rollout.cli.inspect_rows import COLUMNS, InspectError, row_of
+from rollout.trainer import Trajectory, samples
+
+_ROWS_AT_ONCE = 256
+
+
+def document(trajectory: Trajectory) -> dict[str, Any]:
+    """All of a trajectory as JSON-like data: its row, its message graph, and the samples that it trains."""
+    return {
+        **asdict(row_of(trajectory)),
+        "run": trajectory.run,
+        "metrics": dict(trajectory.metrics),
+        "task": dict(trajectory.started.task) if trajectory.started else None,
+        "assets": trajectory.started.assets if trajectory.started else None,
+        "nodes": [
+            {
+                "index": node.index,
+                "parent": node.parent,
+                "message": node.message,
+                "token_ids": node.run.ids.tolist(),
+                "sampled_from": node.run.sampled_from,
+                "logprobs": node.run.logprobs.tolist(),
+                "images": [asdict(slot) for slot in node.run.images],
+            }
+            for node in trajectory.nodes
+        ],
+        "images": {mm_hash: dict(item) for mm_hash, item in trajectory.images.items()},
+        "samples": _samples(trajectory),
+    }
+
+
+async def export(trajectories: AsyncIterable[Trajectory], path: Path) -> int:
+    """Write them to a `.jsonl` or `.parquet` file, which appears once it is whole; how many there were.
+
+    Raises:
+        InspectError: the file's name ends otherwise, it cannot be written, or pyarrow is not installed.
+    """
+    try:
+        writer = _WRITERS[path.suffix]
+    except KeyError:
+        raise InspectError(f"--export {path}: expected a name that ends with .jsonl or .parquet.") from None
+    draft = path.with_name(f".{path.name}.incoming")
+    try:
+        opened = writer(draft)
+        try:
+            count = 0
+            async for trajectory in trajectories:
+                opened.add(document(trajectory))
+                count += 1
+        finally:
+            opened.close()
+        draft.rename(path)
+    except OSError as error:
+        raise InspectError(f"--export {path}: cannot be written: {error.strerror or error}.") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return count
+
+
+class _JsonLines:
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Parquet:
+    """One row a trajectory; what has no fixed shape (task, messages, descriptors) is JSON text."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._arrow: Any = import_module("pyarrow")
+            self._parquet: Any = import_module("pyarrow.parquet")
+        except ImportError:
+            raise InspectError(
+                "exporting to Parquet needs pyarrow: pip install pyarrow, or export to .jsonl."
+            ) from None
+        arrow = self._arrow
+        text, whole, numbers = arrow.string(), arrow.int64(), arrow.list_(arrow.int32())
+        sample = {"leaf": whole, "token_ids": numbers, "mask": arrow.list_(arrow.bool_()), "version_index": numbers}
+        sample |= {"logprobs": arrow.list_(arrow.float32()), "versions": arrow.list_(text)}
+        kinds = dict.fromkeys(("attempt", "turns", "images", "tokens", "sampled"), whole)
+        kinds |= {"reward": arrow.float64(), "seconds": arrow.float64(), "samples": arrow.list_(arrow.struct(sample))}
+        names = ("run", *COLUMNS, "assets", "metrics", "task", "nodes", "samples")
+        self._schema = arrow.schema([(name, kinds.get(name, text)) for name in names])
+        self._file = self._parquet.ParquetWriter(path, self._schema)
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        """The table's `images` is their number; their descriptors lie with the nodes."""
+        as_text = {name: orjson.dumps(row[name]).decode() for name in ("metrics", "task")}
+        as_text["nodes"] = orjson.dumps({"nodes": row["nodes"], "images": row["images"]}).decode()
+        self._rows.append({**row, **as_text, "images": sum(len(node["images"]) for node in row["nodes"])})
+        if len(self._rows) >= _ROWS_AT_ONCE:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._file.close()
+
+    def _flush(self) -> None:
+        self._file.write_table(self._arrow.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows = []
+
+
+_WRITERS: dict[str, Callable[[Path], _JsonLines | _Parquet]] = {".jsonl": _JsonLines, ".parquet": _Parquet}
+
+
+def _samples(trajectory: Trajectory) -> list[dict[str, Any]]:
+    try:
+        found = samples(trajectory)
+    except AdapterError:
+        return []  # `check` says what is wrong with it
+    return [
+        {
+            "leaf": sample.leaf,
+            "token_ids": sample.token_ids.tolist(),
+            "mask": sample.mask.tolist(),
+            "logprobs": sample.logprobs.tolist(),
+            "version_index": sample.version_index.tolist(),
+            "versions": list(sample.versions),
+        }
+        for sample in found
+    ]

@@ -1,0 +1,32 @@
+"""A run that is over, read again by the same reader that a trainer uses.
+
+async with open_archive(run_directory) as reader:
+    async for trajectory in reader:
+        ...
+"""
+
+from pathlib import Path
+from urllib.parse import quote
+
+from rollout.trainer.errors import NoArchive
+from rollout.trainer.reader import ReaderSettings, TrajectoryReader
+from transports import open_queue
+
+
+def open_archive(run_directory: Path) -> TrajectoryReader:
+    """Everything that was recorded in a run's directory, from its start, and then the end; nothing is acked.
+
+    Rollouts that had not ended come last, as failed trajectories with the error `Unfinished`.
+
+    Raises:
+        NoArchive: nothing was recorded there.
+    """
+    trajectories = run_directory.resolve() / "trajectories"
+    if not trajectories.is_dir():
+        known = "does not exist" if not run_directory.is_dir() else "holds no trajectories"
+        raise NoArchive(
+            f"{run_directory} {known}. Give the directory of a run whose queue.url is "
+            "file://{run_dir}/trajectories?retain=true, the default; other queues keep nothing that was acked."
+        )
+    queue = open_queue(f"file://{quote(str(trajectories))}?replay=true")
+    return TrajectoryReader(queue, ReaderSettings(require_images=False))
