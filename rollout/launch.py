@@ -20,6 +20,7 @@ import structlog
 from renderers_adapter.errors import AdapterError
 from rollout.claims import Claims, Outcome
 from rollout.control import Progress, ProgressFollower
+from rollout.environments.base import QUEUE
 from rollout.errors import RolloutError, first_failure
 from rollout.feeding import Feeder
 from rollout.link import Orders
@@ -55,6 +56,11 @@ class EnvironmentState:
     @property
     def name(self) -> str:
         return self.member.config.run.name
+
+    @property
+    def fed_by_others(self) -> bool:
+        """Whether its orders are put by somebody else; it then goes on until it is stopped."""
+        return self.member.config.tasks.source == QUEUE
 
     @property
     def totals(self) -> Counter[str]:
@@ -171,11 +177,12 @@ async def _open(environment: EnvironmentState, state: Launch, stack: AsyncExitSt
     if config.policy.max_staleness is not None:
         environment.control = open_queue(directory.url(config.queue.control, environment.name))
         await stack.enter_async_context(environment.control)
-    ordered = list(orders(config.environment(config.settings), config.tasks))
+    ordered = [] if environment.fed_by_others else list(orders(config.environment(config.settings), config.tasks))
     environment.total = len(ordered)
     environment.done_before = sum(1 for _ in environment.claims.outcomes())
     environment.feeder = Feeder(ordered, tasks, environment.claims, config.policy)
-    await environment.feeder.clear()
+    if not environment.fed_by_others:
+        await environment.feeder.clear()
     budget = RestartBudget(config.worker.restarts)
     environment.posts = [
         Post(
@@ -195,8 +202,12 @@ async def _feed_all(state: Launch, fleet: Fleet) -> None:
     """Send every order, and let the workers go when the last one is settled."""
     async with anyio.create_task_group() as group:
         for environment in state.environments:
-            assert environment.feeder is not None
-            group.start_soon(environment.feeder.feed, 2 * state.workers * environment.member.config.worker.concurrency)
+            if environment.fed_by_others:
+                group.start_soon(anyio.sleep_forever)
+            else:
+                assert environment.feeder is not None
+                slots = state.workers * environment.member.config.worker.concurrency
+                group.start_soon(environment.feeder.feed, 2 * slots)
     fleet.drain()
 
 

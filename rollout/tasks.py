@@ -6,6 +6,7 @@ from typing import Any
 
 from rollout.environments.base import Environment, Task, TaskSettings
 from rollout.errors import RolloutError
+from rollout.task_sources import tasks_of
 from transports import Frames
 from transports.codec import decode, encode
 from transports.errors import CodecError
@@ -36,7 +37,7 @@ class RolloutOrder:
 
 def orders(environment: Environment, settings: TaskSettings) -> Iterator[RolloutOrder]:
     """Every rollout of a run, group by group."""
-    for task in environment.tasks(settings):
+    for task in tasks_of(environment, settings):
         for sample in range(settings.group_size):
             yield RolloutOrder(task, sample, settings.group_size)
 

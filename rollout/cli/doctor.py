@@ -11,9 +11,11 @@ from rich.table import Table
 from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.errors import AdapterError
 from rollout.config import Config, load_config
+from rollout.environments.base import QUEUE
 from rollout.errors import RolloutError
 from rollout.live import Finding, examine
 from rollout.run import trajectories_url
+from rollout.task_sources import tasks_of
 from transports import QueueError, open_queue
 
 
@@ -54,7 +56,9 @@ def _configuration(config: Config) -> str:
 
 def _tasks(config: Config) -> str:
     environment = config.environment(config.settings)
-    count = sum(1 for _ in environment.tasks(config.tasks))
+    if config.tasks.source == QUEUE:
+        return f"put on {config.queue.tasks} by others"
+    count = sum(1 for _ in tasks_of(environment, config.tasks))
     return f"{count} tasks, {config.tasks.group_size} rollouts of each"
 
 

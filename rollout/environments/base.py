@@ -14,11 +14,15 @@ import abc
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, final
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Protocol, final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 from rollout.messages import Message, ToolCall
+
+QUEUE = "queue"
+"""The source of tasks that somebody else puts on the tasks queue."""
 
 
 class EnvironmentSettings(BaseModel):
@@ -27,12 +31,23 @@ class EnvironmentSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _beside_the_file(source: str | None, info: ValidationInfo) -> str | None:
+    """A relative path is relative to the YAML file."""
+    if source is None or source == QUEUE or "://" in source or not info.context:
+        return source
+    return str(Path(info.context["directory"], source).resolve())
+
+
 class TaskSettings(BaseModel):
     """The `tasks` section of the YAML. Subclass it to add keys that describe the tasks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    count: int = Field(default=16, ge=1, description="How many different tasks.")
+    source: Annotated[str | None, AfterValidator(_beside_the_file)] = Field(
+        default=None,
+        description="Where tasks come from, if not from the environment: .jsonl, .parquet, hf://owner/name, queue.",
+    )
+    count: int = Field(default=16, ge=1, description="How many different tasks; of a source, how many at most.")
     group_size: int = Field(default=4, ge=1, description="How many rollouts of each task; together they are a group.")
     seed: int = Field(default=0, ge=0, description="Every task's own seed is derived from this one.")
 

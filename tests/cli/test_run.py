@@ -64,7 +64,7 @@ def test_json_is_one_object_with_everything_in_it(color_codeword: Sequence[str],
 def test_the_run_directory_tells_what_was_run(color_codeword: Sequence[str]) -> None:
     run_dir = Path(json.loads(rollout("run", *color_codeword, "--json").stdout)["run_dir"])
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
-    assert config["tasks"] == {"count": 3, "group_size": 2, "seed": 0, "turns": 4}
+    assert config["tasks"] == {"source": None, "count": 3, "group_size": 2, "seed": 0, "turns": 4}
     # The samples of a task see the same pictures, and each picture is stored once.
     assert len(list((run_dir / "assets" / "images").iterdir())) == 12
     lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
