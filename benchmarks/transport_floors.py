@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
+import threading
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from zlib import crc32
+
+from transports import Delivery, Frames, Queue
 
 _INDEX = struct.Struct("<QQII")
 _WINDOW = 64
@@ -47,36 +50,58 @@ class Rate:
 
 
 class MemoryFloor:
-    """An asyncio.Queue with the bookkeeping of leases: a copy of foreign buffers, what is lent, and the backlog."""
+    """An asyncio.Queue with the bookkeeping of a shared, leased, bounded queue: a lock, sizes and a limit, a partition
+    by key, a record that owns its bytes, what is lent under which epoch, a delivery."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[tuple[int, bytes, str, int, float]] = asyncio.Queue()
-        self._lent: dict[int, tuple[bytes, int]] = {}
-        self._backlog_bytes = self._backlog_records = 0
+        self._queue: asyncio.Queue[tuple[int, tuple[bytes, ...], str, str, int, float]] = asyncio.Queue()
+        self._lent: dict[int, tuple[int, int]] = {}
+        self._lock = threading.Lock()
+        self._backlog_bytes = self._backlog_records = self._redeliveries = 0
 
     async def produce(self, trial: Trial) -> None:
         payload = memoryview(trial.payload())
         for number in range(trial.count):
-            record = bytes(payload)
-            self._backlog_bytes += len(record)
-            self._backlog_records += 1
-            self._queue.put_nowait((number, record, "k", len(record), time.monotonic()))
+            await self._put(number, (payload,), "k")
             if number % 16 == 0:
                 await asyncio.sleep(0)
 
     async def consume(self, trial: Trial) -> float:
         rate = Rate()
         for _ in range(trial.count):
-            number, record, _key, nbytes, _put_at = await self._queue.get()
-            self._lent[number] = (record, nbytes)
-            self._backlog_bytes -= self._lent.pop(number)[1]
-            self._backlog_records -= 1
+            delivery = await self._receive()
+            assert delivery.nbytes == trial.nbytes
+            await self._ack([delivery])
             rate.ack()
         return rate.value()
 
+    async def _put(self, number: int, frames: Frames, key: str) -> None:
+        nbytes = sum([memoryview(frame).nbytes for frame in frames])
+        owned = tuple([bytes(frame) for frame in frames])
+        with self._lock:
+            assert self._backlog_bytes + nbytes < 1 << 40
+            assert crc32(key.encode()) % 1 == 0
+            self._backlog_bytes += nbytes
+            self._backlog_records += 1
+            self._queue.put_nowait((number, owned, key, "", nbytes, time.monotonic()))
+
+    async def _receive(self) -> Delivery:
+        number, frames, key, tag, nbytes, _ = await self._queue.get()
+        with self._lock:
+            self._lent[number] = (1, nbytes)
+        return Delivery(frames, key, tag, 0, "0", number, False, 1, cast(Queue, self))
+
+    async def _ack(self, deliveries: list[Delivery]) -> None:
+        with self._lock:
+            for delivery in deliveries:
+                epoch, nbytes = self._lent.pop(delivery.position)
+                assert epoch == delivery.epoch
+                self._backlog_bytes -= nbytes
+                self._backlog_records -= 1
+
 
 class FileFloor:
-    """One file appended to, a checksum per record, an index to find it by, and a file of acks."""
+    """One file appended to, a checksum per record, an index to find it by, a file of acks, a look at the lease."""
 
     async def produce(self, trial: Trial) -> None:
         payload = trial.payload()
@@ -93,6 +118,7 @@ class FileFloor:
         data = os.open(f"{trial.where}/data", os.O_RDONLY | os.O_CREAT, 0o644)
         index = os.open(f"{trial.where}/index", os.O_RDONLY | os.O_CREAT, 0o644)
         acks = os.open(f"{trial.where}/acks", os.O_WRONLY | os.O_CREAT, 0o644)
+        lease = f"{trial.where}/acks"
         for expected in range(trial.count):
             while len(entry := os.pread(index, _INDEX.size, expected * _INDEX.size)) < _INDEX.size:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
@@ -100,29 +126,30 @@ class FileFloor:
             assert number == expected
             assert crc32(os.pread(data, nbytes, offset)) == checksum
             os.write(acks, _INDEX.pack(number, 0, nbytes, crc32(entry)))
+            os.stat(lease)
             rate.ack()
         return rate.value()
 
 
 class ZmqFloor:
-    """DEALER and ROUTER, an ack for every record and at most 64 of them under way."""
+    """DEALER and ROUTER, an ack for every record, at most 64 of them under way, each kept until it is acked."""
 
     async def produce(self, trial: Trial) -> None:
         import zmq
 
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         socket.connect(trial.where)
-        payload = trial.payload()
-        under_way = 0
+        payload = memoryview(trial.payload())
+        kept: dict[bytes, bytes] = {}
         for number in range(trial.count):
-            while under_way == _WINDOW or socket.poll(0):
-                socket.recv()
-                under_way -= 1
-            socket.send(number.to_bytes(8, "little"), zmq.SNDMORE)
-            socket.send(payload, copy=False)
-            under_way += 1
-        for _ in range(under_way):
-            socket.recv()
+            while len(kept) == _WINDOW or socket.poll(0):
+                del kept[socket.recv()]
+            name = number.to_bytes(8, "little")
+            kept[name] = bytes(payload)
+            socket.send(name, zmq.SNDMORE)
+            socket.send(kept[name], copy=False)
+        while kept:
+            del kept[socket.recv()]
 
     async def consume(self, trial: Trial) -> float:
         import zmq

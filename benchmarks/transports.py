@@ -51,7 +51,6 @@ class Transport:
                 await queue.put((payload,), key="k")
                 if number % 16 == 0:
                     await asyncio.sleep(0)
-            await queue.admit(timeout=TIMEOUT)
 
     async def consume(self, trial: Trial) -> float:
         rate = Rate()

@@ -236,7 +236,7 @@ class Queue(ABC):
 
 
 def frames_nbytes(frames: Frames) -> int:
-    return sum(len(frame) if isinstance(frame, bytes) else frame.nbytes for frame in frames)
+    return sum([len(frame) if isinstance(frame, bytes) else frame.nbytes for frame in frames])
 
 
 def partition_of(key: str, partitions: int) -> int:

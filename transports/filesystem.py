@@ -8,11 +8,10 @@ in `docs/queues.md`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -105,6 +104,7 @@ class FileQueue(Queue):
         self._measuring = asyncio.Lock()
         self._backlog_records = self._backlog_bytes = 0
         self._measured_at = -math.inf
+        self._refusals_named = _RefusalsNamed(url)
         self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
@@ -139,30 +139,33 @@ class FileQueue(Queue):
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         self._check_open()
-        stale = [delivery for delivery in deliveries if delivery.queue is not self]
-        with self._refusals_named():
-            for index in {delivery.partition for delivery in deliveries}:
-                group = [d for d in deliveries if d.partition == index and d.queue is self]
-                stale += self._consumers[index].settle(group)
+        by_partition: dict[int, list[Delivery]] = {}
+        stale: list[Delivery] = []
+        for delivery in deliveries:
+            group = by_partition.setdefault(delivery.partition, []) if delivery.queue is self else stale
+            group.append(delivery)
+        with self._refusals_named:
+            for index, mine in by_partition.items():
+                stale += self._consumers[index].settle(mine)
         if stale:
             raise self._stale_lease(stale)
 
     async def nack(self, delivery: Delivery, delay: float) -> None:
         self._check_open()
-        with self._refusals_named():
+        with self._refusals_named:
             if delivery.queue is not self or not self._consumers[delivery.partition].give_back(delivery, delay):
                 raise self._stale_lease([delivery])
         self._wakeups.wake()
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
         self._check_open()
-        with self._refusals_named():
+        with self._refusals_named:
             if delivery.queue is not self or not self._consumers[delivery.partition].reject(delivery, reason):
                 raise self._stale_lease([delivery])
 
     async def release(self) -> None:
         self._check_open()
-        with self._refusals_named():
+        with self._refusals_named:
             await self._release()
 
     @property
@@ -171,14 +174,14 @@ class FileQueue(Queue):
 
     async def disown(self, holder: str) -> None:
         self._check_open()
-        with self._refusals_named():
+        with self._refusals_named:
             await asyncio.to_thread(end_leases, self._layout.holders, holder)
         self._wakeups.wake()
 
     async def stats(self) -> QueueStats:
         self._check_open()
         async with self._measuring:
-            with self._refusals_named():
+            with self._refusals_named:
                 stats = await _to_the_end(asyncio.to_thread(self._backlog.measure))
         self._backlog_records, self._backlog_bytes = stats.backlog_records, stats.backlog_bytes
         self._measured_at = time.monotonic()
@@ -186,7 +189,7 @@ class FileQueue(Queue):
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
         self._check_open()
-        with self._refusals_named():
+        with self._refusals_named:
             return await asyncio.to_thread(read_dead_letters, self._layout, limit)
 
     async def aclose(self) -> None:
@@ -195,7 +198,7 @@ class FileQueue(Queue):
         self._closed = True
         writers = list(self._writers.values())
         try:
-            with self._refusals_named():
+            with self._refusals_named:
                 await self._release()
                 await self._sync.close(writers)
         finally:
@@ -210,7 +213,7 @@ class FileQueue(Queue):
         """The next record of any partition; one that has many gives way to the others from time to time."""
         for _ in range(len(self._turn)):
             self._check_open()
-            with self._refusals_named():
+            with self._refusals_named:
                 delivery = await self._consumers[self._turn[0]].next()
             self._served += 1
             if delivery is None or self._served >= _BURST:
@@ -244,13 +247,19 @@ class FileQueue(Queue):
         if self._closed:
             raise QueueClosed(f"{self.url}: this handle is closed")
 
-    @contextlib.contextmanager
-    def _refusals_named(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
+
+class _RefusalsNamed:
+    """Turns what the system refuses into a QueueStorageError. A class, because every receive and ack enters it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
             raise QueueStorageError(
-                f"{self.url}: {error}. See that the directory is there, with room and rights."
+                f"{self._url}: {error}. See that the directory is there, with room and rights."
             ) from error
 
 

@@ -126,19 +126,10 @@ class MemoryQueue(Queue):
             broker.wakeups.wake()
 
     async def receive(self, *, timeout: float) -> Delivery | None:
-        deadline = time.monotonic() + timeout
-        while True:
-            broker = self._open_broker()
-            changed = broker.wakeups.expect()
-            try:
-                with broker.lock:
-                    now = time.monotonic()
-                    delivery, next_due = self._take(broker, now)
-                if delivery is not None or now >= deadline:
-                    return delivery
-                await broker.wakeups.wait(changed, min(deadline, next_due or deadline) - now)
-            finally:
-                broker.wakeups.forget(changed)
+        broker = self._open_broker()
+        with broker.lock:
+            delivery, _ = self._take(broker, now := time.monotonic())
+        return delivery if delivery is not None else await self._wait(broker, now + timeout)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         broker = self._open_broker()
@@ -220,6 +211,20 @@ class MemoryQueue(Queue):
     def watch_settled(self, callback: Callable[[str], None]) -> None:
         """Call back with the tag of each record that is settled from now on, on the thread that settles it."""
         self._open_broker().on_settled = callback
+
+    async def _wait(self, broker: _Broker, deadline: float) -> Delivery | None:
+        while True:
+            self._open_broker()
+            changed = broker.wakeups.expect()
+            try:
+                with broker.lock:
+                    now = time.monotonic()
+                    delivery, next_due = self._take(broker, now)
+                if delivery is not None or now >= deadline:
+                    return delivery
+                await broker.wakeups.wait(changed, min(deadline, next_due or deadline) - now)
+            finally:
+                broker.wakeups.forget(changed)
 
     def _open_broker(self) -> _Broker:
         if self._closed:

@@ -67,8 +67,6 @@ class ZmqQueue(Queue):
         self._hub: Hub | None = None
         self._link: Link | None = None
         self._linking = asyncio.Lock()
-        self._receiving = asyncio.Lock()
-        self._take: asyncio.Task[Lent | None] | None = None
         self._backlog = (0, 0)
         self._measured_at = float("-inf")
         self._closed = False
@@ -83,18 +81,9 @@ class ZmqQueue(Queue):
         await link.put(owned, key, record_name(self._producer, self._puts - 1, tag))
 
     async def receive(self, *, timeout: float) -> Delivery | None:
-        deadline = time.monotonic() + timeout
         link = await self._linked(consuming=True)
-        async with self._receiving:
-            # The hub has lent a record when it answers; so a take is never cancelled, the next receive goes on with it.
-            if self._take is None:
-                self._take = asyncio.create_task(link.take(timeout))
-            await asyncio.wait([self._take], timeout=max(0.0, deadline - time.monotonic()) + 1.0)
-            if not self._take.done():
-                return None
-            take, self._take = self._take, None
+        lent = await link.take(timeout)
         self._check_open()
-        lent = take.result()
         return None if lent is None else self._delivery(lent)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
@@ -135,8 +124,6 @@ class ZmqQueue(Queue):
             if self._link is not None:
                 await self._link.close()
         finally:
-            if self._take is not None:
-                self._take.cancel()
             if self._hub is not None:
                 if lost := self._hub.backlog_records:
                     log.warning("%s: %d records were not acked; the hub that had them has closed", self.url, lost)

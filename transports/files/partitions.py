@@ -51,6 +51,8 @@ class PartitionConsumer:
         if held is not None and mine and not held.ack(mine):
             self._lose()
             mine = []
+        if len(mine) == len(deliveries):
+            return []
         acked = set(mine)
         return [delivery for delivery in deliveries if delivery not in acked]
 

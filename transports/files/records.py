@@ -18,6 +18,7 @@ _HEADER = struct.Struct("<8sQQI4x")
 _PREFIX = struct.Struct("<IIQdHHI")
 _TRAILER = struct.Struct("<IIQQI4x")
 _MAGIC = b"ROLLSEG1"
+_TRAILER_START = struct.Struct("<II")
 _TRAILER_MAGIC = 0x52454344
 _CHECKSUM_BYTES = 4
 
@@ -103,7 +104,10 @@ def unpack_record(data: memoryview) -> Record | None:
     start = _PREFIX.size + 4 * count + key_length + tag_length
     if len(data) < end + _TRAILER.size or start > end:
         return None
-    if crc32(data[_CHECKSUM_BYTES:end]) != checksum or unpack_tally(data[end : end + _TRAILER.size]) is None:
+    if crc32(data[_CHECKSUM_BYTES:end]) != checksum or _TRAILER_START.unpack_from(data, end) != (
+        _TRAILER_MAGIC,
+        end + _TRAILER.size,
+    ):
         return None
     sizes = struct.unpack_from(f"<{count}I", data, _PREFIX.size)
     key_at = _PREFIX.size + 4 * count

@@ -16,7 +16,6 @@ and to it, besides: S, what was received and what is settled, so that it can sen
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections import defaultdict, deque
@@ -30,6 +29,7 @@ from transports.memory import MemoryQueue
 from transports.wire.links import LocalLink, Token, named
 from transports.wire.sockets import LoopSocket, new_socket, pack, secure_server, unpack
 
+_TELL_SECONDS = 0.01
 _NO_LIMIT = "high_water=1000000TB"
 
 
@@ -60,13 +60,12 @@ class Hub:
             self._socket.close(linger=0)
             raise
         self._url = f"memory://zmq-{self.name}?partitions={partitions}&{_NO_LIMIT}"
+        self._settled: deque[str] = deque()
         self._keeper = MemoryQueue(self._url, lease="partition", consume=None)
-        self._keeper.watch_settled(self._note_settled)
+        self._keeper.watch_settled(self._settled.append)
         self._remotes: dict[bytes, _Remote] = {}
         self._received: deque[list[bytes]] = deque()
-        self._settled: deque[str] = deque()
         self._received_from: set[bytes] = set()
-        self._flushing = False
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name=f"hub-{self.name}", daemon=True)
 
@@ -92,7 +91,7 @@ class Hub:
         self._arrived = asyncio.Event()
         self._wire = LoopSocket(self._socket, self._note_arrived)
         self._ready.set()
-        working = [asyncio.create_task(self._work()), asyncio.create_task(self._watch())]
+        working = [asyncio.create_task(work()) for work in (self._work, self._tell, self._watch)]
         await self._stopped.wait()
         for task in [*working, *(task for remote in self._remotes.values() for task in remote.tasks)]:
             task.cancel()
@@ -172,6 +171,12 @@ class Hub:
                 del self._remotes[identity]
         self._wire.send(identity, b"A", pack(request, value), *frames)
 
+    async def _tell(self) -> None:
+        """Tell producers what is settled; not at each ack, which would take the interpreter from who acks."""
+        while True:
+            await asyncio.sleep(_TELL_SECONDS)
+            self._flush()
+
     async def _watch(self) -> None:
         """Take back what was lent to those who are no longer heard of."""
         while True:
@@ -180,16 +185,7 @@ class Hub:
                 if time.monotonic() - remote.seen > self._lease_time:
                     await remote.link.release()
 
-    def _note_settled(self, name: str) -> None:
-        """Called on the thread that acks; told to the producers together with whatever else there is to tell."""
-        self._settled.append(name)
-        if not self._flushing:
-            self._flushing = True
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
-                self._loop.call_soon_threadsafe(self._flush)
-
     def _flush(self) -> None:
-        self._flushing = False
         settled = defaultdict(list)
         while self._settled:
             producer, number = named(self._settled.popleft())

@@ -66,7 +66,8 @@ class Link(ABC):
     async def put(self, frames: Frames, key: str, name: str) -> None: ...
 
     @abstractmethod
-    async def take(self, timeout: float) -> Lent | None: ...
+    async def take(self, timeout: float) -> Lent | None:
+        """Cancelling it loses nothing."""
 
     @abstractmethod
     async def settle(self, tokens: Sequence[Token]) -> list[Token]:

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,13 +46,16 @@ class RemoteLink(Link):
         self._hello = hello
         self._hub = ""
         self._unsettled: dict[int, tuple[bytes | memoryview, ...]] = {}
-        self._sizes: dict[int, int] = {}
+        self._under_way: deque[tuple[int, int]] = deque()
+        self._under_way_bytes = 0
         self._received = 0
         self._next = 0
         self._changed = asyncio.Event()
         self._requests: dict[int, tuple[bytes, asyncio.Future[tuple[Any, list[bytes]]]]] = {}
         self._request_numbers = itertools.count()
         self._progress = (0, 0)
+        self._taking = asyncio.Lock()
+        self._asked: asyncio.Task[tuple[Any, list[bytes]]] | None = None
 
         def connected(identity: bytes = b"") -> zmq.Socket[bytes]:
             socket = new_socket(zmq.DEALER, identity=identity)
@@ -78,21 +82,28 @@ class RemoteLink(Link):
         await self._until(lambda: self._has_credit(nbytes), "the hub receives nothing; is its process alive?")
         number = named(name)[1]
         self._unsettled[number] = (b"P", pack(number, key, name), *frames)
-        self._sizes[number] = nbytes
+        self._under_way.append((number, nbytes))
+        self._under_way_bytes += nbytes
         self._next = number + 1
         if self._hub:
             self._wire.send(*self._unsettled[number])
 
     async def take(self, timeout: float) -> Lent | None:
         deadline = time.monotonic() + timeout
-        while True:
-            left = max(0.0, deadline - time.monotonic())
-            value, frames = await self._ask("take", [min(left, _TAKE_SECONDS)])
-            if value is not None:
-                token, key, name, redelivered = value
-                return Lent(Token(*token), tuple(frames), key, name, redelivered)
-            if left <= _TAKE_SECONDS:
-                return None
+        async with self._taking:
+            while True:
+                left = max(0.0, deadline - time.monotonic())
+                # The hub has lent a record when it answers, so asking is never cancelled: the next take goes on with it.
+                if self._asked is None:
+                    self._asked = asyncio.create_task(self._ask("take", [min(left, _TAKE_SECONDS)]))
+                await asyncio.wait([self._asked])
+                asked, self._asked = self._asked, None
+                value, frames = asked.result()
+                if value is not None:
+                    token, key, name, redelivered = value
+                    return Lent(Token(*token), tuple(frames), key, name, redelivered)
+                if left <= _TAKE_SECONDS:
+                    return None
 
     async def settle(self, tokens: Sequence[Token]) -> list[Token]:
         value, _ = await self._ask("settle", list(tokens))
@@ -126,13 +137,17 @@ class RemoteLink(Link):
                 raise
         finally:
             self._greeting.cancel()
+            if self._asked is not None:
+                self._asked.cancel()
             self._wire.close()
             await asyncio.to_thread(self._beat.close)
 
     def _has_credit(self, nbytes: int) -> bool:
-        under_way = [number for number in range(self._received, self._next) if number in self._sizes]
-        nbytes_under_way = sum(self._sizes[number] for number in under_way)
-        return not under_way or (len(under_way) < WINDOW_RECORDS and nbytes_under_way + nbytes <= WINDOW_BYTES)
+        while self._under_way and self._under_way[0][0] < self._received:
+            self._under_way_bytes -= self._under_way.popleft()[1]
+        return not self._under_way or (
+            len(self._under_way) < WINDOW_RECORDS and self._under_way_bytes + nbytes <= WINDOW_BYTES
+        )
 
     async def _ask(
         self, operation: str, arguments: list[Any], patience: float | None = None
@@ -181,7 +196,6 @@ class RemoteLink(Link):
             self._received = max(self._received, received)
             for number in settled:
                 self._unsettled.pop(number, None)
-                self._sizes.pop(number, None)
         else:
             self._on_welcome(*unpack(header))
         self._changed.set()

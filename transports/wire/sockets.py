@@ -13,7 +13,7 @@ import zmq.auth
 
 from transports.errors import QueueURLError
 
-_MESSAGES_AT_ONCE = 64
+_MESSAGES_AT_ONCE = 8
 _ZERO_COPY_BYTES = 64 << 10
 
 
