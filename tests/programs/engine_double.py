@@ -44,7 +44,7 @@ class Seen:
 class EngineDouble(EngineClient):
     """`images` tells what each URL stands for: the hash of its bytes, and how many tokens it becomes."""
 
-    def __init__(self, pad: int, images: Mapping[str, tuple[str, int]]) -> None:
+    def __init__(self, pad: int | None, images: Mapping[str, tuple[str, int]]) -> None:
         self.model = "double"
         self.images = MappingProxyType(images)
         self.next: list[Said] = []

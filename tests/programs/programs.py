@@ -16,14 +16,11 @@ from renderers_adapter.adapter import load_processor_config
 from renderers_adapter.geometry import geometry_for
 from renderers_adapter.pool import RendererPool, shared_pool
 from rollout.engine.errors import EngineAborted
-from rollout.environments.base import Task
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.images import ImagePolicy, prepare_images
-from rollout.session import Policy, Session
-from rollout.steps import RolloutFinished, RolloutStarted, RolloutStatus, Step, decode_record
-from rollout.stream import RolloutId, RolloutStream
-from rollout.trainer.trajectory import assemble
-from tests.programs.engine_double import EngineDouble, Said
+from rollout.steps import Step
+from tests.programs.engine_double import Said
+from tests.programs.in_process import InProcess
 from tests.programs.reference import Message, Reference, Tools
 
 _T = TypeVar("_T")
@@ -96,17 +93,6 @@ class Conversation:
         return bool(self.messages) and self.messages[-1]["role"] != "assistant"
 
 
-class Sink:
-    """Takes the records of a rollout, in order, as a queue would."""
-
-    def __init__(self) -> None:
-        self.records: list[Any] = []
-
-    async def put(self, frames: Any, *, key: str, tag: str = "") -> None:
-        await asyncio.sleep(0)
-        self.records.append(decode_record(frames))
-
-
 numbers = st.integers(0, 2**16)
 answers = st.builds(
     lambda text, letters, end, pace: (text, letters, end, pace),
@@ -136,30 +122,12 @@ class Programs(RuleBasedStateMachine):
         answer=answers,
     )
     def begin(self, renderer: str, mode: Any, system: bool, said: list[Any], answer: Any) -> None:
-        pool = self.world.pools[renderer]
-        assert pool.pad_id is not None
-        assert pool.geometry is not None
-        self.pool = pool
-        self.engine = EngineDouble(pool.pad_id, self.world.images)
-        self.sink = Sink()
-        queue: Any = self.sink
-        self.stream = RolloutStream(queue, RolloutId("run", "Program", "g", "g.0", 0, 1, 1))
-        policy = Policy(pool, self.engine, ImagePolicy(mode, self.world.directory), {"temperature": 1.0})
-        self.session = Session(policy, self.stream)
+        self.pool = self.world.pools[renderer]
+        self.played = InProcess(self.pool, self.world.directory, self.world.images, mode)
+        self.engine, self.session = self.played.engine, self.played.session
         hashes = {url: mm_hash for url, (mm_hash, _) in self.world.images.items()}
-        self.reference = Reference(create_renderer(pool.tokenizer, config_from_name(renderer)), hashes)
-        layout = {"family": pool.geometry.family, "fingerprint": pool.geometry.fingerprint}
-        self.run(
-            self.stream.started(
-                Task("g", 0, 1),
-                policy_version="0",
-                config_digest="",
-                model="double",
-                pad_id=pool.pad_id,
-                assets="",
-                layout=layout,
-            )
-        )
+        self.reference = Reference(create_renderer(self.pool.tokenizer, config_from_name(renderer)), hashes)
+        self.run(self.played.begin())
         self.system = [{"role": "system", "content": "Be brief."}] if system else []
         self.new(said, False, answer)
 
@@ -257,18 +225,9 @@ class Programs(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if self.held:
-                self.run(self.stream.finished(RolloutStatus.OK, reward=1.0))
-                self.require_records()
+                self.reference.require_records(self.run(self.played.finish()), self.engine.turns)
         finally:
             self.loop.close()
-
-    def require_records(self) -> None:
-        started, *steps, finished = self.sink.records
-        assert isinstance(started, RolloutStarted)
-        assert isinstance(finished, RolloutFinished)
-        ordered = [step for step in steps if isinstance(step, Step)]
-        assert [step.header.seq for step in ordered] == list(range(1, finished.steps + 1))
-        self.reference.require_records(assemble(started, ordered, finished), self.engine.turns)
 
     def chat(self, conversation: Conversation, answer: Any) -> None:
         self.together([conversation], [answer])
@@ -306,7 +265,7 @@ class Programs(RuleBasedStateMachine):
         self.reference.remember(messages, tools, reply, self.engine.turns[number])
 
     def step(self, number: int) -> Step:
-        return next(record for record in self.sink.records if isinstance(record, Step) and record.turn == number)
+        return next(step for step in self.played.steps if step.turn == number)
 
     def pick(self, which: int) -> Conversation:
         return self.held[which % len(self.held)]

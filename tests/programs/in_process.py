@@ -1,0 +1,74 @@
+"""A rollout without a queue and without HTTP: a real session, an engine double, and the records as they were sent."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from renderers_adapter.pool import RendererPool
+from rollout.environments.base import Task
+from rollout.images import ImagePolicy
+from rollout.session import Policy, Session
+from rollout.steps import RolloutFinished, RolloutStarted, RolloutStatus, Step, decode_record
+from rollout.stream import RolloutId, RolloutStream
+from rollout.trainer import Trajectory
+from rollout.trainer.trajectory import assemble
+from tests.programs.engine_double import EngineDouble
+
+
+class Sink:
+    """Takes the records of a rollout, in order, as a queue would."""
+
+    def __init__(self) -> None:
+        self.records: list[Any] = []
+        self.bytes = 0
+
+    async def put(self, frames: Any, *, key: str, tag: str = "") -> None:
+        await asyncio.sleep(0)
+        self.bytes += sum(memoryview(frame).nbytes for frame in frames)
+        self.records.append(decode_record(frames))
+
+
+class InProcess:
+    """One rollout of a model, to be played turn by turn. `images` are the engine double's."""
+
+    def __init__(
+        self,
+        pool: RendererPool,
+        directory: Path,
+        images: Mapping[str, tuple[str, int]],
+        mode: Literal["offload", "inline"] = "offload",
+    ) -> None:
+        self.pool = pool
+        self.engine = EngineDouble(pool.pad_id, images)
+        self.sink = Sink()
+        queue: Any = self.sink
+        self.stream = RolloutStream(queue, RolloutId("run", "Program", "g", "g.0", 0, 1, 1))
+        policy = Policy(pool, self.engine, ImagePolicy(mode, directory), {"temperature": 1.0})
+        self.session = Session(policy, self.stream)
+
+    @property
+    def steps(self) -> list[Step]:
+        """The turns so far, as they were recorded."""
+        return [record for record in self.sink.records if isinstance(record, Step)]
+
+    async def begin(self) -> None:
+        geometry = self.pool.geometry
+        await self.stream.started(
+            Task("g", 0, 1),
+            policy_version="0",
+            config_digest="",
+            model="double",
+            pad_id=self.pool.pad_id,
+            assets="",
+            layout={"family": geometry.family, "fingerprint": geometry.fingerprint} if geometry else {},
+        )
+
+    async def finish(self) -> Trajectory:
+        """The trajectory as a trainer would read it."""
+        await self.stream.finished(RolloutStatus.OK, reward=1.0)
+        started, *_, finished = self.sink.records
+        assert isinstance(started, RolloutStarted)
+        assert isinstance(finished, RolloutFinished)
+        assert [step.header.seq for step in self.steps] == list(range(1, finished.steps + 1))
+        return assemble(started, self.steps, finished)
