@@ -1,0 +1,81 @@
+"""The tiny checkpoints are what they say: templates write what the renderers write, and networks load and speak."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from renderers_adapter.adapter import RendererAdapter
+from renderers_adapter.tokens import join
+from rollout.serving.vllm import SHIM
+
+VENV = os.environ.get("ROLLOUT_VLLM_VENV")
+
+ASK = """
+import json, sys
+from transformers import AutoTokenizer
+directory, conversation = sys.argv[1:]
+asked = json.loads(conversation)
+tokenizer = AutoTokenizer.from_pretrained(directory)
+wanted = {"tools": asked["tools"], "add_generation_prompt": True, "tokenize": False}
+text = tokenizer.apply_chat_template(asked["messages"], **wanted)
+ids = tokenizer.encode(text, add_special_tokens=False)
+said = None
+if asked["speak"]:
+    import torch
+    from transformers import AutoModelForCausalLM
+    network = AutoModelForCausalLM.from_pretrained(directory)
+    said = network.generate(torch.tensor([ids]), max_new_tokens=4, do_sample=False)[0, len(ids):].tolist()
+print(json.dumps({"ids": ids, "said": said}))
+"""
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": {"x": 1, "y": [2, 3]}}}
+PLAIN = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "Two.", "reasoning_content": "It is not three."},
+    {"role": "user", "content": "Three?"},
+]
+WITH_TOOLS = [
+    {"role": "user", "content": "Add."},
+    {"role": "assistant", "content": "So be it.", "tool_calls": [CALL]},
+    {"role": "tool", "content": "6", "tool_call_id": "1"},
+]
+
+
+def ask(directory: Path, messages: list[Any], tools: list[Any] | None, *, speak: bool) -> dict[str, Any]:
+    """What transformers makes of a conversation and a checkpoint."""
+    asked = json.dumps({"messages": messages, "tools": tools, "speak": speak})
+    command = [f"{VENV}/bin/python", "-c", ASK, str(directory), asked]
+    environment = {**os.environ, "PYTHONPATH": str(SHIM), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "renderer", "messages", "tools"),
+    [
+        ("text", "qwen3", PLAIN, None),
+        ("text", "qwen3", WITH_TOOLS, TOOLS),
+        ("qwen3-vl", "qwen3-vl", WITH_TOOLS, TOOLS),
+    ],
+)
+def test_a_template_writes_what_its_renderer_writes(
+    checkpoints: Callable[[str], Path], family: str, renderer: str, messages: list[Any], tools: list[Any] | None
+) -> None:
+    directory = checkpoints(family)
+    rendered = RendererAdapter.open(directory, renderer).render(messages, tools)
+    ours = join(*(segment.ids for segment in rendered.segments), rendered.opening)
+    assert ask(directory, messages, tools, speak=False)["ids"] == ours.tolist()
+
+
+def test_a_text_model_speaks_and_the_same_seed_says_the_same(checkpoints: Callable[[str], Path]) -> None:
+    said = ask(checkpoints("text"), PLAIN, None, speak=True)["said"]
+    assert len(said) == 4
+    assert said == ask(checkpoints("text"), PLAIN, None, speak=True)["said"]
