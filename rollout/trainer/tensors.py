@@ -37,6 +37,8 @@ class Batch:
     """Of the token's sample where the mask is set, 0 elsewhere."""
     token_types: torch.Tensor
     """0 text, 1 image."""
+    content: torch.Tensor
+    """Whose words a token is, as 1 + its place in `samples.ROLES`; 0 for the template's and for padding."""
     version_index: torch.Tensor
     """Which of `versions` sampled the token; -1: none did."""
     rewards: torch.Tensor
@@ -107,16 +109,27 @@ def collate(
     )
 
 
-def batch_of(groups: Sequence[Group], *, estimator: Estimator = grpo, packing: int | None = None) -> Batch | None:
-    """Everything that trains in some groups, with its advantage within its own group; None if nothing does."""
+def batch_of(
+    groups: Sequence[Group],
+    *,
+    estimator: Estimator = grpo,
+    max_length: int | None = None,
+    packing: int | None = None,
+) -> Batch | None:
+    """Everything that trains in some groups, with its advantage within its own group; None if nothing does.
+
+    A branch of more than `max_length` tokens is truncated, and left out if nothing of what is left of it trains.
+    """
     found: list[TrainingSample] = []
     advantages: list[float] = []
     for group in groups:
         by_rollout = advantages_of(group, estimator)
         for trajectory in group.trajectories:
-            for sample in samples(trajectory):
-                found.append(sample)
-                advantages.append(by_rollout[trajectory.rollout])
+            for whole in samples(trajectory):
+                sample = whole if max_length is None else whole.truncated(max_length)
+                if sample.mask.any():
+                    found.append(sample)
+                    advantages.append(by_rollout[trajectory.rollout])
     return collate(found, advantages=advantages, packing=packing) if found else None
 
 
@@ -132,6 +145,7 @@ class _Canvas:
             "mask": np.zeros(shape, np.bool_),
             "logprobs": np.zeros(shape, np.float32),
             "token_types": np.zeros(shape, np.uint8),
+            "content": np.zeros(shape, np.uint8),
             "version_index": np.full(shape, -1, np.int16),
         }
 
@@ -151,6 +165,7 @@ class _Canvas:
             "mask": sample.mask,
             "logprobs": sample.logprobs,
             "token_types": sample.token_types,
+            "content": sample.content,
             "version_index": renumbered,
         }
         for name, value in values.items():

@@ -15,6 +15,7 @@ from renderers_adapter.tokens import ImageSlot, TokenRun, logical
 from rollout.evidence import VersionSpan
 from rollout.steps import Header, RolloutStarted, RolloutStatus, Step
 from rollout.trainer import Group, SampleTooLong, Trajectory, TrajectoryNode, batch_of, collate, rloo, samples
+from rollout.trainer.samples import ROLES
 
 PAD = 999
 VERSIONS = ("3", "4", "5")
@@ -29,6 +30,7 @@ class Token:
     logprob: float = 0.0
     image: bool = False
     version: str | None = None
+    words_of: int = 0
 
 
 @dataclass
@@ -39,6 +41,12 @@ class Conversation:
     reward: float
     tokens: list[Token] = field(default_factory=list)
     images: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def cut(self, limit: int) -> None:
+        """Keep whole images only, and nothing behind one that would be cut."""
+        while self.images and self.images[-1][1] + self.images[-1][2] > limit:
+            limit = min(limit, self.images.pop()[1])
+        del self.tokens[limit:]
 
 
 def user_node(draw: st.DrawFn, index: int, parent: int) -> TrajectoryNode:
@@ -51,7 +59,9 @@ def user_node(draw: st.DrawFn, index: int, parent: int) -> TrajectoryNode:
         else:
             ids.append(draw(st.integers(1, 50)))
     run = TokenRun(logical(ids), len(ids), images=tuple(slots))
-    return TrajectoryNode(index, parent, -1, {"role": "user", "content": ""}, run, ())
+    words = draw(st.integers(0, len(ids) - 1))
+    content = ((words, draw(st.integers(words + 1, len(ids)))),)
+    return TrajectoryNode(index, parent, -1, {"role": draw(st.sampled_from(ROLES[:2])), "content": ""}, run, content)
 
 
 def answer_node(draw: st.DrawFn, index: int, parent: int, step: int) -> TrajectoryNode:
@@ -125,25 +135,30 @@ def conversations(trajectory: Trajectory) -> list[Conversation]:
 
 def write_out(conversation: Conversation, trajectory: Trajectory, node: TrajectoryNode, *, trains: bool) -> None:
     slots = {slot.offset: slot for slot in node.run.images}
+    role = 1 + ROLES.index(node.message["role"])
     for at, token in enumerate(node.run.ids.tolist()):
+        words_of = role if any(first <= at < last for first, last in node.content) else 0
         if at in slots:
             slot = slots[at]
             conversation.images.append((slot.hash, len(conversation.tokens), slot.length))
-            conversation.tokens += [Token(PAD, image=True)] * slot.length
+            conversation.tokens += [Token(PAD, image=True, words_of=words_of)] * slot.length
         elif at < node.run.sampled_from:
-            conversation.tokens.append(Token(token))
+            conversation.tokens.append(Token(token, words_of=words_of))
         else:
             said = at - node.run.sampled_from
             (version,) = [s.version for s in trajectory.steps[node.step].versions if s.start <= said < s.end]
-            conversation.tokens.append(Token(token, trains, float(node.run.logprobs[said]), version=version))
+            logprob = float(node.run.logprobs[said])
+            conversation.tokens.append(Token(token, trains, logprob, version=version, words_of=role))
 
 
-@given(groups, st.sampled_from([None, 0, 20]), st.booleans())
+@given(groups, st.sampled_from([None, 0, 20]), st.booleans(), st.sampled_from([3, 8, 20, 1000]))
 def test_a_batch_is_its_conversations_and_padding(
-    members: tuple[Trajectory, ...], spare: int | None, weighted: bool
+    members: tuple[Trajectory, ...], spare: int | None, weighted: bool, limit: int
 ) -> None:
     wanted = [conversation for trajectory in members for conversation in conversations(trajectory)]
-    given_samples = [sample for trajectory in members for sample in samples(trajectory)]
+    for conversation in wanted:
+        conversation.cut(limit)
+    given_samples = [sample.truncated(limit) for trajectory in members for sample in samples(trajectory)]
     longest = max(len(conversation.tokens) for conversation in wanted)
     weights = [0.25 * (at + 1) for at in range(len(wanted))] if weighted else None
     packing = None if spare is None else longest + spare
@@ -162,7 +177,16 @@ def test_a_batch_is_its_conversations_and_padding(
             covered[cell] = True
         assert (batch.rollouts[number], batch.rewards[number].item()) == (conversation.rollout, conversation.reward)
         assert [read(batch, cell) for cell in cells] == [
-            (token.id, at, number, token.trains, pytest.approx(token.logprob), token.image, token.version)
+            (
+                token.id,
+                at,
+                number,
+                token.trains,
+                pytest.approx(token.logprob),
+                token.image,
+                token.version,
+                token.words_of,
+            )
             for at, token in enumerate(conversation.tokens)
         ]
         if batch.advantages is not None and weights is not None:
@@ -187,6 +211,7 @@ def read(batch: Any, cell: tuple[int, int]) -> tuple[Any, ...]:
         batch.logprobs[cell].item(),
         bool(batch.token_types[cell].item()),
         batch.versions[version] if version >= 0 else None,
+        batch.content[cell].item(),
     )
 
 
@@ -215,6 +240,14 @@ def test_a_group_becomes_one_batch_with_the_advantages_of_its_rollouts(members: 
     for number, rollout in enumerate(batch.rollouts):
         values = batch.advantages[batch.mask & (batch.sample_index == number)]
         assert values.tolist() == pytest.approx([wanted[rollout]] * len(values))
+
+
+@given(groups, st.integers(1, 20))
+def test_a_group_is_truncated_to_what_still_trains(members: tuple[Trajectory, ...], limit: int) -> None:
+    batch = batch_of([Group("g", len(members), members)], max_length=limit, packing=limit)
+    kept = [sample.truncated(limit) for trajectory in members for sample in samples(trajectory)]
+    trained = sum(int(sample.mask.sum()) for sample in kept)
+    assert (0 if batch is None else int(batch.mask.sum())) == trained
 
 
 def test_a_group_that_failed_is_no_batch() -> None:
