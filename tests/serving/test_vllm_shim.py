@@ -1,4 +1,4 @@
-"""The cures of vLLM's CPU packaging, each where its fault is and where it is not, with packages of the faults' shape."""
+"""The cures of vLLM's CPU packaging, where their faults are and where not, with packages of the faults' shape."""
 
 import os
 import subprocess
