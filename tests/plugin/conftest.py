@@ -21,6 +21,7 @@ sys.path.insert(0, str(PLUGIN))
 from rollout_vllm.contract.geometry import GeometryError, geometry_for  # type: ignore[import-not-found]  # noqa: E402
 from rollout_vllm.errors import InvalidImageRef  # type: ignore[import-not-found]  # noqa: E402
 from rollout_vllm.facts import ServerFacts  # type: ignore[import-not-found]  # noqa: E402
+from rollout_vllm.files import ImageFiles  # type: ignore[import-not-found]  # noqa: E402
 from rollout_vllm.items import Item  # type: ignore[import-not-found]  # noqa: E402
 from rollout_vllm.resolver import Material  # type: ignore[import-not-found]  # noqa: E402
 from rollout_vllm.source import Source  # type: ignore[import-not-found]  # noqa: E402
@@ -166,7 +167,7 @@ class World:
 def world(tmp_path: Path) -> World:
     directory = tmp_path / "media"
     directory.mkdir()
-    return World(ServerFacts("image", geometry_for("qwen_vl", _KNOBS), PAD, str(directory), 8), directory)
+    return World(ServerFacts("image", geometry_for("qwen_vl", _KNOBS), PAD, ImageFiles(str(directory)), 8), directory)
 
 
 @pytest.fixture

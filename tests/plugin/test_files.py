@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from rollout_vllm.errors import InvalidImageRef, MaterialisationFailed  # type: ignore[import-not-found]
-from rollout_vllm.files import read_image_file  # type: ignore[import-not-found]
+from rollout_vllm.files import ImageFiles  # type: ignore[import-not-found]
 
 MOST = 1000
 
@@ -18,18 +18,25 @@ def directory(tmp_path: Path) -> Path:
 
 
 def read(directory: Path, name: str = "a.png", run_id: str = "run-1") -> bytes:
-    data: bytes = read_image_file(str(directory), run_id, name, MOST)
+    data: bytes = ImageFiles(str(directory)).read(run_id, name, MOST)
     return data
 
 
-@pytest.mark.parametrize("below", [".", "assets/images", "run-1", "run-1/assets/images"])
-def test_a_file_is_found_from_the_image_directory_the_run_and_all_runs(directory: Path, below: str) -> None:
+@pytest.mark.parametrize(
+    "below", [".", "assets/images", "run-1", "run-1/assets/images", "runs/run-1/assets/images", "a/b/run-1"]
+)
+def test_a_file_is_found_from_the_images_the_run_all_runs_and_what_they_are_a_part_of(
+    directory: Path, below: str
+) -> None:
+    (directory / "c" / "d").mkdir(parents=True)
     (directory / below).mkdir(parents=True, exist_ok=True)
     (directory / below / "a.png").write_bytes(b"picture")
     assert read(directory) == b"picture"
 
 
-@pytest.mark.parametrize("below", ["elsewhere", "run-2/assets/images", "run-1/images"])
+@pytest.mark.parametrize(
+    "below", ["elsewhere", "run-2/assets/images", "run-1/images", "a/b/c/run-1", "a/assets/images"]
+)
 def test_a_file_is_looked_for_nowhere_else(directory: Path, below: str) -> None:
     (directory / below).mkdir(parents=True)
     (directory / below / "a.png").write_bytes(b"picture")
@@ -56,7 +63,9 @@ def test_a_link_is_not_followed_wherever_it_leads(directory: Path, inside: bool)
         read(directory)
 
 
-@pytest.mark.parametrize("step", ["assets", "assets/images", "run-1", "run-1/assets", "run-1/assets/images"])
+@pytest.mark.parametrize(
+    "step", ["assets", "assets/images", "run-1", "run-1/assets", "run-1/assets/images", "runs/run-1"]
+)
 def test_a_link_on_the_way_is_not_followed(directory: Path, step: str) -> None:
     outside = directory.parent / "outside"
     for below in (".", "images", "assets/images"):
@@ -65,6 +74,34 @@ def test_a_link_on_the_way_is_not_followed(directory: Path, step: str) -> None:
     (directory / step).parent.mkdir(parents=True, exist_ok=True)
     (directory / step).symlink_to(outside)
     with pytest.raises(InvalidImageRef, match="link"):
+        read(directory)
+
+
+def test_a_run_is_not_looked_for_behind_a_link(directory: Path) -> None:
+    outside = directory.parent / "outside" / "run-1"
+    outside.mkdir(parents=True)
+    (outside / "a.png").write_bytes(b"secret")
+    (directory / "runs").symlink_to(outside.parent)
+    with pytest.raises(InvalidImageRef, match="no file"):
+        read(directory)
+
+
+def test_a_run_that_moved_is_found_again(directory: Path) -> None:
+    files = ImageFiles(str(directory))
+    old, new = directory / "run-1", directory / "archive" / "run-1"
+    for place in (old, new):
+        place.mkdir(parents=True)
+        (place / "a.png").write_bytes(b"picture")
+        assert files.read("run-1", "a.png", MOST) == b"picture"
+        (place / "a.png").unlink()
+        place.rmdir()
+
+
+def test_a_search_has_an_end(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout_vllm.files._MOST_VISITED", 5)
+    for number in range(10):
+        (directory / f"{number}").mkdir()
+    with pytest.raises(InvalidImageRef, match="no file"):
         read(directory)
 
 

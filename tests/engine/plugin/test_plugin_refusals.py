@@ -273,6 +273,20 @@ def test_what_is_no_image_is_refused(wire: Any) -> None:
         require_refused(there, there.features([broken]), "features.kwargs_data.image[0]")
 
 
+def test_a_directory_that_is_gone_is_the_servers_fault(wire: Any, media: Path) -> None:
+    there = wire("qwen3-vl")
+    picture = there.picture(64, 64)
+    failed = there.counter("mmraw_requests_failed_total")
+    media.rename(media.with_name("away"))
+    try:
+        answer = there.post(there.features([picture]))
+    finally:
+        media.with_name("away").rename(media)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "InternalServerError")
+    assert there.counter("mmraw_requests_failed_total") == failed + 1
+    there.said(there.features([picture]))
+
+
 def test_an_unknown_model_is_still_an_unknown_model(wire: Any) -> None:
     there = wire("qwen3-vl")
     assert there.post(there.features([there.picture(64, 64)], model="another")).status_code == 404

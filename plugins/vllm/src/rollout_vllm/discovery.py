@@ -9,6 +9,7 @@ from PIL import Image
 from .contract.geometry import Geometry, GeometryError, geometry_for
 from .errors import InvalidImageRef, MaterialisationFailed
 from .facts import ServerFacts
+from .files import ImageFiles
 from .processing import Pipeline, VLLMProcessor, make_item
 from .tensors import ItemPattern
 
@@ -35,7 +36,7 @@ async def discover(renderer: Any) -> tuple[ServerFacts, VLLMProcessor] | str:
         except (GeometryError, InvalidImageRef, MaterialisationFailed) as error:
             why = f"it is not of the family {family}: {error}"
             continue
-        facts = ServerFacts(modality, geometry, pad_id, _without_links(config.allowed_local_media_path), most)
+        facts = ServerFacts(modality, geometry, pad_id, _files(config.allowed_local_media_path), most)
         return facts, VLLMProcessor(pipeline, pattern)
     return f"no geometry explains the model's image processor: {why}"
 
@@ -50,8 +51,8 @@ async def _pattern(pipeline: Pipeline, geometry: Geometry) -> ItemPattern:
     return patterns[0]
 
 
-def _without_links(directory: str) -> str | None:
-    return os.path.realpath(directory) if directory else None
+def _files(directory: str) -> ImageFiles | None:
+    return ImageFiles(os.path.realpath(directory)) if directory else None
 
 
 def _probe(width: int, height: int) -> bytes:

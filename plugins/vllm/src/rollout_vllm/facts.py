@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from .contract.geometry import Geometry
+from .files import ImageFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,12 +14,12 @@ class ServerFacts:
         modality: the engine's name for images.
         geometry: the layout contract of this server's own image processor.
         pad_id: the token that every placeholder range consists of.
-        directory: where files may be read, without links in it; None: the server was started without one.
+        files: where images may be read; None: the server was started without a directory for them.
         most_images: the most images that one request may have.
     """
 
     modality: str
     geometry: Geometry
     pad_id: int
-    directory: str | None
+    files: ImageFiles | None
     most_images: int

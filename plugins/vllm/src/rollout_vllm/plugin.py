@@ -59,6 +59,6 @@ class MMRawPlugin:
             "References to images are resolved: %s, fingerprint %s, files below %s, %.1f GiB kept.",
             facts.geometry.family,
             facts.geometry.fingerprint,
-            facts.directory or "no directory",
+            facts.files.directory if facts.files else "no directory",
             keep,
         )

@@ -2,15 +2,18 @@
 
 A request without images passes. One with images passes once each is proven, as tensors under names of our own; all
 else is answered 400, in vLLM's format, with the type `invalid_mm_image_ref` and the item that is meant in `param`.
+Where this server failed, and not the request, the answer is 500.
 """
 
 import hashlib
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pybase64
 from vllm import envs
 from vllm.entrypoints.serve import create_error_response
+from vllm.logger import init_logger
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY
 
 from .errors import InvalidImageRef, MaterialisationFailed
@@ -20,6 +23,8 @@ from .metrics import Metrics
 from .resolver import Resolver
 
 ERROR_TYPE = "invalid_mm_image_ref"
+
+logger = init_logger("vllm.mmraw")
 
 
 class ServingRawImages:
@@ -42,9 +47,10 @@ class ServingRawImages:
         except InvalidImageRef as error:
             self._metrics.refused.inc()
             return create_error_response(str(error), ERROR_TYPE, param=error.where)
-        except MaterialisationFailed:
+        except MaterialisationFailed as error:
             self._metrics.failed.inc()
-            raise
+            logger.error("A request for images failed here: %s", error)
+            return create_error_response(str(error), "InternalServerError", HTTPStatus.INTERNAL_SERVER_ERROR)
         return await self._stock.serve_tokens(request, raw_request)
 
     async def _resolve(self, request: Any) -> None:

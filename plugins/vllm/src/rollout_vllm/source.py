@@ -9,7 +9,6 @@ import pybase64
 from .claims import Claim
 from .errors import InvalidImageRef
 from .facts import ServerFacts
-from .files import read_image_file
 
 MAX_BYTES = 64 * 1024 * 1024
 """The most bytes of one encoded image."""
@@ -46,10 +45,10 @@ def _bytes(claim: Claim, facts: ServerFacts) -> bytes:
     ref = claim.ref
     if ref.raw_uri is not None:
         return _decode(ref.raw_uri)
-    if facts.directory is None:
+    if facts.files is None:
         raise InvalidImageRef("this server reads no files; it was started without --allowed-local-media-path")
     assert ref.raw_image_id is not None, "a reference has one of the two"
-    return read_image_file(facts.directory, ref.run_id, ref.raw_image_id, MAX_BYTES)
+    return facts.files.read(ref.run_id, ref.raw_image_id, MAX_BYTES)
 
 
 def _decode(uri: str) -> bytes:
