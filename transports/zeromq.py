@@ -169,6 +169,9 @@ class ZmqQueue(Queue):
         return hub.link(self._lease, self._check_consume(self._asked_for, partitions))
 
     async def _join(self, patience: float) -> Link:
+        # A name of its own for each attempt: the connection of one that was given up may arrive late, and would be
+        # taken by the hub for this one.
+        self._producer = token_hex(8)
         link = RemoteLink(
             f"tcp://{self._host}:{self._port}",
             self._producer,

@@ -93,7 +93,7 @@ class RemoteLink(Link):
         async with self._taking:
             while True:
                 left = max(0.0, deadline - time.monotonic())
-                # The hub has lent a record when it answers, so asking is never cancelled: the next take goes on with it.
+                # The hub has lent a record when it answers; so asking is never cancelled, the next take goes on.
                 if self._asked is None:
                     self._asked = asyncio.create_task(self._ask("take", [min(left, _TAKE_SECONDS)]))
                 await asyncio.wait([self._asked])
