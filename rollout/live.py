@@ -1,7 +1,7 @@
 """What only a running engine can tell: whether it serves this model, reads our images, and sees the prompt we mean.
 
 Every engine is examined on its own, in the order in which faults hide one another: reached, model, tokens, endpoint,
-images. After the first fault the rest of an engine says nothing, and is not asked.
+images, pixels. After the first fault the rest of an engine says nothing, and is not asked.
 """
 
 import secrets
@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from PIL import Image
 
-from renderers_adapter.adapter import RendererAdapter
+from renderers_adapter.adapter import RendererAdapter, load_processor_config
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import ImageSlot, TokenRun, expand, join
 from rollout.config import Config
@@ -27,6 +27,7 @@ from rollout.engine.protocol import GenerateRequest, ImageRef
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy, PreparedImage, prepare_images
 from rollout.messages import Message
+from rollout.parity import compare
 from rollout.rundir import RunDirectory
 
 _SIZES = ((96, 64), (320, 240), (1000, 700))
@@ -130,7 +131,25 @@ async def _images(patient: _Patient) -> str:
     await patient.client.generate(request)
     lengths = ", ".join(str(mark.length) for mark in request.placeholders)
     how = "file://" if request.images[0].url.startswith("file:") else "data:"
-    return f"{how} images are read by the server, and expand to {lengths} tokens as we computed"
+    form = "references" if patient.client.engines[0].resolves_references else "content_parts"
+    return f"{how} images are read by the server from {form}, and expand to {lengths} tokens as we computed"
+
+
+async def _pixels(patient: _Patient) -> str:
+    geometry = patient.adapter.geometry
+    if geometry is None:
+        return "this model takes none"
+    config = load_processor_config(patient.config.model.path)
+    model = patient.client.model
+    try:
+        parity = await compare(patient.http, patient.url, model=model, config=config, family=geometry.family)
+    except EngineRefused as error:
+        if " answered 404" not in str(error):
+            raise
+        return "not compared: this server does not render"
+    if parity.proven is None and parity.differences:
+        raise EngineMismatch(parity.told())
+    return parity.told()
 
 
 def _model_cure(patient: _Patient) -> str:
@@ -154,12 +173,20 @@ def _images_cure(patient: _Patient) -> str:
     )
 
 
+def _pixels_cure(patient: _Patient) -> str:
+    return (
+        "what the trainer would see is not what the engine sees: let both have the same versions of transformers and "
+        "torchvision, or compare where the trainer's are installed"
+    )
+
+
 _Look = Callable[[_Patient], Awaitable[str]]
 _LOOKS: tuple[tuple[str, _Look, Callable[[_Patient], str]], ...] = (
     ("model", _model, _model_cure),
     ("tokens", _tokens, _tokens_cure),
     ("endpoint", _endpoint, _endpoint_cure),
     ("images", _images, _images_cure),
+    ("pixels", _pixels, _pixels_cure),
 )
 
 
@@ -194,13 +221,24 @@ def _request(adapter: RendererAdapter, policy: ImagePolicy, sizes: Sequence[tupl
         request_id=name,
         session=name,
         prompt=join(*(run.ids for run in runs), rendered.opening),
-        images=tuple(ImageRef(image.url, image.mm_hash) for image in images),
+        images=_references(adapter, images),
         expanded=whole.ids,
         known=0,
         placeholders=whole.placeholders,
         pad_id=adapter.pad_id,
         sampling={"temperature": 0.0, "max_tokens": 1},
         stop_token_ids=adapter.stop_token_ids,
+    )
+
+
+def _references(adapter: RendererAdapter, images: tuple[PreparedImage, ...]) -> tuple[ImageRef, ...]:
+    geometry = adapter.geometry
+    if geometry is None:
+        return ()
+    layouts = [geometry.layout(width=image.width, height=image.height) for image in images]
+    return tuple(
+        ImageRef(image.url, image.mm_hash, geometry.payload(layout))
+        for image, layout in zip(images, layouts, strict=True)
     )
 
 

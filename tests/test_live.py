@@ -42,7 +42,7 @@ def verdicts(found: Sequence[Finding]) -> dict[str, bool]:
 @pytest.mark.parametrize("mode", ["offload", "inline"])
 async def test_a_sound_engine_is_sound_in_every_line(config: Path, url: str, runs: Path, mode: str) -> None:
     found = await findings(config, url, runs, f"images.mode={mode}")
-    assert verdicts(found) == {"model": True, "tokens": True, "endpoint": True, "images": True}
+    assert verdicts(found) == {"model": True, "tokens": True, "endpoint": True, "images": True, "pixels": True}
     assert "2048" in found[0].told
     assert ("file://" if mode == "offload" else "data:") in found[3].told
     assert os.listdir(runs) == []

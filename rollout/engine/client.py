@@ -203,7 +203,7 @@ class EngineClient:
 
     async def _resolves(self, url: str, geometry: Geometry) -> bool:
         try:
-            require_same_layout(await self._http.get(f"{url}/mmraw/version"), geometry)
+            require_same_layout(await self._told_of_references(url), geometry)
         except EngineRefused as why:
             if self._multimodal == "mmraw":
                 raise EngineRefused(
@@ -214,6 +214,12 @@ class EngineClient:
             return False
         log.info("images go out as references", engine=url, fingerprint=geometry.fingerprint)
         return True
+
+    async def _told_of_references(self, url: str) -> bytes:
+        try:
+            return await self._http.get(f"{url}/mmraw/version")
+        except EngineRefused as error:
+            raise EngineRefused("it runs without our plugin") from error
 
 
 def _served(url: str, answer: bytes, model: str) -> int | None:

@@ -71,6 +71,8 @@ def require_same_layout(told: bytes, geometry: Geometry) -> None:
 
 
 def _reference(image: "ImageRef", geometry: Geometry) -> str:
+    if not image.payload:
+        raise RefError(f"the image {image.hash} has no layout")
     run_id, name, uri = INLINE_RUN, None, None
     if image.url.startswith("file:"):
         run_id, name = _place(PurePosixPath(unquote(urlsplit(image.url).path)))

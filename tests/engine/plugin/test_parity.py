@@ -3,7 +3,7 @@
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from rollout.parity import probes
 from rollout.serving.vllm import SHIM
 
+CONFIG = Path(__file__).parents[1] / "world" / "pictures.yaml"
 COMPARE = """
 import anyio, dataclasses, json, sys
 from pathlib import Path
@@ -29,14 +30,35 @@ anyio.run(main, *sys.argv[1:])
 """
 
 
+@pytest.fixture
+def beside_vllm(repository: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`beside_vllm(*arguments, **variables)`: Python where vLLM is installed, with our packages on its path."""
+
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        python = f"{os.environ['ROLLOUT_VLLM_VENV']}/bin/python"
+        environment = {**os.environ, "PYTHONPATH": f"{repository}{os.pathsep}{SHIM}", **variables}
+        command = [python, "-W", "ignore", *arguments]
+        return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+
+    return run
+
+
 @pytest.mark.parametrize("family", ["qwen3-vl", "qwen2.5-vl"])
-def test_every_probe_gives_the_same_patches(fleet: Mapping[str, Any], repository: Path, family: str) -> None:
+def test_every_probe_gives_the_same_patches(fleet: Mapping[str, Any], beside_vllm: Any, family: str) -> None:
     live = fleet[family]
-    python = f"{os.environ['ROLLOUT_VLLM_VENV']}/bin/python"
-    command = [python, "-W", "ignore", "-c", COMPARE, live.url, str(live.model_dir), live.api_key or ""]
-    environment = {**os.environ, "PYTHONPATH": f"{repository}{os.pathsep}{SHIM}"}
-    done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE)
+    done = beside_vllm("-c", COMPARE, live.url, str(live.model_dir), live.api_key or "")
     proven, told, differences = json.loads(done.stdout)
     assert proven == "torchvision", told
     assert [one["probe"] for one in differences if one["backend"] == proven] == [probe.name for probe in probes()]
     assert "the trainer with pil would not" in told
+
+
+def test_doctor_proves_it_before_a_run(fleet: Mapping[str, Any], media: Path, beside_vllm: Any) -> None:
+    live = fleet["qwen3-vl"]
+    keys = (f'engine.urls=["{live.url}"]', f"run.directory={media / 'runs'}", f"model.renderer={live.renderer}")
+    settings = [part for key in keys for part in ("--set", key)]
+    done = beside_vllm(
+        *("-m", "rollout", "doctor", str(CONFIG), "--live", *settings), MODEL=str(live.model_dir), COLUMNS="400"
+    )
+    assert "the engine resizes as torchvision does: not one bit differs" in done.stdout
+    assert "read by the server from references" in done.stdout
