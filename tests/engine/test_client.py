@@ -1,7 +1,7 @@
 """Promises of the client that only a real engine can hold it to: aborts, cancellation, the context's end, the key."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
@@ -17,6 +17,7 @@ from rollout.testing import play
 
 TASK = Task(id="000000", index=0, seed=7)
 ENDLESS = 4000
+TOKENS = "generation_tokens_total"
 WORDS = tuple(range(300, 364))
 
 
@@ -48,27 +49,34 @@ def abort(live: Any, request_id: str) -> None:
         server.post("/inference/v1/abort_requests", json={"request_ids": [request_id]}).raise_for_status()
 
 
-def await_running(live: Any, count: int) -> None:
-    deadline = time.monotonic() + 30
-    while metric(live, "num_requests_running") != count:
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-async def until_running(live: Any, count: int) -> None:
-    await anyio.to_thread.run_sync(await_running, live, count)
+async def until_sampling(live: Any) -> float:
+    """Wait until the server samples tokens; returns how many it had sampled before."""
+    before = metric(live, TOKENS)
+    await anyio.to_thread.run_sync(wait_for, lambda: metric(live, TOKENS) > before)
+    return before
+
+
+async def until_idle(live: Any) -> None:
+    await anyio.to_thread.run_sync(wait_for, lambda: metric(live, "num_requests_running") == 0)
 
 
 async def test_a_cancelled_turn_stops_on_the_server(fleet: Mapping[str, Any]) -> None:
     live = fleet["qwen3-vl"]
-    before = metric(live, "generation_tokens_total")
+    await until_idle(live)
     async with EngineClient([live.url], "tiny", timeout=120) as client:
         async with anyio.create_task_group() as group:
             group.start_soon(client.generate, endless("cancelled"))
-            await until_running(live, 1)
+            before = await until_sampling(live)
             group.cancel_scope.cancel()
-        await until_running(live, 0)
-    assert metric(live, "generation_tokens_total") - before < ENDLESS
+        await until_idle(live)
+    assert metric(live, TOKENS) - before < ENDLESS
 
 
 async def test_the_name_that_an_abort_uses_is_the_engines(fleet: Mapping[str, Any]) -> None:
@@ -82,7 +90,7 @@ async def test_the_name_that_an_abort_uses_is_the_engines(fleet: Mapping[str, An
 
         async with anyio.create_task_group() as group:
             group.start_soon(generate)
-            await until_running(live, 1)
+            await until_sampling(live)
             await anyio.to_thread.run_sync(abort, live, "generate-tokens-aborted.0")
     assert ended == ["abort"]
 
@@ -92,7 +100,7 @@ async def test_a_try_that_takes_too_long_is_aborted_and_the_turn_ends_in_time(fl
     async with EngineClient([live.url], "tiny", timeout=3, request_timeout=1, retries=1) as client:
         with pytest.raises(Exception, match=r"engine\.request_timeout"):
             await client.generate(endless("slow"))
-    await until_running(live, 0)
+    await until_idle(live)
 
 
 async def test_a_conversation_over_the_servers_context_ends_as_truncated(

@@ -33,7 +33,7 @@ def test_a_server_of_ours_is_sound(fleet: Mapping[str, Any], media: Path, family
 
 def test_runs_that_the_server_cannot_read_are_found(fleet: Mapping[str, Any], tmp_path: Path) -> None:
     result = doctor(fleet["qwen3-vl"], tmp_path / "elsewhere")
-    assert result.returncode == 1
+    assert result.returncode == 1, result.stdout
     assert "--allowed-local-media-path" in result.stdout
 
 
@@ -41,9 +41,9 @@ def test_the_tokenizer_of_another_model_is_found(fleet: Mapping[str, Any], media
     live = fleet["qwen3-vl"]
     other = shutil.copytree(live.model_dir, tmp_path / "other")
     tokenizer = other / "tokenizer.json"
-    tokenizer.write_text(
-        tokenizer.read_text().replace("<|image_pad|>", "<|swap|>").replace("<|video_pad|>", "<|image_pad|>")
-    )
+    image, video = '"<|image_pad|>"', '"<|video_pad|>"'
+    swapped = tokenizer.read_text().replace(image, "SWAP").replace(video, image).replace("SWAP", video)
+    tokenizer.write_text(swapped)
     result = doctor(live, media / "runs", f"model.path={other}")
-    assert result.returncode == 1
+    assert result.returncode == 1, result.stdout
     assert "the server's tokenizer is another one" in result.stdout
