@@ -1,178 +1,77 @@
-"""The records on the trajectories queue: a rollout starts, takes steps, and finishes exactly once.
+"""The records on the trajectories queue, as they travel: versioned msgpack maps, with nothing sent twice.
 
-A step carries what its turn added and nothing else: the new nodes, and the descriptors of images that the rollout had
-not introduced before. Messages name images by hash. Token ids and log-probs are raw arrays. A record of a newer minor
-version keeps its unknown fields in `extra`; a newer major version is refused.
+    frames = encode_record(step)
+    step = decode_record(frames)
+
+A step's nodes share one array of token ids. Images are named by the bytes of their hash; of an asset's file name only
+what the hash does not say is sent. A record of a newer minor version keeps its unknown fields in `extra`; a newer major
+version is refused, and so is whatever is torn, too large, or carries pixels.
 """
 
-import hashlib
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from renderers_adapter.descriptors import reject_processed
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import NO_LOGPROBS, ImageSlot, LogicalIds, TokenRun
-from rollout.errors import RolloutError
 from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan
 from rollout.messages import Message
+from rollout.records import (
+    Header,
+    NodeRecord,
+    Record,
+    RecordError,
+    RolloutFinished,
+    RolloutStarted,
+    RolloutStatus,
+    Step,
+    StepsDigest,
+    header_of,
+)
 from transports import Frames
 from transports.codec import decode, encode
 from transports.errors import CodecError
 
+__all__ = [
+    "SCHEMA",
+    "Header",
+    "NodeRecord",
+    "Record",
+    "RecordError",
+    "RolloutFinished",
+    "RolloutStarted",
+    "RolloutStatus",
+    "Step",
+    "StepsDigest",
+    "decode_record",
+    "encode_record",
+    "header_of",
+]
+
 SCHEMA = 100
 """Major version times 100 plus minor version."""
 
+_USUAL_SOURCE, _USUAL_FINISH = "bridge", "stop"
+"""What most steps would say of themselves, and therefore leave out."""
 
-class RecordError(RolloutError):
-    """A record is not one of ours, is damaged, or comes from a newer major version."""
-
-
-class RolloutStatus(StrEnum):
-    """How a rollout ended. `ok` and `truncated` carry a reward and train; the others do not."""
-
-    OK = "ok"
-    TRUNCATED = "truncated"
-    FAILED = "failed"
-    ABANDONED = "abandoned"
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """Whose record it is. Records of one attempt are numbered by `seq` from 0 without a gap."""
-
-    run: str
-    environment: str
-    group: str
-    rollout: str
-    attempt: int
-    seq: int
-
-    @property
-    def identity(self) -> str:
-        """Names the rollout among those of all runs and environments that share a queue."""
-        return f"{self.run}/{self.environment}/{self.rollout}"
-
-    @property
-    def group_identity(self) -> str:
-        """Names the group in the same way."""
-        return f"{self.run}/{self.environment}/{self.group}"
-
-    @property
-    def tag(self) -> str:
-        """The label outside of the payload: it names the rollout even if the record cannot be decoded."""
-        return f"{self.identity}#{self.attempt}.{self.seq}"
-
-
-_TAG = re.compile(r"([^/]*)/([^/]*)/(.*)#(\d+)\.(\d+)", re.DOTALL)
-
-
-def header_of(tag: str, key: str) -> Header | None:
-    """The header of a record that cannot be decoded, from its tag and its key, which is its group."""
-    found = _TAG.fullmatch(tag)
-    if found is None:
-        return None
-    run, environment, rollout, attempt, seq = found.groups()
-    return Header(run, environment, key, rollout, int(attempt), int(seq))
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutStarted:
-    """What holds for a whole attempt. `layout` is the part of every image's descriptor that they share."""
-
-    kind: ClassVar[str] = "rollout_started"
-    header: Header
-    task: Mapping[str, Any]
-    sample: int
-    group_size: int
-    policy_version: str
-    config_digest: str
-    model: str
-    pad_id: int | None
-    assets: str
-    layout: Mapping[str, Any]
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class NodeRecord:
-    """One new node; the nodes of a step hang from each other in order."""
-
-    message: Message
-    run: TokenRun
-    content: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One turn. `nodes` get the indices from `first` on and hang below `parent` (-1: a root)."""
-
-    kind: ClassVar[str] = "step"
-    header: Header
-    turn: int
-    parent: int
-    first: int
-    nodes: tuple[NodeRecord, ...]
-    images: Mapping[str, Mapping[str, Any]]
-    prompt_source: str
-    prompt_length: int
-    prompt_digest: bytes
-    finish_reason: str
-    stop_reason: str | int | None = None
-    versions: tuple[VersionSpan, ...] = ()
-    policy: tuple[str, str] | None = None
-    """The trainer's policy version when the turn began and when it ended, as far as the worker knew."""
-    cached_tokens: int | None = None
-    tools: Sequence[Mapping[str, Any]] | None = None
-    routed_experts: RoutedExperts | None = None
-    sampling_mask: SamplingMask | None = None
-    timings: Mapping[str, float] = field(default_factory=dict)
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def leaf(self) -> int:
-        """The node that was sampled."""
-        return self.first + len(self.nodes) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutFinished:
-    """The one end of an attempt. `digest` covers its steps as they were sent, so that a lost one is noticed."""
-
-    kind: ClassVar[str] = "rollout_finished"
-    header: Header
-    status: RolloutStatus
-    reward: float | None
-    metrics: Mapping[str, float]
-    error: Mapping[str, str] | None
-    steps: int
-    digest: bytes
-    seconds: float
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-Record = RolloutStarted | Step | RolloutFinished
+_MICROSECONDS = 1_000_000
 _T = TypeVar("_T")
 
 
 def encode_record(record: Record) -> Frames:
     """The frames of a record. Raises RecordError if it holds a processed tensor or cannot be encoded."""
-    wire: dict[str, Any] = {"schema": SCHEMA, "kind": record.kind, **_header_wire(record.header), **record.extra}
     match record:
         case Step():
-            _refuse_processed(record.images)
-            wire |= _step_wire(record)
+            fields = _step_wire(record)
         case RolloutStarted() | RolloutFinished():
-            wire |= {name: getattr(record, name) for name in record.__slots__ if name not in ("header", "extra")}
-    wire = {key: value for key, value in wire.items() if value is not None}
+            fields = {name: getattr(record, name) for name in record.__slots__ if name not in ("header", "extra")}
     if isinstance(record, RolloutFinished):
-        wire["status"] = record.status.value
+        fields["status"] = record.status.value
+    wire = {"schema": SCHEMA, "kind": record.kind, "of": _header_wire(record.header), **record.extra, **fields}
     try:
-        return encode(wire)
+        return encode({key: value for key, value in wire.items() if value is not None})
     except CodecError as error:
         raise RecordError(f"the {record.kind} record of {record.header.rollout} cannot be encoded: {error}") from error
 
@@ -192,78 +91,27 @@ def decode_record(frames: Sequence[bytes | memoryview]) -> Record:
             "Use the same version of rollout on both sides."
         )
     kind = _take(wire, "kind", str)
+    read = _READERS.get(kind)
+    if read is None:
+        raise RecordError(f"the record has the unknown kind {kind!r}.")
     try:
-        return _READERS[kind](wire)
-    except KeyError:
-        raise RecordError(f"the record has the unknown kind {kind!r}.") from None
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        return read(wire)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise RecordError(f"the {kind} record is malformed: {error}") from error
 
 
-class StepsDigest:
-    """A running digest over an attempt's steps, computed alike by the worker and by the reader."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=16)
-
-    def add(self, frames: Sequence[bytes | memoryview]) -> None:
-        for frame in frames:
-            self._hash.update(frame)
-
-    def value(self) -> bytes:
-        return self._hash.digest()
-
-
-def _header_wire(header: Header) -> dict[str, Any]:
-    return {name: getattr(header, name) for name in header.__slots__}
-
-
-def _step_wire(step: Step) -> dict[str, Any]:
-    return {
-        "turn": step.turn,
-        "parent": step.parent,
-        "first": step.first,
-        "nodes": [_node_wire(node) for node in step.nodes],
-        "images": dict(step.images) or None,
-        "prompt_source": step.prompt_source,
-        "prompt_length": step.prompt_length,
-        "prompt_digest": step.prompt_digest,
-        "finish_reason": step.finish_reason,
-        "stop_reason": step.stop_reason,
-        "versions": [[span.version, span.start, span.end] for span in step.versions] or None,
-        "policy": list(step.policy) if step.policy else None,
-        "cached_tokens": step.cached_tokens,
-        "tools": list(step.tools) if step.tools else None,
-        "routed_experts": _slots(step.routed_experts),
-        "sampling_mask": _slots(step.sampling_mask),
-        "timings": dict(step.timings) or None,
-    }
-
-
-def _slots(evidence: RoutedExperts | SamplingMask | None) -> dict[str, Any] | None:
-    return None if evidence is None else {name: getattr(evidence, name) for name in evidence.__slots__}
-
-
-def _node_wire(node: NodeRecord) -> dict[str, Any]:
-    wire: dict[str, Any] = {"message": node.message, "ids": node.run.ids}
-    if node.run.sampled_from < len(node.run.ids):
-        wire |= {"sampled_from": node.run.sampled_from, "logprobs": node.run.logprobs}
-    if node.run.images:
-        wire["images"] = [number for slot in node.run.images for number in (slot.offset, slot.length)]
-    if node.content:
-        wire["content"] = [number for span in node.content for number in span]
-    return wire
+def _header_wire(header: Header) -> list[Any]:
+    return [getattr(header, name) for name in header.__slots__]
 
 
 def _read_header(wire: dict[str, Any]) -> Header:
-    return Header(
-        run=_take(wire, "run", str),
-        environment=_take(wire, "environment", str),
-        group=_take(wire, "group", str),
-        rollout=_take(wire, "rollout", str),
-        attempt=_take(wire, "attempt", int),
-        seq=_take(wire, "seq", int),
-    )
+    run, environment, group, rollout, attempt, seq = _take(wire, "of", list)
+    header = Header(run, environment, group, rollout, attempt, seq)
+    for name in header.__slots__:
+        expected = int if name in ("attempt", "seq") else str
+        if type(getattr(header, name)) is not expected:
+            raise RecordError(f"the header's {name} is {getattr(header, name)!r}; expected {expected.__name__}.")
+    return header
 
 
 def _read_started(wire: dict[str, Any]) -> RolloutStarted:
@@ -278,65 +126,8 @@ def _read_started(wire: dict[str, Any]) -> RolloutStarted:
         pad_id=_take_optional(wire, "pad_id", int),
         assets=_take(wire, "assets", str),
         layout=_take(wire, "layout", dict),
-        extra=_extra(wire),
+        extra=dict(wire),
     )
-
-
-def _read_step(wire: dict[str, Any]) -> Step:
-    images = _take_optional(wire, "images", dict) or {}
-    _refuse_processed(images)
-    return Step(
-        header=_read_header(wire),
-        turn=_take(wire, "turn", int),
-        parent=_take(wire, "parent", int),
-        first=_take(wire, "first", int),
-        nodes=tuple(_read_node(node) for node in _take(wire, "nodes", list)),
-        images=images,
-        prompt_source=_take(wire, "prompt_source", str),
-        prompt_length=_take(wire, "prompt_length", int),
-        prompt_digest=_take(wire, "prompt_digest", bytes),
-        finish_reason=_take(wire, "finish_reason", str),
-        stop_reason=wire.pop("stop_reason", None),
-        versions=tuple(VersionSpan(str(v), int(a), int(b)) for v, a, b in _take_optional(wire, "versions", list) or ()),
-        policy=_read_policy(_take_optional(wire, "policy", list)),
-        cached_tokens=_take_optional(wire, "cached_tokens", int),
-        tools=_take_optional(wire, "tools", list),
-        routed_experts=_read_experts(_take_optional(wire, "routed_experts", dict)),
-        sampling_mask=_read_mask(_take_optional(wire, "sampling_mask", dict)),
-        timings=_take_optional(wire, "timings", dict) or {},
-        extra=_extra(wire),
-    )
-
-
-def _read_experts(wire: dict[str, Any] | None) -> RoutedExperts | None:
-    return None if wire is None else RoutedExperts(_take(wire, "first", int), _take(wire, "rows", np.ndarray))
-
-
-def _read_mask(wire: dict[str, Any] | None) -> SamplingMask | None:
-    return None if wire is None else SamplingMask(_array(wire, "ids", np.int32), _array(wire, "lengths", np.int32))
-
-
-def _read_policy(wire: list[Any] | None) -> tuple[str, str] | None:
-    if wire is None:
-        return None
-    began, ended = wire
-    return str(began), str(ended)
-
-
-def _read_node(wire: dict[str, Any]) -> NodeRecord:
-    message, ids = _take(wire, "message", dict), _array(wire, "ids", np.int32)
-    sampled_from = _take_optional(wire, "sampled_from", int)
-    start = len(ids) if sampled_from is None else sampled_from
-    logprobs = NO_LOGPROBS if sampled_from is None else _array(wire, "logprobs", np.float32)
-    if not 0 <= start <= len(ids) or len(logprobs) != len(ids) - start:
-        raise RecordError(f"a node of {len(ids)} tokens, sampled from {start}, holds {len(logprobs)} log-probs.")
-    hashes = [part["hash"] for part in message.get("content") or () if isinstance(part, dict) and "hash" in part]
-    numbers = _take_optional(wire, "images", list) or []
-    pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
-    slots = tuple(ImageSlot(h, int(o), int(n)) for h, (o, n) in zip(hashes, pairs, strict=True))
-    spans = _take_optional(wire, "content", list) or []
-    content = tuple(zip(spans[::2], spans[1::2], strict=True))
-    return NodeRecord(message, TokenRun(LogicalIds(ids), start, logprobs, slots), content)
 
 
 def _read_finished(wire: dict[str, Any]) -> RolloutFinished:
@@ -349,8 +140,163 @@ def _read_finished(wire: dict[str, Any]) -> RolloutFinished:
         steps=_take(wire, "steps", int),
         digest=_take(wire, "digest", bytes),
         seconds=_take(wire, "seconds", float),
-        extra=_extra(wire),
+        extra=dict(wire),
     )
+
+
+def _step_wire(step: Step) -> dict[str, Any]:
+    return {
+        "turn": step.turn,
+        "parent": step.parent if step.parent != step.first - 1 else None,
+        "first": step.first,
+        **_nodes_wire(step.nodes),
+        "images": [_image_wire(mm_hash, item) for mm_hash, item in step.images.items()] or None,
+        "source": step.prompt_source if step.prompt_source != _USUAL_SOURCE else None,
+        "length": step.prompt_length,
+        "digest": step.prompt_digest,
+        "finish": step.finish_reason if step.finish_reason != _USUAL_FINISH else None,
+        "stop": step.stop_reason,
+        "versions": [part for span in step.versions for part in (span.version, span.start, span.end)] or None,
+        "policy": list(step.policy) if step.policy else None,
+        "cached": step.cached_tokens,
+        "tools": list(step.tools) if step.tools else None,
+        "experts": _evidence_wire(step.routed_experts),
+        "masks": _evidence_wire(step.sampling_mask),
+        "timings": {stage: round(spent * _MICROSECONDS) for stage, spent in step.timings.items()} or None,
+    }
+
+
+def _read_step(wire: dict[str, Any]) -> Step:
+    first = _take(wire, "first", int)
+    parent = _take_optional(wire, "parent", int)
+    return Step(
+        header=_read_header(wire),
+        turn=_take(wire, "turn", int),
+        parent=first - 1 if parent is None else parent,
+        first=first,
+        nodes=_read_nodes(wire),
+        images=dict(_read_image(entry) for entry in _take_optional(wire, "images", list) or ()),
+        prompt_source=_take_optional(wire, "source", str) or _USUAL_SOURCE,
+        prompt_length=_take(wire, "length", int),
+        prompt_digest=_take(wire, "digest", bytes),
+        finish_reason=_take_optional(wire, "finish", str) or _USUAL_FINISH,
+        stop_reason=wire.pop("stop", None),
+        versions=_read_versions(_take_optional(wire, "versions", list) or []),
+        policy=_read_policy(_take_optional(wire, "policy", list)),
+        cached_tokens=_take_optional(wire, "cached", int),
+        tools=_take_optional(wire, "tools", list),
+        routed_experts=_read_experts(_take_optional(wire, "experts", dict)),
+        sampling_mask=_read_mask(_take_optional(wire, "masks", dict)),
+        timings={
+            str(stage): int(spent) / _MICROSECONDS
+            for stage, spent in (_take_optional(wire, "timings", dict) or {}).items()
+        },
+        extra=dict(wire),
+    )
+
+
+def _nodes_wire(nodes: Sequence[NodeRecord]) -> dict[str, Any]:
+    """Only the last node of a step may be sampled: its log-probs say how many of its tokens were."""
+    last = nodes[-1].run
+    if any(node.run.sampled_from < len(node.run.ids) for node in nodes[:-1]):
+        raise RecordError("a step's nodes before its answer were not sampled in it, and have no log-probs")
+    return {
+        "messages": [_message_wire(node.message) for node in nodes],
+        "ids": np.concatenate([node.run.ids for node in nodes]),
+        "lengths": [len(node.run.ids) for node in nodes],
+        "logprobs": last.logprobs if last.sampled_from < len(last.ids) else None,
+        "places": _sparse([[n for slot in node.run.images for n in (slot.offset, slot.length)] for node in nodes]),
+        "words": _sparse([[n for span in node.content for n in span] for node in nodes]),
+    }
+
+
+def _read_nodes(wire: dict[str, Any]) -> tuple[NodeRecord, ...]:
+    messages = [_read_message(message) for message in _take(wire, "messages", list)]
+    ids, lengths = _array(wire, "ids", np.int32), _take(wire, "lengths", list)
+    logprobs = _array(wire, "logprobs", np.float32) if "logprobs" in wire else NO_LOGPROBS
+    if len(messages) != len(lengths) or not messages or min(lengths) < 0 or sum(lengths) != len(ids):
+        raise RecordError(f"{len(messages)} messages have {lengths} tokens, which are not the {len(ids)} of the record")
+    if len(logprobs) > lengths[-1]:
+        raise RecordError(f"the answer has {lengths[-1]} tokens and {len(logprobs)} log-probs")
+    places, words = (dict(_pairs(_take_optional(wire, key, list) or [])) for key in ("places", "words"))
+    nodes, end = [], 0
+    for at, (message, length) in enumerate(zip(messages, lengths, strict=True)):
+        start, end = end, end + length
+        hashes = [part["hash"] for part in message.get("content") or () if isinstance(part, dict) and "hash" in part]
+        numbers = _pairs(places.get(at, []))
+        slots = tuple(ImageSlot(h, int(o), int(n)) for h, (o, n) in zip(hashes, numbers, strict=True))
+        mine = logprobs if at == len(messages) - 1 else NO_LOGPROBS
+        run = TokenRun(LogicalIds(ids[start:end]), length - len(mine), mine, slots)
+        nodes.append(NodeRecord(message, run, tuple((int(a), int(b)) for a, b in _pairs(words.get(at, [])))))
+    return tuple(nodes)
+
+
+def _message_wire(message: Message) -> Message:
+    """Parts without their type: text as text, an image as the bytes of its hash."""
+    content = message["content"]
+    return message if isinstance(content, str) else {**message, "content": [_part_wire(part) for part in content]}
+
+
+def _part_wire(part: Mapping[str, Any]) -> Any:
+    match part["type"]:
+        case "text":
+            return part["text"]
+        case "image":
+            return bytes.fromhex(part["hash"])
+    return part
+
+
+def _read_message(message: Message) -> Message:
+    content = message["content"]
+    return message if isinstance(content, str) else {**message, "content": [_read_part(part) for part in content]}
+
+
+def _read_part(part: Any) -> Any:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image", "hash": part.hex()} if isinstance(part, bytes) else part
+
+
+def _image_wire(mm_hash: str, item: Mapping[str, Any]) -> list[Any]:
+    """The hash, the family's payload, and where the image is: a URI, or how its file's name goes on after the hash."""
+    _refuse_processed(item)
+    name, uri = item.get("raw_image_id"), item.get("raw_uri")
+    if name is None:
+        return [bytes.fromhex(mm_hash), item["payload"], uri]
+    stem, dot, extension = str(name).removeprefix(mm_hash).partition(".")
+    return [bytes.fromhex(mm_hash), item["payload"], bytes.fromhex(stem), dot + extension]
+
+
+def _read_image(entry: list[Any]) -> tuple[str, dict[str, Any]]:
+    named, payload, where, *extension = entry
+    mm_hash = named.hex()
+    source = {"raw_image_id": f"{mm_hash}{where.hex()}{extension[0]}"} if extension else {"raw_uri": where}
+    _refuse_processed({"payload": payload, **source})
+    return mm_hash, {"payload": dict(payload), **source}
+
+
+def _evidence_wire(evidence: RoutedExperts | SamplingMask | None) -> dict[str, Any] | None:
+    return None if evidence is None else {name: getattr(evidence, name) for name in evidence.__slots__}
+
+
+def _read_experts(wire: dict[str, Any] | None) -> RoutedExperts | None:
+    return None if wire is None else RoutedExperts(_take(wire, "first", int), _take(wire, "rows", np.ndarray))
+
+
+def _read_mask(wire: dict[str, Any] | None) -> SamplingMask | None:
+    return None if wire is None else SamplingMask(_array(wire, "ids", np.int32), _array(wire, "lengths", np.int32))
+
+
+def _read_versions(wire: list[Any]) -> tuple[VersionSpan, ...]:
+    spans = zip(wire[::3], wire[1::3], wire[2::3], strict=True)
+    return tuple(VersionSpan(str(version), int(start), int(end)) for version, start, end in spans)
+
+
+def _read_policy(wire: list[Any] | None) -> tuple[str, str] | None:
+    if wire is None:
+        return None
+    began, ended = wire
+    return str(began), str(ended)
 
 
 _READERS: dict[str, Callable[[dict[str, Any]], Record]] = {
@@ -358,6 +304,15 @@ _READERS: dict[str, Callable[[dict[str, Any]], Record]] = {
     Step.kind: _read_step,
     RolloutFinished.kind: _read_finished,
 }
+
+
+def _sparse(lists: Sequence[list[int]]) -> list[Any] | None:
+    """Those that are not empty, each after its place."""
+    return [entry for at, numbers in enumerate(lists) if numbers for entry in (at, numbers)] or None
+
+
+def _pairs(flat: list[Any]) -> Iterator[tuple[Any, Any]]:
+    return zip(flat[::2], flat[1::2], strict=True)
 
 
 def _take(wire: dict[str, Any], key: str, kind: type[_T]) -> _T:
@@ -381,12 +336,8 @@ def _array(wire: dict[str, Any], key: str, dtype: type[np.generic]) -> Any:
     return value
 
 
-def _extra(wire: dict[str, Any]) -> dict[str, Any]:
-    return dict(wire)
-
-
-def _refuse_processed(images: Mapping[str, Any]) -> None:
+def _refuse_processed(item: Mapping[str, Any]) -> None:
     try:
-        reject_processed(images)
+        reject_processed(item, "images")
     except AdapterError as error:
-        raise RecordError(f"images: {error}") from error
+        raise RecordError(str(error)) from error

@@ -1,0 +1,162 @@
+"""What a rollout says of itself to the trainer: it starts, takes steps, and finishes exactly once.
+
+A step carries what its turn added and nothing else: the new nodes, and the descriptors of images that the rollout had
+not introduced before. Messages name images by hash. How the records look on the queue is the business of
+`rollout.steps`.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from renderers_adapter.tokens import TokenRun
+from rollout.errors import RolloutError
+from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan
+from rollout.messages import Message
+
+
+class RecordError(RolloutError):
+    """A record is not one of ours, is damaged, or comes from a newer major version."""
+
+
+class RolloutStatus(StrEnum):
+    """How a rollout ended. `ok` and `truncated` carry a reward and train; the others do not."""
+
+    OK = "ok"
+    TRUNCATED = "truncated"
+    FAILED = "failed"
+    ABANDONED = "abandoned"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Whose record it is. Records of one attempt are numbered by `seq` from 0 without a gap."""
+
+    run: str
+    environment: str
+    group: str
+    rollout: str
+    attempt: int
+    seq: int
+
+    @property
+    def identity(self) -> str:
+        """Names the rollout among those of all runs and environments that share a queue."""
+        return f"{self.run}/{self.environment}/{self.rollout}"
+
+    @property
+    def group_identity(self) -> str:
+        """Names the group in the same way."""
+        return f"{self.run}/{self.environment}/{self.group}"
+
+    @property
+    def tag(self) -> str:
+        """The label outside of the payload: it names the rollout even if the record cannot be decoded."""
+        return f"{self.identity}#{self.attempt}.{self.seq}"
+
+
+_TAG = re.compile(r"([^/]*)/([^/]*)/(.*)#(\d+)\.(\d+)", re.DOTALL)
+
+
+def header_of(tag: str, key: str) -> Header | None:
+    """The header of a record that cannot be decoded, from its tag and its key, which is its group."""
+    found = _TAG.fullmatch(tag)
+    if found is None:
+        return None
+    run, environment, rollout, attempt, seq = found.groups()
+    return Header(run, environment, key, rollout, int(attempt), int(seq))
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutStarted:
+    """What holds for a whole attempt. `layout` is the part of every image's descriptor that they share."""
+
+    kind: ClassVar[str] = "rollout_started"
+    header: Header
+    task: Mapping[str, Any]
+    sample: int
+    group_size: int
+    policy_version: str
+    config_digest: str
+    model: str
+    pad_id: int | None
+    assets: str
+    layout: Mapping[str, Any]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """One new node; the nodes of a step hang from each other in order."""
+
+    message: Message
+    run: TokenRun
+    content: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One turn. `nodes` get the indices from `first` on and hang below `parent` (-1: a root)."""
+
+    kind: ClassVar[str] = "step"
+    header: Header
+    turn: int
+    parent: int
+    first: int
+    nodes: tuple[NodeRecord, ...]
+    images: Mapping[str, Mapping[str, Any]]
+    prompt_source: str
+    prompt_length: int
+    prompt_digest: bytes
+    finish_reason: str
+    stop_reason: str | int | None = None
+    versions: tuple[VersionSpan, ...] = ()
+    policy: tuple[str, str] | None = None
+    """The trainer's policy version when the turn began and when it ended, as far as the worker knew."""
+    cached_tokens: int | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    routed_experts: RoutedExperts | None = None
+    sampling_mask: SamplingMask | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def leaf(self) -> int:
+        """The node that was sampled."""
+        return self.first + len(self.nodes) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutFinished:
+    """The one end of an attempt. `digest` covers its steps as they were sent, so that a lost one is noticed."""
+
+    kind: ClassVar[str] = "rollout_finished"
+    header: Header
+    status: RolloutStatus
+    reward: float | None
+    metrics: Mapping[str, float]
+    error: Mapping[str, str] | None
+    steps: int
+    digest: bytes
+    seconds: float
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+Record = RolloutStarted | Step | RolloutFinished
+
+
+class StepsDigest:
+    """A running digest over an attempt's steps, computed alike by the worker and by the reader."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, frames: Sequence[bytes | memoryview]) -> None:
+        for frame in frames:
+            self._hash.update(frame)
+
+    def value(self) -> bytes:
+        return self._hash.digest()
