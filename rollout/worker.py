@@ -20,7 +20,7 @@ from rollout.environments.base import Environment
 from rollout.errors import RolloutError
 from rollout.session import Policy
 from rollout.tasks import RolloutOrder, TaskError, decode_order
-from transports import Delivery, Queue, StaleLease
+from transports import Delivery, Queue, QueueError, StaleLease
 
 log = structlog.get_logger()
 
@@ -176,6 +176,9 @@ class Worker:
             await self._play(attempt, claim)
         except anyio.get_cancelled_exc_class():
             self._interrupted.append(attempt)
+            await self._hand_back(claim)
+            raise
+        except QueueError:
             await self._hand_back(claim)
             raise
         if attempt.stream.final is None:

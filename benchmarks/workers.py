@@ -1,0 +1,183 @@
+"""Turns per second of one and of two worker processes, and where a worker's CPU goes.
+
+    python -m benchmarks.workers [--rollouts 200] [--turns 8]
+
+The engine is the scripted one, in a process of its own, which shares the machine's cores with the workers: the CPU that
+each side used is printed beside the rate, so that it can be told what held it up.
+"""
+
+import argparse
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import anyio
+
+from rollout.claims import Claims
+from rollout.config import Config, load_config
+from rollout.rundir import RunDirectory
+from rollout.startup import open_policy, run_facts
+from rollout.tasks import encode_order, orders
+from rollout.telemetry import json_log
+from rollout.worker import Worker
+from transports import open_queue
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "configs" / "color_codeword.yaml"
+MODEL = ROOT / "rollout" / "serving" / "tiny_qwen3_vl"
+STAGES = (
+    ("rollout.environments.", "environment"),
+    ("rollout.images.", "images"),
+    ("rollout.trace.", "trace and session"),
+    ("rollout.session.", "trace and session"),
+    ("rollout.prompts.", "trace and session"),
+    ("renderers_adapter.", "renderer"),
+    ("rollout.engine.", "engine client"),
+    ("rollout.steps.", "records"),
+    ("rollout.stream.", "records"),
+    ("transports.", "queue"),
+    ("rollout.", "worker"),
+    ("aiohttp.", "engine client"),
+    ("httpx", "engine client"),
+)
+
+
+@contextmanager
+def engine(directory: Path) -> Iterator[tuple[str, int]]:
+    """A scripted engine as a process, with its pid."""
+    command = [sys.executable, "-m", "rollout", "serve", "embedded", str(MODEL), "--allow", str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            told = process.stdout.readline()
+            yield told[told.index("http") :].split(";")[0], process.pid
+        finally:
+            process.terminate()
+
+
+def cpu_of(pid: int) -> float:
+    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def launched(directory: Path, url: str, settings: Mapping[str, object], workers: int) -> dict[str, Any]:
+    """The report of a launch, and how long its workers were ready."""
+    told = {"run.directory": directory, "engine.urls": json.dumps([url]), **settings}
+    command = [sys.executable, "-m", "rollout", "launch", str(CONFIG), "--json", "--workers", str(workers)]
+    command += [part for key, value in told.items() for part in ("--set", f"{key}={value}")]
+    out = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
+    report: dict[str, Any] = json.loads(out)
+    log = [json.loads(line) for line in (Path(report["run_dir"]) / "log.jsonl").read_text().splitlines()]
+    at = {event: [datetime.fromisoformat(e["timestamp"]) for e in log if e["event"] == event] for event in _EVENTS}
+    report["playing"] = (max(at["worker ended"]) - min(at["worker ready"])).total_seconds()
+    return report
+
+
+_EVENTS = ("worker ready", "worker ended")
+
+
+class Sampler:
+    """Asks hundreds of times per second of CPU what is being done."""
+
+    def __init__(self) -> None:
+        self.found: Counter[str] = Counter()
+        self.cpu = 0.0
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        signal.signal(signal.SIGPROF, self._sample)
+        signal.setitimer(signal.ITIMER_PROF, 0.002, 0.002)
+        before = time.process_time()
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            self.cpu += time.process_time() - before
+
+    def _sample(self, _: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            module = f"{frame.f_globals.get('__name__')}."
+            stage = next((stage for prefix, stage in STAGES if module.startswith(prefix)), None)
+            if stage is not None and not (stage == "worker" and module.startswith("rollout.worker")):
+                self.found[stage] += 1
+                return
+            frame = frame.f_back
+        self.found["event loop and threads"] += 1
+
+
+async def play(config: Config, directory: RunDirectory, sampler: Sampler) -> int:
+    """Play everything in this process, after a first rollout that warms up; the turns that were sampled."""
+    async with (
+        open_policy(config, directory, lambda: config.engine.urls) as policy,
+        open_queue("memory://workers-tasks", lease="record") as tasks,
+        open_queue(f"file://{directory.path}/trajectories") as trajectories,
+        anyio.create_task_group() as group,
+    ):
+        claims = Claims(directory.claims("benchmark"))
+        worker = Worker(config, policy, run_facts(config, "benchmark"), claims, tasks, trajectories)
+        group.start_soon(worker.run)
+        first, *rest = orders(lambda: config.environment(config.settings), config.tasks)
+        await tasks.put(encode_order(first), key="k")
+        await _finished(worker, 1)
+        before = worker.counters.turns
+        with sampler.sampling():
+            for order in rest:
+                await tasks.put(encode_order(order), key="k")
+            await _finished(worker, 1 + len(rest))
+        worker.drain()
+    return worker.counters.turns - before
+
+
+async def _finished(worker: Worker, count: int) -> None:
+    while True:
+        if worker.counters.finished >= count:
+            return
+        await anyio.sleep(0.02)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rollouts", type=int, default=200)
+    parser.add_argument("--turns", type=int, default=8)
+    asked = parser.parse_args()
+    settings = {"tasks.count": asked.rollouts // 4, "tasks.turns": asked.turns, "environment.image_size": 64}
+    with tempfile.TemporaryDirectory(prefix="bench-workers-") as name:
+        directory = Path(name)
+        with engine(directory) as (url, pid):
+            for workers in (1, 2):
+                before, children = cpu_of(pid), resource.getrusage(resource.RUSAGE_CHILDREN)
+                report = launched(directory, url, settings, workers)
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                used = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
+                print(
+                    f"{workers} worker{'s' * (workers > 1)}: {report['turns']} turns in {report['playing']:.1f} s, "
+                    f"{report['turns'] / report['playing']:.0f} turns/s; CPU: {used:.1f} s of launch and workers, "
+                    f"{cpu_of(pid) - before:.1f} s of the engine, on {os.cpu_count()} cores"
+                )
+            overrides = [f"{key}={value}" for key, value in settings.items()]
+            config = load_config(CONFIG, [*overrides, f"engine.urls=['{url}']", f"run.directory={directory}"])
+            run = RunDirectory(directory / "sampled")
+            run.make()
+            sampler = Sampler()
+            with json_log(run.path / "log.jsonl"):
+                turns = anyio.run(play, config, run, sampler)
+    each, total = 1000 * sampler.cpu / turns, sum(sampler.found.values())
+    print(f"\nCPU of one worker, {each:.2f} ms a turn:")
+    for stage, count in sampler.found.most_common():
+        print(f"  {stage:<24} {count / total:6.1%}  {each * count / total:.2f} ms")
+
+
+if __name__ == "__main__":
+    main()

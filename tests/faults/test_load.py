@@ -1,0 +1,94 @@
+"""Thousands of rollouts in one worker: what they hold in memory, and what it costs that they wait."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIG = Path(__file__).parent / "many_images.yaml"
+FULL = os.environ.get("ROLLOUT_TESTS") == "full"
+ROLLOUTS = 2000 if FULL else 100
+WAITS = (4000, 8000) if FULL else (500, 1000)
+LIMIT = 600 << 20
+
+
+@dataclass
+class Load:
+    """What a worker used, as its supervisor's machine counts it."""
+
+    peak: int = 0
+    in_flight: int = 0
+    cpu: float = 0.0
+
+
+def measured(directory: Path, settings: Mapping[str, object]) -> tuple[Load, dict[str, object]]:
+    """Play with one worker, and watch it."""
+    told = {"run.directory": directory, "tasks.group_size": 1, **settings}
+    command = [sys.executable, "-m", "rollout", "launch", str(CONFIG), "--json"]
+    command += [part for key, value in told.items() for part in ("--set", f"{key}={value}")]
+    load = Load()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launch:
+        while launch.poll() is None:
+            look(directory, load)
+            time.sleep(0.2)
+        out, err = launch.communicate()
+    assert launch.returncode == 0, err
+    return load, json.loads(out)
+
+
+def look(directory: Path, load: Load) -> None:
+    for log in directory.glob("*/log.jsonl"):
+        started = [json.loads(line) for line in log.read_text().splitlines() if '"worker started"' in line]
+        for entry in started:
+            try:
+                status = Path(f"/proc/{entry['pid']}/status").read_text()
+                times = Path(f"/proc/{entry['pid']}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            resident = [line for line in status.splitlines() if line.startswith("VmHWM")]
+            load.peak = max(load.peak, *(int(line.split()[1]) << 10 for line in resident), 0)
+            load.cpu = max(load.cpu, (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK"))
+    begun = sum(1 for _ in directory.glob("*/claims/*/*.1"))
+    done = sum(1 for _ in directory.glob("*/claims/*/*.done"))
+    load.in_flight = max(load.in_flight, begun - done)
+
+
+def test_rollouts_with_many_images_fit_into_memory_together(tmp_path: Path) -> None:
+    settings = {
+        "tasks.count": ROLLOUTS,
+        "worker.concurrency": ROLLOUTS,
+        "engine.timeout": 1200,
+        "engine.embedded.latency_ms": 60 * ROLLOUTS,
+    }
+    load, report = measured(tmp_path / "runs", settings)
+    empty, _ = measured(tmp_path / "empty", {"tasks.count": 1, "engine.embedded.latency_ms": 1000})
+    each = (load.peak - empty.peak) / ROLLOUTS
+    print(
+        f"\n{load.in_flight} rollouts of 32 images in flight: {load.peak / 2**20:.0f} MiB at the peak, "
+        f"{empty.peak / 2**20:.0f} MiB with one, {each / 1024:.0f} KiB each"
+    )
+    assert report["status"] == {"ok": ROLLOUTS}
+    assert load.in_flight == ROLLOUTS
+    assert load.peak < LIMIT
+    assert empty.peak + 2000 * each < LIMIT
+
+
+def test_waiting_costs_in_proportion_to_those_who_wait(tmp_path: Path) -> None:
+    used = []
+    for count in WAITS:
+        settings = {
+            "tasks.count": count,
+            "worker.concurrency": count,
+            "environment.images": 0,
+            "environment.waits": 0.008 * count,
+        }
+        load, report = measured(tmp_path / str(count), settings)
+        assert report["status"] == {"ok": count}
+        assert load.in_flight > 0.9 * count
+        used.append(load.cpu)
+    print(f"\n{WAITS[0]} and {WAITS[1]} rollouts that wait: {used[0]:.2f} and {used[1]:.2f} s of CPU")
+    assert used[1] < 3 * used[0]
