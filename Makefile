@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 
 # An installer that is ten times faster than pip goes into .venv first; where it cannot be had, pip does the work.
 $(READY): pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "rollout needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12"; rm -rf $(VENV); exit 2; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv 2>/dev/null || echo "the fast installer is not available; pip takes about a minute"

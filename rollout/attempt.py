@@ -181,17 +181,21 @@ class Attempt:
 def _checked(score: object) -> Score:
     if not isinstance(score, Score):
         raise ScoreError(f"run() returned a {type(score).__name__}; expected a rollout.Score")
-    reward: object = score.reward
-    if not isinstance(reward, int | float) or not math.isfinite(reward):
-        raise ScoreError(f"the reward is {reward!r}; expected a finite number")
-    return Score(float(reward), _numbers(score.metrics))
+    if not isinstance(score.metrics, Mapping):
+        raise ScoreError(f"the metrics are a {type(score.metrics).__name__}; expected a mapping of names to numbers")
+    metrics = {str(name): _number(f"the metric {name!r}", value) for name, value in score.metrics.items()}
+    return Score(_number("the reward", score.reward), metrics)
 
 
-def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
+def _number(what: str, value: object) -> float:
+    """Whatever is one number: also one of numpy's, or a tensor of one element."""
     try:
-        return {str(name): float(value) for name, value in metrics.items()}
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ScoreError(f"metrics must map names to numbers: {error}") from None
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ScoreError(f"{what} is {value!r}; expected a finite number")
+    return number
 
 
 def _named(error: BaseException) -> dict[str, str]:

@@ -164,7 +164,7 @@ class PolicyConfig(Section):
 class RunSection(Section):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9_.-]+$", description="Begins the run's id.")
     directory: ConfigPath = Field(
-        default=Path("runs"), validate_default=True, description="Holds the runs' directories."
+        default="runs", validate_default=True, description="Holds the runs' directories."
     )
 
 
@@ -185,6 +185,10 @@ class Config:
     policy: PolicyConfig
     run: RunSection
 
+    def new_environment(self) -> Environment:
+        """A fresh environment; every attempt at a rollout gets one of its own."""
+        return self.environment(self.settings)
+
     def dump(self) -> dict[str, Any]:
         """Everything that was resolved, defaults included, as the YAML would say it."""
         environment = {"class": self.environment_path, **self.settings.model_dump(mode="json")}
@@ -192,8 +196,10 @@ class Config:
         return {"environment": environment, **rest}
 
     def digest(self) -> str:
-        """Names the configuration, apart from where and under which name it runs."""
-        told = {key: value for key, value in self.dump().items() if key != "run"}
+        """Names what is played and how, the same on every machine: without paths, addresses and the run's own name."""
+        told = {key: value for key, value in self.dump().items() if key not in ("run", "queue")}
+        for section, key in (("model", "path"), ("images", "allow"), ("engine", "urls")):
+            told[section].pop(key)
         return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
@@ -274,7 +280,10 @@ class _Checker:
             return None
         values = {key: value for key, value in (found or {}).items() if key not in without}
         try:
-            return model.model_validate(values, context={"directory": self._source.directory})
+            # As JSON, because only that is strict about scalars and yet takes a list for a tuple, a text for a path.
+            return model.model_validate_json(
+                orjson.dumps(values, default=str), strict=True, context={"directory": self._source.directory}
+            )
         except ValidationError as error:
             for fault in error.errors(include_url=False):
                 path: KeyPath = (name, *fault["loc"])

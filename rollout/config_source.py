@@ -55,6 +55,9 @@ def read_source(path: Path, overrides: Sequence[str], environment: Mapping[str, 
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: this is not YAML: {error.problem}.") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        told = "an alias that contains itself" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise ConfigError(f"{path}: this is not YAML: {told}.") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected sections (environment, tasks, …), found a {type(data).__name__}.")
     source.data = data
@@ -86,12 +89,20 @@ class _Reader:
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         text = _VARIABLE.sub(lambda match: self._variable(match, node), node.value)
-        if text == node.value or node.style in ("'", '"'):
-            return text if node.style in ("'", '"') else _construct(node)
-        return yaml.safe_load(text)
+        if text != node.value and node.style not in ("'", '"'):
+            # A plain scalar gets its type from what it came to; it stays a scalar, whatever the variable holds.
+            tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+            node = yaml.ScalarNode(tag, text, node.start_mark, node.end_mark)
+        elif text != node.value:
+            return text
+        try:
+            return yaml.SafeLoader("").construct_object(node)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"{self._place(node)}: {node.value!r} is no value of its type: {error}.") from None
 
     def _variable(self, match: re.Match[str], node: yaml.Node) -> str:
-        value = self._environment.get(match["name"]) or match["default"]
+        found = self._environment.get(match["name"])
+        value = found if match["default"] is None else found or match["default"]
         if value is None:
             raise ConfigError(
                 f"{self._place(node)}: the environment variable {match['name']} is not set; set it, "
@@ -101,10 +112,6 @@ class _Reader:
 
     def _place(self, node: yaml.Node) -> str:
         return f"{self._source.name}:{node.start_mark.line + 1}"
-
-
-def _construct(node: yaml.Node) -> Any:
-    return yaml.SafeLoader("").construct_object(node)
 
 
 def _apply(source: ConfigSource, override: str) -> None:

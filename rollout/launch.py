@@ -177,7 +177,7 @@ async def _open(environment: EnvironmentState, state: Launch, stack: AsyncExitSt
     if config.policy.max_staleness is not None:
         environment.control = open_queue(directory.url(config.queue.control, environment.name))
         await stack.enter_async_context(environment.control)
-    ordered = [] if environment.fed_by_others else list(orders(config.environment(config.settings), config.tasks))
+    ordered = [] if environment.fed_by_others else list(orders(config.new_environment, config.tasks))
     environment.total = len(ordered)
     environment.done_before = sum(1 for _ in environment.claims.outcomes())
     environment.feeder = Feeder(ordered, tasks, environment.claims, config.policy)

@@ -32,6 +32,14 @@ _COMMIT_EVERY = 64
 _TICK = 0.1
 
 
+class QueueInUse(RolloutError):
+    """The queue for the trajectories is not empty."""
+
+
+class TrajectoriesLost(RolloutError):
+    """Finished rollouts did not reach the reader."""
+
+
 @dataclass(slots=True)
 class TrainerCounters:
     """What the consuming reader saw."""
@@ -125,30 +133,50 @@ def run(config: Config, state: RunState, companion: Companion) -> None:
 
 async def _run(config: Config, state: RunState, companion: Companion) -> None:
     stop = anyio.Event()
-    ordered = list(orders(config.environment(config.settings), config.tasks))
+    ordered = list(orders(config.new_environment, config.tasks))
     state.total = len(ordered)
+    failure: BaseException | None = None
     async with anyio.create_task_group() as outer:
         outer.start_soon(companion, state, stop)
         async with AsyncExitStack() as stack:
-            policy = await stack.enter_async_context(_policy(config, state))
-            claims = Claims(RunDirectory(state.directory).claims(config.run.name))
             tasks_url, url = f"memory://{state.run}-tasks", trajectories_url(config, state.directory)
             tasks = await stack.enter_async_context(open_queue(tasks_url, lease="record"))
             trajectories = await stack.enter_async_context(open_queue(url))
+            await _refuse_leftovers(trajectories)
             reader = await stack.enter_async_context(TrajectoryReader(open_queue(url)))
-            worker = Worker(config, policy, run_facts(config, state.run), claims, tasks, trajectories)
-            state.worker = worker.counters
-            async with anyio.create_task_group() as working:
-                working.start_soon(_feed, ordered, tasks)
-                working.start_soon(worker.run)
-                working.start_soon(_cancel_on, stop, working.cancel_scope)
-                await _consume(reader, state)
-                working.cancel_scope.cancel()
-            state.interrupted = state.trainer.trajectories < state.total
+            playing = anyio.CancelScope()
+            outer.start_soon(_cancel_on, stop, playing)
+            workers: list[Worker] = []
+            try:
+                with playing:
+                    async with _policy(config, state) as policy:
+                        claims = Claims(RunDirectory(state.directory).claims(config.run.name))
+                        worker = Worker(config, policy, run_facts(config, state.run), claims, tasks, trajectories)
+                        workers.append(worker)
+                        state.worker = worker.counters
+                        async with anyio.create_task_group() as working:
+                            working.start_soon(_feed, ordered, tasks)
+                            working.start_soon(worker.run)
+                            await _consume(reader, state)
+                            working.cancel_scope.cancel()
+            except (BaseExceptionGroup, RolloutError, QueueError, AdapterError) as error:
+                failure = first_failure(error, (RolloutError, QueueError, AdapterError))
+            state.interrupted = stop.is_set()
             with anyio.move_on_after(_DRAIN_TIMEOUT):
-                await worker.abandon()
-                await _drain(reader, state)
+                await _wind_up(workers, reader, state)
         outer.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _refuse_leftovers(trajectories: Queue) -> None:
+    """What another run left would be counted here, and acked."""
+    backlog = (await trajectories.stats()).backlog_records
+    if backlog:
+        raise QueueInUse(
+            f"{trajectories.url} holds {backlog} records of another run. Let its trainer read them, empty it with "
+            "`rollout queue drain`, or name another queue in queue.url."
+        )
 
 
 async def _feed(ordered: list[RolloutOrder], tasks: Queue) -> None:
@@ -163,15 +191,26 @@ async def _cancel_on(stop: anyio.Event, scope: anyio.CancelScope) -> None:
 
 
 async def _consume(reader: TrajectoryReader, state: RunState) -> None:
+    last = time.monotonic()
     while state.trainer.trajectories < state.total:
         if (trajectory := await reader.receive(timeout=_TICK)) is not None:
+            last = time.monotonic()
             state.trainer.add(trajectory)
             if state.trainer.trajectories % _COMMIT_EVERY == 0:
                 await _commit(reader)
+        elif state.worker.finished < state.total:
+            last = time.monotonic()
+        elif time.monotonic() - last > _DRAIN_TIMEOUT:
+            raise TrajectoriesLost(
+                f"{state.worker.finished} rollouts have finished, only {state.trainer.trajectories} came out of the "
+                f"queue, and nothing for {_DRAIN_TIMEOUT:g} s. Does another reader consume it?"
+            )
 
 
-async def _drain(reader: TrajectoryReader, state: RunState) -> None:
-    """What had finished when the run was stopped still counts."""
+async def _wind_up(workers: list[Worker], reader: TrajectoryReader, state: RunState) -> None:
+    """What was in flight is abandoned, and what had finished when the run was stopped still counts."""
+    for worker in workers:
+        await worker.abandon()
     while state.trainer.trajectories < state.worker.finished:
         if (trajectory := await reader.receive(timeout=_TICK)) is not None:
             state.trainer.add(trajectory)

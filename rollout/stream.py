@@ -1,7 +1,8 @@
 """One attempt's records, numbered and digested in order, on their way to the trajectories queue."""
 
+import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,12 +110,25 @@ class RolloutStream:
         return header
 
     async def _put(self, frames: Frames, record: Record) -> None:
-        # A record that has its number must arrive, or the attempt has a gap: a rollout that is cut short waits for it.
         try:
-            with anyio.fail_after(_PUT_TIMEOUT, shield=True):
-                await self._queue.put(frames, key=record.header.group, tag=record.header.tag)
+            await _to_the_end(self._queue.put(frames, key=record.header.group, tag=record.header.tag))
         except TimeoutError:
             raise QueueError(
                 f"{self._queue.url}: {record.header.tag} was not accepted within {_PUT_TIMEOUT:g} s"
             ) from None
         self.bytes += sum(memoryview(frame).nbytes for frame in frames)
+
+
+async def _to_the_end(put: Coroutine[Any, Any, None]) -> None:
+    """A record that has its number must arrive, or the attempt has a gap: who is cancelled meanwhile waits for it.
+
+    In a task of its own, for the environment may cancel a turn in any way: a scope of anyio's is shielded against by a
+    scope, `asyncio.wait_for` only so.
+    """
+    with anyio.CancelScope(shield=True):
+        putting = asyncio.ensure_future(asyncio.wait_for(put, _PUT_TIMEOUT))
+        try:
+            await asyncio.shield(putting)
+        except asyncio.CancelledError:
+            await asyncio.wait([putting])
+            raise

@@ -1,11 +1,11 @@
 """Rollouts to be played, as records on the tasks queue: one for each sample of each task."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from rollout.environments.base import Environment, Task, TaskSettings
-from rollout.errors import RolloutError
+from rollout.errors import ConfigurationError, RolloutError
 from rollout.task_sources import tasks_of
 from transports import Frames
 from transports.codec import decode, encode
@@ -35,11 +35,35 @@ class RolloutOrder:
         return [f"{self.task.id}.{sample}" for sample in range(self.group_size)]
 
 
-def orders(environment: Environment, settings: TaskSettings) -> Iterator[RolloutOrder]:
-    """Every rollout of a run, group by group."""
-    for task in tasks_of(environment, settings):
+class TasksUnusable(ConfigurationError):
+    """An environment's tasks cannot be listed, or cannot be told apart."""
+
+
+def orders(environment: Callable[[], Environment], settings: TaskSettings) -> Iterator[RolloutOrder]:
+    """Every rollout of a run, group by group.
+
+    Raises:
+        TasksUnusable, TaskSourceError: whatever is wrong with the tasks.
+    """
+    seen: set[str] = set()
+    for task in _listed(environment, settings):
+        name: object = task.id if isinstance(task, Task) else None
+        if not isinstance(name, str) or not name:
+            raise TasksUnusable(f"tasks() gave {str(task)[:200]}; expected a rollout.Task whose id is a text.")
+        if task.id in seen:
+            raise TasksUnusable(f"tasks() gave two tasks with the id {task.id!r}; each needs an id of its own.")
+        seen.add(task.id)
         for sample in range(settings.group_size):
             yield RolloutOrder(task, sample, settings.group_size)
+
+
+def _listed(environment: Callable[[], Environment], settings: TaskSettings) -> Iterator[Any]:
+    try:
+        yield from tasks_of(environment(), settings)
+    except RolloutError:
+        raise
+    except Exception as error:
+        raise TasksUnusable(f"the tasks cannot be listed: {type(error).__name__}: {error}") from error
 
 
 def encode_order(order: RolloutOrder) -> Frames:

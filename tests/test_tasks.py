@@ -93,7 +93,7 @@ def test_a_relative_source_is_relative_to_the_yaml(repository: Path, tmp_path: P
 
 
 def test_every_sample_of_a_task_is_an_order_of_one_group() -> None:
-    ordered = list(orders(ENVIRONMENT, TaskSettings(group_size=3)))
+    ordered = list(orders(lambda: ENVIRONMENT, TaskSettings(group_size=3)))
     assert [order.rollout for order in ordered] == ["own.0", "own.1", "own.2"] == ordered[0].group
 
 

@@ -22,6 +22,23 @@ app.add_typer(assets, name="assets")
 _state = {"debug": False}
 
 
+def _print_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"rollout {version('rollout')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 def _set_debug(value: bool) -> None:
     _state["debug"] = value
 
@@ -136,15 +153,20 @@ def inspect(
 
 @serve.command()
 def embedded(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory with tokenizer and processor config.")],
+    model: Annotated[
+        Path | None,
+        typer.Argument(metavar="[MODEL]", help="Directory with tokenizer and processor config; else the one we ship."),
+    ] = None,
     name: Annotated[str, typer.Option(help="The name under which the model is served.")] = "tiny-qwen3-vl",
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
     allow: Annotated[list[Path] | None, typer.Option(help="Directory that file:// images may come from.")] = None,
     policy: Annotated[
         str, typer.Option(help="The script that answers, as package.module:Class.")
     ] = "rollout.serving.policies:ColorPolicy",
-    max_model_len: Annotated[int, typer.Option(help="Longest prompt and completion together, in tokens.")] = 32768,
-    latency_ms: Annotated[float, typer.Option(help="Added to every answer, to look like a slow engine.")] = 0.0,
+    max_model_len: Annotated[
+        int, typer.Option(min=16, help="Longest prompt and completion together, in tokens.")
+    ] = 32768,
+    latency_ms: Annotated[float, typer.Option(min=0, help="Added to every answer, to look like a slow engine.")] = 0.0,
     debug: Debug = False,
 ) -> None:
     """Serve a *scripted* policy over HTTP, for demos and tests. No neural network is inside.
@@ -153,10 +175,10 @@ def embedded(
     script sees the pixels of the images in one request, and nothing else; with temperature > 0 it errs at a known rate.
     """
     from rollout.cli.serve import serve_embedded
-    from rollout.serving.engine import EmbeddedSettings
+    from rollout.serving.engine import TINY_MODEL, EmbeddedSettings
 
     settings = EmbeddedSettings(
-        model_dir=model,
+        model_dir=model or TINY_MODEL,
         model_name=name,
         policy=policy,
         max_model_len=max_model_len,

@@ -11,10 +11,11 @@ import orjson
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from rollout.config import load_config
+from rollout.errors import RolloutError
 from rollout.run import RunState, prepare_run, run
+from transports import QueueError
 
 _REFRESH = 0.1
 _LINE_EVERY = 2.0
@@ -24,11 +25,21 @@ _ERRORS_SHOWN = 3
 def run_command(path: Path, overrides: Sequence[str], *, as_json: bool) -> int:
     config = load_config(path, overrides)
     state = prepare_run(config)
-    run(config, state, _companion)
+    failure: RolloutError | QueueError | None = None
+    try:
+        run(config, state, _companion)
+    except (RolloutError, QueueError) as error:
+        if not state.trainer.trajectories:
+            raise
+        failure = error  # what was done before still counts, and is told first
     if as_json:
-        sys.stdout.write(orjson.dumps(state.report()).decode() + "\n")
+        told = {**state.report(), **({"error": str(failure)} if failure else {})}
+        sys.stdout.write(orjson.dumps(told).decode() + "\n")
     else:
-        _print_summary(state, Console())
+        # Where nobody watches, a line is as long as what it says: a path that is cut off is of no use.
+        _print_summary(state, Console() if sys.stdout.isatty() else Console(width=10_000))
+    if failure is not None:
+        raise failure
     if state.interrupted:
         return 130
     return 0 if state.trainer.rewards and not state.trainer.violations else 1
@@ -89,7 +100,6 @@ def _told(state: RunState) -> str:
 
 def _print_summary(state: RunState, console: Console) -> None:
     report, trainer = state.report(), state.trainer
-    table = Table.grid(padding=(0, 2))
     status = ", ".join(f"{count} {name}" for name, count in sorted(report["status"].items())) or "none finished"
     sources = state.worker.prompt_sources
     rendered = ", ".join(f"{name}={sources[name]}" for name in sorted(sources) if name != "bridge") or "0"
@@ -110,8 +120,7 @@ def _print_summary(state: RunState, console: Console) -> None:
         ("time", f"{state.seconds:.1f} s" + ("  (stopped early)" if state.interrupted else "")),
     ]
     for name, value in rows:
-        table.add_row(f"[dim]{name}[/dim]", value)
-    console.print(table, highlight=False)
+        console.print(f"[dim]{name:<8}[/dim]  {value}", highlight=False, soft_wrap=True)
     for failed in trainer.failures[:_ERRORS_SHOWN]:
         error = failed.error or {}
         told = f"{failed.rollout} {failed.status}: {error.get('type')}: {error.get('message')}"
