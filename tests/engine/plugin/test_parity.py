@@ -55,7 +55,7 @@ def test_every_probe_gives_the_same_patches(fleet: Mapping[str, Any], beside_vll
 
 def test_doctor_proves_it_before_a_run(fleet: Mapping[str, Any], media: Path, beside_vllm: Any) -> None:
     live = fleet["qwen3-vl"]
-    keys = (f'engine.urls=["{live.url}"]', f"run.directory={media / 'runs'}", f"model.renderer={live.renderer}")
+    keys = (f'engine.urls=["{live.url}"]', f"run.directory={media / 'runs'}", "engine.multimodal=auto")
     settings = [part for key in keys for part in ("--set", key)]
     done = beside_vllm(
         *("-m", "rollout", "doctor", str(CONFIG), "--live", *settings), MODEL=str(live.model_dir), COLUMNS="400"
