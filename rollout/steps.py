@@ -62,17 +62,17 @@ _T = TypeVar("_T")
 
 def encode_record(record: Record) -> Frames:
     """The frames of a record. Raises RecordError if it holds a processed tensor or cannot be encoded."""
-    match record:
-        case Step():
-            fields = _step_wire(record)
-        case RolloutStarted() | RolloutFinished():
-            fields = {name: getattr(record, name) for name in record.__slots__ if name not in ("header", "extra")}
-    if isinstance(record, RolloutFinished):
-        fields["status"] = record.status.value
-    wire = {"schema": SCHEMA, "kind": record.kind, "of": _header_wire(record.header), **record.extra, **fields}
     try:
+        match record:
+            case Step():
+                fields = _step_wire(record)
+            case RolloutStarted() | RolloutFinished():
+                fields = {name: getattr(record, name) for name in record.__slots__ if name not in ("header", "extra")}
+        if isinstance(record, RolloutFinished):
+            fields["status"] = record.status.value
+        wire = {"schema": SCHEMA, "kind": record.kind, "of": _header_wire(record.header), **record.extra, **fields}
         return encode({key: value for key, value in wire.items() if value is not None})
-    except CodecError as error:
+    except (CodecError, KeyError, ValueError) as error:
         raise RecordError(f"the {record.kind} record of {record.header.rollout} cannot be encoded: {error}") from error
 
 
@@ -260,17 +260,16 @@ def _read_part(part: Any) -> Any:
 def _image_wire(mm_hash: str, item: Mapping[str, Any]) -> list[Any]:
     """The hash, the family's payload, and where the image is: a URI, or how its file's name goes on after the hash."""
     _refuse_processed(item)
-    name, uri = item.get("raw_image_id"), item.get("raw_uri")
-    if name is None:
-        return [bytes.fromhex(mm_hash), item["payload"], uri]
-    stem, dot, extension = str(name).removeprefix(mm_hash).partition(".")
-    return [bytes.fromhex(mm_hash), item["payload"], bytes.fromhex(stem), dot + extension]
+    if "raw_uri" in item:
+        return [bytes.fromhex(mm_hash), item["payload"], item["raw_uri"]]
+    stem, dot, extension = str(item["raw_image_id"]).partition(".")
+    return [bytes.fromhex(mm_hash), item["payload"], bytes.fromhex(stem.removeprefix(mm_hash)), dot + extension]
 
 
 def _read_image(entry: list[Any]) -> tuple[str, dict[str, Any]]:
     named, payload, where, *extension = entry
     mm_hash = named.hex()
-    source = {"raw_image_id": f"{mm_hash}{where.hex()}{extension[0]}"} if extension else {"raw_uri": where}
+    source = {"raw_image_id": f"{mm_hash}{where.hex()}{extension[0]}"} if extension else {"raw_uri": str(where)}
     _refuse_processed({"payload": payload, **source})
     return mm_hash, {"payload": dict(payload), **source}
 
