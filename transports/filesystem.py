@@ -52,8 +52,8 @@ class FileOptions(QueueOptions):
     """Seconds without a heartbeat after which a consumer's partitions go to another."""
     segment_bytes: Size = _SEGMENT_BYTES
     """A segment that has reached this size is followed by the next one, and reclaimed once all of it is acked."""
-    retain: bool = False
-    """Keep what was acked, so that the run can be replayed."""
+    retain: bool | None = None
+    """Keep what was acked, so that the run can be replayed; unless said otherwise, as the queue was created."""
     replay: bool = False
     """Read everything from the start, without leases or acks."""
 
@@ -77,7 +77,7 @@ class FileQueue(Queue):
 
     def __init__(self, url: str, root: Path, options: FileOptions, lease: Lease, consume: Sequence[int] | None) -> None:
         super().__init__(url, options)
-        self._layout = open_layout(url, root, options.partitions)
+        self._layout = open_layout(url, root, options.partitions, retain=options.retain)
         self._wakeups = _wakeups.setdefault(root.resolve(), Wakeups())
         self._holder = Holder(self._layout.holders, options.lease_time)
         settings = SourceSettings(
@@ -86,7 +86,7 @@ class FileQueue(Queue):
             holder=self._holder,
             watch=Watch(self._layout.holders),
             lease_time=options.lease_time,
-            retain=options.retain,
+            retain=self._layout.retain if options.retain is None else options.retain,
             segment_bytes=options.segment_bytes,
         )
         kind = PartitionConsumer if lease == "partition" else SingleRecordConsumer

@@ -33,6 +33,8 @@ class Layout:
 
     root: Path
     partitions: int
+    retain: bool
+    """Whether it was created to keep what is acked; a handle that says nothing of it must not clear an archive away."""
 
     @property
     def holders(self) -> Path:
@@ -48,17 +50,17 @@ class Layout:
         return self.partition(index) / "dead"
 
 
-def open_layout(url: str, root: Path, partitions: int | None) -> Layout:
+def open_layout(url: str, root: Path, partitions: int | None, *, retain: bool | None = None) -> Layout:
     """The queue in `root`, created with that many partitions (None: one) where there is none yet."""
     try:
         if not (root / "queue.json").exists():
-            _create(root, partitions or 1)
-        found = _read(root)
+            _create(root, partitions or 1, retain=bool(retain))
+        found, retained = _read(root)
     except OSError as error:
         raise QueueStorageError(f"{url}: the directory {root} cannot be used: {error.strerror}") from error
     if partitions not in (None, found):
         raise QueueURLError(f"{url}: the queue was created with partitions={found}")
-    return Layout(root, found)
+    return Layout(root, found, retained)
 
 
 def new_name() -> str:
@@ -96,7 +98,7 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def _read(root: Path) -> int:
+def _read(root: Path) -> tuple[int, bool]:
     text = (root / "queue.json").read_text()
     try:
         stored = json.loads(text)
@@ -104,19 +106,19 @@ def _read(root: Path) -> int:
             raise QueueCorrupt(
                 f"{root} holds a queue of format {stored['format']}; this release reads format {_FORMAT}"
             )
-        return int(stored["partitions"])
-    except (ValueError, TypeError, KeyError) as error:
+        return int(stored["partitions"]), bool(stored.get("retain", False))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise QueueCorrupt(f"{root / 'queue.json'} is not what describes a queue: {error!r}") from None
 
 
-def _create(root: Path, partitions: int) -> None:
+def _create(root: Path, partitions: int, *, retain: bool) -> None:
     for index in range(partitions):
         for name in (f"p{index}/claims", f"p{index}/dead"):
             (root / name).mkdir(parents=True, exist_ok=True)
     (root / "holders").mkdir(exist_ok=True)
     draft = root / f"queue.json.{new_name()}"
     with draft.open("w") as file:
-        json.dump({"format": _FORMAT, "partitions": partitions}, file)
+        json.dump({"format": _FORMAT, "partitions": partitions, "retain": retain}, file)
         file.flush()
         os.fsync(file.fileno())
     try:

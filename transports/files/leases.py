@@ -142,7 +142,9 @@ class Lease:
 
     def remove(self) -> None:
         """Forget the lease and its epochs, once what it was for is settled."""
-        lease_path(self.directory, self.stem, self.epoch).unlink(missing_ok=True)
+        for epoch in range(self.epoch + 1):
+            lease_path(self.directory, self.stem, epoch).unlink(missing_ok=True)
+            released_path(self.directory, self.stem, epoch).unlink(missing_ok=True)
 
 
 def lease_path(directory: Path, stem: str, epoch: int) -> Path:
@@ -177,6 +179,22 @@ def take(directory: Path, stem: str, epoch: int, holder: Holder) -> Lease | None
     for before in others:
         lease_path(directory, stem, before).unlink(missing_ok=True)
         released_path(directory, stem, before).unlink(missing_ok=True)
+    return lease
+
+
+def claim(directory: Path, stem: str, epoch: int, holder: Holder) -> Lease | None:
+    """The same for one of very many: nothing is listed, and the epochs before stay until `remove`.
+
+    So whoever still believes in an epoch that others have had finds its file, or the one that it was renamed to.
+    """
+    lease = Lease(directory, stem, epoch)
+    try:
+        holder.link(lease_path(directory, stem, epoch))
+    except FileExistsError:
+        return None
+    if released_path(directory, stem, epoch).exists():
+        lease_path(directory, stem, epoch).unlink(missing_ok=True)
+        return None
     return lease
 
 

@@ -164,7 +164,7 @@ class _Held:
 
     def ack(self, deliveries: list[Delivery]) -> bool:
         """Record the acks; False, and nothing is acked, where the lease has been taken over."""
-        refs = [self.lent[key] for delivery in deliveries if (key := key_of(delivery)) in self.lent]
+        refs = [self.lent[key] for key in {key_of(delivery): None for delivery in deliveries} if key in self.lent]
         entries = ack_entries(refs)
         self._log.append(entries)
         # A successor creates its lease before it reads this log. So if there is none now, it will read these entries.

@@ -1,22 +1,25 @@
 """A consumer that leases single records: any number of them share a partition, each record claimed by a file.
 
 A record is settled when some log says so. A claim is removed after its record was settled; so who creates a claim reads
-the logs once more before it believes that the record is open.
+the logs once more before it believes that the record is open. What a receive costs does not grow with the records that
+are lent: those that others have are looked at together, now and then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from transports.base import Delivery
 from transports.files.layout import list_lanes
-from transports.files.leases import Lease, LeaseState, lease_path, lease_states, take
+from transports.files.leases import Lease, claim, lease_path, lease_states
 from transports.files.ledger import AckLog, Entry, Fact
 from transports.files.source import PartitionReader, Ref, SourceSettings, ack_entries, key_of
 
 _RECLAIM_SECONDS = 1.0
+_LOOK_SECONDS = 0.1
 
 
 class SingleRecordConsumer:
@@ -28,27 +31,34 @@ class SingleRecordConsumer:
         self._reader = PartitionReader(settings, index)
         self._claims = settings.layout.claims(index)
         self._log: AckLog | None = None
-        self._open: dict[tuple[str, int], Ref] = {}
-        """Records that were read and are not known to be settled; whoever claimed them."""
+        self._fresh: deque[Ref] = deque()
+        """Records that were read, and that nobody is known to have."""
+        self._free: deque[tuple[Ref, int]] = deque()
+        """Records that somebody had and has no more, with the epoch of the next claim."""
+        self._taken: dict[tuple[str, int], Ref] = {}
+        """Records that somebody else has, as far as is known."""
         self._lent: dict[tuple[str, int], tuple[Lease, Ref]] = {}
-        self._delayed: dict[tuple[str, int], tuple[asyncio.TimerHandle, Lease]] = {}
+        self._delayed: dict[tuple[str, int], tuple[asyncio.TimerHandle, Lease, Ref]] = {}
         self._redeliveries = 0
         self._reclaimed_at = time.monotonic()
+        self._looked_at = -_LOOK_SECONDS
 
     async def next(self) -> Delivery | None:
         async with self._filling:
-            self._look()
+            if not self._fresh or time.monotonic() - self._looked_at >= _LOOK_SECONDS:
+                self._look()
             while (delivery := self._claim_one()) is None:
                 found = await self._reader.read_on()
                 if found is None:
                     break
-                self._open.update((ref.key, ref) for ref, _ in self._reader.refs(*found))
+                self._fresh.extend(ref for ref, _ in self._reader.refs(*found))
             await self._reclaim()
             return delivery
 
     def settle(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         stale = [delivery for delivery in deliveries if not self._is_settled_or_mine(delivery)]
-        mine = [self._lent[key_of(d)] for d in deliveries if d not in stale and key_of(d) in self._lent]
+        keys = {key_of(delivery): None for delivery in deliveries if delivery not in stale}
+        mine = [self._lent[key] for key in keys if key in self._lent]
         entries = ack_entries([ref for _, ref in mine])
         self._own_log().append(entries)
         for entry, (lease, ref) in zip(entries, mine, strict=True):
@@ -57,7 +67,6 @@ class SingleRecordConsumer:
             # it will find the entry there.
             if lease.holds():
                 self._reader.ledger.apply(self._own_log().name, entry)
-                self._open.pop(ref.key, None)
                 lease.remove()
             else:
                 stale.extend(delivery for delivery in deliveries if key_of(delivery) == ref.key)
@@ -68,11 +77,11 @@ class SingleRecordConsumer:
             return False
         lease, ref = self._lent.pop(key_of(delivery))
         if delay <= 0:
-            lease.release()
+            self._give_up(lease, ref)
         else:
             # The claim is kept until then: nobody else needs to know of the delay, or to agree on the time.
             timer = asyncio.get_running_loop().call_later(delay, self._release_delayed, ref.key)
-            self._delayed[ref.key] = (timer, lease)
+            self._delayed[ref.key] = (timer, lease, ref)
         return True
 
     def reject(self, delivery: Delivery, reason: str) -> bool:
@@ -85,8 +94,8 @@ class SingleRecordConsumer:
         async with self._filling:
             for key in list(self._delayed):
                 self._release_delayed(key)
-            for lease, _ in self._lent.values():
-                lease.release()
+            for lease, ref in self._lent.values():
+                self._give_up(lease, ref)
             self._lent.clear()
 
     def close(self) -> None:
@@ -95,26 +104,38 @@ class SingleRecordConsumer:
             self._log.close()
 
     def _look(self) -> None:
+        """See new writers and acks, and what others had and have no more."""
         lanes = list_lanes(self._reader.directory)
         self._reader.ledger.refresh(but=self._log.name if self._log is not None else "")
         self._reader.see(lanes)
-        ledger = self._reader.ledger
-        self._open = {key: ref for key, ref in self._open.items() if not ledger.lane(ref.writer).holds(ref.seq)}
+        if time.monotonic() - self._looked_at < _LOOK_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        states = lease_states(self._claims) if self._taken else {}
+        for key, ref in list(self._taken.items()):
+            state = states.get(_stem(ref))
+            if self._is_settled(ref):
+                del self._taken[key]
+            elif state is None or state.is_free(
+                lease_path(self._claims, _stem(ref), state.epoch), self._settings.watch
+            ):
+                self._free.append((ref, 0 if state is None else state.epoch + 1))
+                del self._taken[key]
 
     def _claim_one(self) -> Delivery | None:
-        states = lease_states(self._claims) if self._open else {}
-        for key, ref in list(self._open.items()):
-            if key in self._lent or key in self._delayed:
+        while self._free or self._fresh:
+            ref, epoch = self._free.popleft() if self._free else (self._fresh.popleft(), 0)
+            if self._is_settled(ref):
                 continue
-            lease = self._claim(ref, states.get(_stem(ref)))
+            lease = claim(self._claims, _stem(ref), epoch, self._settings.holder)
             if lease is None:
+                self._taken[ref.key] = ref
                 continue
             self._reader.ledger.refresh(but=self._own_log().name)
-            if self._reader.ledger.lane(ref.writer).holds(ref.seq):
+            if self._is_settled(ref):
                 lease.remove()
-                del self._open[key]
                 continue
-            self._lent[key] = (lease, ref)
+            self._lent[ref.key] = (lease, ref)
             redelivered = lease.epoch > 0
             if redelivered:
                 self._redeliveries += 1
@@ -124,12 +145,8 @@ class SingleRecordConsumer:
             return self._reader.delivery(ref, record, epoch=lease.epoch, redelivered=redelivered)
         return None
 
-    def _claim(self, ref: Ref, state: LeaseState | None) -> Lease | None:
-        if state is None:
-            return take(self._claims, _stem(ref), 0, self._settings.holder)
-        if not state.is_free(lease_path(self._claims, _stem(ref), state.epoch), self._settings.watch):
-            return None
-        return take(self._claims, _stem(ref), state.epoch + 1, self._settings.holder)
+    def _is_settled(self, ref: Ref) -> bool:
+        return self._reader.ledger.lane(ref.writer).holds(ref.seq)
 
     def _is_settled_or_mine(self, delivery: Delivery) -> bool:
         lent = self._lent.get(key_of(delivery))
@@ -139,9 +156,15 @@ class SingleRecordConsumer:
         return lent[0].epoch == delivery.epoch and lent[0].holds()
 
     def _release_delayed(self, key: tuple[str, int]) -> None:
-        timer, lease = self._delayed.pop(key)
+        timer, lease, ref = self._delayed.pop(key)
         timer.cancel()
+        self._give_up(lease, ref)
+
+    def _give_up(self, lease: Lease, ref: Ref) -> None:
+        """Let anybody have the record, at the next look of each."""
         lease.release()
+        self._taken[ref.key] = ref
+        self._looked_at = -_LOOK_SECONDS
 
     def _own_log(self) -> AckLog:
         if self._log is None:
