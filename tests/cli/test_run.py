@@ -150,7 +150,7 @@ def test_debug_shows_the_traceback(color_codeword: Sequence[str], tmp_path: Path
 
 
 def test_ctrl_c_ends_cleanly_with_what_was_done(color_codeword: Sequence[str]) -> None:
-    slow = ("--set", "engine.embedded.latency_ms=300", "--set", "worker.concurrency=2", "--set", "tasks.count=40")
+    slow = ("--set", "engine.embedded.latency_ms=300", "--set", "worker.concurrency=8", "--set", "tasks.count=40")
     command = [sys.executable, "-m", "rollout", "run", *color_codeword, *slow, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -188,6 +188,20 @@ async def test_a_segment_with_an_unacked_record_stays(root: Path) -> None:
         assert await drain(queue) == [1]
 
 
+async def test_an_archive_is_not_cleared_away_by_a_handle_that_says_nothing_of_it(root: Path) -> None:
+    async with open_queue(f"file://{root}?retain=true") as queue:
+        await queue.put((b"kept",), key="k")
+    async with open_queue(f"file://{root}") as plain:
+        delivery = await plain.receive(timeout=5)
+        assert delivery is not None
+        await delivery.ack()
+        assert await plain.receive(timeout=0) is None
+    async with open_queue(f"file://{root}?replay=true") as again:
+        replayed = await again.receive(timeout=0)
+    assert replayed is not None
+    assert bytes(replayed.frames[0]) == b"kept"
+
+
 async def test_a_retained_run_is_replayed_whole_and_as_often_as_wanted(root: Path) -> None:
     await put_numbers(root, range(6), "partitions=2&segment_bytes=300")
     await put_numbers(root, range(6, 10))
