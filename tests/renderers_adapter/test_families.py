@@ -1,0 +1,218 @@
+"""Every family by its name: a bridge equals the full render, or is refused; Qwen2(.5)-VL is written by Qwen3-VL's."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer
+
+from renderers_adapter.adapter import BridgeReason, BridgeRefused, RendererAdapter, RendererMismatch
+from renderers_adapter.errors import AdapterError
+from renderers_adapter.families import FAMILIES, UnknownRenderer, family_named
+from renderers_adapter.rendered import UnsupportedConversation
+from renderers_adapter.tokens import LogicalIds, join, logical
+
+IMAGE = {"type": "image", "hash": "0" * 32}
+SYSTEM = {"role": "system", "content": "Be brief."}
+NEEDS_THE_NET = {"gpt-oss"}
+"""Its vocabulary comes from a server of its own when its renderer is made."""
+
+CLOSES_WITH_MORE = {"laguna-m.1", "laguna-xs.2"}
+"""Their full render puts a line break after a past answer which their bridge leaves out."""
+
+
+def user(*content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "text", "text": c} if isinstance(c, str) else c for c in content]}
+
+
+def fitted(directory: Path, tiny_model: Path, family: str) -> RendererAdapter:
+    """The small tokenizer with whatever special tokens this family's renderer asks for."""
+    for file in tiny_model.iterdir():
+        (directory / file.name).write_bytes(file.read_bytes())
+    (directory / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                **json.loads((tiny_model / "preprocessor_config.json").read_text("utf-8")),
+                "media_proc_cfg": {
+                    "patch_size": 14,
+                    "merge_kernel_size": 2,
+                    "in_patch_limit": 16384,
+                    "patch_limit_on_one_side": 512,
+                    "fixed_output_tokens": None,
+                    "image_mean": [0.5] * 3,
+                    "image_std": [0.5] * 3,
+                },
+            }
+        )
+    )
+    for _ in range(100):
+        try:
+            return RendererAdapter.open(directory, family)
+        except AdapterError as error:
+            told = str(error)
+        (wanted,) = re.findall(r"token (?:for )?'([^']+)'", told)
+        add_token(directory / "tokenizer.json", wanted)
+    raise AssertionError(f"{family} asks for more than a hundred tokens")
+
+
+def add_token(file: Path, token: str) -> None:
+    backend = Tokenizer.from_file(str(file))
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+    backend.save(str(file))
+
+
+def joined(segments: Sequence[Any]) -> list[int]:
+    return [token for segment in segments for token in segment.ids.tolist()]
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - NEEDS_THE_NET - CLOSES_WITH_MORE))
+def test_a_family_bridges_as_it_renders_or_says_why_not(tmp_path: Path, tiny_model: Path, family: str) -> None:
+    adapter = fitted(tmp_path, tiny_model, family)
+    plain = {"role": "user", "content": "Colour?"}
+    pictured = user(IMAGE, "Colour?") if adapter.pad_id is not None else plain
+    begin, answer, tail = [SYSTEM, pictured], {"role": "assistant", "content": "red"}, [dict(pictured)]
+    first, whole = adapter.render(begin, None), adapter.render([*begin, answer, *tail], None)
+    assert joined(first.segments) == joined(whole.segments[:2])
+    assert (adapter.pad_id is None) == (adapter.geometry is None)
+
+    past = whole.segments[2].ids.tolist()
+    opening = first.opening.tolist()
+    said = past[len(opening) :] if past[: len(opening)] == opening else past
+    reason = None
+    try:
+        bridged = adapter.bridge(first.opening, logical(said), tail, None)
+    except BridgeRefused as refusal:
+        reason = refusal.reason
+    else:
+        assert joined(bridged.segments) == joined(whole.segments[3:])
+        assert np.array_equal(bridged.opening, whole.opening)
+        assert [segment.image_offsets for segment in bridged.segments] == [whole.segments[3].image_offsets]
+    assert reason in (None, BridgeReason.THINKING, BridgeReason.REFUSED)
+    assert adapter.parse(first.opening, logical(said)).tool_calls == ()
+
+
+@pytest.mark.parametrize("family", ["qwen3.5", "qwen3.6", "kimi-k2.5"])
+def test_reasoning_is_dropped_at_a_new_question_and_kept_for_a_tool(
+    tmp_path: Path, tiny_model: Path, family: str
+) -> None:
+    adapter = fitted(tmp_path, tiny_model, family)
+    opening = adapter.render([user("Hi")], None).opening
+    said = logical([*adapter.tokenizer.encode("hm</think>red"), adapter.stop_token_ids[0]])
+    with pytest.raises(BridgeRefused) as refusal:
+        adapter.bridge(opening, said, [user("Sure?")], None)
+    assert refusal.value.reason is BridgeReason.THINKING
+    result = {"role": "tool", "tool_call_id": "look:0", "content": [IMAGE, {"type": "text", "text": "found"}]}
+    (segment,) = adapter.bridge(opening, said, [result], None).segments
+    assert len(segment.image_offsets) == 1
+
+
+def test_a_template_argument_changes_what_is_kept(tiny_model: Path) -> None:
+    quiet = RendererAdapter.open(tiny_model, "qwen3.5", {"enable_thinking": False})
+    opening = quiet.render([user("Hi")], None).opening
+    assert quiet.tokenizer.decode(opening.tolist()).endswith("</think>\n\n")
+    said = logical([*quiet.tokenizer.encode("red"), quiet.stop_token_ids[0]])
+    assert len(quiet.bridge(opening, said, [user("Sure?")], None).segments) == 1
+
+
+def test_an_argument_that_no_template_of_the_family_has_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(RendererMismatch, match="enable_thinking"):
+        RendererAdapter.open(tiny_model, "qwen3-vl", {"enable_thinking": True})
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(RendererMismatch, match=r"llama-3 cannot be made.*begin_of_text"):
+        RendererAdapter.open(tiny_model, "llama-3")
+
+
+def test_an_unknown_name_is_refused_with_all_names_and_the_nearest() -> None:
+    with pytest.raises(UnknownRenderer, match=r"Did you mean 'qwen3-vl'\?.*deepseek-v3.*qwen3\.8") as refusal:
+        family_named("qwen3vl")
+    assert all(name in str(refusal.value) for name in FAMILIES)
+
+
+def test_our_names_are_those_of_the_renderers_package() -> None:
+    from renderers.configs import _CONFIG_BY_NAME
+
+    ours = {family.renderer for family in FAMILIES.values()}
+    assert ours == set(_CONFIG_BY_NAME) - {"auto", "default", "custom"}
+
+
+def qwen2_vl_template(messages: Sequence[dict[str, Any]]) -> str:
+    """What Qwen2-VL and Qwen2.5-VL write for a conversation, and then the opening of the answer."""
+    text = ""
+    for index, message in enumerate(messages):
+        if index == 0 and message["role"] != "system":
+            text += "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        text += f"<|im_start|>{message['role']}\n"
+        if isinstance(message["content"], str):
+            text += message["content"]
+        else:
+            for part in message["content"]:
+                text += "<|vision_start|><|image_pad|><|vision_end|>" if part["type"] == "image" else part["text"]
+        text += "<|im_end|>\n"
+    return text + "<|im_start|>assistant\n"
+
+
+@pytest.fixture
+def qwen2(tmp_path: Path, tiny_model: Path) -> RendererAdapter:
+    """With a tokenizer that has neither tool nor reasoning markup, as theirs."""
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    file = tmp_path / "tokenizer.json"
+    tokenizer = json.loads(file.read_text("utf-8"))
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["special"]]
+    file.write_text(json.dumps(tokenizer), "utf-8")
+    return RendererAdapter.open(tmp_path, "qwen2.5-vl")
+
+
+CONVERSATIONS: list[list[dict[str, Any]]] = [
+    [SYSTEM, user(IMAGE, "What is this?")],
+    [SYSTEM, {"role": "user", "content": "One"}, {"role": "assistant", "content": "red"}, user("Two", IMAGE, IMAGE)],
+    [{"role": "system", "content": ""}, user("  spaces \n"), {"role": "assistant", "content": ""}, user(IMAGE)],
+    [SYSTEM, user("a <think> in a text"), {"role": "assistant", "content": "<think>\nhm\n</think>\n\nred"}, user("b")],
+]
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+def test_below_a_system_message_qwen2_vl_is_written_as_its_own_template_writes_it(
+    qwen2: RendererAdapter, conversation: list[dict[str, Any]]
+) -> None:
+    rendered = qwen2.render(conversation, None)
+    expected = qwen2.tokenizer.encode(qwen2_vl_template(conversation))
+    assert [*joined(rendered.segments), *rendered.opening.tolist()] == expected
+
+
+def test_a_bridge_of_qwen2_vl_continues_its_own_template(qwen2: RendererAdapter) -> None:
+    begin, tail = CONVERSATIONS[0], [user("And this?", IMAGE)]
+    first = qwen2.render(begin, None)
+    said: LogicalIds = logical([*qwen2.tokenizer.encode("red"), qwen2.stop_token_ids[0]])
+    bridged = qwen2.bridge(first.opening, said, tail, None)
+    parts = (*(s.ids for s in first.segments), first.opening, said, *(s.ids for s in bridged.segments), bridged.opening)
+    expected = qwen2_vl_template([*begin, {"role": "assistant", "content": "red"}, *tail])
+    assert join(*parts).tolist() == qwen2.tokenizer.encode(expected)
+
+
+def test_a_token_that_the_tokenizer_lacks_is_never_written(qwen2: RendererAdapter) -> None:
+    opening = qwen2.render(CONVERSATIONS[0], None).opening
+    unclosed = logical(qwen2.tokenizer.encode("<think>\nhm"))
+    with pytest.raises(BridgeRefused):
+        qwen2.bridge(opening, unclosed, [user("Go on")], None)
+
+
+@pytest.mark.parametrize(
+    ("conversation", "tools", "told"),
+    [
+        ([user(IMAGE)], None, "would put a system message of its own first"),
+        ([SYSTEM, user("a")], [{"type": "function", "function": {"name": "look"}}], "knows no tools"),
+        ([SYSTEM, user("a"), {"role": "tool", "content": "b"}], None, "knows no tools"),
+    ],
+)
+def test_what_qwen2_vl_would_write_differently_is_refused(
+    qwen2: RendererAdapter, conversation: list[dict[str, Any]], tools: Any, told: str
+) -> None:
+    with pytest.raises(UnsupportedConversation, match=told):
+        qwen2.render(conversation, tools)

@@ -1,0 +1,138 @@
+"""The pool: one load however many ask, one text at a time per renderer, and nobody stands still for a long one."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from renderers_adapter import pool as pools
+from renderers_adapter.adapter import BridgeRefused, RendererAdapter
+from renderers_adapter.families import UnknownRenderer
+from renderers_adapter.pool import RendererPool, shared_pool
+from renderers_adapter.rendered import Rendered
+from renderers_adapter.tokens import logical
+
+LONG = "a long text " * 4000
+
+
+def user(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+class Watched(RendererAdapter):
+    """Counts how many encode at once, in all and in one renderer, and where; a gate may hold them up."""
+
+    together = 0
+    most = 0
+    threads: set[str] = set()  # noqa: RUF012 - shared on purpose, by all renderers of a pool
+    gate: threading.Event | None = None
+    started: threading.Event
+    clash = False
+
+    def render(self, messages: Sequence[Any], tools: Sequence[Any] | None) -> Rendered:
+        kind = type(self)
+        if self.__dict__.get("busy"):
+            kind.clash = True
+        self.__dict__["busy"] = True
+        kind.together += 1
+        kind.most = max(kind.most, kind.together)
+        kind.threads.add(threading.current_thread().name)
+        if kind.gate is not None and messages[0]["content"] is LONG:
+            kind.started.set()
+            kind.gate.wait(10)
+        try:
+            return super().render(messages, tools)
+        finally:
+            kind.together -= 1
+            self.__dict__["busy"] = False
+
+    def another(self) -> "Watched":
+        made = super().another()
+        made.__class__ = type(self)
+        return made  # type: ignore[return-value]
+
+
+@pytest.fixture
+def watched(adapter: RendererAdapter) -> type[Watched]:
+    return type("WatchedHere", (Watched,), {"threads": set(), "started": threading.Event()})
+
+
+def pool_of(adapter: RendererAdapter, kind: type[Watched], size: int) -> RendererPool:
+    first = adapter.another()
+    first.__class__ = kind
+    return RendererPool(first, size=size)
+
+
+def test_a_model_is_loaded_once_however_many_ask(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = []
+    opened = RendererAdapter.open
+
+    def slowly(*arguments: Any) -> RendererAdapter:
+        loads.append(arguments)
+        return opened(*arguments)
+
+    monkeypatch.setattr(RendererAdapter, "open", slowly)
+    monkeypatch.setattr(pools, "_pools", {})
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: shared_pool(tiny_model, "qwen3-vl"), range(16)))
+    assert len(loads) == 1
+    assert len({id(pool) for pool in found}) == 1
+    assert shared_pool(tiny_model, "qwen3") is not found[0]
+
+
+def test_a_load_that_failed_is_tried_again(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "_pools", {})
+    for _ in range(2):
+        with pytest.raises(UnknownRenderer):
+            shared_pool(tiny_model, "qwen9")
+    assert not pools._pools
+
+
+async def test_short_texts_are_encoded_on_the_loop_and_long_ones_beside_it(
+    adapter: RendererAdapter, watched: type[Watched]
+) -> None:
+    pool = pool_of(adapter, watched, 2)
+    await pool.render(user("short"), None)
+    assert watched.threads == {threading.current_thread().name}
+    await pool.render(user(LONG), None)
+    assert len(watched.threads) == 2
+
+
+async def test_the_loop_goes_on_while_a_long_text_is_encoded(adapter: RendererAdapter, watched: type[Watched]) -> None:
+    pool = pool_of(adapter, watched, 2)
+    watched.gate = threading.Event()
+    long = asyncio.create_task(pool.render(user(LONG), None))
+    await asyncio.to_thread(watched.started.wait, 10)
+    rendered = await pool.render(user("short"), None)
+    assert not long.done()
+    assert len(rendered.segments) == 1
+    watched.gate.set()
+    assert len((await long).segments) == 1
+
+
+async def test_a_renderer_does_one_thing_at_a_time_and_there_are_never_more_than_its_size(
+    adapter: RendererAdapter, watched: type[Watched]
+) -> None:
+    pool = pool_of(adapter, watched, 3)
+    await asyncio.gather(*(pool.render(user(f"{LONG}{n}"), None) for n in range(12)))
+    assert not watched.clash
+    assert watched.most <= 3
+
+
+async def test_a_refused_bridge_gives_its_renderer_back(adapter: RendererAdapter) -> None:
+    pool = RendererPool(adapter, size=1)
+    opening = adapter.render(user("Hi"), None).opening
+    for _ in range(2):
+        with pytest.raises(BridgeRefused):
+            await pool.bridge(opening, logical([1]), [{"role": "assistant", "content": "a"}], None)
+    assert len((await pool.render(user("Hi"), None)).segments) == 1
+
+
+def test_text_only_models_have_the_same_contract(tiny_model: Path) -> None:
+    pool = shared_pool(tiny_model, "qwen3")
+    assert (pool.geometry, pool.pad_id) == (None, None)
+    assert pool.stop_token_ids == shared_pool(tiny_model, "qwen3-vl").stop_token_ids
