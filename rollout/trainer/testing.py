@@ -19,7 +19,6 @@ from rollout.trainer.trajectory import Trajectory
 from transports import Frames, Queue
 
 PAD_ID = 99_999
-_IMAGE_TOKENS = 64
 _OPENING = LogicalIds(np.array([7], np.int32))
 
 
@@ -51,19 +50,19 @@ async def scripted_rollout(
     turns: int = 3,
     asked: int = 3,
     answered: int = 2,
-    images: bool = False,
+    image_tokens: int = 0,
     assets: str = "",
     version: str = "7",
 ) -> list[Packet]:
     """All records of one attempt at `rollout`, whose group is its name up to the last dot.
 
-    Each turn asks with so many tokens, and one new image if `images`, and is answered with so many. The reward is the
-    attempt's number, so that a trajectory tells which attempt it was.
+    Each turn asks with so many tokens, one of them for a new image that becomes `image_tokens` (0: no images), and is
+    answered with so many. The reward is the attempt's number, so that a trajectory tells which attempt it was.
     """
     outbox: Any = _Outbox([])
     group = rollout.rpartition(".")[0]
     stream = RolloutStream(outbox, RolloutId(run, environment, group, rollout, 0, group_size, attempt))
-    layout = {"family": "qwen_vl", "fingerprint": "0" * 32} if images else {}
+    layout = {"family": "qwen_vl", "fingerprint": "0" * 32} if image_tokens else {}
     await stream.started(
         Task(group, 0, 1),
         policy_version=version,
@@ -75,7 +74,7 @@ async def scripted_rollout(
     )
     path: list[TokenRun] = []
     for turn in range(turns):
-        question, answer = _question(turn, asked, images=images), _answer(turn, answered)
+        question, answer = _question(turn, asked, image_tokens), _answer(turn, answered)
         prompt = expand([*path, question, TokenRun(_OPENING, len(_OPENING))], pad_id=PAD_ID)
         hashes = [mark.hash for mark in prompt.placeholders]
         nodes = (NodeRecord(_message(turn, question), question), NodeRecord(_said(turn), answer))
@@ -86,7 +85,7 @@ async def scripted_rollout(
                 parent=2 * turn - 1,
                 first=2 * turn,
                 nodes=nodes,
-                images={slot.hash: _descriptor(slot.hash) for slot in question.images},
+                images={slot.hash: _descriptor(slot) for slot in question.images},
                 prompt_source="bridge" if turn else "first",
                 prompt_length=len(prompt.ids),
                 prompt_digest=prompt_digest(ExpandedIds(prompt.ids), hashes),
@@ -119,12 +118,12 @@ async def checkpoint(reader: TrajectoryReader) -> dict[str, Any]:
     return state
 
 
-def _question(turn: int, tokens: int, *, images: bool) -> TokenRun:
+def _question(turn: int, tokens: int, image_tokens: int) -> TokenRun:
     ids = np.arange(100 + turn, 100 + turn + tokens, dtype=np.int32)
-    if not images:
+    if not image_tokens:
         return TokenRun(LogicalIds(ids), len(ids))
     ids[0] = PAD_ID
-    return TokenRun(LogicalIds(ids), len(ids), images=(ImageSlot(f"{turn:032x}", 0, _IMAGE_TOKENS),))
+    return TokenRun(LogicalIds(ids), len(ids), images=(ImageSlot(f"{turn:032x}", 0, image_tokens),))
 
 
 def _answer(turn: int, tokens: int) -> TokenRun:
@@ -145,5 +144,6 @@ def _said(turn: int) -> dict[str, Any]:
     return {"role": "assistant", "content": f"answer {turn}"}
 
 
-def _descriptor(mm_hash: str) -> dict[str, Any]:
-    return {"payload": {"image_grid_thw": [[1, 16, 16]]}, "raw_image_id": f"{mm_hash}{'0' * 32}.png"}
+def _descriptor(slot: ImageSlot) -> dict[str, Any]:
+    grid = [1, 2, 2 * slot.length]
+    return {"payload": {"image_grid_thw": [grid]}, "raw_image_id": f"{slot.hash}{'0' * 32}.png"}

@@ -16,7 +16,7 @@ from transports import open_queue
 async def test_an_exported_run_has_a_typed_row_for_each_trajectory(tmp_path: Path) -> None:
     async with open_queue("memory://parquet") as queue:
         for number in range(600):
-            await put_all(queue, await scripted_rollout(f"{number:03d}.0", turns=1, images=True))
+            await put_all(queue, await scripted_rollout(f"{number:03d}.0", turns=1, image_tokens=64))
         async with TrajectoryReader(open_queue("memory://parquet"), ReaderSettings(require_images=False)) as reader:
             found = await read_all(reader)
 

@@ -25,7 +25,9 @@ async def record(directory: Path) -> None:
     url = f"file://{directory}/trajectories?retain=true"
     async with open_queue(url) as queue:
         for sample in range(2):
-            await put_all(queue, await scripted_rollout(f"a.{sample}", group_size=2, attempt=sample + 1, images=True))
+            await put_all(
+                queue, await scripted_rollout(f"a.{sample}", group_size=2, attempt=sample + 1, image_tokens=64)
+            )
         damaged = await scripted_rollout("b.0", group_size=3, version="step-8")
         damaged[2] = damaged[2]._replace(frames=(b"\xc1",))
         await put_all(queue, damaged + await scripted_rollout("b.1", group_size=3, version="step-8", turns=5))

@@ -153,7 +153,7 @@ async def test_steps_beyond_the_memory_limit_lie_on_the_disk_and_come_back_uncha
 async def test_images_that_this_process_cannot_read_are_an_error_before_anything_is_handed_out(
     queue: Queue, tmp_path: Path
 ) -> None:
-    await put_all(queue, await scripted_rollout(images=True, assets=str(tmp_path / "elsewhere")))
+    await put_all(queue, await scripted_rollout(image_tokens=64, assets=str(tmp_path / "elsewhere")))
     async with reader_of() as reader:
         with pytest.raises(ImagesUnreadable, match=r"elsewhere/0+\.png: No such file or directory; .* is not there"):
             await read_all(reader)
