@@ -1,0 +1,22 @@
+"""The contract of a queue as a pytest class, which anyone's transport can run:
+
+    class TestCarrierPigeon(QueueConformance):
+        @pytest.fixture
+        def queue_url(self, tmp_path: Path) -> str:
+            return f"pigeon://{tmp_path}"
+
+`queue_url` is the URL, without a query, of a queue that does not exist yet. The cases add the options that every
+transport understands: partitions, high_water, high_water_records and hard_limit. They need pytest and pytest-asyncio.
+"""
+
+from transports.testing.handles import HandleCases
+from transports.testing.leases import LeaseCases
+from transports.testing.limits import LimitCases
+from transports.testing.onlookers import OnlookerCases
+from transports.testing.records import RecordCases
+
+__all__ = ["QueueConformance"]
+
+
+class QueueConformance(RecordCases, LeaseCases, LimitCases, OnlookerCases, HandleCases):
+    """Subclass it, give it a `queue_url` fixture, and pytest runs every statement of the contract."""
