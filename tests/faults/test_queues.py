@@ -98,7 +98,8 @@ if SERVICES:
     def test_sigkill_of_producers_consumers_and_the_redis_server_loses_and_doubles_nothing(peers: Peers) -> None:
         files = peers.directory / "redis"
         files.mkdir()
-        server = RedisServer(files, "--appendonly", "yes")
+        # With everysec, the server answers before it has written while an earlier fsync is still under way.
+        server = RedisServer(files, "--appendonly", "yes", "--appendfsync", "always")
         peers.url = f"{server.url}?partitions=2&lease_time=0.2&high_water=2MB"
         try:
             kill_at_random(peers, {"server": server})
