@@ -1,0 +1,73 @@
+"""A launch remembers how it was begun, and a run's directory has one master."""
+
+from pathlib import Path
+
+import pytest
+
+from rollout.config_source import ConfigError
+from rollout.errors import ConfigurationError
+from rollout.manifest import CannotResume, begin, resume
+from rollout.rundir import RunDirectory, RunDirectoryError, RunHeld, new_run
+
+
+@pytest.fixture
+def config(repository: Path) -> Path:
+    return repository / "configs" / "color_codeword.yaml"
+
+
+def test_a_launch_is_resumed_as_it_was_begun(config: Path, tmp_path: Path) -> None:
+    directory, begun = begin([config], [f"run.directory={tmp_path}", "tasks.count=3"])
+    again, resumed = resume(directory.path, [])
+    assert again == directory
+    assert resumed == begun
+    assert resumed[0].config.tasks.count == 3
+
+
+def test_anything_but_the_tasks_may_change(config: Path, tmp_path: Path) -> None:
+    directory, _ = begin([config], [f"run.directory={tmp_path}"])
+    _, (member,) = resume(directory.path, ["worker.concurrency=7"])
+    assert member.config.worker.concurrency == 7
+    with pytest.raises(CannotResume, match="tasks changed since"):
+        resume(directory.path, ["tasks.count=4"])
+    with pytest.raises(CannotResume, match="environment changed since"):
+        resume(directory.path, ["environment.image_size=64"])
+    with pytest.raises(CannotResume, match=r"run\.name changed since"):
+        resume(directory.path, ["run.name=other"])
+
+
+def test_where_no_launch_was_begun_none_is_resumed(tmp_path: Path) -> None:
+    with pytest.raises(CannotResume, match="no launch was begun here"):
+        resume(tmp_path, [])
+
+
+def test_two_environments_of_one_name_are_refused(config: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"two configurations have the run\.name 'color_codeword'"):
+        begin([config, config], [f"run.directory={tmp_path}"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_configuration_makes_no_directory(config: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        begin([config], [f"run.directory={tmp_path}", "tasks.count=none"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_has_one_master(tmp_path: Path) -> None:
+    directory = new_run(tmp_path, "run")
+    with directory.held():
+        with pytest.raises(RunHeld, match="another process runs here"), directory.held():
+            raise AssertionError
+    with directory.held():
+        pass
+
+
+def test_urls_name_the_run_and_the_environment(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "a run")
+    told = directory.url("file://{run_dir}/tasks/{environment}?fsync=never", "colors")
+    assert told == f"file://{tmp_path}/a%20run/tasks/colors?fsync=never"
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match="cannot be made: Not a directory"):
+        new_run(tmp_path / "file", "run")
