@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from importlib import import_module
 from pathlib import Path
 
@@ -81,6 +82,9 @@ def main() -> None:
         if pid == 0:
             try:
                 run_peer(json.loads(line))
+            except BaseException:
+                traceback.print_exc()
+                raise
             finally:
                 sys.stderr.flush()
                 os._exit(1)
