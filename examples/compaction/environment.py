@@ -1,0 +1,69 @@
+"""Compaction: a conversation that is longer than what is kept of it.
+
+One picture a turn, as in the colour codeword. After every `keep` pictures the history is dropped: a summary in words
+stands for it, and the conversation goes on from there. At the end all pictures are shown once more.
+
+What this shows: `model.chat` takes any conversation. Cutting the list is all it takes: the prefix that is still the
+same is shared, a picture that returns is sent again, and every answer trains exactly once.
+
+    rollout run examples/compaction/compaction.yaml
+"""
+
+import asyncio
+import random
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from rollout import Environment, EnvironmentSettings, Model, Score, Task, TaskSettings
+from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
+from rollout.environments.palette import PALETTE
+
+SYSTEM = {"role": "system", "content": f"You look at squares. Name colours only, of these: {', '.join(PALETTE)}."}
+COLOR = re.compile("|".join(PALETTE))
+
+
+class CompactionSettings(EnvironmentSettings):
+    keep: int = Field(default=3, ge=1, description="Pictures after which the history is summarised.")
+    look: ColorCodewordSettings = Field(default=ColorCodewordSettings(image_size=64), description="The pictures.")
+
+
+class CompactionTasks(TaskSettings):
+    pictures: int = Field(default=8, ge=1, description="Pictures in a rollout.")
+
+
+class Compaction(Environment):
+    Settings: ClassVar[type[EnvironmentSettings]] = CompactionSettings
+    Tasks: ClassVar[type[TaskSettings]] = CompactionTasks
+    settings: CompactionSettings
+
+    def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
+        assert isinstance(tasks, CompactionTasks)
+        for task in super().tasks(tasks):
+            yield replace(task, data={"colors": random.Random(task.seed).choices(list(PALETTE), k=tasks.pictures)})
+
+    async def run(self, task: Task, model: Model) -> Score:
+        colors: list[str] = task.data["colors"]
+        pictures = [await asyncio.to_thread(self.picture, task, number) for number in range(len(colors))]
+        conversation: list[dict[str, Any]] = [SYSTEM]
+        named: list[str] = []
+        for number, picture in enumerate(pictures):
+            if number and number % self.settings.keep == 0:
+                conversation = [SYSTEM, {"role": "user", "content": f"So far you saw: {', '.join(named)}."}]
+            conversation.append({"role": "user", "content": [picture, {"type": "text", "text": "Which colour?"}]})
+            reply = await model.chat(conversation)
+            conversation.append(reply.message)
+            named += COLOR.findall(reply.text)[:1] or ["nothing"]
+
+        again = [*pictures, {"type": "text", "text": "Here they are once more. Name them all."}]
+        reply = await model.chat([*conversation, {"role": "user", "content": again}])
+        at_once = sum(a == b for a, b in zip(named, colors, strict=True)) / len(colors)
+        at_last = sum(a == b for a, b in zip(COLOR.findall(reply.text), colors, strict=False)) / len(colors)
+        return Score(0.5 * at_once + 0.5 * at_last, {"at_once": at_once, "at_last": at_last})
+
+    def picture(self, task: Task, number: int) -> dict[str, Any]:
+        uri = draw_square(task.data["colors"][number], self.settings.look, seed=f"{task.seed}/{number}")
+        return {"type": "image_url", "image_url": {"url": uri}}

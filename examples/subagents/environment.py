@@ -1,0 +1,84 @@
+"""Sub-agents: one rollout, several conversations at the same time.
+
+A lead is shown all pictures. For each picture a helper is asked, all of them at once, each in a conversation of its own
+that holds that one picture. Then the lead, told what they found, looks again; it is asked several times at once, and
+goes on from the answer that most agree on.
+
+What this shows: turns may run in parallel. Each branch has its own pictures, the branches of the lead share their
+beginning, and every answer of everybody trains exactly once, with the reward of the whole.
+
+    rollout run examples/subagents/subagents.yaml
+"""
+
+import asyncio
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from rollout import Environment, EnvironmentSettings, Model, Reply, Score, Task, TaskSettings
+from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
+from rollout.environments.palette import PALETTE
+
+LEAD = {"role": "system", "content": f"You lead. Answer with colours only, of these: {', '.join(PALETTE)}."}
+HELPER = {"role": "system", "content": f"You help. Answer with one colour, of these: {', '.join(PALETTE)}."}
+COLOR = re.compile("|".join(PALETTE))
+
+
+class SubagentsSettings(EnvironmentSettings):
+    votes: int = Field(default=3, ge=1, description="How often the lead is asked the last question, at once.")
+    look: ColorCodewordSettings = Field(default=ColorCodewordSettings(image_size=64), description="The pictures.")
+
+
+class SubagentsTasks(TaskSettings):
+    pictures: int = Field(default=4, ge=1, description="Pictures, and thus helpers, in a rollout.")
+
+
+class Subagents(Environment):
+    Settings: ClassVar[type[EnvironmentSettings]] = SubagentsSettings
+    Tasks: ClassVar[type[TaskSettings]] = SubagentsTasks
+    settings: SubagentsSettings
+
+    def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
+        assert isinstance(tasks, SubagentsTasks)
+        for task in super().tasks(tasks):
+            yield replace(task, data={"colors": random.Random(task.seed).choices(list(PALETTE), k=tasks.pictures)})
+
+    async def run(self, task: Task, model: Model) -> Score:
+        colors: list[str] = task.data["colors"]
+        pictures = [self.picture(task, number) for number in range(len(colors))]
+        shown = {"role": "user", "content": [*pictures, {"type": "text", "text": "Name them all."}]}
+        first = await model.chat([LEAD, shown])
+
+        reports = await asyncio.gather(*(self.ask_helper(model, picture) for picture in pictures))
+        told = [{"type": "text", "text": f"Your helpers say: {', '.join(reports)}. "}, *pictures]
+        again = {"role": "user", "content": [*told, {"type": "text", "text": "Look again: name them all."}]}
+        question: list[dict[str, Any]] = [LEAD, shown, first.message, again]
+        votes: list[Reply] = await asyncio.gather(*(model.chat(list(question)) for _ in range(self.settings.votes)))
+        winner, _ = Counter(vote.text for vote in votes).most_common(1)[0]
+        elected = next(vote for vote in votes if vote.text == winner)
+        closing = {"role": "user", "content": "Name them a last time."}
+        last = await model.chat([*question, elected.message, closing])
+
+        helpers = share(list(reports), colors)
+        # The last question has no picture of its own: the answer names those of the whole conversation, twice each.
+        lead = share(COLOR.findall(last.text), [*colors, *colors])
+        return Score(0.5 * helpers + 0.5 * lead, {"helpers": helpers, "lead": lead})
+
+    async def ask_helper(self, model: Model, picture: dict[str, Any]) -> str:
+        asked = {"role": "user", "content": [picture, {"type": "text", "text": "Which colour?"}]}
+        reply = await model.chat([HELPER, asked])
+        return next(iter(COLOR.findall(reply.text)), "nothing")
+
+    def picture(self, task: Task, number: int) -> dict[str, Any]:
+        uri = draw_square(task.data["colors"][number], self.settings.look, seed=f"{task.seed}/{number}")
+        return {"type": "image_url", "image_url": {"url": uri}}
+
+
+def share(named: list[str], colors: list[str]) -> float:
+    """How many are right, in order."""
+    return sum(a == b for a, b in zip(named, colors, strict=False)) / len(colors)
