@@ -137,3 +137,23 @@ def test_the_digest_ignores_where_a_run_is_kept(tmp_path: Path) -> None:
     path = write(tmp_path)
     assert load_config(path).digest() == load_config(path, ["run.name=other"]).digest()
     assert load_config(path).digest() != load_config(path, ["tasks.seed=1"]).digest()
+
+
+@pytest.mark.parametrize("value", ['"4"', "true", "4.5", "[4]"])
+def test_a_scalar_of_another_type_is_refused_even_where_it_could_be_read_as_one(tmp_path: Path, value: str) -> None:
+    path = write(tmp_path, VALID.replace("count: 2", f"count: {value}"))
+    assert complaint(path).startswith(f"{path}:4: tasks.count: ")
+
+
+def test_a_variable_stays_one_scalar_whatever_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAME", "a: b")
+    monkeypatch.setenv("EMPTY", "")
+    text = VALID.replace("name: tiny", "name: ${NAME}").replace("models/tiny", "'models/tiny${EMPTY}'")
+    config = load_config(write(tmp_path, text))
+    assert config.model.name == "a: b"
+    assert config.model.path == tmp_path / "models" / "tiny"
+
+
+@pytest.mark.parametrize("value", ["2026-13-45", "!!int abc", "&a [*a]"])
+def test_a_value_that_yaml_cannot_make_is_told(tmp_path: Path, value: str) -> None:
+    assert "env.yaml" in complaint(write(tmp_path, VALID.replace("name: tiny", f"name: {value}")))

@@ -1,7 +1,9 @@
 """Whole rollouts through a real engine: what is sent at every turn, what is recorded, and what is refused."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -324,3 +326,27 @@ async def test_a_temperature_makes_the_policy_err_and_its_logprobs_say_so(tmp_pa
     assert set(sample.versions) == {"0"}
     assert (sample.version_index[sample.mask] == 0).all()
     assert (sample.version_index[~sample.mask] == -1).all()
+
+
+async def test_a_turn_that_the_environment_gives_up_on_leaves_no_gap(policy: Policy) -> None:
+    async def script(model: Model) -> float:
+        first = ask("Which colour?", picture("green"))
+        for patience in (0.0, 0.005, 0.01, 0.02, 0.04):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(model.chat([first]), patience)
+        await model.chat([first])
+        return 1.0
+
+    trajectory = await play(Scripted(script), TASK, policy)
+    assert trajectory.status is RolloutStatus.OK
+    assert check(trajectory) == []
+
+
+async def test_whatever_is_one_number_is_a_reward(policy: Policy) -> None:
+    class Numeric(Environment):
+        async def run(self, task: Task, model: Model) -> Score:
+            await model.chat([ask("Hi")])
+            return Score(np.float32(0.5), {"half": np.float64(0.5)})  # type: ignore[arg-type]
+
+    trajectory = await play(Numeric(EnvironmentSettings()), TASK, policy)
+    assert (trajectory.reward, trajectory.metrics) == (0.5, {"half": 0.5})

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from rollout.config import load_config
 from rollout.config_source import ConfigError
 from rollout.environments.base import Environment, EnvironmentSettings, Model, Score, Task, TaskSettings
 from rollout.task_sources import TaskSourceError, tasks_of
-from rollout.tasks import RolloutOrder, TaskError, decode_order, encode_order, orders
+from rollout.tasks import RolloutOrder, TaskError, TasksUnusable, decode_order, encode_order, orders
 from transports.codec import encode
 
 
@@ -114,3 +115,21 @@ def test_an_order_is_read_as_it_was_written(name: str, seed: int, data: dict[str
 def test_what_is_no_order_is_refused(wire: object) -> None:
     with pytest.raises(TaskError):
         decode_order(encode(wire))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([Task("a", 0, 1), Task("a", 1, 2)], "two tasks with the id 'a'"),
+        ([Task(5, 0, 1)], "whose id is a text"),  # type: ignore[arg-type]
+        (["a"], "whose id is a text"),
+        (None, "cannot be listed: TypeError"),
+    ],
+)
+def test_tasks_that_cannot_be_told_apart_are_refused(given: Any, told: str) -> None:
+    class Wrong(type(ENVIRONMENT)):  # type: ignore[misc]
+        def tasks(self, tasks: TaskSettings) -> Any:
+            yield from given
+
+    with pytest.raises(TasksUnusable, match=told):
+        list(orders(lambda: Wrong(ENVIRONMENT.settings), TaskSettings()))

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import quote, urlsplit
 
 import anyio
 from rich.console import Console
@@ -12,10 +14,11 @@ from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.errors import AdapterError
 from rollout.config import Config, load_config
 from rollout.environments.base import QUEUE
-from rollout.errors import RolloutError
+from rollout.errors import ConfigurationError, RolloutError
 from rollout.live import Finding, examine
 from rollout.run import trajectories_url
-from rollout.task_sources import tasks_of
+from rollout.serving.policies import load_policy
+from rollout.tasks import orders
 from transports import QueueError, open_queue
 
 
@@ -55,11 +58,10 @@ def _configuration(config: Config) -> str:
 
 
 def _tasks(config: Config) -> str:
-    environment = config.environment(config.settings)
     if config.tasks.source == QUEUE:
         return f"put on {config.queue.tasks} by others"
-    count = sum(1 for _ in tasks_of(environment, config.tasks))
-    return f"{count} tasks, {config.tasks.group_size} rollouts of each"
+    count = sum(1 for _ in orders(config.new_environment, config.tasks))
+    return f"{count // config.tasks.group_size} tasks, {config.tasks.group_size} rollouts of each"
 
 
 def _model(config: Config) -> str:
@@ -69,14 +71,40 @@ def _model(config: Config) -> str:
 
 
 def _queue(config: Config) -> str:
+    """The URL alone: looking at a queue must not make one."""
     url = trajectories_url(config, config.run.directory / "RUN")
-    open_queue(url)
+    with TemporaryDirectory() as scratch:
+        parts = urlsplit(url)
+        anyio.run(_opened, parts._replace(path=quote(scratch)).geturl() if parts.scheme == "file" else url)
     return url
+
+
+async def _opened(url: str) -> None:
+    async with open_queue(url):
+        pass
+
+
+def _images(config: Config) -> str:
+    for directory in config.images.allow:
+        if not directory.is_dir():
+            raise ConfigurationError(f"images.allow: {directory} is not a directory.")
+    return (
+        f"{config.images.mode}, at most {config.images.max_bytes:,} bytes and {config.images.max_pixels:,} pixels each"
+    )
+
+
+def _engine(config: Config) -> str:
+    if config.engine.urls:
+        return f"{', '.join(config.engine.urls)} (asked with --live)"
+    load_policy(config.engine.embedded.policy)
+    return f"embedded, the script {config.engine.embedded.policy}; no neural network"
 
 
 _CHECKS: tuple[tuple[str, Callable[[Config], str]], ...] = (
     ("configuration", _configuration),
     ("tasks", _tasks),
+    ("images", _images),
+    ("engine", _engine),
     ("model", _model),
     ("queue", _queue),
 )

@@ -38,6 +38,12 @@ class EngineRefused(EngineError):
     """The engine refused this request (4xx)."""
 
 
+class EngineMisconfigured(EngineRefused):
+    """The engine refuses whatever we send (401, 403, 404): every other request would fare alike."""
+
+    infrastructure = True
+
+
 class ModelNotServed(EngineError):
     """The engine serves other models than the configured one."""
 

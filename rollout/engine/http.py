@@ -14,7 +14,7 @@ import httpx
 import orjson
 from httpx_aiohttp import AiohttpTransport
 
-from rollout.engine.errors import EngineBroken, EngineRefused, EngineUnavailable, EngineUnreachable
+from rollout.engine.errors import EngineBroken, EngineMisconfigured, EngineRefused, EngineUnavailable, EngineUnreachable
 
 _BUSY = (429, 502, 503, 504)
 _CONNECT_TIMEOUT = 10.0
@@ -83,6 +83,8 @@ class EngineHttp:
         told = f"{url} answered {status}: {_reason(content)}{_CURES.get(status, '')}"
         if status in _BUSY:
             raise EngineUnavailable(told)
+        if status in _CURES:
+            raise EngineMisconfigured(told)
         raise (EngineBroken if status >= 500 else EngineRefused)(told)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 import yaml
 
 from rollout.serving.engine import EmbeddedSettings
 from rollout.serving.server import EmbeddedServer
+from transports import open_queue
 
 SMALL = ("tasks.count=3", "tasks.group_size=2", "environment.image_size=48", "engine.sampling.temperature=0")
 
@@ -202,3 +205,55 @@ def test_serve_embedded_answers_and_stops_on_a_signal(tiny_model: Path) -> None:
             time.sleep(0.02)
     assert "no neural network is inside" in told
     assert process.returncode == 0
+
+
+def test_a_queue_that_holds_another_runs_records_is_refused(color_codeword: Sequence[str], tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/shared"
+
+    async def leave_something() -> None:
+        async with open_queue(url) as queue:
+            await queue.put((b"from another run",), key="k")
+
+    anyio.run(leave_something)
+    told = complaint(rollout("run", *color_codeword, "--set", f"queue.url={url}"), 1)
+    assert "holds 1 records of another run" in told
+
+
+def test_an_engine_that_dies_ends_the_run_and_what_was_done_is_told(color_codeword: Sequence[str]) -> None:
+    server = [sys.executable, "-m", "rollout", "serve", "embedded", "--latency-ms", "100", "--allow", "/"]
+    settings = ("tasks.count=60", "worker.concurrency=4", "engine.retries=0", "engine.timeout=5")
+    with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as engine:
+        assert engine.stdout is not None
+        url = engine.stdout.readline().split(" at ")[1].split(";")[0]
+        arguments = [a for s in (*settings, f"engine.urls=['{url}']") for a in ("--set", s)]
+        command = [sys.executable, "-m", "rollout", "run", *color_codeword, *arguments, "--json"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if "reward" in line:
+                    break
+            engine.kill()
+            out, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    report = json.loads(out)
+    assert report["status"]["ok"] >= 1
+    assert url in report["error"]
+    assert url in err
+
+
+def test_ctrl_c_is_heard_while_the_engine_is_awaited(color_codeword: Sequence[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        command = [sys.executable, "-m", "rollout", "run", *color_codeword, "--set", f"engine.urls=['{url}']"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            deaf.settimeout(60)
+            connection, _ = deaf.accept()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)
+            connection.close()
+    assert process.returncode == 130, err
+
+
+def test_version_is_told() -> None:
+    assert rollout("--version").stdout.startswith("rollout ")
