@@ -19,9 +19,10 @@ import structlog
 
 from renderers_adapter.errors import AdapterError
 from rollout.claims import Claims, Outcome
+from rollout.config import Config
 from rollout.control import Progress, ProgressFollower
 from rollout.environments.base import QUEUE
-from rollout.errors import RolloutError, first_failure
+from rollout.errors import ConfigurationError, RolloutError, first_failure
 from rollout.feeding import Feeder
 from rollout.link import Orders
 from rollout.manifest import Member
@@ -169,6 +170,7 @@ async def _launch(state: Launch, companion: Companion) -> None:
 async def _open(environment: EnvironmentState, state: Launch, stack: AsyncExitStack, engines: ExitStack) -> None:
     """Make ready what the workers of an environment need."""
     config, directory = environment.member.config, state.directory
+    _require_shared(config)
     environment.engines = await anyio.to_thread.run_sync(engine_urls, config, directory, engines)
     tasks = open_queue(directory.url(config.queue.tasks, environment.name), lease="record")
     await stack.enter_async_context(tasks)
@@ -196,6 +198,15 @@ async def _open(environment: EnvironmentState, state: Launch, stack: AsyncExitSt
         )
         for name in (f"{environment.name}-{number}" for number in range(state.workers))
     ]
+
+
+def _require_shared(config: Config) -> None:
+    for key, url in (("queue.url", config.queue.url), ("queue.tasks", config.queue.tasks)):
+        if url.startswith("memory:"):
+            raise ConfigurationError(
+                f"{key} is {url}, and no other process can reach a memory queue; workers are processes. "
+                "Use file:// or redis://, or `rollout run`, which is one process."
+            )
 
 
 async def _feed_all(state: Launch, fleet: Fleet) -> None:

@@ -17,6 +17,8 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from renderers_adapter.pool import RendererPool
 from renderers_adapter.rendered import Parsed
 from renderers_adapter.tokens import TokenRun, join
@@ -87,6 +89,7 @@ class Session:
         turn, self._turns = self._turns, self._turns + 1
         clock = _Clock()
         version = self._policy.version.current
+        structlog.contextvars.bind_contextvars(turn=turn)
         if not messages or dict(messages[-1]).get("role") == "assistant":
             raise MessageError("the conversation must end with a message to the model, not with its own.")
 

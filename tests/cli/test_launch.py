@@ -138,3 +138,12 @@ def test_a_launch_of_nothing_is_exit_code_2(arguments: list[str], complaint: str
     assert (result.returncode, result.stdout) == (2, "")
     assert complaint in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_queue_that_workers_cannot_reach_is_exit_code_2(color_codeword: str, tmp_path: Path) -> None:
+    settings = told(("queue.url=memory://here", f"run.directory={tmp_path}"))
+    result = subprocess.run(
+        command("launch", color_codeword, *settings), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 2
+    assert "queue.url is memory://here, and no other process can reach a memory queue" in result.stderr
