@@ -10,11 +10,12 @@ import numpy.typing as npt
 import orjson
 import pytest
 
+from renderers_adapter.tokens import TokenRun, logical
 from rollout.engine.errors import EngineMismatch, InvalidEvidence
 from rollout.engine.evidence import read_experts, read_mask
 from rollout.engine.protocol import GenerateRequest, Generation, decode_response
 from rollout.evidence import RoutedExperts, SamplingMask
-from rollout.steps import Header, Step, decode_record, encode_record
+from rollout.steps import Header, NodeRecord, Step, decode_record, encode_record
 
 TOKENS = [5, 6, 7]
 
@@ -134,12 +135,13 @@ def test_a_sampling_mask_covers_each_token() -> None:
 
 
 def test_experts_and_masks_cross_the_queue_as_arrays() -> None:
+    answer = TokenRun(logical([4, 5]), 1, np.array([-0.5], np.float32))
     step = Step(
         header=Header("run", "environment", "group", "rollout", 1, 0),
         turn=0,
         parent=-1,
         first=0,
-        nodes=(),
+        nodes=(NodeRecord({"role": "assistant", "content": "5"}, answer),),
         images={},
         prompt_source="first",
         prompt_length=7,
