@@ -9,6 +9,7 @@ from rollout.steps import RecordError, RolloutFinished, RolloutStarted, RolloutS
 from rollout.trainer import (
     ImagesUnreadable,
     ReaderSettings,
+    SpillError,
     TrajectoryReader,
     check,
     samples,
@@ -145,6 +146,14 @@ async def test_steps_beyond_the_memory_limit_lie_on_the_disk_and_come_back_uncha
         assert reader.stats().bytes_on_disk == reader.stats().bytes_in_memory == 0
     assert len(found) == 12
     assert all(check(trajectory) == [] and trajectory.trainable for trajectory in found)
+
+
+async def test_a_disk_that_cannot_take_the_steps_is_an_error_that_says_what_to_do(queue: Queue, tmp_path: Path) -> None:
+    await put_all(queue, await scripted_rollout())
+    settings = ReaderSettings(memory_limit=0, spill_directory=tmp_path / "missing")
+    async with reader_of(settings) as reader:
+        with pytest.raises(SpillError, match=r"missing: .* cannot be put there: No such file .* raise memory_limit"):
+            await read_all(reader)
 
 
 # Images
