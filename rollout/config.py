@@ -139,7 +139,9 @@ class WorkerConfig(Section):
     grace: float = Field(
         default=60.0, ge=0, description="Seconds in which a worker told to stop finishes what it began."
     )
-    restarts: int = Field(default=8, ge=0, description="Restarts of dead workers before `rollout launch` gives up.")
+    restarts: int = Field(
+        default=8, ge=0, description="Restarts of dead workers within an hour before `rollout launch` gives up."
+    )
 
 
 class PolicyConfig(Section):
@@ -163,9 +165,7 @@ class PolicyConfig(Section):
 
 class RunSection(Section):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9_.-]+$", description="Begins the run's id.")
-    directory: ConfigPath = Field(
-        default="runs", validate_default=True, description="Holds the runs' directories."
-    )
+    directory: ConfigPath = Field(default="runs", validate_default=True, description="Holds the runs' directories.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ _SILENCE = 120.0
 """Seconds without a beat after which a worker is killed: not even its threads run any more."""
 _LEFT_TO_DRAIN = 15.0
 """Seconds on top of `worker.grace` before a worker that should drain is killed."""
+_BUDGET_SECONDS = 3600.0
 _LAST_REPORTS = 1.0
 _PAUSES = (0.2, 30.0)
 _OUTPUT_BYTES = 16 << 20
@@ -43,11 +44,22 @@ class WorkersDie(RolloutError):
     """The workers of an environment died more often than the restart budget allows."""
 
 
-@dataclass(slots=True)
 class RestartBudget:
-    """Shared by the workers of one environment."""
+    """How many more of an environment's workers may be restarted: so many within an hour."""
 
-    left: int
+    def __init__(self, allowed: int) -> None:
+        self._allowed = allowed
+        self._spent: deque[float] = deque()
+
+    def spend(self) -> bool:
+        """Take one; False where none is left."""
+        now = time.monotonic()
+        while self._spent and self._spent[0] < now - _BUDGET_SECONDS:
+            self._spent.popleft()
+        if len(self._spent) >= self._allowed:
+            return False
+        self._spent.append(now)
+        return True
 
 
 @dataclass(slots=True)
@@ -74,7 +86,6 @@ class Post:
     beat: Beat = field(default_factory=Beat)
     heard: float = 0.0
     before: Counter[str] = field(default_factory=Counter)
-    restarts: int = 0
 
     @property
     def totals(self) -> Counter[str]:
@@ -224,12 +235,10 @@ class Fleet:
         post.before = post.totals
         post.beat = Beat()
         self.deaths.append(Death(post.name, code, reason))
-        log.warning("worker died", worker=post.name, code=code, reason=reason, restarts_left=post.budget.left)
-        if post.budget.left == 0:
+        log.warning("worker died", worker=post.name, code=code, reason=reason)
+        if not post.budget.spend():
             told = reason or f"the last one, {post.name}, ended with {_told(code)}; see {post.output}"
             raise WorkersDie(f"the workers of {post.environment} keep dying (worker.restarts is spent): {told}")
-        post.budget.left -= 1
-        post.restarts += 1
 
     def _tell_keeper(self, line: str) -> None:
         assert self._keeper.stdin is not None
