@@ -41,7 +41,7 @@ class Size:
 SIZE = {
     "full": Size(rollouts=1000, kills=100, every=5.0, latency=1500),
     "ci": Size(rollouts=1000, kills=10, every=5.0, latency=130),
-}.get(LEVEL, Size(rollouts=120, kills=4, every=2.5, latency=250))
+}.get(LEVEL, Size(rollouts=120, kills=4, every=2.0, latency=200))
 
 
 class FailingEngine:
@@ -283,7 +283,7 @@ def test_one_rollout_that_misbehaves_fails_alone_and_is_named(world: World) -> N
             "tasks.does": f"[{','.join(does)}]",
             "tasks.count": len(does),
             "tasks.group_size": 1,
-            "worker.rollout_timeout": 15,
+            "worker.rollout_timeout": 10,
             "worker.block_timeout": 4,
         },
         "--workers=2",

@@ -1,0 +1,128 @@
+"""A fleet of worker processes, with scripts in the place of workers."""
+
+import os
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from rollout.link import Beat, Halted, Orders, decode_report, encode_report
+from rollout.supervisor import Fleet, Post, RestartBudget, WorkersDie
+from transports import open_queue
+
+SCRIPT = """
+import sys, time
+from rollout.link import Beat, Halted, SupervisorLink
+
+link = SupervisorLink(int(sys.argv[sys.argv.index("--supervisor-fd") + 1]))
+orders = link.first_orders()
+told = []
+beat = lambda: Beat(ready=True, turns=2, status={"ok": 1}, holder=" ".join(told))
+link.start(lambda: [beat()], lambda news: told.append(news.policy_version))
+print("engines", *orders.engines, flush=True)
+"""
+
+
+def fleet(directory: Path, then: str, *, restarts: int, workers: int = 1) -> Fleet:
+    (directory / "worker.py").write_text(SCRIPT + then)
+    budget = RestartBudget(restarts)
+    tasks = open_queue(f"memory://{directory.name}", lease="record")
+    posts = [
+        Post(
+            name=f"scripted-{number}",
+            environment="scripted",
+            command=(sys.executable, str(directory / "worker.py")),
+            output=directory / f"{number}.out",
+            tasks=tasks,
+            grace=5.0,
+            budget=budget,
+        )
+        for number in range(workers)
+    ]
+    return Fleet(posts, lambda environment: Orders((f"http://engine/{environment}",), "4"))
+
+
+def state(pid: int) -> str | None:
+    """One letter, as ps says it; None where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return None
+
+
+async def test_dead_workers_are_replaced_until_the_budget_is_spent(tmp_path: Path) -> None:
+    at = fleet(tmp_path, "link.close([Halted('the disk is full')]); sys.exit(3)", restarts=2)
+    with pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="scripted keep dying .* the disk is full")):
+        await at.run()
+    assert [(death.worker, death.code, death.reason) for death in at.deaths] == [
+        ("scripted-0", 3, "the disk is full")
+    ] * 3
+    # What those that died had done still counts, status by status.
+    assert at.posts[0].totals["turns"] % 2 == 0
+    assert at.posts[0].totals["turns"] >= 2 * 3
+    assert (tmp_path / "0.out").read_text() == "engines http://engine/scripted\n" * 3
+
+
+async def test_a_fleet_drains(tmp_path: Path) -> None:
+    then = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: (link.close([]), sys.exit(0)))\ntime.sleep(600)"
+    at = fleet(tmp_path, then, restarts=0, workers=2)
+    async with anyio.create_task_group() as group:
+        group.start_soon(at.run)
+        with anyio.fail_after(30):
+            await _all_ready(at)
+        pids = [post.pid for post in at.posts]
+        at.drain()
+    assert at.deaths == []
+    assert [state(pid) for pid in pids if pid is not None] == [None, None]
+
+
+async def test_workers_are_told_news_and_killed_at_once(tmp_path: Path) -> None:
+    at = fleet(tmp_path, "time.sleep(600)", restarts=0)
+    async with anyio.create_task_group() as group:
+        group.start_soon(at.run)
+        with anyio.fail_after(30):
+            await _all_ready(at)
+            at.tell()
+            while not at.posts[0].beat.holder:  # noqa: ASYNC110 - it is another process that changes
+                await anyio.sleep(0.02)
+        assert at.posts[0].beat.holder == "4"
+        at.kill()
+    assert at.deaths == []
+
+
+async def test_a_worker_that_is_not_heard_is_not_taken_for_dead_by_its_silence_alone(tmp_path: Path) -> None:
+    at = fleet(tmp_path, "import os\nos.kill(os.getpid(), 19)", restarts=0)
+    async with anyio.create_task_group() as group:
+        group.start_soon(at.run)
+        with anyio.fail_after(30):
+            while at.posts[0].pid is None:  # noqa: ASYNC110 - it is another process that changes
+                await anyio.sleep(0.02)
+        await anyio.sleep(2.0)
+        pid = at.posts[0].pid
+        assert pid is not None
+        assert state(pid) == "T"
+        os.kill(pid, 18)
+        at.kill()
+    assert at.deaths == []
+
+
+@pytest.mark.parametrize("report", [Beat(turns=3, status={"ok": 1}), Halted("why")])
+def test_reports_are_read_as_they_were_written(report: Beat | Halted) -> None:
+    assert decode_report(encode_report(report)) == report
+
+
+def test_a_budget_is_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("rollout.supervisor.time.monotonic", lambda: now)
+    budget = RestartBudget(2)
+    assert [budget.spend() for _ in range(3)] == [True, True, False]
+    now = 3601.0
+    assert budget.spend()
+
+
+async def _all_ready(at: Fleet) -> None:
+    while True:
+        if all(post.beat.ready for post in at.posts):
+            return
+        await anyio.sleep(0.02)
