@@ -1,6 +1,6 @@
 """Durable, acked, back-pressured queues behind one contract: `open_queue(url)`."""
 
-from transports.base import DeadLetter, Delivery, Frames, Lease, Queue, QueueStats
+from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats
 from transports.errors import (
     AdmissionTimeout,
     QueueClosed,
@@ -21,6 +21,7 @@ __all__ = [
     "Delivery",
     "Frames",
     "Lease",
+    "Peeked",
     "Queue",
     "QueueClosed",
     "QueueCorrupt",

@@ -35,6 +35,7 @@ ADMISSION_TIMEOUT = 1800.0
 """Seconds that `admit()` waits where the caller names no other deadline: a stall this long is an error, not a wait."""
 
 _ADMISSION_POLL = (0.005, 0.25)
+_REQUEUED_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,25 @@ class QueueStats:
 class DeadLetter:
     """A record that a consumer rejected, and why."""
 
+    id: str
+    """By what its queue knows it."""
     frames: Frames
     key: str
     tag: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Peeked:
+    """A record of the backlog, as an onlooker sees it."""
+
+    frames: Frames
+    key: str
+    tag: str
+    partition: int
+    position: int
+    delivered: bool
+    """Whether it was delivered before: known, or assumed of what a consumer has read ahead."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,6 +178,14 @@ class Queue(ABC):
         """The first `limit` rejected records, oldest first; they stay where they are."""
 
     @abstractmethod
+    async def discard(self, letter: DeadLetter) -> None:
+        """Remove a dead letter for good; nothing where it is gone already."""
+
+    @abstractmethod
+    async def peek(self, *, limit: int) -> Sequence[Peeked]:
+        """The first `limit` records of the backlog, oldest first. Nothing is leased, and they stay where they are."""
+
+    @abstractmethod
     async def aclose(self) -> None:
         """Release what was leased; every later call raises QueueClosed, save aclose itself."""
 
@@ -187,6 +211,20 @@ class Queue(ABC):
                 )
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 2, longest)
+
+    async def requeue(self, *, limit: int) -> int:
+        """Put the first `limit` dead letters back as new records; how many there were.
+
+        Raises what `put` raises; the letters before that one are back, it and the others stay.
+        """
+        done = 0
+        while done < limit and (letters := await self.dead_letters(limit=min(_REQUEUED_AT_ONCE, limit - done))):
+            for letter in letters:
+                # In this order: a process that dies in between leaves one record twice, and none nowhere.
+                await self.put(letter.frames, key=letter.key, tag=letter.tag)
+                await self.discard(letter)
+                done += 1
+        return done
 
     async def __aenter__(self) -> Self:
         return self

@@ -18,13 +18,15 @@ from typing import Literal, TypeVar
 from urllib.parse import unquote
 from weakref import WeakValueDictionary
 
-from transports.base import DeadLetter, Delivery, Frames, Lease, Queue, QueueStats, partition_of
+from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
 from transports.errors import QueueClosed, QueueStorageError, QueueURLError
 from transports.files.backlog import Backlog
+from transports.files.dead import DeadLetters
 from transports.files.layout import open_layout
 from transports.files.leases import Holder, Watch, end_leases
+from transports.files.onlooking import peek_backlog
 from transports.files.partitions import PartitionConsumer
-from transports.files.replay import ReplayedQueue, read_dead_letters
+from transports.files.replay import ReplayedQueue
 from transports.files.segments import SegmentWriter
 from transports.files.singles import SingleRecordConsumer
 from transports.files.source import SourceSettings
@@ -101,6 +103,7 @@ class FileQueue(Queue):
         self._writers: dict[int, SegmentWriter] = {}
         self._sync = SYNC_MODES[options.fsync]()
         self._backlog = Backlog(self._layout)
+        self._dead = DeadLetters(self._layout)
         self._measuring = asyncio.Lock()
         self._backlog_records = self._backlog_bytes = 0
         self._measured_at = -math.inf
@@ -190,7 +193,20 @@ class FileQueue(Queue):
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
         self._check_open()
         with self._refusals_named:
-            return await asyncio.to_thread(read_dead_letters, self._layout, limit)
+            return await asyncio.to_thread(self._dead.read, limit)
+
+    async def discard(self, letter: DeadLetter) -> None:
+        self._check_open()
+        with self._refusals_named:
+            # A letter that was put again goes only when the new record is on the medium.
+            for writer in self._writers.values():
+                await asyncio.to_thread(writer.sync)
+            self._dead.discard(letter)
+
+    async def peek(self, *, limit: int) -> Sequence[Peeked]:
+        self._check_open()
+        with self._refusals_named:
+            return await asyncio.to_thread(peek_backlog, self._layout, limit)
 
     async def aclose(self) -> None:
         if self._closed:
@@ -208,6 +224,8 @@ class FileQueue(Queue):
                 writer.close()
             await asyncio.to_thread(self._holder.close)
             self._wakeups.wake()
+            with self._refusals_named:
+                await asyncio.to_thread(self._dead.close)
 
     async def _next(self) -> Delivery | None:
         """The next record of any partition; one that has many gives way to the others from time to time."""

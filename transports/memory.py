@@ -14,8 +14,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
-from transports.base import DeadLetter, Delivery, Frames, Lease, Queue, QueueStats, partition_of
+from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
 from transports.errors import QueueClosed, QueueURLError
 from transports.urls import QueueOptions, parse_queue_url
 from transports.wakeups import Wakeups
@@ -55,6 +56,9 @@ class _Partition:
         returned = [position for position, (owner, _) in self.lent.items() if owner == epoch]
         self.ready.extendleft(self.lent.pop(position)[1] for position in sorted(returned, reverse=True))
 
+    def backlog(self) -> list[_Record]:
+        return [*self.ready, *(record for _, _, record in self.delayed), *(record for _, record in self.lent.values())]
+
     def oldest_put(self) -> float:
         """When the oldest record was put; `ready` is in the order of the puts, so its first one speaks for it."""
         candidates = [record.put_at for _, record in self.lent.values()]
@@ -74,7 +78,7 @@ class _Broker:
         self.backlog_records = 0
         self.backlog_bytes = 0
         self.redeliveries = 0
-        self.dead: list[DeadLetter] = []
+        self.dead: dict[str, DeadLetter] = {}
         self.wakeups = Wakeups()
         self.on_settled: Callable[[str], None] | None = None
 
@@ -159,7 +163,9 @@ class MemoryQueue(Queue):
             partition = self._lent_from(delivery)
             _, record = partition.lent[delivery.position]
             broker.settle(partition, delivery.position)
-            broker.dead.append(DeadLetter(record.frames, record.key, record.tag, reason))
+            # Named so that no other broker has the name: a `zmq://` hub that is started anew has letters of its own.
+            letter = DeadLetter(secrets.token_hex(8), record.frames, record.key, record.tag, reason)
+            broker.dead[letter.id] = letter
 
     async def release(self) -> None:
         broker = self._open_broker()
@@ -191,7 +197,22 @@ class MemoryQueue(Queue):
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
         broker = self._open_broker()
         with broker.lock:
-            return tuple(broker.dead[:limit])
+            return tuple(islice(broker.dead.values(), limit))
+
+    async def discard(self, letter: DeadLetter) -> None:
+        broker = self._open_broker()
+        with broker.lock:
+            broker.dead.pop(letter.id, None)
+
+    async def peek(self, *, limit: int) -> Sequence[Peeked]:
+        broker = self._open_broker()
+        with broker.lock:
+            found = [(index, record) for index, p in enumerate(broker.partitions) for record in p.backlog()]
+            oldest = heapq.nsmallest(limit, found, key=lambda entry: (entry[1].put_at, entry[1].position))
+            return tuple(
+                Peeked(record.frames, record.key, record.tag, index, record.position, record.delivered)
+                for index, record in oldest
+            )
 
     async def aclose(self) -> None:
         if self._closed:

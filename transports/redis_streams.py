@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from secrets import token_hex
 
-from transports.base import DeadLetter, Delivery, Frames, Lease, Queue, QueueStats, partition_of
+from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
 from transports.errors import QueueClosed, QueueURLError
 from transports.streams import scripts
 from transports.streams.consumers import (
@@ -152,8 +152,23 @@ class RedisQueue(Queue):
         letters = []
         for id_, fields in await self._server.run(scripts.DEAD, [f"{self._prefix}:dead"], [limit]):
             entry = Entry(id_, False, fields[3], fields[5], fields[7])
-            letters.append(DeadLetter(entry.frames, text(entry.key), text(entry.tag), text(fields[1])))
+            letters.append(DeadLetter(text(id_), entry.frames, text(entry.key), text(entry.tag), text(fields[1])))
         return letters
+
+    async def discard(self, letter: DeadLetter) -> None:
+        await self._open()
+        await self._server.run(scripts.DISCARD, [f"{self._prefix}:dead"], [letter.id])
+
+    async def peek(self, *, limit: int) -> Sequence[Peeked]:
+        await self._open()
+        streams = [f"{self._prefix}:p{index}" for index in range(self._partitions)]
+        keys = [key for stream in streams for key in (stream, f"{stream}:epoch", f"{stream}:delivered")]
+        found = []
+        for index, delivered, id_, fields in await self._server.run(scripts.PEEK, keys, [limit]):
+            entry = Entry(id_, bool(delivered), fields[1], fields[3], fields[5])
+            place = (index, entry.position, entry.redelivered)
+            found.append(Peeked(entry.frames, text(entry.key), text(entry.tag), *place))
+        return found
 
     async def aclose(self) -> None:
         if self._closed:

@@ -18,7 +18,7 @@ from secrets import token_hex
 
 import zmq
 
-from transports.base import DeadLetter, Delivery, Frames, Lease, Queue, QueueStats
+from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats
 from transports.errors import QueueClosed, QueueStorageError, QueueURLError
 from transports.urls import QueueOptions, parse_queue_url
 from transports.wire.hub import Hub
@@ -115,6 +115,12 @@ class ZmqQueue(Queue):
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
         return await (await self._linked()).dead_letters(limit)
+
+    async def discard(self, letter: DeadLetter) -> None:
+        await (await self._linked()).discard(letter)
+
+    async def peek(self, *, limit: int) -> Sequence[Peeked]:
+        return await (await self._linked()).peek(limit)
 
     async def aclose(self) -> None:
         if self._closed:

@@ -38,6 +38,7 @@ class Backlog:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._ledgers = [Ledger(layout.partition(index)) for index in range(layout.partitions)]
+        self._dead = [Ledger(layout.dead(index)) for index in range(layout.partitions)]
         self._ends: dict[str, _Step] = {}
         self._oldest: dict[str, _Step] = {}
 
@@ -50,8 +51,7 @@ class Backlog:
             lanes = list_lanes(directory)
             ledger.refresh()
             redeliveries += ledger.redeliveries
-            buried = self._layout.dead(index)
-            dead += sum(self._tally(buried, names).records for names in list_lanes(buried))
+            dead += self._dead_letters(index)
             for names in lanes:
                 acks = ledger.lanes.get(names[0].writer, LaneAcks())
                 put = self._tally(directory, names)
@@ -66,6 +66,13 @@ class Backlog:
             redeliveries=redeliveries,
             dead_letters=dead,
         )
+
+    def _dead_letters(self, index: int) -> int:
+        directory, ledger = self._layout.dead(index), self._dead[index]
+        lanes = list_lanes(directory)
+        if lanes:
+            ledger.refresh()
+        return sum(self._tally(directory, names).records - ledger.lane(names[0].writer).records for names in lanes)
 
     def _tally(self, directory: Path, names: list[SegmentName]) -> Tally:
         """What the writer of these segments has put, up to its last whole record."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -148,16 +148,25 @@ def read_chunk(directory: Path, cursor: Cursor) -> Chunk:
 def read_lane(directory: Path, segments: Sequence[SegmentName]) -> Iterator[Record]:
     """Every record that is left of a lane whose writer is not waited for, from its first segment on."""
     for segment, following in zip_longest(segments, segments[1:]):
-        cursor = Cursor(segment, HEADER_BYTES, segment.first_seq)
-        while (chunk := read_chunk(directory, cursor)).records:
-            for record, _ in chunk.records:
-                yield record
-            cursor = chunk.cursor
-        where = f"{directory / str(segment)}, byte {chunk.cursor.offset}"
-        if following is not None and following.first_seq != chunk.cursor.seq:
-            raise QueueCorrupt(f"{where}: record {chunk.cursor.seq} is damaged or missing")
-        if chunk.rest:
-            log.warning("%s: the last %d bytes are no whole record and were cut off: torn tail", where, chunk.rest)
+        end = yield from read_segment(directory, segment, following)
+        if end.rest:
+            where = f"{directory / str(segment)}, byte {end.cursor.offset}"
+            log.warning("%s: the last %d bytes are no whole record and were cut off: torn tail", where, end.rest)
+
+
+def read_segment(
+    directory: Path, segment: SegmentName, following: SegmentName | None
+) -> Generator[Record, None, Chunk]:
+    """Its whole records, and the chunk without any at their end. QueueCorrupt if the following does not follow them."""
+    cursor = Cursor(segment, HEADER_BYTES, segment.first_seq)
+    while (chunk := read_chunk(directory, cursor)).records:
+        for record, _ in chunk.records:
+            yield record
+        cursor = chunk.cursor
+    if following is not None and following.first_seq != cursor.seq:
+        where = f"{directory / str(segment)}, byte {cursor.offset}"
+        raise QueueCorrupt(f"{where}: record {cursor.seq} is damaged or missing")
+    return chunk
 
 
 def read_at(path: Path, offset: int) -> Record:

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from transports.base import DeadLetter, Delivery, Frames, Queue, QueueStats
+from transports.base import DeadLetter, Delivery, Frames, Peeked, Queue, QueueStats
 from transports.errors import QueueClosed, QueueError
 from transports.files.backlog import Backlog
+from transports.files.dead import DeadLetters
 from transports.files.lanes import read_lane
 from transports.files.layout import Layout, SegmentName, list_lanes, open_layout
+from transports.files.onlooking import peek_backlog
 from transports.files.records import Record
 from transports.urls import QueueOptions
 
@@ -76,22 +78,16 @@ class ReplayedQueue(Queue):
         return await asyncio.to_thread(self._backlog.measure)
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
-        return await asyncio.to_thread(read_dead_letters, self._layout, limit)
+        return await asyncio.to_thread(DeadLetters(self._layout).read, limit)
+
+    async def discard(self, letter: DeadLetter) -> None:
+        raise QueueError(f"{self.url}: a queue that is replayed is read only")
+
+    async def peek(self, *, limit: int) -> Sequence[Peeked]:
+        return await asyncio.to_thread(peek_backlog, self._layout, limit)
 
     async def aclose(self) -> None:
         self._closed = True
-
-
-def read_dead_letters(layout: Layout, limit: int) -> list[DeadLetter]:
-    """The rejected records of all partitions, in the order of their rejection within each consumer."""
-    found: list[DeadLetter] = []
-    for index in range(layout.partitions):
-        for names in list_lanes(layout.dead(index)):
-            for record in islice(read_lane(layout.dead(index), names), limit - len(found)):
-                reason, *frames = record.frames
-                text = str(reason, "utf-8", "surrogatepass")
-                found.append(DeadLetter(tuple(frames), record.key, record.tag, text))
-    return found
 
 
 def _lane(layout: Layout, index: int, names: list[SegmentName]) -> Iterator[tuple[int, str, Record]]:

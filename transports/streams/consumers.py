@@ -44,6 +44,10 @@ class Entry(NamedTuple):
     def frames(self) -> Frames:
         return split_frames(self.data)
 
+    @property
+    def position(self) -> int:
+        return _position(self.id)
+
 
 class StreamConsumer(ABC):
     """One partition, as one handle consumes it."""
@@ -111,7 +115,7 @@ class StreamConsumer(ABC):
         return delivery.epoch == self._epoch and bool(await self._server.run(scripts.HOLD, keys, args))
 
     def _delivery(self, entry: Entry) -> Delivery:
-        position = _position(entry.id)
+        position = entry.position
         self._nbytes[_id_at(position)] = frames_nbytes(entry.frames)
         return Delivery(
             frames=entry.frames,
@@ -150,7 +154,7 @@ class StreamPartition(StreamConsumer):
         if not self._ready:
             return None
         entry = self._ready.popleft()
-        self._delivered = max(self._delivered, _position(entry.id))
+        self._delivered = max(self._delivered, entry.position)
         return self._delivery(entry)
 
     async def give_back(self, delivery: Delivery, delay: float) -> bool:

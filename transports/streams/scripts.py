@@ -44,30 +44,45 @@ redis.call('SET', writer, number, 'EX', 86400)
 return {1, 0, 0}
 """
 
+# Up to where the records of a partition were delivered, or must be taken to have been: what its last holders said, or
+# what was read by one that may have died.
+_DELIVERED = """
+local function is_after(a, b)
+  local a_ms, a_number = string.match(a, '(%d+)-(%d+)')
+  local b_ms, b_number = string.match(b, '(%d+)-(%d+)')
+  return tonumber(a_ms) > tonumber(b_ms) or a_ms == b_ms and tonumber(a_number) > tonumber(b_number)
+end
+local function delivered_upto(stream, epoch, delivered)
+  local upto = redis.call('GET', delivered) or '0-0'
+  local name = 'e' .. (redis.call('GET', epoch) or '0')
+  for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local entry = {}
+    for at = 1, #group, 2 do entry[group[at]] = group[at + 1] end
+    if entry['name'] == name and is_after(entry['last-delivered-id'], upto) then upto = entry['last-delivered-id'] end
+  end
+  return upto
+end
+"""
+
 # Lease a partition: make a consumer group that nobody had, which begins with the oldest record there is (what is acked
 # is deleted), and remove the one before, without which its holder can neither read nor ack. Answers the epoch, 0 if
 # another holds it, and up to where records may have been delivered.
-ACQUIRE = """
+ACQUIRE = (
+    _DELIVERED
+    + """
 local stream, lease, epoch, delivered = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 if redis.call('EXISTS', lease) == 1 then return {0, ''} end
 redis.call('PERSIST', epoch)
 local before = redis.call('GET', epoch) or '0'
-local upto = redis.call('GET', delivered)
-if not upto then
-  upto = '0-0'
-  for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-    local entry = {}
-    for at = 1, #group, 2 do entry[group[at]] = group[at + 1] end
-    if entry['name'] == 'e' .. before then upto = entry['last-delivered-id'] end
-  end
-end
+local upto = delivered_upto(stream, epoch, delivered)
 local mine = redis.call('INCR', epoch)
 redis.call('XGROUP', 'DESTROY', stream, 'e' .. before)
 redis.call('XGROUP', 'CREATE', stream, 'e' .. mine, '0')
-redis.call('DEL', delivered)
+redis.call('SET', delivered, upto)
 redis.call('SET', lease, ARGV[1], 'PX', ARGV[2])
 return {mine, upto}
 """
+)
 
 # Give a partition back, and say up to where its records really were delivered.
 RELEASE = """
@@ -194,6 +209,38 @@ end
 DEAD = """
 return redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[1])
 """
+
+# A dead letter is not wanted any more.
+DISCARD = """
+return redis.call('XDEL', KEYS[1], ARGV[1])
+"""
+
+# The oldest records of all partitions: of each its partition, whether it was delivered, its id and its fields.
+PEEK = (
+    _DELIVERED
+    + """
+local heads, upto, found = {}, {}, {}
+local function move_on(at, from)
+  heads[at] = redis.call('XRANGE', KEYS[at], from, '+', 'COUNT', 1)[1]
+end
+for at = 1, #KEYS, 3 do
+  move_on(at, '-')
+  upto[at] = delivered_upto(KEYS[at], KEYS[at + 1], KEYS[at + 2])
+end
+while #found < tonumber(ARGV[1]) do
+  local oldest
+  for at, head in pairs(heads) do
+    if not oldest or is_after(heads[oldest][1], head[1]) then oldest = at end
+  end
+  if not oldest then break end
+  local id, fields = heads[oldest][1], heads[oldest][2]
+  local delivered = not is_after(id, upto[oldest]) or redis.call('XPENDING', KEYS[oldest], 'c', id, id, 1)[1]
+  found[#found + 1] = {(oldest - 1) / 3, delivered and 1 or 0, id, fields}
+  move_on(oldest, '(' .. id)
+end
+return found
+"""
+)
 
 STATS = """
 local totals, dead, oldest = KEYS[1], KEYS[2], false

@@ -32,6 +32,15 @@ class HandleCases(Cases):
         delivery = await next_of(queue)
         await queue.aclose()
         await queue.aclose()
-        for call in (queue.stats(), queue.receive(timeout=0), put_number(queue, 2), delivery.ack(), queue.admit()):
+        for call in (
+            queue.stats(),
+            queue.receive(timeout=0),
+            put_number(queue, 2),
+            delivery.ack(),
+            queue.admit(),
+            queue.dead_letters(),
+            queue.peek(limit=1),
+            queue.requeue(limit=1),
+        ):
             with pytest.raises(QueueClosed):
                 await call

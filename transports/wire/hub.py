@@ -25,6 +25,7 @@ from typing import Any
 
 import zmq
 
+from transports.base import DeadLetter, Frames
 from transports.memory import MemoryQueue
 from transports.wire.links import LocalLink, Token, named
 from transports.wire.sockets import LoopSocket, new_socket, pack, secure_server, unpack
@@ -160,9 +161,14 @@ class Hub:
         elif operation == "stats":
             value = astuple(await link.stats())
         elif operation == "dead_letters":
-            value = [
-                ([bytes(f) for f in d.frames], d.key, d.tag, d.reason) for d in await link.dead_letters(*arguments)
-            ]
+            letters = await link.dead_letters(*arguments)
+            value = [(d.id, _packable(d.frames), d.key, d.tag, d.reason) for d in letters]
+        elif operation == "discard":
+            value = None
+            await link.discard(DeadLetter(arguments[0], (), "", "", ""))
+        elif operation == "peek":
+            seen = await link.peek(*arguments)
+            value = [(_packable(p.frames), p.key, p.tag, p.partition, p.position, p.delivered) for p in seen]
         else:
             value = None
             await link.release()
@@ -194,3 +200,7 @@ class Hub:
             if (remote := self._remotes.get(identity)) is not None:
                 self._wire.send(identity, b"S", pack(remote.expected, settled.get(identity, [])))
         self._received_from.clear()
+
+
+def _packable(frames: Frames) -> list[bytes]:
+    return [bytes(frame) for frame in frames]

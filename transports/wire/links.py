@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from transports.base import DeadLetter, Delivery, Frames, QueueStats
+from transports.base import DeadLetter, Delivery, Frames, Peeked, QueueStats
 from transports.errors import StaleLease
 from transports.memory import MemoryQueue
 
@@ -89,6 +90,12 @@ class Link(ABC):
     async def dead_letters(self, limit: int) -> list[DeadLetter]: ...
 
     @abstractmethod
+    async def discard(self, letter: DeadLetter) -> None: ...
+
+    @abstractmethod
+    async def peek(self, limit: int) -> list[Peeked]: ...
+
+    @abstractmethod
     async def close(self) -> None: ...
 
 
@@ -140,7 +147,14 @@ class LocalLink(Link):
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
         found = await self._queue.dead_letters(limit=limit)
-        return [DeadLetter(dead.frames, dead.key, dead.tag[_TAG], dead.reason) for dead in found]
+        return [replace(dead, tag=dead.tag[_TAG]) for dead in found]
+
+    async def discard(self, letter: DeadLetter) -> None:
+        await self._queue.discard(letter)
+
+    async def peek(self, limit: int) -> list[Peeked]:
+        found = await self._queue.peek(limit=limit)
+        return [replace(record, tag=record.tag[_TAG], position=named(record.tag)[1]) for record in found]
 
     async def close(self) -> None:
         await self._queue.aclose()

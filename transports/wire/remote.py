@@ -16,7 +16,7 @@ from typing import Any
 
 import zmq
 
-from transports.base import DeadLetter, Frames, QueueStats
+from transports.base import DeadLetter, Frames, Peeked, QueueStats
 from transports.errors import QueueStorageError
 from transports.wire.links import Lent, Link, Token, named
 from transports.wire.sockets import LoopSocket, new_socket, pack, secure_client, unpack
@@ -123,7 +123,14 @@ class RemoteLink(Link):
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
         value, _ = await self._ask("dead_letters", [limit])
-        return [DeadLetter(tuple(frames), key, tag, reason) for frames, key, tag, reason in value]
+        return [DeadLetter(id_, tuple(frames), *rest) for id_, frames, *rest in value]
+
+    async def discard(self, letter: DeadLetter) -> None:
+        await self._ask("discard", [letter.id])
+
+    async def peek(self, limit: int) -> list[Peeked]:
+        value, _ = await self._ask("peek", [limit])
+        return [Peeked(tuple(frames), *rest) for frames, *rest in value]
 
     async def close(self) -> None:
         """Leave what was put with the hub. Raises QueueStorageError where there is none to leave it with."""

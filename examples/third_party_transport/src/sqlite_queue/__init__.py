@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from transports import DeadLetter, Delivery, Frames, Lease, Queue, QueueClosed, QueueStats, QueueURLError
+from transports import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueClosed, QueueStats, QueueURLError
 from transports.base import frames_nbytes, partition_of
 from transports.urls import QueueOptions, parse_queue_url
 
@@ -100,7 +100,19 @@ class SqliteQueue(Queue):
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
         with self._transaction():
             rows = self._rows("SELECT * FROM records WHERE reason IS NOT NULL ORDER BY position LIMIT ?", limit)
-        return [DeadLetter(_frames(row), row["key"], row["tag"], row["reason"]) for row in rows]
+        return [DeadLetter(str(row["position"]), _frames(row), row["key"], row["tag"], row["reason"]) for row in rows]
+
+    async def discard(self, letter: DeadLetter) -> None:
+        with self._transaction():
+            self._do("DELETE FROM records WHERE position = ? AND reason IS NOT NULL", int(letter.id))
+
+    async def peek(self, *, limit: int) -> Sequence[Peeked]:
+        with self._transaction():
+            rows = self._rows("SELECT * FROM records WHERE reason IS NULL ORDER BY position LIMIT ?", limit)
+        return [
+            Peeked(_frames(row), row["key"], row["tag"], row["number"], row["position"], row["times"] > 0)
+            for row in rows
+        ]
 
     async def aclose(self) -> None:
         if not self._closed:
