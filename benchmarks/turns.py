@@ -3,8 +3,8 @@
     python benchmarks/turns.py [--turns 200] [--rollouts 5] [--json]
 
 The engine is the embedded one in a process of its own, so that only the worker's side is counted: preparing images,
-matching, bridging, the request, checking the answer, the trace and the record. A text turn adds about 85 tokens; an
-image turn adds one new 224x224 JPEG as a `data:` URI, offloaded. Where verifiers 0.4.0 is installed beside us, the
+matching, bridging, the request, checking the answer, the trace, the record. A text turn adds about 85 tokens; an image
+turn adds one new 224x224 JPEG of 40 KB as a `data:` URI, offloaded. Where verifiers 0.4.0 is installed beside us, the
 same conversations run through its `TrainClient` and message graph against an engine stub that answers at once.
 """
 
@@ -54,9 +54,11 @@ def text_turn(turn: int) -> Message:
 
 def image_turn(turn: int) -> Message:
     rng = np.random.default_rng(turn)
-    pixels = rng.integers(0, 256, (14, 14, 3), dtype=np.uint8)
+    shapes = Image.fromarray(rng.integers(40, 216, (14, 14, 3), dtype=np.uint8))
+    smooth = np.asarray(shapes.resize((224, 224), Image.Resampling.BICUBIC), np.int16)
+    grainy = smooth + rng.integers(-40, 40, smooth.shape, np.int16)
     file = io.BytesIO()
-    Image.fromarray(pixels).resize((224, 224), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
     uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
     question = {"type": "text", "text": "What is the colour of this square?"}
     return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}, question]}
