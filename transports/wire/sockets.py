@@ -83,7 +83,8 @@ def unpack(data: bytes) -> list[Any]:
 
 def _certificate(path: str) -> tuple[bytes, bytes | None]:
     try:
-        return zmq.auth.load_certificate(Path(path))
+        pair: tuple[bytes, bytes | None] = zmq.auth.load_certificate(Path(path))
+        return pair
     except (OSError, ValueError) as error:
         raise QueueURLError(
             f"{path}: not a CURVE certificate ({error}); make one with zmq.auth.create_certificates"
