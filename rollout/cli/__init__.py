@@ -3,7 +3,7 @@
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,6 +18,8 @@ serve = typer.Typer(help="Start an engine that rollouts can be played against.",
 app.add_typer(serve, name="serve")
 assets = typer.Typer(help="The images of a run on disk.", no_args_is_help=True)
 app.add_typer(assets, name="assets")
+queue = typer.Typer(help="Look into a queue by its URL, and empty it.", no_args_is_help=True)
+app.add_typer(queue, name="queue")
 
 _state = {"debug": False}
 
@@ -252,6 +254,76 @@ def assets_gc(
     from rollout.cli.assets import gc_command
 
     raise typer.Exit(gc_command(run, grace=grace, dry_run=dry_run, as_json=as_json))
+
+
+QueueUrl = Annotated[
+    str, typer.Argument(metavar="URL", help="Such as file:///runs/one/trajectories.", show_default=False)
+]
+
+
+@queue.command("stats")
+def queue_stats(url: QueueUrl, as_json: Json = False, debug: Debug = False) -> None:
+    """How much is in it, how old, how often it was delivered again, and how much was rejected."""
+    from rollout.cli.queue import stats_command
+
+    raise typer.Exit(stats_command(url, as_json=as_json))
+
+
+@queue.command("peek")
+def queue_peek(
+    url: QueueUrl,
+    limit: Annotated[int, typer.Option(min=1, help="Show so many records.")] = 10,
+    full: Annotated[bool, typer.Option("--full", help="Shorten nothing.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show its oldest records decoded, without leasing or consuming them."""
+    from rollout.cli.queue import peek_command
+
+    raise typer.Exit(peek_command(url, limit=limit, full=full, as_json=as_json))
+
+
+@queue.command("dead")
+def queue_dead(
+    url: QueueUrl,
+    limit: Annotated[int, typer.Option(min=1, help="Show so many dead letters.")] = 100,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show which records were rejected, and why."""
+    from rollout.cli.queue import dead_command
+
+    raise typer.Exit(dead_command(url, limit=limit, as_json=as_json))
+
+
+@queue.command("requeue")
+def queue_requeue(
+    url: QueueUrl,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many.", show_default=False)] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Put rejected records back as new ones, the first rejected first; by default all there are now."""
+    from rollout.cli.queue import requeue_command
+
+    raise typer.Exit(requeue_command(url, limit=limit, as_json=as_json))
+
+
+@queue.command("drain")
+def queue_drain(
+    url: QueueUrl,
+    lease: Annotated[
+        Literal["partition", "record"], typer.Option(help="How its consumers share it: record for a queue of tasks.")
+    ] = "partition",
+    wait: Annotated[float, typer.Option(min=0, help="Seconds until what a dead consumer held is free.")] = 12.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Throw away everything that no other consumer holds."""
+    from rollout.cli.queue import drain_command
+
+    raise typer.Exit(drain_command(url, lease=lease, wait=wait, confirmed=yes, as_json=as_json))
 
 
 def main() -> None:

@@ -1,0 +1,112 @@
+"""The readable form of what is on a queue: records of trajectories, orders for rollouts, and whatever else is there.
+
+Arrays are told by dtype and shape, long text and data URIs by their beginning. What cannot be decoded is said to be so.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+from rollout.records import RecordError
+from rollout.steps import decode_record
+from rollout.tasks import RolloutOrder, TaskError, decode_order
+from transports import Frames
+from transports.codec import decode
+from transports.errors import CodecError
+
+_LONGEST_TEXT = 240
+_LONGEST_URI = 48
+_LONGEST_BYTES = 16
+_LONGEST_LIST = 32
+
+
+class Readable(NamedTuple):
+    """A record in plain values that YAML and JSON can say."""
+
+    kind: str
+    rollout: str
+    """Run, environment, rollout, attempt and number for a trajectory's record; empty where nobody knows."""
+    content: Any
+
+
+def readable(frames: Frames, *, full: bool) -> Readable:
+    """Whatever the frames are. `full` shortens nothing."""
+    plain = _Plain(full)
+    try:
+        value = decode(frames)
+    except CodecError as error:
+        return Readable("undecodable", "", {"error": plain.text(str(error)), "frames": [plain.of(f) for f in frames]})
+    if isinstance(value, dict) and "kind" in value and "schema" in value:
+        try:
+            record = decode_record(frames)
+        except RecordError as error:
+            return Readable("undecodable", "", {"error": plain.text(str(error)), "record": plain.of(value)})
+        return Readable(record.kind, plain.text(record.header.tag), plain.of(record))
+    try:
+        order: RolloutOrder | None = decode_order(frames)
+    except TaskError:
+        order = None
+    if order is not None:
+        return Readable("order", plain.text(order.rollout), plain.of(value))
+    return Readable("other", "", plain.of(value))
+
+
+def printable(text: str) -> str:
+    """On one line, without what would steer a terminal or could not be written to it."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+class _Plain:
+    """Turns values into plain ones."""
+
+    def __init__(self, full: bool) -> None:
+        self._full = full
+
+    def of(self, value: Any) -> Any:
+        match value:
+            case Enum():
+                return self.of(value.value)
+            case None | bool() | int() | float():
+                return value
+            case str():
+                return self.text(value)
+            case bytes() | bytearray() | memoryview():
+                return self._bytes(memoryview(value))
+            case Mapping():
+                return {self.text(str(key)): self.of(held) for key, held in value.items()}
+            case Sequence():
+                return self._items(value)
+        if dataclasses.is_dataclass(value):
+            return self._fields(value)
+        # What is left of what the codec carries: numpy's arrays and torch's tensors, which agree on these names.
+        return value.tolist() if self._full else _shape(value.dtype, value.shape)
+
+    def text(self, text: str) -> str:
+        text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates, which no encoding has
+        longest = _LONGEST_URI if text.startswith("data:") else _LONGEST_TEXT
+        return text if self._full or len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
+
+    def _bytes(self, data: memoryview) -> str:
+        data = data.cast("B")
+        if self._full or data.nbytes <= _LONGEST_BYTES:
+            return f"0x{data.hex()}"
+        return f"0x{data[:_LONGEST_BYTES].hex()}… ({data.nbytes:,} bytes)"
+
+    def _items(self, values: Sequence[Any]) -> list[Any]:
+        shown = values if self._full else values[:_LONGEST_LIST]
+        items = [self.of(value) for value in shown]
+        return items if len(items) == len(values) else [*items, f"… ({len(values):,} items)"]
+
+    def _fields(self, value: Any) -> dict[str, Any]:
+        """Those that say something."""
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {name: self.of(held) for name, held in fields.items() if not _is_empty(held)}
+
+
+def _shape(dtype: object, shape: Sequence[int]) -> str:
+    return f"{str(dtype).removeprefix('torch.')}[{', '.join(str(axis) for axis in shape)}]"
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, Mapping | tuple | list) and not value)
