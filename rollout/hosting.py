@@ -15,6 +15,7 @@ from rollout.claims import Claims
 from rollout.config import Config
 from rollout.containment import GuardedOutput, LoopWatchdog, refuse_forks
 from rollout.errors import RolloutError, first_failure
+from rollout.images.maintenance import hold_run
 from rollout.link import Beat, Halted, Orders, Report, SupervisorLink
 from rollout.rundir import RunDirectory
 from rollout.startup import engine_urls, open_policy, run_facts
@@ -43,7 +44,8 @@ class Host:
         self.directory.make()
         refuse_forks()
         path = self.directory.path / "workers" / f"{self.name}.jsonl"
-        with json_log(path, run=self.directory.run, worker=self.name), _guarded_output():
+        log_file = json_log(path, run=self.directory.run, worker=self.name)
+        with hold_run(self.directory.path), log_file, _guarded_output():
             reason = ""
             try:
                 anyio.run(self._work)

@@ -5,7 +5,8 @@ claims/<environment>/     who began which attempt, and how each rollout ended
 tasks/<environment>/      the orders, where queue.tasks is not elsewhere
 trajectories/             the records, where queue.url is not elsewhere
 log.jsonl, workers/       logs
-run.lock                  held by whoever runs it
+run.lock                  held by every process of the run, so that nothing is cleared away under it
+launch.lock               held by the one `rollout run` or `rollout launch` of it
 """
 
 import fcntl
@@ -21,6 +22,7 @@ import yaml
 
 from rollout.config import Config
 from rollout.errors import RolloutError
+from rollout.images.maintenance import hold_run
 
 
 class RunHeld(RolloutError):
@@ -76,7 +78,7 @@ class RunDirectory:
         Raises:
             RunHeld: another process holds it.
         """
-        with (self.path / "run.lock").open("ab") as file:
+        with hold_run(self.path), (self.path / "launch.lock").open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
