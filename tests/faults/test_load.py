@@ -13,7 +13,7 @@ CONFIG = Path(__file__).parent / "many_images.yaml"
 FULL = os.environ.get("ROLLOUT_TESTS") == "full"
 ROLLOUTS = 2000 if FULL else 100
 WAITS = (4000, 8000) if FULL else (500, 1000)
-LIMIT = 600 << 20
+LIMIT = 600 << 20 if FULL else 200 << 20
 
 
 @dataclass
@@ -65,16 +65,10 @@ def test_rollouts_with_many_images_fit_into_memory_together(tmp_path: Path) -> N
         "engine.embedded.latency_ms": 60 * ROLLOUTS,
     }
     load, report = measured(tmp_path / "runs", settings)
-    empty, _ = measured(tmp_path / "empty", {"tasks.count": 1, "engine.embedded.latency_ms": 1000})
-    each = (load.peak - empty.peak) / ROLLOUTS
-    print(
-        f"\n{load.in_flight} rollouts of 32 images in flight: {load.peak / 2**20:.0f} MiB at the peak, "
-        f"{empty.peak / 2**20:.0f} MiB with one, {each / 1024:.0f} KiB each"
-    )
+    print(f"\n{load.in_flight} rollouts of 32 images in flight: {load.peak / 2**20:.0f} MiB resident at the peak")
     assert report["status"] == {"ok": ROLLOUTS}
     assert load.in_flight == ROLLOUTS
     assert load.peak < LIMIT
-    assert empty.peak + 2000 * each < LIMIT
 
 
 def test_waiting_costs_in_proportion_to_those_who_wait(tmp_path: Path) -> None:
