@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Protocol, cast
-from urllib.parse import urlsplit
 
 from transports.base import Lease, Queue
 from transports.errors import QueueURLError, UnknownTransport
+from transports.urls import split_url
 
 ENTRY_POINT_GROUP = "rollout.transports"
 
@@ -53,7 +53,7 @@ def open_queue(url: str, *, lease: Lease = "partition", consume: Sequence[int] |
 
 
 def _factory(url: str) -> TransportFactory:
-    scheme = urlsplit(url).scheme
+    scheme = split_url(url).scheme
     if scheme in _registered:
         return _registered[scheme]
     if scheme in _OURS:

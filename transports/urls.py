@@ -52,13 +52,23 @@ class QueueOptions:
 O = TypeVar("O", bound=QueueOptions)  # noqa: E741
 
 
+def split_url(url: str) -> SplitResult:
+    """The parts of a URL. Raises QueueURLError where it is none."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # looked at only when it is asked for
+    except ValueError as error:
+        raise QueueURLError(f"{url}: not a URL ({error})") from error
+    return parts
+
+
 def parse_queue_url(url: str, options: type[O]) -> tuple[SplitResult, O]:
     """Split a URL and read its query as the fields of `options`.
 
     Raises QueueURLError for an unknown key (with the nearest known one), a key given twice, or a value of another type.
     """
+    parts = split_url(url)
     try:
-        parts = urlsplit(url)
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError as error:
         raise QueueURLError(f"{url}: not a URL ({error})") from error

@@ -6,20 +6,20 @@ from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 import anyio
 import orjson
 import typer
-import yaml
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from rollout.cli.queue_records import printable, readable
+from rollout.cli.queue_records import lines, printable, readable
 from transports import Delivery, Lease, Peeked, Queue, QueueStats, QueueURLError, open_queue
 from transports.base import frames_nbytes
+from transports.urls import split_url
 
 _ACKED_AT_ONCE = 32
 
@@ -153,7 +153,7 @@ async def _receive(queue: Queue, most: int, wait: float) -> list[Delivery]:
 
 def _visited(url: str, lease: Lease = "partition") -> Queue:
     """A handle of somebody who looks in: it must not bring about the queue that it was to find."""
-    parts = urlsplit(url)
+    parts = split_url(url)
     if parts.scheme == "memory":
         raise QueueURLError(f"{url}: the queues of memory:// live within one process; nobody else can look at them")
     if parts.scheme == "file" and not (Path(unquote(parts.path)) / "queue.json").exists():
@@ -185,8 +185,7 @@ def _lines(record: Peeked, *, full: bool) -> list[str]:
     size = f"{decimal(shown['bytes'])} in {shown['frames']} frame{'s' if shown['frames'] > 1 else ''}"
     place = f"partition {shown['partition']}, position {shown['position']}"
     facts = [shown["kind"], name, size, place, f"key {shown['key']}", *(["delivered"] if record.delivered else [])]
-    told = yaml.safe_dump(shown["content"], sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
-    return ["  ".join(printable(fact) for fact in facts), *(f"    {line}" for line in told.splitlines()), ""]
+    return ["  ".join(printable(fact) for fact in facts), *(f"    {line}" for line in lines(shown["content"])), ""]
 
 
 def _age(seconds: float) -> str:

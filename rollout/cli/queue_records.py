@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
+import yaml
+
 from rollout.records import RecordError
 from rollout.steps import decode_record
 from rollout.tasks import RolloutOrder, TaskError, decode_order
@@ -55,6 +57,23 @@ def readable(frames: Frames, *, full: bool) -> Readable:
 def printable(text: str) -> str:
     """On one line, without what would steer a terminal or could not be written to it."""
     return text if text.isprintable() else repr(text)[1:-1]
+
+
+def lines(content: Any) -> list[str]:
+    """Readable content as YAML, with lists of plain values on one line."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110).splitlines()
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML's own way would give each number a line."""
+
+
+def _represent_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
+    nested = any(isinstance(value, dict | list) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=not nested)
+
+
+_Dumper.add_representer(list, _represent_list)
 
 
 class _Plain:

@@ -16,6 +16,12 @@ def test_an_unknown_scheme_names_the_nearest_and_all_that_are_known() -> None:
         open_queue("/a/path")
 
 
+@pytest.mark.parametrize("url", ["zmq://host:port", "redis://host:port/0", "zmq://[::1"])
+def test_what_is_no_url_at_all_is_refused(url: str) -> None:
+    with pytest.raises(QueueURLError, match="not a URL"):
+        open_queue(url)
+
+
 async def test_a_program_can_register_a_transport_of_its_own() -> None:
     def mirrored(url: str, *, lease: Lease, consume: Sequence[int] | None) -> Queue:
         return MemoryQueue(url.replace("mirror:", "memory:"), lease=lease, consume=consume)
