@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rollout.messages import MessageError, canonicalise, tools_identity
+from rollout.messages import CanonicalMessage, MessageError, MessageMemory, canonicalise, tools_identity
 
 
 def test_an_image_is_named_by_its_hash_not_by_its_url() -> None:
@@ -44,3 +44,50 @@ def test_tools_in_another_order_are_other_tools() -> None:
 def test_what_no_template_can_render_is_refused_by_index(message: Any, told: str) -> None:
     with pytest.raises(MessageError, match=told):
         canonicalise([message], ())
+
+
+def test_nothing_said_is_said_in_several_ways() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"n": 1}}}
+    said = [{"role": "assistant", "content": content, "tool_calls": [call]} for content in ("", None)]
+    said.append({"role": "assistant", "tool_calls": [call]})
+    as_text = {**call, "function": {"name": "look", "arguments": '{ "n": 1 }'}}
+    said.append({"role": "assistant", "tool_calls": [as_text]})
+    assert len({message.identity for message in canonicalise(said, ())}) == 1
+
+
+def test_texts_and_images_nested_in_a_tool_result_come_out_in_order() -> None:
+    image = {"type": "image_url", "image_url": {"url": "file:///a.png"}}
+    nested = {"type": "tool_result", "content": ["before", image, {"type": "text", "text": "after"}]}
+    (message,) = canonicalise([{"role": "tool", "content": [nested, image]}], [(0, 0, "aa"), (0, 1, "bb")])
+    assert [part.get("text") or part["hash"] for part in message.message["content"]] == ["before", "aa", "after", "bb"]
+    assert message.images == ("aa", "bb")
+
+
+def remembered(*messages: dict[str, Any]) -> tuple[MessageMemory, list[CanonicalMessage]]:
+    memory, forms = MessageMemory(), canonicalise(messages, ())
+    for message, form in zip(messages, forms, strict=True):
+        memory.learn(message, form)
+    return memory, forms
+
+
+def test_messages_are_recalled_as_long_as_they_are_the_same_objects_and_unchanged() -> None:
+    first, second = {"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "user", "content": "b"}
+    memory, forms = remembered(first, second)
+    assert memory.recall([first, second, {"role": "user", "content": "c"}]) == forms
+    assert memory.recall([dict(first), second]) == []
+    first["content"][0]["text"] = "changed"  # type: ignore[index]
+    assert memory.recall([first, second]) == []
+    assert memory.recall([second]) == forms[1:]
+
+
+def test_what_may_change_without_being_seen_to_is_not_remembered() -> None:
+    message = {"role": "user", "content": [type("Part", (), {"type": "text", "text": "a"})()]}
+    memory, _ = remembered(message)
+    assert memory.recall([message]) == []
+
+
+def test_the_memory_is_bounded() -> None:
+    messages = [{"role": "user", "content": str(number)} for number in range(MessageMemory._MOST + 1)]
+    memory, _ = remembered(*messages)
+    assert memory.recall(messages[:1]) == []
+    assert len(memory.recall(messages[-1:])) == 1

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderers_adapter.errors import AdapterError
-from renderers_adapter.tokens import ImageSlot, PlaceholderError, TokenRun, expand, logical
+from renderers_adapter.tokens import ImageSlot, PlaceholderError, TokenRun, expand, extend, logical
 
 PAD = 99
 
@@ -49,6 +49,23 @@ def test_expansion_equals_writing_it_out(path: list[TokenRun]) -> None:
     assert [(mark.hash, mark.offset, mark.length) for mark in expanded.placeholders] == places
     assert expanded.logprobs.tolist() == [-0.5 if s else 0.0 for s in sampled]
     assert list(expanded.starts) == starts
+
+
+@given(st.lists(runs(), max_size=6), st.integers(0, 6))
+def test_extending_a_path_equals_expanding_all_of_it(path: list[TokenRun], cut: int) -> None:
+    whole = expand(path, pad_id=PAD)
+    extended = extend(expand(path[:cut], pad_id=PAD), expand(path[cut:], pad_id=PAD))
+    for name in ("ids", "sampled", "logprobs", "token_types"):
+        assert np.array_equal(getattr(extended, name), getattr(whole, name))
+    assert (extended.placeholders, extended.starts) == (whole.placeholders, whole.starts)
+
+
+@given(runs())
+def test_an_offset_within_a_run_moves_with_the_images_before_it(run: TokenRun) -> None:
+    expanded = expand([run], pad_id=PAD).ids.tolist()
+    for offset, token in enumerate(run.ids.tolist()):
+        assert expanded[run.expanded_offset(offset)] == token
+    assert run.expanded_offset(len(run.ids)) == len(expanded)
 
 
 @pytest.mark.parametrize(
