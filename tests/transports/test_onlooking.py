@@ -1,0 +1,107 @@
+"""Looking into queues and putting dead letters back: what no case of the conformance suite can see from outside."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from transports import DeadLetter, Delivery, Queue, QueueCorrupt, QueueError, open_queue
+from transports.memory import MemoryQueue
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "queue"
+
+
+def segments(root: Path, where: str = "p0") -> list[Path]:
+    return sorted(root.glob(f"{where}/*.seg"))
+
+
+async def put_numbers(queue: Queue, numbers: range) -> None:
+    for number in numbers:
+        await queue.put((str(number).encode(), bytes(100)), key="k")
+
+
+async def next_of(queue: Queue) -> Delivery:
+    delivery = await queue.receive(timeout=10)
+    assert delivery is not None
+    return delivery
+
+
+async def peeked(queue: Queue) -> list[int]:
+    return [int(bytes(record.frames[0])) for record in await queue.peek(limit=100)]
+
+
+async def test_a_requeue_that_dies_in_between_leaves_one_record_twice_and_none_nowhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def die(queue: Queue, letter: DeadLetter) -> None:
+        raise KeyboardInterrupt
+
+    async with open_queue("memory://dies-in-between") as queue:
+        await put_numbers(queue, range(1))
+        await (await next_of(queue)).reject("not today")
+        monkeypatch.setattr(MemoryQueue, "discard", die)
+        with pytest.raises(KeyboardInterrupt):
+            await queue.requeue(limit=1)
+        stats = await queue.stats()
+        assert (stats.backlog_records, stats.dead_letters) == (1, 1)
+
+
+async def test_the_segments_of_dead_letters_are_reclaimed_once_all_of_them_are_gone(root: Path) -> None:
+    async with open_queue(f"file://{root}") as queue:
+        await put_numbers(queue, range(3))
+        for _ in range(3):
+            await (await next_of(queue)).reject("not today")
+    for left, limit in ((1, 2), (0, 1)):
+        async with open_queue(f"file://{root}") as queue:
+            assert await queue.requeue(limit=limit) == limit
+        assert len(segments(root, "p0/dead")) == left
+    async with open_queue(f"file://{root}") as queue:
+        stats = await queue.stats()
+        assert (stats.backlog_records, stats.dead_letters) == (3, 0)
+
+
+async def test_what_is_acked_and_kept_is_not_peeked_at(root: Path) -> None:
+    async with open_queue(f"file://{root}?retain=true&segment_bytes=200") as queue:
+        await put_numbers(queue, range(6))
+        lent = [await next_of(queue) for _ in range(5)]
+        await queue.ack([*lent[:3], lent[4]])
+        assert await peeked(queue) == [3, 5]
+
+
+async def test_a_record_that_is_being_written_is_not_peeked_at_and_not_called_torn(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_queue(f"file://{root}") as queue:
+        await put_numbers(queue, range(2))
+        (segment,) = segments(root)
+        os.truncate(segment, segment.stat().st_size - 8)
+        with caplog.at_level(logging.WARNING):
+            assert await peeked(queue) == [0]
+    assert not caplog.records
+
+
+async def test_peeking_at_damage_names_it(root: Path) -> None:
+    async with open_queue(f"file://{root}?segment_bytes=1") as queue:
+        await put_numbers(queue, range(3))
+    damaged = segments(root)[1]
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    async with open_queue(f"file://{root}") as queue:
+        with pytest.raises(QueueCorrupt, match=damaged.name):
+            await queue.peek(limit=10)
+
+
+async def test_a_replayed_queue_can_be_looked_at_but_not_changed(root: Path) -> None:
+    async with open_queue(f"file://{root}") as queue:
+        await put_numbers(queue, range(3))
+        await (await next_of(queue)).reject("not today")
+    async with open_queue(f"file://{root}?replay=true") as replayed:
+        assert await peeked(replayed) == [1, 2]
+        with pytest.raises(QueueError, match="read only"):
+            await replayed.requeue(limit=1)
+        (letter,) = await replayed.dead_letters()
+        with pytest.raises(QueueError, match="read only"):
+            await replayed.discard(letter)
