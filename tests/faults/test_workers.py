@@ -40,7 +40,7 @@ class Size:
 
 SIZE = {
     "full": Size(rollouts=1000, kills=100, every=5.0, latency=1500),
-    "ci": Size(rollouts=1000, kills=10, every=5.0, latency=130),
+    "ci": Size(rollouts=1000, kills=10, every=5.0, latency=240),
 }.get(LEVEL, Size(rollouts=120, kills=4, every=2.0, latency=200))
 
 
