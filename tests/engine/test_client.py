@@ -97,7 +97,7 @@ async def test_the_name_that_an_abort_uses_is_the_engines(fleet: Mapping[str, An
 
 async def test_a_try_that_takes_too_long_is_aborted_and_the_turn_ends_in_time(fleet: Mapping[str, Any]) -> None:
     live = fleet["qwen3-vl"]
-    async with EngineClient([live.url], "tiny", timeout=3, request_timeout=1, retries=1) as client:
+    async with EngineClient([live.url], "tiny", timeout=60, request_timeout=1, retries=1) as client:
         with pytest.raises(Exception, match=r"engine\.request_timeout"):
             await client.generate(endless("slow"))
     await until_idle(live)
