@@ -1,6 +1,24 @@
 """Tests that kill processes take minutes; they are collected where ROLLOUT_TESTS names a size, as CI and verify do."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.launched import World
 
 if os.environ.get("ROLLOUT_TESTS") not in ("ci", "full"):
     collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    for process in made.processes:
+        process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()

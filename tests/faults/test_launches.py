@@ -1,0 +1,179 @@
+"""The life of a launch: rollouts that misbehave, supervisors that are killed, drained, interrupted and resumed."""
+
+import json
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.faults.launched import World, worker_logs
+
+MISBEHAVING = Path(__file__).parent / "misbehaving.yaml"
+LONG: dict[str, object] = {"tasks.does": "[behaves]", "tasks.group_size": 1, "engine.embedded.latency_ms": 300}
+
+
+def test_one_rollout_that_misbehaves_fails_alone_and_is_named(world: World) -> None:
+    expected = {
+        "raises": "ValueError",
+        "hangs": "RolloutTimeout",
+        "holds": "EventLoopHeld",
+        "answers_nonsense": "ScoreError",
+        "answers_nan": "ScoreError",
+        "prints": "OutputFlood",
+        "forks": "ForkRefused",
+        "exits": "SystemExit",
+        "cancels": "RuntimeError",
+        "dies": "AttemptsExhausted",
+    }
+    does = ["behaves", "writes", *(word for bad in expected for word in (bad, "behaves"))]
+    launched = world.launch(
+        MISBEHAVING,
+        {
+            "tasks.does": f"[{','.join(does)}]",
+            "tasks.count": len(does),
+            "tasks.group_size": 1,
+            "worker.rollout_timeout": 10,
+            "worker.block_timeout": 4,
+        },
+        "--workers=2",
+    )
+    out, err = launched.process.communicate(timeout=120)
+    assert launched.process.returncode == 0, err[-3000:]
+    report = json.loads(out)
+    assert report["rollouts"] == len(does)
+    assert report["status"] == {"ok": len(does) - len(expected), "failed": len(expected)}
+    run_dir = Path(report["run_dir"])
+    ended = {}
+    for path in (run_dir / "claims" / "misbehaving").glob("*.done"):
+        outcome = json.loads(path.read_text())
+        if outcome["error"] is not None:
+            ended[outcome["group"].partition("-")[2]] = outcome["error"]["type"]
+    assert ended == expected
+    assert sum(path.stat().st_size for path in run_dir.glob("workers/*.out")) < 48 << 20
+    print(f"\n{len(expected)} of {len(does)} rollouts misbehaved, each failed alone; {report['deaths']} workers died")
+
+
+def test_a_blocked_event_loop_is_not_a_dead_worker(world: World) -> None:
+    launched = world.launch(
+        MISBEHAVING,
+        {
+            "environment.block": 20,
+            "tasks.does": "[blocks,behaves,behaves,behaves]",
+            "tasks.count": 8,
+            "tasks.group_size": 1,
+        },
+    )
+    out, err = launched.process.communicate(timeout=120)
+    assert launched.process.returncode == 0, err[-3000:]
+    report = json.loads(out)
+    assert (report["status"], report["deaths"], report["retries"]) == ({"ok": 8}, 0, 0)
+    assert report["seconds"] > 40
+    assert all(path.name.endswith((".1", ".done")) for path in Path(report["run_dir"]).glob("claims/misbehaving/*"))
+
+
+def test_workers_and_what_they_started_die_with_their_supervisor(world: World) -> None:
+    settings = LONG | {
+        "tasks.count": 400,
+        "tasks.does": "[leaves_a_process,behaves]",
+        "environment.marker": world.directory,
+    }
+    launched = world.launch(MISBEHAVING, {**settings, "worker.concurrency": 4}, "--workers=2")
+    launched.until(lambda: len(launched.alive()) == 2 and len(world.leftovers()) > 6)
+    launched.process.kill()
+    launched.process.wait()
+    deadline = time.monotonic() + 5.0
+    while (left := world.leftovers()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert left == []
+
+
+def test_a_killed_launch_is_resumed_without_repeating_what_is_done(world: World) -> None:
+    settings = LONG | {
+        "tasks.count": 40,
+        "worker.concurrency": 4,
+        "queue.tasks": f"file://{world.directory}/t?lease_time=1",
+    }
+    launched = world.launch(MISBEHAVING, settings, "--workers=2")
+
+    def done() -> set[str]:
+        return {path.stem for path in launched.runs.glob("*/claims/misbehaving/*.done")}
+
+    launched.until(lambda: len(done()) >= 10)
+    launched.process.kill()
+    launched.process.wait()
+    before, run_dir = done(), launched.run_dir
+    assert run_dir is not None
+    stamps = {path: path.stat().st_mtime_ns for path in run_dir.glob("claims/misbehaving/*.done")}
+    assert 10 <= len(before) < 40
+    resumed = world.resume(run_dir, {}, "--workers=2")
+    out, err = resumed.process.communicate(timeout=60)
+    assert resumed.process.returncode == 0, err[-3000:]
+    assert json.loads(out)["status"] == {"ok": 40}
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    begun = Counter(
+        path.name.rpartition(".")[0] for path in run_dir.glob("claims/misbehaving/*") if path.name[-1].isdigit()
+    )
+    assert all(begun[name] == 1 for name in before)
+
+
+def test_sigterm_drains_and_nothing_is_played_twice(world: World) -> None:
+    launched = world.launch(MISBEHAVING, LONG | {"tasks.count": 200, "worker.concurrency": 4}, "--workers=2")
+    launched.until(lambda: len(list(launched.runs.glob("*/claims/misbehaving/*.done"))) >= 6)
+    launched.process.send_signal(signal.SIGTERM)
+    out, err = launched.process.communicate(timeout=30)
+    assert launched.process.returncode == 0, err[-3000:]
+    report = json.loads(out)
+    assert set(report["status"]) == {"ok"}
+    assert 6 <= report["rollouts"] < 200
+    claims = Path(report["run_dir"]) / "claims" / "misbehaving"
+    begun = {path.name.rpartition(".")[0] for path in claims.iterdir() if path.name.endswith(".1")}
+    assert begun == {path.name.rpartition(".")[0] for path in claims.glob("*.done")}
+    assert list(claims.glob("*.returned")) == list(claims.glob("*.2")) == []
+    assert world.leftovers() == []
+
+
+def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(world: World) -> None:
+    settings = {"tasks.does": "[behaves,hangs]", "tasks.count": 8, "tasks.group_size": 1, "worker.rollout_timeout": 600}
+    launched = world.launch(MISBEHAVING, settings, "--workers=2")
+    launched.until(lambda: len(list(launched.runs.glob("*/claims/misbehaving/*.done"))) == 4)
+    launched.process.send_signal(signal.SIGINT)
+    launched.until(lambda: any(entry["event"] == "worker drains" for entry in worker_logs(launched)))
+    launched.process.send_signal(signal.SIGINT)
+    out, err = launched.process.communicate(timeout=10)
+    assert launched.process.returncode == 130, err[-3000:]
+    report = json.loads(out)
+    assert report["status"] == {"ok": 4}
+    assert world.leftovers() == []
+    resumed = world.resume(Path(report["run_dir"]), {"worker.rollout_timeout": 1})
+    out, err = resumed.process.communicate(timeout=60)
+    assert resumed.process.returncode == 0, err[-3000:]
+    assert json.loads(out)["status"] == {"ok": 4, "failed": 4}
+
+
+def test_a_second_launch_on_the_same_directory_is_refused(world: World) -> None:
+    launched = world.launch(MISBEHAVING, LONG | {"tasks.count": 200, "worker.concurrency": 2})
+    launched.until(lambda: bool(launched.alive()))
+    assert launched.run_dir is not None
+    second = world.resume(launched.run_dir, {})
+    _, err = second.process.communicate(timeout=30)
+    assert second.process.returncode == 1
+    assert "another process runs here" in err
+    assert "Traceback" not in err
+    launched.process.send_signal(signal.SIGTERM)
+    launched.process.communicate(timeout=30)
+
+
+def test_workers_without_an_engine_halt_and_burn_no_rollout(world: World) -> None:
+    settings = LONG | {
+        "tasks.count": 4,
+        "engine.urls": "['http://127.0.0.1:9']",
+        "engine.timeout": 1,
+        "worker.restarts": 1,
+    }
+    launched = world.launch(MISBEHAVING, settings)
+    out, err = launched.process.communicate(timeout=60)
+    assert launched.process.returncode == 1
+    assert "no answer from the engine at http://127.0.0.1:9" in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert list(launched.runs.glob("*/claims/misbehaving/*")) == []
