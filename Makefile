@@ -20,7 +20,7 @@ demo: $(READY)
 	@$(BIN)/rollout run configs/color_codeword.yaml --set engine.sampling.temperature=0
 
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # Against a real vLLM on CPU, in an environment of its own (.venv-vllm, 2 GB).
 test-engine: $(READY)

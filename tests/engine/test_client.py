@@ -16,7 +16,7 @@ from rollout.steps import RolloutStatus
 from rollout.testing import play
 
 TASK = Task(id="000000", index=0, seed=7)
-ENDLESS = 4000
+ENDLESS = 30_000
 TOKENS = "generation_tokens_total"
 WORDS = tuple(range(300, 364))
 
@@ -110,11 +110,11 @@ async def test_a_conversation_over_the_servers_context_ends_as_truncated(
         async def run(self, task: Task, model: Model) -> Score:
             messages: list[Any] = []
             while True:
-                messages.append({"role": "user", "content": "0 1 2 3 4 5 6 7 8 9 " * 50})
+                messages.append({"role": "user", "content": "0 1 2 3 4 5 6 7 8 9 " * 400})
                 messages.append((await model.chat(messages)).message)
 
     async with policy_for(fleet["qwen3-vl"], allowed_token_ids=[300], max_tokens=1) as policy:
-        assert policy.engine.max_model_len == 4096
+        assert policy.engine.max_model_len == 32768
         trajectory = await play(Chatter(EnvironmentSettings()), TASK, policy)
     assert trajectory.status is RolloutStatus.TRUNCATED
     assert len(trajectory.steps) > 3

@@ -17,12 +17,32 @@ def counted() -> Counter[str]:
     return Counter()
 
 
+class Awaited(FlightCache):  # type: ignore[misc]
+    """Says when as many as `expected` have asked."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(max_bytes)
+        self.expected = 0
+        self.all_asked = asyncio.Event()
+
+    async def get(self, key: str, make: Callable[[], Any]) -> Any:
+        self.expected -= 1
+        if not self.expected:
+            self.all_asked.set()
+        return await super().get(key, make)
+
+
 @pytest.fixture
-def resolver(world: Any, processor: Any, counted: Counter[str]) -> Any:
+def cache() -> Awaited:
+    return Awaited(10_000)
+
+
+@pytest.fixture
+def resolver(world: Any, processor: Any, cache: Awaited, counted: Counter[str]) -> Any:
     def count(origin: str) -> None:
         counted[origin] += 1
 
-    return Resolver(world.facts, processor, FlightCache(10_000), count)
+    return Resolver(world.facts, processor, cache, count)
 
 
 @pytest.fixture
@@ -59,14 +79,16 @@ async def test_an_image_that_comes_again_is_processed_once(world: Any, resolver:
 
 
 async def test_two_hundred_requests_for_a_new_image_half_of_them_cancelled(
-    world: Any, resolver: Any, processor: Any
+    world: Any, resolver: Any, processor: Any, cache: Awaited
 ) -> None:
     processor.gate = asyncio.Event()
+    cache.expected = 200
     prompt = world.prompt(world.picture())
     requests: list[asyncio.Task[Any]] = [
         asyncio.ensure_future(resolver.resolve(prompt.token_ids, prompt.features)) for _ in range(200)
     ]
-    await processor.begun.wait()
+    # Each reads its bytes in a thread first; a flight that its few passengers leave is rightly given up.
+    await asyncio.wait_for(cache.all_asked.wait(), 60)
     for request in requests[::2]:
         request.cancel()
     processor.gate.set()

@@ -11,7 +11,7 @@ from typing import Any
 _TEMPLATES = Path(__file__).parent / "templates"
 _SHIPPED = Path(__file__).parents[1] / "tiny_qwen3_vl"
 
-CONTEXT = 8192
+CONTEXT = 32768
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]}
 
 TokenId = Callable[[str], int]
