@@ -124,14 +124,18 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
         tokens = np.asarray(sampled, np.int32)
         seen = np.asarray(answer["prompt_token_ids"], np.int32)
         finish = choice["finish_reason"]
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        marks = (answer.get("mm_placeholders") or {}).values()
+        ranges = [(int(mark["offset"]), int(mark["length"])) for of_modality in marks for mark in of_modality or ()]
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise EngineMismatch(
             f"{request.request_id}: the engine's answer has not the expected shape ({error!r}). "
             "Is it vLLM 0.28 or newer, started with --enable-scale-out?"
         ) from None
     if finish not in ("stop", "length", "abort"):
         raise EngineMismatch(f"{request.request_id}: unknown finish_reason {finish!r}.")
-    _require_same_prompt(request, seen, answer.get("mm_placeholders"))
+    if len(tokens) and tokens.min() < 0:
+        raise EngineMismatch(f"{request.request_id}: the engine sampled the token {tokens.min()}.")
+    _require_same_prompt(request, seen, ranges)
     try:
         return Generation(
             token_ids=LogicalIds(tokens),
@@ -152,7 +156,7 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
         raise InvalidEvidence(f"{request.request_id}: the evidence has not the expected shape ({error!r}).") from None
 
 
-def _require_same_prompt(request: GenerateRequest, seen: npt.NDArray[np.int32], placeholders: Any) -> None:
+def _require_same_prompt(request: GenerateRequest, seen: npt.NDArray[np.int32], ranges: list[tuple[int, int]]) -> None:
     ours = request.expanded
     if not np.array_equal(ours, seen):
         shared = min(len(ours), len(seen))
@@ -163,8 +167,7 @@ def _require_same_prompt(request: GenerateRequest, seen: npt.NDArray[np.int32], 
             f"difference at {at}. Do both sides use the same tokenizer and processor configuration?"
         )
     expected = [(mark.offset, mark.length) for mark in request.placeholders]
-    ranges = [(r.get("offset"), r.get("length")) for rs in (placeholders or {}).values() for r in rs]
-    if sorted(ranges, key=str) != sorted(expected, key=str):
+    if sorted(ranges) != sorted(expected):
         raise EngineMismatch(
             f"{request.request_id}: the engine placed its images at {ranges[:4]}, we placed them at {expected[:4]}."
         )

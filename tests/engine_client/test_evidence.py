@@ -71,7 +71,16 @@ def test_weights_may_change_within_a_completion(text: GenerateRequest) -> None:
     assert [span.version for span in decode(text, weight_versions=spans).versions] == ["1", "2"]
 
 
-@pytest.mark.parametrize("changed", [{"token_ids": None}, {"finish_reason": "error"}, {"token_ids": ["a"]}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"token_ids": None},
+        {"finish_reason": "error"},
+        {"token_ids": ["a"]},
+        {"token_ids": [-1]},
+        {"token_ids": [2**40]},
+    ],
+)
 def test_an_answer_of_another_shape_is_refused(text: GenerateRequest, changed: Any) -> None:
     with pytest.raises(EngineMismatch):
         decode(text, **changed)
@@ -82,8 +91,19 @@ def test_a_prompt_that_the_engine_saw_differently_is_refused(pictures: GenerateR
     with pytest.raises(EngineMismatch, match="another prompt"):
         decode_response(orjson.dumps(answer), pictures)
     answer["prompt_token_ids"] = pictures.expanded.tolist()
-    with pytest.raises(EngineMismatch, match="placed its images at"):
-        decode_response(orjson.dumps(answer), pictures)
+    elsewhere: list[Any] = [None, {}, {"image": None}, {"image": [{"offset": 0, "length": 1}]}]
+    for marks in elsewhere:
+        with pytest.raises(EngineMismatch, match="placed its images at"):
+            decode_response(orjson.dumps(answer | {"mm_placeholders": marks}), pictures)
+    malformed: list[Any] = [
+        [],
+        {"image": [None]},
+        {"image": [{"offset": 0}]},
+        {"image": [{"offset": "x", "length": 1}]},
+    ]
+    for marks in malformed:
+        with pytest.raises(EngineMismatch):
+            decode_response(orjson.dumps(answer | {"mm_placeholders": marks}), pictures)
 
 
 def npy(rows: npt.NDArray[Any]) -> str:
