@@ -36,7 +36,7 @@ from renderers_adapter.pool import shared_pool
 from rollout.engine.client import EngineClient
 from rollout.images import ImagePolicy
 from rollout.messages import Message
-from rollout.serving.engine import TINY_MODEL, EmbeddedSettings
+from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
 from rollout.serving.server import serve
 from rollout.session import Policy, Session
 from rollout.stream import RolloutId, RolloutStream
@@ -80,7 +80,7 @@ def engine(directory: Path, context_length: int) -> Iterator[str]:
 
 
 def _serve(settings: EmbeddedSettings, announced: Any) -> None:
-    serve(settings, port=0, announce=announced.put)
+    serve(EmbeddedServer(settings), announced.put)
 
 
 async def one_rollout(policy: Policy, ask: Ask, turns: int) -> list[float]:

@@ -28,7 +28,7 @@ from verifiers.v1.graph import prepare_turn
 from verifiers.v1.types import SamplingConfig
 
 from renderers_adapter.tokenizer import load_tokenizer
-from rollout.serving.engine import TINY_MODEL
+from rollout.serving.embedded import TINY_MODEL
 
 MODEL = "tiny"
 IMAGE_TOKENS = 49

@@ -23,8 +23,7 @@ def engine_urls(config: Config, directory: RunDirectory, stack: ExitStack) -> tu
     """Where the engines are; where none is configured, an embedded one is started, and stopped with the stack."""
     if config.engine.urls:
         return config.engine.urls
-    from rollout.serving.engine import EmbeddedSettings
-    from rollout.serving.server import EmbeddedServer
+    from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 
     embedded = config.engine.embedded
     server = EmbeddedServer(

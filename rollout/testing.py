@@ -20,8 +20,7 @@ from rollout.attempt import Attempt, RunFacts
 from rollout.engine.client import EngineClient
 from rollout.environments.base import Environment, Task
 from rollout.images import ImagePolicy
-from rollout.serving.engine import TINY_MODEL, EmbeddedSettings
-from rollout.serving.server import EmbeddedServer
+from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
 from rollout.session import Policy
 from rollout.tasks import RolloutOrder
 from rollout.trainer.reader import TrajectoryReader

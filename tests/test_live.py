@@ -10,8 +10,7 @@ import pytest
 
 from rollout.config import load_config
 from rollout.live import Finding, examine
-from rollout.serving.engine import EmbeddedSettings
-from rollout.serving.server import EmbeddedServer
+from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ def embedded(
     script sees the pixels of the images in one request, and nothing else; with temperature > 0 it errs at a known rate.
     """
     from rollout.cli.serve import serve_embedded
-    from rollout.serving.engine import TINY_MODEL, EmbeddedSettings
+    from rollout.serving.embedded import TINY_MODEL, EmbeddedSettings
 
     settings = EmbeddedSettings(
         model_dir=model or TINY_MODEL,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rollout.serving.engine import EmbeddedSettings
+from rollout.serving.embedded import EmbeddedSettings
 from rollout.serving.vllm import VllmFailed, VllmServer, VllmSettings
 
 _START_TIMEOUT = 1800.0
@@ -16,6 +16,7 @@ _LINE_EVERY = 10.0
 
 
 def serve_embedded(settings: EmbeddedSettings, *, port: int) -> None:
+    from rollout.serving.embedded import EmbeddedServer
     from rollout.serving.server import serve
 
     def announce(url: str) -> None:
@@ -25,7 +26,7 @@ def serve_embedded(settings: EmbeddedSettings, *, port: int) -> None:
         )
         sys.stdout.flush()
 
-    serve(settings, port=port, announce=announce)
+    serve(EmbeddedServer(settings, port=port), announce)
 
 
 def serve_vllm(settings: VllmSettings) -> int:

@@ -1,202 +1,148 @@
-"""The embedded engine: vLLM's token-in, token-out endpoint over HTTP, with no neural network inside.
+"""The embedded engine: a request in, tokens and log-probs out, and no neural network inside.
 
-It speaks the protocol more strictly than vLLM does: what vLLM ignores, answers with garbage or dies of is answered with
-400 here, and a message that names the item. Whoever passes here is understood by vLLM.
+    with EmbeddedServer(EmbeddedSettings()) as url:
+        ...
+
+Where a network would run, a scripted policy looks at the pixels. Everything around it is real: references are read and
+decoded, prompts expanded, tokens sampled at a temperature, limits kept, versions told.
 """
 
 import asyncio
-import os
+import functools
+import hashlib
+import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
-from importlib.metadata import version
-from typing import Any
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-import orjson
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+import numpy as np
 
-from rollout.serving.engine import Completion, EmbeddedSettings, ScriptedEngine
-from rollout.serving.protocol import GenerateRequest, RequestRefused, parse_request
-from rollout.serving.sampling import SampledToken
+from rollout.serving.engine import Answer, Job, ModelCard, SampledToken, WeightsRefused
+from rollout.serving.gate import Gate
+from rollout.serving.intake import Intake
+from rollout.serving.policies import Slot, load_policy
+from rollout.serving.protocol import GenerateRequest, RequestRefused
+from rollout.serving.sampling import PolicyFault, certain, sample
+from rollout.serving.server import EngineServer
 
-_ID_PREFIX = "generate-tokens-"
-_ERROR_TYPES = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError"}
+TINY_MODEL = Path(__file__).parent / "tiny_qwen3_vl"
 
 
-def create_app(settings: EmbeddedSettings) -> Starlette:
-    """The ASGI application; what is wrong with the settings is raised here, before anything listens."""
-    endpoints = _Endpoints(settings)
+@dataclass(frozen=True, slots=True)
+class EmbeddedSettings:
+    """One embedded engine.
 
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        endpoints.close()
+    Attributes:
+        model_dir: holds the tokenizer and the image processor's configuration, of the Qwen-VL family.
+        model_name: the name that requests have to ask for.
+        policy: the scripted policy, as `package.module:Class`.
+        max_model_len: the longest prompt and answer together, in expanded tokens.
+        weight_version: what the engine says its weights are.
+        allowed_directories: where `file://` images may be read from.
+        latency_ms: time to the first token of each answer, on top of what it really takes.
+        token_latency_ms: time to each further token.
+    """
 
-    return Starlette(
-        routes=[
-            Route("/inference/v1/generate", endpoints.generate, methods=["POST"]),
-            Route("/inference/v1/abort_requests", endpoints.abort_requests, methods=["POST"]),
-            Route("/v1/models", endpoints.models),
-            Route("/health", endpoints.health),
-            Route("/version", endpoints.version),
-        ],
-        exception_handlers={RequestRefused: _refused, HTTPException: _http_error, Exception: _crashed},
-        lifespan=lifespan,
-    )
+    model_dir: Path = TINY_MODEL
+    model_name: str = "tiny-qwen3-vl"
+    policy: str = "rollout.serving.policies:ColorPolicy"
+    max_model_len: int = 32768
+    weight_version: str = "0"
+    allowed_directories: tuple[Path, ...] = ()
+    latency_ms: float = 0.0
+    token_latency_ms: float = 0.0
 
 
-class _Endpoints:
+class ScriptedEngine:
+    """Answers requests by a scripted policy.
+
+    Raises:
+        TokenizerError, AdapterError: the model directory lacks a file or a token.
+        PolicyNotFound: there is no such policy.
+    """
+
     def __init__(self, settings: EmbeddedSettings) -> None:
-        self._settings = settings
-        self._engine = ScriptedEngine(settings)
-        self._running: dict[str, asyncio.Event] = {}
-        # Decoding and drawing take milliseconds to seconds, during which others must be accepted and aborted.
-        self._threads = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="embedded-engine")
-        self._started = int(time.time())
+        self.settings = settings
+        self.card = ModelCard(settings.model_name, settings.model_dir, settings.max_model_len)
+        self._intake = Intake(self.card, settings.allowed_directories)
+        self._policy = load_policy(settings.policy)
+        self._encode = functools.lru_cache(maxsize=4096)(self._encode_text)
+
+    def prepare(self, request: GenerateRequest) -> Job:
+        if request.sampling_params.allowed_token_ids is not None:
+            raise RequestRefused(
+                "sampling_params.allowed_token_ids: a script cannot honour them; leave them out or send null.",
+                param="sampling_params.allowed_token_ids",
+            )
+        taken = self._intake.take(request)
+        text = self._intake.tokenizer.decode(request.token_ids)
+        slots = self._ask(text, [np.asarray(image) for image in taken.images])
+        try:
+            tokens = sample(slots, request.sampling_params.temperature, _draw(request), self._encode)
+        except PolicyFault as fault:
+            raise self._policy_failed(str(fault)) from fault
+        whole = (*tokens, certain(self._intake.end))
+        return _Told(taken.prompt, taken.limits, whole, self.settings)
+
+    def reload(self, directory: Path | None) -> None:
+        """A script has no weights: it is made anew."""
+        if directory is not None and not directory.is_dir():
+            raise WeightsRefused(f"weights_path {directory} is not a directory.")
+        self._policy = load_policy(self.settings.policy)
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """There is nothing to give back."""
 
-    async def generate(self, http: Request) -> Response:
-        request = parse_request(await http.body())
-        request_id = _ID_PREFIX + request.request_id
-        with self._abortable(request_id) as aborted:
-            loop = asyncio.get_running_loop()
-            completion = await loop.run_in_executor(self._threads, self._engine.complete, request)
-            completion = await self._paced(completion, aborted)
-        return _json(self._answer(request_id, request, completion))
-
-    async def abort_requests(self, http: Request) -> Response:
+    def _ask(self, prompt: str, images: Sequence[np.ndarray]) -> Sequence[Slot]:
         try:
-            request_ids = orjson.loads(await http.body())["request_ids"]
-        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-            raise RequestRefused('Expected {"request_ids": […]}.', param="request_ids") from error
-        if not isinstance(request_ids, list) or not all(isinstance(one, str) for one in request_ids):
-            raise RequestRefused("request_ids is not a list of strings.", param="request_ids")
-        for request_id in request_ids:
-            if request_id in self._running:
-                self._running[request_id].set()
-        return Response()
+            return self._policy.answer(prompt, images)
+        except Exception as error:
+            raise self._policy_failed(f"{type(error).__name__}: {error}") from error
 
-    async def models(self, http: Request) -> Response:
-        model = {
-            "id": self._settings.model_name,
-            "object": "model",
-            "created": self._started,
-            "owned_by": "rollout",
-            "root": str(self._settings.model_dir),
-            "parent": None,
-            "max_model_len": self._settings.max_model_len,
-        }
-        return _json({"object": "list", "data": [model]})
+    def _policy_failed(self, reason: str) -> RequestRefused:
+        return RequestRefused(f"The scripted policy {self.settings.policy} failed: {reason}.", status=500)
 
-    async def health(self, http: Request) -> Response:
-        return Response()
-
-    async def version(self, http: Request) -> Response:
-        return _json({"version": f"rollout-{version('rollout')}"})
-
-    @contextmanager
-    def _abortable(self, request_id: str) -> Iterator[asyncio.Event]:
-        if request_id in self._running:
-            raise RequestRefused(f"request_id: {request_id} is already running.", param="request_id")
-        self._running[request_id] = asyncio.Event()
-        try:
-            yield self._running[request_id]
-        finally:
-            del self._running[request_id]
-
-    async def _paced(self, completion: Completion, aborted: asyncio.Event) -> Completion:
-        """Take the time that the settings ask for; an abort ends it early, with the tokens that were due by then."""
-        first, further = self._settings.latency_ms / 1000, self._settings.token_latency_ms / 1000
-        began = time.monotonic()
-        try:
-            async with asyncio.timeout(first + further * (len(completion.tokens) - 1)):
-                await aborted.wait()
-        except TimeoutError:
-            return completion
-        return completion.cut(tokens_due(time.monotonic() - began, first, further))
-
-    def _answer(self, request_id: str, request: GenerateRequest, completion: Completion) -> dict[str, Any]:
-        tokens = completion.tokens
-        prompt_length = len(completion.prompt.token_ids)
-        answer: dict[str, Any] = {
-            "request_id": request_id,
-            "output_mode": "tokens",
-            "model": self._settings.model_name,
-            "created": int(time.time()),
-            "choices": [
-                {
-                    "index": 0,
-                    "token_ids": [token.token_id for token in tokens],
-                    "logprobs": {"content": _evidence(tokens, request.sampling_params.logprobs)},
-                    "finish_reason": completion.finish_reason,
-                    "stop_reason": completion.stop_reason,
-                    "weight_versions": [{"version": self._settings.weight_version, "start": 0, "end": len(tokens)}],
-                    "routed_experts": None,
-                    "sampling_mask": None,
-                }
-            ],
-            "usage": {
-                "prompt_tokens": prompt_length,
-                "completion_tokens": len(tokens),
-                "total_tokens": prompt_length + len(tokens),
-            },
-            "prompt_token_ids": None,
-            "mm_placeholders": None,
-        }
-        if request.return_token_ids:
-            answer["prompt_token_ids"] = completion.prompt.token_ids
-            if completion.prompt.placeholders:
-                ranges = [{"offset": offset, "length": length} for offset, length in completion.prompt.placeholders]
-                answer["mm_placeholders"] = {"image": ranges}
-        return answer
+    def _encode_text(self, text: str) -> tuple[int, ...]:
+        return tuple(self._intake.tokenizer.encode(text))
 
 
-def tokens_due(elapsed: float, first: float, further: float) -> int:
-    """How many tokens exist after `elapsed` seconds, where the first takes `first` and each other one `further`."""
-    if elapsed < first:
-        return 0
-    return 1 + int((elapsed - first) / further) if further else 1
+@dataclass(frozen=True, slots=True)
+class _Told(Job):
+    """An answer that is known, and told at the pace of a network."""
+
+    tokens: Sequence[SampledToken]
+    settings: EmbeddedSettings
+
+    async def write(self, answer: Answer, gate: Gate) -> None:
+        due = time.monotonic() + self.settings.latency_ms / 1000
+        for token in self.tokens:
+            if (early := due - time.monotonic()) > 0:
+                await asyncio.sleep(early)
+            async with gate.step():
+                answer.add(token, gate.version)
+            if answer.finished:
+                return
+            due += self.settings.token_latency_ms / 1000
 
 
-def _evidence(tokens: Sequence[SampledToken], top: int) -> list[dict[str, Any]]:
-    """Log-probs in vLLM's shape: the sampled token comes first, then what else was possible, likeliest first."""
-    content = []
-    for token in tokens:
-        own = {"token_id": token.token_id, "logprob": token.logprob, "rank": token.rank}
-        others = [
-            {"token_id": token_id, "logprob": logprob, "rank": rank}
-            for rank, (token_id, logprob) in enumerate(token.possible[: top + 1], start=1)
-            if token_id != token.token_id
-        ]
-        content.append({**own, "top_logprobs": [own, *others][: max(top, 1)]})
-    return content
+class EmbeddedServer(EngineServer):
+    """An embedded engine in a thread of its own."""
+
+    def __init__(self, settings: EmbeddedSettings, *, port: int = 0) -> None:
+        super().__init__(ScriptedEngine(settings), weight_version=settings.weight_version, port=port)
 
 
-async def _refused(http: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestRefused)
-    return _error(error.message, error.status, error.param)
+def _draw(request: GenerateRequest) -> random.Random:
+    """The randomness of one answer; a seed makes it a function of the request, and of nothing else.
 
-
-async def _http_error(http: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _error(f"{http.method} {http.url.path}: {error.detail}", error.status_code, None)
-
-
-async def _crashed(http: Request, error: Exception) -> Response:
-    return _error(f"{type(error).__name__}: {error}", 500, None)
-
-
-def _error(message: str, status: int, param: str | None) -> Response:
-    error = {"message": message, "type": _ERROR_TYPES.get(status, "HTTPError"), "param": param, "code": status}
-    return _json({"error": error}, status)
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(value), status, media_type="application/json")
+    The prompt enters too: were it the seed alone, all turns of a rollout that sends one seed would err together.
+    """
+    seed = request.sampling_params.seed
+    if seed is None:
+        return random.Random()  # noqa: S311 - sampling, not a secret
+    digest = hashlib.sha256(f"{seed}".encode())
+    digest.update(array("Q", request.token_ids))
+    digest.update("".join(part.uuid for part in request.content_parts or ()).encode())
+    return random.Random(digest.digest())  # noqa: S311 - reproducible, not secret

@@ -1,188 +1,143 @@
-"""The scripted engine behind the HTTP endpoint: a request in, tokens and log-probs out.
+"""What stands behind the endpoint: the contract of an engine, and the answer that it writes token by token.
 
-There is no neural network here. Where one would run, a scripted policy looks at the pixels. Everything around it is
-real: references are read and decoded, prompts expanded, tokens sampled at a temperature, limits kept.
+    class Parrot:
+        card = ModelCard("parrot", Path("parrot"), max_model_len=64)
+
+        def prepare(self, request):
+            return LastWord(ExpandedPrompt(request.token_ids, ()), Limits(8, frozenset({0}), frozenset()))
+
+    @dataclass
+    class LastWord(Job):
+        async def write(self, answer, gate):
+            while not answer.finished:
+                async with gate.step():
+                    answer.add(SampledToken(self.prompt.token_ids[-1], 0.0, 1, ()), gate.version)
+
+The endpoint does the rest: who may begin, who is aborted, what is said over HTTP.
 """
 
-import functools
-import hashlib
-import random
-from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
-import numpy as np
-
-from renderers_adapter.adapter import load_processor_config
-from renderers_adapter.geometry import GeometryError, geometry_for
-from renderers_adapter.tokenizer import TokenizerError, load_tokenizer
-from rollout.serving.expansion import ExpandedPrompt, expand, find_pads
-from rollout.serving.media import MediaReader
-from rollout.serving.policies import Slot, load_policy
-from rollout.serving.protocol import ContentPart, GenerateRequest, RequestRefused
-from rollout.serving.sampling import PolicyFault, SampledToken, certain, sample
-
-TINY_MODEL = Path(__file__).parent / "tiny_qwen3_vl"
+from rollout.serving.expansion import ExpandedPrompt
+from rollout.serving.gate import Gate
+from rollout.serving.protocol import GenerateRequest, RequestRefused
 
 FinishReason = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddedSettings:
-    """One embedded engine.
+class ModelCard:
+    """What an engine says it serves: `max_model_len` is the longest prompt and answer together, in expanded tokens."""
 
-    Attributes:
-        model_dir: holds the tokenizer and the image processor's configuration, of the Qwen-VL family.
-        model_name: the name that requests have to ask for.
-        policy: the scripted policy, as `package.module:Class`.
-        max_model_len: the longest prompt and answer together, in expanded tokens.
-        weight_version: what the engine says its weights are.
-        allowed_directories: where `file://` images may be read from.
-        latency_ms: time to the first token of each answer, on top of what it really takes.
-        token_latency_ms: time to each further token.
-    """
-
-    model_dir: Path = TINY_MODEL
-    model_name: str = "tiny-qwen3-vl"
-    policy: str = "rollout.serving.policies:ColorPolicy"
-    max_model_len: int = 32768
-    weight_version: str = "0"
-    allowed_directories: tuple[Path, ...] = ()
-    latency_ms: float = 0.0
-    token_latency_ms: float = 0.0
+    name: str
+    directory: Path
+    max_model_len: int
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """One answer, and the prompt that the engine saw."""
+class SampledToken:
+    """A token, its log-prob and rank (1 for a likeliest), and the likeliest tokens in its place with theirs."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    likeliest: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What ends an answer: its length, the model's own end tokens, and those that the request names."""
+
+    max_tokens: int
+    end_ids: frozenset[int]
+    stop_ids: frozenset[int]
+
+
+@dataclass(slots=True)
+class Answer:
+    """The tokens so far, each with the version of the weights that gave it, and why it ended."""
+
+    limits: Limits
+    tokens: list[SampledToken] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether no further token may follow."""
+        return self.finish_reason is not None
+
+    def add(self, token: SampledToken, version: str) -> None:
+        """One more token; as in vLLM, the model's own end token stops without a reason."""
+        self.tokens.append(token)
+        self.versions.append(version)
+        if token.token_id in self.limits.end_ids:
+            self.finish_reason = "stop"
+        elif token.token_id in self.limits.stop_ids:
+            self.finish_reason, self.stop_reason = "stop", token.token_id
+        elif len(self.tokens) >= self.limits.max_tokens:
+            self.finish_reason = "length"
+
+    def spans(self) -> Iterator[tuple[str, int, int]]:
+        """Which version gave which tokens, as (version, start, end)."""
+        start = 0
+        for version, tokens in groupby(self.versions):
+            end = start + len(list(tokens))
+            yield version, start, end
+            start = end
+
+
+@dataclass(frozen=True, slots=True)
+class Job(ABC):
+    """A request that can be answered."""
 
     prompt: ExpandedPrompt
-    tokens: Sequence[SampledToken]
-    finish_reason: FinishReason
-    stop_reason: int | None
+    limits: Limits
 
-    def cut(self, length: int) -> "Completion":
-        """What had been generated when the request was aborted."""
-        return replace(self, tokens=self.tokens[:length], finish_reason="abort", stop_reason=None)
+    @abstractmethod
+    async def write(self, answer: Answer, gate: Gate) -> None:
+        """Add tokens until the answer is finished, each within a step of the gate. Cancelled when it is aborted."""
 
 
-class ScriptedEngine:
-    """Answers requests one by one; `complete` is pure computation and may be called by several threads.
+class Engine(Protocol):
+    """What an engine must offer. What it raises beyond RequestRefused is answered with 500."""
 
-    Raises:
-        TokenizerError, AdapterError: the model directory lacks a file or a token.
-        PolicyNotFound: there is no such policy.
-    """
+    @property
+    def card(self) -> ModelCard:
+        """The model that is served."""
+        ...
 
-    def __init__(self, settings: EmbeddedSettings) -> None:
-        self.settings = settings
-        self._tokenizer = load_tokenizer(settings.model_dir)
-        self._pad = self._tokenizer.token_id("<|image_pad|>")
-        self._not_in_prompts = {name: self._tokenizer.token_id(name) for name in ("<|video_pad|>", "<|vision_pad|>")}
-        if self._tokenizer.eos_token_id is None:
-            raise TokenizerError(
-                f"{settings.model_dir} does not say which token ends an answer: "
-                "looked for eos_token in tokenizer_config.json."
-            )
-        self._end = self._tokenizer.eos_token_id
-        self._geometry = geometry_for("qwen_vl", load_processor_config(settings.model_dir))
-        self._media = MediaReader(settings.allowed_directories)
-        self._policy = load_policy(settings.policy)
-        self._encode = functools.lru_cache(maxsize=4096)(self._encode_text)
-
-    def complete(self, request: GenerateRequest) -> Completion:
-        """Answer a request.
+    def prepare(self, request: GenerateRequest) -> Job:
+        """Read and check a request. Independent of the weights; called by several threads.
 
         Raises:
             RequestRefused: the request asks for what this engine does not have, or would be answered with garbage.
         """
-        parts = request.content_parts or ()
-        self._check_model(request.model)
-        self._check_vocabulary(request.token_ids)
-        pads = find_pads(request.token_ids, self._pad, len(parts))
-        images = [self._media.read(index, part) for index, part in enumerate(parts)]
-        lengths = [self._tokens(index, image.width, image.height) for index, image in enumerate(images)]
-        prompt = expand(request.token_ids, pads, lengths)
-        room = self.settings.max_model_len - len(prompt.token_ids)
-        if room < 1:
-            raise RequestRefused(
-                f"This model's maximum context length is {self.settings.max_model_len} tokens, "
-                f"but the prompt takes {len(prompt.token_ids)}, images included; leave room for an answer.",
-                param="token_ids",
-            )
-        slots = self._ask(self._tokenizer.decode(request.token_ids), [np.asarray(image) for image in images])
-        sampling = request.sampling_params
-        try:
-            tokens = sample(slots, sampling.temperature, _draw(request, parts), self._encode)
-        except PolicyFault as fault:
-            raise self._policy_failed(str(fault)) from fault
-        limit = min(sampling.max_tokens or room, room)
-        return self._stopped([*tokens, certain(self._end)], sampling.stop_token_ids or (), limit, prompt)
+        ...
 
-    def _check_model(self, model: str | None) -> None:
-        if model not in (None, self.settings.model_name):
-            raise RequestRefused(
-                f"The model `{model}` does not exist; this engine serves `{self.settings.model_name}`.",
-                param="model",
-                status=404,
-            )
+    def reload(self, directory: Path | None) -> None:
+        """Take the weights in a directory, or anew those of the model's own; all of them, or none.
 
-    def _check_vocabulary(self, token_ids: list[int]) -> None:
-        greatest = max(token_ids)
-        if greatest >= self._tokenizer.vocab_size:
-            raise RequestRefused(
-                f"token_ids[{token_ids.index(greatest)}] is {greatest}, "
-                f"outside the vocabulary of {self._tokenizer.vocab_size} tokens.",
-                param="token_ids",
-            )
-        for name, token_id in self._not_in_prompts.items():
-            if token_id in token_ids:
-                raise RequestRefused(
-                    f"token_ids[{token_ids.index(token_id)}] is {name}; this engine takes images only.",
-                    param="token_ids",
-                )
+        Called in a thread while the gate is closed and no step is being taken.
 
-    def _tokens(self, index: int, width: int, height: int) -> int:
-        try:
-            return self._geometry.layout(width=width, height=height).tokens
-        except GeometryError as error:
-            raise RequestRefused(f"content_parts[{index}]: {error}", param=f"content_parts[{index}]") from error
+        Raises:
+            WeightsRefused: there are none, or they are another model's.
+        """
+        ...
 
-    def _ask(self, prompt: str, images: Sequence[np.ndarray]) -> Sequence[Slot]:
-        try:
-            return self._policy.answer(prompt, images)
-        except Exception as error:
-            raise self._policy_failed(f"{type(error).__name__}: {error}") from error
-
-    def _policy_failed(self, reason: str) -> RequestRefused:
-        return RequestRefused(f"The scripted policy {self.settings.policy} failed: {reason}.", status=500)
-
-    def _stopped(
-        self, tokens: list[SampledToken], stop_ids: Sequence[int], limit: int, prompt: ExpandedPrompt
-    ) -> Completion:
-        """The tokens up to and including the first that stops; as in vLLM, the end token stops without a reason."""
-        for count, token in enumerate(tokens[:limit], start=1):
-            if token.token_id == self._end:
-                return Completion(prompt, tokens[:count], "stop", None)
-            if token.token_id in stop_ids:
-                return Completion(prompt, tokens[:count], "stop", token.token_id)
-        return Completion(prompt, tokens[:limit], "length", None)
-
-    def _encode_text(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text))
+    def close(self) -> None:
+        """Give back what the engine holds."""
+        ...
 
 
-def _draw(request: GenerateRequest, parts: Sequence[ContentPart]) -> random.Random:
-    """The randomness of one answer; a seed makes it a function of the request, and of nothing else.
+class WeightsRefused(RequestRefused):
+    """Weights that cannot be taken; the engine keeps those that it has."""
 
-    The prompt enters too: were it the seed alone, all turns of a rollout that sends one seed would err together.
-    """
-    seed = request.sampling_params.seed
-    if seed is None:
-        return random.Random()  # noqa: S311 - sampling, not a secret
-    digest = hashlib.sha256(f"{seed}".encode())
-    digest.update(array("Q", request.token_ids))
-    digest.update("".join(part.uuid for part in parts).encode())
-    return random.Random(digest.digest())  # noqa: S311 - reproducible, not secret
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=500)

@@ -25,7 +25,7 @@ class RequestRefused(Exception):
         self.status = status
 
 
-# What vLLM knows and a script cannot do: the values that ask for nothing, and where it helps, what to do instead.
+# What vLLM knows and no engine of ours can do: the values that ask for nothing, and where it helps, what to do instead.
 _SAMPLING_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "top_p": (1,),
@@ -38,7 +38,6 @@ _SAMPLING_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "ignore_eos": (False,),
     "stop": (None, []),
     "bad_words": (None, []),
-    "allowed_token_ids": (None,),
     "logit_bias": (None,),
     "logprob_token_ids": (None,),
     "prompt_logprobs": (None,),
@@ -76,6 +75,7 @@ class SamplingParams(_Strict):
     max_tokens: int | None = Field(default=None, ge=1)
     seed: int | None = None
     stop_token_ids: list[TokenId] | None = None
+    allowed_token_ids: list[TokenId] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -121,7 +121,7 @@ def parse_request(body: bytes) -> GenerateRequest:
     try:
         return GenerateRequest.model_validate(data)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise refusal(error) from None
 
 
 def _without_neutral(data: Any, neutral: Mapping[str, tuple[Any, ...]]) -> Any:
@@ -136,7 +136,8 @@ def _without_neutral(data: Any, neutral: Mapping[str, tuple[Any, ...]]) -> Any:
     return {key: value for key, value in data.items() if key not in neutral}
 
 
-def _refusal(error: ValidationError) -> RequestRefused:
+def refusal(error: ValidationError) -> RequestRefused:
+    """The first fault of a body, by the name of its item."""
     first, *others = error.errors(include_url=False, include_input=False)
     param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"]).removeprefix(".")
     reason = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]

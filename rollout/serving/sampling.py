@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from rollout.serving.engine import SampledToken
 from rollout.serving.policies import Slot
 
 # As in vLLM, below this the sampler is greedy.
@@ -24,20 +25,6 @@ TokenIds = tuple[int, ...]
 
 class PolicyFault(Exception):
     """A scripted policy returned something that cannot be drawn from."""
-
-
-@dataclass(frozen=True, slots=True)
-class SampledToken:
-    """A token, its log-prob, and all tokens that were possible in its place with theirs, likeliest first."""
-
-    token_id: int
-    logprob: float
-    possible: tuple[tuple[int, float], ...]
-
-    @property
-    def rank(self) -> int:
-        """1 for a likeliest token, as vLLM counts."""
-        return 1 + sum(logprob > self.logprob for _, logprob in self.possible)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +46,7 @@ def sample(
 
 def certain(token_id: int) -> SampledToken:
     """A token that nothing else was possible for."""
-    return SampledToken(token_id, 0.0, ((token_id, 0.0),))
+    return SampledToken(token_id, 0.0, 1, ((token_id, 0.0),))
 
 
 def _sample_slot(
@@ -81,8 +68,10 @@ def _sample_slot(
         total = _log_sum(alive)
         # `+ 0.0` turns the -0.0 of a single group into 0.0
         logprobs = {token: min(0.0, _log_sum(group) - total) + 0.0 for token, group in groups.items()}
-        possible = tuple(sorted(logprobs.items(), key=lambda item: -item[1]))
-        tokens.append(SampledToken(token_id, logprobs[token_id], possible))
+        likeliest = tuple(sorted(logprobs.items(), key=lambda item: -item[1]))
+        own = logprobs[token_id]
+        rank = 1 + sum(logprob > own for _, logprob in likeliest)
+        tokens.append(SampledToken(token_id, own, rank, likeliest))
         alive = groups[token_id]
     return tokens
 

@@ -1,6 +1,6 @@
-"""Running an embedded engine: in a thread beside other work, or alone until a signal ends it.
+"""Running an engine of ours: in a thread beside other work, or alone until a signal ends it.
 
-    with EmbeddedServer(EmbeddedSettings()) as url:
+    with EngineServer(engine, weight_version="0") as url:
         ...
 
 It listens on loopback only, because it reads files for whoever asks, and it never prints.
@@ -16,8 +16,8 @@ from types import TracebackType
 import uvicorn
 
 from rollout.errors import RolloutError
-from rollout.serving.embedded import create_app
-from rollout.serving.engine import EmbeddedSettings
+from rollout.serving.endpoint import create_app
+from rollout.serving.engine import Engine
 
 _HOST = "127.0.0.1"
 _START_DEADLINE = 15.0
@@ -25,17 +25,17 @@ _STOP_DEADLINE = 10.0
 
 
 class ServerFailed(RolloutError):
-    """The embedded engine did not start, or ended by itself."""
+    """The engine did not start, or ended by itself."""
 
 
-class EmbeddedServer:
-    """An embedded engine in a thread of its own, with an event loop of its own. Start it once."""
+class EngineServer:
+    """An engine in a thread of its own, with an event loop of its own. Start it once."""
 
-    def __init__(self, settings: EmbeddedSettings, *, port: int = 0) -> None:
+    def __init__(self, engine: Engine, *, weight_version: str, port: int = 0) -> None:
         self._port = port
         self._server = uvicorn.Server(
             uvicorn.Config(
-                create_app(settings),
+                create_app(engine, weight_version=weight_version),
                 log_config=None,
                 log_level="critical",
                 access_log=False,
@@ -59,19 +59,17 @@ class EmbeddedServer:
         except OSError as error:
             listener.close()
             raise ServerFailed(
-                f"The embedded engine cannot listen on {_HOST}:{self._port} ({error.strerror}); "
+                f"The engine cannot listen on {_HOST}:{self._port} ({error.strerror}); "
                 "choose another port, or 0 for a free one."
             ) from error
         url = f"http://{_HOST}:{listener.getsockname()[1]}"
-        self._thread = threading.Thread(
-            target=self._server.run, args=([listener],), name="embedded-engine", daemon=True
-        )
+        self._thread = threading.Thread(target=self._server.run, args=([listener],), name="engine", daemon=True)
         self._thread.start()
         deadline = time.monotonic() + _START_DEADLINE
         while not self._server.started:
             if not self.running or time.monotonic() > deadline:
                 self.stop()
-                raise ServerFailed(f"The embedded engine did not come up at {url} within {_START_DEADLINE:g} s.")
+                raise ServerFailed(f"The engine did not come up at {url} within {_START_DEADLINE:g} s.")
             time.sleep(0.002)
         return url
 
@@ -95,21 +93,20 @@ class EmbeddedServer:
         self.stop()
 
 
-def serve(settings: EmbeddedSettings, *, port: int, announce: Callable[[str], None]) -> None:
+def serve(server: EngineServer, announce: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; `announce` is told the URL once requests are answered. For the main thread.
 
     Raises:
         ServerFailed: it did not start, or ended by itself.
     """
     ended = threading.Event()
-    server = EmbeddedServer(settings, port=port)
     previous = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with server as url:
             announce(url)
             while not ended.wait(0.5):
                 if not server.running:
-                    raise ServerFailed(f"The embedded engine at {url} ended by itself.")
+                    raise ServerFailed(f"The engine at {url} ended by itself.")
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -15,8 +15,7 @@ import anyio
 import pytest
 import yaml
 
-from rollout.serving.engine import EmbeddedSettings
-from rollout.serving.server import EmbeddedServer
+from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from transports import open_queue
 
 SMALL = ("tasks.count=3", "tasks.group_size=2", "environment.image_size=48", "engine.sampling.temperature=0")

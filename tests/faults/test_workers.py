@@ -16,8 +16,9 @@ import pytest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rollout.serving import embedded, server
-from rollout.serving.engine import EmbeddedSettings
+from rollout.serving import endpoint, server
+from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
+from rollout.serving.engine import Engine
 from tests.faults.launched import World
 from tests.services.redis_server import RedisServer
 
@@ -64,9 +65,12 @@ class FailingEngine:
 
 @pytest.fixture
 def failing_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(server, "create_app", lambda settings: FailingEngine(embedded.create_app(settings)))
+    def failing(engine: Engine, *, weight_version: str) -> FailingEngine:
+        return FailingEngine(endpoint.create_app(engine, weight_version=weight_version))
+
+    monkeypatch.setattr(server, "create_app", failing)
     settings = EmbeddedSettings(allowed_directories=(tmp_path,), latency_ms=SIZE.latency)
-    with server.EmbeddedServer(settings) as url:
+    with EmbeddedServer(settings) as url:
         yield url
 
 

@@ -11,8 +11,7 @@ import pytest
 
 from renderers_adapter.tokenizer import FastTokenizer, load_tokenizer
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
-from rollout.serving.engine import TINY_MODEL, EmbeddedSettings
-from rollout.serving.server import EmbeddedServer
+from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
 
 Body = dict[str, Any]
 

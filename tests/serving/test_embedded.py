@@ -13,10 +13,8 @@ from PIL import Image
 
 from renderers_adapter.tokenizer import FastTokenizer
 from rollout.environments.palette import PALETTE
-from rollout.serving.embedded import tokens_due
-from rollout.serving.engine import EmbeddedSettings
+from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.serving.policies import Pixels, Slot
-from rollout.serving.server import EmbeddedServer
 
 Body = dict[str, Any]
 MakeBody = Callable[..., Body]
@@ -260,11 +258,6 @@ def test_an_id_that_is_running_is_not_taken_again(body: MakeBody) -> None:
     assert [answer.status_code for answer in answers] == [200, 400]
     assert answers[0].json()["choices"][0]["token_ids"] == []
     assert "already running" in answers[1].json()["error"]["message"]
-
-
-def test_latency_delays_the_first_token_and_then_each_further_one() -> None:
-    assert [tokens_due(elapsed, 1.0, 0.5) for elapsed in (0.0, 0.99, 1.0, 1.49, 1.5, 3.0)] == [0, 0, 1, 1, 2, 5]
-    assert tokens_due(0.2, 0.0, 0.0) == 1
 
 
 def test_it_says_who_it_is(engine: httpx.Client) -> None:

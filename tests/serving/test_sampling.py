@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rollout.serving.engine import SampledToken
 from rollout.serving.policies import Slot
-from rollout.serving.sampling import PolicyFault, SampledToken, sample
+from rollout.serving.sampling import PolicyFault, sample
 
 # Candidates of several tokens that share their beginnings.
 TOKENS: Mapping[str, tuple[int, ...]] = {
@@ -66,9 +67,9 @@ def test_the_logprobs_of_a_candidate_add_up_to_its_probability(
         softmax(shifted, temperature)[text_of(tokens)], rel=1e-6, abs=1e-12
     )
     for token in tokens:
-        assert math.fsum(math.exp(logprob) for _, logprob in token.possible) == pytest.approx(1.0)
-        assert all(math.isfinite(logprob) and logprob <= 0 for _, logprob in token.possible)
-        assert dict(token.possible)[token.token_id] == token.logprob
+        assert math.fsum(math.exp(logprob) for _, logprob in token.likeliest) == pytest.approx(1.0)
+        assert all(math.isfinite(logprob) and logprob <= 0 for _, logprob in token.likeliest)
+        assert dict(token.likeliest)[token.token_id] == token.logprob
 
 
 def test_a_token_carries_the_share_of_the_candidates_that_go_on_with_it() -> None:
@@ -92,7 +93,7 @@ def test_at_temperature_zero_the_greatest_margin_is_certain(temperature: float) 
     for seed in range(20):
         tokens = draw(MARGINS, temperature, seed)
         assert text_of(tokens) == "dark red"
-        assert [(token.logprob, token.rank, len(token.possible)) for token in tokens] == [(0.0, 1, 1)] * 2
+        assert [(token.logprob, token.rank, len(token.likeliest)) for token in tokens] == [(0.0, 1, 1)] * 2
 
 
 def test_the_first_of_equal_margins_is_taken_at_temperature_zero() -> None:
@@ -110,7 +111,7 @@ def test_ranks_count_the_likelier_tokens() -> None:
 def test_a_margin_far_behind_stays_finite() -> None:
     [token] = draw({"red": 1e9, "dark": -1e9}, 1e-5, seed=0)
     assert token.token_id == 1
-    assert dict(token.possible) == pytest.approx({1: 0.0, 2: -2e14})
+    assert dict(token.likeliest) == pytest.approx({1: 0.0, 2: -2e14})
 
 
 def test_slots_follow_one_another() -> None:

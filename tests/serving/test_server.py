@@ -12,14 +12,14 @@ import httpx
 import pytest
 
 from renderers_adapter.errors import AdapterError
-from rollout.serving.engine import TINY_MODEL, EmbeddedSettings
+from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
 from rollout.serving.policies import PolicyNotFound
-from rollout.serving.server import EmbeddedServer, ServerFailed
+from rollout.serving.server import ServerFailed
 
 SERVE = """
-from rollout.serving.engine import EmbeddedSettings
+from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.serving.server import serve
-serve(EmbeddedSettings(), port=0, announce=lambda url: print(url, flush=True))
+serve(EmbeddedServer(EmbeddedSettings()), lambda url: print(url, flush=True))
 """
 
 

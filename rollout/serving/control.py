@@ -1,0 +1,105 @@
+"""The control surface of an engine, as vLLM has it with VLLM_SERVER_DEV_MODE=1: pause, reload, version, resume.
+
+Stricter than vLLM's: weights and their version change only while the engine is paused, where vLLM would go on, and die
+of it or mislabel its tokens.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from rollout.serving.engine import Engine
+from rollout.serving.gate import PAUSE_MODES, Gate
+from rollout.serving.protocol import RequestRefused, refusal
+from rollout.serving.replies import json_reply
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+_B = TypeVar("_B", bound=_Body)
+
+
+class _NewVersion(_Body):
+    new_version: str
+
+
+class _ReloadArguments(_Body):
+    weights_path: str | None = None
+
+
+class _Call(_Body):
+    method: str
+    kwargs: _ReloadArguments = _ReloadArguments()
+
+
+class Control:
+    """The routes by which a trainer brings new weights."""
+
+    def __init__(self, engine: Engine, gate: Gate) -> None:
+        self._engine = engine
+        self._gate = gate
+
+    def routes(self) -> list[Route]:
+        """All of them, for the application."""
+        return [
+            Route("/pause", self._pause, methods=["POST"]),
+            Route("/resume", self._resume, methods=["POST"]),
+            Route("/is_paused", self._is_paused),
+            Route("/collective_rpc", self._call, methods=["POST"]),
+            Route("/update_weight_version", self._rename, methods=["POST"]),
+            Route("/weight_info", self._weight_info),
+            # Neither engine caches anything that outlives a reload.
+            *(Route(f"/reset_{what}_cache", self._reset, methods=["POST"]) for what in ("prefix", "mm", "encoder")),
+        ]
+
+    async def _pause(self, http: Request) -> Response:
+        asked = http.query_params.get("mode", "abort")
+        mode = next((one for one in PAUSE_MODES if one == asked), None)
+        if mode is None or set(http.query_params) - {"mode"}:
+            raise RequestRefused(f"/pause takes ?mode={'|'.join(PAUSE_MODES)}, not ?{http.query_params}.", param="mode")
+        await self._gate.pause(mode)
+        return json_reply({"status": "paused"})
+
+    async def _resume(self, http: Request) -> Response:
+        await self._gate.resume()
+        return json_reply({"status": "resumed"})
+
+    async def _is_paused(self, http: Request) -> Response:
+        return json_reply({"is_paused": self._gate.paused})
+
+    async def _call(self, http: Request) -> Response:
+        call = _read(_Call, await http.body())
+        if call.method != "reload_weights":
+            raise RequestRefused(f"method: there is reload_weights and no {call.method}.", param="method")
+        where = None if call.kwargs.weights_path is None else Path(call.kwargs.weights_path)
+        async with self._gate.changing():
+            await asyncio.to_thread(self._engine.reload, where)
+        return json_reply({"results": [None]})
+
+    async def _rename(self, http: Request) -> Response:
+        version = _read(_NewVersion, await http.body()).new_version
+        self._gate.rename(version)
+        return json_reply({"success": True, "new_version": version})
+
+    async def _weight_info(self, http: Request) -> Response:
+        return json_reply({"weight_version": self._gate.version})
+
+    async def _reset(self, http: Request) -> Response:
+        return Response()
+
+
+def _read(kind: type[_B], body: bytes) -> _B:
+    try:
+        return kind.model_validate(orjson.loads(body))
+    except orjson.JSONDecodeError as error:
+        raise RequestRefused(f"The body is not JSON: {error}.") from error
+    except ValidationError as error:
+        raise refusal(error) from None

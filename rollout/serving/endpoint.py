@@ -1,0 +1,193 @@
+"""vLLM's token-in, token-out endpoint over HTTP, for any engine of ours.
+
+It speaks the protocol more strictly than vLLM does: what vLLM ignores, answers with garbage or dies of is answered with
+400 here, and a message that names the item. Whoever passes here is understood by vLLM.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from rollout.serving.control import Control
+from rollout.serving.engine import Answer, Engine, Job, SampledToken
+from rollout.serving.gate import Gate
+from rollout.serving.protocol import GenerateRequest, RequestRefused, parse_request
+from rollout.serving.replies import EXCEPTION_HANDLERS, json_reply
+
+_ID_PREFIX = "generate-tokens-"
+
+
+def create_app(engine: Engine, *, weight_version: str) -> Starlette:
+    """The ASGI application around an engine, whose weights are called so at first."""
+    gate = Gate(weight_version)
+    endpoints = _Endpoints(engine, gate)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        endpoints.close()
+
+    return Starlette(
+        routes=[
+            Route("/inference/v1/generate", endpoints.generate, methods=["POST"]),
+            Route("/inference/v1/abort_requests", endpoints.abort_requests, methods=["POST"]),
+            Route("/v1/models", endpoints.models),
+            Route("/health", endpoints.health),
+            Route("/version", endpoints.version),
+            *Control(engine, gate).routes(),
+        ],
+        exception_handlers=EXCEPTION_HANDLERS,
+        lifespan=lifespan,
+    )
+
+
+class _Endpoints:
+    def __init__(self, engine: Engine, gate: Gate) -> None:
+        self._engine = engine
+        self._gate = gate
+        self._running: dict[str, asyncio.Event] = {}
+        # Decoding images takes milliseconds to seconds, during which others must be accepted and aborted.
+        self._threads = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="engine")
+        self._started = int(time.time())
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._engine.close()
+
+    async def generate(self, http: Request) -> Response:
+        request = parse_request(await http.body())
+        request_id = _ID_PREFIX + request.request_id
+        if request.model not in (None, self._engine.card.name):
+            raise RequestRefused(
+                f"The model `{request.model}` does not exist; this engine serves `{self._engine.card.name}`.",
+                param="model",
+                status=404,
+            )
+        with self._abortable(request_id) as aborted:
+            job = await asyncio.get_running_loop().run_in_executor(self._threads, self._engine.prepare, request)
+            answer = await self._answer(job, aborted)
+        return json_reply(self._told(request_id, request, job, answer))
+
+    async def abort_requests(self, http: Request) -> Response:
+        try:
+            request_ids = orjson.loads(await http.body())["request_ids"]
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise RequestRefused('Expected {"request_ids": […]}.', param="request_ids") from error
+        if not isinstance(request_ids, list) or not all(isinstance(one, str) for one in request_ids):
+            raise RequestRefused("request_ids is not a list of strings.", param="request_ids")
+        for request_id in request_ids:
+            if request_id in self._running:
+                self._running[request_id].set()
+        return Response()
+
+    async def models(self, http: Request) -> Response:
+        card = self._engine.card
+        model = {
+            "id": card.name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "rollout",
+            "root": str(card.directory),
+            "parent": None,
+            "max_model_len": card.max_model_len,
+        }
+        return json_reply({"object": "list", "data": [model]})
+
+    async def health(self, http: Request) -> Response:
+        return Response()
+
+    async def version(self, http: Request) -> Response:
+        return json_reply({"version": f"rollout-{version('rollout')}"})
+
+    @contextmanager
+    def _abortable(self, request_id: str) -> Iterator[asyncio.Event]:
+        if request_id in self._running:
+            raise RequestRefused(f"request_id: {request_id} is already running.", param="request_id")
+        self._running[request_id] = asyncio.Event()
+        try:
+            yield self._running[request_id]
+        finally:
+            del self._running[request_id]
+
+    async def _answer(self, job: Job, aborted: asyncio.Event) -> Answer:
+        """Have the engine write the answer; an abort ends it early, with the tokens that are there by then."""
+        answer = Answer(job.limits)
+
+        async def write() -> None:
+            async with self._gate.admitted(aborted):
+                await job.write(answer, self._gate)
+
+        writing, abort = asyncio.create_task(write()), asyncio.create_task(aborted.wait())
+        try:
+            await asyncio.wait((writing, abort), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (writing, abort):
+                task.cancel()
+        await asyncio.wait((writing,))
+        if not writing.cancelled():
+            writing.result()
+        if not answer.finished:
+            answer.finish_reason = "abort"
+        return answer
+
+    def _told(self, request_id: str, request: GenerateRequest, job: Job, answer: Answer) -> dict[str, Any]:
+        tokens = answer.tokens
+        # An answer without tokens was given by the weights of its end.
+        spans = list(answer.spans()) or [(self._gate.version, 0, 0)]
+        prompt_length = len(job.prompt.token_ids)
+        told: dict[str, Any] = {
+            "request_id": request_id,
+            "output_mode": "tokens",
+            "model": self._engine.card.name,
+            "created": int(time.time()),
+            "choices": [
+                {
+                    "index": 0,
+                    "token_ids": [token.token_id for token in tokens],
+                    "logprobs": {"content": _evidence(tokens, request.sampling_params.logprobs)},
+                    "finish_reason": answer.finish_reason,
+                    "stop_reason": answer.stop_reason,
+                    "weight_versions": [{"version": name, "start": start, "end": end} for name, start, end in spans],
+                    "routed_experts": None,
+                    "sampling_mask": None,
+                }
+            ],
+            "usage": {
+                "prompt_tokens": prompt_length,
+                "completion_tokens": len(tokens),
+                "total_tokens": prompt_length + len(tokens),
+            },
+            "prompt_token_ids": None,
+            "mm_placeholders": None,
+        }
+        if request.return_token_ids:
+            told["prompt_token_ids"] = job.prompt.token_ids
+            if job.prompt.placeholders:
+                ranges = [{"offset": offset, "length": length} for offset, length in job.prompt.placeholders]
+                told["mm_placeholders"] = {"image": ranges}
+        return told
+
+
+def _evidence(tokens: Sequence[SampledToken], top: int) -> list[dict[str, Any]]:
+    """Log-probs in vLLM's shape: the sampled token comes first, then what else was possible, likeliest first."""
+    content = []
+    for token in tokens:
+        own = {"token_id": token.token_id, "logprob": token.logprob, "rank": token.rank}
+        others = [
+            {"token_id": token_id, "logprob": logprob, "rank": rank}
+            for rank, (token_id, logprob) in enumerate(token.likeliest[: top + 1], start=1)
+            if token_id != token.token_id
+        ]
+        content.append({**own, "top_logprobs": [own, *others][: max(top, 1)]})
+    return content
