@@ -1,4 +1,15 @@
-"""The same rollouts on verifiers 0.4.0's wire: streamed as one delta a turn, assembled, validated, made into arrays."""
+"""The same rollout on verifiers 0.4.0's wire: streamed as its server does, assembled and validated as its client does.
+
+What is compared:
+
+    content     the same messages with images by URL, the same expanded token ids, flags for what was sampled and for a
+                message's words, log-probs; one call a turn with the settings, usage and times that are recorded of it
+    wire        `DeltaStreamer` makes the deltas: a preview of each question, then its nodes and its call
+    decoded     each delta unpacked and applied to `EpisodeAssembly`, the whole validated as a `WireEpisode`; from bytes
+                in memory, without its sockets, while ours come from a queue on the disk, with leases
+    in hand     as arrays of each branch: token ids, mask, log-probs, token types, what is content; its images' URLs.
+                Ours have besides: the version of each token, whose words they are, where each image lies
+"""
 
 import time
 from dataclasses import dataclass
@@ -8,7 +19,8 @@ import numpy as np
 import verifiers.v1 as verifiers
 from verifiers.v1.serve.delta import DeltaStreamer, EpisodeAssembly, TraceSummary, dump, pack, unpack
 
-from rollout.trainer import Trajectory
+from rollout.trainer import TrainingSample, Trajectory, TrajectoryNode
+from rollout.trainer.testing import PAD_ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +52,7 @@ def served(trajectory: Trajectory) -> Served:
             "parent": None if node.parent < 0 else node.parent,
             "sampled": node.sampled,
             "message": _message(node.message, trajectory.started.assets, trajectory.images),
-            **_tokens(node.run),
+            **_tokens(node),
         }
         for node in trajectory.nodes
     ]
@@ -50,6 +62,7 @@ def served(trajectory: Trajectory) -> Served:
             "agent": {"config": {}},
             "nodes": nodes,
             "rewards": {"reward": {"score": trajectory.reward, "weight": 1.0}},
+            "mm_token_type_id_map": {PAD_ID: 1},
             "is_completed": True,
             "ok": True,
         }
@@ -68,7 +81,7 @@ def served(trajectory: Trajectory) -> Served:
         flush()
         live.clear_preview(first)
         live.nodes += whole.nodes[first : first + 2]
-        live.calls.append(verifiers.ModelCall(node=first + 1, model="scripted", finish_reason="stop"))
+        live.calls.append(_call(whole, first + 1))
         flush()
     head = dump(verifiers.WireEpisode.model_validate({"task": task, "ok": True}))
     del head["traces"]
@@ -76,36 +89,64 @@ def served(trajectory: Trajectory) -> Served:
     return Served(tuple(deltas), head, (summary,))
 
 
-def arrays(episode: Any) -> list[tuple[Any, ...]]:
-    """What a trainer needs of each branch: ids, mask, log-probs."""
+def in_hand(episode: Any) -> list[tuple[Any, ...]]:
+    """What a trainer needs of each branch, by the names that verifiers has for it."""
     return [
         (
             np.array(branch.token_ids, np.int32),
             np.array(branch.sampled_mask, np.bool_),
             np.array(branch.logprobs, np.float32),
+            np.array(branch.mm_token_type_ids or [0] * len(branch.token_ids), np.uint8),
+            np.array([flag for node in branch.nodes for flag in node.is_content], np.bool_),
+            [
+                part.image_url.url
+                for message in branch.messages
+                if isinstance(message.content, list)
+                for part in message.content
+                if part.type == "image_url"
+            ],
         )
         for trace in episode.traces
         for branch in trace.branches
     ]
 
 
-def measure(trajectory: Trajectory, count: int) -> dict[str, float]:
+def measure(wire: Served, count: int) -> dict[str, float]:
     """Rollouts per second of CPU time."""
-    wire = served(trajectory)
-    (made,) = arrays(wire.decode())
-    assert made[1].sum() == sum(len(node.run.logprobs) for node in trajectory.nodes)
     begin = time.process_time()
     for _ in range(count):
         wire.decode()
     decoded = time.process_time()
     for _ in range(count):
-        arrays(wire.decode())
-    sampled = time.process_time()
-    return {
-        "bytes": wire.nbytes,
-        "decoded": count / (decoded - begin),
-        "decoded and made into arrays": count / (sampled - decoded),
-    }
+        in_hand(wire.decode())
+    made = time.process_time()
+    return {"verifiers, decoded": count / (decoded - begin), "verifiers, in hand": count / (made - decoded)}
+
+
+def require_same(wire: Served, sample: TrainingSample) -> None:
+    """What verifiers brings is what ours is."""
+    ((ids, mask, logprobs, types, content, urls),) = in_hand(wire.decode())
+    assert np.array_equal(ids, sample.token_ids)
+    assert np.array_equal(mask, sample.mask)
+    assert np.array_equal(logprobs, sample.logprobs)
+    assert np.array_equal(types, sample.token_types)
+    assert np.array_equal(content, sample.content > 0)
+    assert [url.rpartition("/")[2] for url in urls] == [image["raw_image_id"] for image in sample.images]
+
+
+def _call(trace: Any, node: int) -> Any:
+    """A turn's call, with what verifiers' interception records of each."""
+    prompt = sum(len(before.token_ids) for before in trace.nodes[:node])
+    answered = sum(trace.nodes[node].mask)
+    return verifiers.ModelCall(
+        node=node,
+        model="scripted",
+        sampling={"temperature": 1.0, "max_tokens": 256},
+        endpoint="/chat/completions",
+        finish_reason="stop",
+        usage={"prompt_tokens": prompt, "completion_tokens": answered},
+        time={"start": 1.0 + node, "end": 1.75 + node},
+    )
 
 
 def _message(message: dict[str, Any], assets: str, images: Any) -> dict[str, Any]:
@@ -121,13 +162,18 @@ def _message(message: dict[str, Any], assets: str, images: Any) -> dict[str, Any
     return {"role": message["role"], "content": parts}
 
 
-def _tokens(run: Any) -> dict[str, Any]:
+def _tokens(node: TrajectoryNode) -> dict[str, Any]:
+    run = node.run
     lengths = {slot.offset: slot.length for slot in run.images}
-    ids = [token for at, token in enumerate(run.ids.tolist()) for _ in range(lengths.get(at, 1))]
-    sampled = len(run.ids) - run.sampled_from
+    words = {at for first, last in node.content for at in range(first, last)} | set(
+        range(run.sampled_from, len(run.ids))
+    )
+    each = [
+        (token, at >= run.sampled_from, at in words, lengths.get(at, 1)) for at, token in enumerate(run.ids.tolist())
+    ]
     return {
-        "token_ids": ids,
-        "mask": [False] * (len(ids) - sampled) + [True] * sampled,
-        "is_content": [True] * len(ids),
+        "token_ids": [token for token, _, _, count in each for _ in range(count)],
+        "mask": [mine for _, mine, _, count in each for _ in range(count)],
+        "is_content": [said for _, _, said, count in each for _ in range(count)],
         "logprobs": run.logprobs.tolist(),
     }

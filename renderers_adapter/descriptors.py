@@ -78,7 +78,8 @@ def raw_mm_item(
         DescriptorError: a field is unsafe, or there is not exactly one of `raw_image_id` and `raw_uri`.
         ProcessedPayloadError: the payload carries an array.
     """
-    item = dict(_contract(modality, family, fingerprint, vllm_modality))
+    contract = raw_mm_contract(family=family, fingerprint=fingerprint, modality=modality, vllm_modality=vllm_modality)
+    item = dict(contract)
     item["payload"] = dict(payload)
     reject_processed(item["payload"], "item.payload")
     _require_one_source(raw_image_id, raw_uri, "item")
@@ -90,7 +91,14 @@ def raw_mm_item(
 
 
 @lru_cache(maxsize=64)  # a run describes all its images under one contract
-def _contract(modality: str, family: str, fingerprint: str, vllm_modality: str | None) -> Mapping[str, Any]:
+def raw_mm_contract(
+    *, family: str, fingerprint: str, modality: str = "image", vllm_modality: str | None = None
+) -> Mapping[str, Any]:
+    """What the envelopes of all images have in common that one model prepares alike.
+
+    Raises:
+        DescriptorError: a field is unsafe.
+    """
     contract: dict[str, Any] = {
         "kind": KIND,
         "version": VERSION,

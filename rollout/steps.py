@@ -13,7 +13,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from renderers_adapter.descriptors import reject_processed
+from renderers_adapter.descriptors import (
+    SAFE_NAME,
+    raw_mm_contract,
+    reject_processed,
+    require_data_uri,
+    require_safe,
+)
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import NO_LOGPROBS, ImageSlot, LogicalIds, TokenRun
 from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan
@@ -56,6 +62,9 @@ SCHEMA = 100
 _USUAL_SOURCE, _USUAL_FINISH = "bridge", "stop"
 """What most steps would say of themselves, and therefore leave out."""
 
+_HEADER = (str, str, str, str, int, int)
+"""What the fields of a header are, in their order."""
+
 _MICROSECONDS = 1_000_000
 _T = TypeVar("_T")
 
@@ -72,7 +81,7 @@ def encode_record(record: Record) -> Frames:
             fields["status"] = record.status.value
         wire = {"schema": SCHEMA, "kind": record.kind, "of": _header_wire(record.header), **record.extra, **fields}
         return encode({key: value for key, value in wire.items() if value is not None})
-    except (CodecError, KeyError, ValueError) as error:
+    except (CodecError, AdapterError, KeyError, ValueError) as error:
         raise RecordError(f"the {record.kind} record of {record.header.rollout} cannot be encoded: {error}") from error
 
 
@@ -96,7 +105,7 @@ def decode_record(frames: Sequence[bytes | memoryview]) -> Record:
         raise RecordError(f"the record has the unknown kind {kind!r}.")
     try:
         return read(wire)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (AdapterError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise RecordError(f"the {kind} record is malformed: {error}") from error
 
 
@@ -107,10 +116,11 @@ def _header_wire(header: Header) -> list[Any]:
 def _read_header(wire: dict[str, Any]) -> Header:
     run, environment, group, rollout, attempt, seq = _take(wire, "of", list)
     header = Header(run, environment, group, rollout, attempt, seq)
-    for name in header.__slots__:
-        expected = int if name in ("attempt", "seq") else str
-        if type(getattr(header, name)) is not expected:
-            raise RecordError(f"the header's {name} is {getattr(header, name)!r}; expected {expected.__name__}.")
+    for name, value, kind in zip(
+        header.__slots__, (run, environment, group, rollout, attempt, seq), _HEADER, strict=True
+    ):
+        if type(value) is not kind:
+            raise RecordError(f"the header's {name} is {value!r}; expected {kind.__name__}.")
     return header
 
 
@@ -125,9 +135,16 @@ def _read_started(wire: dict[str, Any]) -> RolloutStarted:
         model=_take(wire, "model", str),
         pad_id=_take_optional(wire, "pad_id", int),
         assets=_take(wire, "assets", str),
-        layout=_take(wire, "layout", dict),
+        layout=_read_layout(wire),
         extra=dict(wire),
     )
+
+
+def _read_layout(wire: dict[str, Any]) -> dict[str, Any]:
+    layout = _take(wire, "layout", dict)
+    if layout:
+        raw_mm_contract(**layout)
+    return layout
 
 
 def _read_finished(wire: dict[str, Any]) -> RolloutFinished:
@@ -175,7 +192,7 @@ def _read_step(wire: dict[str, Any]) -> Step:
         parent=first - 1 if parent is None else parent,
         first=first,
         nodes=_read_nodes(wire),
-        images=dict(_read_image(entry) for entry in _take_optional(wire, "images", list) or ()),
+        images=dict([_read_image(entry) for entry in _take_optional(wire, "images", list) or ()]),
         prompt_source=_take_optional(wire, "source", str) or _USUAL_SOURCE,
         prompt_length=_take(wire, "length", int),
         prompt_digest=_take(wire, "digest", bytes),
@@ -218,17 +235,32 @@ def _read_nodes(wire: dict[str, Any]) -> tuple[NodeRecord, ...]:
         raise RecordError(f"{len(messages)} messages have {lengths} tokens, which are not the {len(ids)} of the record")
     if len(logprobs) > lengths[-1]:
         raise RecordError(f"the answer has {lengths[-1]} tokens and {len(logprobs)} log-probs")
-    places, words = (dict(_pairs(_take_optional(wire, key, list) or [])) for key in ("places", "words"))
-    nodes, end = [], 0
-    for at, (message, length) in enumerate(zip(messages, lengths, strict=True)):
-        start, end = end, end + length
-        hashes = [part["hash"] for part in message.get("content") or () if isinstance(part, dict) and "hash" in part]
-        numbers = _pairs(places.get(at, []))
-        slots = tuple(ImageSlot(h, int(o), int(n)) for h, (o, n) in zip(hashes, numbers, strict=True))
-        mine = logprobs if at == len(messages) - 1 else NO_LOGPROBS
-        run = TokenRun(LogicalIds(ids[start:end]), length - len(mine), mine, slots)
-        nodes.append(NodeRecord(message, run, tuple((int(a), int(b)) for a, b in _pairs(words.get(at, [])))))
+    places, words = _read_sparse(wire, "places"), _read_sparse(wire, "words")
+    nodes: list[NodeRecord] = []
+    end, answer = 0, len(messages) - 1
+    for at, message in enumerate(messages):
+        start, end = end, end + lengths[at]
+        mine = logprobs if at == answer else NO_LOGPROBS
+        slots = _read_slots(message, places.get(at, ()))
+        run = TokenRun(LogicalIds(ids[start:end]), end - start - len(mine), mine, slots)
+        content = tuple([(int(first), int(last)) for first, last in _pairs(words[at])]) if at in words else ()
+        nodes.append(NodeRecord(message, run, content))
     return tuple(nodes)
+
+
+def _read_sparse(wire: dict[str, Any], key: str) -> dict[int, list[Any]]:
+    flat = _take_optional(wire, key, list)
+    return dict(_pairs(flat)) if flat else {}
+
+
+def _read_slots(message: Message, numbers: Sequence[Any]) -> tuple[ImageSlot, ...]:
+    """Where the images of a message are: as many places as it names images."""
+    content = message["content"]
+    parts = () if isinstance(content, str) else content
+    hashes = [part["hash"] for part in parts if isinstance(part, dict) and "hash" in part]
+    if not hashes and not numbers:
+        return ()
+    return tuple([ImageSlot(h, int(o), int(n)) for h, (o, n) in zip(hashes, _pairs(numbers), strict=True)])
 
 
 def _message_wire(message: Message) -> Message:
@@ -259,7 +291,7 @@ def _read_part(part: Any) -> Any:
 
 def _image_wire(mm_hash: str, item: Mapping[str, Any]) -> list[Any]:
     """The hash, the family's payload, and where the image is: a URI, or how its file's name goes on after the hash."""
-    _refuse_processed(item)
+    reject_processed(item, "images")
     if "raw_uri" in item:
         return [bytes.fromhex(mm_hash), item["payload"], item["raw_uri"]]
     stem, dot, extension = str(item["raw_image_id"]).partition(".")
@@ -267,11 +299,16 @@ def _image_wire(mm_hash: str, item: Mapping[str, Any]) -> list[Any]:
 
 
 def _read_image(entry: list[Any]) -> tuple[str, dict[str, Any]]:
+    """An image's part of its descriptor, checked as if it had been built here; the start's layout is the rest."""
     named, payload, where, *extension = entry
-    mm_hash = named.hex()
-    source = {"raw_image_id": f"{mm_hash}{where.hex()}{extension[0]}"} if extension else {"raw_uri": str(where)}
-    _refuse_processed({"payload": payload, **source})
-    return mm_hash, {"payload": dict(payload), **source}
+    mm_hash: str = named.hex()
+    reject_processed(payload, "images.payload")
+    if extension:
+        name = f"{mm_hash}{where.hex()}{extension[0]}"
+        require_safe(name, SAFE_NAME, "images.raw_image_id")
+        return mm_hash, {"payload": dict(payload), "raw_image_id": name}
+    require_data_uri(where, "images.raw_uri")
+    return mm_hash, {"payload": dict(payload), "raw_uri": where}
 
 
 def _evidence_wire(evidence: RoutedExperts | SamplingMask | None) -> dict[str, Any] | None:
@@ -288,7 +325,7 @@ def _read_mask(wire: dict[str, Any] | None) -> SamplingMask | None:
 
 def _read_versions(wire: list[Any]) -> tuple[VersionSpan, ...]:
     spans = zip(wire[::3], wire[1::3], wire[2::3], strict=True)
-    return tuple(VersionSpan(str(version), int(start), int(end)) for version, start, end in spans)
+    return tuple([VersionSpan(str(version), int(start), int(end)) for version, start, end in spans])
 
 
 def _read_policy(wire: list[Any] | None) -> tuple[str, str] | None:
@@ -310,22 +347,28 @@ def _sparse(lists: Sequence[list[int]]) -> list[Any] | None:
     return [entry for at, numbers in enumerate(lists) if numbers for entry in (at, numbers)] or None
 
 
-def _pairs(flat: list[Any]) -> Iterator[tuple[Any, Any]]:
+def _pairs(flat: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
     return zip(flat[::2], flat[1::2], strict=True)
 
 
 def _take(wire: dict[str, Any], key: str, kind: type[_T]) -> _T:
-    value = _take_optional(wire, key, kind)
-    if value is None:
-        raise RecordError(f"the record lacks {key!r}.")
-    return value
+    value = wire.pop(key, None)
+    if type(value) is kind:
+        return value
+    raise _other_kind(key, value, kind)
 
 
 def _take_optional(wire: dict[str, Any], key: str, kind: type[_T]) -> _T | None:
     value = wire.pop(key, None)
-    if value is None or isinstance(value, kind):
+    if value is None or type(value) is kind:
         return value
-    raise RecordError(f"{key!r} is a {type(value).__name__}; expected {kind.__name__}.")
+    raise _other_kind(key, value, kind)
+
+
+def _other_kind(key: str, value: Any, kind: type) -> RecordError:
+    if value is None:
+        return RecordError(f"the record lacks {key!r}.")
+    return RecordError(f"{key!r} is a {type(value).__name__}; expected {kind.__name__}.")
 
 
 def _array(wire: dict[str, Any], key: str, dtype: type[np.generic]) -> Any:
@@ -333,10 +376,3 @@ def _array(wire: dict[str, Any], key: str, dtype: type[np.generic]) -> Any:
     if value.dtype != dtype or value.ndim != 1:
         raise RecordError(f"{key!r} is an array of {value.dtype} with shape {value.shape}; expected {dtype.__name__}.")
     return value
-
-
-def _refuse_processed(item: Mapping[str, Any]) -> None:
-    try:
-        reject_processed(item, "images")
-    except AdapterError as error:
-        raise RecordError(str(error)) from error

@@ -1,6 +1,7 @@
 """Records on the wire: what older versions wrote stays readable, nothing is sent twice, and damage is refused."""
 
 import dataclasses
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,9 @@ def test_fields_of_a_newer_minor_version_are_kept_and_sent_on(name: str) -> None
         ({"images": [[b"12345678", {"pixel_values": [0.5]}, "data:image/png;base64,"]]}, "pixel_values"),
         ({"images": [[b"12345678", {"grid": np.zeros(3)}, "data:image/png;base64,"]]}, "images"),
         ({"images": [["name", {}, "data:image/png;base64,"]]}, "malformed"),
+        ({"images": [[b"12345678", {}, "file:///etc/passwd"]]}, r"images\.raw_uri must be a data:image"),
+        ({"images": [[b"12345678", {}, b"", "/../secret.png"]]}, r"images\.raw_image_id must match"),
+        ({"places": [0, [math.inf, 64]]}, "malformed"),
         ({"digest": None}, "lacks 'digest'"),
         ({"versions": ["7", 0]}, "malformed"),
         ({"messages": [{"role": "user"}] * 2}, "malformed"),
@@ -78,6 +82,20 @@ def test_fields_of_a_newer_minor_version_are_kept_and_sent_on(name: str) -> None
 def test_a_damaged_step_is_refused_with_its_reason(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(RecordError, match=told):
         changed(step(), **changes)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"family": "qwen_vl"},
+        {"family": "qwen_vl", "fingerprint": "../secret"},
+        {"family": "qwen_vl", "fingerprint": "0" * 32, "payload": {"pixel_values": 1}},
+        {"family": [], "fingerprint": "0" * 32},
+    ],
+)
+def test_a_start_whose_images_cannot_be_described_is_refused(layout: dict[str, Any]) -> None:
+    with pytest.raises(RecordError, match="rollout_started record is malformed"):
+        changed(RECORDS["rollout_started"], layout=layout)
 
 
 @given(st.integers(0, 400), st.integers(0, 400), st.binary(max_size=8))

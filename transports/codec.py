@@ -48,6 +48,7 @@ class _Opens(NamedTuple):
     of: _Dataclass | None
 
 
+_NOTABLE = frozenset((dict, list, _Opens, msgpack.Timestamp))
 _NEEDS_RESTORING = frozenset((dict, list, _Opens))
 _dataclasses: dict[str, _Dataclass] = {}
 _enums: dict[str, type[Enum]] = {}
@@ -93,7 +94,7 @@ def decode(frames: Sequence[bytes | bytearray | memoryview]) -> Any:
         raise MalformedRecord("a record has at least a head frame")
     _check_sizes(frames)
     head = bytes(frames[0])
-    check_structure(head, _EXTENSIONS)
+    check_structure(head)
     views = tuple(memoryview(frame).toreadonly().cast("B") for frame in frames)
     decoder = _Decoder(views, frames)
     try:
@@ -104,7 +105,7 @@ def decode(frames: Sequence[bytes | bytearray | memoryview]) -> Any:
         raise
     except (ValueError, TypeError) as error:
         raise MalformedRecord(f"the head frame is not what this codec writes: {error}") from None
-    return decoder.restore(value) if type(value) in _NEEDS_RESTORING else value
+    return decoder.restore(value) if _is_marked(value) else value
 
 
 class _Encoder:
@@ -205,7 +206,7 @@ class _Encoder:
 
 
 class _Decoder:
-    """Turns what msgpack unpacked back into values. The structure was checked, so recursion is bounded."""
+    """Turns what msgpack unpacked back into values. Its depth was checked, so recursion is bounded."""
 
     def __init__(self, views: tuple[memoryview, ...], frames: Sequence[bytes | bytearray | memoryview]) -> None:
         self.views = views
@@ -228,13 +229,13 @@ class _Decoder:
             return _member(data)
         if code == _DATACLASS:
             return _Opens(_known(_dataclasses, data))
+        if code not in _EXTENSIONS:
+            raise MalformedRecord(f"the head frame uses the msgpack extension {code}, which this codec does not write")
         raise MalformedRecord(f"extension {code} of the head frame is damaged")
 
     def restore(self, node: Any) -> Any:
         if type(node) is dict:
             for key, value in node.items():
-                if type(key) is not str:
-                    raise MalformedRecord("a dict key is not a str")
                 if type(value) in _NEEDS_RESTORING:
                     node[key] = self._restore_at(key, value)
             return node
@@ -257,6 +258,33 @@ class _Decoder:
         if len(reference) != 2:
             raise MalformedRecord("a reference to a frame is damaged")
         return arrays.blob(self.views, int.from_bytes(reference, "little"))
+
+
+def _is_marked(value: Any) -> bool:
+    """Whether there is a tuple or a dataclass in what was unpacked, which may not nest too deep; keys must be str."""
+    marked = False
+    level: list[Any] = [[value]]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[Any] = []
+        for node in level:
+            if type(node) is dict:
+                for key in node:
+                    if type(key) is not str:
+                        raise MalformedRecord("a dict key is not a str")
+            for inner in node.values() if type(node) is dict else node:
+                kind = type(inner)
+                if kind not in _NOTABLE:
+                    continue
+                if kind is _Opens:
+                    marked = True
+                elif kind is msgpack.Timestamp:
+                    raise MalformedRecord("the head frame holds a msgpack timestamp, which this codec does not write")
+                else:
+                    below.append(inner)
+        if not below:
+            return marked
+        level = below
+    raise CodecLimitExceeded(f"the record nests deeper than {MAX_DEPTH} levels")
 
 
 def _close(dataclass: _Dataclass | None, items: list[Any]) -> Any:

@@ -29,10 +29,13 @@ DTYPES = (*NUMPY_DTYPES, "bfloat16")
 
 _PREFIX = struct.Struct("<BBHI")
 _MAX_AXES = 32
+_SHAPES = tuple(struct.Struct(f"<{axes}Q") for axes in range(_MAX_AXES + 1))
+_WIRE_DTYPES = (*(np.dtype(name).newbyteorder("<") for name in NUMPY_DTYPES), np.dtype("<i2"))
+"""How the elements of each of DTYPES lie in the bytes."""
 
 
 def describe(array: Array, dtype: str, frame: int) -> bytes:
-    return _PREFIX.pack(DTYPES.index(dtype), array.ndim, frame, 0) + struct.pack(f"<{array.ndim}Q", *array.shape)
+    return _PREFIX.pack(DTYPES.index(dtype), array.ndim, frame, 0) + _SHAPES[array.ndim].pack(*array.shape)
 
 
 def plain_array(array: Array) -> Array:
@@ -57,21 +60,22 @@ def read_array(extension: bytes, frames: tuple[memoryview, ...]) -> tuple[Array,
     start = _PREFIX.size + 8 * axes
     if code >= len(DTYPES) or axes > _MAX_AXES or reserved or len(extension) < start:
         raise MalformedRecord("the description of an array is damaged")
-    shape = struct.unpack_from(f"<{axes}Q", extension, _PREFIX.size)
-    if frame and len(extension) > start:
-        raise MalformedRecord("an array has bytes both in the head and in a frame")
-    buffer = memoryview(extension)[start:] if not frame else blob(frames, frame)
-    name = DTYPES[code]
-    dtype = np.dtype("<i2" if name == "bfloat16" else np.dtype(name).newbyteorder("<"))
+    shape = _SHAPES[axes].unpack_from(extension, _PREFIX.size)
+    buffer: bytes | memoryview = extension
+    if frame:
+        if len(extension) > start:
+            raise MalformedRecord("an array has bytes both in the head and in a frame")
+        buffer, start = blob(frames, frame), 0
+    dtype = _WIRE_DTYPES[code]
     # math.prod counts in Python's integers, which no shape overflows.
-    if math.prod(shape) * dtype.itemsize != buffer.nbytes:
-        raise MalformedRecord(f"an array of shape {shape} and dtype {name} comes with {buffer.nbytes} bytes")
+    if math.prod(shape) * dtype.itemsize != len(buffer) - start:
+        raise MalformedRecord(
+            f"an array of shape {shape} and dtype {DTYPES[code]} comes with {len(buffer) - start} bytes"
+        )
     try:
-        array = np.frombuffer(buffer, dtype=dtype).reshape(shape)
+        return np.ndarray(shape, dtype, buffer, start), DTYPES[code]
     except ValueError as error:  # an empty array whose other axes are beyond what numpy indexes
         raise MalformedRecord(f"an array of shape {shape}: {error}") from None
-    array.flags.writeable = False
-    return array, name
 
 
 def blob(frames: tuple[memoryview, ...], index: int) -> memoryview:

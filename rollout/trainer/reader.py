@@ -81,6 +81,8 @@ class TrajectoryReader:
         self._whole_groups: deque[tuple[PendingRollout, ...]] = deque()
         self._waited = 0.0
         self._looked = 0.0
+        self._impatient = False
+        """Whether groups are to be looked through for those that have waited too long."""
         self._ended = False
 
     async def __aenter__(self) -> Self:
@@ -186,6 +188,7 @@ class TrajectoryReader:
             self._ended = delivery is None and self._queue.ends
             self._looked = self._waited
             self._done += self._gathering.give_up(math.inf if self._ended else self._waited)
+            self._impatient = True
         return delivery is not None or (now < deadline and not self._ended)
 
     def _next_trajectory(self) -> Trajectory | None:
@@ -200,8 +203,12 @@ class TrajectoryReader:
         while self._done:
             if members := self._groups.add(self._done.popleft(), self._waited):
                 self._whole_groups.append(members)
-        for members in self._groups.give_up(math.inf if self._ended else self._waited - self.settings.groups.timeout):
-            self._close_group(members)
+        if self._impatient:
+            self._impatient = False
+            for members in self._groups.give_up(
+                math.inf if self._ended else self._waited - self.settings.groups.timeout
+            ):
+                self._close_group(members)
         while self._whole_groups:
             members = self._whole_groups[0]
             handed = self._hand_out(members)
@@ -223,7 +230,8 @@ class TrajectoryReader:
             self._counters.dropped += 1
             return
         self._progress.open(*key)
-        if self._progress.has_consumed(delivery.tag.rpartition("#")[0]):
+        identity = delivery.tag.rpartition("#")[0]
+        if identity not in self._gathering and self._progress.has_consumed(identity):
             self._drop(key)
             return
         try:

@@ -20,6 +20,7 @@ from transports import Frames, Queue
 
 PAD_ID = 99_999
 _OPENING = LogicalIds(np.array([7], np.int32))
+_TIMINGS = {"prepare": 0.002, "render": 0.001, "engine": 0.75, "parse": 0.0005}
 
 
 class Packet(NamedTuple):
@@ -77,7 +78,10 @@ async def scripted_rollout(
         question, answer = _question(turn, asked, image_tokens), _answer(turn, answered)
         prompt = expand([*path, question, TokenRun(_OPENING, len(_OPENING))], pad_id=PAD_ID)
         hashes = [mark.hash for mark in prompt.placeholders]
-        nodes = (NodeRecord(_message(turn, question), question), NodeRecord(_said(turn), answer))
+        nodes = (
+            NodeRecord(_message(turn, question), question, ((0, len(question.ids)),)),
+            NodeRecord(_said(turn), answer),
+        )
         await stream.step(
             Step(
                 header=stream.next_header(),
@@ -91,6 +95,8 @@ async def scripted_rollout(
                 prompt_digest=prompt_digest(ExpandedIds(prompt.ids), hashes),
                 finish_reason="stop",
                 versions=(VersionSpan(version, 0, answered),),
+                policy=(version, version),
+                timings=_TIMINGS,
             )
         )
         path += [question, answer]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from renderers_adapter.descriptors import raw_mm_item
+from renderers_adapter.descriptors import raw_mm_contract
 from renderers_adapter.tokens import TokenRun
 from rollout.messages import Message
 from rollout.steps import RecordError, RolloutFinished, RolloutStarted, RolloutStatus, Step
@@ -88,6 +88,7 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
     """Join the records of one attempt. Raises RecordError where they do not fit together."""
     nodes: list[TrajectoryNode] = []
     images: dict[str, Mapping[str, Any]] = {}
+    contract = raw_mm_contract(**started.layout) if started.layout else {}
     for at, step in enumerate(steps):
         if step.first != len(nodes) or not ROOT <= step.parent < step.first:
             raise RecordError(
@@ -98,8 +99,10 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
         for record in step.nodes:
             nodes.append(TrajectoryNode(len(nodes), parent, at, record.message, record.run, record.content))
             parent = nodes[-1].index
+        if step.images and not contract:
+            raise RecordError(f"{step.header.tag}: it brings images, and the start does not say how they are prepared.")
         for mm_hash, item in step.images.items():
-            images[mm_hash] = raw_mm_item(**started.layout, **item)
+            images[mm_hash] = {**contract, **item}
     header = finished.header
     return Trajectory(
         run=header.run,

@@ -111,6 +111,18 @@ async def test_steps_that_were_changed_on_the_way_fail_their_rollout(queue: Queu
     assert trajectory.status is RolloutStatus.FAILED
 
 
+async def test_images_that_the_start_does_not_describe_fail_their_rollout(queue: Queue) -> None:
+    packets = await scripted_rollout(image_tokens=4)
+    wire = decode(packets[0].frames)
+    packets[0] = packets[0]._replace(frames=encode({**wire, "layout": {}}))
+    await put_all(queue, packets)
+    async with reader_of() as reader:
+        (trajectory,) = await read_all(reader)
+    assert trajectory.status is RolloutStatus.FAILED
+    assert trajectory.error is not None
+    assert "does not say how they are prepared" in trajectory.error["message"]
+
+
 async def test_a_newer_major_version_is_refused_and_unknown_fields_are_kept() -> None:
     ((frames, _, _), *_) = await scripted_rollout()
     wire = decode(frames)

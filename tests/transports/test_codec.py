@@ -5,6 +5,7 @@ import dataclasses
 import math
 from enum import Enum, StrEnum
 from typing import Any
+from unittest.mock import patch
 
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
@@ -182,6 +183,28 @@ def test_the_number_of_values_is_bounded_on_both_sides() -> None:
         decode([msgpack.packb([0] * MAX_VALUES)])
 
 
+plain = st.recursive(
+    st.none() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | st.text(max_size=400) | st.binary(max_size=400),
+    lambda inner: st.lists(inner, max_size=40) | st.dictionaries(st.text(), inner, max_size=40),
+)
+
+
+def count(value: Any) -> int:
+    """Values as msgpack has them: a list or a map is one, and each of its elements, keys and values is."""
+    if isinstance(value, dict):
+        return 1 + sum(1 + count(inner) for inner in value.values())
+    return 1 + sum(map(count, value)) if isinstance(value, list) else 1
+
+
+@given(plain)
+def test_every_value_of_a_long_head_is_counted(value: Any) -> None:
+    frames, number = encode(value), count(value)
+    with patch("transports.codec_limits.MAX_VALUES", number):
+        decode(frames)
+    with patch("transports.codec_limits.MAX_VALUES", number - 1), pytest.raises(CodecLimitExceeded, match="numpy"):
+        decode(frames)
+
+
 @given(values)
 def test_what_encodes_within_the_limits_passes_the_structure_check(value: Any) -> None:
     decode(encode([value, (value,), {"v": value}]))
@@ -196,7 +219,8 @@ def test_what_encodes_within_the_limits_passes_the_structure_check(value: Any) -
         (b"\xc6\xff\xff\xff\xff", "cut off"),
         (b"\x01\x01", "trail"),
         (b"\xc1", "msgpack does not use"),
-        (b"\xd6\xff\x00\x00\x00\x00", "extension 255"),
+        (b"\xd6\xff\x00\x00\x00\x00", "timestamp"),
+        (b"\xd4\x63\x00", "extension 99"),
         (b"\x81\xc4\x01k\x01", "not a str"),
         (b"\x81\x01\x01", "not what this codec writes"),
         (b"\xa1\xff", "not what this codec writes"),
