@@ -5,9 +5,9 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
-import anyio.lowlevel
 import structlog
 
 from rollout.containment import begin_attempt
@@ -23,6 +23,8 @@ from transports import Queue, QueueError
 log = structlog.get_logger()
 
 _MESSAGE_LIMIT = 10_000
+_UNWIND = 5.0
+"""Seconds that an environment which was cancelled has for its own clearing up."""
 
 
 class ScoreError(Exception):
@@ -130,31 +132,45 @@ class Attempt:
         )
 
     async def _outcome(self, environment: Callable[[], Environment], timeout: float) -> RolloutFinished:
+        # In a task of its own, so that an environment which does not let itself be cancelled is left behind.
+        playing = asyncio.ensure_future(self._run(environment))
         self._scope.deadline = anyio.current_time() + timeout
         try:
             with self._scope:
-                score = _checked(await self._run(environment))
-        except (anyio.get_cancelled_exc_class(), GeneratorExit):
-            raise  # its worker goes; the order comes again
-        except BaseException as error:  # noqa: BLE001 - whatever an environment raises is its rollout's end
-            return await self._judged(error)
+                await asyncio.wait([playing])
+        finally:
+            if not playing.done():
+                await _let_go(playing)
         if self._scope.cancelled_caught:
             late = RolloutTimeout(f"not done within {timeout:g} s (worker.rollout_timeout)")
             return await self._ended(self._stopped or late)
+        answer, error = playing.result()
+        if error is not None:
+            return await self._judged(error)
+        try:
+            score = _checked(answer)
+        except ScoreError as wrong:
+            return await self._ended(wrong)
         cut = self.session.last_finish_reason == "length"
         status = RolloutStatus.TRUNCATED if cut else RolloutStatus.OK
         return await self.stream.finished(status, reward=score.reward, metrics=score.metrics)
 
-    async def _run(self, environment: Callable[[], Environment]) -> object:
+    async def _run(self, environment: Callable[[], Environment]) -> tuple[object, BaseException | None]:
+        """What the environment returned, or raised. It never raises: a task that raises SystemExit ends the loop."""
         try:
-            return await environment().run(self.order.task, self.session)
-        except anyio.get_cancelled_exc_class() as error:
-            await anyio.lowlevel.checkpoint_if_cancelled()
+            return await environment().run(self.order.task, self.session), None
+        except GeneratorExit:
+            raise
+        except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             # Nobody cancelled this rollout; let through, this would end it without a word.
-            raise RuntimeError("the environment raised a cancellation of its own") from error
+            made_up = RuntimeError("the environment raised a cancellation of its own")
+            made_up.__cause__ = error
+            return None, made_up
+        except BaseException as error:  # noqa: BLE001 - whatever an environment raises is its rollout's end
+            return None, error
 
     async def _judged(self, error: BaseException) -> RolloutFinished:
         found = list(leaves(error))
@@ -176,6 +192,15 @@ class Attempt:
 
     def _bound(self) -> AbstractContextManager[None]:
         return structlog.contextvars.bound_contextvars(rollout=self.order.rollout, attempt=self.stream.identity.attempt)
+
+
+async def _let_go(playing: "asyncio.Task[Any]") -> None:
+    """Cancel what an environment does, and go on without it if that does not end it: a thread, or a caught cancel."""
+    playing.cancel()
+    with anyio.CancelScope(shield=True):
+        await asyncio.wait([playing], timeout=_UNWIND)
+    if not playing.done():
+        log.warning("the environment does not let itself be ended, and is left behind", seconds=_UNWIND)
 
 
 def _checked(score: object) -> Score:

@@ -52,6 +52,7 @@ class Outcome:
     images: int = 0
     tokens: int = 0
     error: dict[str, str] | None = None
+    traceback: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
 

@@ -114,7 +114,7 @@ class QueueConfig(Section):
     tasks: str = Field(default="file://{run_dir}/tasks/{environment}", description="Where workers take orders from.")
     control: str = Field(
         default="file://{run_dir}/control/{environment}",
-        description="Where the trainer says how far it is; read where policy.max_staleness is set.",
+        description="Where the trainer says how far it is, and with which version.",
     )
 
 

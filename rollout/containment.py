@@ -1,5 +1,6 @@
-"""What keeps one rollout from taking its whole process along: forks are refused, floods of output are cut off, and an
-environment that holds the event loop for good is interrupted. For processes that do nothing but play rollouts.
+"""What keeps one rollout from taking its whole process along: forks are refused, exits and floods of output are turned
+into errors, and an environment that holds the event loop for good is interrupted. For processes that do nothing but
+play rollouts.
 """
 
 import asyncio
@@ -8,10 +9,11 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, BinaryIO, Self, TextIO
+from typing import Any, BinaryIO, Self, TextIO, TypeVar
 
 _OUTPUT_LIMIT = 16 << 20
 """Characters that one attempt may print."""
@@ -28,6 +30,10 @@ class ForkRefused(RuntimeError):
 
 class OutputFlood(RuntimeError):
     """An attempt printed more than anybody will read."""
+
+
+class ExitRefused(RuntimeError):
+    """A task that an environment had started wanted to end the process."""
 
 
 class EventLoopHeld(BaseException):
@@ -58,6 +64,27 @@ def _refuse_fork(event: str, _: tuple[Any, ...]) -> None:
             "a fork of a worker would be a second worker with the same connections and files; "
             "use subprocess, or multiprocessing with the spawn method"
         )
+
+
+_T = TypeVar("_T")
+
+
+def refuse_exits(loop: asyncio.AbstractEventLoop) -> None:
+    """Let no task that an attempt starts end the loop: asyncio passes SystemExit on, past whoever awaits the task."""
+    loop.set_task_factory(_start_contained)
+
+
+def _start_contained(loop: asyncio.AbstractEventLoop, coroutine: Any, **told: Any) -> "asyncio.Task[Any]":
+    if _output.get() is not None:
+        coroutine = _without_exit(coroutine)
+    return asyncio.Task(coroutine, loop=loop, **told)
+
+
+async def _without_exit(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    try:
+        return await coroutine
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise ExitRefused(f"a task of this environment raised {error!r}") from error
 
 
 class GuardedOutput(io.TextIOBase):

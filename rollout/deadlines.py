@@ -5,7 +5,7 @@ them.
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import anyio
@@ -59,6 +59,13 @@ class Deadlines:
             if self._looks_at_groups:
                 await self._look_at_groups(attempts)
 
+    async def unwanted(self, order: RolloutOrder) -> RolloutAbandoned | None:
+        """Why a rollout that is about to begin should not, if its group is lost already."""
+        if self._policy.partial_groups != "cancel":
+            return None
+        outcomes = await anyio.to_thread.run_sync(lambda: [self._claims.outcome(rollout) for rollout in order.group])
+        return _lost(outcome for outcome in outcomes if outcome is not None)
+
     def _end_standing_still(self, attempts: list[Attempt]) -> None:
         now = time.monotonic()
         kept = {attempt: self._paces.get(attempt) for attempt in attempts}
@@ -80,9 +87,8 @@ class Deadlines:
         now = time.monotonic()
         for attempt in attempts:
             group = self._groups[attempt.order.task.id]
-            lost = next((o for o in group.done.values() if o.status == RolloutStatus.FAILED), None)
-            if lost is not None and self._policy.partial_groups == "cancel":
-                attempt.stop(RolloutAbandoned(f"{lost.rollout} of its group failed (policy.partial_groups)"))
+            if self._policy.partial_groups == "cancel" and (lost := _lost(group.done.values())) is not None:
+                attempt.stop(lost)
             elif group.half_since is not None and now - group.half_since > self._policy.straggler_grace:
                 self._end_straggler(attempt)
 
@@ -102,3 +108,10 @@ class Deadlines:
                     group.done[rollout] = outcome
             if group.half_since is None and 2 * len(group.done) >= order.group_size > 1:
                 group.half_since = time.monotonic()
+
+
+def _lost(done: Iterable[Outcome]) -> RolloutAbandoned | None:
+    failed = next((outcome for outcome in done if outcome.status == RolloutStatus.FAILED), None)
+    if failed is None:
+        return None
+    return RolloutAbandoned(f"{failed.rollout} of its group failed (policy.partial_groups)")

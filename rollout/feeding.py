@@ -15,7 +15,7 @@ import structlog
 from rollout.claims import Claims
 from rollout.config import PolicyConfig
 from rollout.control import Progress
-from rollout.errors import ConfigurationError
+from rollout.errors import ConfigurationError, RolloutError
 from rollout.tasks import RolloutOrder, encode_order
 from transports import Queue
 
@@ -23,6 +23,10 @@ log = structlog.get_logger()
 
 _LOOK = 0.1
 _LEFT_OVER_TIMEOUT = 60.0
+
+
+class OrdersLeft(RolloutError):
+    """The tasks queue holds orders that this launch did not send."""
 
 
 def capacity(policy: PolicyConfig, progress: Progress, sent: int) -> int | None:
@@ -41,7 +45,8 @@ class Feeder:
     """Sends the orders of one environment. `sent` and `finished` count rollouts, those of earlier launches too."""
 
     def __init__(self, orders: Iterable[RolloutOrder], tasks: Queue, claims: Claims, policy: PolicyConfig) -> None:
-        self.progress = Progress()
+        self.progress: Progress | None = None
+        """The trainer's, once it was heard of."""
         self.sent = 0
         self.done = False
         """Whether everything was sent, and everything that was sent is finished."""
@@ -50,12 +55,25 @@ class Feeder:
         self._claims = claims
         self._policy = policy
 
+    async def require_empty(self) -> None:
+        """A queue that another run feeds would have its orders played here, and taken away."""
+        if left := (await self._tasks.stats()).backlog_records:
+            raise OrdersLeft(
+                f"{self._tasks.url} (queue.tasks) holds {left} orders of another run. Go on with that run by --resume, "
+                "empty the queue with `rollout queue drain --lease record`, or name another queue."
+            )
+
     async def clear(self) -> None:
         """Take back what an earlier launch had sent: what of it is not finished is sent again, in its turn."""
-        with anyio.fail_after(_LEFT_OVER_TIMEOUT):
+        with anyio.move_on_after(_LEFT_OVER_TIMEOUT):
             while (await self._tasks.stats()).backlog_records:
                 if (left := await self._tasks.receive(timeout=_LOOK)) is not None:
                     await left.ack()
+            return
+        raise OrdersLeft(
+            f"{self._tasks.url} (queue.tasks): a worker has held orders of the earlier launch for another "
+            f"{_LEFT_OVER_TIMEOUT:g} s. Does one run on another machine? Let it finish, or end it, and resume again."
+        )
 
     async def feed(self, window: int) -> None:
         """Send every order that is not done, group by group; keep no more than about `window` of them waiting."""
@@ -65,7 +83,7 @@ class Feeder:
             waiting = await anyio.to_thread.run_sync(self._not_done, orders)
             await self._may_send(len(orders) if waiting else 0, window)
             self.sent += len(orders)
-            version = str(self.progress.version) if self._policy.max_staleness is not None else None
+            version = None if self.progress is None else str(self.progress.version)
             for order in waiting:
                 told = replace(order, policy_version=version)
                 await self._tasks.put(encode_order(told), key=order.rollout, tag=order.rollout)
@@ -83,7 +101,7 @@ class Feeder:
 
     async def _may_send(self, rollouts: int, window: int) -> None:
         while rollouts:
-            room = capacity(self._policy, self.progress, self.sent)
+            room = capacity(self._policy, self.progress or Progress(), self.sent)
             if (room is None or room >= rollouts) and (await self._tasks.stats()).backlog_records < window:
                 return
             await anyio.sleep(_LOOK)

@@ -1,22 +1,28 @@
 """A process that is one worker: it gets ready, plays what the tasks queue has, and drains when it is told to stop."""
 
+import asyncio
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
+import anyio.to_thread
 import structlog
 
 from renderers_adapter.errors import AdapterError
 from rollout.claims import Claims
 from rollout.config import Config
-from rollout.containment import GuardedOutput, LoopWatchdog, refuse_forks
+from rollout.containment import GuardedOutput, LoopWatchdog, refuse_exits, refuse_forks
 from rollout.errors import RolloutError, first_failure
 from rollout.images.maintenance import hold_run
-from rollout.link import Beat, Halted, Orders, Report, SupervisorLink
+from rollout.link import Beat, Halted, SupervisorLink
 from rollout.rundir import RunDirectory
 from rollout.startup import engine_urls, open_policy, run_facts
 from rollout.telemetry import json_log
@@ -24,6 +30,10 @@ from rollout.worker import Worker
 from transports import Queue, QueueError, open_queue
 
 log = structlog.get_logger()
+
+_OUR_THREADS = 32
+_LEAVE = 5.0
+"""Seconds that a worker which is done has to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +56,27 @@ class Host:
         path = self.directory.path / "workers" / f"{self.name}.jsonl"
         log_file = json_log(path, run=self.directory.run, worker=self.name)
         with hold_run(self.directory.path), log_file, _guarded_output():
-            reason = ""
-            try:
-                anyio.run(self._work)
-            except BaseException as error:
-                failure = first_failure(error, (RolloutError, QueueError, AdapterError))
-                reason = str(failure)
-                log.error("worker ends", exc_info=failure)
-                raise failure from None
-            finally:
-                if self.link is not None:
-                    self.link.close([Halted(reason)] if reason else [])
+            failure = anyio.run(self._work)
+        if failure is not None:
+            raise failure
 
-    async def _work(self) -> None:
+    async def _work(self) -> BaseException | None:
+        """Play, and say why it failed, where it did."""
+        failure: BaseException | None = None
+        try:
+            await self._get_ready_and_play()
+        except Exception as error:
+            failure = first_failure(error, (RolloutError, QueueError, AdapterError))
+            log.error("worker ends", exc_info=failure)
+        if self.link is not None:
+            self.link.close(Halted(str(failure)) if failure is not None else None)
+        _exit_within(_LEAVE, 0 if failure is None else 1)
+        return failure
+
+    async def _get_ready_and_play(self) -> None:
         config, environment = self.config, self.config.run.name
+        _widen_threads(config.worker.concurrency)
+        refuse_exits(asyncio.get_running_loop())
         async with AsyncExitStack() as stack:
             with LoopWatchdog(config.worker.block_timeout) as watchdog:
                 engines = stack.enter_context(ExitStack())
@@ -79,7 +96,8 @@ class Host:
                 facts = run_facts(config, self.directory.run)
                 worker = Worker(config, policy, facts, claims, tasks, trajectories)
                 if self.link is not None:
-                    self.link.start(lambda: _news(worker, watchdog, tasks), lambda orders: _follow(worker, orders))
+                    beat = partial(_beat, worker, watchdog, tasks)
+                    self.link.ready(beat, lambda orders: worker.learn_version(orders.policy_version))
                 log.info("worker ready", engines=[engine.url for engine in policy.engine.engines])
                 await self._play(worker)
 
@@ -100,9 +118,9 @@ class Host:
                 scope.deadline = anyio.current_time() + self.config.worker.grace
 
 
-def _news(worker: Worker, watchdog: LoopWatchdog, tasks: Queue) -> Iterator[Report]:
+def _beat(worker: Worker, watchdog: LoopWatchdog, tasks: Queue) -> Beat:
     counters = worker.counters
-    yield Beat(
+    return Beat(
         ready=True,
         in_flight=counters.in_flight,
         finished=counters.finished,
@@ -115,12 +133,24 @@ def _news(worker: Worker, watchdog: LoopWatchdog, tasks: Queue) -> Iterator[Repo
         holder=tasks.holder,
         status=dict(counters.status),
     )
-    while worker.failures:
-        yield worker.failures.pop(0)
 
 
-def _follow(worker: Worker, orders: Orders) -> None:
-    worker.learn_version(orders.policy_version)
+def _widen_threads(concurrency: int) -> None:
+    """Room for what environments do in threads, so that it is never queues and images that wait for a thread."""
+    threads = _OUR_THREADS + concurrency
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, "worker"))
+    anyio.to_thread.current_default_thread_limiter().total_tokens = threads
+
+
+def _exit_within(seconds: float, code: int) -> None:
+    """A thread, or a task that catches its cancellation, may have been left behind; nobody waits for it."""
+
+    def leave() -> None:
+        time.sleep(seconds)
+        log.warning("what environments left behind was still running", seconds=seconds)
+        os._exit(code)
+
+    threading.Thread(target=leave, name="exit", daemon=True).start()
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class EnvironmentState:
     posts: list[Post] = field(default_factory=list)
     trajectories: Queue | None = None
     control: Queue | None = None
-    progress: Progress = field(default_factory=Progress)
+    progress: Progress | None = None
     backlog_bytes: int = 0
 
     @property
@@ -81,9 +81,13 @@ class EnvironmentState:
 
 
 class Launch:
-    """A launch while it goes on; whoever shows progress reads it, and may end it by `stop_early` and `kill`."""
+    """A launch while it goes on; whoever shows progress reads it, and may end it by `stop_early` and `kill`.
 
-    def __init__(self, directory: RunDirectory, members: Sequence[Member], workers: int) -> None:
+    `resumes` says that orders on the tasks queue are those of an earlier launch of this run.
+    """
+
+    def __init__(self, directory: RunDirectory, members: Sequence[Member], workers: int, *, resumes: bool) -> None:
+        self.resumes = resumes
         self.directory = directory
         self.environments = [EnvironmentState(m, Claims(directory.claims(m.config.run.name))) for m in members]
         self.workers = workers
@@ -176,15 +180,14 @@ async def _open(environment: EnvironmentState, state: Launch, stack: AsyncExitSt
     await stack.enter_async_context(tasks)
     environment.trajectories = open_queue(directory.url(config.queue.url, environment.name))
     await stack.enter_async_context(environment.trajectories)
-    if config.policy.max_staleness is not None:
-        environment.control = open_queue(directory.url(config.queue.control, environment.name))
-        await stack.enter_async_context(environment.control)
+    environment.control = open_queue(directory.url(config.queue.control, environment.name))
+    await stack.enter_async_context(environment.control)
     ordered = [] if environment.fed_by_others else list(orders(config.new_environment, config.tasks))
     environment.total = len(ordered)
     environment.done_before = sum(1 for _ in environment.claims.outcomes())
     environment.feeder = Feeder(ordered, tasks, environment.claims, config.policy)
     if not environment.fed_by_others:
-        await environment.feeder.clear()
+        await (environment.feeder.clear() if state.resumes else environment.feeder.require_empty())
     budget = RestartBudget(config.worker.restarts)
     environment.posts = [
         Post(
@@ -225,12 +228,11 @@ async def _feed_all(state: Launch, fleet: Fleet) -> None:
 async def _watch(environment: EnvironmentState, state: Launch) -> None:
     """Know how full the trajectories queue is, and how far the trainer."""
     assert environment.trajectories is not None
-    follower = ProgressFollower(environment.control) if environment.control is not None else None
+    assert environment.control is not None
+    follower = ProgressFollower(environment.control)
     while True:
         environment.backlog_bytes = (await environment.trajectories.stats()).backlog_bytes
-        if follower is None:
-            await anyio.sleep(_LOOK)
-        elif await follower.follow(timeout=_LOOK):
+        if await follower.follow(timeout=_LOOK):
             environment.progress = follower.latest
             if environment.feeder is not None:
                 environment.feeder.progress = follower.latest
@@ -241,9 +243,9 @@ async def _watch(environment: EnvironmentState, state: Launch) -> None:
 def _orders(state: Launch, name: str) -> Orders:
     """What a worker is told."""
     environment = next(environment for environment in state.environments if environment.name == name)
-    paced = environment.control is not None
-    version = environment.progress.version if paced else environment.member.config.policy.version
-    return Orders(environment.engines, str(version))
+    told = environment.progress
+    version = environment.member.config.policy.version if told is None else str(told.version)
+    return Orders(environment.engines, version)
 
 
 def _worker_command(member: Member, directory: RunDirectory, name: str) -> tuple[str, ...]:

@@ -9,13 +9,11 @@ import select
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
-
-from rollout.claims import Outcome
 
 _BEAT = 0.5
 
@@ -52,8 +50,8 @@ class Orders:
     policy_version: str
 
 
-Report = Beat | Outcome | Halted
-_REPORTS: dict[str, type[Report]] = {"beat": Beat, "failed": Outcome, "halted": Halted}
+Report = Beat | Halted
+_REPORTS: dict[str, type[Report]] = {"beat": Beat, "halted": Halted}
 
 
 def encode_report(report: Report) -> bytes:
@@ -72,44 +70,45 @@ def encode_orders(orders: Orders) -> bytes:
 
 
 class SupervisorLink:
-    """The worker's end. Made from the descriptor that the supervisor passed."""
+    """The worker's end. Made from the descriptor that the supervisor passed; heard from that moment on."""
 
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=descriptor)
         self._socket.set_inheritable(False)
         self._lines = b""
+        self._orders = Orders((), "")
+        self._first = threading.Event()
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._beat: Callable[[], Beat] = Beat
+        self._follow: Callable[[Orders], None] | None = None
+        self._thread = threading.Thread(target=self._keep, name="supervisor-link", daemon=True)
+        self._thread.start()
 
     def first_orders(self) -> Orders:
         """What the supervisor says before anything else. Blocks, but not for long."""
-        while (orders := self._received()) is None:
-            continue
-        return orders
+        self._first.wait()
+        return self._orders
 
-    def start(self, news: Callable[[], Iterable[Report]], follow: Callable[[Orders], None]) -> None:
-        """Twice a second, send what is new and hand on what the supervisor says, both in a thread."""
-        self._thread = threading.Thread(target=self._keep, args=(news, follow), name="supervisor-link", daemon=True)
-        self._thread.start()
+    def ready(self, beat: Callable[[], Beat], follow: Callable[[Orders], None]) -> None:
+        """From now on, tell this twice a second, and hand on what the supervisor says; both happen in a thread."""
+        self._beat, self._follow = beat, follow
+        follow(self._orders)
 
-    def close(self, last: Iterable[Report]) -> None:
-        """Send what is still new, and these, and hang up."""
+    def close(self, halted: Halted | None = None) -> None:
+        """Tell the last of it, and why if it was not meant to end, and hang up."""
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._send_all(last)
+        self._socket.shutdown(socket.SHUT_RD)  # the thread need not wait for its next beat
+        self._thread.join()
+        if halted is not None:
+            self._send(halted)
         self._socket.close()
 
-    def _keep(self, news: Callable[[], Iterable[Report]], follow: Callable[[Orders], None]) -> None:
+    def _keep(self) -> None:
         while not self._stop.is_set():
-            self._send_all(news())
-            if select.select([self._socket], [], [], _BEAT)[0] and (orders := self._received()) is not None:
-                follow(orders)
-        self._send_all(news())
-
-    def _send_all(self, reports: Iterable[Report]) -> None:
-        for report in reports:
-            self._send(report)
+            self._send(self._beat())
+            if select.select([self._socket], [], [], _BEAT)[0]:
+                self._receive()
+        self._send(self._beat())
 
     def _send(self, report: Report) -> None:
         try:
@@ -117,19 +116,23 @@ class SupervisorLink:
         except OSError:
             _die()
 
-    def _received(self) -> Orders | None:
-        """The newest whole line of what has come, if any."""
+    def _receive(self) -> None:
+        """Take in the newest whole line of what has come, if any."""
         try:
             data = self._socket.recv(1 << 16)
         except OSError:
             data = b""
+        if self._stop.is_set():
+            return
         if not data:
             _die()
         *lines, self._lines = (self._lines + data).split(b"\n")
-        if not lines:
-            return None
-        told: dict[str, Any] = orjson.loads(lines[-1])
-        return Orders(tuple(told["engines"]), told["policy_version"])
+        if lines:
+            told: dict[str, Any] = orjson.loads(lines[-1])
+            self._orders = Orders(tuple(told["engines"]), told["policy_version"])
+            self._first.set()
+            if self._follow is not None:
+                self._follow(self._orders)
 
 
 def _die() -> None:

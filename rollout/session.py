@@ -90,6 +90,7 @@ class Session:
         clock = _Clock()
         version = self._policy.version.current
         structlog.contextvars.bind_contextvars(turn=turn)
+        self._stream.require_open()
         if not messages or dict(messages[-1]).get("role") == "assistant":
             raise MessageError("the conversation must end with a message to the model, not with its own.")
 
@@ -101,6 +102,7 @@ class Session:
         clock.lap("render")
 
         request = self._request(turn, prompt, {**self._policy.sampling, **(sampling or {})})
+        self.context_tokens = len(request.expanded)
         generation = await self._policy.engine.generate(request)
         self._require_usable(generation, request)
         clock.lap("engine")

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 
 from rollout.environments.base import Task
+from rollout.errors import RolloutError
 from rollout.steps import (
     Header,
     Record,
@@ -22,6 +23,10 @@ from rollout.steps import (
 from transports import Frames, Queue, QueueError
 
 _PUT_TIMEOUT = 60.0
+
+
+class RolloutOver(RolloutError):
+    """An environment goes on with a rollout that has its finished record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ class RolloutStream:
         self.final: RolloutFinished | None = None
         self._queue = queue
         self._seq = 0
+        self._over = False
         self._digest = StepsDigest()
         self._began = time.monotonic()
 
@@ -75,11 +81,12 @@ class RolloutStream:
         )
         await self._put(encode_record(record), record)
 
-    async def step(self, step: Step) -> None:
+    def step(self, step: Step) -> Coroutine[Any, Any, None]:
+        """Count a step at once, so that a finished record made meanwhile knows it; await what is returned to put it."""
         frames = encode_record(step)
         self.steps += 1
         self._digest.add(frames)
-        await self._put(frames, step)
+        return self._put(frames, step)
 
     async def finished(
         self,
@@ -89,8 +96,10 @@ class RolloutStream:
         metrics: Mapping[str, float] | None = None,
         error: Mapping[str, str] | None = None,
     ) -> RolloutFinished:
+        header = self.next_header()
+        self._over = True
         record = RolloutFinished(
-            header=self.next_header(),
+            header=header,
             status=status,
             reward=reward,
             metrics=metrics or {},
@@ -99,11 +108,20 @@ class RolloutStream:
             digest=self._digest.value(),
             seconds=time.monotonic() - self._began,
         )
+        self.final = record  # also where its put is cancelled, which does not keep it from arriving
         await self._put(encode_record(record), record)
-        self.final = record
         return record
 
+    def require_open(self) -> None:
+        """Raises RolloutOver once there is a finished record."""
+        if self._over:
+            raise RolloutOver(
+                f"{self.identity.rollout} has ended: a task that its environment left behind asks the model. "
+                "Await or cancel what run() starts before it returns."
+            )
+
     def next_header(self) -> Header:
+        self.require_open()
         mine = self.identity
         header = Header(mine.run, mine.environment, mine.group, mine.rollout, mine.attempt, self._seq)
         self._seq += 1

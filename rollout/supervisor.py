@@ -22,7 +22,6 @@ from pathlib import Path
 import anyio
 import structlog
 
-from rollout.claims import Outcome
 from rollout.errors import RolloutError
 from rollout.link import Beat, Halted, Orders, decode_report, encode_orders
 from transports import Queue
@@ -102,7 +101,6 @@ class Fleet:
     def __init__(self, posts: list[Post], orders: Callable[[str], Orders]) -> None:
         self.posts = posts
         self.deaths: list[Death] = []
-        self.failures: list[tuple[str, Outcome]] = []
         self._orders = orders
         self._ending: signal.Signals | None = None
         self._lines: dict[str, asyncio.StreamWriter] = {}
@@ -214,8 +212,6 @@ class Fleet:
                         if report.ready and not post.beat.ready:
                             log.info("worker ready", worker=post.name, pid=post.pid)
                         post.beat, post.heard = report, time.monotonic()
-                    case Outcome():
-                        self.failures.append((post.environment, report))
                     case Halted():
                         said.append(report.reason)
         heard_out.set()

@@ -5,6 +5,7 @@ fresh environment; so many such failures in a row end the worker with that error
 that the worker did not finish, for whatever reason, is not acked, and comes again, here or elsewhere.
 """
 
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
@@ -28,6 +29,7 @@ _POLL = 0.2
 _LAST_WORDS = 5.0
 """Seconds that a cancelled worker has for each thing that it must still write down."""
 _RETRY_PAUSE = 0.5
+_TRACEBACK_LIMIT = 20_000
 
 
 class AttemptsExhausted(RolloutError):
@@ -73,8 +75,6 @@ class Worker:
         self, config: Config, policy: Policy, facts: RunFacts, claims: Claims, tasks: Queue, trajectories: Queue
     ) -> None:
         self.counters = WorkerCounters()
-        self.failures: list[Outcome] = []
-        """Of the rollouts that failed for good, until somebody takes them away."""
         self._config = config
         self._policy = policy
         self._facts = facts
@@ -84,7 +84,6 @@ class Worker:
         self._playing: set[Attempt] = set()
         self._interrupted: list[Attempt] = []
         self._failures_in_a_row = 0
-        self._ended = anyio.Event()
         self._accepting = anyio.CancelScope()
         self._slots = anyio.Semaphore(config.worker.concurrency)
         # An attempt that is a rollout's last is not played beside another such: if one of them is what kills workers,
@@ -123,17 +122,24 @@ class Worker:
     async def abandon(self) -> None:
         """After `run` was cancelled: end what was in flight as abandoned, because nobody will play it again."""
         for attempt in self._interrupted:
-            await attempt.give_up(RolloutAbandoned("the run was stopped"))
+            if attempt.stream.final is None:
+                await attempt.give_up(RolloutAbandoned("the run was stopped"))
             self.counters.add(attempt)
 
     async def _room(self) -> None:
         """Return with a slot, once another rollout may start."""
         await self._slots.acquire()
         limit = self._config.worker.tokens_in_flight
-        while limit is not None and sum(attempt.session.context_tokens for attempt in self._playing) >= limit:
-            self._ended = anyio.Event()
-            await self._ended.wait()
+        while limit is not None and self._tokens(limit) >= limit:  # noqa: ASYNC110 - any turn may change it
+            await anyio.sleep(_POLL)
         await self._trajectories.admit()
+
+    def _tokens(self, limit: int) -> float:
+        """What those in flight hold. One that has not asked yet counts as those that have; a first one goes alone."""
+        asked = [tokens for attempt in self._playing if (tokens := attempt.session.context_tokens)]
+        in_flight = self._config.worker.concurrency - self._slots.value - 1
+        usual = sum(asked) / len(asked) if asked else limit
+        return sum(asked) + usual * (in_flight - len(asked))
 
     async def _settle(self, delivery: Delivery) -> None:
         try:
@@ -187,8 +193,6 @@ class Worker:
         outcome = _outcome(attempt)
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._claims.finish, outcome)
-        if attempt.error is not None:
-            self.failures.append(outcome)
         return 0
 
     async def _play(self, attempt: Attempt, claim: Claim) -> None:
@@ -196,6 +200,9 @@ class Worker:
         if claim.spent > limit:
             told = f"{limit} attempts were begun (worker.max_attempts) and none came to an end: did their workers die?"
             await attempt.give_up(AttemptsExhausted(told))
+            return
+        if (unwanted := await self._deadlines.unwanted(attempt.order)) is not None:
+            await attempt.give_up(unwanted)
             return
         self._playing.add(attempt)
         self.counters.in_flight += 1
@@ -210,7 +217,6 @@ class Worker:
             self._failures_in_a_row = 0
         finally:
             self._playing.discard(attempt)
-            self._ended.set()
             self.counters.in_flight -= 1
 
     async def _note_failure(self, error: RolloutError, claim: Claim) -> None:
@@ -240,5 +246,13 @@ def _outcome(attempt: Attempt) -> Outcome:
         images=session.images_seen,
         tokens=session.sampled_tokens,
         error=dict(final.error) if final.error is not None else None,
+        traceback=_told_of(attempt.error) if attempt.error is not None else None,
         metrics=dict(final.metrics),
     )
+
+
+def _told_of(error: BaseException) -> str:
+    """Its traceback, from the environment's own frames on, and of what is endless the end."""
+    trace = error.__traceback__
+    below = trace.tb_next if trace is not None else None
+    return "".join(traceback.format_exception(type(error), error, below))[-_TRACEBACK_LIMIT:]

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from rollout.containment import EventLoopHeld, GuardedOutput, LoopWatchdog, OutputFlood, begin_attempt
+from rollout.containment import (
+    EventLoopHeld,
+    ExitRefused,
+    GuardedOutput,
+    LoopWatchdog,
+    OutputFlood,
+    begin_attempt,
+    refuse_exits,
+)
 from rollout.link import Beat, decode_report
 
 REFUSED = """
@@ -34,6 +42,20 @@ def test_forks_are_refused_and_subprocesses_are_not() -> None:
     assert lines[0] == lines[1]
     assert "multiprocessing with the spawn method" in lines[0]
     assert lines[2] == "subprocesses are fine"
+
+
+async def test_an_exit_in_a_task_of_an_attempt_is_an_error_of_that_task() -> None:
+    async def exits() -> None:
+        sys.exit(3)
+
+    loop = asyncio.get_running_loop()
+    refuse_exits(loop)
+    try:
+        begin_attempt()
+        with pytest.raises(ExitRefused, match=r"raised SystemExit\(3\)"):
+            await asyncio.gather(exits(), asyncio.sleep(0))
+    finally:
+        loop.set_task_factory(None)
 
 
 async def test_each_attempt_may_print_so_much_and_no_more() -> None:
@@ -87,7 +109,7 @@ def test_a_worker_whose_supervisor_is_gone_dies_with_what_it_started(tmp_path: P
         "from rollout.link import Beat, SupervisorLink\n"
         "link = SupervisorLink(int(sys.argv[1]))\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        "link.start(lambda: [Beat(ready=True, holder=str(child.pid))], lambda orders: None)\n"
+        "link.ready(lambda: Beat(ready=True, holder=str(child.pid)), lambda orders: None)\n"
         "time.sleep(600)\n"
     )
     ours, theirs = socket.socketpair()
@@ -95,8 +117,11 @@ def test_a_worker_whose_supervisor_is_gone_dies_with_what_it_started(tmp_path: P
         command = [sys.executable, str(script), str(theirs.fileno())]
         worker = subprocess.Popen(command, pass_fds=(theirs.fileno(),), start_new_session=True)
     with ours, ours.makefile("rb") as lines:
-        beat = decode_report(lines.readline())
-        assert isinstance(beat, Beat)
+        beat = Beat()
+        while not beat.ready:
+            told = decode_report(lines.readline())
+            assert isinstance(told, Beat)
+            beat = told
         child = int(beat.holder)
     assert worker.wait(timeout=20) == -9
     deadline = time.monotonic() + 20

@@ -13,7 +13,7 @@ from rollout.config import PolicyConfig
 from rollout.control import Progress, ProgressFollower, ProgressPublisher
 from rollout.environments.base import Task
 from rollout.errors import ConfigurationError
-from rollout.feeding import Feeder, capacity
+from rollout.feeding import Feeder, OrdersLeft, capacity
 from rollout.tasks import RolloutOrder, decode_order
 from transports import Delivery, Queue, open_queue
 
@@ -83,7 +83,7 @@ async def test_groups_are_sent_whole_as_the_trainer_goes_on(tmp_path: Path, task
         third = await receive(tasks, 8)
         await assert_nothing_comes(tasks)
         versions = [{decode_order(d.frames).policy_version for d in part} for part in (first, second, third)]
-        assert versions == [{"0"}, {"0"}, {"1"}]
+        assert versions == [{None}, {"0"}, {"1"}]
         await tasks.ack([*first, *second, *third])
     assert feeder.done
     assert feeder.sent == 20
@@ -118,6 +118,26 @@ async def test_what_is_done_is_not_sent_and_what_was_left_over_is_sent_once(tmp_
         assert [decode_order(delivery.frames).rollout for delivery in sent] == ["1.0", "2.0", "2.1"]
         await tasks.ack(sent)
     assert feeder.sent == 6
+
+
+async def test_orders_of_another_run_are_neither_taken_away_nor_played(tmp_path: Path, tasks: Queue) -> None:
+    feeder = Feeder(groups(1, 1), tasks, Claims(tmp_path), UNPACED)
+    await feeder.require_empty()
+    await tasks.put((b"another's",), key="k")
+    with pytest.raises(OrdersLeft, match="holds 1 orders of another run"):
+        await feeder.require_empty()
+    assert (await tasks.stats()).backlog_records == 1
+
+
+async def test_a_worker_that_keeps_orders_of_an_earlier_launch_is_told_of(
+    tmp_path: Path, tasks: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.feeding._LEFT_OVER_TIMEOUT", 0.2)
+    await tasks.put((b"left over",), key="k")
+    await receive(tasks, 1)
+    async with open_queue(tasks.url, lease="record") as launched:
+        with pytest.raises(OrdersLeft, match="a worker has held orders of the earlier launch"):
+            await Feeder(groups(1, 1), launched, Claims(tmp_path), UNPACED).clear()
 
 
 async def test_a_group_that_no_step_can_take_is_refused(tmp_path: Path, tasks: Queue) -> None:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import indent
 
 import anyio
 import orjson
@@ -14,9 +15,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from rollout.errors import ConfigurationError
+from rollout.errors import ConfigurationError, RolloutError
 from rollout.launch import EnvironmentState, Launch, launch
 from rollout.manifest import begin, resume
+from transports import QueueError
 
 _REFRESH = 0.5
 _LINE_EVERY = 5.0
@@ -30,14 +32,23 @@ def launch_command(
     if bool(paths) == (resuming is not None):
         raise ConfigurationError("rollout launch: give the YAML of each environment, or --resume RUN_DIR alone.")
     directory, members = resume(resuming, overrides) if resuming is not None else begin(paths, overrides)
-    state = Launch(directory, members, workers)
+    state = Launch(directory, members, workers, resumes=resuming is not None)
     screen = _Screen(state)
-    launch(state, screen.accompany)
+    failure: RolloutError | QueueError | None = None
+    try:
+        launch(state, screen.accompany)
+    except (RolloutError, QueueError) as error:
+        if not state.report()["rollouts"]:
+            raise
+        failure = error  # what was done before still counts, and is told first
     report = state.report()
     if as_json:
-        sys.stdout.write(orjson.dumps(report).decode() + "\n")
+        told = {**report, **({"error": str(failure)} if failure else {})}
+        sys.stdout.write(orjson.dumps(told).decode() + "\n")
     else:
         _print_summary(state, Console())
+    if failure is not None:
+        raise failure
     if screen.interrupted:
         return 130
     return 0 if state.stopping_early or report["rollouts"] == report["total"] else 1
@@ -158,15 +169,15 @@ def _print_summary(state: Launch, console: Console) -> None:
 
 def _print_errors(state: Launch, console: Console) -> None:
     """Each error once, in full, with the first rollout that met it."""
-    met: dict[tuple[str, str], list[str]] = {}
+    met: dict[tuple[str, str], list[tuple[str, str | None]]] = {}
     for environment, outcome in state.failed():
         error = outcome.error or {}
         key = (str(error.get("type")), str(error.get("message")))
-        met.setdefault(key, []).append(f"{environment}/{outcome.rollout}")
-    for (kind, message), rollouts in list(met.items())[:_ERRORS_SHOWN]:
-        others = f" (and {len(rollouts) - 1} others)" if len(rollouts) > 1 else ""
-        console.print(
-            f"[red]{escape(rollouts[0])}{others} failed: {escape(kind)}: {escape(message)}[/red]", highlight=False
-        )
+        met.setdefault(key, []).append((f"{environment}/{outcome.rollout}", outcome.traceback))
+    for (kind, message), failed in list(met.items())[:_ERRORS_SHOWN]:
+        rollout, traceback = failed[0]
+        others = f" (and {len(failed) - 1} others)" if len(failed) > 1 else ""
+        told = f"{kind}: {message}" if traceback is None else "\n" + indent(traceback.rstrip(), "  ")
+        console.print(f"[red]{escape(f'{rollout}{others} failed: {told}')}[/red]", highlight=False, soft_wrap=True)
     if len(met) > _ERRORS_SHOWN:
         console.print(f"… and {len(met) - _ERRORS_SHOWN} other errors, all in {state.directory.path}/workers")

@@ -1,12 +1,14 @@
 """An environment whose rollouts each do something that no rollout should, next to others that are well-behaved."""
 
 import asyncio
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Iterable
 from typing import Any
 
+import anyio.to_thread
 from pydantic import Field
 
 from rollout import Environment, EnvironmentSettings, Model, Score, Task, TaskSettings
@@ -47,6 +49,14 @@ class Misbehaving(Environment):
     async def hangs(self, _: Model) -> None:
         await asyncio.Event().wait()
 
+    async def hangs_in_a_thread(self, _: Model) -> None:
+        await anyio.to_thread.run_sync(time.sleep, 3600)
+
+    async def will_not_end(self, _: Model) -> None:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
     async def holds(self, _: Model) -> None:
         time.sleep(3600)  # noqa: ASYNC251 - that is the point
 
@@ -80,6 +90,9 @@ class Misbehaving(Environment):
     async def exits(self, _: Model) -> None:
         sys.exit(3)
 
+    async def exits_in_a_task(self, model: Model) -> None:
+        await asyncio.gather(self.exits(model), asyncio.sleep(1))
+
     async def cancels(self, _: Model) -> None:
         raise asyncio.CancelledError
 
@@ -89,4 +102,12 @@ class Misbehaving(Environment):
     async def leaves_a_process(self, model: Model) -> Score:
         command = [sys.executable, "-c", "import time; time.sleep(3600)", self.settings.marker]
         await asyncio.create_subprocess_exec(*command)
+        return await self.behaves(model)
+
+    async def leaves_a_task(self, model: Model) -> Score:
+        async def goes_on() -> None:
+            while True:
+                await self.behaves(model)
+
+        self.left = asyncio.ensure_future(goes_on())
         return await self.behaves(model)

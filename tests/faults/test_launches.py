@@ -16,16 +16,19 @@ def test_one_rollout_that_misbehaves_fails_alone_and_is_named(world: World) -> N
     expected = {
         "raises": "ValueError",
         "hangs": "RolloutTimeout",
+        "hangs_in_a_thread": "RolloutTimeout",
+        "will_not_end": "RolloutTimeout",
         "holds": "EventLoopHeld",
         "answers_nonsense": "ScoreError",
         "answers_nan": "ScoreError",
         "prints": "OutputFlood",
         "forks": "ForkRefused",
         "exits": "SystemExit",
+        "exits_in_a_task": "ExitRefused",
         "cancels": "RuntimeError",
         "dies": "AttemptsExhausted",
     }
-    does = ["behaves", "writes", *(word for bad in expected for word in (bad, "behaves"))]
+    does = ["behaves", "writes", "leaves_a_task", *(word for bad in expected for word in (bad, "behaves"))]
     launched = world.launch(
         MISBEHAVING,
         {

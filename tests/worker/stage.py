@@ -1,0 +1,81 @@
+"""A worker in this process, with an environment that plays whatever coroutine a test gives it."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anyio
+
+from rollout.claims import Claims
+from rollout.config import Config
+from rollout.environments.base import Environment, Model, Score, Task
+from rollout.session import Policy
+from rollout.startup import run_facts
+from rollout.tasks import RolloutOrder, encode_order
+from rollout.trainer import Trajectory, TrajectoryReader
+from rollout.worker import Worker
+from transports import Queue, open_queue
+
+QUESTION = [{"role": "user", "content": "Heads or tails?"}]
+
+
+class Scripted(Environment):
+    """Plays the coroutine that a test gives it."""
+
+    play: ClassVar[Any]
+    made: ClassVar[int]
+
+    async def run(self, task: Task, model: Model) -> Score:
+        type(self).made += 1
+        return await type(self).play(task, model)  # type: ignore[no-any-return]
+
+
+@dataclass
+class Stage:
+    worker: Worker
+    tasks: Queue
+    reader: TrajectoryReader
+    claims: Claims
+
+    async def order(self, count: int, group_size: int = 1, *, first: int = 0) -> None:
+        for index in range(first, first + count):
+            for sample in range(group_size):
+                order = RolloutOrder(Task(id=str(index), index=index, seed=index), sample, group_size)
+                await self.tasks.put(encode_order(order), key=order.rollout)
+
+    async def ended(self, count: int) -> Mapping[str, Trajectory]:
+        found: dict[str, Trajectory] = {}
+        with anyio.fail_after(20):
+            while len(found) < count:
+                if (trajectory := await self.reader.receive(timeout=0.1)) is not None:
+                    assert trajectory.rollout not in found
+                    found[trajectory.rollout] = trajectory
+        return found
+
+    async def settled(self) -> None:
+        with anyio.fail_after(20):
+            while (await self.tasks.stats()).backlog_records:  # noqa: ASYNC110 - it is another's to change
+                await anyio.sleep(0.01)
+
+
+@asynccontextmanager
+async def stage(config: Config, policy: Policy, directory: Path, play: Any, **worker: object) -> AsyncIterator[Stage]:
+    Scripted.play, Scripted.made = play, 0
+    config = replace(config, worker=config.worker.model_copy(update=worker))
+    name = directory.name
+    async with (
+        open_queue(f"memory://{name}-tasks", lease="record") as tasks,
+        open_queue(f"memory://{name}-trajectories") as trajectories,
+        TrajectoryReader(open_queue(f"memory://{name}-trajectories")) as reader,
+    ):
+        claims = Claims(directory / "claims")
+        yield Stage(
+            Worker(config, policy, run_facts(config, "test"), claims, tasks, trajectories), tasks, reader, claims
+        )
+
+
+async def well(_: Task, model: Model) -> Score:
+    await model.chat(list(QUESTION))
+    return Score(1.0)
