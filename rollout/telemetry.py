@@ -25,6 +25,7 @@ def json_log(path: Path, **bound: Any) -> Iterator[None]:
                 structlog.processors.JSONRenderer(serializer=_dumps),
             ],
             logger_factory=lambda *_: _LineLogger(file),
+            wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
             cache_logger_on_first_use=False,
         )
         structlog.contextvars.bind_contextvars(**bound)

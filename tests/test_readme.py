@@ -2,9 +2,9 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.cli.in_process import rollout
 
 
 def test_the_environment_of_the_readme_runs(repository: Path, tmp_path: Path) -> None:
@@ -16,8 +16,7 @@ def test_the_environment_of_the_readme_runs(repository: Path, tmp_path: Path) ->
     assert len(program[1].splitlines()) <= 25
     (tmp_path / "squares.py").write_text(program[1])
     (tmp_path / "squares.yaml").write_text(config[1].replace("path: rollout", f"path: {repository}/rollout"))
-    command = [sys.executable, "-m", "rollout", "run", str(tmp_path / "squares.yaml"), "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    result = rollout("run", str(tmp_path / "squares.yaml"), "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["reward_mean"] == 1.0

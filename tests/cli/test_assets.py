@@ -2,19 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rollout.images.maintenance import hold_run
-
-
-def rollout(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rollout", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+from tests.cli.in_process import rollout
 
 
 def report(*arguments: str, code: int = 0) -> Any:

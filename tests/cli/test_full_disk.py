@@ -2,13 +2,13 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rollout.images import ImagePolicy, ImageStoreError, prepare_images
+from tests.cli.in_process import rollout
 
 
 @pytest.fixture
@@ -27,13 +27,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_for_assets_ends_the_run_with_one_paragraph(repository: Path, small_disk: Path) -> None:
     settings = ("tasks.count=8", f"run.directory={small_disk}", "queue.url=memory://elsewhere")
     config = str(repository / "configs" / "color_codeword.yaml")
-    result = subprocess.run(
-        [sys.executable, "-m", "rollout", "run", config, *(a for s in settings for a in ("--set", s))],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = rollout("run", config, *(a for s in settings for a in ("--set", s)))
     assert result.returncode == 1, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert "No space left on device" in result.stderr

@@ -16,6 +16,7 @@ from rollout.control import Progress, ProgressPublisher
 from rollout.environments.base import Task
 from rollout.tasks import RolloutOrder, encode_order
 from rollout.trainer import Trajectory, TrajectoryReader
+from tests.cli.in_process import rollout
 from transports import open_queue
 
 SMALL = ("environment.image_size=32", "tasks.turns=1", "engine.sampling.temperature=0")
@@ -134,7 +135,7 @@ def test_several_environments_and_a_summary_for_people(color_codeword: str, tmp_
     [([], "give the YAML of each environment"), (["--resume", "nowhere"], "no launch was begun here")],
 )
 def test_a_launch_of_nothing_is_exit_code_2(arguments: list[str], complaint: str) -> None:
-    result = subprocess.run(command("launch", *arguments), capture_output=True, text=True, timeout=60, check=False)
+    result = rollout("launch", *arguments)
     assert (result.returncode, result.stdout) == (2, "")
     assert complaint in result.stderr
     assert "Traceback" not in result.stderr
@@ -142,8 +143,6 @@ def test_a_launch_of_nothing_is_exit_code_2(arguments: list[str], complaint: str
 
 def test_a_queue_that_workers_cannot_reach_is_exit_code_2(color_codeword: str, tmp_path: Path) -> None:
     settings = told(("queue.url=memory://here", f"run.directory={tmp_path}"))
-    result = subprocess.run(
-        command("launch", color_codeword, *settings), capture_output=True, text=True, timeout=60, check=False
-    )
+    result = rollout("launch", color_codeword, *settings)
     assert result.returncode == 2
     assert "queue.url is memory://here, and no other process can reach a memory queue" in result.stderr

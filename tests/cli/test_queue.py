@@ -1,9 +1,8 @@
-"""`rollout queue` on queues in directories, through the real command line."""
+"""`rollout queue` on queues in directories, through the command line."""
 
 import asyncio
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rollout import Task
 from rollout.records import Header, RolloutFinished, RolloutStatus
 from rollout.steps import encode_record
 from rollout.tasks import RolloutOrder, encode_order
+from tests.cli import in_process
 from transports import Frames, Queue, open_queue
 from transports.codec import encode
 
@@ -35,9 +35,8 @@ def url(tmp_path: Path) -> str:
     return f"file://{tmp_path}/queue"
 
 
-def rollout(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rollout", "queue", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
+def rollout(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return in_process.rollout("queue", *arguments)
 
 
 def report(*arguments: str) -> Any:

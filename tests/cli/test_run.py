@@ -16,20 +16,17 @@ import pytest
 import yaml
 
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
+from tests.cli.in_process import rollout
 from transports import open_queue
 
 SMALL = ("tasks.count=3", "tasks.group_size=2", "environment.image_size=48", "engine.sampling.temperature=0")
 
 
-def rollout(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rollout", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, **(env or {})},
-        check=False,
-    )
+def process(*arguments: str, path: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    """`rollout` in a new interpreter, with a directory on its path."""
+    env = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
+    command = [sys.executable, "-m", "rollout", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False)
 
 
 @pytest.fixture
@@ -86,7 +83,7 @@ def test_the_summary_is_for_people(color_codeword: Sequence[str]) -> None:
 def test_a_run_needs_neither_torch_nor_transformers_nor_vllm(color_codeword: Sequence[str], tmp_path: Path) -> None:
     for name in ("torch", "transformers", "vllm"):
         (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name} was imported')\n")
-    result = rollout("run", *color_codeword, "--json", env={"PYTHONPATH": str(tmp_path)})
+    result = process("run", *color_codeword, "--json", path=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["reward_mean"] == 1.0
 
@@ -108,11 +105,11 @@ def test_an_environment_from_anywhere_is_played(color_codeword: Sequence[str], t
         .replace("../rollout", str(Path(color_codeword[0]).parent.parent / "rollout"))
     )
     path = str(tmp_path / "coin.yaml")
-    result = rollout("run", path, "--set", "tasks.count=3", "--json", env={"PYTHONPATH": str(tmp_path)})
+    result = process("run", path, "--set", "tasks.count=3", "--json", path=tmp_path)
     report = json.loads(result.stdout)
     assert result.returncode == 0
     assert report["status"] == {"ok": 8, "failed": 4}
-    text = rollout("run", path, "--set", "tasks.count=3", env={"PYTHONPATH": str(tmp_path)})
+    text = rollout("run", path, "--set", "tasks.count=3")
     assert "000001.0 failed: ValueError: a bug of its own" in text.stdout
     assert "… and 1 more errors" in text.stdout
 
@@ -255,4 +252,4 @@ def test_ctrl_c_is_heard_while_the_engine_is_awaited(color_codeword: Sequence[st
 
 
 def test_version_is_told() -> None:
-    assert rollout("--version").stdout.startswith("rollout ")
+    assert process("--version").stdout.startswith("rollout ")

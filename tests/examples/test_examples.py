@@ -1,8 +1,6 @@
 """The examples run as they are, score what they should, and leave exact records."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +11,14 @@ from examples.subagents.environment import Subagents, SubagentsSettings, Subagen
 from rollout import Environment, TaskSettings
 from rollout.testing import embedded_policy, play
 from rollout.trainer import Trajectory, check, samples
+from tests.cli.in_process import rollout
 
 
 @pytest.mark.parametrize("example", ["compaction/compaction.yaml", "subagents/subagents.yaml"])
 def test_an_example_runs_by_its_yaml(repository: Path, tmp_path: Path, example: str) -> None:
     settings = ("tasks.count=2", "engine.sampling.temperature=0", f"run.directory={tmp_path}")
     arguments = [str(repository / "examples" / example), *(part for one in settings for part in ("--set", one))]
-    done = subprocess.run(
-        [sys.executable, "-m", "rollout", "run", *arguments, "--json"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=tmp_path,
-    )
+    done = rollout("run", *arguments, "--json")
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     assert report["status"] == {"ok": 8}
