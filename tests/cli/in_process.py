@@ -8,6 +8,8 @@ import threading
 from contextlib import redirect_stderr, redirect_stdout
 from unittest import mock
 
+import structlog
+
 from rollout.cli import main
 
 
@@ -30,6 +32,7 @@ def rollout(*arguments: str) -> "subprocess.CompletedProcess[str]":
             thread.join()
         else:
             call()
+    structlog.reset_defaults()
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
