@@ -1,7 +1,9 @@
 """What each transport is measured against: the bare means with the same guarantees and nothing around them.
 
-Every floor is a pair of coroutines, `produce` and `consume`, that move `count` records of `nbytes` and ack each;
-`consume` returns records per second from its first record to its last ack.
+A floor has of the contract of a queue what the benchmark drives: put, receive, ack. What it gives is what a transport
+gives: a record that is kept until it is acked and could be lent again, under a lease that is looked at, with its sizes
+accounted for. What it lacks is everything that is not on the way of a record: a second writer or partition, restarts,
+rotation, dead letters, looking in.
 """
 
 from __future__ import annotations
@@ -11,71 +13,60 @@ import os
 import struct
 import threading
 import time
-from dataclasses import dataclass
-from typing import Any, cast
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Self, TypeAlias, cast
 from zlib import crc32
 
 from transports import Delivery, Frames, Queue
 
-_INDEX = struct.Struct("<QQII")
+_ENTRY = struct.Struct("<QQId1s")
+_ACK = struct.Struct("<BQQ")
+_CHECKSUM_BYTES = 4
 _WINDOW = 64
+_READ_AHEAD_BYTES = 1 << 20
+_Stored: TypeAlias = tuple[int, tuple[bytes, ...], str, str, int, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One run: where the queue lives, and what is moved through it."""
+class Floor(ABC):
+    """One side of a queue in the bare; made where it is used, like a handle."""
 
-    where: str
-    nbytes: int
-    count: int
+    def __init__(self, where: str) -> None:
+        self._where = where
 
-    def payload(self) -> bytes:
-        return os.urandom(self.nbytes)
+    @abstractmethod
+    async def put(self, frames: Frames, *, key: str) -> None: ...
 
+    @abstractmethod
+    async def receive(self, *, timeout: float) -> Delivery | None: ...
 
-class Rate:
-    """Records per second from the first record to the last ack."""
+    @abstractmethod
+    async def ack(self, deliveries: Sequence[Delivery]) -> None: ...
 
-    def __init__(self) -> None:
-        self._started = 0.0
-        self._records = -1
+    async def __aenter__(self) -> Self:
+        return self
 
-    def ack(self) -> None:
-        self._records += 1
-        if self._records == 0:
-            self._started = time.perf_counter()
+    async def __aexit__(self, *_: object) -> None:  # noqa: B027 - optional on purpose
+        """Leave nothing under way."""
 
-    def value(self) -> float:
-        return self._records / (time.perf_counter() - self._started)
+    def _delivery(self, frames: Frames, key: str, number: int) -> Delivery:
+        return Delivery(frames, key, "", 0, "0", number, False, 1, cast(Queue, self))
 
 
-class MemoryFloor:
+class MemoryFloor(Floor):
     """An asyncio.Queue with the bookkeeping of a shared, leased, bounded queue: a lock, sizes and a limit, a partition
-    by key, a record that owns its bytes, what is lent under which epoch, a delivery."""
+    by key, a record that owns its bytes, a deadline, a delivery, what is lent under which epoch.
+    """
 
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[tuple[int, tuple[bytes, ...], str, str, int, float]] = asyncio.Queue()
-        self._lent: dict[int, tuple[int, int]] = {}
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self._queue: asyncio.Queue[_Stored] = asyncio.Queue()
+        self._lent: dict[int, tuple[int, _Stored]] = {}
         self._lock = threading.Lock()
-        self._backlog_bytes = self._backlog_records = self._redeliveries = 0
+        self._number = self._backlog_bytes = self._backlog_records = 0
 
-    async def produce(self, trial: Trial) -> None:
-        payload = memoryview(trial.payload())
-        for number in range(trial.count):
-            await self._put(number, (payload,), "k")
-            if number % 16 == 0:
-                await asyncio.sleep(0)
-
-    async def consume(self, trial: Trial) -> float:
-        rate = Rate()
-        for _ in range(trial.count):
-            delivery = await self._receive()
-            assert delivery.nbytes == trial.nbytes
-            await self._ack([delivery])
-            rate.ack()
-        return rate.value()
-
-    async def _put(self, number: int, frames: Frames, key: str) -> None:
+    async def put(self, frames: Frames, *, key: str) -> None:
         nbytes = sum([memoryview(frame).nbytes for frame in frames])
         owned = tuple([bytes(frame) for frame in frames])
         with self._lock:
@@ -83,121 +74,179 @@ class MemoryFloor:
             assert crc32(key.encode()) % 1 == 0
             self._backlog_bytes += nbytes
             self._backlog_records += 1
-            self._queue.put_nowait((number, owned, key, "", nbytes, time.monotonic()))
+            self._queue.put_nowait((self._number, owned, key, "", nbytes, time.monotonic()))
+            self._number += 1
 
-    async def _receive(self) -> Delivery:
-        number, frames, key, tag, nbytes, _ = await self._queue.get()
+    async def receive(self, *, timeout: float) -> Delivery | None:
+        try:
+            record = self._queue.get_nowait()
+        except asyncio.QueueEmpty:
+            async with asyncio.timeout(timeout):
+                record = await self._queue.get()
+        number, frames, key, _, _, _ = record
         with self._lock:
-            self._lent[number] = (1, nbytes)
-        return Delivery(frames, key, tag, 0, "0", number, False, 1, cast(Queue, self))
+            self._lent[number] = (1, record)
+        return self._delivery(frames, key, number)
 
-    async def _ack(self, deliveries: list[Delivery]) -> None:
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
         with self._lock:
             for delivery in deliveries:
-                epoch, nbytes = self._lent.pop(delivery.position)
+                epoch, record = self._lent.pop(delivery.position)
                 assert epoch == delivery.epoch
-                self._backlog_bytes -= nbytes
+                self._backlog_bytes -= record[4]
                 self._backlog_records -= 1
 
 
-class FileFloor:
-    """One file appended to, a checksum per record, an index to find it by, a file of acks, a look at the lease."""
+class FileFloor(Floor):
+    """One file appended to, an index to find records by, a checksum over both, a file that says what was lent (before
+    it is) and what was acked, a look at the lease with every ack."""
 
-    async def produce(self, trial: Trial) -> None:
-        payload = trial.payload()
-        data = os.open(f"{trial.where}/data", os.O_WRONLY | os.O_CREAT, 0o644)
-        index = os.open(f"{trial.where}/index", os.O_WRONLY | os.O_CREAT, 0o644)
-        end = 0
-        for number in range(trial.count):
-            os.write(data, payload)
-            os.write(index, _INDEX.pack(number, end, trial.nbytes, crc32(payload)))
-            end += trial.nbytes
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self._data, self._index, self._acks = (
+            os.open(f"{where}/{name}", os.O_RDWR | os.O_CREAT, 0o644) for name in ("data", "index", "acks")
+        )
+        self._number = self._end = 0
+        self._lent: dict[int, tuple[int, int]] = {}
 
-    async def consume(self, trial: Trial) -> float:
-        rate = Rate()
-        data = os.open(f"{trial.where}/data", os.O_RDONLY | os.O_CREAT, 0o644)
-        index = os.open(f"{trial.where}/index", os.O_RDONLY | os.O_CREAT, 0o644)
-        acks = os.open(f"{trial.where}/acks", os.O_WRONLY | os.O_CREAT, 0o644)
-        lease = f"{trial.where}/acks"
-        for expected in range(trial.count):
-            while len(entry := os.pread(index, _INDEX.size, expected * _INDEX.size)) < _INDEX.size:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
-            number, offset, nbytes, checksum = _INDEX.unpack(entry)
-            assert number == expected
-            assert crc32(os.pread(data, nbytes, offset)) == checksum
-            os.write(acks, _INDEX.pack(number, 0, nbytes, crc32(entry)))
-            os.stat(lease)
-            rate.ack()
-        return rate.value()
+    async def put(self, frames: Frames, *, key: str) -> None:
+        nbytes = sum([memoryview(frame).nbytes for frame in frames])
+        entry = _ENTRY.pack(self._number, self._end, nbytes, time.time(), key.encode())
+        checksum = crc32(entry)
+        for frame in frames:
+            checksum = crc32(frame, checksum)
+        os.writev(self._data, frames)
+        os.write(self._index, entry + checksum.to_bytes(_CHECKSUM_BYTES, "little"))
+        self._number += 1
+        self._end += nbytes
+
+    async def receive(self, *, timeout: float) -> Delivery | None:
+        deadline = time.monotonic() + timeout
+        size = _ENTRY.size + _CHECKSUM_BYTES
+        while len(entry := os.pread(self._index, size, self._number * size)) < size:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.001)
+        number, offset, nbytes, _, key = _ENTRY.unpack_from(entry)
+        frame = os.pread(self._data, nbytes, offset)
+        checksum = int.from_bytes(entry[_ENTRY.size :], "little")
+        assert (number, crc32(frame, crc32(entry[: _ENTRY.size]))) == (self._number, checksum)
+        self._say(2, number, 0)
+        self._lent[number] = (1, nbytes)
+        self._number += 1
+        return self._delivery((frame,), key.decode(), number)
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            epoch, nbytes = self._lent.pop(delivery.position)
+            assert epoch == delivery.epoch
+            self._say(1, delivery.position, nbytes)
+        os.stat(f"{self._where}/acks")
+
+    def _say(self, fact: int, number: int, nbytes: int) -> None:
+        entry = _ACK.pack(fact, number, nbytes)
+        os.write(self._acks, entry + crc32(entry).to_bytes(_CHECKSUM_BYTES, "little"))
 
 
-class ZmqFloor:
-    """DEALER and ROUTER, an ack for every record, at most 64 of them under way, each kept until it is acked."""
+class ZmqFloor(Floor):
+    """DEALER and ROUTER, an ack for every record, at most 64 of them under way, each kept by its producer, and by its
+    consumer too, until it is acked."""
 
-    async def produce(self, trial: Trial) -> None:
+    def __init__(self, where: str) -> None:
         import zmq
 
-        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        socket.connect(trial.where)
-        payload = memoryview(trial.payload())
-        kept: dict[bytes, bytes] = {}
-        for number in range(trial.count):
-            while len(kept) == _WINDOW or socket.poll(0):
-                del kept[socket.recv()]
-            name = number.to_bytes(8, "little")
-            kept[name] = bytes(payload)
-            socket.send(name, zmq.SNDMORE)
-            socket.send(kept[name], copy=False)
-        while kept:
-            del kept[socket.recv()]
+        super().__init__(where)
+        self._zmq = zmq
+        self._socket: Any = None
+        self._kept: dict[bytes, tuple[bytes, ...]] = {}
+        self._lent: dict[int, tuple[bytes, bytes, int, Frames]] = {}
+        self._number = self._backlog_bytes = 0
 
-    async def consume(self, trial: Trial) -> float:
-        import zmq
+    async def put(self, frames: Frames, *, key: str) -> None:
+        if self._socket is None:
+            self._socket = self._zmq.Context.instance().socket(self._zmq.DEALER)
+            self._socket.connect(self._where)
+        while len(self._kept) == _WINDOW or self._socket.poll(0):
+            del self._kept[self._socket.recv()]
+        name = self._number.to_bytes(8, "little")
+        self._number += 1
+        self._kept[name] = tuple([bytes(frame) for frame in frames])
+        self._socket.send_multipart([name, key.encode()], self._zmq.SNDMORE)
+        self._socket.send_multipart(self._kept[name], copy=False)
 
-        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
-        socket.bind(trial.where)
-        rate = Rate()
-        for _ in range(trial.count):
-            producer, number, payload = socket.recv_multipart()
-            assert len(payload) == trial.nbytes
-            socket.send_multipart([producer, number])
-            rate.ack()
-        value = rate.value()
-        socket.close(linger=2000)
-        zmq.Context.instance().term()
-        return value
+    async def receive(self, *, timeout: float) -> Delivery | None:
+        if self._socket is None:
+            self._socket = self._zmq.Context.instance().socket(self._zmq.ROUTER)
+            self._socket.bind(self._where)
+        if not self._socket.poll(1000 * timeout):
+            return None
+        producer, name, key, *frames = self._socket.recv_multipart()
+        number = int.from_bytes(name, "little")
+        nbytes = sum([len(frame) for frame in frames])
+        self._lent[number] = (producer, name, nbytes, tuple(frames))
+        self._backlog_bytes += nbytes
+        return self._delivery(tuple(frames), key.decode(), number)
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            producer, name, nbytes, _ = self._lent.pop(delivery.position)
+            self._backlog_bytes -= nbytes
+            self._socket.send_multipart([producer, name])
+
+    async def __aexit__(self, *_: object) -> None:
+        while self._kept:
+            del self._kept[self._socket.recv()]
+        self._socket.close(linger=2000)
+        self._zmq.Context.instance().term()
 
 
-class RedisFloor:
+class RedisFloor(Floor):
     """xadd; xreadgroup; xack and xdel, each pipelined with the counting of records and bytes."""
 
-    async def produce(self, trial: Trial) -> None:
+    def __init__(self, where: str) -> None:
         import redis.asyncio
 
-        client: Any = redis.asyncio.Redis.from_url(trial.where)
-        payload = trial.payload()
-        await client.xgroup_create("floor", "c", "0", mkstream=True)
-        for _ in range(trial.count):
-            async with client.pipeline() as pipeline:
-                pipeline.xadd("floor", {"d": payload}).hincrby("totals", "records", 1)
-                await pipeline.hincrby("totals", "bytes", trial.nbytes).execute()
+        super().__init__(where)
+        self._client: Any = redis.asyncio.Redis.from_url(where)
+        self._made = False
+        self._ahead: deque[tuple[bytes, dict[bytes, bytes]]] = deque()
+        self._count = 1
 
-    async def consume(self, trial: Trial) -> float:
-        import redis.asyncio
+    async def put(self, frames: Frames, *, key: str) -> None:
+        await self._make()
+        data = b"".join(frames)
+        async with self._client.pipeline() as pipeline:
+            pipeline.xadd("floor", {"k": key, "d": data}).hincrby("totals", "records", 1)
+            await pipeline.hincrby("totals", "bytes", len(data)).execute()
 
-        client: Any = redis.asyncio.Redis.from_url(trial.where)
-        while not await client.exists("floor"):  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-        rate, left = Rate(), trial.count
-        while left:
-            found = await client.xreadgroup(
-                "c", "me", {"floor": ">"}, count=max(1, (1 << 20) // trial.nbytes), block=1000
+    async def receive(self, *, timeout: float) -> Delivery | None:
+        await self._make()
+        if not self._ahead:
+            found = await self._client.xreadgroup(
+                "c", "me", {"floor": ">"}, count=self._count, block=round(1000 * timeout)
             )
-            for record, fields in found[0][1] if found else ():
-                assert len(fields[b"d"]) == trial.nbytes
-                async with client.pipeline() as pipeline:
-                    pipeline.xack("floor", "c", record).xdel("floor", record).hincrby("totals", "records", -1)
-                    await pipeline.hincrby("totals", "bytes", -trial.nbytes).execute()
-                rate.ack()
-                left -= 1
-        return rate.value()
+            self._ahead.extend(found[0][1])
+            self._count = max(1, _READ_AHEAD_BYTES // len(self._ahead[0][1][b"d"]))
+        id_, fields = self._ahead.popleft()
+        milliseconds, _, sequence = id_.partition(b"-")
+        return self._delivery((fields[b"d"],), fields[b"k"].decode(), int(milliseconds) << 20 | int(sequence))
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            id_ = f"{delivery.position >> 20}-{delivery.position & 0xFFFFF}"
+            async with self._client.pipeline() as pipeline:
+                pipeline.xack("floor", "c", id_).xdel("floor", id_).hincrby("totals", "records", -1)
+                await pipeline.hincrby("totals", "bytes", -delivery.nbytes).execute()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
+
+    async def _make(self) -> None:
+        import redis
+
+        if not self._made:
+            self._made = True
+            try:
+                await self._client.xgroup_create("floor", "c", "0", mkstream=True)
+            except redis.ResponseError as error:
+                if "BUSYGROUP" not in str(error):  # the other side was first
+                    raise

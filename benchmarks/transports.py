@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -24,51 +25,66 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
 
 # This script has the name of the package that it measures; the repository, not its folder, is where to import from.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.transport_floors import FileFloor, MemoryFloor, Rate, RedisFloor, Trial, ZmqFloor  # noqa: E402
-from transports import open_queue  # noqa: E402
+from benchmarks.transport_floors import FileFloor, Floor, MemoryFloor, RedisFloor, ZmqFloor  # noqa: E402
+from transports import Queue, open_queue  # noqa: E402
 
 SIZES = {"65 KB": (65_000, 6_000), "2.85 MB": (2_850_000, 200)}
 TIMEOUT = 120.0
 
 
-class Contender(Protocol):
-    async def produce(self, trial: Trial) -> None: ...
-    async def consume(self, trial: Trial) -> float: ...
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One run: where the queue lives, and what is moved through it."""
+
+    where: str
+    nbytes: int
+    count: int
 
 
-class Transport:
-    """Whatever lies behind a URL."""
+class Rate:
+    """Records per second from the first record to the last ack."""
 
-    async def produce(self, trial: Trial) -> None:
-        payload = memoryview(trial.payload())
-        async with open_queue(trial.where) as queue:
-            for number in range(trial.count):
-                await queue.put((payload,), key="k")
-                if number % 16 == 0:
-                    await asyncio.sleep(0)
+    def __init__(self) -> None:
+        self._started = 0.0
+        self._records = -1
 
-    async def consume(self, trial: Trial) -> float:
-        rate = Rate()
-        async with open_queue(trial.where) as queue:
-            for _ in range(trial.count):
-                delivery = await queue.receive(timeout=TIMEOUT)
-                assert delivery is not None
-                assert delivery.nbytes == trial.nbytes
-                await delivery.ack()
-                rate.ack()
-            return rate.value()
+    def ack(self) -> None:
+        self._records += 1
+        if self._records == 0:
+            self._started = time.perf_counter()
+
+    def value(self) -> float:
+        return self._records / (time.perf_counter() - self._started)
+
+
+async def produce(queue: Queue | Floor, trial: Trial) -> None:
+    payload = memoryview(os.urandom(trial.nbytes))
+    for number in range(trial.count):
+        await queue.put((payload,), key="k")
+        if number % 16 == 0:
+            await asyncio.sleep(0)
+
+
+async def consume(queue: Queue | Floor, trial: Trial) -> float:
+    rate = Rate()
+    for _ in range(trial.count):
+        delivery = await queue.receive(timeout=TIMEOUT)
+        assert delivery is not None
+        assert delivery.nbytes == trial.nbytes
+        await queue.ack([delivery])
+        rate.ack()
+    return rate.value()
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
     """A transport and its floor, and where each of them has its queue."""
 
-    floor: Callable[[], Contender]
+    floor: Callable[[str], Floor]
     place: Callable[[], Iterator[tuple[str, str]]]
     one_process: bool = False
 
@@ -139,14 +155,15 @@ def run(name: str, contender: str, trial: Trial) -> float:
 
 
 async def play(name: str, contender: str, role: str, trial: Trial) -> float | None:
-    side: Contender = Transport() if contender == "transport" else BACKENDS[name].floor()
-    if role == "produce":
-        await side.produce(trial)
-        return None
-    if role == "consume":
-        return await side.consume(trial)
-    rate, _ = await asyncio.gather(side.consume(trial), side.produce(trial))
-    return rate
+    queue = open_queue(trial.where) if contender == "transport" else BACKENDS[name].floor(trial.where)
+    async with queue:
+        if role == "produce":
+            await produce(queue, trial)
+            return None
+        if role == "consume":
+            return await consume(queue, trial)
+        rate, _ = await asyncio.gather(consume(queue, trial), produce(queue, trial))
+        return rate
 
 
 def main() -> None:

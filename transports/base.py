@@ -124,6 +124,7 @@ class Queue(ABC):
     def __init__(self, url: str, options: QueueOptions) -> None:
         self.url = url
         self._options = options
+        self._hard_limit = options.effective_hard_limit
 
     @abstractmethod
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
@@ -250,8 +251,8 @@ class Queue(ABC):
         if not frames:
             raise QueueError(f"{self.url}: a record needs at least one frame")
         nbytes = frames_nbytes(frames)
-        limit = min(self.max_record_bytes, self._options.effective_hard_limit)
-        if nbytes > limit:
+        if nbytes > self._hard_limit or nbytes > self.max_record_bytes:
+            limit = min(self.max_record_bytes, self._hard_limit)
             raise RecordTooLarge(
                 f"{self.url}: a record of {nbytes} bytes is over the {limit} that this queue ever accepts. "
                 f"Send images by reference, or raise hard_limit (at most {self.max_record_bytes})."
@@ -260,7 +261,7 @@ class Queue(ABC):
 
     def _queue_full(self, nbytes: int, backlog_records: int, backlog_bytes: int) -> QueueFull:
         return QueueFull(
-            f"{self.url}: {nbytes} more bytes would pass the hard limit of {self._options.effective_hard_limit}; the "
+            f"{self.url}: {nbytes} more bytes would pass the hard limit of {self._hard_limit}; the "
             f"backlog is {backlog_records} records of {backlog_bytes} bytes. See that the consumer runs and acks."
         )
 

@@ -126,9 +126,11 @@ class FileQueue(Queue):
         await self._sync.written(writer)
 
     async def receive(self, *, timeout: float) -> Delivery | None:
+        delivery = await self._next()
+        if delivery is not None:
+            return delivery
         deadline = time.monotonic() + timeout
         pause, longest = self._poll
-        delivery = await self._next()
         while delivery is None and (now := time.monotonic()) < deadline:
             changed = self._wakeups.expect()
             try:
@@ -243,12 +245,11 @@ class FileQueue(Queue):
 
     async def _make_room(self, nbytes: int) -> None:
         """Raise QueueFull where the record would pass the hard limit, as far as others' puts are known by now."""
-        limit = self._options.effective_hard_limit
         recent = time.monotonic() - self._measured_at < _MEASURE_SECONDS
-        if recent and self._backlog_bytes + nbytes <= limit:
+        if recent and self._backlog_bytes + nbytes <= self._hard_limit:
             return
         await self.stats()
-        if self._backlog_bytes + nbytes > limit:
+        if self._backlog_bytes + nbytes > self._hard_limit:
             raise self._queue_full(nbytes, self._backlog_records, self._backlog_bytes)
 
     def _writer(self, partition: int) -> SegmentWriter:

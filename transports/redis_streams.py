@@ -83,7 +83,7 @@ class RedisQueue(Queue):
         # One at a time: the server knows a repeated put by its number, which is that of this producer's last one.
         async with self._putting:
             self._puts += 1
-            args = [self._puts, nbytes, self._options.effective_hard_limit]
+            args = [self._puts, nbytes, self._hard_limit]
             accepted, records, backlog = await self._server.add(stream, fields, scripts.PUT, keys, args)
         if not accepted:
             raise self._queue_full(nbytes, records, backlog)

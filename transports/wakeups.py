@@ -27,9 +27,11 @@ class Wakeups:
 
     async def wait(self, event: asyncio.Event, timeout: float) -> None:
         """Return when the event is set or the time is over."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await event.wait()
+        expiry = asyncio.get_running_loop().call_later(timeout, event.set)
+        try:
+            await event.wait()
+        finally:
+            expiry.cancel()
 
     def wake(self) -> None:
         if not self._waiting:

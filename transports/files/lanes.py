@@ -21,7 +21,7 @@ from transports.files.records import HEADER_BYTES, PREFIX_BYTES, Record, stored_
 
 log = logging.getLogger(__name__)
 
-READ_BYTES = 256 << 10
+READ_BYTES = 512 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def read_chunk(directory: Path, cursor: Cursor) -> Chunk:
         os.close(fd)
     records: list[tuple[Record, int]] = []
     at, seq, closed = 0, cursor.seq, False
-    while not closed and (record := unpack_record(view[at:])) is not None and record.seq == seq:
+    while not closed and (record := unpack_record(view, at)) is not None and record.seq == seq:
         closed = record.closes_writer
         if not closed:
             records.append((record, cursor.offset + at))

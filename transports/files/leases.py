@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transports.files.layout import list_names, new_name
@@ -128,11 +128,19 @@ class Lease:
     directory: Path
     stem: str
     epoch: int
+    _start: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        # A lease is looked at with every ack, and pathlib takes its time.
+        object.__setattr__(self, "_start", f"{self.directory}/{self.stem}.")
+
+    def stands(self) -> bool:
+        """Whether it is there. Who takes a lease with `take` has removed it before it reads anything."""
+        return os.path.exists(f"{self._start}{self.epoch}")
 
     def holds(self) -> bool:
-        """Whether nobody took it over. A successor creates the next epoch first and only then removes this one."""
-        start = f"{self.directory}/{self.stem}."  # asked for with every ack, and pathlib takes its time
-        return os.path.exists(f"{start}{self.epoch}") and not os.path.exists(f"{start}{self.epoch + 1}")
+        """Whether nobody took it over. Who does so with `claim` creates the next epoch, and leaves this one."""
+        return self.stands() and not os.path.exists(f"{self._start}{self.epoch + 1}")
 
     def release(self) -> None:
         """Let the next one take it at once. A file of that epoch stays, so that epochs rise."""

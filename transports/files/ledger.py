@@ -22,6 +22,7 @@ from transports.errors import QueueStorageError
 from transports.files.layout import list_names, new_name
 
 _ENTRY = struct.Struct("<B3x8sQQI")
+_ENTRY_BODY = struct.Struct("<B3x8sQQ")
 _LOG = re.compile(r"acks\.[0-9a-f]{16}\.[0-9a-f]{16}\.[0-9a-f]{8}")
 _NOBODY = bytes(8)
 _COMPACT_BYTES = 4 << 20
@@ -46,8 +47,8 @@ class Entry(NamedTuple):
 
     def pack(self) -> bytes:
         writer = bytes.fromhex(self.writer) if self.writer else _NOBODY
-        body = _ENTRY.pack(self.fact, writer, self.number, self.amount, 0)
-        return body[:-4] + crc32(body[:-4]).to_bytes(4, "little")
+        body = _ENTRY_BODY.pack(self.fact, writer, self.number, self.amount)
+        return body + crc32(body).to_bytes(4, "little")
 
 
 @dataclass(slots=True)
@@ -73,10 +74,13 @@ class LaneAcks:
         return seq < self.below or seq in self.above
 
     def ack(self, seq: int, nbytes: int) -> None:
-        if not self.holds(seq):
+        if seq == self.below:
+            self.below += 1
+            self.bytes_below += nbytes
+            self._close_up()
+        elif not self.holds(seq):
             self.above[seq] = nbytes
             self.bytes_above += nbytes
-            self._close_up()
 
     def ack_below(self, seq: int, nbytes: int) -> None:
         if seq > self.below:
@@ -204,7 +208,7 @@ class AckLog:
         return self._end > _COMPACT_BYTES + 2 * self._opening_bytes
 
     def append(self, entries: Iterable[Entry]) -> None:
-        data = b"".join(entry.pack() for entry in entries)
+        data = b"".join([entry.pack() for entry in entries])
         try:
             written = os.pwrite(self._fd, data, self._end)
             if written != len(data):
@@ -234,6 +238,6 @@ class AckLog:
 
 def _unpack(data: bytes) -> Entry | None:
     fact, writer, number, amount, checksum = _ENTRY.unpack(data)
-    if crc32(data[:-4]) != checksum or fact not in Fact._value2member_map_:
+    if crc32(data[: _ENTRY_BODY.size]) != checksum or fact not in Fact._value2member_map_:
         return None
     return Entry(Fact(fact), "" if writer == _NOBODY else writer.hex(), number, amount)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from transports.files.records import Record
 from transports.files.source import PartitionReader, Ref, SourceSettings, ack_entries, key_of
 
 _STEM = "lease"
+_LOOK_SECONDS = 0.01
+"""While the writers that are known have more to read, how soon another one is noticed."""
 
 
 class PartitionConsumer:
@@ -36,7 +39,7 @@ class PartitionConsumer:
                 self._held = self._acquire()
             if self._held is None:
                 return None
-            if not self._held.lease.holds():
+            if not self._held.lease.stands():
                 self._lose()
                 return None
             held = self._held
@@ -87,7 +90,7 @@ class PartitionConsumer:
         held = self._held
         if held is None or delivery.epoch != held.lease.epoch or key_of(delivery) not in held.lent:
             return None
-        if not held.lease.holds():
+        if not held.lease.stands():
             self._lose()
             return None
         return held
@@ -115,7 +118,8 @@ class _Held:
         self.lent: dict[tuple[str, int], Ref] = {}
         self.delayed: list[tuple[float, str, int, Ref]] = []
         self._ready: deque[tuple[Ref, Record]] = deque()
-        self._retain = settings.retain
+        self._look_again_at = -math.inf
+        self._removing: asyncio.Future[None] | None = None
         lanes = list_lanes(self.reader.directory)
         ledger = self.reader.ledger
         predecessors = ledger.logs()
@@ -133,9 +137,13 @@ class _Held:
             (self.reader.directory / name).unlink(missing_ok=True)
 
     async def fill(self) -> None:
-        """Read on, and reclaim what is settled."""
-        self.reader.see(list_lanes(self.reader.directory))
-        found = await self.reader.read_on()
+        """Read on; now and then, see who else writes, and reclaim what is settled."""
+        found = await self.reader.read_on() if time.monotonic() < self._look_again_at else None
+        if found is None:
+            self._look_again_at = time.monotonic() + _LOOK_SECONDS
+            self.reader.see(list_lanes(self.reader.directory))
+            self._begin_to_reclaim()
+            found = await self.reader.read_on()
         if found is not None and not self._log.closed:
             writer, chunk = found
             acks = self.reader.ledger.lane(writer)
@@ -143,11 +151,22 @@ class _Held:
                 # Said before the first of them is delivered: whoever takes over knows that they may have been.
                 self._note(Entry(Fact.LENT, writer, chunk.cursor.seq))
             self._ready.extend(self.reader.refs(writer, chunk))
-        await self.reclaim()
 
     async def reclaim(self) -> None:
-        if segments := self.reader.settled_segments():
-            await asyncio.to_thread(self.reader.remove, segments)
+        """Remove all that is settled by now."""
+        if self._removing is not None:
+            await asyncio.wait([self._removing])
+        self._begin_to_reclaim()
+        if self._removing is not None:
+            await self._removing
+
+    def _begin_to_reclaim(self) -> None:
+        """In a thread that nobody waits for: before a segment goes, its acks are synced, which may take long."""
+        if self._removing is not None and self._removing.done():
+            removed, self._removing = self._removing, None
+            removed.result()
+        if self._removing is None and (segments := self.reader.settled_segments()):
+            self._removing = asyncio.get_running_loop().run_in_executor(None, self.reader.remove, segments)
         if self._log.is_long and not self._log.closed:
             self._log = self._log.renewed(
                 self.reader.ledger.snapshot(list(self.reader.ledger.lanes), self._redeliveries)
@@ -160,20 +179,19 @@ class _Held:
         if not self._ready:
             return None
         ref, record = self._ready.popleft()
+        self._delivered[ref.writer] = ref.seq + 1
         return self._lend(ref, record, redelivered=ref.seq < self._lent_before.get(ref.writer, 0))
 
     def ack(self, deliveries: list[Delivery]) -> bool:
         """Record the acks; False, and nothing is acked, where the lease has been taken over."""
-        refs = [self.lent[key] for key in {key_of(delivery): None for delivery in deliveries} if key in self.lent]
-        entries = ack_entries(refs)
-        self._log.append(entries)
-        # A successor creates its lease before it reads this log. So if there is none now, it will read these entries.
-        if not self.lease.holds():
+        refs = {key: self.lent[key] for delivery in deliveries if (key := key_of(delivery)) in self.lent}
+        self._log.append(ack_entries(refs.values()))
+        # A successor removes this lease before it reads this log. So if it is still there, these entries will be read.
+        if not self.lease.stands():
             return False
-        for entry in entries:
-            self.reader.ledger.apply(self._log.name, entry)
-        for ref in refs:
-            del self.lent[ref.key]
+        for key, ref in refs.items():
+            self.reader.ledger.lane(ref.writer).ack(ref.seq, ref.nbytes)
+            del self.lent[key]
         return True
 
     def give_up(self) -> None:
@@ -186,12 +204,13 @@ class _Held:
         self.lease.release()
 
     def close(self) -> None:
+        if self._removing is not None:
+            self._removing.cancel()
         self.reader.close()
         self._log.close()
 
     def _lend(self, ref: Ref, record: Record, *, redelivered: bool) -> Delivery:
         self.lent[ref.key] = ref
-        self._delivered[ref.writer] = max(self._delivered.get(ref.writer, 0), ref.seq + 1)
         if redelivered:
             self._redeliveries += 1
             self._note(Entry(Fact.REDELIVERED, "", self._redeliveries))

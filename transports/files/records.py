@@ -8,7 +8,6 @@ the rest. A record without frames says that its writer has closed.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import NamedTuple
 from zlib import crc32
 
@@ -16,7 +15,9 @@ from transports.base import Frames
 
 _HEADER = struct.Struct("<8sQQI4x")
 _PREFIX = struct.Struct("<IIQdHHI")
+_PREFIX_BODY = struct.Struct("<IQdHHI")
 _TRAILER = struct.Struct("<IIQQI4x")
+_TRAILER_BODY = struct.Struct("<IIQQ")
 _MAGIC = b"ROLLSEG1"
 _TRAILER_START = struct.Struct("<II")
 _TRAILER_MAGIC = 0x52454344
@@ -27,8 +28,7 @@ PREFIX_BYTES = _PREFIX.size
 TRAILER_BYTES = _TRAILER.size
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
+class Tally(NamedTuple):
     """How much a writer had put before a segment, or up to the end of a record."""
 
     records: int
@@ -77,12 +77,12 @@ def pack_record(
     meta = struct.pack(f"<{len(sizes)}I", *sizes) + key + tag
     length = len(meta) + nbytes
     stored = _PREFIX.size + length + _TRAILER.size
-    prefix = _PREFIX.pack(0, length, seq, put_at, len(key), len(tag), len(sizes))
-    checksum = crc32(meta, crc32(memoryview(prefix)[_CHECKSUM_BYTES:]))
+    head = _PREFIX_BODY.pack(length, seq, put_at, len(key), len(tag), len(sizes)) + meta
+    checksum = crc32(head)
     for frame in frames:
         checksum = crc32(frame, checksum)
-    buffers = [checksum.to_bytes(_CHECKSUM_BYTES, "little") + prefix[_CHECKSUM_BYTES:] + meta, *frames]
-    return [*buffers, _pack_trailer(stored, tally)], stored, tally
+    head = checksum.to_bytes(_CHECKSUM_BYTES, "little") + head
+    return [head, *frames, _pack_trailer(stored, tally)], stored, tally
 
 
 def stored_length(prefix: memoryview | bytes) -> int:
@@ -95,29 +95,31 @@ def put_time(prefix: bytes) -> float:
     return float(_PREFIX.unpack_from(prefix)[3])
 
 
-def unpack_record(data: memoryview) -> Record | None:
-    """The record at the start of `data`, or None where there is no whole and undamaged one."""
-    if len(data) < _PREFIX.size:
+def unpack_record(data: memoryview, at: int = 0) -> Record | None:
+    """The record that begins at a place of `data`, or None where there is no whole and undamaged one."""
+    if len(data) - at < PREFIX_BYTES:
         return None
-    checksum, length, seq, put_at, key_length, tag_length, count = _PREFIX.unpack_from(data)
-    end = _PREFIX.size + length
-    start = _PREFIX.size + 4 * count + key_length + tag_length
-    if len(data) < end + _TRAILER.size or start > end:
+    checksum, length, seq, put_at, key_length, tag_length, count = _PREFIX.unpack_from(data, at)
+    sizes_at = at + PREFIX_BYTES
+    names_at = sizes_at + 4 * count
+    start = names_at + key_length + tag_length
+    end = sizes_at + length
+    if len(data) - end < TRAILER_BYTES or start > end:
         return None
-    if crc32(data[_CHECKSUM_BYTES:end]) != checksum or _TRAILER_START.unpack_from(data, end) != (
-        _TRAILER_MAGIC,
-        end + _TRAILER.size,
-    ):
+    stored = PREFIX_BYTES + length + TRAILER_BYTES
+    if crc32(data[at + _CHECKSUM_BYTES : end]) != checksum:
         return None
-    sizes = struct.unpack_from(f"<{count}I", data, _PREFIX.size)
-    key_at = _PREFIX.size + 4 * count
-    key = str(data[key_at : key_at + key_length], "utf-8", "surrogatepass")
-    tag = str(data[key_at + key_length : start], "utf-8", "surrogatepass")
+    if _TRAILER_START.unpack_from(data, end) != (_TRAILER_MAGIC, stored):
+        return None
+    sizes = struct.unpack_from(f"<{count}I", data, sizes_at)
+    names = bytes(data[names_at:start])
+    key = names[:key_length].decode("utf-8", "surrogatepass")
+    tag = names[key_length:].decode("utf-8", "surrogatepass")
     frames = []
     for size in sizes:
         frames.append(data[start : start + size])
         start += size
-    return Record(seq, put_at, key, tag, tuple(frames), sum(sizes), end + _TRAILER.size)
+    return Record(seq, put_at, key, tag, tuple(frames), sum(sizes), stored)
 
 
 def unpack_tally(trailer: memoryview | bytes) -> Tally | None:
@@ -125,11 +127,11 @@ def unpack_tally(trailer: memoryview | bytes) -> Tally | None:
     if len(trailer) < _TRAILER.size:
         return None
     magic, _, records, nbytes, checksum = _TRAILER.unpack_from(trailer)
-    if magic != _TRAILER_MAGIC or crc32(memoryview(trailer)[: _TRAILER.size - 8]) != checksum:
+    if magic != _TRAILER_MAGIC or crc32(memoryview(trailer)[: _TRAILER_BODY.size]) != checksum:
         return None
     return Tally(records, nbytes)
 
 
 def _pack_trailer(stored: int, tally: Tally) -> bytes:
-    body = _TRAILER.pack(_TRAILER_MAGIC, stored, tally.records, tally.nbytes, 0)
-    return _TRAILER.pack(_TRAILER_MAGIC, stored, tally.records, tally.nbytes, crc32(body[: _TRAILER.size - 8]))
+    body = _TRAILER_BODY.pack(_TRAILER_MAGIC, stored, tally.records, tally.nbytes)
+    return body + crc32(body).to_bytes(_TRAILER.size - _TRAILER_BODY.size, "little")

@@ -7,7 +7,6 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from transports.base import Frames
@@ -36,8 +35,11 @@ class SegmentWriter:
 
     def append(self, frames: Frames, key: str, tag: str) -> int:
         """Write one record; its sequence number. Where the medium refuses, nothing of it stays."""
-        with self._lock, self._refusals_named():
-            self._append(frames, key.encode("utf-8", "surrogatepass"), tag.encode("utf-8", "surrogatepass"))
+        with self._lock:
+            try:
+                self._append(frames, key.encode("utf-8", "surrogatepass"), tag.encode("utf-8", "surrogatepass"))
+            except OSError as error:
+                raise self._refusal(error) from error
             return self._tally.records - 1
 
     def sync(self) -> None:
@@ -51,15 +53,14 @@ class SegmentWriter:
             new_names, self._names_dirty, self._dirty = self._names_dirty, False, False
         try:
             # Not under the lock: records are appended while the medium is busy with the earlier ones.
-            with self._refusals_named():
-                for fd in fds:
-                    os.fsync(fd)
-                if new_names:
-                    sync_directory(self._directory)
-        except QueueStorageError:
+            for fd in fds:
+                os.fsync(fd)
+            if new_names:
+                sync_directory(self._directory)
+        except OSError as error:
             with self._lock:
                 self._abandon()
-            raise
+            raise self._refusal(error) from error
         finally:
             for fd in fds:
                 os.close(fd)
@@ -119,12 +120,8 @@ class SegmentWriter:
             os.close(self._fd)
         self._fd, self._writer, self._tally = None, new_name(), Tally(0, 0)
 
-    @contextlib.contextmanager
-    def _refusals_named(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise QueueStorageError(
-                f"{self._directory}: record not accepted: {error.strerror}. What was accepted before is intact. "
-                "Make room, then put it again."
-            ) from error
+    def _refusal(self, error: OSError) -> QueueStorageError:
+        return QueueStorageError(
+            f"{self._directory}: record not accepted: {error.strerror}. What was accepted before is intact. "
+            "Make room, then put it again."
+        )

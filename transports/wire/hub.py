@@ -28,7 +28,7 @@ import zmq
 from transports.base import DeadLetter, Frames
 from transports.memory import MemoryQueue
 from transports.wire.links import LocalLink, Token, named
-from transports.wire.sockets import LoopSocket, new_socket, pack, secure_server, unpack
+from transports.wire.sockets import LoopSocket, Part, new_socket, pack, secure_server, unpack
 
 _TELL_SECONDS = 0.01
 _NO_LIMIT = "high_water=1000000TB"
@@ -65,7 +65,7 @@ class Hub:
         self._keeper = MemoryQueue(self._url, lease="partition", consume=None)
         self._keeper.watch_settled(self._settled.append)
         self._remotes: dict[bytes, _Remote] = {}
-        self._received: deque[list[bytes]] = deque()
+        self._received: deque[list[Part]] = deque()
         self._received_from: set[bytes] = set()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name=f"hub-{self.name}", daemon=True)
@@ -102,7 +102,7 @@ class Hub:
             await remote.link.close()
         await self._keeper.aclose()
 
-    def _note_arrived(self, message: list[bytes]) -> None:
+    def _note_arrived(self, message: list[Part]) -> None:
         self._received.append(message)
         self._arrived.set()
 
@@ -112,10 +112,10 @@ class Hub:
             self._arrived.clear()
             while self._received:
                 identity, kind, header, *frames = self._received.popleft()
-                await self._handle(identity, kind, unpack(header), frames)
+                await self._handle(bytes(identity), bytes(kind), unpack(header), frames)
             self._flush()
 
-    async def _handle(self, identity: bytes, kind: bytes, header: list[Any], frames: list[bytes]) -> None:
+    async def _handle(self, identity: bytes, kind: bytes, header: list[Any], frames: list[Part]) -> None:
         if kind == b"H":
             await self._welcome(identity, *header)
         elif kind == b"B":
@@ -202,5 +202,5 @@ class Hub:
         self._received_from.clear()
 
 
-def _packable(frames: Frames) -> list[bytes]:
+def _packable(frames: Frames) -> list[Part]:
     return [bytes(frame) for frame in frames]

@@ -64,7 +64,8 @@ class Link(ABC):
     """Each of these as in the contract of a queue, in terms of tokens."""
 
     @abstractmethod
-    async def put(self, frames: Frames, key: str, name: str) -> None: ...
+    async def put(self, frames: Frames, key: str, name: str) -> None:
+        """The frames belong to the hub from now on: nobody changes them."""
 
     @abstractmethod
     async def take(self, timeout: float) -> Lent | None:
@@ -107,7 +108,7 @@ class LocalLink(Link):
         self._queue = queue
 
     async def put(self, frames: Frames, key: str, name: str) -> None:
-        await self._queue.put(frames, key=key, tag=name)
+        self._queue.put_owned(frames, key, name)
 
     async def take(self, timeout: float) -> Lent | None:
         found = await self._queue.receive(timeout=timeout)
@@ -117,13 +118,8 @@ class LocalLink(Link):
         return Lent(token, found.frames, found.key, found.tag, found.redelivered)
 
     async def settle(self, tokens: Sequence[Token]) -> list[Token]:
-        here = [token for token in tokens if token.hub == self._hub]
         stale = [token for token in tokens if token.hub != self._hub]
-        try:
-            await self._queue.ack([self._delivery(token) for token in here])
-        except StaleLease as error:
-            stale += [Token(self._hub, d.partition, d.position, d.epoch) for d in error.deliveries]
-        return stale
+        return stale + self._queue.settle([token for token in tokens if token.hub == self._hub])
 
     async def give_back(self, token: Token, delay: float) -> bool:
         try:

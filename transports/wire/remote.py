@@ -19,7 +19,7 @@ import zmq
 from transports.base import DeadLetter, Frames, Peeked, QueueStats
 from transports.errors import QueueStorageError
 from transports.wire.links import Lent, Link, Token, named
-from transports.wire.sockets import LoopSocket, new_socket, pack, secure_client, unpack
+from transports.wire.sockets import LoopSocket, Part, new_socket, pack, secure_client, unpack
 
 WINDOW_RECORDS = 64
 WINDOW_BYTES = 64 << 20
@@ -51,11 +51,11 @@ class RemoteLink(Link):
         self._received = 0
         self._next = 0
         self._changed = asyncio.Event()
-        self._requests: dict[int, tuple[bytes, asyncio.Future[tuple[Any, list[bytes]]]]] = {}
+        self._requests: dict[int, tuple[bytes, asyncio.Future[tuple[Any, list[Part]]]]] = {}
         self._request_numbers = itertools.count()
         self._progress = (0, 0)
         self._taking = asyncio.Lock()
-        self._asked: asyncio.Task[tuple[Any, list[bytes]]] | None = None
+        self._asked: asyncio.Task[tuple[Any, list[Part]]] | None = None
 
         def connected(identity: bytes = b"") -> zmq.Socket[bytes]:
             socket = new_socket(zmq.DEALER, identity=identity)
@@ -79,7 +79,8 @@ class RemoteLink(Link):
 
     async def put(self, frames: Frames, key: str, name: str) -> None:
         nbytes = sum(len(frame) for frame in frames)
-        await self._until(lambda: self._has_credit(nbytes), "the hub receives nothing; is its process alive?")
+        if not self._has_credit(nbytes):
+            await self._until(lambda: self._has_credit(nbytes), "the hub receives nothing; is its process alive?")
         number = named(name)[1]
         self._unsettled[number] = (b"P", pack(number, key, name), *frames)
         self._under_way.append((number, nbytes))
@@ -156,11 +157,9 @@ class RemoteLink(Link):
             len(self._under_way) < WINDOW_RECORDS and self._under_way_bytes + nbytes <= WINDOW_BYTES
         )
 
-    async def _ask(
-        self, operation: str, arguments: list[Any], patience: float | None = None
-    ) -> tuple[Any, list[bytes]]:
+    async def _ask(self, operation: str, arguments: list[Any], patience: float | None = None) -> tuple[Any, list[Part]]:
         number = next(self._request_numbers)
-        answer: asyncio.Future[tuple[Any, list[bytes]]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[tuple[Any, list[Part]]] = asyncio.get_running_loop().create_future()
         header = pack(number, operation, arguments)
         self._requests[number] = (header, answer)
         if self._hub:
@@ -191,7 +190,7 @@ class RemoteLink(Link):
             self._wire.send(b"H", pack(*self._hello, next(iter(self._unsettled), self._next)))
             await asyncio.sleep(_HELLO_SECONDS)
 
-    def _on_message(self, message: list[bytes]) -> None:
+    def _on_message(self, message: list[Part]) -> None:
         kind, header, *frames = message
         if kind == b"A":
             number, value = unpack(header)

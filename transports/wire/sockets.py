@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgpack  # type: ignore[import-untyped]
 import zmq
@@ -14,38 +14,52 @@ import zmq.auth
 from transports.errors import QueueURLError
 
 _MESSAGES_AT_ONCE = 8
-_ZERO_COPY_BYTES = 64 << 10
+_ZERO_COPY_BYTES = 48 << 10
+
+Part: TypeAlias = bytes | memoryview
+"""Of a message: bytes where it is small, else a view of what the library has received or is to send."""
 
 
 class LoopSocket:
     """Sends at once and hands every message that arrives to a callback, on the loop that made it."""
 
-    def __init__(self, socket: zmq.Socket[bytes], on_message: Callable[[list[bytes]], None]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], on_message: Callable[[list[Part]], None]) -> None:
         self._socket = socket
         self._on_message = on_message
         self._loop = asyncio.get_running_loop()
         self._fd: int = socket.FD
+        self._reading_soon = False
         self._loop.add_reader(self._fd, self._read)
-        self._loop.call_soon(self._read)
+        self._read_soon()
 
-    def send(self, *parts: bytes | memoryview) -> None:
+    def send(self, *parts: Part) -> None:
         for part in parts[:-1]:
             self._socket.send(part, zmq.NOBLOCK | zmq.SNDMORE, copy=len(part) < _ZERO_COPY_BYTES)
         self._socket.send(parts[-1], zmq.NOBLOCK, copy=len(parts[-1]) < _ZERO_COPY_BYTES)
         # The descriptor tells of changes, not of states: what a send has found to be readable it does not tell again.
-        self._loop.call_soon(self._read)
+        self._read_soon()
 
     def close(self) -> None:
         if not self._socket.closed:
             self._loop.remove_reader(self._fd)
             self._socket.close(linger=1000)
 
+    def _read_soon(self) -> None:
+        if not self._reading_soon:
+            self._reading_soon = True
+            self._loop.call_soon(self._read)
+
     def _read(self) -> None:
+        self._reading_soon = False
         for _ in range(_MESSAGES_AT_ONCE):
             if self._socket.closed or not int(self._socket.EVENTS) & zmq.POLLIN:
                 return
-            self._on_message(self._socket.recv_multipart(zmq.NOBLOCK))
-        self._loop.call_soon(self._read)
+            self._on_message([_received(part) for part in self._socket.recv_multipart(zmq.NOBLOCK, copy=False)])
+        self._read_soon()
+
+
+def _received(part: zmq.Frame) -> Part:
+    return part.bytes if len(part) < _ZERO_COPY_BYTES else part.buffer.toreadonly()
 
 
 def new_socket(kind: int, *, identity: bytes = b"") -> zmq.Socket[bytes]:
@@ -76,7 +90,7 @@ def pack(*values: Any) -> bytes:
     return packed
 
 
-def unpack(data: bytes) -> list[Any]:
+def unpack(data: Part) -> list[Any]:
     values: list[Any] = msgpack.unpackb(data, unicode_errors="surrogatepass", use_list=True)
     return values
 

@@ -55,7 +55,7 @@ class SqliteQueue(Queue):
         nbytes = self._acceptable_nbytes(frames)
         with self._transaction():
             records, backlog = self._backlog()
-            if backlog + nbytes > self._options.effective_hard_limit:
+            if backlog + nbytes > self._hard_limit:
                 raise self._queue_full(nbytes, records, backlog)
             self._do(
                 "INSERT INTO records (number, key, tag, sizes, data, nbytes, put_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
