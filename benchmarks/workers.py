@@ -45,6 +45,7 @@ STAGES = (
     ("rollout.prompts.", "trace and session"),
     ("renderers_adapter.", "renderer"),
     ("rollout.engine.", "engine client"),
+    ("rollout.metrics.", "metrics"),
     ("rollout.steps.", "records"),
     ("rollout.stream.", "records"),
     ("transports.", "queue"),

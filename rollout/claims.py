@@ -114,6 +114,13 @@ class Claims:
             if entry.name.endswith(".done"):
                 yield _read(Path(entry.path))
 
+    def unseen(self, seen: set[str]) -> Iterator[Outcome]:
+        """Every rollout that is done and did not come before for the same `seen`, which takes note of it."""
+        for entry in os.scandir(self._directory):
+            if entry.name.endswith(".done") and entry.name not in seen:
+                yield _read(Path(entry.path))
+                seen.add(entry.name)
+
     def _begun(self, rollout: str) -> Iterator[bool]:
         """For each attempt that was begun, whether it was given back."""
         number = 1

@@ -163,6 +163,16 @@ class PolicyConfig(Section):
     )
 
 
+class MetricsConfig(Section):
+    serve: bool = Field(default=True, description="Serve /metrics, /healthz and /readyz.")
+    host: str = Field(
+        default="127.0.0.1", description="Address to listen at; 0.0.0.0 for others, who then read it all."
+    )
+    port: int = Field(
+        default=0, ge=0, le=65535, description="0: a free one; RUN_DIR/metrics/*.json and the log say which."
+    )
+
+
 class RunSection(Section):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9_.-]+$", description="Begins the run's id.")
     directory: ConfigPath = Field(default="runs", validate_default=True, description="Holds the runs' directories.")
@@ -183,6 +193,7 @@ class Config:
     queue: QueueConfig
     worker: WorkerConfig
     policy: PolicyConfig
+    metrics: MetricsConfig
     run: RunSection
 
     def new_environment(self) -> Environment:
@@ -197,7 +208,7 @@ class Config:
 
     def digest(self) -> str:
         """Names what is played and how, the same on every machine: without paths, addresses and the run's own name."""
-        told = {key: value for key, value in self.dump().items() if key not in ("run", "queue")}
+        told = {key: value for key, value in self.dump().items() if key not in ("run", "queue", "metrics")}
         for section, key in (("model", "path"), ("images", "allow"), ("engine", "urls")):
             told[section].pop(key)
         return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
@@ -210,6 +221,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "queue": QueueConfig,
     "worker": WorkerConfig,
     "policy": PolicyConfig,
+    "metrics": MetricsConfig,
     "run": RunSection,
 }
 _M = TypeVar("_M", bound=BaseModel)

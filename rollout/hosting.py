@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +23,10 @@ from rollout.containment import GuardedOutput, LoopWatchdog, refuse_exits, refus
 from rollout.errors import RolloutError, first_failure
 from rollout.images.maintenance import hold_run
 from rollout.link import Beat, Halted, SupervisorLink
+from rollout.metrics.exporting import Export, exporting
+from rollout.metrics.server import Announcement
+from rollout.metrics.summing import Changes
+from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir import RunDirectory
 from rollout.startup import engine_urls, open_policy, run_facts
 from rollout.telemetry import json_log
@@ -34,6 +38,9 @@ log = structlog.get_logger()
 _OUR_THREADS = 32
 _LEAVE = 5.0
 """Seconds that a worker which is done has to end."""
+_INTERRUPTIONS = 2
+"""Times that the watchdog may fail to interrupt whoever holds the loop before the worker is not well."""
+_GETTING_READY = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +84,9 @@ class Host:
         config, environment = self.config, self.config.run.name
         _widen_threads(config.worker.concurrency)
         refuse_exits(asyncio.get_running_loop())
+        metrics = WorkerMetrics(environment)
         async with AsyncExitStack() as stack:
+            export = await stack.enter_async_context(self._exporting(metrics))
             with LoopWatchdog(config.worker.block_timeout) as watchdog:
                 engines = stack.enter_context(ExitStack())
 
@@ -86,7 +95,7 @@ class Host:
                         self.link.first_orders().engines if self.link else engine_urls(config, self.directory, engines)
                     )
 
-                policy = await stack.enter_async_context(open_policy(config, self.directory, urls))
+                policy = await stack.enter_async_context(open_policy(config, self.directory, urls, metrics))
                 queue = config.queue
                 tasks = open_queue(self.directory.url(queue.tasks, environment), lease="record")
                 trajectories = open_queue(self.directory.url(queue.url, environment))
@@ -95,11 +104,23 @@ class Host:
                 claims = Claims(self.directory.claims(environment))
                 facts = run_facts(config, self.directory.run)
                 worker = Worker(config, policy, facts, claims, tasks, trajectories)
+                metrics.read(worker.counters, policy.engine, policy.version)
+                export.unready = lambda: "it drains" if worker.draining else None
                 if self.link is not None:
-                    beat = partial(_beat, worker, watchdog, tasks)
+                    beat = partial(_beat, worker, watchdog, tasks, Changes(metrics.registry))
                     self.link.ready(beat, lambda orders: worker.learn_version(orders.policy_version))
+                else:
+                    export.watch(environment, "tasks", tasks)
+                    export.watch(environment, "trajectories", trajectories)
                 log.info("worker ready", engines=[engine.url for engine in policy.engine.engines])
                 await self._play(worker)
+
+    def _exporting(self, metrics: WorkerMetrics) -> AbstractAsyncContextManager[Export]:
+        """A worker with a supervisor tells it; one that is alone serves its metrics itself."""
+        announcement = Announcement(self.directory.metrics, self.name, {"run": self.directory.run})
+        config = self.config.metrics if self.link is None else None
+        patience = _INTERRUPTIONS * self.config.worker.block_timeout + _GETTING_READY
+        return exporting(metrics.registry, announcement, config, pulse=metrics.pulse, patience=patience)
 
     async def _play(self, worker: Worker) -> None:
         async with anyio.create_task_group() as group:
@@ -118,7 +139,7 @@ class Host:
                 scope.deadline = anyio.current_time() + self.config.worker.grace
 
 
-def _beat(worker: Worker, watchdog: LoopWatchdog, tasks: Queue) -> Beat:
+def _beat(worker: Worker, watchdog: LoopWatchdog, tasks: Queue, changes: Changes) -> Beat:
     counters = worker.counters
     return Beat(
         ready=True,
@@ -132,6 +153,7 @@ def _beat(worker: Worker, watchdog: LoopWatchdog, tasks: Queue) -> Beat:
         lag=watchdog.lag,
         holder=tasks.holder,
         status=dict(counters.status),
+        metrics=changes.take(),
     )
 
 

@@ -9,13 +9,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import structlog
+from prometheus_client.registry import CollectorRegistry
 
 from renderers_adapter.errors import AdapterError
 from rollout.claims import Claims, Outcome
@@ -26,6 +27,11 @@ from rollout.errors import ConfigurationError, RolloutError, first_failure
 from rollout.feeding import Feeder
 from rollout.link import Orders
 from rollout.manifest import Member
+from rollout.metrics.exporting import Export, exporting
+from rollout.metrics.launch import LaunchCollector, LaunchFigures
+from rollout.metrics.pulse import Pulse
+from rollout.metrics.queues import QueueWatch
+from rollout.metrics.server import Announcement
 from rollout.rundir import RunDirectory
 from rollout.startup import engine_urls
 from rollout.supervisor import Fleet, Post, RestartBudget
@@ -36,6 +42,8 @@ from transports import Queue, QueueError, open_queue
 log = structlog.get_logger()
 
 _LOOK = 1.0
+_STALLED = 120.0
+"""Seconds without a turn of the supervisor's event loop after which it is not well."""
 
 
 @dataclass(slots=True)
@@ -49,10 +57,13 @@ class EnvironmentState:
     feeder: Feeder | None = None
     engines: tuple[str, ...] = ()
     posts: list[Post] = field(default_factory=list)
-    trajectories: Queue | None = None
     control: Queue | None = None
     progress: Progress | None = None
-    backlog_bytes: int = 0
+    backlog: QueueWatch | None = None
+
+    @property
+    def backlog_bytes(self) -> int:
+        return self.backlog.latest.backlog_bytes if self.backlog is not None else 0
 
     @property
     def name(self) -> str:
@@ -156,30 +167,36 @@ async def _launch(state: Launch, companion: Companion) -> None:
     async with anyio.create_task_group() as outer:
         outer.start_soon(companion, state)
         async with AsyncExitStack() as stack:
+            export = await stack.enter_async_context(_exporting(state))
             engines = stack.enter_context(ExitStack())
             for environment in state.environments:
-                await _open(environment, state, stack, engines)
+                await _open(environment, state, stack, engines, export)
             posts = [post for environment in state.environments for post in environment.posts]
             fleet = state.fleet = Fleet(posts, lambda name: _orders(state, name))
+            export.unready = lambda: _unready(state)
             async with anyio.create_task_group() as running:
                 running.start_soon(_feed_all, state, fleet)
                 for environment in state.environments:
-                    running.start_soon(_watch, environment, state)
+                    running.start_soon(_follow_trainer, environment, state)
                 if not state.stopping_early:
                     await fleet.run()
                 running.cancel_scope.cancel()
         outer.cancel_scope.cancel()
 
 
-async def _open(environment: EnvironmentState, state: Launch, stack: AsyncExitStack, engines: ExitStack) -> None:
+async def _open(
+    environment: EnvironmentState, state: Launch, stack: AsyncExitStack, engines: ExitStack, export: Export
+) -> None:
     """Make ready what the workers of an environment need."""
     config, directory = environment.member.config, state.directory
     _require_shared(config)
     environment.engines = await anyio.to_thread.run_sync(engine_urls, config, directory, engines)
     tasks = open_queue(directory.url(config.queue.tasks, environment.name), lease="record")
     await stack.enter_async_context(tasks)
-    environment.trajectories = open_queue(directory.url(config.queue.url, environment.name))
-    await stack.enter_async_context(environment.trajectories)
+    trajectories = open_queue(directory.url(config.queue.url, environment.name))
+    await stack.enter_async_context(trajectories)
+    export.watch(environment.name, "tasks", tasks)
+    environment.backlog = export.watch(environment.name, "trajectories", trajectories)
     environment.control = open_queue(directory.url(config.queue.control, environment.name))
     await stack.enter_async_context(environment.control)
     ordered = [] if environment.fed_by_others else list(orders(config.new_environment, config.tasks))
@@ -201,6 +218,38 @@ async def _open(environment: EnvironmentState, state: Launch, stack: AsyncExitSt
         )
         for name in (f"{environment.name}-{number}" for number in range(state.workers))
     ]
+
+
+def _exporting(state: Launch) -> AbstractAsyncContextManager[Export]:
+    """The metrics of a launch, served as the first of its configurations says."""
+    registry, pulse = CollectorRegistry(), Pulse()
+    claims = {environment.name: environment.claims for environment in state.environments}
+    registry.register(LaunchCollector(lambda: _figures(state), claims))
+    announcement = Announcement(state.directory.metrics, "launch", {"run": state.directory.run})
+    config = state.environments[0].member.config.metrics
+    return exporting(registry, announcement, config, pulse=pulse, patience=_STALLED)
+
+
+def _figures(state: Launch) -> list[LaunchFigures]:
+    deaths = Counter(death.environment for death in state.fleet.deaths) if state.fleet else Counter[str]()
+    return [
+        LaunchFigures(
+            environment=environment.name,
+            expected=None if environment.fed_by_others else environment.total,
+            workers=len(environment.posts),
+            ready=environment.ready,
+            deaths=deaths[environment.name],
+            tallies=[post.metrics for post in environment.posts],
+        )
+        for environment in state.environments
+    ]
+
+
+def _unready(state: Launch) -> str | None:
+    if state.stopping_early:
+        return "it drains"
+    waiting = [environment.name for environment in state.environments if environment.posts and not environment.ready]
+    return f"no worker is ready of {', '.join(waiting)}" if waiting else None
 
 
 def _require_shared(config: Config) -> None:
@@ -225,13 +274,11 @@ async def _feed_all(state: Launch, fleet: Fleet) -> None:
     fleet.drain()
 
 
-async def _watch(environment: EnvironmentState, state: Launch) -> None:
-    """Know how full the trajectories queue is, and how far the trainer."""
-    assert environment.trajectories is not None
+async def _follow_trainer(environment: EnvironmentState, state: Launch) -> None:
+    """Know how far the trainer is."""
     assert environment.control is not None
     follower = ProgressFollower(environment.control)
     while True:
-        environment.backlog_bytes = (await environment.trajectories.stats()).backlog_bytes
         if await follower.follow(timeout=_LOOK):
             environment.progress = follower.latest
             if environment.feeder is not None:

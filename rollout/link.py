@@ -15,12 +15,17 @@ from typing import Any
 
 import orjson
 
+from rollout.metrics.summing import Samples
+
 _BEAT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a worker did so far, twice a second. `lag` is for how long its event loop has not turned."""
+    """What a worker did so far, twice a second. `lag` is for how long its event loop has not turned.
+
+    `metrics` are the samples that changed since the last beat.
+    """
 
     ready: bool = False
     in_flight: int = 0
@@ -33,6 +38,7 @@ class Beat:
     lag: float = 0.0
     holder: str = ""
     status: dict[str, int] = field(default_factory=dict)
+    metrics: Samples = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

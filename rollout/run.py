@@ -4,7 +4,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,16 @@ from renderers_adapter.errors import AdapterError
 from rollout.claims import Claims
 from rollout.config import Config
 from rollout.errors import RolloutError, first_failure
+from rollout.metrics.exporting import Export, exporting
+from rollout.metrics.server import Announcement
+from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir import RunDirectory, new_run
 from rollout.session import Policy
 from rollout.startup import engine_urls, open_policy, run_facts
 from rollout.tasks import RolloutOrder, encode_order, orders
 from rollout.telemetry import json_log
 from rollout.trainer import GroupAssembler, Trajectory, TrajectoryReader, Violation, check, samples
+from rollout.trainer.metrics import ReaderCollector
 from rollout.worker import Worker, WorkerCounters
 from transports import Queue, QueueError, open_queue
 
@@ -30,6 +34,8 @@ log = structlog.get_logger()
 _DRAIN_TIMEOUT = 60.0
 _COMMIT_EVERY = 64
 _TICK = 0.1
+_STALLED = 120.0
+"""Seconds without a turn of the event loop after which the process is not well."""
 
 
 class QueueInUse(RolloutError):
@@ -139,21 +145,28 @@ async def _run(config: Config, state: RunState, companion: Companion) -> None:
     async with anyio.create_task_group() as outer:
         outer.start_soon(companion, state, stop)
         async with AsyncExitStack() as stack:
+            metrics = WorkerMetrics(config.run.name)
+            export = await stack.enter_async_context(_exporting(config, state, metrics))
             tasks_url, url = f"memory://{state.run}-tasks", trajectories_url(config, state.directory)
             tasks = await stack.enter_async_context(open_queue(tasks_url, lease="record"))
             trajectories = await stack.enter_async_context(open_queue(url))
             await _refuse_leftovers(trajectories)
             reader = await stack.enter_async_context(TrajectoryReader(open_queue(url)))
+            metrics.registry.register(
+                ReaderCollector(reader, export.watch(config.run.name, "trajectories", trajectories))
+            )
             playing = anyio.CancelScope()
             outer.start_soon(_cancel_on, stop, playing)
             workers: list[Worker] = []
             try:
                 with playing:
-                    async with _policy(config, state) as policy:
+                    async with _policy(config, state, metrics) as policy:
                         claims = Claims(RunDirectory(state.directory).claims(config.run.name))
                         worker = Worker(config, policy, run_facts(config, state.run), claims, tasks, trajectories)
                         workers.append(worker)
                         state.worker = worker.counters
+                        metrics.read(worker.counters, policy.engine, policy.version)
+                        export.unready = lambda: None
                         async with anyio.create_task_group() as working:
                             working.start_soon(_feed, ordered, tasks)
                             working.start_soon(worker.run)
@@ -222,8 +235,13 @@ async def _commit(reader: TrajectoryReader) -> None:
     await reader.commit()
 
 
+def _exporting(config: Config, state: RunState, metrics: WorkerMetrics) -> AbstractAsyncContextManager[Export]:
+    announcement = Announcement(RunDirectory(state.directory).metrics, "run", {"run": state.run})
+    return exporting(metrics.registry, announcement, config.metrics, pulse=metrics.pulse, patience=_STALLED)
+
+
 @asynccontextmanager
-async def _policy(config: Config, state: RunState) -> AsyncIterator[Policy]:
+async def _policy(config: Config, state: RunState, metrics: WorkerMetrics) -> AsyncIterator[Policy]:
     with ExitStack() as engines:
 
         def urls() -> tuple[str, ...]:
@@ -232,7 +250,7 @@ async def _policy(config: Config, state: RunState) -> AsyncIterator[Policy]:
             state.engine = told if config.engine.urls else f"embedded (scripted, no neural network), {told}"
             return found
 
-        async with open_policy(config, RunDirectory(state.directory), urls) as policy:
+        async with open_policy(config, RunDirectory(state.directory), urls, metrics) as policy:
             yield policy
 
 

@@ -5,6 +5,7 @@ claims/<environment>/     who began which attempt, and how each rollout ended
 tasks/<environment>/      the orders, where queue.tasks is not elsewhere
 trajectories/             the records, where queue.url is not elsewhere
 log.jsonl, workers/       logs
+metrics/                  who serves metrics where, and the last of them
 run.lock                  held by every process of the run, so that nothing is cleared away under it
 launch.lock               held by the one `rollout run` or `rollout launch` of it
 """
@@ -47,6 +48,10 @@ class RunDirectory:
     @property
     def images(self) -> Path:
         return self.path / "assets" / "images"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics"
 
     def claims(self, environment: str) -> Path:
         return self.path / "claims" / environment

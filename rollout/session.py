@@ -37,6 +37,7 @@ from rollout.messages import (
     canonicalise,
     tools_identity,
 )
+from rollout.metrics.worker import WorkerMetrics
 from rollout.prompting import Prompt, Prompter
 from rollout.steps import NodeRecord, Step
 from rollout.stream import RolloutStream
@@ -59,6 +60,7 @@ class Policy:
     images: ImagePolicy
     sampling: Mapping[str, Any]
     version: PolicyVersion = field(default_factory=PolicyVersion)
+    metrics: WorkerMetrics = field(default_factory=lambda: WorkerMetrics(""))
 
 
 class Session:
@@ -119,6 +121,15 @@ class Session:
         self.sampled_tokens += len(generation.token_ids)
         self.prompt_sources[prompt.source.value] += 1
         self.last_finish_reason = generation.finish_reason
+        metrics = self._policy.metrics
+        metrics.turn_done(
+            prompt.source.value,
+            prompt_tokens=len(prompt.whole.expanded.ids),
+            cached_tokens=generation.cached_tokens,
+            sampled_tokens=len(generation.token_ids),
+            laps=clock.laps,
+        )
+        metrics.policy_used(generation.versions, version)
         return Reply(
             message=message,
             text=parsed.text,
@@ -144,6 +155,9 @@ class Session:
                 raise
             raise error.at(first + error.message_index, error.part_index) from None
         self._images.learn(report.images, first=first)
+        if report.images and self._policy.images.mode == "offload":
+            given = sum(image.n_bytes for image in report.images)
+            self._policy.metrics.images_given(given, stored=report.bytes_written)
         found = ((image.message_index, image.part_index, image.mm_hash) for image in report.images)
         canonical = canonicalise(new, found, first=first)
         for message, form in zip(new, canonical, strict=True):

@@ -13,6 +13,7 @@ from rollout.config import Config
 from rollout.engine.configured import engine_client
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy
+from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir import RunDirectory
 from rollout.session import Policy, PolicyVersion
 
@@ -43,7 +44,10 @@ def engine_urls(config: Config, directory: RunDirectory, stack: ExitStack) -> tu
 
 @asynccontextmanager
 async def open_policy(
-    config: Config, directory: RunDirectory, engines: Callable[[], tuple[str, ...]]
+    config: Config,
+    directory: RunDirectory,
+    engines: Callable[[], tuple[str, ...]],
+    metrics: WorkerMetrics | None = None,
 ) -> AsyncIterator[Policy]:
     """The policy, ready: the renderer warms up in one thread while another sees to the engines.
 
@@ -64,7 +68,8 @@ async def open_policy(
         async with anyio.create_task_group() as starting:
             starting.start_soon(open_renderers)
             starting.start_soon(see_to_engines)
-    async with engine_client(config, urls[0], renderers[0].geometry) as engine:
+    metrics = metrics or WorkerMetrics(config.run.name)
+    async with engine_client(config, urls[0], renderers[0].geometry, observe=metrics.engine_tried) as engine:
         await engine.check()
         images = ImagePolicy(
             mode=config.images.mode,
@@ -74,7 +79,12 @@ async def open_policy(
             max_pixels=config.images.max_pixels,
         )
         yield Policy(
-            renderers[0], engine, images, config.engine.sampling.model_dump(), PolicyVersion(config.policy.version)
+            renderers[0],
+            engine,
+            images,
+            config.engine.sampling.model_dump(),
+            PolicyVersion(config.policy.version),
+            metrics,
         )
 
 

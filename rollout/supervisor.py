@@ -24,6 +24,7 @@ import structlog
 
 from rollout.errors import RolloutError
 from rollout.link import Beat, Halted, Orders, decode_report, encode_orders
+from rollout.metrics.summing import Tally
 from transports import Queue
 
 log = structlog.get_logger()
@@ -66,6 +67,7 @@ class Death:
     """One worker that ended without being told to."""
 
     worker: str
+    environment: str
     code: int
     reason: str
 
@@ -85,6 +87,7 @@ class Post:
     beat: Beat = field(default_factory=Beat)
     heard: float = 0.0
     before: Counter[str] = field(default_factory=Counter)
+    metrics: Tally = field(default_factory=Tally)
 
     @property
     def totals(self) -> Counter[str]:
@@ -212,6 +215,7 @@ class Fleet:
                         if report.ready and not post.beat.ready:
                             log.info("worker ready", worker=post.name, pid=post.pid)
                         post.beat, post.heard = report, time.monotonic()
+                        post.metrics.hear(report.metrics)
                     case Halted():
                         said.append(report.reason)
         heard_out.set()
@@ -229,8 +233,9 @@ class Fleet:
 
     def _bury(self, post: Post, code: int, reason: str) -> None:
         post.before = post.totals
+        post.metrics.bury()
         post.beat = Beat()
-        self.deaths.append(Death(post.name, code, reason))
+        self.deaths.append(Death(post.name, post.environment, code, reason))
         log.warning("worker died", worker=post.name, code=code, reason=reason)
         if not post.budget.spend():
             told = reason or f"the last one, {post.name}, ended with {_told(code)}; see {post.output}"

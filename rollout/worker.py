@@ -75,6 +75,7 @@ class Worker:
         self, config: Config, policy: Policy, facts: RunFacts, claims: Claims, tasks: Queue, trajectories: Queue
     ) -> None:
         self.counters = WorkerCounters()
+        self.draining = False
         self._config = config
         self._policy = policy
         self._facts = facts
@@ -111,6 +112,7 @@ class Worker:
 
     def drain(self) -> None:
         """Accept nothing more; `run` returns once everything in flight is done."""
+        self.draining = True
         self._accepting.cancel()
 
     def learn_version(self, version: str | None) -> None:
@@ -132,7 +134,8 @@ class Worker:
         limit = self._config.worker.tokens_in_flight
         while limit is not None and self._tokens(limit) >= limit:  # noqa: ASYNC110 - any turn may change it
             await anyio.sleep(_POLL)
-        await self._trajectories.admit()
+        with self._policy.metrics.admission():
+            await self._trajectories.admit()
 
     def _tokens(self, limit: int) -> float:
         """What those in flight hold. One that has not asked yet counts as those that have; a first one goes alone."""

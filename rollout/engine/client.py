@@ -6,7 +6,9 @@ caller gets one answer; a try that nobody waits for any more is aborted on the s
 """
 
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -38,6 +40,9 @@ _CHECK_TIMEOUT = 30.0
 _ABORT_TIMEOUT = 2.0
 _RETRIED = (EngineUnreachable, EngineUnavailable, EngineTimeout)
 
+Observe = Callable[[str, str, float], None]
+"""Is told of a try: at which engine, how it ended, and after how many seconds."""
+
 
 class EngineClient:
     """Speaks to the engines that serve one model. Use it as an async context manager.
@@ -50,6 +55,7 @@ class EngineClient:
         api_key: sent as a bearer token.
         multimodal: how images go out; `auto` asks each engine whether it resolves references.
         geometry: that of the model's images; none: it takes none.
+        observe: is told of every try; it ended `ok`, `cancelled`, or with the error of this name.
     """
 
     def __init__(
@@ -64,8 +70,11 @@ class EngineClient:
         api_key: str | None = None,
         multimodal: Multimodal = "content_parts",
         geometry: Geometry | None = None,
+        observe: Observe | None = None,
     ) -> None:
         self.model = model
+        self.retried = 0
+        self._observe = observe
         self._timeout = timeout
         self._request_timeout = min(request_timeout or timeout, timeout)
         self._tries = retries + 1
@@ -134,6 +143,7 @@ class EngineClient:
         with anyio.move_on_after(self._timeout):
             for number in range(self._tries):
                 if number:
+                    self.retried += 1
                     await anyio.sleep(_pause(number))
                 engine = self._router.choose(session=request.session, avoid=tried)
                 try:
@@ -161,19 +171,36 @@ class EngineClient:
             await self._look_again(engine)
         geometry = self._geometry if engine.resolves_references else None
         body = encode_request(request, self.model, request_id, experts_from=experts_from, geometry=geometry)
-        engine.in_flight += 1
         try:
-            with anyio.move_on_after(self._request_timeout):
-                session = request.session if self._affinity else None
-                return await self._http.post(f"{engine.url}/inference/v1/generate", body, session=session)
-            raise EngineTimeout(
-                f"{engine.url} did not answer {request_id} within {self._request_timeout:g} s (engine.request_timeout)."
-            )
+            with self._observed(engine):
+                with anyio.move_on_after(self._request_timeout):
+                    session = request.session if self._affinity else None
+                    return await self._http.post(f"{engine.url}/inference/v1/generate", body, session=session)
+                raise EngineTimeout(
+                    f"{engine.url} did not answer {request_id} within {self._request_timeout:g} s "
+                    "(engine.request_timeout)."
+                )
         except (anyio.get_cancelled_exc_class(), EngineTimeout):
             await self._abort(engine, request_id)
             raise
+
+    @contextmanager
+    def _observed(self, engine: Engine) -> Iterator[None]:
+        """While an engine is asked."""
+        began, outcome = time.monotonic(), "ok"
+        engine.in_flight += 1
+        try:
+            yield
+        except EngineError as error:
+            outcome = type(error).__name__
+            raise
+        except anyio.get_cancelled_exc_class():
+            outcome = "cancelled"
+            raise
         finally:
             engine.in_flight -= 1
+            if self._observe is not None:
+                self._observe(engine.url, outcome, time.monotonic() - began)
 
     async def _abort(self, engine: Engine, request_id: str) -> None:
         """Closing the connection tells vLLM itself, but no proxy before it; this reaches the engine through both."""

@@ -5,16 +5,20 @@ from collections.abc import Mapping, Sequence
 
 from renderers_adapter.geometry import Geometry
 from rollout.config import Config
-from rollout.engine.client import EngineClient
+from rollout.engine.client import EngineClient, Observe
 from rollout.errors import ConfigurationError
 
 
 def engine_client(
-    config: Config, urls: Sequence[str], geometry: Geometry | None, environment: Mapping[str, str] = os.environ
+    config: Config,
+    urls: Sequence[str],
+    geometry: Geometry | None,
+    environment: Mapping[str, str] = os.environ,
+    observe: Observe | None = None,
 ) -> EngineClient:
     """A client of the engines at `urls`: the configured ones, or the one that was started instead.
 
-    `geometry` is that of the model's images; none: it takes none.
+    `geometry` is that of the model's images; none: it takes none. `observe` is told of every try.
 
     Raises:
         ConfigurationError: the environment variable with the API key is not set.
@@ -30,6 +34,7 @@ def engine_client(
         api_key=api_key(config, environment),
         multimodal=engine.multimodal,
         geometry=geometry,
+        observe=observe,
     )
 
 

@@ -25,13 +25,14 @@ _CROWDED = 1.25
 
 @dataclass(slots=True, eq=False)
 class Engine:
-    """One engine as its client sees it. `away_until` is set while it is ejected."""
+    """One engine as its client sees it. `away_until` is set while it is ejected; `ejected` is how often it has been."""
 
     url: str
     in_flight: int = 0
     answered: int = 0
     failures: int = 0
     ejections: int = 0
+    ejected: int = 0
     away_until: float | None = None
     max_model_len: int | None = None
     resolves_references: bool = False
@@ -87,6 +88,7 @@ class Router:
     def eject(self, engine: Engine) -> None:
         """Leave it out for a while."""
         engine.ejections += 1
+        engine.ejected += 1
         engine.away_until = self._clock() + _away(engine.ejections)
         log.warning("engine ejected", url=engine.url, seconds=_away(engine.ejections))
 

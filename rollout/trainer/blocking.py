@@ -77,6 +77,13 @@ class BlockingReader:
     def stats(self) -> ReaderStats:
         return self._portal.call(self._reader.stats)
 
+    def serve_metrics(self, *, host: str = "127.0.0.1", port: int = 0) -> str:
+        """Serve the reader's metrics until it is closed; the server's root. See `rollout.trainer.metrics`."""
+        from rollout.trainer.metrics import serving_metrics
+
+        serving = self._portal.wrap_async_context_manager(serving_metrics(self._reader, host=host, port=port))
+        return self._stack.enter_context(serving)
+
     @property
     def version(self) -> int | None:
         return self._reader.version

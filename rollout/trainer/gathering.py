@@ -105,7 +105,8 @@ class Gathering:
         self._rollouts: dict[str, PendingRollout] = {}
 
     def unfinished(self) -> list[PendingRollout]:
-        return [rollout for rollout in self._rollouts.values() if not rollout.done]
+        # A copy at once: whoever exports metrics asks from another thread.
+        return [rollout for rollout in list(self._rollouts.values()) if not rollout.done]
 
     def __contains__(self, identity: str) -> bool:
         return identity in self._rollouts

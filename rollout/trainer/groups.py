@@ -64,7 +64,7 @@ class GroupAssembler(Generic[M]):
     @property
     def waiting(self) -> int:
         """Members that wait for the rest of their group."""
-        return sum(len(group.members) for group in self._groups.values())
+        return sum(len(group.members) for group in list(self._groups.values()))
 
     def add(self, member: M, now: float = 0.0) -> tuple[M, ...] | None:
         """Take in one member; the whole group in the order of its names, if that made it whole."""

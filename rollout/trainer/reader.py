@@ -69,7 +69,7 @@ class TrajectoryReader:
         self.settings = settings or ReaderSettings()
         self.version: int | None = None
         """The trainer's version of the policy; set it after each update, so that staleness is known."""
-        self._queue = queue
+        self.queue = queue
         self._store = StepStore(self.settings.memory_limit, self.settings.spill_directory)
         self._gathering = Gathering(self._store, self.settings)
         self._groups: GroupAssembler[PendingRollout] = GroupAssembler()
@@ -92,7 +92,7 @@ class TrajectoryReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._store.close()
-        await self._queue.aclose()
+        await self.queue.aclose()
 
     @property
     def ended(self) -> bool:
@@ -150,6 +150,7 @@ class TrajectoryReader:
         self._progress.forget(self._settlement.unacked)
 
     def stats(self) -> ReaderStats:
+        """Where it stands; may be asked from any thread."""
         counted = self._counters
         return ReaderStats(
             trajectories=counted.trajectories,
@@ -161,12 +162,12 @@ class TrajectoryReader:
             stale=counted.stale,
             partial_groups=counted.partial_groups,
             unfinished=len(self._gathering.unfinished()),
-            waiting=len(self._done) + self._groups.waiting + sum(map(len, self._whole_groups)),
+            waiting=len(self._done) + self._groups.waiting + sum(map(len, list(self._whole_groups))),
             unacked=self._settlement.unacked,
             bytes_in_memory=self._store.in_memory,
             bytes_on_disk=self._store.on_disk,
-            staleness_mean=counted.staleness_sum / counted.measured if counted.measured else None,
-            staleness_max=counted.staleness_max,
+            redelivered=counted.redelivered,
+            staleness=dict(counted.staleness),
         )
 
     async def _until(self, find: Callable[[], T | None], timeout: float) -> T | None:
@@ -179,13 +180,13 @@ class TrajectoryReader:
     async def _read(self, deadline: float) -> bool:
         """Take in a record, or let time pass; False once the deadline is over or the queue has ended."""
         began = time.monotonic()
-        delivery = await self._queue.receive(timeout=max(0.0, min(deadline - began, _POLL)))
+        delivery = await self.queue.receive(timeout=max(0.0, min(deadline - began, _POLL)))
         now = time.monotonic()
         self._waited += now - began
         if delivery is not None:
             self._take(delivery)
         if delivery is None or self._waited - self._looked > _POLL:
-            self._ended = delivery is None and self._queue.ends
+            self._ended = delivery is None and self.queue.ends
             self._looked = self._waited
             self._done += self._gathering.give_up(math.inf if self._ended else self._waited)
             self._impatient = True
@@ -222,6 +223,7 @@ class TrajectoryReader:
     def _take(self, delivery: Delivery) -> None:
         self._counters.records += 1
         self._counters.bytes += delivery.nbytes
+        self._counters.redelivered += delivery.redelivered
         if not self._settlement.arrive(delivery):
             return
         key = key_of(delivery)

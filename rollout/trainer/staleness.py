@@ -1,16 +1,7 @@
 """How far the weights that sampled a rollout lie behind those that would train on it."""
 
-import re
-
+from rollout.evidence import version_number
 from rollout.trainer.trajectory import Trajectory
-
-_NUMBER = re.compile(r"\d+$")
-
-
-def version_number(version: str) -> int | None:
-    """The number that a version's name ends with: 7 of "7", "step-7" and "weights/v0007"."""
-    found = _NUMBER.search(version)
-    return int(found[0]) if found else None
 
 
 def staleness(trajectory: Trajectory, version: int) -> int | None:

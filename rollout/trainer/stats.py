@@ -1,7 +1,8 @@
 """What a reader did, and what it holds."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,20 @@ class ReaderStats:
     bytes_in_memory: int
     """Of the steps of both."""
     bytes_on_disk: int
-    staleness_mean: float | None
-    """Of the trajectories handed out; None before any whose versions and the trainer's are known."""
-    staleness_max: int | None
+    redelivered: int
+    """Records that had been delivered before."""
+    staleness: Mapping[int, int]
+    """How many trajectories that were handed out lay how many versions behind, where that is known."""
+
+    @property
+    def staleness_mean(self) -> float | None:
+        """None before any whose versions and the trainer's are known."""
+        measured = sum(self.staleness.values())
+        return sum(behind * n for behind, n in self.staleness.items()) / measured if measured else None
+
+    @property
+    def staleness_max(self) -> int | None:
+        return max(self.staleness, default=None)
 
 
 @dataclass(slots=True)
@@ -48,13 +60,8 @@ class ReaderCounters:
     rejected: int = 0
     stale: int = 0
     partial_groups: int = 0
-    measured: int = 0
-    staleness_sum: int = 0
-    staleness_max: int | None = None
+    redelivered: int = 0
+    staleness: Counter[int] = field(default_factory=Counter)
 
     def measure(self, found: Iterable[int | None]) -> None:
-        for versions in found:
-            if versions is not None:
-                self.measured += 1
-                self.staleness_sum += versions
-                self.staleness_max = max(versions, self.staleness_max or 0)
+        self.staleness.update(versions for versions in found if versions is not None)

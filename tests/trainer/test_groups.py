@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from rollout.evidence import version_number
 from rollout.trainer import Group, GroupPolicy, ReaderSettings, TrajectoryReader, staleness
-from rollout.trainer.staleness import version_number
 from rollout.trainer.testing import put_all, scripted_rollout
 from transports import Queue, open_queue
 

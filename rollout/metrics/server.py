@@ -1,0 +1,139 @@
+"""`/metrics`, `/healthz` and `/readyz` of one process, from threads of their own: a busy event loop still answers.
+
+While it serves, a file in the run's directory says where, in the form that Prometheus reads (`file_sd_configs` with
+`runs/*/metrics/*.json`). At the end the last values are written beside it, for what happened after the last scrape.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socketserver import TCPServer
+
+import orjson
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import CollectorRegistry
+
+from rollout.errors import ConfigurationError
+
+log = structlog.get_logger()
+
+_POLL = 0.1
+"""Seconds between looks at whether to end."""
+_TEXT = "text/plain; charset=utf-8"
+
+
+class MetricsPortTaken(ConfigurationError):
+    """The metrics cannot be served where the configuration says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exporter:
+    """What a process tells of itself. `ill` and `unready` say what is wrong, or None."""
+
+    registry: CollectorRegistry
+    ill: Callable[[], str | None]
+    unready: Callable[[], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """Where in a run's directory it is written down who serves where."""
+
+    directory: Path
+    name: str
+    labels: Mapping[str, str]
+
+    @property
+    def targets(self) -> Path:
+        return self.directory / f"{self.name}.json"
+
+    @property
+    def last(self) -> Path:
+        return self.directory / f"{self.name}.prom"
+
+
+@contextmanager
+def served(exporter: Exporter, *, host: str, port: int, announcement: Announcement | None = None) -> Iterator[str]:
+    """Serve; port 0 takes a free one. Gives the server's root.
+
+    Raises:
+        MetricsPortTaken: another process listens there, or the address is not one of this machine's.
+    """
+    try:
+        server = _Server((host, port), exporter)
+    except OSError as error:
+        raise MetricsPortTaken(
+            f"metrics cannot be served at {host}:{port}: {error.strerror}. Choose metrics.port: 0 for a free port, "
+            "another metrics.host, or metrics.serve: false."
+        ) from None
+    url = f"http://{host}:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, args=(_POLL,), name="metrics", daemon=True)
+    thread.start()
+    log.info("metrics are served", url=url)
+    try:
+        if announcement is not None:
+            _announce(announcement, url.removeprefix("http://"))
+        yield url
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+        if announcement is not None:
+            announcement.targets.unlink(missing_ok=True)
+            with suppress(OSError):  # a full disk must not end a run over its last figures
+                announcement.last.write_bytes(generate_latest(exporter.registry))
+
+
+def _announce(announcement: Announcement, address: str) -> None:
+    told = orjson.dumps([{"targets": [address], "labels": dict(announcement.labels)}])
+    with suppress(OSError):
+        announcement.directory.mkdir(exist_ok=True)
+        draft = announcement.targets.with_suffix(".draft")
+        draft.write_bytes(told)
+        draft.rename(announcement.targets)  # whoever reads it never sees half of it
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], exporter: Exporter) -> None:
+        self.exporter = exporter
+        super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        # That of HTTPServer asks the resolver for the address' name, which nobody needs and which may take long.
+        TCPServer.server_bind(self)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = 30.0
+
+    def do_GET(self) -> None:
+        exporter = self.server.exporter
+        match self.path.partition("?")[0]:
+            case "/metrics":
+                self._answer(200, CONTENT_TYPE_LATEST, generate_latest(exporter.registry))
+            case "/healthz":
+                self._verdict(exporter.ill())
+            case "/readyz":
+                self._verdict(exporter.unready())
+            case _:
+                self._answer(404, _TEXT, b"there are /metrics, /healthz and /readyz\n")
+
+    def _verdict(self, wrong: str | None) -> None:
+        self._answer(503 if wrong else 200, _TEXT, f"{wrong or 'ok'}\n".encode())
+
+    def _answer(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """A scrape is not an event."""

@@ -1,0 +1,82 @@
+"""The metrics, their documentation and the dashboard say the same."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollout.metrics.catalogue import Family, Kind, families
+
+BY_NAME = {family.name: family for family in families()}
+OF_HISTOGRAMS = ("_bucket", "_count", "_sum")
+ADDED_BY_PROMETHEUS = {"run", "instance", "job", "le"}
+
+
+@pytest.fixture
+def documentation(repository: Path) -> str:
+    return (repository / "docs" / "metrics.md").read_text()
+
+
+@pytest.fixture
+def dashboard(repository: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((repository / "docs" / "grafana.json").read_text())
+    return found
+
+
+def family_of(name: str) -> Family | None:
+    """The family that a scraped sample belongs to."""
+    for suffix in OF_HISTOGRAMS:
+        if (found := BY_NAME.get(name.removesuffix(suffix))) is not None and found.kind is Kind.HISTOGRAM:
+            return found if name.endswith(OF_HISTOGRAMS) else None
+    return BY_NAME.get(name)
+
+
+def test_every_metric_is_documented_as_it_is(documentation: str) -> None:
+    rows = re.findall(r"^\| `(rollout_\w+)` \| (\w+) \| ([\w, ]*) \| (.+?) \| (.+?) \|$", documentation, re.MULTILINE)
+    told = {name: (kind, labels, tells) for name, kind, labels, tells, _ in rows}
+    assert told == {
+        family.name: (family.kind.value, ", ".join(family.labels), family.tells) for family in BY_NAME.values()
+    }
+
+
+def test_what_the_documentation_mentions_exists(documentation: str) -> None:
+    mentioned = set(re.findall(r"\brollout_[a-z_]+[a-z]", documentation))
+    assert {name for name in mentioned if name not in BY_NAME and family_of(name) is None} == {"rollout_finished"}
+
+
+def test_names_follow_the_conventions_of_prometheus() -> None:
+    for family in BY_NAME.values():
+        assert re.fullmatch(r"rollout(_[a-z]+)+", family.name)
+        assert (family.kind is Kind.COUNTER) == family.name.endswith("_total")
+        assert (family.kind is Kind.HISTOGRAM) == bool(family.buckets)
+        assert list(family.buckets) == sorted(set(family.buckets))
+        assert not family.name.endswith(OF_HISTOGRAMS)
+
+
+def test_every_expression_of_the_dashboard_names_what_exists(dashboard: dict[str, Any]) -> None:
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    used = set()
+    for expression in expressions:
+        names = re.findall(r"\brollout_\w+", expression)
+        assert names
+        found = [family_of(name) for name in names]
+        assert None not in found, expression
+        labels = {label for family in found if family is not None for label in family.labels}
+        for listed in re.findall(r"by \(([^)]*)\)", expression):
+            assert {label.strip() for label in listed.split(",")} <= labels | ADDED_BY_PROMETHEUS, expression
+        for selected in re.findall(r"(\w+)=~?\"", expression):
+            assert selected in labels | ADDED_BY_PROMETHEUS, expression
+        assert expression.count("(") == expression.count(")")
+        used |= {family.name for family in found if family is not None}
+    assert used == set(BY_NAME)
+
+
+def test_what_the_dashboard_shows_can_be_told_apart(dashboard: dict[str, Any]) -> None:
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert len({panel["title"] for panel in panels}) == len(panels)
+    for panel in panels:
+        names = [target["refId"] for target in panel.get("targets", ())]
+        assert len(set(names)) == len(names)

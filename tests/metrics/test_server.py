@@ -1,0 +1,92 @@
+"""/metrics, /healthz and /readyz: where they are found, what they answer, and when the loop is busy."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from prometheus_client.registry import CollectorRegistry
+
+from rollout.metrics import catalogue
+from rollout.metrics.pulse import Pulse
+from rollout.metrics.server import Announcement, Exporter, MetricsPortTaken, served
+
+Get = Callable[[str], tuple[int, str]]
+
+
+def exporter(
+    registry: CollectorRegistry | None = None, *, ill: str | None = None, unready: str | None = None
+) -> Exporter:
+    return Exporter(registry or CollectorRegistry(), lambda: ill, lambda: unready)
+
+
+def test_what_is_well_is_told_and_what_is_not_is_named(get: Get) -> None:
+    with served(exporter(unready="no worker is ready of squares"), host="127.0.0.1", port=0) as url:
+        assert get(f"{url}/healthz") == (200, "ok\n")
+        assert get(f"{url}/readyz") == (503, "no worker is ready of squares\n")
+        assert get(f"{url}/nothing")[0] == 404
+
+
+def test_where_it_listens_is_written_down_and_at_the_end_what_it_came_to(get: Get, tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    turns = catalogue.TURNS.counter(registry).labels("squares", "bridge")
+    announcement = Announcement(tmp_path / "metrics", "launch", {"run": "run7"})
+    with served(exporter(registry), host="127.0.0.1", port=0, announcement=announcement) as url:
+        (target,) = json.loads((tmp_path / "metrics" / "launch.json").read_text())
+        assert target == {"targets": [url.removeprefix("http://")], "labels": {"run": "run7"}}
+        turns.inc(3)
+        assert 'rollout_turns_total{environment="squares",prompt="bridge"} 3.0' in get(f"{url}/metrics")[1]
+        turns.inc()
+    assert [path.name for path in (tmp_path / "metrics").iterdir()] == ["launch.prom"]
+    assert 'prompt="bridge"} 4.0' in (tmp_path / "metrics" / "launch.prom").read_text()
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(MetricsPortTaken, match=f"127.0.0.1:{port}.*metrics.port: 0"):
+            with served(exporter(), host="127.0.0.1", port=port):
+                pass
+
+
+async def test_a_loop_that_stands_still_is_seen_from_outside(get: Get) -> None:
+    lags: list[float] = []
+    turned = asyncio.Event()
+
+    def late(seconds: float) -> None:
+        lags.append(seconds)
+        turned.set()
+
+    pulse = Pulse(late)
+    beating = asyncio.create_task(pulse.beat())
+    await asyncio.wait_for(turned.wait(), 20)
+    told = Exporter(CollectorRegistry(), lambda: pulse.ill(0.2), lambda: None)
+    found: list[tuple[int, str]] = []
+    seen = threading.Event()
+
+    def look(url: str) -> None:
+        # From outside of the loop, which stands still until this has seen it.
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            found.append(get(f"{url}/healthz"))
+            if found[-1][0] == 503:
+                break
+            time.sleep(0.02)
+        seen.set()
+
+    with served(told, host="127.0.0.1", port=0) as url:
+        threading.Thread(target=look, args=(url,)).start()
+        seen.wait(30)
+        assert found[-1][0] == 503
+        assert found[-1][1].startswith("the event loop has not turned for ")
+        turned.clear()
+        await asyncio.wait_for(turned.wait(), 20)
+        assert max(lags) > 0.2
+        assert pulse.stalled < max(lags)
+    beating.cancel()

@@ -1,0 +1,228 @@
+"""What goes wrong shows in the metric that docs/metrics.md names for it: each test causes it, and reads the metric."""
+
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from rollout.claims import Claims
+from rollout.config import Config, load_config
+from rollout.environments.base import Environment, Model, Score, Task
+from rollout.metrics.exporting import exporting
+from rollout.metrics.queues import QueueWatch
+from rollout.metrics.server import Announcement
+from rollout.metrics.worker import WorkerMetrics
+from rollout.rundir import RunDirectory
+from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
+from rollout.startup import open_policy, run_facts
+from rollout.tasks import RolloutOrder, encode_order
+from rollout.trainer import TrajectoryReader
+from rollout.trainer.metrics import serving_metrics
+from rollout.trainer.testing import put_all, read_all, scripted_rollout
+from rollout.worker import Worker
+from transports import Queue, QueueError, open_queue
+from transports.base import QueueStats
+
+Samples = dict[str, dict[tuple[str, ...], float]]
+ME = ("color_codeword",)
+
+
+class Scripted(Environment):
+    """Plays the coroutine that a test gives it."""
+
+    play: ClassVar[Any]
+
+    async def run(self, task: Task, model: Model) -> Score:
+        return await type(self).play(model)  # type: ignore[no-any-return]
+
+
+async def one_turn(model: Model) -> Score:
+    await model.chat([{"role": "user", "content": "Heads or tails?"}])
+    return Score(1.0)
+
+
+@dataclass
+class Stage:
+    """A worker that plays, and what it exports."""
+
+    worker: Worker
+    tasks: Queue
+    url: str
+    scrape: Callable[[str], Samples]
+
+    async def order(self, count: int) -> None:
+        for _ in range(count):
+            name = f"{time.monotonic_ns()}"
+            await self.tasks.put(encode_order(RolloutOrder(Task(name, 0, seed=0), 0, 1)), key=name)
+
+    async def until(self, holds: Callable[[Samples], bool]) -> Samples:
+        with anyio.fail_after(30):
+            while True:
+                found = await anyio.to_thread.run_sync(self.scrape, self.url)
+                if holds(found):
+                    return found
+                await anyio.sleep(0.02)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while True:
+        if holds():
+            return
+        await anyio.sleep(0.02)
+
+
+def ended(found: Samples) -> float:
+    return sum(found.get("rollout_rollouts_total", {}).values())
+
+
+@pytest.fixture
+def config(repository: Path, tmp_path: Path) -> Config:
+    loaded = load_config(repository / "configs" / "color_codeword.yaml", (f"run.directory={tmp_path}",))
+    return replace(loaded, environment=Scripted)
+
+
+@pytest.fixture
+def stage(
+    config: Config, tmp_path: Path, scrape: Callable[[str], Samples], get: Callable[[str], tuple[int, str]]
+) -> Callable[..., Any]:
+    @asynccontextmanager
+    async def staged(urls: Sequence[str], play: Any = one_turn, options: str = "") -> AsyncIterator[Stage]:
+        Scripted.play = play
+        metrics, directory = WorkerMetrics(config.run.name), RunDirectory(tmp_path / "run")
+        directory.make()
+        announcement = Announcement(directory.metrics, "worker", {})
+        async with (
+            open_queue(f"memory://{tmp_path.name}-tasks", lease="record") as tasks,
+            open_queue(f"memory://{tmp_path.name}{options}") as trajectories,
+            exporting(metrics.registry, announcement, config.metrics, pulse=metrics.pulse, patience=60) as export,
+            open_policy(config, directory, lambda: tuple(urls), metrics) as policy,
+            anyio.create_task_group() as group,
+        ):
+            worker = Worker(config, policy, run_facts(config, "run"), Claims(tmp_path / "c"), tasks, trajectories)
+            metrics.read(worker.counters, policy.engine, policy.version)
+            export.watch(config.run.name, "trajectories", trajectories)
+            group.start_soon(worker.run)
+            (where,) = directory.metrics.glob("*.json")
+            yield Stage(worker, tasks, f"http://{where.read_text().split(chr(34))[3]}", scrape)
+            group.cancel_scope.cancel()
+
+    return staged
+
+
+def served_as(version: str, directory: Path) -> EmbeddedServer:
+    return EmbeddedServer(EmbeddedSettings(weight_version=version, allowed_directories=(directory,)))
+
+
+async def test_a_stuck_queue(stage: Callable[..., Any], tmp_path: Path) -> None:
+    with served_as("0", tmp_path) as engine:
+        async with stage([engine], options="?high_water_records=5") as at:
+            await at.order(40)
+            await at.until(lambda found: found["rollout_queue_backlog_records"][*ME, "trajectories"] > 5)
+            aged = await at.until(lambda found: found["rollout_admission_wait_seconds"][ME] > 0.3)
+            before = aged["rollout_queue_oldest_age_seconds"][*ME, "trajectories"]
+            await at.until(lambda found: found["rollout_queue_oldest_age_seconds"][*ME, "trajectories"] > before + 1)
+            assert ended(aged) < 40
+
+
+async def test_an_engine_that_dies(stage: Callable[..., Any], tmp_path: Path) -> None:
+    with served_as("0", tmp_path) as sound:
+        dying = served_as("0", tmp_path)
+        with dying as dead:
+            async with stage([sound, dead]) as at:
+                await at.order(8)
+                before = await at.until(lambda found: ended(found) == 8)
+                assert before["rollout_engine_ejected"] == {(sound, *ME): 0, (dead, *ME): 0}
+                dying.stop()
+                await at.order(16)
+                after = await at.until(lambda found: ended(found) == 24)
+    assert after["rollout_rollouts_total"] == {(*ME, "ok"): 24}
+    assert after["rollout_engine_ejected"] == {(sound, *ME): 0, (dead, *ME): 1}
+    assert after["rollout_engine_ejections_total"][dead, *ME] >= 1
+    lost = after["rollout_engine_request_seconds_count"][dead, *ME, "EngineUnreachable"]
+    assert lost >= 3
+    assert after["rollout_engine_retries_total"][ME] >= lost
+
+
+async def test_engines_with_old_weights(stage: Callable[..., Any], tmp_path: Path) -> None:
+    with served_as("step-3", tmp_path) as engine:
+        async with stage([engine]) as at:
+            await at.order(1)
+            await at.until(lambda found: found["rollout_policy_lag_versions_count"][ME] == 1)
+            at.worker.learn_version("5")
+            await at.order(4)
+            found = await at.until(lambda found: found["rollout_policy_lag_versions_count"][ME] == 5)
+    assert found["rollout_policy_version"][ME] == 5
+    assert found["rollout_policy_lag_versions_bucket"][*ME, "0.0"] == 1
+    assert found["rollout_policy_lag_versions_bucket"][*ME, "1.0"] == 1
+    assert found["rollout_policy_lag_versions_bucket"][*ME, "2.0"] == 5
+
+
+async def test_an_environment_that_holds_the_event_loop(
+    stage: Callable[..., Any], scrape: Callable[[str], Samples], tmp_path: Path
+) -> None:
+    seen = threading.Event()
+
+    def look(url: str) -> None:
+        deadline = time.monotonic() + 20
+        while scrape(url)["rollout_event_loop_stalled_seconds"][ME] < 0.5 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        seen.set()
+
+    async def holds(model: Model) -> Score:
+        assert seen.wait(30)
+        return await one_turn(model)
+
+    with served_as("0", tmp_path) as engine:
+        async with stage([engine], holds) as at:
+            threading.Thread(target=look, args=(at.url,)).start()
+            await at.order(1)
+            await at.until(lambda found: ended(found) == 1)
+            found = await at.until(lambda found: found["rollout_event_loop_lag_seconds_sum"][ME] > 0.5)
+    assert found["rollout_event_loop_stalled_seconds"][ME] < 0.5
+
+
+async def test_a_queue_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(_: Queue) -> QueueStats:
+        raise QueueError("nobody there")
+
+    async with open_queue("memory://silent") as queue, anyio.create_task_group() as group:
+        watch = QueueWatch(queue)
+        group.start_soon(watch.watch)
+        await queue.put((b"1",), key="k")
+        with anyio.fail_after(20):
+            await until(lambda: watch.latest.backlog_records == 1)
+            monkeypatch.setattr("transports.memory.MemoryQueue.stats", away)
+            await until(lambda: watch.silence > 0.5)
+            monkeypatch.undo()
+            await until(lambda: watch.silence == 0)
+        group.cancel_scope.cancel()
+
+
+async def test_a_stale_policy_and_duplicates_at_the_trainer(scrape: Callable[[str], Samples]) -> None:
+    url = "memory://stale-at-the-trainer"
+    async with open_queue(url) as queue, TrajectoryReader(open_queue(url)) as reader, serving_metrics(reader) as root:
+        reader.version = 9
+        for name, version in (("000000.0", "9"), ("000001.0", "7"), ("000002.0", "3")):
+            await put_all(queue, await scripted_rollout(name, turns=2, version=version))
+        assert len(await read_all(reader)) == 3
+        await put_all(queue, await scripted_rollout("000000.0", turns=2, version="9", attempt=2))
+        assert await read_all(reader) == []
+        found = await anyio.to_thread.run_sync(scrape, root)
+    assert found["rollout_trainer_policy_version"] == {(): 9}
+    assert found["rollout_trainer_trajectories_total"] == {(): 3}
+    assert {le: found["rollout_trainer_staleness_versions_bucket"][le,] for le in ("0.0", "1.0", "2.0", "6.0")} == {
+        "0.0": 1,
+        "1.0": 1,
+        "2.0": 2,
+        "6.0": 3,
+    }
+    assert found["rollout_trainer_staleness_versions_sum"] == {(): 8}
+    assert found["rollout_trainer_dropped_records_total"] == {(): 4}
+    assert found["rollout_trainer_unacked_records"][()] == 16
