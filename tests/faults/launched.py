@@ -59,7 +59,10 @@ class World:
 
     def _launched(self, what: list[str]) -> Launched:
         command = [sys.executable, "-m", "rollout", "launch", *what, "--json"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        temporary = self.directory / "tmp"
+        temporary.mkdir(exist_ok=True)
+        env = {**os.environ, "TMPDIR": str(temporary)}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
         self.processes.append(process)
         return Launched(process, self.directory / "runs")
 
@@ -68,6 +71,12 @@ class World:
         process = subprocess.Popen([sys.executable, str(script), url, str(checkpoint)], text=True)
         self.processes.append(process)
         return process
+
+    def temporary(self) -> list[str]:
+        """Files that nobody needs any more: in the system's place for them, unfinished images and ledgers, sockets."""
+        unfinished = ("draft.", ".incoming-", "queue.json.")
+        found = [path for path in self.directory.rglob("*") if path.is_socket() or path.name.startswith(unfinished)]
+        return [str(path) for path in (*(self.directory / "tmp").iterdir(), *found)]
 
     def leftovers(self) -> list[str]:
         """Processes that mention this directory."""

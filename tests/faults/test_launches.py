@@ -135,6 +135,20 @@ def test_sigterm_drains_and_nothing_is_played_twice(world: World) -> None:
     assert world.leftovers() == []
 
 
+def test_what_is_not_done_when_the_grace_is_over_is_given_back(world: World) -> None:
+    settings = {"tasks.does": "[behaves,hangs]", "tasks.count": 8, "tasks.group_size": 1, "worker.grace": 1}
+    launched = world.launch(MISBEHAVING, settings, "--workers=2")
+    launched.until(lambda: len(list(launched.runs.glob("*/claims/misbehaving/*.done"))) == 4)
+    launched.process.send_signal(signal.SIGTERM)
+    out, err = launched.process.communicate(timeout=30)
+    assert launched.process.returncode == 0, err[-3000:]
+    report = json.loads(out)
+    assert (report["status"], report["deaths"]) == ({"ok": 4}, 0)
+    claims = Path(report["run_dir"]) / "claims" / "misbehaving"
+    assert len(list(claims.glob("*.returned"))) == 4
+    assert world.leftovers() == world.temporary() == []
+
+
 def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(world: World) -> None:
     settings = {"tasks.does": "[behaves,hangs]", "tasks.count": 8, "tasks.group_size": 1, "worker.rollout_timeout": 600}
     launched = world.launch(MISBEHAVING, settings, "--workers=2")
