@@ -4,7 +4,8 @@
     tasks: {source: "hf://owner/name?split=train"}
     tasks: {source: queue}        # somebody else puts the orders; see `rollout.tasks.encode_order`
 
-A row becomes a task with the row as its `data`; its id is the row's `id`, or else its number. `count` bounds how many.
+A row becomes a task with the row as its `data`, which must be JSON-like, or bytes; its id is the row's `id`, or else
+its number. `count` bounds how many.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,8 @@ def tasks_of(environment: Environment, settings: TaskSettings) -> Iterator[Task]
         )
     seen: set[str] = set()
     for index, row in enumerate(islice(_rows(settings.source), settings.count)):
-        name = str(row.get("id", f"{index:06d}"))
+        own = row.get("id")
+        name = f"{index:06d}" if own is None else str(own)
         if name in seen:
             raise TaskSourceError(f"tasks.source {settings.source}: row {index} has the id {name!r} of an earlier row.")
         seen.add(name)
@@ -69,7 +71,9 @@ def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise TaskSourceError(f"tasks.source {path}: reading Parquet needs pyarrow: pip install pyarrow.") from None
+        raise TaskSourceError(
+            f"tasks.source {path}: reading Parquet needs pyarrow: pip install 'rollout[parquet]'."
+        ) from None
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
@@ -82,7 +86,9 @@ def _hugging_face(source: str) -> Iterator[Mapping[str, Any]]:
     try:
         import datasets
     except ImportError:
-        raise TaskSourceError(f"tasks.source {source} needs the datasets package: pip install datasets.") from None
+        raise TaskSourceError(
+            f"tasks.source {source} needs the datasets package: pip install 'rollout[datasets]'."
+        ) from None
     parts = urlsplit(source)
     options = dict(parse_qsl(parts.query))
     name = parts.netloc + parts.path

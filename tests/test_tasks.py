@@ -77,10 +77,15 @@ def test_what_is_wrong_with_a_source_is_told_with_its_place(tmp_path: Path) -> N
     assert "rollout launch" in complaint("queue")
 
 
-@pytest.mark.parametrize(("package", "source"), [("pyarrow", "tasks.parquet"), ("datasets", "hf://owner/name")])
-def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, package: str, source: str) -> None:
+@pytest.mark.parametrize(
+    ("package", "source", "extra"),
+    [("pyarrow", "tasks.parquet", "parquet"), ("datasets", "hf://owner/name", "datasets")],
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, package: str, source: str, extra: str
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    assert f"pip install {package}" in complaint(source)
+    assert f"pip install 'rollout[{extra}]'" in complaint(source)
 
 
 def test_a_relative_source_is_relative_to_the_yaml(repository: Path, tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """The life of a launch: rollouts that misbehave, supervisors that are killed, drained, interrupted and resumed."""
 
+import asyncio
 import json
 import signal
 import time
 from collections import Counter
 from pathlib import Path
 
+from rollout.environments.base import Task
+from rollout.tasks import RolloutOrder, encode_order
 from tests.faults.launched import World, worker_logs
+from transports import open_queue
 
 MISBEHAVING = Path(__file__).parent / "misbehaving.yaml"
 LONG: dict[str, object] = {"tasks.does": "[behaves]", "tasks.group_size": 1, "engine.embedded.latency_ms": 300}
@@ -165,6 +169,29 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(world: World) -> None:
     out, err = resumed.process.communicate(timeout=60)
     assert resumed.process.returncode == 0, err[-3000:]
     assert json.loads(out)["status"] == {"ok": 4, "failed": 4}
+
+
+def test_orders_that_others_put_are_played_until_the_launch_is_stopped(world: World) -> None:
+    url = f"file://{world.directory}/orders"
+    launched = world.launch(MISBEHAVING, {"tasks.source": "queue", "queue.tasks": url}, "--workers=2")
+
+    async def put(first: int, count: int) -> None:
+        async with open_queue(url, lease="record") as tasks:
+            for index in range(first, first + count):
+                order = RolloutOrder(Task(f"mine-{index}", index, seed=index, data={"does": "behaves"}), 0, 1)
+                await tasks.put(encode_order(order), key=order.rollout, tag=order.rollout)
+
+    def done() -> int:
+        return len(list(launched.runs.glob("*/claims/misbehaving/*.done")))
+
+    asyncio.run(put(0, 6))
+    launched.until(lambda: done() == 6)
+    asyncio.run(put(6, 6))
+    launched.until(lambda: done() == 12)
+    launched.process.send_signal(signal.SIGTERM)
+    out, err = launched.process.communicate(timeout=30)
+    assert launched.process.returncode == 0, err[-3000:]
+    assert json.loads(out)["status"] == {"ok": 12}
 
 
 def test_a_second_launch_on_the_same_directory_is_refused(world: World) -> None:
