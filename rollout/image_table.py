@@ -10,7 +10,7 @@ from typing import Any
 
 from renderers_adapter.geometry import Geometry
 from renderers_adapter.tokens import Placeholder
-from rollout.engine.protocol import ImageRef
+from rollout.engine.image_refs import ImageRef
 from rollout.images import PreparedImage
 from rollout.messages import MessageError
 from rollout.trace import Node

@@ -23,7 +23,8 @@ from rollout.engine.client import EngineClient
 from rollout.engine.configured import api_key, engine_client
 from rollout.engine.errors import EngineMismatch, EngineRefused
 from rollout.engine.http import EngineHttp
-from rollout.engine.protocol import GenerateRequest, ImageRef
+from rollout.engine.image_refs import ImageRef
+from rollout.engine.protocol import GenerateRequest
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy, PreparedImage, prepare_images
 from rollout.messages import Message

@@ -8,6 +8,7 @@ image's bytes. It is also the form that crosses the queue.
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import ne
 from typing import Any
 
 import orjson
@@ -85,13 +86,17 @@ class MessageMemory:
 
     def recall(self, messages: Sequence[Any]) -> list[CanonicalMessage]:
         """The canonical forms of a conversation's first messages, up to the first that is not as it was."""
-        found: list[CanonicalMessage] = []
+        known = []
         for message in messages:
             entry = self._known.get(id(message))
-            if entry is None or message != entry[1]:
+            if entry is None:
                 break
-            found.append(entry[2])
-        return found
+            known.append(entry)
+        # All at once, because a whole conversation is compared at every turn.
+        snapshots = [snapshot for _, snapshot, _ in known]
+        if list(messages[: len(known)]) != snapshots:
+            known = known[: list(map(ne, messages, snapshots)).index(True)]
+        return [canonical for _, _, canonical in known]
 
     def learn(self, message: Any, canonical: CanonicalMessage) -> None:
         """Remember a message as it is now."""

@@ -9,11 +9,10 @@
 7 steps      one record, on its way to the trainer
 """
 
-import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,7 +114,7 @@ class Session:
 
         commit = self._commit(prompt, message, generation, toolset)
         step = self._step(turn, commit, prompt, generation, tools, clock, version)
-        await _to_the_end(self._stream.step(step))
+        await self._stream.step(step)
         self.turns_done += 1
         self.context_tokens = len(prompt.whole.expanded.ids) + len(generation.token_ids)
         self.sampled_tokens += len(generation.token_ids)
@@ -245,23 +244,6 @@ class _Clock:
     def lap(self, stage: str) -> None:
         now = time.perf_counter()
         self.laps[stage], self._last = round(now - self._last, 6), now
-
-
-async def _to_the_end(recording: Coroutine[Any, Any, None]) -> None:
-    """Wait for a record, also where the caller is cancelled: what the trace holds, later turns build on.
-
-    It takes a task of its own, because an environment may cancel as asyncio does, which no scope holds off.
-    """
-    task = asyncio.ensure_future(recording)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled
 
 
 def _assistant_message(parsed: Parsed, turn: int) -> tuple[Message, tuple[ToolCall, ...]]:

@@ -138,15 +138,25 @@ class RolloutStream:
 
 
 async def _to_the_end(put: Coroutine[Any, Any, None]) -> None:
-    """A record that has its number must arrive, or the attempt has a gap: who is cancelled meanwhile waits for it.
+    """Wait for a record, also where the caller is cancelled: a number that is missing would be a gap, and what the
+    trace holds, later turns build on.
 
-    In a task of its own, for the environment may cancel a turn in any way: a scope of anyio's is shielded against by a
-    scope, `asyncio.wait_for` only so.
+    In a task of its own, for the environment may cancel a turn in any way and more than once: a scope of anyio's is
+    shielded against by a scope, `asyncio.wait_for` only so.
     """
+    cancelled: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):
-        putting = asyncio.ensure_future(asyncio.wait_for(put, _PUT_TIMEOUT))
-        try:
-            await asyncio.shield(putting)
-        except asyncio.CancelledError:
-            await asyncio.wait([putting])
-            raise
+        putting = asyncio.ensure_future(_in_time(put))
+        while not putting.done():
+            try:
+                await asyncio.wait([putting])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        putting.result()
+    if cancelled is not None:
+        raise cancelled
+
+
+async def _in_time(put: Coroutine[Any, Any, None]) -> None:
+    async with asyncio.timeout(_PUT_TIMEOUT):
+        await put

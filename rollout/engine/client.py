@@ -28,7 +28,6 @@ from rollout.engine.errors import (
 )
 from rollout.engine.features import Multimodal, require_same_layout
 from rollout.engine.http import EngineHttp
-from rollout.engine.identity import ImageIdentities
 from rollout.engine.protocol import GenerateRequest, Generation, decode_response, encode_request
 from rollout.engine.routing import Engine, Router
 
@@ -81,7 +80,6 @@ class EngineClient:
         self._affinity = affinity
         self._router = Router(urls, affinity=affinity)
         self._http = EngineHttp(api_key)
-        self._identities = ImageIdentities()
         self._experts = False
         self._multimodal = multimodal
         self._geometry = geometry if multimodal != "content_parts" else None
@@ -137,7 +135,6 @@ class EngineClient:
         Raises:
             EngineError: see `rollout.engine.errors`; nothing that is returned needs checking again.
         """
-        self._identities.require(request)
         last: EngineError | None = None
         tried: list[Engine] = []
         with anyio.move_on_after(self._timeout):

@@ -13,7 +13,8 @@ from renderers_adapter.refs import RawMMRef, RefError, format_ref
 from rollout.engine.errors import EngineRefused, RequestRefusedLocally
 
 if TYPE_CHECKING:
-    from rollout.engine.protocol import GenerateRequest, ImageRef
+    from rollout.engine.image_refs import ImageRef
+    from rollout.engine.protocol import GenerateRequest
 
 Multimodal = Literal["auto", "content_parts", "mmraw"]
 """How images go to an engine: as parts that any vLLM reads, as references, or as references where it resolves them."""

@@ -12,7 +12,8 @@ import orjson
 import pytest
 
 from renderers_adapter.tokens import ExpandedIds, Placeholder, logical
-from rollout.engine.protocol import GenerateRequest, ImageRef
+from rollout.engine.image_refs import ImageRef
+from rollout.engine.protocol import GenerateRequest
 
 PAD = 99
 TOKENS = [5, 6, 7]

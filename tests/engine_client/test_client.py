@@ -22,7 +22,8 @@ from rollout.engine.errors import (
     EngineUnreachable,
     ModelNotServed,
 )
-from rollout.engine.protocol import GenerateRequest, ImageRef
+from rollout.engine.image_refs import ImageRef
+from rollout.engine.protocol import GenerateRequest
 
 UNUSED = "http://127.0.0.1:1"
 

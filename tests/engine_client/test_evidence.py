@@ -106,6 +106,35 @@ def test_a_prompt_that_the_engine_saw_differently_is_refused(pictures: GenerateR
             decode_response(orjson.dumps(answer | {"mm_placeholders": marks}), pictures)
 
 
+CHOICE = {
+    "token_ids": TOKENS,
+    "logprobs": {"content": [entry(token) for token in TOKENS]},
+    "finish_reason": "stop",
+}
+
+
+def test_a_prompt_is_read_however_it_is_written(text: GenerateRequest) -> None:
+    answer = {"choices": [CHOICE], "prompt_token_ids": text.expanded.tolist()}
+    read = [
+        decode_response(body, text) for body in (orjson.dumps(answer), orjson.dumps(answer, option=orjson.OPT_INDENT_2))
+    ]
+    assert len({generation.prompt_digest for generation in read}) == 1
+
+
+def test_our_prompt_anywhere_but_at_its_place_proves_nothing(text: GenerateRequest) -> None:
+    ours = text.expanded.tolist()
+    elsewhere: list[dict[str, Any]] = [
+        {"choices": [CHOICE | {"prompt_token_ids": ours}]},
+        {"choices": [CHOICE | {"prompt_token_ids": ours}], "prompt_token_ids": [*ours, 1]},
+        {"choices": [CHOICE], "prompt_token_ids": None},
+        {"choices": [CHOICE], "prompt_token_ids": [*ours, 1]},
+        {"choices": [CHOICE], "prompt_token_ids": ours[:-1]},
+    ]
+    for answer in elsewhere:
+        with pytest.raises(EngineMismatch):
+            decode_response(orjson.dumps(answer), text)
+
+
 def npy(rows: npt.NDArray[Any]) -> str:
     file = io.BytesIO()
     np.save(file, rows)

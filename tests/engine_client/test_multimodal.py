@@ -1,5 +1,6 @@
 """How images go out: as references where an engine says that it resolves them, else as parts, and why."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +19,8 @@ from renderers_adapter.tokens import ExpandedIds, LogicalIds, Placeholder
 from rollout.config import load_config
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineRefused, RequestRefusedLocally
-from rollout.engine.protocol import GenerateRequest, ImageRef, encode_request
+from rollout.engine.image_refs import ImageRef
+from rollout.engine.protocol import GenerateRequest, encode_request
 from rollout.testing import embedded_policy
 
 KNOBS = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536}
@@ -31,7 +33,8 @@ KIMI = {
     "image_std": [0.5] * 3,
 }
 PAD = 7
-HASH = "0f" * 16
+INLINE = "data:image/png;base64,AAAA"
+HASH = hashlib.sha256(bytes(3)).hexdigest()[:32]
 
 
 @pytest.fixture
@@ -68,42 +71,42 @@ def encoded(one: GenerateRequest, geometry: Geometry) -> dict[str, Any]:
 
 def test_references_go_out_with_the_expanded_prompt_and_nothing_else(geometry: Geometry) -> None:
     url = f"file:///data/runs/demo-1/assets/images/{HASH}.png"
-    body = encoded(request(url, "data:image/png;base64,AAAA"), geometry)
+    body = encoded(request(url, INLINE), geometry)
     assert "content_parts" not in body
     assert body["token_ids"] == [1, PAD, PAD, 2, PAD, PAD, 2]
     assert body["features"]["mm_hashes"] == {"image": [HASH, HASH]}
     assert body["features"]["mm_placeholders"] == {"image": [{"offset": 1, "length": 2}, {"offset": 4, "length": 2}]}
     file, inline = (parse_ref(text) for text in body["features"]["kwargs_data"]["image"])
     assert (file.run_id, file.raw_image_id, file.raw_uri) == ("demo-1", f"{HASH}.png", None)
-    assert (inline.run_id, inline.raw_image_id, inline.raw_uri) == ("inline", None, "data:image/png;base64,AAAA")
+    assert (inline.run_id, inline.raw_image_id, inline.raw_uri) == ("inline", None, INLINE)
     for ref in (file, inline):
         assert (ref.family, ref.fingerprint, ref.modality) == ("qwen_vl", geometry.fingerprint, "image")
         assert (ref.mm_hash, ref.payload) == (HASH, {"image_grid_thw": [[1, 2, 4]]})
 
 
 def test_kimi_goes_out_under_the_engines_own_modality() -> None:
-    body = encoded(request("data:image/png;base64,AAAA"), geometry_for("kimi_k25", KIMI))
+    body = encoded(request(INLINE), geometry_for("kimi_k25", KIMI))
     assert body["features"]["mm_hashes"].keys() == {"vision_chunk"}
     assert parse_ref(body["features"]["kwargs_data"]["vision_chunk"][0]).modality == "vision_chunk"
 
 
 @pytest.mark.parametrize(
-    ("path", "run"),
+    ("directory", "run"),
     [
-        ("/data/runs/demo-1/assets/images/a.png", "demo-1"),
-        ("/data/pictures/a.png", "pictures"),
-        ("/data/images/a.png", "images"),
-        ("/data%20of%20ours/runs/demo-1/assets/images/a.png", "demo-1"),
+        ("/data/runs/demo-1/assets/images", "demo-1"),
+        ("/data/pictures", "pictures"),
+        ("/data/images", "images"),
+        ("/data%20of%20ours/runs/demo-1/assets/images", "demo-1"),
     ],
 )
-def test_the_run_of_an_image_is_the_directory_that_keeps_it(geometry: Geometry, path: str, run: str) -> None:
-    body = encoded(request(f"file://{path}"), geometry)
+def test_the_run_of_an_image_is_the_directory_that_keeps_it(geometry: Geometry, directory: str, run: str) -> None:
+    body = encoded(request(f"file://{directory}/{HASH}.png"), geometry)
     assert parse_ref(body["features"]["kwargs_data"]["image"][0]).run_id == run
 
 
 def test_a_directory_that_no_reference_can_name_is_refused_with_the_cure(geometry: Geometry) -> None:
     with pytest.raises(RequestRefusedLocally, match="content_parts"):
-        encoded(request("file:///data/my%20pictures/a.png"), geometry)
+        encoded(request(f"file:///data/my%20pictures/{HASH}.png"), geometry)
 
 
 def test_a_prompt_of_text_goes_out_as_ever(geometry: Geometry) -> None:

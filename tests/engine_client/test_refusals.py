@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from renderers_adapter.tokens import ExpandedIds, LogicalIds, Placeholder, logical
 from rollout.engine.errors import RequestRefusedLocally
-from rollout.engine.identity import ImageIdentities
-from rollout.engine.protocol import GenerateRequest, ImageRef, encode_request
+from rollout.engine.image_refs import ImageRef
+from rollout.engine.protocol import GenerateRequest, encode_request
 
 PAD = 99
 Tamper = Callable[[GenerateRequest], GenerateRequest]
@@ -167,7 +167,7 @@ def test_a_prompt_that_lost_or_gained_any_pad_is_refused(data: st.DataObject) ->
         request_id="r",
         session="r",
         prompt=logical(prompt),
-        images=tuple(ImageRef("file:///x.png", "0" * 32) for _ in lengths),
+        images=tuple(ImageRef(f"file:///{'0' * 64}.png", "0" * 32) for _ in lengths),
         expanded=ExpandedIds(np.array(expanded, np.int32)),
         known=0,
         placeholders=tuple(marks),
@@ -184,28 +184,26 @@ def test_a_prompt_that_lost_or_gained_any_pad_is_refused(data: st.DataObject) ->
 
 
 def with_image(request: GenerateRequest, url: str, name: str) -> GenerateRequest:
-    return replace(request, images=(ImageRef(url, name),))
+    """The first image of a request by this name and from there."""
+    return first_image_hash(name)(replace(request, images=(ImageRef(url, name), *request.images[1:])))
 
 
-def test_other_bytes_under_a_known_hash_are_refused(text: GenerateRequest) -> None:
-    identities = ImageIdentities()
+def test_other_bytes_under_a_known_hash_are_refused(pictures: GenerateRequest) -> None:
     data, other = b"the picture", b"another picture"
     name = hashlib.sha256(data).hexdigest()[:32]
 
     def uri(content: bytes) -> str:
         return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
-    identities.require(with_image(text, uri(data), name))
-    identities.require(with_image(text, uri(data), name))
+    encode(with_image(pictures, uri(data), name))
     with pytest.raises(RequestRefusedLocally, match="image 0 is called"):
-        identities.require(with_image(text, uri(other), name))
+        encode(with_image(pictures, uri(other), name))
 
 
-def test_a_file_that_is_named_after_other_bytes_is_refused(text: GenerateRequest) -> None:
+def test_a_file_that_is_named_after_other_bytes_is_refused(pictures: GenerateRequest) -> None:
     sha256 = hashlib.sha256(b"the picture").hexdigest()
-    identities = ImageIdentities()
-    identities.require(with_image(text, f"file:///runs/a%20b/{sha256}.png", sha256[:32]))
+    encode(with_image(pictures, f"file:///runs/a%20b/{sha256}.png", sha256[:32]))
     with pytest.raises(RequestRefusedLocally, match="wrong image"):
-        identities.require(with_image(text, f"file:///runs/a%20b/{sha256}.png", "0" * 32))
+        encode(with_image(pictures, f"file:///runs/a%20b/{sha256}.png", "0" * 32))
     with pytest.raises(RequestRefusedLocally, match="no image"):
-        identities.require(with_image(text, "data:image/png;base64,====", sha256[:32]))
+        encode(with_image(pictures, "data:image/png;base64,====", sha256[:32]))

@@ -17,7 +17,7 @@ from renderers_adapter import tokens
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import Placeholder, TokenRun
 from rollout import trace
-from rollout.engine.protocol import ImageRef
+from rollout.engine.image_refs import ImageRef
 from rollout.errors import RolloutError
 from rollout.image_table import ImageTable
 from tests.programs.programs import Programs, make_world

@@ -1,0 +1,66 @@
+"""One image of a request, and what is wrong with naming it so.
+
+An image's hash is its name in the engine's caches: other bytes under a known name give silently wrong answers. So each
+reference is compared with what it points to. A `data:` URI is decoded and hashed; a `file://` URL names an asset by the
+sha256 of its bytes, which was computed from those bytes when the image was prepared.
+"""
+
+import binascii
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+_HASH = re.compile(r"[0-9a-f]{16,128}")
+_URL = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,|file:///")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRef:
+    """Where the engine reads an image, the hash it is known by, and the layout that a reference of our plugin tells.
+
+    The same object goes out with every turn of a rollout; what follows from it is found out once.
+    """
+
+    url: str
+    hash: str
+    payload: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def fault(self) -> str | None:
+        """Why no engine may be sent this; none: it is sound."""
+        url: object = self.url
+        if not isinstance(url, str) or not _URL.match(url):
+            found = repr(url)
+            return (
+                f"is {found[:60]}; every image needs its data:image/…;base64 or file:/// reference in every request, "
+                "whatever the engine may have cached."
+            )
+        if not _HASH.fullmatch(self.hash):
+            return f"has the hash {self.hash!r}, which is not lower-case hex."
+        named = _named(url)
+        if named is None or not named.startswith(self.hash):
+            return (
+                f"is called {self.hash}, but its reference {url[:80]!r} stands for {named or 'no image'}. "
+                "The engine would answer for the wrong image."
+            )
+        return None
+
+    @cached_property
+    def part(self) -> Mapping[str, str]:
+        """The image as an entry of `content_parts`."""
+        return {"type": "image_url", "url": self.url, "uuid": self.hash}
+
+
+def _named(url: str) -> str | None:
+    if url.startswith("file:"):
+        return PurePosixPath(urlsplit(url).path).stem
+    try:
+        data = binascii.a2b_base64(url.partition(",")[2], strict_mode=True)
+    except ValueError:
+        return None
+    return hashlib.sha256(data).hexdigest()
