@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 from rollout.config_source import ConfigError, ConfigSource, KeyPath, read_source
 from rollout.engine.features import Multimodal
 from rollout.environments.base import Environment, EnvironmentSettings, TaskSettings
+from rollout.versions import OnUpdate
 
 
 def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
@@ -152,6 +153,14 @@ class PolicyConfig(Section):
         description="How many training steps a rollout may start ahead of its own; none: they are not paced.",
     )
     batch: int = Field(default=64, ge=1, description="Rollouts of this environment in one training step.")
+    on_update: OnUpdate = Field(
+        default="wait",
+        description="What becomes of requests in flight when new weights come: keep, they go on with the new ones;"
+        " wait, they finish first; abort, their turn is begun anew.",
+    )
+    update_timeout: float = Field(
+        default=600.0, gt=0, description="Seconds for bringing new weights to all engines, that wait included."
+    )
     stragglers: Literal["finish", "cut", "abandon"] = Field(
         default="finish", description="What becomes of the last rollouts of a group once `straggler_grace` is over."
     )

@@ -30,11 +30,13 @@ class Progress:
         version: of the weights that the engines have now.
         consumed: rollouts of this environment that have gone into a training step.
         discarded: those that the trainer received and will not train on: failed, abandoned, too stale.
+        pushed: whether the engines call their weights by this version, so that one which does not has missed it.
     """
 
     version: int = 0
     consumed: int = 0
     discarded: int = 0
+    pushed: bool = False
 
 
 class ProgressPublisher:
@@ -70,8 +72,9 @@ class ProgressFollower:
             return False
         try:
             told: Any = decode(delivery.frames)
-            self.latest = Progress(int(told["version"]), int(told["consumed"]), int(told["discarded"]))
-        except (CodecError, KeyError, TypeError, ValueError) as error:
+            version, consumed, discarded = (int(told[name]) for name in ("version", "consumed", "discarded"))
+            self.latest = Progress(version, consumed, discarded, pushed=bool(told.get("pushed", False)))
+        except (CodecError, KeyError, TypeError, ValueError, AttributeError) as error:
             await delivery.reject(f"this does not tell a trainer's progress: {error!r}")
             return False
         before, self._newest = self._newest, delivery

@@ -1,7 +1,6 @@
 """What an engine's answer proves about a turn, in the form that worker and trainer share."""
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,6 @@ import numpy.typing as npt
 from renderers_adapter.tokens import ExpandedIds
 
 _HALF = 8
-_NUMBER = re.compile(r"\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +40,6 @@ class SamplingMask:
 
     ids: npt.NDArray[np.int32]
     lengths: npt.NDArray[np.int32]
-
-
-def version_number(version: str) -> int | None:
-    """The number that a version's name ends with: 7 of "7", "step-7" and "weights/v0007"."""
-    found = _NUMBER.search(version)
-    return int(found[0]) if found else None
 
 
 def prompt_digest(ids: ExpandedIds, hashes: Sequence[str]) -> bytes:

@@ -22,7 +22,7 @@ from rollout.config import Config
 from rollout.containment import GuardedOutput, LoopWatchdog, refuse_exits, refuse_forks
 from rollout.errors import RolloutError, first_failure
 from rollout.images.maintenance import hold_run
-from rollout.link import Beat, Halted, SupervisorLink
+from rollout.link import Beat, Halted, Orders, SupervisorLink
 from rollout.metrics.exporting import Export, exporting
 from rollout.metrics.server import Announcement
 from rollout.metrics.summing import Changes
@@ -108,7 +108,7 @@ class Host:
                 export.unready = lambda: "it drains" if worker.draining else None
                 if self.link is not None:
                     beat = partial(_beat, worker, watchdog, tasks, Changes(metrics.registry))
-                    self.link.ready(beat, lambda orders: worker.learn_version(orders.policy_version))
+                    self.link.ready(beat, partial(_follow, worker))
                 else:
                     export.watch(environment, "tasks", tasks)
                     export.watch(environment, "trajectories", trajectories)
@@ -155,6 +155,11 @@ def _beat(worker: Worker, watchdog: LoopWatchdog, tasks: Queue, changes: Changes
         status=dict(counters.status),
         metrics=changes.take(),
     )
+
+
+def _follow(worker: Worker, orders: Orders) -> None:
+    worker.learn_version(orders.policy_version)
+    worker.require_version(orders.required)
 
 
 def _widen_threads(concurrency: int) -> None:

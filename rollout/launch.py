@@ -292,7 +292,8 @@ def _orders(state: Launch, name: str) -> Orders:
     environment = next(environment for environment in state.environments if environment.name == name)
     told = environment.progress
     version = environment.member.config.policy.version if told is None else str(told.version)
-    return Orders(environment.engines, version)
+    pushed = told is not None and told.pushed
+    return Orders(environment.engines, version, required=version if pushed else None)
 
 
 def _worker_command(member: Member, directory: RunDirectory, name: str) -> tuple[str, ...]:

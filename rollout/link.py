@@ -54,6 +54,8 @@ class Orders:
 
     engines: tuple[str, ...]
     policy_version: str
+    required: str | None = None
+    """The version of the weights without which no engine is used; none: whatever they have."""
 
 
 Report = Beat | Halted
@@ -135,7 +137,7 @@ class SupervisorLink:
         *lines, self._lines = (self._lines + data).split(b"\n")
         if lines:
             told: dict[str, Any] = orjson.loads(lines[-1])
-            self._orders = Orders(tuple(told["engines"]), told["policy_version"])
+            self._orders = Orders(tuple(told["engines"]), told["policy_version"], told["required"])
             self._first.set()
             if self._follow is not None:
                 self._follow(self._orders)

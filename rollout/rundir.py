@@ -4,6 +4,8 @@ assets/images/            the run's images, by content
 claims/<environment>/     who began which attempt, and how each rollout ended
 tasks/<environment>/      the orders, where queue.tasks is not elsewhere
 trajectories/             the records, where queue.url is not elsewhere
+control/<environment>/    the trainer's progress, where queue.control is not elsewhere
+policy/                   the weights that the trainer published last
 log.jsonl, workers/       logs
 metrics/                  who serves metrics where, and the last of them
 run.lock                  held by every process of the run, so that nothing is cleared away under it
@@ -52,6 +54,10 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics"
+
+    @property
+    def policy(self) -> Path:
+        return self.path / "policy"
 
     def claims(self, environment: str) -> Path:
         return self.path / "claims" / environment

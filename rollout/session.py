@@ -45,9 +45,13 @@ from rollout.trace import ROOT, Commit, Draft, Trace
 
 @dataclass(slots=True)
 class PolicyVersion:
-    """The trainer's version, as far as this process knows it; it rises while rollouts go on."""
+    """The trainer's version, as far as this process knows it; it rises while rollouts go on.
+
+    `required` is set where the trainer pushed it: engines with older weights are not used.
+    """
 
     current: str = "0"
+    required: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +188,7 @@ class Session:
             pad_id=self._policy.renderers.pad_id,
             sampling=wanted,
             stop_token_ids=self._policy.renderers.stop_token_ids,
+            required=self._policy.version.required,
         )
 
     def _require_usable(self, generation: Generation, request: GenerateRequest) -> None:

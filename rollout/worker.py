@@ -19,7 +19,6 @@ from rollout.config import Config
 from rollout.deadlines import Deadlines
 from rollout.environments.base import Environment
 from rollout.errors import RolloutError
-from rollout.seclusion import Seclusion
 from rollout.session import Policy
 from rollout.tasks import RolloutOrder, TaskError, decode_order
 from transports import Delivery, Queue, QueueError, StaleLease
@@ -88,8 +87,9 @@ class Worker:
         self._failures_in_a_row = 0
         self._accepting = anyio.CancelScope()
         self._slots = anyio.Semaphore(config.worker.concurrency)
-        # If what kills workers is one of those in flight, then it alone is out of attempts, and none that was there.
-        self._seclusion = Seclusion()
+        # An attempt that is a rollout's last is not played beside another such: if one of them is what kills workers,
+        # it alone is out of attempts, and none of those that merely were there each time.
+        self._last_chance = anyio.Lock()
         self._deadlines = Deadlines(claims, config.policy, config.worker.turn_timeout)
 
     async def run(self) -> None:
@@ -119,6 +119,12 @@ class Worker:
         """Take note of the trainer's policy version, as a launch or an order tells it; versions only rise."""
         known = self._policy.version.current
         if version is not None and not (version.isdigit() and known.isdigit() and int(version) < int(known)):
+            self._policy.version.current = version
+
+    def require_version(self, version: str | None) -> None:
+        """Use no engine with older weights than the trainer pushed; it may have gone back to an earlier version."""
+        self._policy.version.required = version
+        if version is not None:
             self._policy.version.current = version
 
     async def abandon(self) -> None:
@@ -162,17 +168,20 @@ class Worker:
         """Attempt it until it has its one finished record."""
         if await anyio.to_thread.run_sync(self._claims.is_done, order.rollout):
             return
+        spent = await anyio.to_thread.run_sync(self._claims.spent, order.rollout)
         while True:
-            past = await anyio.to_thread.run_sync(self._claims.past, order.rollout)
-            last = past.spent == self._config.worker.max_attempts - 1
-            async with self._seclusion.alone() if last and past.unheard else self._seclusion.together():
-                if await self._attempt(order):
-                    return
+            if spent == self._config.worker.max_attempts - 1 > 0:
+                async with self._last_chance:
+                    spent = await self._attempt(order)
+            else:
+                spent = await self._attempt(order)
+            if not spent:
+                return
             self.counters.retries += 1
             await anyio.sleep(_RETRY_PAUSE)
 
-    async def _attempt(self, order: RolloutOrder) -> bool:
-        """Play one attempt; whether the rollout is done."""
+    async def _attempt(self, order: RolloutOrder) -> int:
+        """Play one attempt. Return 0 once the rollout is done, else how many attempts are spent."""
         with anyio.CancelScope(shield=True):  # a claim that was made is played, or handed back
             claim = await anyio.to_thread.run_sync(self._claims.begin, order.rollout)
         self.learn_version(order.policy_version)
@@ -188,13 +197,12 @@ class Worker:
             await self._hand_back(claim)
             raise
         if attempt.stream.final is None:
-            await anyio.to_thread.run_sync(self._claims.fail, claim)
-            return False
+            return claim.spent
         self.counters.add(attempt)
         outcome = _outcome(attempt)
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._claims.finish, outcome)
-        return True
+        return 0
 
     async def _play(self, attempt: Attempt, claim: Claim) -> None:
         limit = self._config.worker.max_attempts
@@ -252,8 +260,8 @@ def _outcome(attempt: Attempt) -> Outcome:
     )
 
 
-def _told_of(error: BaseException) -> str | None:
+def _told_of(error: BaseException) -> str:
     """Its traceback, from the environment's own frames on, and of what is endless the end."""
-    if error.__traceback__ is None:
-        return None
-    return "".join(traceback.format_exception(type(error), error, error.__traceback__.tb_next))[-_TRACEBACK_LIMIT:]
+    trace = error.__traceback__
+    below = trace.tb_next if trace is not None else None
+    return "".join(traceback.format_exception(type(error), error, below))[-_TRACEBACK_LIMIT:]

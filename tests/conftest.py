@@ -1,7 +1,11 @@
 """What many tests need: the small model that we ship, its adapter, and a private directory for a run."""
 
+import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
+import orjson
 import pytest
 from hypothesis import settings
 
@@ -27,3 +31,18 @@ def tiny_model() -> Path:
 @pytest.fixture(scope="session")
 def adapter(tiny_model: Path) -> RendererAdapter:
     return RendererAdapter.open(tiny_model, "qwen3-vl")
+
+
+@pytest.fixture(scope="session")
+def write_weights() -> Callable[..., None]:
+    """Writes a safetensors file, as a trainer's `save` would with torch: float32, all zero."""
+
+    def write(directory: Path, shapes: Mapping[str, tuple[int, ...]], name: str = "model.safetensors") -> None:
+        header, end = {}, 0
+        for tensor, shape in shapes.items():
+            begin, end = end, end + 4 * int(np.prod(shape))
+            header[tensor] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+        told = orjson.dumps(header)
+        (directory / name).write_bytes(struct.pack("<Q", len(told)) + told + bytes(end))
+
+    return write

@@ -1,8 +1,9 @@
 """The client of one or several engines: deadlines, retries of what may be retried, and typed errors.
 
 A request that could not be delivered, was answered 429 or 502-504, or timed out goes out again after a growing,
-jittered pause, to another engine where there is one. Everything else is final. However often a request went out, its
-caller gets one answer; a try that nobody waits for any more is aborted on the server.
+jittered pause, to another engine where there is one. So does one that an engine gave up for new weights, or answered
+with older weights than it must. Everything else is final. However often a request went out, its caller gets one answer;
+a try that nobody waits for any more is aborted on the server.
 """
 
 import random
@@ -18,6 +19,8 @@ import structlog
 
 from renderers_adapter.geometry import Geometry
 from rollout.engine.errors import (
+    EngineAborted,
+    EngineBehind,
     EngineBroken,
     EngineError,
     EngineRefused,
@@ -30,6 +33,8 @@ from rollout.engine.features import Multimodal, require_same_layout
 from rollout.engine.http import EngineHttp
 from rollout.engine.protocol import GenerateRequest, Generation, decode_response, encode_request
 from rollout.engine.routing import Engine, Router
+from rollout.engine.updates import state_of
+from rollout.versions import satisfies
 
 log = structlog.get_logger()
 
@@ -135,6 +140,7 @@ class EngineClient:
         Raises:
             EngineError: see `rollout.engine.errors`; nothing that is returned needs checking again.
         """
+        self._router.require(request.required)
         last: EngineError | None = None
         tried: list[Engine] = []
         with anyio.move_on_after(self._timeout):
@@ -144,20 +150,35 @@ class EngineClient:
                     await anyio.sleep(_pause(number))
                 engine = self._router.choose(session=request.session, avoid=tried)
                 try:
-                    answer = await self._try(engine, request, number)
+                    return await self._answer(engine, request, number)
                 except EngineBroken:
                     self._router.failed(engine)
                     raise
+                except EngineAborted as error:
+                    last = error  # not its fault: new weights came, and the turn is begun anew, there or elsewhere
                 except _RETRIED as error:
                     self._router.failed(engine)
                     tried.append(engine)
                     last = error
-                else:
-                    self._router.answered(engine)
-                    generation = decode_response(answer, request)
-                    self._experts |= generation.routed_experts is not None
-                    return generation
         raise last or EngineTimeout(f"{request.request_id}: no answer within {self._timeout:g} s (engine.timeout).")
+
+    async def _answer(self, engine: Engine, request: GenerateRequest, number: int) -> Generation:
+        """An answer that is whole, and of weights that may answer."""
+        answer = await self._try(engine, request, number)
+        self._router.answered(engine)
+        generation = decode_response(answer, request)
+        self._experts |= generation.routed_experts is not None
+        if generation.finish_reason == "abort":
+            raise EngineAborted(f"{request.request_id}: {engine.url} gave up the request in the middle of its answer.")
+        for span in generation.versions:
+            engine.version = span.version
+            if request.required is not None and not satisfies(span.version, request.required):
+                self._router.behind(engine)
+                raise EngineBehind(
+                    f"{request.request_id}: {engine.url} answered with the weights {span.version!r}, and "
+                    f"{request.required!r} had been pushed before. Was it started anew?"
+                )
+        return generation
 
     async def _try(self, engine: Engine, request: GenerateRequest, number: int) -> bytes:
         # An engine may still be busy with the last try when the next one reaches it, so each has its own id.
@@ -216,14 +237,23 @@ class EngineClient:
         self._router.returned(engine)
 
     async def _look(self, engine: Engine, timeout: float) -> None:
-        """Learn whether it serves the model, how long a context it has, and how it takes images."""
+        """Learn whether it serves the model, has the right weights, how long a context, and how it takes images."""
         with anyio.move_on_after(timeout):
             answer = await self._http.get(f"{engine.url}/v1/models")
             engine.max_model_len = _served(engine.url, answer, self.model)
+            if self._router.required is not None:
+                engine.version = await self._version(engine.url)
             if self._geometry is not None:
                 engine.resolves_references = await self._resolves(engine.url, self._geometry)
             return
         raise EngineTimeout(f"{engine.url} did not tell its models and how it takes images within {timeout:g} s.")
+
+    async def _version(self, url: str) -> str:
+        """Which weights it has, where they are the ones that it must have."""
+        version = (await state_of(self._http, url)).version
+        if not self._router.suffices(version):
+            raise EngineBehind(f"{url} has the weights {version!r}; {self._router.required!r} were pushed.")
+        return version
 
     async def _resolves(self, url: str, geometry: Geometry) -> bool:
         try:

@@ -28,6 +28,10 @@ class EngineUnavailable(EngineError):
     infrastructure = True
 
 
+class EngineBehind(EngineUnavailable):
+    """The engine has not the weights that the trainer asks for; it is not used until it has."""
+
+
 class EngineBroken(EngineError):
     """The engine failed over this request (500, or another 5xx that is not worth a second try)."""
 

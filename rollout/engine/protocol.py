@@ -32,6 +32,7 @@ class GenerateRequest:
         images: all images of the path, in prompt order and with multiplicity.
         expanded: the prompt that the engine must see, with `placeholders` where the images lie in it.
         known: how many of these expanded tokens earlier turns of the conversation carried.
+        required: the version of the weights that must answer, or a newer one; none: any.
     """
 
     request_id: str
@@ -44,6 +45,7 @@ class GenerateRequest:
     pad_id: int | None
     sampling: Mapping[str, Any]
     stop_token_ids: tuple[int, ...]
+    required: str | None = None
 
     @property
     def experts_from(self) -> int:
@@ -96,6 +98,9 @@ def encode_request(
         "return_token_ids": True,
         "stream": False,
     }
+    if request.required is not None:
+        # What the engine still has of these tokens from other weights is not theirs.
+        body["cache_salt"] = request.required
     if request.images and geometry is not None:
         body |= {"token_ids": request.expanded, "features": raw_features(request, geometry)}
     elif request.images:

@@ -6,6 +6,9 @@
 An engine that failed several times in a row is *ejected* for a while, twice as long every time. Once that is over it is
 offered again, marked as `away`: whoever gets it looks whether it is back (`returned`) before he relies on it, while
 everybody else goes on with the healthy ones.
+
+`require` names the version of the weights that a trainer has pushed. From then on every engine of which nobody knows
+that it has that one, or a newer one, is away in the same sense, and returns once somebody has seen that it has.
 """
 
 import hashlib
@@ -14,6 +17,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import structlog
+
+from rollout.versions import satisfies
 
 log = structlog.get_logger()
 
@@ -25,7 +30,10 @@ _CROWDED = 1.25
 
 @dataclass(slots=True, eq=False)
 class Engine:
-    """One engine as its client sees it. `away_until` is set while it is ejected; `ejected` is how often it has been."""
+    """One engine as its client sees it.
+
+    `away_until` is set while it is ejected, `ejected` is how often it has been, `version` is what it told last.
+    """
 
     url: str
     in_flight: int = 0
@@ -34,6 +42,7 @@ class Engine:
     ejections: int = 0
     ejected: int = 0
     away_until: float | None = None
+    version: str | None = None
     max_model_len: int | None = None
     resolves_references: bool = False
 
@@ -52,8 +61,22 @@ class Router:
         self.engines = tuple(Engine(url) for url in dict.fromkeys(url.rstrip("/") for url in urls))
         if not self.engines:
             raise ValueError("a router needs at least one engine")
+        self.required: str | None = None
         self._affinity = affinity
         self._clock = clock
+
+    def require(self, version: str | None) -> None:
+        """From now on offer only engines that have these weights, or newer ones; None: whatever they have."""
+        if version == self.required:
+            return
+        self.required = version
+        for engine in self.engines:
+            if engine.away or not self.suffices(engine.version):
+                engine.away_until = self._clock()
+
+    def suffices(self, version: str | None) -> bool:
+        """Whether an engine with these weights may be used now."""
+        return self.required is None or satisfies(version, self.required)
 
     def choose(self, *, session: str, avoid: Collection[Engine] = ()) -> Engine:
         """The engine for the next request; one in `avoid` only if there is no other."""
@@ -76,7 +99,7 @@ class Router:
         """It answered a request."""
         engine.answered += 1
         engine.failures = 0
-        if engine.away:
+        if engine.away and self.suffices(engine.version):
             self.returned(engine)
 
     def failed(self, engine: Engine) -> None:
@@ -92,9 +115,14 @@ class Router:
         engine.away_until = self._clock() + _away(engine.ejections)
         log.warning("engine ejected", url=engine.url, seconds=_away(engine.ejections))
 
+    def behind(self, engine: Engine) -> None:
+        """It was seen to have other weights than it must."""
+        if not engine.away:
+            self.eject(engine)
+
     def returned(self, engine: Engine) -> None:
         """It was seen to serve again."""
-        log.info("engine returned", url=engine.url)
+        log.info("engine returned", url=engine.url, version=engine.version)
         engine.failures = engine.ejections = 0
         engine.away_until = None
 

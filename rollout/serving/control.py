@@ -63,8 +63,13 @@ class Control:
     async def _pause(self, http: Request) -> Response:
         asked = http.query_params.get("mode", "abort")
         mode = next((one for one in PAUSE_MODES if one == asked), None)
-        if mode is None or set(http.query_params) - {"mode"}:
-            raise RequestRefused(f"/pause takes ?mode={'|'.join(PAUSE_MODES)}, not ?{http.query_params}.", param="mode")
+        # vLLM's clear_cache says whether a pause empties its caches; there are none here that outlive a reload.
+        clear_cache = http.query_params.get("clear_cache", "true")
+        if mode is None or clear_cache not in ("true", "false") or set(http.query_params) - {"mode", "clear_cache"}:
+            raise RequestRefused(
+                f"/pause takes ?mode={'|'.join(PAUSE_MODES)} and &clear_cache=true|false, not ?{http.query_params}.",
+                param="mode",
+            )
         await self._gate.pause(mode)
         return json_reply({"status": "paused"})
 

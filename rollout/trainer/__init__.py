@@ -25,13 +25,26 @@ from rollout.trainer.samples import TrainingSample, samples
 from rollout.trainer.staleness import staleness
 from rollout.trainer.stats import ReaderStats
 from rollout.trainer.trajectory import Trajectory, TrajectoryNode
+from rollout.trainer.weights import WeightsError, WeightsHeld
 
 if TYPE_CHECKING:
     from rollout.trainer.materialize import Materializer
+    from rollout.trainer.publisher import (
+        AsyncPolicyPublisher,
+        Consumption,
+        PolicyPublisher,
+        PublisherSettings,
+        Pushed,
+        PushFailed,
+    )
     from rollout.trainer.tensors import Batch, batch_of, collate
     from rollout.trainer.torch_data import Portion, TrajectoryDataset
 
-_WITH_EXTRAS = {
+_ON_DEMAND = {
+    **dict.fromkeys(
+        ("AsyncPolicyPublisher", "Consumption", "PolicyPublisher", "PublisherSettings", "Pushed", "PushFailed"),
+        "rollout.trainer.publisher",
+    ),
     "Batch": "rollout.trainer.tensors",
     "batch_of": "rollout.trainer.tensors",
     "collate": "rollout.trainer.tensors",
@@ -41,8 +54,10 @@ _WITH_EXTRAS = {
 }
 
 __all__ = [
+    "AsyncPolicyPublisher",
     "Batch",
     "BlockingReader",
+    "Consumption",
     "Group",
     "GroupAssembler",
     "GroupPolicy",
@@ -51,7 +66,11 @@ __all__ = [
     "Materializer",
     "NoArchive",
     "NothingArrived",
+    "PolicyPublisher",
     "Portion",
+    "PublisherSettings",
+    "PushFailed",
+    "Pushed",
     "RankError",
     "ReaderSettings",
     "ReaderStateError",
@@ -64,6 +83,8 @@ __all__ = [
     "TrajectoryNode",
     "TrajectoryReader",
     "Violation",
+    "WeightsError",
+    "WeightsHeld",
     "advantages_of",
     "batch_of",
     "check",
@@ -80,7 +101,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # What makes tensors needs torch, and pixels need more: a program that only reads trajectories loads neither.
-    if name not in _WITH_EXTRAS:
+    # What makes tensors needs torch, pixels need more, and publishing speaks HTTP: who only reads loads none of it.
+    if name not in _ON_DEMAND:
         raise AttributeError(f"module 'rollout.trainer' has no attribute {name!r}")
-    return getattr(import_module(_WITH_EXTRAS[name]), name)
+    return getattr(import_module(_ON_DEMAND[name]), name)

@@ -34,10 +34,18 @@ class FaultyEngine:
     connections: int = 0
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     models: Answer = (200, orjson.dumps({"data": [{"id": "m", "max_model_len": 512}]}))
+    weights: str | None = None
+    """What it calls them; none: it was started without the routes by which they are replaced."""
 
     async def answer(self, path: str, body: bytes) -> Answer | None:
         if path == "/v1/models":
             return self.models
+        if path == "/weight_info" and self.weights is not None:
+            return 200, orjson.dumps({"weight_version": self.weights})
+        if path == "/is_paused" and self.weights is not None:
+            return 200, orjson.dumps({"is_paused": False})
+        if path in ("/weight_info", "/is_paused"):
+            return 404, orjson.dumps({"detail": "Not Found"})
         if path == "/inference/v1/abort_requests":
             self.aborted += orjson.loads(body)["request_ids"]
             return 200, b""

@@ -229,7 +229,8 @@ async def test_a_reload_from_a_directory_and_one_that_fails(world: World) -> Non
     ("path", "body", "named"),
     [
         ("/pause?mode=later", {}, "abort|wait|keep"),
-        ("/pause?clear_cache=false", {}, "clear_cache"),
+        ("/pause?clear_cache=perhaps", {}, "clear_cache"),
+        ("/pause?cache=false", {}, "clear_cache"),
         ("/collective_rpc", {"method": "sleep"}, "sleep"),
         ("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights": "x"}}, "kwargs.weights"),
         ("/update_weight_version", {"new_version": 2}, "new_version"),

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from rollout.evidence import version_number
 from rollout.trainer import Group, GroupPolicy, ReaderSettings, TrajectoryReader, staleness
 from rollout.trainer.testing import put_all, scripted_rollout
 from transports import Queue, open_queue
@@ -122,8 +121,3 @@ async def test_a_group_with_a_stale_member_is_consumed_and_not_handed_out(queue:
     assert group.id == "b"
     assert (stats.stale, stats.staleness_mean, stats.staleness_max) == (2, 1.5, 2)
     assert [staleness(trajectory, 12) for trajectory in group.trajectories] == [4, 3]
-
-
-@pytest.mark.parametrize(("name", "number"), [("7", 7), ("step-12", 12), ("weights/v0003", 3), ("main", None)])
-def test_a_version_is_the_number_its_name_ends_with(name: str, number: int | None) -> None:
-    assert version_number(name) == number

@@ -1,0 +1,40 @@
+"""A publisher's settings, as the configurations of a run say them: for trainers, and for `rollout policy`.
+
+config = load_config(Path("codeword.yaml"))
+with PolicyPublisher(publisher_settings([config], Path("runs/codeword-7"))) as publisher:
+    ...
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rollout.config import Config
+from rollout.engine.configured import api_key
+from rollout.errors import ConfigurationError
+from rollout.rundir import RunDirectory
+from rollout.trainer.publisher import PublisherSettings
+
+
+def publisher_settings(configs: Sequence[Config], run: Path) -> PublisherSettings:
+    """Of one policy that plays all of these environments; its weights lie in `policy` below the run's directory.
+
+    Raises:
+        ConfigurationError: there is no engine that could be reached, or its key is not set.
+    """
+    directory, first = RunDirectory(run.resolve()), configs[0]
+    engines = tuple(dict.fromkeys(url for config in configs for url in config.engine.urls))
+    if not engines:
+        raise ConfigurationError(
+            f"{first.source}: engine.urls is empty. An engine that starts with each run has no address to which new "
+            "weights could be sent; start one with `rollout serve`, and name it there."
+        )
+    checkpoint = first.model.path
+    return PublisherSettings(
+        engines=engines,
+        weights=directory.policy,
+        controls={config.run.name: directory.url(config.queue.control, config.run.name) for config in configs},
+        on_update=first.policy.on_update,
+        timeout=first.policy.update_timeout,
+        api_key=api_key(first),
+        reference=checkpoint if any(checkpoint.glob("*.safetensors")) else None,
+    )

@@ -1,0 +1,290 @@
+"""New versions of the policy: saved where engines read them, pushed to all of them, and told to who starts rollouts.
+
+    with PolicyPublisher(settings) as publisher:
+        publisher.publish(0, model.save_pretrained)                       # before the first rollout
+        for step, groups in enumerate(batches, start=1):
+            train(groups)
+            publisher.publish(step, model.save_pretrained, {"codeword": Consumption(step * 64)})
+
+An engine that cannot be updated is *behind*: it was not updated, or is gone, or nobody knows. The version is announced
+once one engine has it; from then on workers use no engine that does not say that it has it, too. The publisher looks at
+all of them now and then, and brings it to those that are behind, such as one that was started anew.
+"""
+
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import anyio
+import structlog
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from rollout.control import Progress, ProgressPublisher
+from rollout.engine.errors import EngineError
+from rollout.engine.http import EngineHttp
+from rollout.engine.updates import EngineState, state_of, update
+from rollout.errors import RolloutError
+from rollout.trainer.weights import Edition, Saver, WeightsDirectory
+from rollout.versions import OnUpdate
+
+log = structlog.get_logger()
+
+_LOOK_TIMEOUT = 10.0
+_LOOKS = (5.0, 60.0)
+"""Seconds between two looks at the engines, and what they grow to while an engine cannot be brought back."""
+
+
+class PushFailed(RolloutError):
+    """No engine has the new version; nothing was announced, and rollouts go on with the one before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Consumption:
+    """What a trainer has taken of one environment's rollouts since the beginning of the run.
+
+    Attributes:
+        consumed: those that have gone into a training step.
+        discarded: those that it received and will not train on: failed, abandoned, too stale.
+    """
+
+    consumed: int = 0
+    discarded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherSettings:
+    """Who is told of a version, and how; `rollout.publishing` reads it from a run's configurations.
+
+    Attributes:
+        engines: the roots of all engines that workers use.
+        weights: a directory that trainer and engines see under one path.
+        controls: per environment the URL of the queue that tells its orchestrator of progress (`queue.control`).
+        on_update: what becomes of requests in flight.
+        timeout: seconds for one push, the wait for requests in flight included.
+        api_key: sent to the engines as a bearer token.
+        reference: a checkpoint with the tensors that every version must have; none: the first version is it.
+    """
+
+    engines: tuple[str, ...]
+    weights: Path
+    controls: Mapping[str, str] = field(default_factory=dict)
+    on_update: OnUpdate = "wait"
+    timeout: float = 600.0
+    api_key: str | None = field(default=None, repr=False)
+    reference: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """Which engines have a version, and why the others do not."""
+
+    version: int
+    engines: tuple[str, ...]
+    behind: Mapping[str, str]
+
+
+class AsyncPolicyPublisher:
+    """The publisher on an event loop. Use it as an async context manager; there is one for a directory of weights.
+
+    After `publish`, `version` is what the engines have, as far as it was announced.
+    """
+
+    def __init__(self, settings: PublisherSettings) -> None:
+        self.settings = settings
+        self.version: int | None = None
+        self._weights = WeightsDirectory(settings.weights, settings.reference)
+        self._consumption = dict.fromkeys(settings.controls, Consumption())
+        self._http = EngineHttp(settings.api_key)
+        self._controls: dict[str, ProgressPublisher] = {}
+        self._pushing = anyio.Lock()
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._weights.held())
+            await stack.enter_async_context(self._http)
+            for environment, url in self.settings.controls.items():
+                self._controls[environment] = await stack.enter_async_context(ProgressPublisher(url))
+            stack.push_async_callback(self._pushing.acquire)  # a push that was cancelled still sees to its engines
+            await stack.enter_async_context(self._keeping())
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    async def publish(self, version: int, save: Saver, consumption: Mapping[str, Consumption] | None = None) -> Pushed:
+        """Save a version, push it to every engine, and announce it. Any number will do, also a smaller one.
+
+        Raises:
+            WeightsError: what was saved is not a checkpoint of this model; nothing was touched.
+            PushFailed: no engine could be updated.
+        """
+        await anyio.to_thread.run_sync(self.save, version, save)
+        return await self.push(consumption)
+
+    def save(self, version: int, save: Saver) -> None:
+        """The first half of `publish`, which needs no event loop."""
+        self._weights.replace(version, save)
+
+    async def push(self, consumption: Mapping[str, Consumption] | None = None) -> Pushed:
+        """The second half: push what was saved last to every engine, whatever it has, and announce it."""
+        self._consumption.update(consumption or {})
+        async with self._pushing:
+            edition, states = self._edition(), await self.states()
+            pushed = await self._bring(edition, states, list(states))
+            await self._announce(pushed.version)
+        return pushed
+
+    async def repair(self) -> Pushed:
+        """Push what was saved last to those engines that do not have it or stand still.
+
+        Raises:
+            PushFailed: there is no engine that has it.
+        """
+        async with self._pushing:
+            edition, states = self._edition(), await self.states()
+            wanted = EngineState(str(edition.version), paused=False)
+            pushed = await self._bring(edition, states, [url for url, state in states.items() if state != wanted])
+            if self.version != pushed.version:
+                await self._announce(pushed.version)
+        return pushed
+
+    async def states(self) -> Mapping[str, EngineState | EngineError]:
+        """What every engine says of its weights, or why it does not."""
+        found: dict[str, EngineState | EngineError] = {}
+
+        async def look(url: str) -> None:
+            try:
+                with anyio.fail_after(_LOOK_TIMEOUT):
+                    found[url] = await state_of(self._http, url)
+            except EngineError as error:
+                found[url] = error
+            except TimeoutError:
+                found[url] = EngineError(f"{url} did not answer within {_LOOK_TIMEOUT:g} s.")
+
+        async with anyio.create_task_group() as group:
+            for url in self.settings.engines:
+                group.start_soon(look, url)
+        return {url: found[url] for url in self.settings.engines}
+
+    def _edition(self) -> Edition:
+        edition = self._weights.edition
+        if edition is None:
+            raise PushFailed(f"{self.settings.weights} holds no whole version of the weights; publish one first.")
+        return edition
+
+    async def _bring(
+        self, edition: Edition, states: Mapping[str, EngineState | EngineError], lacking: Sequence[str]
+    ) -> Pushed:
+        """Update those engines that lack this edition and answer, all at once."""
+        settings, began = self.settings, time.monotonic()
+        behind = {url: str(state) for url, state in states.items() if isinstance(state, EngineError)}
+
+        async def bring(url: str) -> None:
+            try:
+                with anyio.fail_after(settings.timeout):
+                    await update(
+                        self._http,
+                        url,
+                        weights=settings.weights,
+                        version=str(edition.version),
+                        mode=settings.on_update,
+                        unchanged=lambda: self._weights.edition == edition,
+                    )
+            except EngineError as error:
+                behind[url] = str(error)
+            except TimeoutError:
+                behind[url] = f"{url} had not the new weights after {settings.timeout:g} s (policy.update_timeout)."
+            else:
+                log.info("engine updated", url=url, version=edition.version, seconds=time.monotonic() - began)
+
+        async with anyio.create_task_group() as group:
+            for url in lacking:
+                if url not in behind:
+                    group.start_soon(bring, url)
+        sound = tuple(url for url in settings.engines if url not in behind)
+        for url, why in behind.items():
+            log.warning("engine is behind", url=url, version=edition.version, because=why)
+        if not sound:
+            raise PushFailed(f"no engine has version {edition.version}: {' '.join(behind.values())}")
+        return Pushed(edition.version, sound, behind)
+
+    async def _announce(self, version: int) -> None:
+        self.version = version
+        for environment, control in self._controls.items():
+            taken = self._consumption[environment]
+            await control.publish(Progress(version, taken.consumed, taken.discarded, pushed=True))
+
+    @asynccontextmanager
+    async def _keeping(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._keep)
+            yield
+            group.cancel_scope.cancel()
+
+    async def _keep(self) -> None:
+        """Update engines that come back, also while the trainer waits for rollouts that only they could play."""
+        pause = _LOOKS[0]
+        while True:
+            await anyio.sleep(pause)
+            if self.version is None:
+                continue  # nothing is known yet but what an earlier trainer left
+            try:
+                whole = not (await self.repair()).behind
+            except RolloutError as error:
+                log.warning("engines are behind", because=str(error))
+                whole = False
+            pause = _LOOKS[0] if whole else min(2 * pause, _LOOKS[1])
+
+
+class PolicyPublisher:
+    """The same for a program without an event loop: it runs on a loop in a thread of its own.
+
+    `save` is called by the thread that publishes.
+    """
+
+    def __init__(self, settings: PublisherSettings) -> None:
+        self._publisher = AsyncPolicyPublisher(settings)
+        self._stack = ExitStack()
+        self._portal: BlockingPortal
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._portal = stack.enter_context(start_blocking_portal())
+            stack.enter_context(self._portal.wrap_async_context_manager(self._publisher))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    @property
+    def version(self) -> int | None:
+        return self._publisher.version
+
+    def publish(self, version: int, save: Saver, consumption: Mapping[str, Consumption] | None = None) -> Pushed:
+        """See `AsyncPolicyPublisher.publish`."""
+        self._publisher.save(version, save)
+        pushing = self._portal.start_task_soon(self._publisher.push, consumption)
+        try:
+            return pushing.result()
+        except BaseException:
+            pushing.cancel()  # where it was this thread that was interrupted, no engine may be left as it stands
+            raise
+
+    def repair(self) -> Pushed:
+        """See `AsyncPolicyPublisher.repair`."""
+        return self._portal.call(self._publisher.repair)
+
+    def states(self) -> Mapping[str, EngineState | EngineError]:
+        """See `AsyncPolicyPublisher.states`."""
+        return self._portal.call(self._publisher.states)

@@ -1,0 +1,150 @@
+"""Bringing new weights to an engine: the order of things, and how an engine is left when one of them fails."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import orjson
+import pytest
+
+from rollout.engine.errors import EngineBroken, EngineError, EngineMismatch, EngineUnreachable
+from rollout.engine.http import EngineHttp
+from rollout.engine.updates import EngineState, NotUpdatable, state_of, update
+from rollout.versions import OnUpdate
+
+WEIGHTS = Path("/runs/one/policy")
+PAUSE = "/pause?mode={}&clear_cache=false"
+RELOAD = f'/collective_rpc reload_weights {{"weights_path":"{WEIGHTS}"}}'
+
+
+class Controlled:
+    """Answers what an engine would, writes down what it was asked, and fails where it is told to."""
+
+    def __init__(self, http: EngineHttp, url: str) -> None:
+        self.asked: list[str] = []
+        self.failing: dict[str, Any] = {}
+        self.version, self.paused = "7", False
+        self._http, self._url = http, url
+
+    async def push(self, mode: OnUpdate = "wait", *, unchanged: bool = True) -> None:
+        await update(self._http, self._url, weights=WEIGHTS, version="8", mode=mode, unchanged=lambda: unchanged)
+
+    async def state(self) -> EngineState:
+        return await state_of(self._http, self._url)
+
+    async def answer(self, path: str, body: bytes) -> tuple[int, bytes] | None:
+        told = orjson.loads(body) if body else {}
+        match path:
+            case "/collective_rpc":
+                asked = f"{path} {told['method']} {orjson.dumps(told['kwargs']).decode()}"
+            case "/update_weight_version":
+                asked = f"{path} {told['new_version']}"
+            case _:
+                asked = path
+        self.asked.append(asked)
+        failure = self.failing.get(asked, self.failing.get(path))
+        if failure == "hang":
+            await asyncio.sleep(3600)
+        if failure is not None:
+            return None if failure == "die" else failure.pop(0)
+        if path.startswith("/pause"):
+            self.paused = True
+        if path == "/resume":
+            self.paused = False
+        if path == "/update_weight_version":
+            self.version = told["new_version"]
+        answers = {"/weight_info": {"weight_version": self.version}, "/is_paused": {"is_paused": self.paused}}
+        return 200, orjson.dumps(answers.get(path, {"success": True}))
+
+
+@pytest.fixture
+async def engine(faulty: Any, behaviours: Any) -> AsyncIterator[Controlled]:
+    async with faulty(behaviours["well"]) as started, EngineHttp() as http:
+        controlled = Controlled(http, started.url)
+        started.answer = controlled.answer
+        yield controlled
+
+
+@pytest.mark.parametrize("mode", ["keep", "wait", "abort"])
+async def test_the_name_of_the_old_weights_goes_before_they_do_and_the_new_one_comes_after_them(
+    engine: Controlled, mode: OnUpdate
+) -> None:
+    await engine.push(mode)
+    assert engine.asked == [
+        PAUSE.format(mode),
+        "/update_weight_version 8-loading",
+        RELOAD,
+        "/reset_encoder_cache",
+        "/reset_prefix_cache",
+        "/update_weight_version 8",
+        "/resume",
+    ]
+    assert await engine.state() == EngineState("8", paused=False)
+
+
+async def test_an_engine_that_is_gone_before_the_reload_goes_on_with_what_it_has(engine: Controlled) -> None:
+    engine.failing = {PAUSE.format("wait"): "die"}
+    with pytest.raises(EngineUnreachable):
+        await engine.push()
+    assert engine.asked == [PAUSE.format("wait"), "/resume"]
+    assert await engine.state() == EngineState("7", paused=False)
+
+
+async def test_a_wait_that_takes_too_long_is_given_up(engine: Controlled) -> None:
+    engine.failing = {PAUSE.format("wait"): "hang"}
+    with anyio.move_on_after(0.3) as scope:
+        await engine.push()
+    assert scope.cancelled_caught
+    assert engine.asked == [PAUSE.format("wait"), "/resume"]
+
+
+@pytest.mark.parametrize("failure", ["die", [(500, b"no such file")]])
+async def test_an_engine_whose_reload_failed_stays_paused_and_nameless(engine: Controlled, failure: Any) -> None:
+    engine.failing = {"/collective_rpc": failure}
+    with pytest.raises((EngineBroken, EngineUnreachable)):
+        await engine.push("keep")
+    assert engine.asked == [
+        PAUSE.format("keep"),
+        "/update_weight_version 8-loading",
+        RELOAD,
+        PAUSE.format("abort"),  # nobody waits for what it will not answer
+    ]
+    assert await engine.state() == EngineState("8-loading", paused=True)
+
+
+async def test_an_engine_that_may_have_read_other_weights_gets_no_name(engine: Controlled) -> None:
+    with pytest.raises(EngineMismatch, match="was replaced while"):
+        await engine.push(unchanged=False)
+    assert "/update_weight_version 8" not in engine.asked
+    assert await engine.state() == EngineState("8-loading", paused=True)
+
+
+@pytest.mark.parametrize(("mode", "times"), [("keep", 1), ("wait", 3), ("abort", 3)])
+async def test_the_prefix_cache_is_emptied_for_certain_unless_requests_keep_a_part_of_it(
+    engine: Controlled, mode: OnUpdate, times: int
+) -> None:
+    held, free = (200, b'{"success":false}'), (200, b'{"success":true}')
+    engine.failing = {"/reset_prefix_cache": [held, held, free]}
+    await engine.push(mode)
+    assert engine.asked.count("/reset_prefix_cache") == times
+    assert engine.version == "8"
+
+
+async def test_an_engine_without_the_routes_is_told_how_to_get_them(engine: Controlled) -> None:
+    engine.failing = {"/weight_info": [(404, b'{"detail":"Not Found"}')]}
+    with pytest.raises(NotUpdatable, match="VLLM_SERVER_DEV_MODE=1"):
+        await engine.state()
+
+
+async def test_a_version_that_is_told_otherwise_is_a_mismatch(engine: Controlled) -> None:
+    engine.failing = {"/weight_info": [(200, b"[]")]}
+    with pytest.raises(EngineMismatch, match="weight"):
+        await engine.state()
+
+
+async def test_what_fails_while_a_failed_update_is_cleared_up_does_not_hide_why_it_failed(engine: Controlled) -> None:
+    engine.failing = {RELOAD: [(500, b"the disk is gone")], PAUSE.format("abort"): "die"}
+    with pytest.raises(EngineError, match="the disk is gone"):
+        await engine.push()

@@ -1,0 +1,153 @@
+"""The directory that engines load weights from: nothing that they could not load ever lies there under a version."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pytest
+
+from rollout.trainer.weights import Edition, WeightsDirectory, WeightsError, WeightsHeld, read_shapes
+
+SHAPES = {"embed.weight": (4, 2), "head.weight": (2, 4)}
+Write = Callable[..., None]
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> WeightsDirectory:
+    return WeightsDirectory(tmp_path / "policy")
+
+
+def version_of(weights: WeightsDirectory) -> int | None:
+    return weights.edition.version if weights.edition else None
+
+
+def test_a_version_takes_the_place_of_the_one_before(weights: WeightsDirectory, write_weights: Write) -> None:
+    assert weights.edition is None
+    editions: set[Edition | None] = set()
+    for version in (0, 1, 1):  # the third one of a trainer that went back
+        weights.replace(version, lambda directory: write_weights(directory, SHAPES))
+        editions.add(weights.edition)
+        assert version_of(weights) == version
+        assert read_shapes(weights.path) == SHAPES
+    assert len(editions) == 3
+    assert {file.name for file in weights.path.iterdir()} == {"model.safetensors", "policy_version.json"}
+
+
+def test_who_has_the_old_file_open_keeps_it(weights: WeightsDirectory, write_weights: Write) -> None:
+    weights.replace(1, lambda directory: write_weights(directory, SHAPES))
+    with (weights.path / "model.safetensors").open("rb") as engine:
+        before = engine.read()
+        weights.replace(2, lambda directory: write_weights(directory, dict(reversed(SHAPES.items()))))
+        engine.seek(0)
+        assert engine.read() == before != (weights.path / "model.safetensors").read_bytes()
+
+
+def test_shards_that_are_gone_leave_nothing_behind(weights: WeightsDirectory, write_weights: Write) -> None:
+    def sharded(directory: Path) -> None:
+        names = {"embed.weight": "a.safetensors", "head.weight": "b.safetensors"}
+        for tensor, name in names.items():
+            write_weights(directory, {tensor: SHAPES[tensor]}, name)
+        (directory / "model.safetensors.index.json").write_bytes(orjson.dumps({"weight_map": names}))
+        (directory / "config.json").write_text("{}")
+
+    weights.replace(1, sharded)
+    assert read_shapes(weights.path) == SHAPES
+    weights.replace(2, lambda directory: write_weights(directory, SHAPES))
+    assert read_shapes(weights.path) == SHAPES
+    assert {file.name for file in weights.path.glob("*.safetensors*")} == {"model.safetensors"}
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def garbled(file: Path) -> None:
+    file.write_bytes(b"\xff" * 64)
+
+
+def short(file: Path) -> None:
+    file.write_bytes(b"\x01")
+
+
+def text(file: Path) -> None:
+    file.write_bytes(b"\x04" + bytes(7) + b"null")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (cut, "cut short"),
+        (garbled, "cannot be read as safetensors"),
+        (short, "cannot be read as safetensors"),
+        (text, "cannot be read as safetensors"),
+        (Path.unlink, r"holds no \*.safetensors"),
+    ],
+)
+def test_what_an_engine_could_not_load_is_refused_and_the_old_version_stays(
+    weights: WeightsDirectory, write_weights: Write, spoil: Callable[[Path], None], told: str
+) -> None:
+    weights.replace(1, lambda directory: write_weights(directory, SHAPES))
+
+    def save(directory: Path) -> None:
+        write_weights(directory, SHAPES)
+        spoil(directory / "model.safetensors")
+
+    with pytest.raises(WeightsError, match=told):
+        weights.replace(2, save)
+    assert version_of(weights) == 1
+    assert read_shapes(weights.path) == SHAPES
+
+
+@pytest.mark.parametrize(
+    ("shapes", "told"),
+    [
+        ({"embed.weight": (4, 2)}, "lack head.weight"),
+        ({**SHAPES, "more.weight": (1,)}, "have besides more.weight"),
+        ({**SHAPES, "head.weight": (4, 2)}, "have in other shapes head.weight"),
+    ],
+)
+def test_another_models_tensors_are_refused(
+    tmp_path: Path, write_weights: Write, shapes: dict[str, tuple[int, ...]], told: str
+) -> None:
+    reference = tmp_path / "checkpoint"
+    reference.mkdir()
+    write_weights(reference, SHAPES)
+    weights = WeightsDirectory(tmp_path / "policy", reference)
+    with pytest.raises(WeightsError, match=told):
+        weights.replace(1, lambda directory: write_weights(directory, shapes))
+    assert weights.edition is None
+
+
+def test_an_index_that_names_other_tensors_is_refused(weights: WeightsDirectory, write_weights: Write) -> None:
+    def save(directory: Path) -> None:
+        write_weights(directory, SHAPES)
+        index = {"weight_map": {"embed.weight": "model.safetensors"}}
+        (directory / "model.safetensors.index.json").write_bytes(orjson.dumps(index))
+
+    with pytest.raises(WeightsError, match=r"differ in head\.weight"):
+        weights.replace(1, save)
+
+
+def test_a_replacement_that_was_interrupted_leaves_no_version(weights: WeightsDirectory, write_weights: Write) -> None:
+    weights.replace(1, lambda directory: write_weights(directory, SHAPES))
+
+    def save(directory: Path) -> None:
+        write_weights(directory, SHAPES)
+        # Moving the second file will fail: there is a directory in its place.
+        write_weights(directory, {"other": (1,)}, "z.safetensors")
+        (weights.path / "z.safetensors").mkdir()
+        (weights.path / "z.safetensors" / "occupied").touch()
+
+    weights = WeightsDirectory(weights.path)
+    (weights.path / "policy_version.json").unlink()  # so that other tensors pass, as in a new directory
+    with pytest.raises(OSError, match=r"z\.safetensors"):
+        weights.replace(2, save)
+    assert weights.edition is None
+
+
+def test_two_publishers_of_one_directory_are_refused(weights: WeightsDirectory) -> None:
+    with weights.held():
+        with pytest.raises(WeightsHeld), WeightsDirectory(weights.path).held():
+            pass
+    with weights.held():
+        pass
