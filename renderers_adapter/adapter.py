@@ -27,6 +27,7 @@ from renderers_adapter.tokenizer import FastTokenizer, TokenizerError, load_toke
 from renderers_adapter.tokens import LogicalIds
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_COUNTED = frozenset(("add_vision_id",))
 
 
 class RendererMismatch(AdapterError):
@@ -161,13 +162,15 @@ class RendererAdapter:
         self, opening: LogicalIds, completion: LogicalIds, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> Parsed:
         """What a completion says; where a format does not quote its arguments, `tools` tell their types."""
+        ids = completion.tolist()
         with self._lock:
             parsed = self._renderer.parse_response(
-                completion.tolist(), tools=list(tools) if tools else None, prompt_ids=opening.tolist()
+                ids, tools=list(tools) if tools else None, prompt_ids=opening.tolist()
             )
-        return Parsed(
-            parsed.content, parsed.reasoning_content, tuple(read_tool_call(call) for call in parsed.tool_calls)
+        calls = (
+            read_tool_call(call, lambda span: self.tokenizer.decode(ids[slice(*span)])) for call in parsed.tool_calls
         )
+        return Parsed(parsed.content, parsed.reasoning_content, tuple(calls))
 
     def _refuse_unsupported(
         self,
@@ -233,13 +236,19 @@ def _speaks_of_tools(message: Mapping[str, Any]) -> bool:
 def _create(family: Family, tokenizer: FastTokenizer, template: Mapping[str, Any]) -> Any:
     from renderers import config_from_name, create_renderer
 
+    if numbered := sorted(_COUNTED & template.keys()):
+        raise RendererMismatch(
+            f"the template argument {numbered[0]!r} numbers the images of a whole conversation, and a bridge sees only "
+            "its end; leave it out (model.template)."
+        )
     try:
         known = _WithAbsent(tokenizer, family.absent) if family.absent else tokenizer
         return create_renderer(known, config_from_name(family.renderer), chat_template_kwargs=dict(template) or None)
     except Exception as error:  # each renderer asserts, in words of its own, that its tokens exist
+        cure = f", or correct model.template ({', '.join(template)})" if template else ""
         raise RendererMismatch(
             f"the renderer {family.name} cannot be made for {tokenizer.name_or_path}: {error}. "
-            "Choose the renderer that belongs to the model (model.renderer)."
+            f"Choose the renderer that belongs to the model (model.renderer){cure}."
         ) from error
 
 

@@ -75,7 +75,7 @@ def shared_pool(directory: Path, renderer: str, template: Mapping[str, Any] | No
     Raises:
         AdapterError: see `RendererAdapter.open`. It is raised to all who waited; the next to ask tries again.
     """
-    key = (directory.resolve(), renderer, json.dumps(template, sort_keys=True))
+    key = (directory.resolve(), renderer, json.dumps(template or {}, sort_keys=True))
     with _opening:
         opened = _pools.get(key)
         if mine := opened is None:

@@ -1,7 +1,7 @@
 """What comes out of a renderer, in our own words: tokens told apart by message, and completions read as text."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +37,20 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class ParsedToolCall:
-    """A tool call as it was parsed; `error` names what was wrong with it."""
+    """A tool call as it was parsed.
+
+    Attributes:
+        raw: what the block holds.
+        error: what was wrong with it.
+        text: of a malformed one, the whole block as it was sampled: no template would write it again.
+    """
 
     id: str | None
     name: str
     arguments: Mapping[str, Any]
     raw: str
     error: str | None
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +88,11 @@ def count_images(message: Mapping[str, Any]) -> int:
     return sum(part["type"] == "image" for part in content) if isinstance(content, list) else 0
 
 
-def read_tool_call(call: Any) -> ParsedToolCall:
-    """A tool call as the renderer parsed it; arguments that are not an object make it a malformed one."""
+def read_tool_call(call: Any, sampled: Callable[[Span], str]) -> ParsedToolCall:
+    """A tool call as the renderer parsed it; arguments that are not an object make it a malformed one.
+
+    `sampled` tells the text of a span of the completion.
+    """
     status = str(call.status.value)
     arguments, error = call.arguments, None if status == "ok" else status
     if isinstance(arguments, str) and error is None:
@@ -93,7 +103,8 @@ def read_tool_call(call: Any) -> ParsedToolCall:
     if error is None and not isinstance(arguments, Mapping):
         error = "malformed_structure"
     usable = dict(arguments) if isinstance(arguments, Mapping) else {}
-    return ParsedToolCall(call.id, call.name or "", usable, call.raw, error)
+    text = "" if error is None else sampled(call.token_span) if call.token_span else call.raw
+    return ParsedToolCall(call.id, call.name or "", usable, call.raw, error, text)
 
 
 def _bounds(owners: npt.NDArray[np.int64], sampled: npt.NDArray[np.bool_], roles: Sequence[str]) -> list[int]:

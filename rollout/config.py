@@ -42,6 +42,11 @@ class ModelConfig(Section):
     name: str = Field(description="The name under which the engine serves the model.")
     path: ConfigPath = Field(description="Directory with tokenizer.json and the image processor's configuration.")
     renderer: str = Field(description="The chat format, by the name the renderers package gives it.")
+    template: dict[str, str | int | float | bool | None] = Field(
+        default_factory=dict,
+        description="Arguments of the chat template, such as enable_thinking, by the names that the model's own gives"
+        " them.",
+    )
 
 
 class SamplingConfig(Section):

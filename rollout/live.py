@@ -68,7 +68,7 @@ async def examine(config: Config) -> AsyncIterator[Finding]:
     if not config.engine.urls:
         yield Finding("engine", "embedded, started with every run; nothing to reach")
         return
-    adapter = RendererAdapter.open(config.model.path, config.model.renderer)
+    adapter = RendererAdapter.open(config.model.path, config.model.renderer, config.model.template)
     with _probe_directory(config.run.directory) as directory:
         images = ImagePolicy(config.images.mode, directory.images)
         plain = _request(adapter, images, ())

@@ -256,7 +256,9 @@ def _assistant_message(parsed: Parsed, turn: int) -> tuple[Message, tuple[ToolCa
         ToolCall(call.id or f"call-{turn}-{at}", call.name, call.arguments, call.raw, call.error)
         for at, call in enumerate(parsed.tool_calls)
     )
-    message: Message = {"role": "assistant", "content": parsed.text}
+    # Malformed calls stay in the text: in a prompt that is rendered whole they would else never have been said.
+    malformed = (call.text for call in parsed.tool_calls if call.error is not None)
+    message: Message = {"role": "assistant", "content": "\n".join(filter(None, (parsed.text, *malformed)))}
     if parsed.reasoning:
         message["reasoning_content"] = parsed.reasoning
     usable = [call for call in calls if call.error is None]

@@ -59,7 +59,9 @@ async def open_policy(
     urls: list[tuple[str, ...]] = []
 
     async def open_renderers() -> None:
-        renderers.append(await anyio.to_thread.run_sync(partial(shared_pool, config.model.path, config.model.renderer)))
+        model = config.model
+        opened = await anyio.to_thread.run_sync(partial(shared_pool, model.path, model.renderer, model.template))
+        renderers.append(opened)
 
     async def see_to_engines() -> None:
         urls.append(await anyio.to_thread.run_sync(engines))

@@ -61,6 +61,16 @@ def test_a_wrong_type_is_told_with_what_was_found(tmp_path: Path) -> None:
     assert "'many'" in told
 
 
+def test_arguments_of_the_template_are_scalars_by_name(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, VALID.replace("renderer: qwen3-vl", "renderer: qwen3.5\n  template: {enable_thinking: false}")
+    )
+    assert load_config(path).model.template == {"enable_thinking": False}
+    told = complaint(path, "model.template=template.jinja")
+    assert told.startswith("--set model.template: model.template: Input should be")
+    assert complaint(write(tmp_path, VALID + "model.template: 1\n")).startswith(f"{path}:13: model.template: unknown")
+
+
 def test_an_environments_own_keys_are_as_strict_as_ours(tmp_path: Path) -> None:
     path = write(tmp_path, VALID.replace("turns: 3", "turn: 3"))
     assert f"{path}:5: tasks.turn: unknown key; did you mean 'turns'?" in complaint(path)

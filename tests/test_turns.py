@@ -135,6 +135,18 @@ async def test_malformed_calls_are_told_from_good_ones_and_stay_as_they_were_sam
     assert script.follows(1, 0)
 
 
+async def test_malformed_calls_are_still_said_where_a_conversation_is_rendered_whole(script: Script) -> None:
+    messages = [user("Look.")]
+    said = "<tool_call>\n{broken}\n</tool_call>"
+    reply = await script.say(messages, f"Well.\n{CALL}\n{said}", tools=TOOLS)
+    assert (reply.text, reply.message["content"]) == ("Well.", f"Well.\n{said}")
+    await script.say([user("A summary."), *messages[1:], tool("not JSON")], "Sorry.", tools=TOOLS)
+    assert script.sources == ["first", "root"]
+    rendered = script.pool.tokenizer.decode(script.played.engine.turns[1].logical)
+    assert said in rendered
+    assert '{"name": "look", "arguments": {"n": 1}}' in rendered
+
+
 async def test_arguments_as_json_text_are_the_same_call(script: Script) -> None:
     messages = [user("Look.")]
     await script.say(messages, CALL, tools=TOOLS)

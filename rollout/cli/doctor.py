@@ -65,7 +65,7 @@ def _tasks(config: Config) -> str:
 
 
 def _model(config: Config) -> str:
-    adapter = RendererAdapter.open(config.model.path, config.model.renderer)
+    adapter = RendererAdapter.open(config.model.path, config.model.renderer, config.model.template)
     layout = f", images {adapter.geometry.family}" if adapter.geometry else ", text only"
     return f"{config.model.path}: {adapter.tokenizer.vocab_size} tokens, renderer {config.model.renderer}{layout}"
 

@@ -174,6 +174,15 @@ def test_doctor_says_what_is_right(color_codeword: Sequence[str]) -> None:
         assert told in result.stdout
 
 
+@pytest.mark.parametrize("command", ["doctor", "run"])
+def test_the_arguments_of_a_template_are_those_of_its_family(color_codeword: Sequence[str], command: str) -> None:
+    qwen35 = ("--set", "model.renderer=qwen3.5", "--set", "model.template={enable_thinking: false}")
+    assert rollout(command, *color_codeword, *qwen35, "--set", "tasks.count=1").returncode == 0
+    wrong = rollout(command, *color_codeword, "--set", "model.template={enable_thinking: false}")
+    assert wrong.returncode != 0
+    assert "correct model.template (enable_thinking)" in " ".join((wrong.stdout + wrong.stderr).split())
+
+
 @pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["serve", "embedded", "--help"]])
 def test_help_imports_nothing_heavy(command: Sequence[str]) -> None:
     code = (

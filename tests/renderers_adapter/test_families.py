@@ -119,8 +119,13 @@ def test_a_template_argument_changes_what_is_kept(tiny_model: Path) -> None:
 
 
 def test_an_argument_that_no_template_of_the_family_has_is_refused(tiny_model: Path) -> None:
-    with pytest.raises(RendererMismatch, match="enable_thinking"):
+    with pytest.raises(RendererMismatch, match=r"enable_thinking.*correct model.template"):
         RendererAdapter.open(tiny_model, "qwen3-vl", {"enable_thinking": True})
+
+
+def test_an_argument_that_counts_through_a_conversation_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(RendererMismatch, match="'add_vision_id' numbers the images"):
+        RendererAdapter.open(tiny_model, "qwen3-vl", {"add_vision_id": True})
 
 
 def test_a_tokenizer_of_another_model_is_refused(tiny_model: Path) -> None:
