@@ -56,7 +56,7 @@ class EngineHttp:
         """The body of the answer. Deadlines are the caller's: whatever cancels this closes the connection.
 
         Raises:
-            EngineUnreachable: no connection, or it broke.
+            EngineUnreachable: no connection, or it broke, or what came back is not HTTP.
             EngineUnavailable: the engine, or a proxy before it, is busy or away (429, 502, 503, 504).
             EngineBroken: the engine failed (any other 5xx).
             EngineRefused: the engine does not want this request (4xx).
@@ -71,8 +71,13 @@ class EngineHttp:
         request.extensions = self._extensions
         try:
             response = await self._transport.handle_async_request(request)
-            content = await response.aread()
-        except httpx.TransportError as error:
+            try:
+                content = await response.aread()
+            finally:
+                # A body that broke off, or that nobody waits for any more, would else hold its connection.
+                await response.aclose()
+        except (httpx.RequestError, aiohttp.ClientError) as error:
+            # aiohttp's own errors are of answers that are not HTTP; the transport lets them pass.
             raise EngineUnreachable(
                 f"no answer from the engine at {url}: {str(error) or type(error).__name__}. "
                 "Is it running, and is engine.urls right?"
@@ -119,5 +124,5 @@ def _reason(content: bytes) -> str:
     try:
         found: Any = orjson.loads(content)["error"]["message"]
     except (ValueError, KeyError, TypeError):
-        found = content.decode(errors="replace")
+        found = " ".join(content[:4000].decode(errors="replace").split())
     return str(found)[:2000]

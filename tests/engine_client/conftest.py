@@ -17,9 +17,10 @@ from rollout.engine.protocol import GenerateRequest
 
 PAD = 99
 TOKENS = [5, 6, 7]
-Answer = tuple[int, bytes]
+Answer = tuple[int, bytes] | bytes
 Behaviour = Callable[[dict[str, Any]], Awaitable[Answer | None]]
-"""Takes the body of a request for a completion; None closes the connection without an answer."""
+"""Takes the body of a request for a completion. Bytes go out as they are, and the connection is closed after them;
+None closes it without an answer."""
 
 
 @dataclass(eq=False)
@@ -64,7 +65,9 @@ class FaultyEngine:
                 self.headers.append(headers)
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 answer = await self.answer(line.split()[1].decode(), body)
-                if answer is None:
+                if answer is None or isinstance(answer, bytes):
+                    writer.write(answer or b"")
+                    await writer.drain()
                     break
                 head = f"HTTP/1.1 {answer[0]} -\r\ncontent-length: {len(answer[1])}\r\n\r\n"
                 writer.write(head.encode() + answer[1])

@@ -22,6 +22,7 @@ from rollout.engine.errors import (
     EngineUnreachable,
     ModelNotServed,
 )
+from rollout.engine.http import EngineHttp
 from rollout.engine.image_refs import ImageRef
 from rollout.engine.protocol import GenerateRequest
 
@@ -90,6 +91,49 @@ async def test_a_connection_that_breaks_is_tried_on_another_engine(
     assert len(sound.generated) == 20
     # After three failures in a row it was left out.
     assert len(broken.generated) == 3
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"-ERR unknown command\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n?\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 3\r\n\r\n{}\n",
+        b"HTTP/1.1 200 OK\r\nx: " + b"x" * 10_000 + b"\r\n\r\n",
+    ],
+)
+async def test_an_answer_that_is_not_http_or_breaks_off_is_asked_for_elsewhere(
+    faulty: Any, behaviours: Any, text: GenerateRequest, raw: bytes
+) -> None:
+    async def speak(body: dict[str, Any]) -> bytes:
+        return raw
+
+    async with faulty(speak) as broken, faulty(behaviours["well"]) as sound:
+        async with EngineClient([broken.url, sound.url], "m", timeout=20) as client:
+            await client.generate(text)
+    assert len(broken.generated) == len(sound.generated) == 1
+
+
+async def test_cancellation_within_an_answer_closes_its_connection() -> None:
+    begun, left = asyncio.Event(), asyncio.Event()
+
+    async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{")
+        await writer.drain()
+        while await reader.read(65536):
+            begun.set()
+        left.set()
+        writer.close()
+
+    server = await asyncio.start_server(begin, "127.0.0.1", 0)
+    async with server, EngineHttp() as http:
+        async with anyio.create_task_group() as group:
+            group.start_soon(http.post, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", b"{}")
+            await begun.wait()
+            group.cancel_scope.cancel()
+        with anyio.fail_after(20):
+            await left.wait()
 
 
 async def test_an_engine_that_returns_is_used_again(
