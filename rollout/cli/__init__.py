@@ -197,7 +197,8 @@ def vllm(
         list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Further flags of `vllm serve`; they win.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="The name under which it is served; else MODEL's last part.")] = None,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1 (for others: -- --host 0.0.0.0).")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     media: Annotated[Path, typer.Option(help="Directory below which file:// images lie: that of the runs.")] = Path(
         "runs"
     ),
@@ -212,7 +213,7 @@ def vllm(
     from rollout.serving.vllm import VllmSettings
 
     settings = VllmSettings(
-        model=model, media=media, name=name, port=port, executable=executable, flags=tuple(flags or ())
+        model=model, media=media, name=name, host=host, port=port, executable=executable, flags=tuple(flags or ())
     )
     if only_print:
         sys.stdout.write(settings.shell() + "\n")

@@ -1,11 +1,13 @@
 """`rollout serve …`: engines as servers of their own."""
 
+import os
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from rollout.serving.embedded import EmbeddedSettings
 from rollout.serving.vllm import VllmFailed, VllmServer, VllmSettings
@@ -30,50 +32,47 @@ def serve_embedded(settings: EmbeddedSettings, *, port: int) -> None:
 
 
 def serve_vllm(settings: VllmSettings) -> int:
-    """Serve until SIGINT or SIGTERM, which vLLM is told of, too; its exit code, or 0 after a signal."""
-    log = Path(tempfile.gettempdir()) / f"rollout-vllm-{settings.port}.log"
+    """Serve until SIGINT or SIGTERM, after which vLLM has some seconds to end; a second Ctrl-C ends it at once."""
+    log = _new_log(settings.port)
     server = VllmServer(settings, log)
-    told: list[int] = []
-
-    def forward(number: int, _: object) -> None:
-        told.append(number)
-        server.send(number)
-
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    # One way out for both: whatever waits is interrupted, and vLLM is ended on the way.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         server.start()
-        try:
-            with _Progress(log) as progress:
-                server.wait_until_ready(_START_TIMEOUT, progress)
-        except VllmFailed:
-            if told:
-                return 0
-            raise
+        with Progress(log) as progress:
+            server.wait_until_ready(_START_TIMEOUT, progress)
         _announce(settings, log)
-        while not server.wait(1.0):
-            pass
+        server.wait()
+    except KeyboardInterrupt:
+        return 0
     finally:
         server.stop()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    if not told:
-        raise VllmFailed(f"vLLM ended by itself; its log is {log}.")
-    return 0
+        signal.signal(signal.SIGTERM, previous)
+    raise VllmFailed(f"vLLM ended by itself; its log is {log}.")
+
+
+def _new_log(port: int) -> Path:
+    # Of a name that nobody could have prepared, for others may write to the directory, too.
+    descriptor, path = tempfile.mkstemp(prefix=f"rollout-vllm-{port}-", suffix=".log")
+    os.close(descriptor)
+    return Path(path)
 
 
 def _announce(settings: VllmSettings, log: Path) -> None:
-    path = f", path: {Path(settings.model).resolve()}" if Path(settings.model).is_dir() else ""
+    path = str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else "DIRECTORY"
     sys.stdout.write(
         f"serving {settings.served_name} at {settings.url}; its log is {log}\n"
         "in the YAML:\n"
-        f"  model: {{name: {settings.served_name}{path}}}\n"
+        f"  model: {{name: {settings.served_name}, path: {path}, renderer: RENDERER}}\n"
         f"  engine: {{urls: [{settings.url}]}}\n"
         f"  run: {{directory: {settings.media.resolve()}}}\n"
+        "where RENDERER is the model's chat format, such as qwen3-vl"
+        f"{', and DIRECTORY holds its tokenizer and processor files' if path == 'DIRECTORY' else ''}\n"
     )
     sys.stdout.flush()
 
 
-class _Progress:
+class Progress:
     """How long it takes so far, and what vLLM says: one line that changes on a terminal, elsewhere one now and then."""
 
     def __init__(self, log: Path) -> None:
@@ -81,7 +80,7 @@ class _Progress:
         self._status = self._console.status(f"starting vLLM; its log is {log}")
         self._last = 0.0
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> "Progress":
         if self._console.is_terminal:
             self._status.start()
         return self
@@ -92,7 +91,7 @@ class _Progress:
     def __call__(self, seconds: float, line: str) -> None:
         told = f"starting vLLM, {seconds:.0f} s: {line.rpartition('] ')[2][:100]}"
         if self._console.is_terminal:
-            self._status.update(told)
+            self._status.update(escape(told))
         elif seconds - self._last >= _LINE_EVERY:
             self._last = seconds
             self._console.print(told, highlight=False, markup=False)

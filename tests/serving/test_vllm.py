@@ -7,20 +7,24 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rollout.cli.serve import Progress
 from rollout.serving.vllm import SHIM, VllmFailed, VllmServer, VllmSettings
 
 STAND_IN = """#!{python}
-import http.server, os, subprocess, sys, time
+import http.server, os, signal, subprocess, sys, time
 port = int(sys.argv[sys.argv.index("--port") + 1])
 if "--broken" in sys.argv:
     print("no memory left on this machine")
     sys.exit(3)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print("child", child.pid, flush=True)
+if "--deaf" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
 if "--slow" in sys.argv:
     time.sleep(600)
 class Health(http.server.BaseHTTPRequestHandler):
@@ -53,7 +57,7 @@ def settings(executable: Path, port: int, tmp_path: Path) -> VllmSettings:
 
 
 def with_flags(settings: VllmSettings, *flags: str) -> VllmSettings:
-    return VllmSettings(settings.model, settings.media, None, settings.port, settings.executable, flags)
+    return replace(settings, flags=flags)
 
 
 def child_of(log: Path) -> int:
@@ -74,13 +78,38 @@ def gone(pid: int) -> bool:
 
 
 def test_the_command_has_what_rollouts_need_and_the_users_flags_come_last(settings: VllmSettings) -> None:
-    command = with_flags(settings, "--host", "0.0.0.0").command()
+    command = with_flags(settings, "--max-model-len", "4096").command()
     assert command[1:3] == ["serve", "org/Some-Model"]
     assert "--enable-scale-out" in command
     assert command[command.index("--allowed-local-media-path") + 1] == str(settings.media)
     assert command[command.index("--served-model-name") + 1] == "Some-Model"
-    assert command[-2:] == ["--host", "0.0.0.0"]
+    assert command[-2:] == ["--max-model-len", "4096"]
     assert "HF_HUB_OFFLINE" not in settings.environment()
+
+
+@pytest.mark.parametrize("flag", ["--port", "--port=9", "--host", "--served-model-name", "--allowed-local-media-path"])
+def test_a_flag_that_would_belie_what_is_printed_is_refused(settings: VllmSettings, flag: str) -> None:
+    with pytest.raises(VllmFailed, match=r"before the --"):
+        with_flags(settings, flag).command()
+
+
+def test_a_server_for_other_machines_is_watched_from_this_one(settings: VllmSettings) -> None:
+    everywhere = replace(settings, host="0.0.0.0")
+    assert everywhere.url == settings.url
+    assert everywhere.command()[3:5] == ["--host", "0.0.0.0"]
+
+
+def test_an_executable_that_is_none_is_named(settings: VllmSettings, tmp_path: Path) -> None:
+    server = VllmServer(replace(settings, executable=tmp_path / "nothing"), tmp_path / "log")
+    with pytest.raises(VllmFailed, match=r"nothing cannot be run: No such file"):
+        server.start()
+
+
+def test_whoever_has_the_port_already_is_not_taken_for_ours(settings: VllmSettings, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", settings.port)):
+        with pytest.raises(VllmFailed, match=r"choose another --port"):
+            VllmServer(settings, tmp_path / "log").start()
+    assert not (tmp_path / "log").exists()
 
 
 def test_the_line_for_a_shell_is_quoted(settings: VllmSettings) -> None:
@@ -135,19 +164,49 @@ def test_one_that_never_gets_ready_is_ended(settings: VllmSettings, tmp_path: Pa
     assert gone(child_of(server.log))
 
 
-def test_the_command_prints_the_yaml_and_passes_a_signal_on(settings: VllmSettings, tmp_path: Path) -> None:
+def serve(settings: VllmSettings, tmp_path: Path, *flags: str) -> subprocess.Popen[str]:
+    """`rollout serve vllm` in a process of its own, whose log goes into the directory."""
     command = [sys.executable, "-m", "rollout", "serve", "vllm", settings.model, "--port", str(settings.port)]
-    command += ["--vllm", str(settings.executable), "--media", str(settings.media), "--name", "m"]
+    command += ["--vllm", str(settings.executable), "--media", str(settings.media), "--name", "m", "--", *flags]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def test_the_command_prints_the_yaml_and_passes_a_signal_on(settings: VllmSettings, tmp_path: Path) -> None:
+    process = serve(settings, tmp_path)
     assert process.stdout is not None
-    told = [process.stdout.readline() for _ in range(5)]
+    told = [process.stdout.readline() for _ in range(6)]
+    assert told[2].strip() == "model: {name: m, path: DIRECTORY, renderer: RENDERER}"
     assert f"engine: {{urls: [{settings.url}]}}" in told[3]
-    child = child_of(tmp_path / f"rollout-vllm-{settings.port}.log")
+    (log,) = tmp_path.glob(f"rollout-vllm-{settings.port}-*.log")
+    assert str(log) in told[0]
+    child = child_of(log)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     process.stdout.close()
     assert gone(child)
+
+
+def test_a_second_signal_ends_a_server_that_does_not_heed_the_first(settings: VllmSettings, tmp_path: Path) -> None:
+    process = serve(settings, tmp_path, "--deaf")
+    assert process.stdout is not None
+    assert "serving m" in process.stdout.readline()
+    (log,) = tmp_path.glob("rollout-vllm-*.log")
+    process.send_signal(signal.SIGTERM)
+    while "told" not in log.read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(15) != 0
+    process.stdout.close()
+    assert gone(child_of(log))
+
+
+def test_progress_shows_whatever_a_server_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with Progress(tmp_path / "log") as progress:
+        progress(1.0, "(APIServer) INFO [utils.py:3] non-default args: {'model': '[/red]'}")
 
 
 def test_print_shows_the_command_and_starts_nothing(settings: VllmSettings) -> None:
