@@ -77,11 +77,14 @@ def read_experts(encoded: str | None, *, first: int, length: int) -> RoutedExper
     return RoutedExperts(first, np.ascontiguousarray(rows))
 
 
-def read_mask(length: int, mask: Any) -> SamplingMask | None:
-    """Which tokens could have been sampled at each position. Raises InvalidEvidence."""
+def read_mask(tokens: Sequence[int], mask: Any) -> SamplingMask | None:
+    """Which tokens could have been sampled in the place of each of these. Raises InvalidEvidence."""
     if mask is None:
         return None
-    if len(mask) != length:
-        raise InvalidEvidence(f"the sampling mask covers {len(mask)} of {length} tokens.")
-    lengths = np.fromiter((len(allowed) for allowed in mask), np.int32, length)
+    if len(mask) != len(tokens):
+        raise InvalidEvidence(f"the sampling mask covers {len(mask)} of {len(tokens)} tokens.")
+    for position, (token, allowed) in enumerate(zip(tokens, mask, strict=True)):
+        if token not in allowed:
+            raise InvalidEvidence(f"the sampling mask of token {position} is without the token {token} itself.")
+    lengths = np.fromiter((len(allowed) for allowed in mask), np.int32, len(mask))
     return SamplingMask(np.array([token for allowed in mask for token in allowed], np.int32), lengths)

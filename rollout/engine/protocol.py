@@ -148,7 +148,7 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
             routed_experts=read_experts(
                 choice.get("routed_experts"), first=request.experts_from, length=len(seen) + len(tokens)
             ),
-            sampling_mask=read_mask(len(tokens), choice.get("sampling_mask")),
+            sampling_mask=read_mask(sampled, choice.get("sampling_mask")),
         )
     except InvalidEvidence as error:
         raise InvalidEvidence(f"{request.request_id}: {error}") from None

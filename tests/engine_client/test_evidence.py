@@ -176,11 +176,13 @@ def test_experts_of_other_tokens_are_refused(encoded: str) -> None:
 
 
 def test_a_sampling_mask_covers_each_token() -> None:
-    mask = read_mask(3, [[5, 6], [6], [7, 8, 9]])
+    mask = read_mask(TOKENS, [[5, 6], [6], [7, 8, 9]])
     assert mask is not None
     assert (mask.ids.tolist(), mask.lengths.tolist()) == ([5, 6, 6, 7, 8, 9], [2, 1, 3])
     with pytest.raises(InvalidEvidence, match="2 of 3"):
-        read_mask(3, [[5], [6]])
+        read_mask(TOKENS, [[5], [6]])
+    with pytest.raises(InvalidEvidence, match="token 2 is without the token 7 itself"):
+        read_mask(TOKENS, [[5], [6], [8, 9]])
 
 
 def test_experts_and_masks_cross_the_queue_as_arrays() -> None:
