@@ -9,6 +9,7 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +37,26 @@ _SIZES = ((96, 64), (320, 240), (1000, 700))
 _QUESTION = 'Which is the largest of these pictures? Say 1, 2 or 3: naïve café, 日本語, {"x": [1, 2]}.'
 
 
+class Verdict(Enum):
+    """UNKNOWN is what nobody could look at: neither proven nor refuted."""
+
+    OK = "ok"
+    BAD = "bad"
+    UNKNOWN = "?"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One line of the table. A `cure` is there where what was `told` does not say itself what to do."""
 
     subject: str
     told: str
-    sound: bool = True
+    verdict: Verdict = Verdict.OK
     cure: str | None = None
+
+
+class _NotCompared(Exception):
+    """One side cannot be looked at, for the reason that it tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +98,13 @@ async def _examine(patient: _Patient) -> AsyncIterator[Finding]:
     for subject, look, cure in _LOOKS:
         try:
             told = await look(patient)
+        except _NotCompared as why:
+            yield Finding(f"{patient.url} {subject}", f"not compared: {why}", Verdict.UNKNOWN)
         except (RolloutError, AdapterError) as error:
-            yield Finding(f"{patient.url} {subject}", str(error), sound=False, cure=cure(patient))
+            yield Finding(f"{patient.url} {subject}", str(error), Verdict.BAD, cure(patient, error))
             return
-        yield Finding(f"{patient.url} {subject}", told)
+        else:
+            yield Finding(f"{patient.url} {subject}", told)
 
 
 async def _model(patient: _Patient) -> str:
@@ -107,7 +123,7 @@ async def _tokens(patient: _Patient) -> str:
     except EngineRefused as error:
         if " answered 404" not in str(error):
             raise
-        return "not compared: this server does not tokenize"
+        raise _NotCompared("this server does not tokenize") from None
     theirs = answer["tokens"]
     if theirs != ours:
         pairs = enumerate(zip(ours, theirs, strict=False))
@@ -147,34 +163,39 @@ async def _pixels(patient: _Patient) -> str:
     except EngineRefused as error:
         if " answered 404" not in str(error):
             raise
-        return "not compared: this server does not render"
-    if parity.proven is None and parity.differences:
+        raise _NotCompared("this server does not render") from None
+    if not parity.differences:
+        raise _NotCompared("transformers is not installed here; install rollout[trainer], or ask where the trainer is")
+    if parity.proven is None:
         raise EngineMismatch(parity.told())
     return parity.told()
 
 
-def _model_cure(patient: _Patient) -> str:
+def _model_cure(patient: _Patient, error: Exception) -> str | None:
+    if isinstance(error, EngineRefused):
+        return None
     return f"start it: rollout serve vllm {patient.config.model.path} --name {patient.config.model.name}"
 
 
-def _tokens_cure(patient: _Patient) -> str:
+def _tokens_cure(patient: _Patient, error: Exception) -> str:
     return "let model.path be the directory of the checkpoint that the engine serves"
 
 
-def _endpoint_cure(patient: _Patient) -> str:
+def _endpoint_cure(patient: _Patient, error: Exception) -> str:
     return "start vLLM 0.28 or newer with --enable-scale-out, or with rollout serve vllm, which does"
 
 
-def _images_cure(patient: _Patient) -> str:
+def _images_cure(patient: _Patient, error: Exception) -> str:
+    if isinstance(error, EngineMismatch):
+        return "let the processor configuration in model.path be that of the engine's checkpoint"
     runs = patient.config.run.directory
     return (
         f"the server must read below {runs}: the same path there as here, and --allowed-local-media-path {runs} "
-        "(rollout serve vllm --media); if it read them but expanded them otherwise, the processor configuration in "
-        "model.path is not that of the engine's checkpoint"
+        "(rollout serve vllm --media)"
     )
 
 
-def _pixels_cure(patient: _Patient) -> str:
+def _pixels_cure(patient: _Patient, error: Exception) -> str:
     return (
         "what the trainer would see is not what the engine sees: let both have the same versions of transformers and "
         "torchvision, or compare where the trainer's are installed"
@@ -182,7 +203,8 @@ def _pixels_cure(patient: _Patient) -> str:
 
 
 _Look = Callable[[_Patient], Awaitable[str]]
-_LOOKS: tuple[tuple[str, _Look, Callable[[_Patient], str]], ...] = (
+_Cure = Callable[[_Patient, Exception], str | None]
+_LOOKS: tuple[tuple[str, _Look, _Cure], ...] = (
     ("model", _model, _model_cure),
     ("tokens", _tokens, _tokens_cure),
     ("endpoint", _endpoint, _endpoint_cure),

@@ -13,29 +13,32 @@ from rich.table import Table
 from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.errors import AdapterError
 from rollout.config import Config, load_config
+from rollout.engine.configured import api_key
 from rollout.environments.base import QUEUE
 from rollout.errors import ConfigurationError, RolloutError
-from rollout.live import Finding, examine
+from rollout.live import Finding, Verdict, examine
 from rollout.run import trajectories_url
 from rollout.serving.policies import load_policy
 from rollout.tasks import orders
 from transports import QueueError, open_queue
+
+_VERDICTS = {Verdict.OK: "[green]ok[/green]", Verdict.BAD: "[red]bad[/red]", Verdict.UNKNOWN: "[yellow]?[/yellow]"}
 
 
 def doctor_command(path: Path, overrides: Sequence[str], *, live: bool) -> int:
     """Prints a line for everything that was examined; 2 for a bad configuration, 1 for a bad engine."""
     config = load_config(path, overrides)
     findings = [_examined(name, check, config) for name, check in _CHECKS]
-    code = 0 if all(finding.sound for finding in findings) else 2
+    code = 2 if any(finding.verdict is Verdict.BAD for finding in findings) else 0
     if live and not code:
         engines = anyio.run(_live, config)
-        code = 0 if all(finding.sound for finding in engines) else 1
+        code = 1 if any(finding.verdict is Verdict.BAD for finding in engines) else 0
         findings += engines
     table = Table.grid(padding=(0, 2))
     for _ in ("verdict", "subject", "told"):
         table.add_column(overflow="fold")
     for finding in findings:
-        table.add_row("[green]ok[/green]" if finding.sound else "[red]bad[/red]", finding.subject, escape(finding.told))
+        table.add_row(_VERDICTS[finding.verdict], finding.subject, escape(finding.told))
         if finding.cure:
             table.add_row("", "", f"[yellow]cure:[/yellow] {escape(finding.cure)}")
     Console().print(table, highlight=False)
@@ -46,7 +49,7 @@ def _examined(subject: str, check: Callable[[Config], str], config: Config) -> F
     try:
         return Finding(subject, check(config))
     except (RolloutError, AdapterError, QueueError) as error:
-        return Finding(subject, str(error), sound=False)
+        return Finding(subject, str(error), Verdict.BAD)
 
 
 async def _live(config: Config) -> list[Finding]:
@@ -95,6 +98,7 @@ def _images(config: Config) -> str:
 
 def _engine(config: Config) -> str:
     if config.engine.urls:
+        api_key(config)
         return f"{', '.join(config.engine.urls)} (asked with --live)"
     load_policy(config.engine.embedded.policy)
     return f"embedded, the script {config.engine.embedded.policy}; no neural network"
