@@ -74,6 +74,13 @@ def _engine_root(url: str) -> str:
     return url.rstrip("/")
 
 
+def _variable_name(name: str) -> str:
+    if not (name.isascii() and name.isidentifier()):
+        # Most likely it is the key itself: whatever it is, it is not repeated.
+        raise PydanticCustomError("credentials", "expected the name of an environment variable that holds the key")
+    return name
+
+
 EngineUrl = Annotated[str, AfterValidator(_engine_root)]
 """The root of an engine; a path before it, as of a proxy, is kept."""
 
@@ -92,9 +99,8 @@ class EngineConfig(Section):
     affinity: bool = Field(
         default=False, description="Keep a rollout on one engine, for its prefix cache; nothing depends on it."
     )
-    api_key_env: str | None = Field(
+    api_key_env: Annotated[str, AfterValidator(_variable_name)] | None = Field(
         default=None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="Name of the environment variable with the engines' API key; the key itself is never written.",
     )
     multimodal: Multimodal = Field(

@@ -21,7 +21,7 @@ def engine_client(
     `geometry` is that of the model's images; none: it takes none. `observe` is told of every try.
 
     Raises:
-        ConfigurationError: the environment variable with the API key is not set.
+        ConfigurationError: the environment variable with the API key is not set, or holds none.
     """
     engine = config.engine
     return EngineClient(
@@ -39,12 +39,16 @@ def engine_client(
 
 
 def api_key(config: Config, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The engines' API key, if they have one. Raises ConfigurationError where it is not set."""
+    """The engines' API key, if they have one. Raises ConfigurationError where it is not set, or cannot be one."""
     name = config.engine.api_key_env
     if name is None:
         return None
-    if not environment.get(name):
+    # A key that was read from a file often ends with the file's last line break.
+    key = environment.get(name, "").strip()
+    if not key:
         raise ConfigurationError(
             f"engine.api_key_env names {name}, and no such environment variable is set; set it to the engines' API key."
         )
-    return environment[name]
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigurationError(f"{name} holds characters that no HTTP header carries; is it the engines' API key?")
+    return key

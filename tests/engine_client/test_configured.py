@@ -6,7 +6,7 @@ import pytest
 
 from rollout.config import load_config
 from rollout.config_source import ConfigError
-from rollout.engine.configured import engine_client
+from rollout.engine.configured import api_key, engine_client
 from rollout.errors import ConfigurationError
 
 URL = "http://127.0.0.1:8000"
@@ -22,6 +22,25 @@ def test_the_key_is_read_from_the_environment_and_never_dumped(example: Path) ->
     client = engine_client(config, [URL], None, environment={"ENGINE_KEY": "s3cret"})
     assert client._http._headers["authorization"] == "Bearer s3cret"
     assert "s3cret" not in f"{config.dump()} {config!r} {client.__dict__!r} {client._http.__dict__!r}"
+
+
+def test_a_line_break_after_the_key_is_not_part_of_it(example: Path) -> None:
+    config = load_config(example, ["engine.api_key_env=ENGINE_KEY"])
+    assert api_key(config, {"ENGINE_KEY": " s3cret\n"}) == "s3cret"
+
+
+@pytest.mark.parametrize("key", ["s3cret\nx-other: 1", "s3crét"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(example: Path, key: str) -> None:
+    config = load_config(example, ["engine.api_key_env=ENGINE_KEY"])
+    with pytest.raises(ConfigurationError, match="ENGINE_KEY") as refused:
+        api_key(config, {"ENGINE_KEY": key})
+    assert "s3cr" not in str(refused.value)
+
+
+def test_the_key_in_the_place_of_its_variable_is_refused_and_not_repeated(example: Path) -> None:
+    with pytest.raises(ConfigError, match="the name of an environment variable") as refused:
+        load_config(example, ["engine.api_key_env=sk-s3cret"])
+    assert "s3cret" not in str(refused.value)
 
 
 def test_a_variable_that_is_not_set_is_named(example: Path) -> None:
