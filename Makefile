@@ -37,5 +37,5 @@ verify:
 	@ROLLOUT_TESTS=full bash .ci/run
 
 clean:
-	rm -rf $(VENV) .venv-vllm runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .venv-torch runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
     <rollout>.<n>            attempt n was begun; created exclusively, so that no two attempts share a number
     <rollout>.<n>.returned   its worker gave it back unfinished, on purpose: it does not count against `max_attempts`
+    <rollout>.<n>.failed     the infrastructure failed it, and its worker lived to tell
     <rollout>.done           the rollout's finished record was accepted; a link to the claim, which tells the outcome
 
 It is a directory, and not a record on the tasks queue, because the run's directory is shared by all workers of a run
@@ -40,6 +41,14 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Past:
+    """What became of a rollout so far: `spent` attempts count; of `unheard` ones the workers were not heard again."""
+
+    spent: int
+    unheard: int
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a rollout ended, for summaries; the truth about it is on the trajectories queue."""
 
@@ -70,25 +79,29 @@ class Claims:
         """Whether its finished record was accepted."""
         return self._path(rollout, "done").exists()
 
-    def spent(self, rollout: str) -> int:
-        """How many attempts were begun that count."""
-        return sum(not returned for returned in self._begun(rollout))
+    def past(self, rollout: str) -> Past:
+        """What became of the attempts that were begun."""
+        ends = list(self._ends(rollout))
+        return Past(len(ends) - ends.count("returned"), ends.count(None))
 
     def begin(self, rollout: str) -> Claim:
         """Claim the next attempt, durably."""
         while True:
-            begun = list(self._begun(rollout))
-            number = len(begun) + 1
+            ends = list(self._ends(rollout))
+            number = len(ends) + 1
             try:
                 self._create(self._path(rollout, str(number)))
             except FileExistsError:
                 continue  # somebody claimed that number a moment ago
-            return Claim(rollout, number, begun.count(False) + 1)
+            return Claim(rollout, number, number - ends.count("returned"))
 
     def hand_back(self, claim: Claim) -> None:
         """Say that the attempt was given up on purpose, and that its failure says nothing about the rollout."""
-        with suppress(FileExistsError):
-            self._create(self._path(claim.rollout, f"{claim.number}.returned"))
+        self._end(claim, "returned")
+
+    def fail(self, claim: Claim) -> None:
+        """Say that the infrastructure failed the attempt, and that it is not what killed its worker."""
+        self._end(claim, "failed")
 
     def finish(self, outcome: Outcome) -> None:
         """Record the outcome; the first one stays. To be called once the finished record is accepted."""
@@ -121,12 +134,17 @@ class Claims:
                 yield _read(Path(entry.path))
                 seen.add(entry.name)
 
-    def _begun(self, rollout: str) -> Iterator[bool]:
-        """For each attempt that was begun, whether it was given back."""
+    def _ends(self, rollout: str) -> Iterator[str | None]:
+        """For each attempt that was begun, what was said of its end."""
         number = 1
         while self._path(rollout, str(number)).exists():
-            yield self._path(rollout, f"{number}.returned").exists()
+            said = (end for end in ("returned", "failed") if self._path(rollout, f"{number}.{end}").exists())
+            yield next(said, None)
             number += 1
+
+    def _end(self, claim: Claim, end: str) -> None:
+        with suppress(FileExistsError):
+            self._create(self._path(claim.rollout, f"{claim.number}.{end}"))
 
     def _create(self, path: Path) -> None:
         try:

@@ -19,6 +19,7 @@ from rollout.config import Config
 from rollout.deadlines import Deadlines
 from rollout.environments.base import Environment
 from rollout.errors import RolloutError
+from rollout.seclusion import Seclusion
 from rollout.session import Policy
 from rollout.tasks import RolloutOrder, TaskError, decode_order
 from transports import Delivery, Queue, QueueError, StaleLease
@@ -87,9 +88,8 @@ class Worker:
         self._failures_in_a_row = 0
         self._accepting = anyio.CancelScope()
         self._slots = anyio.Semaphore(config.worker.concurrency)
-        # An attempt that is a rollout's last is not played beside another such: if one of them is what kills workers,
-        # it alone is out of attempts, and none of those that merely were there each time.
-        self._last_chance = anyio.Lock()
+        # If what kills workers is one of those in flight, then it alone is out of attempts, and none that was there.
+        self._seclusion = Seclusion()
         self._deadlines = Deadlines(claims, config.policy, config.worker.turn_timeout)
 
     async def run(self) -> None:
@@ -168,20 +168,17 @@ class Worker:
         """Attempt it until it has its one finished record."""
         if await anyio.to_thread.run_sync(self._claims.is_done, order.rollout):
             return
-        spent = await anyio.to_thread.run_sync(self._claims.spent, order.rollout)
         while True:
-            if spent == self._config.worker.max_attempts - 1 > 0:
-                async with self._last_chance:
-                    spent = await self._attempt(order)
-            else:
-                spent = await self._attempt(order)
-            if not spent:
-                return
+            past = await anyio.to_thread.run_sync(self._claims.past, order.rollout)
+            last = past.spent == self._config.worker.max_attempts - 1
+            async with self._seclusion.alone() if last and past.unheard else self._seclusion.together():
+                if await self._attempt(order):
+                    return
             self.counters.retries += 1
             await anyio.sleep(_RETRY_PAUSE)
 
-    async def _attempt(self, order: RolloutOrder) -> int:
-        """Play one attempt. Return 0 once the rollout is done, else how many attempts are spent."""
+    async def _attempt(self, order: RolloutOrder) -> bool:
+        """Play one attempt; whether the rollout is done."""
         with anyio.CancelScope(shield=True):  # a claim that was made is played, or handed back
             claim = await anyio.to_thread.run_sync(self._claims.begin, order.rollout)
         self.learn_version(order.policy_version)
@@ -197,12 +194,13 @@ class Worker:
             await self._hand_back(claim)
             raise
         if attempt.stream.final is None:
-            return claim.spent
+            await anyio.to_thread.run_sync(self._claims.fail, claim)
+            return False
         self.counters.add(attempt)
         outcome = _outcome(attempt)
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._claims.finish, outcome)
-        return 0
+        return True
 
     async def _play(self, attempt: Attempt, claim: Claim) -> None:
         limit = self._config.worker.max_attempts
@@ -260,8 +258,8 @@ def _outcome(attempt: Attempt) -> Outcome:
     )
 
 
-def _told_of(error: BaseException) -> str:
+def _told_of(error: BaseException) -> str | None:
     """Its traceback, from the environment's own frames on, and of what is endless the end."""
-    trace = error.__traceback__
-    below = trace.tb_next if trace is not None else None
-    return "".join(traceback.format_exception(type(error), error, below))[-_TRACEBACK_LIMIT:]
+    if error.__traceback__ is None:
+        return None
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__.tb_next))[-_TRACEBACK_LIMIT:]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.claims import Claims, ClaimsError, Outcome
+from rollout.claims import Claims, ClaimsError, Outcome, Past
 
 
 def outcome(rollout: str, attempt: int, reward: float = 1.0) -> Outcome:
@@ -19,8 +19,8 @@ def test_attempts_are_numbered_in_turn(tmp_path: Path) -> None:
     claims = Claims(tmp_path)
     numbers = [claims.begin("r").number for _ in range(3)]
     assert numbers == [1, 2, 3]
-    assert claims.spent("r") == 3
-    assert claims.spent("another") == 0
+    assert claims.past("r") == Past(spent=3, unheard=3)
+    assert claims.past("another") == Past(0, 0)
 
 
 def test_an_attempt_that_was_handed_back_keeps_its_number_and_is_not_counted(tmp_path: Path) -> None:
@@ -30,6 +30,16 @@ def test_an_attempt_that_was_handed_back_keeps_its_number_and_is_not_counted(tmp
     claims.hand_back(first)
     second = claims.begin("r")
     assert (second.number, second.spent) == (2, 1)
+
+
+def test_an_attempt_that_the_infrastructure_failed_counts_and_is_not_taken_for_the_death_of_a_worker(
+    tmp_path: Path,
+) -> None:
+    claims = Claims(tmp_path)
+    claims.fail(claims.begin("r"))
+    claims.begin("r")
+    claims.hand_back(claims.begin("r"))
+    assert claims.past("r") == Past(spent=2, unheard=1)
 
 
 def test_claims_made_together_never_share_a_number(tmp_path: Path) -> None:

@@ -141,24 +141,28 @@ class ZmqQueue(Queue):
             return self._link
         async with self._linking:
             if self._link is None:
-                self._link = await (self._find_consuming() if consuming else self._find_producing())
+                self._link = await self._find(consuming=consuming)
         return self._link
 
-    async def _find_consuming(self) -> Link:
-        return await self._serve() or await self._join(PATIENCE_SECONDS)
-
-    async def _find_producing(self) -> Link:
-        """Who only puts serves as a last resort: a hub is best where the records are wanted, and lives as long."""
+    async def _find(self, *, consuming: bool) -> Link:
+        """Serve, or join whoever does. Who only puts serves as a last resort: a hub is best where the records are
+        wanted, and lives as long."""
         if not self._zmq.serve:
             return await self._join(PATIENCE_SECONDS)
-        try:
-            return await self._join(_DEFERENCE_SECONDS)
-        except QueueStorageError:
-            return await self._find_consuming()
+        deadline, patience = time.monotonic() + PATIENCE_SECONDS, _DEFERENCE_SECONDS
+        may_serve = consuming
+        while True:
+            if may_serve and (link := await self._serve()) is not None:
+                return link
+            try:
+                return await self._join(patience)
+            except QueueStorageError:
+                # In turns, because a hub that is closing, or dies now, has the address and answers nobody.
+                if (left := deadline - time.monotonic()) <= 0:
+                    raise
+            may_serve, patience = True, min(2 * patience, left)
 
     async def _serve(self) -> Link | None:
-        if not self._zmq.serve:
-            return None
         options, partitions = self._zmq, self._zmq.partitions or 1
         try:
             host = (await asyncio.get_running_loop().getaddrinfo(self._host, None, family=socket.AF_INET))[0][4][0]

@@ -190,6 +190,42 @@ def embedded(
     serve_embedded(settings, port=port)
 
 
+@serve.command("transformers")
+def network(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of a checkpoint.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="The name under which it is served; else MODEL's last part.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    allow: Annotated[list[Path] | None, typer.Option(help="Directory that file:// images may come from.")] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=16, help="Longest prompt and completion together, in tokens; else MODEL's own.")
+    ] = None,
+    weight_version: Annotated[str, typer.Option(help="What the weights are called until they are replaced.")] = "0",
+    device: Annotated[str, typer.Option(help="Where torch computes, as it names it.")] = "cpu",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="What torch computes in.")
+    ] = "float32",
+    debug: Debug = False,
+) -> None:
+    """Serve MODEL, a Qwen3-VL or Qwen2.5-VL, by torch and transformers alone: for laptops, tests and small runs.
+
+    It speaks vLLM's POST /inference/v1/generate strictly, batches requests, and takes new weights like vLLM with
+    VLLM_SERVER_DEV_MODE=1: POST /pause, /collective_rpc, /update_weight_version, /resume. Needs the extra `trainer`.
+    """
+    from rollout.cli.serve import serve_network
+    from rollout.serving.network.settings import NetworkSettings
+
+    settings = NetworkSettings(
+        model_dir=model,
+        model_name=name,
+        max_model_len=max_model_len,
+        weight_version=weight_version,
+        allowed_directories=tuple(allow or ()),
+        device=device,
+        dtype=dtype,
+    )
+    serve_network(settings, port=port)
+
+
 @serve.command()
 def vllm(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory or name of the model.", show_default=False)],

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from rollout.serving.embedded import EmbeddedSettings
+from rollout.serving.network.settings import NetworkSettings
 from rollout.serving.vllm import VllmFailed, VllmServer, VllmSettings
+from rollout.trainer.image_processors import import_extra
 
 _START_TIMEOUT = 1800.0
 """A large checkpoint may have to be downloaded first."""
@@ -29,6 +31,27 @@ def serve_embedded(settings: EmbeddedSettings, *, port: int) -> None:
         sys.stdout.flush()
 
     serve(EmbeddedServer(settings, port=port), announce)
+
+
+def serve_network(settings: NetworkSettings, *, port: int) -> None:
+    """Serve until SIGINT or SIGTERM. Raises ConfigurationError where torch or transformers is missing."""
+    for extra in ("torch", "transformers"):
+        import_extra(extra)
+    from rollout.serving.network.engine import NetworkEngine
+    from rollout.serving.server import EngineServer, serve
+
+    engine = NetworkEngine(settings)
+
+    def announce(url: str) -> None:
+        sys.stdout.write(
+            f"serving {engine.card.name} at {url}\n"
+            "in the YAML:\n"
+            f"  model: {{name: {engine.card.name}, path: {settings.model_dir.resolve()}}}\n"
+            f"  engine: {{urls: [{url}]}}\n"
+        )
+        sys.stdout.flush()
+
+    serve(EngineServer(engine, weight_version=settings.weight_version, port=port), announce)
 
 
 def serve_vllm(settings: VllmSettings) -> int:

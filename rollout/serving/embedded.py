@@ -9,10 +9,7 @@ decoded, prompts expanded, tokens sampled at a temperature, limits kept, version
 
 import asyncio
 import functools
-import hashlib
-import random
 import time
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +21,7 @@ from rollout.serving.gate import Gate
 from rollout.serving.intake import Intake
 from rollout.serving.policies import Slot, load_policy
 from rollout.serving.protocol import GenerateRequest, RequestRefused
-from rollout.serving.sampling import PolicyFault, certain, sample
+from rollout.serving.sampling import PolicyFault, certain, draw_for, sample
 from rollout.serving.server import EngineServer
 
 TINY_MODEL = Path(__file__).parent / "tiny_qwen3_vl"
@@ -80,7 +77,7 @@ class ScriptedEngine:
         text = self._intake.tokenizer.decode(request.token_ids)
         slots = self._ask(text, [np.asarray(image) for image in taken.images])
         try:
-            tokens = sample(slots, request.sampling_params.temperature, _draw(request), self._encode)
+            tokens = sample(slots, request.sampling_params.temperature, draw_for(request), self._encode)
         except PolicyFault as fault:
             raise self._policy_failed(str(fault)) from fault
         whole = (*tokens, certain(self._intake.end))
@@ -132,17 +129,3 @@ class EmbeddedServer(EngineServer):
 
     def __init__(self, settings: EmbeddedSettings, *, port: int = 0) -> None:
         super().__init__(ScriptedEngine(settings), weight_version=settings.weight_version, port=port)
-
-
-def _draw(request: GenerateRequest) -> random.Random:
-    """The randomness of one answer; a seed makes it a function of the request, and of nothing else.
-
-    The prompt enters too: were it the seed alone, all turns of a rollout that sends one seed would err together.
-    """
-    seed = request.sampling_params.seed
-    if seed is None:
-        return random.Random()  # noqa: S311 - sampling, not a secret
-    digest = hashlib.sha256(f"{seed}".encode())
-    digest.update(array("Q", request.token_ids))
-    digest.update("".join(part.uuid for part in request.content_parts or ()).encode())
-    return random.Random(digest.digest())  # noqa: S311 - reproducible, not secret

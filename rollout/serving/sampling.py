@@ -6,14 +6,17 @@ candidates that go on with it among those that are still possible. The product o
 candidate's probability. All sums are over logarithms, so that no temperature makes a log-prob infinite.
 """
 
+import hashlib
 import math
 import random
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from rollout.serving.engine import SampledToken
 from rollout.serving.policies import Slot
+from rollout.serving.protocol import GenerateRequest
 
 # As in vLLM, below this the sampler is greedy.
 GREEDY_BELOW = 1e-5
@@ -47,6 +50,20 @@ def sample(
 def certain(token_id: int) -> SampledToken:
     """A token that nothing else was possible for."""
     return SampledToken(token_id, 0.0, 1, ((token_id, 0.0),))
+
+
+def draw_for(request: GenerateRequest) -> random.Random:
+    """The randomness of one answer; a seed makes it a function of the request, and of nothing else.
+
+    The prompt enters too: were it the seed alone, all turns of a rollout that sends one seed would err together.
+    """
+    seed = request.sampling_params.seed
+    if seed is None:
+        return random.Random()  # noqa: S311 - sampling, not a secret
+    digest = hashlib.sha256(f"{seed}".encode())
+    digest.update(array("Q", request.token_ids))
+    digest.update("".join(part.uuid for part in request.content_parts or ()).encode())
+    return random.Random(digest.digest())  # noqa: S311 - reproducible, not secret
 
 
 def _sample_slot(

@@ -60,6 +60,17 @@ def test_one_rollout_that_misbehaves_fails_alone_and_is_named(world: World) -> N
     print(f"\n{len(expected)} of {len(does)} rollouts misbehaved, each failed alone; {report['deaths']} workers died")
 
 
+def test_those_that_were_there_when_workers_died_are_not_failed_for_it(world: World) -> None:
+    settings = {"tasks.does": "[dies,behaves,behaves,behaves]", "tasks.count": 16, "tasks.group_size": 1}
+    launched = world.launch(MISBEHAVING, {**settings, "worker.restarts": 50}, "--workers=2")
+    out, err = launched.process.communicate(timeout=120)
+    assert launched.process.returncode == 0, err[-3000:]
+    report = json.loads(out)
+    print(f"\n4 of 16 rollouts killed {report['deaths']} workers: {report['status']}")
+    assert report["status"] == {"ok": 12, "failed": 4}
+    assert report["deaths"] <= 4 * 3
+
+
 def test_a_blocked_event_loop_is_not_a_dead_worker(world: World) -> None:
     launched = world.launch(
         MISBEHAVING,

@@ -49,6 +49,20 @@ async def test_a_hub_that_is_started_anew_gets_everything_that_is_not_settled_at
             assert (await producer.stats()).backlog_records == 0
 
 
+async def test_an_address_whose_owner_answers_nobody_is_served_as_soon_as_it_is_free() -> None:
+    with socket.socket() as closing:
+        closing.bind(("127.0.0.1", 0))
+        closing.listen()
+        url = f"zmq://127.0.0.1:{closing.getsockname()[1]}"
+        consumer = open_queue(url)
+        receiving = asyncio.create_task(consumer.receive(timeout=20))
+        await asyncio.sleep(0.05)
+        assert not receiving.done()
+    async with consumer, open_queue(f"{url}?serve=false") as producer:
+        await producer.put((b"0",), key="k")
+        assert number(await receiving) == 0
+
+
 async def test_a_delivery_of_a_hub_that_is_gone_cannot_be_acked() -> None:
     url = free_address()
     first = open_queue(url)

@@ -5,6 +5,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from rollout.claims import Past
 from rollout.config import Config
 from rollout.engine.errors import EngineUnreachable
 from rollout.environments.base import Model, Score, Task
@@ -89,27 +90,31 @@ async def test_a_rollout_whose_workers_died_too_often_is_failed_unplayed(
     assert Scripted.made == 0
 
 
-async def test_last_attempts_are_not_played_beside_each_other(config: Config, policy: Policy, tmp_path: Path) -> None:
-    at_once = most = 0
+async def test_what_may_have_killed_two_workers_is_played_alone(config: Config, policy: Policy, tmp_path: Path) -> None:
+    suspects, company = {"0", "1"}, set[str]()
+    beside: dict[str, set[str]] = {}
 
     async def counted(task: Task, model: Model) -> Score:
-        nonlocal at_once, most
-        at_once += 1
-        most = max(most, at_once)
+        company.add(task.id)
+        for other in company:
+            beside.setdefault(other, set()).update(company - {other})
         await anyio.sleep(0.02)
-        at_once -= 1
+        company.remove(task.id)
         return await well(task, model)
 
     async with stage(config, policy, tmp_path, counted) as at, anyio.create_task_group() as group:
-        for index in range(5):
-            at.claims.begin(f"{index}.0")
-            at.claims.begin(f"{index}.0")
+        for rollout in ("0.0", "1.0", "2.0"):
+            for _ in range(2):
+                claim = at.claims.begin(rollout)
+                if rollout == "2.0":
+                    at.claims.fail(claim)
         group.start_soon(at.worker.run)
-        await at.order(5)
-        ended = await at.ended(5)
+        await at.order(6)
+        ended = await at.ended(6)
         at.worker.drain()
     assert {trajectory.status for trajectory in ended.values()} == {"ok"}
-    assert most == 1
+    assert {task for task, others in beside.items() if others} == {"2", "3", "4", "5"}
+    assert not any(others & suspects for others in beside.values())
 
 
 async def test_a_rollout_that_is_done_is_only_acked(config: Config, policy: Policy, tmp_path: Path) -> None:
@@ -137,7 +142,7 @@ async def test_failures_in_a_row_halt_the_worker_and_burn_no_attempt(
         assert (await at.tasks.stats()).backlog_records == 4
         assert at.worker.counters.finished == 0
         # The one that halted it was handed back; the one before it was a failure as any other.
-        assert at.claims.spent("0.0") == 1
+        assert at.claims.past("0.0") == Past(spent=1, unheard=0)
 
 
 async def test_a_drained_worker_finishes_what_it_began_and_takes_nothing_more(
@@ -177,7 +182,7 @@ async def test_what_a_cancelled_worker_had_begun_is_handed_back(config: Config, 
             group.start_soon(at.worker.run)
             await began.wait()
             group.cancel_scope.cancel()
-        assert at.claims.spent("0.0") == 0
+        assert at.claims.past("0.0") == Past(0, 0)
         assert at.claims.begin("0.0").number == 2
         assert (await at.tasks.stats()).backlog_records == 1
         await at.worker.abandon()

@@ -1,0 +1,34 @@
+"""What a network engine is told; importing this needs neither torch nor transformers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rollout.trainer.image_processors import Backend
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """One engine.
+
+    Attributes:
+        model_dir: a checkpoint of Qwen3-VL or Qwen2.5-VL.
+        model_name: the name that requests have to ask for; none: the directory's.
+        max_model_len: the longest prompt and answer together, in expanded tokens; none: what the checkpoint allows.
+        weight_version: what the checkpoint's weights are called.
+        allowed_directories: where `file://` images may be read from.
+        device: torch's name of it.
+        dtype: what weights and activations are.
+        backend: what resizes images; a trainer must use the same.
+    """
+
+    model_dir: Path
+    model_name: str | None = None
+    max_model_len: int | None = None
+    weight_version: str = "0"
+    allowed_directories: tuple[Path, ...] = ()
+    device: str = "cpu"
+    dtype: Dtype = "float32"
+    backend: Backend = "pil"

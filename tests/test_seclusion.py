@@ -1,0 +1,53 @@
+"""Seclusion: any number together, or one alone."""
+
+from functools import partial
+
+import anyio
+
+from rollout.seclusion import Seclusion
+
+
+class Room:
+    """Who is in it, and who was there with whom."""
+
+    def __init__(self) -> None:
+        self.seclusion = Seclusion()
+        self.inside: list[str] = []
+        self.seen: dict[str, int] = {}
+
+    async def stay(self, name: str, *, alone: bool = False) -> None:
+        async with self.seclusion.alone() if alone else self.seclusion.together():
+            self.inside.append(name)
+            for there in self.inside:
+                self.seen[there] = max(self.seen.get(there, 0), len(self.inside))
+            await anyio.sleep(0.01)
+            self.inside.remove(name)
+
+
+async def test_some_are_together_and_some_alone() -> None:
+    room = Room()
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            for number in range(5):
+                group.start_soon(room.stay, f"together {number}")
+            for number in range(3):
+                group.start_soon(partial(room.stay, f"alone {number}", alone=True))
+            for number in range(5, 9):
+                group.start_soon(room.stay, f"together {number}")
+    assert {seen for name, seen in room.seen.items() if name.startswith("alone")} == {1}
+    assert max(room.seen.values()) > 3
+    assert len(room.seen) == 12
+
+
+async def test_whoever_gives_up_waiting_holds_nobody_up() -> None:
+    room = Room()
+    with anyio.fail_after(20):
+        async with room.seclusion.together():
+            with anyio.move_on_after(0.05):
+                await room.stay("alone", alone=True)
+            await room.stay("together")
+        async with room.seclusion.alone():
+            with anyio.move_on_after(0.05):
+                await room.stay("too late")
+        await room.stay("alone", alone=True)
+    assert room.seen == {"together": 1, "alone": 1}
