@@ -8,12 +8,14 @@
         if time_to_save:
             save(weights, reader=dataset.state_dict())    # what was trained, not what was read ahead
             dataset.commit()
+    dataset.close()                                       # the loader's processes give their partitions back
 
 A loader reads ahead, so what was read is not what was trained. Each portion therefore brings the state of its reader
 as it is once that portion is trained; the readers of a loader's processes lease disjoint partitions, as ranks do.
 With `in_order` the loader would wait for each process in turn, also for one whose partitions have nothing.
 """
 
+import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,6 +90,7 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
         # What this process tells those of a loader: per process the last state that is stored, and the version.
         self._committed = _shared(_PROCESSES)
         self._version = _shared(1)
+        self._closed = _shared(1)
 
     def trained(self, portion: Portion[T]) -> None:
         """The next state contains this portion, and those that came before it from the same process."""
@@ -108,6 +111,14 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
         for process, receipt in self._saved.items():
             self._committed[process] = receipt.number
 
+    def close(self) -> None:
+        """Nothing more is wanted: whoever reads stops within half a second, and its partitions are free.
+
+        Without it torch waits five seconds for each of a loader's processes that waits for records, and ends it then;
+        its partitions are free once the lease has run out.
+        """
+        self._closed[0] = 1
+
     @property
     def version(self) -> int | None:
         """The trainer's version of the policy; set it after each update, so that staleness is known and bounded."""
@@ -119,7 +130,7 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
         self._version[0] = version
 
     def __iter__(self) -> Iterator[Portion[T]]:
-        """Until the queue ends, which only a replayed one does.
+        """Until the queue ends, which only a replayed one does, or the dataset is closed.
 
         Raises:
             NothingArrived: no whole group came within the time-out.
@@ -143,11 +154,13 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
                         yield Portion(batch, Receipt(process, base + state["number"], state))
 
     def _read(self, reader: BlockingReader, committer: "_Committer") -> list[Group]:
-        """The next groups; fewer, or none, where the queue has ended."""
+        """The next groups; none where nobody wants any, and fewer, or none, where the queue has ended."""
         groups: list[Group] = []
         deadline = time.monotonic() + self._timeout
         while len(groups) < self._groups_per_batch and not reader.ended:
             committer.raise_failure()
+            if self._unwanted():
+                return []
             reader.version = self.version
             if (group := reader.receive_group(timeout=_POLL)) is not None:
                 groups.append(group)
@@ -158,6 +171,12 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
                     "run, or raise the dataset's timeout."
                 )
         return groups
+
+    def _unwanted(self) -> bool:
+        """Also where the training process was killed: one of its loader's would go on to renew its leases."""
+        trainer = multiprocessing.parent_process()
+        orphaned = get_worker_info() is not None and trainer is not None and not trainer.is_alive()
+        return orphaned or int(self._closed[0]) != _NOTHING
 
     def _state(self) -> dict[str, Any]:
         loaded = [] if self._loaded is None else [self._loaded]

@@ -21,7 +21,8 @@ from tests.services.redis_server import RedisServer
 from transports import Queue, open_queue
 
 SERVICES = os.environ.get("ROLLOUT_SERVICES") == "1"
-KILLS = 50 if os.environ.get("ROLLOUT_TESTS") == "full" else 8
+KILLS = 200 if os.environ.get("ROLLOUT_TESTS") == "full" else 50
+IN_EACH_WINDOW = 10
 GROUP_SIZE = 2
 PATIENCE = 60.0
 
@@ -172,7 +173,7 @@ if SERVICES:
 
 
 async def kill_one(trainers: Trainers) -> None:
-    """A third of the deaths each: before the checkpoint, between checkpoint and ack, and wherever it may be."""
+    """A third of the deaths each: between step and checkpoint, between checkpoint and ack, and wherever it may be."""
     chance = trainers.feed.chance
     kills: Counter[str] = Counter()
     async with open_queue(trainers.url) as queue:
@@ -188,6 +189,7 @@ async def kill_one(trainers: Trainers) -> None:
             kills[moment] += 1
         await trainers.finish(queue)
         assert (await queue.stats()).backlog_records == 0
+    assert min(kills["stepped"], kills["saved"]) >= IN_EACH_WINDOW
     trainers.report(kills)
 
 
@@ -198,7 +200,7 @@ async def kill_one_of_two(trainers: Trainers) -> None:
     trainers.world_size = 2
     async with open_queue(trainers.url) as queue:
         steady = trainers.start(0)
-        for number in range(max(2, KILLS // 5)):
+        for number in range(KILLS // 5):
             moment = ("stepped", "saved")[number % 2]
             pid = trainers.start(1, die_at=moment, die_after=chance.randrange(3))
             assert await trainers.feed_while_alive(pid, queue)

@@ -1,5 +1,8 @@
 """The dataset under a `DataLoader`: every trajectory is trained once, however far the loader reads ahead."""
 
+import select
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -73,7 +76,9 @@ def test_what_was_read_ahead_and_not_trained_comes_again_after_a_restart(url: st
 
     resumed = TrajectoryDataset(url, batch_of)
     resumed.load_state_dict(state)
-    trained += islice(loader_of(resumed, second), GROUPS - 5)
+    rest = loader_of(resumed, second)
+    trained += islice(rest, GROUPS - 5)
+    resumed.close()
     assert sorted(rollouts_of(trained)) == NAMES
 
 
@@ -89,6 +94,31 @@ def test_a_commit_is_acked_while_the_loader_waits(url: str, workers: int) -> Non
     while (left := stats_of(url).backlog_records) != 2 * 2 * 5 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert left == 2 * 2 * 5
+    dataset.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_closed_dataset_ends_and_gives_its_partitions_back(url: str, workers: int) -> None:
+    patient = url.replace("lease_time=1", "lease_time=600")
+    dataset = TrajectoryDataset(patient, batch_of)
+    portions = loader_of(dataset, workers)
+    assert len(list(islice(portions, GROUPS))) == GROUPS
+    dataset.close()
+    assert list(portions) == []
+    again = TrajectoryDataset(patient, batch_of)
+    assert sorted(rollouts_of(list(islice(loader_of(again, 0), GROUPS)))) == NAMES
+
+
+def test_the_processes_of_a_loader_do_not_outlive_a_trainer_that_was_killed(url: str) -> None:
+    script = Path(__file__).with_name("loading_trainer.py")
+    command = [sys.executable, str(script), url, str(GROUPS)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None
+        assert trainer.stdout.readline() == "waiting\n"
+        trainer.kill()
+        # The pipe is theirs too, and ends with the last of them.
+        assert select.select([trainer.stdout], [], [], 60)[0]
+        assert trainer.stdout.read() == ""
 
 
 def test_a_second_pass_in_the_same_process_goes_on_from_what_was_trained(url: str) -> None:
