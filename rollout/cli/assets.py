@@ -1,18 +1,22 @@
 """`rollout assets`: the images of a run on disk: how many, whether they are still themselves, and what may go."""
 
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import quote
 
 import anyio
 import orjson
+import yaml
 from rich.console import Console
 from rich.markup import escape
 
+from rollout.cli.queue import visited
 from rollout.errors import RolloutError
 from rollout.images.maintenance import asset_stats, collect_garbage, verify_assets
 from rollout.rundir import RunDirectory
 from rollout.steps import RecordError, Step, decode_record
-from transports import open_queue
+from transports import Frames, QueueError
 
 
 class RecordsElsewhere(RolloutError):
@@ -54,24 +58,53 @@ def gc_command(run: Path, *, grace: float, dry_run: bool, as_json: bool) -> int:
 
 
 async def _referenced(run: RunDirectory) -> set[str]:
-    """The images that any record which is still there names, acked or not."""
-    if not (run.path / "trajectories").is_dir():
-        raise RecordsElsewhere(
-            f"{run.path} holds no trajectories: its records are in another queue, and what they refer to cannot be "
-            "known from here. Remove the run's directory as a whole once they are trained."
-        )
+    """The images that any record of the run names which is still there."""
     names: set[str] = set()
-    async with open_queue(run.url("file://{run_dir}/trajectories?replay=true", "")) as queue:
-        while (delivery := await queue.receive(timeout=0.0)) is not None:
+    for url in _queues(run):
+        async for tag, frames in _records(url):
             try:
-                record = decode_record(delivery.frames)
+                record = decode_record(frames)
             except RecordError as error:
-                raise RecordsElsewhere(
-                    f"{delivery.tag}: {error} What it refers to is unknown, so all is kept."
-                ) from error
+                raise RecordsElsewhere(f"{tag}: {error} What it refers to is unknown, so all is kept.") from error
             if isinstance(record, Step):
                 names |= {item["raw_image_id"] for item in record.images.values() if "raw_image_id" in item}
     return names
+
+
+def _queues(run: RunDirectory) -> list[str]:
+    """Where the run's records are: in its directory, and where the configurations say that were kept there."""
+    own = run.path / "trajectories"
+    found = {f"file://{quote(str(own))}"} if own.is_dir() else set()
+    for file in sorted(run.path.glob("*.yaml")):
+        try:
+            kept = yaml.safe_load(file.read_text("utf-8"))
+            url = run.url(kept["queue"]["url"], kept["run"]["name"])
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+            raise RecordsElsewhere(f"{file} does not say where its records are ({error!r}), so all is kept.") from error
+        # What a file queue keeps is read, not only what nobody has acked, whatever its URL says besides.
+        found.add(url.partition("?")[0] if url.startswith("file:") else url)
+    if not found:
+        raise RecordsElsewhere(
+            f"{run.path} holds neither trajectories nor the configuration of a run, so that what is still referred to "
+            "cannot be known. Remove the run's directory as a whole once it is trained."
+        )
+    return sorted(found)
+
+
+async def _records(url: str) -> AsyncIterator[tuple[str, Frames]]:
+    """Of a directory everything that it keeps, acked or not; of another queue what nobody has acked."""
+    try:
+        async with visited(f"{url}?replay=true" if url.startswith("file:") else url) as queue:
+            if queue.ends:
+                while (delivery := await queue.receive(timeout=0.0)) is not None:
+                    yield delivery.tag, delivery.frames
+            elif backlog := (await queue.stats()).backlog_records:
+                for record in await queue.peek(limit=backlog):
+                    yield record.tag, record.frames
+    except QueueError as error:
+        raise RecordsElsewhere(
+            f"the records of this run are in a queue that cannot be read from here, so all is kept: {error}"
+        ) from error
 
 
 def _tell(report: object, text: str, *, as_json: bool) -> None:

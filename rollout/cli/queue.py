@@ -26,7 +26,7 @@ _ACKED_AT_ONCE = 32
 
 def stats_command(url: str, *, as_json: bool) -> int:
     async def ask() -> QueueStats:
-        async with _visited(url) as queue:
+        async with visited(url) as queue:
             return await queue.stats()
 
     stats = anyio.run(ask)
@@ -45,7 +45,7 @@ def stats_command(url: str, *, as_json: bool) -> int:
 
 def peek_command(url: str, *, limit: int, full: bool, as_json: bool) -> int:
     async def ask() -> Sequence[Peeked]:
-        async with _visited(url) as queue:
+        async with visited(url) as queue:
             return await queue.peek(limit=limit)
 
     found = anyio.run(ask)
@@ -62,7 +62,7 @@ def peek_command(url: str, *, limit: int, full: bool, as_json: bool) -> int:
 
 def dead_command(url: str, *, limit: int, as_json: bool) -> int:
     async def ask() -> tuple[list[dict[str, Any]], int]:
-        async with _visited(url) as queue:
+        async with visited(url) as queue:
             letters = [
                 {
                     "reason": printable(letter.reason),
@@ -94,7 +94,7 @@ def dead_command(url: str, *, limit: int, as_json: bool) -> int:
 
 def requeue_command(url: str, *, limit: int | None, as_json: bool) -> int:
     async def requeue() -> tuple[int, int]:
-        async with _visited(url) as queue:
+        async with visited(url) as queue:
             # Those there are now: what is rejected again meanwhile is not put back for ever.
             wanted = (await queue.stats()).dead_letters if limit is None else limit
             done = await queue.requeue(limit=wanted)
@@ -125,7 +125,7 @@ def _confirm(url: str) -> None:
         raise typer.BadParameter("draining throws records away; say --yes where nobody can be asked.")
 
     async def ask() -> tuple[str, QueueStats]:
-        async with _visited(url) as queue:
+        async with visited(url) as queue:
             return queue.url, await queue.stats()
 
     shown, stats = anyio.run(ask)
@@ -135,7 +135,7 @@ def _confirm(url: str) -> None:
 
 async def _drain(url: str, lease: Lease, wait: float) -> tuple[int, int]:
     """How many were removed and how many are left. Takes no more than there were, or it might never end."""
-    async with _visited(url, lease) as queue:
+    async with visited(url, lease) as queue:
         there, drained = (await queue.stats()).backlog_records, 0
         while drained < there and (batch := await _receive(queue, min(_ACKED_AT_ONCE, there - drained), wait)):
             await queue.ack(batch)
@@ -151,7 +151,7 @@ async def _receive(queue: Queue, most: int, wait: float) -> list[Delivery]:
     return batch
 
 
-def _visited(url: str, lease: Lease = "partition") -> Queue:
+def visited(url: str, lease: Lease = "partition") -> Queue:
     """A handle of somebody who looks in: it must not bring about the queue that it was to find."""
     parts = split_url(url)
     if parts.scheme == "memory":

@@ -52,7 +52,7 @@ class ReaderSettings:
     unfinished_timeout: float = 7200.0
     """Seconds without a record after which an unfinished attempt is given up."""
     memory_limit: int = 1 << 30
-    """Bytes of steps that are kept in memory; beyond it they go to the disk."""
+    """Bytes that steps may take in memory, records and what they were decoded to; beyond it they go to the disk."""
     spill_directory: Path | None = None
     """Where they go; None: the system's place for temporary files."""
     groups: GroupPolicy = field(default_factory=GroupPolicy)

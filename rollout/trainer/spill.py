@@ -15,15 +15,21 @@ from rollout.trainer.errors import SpillError
 from transports import Frames
 
 _FILE_BYTES = 64 << 20
+_DECODED_BYTES = 5 << 10
+"""What a decoded step takes besides its arrays, which take what its frames do."""
 
 
 @dataclass(slots=True, eq=False)
 class HeldStep:
-    """One step: its frames and what they say, or where its frames lie."""
+    """One step of so many bytes on the wire: its frames and what they say, or where its frames lie."""
 
     nbytes: int
     content: tuple[Frames, Step] | None
     place: "_Place | None" = None
+
+    @property
+    def bytes_in_memory(self) -> int:
+        return 2 * self.nbytes + _DECODED_BYTES
 
 
 @dataclass(slots=True, eq=False)
@@ -42,9 +48,10 @@ class _Place:
 
 @dataclass(slots=True)
 class StepStore:
-    """Holds steps. `memory_limit` is in bytes of their frames."""
+    """Holds steps."""
 
     memory_limit: int
+    """Bytes that steps may take here, their frames and what these were decoded to."""
     directory: Path | None = None
     """Where the files are made; None: the system's place for temporary files."""
     in_memory: int = 0
@@ -57,7 +64,7 @@ class StepStore:
         nbytes = sum(memoryview(frame).nbytes for frame in frames)
         held = HeldStep(nbytes, (frames, step))
         self._held[held] = None
-        self.in_memory += nbytes
+        self.in_memory += held.bytes_in_memory
         while self.in_memory > self.memory_limit:
             self._spill(next(iter(self._held)))
         return held
@@ -75,7 +82,7 @@ class StepStore:
         """Nobody needs it any more."""
         if held.place is None:
             del self._held[held]
-            self.in_memory -= held.nbytes
+            self.in_memory -= held.bytes_in_memory
             return
         self.on_disk -= held.nbytes
         held.place.file.wanted -= 1
@@ -104,7 +111,7 @@ class StepStore:
         into.size += held.nbytes
         into.wanted += 1
         del self._held[held]
-        self.in_memory -= held.nbytes
+        self.in_memory -= held.bytes_in_memory
         self.on_disk += held.nbytes
 
     def _file(self) -> _File:

@@ -2,13 +2,20 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+import yaml
 
 from rollout.images.maintenance import hold_run
+from rollout.trainer.testing import put_all, scripted_rollout
 from tests.cli.in_process import rollout
+from transports import open_queue
+
+REFERRED_TO = "0" * 64 + ".png"
 
 
 def report(*arguments: str, code: int = 0) -> Any:
@@ -65,8 +72,53 @@ def test_gc_is_refused_while_the_run_is_held(run_dir: Path) -> None:
     assert "is held" in result.stderr
 
 
-def test_gc_is_refused_where_the_records_are_elsewhere(tmp_path: Path) -> None:
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Callable[[str], Path]:
+    """A run with two images, whose configuration names another queue."""
+
+    def make(url: str) -> Path:
+        images = tmp_path / "run" / "assets" / "images"
+        images.mkdir(parents=True)
+        for name in (REFERRED_TO, "f" * 64 + ".png"):
+            (images / name).touch()
+        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"queue": {"url": url}, "run": {"name": "env"}}))
+        return tmp_path / "run"
+
+    return make
+
+
+def test_gc_keeps_what_records_in_another_directory_refer_to(tmp_path: Path, elsewhere: Callable[[str], Path]) -> None:
+    url = f"file://{tmp_path}/queues/env?partitions=2"
+
+    async def record() -> None:
+        async with open_queue(url) as queue:
+            await put_all(queue, await scripted_rollout(turns=1, image_tokens=4))
+
+    anyio.run(record)
+    run = elsewhere(url.replace("env", "{environment}"))
+    assert report("gc", str(run), "--grace", "0")["removed"] == ["f" * 64 + ".png"]
+    assert (run / "assets" / "images" / REFERRED_TO).exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("memory://gone", "cannot be read from here"),
+        ("file:///nowhere/at/all", "nowhere"),
+    ],
+)
+def test_gc_is_refused_where_the_records_cannot_be_read(
+    elsewhere: Callable[[str], Path], url: str, complaint: str
+) -> None:
+    run = elsewhere(url)
+    result = rollout("assets", "gc", str(run), "--grace", "0")
+    assert result.returncode == 1
+    assert complaint in result.stderr
+    assert len(list((run / "assets" / "images").iterdir())) == 2
+
+
+def test_gc_is_refused_where_nothing_says_where_the_records_are(tmp_path: Path) -> None:
     (tmp_path / "assets" / "images").mkdir(parents=True)
     result = rollout("assets", "gc", str(tmp_path))
     assert result.returncode == 1
-    assert "holds no trajectories" in result.stderr
+    assert "neither trajectories nor the configuration" in result.stderr
