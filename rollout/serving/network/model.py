@@ -32,13 +32,13 @@ class Network:
         self._device = device
         self._dtype = getattr(torch, dtype)
         try:
-            family = AutoConfig.from_pretrained(directory, local_files_only=True).model_type
+            self._config = AutoConfig.from_pretrained(directory, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{directory} holds no checkpoint: {str(error)[:300]}") from error
-        if family not in FAMILIES:
+        if self._config.model_type not in FAMILIES:
             raise ConfigurationError(
-                f"{directory} is a checkpoint of {family}; this engine computes {' and '.join(FAMILIES)}. "
-                "Serve others with `rollout serve vllm`."
+                f"{directory} is a checkpoint of {self._config.model_type}; "
+                f"this engine computes {' and '.join(FAMILIES)}. Serve others with `rollout serve vllm`."
             )
         try:
             self._take(self._load(directory))
@@ -59,10 +59,7 @@ class Network:
 
     def reload(self, directory: Path | None) -> None:
         """Take other weights of the same model; all of them, or none. Raises WeightsRefused."""
-        model = self._load(directory or self._directory)
-        if _shapes(model) != _shapes(self._model):
-            raise WeightsRefused(f"{directory}: the weights are those of another model.")
-        self._take(model)
+        self._take(self._load(directory or self._directory))
 
     def prefill(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, Cohort]:
         """Compute prompts together: the logits of what follows each, and what decoding goes on from."""
@@ -114,7 +111,7 @@ class Network:
     def _load(self, directory: Path) -> Any:
         try:
             model, loaded = AutoModelForImageTextToText.from_pretrained(
-                directory, dtype=self._dtype, local_files_only=True, output_loading_info=True
+                directory, config=self._config, dtype=self._dtype, local_files_only=True, output_loading_info=True
             )
         except Exception as error:  # each file format has errors of its own
             raise WeightsRefused(f"{directory}: the weights cannot be loaded: {str(error)[:300]}") from error
@@ -128,10 +125,6 @@ class Network:
         self._model = model
         # Features are weights' work: none survives them.
         self._encoder = ImageEncoder(model.model.get_image_features, self._device)
-
-
-def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _joined(features: Sequence[Features]) -> dict[str, Any]:
