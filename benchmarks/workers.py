@@ -42,7 +42,7 @@ STAGES = (
     ("rollout.images.", "images"),
     ("rollout.trace.", "trace and session"),
     ("rollout.session.", "trace and session"),
-    ("rollout.prompts.", "trace and session"),
+    ("rollout.prompting.", "trace and session"),
     ("renderers_adapter.", "renderer"),
     ("rollout.engine.", "engine client"),
     ("rollout.metrics.", "metrics"),

@@ -36,6 +36,8 @@ from transports import Queue, QueueError, open_queue
 log = structlog.get_logger()
 
 _OUR_THREADS = 32
+_THEIR_THREADS = 96
+"""At most; thousands of threads would hold a good part of a worker's memory."""
 _LEAVE = 5.0
 """Seconds that a worker which is done has to end."""
 _INTERRUPTIONS = 2
@@ -164,7 +166,7 @@ def _follow(worker: Worker, orders: Orders) -> None:
 
 def _widen_threads(concurrency: int) -> None:
     """Room for what environments do in threads, so that it is never queues and images that wait for a thread."""
-    threads = _OUR_THREADS + concurrency
+    threads = _OUR_THREADS + min(concurrency, _THEIR_THREADS)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, "worker"))
     anyio.to_thread.current_default_thread_limiter().total_tokens = threads
 

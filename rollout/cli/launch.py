@@ -75,7 +75,16 @@ class _Screen:
                 if number == signal.SIGINT and self.interrupted:
                     self._state.kill()
                 self.interrupted = self.interrupted or number == signal.SIGINT
+                if not self._state.stopping_early:
+                    self._tell_of_stopping()
                 self._state.stop_early()
+
+    def _tell_of_stopping(self) -> None:
+        environments = self._state.environments
+        in_flight = sum(environment.in_flight for environment in environments)
+        grace = max(environment.member.config.worker.grace for environment in environments)
+        told = f"stopping: {in_flight} rollouts in flight have {grace:g} s to finish; Ctrl-C (again) ends them now"
+        self._console.print(told, highlight=False, soft_wrap=True)
 
     async def _show_table(self) -> None:
         with Live(console=self._console, transient=True, auto_refresh=False) as live:
