@@ -22,7 +22,6 @@ from transports import Queue
 log = structlog.get_logger()
 
 _LOOK = 0.1
-_LEFT_OVER_TIMEOUT = 60.0
 
 
 class OrdersLeft(RolloutError):
@@ -63,16 +62,19 @@ class Feeder:
                 "empty the queue with `rollout queue drain --lease record`, or name another queue."
             )
 
-    async def clear(self) -> None:
-        """Take back what an earlier launch had sent: what of it is not finished is sent again, in its turn."""
-        with anyio.move_on_after(_LEFT_OVER_TIMEOUT):
+    async def clear(self, patience: float) -> None:
+        """Take back what an earlier launch had sent: what of it is not finished is sent again, in its turn.
+
+        Workers that live, because others started them, have so many seconds to finish what they hold of it.
+        """
+        with anyio.move_on_after(patience):
             while (await self._tasks.stats()).backlog_records:
                 if (left := await self._tasks.receive(timeout=_LOOK)) is not None:
                     await left.ack()
             return
         raise OrdersLeft(
             f"{self._tasks.url} (queue.tasks): a worker has held orders of the earlier launch for another "
-            f"{_LEFT_OVER_TIMEOUT:g} s. Does one run on another machine? Let it finish, or end it, and resume again."
+            f"{patience:g} s. Does one run on another machine? Let it finish, or end it, and resume again."
         )
 
     async def feed(self, window: int) -> None:

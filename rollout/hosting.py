@@ -43,6 +43,7 @@ _LEAVE = 5.0
 _INTERRUPTIONS = 2
 """Times that the watchdog may fail to interrupt whoever holds the loop before the worker is not well."""
 _GETTING_READY = 60.0
+_LOOK = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,8 @@ class Host:
     async def _play(self, worker: Worker) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._stop_on_signals, worker, group.cancel_scope)
+            if self.link is None:
+                group.start_soon(self._leave_with_the_run, worker)
             await worker.run()
             group.cancel_scope.cancel()
         log.info("worker stopped", finished=worker.counters.finished)
@@ -139,6 +142,14 @@ class Host:
                 log.info("worker drains", in_flight=worker.counters.in_flight, grace=self.config.worker.grace)
                 worker.drain()
                 scope.deadline = anyio.current_time() + self.config.worker.grace
+
+    async def _leave_with_the_run(self, worker: Worker) -> None:
+        """Who joined a run that somebody else launched has nothing to wait for once that is over."""
+        ended = anyio.Path(self.directory.ended)
+        while not await ended.exists():  # noqa: ASYNC110 - it is another machine that makes it
+            await anyio.sleep(_LOOK)
+        log.info("the run has ended")
+        worker.drain()
 
 
 def _beat(worker: Worker, watchdog: LoopWatchdog, tasks: Queue, changes: Changes) -> Beat:

@@ -42,6 +42,9 @@ from transports import Queue, QueueError, open_queue
 log = structlog.get_logger()
 
 _LOOK = 1.0
+_LEASE_LAPSES = 60.0
+_ELSEWHERE = 64
+"""Workers for which orders are kept waiting where all of them were started by somebody else."""
 _STALLED = 120.0
 """Seconds without a turn of the supervisor's event loop after which it is not well."""
 
@@ -168,6 +171,7 @@ async def _launch(state: Launch, companion: Companion) -> None:
         outer.start_soon(companion, state)
         async with AsyncExitStack() as stack:
             export = await stack.enter_async_context(_exporting(state))
+            state.directory.ended.unlink(missing_ok=True)
             engines = stack.enter_context(ExitStack())
             for environment in state.environments:
                 await _open(environment, state, stack, engines, export)
@@ -204,7 +208,9 @@ async def _open(
     environment.done_before = sum(1 for _ in environment.claims.outcomes())
     environment.feeder = Feeder(ordered, tasks, environment.claims, config.policy)
     if not environment.fed_by_others:
-        await (environment.feeder.clear() if state.resumes else environment.feeder.require_empty())
+        await (
+            environment.feeder.clear(_patience(state, config)) if state.resumes else environment.feeder.require_empty()
+        )
     budget = RestartBudget(config.worker.restarts)
     environment.posts = [
         Post(
@@ -252,6 +258,11 @@ def _unready(state: Launch) -> str | None:
     return f"no worker is ready of {', '.join(waiting)}" if waiting else None
 
 
+def _patience(state: Launch, config: Config) -> float:
+    """Seconds for which orders of an earlier launch may be held: workers that it did not start have outlived it."""
+    return _LEASE_LAPSES if state.workers else _LEASE_LAPSES + config.worker.rollout_timeout
+
+
 def _require_shared(config: Config) -> None:
     for key, url in (("queue.url", config.queue.url), ("queue.tasks", config.queue.tasks)):
         if url.startswith("memory:"):
@@ -269,8 +280,9 @@ async def _feed_all(state: Launch, fleet: Fleet) -> None:
                 group.start_soon(anyio.sleep_forever)
             else:
                 assert environment.feeder is not None
-                slots = state.workers * environment.member.config.worker.concurrency
+                slots = (state.workers or _ELSEWHERE) * environment.member.config.worker.concurrency
                 group.start_soon(environment.feeder.feed, 2 * slots)
+    state.directory.ended.touch()  # for workers that joined; ours are told
     fleet.drain()
 
 

@@ -30,31 +30,49 @@ class Member:
     config: Config
 
 
-def begin(files: Sequence[Path], overrides: Sequence[str]) -> tuple[RunDirectory, list[Member]]:
-    """A new run of these configurations."""
+def begin(files: Sequence[Path], overrides: Sequence[str], at: Path | None = None) -> tuple[RunDirectory, list[Member]]:
+    """A new run of these configurations, in a directory of its own, or in that one."""
     members = [Member(file.resolve(), tuple(overrides), load_config(file, overrides)) for file in files]
     names = [member.config.run.name for member in members]
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:
         raise ConfigurationError(f"two configurations have the run.name {doubled!r}; their rollouts would be mixed up.")
-    directory = new_run(members[0].config.run.directory, "-".join(names)[:80])
-    told = [{"file": str(m.file), "overrides": m.overrides, "environment": m.config.run.name} for m in members]
-    try:
-        (directory.path / _FILE).write_bytes(orjson.dumps(told, option=orjson.OPT_INDENT_2))
-    except OSError as error:
-        raise RunDirectoryError(f"{directory.path / _FILE} cannot be written: {error.strerror}.") from None
+    if at is None:
+        directory = new_run(members[0].config.run.directory, "-".join(names)[:80])
+    else:
+        directory = RunDirectory(at.resolve())
+        directory.make()
     for member in members:
         directory.keep_config(member.config, f"{member.config.run.name}.yaml")
+    told = [{"file": str(m.file), "overrides": m.overrides, "environment": m.config.run.name} for m in members]
+    draft = directory.path / f"{_FILE}.draft"
+    try:
+        draft.write_bytes(orjson.dumps(told, option=orjson.OPT_INDENT_2))
+        draft.rename(directory.path / _FILE)  # last, and whole: from here on the run can be continued
+    except OSError as error:
+        raise RunDirectoryError(f"{directory.path / _FILE} cannot be written: {error.strerror}.") from None
     return directory, members
 
 
-def resume(path: Path, overrides: Sequence[str]) -> tuple[RunDirectory, list[Member]]:
-    """The run in a directory, to be continued. More overrides may change anything but its tasks."""
+def was_begun(path: Path) -> bool:
+    """Whether there is a run in this directory that can be continued."""
+    return (path / _FILE).exists()
+
+
+def resume(path: Path, overrides: Sequence[str], files: Sequence[Path] = ()) -> tuple[RunDirectory, list[Member]]:
+    """The run in a directory, to be continued. More overrides may change anything but its tasks.
+
+    Raises:
+        CannotResume: there is none, it has other tasks, or, where files are named, it was begun with others.
+    """
     directory = RunDirectory(path.resolve())
     try:
         told: list[dict[str, Any]] = orjson.loads((path / _FILE).read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:
         raise CannotResume(f"{path}: no launch was begun here ({_FILE}: {error}).") from None
+    begun, named = [entry["file"] for entry in told], [str(file.resolve()) for file in files]
+    if named and named != begun:
+        raise CannotResume(f"{path}: this run was begun with {', '.join(begun)}, not with {', '.join(named)}.")
     members = []
     for entry in told:
         given = (*entry["overrides"], *overrides)

@@ -8,6 +8,7 @@ control/<environment>/    the trainer's progress, where queue.control is not els
 policy/                   the weights that the trainer published last
 log.jsonl, workers/       logs
 metrics/                  who serves metrics where, and the last of them
+ended                     there once every rollout of the run has ended; workers that joined it leave
 run.lock                  held by every process of the run, so that nothing is cleared away under it
 launch.lock               held by the one `rollout run` or `rollout launch` of it
 """
@@ -58,6 +59,10 @@ class RunDirectory:
     @property
     def policy(self) -> Path:
         return self.path / "policy"
+
+    @property
+    def ended(self) -> Path:
+        return self.path / "ended"
 
     def claims(self, environment: str) -> Path:
         return self.path / "claims" / environment

@@ -106,6 +106,7 @@ class Fleet:
         self.deaths: list[Death] = []
         self._orders = orders
         self._ending: signal.Signals | None = None
+        self._told_to_end = anyio.Event()
         self._lines: dict[str, asyncio.StreamWriter] = {}
 
     async def run(self) -> None:
@@ -121,6 +122,7 @@ class Fleet:
             async with anyio.create_task_group() as group:
                 for post in self.posts:
                     group.start_soon(self._hold, post)
+                await self._told_to_end.wait()
         finally:
             self.kill()
             assert self._keeper.stdin is not None
@@ -130,6 +132,7 @@ class Fleet:
     def drain(self) -> None:
         """Let every worker finish what it began, within its grace, and start none anew."""
         self._ending = self._ending or signal.SIGTERM
+        self._told_to_end.set()
         for post in self.posts:
             if post.pid is not None:
                 _send(post.pid, self._ending)
@@ -137,6 +140,7 @@ class Fleet:
     def kill(self) -> None:
         """End every worker now. What they had not finished is given back."""
         self._ending = signal.SIGKILL
+        self._told_to_end.set()
         for post in self.posts:
             if post.pid is not None:
                 _kill_group(post.pid)

@@ -109,7 +109,7 @@ async def test_what_is_done_is_not_sent_and_what_was_left_over_is_sent_once(tmp_
         claims.finish(Outcome(rollout=rollout, group=rollout[0], attempt=number, status="ok"))
     await tasks.put((b"left over",), key="k")
     feeder = Feeder(groups(3, 2), tasks, claims, UNPACED)
-    await feeder.clear()
+    await feeder.clear(60.0)
     assert (await tasks.stats()).backlog_records == 0
     async with anyio.create_task_group() as group:
         group.start_soon(feeder.feed, 100)
@@ -129,15 +129,12 @@ async def test_orders_of_another_run_are_neither_taken_away_nor_played(tmp_path:
     assert (await tasks.stats()).backlog_records == 1
 
 
-async def test_a_worker_that_keeps_orders_of_an_earlier_launch_is_told_of(
-    tmp_path: Path, tasks: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rollout.feeding._LEFT_OVER_TIMEOUT", 0.2)
+async def test_a_worker_that_keeps_orders_of_an_earlier_launch_is_told_of(tmp_path: Path, tasks: Queue) -> None:
     await tasks.put((b"left over",), key="k")
     await receive(tasks, 1)
     async with open_queue(tasks.url, lease="record") as launched:
         with pytest.raises(OrdersLeft, match="a worker has held orders of the earlier launch"):
-            await Feeder(groups(1, 1), launched, Claims(tmp_path), UNPACED).clear()
+            await Feeder(groups(1, 1), launched, Claims(tmp_path), UNPACED).clear(0.2)
 
 
 async def test_a_group_that_no_step_can_take_is_refused(tmp_path: Path, tasks: Queue) -> None:

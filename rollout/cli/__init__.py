@@ -51,6 +51,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as engine.sampling.temperature=0."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show tracebacks.")]
+Place = Literal["here", "slurm", "k8s"]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
 
 
@@ -92,10 +93,21 @@ def launch(
         list[Path] | None,
         typer.Argument(metavar="CONFIG...", help="One YAML for each environment.", show_default=False),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes for each environment.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Worker processes for each environment; 0: somebody else starts them.")
+    ] = 1,
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN_DIR", help="Begin the run in this directory; if it was begun there, go on with it."),
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run instead of beginning one.")
     ] = None,
+    on: Annotated[Place, typer.Option(help="Where the workers run.")] = "here",
+    render: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --on slurm or k8s: write what the scheduler is told there.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="With --on k8s: the image that has rollout installed.")] = None,
     overrides: Overrides = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -105,9 +117,15 @@ def launch(
     Exits with 0, also after SIGTERM, which drains; 1 if it failed; 2 for a bad configuration; 130 after Ctrl-C, which
     drains too; a second Ctrl-C ends the workers at once. What was not finished is played by --resume.
     """
+    if render is not None or on in ("slurm", "k8s"):
+        from rollout.cli.render import render_command
+
+        raise typer.Exit(render_command(configs or [], overrides or [], workers=workers, on=on, to=render, image=image))
     from rollout.cli.launch import launch_command
 
-    raise typer.Exit(launch_command(configs or [], overrides or [], workers=workers, resuming=resume, as_json=as_json))
+    raise typer.Exit(
+        launch_command(configs or [], overrides or [], workers=workers, run=run, resuming=resume, as_json=as_json)
+    )
 
 
 @app.command()

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.launch import EnvironmentState, Launch, launch
-from rollout.manifest import begin, resume
+from rollout.manifest import begin, resume, was_begun
 from transports import QueueError
 
 _REFRESH = 0.5
@@ -27,11 +27,22 @@ _COLUMNS = ("environment", "workers", "in flight", "done", "reward", "turns/s", 
 
 
 def launch_command(
-    paths: Sequence[Path], overrides: Sequence[str], *, workers: int, resuming: Path | None, as_json: bool
+    paths: Sequence[Path],
+    overrides: Sequence[str],
+    *,
+    workers: int,
+    run: Path | None,
+    resuming: Path | None,
+    as_json: bool,
 ) -> int:
-    if bool(paths) == (resuming is not None):
+    if bool(paths) == (resuming is not None) or (resuming is not None and run is not None):
         raise ConfigurationError("rollout launch: give the YAML of each environment, or --resume RUN_DIR alone.")
-    directory, members = resume(resuming, overrides) if resuming is not None else begin(paths, overrides)
+    if run is not None and was_begun(run):
+        resuming = run
+    if resuming is not None:
+        directory, members = resume(resuming, overrides, paths)
+    else:
+        directory, members = begin(paths, overrides, run)
     state = Launch(directory, members, workers, resumes=resuming is not None)
     screen = _Screen(state)
     failure: RolloutError | QueueError | None = None
