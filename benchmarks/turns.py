@@ -5,7 +5,9 @@
 The engine is the embedded one in a process of its own, so that only the worker's side is counted: preparing images,
 matching, bridging, the request, checking the answer, the trace, the record. A text turn adds about 85 tokens; an image
 turn adds one new 224x224 JPEG of 40 KB as a `data:` URI, offloaded. Where verifiers 0.4.0 is installed beside us, the
-same conversations run through its `TrainClient` and message graph against an engine stub that answers at once.
+same conversations run through its `TrainClient` and message graph, and once more through ours, both with an engine stub
+that answers at once: the embedded engine reads every image of every request, and what a worker spends also depends on
+how long it slept, and on what its cores did meanwhile.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from PIL import Image
 # A script beside this one is called transports; the package of that name is what is wanted.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.engine_stub import MODEL, stub
 from renderers_adapter.pool import shared_pool
 from rollout.engine.client import EngineClient
 from rollout.images import ImagePolicy
@@ -102,14 +105,24 @@ async def one_rollout(policy: Policy, ask: Ask, turns: int) -> list[float]:
 
 
 async def ours(directory: Path, ask: Ask, turns: int, rollouts: int) -> list[float]:
-    context_length = 1024 * (turns + 8)
-    with engine(directory, context_length) as url:
-        renderers = shared_pool(TINY_MODEL, "qwen3-vl")
-        async with EngineClient([url], "tiny-qwen3-vl", timeout=60) as client:
-            await client.check()
-            policy = Policy(renderers, client, ImagePolicy("offload", directory), {"temperature": 0.0})
-            await one_rollout(policy, ask, min(turns, EARLY))  # warm
-            runs = [await one_rollout(policy, ask, turns) for _ in range(rollouts)]
+    """CPU milliseconds of each turn with the embedded engine, the median of the rollouts."""
+    with engine(directory, 1024 * (turns + 8)) as url:
+        return await several(url, directory, ask, turns, rollouts)
+
+
+async def ours_with_the_stub(directory: Path, ask: Ask, turns: int, rollouts: int) -> list[float]:
+    """The same with the engine that the peers are measured with."""
+    with stub() as url:
+        return await several(url, directory, ask, turns, rollouts)
+
+
+async def several(url: str, directory: Path, ask: Ask, turns: int, rollouts: int) -> list[float]:
+    renderers = shared_pool(TINY_MODEL, "qwen3-vl")
+    async with EngineClient([url], MODEL, timeout=60) as client:
+        await client.check()
+        policy = Policy(renderers, client, ImagePolicy("offload", directory), {"temperature": 0.0})
+        await one_rollout(policy, ask, min(turns, EARLY))  # warm
+        runs = [await one_rollout(policy, ask, turns) for _ in range(rollouts)]
     return [statistics.median(turn) for turn in zip(*runs, strict=True)]
 
 
@@ -137,14 +150,20 @@ def main() -> None:
     found = {"rollout": measure(ours, arguments.turns, arguments.rollouts)}
     if importlib.util.find_spec("verifiers"):
         peers = importlib.import_module("benchmarks.turns_verifiers")
-        found["verifiers"] = measure(peers.theirs, arguments.turns, arguments.rollouts)
+        found["rollout, stub"] = measure(ours_with_the_stub, arguments.turns, arguments.rollouts)
+        found["verifiers, stub"] = measure(peers.theirs, arguments.turns, arguments.rollouts)
     if arguments.json:
         print(json.dumps(found))
         return
-    print(f"{'CPU ms a turn':20} {'turn ' + str(EARLY):>9} {'turn ' + str(arguments.turns):>9} {'ratio':>6}")
+    print(f"{'CPU ms a turn':24} {'turn ' + str(EARLY):>9} {'turn ' + str(arguments.turns):>9} {'ratio':>6}")
     for who, kinds in found.items():
         for kind, row in kinds.items():
-            print(f"{who + ', ' + kind:20} {row['early']:9.2f} {row['late']:9.2f} {row['ratio']:6.2f}")
+            print(f"{who + ', ' + kind:24} {row['early']:9.2f} {row['late']:9.2f} {row['ratio']:6.2f}")
+    if "verifiers, stub" in found:
+        for kind, row in found["rollout, stub"].items():
+            theirs = found["verifiers, stub"][kind]
+            shares = (f"{row[when] / theirs[when]:9.2f}" for when in ("early", "late"))
+            print(f"{'ours over theirs, ' + kind:24} {' '.join(shares)}")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,12 @@ class PromptSource(StrEnum):
     REFUSED = "refused"
 
 
+def told_sources(counted: Mapping[str, int]) -> str:
+    """How many prompts were bridged, and how many rendered for which reason, as one line."""
+    reasons = (f"{source}={counted.get(source, 0)}" for source in PromptSource if source is not PromptSource.BRIDGE)
+    return f"bridge: {counted.get(PromptSource.BRIDGE, 0)}, rendered: {' '.join(reasons)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Path:
     """The tokens from a root to a node, joined: as they cross the queue, and as the engine sees them."""

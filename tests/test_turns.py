@@ -13,6 +13,7 @@ from renderers_adapter.tokens import PlaceholderError
 from rollout.engine.errors import EngineAborted, UnusableCompletion
 from rollout.images import ImageError
 from rollout.messages import MessageError
+from rollout.prompting import told_sources
 from rollout.trainer import check, samples
 from tests.programs.engine_double import Said
 from tests.programs.in_process import InProcess
@@ -236,7 +237,10 @@ async def test_every_full_render_has_its_reason(script: Script) -> None:
     edited = [*messages[:-1], {"role": "assistant", "content": "purple"}, user("Three")]
     await script.say(edited, "green")
     assert script.sources == ["first", "bridge", "retry", "compaction", "root", "assistant"]
-    assert script.played.session.prompt_sources == dict.fromkeys(script.sources, 1)
+    counted = script.played.session.prompt_sources
+    assert counted == dict.fromkeys(script.sources, 1)
+    reasons = "first=1 root=1 retry=1 compaction=1 assistant=1 thinking=0 refused=0"
+    assert told_sources(counted) == f"bridge: 1, rendered: {reasons}"
     assert check(await script.played.finish()) == []
 
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from rollout.config import load_config
 from rollout.errors import RolloutError
+from rollout.prompting import told_sources
 from rollout.run import RunState, prepare_run, run
 from transports import QueueError
 
@@ -101,8 +102,6 @@ def _told(state: RunState) -> str:
 def _print_summary(state: RunState, console: Console) -> None:
     report, trainer = state.report(), state.trainer
     status = ", ".join(f"{count} {name}" for name, count in sorted(report["status"].items())) or "none finished"
-    sources = state.worker.prompt_sources
-    rendered = ", ".join(f"{name}={sources[name]}" for name in sorted(sources) if name != "bridge") or "0"
     reward = "none" if report["reward_mean"] is None else f"[bold]{report['reward_mean']:.3f}[/bold]"
     metrics = "".join(f"  {name} {total / len(trainer.rewards):.3f}" for name, total in sorted(trainer.metrics.items()))
     violations = len(trainer.violations)
@@ -112,7 +111,7 @@ def _print_summary(state: RunState, console: Console) -> None:
         ("rollouts", f"{report['rollouts']} of {state.total}  ({status})"),
         ("reward", f"{reward}{escape(metrics)}"),
         ("turns", f"{report['turns']:,}  ({report['turns'] / seconds:.0f}/s, {report['images']:,} images)"),
-        ("prompts", f"bridged {sources['bridge']:,}; rendered {rendered}"),
+        ("prompts", told_sources(state.worker.prompt_sources)),
         ("queue", f"{report['queue_bytes']:,} bytes  ({report['queue_bytes'] / max(report['turns'], 1):.0f} a turn)"),
         ("trainer", f"{trainer.groups} groups, {trainer.samples} samples, {trainer.tokens:,} tokens, {verdict}"),
         ("engine", escape(state.engine)),

@@ -76,7 +76,14 @@ def test_the_run_directory_tells_what_was_run(color_codeword: Sequence[str]) -> 
 def test_the_summary_is_for_people(color_codeword: Sequence[str]) -> None:
     result = rollout("run", *color_codeword)
     assert result.returncode == 0
-    for told in ("6 of 6", "1.000", "bridged 24; rendered first=6", "3 groups, 6 samples", "0 violations", "scripted"):
+    for told in (
+        "6 of 6",
+        "1.000",
+        "bridge: 24, rendered: first=6 root=0",
+        "3 groups, 6 samples",
+        "0 violations",
+        "scripted",
+    ):
         assert told in result.stdout
 
 

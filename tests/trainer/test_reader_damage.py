@@ -1,9 +1,11 @@
 """Records that are missing, damaged, too many or of nobody; images that cannot be read."""
 
+import re
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rollout.steps import RecordError, RolloutFinished, RolloutStarted, RolloutStatus, decode_record, encode_record
@@ -16,8 +18,9 @@ from rollout.trainer import (
     samples,
 )
 from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
-from transports import Queue, open_queue
+from transports import Frames, Queue, open_queue
 from transports.codec import decode, encode
+from transports.codec_limits import MAX_HEAD_BYTES
 
 QUEUE = "memory://damage-test"
 HASTY = ReaderSettings(gap_timeout=0.05, unfinished_timeout=0.1)
@@ -90,6 +93,48 @@ async def test_a_record_that_cannot_be_decoded_fails_its_rollout_and_the_group_c
         await checkpoint(reader)
         assert (await queue.stats()).dead_letters == 1
         assert await backlog(queue) == 0
+
+
+def of_a_newer_major_version(frames: Frames) -> Frames:
+    return encode({**decode(frames), "schema": 200})
+
+
+def with_a_processed_payload(frames: Frames) -> Frames:
+    wire = decode(frames)
+    named, _, *where = wire["images"][0]
+    return encode({**wire, "images": [[named, {"pixel_values": np.zeros(4, np.float32)}, *where]]})
+
+
+def torn(frames: Frames) -> Frames:
+    return (bytes(frames[0])[:-7],)
+
+
+def oversized(frames: Frames) -> Frames:
+    return (bytes(frames[0]) + bytes(MAX_HEAD_BYTES),)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (of_a_newer_major_version, r"schema 2\.00"),
+        (with_a_processed_payload, "pixel_values"),
+        (torn, "cannot be decoded"),
+        (oversized, "a head of"),
+    ],
+)
+async def test_what_must_not_reach_a_trainer_is_a_dead_letter_with_its_reason(
+    queue: Queue, damage: Callable[[Frames], Frames], reason: str
+) -> None:
+    packets = await scripted_rollout(turns=1, image_tokens=4)
+    packets[1] = packets[1]._replace(frames=damage(packets[1].frames))
+    await put_all(queue, packets)
+    async with reader_of() as reader:
+        (trajectory,) = await read_all(reader)
+        await checkpoint(reader)
+    assert (trajectory.status, samples(trajectory)) == (RolloutStatus.FAILED, [])
+    (letter,) = await queue.dead_letters()
+    assert letter.tag == packets[1].tag
+    assert re.search(reason, letter.reason)
 
 
 async def test_a_record_of_nobody_is_a_dead_letter_and_nothing_else(queue: Queue) -> None:
