@@ -1,11 +1,12 @@
 """Each transport against its bare floor with the same guarantees: a producer, a consumer, every record acked.
 
-    python benchmarks/transports.py                    every backend whose client and server are there
+    python benchmarks/transports.py                    every backend whose client and server are there, and the peers
     python benchmarks/transports.py --backend file     one of them
     python benchmarks/transports.py --scale 0.2        fewer records
 
 A rate is records per second at the consumer, from its first record to its last ack; floor and transport take turns, and
-the best of `--repeat` runs counts. The last column is their ratio.
+the best of `--repeat` runs counts. The last column is their ratio. Peers are what a user would pick instead, where they
+are installed; they have no floor, and fewer guarantees.
 """
 
 from __future__ import annotations
@@ -30,35 +31,12 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.transport_floors import FileFloor, Floor, MemoryFloor, RedisFloor, ZmqFloor  # noqa: E402
+from benchmarks.transport_peers import PEERS  # noqa: E402
+from benchmarks.transport_trials import Rate, Trial  # noqa: E402
 from transports import Queue, open_queue  # noqa: E402
 
 SIZES = {"65 KB": (65_000, 6_000), "2.85 MB": (2_850_000, 200)}
 TIMEOUT = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One run: where the queue lives, and what is moved through it."""
-
-    where: str
-    nbytes: int
-    count: int
-
-
-class Rate:
-    """Records per second from the first record to the last ack."""
-
-    def __init__(self) -> None:
-        self._started = 0.0
-        self._records = -1
-
-    def ack(self) -> None:
-        self._records += 1
-        if self._records == 0:
-            self._started = time.perf_counter()
-
-    def value(self) -> float:
-        return self._records / (time.perf_counter() - self._started)
 
 
 async def produce(queue: Queue | Floor, trial: Trial) -> None:
@@ -87,6 +65,10 @@ class Backend:
     floor: Callable[[str], Floor]
     place: Callable[[], Iterator[tuple[str, str]]]
     one_process: bool = False
+    factor: int = 1
+    """How many times as many records, where one takes little time."""
+    producing: str = ""
+    """What the URL of the producer says besides."""
 
 
 def in_memory() -> Iterator[tuple[str, str]]:
@@ -127,15 +109,16 @@ def wait_for(port: int) -> None:
 
 
 BACKENDS = {
-    "memory": Backend(MemoryFloor, in_memory, one_process=True),
+    "memory": Backend(MemoryFloor, in_memory, one_process=True, factor=5),
     "file": Backend(FileFloor, in_directories),
-    **({"zmq": Backend(ZmqFloor, at_ports)} if find_spec("zmq") else {}),
+    **({"zmq": Backend(ZmqFloor, at_ports, producing="&serve=false")} if find_spec("zmq") else {}),
     **({"redis": Backend(RedisFloor, in_redis)} if find_spec("redis") and shutil.which("redis-server") else {}),
 }
 
 
 def compare(name: str, nbytes: int, count: int, repeat: int) -> dict[str, float]:
     best = {"transport": 0.0, "floor": 0.0}
+    count *= BACKENDS[name].factor
     for _ in range(repeat):
         with contextmanager(BACKENDS[name].place)() as places:
             for contender, where in zip(best, places, strict=True):
@@ -143,9 +126,14 @@ def compare(name: str, nbytes: int, count: int, repeat: int) -> dict[str, float]
     return {**best, "ratio": best["transport"] / best["floor"]}
 
 
+def look_at_peer(name: str, nbytes: int, count: int, repeat: int) -> dict[str, float]:
+    trial = Trial("", nbytes, max(20, int(count * PEERS[name][1])))
+    return {"peer": max(run(name, "peer", trial) for _ in range(repeat))}
+
+
 def run(name: str, contender: str, trial: Trial) -> float:
     """The rate of one run, in processes of its own."""
-    roles = ["both"] if BACKENDS[name].one_process else ["consume", "produce"]
+    roles = ["both"] if contender == "peer" or BACKENDS[name].one_process else ["consume", "produce"]
     commands = [
         [sys.executable, __file__, "--role", json.dumps([name, contender, role, asdict(trial)])] for role in roles
     ]
@@ -155,7 +143,8 @@ def run(name: str, contender: str, trial: Trial) -> float:
 
 
 async def play(name: str, contender: str, role: str, trial: Trial) -> float | None:
-    queue = open_queue(trial.where) if contender == "transport" else BACKENDS[name].floor(trial.where)
+    where = trial.where + (BACKENDS[name].producing if role == "produce" else "")
+    queue = open_queue(where) if contender == "transport" else BACKENDS[name].floor(trial.where)
     async with queue:
         if role == "produce":
             await produce(queue, trial)
@@ -168,27 +157,34 @@ async def play(name: str, contender: str, role: str, trial: Trial) -> float | No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", choices=sorted(BACKENDS), action="append")
+    parser.add_argument(
+        "--backend", choices=sorted(BACKENDS), action="append", help="of the transports, this one alone"
+    )
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--role", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
-        name, contender, role, trial = json.loads(options.role)
-        print(asyncio.run(play(name, contender, role, Trial(**trial))))
+        name, contender, role, fields = json.loads(options.role)
+        trial = Trial(**fields)
+        print(PEERS[name][0](trial) if contender == "peer" else asyncio.run(play(name, contender, role, trial)))
         return
     results = {
-        f"{name} {label}": compare(name, nbytes, max(20, int(count * options.scale)), options.repeat)
-        for name in options.backend or BACKENDS
+        f"{name} {label}": measure(name, nbytes, max(20, int(count * options.scale)), options.repeat)
+        for measure, names in ((compare, options.backend or BACKENDS), (look_at_peer, () if options.backend else PEERS))
+        for name in names
         for label, (nbytes, count) in SIZES.items()
     }
     if options.json:
         print(json.dumps(results))
         return
-    print(f"{'':20}{'transport/s':>14}{'floor/s':>12}{'ratio':>8}")
+    print(f"{'':32}{'records/s':>12}{'floor/s':>12}{'ratio':>8}")
     for name, rates in results.items():
-        print(f"{name:20}{rates['transport']:14,.0f}{rates['floor']:12,.0f}{rates['ratio']:8.2f}")
+        if "peer" in rates:
+            print(f"{name:32}{rates['peer']:12,.0f}")
+        else:
+            print(f"{name:32}{rates['transport']:12,.0f}{rates['floor']:12,.0f}{rates['ratio']:8.2f}")
 
 
 if __name__ == "__main__":

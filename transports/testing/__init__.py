@@ -9,6 +9,7 @@
 transport understands: partitions, high_water, high_water_records and hard_limit. They need pytest and pytest-asyncio.
 """
 
+from transports.testing.flow import FlowCases
 from transports.testing.handles import HandleCases
 from transports.testing.leases import LeaseCases
 from transports.testing.limits import LimitCases
@@ -18,5 +19,5 @@ from transports.testing.records import RecordCases
 __all__ = ["QueueConformance"]
 
 
-class QueueConformance(RecordCases, LeaseCases, LimitCases, OnlookerCases, HandleCases):
+class QueueConformance(RecordCases, LeaseCases, LimitCases, FlowCases, OnlookerCases, HandleCases):
     """Subclass it, give it a `queue_url` fixture, and pytest runs every statement of the contract."""

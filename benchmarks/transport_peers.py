@@ -1,0 +1,99 @@
+"""What a user would pick instead, beside the transports: their own ways in and out, with the guarantees they have.
+
+None of them acks: what a consumer took and did not finish is lost. Each peer is one function that makes its queue, has
+another process put `count` records of `nbytes`, takes them, and returns records per second from the first to the last.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+from benchmarks.transport_trials import Rate, Trial
+
+_RAY = {"num_cpus": 4, "include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+
+
+def multiprocessing_queue(trial: Trial) -> float:
+    """The standard library's: pickled by a thread into a pipe, without a bound."""
+    context = multiprocessing.get_context("fork")
+    queue: multiprocessing.Queue[bytes] = context.Queue()
+    with_producer = context.Process(target=_put_each, args=(queue.put, trial))
+    with_producer.start()
+    rate = Rate()
+    for _ in range(trial.count):
+        assert len(queue.get()) == trial.nbytes
+        rate.ack()
+    with_producer.join()
+    return rate.value()
+
+
+def ray_actor_queue(trial: Trial) -> float:
+    """Ray's queue in an actor, through which every record passes twice."""
+    import ray
+    from ray.util.queue import Queue as ActorQueue
+
+    ray.init(**_RAY)
+    queue = ActorQueue(maxsize=64)
+    producing = ray.remote(_put_each).remote(queue.put, trial)
+    rate = Rate()
+    for _ in range(trial.count):
+        assert len(queue.get()) == trial.nbytes
+        rate.ack()
+    ray.get(producing)
+    ray.shutdown()
+    return rate.value()
+
+
+def transfer_queue(trial: Trial) -> float:
+    """TransferQueue's key-value interface: one put a record; what is there is listed, fetched together and cleared."""
+    import ray
+    import transfer_queue as tq
+
+    ray.init(**_RAY)
+    tq.init()
+    producing = ray.remote(_put_in_transfer_queue).remote(trial)
+    rate, left = Rate(), trial.count
+    while left:
+        keys = list(tq.kv_list("benchmark").get("benchmark", {}))
+        if not keys:
+            time.sleep(0.002)
+            continue
+        records = tq.kv_batch_get(keys, "benchmark")["payload"]
+        for record in records.unbind(0):
+            assert record.numel() == trial.nbytes
+            rate.ack()
+        tq.kv_clear(keys, "benchmark")
+        left -= len(keys)
+    ray.get(producing)
+    tq.close()
+    ray.shutdown()
+    return rate.value()
+
+
+def _put_each(put: Callable[[bytes], object], trial: Trial) -> None:
+    payload = os.urandom(trial.nbytes)
+    for _ in range(trial.count):
+        put(payload)
+
+
+def _put_in_transfer_queue(trial: Trial) -> None:
+    import torch
+    import transfer_queue as tq
+
+    tq.init()
+    payload: Any = torch.frombuffer(bytearray(os.urandom(trial.nbytes)), dtype=torch.uint8)
+    for number in range(trial.count):
+        tq.kv_put(str(number), "benchmark", fields={"payload": payload})
+
+
+PEERS: dict[str, tuple[Callable[[Trial], float], float]] = {
+    "multiprocessing.Queue": (multiprocessing_queue, 1.0),
+    **({"Ray actor queue": (ray_actor_queue, 0.1)} if find_spec("ray") else {}),
+    **({"TransferQueue": (transfer_queue, 0.05)} if find_spec("transfer_queue") and find_spec("torch") else {}),
+}
+"""Those that are installed; of how many records their rate is taken, relative to the transports."""

@@ -1,0 +1,65 @@
+"""What a consumer that is slower than its producer costs the producer's process: no more than the high water."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.services.redis_server import RedisServer
+from transports import Delivery, Queue, open_queue
+
+RECORDS, RECORD_BYTES = 100, 1_000_000
+HIGH_WATER = 8_000_000
+SLACK = 24_000_000
+"""What a process may need besides: buffers of a socket, of the allocator, of a record that is under way."""
+BACKENDS = ["file", *(["redis", "zmq"] if os.environ.get("ROLLOUT_SERVICES") == "1" else [])]
+
+
+@pytest.fixture(params=BACKENDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "redis":
+        server = RedisServer(tmp_path)
+        yield server.url
+        server.kill()
+    elif request.param == "zmq":
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        yield f"zmq://127.0.0.1:{port}"
+    else:
+        yield f"file://{tmp_path}/queue"
+
+
+async def test_a_slow_consumer_costs_its_producer_no_more_memory_than_the_high_water(url: str) -> None:
+    script = str(Path(__file__).with_name("admitted_producer.py"))
+    options = "&serve=false" if url.startswith("zmq") else ""
+    where = f"{url}?high_water={HIGH_WATER}{options}"
+    async with open_queue(url) as consumer:
+        await consumer.receive(timeout=0)  # the hub, where there is one
+        producer = await asyncio.create_subprocess_exec(
+            *(sys.executable, script, where, str(RECORDS), str(RECORD_BYTES)), stdout=subprocess.PIPE
+        )
+        most = 0
+        for _ in range(RECORDS + 1):
+            delivery = await next_of(consumer)
+            await asyncio.sleep(0.002)
+            most = max(most, (await consumer.stats()).backlog_bytes)
+            await delivery.ack()
+        grown = int((await producer.communicate())[0])
+    print(
+        f"{url.partition(':')[0]}: backlog at most {most / 1e6:.1f} MB, producer +{grown / 1e6:.1f} MB",
+        file=sys.__stdout__,
+    )
+    assert most <= HIGH_WATER + RECORD_BYTES + 4
+    assert grown <= HIGH_WATER + SLACK
+
+
+async def next_of(queue: Queue) -> Delivery:
+    delivery = await queue.receive(timeout=60)
+    assert delivery is not None
+    return delivery

@@ -1,0 +1,52 @@
+"""A disk that is really full under a queue. Only root may mount one; a limit on files stands in for it in test_file."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from transports import Queue, QueueStorageError, open_queue
+
+RECORD = bytes(range(256)) * 80
+
+
+async def put_without_end(queue: Queue, accepted: list[int]) -> None:
+    for number in count():
+        await queue.put((str(number).encode(), RECORD), key="k")
+        accepted.append(number)
+
+
+if os.geteuid() == 0:
+
+    @pytest.fixture
+    def small_disk(tmp_path: Path) -> Iterator[Path]:
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)], check=True)
+        try:
+            yield disk
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+
+    @pytest.mark.parametrize("fsync", ["always", "batch", "never"])
+    async def test_a_full_disk_refuses_a_put_keeps_what_was_accepted_and_serves_on_with_room(
+        small_disk: Path, fsync: str
+    ) -> None:
+        filling = small_disk / "filling"
+        filling.write_bytes(bytes(256 << 10))
+        async with open_queue(f"file://{small_disk}/queue?fsync={fsync}&segment_bytes=64KB") as queue:
+            accepted: list[int] = []
+            with pytest.raises(QueueStorageError, match="not accepted: No space left on device"):
+                await put_without_end(queue, accepted)
+            assert accepted
+            filling.unlink()
+            await queue.put((b"-1", RECORD), key="k")
+            for number in [*accepted, -1]:
+                delivery = await queue.receive(timeout=5)
+                assert delivery is not None
+                assert (int(bytes(delivery.frames[0])), bytes(delivery.frames[1])) == (number, RECORD)
+                await delivery.ack()
+            assert (await queue.stats()).backlog_records == 0
