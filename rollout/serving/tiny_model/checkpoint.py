@@ -7,12 +7,15 @@ from pathlib import Path
 from rollout.serving.tiny_model.families import CONTEXT, FAMILIES
 
 _TOKENIZER = Path(__file__).parents[1] / "tiny_qwen3_vl"
-_SCALE = 6.0
+SCALE = 6.0
 """With the usual initialisation logits are almost flat; scaled up, greedy answers depend on prompt and images."""
 
 
-def make(directory: Path, family: str, *, seed: int = 0) -> int:
-    """Write a checkpoint of a family into a directory, and return how many parameters it has."""
+def make(directory: Path, family: str, *, seed: int = 0, scale: float = SCALE) -> int:
+    """Write a checkpoint of a family into a directory, and return how many parameters it has.
+
+    Its matrices are `scale` times what the architecture usually begins with.
+    """
     import torch
     from tokenizers import Tokenizer
     from transformers import GenerationConfig
@@ -25,7 +28,7 @@ def make(directory: Path, family: str, *, seed: int = 0) -> int:
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.dim() >= 2:
-                parameter.mul_(_SCALE)
+                parameter.mul_(scale)
     directory.mkdir(parents=True, exist_ok=True)
     network.save_pretrained(directory)
     GenerationConfig(

@@ -1,0 +1,20 @@
+"""The policy before it has learnt anything: a tiny Qwen3-VL with random weights, made on the spot."""
+
+import json
+from pathlib import Path
+
+from rollout.serving.tiny_model.checkpoint import make
+
+_SCALE = 4.0
+"""Larger than usual: it learns sooner. Much larger, and it never learns to remember."""
+_ONE_TOKEN = 32 * 32
+"""So few pixels are enough for the processor, so that a picture of 32 x 32 is a single token."""
+
+
+def make_policy(directory: Path, *, seed: int) -> None:
+    """Write the checkpoint."""
+    make(directory, "qwen3-vl", seed=seed, scale=_SCALE)
+    file = directory / "preprocessor_config.json"
+    settings = json.loads(file.read_text("utf-8"))
+    settings["size"]["shortest_edge"] = _ONE_TOKEN
+    file.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")

@@ -1,0 +1,90 @@
+"""How a run goes: curves in the terminal while it does, and the same ones as a picture in SVG."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from examples.grpo_color_codeword.training import Step
+
+_BARS = "▁▂▃▄▅▆▇█"
+_COLUMNS = 60
+_WIDTH, _HEIGHT, _MARGIN = 420, 180, 44
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One quantity over the steps. Where it is logarithmic, `least` is the smallest that is told from zero."""
+
+    title: str
+    value: Callable[[Step], float]
+    format: str
+    color: str
+    least: float | None = None
+
+    def height(self, value: float) -> float:
+        """Where a value lies on the axis, in its own units."""
+        return value if self.least is None else math.log10(max(value, self.least))
+
+
+CURVES = (
+    Curve("reward, mean of the batch", lambda step: step.reward, "{:.3f}", "#2563eb"),
+    Curve("largest |sampler − trainer| log-prob", lambda step: step.learnt.difference, "{:.1e}", "#dc2626", 1e-8),
+    Curve("staleness, versions", lambda step: step.staleness, "{:.0f}", "#9333ea"),
+    Curve("rollouts per second", lambda step: step.rollouts_per_second, "{:.1f}", "#059669"),
+)
+
+
+def table(steps: Sequence[Step], title: str) -> Table:
+    """The curves so far, for a terminal."""
+    drawn = Table(title=title, title_justify="left")
+    for column in ("", "now", "from the first step to the newest"):
+        drawn.add_column(column)
+    for curve in CURVES:
+        values = [curve.value(step) for step in steps]
+        drawn.add_row(curve.title, curve.format.format(values[-1]) if values else "", _bars(curve, values))
+    return drawn
+
+
+def _bars(curve: Curve, values: Sequence[float]) -> str:
+    every = max(1, math.ceil(len(values) / _COLUMNS))
+    heights = [curve.height(value) for value in values[::every]]
+    least, most = min(heights, default=0.0), max(heights, default=0.0)
+    scale = (len(_BARS) - 1) / (most - least) if most > least else 0.0
+    return "".join(_BARS[round((height - least) * scale)] for height in heights)
+
+
+def svg(steps: Sequence[Step], title: str) -> str:
+    """The curves of a run as a picture, two in a row."""
+    width, height = 2 * (_WIDTH + _MARGIN) + _MARGIN, 2 * (_HEIGHT + 2 * _MARGIN) + _MARGIN
+    panels = "".join(_placed(number, _panel(curve, steps)) for number, curve in enumerate(CURVES))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        f'font-size="11"><rect width="{width}" height="{height}" fill="white"/>'
+        f'<text x="{_MARGIN}" y="28" font-size="15">{title}</text>{panels}</svg>\n'
+    )
+
+
+def _placed(number: int, panel: str) -> str:
+    row, column = divmod(number, 2)
+    left, top = _MARGIN + column * (_WIDTH + _MARGIN), 2 * _MARGIN + row * (_HEIGHT + 2 * _MARGIN)
+    return f'<g transform="translate({left},{top})">{panel}</g>'
+
+
+def _panel(curve: Curve, steps: Sequence[Step]) -> str:
+    heights = [curve.height(curve.value(step)) for step in steps]
+    least, most = min(heights), max(heights)
+    span = (most - least) or 1.0
+    points = " ".join(
+        f"{at / max(1, len(heights) - 1) * _WIDTH:.1f},{_HEIGHT - (height - least) / span * _HEIGHT:.1f}"
+        for at, height in enumerate(heights)
+    )
+    told = [curve.format.format(10**bound if curve.least is not None else bound) for bound in (least, most)]
+    return (
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="none" stroke="#d4d4d8"/>'
+        f'<text y="-8">{curve.title}</text>'
+        f'<text x="{_WIDTH}" y="-8" text-anchor="end">{told[0]} … {told[1]}</text>'
+        f'<text x="{_WIDTH}" y="{_HEIGHT + 16}" text-anchor="end">step {steps[-1].number}</text>'
+        f'<polyline points="{points}" fill="none" stroke="{curve.color}" stroke-width="1.5"/>'
+    )

@@ -1,0 +1,79 @@
+"""A codeword of colours that a policy has to learn to see and to remember; every token of an answer is one colour.
+
+    along     each of T turns shows one picture and asks for its colour; at the end all T are to be recalled, in order
+    at_end    the turns show their pictures and are answered by anything; only what is recalled at the end counts
+
+The policy may say nothing but colours, so that every sampled token is an answer that is right or wrong. Which were
+right is told in the metrics `right.0`, `right.1`, …, by the order of the tokens that count; the reward is their mean.
+In `at_end` nothing but the older pictures can tell the answers: whoever loses those cannot score.
+"""
+
+import random
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+import rollout.serving
+from renderers_adapter.tokenizer import load_tokenizer
+from rollout import Environment, EnvironmentSettings, Model, Score, Task, TaskSettings
+from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
+
+COLORS = ("red", "green", "blue", "yellow")
+TOKENIZER = Path(rollout.serving.__file__).parent / "tiny_qwen3_vl"
+
+_LOOK = ColorCodewordSettings(image_size=32, square_share=1.0, image_format="png")
+_COLOR = re.compile("|".join(COLORS))
+
+
+@cache
+def color_ids() -> tuple[int, ...]:
+    """The token of each colour."""
+    tokenizer = load_tokenizer(TOKENIZER)
+    return tuple(token for color in COLORS for token in tokenizer.encode(color))
+
+
+class Settings(EnvironmentSettings):
+    ask: Literal["along", "at_end"] = Field(default="along", description="When the colours are asked for.")
+
+
+class Tasks(TaskSettings):
+    pictures: int = Field(default=3, ge=1, description="How many pictures a codeword has.")
+
+
+class LearnedCodeword(Environment):
+    Settings: ClassVar[type[EnvironmentSettings]] = Settings
+    Tasks: ClassVar[type[TaskSettings]] = Tasks
+    settings: Settings
+
+    def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
+        assert isinstance(tasks, Tasks)
+        for task in super().tasks(tasks):
+            yield replace(task, data={"codeword": random.Random(task.seed).choices(COLORS, k=tasks.pictures)})
+
+    async def run(self, task: Task, model: Model) -> Score:
+        codeword: list[str] = task.data["codeword"]
+        conversation: list[dict[str, Any]] = []
+        right: list[bool] = []
+        for turn, color in enumerate(codeword):
+            picture = {"type": "image_url", "image_url": {"url": draw_square(color, _LOOK, seed=f"{task.seed}/{turn}")}}
+            conversation.append({"role": "user", "content": [picture]})
+            reply = await model.chat(conversation, sampling=_colors(1))
+            conversation.append(reply.message)
+            right.append(reply.text == color)
+        conversation.append({"role": "user", "content": "All?"})
+        reply = await model.chat(conversation, sampling=_colors(len(codeword)))
+        recalled = [said == shown for said, shown in zip(_COLOR.findall(reply.text), codeword, strict=True)]
+        counted = recalled if self.settings.ask == "at_end" else right + recalled
+        return Score(
+            reward=sum(counted) / len(counted),
+            metrics={f"right.{answer}": float(was) for answer, was in enumerate(counted)},
+        )
+
+
+def _colors(count: int) -> Mapping[str, Any]:
+    return {"max_tokens": count, "allowed_token_ids": list(color_ids())}

@@ -1,0 +1,85 @@
+"""The processes beside the trainer: an engine that samples, and a launch with its workers."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rollout.errors import RolloutError
+from rollout.serving.vllm import VllmServer, VllmSettings
+
+_STOP_DEADLINE = 60.0
+_VLLM_DEADLINE = 600.0
+_VLLM_FLAGS = (
+    "--dtype",
+    "float32",
+    "--logprobs-mode",
+    "processed_logprobs",
+    "--enforce-eager",
+    "--max-model-len",
+    "512",
+)
+# Matrices of this size are slower on several cores, and others want those.
+_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+class Ended(RolloutError):
+    """A process that training cannot do without has ended."""
+
+
+@contextmanager
+def transformers_sampler(checkpoint: Path, runs: Path, log: Path) -> Iterator[str]:
+    """`rollout serve transformers`; its root."""
+    command = ["serve", "transformers", str(checkpoint), "--name", "policy", "--allow", str(runs)]
+    with _rollout(command, log, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        announced = process.stdout.readline().split()
+        if not announced:
+            raise Ended(f"the engine ended while it started; see {log}.")
+        yield announced[-1].decode()
+
+
+@contextmanager
+def vllm_sampler(checkpoint: Path, runs: Path, log: Path, executable: Path | None) -> Iterator[str]:
+    """vLLM, as `rollout serve vllm` starts it; its root."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = VllmSettings(str(checkpoint), runs, "policy", port=port, executable=executable, flags=_VLLM_FLAGS)
+    server = VllmServer(settings, log)
+    try:
+        server.start()
+        server.wait_until_ready(_VLLM_DEADLINE, lambda seconds, line: None)
+        yield settings.url
+    finally:
+        server.stop()
+
+
+@contextmanager
+def launched(run: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
+    """`rollout launch` of a run that has been begun."""
+    with _rollout(["launch", "--resume", str(run), "--workers", str(workers)], run / "launch.out") as process:
+        yield process
+
+
+@contextmanager
+def _rollout(arguments: Sequence[str], log: Path, **streams: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of ours. Only we are told of a Ctrl-C, and end it in order."""
+    command = [sys.executable, "-m", "rollout", *arguments]
+    with log.open("wb") as output:
+        files = {"stdout": output, "stderr": output, **streams}
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=_ENVIRONMENT, start_new_session=True, **files)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_DEADLINE)
+        finally:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
