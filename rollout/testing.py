@@ -27,7 +27,8 @@ from rollout.trainer.reader import TrajectoryReader
 from rollout.trainer.trajectory import Trajectory
 from transports import open_queue
 
-_TIMEOUT = 60.0
+_TIMEOUT = 300.0
+"""Nothing waits for it that is well; a real engine on a busy machine may take a minute for its first pictures."""
 
 
 @asynccontextmanager
