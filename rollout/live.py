@@ -22,10 +22,11 @@ from renderers_adapter.tokens import ImageSlot, TokenRun, expand, join
 from rollout.config import Config
 from rollout.engine.client import EngineClient
 from rollout.engine.configured import api_key, engine_client
-from rollout.engine.errors import EngineMismatch, EngineRefused
+from rollout.engine.errors import EngineMismatch, EngineRefused, EngineUnavailable
 from rollout.engine.http import EngineHttp
 from rollout.engine.image_refs import ImageRef
 from rollout.engine.protocol import GenerateRequest
+from rollout.engine.updates import NotUpdatable, state_of
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy, PreparedImage, prepare_images
 from rollout.messages import Message
@@ -112,6 +113,19 @@ async def _model(patient: _Patient) -> str:
     return f"serves {patient.client.model}; its context holds {patient.client.max_model_len} tokens"
 
 
+async def _weights(patient: _Patient) -> str:
+    """Whether a trainer can bring it new weights; where nobody paces rollouts by versions, none need come."""
+    try:
+        state = await state_of(patient.http, patient.url)
+    except NotUpdatable as error:
+        if patient.config.policy.max_staleness is not None:
+            raise
+        return f"as it was started: {error}"
+    if state.paused:
+        raise EngineUnavailable("it is paused, as for new weights that never came; nobody gets an answer.")
+    return f"version {state.version}, and can be replaced"
+
+
 async def _tokens(patient: _Patient) -> str:
     """The server's tokenizer makes of a prompt's text what ours makes of it, special and pad tokens included."""
     tokenizer = patient.adapter.tokenizer
@@ -177,6 +191,10 @@ def _model_cure(patient: _Patient, error: Exception) -> str | None:
     return f"start it: rollout serve vllm {patient.config.model.path} --name {patient.config.model.name}"
 
 
+def _weights_cure(patient: _Patient, error: Exception) -> str | None:
+    return "rollout policy push CONFIG --run RUN_DIR" if isinstance(error, EngineUnavailable) else None
+
+
 def _tokens_cure(patient: _Patient, error: Exception) -> str:
     return "let model.path be the directory of the checkpoint that the engine serves"
 
@@ -206,6 +224,7 @@ _Look = Callable[[_Patient], Awaitable[str]]
 _Cure = Callable[[_Patient, Exception], str | None]
 _LOOKS: tuple[tuple[str, _Look, _Cure], ...] = (
     ("model", _model, _model_cure),
+    ("weights", _weights, _weights_cure),
     ("tokens", _tokens, _tokens_cure),
     ("endpoint", _endpoint, _endpoint_cure),
     ("images", _images, _images_cure),

@@ -6,9 +6,13 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import httpx
 import pytest
 
+from rollout import live as module
 from rollout.config import load_config
+from rollout.engine.http import EngineHttp
+from rollout.engine.updates import EngineState, NotUpdatable
 from rollout.live import Finding, Verdict, examine
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 
@@ -42,9 +46,17 @@ def verdicts(found: Sequence[Finding]) -> dict[str, str]:
 async def test_a_sound_engine_is_sound_in_every_line(config: Path, url: str, runs: Path, mode: str) -> None:
     found = await findings(config, url, runs, f"images.mode={mode}")
     # The scripted engine neither tokenizes nor renders, and what nobody compared is not called sound.
-    assert verdicts(found) == {"model": "ok", "tokens": "?", "endpoint": "ok", "images": "ok", "pixels": "?"}
+    assert verdicts(found) == {
+        "model": "ok",
+        "weights": "ok",
+        "tokens": "?",
+        "endpoint": "ok",
+        "images": "ok",
+        "pixels": "?",
+    }
     assert "2048" in found[0].told
-    assert ("file://" if mode == "offload" else "data:") in found[3].told
+    assert "can be replaced" in found[1].told
+    assert ("file://" if mode == "offload" else "data:") in found[4].told
     assert os.listdir(runs) == []
 
 
@@ -59,6 +71,31 @@ async def test_another_model_is_told_by_name(config: Path, url: str, runs: Path)
     (found,) = await findings(config, url, runs, "model.name=other")
     assert found.verdict is Verdict.BAD
     assert "it serves tiny-qwen3-vl" in found.told
+
+
+async def test_an_engine_that_stands_still_is_found_before_anybody_waits_for_it(
+    config: Path, url: str, runs: Path
+) -> None:
+    async with httpx.AsyncClient() as client:
+        await client.post(f"{url}/pause?mode=keep")
+    *_, found = await findings(config, url, runs)
+    assert verdicts([found]) == {"weights": "bad"}
+    assert found.cure is not None
+    assert "rollout policy push" in found.cure
+
+
+async def test_an_engine_whose_weights_cannot_be_replaced_is_a_fault_where_versions_are_expected(
+    config: Path, url: str, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def without(http: EngineHttp, url: str) -> EngineState:
+        raise NotUpdatable(f"{url} cannot be given new weights. Start vLLM with VLLM_SERVER_DEV_MODE=1.")
+
+    monkeypatch.setattr(module, "state_of", without)
+    unpaced = await findings(config, url, runs)
+    assert verdicts(unpaced)["weights"] == "ok"
+    assert "VLLM_SERVER_DEV_MODE=1" in unpaced[1].told
+    *_, found = await findings(config, url, runs, "policy.max_staleness=1")
+    assert verdicts([found]) == {"weights": "bad"}
 
 
 async def test_files_that_the_server_may_not_read_are_found(config: Path, url: str, tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from rollout.cli.parameters import Configuration, Debug, Json, Overrides, RunDir, debugging
+from rollout.cli.policy import policy
+
 app = typer.Typer(
     help="Rollouts for reinforcement learning of (multimodal) language models.",
     no_args_is_help=True,
@@ -21,7 +24,7 @@ app.add_typer(assets, name="assets")
 queue = typer.Typer(help="Look into a queue by its URL, and empty it.", no_args_is_help=True)
 app.add_typer(queue, name="queue")
 
-_state = {"debug": False}
+app.add_typer(policy, name="policy")
 
 
 def _print_version(value: bool) -> None:
@@ -41,18 +44,7 @@ def _main(
     pass
 
 
-def _set_debug(value: bool) -> None:
-    _state["debug"] = value
-
-
-Configuration = Annotated[Path, typer.Argument(metavar="CONFIG", help="The environment's YAML.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as engine.sampling.temperature=0."),
-]
-Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show tracebacks.")]
 Place = Literal["here", "slurm", "k8s"]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
 
 
 @app.command()
@@ -256,6 +248,7 @@ def vllm(
     media: Annotated[Path, typer.Option(help="Directory below which file:// images lie: that of the runs.")] = Path(
         "runs"
     ),
+    updates: Annotated[bool, typer.Option(help="Let trainers, and whoever reaches it, replace its weights.")] = True,
     executable: Annotated[
         Path | None, typer.Option("--vllm", help="vLLM's executable, such as that of another environment.")
     ] = None,
@@ -267,15 +260,19 @@ def vllm(
     from rollout.serving.vllm import VllmSettings
 
     settings = VllmSettings(
-        model=model, media=media, name=name, host=host, port=port, executable=executable, flags=tuple(flags or ())
+        model=model,
+        media=media,
+        name=name,
+        host=host,
+        port=port,
+        updates=updates,
+        executable=executable,
+        flags=tuple(flags or ()),
     )
     if only_print:
         sys.stdout.write(settings.shell() + "\n")
         return
     raise typer.Exit(serve_vllm(settings))
-
-
-RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run's directory.", show_default=False)]
 
 
 @assets.command("stats")
@@ -387,7 +384,7 @@ def main() -> None:
         app()
     except Exception as error:  # noqa: BLE001 - the last place where a failure can become a sentence
         code = _exit_code(error)
-        if _state["debug"] or code is None:
+        if debugging["on"] or code is None:
             traceback.print_exc()
         else:
             sys.stderr.write(f"rollout: {error}\n")

@@ -17,7 +17,7 @@ What vLLM 0.32 asks for beyond that, found by trying:
   is of the old weights, so requests name the version that they were made for as the salt of that cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from typing import Any
 import anyio
 import orjson
 
-from rollout.engine.errors import EngineError, EngineMisconfigured, EngineMismatch
+from rollout.engine.errors import EngineError, EngineMisconfigured, EngineMismatch, EngineTimeout
 from rollout.engine.http import EngineHttp
 from rollout.versions import OnUpdate, loading
 
+_LOOK_TIMEOUT = 10.0
 _CLEANUP_TIMEOUT = 5.0
 _RETRY_PAUSE = 0.1
 
@@ -65,6 +66,25 @@ async def state_of(http: EngineHttp, url: str) -> EngineState:
             f"{url} tells the version of its weights in a form that is not known ({error!r})."
         ) from None
     return EngineState(str(version), bool(paused))
+
+
+async def states_of(http: EngineHttp, urls: Sequence[str]) -> Mapping[str, EngineState | EngineError]:
+    """What each of several engines says of its weights, or why it does not."""
+    found: dict[str, EngineState | EngineError] = {}
+
+    async def look(url: str) -> None:
+        try:
+            with anyio.fail_after(_LOOK_TIMEOUT):
+                found[url] = await state_of(http, url)
+        except EngineError as error:
+            found[url] = error
+        except TimeoutError:
+            found[url] = EngineTimeout(f"{url} did not tell its weights within {_LOOK_TIMEOUT:g} s.")
+
+    async with anyio.create_task_group() as group:
+        for url in urls:
+            group.start_soon(look, url)
+    return {url: found[url] for url in urls}
 
 
 async def update(

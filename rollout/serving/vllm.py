@@ -55,6 +55,7 @@ class VllmSettings:
         media: the directory below which `file://` images may lie; the runs' directory.
         name: the name that requests ask for; none: the last part of `model`.
         host: the address that it listens on; 0.0.0.0 is every one of this machine.
+        updates: whether it can be given new weights; whoever reaches it can then do so, for no key guards these routes.
         executable: vLLM's; none: the one beside this Python, or on the PATH.
         flags: further flags of `vllm serve`, which win over ours, save for those that settings here stand for.
     """
@@ -64,6 +65,7 @@ class VllmSettings:
     name: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
+    updates: bool = True
     executable: Path | None = None
     flags: tuple[str, ...] = ()
 
@@ -95,13 +97,15 @@ class VllmSettings:
             *("--allowed-local-media-path", str(self.media.resolve())),
             # The checkpoint's own sampling defaults would change what a request does not say.
             *("--generation-config", "vllm"),
+            # Log-probs of the distribution that was sampled from, temperature and allowed tokens included.
+            *("--logprobs-mode", "processed_logprobs"),
             "--enable-prompt-tokens-details",
             *self.flags,
         ]
 
     def environment(self) -> dict[str, str]:
         """The variables that are set for it, beyond those that are inherited."""
-        added = {}
+        added = {"VLLM_SERVER_DEV_MODE": "1"} if self.updates else {}
         if Path(self.model).is_dir():
             added["HF_HUB_OFFLINE"] = "1"
         executable = self.executable or _find()

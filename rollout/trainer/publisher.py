@@ -26,14 +26,13 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from rollout.control import Progress, ProgressPublisher
 from rollout.engine.errors import EngineError
 from rollout.engine.http import EngineHttp
-from rollout.engine.updates import EngineState, state_of, update
+from rollout.engine.updates import EngineState, states_of, update
 from rollout.errors import RolloutError
 from rollout.trainer.weights import Edition, Saver, WeightsDirectory
 from rollout.versions import OnUpdate
 
 log = structlog.get_logger()
 
-_LOOK_TIMEOUT = 10.0
 _LOOKS = (5.0, 60.0)
 """Seconds between two looks at the engines, and what they grow to while an engine cannot be brought back."""
 
@@ -158,21 +157,7 @@ class AsyncPolicyPublisher:
 
     async def states(self) -> Mapping[str, EngineState | EngineError]:
         """What every engine says of its weights, or why it does not."""
-        found: dict[str, EngineState | EngineError] = {}
-
-        async def look(url: str) -> None:
-            try:
-                with anyio.fail_after(_LOOK_TIMEOUT):
-                    found[url] = await state_of(self._http, url)
-            except EngineError as error:
-                found[url] = error
-            except TimeoutError:
-                found[url] = EngineError(f"{url} did not answer within {_LOOK_TIMEOUT:g} s.")
-
-        async with anyio.create_task_group() as group:
-            for url in self.settings.engines:
-                group.start_soon(look, url)
-        return {url: found[url] for url in self.settings.engines}
+        return await states_of(self._http, self.settings.engines)
 
     def _edition(self) -> Edition:
         edition = self._weights.edition

@@ -83,6 +83,7 @@ def test_the_command_has_what_rollouts_need_and_the_users_flags_come_last(settin
     assert "--enable-scale-out" in command
     assert command[command.index("--allowed-local-media-path") + 1] == str(settings.media)
     assert command[command.index("--served-model-name") + 1] == "Some-Model"
+    assert command[command.index("--logprobs-mode") + 1] == "processed_logprobs"
     assert command[-2:] == ["--max-model-len", "4096"]
     assert "HF_HUB_OFFLINE" not in settings.environment()
 
@@ -118,6 +119,11 @@ def test_the_line_for_a_shell_is_quoted(settings: VllmSettings) -> None:
 
 def test_a_model_that_is_a_directory_needs_no_network(executable: Path, tmp_path: Path) -> None:
     assert VllmSettings(str(tmp_path), tmp_path, executable=executable).environment()["HF_HUB_OFFLINE"] == "1"
+
+
+def test_its_weights_can_be_replaced_unless_that_was_refused(settings: VllmSettings) -> None:
+    assert settings.environment()["VLLM_SERVER_DEV_MODE"] == "1"
+    assert "VLLM_SERVER_DEV_MODE" not in replace(settings, updates=False).environment()
 
 
 def test_the_cpu_distribution_gets_its_cure_and_no_other_does(settings: VllmSettings) -> None:
@@ -212,5 +218,5 @@ def test_progress_shows_whatever_a_server_says(tmp_path: Path, monkeypatch: pyte
 def test_print_shows_the_command_and_starts_nothing(settings: VllmSettings) -> None:
     command = [sys.executable, "-m", "rollout", "serve", "vllm", "m", "--vllm", str(settings.executable), "--print"]
     printed = subprocess.run([*command, "--", "--dtype", "float32"], capture_output=True, text=True, check=True).stdout
-    assert printed.startswith(str(settings.executable))
+    assert printed.startswith(f"VLLM_SERVER_DEV_MODE=1 {settings.executable} serve m")
     assert printed.endswith("--dtype float32\n")
