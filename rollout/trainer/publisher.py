@@ -11,6 +11,7 @@ once one engine has it; from then on workers use no engine that does not say tha
 all of them now and then, and brings it to those that are behind, such as one that was started anew.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -209,10 +210,13 @@ class AsyncPolicyPublisher:
 
     @asynccontextmanager
     async def _keeping(self) -> AsyncIterator[None]:
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._keep)
+        # No group of tasks, which would wrap whatever the trainer raises meanwhile.
+        keeping = asyncio.create_task(self._keep())
+        try:
             yield
-            group.cancel_scope.cancel()
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
 
     async def _keep(self) -> None:
         """Update engines that come back, also while the trainer waits for rollouts that only they could play."""

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache
+from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from rollout.errors import ConfigurationError
@@ -111,7 +111,13 @@ class Network:
     def _load(self, directory: Path) -> Any:
         try:
             model, loaded = AutoModelForImageTextToText.from_pretrained(
-                directory, config=self._config, dtype=self._dtype, local_files_only=True, output_loading_info=True
+                directory,
+                config=self._config,
+                # Unused, but a directory with weights alone has none, at which transformers would fail.
+                generation_config=GenerationConfig(),
+                dtype=self._dtype,
+                local_files_only=True,
+                output_loading_info=True,
             )
         except Exception as error:  # each file format has errors of its own
             raise WeightsRefused(f"{directory}: the weights cannot be loaded: {str(error)[:300]}") from error

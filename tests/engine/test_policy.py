@@ -1,0 +1,205 @@
+"""New weights for a running vLLM, with requests in flight that show pictures it knows.
+
+Each version's tokens tell by themselves which weights sampled them. Version 1 never ends an answer by itself, and the
+next one ends it at once, so that nothing depends on how fast the machine is.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+
+from renderers_adapter.tokenizer import load_tokenizer
+from rollout import Environment, EnvironmentSettings, Model, Score, Task
+from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
+from rollout.session import Policy
+from rollout.testing import play
+from rollout.trainer import AsyncPolicyPublisher, PublisherSettings, check, samples
+from rollout.trainer.trajectory import Trajectory
+from rollout.versions import OnUpdate
+from tests.marking import saying, told_versions
+
+TASK = Task(id="000000", index=0, seed=7)
+ENDLESS = 30_000
+Publishing = Callable[[OnUpdate], Any]
+
+
+class Turns(Environment):
+    """So many turns with the same picture; may do something before each."""
+
+    def __init__(self, turns: int, before: Callable[[int], Awaitable[None]] | None = None) -> None:
+        super().__init__(EnvironmentSettings())
+        self._turns, self._before = turns, before
+
+    async def run(self, task: Task, model: Model) -> Score:
+        url = draw_square("red", ColorCodewordSettings(image_size=96), seed="the same in every test")
+        messages: list[Any] = []
+        for turn in range(self._turns):
+            if self._before is not None:
+                await self._before(turn)
+            messages.append({"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]})
+            messages.append((await model.chat(messages)).message)
+        return Score(1.0)
+
+
+@pytest.fixture
+async def live(fleet: Mapping[str, Any], tmp_path: Path) -> AsyncIterator[Any]:
+    """A server that has its own weights and its own name for them again when the test is over."""
+    server = fleet["qwen3-vl"]
+    yield server
+    with server.http() as http:
+        for path, body in (
+            ("/pause?mode=abort", {}),
+            ("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(server.model_dir)}}),
+            ("/reset_prefix_cache", {}),
+            ("/reset_encoder_cache", {}),
+            ("/update_weight_version", {"new_version": "default"}),
+            ("/resume", {}),
+        ):
+            http.post(path, json=body).raise_for_status()
+
+
+@pytest.fixture
+def publishing(live: Any, tmp_path: Path) -> Publishing:
+    """A publisher that has published version 1."""
+
+    @asynccontextmanager
+    async def make(mode: OnUpdate) -> AsyncIterator[AsyncPolicyPublisher]:
+        settings = PublisherSettings((live.url,), tmp_path / "policy", on_update=mode, reference=live.model_dir)
+        async with AsyncPolicyPublisher(settings) as publisher:
+            await publisher.publish(1, says(live, "ab"))
+            yield publisher
+
+    return make
+
+
+def says(live: Any, letters: str) -> Callable[[Path], None]:
+    tokenizer = load_tokenizer(live.model_dir)
+    return saying(live.model_dir, [tokenizer.token_id(letter) for letter in letters])
+
+
+def ends(live: Any) -> Callable[[Path], None]:
+    tokenizer = load_tokenizer(live.model_dir)
+    return saying(live.model_dir, [tokenizer.token_id(name) for name in ("<|im_end|>", "<|endoftext|>")])
+
+
+def spans(trajectory: Trajectory, step: int = 0) -> list[tuple[str, int, int]]:
+    return [(span.version, span.start, span.end) for span in trajectory.steps[step].versions]
+
+
+def sampled(trajectory: Trajectory, step: int = 0) -> list[int]:
+    run = trajectory.nodes[trajectory.steps[step].leaf].run
+    found: list[int] = run.ids[run.sampled_from :].tolist()
+    return found
+
+
+async def in_flight(live: Any) -> None:
+    """Return once the server is in the middle of an answer."""
+
+    def generated() -> float:
+        with live.http() as http:
+            lines = http.get("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:generation_tokens_total{"))
+
+    before = await anyio.to_thread.run_sync(generated)
+    with anyio.fail_after(60):
+        while True:
+            if await anyio.to_thread.run_sync(generated) > before + 2:
+                return
+
+
+async def update_in_the_middle(live: Any, policy: Policy, publisher: AsyncPolicyPublisher) -> Trajectory:
+    """One answer, during which version 2 comes."""
+    async with asyncio.timeout(120), asyncio.TaskGroup() as group:
+        playing = group.create_task(play(Turns(1), TASK, policy))
+        await in_flight(live)
+        await publisher.publish(2, ends(live))
+    return playing.result()
+
+
+async def test_keep_goes_on_with_the_new_weights_and_every_token_is_labelled_with_its_own(
+    live: Any, policy_for: Any, publishing: Publishing
+) -> None:
+    async with publishing("keep") as publisher, policy_for(live, max_tokens=ENDLESS) as policy:
+        trajectory = await update_in_the_middle(live, policy, publisher)
+        later = await play(Turns(2), TASK, policy)
+    tokens = sampled(trajectory)
+    assert spans(trajectory) == [("1", 0, len(tokens) - 1), ("2", len(tokens) - 1, len(tokens))]
+    tokenizer = policy.renderers.tokenizer
+    assert set(tokens[:-1]) <= {tokenizer.token_id("a"), tokenizer.token_id("b")}
+    assert tokens[-1] in policy.renderers.stop_token_ids
+    (sample,) = samples(trajectory)
+    assert [sample.versions[at] for at in sample.version_index[sample.mask]] == ["1"] * (len(tokens) - 1) + ["2"]
+    assert [spans(later, step) for step in (0, 1)] == [[("2", 0, 1)]] * 2
+    assert check(trajectory) == check(later) == []
+
+
+async def test_wait_lets_an_answer_finish_and_later_turns_are_of_the_new_weights(
+    live: Any, policy_for: Any, publishing: Publishing
+) -> None:
+    async with publishing("wait") as publisher, policy_for(live, max_tokens=300) as policy:
+        trajectory = await update_in_the_middle(live, policy, publisher)
+        later = await play(Turns(2), TASK, policy)
+    assert spans(trajectory) == [("1", 0, 300)]
+    assert [spans(later, step) for step in (0, 1)] == [[("2", 0, 1)]] * 2
+
+
+async def test_abort_begins_the_turn_anew_and_keeps_nothing_of_what_was_cut_off(
+    live: Any, policy_for: Any, publishing: Publishing
+) -> None:
+    async with publishing("abort") as publisher, policy_for(live, max_tokens=ENDLESS) as policy:
+        trajectory = await update_in_the_middle(live, policy, publisher)
+    assert spans(trajectory) == [("2", 0, 1)]
+    assert sampled(trajectory)[0] in policy.renderers.stop_token_ids
+    assert trajectory.error is None
+
+
+@pytest.mark.parametrize("mode", ["keep", "wait", "abort"])
+async def test_updates_between_and_within_turns_break_no_server_that_knows_the_pictures(
+    live: Any, policy_for: Any, publishing: Publishing, mode: OnUpdate
+) -> None:
+    """Eight conversations with the same picture, and nine updates in the midst of them."""
+    letters = ("ab", "cd", "ef", "gh", "ij", "kl", "mn", "op", "qr", "st")
+    async with publishing(mode) as publisher, policy_for(live, max_tokens=40) as policy:
+        async with asyncio.timeout(240), asyncio.TaskGroup() as group:
+            playing = [group.create_task(play(Turns(4), replace(TASK, id=f"{n}"), policy)) for n in range(8)]
+            for version in range(2, len(letters) + 1):
+                await in_flight(live) if not all(task.done() for task in playing) else None
+                await publisher.publish(version, says(live, letters[version - 1]))
+        told = policy.renderers.tokenizer
+    for trajectory in (task.result() for task in playing):
+        assert trajectory.error is None
+        assert check(trajectory) == []
+        for step, record in enumerate(trajectory.steps):
+            tokens = sampled(trajectory, step)
+            assert record.versions[-1].end == len(tokens) == 40
+            for span in record.versions:
+                assert {v + 1 for v in told_versions(tokens[span.start : span.end], told)} == {int(span.version)}
+            if mode != "keep":
+                assert len(record.versions) == 1
+
+
+async def test_logprobs_after_an_update_are_those_of_a_server_that_never_had_other_weights(
+    live: Any, policy_for: Any, publishing: Publishing
+) -> None:
+    """Nothing is left of the old weights: neither encoded pictures nor prefixes."""
+    told = []
+    async with policy_for(live, max_tokens=8) as policy:
+        policy.sampling["allowed_token_ids"] = [policy.renderers.tokenizer.token_id(digit) for digit in "0123456789"]
+        for _ in range(2):
+            await play(Turns(3), TASK, policy)
+            told.append(np.concatenate([generation.logprobs for _, generation in policy.engine.turns[-3:]]))
+            async with publishing("wait") as publisher:
+                await play(Turns(3), TASK, policy)  # of version 1, which leaves its own traces in the caches
+                await publisher.publish(2, lambda directory: copy_weights(live.model_dir, directory))
+    np.testing.assert_allclose(told[1], told[0], atol=1e-5, rtol=0)
+
+
+def copy_weights(source: Path, directory: Path) -> None:
+    (directory / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
