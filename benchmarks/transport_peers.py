@@ -59,7 +59,8 @@ def transfer_queue(trial: Trial) -> float:
     producing = ray.remote(_put_in_transfer_queue).remote(trial)
     rate, left = Rate(), trial.count
     while left:
-        keys = list(tq.kv_list("benchmark").get("benchmark", {}))
+        # A key is listed before its record is there, and has its tag afterwards.
+        keys = [key for key, tags in tq.kv_list("benchmark").get("benchmark", {}).items() if tags]
         if not keys:
             time.sleep(0.002)
             continue
@@ -88,7 +89,7 @@ def _put_in_transfer_queue(trial: Trial) -> None:
     tq.init()
     payload: Any = torch.frombuffer(bytearray(os.urandom(trial.nbytes)), dtype=torch.uint8)
     for number in range(trial.count):
-        tq.kv_put(str(number), "benchmark", fields={"payload": payload})
+        tq.kv_put(str(number), "benchmark", fields={"payload": payload}, tag={"put": True})
 
 
 PEERS: dict[str, tuple[Callable[[Trial], float], float]] = {

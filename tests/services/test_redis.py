@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.services.redis_server import RedisServer
+from tests.services.redis_server import RedisServer, redis_binaries
 from transports import QueueStorageError, open_queue
 from transports.testing import QueueConformance
+
+
+@pytest.fixture(scope="session", params=redis_binaries(), ids=lambda path: "-".join(Path(path).parts[-3:]))
+def redis_binary(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 class TestRedisConformance(QueueConformance):

@@ -188,12 +188,6 @@ return redis.call('DEL', KEYS[1])
 DISOWN = """
 local stream, lease, holder, prefix = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
 if redis.call('GET', lease) == holder then redis.call('DEL', lease) end
-local known = {}
-for at = 4, #ARGV do known[ARGV[at]] = true end
-for _, pending in ipairs(redis.call('XPENDING', stream, 'c', '-', '+', #ARGV, holder)) do
-  local found = not known[pending[1]] and redis.call('XRANGE', stream, pending[1], pending[1])[1]
-  if found then return {{pending[1], pending[4] - 1, found[2]}} end
-end
 for _, owner in ipairs(redis.call('XPENDING', stream, 'c')[4] or {}) do
   if string.sub(owner[1], 1, #holder + 1) == holder .. '.' then redis.call('DEL', prefix .. owner[1]) end
 end

@@ -106,6 +106,11 @@ class Server:
             except redis.exceptions.AuthenticationError as error:
                 raise QueueStorageError(f"{self.url}: the server refuses our user or password: {error}") from error
             except _LOST as error:
+                if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                    raise QueueStorageError(
+                        f"{self.url}: the certificate of the server is not trusted: {error} Name the authority that "
+                        "signed it with ca_file."
+                    ) from error
                 if time.monotonic() + pause > deadline:
                     raise QueueStorageError(
                         f"{self.url}: the server could not be reached for {RETRY_SECONDS:g} s: {error}. Is it running?"
@@ -140,12 +145,14 @@ class Server:
         return QueueStorageError(f"{self.url}: {meaning}: {text}")
 
 
+_NO_RIGHTS = "this user may not run what the queue needs: streams, hashes, strings, scripts and transactions"
 _REFUSALS = {
     "OOM": "the server is out of memory; raise its maxmemory or let the consumer catch up",
     "maxmemory": "the server is out of memory; raise its maxmemory or let the consumer catch up",
     "read only": "this server is a read-only replica; use the address of its master",
     "MISCONF": "the server cannot write its own files, and takes nothing",
-    "NOPERM": "this user may not run what the queue needs: streams, hashes, strings and scripts",
+    "no permissions": _NO_RIGHTS,
+    "can't run this command": _NO_RIGHTS,
     "nknown": "the server lacks a command that the queue needs; Redis 6.2 or later does, and so does Valkey",
     "syntax error": "the server lacks an option that the queue needs; Redis 6.2 or later does, and so does Valkey",
 }
