@@ -8,6 +8,7 @@ batches reaches the target, and leaves the curves as a picture in the run's dire
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from examples.grpo_color_codeword.training import Step, Training
 _SMOOTHED = 5
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the tasks and the sampling")
     parser.add_argument("--sampler", choices=("transformers", "vllm"), default="transformers")
@@ -38,11 +39,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--target", type=float, default=0.95, help="mean reward of five batches that ends it")
     parser.add_argument("--steps", type=int, default=150, help="steps after which it has failed to learn")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the YAML")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
-def main() -> int:
-    given = arguments()
+def trained(given: argparse.Namespace) -> list[Step]:
+    """Train until the target is reached. Leaves the curves and `policy`, a whole checkpoint, in the run's directory."""
     torch.manual_seed(given.seed)
     # Matrices of this size are slower on several cores, and others want those.
     torch.set_num_threads(1)
@@ -53,21 +54,29 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         checkpoint = Path(place, "policy")
         make_policy(checkpoint, seed=given.seed)
-        with sampler(given, checkpoint, runs, Path(place, "engine.log")) as engine:
+        with sampler(given, checkpoint, runs, runs / "engine.log") as engine:
             training = Training(checkpoint, runs, engine, seed=given.seed, workers=given.workers, overrides=given.set)
             with training:
                 steps = shown(training, given)
-    title = f"{given.sampler}, seed {given.seed}: {steps[-1].reward:.3f} after {steps[-1].seconds:.0f} s"
+        complete(training.run.policy, checkpoint)
+    title = f"{given.sampler}, seed {given.seed}: {smoothed(steps):.3f} after {steps[-1].seconds:.0f} s"
     picture = training.run.path / "learning.svg"
     picture.write_text(svg(steps, title), "utf-8")
     print(f"{title}; {summary(steps)}; curves: {picture}")
-    return 0 if smoothed(steps) >= given.target else 1
+    return steps
 
 
 def sampler(given: argparse.Namespace, checkpoint: Path, runs: Path, log: Path) -> AbstractContextManager[str]:
     if given.sampler == "vllm":
         return vllm_sampler(checkpoint, runs, log, given.vllm)
     return transformers_sampler(checkpoint, runs, log)
+
+
+def complete(weights: Path, checkpoint: Path) -> None:
+    """Put beside the weights what any engine needs besides: tokenizer, template, processor."""
+    for file in checkpoint.iterdir():
+        if not (weights / file.name).exists():
+            shutil.copyfile(file, weights / file.name)
 
 
 def shown(training: Training, given: argparse.Namespace) -> list[Step]:
@@ -101,11 +110,16 @@ def line(step: Step) -> str:
 def summary(steps: Sequence[Step]) -> str:
     own = all(step.versions == {str(step.number - 1)} for step in steps)
     return (
-        f"first batch {steps[0].reward:.3f}, last five {smoothed(steps):.3f}, {len(steps)} steps, "
+        f"first batch {steps[0].reward:.3f}, {len(steps)} steps, "
         f"largest log-prob difference {max(step.learnt.difference for step in steps):.1e}, "
         f"{sum(step.violations for step in steps)} violations, {sum(step.failed for step in steps)} failed rollouts, "
         f"every token by the version published last: {'yes' if own else 'no'}"
     )
+
+
+def main() -> int:
+    given = arguments()
+    return 0 if smoothed(trained(given)) >= given.target else 1
 
 
 if __name__ == "__main__":

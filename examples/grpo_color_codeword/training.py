@@ -91,7 +91,7 @@ class Training:
         version, began = self._version, time.monotonic()
         self._reader.version = version
         groups = gather(self._reader, self._launch, rollouts=self._config.policy.batch)
-        learnt = self.learner.step(groups, str(version))
+        learnt = self.learner.step([group for group in groups if played(group)], str(version))
         trained = sum(len(played(group)) for group in groups)
         every = sum(len(group.trajectories) for group in groups)
         self._version += 1
@@ -120,6 +120,8 @@ def gather(reader: BlockingReader, launch: subprocess.Popen[bytes], *, rollouts:
             raise Ended(f"the launch ended with {launch.returncode}; see launch.out in the run's directory.")
         elif time.monotonic() > patience:
             raise Ended(f"no whole batch came within {_PATIENCE:g} s; see log.jsonl in the run's directory.")
+    if not any(map(played, groups)):
+        raise Ended(f"every rollout of a batch failed, the first one with {groups[0].trajectories[0].error}.")
     return groups
 
 

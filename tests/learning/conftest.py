@@ -1,0 +1,66 @@
+"""Whole runs of the example that learns. They need torch and take minutes: `.ci/learning` runs them."""
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FULL = os.environ.get("ROLLOUT_TESTS") == "full"
+if importlib.util.find_spec("torch") is None or os.environ.get("ROLLOUT_TESTS") not in ("ci", "full"):
+    collect_ignore_glob = ["test_*.py"]
+
+_ROWS = pytest.StashKey[list[tuple[str, ...]]]()
+_COLUMNS = ("broken", "largest log-prob difference", "steps", "failed rollouts", "caught by")
+
+Tell = Callable[..., None]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_ROWS] = []
+
+
+@pytest.fixture
+def tell(pytestconfig: pytest.Config) -> Tell:
+    """Add a row to the table of what was broken, and what caught it."""
+
+    def row(*cells: object) -> None:
+        pytestconfig.stash[_ROWS].append(tuple(map(str, cells)))
+
+    return row
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    rows = config.stash[_ROWS]
+    if not rows:
+        return
+    widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
+    terminalreporter.section("what was broken, and what caught it")
+    for row in (_COLUMNS, *rows):
+        terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy that has learnt nothing."""
+    from examples.grpo_color_codeword.checkpoint import make_policy
+
+    directory = tmp_path_factory.mktemp("policy")
+    make_policy(directory, seed=0)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def engine(checkpoint: Path, runs: Path) -> Iterator[str]:
+    """An engine in a process of its own, for all runs that do not break it."""
+    from examples.grpo_color_codeword.processes import transformers_sampler
+
+    with transformers_sampler(checkpoint, runs, runs / "engine.log") as url:
+        yield url
