@@ -116,11 +116,10 @@ def _header_wire(header: Header) -> list[Any]:
 def _read_header(wire: dict[str, Any]) -> Header:
     run, environment, group, rollout, attempt, seq = _take(wire, "of", list)
     header = Header(run, environment, group, rollout, attempt, seq)
-    for name, value, kind in zip(
-        header.__slots__, (run, environment, group, rollout, attempt, seq), _HEADER, strict=True
-    ):
-        if type(value) is not kind:
-            raise RecordError(f"the header's {name} is {value!r}; expected {kind.__name__}.")
+    kinds = type(run), type(environment), type(group), type(rollout), type(attempt), type(seq)
+    if kinds != _HEADER:
+        told = ", ".join(f"{name} is {getattr(header, name)!r}" for name in header.__slots__)
+        raise RecordError(f"the header does not say whose record it is: {told}.")
     return header
 
 
@@ -205,8 +204,7 @@ def _read_step(wire: dict[str, Any]) -> Step:
         routed_experts=_read_experts(_take_optional(wire, "experts", dict)),
         sampling_mask=_read_mask(_take_optional(wire, "masks", dict)),
         timings={
-            str(stage): int(spent) / _MICROSECONDS
-            for stage, spent in (_take_optional(wire, "timings", dict) or {}).items()
+            stage: spent / _MICROSECONDS for stage, spent in (_take_optional(wire, "timings", dict) or {}).items()
         },
         extra=dict(wire),
     )

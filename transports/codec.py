@@ -95,8 +95,7 @@ def decode(frames: Sequence[bytes | bytearray | memoryview]) -> Any:
     _check_sizes(frames)
     head = bytes(frames[0])
     check_structure(head)
-    views = tuple(memoryview(frame).toreadonly().cast("B") for frame in frames)
-    decoder = _Decoder(views, frames)
+    decoder = _Decoder(frames)
     try:
         value = msgpack.unpackb(
             head, raw=False, unicode_errors="surrogatepass", strict_map_key=True, ext_hook=decoder.extension
@@ -208,15 +207,14 @@ class _Encoder:
 class _Decoder:
     """Turns what msgpack unpacked back into values. Its depth was checked, so recursion is bounded."""
 
-    def __init__(self, views: tuple[memoryview, ...], frames: Sequence[bytes | bytearray | memoryview]) -> None:
-        self.views = views
+    def __init__(self, frames: Sequence[bytes | bytearray | memoryview]) -> None:
         self.frames = frames
 
     def extension(self, code: int, data: bytes) -> Any:
         if code == _ARRAY:
-            return arrays.read_array(data, self.views)[0]
+            return arrays.read_array(data, self.frames)[0]
         if code == _TENSOR:
-            return arrays.tensor_of_array(*arrays.read_array(data, self.views))
+            return arrays.tensor_of_array(*arrays.read_array(data, self.frames))
         if code == _BYTES:
             view = self._blob(data)
             original = self.frames[int.from_bytes(data, "little")]
@@ -257,7 +255,7 @@ class _Decoder:
     def _blob(self, reference: bytes) -> memoryview:
         if len(reference) != 2:
             raise MalformedRecord("a reference to a frame is damaged")
-        return arrays.blob(self.views, int.from_bytes(reference, "little"))
+        return arrays.blob(self.frames, int.from_bytes(reference, "little"))
 
 
 def _is_marked(value: Any) -> bool:
@@ -265,25 +263,23 @@ def _is_marked(value: Any) -> bool:
     marked = False
     level: list[Any] = [[value]]
     for _ in range(MAX_DEPTH + 1):
-        below: list[Any] = []
         for node in level:
             if type(node) is dict:
                 for key in node:
                     if type(key) is not str:
                         raise MalformedRecord("a dict key is not a str")
-            for inner in node.values() if type(node) is dict else node:
-                kind = type(inner)
-                if kind not in _NOTABLE:
-                    continue
-                if kind is _Opens:
-                    marked = True
-                elif kind is msgpack.Timestamp:
-                    raise MalformedRecord("the head frame holds a msgpack timestamp, which this codec does not write")
-                else:
-                    below.append(inner)
-        if not below:
+        level = [
+            inner
+            for node in level
+            for inner in (node.values() if type(node) is dict else node)
+            if type(inner) in _NOTABLE
+        ]
+        if not level:
             return marked
-        level = below
+        kinds = set(map(type, level))
+        if msgpack.Timestamp in kinds:
+            raise MalformedRecord("the head frame holds a msgpack timestamp, which this codec does not write")
+        marked = marked or _Opens in kinds
     raise CodecLimitExceeded(f"the record nests deeper than {MAX_DEPTH} levels")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -52,7 +53,7 @@ def raw_bytes(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def read_array(extension: bytes, frames: tuple[memoryview, ...]) -> tuple[Array, str]:
+def read_array(extension: bytes, frames: Sequence[bytes | bytearray | memoryview]) -> tuple[Array, str]:
     """The array that was described, read-only, over the very bytes of its frame; and the name of its dtype."""
     if len(extension) < _PREFIX.size:
         raise MalformedRecord("the description of an array is cut off")
@@ -78,10 +79,11 @@ def read_array(extension: bytes, frames: tuple[memoryview, ...]) -> tuple[Array,
         raise MalformedRecord(f"an array of shape {shape}: {error}") from None
 
 
-def blob(frames: tuple[memoryview, ...], index: int) -> memoryview:
+def blob(frames: Sequence[bytes | bytearray | memoryview], index: int) -> memoryview:
+    """The bytes of a frame, read-only."""
     if not 0 < index < len(frames):
         raise MalformedRecord(f"the head refers to frame {index}, and the record has {len(frames)}")
-    return frames[index]
+    return memoryview(frames[index]).toreadonly().cast("B")
 
 
 def is_tensor(value: object) -> bool:
