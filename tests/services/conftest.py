@@ -12,16 +12,11 @@ if os.environ.get("ROLLOUT_SERVICES") != "1":
 
 
 @pytest.fixture(scope="session")
-def redis_binary() -> str:
-    return "redis-server"
-
-
-@pytest.fixture(scope="session")
-def start_redis(tmp_path_factory: pytest.TempPathFactory, redis_binary: str) -> Iterator[Callable[..., RedisServer]]:
+def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RedisServer]]:
     servers: list[RedisServer] = []
 
-    def start(*arguments: str) -> RedisServer:
-        servers.append(RedisServer(tmp_path_factory.mktemp("redis"), *arguments, binary=redis_binary))
+    def start(*arguments: str, binary: str = "redis-server") -> RedisServer:
+        servers.append(RedisServer(tmp_path_factory.mktemp("redis"), *arguments, binary=binary))
         return servers[-1]
 
     yield start

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,15 @@ from transports import QueueStorageError, open_queue
 from transports.testing import QueueConformance
 
 
-@pytest.fixture(scope="session", params=redis_binaries(), ids=lambda path: "-".join(Path(path).parts[-3:]))
-def redis_binary(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(scope="module", params=redis_binaries(), ids=lambda path: "-".join(Path(path).parts[-3:]))
+def start_redis(request: pytest.FixtureRequest, start_redis: Callable[..., RedisServer]) -> Callable[..., RedisServer]:
+    """Each of the servers that are here."""
+    return partial(start_redis, binary=request.param)
+
+
+@pytest.fixture(scope="module")
+def redis_server(start_redis: Callable[..., RedisServer]) -> RedisServer:
+    return start_redis()
 
 
 class TestRedisConformance(QueueConformance):
