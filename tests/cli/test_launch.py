@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from rollout.control import Progress, ProgressPublisher
 from rollout.environments.base import Task
+from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.tasks import RolloutOrder, encode_order
-from rollout.trainer import Trajectory, TrajectoryReader
+from rollout.trainer import Consumption, PolicyPublisher, PublisherSettings, Trajectory, TrajectoryReader
 from tests.cli.in_process import rollout
 from transports import open_queue
 
@@ -84,27 +84,33 @@ def test_a_worker_alone_plays_what_others_put_until_sigterm(color_codeword: str,
     assert {(t.run, t.environment, t.status, t.reward) for t in trajectories} == {("run", "color_codeword", "ok", 1.0)}
 
 
-def test_a_paced_launch_follows_its_trainer(color_codeword: str, tmp_path: Path) -> None:
-    pace = ("policy.max_staleness=0", "policy.batch=4", "tasks.count=4", "tasks.group_size=2")
-    queues = (f"queue.control=file://{tmp_path}/control", f"queue.url=file://{tmp_path}/trajectories")
-
-    async def publish(progress: Progress) -> None:
-        async with ProgressPublisher(f"file://{tmp_path}/control") as publisher:
-            await publisher.publish(progress)
-
-    settings = told((*SMALL, *pace, *queues, f"run.directory={tmp_path}"))
-    with started("launch", color_codeword, "--json", *settings) as launch:
-        until(launch, lambda: done(tmp_path) == 4)
-        time.sleep(0.5)
-        assert done(tmp_path) == 4
-        asyncio.run(publish(Progress(version=1, consumed=4)))
-        out, err = launch.communicate(timeout=60)
+def test_a_paced_launch_follows_its_trainer_and_leaves_engines_that_missed_a_push(
+    color_codeword: str, tmp_path: Path, write_weights: Callable[..., None]
+) -> None:
+    control, trajectories = f"file://{tmp_path}/control", f"file://{tmp_path}/trajectories"
+    engine = EmbeddedSettings(allowed_directories=(tmp_path,), weight_version="0")
+    with EmbeddedServer(engine) as updated, EmbeddedServer(engine) as missed:
+        pace = ("policy.max_staleness=0", "policy.batch=8", "tasks.count=4", "tasks.group_size=4")
+        where = (f'engine.urls=["{updated}","{missed}"]', f"queue.control={control}", f"queue.url={trajectories}")
+        settings = told((*SMALL, *pace, *where, f"run.directory={tmp_path}"))
+        with started("launch", color_codeword, "--json", *settings) as launch:
+            until(launch, lambda: done(tmp_path) == 8)
+            time.sleep(0.5)
+            assert done(tmp_path) == 8
+            pushed = PublisherSettings((updated,), tmp_path / "policy", {"color_codeword": control})
+            with PolicyPublisher(pushed) as publisher:
+                publisher.publish(
+                    1, lambda at: write_weights(at, {"w": (1,)}), {"color_codeword": Consumption(consumed=8)}
+                )
+                out, err = launch.communicate(timeout=60)
     assert launch.returncode == 0, err
-    assert json.loads(out)["status"] == {"ok": 8}
-    began = sorted(
-        t.started.policy_version for t in asyncio.run(read(f"file://{tmp_path}/trajectories", 8)) if t.started
-    )
-    assert began == ["0"] * 4 + ["1"] * 4
+    assert json.loads(out)["status"] == {"ok": 16}
+    played = asyncio.run(read(trajectories, 16))
+    assert sorted(t.started.policy_version for t in played if t.started) == ["0"] * 8 + ["1"] * 8
+    for trajectory in played:
+        assert trajectory.started is not None
+        sampled_by = {span.version for step in trajectory.steps for span in step.versions}
+        assert sampled_by == {trajectory.started.policy_version}
 
 
 def test_several_environments_and_a_summary_for_people(color_codeword: str, tmp_path: Path) -> None:
