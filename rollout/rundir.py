@@ -27,6 +27,7 @@ import yaml
 from rollout.config import Config
 from rollout.errors import RolloutError
 from rollout.images.maintenance import hold_run
+from transports.urls import without_password
 
 
 class RunHeld(RolloutError):
@@ -80,8 +81,10 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.path}: the run's directory cannot be made: {error.strerror}.") from None
 
     def keep_config(self, config: Config, name: str) -> None:
-        """Write down everything that a configuration came to, defaults included."""
-        resolved = yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True)
+        """Write down everything that a configuration came to, defaults included, and the passwords of queues not."""
+        dumped = config.dump()
+        dumped["queue"] = {key: without_password(url) for key, url in dumped["queue"].items()}
+        resolved = yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True)
         try:
             (self.path / name).write_text(resolved, "utf-8")
         except OSError as error:

@@ -35,6 +35,19 @@ def test_anything_but_the_tasks_may_change(config: Path, tmp_path: Path) -> None
         resume(directory.path, ["run.name=other"])
 
 
+def test_the_password_of_a_queue_stays_out_of_the_run_and_is_there_again_when_it_is_resumed(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUEUE_PASSWORD", "s3cret")
+    mine = config.read_text().replace("../", f"{config.parent.parent}/")
+    (tmp_path / "mine.yaml").write_text(f"{mine}\nqueue: {{url: 'redis://me:${{QUEUE_PASSWORD}}@10.0.0.5/0'}}\n")
+    directory, (begun,) = begin([tmp_path / "mine.yaml"], [f"run.directory={tmp_path}"])
+    assert not [path for path in directory.path.iterdir() if path.is_file() and "s3cret" in path.read_text()]
+    assert "redis://me@10.0.0.5/0" in (directory.path / "color_codeword.yaml").read_text()
+    _, (resumed,) = resume(directory.path, [])
+    assert resumed.config.queue.url == begun.config.queue.url == "redis://me:s3cret@10.0.0.5/0"
+
+
 def test_where_no_launch_was_begun_none_is_resumed(tmp_path: Path) -> None:
     with pytest.raises(CannotResume, match="no launch was begun here"):
         resume(tmp_path, [])

@@ -160,6 +160,11 @@ class Queue(ABC):
         """Give back every lease of this handle: its unacked records go to the next consumer, its acks are refused."""
 
     @property
+    def limits(self) -> QueueOptions:
+        """What the URL of this handle says of partitions, the high water and the hard limit."""
+        return self._options
+
+    @property
     def holder(self) -> str:
         """Names the leases of this handle to `disown`, in any process; empty where nobody can end them from outside."""
         return ""

@@ -27,8 +27,8 @@ from transports.streams.consumers import (
     text,
     utf8,
 )
-from transports.streams.server import Server, without_password
-from transports.urls import QueueOptions, parse_queue_url
+from transports.streams.server import Server
+from transports.urls import QueueOptions, parse_queue_url, without_password
 
 _POLL = (0.002, 0.02)
 

@@ -62,6 +62,15 @@ def split_url(url: str) -> SplitResult:
     return parts
 
 
+def without_password(url: str) -> str:
+    """The URL as it may stand in a message, a log or a file; who opens it again has the password from elsewhere."""
+    parts = split_url(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{parts.username}@{host}" if parts.username else host).geturl()
+
+
 def parse_queue_url(url: str, options: type[O]) -> tuple[SplitResult, O]:
     """Split a URL and read its query as the fields of `options`.
 

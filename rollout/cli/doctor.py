@@ -21,7 +21,10 @@ from rollout.run import trajectories_url
 from rollout.serving.policies import load_policy
 from rollout.tasks import orders
 from transports import QueueError, open_queue
+from transports.urls import QueueOptions, without_password
 
+_ROLLOUT_RECORDS, _ROLLOUT_BYTES = 3, 700
+"""What the shortest rollout puts: that it began, one step, and how it ended. What others put, only a run can tell."""
 _VERDICTS = {Verdict.OK: "[green]ok[/green]", Verdict.BAD: "[red]bad[/red]", Verdict.UNKNOWN: "[yellow]?[/yellow]"}
 
 
@@ -78,13 +81,23 @@ def _queue(config: Config) -> str:
     url = trajectories_url(config, config.run.directory / "RUN")
     with TemporaryDirectory() as scratch:
         parts = urlsplit(url)
-        anyio.run(_opened, parts._replace(path=quote(scratch)).geturl() if parts.scheme == "file" else url)
-    return url
+        limits = anyio.run(_limits, parts._replace(path=quote(scratch)).geturl() if parts.scheme == "file" else url)
+    rollouts = 2 * config.policy.batch
+    if not limits.admits(rollouts * _ROLLOUT_BYTES, rollouts * _ROLLOUT_RECORDS):
+        raise ConfigurationError(
+            f"queue.url: two batches of {config.policy.batch} rollouts (policy.batch) are more than its high water of "
+            f"{limits.high_water_text}, however short the rollouts: a trainer that collects one while it trains on "
+            "another would never get it. Raise high_water."
+        )
+    return (
+        f"{without_password(url)}; two batches of {config.policy.batch} rollouts are below its high water while a "
+        f"rollout has at most {limits.high_water // rollouts:,} bytes"
+    )
 
 
-async def _opened(url: str) -> None:
-    async with open_queue(url):
-        pass
+async def _limits(url: str) -> QueueOptions:
+    async with open_queue(url) as queue:
+        return queue.limits
 
 
 def _images(config: Config) -> str:

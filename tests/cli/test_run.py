@@ -181,6 +181,13 @@ def test_doctor_says_what_is_right(color_codeword: Sequence[str]) -> None:
         assert told in result.stdout
 
 
+@pytest.mark.parametrize("limit", ["high_water=80KB", "high_water_records=300"])
+def test_doctor_refuses_a_high_water_below_two_batches(color_codeword: Sequence[str], limit: str) -> None:
+    result = rollout("doctor", *color_codeword, "--set", f"queue.url=file://{{run_dir}}/trajectories?{limit}")
+    assert result.returncode == 2, result.stdout
+    assert "two batches of 64 rollouts (policy.batch)" in " ".join(result.stdout.split())
+
+
 @pytest.mark.parametrize("command", ["doctor", "run"])
 def test_the_arguments_of_a_template_are_those_of_its_family(color_codeword: Sequence[str], command: str) -> None:
     qwen35 = ("--set", "model.renderer=qwen3.5", "--set", "model.template={enable_thinking: false}")

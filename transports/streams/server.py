@@ -19,6 +19,7 @@ import redis.asyncio
 
 from transports.errors import QueueStorageError
 from transports.streams import scripts
+from transports.urls import without_password
 
 Fields: TypeAlias = tuple[bytes, dict[bytes, bytes]]
 """The id of a record and its fields."""
@@ -38,15 +39,6 @@ def server_url(url: str) -> tuple[str, dict[str, Any]]:
         if parts.username is None and os.environ.get("REDIS_USERNAME"):
             credentials["username"] = os.environ["REDIS_USERNAME"]
     return urlunsplit(parts._replace(query="")), credentials
-
-
-def without_password(url: str) -> str:
-    """The URL as it may stand in a message or a log."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
 
 
 class Server:
