@@ -49,7 +49,8 @@ def vllm_sampler(checkpoint: Path, runs: Path, log: Path, executable: Path | Non
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = VllmSettings(str(checkpoint), runs, "policy", port=port, executable=executable, flags=_VLLM_FLAGS)
-    server = VllmServer(settings, log)
+    # By itself vLLM would take nearly all of the machine's memory for its cache.
+    server = VllmServer(settings, log, environment={**_ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1"})
     try:
         server.start()
         server.wait_until_ready(_VLLM_DEADLINE, lambda seconds, line: None)
