@@ -16,17 +16,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+from PIL import Image
 from pydantic import Field
 
 import rollout.serving
 from renderers_adapter.tokenizer import load_tokenizer
 from rollout import Environment, EnvironmentSettings, Model, Score, Task, TaskSettings
-from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
+from rollout.environments.palette import PALETTE
 
 COLORS = ("red", "green", "blue", "yellow")
 TOKENIZER = Path(rollout.serving.__file__).parent / "tiny_qwen3_vl"
 
-_LOOK = ColorCodewordSettings(image_size=32, square_share=1.0, image_format="png")
+_SIDE = 32
+"""Pixels. The processor leaves this size as it is, so that no two resizers can differ."""
+_SHADES, _GRAIN = 30, 12
 _COLOR = re.compile("|".join(COLORS))
 
 
@@ -60,7 +64,7 @@ class LearnedCodeword(Environment):
         conversation: list[dict[str, Any]] = []
         right: list[bool] = []
         for turn, color in enumerate(codeword):
-            picture = {"type": "image_url", "image_url": {"url": draw_square(color, _LOOK, seed=f"{task.seed}/{turn}")}}
+            picture = {"type": "image", "image": draw(color, seed=(task.seed, turn))}
             conversation.append({"role": "user", "content": [picture]})
             reply = await model.chat(conversation, sampling=_colors(1))
             conversation.append(reply.message)
@@ -73,6 +77,14 @@ class LearnedCodeword(Environment):
             reward=sum(counted) / len(counted),
             metrics={f"right.{answer}": float(was) for answer, was in enumerate(counted)},
         )
+
+
+def draw(color: str, *, seed: tuple[int, int]) -> Image.Image:
+    """A shade of a colour, with grain."""
+    noise = np.random.default_rng(seed)
+    shade = np.array(PALETTE[color]) + noise.integers(-_SHADES, _SHADES, size=3)
+    pixels = shade + noise.integers(-_GRAIN, _GRAIN, size=(_SIDE, _SIDE, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def _colors(count: int) -> Mapping[str, Any]:

@@ -16,8 +16,7 @@ from renderers_adapter.adapter import load_processor_config
 from rollout.manifest import begin
 from rollout.publishing import publisher_settings
 from rollout.telemetry import json_log
-from rollout.trainer import BlockingReader, Group, Materializer, check, staleness
-from rollout.trainer.publisher import Consumption, PolicyPublisher
+from rollout.trainer import BlockingReader, Consumption, Group, Materializer, PolicyPublisher, check, staleness
 
 CONFIG = Path(__file__).with_name("codeword.yaml")
 _LOOK = 0.5
