@@ -44,11 +44,13 @@ def transformers_sampler(checkpoint: Path, runs: Path, log: Path) -> Iterator[st
 
 
 @contextmanager
-def vllm_sampler(checkpoint: Path, runs: Path, log: Path, executable: Path | None) -> Iterator[str]:
+def vllm_sampler(checkpoint: Path, runs: Path, log: Path, executable: Path | None, *flags: str) -> Iterator[str]:
     """vLLM, as `rollout serve vllm` starts it; its root."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    settings = VllmSettings(str(checkpoint), runs, "policy", port=port, executable=executable, flags=_VLLM_FLAGS)
+    settings = VllmSettings(
+        str(checkpoint), runs, "policy", port=port, executable=executable, flags=(*_VLLM_FLAGS, *flags)
+    )
     # By itself vLLM would take nearly all of the machine's memory for its cache.
     server = VllmServer(settings, log, environment={**_ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1"})
     try:
