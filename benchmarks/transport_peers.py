@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.transport_trials import Rate, Trial
 
-_RAY = {"num_cpus": 4, "include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+_RAY: dict[str, Any] = {"num_cpus": 4, "include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
 
 
 def multiprocessing_queue(trial: Trial) -> float:

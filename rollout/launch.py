@@ -32,6 +32,7 @@ from rollout.metrics.launch import LaunchCollector, LaunchFigures
 from rollout.metrics.pulse import Pulse
 from rollout.metrics.queues import QueueWatch
 from rollout.metrics.server import Announcement
+from rollout.places import Place
 from rollout.rundir import RunDirectory
 from rollout.startup import engine_urls
 from rollout.supervisor import Fleet, Post, RestartBudget
@@ -100,8 +101,11 @@ class Launch:
     `resumes` says that orders on the tasks queue are those of an earlier launch of this run.
     """
 
-    def __init__(self, directory: RunDirectory, members: Sequence[Member], workers: int, *, resumes: bool) -> None:
+    def __init__(
+        self, directory: RunDirectory, members: Sequence[Member], workers: int, place: Place, *, resumes: bool
+    ) -> None:
         self.resumes = resumes
+        self.place = place
         self.directory = directory
         self.environments = [EnvironmentState(m, Claims(directory.claims(m.config.run.name))) for m in members]
         self.workers = workers
@@ -176,7 +180,7 @@ async def _launch(state: Launch, companion: Companion) -> None:
             for environment in state.environments:
                 await _open(environment, state, stack, engines, export)
             posts = [post for environment in state.environments for post in environment.posts]
-            fleet = state.fleet = Fleet(posts, lambda name: _orders(state, name))
+            fleet = state.fleet = Fleet(posts, lambda name: _orders(state, name), state.place)
             export.unready = lambda: _unready(state)
             async with anyio.create_task_group() as running:
                 running.start_soon(_feed_all, state, fleet)

@@ -1,21 +1,14 @@
 """Keeps worker processes at their posts: starts them, hears from them, and when one dies ends its leases and starts it
 anew, as often as the budget allows.
 
-A death is learned from waitpid, at once. A worker whose event loop is blocked is not dead: it is heard from a thread of
-its own, and only one that is not heard at all for minutes is killed. Each worker leads a process group, which ends with
-it; the keeper ends those groups should this process be killed.
+A worker whose event loop is blocked is not dead: it is heard from a thread of its own, and only one that is not heard
+at all for minutes is killed. Where workers run, here or on other machines, is the business of a `rollout.places.Place`.
 """
 
-import asyncio
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +18,7 @@ import structlog
 from rollout.errors import RolloutError
 from rollout.link import Beat, Halted, Orders, decode_report, encode_orders
 from rollout.metrics.summing import Tally
+from rollout.places import NotStarted, Place, WorkerProcess
 from transports import Queue
 
 log = structlog.get_logger()
@@ -36,7 +30,6 @@ _LEFT_TO_DRAIN = 15.0
 _BUDGET_SECONDS = 3600.0
 _LAST_REPORTS = 1.0
 _PAUSES = (0.2, 30.0)
-_OUTPUT_BYTES = 16 << 20
 _SUMMED = ("finished", "turns", "tokens", "reward", "rewards", "retries")
 
 
@@ -83,7 +76,7 @@ class Post:
     tasks: Queue
     grace: float
     budget: RestartBudget
-    pid: int | None = None
+    process: WorkerProcess | None = None
     beat: Beat = field(default_factory=Beat)
     heard: float = 0.0
     before: Counter[str] = field(default_factory=Counter)
@@ -101,13 +94,13 @@ class Post:
 class Fleet:
     """All workers of a launch. `orders` says what each is told when it starts, and again by `tell`."""
 
-    def __init__(self, posts: list[Post], orders: Callable[[str], Orders]) -> None:
+    def __init__(self, posts: list[Post], orders: Callable[[str], Orders], place: Place) -> None:
         self.posts = posts
+        self._place = place
         self.deaths: list[Death] = []
         self._orders = orders
         self._ending: signal.Signals | None = None
         self._told_to_end = anyio.Event()
-        self._lines: dict[str, asyncio.StreamWriter] = {}
 
     async def run(self) -> None:
         """Keep a worker at every post until `drain` or `kill`.
@@ -115,42 +108,36 @@ class Fleet:
         Raises:
             WorkersDie: the restart budget of an environment is spent.
         """
-        self._keeper = subprocess.Popen(  # noqa: ASYNC220 - does not wait
-            [sys.executable, "-m", "rollout.keeper"], stdin=subprocess.PIPE, start_new_session=True
-        )
-        try:
-            async with anyio.create_task_group() as group:
-                for post in self.posts:
-                    group.start_soon(self._hold, post)
-                await self._told_to_end.wait()
-        finally:
-            self.kill()
-            assert self._keeper.stdin is not None
-            self._keeper.stdin.close()
-            self._keeper.wait()
+        async with self._place:
+            try:
+                async with anyio.create_task_group() as group:
+                    for post in self.posts:
+                        group.start_soon(self._hold, post)
+                    await self._told_to_end.wait()
+            finally:
+                self.kill()
 
     def drain(self) -> None:
         """Let every worker finish what it began, within its grace, and start none anew."""
         self._ending = self._ending or signal.SIGTERM
         self._told_to_end.set()
         for post in self.posts:
-            if post.pid is not None:
-                _send(post.pid, self._ending)
+            if post.process is not None:
+                post.process.signal(self._ending)
 
     def kill(self) -> None:
         """End every worker now. What they had not finished is given back."""
         self._ending = signal.SIGKILL
         self._told_to_end.set()
         for post in self.posts:
-            if post.pid is not None:
-                _kill_group(post.pid)
+            if post.process is not None:
+                post.process.kill()
 
     def tell(self) -> None:
         """Tell every worker its orders again."""
         for post in self.posts:
-            line = self._lines.get(post.name)
-            if line is not None and not line.is_closing():
-                line.write(encode_orders(self._orders(post.environment)))
+            if post.process is not None:
+                post.process.tell(encode_orders(self._orders(post.environment)))
 
     async def _hold(self, post: Post) -> None:
         pause, longest = _PAUSES
@@ -165,75 +152,56 @@ class Fleet:
 
     async def _one_life(self, post: Post) -> tuple[int, str]:
         """Start a worker and stay with it to its end; its exit code, and what it said of it."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = (*post.command, "--supervisor-fd", str(theirs.fileno()))
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
-        post.pid, post.beat, post.heard = process.pid, Beat(), time.monotonic()
-        self._tell_keeper(f"+{process.pid}")
+        try:
+            process = await self._place.start(post.name, post.command, post.output)
+        except NotStarted as error:
+            return 1, str(error)
+        post.process, post.beat, post.heard = process, Beat(), time.monotonic()
         log.info("worker started", worker=post.name, pid=process.pid)
         if self._ending is not None:  # that came while the process was being made
-            _send(process.pid, self._ending)
-        reader, writer = await asyncio.open_connection(sock=ours)
+            process.signal(self._ending)
         said: list[str] = []
         heard_out = anyio.Event()
         try:
-            self._lines[post.name] = writer
-            writer.write(encode_orders(self._orders(post.environment)))
-            assert process.stdout is not None
+            process.tell(encode_orders(self._orders(post.environment)))
             async with anyio.create_task_group() as group:
-                group.start_soon(self._listen, post, reader, said, heard_out)
-                group.start_soon(_keep_output, process.stdout, post.output)
-                group.start_soon(self._mind_silence, post)
+                group.start_soon(self._listen, post, process, said, heard_out)
+                group.start_soon(self._mind_silence, post, process)
                 code = await process.wait()
                 log.info("worker ended", worker=post.name, pid=process.pid, code=code)
-                # What it had started ends with it, and so do the pipes that are still read from.
-                _kill_group(process.pid)
+                process.kill()  # what it had started ends with it
                 if post.beat.holder:
                     await post.tasks.disown(post.beat.holder)
                 with anyio.move_on_after(_LAST_REPORTS):
                     await heard_out.wait()
                 group.cancel_scope.cancel()
         finally:
-            _kill_group(process.pid)
-            with anyio.CancelScope(shield=True):
-                await process.wait()
-            self._tell_keeper(f"-{process.pid}")
-            post.pid = None
-            writer.close()
-            del self._lines[post.name]
+            post.process = None
+            await process.aclose()
         return code, "; ".join(said)
 
-    async def _listen(self, post: Post, reader: asyncio.StreamReader, said: list[str], heard_out: anyio.Event) -> None:
-        with suppress(ConnectionError):
-            async for line in reader:
-                match report := decode_report(line):
-                    case Beat():
-                        if report.ready and not post.beat.ready:
-                            log.info("worker ready", worker=post.name, pid=post.pid)
-                        post.beat, post.heard = report, time.monotonic()
-                        post.metrics.hear(report.metrics)
-                    case Halted():
-                        said.append(report.reason)
+    async def _listen(self, post: Post, process: WorkerProcess, said: list[str], heard_out: anyio.Event) -> None:
+        async for line in process.hear():
+            match report := decode_report(line):
+                case Beat():
+                    if report.ready and not post.beat.ready:
+                        log.info("worker ready", worker=post.name, pid=process.pid)
+                    post.beat, post.heard = report, time.monotonic()
+                    post.metrics.hear(report.metrics)
+                case Halted():
+                    said.append(report.reason)
         heard_out.set()
 
-    async def _mind_silence(self, post: Post) -> None:
+    async def _mind_silence(self, post: Post, process: WorkerProcess) -> None:
         stopping_since: float | None = None
         while True:
             await anyio.sleep(1.0)
             now = time.monotonic()
             stopping_since = now if self._ending is not None and stopping_since is None else stopping_since
             overdue = stopping_since is not None and now - stopping_since > post.grace + _LEFT_TO_DRAIN
-            if post.pid is not None and (overdue or now - post.heard > _SILENCE):
-                log.warning("worker does not answer", worker=post.name, pid=post.pid, silent=now - post.heard)
-                _kill_group(post.pid)
+            if overdue or now - post.heard > _SILENCE:
+                log.warning("worker does not answer", worker=post.name, pid=process.pid, silent=now - post.heard)
+                process.kill()
 
     def _bury(self, post: Post, code: int, reason: str) -> None:
         post.before = post.totals
@@ -244,31 +212,6 @@ class Fleet:
         if not post.budget.spend():
             told = reason or f"the last one, {post.name}, ended with {_told(code)}; see {post.output}"
             raise WorkersDie(f"the workers of {post.environment} keep dying (worker.restarts is spent): {told}")
-
-    def _tell_keeper(self, line: str) -> None:
-        assert self._keeper.stdin is not None
-        with suppress(BrokenPipeError):  # workers also see for themselves that their supervisor is gone
-            self._keeper.stdin.write(line.encode() + b"\n")
-            self._keeper.stdin.flush()
-
-
-async def _keep_output(stream: asyncio.StreamReader, path: Path) -> None:
-    """Write what workers print into a file, up to a limit; the rest is read and dropped."""
-    with path.open("ab", buffering=0) as file:
-        while data := await stream.read(1 << 20):
-            if file.tell() < _OUTPUT_BYTES:
-                with suppress(OSError):
-                    file.write(data[: _OUTPUT_BYTES - file.tell()])
-
-
-def _kill_group(pid: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _send(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
 
 
 def _told(code: int) -> str:

@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from rollout.link import Beat, Halted, Orders, decode_report, encode_report
+from rollout.processes import LocalPlace
 from rollout.supervisor import Fleet, Post, RestartBudget, WorkersDie
 from transports import open_queue
 
@@ -40,7 +41,12 @@ def fleet(directory: Path, then: str, *, restarts: int, workers: int = 1) -> Fle
         )
         for number in range(workers)
     ]
-    return Fleet(posts, lambda environment: Orders((f"http://engine/{environment}",), "4"))
+    return Fleet(posts, lambda environment: Orders((f"http://engine/{environment}",), "4"), LocalPlace())
+
+
+def pid_of(post: Post) -> int:
+    assert post.process is not None
+    return post.process.pid
 
 
 def state(pid: int) -> str | None:
@@ -71,10 +77,10 @@ async def test_a_fleet_drains(tmp_path: Path) -> None:
         group.start_soon(at.run)
         with anyio.fail_after(30):
             await _all_ready(at)
-        pids = [post.pid for post in at.posts]
+        pids = [pid_of(post) for post in at.posts]
         at.drain()
     assert at.deaths == []
-    assert [state(pid) for pid in pids if pid is not None] == [None, None]
+    assert [state(pid) for pid in pids] == [None, None]
 
 
 async def test_workers_are_told_news_and_killed_at_once(tmp_path: Path) -> None:
@@ -95,10 +101,10 @@ async def test_a_worker_that_is_not_heard_is_not_taken_for_dead_by_its_silence_a
     async with anyio.create_task_group() as group:
         group.start_soon(at.run)
         with anyio.fail_after(30):
-            while at.posts[0].pid is None:  # noqa: ASYNC110 - it is another process that changes
+            while at.posts[0].process is None:  # noqa: ASYNC110 - it is another process that changes
                 await anyio.sleep(0.02)
         await anyio.sleep(2.0)
-        pid = at.posts[0].pid
+        pid = pid_of(at.posts[0])
         assert pid is not None
         assert state(pid) == "T"
         os.kill(pid, 18)

@@ -44,7 +44,7 @@ def _main(
     pass
 
 
-Place = Literal["here", "slurm", "k8s"]
+Place = Literal["here", "ray", "slurm", "k8s"]
 
 
 @app.command()
@@ -116,7 +116,9 @@ def launch(
     from rollout.cli.launch import launch_command
 
     raise typer.Exit(
-        launch_command(configs or [], overrides or [], workers=workers, run=run, resuming=resume, as_json=as_json)
+        launch_command(
+            configs or [], overrides or [], workers=workers, run=run, resuming=resume, on=on, as_json=as_json
+        )
     )
 
 

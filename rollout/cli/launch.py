@@ -18,6 +18,8 @@ from rich.table import Table
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.launch import EnvironmentState, Launch, launch
 from rollout.manifest import begin, resume, was_begun
+from rollout.places import Place
+from rollout.processes import LocalPlace
 from transports import QueueError
 
 _REFRESH = 0.5
@@ -33,6 +35,7 @@ def launch_command(
     workers: int,
     run: Path | None,
     resuming: Path | None,
+    on: str,
     as_json: bool,
 ) -> int:
     if bool(paths) == (resuming is not None) or (resuming is not None and run is not None):
@@ -43,7 +46,8 @@ def launch_command(
         directory, members = resume(resuming, overrides, paths)
     else:
         directory, members = begin(paths, overrides, run)
-    state = Launch(directory, members, workers, resumes=resuming is not None)
+    place = _place(on, workers * len(members))
+    state = Launch(directory, members, workers, place, resumes=resuming is not None)
     screen = _Screen(state)
     failure: RolloutError | QueueError | None = None
     try:
@@ -63,6 +67,16 @@ def launch_command(
     if screen.interrupted:
         return 130
     return 0 if state.stopping_early or report["rollouts"] == report["total"] else 1
+
+
+def _place(on: str, workers: int) -> Place:
+    if on != "ray":
+        return LocalPlace()
+    if not workers:
+        raise ConfigurationError("rollout launch --on ray: --workers says how many for each environment, at least 1.")
+    from rollout.fleet.ray_place import RayPlace
+
+    return RayPlace(workers)
 
 
 class _Screen:

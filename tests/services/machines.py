@@ -33,7 +33,7 @@ class Machine:
     def ask(self, *command: str) -> str:
         """What a command there prints, also one that fails."""
         whole = ["ip", "netns", "exec", self.name, *command]
-        return subprocess.run(whole, stdout=subprocess.PIPE, text=True, timeout=30, check=False).stdout
+        return subprocess.run(whole, capture_output=True, text=True, timeout=30, check=False).stdout
 
     def kill(self) -> None:
         for process in self.processes:

@@ -1,0 +1,137 @@
+"""A Ray cluster as a place for workers: an actor for each, spread over the nodes, started anew when one dies.
+
+Ray finds machines with room, starts and ends processes there, and says when one is gone. Restarts are the supervisor's,
+so that a dead worker's tasks are given back at once and its restart budget holds. No record and no image ever crosses
+Ray: workers take orders from the tasks queue and put trajectories on theirs, as everywhere.
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, redirect_stdout
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from rollout.errors import ConfigurationError
+from rollout.fleet.ray_actor import WorkerActor
+from rollout.places import NotStarted
+
+log = structlog.get_logger()
+
+_CLUSTER_SECONDS = 120.0
+_START_SECONDS = 120.0
+_GONE_SECONDS = 5.0
+
+
+class NoRay(ConfigurationError):
+    """Ray is not installed, or its cluster has no room."""
+
+
+class RayWorker:
+    """A worker in an actor. See `rollout.places.WorkerProcess`."""
+
+    def __init__(self, ray: Any, actor: Any, pid: int) -> None:
+        self._ray = ray
+        self._actor = actor
+        self._pid = pid
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    def tell(self, line: bytes) -> None:
+        self._actor.tell.remote(line)
+
+    async def hear(self) -> AsyncIterator[bytes]:
+        while True:
+            try:
+                lines = await self._actor.heard.remote()
+            except self._ray.exceptions.RayError:
+                return
+            for line in lines:
+                if not line:
+                    return
+                yield line
+
+    def signal(self, number: signal.Signals) -> None:
+        self._actor.signal.remote(int(number))
+
+    def kill(self) -> None:
+        self._ray.kill(self._actor, no_restart=True)
+
+    async def wait(self) -> int:
+        try:
+            return int(await self._actor.wait.remote())
+        except self._ray.exceptions.RayError as error:
+            log.warning("an actor is gone", pid=self._pid, error=str(error).partition("\n")[0])
+            return -signal.SIGKILL
+
+    async def aclose(self) -> None:
+        self.kill()
+
+
+class RayPlace:
+    """Connects to the cluster that RAY_ADDRESS or `ray start` names, or starts one of this machine alone."""
+
+    def __init__(self, workers: int) -> None:
+        try:
+            self._ray: Any = import_module("ray")
+        except ModuleNotFoundError:
+            raise NoRay("--on ray needs Ray; install it with rollout's extra: pip install 'rollout[ray]'.") from None
+        self._workers = workers
+        self._bundles: dict[str, int] = {}
+        self._printed = ExitStack()
+
+    async def __aenter__(self) -> Self:
+        # Ray prints what happens to actors, and a command's standard output is for what was asked for.
+        self._printed.enter_context(redirect_stdout(sys.stderr))
+        # In a thread: on the main one, Ray would put a handler of its own in the place of ours for SIGTERM. Below
+        # Python it does so anyway, one that aborts; setting ours again takes its place.
+        await anyio.to_thread.run_sync(self._connect)
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        groups = import_module("ray.util.placement_group")
+        self._group: Any = groups.placement_group([{"CPU": 1}] * self._workers, strategy="SPREAD")
+        try:
+            await asyncio.wait_for(self._group.ready(), _CLUSTER_SECONDS)
+        except TimeoutError:
+            await self.__aexit__(None, None, None)
+            raise NoRay(
+                f"the Ray cluster has no room for {self._workers} workers of one CPU each within "
+                f"{_CLUSTER_SECONDS:g} s. Start fewer (--workers), or add nodes."
+            ) from None
+        log.info("ray is ready", nodes=len(self._ray.nodes()), workers=self._workers)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._ray.shutdown)
+        self._printed.close()
+
+    async def start(self, name: str, command: Sequence[str], output: Path) -> RayWorker:
+        strategies = import_module("ray.util.scheduling_strategies")
+        bundle = self._bundles.setdefault(name, len(self._bundles))
+        where = strategies.PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+        actor = self._ray.remote(WorkerActor).options(num_cpus=1, max_restarts=0, scheduling_strategy=where).remote()
+        try:
+            started = actor.start.remote(name, list(command), str(output))
+            pid, actor_pid = await asyncio.wait_for(started, _START_SECONDS)
+        except (TimeoutError, self._ray.exceptions.RayError) as error:
+            self._ray.kill(actor, no_restart=True)
+            raise NotStarted(f"no actor for {name}: {error or f'none came up within {_START_SECONDS:g} s'}") from None
+        except BaseException:
+            self._ray.kill(actor, no_restart=True)
+            raise
+        log.info("actor started", worker=name, pid=pid, actor=actor_pid)
+        return RayWorker(self._ray, actor, pid)
+
+    def _connect(self) -> None:
+        self._ray.init(log_to_driver=False, logging_level="ERROR")

@@ -1,0 +1,54 @@
+"""Where workers run, as their supervisor sees it: somewhere that starts them, and a process with a line to each."""
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from signal import Signals
+from types import TracebackType
+from typing import Protocol, Self
+
+from rollout.errors import RolloutError
+
+
+class NotStarted(RolloutError):
+    """A worker's process could not be started this time."""
+
+
+class WorkerProcess(Protocol):
+    """One worker, from its start to its end."""
+
+    @property
+    def pid(self) -> int:
+        """On the machine where it runs."""
+
+    def tell(self, line: bytes) -> None:
+        """Send it a line; one that is gone hears nothing."""
+
+    def hear(self) -> AsyncIterator[bytes]:
+        """The lines that it sends, until there can be no more."""
+
+    def signal(self, number: Signals) -> None:
+        """Send the process a signal, if it is still there."""
+
+    def kill(self) -> None:
+        """End it now, and everything that it had started."""
+
+    async def wait(self) -> int:
+        """Its exit code; negative for the signal that ended it."""
+
+    async def aclose(self) -> None:
+        """See that nothing is left of it."""
+
+
+class Place(Protocol):
+    """Starts workers. Use it as an async context manager; none of its workers outlives it."""
+
+    async def start(self, name: str, command: Sequence[str], output: Path) -> WorkerProcess:
+        """Start the worker of this name: `command` with the descriptor of its line as `--supervisor-fd`.
+
+        What it prints is appended to `output`, up to a limit. Raises NotStarted.
+        """
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
