@@ -3,10 +3,8 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import LogicalIds, PlaceholderError, logical
@@ -69,17 +67,17 @@ def split_by_message(rendered: Any, messages: Sequence[Mapping[str, Any]], start
         UnsupportedConversation: tokens of different messages are not in the order of the messages.
         PlaceholderError: a message has more or fewer placeholders than images.
     """
-    ids = np.asarray(rendered.token_ids[start:], np.int32)
+    # Plain lists: mostly this is one short message, and an array costs more to begin with than all of its tokens.
+    ids, owners = rendered.token_ids[start:], rendered.message_indices[start:]
     nothing = [False] * len(ids)
-    owners = np.asarray(rendered.message_indices[start:], np.int64)
-    sampled = np.asarray(rendered.sampled_mask[start:] or nothing, np.bool_)
-    body = np.asarray(rendered.is_content[start:] or nothing, np.bool_)
+    sampled, body = rendered.sampled_mask[start:] or nothing, rendered.is_content[start:] or nothing
     bounds = _bounds(owners, sampled, [str(message["role"]) for message in messages])
+    tokens = logical(ids)
     segments = tuple(
-        Segment(logical(ids[a:b]), _spans(body[a:b]), _pads(ids[a:b], message, index, pad_id))
+        Segment(LogicalIds(tokens[a:b]), _spans(body[a:b]), _pads(ids[a:b], message, index, pad_id))
         for index, (message, a, b) in enumerate(zip(messages, bounds[:-1], bounds[1:], strict=True))
     )
-    return Rendered(segments, logical(ids[bounds[-1] :]))
+    return Rendered(segments, LogicalIds(tokens[bounds[-1] :]))
 
 
 def count_images(message: Mapping[str, Any]) -> int:
@@ -107,33 +105,36 @@ def read_tool_call(call: Any, sampled: Callable[[Span], str]) -> ParsedToolCall:
     return ParsedToolCall(call.id, call.name or "", usable, call.raw, error, text)
 
 
-def _bounds(owners: npt.NDArray[np.int64], sampled: npt.NDArray[np.bool_], roles: Sequence[str]) -> list[int]:
+def _bounds(owners: Sequence[int], sampled: Sequence[bool], roles: Sequence[str]) -> list[int]:
     """Where each message's tokens begin, and last where the opening of the assistant's turn begins.
 
     Tokens that belong to no message go to the message that follows. A past assistant message ends with what the model
     would have sampled, as it does when it was sampled: the line break after it belongs to what follows, too.
     """
-    owned = np.flatnonzero(owners >= 0)
-    ordered = owners[owned]
-    if np.any(np.diff(ordered) < 0):
-        raise UnsupportedConversation("the template reorders messages, so that tokens cannot be told apart by message")
-    edges = np.searchsorted(ordered, np.arange(len(roles) + 1))
+    ends, closes, latest = [0] * len(roles), [0] * len(roles), 0
+    for end, (owner, was_sampled) in enumerate(zip(owners, sampled, strict=True), start=1):
+        if owner < 0:
+            continue
+        if owner < latest:
+            raise UnsupportedConversation(
+                "the template reorders messages, so that tokens cannot be told apart by message"
+            )
+        latest, ends[owner] = owner, end
+        if was_sampled:
+            closes[owner] = end
     bounds = [0]
-    for role, first, last in zip(roles, edges[:-1], edges[1:], strict=True):
-        mine = owned[first:last]
-        if role == "assistant" and sampled[mine].any():
-            mine = mine[sampled[mine]]
-        bounds.append(int(mine[-1]) + 1 if len(mine) else bounds[-1])
+    for role, end, close in zip(roles, ends, closes, strict=True):
+        bounds.append((close if role == "assistant" and close else end) or bounds[-1])
     return bounds
 
 
-def _spans(mask: npt.NDArray[np.bool_]) -> tuple[Span, ...]:
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])).astype(np.int8)))
-    return tuple(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+def _spans(mask: Sequence[bool]) -> tuple[Span, ...]:
+    edges = [at for at, (before, after) in enumerate(pairwise((False, *mask, False))) if before != after]
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
-def _pads(ids: npt.NDArray[np.int32], message: Mapping[str, Any], index: int, pad_id: int | None) -> tuple[int, ...]:
-    pads = tuple(np.flatnonzero(ids == pad_id).tolist()) if pad_id is not None else ()
+def _pads(ids: Sequence[int], message: Mapping[str, Any], index: int, pad_id: int | None) -> tuple[int, ...]:
+    pads = tuple(at for at, token in enumerate(ids) if token == pad_id)
     images = count_images(message)
     if len(pads) != images:
         raise PlaceholderError(

@@ -11,12 +11,16 @@ may therefore share one. (The fast tokenizers of transformers set both anew on e
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, overload
 
 from tokenizers import Encoding, Tokenizer
 
 from renderers_adapter.errors import AdapterError
+
+_OFTEN = 32
+"""Characters of a text that is likely to come again: what a template puts around messages is encoded at every turn."""
 
 
 class TokenizerError(AdapterError):
@@ -43,6 +47,7 @@ class FastTokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._short = lru_cache(maxsize=1024)(self._encode_short)
         self.name_or_path = name_or_path
         self.eos_token_id: int | None = None if eos_token is None else self.token_id(eos_token)
         self.unk_token_id: int | None = None if unk_token is None else self.token_id(unk_token)
@@ -53,7 +58,9 @@ class FastTokenizer:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return self._encoding(text, add_special_tokens).ids
+        if len(text) > _OFTEN:
+            return self._encoding(text, add_special_tokens).ids
+        return list(self._short(text, add_special_tokens))
 
     def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
@@ -66,6 +73,9 @@ class FastTokenizer:
         if return_offsets_mapping:
             return EncodedText(input_ids=encoding.ids, offset_mapping=encoding.offsets)
         return EncodedText(input_ids=encoding.ids)
+
+    def _encode_short(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+        return tuple(self._encoding(text, add_special_tokens).ids)
 
     def _encoding(self, text: str, add_special_tokens: bool) -> Encoding:
         try:

@@ -1,18 +1,15 @@
 """One exchange with one engine: a body out, a body back, or an error that says what to do.
 
-The aiohttp transport under httpx's interface: its cost for one request does not grow with the requests in flight, as
-that of httpx's own connection pool does.
+aiohttp does it: its cost for one request is the least there is, and does not grow with the requests in flight.
 """
 
 from collections.abc import AsyncIterator
-from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
-import httpx
 import orjson
-from httpx_aiohttp import AiohttpTransport
+from pydantic import SecretStr
 
 from rollout.engine.errors import EngineBroken, EngineMisconfigured, EngineRefused, EngineUnavailable, EngineUnreachable
 
@@ -33,20 +30,26 @@ class EngineHttp:
     """The connections to all engines of a client. Use it as an async context manager, within one event loop."""
 
     def __init__(self, api_key: str | None = None) -> None:
-        headers = {"content-type": "application/json", "accept": "application/json"}
-        if api_key is not None:
-            headers["authorization"] = f"Bearer {api_key}"
-        self._headers = httpx.Headers(headers)
-        self._extensions = {"timeout": {"connect": _CONNECT_TIMEOUT, "read": None, "pool": None}}
+        self._key = None if api_key is None else SecretStr(api_key)
 
     async def __aenter__(self) -> Self:
-        self._transport = AiohttpTransport(client=_unlimited_session)
+        headers = {"content-type": "application/json", "accept": "application/json"}
+        if self._key is not None:
+            headers["authorization"] = f"Bearer {self._key.get_secret_value()}"
+        # Admission is bounded by the worker's concurrency; aiohttp's default of 100 connections would queue behind it.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE)
+        self._connections = aiohttp.ClientSession(
+            connector=connector,
+            headers=headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT),
+        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._transport.aclose()
+        await self._connections.close()
 
     async def get(self, url: str) -> bytes:
         """See `post`."""
@@ -64,25 +67,20 @@ class EngineHttp:
         return await self._exchange("POST", url, body, session)
 
     async def _exchange(self, method: str, url: str, body: bytes, session: str | None) -> bytes:
-        headers = self._headers
-        if session is not None:
-            headers = httpx.Headers([*headers.raw, (b"x-session-id", session.encode())])
-        request = _request(method, url, headers, body)
-        request.extensions = self._extensions
+        headers = {} if session is None else {"x-session-id": session}
+        data: bytes | AsyncIterator[bytes] = body
+        if len(body) > _CHUNK:
+            data, headers["content-length"] = _chunks(body), str(len(body))
         try:
-            response = await self._transport.handle_async_request(request)
-            try:
-                content = await response.aread()
-            finally:
-                # A body that broke off, or that nobody waits for any more, would else hold its connection.
-                await response.aclose()
-        except (httpx.RequestError, aiohttp.ClientError) as error:
-            # aiohttp's own errors are of answers that are not HTTP; the transport lets them pass.
+            async with self._connections.request(
+                method, url, data=data or None, headers=headers, allow_redirects=False
+            ) as response:
+                content, status = await response.read(), response.status
+        except aiohttp.ClientError as error:
             raise EngineUnreachable(
                 f"no answer from the engine at {url}: {str(error) or type(error).__name__}. "
                 "Is it running, and is engine.urls right?"
             ) from error
-        status = response.status_code
         if 200 <= status < 300:
             return content
         told = f"{url} answered {status}: {_reason(content)}{_CURES.get(status, '')}"
@@ -93,31 +91,10 @@ class EngineHttp:
         raise (EngineBroken if status >= 500 else EngineRefused)(told)
 
 
-def _request(method: str, url: str, headers: httpx.Headers, body: bytes) -> httpx.Request:
-    if len(body) <= _CHUNK:
-        return httpx.Request(method, _parsed(url), headers=headers, content=body)
-    # Images inline make bodies of megabytes; written at once, each would hold up every other rollout.
-    sized = httpx.Headers([*headers.raw, (b"content-length", str(len(body)).encode())])
-    return httpx.Request(method, _parsed(url), headers=sized, stream=_Chunks(body))
-
-
-class _Chunks(httpx.AsyncByteStream):
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for start in range(0, len(self._body), _CHUNK):
-            yield self._body[start : start + _CHUNK]
-
-
-_parsed = lru_cache(maxsize=1024)(httpx.URL)
-"""Parsing a URL is a sixth of what a request costs, and there are few."""
-
-
-def _unlimited_session() -> aiohttp.ClientSession:
-    # Admission is bounded by the worker's concurrency; aiohttp's default of 100 connections would queue behind it.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE)
-    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+async def _chunks(body: bytes) -> AsyncIterator[bytes]:
+    """Images inline make bodies of megabytes; written at once, each would hold up every other rollout."""
+    for start in range(0, len(body), _CHUNK):
+        yield body[start : start + _CHUNK]
 
 
 def _reason(content: bytes) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from rollout.config import load_config
 from rollout.config_source import ConfigError
@@ -20,7 +21,7 @@ def example(repository: Path) -> Path:
 def test_the_key_is_read_from_the_environment_and_never_dumped(example: Path) -> None:
     config = load_config(example, ["engine.api_key_env=ENGINE_KEY"])
     client = engine_client(config, [URL], None, environment={"ENGINE_KEY": "s3cret"})
-    assert client._http._headers["authorization"] == "Bearer s3cret"
+    assert client._http._key == SecretStr("s3cret")
     assert "s3cret" not in f"{config.dump()} {config!r} {client.__dict__!r} {client._http.__dict__!r}"
 
 
