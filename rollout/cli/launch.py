@@ -61,7 +61,8 @@ def launch_command(
         told = {**report, **({"error": str(failure)} if failure else {})}
         sys.stdout.write(orjson.dumps(told).decode() + "\n")
     else:
-        _print_summary(state, Console())
+        # Where nobody watches, a line is as long as what it says: a path that is broken in two is of no use.
+        _print_summary(state, Console() if sys.stdout.isatty() else Console(width=10_000))
     if failure is not None:
         raise failure
     if screen.interrupted:

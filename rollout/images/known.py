@@ -26,7 +26,7 @@ class Asset:
 class KnownImages:
     """A cache that forgets the least recently used URLs; safe to share between threads."""
 
-    def __init__(self, *, max_entries: int = 65_536, max_characters: int = 64 * 1024 * 1024) -> None:
+    def __init__(self, *, max_entries: int = 65_536, max_characters: int = 16 * 1024 * 1024) -> None:
         self._max_entries = max_entries
         self._max_characters = max_characters
         self._characters = 0

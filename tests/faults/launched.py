@@ -85,12 +85,19 @@ class World:
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 try:
                     command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
                 except OSError:
                     continue
-                if str(self.directory) in command or (state == "Z" and f" {os.getpid()} " in command):
-                    found.append(f"{entry.name} {state} {command}")
+                if str(self.directory) in command:
+                    found.append(f"{entry.name} {command}")
         return found
+
+
+def process_state(pid: int) -> str | None:
+    """One letter, as ps says it; None where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return None
 
 
 def _told(settings: Mapping[str, object]) -> list[str]:

@@ -1,4 +1,8 @@
-"""An environment with many rollouts at once: each shows `images` pictures, and waits for its answers."""
+"""An environment with many rollouts at once: each shows `images` pictures, and waits for its answers.
+
+Those that are to be in flight `together` wait for each other, between two turns if they make any, on machines of any
+speed.
+"""
 
 import asyncio
 from typing import Any
@@ -15,16 +19,20 @@ _DRAWN = 256
 
 class ManyImagesSettings(EnvironmentSettings):
     images: int = Field(default=32, ge=0)
+    together: int = Field(default=0, description="So many wait for each other.")
     waits: float = Field(default=0.0, description="Seconds that a rollout waits for something else than the engine.")
 
 
 class ManyImages(Environment):
     Settings = ManyImagesSettings
     settings: ManyImagesSettings
+    there = 0
+    all_there = asyncio.Event()
 
     async def run(self, task: Task, model: Model) -> Score:
-        await asyncio.sleep(self.settings.waits)
         if not self.settings.images:
+            await self.meet()
+            await asyncio.sleep(self.settings.waits)
             return Score(1.0)
         content: list[dict[str, Any]] = [{"type": "text", "text": "Which colours are these?"}]
         for number in range(self.settings.images):
@@ -34,6 +42,13 @@ class ManyImages(Environment):
             content.append({"type": "image_url", "image_url": {"url": uri}})
         conversation: list[dict[str, Any]] = [{"role": "user", "content": content}]
         reply = await model.chat(conversation)
+        await self.meet()
         conversation += [reply.message, {"role": "user", "content": "And the last one?"}]
         await model.chat(conversation)
         return Score(1.0)
+
+    async def meet(self) -> None:
+        ManyImages.there += 1
+        if self.there >= self.settings.together:
+            self.all_there.set()
+        await self.all_there.wait()
