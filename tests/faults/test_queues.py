@@ -122,13 +122,14 @@ def kill_at_random(
     servers: dict[str, RedisServer],
     victims: tuple[str, ...] = ("left", "right", "left", "right", "consumer"),
 ) -> None:
-    """CYCLES times kill one of the peers or servers and start it again; then let the consumer finish."""
+    """CYCLES times kill one of the peers or servers, while records flow, and start it again; then let all finish."""
     chance = random.Random(7)
     peers.start("consume", "consumer")
     for slot in ("left", "right"):
         peers.start("produce", slot)
     for _ in range(CYCLES):
-        time.sleep(chance.uniform(0.01, 0.15))
+        wait_until_more_is_consumed(peers)
+        time.sleep(chance.uniform(0.0, 0.1))
         victim = chance.choice([*victims, *servers])
         if victim in servers:
             servers[victim].kill()
@@ -139,6 +140,16 @@ def kill_at_random(
     for slot in ("left", "right"):
         peers.stop(slot)
     wait_until_drained(peers)
+
+
+def wait_until_more_is_consumed(peers: Peers) -> None:
+    """Or the deaths on a slow machine would be those of peers that did nothing yet."""
+    log = peers.directory / "consumed"
+    before = log.stat().st_size if log.exists() else 0
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while not log.exists() or log.stat().st_size == before:
+        assert time.monotonic() < deadline, f"nothing was consumed for {DRAIN_SECONDS} s"
+        time.sleep(0.005)
 
 
 def wait_until_drained(peers: Peers) -> None:
