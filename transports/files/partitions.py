@@ -50,8 +50,11 @@ class PartitionConsumer:
     def settle(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Ack them; those that are stale come back."""
         held = self._held
-        mine = [d for d in deliveries if held is not None and d.epoch == held.lease.epoch]
-        if held is not None and mine and not held.ack(mine):
+        if held is None:
+            return list(deliveries)
+        epoch = held.lease.epoch
+        mine = [delivery for delivery in deliveries if delivery.epoch == epoch]
+        if mine and not held.ack(mine):
             self._lose()
             mine = []
         if len(mine) == len(deliveries):
