@@ -41,21 +41,21 @@ def color_ids() -> tuple[int, ...]:
     return tuple(token for color in COLORS for token in tokenizer.encode(color))
 
 
-class Settings(EnvironmentSettings):
+class CodewordSettings(EnvironmentSettings):
     ask: Literal["along", "at_end"] = Field(default="along", description="When the colours are asked for.")
 
 
-class Tasks(TaskSettings):
+class CodewordTasks(TaskSettings):
     pictures: int = Field(default=3, ge=1, description="How many pictures a codeword has.")
 
 
 class LearnedCodeword(Environment):
-    Settings: ClassVar[type[EnvironmentSettings]] = Settings
-    Tasks: ClassVar[type[TaskSettings]] = Tasks
-    settings: Settings
+    Settings: ClassVar[type[EnvironmentSettings]] = CodewordSettings
+    Tasks: ClassVar[type[TaskSettings]] = CodewordTasks
+    settings: CodewordSettings
 
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
-        assert isinstance(tasks, Tasks)
+        assert isinstance(tasks, CodewordTasks)
         for task in super().tasks(tasks):
             yield replace(task, data={"codeword": random.Random(task.seed).choices(COLORS, k=tasks.pictures)})
 

@@ -56,9 +56,10 @@ class Learner:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
-        same = sampled(batch, batch.version_index) == batch.versions.index(version)
-        differences = (ours.detach() - theirs).abs()[same]
-        return Learnt(loss.item(), differences.max().item(), differences.numel())
+        same = [name == version for name in batch.versions]
+        comparable = torch.tensor(same)[sampled(batch, batch.version_index).long()]
+        differences = (ours.detach() - theirs).abs()[comparable]
+        return Learnt(loss.item(), max(differences.tolist(), default=0.0), differences.numel())
 
     def logprobs(self, batch: Batch, given: Sequence[TrainingSample]) -> torch.Tensor:
         """Of the sampled tokens, (samples, answers), among the tokens that the policy was allowed to say."""

@@ -35,7 +35,7 @@ class Ended(RolloutError):
 def transformers_sampler(checkpoint: Path, runs: Path, log: Path) -> Iterator[str]:
     """`rollout serve transformers`; its root."""
     command = ["serve", "transformers", str(checkpoint), "--name", "policy", "--allow", str(runs)]
-    with _rollout(command, log, stdout=subprocess.PIPE) as process:
+    with _rollout(command, log, announces=True) as process:
         assert process.stdout is not None
         announced = process.stdout.readline().split()
         if not announced:
@@ -69,12 +69,18 @@ def launched(run: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def _rollout(arguments: Sequence[str], log: Path, **streams: int) -> Iterator[subprocess.Popen[bytes]]:
+def _rollout(arguments: Sequence[str], log: Path, *, announces: bool = False) -> Iterator[subprocess.Popen[bytes]]:
     """A command of ours. Only we are told of a Ctrl-C, and end it in order."""
     command = [sys.executable, "-m", "rollout", *arguments]
     with log.open("wb") as output:
-        files = {"stdout": output, "stderr": output, **streams}
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=_ENVIRONMENT, start_new_session=True, **files)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if announces else output,
+            stderr=output,
+            env=_ENVIRONMENT,
+            start_new_session=True,
+        )
     try:
         yield process
     finally:

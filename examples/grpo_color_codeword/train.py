@@ -55,7 +55,10 @@ def trained(given: argparse.Namespace) -> list[Step]:
         checkpoint = Path(place, "policy")
         make_policy(checkpoint, seed=given.seed)
         with sampler(given, checkpoint, runs, runs / "engine.log") as engine:
-            training = Training(checkpoint, runs, engine, seed=given.seed, workers=given.workers, overrides=given.set)
+            # vLLM 0.32 on a CPU dies of a seed where it computes a prompt in parts.
+            seeded = [f"engine.sampling.seed={given.seed}"] if given.sampler == "transformers" else []
+            overrides = [*seeded, *given.set]
+            training = Training(checkpoint, runs, engine, seed=given.seed, workers=given.workers, overrides=overrides)
             with training:
                 steps = shown(training, given)
         complete(training.run.policy, checkpoint)

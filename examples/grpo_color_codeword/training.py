@@ -59,7 +59,6 @@ class Training:
             "model.path": checkpoint,
             "run.directory": runs,
             "tasks.seed": seed,
-            "engine.sampling.seed": seed,
         }
         run, [member] = begin([CONFIG], [*(f"{key}={value}" for key, value in told.items()), *overrides])
         self.run, self._config, self._workers = run, member.config, workers

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from examples.grpo_color_codeword.environment import COLORS, TOKENIZER, LearnedCodeword, Settings, Tasks, color_ids
+from examples.grpo_color_codeword.environment import (
+    COLORS,
+    TOKENIZER,
+    CodewordSettings,
+    CodewordTasks,
+    LearnedCodeword,
+    color_ids,
+)
 from renderers_adapter.tokenizer import load_tokenizer
 from rollout import Reply, Score
 from rollout.messages import Message
@@ -32,8 +39,8 @@ class Scripted:
 
 
 async def played(ask: str, *answers: str) -> tuple[Score, Scripted]:
-    environment = LearnedCodeword(Settings.model_validate({"ask": ask}))
-    [task] = environment.tasks(Tasks(count=1))
+    environment = LearnedCodeword(CodewordSettings.model_validate({"ask": ask}))
+    [task] = environment.tasks(CodewordTasks(count=1))
     shown = dict(zip("123", task.data["codeword"], strict=True))
     wrong = next(color for color in COLORS if color not in shown.values())
     model = Scripted(["".join(shown.get(letter, wrong) for letter in answer) for answer in answers])
