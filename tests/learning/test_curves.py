@@ -1,0 +1,45 @@
+"""How a run is drawn, in a terminal and as a picture."""
+
+import io
+from xml.etree import ElementTree
+
+from rich.console import Console
+
+from examples.grpo_color_codeword.curves import CURVES, svg, table
+from examples.grpo_color_codeword.grpo import Learnt
+from examples.grpo_color_codeword.training import Step
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def steps(count: int) -> list[Step]:
+    return [
+        Step(number, number / count, Learnt(0.1, 10.0**-number, 64), 0, 20.0, 0, frozenset({"0"}), 0, float(number))
+        for number in range(1, count + 1)
+    ]
+
+
+def test_the_terminal_shows_every_curve_and_what_it_is_now() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table(steps(5), "step 5"))
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(curve.title in told for curve in CURVES)
+    assert "1.000" in told
+    assert "▁▃▅▆█" in told
+
+
+def test_a_long_run_fits_the_terminal() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table(steps(500), "step 500"))
+    assert max(map(len, console.file.getvalue().splitlines())) <= 120  # type: ignore[attr-defined]
+
+
+def test_the_picture_has_a_line_for_every_curve_within_its_frame() -> None:
+    picture = ElementTree.fromstring(svg(steps(9), "nine steps"))
+    lines = [line.get("points", "").split() for line in picture.iter(f"{SVG}polyline")]
+    assert [len(points) for points in lines] == [9] * len(CURVES)
+    for points in lines:
+        for point in points:
+            x, y = map(float, point.split(","))
+            assert 0 <= x <= 420
+            assert 0 <= y <= 180
