@@ -14,18 +14,18 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def steps(count: int) -> list[Step]:
     return [
-        Step(number, number / count, Learnt(0.1, 10.0**-number, 64), 0, 20.0, 0, frozenset({"0"}), 0, float(number))
+        Step(number, number / 8, Learnt(0.1, 10.0**-number, 64), 0, 20.0, 0, frozenset({"0"}), 0, float(number))
         for number in range(1, count + 1)
     ]
 
 
 def test_the_terminal_shows_every_curve_and_what_it_is_now() -> None:
     console = Console(file=io.StringIO(), width=120)
-    console.print(table(steps(5), "step 5"))
+    console.print(table(steps(8), "step 8"))
     told = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(curve.title in told for curve in CURVES)
     assert "1.000" in told
-    assert "▁▃▅▆█" in told
+    assert "▁▂▃▄▅▆▇█" in told
 
 
 def test_a_long_run_fits_the_terminal() -> None:
