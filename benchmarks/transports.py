@@ -5,7 +5,8 @@
     python benchmarks/transports.py --scale 0.2        fewer records
 
 A rate is records per second at the consumer, from its first record to its last ack; floor and transport take turns, and
-the best of `--repeat` runs counts. The last column is their ratio. Peers are what a user would pick instead, where they
+the best of `--repeat` runs counts, after which comes their ratio. On a machine that others use as well, look at the
+processor time of the busier of the two processes (servers apart), and at that ratio in the last column. Peers are what a user would pick instead, where they
 are installed; they have no floor, and fewer guarantees.
 """
 
@@ -56,6 +57,14 @@ async def consume(queue: Queue | Floor, trial: Trial) -> float:
         await queue.ack([delivery])
         rate.ack()
     return rate.value()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Records per second, and microseconds of processor time for each in the busier process."""
+
+    rate: float
+    cpu: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,38 +126,47 @@ BACKENDS = {
 
 
 def compare(name: str, nbytes: int, count: int, repeat: int) -> dict[str, float]:
-    best = {"transport": 0.0, "floor": 0.0}
-    count *= BACKENDS[name].factor
+    outcomes: dict[str, list[Outcome]] = {"transport": [], "floor": []}
     for _ in range(repeat):
         with contextmanager(BACKENDS[name].place)() as places:
-            for contender, where in zip(best, places, strict=True):
-                best[contender] = max(best[contender], run(name, contender, Trial(where, nbytes, count)))
-    return {**best, "ratio": best["transport"] / best["floor"]}
+            for contender, where in zip(outcomes, places, strict=True):
+                trial = Trial(where, nbytes, count * BACKENDS[name].factor)
+                outcomes[contender].append(run(name, contender, trial))
+    rate = {contender: max(outcome.rate for outcome in runs) for contender, runs in outcomes.items()}
+    cpu = {contender: min(outcome.cpu for outcome in runs) for contender, runs in outcomes.items()}
+    return {
+        **rate,
+        "ratio": rate["transport"] / rate["floor"],
+        "transport_cpu_us": cpu["transport"],
+        "floor_cpu_us": cpu["floor"],
+        "cpu_ratio": cpu["floor"] / cpu["transport"],
+    }
 
 
 def look_at_peer(name: str, nbytes: int, count: int, repeat: int) -> dict[str, float]:
     trial = Trial("", nbytes, max(20, int(count * PEERS[name][1])))
-    return {"peer": max(run(name, "peer", trial) for _ in range(repeat))}
+    return {"peer": max(run(name, "peer", trial).rate for _ in range(repeat))}
 
 
-def run(name: str, contender: str, trial: Trial) -> float:
-    """The rate of one run, in processes of its own."""
+def run(name: str, contender: str, trial: Trial) -> Outcome:
+    """One run, in processes of its own."""
     roles = ["both"] if contender == "peer" or BACKENDS[name].one_process else ["consume", "produce"]
     commands = [
         [sys.executable, __file__, "--role", json.dumps([name, contender, role, asdict(trial)])] for role in roles
     ]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
-    outputs = [process.communicate(timeout=2 * TIMEOUT)[0] for process in processes]
-    return float(outputs[0])
+    sides = [json.loads(process.communicate(timeout=2 * TIMEOUT)[0]) for process in processes]
+    return Outcome(rate=sides[0][0], cpu=max(side[1] for side in sides))
 
 
-async def play(name: str, contender: str, role: str, trial: Trial) -> float | None:
+async def play(name: str, contender: str, role: str, trial: Trial) -> float:
+    """The rate, and 0.0 for who only produces."""
     where = trial.where + (BACKENDS[name].producing if role == "produce" else "")
     queue = open_queue(where) if contender == "transport" else BACKENDS[name].floor(trial.where)
     async with queue:
         if role == "produce":
             await produce(queue, trial)
-            return None
+            return 0.0
         if role == "consume":
             return await consume(queue, trial)
         rate, _ = await asyncio.gather(consume(queue, trial), produce(queue, trial))
@@ -168,7 +186,9 @@ def main() -> None:
     if options.role:
         name, contender, role, fields = json.loads(options.role)
         trial = Trial(**fields)
-        print(PEERS[name][0](trial) if contender == "peer" else asyncio.run(play(name, contender, role, trial)))
+        before = time.process_time()
+        rate = PEERS[name][0](trial) if contender == "peer" else asyncio.run(play(name, contender, role, trial))
+        print(json.dumps([rate, (time.process_time() - before) / trial.count * 1e6]))
         return
     results = {
         f"{name} {label}": measure(name, nbytes, max(20, int(count * options.scale)), options.repeat)
@@ -179,12 +199,14 @@ def main() -> None:
     if options.json:
         print(json.dumps(results))
         return
-    print(f"{'':32}{'records/s':>12}{'floor/s':>12}{'ratio':>8}")
+    print(f"{'':32}{'records/s':>12}{'floor/s':>12}{'ratio':>8}{'CPU us':>12}{'floor':>10}{'ratio':>8}")
     for name, rates in results.items():
         if "peer" in rates:
             print(f"{name:32}{rates['peer']:12,.0f}")
         else:
-            print(f"{name:32}{rates['transport']:12,.0f}{rates['floor']:12,.0f}{rates['ratio']:8.2f}")
+            in_time = f"{rates['transport']:12,.0f}{rates['floor']:12,.0f}{rates['ratio']:8.2f}"
+            in_cpu = f"{rates['transport_cpu_us']:12,.1f}{rates['floor_cpu_us']:10,.1f}{rates['cpu_ratio']:8.2f}"
+            print(f"{name:32}{in_time}{in_cpu}")
 
 
 if __name__ == "__main__":
