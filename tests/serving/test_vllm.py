@@ -202,7 +202,7 @@ def test_a_second_signal_ends_a_server_that_does_not_heed_the_first(settings: Vl
     while "told" not in log.read_text():
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     assert process.wait(15) != 0
     process.stdout.close()
     assert gone(child_of(log))

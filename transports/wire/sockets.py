@@ -59,7 +59,11 @@ class LoopSocket:
 
 
 def _received(part: zmq.Frame) -> Part:
-    return part.bytes if len(part) < _ZERO_COPY_BYTES else part.buffer.toreadonly()
+    if len(part) < _ZERO_COPY_BYTES:
+        copied: bytes = part.bytes
+        return copied
+    lent: memoryview = part.buffer.toreadonly()
+    return lent
 
 
 def new_socket(kind: int, *, identity: bytes = b"") -> zmq.Socket[bytes]:
