@@ -14,10 +14,10 @@ COMMAND = ["run", "configs/color_codeword.yaml", "--set", "engine.sampling.tempe
 
 
 def main() -> None:
-    environment = {"FORCE_COLOR": "1", "COLUMNS": "96", "PATH": "/usr/bin:/bin", "TERM": "xterm-256color"}
+    environment = {"FORCE_COLOR": "1", "COLUMNS": "104", "PATH": "/usr/bin:/bin", "TERM": "xterm-256color"}
     command = [sys.executable, "-m", "rollout", *COMMAND]
     printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-    console = Console(record=True, width=96, file=io.StringIO())
+    console = Console(record=True, width=104, file=io.StringIO())
     console.print(Text("$ make demo"))
     console.print(Text.from_ansi(printed.replace(str(ROOT), ".").rstrip()))
     drawing = console.export_svg(title="rollout")
