@@ -1,7 +1,6 @@
 """Two machines with a Redis between them, and one is cut off for a while: nothing is lost, nothing is doubled."""
 
 import json
-import signal
 import sys
 import time
 from collections import Counter
@@ -101,8 +100,7 @@ def test_a_machine_that_is_cut_off_comes_back(
     out, err = launch.communicate(timeout=180)
     assert launch.returncode == 0, err[-3000:]
     until(lambda: len(trained(checkpoint)) >= ROLLOUTS, 60)
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(30) == 0
+    assert worker.wait(60) == 0  # it leaves with its run
     time.sleep(1.0)
 
     at = {name: finished(log) for name, log in logs.items()}
