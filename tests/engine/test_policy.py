@@ -122,7 +122,6 @@ async def update_in_the_middle(live: Any, policy: Policy, publisher: AsyncPolicy
     return playing.result()
 
 
-@pytest.mark.full  # see test_client.py
 async def test_keep_goes_on_with_the_new_weights_and_every_token_is_labelled_with_its_own(
     live: Any, policy_for: Any, publishing: Publishing
 ) -> None:
@@ -140,7 +139,6 @@ async def test_keep_goes_on_with_the_new_weights_and_every_token_is_labelled_wit
     assert check(trajectory) == check(later) == []
 
 
-@pytest.mark.full  # see test_client.py
 async def test_wait_lets_an_answer_finish_and_later_turns_are_of_the_new_weights(
     live: Any, policy_for: Any, publishing: Publishing
 ) -> None:
@@ -151,7 +149,6 @@ async def test_wait_lets_an_answer_finish_and_later_turns_are_of_the_new_weights
     assert [spans(later, step) for step in (0, 1)] == [[("2", 0, 1)]] * 2
 
 
-@pytest.mark.full  # see test_client.py
 async def test_abort_begins_the_turn_anew_and_keeps_nothing_of_what_was_cut_off(
     live: Any, policy_for: Any, publishing: Publishing
 ) -> None:

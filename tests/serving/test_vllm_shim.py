@@ -1,4 +1,4 @@
-"""The cures of vLLM's CPU packaging, where their faults are and where not, with packages of the faults' shape."""
+"""The cures of vLLM on CPU, where their faults are and where not, with packages of the faults' shape."""
 
 import os
 import subprocess
@@ -58,3 +58,9 @@ def test_without_either_vllm_is_absent(packages: Path) -> None:
 def test_shapes_are_registered_only_for_operators_that_loaded(packages: Path, operators: bool) -> None:
     torchvision(packages, operators=operators)
     assert python(packages, REGISTERED) == str(operators)
+
+
+def test_whoever_yields_the_processor_lets_go_of_it(packages: Path) -> None:
+    yields = "import os; [os.sched_yield() for _ in range(1000)]"
+    sleeps = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw >= 1000)"
+    assert python(packages, f"{yields}; {sleeps}") == "True"
