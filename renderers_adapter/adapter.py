@@ -17,6 +17,7 @@ from renderers_adapter.families import Family, family_named
 from renderers_adapter.geometry import Geometry, geometry_for
 from renderers_adapter.rendered import (
     Parsed,
+    ParsedToolCall,
     Rendered,
     UnsupportedConversation,
     count_images,
@@ -161,12 +162,21 @@ class RendererAdapter:
     def parse(
         self, opening: LogicalIds, completion: LogicalIds, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> Parsed:
-        """What a completion says; where a format does not quote its arguments, `tools` tell their types."""
+        """What a completion says; where a format does not quote its arguments, `tools` tell their types.
+
+        One that the renderer cannot read is one malformed tool call, as it was sampled: whatever a policy says, it is
+        no reason to lose its rollout.
+        """
         ids = completion.tolist()
         with self._lock:
-            parsed = self._renderer.parse_response(
-                ids, tools=list(tools) if tools else None, prompt_ids=opening.tolist()
-            )
+            try:
+                parsed = self._renderer.parse_response(
+                    ids, tools=list(tools) if tools else None, prompt_ids=opening.tolist()
+                )
+            except Exception:  # noqa: BLE001 - the parsers of JSON and XML raise what they like, RecursionError included
+                ended = ids[-1:] and ids[-1] in self.stop_token_ids
+                text = self.tokenizer.decode(ids[:-1] if ended else ids)
+                return Parsed("", None, (ParsedToolCall(None, "", {}, text, "unreadable", text),))
         calls = (
             read_tool_call(call, lambda span: self.tokenizer.decode(ids[slice(*span)])) for call in parsed.tool_calls
         )

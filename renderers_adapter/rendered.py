@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import orjson
+
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import LogicalIds, PlaceholderError, logical
 
 Span = tuple[int, int]
+
+_DEEPEST = 32
+"""Levels that a tool call may nest; a record on a queue has room for some more around it."""
 
 
 class UnsupportedConversation(AdapterError):
@@ -87,22 +92,43 @@ def count_images(message: Mapping[str, Any]) -> int:
 
 
 def read_tool_call(call: Any, sampled: Callable[[Span], str]) -> ParsedToolCall:
-    """A tool call as the renderer parsed it; arguments that are not an object make it a malformed one.
+    """A tool call as the renderer parsed it; arguments that are not an object of plain JSON make it a malformed one.
 
     `sampled` tells the text of a span of the completion.
     """
     status = str(call.status.value)
-    arguments, error = call.arguments, None if status == "ok" else status
+    name, arguments, error = call.name, call.arguments, None if status == "ok" else status
     if isinstance(arguments, str) and error is None:
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             error = "invalid_json"
+    if not isinstance(name, str) or not _is_json(name):
+        name, error = "", error or "malformed_structure"
+    if not _is_json(arguments):
+        arguments, error = None, error or "unrepresentable"
+    usable = dict(arguments) if isinstance(arguments, Mapping) else {}
     if error is None and not isinstance(arguments, Mapping):
         error = "malformed_structure"
-    usable = dict(arguments) if isinstance(arguments, Mapping) else {}
     text = "" if error is None else sampled(call.token_span) if call.token_span else call.raw
-    return ParsedToolCall(call.id, call.name or "", usable, call.raw, error, text)
+    return ParsedToolCall(call.id, name, usable, call.raw, error, text)
+
+
+def _is_json(value: Any) -> bool:
+    """Whether all who read this conversation can: a policy may also say what only Python's JSON knows.
+
+    That is `NaN`, integers of any length, halves of characters, and lists in lists in lists.
+    """
+    try:
+        return _nests(value) <= _DEEPEST and bool(orjson.loads(orjson.dumps(value)) == value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def _nests(value: Any) -> int:
+    """How deep containers lie in each other."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_nests, inner), default=0)
 
 
 def _bounds(owners: Sequence[int], sampled: Sequence[bool], roles: Sequence[str]) -> list[int]:

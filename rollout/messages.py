@@ -18,6 +18,7 @@ from rollout.errors import RolloutError
 Message = dict[str, Any]
 
 _KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
+_TEXTS = frozenset(("reasoning_content", "tool_call_id", "name"))
 _ROLES = ("system", "user", "assistant", "tool")
 _IMAGE_TYPES = ("image", "image_url", "input_image")
 
@@ -67,8 +68,15 @@ def canonicalise(
 
 
 def tools_identity(tools: Sequence[Mapping[str, Any]] | None) -> bytes:
-    """Identifies a set of tool schemas; the tools belong to a conversation's root."""
-    return _digest(list(tools)) if tools else b""
+    """Identifies a set of tool schemas; the tools belong to a conversation's root.
+
+    Raises:
+        MessageError: they are not JSON, of which a template writes them.
+    """
+    try:
+        return _digest(list(tools)) if tools else b""
+    except TypeError as error:
+        raise MessageError(f"the tools are not a list of JSON schemas ({error}).") from None
 
 
 class MessageMemory:
@@ -127,6 +135,9 @@ def _canonical(index: int, message: Any, images: Mapping[int, Sequence[str]]) ->
     if role not in _ROLES:
         raise MessageError(f"messages[{index}] has the role {role!r}; expected one of {', '.join(_ROLES)}.")
     form: Message = {key: message[key] for key in _KEYS if message.get(key) is not None}
+    for key in _TEXTS & form.keys():
+        if not isinstance(form[key], str):
+            raise MessageError(f"messages[{index}].{key} is a {type(form[key]).__name__}; expected a string.")
     # An assistant that only calls tools says None in some dialects and nothing in others.
     content = form.setdefault("content", "")
     ordered: tuple[str, ...] = ()
@@ -143,6 +154,9 @@ def _canonical(index: int, message: Any, images: Mapping[int, Sequence[str]]) ->
             f"messages[{index}].content is a {type(content).__name__}; expected a string or a list of parts."
         )
     try:
+        if "tool_calls" in form:
+            # A copy, which stays what was rendered, whatever the environment does with its own meanwhile.
+            form["tool_calls"] = orjson.loads(orjson.dumps(form["tool_calls"]))
         identity = _digest(_with_objects(form) if "tool_calls" in form else form)
     except (TypeError, AttributeError) as error:
         raise MessageError(f"messages[{index}] holds a value that is not JSON ({error}).") from None

@@ -13,6 +13,7 @@ from rollout.errors import RolloutError
 from rollout.steps import (
     Header,
     Record,
+    RecordError,
     RolloutFinished,
     RolloutStarted,
     RolloutStatus,
@@ -26,7 +27,7 @@ _PUT_TIMEOUT = 60.0
 
 
 class RolloutOver(RolloutError):
-    """An environment goes on with a rollout that has its finished record."""
+    """An environment goes on with a rollout that has its finished record, or lost a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class RolloutStream:
         self._queue = queue
         self._seq = 0
         self._over = False
+        self._lost: RecordError | None = None
         self._digest = StepsDigest()
         self._began = time.monotonic()
 
@@ -82,8 +84,17 @@ class RolloutStream:
         await self._put(encode_record(record), record)
 
     def step(self, step: Step) -> Coroutine[Any, Any, None]:
-        """Count a step at once, so that a finished record made meanwhile knows it; await what is returned to put it."""
-        frames = encode_record(step)
+        """Count a step at once, so that a finished record made meanwhile knows it; await what is returned to put it.
+
+        Raises:
+            RecordError: it cannot be encoded. It is the last: the trace holds its nodes, and a later step could hang
+                from what no trainer ever saw.
+        """
+        try:
+            frames = encode_record(step)
+        except RecordError as error:
+            self._seq, self._lost = step.header.seq, error
+            raise
         self.steps += 1
         self._digest.add(frames)
         return self._put(frames, step)
@@ -96,7 +107,8 @@ class RolloutStream:
         metrics: Mapping[str, float] | None = None,
         error: Mapping[str, str] | None = None,
     ) -> RolloutFinished:
-        header = self.next_header()
+        self._require_unfinished()
+        header = self._numbered()
         self._over = True
         record = RolloutFinished(
             header=header,
@@ -113,7 +125,12 @@ class RolloutStream:
         return record
 
     def require_open(self) -> None:
-        """Raises RolloutOver once there is a finished record."""
+        """Raises RolloutOver once there is a finished record, or a step that could not be recorded."""
+        self._require_unfinished()
+        if self._lost is not None:
+            raise RolloutOver(f"{self.identity.rollout} cannot go on: {self._lost}") from self._lost
+
+    def _require_unfinished(self) -> None:
         if self._over:
             raise RolloutOver(
                 f"{self.identity.rollout} has ended: a task that its environment left behind asks the model. "
@@ -122,6 +139,9 @@ class RolloutStream:
 
     def next_header(self) -> Header:
         self.require_open()
+        return self._numbered()
+
+    def _numbered(self) -> Header:
         mine = self.identity
         header = Header(mine.run, mine.environment, mine.group, mine.rollout, mine.attempt, self._seq)
         self._seq += 1

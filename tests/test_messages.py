@@ -1,6 +1,7 @@
 """The canonical form: what makes two messages the same, and what is refused."""
 
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -39,11 +40,30 @@ def test_tools_in_another_order_are_other_tools() -> None:
         ({"role": "user", "content": 3}, r"messages\[0\].content is a int"),
         ({"role": "user", "content": [{"type": "audio"}]}, r"messages\[0\].content\[0\] is neither text nor an image"),
         ({"role": "assistant", "content": "", "tool_calls": [{1, 2}]}, r"messages\[0\] holds a value that is not JSON"),
+        ({"role": "tool", "content": "a", "tool_call_id": UUID(int=1)}, r"messages\[0\].tool_call_id is a UUID"),
+        ({"role": "tool", "content": "a", "name": 3}, r"messages\[0\].name is a int"),
+        (
+            {"role": "assistant", "content": "a", "reasoning_content": ["b"]},
+            r"messages\[0\].reasoning_content is a list",
+        ),
     ],
 )
 def test_what_no_template_can_render_is_refused_by_index(message: Any, told: str) -> None:
     with pytest.raises(MessageError, match=told):
         canonicalise([message], ())
+
+
+@pytest.mark.parametrize("tools", [[{1, 2}], [{"name": "look", "limit": 1 << 64}], 7])
+def test_tools_that_are_not_json_are_refused(tools: Any) -> None:
+    with pytest.raises(MessageError, match="the tools are not a list of JSON schemas"):
+        tools_identity(tools)
+
+
+def test_a_call_that_an_environment_changes_later_stays_what_it_was() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"n": 1}}}
+    (said,) = canonicalise([{"role": "assistant", "content": "", "tool_calls": [call]}], ())
+    call["function"]["arguments"]["n"] = 2  # type: ignore[index]
+    assert said.message["tool_calls"][0]["function"]["arguments"] == {"n": 1}
 
 
 def test_nothing_said_is_said_in_several_ways() -> None:

@@ -19,7 +19,8 @@ from rollout.engine.client import EngineClient
 from rollout.engine.protocol import GenerateRequest, Generation
 from rollout.environments.color_codeword import ColorCodeword, ColorCodewordSettings, ColorCodewordTasks, draw_square
 from rollout.session import Policy
-from rollout.steps import RolloutStatus, encode_record
+from rollout.steps import RecordError, RolloutStatus, encode_record
+from rollout.stream import RolloutOver
 from rollout.testing import embedded_policy, play
 from rollout.trainer import check, samples
 
@@ -339,6 +340,26 @@ async def test_a_turn_that_the_environment_gives_up_on_leaves_no_gap(policy: Pol
 
     trajectory = await play(Scripted(script), TASK, policy)
     assert trajectory.status is RolloutStatus.OK
+    assert check(trajectory) == []
+
+
+async def test_a_turn_that_cannot_be_recorded_is_the_last_and_leaves_no_gap(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def script(model: Model) -> float:
+        messages = [ask("Hi")]
+        messages.append((await model.chat(messages)).message)
+        messages.append(ask("Too long to be sent. " * 100))
+        monkeypatch.setattr("transports.codec.MAX_HEAD_BYTES", 1500)
+        with pytest.raises(RecordError, match="at most 1500"):
+            await model.chat(messages)
+        monkeypatch.undo()
+        with pytest.raises(RolloutOver, match=r"cannot go on.*at most 1500"):
+            await model.chat(messages)
+        return 1.0
+
+    trajectory = await play(Scripted(script), TASK, policy)
+    assert (trajectory.status, len(trajectory.steps)) == (RolloutStatus.OK, 1)
     assert check(trajectory) == []
 
 

@@ -1,5 +1,6 @@
 """What a turn may meet, case by case: each is right, or refused by name; and why a prompt was rendered whole."""
 
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,36 @@ async def test_malformed_calls_are_still_said_where_a_conversation_is_rendered_w
     rendered = script.pool.tokenizer.decode(script.played.engine.turns[1].logical)
     assert said in rendered
     assert '{"name": "look", "arguments": {"n": 1}}' in rendered
+
+
+@pytest.mark.parametrize(
+    ("sampled", "error"),
+    [
+        ('{"name": "look", "arguments": {"n": 123456789012345678901234567890}}', "unrepresentable"),
+        ('{"name": "look", "arguments": {"n": NaN}}', "unrepresentable"),
+        ('{"name": "look", "arguments": {"n": "\\ud800"}}', "unrepresentable"),
+        (f'{{"name": "look", "arguments": {{"n": {"[" * 40}{"]" * 40}}}}}', "unrepresentable"),
+        (f'{{"name": "look", "arguments": {{"n": {"[" * 3000}{"]" * 3000}}}}}', "unreadable|unrepresentable"),
+        (f'{{"name": "look", "arguments": {{"n": {"9" * 5000}}}}}', "unreadable"),
+        ('{"name": 7, "arguments": {}}', "malformed_structure"),
+    ],
+    ids=["a long integer", "not a number", "half a character", "nested", "nested without end", "longest", "no name"],
+)
+async def test_whatever_a_policy_samples_as_a_call_is_no_reason_to_lose_its_rollout(
+    script: Script, sampled: str, error: str
+) -> None:
+    messages = [user("Look.")]
+    said = f"<tool_call>\n{sampled}\n</tool_call>"
+    reply = await script.say(messages, said, tools=TOOLS)
+    (call,) = reply.tool_calls
+    assert re.fullmatch(error, str(call.error))
+    assert call.arguments == {}
+    assert reply.message == {"role": "assistant", "content": said}
+    messages.append(tool("error: not a call"))
+    await script.say(messages, "Sorry.", tools=TOOLS)
+    await script.say([user("A summary."), *messages[1:], user("Go on.")], "Yes.", tools=TOOLS)
+    assert script.sources == ["first", "bridge", "root"]
+    assert check(await script.played.finish()) == []
 
 
 async def test_arguments_as_json_text_are_the_same_call(script: Script) -> None:
