@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from renderers_adapter.tokens import ExpandedIds
+from renderers_adapter.tokens import ExpandedIds, LogicalIds, Logprobs
+
+NO_LOGPROB = -9999.0
+"""What vLLM writes where it has no log-prob, or one that is not a number."""
+
+DIGEST_BYTES = 16
+"""Of a prompt's digest: half for its ids, half for its images."""
 
 _HALF = 8
 
@@ -55,3 +61,10 @@ def ids_digest(ids: ExpandedIds) -> bytes:
 def images_digest(hashes: Sequence[str]) -> bytes:
     """The second half of a prompt's digest."""
     return hashlib.blake2b("".join(hashes).encode(), digest_size=_HALF).digest()
+
+
+def answer_digest(ids: LogicalIds, logprobs: Logprobs) -> bytes:
+    """Names an answer exactly as the engine gave it: the sampled ids, and the log-prob of each."""
+    found = hashlib.blake2b(np.ascontiguousarray(ids, dtype="<i4").data, digest_size=_HALF)
+    found.update(np.ascontiguousarray(logprobs, dtype="<f4").data)
+    return found.digest()

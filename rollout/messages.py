@@ -19,7 +19,7 @@ Message = dict[str, Any]
 
 _KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
 _TEXTS = frozenset(("reasoning_content", "tool_call_id", "name"))
-_ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "user", "assistant", "tool")
 _IMAGE_TYPES = ("image", "image_url", "input_image")
 
 
@@ -132,8 +132,8 @@ def _canonical(index: int, message: Any, images: Mapping[int, Sequence[str]]) ->
     if not isinstance(message, Mapping):
         raise MessageError(f"messages[{index}] is a {type(message).__name__}; expected a dict with role and content.")
     role = message.get("role")
-    if role not in _ROLES:
-        raise MessageError(f"messages[{index}] has the role {role!r}; expected one of {', '.join(_ROLES)}.")
+    if role not in ROLES:
+        raise MessageError(f"messages[{index}] has the role {role!r}; expected one of {', '.join(ROLES)}.")
     form: Message = {key: message[key] for key in _KEYS if message.get(key) is not None}
     for key in _TEXTS & form.keys():
         if not isinstance(form[key], str):

@@ -112,6 +112,8 @@ class Step:
     prompt_length: int
     prompt_digest: bytes
     finish_reason: str
+    answer_digest: bytes = b""
+    """Of the sampled tokens and their log-probs, as the engine gave them; records before 1.01 lack it."""
     stop_reason: str | int | None = None
     versions: tuple[VersionSpan, ...] = ()
     policy: tuple[str, str] | None = None

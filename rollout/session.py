@@ -228,6 +228,7 @@ class Session:
             prompt_length=len(prompt.whole.expanded.ids),
             prompt_digest=generation.prompt_digest,
             finish_reason=generation.finish_reason,
+            answer_digest=generation.answer_digest,
             stop_reason=generation.stop_reason,
             versions=generation.versions,
             policy=(version, self._policy.version.current),

@@ -23,7 +23,7 @@ from renderers_adapter.descriptors import (
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import NO_LOGPROBS, ImageSlot, LogicalIds, TokenRun
 from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan
-from rollout.messages import Message
+from rollout.messages import ROLES, Message
 from rollout.records import (
     Header,
     NodeRecord,
@@ -56,7 +56,7 @@ __all__ = [
     "header_of",
 ]
 
-SCHEMA = 100
+SCHEMA = 101
 """Major version times 100 plus minor version."""
 
 _USUAL_SOURCE, _USUAL_FINISH = "bridge", "stop"
@@ -171,6 +171,7 @@ def _step_wire(step: Step) -> dict[str, Any]:
         "length": step.prompt_length,
         "digest": step.prompt_digest,
         "finish": step.finish_reason if step.finish_reason != _USUAL_FINISH else None,
+        "answer": step.answer_digest or None,
         "stop": step.stop_reason,
         "versions": [part for span in step.versions for part in (span.version, span.start, span.end)] or None,
         "policy": list(step.policy) if step.policy else None,
@@ -196,6 +197,7 @@ def _read_step(wire: dict[str, Any]) -> Step:
         prompt_length=_take(wire, "length", int),
         prompt_digest=_take(wire, "digest", bytes),
         finish_reason=_take_optional(wire, "finish", str) or _USUAL_FINISH,
+        answer_digest=_take_optional(wire, "answer", bytes) or b"",
         stop_reason=wire.pop("stop", None),
         versions=_read_versions(_take_optional(wire, "versions", list) or []),
         policy=_read_policy(_take_optional(wire, "policy", list)),
@@ -277,6 +279,8 @@ def _part_wire(part: Mapping[str, Any]) -> Any:
 
 
 def _read_message(message: Message) -> Message:
+    if message["role"] not in ROLES:
+        raise RecordError(f"a message has the role {message['role']!r}; expected one of {', '.join(ROLES)}.")
     content = message["content"]
     return message if isinstance(content, str) else {**message, "content": [_read_part(part) for part in content]}
 

@@ -77,6 +77,9 @@ def test_fields_of_a_newer_minor_version_are_kept_and_sent_on(name: str) -> None
         ({"digest": None}, "lacks 'digest'"),
         ({"versions": ["7", 0]}, "malformed"),
         ({"messages": [{"role": "user"}] * 2}, "malformed"),
+        ({"messages": [{"content": "a"}] * 2}, "malformed"),
+        ({"messages": [{"role": "critic", "content": "a"}] * 2}, "a message has the role 'critic'"),
+        ({"answer": "8 bytes!"}, "'answer' is a str"),
     ],
 )
 def test_a_damaged_step_is_refused_with_its_reason(changes: dict[str, Any], told: str) -> None:

@@ -13,10 +13,7 @@ import numpy as np
 
 from renderers_adapter.tokens import Logprobs
 from rollout.engine.errors import InvalidEvidence
-from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan
-
-_NO_LOGPROB = -9999.0
-"""What vLLM writes where it has no log-prob, or one that is not a number."""
+from rollout.evidence import NO_LOGPROB, RoutedExperts, SamplingMask, VersionSpan
 
 
 def read_logprobs(tokens: Sequence[int], evidence: Any) -> Logprobs:
@@ -30,7 +27,7 @@ def read_logprobs(tokens: Sequence[int], evidence: Any) -> Logprobs:
         if named != token:
             raise InvalidEvidence(f"log-prob {position} is of token {named}, the sampled token is {token}.")
         value = entry.get("logprob")
-        if not isinstance(value, float | int) or not math.isfinite(value) or value == _NO_LOGPROB:
+        if not isinstance(value, float | int) or not math.isfinite(value) or value == NO_LOGPROB:
             raise InvalidEvidence(f"the log-prob of token {position} is {value!r}.")
         values.append(value)
     return np.array(values, np.float32)

@@ -18,7 +18,7 @@ from rollout.engine.evidence import read_experts, read_logprobs, read_mask, read
 from rollout.engine.features import raw_features
 from rollout.engine.image_refs import ImageRef
 from rollout.engine.refusals import refuse_unsound
-from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan, prompt_digest
+from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan, answer_digest, prompt_digest
 
 _PROMPT_KEY = b'"prompt_token_ids":'
 
@@ -63,6 +63,7 @@ class Generation:
     stop_reason: str | int | None
     versions: tuple[VersionSpan, ...]
     prompt_digest: bytes
+    answer_digest: bytes
     cached_tokens: int | None
     routed_experts: RoutedExperts | None
     sampling_mask: SamplingMask | None
@@ -137,13 +138,15 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
         raise EngineMismatch(f"{request.request_id}: the engine sampled the token {tokens.min()}.")
     _require_same_prompt(request, seen, ranges)
     try:
+        logprobs = read_logprobs(sampled, choice.get("logprobs"))
         return Generation(
             token_ids=LogicalIds(tokens),
-            logprobs=read_logprobs(sampled, choice.get("logprobs")),
+            logprobs=logprobs,
             finish_reason=finish,
             stop_reason=choice.get("stop_reason"),
             versions=read_versions(len(tokens), choice.get("weight_versions")),
             prompt_digest=prompt_digest(seen, [ref.hash for ref in request.images]),
+            answer_digest=answer_digest(LogicalIds(tokens), logprobs),
             cached_tokens=((answer.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens"),
             routed_experts=read_experts(
                 choice.get("routed_experts"), first=request.experts_from, length=len(seen) + len(tokens)

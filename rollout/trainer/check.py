@@ -12,8 +12,8 @@ is not blamed for what it inherited.
     3 places     each placeholder lies exactly on its image's pad tokens
     4 raw        a descriptor carries no pixels
     5 once       nothing crosses the queue twice
-    6 branches   branches share what is the same, and every sampled token trains exactly once
-    11 aligned   a sample's arrays have one length, and no image of it is cut
+    6 branches   nodes form a tree, branches share what is the same, and every sampled token trains exactly once
+    11 aligned   whatever goes with tokens covers them exactly, and no image is cut
 """
 
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from renderers_adapter.descriptors import reject_processed
+from renderers_adapter.descriptors import parse_raw_mm_item, reject_processed
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import Expanded, LogicalIds, PlaceholderError, TokenRun, expand, extend
-from rollout.evidence import ids_digest, images_digest
+from rollout.evidence import DIGEST_BYTES, NO_LOGPROB, answer_digest, ids_digest, images_digest
 from rollout.steps import Step
-from rollout.trainer.samples import TrainingSample, samples
+from rollout.trainer.samples import ROLES, TrainingSample, samples
 from rollout.trainer.trajectory import ROOT, Trajectory, TrajectoryNode
 
 _ROUNDING = 1e-3
@@ -50,9 +50,11 @@ def check(trajectory: Trajectory) -> list[Violation]:
     """Every violation that can be seen from a trajectory's records; none for a sound one."""
     if trajectory.started is None:
         return []
-    found = [*_turns(trajectory)]
+    found = [*_tree(trajectory)]
     if not found:
-        found += _branches(trajectory)
+        found = [*_turns(trajectory)]
+    if not found:
+        found = [*_branches(trajectory)]
     return [Violation(number, trajectory.rollout, where, detail) for number, where, detail in found]
 
 
@@ -62,12 +64,34 @@ def check_sample(sample: TrainingSample) -> list[Violation]:
     return [Violation(number, sample.rollout, where, detail) for number, detail in _alignment(sample)]
 
 
+def _tree(trajectory: Trajectory) -> Iterator[Finding]:
+    """6: each step brings the nodes after those before it, and each node hangs from one that was there already."""
+    count = 0
+    for at, step in enumerate(trajectory.steps):
+        where, parent = f"turn {step.turn}", step.parent
+        nodes = trajectory.nodes[count : count + len(step.nodes)]
+        if step.first != count or len(nodes) != len(step.nodes) or not nodes:
+            yield 6, where, f"its {len(step.nodes)} nodes begin at {step.first}, after {count} that came before"
+            return
+        for node in nodes:
+            if (node.index, node.parent, node.step) != (count, parent, at) or not ROOT <= parent < count:
+                told = f"node {node.index} below {node.parent}, of step {node.step}"
+                yield 6, f"{where}, node {count}", f"it is {told}; expected node {count} below {parent}, of step {at}"
+                return
+            parent, count = count, count + 1
+    if count != len(trajectory.nodes):
+        yield 6, f"node {count}", "no turn brought it"
+
+
 def _turns(trajectory: Trajectory) -> Iterator[Finding]:
     paths = _Paths(trajectory)
     faulty: set[int] = set()
     introduced: dict[str, int] = {}
+    recorded: set[int] = set()
     for step in trajectory.steps:
-        findings = [*_nodes(trajectory, step), *_images(trajectory, step, introduced)]
+        findings = [(5, "", "this turn was recorded already")] if step.turn in recorded else list[Finding]()
+        recorded.add(step.turn)
+        findings += [*_nodes(trajectory, step), *_images(trajectory, step, introduced)]
         inherits = any(node.index in faulty for node in trajectory.path(step.parent))
         if not findings and not inherits:
             findings += _prompt(paths, step)
@@ -81,7 +105,14 @@ def _turns(trajectory: Trajectory) -> Iterator[Finding]:
 def _nodes(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
     """1, 2 and 3 of the nodes that a turn added, each by itself."""
     for node in trajectory.nodes[step.first : step.leaf + 1]:
-        where = f", node {node.index}"
+        where, role = f", node {node.index}", node.message.get("role")
+        if role not in ROLES:
+            yield 11, where, f"its words are of the role {role!r}; expected one of {', '.join(ROLES)}"
+        elif node.sampled and role != "assistant":
+            yield 1, where, f"it was sampled, and its role is {role!r}"
+        ends = [at for span in node.content for at in span]
+        if ends != sorted(ends) or any(not 0 <= at <= len(node.run.ids) for at in ends):
+            yield 11, where, f"its words lie at {node.content}, which are not places in its {len(node.run.ids)} tokens"
         if node.sampled != (node.index == step.leaf):
             yield 1, where, "it was sampled, and is not the turn's answer" if node.sampled else "nothing was sampled"
         named = [part["hash"] for part in _parts(node) if "hash" in part]
@@ -97,15 +128,25 @@ def _nodes(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
 
 def _images(trajectory: Trajectory, step: Step, introduced: dict[str, int]) -> Iterator[Finding]:
     """2, 4 and 5 of the descriptors that a turn brought, and of the images that it needs."""
+    nodes = trajectory.nodes[step.first : step.leaf + 1]
+    needed = {slot.hash for node in nodes for slot in node.run.images}
     for mm_hash, item in step.images.items():
         if mm_hash in introduced:
             yield 5, f", image {mm_hash}", f"its descriptor was sent in turn {introduced[mm_hash]} already"
+        elif mm_hash not in needed:
+            yield 5, f", image {mm_hash}", "its descriptor was sent, and no message of this turn needs it"
         introduced.setdefault(mm_hash, step.turn)
+        if mm_hash not in trajectory.images:
+            continue
         try:
-            reject_processed({**item, **trajectory.images.get(mm_hash, {})})
+            reject_processed(item)
+            source = parse_raw_mm_item(trajectory.images[mm_hash]).raw_image_id
         except AdapterError as error:
             yield 4, f", image {mm_hash}", str(error)
-    for node in trajectory.nodes[step.first : step.leaf + 1]:
+        else:
+            if source is not None and not source.startswith(mm_hash):
+                yield 2, f", image {mm_hash}", f"its descriptor names another image, {source}"
+    for node in nodes:
         for slot in node.run.images:
             if slot.hash not in introduced or slot.hash not in trajectory.images:
                 yield 2, f", node {node.index}", f"no descriptor of the image {slot.hash} came with it or before it"
@@ -137,8 +178,11 @@ def _prompt(paths: _Paths, step: Step) -> Iterator[Finding]:
     """1 and 2: the path, joined and expanded, is the prompt that the engine saw, with all of its images."""
     prompt = paths.prompt(step)
     hashes = [mark.hash for mark in prompt.placeholders]
-    seen_ids, seen_images = step.prompt_digest[:8], step.prompt_digest[8:]
-    if images_digest(hashes) != seen_images:
+    half = DIGEST_BYTES // 2
+    seen_ids, seen_images = step.prompt_digest[:half], step.prompt_digest[half:]
+    if len(step.prompt_digest) != DIGEST_BYTES:
+        yield 1, "", f"the engine's prompt has a digest of {len(step.prompt_digest)} bytes; expected {DIGEST_BYTES}"
+    elif images_digest(hashes) != seen_images:
         yield 2, "", f"the images of its path, {hashes[:4]}, are not those of the engine's prompt, or not in its order"
     elif len(prompt.ids) != step.prompt_length:
         yield 1, "", f"the path has {len(prompt.ids)} tokens, the engine's prompt had {step.prompt_length}"
@@ -147,15 +191,23 @@ def _prompt(paths: _Paths, step: Step) -> Iterator[Finding]:
 
 
 def _evidence(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
-    """1: every sampled token has a log-prob that can be one, and every one a version, if any has."""
-    run = trajectory.nodes[step.leaf].run
-    sampled = len(run.ids) - run.sampled_from
-    if not np.isfinite(run.logprobs).all() or (run.logprobs > _ROUNDING).any():
-        yield 1, f", node {step.leaf}", "a log-prob is not finite or is above zero"
+    """1 and 11: what goes with the sampled tokens is of exactly these, and can be what it says it is."""
+    run, where = trajectory.nodes[step.leaf].run, f", node {step.leaf}"
+    answer = LogicalIds(run.ids[run.sampled_from :])
+    if not np.isfinite(run.logprobs).all() or (run.logprobs > _ROUNDING).any() or (run.logprobs == NO_LOGPROB).any():
+        yield 1, where, "a log-prob is not finite, is above zero, or stands for none"
+    elif step.answer_digest and answer_digest(answer, run.logprobs) != step.answer_digest:
+        yield 1, where, "the sampled tokens or their log-probs are not those of the engine's answer"
     ends = [0, *(span.end for span in step.versions)]
-    starts = [*(span.start for span in step.versions), sampled]
-    if step.versions and ends != starts:
-        yield 1, f", node {step.leaf}", "the weight versions do not cover the sampled tokens"
+    starts = [*(span.start for span in step.versions), len(answer)]
+    if step.versions and (ends != starts or ends != sorted(ends)):
+        yield 1, where, "the weight versions do not cover the sampled tokens"
+    mask, experts, end = step.sampling_mask, step.routed_experts, step.prompt_length + len(answer) - 1
+    if mask is not None and (len(mask.lengths) != len(answer) or int(mask.lengths.sum()) != len(mask.ids)):
+        yield 11, where, f"the sampling mask is of {len(mask.lengths)} tokens, {len(answer)} were sampled"
+    if experts is not None and not 0 <= experts.first <= experts.first + len(experts.rows) == end:
+        rows = f"{experts.first} to {experts.first + len(experts.rows)}"
+        yield 11, where, f"the routed experts are of the tokens {rows}; expected up to {end}"
 
 
 def _branches(trajectory: Trajectory) -> Iterator[Finding]:

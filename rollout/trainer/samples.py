@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from renderers_adapter.tokens import ExpandedIds, Logprobs, Placeholder, expand
+from rollout.messages import ROLES
 from rollout.trainer.trajectory import Trajectory, TrajectoryNode
-
-ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +55,12 @@ class TrainingSample:
         """At most the first `limit` tokens, and everything that is aligned to them.
 
         An image that would be cut is left out whole, with all that follows it.
+
+        Raises:
+            ValueError: the limit is below zero.
         """
+        if limit < 0:
+            raise ValueError(f"a sample cannot be cut to {limit} tokens")
         cut_images = (mark.offset for mark in self.placeholders if mark.offset < limit < mark.offset + mark.length)
         end = min([limit, *cut_images])
         if end >= len(self.token_ids):

@@ -11,7 +11,7 @@ import numpy as np
 
 from renderers_adapter.tokens import ExpandedIds, ImageSlot, LogicalIds, TokenRun, expand
 from rollout.environments.base import Task
-from rollout.evidence import VersionSpan, prompt_digest
+from rollout.evidence import VersionSpan, answer_digest, prompt_digest
 from rollout.steps import NodeRecord, RolloutStatus, Step
 from rollout.stream import RolloutId, RolloutStream
 from rollout.trainer.reader import TrajectoryReader
@@ -94,6 +94,7 @@ async def scripted_rollout(
                 prompt_length=len(prompt.ids),
                 prompt_digest=prompt_digest(ExpandedIds(prompt.ids), hashes),
                 finish_reason="stop",
+                answer_digest=answer_digest(LogicalIds(answer.ids[answer.sampled_from :]), answer.logprobs),
                 versions=(VersionSpan(version, 0, answered),),
                 policy=(version, version),
                 timings=_TIMINGS,

@@ -3,6 +3,7 @@
 A file that exists is never written again: it is what an older version sent.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,11 @@ def usual_step() -> Step:
     )
 
 
+def proven_step() -> Step:
+    """With what came in 1.01: a digest of the answer, as the engine gave it."""
+    return replace(usual_step(), answer_digest=bytes(range(8)))
+
+
 RECORDS: dict[str, Record] = {
     "rollout_started": RolloutStarted(
         header=header(0),
@@ -91,6 +97,7 @@ RECORDS: dict[str, Record] = {
     ),
     "step": step(),
     "usual_step": usual_step(),
+    "proven_step": proven_step(),
     "rollout_finished": RolloutFinished(
         header=header(3),
         status=RolloutStatus.OK,

@@ -12,7 +12,7 @@ import pytest
 from renderers_adapter.tokens import ImageSlot, TokenRun, logical
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
-from rollout.evidence import VersionSpan
+from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan
 from rollout.testing import embedded_policy, play
 from rollout.trainer import Trajectory, check, samples
 from rollout.trainer.check import check_sample
@@ -131,6 +131,101 @@ def a_descriptor_sent_twice(trajectory: Trajectory) -> Trajectory:
     return with_step(trajectory, 2, images={**trajectory.steps[0].images, **trajectory.steps[2].images})
 
 
+def with_node(trajectory: Trajectory, at: int, **changes: Any) -> Trajectory:
+    nodes = list(trajectory.nodes)
+    nodes[at] = replace(nodes[at], **changes)
+    return replace(trajectory, nodes=tuple(nodes))
+
+
+def with_descriptor(trajectory: Trajectory, **changes: Any) -> Trajectory:
+    """Of the image that turn 2 brings; a value of None takes the field away."""
+    (mm_hash,) = trajectory.steps[2].images
+    fields = {**trajectory.images[mm_hash], **changes}
+    item = {key: value for key, value in fields.items() if value is not None}
+    return replace(trajectory, images={**trajectory.images, mm_hash: item})
+
+
+def a_sampled_token_that_nothing_was_built_upon(trajectory: Trajectory) -> Trajectory:
+    run = trajectory.nodes[5].run
+    ids = run.ids.copy()
+    ids[-2] += 1
+    return with_run(trajectory, 5, replace(run, ids=logical(ids)))
+
+
+def another_logprob(trajectory: Trajectory) -> Trajectory:
+    run = trajectory.nodes[1].run
+    return with_run(trajectory, 1, replace(run, logprobs=run.logprobs - np.float32(0.125)))
+
+
+def no_logprob_at_all(trajectory: Trajectory) -> Trajectory:
+    run = trajectory.nodes[3].run
+    return with_run(trajectory, 3, replace(run, logprobs=np.full_like(run.logprobs, -9999.0)))
+
+
+def versions_out_of_order(trajectory: Trajectory) -> Trajectory:
+    end = len(trajectory.nodes[3].run.logprobs)
+    spans = VersionSpan("0", 0, end), VersionSpan("1", end, 0), VersionSpan("2", 0, end)
+    return with_step(trajectory, 1, versions=spans)
+
+
+def half_a_digest(trajectory: Trajectory) -> Trajectory:
+    return with_step(trajectory, 2, prompt_digest=trajectory.steps[2].prompt_digest[:8])
+
+
+def a_user_who_was_sampled(trajectory: Trajectory) -> Trajectory:
+    return with_node(trajectory, 3, message={**trajectory.nodes[3].message, "role": "user"})
+
+
+def words_of_nobody(trajectory: Trajectory) -> Trajectory:
+    return with_node(trajectory, 2, message={**trajectory.nodes[2].message, "role": "critic"})
+
+
+def words_outside_of_their_message(trajectory: Trajectory) -> Trajectory:
+    return with_node(trajectory, 2, content=((0, len(trajectory.nodes[2].run.ids) + 1),))
+
+
+def a_mask_of_other_tokens(trajectory: Trajectory) -> Trajectory:
+    ones = np.ones(1, np.int32)
+    return with_step(trajectory, 1, sampling_mask=SamplingMask(ones, ones))
+
+
+def experts_of_other_tokens(trajectory: Trajectory) -> Trajectory:
+    return with_step(trajectory, 1, routed_experts=RoutedExperts(0, np.zeros((3, 2, 2), np.uint8)))
+
+
+def a_descriptor_of_another_image(trajectory: Trajectory) -> Trajectory:
+    return with_descriptor(trajectory, raw_image_id=f"{'f' * 64}.png")
+
+
+def a_descriptor_with_two_sources(trajectory: Trajectory) -> Trajectory:
+    return with_descriptor(trajectory, raw_uri="data:image/png;base64,AAAA")
+
+
+def a_descriptor_without_a_source(trajectory: Trajectory) -> Trajectory:
+    return with_descriptor(trajectory, raw_image_id=None)
+
+
+def a_descriptor_that_nobody_needs(trajectory: Trajectory) -> Trajectory:
+    (item,) = trajectory.steps[2].images.values()
+    return with_step(trajectory, 2, images={**trajectory.steps[2].images, "f" * 32: item})
+
+
+def a_turn_recorded_twice(trajectory: Trajectory) -> Trajectory:
+    return with_step(trajectory, 2, turn=1)
+
+
+def a_node_on_another_branch(trajectory: Trajectory) -> Trajectory:
+    return with_node(trajectory, 4, parent=3)
+
+
+def a_step_lost(trajectory: Trajectory) -> Trajectory:
+    return replace(trajectory, steps=(trajectory.steps[0], *trajectory.steps[2:]))
+
+
+def a_node_of_no_step(trajectory: Trajectory) -> Trajectory:
+    return replace(trajectory, steps=trajectory.steps[:-1])
+
+
 def a_shared_node_doubled(trajectory: Trajectory) -> Trajectory:
     """Node 2 stands at the place of node 4 once more, as if a turn had not found it."""
     first, second = trajectory.nodes[2], trajectory.nodes[4]
@@ -158,6 +253,24 @@ def a_shared_node_doubled(trajectory: Trajectory) -> Trajectory:
         (pixels_in_a_descriptor, 4, "turn 2, image"),
         (a_descriptor_sent_twice, 5, "turn 2, image"),
         (a_shared_node_doubled, 6, "node 4"),
+        (a_sampled_token_that_nothing_was_built_upon, 1, "turn 2, node 5"),
+        (another_logprob, 1, "turn 0, node 1"),
+        (no_logprob_at_all, 1, "turn 1, node 3"),
+        (versions_out_of_order, 1, "turn 1, node 3"),
+        (half_a_digest, 1, "turn 2"),
+        (a_user_who_was_sampled, 1, "turn 1, node 3"),
+        (a_descriptor_of_another_image, 2, "turn 2, image"),
+        (a_descriptor_with_two_sources, 4, "turn 2, image"),
+        (a_descriptor_without_a_source, 4, "turn 2, image"),
+        (a_descriptor_that_nobody_needs, 5, "turn 2, image ffff"),
+        (a_turn_recorded_twice, 5, "turn 1"),
+        (a_node_on_another_branch, 6, "turn 2, node 4"),
+        (a_step_lost, 6, "turn 2"),
+        (a_node_of_no_step, 6, "node 6"),
+        (words_of_nobody, 11, "turn 1, node 2"),
+        (words_outside_of_their_message, 11, "turn 1, node 2"),
+        (a_mask_of_other_tokens, 11, "turn 1, node 3"),
+        (experts_of_other_tokens, 11, "turn 1, node 3"),
     ],
 )
 def test_what_is_broken_is_named(
@@ -198,7 +311,9 @@ def test_a_branch_with_another_branchs_images_is_named(sound: Trajectory, monkey
 
 def test_a_truncated_sample_is_aligned_wherever_it_is_cut(sound: Trajectory) -> None:
     for sample in samples(sound):
-        for limit in range(1, len(sample.token_ids) + 1):
+        with pytest.raises(ValueError, match="cut to -1 tokens"):
+            sample.truncated(-1)
+        for limit in range(len(sample.token_ids) + 1):
             cut = sample.truncated(limit)
             assert check_sample(cut) == []
             assert len(cut.token_ids) <= limit
