@@ -199,6 +199,13 @@ class RendererAdapter:
                 f"the template of {self._family.name} knows no tools; describe them in the system message, and give "
                 "their results in user messages."
             )
+        if self._family.names_tools:
+            for index, message in enumerate(messages):
+                if message["role"] == "tool" and not message.get("name"):
+                    raise UnsupportedConversation(
+                        f"message {index} is a tool's result without `name`, and the template of {self._family.name} "
+                        "says of each result which tool it is of; give it the name that was called."
+                    )
         _refuse_ambiguous(messages, first=first)
 
     def _reason(self, messages: Sequence[Mapping[str, Any]]) -> BridgeReason:
@@ -255,6 +262,11 @@ def _create(family: Family, tokenizer: FastTokenizer, template: Mapping[str, Any
         known = _WithAbsent(tokenizer, family.absent) if family.absent else tokenizer
         return create_renderer(known, config_from_name(family.renderer), chat_template_kwargs=dict(template) or None)
     except Exception as error:  # each renderer asserts, in words of its own, that its tokens exist
+        if type(error).__module__ == "openai_harmony":
+            raise RendererMismatch(
+                f"the renderer {family.name} cannot be made: its vocabulary, {family.vocabulary}, was neither found "
+                f"nor downloaded ({error}). Put that file into a directory, and name this in TIKTOKEN_ENCODINGS_BASE."
+            ) from error
         cure = f", or correct model.template ({', '.join(template)})" if template else ""
         raise RendererMismatch(
             f"the renderer {family.name} cannot be made for {tokenizer.name_or_path}: {error}. "

@@ -29,6 +29,8 @@ class Family:
             would write one of them is rendered.
         wants_system: the family's own template puts a system message of its own where the conversation has none.
         takes_tools: whether the family's own template knows tools and their results.
+        names_tools: its template writes of each result which tool it is of.
+        vocabulary: a file that its renderer reads besides the tokenizer, and downloads where it is not found.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Family:
     absent: tuple[str, ...] = ()
     wants_system: bool = False
     takes_tools: bool = True
+    names_tools: bool = False
+    vocabulary: str | None = None
 
 
 def _qwen_vl(name: str) -> Family:
@@ -51,7 +55,7 @@ def _qwen2_vl(name: str) -> Family:
 
 
 _TEXT_ONLY = (
-    *("deepseek-r1", "deepseek-v3", "deepseek-v4", "gemma4", "glm-4.5", "glm-5", "glm-5.1", "glm-5.3", "gpt-oss"),
+    *("deepseek-r1", "deepseek-v3", "deepseek-v4", "gemma4", "glm-4.5", "glm-5", "glm-5.1", "glm-5.3"),
     *("hy3", "inkling", "kimi-k2", "laguna-m.1", "laguna-s-2.1", "laguna-xs-2.1", "laguna-xs.2", "llama-3"),
     *("minimax-m2", "nemotron-3", "nemotron-3-ultra", "nemotron-3.5", "prime-qwen3", "qwen3"),
 )
@@ -63,6 +67,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             *(_qwen_vl(name) for name in ("qwen3-vl", "qwen3.5", "qwen3.6", "qwen3.8")),
             *(_qwen2_vl(name) for name in ("qwen2-vl", "qwen2.5-vl")),
             Family("kimi-k2.5", "kimi-k2.5", "kimi_k25", "<|media_pad|>"),
+            Family("gpt-oss", "gpt-oss", names_tools=True, vocabulary="o200k_base.tiktoken"),
             *(Family(name, name) for name in _TEXT_ONLY),
         )
     }

@@ -46,23 +46,25 @@ class RendererPool:
 
     async def render(self, messages: _Messages, tools: _Messages | None) -> Rendered:
         """See `RendererAdapter.render`."""
-        return await self._encode(messages, lambda adapter: adapter.render(messages, tools))
+        length = _characters(messages) + _characters(tools or ())
+        return await self._encode(length, lambda adapter: adapter.render(messages, tools))
 
     async def bridge(
         self, opening: LogicalIds, completion: LogicalIds, messages: _Messages, tools: _Messages | None
     ) -> Rendered:
         """See `RendererAdapter.bridge`."""
-        return await self._encode(messages, lambda adapter: adapter.bridge(opening, completion, messages, tools))
+        length = _characters(messages)
+        return await self._encode(length, lambda adapter: adapter.bridge(opening, completion, messages, tools))
 
     def parse(self, opening: LogicalIds, completion: LogicalIds, tools: _Messages | None = None) -> Parsed:
         """See `RendererAdapter.parse`. It only decodes, and never waits for one that encodes."""
         return self._spare.parse(opening, completion, tools)
 
-    async def _encode(self, messages: _Messages, work: Callable[[RendererAdapter], _T]) -> _T:
+    async def _encode(self, length: int, work: Callable[[RendererAdapter], _T]) -> _T:
         async with self._turnstile:
             adapter = self._idle.pop() if self._idle else self._spare.another()
             try:
-                if sum(map(_characters, messages)) <= _INLINE_CHARACTERS:
+                if length <= _INLINE_CHARACTERS:
                     return work(adapter)
                 return await anyio.to_thread.run_sync(work, adapter)
             finally:
@@ -91,9 +93,13 @@ def shared_pool(directory: Path, renderer: str, template: Mapping[str, Any] | No
     return opened.result()
 
 
-def _characters(message: Mapping[str, Any]) -> int:
-    content = message.get("content") or ""
-    return len(content) if isinstance(content, str) else sum(len(part.get("text", "")) for part in content)
+def _characters(value: Any) -> int:
+    """All text in messages or tools, whatever it is: content, reasoning, what a call is given, descriptions."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list | tuple) else 0
 
 
 _opening = threading.Lock()

@@ -102,6 +102,23 @@ async def test_short_texts_are_encoded_on_the_loop_and_long_ones_beside_it(
     assert len(watched.threads) == 2
 
 
+@pytest.mark.parametrize(
+    ("messages", "tools"),
+    [
+        ([*user("a"), {"role": "assistant", "content": "b", "reasoning_content": LONG}, *user("c")], None),
+        ([*user("a"), {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": LONG}}]}], None),
+        ([{"role": "user", "content": [{"type": "text", "text": LONG}]}], None),
+        (user("a"), [{"type": "function", "function": {"name": "look", "description": LONG}}]),
+    ],
+    ids=["reasoning", "a call", "a part", "a tool"],
+)
+async def test_whatever_makes_a_text_long_counts(
+    adapter: RendererAdapter, watched: type[Watched], messages: list[dict[str, Any]], tools: Any
+) -> None:
+    await pool_of(adapter, watched, 1).render(messages, tools)
+    assert threading.current_thread().name not in watched.threads
+
+
 async def test_the_loop_goes_on_while_a_long_text_is_encoded(adapter: RendererAdapter, watched: type[Watched]) -> None:
     pool = pool_of(adapter, watched, 2)
     watched.gate = threading.Event()
