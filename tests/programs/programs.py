@@ -167,6 +167,13 @@ class Programs(RuleBasedStateMachine):
         self.held.append(Conversation([*self.system, summary, *kept, self.user(said)], origin.tools))
         self.chat(self.held[-1], answer)
 
+    @rule(which=numbers, said=parts, answer=answers)
+    def retool(self, which: int, said: list[Any], answer: Any) -> None:
+        """The same conversation goes on under other tools, which is another tree."""
+        origin = self.pick(which)
+        self.held.append(Conversation([*origin.messages, self.user(said)], None if origin.tools else LOOK))
+        self.chat(self.held[-1], answer)
+
     @rule(which=numbers, at=numbers, answer=answers)
     def edit(self, which: int, at: int, answer: Any) -> None:
         """An answer is changed in place, as if the policy had said something else."""

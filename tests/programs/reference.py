@@ -66,13 +66,12 @@ class Reference:
         introduced = [mm_hash for step in trajectory.steps for mm_hash in step.images]
         assert len(introduced) == len(set(introduced)), "an image's locator crossed the queue twice"
         context = [
-            (node.parent, json.dumps(node.message, sort_keys=True), node.run.ids.tobytes())
+            (node.parent, tools, json.dumps(node.message, sort_keys=True), node.run.ids.tobytes())
             for node in trajectory.nodes
             if not node.sampled
+            for tools in [json.dumps(trajectory.steps[node.step].tools) if node.parent == -1 else ""]
         ]
-        tools = [json.dumps(step.tools) for step in trajectory.steps if step.parent == -1]
-        roots = sum(parent == -1 for parent, _, _ in context)
-        assert len(context) - len(set(context)) <= max(0, min(roots, len(set(tools)) - 1)), "a node crossed twice"
+        assert len(context) == len(set(context)), "a node crossed twice"
         assert sum(node.sampled for node in trajectory.nodes) == len(trajectory.steps)
 
     def _require_samples(self, trajectory: Trajectory, turns: Mapping[int, Seen]) -> None:

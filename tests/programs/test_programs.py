@@ -16,7 +16,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from renderers_adapter import tokens
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import Placeholder, TokenRun
-from rollout import trace
+from rollout import session, trace
 from rollout.engine.image_refs import ImageRef
 from rollout.errors import RolloutError
 from rollout.image_table import ImageTable
@@ -55,13 +55,27 @@ def whatever(one: TokenRun, other: TokenRun) -> bool:
     return True
 
 
+def any_tools(tools: Any) -> bytes:
+    return b""
+
+
 references = ImageTable.references
 
 
 @pytest.mark.parametrize(
     ("where", "name", "mutant"),
-    [(tokens, "moved", unmoved), (ImageTable, "references", each_once), (trace, "same_tokens", whatever)],
-    ids=["offsets are not rebased", "multiplicity is lost", "a prefix is matched by message alone"],
+    [
+        (tokens, "moved", unmoved),
+        (ImageTable, "references", each_once),
+        (trace, "same_tokens", whatever),
+        (session, "tools_identity", any_tools),
+    ],
+    ids=[
+        "offsets are not rebased",
+        "multiplicity is lost",
+        "a prefix is matched by message alone",
+        "tools do not belong to a root",
+    ],
 )
 def test_the_programs_notice_when(
     programs: type[Programs], monkeypatch: pytest.MonkeyPatch, where: Any, name: str, mutant: Any
