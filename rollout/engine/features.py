@@ -8,8 +8,10 @@ from urllib.parse import unquote, urlsplit
 
 import orjson
 
+from renderers_adapter.errors import AdapterError
 from renderers_adapter.geometry import Geometry
 from renderers_adapter.refs import RawMMRef, RefError, format_ref
+from renderers_adapter.tokens import Placeholder
 from rollout.engine.errors import EngineRefused, RequestRefusedLocally
 
 if TYPE_CHECKING:
@@ -27,12 +29,14 @@ def raw_features(request: "GenerateRequest", geometry: Geometry) -> dict[str, An
     """The `features` of a request: for every image its hash, its range in the expanded prompt, and its reference.
 
     Raises:
-        RequestRefusedLocally: an image cannot be written as a reference.
+        RequestRefusedLocally: an image cannot be written as a reference, or has another range than its layout takes.
     """
     modality = modality_of(geometry)
     try:
-        refs = [_reference(image, geometry) for image in request.images]
-    except RefError as error:
+        refs = [
+            _reference(image, mark, geometry) for image, mark in zip(request.images, request.placeholders, strict=True)
+        ]
+    except AdapterError as error:
         raise RequestRefusedLocally(
             f"{request.request_id}: {error}; engine.multimodal: content_parts sends images without references."
         ) from error
@@ -71,9 +75,11 @@ def require_same_layout(told: bytes, geometry: Geometry) -> None:
         )
 
 
-def _reference(image: "ImageRef", geometry: Geometry) -> str:
-    if not image.payload:
-        raise RefError(f"the image {image.hash} has no layout")
+def _reference(image: "ImageRef", mark: Placeholder, geometry: Geometry) -> str:
+    # An engine dies of a range that is longer than the image's embeddings, and fills a shorter one with the wrong ones.
+    tokens = geometry.tokens(geometry.grid(image.payload))
+    if mark.length != tokens:
+        raise RefError(f"the image {image.hash} takes {tokens} tokens by its layout, and has {mark.length} places")
     run_id, name, uri = INLINE_RUN, None, None
     if image.url.startswith("file:"):
         run_id, name = _place(PurePosixPath(unquote(urlsplit(image.url).path)))

@@ -13,7 +13,7 @@ import orjson
 
 from renderers_adapter.geometry import Geometry
 from renderers_adapter.tokens import ExpandedIds, LogicalIds, Logprobs, Placeholder
-from rollout.engine.errors import EngineMismatch, InvalidEvidence
+from rollout.engine.errors import EngineMismatch, InvalidEvidence, RequestRefusedLocally
 from rollout.engine.evidence import read_experts, read_logprobs, read_mask, read_versions
 from rollout.engine.features import raw_features
 from rollout.engine.image_refs import ImageRef
@@ -106,7 +106,10 @@ def encode_request(
         body |= {"token_ids": request.expanded, "features": raw_features(request, geometry)}
     elif request.images:
         body["content_parts"] = [ref.part for ref in request.images]
-    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    try:
+        return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError as error:
+        raise RequestRefusedLocally(f"{request_id}: the sampling cannot be written as JSON: {error}.") from None
 
 
 def decode_response(body: bytes, request: GenerateRequest) -> Generation:

@@ -6,7 +6,7 @@ the engine knows every sampling key, because it ignores those that it does not k
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,3 +105,9 @@ def _refuse_sampling(sampling: Mapping[str, Any]) -> None:
         raise RequestRefusedLocally(
             f"the temperature is {temperature!r}; expected a number from 0, or the engine would choose one of its own."
         )
+    for key, value in sampling.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RequestRefusedLocally(f"{key} is {value}, which goes out as null: the engine would choose by itself.")
+    stops = sampling.get("stop_token_ids", ())
+    if isinstance(stops, str) or not isinstance(stops, Collection):
+        raise RequestRefusedLocally(f"stop_token_ids is {stops!r}; expected a list of token ids.")

@@ -171,7 +171,8 @@ def sound(images: tuple[bytes, ...]) -> GenerateRequest:
         prompt += [2, PAD, 3 + number]
         marks.append(Placeholder(sha256[:32], len(expanded) + 1, length[data]))
         expanded += [2, *[PAD] * length[data], 3 + number]
-        refs.append(ImageRef(f"file:///runs/r/assets/images/{sha256}.png", sha256[:32]))
+        layout = {"image_grid_thw": [[1, 2, 2 * length[data]]]}
+        refs.append(ImageRef(f"file:///runs/r/assets/images/{sha256}.png", sha256[:32], layout))
     return GenerateRequest(
         request_id="r-0",
         session="r",

@@ -85,7 +85,8 @@ def test_references_go_out_with_the_expanded_prompt_and_nothing_else(geometry: G
 
 
 def test_kimi_goes_out_under_the_engines_own_modality() -> None:
-    body = encoded(request(INLINE), geometry_for("kimi_k25", KIMI))
+    one = request(INLINE, payload={"grid_thws": [[1, 2, 4]]})
+    body = encoded(one, geometry_for("kimi_k25", KIMI))
     assert body["features"]["mm_hashes"].keys() == {"vision_chunk"}
     assert parse_ref(body["features"]["kwargs_data"]["vision_chunk"][0]).modality == "vision_chunk"
 

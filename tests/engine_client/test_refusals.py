@@ -12,17 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from renderers_adapter.geometry import Geometry, geometry_for
 from renderers_adapter.tokens import ExpandedIds, LogicalIds, Placeholder, logical
 from rollout.engine.errors import RequestRefusedLocally
 from rollout.engine.image_refs import ImageRef
 from rollout.engine.protocol import GenerateRequest, encode_request
 
 PAD = 99
+GEOMETRY = geometry_for(
+    "qwen_vl",
+    {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536},
+)
 Tamper = Callable[[GenerateRequest], GenerateRequest]
 
 
-def encode(request: GenerateRequest) -> dict[str, Any]:
-    body: dict[str, Any] = orjson.loads(encode_request(request, "m", "r-0.0"))
+def encode(request: GenerateRequest, geometry: Geometry | None = None) -> dict[str, Any]:
+    body: dict[str, Any] = orjson.loads(encode_request(request, "m", "r-0.0", geometry=geometry))
     return body
 
 
@@ -36,6 +41,10 @@ def one_image_too_few(request: GenerateRequest) -> GenerateRequest:
 
 def one_image_too_many(request: GenerateRequest) -> GenerateRequest:
     return replace(request, images=(*request.images, request.images[0]))
+
+
+def without_images(request: GenerateRequest) -> GenerateRequest:
+    return replace(request, images=(), placeholders=())
 
 
 def only_the_newest_image(request: GenerateRequest) -> GenerateRequest:
@@ -82,6 +91,34 @@ def other_expansion(request: GenerateRequest) -> GenerateRequest:
     return replace(request, expanded=ExpandedIds(ids))
 
 
+def over_text(request: GenerateRequest) -> GenerateRequest:
+    ids = request.expanded.copy()
+    ids[request.placeholders[0].offset] = 42
+    return replace(request, expanded=ExpandedIds(ids))
+
+
+def with_more_pads(count: int) -> Tamper:
+    """The last image has so many more pads, and a range that covers them: only its layout tells that they are wrong."""
+
+    def tamper(request: GenerateRequest) -> GenerateRequest:
+        *before, last = request.placeholders
+        end = last.offset + last.length
+        pads = [PAD] * (last.length + count)
+        expanded = np.concatenate([request.expanded[: last.offset], np.array(pads, np.int32), request.expanded[end:]])
+        longer = replace(last, length=last.length + count)
+        return replace(request, expanded=ExpandedIds(expanded), placeholders=(*before, longer))
+
+    return tamper
+
+
+def first_image_payload(payload: dict[str, Any]) -> Tamper:
+    def tamper(request: GenerateRequest) -> GenerateRequest:
+        first, *rest = request.images
+        return replace(request, images=(ImageRef(first.url, first.hash, payload), *rest))
+
+    return tamper
+
+
 def sampling(**keys: Any) -> Tamper:
     return lambda request: replace(request, sampling={**request.sampling, **keys})
 
@@ -90,44 +127,84 @@ def without_temperature(request: GenerateRequest) -> GenerateRequest:
     return replace(request, sampling={"max_tokens": 8})
 
 
-@pytest.mark.parametrize(
-    ("tamper", "told"),
-    [
-        # answered with 200 and garbage
-        (expanded_already, "expanded already"),
-        (as_many_images_as_pads_of_an_expanded_prompt, "expanded already"),
-        (one_image_too_few, "3 image pad tokens for 2 images"),
-        (only_the_newest_image, "3 image pad tokens for 1 images"),
-        (one_image_too_many, "3 image pad tokens for 4 images"),
-        (images_in_another_order, "the references name"),
-        (first_range(offset=1), "must lie exactly"),
-        (first_range(offset=-1), "must lie exactly"),
-        (first_range(length=-1), "must lie exactly"),
-        (first_image_url("mmraw:v3:e30"), "needs its data:image"),
-        (first_image_url("data:application/x-npy;base64,AAAA"), "needs its data:image"),
-        (first_image_url("data:video/mp4;base64,AAAA"), "needs its data:image"),
-        (first_image_url("https://host/x.png"), "needs its data:image"),
-        (sampling(temprature=1.0), "'temprature' may not be set"),
-        (sampling(n=2), "'n' may not be set"),
-        (sampling(logprobs=None), "'logprobs' may not be set"),
-        (sampling(output_kind=1), "'output_kind' may not be set"),
-        (without_temperature, "the temperature is None"),
-        (sampling(temperature=float("nan")), "the temperature is nan"),
-        # kills the engine
-        (first_range(length=1), "must lie exactly"),
-        (first_range(length=-50), "takes no tokens"),
-        (first_image_url(None), "image 0 is None; every image needs"),
-        (first_image_url(""), "every image needs"),
-        # answered 400 or 500
-        (first_image_url("file://host/x.png"), "needs its data:image"),
-        (first_image_hash("0123456789abcdeg"), "not lower-case hex"),
-        (first_image_hash("ABCDEF0123456789"), "not lower-case hex"),
-        (other_expansion, "not the prompt with each pad token repeated"),
-    ],
-)
-def test_what_an_engine_must_not_see_is_refused_by_name(pictures: GenerateRequest, tamper: Tamper, told: str) -> None:
+Cases = dict[str, tuple[Tamper, str]]
+SILENTLY_WRONG: Cases = {
+    "ids that are expanded already": (expanded_already, "expanded already"),
+    "expanded ids with an image for each pad": (as_many_images_as_pads_of_an_expanded_prompt, "expanded already"),
+    "fewer images than pads": (one_image_too_few, "3 image pad tokens for 2 images"),
+    "the newest image alone": (only_the_newest_image, "3 image pad tokens for 1 images"),
+    "more images than pads": (one_image_too_many, "3 image pad tokens for 4 images"),
+    "no image at all": (without_images, "3 image pad tokens for 0 images"),
+    "images in another order": (images_in_another_order, "the references name"),
+    "a reference of another kind": (first_image_url("mmraw:v3:e30"), "needs its data:image"),
+    "a tensor in the place of an image": (
+        first_image_url("data:application/x-npy;base64,AAAA"),
+        "needs its data:image",
+    ),
+    "a video in the place of an image": (first_image_url("data:video/mp4;base64,AAAA"), "needs its data:image"),
+    "an image that lies elsewhere": (first_image_url("https://host/x.png"), "needs its data:image"),
+    "a range over tokens that are no pads": (over_text, "not the prompt with each pad token repeated"),
+    "a range that begins late": (first_range(offset=1), "must lie exactly"),
+    "a range that begins early": (first_range(offset=-1), "must lie exactly"),
+    "a range that is short": (first_range(length=-1), "must lie exactly"),
+    "another file under a known hash": (first_image_url(f"file:///runs/{'0' * 64}.png"), "the wrong image"),
+    "another picture under a known hash": (first_image_url("data:image/png;base64,AAAA"), "the wrong image"),
+    "a sampling key that is misspelt": (sampling(temprature=1.0), "'temprature' may not be set"),
+    "several answers": (sampling(n=2), "'n' may not be set"),
+    "no log-probs": (sampling(logprobs=None), "'logprobs' may not be set"),
+    "another kind of answer": (sampling(output_kind=1), "'output_kind' may not be set"),
+    "no temperature": (without_temperature, "the temperature is None"),
+    "a temperature that is no number": (sampling(temperature=float("nan")), "the temperature is nan"),
+    "a number that JSON has not": (sampling(seed=float("nan")), "seed is nan"),
+}
+DEADLY: Cases = {
+    "a range that is long": (first_range(length=1), "must lie exactly"),
+    "a range of no tokens": (first_range(length=-50), "takes no tokens"),
+    "null in the place of an image": (first_image_url(None), "image 0 is None; every image needs"),
+    "nothing in the place of an image": (first_image_url(""), "every image needs"),
+}
+REFUSED_THERE: Cases = {
+    "a file on another machine": (first_image_url("file://host/x.png"), "needs its data:image"),
+    "a hash that is not hex": (first_image_hash("0123456789abcdeg"), "not lower-case hex"),
+    "a hash in capitals": (first_image_hash("ABCDEF0123456789"), "not lower-case hex"),
+    "another prompt": (other_expansion, "not the prompt with each pad token repeated"),
+    "one stop token": (sampling(stop_token_ids=5), "stop_token_ids is 5; expected a list"),
+    "stop tokens that are none": (sampling(stop_token_ids=None), "stop_token_ids is None; expected a list"),
+    "what JSON has not": (sampling(extra_args={"x": object()}), "the sampling cannot be written as JSON"),
+    "a number beyond JSON": (sampling(seed=2**80), "the sampling cannot be written as JSON"),
+}
+CASES = SILENTLY_WRONG | DEADLY | REFUSED_THERE
+
+
+@pytest.mark.parametrize("geometry", [None, GEOMETRY], ids=["content_parts", "references"])
+@pytest.mark.parametrize(("tamper", "told"), CASES.values(), ids=CASES)
+def test_what_an_engine_must_not_see_is_refused_by_name(
+    pictures: GenerateRequest, tamper: Tamper, told: str, geometry: Geometry | None
+) -> None:
+    encode(pictures, geometry)
+    with pytest.raises(RequestRefusedLocally, match=r"^r-0[.:]") as refused:
+        encode(tamper(pictures), geometry)
+    assert told in str(refused.value)
+
+
+OF_REFERENCES: Cases = {
+    "a range longer than the embeddings": (with_more_pads(1), "takes 6 tokens by its layout, and has 7 places"),
+    "a range shorter than the embeddings": (with_more_pads(-1), "takes 6 tokens by its layout, and has 5 places"),
+    "an image without data": (first_image_payload({}), "must be {'image_grid_thw'"),
+    "an image of an unsupported modality": (first_image_payload({"video_grid_thw": [[1, 2, 12]]}), "must be {"),
+    "pixels in the place of a reference": (
+        first_image_payload({"image_grid_thw": [[1, 2, 12]], "pixel_values": [[0.5, -0.5]]}),
+        "pixel_values",
+    ),
+}
+
+
+@pytest.mark.parametrize(("tamper", "told"), OF_REFERENCES.values(), ids=OF_REFERENCES)
+def test_what_only_a_reference_could_bring_about_is_refused_by_name(
+    pictures: GenerateRequest, tamper: Tamper, told: str
+) -> None:
     with pytest.raises(RequestRefusedLocally, match=r"^r-0: ") as refused:
-        encode(tamper(pictures))
+        encode(tamper(pictures), GEOMETRY)
     assert told in str(refused.value)
 
 
