@@ -23,6 +23,7 @@ from rollout.engine.errors import (
     EngineBehind,
     EngineBroken,
     EngineError,
+    EngineMisconfigured,
     EngineRefused,
     EngineTimeout,
     EngineUnavailable,
@@ -151,7 +152,8 @@ class EngineClient:
                 engine = self._router.choose(session=request.session, avoid=tried)
                 try:
                     return await self._answer(engine, request, number)
-                except EngineBroken:
+                except (EngineBroken, EngineMisconfigured):
+                    # Whoever refuses at once is always the least loaded, and would draw every other rollout.
                     self._router.failed(engine)
                     raise
                 except EngineAborted as error:
@@ -291,4 +293,4 @@ def _served(url: str, answer: bytes, model: str) -> int | None:
 
 
 def _pause(number: int) -> float:
-    return min(_PAUSE * 2.0 ** (number - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+    return min(_PAUSE * 2.0 ** min(number - 1, 99), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter

@@ -76,7 +76,8 @@ class EngineHttp:
                 method, url, data=data or None, headers=headers, allow_redirects=False
             ) as response:
                 content, status = await response.read(), response.status
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, UnicodeError) as error:
+            # UnicodeError: a host that is no name, or an answer that is no text where it must be.
             raise EngineUnreachable(
                 f"no answer from the engine at {url}: {str(error) or type(error).__name__}. "
                 "Is it running, and is engine.urls right?"

@@ -142,4 +142,5 @@ def _affinity(session: str, url: str) -> bytes:
 
 
 def _away(ejections: int) -> float:
-    return min(_SHORTEST * 2.0 ** (ejections - 1), _LONGEST)
+    # An engine that is away for days is offered, and ejected again, more often than a float has exponents.
+    return min(_SHORTEST * 2.0 ** min(ejections - 1, 99), _LONGEST)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import re
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 import anyio
 import orjson
 import pytest
+from aiohttp.http_parser import HttpResponseParser, HttpResponseParserPy
 
 from renderers_adapter.tokens import ExpandedIds, Placeholder, logical
 from rollout.engine import client as module
@@ -93,6 +95,18 @@ async def test_a_connection_that_breaks_is_tried_on_another_engine(
     assert len(broken.generated) == 3
 
 
+@pytest.mark.parametrize("status", [401, 403, 404, 500])
+async def test_an_engine_that_refuses_everybody_does_not_draw_every_turn(
+    faulty: Any, behaviours: Any, text: GenerateRequest, status: int
+) -> None:
+    async with faulty(behaviours["failing"](status, 99)) as broken, faulty(behaviours["well"]) as sound:
+        async with EngineClient([broken.url, sound.url], "m", timeout=20) as client:
+            for _ in range(20):
+                with contextlib.suppress(EngineBroken, EngineRefused):
+                    await client.generate(text)
+    assert (len(broken.generated), len(sound.generated)) == (3, 17)
+
+
 @pytest.mark.parametrize(
     "raw",
     [
@@ -101,18 +115,35 @@ async def test_a_connection_that_breaks_is_tried_on_another_engine(
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n?\r\n",
         b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 3\r\n\r\n{}\n",
         b"HTTP/1.1 200 OK\r\nx: " + b"x" * 10_000 + b"\r\n\r\n",
+        b"HTTP/1.1 \xff\xfe OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\xff\xfe\r\n",
     ],
 )
+@pytest.mark.parametrize("parser", [HttpResponseParser, HttpResponseParserPy], ids=["compiled", "python"])
 async def test_an_answer_that_is_not_http_or_breaks_off_is_asked_for_elsewhere(
-    faulty: Any, behaviours: Any, text: GenerateRequest, raw: bytes
+    faulty: Any, behaviours: Any, text: GenerateRequest, raw: bytes, parser: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Where aiohttp has no compiled extension it reads answers by itself, and complains of them in other words.
+    monkeypatch.setattr("aiohttp.client_proto.HttpResponseParser", parser)
+
     async def speak(body: dict[str, Any]) -> bytes:
         return raw
 
     async with faulty(speak) as broken, faulty(behaviours["well"]) as sound:
         async with EngineClient([broken.url, sound.url], "m", timeout=20) as client:
             await client.generate(text)
-    assert len(broken.generated) == len(sound.generated) == 1
+        assert len(broken.generated) == len(sound.generated) == 1
+        async with EngineClient([broken.url], "m", timeout=20, retries=0) as client:
+            with pytest.raises(EngineUnreachable) as failed:
+                await client.generate(text)
+    # A record, a log or a terminal takes it whatever bytes came.
+    str(failed.value).encode()
+
+
+async def test_a_host_that_is_no_name_is_unreachable() -> None:
+    async with EngineClient([f"http://{'a' * 64}.example"], "m", timeout=20) as client:
+        with pytest.raises(EngineUnreachable, match="label empty or too long"):
+            await client.check()
 
 
 async def test_cancellation_within_an_answer_closes_its_connection() -> None:

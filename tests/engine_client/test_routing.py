@@ -95,6 +95,15 @@ def test_it_stays_away_longer_every_time_but_never_for_good(router: Router, cloc
     assert set(waits[6:]) == {30.0}
 
 
+def test_an_engine_that_is_away_for_days_is_still_offered(router: Router, clock: Clock) -> None:
+    a, *_ = router.engines
+    down(router, a)
+    for _ in range(5000):
+        clock.now += 31
+        assert router.choose(session="s") is a
+    assert a.away_until == clock.now + 30
+
+
 def test_with_all_engines_away_the_one_that_is_due_first_is_tried(router: Router, clock: Clock) -> None:
     for engine in reversed(router.engines):
         down(router, engine)
