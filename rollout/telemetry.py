@@ -1,5 +1,6 @@
 """The run's log: JSON lines by structlog, with run, environment, rollout and attempt bound."""
 
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -34,7 +35,15 @@ def json_log(path: Path, **bound: Any) -> Iterator[None]:
         finally:
             structlog.contextvars.clear_contextvars()
             structlog.reset_defaults()
-            structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr), wrapper_class=_warnings_only())
+            log_warnings()
+
+
+def log_warnings() -> None:
+    """Send warnings and errors to stderr, and nothing else anywhere: stdout belongs to what a command prints."""
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+    )
 
 
 class _LineLogger:
@@ -50,9 +59,9 @@ class _LineLogger:
     debug = info = warning = error = critical = exception = msg
 
 
-def _warnings_only() -> Any:
-    return structlog.make_filtering_bound_logger(logging.WARNING)
-
-
 def _dumps(event: Any, **_: Any) -> bytes:
-    return orjson.dumps(event, default=str)
+    try:
+        return orjson.dumps(event, default=str)
+    except TypeError:
+        # Half a surrogate pair in the text of an error: it is told all the same, and must not end whoever tells it.
+        return json.dumps(event, default=str).encode()

@@ -20,6 +20,7 @@ from rollout.live import Finding, Verdict, examine
 from rollout.run import trajectories_url
 from rollout.serving.policies import load_policy
 from rollout.tasks import orders
+from rollout.telemetry import log_warnings
 from transports import QueueError, open_queue
 from transports.urls import QueueOptions, without_password
 
@@ -30,10 +31,13 @@ _VERDICTS = {Verdict.OK: "[green]ok[/green]", Verdict.BAD: "[red]bad[/red]", Ver
 
 def doctor_command(path: Path, overrides: Sequence[str], *, live: bool) -> int:
     """Prints a line for everything that was examined; 2 for a bad configuration, 1 for a bad engine."""
+    log_warnings()
     config = load_config(path, overrides)
     findings = [_examined(name, check, config) for name, check in _CHECKS]
     code = 2 if any(finding.verdict is Verdict.BAD for finding in findings) else 0
-    if live and not code:
+    if live and code:
+        findings.append(Finding("engines", "not asked: a run would not get as far", Verdict.UNKNOWN))
+    elif live:
         engines = anyio.run(_live, config)
         code = 1 if any(finding.verdict is Verdict.BAD for finding in engines) else 0
         findings += engines

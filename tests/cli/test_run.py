@@ -188,6 +188,19 @@ def test_doctor_refuses_a_high_water_below_two_batches(color_codeword: Sequence[
     assert "two batches of 64 rollouts (policy.batch)" in " ".join(result.stdout.split())
 
 
+def test_doctor_shows_a_table_alone_and_asks_engines_only_of_a_run_that_could_begin(
+    color_codeword: Sequence[str], tmp_path: Path
+) -> None:
+    with EmbeddedServer(EmbeddedSettings(allowed_directories=(tmp_path,))) as url:
+        live = (*color_codeword, "--live", "--set", f'engine.urls=["{url}"]')
+        sound = rollout("doctor", *live)
+        begun_wrong = rollout("doctor", *live, "--set", "queue.url=file://{run_dir}/t?high_water=80KB")
+    assert sound.returncode == 0, sound.stdout
+    assert {line[:4] for line in sound.stdout.splitlines()} <= {"ok  ", "?   ", "    "}
+    assert begun_wrong.returncode == 2
+    assert "?    engines        not asked" in begun_wrong.stdout
+
+
 @pytest.mark.parametrize("command", ["doctor", "run"])
 def test_the_arguments_of_a_template_are_those_of_its_family(color_codeword: Sequence[str], command: str) -> None:
     qwen35 = ("--set", "model.renderer=qwen3.5", "--set", "model.template={enable_thinking: false}")

@@ -1,0 +1,36 @@
+"""The run's log: whatever happens is a line of JSON, and telling it harms nobody."""
+
+import json
+from pathlib import Path
+
+import pytest
+import structlog
+
+from rollout.telemetry import json_log, log_warnings
+
+
+@pytest.mark.parametrize("odd", ["half a pair: \udcff", 2**80, {1: "no text for a key"}])
+def test_what_is_no_json_by_itself_is_a_line_all_the_same(tmp_path: Path, odd: object) -> None:
+    with json_log(tmp_path / "log", run="r"):
+        log = structlog.get_logger()
+        try:
+            raise ValueError(odd)
+        except ValueError as error:
+            log.warning("rollout failed", told=odd, exc_info=error)
+        log.info("next")
+    structlog.reset_defaults()
+    failed, after = map(json.loads, (tmp_path / "log").read_text().splitlines())
+    assert failed["event"] == "rollout failed"
+    assert "ValueError" in failed["exception"]
+    assert (after["event"], after["run"]) == ("next", "r")
+
+
+def test_what_a_command_prints_is_not_mixed_with_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    log_warnings()
+    structlog.get_logger().info("images go out as references")
+    structlog.get_logger().warning("engine ejected")
+    structlog.reset_defaults()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "engine ejected" in err
+    assert "images" not in err
