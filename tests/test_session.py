@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import orjson
 import pytest
 
 from renderers_adapter.tokens import logical
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.engine import protocol
 from rollout.engine.client import EngineClient
+from rollout.engine.errors import EngineUnreachable
+from rollout.engine.http import EngineHttp
 from rollout.engine.protocol import GenerateRequest, Generation
 from rollout.environments.color_codeword import ColorCodeword, ColorCodewordSettings, ColorCodewordTasks, draw_square
 from rollout.session import Policy
@@ -178,6 +181,30 @@ async def test_retries_share_their_prompt_and_each_answer_trains_once(policy: Po
     assert len(found) == 3
     assert sum(int(sample.mask.sum()) for sample in found) == sampled
     assert len({node.index for node in trajectory.nodes if node.message["role"] == "user"}) == 2
+
+
+async def test_a_turn_is_one_step_however_often_it_was_tried(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine has answered each time, and its first two answers of every turn are lost on their way."""
+    sound = await play(of_codeword(3), TASK, policy)
+    sent = list[str]()
+    post = EngineHttp.post
+
+    async def losing(http: EngineHttp, url: str, body: bytes, *, session: str | None = None) -> bytes:
+        answer = await post(http, url, body, session=session)
+        sent.append(orjson.loads(body)["request_id"].rpartition("-")[2])
+        if sent[-1].endswith((".0", ".1")):
+            raise EngineUnreachable("the answer was lost")
+        return answer
+
+    monkeypatch.setattr(EngineHttp, "post", losing)
+    monkeypatch.setattr("rollout.engine.client._PAUSE", 0.001)
+    trajectory = await play(of_codeword(3), TASK, policy)
+    assert sent == [f"{turn}.{number}" for turn in range(4) for number in range(3)]
+    assert check(trajectory) == []
+    assert [sample.token_ids.tolist() for sample in samples(trajectory)] == [
+        sample.token_ids.tolist() for sample in samples(sound)
+    ]
+    assert len(trajectory.steps) == 4
 
 
 async def test_an_answer_that_was_edited_is_context_and_not_trained(policy: Policy) -> None:
