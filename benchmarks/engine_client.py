@@ -1,4 +1,4 @@
-"""What a request costs the worker's process: our engine client, bare aiohttp, and plain httpx on one pool.
+"""What a request costs the worker's process: our engine client, bare aiohttp, httpx over aiohttp, httpx on one pool.
 
     python benchmarks/engine_client.py
 
@@ -24,6 +24,7 @@ import httpx
 import numpy as np
 import orjson
 import uvicorn
+from httpx_aiohttp import HttpxAiohttpClient
 from rich.console import Console
 from rich.table import Table
 from starlette.applications import Starlette
@@ -139,9 +140,14 @@ async def bare_aiohttp(url: str, stack: AsyncExitStack) -> Send:
 
 
 async def plain_httpx(url: str, stack: AsyncExitStack) -> Send:
-    limits = httpx.Limits(max_connections=None)
-    client = await stack.enter_async_context(httpx.AsyncClient(limits=limits, timeout=120))
+    return _through(await stack.enter_async_context(httpx.AsyncClient(limits=ENOUGH, timeout=120)), url)
 
+
+async def httpx_over_aiohttp(url: str, stack: AsyncExitStack) -> Send:
+    return _through(await stack.enter_async_context(HttpxAiohttpClient(limits=ENOUGH, timeout=120)), url)
+
+
+def _through(client: httpx.AsyncClient, url: str) -> Send:
     async def send(number: int) -> object:
         body = encode_request(request(number), "mock", f"benchmark-{number}")
         response = await client.post(f"{url}/inference/v1/generate", content=body, headers=JSON)
@@ -150,10 +156,12 @@ async def plain_httpx(url: str, stack: AsyncExitStack) -> Send:
     return send
 
 
+ENOUGH = httpx.Limits(max_connections=max(IN_FLIGHT), max_keepalive_connections=max(IN_FLIGHT))
 JSON = {"content-type": "application/json"}
 CLIENTS: dict[str, Callable[[str, AsyncExitStack], Awaitable[Send]]] = {
     "bare aiohttp": bare_aiohttp,
     "rollout": ours,
+    "httpx over aiohttp": httpx_over_aiohttp,
     "httpx, one pool": plain_httpx,
 }
 
