@@ -1,0 +1,85 @@
+"""An adapter for any family by its name, on the small tokenizer that we ship."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, Tokenizer
+
+from renderers_adapter.adapter import RendererAdapter
+from renderers_adapter.errors import AdapterError
+from renderers_adapter.tokenizer import load_tokenizer
+
+
+class Harmony:
+    """Writes what gpt-oss's own library writes around a message, without its vocabulary, which cannot be shipped.
+
+    Of system and developer messages it writes less; for them the library's own format is not proven here.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def render(self, message: Any) -> list[int]:
+        told = message.to_dict()
+        content = told["content"]
+        body = content if isinstance(content, str) else "".join(part.get("text", str(part)) for part in content)
+        to = f" to={told['recipient']}" if told.get("recipient") else ""
+        channel = f"<|channel|>{told['channel']}" if told.get("channel") else ""
+        calls = told["role"] == "assistant" and to
+        header = f"<|start|>{told.get('name') or told['role']}{to}{channel}<|message|>"
+        return list(self._tokenizer.encode(f"{header}{body}<|{'call' if calls else 'end'}|>"))
+
+    def render_conversation(self, conversation: Any) -> list[int]:
+        return [token for message in conversation.messages for token in self.render(message)]
+
+
+@pytest.fixture
+def fitted(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], RendererAdapter]:
+    def fit(family: str) -> RendererAdapter:
+        if family == "gpt-oss":
+            from renderers import gpt_oss
+
+            monkeypatch.setattr(gpt_oss, "load_harmony_encoding", lambda _: Harmony(load_tokenizer(tmp_path)))
+        return fit_to(tmp_path, tiny_model, family)
+
+    return fit
+
+
+def fit_to(directory: Path, tiny_model: Path, family: str) -> RendererAdapter:
+    """The small tokenizer with whatever special tokens this family's renderer asks for."""
+    for file in tiny_model.iterdir():
+        (directory / file.name).write_bytes(file.read_bytes())
+    (directory / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                **json.loads((tiny_model / "preprocessor_config.json").read_text("utf-8")),
+                "media_proc_cfg": {
+                    "patch_size": 14,
+                    "merge_kernel_size": 2,
+                    "in_patch_limit": 16384,
+                    "patch_limit_on_one_side": 512,
+                    "fixed_output_tokens": None,
+                    "image_mean": [0.5] * 3,
+                    "image_std": [0.5] * 3,
+                },
+            }
+        )
+    )
+    for _ in range(100):
+        try:
+            return RendererAdapter.open(directory, family)
+        except AdapterError as error:
+            told = str(error)
+        (wanted,) = re.findall(r"token (?:for )?'([^']+)'", told)
+        add_token(directory / "tokenizer.json", wanted)
+    raise AssertionError(f"{family} asks for more than a hundred tokens")
+
+
+def add_token(file: Path, token: str) -> None:
+    backend = Tokenizer.from_file(str(file))
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+    backend.save(str(file))

@@ -1,0 +1,109 @@
+"""Every family plays whole rollouts by its name: pictures, tools, questions; the records are exact for each."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from renderers_adapter.adapter import RendererAdapter
+from renderers_adapter.families import FAMILIES
+from renderers_adapter.pool import RendererPool
+from rollout.images import ImagePolicy, prepare_images
+from rollout.messages import MessageError
+from rollout.trainer import check, samples
+from tests.programs.engine_double import Said
+from tests.programs.in_process import InProcess
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "look",
+            "description": "Looks again.",
+            "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}},
+        },
+    }
+]
+
+
+def picture(color: str, width: int) -> dict[str, Any]:
+    return {"type": "image", "image": Image.new("RGB", (width, 600), color)}
+
+
+def user(*parts: Any) -> dict[str, Any]:
+    """A text alone is plain content: the renderer of prime-qwen3 refuses lists."""
+    if len(parts) == 1 and isinstance(parts[0], str):
+        return {"role": "user", "content": parts[0]}
+    return {"role": "user", "content": [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]}
+
+
+class Played(InProcess):
+    """A rollout of a family, with an engine that knows its pictures and says what it is told to."""
+
+    def __init__(self, adapter: RendererAdapter, directory: Path) -> None:
+        self.adapter = adapter
+        super().__init__(RendererPool(adapter), directory, self._pictures(directory))
+
+    def _pictures(self, directory: Path) -> dict[str, tuple[str, int]]:
+        if self.adapter.geometry is None:
+            return {}
+        shown = [user(picture("red", 800), picture("blue", 100))]
+        found = prepare_images(shown, ImagePolicy("offload", directory)).images
+        layout = self.adapter.geometry.layout
+        return {image.url: (image.mm_hash, layout(width=image.width, height=image.height).tokens) for image in found}
+
+    async def say(self, messages: list[Any], tokens: list[int], tools: Any = None) -> Any:
+        self.engine.next = [Said(tuple(tokens))]
+        reply = await self.session.chat(messages, tools=tools)
+        messages.append(reply.message)
+        return reply
+
+    def text(self, text: str) -> list[int]:
+        return [*self.adapter.tokenizer.encode(text), self.adapter.stop_token_ids[0]]
+
+    def call(self, asked: list[Any]) -> list[int]:
+        """A call of the tool, as the family's own history of one shows it after the opening."""
+        call = {"id": "functions.look:0", "function": {"name": "look", "arguments": {"n": 1}}}
+        said = {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call]}
+        opening = self.adapter.render(asked, TOOLS).opening.tolist()
+        history = self.adapter.render([*asked, said], TOOLS).segments[-1].ids.tolist()
+        if history[: len(opening)] == opening:
+            return history[len(opening) :]
+        # A history may be without the reasoning that the opening begins.
+        return [*self.adapter.tokenizer.encode("hm</think>"), *history[1:]]
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+async def test_a_family_plays_a_whole_rollout(
+    fitted: Callable[[str], RendererAdapter], tmp_path: Path, family: str
+) -> None:
+    played = Played(fitted(family), tmp_path / "images")
+    await played.begin()
+    sees, takes_tools = played.pool.geometry is not None, FAMILIES[family].takes_tools
+    red, blue = ([picture("red", 800)], [picture("blue", 100)]) if sees else ([], [])
+
+    messages = [SYSTEM, user(*red, "Colour?")]
+    await played.say(messages, played.text("red"))
+    messages.append(user(*blue, *red, "And these?"))
+    await played.say(messages, played.text("blue and red"))
+    await played.say([SYSTEM, user("So far: red."), *messages[2:], user(*blue, "Again?")], played.text("blue"))
+    if takes_tools:
+        asked = [SYSTEM, {"role": "user", "content": "Look twice."}]
+        reply = await played.say(asked, played.call(asked), TOOLS)
+        told = [*red, {"type": "text", "text": "red"}] if sees else "red"
+        asked.append({"role": "tool", "tool_call_id": reply.tool_calls[0].id, "name": "look", "content": told})
+        await played.say(asked, played.text("Seen."), TOOLS)
+        assert [(call.name, call.arguments, call.error) for call in reply.tool_calls] == [("look", {"n": 1}, None)]
+    if not sees:
+        with pytest.raises(MessageError, match="takes text only"):
+            await played.session.chat([user(picture("red", 64))])
+
+    trajectory = await played.finish()
+    assert check(trajectory) == []
+    sampled = sum(len(node.run.logprobs) for node in trajectory.nodes)
+    assert sum(int(sample.mask.sum()) for sample in samples(trajectory)) == sampled
+    seen = [len(turn.images) for turn in played.engine.turns.values()]
+    assert seen == [count * sees for count in ([1, 3, 3, 0, 1] if takes_tools else [1, 3, 3])]
