@@ -284,9 +284,11 @@ def main() -> None:
 def _exit_code(error: Exception) -> int | None:
     """What a failure that we foresaw exits with; None for a bug, which deserves its traceback."""
     from renderers_adapter.errors import AdapterError
-    from rollout.errors import ConfigurationError, RolloutError
+    from rollout.errors import RolloutError
     from transports import QueueError, QueueURLError, UnknownTransport
 
-    if isinstance(error, ConfigurationError | QueueURLError | UnknownTransport | AdapterError):
+    if isinstance(error, RolloutError):
+        return error.exit_code
+    if isinstance(error, QueueURLError | UnknownTransport | AdapterError):
         return 2
-    return 1 if isinstance(error, RolloutError | QueueError) else None
+    return 1 if isinstance(error, QueueError) else None

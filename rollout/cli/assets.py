@@ -1,16 +1,15 @@
 """`rollout assets`: the images of a run on disk: how many, whether they are still themselves, and what may go."""
 
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import quote
 
 import anyio
-import orjson
 import yaml
 from rich.console import Console
 from rich.markup import escape
 
+from rollout.cli.printing import write_json
 from rollout.cli.queue import visited
 from rollout.errors import RolloutError
 from rollout.images.maintenance import asset_stats, collect_garbage, verify_assets
@@ -109,6 +108,6 @@ async def _records(url: str) -> AsyncIterator[tuple[str, Frames]]:
 
 def _tell(report: object, text: str, *, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(orjson.dumps(report).decode() + "\n")
+        write_json(report)
     else:
         Console(highlight=False).print(escape(text))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import orjson
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,6 +14,7 @@ from rich.table import Table
 from rollout.cli.inspect_conversation import conversation
 from rollout.cli.inspect_export import document, export
 from rollout.cli.inspect_rows import Condition, InspectError, Row, condition, ordered, row_of, totals
+from rollout.cli.printing import write_json
 from rollout.trainer import Trajectory
 from rollout.trainer.archive import open_archive
 
@@ -43,7 +43,7 @@ def inspect_command(
     else:
         rows = ordered(anyio.run(_rows, directory, conditions), sort)
         if as_json:
-            _write_json({"run_dir": str(directory), **totals(rows), "rows": [asdict(row) for row in rows]})
+            write_json({"run_dir": str(directory), **totals(rows), "rows": [asdict(row) for row in rows]})
         else:
             _show_table(rows, Console())
 
@@ -78,7 +78,7 @@ async def _find(directory: Path, rollout: str) -> Trajectory:
 
 def _show_one(trajectory: Trajectory, *, as_json: bool) -> None:
     if as_json:
-        _write_json(document(trajectory))
+        write_json(document(trajectory))
         return
     for line in conversation(trajectory):
         sys.stdout.write(f"{line}\n")
@@ -116,7 +116,3 @@ def _shortened(text: str) -> str:
     """One line that leaves room for the other columns; the whole of it is shown with the trajectory."""
     line = " ".join(text.split())
     return line if len(line) <= _LONGEST_CELL else f"{line[: _LONGEST_CELL - 1]}…"
-
-
-def _write_json(value: Any) -> None:
-    sys.stdout.write(orjson.dumps(value).decode() + "\n")

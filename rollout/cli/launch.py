@@ -1,20 +1,21 @@
 """`rollout launch`: a live table while it goes on, plain lines where there is no terminal, and a summary."""
 
 import signal
-import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from textwrap import indent
+from typing import Any
 
 import anyio
-import orjson
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from rollout.cli.printing import tell_end
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.launch import EnvironmentState, Launch, launch
 from rollout.manifest import begin, resume, was_begun
@@ -57,14 +58,7 @@ def launch_command(
             raise
         failure = error  # what was done before still counts, and is told first
     report = state.report()
-    if as_json:
-        told = {**report, **({"error": str(failure)} if failure else {})}
-        sys.stdout.write(orjson.dumps(told).decode() + "\n")
-    else:
-        # Where nobody watches, a line is as long as what it says: a path that is broken in two is of no use.
-        _print_summary(state, Console() if sys.stdout.isatty() else Console(width=10_000))
-    if failure is not None:
-        raise failure
+    tell_end(report, partial(_print_summary, state, report), failure, as_json=as_json)
     if screen.interrupted:
         return 130
     return 0 if state.stopping_early or report["rollouts"] == report["total"] else 1
@@ -175,8 +169,7 @@ def _left(rollouts: int, rate: float) -> str:
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
-def _print_summary(state: Launch, console: Console) -> None:
-    report = state.report()
+def _print_summary(state: Launch, report: Mapping[str, Any], console: Console) -> None:
     table = Table.grid(padding=(0, 2))
     for name, found in report["environments"].items():
         status = ", ".join(f"{count} {what}" for what, count in sorted(found["status"].items())) or "none finished"

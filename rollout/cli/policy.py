@@ -28,6 +28,7 @@ def status(
     config: Configuration, run: Run, overrides: Overrides = None, as_json: Json = False, debug: Debug = False
 ) -> None:
     """Say which version was published last, and which one each engine has; exits with 1 if one has another."""
+    from rollout.cli.printing import write_json
     from rollout.trainer.weights import WeightsDirectory
 
     settings = _settings(config, run, overrides)
@@ -36,7 +37,7 @@ def status(
     sound = {url: _sound(state, edition.version if edition else None) for url, state in states.items()}
     if as_json:
         engines = {url: {**_told(state), "sound": sound[url]} for url, state in states.items()}
-        _print_json({"published": edition.version if edition else None, "engines": engines})
+        write_json({"published": edition.version if edition else None, "engines": engines})
     else:
         sys.stdout.write(f"published: {f'version {edition.version}' if edition else 'none'} in {settings.weights}\n")
         for url, state in states.items():
@@ -51,6 +52,7 @@ def push(
     config: Configuration, run: Run, overrides: Overrides = None, as_json: Json = False, debug: Debug = False
 ) -> None:
     """Bring the version that was published last to engines that have another, or stand still; 1 if some cannot be."""
+    from rollout.cli.printing import write_json
     from rollout.telemetry import json_log
     from rollout.trainer.publisher import PolicyPublisher
 
@@ -59,7 +61,7 @@ def push(
     with json_log(run / "log.jsonl", run=run.name), PolicyPublisher(settings) as publisher:
         pushed = publisher.repair()
     if as_json:
-        _print_json({"version": pushed.version, "engines": list(pushed.engines), "behind": dict(pushed.behind)})
+        write_json({"version": pushed.version, "engines": list(pushed.engines), "behind": dict(pushed.behind)})
     else:
         for url in pushed.engines:
             sys.stdout.write(f"ok   {url}  version {pushed.version}\n")
@@ -98,9 +100,3 @@ def _sound(state: "EngineState | EngineError", version: int | None) -> bool:
 
 def _told(state: "EngineState | EngineError") -> dict[str, Any]:
     return {"error": str(state)} if isinstance(state, Exception) else {"version": state.version, "paused": state.paused}
-
-
-def _print_json(told: Mapping[str, Any]) -> None:
-    import orjson
-
-    sys.stdout.write(orjson.dumps(told).decode() + "\n")

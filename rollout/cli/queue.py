@@ -9,13 +9,13 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import anyio
-import orjson
 import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from rollout.cli.printing import write_json
 from rollout.cli.queue_records import lines, printable, readable
 from transports import Delivery, Lease, Peeked, Queue, QueueStats, QueueURLError, open_queue
 from transports.base import frames_nbytes
@@ -31,7 +31,7 @@ def stats_command(url: str, *, as_json: bool) -> int:
 
     stats = anyio.run(ask)
     if as_json:
-        _write_json(asdict(stats))
+        write_json(asdict(stats))
         return 0
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("backlog", f"{stats.backlog_records:,} records")
@@ -50,7 +50,7 @@ def peek_command(url: str, *, limit: int, full: bool, as_json: bool) -> int:
 
     found = anyio.run(ask)
     if as_json:
-        _write_json({"records": [_document(record, full=full) for record in found]})
+        write_json({"records": [_document(record, full=full) for record in found]})
         return 0
     for record in found:
         for line in _lines(record, full=full):
@@ -76,7 +76,7 @@ def dead_command(url: str, *, limit: int, as_json: bool) -> int:
 
     letters, total = anyio.run(ask)
     if as_json:
-        _write_json({"dead_letters": total, "letters": letters})
+        write_json({"dead_letters": total, "letters": letters})
         return 0
     console = Console(highlight=False)
     if letters:
@@ -102,7 +102,7 @@ def requeue_command(url: str, *, limit: int | None, as_json: bool) -> int:
 
     done, left = anyio.run(requeue)
     if as_json:
-        _write_json({"requeued": done, "dead_letters": left})
+        write_json({"requeued": done, "dead_letters": left})
     else:
         sys.stdout.write(f"{done:,} dead letters put back as new records; {left:,} are left\n")
     return 0
@@ -113,7 +113,7 @@ def drain_command(url: str, *, lease: Lease, wait: float, confirmed: bool, as_js
         _confirm(url)
     drained, left = anyio.run(_drain, url, lease, wait)
     if as_json:
-        _write_json({"drained": drained, "left": left})
+        write_json({"drained": drained, "left": left})
         return 0
     kept = f"; {left:,} are left: another consumer holds them, or they were put meanwhile" if left else ""
     sys.stdout.write(f"{drained:,} records removed{kept}\n")
@@ -190,7 +190,3 @@ def _lines(record: Peeked, *, full: bool) -> list[str]:
 
 def _age(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
-
-
-def _write_json(value: Any) -> None:
-    sys.stdout.write(orjson.dumps(value).decode() + "\n")

@@ -1,17 +1,17 @@
 """`rollout run`: progress while it goes on, and a summary that a person likes to read."""
 
 import signal
-import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
-import orjson
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from rollout.cli.printing import tell_end
 from rollout.config import load_config
 from rollout.errors import RolloutError
 from rollout.prompting import told_sources
@@ -33,14 +33,7 @@ def run_command(path: Path, overrides: Sequence[str], *, as_json: bool) -> int:
         if not state.trainer.trajectories:
             raise
         failure = error  # what was done before still counts, and is told first
-    if as_json:
-        told = {**state.report(), **({"error": str(failure)} if failure else {})}
-        sys.stdout.write(orjson.dumps(told).decode() + "\n")
-    else:
-        # Where nobody watches, a line is as long as what it says: a path that is cut off is of no use.
-        _print_summary(state, Console() if sys.stdout.isatty() else Console(width=10_000))
-    if failure is not None:
-        raise failure
+    tell_end(state.report(), partial(_print_summary, state), failure, as_json=as_json)
     if state.interrupted:
         return 130
     return 0 if state.trainer.rewards and not state.trainer.violations else 1
