@@ -10,8 +10,6 @@ same is shared, a picture that returns is sent again, and every answer trains ex
 """
 
 import asyncio
-import random
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -19,11 +17,16 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from rollout import Environment, EnvironmentSettings, Model, Score, Task, TaskSettings
-from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
+from rollout.environments.color_codeword import (
+    ColorCodewordSettings,
+    draw_codeword,
+    draw_square,
+    named_colors,
+    share_right,
+)
 from rollout.environments.palette import PALETTE
 
 SYSTEM = {"role": "system", "content": f"You look at squares. Name colours only, of these: {', '.join(PALETTE)}."}
-COLOR = re.compile("|".join(PALETTE))
 
 
 class CompactionSettings(EnvironmentSettings):
@@ -43,7 +46,7 @@ class Compaction(Environment):
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
         assert isinstance(tasks, CompactionTasks)
         for task in super().tasks(tasks):
-            yield replace(task, data={"colors": random.Random(task.seed).choices(list(PALETTE), k=tasks.pictures)})
+            yield replace(task, data={"colors": draw_codeword(task, tasks.pictures)})
 
     async def run(self, task: Task, model: Model) -> Score:
         colors: list[str] = task.data["colors"]
@@ -56,12 +59,11 @@ class Compaction(Environment):
             conversation.append({"role": "user", "content": [picture, {"type": "text", "text": "Which colour?"}]})
             reply = await model.chat(conversation)
             conversation.append(reply.message)
-            named += COLOR.findall(reply.text)[:1] or ["nothing"]
+            named += named_colors(reply.text)[:1] or ["nothing"]
 
         again = [*pictures, {"type": "text", "text": "Here they are once more. Name them all."}]
         reply = await model.chat([*conversation, {"role": "user", "content": again}])
-        at_once = sum(a == b for a, b in zip(named, colors, strict=True)) / len(colors)
-        at_last = sum(a == b for a, b in zip(COLOR.findall(reply.text), colors, strict=False)) / len(colors)
+        at_once, at_last = share_right(named, colors), share_right(named_colors(reply.text), colors)
         return Score(0.5 * at_once + 0.5 * at_last, {"at_once": at_once, "at_last": at_last})
 
     def picture(self, task: Task, number: int) -> dict[str, Any]:

@@ -11,8 +11,6 @@ beginning, and every answer of everybody trains exactly once, with the reward of
 """
 
 import asyncio
-import random
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -21,12 +19,17 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from rollout import Environment, EnvironmentSettings, Model, Reply, Score, Task, TaskSettings
-from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
+from rollout.environments.color_codeword import (
+    ColorCodewordSettings,
+    draw_codeword,
+    draw_square,
+    named_colors,
+    share_right,
+)
 from rollout.environments.palette import PALETTE
 
 LEAD = {"role": "system", "content": f"You lead. Answer with colours only, of these: {', '.join(PALETTE)}."}
 HELPER = {"role": "system", "content": f"You help. Answer with one colour, of these: {', '.join(PALETTE)}."}
-COLOR = re.compile("|".join(PALETTE))
 
 
 class SubagentsSettings(EnvironmentSettings):
@@ -46,7 +49,7 @@ class Subagents(Environment):
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
         assert isinstance(tasks, SubagentsTasks)
         for task in super().tasks(tasks):
-            yield replace(task, data={"colors": random.Random(task.seed).choices(list(PALETTE), k=tasks.pictures)})
+            yield replace(task, data={"colors": draw_codeword(task, tasks.pictures)})
 
     async def run(self, task: Task, model: Model) -> Score:
         colors: list[str] = task.data["colors"]
@@ -64,21 +67,16 @@ class Subagents(Environment):
         closing = {"role": "user", "content": "Name them a last time."}
         last = await model.chat([*question, elected.message, closing])
 
-        helpers = share(list(reports), colors)
+        helpers = share_right(reports, colors)
         # The last question has no picture of its own: the answer names those of the whole conversation, twice each.
-        lead = share(COLOR.findall(last.text), [*colors, *colors])
+        lead = share_right(named_colors(last.text), [*colors, *colors])
         return Score(0.5 * helpers + 0.5 * lead, {"helpers": helpers, "lead": lead})
 
     async def ask_helper(self, model: Model, picture: dict[str, Any]) -> str:
         asked = {"role": "user", "content": [picture, {"type": "text", "text": "Which colour?"}]}
         reply = await model.chat([HELPER, asked])
-        return next(iter(COLOR.findall(reply.text)), "nothing")
+        return next(iter(named_colors(reply.text)), "nothing")
 
     def picture(self, task: Task, number: int) -> dict[str, Any]:
         uri = draw_square(task.data["colors"][number], self.settings.look, seed=f"{task.seed}/{number}")
         return {"type": "image_url", "image_url": {"url": uri}}
-
-
-def share(named: list[str], colors: list[str]) -> float:
-    """How many are right, in order."""
-    return sum(a == b for a, b in zip(named, colors, strict=False)) / len(colors)

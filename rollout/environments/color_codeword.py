@@ -14,7 +14,7 @@ import base64
 import io
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -61,8 +61,7 @@ class ColorCodeword(Environment):
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
         assert isinstance(tasks, ColorCodewordTasks)
         for task in super().tasks(tasks):
-            codeword = random.Random(task.seed).choices(list(PALETTE), k=tasks.turns)  # noqa: S311 - not a secret
-            yield replace(task, data={"codeword": codeword})
+            yield replace(task, data={"codeword": draw_codeword(task, tasks.turns)})
 
     async def run(self, task: Task, model: Model) -> Score:
         codeword: list[str] = task.data["codeword"]
@@ -87,15 +86,20 @@ class ColorCodeword(Environment):
             )
             reply = await model.chat(conversation)
             conversation.append(reply.message)
-            right_turns += _named_colors(reply.text) == [color]
+            right_turns += named_colors(reply.text) == [color]
         conversation.append({"role": "user", "content": "Name the colours of all squares, from the first to the last."})
         reply = await model.chat(conversation)
-        right_positions = sum(named == shown for named, shown in zip(_named_colors(reply.text), codeword, strict=False))
-        turn_accuracy, codeword_accuracy = right_turns / len(codeword), right_positions / len(codeword)
+        turn_accuracy = right_turns / len(codeword)
+        codeword_accuracy = share_right(named_colors(reply.text), codeword)
         return Score(
             reward=0.5 * turn_accuracy + 0.5 * codeword_accuracy,
             metrics={"turn_accuracy": turn_accuracy, "codeword_accuracy": codeword_accuracy},
         )
+
+
+def draw_codeword(task: Task, length: int) -> list[str]:
+    """The colours that a task shows, by its seed."""
+    return random.Random(task.seed).choices(list(PALETTE), k=length)  # noqa: S311 - reproducible, not secret
 
 
 def draw_square(color: str, settings: ColorCodewordSettings, *, seed: str) -> str:
@@ -120,6 +124,11 @@ def draw_square(color: str, settings: ColorCodewordSettings, *, seed: str) -> st
     return f"data:image/{image_format};base64,{base64.b64encode(file.getbuffer()).decode('ascii')}"
 
 
-def _named_colors(answer: str) -> list[str]:
+def named_colors(answer: str) -> list[str]:
     """The colours that an answer names, in order and with repetitions."""
     return _COLOR_WORD.findall(answer.lower())
+
+
+def share_right(named: Sequence[str], shown: Sequence[str]) -> float:
+    """The share of positions at which the colour that was named is the one that was shown."""
+    return sum(said == right for said, right in zip(named, shown, strict=False)) / len(shown)

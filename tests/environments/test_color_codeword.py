@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from rollout.environments import Reply, Task
+from rollout import Reply, Task
 from rollout.environments.color_codeword import ColorCodeword, ColorCodewordSettings, ColorCodewordTasks, draw_square
 from rollout.environments.palette import PALETTE
 
