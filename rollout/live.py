@@ -18,16 +18,17 @@ from PIL import Image
 
 from renderers_adapter.adapter import RendererAdapter, load_processor_config
 from renderers_adapter.errors import AdapterError
+from renderers_adapter.rendered import Segment
 from renderers_adapter.tokens import ImageSlot, TokenRun, expand, join
 from rollout.config import Config
 from rollout.engine.client import EngineClient
 from rollout.engine.configured import api_key, engine_client
-from rollout.engine.errors import EngineMismatch, EngineRefused, EngineUnavailable
+from rollout.engine.errors import EngineMismatch, EngineNotFound, EngineRefused, EngineUnavailable
 from rollout.engine.http import EngineHttp
-from rollout.engine.image_refs import ImageRef
 from rollout.engine.protocol import GenerateRequest
 from rollout.engine.updates import NotUpdatable, state_of
 from rollout.errors import RolloutError
+from rollout.image_table import ImageTable
 from rollout.images import ImagePolicy, PreparedImage, prepare_images
 from rollout.messages import Message
 from rollout.parity import compare
@@ -134,9 +135,7 @@ async def _tokens(patient: _Patient) -> str:
     body = {"model": patient.client.model, "prompt": text, "add_special_tokens": False}
     try:
         answer = orjson.loads(await patient.http.post(f"{patient.url}/tokenize", orjson.dumps(body)))
-    except EngineRefused as error:
-        if " answered 404" not in str(error):
-            raise
+    except EngineNotFound:
         raise _NotCompared("this server does not tokenize") from None
     theirs = answer["tokens"]
     if theirs != ours:
@@ -174,9 +173,7 @@ async def _pixels(patient: _Patient) -> str:
     model = patient.client.model
     try:
         parity = await compare(patient.http, patient.url, model=model, config=config, family=geometry.family)
-    except EngineRefused as error:
-        if " answered 404" not in str(error):
-            raise
+    except EngineNotFound:
         raise _NotCompared("this server does not render") from None
     if not parity.differences:
         raise _NotCompared("transformers is not installed here; install rollout[trainer], or ask where the trainer is")
@@ -249,13 +246,14 @@ def _request(adapter: RendererAdapter, policy: ImagePolicy, sizes: Sequence[tupl
     system: Message = {"role": "system", "content": "You compare pictures."}
     question = {"type": "text", "text": _QUESTION}
     asked: Message = {"role": "user", "content": [*pictures, question]}
+    table = ImageTable(adapter.geometry)
     images = prepare_images([asked], policy).images
+    table.learn(images, first=0)
     rendered = adapter.render(
         [system, {"role": "user", "content": [*[{"type": "image"}] * len(sizes), question]}], None
     )
     runs = [
-        TokenRun(segment.ids, len(segment.ids), images=_slots(adapter, images, segment.image_offsets))
-        for segment in rendered.segments
+        TokenRun(segment.ids, len(segment.ids), images=_slots(segment, images, table)) for segment in rendered.segments
     ]
     whole = expand([*runs, TokenRun(rendered.opening, len(rendered.opening))], pad_id=adapter.pad_id)
     name = f"doctor-{secrets.token_hex(4)}"
@@ -263,7 +261,7 @@ def _request(adapter: RendererAdapter, policy: ImagePolicy, sizes: Sequence[tupl
         request_id=name,
         session=name,
         prompt=join(*(run.ids for run in runs), rendered.opening),
-        images=_references(adapter, images),
+        images=table.references(whole.placeholders),
         expanded=whole.ids,
         known=0,
         placeholders=whole.placeholders,
@@ -273,26 +271,12 @@ def _request(adapter: RendererAdapter, policy: ImagePolicy, sizes: Sequence[tupl
     )
 
 
-def _references(adapter: RendererAdapter, images: tuple[PreparedImage, ...]) -> tuple[ImageRef, ...]:
-    geometry = adapter.geometry
-    if geometry is None:
-        return ()
-    layouts = [geometry.layout(width=image.width, height=image.height) for image in images]
+def _slots(segment: Segment, images: Sequence[PreparedImage], table: ImageTable) -> tuple[ImageSlot, ...]:
+    """Where the pictures lie in a message: in the question all of them, elsewhere none."""
+    hashes = [image.mm_hash for image in images] if segment.image_offsets else []
     return tuple(
-        ImageRef(image.url, image.mm_hash, geometry.payload(layout))
-        for image, layout in zip(images, layouts, strict=True)
-    )
-
-
-def _slots(
-    adapter: RendererAdapter, images: tuple[PreparedImage, ...], offsets: tuple[int, ...]
-) -> tuple[ImageSlot, ...]:
-    if adapter.geometry is None or not offsets:
-        return ()
-    layouts = [adapter.geometry.layout(width=image.width, height=image.height) for image in images]
-    return tuple(
-        ImageSlot(image.mm_hash, offset, layout.tokens)
-        for image, layout, offset in zip(images, layouts, offsets, strict=True)
+        ImageSlot(mm_hash, offset, table.tokens(mm_hash))
+        for mm_hash, offset in zip(hashes, segment.image_offsets, strict=True)
     )
 
 

@@ -48,6 +48,10 @@ class EngineMisconfigured(EngineRefused):
     infrastructure = True
 
 
+class EngineNotFound(EngineMisconfigured):
+    """The engine has no such route, or no such model (404)."""
+
+
 class ModelNotServed(EngineError):
     """The engine serves other models than the configured one."""
 

@@ -11,7 +11,14 @@ import aiohttp
 import orjson
 from pydantic import SecretStr
 
-from rollout.engine.errors import EngineBroken, EngineMisconfigured, EngineRefused, EngineUnavailable, EngineUnreachable
+from rollout.engine.errors import (
+    EngineBroken,
+    EngineMisconfigured,
+    EngineNotFound,
+    EngineRefused,
+    EngineUnavailable,
+    EngineUnreachable,
+)
 
 _BUSY = (429, 502, 503, 504)
 _CONNECT_TIMEOUT = 10.0
@@ -88,7 +95,7 @@ class EngineHttp:
         if status in _BUSY:
             raise EngineUnavailable(told)
         if status in _CURES:
-            raise EngineMisconfigured(told)
+            raise (EngineNotFound if status == 404 else EngineMisconfigured)(told)
         raise (EngineBroken if status >= 500 else EngineRefused)(told)
 
 
