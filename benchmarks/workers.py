@@ -27,6 +27,7 @@ import anyio
 
 from rollout.claims import Claims
 from rollout.config import Config, load_config
+from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir import RunDirectory
 from rollout.startup import open_policy, run_facts
 from rollout.tasks import encode_order, orders
@@ -121,7 +122,7 @@ class Sampler:
 async def play(config: Config, directory: RunDirectory, sampler: Sampler) -> int:
     """Play everything in this process, after a first rollout that warms up; the turns that were sampled."""
     async with (
-        open_policy(config, directory, lambda: config.engine.urls) as policy,
+        open_policy(config, directory, lambda: config.engine.urls, WorkerMetrics(config.run.name)) as policy,
         open_queue("memory://workers-tasks", lease="record") as tasks,
         open_queue(f"file://{directory.path}/trajectories") as trajectories,
         anyio.create_task_group() as group,

@@ -32,13 +32,10 @@ class Member:
 
 def begin(files: Sequence[Path], overrides: Sequence[str], at: Path | None = None) -> tuple[RunDirectory, list[Member]]:
     """A new run of these configurations, in a directory of its own, or in that one."""
-    members = [Member(file.resolve(), tuple(overrides), load_config(file, overrides)) for file in files]
-    names = [member.config.run.name for member in members]
-    doubled = next((name for name in names if names.count(name) > 1), None)
-    if doubled is not None:
-        raise ConfigurationError(f"two configurations have the run.name {doubled!r}; their rollouts would be mixed up.")
+    members = load_members(files, overrides)
     if at is None:
-        directory = new_run(members[0].config.run.directory, "-".join(names)[:80])
+        name = "-".join(member.config.run.name for member in members)
+        directory = new_run(members[0].config.run.directory, name[:80])
     else:
         directory = RunDirectory(at.resolve())
         directory.make()
@@ -52,6 +49,21 @@ def begin(files: Sequence[Path], overrides: Sequence[str], at: Path | None = Non
     except OSError as error:
         raise RunDirectoryError(f"{directory.path / _FILE} cannot be written: {error.strerror}.") from None
     return directory, members
+
+
+def load_members(files: Sequence[Path], overrides: Sequence[str]) -> list[Member]:
+    """The configurations of one run.
+
+    Raises:
+        ConfigError: one of them is not usable.
+        ConfigurationError: two have the same name.
+    """
+    members = [Member(file.resolve(), tuple(overrides), load_config(file, overrides)) for file in files]
+    names = [member.config.run.name for member in members]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise ConfigurationError(f"two configurations have the run.name {doubled!r}; their rollouts would be mixed up.")
+    return members
 
 
 def was_begun(path: Path) -> bool:

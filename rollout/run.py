@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -79,8 +78,7 @@ class TrainerCounters:
 class RunState:
     """A run while it goes on; whoever shows progress reads it."""
 
-    run: str
-    directory: Path
+    directory: RunDirectory
     total: int
     engine: str = ""
     worker: WorkerCounters = field(default_factory=WorkerCounters)
@@ -105,7 +103,7 @@ class RunState:
                 "tokens": self.trainer.tokens,
                 "violations": len(self.trainer.violations),
             },
-            "run_dir": str(self.directory),
+            "run_dir": str(self.directory.path),
             "seconds": round(self.seconds, 3),
         }
 
@@ -114,7 +112,7 @@ def prepare_run(config: Config) -> RunState:
     """Name a run and make its directory. Raises RolloutError where it cannot be made."""
     directory = new_run(config.run.directory, config.run.name)
     directory.keep_config(config, "config.yaml")
-    return RunState(directory.run, directory.path, config.tasks.count * config.tasks.group_size)
+    return RunState(directory, config.tasks.count * config.tasks.group_size)
 
 
 Companion = Callable[["RunState", anyio.Event], Coroutine[Any, Any, None]]
@@ -127,7 +125,7 @@ def run(config: Config, state: RunState, companion: Companion) -> None:
     Raises:
         RolloutError, QueueError, AdapterError: the run could not begin, or its infrastructure failed for good.
     """
-    with RunDirectory(state.directory).held(), json_log(state.directory / "log.jsonl", run=state.run):
+    with state.directory.held(), json_log(state.directory.path / "log.jsonl", run=state.directory.run):
         try:
             anyio.run(_run, config, state, companion)
         except BaseExceptionGroup as group:
@@ -147,7 +145,8 @@ async def _run(config: Config, state: RunState, companion: Companion) -> None:
         async with AsyncExitStack() as stack:
             metrics = WorkerMetrics(config.run.name)
             export = await stack.enter_async_context(_exporting(config, state, metrics))
-            tasks_url, url = f"memory://{state.run}-tasks", trajectories_url(config, state.directory)
+            tasks_url = f"memory://{state.directory.run}-tasks"
+            url = state.directory.url(config.queue.url, config.run.name)
             tasks = await stack.enter_async_context(open_queue(tasks_url, lease="record"))
             trajectories = await stack.enter_async_context(open_queue(url))
             await _refuse_leftovers(trajectories)
@@ -161,8 +160,10 @@ async def _run(config: Config, state: RunState, companion: Companion) -> None:
             try:
                 with playing:
                     async with _policy(config, state, metrics) as policy:
-                        claims = Claims(RunDirectory(state.directory).claims(config.run.name))
-                        worker = Worker(config, policy, run_facts(config, state.run), claims, tasks, trajectories)
+                        claims = Claims(state.directory.claims(config.run.name))
+                        worker = Worker(
+                            config, policy, run_facts(config, state.directory.run), claims, tasks, trajectories
+                        )
                         workers.append(worker)
                         state.worker = worker.counters
                         metrics.read(worker.counters, policy.engine, policy.version)
@@ -236,7 +237,7 @@ async def _commit(reader: TrajectoryReader) -> None:
 
 
 def _exporting(config: Config, state: RunState, metrics: WorkerMetrics) -> AbstractAsyncContextManager[Export]:
-    announcement = Announcement(RunDirectory(state.directory).metrics, "run", {"run": state.run})
+    announcement = Announcement(state.directory.metrics, "run", {"run": state.directory.run})
     return exporting(metrics.registry, announcement, config.metrics, pulse=metrics.pulse, patience=_STALLED)
 
 
@@ -245,15 +246,10 @@ async def _policy(config: Config, state: RunState, metrics: WorkerMetrics) -> As
     with ExitStack() as engines:
 
         def urls() -> tuple[str, ...]:
-            found = engine_urls(config, RunDirectory(state.directory), engines)
+            found = engine_urls(config, state.directory, engines)
             told = ", ".join(found)
             state.engine = told if config.engine.urls else f"embedded (scripted, no neural network), {told}"
             return found
 
-        async with open_policy(config, RunDirectory(state.directory), urls, metrics) as policy:
+        async with open_policy(config, state.directory, urls, metrics) as policy:
             yield policy
-
-
-def trajectories_url(config: Config, directory: Path) -> str:
-    """The queue's URL, with the run's directory filled in."""
-    return RunDirectory(directory).url(config.queue.url, config.run.name)

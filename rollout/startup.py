@@ -47,7 +47,7 @@ async def open_policy(
     config: Config,
     directory: RunDirectory,
     engines: Callable[[], tuple[str, ...]],
-    metrics: WorkerMetrics | None = None,
+    metrics: WorkerMetrics,
 ) -> AsyncIterator[Policy]:
     """The policy, ready: the renderer warms up in one thread while another sees to the engines.
 
@@ -70,7 +70,6 @@ async def open_policy(
         async with anyio.create_task_group() as starting:
             starting.start_soon(open_renderers)
             starting.start_soon(see_to_engines)
-    metrics = metrics or WorkerMetrics(config.run.name)
     async with engine_client(config, urls[0], renderers[0].geometry, observe=metrics.engine_tried) as engine:
         await engine.check()
         images = ImagePolicy(

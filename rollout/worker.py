@@ -17,7 +17,6 @@ from rollout.attempt import Attempt, RolloutAbandoned, RunFacts
 from rollout.claims import Claim, Claims, Outcome
 from rollout.config import Config
 from rollout.deadlines import Deadlines
-from rollout.environments.base import Environment
 from rollout.errors import RolloutError
 from rollout.seclusion import Seclusion
 from rollout.session import Policy
@@ -214,7 +213,7 @@ class Worker:
         self._playing.add(attempt)
         self.counters.in_flight += 1
         try:
-            await attempt.play(self._environment, timeout=self._config.worker.rollout_timeout)
+            await attempt.play(self._config.new_environment, timeout=self._config.worker.rollout_timeout)
         except RolloutError as error:
             log.warning("the infrastructure failed", rollout=claim.rollout, attempt=claim.number, error=str(error))
             await self._note_failure(error, claim)
@@ -235,9 +234,6 @@ class Worker:
     async def _hand_back(self, claim: Claim) -> None:
         with anyio.move_on_after(_LAST_WORDS, shield=True):
             await anyio.to_thread.run_sync(self._claims.hand_back, claim)
-
-    def _environment(self) -> Environment:
-        return self._config.environment(self._config.settings)
 
 
 def _outcome(attempt: Attempt) -> Outcome:

@@ -17,7 +17,7 @@ from rollout.engine.configured import api_key
 from rollout.environments.base import QUEUE
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.live import Finding, Verdict, examine
-from rollout.run import trajectories_url
+from rollout.rundir import RunDirectory
 from rollout.serving.policies import load_policy
 from rollout.tasks import orders
 from rollout.telemetry import log_warnings
@@ -82,7 +82,7 @@ def _model(config: Config) -> str:
 
 def _queue(config: Config) -> str:
     """The URL alone: looking at a queue must not make one."""
-    url = trajectories_url(config, config.run.directory / "RUN")
+    url = RunDirectory(config.run.directory / "RUN").url(config.queue.url, config.run.name)
     with TemporaryDirectory() as scratch:
         parts = urlsplit(url)
         limits = anyio.run(_limits, parts._replace(path=quote(scratch)).geturl() if parts.scheme == "file" else url)

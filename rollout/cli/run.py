@@ -108,7 +108,7 @@ def _print_summary(state: RunState, console: Console) -> None:
         ("queue", f"{report['queue_bytes']:,} bytes  ({report['queue_bytes'] / max(report['turns'], 1):.0f} a turn)"),
         ("trainer", f"{trainer.groups} groups, {trainer.samples} samples, {trainer.tokens:,} tokens, {verdict}"),
         ("engine", escape(state.engine)),
-        ("run", escape(str(state.directory))),
+        ("run", escape(str(state.directory.path))),
         ("time", f"{state.seconds:.1f} s" + ("  (stopped early)" if state.interrupted else "")),
     ]
     for name, value in rows:
@@ -118,7 +118,9 @@ def _print_summary(state: RunState, console: Console) -> None:
         told = f"{failed.rollout} {failed.status}: {error.get('type')}: {error.get('message')}"
         console.print(f"[red]{escape(told)}[/red]", highlight=False)
     if len(trainer.failures) > _ERRORS_SHOWN:
-        console.print(f"… and {len(trainer.failures) - _ERRORS_SHOWN} more errors, all in {state.directory}/log.jsonl")
+        console.print(
+            f"… and {len(trainer.failures) - _ERRORS_SHOWN} more errors, all in {state.directory.path}/log.jsonl"
+        )
     for found in trainer.violations[:_ERRORS_SHOWN]:
         told = f"{found.rollout}, {found.where}: invariant {found.invariant}: {found.detail}"
         console.print(f"[red]{escape(told)}[/red]", highlight=False)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rollout.config import Config, load_config
+from rollout.config import Config
 from rollout.errors import ConfigurationError
+from rollout.manifest import load_members
 
 _LEAVE = 15
 """Seconds on top of `worker.grace` until a process that should end is killed."""
@@ -65,15 +66,11 @@ def plan(name: str, files: Sequence[Path], overrides: Sequence[str], workers: in
 
     Raises:
         CannotRender: its parts could not reach each other.
-        ConfigError: a configuration is not usable.
+        ConfigurationError: a configuration is not usable, or two have the same name.
     """
-    crews = tuple(Crew(file.resolve(), load_config(file, overrides), workers) for file in files)
+    crews = tuple(Crew(member.file, member.config, workers) for member in load_members(files, overrides))
     if not crews:
         raise CannotRender("rollout launch --render: give the YAML of each environment.")
-    names = [crew.name for crew in crews]
-    doubled = next((found for found in names if names.count(found) > 1), None)
-    if doubled is not None:
-        raise CannotRender(f"two configurations have the run.name {doubled!r}; their rollouts would be mixed up.")
     for crew in crews:
         _require_reachable(crew)
     return Plan(name, crews[0].config.run.directory / name, crews, tuple(overrides))
@@ -82,14 +79,18 @@ def plan(name: str, files: Sequence[Path], overrides: Sequence[str], workers: in
 def _require_reachable(crew: Crew) -> None:
     queue = crew.config.queue
     for key, url in (("queue.url", queue.url), ("queue.tasks", queue.tasks), ("queue.control", queue.control)):
-        if url.startswith("memory:") or "//127." in url or "//localhost" in url:
+        if url.startswith("memory:") or _is_loopback(url):
             raise CannotRender(
                 f"{crew.file}: {key} is {url}, which other machines cannot reach. Use the address of a Redis server, "
                 "or file:// in the run's directory if all machines share it."
             )
     for url in crew.config.engine.urls:
-        if "//127." in url or "//localhost" in url:
+        if _is_loopback(url):
             raise CannotRender(
                 f"{crew.file}: engine.urls has {url}, which is another machine for each worker. Give the address by "
                 "which all of them reach that engine."
             )
+
+
+def _is_loopback(url: str) -> bool:
+    return "//127." in url or "//localhost" in url

@@ -7,7 +7,6 @@ the arguments of `submit.sh`, which go to `sbatch`.
 
 import shlex
 from collections.abc import Sequence
-from pathlib import PurePath
 
 from rollout.fleet.plan import Crew, Plan
 
@@ -87,4 +86,4 @@ def _submit(plan: Plan) -> str:
 
 
 def _workers_file(crew: Crew) -> str:
-    return str(PurePath(f"workers-{crew.name}.sbatch"))
+    return f"workers-{crew.name}.sbatch"
