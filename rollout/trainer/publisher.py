@@ -31,6 +31,7 @@ from rollout.engine.updates import EngineState, states_of, update
 from rollout.errors import RolloutError
 from rollout.trainer.weights import Edition, Saver, WeightsDirectory
 from rollout.versions import OnUpdate
+from transports import QueueError
 
 log = structlog.get_logger()
 
@@ -203,10 +204,10 @@ class AsyncPolicyPublisher:
         return Pushed(edition.version, sound, behind)
 
     async def _announce(self, version: int) -> None:
-        self.version = version
         for environment, control in self._controls.items():
             taken = self._consumption[environment]
             await control.publish(Progress(version, taken.consumed, taken.discarded, pushed=True))
+        self.version = version  # last, so that what could not be announced is announced with the next repair
 
     @asynccontextmanager
     async def _keeping(self) -> AsyncIterator[None]:
@@ -227,7 +228,7 @@ class AsyncPolicyPublisher:
                 continue  # nothing is known yet but what an earlier trainer left
             try:
                 whole = not (await self.repair()).behind
-            except RolloutError as error:
+            except (RolloutError, QueueError) as error:
                 log.warning("engines are behind", because=str(error))
                 whole = False
             pause = _LOOKS[0] if whole else min(2 * pause, _LOOKS[1])

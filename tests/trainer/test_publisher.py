@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from rollout.config import load_config
-from rollout.control import Progress, ProgressFollower
+from rollout.control import Progress, ProgressFollower, ProgressPublisher
 from rollout.engine.updates import EngineState
 from rollout.errors import ConfigurationError
 from rollout.publishing import publisher_settings
@@ -25,7 +25,7 @@ from rollout.trainer import (
     WeightsHeld,
 )
 from rollout.trainer import publisher as module
-from transports import open_queue
+from transports import QueueError, open_queue
 
 Save = Callable[[Path], None]
 
@@ -141,6 +141,32 @@ async def test_an_engine_that_comes_back_is_repaired_while_the_trainer_waits(
             if (await publisher.states())[engines.urls[0]] == EngineState("1", paused=False):
                 break
             await asyncio.sleep(0.02)
+
+
+async def test_what_could_not_be_announced_is_announced_once_the_queue_is_back(
+    settings: PublisherSettings,
+    engines: Engines,
+    follower: ProgressFollower,
+    save: Save,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_LOOKS", (0.02, 0.04))
+    announce, away = ProgressPublisher.publish, iter((True, True))
+
+    async def flaky(self: ProgressPublisher, progress: Progress) -> None:
+        if progress.version == 2 and next(away, False):
+            raise QueueError("the queue is away")
+        await announce(self, progress)
+
+    monkeypatch.setattr(ProgressPublisher, "publish", flaky)
+    async with AsyncPolicyPublisher(settings) as publisher, asyncio.timeout(60):
+        await publisher.publish(1, save)
+        engines.stop_all()
+        with pytest.raises(PushFailed):
+            await publisher.publish(2, save)
+        engines.start_anew(0)
+        while follower.latest.version != 2:
+            await follower.follow(timeout=1)
 
 
 async def test_an_engine_that_a_dead_publisher_left_paused_goes_on_with_the_next_version(
