@@ -134,10 +134,11 @@ async def _tokens(patient: _Patient) -> str:
     ours = tokenizer.encode(text)
     body = {"model": patient.client.model, "prompt": text, "add_special_tokens": False}
     try:
-        answer = orjson.loads(await patient.http.post(f"{patient.url}/tokenize", orjson.dumps(body)))
+        theirs = orjson.loads(await patient.http.post(f"{patient.url}/tokenize", orjson.dumps(body)))["tokens"]
     except EngineNotFound:
         raise _NotCompared("this server does not tokenize") from None
-    theirs = answer["tokens"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineMismatch(f"{patient.url}/tokenize answers in a form that is not known ({error!r}).") from None
     if theirs != ours:
         pairs = enumerate(zip(ours, theirs, strict=False))
         at = next((at for at, (mine, its) in pairs if mine != its), min(len(ours), len(theirs)))

@@ -98,6 +98,20 @@ async def test_an_engine_whose_weights_cannot_be_replaced_is_a_fault_where_versi
     assert verdicts([found]) == {"weights": "bad"}
 
 
+async def test_a_tokenizer_that_answers_nonsense_is_a_fault(
+    config: Path, url: str, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = EngineHttp.post
+
+    async def greeted(self: EngineHttp, url: str, body: bytes, *, session: str | None = None) -> bytes:
+        return b"<html>" if url.endswith("/tokenize") else await post(self, url, body, session=session)
+
+    monkeypatch.setattr(EngineHttp, "post", greeted)
+    *_, found = await findings(config, url, runs)
+    assert verdicts([found]) == {"tokens": "bad"}
+    assert "/tokenize answers in a form that is not known" in found.told
+
+
 async def test_files_that_the_server_may_not_read_are_found(config: Path, url: str, tmp_path: Path) -> None:
     *_, found = await findings(config, url, tmp_path / "elsewhere")
     assert verdicts([found]) == {"images": "bad"}

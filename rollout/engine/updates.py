@@ -128,15 +128,18 @@ async def _call(http: EngineHttp, url: str, method: str, **arguments: str) -> No
 async def _forget_prefixes(http: EngineHttp, url: str, mode: OnUpdate) -> None:
     """Where nothing is in flight the cache can be emptied, but not always at once: transfers may hold parts of it."""
     while True:
-        emptied = _succeeded(await http.post(f"{url}/reset_prefix_cache", b""))
+        emptied = _succeeded(url, await http.post(f"{url}/reset_prefix_cache", b""))
         if emptied or mode == "keep":
             return
         await anyio.sleep(_RETRY_PAUSE)
 
 
-def _succeeded(answer: bytes) -> bool:
-    told: Any = orjson.loads(answer) if answer else {}
-    return bool(told.get("success", True))
+def _succeeded(url: str, answer: bytes) -> bool:
+    try:
+        told: Any = orjson.loads(answer) if answer else {}
+        return bool(told.get("success", True))
+    except (ValueError, AttributeError) as error:
+        raise EngineMismatch(f"{url} does not tell whether it emptied its prefix cache ({error!r}).") from None
 
 
 async def _at_last(http: EngineHttp, url: str) -> None:

@@ -132,6 +132,16 @@ async def test_the_prefix_cache_is_emptied_for_certain_unless_requests_keep_a_pa
     assert engine.version == "8"
 
 
+@pytest.mark.parametrize("answer", [b"<html>", b"[]"])
+async def test_an_engine_that_does_not_tell_whether_its_cache_is_empty_gets_no_name(
+    engine: Controlled, answer: bytes
+) -> None:
+    engine.failing = {"/reset_prefix_cache": [(200, answer)]}
+    with pytest.raises(EngineMismatch, match="does not tell whether it emptied"):
+        await engine.push()
+    assert await engine.state() == EngineState("8-loading", paused=True)
+
+
 async def test_an_engine_without_the_routes_is_told_how_to_get_them(engine: Controlled) -> None:
     engine.failing = {"/weight_info": [(404, b'{"detail":"Not Found"}')]}
     with pytest.raises(NotUpdatable, match="VLLM_SERVER_DEV_MODE=1"):
