@@ -19,6 +19,8 @@ from rollout.fleet.plan import CannotRender, Crew, Plan
 _CONFIGS = "/etc/rollout"
 _CLAIM, _SECRET = "rollout-runs", "rollout"
 _PORT = 9464
+_LONGEST_HOST_NAME = 63
+"""A worker's host is called as its Job is, with the worker's number."""
 _SERVED = ("metrics.host=0.0.0.0", f"metrics.port={_PORT}")
 _Object = dict[str, Any]
 
@@ -27,19 +29,33 @@ def render(plan: Plan, image: str) -> dict[str, str]:
     """The files, by their names; to be applied in their order.
 
     Raises:
-        CannotRender: a path would be another one in a pod, or the run's name cannot name an object.
+        CannotRender: a path would be another one in a pod, or a name of the run cannot name an object.
     """
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?", plan.name):
         raise CannotRender(
             f"{plan.name!r} cannot name objects in Kubernetes: use lower-case letters, digits and dashes "
             "for the last part of --render."
         )
+    _require_names(plan)
     for crew in plan.crews:
         _require_absolute(crew, plan.overrides)
     files = {"1-launch.yaml": [_configs(plan), _job(_named(plan, "launch"), plan, _launch(plan, image))]}
     for crew in plan.crews:
         files[f"2-workers-{crew.name}.yaml"] = [_workers(plan, crew, image)]
     return {name: _dump(objects) for name, objects in files.items()}
+
+
+def _require_names(plan: Plan) -> None:
+    """Of two Jobs with one name the second would replace the first."""
+    taken = [_named(plan, "launch")]
+    for crew in plan.crews:
+        name = _crew_name(plan, crew)
+        if name in taken or name.endswith("-") or len(f"{name}-{crew.workers}") > _LONGEST_HOST_NAME:
+            raise CannotRender(
+                f"{crew.file}: run.name {crew.name!r} would make a Job of the name {name!r}, which is taken, too long "
+                "or none. Choose a run.name that differs from the others, and from launch, in its letters and digits."
+            )
+        taken.append(name)
 
 
 def _require_absolute(crew: Crew, overrides: Sequence[str]) -> None:
@@ -89,7 +105,7 @@ def _workers(plan: Plan, crew: Crew, image: str) -> _Object:
         "maxFailedIndexes": crew.workers,
         "template": _pod(plan, image, command, crew.memory_mb, crew.grace),
     }
-    return _job(_named(plan, re.sub(r"[^a-z0-9-]+", "-", crew.name.lower()).strip("-")), plan, spec)
+    return _job(_crew_name(plan, crew), plan, spec)
 
 
 def _job(name: str, plan: Plan, spec: _Object) -> _Object:
@@ -153,6 +169,10 @@ def _probe(path: str, *, period: int, failures: int) -> _Object:
 
 def _named(plan: Plan, part: str) -> str:
     return f"{plan.name}-{part}"
+
+
+def _crew_name(plan: Plan, crew: Crew) -> str:
+    return _named(plan, re.sub(r"[^a-z0-9-]+", "-", crew.name.lower()).strip("-"))
 
 
 def _metadata(name: str, plan: Plan) -> _Object:

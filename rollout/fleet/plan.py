@@ -11,6 +11,7 @@ from pathlib import Path
 from rollout.config import Config
 from rollout.errors import ConfigurationError
 from rollout.manifest import load_members
+from transports.urls import split_url, without_password
 
 _LEAVE = 15
 """Seconds on top of `worker.grace` until a process that should end is killed."""
@@ -81,8 +82,8 @@ def _require_reachable(crew: Crew) -> None:
     for key, url in (("queue.url", queue.url), ("queue.tasks", queue.tasks), ("queue.control", queue.control)):
         if url.startswith("memory:") or _is_loopback(url):
             raise CannotRender(
-                f"{crew.file}: {key} is {url}, which other machines cannot reach. Use the address of a Redis server, "
-                "or file:// in the run's directory if all machines share it."
+                f"{crew.file}: {key} is {without_password(url)}, which other machines cannot reach. Use the address of "
+                "a Redis server, or file:// in the run's directory if all machines share it."
             )
     for url in crew.config.engine.urls:
         if _is_loopback(url):
@@ -93,4 +94,5 @@ def _require_reachable(crew: Crew) -> None:
 
 
 def _is_loopback(url: str) -> bool:
-    return "//127." in url or "//localhost" in url
+    host = split_url(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")

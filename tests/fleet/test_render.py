@@ -113,6 +113,10 @@ def test_scripts_pass_shellcheck(render: Render, tmp_path: Path) -> None:
             (*SLURM, "--set", "queue.tasks=redis://127.0.0.1/0"),
             "queue.tasks is redis://127.0.0.1/0, which other machines",
         ),
+        (
+            (*SLURM, "--set", "queue.tasks=redis://me:secret@localhost/0"),
+            "queue.tasks is redis://me@localhost/0, which",
+        ),
         ((*SLURM, "--set", "queue.url=memory://x"), "queue.url is memory://x, which other machines cannot reach"),
         ((*SLURM, "--set", "engine.urls=['http://127.0.0.1:8000']"), "engine.urls has http://127.0.0.1:8000"),
         ((*SLURM, "--set", "run.name=same"), "two configurations have the run.name 'same'"),
@@ -132,6 +136,18 @@ def test_a_path_that_would_be_another_one_in_a_pod_is_refused(configs: list[Path
     result = rollout("launch", str(configs[0]), *K8S, "--render", str(tmp_path / "run7"))
     assert result.returncode == 2
     assert "run.directory is relative to the file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"), [("sums-2", "Sums_2"), ("launch", "launch"), ("__", "__"), ("x" * 60, "x" * 60)]
+)
+def test_an_environment_whose_job_would_have_no_name_of_its_own_is_refused(
+    render: Render, configs: list[Path], name: str, refused: str
+) -> None:
+    configs[0].write_text(configs[0].read_text().replace("name: codeword", f"name: {name}"))
+    result = render(*K8S)
+    assert result.returncode == 2
+    assert f"run.name {refused!r} would make a Job" in result.stderr
 
 
 def test_a_name_that_kubernetes_does_not_take_is_refused(configs: list[Path], tmp_path: Path) -> None:
