@@ -2,11 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from rollout.cli.parameters import Debug
+from rollout.serving.network.settings import Dtype, NetworkSettings
 
 serve = typer.Typer(help="Start an engine that rollouts can be played against.", no_args_is_help=True)
 
@@ -59,9 +60,7 @@ def network(
     ] = None,
     weight_version: Annotated[str, typer.Option(help="What the weights are called until they are replaced.")] = "0",
     device: Annotated[str, typer.Option(help="Where torch computes, as it names it.")] = "cpu",
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="What torch computes in.")
-    ] = "float32",
+    dtype: Annotated[Dtype, typer.Option(help="What torch computes in.")] = "float32",
     debug: Debug = False,
 ) -> None:
     """Serve MODEL, a Qwen3-VL or Qwen2.5-VL, by torch and transformers alone: for laptops, tests and small runs.
@@ -70,7 +69,6 @@ def network(
     VLLM_SERVER_DEV_MODE=1: POST /pause, /collective_rpc, /update_weight_version, /resume. Needs the extra `trainer`.
     """
     from rollout.cli.serve import serve_network
-    from rollout.serving.network.settings import NetworkSettings
 
     settings = NetworkSettings(
         model_dir=model,

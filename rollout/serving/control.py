@@ -6,36 +6,26 @@ of it or mislabel its tokens.
 
 import asyncio
 from pathlib import Path
-from typing import TypeVar
 
-import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from rollout.serving.engine import Engine
 from rollout.serving.gate import PAUSE_MODES, Gate
-from rollout.serving.protocol import RequestRefused, refusal
+from rollout.serving.protocol import RequestRefused, Strict, parse_body
 from rollout.serving.replies import json_reply
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-_B = TypeVar("_B", bound=_Body)
-
-
-class _NewVersion(_Body):
+class _NewVersion(Strict):
     new_version: str
 
 
-class _ReloadArguments(_Body):
+class _ReloadArguments(Strict):
     weights_path: str | None = None
 
 
-class _Call(_Body):
+class _Call(Strict):
     method: str
     kwargs: _ReloadArguments = _ReloadArguments()
 
@@ -81,7 +71,7 @@ class Control:
         return json_reply({"is_paused": self._gate.paused})
 
     async def _call(self, http: Request) -> Response:
-        call = _read(_Call, await http.body())
+        call = parse_body(_Call, await http.body())
         if call.method != "reload_weights":
             raise RequestRefused(f"method: there is reload_weights and no {call.method}.", param="method")
         where = None if call.kwargs.weights_path is None else Path(call.kwargs.weights_path)
@@ -90,7 +80,7 @@ class Control:
         return json_reply({"results": [None]})
 
     async def _rename(self, http: Request) -> Response:
-        version = _read(_NewVersion, await http.body()).new_version
+        version = parse_body(_NewVersion, await http.body()).new_version
         self._gate.rename(version)
         return json_reply({"success": True, "new_version": version})
 
@@ -99,12 +89,3 @@ class Control:
 
     async def _reset(self, http: Request) -> Response:
         return Response()
-
-
-def _read(kind: type[_B], body: bytes) -> _B:
-    try:
-        return kind.model_validate(orjson.loads(body))
-    except orjson.JSONDecodeError as error:
-        raise RequestRefused(f"The body is not JSON: {error}.") from error
-    except ValidationError as error:
-        raise refusal(error) from None

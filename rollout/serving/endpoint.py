@@ -22,7 +22,7 @@ from starlette.routing import Route
 from rollout.serving.control import Control
 from rollout.serving.engine import Answer, Engine, Job, SampledToken
 from rollout.serving.gate import Gate
-from rollout.serving.protocol import GenerateRequest, RequestRefused, parse_request
+from rollout.serving.protocol import GenerateRequest, RequestRefused, parse_body
 from rollout.serving.replies import EXCEPTION_HANDLERS, json_reply
 
 _ID_PREFIX = "generate-tokens-"
@@ -66,7 +66,7 @@ class _Endpoints:
         self._engine.close()
 
     async def generate(self, http: Request) -> Response:
-        request = parse_request(await http.body())
+        request = parse_body(GenerateRequest, await http.body())
         request_id = _ID_PREFIX + request.request_id
         if request.model not in (None, self._engine.card.name):
             raise RequestRefused(

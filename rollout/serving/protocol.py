@@ -6,7 +6,7 @@ hear about such mistakes, so here every key is known, and whatever the engine co
 
 import uuid
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -63,11 +63,16 @@ _INSTEAD = {
 }
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A body, or a part of one, without unknown keys or values that are only nearly of their type."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class SamplingParams(_Strict):
+_B = TypeVar("_B", bound=Strict)
+
+
+class SamplingParams(Strict):
     """How to sample. `temperature` and `logprobs` are required: a trainer has to know both sides of every sample."""
 
     temperature: float = Field(ge=0, allow_inf_nan=False)
@@ -83,7 +88,7 @@ class SamplingParams(_Strict):
         return _without_neutral(data, _SAMPLING_NEUTRAL)
 
 
-class ContentPart(_Strict):
+class ContentPart(Strict):
     """One image, by reference; `uuid` is the first half of the sha256 of its encoded bytes."""
 
     type: Literal["image_url"]
@@ -91,7 +96,7 @@ class ContentPart(_Strict):
     uuid: str = Field(pattern=r"^[0-9a-f]{32}$")
 
 
-class GenerateRequest(_Strict):
+class GenerateRequest(Strict):
     """A whole request, with one pad token per image in `token_ids`."""
 
     token_ids: list[TokenId] = Field(min_length=1)
@@ -108,20 +113,18 @@ class GenerateRequest(_Strict):
         return _without_neutral(data, _BODY_NEUTRAL)
 
 
-def parse_request(body: bytes) -> GenerateRequest:
-    """Read a request.
+def parse_body(kind: type[_B], body: bytes) -> _B:
+    """Read a body.
 
     Raises:
         RequestRefused: it is not JSON, a key is missing, unknown or of the wrong type, or it cannot be honoured.
     """
     try:
-        data = orjson.loads(body)
+        return kind.model_validate(orjson.loads(body))
     except orjson.JSONDecodeError as error:
         raise RequestRefused(f"The body is not JSON: {error}.") from error
-    try:
-        return GenerateRequest.model_validate(data)
     except ValidationError as error:
-        raise refusal(error) from None
+        raise _refusal(error) from None
 
 
 def _without_neutral(data: Any, neutral: Mapping[str, tuple[Any, ...]]) -> Any:
@@ -136,7 +139,7 @@ def _without_neutral(data: Any, neutral: Mapping[str, tuple[Any, ...]]) -> Any:
     return {key: value for key, value in data.items() if key not in neutral}
 
 
-def refusal(error: ValidationError) -> RequestRefused:
+def _refusal(error: ValidationError) -> RequestRefused:
     """The first fault of a body, by the name of its item."""
     first, *others = error.errors(include_url=False, include_input=False)
     param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"]).removeprefix(".")

@@ -14,10 +14,12 @@ from rollout.serving.network.sequences import Picture, Prompt, rope_positions
 from rollout.serving.network.settings import NetworkSettings
 from rollout.serving.protocol import GenerateRequest, RequestRefused
 from rollout.serving.sampling import draw_for
-from rollout.trainer.image_processors import Processed, image_processor_for
+from rollout.trainer.image_processors import Backend, Processed, image_processor_for
 from rollout.trainer.single_flight import SingleFlightCache
 
 _PATCH_BYTES = 256 * 1024 * 1024
+_BACKEND: Backend = "pil"
+"""What resizes images; a trainer must use the same."""
 
 
 class NetworkEngine:
@@ -37,7 +39,7 @@ class NetworkEngine:
         )
         self._intake = Intake(self.card, settings.allowed_directories)
         self._processor = image_processor_for(
-            "qwen_vl", load_processor_config(settings.model_dir), backend=settings.backend, pixels="normalised"
+            "qwen_vl", load_processor_config(settings.model_dir), backend=_BACKEND, pixels="normalised"
         )
         self._patches = SingleFlightCache[Processed](_PATCH_BYTES, lambda processed: processed.patches.nbytes)
         self._batcher = Batcher(self._network)

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rollout.trainer.image_processors import Backend
-
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -21,7 +19,6 @@ class NetworkSettings:
         allowed_directories: where `file://` images may be read from.
         device: torch's name of it.
         dtype: what weights and activations are.
-        backend: what resizes images; a trainer must use the same.
     """
 
     model_dir: Path
@@ -31,4 +28,3 @@ class NetworkSettings:
     allowed_directories: tuple[Path, ...] = ()
     device: str = "cpu"
     dtype: Dtype = "float32"
-    backend: Backend = "pil"

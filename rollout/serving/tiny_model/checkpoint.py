@@ -4,9 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from rollout.serving.tiny_model.families import CONTEXT, FAMILIES
+from rollout.serving.tiny_model.families import CONTEXT, FAMILIES, SHIPPED
 
-_TOKENIZER = Path(__file__).parents[1] / "tiny_qwen3_vl"
 SCALE = 6.0
 """With the usual initialisation logits are almost flat; scaled up, greedy answers depend on prompt and images."""
 
@@ -21,7 +20,7 @@ def make(directory: Path, family: str, *, seed: int = 0, scale: float = SCALE) -
     from transformers import GenerationConfig
 
     made = FAMILIES[family]
-    tokenizer = Tokenizer.from_file(str(_TOKENIZER / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
     ids = tokenizer.get_vocab(with_added_tokens=True)
     torch.manual_seed(seed)
     network = made.network(tokenizer.get_vocab_size(with_added_tokens=True), ids.__getitem__).to(torch.float32)
@@ -37,9 +36,9 @@ def make(directory: Path, family: str, *, seed: int = 0, scale: float = SCALE) -
         pad_token_id=ids["<|endoftext|>"],
         do_sample=True,
     ).save_pretrained(directory)
-    shutil.copyfile(_TOKENIZER / "tokenizer.json", directory / "tokenizer.json")
+    shutil.copyfile(SHIPPED / "tokenizer.json", directory / "tokenizer.json")
     shutil.copyfile(made.template, directory / "chat_template.jinja")
-    shipped = json.loads((_TOKENIZER / "tokenizer_config.json").read_text("utf-8"))
+    shipped = json.loads((SHIPPED / "tokenizer_config.json").read_text("utf-8"))
     settings = {"tokenizer_config.json": {**shipped, "model_max_length": CONTEXT}, **made.files}
     for name, content in settings.items():
         (directory / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_SHIPPED = Path(__file__).parents[1] / "tiny_qwen3_vl"
+SHIPPED = Path(__file__).parents[1] / "tiny_qwen3_vl"
+"""Tokenizer and template of the small model that the embedded engine serves without a network."""
 
 CONTEXT = 32768
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]}
@@ -135,7 +136,7 @@ def _processors(images: Mapping[str, Any], processor: str, video: str) -> Mappin
 
 FAMILIES: Mapping[str, Family] = {
     "qwen3-vl": Family(
-        _SHIPPED / "chat_template.jinja",
+        SHIPPED / "chat_template.jinja",
         _qwen3_vl,
         _processors(_QWEN3_VL, "Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
     ),
