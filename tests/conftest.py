@@ -1,7 +1,9 @@
 """What many tests need: the small model that we ship, its adapter, and a private directory for a run."""
 
 import struct
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,21 @@ def tiny_model() -> Path:
 @pytest.fixture(scope="session")
 def adapter(tiny_model: Path) -> RendererAdapter:
     return RendererAdapter.open(tiny_model, "qwen3-vl")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system of so many bytes ("64k") for one test. Only root may."""
+    disk = tmp_path / "disk"
+    with ExitStack() as stack:
+
+        def mount(size: str) -> Path:
+            disk.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=True)
+            stack.callback(subprocess.run, ["umount", str(disk)], check=True)
+            return disk
+
+        yield mount
 
 
 @pytest.fixture(scope="session")

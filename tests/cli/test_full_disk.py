@@ -1,8 +1,7 @@
 """A disk that fills up under a run, for real where this user may mount one."""
 
 import os
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,21 +10,11 @@ from rollout.images import ImagePolicy, ImageStoreError, prepare_images
 from tests.cli.in_process import rollout
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB that belongs to this test alone."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a disk; the same error without one is tested below")
-def test_a_full_disk_for_assets_ends_the_run_with_one_paragraph(repository: Path, small_disk: Path) -> None:
-    settings = ("tasks.count=8", f"run.directory={small_disk}", "queue.url=memory://elsewhere")
+def test_a_full_disk_for_assets_ends_the_run_with_one_paragraph(
+    repository: Path, small_disk: Callable[[str], Path]
+) -> None:
+    settings = ("tasks.count=8", f"run.directory={small_disk('64k')}", "queue.url=memory://elsewhere")
     config = str(repository / "configs" / "color_codeword.yaml")
     result = rollout("run", config, *(a for s in settings for a in ("--set", s)))
     assert result.returncode == 1, result.stdout + result.stderr

@@ -29,18 +29,17 @@ def rollout(repository: Path, engine: str, tmp_path: Path) -> Callable[..., "sub
     return call
 
 
-def publish(engine: str, run: Path, write_weights: Callable[..., None]) -> None:
-    with PolicyPublisher(PublisherSettings((engine,), run / "policy")) as publisher:
+@pytest.fixture
+def published(engine: str, tmp_path: Path, write_weights: Callable[..., None]) -> None:
+    """Version 3 of the weights."""
+    with PolicyPublisher(PublisherSettings((engine,), tmp_path / "run" / "policy")) as publisher:
         publisher.publish(3, lambda directory: write_weights(directory, {"embed.weight": (4, 2)}))
 
 
+@pytest.mark.usefixtures("published")
 def test_an_engine_that_its_trainer_left_behind_is_shown_and_mended(
-    rollout: Callable[..., "subprocess.CompletedProcess[str]"],
-    engine: str,
-    tmp_path: Path,
-    write_weights: Callable[..., None],
+    rollout: Callable[..., "subprocess.CompletedProcess[str]"], engine: str
 ) -> None:
-    publish(engine, tmp_path / "run", write_weights)
     assert rollout("status").returncode == 0
     httpx.post(f"{engine}/pause?mode=abort")
     httpx.post(f"{engine}/update_weight_version", json={"new_version": "4-loading"})
@@ -68,13 +67,10 @@ def test_without_anything_published_there_is_nothing_to_push(
     assert "publish one first" in pushed.stderr
 
 
+@pytest.mark.usefixtures("published")
 def test_engines_that_cannot_be_reached_are_named(
-    rollout: Callable[..., "subprocess.CompletedProcess[str]"],
-    engine: str,
-    tmp_path: Path,
-    write_weights: Callable[..., None],
+    rollout: Callable[..., "subprocess.CompletedProcess[str]"], engine: str
 ) -> None:
-    publish(engine, tmp_path / "run", write_weights)
     both = ("--set", f'engine.urls=["{engine}","http://127.0.0.1:1"]')
     told = json.loads(rollout("push", *both, "--json").stdout)
     assert told["engines"] == [engine]

@@ -1,26 +1,17 @@
 """Groups: whole ones at once, partial ones as the policy says, stale ones not at all."""
 
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 
 from rollout.trainer import Group, GroupPolicy, ReaderSettings, TrajectoryReader, staleness
 from rollout.trainer.testing import put_all, scripted_rollout
-from transports import Queue, open_queue
-
-QUEUE = "memory://groups-test"
-
-
-@pytest.fixture
-async def queue() -> AsyncIterator[Queue]:
-    async with open_queue(QUEUE) as opened:
-        yield opened
+from tests.trainer.reading import reader_of
+from transports import Queue
 
 
-def reader_of(policy: GroupPolicy | None = None, max_staleness: int | None = None) -> TrajectoryReader:
-    settings = ReaderSettings(groups=policy or GroupPolicy(), max_staleness=max_staleness)
-    return TrajectoryReader(open_queue(QUEUE), settings)
+def grouper(policy: GroupPolicy | None = None, max_staleness: int | None = None) -> TrajectoryReader:
+    return reader_of(ReaderSettings(groups=policy or GroupPolicy(), max_staleness=max_staleness))
 
 
 async def read_groups(reader: TrajectoryReader, timeout: float = 0.02) -> list[Group]:
@@ -32,7 +23,7 @@ async def read_groups(reader: TrajectoryReader, timeout: float = 0.02) -> list[G
 
 async def test_a_group_comes_when_its_last_member_has_finished(queue: Queue) -> None:
     await put_all(queue, await scripted_rollout("a.1", group_size=2) + await scripted_rollout("b.0", group_size=2))
-    async with reader_of() as reader:
+    async with grouper() as reader:
         assert await read_groups(reader) == []
         assert reader.stats().waiting == 2
         await put_all(queue, await scripted_rollout("a.0", group_size=2))
@@ -43,12 +34,12 @@ async def test_a_group_comes_when_its_last_member_has_finished(queue: Queue) -> 
 
 async def test_members_that_wait_for_their_group_are_not_in_the_state(queue: Queue) -> None:
     await put_all(queue, await scripted_rollout("a.0", group_size=2))
-    async with reader_of() as reader:
+    async with grouper() as reader:
         assert await read_groups(reader) == []
         state = reader.state_dict()
         await reader.commit()
     await put_all(queue, await scripted_rollout("a.1", group_size=2))
-    async with reader_of() as reader:
+    async with grouper() as reader:
         reader.load_state_dict(state)
         (group,) = await read_groups(reader)
     assert group.whole
@@ -63,7 +54,7 @@ async def test_a_group_that_stays_partial_is_handed_out_or_dropped_as_the_policy
     await put_all(
         queue, await scripted_rollout("a.0", group_size=3) + await scripted_rollout("a.1", group_size=3) + late[:2]
     )
-    async with reader_of(GroupPolicy(timeout=0.05, keep_partial=keep)) as reader:
+    async with grouper(GroupPolicy(timeout=0.05, keep_partial=keep)) as reader:
         found = await read_groups(reader, timeout=0.2)
         await put_all(queue, late[2:])
         assert await read_groups(reader) == []
@@ -74,7 +65,7 @@ async def test_a_group_that_stays_partial_is_handed_out_or_dropped_as_the_policy
     assert [len(group.trajectories) for group in found] == ([2] if keep == 2 else [])
     assert not any(group.whole for group in found)
     await put_all(queue, await scripted_rollout("a.2", attempt=2, group_size=3))
-    async with reader_of(GroupPolicy(timeout=0.05, keep_partial=1)) as reader:
+    async with grouper(GroupPolicy(timeout=0.05, keep_partial=1)) as reader:
         reader.load_state_dict(state)
         assert await read_groups(reader, timeout=0.1) == []
 
@@ -82,7 +73,7 @@ async def test_a_group_that_stays_partial_is_handed_out_or_dropped_as_the_policy
 async def test_groups_of_the_same_name_from_two_environments_stay_apart(queue: Queue) -> None:
     for environment in ("One", "Other"):
         await put_all(queue, await scripted_rollout("a.0", environment=environment, group_size=2))
-    async with reader_of() as reader:
+    async with grouper() as reader:
         assert await read_groups(reader) == []
 
 
@@ -90,7 +81,7 @@ async def test_a_busy_trainer_does_not_run_out_of_patience_with_what_it_has_not_
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await put_all(queue, await scripted_rollout("a.0", group_size=2))
-    async with reader_of(GroupPolicy(timeout=0.5)) as reader:
+    async with grouper(GroupPolicy(timeout=0.5)) as reader:
         assert await read_groups(reader) == []
         await put_all(queue, await scripted_rollout("a.1", group_size=2))
         later = time.monotonic() + 1000
@@ -111,7 +102,7 @@ async def test_a_group_with_a_stale_member_is_consumed_and_not_handed_out(queue:
         await scripted_rollout("b.0", group_size=2, version="step-8")
         + await scripted_rollout("b.1", group_size=2, version="step-9"),
     )
-    async with reader_of(max_staleness=2) as reader:
+    async with grouper(max_staleness=2) as reader:
         reader.version = 10
         (group,) = await read_groups(reader)
         stats = reader.stats()

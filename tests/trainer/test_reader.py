@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,31 +9,14 @@ import pytest
 from rollout.steps import RolloutStatus
 from rollout.trainer import (
     LeaseLost,
-    ReaderSettings,
     ReaderStateError,
     TrajectoryReader,
     check,
     samples,
 )
 from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
+from tests.trainer.reading import HASTY, QUEUE, backlog, reader_of
 from transports import Queue, open_queue
-
-QUEUE = "memory://reader-test"
-HASTY = ReaderSettings(gap_timeout=0.05, unfinished_timeout=0.1)
-
-
-@pytest.fixture
-async def queue() -> AsyncIterator[Queue]:
-    async with open_queue(QUEUE) as opened:
-        yield opened
-
-
-def reader_of(settings: ReaderSettings | None = None) -> TrajectoryReader:
-    return TrajectoryReader(open_queue(QUEUE), settings)
-
-
-async def backlog(queue: Queue) -> int:
-    return (await queue.stats()).backlog_records
 
 
 async def test_a_trajectory_comes_whole_and_sound(queue: Queue) -> None:

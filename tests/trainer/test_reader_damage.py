@@ -2,7 +2,7 @@
 
 import re
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +13,14 @@ from rollout.trainer import (
     ImagesUnreadable,
     ReaderSettings,
     SpillError,
-    TrajectoryReader,
     check,
     samples,
 )
 from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
-from transports import Frames, Queue, open_queue
+from tests.trainer.reading import HASTY, backlog, reader_of
+from transports import Frames, Queue
 from transports.codec import decode, encode
 from transports.codec_limits import MAX_HEAD_BYTES
-
-QUEUE = "memory://damage-test"
-HASTY = ReaderSettings(gap_timeout=0.05, unfinished_timeout=0.1)
-
-
-@pytest.fixture
-async def queue() -> AsyncIterator[Queue]:
-    async with open_queue(QUEUE) as opened:
-        yield opened
-
-
-def reader_of(settings: ReaderSettings | None = None) -> TrajectoryReader:
-    return TrajectoryReader(open_queue(QUEUE), settings)
-
-
-async def backlog(queue: Queue) -> int:
-    return (await queue.stats()).backlog_records
 
 
 async def test_a_step_that_never_comes_makes_the_rollout_fail_after_a_while(queue: Queue) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from transports import StaleLease, open_queue
+from tests.transports.disowning import assert_a_disowned_handle_has_lost_its_leases
+from transports import open_queue
 
 CONSUMER = """
 import asyncio, sys
@@ -26,18 +27,7 @@ asyncio.run(main())
 @pytest.mark.parametrize("scheme", ["memory", "file"])
 async def test_a_disowned_handle_has_lost_its_leases(scheme: str, tmp_path: Path) -> None:
     url = "memory://disowned" if scheme == "memory" else f"file://{tmp_path}"
-    async with open_queue(url, lease="record") as first, open_queue(url, lease="record") as second:
-        await first.put((b"record",), key="k")
-        lent = await first.receive(timeout=10)
-        assert lent is not None
-        await second.disown(first.holder)
-        again = await second.receive(timeout=10)
-        assert again is not None
-        assert again.redelivered
-        with pytest.raises(StaleLease):
-            await lent.ack()
-        await again.ack()
-        assert (await first.stats()).backlog_records == 0
+    await assert_a_disowned_handle_has_lost_its_leases(url, "record")
 
 
 async def test_a_dead_process_that_is_disowned_is_not_waited_for(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 """A disk that is really full under a queue. Only root may mount one; a limit on files stands in for it in test_file."""
 
 import os
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
@@ -21,23 +20,14 @@ async def put_without_end(queue: Queue, accepted: list[int]) -> None:
 
 if os.geteuid() == 0:
 
-    @pytest.fixture
-    def small_disk(tmp_path: Path) -> Iterator[Path]:
-        disk = tmp_path / "disk"
-        disk.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)], check=True)
-        try:
-            yield disk
-        finally:
-            subprocess.run(["umount", str(disk)], check=True)
-
     @pytest.mark.parametrize("fsync", ["always", "batch", "never"])
     async def test_a_full_disk_refuses_a_put_keeps_what_was_accepted_and_serves_on_with_room(
-        small_disk: Path, fsync: str
+        small_disk: Callable[[str], Path], fsync: str
     ) -> None:
-        filling = small_disk / "filling"
+        disk = small_disk("512k")
+        filling = disk / "filling"
         filling.write_bytes(bytes(256 << 10))
-        async with open_queue(f"file://{small_disk}/queue?fsync={fsync}&segment_bytes=64KB") as queue:
+        async with open_queue(f"file://{disk}/queue?fsync={fsync}&segment_bytes=64KB") as queue:
             accepted: list[int] = []
             with pytest.raises(QueueStorageError, match="not accepted: No space left on device"):
                 await put_without_end(queue, accepted)

@@ -22,19 +22,12 @@ from renderers_adapter.tokens import ExpandedIds, Placeholder
 from rollout.images import ImagePolicy, prepare_images
 from rollout.trainer.materialize import MaterializeError, Materializer
 from rollout.trainer.samples import TrainingSample
+from tests.with_torch.processors import QWEN
 
 torch: Any = importlib.import_module("torch")
 transformers_qwen: Any = importlib.import_module("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
 Qwen2VLImageProcessorPil = transformers_qwen.Qwen2VLImageProcessorPil
 
-QWEN: dict[str, Any] = {
-    "patch_size": 16,
-    "merge_size": 2,
-    "temporal_patch_size": 2,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "size": {"shortest_edge": 4096, "longest_edge": 30_000},
-}
 KIMI: dict[str, Any] = {
     "media_proc_cfg": {
         "patch_size": 14,

@@ -12,20 +12,13 @@ from PIL import Image
 from renderers_adapter.geometry import geometry_for
 from rollout.errors import ConfigurationError
 from rollout.trainer.image_processors import Backend, image_processor_for
+from tests.with_torch.processors import QWEN
 
 torch: Any = importlib.import_module("torch")
 transformers_kimi: Any = importlib.import_module("transformers.models.kimi_k25.image_processing_kimi_k25")
 transformers_qwen: Any = importlib.import_module("transformers.models.qwen2_vl.image_processing_qwen2_vl")
 Kimi_K25ImageProcessor = transformers_kimi.Kimi_K25ImageProcessor
 
-QWEN: dict[str, Any] = {
-    "patch_size": 16,
-    "merge_size": 2,
-    "temporal_patch_size": 2,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "size": {"shortest_edge": 4096, "longest_edge": 30_000},
-}
 KIMI: dict[str, Any] = {
     "patch_size": 14,
     "merge_size": 2,

@@ -76,6 +76,19 @@ async def stage(config: Config, policy: Policy, directory: Path, play: Any, **wo
         )
 
 
+async def played(
+    config: Config, policy: Policy, directory: Path, play: Any, *, group_size: int = 1, **worker: object
+) -> Mapping[str, Trajectory]:
+    """How the rollouts of one task end, by their names, once their orders are settled."""
+    async with stage(config, policy, directory, play, **worker) as at, anyio.create_task_group() as group:
+        group.start_soon(at.worker.run)
+        await at.order(1, group_size)
+        ended = await at.ended(group_size)
+        await at.settled()
+        at.worker.drain()
+    return ended
+
+
 async def well(_: Task, model: Model) -> Score:
     await model.chat(list(QUESTION))
     return Score(1.0)

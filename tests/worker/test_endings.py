@@ -14,7 +14,7 @@ from rollout.environments.base import Model, Score, Task
 from rollout.session import Policy
 from rollout.stream import RolloutOver
 from rollout.trainer import check
-from tests.worker.stage import Scripted, stage, well
+from tests.worker.stage import Scripted, played, stage, well
 
 
 async def test_a_cancellation_that_an_environment_makes_up_is_its_failure(
@@ -23,13 +23,7 @@ async def test_a_cancellation_that_an_environment_makes_up_is_its_failure(
     async def cancels(*_: object) -> Score:
         raise anyio.get_cancelled_exc_class()()
 
-    async with stage(config, policy, tmp_path, cancels) as at, anyio.create_task_group() as group:
-        group.start_soon(at.worker.run)
-        await at.order(1)
-        ended = await at.ended(1)
-        await at.settled()
-        at.worker.drain()
-    error = ended["0.0"].error
+    error = (await played(config, policy, tmp_path, cancels))["0.0"].error
     assert error is not None
     assert error["message"] == "the environment raised a cancellation of its own"
 
@@ -40,13 +34,7 @@ async def test_a_rollout_that_makes_no_turn_is_ended(config: Config, policy: Pol
         await anyio.sleep_forever()
         raise AssertionError
 
-    async with stage(config, policy, tmp_path, stands_still, turn_timeout=0.5) as at:
-        async with anyio.create_task_group() as group:
-            group.start_soon(at.worker.run)
-            await at.order(1)
-            ended = await at.ended(1)
-            at.worker.drain()
-    error = ended["0.0"].error
+    error = (await played(config, policy, tmp_path, stands_still, turn_timeout=0.5))["0.0"].error
     assert error is not None
     assert error["message"] == "no turn was done for 0.5 s (worker.turn_timeout), after 1 turns"
 
@@ -68,11 +56,7 @@ async def test_the_last_of_a_group_is_treated_as_configured(
         return await well(task, model)
 
     config = replace(config, policy=config.policy.model_copy(update=rule))
-    async with stage(config, policy, tmp_path, by_sample, concurrency=2) as at, anyio.create_task_group() as group:
-        group.start_soon(at.worker.run)
-        await at.order(1, group_size=3)
-        ended = await at.ended(3)
-        at.worker.drain()
+    ended = await played(config, policy, tmp_path, by_sample, group_size=3, concurrency=2)
     assert sorted(trajectory.status for trajectory in ended.values() if trajectory.status == status) == [status]
 
 
@@ -86,12 +70,7 @@ async def test_what_is_left_of_a_lost_group_is_abandoned_also_what_had_not_begun
         raise AssertionError
 
     config = replace(config, policy=config.policy.model_copy(update={"partial_groups": "cancel"}))
-    async with stage(config, policy, tmp_path, second_is_lost, concurrency=2) as at:
-        async with anyio.create_task_group() as group:
-            group.start_soon(at.worker.run)
-            await at.order(1, group_size=4)
-            ended = await at.ended(4)
-            at.worker.drain()
+    ended = await played(config, policy, tmp_path, second_is_lost, group_size=4, concurrency=2)
     assert Counter(trajectory.status for trajectory in ended.values()) == {"failed": 1, "abandoned": 3}
     assert Scripted.made == 2
 

@@ -10,7 +10,7 @@ from rollout.config import Config
 from rollout.engine.errors import EngineUnreachable
 from rollout.environments.base import Model, Score, Task
 from rollout.session import Policy
-from tests.worker.stage import QUESTION, Scripted, stage, well
+from tests.worker.stage import QUESTION, Scripted, played, stage, well
 
 
 async def test_an_order_is_acked_once_its_rollout_is_done(config: Config, policy: Policy, tmp_path: Path) -> None:
@@ -34,12 +34,7 @@ async def test_a_failed_infrastructure_is_followed_by_a_fresh_attempt(
             raise EngineUnreachable("gone")
         return await well(task, model)
 
-    async with stage(config, policy, tmp_path, second_time_lucky) as at, anyio.create_task_group() as group:
-        group.start_soon(at.worker.run)
-        await at.order(1)
-        ended = await at.ended(1)
-        await at.settled()
-        at.worker.drain()
+    ended = await played(config, policy, tmp_path, second_time_lucky)
     assert (ended["0.0"].status, ended["0.0"].attempt, Scripted.made) == ("ok", 2, 2)
 
 
@@ -47,11 +42,7 @@ async def test_a_bug_of_the_environment_is_not_tried_again(config: Config, polic
     async def buggy(*_: object) -> Score:
         raise ValueError("as ever")
 
-    async with stage(config, policy, tmp_path, buggy) as at, anyio.create_task_group() as group:
-        group.start_soon(at.worker.run)
-        await at.order(1)
-        ended = await at.ended(1)
-        at.worker.drain()
+    ended = await played(config, policy, tmp_path, buggy)
     assert (ended["0.0"].status, ended["0.0"].error, Scripted.made) == (
         "failed",
         {"type": "ValueError", "message": "as ever"},
@@ -63,12 +54,7 @@ async def test_attempts_end_with_one_failed_record(config: Config, policy: Polic
     async def unlucky(*_: object) -> Score:
         raise ExceptionGroup("two turns at once", [EngineUnreachable("gone")])
 
-    async with stage(config, policy, tmp_path, unlucky) as at, anyio.create_task_group() as group:
-        group.start_soon(at.worker.run)
-        await at.order(1)
-        ended = await at.ended(1)
-        await at.settled()
-        at.worker.drain()
+    ended = await played(config, policy, tmp_path, unlucky)
     assert (ended["0.0"].status, ended["0.0"].attempt, Scripted.made) == ("failed", 3, 3)
     assert ended["0.0"].error == {"type": "EngineUnreachable", "message": "gone"}
 
@@ -225,11 +211,7 @@ async def test_a_turn_says_with_which_versions_it_began_and_ended(
         policy.version.current = "7"
         return await well(task, model)
 
-    async with stage(config, policy, tmp_path, overtaken) as at, anyio.create_task_group() as group:
-        group.start_soon(at.worker.run)
-        await at.order(1)
-        trajectory = (await at.ended(1))["0.0"]
-        at.worker.drain()
+    trajectory = (await played(config, policy, tmp_path, overtaken))["0.0"]
     assert trajectory.started is not None
     assert trajectory.started.policy_version == "0"
     assert [step.policy for step in trajectory.steps] == [("0", "0"), ("7", "7")]

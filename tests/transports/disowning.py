@@ -1,0 +1,21 @@
+"""What becomes of a handle whose process is known to be dead, for any transport and lease."""
+
+import pytest
+
+from transports import Lease, StaleLease, open_queue
+
+
+async def assert_a_disowned_handle_has_lost_its_leases(url: str, lease: Lease) -> None:
+    async with open_queue(url, lease=lease) as first, open_queue(url, lease=lease) as second:
+        await first.put((b"record",), key="k")
+        lent = await first.receive(timeout=10)
+        assert lent is not None
+        assert await second.receive(timeout=0.2) is None
+        await second.disown(first.holder)
+        again = await second.receive(timeout=10)
+        assert again is not None
+        assert again.redelivered
+        with pytest.raises(StaleLease):
+            await lent.ack()
+        await again.ack()
+        assert (await first.stats()).backlog_records == 0

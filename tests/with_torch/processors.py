@@ -1,0 +1,12 @@
+"""Configurations of image processors, with bounds that small test images cross."""
+
+from typing import Any
+
+QWEN: dict[str, Any] = {
+    "patch_size": 16,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "size": {"shortest_edge": 4096, "longest_edge": 30_000},
+}
