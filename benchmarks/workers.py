@@ -37,7 +37,6 @@ from transports import open_queue
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "color_codeword.yaml"
-MODEL = ROOT / "rollout" / "serving" / "tiny_qwen3_vl"
 STAGES = (
     ("rollout.environments.", "environment"),
     ("rollout.images.", "images"),
@@ -59,7 +58,7 @@ STAGES = (
 @contextmanager
 def engine(directory: Path) -> Iterator[tuple[str, int]]:
     """A scripted engine as a process, with its pid."""
-    command = [sys.executable, "-m", "rollout", "serve", "embedded", str(MODEL), "--allow", str(directory)]
+    command = [sys.executable, "-m", "rollout", "serve", "embedded", "--allow", str(directory)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -130,7 +129,7 @@ async def play(config: Config, directory: RunDirectory, sampler: Sampler) -> int
         claims = Claims(directory.claims("benchmark"))
         worker = Worker(config, policy, run_facts(config, "benchmark"), claims, tasks, trajectories)
         group.start_soon(worker.run)
-        first, *rest = orders(lambda: config.environment(config.settings), config.tasks)
+        first, *rest = orders(config.new_environment, config.tasks)
         await tasks.put(encode_order(first), key="k")
         await _finished(worker, 1)
         before = worker.counters.turns

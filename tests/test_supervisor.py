@@ -10,6 +10,7 @@ import pytest
 from rollout.link import Beat, Halted, Orders, decode_report, encode_report
 from rollout.processes import LocalPlace
 from rollout.supervisor import Fleet, Post, RestartBudget, WorkersDie
+from tests.procfs import process_state
 from transports import open_queue
 
 SCRIPT = """
@@ -49,14 +50,6 @@ def pid_of(post: Post) -> int:
     return post.process.pid
 
 
-def state(pid: int) -> str | None:
-    """One letter, as ps says it; None where there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return None
-
-
 async def test_dead_workers_are_replaced_until_the_budget_is_spent(tmp_path: Path) -> None:
     at = fleet(tmp_path, "link.close(Halted('the disk is full')); sys.exit(3)", restarts=2)
     with pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="scripted keep dying .* the disk is full")):
@@ -80,7 +73,7 @@ async def test_a_fleet_drains(tmp_path: Path) -> None:
         pids = [pid_of(post) for post in at.posts]
         at.drain()
     assert at.deaths == []
-    assert [state(pid) for pid in pids] == [None, None]
+    assert [process_state(pid) for pid in pids] == [None, None]
 
 
 async def test_workers_are_told_news_and_killed_at_once(tmp_path: Path) -> None:
@@ -106,7 +99,7 @@ async def test_a_worker_that_is_not_heard_is_not_taken_for_dead_by_its_silence_a
         await anyio.sleep(2.0)
         pid = pid_of(at.posts[0])
         assert pid is not None
-        assert state(pid) == "T"
+        assert process_state(pid) == "T"
         os.kill(pid, 18)
         at.kill()
     assert at.deaths == []

@@ -36,6 +36,13 @@ class Launched:
         ready = [int(entry["pid"]) for entry in log if entry["event"] == "worker ready"]
         return [pid for pid in ready if pid not in self.ended]
 
+    def report(self, *, code: int = 0, seconds: float) -> dict[str, Any]:
+        """What it says at its end, which comes within so many seconds and with that exit code."""
+        out, err = self.process.communicate(timeout=seconds)
+        assert self.process.returncode == code, err[-3000:]
+        told: dict[str, Any] = json.loads(out)
+        return told
+
     def until(self, holds: Callable[[], bool], seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
@@ -90,14 +97,6 @@ class World:
                 if str(self.directory) in command:
                     found.append(f"{entry.name} {command}")
         return found
-
-
-def process_state(pid: int) -> str | None:
-    """One letter, as ps says it; None where there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return None
 
 
 def _told(settings: Mapping[str, object]) -> list[str]:

@@ -1,6 +1,5 @@
 """What a launch exports when its workers are killed: how rollouts ended, exactly as the summary says it."""
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -26,9 +25,7 @@ def test_the_figures_are_those_of_the_summary_though_workers_are_killed(world: W
         # Each time when another tenth of it is done.
         launched.until(lambda: bool(launched.alive()) and _done(launched.runs) >= 8 * (kills + 1))  # noqa: B023
         os.kill(launched.alive()[0], signal.SIGKILL)
-    out, err = launched.process.communicate(timeout=120)
-    assert launched.process.returncode == 0, err[-3000:]
-    report = json.loads(out)
+    report = launched.report(seconds=120)
     text = (Path(report["run_dir"]) / "metrics" / "launch.prom").read_text()
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     totals = {name: sum(s.value for s in samples if s.name == name) for name in {sample.name for sample in samples}}

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.procfs import lives
+
 SBATCH = """\
 #!/usr/bin/env bash
 # Starts a script, as often as its array says, and answers as `sbatch --parsable` does.
@@ -31,16 +33,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-def alive(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def wait_for(jobs: Path) -> None:
     deadline = time.monotonic() + 120
-    while any(alive(pid) for pid in jobs.read_text().split()):
+    while any(lives(int(pid)) for pid in jobs.read_text().split()):
         if time.monotonic() > deadline:
             for pid in jobs.read_text().split():
                 subprocess.run(["kill", "-KILL", pid], check=False)

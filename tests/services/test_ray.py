@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.procfs import lives
 from tests.services.machines import Machine, network
 from tests.services.test_machines import trained, until
 
@@ -102,7 +103,7 @@ def test_each_rollout_ends_once_though_an_actor_is_killed_every_ten_seconds(
     assert (len(ends), set(ends.values())) == (ROLLOUTS, {1})
     assert len(killed) >= 3
     assert report["deaths"] >= len(killed) - 1  # the last one may have had nothing left to do
-    assert not any(_lives(pid) for pid in killed)
+    assert not any(lives(pid) for pid in killed)
 
 
 def test_a_launch_on_ray_drains(cluster: Machine, repository: Path, tmp_path: Path) -> None:
@@ -124,11 +125,4 @@ def test_a_launch_on_ray_drains(cluster: Machine, repository: Path, tmp_path: Pa
     assert (report["deaths"], report["status"]) == (0, {"ok": report["rollouts"]})
     assert list(Path(report["run_dir"]).glob("claims/*/*.returned")) == []
     (started,) = (entry for entry in events(Path(report["run_dir"])) if entry["event"] == "actor started")
-    until(lambda: not any(_lives(started[name]) for name in ("pid", "actor")), 20)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    until(lambda: not any(lives(started[name]) for name in ("pid", "actor")), 20)
