@@ -80,7 +80,7 @@ class Materializer:
 
         Raises:
             MaterializeError: an image does not agree with what the sample says of it.
-        ConfigurationError: torch, transformers or the backend is not installed.
+            ConfigurationError: torch, transformers or the backend is not installed.
         """
         wanted = [
             (sample, placeholder, self._grid(sample, placeholder, image), image)

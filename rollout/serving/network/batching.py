@@ -54,6 +54,14 @@ class _Table:
     seats: list[_Seat]
     cohort: Cohort
 
+    def kept(self, staying: list[_Seat]) -> "_Table | None":
+        """Without the others; None where that leaves nobody."""
+        if not staying:
+            return None
+        here = set(staying)
+        self.cohort.keep([row for row, seat in enumerate(self.seats) if seat in here])
+        return _Table(staying, self.cohort)
+
     def joined(self, other: "_Table") -> "_Table":
         """Both, one after the other."""
         return _Table([*self.seats, *other.seats], self.cohort.joined(other.cohort))
@@ -85,11 +93,13 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while self._waiting or self._table:
             async with gate.step():
-                present, beginning = self._present()
+                staying, beginning = self._present()
+                present = [*staying, *beginning]
                 if not present:
+                    self._table = None
                     continue
                 try:
-                    drawn = await loop.run_in_executor(self._thread, self._compute, beginning)
+                    drawn = await loop.run_in_executor(self._thread, self._compute, staying, beginning)
                 except Exception as error:  # noqa: BLE001 - whatever a network raises ends the requests that met it
                     self._table = None
                     for seat in present:
@@ -101,21 +111,17 @@ class Batcher:
         self._stepping = None
 
     def _present(self) -> tuple[list[_Seat], list[_Seat]]:
-        """Who takes part in the next step, in the order of its tokens, and who of them comes to the table only now."""
-        if self._table is not None:
-            staying = [row for row, seat in enumerate(self._table.seats) if not seat.over.done()]
-            self._table.cohort.keep(staying)
-            self._table.seats = [self._table.seats[row] for row in staying]
-            if not staying:
-                self._table = None
+        """Who takes part in the next step, in the order of its tokens: who stays at the table, and who comes to it."""
+        seats = self._table.seats if self._table is not None else ()
         self._waiting = [seat for seat in self._waiting if not seat.over.done()]
         beginning = self._waiting[: _fitting([len(seat.prompt.token_ids) for seat in self._waiting])]
         self._waiting = self._waiting[len(beginning) :]
-        return [*(self._table.seats if self._table else ()), *beginning], beginning
+        return [seat for seat in seats if not seat.over.done()], beginning
 
-    def _compute(self, beginning: Sequence[_Seat]) -> list[SampledToken]:
-        """In the network's thread: a token for everybody at the table, and for those who begin, who then sit there."""
+    def _compute(self, staying: list[_Seat], beginning: Sequence[_Seat]) -> list[SampledToken]:
+        """In the network's thread: a token for everybody who stays, and for those who begin, who then sit there."""
         with torch.inference_mode():
+            self._table = None if self._table is None else self._table.kept(staying)
             return [*self._decoded(), *self._begun(beginning)]
 
     def _decoded(self) -> list[SampledToken]:

@@ -178,13 +178,13 @@ def test_an_abort_leaves_the_company_undisturbed(
     assert furthest(answer, request["sampling_params"], plain_logits(engine.directory, pictures[:2], answer)) < CLOSE
 
 
+@pytest.mark.parametrize("fault", ["model.Network.prefill", "model.Network.decode", "cohort.Cohort.keep"])
 def test_an_error_of_the_network_ends_those_who_met_it_and_nobody_else(
-    world: Start, body: MakeBody, monkeypatch: pytest.MonkeyPatch
+    world: Start, body: MakeBody, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     engine = world()
-    model = importlib.import_module("rollout.serving.network.model")
     with monkeypatch.context() as patch:
-        patch.setattr(model.Network, "prefill", lambda *_: 1 / 0)
+        patch.setattr(f"rollout.serving.network.{fault}", lambda *_: 1 / 0)
         failed = engine.client.post("/inference/v1/generate", json=body())
     assert failed.status_code == 500
     assert "ZeroDivisionError" in failed.json()["error"]["message"]
