@@ -109,9 +109,11 @@ def launch(
     Exits with 0, also after SIGTERM, which drains; 1 if it failed; 2 for a bad configuration; 130 after Ctrl-C, which
     drains too; a second Ctrl-C ends the workers at once. What was not finished is played by --resume.
     """
-    if render is not None or on in ("slurm", "k8s"):
+    if render is not None or image is not None or on in ("slurm", "k8s"):
         from rollout.cli.render import render_command
 
+        if run is not None or resume is not None:
+            raise typer.BadParameter("what is rendered begins a run of its own, called as --render's directory is.")
         raise typer.Exit(render_command(configs or [], overrides or [], workers=workers, on=on, to=render, image=image))
     from rollout.cli.launch import launch_command
 

@@ -109,6 +109,8 @@ def test_scripts_pass_shellcheck(render: Render, tmp_path: Path) -> None:
         (("--on", "k8s"), "--on k8s needs --image"),
         ((*SLURM, "--image", "x"), "nothing else has one"),
         ((), "it needs one of them"),
+        ((*SLURM, "--run", "other"), "begins a run of its own"),
+        ((*SLURM, "--resume", "other"), "begins a run of its own"),
         (
             (*SLURM, "--set", "queue.tasks=redis://127.0.0.1/0"),
             "queue.tasks is redis://127.0.0.1/0, which other machines",
@@ -129,6 +131,12 @@ def test_what_could_not_work_is_refused_by_name(
     assert result.returncode == 2
     assert complaint in " ".join(result.stderr.split())
     assert not (tmp_path / "run7").exists()
+
+
+def test_an_image_is_for_pods_alone(configs: list[Path]) -> None:
+    result = rollout("launch", str(configs[0]), "--image", "x")
+    assert result.returncode == 2
+    assert "--on k8s need --render DIR" in result.stderr
 
 
 def test_a_path_that_would_be_another_one_in_a_pod_is_refused(configs: list[Path], tmp_path: Path) -> None:
