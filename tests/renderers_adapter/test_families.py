@@ -1,6 +1,7 @@
 """Every family by its name: a bridge equals the full render, or is refused; Qwen2(.5)-VL is written by Qwen3-VL's."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,16 @@ def test_our_names_are_those_of_the_renderers_package() -> None:
 
     ours = {family.renderer for family in FAMILIES.values()}
     assert ours == set(_CONFIG_BY_NAME) - {"auto", "default", "custom"}
+
+
+def test_the_documentation_says_of_each_family_what_becomes_of_a_new_question(repository: Path) -> None:
+    lines = (repository / "docs" / "traces.md").read_text("utf-8").splitlines()
+    rows = [line.split("|")[1:4] for line in lines if line.startswith("| `") and line.count("|") == 4]
+    told = {name: (sees, asked) for names, sees, asked in rows for name in re.findall(r"`([^`]+)`", names)}
+    for name, family in FAMILIES.items():
+        sees, asked = told[name]
+        assert sees.strip().startswith("yes") == (family.geometry is not None), name
+        assert asked.strip().startswith("rendered (`thinking`)") == (name in FORGETS_REASONING), name
 
 
 def qwen2_vl_template(messages: Sequence[dict[str, Any]]) -> str:

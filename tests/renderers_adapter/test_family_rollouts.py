@@ -68,8 +68,8 @@ class Played(InProcess):
         """A call of the tool, as the family's own history of one shows it after the opening."""
         call = {"id": "functions.look:0", "function": {"name": "look", "arguments": {"n": 1}}}
         said = {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call]}
-        opening = self.adapter.render(asked, TOOLS).opening.tolist()
-        history = self.adapter.render([*asked, said], TOOLS).segments[-1].ids.tolist()
+        opening: list[int] = self.adapter.render(asked, TOOLS).opening.tolist()
+        history: list[int] = self.adapter.render([*asked, said], TOOLS).segments[-1].ids.tolist()
         if history[: len(opening)] == opening:
             return history[len(opening) :]
         # A history may be without the reasoning that the opening begins.
@@ -85,15 +85,15 @@ async def test_a_family_plays_a_whole_rollout(
     sees, takes_tools = played.pool.geometry is not None, FAMILIES[family].takes_tools
     red, blue = ([picture("red", 800)], [picture("blue", 100)]) if sees else ([], [])
 
-    messages = [SYSTEM, user(*red, "Colour?")]
+    messages: list[dict[str, Any]] = [SYSTEM, user(*red, "Colour?")]
     await played.say(messages, played.text("red"))
     messages.append(user(*blue, *red, "And these?"))
     await played.say(messages, played.text("blue and red"))
     await played.say([SYSTEM, user("So far: red."), *messages[2:], user(*blue, "Again?")], played.text("blue"))
     if takes_tools:
-        asked = [SYSTEM, {"role": "user", "content": "Look twice."}]
+        asked: list[dict[str, Any]] = [SYSTEM, {"role": "user", "content": "Look twice."}]
         reply = await played.say(asked, played.call(asked), TOOLS)
-        told = [*red, {"type": "text", "text": "red"}] if sees else "red"
+        told: Any = [*red, {"type": "text", "text": "red"}] if sees else "red"
         asked.append({"role": "tool", "tool_call_id": reply.tool_calls[0].id, "name": "look", "content": told})
         await played.say(asked, played.text("Seen."), TOOLS)
         assert [(call.name, call.arguments, call.error) for call in reply.tool_calls] == [("look", {"n": 1}, None)]
