@@ -13,7 +13,7 @@ import anyio.to_thread
 import structlog
 
 from rollout.claims import Claims
-from rollout.config import PolicyConfig
+from rollout.config_sections import PolicyConfig
 from rollout.control import Progress
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.tasks import RolloutOrder, encode_order

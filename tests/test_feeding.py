@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.claims import Claims, Outcome
-from rollout.config import PolicyConfig
+from rollout.config_sections import PolicyConfig
 from rollout.control import Progress, ProgressFollower, ProgressPublisher
 from rollout.environments.base import Task
 from rollout.errors import ConfigurationError
