@@ -64,6 +64,8 @@ class Config:
         told = {key: value for key, value in self.dump().items() if key not in ("run", "queue", "metrics")}
         for section, key in (("model", "path"), ("images", "allow"), ("engine", "urls")):
             told[section].pop(key)
+        if source := self.tasks.source:
+            told["tasks"]["source"] = Path(source).name if Path(source).is_absolute() else source
         return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 

@@ -149,6 +149,18 @@ def test_the_digest_ignores_where_a_run_is_kept(tmp_path: Path) -> None:
     assert load_config(path).digest() != load_config(path, ["tasks.seed=1"]).digest()
 
 
+def test_the_digest_is_that_of_the_same_files_on_another_machine(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for directory in (here, there):
+        directory.mkdir()
+        write(directory)
+    told = [
+        load_config(directory / "env.yaml", ["tasks.source=data/one.jsonl"]).digest() for directory in (here, there)
+    ]
+    assert told[0] == told[1]
+    assert told[0] != load_config(here / "env.yaml", ["tasks.source=data/two.jsonl"]).digest()
+
+
 @pytest.mark.parametrize("value", ['"4"', "true", "4.5", "[4]"])
 def test_a_scalar_of_another_type_is_refused_even_where_it_could_be_read_as_one(tmp_path: Path, value: str) -> None:
     path = write(tmp_path, VALID.replace("count: 2", f"count: {value}"))
