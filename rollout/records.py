@@ -31,8 +31,28 @@ class RolloutStatus(StrEnum):
     ABANDONED = "abandoned"
 
 
+class OfRollout:
+    """What belongs to a rollout, and names it among those of all runs and environments that share a queue."""
+
+    __slots__ = ()
+    run: str
+    environment: str
+    group: str
+    rollout: str
+
+    @property
+    def identity(self) -> str:
+        """The rollout's name."""
+        return f"{self.run}/{self.environment}/{self.rollout}"
+
+    @property
+    def group_identity(self) -> str:
+        """Its group's name."""
+        return f"{self.run}/{self.environment}/{self.group}"
+
+
 @dataclass(frozen=True, slots=True)
-class Header:
+class Header(OfRollout):
     """Whose record it is. Records of one attempt are numbered by `seq` from 0 without a gap."""
 
     run: str
@@ -41,16 +61,6 @@ class Header:
     rollout: str
     attempt: int
     seq: int
-
-    @property
-    def identity(self) -> str:
-        """Names the rollout among those of all runs and environments that share a queue."""
-        return f"{self.run}/{self.environment}/{self.rollout}"
-
-    @property
-    def group_identity(self) -> str:
-        """Names the group in the same way."""
-        return f"{self.run}/{self.environment}/{self.group}"
 
     @property
     def tag(self) -> str:

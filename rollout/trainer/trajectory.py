@@ -7,6 +7,7 @@ from typing import Any
 from renderers_adapter.descriptors import raw_mm_contract
 from renderers_adapter.tokens import TokenRun
 from rollout.messages import Message
+from rollout.records import OfRollout
 from rollout.steps import RecordError, RolloutFinished, RolloutStarted, RolloutStatus, Step
 
 ROOT = -1
@@ -29,7 +30,7 @@ class TrajectoryNode:
 
 
 @dataclass(frozen=True, slots=True)
-class Trajectory:
+class Trajectory(OfRollout):
     """One finished rollout. A failed one may lack its start, its steps, or both; it never trains."""
 
     run: str
@@ -47,16 +48,6 @@ class Trajectory:
     images: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Every image's raw descriptor, by its hash."""
     seconds: float = 0.0
-
-    @property
-    def identity(self) -> str:
-        """Its name among all runs and environments."""
-        return f"{self.run}/{self.environment}/{self.rollout}"
-
-    @property
-    def group_identity(self) -> str:
-        """Its group's name among all runs and environments."""
-        return f"{self.run}/{self.environment}/{self.group}"
 
     @property
     def group_size(self) -> int | None:
