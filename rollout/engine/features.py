@@ -13,9 +13,9 @@ from renderers_adapter.geometry import Geometry
 from renderers_adapter.refs import RawMMRef, RefError, format_ref
 from renderers_adapter.tokens import Placeholder
 from rollout.engine.errors import EngineRefused, RequestRefusedLocally
+from rollout.engine.image_refs import ImageRef, WrittenReference
 
 if TYPE_CHECKING:
-    from rollout.engine.image_refs import ImageRef
     from rollout.engine.protocol import GenerateRequest
 
 Multimodal = Literal["auto", "content_parts", "mmraw"]
@@ -75,13 +75,23 @@ def require_same_layout(told: bytes, geometry: Geometry) -> None:
         )
 
 
-def _reference(image: "ImageRef", mark: Placeholder, geometry: Geometry) -> str:
+def _reference(image: ImageRef, mark: Placeholder, geometry: Geometry) -> str:
+    reference = image.written.get(geometry.fingerprint)
+    if reference is None:
+        reference = WrittenReference(_write(image, geometry), geometry.tokens(geometry.grid(image.payload)))
+        if image.in_file:
+            image.written[geometry.fingerprint] = reference
     # An engine dies of a range that is longer than the image's embeddings, and fills a shorter one with the wrong ones.
-    tokens = geometry.tokens(geometry.grid(image.payload))
-    if mark.length != tokens:
-        raise RefError(f"the image {image.hash} takes {tokens} tokens by its layout, and has {mark.length} places")
+    if mark.length != reference.tokens:
+        raise RefError(
+            f"the image {image.hash} takes {reference.tokens} tokens by its layout, and has {mark.length} places"
+        )
+    return reference.text
+
+
+def _write(image: ImageRef, geometry: Geometry) -> str:
     run_id, name, uri = INLINE_RUN, None, None
-    if image.url.startswith("file:"):
+    if image.in_file:
         run_id, name = _place(PurePosixPath(unquote(urlsplit(image.url).path)))
     else:
         uri = image.url

@@ -50,10 +50,28 @@ class ImageRef:
             )
         return None
 
+    @property
+    def in_file(self) -> bool:
+        """Whether its reference is the name of a file, and short."""
+        return self.url.startswith("file:")
+
+    @cached_property
+    def written(self) -> dict[str, "WrittenReference"]:
+        """Its references as they went out before, by the fingerprint of the layout that they tell."""
+        return {}
+
     @cached_property
     def part(self) -> Mapping[str, str]:
         """The image as an entry of `content_parts`."""
         return {"type": "image_url", "url": self.url, "uuid": self.hash}
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenReference:
+    """A reference of our plugin, and the tokens that an image of its layout takes."""
+
+    text: str
+    tokens: int
 
 
 def _named(url: str) -> str | None:

@@ -84,6 +84,18 @@ def test_references_go_out_with_the_expanded_prompt_and_nothing_else(geometry: G
         assert (ref.mm_hash, ref.payload) == (HASH, {"image_grid_thw": [[1, 2, 4]]})
 
 
+def test_a_file_is_written_as_a_reference_once_for_all_turns(
+    geometry: Geometry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = request(f"file:///data/runs/demo-1/assets/images/{HASH}.png")
+    first = encoded(one, geometry)
+    monkeypatch.setattr("rollout.engine.features.format_ref", None)
+    assert encoded(one, geometry) == first
+    other = geometry_for("qwen_vl", {**KNOBS, "max_pixels": 131072})
+    with pytest.raises(TypeError):
+        encoded(one, other)
+
+
 def test_kimi_goes_out_under_the_engines_own_modality() -> None:
     one = request(INLINE, payload={"grid_thws": [[1, 2, 4]]})
     body = encoded(one, geometry_for("kimi_k25", KIMI))
