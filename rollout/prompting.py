@@ -74,6 +74,11 @@ class Prompt:
     whole: Path
     source: PromptSource
 
+    @property
+    def begun(self) -> LogicalIds:
+        """Where the answer's turn was opened: its opening, or some place in all of it where the turn only goes on."""
+        return self.opening if len(self.opening) else self.whole.ids
+
 
 class Prompter:
     """Builds the prompts of one rollout."""
@@ -100,6 +105,9 @@ class Prompter:
             answer = self._trace.nodes[known.answer]
             run, tail = answer.run, messages[answer.depth + 1 :]
             opening, completion = logical(run.ids[: run.sampled_from]), logical(run.ids[run.sampled_from :])
+            if not len(opening) and answer.parent != ROOT:
+                # Some templates let the model go on in its turn after a tool's result: it was opened further back.
+                opening = join(*(node.run.ids for node in self._trace.path(answer.parent)))
             try:
                 bridged = await self._renderers.bridge(opening, completion, [m.message for m in tail], tools)
             except BridgeRefused as refusal:

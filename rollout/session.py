@@ -112,7 +112,7 @@ class Session:
         self._require_usable(generation, request)
         clock.lap("engine")
 
-        parsed = self._policy.renderers.parse(prompt.opening, generation.token_ids, tools)
+        parsed = self._policy.renderers.parse(prompt.begun, generation.token_ids, tools)
         message, calls = _assistant_message(parsed, turn)
         clock.lap("parse")
 

@@ -95,7 +95,11 @@ async def test_a_family_plays_a_whole_rollout(
         reply = await played.say(asked, played.call(asked), TOOLS)
         told: Any = [*red, {"type": "text", "text": "red"}] if sees else "red"
         asked.append({"role": "tool", "tool_call_id": reply.tool_calls[0].id, "name": "look", "content": told})
+        await played.say(asked, played.call(asked[:2]), TOOLS)
+        asked.append({"role": "tool", "tool_call_id": "functions.look:0", "name": "look", "content": "blue"})
         await played.say(asked, played.text("Seen."), TOOLS)
+        sources = [step.prompt_source for step in played.steps[-2:]]
+        assert sources == (["thinking"] if family == "deepseek-r1" else ["bridge"]) * 2
         assert [(call.name, call.arguments, call.error) for call in reply.tool_calls] == [("look", {"n": 1}, None)]
     if not sees:
         with pytest.raises(MessageError, match="takes text only"):
@@ -106,4 +110,4 @@ async def test_a_family_plays_a_whole_rollout(
     sampled = sum(len(node.run.logprobs) for node in trajectory.nodes)
     assert sum(int(sample.mask.sum()) for sample in samples(trajectory)) == sampled
     seen = [len(turn.images) for turn in played.engine.turns.values()]
-    assert seen == [count * sees for count in ([1, 3, 3, 0, 1] if takes_tools else [1, 3, 3])]
+    assert seen == [count * sees for count in ([1, 3, 3, 0, 1, 1] if takes_tools else [1, 3, 3])]
