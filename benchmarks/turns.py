@@ -147,6 +147,8 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.turns < EARLY:
+        parser.error(f"--turns must be at least {EARLY}, the turn that the last one is compared with")
     found = {"rollout": measure(ours, arguments.turns, arguments.rollouts)}
     if importlib.util.find_spec("verifiers"):
         peers = importlib.import_module("benchmarks.turns_verifiers")
