@@ -1,7 +1,8 @@
 """Engines that are killed in the middle of a push, under a launch, with networks whose tokens tell their version.
 
 The trainer is this test: it publishes, it reads what the workers play, and it is another one in each round. In every
-round one of two engines is killed somewhere in a push and started anew with the weights that it began with.
+round one of two engines is killed somewhere in a push and started anew with the weights that it began with. The engines
+are ours, and then vLLM, of which `make verify` plays all rounds.
 """
 
 import os
@@ -17,23 +18,39 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from renderers_adapter.tokenizer import FastTokenizer, load_tokenizer
 from rollout.engine.updates import EngineState
 from rollout.serving.tiny_model.checkpoint import make
+from rollout.serving.vllm import VllmServer, VllmSettings
 from rollout.trainer import BlockingReader, PolicyPublisher, PublisherSettings, Trajectory, check
 from rollout.versions import OnUpdate
 from tests.marking import telling, told_versions
 
 WAIT = 120.0
 MODES: tuple[OnUpdate, ...] = ("keep", "wait", "abort")
+VLLM = Path(__file__).parents[3] / ".venv-vllm" / "bin" / "vllm"
+VLLM_FLAGS = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "512")
+ROUNDS = {"transformers": MODES, "vllm": MODES if os.environ.get("ROLLOUT_TESTS") == "full" else ("wait",)}
+
+
+class Engine(Protocol):
+    """An engine as a process of its own."""
+
+    @property
+    def url(self) -> str: ...
+
+    def start(self) -> None: ...
+
+    def kill(self) -> None: ...
 
 
 @dataclass
-class Engine:
-    """`rollout serve transformers` as a process."""
+class Transformers:
+    """`rollout serve transformers`."""
 
     model: Path
     port: int
@@ -53,6 +70,29 @@ class Engine:
         if self.process is not None:
             self.process.kill()
             self.process.communicate()
+
+
+class Vllm:
+    """`rollout serve vllm`."""
+
+    def __init__(self, model: Path, port: int) -> None:
+        settings = VllmSettings(str(model), model.parent, "tiny", port=port, executable=VLLM, flags=VLLM_FLAGS)
+        environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+        self.server = VllmServer(settings, model.parent / f"{port}.log", environment=environment)
+
+    @property
+    def url(self) -> str:
+        return self.server.settings.url
+
+    def start(self) -> None:
+        self.server.start()
+        self.server.wait_until_ready(2 * WAIT, lambda seconds, line: None)
+
+    def kill(self) -> None:
+        self.server.kill()
+
+
+KINDS: dict[str, Callable[[Path, int], Engine]] = {"transformers": Transformers, "vllm": Vllm}
 
 
 @dataclass
@@ -109,13 +149,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return marked
 
 
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which engine it is."""
+    named: str = request.param
+    return named
+
+
 @pytest.fixture
-def engines(model: Path) -> Iterator[tuple[Engine, Engine]]:
+def engines(kind: str, model: Path) -> Iterator[tuple[Engine, Engine]]:
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     ports = [listener.getsockname()[1] for listener in listeners]
     for listener in listeners:
         listener.close()
-    first, second = (Engine(model, port) for port in ports)
+    first, second = (KINDS[kind](model, port) for port in ports)
     try:
         first.start()
         second.start()
@@ -198,6 +245,7 @@ class Publishing:
 
 def test_the_run_goes_on_with_the_other_and_no_token_is_labelled_with_a_version_that_did_not_sample_it(
     tmp_path: Path,
+    kind: str,
     model: Path,
     engines: tuple[Engine, Engine],
     trainer: Trainer,
@@ -207,7 +255,7 @@ def test_the_run_goes_on_with_the_other_and_no_token_is_labelled_with_a_version_
     publishing = Publishing(model)
     published = publishing.published
     running = None
-    for number, mode in enumerate(MODES):
+    for number, mode in enumerate(ROUNDS[kind]):
         controls = {"babble": f"file://{tmp_path}/control"}
         settings = PublisherSettings(
             tuple(engine.url for engine in engines), tmp_path / "policy", controls, mode, WAIT, reference=model
