@@ -184,5 +184,5 @@ class MetricsConfig(Section):
 
 
 class RunSection(Section):
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_.-]+$", description="Begins the run's id.")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", description="Begins the run's id.")
     directory: ConfigPath = Field(default="runs", validate_default=True, description="Holds the runs' directories.")

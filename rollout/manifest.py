@@ -89,10 +89,17 @@ def resume(path: Path, overrides: Sequence[str], files: Sequence[Path] = ()) -> 
     for entry in told:
         given = (*entry["overrides"], *overrides)
         member = Member(Path(entry["file"]), given, load_config(Path(entry["file"]), given))
-        kept = yaml.safe_load((path / f"{entry['environment']}.yaml").read_text("utf-8"))
-        _require_same_tasks(member, kept, path)
+        _require_same_tasks(member, _kept(path / f"{entry['environment']}.yaml"), path)
         members.append(member)
     return directory, members
+
+
+def _kept(file: Path) -> dict[str, Any]:
+    try:
+        kept: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CannotResume(f"{file}: what the run was begun with cannot be read: {error}. Begin a new run.") from None
+    return kept
 
 
 def _require_same_tasks(member: Member, kept: dict[str, Any], path: Path) -> None:

@@ -1,5 +1,6 @@
 """A launch remembers how it was begun, and a run's directory has one master."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,24 @@ def test_the_password_of_a_queue_stays_out_of_the_run_and_is_there_again_when_it
 def test_where_no_launch_was_begun_none_is_resumed(tmp_path: Path) -> None:
     with pytest.raises(CannotResume, match="no launch was begun here"):
         resume(tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda file: file.write_bytes(b"\xff"), lambda file: file.write_text("[")]
+)
+def test_a_run_whose_kept_configuration_is_lost_is_not_resumed(
+    config: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    directory, _ = begin([config], [f"run.directory={tmp_path}"])
+    damage(directory.path / "color_codeword.yaml")
+    with pytest.raises(CannotResume, match=r"color_codeword\.yaml: what the run was begun with cannot be read"):
+        resume(directory.path, [])
+
+
+@pytest.mark.parametrize("name", ["..", ".hidden"])
+def test_no_run_has_a_name_that_leads_elsewhere(config: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"run\.name"):
+        begin([config], [f"run.directory={tmp_path}", f"run.name={name}"])
 
 
 def test_two_environments_of_one_name_are_refused(config: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from rollout.engine.errors import EngineError
 from rollout.engine.http import EngineHttp
 from rollout.engine.updates import EngineState, states_of, update
 from rollout.errors import RolloutError
-from rollout.trainer.weights import Edition, Saver, WeightsDirectory
+from rollout.trainer.weights import Edition, Saver, WeightsDirectory, WeightsError
 from rollout.versions import OnUpdate
 from transports import QueueError
 
@@ -185,7 +185,7 @@ class AsyncPolicyPublisher:
                         mode=settings.on_update,
                         unchanged=lambda: self._weights.edition == edition,
                     )
-            except EngineError as error:
+            except (EngineError, WeightsError) as error:
                 behind[url] = str(error)
             except TimeoutError:
                 behind[url] = f"{url} had not the new weights after {settings.timeout:g} s (policy.update_timeout)."

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -203,6 +204,21 @@ async def test_weights_that_no_engine_could_load_reach_none(settings: PublisherS
             await publisher.publish(2, lambda directory: (directory / "model.safetensors").write_bytes(b"x"))
         assert set((await publisher.states()).values()) == {EngineState("1", paused=False)}
         assert publisher.version == 1
+
+
+async def test_a_version_that_became_unreadable_during_the_push_is_a_named_failure(
+    settings: PublisherSettings, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = module.update
+
+    async def spoil_and_update(*arguments: Any, **keywords: Any) -> None:
+        (settings.weights / "policy_version.json").write_text("nothing")
+        await update(*arguments, **keywords)
+
+    monkeypatch.setattr(module, "update", spoil_and_update)
+    async with AsyncPolicyPublisher(settings) as publisher:
+        with pytest.raises(PushFailed, match="does not tell a version"):
+            await publisher.publish(1, save)
 
 
 async def test_there_is_one_publisher_for_a_directory(settings: PublisherSettings) -> None:
