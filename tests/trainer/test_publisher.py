@@ -12,7 +12,7 @@ import pytest
 
 from rollout.config import load_config
 from rollout.control import Progress, ProgressFollower, ProgressPublisher
-from rollout.engine.updates import EngineState
+from rollout.engine.updates import EngineState, update
 from rollout.errors import ConfigurationError
 from rollout.publishing import publisher_settings
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
@@ -209,13 +209,11 @@ async def test_weights_that_no_engine_could_load_reach_none(settings: PublisherS
 async def test_a_version_that_became_unreadable_during_the_push_is_a_named_failure(
     settings: PublisherSettings, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update = module.update
-
     async def spoil_and_update(*arguments: Any, **keywords: Any) -> None:
         (settings.weights / "policy_version.json").write_text("nothing")
         await update(*arguments, **keywords)
 
-    monkeypatch.setattr(module, "update", spoil_and_update)
+    monkeypatch.setattr(f"{module.__name__}.update", spoil_and_update)
     async with AsyncPolicyPublisher(settings) as publisher:
         with pytest.raises(PushFailed, match="does not tell a version"):
             await publisher.publish(1, save)
