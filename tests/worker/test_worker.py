@@ -77,13 +77,16 @@ async def test_a_rollout_whose_workers_died_too_often_is_failed_unplayed(
 
 
 async def test_what_may_have_killed_two_workers_is_played_alone(config: Config, policy: Policy, tmp_path: Path) -> None:
-    suspects, company = {"0", "1"}, set[str]()
-    beside: dict[str, set[str]] = {}
+    company, beside = set[str](), dict[str, set[str]]()
+    met, go_on = anyio.Event(), anyio.Event()
 
     async def counted(task: Task, model: Model) -> Score:
         company.add(task.id)
         for other in company:
             beside.setdefault(other, set()).update(company - {other})
+        if len(company) == 4:
+            met.set()
+        await go_on.wait()
         await anyio.sleep(0.02)
         company.remove(task.id)
         return await well(task, model)
@@ -95,15 +98,22 @@ async def test_what_may_have_killed_two_workers_is_played_alone(config: Config, 
                 if rollout == "2.0":
                     at.claims.fail(claim)
         group.start_soon(at.worker.run)
-        await at.order(6)
+        await at.order(4, first=2)
+        with anyio.fail_after(20):
+            await met.wait()
+        await at.order(2)  # while the others play, and come back only when they are told to
+        go_on.set()
         ended = await at.ended(6)
         at.worker.drain()
     assert {trajectory.status for trajectory in ended.values()} == {"ok"}
-    # Who of the others is beside whom depends on when the suspects get their turn.
-    together = {task for task, others in beside.items() if others}
-    assert together
-    assert together <= {"2", "3", "4", "5"}
-    assert not any(others & suspects for others in beside.values())
+    assert beside == {
+        "0": set(),
+        "1": set(),
+        "2": {"3", "4", "5"},
+        "3": {"2", "4", "5"},
+        "4": {"2", "3", "5"},
+        "5": {"2", "3", "4"},
+    }
 
 
 async def test_a_rollout_that_is_done_is_only_acked(config: Config, policy: Policy, tmp_path: Path) -> None:
