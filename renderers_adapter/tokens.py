@@ -61,17 +61,47 @@ class Placeholder:
     length: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Expanded:
-    """A path of token runs as the engine sees it, with everything that is aligned to it."""
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What training asks of every token of a path: was it sampled, how likely was it, is it part of an image."""
 
-    ids: ExpandedIds
     sampled: npt.NDArray[np.bool_]
     logprobs: Logprobs
     token_types: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expanded:
+    """A path of token runs as the engine sees it.
+
+    Attributes:
+        starts: where each run begins, and last where the path ends.
+    """
+
+    runs: tuple[TokenRun, ...]
+    ids: ExpandedIds
     placeholders: tuple[Placeholder, ...]
     starts: tuple[int, ...]
-    """Where each run begins, and last where the path ends."""
+
+    def labels(self) -> Labels:
+        """Aligned to `ids`. Made when asked for: workers hold thousands of paths, and only trainers want this."""
+        sampled = np.zeros(len(self.ids), np.bool_)
+        logprobs = np.zeros(len(self.ids), np.float32)
+        types = np.zeros(len(self.ids), np.uint8)
+        for run, end in zip(self.runs, self.starts[1:], strict=True):
+            # Images come before what is sampled, which therefore lies unchanged at the end of its run.
+            begin = end - len(run.logprobs)
+            sampled[begin:end] = True
+            logprobs[begin:end] = run.logprobs
+        for mark in self.placeholders:
+            types[mark.offset : mark.offset + mark.length] = 1
+        return Labels(sampled, logprobs, types)
+
+    def beginning(self, runs: int) -> "Expanded":
+        """The first so many runs, in the memory of this path."""
+        kept, end = self.runs[:runs], self.starts[runs]
+        images = sum(len(run.images) for run in kept)
+        return Expanded(kept, ExpandedIds(self.ids[:end]), self.placeholders[:images], self.starts[: runs + 1])
 
 
 def logical(ids: Sequence[int] | npt.NDArray[np.int32]) -> LogicalIds:
@@ -93,51 +123,34 @@ def expand(runs: Sequence[TokenRun], *, pad_id: int | None) -> Expanded:
     sizes = [len(run.ids) for run in runs]
     offsets = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
     ids = np.concatenate([run.ids for run in runs]) if runs else np.zeros(0, np.int32)
-    sampled = np.zeros(len(ids), np.bool_)
-    logprobs = np.zeros(len(ids), np.float32)
     slots: list[tuple[int, ImageSlot]] = []
     for run, start, size in zip(runs, offsets[:-1].tolist(), sizes, strict=True):
-        if run.sampled_from < size:
-            if len(run.logprobs) != size - run.sampled_from:
-                raise AdapterError(
-                    f"a run holds {size - run.sampled_from} sampled tokens and {len(run.logprobs)} log-probs"
-                )
-            sampled[start + run.sampled_from : start + size] = True
-            logprobs[start + run.sampled_from : start + size] = run.logprobs
+        if len(run.logprobs) != size - run.sampled_from:
+            raise AdapterError(
+                f"a run holds {size - run.sampled_from} sampled tokens and {len(run.logprobs)} log-probs"
+            )
         slots += [(start + slot.offset, slot) for slot in run.images]
     _require_slots_on_pads(ids, slots, pad_id)
     if not slots:
-        types = np.zeros(len(ids), np.uint8)
-        return Expanded(ExpandedIds(ids), sampled, logprobs, types, (), tuple(offsets.tolist()))
+        return Expanded(tuple(runs), ExpandedIds(ids), (), tuple(offsets.tolist()))
     at = np.fromiter((position for position, _ in slots), np.int64, len(slots))
     lengths = np.fromiter((slot.length for _, slot in slots), np.int64, len(slots))
     repeats = np.ones(len(ids), np.int64)
     repeats[at] = lengths
-    types = np.zeros(len(ids), np.uint8)
-    types[at] = 1
     shift = np.concatenate(([0], np.cumsum(lengths - 1)))
     placeholders = tuple(
         Placeholder(slot.hash, int(position + shift[k]), slot.length) for k, (position, slot) in enumerate(slots)
     )
     starts = offsets + shift[np.searchsorted(at, offsets, side="left")]
-    return Expanded(
-        ExpandedIds(np.repeat(ids, repeats)),
-        np.repeat(sampled, repeats),
-        np.repeat(logprobs, repeats),
-        np.repeat(types, repeats),
-        placeholders,
-        tuple(starts.tolist()),
-    )
+    return Expanded(tuple(runs), ExpandedIds(np.repeat(ids, repeats)), placeholders, tuple(starts.tolist()))
 
 
 def extend(before: Expanded, added: Expanded) -> Expanded:
     """A path and what was added to it, expanded; the same as expanding all of its runs at once, but cheaper."""
     length = len(before.ids)
     return Expanded(
+        (*before.runs, *added.runs),
         ExpandedIds(np.concatenate((before.ids, added.ids))),
-        np.concatenate((before.sampled, added.sampled)),
-        np.concatenate((before.logprobs, added.logprobs)),
-        np.concatenate((before.token_types, added.token_types)),
         (*before.placeholders, *(moved(mark, length) for mark in added.placeholders)),
         (*before.starts[:-1], *(start + length for start in added.starts)),
     )

@@ -6,6 +6,7 @@ it again.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from renderers_adapter.geometry import Geometry
@@ -20,7 +21,13 @@ from rollout.trace import Node
 class _Known:
     reference: ImageRef
     tokens: int
-    record: Mapping[str, Any]
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What the queue is told of it: its layout, and where it lies."""
+        url = self.reference.url
+        source = {"raw_uri": url} if url.startswith("data:") else {"raw_image_id": url.rpartition("/")[2]}
+        return {"payload": self.reference.payload, **source}
 
 
 class ImageTable:
@@ -50,12 +57,8 @@ class ImageTable:
                     f"messages[{first + image.message_index}] holds an image, and the renderer of this model takes "
                     "text only; choose a multimodal one in model.renderer."
                 )
-            layout = self._geometry.layout(width=image.width, height=image.height)
-            inline = image.url.startswith("data:")
-            source = {"raw_uri": image.url} if inline else {"raw_image_id": image.file_name}
-            payload = self._geometry.payload(layout)
-            reference = ImageRef(image.url, image.mm_hash, payload)
-            self._known[image.mm_hash] = _Known(reference, layout.tokens, {"payload": payload, **source})
+            payload, tokens = _layout(self._geometry, image.width, image.height)
+            self._known[image.mm_hash] = _Known(ImageRef(image.url, image.mm_hash, payload), tokens)
 
     def tokens(self, mm_hash: str) -> int:
         """How many tokens an image becomes."""
@@ -72,3 +75,10 @@ class ImageTable:
         )
         self._introduced.update(new)
         return {mm_hash: self._known[mm_hash].record for mm_hash in new}
+
+
+@lru_cache(maxsize=1024)
+def _layout(geometry: Geometry, width: int, height: int) -> tuple[Mapping[str, Any], int]:
+    """The layout as a descriptor tells it, the same object for all images of a size, and how many tokens it takes."""
+    layout = geometry.layout(width=width, height=height)
+    return geometry.payload(layout), layout.tokens

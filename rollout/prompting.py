@@ -60,6 +60,13 @@ class Path:
     ids: LogicalIds
     expanded: Expanded
 
+    def within(self, longer: "Path") -> "Path":
+        """The same in the memory of a path that goes on from it; this one where that path does not."""
+        runs = self.expanded.runs
+        if not runs or longer.expanded.runs[len(runs) - 1 : len(runs)] != runs[-1:]:
+            return self
+        return Path(self.leaf, LogicalIds(longer.ids[: len(self.ids)]), longer.expanded.beginning(len(runs)))
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -144,7 +151,8 @@ class Prompter:
         runs = [*(draft.run for draft in drafts), TokenRun(opening, len(opening))]
         expanded = extend(base.expanded, expand(runs, pad_id=self._renderers.pad_id))
         whole = Path(base.leaf, join(base.ids, *(run.ids for run in runs)), expanded)
-        return Prompt(base, drafts, opening, whole, source)
+        self._share(whole)
+        return Prompt(base.within(whole), drafts, opening, whole, source)
 
     def _draft(self, message: CanonicalMessage, segment: Segment) -> Draft:
         slots = tuple(
@@ -160,7 +168,13 @@ class Prompter:
         runs = [node.run for node in self._trace.path(leaf)]
         return self._keep(Path(leaf, join(*(run.ids for run in runs)), expand(runs, pad_id=self._renderers.pad_id)))
 
+    def _share(self, longest: Path) -> None:
+        """Let every path that this one goes on from lie in its memory: a long conversation is there once."""
+        for leaf, path in self._paths.items():
+            self._paths[leaf] = path.within(longest)
+
     def _keep(self, path: Path) -> Path:
+        self._share(path)
         self._paths[path.leaf] = path
         if len(self._paths) > _REMEMBERED:
             self._paths.popitem(last=False)

@@ -10,8 +10,6 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,48 +17,32 @@ _HASH = re.compile(r"[0-9a-f]{16,128}")
 _URL = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,|file:///")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class ImageRef:
     """Where the engine reads an image, the hash it is known by, and the layout that a reference of our plugin tells.
 
-    The same object goes out with every turn of a rollout; what follows from it is found out once.
+    The same object goes out with every turn of a rollout, and is compared with what it points to once.
+
+    Attributes:
+        fault: why no engine may be sent this; none: it is sound.
+        written: its references as they went out before, by the fingerprint of the layout that they tell.
     """
 
     url: str
     hash: str
     payload: Mapping[str, Any] = field(default_factory=dict)
+    fault: str | None = field(init=False)
+    written: dict[str, "WrittenReference"] = field(init=False, default_factory=dict)
 
-    @cached_property
-    def fault(self) -> str | None:
-        """Why no engine may be sent this; none: it is sound."""
-        url: object = self.url
-        if not isinstance(url, str) or not _URL.match(url):
-            found = repr(url)
-            return (
-                f"is {found[:60]}; every image needs its data:image/…;base64 or file:/// reference in every request, "
-                "whatever the engine may have cached."
-            )
-        if not _HASH.fullmatch(self.hash):
-            return f"has the hash {self.hash!r}, which is not lower-case hex."
-        named = _named(url)
-        if named is None or not named.startswith(self.hash):
-            return (
-                f"is called {self.hash}, but its reference {url[:80]!r} stands for {named or 'no image'}. "
-                "The engine would answer for the wrong image."
-            )
-        return None
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fault", _fault(self.url, self.hash))
 
     @property
     def in_file(self) -> bool:
         """Whether its reference is the name of a file, and short."""
         return self.url.startswith("file:")
 
-    @cached_property
-    def written(self) -> dict[str, "WrittenReference"]:
-        """Its references as they went out before, by the fingerprint of the layout that they tell."""
-        return {}
-
-    @cached_property
+    @property
     def part(self) -> Mapping[str, str]:
         """The image as an entry of `content_parts`."""
         return {"type": "image_url", "url": self.url, "uuid": self.hash}
@@ -74,9 +56,27 @@ class WrittenReference:
     tokens: int
 
 
+def _fault(url: object, name: str) -> str | None:
+    if not isinstance(url, str) or not _URL.match(url):
+        found = repr(url)
+        return (
+            f"is {found[:60]}; every image needs its data:image/…;base64 or file:/// reference in every request, "
+            "whatever the engine may have cached."
+        )
+    if not _HASH.fullmatch(name):
+        return f"has the hash {name!r}, which is not lower-case hex."
+    named = _named(url)
+    if named is None or not named.startswith(name):
+        return (
+            f"is called {name}, but its reference {url[:80]!r} stands for {named or 'no image'}. "
+            "The engine would answer for the wrong image."
+        )
+    return None
+
+
 def _named(url: str) -> str | None:
     if url.startswith("file:"):
-        return PurePosixPath(urlsplit(url).path).stem
+        return urlsplit(url).path.rpartition("/")[2].partition(".")[0]
     try:
         data = binascii.a2b_base64(url.partition(",")[2], strict_mode=True)
     except ValueError:

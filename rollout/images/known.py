@@ -12,10 +12,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """What is known of one image: `url` is the canonical one, `width` and `height` are as displayed."""
+    """What is known of one image.
+
+    Attributes:
+        url: the canonical one.
+        mm_hash: the image's name on the wire to the engine, the first half of its sha256.
+        width: as displayed; `height` likewise.
+    """
 
     url: str
     sha256: str
+    mm_hash: str
     file_name: str
     width: int
     height: int

@@ -24,6 +24,7 @@ class PreparedImage:
         part_index: of the part in its message's content; for an image in a tool result, that of the outermost part.
         url: as it now stands in the message.
         sha256: of the encoded bytes, 64 hex digits.
+        mm_hash: the image's name on the wire to the engine.
         file_name: of the image as an asset, whether or not it is stored as one.
         width: as displayed, after orientation; `height` likewise.
     """
@@ -32,16 +33,12 @@ class PreparedImage:
     part_index: int
     url: str
     sha256: str
+    mm_hash: str
     file_name: str
     width: int
     height: int
     n_bytes: int
     media_type: str
-
-    @property
-    def mm_hash(self) -> str:
-        """The image's name on the wire to the engine."""
-        return self.sha256[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +88,7 @@ def _commit(parts: Sequence[ImagePart], assets: Sequence[Asset], bytes_written: 
             part.part_index,
             asset.url,
             asset.sha256,
+            asset.mm_hash,
             asset.file_name,
             asset.width,
             asset.height,

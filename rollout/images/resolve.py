@@ -117,6 +117,7 @@ class ImageResolver:
         return Asset(
             url=self._store.url(file_name),
             sha256=sha256,
+            mm_hash=sha256[:32],
             file_name=file_name,
             width=info.width,
             height=info.height,

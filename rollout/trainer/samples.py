@@ -98,6 +98,7 @@ def samples(trajectory: Trajectory) -> list[TrainingSample]:
 
 def _sample(trajectory: Trajectory, path: list[TrajectoryNode], fresh: set[int]) -> TrainingSample:
     expanded = expand([node.run for node in path], pad_id=trajectory.pad_id)
+    labels = expanded.labels()
     length = len(expanded.ids)
     mask, content = np.zeros(length, np.bool_), np.zeros(length, np.uint8)
     version_index = np.full(length, -1, np.int16)
@@ -122,8 +123,8 @@ def _sample(trajectory: Trajectory, path: list[TrajectoryNode], fresh: set[int])
         reward=float(trajectory.reward or 0.0),
         token_ids=expanded.ids,
         mask=mask,
-        logprobs=expanded.logprobs,
-        token_types=expanded.token_types,
+        logprobs=labels.logprobs,
+        token_types=labels.token_types,
         version_index=version_index,
         versions=tuple(versions),
         content=content,

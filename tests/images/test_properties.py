@@ -118,7 +118,8 @@ class Reference:
         else:
             url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
         size = (width, height, len(data))
-        self.images.append(PreparedImage(message, index, url, sha256, name, *size, media_type=f"image/{kind}"))
+        found = PreparedImage(message, index, url, sha256, sha256[:32], name, *size, media_type=f"image/{kind}")
+        self.images.append(found)
         return url
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderers_adapter.errors import AdapterError
-from renderers_adapter.tokens import ImageSlot, PlaceholderError, TokenRun, expand, extend, logical
+from renderers_adapter.tokens import Expanded, ImageSlot, PlaceholderError, TokenRun, expand, extend, logical
 
 PAD = 99
 
@@ -42,12 +42,13 @@ def test_expansion_equals_writing_it_out(path: list[TokenRun]) -> None:
         starts.append(len(ids))
 
     expanded = expand(path, pad_id=PAD)
+    labels = expanded.labels()
 
     assert expanded.ids.tolist() == ids
-    assert expanded.sampled.tolist() == sampled
-    assert expanded.token_types.tolist() == types
+    assert labels.sampled.tolist() == sampled
+    assert labels.token_types.tolist() == types
     assert [(mark.hash, mark.offset, mark.length) for mark in expanded.placeholders] == places
-    assert expanded.logprobs.tolist() == [-0.5 if s else 0.0 for s in sampled]
+    assert labels.logprobs.tolist() == [-0.5 if s else 0.0 for s in sampled]
     assert list(expanded.starts) == starts
 
 
@@ -55,9 +56,20 @@ def test_expansion_equals_writing_it_out(path: list[TokenRun]) -> None:
 def test_extending_a_path_equals_expanding_all_of_it(path: list[TokenRun], cut: int) -> None:
     whole = expand(path, pad_id=PAD)
     extended = extend(expand(path[:cut], pad_id=PAD), expand(path[cut:], pad_id=PAD))
-    for name in ("ids", "sampled", "logprobs", "token_types"):
-        assert np.array_equal(getattr(extended, name), getattr(whole, name))
-    assert (extended.placeholders, extended.starts) == (whole.placeholders, whole.starts)
+    assert_same(extended, whole)
+
+
+@given(st.lists(runs(), max_size=6), st.integers(0, 6))
+def test_the_beginning_of_a_path_is_the_shorter_path_in_the_same_memory(path: list[TokenRun], cut: int) -> None:
+    whole, cut = expand(path, pad_id=PAD), min(cut, len(path))
+    beginning = whole.beginning(cut)
+    assert_same(beginning, expand(path[:cut], pad_id=PAD))
+    assert beginning.ids.base is whole.ids
+
+
+def assert_same(path: Expanded, other: Expanded) -> None:
+    assert (path.runs, path.placeholders, path.starts) == (other.runs, other.placeholders, other.starts)
+    assert np.array_equal(path.ids, other.ids)
 
 
 @given(runs())
