@@ -1,7 +1,8 @@
 """Workers as processes of this machine.
 
-A death is learned from waitpid, at once. Each worker leads a process group, which ends with it; a keeper process ends
-those groups should this process be killed.
+A death is learned from waitpid, at once, even if what the worker had started still holds its output: asyncio waits for
+the pipes of a process that it made itself, and so this one is ours. Each worker leads a process group, which ends with
+it; a keeper process ends those groups should this process be killed.
 """
 
 import asyncio
@@ -18,7 +19,11 @@ from typing import Self
 
 import anyio
 
+from rollout.places import NotStarted
+
 _OUTPUT_BYTES = 16 << 20
+_LONGEST_LINE = 16 << 20
+"""A worker's first beat tells all of its metrics."""
 _LAST_WORDS = 1.0
 
 
@@ -30,15 +35,14 @@ class LocalWorker:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        output: Path,
+        printing: "asyncio.Task[None]",
         keeper: "Keeper",
     ) -> None:
         self._process = process
         self._reader = reader
         self._writer = writer
+        self._printing = printing
         self._keeper = keeper
-        assert process.stdout is not None
-        self._printing = asyncio.create_task(_keep_output(process.stdout, output))
 
     @property
     def pid(self) -> int:
@@ -116,26 +120,41 @@ class LocalPlace:
 
     async def start(self, name: str, command: Sequence[str], output: Path) -> LocalWorker:
         ours, theirs = socket.socketpair()
-        with theirs:
+        printed, prints = os.pipe()
+        printing = asyncio.create_task(_keep_output(printed, output))
+        try:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 "--supervisor-fd",
                 str(theirs.fileno()),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=prints,
                 stderr=subprocess.STDOUT,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
+        except OSError as error:
+            ours.close()
+            raise NotStarted(f"no process for {name}: {error}") from error
+        finally:
+            os.close(prints)
+            theirs.close()
         self._keeper.remember(process.pid)
-        reader, writer = await asyncio.open_connection(sock=ours)
-        return LocalWorker(process, reader, writer, output, self._keeper)
+        reader, writer = await asyncio.open_connection(sock=ours, limit=_LONGEST_LINE)
+        return LocalWorker(process, reader, writer, printing, self._keeper)
 
 
-async def _keep_output(stream: asyncio.StreamReader, path: Path) -> None:
+async def _keep_output(pipe: int, path: Path) -> None:
     """Write what workers print into a file, up to a limit; the rest is read and dropped."""
-    with path.open("ab", buffering=0) as file:
-        while data := await stream.read(1 << 20):
-            if file.tell() < _OUTPUT_BYTES:
-                with suppress(OSError):
-                    file.write(data[: _OUTPUT_BYTES - file.tell()])
+    printed = asyncio.StreamReader()
+    with path.open("ab", buffering=0) as file, os.fdopen(pipe, "rb", buffering=0) as end:
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(printed), end
+        )
+        try:
+            while data := await printed.read(1 << 20):
+                if file.tell() < _OUTPUT_BYTES:
+                    with suppress(OSError):
+                        file.write(data[: _OUTPUT_BYTES - file.tell()])
+        finally:
+            transport.close()

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import anyio
 import structlog
+from anyio.abc import TaskGroup
 
 from rollout.errors import RolloutError
 from rollout.link import Beat, Halted, Orders, decode_report, encode_orders
 from rollout.metrics.summing import Tally
 from rollout.places import NotStarted, Place, WorkerProcess
-from transports import Queue
+from transports import Queue, QueueError
 
 log = structlog.get_logger()
 
@@ -29,6 +30,8 @@ _LEFT_TO_DRAIN = 15.0
 """Seconds on top of `worker.grace` before a worker that should drain is killed."""
 _BUDGET_SECONDS = 3600.0
 _LAST_REPORTS = 1.0
+_RELEASE = 5.0
+"""Seconds for the queue to release what a dead worker had leased; after that, its leases are left to lapse."""
 _PAUSES = (0.2, 30.0)
 _SUMMED = ("finished", "turns", "tokens", "reward", "rewards", "retries")
 
@@ -112,7 +115,7 @@ class Fleet:
             try:
                 async with anyio.create_task_group() as group:
                     for post in self.posts:
-                        group.start_soon(self._hold, post)
+                        group.start_soon(self._hold, post, group)
                     await self._told_to_end.wait()
             finally:
                 self.kill()
@@ -139,18 +142,19 @@ class Fleet:
             if post.process is not None:
                 post.process.tell(encode_orders(self._orders(post.environment)))
 
-    async def _hold(self, post: Post) -> None:
+    async def _hold(self, post: Post, group: TaskGroup) -> None:
         pause, longest = _PAUSES
         while self._ending is None:
-            code, reason = await self._one_life(post)
+            code, reason = await self._one_life(post, group)
             if self._ending is not None:
                 return
             useful = post.beat.turns > 0
             self._bury(post, code, reason)
             pause = _PAUSES[0] if useful else min(2 * pause, longest)
-            await anyio.sleep(pause)
+            with anyio.move_on_after(pause):
+                await self._told_to_end.wait()
 
-    async def _one_life(self, post: Post) -> tuple[int, str]:
+    async def _one_life(self, post: Post, fleet: TaskGroup) -> tuple[int, str]:
         """Start a worker and stay with it to its end; its exit code, and what it said of it."""
         try:
             process = await self._place.start(post.name, post.command, post.output)
@@ -171,7 +175,7 @@ class Fleet:
                 log.info("worker ended", worker=post.name, pid=process.pid, code=code)
                 process.kill()  # what it had started ends with it
                 if post.beat.holder:
-                    await post.tasks.disown(post.beat.holder)
+                    fleet.start_soon(self._release, post, post.beat.holder)
                 with anyio.move_on_after(_LAST_REPORTS):
                     await heard_out.wait()
                 group.cancel_scope.cancel()
@@ -191,6 +195,14 @@ class Fleet:
                 case Halted():
                     said.append(report.reason)
         heard_out.set()
+
+    async def _release(self, post: Post, holder: str) -> None:
+        """End the leases of a worker that is gone. Nobody waits for it: a queue may be slow, or away."""
+        try:
+            with anyio.fail_after(_RELEASE, shield=True):
+                await post.tasks.disown(holder)
+        except (QueueError, TimeoutError) as error:
+            log.warning("the leases of a dead worker will lapse", worker=post.name, error=str(error))
 
     async def _mind_silence(self, post: Post, process: WorkerProcess) -> None:
         stopping_since: float | None = None

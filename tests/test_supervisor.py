@@ -11,7 +11,9 @@ from rollout.link import Beat, Halted, Orders, decode_report, encode_report
 from rollout.processes import LocalPlace
 from rollout.supervisor import Fleet, Post, RestartBudget, WorkersDie
 from tests.procfs import process_state
-from transports import open_queue
+from transports import Queue, QueueError, open_queue
+from transports.errors import QueueStorageError
+from transports.memory import MemoryQueue
 
 SCRIPT = """
 import sys, time
@@ -26,10 +28,27 @@ print("engines", *orders.engines, flush=True)
 """
 
 
-def fleet(directory: Path, then: str, *, restarts: int, workers: int = 1) -> Fleet:
+class StuckQueue(MemoryQueue):
+    """Another handle's leases are ended only when the test says so, or cannot be."""
+
+    def __init__(self, error: QueueError | None = None) -> None:
+        super().__init__("memory://stuck", lease="record", consume=None)
+        self.error = error
+        self.asked, self.released = 0, 0
+        self.go_on = anyio.Event()
+
+    async def disown(self, holder: str) -> None:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        await self.go_on.wait()
+        self.released += 1
+
+
+def fleet(directory: Path, then: str, *, restarts: int, workers: int = 1, tasks: Queue | None = None) -> Fleet:
     (directory / "worker.py").write_text(SCRIPT + then)
     budget = RestartBudget(restarts)
-    tasks = open_queue(f"memory://{directory.name}", lease="record")
+    tasks = tasks or open_queue(f"memory://{directory.name}", lease="record")
     posts = [
         Post(
             name=f"scripted-{number}",
@@ -61,6 +80,72 @@ async def test_dead_workers_are_replaced_until_the_budget_is_spent(tmp_path: Pat
     assert at.posts[0].totals["turns"] % 2 == 0
     assert at.posts[0].totals["turns"] >= 2 * 3
     assert (tmp_path / "0.out").read_text() == "engines http://engine/scripted\n" * 3
+
+
+async def test_a_death_is_noticed_while_what_the_worker_started_holds_its_output(tmp_path: Path) -> None:
+    then = """
+import os, subprocess
+child = subprocess.Popen(["sleep", "600"])
+print("child", child.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    at = fleet(tmp_path, then, restarts=0)
+    with anyio.fail_after(30), pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="signal SIGKILL")):
+        await at.run()
+    child = int((tmp_path / "0.out").read_text().split()[-1])
+    assert process_state(child) in (None, "Z")
+
+
+async def test_a_queue_that_does_not_release_leases_holds_nobody_up(tmp_path: Path) -> None:
+    tasks = StuckQueue()
+    at = fleet(tmp_path, "link.first_orders(); time.sleep(600)", restarts=100, workers=2, tasks=tasks)
+    async with anyio.create_task_group() as group:
+        group.start_soon(at.run)
+        with anyio.fail_after(30):
+            for deaths in range(1, 4):
+                while not all(post.beat.holder for post in at.posts):  # noqa: ASYNC110 - it is another process
+                    at.tell()
+                    await anyio.sleep(0.02)
+                os.kill(pid_of(at.posts[deaths % 2]), 9)
+                while len(at.deaths) < deaths:  # noqa: ASYNC110 - it is another process
+                    await anyio.sleep(0.02)
+        assert (tasks.asked, tasks.released) == (3, 0)
+        at.kill()
+        tasks.go_on.set()
+    assert tasks.released >= 3
+
+
+async def test_leases_that_cannot_be_released_are_left_to_lapse(tmp_path: Path) -> None:
+    tasks = StuckQueue(QueueStorageError("the server is away"))
+    then = "while not told: time.sleep(0.01)\nlink.close(); sys.exit(3)"
+    at = fleet(tmp_path, then, restarts=100, tasks=tasks)
+    async with anyio.create_task_group() as group:
+        group.start_soon(at.run)
+        with anyio.fail_after(30):
+            while len(at.deaths) < 2 or not tasks.asked:  # noqa: ASYNC110 - it is another process
+                at.tell()
+                await anyio.sleep(0.02)
+        at.drain()
+
+
+async def test_a_fleet_that_waits_before_it_starts_anew_lets_itself_be_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.supervisor._PAUSES", (3600.0, 3600.0))
+    at = fleet(tmp_path, "sys.exit(3)", restarts=100)
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(at.run)
+            while not at.deaths:  # noqa: ASYNC110 - it is another process
+                await anyio.sleep(0.02)
+            at.drain()
+
+
+async def test_a_worker_that_cannot_be_started_is_a_death(tmp_path: Path) -> None:
+    at = fleet(tmp_path, "", restarts=1)
+    at.posts[0].command = (str(tmp_path / "nowhere"),)
+    with pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="no process for scripted-0: .*nowhere")):
+        await at.run()
 
 
 async def test_a_fleet_drains(tmp_path: Path) -> None:
