@@ -36,6 +36,10 @@ class AttemptsExhausted(RolloutError):
     """A rollout was begun as often as it may be, and never came to its end."""
 
 
+class WorkerHalted(RolloutError):
+    """The infrastructure failed one rollout after another; going on would only burn their attempts."""
+
+
 @dataclass(slots=True)
 class WorkerCounters:
     """What a worker did so far."""
@@ -95,7 +99,8 @@ class Worker:
         """Play until drained or cancelled.
 
         Raises:
-            RolloutError, QueueError: the infrastructure failed too often in a row.
+            WorkerHalted: the infrastructure failed too often in a row.
+            ClaimsError, QueueError: the run's directory or a queue cannot be used.
         """
         async with anyio.create_task_group() as watching:
             watching.start_soon(self._deadlines.watch, self._playing)
@@ -229,7 +234,9 @@ class Worker:
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= self._config.worker.halt_after:
             await self._hand_back(claim)
-            raise error
+            raise WorkerHalted(
+                f"{self._failures_in_a_row} infrastructure failures in a row (worker.halt_after), the last one: {error}"
+            ) from error
 
     async def _hand_back(self, claim: Claim) -> None:
         with anyio.move_on_after(_LAST_WORDS, shield=True):

@@ -10,6 +10,7 @@ from rollout.config import Config
 from rollout.engine.errors import EngineUnreachable
 from rollout.environments.base import Model, Score, Task
 from rollout.session import Policy
+from rollout.worker import WorkerHalted
 from tests.worker.stage import QUESTION, Scripted, played, stage, well
 
 
@@ -136,7 +137,8 @@ async def test_failures_in_a_row_halt_the_worker_and_burn_no_attempt(
 
     async with stage(config, policy, tmp_path, gone, halt_after=2, concurrency=1) as at:
         await at.order(4)
-        with pytest.RaisesGroup(pytest.RaisesGroup(EngineUnreachable)):
+        told = r"2 infrastructure failures in a row \(worker.halt_after\), .* no answer from the engine"
+        with pytest.RaisesGroup(pytest.RaisesGroup(pytest.RaisesExc(WorkerHalted, match=told))):
             await at.worker.run()
         assert (await at.tasks.stats()).backlog_records == 4
         assert at.worker.counters.finished == 0
