@@ -103,7 +103,7 @@ async def test_a_queue_that_does_not_release_leases_holds_nobody_up(tmp_path: Pa
         group.start_soon(at.run)
         with anyio.fail_after(30):
             for deaths in range(1, 4):
-                while not all(post.beat.holder for post in at.posts):  # noqa: ASYNC110 - it is another process
+                while not all(post.beat.holder for post in at.posts):
                     at.tell()
                     await anyio.sleep(0.02)
                 os.kill(pid_of(at.posts[deaths % 2]), 9)
@@ -122,7 +122,7 @@ async def test_leases_that_cannot_be_released_are_left_to_lapse(tmp_path: Path) 
     async with anyio.create_task_group() as group:
         group.start_soon(at.run)
         with anyio.fail_after(30):
-            while len(at.deaths) < 2 or not tasks.asked:  # noqa: ASYNC110 - it is another process
+            while len(at.deaths) < 2 or not tasks.asked:
                 at.tell()
                 await anyio.sleep(0.02)
         at.drain()
@@ -169,6 +169,17 @@ async def test_workers_are_told_news_and_killed_at_once(tmp_path: Path) -> None:
             await _all_ready(at)
             at.tell()
             while at.posts[0].beat.holder != "4 4":  # noqa: ASYNC110 - it is another process that changes
+                await anyio.sleep(0.02)
+        at.kill()
+    assert at.deaths == []
+
+
+async def test_a_worker_may_have_much_to_tell(tmp_path: Path) -> None:
+    at = fleet(tmp_path, "told.append('x' * 1_000_000); time.sleep(600)", restarts=0)
+    async with anyio.create_task_group() as group:
+        group.start_soon(at.run)
+        with anyio.fail_after(30):
+            while len(at.posts[0].beat.holder) < 1_000_000:  # noqa: ASYNC110 - it is another process that changes
                 await anyio.sleep(0.02)
         at.kill()
     assert at.deaths == []

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import select
 import signal
 import threading
 import time
@@ -20,7 +21,6 @@ from rollout.serving import endpoint, server
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.serving.engine import Engine
 from tests.faults.launched import World
-from tests.procfs import lives
 from tests.services.redis_server import RedisServer
 
 SERVICES = os.environ.get("ROLLOUT_SERVICES") == "1"
@@ -80,11 +80,23 @@ def color_codeword(repository: Path) -> Path:
     return repository / "configs" / "color_codeword.yaml"
 
 
-def died(pid: int) -> float:
-    """When a killed process is dead, which takes a while where it waits for a disk; nobody can notice it before."""
-    while lives(pid):
-        time.sleep(0.01)
-    return time.time()
+@dataclass(frozen=True)
+class Kill:
+    """When a process was killed, and when it was dead: with threads that wait for a disk it takes a while, and nobody
+    can notice it before."""
+
+    asked: float
+    dead: float
+
+
+def kill(pid: int) -> Kill:
+    process = os.pidfd_open(pid)
+    asked = time.time()
+    os.kill(pid, signal.SIGKILL)
+    select.select([process], [], [])  # until the last of its threads has ended: from then on it can be waited for
+    dead = time.time()
+    os.close(process)
+    return Kill(asked, dead)
 
 
 def trained(checkpoint: Path) -> list[list[str]]:
@@ -134,7 +146,7 @@ def test_every_rollout_ends_exactly_once_whoever_is_killed(
     trainer = world.train(url, checkpoint)
     launched.until(lambda: bool(launched.alive()))
     draw = random.Random(8)
-    killed: dict[int, float] = {}
+    killed: dict[int, Kill] = {}
     trainer_kills = 0
     began = time.monotonic()
     while len(killed) < SIZE.kills and launched.process.poll() is None:
@@ -142,8 +154,7 @@ def test_every_rollout_ends_exactly_once_whoever_is_killed(
         victims = [pid for pid in launched.alive() if pid not in killed]
         if victims and launched.process.poll() is None:
             pid = draw.choice(victims)
-            os.kill(pid, signal.SIGKILL)
-            killed[pid] = died(pid)
+            killed[pid] = kill(pid)
         if trainer_kills < 2 and len(killed) >= (trainer_kills + 1) * SIZE.kills // 3:
             trainer.kill()
             trainer.wait()
@@ -157,14 +168,15 @@ def test_every_rollout_ends_exactly_once_whoever_is_killed(
     trainer.wait()
 
     launched.alive()
-    noticed = [launched.ended[pid] - at for pid, at in killed.items()]
+    noticed = [launched.ended[pid] - told.dead for pid, told in killed.items()]
+    dying = max(told.dead - told.asked for told in killed.values())
     left, temporary = world.leftovers(), world.temporary()
     ends = Counter(rollout for rollout, _ in trained(checkpoint))
     print(
         f"\n{url.partition(':')[0]}: {SIZE.rollouts} rollouts, {len(killed)} workers, {trainer_kills} trainers killed "
         f"in {time.monotonic() - began:.0f} s; ended at the trainer: {len(ends)}, more than once: "
         f"{sum(count > 1 for count in ends.values())}, {dict(Counter(status for _, status in trained(checkpoint)))}; "
-        f"retries {report['retries']}; slowest death noticed after {max(noticed):.2f} s; "
+        f"retries {report['retries']}; slowest death noticed after {max(noticed):.2f} s, slowest to die {dying:.2f} s; "
         f"processes left: {len(left)}, temporary files left: {len(temporary)}"
     )
     assert len(killed) == SIZE.kills
