@@ -22,6 +22,7 @@ from renderers_adapter.errors import AdapterError
 from rollout.claims import Claims, Outcome
 from rollout.config import Config
 from rollout.control import Progress, ProgressFollower
+from rollout.ended import Ended
 from rollout.environments.base import QUEUE
 from rollout.errors import ConfigurationError, RolloutError, first_failure
 from rollout.feeding import Feeder
@@ -56,8 +57,8 @@ class EnvironmentState:
 
     member: Member
     claims: Claims
+    ended: Ended
     total: int = 0
-    done_before: int = 0
     feeder: Feeder | None = None
     engines: tuple[str, ...] = ()
     posts: list[Post] = field(default_factory=list)
@@ -107,18 +108,22 @@ class Launch:
         self.resumes = resumes
         self.place = place
         self.directory = directory
-        self.environments = [EnvironmentState(m, Claims(directory.claims(m.config.run.name))) for m in members]
+        claims = [Claims(directory.claims(member.config.run.name)) for member in members]
+        self.environments = [EnvironmentState(*found, Ended(found[1])) for found in zip(members, claims, strict=True)]
         self.workers = workers
         self.fleet: Fleet | None = None
+        self.opening: anyio.CancelScope | None = None
         self.stopping_early = False
         self.began = time.monotonic()
         self.seconds = 0.0
 
     def stop_early(self) -> None:
-        """Let the workers finish what they began, and nothing else."""
+        """Let the workers finish what they began, and nothing else; where there are none yet, end."""
         self.stopping_early = True
         if self.fleet is not None:
             self.fleet.drain()
+        elif self.opening is not None:
+            self.opening.cancel()
 
     def kill(self) -> None:
         """End the workers now; what they had not finished is played by the next launch."""
@@ -177,19 +182,24 @@ async def _launch(state: Launch, companion: Companion) -> None:
             export = await stack.enter_async_context(_exporting(state))
             state.directory.ended.unlink(missing_ok=True)
             engines = stack.enter_context(ExitStack())
-            for environment in state.environments:
-                await _open(environment, state, stack, engines, export)
-            posts = [post for environment in state.environments for post in environment.posts]
-            fleet = state.fleet = Fleet(posts, lambda name: _orders(state, name), state.place)
-            export.unready = lambda: _unready(state)
-            async with anyio.create_task_group() as running:
-                running.start_soon(_feed_all, state, fleet)
+            with anyio.CancelScope() as state.opening:
                 for environment in state.environments:
-                    running.start_soon(_follow_trainer, environment, state)
-                if not state.stopping_early:
-                    await fleet.run()
-                running.cancel_scope.cancel()
+                    await _open(environment, state, stack, engines, export)
+            if not state.stopping_early:
+                await _run(state, export)
         outer.cancel_scope.cancel()
+
+
+async def _run(state: Launch, export: Export) -> None:
+    posts = [post for environment in state.environments for post in environment.posts]
+    fleet = state.fleet = Fleet(posts, lambda name: _orders(state, name), state.place)
+    export.unready = lambda: _unready(state)
+    async with anyio.create_task_group() as running:
+        running.start_soon(_feed_all, state, fleet)
+        for environment in state.environments:
+            running.start_soon(_follow_trainer, environment, state)
+        await fleet.run()
+        running.cancel_scope.cancel()
 
 
 async def _open(
@@ -198,6 +208,8 @@ async def _open(
     """Make ready what the workers of an environment need."""
     config, directory = environment.member.config, state.directory
     _require_shared(config)
+    ordered = [] if environment.fed_by_others else list(orders(config.new_environment, config.tasks))
+    environment.total = len(ordered)
     environment.engines = await anyio.to_thread.run_sync(engine_urls, config, directory, engines)
     tasks = open_queue(directory.url(config.queue.tasks, environment.name), lease="record")
     await stack.enter_async_context(tasks)
@@ -207,9 +219,6 @@ async def _open(
     environment.backlog = export.watch(environment.name, "trajectories", trajectories)
     environment.control = open_queue(directory.url(config.queue.control, environment.name))
     await stack.enter_async_context(environment.control)
-    ordered = [] if environment.fed_by_others else list(orders(config.new_environment, config.tasks))
-    environment.total = len(ordered)
-    environment.done_before = sum(1 for _ in environment.claims.outcomes())
     environment.feeder = Feeder(ordered, tasks, environment.claims, config.policy)
     if not environment.fed_by_others:
         await (
@@ -233,8 +242,8 @@ async def _open(
 def _exporting(state: Launch) -> AbstractAsyncContextManager[Export]:
     """The metrics of a launch, served as the first of its configurations says."""
     registry, pulse = CollectorRegistry(), Pulse()
-    claims = {environment.name: environment.claims for environment in state.environments}
-    registry.register(LaunchCollector(lambda: _figures(state), claims))
+    ended = {environment.name: environment.ended for environment in state.environments}
+    registry.register(LaunchCollector(lambda: _figures(state), ended))
     announcement = Announcement(state.directory.metrics, "launch", {"run": state.directory.run})
     config = state.environments[0].member.config.metrics
     return exporting(registry, announcement, config, pulse=pulse, patience=_STALLED)

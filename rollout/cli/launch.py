@@ -1,7 +1,5 @@
-"""`rollout launch`: a live table while it goes on, plain lines where there is no terminal, and a summary."""
+"""`rollout launch`: what it is told, and the summary at its end; `launch_screen` shows it meanwhile."""
 
-import signal
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -9,24 +7,20 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-import anyio
 from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from rollout.cli.launch_screen import LaunchScreen
 from rollout.cli.printing import tell_end
 from rollout.errors import ConfigurationError, RolloutError
-from rollout.launch import EnvironmentState, Launch, launch
+from rollout.launch import Launch, launch
 from rollout.manifest import begin, resume, was_begun
 from rollout.places import Place
 from rollout.processes import LocalPlace
 from transports import QueueError
 
-_REFRESH = 0.5
-_LINE_EVERY = 5.0
 _ERRORS_SHOWN = 3
-_COLUMNS = ("environment", "workers", "in flight", "done", "reward", "turns/s", "tokens/s", "failed", "backlog", "left")
 
 
 def launch_command(
@@ -49,7 +43,7 @@ def launch_command(
         directory, members = begin(paths, overrides, run)
     place = _place(on, workers * len(members))
     state = Launch(directory, members, workers, place, resumes=resuming is not None)
-    screen = _Screen(state)
+    screen = LaunchScreen(state, Console(stderr=True))
     failure: RolloutError | QueueError | None = None
     try:
         launch(state, screen.accompany)
@@ -74,110 +68,16 @@ def _place(on: str, workers: int) -> Place:
     return RayPlace(workers)
 
 
-class _Screen:
-    """Shows a launch, and passes signals on to it."""
-
-    def __init__(self, state: Launch) -> None:
-        self.interrupted = False
-        self._state = state
-        self._console = Console(stderr=True)
-        self._rates = {environment.name: _Rate() for environment in state.environments}
-
-    async def accompany(self, _: Launch) -> None:
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._watch_signals)
-            await (self._show_table() if self._console.is_terminal else self._show_lines())
-
-    async def _watch_signals(self) -> None:
-        """SIGTERM and the first Ctrl-C drain; after that, Ctrl-C ends the workers at once."""
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
-            async for number in received:
-                if number == signal.SIGINT and self.interrupted:
-                    self._state.kill()
-                self.interrupted = self.interrupted or number == signal.SIGINT
-                if not self._state.stopping_early:
-                    self._tell_of_stopping()
-                self._state.stop_early()
-
-    def _tell_of_stopping(self) -> None:
-        environments = self._state.environments
-        in_flight = sum(environment.in_flight for environment in environments)
-        grace = max(environment.member.config.worker.grace for environment in environments)
-        told = f"stopping: {in_flight} rollouts in flight have {grace:g} s to finish; Ctrl-C (again) ends them now"
-        self._console.print(told, highlight=False, soft_wrap=True)
-
-    async def _show_table(self) -> None:
-        with Live(console=self._console, transient=True, auto_refresh=False) as live:
-            while True:
-                table = Table(*_COLUMNS, box=None, pad_edge=False)
-                for environment in self._state.environments:
-                    table.add_row(*(escape(cell) for cell in self._row(environment)))
-                live.update(table, refresh=True)
-                await anyio.sleep(_REFRESH)
-
-    async def _show_lines(self) -> None:
-        last = time.monotonic()
-        while True:
-            await anyio.sleep(_REFRESH)
-            if time.monotonic() - last >= _LINE_EVERY:
-                last = time.monotonic()
-                for environment in self._state.environments:
-                    cells = zip(_COLUMNS[1:], self._row(environment)[1:], strict=True)
-                    told = "  ".join(f"{name} {cell}" for name, cell in cells)
-                    self._console.print(f"{environment.name}: {told}", highlight=False, soft_wrap=True)
-
-    def _row(self, environment: EnvironmentState) -> tuple[str, ...]:
-        totals = environment.totals
-        done = environment.done_before + totals["finished"]
-        rate = self._rates[environment.name]
-        rate.note(totals)
-        return (
-            environment.name,
-            f"{environment.ready}/{len(environment.posts)}",
-            str(environment.in_flight),
-            f"{done}/{environment.total}",
-            f"{totals['reward'] / totals['rewards']:.3f}" if totals["rewards"] else "",
-            f"{rate.of('turns'):.1f}",
-            f"{rate.of('tokens'):.0f}",
-            str(totals["status.failed"]),
-            f"{environment.backlog_bytes / 1e6:.1f} MB",
-            _left(environment.total - done, rate.of("finished")),
-        )
-
-
-class _Rate:
-    """What is done per second, over the last half minute."""
-
-    def __init__(self) -> None:
-        self._seen: list[tuple[float, Counter[str]]] = []
-
-    def note(self, totals: Counter[str]) -> None:
-        now = time.monotonic()
-        self._seen.append((now, totals))
-        while self._seen[0][0] < now - 30 and len(self._seen) > 2:
-            del self._seen[0]
-
-    def of(self, name: str) -> float:
-        (since, before), (now, after) = self._seen[0], self._seen[-1]
-        return (after[name] - before[name]) / (now - since) if now > since else 0.0
-
-
-def _left(rollouts: int, rate: float) -> str:
-    if not rate:
-        return ""
-    seconds = int(rollouts / rate)
-    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-
 def _print_summary(state: Launch, report: Mapping[str, Any], console: Console) -> None:
     table = Table.grid(padding=(0, 2))
-    for name, found in report["environments"].items():
+    for environment in state.environments:
+        found = report["environments"][environment.name]
         status = ", ".join(f"{count} {what}" for what, count in sorted(found["status"].items())) or "none finished"
         reward = "no reward" if found["reward_mean"] is None else f"reward {found['reward_mean']:.3f}"
-        total = next(environment.total for environment in state.environments if environment.name == name)
+        of = "" if environment.fed_by_others else f" of {environment.total}"
         done = f"{found['turns']:,} turns, {found['tokens']:,} tokens"
-        told = f"{found['rollouts']} of {total}  ({status})  {reward}, {done}"
-        table.add_row(f"[dim]{escape(name)}[/dim]", escape(told))
+        told = f"{found['rollouts']}{of}  ({status})  {reward}, {done}"
+        table.add_row(f"[dim]{escape(environment.name)}[/dim]", escape(told))
     deaths = Counter(f"{death.environment} {death.code}" for death in state.fleet.deaths) if state.fleet else {}
     dead = "".join(f", {count} died ({what})" for what, count in deaths.items())
     table.add_row(

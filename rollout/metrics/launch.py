@@ -1,24 +1,18 @@
 """The metrics of a launch: its workers', summed; what its rollouts came to; and whether workers and queues are well.
 
-How rollouts ended is read from the run's claims, which is where the summary has it from: it is exact whoever was
-killed, and includes what earlier launches of the run have finished.
+How rollouts ended is read from the run's claims, which is where the summary has it from.
 """
 
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from rollout.claims import Claims, Outcome
+from rollout.ended import Ended
 from rollout.metrics import catalogue
 from rollout.metrics.summing import Tally, summed
 
-_SHARE = 20
-"""Reading claims takes at most one part of so many of the time, however many there are and however often one asks."""
 _FROM_CLAIMS = {
     family.base
     for family in (
@@ -42,43 +36,12 @@ class LaunchFigures:
     tallies: Sequence[Tally]
 
 
-@dataclass(slots=True)
-class Ended:
-    """What the rollouts of one environment came to, read from the claims a little at a time."""
-
-    claims: Claims
-    status: Counter[str] = field(default_factory=Counter)
-    turns: int = 0
-    tokens: int = 0
-    images: int = 0
-    _seen: set[str] = field(default_factory=set)
-    _next_look: float = 0.0
-    _looking: threading.Lock = field(default_factory=threading.Lock)
-
-    def look(self) -> None:
-        """Take in what is new. Several scrapes may ask at once."""
-        with self._looking:
-            began = time.monotonic()
-            if began < self._next_look:
-                return
-            for outcome in self.claims.unseen(self._seen):
-                self._add(outcome)
-            now = time.monotonic()
-            self._next_look = now + _SHARE * (now - began)
-
-    def _add(self, outcome: Outcome) -> None:
-        self.status[outcome.status] += 1
-        self.turns += outcome.turns
-        self.tokens += outcome.tokens
-        self.images += outcome.images
-
-
 class LaunchCollector(Collector):
     """Exports a launch."""
 
-    def __init__(self, figures: Callable[[], Sequence[LaunchFigures]], claims: dict[str, Claims]) -> None:
+    def __init__(self, figures: Callable[[], Sequence[LaunchFigures]], ended: Mapping[str, Ended]) -> None:
         self._figures = figures
-        self._ended = {environment: Ended(found) for environment, found in claims.items()}
+        self._ended = ended
 
     def collect(self) -> Iterator[Metric]:
         figures = self._figures()

@@ -58,18 +58,21 @@ class World:
     directory: Path
     processes: list["subprocess.Popen[str]"] = field(default_factory=list)
 
-    def launch(self, config: Path, settings: Mapping[str, object], *arguments: str) -> Launched:
-        return self._launched([str(config), *_told({"run.directory": self.directory / "runs", **settings}), *arguments])
+    def launch(
+        self, config: Path, settings: Mapping[str, object], *arguments: str, stderr: int = subprocess.PIPE
+    ) -> Launched:
+        told = _told({"run.directory": self.directory / "runs", **settings})
+        return self._launched([str(config), *told, *arguments], stderr)
 
     def resume(self, run_dir: Path, settings: Mapping[str, object], *arguments: str) -> Launched:
         return self._launched(["--resume", str(run_dir), *_told(settings), *arguments])
 
-    def _launched(self, what: list[str]) -> Launched:
+    def _launched(self, what: list[str], stderr: int = subprocess.PIPE) -> Launched:
         command = [sys.executable, "-m", "rollout", "launch", *what, "--json"]
         temporary = self.directory / "tmp"
         temporary.mkdir(exist_ok=True)
         env = {**os.environ, "TMPDIR": str(temporary)}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env)
         self.processes.append(process)
         return Launched(process, self.directory / "runs")
 

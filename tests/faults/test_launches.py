@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import os
 import signal
+import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from rollout.environments.base import Task
@@ -166,6 +169,51 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(world: World) -> None:
     assert resumed.report(seconds=60)["status"] == {"ok": 4, "failed": 4}
 
 
+def test_a_terminal_that_stands_still_keeps_no_death_from_being_noticed(world: World) -> None:
+    ours, theirs = os.openpty()
+    os.set_blocking(theirs, False)
+    with suppress(BlockingIOError):
+        while True:  # as after Ctrl-S, but now: there is no room for another character
+            os.write(theirs, b"x" * 256)
+    os.set_blocking(theirs, True)
+    settings = LONG | {"tasks.count": 60, "worker.concurrency": 4}
+    launched = world.launch(MISBEHAVING, settings, "--workers=2", stderr=theirs)
+    os.close(theirs)
+    launched.until(lambda: len(launched.alive()) == 2)
+    killed = launched.alive()[0]
+    os.kill(killed, signal.SIGKILL)
+    launched.until(lambda: len(launched.alive()) == 2 and killed in launched.ended)
+    launched.until(lambda: (launched.run_dir or Path()).joinpath("ended").exists())
+    shown = threading.Thread(target=_show, args=(ours,))
+    shown.start()
+    out, _ = launched.process.communicate(timeout=30)
+    shown.join()
+    assert launched.process.returncode == 0
+    assert json.loads(out)["status"] == {"ok": 60}
+
+
+def test_a_launch_that_still_waits_for_its_orders_is_ended_at_once(world: World) -> None:
+    url = f"file://{world.directory}/orders"
+    settings = {"tasks.does": "[behaves]", "tasks.count": 4, "tasks.group_size": 1, "queue.tasks": url}
+    begun = world.launch(MISBEHAVING, settings)
+    begun.process.communicate(timeout=60)
+    run_dir = begun.run_dir
+    assert run_dir is not None
+
+    async def held() -> None:
+        async with open_queue(url, lease="record") as tasks:
+            await tasks.put(encode_order(RolloutOrder(Task("somebody's", 0, seed=0), 0, 1)), key="somebody's")
+            assert await tasks.receive(timeout=10) is not None
+            resumed = world.resume(run_dir, {})
+            await asyncio.to_thread(resumed.until, (run_dir / "metrics" / "launch.json").exists)
+            resumed.process.send_signal(signal.SIGINT)
+            out, err = await asyncio.to_thread(resumed.process.communicate, timeout=30)
+            assert resumed.process.returncode == 130, err
+            assert json.loads(out)["status"] == {"ok": 4}
+
+    asyncio.run(held())
+
+
 def test_orders_that_others_put_are_played_until_the_launch_is_stopped(world: World) -> None:
     url = f"file://{world.directory}/orders"
     launched = world.launch(MISBEHAVING, {"tasks.source": "queue", "queue.tasks": url}, "--workers=2")
@@ -214,3 +262,11 @@ def test_workers_without_an_engine_halt_and_burn_no_rollout(world: World) -> Non
     assert "Traceback" not in err
     assert out == ""
     assert list(launched.runs.glob("*/claims/misbehaving/*")) == []
+
+
+def _show(terminal: int) -> None:
+    """Take whatever a terminal is to show, until nobody writes any more."""
+    with suppress(OSError):
+        while os.read(terminal, 1 << 16):
+            pass
+    os.close(terminal)
