@@ -6,6 +6,7 @@ refuses to mix them up, and `expand` is the only place where labels, log-prob po
 one to the other.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NewType
@@ -99,9 +100,11 @@ class Expanded:
 
     def beginning(self, runs: int) -> "Expanded":
         """The first so many runs, in the memory of this path."""
-        kept, end = self.runs[:runs], self.starts[runs]
-        images = sum(len(run.images) for run in kept)
-        return Expanded(kept, ExpandedIds(self.ids[:end]), self.placeholders[:images], self.starts[: runs + 1])
+        end = self.starts[runs]
+        images = bisect_left(self.placeholders, end, key=lambda mark: mark.offset)
+        return Expanded(
+            self.runs[:runs], ExpandedIds(self.ids[:end]), self.placeholders[:images], self.starts[: runs + 1]
+        )
 
 
 def logical(ids: Sequence[int] | npt.NDArray[np.int32]) -> LogicalIds:
