@@ -8,9 +8,11 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from rollout.environments.base import Task
+from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.tasks import RolloutOrder, encode_order
 from tests.faults.launched import World, worker_logs
 from transports import open_queue
@@ -186,19 +188,16 @@ def test_a_terminal_that_stands_still_keeps_no_death_from_being_noticed(world: W
     launched.until(lambda: (launched.run_dir or Path()).joinpath("ended").exists())
     shown = threading.Thread(target=_show, args=(ours,))
     shown.start()
-    out, _ = launched.process.communicate(timeout=30)
+    report = launched.report(seconds=30)
     shown.join()
-    assert launched.process.returncode == 0
-    assert json.loads(out)["status"] == {"ok": 60}
+    assert (report["status"], report["deaths"]) == ({"ok": 60}, 1)
 
 
 def test_a_launch_that_still_waits_for_its_orders_is_ended_at_once(world: World) -> None:
     url = f"file://{world.directory}/orders"
     settings = {"tasks.does": "[behaves]", "tasks.count": 4, "tasks.group_size": 1, "queue.tasks": url}
     begun = world.launch(MISBEHAVING, settings)
-    begun.process.communicate(timeout=60)
-    run_dir = begun.run_dir
-    assert run_dir is not None
+    run_dir = Path(begun.report(seconds=60)["run_dir"])
 
     async def held() -> None:
         async with open_queue(url, lease="record") as tasks:
@@ -207,9 +206,8 @@ def test_a_launch_that_still_waits_for_its_orders_is_ended_at_once(world: World)
             resumed = world.resume(run_dir, {})
             await asyncio.to_thread(resumed.until, (run_dir / "metrics" / "launch.json").exists)
             resumed.process.send_signal(signal.SIGINT)
-            out, err = await asyncio.to_thread(resumed.process.communicate, timeout=30)
-            assert resumed.process.returncode == 130, err
-            assert json.loads(out)["status"] == {"ok": 4}
+            report = await asyncio.to_thread(partial(resumed.report, code=130, seconds=30))
+            assert (report["status"], report["total"]) == ({"ok": 4}, 4)
 
     asyncio.run(held())
 
@@ -262,6 +260,25 @@ def test_workers_without_an_engine_halt_and_burn_no_rollout(world: World) -> Non
     assert "Traceback" not in err
     assert out == ""
     assert list(launched.runs.glob("*/claims/misbehaving/*")) == []
+
+
+def test_a_launch_that_lost_its_engine_says_so_and_goes_on_with_another(world: World) -> None:
+    engine = EmbeddedSettings(allowed_directories=(world.directory,), latency_ms=200)
+    with EmbeddedServer(engine) as url:
+        settings = {"tasks.does": "[behaves]", "tasks.count": 60, "tasks.group_size": 1, "engine.urls": f"['{url}']"}
+        few = {"engine.timeout": 1, "worker.concurrency": 4, "worker.restarts": 1}
+        launched = world.launch(MISBEHAVING, settings | few)
+        launched.until(lambda: len(list(launched.runs.glob("*/claims/misbehaving/*.done"))) >= 10)
+    report = launched.report(code=1, seconds=60)
+    assert report["error"].startswith("the workers of misbehaving keep dying (worker.restarts is spent): ")
+    assert f"no answer from the engine at {url}" in report["error"]
+    assert set(report["status"]) == {"ok"}
+    assert 10 <= report["rollouts"] < 60
+    (halted, *_) = [entry for entry in worker_logs(launched) if entry["event"] == "worker ends"]
+    assert "3 infrastructure failures in a row (worker.halt_after), the last one: " in halted["exception"]
+    with EmbeddedServer(engine) as url:
+        resumed = world.resume(Path(report["run_dir"]), {"engine.urls": f"['{url}']"})
+        assert resumed.report(seconds=60)["status"] == {"ok": 60}
 
 
 def _show(terminal: int) -> None:
