@@ -67,6 +67,10 @@ class Death:
     code: int
     reason: str
 
+    @property
+    def how(self) -> str:
+        return f"signal {signal.Signals(-self.code).name}" if self.code < 0 else f"exit code {self.code}"
+
 
 @dataclass(slots=True)
 class Post:
@@ -219,12 +223,9 @@ class Fleet:
         post.before = post.totals
         post.metrics.bury()
         post.beat = Beat()
-        self.deaths.append(Death(post.name, post.environment, code, reason))
+        death = Death(post.name, post.environment, code, reason)
+        self.deaths.append(death)
         log.warning("worker died", worker=post.name, code=code, reason=reason)
         if not post.budget.spend():
-            told = reason or f"the last one, {post.name}, ended with {_told(code)}; see {post.output}"
+            told = reason or f"the last one, {post.name}, ended with {death.how}; see {post.output}"
             raise WorkersDie(f"the workers of {post.environment} keep dying (worker.restarts is spent): {told}")
-
-
-def _told(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

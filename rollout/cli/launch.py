@@ -78,7 +78,7 @@ def _print_summary(state: Launch, report: Mapping[str, Any], console: Console) -
         done = f"{found['turns']:,} turns, {found['tokens']:,} tokens"
         told = f"{found['rollouts']}{of}  ({status})  {reward}, {done}"
         table.add_row(f"[dim]{escape(environment.name)}[/dim]", escape(told))
-    deaths = Counter(f"{death.environment} {death.code}" for death in state.fleet.deaths) if state.fleet else {}
+    deaths = Counter(f"{death.environment}, {death.how}" for death in state.fleet.deaths) if state.fleet else {}
     dead = "".join(f", {count} died ({what})" for what, count in deaths.items())
     table.add_row(
         "[dim]workers[/dim]", escape(f"{state.workers} for each environment{dead}; {report['retries']} retries")
