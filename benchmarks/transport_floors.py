@@ -3,7 +3,7 @@
 A floor has of the contract of a queue what the benchmark drives: put, receive, ack. What it gives is what a transport
 gives: a record that is kept until it is acked and could be lent again, under a lease that is looked at, with its sizes
 accounted for. What it lacks is everything that is not on the way of a record: a second writer or partition, restarts,
-rotation, dead letters, looking in.
+dead letters, looking in.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ from zlib import crc32
 
 from transports import Delivery, Frames, Queue
 
-_ENTRY = struct.Struct("<QQId1s")
+_ENTRY = struct.Struct("<QIQId1s")
 _ACK = struct.Struct("<BQQ")
 _CHECKSUM_BYTES = 4
+_LOGS = ("index", "acks")
+_SEGMENT_BYTES = 64 << 20
+_MEASURE_SECONDS = 0.25
 _WINDOW = 64
+_WINDOW_BYTES = 64 << 20
 _READ_AHEAD_BYTES = 1 << 20
 _Stored: TypeAlias = tuple[int, tuple[bytes, ...], str, str, int, float]
 
@@ -98,20 +102,31 @@ class MemoryFloor(Floor):
 
 
 class FileFloor(Floor):
-    """One file appended to, an index to find records by, a checksum over both, a file that says what was lent (before
-    it is) and what was acked, a look at the lease with every ack."""
+    """Segments appended to, an index to find records by, a checksum over both, a file that says what was lent (before
+    it is) and what was acked, a look at the lease with every ack. Acked segments go, once their acks are on the medium,
+    or the disk would fill; the producer reads now and then what was acked, or it would not know of a hard limit."""
 
     def __init__(self, where: str) -> None:
         super().__init__(where)
-        self._data, self._index, self._acks = (
-            os.open(f"{where}/{name}", os.O_RDWR | os.O_CREAT, 0o644) for name in ("data", "index", "acks")
-        )
-        self._number = self._end = 0
-        self._lent: dict[int, tuple[int, int]] = {}
+        self._index, self._acks = (os.open(f"{where}/{name}", os.O_RDWR | os.O_CREAT, 0o644) for name in _LOGS)
+        self._segment, self._data = -1, -1
+        self._number = 0
+        self._end = _SEGMENT_BYTES
+        self._lent: dict[int, tuple[int, int, int]] = {}
+        self._oldest = 0
+        self._backlog_bytes = self._acks_read = 0
+        self._measured_at = time.monotonic()
 
     async def put(self, frames: Frames, *, key: str) -> None:
         nbytes = sum([memoryview(frame).nbytes for frame in frames])
-        entry = _ENTRY.pack(self._number, self._end, nbytes, time.time(), key.encode())
+        if time.monotonic() - self._measured_at > _MEASURE_SECONDS:
+            self._measure()
+        self._backlog_bytes += nbytes
+        assert self._backlog_bytes < 1 << 40
+        if self._end >= _SEGMENT_BYTES:
+            self._open(self._segment + 1)
+            self._end = 0
+        entry = _ENTRY.pack(self._number, self._segment, self._end, nbytes, time.time(), key.encode())
         checksum = crc32(entry)
         for frame in frames:
             checksum = crc32(frame, checksum)
@@ -126,30 +141,56 @@ class FileFloor(Floor):
         while len(entry := os.pread(self._index, size, self._number * size)) < size:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.001)
-        number, offset, nbytes, _, key = _ENTRY.unpack_from(entry)
+        number, segment, offset, nbytes, _, key = _ENTRY.unpack_from(entry)
+        if segment != self._segment:
+            self._open(segment)
         frame = os.pread(self._data, nbytes, offset)
         checksum = int.from_bytes(entry[_ENTRY.size :], "little")
         assert (number, crc32(frame, crc32(entry[: _ENTRY.size]))) == (self._number, checksum)
         self._say(2, number, 0)
-        self._lent[number] = (1, nbytes)
+        self._lent[number] = (1, nbytes, segment)
         self._number += 1
         return self._delivery((frame,), key.decode(), number)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
-            epoch, nbytes = self._lent.pop(delivery.position)
+            epoch, nbytes, segment = self._lent.pop(delivery.position)
             assert epoch == delivery.epoch
             self._say(1, delivery.position, nbytes)
         os.stat(f"{self._where}/acks")
+        if segment > self._oldest and not any(lent[2] < segment for lent in self._lent.values()):
+            await asyncio.to_thread(self._reclaim, segment)
 
     def _say(self, fact: int, number: int, nbytes: int) -> None:
         entry = _ACK.pack(fact, number, nbytes)
         os.write(self._acks, entry + crc32(entry).to_bytes(_CHECKSUM_BYTES, "little"))
 
+    def _open(self, segment: int) -> None:
+        if self._data >= 0:
+            os.close(self._data)
+        self._segment, self._data = segment, os.open(f"{self._where}/data.{segment}", os.O_RDWR | os.O_CREAT, 0o644)
+
+    def _reclaim(self, before: int) -> None:
+        os.fsync(self._acks)
+        for segment in range(self._oldest, before):
+            os.unlink(f"{self._where}/data.{segment}")
+        self._oldest = before
+
+    def _measure(self) -> None:
+        size = _ACK.size + _CHECKSUM_BYTES
+        found = os.pread(self._acks, 1 << 30, self._acks_read)
+        for at in range(0, len(found) - size + 1, size):
+            fact, _, nbytes = _ACK.unpack_from(found, at)
+            checksum = found[at + _ACK.size : at + size]
+            assert crc32(found[at : at + _ACK.size]) == int.from_bytes(checksum, "little")
+            self._backlog_bytes -= nbytes if fact == 1 else 0
+            self._acks_read += size
+        self._measured_at = time.monotonic()
+
 
 class ZmqFloor(Floor):
-    """DEALER and ROUTER, an ack for every record, at most 64 of them under way, each kept by its producer, and by its
-    consumer too, until it is acked."""
+    """DEALER and ROUTER, an ack for every record, at most 64 of them or 64 MiB under way, each kept by its producer,
+    and by its consumer too, until it is acked."""
 
     def __init__(self, where: str) -> None:
         import zmq
@@ -165,11 +206,13 @@ class ZmqFloor(Floor):
         if self._socket is None:
             self._socket = self._zmq.Context.instance().socket(self._zmq.DEALER)
             self._socket.connect(self._where)
-        while len(self._kept) == _WINDOW or self._socket.poll(0):
-            del self._kept[self._socket.recv()]
+        nbytes = sum([memoryview(frame).nbytes for frame in frames])
+        while self._is_full(nbytes) or self._socket.poll(0):
+            self._settled()
         name = self._number.to_bytes(8, "little")
         self._number += 1
         self._kept[name] = tuple([bytes(frame) for frame in frames])
+        self._backlog_bytes += nbytes
         self._socket.send_multipart([name, key.encode()], self._zmq.SNDMORE)
         self._socket.send_multipart(self._kept[name], copy=False)
 
@@ -194,9 +237,16 @@ class ZmqFloor(Floor):
 
     async def __aexit__(self, *_: object) -> None:
         while self._kept:
-            del self._kept[self._socket.recv()]
+            self._settled()
         self._socket.close(linger=2000)
         self._zmq.Context.instance().term()
+
+    def _is_full(self, nbytes: int) -> bool:
+        over = self._backlog_bytes + nbytes > _WINDOW_BYTES
+        return len(self._kept) == _WINDOW or (over and bool(self._kept))
+
+    def _settled(self) -> None:
+        self._backlog_bytes -= sum([len(frame) for frame in self._kept.pop(self._socket.recv())])
 
 
 class RedisFloor(Floor):

@@ -1,7 +1,7 @@
 """What a user would pick instead, beside the transports: their own ways in and out, with the guarantees they have.
 
 None of them acks: what a consumer took and did not finish is lost. Each peer is one function that makes its queue, has
-another process put `count` records of `nbytes`, takes them, and returns records per second from the first to the last.
+another process put `count` records of `nbytes`, takes them, and returns how that went from the first to the last.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from benchmarks.transport_trials import Rate, Trial
+from benchmarks.transport_trials import Meter, Outcome, Trial
 
 _RAY: dict[str, Any] = {"num_cpus": 4, "include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
 
 
-def multiprocessing_queue(trial: Trial) -> float:
+def multiprocessing_queue(trial: Trial) -> Outcome:
     """The standard library's: pickled by a thread into a pipe, without a bound."""
     context = multiprocessing.get_context("fork")
     queue: multiprocessing.Queue[bytes] = context.Queue()
     with_producer = context.Process(target=_put_each, args=(queue.put, trial))
     with_producer.start()
-    rate = Rate()
+    meter = Meter()
     for _ in range(trial.count):
         assert len(queue.get()) == trial.nbytes
-        rate.ack()
+        meter.count()
+    meter.stop()
     with_producer.join()
-    return rate.value()
+    return meter.outcome()
 
 
-def ray_actor_queue(trial: Trial) -> float:
+def ray_actor_queue(trial: Trial) -> Outcome:
     """Ray's queue in an actor, through which every record passes twice."""
     import ray
     from ray.util.queue import Queue as ActorQueue
@@ -40,16 +41,17 @@ def ray_actor_queue(trial: Trial) -> float:
     ray.init(**_RAY)
     queue = ActorQueue(maxsize=64)
     producing = ray.remote(_put_each).remote(queue.put, trial)
-    rate = Rate()
+    meter = Meter()
     for _ in range(trial.count):
         assert len(queue.get()) == trial.nbytes
-        rate.ack()
+        meter.count()
+    meter.stop()
     ray.get(producing)
     ray.shutdown()
-    return rate.value()
+    return meter.outcome()
 
 
-def transfer_queue(trial: Trial) -> float:
+def transfer_queue(trial: Trial) -> Outcome:
     """TransferQueue's key-value interface: one put a record; what is there is listed, fetched together and cleared."""
     import ray
     import transfer_queue as tq
@@ -57,7 +59,7 @@ def transfer_queue(trial: Trial) -> float:
     ray.init(**_RAY)
     tq.init()
     producing = ray.remote(_put_in_transfer_queue).remote(trial)
-    rate, left = Rate(), trial.count
+    meter, left = Meter(), trial.count
     while left:
         # A key is listed before its record is there, and has its tag afterwards.
         keys = [key for key, tags in tq.kv_list("benchmark").get("benchmark", {}).items() if tags]
@@ -67,13 +69,14 @@ def transfer_queue(trial: Trial) -> float:
         records = tq.kv_batch_get(keys, "benchmark")["payload"]
         for record in records.unbind(0):
             assert record.numel() == trial.nbytes
-            rate.ack()
+            meter.count()
         tq.kv_clear(keys, "benchmark")
         left -= len(keys)
+    meter.stop()
     ray.get(producing)
     tq.close()
     ray.shutdown()
-    return rate.value()
+    return meter.outcome()
 
 
 def _put_each(put: Callable[[bytes], object], trial: Trial) -> None:
@@ -92,7 +95,7 @@ def _put_in_transfer_queue(trial: Trial) -> None:
         tq.kv_put(str(number), "benchmark", fields={"payload": payload}, tag={"put": True})
 
 
-PEERS: dict[str, tuple[Callable[[Trial], float], float]] = {
+PEERS: dict[str, tuple[Callable[[Trial], Outcome], float]] = {
     "multiprocessing.Queue": (multiprocessing_queue, 1.0),
     **({"Ray actor queue": (ray_actor_queue, 0.1)} if find_spec("ray") else {}),
     **({"TransferQueue": (transfer_queue, 0.05)} if find_spec("transfer_queue") and find_spec("torch") else {}),

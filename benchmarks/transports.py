@@ -33,38 +33,31 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.transport_floors import FileFloor, Floor, MemoryFloor, RedisFloor, ZmqFloor  # noqa: E402
 from benchmarks.transport_peers import PEERS  # noqa: E402
-from benchmarks.transport_trials import Rate, Trial  # noqa: E402
+from benchmarks.transport_trials import Meter, Outcome, Trial  # noqa: E402
 from transports import Queue, open_queue  # noqa: E402
 
 SIZES = {"65 KB": (65_000, 6_000), "2.85 MB": (2_850_000, 200)}
 TIMEOUT = 120.0
 
 
-async def produce(queue: Queue | Floor, trial: Trial) -> None:
+async def produce(queue: Queue | Floor, trial: Trial, meter: Meter) -> None:
     payload = memoryview(os.urandom(trial.nbytes))
     for number in range(trial.count):
         await queue.put((payload,), key="k")
+        meter.count()
         if number % 16 == 0:
             await asyncio.sleep(0)
+    meter.stop()
 
 
-async def consume(queue: Queue | Floor, trial: Trial) -> float:
-    rate = Rate()
+async def consume(queue: Queue | Floor, trial: Trial, meter: Meter) -> None:
     for _ in range(trial.count):
         delivery = await queue.receive(timeout=TIMEOUT)
         assert delivery is not None
         assert delivery.nbytes == trial.nbytes
         await queue.ack([delivery])
-        rate.ack()
-    return rate.value()
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Records per second, and microseconds of processor time for each in the busier process."""
-
-    rate: float
-    cpu: float
+        meter.count()
+    meter.stop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,22 +148,22 @@ def run(name: str, contender: str, trial: Trial) -> Outcome:
         [sys.executable, __file__, "--role", json.dumps([name, contender, role, asdict(trial)])] for role in roles
     ]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
-    sides = [json.loads(process.communicate(timeout=2 * TIMEOUT)[0]) for process in processes]
-    return Outcome(rate=sides[0][0], cpu=max(side[1] for side in sides))
+    sides = [Outcome(**json.loads(process.communicate(timeout=2 * TIMEOUT)[0])) for process in processes]
+    return Outcome(rate=sides[0].rate, cpu=max(side.cpu for side in sides))
 
 
-async def play(name: str, contender: str, role: str, trial: Trial) -> float:
-    """The rate, and 0.0 for who only produces."""
+async def play(name: str, contender: str, role: str, trial: Trial) -> Outcome:
     where = trial.where + (BACKENDS[name].producing if role == "produce" else "")
     queue = open_queue(where) if contender == "transport" else BACKENDS[name].floor(trial.where)
+    meter = Meter()
     async with queue:
         if role == "produce":
-            await produce(queue, trial)
-            return 0.0
-        if role == "consume":
-            return await consume(queue, trial)
-        rate, _ = await asyncio.gather(consume(queue, trial), produce(queue, trial))
-        return rate
+            await produce(queue, trial, meter)
+        elif role == "consume":
+            await consume(queue, trial, meter)
+        else:
+            await asyncio.gather(consume(queue, trial, meter), produce(queue, trial, Meter()))
+    return meter.outcome()
 
 
 def main() -> None:
@@ -186,9 +179,8 @@ def main() -> None:
     if options.role:
         name, contender, role, fields = json.loads(options.role)
         trial = Trial(**fields)
-        before = time.process_time()
-        rate = PEERS[name][0](trial) if contender == "peer" else asyncio.run(play(name, contender, role, trial))
-        print(json.dumps([rate, (time.process_time() - before) / trial.count * 1e6]))
+        outcome = PEERS[name][0](trial) if contender == "peer" else asyncio.run(play(name, contender, role, trial))
+        print(json.dumps(asdict(outcome)))
         return
     results = {
         f"{name} {label}": measure(name, nbytes, max(20, int(count * options.scale)), options.repeat)
