@@ -39,6 +39,9 @@ class Fact(IntEnum):
     """`number` records were delivered again, by the consumer of this log and those it took over from."""
 
 
+_FACTS = {int(fact): fact for fact in Fact}
+
+
 class Entry(NamedTuple):
     fact: Fact
     writer: str
@@ -46,8 +49,8 @@ class Entry(NamedTuple):
     amount: int = 0
 
     def pack(self) -> bytes:
-        writer = bytes.fromhex(self.writer) if self.writer else _NOBODY
-        body = _ENTRY_BODY.pack(self.fact, writer, self.number, self.amount)
+        fact, name, number, amount = self
+        body = _ENTRY_BODY.pack(fact, bytes.fromhex(name) if name else _NOBODY, number, amount)
         return body + crc32(body).to_bytes(4, "little")
 
 
@@ -77,7 +80,8 @@ class LaneAcks:
         if seq == self.below:
             self.below += 1
             self.bytes_below += nbytes
-            self._close_up()
+            if self.above:
+                self._close_up()
         elif not self.holds(seq):
             self.above[seq] = nbytes
             self.bytes_above += nbytes
@@ -173,7 +177,7 @@ class Ledger:
             os.close(fd)
         whole = len(data) - len(data) % _ENTRY.size
         for at in range(0, whole, _ENTRY.size):
-            entry = _unpack(data[at : at + _ENTRY.size])
+            entry = _unpack(data, at)
             if entry is None:
                 whole = at
                 break
@@ -236,8 +240,9 @@ class AckLog:
             self._fd = -1
 
 
-def _unpack(data: bytes) -> Entry | None:
-    fact, writer, number, amount, checksum = _ENTRY.unpack(data)
-    if crc32(data[: _ENTRY_BODY.size]) != checksum or fact not in Fact._value2member_map_:
+def _unpack(data: bytes, at: int) -> Entry | None:
+    number_of_fact, writer, number, amount, checksum = _ENTRY.unpack_from(data, at)
+    fact = _FACTS.get(number_of_fact)
+    if fact is None or crc32(data[at : at + _ENTRY_BODY.size]) != checksum:
         return None
-    return Entry(Fact(fact), "" if writer == _NOBODY else writer.hex(), number, amount)
+    return Entry(fact, "" if writer == _NOBODY else writer.hex(), number, amount)
