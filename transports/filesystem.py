@@ -34,8 +34,9 @@ from transports.files.syncing import SYNC_MODES
 from transports.urls import QueueOptions, Size, parse_queue_url
 from transports.wakeups import Wakeups
 
-_INLINE_BYTES = 256 << 10
-"""Records up to this size are written on the event loop; larger ones in a thread."""
+_INLINE_BYTES = 4 << 20
+"""Records up to this size are written on the event loop; larger ones in a thread, so that it does not wait for them.
+Handing over a smaller one costs more than writing it."""
 _POLL = (0.001, 0.01)
 _POLL_SHARED = (0.001, 0.05)
 _MEASURE_SECONDS = 0.25
@@ -114,7 +115,8 @@ class FileQueue(Queue):
         self._check_open()
         nbytes = self._acceptable_nbytes(frames)
         self._sync.raise_failure()
-        await self._make_room(nbytes)
+        if not self._has_room(nbytes):
+            await self._make_room(nbytes)
         writer = self._writer(partition_of(key, self._layout.partitions))
         if nbytes <= _INLINE_BYTES:
             writer.append(frames, key, tag)
@@ -126,8 +128,7 @@ class FileQueue(Queue):
         await self._sync.written(writer)
 
     async def receive(self, *, timeout: float) -> Delivery | None:
-        delivery = await self._next()
-        if delivery is not None:
+        if (delivery := self._at_hand() or await self._next()) is not None:
             return delivery
         deadline = time.monotonic() + timeout
         pause, longest = self._poll
@@ -229,6 +230,15 @@ class FileQueue(Queue):
             with self._refusals_named:
                 await asyncio.to_thread(self._dead.close)
 
+    def _at_hand(self) -> Delivery | None:
+        """What the partition whose turn it is has read ahead; where records are plenty, all that a receive does."""
+        self._check_open()
+        if self._served >= _BURST or not self._turn:
+            return None
+        delivery = self._consumers[self._turn[0]].at_hand()
+        self._served += delivery is not None
+        return delivery
+
     async def _next(self) -> Delivery | None:
         """The next record of any partition; one that has many gives way to the others from time to time."""
         for _ in range(len(self._turn)):
@@ -243,11 +253,13 @@ class FileQueue(Queue):
                 return delivery
         return None
 
+    def _has_room(self, nbytes: int) -> bool:
+        """Whether the record fits by what was measured a moment ago and was put here since."""
+        recent = time.monotonic() - self._measured_at < _MEASURE_SECONDS
+        return recent and self._backlog_bytes + nbytes <= self._hard_limit
+
     async def _make_room(self, nbytes: int) -> None:
         """Raise QueueFull where the record would pass the hard limit, as far as others' puts are known by now."""
-        recent = time.monotonic() - self._measured_at < _MEASURE_SECONDS
-        if recent and self._backlog_bytes + nbytes <= self._hard_limit:
-            return
         await self.stats()
         if self._backlog_bytes + nbytes > self._hard_limit:
             raise self._queue_full(nbytes, self._backlog_records, self._backlog_bytes)
@@ -268,7 +280,7 @@ class FileQueue(Queue):
 
 
 class _RefusalsNamed:
-    """Turns what the system refuses into a QueueStorageError. A class, because every receive and ack enters it."""
+    """Turns what the system refuses into a QueueStorageError. A class, because every ack enters it."""
 
     def __init__(self, url: str) -> None:
         self._url = url

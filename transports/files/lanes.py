@@ -136,10 +136,11 @@ def read_chunk(directory: Path, cursor: Cursor) -> Chunk:
     records: list[tuple[Record, int]] = []
     at, seq, closed = 0, cursor.seq, False
     while not closed and (record := unpack_record(view, at)) is not None and record.seq == seq:
-        closed = record.closes_writer
-        if not closed:
+        if record.frames:
             records.append((record, cursor.offset + at))
             seq += 1
+        else:  # its writer has closed
+            closed = True
         at += record.stored_bytes
     after = Cursor(cursor.segment, cursor.offset + at, seq)
     return Chunk(cursor.segment, records, after, available - at, closed)

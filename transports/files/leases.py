@@ -131,16 +131,16 @@ class Lease:
     _start: str = field(init=False)
 
     def __post_init__(self) -> None:
-        # A lease is looked at with every ack, and pathlib takes its time.
+        # A lease is looked at with every ack, and pathlib takes its time; so does any look that brings more than a yes.
         object.__setattr__(self, "_start", f"{self.directory}/{self.stem}.")
 
     def stands(self) -> bool:
         """Whether it is there. Who takes a lease with `take` has removed it before it reads anything."""
-        return os.path.exists(f"{self._start}{self.epoch}")
+        return os.access(f"{self._start}{self.epoch}", os.F_OK)
 
     def holds(self) -> bool:
         """Whether nobody took it over. Who does so with `claim` creates the next epoch, and leaves this one."""
-        return self.stands() and not os.path.exists(f"{self._start}{self.epoch + 1}")
+        return self.stands() and not os.access(f"{self._start}{self.epoch + 1}", os.F_OK)
 
     def release(self) -> None:
         """Let the next one take it at once. A file of that epoch stays, so that epochs rise."""

@@ -30,6 +30,10 @@ class PartitionConsumer:
         self._filling = asyncio.Lock()
         self._held: _Held | None = None
 
+    def at_hand(self) -> Delivery | None:
+        """The next record, if it was read already and none that was given back may come before it."""
+        return None if self._held is None or self._held.delayed else self._held.pop()
+
     async def next(self) -> Delivery | None:
         """The next record, read from the medium if need be; None if there is none now."""
         if self._held is not None and (delivery := self._held.pop()) is not None:
@@ -68,7 +72,7 @@ class PartitionConsumer:
         if held is None:
             return False
         ref = held.lent.pop(key_of(delivery))
-        heapq.heappush(held.delayed, (time.monotonic() + delay, ref.writer, ref.seq, ref))
+        heapq.heappush(held.delayed, (time.monotonic() + delay, ref.key, ref))
         return True
 
     def reject(self, delivery: Delivery, reason: str) -> bool:
@@ -119,8 +123,8 @@ class _Held:
         self.lease = lease
         self.reader = PartitionReader(settings, index)
         self.lent: dict[tuple[str, int], Ref] = {}
-        self.delayed: list[tuple[float, str, int, Ref]] = []
-        self._ready: deque[tuple[Ref, Record]] = deque()
+        self.delayed: list[tuple[float, tuple[str, int], Ref]] = []
+        self._ready: deque[tuple[Ref, Delivery]] = deque()
         self._look_again_at = -math.inf
         self._removing: asyncio.Future[None] | None = None
         lanes = list_lanes(self.reader.directory)
@@ -129,7 +133,6 @@ class _Held:
         ledger.refresh()
         self._redeliveries = ledger.redeliveries
         self._lent_before = {writer: acks.lent for writer, acks in ledger.lanes.items()}
-        self._delivered: dict[str, int] = {}
         self._log = AckLog(
             self.reader.directory,
             epoch=lease.epoch,
@@ -153,7 +156,9 @@ class _Held:
             if chunk.cursor.seq > acks.lent:
                 # Said before the first of them is delivered: whoever takes over knows that they may have been.
                 self._note(Entry(Fact.LENT, writer, chunk.cursor.seq))
-            self._ready.extend(self.reader.refs(writer, chunk))
+            before = self._lent_before.get(writer, 0)
+            for ref, record in self.reader.refs(writer, chunk):
+                self._ready.append((ref, self._delivery(ref, record, redelivered=ref.seq < before)))
 
     async def reclaim(self) -> None:
         """Remove all that is settled by now."""
@@ -177,31 +182,42 @@ class _Held:
 
     def pop(self) -> Delivery | None:
         if self.delayed and self.delayed[0][0] <= time.monotonic():
-            ref = heapq.heappop(self.delayed)[3]
-            return self._lend(ref, self.reader.read_again(ref), redelivered=True)
-        if not self._ready:
+            ref = heapq.heappop(self.delayed)[2]
+            delivery = self._delivery(ref, self.reader.read_again(ref), redelivered=True)
+        elif self._ready:
+            ref, delivery = self._ready.popleft()
+        else:
             return None
-        ref, record = self._ready.popleft()
-        self._delivered[ref.writer] = ref.seq + 1
-        return self._lend(ref, record, redelivered=ref.seq < self._lent_before.get(ref.writer, 0))
+        self.lent[ref.key] = ref
+        if delivery.redelivered:
+            self._redeliveries += 1
+            self._note(Entry(Fact.REDELIVERED, "", self._redeliveries))
+        return delivery
 
     def ack(self, deliveries: list[Delivery]) -> bool:
         """Record the acks; False, and nothing is acked, where the lease has been taken over."""
-        refs = {key: self.lent[key] for delivery in deliveries if (key := key_of(delivery)) in self.lent}
+        refs = {}
+        for delivery in deliveries:
+            if (ref := self.lent.get(key_of(delivery))) is not None:
+                refs[ref.key] = ref
         self._log.append(ack_entries(refs.values()))
         # A successor removes this lease before it reads this log. So if it is still there, these entries will be read.
         if not self.lease.stands():
             return False
         for key, ref in refs.items():
-            self.reader.ledger.lane(ref.writer).ack(ref.seq, ref.nbytes)
+            writer, seq = key
+            self.reader.ledger.lane(writer).ack(seq, ref.nbytes)
             del self.lent[key]
         return True
 
     def give_up(self) -> None:
         """Say what was really delivered, and let the next one in at once."""
-        for writer, acks in self.reader.ledger.lanes.items():
-            exact = max(self._delivered.get(writer, 0), self._lent_before.get(writer, 0))
-            if exact < acks.lent:
+        read_ahead: dict[str, int] = {}
+        for ref, _ in self._ready:
+            read_ahead.setdefault(ref.writer, ref.seq)
+        for writer, first in read_ahead.items():
+            exact = max(first, self._lent_before.get(writer, 0))
+            if exact < self.reader.ledger.lane(writer).lent:
                 self._note(Entry(Fact.LENT, writer, exact))
         self.close()
         self.lease.release()
@@ -212,11 +228,7 @@ class _Held:
         self.reader.close()
         self._log.close()
 
-    def _lend(self, ref: Ref, record: Record, *, redelivered: bool) -> Delivery:
-        self.lent[ref.key] = ref
-        if redelivered:
-            self._redeliveries += 1
-            self._note(Entry(Fact.REDELIVERED, "", self._redeliveries))
+    def _delivery(self, ref: Ref, record: Record, *, redelivered: bool) -> Delivery:
         return self.reader.delivery(ref, record, epoch=self.lease.epoch, redelivered=redelivered)
 
     def _note(self, entry: Entry) -> None:

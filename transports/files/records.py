@@ -47,10 +47,6 @@ class Record(NamedTuple):
     """Of the frames: what the backlog counts."""
     stored_bytes: int
 
-    @property
-    def closes_writer(self) -> bool:
-        return not self.frames
-
 
 def pack_header(before: Tally) -> bytes:
     body = _HEADER.pack(_MAGIC, before.records, before.nbytes, 0)
@@ -97,14 +93,15 @@ def put_time(prefix: bytes) -> float:
 
 def unpack_record(data: memoryview, at: int = 0) -> Record | None:
     """The record that begins at a place of `data`, or None where there is no whole and undamaged one."""
-    if len(data) - at < PREFIX_BYTES:
+    left = len(data) - at - PREFIX_BYTES
+    if left < 0:
         return None
     checksum, length, seq, put_at, key_length, tag_length, count = _PREFIX.unpack_from(data, at)
     sizes_at = at + PREFIX_BYTES
     names_at = sizes_at + 4 * count
     start = names_at + key_length + tag_length
     end = sizes_at + length
-    if len(data) - end < TRAILER_BYTES or start > end:
+    if left - length < TRAILER_BYTES or start > end:
         return None
     stored = PREFIX_BYTES + length + TRAILER_BYTES
     if crc32(data[at + _CHECKSUM_BYTES : end]) != checksum:
@@ -112,14 +109,13 @@ def unpack_record(data: memoryview, at: int = 0) -> Record | None:
     if _TRAILER_START.unpack_from(data, end) != (_TRAILER_MAGIC, stored):
         return None
     sizes = struct.unpack_from(f"<{count}I", data, sizes_at)
-    names = bytes(data[names_at:start])
-    key = names[:key_length].decode("utf-8", "surrogatepass")
-    tag = names[key_length:].decode("utf-8", "surrogatepass")
-    frames = []
+    key = str(data[names_at : names_at + key_length], "utf-8", "surrogatepass")
+    tag = str(data[names_at + key_length : start], "utf-8", "surrogatepass") if tag_length else ""
+    frames, frame_at = [], start
     for size in sizes:
-        frames.append(data[start : start + size])
-        start += size
-    return Record(seq, put_at, key, tag, tuple(frames), sum(sizes), stored)
+        frames.append(data[frame_at : frame_at + size])
+        frame_at += size
+    return Record(seq, put_at, key, tag, tuple(frames), frame_at - start, stored)
 
 
 def unpack_tally(trailer: memoryview | bytes) -> Tally | None:

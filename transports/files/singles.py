@@ -43,6 +43,9 @@ class SingleRecordConsumer:
         self._reclaimed_at = time.monotonic()
         self._looked_at = -_LOOK_SECONDS
 
+    def at_hand(self) -> None:
+        """Nothing: a record is claimed when it is asked for."""
+
     async def next(self) -> Delivery | None:
         async with self._filling:
             if not self._fresh or time.monotonic() - self._looked_at >= _LOOK_SECONDS:

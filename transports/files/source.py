@@ -16,8 +16,9 @@ from transports.files.ledger import Entry, Fact, Ledger
 from transports.files.records import Record
 from transports.files.segments import SegmentWriter
 
-_INLINE_BYTES = 1 << 20
-"""A lane whose last read was larger is read in a thread, so that the event loop does not wait for it."""
+_INLINE_BYTES = 4 << 20
+"""A lane whose last read was larger is read in a thread, so that the event loop does not wait for it. Handing a smaller
+one over, and its bytes from one processor's cache to another's, costs more than reading it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +37,19 @@ class SourceSettings:
 class Ref(NamedTuple):
     """A record that was read and can be read again."""
 
-    writer: str
-    seq: int
+    key: tuple[str, int]
+    """Its writer, and its number there."""
     nbytes: int
     segment: SegmentName
     offset: int
 
     @property
-    def key(self) -> tuple[str, int]:
-        return self.writer, self.seq
+    def writer(self) -> str:
+        return self.key[0]
+
+    @property
+    def seq(self) -> int:
+        return self.key[1]
 
 
 class PartitionReader:
@@ -95,8 +100,8 @@ class PartitionReader:
         """What of a chunk is not acked yet."""
         acks = self.ledger.lane(writer)
         for record, offset in chunk.records:
-            if not acks.holds(record.seq):
-                yield Ref(writer, record.seq, record.nbytes, chunk.segment, offset), record
+            if (seq := record.seq) >= acks.below and seq not in acks.above:
+                yield Ref((writer, seq), record.nbytes, chunk.segment, offset), record
 
     def read_again(self, ref: Ref) -> Record:
         return read_at(self.directory / str(ref.segment), ref.offset)
@@ -142,4 +147,4 @@ def key_of(delivery: Delivery) -> tuple[str, int]:
 
 
 def ack_entries(refs: Iterable[Ref]) -> list[Entry]:
-    return [Entry(Fact.ACKED, ref.writer, ref.seq, ref.nbytes) for ref in refs]
+    return [Entry(Fact.ACKED, *ref.key, ref.nbytes) for ref in refs]
