@@ -178,7 +178,7 @@ class FileFloor(Floor):
 
     def _measure(self) -> None:
         size = _ACK.size + _CHECKSUM_BYTES
-        found = os.pread(self._acks, 1 << 30, self._acks_read)
+        found = os.pread(self._acks, os.fstat(self._acks).st_size - self._acks_read, self._acks_read)
         for at in range(0, len(found) - size + 1, size):
             fact, _, nbytes = _ACK.unpack_from(found, at)
             checksum = found[at + _ACK.size : at + size]

@@ -6,8 +6,9 @@
 
 A rate is records per second at the consumer, from its first record to its last ack; floor and transport take turns, and
 the best of `--repeat` runs counts, after which comes their ratio. On a machine that others use as well, look at the
-processor time of the busier of the two processes (servers apart), and at that ratio in the last column. Peers are what
-a user would pick instead, where they are installed; they have no floor, and fewer guarantees.
+processor time of the busier of the two processes (servers apart), from its first record until it has closed, and at
+that ratio in the last column. Peers are what a user would pick instead, where they are installed; they have no floor,
+and fewer guarantees.
 """
 
 from __future__ import annotations
