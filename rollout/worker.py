@@ -231,11 +231,11 @@ class Worker:
             self.counters.in_flight -= 1
 
     async def _note_failure(self, error: RolloutError, claim: Claim) -> None:
-        self._failures_in_a_row += 1
-        if self._failures_in_a_row >= self._config.worker.halt_after:
+        self._failures_in_a_row = failures = self._failures_in_a_row + 1
+        if failures >= self._config.worker.halt_after:
             await self._hand_back(claim)
             raise WorkerHalted(
-                f"{self._failures_in_a_row} infrastructure failures in a row (worker.halt_after), the last one: {error}"
+                f"{failures} infrastructure failures in a row (worker.halt_after), the last one: {error}"
             ) from error
 
     async def _hand_back(self, claim: Claim) -> None:

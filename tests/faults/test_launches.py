@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -275,7 +276,10 @@ def test_a_launch_that_lost_its_engine_says_so_and_goes_on_with_another(world: W
     assert set(report["status"]) == {"ok"}
     assert 10 <= report["rollouts"] < 60
     (halted, *_) = [entry for entry in worker_logs(launched) if entry["event"] == "worker ends"]
-    assert "3 infrastructure failures in a row (worker.halt_after), the last one: " in halted["exception"]
+    # At least three: of those in flight together, one more may have failed before the first had handed its claim back.
+    assert re.search(
+        r"[3-9] infrastructure failures in a row \(worker.halt_after\), the last one: ", halted["exception"]
+    )
     with EmbeddedServer(engine) as url:
         resumed = world.resume(Path(report["run_dir"]), {"engine.urls": f"['{url}']"})
         assert resumed.report(seconds=60)["status"] == {"ok": 60}
