@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -164,8 +165,8 @@ def engines(kind: str, model: Path) -> Iterator[tuple[Engine, Engine]]:
         listener.close()
     first, second = (KINDS[kind](model, port) for port in ports)
     try:
-        first.start()
-        second.start()
+        with ThreadPoolExecutor() as together:
+            list(together.map(lambda engine: engine.start(), (first, second)))
         yield first, second
     finally:
         first.kill()
