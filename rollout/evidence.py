@@ -13,10 +13,9 @@ from renderers_adapter.tokens import ExpandedIds, LogicalIds, Logprobs
 NO_LOGPROB = -9999.0
 """What vLLM writes where it has no log-prob, or one that is not a number."""
 
-DIGEST_BYTES = 16
-"""Of a prompt's digest: half for its ids, half for its images."""
-
 _HALF = 8
+DIGEST_BYTES = 2 * _HALF
+"""Of a prompt's digest: half for its ids, half for its images."""
 
 
 @dataclass(frozen=True, slots=True)

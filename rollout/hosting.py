@@ -157,15 +157,11 @@ def _beat(worker: Worker, watchdog: LoopWatchdog, tasks: Queue, changes: Changes
     return Beat(
         ready=True,
         in_flight=counters.in_flight,
-        finished=counters.finished,
         turns=counters.turns,
         tokens=counters.tokens,
-        reward=counters.reward,
-        rewards=counters.rewards,
         retries=counters.retries,
         lag=watchdog.lag,
         holder=tasks.holder,
-        status=dict(counters.status),
         metrics=changes.take(),
     )
 

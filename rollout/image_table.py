@@ -26,7 +26,7 @@ class _Known:
     def record(self) -> Mapping[str, Any]:
         """What the queue is told of it: its layout, and where it lies."""
         url = self.reference.url
-        source = {"raw_uri": url} if url.startswith("data:") else {"raw_image_id": url.rpartition("/")[2]}
+        source = {"raw_image_id": url.rpartition("/")[2]} if self.reference.in_file else {"raw_uri": url}
         return {"payload": self.reference.payload, **source}
 
 

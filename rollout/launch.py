@@ -57,14 +57,17 @@ class EnvironmentState:
 
     member: Member
     claims: Claims
-    ended: Ended
     total: int = 0
     feeder: Feeder | None = None
     engines: tuple[str, ...] = ()
     posts: list[Post] = field(default_factory=list)
+    ended: Ended = field(init=False)
     control: Queue | None = None
     progress: Progress | None = None
     backlog: QueueWatch | None = None
+
+    def __post_init__(self) -> None:
+        self.ended = Ended(self.claims)
 
     @property
     def backlog_bytes(self) -> int:
@@ -108,8 +111,7 @@ class Launch:
         self.resumes = resumes
         self.place = place
         self.directory = directory
-        claims = [Claims(directory.claims(member.config.run.name)) for member in members]
-        self.environments = [EnvironmentState(*found, Ended(found[1])) for found in zip(members, claims, strict=True)]
+        self.environments = [EnvironmentState(m, Claims(directory.claims(m.config.run.name))) for m in members]
         self.workers = workers
         self.fleet: Fleet | None = None
         self.opening: anyio.CancelScope | None = None

@@ -29,15 +29,11 @@ class Beat:
 
     ready: bool = False
     in_flight: int = 0
-    finished: int = 0
     turns: int = 0
     tokens: int = 0
-    reward: float = 0.0
-    rewards: int = 0
     retries: int = 0
     lag: float = 0.0
     holder: str = ""
-    status: dict[str, int] = field(default_factory=dict)
     metrics: Samples = field(default_factory=dict)
 
 

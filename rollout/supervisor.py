@@ -33,7 +33,7 @@ _LAST_REPORTS = 1.0
 _RELEASE = 5.0
 """Seconds for the queue to release what a dead worker had leased; after that, its leases are left to lapse."""
 _PAUSES = (0.2, 30.0)
-_SUMMED = ("finished", "turns", "tokens", "reward", "rewards", "retries")
+_SUMMED = ("turns", "tokens", "retries")
 
 
 class WorkersDie(RolloutError):
@@ -94,7 +94,6 @@ class Post:
         """What all workers at this post have done together, by the names of `Beat`."""
         mine = Counter(self.before)
         mine.update({name: getattr(self.beat, name) for name in _SUMMED})
-        mine.update({f"status.{name}": count for name, count in self.beat.status.items()})
         return mine
 
 

@@ -47,8 +47,6 @@ class WorkerCounters:
     in_flight: int = 0
     finished: int = 0
     status: Counter[str] = field(default_factory=Counter)
-    reward: float = 0.0
-    rewards: int = 0
     turns: int = 0
     tokens: int = 0
     images: int = 0
@@ -62,9 +60,6 @@ class WorkerCounters:
         if final is not None:
             self.finished += 1
             self.status[final.status.value] += 1
-            if final.reward is not None:
-                self.reward += final.reward
-                self.rewards += 1
         self.turns += session.turns_done
         self.tokens += session.sampled_tokens
         self.images += session.images_seen

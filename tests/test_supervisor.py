@@ -22,7 +22,7 @@ from rollout.link import Beat, Halted, SupervisorLink
 link = SupervisorLink(int(sys.argv[sys.argv.index("--supervisor-fd") + 1]))
 orders = link.first_orders()
 told = []
-beat = lambda: Beat(ready=True, turns=2, status={"ok": 1}, holder=" ".join(told))
+beat = lambda: Beat(ready=True, turns=2, holder=" ".join(told))
 link.ready(beat, lambda news: told.append(news.policy_version))
 print("engines", *orders.engines, flush=True)
 """
@@ -201,7 +201,7 @@ async def test_a_worker_that_is_not_heard_is_not_taken_for_dead_by_its_silence_a
     assert at.deaths == []
 
 
-@pytest.mark.parametrize("report", [Beat(turns=3, status={"ok": 1}), Halted("why")])
+@pytest.mark.parametrize("report", [Beat(turns=3), Halted("why")])
 def test_reports_are_read_as_they_were_written(report: Beat | Halted) -> None:
     assert decode_report(encode_report(report)) == report
 

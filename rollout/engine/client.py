@@ -33,7 +33,7 @@ from rollout.engine.errors import (
 from rollout.engine.features import Multimodal, require_same_layout
 from rollout.engine.http import EngineHttp
 from rollout.engine.protocol import GenerateRequest, Generation, decode_response, encode_request
-from rollout.engine.routing import Engine, Router
+from rollout.engine.routing import Engine, Router, doubled
 from rollout.engine.updates import state_of
 from rollout.versions import satisfies
 
@@ -293,4 +293,4 @@ def _served(url: str, answer: bytes, model: str) -> int | None:
 
 
 def _pause(number: int) -> float:
-    return min(_PAUSE * 2.0 ** min(number - 1, 99), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+    return doubled(_PAUSE, _LONGEST_PAUSE, times=number - 1) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter

@@ -142,5 +142,9 @@ def _affinity(session: str, url: str) -> bytes:
 
 
 def _away(ejections: int) -> float:
-    # An engine that is away for days is offered, and ejected again, more often than a float has exponents.
-    return min(_SHORTEST * 2.0 ** min(ejections - 1, 99), _LONGEST)
+    return doubled(_SHORTEST, _LONGEST, times=ejections - 1)
+
+
+def doubled(shortest: float, longest: float, *, times: int) -> float:
+    """A pause that doubles up to the longest; however often, for what is away for days comes to thousands of times."""
+    return min(shortest * 2.0 ** min(times, 99), longest)

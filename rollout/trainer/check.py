@@ -25,8 +25,9 @@ from renderers_adapter.descriptors import parse_raw_mm_item, reject_processed
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import Expanded, LogicalIds, PlaceholderError, TokenRun, expand, extend
 from rollout.evidence import DIGEST_BYTES, NO_LOGPROB, answer_digest, ids_digest, images_digest
+from rollout.messages import ROLES
 from rollout.steps import Step
-from rollout.trainer.samples import ROLES, TrainingSample, samples
+from rollout.trainer.samples import TrainingSample, samples
 from rollout.trainer.trajectory import ROOT, Trajectory, TrajectoryNode
 
 _ROUNDING = 1e-3

@@ -17,8 +17,6 @@ from renderers_adapter.tokens import ExpandedIds, Logprobs, Placeholder, expand
 from rollout.messages import ROLES
 from rollout.trainer.trajectory import Trajectory, TrajectoryNode
 
-__all__ = ["ROLES", "TrainingSample", "samples"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingSample:

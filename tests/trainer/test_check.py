@@ -59,11 +59,15 @@ def with_step(trajectory: Trajectory, at: int, **changes: Any) -> Trajectory:
     return replace(trajectory, steps=tuple(steps))
 
 
-def another_token(trajectory: Trajectory) -> Trajectory:
-    run = trajectory.nodes[2].run
+def with_another_token(trajectory: Trajectory, node: int) -> Trajectory:
+    run = trajectory.nodes[node].run
     ids = run.ids.copy()
     ids[-2] += 1
-    return with_run(trajectory, 2, replace(run, ids=logical(ids)))
+    return with_run(trajectory, node, replace(run, ids=logical(ids)))
+
+
+def another_token(trajectory: Trajectory) -> Trajectory:
+    return with_another_token(trajectory, 2)
 
 
 def a_token_less(trajectory: Trajectory) -> Trajectory:
@@ -146,10 +150,7 @@ def with_descriptor(trajectory: Trajectory, **changes: Any) -> Trajectory:
 
 
 def a_sampled_token_that_nothing_was_built_upon(trajectory: Trajectory) -> Trajectory:
-    run = trajectory.nodes[5].run
-    ids = run.ids.copy()
-    ids[-2] += 1
-    return with_run(trajectory, 5, replace(run, ids=logical(ids)))
+    return with_another_token(trajectory, 5)
 
 
 def another_logprob(trajectory: Trajectory) -> Trajectory:

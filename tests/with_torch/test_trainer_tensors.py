@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from renderers_adapter.tokens import ImageSlot, TokenRun, logical
 from rollout.evidence import VersionSpan
+from rollout.messages import ROLES
 from rollout.steps import Header, RolloutStarted, RolloutStatus, Step
 from rollout.trainer import Group, SampleTooLong, Trajectory, TrajectoryNode, batch_of, collate, rloo, samples
-from rollout.trainer.samples import ROLES
 
 PAD = 999
 VERSIONS = ("3", "4", "5")
