@@ -100,12 +100,13 @@ def _print_summary(state: RunState, console: Console) -> None:
     violations = len(trainer.violations)
     verdict = "[green]0 violations[/green]" if not violations else f"[red]{violations} violations[/red]"
     seconds = state.seconds or 1e-9
+    each = f"  ({report['queue_bytes'] / report['turns']:.0f} a turn)" if report["turns"] else ""
     rows = [
         ("rollouts", f"{report['rollouts']} of {state.total}  ({status})"),
         ("reward", f"{reward}{escape(metrics)}"),
         ("turns", f"{report['turns']:,}  ({report['turns'] / seconds:.0f}/s, {report['images']:,} images)"),
         ("prompts", told_sources(state.worker.prompt_sources)),
-        ("queue", f"{report['queue_bytes']:,} bytes  ({report['queue_bytes'] / max(report['turns'], 1):.0f} a turn)"),
+        ("queue", f"{report['queue_bytes']:,} bytes{each}"),
         ("trainer", f"{trainer.groups} groups, {trainer.samples} samples, {trainer.tokens:,} tokens, {verdict}"),
         ("engine", escape(state.engine)),
         ("run", escape(str(state.directory.path))),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -119,6 +120,21 @@ def test_an_environment_from_anywhere_is_played(color_codeword: Sequence[str], t
     text = rollout("run", path, "--set", "tasks.count=3")
     assert "000001.0 failed: ValueError: a bug of its own" in text.stdout
     assert "… and 1 more errors" in text.stdout
+
+
+def test_a_run_without_a_single_turn_tells_no_bytes_of_one(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "from rollout import Environment\n"
+        "class Broken(Environment):\n"
+        "    async def run(self, task, model): raise ValueError('a bug of its own')\n"
+    )
+    (tmp_path / "broken.yaml").write_text(
+        "environment: {class: 'broken:Broken'}\ntasks: {count: 1}\n"
+        f"model: {{name: tiny-qwen3-vl, path: {tiny_model}, renderer: qwen3-vl}}\n"
+    )
+    text = rollout("run", str(tmp_path / "broken.yaml"), "--set", f"run.directory={tmp_path}")
+    assert text.returncode == 1
+    assert re.search(r"^queue +[\d,]+ bytes$", text.stdout, re.MULTILINE)
 
 
 def test_a_bad_configuration_is_one_paragraph_and_exit_code_2(color_codeword: Sequence[str]) -> None:
