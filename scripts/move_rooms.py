@@ -3,7 +3,7 @@
     python scripts/move_rooms.py move STEP          move the modules of one step, and rewrite the whole tree
     python scripts/move_rooms.py rewrite PATH...    only rewrite these files or directories, for all steps
 
-It rewrites import statements, dotted names in strings, comments and documents, and paths of files. Nothing else changes.
+It rewrites import statements, dotted names in strings, comments and documents, and paths of files; nothing else.
 """
 
 import ast
@@ -54,8 +54,11 @@ class Rewriter:
         edits: list[tuple[int, int, int, int, str]] = []
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Import | ast.ImportFrom):
-                end_line, end_col = node.end_lineno or node.lineno, node.end_col_offset or 0
-                edits.append((node.lineno, node.col_offset, end_line, end_col, self._import(node)))
+                before = ast.unparse(node)
+                if "\n".join(self._import(node, wrap=False)) != before:
+                    end_line, end_col = node.end_lineno or node.lineno, node.end_col_offset or 0
+                    new = f"\n{' ' * node.col_offset}".join(self._import(node, wrap=True))
+                    edits.append((node.lineno, node.col_offset, end_line, end_col, new))
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
             if token.type in (tokenize.STRING, tokenize.COMMENT):
                 new = self.text(token.string)
@@ -70,12 +73,14 @@ class Rewriter:
                 result = re.sub(rf"(?<![\w.]){re.escape(old)}(?=\.\w)", self.modules[old], result)
         return result
 
-    def _import(self, node: ast.Import | ast.ImportFrom) -> str:
+    def _import(self, node: ast.Import | ast.ImportFrom, *, wrap: bool) -> list[str]:
         if isinstance(node, ast.Import):
-            return "import " + ", ".join(
-                self._dotted.sub(lambda found: self.modules[found[0]], alias.name) + (f" as {alias.asname}" if alias.asname else "")
+            names = [
+                self._dotted.sub(lambda found: self.modules[found[0]], alias.name)
+                + (f" as {alias.asname}" if alias.asname else "")
                 for alias in node.names
-            )
+            ]
+            return ["import " + ", ".join(names)]
         prefix = "." * node.level + (node.module or "")
         kept, moved = [], []
         for alias in node.names:
@@ -89,9 +94,8 @@ class Rewriter:
         if kept:
             module = self._dotted.sub(lambda found: self.modules[found[0]], prefix)
             names = ", ".join(kept)
-            inner = f"({names})" if len(names) > 60 else names
-            moved.append(f"from {module} import {inner}")
-        return f"\n{' ' * node.col_offset}".join(moved)
+            moved.append(f"from {module} import {f'({names})' if wrap and len(names) > 60 else names}")
+        return moved
 
     def file(self, path: Path) -> None:
         try:
@@ -119,20 +123,18 @@ def _tracked() -> list[Path]:
 
 
 def _move(table: dict[str, str]) -> None:
-    pairs = []
-    for old, new in table.items():
-        if _is_module(old):
-            pairs.append((Path(old.replace(".", "/") + ".py"), Path(new.replace(".", "/") + ".py")))
-        else:
-            pairs.append((Path(old), Path(new)))
-    parked = []
-    for number, (old, new) in enumerate(pairs):
-        park = Path(f".parked-{number}")
-        subprocess.run(["git", "mv", str(old), str(park)], check=True)
-        parked.append((park, new))
-    for park, new in parked:
-        new.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["git", "mv", str(park), str(new)], check=True)
+    moves = [(Path(_file(old)), Path(_file(new))) for old, new in table.items()]
+    # Parked first: a module may become the package of its own name.
+    parked = [Path(f".parked-{number}") for number in range(len(moves))]
+    for (source, _), park in zip(moves, parked, strict=True):
+        subprocess.run(["git", "mv", str(source), str(park)], check=True)
+    for (_, target), park in zip(moves, parked, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["git", "mv", str(park), str(target)], check=True)
+
+
+def _file(name: str) -> str:
+    return name.replace(".", "/") + ".py" if _is_module(name) else name
 
 
 def main() -> None:
@@ -147,10 +149,10 @@ def main() -> None:
         return
     roots = [Path(argument) for argument in arguments]
     files = [path for root in roots for path in (root.rglob("*") if root.is_dir() else [root]) if path.is_file()]
-    for step in STEPS.values():
+    for table in STEPS.values():
         for path in files:
             if path.suffix in (".py", ".md", ".toml", ".yaml", ".yml", ".sh"):
-                Rewriter(step).file(path)
+                Rewriter(table).file(path)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services.redis_server import RedisServer
+from tests.needs.services.redis_server import RedisServer
 from transports import open_queue
 
 SERVICES = os.environ.get("ROLLOUT_SERVICES") == "1"

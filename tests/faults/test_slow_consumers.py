@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services.redis_server import RedisServer
+from tests.needs.services.redis_server import RedisServer
 from transports import Delivery, Queue, open_queue
 
 RECORDS, RECORD_BYTES = 100, 1_000_000

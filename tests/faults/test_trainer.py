@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from rollout.trainer.testing import Packet, put_all, scripted_rollout
-from tests.services.redis_server import RedisServer
+from tests.needs.services.redis_server import RedisServer
 from transports import Queue, open_queue
 
 SERVICES = os.environ.get("ROLLOUT_SERVICES") == "1"

@@ -21,7 +21,7 @@ from rollout.serving import endpoint, server
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.serving.engine import Engine
 from tests.faults.launched import World
-from tests.services.redis_server import RedisServer
+from tests.needs.services.redis_server import RedisServer
 
 SERVICES = os.environ.get("ROLLOUT_SERVICES") == "1"
 

@@ -1,0 +1,151 @@
+"""The same run with one thing broken does not pass for a sound one.
+
+Each fault is put where it would arise, and leaves everything else as it is. What must catch it is the difference
+between the sampler's log-probs and the trainer's, within a step or two; reward alone would take a whole run, and of
+some faults it never tells.
+"""
+
+import importlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from examples.grpo_color_codeword import grpo
+from examples.grpo_color_codeword.grpo import Learner
+from examples.grpo_color_codeword.processes import Ended
+from examples.grpo_color_codeword.training import Step, Training
+from rollout.serving.network.engine import NetworkEngine
+from rollout.serving.network.settings import NetworkSettings
+from rollout.serving.server import EngineServer
+from rollout.trainer import TrainingSample, collate
+
+torch: Any = importlib.import_module("torch")
+transformers: Any = importlib.import_module("transformers")
+
+CAUGHT = 1e-2
+SMALL = ("engine.sampling.seed=0", "policy.batch=32", "tasks.count=64", "tasks.group_size=8")
+Patch = pytest.MonkeyPatch
+Tell = Callable[..., None]
+
+
+def steps_of(checkpoint: Path, runs: Path, engine: str, count: int = 1, *settings: str) -> list[Step]:
+    """The first steps of a run."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    with Training(checkpoint, runs, engine, seed=0, workers=1, overrides=[*SMALL, *settings]) as training:
+        return [training.step() for _ in range(count)]
+
+
+def report(tell: Tell, name: str, steps: Sequence[Step], caught_by: str) -> float:
+    largest = max(step.learnt.difference for step in steps)
+    tell(name, f"{largest:.1e}", len(steps), sum(step.failed for step in steps), caught_by)
+    return largest
+
+
+def shuffle_images(patch: Patch) -> None:
+    images = Learner._images
+
+    def shuffled(self: Learner, shown: Sequence[str], given: Sequence[TrainingSample]) -> Any:
+        return images(self, random.Random(0).sample(shown, len(shown)), given)
+
+    patch.setattr(Learner, "_images", shuffled)
+
+
+def read_logits_late(patch: Patch) -> None:
+    patch.setattr(grpo, "of_the_token_itself", lambda logits: logits)
+
+
+def roll_logprobs(patch: Patch) -> None:
+    def rolled(given: Sequence[TrainingSample]) -> Any:
+        batch = collate(given)
+        return replace(batch, logprobs=batch.logprobs.roll(1, dims=1))
+
+    patch.setattr(grpo, "collate", rolled)
+
+
+def keep_newest_pixels(patch: Patch) -> None:
+    images = Learner._images
+
+    def newest(self: Learner, shown: Sequence[str], given: Sequence[TrainingSample]) -> Any:
+        features, grids = images(self, shown, given)
+        for layer in (features.pooler_output, *features.deepstack_features):
+            for at, one in enumerate(layer):
+                if (at + 1) % 3:
+                    layer[at] = torch.zeros_like(one)
+        return features, grids
+
+    patch.setattr(Learner, "_images", newest)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("images shuffled between samples", shuffle_images),
+        ("logits late by one", read_logits_late),
+        ("log-probs rolled by one", roll_logprobs),
+        ("only the newest image's pixels kept", keep_newest_pixels),
+    ],
+)
+def test_a_trainer_that_reads_wrongly_disagrees_with_the_sampler_at_once(
+    checkpoint: Path,
+    runs: Path,
+    engine: str,
+    monkeypatch: Patch,
+    tell: Tell,
+    name: str,
+    fault: Callable[[Patch], None],
+) -> None:
+    fault(monkeypatch)
+    assert report(tell, name, steps_of(checkpoint, runs, engine), "log-prob difference, first step") > CAUGHT
+
+
+def test_nothing_is_caught_where_nothing_is_broken(checkpoint: Path, runs: Path, engine: str, tell: Tell) -> None:
+    assert report(tell, "nothing", steps_of(checkpoint, runs, engine, 2), "–") < 1e-3
+
+
+def test_weights_that_are_never_pushed_are_caught_in_the_second_step(
+    checkpoint: Path, runs: Path, engine: str, monkeypatch: Patch, tell: Tell
+) -> None:
+    publish = Training._publish
+    untrained = SimpleNamespace(model=transformers.AutoModelForImageTextToText.from_pretrained(checkpoint))
+
+    def first_weights(self: Training) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(self, "learner", untrained)
+            publish(self)
+
+    monkeypatch.setattr(Training, "_publish", first_weights)
+    first, second = steps_of(checkpoint, runs, engine, 2)
+    assert first.learnt.difference < 1e-3
+    assert report(tell, "weights never pushed", [first, second], "log-prob difference, second step") > CAUGHT
+
+
+class Forgetful(NetworkEngine):
+    """Loses the first of several pictures without a word: a black one stands in its place."""
+
+    def _pictures(self, request: Any, taken: Any) -> Any:
+        first, *others = super()._pictures(request, taken)
+        if not others:
+            return (first,)
+        black = replace(first.patches, patches=-torch.ones(first.patches.patches.shape).numpy())
+        return (replace(first, name="lost", patches=black), *others)
+
+
+def test_an_engine_that_loses_a_prior_image_is_caught_at_once(checkpoint: Path, runs: Path, tell: Tell) -> None:
+    broken = Forgetful(NetworkSettings(checkpoint, model_name="policy", allowed_directories=(runs,)))
+    with EngineServer(broken, weight_version="0") as url:
+        steps = steps_of(checkpoint, runs, url)
+    assert report(tell, "a prior image lost in the engine", steps, "log-prob difference, first step") > CAUGHT
+
+
+def test_a_prior_ref_that_is_dropped_reaches_no_engine(checkpoint: Path, runs: Path, engine: str, tell: Tell) -> None:
+    dropping = "environment.class=tests.needs.learning.dropping:DropsAPriorReference"
+    with pytest.raises(Ended, match="every rollout of a batch failed") as refused:
+        steps_of(checkpoint, runs, engine, 1, dropping)
+    assert "RequestRefusedLocally" in str(refused.value)
+    tell("a prior ref dropped from requests", "–", 0, "all", "our client, before the engine is asked")

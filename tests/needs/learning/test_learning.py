@@ -1,0 +1,37 @@
+"""Reward goes up, and at every step both sides agree on what was sampled, and by which weights."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from examples.grpo_color_codeword.train import arguments, smoothed, trained
+from tests.needs.learning.conftest import FULL
+
+VLLM = Path(__file__).parents[3] / ".venv-vllm" / "bin" / "vllm"
+
+RUNS = [("transformers", "along", 0)]
+if FULL:
+    RUNS += [("transformers", "along", seed) for seed in (1, 2)]
+    RUNS += [("transformers", "at_end", seed) for seed in (0, 1, 2)]
+    RUNS += [("vllm", "along", seed) for seed in (0, 1, 2)]
+
+
+@pytest.mark.parametrize(("sampler", "ask", "seed"), RUNS)
+def test_a_random_policy_learns_through_the_whole_pipeline(
+    sampler: str, ask: str, seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--sampler", sampler, "--vllm", str(VLLM), "--seed", str(seed), "--runs", str(tmp_path)]
+    steps = trained(arguments([*options, "--set", f"environment.ask={ask}"]))
+    told = capsys.readouterr().out.strip()
+    with capsys.disabled():
+        print(f"\n{ask}: {told}")
+    assert steps[0].reward <= 0.45
+    assert smoothed(steps) >= 0.95
+    for step in steps:
+        assert step.learnt.difference < 1e-3
+        assert step.learnt.compared == 64 * 6
+        assert step.versions == {str(step.number - 1)}
+        assert (step.violations, step.failed, step.staleness) == (0, 0, 0)
+    [picture] = tmp_path.glob("codeword-*/learning.svg")
+    assert ElementTree.fromstring(picture.read_text()).tag == "{http://www.w3.org/2000/svg}svg"

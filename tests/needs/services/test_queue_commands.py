@@ -1,0 +1,54 @@
+"""`rollout queue` on a Redis server and on a hub elsewhere."""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.needs.services.redis_server import RedisServer
+from transports import open_queue
+from transports.codec import encode
+
+
+async def report(*arguments: str) -> Any:
+    def run() -> str:
+        command = [sys.executable, "-m", "rollout", "queue", *arguments, "--json"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    return json.loads(await asyncio.to_thread(run))
+
+
+@pytest.fixture(params=["redis", "zmq"])
+def url(request: pytest.FixtureRequest, start_redis: Callable[..., RedisServer]) -> str:
+    if request.param == "redis":
+        return start_redis().url
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"zmq://127.0.0.1:{probe.getsockname()[1]}"
+
+
+async def test_every_command_reaches_a_queue_that_others_serve(url: str) -> None:
+    async with open_queue(url) as queue:
+        for number in range(4):
+            await queue.put(encode({"number": number}), key="k", tag=f"record {number}")
+        for _ in range(2):
+            delivery = await queue.receive(timeout=10)
+            assert delivery is not None
+            await delivery.reject("not today")
+        await queue.release()
+        assert (await report("stats", url))["backlog_records"] == 2
+        shown = (await report("peek", url))["records"]
+        assert [(record["tag"], record["content"]) for record in shown] == [
+            ("record 2", {"number": 2}),
+            ("record 3", {"number": 3}),
+        ]
+        assert [letter["reason"] for letter in (await report("dead", url))["letters"]] == ["not today"] * 2
+        assert await report("requeue", url) == {"requeued": 2, "dead_letters": 0}
+        assert (await queue.stats()).backlog_records == 4
+        assert await report("drain", url, "--yes") == {"drained": 4, "left": 0}
+        assert (await queue.stats()).backlog_records == 0

@@ -1,0 +1,117 @@
+"""Who may use a Redis server, and what an old or restricted one answers: TLS, users, commands that are not there."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.needs.services.redis_server import RedisServer, free_port
+from transports import QueueStorageError, open_queue
+
+NEEDED = "+@read +@write +@stream +@scripting +@transaction +@connection +time"
+
+
+async def exchange_one(url: str) -> None:
+    """A record through a queue whose lease is renewed at least once meanwhile, by a connection of its own."""
+    async with open_queue(url) as queue:
+        await queue.put((b"secret",), key="k")
+        delivery = await queue.receive(timeout=10)
+        assert delivery is not None
+        assert await queue.receive(timeout=0.3) is None
+        await delivery.ack()
+        assert (await queue.stats()).backlog_records == 0
+
+
+# TLS
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority of our own, `ca.crt`, and what it signed for this machine: `server.crt` and `server.key`."""
+    directory = tmp_path_factory.mktemp("certificates")
+    (directory / "names").write_text("subjectAltName=IP:127.0.0.1")
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    signed_by = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
+    for command in (
+        ("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=tests"),
+        ("req", *key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=server"),
+        ("x509", "-req", "-in", "server.csr", *signed_by, "-out", "server.crt"),
+    ):
+        subprocess.run(["openssl", *command], cwd=directory, check=True, capture_output=True)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tls_address(start_redis: Callable[..., RedisServer], certificates: Path) -> str:
+    port = free_port()
+    start_redis(
+        *("--tls-port", str(port), "--tls-auth-clients", "no", "--tls-ca-cert-file", str(certificates / "ca.crt")),
+        *("--tls-cert-file", str(certificates / "server.crt"), "--tls-key-file", str(certificates / "server.key")),
+    )
+    return f"rediss://127.0.0.1:{port}/0"
+
+
+async def test_a_server_with_tls_is_trusted_by_the_authority_that_the_url_names(
+    tls_address: str, certificates: Path
+) -> None:
+    await exchange_one(f"{tls_address}?ca_file={certificates}/ca.crt&lease_time=0.2")
+
+
+async def test_a_server_that_no_authority_vouches_for_is_refused_at_once(tls_address: str) -> None:
+    async with open_queue(tls_address) as queue:
+        with pytest.raises(QueueStorageError, match=r"certificate .* not trusted.* ca_file"):
+            await queue.stats()
+
+
+# Users
+
+
+@pytest.fixture(scope="session")
+def guarded(start_redis: Callable[..., RedisServer], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A server whose user `rollout` has all that is needed, and the password `p@ss/word`; others may only read."""
+    users = tmp_path_factory.mktemp("users") / "users.acl"
+    users.write_text(
+        f"user default off\nuser rollout on >p@ss/word ~* {NEEDED}\n"
+        "user reader on >readonly ~* +@read +@connection\n"
+        "user scripted on >readonly ~* +@read +@connection +@scripting\n"
+    )
+    return start_redis("--aclfile", str(users)).url
+
+
+async def test_a_user_and_a_password_in_the_url_open_the_queue(guarded: str) -> None:
+    await exchange_one(guarded.replace("redis://", "redis://rollout:p%40ss%2Fword@") + "?lease_time=0.2")
+
+
+async def test_a_user_and_a_password_in_the_environment_open_the_queue(
+    guarded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_USERNAME", "rollout")
+    monkeypatch.setenv("REDIS_PASSWORD", "p@ss/word")
+    await exchange_one(f"{guarded}?stream=environment&lease_time=0.2")
+
+
+@pytest.mark.parametrize("user", ["", "rollout:wrong@", "nobody:p%40ss%2Fword@"])
+async def test_whoever_the_server_does_not_know_is_told_so_at_once(guarded: str, user: str) -> None:
+    async with open_queue(guarded.replace("redis://", f"redis://{user}")) as queue:
+        with pytest.raises(QueueStorageError, match="user or password"):
+            await queue.stats()
+
+
+@pytest.mark.parametrize("user", ["reader", "scripted"])
+async def test_a_user_who_may_not_run_what_the_queue_needs_is_told_so(guarded: str, user: str) -> None:
+    async with open_queue(guarded.replace("redis://", f"redis://{user}:readonly@")) as queue:
+        with pytest.raises(QueueStorageError, match="this user may not run what the queue needs"):
+            await queue.stats()
+
+
+# Servers that lack something
+
+
+@pytest.mark.parametrize("command", ["XADD", "XGROUP", "XREADGROUP", "EVAL", "EVALSHA"])
+async def test_a_server_without_a_command_is_told_from_one_that_is_away(
+    start_redis: Callable[..., RedisServer], command: str
+) -> None:
+    server = start_redis("--rename-command", command, "")
+    with pytest.raises(QueueStorageError, match=r"lacks a command that the queue needs; Redis 6\.2 or later"):
+        await exchange_one(server.url)

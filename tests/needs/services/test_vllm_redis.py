@@ -1,0 +1,41 @@
+"""`configs/vllm_redis.yaml` as it stands: several engines, Redis between worker and trainer.
+
+Scripted engines here, under the name that the file gives the model; what only a real vLLM shows is in tests/needs/vllm.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
+from tests.needs.services.redis_server import RedisServer
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, redis_server: RedisServer) -> Iterator[dict[str, str]]:
+    """The variables that the file reads."""
+    runs = tmp_path / "runs"
+    settings = EmbeddedSettings(model_name="policy", allowed_directories=(runs,))
+    with ExitStack() as stack:
+        engines = [stack.enter_context(EmbeddedServer(settings)) for _ in range(2)]
+        yield {"ENGINE_0": engines[0], "ENGINE_1": engines[1], "REDIS": redis_server.url, "RUNS": str(runs)}
+
+
+def rollout(command: str, deployment: dict[str, str], repository: Path, *more: str) -> str:
+    line = [sys.executable, "-m", "rollout", command, str(repository / "configs" / "vllm_redis.yaml"), *more]
+    environment = {**os.environ, **deployment}
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_the_deployment_is_sound_and_plays(deployment: dict[str, str], repository: Path) -> None:
+    told = rollout("doctor", deployment, repository, "--live")
+    assert told.count("answers token-in, token-out") == 2
+    report = json.loads(rollout("run", deployment, repository, "--json", "--set", "tasks.count=2"))
+    assert report["rollouts"] == report["trainer"]["trajectories"] == report["status"]["ok"] == 16
+    assert report["trainer"]["violations"] == 0

@@ -1,0 +1,124 @@
+"""`rollout assets`: on the images of a real run."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import yaml
+
+from rollout.images.maintenance import hold_run
+from rollout.trainer.testing import put_all, scripted_rollout
+from tests.unit.cli.in_process import rollout
+from transports import open_queue
+
+REFERRED_TO = "0" * 64 + ".png"
+
+
+def report(*arguments: str, code: int = 0) -> Any:
+    result = rollout("assets", *arguments, "--json")
+    assert result.returncode == code, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def run_dir(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parent = tmp_path_factory.mktemp("runs")
+    settings = ("tasks.count=2", "tasks.group_size=1", "environment.image_size=32", f"run.directory={parent}")
+    config = str(repository / "configs" / "color_codeword.yaml")
+    assert rollout("run", config, *(a for s in settings for a in ("--set", s))).returncode == 0
+    (made,) = parent.iterdir()
+    return made
+
+
+def test_stats_and_verify_on_a_sound_run(run_dir: Path) -> None:
+    assert report("stats", str(run_dir))["files"] == 8
+    assert report("verify", str(run_dir)) == {"checked": 8, "problems": []}
+    assert "8 images" in rollout("assets", "stats", str(run_dir)).stdout
+
+
+def test_gc_keeps_what_records_refer_to_and_what_is_young(run_dir: Path) -> None:
+    images = run_dir / "assets" / "images"
+    stray = images / ("0" * 64 + ".png")
+    stray.write_bytes(b"nobody refers to this")
+    assert report("gc", str(run_dir))["kept_young"] == 1
+    os.utime(stray, (0, 0))
+    assert report("gc", str(run_dir), "--dry-run")["removed"] == [stray.name]
+    assert stray.exists()
+    found = report("gc", str(run_dir), "--grace", "0")
+    assert found["removed"] == [stray.name]
+    assert found["kept_referenced"] == 8
+    assert not stray.exists()
+
+
+def test_verify_names_a_damaged_image(run_dir: Path) -> None:
+    damaged = sorted((run_dir / "assets" / "images").iterdir())[0]
+    sound = damaged.read_bytes()
+    damaged.write_bytes(sound[:-1])
+    try:
+        (problem,) = report("verify", str(run_dir), code=1)["problems"]
+        assert problem["file"] == damaged.name
+    finally:
+        damaged.write_bytes(sound)
+
+
+def test_gc_is_refused_while_the_run_is_held(run_dir: Path) -> None:
+    with hold_run(run_dir):
+        result = rollout("assets", "gc", str(run_dir))
+    assert result.returncode == 1
+    assert "is held" in result.stderr
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Callable[[str], Path]:
+    """A run with two images, whose configuration names another queue."""
+
+    def make(url: str) -> Path:
+        images = tmp_path / "run" / "assets" / "images"
+        images.mkdir(parents=True)
+        for name in (REFERRED_TO, "f" * 64 + ".png"):
+            (images / name).touch()
+        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"queue": {"url": url}, "run": {"name": "env"}}))
+        return tmp_path / "run"
+
+    return make
+
+
+def test_gc_keeps_what_records_in_another_directory_refer_to(tmp_path: Path, elsewhere: Callable[[str], Path]) -> None:
+    url = f"file://{tmp_path}/queues/env?partitions=2"
+
+    async def record() -> None:
+        async with open_queue(url) as queue:
+            await put_all(queue, await scripted_rollout(turns=1, image_tokens=4))
+
+    anyio.run(record)
+    run = elsewhere(url.replace("env", "{environment}"))
+    assert report("gc", str(run), "--grace", "0")["removed"] == ["f" * 64 + ".png"]
+    assert (run / "assets" / "images" / REFERRED_TO).exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("memory://gone", "cannot be read from here"),
+        ("file:///nowhere/at/all", "nowhere"),
+    ],
+)
+def test_gc_is_refused_where_the_records_cannot_be_read(
+    elsewhere: Callable[[str], Path], url: str, complaint: str
+) -> None:
+    run = elsewhere(url)
+    result = rollout("assets", "gc", str(run), "--grace", "0")
+    assert result.returncode == 1
+    assert complaint in result.stderr
+    assert len(list((run / "assets" / "images").iterdir())) == 2
+
+
+def test_gc_is_refused_where_nothing_says_where_the_records_are(tmp_path: Path) -> None:
+    (tmp_path / "assets" / "images").mkdir(parents=True)
+    result = rollout("assets", "gc", str(tmp_path))
+    assert result.returncode == 1
+    assert "neither trajectories nor the configuration" in result.stderr

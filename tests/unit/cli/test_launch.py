@@ -1,0 +1,154 @@
+"""`rollout launch` and `rollout worker` as their user meets them."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from rollout.environments.base import Task
+from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
+from rollout.tasks import RolloutOrder, encode_order
+from rollout.trainer import Consumption, PolicyPublisher, PublisherSettings, Trajectory, TrajectoryReader
+from tests.unit.cli.in_process import rollout
+from transports import open_queue
+
+SMALL = ("environment.image_size=32", "tasks.turns=1", "engine.sampling.temperature=0")
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "rollout", *arguments]
+
+
+def told(settings: Sequence[str]) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+@pytest.fixture
+def color_codeword(repository: Path) -> str:
+    return str(repository / "configs" / "color_codeword.yaml")
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    with subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def until(process: "subprocess.Popen[str]", holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def done(directory: Path) -> int:
+    return sum(1 for _ in directory.rglob("claims/*/*.done"))
+
+
+async def put(url: str, count: int) -> None:
+    async with open_queue(url, lease="record") as tasks:
+        for index in range(count):
+            order = RolloutOrder(Task(f"mine-{index}", index, seed=index, data={"codeword": ["red"]}), 0, 1)
+            await tasks.put(encode_order(order), key=order.rollout)
+
+
+async def read(url: str, count: int) -> list[Trajectory]:
+    found: list[Trajectory] = []
+    async with asyncio.timeout(30), TrajectoryReader(open_queue(url)) as reader:
+        while len(found) < count:
+            if (trajectory := await reader.receive(timeout=0.1)) is not None:
+                found.append(trajectory)
+    return found
+
+
+def test_a_worker_alone_plays_what_others_put_until_sigterm(color_codeword: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    asyncio.run(put(f"file://{run}/tasks/color_codeword", 3))
+    with started("worker", color_codeword, "--run", str(run), *told(SMALL)) as worker:
+        until(worker, lambda: done(run) == 3)
+        worker.send_signal(signal.SIGTERM)
+        out, err = worker.communicate(timeout=30)
+    assert (worker.returncode, out, err) == (0, "", "")
+    trajectories = asyncio.run(read(f"file://{run}/trajectories", 3))
+    assert {(t.run, t.environment, t.status, t.reward) for t in trajectories} == {("run", "color_codeword", "ok", 1.0)}
+
+
+def test_a_paced_launch_follows_its_trainer_and_leaves_engines_that_missed_a_push(
+    color_codeword: str, tmp_path: Path, write_weights: Callable[..., None]
+) -> None:
+    control, trajectories = f"file://{tmp_path}/control", f"file://{tmp_path}/trajectories"
+    engine = EmbeddedSettings(allowed_directories=(tmp_path,), weight_version="0")
+    with EmbeddedServer(engine) as updated, EmbeddedServer(engine) as missed:
+        pace = ("policy.max_staleness=0", "policy.batch=8", "tasks.count=4", "tasks.group_size=4")
+        where = (f'engine.urls=["{updated}","{missed}"]', f"queue.control={control}", f"queue.url={trajectories}")
+        settings = told((*SMALL, *pace, *where, f"run.directory={tmp_path}"))
+        with started("launch", color_codeword, "--json", *settings) as launch:
+            until(launch, lambda: done(tmp_path) == 8)
+            time.sleep(0.5)
+            assert done(tmp_path) == 8
+            pushed = PublisherSettings((updated,), tmp_path / "policy", {"color_codeword": control})
+            with PolicyPublisher(pushed) as publisher:
+                publisher.publish(
+                    1, lambda at: write_weights(at, {"w": (1,)}), {"color_codeword": Consumption(consumed=8)}
+                )
+                out, err = launch.communicate(timeout=60)
+    assert launch.returncode == 0, err
+    assert json.loads(out)["status"] == {"ok": 16}
+    played = asyncio.run(read(trajectories, 16))
+    assert sorted(t.started.policy_version for t in played if t.started) == ["0"] * 8 + ["1"] * 8
+    for trajectory in played:
+        assert trajectory.started is not None
+        sampled_by = {span.version for step in trajectory.steps for span in step.versions}
+        assert sampled_by == {trajectory.started.policy_version}
+
+
+def test_several_environments_and_a_summary_for_people(color_codeword: str, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    (tmp_path / "coin.py").write_text(
+        "from rollout import Environment, Score\n"
+        "class Coin(Environment):\n"
+        "    async def run(self, task, model):\n"
+        "        raise ValueError('[coins] have edges')\n"
+    )
+    text = Path(color_codeword).read_text().replace("rollout.environments.color_codeword:ColorCodeword", "coin:Coin")
+    text = text.replace("  turns: 4 # pictures in a rollout\n", "").replace("name: color_codeword", "name: coin")
+    other.write_text(text.replace("../rollout", str(Path(color_codeword).parent.parent / "rollout")))
+    settings = told(
+        ("tasks.count=1", "tasks.group_size=2", "engine.sampling.temperature=0", f"run.directory={tmp_path}")
+    )
+    with started("launch", color_codeword, str(other), *settings) as launch:
+        out, err = launch.communicate(timeout=60)
+    assert launch.returncode == 0, err
+    assert "2 of 2  (2 ok)  reward 1.000" in out
+    assert "2 of 2  (2 failed)  no reward" in out
+    assert out.count("ValueError: [coins] have edges") == 1
+    assert "coin/000000.0 (and 1 others) failed" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [([], "give the YAML of each environment"), (["--resume", "nowhere"], "no launch was begun here")],
+)
+def test_a_launch_of_nothing_is_exit_code_2(arguments: list[str], complaint: str) -> None:
+    result = rollout("launch", *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert complaint in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_queue_that_workers_cannot_reach_is_exit_code_2(color_codeword: str, tmp_path: Path) -> None:
+    settings = told(("queue.url=memory://here", f"run.directory={tmp_path}"))
+    result = rollout("launch", color_codeword, *settings)
+    assert result.returncode == 2
+    assert "queue.url is memory://here, and no other process can reach a memory queue" in result.stderr

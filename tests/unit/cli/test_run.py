@@ -1,0 +1,308 @@
+"""`rollout run` as its user meets it: processes, exit codes, and what is printed."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import yaml
+
+from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
+from tests.unit.cli.in_process import rollout
+from transports import open_queue
+
+SMALL = ("tasks.count=3", "tasks.group_size=2", "environment.image_size=48", "engine.sampling.temperature=0")
+
+
+def process(*arguments: str, path: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    """`rollout` in a new interpreter, with a directory on its path."""
+    env = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
+    command = [sys.executable, "-m", "rollout", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False)
+
+
+@pytest.fixture
+def color_codeword(repository: Path, tmp_path: Path) -> list[str]:
+    """Arguments that play a few small rollouts below a private directory."""
+    settings = [*SMALL, f"run.directory={tmp_path / 'runs'}"]
+    return [str(repository / "configs" / "color_codeword.yaml"), *(a for s in settings for a in ("--set", s))]
+
+
+def complaint(result: subprocess.CompletedProcess[str], code: int) -> str:
+    """What was said instead of a traceback: one paragraph."""
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    return result.stderr[result.stderr.index("rollout: ") :]
+
+
+@pytest.mark.parametrize("mode", ["offload", "inline"])
+def test_json_is_one_object_with_everything_in_it(color_codeword: Sequence[str], mode: str) -> None:
+    result = rollout("run", *color_codeword, "--set", f"images.mode={mode}", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["rollouts"] == 6
+    assert report["status"] == {"ok": 6}
+    assert report["reward_mean"] == 1.0
+    assert report["turns"] == 30
+    assert report["images"] == 24
+    assert report["queue_bytes"] > 0
+    assert report["trainer"]["trajectories"] == report["trainer"]["samples"] == 6
+    assert report["trainer"]["violations"] == 0
+    assert report["seconds"] > 0
+
+
+def test_the_run_directory_tells_what_was_run(color_codeword: Sequence[str]) -> None:
+    run_dir = Path(json.loads(rollout("run", *color_codeword, "--json").stdout)["run_dir"])
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert config["tasks"] == {"source": None, "count": 3, "group_size": 2, "seed": 0, "turns": 4}
+    # The samples of a task see the same pictures, and each picture is stored once.
+    assert len(list((run_dir / "assets" / "images").iterdir())) == 12
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    finished = [line for line in lines if line["event"] == "rollout finished"]
+    assert {line["rollout"] for line in finished} == {f"00000{task}.{sample}" for task in range(3) for sample in (0, 1)}
+    assert all(line["run"] == run_dir.name for line in lines)
+    assert list((run_dir / "trajectories").iterdir())
+
+
+def test_the_summary_is_for_people(color_codeword: Sequence[str]) -> None:
+    result = rollout("run", *color_codeword)
+    assert result.returncode == 0
+    for told in (
+        "6 of 6",
+        "1.000",
+        "bridge: 24, rendered: first=6 root=0",
+        "3 groups, 6 samples",
+        "0 violations",
+        "scripted",
+    ):
+        assert told in result.stdout
+
+
+def test_a_run_needs_neither_torch_nor_transformers_nor_vllm(color_codeword: Sequence[str], tmp_path: Path) -> None:
+    for name in ("torch", "transformers", "vllm"):
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name} was imported')\n")
+    result = process("run", *color_codeword, "--json", path=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["reward_mean"] == 1.0
+
+
+def test_an_environment_from_anywhere_is_played(color_codeword: Sequence[str], tmp_path: Path) -> None:
+    (tmp_path / "coin.py").write_text(
+        "from rollout import Environment, Score\n"
+        "class Coin(Environment):\n"
+        "    async def run(self, task, model):\n"
+        "        if task.index == 1: raise ValueError('a bug of its own')\n"
+        "        reply = await model.chat([{'role': 'user', 'content': 'Heads or tails?'}])\n"
+        "        return Score(reward=1.0, metrics={'length': len(reply.text)})\n"
+    )
+    (tmp_path / "coin.yaml").write_text(
+        Path(color_codeword[0])
+        .read_text()
+        .replace("rollout.environments.color_codeword:ColorCodeword", "coin:Coin")
+        .replace("  turns: 4 # pictures in a rollout\n", "")
+        .replace("../rollout", str(Path(color_codeword[0]).parent.parent / "rollout"))
+    )
+    path = str(tmp_path / "coin.yaml")
+    result = process("run", path, "--set", "tasks.count=3", "--json", path=tmp_path)
+    report = json.loads(result.stdout)
+    assert result.returncode == 0
+    assert report["status"] == {"ok": 8, "failed": 4}
+    text = rollout("run", path, "--set", "tasks.count=3")
+    assert "000001.0 failed: ValueError: a bug of its own" in text.stdout
+    assert "… and 1 more errors" in text.stdout
+
+
+def test_a_run_without_a_single_turn_tells_no_bytes_of_one(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "from rollout import Environment\n"
+        "class Broken(Environment):\n"
+        "    async def run(self, task, model): raise ValueError('a bug of its own')\n"
+    )
+    (tmp_path / "broken.yaml").write_text(
+        "environment: {class: 'broken:Broken'}\ntasks: {count: 1}\n"
+        f"model: {{name: tiny-qwen3-vl, path: {tiny_model}, renderer: qwen3-vl}}\n"
+    )
+    text = rollout("run", str(tmp_path / "broken.yaml"), "--set", f"run.directory={tmp_path}")
+    assert text.returncode == 1
+    assert re.search(r"^queue +[\d,]+ bytes$", text.stdout, re.MULTILINE)
+
+
+def test_a_bad_configuration_is_one_paragraph_and_exit_code_2(color_codeword: Sequence[str]) -> None:
+    told = complaint(rollout("run", *color_codeword, "--set", "engine.sampling.temprature=0"), 2)
+    assert "unknown key; did you mean 'temperature'?" in told
+    assert rollout("doctor", *color_codeword, "--set", "tasks.count=-1").returncode == 2
+
+
+def test_a_tokenizer_that_does_not_exist_is_exit_code_2(color_codeword: Sequence[str], tmp_path: Path) -> None:
+    told = complaint(rollout("run", *color_codeword, "--set", f"model.path={tmp_path}/none"), 2)
+    assert f"{tmp_path}/none" in told
+
+
+def test_an_unreachable_engine_is_exit_code_1(color_codeword: Sequence[str]) -> None:
+    arguments = ("--set", "engine.urls=['http://127.0.0.1:9']", "--set", "engine.timeout=2")
+    told = complaint(rollout("run", *color_codeword, *arguments), 1)
+    assert "no answer from the engine at http://127.0.0.1:9/v1/models" in told
+
+
+def test_a_wrong_model_name_is_told_with_the_right_ones(color_codeword: Sequence[str]) -> None:
+    with EmbeddedServer(EmbeddedSettings()) as url:
+        arguments = ("--set", f"engine.urls=['{url}']", "--set", "model.name=another")
+        told = complaint(rollout("run", *color_codeword, *arguments), 1)
+    assert "does not serve the model 'another'; it serves tiny-qwen3-vl" in told
+
+
+def test_a_queue_of_an_unknown_kind_is_exit_code_2(color_codeword: Sequence[str]) -> None:
+    complaint(rollout("run", *color_codeword, "--set", "queue.url=carrier-pigeon://loft"), 2)
+
+
+def test_debug_shows_the_traceback(color_codeword: Sequence[str], tmp_path: Path) -> None:
+    result = rollout("run", *color_codeword, "--debug", "--set", f"model.path={tmp_path}/none")
+    assert result.returncode == 2
+    assert "Traceback" in result.stderr
+
+
+def test_ctrl_c_ends_cleanly_with_what_was_done(color_codeword: Sequence[str]) -> None:
+    slow = ("--set", "engine.embedded.latency_ms=300", "--set", "worker.concurrency=8", "--set", "tasks.count=40")
+    command = [sys.executable, "-m", "rollout", "run", *color_codeword, *slow, "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "reward" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    report: dict[str, Any] = json.loads(out)
+    assert report["status"]["ok"] >= 1
+    assert report["status"]["abandoned"] >= 1
+    assert report["rollouts"] == sum(report["status"].values()) < 80
+    assert report["trainer"]["violations"] == 0
+
+
+def test_doctor_says_what_is_right(color_codeword: Sequence[str]) -> None:
+    result = rollout("doctor", *color_codeword)
+    assert result.returncode == 0, result.stdout + result.stderr
+    words = " ".join(result.stdout.split())  # where its lines are broken depends on the length of a path
+    for told in ("configuration", "3 tasks, 2 rollouts of each", "renderer qwen3-vl, images qwen_vl", "file://"):
+        assert told in words
+
+
+@pytest.mark.parametrize("limit", ["high_water=80KB", "high_water_records=300"])
+def test_doctor_refuses_a_high_water_below_two_batches(color_codeword: Sequence[str], limit: str) -> None:
+    result = rollout("doctor", *color_codeword, "--set", f"queue.url=file://{{run_dir}}/trajectories?{limit}")
+    assert result.returncode == 2, result.stdout
+    assert "two batches of 64 rollouts (policy.batch)" in " ".join(result.stdout.split())
+
+
+def test_doctor_shows_a_table_alone_and_asks_engines_only_of_a_run_that_could_begin(
+    color_codeword: Sequence[str], tmp_path: Path
+) -> None:
+    with EmbeddedServer(EmbeddedSettings(allowed_directories=(tmp_path,))) as url:
+        live = (*color_codeword, "--live", "--set", f'engine.urls=["{url}"]')
+        sound = rollout("doctor", *live)
+        begun_wrong = rollout("doctor", *live, "--set", "queue.url=file://{run_dir}/t?high_water=80KB")
+    assert sound.returncode == 0, sound.stdout
+    assert {line[:4] for line in sound.stdout.splitlines()} <= {"ok  ", "?   ", "    "}
+    assert begun_wrong.returncode == 2
+    assert "?    engines        not asked" in begun_wrong.stdout
+
+
+@pytest.mark.parametrize("command", ["doctor", "run"])
+def test_the_arguments_of_a_template_are_those_of_its_family(color_codeword: Sequence[str], command: str) -> None:
+    qwen35 = ("--set", "model.renderer=qwen3.5", "--set", "model.template={enable_thinking: false}")
+    assert rollout(command, *color_codeword, *qwen35, "--set", "tasks.count=1").returncode == 0
+    wrong = rollout(command, *color_codeword, "--set", "model.template={enable_thinking: false}")
+    assert wrong.returncode != 0
+    assert "correct model.template (enable_thinking)" in " ".join((wrong.stdout + wrong.stderr).split())
+
+
+@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["serve", "embedded", "--help"]])
+def test_help_imports_nothing_heavy(command: Sequence[str]) -> None:
+    code = (
+        "import sys\n"
+        "from rollout.cli import app\n"
+        f"try: app({list(command)!r})\n"
+        "except SystemExit: pass\n"
+        "heavy = {'httpx', 'numpy', 'PIL', 'renderers', 'uvicorn', 'aiohttp', 'yaml', 'msgpack'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 0, result.stderr
+    if "embedded" in command:
+        assert "No neural network is inside" in " ".join(result.stdout.split())
+
+
+def test_serve_embedded_answers_and_stops_on_a_signal(tiny_model: Path) -> None:
+    command = [sys.executable, "-m", "rollout", "serve", "embedded", str(tiny_model)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 20
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert "no neural network is inside" in told
+    assert process.returncode == 0
+
+
+def test_a_queue_that_holds_another_runs_records_is_refused(color_codeword: Sequence[str], tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/shared"
+
+    async def leave_something() -> None:
+        async with open_queue(url) as queue:
+            await queue.put((b"from another run",), key="k")
+
+    anyio.run(leave_something)
+    told = complaint(rollout("run", *color_codeword, "--set", f"queue.url={url}"), 1)
+    assert "holds 1 records of another run" in told
+
+
+def test_an_engine_that_dies_ends_the_run_and_what_was_done_is_told(color_codeword: Sequence[str]) -> None:
+    server = [sys.executable, "-m", "rollout", "serve", "embedded", "--latency-ms", "100", "--allow", "/"]
+    settings = ("tasks.count=60", "worker.concurrency=4", "engine.retries=0", "engine.timeout=5")
+    with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as engine:
+        assert engine.stdout is not None
+        url = engine.stdout.readline().split(" at ")[1].split(";")[0]
+        arguments = [a for s in (*settings, f"engine.urls=['{url}']") for a in ("--set", s)]
+        command = [sys.executable, "-m", "rollout", "run", *color_codeword, *arguments, "--json"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if "reward" in line:
+                    break
+            engine.kill()
+            out, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    report = json.loads(out)
+    assert report["status"]["ok"] >= 1
+    assert url in report["error"]
+    assert url in err
+
+
+def test_ctrl_c_is_heard_while_the_engine_is_awaited(color_codeword: Sequence[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        command = [sys.executable, "-m", "rollout", "run", *color_codeword, "--set", f"engine.urls=['{url}']"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            deaf.settimeout(60)
+            connection, _ = deaf.accept()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)
+            connection.close()
+    assert process.returncode == 130, err
+
+
+def test_version_is_told() -> None:
+    assert process("--version").stdout.startswith("rollout ")

@@ -1,0 +1,129 @@
+"""Records of every kind, as they must stay readable.
+
+`python -m tests.unit.records.golden.records` writes those of a new schema.
+A file that exists is never written again: it is what an older version sent.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from renderers_adapter.tokens import ImageSlot, TokenRun, logical
+from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan
+from rollout.records import Header, NodeRecord, Record, RolloutFinished, RolloutStarted, RolloutStatus, Step
+from rollout.steps import SCHEMA, encode_record
+
+DIRECTORY = Path(__file__).parent
+
+_FILE, _INLINE = "0123456789abcdef" * 2, "fedcba9876543210" * 2
+_LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+
+
+def header(seq: int) -> Header:
+    return Header("golden-run", "package.module:Class", "000007", "000007.3", 2, seq)
+
+
+def step() -> Step:
+    """A first turn with all that a step may say."""
+    asked = TokenRun(logical([5, 900, 6, 900, 7]), 5, images=(ImageSlot(_FILE, 1, 64), ImageSlot(_INLINE, 3, 80)))
+    said = TokenRun(logical([8, 9, 40, 41, 2]), 2, np.array([-0.5, -0.25, 0.0], np.float32))
+    parts = [{"type": "image", "hash": _FILE}, {"type": "text", "text": "é?"}, {"type": "image", "hash": _INLINE}]
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"n": 1}}}
+    return Step(
+        header=header(1),
+        turn=0,
+        parent=-1,
+        first=0,
+        nodes=(
+            NodeRecord({"role": "user", "content": parts}, asked, ((1, 2), (3, 4))),
+            NodeRecord({"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call]}, said),
+        ),
+        images={
+            _FILE: {"payload": {"image_grid_thw": [[1, 16, 16]]}, "raw_image_id": f"{_FILE}{'7' * 32}.png"},
+            _INLINE: {"payload": {"image_grid_thw": [[1, 16, 20]]}, "raw_uri": "data:image/png;base64,AAAA"},
+        },
+        prompt_source="first",
+        prompt_length=149,
+        prompt_digest=bytes(range(16)),
+        finish_reason="length",
+        stop_reason="square",
+        versions=(VersionSpan("7", 0, 1), VersionSpan("8", 1, 3)),
+        policy=("7", "8"),
+        cached_tokens=16,
+        tools=(_LOOK,),
+        routed_experts=RoutedExperts(0, np.arange(12, dtype=np.uint8).reshape(3, 2, 2)),
+        sampling_mask=SamplingMask(np.array([1, 2, 3], np.int32), np.array([1, 1, 1], np.int32)),
+        timings={"prepare": 0.001, "engine": 1.5},
+    )
+
+
+def usual_step() -> Step:
+    """A later turn, which leaves out what is usual, and forks."""
+    asked, said = TokenRun(logical([1, 2]), 2), TokenRun(logical([3, 4]), 1, np.array([-1.0], np.float32))
+    return Step(
+        header=header(2),
+        turn=1,
+        parent=0,
+        first=2,
+        nodes=(
+            NodeRecord({"role": "user", "content": "b"}, asked),
+            NodeRecord({"role": "assistant", "content": "c"}, said),
+        ),
+        images={},
+        prompt_source="bridge",
+        prompt_length=3,
+        prompt_digest=bytes(16),
+        finish_reason="stop",
+    )
+
+
+def proven_step() -> Step:
+    """With what came in 1.01: a digest of the answer, as the engine gave it."""
+    return replace(usual_step(), answer_digest=bytes(range(8)))
+
+
+RECORDS: dict[str, Record] = {
+    "rollout_started": RolloutStarted(
+        header=header(0),
+        task={"id": "000007", "index": 7, "seed": 11, "data": {"codeword": ["red", "blue"]}},
+        sample=3,
+        group_size=4,
+        policy_version="7",
+        config_digest="0123456789abcdef",
+        model="tiny",
+        pad_id=900,
+        assets="assets/images",
+        layout={"family": "qwen_vl", "fingerprint": "a" * 32},
+    ),
+    "step": step(),
+    "usual_step": usual_step(),
+    "proven_step": proven_step(),
+    "rollout_finished": RolloutFinished(
+        header=header(3),
+        status=RolloutStatus.OK,
+        reward=0.75,
+        metrics={"turn_accuracy": 0.5},
+        error=None,
+        steps=2,
+        digest=bytes(range(16)),
+        seconds=1.25,
+    ),
+    "rollout_failed": RolloutFinished(
+        header=header(3),
+        status=RolloutStatus.FAILED,
+        reward=None,
+        metrics={},
+        error={"type": "EngineMismatch", "message": "another prompt"},
+        steps=2,
+        digest=bytes(16),
+        seconds=0.5,
+    ),
+}
+
+if __name__ == "__main__":
+    for name, record in RECORDS.items():
+        file = DIRECTORY / f"{name}.{SCHEMA}.msgpack"
+        if not file.exists():
+            (frame,) = encode_record(record)
+            file.write_bytes(frame)

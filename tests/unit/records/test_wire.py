@@ -1,0 +1,172 @@
+"""Records on the wire: what older versions wrote stays readable, nothing is sent twice, and damage is refused."""
+
+import dataclasses
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from renderers_adapter.pool import shared_pool
+from rollout.images import ImagePolicy, prepare_images
+from rollout.steps import SCHEMA, Record, RecordError, Step, decode_record, encode_record
+from tests.programs.engine_double import Said
+from tests.programs.in_process import InProcess
+from tests.unit.records.golden.records import DIRECTORY, RECORDS, step
+from transports.codec import decode, encode
+
+TURNS = 200
+
+
+def plain(value: Any) -> Any:
+    """Records with arrays in them, as what can be compared."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, np.ndarray):
+        return value.dtype.name, value.tolist()
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("file", sorted(DIRECTORY.glob("*.msgpack")), ids=lambda file: file.name)
+def test_what_an_older_version_wrote_is_read_as_it_was_meant(file: Path) -> None:
+    assert plain(decode_record([file.read_bytes()])) == plain(RECORDS[file.name.partition(".")[0]])
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_every_kind_of_record_of_this_version_has_a_golden_file(name: str) -> None:
+    assert [(DIRECTORY / f"{name}.{SCHEMA}.msgpack").read_bytes()] == list(encode_record(RECORDS[name]))
+
+
+def changed(record: Record, **changes: Any) -> Any:
+    return decode_record(encode({**decode(encode_record(record)), **changes}))
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_fields_of_a_newer_minor_version_are_kept_and_sent_on(name: str) -> None:
+    kept = changed(RECORDS[name], schema=SCHEMA + 1, novelty={"a": 1})
+    assert kept.extra == {"novelty": {"a": 1}}
+    assert decode(encode_record(kept))["novelty"] == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"schema": 200}, r"the schema 2\.00; this version reads 1\.x"),
+        ({"schema": "1"}, "'schema' is a str"),
+        ({"kind": "tantrum"}, "unknown kind 'tantrum'"),
+        ({"of": ["run", "env", "group", "rollout", 1]}, "malformed"),
+        ({"of": ["run", "env", "group", "rollout", "1", 2]}, "header does not say .* attempt is '1'"),
+        ({"ids": np.zeros(3, np.int32)}, "not the 3 of the record"),
+        ({"ids": np.zeros(10, np.float32)}, "'ids' is an array of float32"),
+        ({"lengths": [11, -1]}, "messages have"),
+        ({"logprobs": np.zeros(9, np.float32)}, "5 tokens and 9 log-probs"),
+        ({"places": [0, [1, 64]]}, "malformed"),
+        ({"images": [[b"12345678", {"pixel_values": [0.5]}, "data:image/png;base64,"]]}, "pixel_values"),
+        ({"images": [[b"12345678", {"grid": np.zeros(3)}, "data:image/png;base64,"]]}, "images"),
+        ({"images": [["name", {}, "data:image/png;base64,"]]}, "malformed"),
+        ({"images": [[b"12345678", {}, "file:///etc/passwd"]]}, r"images\.raw_uri must be a data:image"),
+        ({"images": [[b"12345678", {}, b"", "/../secret.png"]]}, r"images\.raw_image_id must match"),
+        ({"places": [0, [math.inf, 64]]}, "malformed"),
+        ({"digest": None}, "lacks 'digest'"),
+        ({"versions": ["7", 0]}, "malformed"),
+        ({"messages": [{"role": "user"}] * 2}, "malformed"),
+        ({"messages": [{"content": "a"}] * 2}, "malformed"),
+        ({"messages": [{"role": "critic", "content": "a"}] * 2}, "a message has the role 'critic'"),
+        ({"answer": "8 bytes!"}, "'answer' is a str"),
+    ],
+)
+def test_a_damaged_step_is_refused_with_its_reason(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(RecordError, match=told):
+        changed(step(), **changes)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"family": "qwen_vl"},
+        {"family": "qwen_vl", "fingerprint": "../secret"},
+        {"family": "qwen_vl", "fingerprint": "0" * 32, "payload": {"pixel_values": 1}},
+        {"family": [], "fingerprint": "0" * 32},
+    ],
+)
+def test_a_start_whose_images_cannot_be_described_is_refused(layout: dict[str, Any]) -> None:
+    with pytest.raises(RecordError, match="rollout_started record is malformed"):
+        changed(RECORDS["rollout_started"], layout=layout)
+
+
+@given(st.integers(0, 400), st.integers(0, 400), st.binary(max_size=8))
+def test_a_torn_record_is_refused_and_nothing_else_is_raised(start: int, end: int, instead: bytes) -> None:
+    (frame,) = encode_record(step())
+    torn = bytes(frame)[:start] + instead + bytes(frame)[end:]
+    try:
+        assert isinstance(decode_record([torn]), Step)
+    except RecordError:
+        assert torn != bytes(frame)
+
+
+@pytest.mark.parametrize("item", [{"payload": {"pixel_values": 1}, "raw_uri": "data:"}, {"payload": {}}, {}])
+def test_a_step_with_a_bad_descriptor_is_not_sent(item: dict[str, Any]) -> None:
+    (mm_hash, *_) = step().images
+    with pytest.raises(RecordError):
+        encode_record(replace(step(), images={mm_hash: item}))
+
+
+def test_a_step_whose_context_was_sampled_is_not_sent() -> None:
+    asked, said = step().nodes
+    with pytest.raises(RecordError, match="before its answer"):
+        encode_record(replace(step(), nodes=(said, asked)))
+
+
+def test_an_oversized_record_is_neither_sent_nor_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = encode_record(step())
+    monkeypatch.setattr("transports.codec.MAX_HEAD_BYTES", 100)
+    with pytest.raises(RecordError, match="cannot be encoded"):
+        encode_record(step())
+    with pytest.raises(RecordError, match="cannot be decoded"):
+        decode_record(frames)
+
+
+@pytest.mark.parametrize("mode", ["offload", "inline"])
+async def test_a_long_rollout_sends_everything_once(
+    tmp_path: Path, tiny_model: Path, mode: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """200 turns, 200 images: 1.15 times what must be sent, counted in logical tokens and bare text."""
+    pool = shared_pool(tiny_model, "qwen3-vl")
+    assert pool.geometry is not None
+    parts = [{"type": "image", "image": Image.new("RGB", (32, 32), (number, 0, 0))} for number in range(TURNS)]
+    prepared = prepare_images([{"role": "user", "content": parts}], ImagePolicy(mode, tmp_path)).images
+    tokens = pool.geometry.layout(width=32, height=32).tokens
+    played = InProcess(pool, tmp_path, {image.url: (image.mm_hash, tokens) for image in prepared}, mode)
+    await played.begin()
+    conversation: list[dict[str, Any]] = []
+    answer = (*pool.tokenizer.encode("red"), pool.stop_token_ids[0])
+    for part in parts:
+        question = {"type": "text", "text": "What is the colour of this square?"}
+        conversation.append({"role": "user", "content": [part, question]})
+        played.engine.next = [Said(answer)]
+        conversation.append((await played.session.chat(conversation)).message)
+    trajectory = await played.finish()
+
+    ids = sum(len(node.run.ids) for node in trajectory.nodes)
+    logprobs = sum(len(node.run.logprobs) for node in trajectory.nodes)
+    text = sum(len(said.encode()) for node in trajectory.nodes for said in texts(node.message))
+    inline = sum(len(image.url) for image in prepared) if mode == "inline" else 0
+    needed = 4 * ids + 4 * logprobs + text + 400 * TURNS + inline
+    with capsys.disabled():
+        print(
+            f"\nbytes of a rollout of {TURNS} turns and images, {mode}: {played.sink.bytes / needed:.3f} of the least"
+        )
+    assert played.sink.bytes <= 1.15 * needed
+    assert sum(len(recorded.images) for recorded in trajectory.steps) == TURNS
+
+
+def texts(message: dict[str, Any]) -> list[str]:
+    content = message["content"]
+    return [content] if isinstance(content, str) else [part["text"] for part in content if "text" in part]

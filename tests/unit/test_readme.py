@@ -1,0 +1,24 @@
+"""The README's environment runs as it is printed."""
+
+import json
+import re
+from pathlib import Path
+
+from tests.unit.cli.in_process import rollout
+
+
+def test_the_environment_of_the_readme_runs(repository: Path, tmp_path: Path) -> None:
+    text = (repository / "README.md").read_text("utf-8")
+    program = re.search(r"`squares\.py`:\n\n```python\n(.*?)```", text, re.DOTALL)
+    config = re.search(r"`squares\.yaml`, beside it:\n\n```yaml\n(.*?)```", text, re.DOTALL)
+    assert program is not None
+    assert config is not None
+    assert len(program[1].splitlines()) <= 25
+    (tmp_path / "squares.py").write_text(program[1])
+    (tmp_path / "squares.yaml").write_text(config[1].replace("path: rollout", f"path: {repository}/rollout"))
+    result = rollout("run", str(tmp_path / "squares.yaml"), "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["reward_mean"] == 1.0
+    assert report["trainer"]["violations"] == 0
+    assert Path(report["run_dir"]).parent == tmp_path / "runs"

@@ -1,0 +1,230 @@
+"""The trainer's reader: whole trajectories, each exactly once relative to what the trainer saved."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from rollout.steps import RolloutStatus
+from rollout.trainer import (
+    LeaseLost,
+    ReaderStateError,
+    TrajectoryReader,
+    check,
+    samples,
+)
+from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
+from tests.unit.trainer.readers import HASTY, QUEUE, backlog, reader_of
+from transports import Queue, open_queue
+
+
+async def test_a_trajectory_comes_whole_and_sound(queue: Queue) -> None:
+    await put_all(queue, await scripted_rollout())
+    async with reader_of() as reader:
+        (trajectory,) = await read_all(reader)
+    assert check(trajectory) == []
+    assert [node.message["content"] for node in trajectory.path(5)] == [
+        text for turn in range(3) for text in (f"question {turn}", f"answer {turn}")
+    ]
+    (sample,) = samples(trajectory)
+    assert sample.mask.sum() == 6
+    assert sample.versions == ("7",)
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_order_does_not_matter(queue: Queue, seed: int) -> None:
+    packets = await scripted_rollout("a.0") + await scripted_rollout("b.0")
+    random.Random(seed).shuffle(packets)
+    await put_all(queue, packets)
+    async with reader_of() as reader:
+        found = await read_all(reader)
+    assert sorted(trajectory.rollout for trajectory in found) == ["a.0", "b.0"]
+    assert all(check(trajectory) == [] and trajectory.status is RolloutStatus.OK for trajectory in found)
+
+
+async def test_rollouts_of_the_same_name_from_two_runs_or_environments_are_not_mixed_up(queue: Queue) -> None:
+    runs = [
+        await scripted_rollout(run="one"),
+        await scripted_rollout(run="two"),
+        await scripted_rollout(run="two", environment="Other"),
+    ]
+    await put_all(queue, [packet for together in zip(*runs, strict=True) for packet in together])
+    async with reader_of() as reader:
+        found = await read_all(reader)
+    assert [trajectory.identity for trajectory in found] == [
+        "one/Scripted/000000.0",
+        "two/Scripted/000000.0",
+        "two/Other/000000.0",
+    ]
+    assert all(check(trajectory) == [] for trajectory in found)
+
+
+# Attempts
+
+
+@pytest.mark.parametrize("winner", [1, 2])
+async def test_the_first_finished_attempt_wins_and_the_other_is_dropped(queue: Queue, winner: int) -> None:
+    attempts = {number: await scripted_rollout(attempt=number) for number in (1, 2)}
+    loser = attempts[3 - winner]
+    await put_all(queue, [*loser[:3], *attempts[winner], *loser[3:]])
+    async with reader_of() as reader:
+        (trajectory,) = await read_all(reader)
+        await checkpoint(reader)
+        assert await backlog(queue) == 0
+    assert trajectory.attempt == winner
+
+
+@pytest.mark.parametrize("stalled_after", range(6), ids=lambda sent: f"{sent}_records")
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_an_attempt_that_stalled_and_finishes_after_the_other_was_trained_is_dropped(
+    queue: Queue, stalled_after: int, restarted: bool
+) -> None:
+    stalled = await scripted_rollout(attempt=1)
+    await put_all(queue, stalled[:stalled_after] + await scripted_rollout(attempt=2))
+    async with reader_of() as reader:
+        assert [trajectory.attempt for trajectory in await read_all(reader)] == [1 if stalled_after == 5 else 2]
+        state = await checkpoint(reader)
+        if not restarted:
+            await put_all(queue, stalled[stalled_after:])
+            assert await read_all(reader) == []
+            await checkpoint(reader)
+    if restarted:
+        await put_all(queue, stalled[stalled_after:])
+        async with reader_of(HASTY) as reader:
+            reader.load_state_dict(state)
+            assert await read_all(reader, timeout=0.2) == []
+            await checkpoint(reader)
+    assert await backlog(queue) == 0
+
+
+# Checkpoints
+
+
+async def test_nothing_is_acked_before_commit_and_commit_acks_what_the_state_contains(queue: Queue) -> None:
+    await put_all(queue, await scripted_rollout("a.0"))
+    async with reader_of() as reader:
+        await read_all(reader)
+        await reader.commit()
+        assert await backlog(queue) == 5
+        reader.state_dict()
+        await put_all(queue, await scripted_rollout("b.0"))
+        await read_all(reader)
+        await reader.commit()
+        assert await backlog(queue) == 5
+        await checkpoint(reader)
+        assert await backlog(queue) == 0
+
+
+async def test_a_commit_of_an_earlier_state_acks_no_more_than_that(queue: Queue) -> None:
+    await put_all(queue, await scripted_rollout("a.0") + await scripted_rollout("b.0"))
+    async with reader_of() as reader:
+        await reader.receive(timeout=1)
+        first = reader.state_dict()
+        await reader.receive(timeout=1)
+        reader.state_dict()
+        await reader.commit(first["number"])
+        assert await backlog(queue) == 5
+        await reader.commit()
+        assert await backlog(queue) == 0
+
+
+@pytest.mark.parametrize("saved", [False, True])
+async def test_after_a_crash_a_trajectory_is_read_again_unless_the_checkpoint_has_it(queue: Queue, saved: bool) -> None:
+    await put_all(queue, await scripted_rollout("a.0") + await scripted_rollout("b.0"))
+    async with reader_of() as reader:
+        before = reader.state_dict()
+        await read_all(reader)
+        after = reader.state_dict()
+    # It died before it could commit: the queue has everything still, and the checkpoint decides.
+    async with reader_of() as reader:
+        reader.load_state_dict(json.loads(json.dumps(after if saved else before)))
+        found = await read_all(reader)
+        await checkpoint(reader)
+        assert await backlog(queue) == 0
+    assert len(found) == (0 if saved else 2)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_the_order_and_the_moment_every_trajectory_is_in_the_state_or_comes_again(
+    queue: Queue, seed: int
+) -> None:
+    draw = random.Random(seed)
+    packets = [packet for name in "abcde" for packet in await scripted_rollout(f"{name}.0")]
+    draw.shuffle(packets)
+    await put_all(queue, packets)
+    trained: list[str] = []
+    state: dict[str, Any] | None = None
+    while len(trained) < 5:
+        async with reader_of() as reader:
+            if state is not None:
+                reader.load_state_dict(state)
+            for _ in range(draw.randint(1, 3)):
+                if (trajectory := await reader.receive(timeout=0.02)) is not None:
+                    trained.append(trajectory.rollout)
+            state = reader.state_dict()
+            if draw.random() < 0.5:
+                await reader.commit()
+            await reader.receive(timeout=0.02)  # trained, and lost with the process
+    assert sorted(trained) == ["a.0", "b.0", "c.0", "d.0", "e.0"]
+
+
+async def test_the_state_does_not_grow_with_what_was_trained(queue: Queue, monkeypatch: Any) -> None:
+    monkeypatch.setattr("rollout.trainer.progress.REMEMBERED", 8)
+    sizes = []
+    async with reader_of() as reader:
+        for number in range(40):
+            await put_all(queue, await scripted_rollout(f"{number:03d}.0", turns=1))
+            await read_all(reader, timeout=0.0)
+            await checkpoint(reader)
+            sizes.append(len(json.dumps(reader.state_dict()["consumed"])))
+    assert sizes[-1] == sizes[10]
+
+
+@pytest.mark.parametrize(
+    "state", [{}, {"version": 99}, {"version": 2}, {"version": 2, "watermarks": {}, "consumed": "?"}]
+)
+async def test_a_state_of_another_kind_is_refused(state: dict[str, Any]) -> None:
+    async with reader_of() as reader:
+        with pytest.raises(ReaderStateError):
+            reader.load_state_dict(state)
+
+
+async def test_a_state_is_not_loaded_into_a_reader_that_has_read(queue: Queue) -> None:
+    await put_all(queue, await scripted_rollout())
+    async with reader_of() as reader:
+        await read_all(reader)
+        with pytest.raises(ReaderStateError):
+            reader.load_state_dict(reader.state_dict())
+
+
+# Leases
+
+
+async def test_a_trainer_that_lost_its_lease_is_told_at_the_next_commit(queue: Queue) -> None:
+    await put_all(queue, await scripted_rollout("a.0"))
+    consumer = open_queue(QUEUE)
+    async with TrajectoryReader(consumer) as stalled, reader_of() as successor:
+        assert len(await read_all(stalled)) == 1
+        await consumer.release()
+        assert len(await read_all(successor)) == 1
+        stalled.state_dict()
+        with pytest.raises(LeaseLost, match="5 of 5 records"):
+            await stalled.commit()
+        await checkpoint(successor)
+        assert await backlog(queue) == 0
+
+
+async def test_a_lease_that_comes_back_brings_nothing_twice_and_the_next_commit_acks(queue: Queue) -> None:
+    await put_all(queue, await scripted_rollout("a.0") + (await scripted_rollout("b.0"))[:2])
+    consumer = open_queue(QUEUE)
+    async with TrajectoryReader(consumer) as reader:
+        assert [trajectory.rollout for trajectory in await read_all(reader)] == ["a.0"]
+        reader.state_dict()
+        await consumer.release()
+        with pytest.raises(LeaseLost):
+            await reader.commit()
+        await put_all(queue, (await scripted_rollout("b.0"))[2:])
+        assert [trajectory.rollout for trajectory in await read_all(reader)] == ["b.0"]
+        await checkpoint(reader)
+        assert await backlog(queue) == 0

@@ -1,0 +1,232 @@
+"""Records that are missing, damaged, too many or of nobody; images that cannot be read."""
+
+import re
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rollout.steps import RecordError, RolloutFinished, RolloutStarted, RolloutStatus, decode_record, encode_record
+from rollout.trainer import (
+    ImagesUnreadable,
+    ReaderSettings,
+    SpillError,
+    check,
+    samples,
+)
+from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
+from tests.unit.trainer.readers import HASTY, backlog, reader_of
+from transports import Frames, Queue
+from transports.codec import decode, encode
+from transports.codec_limits import MAX_HEAD_BYTES
+
+
+async def test_a_step_that_never_comes_makes_the_rollout_fail_after_a_while(queue: Queue) -> None:
+    packets = await scripted_rollout()
+    del packets[2]
+    await put_all(queue, packets)
+    async with reader_of(HASTY) as reader:
+        trajectory = await reader.receive(timeout=5)
+    assert trajectory is not None
+    assert trajectory.status is RolloutStatus.FAILED
+    assert trajectory.error == {"type": "LostRecords", "message": "2 of 3 steps came"}
+    assert len(trajectory.steps) == 1
+
+
+async def test_an_attempt_that_falls_silent_makes_the_rollout_fail_after_a_while(queue: Queue) -> None:
+    await put_all(queue, (await scripted_rollout())[:3])
+    async with reader_of(HASTY) as reader:
+        trajectory = await reader.receive(timeout=5)
+        await checkpoint(reader)
+    assert trajectory is not None
+    assert trajectory.error == {"type": "Unfinished", "message": "nothing came after 2 steps"}
+    assert not samples(trajectory)
+    assert await backlog(queue) == 0
+
+
+async def test_a_gap_in_one_attempt_does_not_fail_a_rollout_while_another_attempt_goes_on(queue: Queue) -> None:
+    first, second = await scripted_rollout(attempt=1), await scripted_rollout(attempt=2)
+    await put_all(queue, [*first[:2], *first[3:], *second[:3]])
+    async with reader_of(ReaderSettings(gap_timeout=0.01)) as reader:
+        assert await read_all(reader, timeout=0.1) == []
+        await put_all(queue, second[3:])
+        (trajectory,) = await read_all(reader)
+    assert trajectory.attempt == 2
+
+
+@pytest.mark.parametrize("damaged", range(5))
+@pytest.mark.parametrize("crashed", [False, True])
+async def test_a_record_that_cannot_be_decoded_fails_its_rollout_and_the_group_completes(
+    queue: Queue, damaged: int, crashed: bool
+) -> None:
+    bad = await scripted_rollout("g.0", group_size=2)
+    bad[damaged] = bad[damaged]._replace(frames=(b"\xc1 not a record",))
+    await put_all(queue, bad + await scripted_rollout("g.1", group_size=2))
+    if crashed:
+        async with reader_of() as reader:
+            await read_all(reader)
+    async with reader_of() as reader:
+        group = await reader.receive_group(timeout=5)
+        assert group is not None
+        assert group.whole
+        assert [trajectory.status.value for trajectory in group.trajectories] == ["failed", "ok"]
+        assert (await queue.stats()).dead_letters == 0
+        await checkpoint(reader)
+        assert (await queue.stats()).dead_letters == 1
+        assert await backlog(queue) == 0
+
+
+def of_a_newer_major_version(frames: Frames) -> Frames:
+    return encode({**decode(frames), "schema": 200})
+
+
+def with_a_processed_payload(frames: Frames) -> Frames:
+    wire = decode(frames)
+    named, _, *where = wire["images"][0]
+    return encode({**wire, "images": [[named, {"pixel_values": np.zeros(4, np.float32)}, *where]]})
+
+
+def torn(frames: Frames) -> Frames:
+    return (bytes(frames[0])[:-7],)
+
+
+def oversized(frames: Frames) -> Frames:
+    return (bytes(frames[0]) + bytes(MAX_HEAD_BYTES),)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (of_a_newer_major_version, r"schema 2\.00"),
+        (with_a_processed_payload, "pixel_values"),
+        (torn, "cannot be decoded"),
+        (oversized, "a head of"),
+    ],
+)
+async def test_what_must_not_reach_a_trainer_is_a_dead_letter_with_its_reason(
+    queue: Queue, damage: Callable[[Frames], Frames], reason: str
+) -> None:
+    packets = await scripted_rollout(turns=1, image_tokens=4)
+    packets[1] = packets[1]._replace(frames=damage(packets[1].frames))
+    await put_all(queue, packets)
+    async with reader_of() as reader:
+        (trajectory,) = await read_all(reader)
+        await checkpoint(reader)
+    assert (trajectory.status, samples(trajectory)) == (RolloutStatus.FAILED, [])
+    (letter,) = await queue.dead_letters()
+    assert letter.tag == packets[1].tag
+    assert re.search(reason, letter.reason)
+
+
+async def test_a_record_of_nobody_is_a_dead_letter_and_nothing_else(queue: Queue) -> None:
+    await queue.put((b"\xc1",), key="x", tag="of another program")
+    await put_all(queue, await scripted_rollout())
+    async with reader_of() as reader:
+        assert len(await read_all(reader)) == 1
+        await checkpoint(reader)
+        assert reader.stats().rejected == 1
+    assert await backlog(queue) == 0
+
+
+async def test_steps_that_were_changed_on_the_way_fail_their_rollout(queue: Queue) -> None:
+    packets, other = await scripted_rollout(), await scripted_rollout(turns=4)
+    packets[2] = packets[2]._replace(frames=other[3].frames)
+    await put_all(queue, packets)
+    async with reader_of(HASTY) as reader:
+        trajectory = await reader.receive(timeout=5)
+    assert trajectory is not None
+    assert trajectory.status is RolloutStatus.FAILED
+
+
+async def test_images_that_the_start_does_not_describe_fail_their_rollout(queue: Queue) -> None:
+    packets = await scripted_rollout(image_tokens=4)
+    wire = decode(packets[0].frames)
+    packets[0] = packets[0]._replace(frames=encode({**wire, "layout": {}}))
+    await put_all(queue, packets)
+    async with reader_of() as reader:
+        (trajectory,) = await read_all(reader)
+    assert trajectory.status is RolloutStatus.FAILED
+    assert trajectory.error is not None
+    assert "does not say how they are prepared" in trajectory.error["message"]
+
+
+async def test_a_newer_major_version_is_refused_and_unknown_fields_are_kept() -> None:
+    ((frames, _, _), *_) = await scripted_rollout()
+    wire = decode(frames)
+    kept = decode_record(encode({**wire, "schema": 101, "novelty": 3}))
+    assert isinstance(kept, RolloutStarted)
+    assert kept.extra == {"novelty": 3}
+    with pytest.raises(RecordError, match=r"schema 2\.00"):
+        decode_record(encode({**wire, "schema": 200}))
+
+
+async def test_every_kind_of_record_survives_the_wire() -> None:
+    for frames, _, _ in await scripted_rollout():
+        record = decode_record(frames)
+        again = decode_record(encode_record(record))
+        assert again.header == record.header
+        assert type(again) is type(record)
+    assert isinstance(again, RolloutFinished)
+    assert again == record
+
+
+# Memory
+
+
+async def test_steps_beyond_the_memory_limit_lie_on_the_disk_and_come_back_unchanged(queue: Queue) -> None:
+    rollouts = [await scripted_rollout(f"{number}.0", turns=8) for number in range(12)]
+    await put_all(queue, [packet for together in zip(*rollouts, strict=True) for packet in together])
+    async with reader_of(ReaderSettings(memory_limit=50_000)) as reader:
+        first = await reader.receive(timeout=5)
+        assert first is not None
+        stats = reader.stats()
+        assert 0 < stats.bytes_in_memory <= 50_000
+        assert stats.bytes_on_disk
+        found = [first, *await read_all(reader)]
+        assert reader.stats().bytes_on_disk == reader.stats().bytes_in_memory == 0
+    assert len(found) == 12
+    assert all(check(trajectory) == [] and trajectory.trainable for trajectory in found)
+
+
+@pytest.mark.parametrize("tokens", [10, 2000])
+async def test_what_is_counted_as_memory_is_what_unfinished_rollouts_take(queue: Queue, tokens: int) -> None:
+    for number in range(20):
+        packets = await scripted_rollout(f"{number}.0", turns=15, asked=tokens, answered=tokens, image_tokens=64)
+        await put_all(queue, packets[:-1])
+    async with reader_of() as reader:
+        tracemalloc.start()
+        try:
+            assert await read_all(reader) == []
+            taken = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        # The queue has the frames in any case; what is kept to ack a record is not the steps'.
+        assert 0.4 < taken / reader.stats().bytes_in_memory < 1.4
+
+
+async def test_a_disk_that_cannot_take_the_steps_is_an_error_that_says_what_to_do(queue: Queue, tmp_path: Path) -> None:
+    await put_all(queue, await scripted_rollout())
+    settings = ReaderSettings(memory_limit=0, spill_directory=tmp_path / "missing")
+    async with reader_of(settings) as reader:
+        with pytest.raises(SpillError, match=r"missing: .* cannot be put there: No such file .* raise memory_limit"):
+            await read_all(reader)
+
+
+# Images
+
+
+async def test_images_that_this_process_cannot_read_are_an_error_before_anything_is_handed_out(
+    queue: Queue, tmp_path: Path
+) -> None:
+    await put_all(queue, await scripted_rollout(image_tokens=64, assets=str(tmp_path / "elsewhere")))
+    async with reader_of() as reader:
+        with pytest.raises(ImagesUnreadable, match=r"elsewhere/0+\.png: No such file or directory; .* is not there"):
+            await read_all(reader)
+        await checkpoint(reader)
+        assert await backlog(queue) == 5
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / f"{0:064x}.png").touch()
+        (trajectory,) = await read_all(reader)
+    assert check(trajectory) == []

@@ -1,0 +1,53 @@
+"""A consumer whose process is known to be dead need not be waited for."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.transports.disowning import assert_a_disowned_handle_has_lost_its_leases
+from transports import open_queue
+
+CONSUMER = """
+import asyncio, sys
+from transports import open_queue
+
+async def main():
+    queue = open_queue(sys.argv[1], lease="record")
+    await queue.receive(timeout=30)
+    print(queue.holder, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("scheme", ["memory", "file"])
+async def test_a_disowned_handle_has_lost_its_leases(scheme: str, tmp_path: Path) -> None:
+    url = "memory://disowned" if scheme == "memory" else f"file://{tmp_path}"
+    await assert_a_disowned_handle_has_lost_its_leases(url, "record")
+
+
+async def test_a_dead_process_that_is_disowned_is_not_waited_for(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}?lease_time=600"
+    async with open_queue(url, lease="record") as queue:
+        await queue.put((b"record",), key="k")
+        consumer = await asyncio.create_subprocess_exec(sys.executable, "-c", CONSUMER, url, stdout=subprocess.PIPE)
+        assert consumer.stdout is not None
+        holder = (await consumer.stdout.readline()).decode().strip()
+        consumer.kill()
+        await consumer.wait()
+        assert await queue.receive(timeout=0.2) is None
+        await queue.disown(holder)
+        again = await queue.receive(timeout=30)
+        assert again is not None
+        await again.ack()
+
+
+async def test_a_name_that_is_nobodys_changes_nothing(tmp_path: Path) -> None:
+    async with open_queue(f"file://{tmp_path}", lease="record") as queue:
+        await queue.disown("0" * 16)
+        with pytest.raises(ValueError, match="not the name of a holder"):
+            await queue.disown("../p0/lease.0")

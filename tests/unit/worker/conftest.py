@@ -1,0 +1,25 @@
+"""A configuration with the environment of `stage.py`, and an engine."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rollout.config import Config, load_config
+from rollout.session import Policy
+from rollout.testing import embedded_policy
+from tests.unit.worker.stage import Scripted
+
+
+@pytest.fixture
+def config(repository: Path) -> Config:
+    overrides = ("worker.halt_after=100", "worker.max_attempts=3")
+    loaded = load_config(repository / "configs" / "color_codeword.yaml", overrides)
+    return replace(loaded, environment=Scripted)
+
+
+@pytest.fixture
+async def policy(tmp_path: Path) -> AsyncIterator[Policy]:
+    async with embedded_policy(tmp_path / "images", sampling={"max_tokens": 8}) as opened:
+        yield opened

@@ -1,0 +1,49 @@
+"""The log of a worker."""
+
+import json
+from pathlib import Path
+
+import anyio
+import structlog
+
+from rollout.config import Config
+from rollout.engine.errors import EngineUnreachable
+from rollout.environments.base import Model, Score, Task
+from rollout.session import Policy
+from rollout.telemetry import json_log
+from tests.unit.worker.stage import QUESTION, stage
+
+
+async def test_whatever_is_logged_says_by_whom_and_where_in_the_rollout(
+    config: Config, policy: Policy, tmp_path: Path
+) -> None:
+    log, attempts = structlog.get_logger(), 0
+
+    async def speaks(task: Task, model: Model) -> Score:
+        nonlocal attempts
+        attempts += 1
+        log.info("began")
+        for _ in range(2):
+            await model.chat(list(QUESTION))
+            log.info("asked")
+        if attempts == 1:
+            raise EngineUnreachable("gone")
+        return Score(1.0)
+
+    with json_log(tmp_path / "log.jsonl", run="tuesday", worker="w-0"):
+        async with stage(config, policy, tmp_path, speaks) as at, anyio.create_task_group() as group:
+            group.start_soon(at.worker.run)
+            await at.order(1)
+            await at.ended(1)
+            await at.settled()
+            at.worker.drain()
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {(entry["run"], entry["worker"]) for entry in entries} == {("tuesday", "w-0")}
+    told = [(entry["event"], entry["rollout"], entry["attempt"], entry.get("turn")) for entry in entries]
+    turns = [("began", None), ("asked", 0), ("asked", 1)]
+    assert told == [
+        *((event, "0.0", 1, turn) for event, turn in turns),
+        ("the infrastructure failed", "0.0", 1, None),
+        *((event, "0.0", 2, turn) for event, turn in turns),
+        ("rollout finished", "0.0", 2, None),
+    ]
