@@ -38,11 +38,11 @@ from benchmarks.engine_stub import MODEL, stub
 from renderers_adapter.pool import shared_pool
 from rollout.engine.client import EngineClient
 from rollout.images import ImagePolicy
-from rollout.messages import Message
+from rollout.records.messages import Message
+from rollout.records.stream import RolloutId, RolloutStream
 from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
 from rollout.serving.server import serve
 from rollout.session import Policy, Session
-from rollout.stream import RolloutId, RolloutStream
 from transports import open_queue
 
 EARLY = 16

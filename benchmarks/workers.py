@@ -27,11 +27,11 @@ import anyio
 
 from rollout.claims import Claims
 from rollout.config import Config, load_config
+from rollout.log import json_log
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir import RunDirectory
 from rollout.startup import open_policy, run_facts
 from rollout.tasks import encode_order, orders
-from rollout.telemetry import json_log
 from rollout.worker import Worker
 from transports import open_queue
 
@@ -46,8 +46,8 @@ STAGES = (
     ("renderers_adapter.", "renderer"),
     ("rollout.engine.", "engine client"),
     ("rollout.metrics.", "metrics"),
-    ("rollout.steps.", "records"),
-    ("rollout.stream.", "records"),
+    ("rollout.records.wire.", "records"),
+    ("rollout.records.stream.", "records"),
     ("transports.", "queue"),
     ("rollout.", "worker"),
     ("aiohttp.", "engine client"),

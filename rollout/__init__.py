@@ -10,10 +10,10 @@ if TYPE_CHECKING:
         MultiTurnEnvironment,
         Reply,
         Score,
-        Task,
         TaskSettings,
         Turn,
     )
+    from rollout.records.task import Task
 
 __all__ = [
     "Environment",

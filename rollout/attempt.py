@@ -14,9 +14,9 @@ from rollout.containment import begin_attempt
 from rollout.engine.errors import ContextExhausted
 from rollout.environments.base import Environment, Score
 from rollout.errors import RolloutError, leaves
+from rollout.records.stream import RolloutId, RolloutStream
+from rollout.records.wire import RolloutFinished, RolloutStatus
 from rollout.session import Policy, Session
-from rollout.steps import RolloutFinished, RolloutStatus
-from rollout.stream import RolloutId, RolloutStream
 from rollout.tasks import RolloutOrder
 from transports import Queue, QueueError
 

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from pydantic_core import PydanticCustomError
 
 from rollout.engine.features import Multimodal
-from rollout.versions import OnUpdate
+from rollout.records.versions import OnUpdate
 
 
 def _relative_to_file(path: Path, info: ValidationInfo) -> Path:

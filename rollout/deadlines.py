@@ -15,7 +15,7 @@ import structlog
 from rollout.attempt import Attempt, RolloutAbandoned, RolloutTimeout, StragglerCut
 from rollout.claims import Claims, Outcome
 from rollout.config_sections import PolicyConfig
-from rollout.steps import RolloutStatus
+from rollout.records.wire import RolloutStatus
 from rollout.tasks import RolloutOrder
 
 log = structlog.get_logger()

@@ -14,8 +14,8 @@ import structlog
 
 from rollout.claims import Claims
 from rollout.config_sections import PolicyConfig
-from rollout.control import Progress
 from rollout.errors import ConfigurationError, RolloutError
+from rollout.records.progress import Progress
 from rollout.tasks import RolloutOrder, encode_order
 from transports import Queue
 

@@ -23,13 +23,13 @@ from rollout.containment import GuardedOutput, LoopWatchdog, refuse_exits, refus
 from rollout.errors import RolloutError, first_failure
 from rollout.images.maintenance import hold_run
 from rollout.link import Beat, Halted, Orders, SupervisorLink
+from rollout.log import json_log
 from rollout.metrics.exporting import Export, exporting
 from rollout.metrics.server import Announcement
 from rollout.metrics.summing import Changes
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir import RunDirectory
 from rollout.startup import engine_urls, open_policy, run_facts
-from rollout.telemetry import json_log
 from rollout.worker import Worker
 from transports import Queue, QueueError, open_queue
 

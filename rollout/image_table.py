@@ -13,7 +13,7 @@ from renderers_adapter.geometry import Geometry
 from renderers_adapter.tokens import Placeholder
 from rollout.engine.image_refs import ImageRef
 from rollout.images import PreparedImage
-from rollout.messages import MessageError
+from rollout.records.messages import MessageError
 from rollout.trace import Node
 
 

@@ -21,12 +21,12 @@ from prometheus_client.registry import CollectorRegistry
 from renderers_adapter.errors import AdapterError
 from rollout.claims import Claims, Outcome
 from rollout.config import Config
-from rollout.control import Progress, ProgressFollower
 from rollout.ended import Ended
 from rollout.environments.base import QUEUE
 from rollout.errors import ConfigurationError, RolloutError, first_failure
 from rollout.feeding import Feeder
 from rollout.link import Orders
+from rollout.log import json_log
 from rollout.manifest import Member
 from rollout.metrics.exporting import Export, exporting
 from rollout.metrics.launch import LaunchCollector, LaunchFigures
@@ -34,11 +34,11 @@ from rollout.metrics.pulse import Pulse
 from rollout.metrics.queues import QueueWatch
 from rollout.metrics.server import Announcement
 from rollout.places import Place
+from rollout.records.progress import Progress, ProgressFollower
 from rollout.rundir import RunDirectory
 from rollout.startup import engine_urls
 from rollout.supervisor import Fleet, Post, RestartBudget
 from rollout.tasks import orders
-from rollout.telemetry import json_log
 from transports import Queue, QueueError, open_queue
 
 log = structlog.get_logger()

@@ -30,8 +30,8 @@ from rollout.engine.updates import NotUpdatable, state_of
 from rollout.errors import RolloutError
 from rollout.image_table import ImageTable
 from rollout.images import ImagePolicy, PreparedImage, prepare_images
-from rollout.messages import Message
 from rollout.parity import compare
+from rollout.records.messages import Message
 from rollout.rundir import RunDirectory
 
 _SIZES = ((96, 64), (320, 240), (1000, 700))

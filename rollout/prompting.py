@@ -16,7 +16,7 @@ from renderers_adapter.pool import RendererPool
 from renderers_adapter.rendered import Segment
 from renderers_adapter.tokens import Expanded, ImageSlot, LogicalIds, Logprobs, TokenRun, expand, extend, join, logical
 from rollout.image_table import ImageTable
-from rollout.messages import CanonicalMessage
+from rollout.records.messages import CanonicalMessage
 from rollout.trace import ROOT, Draft, Known, Trace
 
 _REMEMBERED = 4

@@ -15,6 +15,7 @@ from renderers_adapter.errors import AdapterError
 from rollout.claims import Claims
 from rollout.config import Config
 from rollout.errors import RolloutError, first_failure
+from rollout.log import json_log
 from rollout.metrics.exporting import Export, exporting
 from rollout.metrics.server import Announcement
 from rollout.metrics.worker import WorkerMetrics
@@ -22,7 +23,6 @@ from rollout.rundir import RunDirectory, new_run
 from rollout.session import Policy
 from rollout.startup import engine_urls, open_policy, run_facts
 from rollout.tasks import RolloutOrder, encode_order, orders
-from rollout.telemetry import json_log
 from rollout.trainer import GroupAssembler, Trajectory, TrajectoryReader, Violation, check, samples
 from rollout.trainer.metrics import ReaderCollector
 from rollout.worker import Worker, WorkerCounters

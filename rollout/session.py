@@ -27,7 +27,9 @@ from rollout.engine.protocol import GenerateRequest, Generation
 from rollout.environments.base import Reply
 from rollout.image_table import ImageTable
 from rollout.images import ImageError, ImagePolicy, prepare_images_async
-from rollout.messages import (
+from rollout.metrics.worker import WorkerMetrics
+from rollout.prompting import Prompt, Prompter
+from rollout.records.messages import (
     CanonicalMessage,
     Message,
     MessageError,
@@ -36,10 +38,8 @@ from rollout.messages import (
     canonicalise,
     tools_identity,
 )
-from rollout.metrics.worker import WorkerMetrics
-from rollout.prompting import Prompt, Prompter
-from rollout.steps import NodeRecord, Step
-from rollout.stream import RolloutStream
+from rollout.records.stream import RolloutStream
+from rollout.records.wire import NodeRecord, Step
 from rollout.trace import ROOT, Commit, Draft, Trace
 
 

@@ -17,8 +17,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 import orjson
 
-from rollout.environments.base import QUEUE, Environment, Task, TaskSettings
+from rollout.environments.base import QUEUE, Environment, TaskSettings
 from rollout.errors import ConfigurationError
+from rollout.records.task import Task
 
 
 class TaskSourceError(ConfigurationError):

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rollout.environments.base import Environment, Task, TaskSettings
+from rollout.environments.base import Environment, TaskSettings
 from rollout.errors import ConfigurationError, RolloutError
+from rollout.records.task import Task
 from rollout.task_sources import tasks_of
 from transports import Frames
 from transports.codec import decode, encode

@@ -18,8 +18,9 @@ import anyio.to_thread
 from renderers_adapter.pool import shared_pool
 from rollout.attempt import Attempt, RunFacts
 from rollout.engine.client import EngineClient
-from rollout.environments.base import Environment, Task
+from rollout.environments.base import Environment
 from rollout.images import ImagePolicy
+from rollout.records.task import Task
 from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
 from rollout.session import Policy
 from rollout.tasks import RolloutOrder

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from renderers_adapter.tokens import TokenRun
-from rollout.messages import CanonicalMessage
+from rollout.records.messages import CanonicalMessage
 
 ROOT = -1
 

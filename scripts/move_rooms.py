@@ -29,13 +29,14 @@ def _read_table() -> None:
 
 
 def _is_module(name: str) -> bool:
-    return "/" not in name
+    return "/" not in name and ":" not in name
 
 
 class Rewriter:
     def __init__(self, table: dict[str, str]) -> None:
         self.modules = {old: new for old, new in table.items() if _is_module(old)}
-        self.paths = {old: new for old, new in table.items() if not _is_module(old)}
+        self.names = {old: new for old, new in table.items() if ":" in old}
+        self.paths = {old: new for old, new in table.items() if "/" in old}
         for old, new in self.modules.items():
             self.paths[old.replace(".", "/") + ".py"] = new.replace(".", "/") + ".py"
         for old, new in list(self.paths.items()):
@@ -75,15 +76,21 @@ class Rewriter:
 
     def _import(self, node: ast.Import | ast.ImportFrom, *, wrap: bool) -> list[str]:
         if isinstance(node, ast.Import):
-            names = [
+            imported = [
                 self._dotted.sub(lambda found: self.modules[found[0]], alias.name)
                 + (f" as {alias.asname}" if alias.asname else "")
                 for alias in node.names
             ]
-            return ["import " + ", ".join(names)]
+            return ["import " + ", ".join(imported)]
         prefix = "." * node.level + (node.module or "")
         kept, moved = [], []
+        elsewhere: dict[str, list[str]] = {}
         for alias in node.names:
+            name_target = self.names.get(f"{node.module}:{alias.name}") if node.level == 0 else None
+            if name_target is not None:
+                home, _, name = name_target.partition(":")
+                elsewhere.setdefault(home, []).append(name + (f" as {alias.asname}" if alias.asname else ""))
+                continue
             target = self.modules.get(f"{node.module}.{alias.name}") if node.level == 0 else None
             if target is None:
                 kept.append(alias.name + (f" as {alias.asname}" if alias.asname else ""))
@@ -95,6 +102,7 @@ class Rewriter:
             module = self._dotted.sub(lambda found: self.modules[found[0]], prefix)
             names = ", ".join(kept)
             moved.append(f"from {module} import {f'({names})' if wrap and len(names) > 60 else names}")
+        moved += [f"from {home} import {', '.join(found)}" for home, found in elsewhere.items()]
         return moved
 
     def file(self, path: Path) -> None:
@@ -123,7 +131,7 @@ def _tracked() -> list[Path]:
 
 
 def _move(table: dict[str, str]) -> None:
-    moves = [(Path(_file(old)), Path(_file(new))) for old, new in table.items()]
+    moves = [(Path(_file(old)), Path(_file(new))) for old, new in table.items() if ":" not in old]
     # Parked first: a module may become the package of its own name.
     parked = [Path(f".parked-{number}") for number in range(len(moves))]
     for (source, _), park in zip(moves, parked, strict=True):

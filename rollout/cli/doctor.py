@@ -17,10 +17,10 @@ from rollout.engine.configured import api_key
 from rollout.environments.base import QUEUE
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.live import Finding, Verdict, examine
+from rollout.log import log_warnings
 from rollout.rundir import RunDirectory
 from rollout.serving.policies import load_policy
 from rollout.tasks import orders
-from rollout.telemetry import log_warnings
 from transports import QueueError, open_queue
 from transports.urls import QueueOptions, without_password
 

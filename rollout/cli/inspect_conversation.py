@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rollout.messages import Message
+from rollout.records.messages import Message
 from rollout.trainer import Trajectory, TrajectoryNode, check
 from rollout.trainer.trajectory import ROOT
 

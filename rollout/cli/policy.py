@@ -53,7 +53,7 @@ def push(
 ) -> None:
     """Bring the version that was published last to engines that have another, or stand still; 1 if some cannot be."""
     from rollout.cli.printing import write_json
-    from rollout.telemetry import json_log
+    from rollout.log import json_log
     from rollout.trainer.publisher import PolicyPublisher
 
     # What of the rollouts was consumed only the trainer knows; it has announced the version, or will.

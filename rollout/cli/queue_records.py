@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from rollout.records import RecordError
-from rollout.steps import decode_record
+from rollout.records.kinds import RecordError
+from rollout.records.wire import decode_record
 from rollout.tasks import RolloutOrder, TaskError, decode_order
 from transports import Frames
 from transports.codec import decode

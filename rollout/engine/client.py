@@ -35,7 +35,7 @@ from rollout.engine.http import EngineHttp
 from rollout.engine.protocol import GenerateRequest, Generation, decode_response, encode_request
 from rollout.engine.routing import Engine, Router, doubled
 from rollout.engine.updates import state_of
-from rollout.versions import satisfies
+from rollout.records.versions import satisfies
 
 log = structlog.get_logger()
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from renderers_adapter.tokens import Logprobs
 from rollout.engine.errors import InvalidEvidence
-from rollout.evidence import NO_LOGPROB, RoutedExperts, SamplingMask, VersionSpan
+from rollout.records.evidence import NO_LOGPROB, RoutedExperts, SamplingMask, VersionSpan
 
 
 def read_logprobs(tokens: Sequence[int], evidence: Any) -> Logprobs:

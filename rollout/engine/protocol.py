@@ -18,7 +18,7 @@ from rollout.engine.evidence import read_experts, read_logprobs, read_mask, read
 from rollout.engine.features import raw_features
 from rollout.engine.image_refs import ImageRef
 from rollout.engine.refusals import refuse_unsound
-from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan, answer_digest, prompt_digest
+from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan, answer_digest, prompt_digest
 
 _PROMPT_KEY = b'"prompt_token_ids":'
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from rollout.versions import satisfies
+from rollout.records.versions import satisfies
 
 log = structlog.get_logger()
 

@@ -27,7 +27,7 @@ import orjson
 
 from rollout.engine.errors import EngineError, EngineMisconfigured, EngineMismatch, EngineTimeout
 from rollout.engine.http import EngineHttp
-from rollout.versions import OnUpdate, loading
+from rollout.records.versions import OnUpdate, loading
 
 _LOOK_TIMEOUT = 10.0
 _CLEANUP_TIMEOUT = 5.0

@@ -19,7 +19,8 @@ from typing import Annotated, Any, ClassVar, Protocol, final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
-from rollout.messages import Message, ToolCall
+from rollout.records.messages import Message, ToolCall
+from rollout.records.task import Task
 
 QUEUE = "queue"
 """The source of tasks that somebody else puts on the tasks queue."""
@@ -50,16 +51,6 @@ class TaskSettings(BaseModel):
     count: int = Field(default=16, ge=1, description="How many different tasks; of a source, how many at most.")
     group_size: int = Field(default=4, ge=1, description="How many rollouts of each task; together they are a group.")
     seed: int = Field(default=0, ge=0, description="Every task's own seed is derived from this one.")
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One thing to solve. `data` is JSON-like and travels with the trajectory; `seed` makes the task reproducible."""
-
-    id: str
-    index: int
-    seed: int
-    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,16 +16,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from rollout.environments.base import (
-    EnvironmentSettings,
-    MultiTurnEnvironment,
-    Reply,
-    Score,
-    Task,
-    TaskSettings,
-    Turn,
-)
-from rollout.messages import Message, ToolCall
+from rollout.environments.base import EnvironmentSettings, MultiTurnEnvironment, Reply, Score, TaskSettings, Turn
+from rollout.records.messages import Message, ToolCall
+from rollout.records.task import Task
 
 OPERATIONS = ("add", "subtract", "multiply")
 TOOL: Mapping[str, Any] = {

@@ -22,8 +22,9 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from rollout.environments.base import Environment, EnvironmentSettings, Model, Score, Task, TaskSettings
+from rollout.environments.base import Environment, EnvironmentSettings, Model, Score, TaskSettings
 from rollout.environments.palette import PALETTE
+from rollout.records.task import Task
 
 _COLOR_WORD = re.compile(rf"\b(?:{'|'.join(PALETTE)})\b")
 _GREY = (88, 168)

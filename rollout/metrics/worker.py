@@ -14,10 +14,10 @@ from typing import Protocol
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from rollout.evidence import VersionSpan
 from rollout.metrics import catalogue
 from rollout.metrics.pulse import Pulse
-from rollout.versions import version_number
+from rollout.records.evidence import VersionSpan
+from rollout.records.versions import version_number
 
 
 class Counters(Protocol):

@@ -24,9 +24,9 @@ import numpy as np
 from renderers_adapter.descriptors import parse_raw_mm_item, reject_processed
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import Expanded, LogicalIds, PlaceholderError, TokenRun, expand, extend
-from rollout.evidence import DIGEST_BYTES, NO_LOGPROB, answer_digest, ids_digest, images_digest
-from rollout.messages import ROLES
-from rollout.steps import Step
+from rollout.records.evidence import DIGEST_BYTES, NO_LOGPROB, answer_digest, ids_digest, images_digest
+from rollout.records.messages import ROLES
+from rollout.records.wire import Step
 from rollout.trainer.samples import TrainingSample, samples
 from rollout.trainer.trajectory import ROOT, Trajectory, TrajectoryNode
 

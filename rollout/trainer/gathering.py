@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rollout.steps import (
+from rollout.records.wire import (
     Header,
     Record,
     RecordError,

@@ -24,13 +24,13 @@ import anyio
 import structlog
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from rollout.control import Progress, ProgressPublisher
 from rollout.engine.errors import EngineError
 from rollout.engine.http import EngineHttp
 from rollout.engine.updates import EngineState, states_of, update
 from rollout.errors import RolloutError
+from rollout.records.progress import Progress, ProgressPublisher
+from rollout.records.versions import OnUpdate
 from rollout.trainer.weights import Edition, Saver, WeightsDirectory, WeightsError
-from rollout.versions import OnUpdate
 from transports import QueueError
 
 log = structlog.get_logger()

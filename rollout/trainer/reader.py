@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rollout.steps import Header, RecordError, decode_record, header_of
+from rollout.records.wire import Header, RecordError, decode_record, header_of
 from rollout.trainer.errors import ReaderStateError
 from rollout.trainer.gathering import Gathering, Key, PendingRollout
 from rollout.trainer.groups import Group, GroupAssembler, GroupPolicy

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from renderers_adapter.tokens import ExpandedIds, Logprobs, Placeholder, expand
-from rollout.messages import ROLES
+from rollout.records.messages import ROLES
 from rollout.trainer.trajectory import Trajectory, TrajectoryNode
 
 

@@ -1,7 +1,7 @@
 """How far the weights that sampled a rollout lie behind those that would train on it."""
 
+from rollout.records.versions import version_number
 from rollout.trainer.trajectory import Trajectory
-from rollout.versions import version_number
 
 
 def staleness(trajectory: Trajectory, version: int) -> int | None:

@@ -38,7 +38,7 @@ class Batch:
     token_types: torch.Tensor
     """0 text, 1 image."""
     content: torch.Tensor
-    """Whose words a token is, as 1 + its place in `rollout.messages.ROLES`; 0 for the template's and for padding."""
+    """Whose words a token is, as 1 + its place in `records.messages.ROLES`; 0 for the template's and for padding."""
     version_index: torch.Tensor
     """Which of `versions` sampled the token; -1: none did."""
     rewards: torch.Tensor

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from renderers_adapter.tokens import ExpandedIds, ImageSlot, LogicalIds, TokenRun, expand
-from rollout.environments.base import Task
-from rollout.evidence import VersionSpan, answer_digest, prompt_digest
-from rollout.steps import NodeRecord, RolloutStatus, Step
-from rollout.stream import RolloutId, RolloutStream
+from rollout.records.evidence import VersionSpan, answer_digest, prompt_digest
+from rollout.records.stream import RolloutId, RolloutStream
+from rollout.records.task import Task
+from rollout.records.wire import NodeRecord, RolloutStatus, Step
 from rollout.trainer.reader import TrajectoryReader
 from rollout.trainer.trajectory import Trajectory
 from transports import Frames, Queue

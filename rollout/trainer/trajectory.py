@@ -6,9 +6,9 @@ from typing import Any
 
 from renderers_adapter.descriptors import raw_mm_contract
 from renderers_adapter.tokens import TokenRun
-from rollout.messages import Message
-from rollout.records import OfRollout
-from rollout.steps import RecordError, RolloutFinished, RolloutStarted, RolloutStatus, Step
+from rollout.records.kinds import OfRollout
+from rollout.records.messages import Message
+from rollout.records.wire import RecordError, RolloutFinished, RolloutStarted, RolloutStatus, Step
 
 ROOT = -1
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from rollout.environments.base import Task
+from rollout.records.task import Task
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.tasks import RolloutOrder, encode_order
 from tests.faults.launched import World, worker_logs

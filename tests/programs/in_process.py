@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from renderers_adapter.pool import RendererPool
-from rollout.environments.base import Task
 from rollout.images import ImagePolicy
+from rollout.records.stream import RolloutId, RolloutStream
+from rollout.records.task import Task
+from rollout.records.wire import RolloutFinished, RolloutStarted, RolloutStatus, Step, decode_record
 from rollout.session import Policy, Session
-from rollout.steps import RolloutFinished, RolloutStarted, RolloutStatus, Step, decode_record
-from rollout.stream import RolloutId, RolloutStream
 from rollout.trainer import Trajectory
 from rollout.trainer.trajectory import assemble
 from tests.programs.engine_double import EngineDouble

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from rollout.telemetry import json_log, log_warnings
+from rollout.log import json_log, log_warnings
 
 
 @pytest.mark.parametrize("odd", ["half a pair: \udcff", 2**80, {1: "no text for a key"}])

@@ -6,7 +6,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from rollout.environments.base import Environment, EnvironmentSettings, Model, Score, Task, TaskSettings
+from rollout.environments.base import Environment, EnvironmentSettings, Model, Score, TaskSettings
+from rollout.records.task import Task
 from rollout.task_sources import TaskSourceError, tasks_of
 
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderers_adapter.tokens import ImageSlot, TokenRun, logical
-from rollout.evidence import VersionSpan
-from rollout.messages import ROLES
-from rollout.steps import Header, RolloutStarted, RolloutStatus, Step
+from rollout.records.evidence import VersionSpan
+from rollout.records.messages import ROLES
+from rollout.records.wire import Header, RolloutStarted, RolloutStatus, Step
 from rollout.trainer import Group, SampleTooLong, Trajectory, TrajectoryNode, batch_of, collate, rloo, samples
 
 PAD = 999

@@ -17,11 +17,11 @@ import pytest
 from renderers_adapter.tokenizer import load_tokenizer
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
+from rollout.records.versions import OnUpdate
 from rollout.session import Policy
 from rollout.testing import play
 from rollout.trainer import AsyncPolicyPublisher, PublisherSettings, check, samples
 from rollout.trainer.trajectory import Trajectory
-from rollout.versions import OnUpdate
 from tests.marking import saying, told_versions
 
 TASK = Task(id="000000", index=0, seed=7)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.environments.base import Task
+from rollout.records.task import Task
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.tasks import RolloutOrder, encode_order
 from rollout.trainer import Consumption, PolicyPublisher, PublisherSettings, Trajectory, TrajectoryReader

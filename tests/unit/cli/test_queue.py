@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from rollout import Task
-from rollout.records import Header, RolloutFinished, RolloutStatus
-from rollout.steps import encode_record
+from rollout.records.kinds import Header, RolloutFinished, RolloutStatus
+from rollout.records.wire import encode_record
 from rollout.tasks import RolloutOrder, encode_order
 from tests.unit.cli import in_process
 from transports import Frames, Queue, open_queue

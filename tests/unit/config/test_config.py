@@ -124,8 +124,8 @@ def test_a_missing_variable_is_told_with_its_line(tmp_path: Path, monkeypatch: p
     [
         ("nowhere.to_be_found:Env", "no module 'nowhere'"),
         ("rollout.environments.color_codeword:Nothing", "has no 'Nothing'"),
-        ("rollout.messages:MessageError", "not a subclass of rollout.Environment"),
-        ("rollout.messages", "expected package.module:Class"),
+        ("rollout.records.messages:MessageError", "not a subclass of rollout.Environment"),
+        ("rollout.records.messages", "expected package.module:Class"),
     ],
 )
 def test_an_environment_that_cannot_be_used_is_refused(tmp_path: Path, named: str, told: str) -> None:

@@ -14,8 +14,8 @@ from renderers_adapter.tokens import TokenRun, logical
 from rollout.engine.errors import EngineMismatch, InvalidEvidence
 from rollout.engine.evidence import read_experts, read_mask
 from rollout.engine.protocol import GenerateRequest, Generation, decode_response
-from rollout.evidence import RoutedExperts, SamplingMask
-from rollout.steps import Header, NodeRecord, Step, decode_record, encode_record
+from rollout.records.evidence import RoutedExperts, SamplingMask
+from rollout.records.wire import Header, NodeRecord, Step, decode_record, encode_record
 
 TOKENS = [5, 6, 7]
 

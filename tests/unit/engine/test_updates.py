@@ -12,7 +12,7 @@ import pytest
 from rollout.engine.errors import EngineBroken, EngineError, EngineMismatch, EngineUnreachable
 from rollout.engine.http import EngineHttp
 from rollout.engine.updates import EngineState, NotUpdatable, state_of, update
-from rollout.versions import OnUpdate
+from rollout.records.versions import OnUpdate
 
 WEIGHTS = Path("/runs/one/policy")
 PAUSE = "/pause?mode={}&clear_cache=false"

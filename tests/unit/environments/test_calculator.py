@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from rollout.environments.base import Reply, Task
+from rollout.environments.base import Reply
 from rollout.environments.calculator import Calculator, CalculatorSettings, CalculatorTasks
-from rollout.messages import ToolCall
-from rollout.steps import RolloutStatus
+from rollout.records.messages import ToolCall
+from rollout.records.task import Task
+from rollout.records.wire import RolloutStatus
 from rollout.testing import embedded_policy, play
 from rollout.trainer import check, samples
 

@@ -16,7 +16,7 @@ from examples.grpo_color_codeword.environment import (
 )
 from renderers_adapter.tokenizer import load_tokenizer
 from rollout import Reply, Score
-from rollout.messages import Message
+from rollout.records.messages import Message
 
 
 class Scripted:

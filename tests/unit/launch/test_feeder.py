@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from rollout.claims import Claims, Outcome
 from rollout.config_sections import PolicyConfig
-from rollout.control import Progress, ProgressFollower, ProgressPublisher
-from rollout.environments.base import Task
 from rollout.errors import ConfigurationError
 from rollout.feeding import Feeder, OrdersLeft, capacity
+from rollout.records.progress import Progress, ProgressFollower, ProgressPublisher
+from rollout.records.task import Task
 from rollout.tasks import RolloutOrder, decode_order
 from transports import Delivery, Queue, open_queue
 

@@ -15,7 +15,7 @@ import anyio.to_thread
 import pytest
 
 from rollout.config import load_config
-from rollout.environments.base import Task
+from rollout.records.task import Task
 from rollout.run import RunState, prepare_run, run
 from rollout.tasks import RolloutOrder, encode_order
 from transports import open_queue

@@ -14,11 +14,12 @@ import pytest
 
 from rollout.claims import Claims
 from rollout.config import Config, load_config
-from rollout.environments.base import Environment, Model, Score, Task
+from rollout.environments.base import Environment, Model, Score
 from rollout.metrics.exporting import exporting
 from rollout.metrics.queues import QueueWatch
 from rollout.metrics.server import Announcement
 from rollout.metrics.worker import WorkerMetrics
+from rollout.records.task import Task
 from rollout.rundir import RunDirectory
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.startup import open_policy, run_facts

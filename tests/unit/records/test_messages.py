@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from rollout.messages import CanonicalMessage, MessageError, MessageMemory, canonicalise, tools_identity
+from rollout.records.messages import CanonicalMessage, MessageError, MessageMemory, canonicalise, tools_identity
 
 
 def test_an_image_is_named_by_its_hash_not_by_its_url() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rollout.versions import loading, satisfies, version_number
+from rollout.records.versions import loading, satisfies, version_number
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.families import FAMILIES
 from renderers_adapter.pool import RendererPool
 from rollout.images import ImagePolicy, prepare_images
-from rollout.messages import MessageError
+from rollout.records.messages import MessageError
 from rollout.trainer import check, samples
 from tests.programs.engine_double import Said
 from tests.programs.in_process import InProcess

@@ -21,9 +21,9 @@ from rollout.engine.errors import EngineUnreachable
 from rollout.engine.http import EngineHttp
 from rollout.engine.protocol import GenerateRequest, Generation
 from rollout.environments.color_codeword import ColorCodeword, ColorCodewordSettings, ColorCodewordTasks, draw_square
+from rollout.records.stream import RolloutOver
+from rollout.records.wire import RecordError, RolloutStatus, encode_record
 from rollout.session import Policy
-from rollout.steps import RecordError, RolloutStatus, encode_record
-from rollout.stream import RolloutOver
 from rollout.testing import embedded_policy, play
 from rollout.trainer import check, samples
 

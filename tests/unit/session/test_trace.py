@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from renderers_adapter.tokens import ImageSlot, TokenRun, logical
-from rollout.messages import CanonicalMessage, canonicalise, tools_identity
+from rollout.records.messages import CanonicalMessage, canonicalise, tools_identity
 from rollout.trace import ROOT, Commit, Draft, Known, Trace
 
 

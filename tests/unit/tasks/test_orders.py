@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from rollout.config import load_config
 from rollout.config_source import ConfigError
-from rollout.environments.base import Environment, EnvironmentSettings, Model, Score, Task, TaskSettings
+from rollout.environments.base import Environment, EnvironmentSettings, Model, Score, TaskSettings
+from rollout.records.task import Task
 from rollout.task_sources import TaskSourceError, tasks_of
 from rollout.tasks import RolloutOrder, TaskError, TasksUnusable, decode_order, encode_order, orders
 from transports.codec import encode

@@ -12,7 +12,7 @@ import pytest
 from renderers_adapter.tokens import ImageSlot, TokenRun, logical
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
-from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan
+from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
 from rollout.testing import embedded_policy, play
 from rollout.trainer import Trajectory, check, samples
 from rollout.trainer.check import check_sample

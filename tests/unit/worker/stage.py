@@ -10,7 +10,8 @@ import anyio
 
 from rollout.claims import Claims
 from rollout.config import Config
-from rollout.environments.base import Environment, Model, Score, Task
+from rollout.environments.base import Environment, Model, Score
+from rollout.records.task import Task
 from rollout.session import Policy
 from rollout.startup import run_facts
 from rollout.tasks import RolloutOrder, encode_order

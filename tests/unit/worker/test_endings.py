@@ -10,9 +10,10 @@ import anyio
 import pytest
 
 from rollout.config import Config
-from rollout.environments.base import Model, Score, Task
+from rollout.environments.base import Model, Score
+from rollout.records.stream import RolloutOver
+from rollout.records.task import Task
 from rollout.session import Policy
-from rollout.stream import RolloutOver
 from rollout.trainer import check
 from tests.unit.worker.stage import Scripted, played, stage, well
 

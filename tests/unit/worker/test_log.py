@@ -8,9 +8,10 @@ import structlog
 
 from rollout.config import Config
 from rollout.engine.errors import EngineUnreachable
-from rollout.environments.base import Model, Score, Task
+from rollout.environments.base import Model, Score
+from rollout.log import json_log
+from rollout.records.task import Task
 from rollout.session import Policy
-from rollout.telemetry import json_log
 from tests.unit.worker.stage import QUESTION, stage
 
 

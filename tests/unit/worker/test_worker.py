@@ -8,7 +8,8 @@ import pytest
 from rollout.claims import Past
 from rollout.config import Config
 from rollout.engine.errors import EngineUnreachable
-from rollout.environments.base import Model, Score, Task
+from rollout.environments.base import Model, Score
+from rollout.records.task import Task
 from rollout.session import Policy
 from rollout.worker import WorkerHalted
 from tests.unit.worker.stage import QUESTION, Scripted, played, stage, well

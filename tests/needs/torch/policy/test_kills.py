@@ -25,10 +25,10 @@ import pytest
 
 from renderers_adapter.tokenizer import FastTokenizer, load_tokenizer
 from rollout.engine.updates import EngineState
+from rollout.records.versions import OnUpdate
 from rollout.serving.tiny_model.checkpoint import make
 from rollout.serving.vllm import VllmServer, VllmSettings
 from rollout.trainer import BlockingReader, PolicyPublisher, PublisherSettings, Trajectory, check
-from rollout.versions import OnUpdate
 from tests.marking import telling, told_versions
 
 WAIT = 120.0

@@ -14,7 +14,7 @@ from rollout.engine.errors import EngineRefused
 from rollout.engine.features import Multimodal
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.images import ImagePolicy
-from rollout.messages import Message
+from rollout.records.messages import Message
 from rollout.session import Policy
 from rollout.testing import play
 from rollout.trainer import check

@@ -8,7 +8,7 @@ from renderers_adapter.tokenizer import load_tokenizer
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.environments.palette import PALETTE
-from rollout.messages import Message
+from rollout.records.messages import Message
 
 
 class PicturesSettings(EnvironmentSettings):

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from renderers_adapter.tokens import ImageSlot, TokenRun, logical
-from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan
-from rollout.records import Header, NodeRecord, Record, RolloutFinished, RolloutStarted, RolloutStatus, Step
-from rollout.steps import SCHEMA, encode_record
+from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
+from rollout.records.kinds import Header, NodeRecord, Record, RolloutFinished, RolloutStarted, RolloutStatus, Step
+from rollout.records.wire import SCHEMA, encode_record
 
 DIRECTORY = Path(__file__).parent
 

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rollout.steps import RecordError, RolloutFinished, RolloutStarted, RolloutStatus, decode_record, encode_record
+from rollout.records.wire import (
+    RecordError,
+    RolloutFinished,
+    RolloutStarted,
+    RolloutStatus,
+    decode_record,
+    encode_record,
+)
 from rollout.trainer import (
     ImagesUnreadable,
     ReaderSettings,

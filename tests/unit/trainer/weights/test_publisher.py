@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from rollout.config import load_config
-from rollout.control import Progress, ProgressFollower, ProgressPublisher
 from rollout.engine.updates import EngineState, update
 from rollout.errors import ConfigurationError
 from rollout.publishing import publisher_settings
+from rollout.records.progress import Progress, ProgressFollower, ProgressPublisher
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.trainer import (
     AsyncPolicyPublisher,

@@ -1,7 +1,7 @@
 """Three turns of small talk, of which only the tokens matter."""
 
 from rollout import Environment, Model, Score, Task
-from rollout.messages import Message
+from rollout.records.messages import Message
 
 
 class Babble(Environment):

@@ -2,7 +2,7 @@
 
 A step carries what its turn added and nothing else: the new nodes, and the descriptors of images that the rollout had
 not introduced before. Messages name images by hash. How the records look on the queue is the business of
-`rollout.steps`.
+`rollout.records.wire`.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from renderers_adapter.tokens import TokenRun
 from rollout.errors import RolloutError
-from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan
-from rollout.messages import Message
+from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
+from rollout.records.messages import Message
 
 
 class RecordError(RolloutError):

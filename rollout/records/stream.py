@@ -8,9 +8,9 @@ from typing import Any
 
 import anyio
 
-from rollout.environments.base import Task
 from rollout.errors import RolloutError
-from rollout.steps import (
+from rollout.records.task import Task
+from rollout.records.wire import (
     Header,
     Record,
     RecordError,

@@ -22,9 +22,8 @@ from renderers_adapter.descriptors import (
 )
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import NO_LOGPROBS, ImageSlot, LogicalIds, TokenRun
-from rollout.evidence import RoutedExperts, SamplingMask, VersionSpan
-from rollout.messages import ROLES, Message
-from rollout.records import (
+from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
+from rollout.records.kinds import (
     Header,
     NodeRecord,
     Record,
@@ -36,6 +35,7 @@ from rollout.records import (
     StepsDigest,
     header_of,
 )
+from rollout.records.messages import ROLES, Message
 from transports import Frames
 from transports.codec import decode, encode
 from transports.errors import CodecError
