@@ -26,7 +26,7 @@ from typing import Any
 import anyio
 
 from rollout.claims import Claims
-from rollout.config import Config, load_config
+from rollout.config.load import Config, load_config
 from rollout.log import json_log
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir import RunDirectory

@@ -14,7 +14,7 @@ import structlog
 
 from rollout.attempt import Attempt, RolloutAbandoned, RolloutTimeout, StragglerCut
 from rollout.claims import Claims, Outcome
-from rollout.config_sections import PolicyConfig
+from rollout.config.sections import PolicyConfig
 from rollout.records.wire import RolloutStatus
 from rollout.tasks import RolloutOrder
 

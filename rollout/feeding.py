@@ -13,7 +13,7 @@ import anyio.to_thread
 import structlog
 
 from rollout.claims import Claims
-from rollout.config_sections import PolicyConfig
+from rollout.config.sections import PolicyConfig
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.records.progress import Progress
 from rollout.tasks import RolloutOrder, encode_order

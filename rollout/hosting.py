@@ -18,7 +18,7 @@ import structlog
 
 from renderers_adapter.errors import AdapterError
 from rollout.claims import Claims
-from rollout.config import Config
+from rollout.config.load import Config
 from rollout.containment import GuardedOutput, LoopWatchdog, refuse_exits, refuse_forks
 from rollout.errors import RolloutError, first_failure
 from rollout.images.maintenance import hold_run

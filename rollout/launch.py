@@ -20,7 +20,7 @@ from prometheus_client.registry import CollectorRegistry
 
 from renderers_adapter.errors import AdapterError
 from rollout.claims import Claims, Outcome
-from rollout.config import Config
+from rollout.config.load import Config
 from rollout.ended import Ended
 from rollout.environments.base import QUEUE
 from rollout.errors import ConfigurationError, RolloutError, first_failure

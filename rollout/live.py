@@ -20,7 +20,7 @@ from renderers_adapter.adapter import RendererAdapter, load_processor_config
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.rendered import Segment
 from renderers_adapter.tokens import ImageSlot, TokenRun, expand, join
-from rollout.config import Config
+from rollout.config.load import Config
 from rollout.engine.client import EngineClient
 from rollout.engine.configured import api_key, engine_client
 from rollout.engine.errors import EngineMismatch, EngineNotFound, EngineRefused, EngineUnavailable

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import yaml
 
-from rollout.config import Config, load_config
+from rollout.config.load import Config, load_config
 from rollout.errors import ConfigurationError
 from rollout.rundir import RunDirectory, RunDirectoryError, new_run
 

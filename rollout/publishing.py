@@ -8,7 +8,7 @@ with PolicyPublisher(publisher_settings([config], Path("runs/codeword-7"))) as p
 from collections.abc import Sequence
 from pathlib import Path
 
-from rollout.config import Config
+from rollout.config.load import Config
 from rollout.engine.configured import api_key
 from rollout.errors import ConfigurationError
 from rollout.rundir import RunDirectory

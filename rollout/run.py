@@ -13,7 +13,7 @@ import structlog
 
 from renderers_adapter.errors import AdapterError
 from rollout.claims import Claims
-from rollout.config import Config
+from rollout.config.load import Config
 from rollout.errors import RolloutError, first_failure
 from rollout.log import json_log
 from rollout.metrics.exporting import Export, exporting

@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 import yaml
 
-from rollout.config import Config
+from rollout.config.load import Config
 from rollout.errors import RolloutError
 from rollout.images.maintenance import hold_run
 from transports.urls import without_password

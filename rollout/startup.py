@@ -9,7 +9,7 @@ import anyio.to_thread
 
 from renderers_adapter.pool import RendererPool, shared_pool
 from rollout.attempt import RunFacts
-from rollout.config import Config
+from rollout.config.load import Config
 from rollout.engine.configured import engine_client
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy

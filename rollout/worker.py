@@ -15,7 +15,7 @@ import structlog
 
 from rollout.attempt import Attempt, RolloutAbandoned, RunFacts
 from rollout.claims import Claim, Claims, Outcome
-from rollout.config import Config
+from rollout.config.load import Config
 from rollout.deadlines import Deadlines
 from rollout.errors import RolloutError
 from rollout.seclusion import Seclusion

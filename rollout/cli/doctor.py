@@ -12,7 +12,7 @@ from rich.table import Table
 
 from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.errors import AdapterError
-from rollout.config import Config, load_config
+from rollout.config.load import Config, load_config
 from rollout.engine.configured import api_key
 from rollout.environments.base import QUEUE
 from rollout.errors import ConfigurationError, RolloutError

@@ -71,7 +71,7 @@ def push(
 
 
 def _settings(config: Path, run: Path, overrides: Sequence[str] | None) -> "PublisherSettings":
-    from rollout.config import load_config
+    from rollout.config.load import load_config
     from rollout.errors import ConfigurationError
     from rollout.publishing import publisher_settings
 

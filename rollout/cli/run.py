@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from rollout.cli.printing import tell_end
-from rollout.config import load_config
+from rollout.config.load import load_config
 from rollout.errors import RolloutError
 from rollout.prompting import told_sources
 from rollout.run import RunState, prepare_run, run

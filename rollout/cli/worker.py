@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rollout.config import load_config
+from rollout.config.load import load_config
 from rollout.hosting import Host, worker_name
 from rollout.link import SupervisorLink
 from rollout.rundir import RunDirectory

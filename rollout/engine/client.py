@@ -18,6 +18,7 @@ import orjson
 import structlog
 
 from renderers_adapter.geometry import Geometry
+from rollout.config.sections import Multimodal
 from rollout.engine.errors import (
     EngineAborted,
     EngineBehind,
@@ -30,7 +31,7 @@ from rollout.engine.errors import (
     EngineUnreachable,
     ModelNotServed,
 )
-from rollout.engine.features import Multimodal, require_same_layout
+from rollout.engine.features import require_same_layout
 from rollout.engine.http import EngineHttp
 from rollout.engine.protocol import GenerateRequest, Generation, decode_response, encode_request
 from rollout.engine.routing import Engine, Router, doubled

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from renderers_adapter.geometry import Geometry
-from rollout.config import Config
+from rollout.config.load import Config
 from rollout.engine.client import EngineClient, Observe
 from rollout.errors import ConfigurationError
 

@@ -3,7 +3,7 @@ as one line that says where it lies, which bytes it has, and how it is laid out.
 """
 
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import orjson
@@ -17,9 +17,6 @@ from rollout.engine.image_refs import ImageRef, WrittenReference
 
 if TYPE_CHECKING:
     from rollout.engine.protocol import GenerateRequest
-
-Multimodal = Literal["auto", "content_parts", "mmraw"]
-"""How images go to an engine: as parts that any vLLM reads, as references, or as references where it resolves them."""
 
 INLINE_RUN = "inline"
 """Stands for the run in a reference that carries its image: it lies in no run's directory."""

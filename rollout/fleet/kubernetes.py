@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from rollout.config import load_config
+from rollout.config.load import load_config
 from rollout.fleet.plan import CannotRender, Crew, Plan
 
 _CONFIGS = "/etc/rollout"

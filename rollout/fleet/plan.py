@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rollout.config import Config
+from rollout.config.load import Config
 from rollout.errors import ConfigurationError
 from rollout.manifest import load_members
 from transports.urls import split_url, without_password

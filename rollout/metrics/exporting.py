@@ -8,7 +8,7 @@ from anyio.abc import TaskGroup
 from prometheus_client import disable_created_metrics
 from prometheus_client.registry import CollectorRegistry
 
-from rollout.config_sections import MetricsConfig
+from rollout.config.sections import MetricsConfig
 from rollout.metrics.pulse import Pulse
 from rollout.metrics.queues import QueueCollector, QueueWatch
 from rollout.metrics.server import Announcement, Exporter, served

@@ -5,8 +5,8 @@ from textwrap import dedent
 
 import pytest
 
-from rollout.config import load_config
-from rollout.config_source import ConfigError
+from rollout.config.load import load_config
+from rollout.config.source import ConfigError
 
 VALID = """\
 environment:

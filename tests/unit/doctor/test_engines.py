@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from rollout import live as module
-from rollout.config import load_config
+from rollout.config.load import load_config
 from rollout.engine.http import EngineHttp
 from rollout.engine.updates import EngineState, NotUpdatable
 from rollout.live import Finding, Verdict, examine

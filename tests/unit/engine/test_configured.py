@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from rollout.config import load_config
-from rollout.config_source import ConfigError
+from rollout.config.load import load_config
+from rollout.config.source import ConfigError
 from rollout.engine.configured import api_key, engine_client
 from rollout.errors import ConfigurationError
 

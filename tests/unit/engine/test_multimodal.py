@@ -16,7 +16,7 @@ import structlog
 from renderers_adapter.geometry import Geometry, geometry_for
 from renderers_adapter.refs import parse_ref
 from renderers_adapter.tokens import ExpandedIds, LogicalIds, Placeholder
-from rollout.config import load_config
+from rollout.config.load import load_config
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineRefused, RequestRefusedLocally
 from rollout.engine.image_refs import ImageRef

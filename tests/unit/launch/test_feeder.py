@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.claims import Claims, Outcome
-from rollout.config_sections import PolicyConfig
+from rollout.config.sections import PolicyConfig
 from rollout.errors import ConfigurationError
 from rollout.feeding import Feeder, OrdersLeft, capacity
 from rollout.records.progress import Progress, ProgressFollower, ProgressPublisher

@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from rollout.config import load_config
+from rollout.config.load import load_config
 from rollout.records.task import Task
 from rollout.run import RunState, prepare_run, run
 from rollout.tasks import RolloutOrder, encode_order

@@ -13,7 +13,7 @@ import anyio.to_thread
 import pytest
 
 from rollout.claims import Claims
-from rollout.config import Config, load_config
+from rollout.config.load import Config, load_config
 from rollout.environments.base import Environment, Model, Score
 from rollout.metrics.exporting import exporting
 from rollout.metrics.queues import QueueWatch

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.config_source import ConfigError
+from rollout.config.source import ConfigError
 from rollout.errors import ConfigurationError
 from rollout.manifest import CannotResume, begin, resume
 from rollout.rundir import RunDirectory, RunDirectoryError, RunHeld, new_run

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.config import load_config
-from rollout.config_source import ConfigError
+from rollout.config.load import load_config
+from rollout.config.source import ConfigError
 from rollout.environments.base import Environment, EnvironmentSettings, Model, Score, TaskSettings
 from rollout.records.task import Task
 from rollout.task_sources import TaskSourceError, tasks_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.config import Config, load_config
+from rollout.config.load import Config, load_config
 from rollout.session import Policy
 from rollout.testing import embedded_policy
 from tests.unit.worker.stage import Scripted

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import anyio
 
 from rollout.claims import Claims
-from rollout.config import Config
+from rollout.config.load import Config
 from rollout.environments.base import Environment, Model, Score
 from rollout.records.task import Task
 from rollout.session import Policy

@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from rollout.config import Config
+from rollout.config.load import Config
 from rollout.environments.base import Model, Score
 from rollout.records.stream import RolloutOver
 from rollout.records.task import Task

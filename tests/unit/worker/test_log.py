@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 import structlog
 
-from rollout.config import Config
+from rollout.config.load import Config
 from rollout.engine.errors import EngineUnreachable
 from rollout.environments.base import Model, Score
 from rollout.log import json_log

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from rollout.claims import Past
-from rollout.config import Config
+from rollout.config.load import Config
 from rollout.engine.errors import EngineUnreachable
 from rollout.environments.base import Model, Score
 from rollout.records.task import Task

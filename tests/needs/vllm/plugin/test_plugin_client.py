@@ -9,9 +9,9 @@ import structlog
 
 from renderers_adapter.pool import shared_pool
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
+from rollout.config.sections import Multimodal
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineRefused
-from rollout.engine.features import Multimodal
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.images import ImagePolicy
 from rollout.records.messages import Message

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from rollout.config import load_config
+from rollout.config.load import load_config
 from rollout.engine.updates import EngineState, update
 from rollout.errors import ConfigurationError
 from rollout.publishing import publisher_settings

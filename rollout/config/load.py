@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from rollout.config_sections import (
+from rollout.config.sections import (
     EngineConfig,
     ImagesConfig,
     MetricsConfig,
@@ -27,7 +27,7 @@ from rollout.config_sections import (
     Section,
     WorkerConfig,
 )
-from rollout.config_source import ConfigError, ConfigSource, KeyPath, read_source
+from rollout.config.source import ConfigError, ConfigSource, KeyPath, read_source
 from rollout.environments.base import Environment, EnvironmentSettings, TaskSettings
 
 

@@ -10,13 +10,15 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from rollout.engine.features import Multimodal
 from rollout.records.versions import OnUpdate
 
 
 def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
     return Path(info.context["directory"], path.expanduser()).resolve() if info.context else path
 
+
+Multimodal = Literal["auto", "content_parts", "mmraw"]
+"""How images go to an engine: as parts that any vLLM reads, as references, or as references where it resolves them."""
 
 ConfigPath = Annotated[Path, AfterValidator(_relative_to_file)]
 """A path; a relative one is relative to the YAML file."""
