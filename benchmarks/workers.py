@@ -25,11 +25,11 @@ from typing import Any
 
 import anyio
 
-from rollout.claims import Claims
 from rollout.config.load import Config, load_config
 from rollout.log import json_log
 from rollout.metrics.worker import WorkerMetrics
-from rollout.rundir import RunDirectory
+from rollout.rundir.claims import Claims
+from rollout.rundir.directory import RunDirectory
 from rollout.startup import open_policy, run_facts
 from rollout.tasks import encode_order, orders
 from rollout.worker import Worker

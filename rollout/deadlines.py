@@ -13,9 +13,9 @@ import anyio.to_thread
 import structlog
 
 from rollout.attempt import Attempt, RolloutAbandoned, RolloutTimeout, StragglerCut
-from rollout.claims import Claims, Outcome
 from rollout.config.sections import PolicyConfig
 from rollout.records.wire import RolloutStatus
+from rollout.rundir.claims import Claims, Outcome
 from rollout.tasks import RolloutOrder
 
 log = structlog.get_logger()

@@ -12,10 +12,10 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from rollout.claims import Claims
 from rollout.config.sections import PolicyConfig
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.records.progress import Progress
+from rollout.rundir.claims import Claims
 from rollout.tasks import RolloutOrder, encode_order
 from transports import Queue
 

@@ -17,18 +17,18 @@ import anyio.to_thread
 import structlog
 
 from renderers_adapter.errors import AdapterError
-from rollout.claims import Claims
 from rollout.config.load import Config
 from rollout.containment import GuardedOutput, LoopWatchdog, refuse_exits, refuse_forks
 from rollout.errors import RolloutError, first_failure
-from rollout.images.maintenance import hold_run
 from rollout.link import Beat, Halted, Orders, SupervisorLink
 from rollout.log import json_log
 from rollout.metrics.exporting import Export, exporting
 from rollout.metrics.server import Announcement
 from rollout.metrics.summing import Changes
 from rollout.metrics.worker import WorkerMetrics
-from rollout.rundir import RunDirectory
+from rollout.rundir.assets import hold_run
+from rollout.rundir.claims import Claims
+from rollout.rundir.directory import RunDirectory
 from rollout.startup import engine_urls, open_policy, run_facts
 from rollout.worker import Worker
 from transports import Queue, QueueError, open_queue

@@ -19,15 +19,12 @@ import structlog
 from prometheus_client.registry import CollectorRegistry
 
 from renderers_adapter.errors import AdapterError
-from rollout.claims import Claims, Outcome
 from rollout.config.load import Config
-from rollout.ended import Ended
 from rollout.environments.base import QUEUE
 from rollout.errors import ConfigurationError, RolloutError, first_failure
 from rollout.feeding import Feeder
 from rollout.link import Orders
 from rollout.log import json_log
-from rollout.manifest import Member
 from rollout.metrics.exporting import Export, exporting
 from rollout.metrics.launch import LaunchCollector, LaunchFigures
 from rollout.metrics.pulse import Pulse
@@ -35,7 +32,10 @@ from rollout.metrics.queues import QueueWatch
 from rollout.metrics.server import Announcement
 from rollout.places import Place
 from rollout.records.progress import Progress, ProgressFollower
-from rollout.rundir import RunDirectory
+from rollout.rundir.claims import Claims, Outcome
+from rollout.rundir.directory import RunDirectory
+from rollout.rundir.manifest import Member
+from rollout.rundir.outcomes import Ended
 from rollout.startup import engine_urls
 from rollout.supervisor import Fleet, Post, RestartBudget
 from rollout.tasks import orders

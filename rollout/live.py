@@ -32,7 +32,7 @@ from rollout.image_table import ImageTable
 from rollout.images import ImagePolicy, PreparedImage, prepare_images
 from rollout.parity import compare
 from rollout.records.messages import Message
-from rollout.rundir import RunDirectory
+from rollout.rundir.directory import RunDirectory
 
 _SIZES = ((96, 64), (320, 240), (1000, 700))
 """Width and height of the probes: images below, within and above what a processor leaves as it is."""

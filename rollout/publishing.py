@@ -11,7 +11,7 @@ from pathlib import Path
 from rollout.config.load import Config
 from rollout.engine.configured import api_key
 from rollout.errors import ConfigurationError
-from rollout.rundir import RunDirectory
+from rollout.rundir.directory import RunDirectory
 from rollout.trainer.publisher import PublisherSettings
 
 

@@ -12,14 +12,14 @@ import anyio
 import structlog
 
 from renderers_adapter.errors import AdapterError
-from rollout.claims import Claims
 from rollout.config.load import Config
 from rollout.errors import RolloutError, first_failure
 from rollout.log import json_log
 from rollout.metrics.exporting import Export, exporting
 from rollout.metrics.server import Announcement
 from rollout.metrics.worker import WorkerMetrics
-from rollout.rundir import RunDirectory, new_run
+from rollout.rundir.claims import Claims
+from rollout.rundir.directory import RunDirectory, new_run
 from rollout.session import Policy
 from rollout.startup import engine_urls, open_policy, run_facts
 from rollout.tasks import RolloutOrder, encode_order, orders

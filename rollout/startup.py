@@ -14,7 +14,7 @@ from rollout.engine.configured import engine_client
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy
 from rollout.metrics.worker import WorkerMetrics
-from rollout.rundir import RunDirectory
+from rollout.rundir.directory import RunDirectory
 from rollout.session import Policy, PolicyVersion
 
 _START_TIMEOUT = 60.0

@@ -14,10 +14,10 @@ import anyio.to_thread
 import structlog
 
 from rollout.attempt import Attempt, RolloutAbandoned, RunFacts
-from rollout.claims import Claim, Claims, Outcome
 from rollout.config.load import Config
 from rollout.deadlines import Deadlines
 from rollout.errors import RolloutError
+from rollout.rundir.claims import Claim, Claims, Outcome
 from rollout.seclusion import Seclusion
 from rollout.session import Policy
 from rollout.tasks import RolloutOrder, TaskError, decode_order

@@ -14,8 +14,8 @@ from examples.grpo_color_codeword.grpo import Learner, Learnt, played
 from examples.grpo_color_codeword.processes import Ended, launched
 from renderers_adapter.adapter import load_processor_config
 from rollout.log import json_log
-from rollout.manifest import begin
 from rollout.publishing import publisher_settings
+from rollout.rundir.manifest import begin
 from rollout.trainer import BlockingReader, Consumption, Group, Materializer, PolicyPublisher, check, staleness
 
 CONFIG = Path(__file__).with_name("codeword.yaml")

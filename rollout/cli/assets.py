@@ -12,9 +12,9 @@ from rich.markup import escape
 from rollout.cli.printing import write_json
 from rollout.cli.queue import visited
 from rollout.errors import RolloutError
-from rollout.images.maintenance import asset_stats, collect_garbage, verify_assets
 from rollout.records.wire import RecordError, Step, decode_record
-from rollout.rundir import RunDirectory
+from rollout.rundir.assets import asset_stats, collect_garbage, verify_assets
+from rollout.rundir.directory import RunDirectory
 from transports import Frames, QueueError
 
 

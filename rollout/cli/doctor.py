@@ -18,7 +18,7 @@ from rollout.environments.base import QUEUE
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.live import Finding, Verdict, examine
 from rollout.log import log_warnings
-from rollout.rundir import RunDirectory
+from rollout.rundir.directory import RunDirectory
 from rollout.serving.policies import load_policy
 from rollout.tasks import orders
 from transports import QueueError, open_queue

@@ -15,9 +15,9 @@ from rollout.cli.launch_screen import LaunchScreen
 from rollout.cli.printing import tell_end
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.launch import Launch, launch
-from rollout.manifest import begin, resume, was_begun
 from rollout.places import Place
 from rollout.processes import LocalPlace
+from rollout.rundir.manifest import begin, resume, was_begun
 from transports import QueueError
 
 _ERRORS_SHOWN = 3

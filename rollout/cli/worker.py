@@ -6,7 +6,7 @@ from pathlib import Path
 from rollout.config.load import load_config
 from rollout.hosting import Host, worker_name
 from rollout.link import SupervisorLink
-from rollout.rundir import RunDirectory
+from rollout.rundir.directory import RunDirectory
 
 
 def worker_command(

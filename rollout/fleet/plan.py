@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rollout.config.load import Config
 from rollout.errors import ConfigurationError
-from rollout.manifest import load_members
+from rollout.rundir.manifest import load_members
 from transports.urls import split_url, without_password
 
 _LEAVE = 15

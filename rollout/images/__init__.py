@@ -3,13 +3,13 @@
 report = prepare_images(messages, ImagePolicy(mode="offload", directory=run_directory / "assets" / "images"))
 """
 
-from .errors import AssetError, ImageError, ImageStoreError
-from .inspect import ImageInfo, inspect_image
-from .pixels import load_pixels
-from .policy import ImageLimits, ImagePolicy
-from .prepare import PreparedImage, PrepareReport, prepare_images, prepare_images_async
-from .sources import decode_data_uri
-from .store import ImageStore, read_asset
+from rollout.images.errors import AssetError, ImageError, ImageStoreError
+from rollout.images.inspect import ImageInfo, inspect_image
+from rollout.images.pixels import load_pixels
+from rollout.images.policy import ImageLimits, ImagePolicy
+from rollout.images.prepare import PreparedImage, PrepareReport, prepare_images, prepare_images_async
+from rollout.images.sources import decode_data_uri
+from rollout.images.store import ImageStore, read_asset
 
 __all__ = [
     "AssetError",

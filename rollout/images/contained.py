@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote
 
-from .errors import ImageError
+from rollout.images.errors import ImageError
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # Non-blocking, so that a named pipe is noticed instead of waited for.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from PIL import WebPImagePlugin as WebPImagePlugin  # Pillow loads the other four by itself, this one only when named
 
-from .errors import ImageError
+from rollout.images.errors import ImageError
 
 
 @dataclass(frozen=True, slots=True)

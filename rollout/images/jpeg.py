@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .errors import ImageError
+from rollout.images.errors import ImageError
 
 # Inside a scan, 0xFF is followed by 0x00 (a literal), by a restart marker, or by the marker that ends the scan.
 _SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ImageError
+from rollout.images.errors import ImageError
 
 _DEEPEST = 16  # levels of tool results inside tool results; more is a structure that contains itself
 

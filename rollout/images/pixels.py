@@ -10,8 +10,8 @@ from io import BytesIO
 
 from PIL import Image, ImageOps
 
-from .errors import ImageError
-from .formats import sniff
+from rollout.images.errors import ImageError
+from rollout.images.formats import sniff
 
 
 def load_pixels(data: bytes) -> Image.Image:

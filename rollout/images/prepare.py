@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .known import Asset
-from .parts import ImagePart, Undo, find_image_parts, rewrite, roll_back
-from .policy import ImagePolicy
-from .resolve import resolver_for
+from rollout.images.known import Asset
+from rollout.images.parts import ImagePart, Undo, find_image_parts, rewrite, roll_back
+from rollout.images.policy import ImagePolicy
+from rollout.images.resolve import resolver_for
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,14 @@ from typing import Any
 
 from PIL import Image
 
-from .contained import Root, path_of_file_url, read_contained
-from .errors import ImageError
-from .inspect import confirm_image, inspect_image
-from .known import Asset, KnownImages
-from .parts import ImagePart
-from .policy import ImagePolicy
-from .sources import decode_data_uri, describe, encode_data_uri, encode_pillow
-from .store import ASSET_NAME, ImageStore
+from rollout.images.contained import Root, path_of_file_url, read_contained
+from rollout.images.errors import ImageError
+from rollout.images.inspect import confirm_image, inspect_image
+from rollout.images.known import Asset, KnownImages
+from rollout.images.parts import ImagePart
+from rollout.images.policy import ImagePolicy
+from rollout.images.sources import decode_data_uri, describe, encode_data_uri, encode_pillow
+from rollout.images.store import ASSET_NAME, ImageStore
 
 
 @dataclass(frozen=True, slots=True)

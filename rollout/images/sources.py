@@ -7,8 +7,8 @@ from typing import Any
 import pybase64
 from PIL import Image
 
-from .errors import ImageError
-from .pixels import upright
+from rollout.images.errors import ImageError
+from rollout.images.pixels import upright
 
 _DATA_URI = re.compile(r"data:image/[^;,]{0,100}(?:;[^;,]{0,100}){0,8};base64,")
 _PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})

@@ -13,8 +13,8 @@ import secrets
 import stat
 from pathlib import Path
 
-from .contained import read_regular
-from .errors import AssetError, ImageError, ImageStoreError
+from rollout.images.contained import read_regular
+from rollout.images.errors import AssetError, ImageError, ImageStoreError
 
 ASSET_NAME = re.compile(r"[0-9a-f]{64}\.(?:png|jpg|webp|gif|bmp)")
 

@@ -7,8 +7,8 @@ two files in one (a polyglot), of which another program would read the other.
 import struct
 from struct import Struct
 
-from .errors import ImageError
-from .formats import BMP, GIF, PNG, WEBP, ImageFormat
+from rollout.images.errors import ImageError
+from rollout.images.formats import BMP, GIF, PNG, WEBP, ImageFormat
 
 _PNG_CHUNK = Struct(">I4s").unpack_from
 _RIFF_CHUNK = Struct("<4sI").unpack_from

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from rollout.ended import Ended
 from rollout.metrics import catalogue
 from rollout.metrics.summing import Tally, summed
+from rollout.rundir.outcomes import Ended
 
 _FROM_CLAIMS = {
     family.base

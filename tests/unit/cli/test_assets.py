@@ -10,7 +10,7 @@ import anyio
 import pytest
 import yaml
 
-from rollout.images.maintenance import hold_run
+from rollout.rundir.assets import hold_run
 from rollout.trainer.testing import put_all, scripted_rollout
 from tests.unit.cli.in_process import rollout
 from transports import open_queue

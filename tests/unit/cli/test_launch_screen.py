@@ -7,11 +7,11 @@ import anyio
 import pytest
 from rich.console import Console
 
-from rollout.claims import Outcome
 from rollout.cli.launch_screen import LaunchScreen, launch_table
 from rollout.launch import Launch
-from rollout.manifest import begin
 from rollout.processes import LocalPlace
+from rollout.rundir.claims import Outcome
+from rollout.rundir.manifest import begin
 
 ROWS = [
     ("color_codeword", "4/4", "128", "1873/20000", "0.873", "31.4", "2641", "12", "123.4 MB", "1:02:33"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rollout.images import ImagePolicy, ImageStoreError, prepare_images
-from rollout.images.maintenance import RunHeldError, asset_stats, collect_garbage, hold_run, verify_assets
+from rollout.rundir.assets import RunHeldError, asset_stats, collect_garbage, hold_run, verify_assets
 
 HOUR = 3600.0
 
@@ -75,7 +75,7 @@ def test_a_dry_run_removes_nothing(run: Path) -> None:
 
 def test_garbage_is_not_collected_while_any_process_holds_the_run(run: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from rollout.images.maintenance import hold_run\n"
+        "import sys; from pathlib import Path; from rollout.rundir.assets import hold_run\n"
         "with hold_run(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.readline()"
     )
     holder = subprocess.Popen(

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.claims import Claims, Outcome
 from rollout.config.sections import PolicyConfig
 from rollout.errors import ConfigurationError
 from rollout.feeding import Feeder, OrdersLeft, capacity
 from rollout.records.progress import Progress, ProgressFollower, ProgressPublisher
 from rollout.records.task import Task
+from rollout.rundir.claims import Claims, Outcome
 from rollout.tasks import RolloutOrder, decode_order
 from transports import Delivery, Queue, open_queue
 

@@ -12,7 +12,6 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from rollout.claims import Claims
 from rollout.config.load import Config, load_config
 from rollout.environments.base import Environment, Model, Score
 from rollout.metrics.exporting import exporting
@@ -20,7 +19,8 @@ from rollout.metrics.queues import QueueWatch
 from rollout.metrics.server import Announcement
 from rollout.metrics.worker import WorkerMetrics
 from rollout.records.task import Task
-from rollout.rundir import RunDirectory
+from rollout.rundir.claims import Claims
+from rollout.rundir.directory import RunDirectory
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.startup import open_policy, run_facts
 from rollout.tasks import RolloutOrder, encode_order

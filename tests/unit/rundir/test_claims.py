@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.claims import Claims, ClaimsError, Outcome, Past
+from rollout.rundir.claims import Claims, ClaimsError, Outcome, Past
 
 
 def outcome(rollout: str, attempt: int, reward: float = 1.0) -> Outcome:

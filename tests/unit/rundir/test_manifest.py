@@ -7,8 +7,8 @@ import pytest
 
 from rollout.config.source import ConfigError
 from rollout.errors import ConfigurationError
-from rollout.manifest import CannotResume, begin, resume
-from rollout.rundir import RunDirectory, RunDirectoryError, RunHeld, new_run
+from rollout.rundir.directory import RunDirectory, RunDirectoryError, RunHeld, new_run
+from rollout.rundir.manifest import CannotResume, begin, resume
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import anyio
 
-from rollout.claims import Claims
 from rollout.config.load import Config
 from rollout.environments.base import Environment, Model, Score
 from rollout.records.task import Task
+from rollout.rundir.claims import Claims
 from rollout.session import Policy
 from rollout.startup import run_facts
 from rollout.tasks import RolloutOrder, encode_order

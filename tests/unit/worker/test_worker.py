@@ -5,11 +5,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from rollout.claims import Past
 from rollout.config.load import Config
 from rollout.engine.errors import EngineUnreachable
 from rollout.environments.base import Model, Score
 from rollout.records.task import Task
+from rollout.rundir.claims import Past
 from rollout.session import Policy
 from rollout.worker import WorkerHalted
 from tests.unit.worker.stage import QUESTION, Scripted, played, stage, well

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rollout.errors import RolloutError
-
-from .errors import AssetError, ImageStoreError
-from .store import ASSET_NAME, read_asset
+from rollout.images.errors import AssetError, ImageStoreError
+from rollout.images.store import ASSET_NAME, read_asset
 
 IMAGE_DIRECTORY = Path("assets", "images")
 RUN_LOCK = "run.lock"

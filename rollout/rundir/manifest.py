@@ -10,7 +10,7 @@ import yaml
 
 from rollout.config.load import Config, load_config
 from rollout.errors import ConfigurationError
-from rollout.rundir import RunDirectory, RunDirectoryError, new_run
+from rollout.rundir.directory import RunDirectory, RunDirectoryError, new_run
 
 _FILE = "launch.json"
 _FIXED = ("environment", "tasks")

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from rollout.claims import Claims, Outcome
+from rollout.rundir.claims import Claims, Outcome
 
 _SHARE = 20
 """Reading claims takes at most one part of so many of the time, however many there are and however often one asks."""

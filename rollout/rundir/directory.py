@@ -26,7 +26,7 @@ import yaml
 
 from rollout.config.load import Config
 from rollout.errors import RolloutError
-from rollout.images.maintenance import hold_run
+from rollout.rundir.assets import hold_run
 from transports.urls import without_password
 
 
