@@ -42,7 +42,7 @@ from rollout.records.messages import Message
 from rollout.records.stream import RolloutId, RolloutStream
 from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
 from rollout.serving.server import serve
-from rollout.session import Policy, Session
+from rollout.session.session import Policy, Session
 from transports import open_queue
 
 EARLY = 16

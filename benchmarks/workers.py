@@ -31,7 +31,7 @@ from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RunDirectory
 from rollout.startup import open_policy, run_facts
-from rollout.tasks import encode_order, orders
+from rollout.tasks.orders import encode_order, orders
 from rollout.worker import Worker
 from transports import open_queue
 
@@ -40,9 +40,9 @@ CONFIG = ROOT / "configs" / "color_codeword.yaml"
 STAGES = (
     ("rollout.environments.", "environment"),
     ("rollout.images.", "images"),
-    ("rollout.trace.", "trace and session"),
-    ("rollout.session.", "trace and session"),
-    ("rollout.prompting.", "trace and session"),
+    ("rollout.session.trace.", "trace and session"),
+    ("rollout.session.session.", "trace and session"),
+    ("rollout.session.prompt.", "trace and session"),
     ("renderers_adapter.", "renderer"),
     ("rollout.engine.", "engine client"),
     ("rollout.metrics.", "metrics"),

@@ -16,8 +16,8 @@ from rollout.environments.base import Environment, Score
 from rollout.errors import RolloutError, leaves
 from rollout.records.stream import RolloutId, RolloutStream
 from rollout.records.wire import RolloutFinished, RolloutStatus
-from rollout.session import Policy, Session
-from rollout.tasks import RolloutOrder
+from rollout.session.session import Policy, Session
+from rollout.tasks.orders import RolloutOrder
 from transports import Queue, QueueError
 
 log = structlog.get_logger()

@@ -16,7 +16,7 @@ from rollout.attempt import Attempt, RolloutAbandoned, RolloutTimeout, Straggler
 from rollout.config.sections import PolicyConfig
 from rollout.records.wire import RolloutStatus
 from rollout.rundir.claims import Claims, Outcome
-from rollout.tasks import RolloutOrder
+from rollout.tasks.orders import RolloutOrder
 
 log = structlog.get_logger()
 

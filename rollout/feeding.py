@@ -16,7 +16,7 @@ from rollout.config.sections import PolicyConfig
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.records.progress import Progress
 from rollout.rundir.claims import Claims
-from rollout.tasks import RolloutOrder, encode_order
+from rollout.tasks.orders import RolloutOrder, encode_order
 from transports import Queue
 
 log = structlog.get_logger()

@@ -38,7 +38,7 @@ from rollout.rundir.manifest import Member
 from rollout.rundir.outcomes import Ended
 from rollout.startup import engine_urls
 from rollout.supervisor import Fleet, Post, RestartBudget
-from rollout.tasks import orders
+from rollout.tasks.orders import orders
 from transports import Queue, QueueError, open_queue
 
 log = structlog.get_logger()

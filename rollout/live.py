@@ -28,11 +28,11 @@ from rollout.engine.http import EngineHttp
 from rollout.engine.protocol import GenerateRequest
 from rollout.engine.updates import NotUpdatable, state_of
 from rollout.errors import RolloutError
-from rollout.image_table import ImageTable
 from rollout.images import ImagePolicy, PreparedImage, prepare_images
 from rollout.parity import compare
 from rollout.records.messages import Message
 from rollout.rundir.directory import RunDirectory
+from rollout.session.image_table import ImageTable
 
 _SIZES = ((96, 64), (320, 240), (1000, 700))
 """Width and height of the probes: images below, within and above what a processor leaves as it is."""

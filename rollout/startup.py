@@ -15,7 +15,7 @@ from rollout.errors import RolloutError
 from rollout.images import ImagePolicy
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.directory import RunDirectory
-from rollout.session import Policy, PolicyVersion
+from rollout.session.session import Policy, PolicyVersion
 
 _START_TIMEOUT = 60.0
 

@@ -22,8 +22,8 @@ from rollout.environments.base import Environment
 from rollout.images import ImagePolicy
 from rollout.records.task import Task
 from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
-from rollout.session import Policy
-from rollout.tasks import RolloutOrder
+from rollout.session.session import Policy
+from rollout.tasks.orders import RolloutOrder
 from rollout.trainer.reader import TrajectoryReader
 from rollout.trainer.trajectory import Trajectory
 from transports import open_queue

@@ -19,8 +19,8 @@ from rollout.deadlines import Deadlines
 from rollout.errors import RolloutError
 from rollout.rundir.claims import Claim, Claims, Outcome
 from rollout.seclusion import Seclusion
-from rollout.session import Policy
-from rollout.tasks import RolloutOrder, TaskError, decode_order
+from rollout.session.session import Policy
+from rollout.tasks.orders import RolloutOrder, TaskError, decode_order
 from transports import Delivery, Queue, QueueError, StaleLease
 
 log = structlog.get_logger()

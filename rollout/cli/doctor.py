@@ -20,7 +20,7 @@ from rollout.live import Finding, Verdict, examine
 from rollout.log import log_warnings
 from rollout.rundir.directory import RunDirectory
 from rollout.serving.policies import load_policy
-from rollout.tasks import orders
+from rollout.tasks.orders import orders
 from transports import QueueError, open_queue
 from transports.urls import QueueOptions, without_password
 

@@ -12,7 +12,7 @@ import yaml
 
 from rollout.records.kinds import RecordError
 from rollout.records.wire import decode_record
-from rollout.tasks import RolloutOrder, TaskError, decode_order
+from rollout.tasks.orders import RolloutOrder, TaskError, decode_order
 from transports import Frames
 from transports.codec import decode
 from transports.errors import CodecError

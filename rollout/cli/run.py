@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rollout.cli.printing import tell_end
 from rollout.config.load import load_config
 from rollout.errors import RolloutError
-from rollout.prompting import told_sources
 from rollout.run import RunState, prepare_run, run
+from rollout.session.prompt import told_sources
 from transports import QueueError
 
 _REFRESH = 0.1

@@ -62,7 +62,7 @@ class Engines(Protocol):
 
 
 class Version(Protocol):
-    """The trainer's version of the policy; see `rollout.session.PolicyVersion`."""
+    """The trainer's version of the policy; see `rollout.session.session.PolicyVersion`."""
 
     @property
     def current(self) -> str: ...

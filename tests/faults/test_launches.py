@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rollout.records.task import Task
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
-from rollout.tasks import RolloutOrder, encode_order
+from rollout.tasks.orders import RolloutOrder, encode_order
 from tests.faults.launched import World, worker_logs
 from transports import open_queue
 

@@ -10,7 +10,7 @@ from rollout.images import ImagePolicy
 from rollout.records.stream import RolloutId, RolloutStream
 from rollout.records.task import Task
 from rollout.records.wire import RolloutFinished, RolloutStarted, RolloutStatus, Step, decode_record
-from rollout.session import Policy, Session
+from rollout.session.session import Policy, Session
 from rollout.trainer import Trajectory
 from rollout.trainer.trajectory import assemble
 from tests.programs.engine_double import EngineDouble

@@ -16,10 +16,10 @@ from hypothesis.stateful import run_state_machine_as_test
 from renderers_adapter import tokens
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import Placeholder, TokenRun
-from rollout import session, trace
 from rollout.engine.image_refs import ImageRef
 from rollout.errors import RolloutError
-from rollout.image_table import ImageTable
+from rollout.session import session, trace
+from rollout.session.image_table import ImageTable
 from tests.programs.programs import Programs, make_world
 
 LONGEST = 40

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from examples.grpo_color_codeword.environment import LearnedCodeword
-from rollout.image_table import ImageTable
+from rollout.session.image_table import ImageTable
 
 
 class DropsAPriorReference(LearnedCodeword):

@@ -8,7 +8,7 @@ from pyarrow import parquet
 
 from rollout.environments.base import Environment, EnvironmentSettings, Model, Score, TaskSettings
 from rollout.records.task import Task
-from rollout.task_sources import TaskSourceError, tasks_of
+from rollout.tasks.sources import TaskSourceError, tasks_of
 
 
 class Unasked(Environment):

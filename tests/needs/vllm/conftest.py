@@ -20,7 +20,7 @@ from rollout.engine.client import EngineClient
 from rollout.engine.protocol import GenerateRequest, Generation
 from rollout.images import ImagePolicy
 from rollout.serving.vllm import SHIM, VllmServer, VllmSettings
-from rollout.session import Policy
+from rollout.session.session import Policy
 
 VENV = os.environ.get("ROLLOUT_VLLM_VENV")
 PIDS = os.environ.get("ROLLOUT_VLLM_PIDS")  # a directory for who has to end servers that a killed suite left

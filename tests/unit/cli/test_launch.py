@@ -14,7 +14,7 @@ import pytest
 
 from rollout.records.task import Task
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
-from rollout.tasks import RolloutOrder, encode_order
+from rollout.tasks.orders import RolloutOrder, encode_order
 from rollout.trainer import Consumption, PolicyPublisher, PublisherSettings, Trajectory, TrajectoryReader
 from tests.unit.cli.in_process import rollout
 from transports import open_queue

@@ -13,7 +13,7 @@ import pytest
 from rollout import Task
 from rollout.records.kinds import Header, RolloutFinished, RolloutStatus
 from rollout.records.wire import encode_record
-from rollout.tasks import RolloutOrder, encode_order
+from rollout.tasks.orders import RolloutOrder, encode_order
 from tests.unit.cli import in_process
 from transports import Frames, Queue, open_queue
 from transports.codec import encode

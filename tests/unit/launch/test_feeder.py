@@ -14,7 +14,7 @@ from rollout.feeding import Feeder, OrdersLeft, capacity
 from rollout.records.progress import Progress, ProgressFollower, ProgressPublisher
 from rollout.records.task import Task
 from rollout.rundir.claims import Claims, Outcome
-from rollout.tasks import RolloutOrder, decode_order
+from rollout.tasks.orders import RolloutOrder, decode_order
 from transports import Delivery, Queue, open_queue
 
 UNPACED = PolicyConfig()

@@ -17,7 +17,7 @@ import pytest
 from rollout.config.load import load_config
 from rollout.records.task import Task
 from rollout.run import RunState, prepare_run, run
-from rollout.tasks import RolloutOrder, encode_order
+from rollout.tasks.orders import RolloutOrder, encode_order
 from transports import open_queue
 
 Samples = dict[str, dict[tuple[str, ...], float]]

@@ -23,7 +23,7 @@ from rollout.engine.protocol import GenerateRequest, Generation
 from rollout.environments.color_codeword import ColorCodeword, ColorCodewordSettings, ColorCodewordTasks, draw_square
 from rollout.records.stream import RolloutOver
 from rollout.records.wire import RecordError, RolloutStatus, encode_record
-from rollout.session import Policy
+from rollout.session.session import Policy
 from rollout.testing import embedded_policy, play
 from rollout.trainer import check, samples
 

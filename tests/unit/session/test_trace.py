@@ -6,7 +6,7 @@ import numpy as np
 
 from renderers_adapter.tokens import ImageSlot, TokenRun, logical
 from rollout.records.messages import CanonicalMessage, canonicalise, tools_identity
-from rollout.trace import ROOT, Commit, Draft, Known, Trace
+from rollout.session.trace import ROOT, Commit, Draft, Known, Trace
 
 
 def message(role: str, text: str) -> CanonicalMessage:

@@ -13,8 +13,8 @@ from renderers_adapter.rendered import UnsupportedConversation
 from renderers_adapter.tokens import PlaceholderError
 from rollout.engine.errors import EngineAborted, UnusableCompletion
 from rollout.images import ImageError
-from rollout.prompting import told_sources
 from rollout.records.messages import MessageError
+from rollout.session.prompt import told_sources
 from rollout.trainer import check, samples
 from tests.programs.engine_double import Said
 from tests.programs.in_process import InProcess

@@ -13,8 +13,8 @@ from rollout.config.load import load_config
 from rollout.config.source import ConfigError
 from rollout.environments.base import Environment, EnvironmentSettings, Model, Score, TaskSettings
 from rollout.records.task import Task
-from rollout.task_sources import TaskSourceError, tasks_of
-from rollout.tasks import RolloutOrder, TaskError, TasksUnusable, decode_order, encode_order, orders
+from rollout.tasks.orders import RolloutOrder, TaskError, TasksUnusable, decode_order, encode_order, orders
+from rollout.tasks.sources import TaskSourceError, tasks_of
 from transports.codec import encode
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rollout.config.load import Config, load_config
-from rollout.session import Policy
+from rollout.session.session import Policy
 from rollout.testing import embedded_policy
 from tests.unit.worker.stage import Scripted
 

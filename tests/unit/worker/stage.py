@@ -12,9 +12,9 @@ from rollout.config.load import Config
 from rollout.environments.base import Environment, Model, Score
 from rollout.records.task import Task
 from rollout.rundir.claims import Claims
-from rollout.session import Policy
+from rollout.session.session import Policy
 from rollout.startup import run_facts
-from rollout.tasks import RolloutOrder, encode_order
+from rollout.tasks.orders import RolloutOrder, encode_order
 from rollout.trainer import Trajectory, TrajectoryReader
 from rollout.worker import Worker
 from transports import Queue, open_queue

@@ -13,7 +13,7 @@ from rollout.config.load import Config
 from rollout.environments.base import Model, Score
 from rollout.records.stream import RolloutOver
 from rollout.records.task import Task
-from rollout.session import Policy
+from rollout.session.session import Policy
 from rollout.trainer import check
 from tests.unit.worker.stage import Scripted, played, stage, well
 

@@ -11,7 +11,7 @@ from rollout.engine.errors import EngineUnreachable
 from rollout.environments.base import Model, Score
 from rollout.log import json_log
 from rollout.records.task import Task
-from rollout.session import Policy
+from rollout.session.session import Policy
 from tests.unit.worker.stage import QUESTION, stage
 
 

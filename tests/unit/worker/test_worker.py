@@ -10,7 +10,7 @@ from rollout.engine.errors import EngineUnreachable
 from rollout.environments.base import Model, Score
 from rollout.records.task import Task
 from rollout.rundir.claims import Past
-from rollout.session import Policy
+from rollout.session.session import Policy
 from rollout.worker import WorkerHalted
 from tests.unit.worker.stage import QUESTION, Scripted, played, stage, well
 

@@ -25,10 +25,8 @@ from rollout.engine.client import EngineClient
 from rollout.engine.errors import ContextExhausted, EngineAborted, UnusableCompletion
 from rollout.engine.protocol import GenerateRequest, Generation
 from rollout.environments.base import Reply
-from rollout.image_table import ImageTable
 from rollout.images import ImageError, ImagePolicy, prepare_images_async
 from rollout.metrics.worker import WorkerMetrics
-from rollout.prompting import Prompt, Prompter
 from rollout.records.messages import (
     CanonicalMessage,
     Message,
@@ -40,7 +38,9 @@ from rollout.records.messages import (
 )
 from rollout.records.stream import RolloutStream
 from rollout.records.wire import NodeRecord, Step
-from rollout.trace import ROOT, Commit, Draft, Trace
+from rollout.session.image_table import ImageTable
+from rollout.session.prompt import Prompt, Prompter
+from rollout.session.trace import ROOT, Commit, Draft, Trace
 
 
 @dataclass(slots=True)

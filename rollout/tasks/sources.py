@@ -2,7 +2,7 @@
 
     tasks: {source: data/questions.jsonl}
     tasks: {source: "hf://owner/name?split=train"}
-    tasks: {source: queue}        # somebody else puts the orders; see `rollout.tasks.encode_order`
+    tasks: {source: queue}        # somebody else puts the orders; see `rollout.tasks.orders.encode_order`
 
 A row becomes a task with the row as its `data`, which must be JSON-like, or bytes; its id is the row's `id`, or else
 its number. `count` bounds how many.

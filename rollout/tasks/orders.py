@@ -7,7 +7,7 @@ from typing import Any
 from rollout.environments.base import Environment, TaskSettings
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.records.task import Task
-from rollout.task_sources import tasks_of
+from rollout.tasks.sources import tasks_of
 from transports import Frames
 from transports.codec import decode, encode
 from transports.errors import CodecError

@@ -14,7 +14,7 @@ from renderers_adapter.tokens import Placeholder
 from rollout.engine.image_refs import ImageRef
 from rollout.images import PreparedImage
 from rollout.records.messages import MessageError
-from rollout.trace import Node
+from rollout.session.trace import Node
 
 
 @dataclass(frozen=True, slots=True)

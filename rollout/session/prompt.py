@@ -15,9 +15,9 @@ from renderers_adapter.adapter import BridgeRefused
 from renderers_adapter.pool import RendererPool
 from renderers_adapter.rendered import Segment
 from renderers_adapter.tokens import Expanded, ImageSlot, LogicalIds, Logprobs, TokenRun, expand, extend, join, logical
-from rollout.image_table import ImageTable
 from rollout.records.messages import CanonicalMessage
-from rollout.trace import ROOT, Draft, Known, Trace
+from rollout.session.image_table import ImageTable
+from rollout.session.trace import ROOT, Draft, Known, Trace
 
 _REMEMBERED = 4
 """Branches of a rollout whose joined tokens are kept, to be extended; any other one is joined again."""

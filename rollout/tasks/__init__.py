@@ -1,0 +1,1 @@
+"""Which rollouts there are: orders, and where their tasks come from."""
