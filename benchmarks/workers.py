@@ -30,9 +30,9 @@ from rollout.log import json_log
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RunDirectory
-from rollout.startup import open_policy, run_facts
 from rollout.tasks.orders import encode_order, orders
-from rollout.worker import Worker
+from rollout.worker.setup import open_policy, run_facts
+from rollout.worker.worker import Worker
 from transports import open_queue
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,7 +111,7 @@ class Sampler:
         while frame is not None:
             module = f"{frame.f_globals.get('__name__')}."
             stage = next((stage for prefix, stage in STAGES if module.startswith(prefix)), None)
-            if stage is not None and not (stage == "worker" and module.startswith("rollout.worker")):
+            if stage is not None and not (stage == "worker" and module.startswith("rollout.worker.worker")):
                 self.found[stage] += 1
                 return
             frame = frame.f_back

@@ -23,7 +23,6 @@ from rollout.config.load import Config
 from rollout.environments.base import QUEUE
 from rollout.errors import ConfigurationError, RolloutError, first_failure
 from rollout.feeding import Feeder
-from rollout.link import Orders
 from rollout.log import json_log
 from rollout.metrics.exporting import Export, exporting
 from rollout.metrics.launch import LaunchCollector, LaunchFigures
@@ -36,9 +35,10 @@ from rollout.rundir.claims import Claims, Outcome
 from rollout.rundir.directory import RunDirectory
 from rollout.rundir.manifest import Member
 from rollout.rundir.outcomes import Ended
-from rollout.startup import engine_urls
 from rollout.supervisor import Fleet, Post, RestartBudget
 from rollout.tasks.orders import orders
+from rollout.worker.link import Orders
+from rollout.worker.setup import engine_urls
 from transports import Queue, QueueError, open_queue
 
 log = structlog.get_logger()

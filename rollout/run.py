@@ -21,11 +21,11 @@ from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RunDirectory, new_run
 from rollout.session.session import Policy
-from rollout.startup import engine_urls, open_policy, run_facts
 from rollout.tasks.orders import RolloutOrder, encode_order, orders
 from rollout.trainer import GroupAssembler, Trajectory, TrajectoryReader, Violation, check, samples
 from rollout.trainer.metrics import ReaderCollector
-from rollout.worker import Worker, WorkerCounters
+from rollout.worker.setup import engine_urls, open_policy, run_facts
+from rollout.worker.worker import Worker, WorkerCounters
 from transports import Queue, QueueError, open_queue
 
 log = structlog.get_logger()

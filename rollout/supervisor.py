@@ -17,9 +17,9 @@ import structlog
 from anyio.abc import TaskGroup
 
 from rollout.errors import RolloutError
-from rollout.link import Beat, Halted, Orders, decode_report, encode_orders
 from rollout.metrics.summing import Tally
 from rollout.places import NotStarted, Place, WorkerProcess
+from rollout.worker.link import Beat, Halted, Orders, decode_report, encode_orders
 from transports import Queue, QueueError
 
 log = structlog.get_logger()

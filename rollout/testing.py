@@ -16,7 +16,6 @@ from typing import Any, Literal
 import anyio.to_thread
 
 from renderers_adapter.pool import shared_pool
-from rollout.attempt import Attempt, RunFacts
 from rollout.engine.client import EngineClient
 from rollout.environments.base import Environment
 from rollout.images import ImagePolicy
@@ -26,6 +25,7 @@ from rollout.session.session import Policy
 from rollout.tasks.orders import RolloutOrder
 from rollout.trainer.reader import TrajectoryReader
 from rollout.trainer.trajectory import Trajectory
+from rollout.worker.attempt import Attempt, RunFacts
 from transports import open_queue
 
 _TIMEOUT = 300.0

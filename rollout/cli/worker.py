@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rollout.config.load import load_config
-from rollout.hosting import Host, worker_name
-from rollout.link import SupervisorLink
 from rollout.rundir.directory import RunDirectory
+from rollout.worker.link import SupervisorLink
+from rollout.worker.process import Host, worker_name
 
 
 def worker_command(

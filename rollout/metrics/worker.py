@@ -21,7 +21,7 @@ from rollout.records.versions import version_number
 
 
 class Counters(Protocol):
-    """What a worker counts for itself; see `rollout.worker.WorkerCounters`."""
+    """What a worker counts for itself; see `rollout.worker.worker.WorkerCounters`."""
 
     @property
     def in_flight(self) -> int: ...

@@ -7,9 +7,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from rollout.link import Beat, Halted, Orders, decode_report, encode_report
 from rollout.processes import LocalPlace
 from rollout.supervisor import Fleet, Post, RestartBudget, WorkersDie
+from rollout.worker.link import Beat, Halted, Orders, decode_report, encode_report
 from tests.procfs import process_state
 from transports import Queue, QueueError, open_queue
 from transports.errors import QueueStorageError
@@ -17,7 +17,7 @@ from transports.memory import MemoryQueue
 
 SCRIPT = """
 import sys, time
-from rollout.link import Beat, Halted, SupervisorLink
+from rollout.worker.link import Beat, Halted, SupervisorLink
 
 link = SupervisorLink(int(sys.argv[sys.argv.index("--supervisor-fd") + 1]))
 orders = link.first_orders()

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.registry import CollectorRegistry
 
-from rollout.link import Beat, decode_report, encode_report
 from rollout.metrics import catalogue
 from rollout.metrics.summing import Changes, Tally, summed
+from rollout.worker.link import Beat, decode_report, encode_report
 
 
 def values(*tallies: Tally) -> dict[tuple[str, tuple[str, ...]], float]:

@@ -22,12 +22,12 @@ from rollout.records.task import Task
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RunDirectory
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
-from rollout.startup import open_policy, run_facts
 from rollout.tasks.orders import RolloutOrder, encode_order
 from rollout.trainer import TrajectoryReader
 from rollout.trainer.metrics import serving_metrics
 from rollout.trainer.testing import put_all, read_all, scripted_rollout
-from rollout.worker import Worker
+from rollout.worker.setup import open_policy, run_facts
+from rollout.worker.worker import Worker
 from transports import Queue, QueueError, open_queue
 from transports.base import QueueStats
 

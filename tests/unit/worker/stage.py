@@ -13,10 +13,10 @@ from rollout.environments.base import Environment, Model, Score
 from rollout.records.task import Task
 from rollout.rundir.claims import Claims
 from rollout.session.session import Policy
-from rollout.startup import run_facts
 from rollout.tasks.orders import RolloutOrder, encode_order
 from rollout.trainer import Trajectory, TrajectoryReader
-from rollout.worker import Worker
+from rollout.worker.setup import run_facts
+from rollout.worker.worker import Worker
 from transports import Queue, open_queue
 
 QUESTION = [{"role": "user", "content": "Heads or tails?"}]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.containment import (
+from rollout.worker.containment import (
     EventLoopHeld,
     ExitRefused,
     GuardedOutput,
@@ -21,11 +21,11 @@ from rollout.containment import (
     begin_attempt,
     refuse_exits,
 )
-from rollout.link import Beat, decode_report
+from rollout.worker.link import Beat, decode_report
 
 REFUSED = """
 import os, subprocess, sys
-from rollout.containment import ForkRefused, refuse_forks
+from rollout.worker.containment import ForkRefused, refuse_forks
 refuse_forks()
 for fork in (os.fork, os.forkpty):
     try:
@@ -106,7 +106,7 @@ def test_a_worker_whose_supervisor_is_gone_dies_with_what_it_started(tmp_path: P
     script = tmp_path / "worker.py"
     script.write_text(
         "import os, subprocess, sys, time\n"
-        "from rollout.link import Beat, SupervisorLink\n"
+        "from rollout.worker.link import Beat, SupervisorLink\n"
         "link = SupervisorLink(int(sys.argv[1]))\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "link.ready(lambda: Beat(ready=True, holder=str(child.pid)), lambda orders: None)\n"

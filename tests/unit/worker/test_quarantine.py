@@ -4,7 +4,7 @@ from functools import partial
 
 import anyio
 
-from rollout.seclusion import Seclusion
+from rollout.worker.quarantine import Seclusion
 
 
 class Room:

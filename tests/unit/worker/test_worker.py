@@ -11,7 +11,7 @@ from rollout.environments.base import Model, Score
 from rollout.records.task import Task
 from rollout.rundir.claims import Past
 from rollout.session.session import Policy
-from rollout.worker import WorkerHalted
+from rollout.worker.worker import WorkerHalted
 from tests.unit.worker.stage import QUESTION, Scripted, played, stage, well
 
 

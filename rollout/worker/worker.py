@@ -13,14 +13,14 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from rollout.attempt import Attempt, RolloutAbandoned, RunFacts
 from rollout.config.load import Config
-from rollout.deadlines import Deadlines
 from rollout.errors import RolloutError
 from rollout.rundir.claims import Claim, Claims, Outcome
-from rollout.seclusion import Seclusion
 from rollout.session.session import Policy
 from rollout.tasks.orders import RolloutOrder, TaskError, decode_order
+from rollout.worker.attempt import Attempt, RolloutAbandoned, RunFacts
+from rollout.worker.deadlines import Deadlines
+from rollout.worker.quarantine import Seclusion
 from transports import Delivery, Queue, QueueError, StaleLease
 
 log = structlog.get_logger()

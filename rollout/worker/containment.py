@@ -20,7 +20,7 @@ _OUTPUT_LIMIT = 16 << 20
 
 _LOOK = 0.5
 _OURS = ("rollout.", "transports.", "renderers_adapter.")
-_ENVIRONMENTS_BELOW = ("rollout.environments.", "rollout.attempt.", "rollout.hosting.")
+_ENVIRONMENTS_BELOW = ("rollout.environments.", "rollout.worker.attempt.", "rollout.worker.process.")
 """Of our modules, those that run environments, or are ones: what they called last, when nothing else of ours is."""
 
 

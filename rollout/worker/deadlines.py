@@ -12,11 +12,11 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from rollout.attempt import Attempt, RolloutAbandoned, RolloutTimeout, StragglerCut
 from rollout.config.sections import PolicyConfig
 from rollout.records.wire import RolloutStatus
 from rollout.rundir.claims import Claims, Outcome
 from rollout.tasks.orders import RolloutOrder
+from rollout.worker.attempt import Attempt, RolloutAbandoned, RolloutTimeout, StragglerCut
 
 log = structlog.get_logger()
 

@@ -18,9 +18,7 @@ import structlog
 
 from renderers_adapter.errors import AdapterError
 from rollout.config.load import Config
-from rollout.containment import GuardedOutput, LoopWatchdog, refuse_exits, refuse_forks
 from rollout.errors import RolloutError, first_failure
-from rollout.link import Beat, Halted, Orders, SupervisorLink
 from rollout.log import json_log
 from rollout.metrics.exporting import Export, exporting
 from rollout.metrics.server import Announcement
@@ -29,8 +27,10 @@ from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.assets import hold_run
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RunDirectory
-from rollout.startup import engine_urls, open_policy, run_facts
-from rollout.worker import Worker
+from rollout.worker.containment import GuardedOutput, LoopWatchdog, refuse_exits, refuse_forks
+from rollout.worker.link import Beat, Halted, Orders, SupervisorLink
+from rollout.worker.setup import engine_urls, open_policy, run_facts
+from rollout.worker.worker import Worker
 from transports import Queue, QueueError, open_queue
 
 log = structlog.get_logger()

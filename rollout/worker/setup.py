@@ -8,7 +8,6 @@ import anyio
 import anyio.to_thread
 
 from renderers_adapter.pool import RendererPool, shared_pool
-from rollout.attempt import RunFacts
 from rollout.config.load import Config
 from rollout.engine.configured import engine_client
 from rollout.errors import RolloutError
@@ -16,6 +15,7 @@ from rollout.images import ImagePolicy
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.directory import RunDirectory
 from rollout.session.session import Policy, PolicyVersion
+from rollout.worker.attempt import RunFacts
 
 _START_TIMEOUT = 60.0
 

@@ -10,7 +10,6 @@ from typing import Any
 import anyio
 import structlog
 
-from rollout.containment import begin_attempt
 from rollout.engine.errors import ContextExhausted
 from rollout.environments.base import Environment, Score
 from rollout.errors import RolloutError, leaves
@@ -18,6 +17,7 @@ from rollout.records.stream import RolloutId, RolloutStream
 from rollout.records.wire import RolloutFinished, RolloutStatus
 from rollout.session.session import Policy, Session
 from rollout.tasks.orders import RolloutOrder
+from rollout.worker.containment import begin_attempt
 from transports import Queue, QueueError
 
 log = structlog.get_logger()
