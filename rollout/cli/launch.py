@@ -14,9 +14,9 @@ from rich.table import Table
 from rollout.cli.launch_screen import LaunchScreen
 from rollout.cli.printing import tell_end
 from rollout.errors import ConfigurationError, RolloutError
-from rollout.launch import Launch, launch
-from rollout.places import Place
-from rollout.processes import LocalPlace
+from rollout.launch.launch import Launch, launch
+from rollout.launch.local import LocalPlace
+from rollout.launch.places import Place
 from rollout.rundir.manifest import begin, resume, was_begun
 from transports import QueueError
 
@@ -63,7 +63,7 @@ def _place(on: str, workers: int) -> Place:
         return LocalPlace()
     if not workers:
         raise ConfigurationError("rollout launch --on ray: --workers says how many for each environment, at least 1.")
-    from rollout.fleet.ray_place import RayPlace
+    from rollout.launch.ray import RayPlace
 
     return RayPlace(workers)
 

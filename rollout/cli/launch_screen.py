@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from rollout.launch import EnvironmentState, Launch
+from rollout.launch.launch import EnvironmentState, Launch
 
 _REFRESH = 0.5
 _LINE_EVERY = 5.0

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rollout.deploy import kubernetes, slurm
+from rollout.deploy.plan import plan
 from rollout.errors import ConfigurationError
-from rollout.fleet import kubernetes, slurm
-from rollout.fleet.plan import plan
 
 
 def render_command(

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rollout.cli.printing import tell_end
 from rollout.config.load import load_config
 from rollout.errors import RolloutError
-from rollout.run import RunState, prepare_run, run
+from rollout.launch.in_process import RunState, prepare_run, run
 from rollout.session.prompt import told_sources
 from transports import QueueError
 

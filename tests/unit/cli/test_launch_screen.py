@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from rollout.cli.launch_screen import LaunchScreen, launch_table
-from rollout.launch import Launch
-from rollout.processes import LocalPlace
+from rollout.launch.launch import Launch
+from rollout.launch.local import LocalPlace
 from rollout.rundir.claims import Outcome
 from rollout.rundir.manifest import begin
 

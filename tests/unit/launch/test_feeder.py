@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rollout.config.sections import PolicyConfig
 from rollout.errors import ConfigurationError
-from rollout.feeding import Feeder, OrdersLeft, capacity
+from rollout.launch.feeder import Feeder, OrdersLeft, capacity
 from rollout.records.progress import Progress, ProgressFollower, ProgressPublisher
 from rollout.records.task import Task
 from rollout.rundir.claims import Claims, Outcome

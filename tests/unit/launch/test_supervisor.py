@@ -7,8 +7,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from rollout.processes import LocalPlace
-from rollout.supervisor import Fleet, Post, RestartBudget, WorkersDie
+from rollout.launch.local import LocalPlace
+from rollout.launch.supervisor import Fleet, Post, RestartBudget, WorkersDie
 from rollout.worker.link import Beat, Halted, Orders, decode_report, encode_report
 from tests.procfs import process_state
 from transports import Queue, QueueError, open_queue
@@ -131,7 +131,7 @@ async def test_leases_that_cannot_be_released_are_left_to_lapse(tmp_path: Path) 
 async def test_a_fleet_that_waits_before_it_starts_anew_lets_itself_be_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollout.supervisor._PAUSES", (3600.0, 3600.0))
+    monkeypatch.setattr("rollout.launch.supervisor._PAUSES", (3600.0, 3600.0))
     at = fleet(tmp_path, "sys.exit(3)", restarts=100)
     with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
@@ -208,7 +208,7 @@ def test_reports_are_read_as_they_were_written(report: Beat | Halted) -> None:
 
 def test_a_budget_is_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("rollout.supervisor.time.monotonic", lambda: now)
+    monkeypatch.setattr("rollout.launch.supervisor.time.monotonic", lambda: now)
     budget = RestartBudget(2)
     assert [budget.spend() for _ in range(3)] == [True, True, False]
     now = 3601.0

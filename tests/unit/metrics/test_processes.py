@@ -15,8 +15,8 @@ import anyio.to_thread
 import pytest
 
 from rollout.config.load import load_config
+from rollout.launch.in_process import RunState, prepare_run, run
 from rollout.records.task import Task
-from rollout.run import RunState, prepare_run, run
 from rollout.tasks.orders import RolloutOrder, encode_order
 from transports import open_queue
 

@@ -20,8 +20,8 @@ import anyio.to_thread
 import structlog
 
 from rollout.errors import ConfigurationError
-from rollout.fleet.ray_actor import WorkerActor
-from rollout.places import NotStarted
+from rollout.launch.places import NotStarted
+from rollout.launch.ray_actor import WorkerActor
 
 log = structlog.get_logger()
 
@@ -35,7 +35,7 @@ class NoRay(ConfigurationError):
 
 
 class RayWorker:
-    """A worker in an actor. See `rollout.places.WorkerProcess`."""
+    """A worker in an actor. See `rollout.launch.places.WorkerProcess`."""
 
     def __init__(self, ray: Any, actor: Any, pid: int) -> None:
         self._ray = ray

@@ -19,7 +19,7 @@ from typing import Self
 
 import anyio
 
-from rollout.places import NotStarted
+from rollout.launch.places import NotStarted
 
 _OUTPUT_BYTES = 16 << 20
 _LONGEST_LINE = 16 << 20
@@ -28,7 +28,7 @@ _LAST_WORDS = 1.0
 
 
 class LocalWorker:
-    """See `rollout.places.WorkerProcess`."""
+    """See `rollout.launch.places.WorkerProcess`."""
 
     def __init__(
         self,
@@ -81,11 +81,11 @@ class LocalWorker:
 
 
 class Keeper:
-    """The process that outlives this one by just long enough; see `rollout.keeper`."""
+    """The process that outlives this one by just long enough; see `rollout.launch.reaper`."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rollout.keeper"], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", "rollout.launch.reaper"], stdin=subprocess.PIPE, start_new_session=True
         )
 
     def remember(self, group: int) -> None:
@@ -107,7 +107,7 @@ class Keeper:
 
 
 class LocalPlace:
-    """This machine. See `rollout.places.Place`."""
+    """This machine. See `rollout.launch.places.Place`."""
 
     async def __aenter__(self) -> Self:
         self._keeper = Keeper()

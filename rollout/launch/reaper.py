@@ -2,7 +2,8 @@
 
 The supervisor tells it each process group, one a line: `+123` when it was started, `-123` when it has ended. When the
 supervisor is gone, for whatever reason, its end of the pipe closes, and every group that is left gets SIGKILL: workers,
-whatever their environments had started, stuck or not. `python -m rollout.keeper` is the process; it imports nothing.
+whatever their environments had started, stuck or not. The process is `python -m rollout.launch.reaper`; it imports
+nothing.
 """
 
 import os

@@ -8,7 +8,7 @@ the arguments of `submit.sh`, which go to `sbatch`.
 import shlex
 from collections.abc import Sequence
 
-from rollout.fleet.plan import Crew, Plan
+from rollout.deploy.plan import Crew, Plan
 
 _SUBMIT = "submit.sh"
 

@@ -22,20 +22,20 @@ from renderers_adapter.errors import AdapterError
 from rollout.config.load import Config
 from rollout.environments.base import QUEUE
 from rollout.errors import ConfigurationError, RolloutError, first_failure
-from rollout.feeding import Feeder
+from rollout.launch.feeder import Feeder
+from rollout.launch.places import Place
+from rollout.launch.supervisor import Fleet, Post, RestartBudget
 from rollout.log import json_log
 from rollout.metrics.exporting import Export, exporting
 from rollout.metrics.launch import LaunchCollector, LaunchFigures
 from rollout.metrics.pulse import Pulse
 from rollout.metrics.queues import QueueWatch
 from rollout.metrics.server import Announcement
-from rollout.places import Place
 from rollout.records.progress import Progress, ProgressFollower
 from rollout.rundir.claims import Claims, Outcome
 from rollout.rundir.directory import RunDirectory
 from rollout.rundir.manifest import Member
 from rollout.rundir.outcomes import Ended
-from rollout.supervisor import Fleet, Post, RestartBudget
 from rollout.tasks.orders import orders
 from rollout.worker.link import Orders
 from rollout.worker.setup import engine_urls

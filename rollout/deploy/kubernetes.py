@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from rollout.config.load import load_config
-from rollout.fleet.plan import CannotRender, Crew, Plan
+from rollout.deploy.plan import CannotRender, Crew, Plan
 
 _CONFIGS = "/etc/rollout"
 _CLAIM, _SECRET = "rollout-runs", "rollout"

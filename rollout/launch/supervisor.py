@@ -2,7 +2,7 @@
 anew, as often as the budget allows.
 
 A worker whose event loop is blocked is not dead: it is heard from a thread of its own, and only one that is not heard
-at all for minutes is killed. Where workers run, here or on other machines, is the business of a `rollout.places.Place`.
+at all for minutes is killed. Where workers run, here or on other machines, is for `launch.places.Place` to know.
 """
 
 import signal
@@ -17,8 +17,8 @@ import structlog
 from anyio.abc import TaskGroup
 
 from rollout.errors import RolloutError
+from rollout.launch.places import NotStarted, Place, WorkerProcess
 from rollout.metrics.summing import Tally
-from rollout.places import NotStarted, Place, WorkerProcess
 from rollout.worker.link import Beat, Halted, Orders, decode_report, encode_orders
 from transports import Queue, QueueError
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rollout.processes import LocalPlace, LocalWorker
+from rollout.launch.local import LocalPlace, LocalWorker
 
 _HEARD_AT_ONCE = 64
 
