@@ -34,7 +34,8 @@ from starlette.routing import Route
 
 from renderers_adapter.tokens import ExpandedIds, logical
 from rollout.engine.client import EngineClient
-from rollout.engine.protocol import GenerateRequest, encode_request
+from rollout.engine.protocol import encode_request
+from rollout.engine.request import GenerateRequest
 
 LATENCY = 0.020
 PROMPT = logical(np.arange(1000, dtype=np.int32))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rollout.config.load import Config
-from rollout.engine.configured import api_key
+from rollout.engine.from_config import api_key
 from rollout.errors import ConfigurationError
 from rollout.rundir.directory import RunDirectory
 from rollout.trainer.publisher import PublisherSettings

@@ -13,10 +13,10 @@ from rich.table import Table
 from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.errors import AdapterError
 from rollout.config.load import Config, load_config
-from rollout.engine.configured import api_key
+from rollout.doctor.engines import Finding, Verdict, examine
+from rollout.engine.from_config import api_key
 from rollout.environments.base import QUEUE
 from rollout.errors import ConfigurationError, RolloutError
-from rollout.live import Finding, Verdict, examine
 from rollout.log import log_warnings
 from rollout.rundir.directory import RunDirectory
 from rollout.serving.policies import load_policy

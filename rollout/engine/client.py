@@ -33,7 +33,8 @@ from rollout.engine.errors import (
 )
 from rollout.engine.features import require_same_layout
 from rollout.engine.http import EngineHttp
-from rollout.engine.protocol import GenerateRequest, Generation, decode_response, encode_request
+from rollout.engine.protocol import Generation, decode_response, encode_request
+from rollout.engine.request import GenerateRequest
 from rollout.engine.routing import Engine, Router, doubled
 from rollout.engine.updates import state_of
 from rollout.records.versions import satisfies

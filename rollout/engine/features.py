@@ -3,7 +3,7 @@ as one line that says where it lies, which bytes it has, and how it is laid out.
 """
 
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import orjson
@@ -14,15 +14,13 @@ from renderers_adapter.refs import RawMMRef, RefError, format_ref
 from renderers_adapter.tokens import Placeholder
 from rollout.engine.errors import EngineRefused, RequestRefusedLocally
 from rollout.engine.image_refs import ImageRef, WrittenReference
-
-if TYPE_CHECKING:
-    from rollout.engine.protocol import GenerateRequest
+from rollout.engine.request import GenerateRequest
 
 INLINE_RUN = "inline"
 """Stands for the run in a reference that carries its image: it lies in no run's directory."""
 
 
-def raw_features(request: "GenerateRequest", geometry: Geometry) -> dict[str, Any]:
+def raw_features(request: GenerateRequest, geometry: Geometry) -> dict[str, Any]:
     """The `features` of a request: for every image its hash, its range in the expanded prompt, and its reference.
 
     Raises:

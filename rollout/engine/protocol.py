@@ -4,7 +4,6 @@ Unknown request keys are ignored by the engine, and several malformed requests a
 nothing leaves here that was not checked, and no answer passes that does not prove it saw our prompt.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,45 +11,15 @@ import numpy as np
 import orjson
 
 from renderers_adapter.geometry import Geometry
-from renderers_adapter.tokens import ExpandedIds, LogicalIds, Logprobs, Placeholder
+from renderers_adapter.tokens import ExpandedIds, LogicalIds, Logprobs
 from rollout.engine.errors import EngineMismatch, InvalidEvidence, RequestRefusedLocally
 from rollout.engine.evidence import read_experts, read_logprobs, read_mask, read_versions
 from rollout.engine.features import raw_features
-from rollout.engine.image_refs import ImageRef
 from rollout.engine.refusals import refuse_unsound
+from rollout.engine.request import GenerateRequest
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan, answer_digest, prompt_digest
 
 _PROMPT_KEY = b'"prompt_token_ids":'
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateRequest:
-    """One turn.
-
-    Attributes:
-        session: what the turns of one conversation have in common.
-        images: all images of the path, in prompt order and with multiplicity.
-        expanded: the prompt that the engine must see, with `placeholders` where the images lie in it.
-        known: how many of these expanded tokens earlier turns of the conversation carried.
-        required: the version of the weights that must answer, or a newer one; none: any.
-    """
-
-    request_id: str
-    session: str
-    prompt: LogicalIds
-    images: tuple[ImageRef, ...]
-    expanded: ExpandedIds
-    known: int
-    placeholders: tuple[Placeholder, ...]
-    pad_id: int | None
-    sampling: Mapping[str, Any]
-    stop_token_ids: tuple[int, ...]
-    required: str | None = None
-
-    @property
-    def experts_from(self) -> int:
-        """The last known token was sampled, but only this turn feeds it to the network."""
-        return max(0, self.known - 1)
 
 
 @dataclass(frozen=True, slots=True)

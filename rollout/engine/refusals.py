@@ -7,15 +7,13 @@ the engine knows every sampling key, because it ignores those that it does not k
 
 import math
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rollout.engine.errors import RequestRefusedLocally
-
-if TYPE_CHECKING:
-    from rollout.engine.protocol import GenerateRequest
+from rollout.engine.request import GenerateRequest
 
 SAMPLING_KEYS = frozenset(
     (
@@ -31,7 +29,7 @@ SAMPLING_KEYS = frozenset(
 """vLLM's, without those that would change how many answers there are or what evidence comes with them."""
 
 
-def refuse_unsound(request: "GenerateRequest") -> None:
+def refuse_unsound(request: GenerateRequest) -> None:
     """Raises RequestRefusedLocally: the engine would answer this with garbage, or die of it."""
     try:
         _refuse_prompt(request.prompt)
@@ -52,7 +50,7 @@ def _refuse_prompt(prompt: npt.NDArray[np.int32]) -> None:
         raise RequestRefusedLocally(f"the prompt holds a negative token id at {int(np.argmax(prompt < 0))}.")
 
 
-def _pads(request: "GenerateRequest") -> npt.NDArray[np.int64]:
+def _pads(request: GenerateRequest) -> npt.NDArray[np.int64]:
     pads = np.zeros(0, np.int64) if request.pad_id is None else np.flatnonzero(request.prompt == request.pad_id)
     touching = np.flatnonzero(np.diff(pads) == 1)
     if len(touching):
@@ -68,7 +66,7 @@ def _pads(request: "GenerateRequest") -> npt.NDArray[np.int64]:
     return pads
 
 
-def _refuse_expansion(request: "GenerateRequest", pads: npt.NDArray[np.int64]) -> None:
+def _refuse_expansion(request: GenerateRequest, pads: npt.NDArray[np.int64]) -> None:
     marks = request.placeholders
     hashes = [mark.hash for mark in marks]
     if hashes != [image.hash for image in request.images]:

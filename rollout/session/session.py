@@ -23,7 +23,8 @@ from renderers_adapter.rendered import Parsed
 from renderers_adapter.tokens import TokenRun, join
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import ContextExhausted, EngineAborted, UnusableCompletion
-from rollout.engine.protocol import GenerateRequest, Generation
+from rollout.engine.protocol import Generation
+from rollout.engine.request import GenerateRequest
 from rollout.environments.base import Reply
 from rollout.images import ImageError, ImagePolicy, prepare_images_async
 from rollout.metrics.worker import WorkerMetrics

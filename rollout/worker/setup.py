@@ -9,7 +9,7 @@ import anyio.to_thread
 
 from renderers_adapter.pool import RendererPool, shared_pool
 from rollout.config.load import Config
-from rollout.engine.configured import engine_client
+from rollout.engine.from_config import engine_client
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy
 from rollout.metrics.worker import WorkerMetrics

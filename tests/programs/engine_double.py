@@ -12,8 +12,9 @@ from types import MappingProxyType
 import orjson
 
 from rollout.engine.client import EngineClient
-from rollout.engine.protocol import GenerateRequest, Generation, decode_response
+from rollout.engine.protocol import Generation, decode_response
 from rollout.engine.refusals import refuse_unsound
+from rollout.engine.request import GenerateRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ import pytest
 
 from renderers_adapter.pool import shared_pool
 from rollout.engine.client import EngineClient
-from rollout.engine.protocol import GenerateRequest, Generation
+from rollout.engine.protocol import Generation
+from rollout.engine.request import GenerateRequest
 from rollout.images import ImagePolicy
 from rollout.serving.vllm import SHIM, VllmServer, VllmSettings
 from rollout.session.session import Policy

@@ -11,7 +11,7 @@ from renderers_adapter.tokens import ExpandedIds, logical
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineAborted, EngineRefused
-from rollout.engine.protocol import GenerateRequest
+from rollout.engine.request import GenerateRequest
 from rollout.records.wire import RolloutStatus
 from rollout.testing import play
 

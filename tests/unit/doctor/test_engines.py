@@ -9,11 +9,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rollout import live as module
 from rollout.config.load import load_config
+from rollout.doctor import engines as module
+from rollout.doctor.engines import Finding, Verdict, examine
 from rollout.engine.http import EngineHttp
 from rollout.engine.updates import EngineState, NotUpdatable
-from rollout.live import Finding, Verdict, examine
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 
 

@@ -1,7 +1,7 @@
 """The probes of pixel parity, and what is made of a comparison."""
 
+from rollout.doctor.pixels import Difference, Parity, probes
 from rollout.images import load_pixels
-from rollout.parity import Difference, Parity, probes
 
 
 def difference(backend: str, probe: str = "odd", differing: int = 0) -> Difference:

@@ -13,7 +13,7 @@ import pytest
 
 from renderers_adapter.tokens import ExpandedIds, Placeholder, logical
 from rollout.engine.image_refs import ImageRef
-from rollout.engine.protocol import GenerateRequest
+from rollout.engine.request import GenerateRequest
 
 PAD = 99
 TOKENS = [5, 6, 7]

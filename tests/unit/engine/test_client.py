@@ -26,7 +26,7 @@ from rollout.engine.errors import (
 )
 from rollout.engine.http import EngineHttp
 from rollout.engine.image_refs import ImageRef
-from rollout.engine.protocol import GenerateRequest
+from rollout.engine.request import GenerateRequest
 
 UNUSED = "http://127.0.0.1:1"
 

@@ -7,7 +7,7 @@ from pydantic import SecretStr
 
 from rollout.config.load import load_config
 from rollout.config.source import ConfigError
-from rollout.engine.configured import api_key, engine_client
+from rollout.engine.from_config import api_key, engine_client
 from rollout.errors import ConfigurationError
 
 URL = "http://127.0.0.1:8000"

@@ -13,7 +13,8 @@ import pytest
 from renderers_adapter.tokens import TokenRun, logical
 from rollout.engine.errors import EngineMismatch, InvalidEvidence
 from rollout.engine.evidence import read_experts, read_mask
-from rollout.engine.protocol import GenerateRequest, Generation, decode_response
+from rollout.engine.protocol import Generation, decode_response
+from rollout.engine.request import GenerateRequest
 from rollout.records.evidence import RoutedExperts, SamplingMask
 from rollout.records.wire import Header, NodeRecord, Step, decode_record, encode_record
 

@@ -20,7 +20,8 @@ from rollout.config.load import load_config
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineRefused, RequestRefusedLocally
 from rollout.engine.image_refs import ImageRef
-from rollout.engine.protocol import GenerateRequest, encode_request
+from rollout.engine.protocol import encode_request
+from rollout.engine.request import GenerateRequest
 from rollout.testing import embedded_policy
 
 KNOBS = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536}

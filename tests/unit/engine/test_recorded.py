@@ -15,7 +15,8 @@ import pytest
 
 from renderers_adapter.tokens import ExpandedIds, logical
 from rollout.engine.evidence import read_experts
-from rollout.engine.protocol import GenerateRequest, Generation, decode_response, encode_request
+from rollout.engine.protocol import Generation, decode_response, encode_request
+from rollout.engine.request import GenerateRequest
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from renderers_adapter.geometry import Geometry, geometry_for
 from renderers_adapter.tokens import ExpandedIds, LogicalIds, Placeholder, logical
 from rollout.engine.errors import RequestRefusedLocally
 from rollout.engine.image_refs import ImageRef
-from rollout.engine.protocol import GenerateRequest, encode_request
+from rollout.engine.protocol import encode_request
+from rollout.engine.request import GenerateRequest
 
 PAD = 99
 GEOMETRY = geometry_for(

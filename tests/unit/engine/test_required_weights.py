@@ -9,7 +9,7 @@ import pytest
 from rollout.engine import client as module
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineAborted, EngineUnavailable
-from rollout.engine.protocol import GenerateRequest
+from rollout.engine.request import GenerateRequest
 from rollout.engine.routing import Router
 
 

@@ -19,7 +19,8 @@ from rollout.engine import protocol
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineUnreachable
 from rollout.engine.http import EngineHttp
-from rollout.engine.protocol import GenerateRequest, Generation
+from rollout.engine.protocol import Generation
+from rollout.engine.request import GenerateRequest
 from rollout.environments.color_codeword import ColorCodeword, ColorCodewordSettings, ColorCodewordTasks, draw_square
 from rollout.records.stream import RolloutOver
 from rollout.records.wire import RecordError, RolloutStatus, encode_record

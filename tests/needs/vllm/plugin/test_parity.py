@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rollout.parity import probes
+from rollout.doctor.pixels import probes
 from rollout.serving.vllm import SHIM
 
 CONFIG = Path(__file__).parents[1] / "world" / "pictures.yaml"
@@ -18,7 +18,7 @@ import anyio, dataclasses, json, sys
 from pathlib import Path
 from renderers_adapter.adapter import load_processor_config
 from rollout.engine.http import EngineHttp
-from rollout.parity import compare
+from rollout.doctor.pixels import compare
 
 async def main(url, model, key):
     config = load_processor_config(Path(model))

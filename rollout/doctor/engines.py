@@ -21,15 +21,15 @@ from renderers_adapter.errors import AdapterError
 from renderers_adapter.rendered import Segment
 from renderers_adapter.tokens import ImageSlot, TokenRun, expand, join
 from rollout.config.load import Config
+from rollout.doctor.pixels import compare
 from rollout.engine.client import EngineClient
-from rollout.engine.configured import api_key, engine_client
 from rollout.engine.errors import EngineMismatch, EngineNotFound, EngineRefused, EngineUnavailable
+from rollout.engine.from_config import api_key, engine_client
 from rollout.engine.http import EngineHttp
-from rollout.engine.protocol import GenerateRequest
+from rollout.engine.request import GenerateRequest
 from rollout.engine.updates import NotUpdatable, state_of
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy, PreparedImage, prepare_images
-from rollout.parity import compare
 from rollout.records.messages import Message
 from rollout.rundir.directory import RunDirectory
 from rollout.session.image_table import ImageTable
