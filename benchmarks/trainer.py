@@ -74,7 +74,7 @@ def stages() -> Sequence[tuple[str, Work]]:
         ("… and sampled", lambda group: [samples(trajectory) for trajectory in group.trajectories]),
     ]
     if find_spec("torch"):
-        batch_of = importlib.import_module("rollout.trainer.tensors").batch_of
+        batch_of = importlib.import_module("rollout.trainer.batches.tensors").batch_of
         found.append((COLLATED, lambda group: batch_of([group])))
         found.append(("… packed into rows of 32,768", lambda group: batch_of([group], packing=32_768)))
     return found

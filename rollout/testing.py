@@ -23,7 +23,7 @@ from rollout.records.task import Task
 from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
 from rollout.session.session import Policy
 from rollout.tasks.orders import RolloutOrder
-from rollout.trainer.reader import TrajectoryReader
+from rollout.trainer.reading.reader import TrajectoryReader
 from rollout.trainer.trajectory import Trajectory
 from rollout.worker.attempt import Attempt, RunFacts
 from transports import open_queue

@@ -15,6 +15,8 @@ import tokenize
 from pathlib import Path
 
 STEPS: dict[str, dict[str, str]] = {}
+PUBLIC = {"rollout.trainer.samples", "rollout.trainer.staleness"}
+"""Functions of a package, which have the name of the module that they came from."""
 
 
 def _read_table() -> None:
@@ -91,7 +93,8 @@ class Rewriter:
                 home, _, name = name_target.partition(":")
                 elsewhere.setdefault(home, []).append(name + (f" as {alias.asname}" if alias.asname else ""))
                 continue
-            target = self.modules.get(f"{node.module}.{alias.name}") if node.level == 0 else None
+            full = f"{node.module}.{alias.name}"
+            target = self.modules.get(full) if node.level == 0 and full not in PUBLIC else None
             if target is None:
                 kept.append(alias.name + (f" as {alias.asname}" if alias.asname else ""))
                 continue

@@ -14,9 +14,9 @@ from examples.grpo_color_codeword.grpo import Learner, Learnt, played
 from examples.grpo_color_codeword.processes import Ended, launched
 from renderers_adapter.adapter import load_processor_config
 from rollout.log import json_log
-from rollout.publishing import publisher_settings
 from rollout.rundir.manifest import begin
 from rollout.trainer import BlockingReader, Consumption, Group, Materializer, PolicyPublisher, check, staleness
+from rollout.trainer.weights.from_config import publisher_settings
 
 CONFIG = Path(__file__).with_name("codeword.yaml")
 _LOOK = 0.5

@@ -16,7 +16,7 @@ from rollout.cli.inspect_export import document, export
 from rollout.cli.inspect_rows import Condition, InspectError, Row, condition, ordered, row_of, totals
 from rollout.cli.printing import write_json
 from rollout.trainer import Trajectory
-from rollout.trainer.archive import open_archive
+from rollout.trainer.reading.archive import open_archive
 
 _SHOWN = ("rollout", "status", "reward", "turns", "images", "tokens", "sampled", "versions", "seconds", "error")
 _NUMERIC = frozenset(("reward", "turns", "images", "tokens", "sampled", "seconds"))

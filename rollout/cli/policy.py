@@ -16,7 +16,7 @@ from rollout.cli.parameters import Configuration, Debug, Json, Overrides
 if TYPE_CHECKING:
     from rollout.engine.errors import EngineError
     from rollout.engine.updates import EngineState
-    from rollout.trainer.publisher import PublisherSettings
+    from rollout.trainer.weights.publisher import PublisherSettings
 
 policy = typer.Typer(help="The weights that the engines of a run have.", no_args_is_help=True)
 
@@ -29,7 +29,7 @@ def status(
 ) -> None:
     """Say which version was published last, and which one each engine has; exits with 1 if one has another."""
     from rollout.cli.printing import write_json
-    from rollout.trainer.weights import WeightsDirectory
+    from rollout.trainer.weights.files import WeightsDirectory
 
     settings = _settings(config, run, overrides)
     edition = WeightsDirectory(settings.weights).edition
@@ -54,7 +54,7 @@ def push(
     """Bring the version that was published last to engines that have another, or stand still; 1 if some cannot be."""
     from rollout.cli.printing import write_json
     from rollout.log import json_log
-    from rollout.trainer.publisher import PolicyPublisher
+    from rollout.trainer.weights.publisher import PolicyPublisher
 
     # What of the rollouts was consumed only the trainer knows; it has announced the version, or will.
     settings = replace(_settings(config, run, overrides), controls={})
@@ -73,7 +73,7 @@ def push(
 def _settings(config: Path, run: Path, overrides: Sequence[str] | None) -> "PublisherSettings":
     from rollout.config.load import load_config
     from rollout.errors import ConfigurationError
-    from rollout.publishing import publisher_settings
+    from rollout.trainer.weights.from_config import publisher_settings
 
     if not run.is_dir():
         raise ConfigurationError(f"{run} is not the directory of a run.")

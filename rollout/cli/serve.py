@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from rollout.images.processors import import_extra
 from rollout.serving.embedded import EmbeddedSettings
 from rollout.serving.network.settings import NetworkSettings
 from rollout.serving.vllm import VllmFailed, VllmServer, VllmSettings
-from rollout.trainer.image_processors import import_extra
 
 _START_TIMEOUT = 1800.0
 """A large checkpoint may have to be downloaded first."""

@@ -26,7 +26,7 @@ from rollout.engine.features import modality_of
 from rollout.engine.http import EngineHttp
 from rollout.errors import ConfigurationError
 from rollout.images import load_pixels
-from rollout.trainer.image_processors import Backend, ImageProcessor, image_processor_for
+from rollout.images.processors import Backend, ImageProcessor, image_processor_for
 
 _ORIENTATION = 0x0112
 _SIZES = {"enlarged": (30, 20), "even": (384, 256), "odd": (333, 517), "shrunk": (1039, 1301), "thin": (1900, 40)}

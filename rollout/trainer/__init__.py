@@ -3,8 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rollout.trainer.advantages import advantages_of, grpo, rloo
-from rollout.trainer.archive import open_archive
+from rollout.trainer.batches.advantages import advantages_of, grpo, rloo
+from rollout.trainer.batches.samples import TrainingSample, samples
 from rollout.trainer.blocking import BlockingReader
 from rollout.trainer.check import Violation, check
 from rollout.trainer.errors import (
@@ -17,19 +17,21 @@ from rollout.trainer.errors import (
     SampleTooLong,
     SpillError,
 )
-from rollout.trainer.groups import Group, GroupAssembler, GroupPolicy
-from rollout.trainer.progress import merge_states
-from rollout.trainer.ranks import open_reader, partitions_of
-from rollout.trainer.reader import ReaderSettings, TrajectoryReader
-from rollout.trainer.samples import TrainingSample, samples
-from rollout.trainer.staleness import staleness
-from rollout.trainer.stats import ReaderStats
+from rollout.trainer.reading.archive import open_archive
+from rollout.trainer.reading.consumed import merge_states
+from rollout.trainer.reading.groups import Group, GroupAssembler, GroupPolicy
+from rollout.trainer.reading.ranks import open_reader, partitions_of
+from rollout.trainer.reading.reader import ReaderSettings, TrajectoryReader
+from rollout.trainer.reading.staleness import staleness
+from rollout.trainer.reading.stats import ReaderStats
 from rollout.trainer.trajectory import Trajectory, TrajectoryNode
-from rollout.trainer.weights import WeightsError, WeightsHeld
+from rollout.trainer.weights.files import WeightsError, WeightsHeld
 
 if TYPE_CHECKING:
-    from rollout.trainer.materialize import Materializer
-    from rollout.trainer.publisher import (
+    from rollout.trainer.batches.materialize import Materializer
+    from rollout.trainer.batches.tensors import Batch, batch_of, collate
+    from rollout.trainer.batches.torch_data import Portion, TrajectoryDataset
+    from rollout.trainer.weights.publisher import (
         AsyncPolicyPublisher,
         Consumption,
         PolicyPublisher,
@@ -37,20 +39,18 @@ if TYPE_CHECKING:
         Pushed,
         PushFailed,
     )
-    from rollout.trainer.tensors import Batch, batch_of, collate
-    from rollout.trainer.torch_data import Portion, TrajectoryDataset
 
 _ON_DEMAND = {
     **dict.fromkeys(
         ("AsyncPolicyPublisher", "Consumption", "PolicyPublisher", "PublisherSettings", "Pushed", "PushFailed"),
-        "rollout.trainer.publisher",
+        "rollout.trainer.weights.publisher",
     ),
-    "Batch": "rollout.trainer.tensors",
-    "batch_of": "rollout.trainer.tensors",
-    "collate": "rollout.trainer.tensors",
-    "Materializer": "rollout.trainer.materialize",
-    "Portion": "rollout.trainer.torch_data",
-    "TrajectoryDataset": "rollout.trainer.torch_data",
+    "Batch": "rollout.trainer.batches.tensors",
+    "batch_of": "rollout.trainer.batches.tensors",
+    "collate": "rollout.trainer.batches.tensors",
+    "Materializer": "rollout.trainer.batches.materialize",
+    "Portion": "rollout.trainer.batches.torch_data",
+    "TrajectoryDataset": "rollout.trainer.batches.torch_data",
 }
 
 __all__ = [

@@ -8,10 +8,10 @@ from typing import Any, Self
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from rollout.trainer.groups import Group
-from rollout.trainer.ranks import open_reader
-from rollout.trainer.reader import ReaderSettings, TrajectoryReader
-from rollout.trainer.stats import ReaderStats
+from rollout.trainer.reading.groups import Group
+from rollout.trainer.reading.ranks import open_reader
+from rollout.trainer.reading.reader import ReaderSettings, TrajectoryReader
+from rollout.trainer.reading.stats import ReaderStats
 from rollout.trainer.trajectory import Trajectory
 
 _POLL = 0.5

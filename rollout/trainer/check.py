@@ -27,7 +27,7 @@ from renderers_adapter.tokens import Expanded, LogicalIds, PlaceholderError, Tok
 from rollout.records.evidence import DIGEST_BYTES, NO_LOGPROB, answer_digest, ids_digest, images_digest
 from rollout.records.messages import ROLES
 from rollout.records.wire import Step
-from rollout.trainer.samples import TrainingSample, samples
+from rollout.trainer.batches.samples import TrainingSample, samples
 from rollout.trainer.trajectory import ROOT, Trajectory, TrajectoryNode
 
 _ROUNDING = 1e-3

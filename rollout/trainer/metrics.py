@@ -17,7 +17,7 @@ from rollout.metrics import catalogue
 from rollout.metrics.pulse import Pulse
 from rollout.metrics.queues import QueueWatch
 from rollout.metrics.server import Exporter, served
-from rollout.trainer.reader import TrajectoryReader
+from rollout.trainer.reading.reader import TrajectoryReader
 
 _STALLED = 3600.0
 """Seconds without a turn of the trainer's loop after which it is not well: a training step may block it for long."""

@@ -14,7 +14,7 @@ from rollout.records.evidence import VersionSpan, answer_digest, prompt_digest
 from rollout.records.stream import RolloutId, RolloutStream
 from rollout.records.task import Task
 from rollout.records.wire import NodeRecord, RolloutStatus, Step
-from rollout.trainer.reader import TrajectoryReader
+from rollout.trainer.reading.reader import TrajectoryReader
 from rollout.trainer.trajectory import Trajectory
 from transports import Frames, Queue
 

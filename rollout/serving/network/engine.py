@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from renderers_adapter.adapter import load_processor_config
+from rollout.images.processors import Backend, Processed, image_processor_for
+from rollout.images.single_flight import SingleFlightCache
 from rollout.serving.engine import Answer, Job, ModelCard
 from rollout.serving.gate import Gate
 from rollout.serving.intake import Intake, Taken
@@ -14,8 +16,6 @@ from rollout.serving.network.sequences import Picture, Prompt, rope_positions
 from rollout.serving.network.settings import NetworkSettings
 from rollout.serving.protocol import GenerateRequest, RequestRefused
 from rollout.serving.sampling import draw_for
-from rollout.trainer.image_processors import Backend, Processed, image_processor_for
-from rollout.trainer.single_flight import SingleFlightCache
 
 _PATCH_BYTES = 256 * 1024 * 1024
 _BACKEND: Backend = "pil"

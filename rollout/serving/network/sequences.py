@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rollout.images.processors import Processed
 from rollout.serving.protocol import SamplingParams
-from rollout.trainer.image_processors import Processed
 
 Positions = npt.NDArray[np.int64]
 

@@ -20,8 +20,8 @@ from renderers_adapter.geometry import geometry_for
 from renderers_adapter.geometry.kimi_k25 import KimiK25Geometry
 from renderers_adapter.tokens import ExpandedIds, Placeholder
 from rollout.images import ImagePolicy, prepare_images
-from rollout.trainer.materialize import MaterializeError, Materializer
-from rollout.trainer.samples import TrainingSample
+from rollout.trainer.batches.materialize import MaterializeError, Materializer
+from rollout.trainer.batches.samples import TrainingSample
 from tests.needs.torch.processors import QWEN
 
 torch: Any = importlib.import_module("torch")

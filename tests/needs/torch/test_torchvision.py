@@ -11,7 +11,7 @@ from PIL import Image
 
 from renderers_adapter.geometry import geometry_for
 from rollout.errors import ConfigurationError
-from rollout.trainer.image_processors import Backend, image_processor_for
+from rollout.images.processors import Backend, image_processor_for
 from tests.needs.torch.processors import QWEN
 
 torch: Any = importlib.import_module("torch")

@@ -8,9 +8,9 @@ import pytest
 
 from renderers_adapter.geometry import GeometryError
 from rollout.errors import ConfigurationError
-from rollout.trainer import image_processors
-from rollout.trainer.image_processors import QwenVLImageProcessor, image_processor_for
-from rollout.trainer.materialize import Materializer
+from rollout.images import processors as image_processors
+from rollout.images.processors import QwenVLImageProcessor, image_processor_for
+from rollout.trainer.batches.materialize import Materializer
 
 QWEN: dict[str, Any] = {
     "patch_size": 16,

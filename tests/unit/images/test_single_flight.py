@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from rollout.trainer.single_flight import SingleFlightCache
+from rollout.images.single_flight import SingleFlightCache
 
 
 def test_many_threads_that_miss_at_once_share_one_computation() -> None:

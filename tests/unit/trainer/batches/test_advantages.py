@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rollout.records.wire import RolloutStatus
 from rollout.trainer import Group, Trajectory, advantages_of, grpo, rloo
-from rollout.trainer.advantages import Estimator
+from rollout.trainer.batches.advantages import Estimator
 
 rewards = st.lists(st.floats(-100, 100), min_size=1, max_size=16)
 

@@ -85,7 +85,7 @@ async def test_a_busy_trainer_does_not_run_out_of_patience_with_what_it_has_not_
         assert await read_groups(reader) == []
         await put_all(queue, await scripted_rollout("a.1", group_size=2))
         later = time.monotonic() + 1000
-        monkeypatch.setattr("rollout.trainer.reader.time.monotonic", lambda: later)
+        monkeypatch.setattr("rollout.trainer.reading.reader.time.monotonic", lambda: later)
         group = await reader.receive_group(timeout=0.1)
     assert group is not None
     assert group.whole

@@ -13,7 +13,6 @@ import pytest
 from rollout.config.load import load_config
 from rollout.engine.updates import EngineState, update
 from rollout.errors import ConfigurationError
-from rollout.publishing import publisher_settings
 from rollout.records.progress import Progress, ProgressFollower, ProgressPublisher
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.trainer import (
@@ -25,7 +24,8 @@ from rollout.trainer import (
     WeightsError,
     WeightsHeld,
 )
-from rollout.trainer import publisher as module
+from rollout.trainer.weights import publisher as module
+from rollout.trainer.weights.from_config import publisher_settings
 from transports import QueueError, open_queue
 
 Save = Callable[[Path], None]

@@ -3,7 +3,7 @@
 from urllib.parse import parse_qs, urlsplit
 
 from rollout.trainer.errors import RankError
-from rollout.trainer.reader import ReaderSettings, TrajectoryReader
+from rollout.trainer.reading.reader import ReaderSettings, TrajectoryReader
 from transports import open_queue
 
 

@@ -12,7 +12,7 @@ from rollout.config.load import Config
 from rollout.engine.from_config import api_key
 from rollout.errors import ConfigurationError
 from rollout.rundir.directory import RunDirectory
-from rollout.trainer.publisher import PublisherSettings
+from rollout.trainer.weights.publisher import PublisherSettings
 
 
 def publisher_settings(configs: Sequence[Config], run: Path) -> PublisherSettings:

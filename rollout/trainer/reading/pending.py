@@ -18,7 +18,7 @@ from rollout.records.wire import (
     Step,
     StepsDigest,
 )
-from rollout.trainer.spill import HeldStep, StepStore
+from rollout.trainer.reading.spill import HeldStep, StepStore
 from rollout.trainer.trajectory import Trajectory, assemble
 from transports import Frames
 

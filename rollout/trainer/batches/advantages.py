@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from rollout.trainer.groups import Group
+from rollout.trainer.reading.groups import Group
 
 Rewards = npt.NDArray[np.float64]
 Estimator = Callable[[Rewards], Rewards]

@@ -25,14 +25,14 @@ from typing import Any, Self, TypeVar
 
 from rollout.records.wire import Header, RecordError, decode_record, header_of
 from rollout.trainer.errors import ReaderStateError
-from rollout.trainer.gathering import Gathering, Key, PendingRollout
-from rollout.trainer.groups import Group, GroupAssembler, GroupPolicy
-from rollout.trainer.progress import Progress
-from rollout.trainer.readable import ReadableImages
-from rollout.trainer.settling import Settlement, key_of
-from rollout.trainer.spill import StepStore
-from rollout.trainer.staleness import staleness
-from rollout.trainer.stats import ReaderCounters, ReaderStats
+from rollout.trainer.reading.acks import Settlement, key_of
+from rollout.trainer.reading.consumed import Progress
+from rollout.trainer.reading.groups import Group, GroupAssembler, GroupPolicy
+from rollout.trainer.reading.pending import Gathering, Key, PendingRollout
+from rollout.trainer.reading.readable import ReadableImages
+from rollout.trainer.reading.spill import StepStore
+from rollout.trainer.reading.staleness import staleness
+from rollout.trainer.reading.stats import ReaderCounters, ReaderStats
 from rollout.trainer.trajectory import Trajectory
 from transports import Delivery, Queue
 

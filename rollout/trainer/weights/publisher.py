@@ -30,7 +30,7 @@ from rollout.engine.updates import EngineState, states_of, update
 from rollout.errors import RolloutError
 from rollout.records.progress import Progress, ProgressPublisher
 from rollout.records.versions import OnUpdate
-from rollout.trainer.weights import Edition, Saver, WeightsDirectory, WeightsError
+from rollout.trainer.weights.files import Edition, Saver, WeightsDirectory, WeightsError
 from transports import QueueError
 
 log = structlog.get_logger()
@@ -58,7 +58,7 @@ class Consumption:
 
 @dataclass(frozen=True, slots=True)
 class PublisherSettings:
-    """Who is told of a version, and how; `rollout.publishing` reads it from a run's configurations.
+    """Who is told of a version, and how; `rollout.trainer.weights.from_config` reads it from a run's configurations.
 
     Attributes:
         engines: the roots of all engines that workers use.

@@ -28,9 +28,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from rollout.errors import RolloutError
 from rollout.trainer.blocking import BlockingReader
 from rollout.trainer.errors import NothingArrived
-from rollout.trainer.groups import Group
-from rollout.trainer.progress import merge_states
-from rollout.trainer.reader import ReaderSettings
+from rollout.trainer.reading.consumed import merge_states
+from rollout.trainer.reading.groups import Group
+from rollout.trainer.reading.reader import ReaderSettings
 from transports import QueueError
 
 T = TypeVar("T")

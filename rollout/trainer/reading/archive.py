@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from rollout.trainer.errors import NoArchive
-from rollout.trainer.reader import ReaderSettings, TrajectoryReader
+from rollout.trainer.reading.reader import ReaderSettings, TrajectoryReader
 from transports import open_queue
 
 

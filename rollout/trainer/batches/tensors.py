@@ -12,10 +12,10 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import torch
 
-from rollout.trainer.advantages import Estimator, advantages_of, grpo
+from rollout.trainer.batches.advantages import Estimator, advantages_of, grpo
+from rollout.trainer.batches.samples import TrainingSample, samples
 from rollout.trainer.errors import SampleTooLong
-from rollout.trainer.groups import Group
-from rollout.trainer.samples import TrainingSample, samples
+from rollout.trainer.reading.groups import Group
 
 T = TypeVar("T")
 

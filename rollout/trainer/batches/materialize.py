@@ -22,16 +22,9 @@ from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import Placeholder
 from rollout.errors import RolloutError
 from rollout.images import AssetError, ImageError, decode_data_uri, load_pixels, read_asset
-from rollout.trainer.image_processors import (
-    Backend,
-    PixelKind,
-    Processed,
-    image_processor_for,
-    import_extra,
-    patches_of,
-)
-from rollout.trainer.samples import TrainingSample
-from rollout.trainer.single_flight import SingleFlightCache
+from rollout.images.processors import Backend, PixelKind, Processed, image_processor_for, import_extra, patches_of
+from rollout.images.single_flight import SingleFlightCache
+from rollout.trainer.batches.samples import TrainingSample
 
 _MAX_BYTES = 1 << 30
 

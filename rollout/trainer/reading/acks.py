@@ -3,7 +3,7 @@
 from collections import deque
 
 from rollout.trainer.errors import LeaseLost
-from rollout.trainer.gathering import Key
+from rollout.trainer.reading.pending import Key
 from transports import Delivery, Queue, StaleLease
 
 

@@ -1,0 +1,1 @@
+"""New weights, from a trainer to the engines."""
