@@ -134,7 +134,7 @@ def _tracked() -> list[Path]:
 
 
 def _move(table: dict[str, str]) -> None:
-    moves = [(Path(_file(old)), Path(_file(new))) for old, new in table.items() if ":" not in old]
+    moves = [(Path(_file(old)), Path(_file(new))) for old, new in table.items() if Path(_file(old)).exists()]
     # Parked first: a module may become the package of its own name.
     parked = [Path(f".parked-{number}") for number in range(len(moves))]
     for (source, _), park in zip(moves, parked, strict=True):

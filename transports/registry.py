@@ -20,10 +20,10 @@ ENTRY_POINT_GROUP = "rollout.transports"
 
 _OURS = {
     "memory": "transports.memory:MemoryQueue",
-    "file": "transports.filesystem:open_file_queue",
-    "zmq": "transports.zeromq:ZmqQueue",
-    "redis": "transports.redis_streams:RedisQueue",
-    "rediss": "transports.redis_streams:RedisQueue",
+    "file": "transports.files.queue:open_file_queue",
+    "zmq": "transports.zeromq.queue:ZmqQueue",
+    "redis": "transports.redis_streams.queue:RedisQueue",
+    "rediss": "transports.redis_streams.queue:RedisQueue",
 }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import transports.filesystem  # imported before the fork, so that a trainer starts at once
+import transports.files.queue  # imported before the fork, so that a trainer starts at once
 from rollout.trainer import ReaderSettings, open_reader
 
 SAVE_EVERY = 2

@@ -75,7 +75,7 @@ def run_peer(command: dict[str, str]) -> None:
 
 def main() -> None:
     with contextlib.suppress(ImportError):
-        import_module("transports.redis_streams")  # once here, not in each peer
+        import_module("transports.redis_streams.queue")  # once here, not in each peer
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps those that are killed
     for line in sys.stdin:
         pid = os.fork()

@@ -2,10 +2,10 @@
 
     queue.json                                 the format and the number of partitions, written once
     p<partition>/<writer>.<first seq>.seg      records; one writer appends, and no file has two writers      segments
-    p<partition>/acks.<epoch>.<holder>.<n>     what was acked; one consumer appends                          ledger
+    p<partition>/acks.<epoch>.<holder>.<n>     what was acked; one consumer appends                          acks
     p<partition>/lease.<epoch>                 who consumes the partition                                    leases
     p<partition>/claims/<writer>.<seq>.<epoch> who has a single record                                       leases
-    p<partition>/dead/<writer>.<first seq>.seg rejected records, in the same format                          segments
+    p<partition>/dead/<writer>.<first seq>.seg rejected records, in the same format                       dead_letters
     holders/<holder>                           the heartbeat of a consumer; its leases are links to it       leases
 
 Nothing here needs a lock, an append shared by two processes, or clocks that agree: files are created exclusively,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from transports.base import QueueStats
-from transports.files.layout import Layout, SegmentName, list_lanes
-from transports.files.ledger import LaneAcks, Ledger
+from transports.files.acks import LaneAcks, Ledger
+from transports.files.directory import Layout, SegmentName, list_lanes
 from transports.files.records import (
     HEADER_BYTES,
     PREFIX_BYTES,

@@ -16,7 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from transports.errors import QueueCorrupt
-from transports.files.layout import SegmentName
+from transports.files.directory import SegmentName
 from transports.files.records import HEADER_BYTES, PREFIX_BYTES, Record, stored_length, unpack_header, unpack_record
 
 log = logging.getLogger(__name__)

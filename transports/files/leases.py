@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transports.files.layout import list_names, new_name
+from transports.files.directory import list_names, new_name
 
 _BEAT = struct.Struct("<16sQd")
 _NAME = re.compile(r"[0-9a-f]{16}")

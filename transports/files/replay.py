@@ -11,10 +11,10 @@ from pathlib import Path
 from transports.base import DeadLetter, Delivery, Frames, Peeked, Queue, QueueStats
 from transports.errors import QueueClosed, QueueError
 from transports.files.backlog import Backlog
-from transports.files.dead import DeadLetters
+from transports.files.dead_letters import DeadLetters
+from transports.files.directory import Layout, SegmentName, list_lanes, open_layout
 from transports.files.lanes import read_lane
-from transports.files.layout import Layout, SegmentName, list_lanes, open_layout
-from transports.files.onlooking import peek_backlog
+from transports.files.peeking import peek_backlog
 from transports.files.records import Record
 from transports.urls import QueueOptions
 

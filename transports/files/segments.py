@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transports.base import Frames
 from transports.errors import QueueStorageError
-from transports.files.layout import SegmentName, new_name, sync_directory
+from transports.files.directory import SegmentName, new_name, sync_directory
 from transports.files.records import Tally, pack_header, pack_record
 
 _MAX_BUFFERS = 512

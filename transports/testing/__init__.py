@@ -13,7 +13,7 @@ from transports.testing.flow import FlowCases
 from transports.testing.handles import HandleCases
 from transports.testing.leases import LeaseCases
 from transports.testing.limits import LimitCases
-from transports.testing.onlookers import OnlookerCases
+from transports.testing.peeking import OnlookerCases
 from transports.testing.records import RecordCases
 
 __all__ = ["QueueConformance"]

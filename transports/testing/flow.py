@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from transports.base import Delivery, Queue
-from transports.testing.opened import SOON, Cases, Opener, next_of
+from transports.testing.cases import SOON, Cases, Opener, next_of
 
 _WORKERS = 3
 _STEPS = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from transports.errors import QueueClosed, QueueURLError
-from transports.testing.opened import Cases, Opener, next_of, number_of, put_number
+from transports.testing.cases import Cases, Opener, next_of, number_of, put_number
 
 
 class HandleCases(Cases):

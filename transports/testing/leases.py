@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from transports.errors import StaleLease
-from transports.testing.opened import QUIET, Cases, Opener, next_of, number_of, put_number, rest_of
+from transports.testing.cases import QUIET, Cases, Opener, next_of, number_of, put_number, rest_of
 
 
 class LeaseCases(Cases):

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from transports.errors import AdmissionTimeout, QueueFull, RecordTooLarge
-from transports.testing.opened import QUIET, SOON, Cases, Opener, next_of, put_number, rest_of
+from transports.testing.cases import QUIET, SOON, Cases, Opener, next_of, put_number, rest_of
 
 
 class LimitCases(Cases):

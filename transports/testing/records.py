@@ -9,7 +9,7 @@ import pytest
 
 from transports.base import Delivery, partition_of
 from transports.errors import QueueError
-from transports.testing.opened import SOON, Cases, Opener, next_of, number_of, put_number
+from transports.testing.cases import SOON, Cases, Opener, next_of, number_of, put_number
 
 
 class RecordCases(Cases):

@@ -71,7 +71,7 @@ async def test_a_wrong_password_is_a_named_error_that_does_not_tell_it(
 
 
 async def test_a_server_that_is_not_there_is_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transports.streams.server.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("transports.redis_streams.server.RETRY_SECONDS", 0.1)
     queue = open_queue("redis://127.0.0.1:1/0")
     with pytest.raises(QueueStorageError, match="could not be reached"):
         await queue.stats()
@@ -95,7 +95,7 @@ async def test_a_put_that_waits_for_a_restarted_server_is_stored_once(start_redi
 async def test_a_lease_that_is_not_renewed_goes_to_another(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transports.streams.server.Renewal.cover", lambda *_: None)
+    monkeypatch.setattr("transports.redis_streams.server.Renewal.cover", lambda *_: None)
     url = f"{redis_server.url}?stream=lapsing&lease_time=0.1"
     async with open_queue(url) as frozen, open_queue(url) as other:
         await frozen.put((b"0",), key="k")

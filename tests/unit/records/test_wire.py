@@ -126,7 +126,7 @@ def test_a_step_whose_context_was_sampled_is_not_sent() -> None:
 
 def test_an_oversized_record_is_neither_sent_nor_read(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = encode_record(step())
-    monkeypatch.setattr("transports.codec.MAX_HEAD_BYTES", 100)
+    monkeypatch.setattr("transports.codec.frames.MAX_HEAD_BYTES", 100)
     with pytest.raises(RecordError, match="cannot be encoded"):
         encode_record(step())
     with pytest.raises(RecordError, match="cannot be decoded"):

@@ -378,7 +378,7 @@ async def test_a_turn_that_cannot_be_recorded_is_the_last_and_leaves_no_gap(
         messages = [ask("Hi")]
         messages.append((await model.chat(messages)).message)
         messages.append(ask("Too long to be sent. " * 100))
-        monkeypatch.setattr("transports.codec.MAX_HEAD_BYTES", 1500)
+        monkeypatch.setattr("transports.codec.frames.MAX_HEAD_BYTES", 1500)
         with pytest.raises(RecordError, match="at most 1500"):
             await model.chat(messages)
         monkeypatch.undo()

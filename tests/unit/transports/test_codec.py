@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transports.codec import OUT_OF_BAND_BYTES, decode, encode, register_type
-from transports.codec_arrays import NUMPY_DTYPES
-from transports.codec_limits import MAX_DEPTH, MAX_VALUES
+from transports.codec.arrays import NUMPY_DTYPES
+from transports.codec.limits import MAX_DEPTH, MAX_VALUES
 from transports.errors import CodecError, CodecLimitExceeded, MalformedRecord, UnknownType, UnsupportedValue
 
 
@@ -199,9 +199,9 @@ def count(value: Any) -> int:
 @given(plain)
 def test_every_value_of_a_long_head_is_counted(value: Any) -> None:
     frames, number = encode(value), count(value)
-    with patch("transports.codec_limits.MAX_VALUES", number):
+    with patch("transports.codec.limits.MAX_VALUES", number):
         decode(frames)
-    with patch("transports.codec_limits.MAX_VALUES", number - 1), pytest.raises(CodecLimitExceeded, match="numpy"):
+    with patch("transports.codec.limits.MAX_VALUES", number - 1), pytest.raises(CodecLimitExceeded, match="numpy"):
         decode(frames)
 
 

@@ -275,7 +275,7 @@ async def test_a_claim_of_a_holder_without_a_heartbeat_goes_to_another(
 
 
 async def test_a_long_ledger_is_begun_anew_and_says_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transports.files.ledger._COMPACT_BYTES", 500)
+    monkeypatch.setattr("transports.files.acks._COMPACT_BYTES", 500)
     writer = open_queue(f"file://{root}?segment_bytes=1")
     async with writer, open_queue(f"file://{root}") as queue, open_queue(f"file://{root}") as onlooker:
         late: list[Delivery] = []

@@ -27,7 +27,7 @@ from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_roll
 from tests.unit.trainer.readers import HASTY, backlog, reader_of
 from transports import Frames, Queue
 from transports.codec import decode, encode
-from transports.codec_limits import MAX_HEAD_BYTES
+from transports.codec.limits import MAX_HEAD_BYTES
 
 
 async def test_a_step_that_never_comes_makes_the_rollout_fail_after_a_while(queue: Queue) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from itertools import islice
 
 from transports.base import DeadLetter, frames_nbytes
+from transports.files.acks import AckLog, Entry, Fact, Ledger
+from transports.files.directory import Layout, list_lanes, new_name
 from transports.files.lanes import Lane
-from transports.files.layout import Layout, list_lanes, new_name
-from transports.files.ledger import AckLog, Entry, Fact, Ledger
-from transports.files.onlooking import unacked
+from transports.files.peeking import unacked
 from transports.files.records import Record
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from transports.base import QueueStats, partition_of
 from transports.errors import QueueFull
-from transports.testing.opened import QUIET, Cases, Opener, next_of, put_number
+from transports.testing.cases import QUIET, Cases, Opener, next_of, put_number
 
 
 class OnlookerCases(Cases):

@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Sequence
 
 from transports.base import Delivery
-from transports.files.layout import list_lanes
+from transports.files.acks import AckLog, Entry, Fact
+from transports.files.directory import list_lanes
 from transports.files.leases import Lease, lease_path, lease_states, take
-from transports.files.ledger import AckLog, Entry, Fact
+from transports.files.partition_reader import PartitionReader, Ref, SourceSettings, ack_entries, key_of
 from transports.files.records import Record
-from transports.files.source import PartitionReader, Ref, SourceSettings, ack_entries, key_of
 
 _STEM = "lease"
 _LOOK_SECONDS = 0.01

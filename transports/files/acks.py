@@ -19,7 +19,7 @@ from typing import NamedTuple, Self
 from zlib import crc32
 
 from transports.errors import QueueStorageError
-from transports.files.layout import list_names, new_name
+from transports.files.directory import list_names, new_name
 
 _ENTRY = struct.Struct("<B3x8sQQI")
 _ENTRY_BODY = struct.Struct("<B3x8sQQ")

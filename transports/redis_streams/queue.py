@@ -16,8 +16,8 @@ from secrets import token_hex
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
 from transports.errors import QueueClosed, QueueURLError
-from transports.streams import scripts
-from transports.streams.consumers import (
+from transports.redis_streams import scripts
+from transports.redis_streams.consumers import (
     Entry,
     StreamConsumer,
     StreamPartition,
@@ -27,7 +27,7 @@ from transports.streams.consumers import (
     text,
     utf8,
 )
-from transports.streams.server import Server
+from transports.redis_streams.server import Server
 from transports.urls import QueueOptions, parse_queue_url, without_password
 
 _POLL = (0.002, 0.02)

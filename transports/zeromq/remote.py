@@ -18,8 +18,8 @@ import zmq
 
 from transports.base import DeadLetter, Frames, Peeked, QueueStats
 from transports.errors import QueueStorageError
-from transports.wire.links import Lent, Link, Token, named
-from transports.wire.sockets import LoopSocket, Part, new_socket, pack, secure_client, unpack
+from transports.zeromq.links import Lent, Link, Token, named
+from transports.zeromq.sockets import LoopSocket, Part, new_socket, pack, secure_client, unpack
 
 WINDOW_RECORDS = 64
 WINDOW_BYTES = 64 << 20

@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Sequence
 
 from transports.base import Delivery
-from transports.files.layout import list_lanes
+from transports.files.acks import AckLog, Entry, Fact
+from transports.files.directory import list_lanes
 from transports.files.leases import Lease, claim, lease_path, lease_states
-from transports.files.ledger import AckLog, Entry, Fact
-from transports.files.source import PartitionReader, Ref, SourceSettings, ack_entries, key_of
+from transports.files.partition_reader import PartitionReader, Ref, SourceSettings, ack_entries, key_of
 
 _RECLAIM_SECONDS = 1.0
 _LOOK_SECONDS = 0.1

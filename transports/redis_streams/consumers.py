@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from transports.base import Delivery, Frames, Queue, frames_nbytes
-from transports.streams import scripts
-from transports.streams.server import Server
+from transports.redis_streams import scripts
+from transports.redis_streams.server import Server
 
 _READ_AHEAD_BYTES = 1 << 20
 _READ_AHEAD_RECORDS = 128

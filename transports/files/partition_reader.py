@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from transports.base import Delivery, Queue
+from transports.files.acks import Entry, Fact, Ledger
+from transports.files.directory import Layout, SegmentName
 from transports.files.lanes import Chunk, Lane, read_at
-from transports.files.layout import Layout, SegmentName
 from transports.files.leases import Holder, Watch
-from transports.files.ledger import Entry, Fact, Ledger
 from transports.files.records import Record
 from transports.files.segments import SegmentWriter
 

@@ -18,7 +18,7 @@ import redis
 import redis.asyncio
 
 from transports.errors import QueueStorageError
-from transports.streams import scripts
+from transports.redis_streams import scripts
 from transports.urls import without_password
 
 Fields: TypeAlias = tuple[bytes, dict[bytes, bytes]]

@@ -21,15 +21,15 @@ from weakref import WeakValueDictionary
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
 from transports.errors import QueueClosed, QueueStorageError, QueueURLError
 from transports.files.backlog import Backlog
-from transports.files.dead import DeadLetters
-from transports.files.layout import open_layout
+from transports.files.dead_letters import DeadLetters
+from transports.files.directory import open_layout
 from transports.files.leases import Holder, Watch, end_leases
-from transports.files.onlooking import peek_backlog
-from transports.files.partitions import PartitionConsumer
+from transports.files.partition_consumer import PartitionConsumer
+from transports.files.partition_reader import SourceSettings
+from transports.files.peeking import peek_backlog
+from transports.files.record_consumer import SingleRecordConsumer
 from transports.files.replay import ReplayedQueue
 from transports.files.segments import SegmentWriter
-from transports.files.singles import SingleRecordConsumer
-from transports.files.source import SourceSettings
 from transports.files.syncing import SYNC_MODES
 from transports.urls import QueueOptions, Size, parse_queue_url
 from transports.wakeups import Wakeups

@@ -9,10 +9,10 @@ from itertools import islice, zip_longest
 from pathlib import Path
 
 from transports.base import Peeked
+from transports.files.acks import LaneAcks, Ledger
+from transports.files.directory import Layout, SegmentName, list_lanes
 from transports.files.lanes import read_segment
-from transports.files.layout import Layout, SegmentName, list_lanes
 from transports.files.leases import lease_states
-from transports.files.ledger import LaneAcks, Ledger
 from transports.files.records import Record
 
 

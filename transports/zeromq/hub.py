@@ -27,8 +27,8 @@ import zmq
 
 from transports.base import DeadLetter, Frames
 from transports.memory import MemoryQueue
-from transports.wire.links import LocalLink, Token, named
-from transports.wire.sockets import LoopSocket, Part, new_socket, pack, secure_server, unpack
+from transports.zeromq.links import LocalLink, Token, named
+from transports.zeromq.sockets import LoopSocket, Part, new_socket, pack, secure_server, unpack
 
 _TELL_SECONDS = 0.01
 _NO_LIMIT = "high_water=1000000TB"

@@ -21,9 +21,9 @@ import zmq
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats
 from transports.errors import QueueClosed, QueueStorageError, QueueURLError
 from transports.urls import QueueOptions, parse_queue_url
-from transports.wire.hub import Hub
-from transports.wire.links import Lent, Link, Token, record_name
-from transports.wire.remote import PATIENCE_SECONDS, RemoteLink
+from transports.zeromq.hub import Hub
+from transports.zeromq.links import Lent, Link, Token, record_name
+from transports.zeromq.remote import PATIENCE_SECONDS, RemoteLink
 
 log = logging.getLogger(__name__)
 

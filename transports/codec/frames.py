@@ -1,9 +1,9 @@
 """Values to frames and back: one msgpack head, then large blobs out of band, each a frame of its own.
 
 Carried: None, bool, int (64 bits), float, str, bytes, lists, tuples, dicts with str keys, numpy arrays and torch
-tensors (`codec_arrays.DTYPES`), numpy scalars (they come back as Python numbers), and the dataclasses and enums given
+tensors (`arrays.DTYPES`), numpy scalars (they come back as Python numbers), and the dataclasses and enums given
 to `register_type`. Arrays, bytes and text of 32 KiB or more leave the head; a decoded array is a read-only view
-of its frame. Nothing is ever pickled, and a hostile record is a CodecError, not an allocation (`codec_limits`).
+of its frame. Nothing is ever pickled, and a hostile record is a CodecError, not an allocation (`limits`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
-from transports import codec_arrays as arrays
 from transports.base import Frames
-from transports.codec_limits import (
-    MAX_DEPTH,
-    MAX_FRAMES,
-    MAX_HEAD_BYTES,
-    MAX_RECORD_BYTES,
-    MAX_VALUES,
-    check_structure,
-)
+from transports.codec import arrays
+from transports.codec.limits import MAX_DEPTH, MAX_FRAMES, MAX_HEAD_BYTES, MAX_RECORD_BYTES, MAX_VALUES, check_structure
 from transports.errors import CodecError, CodecLimitExceeded, MalformedRecord, UnknownType, UnsupportedValue
 
 OUT_OF_BAND_BYTES = 32 << 10

@@ -1,1 +1,0 @@
-"""What `redis://` does: scripts run inside the server, the connection to it, and the consumers of a partition."""
