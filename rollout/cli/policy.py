@@ -15,7 +15,7 @@ from rollout.cli.parameters import Configuration, Debug, Json, Overrides
 
 if TYPE_CHECKING:
     from rollout.engine.errors import EngineError
-    from rollout.engine.updates import EngineState
+    from rollout.engine.weight_updates import EngineState
     from rollout.trainer.weights.publisher import PublisherSettings
 
 policy = typer.Typer(help="The weights that the engines of a run have.", no_args_is_help=True)
@@ -29,7 +29,7 @@ def status(
 ) -> None:
     """Say which version was published last, and which one each engine has; exits with 1 if one has another."""
     from rollout.cli.printing import write_json
-    from rollout.trainer.weights.files import WeightsDirectory
+    from rollout.trainer.weights.directory import WeightsDirectory
 
     settings = _settings(config, run, overrides)
     edition = WeightsDirectory(settings.weights).edition
@@ -84,7 +84,7 @@ def _asked(settings: "PublisherSettings") -> "Mapping[str, EngineState | EngineE
     import anyio
 
     from rollout.engine.http import EngineHttp
-    from rollout.engine.updates import states_of
+    from rollout.engine.weight_updates import states_of
 
     async def ask() -> "Mapping[str, EngineState | EngineError]":
         async with EngineHttp(settings.api_key) as http:

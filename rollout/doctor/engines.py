@@ -27,7 +27,7 @@ from rollout.engine.errors import EngineMismatch, EngineNotFound, EngineRefused,
 from rollout.engine.from_config import api_key, engine_client
 from rollout.engine.http import EngineHttp
 from rollout.engine.request import GenerateRequest
-from rollout.engine.updates import NotUpdatable, state_of
+from rollout.engine.weight_updates import NotUpdatable, state_of
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy, PreparedImage, prepare_images
 from rollout.records.messages import Message

@@ -36,7 +36,7 @@ from rollout.engine.http import EngineHttp
 from rollout.engine.protocol import Generation, decode_response, encode_request
 from rollout.engine.request import GenerateRequest
 from rollout.engine.routing import Engine, Router, doubled
-from rollout.engine.updates import state_of
+from rollout.engine.weight_updates import state_of
 from rollout.records.versions import satisfies
 
 log = structlog.get_logger()

@@ -12,11 +12,11 @@ import orjson
 
 from renderers_adapter.geometry import Geometry
 from renderers_adapter.tokens import ExpandedIds, LogicalIds, Logprobs
+from rollout.engine.answer_evidence import read_experts, read_logprobs, read_mask, read_versions
 from rollout.engine.errors import EngineMismatch, InvalidEvidence, RequestRefusedLocally
-from rollout.engine.evidence import read_experts, read_logprobs, read_mask, read_versions
 from rollout.engine.features import raw_features
-from rollout.engine.refusals import refuse_unsound
 from rollout.engine.request import GenerateRequest
+from rollout.engine.request_checks import refuse_unsound
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan, answer_digest, prompt_digest
 
 _PROMPT_KEY = b'"prompt_token_ids":'

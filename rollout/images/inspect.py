@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from rollout.images.container_format import count_frames
 from rollout.images.errors import ImageError
 from rollout.images.formats import JPEG, ImageFormat, sniff
 from rollout.images.jpeg import read_jpeg
 from rollout.images.pixels import load_pixels, open_lazily, undecodable, upright
 from rollout.images.policy import ImageLimits
-from rollout.images.structure import count_frames
 
 # Above this many pixels, an image with hardly any bytes behind them is a bomb rather than a picture.
 _BOMB_PIXELS = 1 << 23

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rollout.images.known import Asset
-from rollout.images.parts import ImagePart, Undo, find_image_parts, rewrite, roll_back
+from rollout.images.cache import Asset
+from rollout.images.message_parts import ImagePart, Undo, find_image_parts, rewrite, roll_back
 from rollout.images.policy import ImagePolicy
 from rollout.images.resolve import resolver_for
 

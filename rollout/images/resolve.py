@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL import Image
 
-from rollout.images.contained import Root, path_of_file_url, read_contained
+from rollout.images.allowed_files import Root, path_of_file_url, read_contained
+from rollout.images.cache import Asset, KnownImages
 from rollout.images.errors import ImageError
 from rollout.images.inspect import confirm_image, inspect_image
-from rollout.images.known import Asset, KnownImages
-from rollout.images.parts import ImagePart
+from rollout.images.message_parts import ImagePart
 from rollout.images.policy import ImagePolicy
 from rollout.images.sources import decode_data_uri, describe, encode_data_uri, encode_pillow
 from rollout.images.store import ASSET_NAME, ImageStore

@@ -13,7 +13,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from rollout.images.contained import read_regular
+from rollout.images.allowed_files import read_regular
 from rollout.images.errors import AssetError, ImageError, ImageStoreError
 
 ASSET_NAME = re.compile(r"[0-9a-f]{64}\.(?:png|jpg|webp|gif|bmp)")

@@ -15,7 +15,7 @@ from renderers_adapter.errors import AdapterError
 from rollout.config.load import Config
 from rollout.errors import RolloutError, first_failure
 from rollout.log import json_log
-from rollout.metrics.exporting import Export, exporting
+from rollout.metrics.export import Export, exporting
 from rollout.metrics.server import Announcement
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.claims import Claims

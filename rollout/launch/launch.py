@@ -26,9 +26,9 @@ from rollout.launch.feeder import Feeder
 from rollout.launch.places import Place
 from rollout.launch.supervisor import Fleet, Post, RestartBudget
 from rollout.log import json_log
-from rollout.metrics.exporting import Export, exporting
+from rollout.metrics.export import Export, exporting
 from rollout.metrics.launch import LaunchCollector, LaunchFigures
-from rollout.metrics.pulse import Pulse
+from rollout.metrics.loop_monitor import Pulse
 from rollout.metrics.queues import QueueWatch
 from rollout.metrics.server import Announcement
 from rollout.records.progress import Progress, ProgressFollower

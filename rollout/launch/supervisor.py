@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from rollout.errors import RolloutError
 from rollout.launch.places import NotStarted, Place, WorkerProcess
-from rollout.metrics.summing import Tally
+from rollout.metrics.totals import Tally
 from rollout.worker.link import Beat, Halted, Orders, decode_report, encode_orders
 from transports import Queue, QueueError
 

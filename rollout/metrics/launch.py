@@ -10,7 +10,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from rollout.metrics import catalogue
-from rollout.metrics.summing import Tally, summed
+from rollout.metrics.totals import Tally, summed
 from rollout.rundir.outcomes import Ended
 
 _FROM_CLAIMS = {

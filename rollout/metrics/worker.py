@@ -15,7 +15,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from rollout.metrics import catalogue
-from rollout.metrics.pulse import Pulse
+from rollout.metrics.loop_monitor import Pulse
 from rollout.records.evidence import VersionSpan
 from rollout.records.versions import version_number
 

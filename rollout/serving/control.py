@@ -14,7 +14,7 @@ from starlette.routing import Route
 from rollout.serving.engine import Engine
 from rollout.serving.gate import PAUSE_MODES, Gate
 from rollout.serving.protocol import RequestRefused, Strict, parse_body
-from rollout.serving.replies import json_reply
+from rollout.serving.responses import json_reply
 
 
 class _NewVersion(Strict):

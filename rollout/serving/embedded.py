@@ -18,9 +18,9 @@ import numpy as np
 
 from rollout.serving.engine import Answer, Job, ModelCard, SampledToken, WeightsRefused
 from rollout.serving.gate import Gate
-from rollout.serving.intake import Intake
 from rollout.serving.policies import Slot, load_policy
 from rollout.serving.protocol import GenerateRequest, RequestRefused
+from rollout.serving.request_reader import Intake
 from rollout.serving.sampling import PolicyFault, certain, draw_for, sample
 from rollout.serving.server import EngineServer
 

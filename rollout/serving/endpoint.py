@@ -23,7 +23,7 @@ from rollout.serving.control import Control
 from rollout.serving.engine import Answer, Engine, Job, SampledToken
 from rollout.serving.gate import Gate
 from rollout.serving.protocol import GenerateRequest, RequestRefused, parse_body
-from rollout.serving.replies import EXCEPTION_HANDLERS, json_reply
+from rollout.serving.responses import EXCEPTION_HANDLERS, json_reply
 
 _ID_PREFIX = "generate-tokens-"
 

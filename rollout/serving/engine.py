@@ -23,8 +23,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal, Protocol
 
-from rollout.serving.expansion import ExpandedPrompt
 from rollout.serving.gate import Gate
+from rollout.serving.image_pads import ExpandedPrompt
 from rollout.serving.protocol import GenerateRequest, RequestRefused
 
 FinishReason = Literal["stop", "length", "abort"]

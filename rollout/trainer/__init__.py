@@ -25,7 +25,7 @@ from rollout.trainer.reading.reader import ReaderSettings, TrajectoryReader
 from rollout.trainer.reading.staleness import staleness
 from rollout.trainer.reading.stats import ReaderStats
 from rollout.trainer.trajectory import Trajectory, TrajectoryNode
-from rollout.trainer.weights.files import WeightsError, WeightsHeld
+from rollout.trainer.weights.directory import WeightsError, WeightsHeld
 
 if TYPE_CHECKING:
     from rollout.trainer.batches.materialize import Materializer

@@ -14,7 +14,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from rollout.metrics import catalogue
-from rollout.metrics.pulse import Pulse
+from rollout.metrics.loop_monitor import Pulse
 from rollout.metrics.queues import QueueWatch
 from rollout.metrics.server import Exporter, served
 from rollout.trainer.reading.reader import TrajectoryReader

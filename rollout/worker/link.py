@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from rollout.metrics.summing import Samples
+from rollout.metrics.totals import Samples
 
 _BEAT = 0.5
 

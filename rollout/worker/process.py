@@ -20,9 +20,9 @@ from renderers_adapter.errors import AdapterError
 from rollout.config.load import Config
 from rollout.errors import RolloutError, first_failure
 from rollout.log import json_log
-from rollout.metrics.exporting import Export, exporting
+from rollout.metrics.export import Export, exporting
 from rollout.metrics.server import Announcement
-from rollout.metrics.summing import Changes
+from rollout.metrics.totals import Changes
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.assets import hold_run
 from rollout.rundir.claims import Claims

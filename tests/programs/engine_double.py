@@ -13,8 +13,8 @@ import orjson
 
 from rollout.engine.client import EngineClient
 from rollout.engine.protocol import Generation, decode_response
-from rollout.engine.refusals import refuse_unsound
 from rollout.engine.request import GenerateRequest
+from rollout.engine.request_checks import refuse_unsound
 
 
 @dataclass(frozen=True, slots=True)

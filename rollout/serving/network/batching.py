@@ -13,10 +13,10 @@ import torch
 
 from rollout.serving.engine import Answer, SampledToken
 from rollout.serving.gate import Gate
-from rollout.serving.network.cohort import Cohort
-from rollout.serving.network.drawing import draw
+from rollout.serving.network.decode_batch import Cohort
 from rollout.serving.network.model import Network
-from rollout.serving.network.sequences import Prompt
+from rollout.serving.network.prompts import Prompt
+from rollout.serving.network.sampling import draw
 from rollout.serving.protocol import RequestRefused
 
 _PREFILL_TOKENS = 16384

@@ -9,12 +9,12 @@ from rollout.images.processors import Backend, Processed, image_processor_for
 from rollout.images.single_flight import SingleFlightCache
 from rollout.serving.engine import Answer, Job, ModelCard
 from rollout.serving.gate import Gate
-from rollout.serving.intake import Intake, Taken
 from rollout.serving.network.batching import Batcher
 from rollout.serving.network.model import Network
-from rollout.serving.network.sequences import Picture, Prompt, rope_positions
+from rollout.serving.network.prompts import Picture, Prompt, rope_positions
 from rollout.serving.network.settings import NetworkSettings
 from rollout.serving.protocol import GenerateRequest, RequestRefused
+from rollout.serving.request_reader import Intake, Taken
 from rollout.serving.sampling import draw_for
 
 _PATCH_BYTES = 256 * 1024 * 1024

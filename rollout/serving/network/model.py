@@ -11,9 +11,9 @@ from transformers.utils import logging as transformers_logging
 
 from rollout.errors import ConfigurationError
 from rollout.serving.engine import WeightsRefused
-from rollout.serving.network.cohort import Cohort, layers_of
-from rollout.serving.network.images import Features, ImageEncoder
-from rollout.serving.network.sequences import Prompt
+from rollout.serving.network.decode_batch import Cohort, layers_of
+from rollout.serving.network.prompts import Prompt
+from rollout.serving.network.vision import Features, ImageEncoder
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 

@@ -28,8 +28,8 @@ from rollout.trainer.errors import ReaderStateError
 from rollout.trainer.reading.acks import Settlement, key_of
 from rollout.trainer.reading.consumed import Progress
 from rollout.trainer.reading.groups import Group, GroupAssembler, GroupPolicy
+from rollout.trainer.reading.image_access import ReadableImages
 from rollout.trainer.reading.pending import Gathering, Key, PendingRollout
-from rollout.trainer.reading.readable import ReadableImages
 from rollout.trainer.reading.spill import StepStore
 from rollout.trainer.reading.staleness import staleness
 from rollout.trainer.reading.stats import ReaderCounters, ReaderStats

@@ -26,11 +26,11 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from rollout.engine.errors import EngineError
 from rollout.engine.http import EngineHttp
-from rollout.engine.updates import EngineState, states_of, update
+from rollout.engine.weight_updates import EngineState, states_of, update
 from rollout.errors import RolloutError
 from rollout.records.progress import Progress, ProgressPublisher
 from rollout.records.versions import OnUpdate
-from rollout.trainer.weights.files import Edition, Saver, WeightsDirectory, WeightsError
+from rollout.trainer.weights.directory import Edition, Saver, WeightsDirectory, WeightsError
 from transports import QueueError
 
 log = structlog.get_logger()

@@ -13,7 +13,7 @@ from rollout.config.load import load_config
 from rollout.doctor import engines as module
 from rollout.doctor.engines import Finding, Verdict, examine
 from rollout.engine.http import EngineHttp
-from rollout.engine.updates import EngineState, NotUpdatable
+from rollout.engine.weight_updates import EngineState, NotUpdatable
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 
 

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from renderers_adapter.tokens import ExpandedIds, logical
-from rollout.engine.evidence import read_experts
+from rollout.engine.answer_evidence import read_experts
 from rollout.engine.protocol import Generation, decode_response, encode_request
 from rollout.engine.request import GenerateRequest
 

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.registry import CollectorRegistry
 
 from rollout.metrics import catalogue
-from rollout.metrics.pulse import Pulse
+from rollout.metrics.loop_monitor import Pulse
 from rollout.metrics.server import Announcement, Exporter, MetricsPortTaken, served
 
 Get = Callable[[str], tuple[int, str]]

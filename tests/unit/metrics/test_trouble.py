@@ -14,7 +14,7 @@ import pytest
 
 from rollout.config.load import Config, load_config
 from rollout.environments.base import Environment, Model, Score
-from rollout.metrics.exporting import exporting
+from rollout.metrics.export import exporting
 from rollout.metrics.queues import QueueWatch
 from rollout.metrics.server import Announcement
 from rollout.metrics.worker import WorkerMetrics

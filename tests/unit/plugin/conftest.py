@@ -19,12 +19,12 @@ PLUGIN = Path(__file__).parents[3] / "plugins" / "vllm" / "src"
 sys.path.insert(0, str(PLUGIN))
 
 from rollout_vllm.contract.geometry import GeometryError, geometry_for  # type: ignore[import-not-found]  # noqa: E402
+from rollout_vllm.encoded_image import Source  # type: ignore[import-not-found]  # noqa: E402
 from rollout_vllm.errors import InvalidImageRef  # type: ignore[import-not-found]  # noqa: E402
-from rollout_vllm.facts import ServerFacts  # type: ignore[import-not-found]  # noqa: E402
 from rollout_vllm.files import ImageFiles  # type: ignore[import-not-found]  # noqa: E402
-from rollout_vllm.items import Item  # type: ignore[import-not-found]  # noqa: E402
+from rollout_vllm.image_config import ServerFacts  # type: ignore[import-not-found]  # noqa: E402
+from rollout_vllm.image_items import Item  # type: ignore[import-not-found]  # noqa: E402
 from rollout_vllm.resolver import Material  # type: ignore[import-not-found]  # noqa: E402
-from rollout_vllm.source import Source  # type: ignore[import-not-found]  # noqa: E402
 
 PAD = 7
 _KNOBS = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536}

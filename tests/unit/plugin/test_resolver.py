@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from rollout_vllm.encoded_image import read_source  # type: ignore[import-not-found]
 from rollout_vllm.errors import InvalidImageRef, MaterialisationFailed  # type: ignore[import-not-found]
-from rollout_vllm.flights import FlightCache  # type: ignore[import-not-found]
 from rollout_vllm.resolver import Resolver  # type: ignore[import-not-found]
-from rollout_vllm.source import read_source  # type: ignore[import-not-found]
+from rollout_vllm.single_flight import FlightCache  # type: ignore[import-not-found]
 
 
 @pytest.fixture

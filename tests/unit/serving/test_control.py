@@ -16,8 +16,8 @@ import pytest
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.serving.endpoint import create_app
 from rollout.serving.engine import Answer, Job, Limits, ModelCard, SampledToken, WeightsRefused
-from rollout.serving.expansion import ExpandedPrompt
 from rollout.serving.gate import Gate
+from rollout.serving.image_pads import ExpandedPrompt
 from rollout.serving.protocol import GenerateRequest
 
 Body = dict[str, Any]

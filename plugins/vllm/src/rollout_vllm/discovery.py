@@ -8,8 +8,8 @@ from PIL import Image
 
 from .contract.geometry import Geometry, GeometryError, geometry_for
 from .errors import InvalidImageRef, MaterialisationFailed
-from .facts import ServerFacts
 from .files import ImageFiles
+from .image_config import ServerFacts
 from .processing import Pipeline, VLLMProcessor, make_item
 from .tensors import ItemPattern
 

@@ -6,11 +6,11 @@ from typing import Any
 from vllm.logger import init_logger
 
 from .discovery import discover
-from .facts import ServerFacts
-from .flights import FlightCache
+from .handler import ServingRawImages
+from .image_config import ServerFacts
 from .metrics import Metrics
 from .resolver import Material, Resolver
-from .serving import ServingRawImages
+from .single_flight import FlightCache
 
 logger = init_logger("vllm.mmraw")
 

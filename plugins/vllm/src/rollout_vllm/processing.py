@@ -11,10 +11,10 @@ from vllm.multimodal.inputs import MultiModalKwargsItem, VisionChunkImage
 from vllm.multimodal.media.image import ImageMediaIO
 
 from .contract.geometry import Geometry, GeometryError
+from .encoded_image import Source
 from .errors import InvalidImageRef, MaterialisationFailed
-from .items import Item
+from .image_items import Item
 from .resolver import Material
-from .source import Source
 from .tensors import ItemPattern, digest, read_grid, serialise
 
 

@@ -17,13 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .claims import Claim, is_reference, read_claim
+from .encoded_image import Source, read_source
 from .errors import InvalidImageRef
-from .facts import ServerFacts
-from .flights import FlightCache
-from .hashes import KnownHashes
-from .items import Features, Item, read_items
-from .source import Source, read_source
+from .hash_registry import KnownHashes
+from .image_config import ServerFacts
+from .image_items import Features, Item, read_items
+from .references import Claim, is_reference, read_claim
+from .single_flight import FlightCache
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from typing import Protocol
 import pytest
 
 from renderers_adapter.tokenizer import FastTokenizer, load_tokenizer
-from rollout.engine.updates import EngineState
+from rollout.engine.weight_updates import EngineState
 from rollout.records.versions import OnUpdate
 from rollout.serving.tiny_model.checkpoint import make
 from rollout.serving.vllm import VllmServer, VllmSettings

@@ -111,7 +111,7 @@ def test_at_temperature_zero_the_likeliest_token_is_taken_and_ranks_are_told(
 def test_a_distinct_image_is_encoded_once_until_the_weights_change(
     world: Start, body: MakeBody, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = importlib.import_module("rollout.serving.network.images")
+    images = importlib.import_module("rollout.serving.network.vision")
     encoded: list[str] = []
     compute = images.ImageEncoder._compute
 

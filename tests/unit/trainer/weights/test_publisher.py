@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from rollout.config.load import load_config
-from rollout.engine.updates import EngineState, update
+from rollout.engine.weight_updates import EngineState, update
 from rollout.errors import ConfigurationError
 from rollout.records.progress import Progress, ProgressFollower, ProgressPublisher
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings

@@ -9,7 +9,7 @@ from prometheus_client import disable_created_metrics
 from prometheus_client.registry import CollectorRegistry
 
 from rollout.config.sections import MetricsConfig
-from rollout.metrics.pulse import Pulse
+from rollout.metrics.loop_monitor import Pulse
 from rollout.metrics.queues import QueueCollector, QueueWatch
 from rollout.metrics.server import Announcement, Exporter, served
 from transports import Queue

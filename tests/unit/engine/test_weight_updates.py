@@ -11,7 +11,7 @@ import pytest
 
 from rollout.engine.errors import EngineBroken, EngineError, EngineMismatch, EngineUnreachable
 from rollout.engine.http import EngineHttp
-from rollout.engine.updates import EngineState, NotUpdatable, state_of, update
+from rollout.engine.weight_updates import EngineState, NotUpdatable, state_of, update
 from rollout.records.versions import OnUpdate
 
 WEIGHTS = Path("/runs/one/policy")

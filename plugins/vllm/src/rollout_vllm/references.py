@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from .contract.geometry import GeometryError
 from .contract.refs import RawMMRef, RefError, parse_ref
 from .errors import InvalidImageRef
-from .facts import ServerFacts
-from .items import Item
+from .image_config import ServerFacts
+from .image_items import Item
 
 _PREFIX = "mmraw:"
 _ANY_ENGINE = "image"

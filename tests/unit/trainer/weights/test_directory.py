@@ -6,7 +6,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from rollout.trainer.weights.files import Edition, WeightsDirectory, WeightsError, WeightsHeld, read_shapes
+from rollout.trainer.weights.directory import Edition, WeightsDirectory, WeightsError, WeightsHeld, read_shapes
 
 SHAPES = {"embed.weight": (4, 2), "head.weight": (2, 4)}
 Write = Callable[..., None]

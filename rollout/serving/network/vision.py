@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rollout.serving.network.sequences import Picture
+from rollout.serving.network.prompts import Picture
 
 _CACHE_BYTES = 1 << 30
 

@@ -17,8 +17,8 @@ from vllm.logger import init_logger
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY
 
 from .errors import InvalidImageRef, MaterialisationFailed
-from .facts import ServerFacts
-from .items import check_parts
+from .image_config import ServerFacts
+from .image_items import check_parts
 from .metrics import Metrics
 from .resolver import Resolver
 

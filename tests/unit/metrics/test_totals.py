@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from prometheus_client.registry import CollectorRegistry
 
 from rollout.metrics import catalogue
-from rollout.metrics.summing import Changes, Tally, summed
+from rollout.metrics.totals import Changes, Tally, summed
 from rollout.worker.link import Beat, decode_report, encode_report
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .errors import InvalidImageRef
-from .facts import ServerFacts
+from .image_config import ServerFacts
 
 
 class Range(Protocol):

@@ -13,7 +13,7 @@ from renderers_adapter.adapter import load_processor_config
 from renderers_adapter.geometry import GeometryError, geometry_for
 from renderers_adapter.tokenizer import TokenizerError, load_tokenizer
 from rollout.serving.engine import Limits, ModelCard
-from rollout.serving.expansion import ExpandedPrompt, expand, find_pads
+from rollout.serving.image_pads import ExpandedPrompt, expand, find_pads
 from rollout.serving.media import MediaReader
 from rollout.serving.protocol import GenerateRequest, RequestRefused
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rollout_vllm.claims import is_reference, read_claim  # type: ignore[import-not-found]
 from rollout_vllm.errors import InvalidImageRef  # type: ignore[import-not-found]
+from rollout_vllm.references import is_reference, read_claim  # type: ignore[import-not-found]
 
 BAD: dict[str, tuple[Any, ...]] = {
     "run_id": ("", "a/b", "run 1", "..\0", "run:1"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from rollout.serving.engine import SampledToken
-from rollout.serving.network.sequences import Prompt
+from rollout.serving.network.prompts import Prompt
 from rollout.serving.sampling import GREEDY_BELOW
 
 # Rounding must not lead past the last token that is possible.

@@ -4,9 +4,9 @@ import base64
 from typing import Any
 
 import pytest
-from rollout_vllm.claims import read_claim  # type: ignore[import-not-found]
+from rollout_vllm.encoded_image import read_source  # type: ignore[import-not-found]
 from rollout_vllm.errors import InvalidImageRef  # type: ignore[import-not-found]
-from rollout_vllm.source import read_source  # type: ignore[import-not-found]
+from rollout_vllm.references import read_claim  # type: ignore[import-not-found]
 
 
 def sourced(world: Any, picture: Any, data: str) -> Any:

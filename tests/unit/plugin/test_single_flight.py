@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rollout_vllm.errors import MaterialisationFailed  # type: ignore[import-not-found]
-from rollout_vllm.flights import FlightCache, Origin  # type: ignore[import-not-found]
+from rollout_vllm.single_flight import FlightCache, Origin  # type: ignore[import-not-found]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import pybase64
 
-from .claims import Claim
 from .errors import InvalidImageRef
-from .facts import ServerFacts
+from .image_config import ServerFacts
+from .references import Claim
 
 MAX_BYTES = 64 * 1024 * 1024
 """The most bytes of one encoded image."""

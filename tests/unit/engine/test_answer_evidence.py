@@ -11,8 +11,8 @@ import orjson
 import pytest
 
 from renderers_adapter.tokens import TokenRun, logical
+from rollout.engine.answer_evidence import read_experts, read_mask
 from rollout.engine.errors import EngineMismatch, InvalidEvidence
-from rollout.engine.evidence import read_experts, read_mask
 from rollout.engine.protocol import Generation, decode_response
 from rollout.engine.request import GenerateRequest
 from rollout.records.evidence import RoutedExperts, SamplingMask

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 # The plugin lies on the path once the fixtures beside this file were read.
 from rollout_vllm.errors import InvalidImageRef  # type: ignore[import-not-found]
-from rollout_vllm.items import check_parts, read_items  # type: ignore[import-not-found]
+from rollout_vllm.image_items import check_parts, read_items  # type: ignore[import-not-found]
 
 PAD = 7
 
