@@ -32,13 +32,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from renderers_adapter.tokens import ExpandedIds, logical
+from renderers_adapter.tokens import ExpandedIds, as_logical_ids
 from rollout.engine.client import EngineClient
 from rollout.engine.protocol import encode_request
 from rollout.engine.request import GenerateRequest
 
 LATENCY = 0.020
-PROMPT = logical(np.arange(1000, dtype=np.int32))
+PROMPT = as_logical_ids(np.arange(1000, dtype=np.int32))
 ANSWER = list(range(32))
 IN_FLIGHT = (128, 512, 2048)
 
@@ -57,13 +57,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--requests", type=int, default=4096, help="of each client at each number in flight")
     parser.add_argument("--rounds", type=int, default=4, help="of which the cheapest counts")
-    given = parser.parse_args()
-    listening, told = multiprocessing.Pipe(duplex=False)
-    mock = multiprocessing.get_context("spawn").Process(target=serve, args=(told,), daemon=True)
+    arguments = parser.parse_args()
+    port_receiver, port_sender = multiprocessing.Pipe(duplex=False)
+    mock = multiprocessing.get_context("spawn").Process(target=serve, args=(port_sender,), daemon=True)
     mock.start()
     try:
-        url = f"http://127.0.0.1:{listening.recv()}"
-        costs = asyncio.run(measure(url, given.rounds, given.requests))
+        url = f"http://127.0.0.1:{port_receiver.recv()}"
+        costs = asyncio.run(measure(url, arguments.rounds, arguments.requests))
     finally:
         mock.terminate()
         mock.join()
@@ -76,16 +76,16 @@ async def measure(url: str, rounds: int, requests: int) -> dict[tuple[str, int],
     for number in range(rounds):
         for in_flight in IN_FLIGHT:
             for name, client in CLIENTS.items():
-                slow = name == "httpx, one pool"
-                if slow and number:
+                measured_once = name == "httpx, one pool"
+                if measured_once and number:
                     continue
                 async with AsyncExitStack() as stack:
                     send = await client(url, stack)
-                    if not slow:
+                    if not measured_once:
                         await run(send, in_flight, in_flight)  # connects, before anything is measured
-                    cost = await run(send, in_flight if slow else max(requests, in_flight), in_flight)
+                    cost = await run(send, in_flight if measured_once else max(requests, in_flight), in_flight)
                     best = costs.setdefault((name, in_flight), cost)
-                    costs[name, in_flight] = min(best, cost, key=lambda one: one.cpu)
+                    costs[name, in_flight] = min(best, cost, key=lambda candidate: candidate.cpu)
     return costs
 
 
@@ -111,11 +111,11 @@ def _cpu() -> float:
 def request(number: int) -> GenerateRequest:
     return GenerateRequest(
         request_id=f"benchmark-{number}",
-        session=f"benchmark-{number}",
+        session_id=f"benchmark-{number}",
         prompt=PROMPT,
         images=(),
-        expanded=ExpandedIds(PROMPT),
-        known=0,
+        expanded_prompt=ExpandedIds(PROMPT),
+        known_token_count=0,
         placeholders=(),
         pad_id=None,
         sampling={"temperature": 1.0, "max_tokens": 32},
@@ -141,11 +141,11 @@ async def bare_aiohttp(url: str, stack: AsyncExitStack) -> Send:
 
 
 async def plain_httpx(url: str, stack: AsyncExitStack) -> Send:
-    return _through(await stack.enter_async_context(httpx.AsyncClient(limits=ENOUGH, timeout=120)), url)
+    return _through(await stack.enter_async_context(httpx.AsyncClient(limits=CONNECTION_LIMITS, timeout=120)), url)
 
 
 async def httpx_over_aiohttp(url: str, stack: AsyncExitStack) -> Send:
-    return _through(await stack.enter_async_context(HttpxAiohttpClient(limits=ENOUGH, timeout=120)), url)
+    return _through(await stack.enter_async_context(HttpxAiohttpClient(limits=CONNECTION_LIMITS, timeout=120)), url)
 
 
 def _through(client: httpx.AsyncClient, url: str) -> Send:
@@ -157,7 +157,7 @@ def _through(client: httpx.AsyncClient, url: str) -> Send:
     return send
 
 
-ENOUGH = httpx.Limits(max_connections=max(IN_FLIGHT), max_keepalive_connections=max(IN_FLIGHT))
+CONNECTION_LIMITS = httpx.Limits(max_connections=max(IN_FLIGHT), max_keepalive_connections=max(IN_FLIGHT))
 JSON = {"content-type": "application/json"}
 CLIENTS: dict[str, Callable[[str, AsyncExitStack], Awaitable[Send]]] = {
     "bare aiohttp": bare_aiohttp,
@@ -167,7 +167,7 @@ CLIENTS: dict[str, Callable[[str, AsyncExitStack], Awaitable[Send]]] = {
 }
 
 
-def serve(told: Connection) -> None:
+def serve(port_sender: Connection) -> None:
     """The mock engine: every answer is the same bytes, 20 ms after its request."""
     content = [{"token_id": token, "logprob": -0.5, "rank": 1, "top_logprobs": []} for token in ANSWER]
     choice = {"index": 0, "token_ids": ANSWER, "logprobs": {"content": content}, "finish_reason": "stop"}
@@ -181,7 +181,7 @@ def serve(told: Connection) -> None:
     app = Starlette(routes=[Route("/inference/v1/generate", generate, methods=["POST"])])
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_keep_alive=60, backlog=4096)
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-    told.send(listener.getsockname()[1])
+    port_sender.send(listener.getsockname()[1])
     uvicorn.Server(config).run([listener])
 
 
@@ -196,13 +196,13 @@ def report(costs: dict[tuple[str, int], Cost]) -> int:
     console = Console(width=100)
     console.print(table)
     own = [costs["rollout", in_flight].cpu for in_flight in IN_FLIGHT]
-    over = max(costs["rollout", n].cpu / costs["bare aiohttp", n].cpu for n in IN_FLIGHT)
+    largest_ratio = max(costs["rollout", n].cpu / costs["bare aiohttp", n].cpu for n in IN_FLIGHT)
     bounds = (
         (max(own) / min(own), 1.5, "rollout, the largest over the smallest"),
-        (over, 3.0, "rollout over bare aiohttp"),
+        (largest_ratio, 3.0, "rollout over bare aiohttp"),
     )
-    for found, bound, what in bounds:
-        console.print(f"{'ok ' if found <= bound else 'BAD'} {what}: {found:.2f} (at most {bound:g})")
+    for value, bound, description in bounds:
+        console.print(f"{'ok ' if value <= bound else 'BAD'} {description}: {value:.2f} (at most {bound:g})")
     return int(any(found > bound for found, bound, _ in bounds))
 
 

@@ -25,7 +25,7 @@ _IMAGE_TOKENS = 64
 
 
 @contextmanager
-def stub() -> Iterator[str]:
+def running_stub() -> Iterator[str]:
     """The root of the running stub."""
     tokenizer = load_tokenizer(TINY_MODEL)
     completion = [*tokenizer.encode("red"), tokenizer.token_id("<|im_end|>")]
@@ -36,14 +36,14 @@ def stub() -> Iterator[str]:
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=arguments, daemon=True)
     process.start()
     try:
-        _await(port)
+        _wait_for_port(port)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.join(10)
 
 
-def _await(port: int) -> None:
+def _wait_for_port(port: int) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:

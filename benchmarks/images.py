@@ -61,7 +61,7 @@ def message(uri: str) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}]}
 
 
-def floor(uri: str, directory: str) -> None:
+def store_floor(uri: str, directory: str) -> None:
     data = binascii.a2b_base64(uri[uri.index(",") + 1 :], strict_mode=True)
     name = hashlib.sha256(data).hexdigest()
     temporary = f"{directory}/{name}.tmp"
@@ -85,16 +85,16 @@ def offload(width: int, height: int, repeats: int) -> dict[str, float]:
         prepare_images([message(data_uri(photo(8, 8, 0)))], policy)
         images = [photo(width, height, seed) for seed in range(2 * repeats)]
         uris = [data_uri(data) for data in images]
-        least, ours = [], []
+        floor_times, offload_times = [], []
         for index in range(0, len(uris), 2):
-            for which in (index, index + 1) if index % 4 else (index + 1, index):
-                if which % 2:
-                    least.append(milliseconds(partial(floor, uris[which], f"{directory}/floor")))
+            for image_index in (index, index + 1) if index % 4 else (index + 1, index):
+                if image_index % 2:
+                    floor_times.append(milliseconds(partial(store_floor, uris[image_index], f"{directory}/floor")))
                 else:
-                    ours.append(milliseconds(partial(prepare_images, [message(uris[which])], policy)))
-    least_ms, ours_ms = statistics.median(least), statistics.median(ours)
+                    offload_times.append(milliseconds(partial(prepare_images, [message(uris[image_index])], policy)))
+    floor_ms, offload_ms = statistics.median(floor_times), statistics.median(offload_times)
     kilobytes = statistics.median(map(len, images)) / 1000
-    return {"kB": round(kilobytes), "floor_ms": least_ms, "offload_ms": ours_ms, "ratio": ours_ms / least_ms}
+    return {"kB": round(kilobytes), "floor_ms": floor_ms, "offload_ms": offload_ms, "ratio": offload_ms / floor_ms}
 
 
 def prepared(images: int = 64) -> float:

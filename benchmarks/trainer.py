@@ -28,11 +28,11 @@ from rollout.trainer.testing import put_all, scripted_rollout  # noqa: E402
 from transports import open_queue  # noqa: E402
 
 GROUP_SIZE = 4
-ASKED, ANSWERED = 40, 45
+QUESTION_TOKENS, ANSWER_TOKENS = 40, 45
 ROUNDS = 5
 COLLATED = "… and collated"
 TARGET = 2.0
-PUBLISHED = 149.0
+PUBLISHED_VERIFIERS_RATE = 149.0
 """Rollouts per second and core of verifiers' decoding alone, as it was measured elsewhere."""
 
 Work = Callable[[Group], object]
@@ -47,8 +47,8 @@ async def fill(url: str, rollouts: int, turns: int, image_tokens: int) -> int:
                 name,
                 group_size=GROUP_SIZE,
                 turns=turns,
-                asked=ASKED,
-                answered=ANSWERED,
+                question_tokens=QUESTION_TOKENS,
+                answer_tokens=ANSWER_TOKENS,
                 image_tokens=image_tokens,
                 assets="/data/run/assets/images",
             )
@@ -59,25 +59,25 @@ async def fill(url: str, rollouts: int, turns: int, image_tokens: int) -> int:
 async def read(url: str, rollouts: int, work: Work) -> float:
     """Rollouts per second of CPU time."""
     async with open_reader(url, settings=ReaderSettings(require_images=False)) as reader:
-        begin, found = time.process_time(), 0
-        while found < rollouts:
+        begin, read_count = time.process_time(), 0
+        while read_count < rollouts:
             group = await reader.receive_group(timeout=10)
             assert group is not None
             work(group)
-            found += len(group.trajectories)
+            read_count += len(group.trajectories)
         return rollouts / (time.process_time() - begin)
 
 
 def stages() -> Sequence[tuple[str, Work]]:
-    found: list[tuple[str, Work]] = [
+    named_stages: list[tuple[str, Work]] = [
         ("read and assembled", lambda group: group),
         ("… and sampled", lambda group: [samples(trajectory) for trajectory in group.trajectories]),
     ]
     if find_spec("torch"):
         batch_of = importlib.import_module("rollout.trainer.batches.tensors").batch_of
-        found.append((COLLATED, lambda group: batch_of([group])))
-        found.append(("… packed into rows of 32,768", lambda group: batch_of([group], packing=32_768)))
-    return found
+        named_stages.append((COLLATED, lambda group: batch_of([group])))
+        named_stages.append(("… packed into rows of 32,768", lambda group: batch_of([group], packing=32_768)))
+    return named_stages
 
 
 def main() -> None:
@@ -87,8 +87,8 @@ def main() -> None:
     parser.add_argument("--image-tokens", type=int, default=768)
     arguments = parser.parse_args()
     rollouts = arguments.rollouts - arguments.rollouts % GROUP_SIZE
-    told = f"{arguments.turns} turns and as many images of {arguments.image_tokens} tokens"
-    print(f"{rollouts} rollouts of {told}, in groups of {GROUP_SIZE}")
+    description = f"{arguments.turns} turns and as many images of {arguments.image_tokens} tokens"
+    print(f"{rollouts} rollouts of {description}, in groups of {GROUP_SIZE}")
     directory = Path(tempfile.mkdtemp())
     try:
         asyncio.run(measure(directory, rollouts, arguments.turns, arguments.image_tokens))
@@ -99,7 +99,7 @@ def main() -> None:
 async def measure(directory: Path, rollouts: int, turns: int, image_tokens: int) -> None:
     filled, copied = directory / "filled", directory / "copied"
     nbytes = await fill(f"file://{filled}?high_water=4GB", rollouts, turns, image_tokens)
-    theirs = await verifiers_of(f"file://{filled}?replay=true")
+    measure_verifiers = await verifiers_measurement(f"file://{filled}?replay=true")
     best: dict[str, float] = {}
     for _ in range(ROUNDS):
         for name, work in stages():
@@ -107,7 +107,7 @@ async def measure(directory: Path, rollouts: int, turns: int, image_tokens: int)
             rate = await read(f"file://{copied}?high_water=4GB", rollouts, work)
             shutil.rmtree(copied)
             best[name] = max(rate, best.get(name, 0.0))
-        for name, rate in theirs(rollouts).items():
+        for name, rate in measure_verifiers(rollouts).items():
             best[name] = max(rate, best.get(name, 0.0))
     for name, rate in best.items():
         print(f"  {name:<42} {rate:7.0f} rollouts/s")
@@ -115,26 +115,29 @@ async def measure(directory: Path, rollouts: int, turns: int, image_tokens: int)
     compare(best)
 
 
-async def verifiers_of(url: str) -> Callable[[int], dict[str, float]]:
+async def verifiers_measurement(url: str) -> Callable[[int], dict[str, float]]:
     """Measures the first rollout of a queue on verifiers' wire, if that is installed."""
     if not find_spec("verifiers"):
         print("  verifiers 0.4.0 is not installed beside us: pip install verifiers==0.4.0 to measure it here")
         return lambda rollouts: {}
-    theirs = importlib.import_module("benchmarks.trainer_verifiers")
+    verifiers_benchmark = importlib.import_module("benchmarks.trainer_verifiers")
     async with open_reader(url, settings=ReaderSettings(require_images=False)) as reader:
         trajectory = await reader.receive(timeout=10)
     assert trajectory is not None
-    wire = theirs.served(trajectory)
-    theirs.require_same(wire, *samples(trajectory))
+    wire = verifiers_benchmark.served(trajectory)
+    verifiers_benchmark.require_same(wire, *samples(trajectory))
     print(f"  one of verifiers' takes {wire.nbytes:,} bytes")
-    return lambda rollouts: dict(theirs.measure(wire, rollouts))
+    return lambda rollouts: dict(verifiers_benchmark.measure(wire, rollouts))
 
 
 def compare(best: dict[str, float]) -> None:
     if COLLATED not in best:
         print("  nothing was collated: torch is not installed")
         return
-    print(f"  collated: {best[COLLATED] / PUBLISHED:.2f} times the {PUBLISHED:.0f} of verifiers' decoding elsewhere")
+    print(
+        f"  collated: {best[COLLATED] / PUBLISHED_VERIFIERS_RATE:.2f} times the {PUBLISHED_VERIFIERS_RATE:.0f} of "
+        "verifiers' decoding elsewhere"
+    )
     for name in (name for name in best if name.startswith("verifiers")):
         print(f"  collated over {name:<28} {best[COLLATED] / best[name]:7.2f} (to be reached: {TARGET:g})")
 

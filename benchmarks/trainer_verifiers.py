@@ -24,7 +24,7 @@ from rollout.trainer.testing import PAD_ID
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class VerifiersRollout:
     """What verifiers' server sends for one rollout."""
 
     deltas: tuple[bytes, ...]
@@ -43,7 +43,7 @@ class Served:
         return verifiers.WireEpisode.model_validate(assembly.finish(self.head, self.summaries))
 
 
-def served(trajectory: Trajectory) -> Served:
+def encode_rollout(trajectory: Trajectory) -> VerifiersRollout:
     """Each turn brings the question as a preview, then its two messages with every id and flag, and the call."""
     assert trajectory.started is not None
     task = {"type": "Task", "data": {"idx": 0, "prompt": ""}}
@@ -56,7 +56,7 @@ def served(trajectory: Trajectory) -> Served:
         }
         for node in trajectory.nodes
     ]
-    whole = verifiers.WireTrace.model_validate(
+    whole_trace = verifiers.WireTrace.model_validate(
         {
             "task": task,
             "agent": {"config": {}},
@@ -67,8 +67,8 @@ def served(trajectory: Trajectory) -> Served:
             "ok": True,
         }
     )
-    live = verifiers.WireTrace.model_validate({**dump(whole), "nodes": []})
-    streamer = DeltaStreamer(lambda: [live], None)
+    partial_trace = verifiers.WireTrace.model_validate({**dump(whole_trace), "nodes": []})
+    streamer = DeltaStreamer(lambda: [partial_trace], None)
     deltas: list[bytes] = []
 
     def flush() -> None:
@@ -76,20 +76,20 @@ def served(trajectory: Trajectory) -> Served:
             deltas.append(pack(delta))
             streamer.cursors[name] = cursor
 
-    for first in range(0, len(whole.nodes), 2):
-        live.preview(first, [whole.nodes[first].message])
+    for first in range(0, len(whole_trace.nodes), 2):
+        partial_trace.preview(first, [whole_trace.nodes[first].message])
         flush()
-        live.clear_preview(first)
-        live.nodes += whole.nodes[first : first + 2]
-        live.calls.append(_call(whole, first + 1))
+        partial_trace.clear_preview(first)
+        partial_trace.nodes += whole_trace.nodes[first : first + 2]
+        partial_trace.calls.append(_call(whole_trace, first + 1))
         flush()
     head = dump(verifiers.WireEpisode.model_validate({"task": task, "ok": True}))
     del head["traces"]
-    summary = TraceSummary(id=live.id, nodes=len(live.nodes), calls=len(live.calls))
-    return Served(tuple(deltas), head, (summary,))
+    summary = TraceSummary(id=partial_trace.id, nodes=len(partial_trace.nodes), calls=len(partial_trace.calls))
+    return VerifiersRollout(tuple(deltas), head, (summary,))
 
 
-def in_hand(episode: Any) -> list[tuple[Any, ...]]:
+def branch_arrays(episode: Any) -> list[tuple[Any, ...]]:
     """What a trainer needs of each branch, by the names that verifiers has for it."""
     return [
         (
@@ -111,21 +111,24 @@ def in_hand(episode: Any) -> list[tuple[Any, ...]]:
     ]
 
 
-def measure(wire: Served, count: int) -> dict[str, float]:
+def measure(wire: VerifiersRollout, count: int) -> dict[str, float]:
     """Rollouts per second of CPU time."""
     begin = time.process_time()
     for _ in range(count):
         wire.decode()
-    decoded = time.process_time()
+    decoded_at = time.process_time()
     for _ in range(count):
-        in_hand(wire.decode())
-    made = time.process_time()
-    return {"verifiers, decoded": count / (decoded - begin), "verifiers, in hand": count / (made - decoded)}
+        branch_arrays(wire.decode())
+    arrays_made_at = time.process_time()
+    return {
+        "verifiers, decoded": count / (decoded_at - begin),
+        "verifiers, in hand": count / (arrays_made_at - decoded_at),
+    }
 
 
-def require_same(wire: Served, sample: TrainingSample) -> None:
+def require_same(wire: VerifiersRollout, sample: TrainingSample) -> None:
     """What verifiers brings is what ours is."""
-    ((ids, mask, logprobs, types, content, urls),) = in_hand(wire.decode())
+    ((ids, mask, logprobs, types, content, urls),) = branch_arrays(wire.decode())
     assert np.array_equal(ids, sample.token_ids)
     assert np.array_equal(mask, sample.mask)
     assert np.array_equal(logprobs, sample.logprobs)
@@ -168,12 +171,12 @@ def _tokens(node: TrajectoryNode) -> dict[str, Any]:
     words = {at for first, last in node.content for at in range(first, last)} | set(
         range(run.sampled_from, len(run.ids))
     )
-    each = [
+    token_rows = [
         (token, at >= run.sampled_from, at in words, lengths.get(at, 1)) for at, token in enumerate(run.ids.tolist())
     ]
     return {
-        "token_ids": [token for token, _, _, count in each for _ in range(count)],
-        "mask": [mine for _, mine, _, count in each for _ in range(count)],
-        "is_content": [said for _, _, said, count in each for _ in range(count)],
+        "token_ids": [token for token, _, _, count in token_rows for _ in range(count)],
+        "mask": [is_sampled for _, is_sampled, _, count in token_rows for _ in range(count)],
+        "is_content": [is_content for _, _, is_content, count in token_rows for _ in range(count)],
         "logprobs": run.logprobs.tolist(),
     }

@@ -24,11 +24,11 @@ from transports import Delivery, Frames, Queue
 _ENTRY = struct.Struct("<QIQId1s")
 _ACK = struct.Struct("<BQQ")
 _CHECKSUM_BYTES = 4
-_LOGS = ("index", "acks")
+_LOG_NAMES = ("index", "acks")
 _SEGMENT_BYTES = 64 << 20
-_MEASURE_SECONDS = 0.25
-_WINDOW = 64
-_WINDOW_BYTES = 64 << 20
+_ACK_SCAN_INTERVAL = 0.25
+_MAX_UNACKED_RECORDS = 64
+_MAX_UNACKED_BYTES = 64 << 20
 _READ_AHEAD_BYTES = 1 << 20
 _Stored: TypeAlias = tuple[int, tuple[bytes, ...], str, str, int, float]
 
@@ -108,19 +108,19 @@ class FileFloor(Floor):
 
     def __init__(self, where: str) -> None:
         super().__init__(where)
-        self._index, self._acks = (os.open(f"{where}/{name}", os.O_RDWR | os.O_CREAT, 0o644) for name in _LOGS)
+        self._index, self._acks = (os.open(f"{where}/{name}", os.O_RDWR | os.O_CREAT, 0o644) for name in _LOG_NAMES)
         self._segment, self._data = -1, -1
         self._number = 0
         self._end = _SEGMENT_BYTES
         self._lent: dict[int, tuple[int, int, int]] = {}
         self._oldest = 0
         self._backlog_bytes = self._acks_read = 0
-        self._measured_at = time.monotonic()
+        self._acks_scanned_at = time.monotonic()
 
     async def put(self, frames: Frames, *, key: str) -> None:
         nbytes = sum([memoryview(frame).nbytes for frame in frames])
-        if time.monotonic() - self._measured_at > _MEASURE_SECONDS:
-            self._measure()
+        if time.monotonic() - self._acks_scanned_at > _ACK_SCAN_INTERVAL:
+            self._scan_acks()
         self._backlog_bytes += nbytes
         assert self._backlog_bytes < 1 << 40
         if self._end >= _SEGMENT_BYTES:
@@ -147,7 +147,7 @@ class FileFloor(Floor):
         frame = os.pread(self._data, nbytes, offset)
         checksum = int.from_bytes(entry[_ENTRY.size :], "little")
         assert (number, crc32(frame, crc32(entry[: _ENTRY.size]))) == (self._number, checksum)
-        self._say(2, number, 0)
+        self._append_fact(2, number, 0)
         self._lent[number] = (1, nbytes, segment)
         self._number += 1
         return self._delivery((frame,), key.decode(), number)
@@ -156,12 +156,12 @@ class FileFloor(Floor):
         for delivery in deliveries:
             epoch, nbytes, segment = self._lent.pop(delivery.position)
             assert epoch == delivery.epoch
-            self._say(1, delivery.position, nbytes)
+            self._append_fact(1, delivery.position, nbytes)
         os.stat(f"{self._where}/acks")
         if segment > self._oldest and not any(lent[2] < segment for lent in self._lent.values()):
             await asyncio.to_thread(self._reclaim, segment)
 
-    def _say(self, fact: int, number: int, nbytes: int) -> None:
+    def _append_fact(self, fact: int, number: int, nbytes: int) -> None:
         entry = _ACK.pack(fact, number, nbytes)
         os.write(self._acks, entry + crc32(entry).to_bytes(_CHECKSUM_BYTES, "little"))
 
@@ -176,16 +176,16 @@ class FileFloor(Floor):
             os.unlink(f"{self._where}/data.{segment}")
         self._oldest = before
 
-    def _measure(self) -> None:
+    def _scan_acks(self) -> None:
         size = _ACK.size + _CHECKSUM_BYTES
-        found = os.pread(self._acks, os.fstat(self._acks).st_size - self._acks_read, self._acks_read)
-        for at in range(0, len(found) - size + 1, size):
-            fact, _, nbytes = _ACK.unpack_from(found, at)
-            checksum = found[at + _ACK.size : at + size]
-            assert crc32(found[at : at + _ACK.size]) == int.from_bytes(checksum, "little")
+        new_bytes = os.pread(self._acks, os.fstat(self._acks).st_size - self._acks_read, self._acks_read)
+        for at in range(0, len(new_bytes) - size + 1, size):
+            fact, _, nbytes = _ACK.unpack_from(new_bytes, at)
+            checksum = new_bytes[at + _ACK.size : at + size]
+            assert crc32(new_bytes[at : at + _ACK.size]) == int.from_bytes(checksum, "little")
             self._backlog_bytes -= nbytes if fact == 1 else 0
             self._acks_read += size
-        self._measured_at = time.monotonic()
+        self._acks_scanned_at = time.monotonic()
 
 
 class ZmqFloor(Floor):
@@ -198,7 +198,7 @@ class ZmqFloor(Floor):
         super().__init__(where)
         self._zmq = zmq
         self._socket: Any = None
-        self._kept: dict[bytes, tuple[bytes, ...]] = {}
+        self._unacked: dict[bytes, tuple[bytes, ...]] = {}
         self._lent: dict[int, tuple[bytes, bytes, int, Frames]] = {}
         self._number = self._backlog_bytes = 0
 
@@ -208,13 +208,13 @@ class ZmqFloor(Floor):
             self._socket.connect(self._where)
         nbytes = sum([memoryview(frame).nbytes for frame in frames])
         while self._is_full(nbytes) or self._socket.poll(0):
-            self._settled()
+            self._receive_ack()
         name = self._number.to_bytes(8, "little")
         self._number += 1
-        self._kept[name] = tuple([bytes(frame) for frame in frames])
+        self._unacked[name] = tuple([bytes(frame) for frame in frames])
         self._backlog_bytes += nbytes
         self._socket.send_multipart([name, key.encode()], self._zmq.SNDMORE)
-        self._socket.send_multipart(self._kept[name], copy=False)
+        self._socket.send_multipart(self._unacked[name], copy=False)
 
     async def receive(self, *, timeout: float) -> Delivery | None:
         if self._socket is None:
@@ -236,17 +236,17 @@ class ZmqFloor(Floor):
             self._socket.send_multipart([producer, name])
 
     async def __aexit__(self, *_: object) -> None:
-        while self._kept:
-            self._settled()
+        while self._unacked:
+            self._receive_ack()
         self._socket.close(linger=2000)
         self._zmq.Context.instance().term()
 
     def _is_full(self, nbytes: int) -> bool:
-        over = self._backlog_bytes + nbytes > _WINDOW_BYTES
-        return len(self._kept) == _WINDOW or (over and bool(self._kept))
+        over = self._backlog_bytes + nbytes > _MAX_UNACKED_BYTES
+        return len(self._unacked) == _MAX_UNACKED_RECORDS or (over and bool(self._unacked))
 
-    def _settled(self) -> None:
-        self._backlog_bytes -= sum([len(frame) for frame in self._kept.pop(self._socket.recv())])
+    def _receive_ack(self) -> None:
+        self._backlog_bytes -= sum([len(frame) for frame in self._unacked.pop(self._socket.recv())])
 
 
 class RedisFloor(Floor):
@@ -257,26 +257,26 @@ class RedisFloor(Floor):
 
         super().__init__(where)
         self._client: Any = redis.asyncio.Redis.from_url(where)
-        self._made = False
-        self._ahead: deque[tuple[bytes, dict[bytes, bytes]]] = deque()
+        self._group_created = False
+        self._read_ahead: deque[tuple[bytes, dict[bytes, bytes]]] = deque()
         self._count = 1
 
     async def put(self, frames: Frames, *, key: str) -> None:
-        await self._make()
+        await self._create_group()
         data = b"".join(frames)
         async with self._client.pipeline() as pipeline:
             pipeline.xadd("floor", {"k": key, "d": data}).hincrby("totals", "records", 1)
             await pipeline.hincrby("totals", "bytes", len(data)).execute()
 
     async def receive(self, *, timeout: float) -> Delivery | None:
-        await self._make()
-        if not self._ahead:
+        await self._create_group()
+        if not self._read_ahead:
             found = await self._client.xreadgroup(
                 "c", "me", {"floor": ">"}, count=self._count, block=round(1000 * timeout)
             )
-            self._ahead.extend(found[0][1])
-            self._count = max(1, _READ_AHEAD_BYTES // len(self._ahead[0][1][b"d"]))
-        id_, fields = self._ahead.popleft()
+            self._read_ahead.extend(found[0][1])
+            self._count = max(1, _READ_AHEAD_BYTES // len(self._read_ahead[0][1][b"d"]))
+        id_, fields = self._read_ahead.popleft()
         milliseconds, _, sequence = id_.partition(b"-")
         return self._delivery((fields[b"d"],), fields[b"k"].decode(), int(milliseconds) << 20 | int(sequence))
 
@@ -290,11 +290,11 @@ class RedisFloor(Floor):
     async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
-    async def _make(self) -> None:
+    async def _create_group(self) -> None:
         import redis
 
-        if not self._made:
-            self._made = True
+        if not self._group_created:
+            self._group_created = True
             try:
                 await self._client.xgroup_create("floor", "c", "0", mkstream=True)
             except redis.ResponseError as error:

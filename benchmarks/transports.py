@@ -66,11 +66,11 @@ class Backend:
     """A transport and its floor, and where each of them has its queue."""
 
     floor: Callable[[str], Floor]
-    place: Callable[[], Iterator[tuple[str, str]]]
+    open_locations: Callable[[], Iterator[tuple[str, str]]]
     one_process: bool = False
     factor: int = 1
     """How many times as many records, where one takes little time."""
-    producing: str = ""
+    producer_query: str = ""
     """What the URL of the producer says besides."""
 
 
@@ -114,7 +114,7 @@ def wait_for(port: int) -> None:
 BACKENDS = {
     "memory": Backend(MemoryFloor, in_memory, one_process=True, factor=5),
     "file": Backend(FileFloor, in_directories),
-    **({"zmq": Backend(ZmqFloor, at_ports, producing="&serve=false")} if find_spec("zmq") else {}),
+    **({"zmq": Backend(ZmqFloor, at_ports, producer_query="&serve=false")} if find_spec("zmq") else {}),
     **({"redis": Backend(RedisFloor, in_redis)} if find_spec("redis") and shutil.which("redis-server") else {}),
 }
 
@@ -122,7 +122,7 @@ BACKENDS = {
 def compare(name: str, nbytes: int, count: int, repeat: int) -> dict[str, float]:
     outcomes: dict[str, list[Outcome]] = {"transport": [], "floor": []}
     for _ in range(repeat):
-        with contextmanager(BACKENDS[name].place)() as places:
+        with contextmanager(BACKENDS[name].open_locations)() as places:
             for contender, where in zip(outcomes, places, strict=True):
                 trial = Trial(where, nbytes, count * BACKENDS[name].factor)
                 outcomes[contender].append(run(name, contender, trial))
@@ -137,7 +137,7 @@ def compare(name: str, nbytes: int, count: int, repeat: int) -> dict[str, float]
     }
 
 
-def look_at_peer(name: str, nbytes: int, count: int, repeat: int) -> dict[str, float]:
+def measure_peer(name: str, nbytes: int, count: int, repeat: int) -> dict[str, float]:
     trial = Trial("", nbytes, max(20, int(count * PEERS[name][1])))
     return {"peer": max(run(name, "peer", trial).rate for _ in range(repeat))}
 
@@ -153,8 +153,8 @@ def run(name: str, contender: str, trial: Trial) -> Outcome:
     return Outcome(rate=sides[0].rate, cpu=max(side.cpu for side in sides))
 
 
-async def play(name: str, contender: str, role: str, trial: Trial) -> Outcome:
-    where = trial.where + (BACKENDS[name].producing if role == "produce" else "")
+async def run_role(name: str, contender: str, role: str, trial: Trial) -> Outcome:
+    where = trial.where + (BACKENDS[name].producer_query if role == "produce" else "")
     queue = open_queue(where) if contender == "transport" else BACKENDS[name].floor(trial.where)
     meter = Meter()
     async with queue:
@@ -180,12 +180,12 @@ def main() -> None:
     if options.role:
         name, contender, role, fields = json.loads(options.role)
         trial = Trial(**fields)
-        outcome = PEERS[name][0](trial) if contender == "peer" else asyncio.run(play(name, contender, role, trial))
+        outcome = PEERS[name][0](trial) if contender == "peer" else asyncio.run(run_role(name, contender, role, trial))
         print(json.dumps(asdict(outcome)))
         return
     results = {
         f"{name} {label}": measure(name, nbytes, max(20, int(count * options.scale)), options.repeat)
-        for measure, names in ((compare, options.backend or BACKENDS), (look_at_peer, () if options.backend else PEERS))
+        for measure, names in ((compare, options.backend or BACKENDS), (measure_peer, () if options.backend else PEERS))
         for name in names
         for label, (nbytes, count) in SIZES.items()
     }

@@ -34,15 +34,15 @@ from PIL import Image
 # A script beside this one is called transports; the package of that name is what is wanted.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.engine_stub import MODEL, stub
+from benchmarks.engine_stub import MODEL, running_stub
 from renderers_adapter.pool import shared_pool
 from rollout.engine.client import EngineClient
 from rollout.images import ImagePolicy
 from rollout.records.messages import Message
 from rollout.records.stream import RolloutId, RolloutStream
 from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
-from rollout.serving.server import serve
-from rollout.session.session import Policy, Session
+from rollout.serving.server import serve_until_signal
+from rollout.session.session import PolicyClient, Session
 from transports import open_queue
 
 EARLY = 16
@@ -83,10 +83,10 @@ def engine(directory: Path, context_length: int) -> Iterator[str]:
 
 
 def _serve(settings: EmbeddedSettings, announced: Any) -> None:
-    serve(EmbeddedServer(settings), announced.put)
+    serve_until_signal(EmbeddedServer(settings), announced.put)
 
 
-async def one_rollout(policy: Policy, ask: Ask, turns: int) -> list[float]:
+async def one_rollout(policy: PolicyClient, ask: Ask, turns: int) -> list[float]:
     """CPU milliseconds of each turn."""
     spent = []
     async with open_queue(f"memory://{uuid.uuid4().hex}") as queue:
@@ -104,41 +104,41 @@ async def one_rollout(policy: Policy, ask: Ask, turns: int) -> list[float]:
     return spent
 
 
-async def ours(directory: Path, ask: Ask, turns: int, rollouts: int) -> list[float]:
+async def measure_ours(directory: Path, ask: Ask, turns: int, rollouts: int) -> list[float]:
     """CPU milliseconds of each turn with the embedded engine, the median of the rollouts."""
     with engine(directory, 1024 * (turns + 8)) as url:
-        return await several(url, directory, ask, turns, rollouts)
+        return await play_rollouts(url, directory, ask, turns, rollouts)
 
 
-async def ours_with_the_stub(directory: Path, ask: Ask, turns: int, rollouts: int) -> list[float]:
+async def measure_ours_with_stub(directory: Path, ask: Ask, turns: int, rollouts: int) -> list[float]:
     """The same with the engine that the peers are measured with."""
-    with stub() as url:
-        return await several(url, directory, ask, turns, rollouts)
+    with running_stub() as url:
+        return await play_rollouts(url, directory, ask, turns, rollouts)
 
 
-async def several(url: str, directory: Path, ask: Ask, turns: int, rollouts: int) -> list[float]:
+async def play_rollouts(url: str, directory: Path, ask: Ask, turns: int, rollouts: int) -> list[float]:
     renderers = shared_pool(TINY_MODEL, "qwen3-vl")
     async with EngineClient([url], MODEL, timeout=60) as client:
         await client.check()
-        policy = Policy(renderers, client, ImagePolicy("offload", directory), {"temperature": 0.0})
+        policy = PolicyClient(renderers, client, ImagePolicy("offload", directory), {"temperature": 0.0})
         await one_rollout(policy, ask, min(turns, EARLY))  # warm
         runs = [await one_rollout(policy, ask, turns) for _ in range(rollouts)]
     return [statistics.median(turn) for turn in zip(*runs, strict=True)]
 
 
-def around(turn: int, spent: list[float]) -> float:
+def median_around(turn: int, spent: list[float]) -> float:
     """The median of the turns about one, which evens out garbage collection and timers."""
     return statistics.median(spent[max(0, turn - 4) : turn + 4])
 
 
-def measure(measured: Callable[..., Any], turns: int, rollouts: int) -> dict[str, dict[str, float]]:
-    found = {}
+def measure(benchmark: Callable[..., Any], turns: int, rollouts: int) -> dict[str, dict[str, float]]:
+    results = {}
     for name, ask in (("images", image_turn), ("text", text_turn)):
         with tempfile.TemporaryDirectory() as directory:
-            spent = anyio.run(measured, Path(directory), ask, turns, rollouts)
-        early, late = around(EARLY, spent), around(turns - 1, spent)
-        found[name] = {"early": early, "late": late, "ratio": late / early}
-    return found
+            spent = anyio.run(benchmark, Path(directory), ask, turns, rollouts)
+        early, late = median_around(EARLY, spent), median_around(turns - 1, spent)
+        results[name] = {"early": early, "late": late, "ratio": late / early}
+    return results
 
 
 def main() -> None:
@@ -149,21 +149,21 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.turns < EARLY:
         parser.error(f"--turns must be at least {EARLY}, the turn that the last one is compared with")
-    found = {"rollout": measure(ours, arguments.turns, arguments.rollouts)}
+    results = {"rollout": measure(measure_ours, arguments.turns, arguments.rollouts)}
     if importlib.util.find_spec("verifiers"):
-        peers = importlib.import_module("benchmarks.turns_verifiers")
-        found["rollout, stub"] = measure(ours_with_the_stub, arguments.turns, arguments.rollouts)
-        found["verifiers, stub"] = measure(peers.theirs, arguments.turns, arguments.rollouts)
+        turns_verifiers = importlib.import_module("benchmarks.turns_verifiers")
+        results["rollout, stub"] = measure(measure_ours_with_stub, arguments.turns, arguments.rollouts)
+        results["verifiers, stub"] = measure(turns_verifiers.theirs, arguments.turns, arguments.rollouts)
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
         return
     print(f"{'CPU ms a turn':24} {'turn ' + str(EARLY):>9} {'turn ' + str(arguments.turns):>9} {'ratio':>6}")
-    for who, kinds in found.items():
+    for who, kinds in results.items():
         for kind, row in kinds.items():
             print(f"{who + ', ' + kind:24} {row['early']:9.2f} {row['late']:9.2f} {row['ratio']:6.2f}")
-    if "verifiers, stub" in found:
-        for kind, row in found["rollout, stub"].items():
-            theirs = found["verifiers, stub"][kind]
+    if "verifiers, stub" in results:
+        for kind, row in results["rollout, stub"].items():
+            theirs = results["verifiers, stub"][kind]
             shares = (f"{row[when] / theirs[when]:9.2f}" for when in ("early", "late"))
             print(f"{'ours over theirs, ' + kind:24} {' '.join(shares)}")
 

@@ -16,16 +16,16 @@ from verifiers.v1.dialects import ChatDialect
 from verifiers.v1.graph import prepare_turn
 from verifiers.v1.types import SamplingConfig
 
-from benchmarks.engine_stub import MODEL, stub
+from benchmarks.engine_stub import MODEL, running_stub
 from renderers_adapter.tokenizer import load_tokenizer
 from rollout.serving.embedded import TINY_MODEL
 
 
-async def theirs(directory: Path, ask: Callable[[int], Any], turns: int, rollouts: int) -> list[float]:
+async def measure_theirs(directory: Path, ask: Callable[[int], Any], turns: int, rollouts: int) -> list[float]:
     """CPU milliseconds of each turn, the median of the rollouts."""
     tokenizer = load_tokenizer(TINY_MODEL)
     config = config_from_name("qwen3-vl")
-    with stub() as url:
+    with running_stub() as url:
         settings = TrainClientConfig(base_url=f"{url}/v1", renderer=config, renderer_model_name=MODEL)
         pool = ElasticRendererPool(MODEL, config, multiplex=settings.multiplex)
         pool.renderers.append(RendererSlot(create_renderer(tokenizer, config)))

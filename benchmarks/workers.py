@@ -26,12 +26,12 @@ from typing import Any
 import anyio
 
 from rollout.config.load import Config, load_config
-from rollout.log import json_log
+from rollout.log import log_to_json_file
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RunDirectory
-from rollout.tasks.orders import encode_order, orders
-from rollout.worker.setup import open_policy, run_facts
+from rollout.tasks.orders import encode_order, iter_orders
+from rollout.worker.setup import build_run_metadata, open_policy
 from rollout.worker.worker import Worker
 from transports import open_queue
 
@@ -62,8 +62,8 @@ def engine(directory: Path) -> Iterator[tuple[str, int]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            told = process.stdout.readline()
-            yield told[told.index("http") :].split(";")[0], process.pid
+            announcement = process.stdout.readline()
+            yield announcement[announcement.index("http") :].split(";")[0], process.pid
         finally:
             process.terminate()
 
@@ -73,27 +73,29 @@ def cpu_of(pid: int) -> float:
     return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def launched(directory: Path, url: str, settings: Mapping[str, object], workers: int) -> dict[str, Any]:
+def run_launch(directory: Path, url: str, settings: Mapping[str, object], workers: int) -> dict[str, Any]:
     """The report of a launch, and how long its workers were ready."""
-    told = {"run.directory": directory, "engine.urls": json.dumps([url]), **settings}
+    overrides = {"run.directory": directory, "engine.urls": json.dumps([url]), **settings}
     command = [sys.executable, "-m", "rollout", "launch", str(CONFIG), "--json", "--workers", str(workers)]
-    command += [part for key, value in told.items() for part in ("--set", f"{key}={value}")]
+    command += [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
     out = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
     report: dict[str, Any] = json.loads(out)
     log = [json.loads(line) for line in (Path(report["run_dir"]) / "log.jsonl").read_text().splitlines()]
-    at = {event: [datetime.fromisoformat(e["timestamp"]) for e in log if e["event"] == event] for event in _EVENTS}
-    report["playing"] = (max(at["worker ended"]) - min(at["worker ready"])).total_seconds()
+    timestamps = {
+        event: [datetime.fromisoformat(e["timestamp"]) for e in log if e["event"] == event] for event in _EVENTS
+    }
+    report["playing"] = (max(timestamps["worker ended"]) - min(timestamps["worker ready"])).total_seconds()
     return report
 
 
 _EVENTS = ("worker ready", "worker ended")
 
 
-class Sampler:
+class CpuSampler:
     """Asks hundreds of times per second of CPU what is being done."""
 
     def __init__(self) -> None:
-        self.found: Counter[str] = Counter()
+        self.stage_counts: Counter[str] = Counter()
         self.cpu = 0.0
 
     @contextmanager
@@ -112,13 +114,13 @@ class Sampler:
             module = f"{frame.f_globals.get('__name__')}."
             stage = next((stage for prefix, stage in STAGES if module.startswith(prefix)), None)
             if stage is not None and not (stage == "worker" and module.startswith("rollout.worker.worker")):
-                self.found[stage] += 1
+                self.stage_counts[stage] += 1
                 return
             frame = frame.f_back
-        self.found["event loop and threads"] += 1
+        self.stage_counts["event loop and threads"] += 1
 
 
-async def play(config: Config, directory: RunDirectory, sampler: Sampler) -> int:
+async def play(config: Config, directory: RunDirectory, sampler: CpuSampler) -> int:
     """Play everything in this process, after a first rollout that warms up; the turns that were sampled."""
     async with (
         open_policy(config, directory, lambda: config.engine.urls, WorkerMetrics(config.run.name)) as policy,
@@ -126,22 +128,22 @@ async def play(config: Config, directory: RunDirectory, sampler: Sampler) -> int
         open_queue(f"file://{directory.path}/trajectories") as trajectories,
         anyio.create_task_group() as group,
     ):
-        claims = Claims(directory.claims("benchmark"))
-        worker = Worker(config, policy, run_facts(config, "benchmark"), claims, tasks, trajectories)
+        claims = Claims(directory.claims_path("benchmark"))
+        worker = Worker(config, policy, build_run_metadata(config, "benchmark"), claims, tasks, trajectories)
         group.start_soon(worker.run)
-        first, *rest = orders(config.new_environment, config.tasks)
+        first, *rest = iter_orders(config.new_environment, config.tasks)
         await tasks.put(encode_order(first), key="k")
-        await _finished(worker, 1)
+        await _wait_until_finished(worker, 1)
         before = worker.counters.turns
         with sampler.sampling():
             for order in rest:
                 await tasks.put(encode_order(order), key="k")
-            await _finished(worker, 1 + len(rest))
+            await _wait_until_finished(worker, 1 + len(rest))
         worker.drain()
     return worker.counters.turns - before
 
 
-async def _finished(worker: Worker, count: int) -> None:
+async def _wait_until_finished(worker: Worker, count: int) -> None:
     while True:
         if worker.counters.finished >= count:
             return
@@ -152,14 +154,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=200)
     parser.add_argument("--turns", type=int, default=8)
-    asked = parser.parse_args()
-    settings = {"tasks.count": asked.rollouts // 4, "tasks.turns": asked.turns, "environment.image_size": 64}
+    arguments = parser.parse_args()
+    settings = {"tasks.count": arguments.rollouts // 4, "tasks.turns": arguments.turns, "environment.image_size": 64}
     with tempfile.TemporaryDirectory(prefix="bench-workers-") as name:
         directory = Path(name)
         with engine(directory) as (url, pid):
             for workers in (1, 2):
                 before, children = cpu_of(pid), resource.getrusage(resource.RUSAGE_CHILDREN)
-                report = launched(directory, url, settings, workers)
+                report = run_launch(directory, url, settings, workers)
                 after = resource.getrusage(resource.RUSAGE_CHILDREN)
                 used = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
                 print(
@@ -170,14 +172,14 @@ def main() -> None:
             overrides = [f"{key}={value}" for key, value in settings.items()]
             config = load_config(CONFIG, [*overrides, f"engine.urls=['{url}']", f"run.directory={directory}"])
             run = RunDirectory(directory / "sampled")
-            run.make()
-            sampler = Sampler()
-            with json_log(run.path / "log.jsonl"):
+            run.create()
+            sampler = CpuSampler()
+            with log_to_json_file(run.path / "log.jsonl"):
                 turns = anyio.run(play, config, run, sampler)
-    each, total = 1000 * sampler.cpu / turns, sum(sampler.found.values())
-    print(f"\nCPU of one worker, {each:.2f} ms a turn:")
-    for stage, count in sampler.found.most_common():
-        print(f"  {stage:<24} {count / total:6.1%}  {each * count / total:.2f} ms")
+    milliseconds_per_turn, total = 1000 * sampler.cpu / turns, sum(sampler.stage_counts.values())
+    print(f"\nCPU of one worker, {milliseconds_per_turn:.2f} ms a turn:")
+    for stage, count in sampler.stage_counts.most_common():
+        print(f"  {stage:<24} {count / total:6.1%}  {milliseconds_per_turn * count / total:.2f} ms")
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from renderers_adapter.errors import AdapterError
-from renderers_adapter.families import Family, family_named
+from renderers_adapter.families import RendererFamily, get_family
 from renderers_adapter.geometry import Geometry, geometry_for
 from renderers_adapter.rendered import (
-    Parsed,
+    ParsedCompletion,
     ParsedToolCall,
-    Rendered,
+    RenderedMessages,
     UnsupportedConversation,
     count_images,
     read_tool_call,
@@ -28,31 +28,31 @@ from renderers_adapter.tokenizer import FastTokenizer, TokenizerError, load_toke
 from renderers_adapter.tokens import LogicalIds
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-_COUNTED = frozenset(("add_vision_id",))
+_IMAGE_NUMBERING_ARGUMENTS = frozenset(("add_vision_id",))
 
 
 class RendererMismatch(AdapterError):
     """A renderer and a tokenizer, or a renderer and its template options, do not go together."""
 
 
-class BridgeReason(StrEnum):
+class BridgeRefusalReason(StrEnum):
     """Why a turn cannot be bridged and is rendered whole.
 
     Attributes:
-        ASSISTANT: the new messages hold an answer that the policy did not give here.
-        THINKING: the template drops earlier reasoning once a new question is asked.
-        REFUSED: the renderer cannot prove that a bridge would be right, as where reasoning was never closed.
+        ASSISTANT_MESSAGE: the new messages hold an answer that the policy did not give here.
+        THINKING_DROPPED: the template drops earlier reasoning once a new question is asked.
+        RENDERER_REFUSED: the renderer cannot prove that a bridge would be right, as where reasoning was never closed.
     """
 
-    ASSISTANT = "assistant"
-    THINKING = "thinking"
-    REFUSED = "refused"
+    ASSISTANT_MESSAGE = "assistant"
+    THINKING_DROPPED = "thinking"
+    RENDERER_REFUSED = "refused"
 
 
 class BridgeRefused(AdapterError):
     """A bridge that would not be right; render the whole conversation instead."""
 
-    def __init__(self, reason: BridgeReason) -> None:
+    def __init__(self, reason: BridgeRefusalReason) -> None:
         self.reason = reason
         super().__init__(f"this turn cannot be bridged: {reason}")
 
@@ -65,18 +65,22 @@ class RendererAdapter:
     """
 
     def __init__(
-        self, create: Callable[[], Any], family: Family, tokenizer: FastTokenizer, geometry: Geometry | None
+        self,
+        create_renderer: Callable[[], Any],
+        family: RendererFamily,
+        tokenizer: FastTokenizer,
+        geometry: Geometry | None,
     ) -> None:
-        self._create = create
-        self._renderer = renderer = create()
+        self._create_renderer = create_renderer
+        self._renderer = renderer = create_renderer()
         self._family = family
         # The renderers of text-only families do not know the argument.
-        multimodal = getattr(renderer, "supports_process_multimodal", False)
-        self._without_pixels = {"process_multimodal": False} if multimodal else {}
+        takes_images = getattr(renderer, "supports_process_multimodal", False)
+        self._render_options = {"process_multimodal": False} if takes_images else {}
         self._lock = threading.Lock()
         self.tokenizer = tokenizer
         self.geometry = geometry
-        self.pad_id = tokenizer.token_id(family.pad) if family.pad is not None else None
+        self.pad_id = tokenizer.token_id(family.image_pad_token) if family.image_pad_token is not None else None
         self.stop_token_ids: tuple[int, ...] = tuple(renderer.get_stop_token_ids())
 
     @classmethod
@@ -92,29 +96,31 @@ class RendererAdapter:
             GeometryError: the processor configuration lacks what placeholder counts are computed from.
             RendererMismatch: the tokenizer lacks a token of this chat format, or the template an argument.
         """
-        family = family_named(renderer)
+        family = get_family(renderer)
         tokenizer = load_tokenizer(directory)
         geometry = None if family.geometry is None else geometry_for(family.geometry, load_processor_config(directory))
-        return cls(lambda: _create(family, tokenizer, template or {}), family, tokenizer, geometry)
+        return cls(lambda: _create_renderer(family, tokenizer, template or {}), family, tokenizer, geometry)
 
-    def another(self) -> "RendererAdapter":
+    def clone(self) -> "RendererAdapter":
         """A second renderer for the same model, which shares what only is read."""
-        return RendererAdapter(self._create, self._family, self.tokenizer, self.geometry)
+        return RendererAdapter(self._create_renderer, self._family, self.tokenizer, self.geometry)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> Rendered:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> RenderedMessages:
         """Tokens for a whole conversation.
 
         Raises:
             UnsupportedConversation: the family's template cannot say this, or not say it the same way twice.
         """
-        self._refuse_unsupported(messages, tools, first=True)
+        self._refuse_unsupported(messages, tools, starts_conversation=True)
         with self._lock:
             try:
                 rendered = self._renderer.render(
                     list(messages),
                     tools=list(tools) if tools else None,
                     add_generation_prompt=True,
-                    **self._without_pixels,
+                    **self._render_options,
                 )
             except TokenizerError:
                 raise
@@ -126,42 +132,46 @@ class RendererAdapter:
 
     def bridge(
         self,
-        opening: LogicalIds,
+        generation_prompt: LogicalIds,
         completion: LogicalIds,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
-    ) -> Rendered:
+    ) -> RenderedMessages:
         """Only the tokens that `messages` add after a completion.
 
-        `opening` is what opened the assistant's turn: a renderer looks no further back than that.
+        `generation_prompt` is what opened the assistant's turn: a renderer looks no further back than that.
 
         Raises:
             BridgeRefused: a full render is needed, and why.
             UnsupportedConversation: a full render would not be right either.
         """
         if not messages or any(message["role"] == "assistant" for message in messages):
-            raise BridgeRefused(BridgeReason.ASSISTANT)
-        self._refuse_unsupported(messages, tools, first=False)
-        previous, sampled = opening.tolist(), completion.tolist()
+            raise BridgeRefused(BridgeRefusalReason.ASSISTANT_MESSAGE)
+        self._refuse_unsupported(messages, tools, starts_conversation=False)
+        prompt_ids, completion_ids = generation_prompt.tolist(), completion.tolist()
         with self._lock:
             try:
                 bridged = self._renderer.bridge_to_next_turn(
-                    previous, sampled, list(messages), tools=list(tools) if tools else None, **self._without_pixels
+                    prompt_ids,
+                    completion_ids,
+                    list(messages),
+                    tools=list(tools) if tools else None,
+                    **self._render_options,
                 )
             except TokenizerError:
                 raise
             except Exception as error:
-                raise BridgeRefused(BridgeReason.REFUSED) from error
-        known = previous + sampled
+                raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED) from error
+        known_ids = prompt_ids + completion_ids
         if bridged is None:
-            raise BridgeRefused(self._reason(messages))
-        if bridged.token_ids[: len(known)] != known or max(bridged.token_ids) >= self.tokenizer.vocab_size:
-            raise BridgeRefused(BridgeReason.REFUSED)
-        return split_by_message(bridged, messages, len(known), self.pad_id)
+            raise BridgeRefused(self._refusal_reason(messages))
+        if bridged.token_ids[: len(known_ids)] != known_ids or max(bridged.token_ids) >= self.tokenizer.vocab_size:
+            raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)
+        return split_by_message(bridged, messages, len(known_ids), self.pad_id)
 
     def parse(
-        self, opening: LogicalIds, completion: LogicalIds, tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> Parsed:
+        self, parse_prefix: LogicalIds, completion: LogicalIds, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> ParsedCompletion:
         """What a completion says; where a format does not quote its arguments, `tools` tell their types.
 
         One that the renderer cannot read is one malformed tool call, as it was sampled: whatever a policy says, it is
@@ -171,48 +181,48 @@ class RendererAdapter:
         with self._lock:
             try:
                 parsed = self._renderer.parse_response(
-                    ids, tools=list(tools) if tools else None, prompt_ids=opening.tolist()
+                    ids, tools=list(tools) if tools else None, prompt_ids=parse_prefix.tolist()
                 )
             except Exception:  # noqa: BLE001 - the parsers of JSON and XML raise what they like, RecursionError included
-                ended = ids[-1:] and ids[-1] in self.stop_token_ids
-                text = self.tokenizer.decode(ids[:-1] if ended else ids)
-                return Parsed("", None, (ParsedToolCall(None, "", {}, text, "unreadable", text),))
+                ends_with_stop_token = ids[-1:] and ids[-1] in self.stop_token_ids
+                text = self.tokenizer.decode(ids[:-1] if ends_with_stop_token else ids)
+                return ParsedCompletion("", None, (ParsedToolCall(None, "", {}, text, "unreadable", text),))
         calls = (
             read_tool_call(call, lambda span: self.tokenizer.decode(ids[slice(*span)])) for call in parsed.tool_calls
         )
-        return Parsed(parsed.content, parsed.reasoning_content, tuple(calls))
+        return ParsedCompletion(parsed.content, parsed.reasoning_content, tuple(calls))
 
     def _refuse_unsupported(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
         *,
-        first: bool,
+        starts_conversation: bool,
     ) -> None:
-        if first and self._family.wants_system and messages[0]["role"] != "system":
+        if starts_conversation and self._family.requires_system_message and messages[0]["role"] != "system":
             raise UnsupportedConversation(
                 f"the template of {self._family.name} would put a system message of its own first; "
                 "begin the conversation with one of yours."
             )
-        if not self._family.takes_tools and (tools or any(_speaks_of_tools(message) for message in messages)):
+        if not self._family.supports_tools and (tools or any(_uses_tools(message) for message in messages)):
             raise UnsupportedConversation(
                 f"the template of {self._family.name} knows no tools; describe them in the system message, and give "
                 "their results in user messages."
             )
-        if self._family.names_tools:
+        if self._family.requires_tool_names:
             for index, message in enumerate(messages):
                 if message["role"] == "tool" and not message.get("name"):
                     raise UnsupportedConversation(
                         f"message {index} is a tool's result without `name`, and the template of {self._family.name} "
                         "says of each result which tool it is of; give it the name that was called."
                     )
-        _refuse_ambiguous(messages, first=first)
+        _check_roles(messages, starts_conversation=starts_conversation)
 
-    def _reason(self, messages: Sequence[Mapping[str, Any]]) -> BridgeReason:
+    def _refusal_reason(self, messages: Sequence[Mapping[str, Any]]) -> BridgeRefusalReason:
         retention = getattr(self._renderer, "effective_thinking_retention", "all")
-        asks = any(message["role"] == "user" for message in messages)
-        dropped = retention == "template" or (retention == "tool_cycle" and asks)
-        return BridgeReason.THINKING if dropped else BridgeReason.REFUSED
+        has_user_message = any(message["role"] == "user" for message in messages)
+        thinking_dropped = retention == "template" or (retention == "tool_cycle" and has_user_message)
+        return BridgeRefusalReason.THINKING_DROPPED if thinking_dropped else BridgeRefusalReason.RENDERER_REFUSED
 
 
 def load_processor_config(directory: Path) -> dict[str, Any]:
@@ -221,20 +231,20 @@ def load_processor_config(directory: Path) -> dict[str, Any]:
         path = directory / name
         if path.is_file():
             try:
-                found = json.loads(path.read_text("utf-8"))
+                config = json.loads(path.read_text("utf-8"))
             except ValueError as error:
                 raise AdapterError(f"{path} is not JSON: {error}.") from None
-            return dict(found.get("image_processor", found))
+            return dict(config.get("image_processor", config))
     raise AdapterError(
         f"{directory} holds neither {' nor '.join(_PROCESSOR_FILES)}; copy it from the checkpoint: "
         "the number of tokens of an image is computed from it."
     )
 
 
-def _refuse_ambiguous(messages: Sequence[Mapping[str, Any]], *, first: bool) -> None:
+def _check_roles(messages: Sequence[Mapping[str, Any]], *, starts_conversation: bool) -> None:
     for index, message in enumerate(messages):
         role = message["role"]
-        if role == "system" and not (first and index == 0):
+        if role == "system" and not (starts_conversation and index == 0):
             raise UnsupportedConversation(
                 f"message {index} is a system message that is not the first message; a full render would drop it. "
                 "Say it in a user message."
@@ -246,41 +256,48 @@ def _refuse_ambiguous(messages: Sequence[Mapping[str, Any]], *, first: bool) -> 
             )
 
 
-def _speaks_of_tools(message: Mapping[str, Any]) -> bool:
+def _uses_tools(message: Mapping[str, Any]) -> bool:
     return message["role"] == "tool" or bool(message.get("tool_calls"))
 
 
-def _create(family: Family, tokenizer: FastTokenizer, template: Mapping[str, Any]) -> Any:
+def _create_renderer(family: RendererFamily, tokenizer: FastTokenizer, template: Mapping[str, Any]) -> Any:
     from renderers import config_from_name, create_renderer
 
-    if numbered := sorted(_COUNTED & template.keys()):
+    if numbering_arguments := sorted(_IMAGE_NUMBERING_ARGUMENTS & template.keys()):
         raise RendererMismatch(
-            f"the template argument {numbered[0]!r} numbers the images of a whole conversation, and a bridge sees only "
-            "its end; leave it out (model.template)."
+            f"the template argument {numbering_arguments[0]!r} numbers the images of a whole conversation, and a "
+            "bridge sees only its end; leave it out (model.template)."
         )
     try:
-        known = _WithAbsent(tokenizer, family.absent) if family.absent else tokenizer
-        return create_renderer(known, config_from_name(family.renderer), chat_template_kwargs=dict(template) or None)
+        renderer_tokenizer = (
+            _TokenizerWithMissingTokens(tokenizer, family.missing_tokens) if family.missing_tokens else tokenizer
+        )
+        return create_renderer(
+            renderer_tokenizer, config_from_name(family.renderer), chat_template_kwargs=dict(template) or None
+        )
     except Exception as error:  # each renderer asserts, in words of its own, that its tokens exist
         if type(error).__module__ == "openai_harmony":
             raise RendererMismatch(
-                f"the renderer {family.name} cannot be made: its vocabulary, {family.vocabulary}, was neither found "
-                f"nor downloaded ({error}). Put that file into a directory, and name this in TIKTOKEN_ENCODINGS_BASE."
+                f"the renderer {family.name} cannot be made: its vocabulary, {family.vocabulary_file}, was neither "
+                f"found nor downloaded ({error}). Put that file into a directory, and name this in "
+                "TIKTOKEN_ENCODINGS_BASE."
             ) from error
-        cure = f", or correct model.template ({', '.join(template)})" if template else ""
+        template_fix = f", or correct model.template ({', '.join(template)})" if template else ""
         raise RendererMismatch(
             f"the renderer {family.name} cannot be made for {tokenizer.name_or_path}: {error}. "
-            f"Choose the renderer that belongs to the model (model.renderer){cure}."
+            f"Choose the renderer that belongs to the model (model.renderer){template_fix}."
         ) from error
 
 
-class _WithAbsent:
+class _TokenizerWithMissingTokens:
     """A tokenizer that seems to have tokens which it lacks: their ids lie beyond its vocabulary."""
 
-    def __init__(self, tokenizer: FastTokenizer, absent: Sequence[str]) -> None:
+    def __init__(self, tokenizer: FastTokenizer, possibly_missing: Sequence[str]) -> None:
         self._tokenizer = tokenizer
-        missing = [token for token in absent if tokenizer.convert_tokens_to_ids(token) == tokenizer.unk_token_id]
-        self._beyond = {token: tokenizer.vocab_size + at for at, token in enumerate(missing)}
+        missing = [
+            token for token in possibly_missing if tokenizer.convert_tokens_to_ids(token) == tokenizer.unk_token_id
+        ]
+        self._made_up_ids = {token: tokenizer.vocab_size + at for at, token in enumerate(missing)}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -289,4 +306,4 @@ class _WithAbsent:
         return self._tokenizer(*arguments, **options)
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
-        return self._beyond.get(token, self._tokenizer.convert_tokens_to_ids(token))
+        return self._made_up_ids.get(token, self._tokenizer.convert_tokens_to_ids(token))

@@ -13,8 +13,8 @@ from typing import Any, Self
 
 from .errors import AdapterError
 
-KIND = "prime_raw_mm_item"
-VERSION = 1
+RAW_MM_ITEM_KIND = "prime_raw_mm_item"
+RAW_MM_ITEM_VERSION = 1
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 SAFE_FINGERPRINT = re.compile(r"[0-9a-f]{16,64}")
@@ -25,8 +25,8 @@ _PROCESSED_KEYS = frozenset(
 ) | {"video_embeds", "video_features"}
 _ARRAY_TAG = re.compile(r"_*(nd_?array|numpy|array|torch|tensor)_*|(torch|np|numpy)\..+", re.IGNORECASE)
 _TAG_KEYS = frozenset({"type", "kind", "__type__", "_type", "__class__"})
-_PLAIN = frozenset({str, int, float, bool, type(None)})
-_DEEPEST = 64
+_PLAIN_TYPES = frozenset({str, int, float, bool, type(None)})
+_MAX_DEPTH = 64
 
 
 class DescriptorError(AdapterError):
@@ -55,7 +55,7 @@ class RawMMItem:
 
 
 @dataclass(frozen=True, slots=True)
-class Placeholder:
+class PlaceholderRange:
     """The expanded placeholder range of one image."""
 
     offset: int
@@ -78,11 +78,13 @@ def raw_mm_item(
         DescriptorError: a field is unsafe, or there is not exactly one of `raw_image_id` and `raw_uri`.
         ProcessedPayloadError: the payload carries an array.
     """
-    contract = raw_mm_contract(family=family, fingerprint=fingerprint, modality=modality, vllm_modality=vllm_modality)
-    item = dict(contract)
+    common_fields = raw_mm_common_fields(
+        family=family, fingerprint=fingerprint, modality=modality, vllm_modality=vllm_modality
+    )
+    item = dict(common_fields)
     item["payload"] = dict(payload)
     reject_processed(item["payload"], "item.payload")
-    _require_one_source(raw_image_id, raw_uri, "item")
+    _check_one_source(raw_image_id, raw_uri, "item")
     if raw_image_id is not None:
         item["raw_image_id"] = raw_image_id
     else:
@@ -91,7 +93,7 @@ def raw_mm_item(
 
 
 @lru_cache(maxsize=64)  # a run describes all its images under one contract
-def raw_mm_contract(
+def raw_mm_common_fields(
     *, family: str, fingerprint: str, modality: str = "image", vllm_modality: str | None = None
 ) -> Mapping[str, Any]:
     """What the envelopes of all images have in common that one model prepares alike.
@@ -99,17 +101,17 @@ def raw_mm_contract(
     Raises:
         DescriptorError: a field is unsafe.
     """
-    contract: dict[str, Any] = {
-        "kind": KIND,
-        "version": VERSION,
+    common_fields: dict[str, Any] = {
+        "kind": RAW_MM_ITEM_KIND,
+        "version": RAW_MM_ITEM_VERSION,
         "modality": modality,
         "family": family,
         "layout_fingerprint": fingerprint,
     }
     if vllm_modality is not None:
-        contract["vllm_modality"] = vllm_modality
-    _require_contract(contract, "item")
-    return contract
+        common_fields["vllm_modality"] = vllm_modality
+    _check_common_fields(common_fields, "item")
+    return common_fields
 
 
 def parse_raw_mm_item(item: Any, path: str = "item") -> RawMMItem:
@@ -122,12 +124,12 @@ def parse_raw_mm_item(item: Any, path: str = "item") -> RawMMItem:
     if not isinstance(item, Mapping):
         raise DescriptorError(f"{path} must be a raw descriptor, but is a {type(item).__name__}")
     reject_processed(item, path)
-    _require_contract(item, path)
+    _check_common_fields(item, path)
     raw_image_id, raw_uri = item.get("raw_image_id"), item.get("raw_uri")
-    _require_one_source(raw_image_id, raw_uri, path)
+    _check_one_source(raw_image_id, raw_uri, path)
     payload = item.get("payload")
     if not isinstance(payload, Mapping):
-        raise DescriptorError(f"{path}.payload must be a mapping, but is {_shown(payload)}")
+        raise DescriptorError(f"{path}.payload must be a mapping, but is {_abbreviate(payload)}")
     return RawMMItem(
         modality=item["modality"],
         family=item["family"],
@@ -144,7 +146,7 @@ class ModalitySidecar:
     """The images of one modality of a prompt: three parallel lists, in prompt order."""
 
     hashes: tuple[str, ...]
-    placeholders: tuple[Placeholder, ...]
+    placeholders: tuple[PlaceholderRange, ...]
     items: tuple[Mapping[str, Any], ...]
 
 
@@ -168,7 +170,9 @@ class Sidecar:
         encoded = {
             name: {
                 "hashes": list(part.hashes),
-                "placeholders": [{"offset": range_.offset, "length": range_.length} for range_ in part.placeholders],
+                "placeholders": [
+                    {"offset": placeholder.offset, "length": placeholder.length} for placeholder in part.placeholders
+                ],
                 "items": [dict(item) for item in part.items],
             }
             for name, part in self.modalities.items()
@@ -194,24 +198,24 @@ def reject_processed(value: Any, path: str = "sidecar") -> None:
     Raises:
         ProcessedPayloadError: with the path of the offending key or value.
     """
-    found = _offence(value, 0)
-    if found is not None:
-        raise ProcessedPayloadError(path + found[0], found[1])
+    offence = _find_processed(value, 0)
+    if offence is not None:
+        raise ProcessedPayloadError(path + offence[0], offence[1])
 
 
-def require_safe(value: Any, safe: re.Pattern[str], path: str) -> None:
+def require_safe(value: Any, pattern: re.Pattern[str], path: str) -> None:
     """Refuse a field that is not made of safe characters only."""
-    if not isinstance(value, str) or not safe.fullmatch(value):
-        raise DescriptorError(f"{path} must match {safe.pattern}, but is {_shown(value)}")
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise DescriptorError(f"{path} must match {pattern.pattern}, but is {_abbreviate(value)}")
 
 
 def require_data_uri(value: Any, path: str) -> None:
     """Refuse an inline source that is not a `data:` URI of an image."""
     if not isinstance(value, str) or not value.startswith("data:image/"):
-        raise DescriptorError(f"{path} must be a data:image/… URI, but is {_shown(value)}")
+        raise DescriptorError(f"{path} must be a data:image/… URI, but is {_abbreviate(value)}")
 
 
-def _require_one_source(raw_image_id: Any, raw_uri: Any, path: str) -> None:
+def _check_one_source(raw_image_id: Any, raw_uri: Any, path: str) -> None:
     """Refuse anything but exactly one of the two ways to name an image, or a name that is not safe."""
     if (raw_image_id is None) == (raw_uri is None):
         raise DescriptorError(f"{path} must have exactly one of raw_image_id and raw_uri")
@@ -221,14 +225,14 @@ def _require_one_source(raw_image_id: Any, raw_uri: Any, path: str) -> None:
         require_data_uri(raw_uri, f"{path}.raw_uri")
 
 
-def _require_contract(item: Mapping[str, Any], path: str) -> None:
-    if item.get("kind") != KIND or item.get("version") != VERSION:
+def _check_common_fields(item: Mapping[str, Any], path: str) -> None:
+    if item.get("kind") != RAW_MM_ITEM_KIND or item.get("version") != RAW_MM_ITEM_VERSION:
         raise DescriptorError(
-            f"{path} must have kind {KIND!r} and version {VERSION}, but has {_shown(item.get('kind'))} and"
-            f" {_shown(item.get('version'))}"
+            f"{path} must have kind {RAW_MM_ITEM_KIND!r} and version {RAW_MM_ITEM_VERSION}, but has "
+            f"{_abbreviate(item.get('kind'))} and {_abbreviate(item.get('version'))}"
         )
-    for key, safe in (("modality", SAFE_NAME), ("family", SAFE_NAME), ("layout_fingerprint", SAFE_FINGERPRINT)):
-        require_safe(item.get(key), safe, f"{path}.{key}")
+    for key, pattern in (("modality", SAFE_NAME), ("family", SAFE_NAME), ("layout_fingerprint", SAFE_FINGERPRINT)):
+        require_safe(item.get(key), pattern, f"{path}.{key}")
     if item.get("vllm_modality") is not None:
         require_safe(item["vllm_modality"], SAFE_NAME, f"{path}.vllm_modality")
 
@@ -239,15 +243,15 @@ def _check_modality(name: str, part: ModalitySidecar) -> None:
     counts = len(part.hashes), len(part.placeholders), len(part.items)
     if len(set(counts)) != 1:
         raise DescriptorError(f"{path} must have parallel lists, but has {counts} hashes, placeholders and items")
-    end = 0
-    for index, (hash_, range_, item) in enumerate(zip(part.hashes, part.placeholders, part.items, strict=True)):
+    previous_end = 0
+    for index, (hash_, placeholder, item) in enumerate(zip(part.hashes, part.placeholders, part.items, strict=True)):
         require_safe(hash_, SAFE_HASH, f"{path}.hashes[{index}]")
-        if range_.offset < end or range_.length <= 0:
+        if placeholder.offset < previous_end or placeholder.length <= 0:
             raise DescriptorError(
-                f"{path}.placeholders[{index}] is {range_.length} tokens at {range_.offset}, but ranges must be in"
-                f" order, apart and not empty (the one before ends at {end})"
+                f"{path}.placeholders[{index}] is {placeholder.length} tokens at {placeholder.offset}, but ranges must "
+                f"be in order, apart and not empty (the one before ends at {previous_end})"
             )
-        end = range_.offset + range_.length
+        previous_end = placeholder.offset + placeholder.length
         if parse_raw_mm_item(item, f"{path}.items[{index}]").modality != name:
             raise DescriptorError(f"{path}.items[{index}].modality must be {name!r}, but is {item['modality']!r}")
 
@@ -257,62 +261,65 @@ def _decode_modality(name: str, part: Any) -> ModalitySidecar:
     if not isinstance(part, Mapping):
         raise DescriptorError(f"{path} must be a mapping, but is a {type(part).__name__}")
     return ModalitySidecar(
-        hashes=tuple(_list(part, "hashes", path)),
+        hashes=tuple(_require_list(part, "hashes", path)),
         placeholders=tuple(
-            Placeholder(_integer(range_, "offset", here), _integer(range_, "length", here))
-            for index, range_ in enumerate(_list(part, "placeholders", path))
-            for here in [f"{path}.placeholders[{index}]"]
+            PlaceholderRange(
+                _require_integer(encoded_range, "offset", item_path),
+                _require_integer(encoded_range, "length", item_path),
+            )
+            for index, encoded_range in enumerate(_require_list(part, "placeholders", path))
+            for item_path in [f"{path}.placeholders[{index}]"]
         ),
-        items=tuple(_list(part, "items", path)),
+        items=tuple(_require_list(part, "items", path)),
     )
 
 
-def _list(holder: Mapping[str, Any], key: str, path: str) -> Sequence[Any]:
-    value = holder.get(key)
+def _require_list(mapping: Mapping[str, Any], key: str, path: str) -> Sequence[Any]:
+    value = mapping.get(key)
     if not isinstance(value, list | tuple):
-        raise DescriptorError(f"{path}.{key} must be a list, but is {_shown(value)}")
+        raise DescriptorError(f"{path}.{key} must be a list, but is {_abbreviate(value)}")
     return value
 
 
-def _integer(holder: Any, key: str, path: str) -> int:
-    value = holder.get(key) if isinstance(holder, Mapping) else None
+def _require_integer(mapping: Any, key: str, path: str) -> int:
+    value = mapping.get(key) if isinstance(mapping, Mapping) else None
     if not isinstance(value, int) or isinstance(value, bool):
-        raise DescriptorError(f"{path} must have an offset and a length, but is {_shown(holder)}")
+        raise DescriptorError(f"{path} must have an offset and a length, but is {_abbreviate(mapping)}")
     return value
 
 
-def _offence(value: Any, depth: int) -> tuple[str, str] | None:
+def _find_processed(value: Any, depth: int) -> tuple[str, str] | None:
     """Where below `value` something processed is, and what; the path is only spelled out once there is one."""
-    kind = type(value)
-    if kind in _PLAIN:
+    value_type = type(value)
+    if value_type in _PLAIN_TYPES:
         return None
-    if depth == _DEEPEST:
-        return "", f"is nested deeper than {_DEEPEST} levels"
-    if kind is dict or isinstance(value, Mapping):
-        return _offence_in_mapping(value, depth)
+    if depth == _MAX_DEPTH:
+        return "", f"is nested deeper than {_MAX_DEPTH} levels"
+    if value_type is dict or isinstance(value, Mapping):
+        return _find_processed_in_mapping(value, depth)
     if isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            if type(inner) not in _PLAIN and (found := _offence(inner, depth + 1)):
-                return f"[{index}]{found[0]}", found[1]
+            if type(inner) not in _PLAIN_TYPES and (inner_offence := _find_processed(inner, depth + 1)):
+                return f"[{index}]{inner_offence[0]}", inner_offence[1]
         return None
     # A subclass of a plain type is one, but numpy's scalars inherit from Python's numbers and are still of an array.
-    if isinstance(value, str | int | float) and kind.__module__ != "numpy":
+    if isinstance(value, str | int | float) and value_type.__module__ != "numpy":
         return None
-    return "", f"is a {kind.__module__}.{kind.__qualname__}"
+    return "", f"is a {value_type.__module__}.{value_type.__qualname__}"
 
 
-def _offence_in_mapping(value: Mapping[Any, Any], depth: int) -> tuple[str, str] | None:
+def _find_processed_in_mapping(value: Mapping[Any, Any], depth: int) -> tuple[str, str] | None:
     if "dtype" in value and "shape" in value:
         return "", "is an encoded array (it has a dtype and a shape)"
     for key, inner in value.items():
         if not isinstance(key, str):
-            return "", f"has a key that is not a string: {_shown(key)}"
+            return "", f"has a key that is not a string: {_abbreviate(key)}"
         if key in _PROCESSED_KEYS:
             return f".{key}", "is a processed payload"
         if _is_array_tag(key, inner):
             return f".{key[:100]}", "tags an encoded array"
-        if type(inner) not in _PLAIN and (found := _offence(inner, depth + 1)):
-            return f".{key[:100]}{found[0]}", found[1]
+        if type(inner) not in _PLAIN_TYPES and (inner_offence := _find_processed(inner, depth + 1)):
+            return f".{key[:100]}{inner_offence[0]}", inner_offence[1]
     return None
 
 
@@ -322,6 +329,6 @@ def _is_array_tag(key: str, value: Any) -> bool:
     return key in _TAG_KEYS and isinstance(value, str) and _ARRAY_TAG.fullmatch(value) is not None
 
 
-def _shown(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = repr(value) if not isinstance(value, str) else repr(value[:80])
     return text if len(text) <= 100 else text[:97] + "..."

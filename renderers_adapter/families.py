@@ -18,40 +18,42 @@ class UnknownRenderer(AdapterError):
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class RendererFamily:
     """One chat format.
 
     Attributes:
         renderer: its name in the `renderers` package.
         geometry: the family of its image layout; None for text only.
-        pad: the token that stands for one image before expansion.
-        absent: tokens that the renderer asks for at start and that the family's tokenizers may lack. Nothing that
-            would write one of them is rendered.
-        wants_system: the family's own template puts a system message of its own where the conversation has none.
-        takes_tools: whether the family's own template knows tools and their results.
-        names_tools: its template writes of each result which tool it is of.
-        vocabulary: a file that its renderer reads besides the tokenizer, and downloads where it is not found.
+        image_pad_token: the token that stands for one image before expansion.
+        missing_tokens: tokens that the renderer asks for at start and that the family's tokenizers may lack. Nothing
+            that would write one of them is rendered.
+        requires_system_message: the family's own template adds a system message where the conversation has none.
+        supports_tools: whether the family's own template knows tools and their results.
+        requires_tool_names: its template writes of each result which tool it is of.
+        vocabulary_file: a file that its renderer reads besides the tokenizer, and downloads where it is not found.
     """
 
     name: str
     renderer: str
     geometry: str | None = None
-    pad: str | None = None
-    absent: tuple[str, ...] = ()
-    wants_system: bool = False
-    takes_tools: bool = True
-    names_tools: bool = False
-    vocabulary: str | None = None
+    image_pad_token: str | None = None
+    missing_tokens: tuple[str, ...] = ()
+    requires_system_message: bool = False
+    supports_tools: bool = True
+    requires_tool_names: bool = False
+    vocabulary_file: str | None = None
 
 
-def _qwen_vl(name: str) -> Family:
-    return Family(name, name, "qwen_vl", "<|image_pad|>")
+def _qwen_vl(name: str) -> RendererFamily:
+    return RendererFamily(name, name, "qwen_vl", "<|image_pad|>")
 
 
-def _qwen2_vl(name: str) -> Family:
+def _qwen2_vl(name: str) -> RendererFamily:
     # Below a system message its template writes what Qwen3-VL's does, save for tools, which it does not know at all.
-    absent = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "</think>")
-    return Family(name, "qwen3-vl", "qwen_vl", "<|image_pad|>", absent, wants_system=True, takes_tools=False)
+    missing_tokens = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "</think>")
+    return RendererFamily(
+        name, "qwen3-vl", "qwen_vl", "<|image_pad|>", missing_tokens, requires_system_message=True, supports_tools=False
+    )
 
 
 _TEXT_ONLY = (
@@ -60,21 +62,21 @@ _TEXT_ONLY = (
     *("minimax-m2", "nemotron-3", "nemotron-3-ultra", "nemotron-3.5", "prime-qwen3", "qwen3"),
 )
 
-FAMILIES: Mapping[str, Family] = MappingProxyType(
+FAMILIES: Mapping[str, RendererFamily] = MappingProxyType(
     {
         family.name: family
         for family in (
             *(_qwen_vl(name) for name in ("qwen3-vl", "qwen3.5", "qwen3.6", "qwen3.8")),
             *(_qwen2_vl(name) for name in ("qwen2-vl", "qwen2.5-vl")),
-            Family("kimi-k2.5", "kimi-k2.5", "kimi_k25", "<|media_pad|>"),
-            Family("gpt-oss", "gpt-oss", names_tools=True, vocabulary="o200k_base.tiktoken"),
-            *(Family(name, name) for name in _TEXT_ONLY),
+            RendererFamily("kimi-k2.5", "kimi-k2.5", "kimi_k25", "<|media_pad|>"),
+            RendererFamily("gpt-oss", "gpt-oss", requires_tool_names=True, vocabulary_file="o200k_base.tiktoken"),
+            *(RendererFamily(name, name) for name in _TEXT_ONLY),
         )
     }
 )
 
 
-def family_named(name: str) -> Family:
+def get_family(name: str) -> RendererFamily:
     """The family of this name.
 
     Raises:

@@ -20,11 +20,11 @@ import anyio.to_thread
 
 from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.geometry import Geometry
-from renderers_adapter.rendered import Parsed, Rendered
+from renderers_adapter.rendered import ParsedCompletion, RenderedMessages
 from renderers_adapter.tokenizer import FastTokenizer
 from renderers_adapter.tokens import LogicalIds
 
-_SIZE = 4
+_DEFAULT_POOL_SIZE = 4
 _INLINE_CHARACTERS = 20_000
 """Characters of text up to which encoding takes less than a few milliseconds, and stays on the event loop."""
 
@@ -35,38 +35,42 @@ _Messages = Sequence[Mapping[str, Any]]
 class RendererPool:
     """The adapter's contract, awaitable, over up to `size` renderers of one model; text-only or not makes no odds."""
 
-    def __init__(self, first: RendererAdapter, *, size: int = _SIZE) -> None:
-        self.tokenizer: FastTokenizer = first.tokenizer
-        self.geometry: Geometry | None = first.geometry
-        self.pad_id: int | None = first.pad_id
-        self.stop_token_ids: tuple[int, ...] = first.stop_token_ids
-        self._spare = first.another()
-        self._idle = [first]
-        self._turnstile = anyio.Semaphore(size, fast_acquire=True)
+    def __init__(self, adapter: RendererAdapter, *, size: int = _DEFAULT_POOL_SIZE) -> None:
+        self.tokenizer: FastTokenizer = adapter.tokenizer
+        self.geometry: Geometry | None = adapter.geometry
+        self.pad_id: int | None = adapter.pad_id
+        self.stop_token_ids: tuple[int, ...] = adapter.stop_token_ids
+        self._prototype = adapter.clone()
+        self._idle = [adapter]
+        self._semaphore = anyio.Semaphore(size, fast_acquire=True)
 
-    async def render(self, messages: _Messages, tools: _Messages | None) -> Rendered:
+    async def render(self, messages: _Messages, tools: _Messages | None) -> RenderedMessages:
         """See `RendererAdapter.render`."""
-        length = _characters(messages) + _characters(tools or ())
-        return await self._encode(length, lambda adapter: adapter.render(messages, tools))
+        character_count = _count_characters(messages) + _count_characters(tools or ())
+        return await self._run_encoder(character_count, lambda adapter: adapter.render(messages, tools))
 
     async def bridge(
-        self, opening: LogicalIds, completion: LogicalIds, messages: _Messages, tools: _Messages | None
-    ) -> Rendered:
+        self, generation_prompt: LogicalIds, completion: LogicalIds, messages: _Messages, tools: _Messages | None
+    ) -> RenderedMessages:
         """See `RendererAdapter.bridge`."""
-        length = _characters(messages)
-        return await self._encode(length, lambda adapter: adapter.bridge(opening, completion, messages, tools))
+        character_count = _count_characters(messages)
+        return await self._run_encoder(
+            character_count, lambda adapter: adapter.bridge(generation_prompt, completion, messages, tools)
+        )
 
-    def parse(self, opening: LogicalIds, completion: LogicalIds, tools: _Messages | None = None) -> Parsed:
+    def parse(
+        self, parse_prefix: LogicalIds, completion: LogicalIds, tools: _Messages | None = None
+    ) -> ParsedCompletion:
         """See `RendererAdapter.parse`. It only decodes, and never waits for one that encodes."""
-        return self._spare.parse(opening, completion, tools)
+        return self._prototype.parse(parse_prefix, completion, tools)
 
-    async def _encode(self, length: int, work: Callable[[RendererAdapter], _T]) -> _T:
-        async with self._turnstile:
-            adapter = self._idle.pop() if self._idle else self._spare.another()
+    async def _run_encoder(self, character_count: int, operation: Callable[[RendererAdapter], _T]) -> _T:
+        async with self._semaphore:
+            adapter = self._idle.pop() if self._idle else self._prototype.clone()
             try:
-                if length <= _INLINE_CHARACTERS:
-                    return work(adapter)
-                return await anyio.to_thread.run_sync(work, adapter)
+                if character_count <= _INLINE_CHARACTERS:
+                    return operation(adapter)
+                return await anyio.to_thread.run_sync(operation, adapter)
             finally:
                 self._idle.append(adapter)
 
@@ -78,29 +82,29 @@ def shared_pool(directory: Path, renderer: str, template: Mapping[str, Any] | No
         AdapterError: see `RendererAdapter.open`. It is raised to all who waited; the next to ask tries again.
     """
     key = (directory.resolve(), renderer, json.dumps(template or {}, sort_keys=True))
-    with _opening:
-        opened = _pools.get(key)
-        if mine := opened is None:
-            opened = _pools[key] = Future()
-    assert opened is not None
-    if mine:
+    with _pools_lock:
+        future = _pools.get(key)
+        if must_load := future is None:
+            future = _pools[key] = Future()
+    assert future is not None
+    if must_load:
         try:
-            opened.set_result(RendererPool(RendererAdapter.open(directory, renderer, template)))
+            future.set_result(RendererPool(RendererAdapter.open(directory, renderer, template)))
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
-            with _opening:
+            with _pools_lock:
                 del _pools[key]
-            opened.set_exception(error)
-    return opened.result()
+            future.set_exception(error)
+    return future.result()
 
 
-def _characters(value: Any) -> int:
+def _count_characters(value: Any) -> int:
     """All text in messages or tools, whatever it is: content, reasoning, what a call is given, descriptions."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):
-        return sum(map(_characters, value.values()))
-    return sum(map(_characters, value)) if isinstance(value, list | tuple) else 0
+        return sum(map(_count_characters, value.values()))
+    return sum(map(_count_characters, value)) if isinstance(value, list | tuple) else 0
 
 
-_opening = threading.Lock()
+_pools_lock = threading.Lock()
 _pools: dict[tuple[Path, str, str], Future[RendererPool]] = {}

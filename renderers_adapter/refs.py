@@ -25,7 +25,7 @@ from .descriptors import (
 )
 from .errors import AdapterError
 
-_V2, _V3 = "mmraw:v2:", "mmraw:v3:"
+_V2_PREFIX, _V3_PREFIX = "mmraw:v2:", "mmraw:v3:"
 
 
 class RefError(AdapterError):
@@ -76,10 +76,12 @@ def parse_ref(text: str) -> RawMMRef:
     """
     if not isinstance(text, str):
         raise RefError(f"an image reference must be text, but is a {type(text).__name__}")
-    if text.startswith(_V3):
-        return _from_fields(_decode_json(text[len(_V3) :], "v3 reference"))
-    if not text.startswith(_V2):
-        raise RefError(f"an image reference must begin with {_V3} or {_V2}, but begins with {text[:20]!r}")
+    if text.startswith(_V3_PREFIX):
+        return _from_fields(_decode_json(text[len(_V3_PREFIX) :], "v3 reference"))
+    if not text.startswith(_V2_PREFIX):
+        raise RefError(
+            f"an image reference must begin with {_V3_PREFIX} or {_V2_PREFIX}, but begins with {text[:20]!r}"
+        )
     parts = text.split(":")
     if len(parts) != 9:
         raise RefError(f"a v2 image reference must have 9 parts, but has {len(parts)}")
@@ -115,7 +117,7 @@ def format_ref(ref: RawMMRef) -> str:
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise RefError(f"the payload of an image reference cannot be written as JSON: {error}") from error
-    return _V3 + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+    return _V3_PREFIX + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def _from_fields(fields: Mapping[str, Any]) -> RawMMRef:
@@ -130,19 +132,19 @@ def _from_fields(fields: Mapping[str, Any]) -> RawMMRef:
     )
 
 
-def _decode_json(encoded: str, what: str) -> dict[str, Any]:
+def _decode_json(encoded: str, description: str) -> dict[str, Any]:
     try:
         # `+` and `/` belong to the other base64 alphabet, `=` is left out by ours.
         if any(foreign in encoded for foreign in "+/="):
-            raise RefError(f"the {what} is not base64url without padding")
+            raise RefError(f"the {description} is not base64url without padding")
         padded = encoded.replace("-", "+").replace("_", "/") + "=" * (-len(encoded) % 4)
-        value = json.loads(binascii.a2b_base64(padded, strict_mode=True), parse_constant=_no_constant)
+        value = json.loads(binascii.a2b_base64(padded, strict_mode=True), parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
-        raise RefError(f"the {what} is not base64url of JSON: {str(error)[:100]}") from error
+        raise RefError(f"the {description} is not base64url of JSON: {str(error)[:100]}") from error
     if not isinstance(value, dict):
-        raise RefError(f"the {what} must be a JSON object, but is a {type(value).__name__}")
+        raise RefError(f"the {description} must be a JSON object, but is a {type(value).__name__}")
     return value
 
 
-def _no_constant(name: str) -> Never:
+def _reject_constant(name: str) -> Never:
     raise ValueError(f"{name} is not JSON")

@@ -9,11 +9,11 @@ from typing import Any
 import orjson
 
 from renderers_adapter.errors import AdapterError
-from renderers_adapter.tokens import LogicalIds, PlaceholderError, logical
+from renderers_adapter.tokens import LogicalIds, PlaceholderError, as_logical_ids
 
 Span = tuple[int, int]
 
-_DEEPEST = 32
+_MAX_CALL_NESTING = 32
 """Levels that a tool call may nest; a record on a queue has room for some more around it."""
 
 
@@ -22,20 +22,20 @@ class UnsupportedConversation(AdapterError):
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class MessageSegment:
     """The tokens of one message: where its own body lies in them, and where its images' pad tokens lie."""
 
     ids: LogicalIds
-    content: tuple[Span, ...]
+    content_spans: tuple[Span, ...]
     image_offsets: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
+class RenderedMessages:
     """A segment per message, then the tokens that open the assistant's turn."""
 
-    segments: tuple[Segment, ...]
-    opening: LogicalIds
+    segments: tuple[MessageSegment, ...]
+    generation_prompt: LogicalIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class ParsedToolCall:
     Attributes:
         raw: what the block holds.
         error: what was wrong with it.
-        text: of a malformed one, the whole block as it was sampled: no template would write it again.
+        malformed_text: of a malformed one, the whole block as it was sampled: no template would write it again.
     """
 
     id: str | None
@@ -53,11 +53,11 @@ class ParsedToolCall:
     arguments: Mapping[str, Any]
     raw: str
     error: str | None
-    text: str = ""
+    malformed_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Parsed:
+class ParsedCompletion:
     """A completion as text: what is said, what was thought, which tools are called."""
 
     text: str
@@ -65,7 +65,9 @@ class Parsed:
     tool_calls: tuple[ParsedToolCall, ...]
 
 
-def split_by_message(rendered: Any, messages: Sequence[Mapping[str, Any]], start: int, pad_id: int | None) -> Rendered:
+def split_by_message(
+    rendered: Any, messages: Sequence[Mapping[str, Any]], start: int, pad_id: int | None
+) -> RenderedMessages:
     """The renderer's tokens from `start` on, as one segment per message and the opening of the assistant's turn.
 
     Raises:
@@ -73,16 +75,20 @@ def split_by_message(rendered: Any, messages: Sequence[Mapping[str, Any]], start
         PlaceholderError: a message has more or fewer placeholders than images.
     """
     # Plain lists: mostly this is one short message, and an array costs more to begin with than all of its tokens.
-    ids, owners = rendered.token_ids[start:], rendered.message_indices[start:]
-    nothing = [False] * len(ids)
-    sampled, body = rendered.sampled_mask[start:] or nothing, rendered.is_content[start:] or nothing
-    bounds = _bounds(owners, sampled, [str(message["role"]) for message in messages])
-    tokens = logical(ids)
+    ids, message_indices = rendered.token_ids[start:], rendered.message_indices[start:]
+    all_false = [False] * len(ids)
+    sampled_mask, content_mask = rendered.sampled_mask[start:] or all_false, rendered.is_content[start:] or all_false
+    boundaries = _message_boundaries(message_indices, sampled_mask, [str(message["role"]) for message in messages])
+    tokens = as_logical_ids(ids)
     segments = tuple(
-        Segment(LogicalIds(tokens[a:b]), _spans(body[a:b]), _pads(ids[a:b], message, index, pad_id))
-        for index, (message, a, b) in enumerate(zip(messages, bounds[:-1], bounds[1:], strict=True))
+        MessageSegment(
+            LogicalIds(tokens[begin:end]),
+            _mask_to_spans(content_mask[begin:end]),
+            _image_pad_offsets(ids[begin:end], message, index, pad_id),
+        )
+        for index, (message, begin, end) in enumerate(zip(messages, boundaries[:-1], boundaries[1:], strict=True))
     )
-    return Rendered(segments, LogicalIds(tokens[bounds[-1] :]))
+    return RenderedMessages(segments, LogicalIds(tokens[boundaries[-1] :]))
 
 
 def count_images(message: Mapping[str, Any]) -> int:
@@ -91,10 +97,10 @@ def count_images(message: Mapping[str, Any]) -> int:
     return sum(part["type"] == "image" for part in content) if isinstance(content, list) else 0
 
 
-def read_tool_call(call: Any, sampled: Callable[[Span], str]) -> ParsedToolCall:
+def read_tool_call(call: Any, decode_span: Callable[[Span], str]) -> ParsedToolCall:
     """A tool call as the renderer parsed it; arguments that are not an object of plain JSON make it a malformed one.
 
-    `sampled` tells the text of a span of the completion.
+    `decode_span` tells the text of a span of the completion.
     """
     status = str(call.status.value)
     name, arguments, error = call.name, call.arguments, None if status == "ok" else status
@@ -107,11 +113,11 @@ def read_tool_call(call: Any, sampled: Callable[[Span], str]) -> ParsedToolCall:
         name, error = "", error or "malformed_structure"
     if not _is_json(arguments):
         arguments, error = None, error or "unrepresentable"
-    usable = dict(arguments) if isinstance(arguments, Mapping) else {}
+    argument_map = dict(arguments) if isinstance(arguments, Mapping) else {}
     if error is None and not isinstance(arguments, Mapping):
         error = "malformed_structure"
-    text = "" if error is None else sampled(call.token_span) if call.token_span else call.raw
-    return ParsedToolCall(call.id, name, usable, call.raw, error, text)
+    text = "" if error is None else decode_span(call.token_span) if call.token_span else call.raw
+    return ParsedToolCall(call.id, name, argument_map, call.raw, error, text)
 
 
 def _is_json(value: Any) -> bool:
@@ -120,51 +126,55 @@ def _is_json(value: Any) -> bool:
     That is `NaN`, integers of any length, halves of characters, and lists in lists in lists.
     """
     try:
-        return _nests(value) <= _DEEPEST and bool(orjson.loads(orjson.dumps(value)) == value)
+        return _nesting_depth(value) <= _MAX_CALL_NESTING and bool(orjson.loads(orjson.dumps(value)) == value)
     except (TypeError, ValueError, RecursionError):
         return False
 
 
-def _nests(value: Any) -> int:
+def _nesting_depth(value: Any) -> int:
     """How deep containers lie in each other."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return 0 if inner is None else 1 + max(map(_nests, inner), default=0)
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if children is None else 1 + max(map(_nesting_depth, children), default=0)
 
 
-def _bounds(owners: Sequence[int], sampled: Sequence[bool], roles: Sequence[str]) -> list[int]:
+def _message_boundaries(
+    message_indices: Sequence[int], sampled_mask: Sequence[bool], roles: Sequence[str]
+) -> list[int]:
     """Where each message's tokens begin, and last where the opening of the assistant's turn begins.
 
     Tokens that belong to no message go to the message that follows. A past assistant message ends with what the model
     would have sampled, as it does when it was sampled: the line break after it belongs to what follows, too.
     """
-    ends, closes, latest = [0] * len(roles), [0] * len(roles), 0
-    for end, (owner, was_sampled) in enumerate(zip(owners, sampled, strict=True), start=1):
-        if owner < 0:
+    ends, sampled_ends, last_index = [0] * len(roles), [0] * len(roles), 0
+    for end, (index, was_sampled) in enumerate(zip(message_indices, sampled_mask, strict=True), start=1):
+        if index < 0:
             continue
-        if owner < latest:
+        if index < last_index:
             raise UnsupportedConversation(
                 "the template reorders messages, so that tokens cannot be told apart by message"
             )
-        latest, ends[owner] = owner, end
+        last_index, ends[index] = index, end
         if was_sampled:
-            closes[owner] = end
-    bounds = [0]
-    for role, end, close in zip(roles, ends, closes, strict=True):
-        bounds.append((close if role == "assistant" and close else end) or bounds[-1])
-    return bounds
+            sampled_ends[index] = end
+    boundaries = [0]
+    for role, end, sampled_end in zip(roles, ends, sampled_ends, strict=True):
+        boundaries.append((sampled_end if role == "assistant" and sampled_end else end) or boundaries[-1])
+    return boundaries
 
 
-def _spans(mask: Sequence[bool]) -> tuple[Span, ...]:
+def _mask_to_spans(mask: Sequence[bool]) -> tuple[Span, ...]:
     edges = [at for at, (before, after) in enumerate(pairwise((False, *mask, False))) if before != after]
     return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
-def _pads(ids: Sequence[int], message: Mapping[str, Any], index: int, pad_id: int | None) -> tuple[int, ...]:
-    pads = tuple(at for at, token in enumerate(ids) if token == pad_id)
-    images = count_images(message)
-    if len(pads) != images:
+def _image_pad_offsets(
+    ids: Sequence[int], message: Mapping[str, Any], index: int, pad_id: int | None
+) -> tuple[int, ...]:
+    offsets = tuple(at for at, token in enumerate(ids) if token == pad_id)
+    image_count = count_images(message)
+    if len(offsets) != image_count:
         raise PlaceholderError(
-            f"the {message['role']} message {index} has {images} images but renders to {len(pads)} image "
+            f"the {message['role']} message {index} has {image_count} images but renders to {len(offsets)} image "
             "placeholders; does its text hold the placeholder itself?"
         )
-    return pads
+    return offsets

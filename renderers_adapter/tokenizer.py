@@ -19,7 +19,7 @@ from tokenizers import Encoding, Tokenizer
 
 from renderers_adapter.errors import AdapterError
 
-_OFTEN = 32
+_MAX_CACHED_CHARACTERS = 32
 """Characters of a text that is likely to come again: what a template puts around messages is encoded at every turn."""
 
 
@@ -47,7 +47,7 @@ class FastTokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._short = lru_cache(maxsize=1024)(self._encode_short)
+        self._encode_cached = lru_cache(maxsize=1024)(self._encode_to_tuple)
         self.name_or_path = name_or_path
         self.eos_token_id: int | None = None if eos_token is None else self.token_id(eos_token)
         self.unk_token_id: int | None = None if unk_token is None else self.token_id(unk_token)
@@ -58,9 +58,9 @@ class FastTokenizer:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        if len(text) > _OFTEN:
-            return self._encoding(text, add_special_tokens).ids
-        return list(self._short(text, add_special_tokens))
+        if len(text) > _MAX_CACHED_CHARACTERS:
+            return self._encode_text(text, add_special_tokens).ids
+        return list(self._encode_cached(text, add_special_tokens))
 
     def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
@@ -69,15 +69,15 @@ class FastTokenizer:
     def __call__(
         self, text: str, *, add_special_tokens: bool = False, return_offsets_mapping: bool = False
     ) -> EncodedText:
-        encoding = self._encoding(text, add_special_tokens)
+        encoding = self._encode_text(text, add_special_tokens)
         if return_offsets_mapping:
             return EncodedText(input_ids=encoding.ids, offset_mapping=encoding.offsets)
         return EncodedText(input_ids=encoding.ids)
 
-    def _encode_short(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-        return tuple(self._encoding(text, add_special_tokens).ids)
+    def _encode_to_tuple(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+        return tuple(self._encode_text(text, add_special_tokens).ids)
 
-    def _encoding(self, text: str, add_special_tokens: bool) -> Encoding:
+    def _encode_text(self, text: str, add_special_tokens: bool) -> Encoding:
         try:
             return self._backend.encode(text, add_special_tokens=add_special_tokens)
         except TypeError as error:
@@ -106,13 +106,13 @@ class FastTokenizer:
         Raises:
             TokenizerError: the vocabulary does not hold it.
         """
-        found = self._backend.token_to_id(token)
-        if found is None:
+        found_id = self._backend.token_to_id(token)
+        if found_id is None:
             raise TokenizerError(
                 f"The tokenizer {self.name_or_path} has no token {token!r}. "
                 "Check that it belongs to the model, or choose the renderer that fits this tokenizer."
             )
-        return found
+        return found_id
 
 
 def load_tokenizer(path: str | Path) -> FastTokenizer:
@@ -124,13 +124,13 @@ def load_tokenizer(path: str | Path) -> FastTokenizer:
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
-        looked_for = f"a tokenizer.json in {path}" if path.is_dir() else str(path)
+        expected_file = f"a tokenizer.json in {path}" if path.is_dir() else str(path)
         raise TokenizerError(
-            f"No tokenizer at {path}: looked for {looked_for}, and there is none. "
+            f"No tokenizer at {path}: looked for {expected_file}, and there is none. "
             "Give a directory that holds a tokenizer.json, or the file itself; nothing is downloaded by name."
         )
     config = _read_config(file.with_name("tokenizer_config.json"))
-    data = _read(file)
+    data = _read_bytes(file)
     try:
         backend = Tokenizer.from_buffer(data)
     except Exception as error:  # tokenizers raises nothing more specific
@@ -150,7 +150,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        config = json.loads(_read(file))
+        config = json.loads(_read_bytes(file))
     except ValueError as error:
         raise TokenizerError(f"{file} is not JSON ({error}). Repair it, or remove it to go without.") from error
     if not isinstance(config, dict):
@@ -160,7 +160,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _read(file: Path) -> bytes:
+def _read_bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:

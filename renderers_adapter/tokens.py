@@ -72,105 +72,112 @@ class Labels:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Expanded:
+class ExpandedPath:
     """A path of token runs as the engine sees it.
 
     Attributes:
-        starts: where each run begins, and last where the path ends.
+        run_starts: where each run begins, and last where the path ends.
     """
 
     runs: tuple[TokenRun, ...]
     ids: ExpandedIds
     placeholders: tuple[Placeholder, ...]
-    starts: tuple[int, ...]
+    run_starts: tuple[int, ...]
 
     def labels(self) -> Labels:
         """Aligned to `ids`. Made when asked for: workers hold thousands of paths, and only trainers want this."""
         sampled = np.zeros(len(self.ids), np.bool_)
         logprobs = np.zeros(len(self.ids), np.float32)
-        types = np.zeros(len(self.ids), np.uint8)
-        for run, end in zip(self.runs, self.starts[1:], strict=True):
+        token_types = np.zeros(len(self.ids), np.uint8)
+        for run, end in zip(self.runs, self.run_starts[1:], strict=True):
             # Images come before what is sampled, which therefore lies unchanged at the end of its run.
             begin = end - len(run.logprobs)
             sampled[begin:end] = True
             logprobs[begin:end] = run.logprobs
-        for mark in self.placeholders:
-            types[mark.offset : mark.offset + mark.length] = 1
-        return Labels(sampled, logprobs, types)
+        for placeholder in self.placeholders:
+            token_types[placeholder.offset : placeholder.offset + placeholder.length] = 1
+        return Labels(sampled, logprobs, token_types)
 
-    def beginning(self, runs: int) -> "Expanded":
+    def first_runs(self, run_count: int) -> "ExpandedPath":
         """The first so many runs, in the memory of this path."""
-        end = self.starts[runs]
-        images = bisect_left(self.placeholders, end, key=lambda mark: mark.offset)
-        return Expanded(
-            self.runs[:runs], ExpandedIds(self.ids[:end]), self.placeholders[:images], self.starts[: runs + 1]
+        end = self.run_starts[run_count]
+        placeholder_count = bisect_left(self.placeholders, end, key=lambda placeholder: placeholder.offset)
+        return ExpandedPath(
+            self.runs[:run_count],
+            ExpandedIds(self.ids[:end]),
+            self.placeholders[:placeholder_count],
+            self.run_starts[: run_count + 1],
         )
 
 
-def logical(ids: Sequence[int] | npt.NDArray[np.int32]) -> LogicalIds:
+def as_logical_ids(ids: Sequence[int] | npt.NDArray[np.int32]) -> LogicalIds:
     """Ids with one pad token per image."""
     return LogicalIds(np.asarray(ids, dtype=np.int32))
 
 
-def join(*parts: LogicalIds) -> LogicalIds:
+def concat_ids(*parts: LogicalIds) -> LogicalIds:
     """One sequence of logical ids after another."""
     return LogicalIds(np.concatenate(parts))
 
 
-def expand(runs: Sequence[TokenRun], *, pad_id: int | None) -> Expanded:
+def expand(runs: Sequence[TokenRun], *, pad_id: int | None) -> ExpandedPath:
     """Join the runs of a path and expand each image's one pad token to its length.
 
     Raises:
         PlaceholderError: a slot does not lie on a pad token, or a pad token has no slot.
     """
     sizes = [len(run.ids) for run in runs]
-    offsets = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+    run_offsets = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
     ids = np.concatenate([run.ids for run in runs]) if runs else np.zeros(0, np.int32)
     slots: list[tuple[int, ImageSlot]] = []
-    for run, start, size in zip(runs, offsets[:-1].tolist(), sizes, strict=True):
+    for run, start, size in zip(runs, run_offsets[:-1].tolist(), sizes, strict=True):
         if len(run.logprobs) != size - run.sampled_from:
             raise AdapterError(
                 f"a run holds {size - run.sampled_from} sampled tokens and {len(run.logprobs)} log-probs"
             )
         slots += [(start + slot.offset, slot) for slot in run.images]
-    _require_slots_on_pads(ids, slots, pad_id)
+    _check_slots_on_pads(ids, slots, pad_id)
     if not slots:
-        return Expanded(tuple(runs), ExpandedIds(ids), (), tuple(offsets.tolist()))
-    at = np.fromiter((position for position, _ in slots), np.int64, len(slots))
+        return ExpandedPath(tuple(runs), ExpandedIds(ids), (), tuple(run_offsets.tolist()))
+    slot_positions = np.fromiter((position for position, _ in slots), np.int64, len(slots))
     lengths = np.fromiter((slot.length for _, slot in slots), np.int64, len(slots))
     repeats = np.ones(len(ids), np.int64)
-    repeats[at] = lengths
-    shift = np.concatenate(([0], np.cumsum(lengths - 1)))
+    repeats[slot_positions] = lengths
+    shifts = np.concatenate(([0], np.cumsum(lengths - 1)))
     placeholders = tuple(
-        Placeholder(slot.hash, int(position + shift[k]), slot.length) for k, (position, slot) in enumerate(slots)
+        Placeholder(slot.hash, int(position + shifts[index]), slot.length)
+        for index, (position, slot) in enumerate(slots)
     )
-    starts = offsets + shift[np.searchsorted(at, offsets, side="left")]
-    return Expanded(tuple(runs), ExpandedIds(np.repeat(ids, repeats)), placeholders, tuple(starts.tolist()))
+    run_starts = run_offsets + shifts[np.searchsorted(slot_positions, run_offsets, side="left")]
+    return ExpandedPath(tuple(runs), ExpandedIds(np.repeat(ids, repeats)), placeholders, tuple(run_starts.tolist()))
 
 
-def extend(before: Expanded, added: Expanded) -> Expanded:
+def extend_path(path: ExpandedPath, addition: ExpandedPath) -> ExpandedPath:
     """A path and what was added to it, expanded; the same as expanding all of its runs at once, but cheaper."""
-    length = len(before.ids)
-    return Expanded(
-        (*before.runs, *added.runs),
-        ExpandedIds(np.concatenate((before.ids, added.ids))),
-        (*before.placeholders, *(moved(mark, length) for mark in added.placeholders)),
-        (*before.starts[:-1], *(start + length for start in added.starts)),
+    length = len(path.ids)
+    return ExpandedPath(
+        (*path.runs, *addition.runs),
+        ExpandedIds(np.concatenate((path.ids, addition.ids))),
+        (*path.placeholders, *(shift_placeholder(placeholder, length) for placeholder in addition.placeholders)),
+        (*path.run_starts[:-1], *(start + length for start in addition.run_starts)),
     )
 
 
-def moved(mark: Placeholder, by: int) -> Placeholder:
-    """A placeholder in a sequence that now has `by` more tokens before it."""
-    return Placeholder(mark.hash, mark.offset + by, mark.length)
+def shift_placeholder(placeholder: Placeholder, token_count: int) -> Placeholder:
+    """A placeholder in a sequence that now has `token_count` more tokens before it."""
+    return Placeholder(placeholder.hash, placeholder.offset + token_count, placeholder.length)
 
 
-def _require_slots_on_pads(ids: npt.NDArray[np.int32], slots: Sequence[tuple[int, ImageSlot]], pad: int | None) -> None:
-    pads = [] if pad is None else np.flatnonzero(ids == pad).tolist()
-    places = [position for position, _ in slots]
-    if pads != places:
+def _check_slots_on_pads(
+    ids: npt.NDArray[np.int32], slots: Sequence[tuple[int, ImageSlot]], pad_id: int | None
+) -> None:
+    pad_positions = [] if pad_id is None else np.flatnonzero(ids == pad_id).tolist()
+    slot_positions = [position for position, _ in slots]
+    if pad_positions != slot_positions:
         raise PlaceholderError(
-            f"the path holds {len(pads)} image pad tokens (first at {pads[:3]}) for {len(places)} images "
-            f"(first at {places[:3]}); each image must lie on exactly one pad token"
+            f"the path holds {len(pad_positions)} image pad tokens (first at {pad_positions[:3]}) for "
+            f"{len(slot_positions)} images (first at {slot_positions[:3]}); each image must lie on exactly one pad "
+            "token"
         )
     for position, slot in slots:
         if slot.length < 1:

@@ -22,16 +22,16 @@ class ConfigurationError(RolloutError):
     exit_code: ClassVar[int] = 2
 
 
-def leaves(error: BaseException) -> Iterator[BaseException]:
+def flatten_exceptions(error: BaseException) -> Iterator[BaseException]:
     """The exceptions inside of groups, or the exception itself."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from leaves(inner)
+            yield from flatten_exceptions(inner)
     else:
         yield error
 
 
-def first_failure(error: BaseException, foreseen: tuple[type[BaseException], ...]) -> BaseException:
+def primary_error(error: BaseException, expected_types: tuple[type[BaseException], ...]) -> BaseException:
     """The exception that a person should read: the first one that was foreseen, or else the first."""
-    found = list(leaves(error))
-    return next((leaf for leaf in found if isinstance(leaf, foreseen)), found[0])
+    exceptions = list(flatten_exceptions(error))
+    return next((exception for exception in exceptions if isinstance(exception, expected_types)), exceptions[0])

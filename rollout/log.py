@@ -14,7 +14,7 @@ import structlog
 
 
 @contextmanager
-def json_log(path: Path, **bound: Any) -> Iterator[None]:
+def log_to_json_file(path: Path, **context: Any) -> Iterator[None]:
     """Send the log to a file for the duration of a run."""
     with path.open("ab", buffering=0) as file:
         structlog.configure(
@@ -23,22 +23,22 @@ def json_log(path: Path, **bound: Any) -> Iterator[None]:
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
                 structlog.processors.format_exc_info,
-                structlog.processors.JSONRenderer(serializer=_dumps),
+                structlog.processors.JSONRenderer(serializer=_dump_json),
             ],
             logger_factory=lambda *_: _LineLogger(file),
             wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
             cache_logger_on_first_use=False,
         )
-        structlog.contextvars.bind_contextvars(**bound)
+        structlog.contextvars.bind_contextvars(**context)
         try:
             yield
         finally:
             structlog.contextvars.clear_contextvars()
             structlog.reset_defaults()
-            log_warnings()
+            log_warnings_to_stderr()
 
 
-def log_warnings() -> None:
+def log_warnings_to_stderr() -> None:
     """Send warnings and errors to stderr, and nothing else anywhere: stdout belongs to what a command prints."""
     structlog.configure(
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -59,7 +59,7 @@ class _LineLogger:
     debug = info = warning = error = critical = exception = msg
 
 
-def _dumps(event: Any, **_: Any) -> bytes:
+def _dump_json(event: Any, **_: Any) -> bytes:
     try:
         return orjson.dumps(event, default=str)
     except TypeError:

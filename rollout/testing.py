@@ -21,11 +21,11 @@ from rollout.environments.base import Environment
 from rollout.images import ImagePolicy
 from rollout.records.task import Task
 from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
-from rollout.session.session import Policy
+from rollout.session.session import PolicyClient
 from rollout.tasks.orders import RolloutOrder
 from rollout.trainer.reading.reader import TrajectoryReader
 from rollout.trainer.trajectory import Trajectory
-from rollout.worker.attempt import Attempt, RunFacts
+from rollout.worker.attempt import Attempt, RunMetadata
 from transports import open_queue
 
 _TIMEOUT = 300.0
@@ -40,7 +40,7 @@ async def embedded_policy(
     script: str = "rollout.serving.policies:ColorPolicy",
     sampling: Mapping[str, Any] | None = None,
     max_model_len: int = 32768,
-) -> AsyncIterator[Policy]:
+) -> AsyncIterator[PolicyClient]:
     """The small model that we ship, served by an embedded engine of its own; images are kept in `directory`.
 
     `script` names the scripted policy that answers, as `package.module:Class`.
@@ -50,12 +50,14 @@ async def embedded_policy(
     with EmbeddedServer(settings) as url:
         async with EngineClient([url], settings.model_name, timeout=_TIMEOUT) as engine:
             await engine.check()
-            yield Policy(renderers, engine, ImagePolicy(mode, directory), {"temperature": 0.0, **(sampling or {})})
+            yield PolicyClient(
+                renderers, engine, ImagePolicy(mode, directory), {"temperature": 0.0, **(sampling or {})}
+            )
 
 
-async def play(environment: Environment, task: Task, policy: Policy) -> Trajectory:
+async def play(environment: Environment, task: Task, policy: PolicyClient) -> Trajectory:
     """Play one rollout and return it as the trainer would read it."""
-    facts = RunFacts("test", type(environment).__name__, policy.engine.model, "0", "0" * 16)
+    facts = RunMetadata("test", type(environment).__name__, policy.engine.model, "0", "0" * 16)
     url = f"memory://{uuid.uuid4().hex}"
     async with open_queue(url) as queue, TrajectoryReader(open_queue(url)) as reader:
         attempt = Attempt(RolloutOrder(task, 0, 1), 1, policy, facts, queue)

@@ -35,7 +35,7 @@ ADMISSION_TIMEOUT = 1800.0
 """Seconds that `admit()` waits where the caller names no other deadline: a stall this long is an error, not a wait."""
 
 _ADMISSION_POLL = (0.005, 0.25)
-_REQUEUED_AT_ONCE = 16
+_REQUEUE_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +166,10 @@ class Queue(ABC):
 
     @property
     def holder(self) -> str:
-        """Names the leases of this handle to `disown`, in any process; empty where nobody can end them from outside."""
+        """Names the leases of this handle to `expire_leases`, in any process; empty where nobody else can end them."""
         return ""
 
-    async def disown(self, holder: str) -> None:  # noqa: B027 - optional on purpose
+    async def expire_leases(self, holder: str) -> None:  # noqa: B027 - optional on purpose
         """End the leases of another handle now, because its process is known to be dead; its acks are refused if not.
 
         Without it they end by themselves, some seconds later; a transport need not offer it.
@@ -201,46 +201,47 @@ class Queue(ABC):
         Records of started work are never held back, or a trainer that waits for a whole group and a worker that waits
         for room would wait for each other. Raises AdmissionTimeout at the deadline (None: ADMISSION_TIMEOUT).
         """
-        limit = ADMISSION_TIMEOUT if timeout is None else timeout
-        deadline = time.monotonic() + limit
-        pause, longest = _ADMISSION_POLL
+        timeout_seconds = ADMISSION_TIMEOUT if timeout is None else timeout
+        deadline = time.monotonic() + timeout_seconds
+        delay, max_delay = _ADMISSION_POLL
         while True:
             stats = await self.stats()
             if self._options.admits(stats.backlog_bytes, stats.backlog_records):
                 return
-            left = deadline - time.monotonic()
-            if left <= 0:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 raise AdmissionTimeout(
-                    f"{self.url}: no room for new work within {limit:g} s: the backlog is {stats.backlog_records} "
-                    f"records of {stats.backlog_bytes} bytes, the oldest unacked for {stats.oldest_age:.1f} s, and the "
-                    f"high water is {self._options.high_water_text}. See that the consumer runs and acks, or raise it."
+                    f"{self.url}: no room for new work within {timeout_seconds:g} s: the backlog is "
+                    f"{stats.backlog_records} records of {stats.backlog_bytes} bytes, the oldest unacked for "
+                    f"{stats.oldest_age:.1f} s, and the high water is {self._options.high_water_text}. See that the "
+                    "consumer runs and acks, or raise it."
                 )
-            await asyncio.sleep(min(pause, left))
-            pause = min(pause * 2, longest)
+            await asyncio.sleep(min(delay, remaining))
+            delay = min(delay * 2, max_delay)
 
     async def requeue(self, *, limit: int) -> int:
         """Put the first `limit` dead letters back as new records; how many there were.
 
         Raises what `put` raises; the letters before that one are back, it and the others stay.
         """
-        done = 0
-        while done < limit and (letters := await self.dead_letters(limit=min(_REQUEUED_AT_ONCE, limit - done))):
+        requeued = 0
+        while requeued < limit and (letters := await self.dead_letters(limit=min(_REQUEUE_BATCH, limit - requeued))):
             for letter in letters:
                 # In this order: a process that dies in between leaves one record twice, and none nowhere.
                 await self.put(letter.frames, key=letter.key, tag=letter.tag)
                 await self.discard(letter)
-                done += 1
-        return done
+                requeued += 1
+        return requeued
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
 
-    def _check_consume(self, consume: Sequence[int] | None, partitions: int) -> tuple[int, ...]:
+    def _resolve_partitions(self, consume: Sequence[int] | None, partitions: int) -> tuple[int, ...]:
         """The partitions that this consumer may lease, all of them where it named none."""
         if consume is None:
             return tuple(range(partitions))
@@ -251,7 +252,7 @@ class Queue(ABC):
                 )
         return tuple(dict.fromkeys(consume))
 
-    def _acceptable_nbytes(self, frames: Frames) -> int:
+    def _check_record_size(self, frames: Frames) -> int:
         """The size of a record that may be put at all."""
         if not frames:
             raise QueueError(f"{self.url}: a record needs at least one frame")
@@ -264,13 +265,13 @@ class Queue(ABC):
             )
         return nbytes
 
-    def _queue_full(self, nbytes: int, backlog_records: int, backlog_bytes: int) -> QueueFull:
+    def _queue_full_error(self, nbytes: int, backlog_records: int, backlog_bytes: int) -> QueueFull:
         return QueueFull(
             f"{self.url}: {nbytes} more bytes would pass the hard limit of {self._hard_limit}; the "
             f"backlog is {backlog_records} records of {backlog_bytes} bytes. See that the consumer runs and acks."
         )
 
-    def _stale_lease(self, deliveries: Sequence[Delivery]) -> StaleLease:
+    def _stale_lease_error(self, deliveries: Sequence[Delivery]) -> StaleLease:
         first = deliveries[0]
         return StaleLease(
             f"{self.url}: {len(deliveries)} record(s), the first at position {first.position} of lane {first.lane}, "

@@ -65,9 +65,9 @@ class CodecError(Exception):
         self.reason = reason
         self.path = ""
 
-    def within(self, step: str | int) -> None:
+    def prepend_path(self, key: str | int) -> None:
         """Note, on the way out, the key or the index of the container that holds the offending place."""
-        self.path = (f"[{step}]" if isinstance(step, int) else f".{step}") + self.path
+        self.path = (f"[{key}]" if isinstance(key, int) else f".{key}") + self.path
 
     def __str__(self) -> str:
         return f"{self.reason} (at ${self.path})" if self.path else self.reason

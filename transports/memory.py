@@ -38,9 +38,9 @@ class _Record:
 class _Partition:
     ready: deque[_Record] = field(default_factory=deque)
     delayed: list[tuple[float, int, _Record]] = field(default_factory=list)
-    lent: dict[int, tuple[int, _Record]] = field(default_factory=dict)
+    unacked: dict[int, tuple[int, _Record]] = field(default_factory=dict)
     """Position to (epoch of the lease, record)."""
-    holder: int | None = None
+    holder_epoch: int | None = None
     """The epoch of the handle that leases the whole partition."""
     next_position: int = 0
 
@@ -50,19 +50,23 @@ class _Partition:
             self.ready.appendleft(heapq.heappop(self.delayed)[2])
         return self.delayed[0][0] if self.delayed else None
 
-    def take_back(self, epoch: int) -> None:
+    def return_unacked(self, epoch: int) -> None:
         """End a lease: what it had lent is ready again, in its old order and ahead of everything else."""
-        if self.holder == epoch:
-            self.holder = None
-        returned = [position for position, (owner, _) in self.lent.items() if owner == epoch]
-        self.ready.extendleft(self.lent.pop(position)[1] for position in sorted(returned, reverse=True))
+        if self.holder_epoch == epoch:
+            self.holder_epoch = None
+        positions = [position for position, (lease_epoch, _) in self.unacked.items() if lease_epoch == epoch]
+        self.ready.extendleft(self.unacked.pop(position)[1] for position in sorted(positions, reverse=True))
 
     def backlog(self) -> list[_Record]:
-        return [*self.ready, *(record for _, _, record in self.delayed), *(record for _, record in self.lent.values())]
+        return [
+            *self.ready,
+            *(record for _, _, record in self.delayed),
+            *(record for _, record in self.unacked.values()),
+        ]
 
-    def oldest_put(self) -> float:
+    def oldest_put_at(self) -> float:
         """When the oldest record was put; `ready` is in the order of the puts, so its first one speaks for it."""
-        candidates = [record.put_at for _, record in self.lent.values()]
+        candidates = [record.put_at for _, record in self.unacked.values()]
         candidates += [record.put_at for _, _, record in self.delayed]
         candidates += [self.ready[0].put_at] if self.ready else []
         return min(candidates, default=math.inf)
@@ -79,22 +83,22 @@ class _Broker:
         self.backlog_records = 0
         self.backlog_bytes = 0
         self.redeliveries = 0
-        self.dead: dict[str, DeadLetter] = {}
+        self.dead_letters: dict[str, DeadLetter] = {}
         self.wakeups = Wakeups()
         self.on_settled: Callable[[str], None] | None = None
 
-    def settle(self, partition: _Partition, position: int) -> None:
-        lent = partition.lent.pop(position, None)
-        if lent is None:
+    def remove_unacked(self, partition: _Partition, position: int) -> None:
+        entry = partition.unacked.pop(position, None)
+        if entry is None:
             return
-        record = lent[1]
+        record = entry[1]
         self.backlog_records -= 1
         self.backlog_bytes -= record.nbytes
         if self.on_settled is not None:
             self.on_settled(record.tag)
 
 
-class Place(Protocol):
+class LeasedPosition(Protocol):
     """Where a record is lent from, and under which lease: a Delivery, or less than that."""
 
     @property
@@ -105,7 +109,7 @@ class Place(Protocol):
     def epoch(self) -> int: ...
 
 
-P = TypeVar("P", bound=Place)
+PositionT = TypeVar("PositionT", bound=LeasedPosition)
 
 _brokers: dict[str, _Broker] = {}
 _brokers_lock = threading.Lock()
@@ -117,37 +121,37 @@ class MemoryQueue(Queue):
     def __init__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> None:
         parts, options = parse_queue_url(url, QueueOptions)
         super().__init__(url, options)
-        self._name = parts.netloc + parts.path
-        if not self._name:
+        self._broker_name = parts.netloc + parts.path
+        if not self._broker_name:
             raise QueueURLError(f"{url}: a memory queue needs a name, as in memory://tasks")
-        self._shares_partitions = lease == "record"
+        self._leases_records = lease == "record"
         with _brokers_lock:
-            broker = _brokers.get(self._name) or _Broker(options.partitions or 1)
+            broker = _brokers.get(self._broker_name) or _Broker(options.partitions or 1)
             if options.partitions not in (None, len(broker.partitions)):
                 raise QueueURLError(f"{url}: the queue was created with partitions={len(broker.partitions)}")
-            self._consume = self._check_consume(consume, len(broker.partitions))
-            self._broker = _brokers[self._name] = broker
-            self._holder = secrets.token_hex(8)
-            broker.handles[self._holder] = self
+            self._partitions = self._resolve_partitions(consume, len(broker.partitions))
+            self._broker = _brokers[self._broker_name] = broker
+            self._holder_id = secrets.token_hex(8)
+            broker.handles[self._holder_id] = self
         self._epoch = 0
         self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
-        self.put_owned(tuple([bytes(frame) for frame in frames]), key, tag)
+        self.put_without_copy(tuple([bytes(frame) for frame in frames]), key, tag)
 
-    def put_owned(self, frames: Frames, key: str, tag: str) -> None:
+    def put_without_copy(self, frames: Frames, key: str, tag: str) -> None:
         """The same for frames that will never change, which need no copy."""
-        nbytes = self._acceptable_nbytes(frames)
+        nbytes = self._check_record_size(frames)
         broker = self._open_broker()
         with broker.lock:
             if broker.backlog_bytes + nbytes > self._hard_limit:
-                raise self._queue_full(nbytes, broker.backlog_records, broker.backlog_bytes)
+                raise self._queue_full_error(nbytes, broker.backlog_records, broker.backlog_bytes)
             partition = broker.partitions[partition_of(key, len(broker.partitions))]
             partition.ready.append(_Record(frames, key, tag, partition.next_position, nbytes, time.monotonic()))
             partition.next_position += 1
             broker.backlog_records += 1
             broker.backlog_bytes += nbytes
-            broker.wakeups.wake()
+            broker.wakeups.wake_all()
 
     async def receive(self, *, timeout: float) -> Delivery | None:
         now = time.monotonic()
@@ -155,52 +159,54 @@ class MemoryQueue(Queue):
         while True:
             broker = self._open_broker()
             with broker.lock:
-                delivery, next_due = self._take(broker, now)
+                delivery, next_due = self._take_next(broker, now)
                 if delivery is not None or now >= deadline:
                     return delivery
                 # Under the lock that every change is made under, so that none falls between looking and waiting.
-                changed = broker.wakeups.expect()
+                wakeup = broker.wakeups.register()
             try:
-                await broker.wakeups.wait(changed, min(deadline, next_due or deadline) - now)
+                await broker.wakeups.wait(wakeup, min(deadline, next_due or deadline) - now)
             finally:
-                broker.wakeups.forget(changed)
+                broker.wakeups.unregister(wakeup)
             now = time.monotonic()
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
-        mine = [delivery for delivery in deliveries if delivery.queue is self]
-        stale = self.settle(mine)
-        if stale or len(mine) < len(deliveries):
-            raise self._stale_lease([*stale, *(delivery for delivery in deliveries if delivery.queue is not self)])
+        own_deliveries = [delivery for delivery in deliveries if delivery.queue is self]
+        stale = self.ack_positions(own_deliveries)
+        if stale or len(own_deliveries) < len(deliveries):
+            raise self._stale_lease_error(
+                [*stale, *(delivery for delivery in deliveries if delivery.queue is not self)]
+            )
 
-    def settle(self, places: Sequence[P]) -> list[P]:
+    def ack_positions(self, leased_positions: Sequence[PositionT]) -> list[PositionT]:
         """Ack what this handle was lent at these places; those whose epoch is over come back."""
         broker = self._open_broker()
         stale = []
         with broker.lock:
-            for place in places:
-                if place.epoch == self._epoch:
-                    broker.settle(broker.partitions[place.partition], place.position)
+            for leased in leased_positions:
+                if leased.epoch == self._epoch:
+                    broker.remove_unacked(broker.partitions[leased.partition], leased.position)
                 else:
-                    stale.append(place)
+                    stale.append(leased)
         return stale
 
     async def nack(self, delivery: Delivery, delay: float) -> None:
         broker = self._open_broker()
         with broker.lock:
-            partition = self._lent_from(delivery)
-            _, record = partition.lent.pop(delivery.position)
+            partition = self._check_unacked(delivery)
+            _, record = partition.unacked.pop(delivery.position)
             heapq.heappush(partition.delayed, (time.monotonic() + delay, -record.position, record))
-            broker.wakeups.wake()
+            broker.wakeups.wake_all()
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
         broker = self._open_broker()
         with broker.lock:
-            partition = self._lent_from(delivery)
-            _, record = partition.lent[delivery.position]
-            broker.settle(partition, delivery.position)
+            partition = self._check_unacked(delivery)
+            _, record = partition.unacked[delivery.position]
+            broker.remove_unacked(partition, delivery.position)
             # Named so that no other broker has the name: a `zmq://` hub that is started anew has letters of its own.
             letter = DeadLetter(secrets.token_hex(8), record.frames, record.key, record.tag, reason)
-            broker.dead[letter.id] = letter
+            broker.dead_letters[letter.id] = letter
 
     async def release(self) -> None:
         broker = self._open_broker()
@@ -209,9 +215,9 @@ class MemoryQueue(Queue):
 
     @property
     def holder(self) -> str:
-        return self._holder
+        return self._holder_id
 
-    async def disown(self, holder: str) -> None:
+    async def expire_leases(self, holder: str) -> None:
         broker = self._open_broker()
         with broker.lock:
             if holder in broker.handles:
@@ -220,30 +226,30 @@ class MemoryQueue(Queue):
     async def stats(self) -> QueueStats:
         broker = self._open_broker()
         with broker.lock:
-            oldest = min(partition.oldest_put() for partition in broker.partitions)
+            oldest = min(partition.oldest_put_at() for partition in broker.partitions)
             return QueueStats(
                 backlog_records=broker.backlog_records,
                 backlog_bytes=broker.backlog_bytes,
                 oldest_age=max(0.0, time.monotonic() - oldest) if broker.backlog_records else 0.0,
                 redeliveries=broker.redeliveries,
-                dead_letters=len(broker.dead),
+                dead_letters=len(broker.dead_letters),
             )
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
         broker = self._open_broker()
         with broker.lock:
-            return tuple(islice(broker.dead.values(), limit))
+            return tuple(islice(broker.dead_letters.values(), limit))
 
     async def discard(self, letter: DeadLetter) -> None:
         broker = self._open_broker()
         with broker.lock:
-            broker.dead.pop(letter.id, None)
+            broker.dead_letters.pop(letter.id, None)
 
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
         broker = self._open_broker()
         with broker.lock:
-            found = [(index, record) for index, p in enumerate(broker.partitions) for record in p.backlog()]
-            oldest = heapq.nsmallest(limit, found, key=lambda entry: (entry[1].put_at, entry[1].position))
+            backlog = [(index, record) for index, p in enumerate(broker.partitions) for record in p.backlog()]
+            oldest = heapq.nsmallest(limit, backlog, key=lambda entry: (entry[1].put_at, entry[1].position))
             return tuple(
                 Peeked(record.frames, record.key, record.tag, index, record.position, record.delivered)
                 for index, record in oldest
@@ -256,9 +262,9 @@ class MemoryQueue(Queue):
         with self._broker.lock:
             self._end_leases(self._broker)
         with _brokers_lock:
-            del self._broker.handles[self._holder]
+            del self._broker.handles[self._holder_id]
             if not self._broker.handles:
-                del _brokers[self._name]
+                del _brokers[self._broker_name]
 
     @property
     def backlog_records(self) -> int:
@@ -273,27 +279,27 @@ class MemoryQueue(Queue):
             raise QueueClosed(f"{self.url}: this handle is closed")
         return self._broker
 
-    def _take(self, broker: _Broker, now: float) -> tuple[Delivery | None, float | None]:
+    def _take_next(self, broker: _Broker, now: float) -> tuple[Delivery | None, float | None]:
         """The next record this handle may have, or else when the next delayed one falls due."""
         next_due: float | None = None
         if not self._epoch:
             broker.last_epoch += 1
             self._epoch = broker.last_epoch
-        for index in self._consume:
+        for index in self._partitions:
             partition = broker.partitions[index]
-            if not self._shares_partitions:
-                partition.holder = partition.holder or self._epoch
-                if partition.holder != self._epoch:
+            if not self._leases_records:
+                partition.holder_epoch = partition.holder_epoch or self._epoch
+                if partition.holder_epoch != self._epoch:
                     continue
             due = partition.promote_due(now) if partition.delayed else None
             if partition.ready:
-                return self._lend(broker, index, partition.ready.popleft()), None
+                return self._deliver(broker, index, partition.ready.popleft()), None
             if due is not None:
                 next_due = due if next_due is None else min(next_due, due)
         return None, next_due
 
-    def _lend(self, broker: _Broker, index: int, record: _Record) -> Delivery:
-        broker.partitions[index].lent[record.position] = (self._epoch, record)
+    def _deliver(self, broker: _Broker, index: int, record: _Record) -> Delivery:
+        broker.partitions[index].unacked[record.position] = (self._epoch, record)
         redelivered, record.delivered = record.delivered, True
         broker.redeliveries += redelivered
         # By position, which takes a quarter less time than by name: a consumer that is behind makes little else.
@@ -303,15 +309,15 @@ class MemoryQueue(Queue):
 
     def _end_leases(self, broker: _Broker) -> None:
         for partition in broker.partitions:
-            partition.take_back(self._epoch)
+            partition.return_unacked(self._epoch)
         self._epoch = 0
-        broker.wakeups.wake()
+        broker.wakeups.wake_all()
 
-    def _holds(self, delivery: Delivery) -> bool:
+    def _is_current(self, delivery: Delivery) -> bool:
         return delivery.queue is self and delivery.epoch == self._epoch
 
-    def _lent_from(self, delivery: Delivery) -> _Partition:
+    def _check_unacked(self, delivery: Delivery) -> _Partition:
         partition = self._broker.partitions[delivery.partition]
-        if not self._holds(delivery) or delivery.position not in partition.lent:
-            raise self._stale_lease([delivery])
+        if not self._is_current(delivery) or delivery.position not in partition.unacked:
+            raise self._stale_lease_error([delivery])
         return partition

@@ -18,7 +18,7 @@ from transports.urls import split_url
 
 ENTRY_POINT_GROUP = "rollout.transports"
 
-_OURS = {
+_BUILT_IN = {
     "memory": "transports.memory:MemoryQueue",
     "file": "transports.files.queue:open_file_queue",
     "zmq": "transports.zeromq.queue:ZmqQueue",
@@ -49,15 +49,15 @@ def open_queue(url: str, *, lease: Lease = "partition", consume: Sequence[int] |
     consumers (tasks); all consumers of a queue must say the same. `consume` names the partitions that this consumer may
     lease; None: whichever are free. Raises QueueURLError, and UnknownTransport for a scheme that nobody offers.
     """
-    return _factory(url)(url, lease=lease, consume=consume)
+    return _find_factory(url)(url, lease=lease, consume=consume)
 
 
-def _factory(url: str) -> TransportFactory:
+def _find_factory(url: str) -> TransportFactory:
     scheme = split_url(url).scheme
     if scheme in _registered:
         return _registered[scheme]
-    if scheme in _OURS:
-        module, _, name = _OURS[scheme].partition(":")
+    if scheme in _BUILT_IN:
+        module, _, name = _BUILT_IN[scheme].partition(":")
         try:
             return cast(TransportFactory, getattr(import_module(module), name))
         except ModuleNotFoundError as error:
@@ -65,15 +65,15 @@ def _factory(url: str) -> TransportFactory:
                 f"{url}: {scheme}:// needs the package {error.name!r}; install the extra of that name, as in "
                 f"pip install 'rollout[{'zmq' if error.name == 'zmq' else 'redis'}]'"
             ) from error
-    offered = entry_points(group=ENTRY_POINT_GROUP)
-    for entry in offered:
+    installed = entry_points(group=ENTRY_POINT_GROUP)
+    for entry in installed:
         if entry.name == scheme:
             return cast(TransportFactory, entry.load())
-    known = sorted({*_registered, *_OURS, *(entry.name for entry in offered)})
-    nearest = difflib.get_close_matches(scheme, known, n=1)
-    hint = f"; did you mean {nearest[0]}://?" if nearest else "."
+    schemes = sorted({*_registered, *_BUILT_IN, *(entry.name for entry in installed)})
+    matches = difflib.get_close_matches(scheme, schemes, n=1)
+    hint = f"; did you mean {matches[0]}://?" if matches else "."
     raise UnknownTransport(
         f"{url}: there is no transport for {scheme or 'a URL without a scheme'}{hint} "
-        f"Known: {', '.join(f'{name}://' for name in known)}. "
+        f"Known: {', '.join(f'{name}://' for name in schemes)}. "
         f"Others come as packages with an entry point in {ENTRY_POINT_GROUP!r}."
     )

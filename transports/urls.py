@@ -13,7 +13,7 @@ from transports.errors import QueueURLError
 Size = NewType("Size", int)
 """A number of bytes; in a URL a plain number or one with a unit: 64MB, 1.5GiB."""
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|k|m|g|t)(i?)b?", re.IGNORECASE)
+_SIZE_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*(|k|m|g|t)(i?)b?", re.IGNORECASE)
 _HARD_LIMIT_FACTOR = 4
 
 
@@ -49,7 +49,7 @@ class QueueOptions:
         return backlog_bytes <= self.high_water and not too_many
 
 
-O = TypeVar("O", bound=QueueOptions)  # noqa: E741
+OptionsT = TypeVar("OptionsT", bound=QueueOptions)
 
 
 def split_url(url: str) -> SplitResult:
@@ -71,7 +71,7 @@ def without_password(url: str) -> str:
     return parts._replace(netloc=f"{parts.username}@{host}" if parts.username else host).geturl()
 
 
-def parse_queue_url(url: str, options: type[O]) -> tuple[SplitResult, O]:
+def parse_queue_url(url: str, options: type[OptionsT]) -> tuple[SplitResult, OptionsT]:
     """Split a URL and read its query as the fields of `options`.
 
     Raises QueueURLError for an unknown key (with the nearest known one), a key given twice, or a value of another type.
@@ -82,14 +82,14 @@ def parse_queue_url(url: str, options: type[O]) -> tuple[SplitResult, O]:
     except ValueError as error:
         raise QueueURLError(f"{url}: not a URL ({error})") from error
     types = get_type_hints(options)
-    known = [entry.name for entry in fields(options)]
+    option_names = [option_field.name for option_field in fields(options)]
     values: dict[str, Any] = {}
     for key, text in pairs:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        if key not in option_names:
+            nearest = difflib.get_close_matches(key, option_names, n=1, cutoff=0.0)[0]
             raise QueueURLError(
                 f"{url}: unknown option {key!r}; did you mean {nearest!r}? "
-                f"{parts.scheme}:// knows {', '.join(sorted(known))}."
+                f"{parts.scheme}:// knows {', '.join(sorted(option_names))}."
             )
         if key in values:
             raise QueueURLError(f"{url}: option {key!r} is given twice")
@@ -104,36 +104,36 @@ def parse_queue_url(url: str, options: type[O]) -> tuple[SplitResult, O]:
 
 
 def parse_size(text: str) -> Size:
-    match = _SIZE.fullmatch(text.strip())
+    match = _SIZE_PATTERN.fullmatch(text.strip())
     if match is None:
         raise ValueError("expected a number of bytes such as 1048576, 64MB or 1.5GiB")
     number, unit, binary = match.groups()
     return Size(int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit.lower() or " ")))
 
 
-def _convert(text: str, kind: Any) -> Any:
-    if get_origin(kind) is Literal:
-        if text not in get_args(kind):
-            raise ValueError(f"expected one of {', '.join(get_args(kind))}")
+def _convert(text: str, value_type: Any) -> Any:
+    if get_origin(value_type) is Literal:
+        if text not in get_args(value_type):
+            raise ValueError(f"expected one of {', '.join(get_args(value_type))}")
         return text
-    if get_args(kind):
-        kind = next(choice for choice in get_args(kind) if choice is not type(None))
-    if kind is Size:
+    if get_args(value_type):
+        value_type = next(choice for choice in get_args(value_type) if choice is not type(None))
+    if value_type is Size:
         return parse_size(text)
-    if kind is bool:
+    if value_type is bool:
         if text not in ("true", "false"):
             raise ValueError("expected true or false")
         return text == "true"
-    if kind in (int, float):
-        return _positive(text, kind)
+    if value_type in (int, float):
+        return _parse_non_negative(text, value_type)
     return text
 
 
-def _positive(text: str, kind: Any) -> Any:
+def _parse_non_negative(text: str, number_type: Any) -> Any:
     try:
-        number = kind(text)
+        number = number_type(text)
     except ValueError:
-        raise ValueError("expected a number" if kind is float else "expected a whole number") from None
+        raise ValueError("expected a number" if number_type is float else "expected a whole number") from None
     if not 0 <= number < float("inf"):
         raise ValueError("expected a finite number that is not negative")
     return number

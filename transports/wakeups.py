@@ -12,35 +12,35 @@ class Wakeups:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+        self._waiters: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
 
-    def expect(self) -> asyncio.Event:
-        """An event that the next `wake` sets. Taken before looking, so that no change falls in between."""
+    def register(self) -> asyncio.Event:
+        """An event that the next `wake_all` sets. Taken before looking, so that no change falls in between."""
         event = asyncio.Event()
         with self._lock:
-            self._waiting[event] = asyncio.get_running_loop()
+            self._waiters[event] = asyncio.get_running_loop()
         return event
 
-    def forget(self, event: asyncio.Event) -> None:
+    def unregister(self, event: asyncio.Event) -> None:
         with self._lock:
-            self._waiting.pop(event, None)
+            self._waiters.pop(event, None)
 
     async def wait(self, event: asyncio.Event, timeout: float) -> None:
         """Return when the event is set or the time is over."""
-        expiry = asyncio.get_running_loop().call_later(timeout, event.set)
+        timeout_handle = asyncio.get_running_loop().call_later(timeout, event.set)
         try:
             await event.wait()
         finally:
-            expiry.cancel()
+            timeout_handle.cancel()
 
-    def wake(self) -> None:
-        if not self._waiting:
+    def wake_all(self) -> None:
+        if not self._waiters:
             return
-        here = asyncio.get_running_loop()
+        current_loop = asyncio.get_running_loop()
         with self._lock:
-            waiting, self._waiting = self._waiting, {}
-        for event, loop in waiting.items():
-            if loop is here:
+            waiters, self._waiters = self._waiters, {}
+        for event, loop in waiters.items():
+            if loop is current_loop:
                 event.set()
             else:
                 # A loop that was closed under its waiting consumer has nobody left to wake.

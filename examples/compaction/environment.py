@@ -21,8 +21,8 @@ from rollout.environments.color_codeword import (
     ColorCodewordSettings,
     draw_codeword,
     draw_square,
+    fraction_correct,
     named_colors,
-    share_right,
 )
 from rollout.environments.palette import PALETTE
 
@@ -52,18 +52,18 @@ class Compaction(Environment):
         colors: list[str] = task.data["colors"]
         pictures = [await asyncio.to_thread(self.picture, task, number) for number in range(len(colors))]
         conversation: list[dict[str, Any]] = [SYSTEM]
-        named: list[str] = []
+        named_so_far: list[str] = []
         for number, picture in enumerate(pictures):
             if number and number % self.settings.keep == 0:
-                conversation = [SYSTEM, {"role": "user", "content": f"So far you saw: {', '.join(named)}."}]
+                conversation = [SYSTEM, {"role": "user", "content": f"So far you saw: {', '.join(named_so_far)}."}]
             conversation.append({"role": "user", "content": [picture, {"type": "text", "text": "Which colour?"}]})
             reply = await model.chat(conversation)
             conversation.append(reply.message)
-            named += named_colors(reply.text)[:1] or ["nothing"]
+            named_so_far += named_colors(reply.text)[:1] or ["nothing"]
 
-        again = [*pictures, {"type": "text", "text": "Here they are once more. Name them all."}]
-        reply = await model.chat([*conversation, {"role": "user", "content": again}])
-        at_once, at_last = share_right(named, colors), share_right(named_colors(reply.text), colors)
+        closing_content = [*pictures, {"type": "text", "text": "Here they are once more. Name them all."}]
+        reply = await model.chat([*conversation, {"role": "user", "content": closing_content}])
+        at_once, at_last = fraction_correct(named_so_far, colors), fraction_correct(named_colors(reply.text), colors)
         return Score(0.5 * at_once + 0.5 * at_last, {"at_once": at_once, "at_last": at_last})
 
     def picture(self, task: Task, number: int) -> dict[str, Any]:

@@ -30,7 +30,13 @@ class Curve:
 
 CURVES = (
     Curve("reward, mean of the batch", lambda step: step.reward, "{:.3f}", "#2563eb"),
-    Curve("largest |sampler − trainer| log-prob", lambda step: step.learnt.difference, "{:.1e}", "#dc2626", 1e-8),
+    Curve(
+        "largest |sampler − trainer| log-prob",
+        lambda step: step.update_stats.max_logprob_difference,
+        "{:.1e}",
+        "#dc2626",
+        1e-8,
+    ),
     Curve("staleness, versions", lambda step: step.staleness, "{:.0f}", "#9333ea"),
     Curve("rollouts per second", lambda step: step.rollouts_per_second, "{:.1f}", "#059669"),
 )
@@ -80,11 +86,11 @@ def _panel(curve: Curve, steps: Sequence[Step]) -> str:
         f"{at / max(1, len(heights) - 1) * _WIDTH:.1f},{_HEIGHT - (height - least) / span * _HEIGHT:.1f}"
         for at, height in enumerate(heights)
     )
-    told = [curve.format.format(10**bound if curve.least is not None else bound) for bound in (least, most)]
+    bounds_text = [curve.format.format(10**bound if curve.least is not None else bound) for bound in (least, most)]
     return (
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="none" stroke="#d4d4d8"/>'
         f'<text y="-8">{curve.title}</text>'
-        f'<text x="{_WIDTH}" y="-8" text-anchor="end">{told[0]} … {told[1]}</text>'
+        f'<text x="{_WIDTH}" y="-8" text-anchor="end">{bounds_text[0]} … {bounds_text[1]}</text>'
         f'<text x="{_WIDTH}" y="{_HEIGHT + 16}" text-anchor="end">step {steps[-1].number}</text>'
         f'<polyline points="{points}" fill="none" stroke="{curve.color}" stroke-width="1.5"/>'
     )

@@ -20,69 +20,76 @@ LEARNING_RATE = 1e-3
 
 
 @dataclass(frozen=True)
-class Learnt:
+class UpdateStats:
     """What one step found, before it changed anything.
 
     Attributes:
-        difference: the largest one between the sampler's log-prob of a token and ours, with the same weights.
-        compared: how many tokens that was measured on: those of the version that is trained.
+        max_logprob_difference: the largest one between the sampler's log-prob of a token and ours (same weights).
+        compared_tokens: how many tokens that was measured on: those of the version that is trained.
     """
 
     loss: float
-    difference: float
-    compared: int
+    max_logprob_difference: float
+    compared_tokens: int
 
 
 class Learner:
     """A policy and its optimiser."""
 
-    def __init__(self, checkpoint: Path, materializer: Materializer, allowed: Sequence[int]) -> None:
+    def __init__(self, checkpoint: Path, materializer: Materializer, allowed_tokens: Sequence[int]) -> None:
         self.model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
         self._optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0)
         self._materializer = materializer
-        self._allowed = torch.tensor(allowed)
+        self._allowed_tokens = torch.tensor(allowed_tokens)
 
-    def step(self, groups: Sequence[Group], version: str) -> Learnt:
+    def step(self, groups: Sequence[Group], version: str) -> UpdateStats:
         """Learn from whole groups; `version` is what the weights are called now."""
-        given = [sample for group in groups for trajectory in played(group) for sample in samples(trajectory)]
-        batch = collate(given)
+        training_samples = [
+            sample for group in groups for trajectory in trainable_trajectories(group) for sample in samples(trajectory)
+        ]
+        batch = collate(training_samples)
         advantages = torch.cat([advantages_of_answers(group) for group in groups])
-        ours, theirs = self.logprobs(batch, given), sampled(batch, batch.logprobs)
-        counted = slice(-advantages.shape[1], None)
-        ratio = (ours - theirs)[:, counted].exp()
+        trainer_logprobs, sampler_logprobs = (
+            self.logprobs(batch, training_samples),
+            at_sampled_tokens(batch, batch.logprobs),
+        )
+        scored_answers = slice(-advantages.shape[1], None)
+        ratio = (trainer_logprobs - sampler_logprobs)[:, scored_answers].exp()
         clipped = ratio.clamp(1 - CLIP, 1 + CLIP)
         loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
         self._optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
-        same = [name == version for name in batch.versions]
-        comparable = torch.tensor(same)[sampled(batch, batch.version_index).long()]
-        differences = (ours.detach() - theirs).abs()[comparable]
-        return Learnt(loss.item(), max(differences.tolist(), default=0.0), differences.numel())
+        is_same_version = [name == version for name in batch.versions]
+        comparable = torch.tensor(is_same_version)[at_sampled_tokens(batch, batch.version_index).long()]
+        differences = (trainer_logprobs.detach() - sampler_logprobs).abs()[comparable]
+        return UpdateStats(loss.item(), max(differences.tolist(), default=0.0), differences.numel())
 
-    def logprobs(self, batch: Batch, given: Sequence[TrainingSample]) -> torch.Tensor:
+    def logprobs(self, batch: Batch, training_samples: Sequence[TrainingSample]) -> torch.Tensor:
         """Of the sampled tokens, (samples, answers), among the tokens that the policy was allowed to say."""
-        images, grids = self._images(pictures_of(batch.ordered(given)), given)
+        images, grids = self._encode_images(image_names_of(batch.ordered(training_samples)), training_samples)
         positions, _ = self.model.model.get_rope_index(batch.token_ids, batch.token_types.int(), image_grid_thw=grids)
         logits = self.model(
             input_ids=batch.token_ids, position_ids=positions, mm_encoder_outputs={"image": images}, use_cache=False
         ).logits
-        logprobs = sampled(batch, of_the_token_itself(logits))[..., self._allowed].log_softmax(-1)
-        said = sampled(batch, batch.token_ids)[..., None] == self._allowed
-        return (logprobs * said).sum(-1)
+        logprobs = at_sampled_tokens(batch, align_logits_with_tokens(logits))[..., self._allowed_tokens].log_softmax(-1)
+        is_sampled_token = at_sampled_tokens(batch, batch.token_ids)[..., None] == self._allowed_tokens
+        return (logprobs * is_sampled_token).sum(-1)
 
-    def _images(self, shown: Sequence[str], given: Sequence[TrainingSample]) -> tuple[Any, torch.Tensor]:
+    def _encode_images(
+        self, image_names: Sequence[str], training_samples: Sequence[TrainingSample]
+    ) -> tuple[Any, torch.Tensor]:
         """Features and grids of what is shown, in order. A picture is encoded once, however many rollouts show it."""
-        showing: dict[str, TrainingSample] = {}
-        for sample in given:
-            if not showing.keys() >= set(pictures_of([sample])):
-                showing |= dict.fromkeys(pictures_of([sample]), sample)
-        distinct = list({sample.rollout: sample for sample in showing.values()}.values())
+        sample_by_image: dict[str, TrainingSample] = {}
+        for sample in training_samples:
+            if not sample_by_image.keys() >= set(image_names_of([sample])):
+                sample_by_image |= dict.fromkeys(image_names_of([sample]), sample)
+        distinct = list({sample.rollout: sample for sample in sample_by_image.values()}.values())
         pixels = self._materializer.inputs(distinct)
         features = self.model.model.get_image_features(**pixels, return_dict=True)
-        number = {name: at for at, name in enumerate(pictures_of(distinct))}
-        order = [number[name] for name in shown]
+        index_by_image = {name: at for at, name in enumerate(image_names_of(distinct))}
+        order = [index_by_image[name] for name in image_names]
         images = SimpleNamespace(
             pooler_output=[features.pooler_output[at] for at in order],
             deepstack_features=[[layer[at] for at in order] for layer in features.deepstack_features],
@@ -90,22 +97,22 @@ class Learner:
         return images, pixels["image_grid_thw"][order]
 
 
-def pictures_of(given: Iterable[TrainingSample]) -> list[str]:
+def image_names_of(training_samples: Iterable[TrainingSample]) -> list[str]:
     """The name of each image that samples show, in order and as often as they show it."""
-    return [mark.hash for sample in given for mark in sample.placeholders]
+    return [mark.hash for sample in training_samples for mark in sample.placeholders]
 
 
-def of_the_token_itself(logits: torch.Tensor) -> torch.Tensor:
+def align_logits_with_tokens(logits: torch.Tensor) -> torch.Tensor:
     """Where a token lies, the logits that it was drawn from: a network gives them one position earlier."""
     return logits.roll(1, dims=1)
 
 
-def sampled(batch: Batch, values: torch.Tensor) -> torch.Tensor:
+def at_sampled_tokens(batch: Batch, values: torch.Tensor) -> torch.Tensor:
     """What lies at the sampled tokens, (samples, answers, …): each rollout of a batch samples as many as the others."""
     return values[batch.mask].unflatten(0, (len(batch.rollouts), -1))
 
 
-def played(group: Group) -> list[Trajectory]:
+def trainable_trajectories(group: Group) -> list[Trajectory]:
     """The rollouts of a group that did not fail."""
     return [trajectory for trajectory in group.trajectories if trajectory.trainable]
 
@@ -115,7 +122,7 @@ def advantages_of_answers(group: Group) -> torch.Tensor:
     right = torch.tensor(
         [
             [trajectory.metrics[f"right.{answer}"] for answer in range(len(trajectory.metrics))]
-            for trajectory in played(group)
+            for trajectory in trainable_trajectories(group)
         ]
     )
     return (right - right.mean(0)) / (right.std(0, unbiased=False) + 1e-6)

@@ -12,8 +12,8 @@ from pathlib import Path
 from rollout.errors import RolloutError
 from rollout.serving.vllm import VllmServer, VllmSettings
 
-_STOP_DEADLINE = 60.0
-_VLLM_DEADLINE = 600.0
+_STOP_TIMEOUT = 60.0
+_VLLM_START_TIMEOUT = 600.0
 _VLLM_FLAGS = (
     "--dtype",
     "float32",
@@ -27,7 +27,7 @@ _VLLM_FLAGS = (
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-class Ended(RolloutError):
+class TrainingProcessEnded(RolloutError):
     """A process that training cannot do without has ended."""
 
 
@@ -35,11 +35,11 @@ class Ended(RolloutError):
 def transformers_sampler(checkpoint: Path, runs: Path, log: Path) -> Iterator[str]:
     """`rollout serve transformers`; its root."""
     command = ["serve", "transformers", str(checkpoint), "--name", "policy", "--allow", str(runs)]
-    with _rollout(command, log, announces=True) as process:
+    with _rollout_command(command, log, reads_stdout=True) as process:
         assert process.stdout is not None
         announced = process.stdout.readline().split()
         if not announced:
-            raise Ended(f"the engine ended while it started; see {log}.")
+            raise TrainingProcessEnded(f"the engine ended while it started; see {log}.")
         yield announced[-1].decode()
 
 
@@ -55,28 +55,30 @@ def vllm_sampler(checkpoint: Path, runs: Path, log: Path, executable: Path | Non
     server = VllmServer(settings, log, environment={**_ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1"})
     try:
         server.start()
-        server.wait_until_ready(_VLLM_DEADLINE, lambda seconds, line: None)
+        server.wait_until_ready(_VLLM_START_TIMEOUT, lambda seconds, line: None)
         yield settings.url
     finally:
         server.stop()
 
 
 @contextmanager
-def launched(run: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
+def running_launch(run: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
     """`rollout launch` of a run that has been begun."""
-    with _rollout(["launch", "--resume", str(run), "--workers", str(workers)], run / "launch.out") as process:
+    with _rollout_command(["launch", "--resume", str(run), "--workers", str(workers)], run / "launch.out") as process:
         yield process
 
 
 @contextmanager
-def _rollout(arguments: Sequence[str], log: Path, *, announces: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+def _rollout_command(
+    arguments: Sequence[str], log: Path, *, reads_stdout: bool = False
+) -> Iterator[subprocess.Popen[bytes]]:
     """A command of ours. Only we are told of a Ctrl-C, and end it in order."""
     command = [sys.executable, "-m", "rollout", *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if announces else output,
+            stdout=subprocess.PIPE if reads_stdout else output,
             stderr=output,
             env=_ENVIRONMENT,
             start_new_session=True,
@@ -86,7 +88,7 @@ def _rollout(arguments: Sequence[str], log: Path, *, announces: bool = False) ->
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(_STOP_DEADLINE)
+            process.wait(_STOP_TIMEOUT)
         finally:
             process.kill()
             process.wait()

@@ -26,10 +26,10 @@ from examples.grpo_color_codeword.curves import svg, table
 from examples.grpo_color_codeword.processes import transformers_sampler, vllm_sampler
 from examples.grpo_color_codeword.training import Step, Training
 
-_SMOOTHED = 5
+_SMOOTHING_STEPS = 5
 
 
-def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the tasks and the sampling")
     parser.add_argument("--sampler", choices=("transformers", "vllm"), default="transformers")
@@ -39,73 +39,75 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--target", type=float, default=0.95, help="mean reward of five batches that ends it")
     parser.add_argument("--steps", type=int, default=150, help="steps after which it has failed to learn")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the YAML")
-    return parser.parse_args(given)
+    return parser.parse_args(argv)
 
 
-def trained(given: argparse.Namespace) -> list[Step]:
+def train(options: argparse.Namespace) -> list[Step]:
     """Train until the target is reached. Leaves the curves and `policy`, a whole checkpoint, in the run's directory."""
-    torch.manual_seed(given.seed)
+    torch.manual_seed(options.seed)
     # Matrices of this size are slower on several cores, and others want those.
     torch.set_num_threads(1)
     # Weights are saved after every step; nobody needs a bar for each.
     transformers_logging.disable_progress_bar()
-    runs = given.runs.resolve()
+    runs = options.runs.resolve()
     runs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         checkpoint = Path(place, "policy")
-        make_policy(checkpoint, seed=given.seed)
-        with sampler(given, checkpoint, runs, runs / "engine.log") as engine:
+        make_policy(checkpoint, seed=options.seed)
+        with start_sampler(options, checkpoint, runs, runs / "engine.log") as engine:
             # vLLM 0.32 on a CPU dies of a seed where it computes a prompt in parts.
-            seeded = [f"engine.sampling.seed={given.seed}"] if given.sampler == "transformers" else []
-            overrides = [*seeded, *given.set]
-            training = Training(checkpoint, runs, engine, seed=given.seed, workers=given.workers, overrides=overrides)
+            seed_overrides = [f"engine.sampling.seed={options.seed}"] if options.sampler == "transformers" else []
+            overrides = [*seed_overrides, *options.set]
+            training = Training(
+                checkpoint, runs, engine, seed=options.seed, workers=options.workers, overrides=overrides
+            )
             with training:
-                steps = shown(training, given)
-        complete(training.run.policy, checkpoint)
-    title = f"{given.sampler}, seed {given.seed}: {smoothed(steps):.3f} after {steps[-1].seconds:.0f} s"
+                steps = train_with_display(training, options)
+        copy_missing_files(training.run.weights_path, checkpoint)
+    title = f"{options.sampler}, seed {options.seed}: {smoothed_reward(steps):.3f} after {steps[-1].seconds:.0f} s"
     picture = training.run.path / "learning.svg"
     picture.write_text(svg(steps, title), "utf-8")
     print(f"{title}; {summary(steps)}; curves: {picture}")
     return steps
 
 
-def sampler(given: argparse.Namespace, checkpoint: Path, runs: Path, log: Path) -> AbstractContextManager[str]:
-    if given.sampler == "vllm":
-        return vllm_sampler(checkpoint, runs, log, given.vllm)
+def start_sampler(options: argparse.Namespace, checkpoint: Path, runs: Path, log: Path) -> AbstractContextManager[str]:
+    if options.sampler == "vllm":
+        return vllm_sampler(checkpoint, runs, log, options.vllm)
     return transformers_sampler(checkpoint, runs, log)
 
 
-def complete(weights: Path, checkpoint: Path) -> None:
+def copy_missing_files(weights: Path, checkpoint: Path) -> None:
     """Put beside the weights what any engine needs besides: tokenizer, template, processor."""
     for file in checkpoint.iterdir():
         if not (weights / file.name).exists():
             shutil.copyfile(file, weights / file.name)
 
 
-def shown(training: Training, given: argparse.Namespace) -> list[Step]:
+def train_with_display(training: Training, options: argparse.Namespace) -> list[Step]:
     """Train until the target is reached, and draw it."""
     steps: list[Step] = []
     console = Console(stderr=True)
     with Live(console=console, auto_refresh=False) as live:
-        while smoothed(steps) < given.target and len(steps) < given.steps:
+        while smoothed_reward(steps) < options.target and len(steps) < options.steps:
             step = training.step()
             steps.append(step)
             if console.is_terminal:
                 live.update(table(steps, f"step {step.number}, {step.seconds:.0f} s"), refresh=True)
             else:
-                console.print(line(step), highlight=False, soft_wrap=True)
+                console.print(step_line(step), highlight=False, soft_wrap=True)
     return steps
 
 
-def smoothed(steps: Sequence[Step]) -> float:
+def smoothed_reward(steps: Sequence[Step]) -> float:
     """The mean reward of the last five batches; 0 before there are five."""
-    return fmean(step.reward for step in steps[-_SMOOTHED:]) if len(steps) >= _SMOOTHED else 0.0
+    return fmean(step.reward for step in steps[-_SMOOTHING_STEPS:]) if len(steps) >= _SMOOTHING_STEPS else 0.0
 
 
-def line(step: Step) -> str:
+def step_line(step: Step) -> str:
     return (
         f"step {step.number:3}  {step.seconds:5.1f} s  reward {step.reward:.3f}  "
-        f"difference {step.learnt.difference:.1e}  staleness {step.staleness}  "
+        f"difference {step.update_stats.max_logprob_difference:.1e}  staleness {step.staleness}  "
         f"{step.rollouts_per_second:.1f} rollouts/s"
     )
 
@@ -114,15 +116,15 @@ def summary(steps: Sequence[Step]) -> str:
     own = all(step.versions == {str(step.number - 1)} for step in steps)
     return (
         f"first batch {steps[0].reward:.3f}, {len(steps)} steps, "
-        f"largest log-prob difference {max(step.learnt.difference for step in steps):.1e}, "
+        f"largest log-prob difference {max(step.update_stats.max_logprob_difference for step in steps):.1e}, "
         f"{sum(step.violations for step in steps)} violations, {sum(step.failed for step in steps)} failed rollouts, "
         f"every token by the version published last: {'yes' if own else 'no'}"
     )
 
 
 def main() -> int:
-    given = arguments()
-    return 0 if smoothed(trained(given)) >= given.target else 1
+    options = parse_arguments()
+    return 0 if smoothed_reward(train(options)) >= options.target else 1
 
 
 if __name__ == "__main__":

@@ -10,17 +10,17 @@ from statistics import fmean
 from typing import Self
 
 from examples.grpo_color_codeword.environment import color_ids
-from examples.grpo_color_codeword.grpo import Learner, Learnt, played
-from examples.grpo_color_codeword.processes import Ended, launched
+from examples.grpo_color_codeword.grpo import Learner, UpdateStats, trainable_trajectories
+from examples.grpo_color_codeword.processes import TrainingProcessEnded, running_launch
 from renderers_adapter.adapter import load_processor_config
-from rollout.log import json_log
-from rollout.rundir.manifest import begin
+from rollout.log import log_to_json_file
+from rollout.rundir.manifest import create_run
 from rollout.trainer import BlockingReader, Consumption, Group, Materializer, PolicyPublisher, check, staleness
 from rollout.trainer.weights.from_config import publisher_settings
 
 CONFIG = Path(__file__).with_name("codeword.yaml")
-_LOOK = 0.5
-_PATIENCE = 120.0
+_POLL_SECONDS = 0.5
+_BATCH_TIMEOUT_SECONDS = 120.0
 """Seconds without a whole batch after which something must be wrong."""
 
 
@@ -39,7 +39,7 @@ class Step:
 
     number: int
     reward: float
-    learnt: Learnt
+    update_stats: UpdateStats
     staleness: int
     rollouts_per_second: float
     violations: int
@@ -54,31 +54,33 @@ class Training:
     def __init__(
         self, checkpoint: Path, runs: Path, engine: str, *, seed: int, workers: int, overrides: Sequence[str] = ()
     ) -> None:
-        told = {
+        run_settings = {
             "engine.urls": f'["{engine}"]',
             "model.path": checkpoint,
             "run.directory": runs,
             "tasks.seed": seed,
         }
-        run, [member] = begin([CONFIG], [*(f"{key}={value}" for key, value in told.items()), *overrides])
-        self.run, self._config, self._workers = run, member.config, workers
-        materializer = Materializer("qwen_vl", load_processor_config(checkpoint), images=run.images, backend="pil")
+        run, [launch_config] = create_run(
+            [CONFIG], [*(f"{key}={value}" for key, value in run_settings.items()), *overrides]
+        )
+        self.run, self._config, self._workers = run, launch_config.config, workers
+        materializer = Materializer("qwen_vl", load_processor_config(checkpoint), images=run.images_path, backend="pil")
         self.learner = Learner(checkpoint, materializer, color_ids())
         self._publisher = PolicyPublisher(publisher_settings([self._config], run.path))
-        self._reader = BlockingReader(run.url(self._config.queue.url, self._config.run.name))
+        self._reader = BlockingReader(run.queue_url(self._config.queue.url, self._config.run.name))
         self._consumption = Consumption()
         self._version = 0
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.enter_context(json_log(self.run.path / "trainer.jsonl", run=self.run.run))
+            stack.enter_context(log_to_json_file(self.run.path / "trainer.jsonl", run=self.run.run_id))
             stack.enter_context(self._publisher)
             stack.enter_context(self._reader)
             self._publish()
-            self._launch = stack.enter_context(launched(self.run.path, self._workers))
+            self._launch = stack.enter_context(running_launch(self.run.path, self._workers))
             self._stack = stack.pop_all()
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,57 +88,69 @@ class Training:
 
     def step(self) -> Step:
         """Gather a batch, learn from it, and publish what that made of the policy."""
-        version, began = self._version, time.monotonic()
+        version, started_at = self._version, time.monotonic()
         self._reader.version = version
-        groups = gather(self._reader, self._launch, rollouts=self._config.policy.batch)
-        learnt = self.learner.step([group for group in groups if played(group)], str(version))
-        trained = sum(len(played(group)) for group in groups)
-        every = sum(len(group.trajectories) for group in groups)
+        groups = gather_batch(self._reader, self._launch, rollouts=self._config.policy.batch)
+        update_stats = self.learner.step([group for group in groups if trainable_trajectories(group)], str(version))
+        trained_count = sum(len(trainable_trajectories(group)) for group in groups)
+        total_count = sum(len(group.trajectories) for group in groups)
         self._version += 1
         self._consumption = Consumption(
-            self._consumption.consumed + trained, self._consumption.discarded + every - trained
+            self._consumption.consumed + trained_count, self._consumption.discarded + total_count - trained_count
         )
         self._publish()
         # A run of minutes is begun anew rather than continued; a longer one saves this state with its weights.
         self._reader.commit(self._reader.state_dict()["number"])
         now = time.monotonic()
-        return measured(groups, learnt, version, seconds=now - self._began, rollouts_per_second=every / (now - began))
+        return measure_step(
+            groups,
+            update_stats,
+            version,
+            seconds=now - self._started_at,
+            rollouts_per_second=total_count / (now - started_at),
+        )
 
     def _publish(self) -> None:
         consumption = {self._config.run.name: self._consumption}
         self._publisher.publish(self._version, self.learner.model.save_pretrained, consumption)
 
 
-def gather(reader: BlockingReader, launch: subprocess.Popen[bytes], *, rollouts: int) -> list[Group]:
+def gather_batch(reader: BlockingReader, launch: subprocess.Popen[bytes], *, rollouts: int) -> list[Group]:
     """The groups of one batch."""
     groups: list[Group] = []
-    patience = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _BATCH_TIMEOUT_SECONDS
     while sum(len(group.trajectories) for group in groups) < rollouts:
-        if (group := reader.receive_group(timeout=_LOOK)) is not None:
+        if (group := reader.receive_group(timeout=_POLL_SECONDS)) is not None:
             groups.append(group)
         elif launch.poll() is not None:
-            raise Ended(f"the launch ended with {launch.returncode}; see launch.out in the run's directory.")
-        elif time.monotonic() > patience:
-            raise Ended(f"no whole batch came within {_PATIENCE:g} s; see log.jsonl in the run's directory.")
-    if not any(map(played, groups)):
-        raise Ended(f"every rollout of a batch failed, the first one with {groups[0].trajectories[0].error}.")
+            raise TrainingProcessEnded(
+                f"the launch ended with {launch.returncode}; see launch.out in the run's directory."
+            )
+        elif time.monotonic() > deadline:
+            raise TrainingProcessEnded(
+                f"no whole batch came within {_BATCH_TIMEOUT_SECONDS:g} s; see log.jsonl in the run's directory."
+            )
+    if not any(map(trainable_trajectories, groups)):
+        raise TrainingProcessEnded(
+            f"every rollout of a batch failed, the first one with {groups[0].trajectories[0].error}."
+        )
     return groups
 
 
-def measured(
-    groups: Sequence[Group], learnt: Learnt, version: int, *, seconds: float, rollouts_per_second: float
+def measure_step(
+    groups: Sequence[Group], update_stats: UpdateStats, version: int, *, seconds: float, rollouts_per_second: float
 ) -> Step:
     """What there is to be seen of a step that was taken from this version."""
-    every = [trajectory for group in groups for trajectory in group.trajectories]
-    scored = [trajectory for group in groups for trajectory in played(group)]
+    all_trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+    scored = [trajectory for group in groups for trajectory in trainable_trajectories(group)]
     return Step(
         number=version + 1,
         reward=fmean(trajectory.reward or 0.0 for trajectory in scored),
-        learnt=learnt,
+        update_stats=update_stats,
         staleness=max(staleness(trajectory, version) or 0 for trajectory in scored),
         rollouts_per_second=rollouts_per_second,
-        violations=sum(len(check(trajectory)) for trajectory in every),
+        violations=sum(len(check(trajectory)) for trajectory in all_trajectories),
         versions=frozenset(span.version for t in scored for step in t.steps for span in step.versions),
-        failed=len(every) - len(scored),
+        failed=len(all_trajectories) - len(scored),
         seconds=seconds,
     )

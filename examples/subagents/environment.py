@@ -23,8 +23,8 @@ from rollout.environments.color_codeword import (
     ColorCodewordSettings,
     draw_codeword,
     draw_square,
+    fraction_correct,
     named_colors,
-    share_right,
 )
 from rollout.environments.palette import PALETTE
 
@@ -58,23 +58,26 @@ class Subagents(Environment):
         first = await model.chat([LEAD, shown])
 
         reports = await asyncio.gather(*(self.ask_helper(model, picture) for picture in pictures))
-        told = [{"type": "text", "text": f"Your helpers say: {', '.join(reports)}. "}, *pictures]
-        again = {"role": "user", "content": [*told, {"type": "text", "text": "Look again: name them all."}]}
-        question: list[dict[str, Any]] = [LEAD, shown, first.message, again]
+        report_parts = [{"type": "text", "text": f"Your helpers say: {', '.join(reports)}. "}, *pictures]
+        second_question = {
+            "role": "user",
+            "content": [*report_parts, {"type": "text", "text": "Look again: name them all."}],
+        }
+        question: list[dict[str, Any]] = [LEAD, shown, first.message, second_question]
         votes: list[Reply] = await asyncio.gather(*(model.chat(list(question)) for _ in range(self.settings.votes)))
         winner, _ = Counter(vote.text for vote in votes).most_common(1)[0]
         elected = next(vote for vote in votes if vote.text == winner)
         closing = {"role": "user", "content": "Name them a last time."}
         last = await model.chat([*question, elected.message, closing])
 
-        helpers = share_right(reports, colors)
+        helpers = fraction_correct(reports, colors)
         # The last question has no picture of its own: the answer names those of the whole conversation, twice each.
-        lead = share_right(named_colors(last.text), [*colors, *colors])
+        lead = fraction_correct(named_colors(last.text), [*colors, *colors])
         return Score(0.5 * helpers + 0.5 * lead, {"helpers": helpers, "lead": lead})
 
     async def ask_helper(self, model: Model, picture: dict[str, Any]) -> str:
-        asked = {"role": "user", "content": [picture, {"type": "text", "text": "Which colour?"}]}
-        reply = await model.chat([HELPER, asked])
+        question = {"role": "user", "content": [picture, {"type": "text", "text": "Which colour?"}]}
+        reply = await model.chat([HELPER, question])
         return next(iter(named_colors(reply.text)), "nothing")
 
     def picture(self, task: Task, number: int) -> dict[str, Any]:

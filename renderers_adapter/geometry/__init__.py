@@ -1,12 +1,12 @@
 """How many placeholders an image takes, computed from its size and the checkpoint's processor configuration."""
 
-from .base import Geometry, GeometryError, Layout, layout_fingerprint
+from .base import Geometry, GeometryError, ImageLayout, layout_fingerprint
 from .registry import UnknownFamily, geometry_for, known_families
 
 __all__ = [
     "Geometry",
     "GeometryError",
-    "Layout",
+    "ImageLayout",
     "UnknownFamily",
     "geometry_for",
     "known_families",

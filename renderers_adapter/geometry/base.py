@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 
 from ..errors import AdapterError
 
-_FAMILY = re.compile(r"[A-Za-z0-9_.-]+")
+_FAMILY_NAME_PATTERN = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 class GeometryError(AdapterError):
@@ -27,7 +27,7 @@ class GeometryError(AdapterError):
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ImageLayout:
     """The patches of one image as (t, h, w), and the placeholders it takes in the expanded prompt."""
 
     grid: tuple[int, int, int]
@@ -51,7 +51,7 @@ class Geometry(ABC):
         """
 
     @abstractmethod
-    def layout(self, *, width: int, height: int) -> Layout:
+    def layout(self, *, width: int, height: int) -> ImageLayout:
         """The layout of an image of this displayed size.
 
         Raises:
@@ -72,7 +72,7 @@ class Geometry(ABC):
         """The name of this layout contract; equal on both sides, or pixels and placeholders disagree."""
         return layout_fingerprint(self.family, self.knobs)
 
-    def payload(self, layout: Layout) -> dict[str, Any]:
+    def payload(self, layout: ImageLayout) -> dict[str, Any]:
         """The family's own part of a raw descriptor."""
         return {self.grid_key: [list(layout.grid)]}
 
@@ -85,7 +85,11 @@ class Geometry(ABC):
         value = payload.get(self.grid_key)
         if isinstance(value, list | tuple) and len(value) == 1:
             value = value[0]
-        if not isinstance(value, list | tuple) or len(value) != 3 or not all(_is_size(side) for side in value):
+        if (
+            not isinstance(value, list | tuple)
+            or len(value) != 3
+            or not all(_is_positive_integer(side) for side in value)
+        ):
             raise GeometryError(
                 f"the payload of a {self.family} image must be {{{self.grid_key!r}: [[t, h, w]]}} with three positive"
                 f" integers, but it is {str(dict(payload))[:200]}"
@@ -95,7 +99,7 @@ class Geometry(ABC):
 
 def layout_fingerprint(family: str, knobs: Mapping[str, Any]) -> str:
     """The first 32 hex digits that name a layout contract: a family and its knobs, neither model nor image."""
-    if not _FAMILY.fullmatch(family):
+    if not _FAMILY_NAME_PATTERN.fullmatch(family):
         raise GeometryError(f"the family {family!r} is not a name made of letters, digits, '_', '.' and '-'")
     try:
         fields = [f"{key}={json.dumps(knobs[key], sort_keys=True, separators=(',', ':'))}" for key in sorted(knobs)]
@@ -104,5 +108,5 @@ def layout_fingerprint(family: str, knobs: Mapping[str, Any]) -> str:
     return hashlib.sha256(":".join(["image-layout:v1", family, *fields]).encode()).hexdigest()[:32]
 
 
-def _is_size(value: object) -> bool:
+def _is_positive_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from .base import Geometry, GeometryError, Layout
-from .knobs import Knobs
+from .base import Geometry, GeometryError, ImageLayout
+from .knobs import ProcessorConfigReader
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,20 @@ class KimiK25Geometry(Geometry):
 
     @classmethod
     def from_processor_config(cls, config: Mapping[str, Any]) -> Self:
-        knobs = Knobs(cls.family, config, nested_under=("media_proc_cfg", "image_processor"))
-        width, height = knobs.value("size.max_width"), knobs.value("size.max_height")
+        reader = ProcessorConfigReader(cls.family, config, nested_under=("media_proc_cfg", "image_processor"))
+        width, height = reader.value("size.max_width"), reader.value("size.max_height")
         if width != height:
             raise GeometryError(
                 f"the image processor configuration of a kimi_k25 checkpoint cannot be used: size.max_width {width!r}"
                 f" and size.max_height {height!r} must be equal"
             )
-        mean, std = knobs.channels("image_mean"), knobs.channels("image_std")
+        mean, std = reader.channel_values("image_mean"), reader.channel_values("image_std")
         return cls(
-            patch_size=knobs.square("patch_size"),
-            merge_kernel_size=knobs.square("merge_kernel_size", "merge_size"),
-            in_patch_limit=knobs.integer("in_patch_limit", "max_patches"),
-            patch_limit_on_one_side=knobs.integer("patch_limit_on_one_side", "size.max_height"),
-            fixed_output_tokens=knobs.optional_integer("fixed_output_tokens"),
+            patch_size=reader.single_or_pair("patch_size"),
+            merge_kernel_size=reader.single_or_pair("merge_kernel_size", "merge_size"),
+            in_patch_limit=reader.integer("in_patch_limit", "max_patches"),
+            patch_limit_on_one_side=reader.integer("patch_limit_on_one_side", "size.max_height"),
+            fixed_output_tokens=reader.optional_integer("fixed_output_tokens"),
             image_mean=(mean[0], mean[1], mean[2]),
             image_std=(std[0], std[1], std[2]),
         )
@@ -57,12 +57,12 @@ class KimiK25Geometry(Geometry):
             "image_std": list(self.image_std),
         }
 
-    def layout(self, *, width: int, height: int) -> Layout:
+    def layout(self, *, width: int, height: int) -> ImageLayout:
         new_width, new_height = self.resized(width=width, height=height)
-        cell = self.patch_size * self.merge_kernel_size
-        cells_high, cells_wide = -(-new_height // cell), -(-new_width // cell)
+        cell_size = self.patch_size * self.merge_kernel_size
+        cells_high, cells_wide = -(-new_height // cell_size), -(-new_width // cell_size)
         grid = (1, cells_high * self.merge_kernel_size, cells_wide * self.merge_kernel_size)
-        return Layout(grid, self.tokens(grid))
+        return ImageLayout(grid, self.tokens(grid))
 
     def tokens(self, grid: tuple[int, int, int]) -> int:
         if self.fixed_output_tokens is not None:
@@ -73,10 +73,10 @@ class KimiK25Geometry(Geometry):
         """Width and height after scaling, before padding."""
         if width <= 0 or height <= 0:
             raise GeometryError(f"an image of {width}×{height} has no pixels")
-        longest = self.patch_limit_on_one_side * self.patch_size
+        max_side = self.patch_limit_on_one_side * self.patch_size
         patches = max(1, width // self.patch_size) * max(1, height // self.patch_size)
-        scale = min(1.0, math.sqrt(self.in_patch_limit / patches), longest / width, longest / height)
+        scale = min(1.0, math.sqrt(self.in_patch_limit / patches), max_side / width, max_side / height)
         return (
-            min(max(1, int(width * scale)), longest),
-            min(max(1, int(height * scale)), longest),
+            min(max(1, int(width * scale)), max_side),
+            min(max(1, int(height * scale)), max_side),
         )

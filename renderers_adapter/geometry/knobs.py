@@ -6,7 +6,7 @@ from typing import Any
 from .base import GeometryError
 
 
-class Knobs:
+class ProcessorConfigReader:
     """One family's view of a processor configuration; the first name that is present wins.
 
     Sections are looked into in order, so that a value found flat, nested or under transformers' names reads the same.
@@ -19,49 +19,49 @@ class Knobs:
 
     def integer(self, *names: str) -> int:
         """A positive integer; a dotted name looks into a section of the configuration."""
-        value = self._find(*names)
+        value = self._required_value(*names)
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self._error(names, f"must be a positive integer, but is {value!r}")
+            raise self._config_error(names, f"must be a positive integer, but is {value!r}")
         return value
 
     def optional_integer(self, *names: str) -> int | None:
         """A positive integer, or None where the configuration has none."""
         return None if self.value(*names) is None else self.integer(*names)
 
-    def square(self, *names: str) -> int:
+    def single_or_pair(self, *names: str) -> int:
         """An integer that some checkpoints write as a pair of equal sides."""
-        value = self._find(*names)
+        value = self._required_value(*names)
         if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
             value = value[0]
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self._error(names, f"must be a positive integer or a pair of equal ones, but is {value!r}")
+            raise self._config_error(names, f"must be a positive integer or a pair of equal ones, but is {value!r}")
         return value
 
-    def channels(self, *names: str) -> list[float]:
+    def channel_values(self, *names: str) -> list[float]:
         """Three numbers, one for each colour."""
-        value = self._find(*names)
+        value = self._required_value(*names)
         if not isinstance(value, list | tuple) or len(value) != 3 or not all(_is_number(item) for item in value):
-            raise self._error(names, f"must be three numbers, but is {value!r}")
+            raise self._config_error(names, f"must be three numbers, but is {value!r}")
         return [float(item) for item in value]
 
     def value(self, *names: str) -> Any:
         """Whatever is there under the first of these names that is present and not null."""
         for section in self._sections:
             for name in names:
-                found: Any = section
+                value: Any = section
                 for key in name.split("."):
-                    found = found.get(key) if isinstance(found, Mapping) else None
-                if found is not None:
-                    return found
+                    value = value.get(key) if isinstance(value, Mapping) else None
+                if value is not None:
+                    return value
         return None
 
-    def _find(self, *names: str) -> Any:
+    def _required_value(self, *names: str) -> Any:
         value = self.value(*names)
         if value is None:
-            raise self._error(names, "is missing")
+            raise self._config_error(names, "is missing")
         return value
 
-    def _error(self, names: Sequence[str], problem: str) -> GeometryError:
+    def _config_error(self, names: Sequence[str], problem: str) -> GeometryError:
         return GeometryError(
             f"the image processor configuration of a {self._family} checkpoint cannot be used: {' or '.join(names)}"
             f" {problem}; give the checkpoint's own preprocessor_config.json or processor_config.json"

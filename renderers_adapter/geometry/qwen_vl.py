@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from .base import Geometry, GeometryError, Layout
-from .knobs import Knobs
+from .base import Geometry, GeometryError, ImageLayout
+from .knobs import ProcessorConfigReader
 
-MAX_ASPECT = 200
+MAX_ASPECT_RATIO = 200
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class QwenVLGeometry(Geometry):
 
     @classmethod
     def from_processor_config(cls, config: Mapping[str, Any]) -> Self:
-        knobs = Knobs(cls.family, config, nested_under=("image_processor",))
+        reader = ProcessorConfigReader(cls.family, config, nested_under=("image_processor",))
         geometry = cls(
-            patch_size=knobs.square("patch_size"),
-            merge_size=knobs.square("merge_size"),
-            temporal_patch_size=knobs.integer("temporal_patch_size"),
-            min_pixels=knobs.integer("min_pixels", "size.shortest_edge"),
-            max_pixels=knobs.integer("max_pixels", "size.longest_edge"),
+            patch_size=reader.single_or_pair("patch_size"),
+            merge_size=reader.single_or_pair("merge_size"),
+            temporal_patch_size=reader.integer("temporal_patch_size"),
+            min_pixels=reader.integer("min_pixels", "size.shortest_edge"),
+            max_pixels=reader.integer("max_pixels", "size.longest_edge"),
         )
         if geometry.min_pixels > geometry.max_pixels:
             raise GeometryError(
@@ -51,10 +51,10 @@ class QwenVLGeometry(Geometry):
             "max_pixels": self.max_pixels,
         }
 
-    def layout(self, *, width: int, height: int) -> Layout:
+    def layout(self, *, width: int, height: int) -> ImageLayout:
         resized_width, resized_height = self.resized(width=width, height=height)
         grid = (1, resized_height // self.patch_size, resized_width // self.patch_size)
-        return Layout(grid, self.tokens(grid))
+        return ImageLayout(grid, self.tokens(grid))
 
     def tokens(self, grid: tuple[int, int, int]) -> int:
         return math.prod(grid) // self.merge_size**2
@@ -63,19 +63,22 @@ class QwenVLGeometry(Geometry):
         """Width and height after resizing, both multiples of patch size times merge size."""
         if width <= 0 or height <= 0:
             raise GeometryError(f"an image of {width}×{height} has no pixels")
-        if max(width, height) / min(width, height) > MAX_ASPECT:
+        if max(width, height) / min(width, height) > MAX_ASPECT_RATIO:
             raise GeometryError(
-                f"an image of {width}×{height} is thinner than 1:{MAX_ASPECT}, which the qwen_vl family refuses"
+                f"an image of {width}×{height} is thinner than 1:{MAX_ASPECT_RATIO}, which the qwen_vl family refuses"
             )
-        factor = self.patch_size * self.merge_size
+        side_multiple = self.patch_size * self.merge_size
         # Rounds half to even, and may round a thin side to zero; the lower bound below lifts it again.
-        new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+        new_height, new_width = (
+            round(height / side_multiple) * side_multiple,
+            round(width / side_multiple) * side_multiple,
+        )
         if new_height * new_width > self.max_pixels:
             shrink = math.sqrt((height * width) / self.max_pixels)
-            new_height = max(factor, math.floor(height / shrink / factor) * factor)
-            new_width = max(factor, math.floor(width / shrink / factor) * factor)
+            new_height = max(side_multiple, math.floor(height / shrink / side_multiple) * side_multiple)
+            new_width = max(side_multiple, math.floor(width / shrink / side_multiple) * side_multiple)
         elif new_height * new_width < self.min_pixels:
             grow = math.sqrt(self.min_pixels / (height * width))
-            new_height = math.ceil(height * grow / factor) * factor
-            new_width = math.ceil(width * grow / factor) * factor
+            new_height = math.ceil(height * grow / side_multiple) * side_multiple
+            new_width = math.ceil(width * grow / side_multiple) * side_multiple
         return new_width, new_height

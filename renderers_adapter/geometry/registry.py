@@ -43,13 +43,17 @@ def _geometry_class(family: str) -> type[Geometry]:
     if family in _BUILT_IN:
         return _BUILT_IN[family]
     for point in entry_points(group=ENTRY_POINT_GROUP, name=family):
-        found = point.load()
-        if not (isinstance(found, type) and issubclass(found, Geometry) and getattr(found, "family", None) == family):
+        geometry_class = point.load()
+        if not (
+            isinstance(geometry_class, type)
+            and issubclass(geometry_class, Geometry)
+            and getattr(geometry_class, "family", None) == family
+        ):
             raise GeometryError(
                 f"entry point {point.value!r} of group {ENTRY_POINT_GROUP} must be a Geometry subclass with"
-                f" family = {family!r}, but it is {found!r}"
+                f" family = {family!r}, but it is {geometry_class!r}"
             )
-        return found
+        return geometry_class
     known = known_families()
     nearest = difflib.get_close_matches(family, known, n=1)
     raise UnknownFamily(

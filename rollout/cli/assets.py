@@ -77,7 +77,7 @@ def _queues(run: RunDirectory) -> list[str]:
     for file in sorted(run.path.glob("*.yaml")):
         try:
             kept = yaml.safe_load(file.read_text("utf-8"))
-            url = run.url(kept["queue"]["url"], kept["run"]["name"])
+            url = run.queue_url(kept["queue"]["url"], kept["run"]["name"])
         except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
             raise RecordsElsewhere(f"{file} does not say where its records are ({error!r}), so all is kept.") from error
         # What a file queue keeps is read, not only what nobody has acked, whatever its URL says besides.

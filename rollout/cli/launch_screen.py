@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from rollout.launch.launch import EnvironmentState, Launch
+from rollout.launch.launch import EnvironmentState, LaunchState
 
 _REFRESH = 0.5
 _LINE_EVERY = 5.0
@@ -31,13 +31,13 @@ _NARROW = {"in flight": "in\nflight", "turns/s": "turns\n/s", "tokens/s": "token
 class LaunchScreen:
     """Shows a launch, and passes signals on to it."""
 
-    def __init__(self, state: Launch, console: Console) -> None:
+    def __init__(self, state: LaunchState, console: Console) -> None:
         self.interrupted = False
         self._state = state
         self._console = console
         self._rates = {environment.name: _Rate() for environment in state.environments}
 
-    async def accompany(self, _: Launch) -> None:
+    async def accompany(self, _: LaunchState) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._watch_signals)
             await (self._show_table() if self._console.is_terminal else self._show_lines())
@@ -57,7 +57,7 @@ class LaunchScreen:
     def _stopping(self) -> str:
         environments = self._state.environments
         in_flight = sum(environment.in_flight for environment in environments)
-        grace = max(environment.member.config.worker.grace for environment in environments)
+        grace = max(environment.launch_config.config.worker.grace for environment in environments)
         return f"stopping: {in_flight} rollouts in flight have {grace:g} s to finish; Ctrl-C again ends them"
 
     async def _show_table(self) -> None:
@@ -90,24 +90,24 @@ class LaunchScreen:
 
     async def _rows(self) -> list[tuple[str, ...]]:
         for environment in self._state.environments:
-            await anyio.to_thread.run_sync(environment.ended.look)
+            await anyio.to_thread.run_sync(environment.outcome_totals.refresh)
         return [self._row(environment) for environment in self._state.environments]
 
     def _row(self, environment: EnvironmentState) -> tuple[str, ...]:
-        ended, rate = environment.ended, self._rates[environment.name]
-        rate.note(environment.totals + Counter(done=ended.rollouts))
-        endless = environment.fed_by_others
+        ended, rate = environment.outcome_totals, self._rates[environment.name]
+        rate.note(environment.worker_totals + Counter(done=ended.rollout_count))
+        endless = environment.is_fed_externally
         return (
             environment.name,
-            f"{environment.ready}/{len(environment.posts)}",
+            f"{environment.ready_workers}/{len(environment.worker_slots)}",
             str(environment.in_flight),
-            str(ended.rollouts) if endless else f"{ended.rollouts}/{environment.total}",
-            f"{ended.reward / ended.rewards:.3f}" if ended.rewards else _UNKNOWN,
+            str(ended.rollout_count) if endless else f"{ended.rollout_count}/{environment.total_rollouts}",
+            f"{ended.reward_sum / ended.reward_count:.3f}" if ended.reward_count else _UNKNOWN,
             f"{rate.of('turns'):.1f}",
             f"{rate.of('tokens'):.0f}",
-            str(ended.status["failed"]),
+            str(ended.status_counts["failed"]),
             f"{environment.backlog_bytes / 1e6:.1f} MB",
-            _UNKNOWN if endless else _left(environment.total - ended.rollouts, rate.of("done")),
+            _UNKNOWN if endless else _left(environment.total_rollouts - ended.rollout_count, rate.of("done")),
         )
 
 

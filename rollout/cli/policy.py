@@ -32,7 +32,7 @@ def status(
     from rollout.trainer.weights.directory import WeightsDirectory
 
     settings = _settings(config, run, overrides)
-    edition = WeightsDirectory(settings.weights).edition
+    edition = WeightsDirectory(settings.weights).saved_version
     states = _asked(settings)
     sound = {url: _sound(state, edition.version if edition else None) for url, state in states.items()}
     if as_json:
@@ -53,12 +53,12 @@ def push(
 ) -> None:
     """Bring the version that was published last to engines that have another, or stand still; 1 if some cannot be."""
     from rollout.cli.printing import write_json
-    from rollout.log import json_log
+    from rollout.log import log_to_json_file
     from rollout.trainer.weights.publisher import PolicyPublisher
 
     # What of the rollouts was consumed only the trainer knows; it has announced the version, or will.
     settings = replace(_settings(config, run, overrides), controls={})
-    with json_log(run / "log.jsonl", run=run.name), PolicyPublisher(settings) as publisher:
+    with log_to_json_file(run / "log.jsonl", run=run.name), PolicyPublisher(settings) as publisher:
         pushed = publisher.repair()
     if as_json:
         write_json({"version": pushed.version, "engines": list(pushed.engines), "behind": dict(pushed.behind)})
@@ -84,11 +84,11 @@ def _asked(settings: "PublisherSettings") -> "Mapping[str, EngineState | EngineE
     import anyio
 
     from rollout.engine.http import EngineHttp
-    from rollout.engine.weight_updates import states_of
+    from rollout.engine.weight_updates import fetch_engine_states
 
     async def ask() -> "Mapping[str, EngineState | EngineError]":
         async with EngineHttp(settings.api_key) as http:
-            return await states_of(http, settings.engines)
+            return await fetch_engine_states(http, settings.engines)
 
     return anyio.run(ask)
 

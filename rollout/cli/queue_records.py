@@ -12,7 +12,7 @@ import yaml
 
 from rollout.records.kinds import RecordError
 from rollout.records.wire import decode_record
-from rollout.tasks.orders import RolloutOrder, TaskError, decode_order
+from rollout.tasks.orders import OrderError, RolloutOrder, decode_order
 from transports import Frames
 from transports.codec import decode
 from transports.errors import CodecError
@@ -47,10 +47,10 @@ def readable(frames: Frames, *, full: bool) -> Readable:
         return Readable(record.kind, plain.text(record.header.tag), plain.of(record))
     try:
         order: RolloutOrder | None = decode_order(frames)
-    except TaskError:
+    except OrderError:
         order = None
     if order is not None:
-        return Readable("order", plain.text(order.rollout), plain.of(value))
+        return Readable("order", plain.text(order.rollout_id), plain.of(value))
     return Readable("other", "", plain.of(value))
 
 

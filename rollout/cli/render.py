@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rollout.deploy import kubernetes, slurm
-from rollout.deploy.plan import plan
+from rollout.deploy.plan import plan_run
 from rollout.errors import ConfigurationError
 
 
@@ -18,7 +18,7 @@ def render_command(
         raise ConfigurationError("rollout launch --render: --workers says how many for each environment, at least 1.")
     if (on == "k8s") != (image is not None):
         raise ConfigurationError("rollout launch: --on k8s needs --image, and nothing else has one.")
-    planned = plan(to.resolve().name, paths, overrides, workers)
+    planned = plan_run(to.resolve().name, paths, overrides, workers)
     files = slurm.render(planned) if image is None else kubernetes.render(planned, image)
     try:
         to.mkdir(parents=True, exist_ok=True)
@@ -28,5 +28,5 @@ def render_command(
     except OSError as error:
         raise ConfigurationError(f"{to}: cannot be written: {error.strerror}.") from None
     then = f"{to}/submit.sh" if image is None else f"kubectl apply -f {to}/"
-    sys.stdout.write(f"the run will lie in {planned.directory}\nstart it with: {then}\n")
+    sys.stdout.write(f"the run will lie in {planned.run_directory}\nstart it with: {then}\n")
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from rollout.images.processors import import_extra
+from rollout.images.processors import import_trainer_extra
 from rollout.serving.embedded import EmbeddedSettings
 from rollout.serving.network.settings import NetworkSettings
 from rollout.serving.vllm import VllmFailed, VllmServer, VllmSettings
@@ -21,7 +21,7 @@ _LINE_EVERY = 10.0
 
 def serve_embedded(settings: EmbeddedSettings, *, port: int) -> None:
     from rollout.serving.embedded import EmbeddedServer
-    from rollout.serving.server import serve
+    from rollout.serving.server import serve_until_signal
 
     def announce(url: str) -> None:
         sys.stdout.write(
@@ -30,28 +30,28 @@ def serve_embedded(settings: EmbeddedSettings, *, port: int) -> None:
         )
         sys.stdout.flush()
 
-    serve(EmbeddedServer(settings, port=port), announce)
+    serve_until_signal(EmbeddedServer(settings, port=port), announce)
 
 
 def serve_network(settings: NetworkSettings, *, port: int) -> None:
     """Serve until SIGINT or SIGTERM. Raises ConfigurationError where torch or transformers is missing."""
     for extra in ("torch", "transformers"):
-        import_extra(extra)
+        import_trainer_extra(extra)
     from rollout.serving.network.engine import NetworkEngine
-    from rollout.serving.server import EngineServer, serve
+    from rollout.serving.server import EngineServer, serve_until_signal
 
     engine = NetworkEngine(settings)
 
     def announce(url: str) -> None:
         sys.stdout.write(
-            f"serving {engine.card.name} at {url}\n"
+            f"serving {engine.model_card.name} at {url}\n"
             "in the YAML:\n"
-            f"  model: {{name: {engine.card.name}, path: {settings.model_dir.resolve()}}}\n"
+            f"  model: {{name: {engine.model_card.name}, path: {settings.model_dir.resolve()}}}\n"
             f"  engine: {{urls: [{url}]}}\n"
         )
         sys.stdout.flush()
 
-    serve(EngineServer(engine, weight_version=settings.weight_version, port=port), announce)
+    serve_until_signal(EngineServer(engine, weight_version=settings.weight_version, port=port), announce)
 
 
 def serve_vllm(settings: VllmSettings) -> int:
@@ -88,7 +88,7 @@ def _announce(settings: VllmSettings, log: Path) -> None:
         "in the YAML:\n"
         f"  model: {{name: {settings.served_name}, path: {path}, renderer: RENDERER}}\n"
         f"  engine: {{urls: [{settings.url}]}}\n"
-        f"  run: {{directory: {settings.media.resolve()}}}\n"
+        f"  run: {{directory: {settings.media_directory.resolve()}}}\n"
         "where RENDERER is the model's chat format, such as qwen3-vl"
         f"{', and DIRECTORY holds its tokenizer and processor files' if path == 'DIRECTORY' else ''}\n"
     )

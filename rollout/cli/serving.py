@@ -107,7 +107,7 @@ def vllm(
 
     settings = VllmSettings(
         model=model,
-        media=media,
+        media_directory=media,
         name=name,
         host=host,
         port=port,
@@ -116,6 +116,6 @@ def vllm(
         flags=tuple(flags or ()),
     )
     if only_print:
-        sys.stdout.write(settings.shell() + "\n")
+        sys.stdout.write(settings.shell_command() + "\n")
         return
     raise typer.Exit(serve_vllm(settings))

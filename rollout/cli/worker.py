@@ -6,7 +6,7 @@ from pathlib import Path
 from rollout.config.load import load_config
 from rollout.rundir.directory import RunDirectory
 from rollout.worker.link import SupervisorLink
-from rollout.worker.process import Host, worker_name
+from rollout.worker.process import WorkerRunner, default_worker_name
 
 
 def worker_command(
@@ -15,4 +15,4 @@ def worker_command(
     link = SupervisorLink(supervisor_fd) if supervisor_fd is not None else None
     config = load_config(path, overrides)
     directory = RunDirectory((run or config.run.directory / config.run.name).resolve())
-    Host(config, directory, name or worker_name(config.run.name), link).work()
+    WorkerRunner(config, directory, name or default_worker_name(config.run.name), link).run()

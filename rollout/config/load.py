@@ -23,11 +23,11 @@ from rollout.config.sections import (
     ModelConfig,
     PolicyConfig,
     QueueConfig,
-    RunSection,
+    RunConfig,
     Section,
     WorkerConfig,
 )
-from rollout.config.source import ConfigError, ConfigSource, KeyPath, read_source
+from rollout.config.source import ConfigDocument, ConfigFileError, KeyPath, read_document
 from rollout.environments.base import Environment, EnvironmentSettings, TaskSettings
 
 
@@ -35,10 +35,10 @@ from rollout.environments.base import Environment, EnvironmentSettings, TaskSett
 class Config:
     """A checked configuration."""
 
-    source: str
-    environment_path: str
-    environment: type[Environment]
-    settings: EnvironmentSettings
+    file_name: str
+    environment_class_path: str
+    environment_class: type[Environment]
+    environment_settings: EnvironmentSettings
     tasks: TaskSettings
     model: ModelConfig
     engine: EngineConfig
@@ -47,29 +47,29 @@ class Config:
     worker: WorkerConfig
     policy: PolicyConfig
     metrics: MetricsConfig
-    run: RunSection
+    run: RunConfig
 
     def new_environment(self) -> Environment:
         """A fresh environment; every attempt at a rollout gets one of its own."""
-        return self.environment(self.settings)
+        return self.environment_class(self.environment_settings)
 
-    def dump(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything that was resolved, defaults included, as the YAML would say it."""
-        environment = {"class": self.environment_path, **self.settings.model_dump(mode="json")}
-        rest = {name: getattr(self, name).model_dump(mode="json") for name in ("tasks", *_SECTIONS)}
-        return {"environment": environment, **rest}
+        environment = {"class": self.environment_class_path, **self.environment_settings.model_dump(mode="json")}
+        sections = {name: getattr(self, name).model_dump(mode="json") for name in ("tasks", *_SECTION_MODELS)}
+        return {"environment": environment, **sections}
 
     def digest(self) -> str:
         """Names what is played and how, the same on every machine: without paths, addresses and the run's own name."""
-        told = {key: value for key, value in self.dump().items() if key not in ("run", "queue", "metrics")}
+        identifying = {key: value for key, value in self.to_dict().items() if key not in ("run", "queue", "metrics")}
         for section, key in (("model", "path"), ("images", "allow"), ("engine", "urls")):
-            told[section].pop(key)
+            identifying[section].pop(key)
         if source := self.tasks.source:
-            told["tasks"]["source"] = Path(source).name if Path(source).is_absolute() else source
-        return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+            identifying["tasks"]["source"] = Path(source).name if Path(source).is_absolute() else source
+        return hashlib.sha256(orjson.dumps(identifying, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
-_SECTIONS: dict[str, type[Section]] = {
+_SECTION_MODELS: dict[str, type[Section]] = {
     "model": ModelConfig,
     "engine": EngineConfig,
     "images": ImagesConfig,
@@ -77,9 +77,9 @@ _SECTIONS: dict[str, type[Section]] = {
     "worker": WorkerConfig,
     "policy": PolicyConfig,
     "metrics": MetricsConfig,
-    "run": RunSection,
+    "run": RunConfig,
 }
-_M = TypeVar("_M", bound=BaseModel)
+_ModelT = TypeVar("_ModelT", bound=BaseModel)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -88,90 +88,92 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: with a line for everything that is wrong.
     """
-    return _Checker(read_source(path, overrides)).config()
+    return _ConfigChecker(read_document(path, overrides)).check()
 
 
-class _Checker:
-    def __init__(self, source: ConfigSource) -> None:
+class _ConfigChecker:
+    def __init__(self, source: ConfigDocument) -> None:
         self._source = source
-        self._faults: list[str] = []
+        self._problems: list[str] = []
 
-    def config(self) -> Config:
+    def check(self) -> Config:
         data = self._source.data
-        known = ("environment", "tasks", *_SECTIONS)
+        section_names = ("environment", "tasks", *_SECTION_MODELS)
         for name in data:
-            if name not in known:
-                self._fault((name,), f"unknown section{_nearest(name, known)}")
-        class_path, environment = self._environment_class()
-        settings_model = environment.Settings if environment else None
-        tasks_model = environment.Tasks if environment else None
-        settings = self._section(settings_model, "environment", without=("class",))
-        tasks = self._section(tasks_model, "tasks")
-        sections = {name: self._section(model, name) for name, model in _SECTIONS.items()}
-        if self._faults:
-            raise ConfigError("\n".join(self._faults))
-        return Config(self._source.name, class_path, environment, settings, tasks, **sections)  # type: ignore[arg-type]
+            if name not in section_names:
+                self._add_problem((name,), f"unknown section{_suggestion(name, section_names)}")
+        class_path, environment_class = self._import_environment()
+        settings_model = environment_class.Settings if environment_class else None
+        tasks_model = environment_class.Tasks if environment_class else None
+        settings = self._check_section(settings_model, "environment", exclude=("class",))
+        tasks = self._check_section(tasks_model, "tasks")
+        sections = {name: self._check_section(model, name) for name, model in _SECTION_MODELS.items()}
+        if self._problems:
+            raise ConfigFileError("\n".join(self._problems))
+        return Config(self._source.file_name, class_path, environment_class, settings, tasks, **sections)  # type: ignore[arg-type]
 
-    def _environment_class(self) -> tuple[str, type[Environment] | None]:
+    def _import_environment(self) -> tuple[str, type[Environment] | None]:
         section = self._source.data.get("environment")
-        named = section.get("class") if isinstance(section, dict) else None
-        where: KeyPath = ("environment", "class")
-        if not isinstance(named, str) or named.count(":") != 1:
-            self._fault(where, f"expected package.module:Class, found {named!r}")
+        class_path = section.get("class") if isinstance(section, dict) else None
+        key_path: KeyPath = ("environment", "class")
+        if not isinstance(class_path, str) or class_path.count(":") != 1:
+            self._add_problem(key_path, f"expected package.module:Class, found {class_path!r}")
             return "", None
-        module, _, name = named.partition(":")
+        module, _, name = class_path.partition(":")
         if str(self._source.directory) not in sys.path:
             sys.path.append(str(self._source.directory))  # an environment may lie beside its YAML
         try:
-            found = getattr(importlib.import_module(module), name)
+            loaded_class = getattr(importlib.import_module(module), name)
         except ModuleNotFoundError as error:
-            self._fault(
-                where, f"there is no module {error.name!r}; install it, or put it beside this file or on PYTHONPATH"
+            self._add_problem(
+                key_path, f"there is no module {error.name!r}; install it, or put it beside this file or on PYTHONPATH"
             )
         except AttributeError:
-            self._fault(where, f"{module} has no {name!r}")
+            self._add_problem(key_path, f"{module} has no {name!r}")
         except Exception as error:  # noqa: BLE001 - whatever a user's module raises while it is imported
-            self._fault(where, f"importing {module} failed: {type(error).__name__}: {error}")
+            self._add_problem(key_path, f"importing {module} failed: {type(error).__name__}: {error}")
         else:
-            if isinstance(found, type) and issubclass(found, Environment):
-                return named, found
-            self._fault(where, f"{named} is not a subclass of rollout.Environment")
-        return named, None
+            if isinstance(loaded_class, type) and issubclass(loaded_class, Environment):
+                return class_path, loaded_class
+            self._add_problem(key_path, f"{class_path} is not a subclass of rollout.Environment")
+        return class_path, None
 
-    def _section(self, model: type[_M] | None, name: str, without: Sequence[str] = ()) -> _M | None:
-        found = self._source.data.get(name)
+    def _check_section(self, model: type[_ModelT] | None, name: str, exclude: Sequence[str] = ()) -> _ModelT | None:
+        section = self._source.data.get(name)
         if model is None:
             return None
-        if found is not None and not isinstance(found, dict):
-            self._fault((name,), f"expected keys and values, found {found!r}")
+        if section is not None and not isinstance(section, dict):
+            self._add_problem((name,), f"expected keys and values, found {section!r}")
             return None
-        values = {key: value for key, value in (found or {}).items() if key not in without}
+        values = {key: value for key, value in (section or {}).items() if key not in exclude}
         try:
             # As JSON, because only that is strict about scalars and yet takes a list for a tuple, a text for a path.
             return model.model_validate_json(
                 orjson.dumps(values, default=str), strict=True, context={"directory": self._source.directory}
             )
         except ValidationError as error:
-            for fault in error.errors(include_url=False):
-                path: KeyPath = (name, *fault["loc"])
-                if fault["type"] == "extra_forbidden":
-                    names = _names_at(model, fault["loc"][:-1])
-                    self._fault(path, f"unknown key{_nearest(str(path[-1]), names)}")
-                elif fault["type"] == "missing":
-                    self._fault(path, "this key is required")
-                elif fault["type"] == "credentials":
-                    self._fault(path, fault["msg"])
+            for problem in error.errors(include_url=False):
+                key_path: KeyPath = (name, *problem["loc"])
+                if problem["type"] == "extra_forbidden":
+                    valid_keys = _field_names_at(model, problem["loc"][:-1])
+                    self._add_problem(key_path, f"unknown key{_suggestion(str(key_path[-1]), valid_keys)}")
+                elif problem["type"] == "missing":
+                    self._add_problem(key_path, "this key is required")
+                elif problem["type"] == "credentials":
+                    self._add_problem(key_path, problem["msg"])
                 else:
-                    self._fault(path, f"{fault['msg']}, found {fault['input']!r}")
+                    self._add_problem(key_path, f"{problem['msg']}, found {problem['input']!r}")
             return None
 
-    def _fault(self, path: KeyPath, text: str) -> None:
-        end = "" if text.endswith("?") else "."
-        self._faults.append(f"{self._source.place(path)}: {'.'.join(str(part) for part in path)}: {text}{end}")
+    def _add_problem(self, key_path: KeyPath, message: str) -> None:
+        ending = "" if message.endswith("?") else "."
+        self._problems.append(
+            f"{self._source.location_of(key_path)}: {'.'.join(str(part) for part in key_path)}: {message}{ending}"
+        )
 
 
-def _names_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    for part in path:
+def _field_names_at(model: type[BaseModel], key_path: Sequence[str | int]) -> list[str]:
+    for part in key_path:
         inner = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return []
@@ -179,8 +181,8 @@ def _names_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     return list(model.model_fields)
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known are {', '.join(known)}" if known else ""
+def _suggestion(name: str, valid_names: Sequence[str]) -> str:
+    closest = difflib.get_close_matches(name, valid_names, n=1, cutoff=0.5)
+    if closest:
+        return f"; did you mean {closest[0]!r}?"
+    return f"; known are {', '.join(valid_names)}" if valid_names else ""

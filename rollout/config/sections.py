@@ -13,14 +13,14 @@ from pydantic_core import PydanticCustomError
 from rollout.records.versions import OnUpdate
 
 
-def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
+def _resolve_path(path: Path, info: ValidationInfo) -> Path:
     return Path(info.context["directory"], path.expanduser()).resolve() if info.context else path
 
 
-Multimodal = Literal["auto", "content_parts", "mmraw"]
+MultimodalMode = Literal["auto", "content_parts", "mmraw"]
 """How images go to an engine: as parts that any vLLM reads, as references, or as references where it resolves them."""
 
-ConfigPath = Annotated[Path, AfterValidator(_relative_to_file)]
+ConfigPath = Annotated[Path, AfterValidator(_resolve_path)]
 """A path; a relative one is relative to the YAML file."""
 
 
@@ -55,7 +55,7 @@ class EmbeddedConfig(Section):
     latency_ms: float = Field(default=0.0, ge=0)
 
 
-def _engine_root(url: str) -> str:
+def _check_engine_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("expected the root of a server, such as http://127.0.0.1:8000")
@@ -66,14 +66,14 @@ def _engine_root(url: str) -> str:
     return url.rstrip("/")
 
 
-def _variable_name(name: str) -> str:
+def _check_variable_name(name: str) -> str:
     if not (name.isascii() and name.isidentifier()):
         # Most likely it is the key itself: whatever it is, it is not repeated.
         raise PydanticCustomError("credentials", "expected the name of an environment variable that holds the key")
     return name
 
 
-EngineUrl = Annotated[str, AfterValidator(_engine_root)]
+EngineUrl = Annotated[str, AfterValidator(_check_engine_url)]
 """The root of an engine; a path before it, as of a proxy, is kept."""
 
 
@@ -91,11 +91,11 @@ class EngineConfig(Section):
     affinity: bool = Field(
         default=False, description="Keep a rollout on one engine, for its prefix cache; nothing depends on it."
     )
-    api_key_env: Annotated[str, AfterValidator(_variable_name)] | None = Field(
+    api_key_env: Annotated[str, AfterValidator(_check_variable_name)] | None = Field(
         default=None,
         description="Name of the environment variable with the engines' API key; the key itself is never written.",
     )
-    multimodal: Multimodal = Field(
+    multimodal: MultimodalMode = Field(
         default="auto",
         description="How images go out: content_parts, which any vLLM reads; mmraw, references for engines with our"
         " plugin; auto: mmraw to those that resolve them, else content_parts.",
@@ -185,6 +185,6 @@ class MetricsConfig(Section):
     )
 
 
-class RunSection(Section):
+class RunConfig(Section):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", description="Begins the run's id.")
     directory: ConfigPath = Field(default="runs", validate_default=True, description="Holds the runs' directories.")

@@ -14,15 +14,15 @@ from typing import Any
 import yaml
 
 from rollout.config.load import load_config
-from rollout.deploy.plan import CannotRender, Crew, Plan
+from rollout.deploy.plan import CannotRender, Plan, WorkerGroup
 
-_CONFIGS = "/etc/rollout"
-_CLAIM, _SECRET = "rollout-runs", "rollout"
-_PORT = 9464
-_LONGEST_HOST_NAME = 63
+_CONFIG_DIRECTORY = "/etc/rollout"
+_VOLUME_CLAIM_NAME, _SECRET_NAME = "rollout-runs", "rollout"
+_METRICS_PORT = 9464
+_MAX_HOST_NAME_LENGTH = 63
 """A worker's host is called as its Job is, with the worker's number."""
-_SERVED = ("metrics.host=0.0.0.0", f"metrics.port={_PORT}")
-_Object = dict[str, Any]
+_METRICS_OVERRIDES = ("metrics.host=0.0.0.0", f"metrics.port={_METRICS_PORT}")
+_Manifest = dict[str, Any]
 
 
 def render(plan: Plan, image: str) -> dict[str, str]:
@@ -36,96 +36,101 @@ def render(plan: Plan, image: str) -> dict[str, str]:
             f"{plan.name!r} cannot name objects in Kubernetes: use lower-case letters, digits and dashes "
             "for the last part of --render."
         )
-    _require_names(plan)
-    for crew in plan.crews:
-        _require_absolute(crew, plan.overrides)
-    files = {"1-launch.yaml": [_configs(plan), _job(_named(plan, "launch"), plan, _launch(plan, image))]}
-    for crew in plan.crews:
-        files[f"2-workers-{crew.name}.yaml"] = [_workers(plan, crew, image)]
-    return {name: _dump(objects) for name, objects in files.items()}
+    _require_unique_names(plan)
+    for group in plan.worker_groups:
+        _require_absolute_paths(group, plan.overrides)
+    manifests_by_file = {
+        "1-launch.yaml": [_config_map(plan), _job(_object_name(plan, "launch"), plan, _launch_job_spec(plan, image))]
+    }
+    for group in plan.worker_groups:
+        manifests_by_file[f"2-workers-{group.name}.yaml"] = [_workers_job(plan, group, image)]
+    return {name: _dump_manifests(manifests) for name, manifests in manifests_by_file.items()}
 
 
-def _require_names(plan: Plan) -> None:
+def _require_unique_names(plan: Plan) -> None:
     """Of two Jobs with one name the second would replace the first."""
-    taken = [_named(plan, "launch")]
-    for crew in plan.crews:
-        name = _crew_name(plan, crew)
-        if name in taken or name.endswith("-") or len(f"{name}-{crew.workers}") > _LONGEST_HOST_NAME:
+    used_names = [_object_name(plan, "launch")]
+    for group in plan.worker_groups:
+        name = _worker_group_name(plan, group)
+        if name in used_names or name.endswith("-") or len(f"{name}-{group.worker_count}") > _MAX_HOST_NAME_LENGTH:
             raise CannotRender(
-                f"{crew.file}: run.name {crew.name!r} would make a Job of the name {name!r}, which is taken, too long "
-                "or none. Choose a run.name that differs from the others, and from launch, in its letters and digits."
+                f"{group.config_path}: run.name {group.name!r} would make a Job of the name {name!r}, which is taken, "
+                "too long or none. Choose a run.name that differs from the others, and from launch, in its letters "
+                "and digits."
             )
-        taken.append(name)
+        used_names.append(name)
 
 
-def _require_absolute(crew: Crew, overrides: Sequence[str]) -> None:
+def _require_absolute_paths(group: WorkerGroup, overrides: Sequence[str]) -> None:
     """In a pod the file lies elsewhere, so that nothing in it may be relative to where it lies."""
-    with tempfile.TemporaryDirectory() as elsewhere:
-        moved = Path(elsewhere, crew.file.name)
-        moved.write_text(crew.file.read_text("utf-8"), "utf-8")
-        there = load_config(moved, overrides)
-    for key, here, then in (
-        ("run.directory", crew.config.run.directory, there.run.directory),
-        ("model.path", crew.config.model.path, there.model.path),
-        ("images.allow", crew.config.images.allow, there.images.allow),
+    with tempfile.TemporaryDirectory() as other_directory:
+        moved_file = Path(other_directory, group.config_path.name)
+        moved_file.write_text(group.config_path.read_text("utf-8"), "utf-8")
+        moved_config = load_config(moved_file, overrides)
+    for key, original_value, moved_value in (
+        ("run.directory", group.config.run.directory, moved_config.run.directory),
+        ("model.path", group.config.model.path, moved_config.model.path),
+        ("images.allow", group.config.images.allow, moved_config.images.allow),
     ):
-        if here != then:
+        if original_value != moved_value:
             raise CannotRender(
-                f"{crew.file}: {key} is relative to the file, which lies elsewhere in a pod. Give the path that it "
-                "has in the pods."
+                f"{group.config_path}: {key} is relative to the file, which lies elsewhere in a pod. Give the path "
+                "that it has in the pods."
             )
 
 
-def _configs(plan: Plan) -> _Object:
-    texts = {crew.file.name: crew.file.read_text("utf-8") for crew in plan.crews}
-    if len(texts) < len(plan.crews):
+def _config_map(plan: Plan) -> _Manifest:
+    file_contents = {group.config_path.name: group.config_path.read_text("utf-8") for group in plan.worker_groups}
+    if len(file_contents) < len(plan.worker_groups):
         raise CannotRender("two configurations have the same file name; give each a name of its own.")
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(_named(plan, "configs"), plan),
-        "data": texts,
+        "metadata": _metadata(_object_name(plan, "configs"), plan),
+        "data": file_contents,
     }
 
 
-def _launch(plan: Plan, image: str) -> _Object:
-    files = [f"{_CONFIGS}/{crew.file.name}" for crew in plan.crews]
-    command = ["rollout", "launch", *files, "--workers", "0", "--run", str(plan.directory)]
-    grace = max(crew.grace for crew in plan.crews)
-    return {"backoffLimit": 8, "template": _pod(plan, image, command, plan.memory_mb, grace)}
+def _launch_job_spec(plan: Plan, image: str) -> _Manifest:
+    config_paths = [f"{_CONFIG_DIRECTORY}/{group.config_path.name}" for group in plan.worker_groups]
+    command = ["rollout", "launch", *config_paths, "--workers", "0", "--run", str(plan.run_directory)]
+    grace = max(crew.grace_seconds for crew in plan.worker_groups)
+    return {"backoffLimit": 8, "template": _pod_template(plan, image, command, plan.memory_mb, grace)}
 
 
-def _workers(plan: Plan, crew: Crew, image: str) -> _Object:
-    command = ["rollout", "worker", f"{_CONFIGS}/{crew.file.name}", "--run", str(plan.directory)]
+def _workers_job(plan: Plan, group: WorkerGroup, image: str) -> _Manifest:
+    command = ["rollout", "worker", f"{_CONFIG_DIRECTORY}/{group.config_path.name}", "--run", str(plan.run_directory)]
     spec = {
         "completionMode": "Indexed",
-        "completions": crew.workers,
-        "parallelism": crew.workers,
-        "backoffLimitPerIndex": crew.config.worker.restarts,
-        "maxFailedIndexes": crew.workers,
-        "template": _pod(plan, image, command, crew.memory_mb, crew.grace),
+        "completions": group.worker_count,
+        "parallelism": group.worker_count,
+        "backoffLimitPerIndex": group.config.worker.restarts,
+        "maxFailedIndexes": group.worker_count,
+        "template": _pod_template(plan, image, command, group.memory_mb, group.grace_seconds),
     }
-    return _job(_crew_name(plan, crew), plan, spec)
+    return _job(_worker_group_name(plan, group), plan, spec)
 
 
-def _job(name: str, plan: Plan, spec: _Object) -> _Object:
-    disrupted = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+def _job(name: str, plan: Plan, spec: _Manifest) -> _Manifest:
+    ignore_disruptions = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": _metadata(name, plan),
-        "spec": {"podFailurePolicy": {"rules": [disrupted]}, **spec},
+        "spec": {"podFailurePolicy": {"rules": [ignore_disruptions]}, **spec},
     }
 
 
-def _pod(plan: Plan, image: str, command: Sequence[str], memory_mb: int, grace: int) -> _Object:
-    told = [part for override in (*plan.overrides, *_SERVED) for part in ("--set", override)]
+def _pod_template(plan: Plan, image: str, command: Sequence[str], memory_mb: int, grace: int) -> _Manifest:
+    override_options = [
+        argument for override in (*plan.overrides, *_METRICS_OVERRIDES) for argument in ("--set", override)
+    ]
     container = {
         "name": "rollout",
         "image": image,
-        "command": [*command, *told],
-        "envFrom": [{"secretRef": {"name": _SECRET, "optional": True}}],
-        "ports": [{"name": "metrics", "containerPort": _PORT}],
+        "command": [*command, *override_options],
+        "envFrom": [{"secretRef": {"name": _SECRET_NAME, "optional": True}}],
+        "ports": [{"name": "metrics", "containerPort": _METRICS_PORT}],
         # On a cold node imports alone take minutes; after that, only a loop that stands still is a reason to end it.
         "startupProbe": _probe("/healthz", period=10, failures=30),
         "readinessProbe": _probe("/readyz", period=10, failures=1),
@@ -136,14 +141,14 @@ def _pod(plan: Plan, image: str, command: Sequence[str], memory_mb: int, grace: 
         },
         "securityContext": {"allowPrivilegeEscalation": False},
         "volumeMounts": [
-            {"name": "runs", "mountPath": str(plan.directory.parent)},
-            {"name": "configs", "mountPath": _CONFIGS, "readOnly": True},
+            {"name": "runs", "mountPath": str(plan.run_directory.parent)},
+            {"name": "configs", "mountPath": _CONFIG_DIRECTORY, "readOnly": True},
         ],
     }
     return {
         "metadata": {
             "labels": _labels(plan),
-            "annotations": {"prometheus.io/scrape": "true", "prometheus.io/port": str(_PORT)},
+            "annotations": {"prometheus.io/scrape": "true", "prometheus.io/port": str(_METRICS_PORT)},
         },
         "spec": {
             "restartPolicy": "Never",
@@ -151,14 +156,14 @@ def _pod(plan: Plan, image: str, command: Sequence[str], memory_mb: int, grace: 
             "automountServiceAccountToken": False,
             "containers": [container],
             "volumes": [
-                {"name": "runs", "persistentVolumeClaim": {"claimName": _CLAIM}},
-                {"name": "configs", "configMap": {"name": _named(plan, "configs")}},
+                {"name": "runs", "persistentVolumeClaim": {"claimName": _VOLUME_CLAIM_NAME}},
+                {"name": "configs", "configMap": {"name": _object_name(plan, "configs")}},
             ],
         },
     }
 
 
-def _probe(path: str, *, period: int, failures: int) -> _Object:
+def _probe(path: str, *, period: int, failures: int) -> _Manifest:
     return {
         "httpGet": {"path": path, "port": "metrics"},
         "periodSeconds": period,
@@ -167,15 +172,15 @@ def _probe(path: str, *, period: int, failures: int) -> _Object:
     }
 
 
-def _named(plan: Plan, part: str) -> str:
+def _object_name(plan: Plan, part: str) -> str:
     return f"{plan.name}-{part}"
 
 
-def _crew_name(plan: Plan, crew: Crew) -> str:
-    return _named(plan, re.sub(r"[^a-z0-9-]+", "-", crew.name.lower()).strip("-"))
+def _worker_group_name(plan: Plan, group: WorkerGroup) -> str:
+    return _object_name(plan, re.sub(r"[^a-z0-9-]+", "-", group.name.lower()).strip("-"))
 
 
-def _metadata(name: str, plan: Plan) -> _Object:
+def _metadata(name: str, plan: Plan) -> _Manifest:
     return {"name": name, "labels": _labels(plan)}
 
 
@@ -183,24 +188,24 @@ def _labels(plan: Plan) -> dict[str, str]:
     return {"app.kubernetes.io/name": "rollout", "app.kubernetes.io/instance": plan.name}
 
 
-class _Dumper(yaml.SafeDumper):
+class _ManifestDumper(yaml.SafeDumper):
     """Without anchors, which nobody reads in manifests, and with files as the text that they are."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+def _represent_text(dumper: _ManifestDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
-_Dumper.add_representer(str, _text)
+_ManifestDumper.add_representer(str, _represent_text)
 
 
-def _dump(objects: Sequence[_Object]) -> str:
-    return "---\n".join(_texts(objects))
+def _dump_manifests(manifests: Sequence[_Manifest]) -> str:
+    return "---\n".join(_dump_each(manifests))
 
 
-def _texts(objects: Sequence[_Object]) -> Iterator[str]:
-    for found in objects:
-        yield yaml.dump(found, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+def _dump_each(manifests: Sequence[_Manifest]) -> Iterator[str]:
+    for manifest in manifests:
+        yield yaml.dump(manifest, Dumper=_ManifestDumper, sort_keys=False, allow_unicode=True, width=120)

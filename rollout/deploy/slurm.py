@@ -8,82 +8,90 @@ the arguments of `submit.sh`, which go to `sbatch`.
 import shlex
 from collections.abc import Sequence
 
-from rollout.deploy.plan import Crew, Plan
+from rollout.deploy.plan import Plan, WorkerGroup
 
-_SUBMIT = "submit.sh"
+_SUBMIT_SCRIPT = "submit.sh"
 
 
 def render(plan: Plan) -> dict[str, str]:
     """The files, by their names."""
-    rendered = {"launch.sbatch": _launch(plan)}
-    rendered |= {_workers_file(crew): _workers(plan, crew) for crew in plan.crews}
-    return rendered | {_SUBMIT: _submit(plan)}
+    scripts = {"launch.sbatch": _launch_script(plan)}
+    scripts |= {_workers_file_name(group): _workers_script(plan, group) for group in plan.worker_groups}
+    return scripts | {_SUBMIT_SCRIPT: _submit_script(plan)}
 
 
-def _launch(plan: Plan) -> str:
-    grace = max(crew.grace for crew in plan.crews)
-    command = ["rollout", "launch", *(str(crew.file) for crew in plan.crews), "--workers", "0"]
-    about = "# Feeds the run and watches it; its workers are jobs of their own. It ends when every rollout has ended."
-    return _script(f"{plan.name}-launch", plan.memory_mb, grace, [], about, command, plan)
+def _launch_script(plan: Plan) -> str:
+    grace = max(group.grace_seconds for group in plan.worker_groups)
+    command = ["rollout", "launch", *(str(crew.config_path) for crew in plan.worker_groups), "--workers", "0"]
+    comment = "# Feeds the run and watches it; its workers are jobs of their own. It ends when every rollout has ended."
+    return _script(f"{plan.name}-launch", plan.memory_mb, grace, [], comment, command, plan)
 
 
-def _workers(plan: Plan, crew: Crew) -> str:
-    array = [f"#SBATCH --array=0-{crew.workers - 1}"]
-    about = "# One worker. It joins the run, and ends with it; SIGTERM lets it finish what it began."
+def _workers_script(plan: Plan, group: WorkerGroup) -> str:
+    array_options = [f"#SBATCH --array=0-{group.worker_count - 1}"]
+    comment = "# One worker. It joins the run, and ends with it; SIGTERM lets it finish what it began."
     return _script(
-        f"{plan.name}-{crew.name}",
-        crew.memory_mb,
-        crew.grace,
-        array,
-        about,
-        ["rollout", "worker", str(crew.file)],
+        f"{plan.name}-{group.name}",
+        group.memory_mb,
+        group.grace_seconds,
+        array_options,
+        comment,
+        ["rollout", "worker", str(group.config_path)],
         plan,
     )
 
 
 def _script(
-    job: str, memory_mb: int, grace: int, more: Sequence[str], about: str, command: Sequence[str], plan: Plan
+    job_name: str,
+    memory_mb: int,
+    grace_seconds: int,
+    extra_options: Sequence[str],
+    comment: str,
+    command: Sequence[str],
+    plan: Plan,
 ) -> str:
-    told = [part for override in plan.overrides for part in ("--set", override)]
+    override_options = [argument for override in plan.overrides for argument in ("--set", override)]
     # So that the signal reaches the process itself, the shell becomes it.
-    whole = shlex.join([*command, "--run", str(plan.directory), *told])
+    command_line = shlex.join([*command, "--run", str(plan.run_directory), *override_options])
     return "\n".join(
         [
             "#!/usr/bin/env bash",
-            f"#SBATCH --job-name={job}",
-            *more,
+            f"#SBATCH --job-name={job_name}",
+            *extra_options,
             "#SBATCH --ntasks=1",
             "#SBATCH --cpus-per-task=1",
             f"#SBATCH --mem={memory_mb}M",
-            f"#SBATCH --signal=B:TERM@{grace}",
+            f"#SBATCH --signal=B:TERM@{grace_seconds}",
             "#SBATCH --requeue",
             "#SBATCH --open-mode=append",
-            f"#SBATCH --output=%x-{'%A_%a' if more else '%j'}.log",
-            about,
+            f"#SBATCH --output=%x-{'%A_%a' if extra_options else '%j'}.log",
+            comment,
             "set -euo pipefail",
-            f"exec {whole}",
+            f"exec {command_line}",
             "",
         ]
     )
 
 
-def _submit(plan: Plan) -> str:
-    arrays = [
-        f'sbatch --dependency="after:${{launch%%;*}}" "$@" {shlex.quote(_workers_file(crew))}' for crew in plan.crews
+def _submit_script(plan: Plan) -> str:
+    submit_lines = [
+        f'sbatch --dependency="after:${{launch%%;*}}" "$@" {shlex.quote(_workers_file_name(group))}'
+        for group in plan.worker_groups
     ]
     return "\n".join(
         [
             "#!/usr/bin/env bash",
-            f"# Submits the run {plan.name}. Arguments go to sbatch: ./{_SUBMIT} --partition=cpu --time=12:00:00",
+            f"# Submits the run {plan.name}. Arguments go to sbatch: ./{_SUBMIT_SCRIPT} --partition=cpu "
+            "--time=12:00:00",
             "# Submitted again after it has ended, it goes on with what is not done.",
             "set -euo pipefail",
             'cd "$(dirname "$0")"',
             'launch=$(sbatch --parsable "$@" launch.sbatch)',
-            *arrays,
+            *submit_lines,
             "",
         ]
     )
 
 
-def _workers_file(crew: Crew) -> str:
-    return f"workers-{crew.name}.sbatch"
+def _workers_file_name(group: WorkerGroup) -> str:
+    return f"workers-{group.name}.sbatch"

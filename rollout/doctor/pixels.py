@@ -22,18 +22,18 @@ from PIL import Image
 
 from renderers_adapter.geometry import geometry_for
 from rollout.engine.errors import EngineMismatch
-from rollout.engine.features import modality_of
+from rollout.engine.features import vllm_modality_of
 from rollout.engine.http import EngineHttp
 from rollout.errors import ConfigurationError
 from rollout.images import load_pixels
-from rollout.images.processors import Backend, ImageProcessor, image_processor_for
+from rollout.images.processors import ImageProcessor, ResizeBackend, image_processor_for
 
-_ORIENTATION = 0x0112
-_SIZES = {"enlarged": (30, 20), "even": (384, 256), "odd": (333, 517), "shrunk": (1039, 1301), "thin": (1900, 40)}
+_EXIF_ORIENTATION_TAG = 0x0112
+_PROBE_SIZES = {"enlarged": (30, 20), "even": (384, 256), "odd": (333, 517), "shrunk": (1039, 1301), "thin": (1900, 40)}
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class ProbeImage:
     """An image that one side could see otherwise than the other."""
 
     name: str
@@ -42,126 +42,153 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """Two sides' patches of one probe. `differing` of `values` differ, by `largest` of 255 levels at most."""
+class PixelDifference:
+    """Two sides' patches of one probe.
+
+    `different_count` of `value_count` values differ, by at most `largest_difference` of 255 levels.
+    """
 
     probe: str
-    backend: Backend
-    values: int
-    differing: int
-    largest: int
+    backend: ResizeBackend
+    value_count: int
+    different_count: int
+    largest_difference: int
 
     @property
-    def equal(self) -> bool:
+    def identical(self) -> bool:
         """Whether not one bit differs."""
-        return self.differing == 0
+        return self.different_count == 0
 
 
 @dataclass(frozen=True, slots=True)
-class Parity:
-    """What was compared; `absent` says which backends are not installed here, and why."""
+class PixelComparison:
+    """What was compared; `unavailable_backends` says which backends are not installed here, and why."""
 
-    differences: tuple[Difference, ...]
-    absent: Mapping[Backend, str]
+    differences: tuple[PixelDifference, ...]
+    unavailable_backends: Mapping[ResizeBackend, str]
 
     @property
-    def proven(self) -> Backend | None:
+    def matching_backend(self) -> ResizeBackend | None:
         """The backend whose every patch is the engine's."""
-        tried = dict.fromkeys(difference.backend for difference in self.differences)
-        return next((one for one in tried if all(d.equal for d in self.differences if d.backend == one)), None)
+        backends = dict.fromkeys(difference.backend for difference in self.differences)
+        return next(
+            (
+                backend
+                for backend in backends
+                if all(difference.identical for difference in self.differences if difference.backend == backend)
+            ),
+            None,
+        )
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Which side resizes with what, in a line for each backend."""
-        lines = [] if self.proven is None else [f"the engine resizes as {self.proven} does: not one bit differs"]
+        lines = (
+            []
+            if self.matching_backend is None
+            else [f"the engine resizes as {self.matching_backend} does: not one bit differs"]
+        )
         for backend in dict.fromkeys(difference.backend for difference in self.differences):
-            wrong = [d for d in self.differences if d.backend == backend and not d.equal]
-            if wrong:
-                worst = max(wrong, key=lambda difference: difference.largest)
+            mismatches = [
+                difference
+                for difference in self.differences
+                if difference.backend == backend and not difference.identical
+            ]
+            if mismatches:
+                worst = max(mismatches, key=lambda difference: difference.largest_difference)
                 lines.append(
-                    f"the trainer with {backend} would not: {', '.join(d.probe for d in wrong)} differ, by up to"
-                    f" {worst.largest} of 255 ({worst.differing} of {worst.values} values of {worst.probe})"
+                    f"the trainer with {backend} would not: {', '.join(d.probe for d in mismatches)} differ, by up to "
+                    f"{worst.largest_difference} of 255 ({worst.different_count} of {worst.value_count} values of "
+                    f"{worst.probe})"
                 )
-        lines += [f"{backend} was not compared: {why}" for backend, why in self.absent.items()]
+        lines += [f"{backend} was not compared: {reason}" for backend, reason in self.unavailable_backends.items()]
         return "\n".join(lines)
 
 
-def probes() -> tuple[Probe, ...]:
+def probe_images() -> tuple[ProbeImage, ...]:
     """Noise, so that every resampling shows: in five sizes, eight orientations, with transparency and palettes."""
-    found = [_png(name, _noise(*size, "RGB")) for name, size in _SIZES.items()]
+    images = [_png_probe(name, _noise_image(*size, "RGB")) for name, size in _PROBE_SIZES.items()]
     for orientation in range(1, 9):
         exif = Image.Exif()
-        exif[_ORIENTATION] = orientation
+        exif[_EXIF_ORIENTATION_TAG] = orientation
         file = io.BytesIO()
-        _noise(150, 97, "RGB").save(file, "JPEG", quality=95, exif=exif)
-        found.append(Probe(f"orientation {orientation}", "image/jpeg", file.getvalue()))
-    found.append(_png("RGBA", _noise(130, 210, "RGBA")))
-    found.append(_png("palette", _noise(130, 210, "RGB").quantize(64)))
-    found.append(_png("transparent palette", _noise(130, 210, "RGB").quantize(64), transparency=7))
-    found.append(_png("grey", _noise(130, 210, "L")))
-    return tuple(found)
+        _noise_image(150, 97, "RGB").save(file, "JPEG", quality=95, exif=exif)
+        images.append(ProbeImage(f"orientation {orientation}", "image/jpeg", file.getvalue()))
+    images.append(_png_probe("RGBA", _noise_image(130, 210, "RGBA")))
+    images.append(_png_probe("palette", _noise_image(130, 210, "RGB").quantize(64)))
+    images.append(_png_probe("transparent palette", _noise_image(130, 210, "RGB").quantize(64), transparency=7))
+    images.append(_png_probe("grey", _noise_image(130, 210, "L")))
+    return tuple(images)
 
 
-async def compare(http: EngineHttp, url: str, *, model: str, config: Mapping[str, Any], family: str) -> Parity:
+async def compare_pixels(
+    http: EngineHttp, url: str, *, model: str, config: Mapping[str, Any], family: str
+) -> PixelComparison:
     """Compare every probe with every backend that is installed.
 
     Raises:
         EngineError: the engine does not render, or renders something else.
         ConfigurationError: no image processor is known for the family.
     """
-    processors: dict[Backend, ImageProcessor] = {}
-    absent: dict[Backend, str] = {}
-    small = Image.new("RGB", (64, 64))
-    for backend in get_args(Backend):
+    processors: dict[ResizeBackend, ImageProcessor] = {}
+    unavailable_backends: dict[ResizeBackend, str] = {}
+    blank_image = Image.new("RGB", (64, 64))
+    for backend in get_args(ResizeBackend):
         processor = image_processor_for(family, config, backend=backend, pixels="uint8")
         try:
-            await anyio.to_thread.run_sync(processor.process, small)
+            await anyio.to_thread.run_sync(processor.process, blank_image)
         except ConfigurationError as error:
-            absent[backend] = str(error)
+            unavailable_backends[backend] = str(error)
         else:
             processors[backend] = processor
     differences = []
-    for probe in probes() if processors else ():
-        theirs = await _engines(http, url, model, probe, modality_of(geometry_for(family, config)))
+    for probe in probe_images() if processors else ():
+        engine_patches = await _fetch_engine_patches(
+            http, url, model, probe, vllm_modality_of(geometry_for(family, config))
+        )
         pixels = await anyio.to_thread.run_sync(load_pixels, probe.data)
         for backend, processor in processors.items():
-            ours = await anyio.to_thread.run_sync(processor.process, pixels)
-            differences.append(_difference(probe.name, backend, ours.patches, theirs))
-    return Parity(tuple(differences), absent)
+            processed = await anyio.to_thread.run_sync(processor.process, pixels)
+            differences.append(_measure_difference(probe.name, backend, processed.patches, engine_patches))
+    return PixelComparison(tuple(differences), unavailable_backends)
 
 
-async def _engines(http: EngineHttp, url: str, model: str, probe: Probe, modality: str) -> npt.NDArray[np.uint8]:
+async def _fetch_engine_patches(
+    http: EngineHttp, url: str, model: str, probe: ProbeImage, modality: str
+) -> npt.NDArray[np.uint8]:
     uri = f"data:{probe.media_type};base64,{base64.b64encode(probe.data).decode()}"
     content = [{"type": "image_url", "image_url": {"url": uri}}]
-    asked = {"model": model, "messages": [{"role": "user", "content": content}]}
-    answer = await http.post(f"{url}/v1/chat/completions/render", orjson.dumps(asked))
+    request_body = {"model": model, "messages": [{"role": "user", "content": content}]}
+    answer = await http.post(f"{url}/v1/chat/completions/render", orjson.dumps(request_body))
     try:
         (item,) = orjson.loads(answer)["features"]["kwargs_data"][modality]
         dtype, shape, data = msgpack.unpackb(base64.b64decode(item))["pixel_values"]["data"]
-        values = np.frombuffer(data.data, dtype).reshape(shape)
+        patches = np.frombuffer(data.data, dtype).reshape(shape)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineMismatch(f"{url} renders the probe {probe.name} in a form that is not known ({error!r}).") from None
-    if values.dtype != np.uint8:
+    if patches.dtype != np.uint8:
         raise EngineMismatch(
-            f"{url} renders {values.dtype} pixels: it normalises before its network, where no two sides compare bit for"
-            " bit. vLLM 0.32 and newer normalises on the device."
+            f"{url} renders {patches.dtype} pixels: it normalises before its network, where no two sides compare bit "
+            "for bit. vLLM 0.32 and newer normalises on the device."
         )
-    return values
+    return patches
 
 
-def _difference(probe: str, backend: Backend, ours: npt.NDArray[np.uint8], theirs: npt.NDArray[np.uint8]) -> Difference:
-    if ours.shape != theirs.shape:
-        return Difference(probe, backend, theirs.size, theirs.size, 255)
-    distance = np.abs(ours.astype(np.int16) - theirs.astype(np.int16))
-    return Difference(probe, backend, theirs.size, int(np.count_nonzero(distance)), int(distance.max()))
+def _measure_difference(
+    probe: str, backend: ResizeBackend, trainer_patches: npt.NDArray[np.uint8], engine_patches: npt.NDArray[np.uint8]
+) -> PixelDifference:
+    if trainer_patches.shape != engine_patches.shape:
+        return PixelDifference(probe, backend, engine_patches.size, engine_patches.size, 255)
+    distance = np.abs(trainer_patches.astype(np.int16) - engine_patches.astype(np.int16))
+    return PixelDifference(probe, backend, engine_patches.size, int(np.count_nonzero(distance)), int(distance.max()))
 
 
-def _noise(width: int, height: int, mode: str) -> Image.Image:
+def _noise_image(width: int, height: int, mode: str) -> Image.Image:
     channels = Image.new(mode, (1, 1)).getbands()
     values = np.random.default_rng(width).integers(0, 256, (height, width, len(channels)), np.uint8)
     return Image.fromarray(values.squeeze())
 
 
-def _png(name: str, image: Image.Image, **options: Any) -> Probe:
+def _png_probe(name: str, image: Image.Image, **save_options: Any) -> ProbeImage:
     file = io.BytesIO()
-    image.save(file, "PNG", **options)
-    return Probe(name, "image/png", file.getvalue())
+    image.save(file, "PNG", **save_options)
+    return ProbeImage(name, "image/png", file.getvalue())

@@ -18,7 +18,7 @@ import orjson
 import structlog
 
 from renderers_adapter.geometry import Geometry
-from rollout.config.sections import Multimodal
+from rollout.config.sections import MultimodalMode
 from rollout.engine.errors import (
     EngineAborted,
     EngineBehind,
@@ -35,19 +35,19 @@ from rollout.engine.features import require_same_layout
 from rollout.engine.http import EngineHttp
 from rollout.engine.protocol import Generation, decode_response, encode_request
 from rollout.engine.request import GenerateRequest
-from rollout.engine.routing import Engine, Router, doubled
-from rollout.engine.weight_updates import state_of
-from rollout.records.versions import satisfies
+from rollout.engine.routing import Replica, Router, exponential_pause
+from rollout.engine.weight_updates import fetch_engine_state
+from rollout.records.versions import version_satisfies
 
 log = structlog.get_logger()
 
-_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
-_LOOK_TIMEOUT = 5.0
-_CHECK_TIMEOUT = 30.0
+_FIRST_RETRY_PAUSE_SECONDS, _MAX_RETRY_PAUSE_SECONDS = 0.25, 8.0
+_RECHECK_TIMEOUT = 5.0
+_STARTUP_CHECK_TIMEOUT = 30.0
 _ABORT_TIMEOUT = 2.0
-_RETRIED = (EngineUnreachable, EngineUnavailable, EngineTimeout)
+_RETRYABLE_ERRORS = (EngineUnreachable, EngineUnavailable, EngineTimeout)
 
-Observe = Callable[[str, str, float], None]
+RequestObserver = Callable[[str, str, float], None]
 """Is told of a try: at which engine, how it ended, and after how many seconds."""
 
 
@@ -75,20 +75,20 @@ class EngineClient:
         retries: int = 5,
         affinity: bool = False,
         api_key: str | None = None,
-        multimodal: Multimodal = "content_parts",
+        multimodal: MultimodalMode = "content_parts",
         geometry: Geometry | None = None,
-        observe: Observe | None = None,
+        observe: RequestObserver | None = None,
     ) -> None:
         self.model = model
-        self.retried = 0
+        self.retry_count = 0
         self._observe = observe
-        self._timeout = timeout
-        self._request_timeout = min(request_timeout or timeout, timeout)
-        self._tries = retries + 1
+        self._turn_timeout = timeout
+        self._try_timeout = min(request_timeout or timeout, timeout)
+        self._max_tries = retries + 1
         self._affinity = affinity
         self._router = Router(urls, affinity=affinity)
         self._http = EngineHttp(api_key)
-        self._experts = False
+        self._engine_sends_experts = False
         self._multimodal = multimodal
         self._geometry = geometry if multimodal != "content_parts" else None
 
@@ -102,14 +102,14 @@ class EngineClient:
         await self._http.__aexit__(kind, error, trace)
 
     @property
-    def engines(self) -> tuple[Engine, ...]:
+    def replicas(self) -> tuple[Replica, ...]:
         """Every engine, with its load and health."""
-        return self._router.engines
+        return self._router.replicas
 
     @property
     def max_model_len(self) -> int | None:
         """The shortest context among the engines, as far as they told it."""
-        return min((engine.max_model_len for engine in self.engines if engine.max_model_len), default=None)
+        return min((replica.max_model_len for replica in self.replicas if replica.max_model_len), default=None)
 
     async def check(self) -> None:
         """Look at every engine. One that is away is left out until it returns, unless all of them are.
@@ -118,24 +118,24 @@ class EngineClient:
             EngineUnreachable, EngineTimeout, EngineUnavailable: no engine answers.
             EngineRefused, ModelNotServed: an engine does not answer as vLLM does, or serves other models.
         """
-        absent: dict[Engine, EngineError] = {}
+        unavailable: dict[Replica, EngineError] = {}
 
-        async def look(engine: Engine) -> None:
+        async def check_one(replica: Replica) -> None:
             try:
-                await self._look(engine, min(self._timeout, _CHECK_TIMEOUT))
-            except (*_RETRIED, EngineBroken) as error:
-                absent[engine] = error
+                await self._check_replica(replica, min(self._turn_timeout, _STARTUP_CHECK_TIMEOUT))
+            except (*_RETRYABLE_ERRORS, EngineBroken) as error:
+                unavailable[replica] = error
 
         try:
             async with anyio.create_task_group() as group:
-                for engine in self.engines:
-                    group.start_soon(look, engine)
-        except BaseExceptionGroup as found:
-            raise found.exceptions[0] from None
-        if len(absent) == len(self.engines):
-            raise next(iter(absent.values()))
-        for engine in absent:
-            self._router.eject(engine)
+                for replica in self.replicas:
+                    group.start_soon(check_one, replica)
+        except BaseExceptionGroup as error_group:
+            raise error_group.exceptions[0] from None
+        if len(unavailable) == len(self.replicas):
+            raise next(iter(unavailable.values()))
+        for replica in unavailable:
+            self._router.eject(replica)
 
     async def generate(self, request: GenerateRequest) -> Generation:
         """Sample one completion.
@@ -143,74 +143,78 @@ class EngineClient:
         Raises:
             EngineError: see `rollout.engine.errors`; nothing that is returned needs checking again.
         """
-        self._router.require(request.required)
-        last: EngineError | None = None
-        tried: list[Engine] = []
-        with anyio.move_on_after(self._timeout):
-            for number in range(self._tries):
-                if number:
-                    self.retried += 1
-                    await anyio.sleep(_pause(number))
-                engine = self._router.choose(session=request.session, avoid=tried)
+        self._router.require_version(request.required_version)
+        last_error: EngineError | None = None
+        failed_replicas: list[Replica] = []
+        with anyio.move_on_after(self._turn_timeout):
+            for try_number in range(self._max_tries):
+                if try_number:
+                    self.retry_count += 1
+                    await anyio.sleep(_retry_pause(try_number))
+                replica = self._router.choose(session_id=request.session_id, avoid=failed_replicas)
                 try:
-                    return await self._answer(engine, request, number)
+                    return await self._generate_once(replica, request, try_number)
                 except (EngineBroken, EngineMisconfigured):
                     # Whoever refuses at once is always the least loaded, and would draw every other rollout.
-                    self._router.failed(engine)
+                    self._router.record_failure(replica)
                     raise
                 except EngineAborted as error:
-                    last = error  # not its fault: new weights came, and the turn is begun anew, there or elsewhere
-                except _RETRIED as error:
-                    self._router.failed(engine)
-                    tried.append(engine)
-                    last = error
-        raise last or EngineTimeout(f"{request.request_id}: no answer within {self._timeout:g} s (engine.timeout).")
+                    last_error = (
+                        error  # not its fault: new weights came, and the turn is begun anew, there or elsewhere
+                    )
+                except _RETRYABLE_ERRORS as error:
+                    self._router.record_failure(replica)
+                    failed_replicas.append(replica)
+                    last_error = error
+        raise last_error or EngineTimeout(
+            f"{request.request_id}: no answer within {self._turn_timeout:g} s (engine.timeout)."
+        )
 
-    async def _answer(self, engine: Engine, request: GenerateRequest, number: int) -> Generation:
+    async def _generate_once(self, replica: Replica, request: GenerateRequest, try_number: int) -> Generation:
         """An answer that is whole, and of weights that may answer."""
-        answer = await self._try(engine, request, number)
-        self._router.answered(engine)
-        generation = decode_response(answer, request)
-        self._experts |= generation.routed_experts is not None
+        response_body = await self._post_generate(replica, request, try_number)
+        self._router.record_answer(replica)
+        generation = decode_response(response_body, request)
+        self._engine_sends_experts |= generation.routed_experts is not None
         if generation.finish_reason == "abort":
-            raise EngineAborted(f"{request.request_id}: {engine.url} gave up the request in the middle of its answer.")
+            raise EngineAborted(f"{request.request_id}: {replica.url} gave up the request in the middle of its answer.")
         for span in generation.versions:
-            engine.version = span.version
-            if request.required is not None and not satisfies(span.version, request.required):
-                self._router.behind(engine)
+            replica.version = span.version
+            if request.required_version is not None and not version_satisfies(span.version, request.required_version):
+                self._router.mark_behind(replica)
                 raise EngineBehind(
-                    f"{request.request_id}: {engine.url} answered with the weights {span.version!r}, and "
-                    f"{request.required!r} had been pushed before. Was it started anew?"
+                    f"{request.request_id}: {replica.url} answered with the weights {span.version!r}, and "
+                    f"{request.required_version!r} had been pushed before. Was it started anew?"
                 )
         return generation
 
-    async def _try(self, engine: Engine, request: GenerateRequest, number: int) -> bytes:
+    async def _post_generate(self, replica: Replica, request: GenerateRequest, try_number: int) -> bytes:
         # An engine may still be busy with the last try when the next one reaches it, so each has its own id.
-        request_id = f"{request.request_id}.{number}"
+        request_id = f"{request.request_id}.{try_number}"
         # Only an engine that sends experts is asked to leave out those that earlier turns brought.
-        experts_from = request.experts_from if self._experts else None
-        if engine.away:
-            await self._look_again(engine)
-        geometry = self._geometry if engine.resolves_references else None
-        body = encode_request(request, self.model, request_id, experts_from=experts_from, geometry=geometry)
+        experts_start = request.experts_start if self._engine_sends_experts else None
+        if replica.is_unavailable:
+            await self._recheck_replica(replica)
+        geometry = self._geometry if replica.resolves_references else None
+        body = encode_request(request, self.model, request_id, experts_start=experts_start, geometry=geometry)
         try:
-            with self._observed(engine):
-                with anyio.move_on_after(self._request_timeout):
-                    session = request.session if self._affinity else None
-                    return await self._http.post(f"{engine.url}/inference/v1/generate", body, session=session)
+            with self._track_request(replica):
+                with anyio.move_on_after(self._try_timeout):
+                    session = request.session_id if self._affinity else None
+                    return await self._http.post(f"{replica.url}/inference/v1/generate", body, session_id=session)
                 raise EngineTimeout(
-                    f"{engine.url} did not answer {request_id} within {self._request_timeout:g} s "
+                    f"{replica.url} did not answer {request_id} within {self._try_timeout:g} s "
                     "(engine.request_timeout)."
                 )
         except (anyio.get_cancelled_exc_class(), EngineTimeout):
-            await self._abort(engine, request_id)
+            await self._abort(replica, request_id)
             raise
 
     @contextmanager
-    def _observed(self, engine: Engine) -> Iterator[None]:
+    def _track_request(self, replica: Replica) -> Iterator[None]:
         """While an engine is asked."""
-        began, outcome = time.monotonic(), "ok"
-        engine.in_flight += 1
+        started_at, outcome = time.monotonic(), "ok"
+        replica.in_flight += 1
         try:
             yield
         except EngineError as error:
@@ -220,79 +224,81 @@ class EngineClient:
             outcome = "cancelled"
             raise
         finally:
-            engine.in_flight -= 1
+            replica.in_flight -= 1
             if self._observe is not None:
-                self._observe(engine.url, outcome, time.monotonic() - began)
+                self._observe(replica.url, outcome, time.monotonic() - started_at)
 
-    async def _abort(self, engine: Engine, request_id: str) -> None:
+    async def _abort(self, replica: Replica, request_id: str) -> None:
         """Closing the connection tells vLLM itself, but no proxy before it; this reaches the engine through both."""
         body = orjson.dumps({"request_ids": [f"generate-tokens-{request_id}"]})
         with anyio.CancelScope(shield=True), anyio.move_on_after(_ABORT_TIMEOUT):
             try:
-                await self._http.post(f"{engine.url}/inference/v1/abort_requests", body)
+                await self._http.post(f"{replica.url}/inference/v1/abort_requests", body)
             except EngineError as error:
                 log.debug("abort failed", request=request_id, error=str(error))
 
-    async def _look_again(self, engine: Engine) -> None:
+    async def _recheck_replica(self, replica: Replica) -> None:
         try:
-            await self._look(engine, _LOOK_TIMEOUT)
+            await self._check_replica(replica, _RECHECK_TIMEOUT)
         except EngineError as error:
-            raise EngineUnavailable(f"{engine.url} was ejected and is not back: {error}") from error
-        self._router.returned(engine)
+            raise EngineUnavailable(f"{replica.url} was ejected and is not back: {error}") from error
+        self._router.mark_available(replica)
 
-    async def _look(self, engine: Engine, timeout: float) -> None:
+    async def _check_replica(self, replica: Replica, timeout: float) -> None:
         """Learn whether it serves the model, has the right weights, how long a context, and how it takes images."""
         with anyio.move_on_after(timeout):
-            answer = await self._http.get(f"{engine.url}/v1/models")
-            engine.max_model_len = _served(engine.url, answer, self.model)
-            if self._router.required is not None:
-                engine.version = await self._version(engine.url)
+            models_json = await self._http.get(f"{replica.url}/v1/models")
+            replica.max_model_len = _parse_max_model_len(replica.url, models_json, self.model)
+            if self._router.required_version is not None:
+                replica.version = await self._fetch_weight_version(replica.url)
             if self._geometry is not None:
-                engine.resolves_references = await self._resolves(engine.url, self._geometry)
+                replica.resolves_references = await self._supports_references(replica.url, self._geometry)
             return
-        raise EngineTimeout(f"{engine.url} did not tell its models and how it takes images within {timeout:g} s.")
+        raise EngineTimeout(f"{replica.url} did not tell its models and how it takes images within {timeout:g} s.")
 
-    async def _version(self, url: str) -> str:
+    async def _fetch_weight_version(self, url: str) -> str:
         """Which weights it has, where they are the ones that it must have."""
-        version = (await state_of(self._http, url)).version
-        if not self._router.suffices(version):
-            raise EngineBehind(f"{url} has the weights {version!r}; {self._router.required!r} were pushed.")
+        version = (await fetch_engine_state(self._http, url)).version
+        if not self._router.has_required_version(version):
+            raise EngineBehind(f"{url} has the weights {version!r}; {self._router.required_version!r} were pushed.")
         return version
 
-    async def _resolves(self, url: str, geometry: Geometry) -> bool:
+    async def _supports_references(self, url: str, geometry: Geometry) -> bool:
         try:
-            require_same_layout(await self._told_of_references(url), geometry)
-        except EngineRefused as why:
+            require_same_layout(await self._fetch_plugin_info(url), geometry)
+        except EngineRefused as reason:
             if self._multimodal == "mmraw":
                 raise EngineRefused(
-                    f"engine.multimodal is mmraw, and {url} does not resolve references: {why}. Start it with our "
+                    f"engine.multimodal is mmraw, and {url} does not resolve references: {reason}. Start it with our "
                     "plugin (VLLM_PLUGINS=mmraw), or set engine.multimodal: auto."
-                ) from why
-            log.info("images go out as content_parts", engine=url, because=str(why))
+                ) from reason
+            log.info("images go out as content_parts", engine=url, because=str(reason))
             return False
         log.info("images go out as references", engine=url, fingerprint=geometry.fingerprint)
         return True
 
-    async def _told_of_references(self, url: str) -> bytes:
+    async def _fetch_plugin_info(self, url: str) -> bytes:
         try:
             return await self._http.get(f"{url}/mmraw/version")
         except EngineRefused as error:
             raise EngineRefused("it runs without our plugin") from error
 
 
-def _served(url: str, answer: bytes, model: str) -> int | None:
+def _parse_max_model_len(url: str, models_json: bytes, model: str) -> int | None:
     try:
-        served = {entry["id"]: entry.get("max_model_len") for entry in orjson.loads(answer)["data"]}
+        context_lengths = {entry["id"]: entry.get("max_model_len") for entry in orjson.loads(models_json)["data"]}
     except (ValueError, KeyError, TypeError):
         raise EngineRefused(f"{url}/v1/models did not list models; is this a vLLM server?") from None
-    if model not in served:
+    if model not in context_lengths:
         raise ModelNotServed(
-            f"{url} does not serve the model {model!r}; it serves {', '.join(sorted(served)) or 'none'}. "
+            f"{url} does not serve the model {model!r}; it serves {', '.join(sorted(context_lengths)) or 'none'}. "
             "Set model.name to one of these."
         )
-    length = served[model]
-    return int(length) if length else None
+    context_length = context_lengths[model]
+    return int(context_length) if context_length else None
 
 
-def _pause(number: int) -> float:
-    return doubled(_PAUSE, _LONGEST_PAUSE, times=number - 1) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+def _retry_pause(try_number: int) -> float:
+    return exponential_pause(
+        _FIRST_RETRY_PAUSE_SECONDS, _MAX_RETRY_PAUSE_SECONDS, doublings=try_number - 1
+    ) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter

@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 
 from renderers_adapter.geometry import Geometry
 from rollout.config.load import Config
-from rollout.engine.client import EngineClient, Observe
+from rollout.engine.client import EngineClient, RequestObserver
 from rollout.errors import ConfigurationError
 
 
-def engine_client(
+def engine_client_from_config(
     config: Config,
     urls: Sequence[str],
     geometry: Geometry | None,
     environment: Mapping[str, str] = os.environ,
-    observe: Observe | None = None,
+    observe: RequestObserver | None = None,
 ) -> EngineClient:
     """A client of the engines at `urls`: the configured ones, or the one that was started instead.
 
@@ -23,32 +23,35 @@ def engine_client(
     Raises:
         ConfigurationError: the environment variable with the API key is not set, or holds none.
     """
-    engine = config.engine
+    engine_config = config.engine
     return EngineClient(
         urls,
         config.model.name,
-        timeout=engine.timeout,
-        request_timeout=engine.request_timeout,
-        retries=engine.retries,
-        affinity=engine.affinity,
-        api_key=api_key(config, environment),
-        multimodal=engine.multimodal,
+        timeout=engine_config.timeout,
+        request_timeout=engine_config.request_timeout,
+        retries=engine_config.retries,
+        affinity=engine_config.affinity,
+        api_key=api_key_from_config(config, environment),
+        multimodal=engine_config.multimodal,
         geometry=geometry,
         observe=observe,
     )
 
 
-def api_key(config: Config, environment: Mapping[str, str] = os.environ) -> str | None:
+def api_key_from_config(config: Config, environment: Mapping[str, str] = os.environ) -> str | None:
     """The engines' API key, if they have one. Raises ConfigurationError where it is not set, or cannot be one."""
-    name = config.engine.api_key_env
-    if name is None:
+    variable_name = config.engine.api_key_env
+    if variable_name is None:
         return None
     # A key that was read from a file often ends with the file's last line break.
-    key = environment.get(name, "").strip()
+    key = environment.get(variable_name, "").strip()
     if not key:
         raise ConfigurationError(
-            f"engine.api_key_env names {name}, and no such environment variable is set; set it to the engines' API key."
+            f"engine.api_key_env names {variable_name}, and no such environment variable is set; set it to the "
+            "engines' API key."
         )
     if not (key.isascii() and key.isprintable()):
-        raise ConfigurationError(f"{name} holds characters that no HTTP header carries; is it the engines' API key?")
+        raise ConfigurationError(
+            f"{variable_name} holds characters that no HTTP header carries; is it the engines' API key?"
+        )
     return key

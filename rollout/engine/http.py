@@ -20,13 +20,13 @@ from rollout.engine.errors import (
     EngineUnreachable,
 )
 
-_BUSY = (429, 502, 503, 504)
+_UNAVAILABLE_STATUSES = (429, 502, 503, 504)
 _CONNECT_TIMEOUT = 10.0
-_KEEP_ALIVE = 3.0
+_KEEP_ALIVE_SECONDS = 3.0
 """Seconds that an idle connection is kept: less than a server keeps it (uvicorn: 5), which would else close it just
 when a request is on its way."""
-_CHUNK = 1 << 18
-_CURES = {
+_CHUNK_BYTES = 1 << 18
+_FIX_BY_STATUS = {
     401: " (is the engine's API key in the environment variable that engine.api_key_env names?)",
     403: " (vLLM answers 403 unless it was started with --enable-scale-out)",
     404: " (is engine.urls the root of the server, without /v1, and does it serve model.name?)",
@@ -37,15 +37,15 @@ class EngineHttp:
     """The connections to all engines of a client. Use it as an async context manager, within one event loop."""
 
     def __init__(self, api_key: str | None = None) -> None:
-        self._key = None if api_key is None else SecretStr(api_key)
+        self._api_key = None if api_key is None else SecretStr(api_key)
 
     async def __aenter__(self) -> Self:
         headers = {"content-type": "application/json", "accept": "application/json"}
-        if self._key is not None:
-            headers["authorization"] = f"Bearer {self._key.get_secret_value()}"
+        if self._api_key is not None:
+            headers["authorization"] = f"Bearer {self._api_key.get_secret_value()}"
         # Admission is bounded by the worker's concurrency; aiohttp's default of 100 connections would queue behind it.
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE)
-        self._connections = aiohttp.ClientSession(
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS)
+        self._client_session = aiohttp.ClientSession(
             connector=connector,
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -56,13 +56,13 @@ class EngineHttp:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._connections.close()
+        await self._client_session.close()
 
     async def get(self, url: str) -> bytes:
         """See `post`."""
-        return await self._exchange("GET", url, b"", None)
+        return await self._request("GET", url, b"", None)
 
-    async def post(self, url: str, body: bytes, *, session: str | None = None) -> bytes:
+    async def post(self, url: str, body: bytes, *, session_id: str | None = None) -> bytes:
         """The body of the answer. Deadlines are the caller's: whatever cancels this closes the connection.
 
         Raises:
@@ -71,15 +71,15 @@ class EngineHttp:
             EngineBroken: the engine failed (any other 5xx).
             EngineRefused: the engine does not want this request (4xx).
         """
-        return await self._exchange("POST", url, body, session)
+        return await self._request("POST", url, body, session_id)
 
-    async def _exchange(self, method: str, url: str, body: bytes, session: str | None) -> bytes:
-        headers = {} if session is None else {"x-session-id": session}
+    async def _request(self, method: str, url: str, body: bytes, session_id: str | None) -> bytes:
+        headers = {} if session_id is None else {"x-session-id": session_id}
         data: bytes | AsyncIterator[bytes] = body
-        if len(body) > _CHUNK:
-            data, headers["content-length"] = _chunks(body), str(len(body))
+        if len(body) > _CHUNK_BYTES:
+            data, headers["content-length"] = _split_into_chunks(body), str(len(body))
         try:
-            async with self._connections.request(
+            async with self._client_session.request(
                 method, url, data=data or None, headers=headers, allow_redirects=False
             ) as response:
                 content, status = await response.read(), response.status
@@ -91,23 +91,23 @@ class EngineHttp:
             ) from error
         if 200 <= status < 300:
             return content
-        told = f"{url} answered {status}: {_reason(content)}{_CURES.get(status, '')}"
-        if status in _BUSY:
-            raise EngineUnavailable(told)
-        if status in _CURES:
-            raise (EngineNotFound if status == 404 else EngineMisconfigured)(told)
-        raise (EngineBroken if status >= 500 else EngineRefused)(told)
+        message = f"{url} answered {status}: {_error_message(content)}{_FIX_BY_STATUS.get(status, '')}"
+        if status in _UNAVAILABLE_STATUSES:
+            raise EngineUnavailable(message)
+        if status in _FIX_BY_STATUS:
+            raise (EngineNotFound if status == 404 else EngineMisconfigured)(message)
+        raise (EngineBroken if status >= 500 else EngineRefused)(message)
 
 
-async def _chunks(body: bytes) -> AsyncIterator[bytes]:
+async def _split_into_chunks(body: bytes) -> AsyncIterator[bytes]:
     """Images inline make bodies of megabytes; written at once, each would hold up every other rollout."""
-    for start in range(0, len(body), _CHUNK):
-        yield body[start : start + _CHUNK]
+    for start in range(0, len(body), _CHUNK_BYTES):
+        yield body[start : start + _CHUNK_BYTES]
 
 
-def _reason(content: bytes) -> str:
+def _error_message(content: bytes) -> str:
     try:
-        found: Any = orjson.loads(content)["error"]["message"]
+        message: Any = orjson.loads(content)["error"]["message"]
     except (ValueError, KeyError, TypeError):
-        found = " ".join(content[:4000].decode(errors="replace").split())
-    return str(found)[:2000]
+        message = " ".join(content[:4000].decode(errors="replace").split())
+    return str(message)[:2000]

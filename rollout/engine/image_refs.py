@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-_HASH = re.compile(r"[0-9a-f]{16,128}")
-_URL = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,|file:///")
+_HASH_PATTERN = re.compile(r"[0-9a-f]{16,128}")
+_URL_PATTERN = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,|file:///")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,57 +24,57 @@ class ImageRef:
     The same object goes out with every turn of a rollout, and is compared with what it points to once.
 
     Attributes:
-        fault: why no engine may be sent this; none: it is sound.
-        written: its references as they went out before, by the fingerprint of the layout that they tell.
+        problem: why no engine may be sent this; none: it is sound.
+        cached_references: its references as they went out before, by the fingerprint of the layout that they tell.
     """
 
     url: str
     hash: str
     payload: Mapping[str, Any] = field(default_factory=dict)
-    fault: str | None = field(init=False)
-    written: dict[str, "WrittenReference"] = field(init=False, default_factory=dict)
+    problem: str | None = field(init=False)
+    cached_references: dict[str, "FormattedReference"] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "fault", _fault(self.url, self.hash))
+        object.__setattr__(self, "problem", _find_problem(self.url, self.hash))
 
     @property
-    def in_file(self) -> bool:
+    def is_file(self) -> bool:
         """Whether its reference is the name of a file, and short."""
         return self.url.startswith("file:")
 
     @property
-    def part(self) -> Mapping[str, str]:
+    def content_part(self) -> Mapping[str, str]:
         """The image as an entry of `content_parts`."""
         return {"type": "image_url", "url": self.url, "uuid": self.hash}
 
 
 @dataclass(frozen=True, slots=True)
-class WrittenReference:
+class FormattedReference:
     """A reference of our plugin, and the tokens that an image of its layout takes."""
 
     text: str
-    tokens: int
+    token_count: int
 
 
-def _fault(url: object, name: str) -> str | None:
-    if not isinstance(url, str) or not _URL.match(url):
-        found = repr(url)
+def _find_problem(url: object, image_hash: str) -> str | None:
+    if not isinstance(url, str) or not _URL_PATTERN.match(url):
+        shown_url = repr(url)
         return (
-            f"is {found[:60]}; every image needs its data:image/…;base64 or file:/// reference in every request, "
+            f"is {shown_url[:60]}; every image needs its data:image/…;base64 or file:/// reference in every request, "
             "whatever the engine may have cached."
         )
-    if not _HASH.fullmatch(name):
-        return f"has the hash {name!r}, which is not lower-case hex."
-    named = _named(url)
-    if named is None or not named.startswith(name):
+    if not _HASH_PATTERN.fullmatch(image_hash):
+        return f"has the hash {image_hash!r}, which is not lower-case hex."
+    url_hash = _hash_in_url(url)
+    if url_hash is None or not url_hash.startswith(image_hash):
         return (
-            f"is called {name}, but its reference {url[:80]!r} stands for {named or 'no image'}. "
+            f"is called {image_hash}, but its reference {url[:80]!r} stands for {url_hash or 'no image'}. "
             "The engine would answer for the wrong image."
         )
     return None
 
 
-def _named(url: str) -> str | None:
+def _hash_in_url(url: str) -> str | None:
     if url.startswith("file:"):
         return urlsplit(url).path.rpartition("/")[2].partition(".")[0]
     try:

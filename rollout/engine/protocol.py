@@ -12,14 +12,14 @@ import orjson
 
 from renderers_adapter.geometry import Geometry
 from renderers_adapter.tokens import ExpandedIds, LogicalIds, Logprobs
-from rollout.engine.answer_evidence import read_experts, read_logprobs, read_mask, read_versions
+from rollout.engine.answer_evidence import read_experts, read_logprobs, read_sampling_mask, read_versions
 from rollout.engine.errors import EngineMismatch, InvalidEvidence, RequestRefusedLocally
-from rollout.engine.features import raw_features
+from rollout.engine.features import reference_features
 from rollout.engine.request import GenerateRequest
-from rollout.engine.request_checks import refuse_unsound
+from rollout.engine.request_checks import check_request
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan, answer_digest, prompt_digest
 
-_PROMPT_KEY = b'"prompt_token_ids":'
+_PROMPT_IDS_KEY = b'"prompt_token_ids":'
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +43,23 @@ def encode_request(
     model: str,
     request_id: str,
     *,
-    experts_from: int | None = None,
+    experts_start: int | None = None,
     geometry: Geometry | None = None,
 ) -> bytes:
     """The body of `POST /inference/v1/generate`.
 
     Args:
-        experts_from: the first token whose routed experts are wanted.
+        experts_start: the first token whose routed experts are wanted.
         geometry: that of the references which this engine resolves; none: it reads the images by their URLs.
 
     Raises:
         RequestRefusedLocally: the engine would answer this with garbage, or die of it.
     """
-    refuse_unsound(request)
-    stops = dict.fromkeys((*request.stop_token_ids, *request.sampling.get("stop_token_ids", ())))
-    sampling = {**request.sampling, "logprobs": 0, "stop_token_ids": list(stops)}
-    if experts_from is not None:
-        sampling["routed_experts_prompt_start"] = experts_from
+    check_request(request)
+    stop_token_ids = dict.fromkeys((*request.stop_token_ids, *request.sampling.get("stop_token_ids", ())))
+    sampling = {**request.sampling, "logprobs": 0, "stop_token_ids": list(stop_token_ids)}
+    if experts_start is not None:
+        sampling["routed_experts_prompt_start"] = experts_start
     body: dict[str, Any] = {
         "model": model,
         "request_id": request_id,
@@ -68,13 +68,13 @@ def encode_request(
         "return_token_ids": True,
         "stream": False,
     }
-    if request.required is not None:
+    if request.required_version is not None:
         # What the engine still has of these tokens from other weights is not theirs.
-        body["cache_salt"] = request.required
+        body["cache_salt"] = request.required_version
     if request.images and geometry is not None:
-        body |= {"token_ids": request.expanded, "features": raw_features(request, geometry)}
+        body |= {"token_ids": request.expanded_prompt, "features": reference_features(request, geometry)}
     elif request.images:
-        body["content_parts"] = [ref.part for ref in request.images]
+        body["content_parts"] = [ref.content_part for ref in request.images]
     try:
         return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError as error:
@@ -89,41 +89,51 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
         InvalidEvidence: log-probs are missing, not finite, or of other tokens.
     """
     try:
-        rest, saw_ours = _without_our_prompt(body, request.expanded)
-        answer = orjson.loads(rest)
+        body_without_prompt, prompt_matches = _strip_echoed_prompt(body, request.expanded_prompt)
+        answer = orjson.loads(body_without_prompt)
         (choice,) = answer["choices"]
-        sampled = choice["token_ids"]
-        tokens = np.asarray(sampled, np.int32)
-        told = answer["prompt_token_ids"]
-        seen = request.expanded if saw_ours and told is None else ExpandedIds(np.asarray(told, np.int32))
-        finish = choice["finish_reason"]
-        marks = (answer.get("mm_placeholders") or {}).values()
-        ranges = [(int(mark["offset"]), int(mark["length"])) for of_modality in marks for mark in of_modality or ()]
+        sampled_ids = choice["token_ids"]
+        tokens = np.asarray(sampled_ids, np.int32)
+        echoed_prompt = answer["prompt_token_ids"]
+        seen_prompt = (
+            request.expanded_prompt
+            if prompt_matches and echoed_prompt is None
+            else ExpandedIds(np.asarray(echoed_prompt, np.int32))
+        )
+        finish_reason = choice["finish_reason"]
+        placeholders_by_modality = (answer.get("mm_placeholders") or {}).values()
+        image_ranges = [
+            (int(placeholder["offset"]), int(placeholder["length"]))
+            for placeholders in placeholders_by_modality
+            for placeholder in placeholders or ()
+        ]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise EngineMismatch(
             f"{request.request_id}: the engine's answer has not the expected shape ({error!r}). "
             "Is it vLLM 0.28 or newer, started with --enable-scale-out?"
         ) from None
-    if finish not in ("stop", "length", "abort"):
-        raise EngineMismatch(f"{request.request_id}: unknown finish_reason {finish!r}.")
+    if finish_reason not in ("stop", "length", "abort"):
+        raise EngineMismatch(f"{request.request_id}: unknown finish_reason {finish_reason!r}.")
     if len(tokens) and tokens.min() < 0:
         raise EngineMismatch(f"{request.request_id}: the engine sampled the token {tokens.min()}.")
-    _require_same_prompt(request, seen, ranges)
+    _require_same_prompt(request, seen_prompt, image_ranges)
     try:
-        logprobs = read_logprobs(sampled, choice.get("logprobs"))
+        logprobs = read_logprobs(sampled_ids, choice.get("logprobs"))
         return Generation(
             token_ids=LogicalIds(tokens),
             logprobs=logprobs,
-            finish_reason=finish,
+            finish_reason=finish_reason,
             stop_reason=choice.get("stop_reason"),
             versions=read_versions(len(tokens), choice.get("weight_versions")),
-            prompt_digest=prompt_digest(seen, [ref.hash for ref in request.images]),
+            prompt_digest=prompt_digest(seen_prompt, [ref.hash for ref in request.images]),
             answer_digest=answer_digest(LogicalIds(tokens), logprobs),
             cached_tokens=((answer.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens"),
             routed_experts=read_experts(
-                choice.get("routed_experts"), first=request.experts_from, length=len(seen) + len(tokens)
+                choice.get("routed_experts"),
+                first_token=request.experts_start,
+                conversation_length=len(seen_prompt) + len(tokens),
             ),
-            sampling_mask=read_mask(sampled, choice.get("sampling_mask")),
+            sampling_mask=read_sampling_mask(sampled_ids, choice.get("sampling_mask")),
         )
     except InvalidEvidence as error:
         raise InvalidEvidence(f"{request.request_id}: {error}") from None
@@ -131,31 +141,35 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
         raise InvalidEvidence(f"{request.request_id}: the evidence has not the expected shape ({error!r}).") from None
 
 
-def _without_our_prompt(body: bytes, ours: ExpandedIds) -> tuple[bytes, bool]:
+def _strip_echoed_prompt(body: bytes, sent_prompt: ExpandedIds) -> tuple[bytes, bool]:
     """An answer whose prompt is `null` where it was ours, letter for letter, and whether it was.
 
     Reading the ids of a whole conversation costs more than all the rest of an answer, and comparing their text next to
     nothing. An answer that writes them otherwise is read as it is.
     """
-    text = orjson.dumps(ours, option=orjson.OPT_SERIALIZE_NUMPY)
-    start = body.find(_PROMPT_KEY) + len(_PROMPT_KEY)
-    if not body.startswith(text, start):
+    prompt_json = orjson.dumps(sent_prompt, option=orjson.OPT_SERIALIZE_NUMPY)
+    start = body.find(_PROMPT_IDS_KEY) + len(_PROMPT_IDS_KEY)
+    if not body.startswith(prompt_json, start):
         return body, False
-    return b"".join((body[:start], b"null", body[start + len(text) :])), True
+    return b"".join((body[:start], b"null", body[start + len(prompt_json) :])), True
 
 
-def _require_same_prompt(request: GenerateRequest, seen: ExpandedIds, ranges: list[tuple[int, int]]) -> None:
-    ours = request.expanded
-    if seen is not ours and not np.array_equal(ours, seen):
-        shared = min(len(ours), len(seen))
-        differing = np.flatnonzero(ours[:shared] != seen[:shared])
-        at = int(differing[0]) if len(differing) else shared
+def _require_same_prompt(
+    request: GenerateRequest, seen_prompt: ExpandedIds, seen_ranges: list[tuple[int, int]]
+) -> None:
+    sent_prompt = request.expanded_prompt
+    if seen_prompt is not sent_prompt and not np.array_equal(sent_prompt, seen_prompt):
+        common_length = min(len(sent_prompt), len(seen_prompt))
+        different_positions = np.flatnonzero(sent_prompt[:common_length] != seen_prompt[:common_length])
+        first_difference = int(different_positions[0]) if len(different_positions) else common_length
         raise EngineMismatch(
-            f"{request.request_id}: the engine saw another prompt: {len(seen)} tokens for our {len(ours)}, the first "
-            f"difference at {at}. Do both sides use the same tokenizer and processor configuration?"
+            f"{request.request_id}: the engine saw another prompt: {len(seen_prompt)} tokens for our "
+            f"{len(sent_prompt)}, the first difference at {first_difference}. Do both sides use the same tokenizer and "
+            "processor configuration?"
         )
-    expected = [(mark.offset, mark.length) for mark in request.placeholders]
-    if ranges != expected and sorted(ranges) != sorted(expected):
+    sent_ranges = [(placeholder.offset, placeholder.length) for placeholder in request.placeholders]
+    if seen_ranges != sent_ranges and sorted(seen_ranges) != sorted(sent_ranges):
         raise EngineMismatch(
-            f"{request.request_id}: the engine placed its images at {ranges[:4]}, we placed them at {expected[:4]}."
+            f"{request.request_id}: the engine placed its images at {seen_ranges[:4]}, we placed them at "
+            f"{sent_ranges[:4]}."
         )

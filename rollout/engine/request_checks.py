@@ -15,7 +15,7 @@ import numpy.typing as npt
 from rollout.engine.errors import RequestRefusedLocally
 from rollout.engine.request import GenerateRequest
 
-SAMPLING_KEYS = frozenset(
+ALLOWED_SAMPLING_KEYS = frozenset(
     (
         *("temperature", "top_p", "top_k", "min_p", "seed"),
         *("presence_penalty", "frequency_penalty", "repetition_penalty", "repetition_detection"),
@@ -29,74 +29,76 @@ SAMPLING_KEYS = frozenset(
 """vLLM's, without those that would change how many answers there are or what evidence comes with them."""
 
 
-def refuse_unsound(request: GenerateRequest) -> None:
+def check_request(request: GenerateRequest) -> None:
     """Raises RequestRefusedLocally: the engine would answer this with garbage, or die of it."""
     try:
-        _refuse_prompt(request.prompt)
-        pads = _pads(request)
-        _refuse_expansion(request, pads)
+        _check_prompt(request.prompt)
+        pad_positions = _find_pad_positions(request)
+        _check_expansion(request, pad_positions)
         for index, image in enumerate(request.images):
-            if image.fault is not None:
-                raise RequestRefusedLocally(f"image {index} {image.fault}")
-        _refuse_sampling(request.sampling)
+            if image.problem is not None:
+                raise RequestRefusedLocally(f"image {index} {image.problem}")
+        _check_sampling(request.sampling)
     except RequestRefusedLocally as error:
         raise RequestRefusedLocally(f"{request.request_id}: {error}") from None
 
 
-def _refuse_prompt(prompt: npt.NDArray[np.int32]) -> None:
+def _check_prompt(prompt: npt.NDArray[np.int32]) -> None:
     if len(prompt) == 0:
         raise RequestRefusedLocally("the prompt is empty.")
     if int(prompt.min()) < 0:
         raise RequestRefusedLocally(f"the prompt holds a negative token id at {int(np.argmax(prompt < 0))}.")
 
 
-def _pads(request: GenerateRequest) -> npt.NDArray[np.int64]:
-    pads = np.zeros(0, np.int64) if request.pad_id is None else np.flatnonzero(request.prompt == request.pad_id)
-    touching = np.flatnonzero(np.diff(pads) == 1)
-    if len(touching):
+def _find_pad_positions(request: GenerateRequest) -> npt.NDArray[np.int64]:
+    pad_positions = (
+        np.zeros(0, np.int64) if request.pad_id is None else np.flatnonzero(request.prompt == request.pad_id)
+    )
+    adjacent = np.flatnonzero(np.diff(pad_positions) == 1)
+    if len(adjacent):
         raise RequestRefusedLocally(
-            f"two image pad tokens touch at {int(pads[touching[0]])}: the prompt is expanded already. "
+            f"two image pad tokens touch at {int(pad_positions[adjacent[0]])}: the prompt is expanded already. "
             "Send one pad token per image; the engine expands it."
         )
-    if len(pads) != len(request.images):
+    if len(pad_positions) != len(request.images):
         raise RequestRefusedLocally(
-            f"the prompt holds {len(pads)} image pad tokens for {len(request.images)} images. Send every image of the "
-            "conversation, prior turns included, once per pad token and in the order of the prompt."
+            f"the prompt holds {len(pad_positions)} image pad tokens for {len(request.images)} images. Send every "
+            "image of the conversation, prior turns included, once per pad token and in the order of the prompt."
         )
-    return pads
+    return pad_positions
 
 
-def _refuse_expansion(request: GenerateRequest, pads: npt.NDArray[np.int64]) -> None:
-    marks = request.placeholders
-    hashes = [mark.hash for mark in marks]
+def _check_expansion(request: GenerateRequest, pad_positions: npt.NDArray[np.int64]) -> None:
+    placeholders = request.placeholders
+    hashes = [placeholder.hash for placeholder in placeholders]
     if hashes != [image.hash for image in request.images]:
         raise RequestRefusedLocally(
             f"the prompt has places for the images {hashes[:4]}, the references name "
             f"{[image.hash for image in request.images][:4]}."
         )
-    lengths = np.fromiter((mark.length for mark in marks), np.int64, len(marks))
+    lengths = np.fromiter((mark.length for mark in placeholders), np.int64, len(placeholders))
     if (lengths < 1).any():
         raise RequestRefusedLocally(f"image {int(np.argmax(lengths < 1))} takes no tokens.")
-    offsets = pads + np.cumsum(lengths - 1) - (lengths - 1)
-    placed = np.fromiter((mark.offset for mark in marks), np.int64, len(marks))
-    if (placed != offsets).any():
-        index = int(np.argmax(placed != offsets))
+    expected_offsets = pad_positions + np.cumsum(lengths - 1) - (lengths - 1)
+    given_offsets = np.fromiter((mark.offset for mark in placeholders), np.int64, len(placeholders))
+    if (given_offsets != expected_offsets).any():
+        index = int(np.argmax(given_offsets != expected_offsets))
         raise RequestRefusedLocally(
-            f"image {index} is placed at {placed[index]}, its pad token expands to {offsets[index]}; "
+            f"image {index} is placed at {given_offsets[index]}, its pad token expands to {expected_offsets[index]}; "
             "a range must lie exactly on its image's pad tokens."
         )
     repeats = np.ones(len(request.prompt), np.int64)
-    repeats[pads] = lengths
-    if not np.array_equal(np.repeat(request.prompt, repeats), request.expanded):
+    repeats[pad_positions] = lengths
+    if not np.array_equal(np.repeat(request.prompt, repeats), request.expanded_prompt):
         raise RequestRefusedLocally("the expanded prompt is not the prompt with each pad token repeated.")
 
 
-def _refuse_sampling(sampling: Mapping[str, Any]) -> None:
-    unknown = sorted(set(sampling) - SAMPLING_KEYS)
-    if unknown:
+def _check_sampling(sampling: Mapping[str, Any]) -> None:
+    unknown_keys = sorted(set(sampling) - ALLOWED_SAMPLING_KEYS)
+    if unknown_keys:
         raise RequestRefusedLocally(
-            f"the sampling key {unknown[0]!r} may not be set here, and the engine ignores keys that it does not know. "
-            f"Known are {', '.join(sorted(SAMPLING_KEYS))}."
+            f"the sampling key {unknown_keys[0]!r} may not be set here, and the engine ignores keys that it does not "
+            f"know. Known are {', '.join(sorted(ALLOWED_SAMPLING_KEYS))}."
         )
     temperature = sampling.get("temperature")
     if not isinstance(temperature, int | float) or not math.isfinite(temperature) or temperature < 0:
@@ -106,6 +108,6 @@ def _refuse_sampling(sampling: Mapping[str, Any]) -> None:
     for key, value in sampling.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise RequestRefusedLocally(f"{key} is {value}, which goes out as null: the engine would choose by itself.")
-    stops = sampling.get("stop_token_ids", ())
-    if isinstance(stops, str) or not isinstance(stops, Collection):
-        raise RequestRefusedLocally(f"stop_token_ids is {stops!r}; expected a list of token ids.")
+    stop_token_ids = sampling.get("stop_token_ids", ())
+    if isinstance(stop_token_ids, str) or not isinstance(stop_token_ids, Collection):
+        raise RequestRefusedLocally(f"stop_token_ids is {stop_token_ids!r}; expected a list of token ids.")

@@ -18,38 +18,41 @@ from dataclasses import dataclass
 
 import structlog
 
-from rollout.records.versions import satisfies
+from rollout.records.versions import version_satisfies
 
 log = structlog.get_logger()
 
-_FAILURES = 3
-_SHORTEST, _LONGEST = 1.0, 30.0
-_CROWDED = 1.25
+_FAILURES_BEFORE_EJECTION = 3
+_MIN_EJECTION_SECONDS, _MAX_EJECTION_SECONDS = 1.0, 30.0
+_MAX_LOAD_RATIO = 1.25
 """With affinity, an engine with this many times the mean load passes a session on to the session's next choice."""
 
 
 @dataclass(slots=True, eq=False)
-class Engine:
+class Replica:
     """One engine as its client sees it.
 
-    `away_until` is set while it is ejected, `ejected` is how often it has been, `version` is what it told last.
+    Attributes:
+        unavailable_until: set while it is ejected.
+        total_ejections: how often it was ejected.
+        version: the version of its weights, as it said last.
     """
 
     url: str
     in_flight: int = 0
-    answered: int = 0
-    failures: int = 0
-    ejections: int = 0
-    ejected: int = 0
-    away_until: float | None = None
+    answer_count: int = 0
+    consecutive_failures: int = 0
+    consecutive_ejections: int = 0
+    total_ejections: int = 0
+    unavailable_until: float | None = None
     version: str | None = None
     max_model_len: int | None = None
     resolves_references: bool = False
 
     @property
-    def away(self) -> bool:
+    def is_unavailable(self) -> bool:
         """Whether it was ejected and nobody saw it return."""
-        return self.away_until is not None
+        return self.unavailable_until is not None
 
 
 class Router:
@@ -58,93 +61,98 @@ class Router:
     def __init__(
         self, urls: Sequence[str], *, affinity: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.engines = tuple(Engine(url) for url in dict.fromkeys(url.rstrip("/") for url in urls))
-        if not self.engines:
+        self.replicas = tuple(Replica(url) for url in dict.fromkeys(url.rstrip("/") for url in urls))
+        if not self.replicas:
             raise ValueError("a router needs at least one engine")
-        self.required: str | None = None
+        self.required_version: str | None = None
         self._affinity = affinity
         self._clock = clock
 
-    def require(self, version: str | None) -> None:
+    def require_version(self, version: str | None) -> None:
         """From now on offer only engines that have these weights, or newer ones; None: whatever they have."""
-        if version == self.required:
+        if version == self.required_version:
             return
-        self.required = version
-        for engine in self.engines:
-            if engine.away or not self.suffices(engine.version):
-                engine.away_until = self._clock()
+        self.required_version = version
+        for replica in self.replicas:
+            if replica.is_unavailable or not self.has_required_version(replica.version):
+                replica.unavailable_until = self._clock()
 
-    def suffices(self, version: str | None) -> bool:
+    def has_required_version(self, version: str | None) -> bool:
         """Whether an engine with these weights may be used now."""
-        return self.required is None or satisfies(version, self.required)
+        return self.required_version is None or version_satisfies(version, self.required_version)
 
-    def choose(self, *, session: str, avoid: Collection[Engine] = ()) -> Engine:
+    def choose(self, *, session_id: str, avoid: Collection[Replica] = ()) -> Replica:
         """The engine for the next request; one in `avoid` only if there is no other."""
         now = self._clock()
-        due = next(
-            (engine for engine in self.engines if engine.away_until is not None and engine.away_until <= now), None
+        due_for_recheck = next(
+            (
+                replica
+                for replica in self.replicas
+                if replica.unavailable_until is not None and replica.unavailable_until <= now
+            ),
+            None,
         )
-        if due is not None:
+        if due_for_recheck is not None:
             # Nobody else tries until this caller has looked.
-            due.ejections += 1
-            due.away_until = now + _away(due.ejections)
-            return due
-        healthy = [engine for engine in self.engines if not engine.away]
+            due_for_recheck.consecutive_ejections += 1
+            due_for_recheck.unavailable_until = now + _ejection_seconds(due_for_recheck.consecutive_ejections)
+            return due_for_recheck
+        healthy = [engine for engine in self.replicas if not engine.is_unavailable]
         if not healthy:
-            return min(self.engines, key=lambda engine: engine.away_until or now)
-        fresh = [engine for engine in healthy if engine not in avoid] or healthy
-        return self._nearest(session, fresh) if self._affinity else min(fresh, key=_load)
+            return min(self.replicas, key=lambda engine: engine.unavailable_until or now)
+        untried = [engine for engine in healthy if engine not in avoid] or healthy
+        return self._choose_by_affinity(session_id, untried) if self._affinity else min(untried, key=_load_order)
 
-    def answered(self, engine: Engine) -> None:
+    def record_answer(self, replica: Replica) -> None:
         """It answered a request."""
-        engine.answered += 1
-        engine.failures = 0
-        if engine.away and self.suffices(engine.version):
-            self.returned(engine)
+        replica.answer_count += 1
+        replica.consecutive_failures = 0
+        if replica.is_unavailable and self.has_required_version(replica.version):
+            self.mark_available(replica)
 
-    def failed(self, engine: Engine) -> None:
+    def record_failure(self, replica: Replica) -> None:
         """It did not answer, or gave up; too often in a row ejects it."""
-        engine.failures += 1
-        if engine.failures >= _FAILURES and not engine.away:
-            self.eject(engine)
+        replica.consecutive_failures += 1
+        if replica.consecutive_failures >= _FAILURES_BEFORE_EJECTION and not replica.is_unavailable:
+            self.eject(replica)
 
-    def eject(self, engine: Engine) -> None:
+    def eject(self, replica: Replica) -> None:
         """Leave it out for a while."""
-        engine.ejections += 1
-        engine.ejected += 1
-        engine.away_until = self._clock() + _away(engine.ejections)
-        log.warning("engine ejected", url=engine.url, seconds=_away(engine.ejections))
+        replica.consecutive_ejections += 1
+        replica.total_ejections += 1
+        replica.unavailable_until = self._clock() + _ejection_seconds(replica.consecutive_ejections)
+        log.warning("engine ejected", url=replica.url, seconds=_ejection_seconds(replica.consecutive_ejections))
 
-    def behind(self, engine: Engine) -> None:
+    def mark_behind(self, replica: Replica) -> None:
         """It was seen to have other weights than it must."""
-        if not engine.away:
-            self.eject(engine)
+        if not replica.is_unavailable:
+            self.eject(replica)
 
-    def returned(self, engine: Engine) -> None:
+    def mark_available(self, replica: Replica) -> None:
         """It was seen to serve again."""
-        log.info("engine returned", url=engine.url, version=engine.version)
-        engine.failures = engine.ejections = 0
-        engine.away_until = None
+        log.info("engine returned", url=replica.url, version=replica.version)
+        replica.consecutive_failures = replica.consecutive_ejections = 0
+        replica.unavailable_until = None
 
-    def _nearest(self, session: str, engines: Sequence[Engine]) -> Engine:
+    def _choose_by_affinity(self, session_id: str, replicas: Sequence[Replica]) -> Replica:
         """Rendezvous hashing with bounded loads: no table, and only an absent engine's sessions move."""
-        bound = 1 + _CROWDED * sum(engine.in_flight for engine in engines) / len(engines)
-        ranked = sorted(engines, key=lambda engine: _affinity(session, engine.url))
-        return next(engine for engine in ranked if engine.in_flight <= bound)
+        max_in_flight = 1 + _MAX_LOAD_RATIO * sum(replica.in_flight for replica in replicas) / len(replicas)
+        ranked = sorted(replicas, key=lambda engine: _affinity_hash(session_id, engine.url))
+        return next(engine for engine in ranked if engine.in_flight <= max_in_flight)
 
 
-def _load(engine: Engine) -> tuple[int, int]:
-    return engine.in_flight, engine.answered
+def _load_order(replica: Replica) -> tuple[int, int]:
+    return replica.in_flight, replica.answer_count
 
 
-def _affinity(session: str, url: str) -> bytes:
-    return hashlib.blake2b(f"{session} {url}".encode(), digest_size=8).digest()
+def _affinity_hash(session_id: str, url: str) -> bytes:
+    return hashlib.blake2b(f"{session_id} {url}".encode(), digest_size=8).digest()
 
 
-def _away(ejections: int) -> float:
-    return doubled(_SHORTEST, _LONGEST, times=ejections - 1)
+def _ejection_seconds(ejections: int) -> float:
+    return exponential_pause(_MIN_EJECTION_SECONDS, _MAX_EJECTION_SECONDS, doublings=ejections - 1)
 
 
-def doubled(shortest: float, longest: float, *, times: int) -> float:
+def exponential_pause(first: float, longest: float, *, doublings: int) -> float:
     """A pause that doubles up to the longest; however often, for what is away for days comes to thousands of times."""
-    return min(shortest * 2.0 ** min(times, 99), longest)
+    return min(first * 2.0 ** min(doublings, 99), longest)

@@ -27,11 +27,11 @@ import orjson
 
 from rollout.engine.errors import EngineError, EngineMisconfigured, EngineMismatch, EngineTimeout
 from rollout.engine.http import EngineHttp
-from rollout.records.versions import OnUpdate, loading
+from rollout.records.versions import OnUpdate, loading_version
 
-_LOOK_TIMEOUT = 10.0
+_STATE_TIMEOUT = 10.0
 _CLEANUP_TIMEOUT = 5.0
-_RETRY_PAUSE = 0.1
+_RETRY_PAUSE_SECONDS = 0.1
 
 
 class NotUpdatable(EngineMisconfigured):
@@ -46,7 +46,7 @@ class EngineState:
     paused: bool
 
 
-async def state_of(http: EngineHttp, url: str) -> EngineState:
+async def fetch_engine_state(http: EngineHttp, url: str) -> EngineState:
     """Ask an engine.
 
     Raises:
@@ -68,31 +68,37 @@ async def state_of(http: EngineHttp, url: str) -> EngineState:
     return EngineState(str(version), bool(paused))
 
 
-async def states_of(http: EngineHttp, urls: Sequence[str]) -> Mapping[str, EngineState | EngineError]:
+async def fetch_engine_states(http: EngineHttp, urls: Sequence[str]) -> Mapping[str, EngineState | EngineError]:
     """What each of several engines says of its weights, or why it does not."""
-    found: dict[str, EngineState | EngineError] = {}
+    states: dict[str, EngineState | EngineError] = {}
 
-    async def look(url: str) -> None:
+    async def fetch_one(url: str) -> None:
         try:
-            with anyio.fail_after(_LOOK_TIMEOUT):
-                found[url] = await state_of(http, url)
+            with anyio.fail_after(_STATE_TIMEOUT):
+                states[url] = await fetch_engine_state(http, url)
         except EngineError as error:
-            found[url] = error
+            states[url] = error
         except TimeoutError:
-            found[url] = EngineTimeout(f"{url} did not tell its weights within {_LOOK_TIMEOUT:g} s.")
+            states[url] = EngineTimeout(f"{url} did not tell its weights within {_STATE_TIMEOUT:g} s.")
 
     async with anyio.create_task_group() as group:
         for url in urls:
-            group.start_soon(look, url)
-    return {url: found[url] for url in urls}
+            group.start_soon(fetch_one, url)
+    return {url: states[url] for url in urls}
 
 
-async def update(
-    http: EngineHttp, url: str, *, weights: Path, version: str, mode: OnUpdate, unchanged: Callable[[], bool]
+async def update_weights(
+    http: EngineHttp,
+    url: str,
+    *,
+    weights_directory: Path,
+    version: str,
+    mode: OnUpdate,
+    weights_unchanged: Callable[[], bool],
 ) -> None:
     """Let an engine go on with the weights in a directory that it can read. May be repeated; the caller has a deadline.
 
-    `unchanged` is asked once the engine has read them: whether they still are those of this version.
+    `weights_unchanged` is asked once the engine has read them: whether they still are those of this version.
 
     Raises:
         EngineError: it failed. An engine that still has its old weights goes on with them. One whose weights are in an
@@ -100,49 +106,49 @@ async def update(
     """
     try:
         await http.post(f"{url}/pause?mode={mode}&clear_cache=false", b"")
-        await _rename(http, url, loading(version))
+        await _set_weight_version(http, url, loading_version(version))
     except BaseException:
-        await _at_last(http, f"{url}/resume")
+        await _post_best_effort(http, f"{url}/resume")
         raise
     try:
-        await _call(http, url, "reload_weights", weights_path=str(weights))
+        await _collective_rpc(http, url, "reload_weights", weights_path=str(weights_directory))
         await http.post(f"{url}/reset_encoder_cache", b"")
-        await _forget_prefixes(http, url, mode)
-        if not unchanged():
-            raise EngineMismatch(f"{weights} was replaced while {url} read version {version} from it.")
-        await _rename(http, url, version)
+        await _empty_prefix_cache(http, url, mode)
+        if not weights_unchanged():
+            raise EngineMismatch(f"{weights_directory} was replaced while {url} read version {version} from it.")
+        await _set_weight_version(http, url, version)
     except BaseException:
-        await _at_last(http, f"{url}/pause?mode=abort&clear_cache=false")
+        await _post_best_effort(http, f"{url}/pause?mode=abort&clear_cache=false")
         raise
     await http.post(f"{url}/resume", b"")
 
 
-async def _rename(http: EngineHttp, url: str, version: str) -> None:
+async def _set_weight_version(http: EngineHttp, url: str, version: str) -> None:
     await http.post(f"{url}/update_weight_version", orjson.dumps({"new_version": version}))
 
 
-async def _call(http: EngineHttp, url: str, method: str, **arguments: str) -> None:
+async def _collective_rpc(http: EngineHttp, url: str, method: str, **arguments: str) -> None:
     await http.post(f"{url}/collective_rpc", orjson.dumps({"method": method, "kwargs": arguments}))
 
 
-async def _forget_prefixes(http: EngineHttp, url: str, mode: OnUpdate) -> None:
+async def _empty_prefix_cache(http: EngineHttp, url: str, mode: OnUpdate) -> None:
     """Where nothing is in flight the cache can be emptied, but not always at once: transfers may hold parts of it."""
     while True:
-        emptied = _succeeded(url, await http.post(f"{url}/reset_prefix_cache", b""))
+        emptied = _parse_success(url, await http.post(f"{url}/reset_prefix_cache", b""))
         if emptied or mode == "keep":
             return
-        await anyio.sleep(_RETRY_PAUSE)
+        await anyio.sleep(_RETRY_PAUSE_SECONDS)
 
 
-def _succeeded(url: str, answer: bytes) -> bool:
+def _parse_success(url: str, answer: bytes) -> bool:
     try:
-        told: Any = orjson.loads(answer) if answer else {}
-        return bool(told.get("success", True))
+        answer_json: Any = orjson.loads(answer) if answer else {}
+        return bool(answer_json.get("success", True))
     except (ValueError, AttributeError) as error:
         raise EngineMismatch(f"{url} does not tell whether it emptied its prefix cache ({error!r}).") from None
 
 
-async def _at_last(http: EngineHttp, url: str) -> None:
+async def _post_best_effort(http: EngineHttp, url: str) -> None:
     """What can still be done for an engine once its update has failed, also where that was cancelled."""
     with anyio.CancelScope(shield=True), anyio.move_on_after(_CLEANUP_TIMEOUT):
         try:

@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from rollout.records.messages import Message, ToolCall
 from rollout.records.task import Task
 
-QUEUE = "queue"
+QUEUE_SOURCE = "queue"
 """The source of tasks that somebody else puts on the tasks queue."""
 
 
@@ -32,9 +32,9 @@ class EnvironmentSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def _beside_the_file(source: str | None, info: ValidationInfo) -> str | None:
+def _resolve_source(source: str | None, info: ValidationInfo) -> str | None:
     """A relative path is relative to the YAML file."""
-    if source is None or source == QUEUE or "://" in source or not info.context:
+    if source is None or source == QUEUE_SOURCE or "://" in source or not info.context:
         return source
     return str(Path(info.context["directory"], source).resolve())
 
@@ -44,7 +44,7 @@ class TaskSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: Annotated[str | None, AfterValidator(_beside_the_file)] = Field(
+    source: Annotated[str | None, AfterValidator(_resolve_source)] = Field(
         default=None,
         description="Where tasks come from, if not from the environment: .jsonl, .parquet, hf://owner/name, queue.",
     )
@@ -107,9 +107,9 @@ class Environment(abc.ABC):
 
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
         """All tasks of a run, in order: by default `count` of them that differ by their seed alone."""
-        seeds = random.Random(tasks.seed)  # noqa: S311 - reproducible, not secret
+        rng = random.Random(tasks.seed)  # noqa: S311 - reproducible, not secret
         for index in range(tasks.count):
-            yield Task(id=f"{index:06d}", index=index, seed=seeds.getrandbits(63))
+            yield Task(id=f"{index:06d}", index=index, seed=rng.getrandbits(63))
 
     @abc.abstractmethod
     async def run(self, task: Task, model: Model) -> Score:

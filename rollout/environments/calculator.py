@@ -21,7 +21,7 @@ from rollout.records.messages import Message, ToolCall
 from rollout.records.task import Task
 
 OPERATIONS = ("add", "subtract", "multiply")
-TOOL: Mapping[str, Any] = {
+CALCULATE_TOOL: Mapping[str, Any] = {
     "type": "function",
     "function": {
         "name": "calculate",
@@ -37,7 +37,7 @@ TOOL: Mapping[str, Any] = {
         },
     },
 }
-_WORDS = {"add": "add {}", "subtract": "subtract {}", "multiply": "multiply by {}"}
+_OPERATION_PHRASES = {"add": "add {}", "subtract": "subtract {}", "multiply": "multiply by {}"}
 _NUMBER = re.compile(r"-?\d+")
 
 
@@ -59,43 +59,50 @@ class Calculator(MultiTurnEnvironment):
     Settings: ClassVar[type[EnvironmentSettings]] = CalculatorSettings
     Tasks: ClassVar[type[TaskSettings]] = CalculatorTasks
     settings: CalculatorSettings
-    tools: ClassVar[Sequence[Mapping[str, Any]] | None] = (TOOL,)
+    tools: ClassVar[Sequence[Mapping[str, Any]] | None] = (CALCULATE_TOOL,)
 
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
         assert isinstance(tasks, CalculatorTasks)
         for task in super().tasks(tasks):
-            draw = random.Random(task.seed)  # noqa: S311 - reproducible, not secret
-            chain = [[draw.choice(OPERATIONS), draw.randint(2, 9)] for _ in range(tasks.operations)]
-            yield replace(task, data={"start": draw.randint(2, 20), "chain": chain})
+            rng = random.Random(task.seed)  # noqa: S311 - reproducible, not secret
+            chain = [[rng.choice(OPERATIONS), rng.randint(2, 9)] for _ in range(tasks.operations)]
+            yield replace(task, data={"start": rng.randint(2, 20), "chain": chain})
 
     async def reset(self, task: Task) -> Sequence[Message]:
-        self._turns = self._calls = self._refused = 0
+        self._turn_count = self._call_count = self._refused_count = 0
         start, chain = task.data["start"], task.data["chain"]
-        self._result = start
+        self._expected_result = start
         for operation, operand in chain:
-            self._result = calculate(operation, self._result, operand)
-        steps = " ".join(f"Then {_WORDS[operation].format(operand)}." for operation, operand in chain)
+            self._expected_result = calculate(operation, self._expected_result, operand)
+        steps = " ".join(f"Then {_OPERATION_PHRASES[operation].format(operand)}." for operation, operand in chain)
         return [
             {"role": "system", "content": "You calculate with the tool, one step after another."},
             {"role": "user", "content": f"Start with {start}. {steps} What is the result?"},
         ]
 
     async def step(self, reply: Reply) -> Turn:
-        self._turns += 1
-        if reply.tool_calls and self._turns < self.settings.max_turns:
-            return Turn([self._result_of(call) for call in reply.tool_calls])
-        named = _NUMBER.search(reply.text) if not reply.tool_calls else None
-        metrics = {"calls": self._calls, "refused_calls": self._refused, "turns": self._turns}
-        return Turn(score=Score(float(named is not None and int(named[0]) == self._result), metrics))
+        self._turn_count += 1
+        if reply.tool_calls and self._turn_count < self.settings.max_turns:
+            return Turn([self._tool_message(call) for call in reply.tool_calls])
+        answer_number = _NUMBER.search(reply.text) if not reply.tool_calls else None
+        metrics = {"calls": self._call_count, "refused_calls": self._refused_count, "turns": self._turn_count}
+        return Turn(
+            score=Score(float(answer_number is not None and int(answer_number[0]) == self._expected_result), metrics)
+        )
 
-    def _result_of(self, call: ToolCall) -> Message:
-        self._calls += 1
+    def _tool_message(self, call: ToolCall) -> Message:
+        self._call_count += 1
         try:
-            told = str(_answer(call))
+            content = str(_run_tool_call(call))
         except ValueError as refusal:
-            self._refused += 1
-            told = f"error: {refusal}"
-        return {"role": "tool", "tool_call_id": call.id, "name": call.name or TOOL["function"]["name"], "content": told}
+            self._refused_count += 1
+            content = f"error: {refusal}"
+        return {
+            "role": "tool",
+            "tool_call_id": call.id,
+            "name": call.name or CALCULATE_TOOL["function"]["name"],
+            "content": content,
+        }
 
 
 def calculate(operation: str, a: int, b: int) -> int:
@@ -110,10 +117,10 @@ def calculate(operation: str, a: int, b: int) -> int:
     raise ValueError(f"unknown operation {operation!r}; use one of {', '.join(OPERATIONS)}")
 
 
-def _answer(call: ToolCall) -> int:
+def _run_tool_call(call: ToolCall) -> int:
     if call.error is not None:
         raise ValueError(f"the call cannot be read ({call.error})")
-    if call.name != TOOL["function"]["name"]:
+    if call.name != CALCULATE_TOOL["function"]["name"]:
         raise ValueError(f"there is no tool {call.name!r}")
     operation, a, b = (call.arguments.get(key) for key in ("operation", "a", "b"))
     if not isinstance(operation, str) or type(a) is not int or type(b) is not int:

@@ -27,8 +27,8 @@ from rollout.environments.palette import PALETTE
 from rollout.records.task import Task
 
 _COLOR_WORD = re.compile(rf"\b(?:{'|'.join(PALETTE)})\b")
-_GREY = (88, 168)
-_JITTER = 10
+_GREY_RANGE = (88, 168)
+_COLOR_JITTER = 10
 _JPEG_QUALITY = 85
 
 
@@ -73,7 +73,7 @@ class ColorCodeword(Environment):
                 f"The colours are {', '.join(PALETTE)}. Answer with colours only.",
             }
         ]
-        right_turns = 0
+        correct_turns = 0
         for turn, color in enumerate(codeword):
             image = await asyncio.to_thread(draw_square, color, self.settings, seed=f"{task.seed}/{turn}")
             conversation.append(
@@ -87,11 +87,11 @@ class ColorCodeword(Environment):
             )
             reply = await model.chat(conversation)
             conversation.append(reply.message)
-            right_turns += named_colors(reply.text) == [color]
+            correct_turns += named_colors(reply.text) == [color]
         conversation.append({"role": "user", "content": "Name the colours of all squares, from the first to the last."})
         reply = await model.chat(conversation)
-        turn_accuracy = right_turns / len(codeword)
-        codeword_accuracy = share_right(named_colors(reply.text), codeword)
+        turn_accuracy = correct_turns / len(codeword)
+        codeword_accuracy = fraction_correct(named_colors(reply.text), codeword)
         return Score(
             reward=0.5 * turn_accuracy + 0.5 * codeword_accuracy,
             metrics={"turn_accuracy": turn_accuracy, "codeword_accuracy": codeword_accuracy},
@@ -105,24 +105,24 @@ def draw_codeword(task: Task, length: int) -> list[str]:
 
 def draw_square(color: str, settings: ColorCodewordSettings, *, seed: str) -> str:
     """A square of that colour at a random place on grey noise, as a base64 `data:` URI."""
-    draw = random.Random(seed)  # noqa: S311 - reproducible, not secret
-    noise = np.random.default_rng(draw.getrandbits(64))
-    low, high = settings.image_size - settings.image_size // 4, settings.image_size + settings.image_size // 4
-    width, height = draw.randint(low, high), draw.randint(low, high)
-    side = round(settings.square_share * min(width, height))
-    left, top = draw.randint(0, width - side), draw.randint(0, height - side)
+    rng = random.Random(seed)  # noqa: S311 - reproducible, not secret
+    noise_rng = np.random.default_rng(rng.getrandbits(64))
+    min_side, max_side = settings.image_size - settings.image_size // 4, settings.image_size + settings.image_size // 4
+    width, height = rng.randint(min_side, max_side), rng.randint(min_side, max_side)
+    square_side = round(settings.square_share * min(width, height))
+    left, top = rng.randint(0, width - square_side), rng.randint(0, height - square_side)
 
     pixels = np.empty((height, width, 3), dtype=np.int16)
-    pixels[:] = noise.integers(*_GREY, size=(height, width, 1), dtype=np.int16)
-    square = pixels[top : top + side, left : left + side]
-    square[:] = PALETTE[color] + noise.integers(-_JITTER, _JITTER, size=square.shape, dtype=np.int16)
+    pixels[:] = noise_rng.integers(*_GREY_RANGE, size=(height, width, 1), dtype=np.int16)
+    square = pixels[top : top + square_side, left : left + square_side]
+    square[:] = PALETTE[color] + noise_rng.integers(-_COLOR_JITTER, _COLOR_JITTER, size=square.shape, dtype=np.int16)
 
-    image_format = draw.choice(("png", "jpeg")) if settings.image_format == "mixed" else settings.image_format
-    file = io.BytesIO()
+    image_format = rng.choice(("png", "jpeg")) if settings.image_format == "mixed" else settings.image_format
+    buffer = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(
-        file, format=image_format, quality=_JPEG_QUALITY, compress_level=1
+        buffer, format=image_format, quality=_JPEG_QUALITY, compress_level=1
     )
-    return f"data:image/{image_format};base64,{base64.b64encode(file.getbuffer()).decode('ascii')}"
+    return f"data:image/{image_format};base64,{base64.b64encode(buffer.getbuffer()).decode('ascii')}"
 
 
 def named_colors(answer: str) -> list[str]:
@@ -130,6 +130,6 @@ def named_colors(answer: str) -> list[str]:
     return _COLOR_WORD.findall(answer.lower())
 
 
-def share_right(named: Sequence[str], shown: Sequence[str]) -> float:
+def fraction_correct(named: Sequence[str], shown: Sequence[str]) -> float:
     """The share of positions at which the colour that was named is the one that was shown."""
-    return sum(said == right for said, right in zip(named, shown, strict=False)) / len(shown)
+    return sum(named_color == shown_color for named_color, shown_color in zip(named, shown, strict=False)) / len(shown)

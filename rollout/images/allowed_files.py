@@ -16,133 +16,133 @@ from urllib.parse import unquote
 
 from rollout.images.errors import ImageError
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OPEN_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # Non-blocking, so that a named pipe is noticed instead of waited for.
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
-class Root:
+class AllowedDirectory:
     """An allowed directory, as it was given and as it is after following links."""
 
-    given: str
-    real: str
+    written_path: str
+    real_path: str
 
     @classmethod
-    def at(cls, directory: Path) -> Self:
+    def from_path(cls, directory: Path) -> Self:
         """The directory as it is now; a link that is changed later does not move it."""
         return cls(str(directory), os.path.realpath(directory))
 
     def contains_as_written(self, path: str) -> bool:
         """Whether the path begins with this directory, under either of its names."""
-        return path.startswith((self.given + "/", self.real + "/"))
+        return path.startswith((self.written_path + "/", self.real_path + "/"))
 
     def is_direct_child(self, path: str) -> bool:
         """Whether the path, as written, is a file right in this directory."""
-        return path.rpartition("/")[0] in (self.given, self.real)
+        return path.rpartition("/")[0] in (self.written_path, self.real_path)
 
-    def relative(self, real_path: str) -> str | None:
+    def relative_path(self, real_path: str) -> str | None:
         """The part of a path without links that lies below this directory."""
-        return real_path[len(self.real) + 1 :] if real_path.startswith(self.real + "/") else None
+        return real_path[len(self.real_path) + 1 :] if real_path.startswith(self.real_path + "/") else None
 
 
-def path_of_file_url(url: str) -> str:
+def file_url_to_path(url: str) -> str:
     """The absolute path that a `file://` URL names.
 
     Raises:
         ImageError: it has a host, a query or a fragment, steps upwards, or cannot be a path.
     """
-    rest = url.removeprefix("file://")
-    if not rest.startswith("/"):
+    url_path = url.removeprefix("file://")
+    if not url_path.startswith("/"):
         raise ImageError("a file:// URL must have no host and an absolute path: file:///directory/name")
-    if "?" in rest or "#" in rest:
+    if "?" in url_path or "#" in url_path:
         raise ImageError("a file:// URL must have neither query nor fragment")
     try:
-        path = unquote(rest, errors="strict")
+        path = unquote(url_path, errors="strict")
     except UnicodeDecodeError:
         raise ImageError("the file:// URL is not percent-encoded UTF-8") from None
     if "\0" in path:
         raise ImageError("the file:// URL has a NUL byte in it")
-    if any(step in ("..", ".") for step in path.split("/")):
+    if any(component in ("..", ".") for component in path.split("/")):
         raise ImageError("the file:// URL steps through '.' or '..'")
     return path
 
 
-def read_contained(path: str, roots: Sequence[Root], max_bytes: int) -> bytes:
+def read_allowed_file(path: str, allowed: Sequence[AllowedDirectory], max_bytes: int) -> bytes:
     """The bytes of the file at this path.
 
     Raises:
         ImageError: it is outside the allowed directories, missing, not a regular file, or larger than `max_bytes`.
     """
-    if not any(root.contains_as_written(path) for root in roots):
-        raise _outside(path)
+    if not any(directory.contains_as_written(path) for directory in allowed):
+        raise _outside_error(path)
     try:
-        real = os.path.realpath(path, strict=True)
-        for root in roots:
-            relative = root.relative(real)
+        real_path = os.path.realpath(path, strict=True)
+        for root in allowed:
+            relative = root.relative_path(real_path)
             if relative is not None:
-                return _read_below(root.real, relative, max_bytes)
+                return _read_below(root.real_path, relative, max_bytes)
     except OSError as error:
-        raise ImageError(f"{_shown(path)} cannot be read: {_why(error)}") from error
-    raise _outside(path)
+        raise ImageError(f"{_quote_path(path)} cannot be read: {_describe_os_error(error)}") from error
+    raise _outside_error(path)
 
 
-def read_regular(directory_fd: int, name: str, max_bytes: int) -> bytes:
+def read_regular_file(directory_fd: int, name: str, max_bytes: int) -> bytes:
     """The bytes of a regular file in an open directory, following no link.
 
     Raises:
         ImageError: it is not a regular file, or larger than `max_bytes`.
         OSError: it cannot be opened or read.
     """
-    fd = os.open(name, _FILE, dir_fd=directory_fd)
+    fd = os.open(name, _OPEN_FILE_FLAGS, dir_fd=directory_fd)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{_shown(name)} is not a regular file")
+            raise ImageError(f"{_quote_path(name)} is not a regular file")
         if status.st_size <= max_bytes:
             # One byte more than there should be, so that a file that grows is noticed.
             data = _read_up_to(fd, max_bytes + 1, status.st_size + 1)
             if len(data) <= max_bytes:
                 return data
-        raise ImageError(f"{_shown(name)} has more than max_bytes {max_bytes}")
+        raise ImageError(f"{_quote_path(name)} has more than max_bytes {max_bytes}")
     finally:
         os.close(fd)
 
 
-def _read_below(root: str, relative: str, max_bytes: int) -> bytes:
-    *directories, name = relative.split("/")
-    fd = os.open(root, _DIRECTORY)
+def _read_below(directory_path: str, relative_path: str, max_bytes: int) -> bytes:
+    *directories, name = relative_path.split("/")
+    fd = os.open(directory_path, _OPEN_DIRECTORY_FLAGS)
     try:
         for directory in directories:
-            inner = os.open(directory, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            inner_fd = os.open(directory, _OPEN_DIRECTORY_FLAGS | os.O_NOFOLLOW, dir_fd=fd)
             os.close(fd)
-            fd = inner
-        return read_regular(fd, name, max_bytes)
+            fd = inner_fd
+        return read_regular_file(fd, name, max_bytes)
     finally:
         os.close(fd)
 
 
-def _read_up_to(fd: int, limit: int, expected: int) -> bytes:
+def _read_up_to(fd: int, limit: int, expected_bytes: int) -> bytes:
     chunks: list[bytes] = []
     total = 0
-    while total < limit and (chunk := os.read(fd, min(max(expected - total, 65_536), limit - total))):
+    while total < limit and (chunk := os.read(fd, min(max(expected_bytes - total, 65_536), limit - total))):
         chunks.append(chunk)
         total += len(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _outside(path: str) -> ImageError:
+def _outside_error(path: str) -> ImageError:
     return ImageError(
-        f"{_shown(path)} is outside the run's image directory and images.allow; add its directory there, or give the"
-        " image as a data: URI"
+        f"{_quote_path(path)} is outside the run's image directory and images.allow; add its directory there, or give "
+        "the image as a data: URI"
     )
 
 
-def _why(error: OSError) -> str:
+def _describe_os_error(error: OSError) -> str:
     if error.errno in (errno.ELOOP, errno.ENOTDIR):
         return "a symbolic link or a file is where a directory or a file must be"
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-def _shown(path: str) -> str:
+def _quote_path(path: str) -> str:
     return repr(path if len(path) <= 200 else path[:197] + "...")

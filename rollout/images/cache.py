@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Asset:
+class ImageAsset:
     """What is known of one image.
 
     Attributes:
@@ -30,20 +30,20 @@ class Asset:
     media_type: str
 
 
-class KnownImages:
+class AssetCache:
     """A cache that forgets the least recently used URLs; safe to share between threads."""
 
     def __init__(self, *, max_entries: int = 65_536, max_characters: int = 16 * 1024 * 1024) -> None:
         self._max_entries = max_entries
         self._max_characters = max_characters
-        self._characters = 0
+        self._total_characters = 0
         # The URL is kept with its asset: as long as it lives, no other object can have its identity.
-        self._entries: OrderedDict[str | int, tuple[str, Asset]] = OrderedDict()
+        self._entries: OrderedDict[str | int, tuple[str, ImageAsset]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, url: str) -> Asset | None:
+    def get(self, url: str) -> ImageAsset | None:
         """The image of this URL, if it was looked at before."""
-        key = _key(url)
+        key = _cache_key(url)
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -51,17 +51,17 @@ class KnownImages:
             self._entries.move_to_end(key)
             return entry[1]
 
-    def add(self, url: str, asset: Asset) -> None:
+    def add(self, url: str, asset: ImageAsset) -> None:
         """Remember a URL, and forget old ones to keep within bounds."""
-        key = _key(url)
+        key = _cache_key(url)
         with self._lock:
             if key not in self._entries:
-                self._characters += len(url)
+                self._total_characters += len(url)
             self._entries[key] = url, asset
-            while len(self._entries) > self._max_entries or self._characters > self._max_characters:
-                _, (forgotten, _) = self._entries.popitem(last=False)
-                self._characters -= len(forgotten)
+            while len(self._entries) > self._max_entries or self._total_characters > self._max_characters:
+                _, (evicted_url, _) = self._entries.popitem(last=False)
+                self._total_characters -= len(evicted_url)
 
 
-def _key(url: str) -> str | int:
+def _cache_key(url: str) -> str | int:
     return id(url) if url.startswith("data:") else url

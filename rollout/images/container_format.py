@@ -10,28 +10,28 @@ from struct import Struct
 from rollout.images.errors import ImageError
 from rollout.images.formats import BMP, GIF, PNG, WEBP, ImageFormat
 
-_PNG_CHUNK = Struct(">I4s").unpack_from
-_RIFF_CHUNK = Struct("<4sI").unpack_from
-_U32BE = Struct(">I").unpack_from
-_U32LE = Struct("<I").unpack_from
-_I32LE = Struct("<i").unpack_from
-_U16LE = Struct("<H").unpack_from
+_unpack_png_chunk = Struct(">I4s").unpack_from
+_unpack_riff_chunk = Struct("<4sI").unpack_from
+_unpack_u32be = Struct(">I").unpack_from
+_unpack_u32le = Struct("<I").unpack_from
+_unpack_i32le = Struct("<i").unpack_from
+_unpack_u16le = Struct("<H").unpack_from
 
 # Far more than any encoder writes into a file of a sensible size, and few enough to walk in no time.
-_MOST_CHUNKS = 20_000
+_MAX_CHUNKS = 20_000
 
 
-def count_frames(data: bytes, found: ImageFormat) -> int:
+def count_frames(data: bytes, image_format: ImageFormat) -> int:
     """Walk the container to its end; the number of frames in it.
 
     Raises:
         ImageError: the file is cut short, or bytes other than zeros follow its end.
     """
     try:
-        end, frames = _WALKS[found](data)
+        end, frames = _WALKERS[image_format](data)
     except (IndexError, struct.error):
         end, frames = len(data) + 1, 0
-    name = found.pillow_name
+    name = image_format.pillow_name
     if end > len(data):
         raise ImageError(f"the {name} is cut short: it is longer than the {len(data)} bytes that are there")
     if data[end:].strip(b"\0"):
@@ -41,75 +41,84 @@ def count_frames(data: bytes, found: ImageFormat) -> int:
     return frames
 
 
-def _png(data: bytes) -> tuple[int, int]:
+def _walk_png(data: bytes) -> tuple[int, int]:
     position, frames = 8, 1
-    for _ in range(_MOST_CHUNKS):
-        length, kind = _PNG_CHUNK(data, position)
-        if kind == b"acTL":
-            frames = max(1, _U32BE(data, position + 8)[0])
+    for _ in range(_MAX_CHUNKS):
+        length, chunk_type = _unpack_png_chunk(data, position)
+        if chunk_type == b"acTL":
+            frames = max(1, _unpack_u32be(data, position + 8)[0])
         position += 12 + length
-        if kind == b"IEND":
+        if chunk_type == b"IEND":
             return position, frames
-    raise _crumbled("PNG")
+    raise _too_many_chunks_error("PNG")
 
 
-def _webp(data: bytes) -> tuple[int, int]:
-    end = 8 + _U32LE(data, 4)[0]
-    position, still, animated = 12, 0, 0
-    for _ in range(_MOST_CHUNKS):
+def _walk_webp(data: bytes) -> tuple[int, int]:
+    end = 8 + _unpack_u32le(data, 4)[0]
+    position, still_frames, animation_frames = 12, 0, 0
+    for _ in range(_MAX_CHUNKS):
         if position >= end:
-            return max(end, position), animated or min(still, 1)
-        kind, length = _RIFF_CHUNK(data, position)
-        still += kind in (b"VP8 ", b"VP8L")
-        animated += kind == b"ANMF"
+            return max(end, position), animation_frames or min(still_frames, 1)
+        chunk_type, length = _unpack_riff_chunk(data, position)
+        still_frames += chunk_type in (b"VP8 ", b"VP8L")
+        animation_frames += chunk_type == b"ANMF"
         position += 8 + length + (length & 1)
-    raise _crumbled("WEBP")
+    raise _too_many_chunks_error("WEBP")
 
 
-def _gif(data: bytes) -> tuple[int, int]:
-    position, frames = 13 + _gif_palette(data[10]), 0
+def _walk_gif(data: bytes) -> tuple[int, int]:
+    position, frames = 13 + _gif_palette_bytes(data[10]), 0
     # Pixels come in pieces of at most 255 bytes; encoders fill all but the last few of each frame.
-    pieces_left = _MOST_CHUNKS + len(data) // 64
-    while pieces_left > 0:
-        kind = data[position]
-        pieces_left -= 1
-        if kind == 0x3B:
+    blocks_left = _MAX_CHUNKS + len(data) // 64
+    while blocks_left > 0:
+        block_type = data[position]
+        blocks_left -= 1
+        if block_type == 0x3B:
             return position + 1, frames
-        if kind == 0x2C:
-            position += 11 + _gif_palette(data[position + 9])
+        if block_type == 0x2C:
+            position += 11 + _gif_palette_bytes(data[position + 9])
             frames += 1
-        elif kind == 0x21:
+        elif block_type == 0x21:
             position += 2
         else:
             raise ImageError(f"the GIF has an unknown block at byte {position}")
-        while pieces_left > 0 and (length := data[position]):
+        while blocks_left > 0 and (length := data[position]):
             position += 1 + length
-            pieces_left -= 1
+            blocks_left -= 1
         position += 1
-    raise _crumbled("GIF")
+    raise _too_many_chunks_error("GIF")
 
 
-def _crumbled(name: str) -> ImageError:
+def _too_many_chunks_error(name: str) -> ImageError:
     return ImageError(f"the {name} is cut into more pieces than any encoder makes")
 
 
-def _gif_palette(flags: int) -> int:
+def _gif_palette_bytes(flags: int) -> int:
     return 3 * (2 << (flags & 7)) if flags & 0x80 else 0
 
 
-def _bmp(data: bytes) -> tuple[int, int]:
-    declared, pixels, header = _U32LE(data, 2)[0], _U32LE(data, 10)[0], _U32LE(data, 14)[0]
-    if header == 12:
-        width, height, bits, compression = _U16LE(data, 18)[0], _U16LE(data, 20)[0], _U16LE(data, 24)[0], 0
+def _walk_bmp(data: bytes) -> tuple[int, int]:
+    declared_bytes, pixels_offset, header_bytes = (
+        _unpack_u32le(data, 2)[0],
+        _unpack_u32le(data, 10)[0],
+        _unpack_u32le(data, 14)[0],
+    )
+    if header_bytes == 12:
+        width, height, bits_per_pixel, compression = (
+            _unpack_u16le(data, 18)[0],
+            _unpack_u16le(data, 20)[0],
+            _unpack_u16le(data, 24)[0],
+            0,
+        )
     else:
-        width, height = _I32LE(data, 18)[0], abs(_I32LE(data, 22)[0])
-        bits, compression = _U16LE(data, 28)[0], _U32LE(data, 30)[0]
+        width, height = _unpack_i32le(data, 18)[0], abs(_unpack_i32le(data, 22)[0])
+        bits_per_pixel, compression = _unpack_u16le(data, 28)[0], _unpack_u32le(data, 30)[0]
     if compression in (1, 2):  # run-length encoded: only the file header knows how long it is
-        return max(declared, pixels), 1
-    end = pixels + (width * bits + 31) // 32 * 4 * height
-    if header >= 124 and _U32LE(data, 126)[0]:  # a colour profile follows the pixels
-        end = max(end, 14 + _U32LE(data, 126)[0] + _U32LE(data, 130)[0])
+        return max(declared_bytes, pixels_offset), 1
+    end = pixels_offset + (width * bits_per_pixel + 31) // 32 * 4 * height
+    if header_bytes >= 124 and _unpack_u32le(data, 126)[0]:  # a colour profile follows the pixels
+        end = max(end, 14 + _unpack_u32le(data, 126)[0] + _unpack_u32le(data, 130)[0])
     return end, 1
 
 
-_WALKS = {PNG: _png, WEBP: _webp, GIF: _gif, BMP: _bmp}
+_WALKERS = {PNG: _walk_png, WEBP: _walk_webp, GIF: _walk_gif, BMP: _walk_bmp}

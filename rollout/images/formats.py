@@ -23,7 +23,7 @@ GIF = ImageFormat(".gif", "image/gif", "GIF")
 BMP = ImageFormat(".bmp", "image/bmp", "BMP")
 
 FORMATS = (PNG, JPEG, WEBP, GIF, BMP)
-ACCEPTED = "png, jpg, webp, gif and bmp are accepted"
+ACCEPTED_FORMATS_TEXT = "png, jpg, webp, gif and bmp are accepted"
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", PNG),
@@ -33,15 +33,15 @@ _SIGNATURES = (
 )
 
 
-def sniff(data: bytes) -> ImageFormat:
+def detect_format(data: bytes) -> ImageFormat:
     """The format of these bytes.
 
     Raises:
         ImageError: they are empty or begin like none of the accepted formats.
     """
-    for signature, found in _SIGNATURES:
+    for signature, image_format in _SIGNATURES:
         if data.startswith(signature):
-            return found
+            return image_format
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return WEBP
     # Two letters are a weak signature; the reserved words of a bitmap's file header are zero.
@@ -49,10 +49,10 @@ def sniff(data: bytes) -> ImageFormat:
         return BMP
     if not data:
         raise ImageError("the image has no bytes")
-    raise ImageError(f"the bytes are {_foreign_name(data)}, not an accepted image; {ACCEPTED}")
+    raise ImageError(f"the bytes are {_describe_other_format(data)}, not an accepted image; {ACCEPTED_FORMATS_TEXT}")
 
 
-def _foreign_name(data: bytes) -> str:
+def _describe_other_format(data: bytes) -> str:
     head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if b"<svg" in head:
         return "SVG"

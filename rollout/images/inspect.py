@@ -6,9 +6,9 @@ from PIL import Image
 
 from rollout.images.container_format import count_frames
 from rollout.images.errors import ImageError
-from rollout.images.formats import JPEG, ImageFormat, sniff
+from rollout.images.formats import JPEG, ImageFormat, detect_format
 from rollout.images.jpeg import read_jpeg
-from rollout.images.pixels import load_pixels, open_lazily, undecodable, upright
+from rollout.images.pixels import decode_error, load_pixels, open_lazily, turn_upright
 from rollout.images.policy import ImageLimits
 
 # Above this many pixels, an image with hardly any bytes behind them is a bomb rather than a picture.
@@ -44,15 +44,15 @@ def inspect_image(data: bytes, limits: ImageLimits = _DEFAULT_LIMITS) -> ImageIn
     """
     if len(data) > limits.max_bytes:
         raise ImageError(f"the image has {len(data)} bytes, more than max_bytes {limits.max_bytes}")
-    found = sniff(data)
-    if found is JPEG:
+    image_format = detect_format(data)
+    if image_format is JPEG:
         jpeg = read_jpeg(data)
         _check_size(jpeg.width, jpeg.height, len(data), limits)
         if jpeg.proven:
             return ImageInfo(JPEG, jpeg.width, jpeg.height, 1, has_alpha=False, proven=True)
         frames = 1
     else:
-        frames = count_frames(data, found)
+        frames = count_frames(data, image_format)
     try:
         image = open_lazily(data)
         _check_size(image.width, image.height, len(data), limits)
@@ -61,11 +61,11 @@ def inspect_image(data: bytes, limits: ImageLimits = _DEFAULT_LIMITS) -> ImageIn
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's parsers raise nearly anything on damaged input
-        raise undecodable(error) from error
-    return ImageInfo(found, width, height, frames, has_alpha, proven=False)
+        raise decode_error(error) from error
+    return ImageInfo(image_format, width, height, frames, has_alpha, proven=False)
 
 
-def confirm_image(data: bytes, info: ImageInfo) -> ImageInfo:
+def confirm_decodable(data: bytes, info: ImageInfo) -> ImageInfo:
     """Decode an image whose header is no proof, once, and take over the size that the decoder finds.
 
     Raises:
@@ -74,13 +74,13 @@ def confirm_image(data: bytes, info: ImageInfo) -> ImageInfo:
     if info.proven:
         return info
     if info.format is JPEG:
-        _decode_coarsely(data)
+        _decode_at_low_resolution(data)
         return info
     width, height = load_pixels(data).size
     return replace(info, width=width, height=height)
 
 
-def _decode_coarsely(data: bytes) -> None:
+def _decode_at_low_resolution(data: bytes) -> None:
     # At an eighth of its size a JPEG passes through the same parser with a sixty-fourth of the memory.
     try:
         image = open_lazily(data)
@@ -89,15 +89,15 @@ def _decode_coarsely(data: bytes) -> None:
     except MemoryError:
         raise
     except Exception as error:
-        raise undecodable(error) from error
+        raise decode_error(error) from error
 
 
 def _displayed_size(image: Image.Image) -> tuple[int, int]:
     # The orientation has many hiding places and one reader that the engine uses: let it turn a 2×1 stand-in that
     # carries the metadata, and see whether the sides changed places.
-    stand_in = Image.new("L", (2, 1))
-    stand_in.info = dict(image.info)
-    if upright(stand_in).size == (2, 1):
+    tiny_copy = Image.new("L", (2, 1))
+    tiny_copy.info = dict(image.info)
+    if turn_upright(tiny_copy).size == (2, 1):
         return image.size
     return image.height, image.width
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from rollout.images.errors import ImageError
 
-_DEEPEST = 16  # levels of tool results inside tool results; more is a structure that contains itself
+_MAX_NESTING = 16  # levels of tool results inside tool results; more is a structure that contains itself
 
-Undo = list[Callable[[], object]]
+UndoList = list[Callable[[], object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,37 +40,37 @@ def find_image_parts(messages: Sequence[Any]) -> list[ImagePart]:
     Raises:
         ImageError: content is nested deeper than any real conversation.
     """
-    found: list[ImagePart] = []
+    image_parts: list[ImagePart] = []
     for message_index, message in enumerate(messages):
-        content = _get(message, "content")
+        content = _get_field(message, "content")
         if isinstance(content, list | tuple):
             for part_index, part in enumerate(content):
                 try:
-                    for image, key in _images_in(part, 0):
-                        source = _get(image, key) if key == "image" else _url_of(_get(image, key))
-                        found.append(ImagePart(message_index, part_index, image, key, source))
+                    for image, key in _find_nested_images(part, 0):
+                        source = _get_field(image, key) if key == "image" else _extract_url(_get_field(image, key))
+                        image_parts.append(ImagePart(message_index, part_index, image, key, source))
                 except RecursionError:
                     raise ImageError(
                         "content is nested in itself", message_index=message_index, part_index=part_index
                     ) from None
-    return found
+    return image_parts
 
 
-def rewrite(image: ImagePart, url: str, undo: Undo) -> bool:
-    """Give the part its canonical form; whether anything changed. How to take it back is appended to `undo`.
+def rewrite_image_part(image: ImagePart, url: str, undo_list: UndoList) -> bool:
+    """Give the part its canonical form; whether anything changed. How to take it back is appended to `undo_list`.
 
     Raises:
         ImageError: the part does not let itself be changed.
     """
-    changes = len(undo)
+    undo_count = len(undo_list)
     try:
         try:
-            _make_canonical(image, url, undo)
+            _make_canonical(image, url, undo_list)
         except Exception:  # a typed part may have no room for the canonical form, and then keeps its own
             if isinstance(image.part, MutableMapping):
                 raise
-            roll_back(undo, changes)
-            _assign(image.part, image.key, url, undo)
+            roll_back(undo_list, undo_count)
+            _set_field(image.part, image.key, url, undo_list)
     except Exception as error:
         raise ImageError(
             f"the part is a {type(image.part).__name__} that cannot be changed in place ({str(error)[:200]}); give a"
@@ -78,88 +78,93 @@ def rewrite(image: ImagePart, url: str, undo: Undo) -> bool:
             message_index=image.message_index,
             part_index=image.part_index,
         ) from error
-    return len(undo) > changes
+    return len(undo_list) > undo_count
 
 
-def roll_back(undo: Undo, to: int = 0) -> None:
-    """Take back every change but the first `to`, the latest first."""
-    while len(undo) > to:
-        undo.pop()()
+def roll_back(undo_list: UndoList, keep_first: int = 0) -> None:
+    """Take back every change but the first `keep_first`, the latest first."""
+    while len(undo_list) > keep_first:
+        undo_list.pop()()
 
 
-def _images_in(part: Any, depth: int) -> Iterator[tuple[Any, str]]:
+def _find_nested_images(part: Any, depth: int) -> Iterator[tuple[Any, str]]:
     if isinstance(part, str):
         return
-    kind = _get(part, "type")
-    if kind in ("image_url", "input_image"):
+    part_type = _get_field(part, "type")
+    if part_type in ("image_url", "input_image"):
         yield part, "image_url"
-    elif kind == "image":
+    elif part_type == "image":
         yield part, "image"
-    elif kind is None and _is_given(_get(part, "image_url")):
+    elif part_type is None and _is_present(_get_field(part, "image_url")):
         yield part, "image_url"
-    elif kind is None and _is_given(_get(part, "image")):
+    elif part_type is None and _is_present(_get_field(part, "image")):
         yield part, "image"
     else:
-        nested = _get(part, "content")
+        nested = _get_field(part, "content")
         if isinstance(nested, list | tuple):
-            if depth == _DEEPEST:
+            if depth == _MAX_NESTING:
                 raise RecursionError
             for inner in nested:
-                yield from _images_in(inner, depth + 1)
+                yield from _find_nested_images(inner, depth + 1)
 
 
-def _is_given(value: Any) -> bool:
+def _is_present(value: Any) -> bool:
     # Rows of a dataset have every column in every row: what is None or empty there is not an image.
     return value is not None and not (isinstance(value, str | bytes | Mapping | list | tuple) and not value)
 
 
-def _make_canonical(image: ImagePart, url: str, undo: Undo) -> None:
-    part, inner = image.part, _get(image.part, "image_url") if image.key == "image_url" else None
-    if isinstance(inner, MutableMapping) or hasattr(inner, "url"):
-        _assign(inner, "url", url, undo)
+def _make_canonical(image: ImagePart, url: str, undo_list: UndoList) -> None:
+    part, image_value = image.part, _get_field(image.part, "image_url") if image.key == "image_url" else None
+    if isinstance(image_value, MutableMapping) or hasattr(image_value, "url"):
+        _set_field(image_value, "url", url, undo_list)
     else:
-        _assign(part, "image_url", {**inner, "url": url} if isinstance(inner, Mapping) else {"url": url}, undo)
-    _assign(part, "type", "image_url", undo)
+        _set_field(
+            part,
+            "image_url",
+            {**image_value, "url": url} if isinstance(image_value, Mapping) else {"url": url},
+            undo_list,
+        )
+    _set_field(part, "type", "image_url", undo_list)
     if image.key == "image":
-        _drop(part, "image", undo)
+        _remove_field(part, "image", undo_list)
 
 
-def _get(holder: Any, name: str) -> Any:
-    if isinstance(holder, Mapping):
-        return holder.get(name)
-    return getattr(holder, name, None)
+def _get_field(container: Any, name: str) -> Any:
+    if isinstance(container, Mapping):
+        return container.get(name)
+    return getattr(container, name, None)
 
 
-def _url_of(value: Any) -> Any:
+def _extract_url(value: Any) -> Any:
     return value.get("url") if isinstance(value, Mapping) else getattr(value, "url", value)
 
 
-def _assign(holder: Any, name: str, value: Any, undo: Undo) -> None:
-    if isinstance(holder, MutableMapping):
-        if name not in holder or holder[name] != value:
-            undo.append(_restore(holder))
-            holder[name] = value
-    elif not hasattr(holder, name):
-        setattr(holder, name, value)
-        undo.append(lambda: delattr(holder, name))
-    elif (before := getattr(holder, name)) != value:
-        setattr(holder, name, value)
-        undo.append(lambda: setattr(holder, name, before))
+def _set_field(container: Any, name: str, value: Any, undo_list: UndoList) -> None:
+    if isinstance(container, MutableMapping):
+        if name not in container or container[name] != value:
+            undo_list.append(_make_restore(container))
+            container[name] = value
+    elif not hasattr(container, name):
+        setattr(container, name, value)
+        undo_list.append(lambda: delattr(container, name))
+    elif (old_value := getattr(container, name)) != value:
+        setattr(container, name, value)
+        undo_list.append(lambda: setattr(container, name, old_value))
 
 
-def _drop(holder: Any, name: str, undo: Undo) -> None:
-    if isinstance(holder, MutableMapping):
-        undo.append(_restore(holder))
-        holder.pop(name, None)
+def _remove_field(container: Any, name: str, undo_list: UndoList) -> None:
+    if isinstance(container, MutableMapping):
+        undo_list.append(_make_restore(container))
+        container.pop(name, None)
     else:
-        _assign(holder, name, None, undo)
+        _set_field(container, name, None, undo_list)
 
 
-def _restore(holder: MutableMapping[str, Any]) -> Callable[[], None]:
-    original = dict(holder)
+def _make_restore(container: MutableMapping[str, Any]) -> Callable[[], None]:
+    original = dict(container)
 
     def restore() -> None:
-        holder.clear()
-        holder.update(original)
+        container.clear()
+        container.update(original)
 
     return restore

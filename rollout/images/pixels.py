@@ -11,7 +11,7 @@ from io import BytesIO
 from PIL import Image, ImageOps
 
 from rollout.images.errors import ImageError
-from rollout.images.formats import sniff
+from rollout.images.formats import detect_format
 
 
 def load_pixels(data: bytes) -> Image.Image:
@@ -24,26 +24,26 @@ def load_pixels(data: bytes) -> Image.Image:
         image = open_lazily(data)
         # Before anything else: Pillow reports damaged pixels once, and takes them as they are when asked again.
         image.load()
-        return _rgb_on_white(upright(image))
+        return _rgb_on_white(turn_upright(image))
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged input
-        raise undecodable(error) from error
+        raise decode_error(error) from error
 
 
 def open_lazily(data: bytes) -> Image.Image:
     """Pillow's view of the header; no pixel is decoded yet. Raises whatever Pillow raises."""
-    return Image.open(BytesIO(data), formats=(sniff(data).pillow_name,))
+    return Image.open(BytesIO(data), formats=(detect_format(data).pillow_name,))
 
 
-def upright(image: Image.Image) -> Image.Image:
+def turn_upright(image: Image.Image) -> Image.Image:
     """The image turned by its orientation; metadata that cannot be read leaves it as it is, as in the engine."""
     with contextlib.suppress(Exception):
         return ImageOps.exif_transpose(image)
     return image
 
 
-def undecodable(error: Exception) -> ImageError:
+def decode_error(error: Exception) -> ImageError:
     """The refusal that stands for whatever Pillow raised."""
     return ImageError(f"the image cannot be decoded: {type(error).__name__}: {str(error)[:200]}")
 
@@ -52,8 +52,8 @@ def _rgb_on_white(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image if image.mode == "RGBA" else image.convert("RGBA")
-        page = Image.new("RGB", layer.size, (255, 255, 255))
-        page.paste(layer, mask=layer.getchannel("A"))
-        return page
+        rgba_image = image if image.mode == "RGBA" else image.convert("RGBA")
+        background = Image.new("RGB", rgba_image.size, (255, 255, 255))
+        background.paste(rgba_image, mask=rgba_image.getchannel("A"))
+        return background
     return image.convert("RGB")

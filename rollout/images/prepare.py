@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rollout.images.cache import Asset
-from rollout.images.message_parts import ImagePart, Undo, find_image_parts, rewrite, roll_back
+from rollout.images.cache import ImageAsset
+from rollout.images.message_parts import ImagePart, UndoList, find_image_parts, rewrite_image_part, roll_back
 from rollout.images.policy import ImagePolicy
-from rollout.images.resolve import resolver_for
+from rollout.images.resolve import shared_resolver
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,29 +58,29 @@ def prepare_images(messages: Sequence[Any], policy: ImagePolicy) -> PrepareRepor
         ImageStoreError: the image directory cannot be used; no message was touched.
     """
     parts = find_image_parts(messages)
-    assets, written = resolver_for(policy).resolve(parts)
-    return _commit(parts, assets, written)
+    assets, bytes_written = shared_resolver(policy).resolve(parts)
+    return _rewrite_parts(parts, assets, bytes_written)
 
 
 async def prepare_images_async(messages: Sequence[Any], policy: ImagePolicy) -> PrepareReport:
     """The same off the event loop; messages are rewritten on it, and not at all when the caller is cancelled."""
     parts = find_image_parts(messages)
-    resolver = resolver_for(policy)
-    known = resolver.recall(parts)
-    if known is not None:
-        return _commit(parts, known, 0)
-    assets, written = await asyncio.to_thread(resolver.resolve, parts)
-    return _commit(parts, assets, written)
+    resolver = shared_resolver(policy)
+    cached_assets = resolver.find_cached(parts)
+    if cached_assets is not None:
+        return _rewrite_parts(parts, cached_assets, 0)
+    assets, bytes_written = await asyncio.to_thread(resolver.resolve, parts)
+    return _rewrite_parts(parts, assets, bytes_written)
 
 
-def _commit(parts: Sequence[ImagePart], assets: Sequence[Asset], bytes_written: int) -> PrepareReport:
-    undo: Undo = []
+def _rewrite_parts(parts: Sequence[ImagePart], assets: Sequence[ImageAsset], bytes_written: int) -> PrepareReport:
+    undo_list: UndoList = []
     rewritten = 0
     try:
         for part, asset in zip(parts, assets, strict=True):
-            rewritten += rewrite(part, asset.url, undo)
+            rewritten += rewrite_image_part(part, asset.url, undo_list)
     except BaseException:
-        roll_back(undo)
+        roll_back(undo_list)
         raise
     images = tuple(
         PreparedImage(

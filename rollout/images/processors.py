@@ -24,12 +24,12 @@ from rollout.errors import ConfigurationError
 
 ENTRY_POINT_GROUP = "rollout.image_processors"
 
-Backend = Literal["pil", "torchvision"]
+ResizeBackend = Literal["pil", "torchvision"]
 PixelKind = Literal["normalised", "uint8"]
 
 
 @dataclass(frozen=True, slots=True)
-class Processed:
+class ProcessedImage:
     """One image as the vision tower takes it: a row per patch (float32 or uint8), and the grid they form."""
 
     patches: npt.NDArray[Any]
@@ -46,31 +46,31 @@ class ImageProcessor(ABC):
     family: ClassVar[str]
     grid_input: ClassVar[str] = "image_grid_thw"
 
-    def __init__(self, config: Mapping[str, Any], *, backend: Backend, pixels: PixelKind) -> None:
+    def __init__(self, config: Mapping[str, Any], *, backend: ResizeBackend, pixels: PixelKind) -> None:
         self.config = config.get("image_processor", config)
         self.backend = backend
         self.pixels = pixels
         self.geometry: Geometry = geometry_for(self.family, config)
 
     @abstractmethod
-    def process(self, image: Image.Image) -> Processed:
+    def process(self, image: Image.Image) -> ProcessedImage:
         """The patches of an upright RGB image."""
 
     @abstractmethod
     def patch_shape(self) -> tuple[int, ...]:
-        """The shape of one patch in `Processed.patches`."""
+        """The shape of one patch in `ProcessedImage.patches`."""
 
     @property
     def dtype(self) -> type[np.float32] | type[np.uint8]:
         """The type of the pixels that come out."""
         return np.uint8 if self.pixels == "uint8" else np.float32
 
-    def _run(self, processor: Any, image: Image.Image) -> Processed:
-        raw = {"do_rescale": False, "do_normalize": False} if self.pixels == "uint8" else {}
-        out = processor(images=[image], return_tensors="np", **raw)
-        t, h, w = (int(side) for side in np.asarray(out["image_grid_thw"])[0])
+    def _run_transformers(self, processor: Any, image: Image.Image) -> ProcessedImage:
+        options = {"do_rescale": False, "do_normalize": False} if self.pixels == "uint8" else {}
+        outputs = processor(images=[image], return_tensors="np", **options)
+        t, h, w = (int(side) for side in np.asarray(outputs["image_grid_thw"])[0])
         # Un-normalised values are whole numbers between 0 and 255 in whatever type the backend computes.
-        return Processed(np.asarray(out["pixel_values"]).astype(self.dtype, copy=False), (t, h, w))
+        return ProcessedImage(np.asarray(outputs["pixel_values"]).astype(self.dtype, copy=False), (t, h, w))
 
 
 class QwenVLImageProcessor(ImageProcessor):
@@ -82,10 +82,10 @@ class QwenVLImageProcessor(ImageProcessor):
     def _processor(self) -> Any:
         name = "Qwen2VLImageProcessorPil" if self.backend == "pil" else "Qwen2VLImageProcessor"
         module = "image_processing_pil_qwen2_vl" if self.backend == "pil" else "image_processing_qwen2_vl"
-        return _from_transformers(f"qwen2_vl.{module}", name, self.config)
+        return _load_transformers_processor(f"qwen2_vl.{module}", name, self.config)
 
-    def process(self, image: Image.Image) -> Processed:
-        return self._run(self._processor, image)
+    def process(self, image: Image.Image) -> ProcessedImage:
+        return self._run_transformers(self._processor, image)
 
     def patch_shape(self) -> tuple[int, ...]:
         knobs = self.geometry.knobs
@@ -98,59 +98,66 @@ class KimiK25ImageProcessor(ImageProcessor):
     family = "kimi_k25"
 
     @property
-    def _kimi(self) -> KimiK25Geometry:
+    def _kimi_geometry(self) -> KimiK25Geometry:
         assert isinstance(self.geometry, KimiK25Geometry)
         return self.geometry
 
     @cached_property
     def _processor(self) -> Any:
-        kimi = self._kimi
+        geometry = self._kimi_geometry
         config = {
-            "patch_size": kimi.patch_size,
-            "merge_size": kimi.merge_kernel_size,
-            "max_patches": kimi.in_patch_limit,
-            "size": {"max_height": kimi.patch_limit_on_one_side, "max_width": kimi.patch_limit_on_one_side},
-            "image_mean": list(kimi.image_mean),
-            "image_std": list(kimi.image_std),
+            "patch_size": geometry.patch_size,
+            "merge_size": geometry.merge_kernel_size,
+            "max_patches": geometry.in_patch_limit,
+            "size": {"max_height": geometry.patch_limit_on_one_side, "max_width": geometry.patch_limit_on_one_side},
+            "image_mean": list(geometry.image_mean),
+            "image_std": list(geometry.image_std),
         }
-        return _from_transformers("kimi_k25.image_processing_kimi_k25", "Kimi_K25ImageProcessor", config)
+        return _load_transformers_processor("kimi_k25.image_processing_kimi_k25", "Kimi_K25ImageProcessor", config)
 
     @cached_property
-    def _levels(self) -> npt.NDArray[np.float32]:
+    def _normalised_levels(self) -> npt.NDArray[np.float32]:
         """What each of the 256 levels of each colour becomes."""
-        mean = np.asarray(self._kimi.image_mean, np.float32)
-        inverse_std = 1.0 / np.asarray(self._kimi.image_std, np.float32)
+        mean = np.asarray(self._kimi_geometry.image_mean, np.float32)
+        inverse_std = 1.0 / np.asarray(self._kimi_geometry.image_std, np.float32)
         levels = np.arange(256, dtype=np.float32)[:, None]
         normalised: npt.NDArray[np.float32] = (levels / 255.0 - mean) * inverse_std
         return normalised
 
-    def process(self, image: Image.Image) -> Processed:
+    def process(self, image: Image.Image) -> ProcessedImage:
         if self.backend == "torchvision":
-            return self._run(self._processor, image)
-        size, (width, height) = self._kimi.patch_size, self._kimi.resized(width=image.width, height=image.height)
-        grid = self._kimi.layout(width=image.width, height=image.height).grid
+            return self._run_transformers(self._processor, image)
+        patch_size, (width, height) = (
+            self._kimi_geometry.patch_size,
+            self._kimi_geometry.resized(width=image.width, height=image.height),
+        )
+        grid = self._kimi_geometry.layout(width=image.width, height=image.height).grid
         _, rows, columns = grid
-        canvas = np.zeros((rows * size, columns * size, 3), np.uint8)
+        canvas = np.zeros((rows * patch_size, columns * patch_size, 3), np.uint8)
         canvas[:height, :width] = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-        patches = canvas.reshape(rows, size, columns, size, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, size, size)
+        patches = (
+            canvas.reshape(rows, patch_size, columns, patch_size, 3)
+            .transpose(0, 2, 4, 1, 3)
+            .reshape(-1, 3, patch_size, patch_size)
+        )
         if self.pixels == "uint8":
-            return Processed(patches, grid)
+            return ProcessedImage(patches, grid)
         normalised = np.empty(patches.shape, np.float32)
         for colour in range(3):
-            normalised[:, colour] = self._levels[patches[:, colour], colour]
-        return Processed(normalised, grid)
+            normalised[:, colour] = self._normalised_levels[patches[:, colour], colour]
+        return ProcessedImage(normalised, grid)
 
     def patch_shape(self) -> tuple[int, ...]:
-        return (3, self._kimi.patch_size, self._kimi.patch_size)
+        return (3, self._kimi_geometry.patch_size, self._kimi_geometry.patch_size)
 
 
-_BUILT_IN: Mapping[str, type[ImageProcessor]] = {
+_BUILT_IN_PROCESSORS: Mapping[str, type[ImageProcessor]] = {
     processor.family: processor for processor in (QwenVLImageProcessor, KimiK25ImageProcessor)
 }
 
 
 def image_processor_for(
-    family: str, config: Mapping[str, Any], *, backend: Backend, pixels: PixelKind
+    family: str, config: Mapping[str, Any], *, backend: ResizeBackend, pixels: PixelKind
 ) -> ImageProcessor:
     """The image processor of a family under a checkpoint's configuration.
 
@@ -158,23 +165,23 @@ def image_processor_for(
         ConfigurationError: nobody registered the family.
         GeometryError: the configuration lacks a knob.
     """
-    found = _BUILT_IN.get(family)
-    for point in entry_points(group=ENTRY_POINT_GROUP, name=family) if found is None else ():
-        found = point.load()
-    if found is None:
+    processor_class = _BUILT_IN_PROCESSORS.get(family)
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=family) if processor_class is None else ():
+        processor_class = entry_point.load()
+    if processor_class is None:
         raise ConfigurationError(
-            f"no image processor is known for the family {family!r} (built in: {', '.join(_BUILT_IN)}); a distribution"
-            f" can add one through the entry point group {ENTRY_POINT_GROUP}"
+            f"no image processor is known for the family {family!r} (built in: {', '.join(_BUILT_IN_PROCESSORS)}); a "
+            f"distribution can add one through the entry point group {ENTRY_POINT_GROUP}"
         )
-    return found(config, backend=backend, pixels=pixels)
+    return processor_class(config, backend=backend, pixels=pixels)
 
 
-def patches_of(grid: tuple[int, int, int]) -> int:
+def patch_count(grid: tuple[int, int, int]) -> int:
     """The rows of an image with this grid."""
     return math.prod(grid)
 
 
-def import_extra(module: str) -> Any:
+def import_trainer_extra(module: str) -> Any:
     """A module of the extra `trainer`, imported when it is used.
 
     Raises:
@@ -189,9 +196,11 @@ def import_extra(module: str) -> Any:
         ) from error
 
 
-def _from_transformers(module: str, name: str, config: Mapping[str, Any]) -> Any:
-    found = import_extra(f"transformers.models.{module}")
+def _load_transformers_processor(module: str, class_name: str, config: Mapping[str, Any]) -> Any:
+    transformers_module = import_trainer_extra(f"transformers.models.{module}")
     try:
-        return getattr(found, name).from_dict(dict(config))
+        return getattr(transformers_module, class_name).from_dict(dict(config))
     except ImportError as error:  # transformers puts a stand-in where a backend is missing
-        raise ConfigurationError(f"the image processor {name} cannot be made: {str(error).strip()[:300]}") from error
+        raise ConfigurationError(
+            f"the image processor {class_name} cannot be made: {str(error).strip()[:300]}"
+        ) from error

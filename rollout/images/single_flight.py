@@ -15,9 +15,9 @@ class SingleFlightCache(Generic[Value]):
     def __init__(self, max_size: int, size_of: Callable[[Value], int]) -> None:
         self._max_size = max_size
         self._size_of = size_of
-        self._size = 0
+        self._total_size = 0
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
-        self._flights: dict[Hashable, Future[Value]] = {}
+        self._pending: dict[Hashable, Future[Value]] = {}
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
@@ -26,32 +26,32 @@ class SingleFlightCache(Generic[Value]):
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key]
-            flight = self._flights.get(key)
-            is_mine = flight is None
-            if flight is None:
-                flight = self._flights[key] = Future()
-        if not is_mine:
-            return flight.result()
+            pending = self._pending.get(key)
+            must_compute = pending is None
+            if pending is None:
+                pending = self._pending[key] = Future()
+        if not must_compute:
+            return pending.result()
         try:
             value = compute()
         except BaseException as error:
-            flight.set_exception(error)
+            pending.set_exception(error)
             with self._lock:
-                del self._flights[key]
+                del self._pending[key]
             raise
-        flight.set_result(value)
+        pending.set_result(value)
         with self._lock:
             # In one step, so that nobody finds the key in neither place and computes it again.
-            del self._flights[key]
-            self._keep(key, value)
+            del self._pending[key]
+            self._store(key, value)
         return value
 
-    def _keep(self, key: Hashable, value: Value) -> None:
+    def _store(self, key: Hashable, value: Value) -> None:
         size = self._size_of(value)
         if size > self._max_size:
             return
         self._values[key] = value
-        self._size += size
-        while self._size > self._max_size:
-            _, forgotten = self._values.popitem(last=False)
-            self._size -= self._size_of(forgotten)
+        self._total_size += size
+        while self._total_size > self._max_size:
+            _, evicted = self._values.popitem(last=False)
+            self._total_size -= self._size_of(evicted)

@@ -8,9 +8,9 @@ import pybase64
 from PIL import Image
 
 from rollout.images.errors import ImageError
-from rollout.images.pixels import upright
+from rollout.images.pixels import turn_upright
 
-_DATA_URI = re.compile(r"data:image/[^;,]{0,100}(?:;[^;,]{0,100}){0,8};base64,")
+_DATA_URI_PREFIX = re.compile(r"data:image/[^;,]{0,100}(?:;[^;,]{0,100}){0,8};base64,")
 _PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
 
 
@@ -20,15 +20,15 @@ def decode_data_uri(url: str, max_bytes: int) -> bytes:
     Raises:
         ImageError: another media type or encoding, characters that are not base64, or more than `max_bytes`.
     """
-    head = _DATA_URI.match(url)
-    if head is None:
+    prefix_match = _DATA_URI_PREFIX.match(url)
+    if prefix_match is None:
         raise ImageError(f"a data: URI must begin with data:image/<type>;base64, but begins with {url[:40]!r}")
-    n_bytes = (len(url) - head.end()) // 4 * 3
+    n_bytes = (len(url) - prefix_match.end()) // 4 * 3
     if n_bytes > max_bytes + 3:
         raise ImageError(f"the image has about {n_bytes} bytes, more than max_bytes {max_bytes}")
     try:
         # The engine's own decoder: what this one refuses (and the standard library's lets pass), the engine refuses.
-        return pybase64.b64decode(url[head.end() :], validate=True)
+        return pybase64.b64decode(url[prefix_match.end() :], validate=True)
     except ValueError as error:
         raise ImageError(f"the data: URI is not strict base64: {error}") from error
 
@@ -38,27 +38,27 @@ def encode_data_uri(media_type: str, data: bytes) -> str:
     return f"data:{media_type};base64,{pybase64.b64encode_as_string(data)}"
 
 
-def encode_pillow(image: Image.Image) -> bytes:
+def encode_pillow_image(image: Image.Image) -> bytes:
     """A Pillow image as PNG, turned upright as the engine turns the file it may come from.
 
     Raises:
         ImageError: it cannot be loaded or written.
     """
     try:
-        picture = upright(image)
-        if picture.mode not in _PNG_MODES:
-            picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-        file = BytesIO()
+        upright_image = turn_upright(image)
+        if upright_image.mode not in _PNG_MODES:
+            upright_image = upright_image.convert("RGBA" if upright_image.has_transparency_data else "RGB")
+        buffer = BytesIO()
         # Speed over size: the file is read back on the same machine, and level 1 is several times faster.
-        picture.save(file, "PNG", compress_level=1)
+        upright_image.save(buffer, "PNG", compress_level=1)
     except MemoryError:
         raise
     except Exception as error:
         raise ImageError(f"the Pillow image cannot be written as PNG: {error}") from error
-    return file.getvalue()
+    return buffer.getvalue()
 
 
-def describe(source: Any) -> str:
+def describe_rejected_source(source: Any) -> str:
     """What a source is, for the refusal of one that is no image."""
     if source is None:
         return "the image is missing"
@@ -66,7 +66,7 @@ def describe(source: Any) -> str:
         return f"the image is a {type(source).__name__}; a URL, bytes or a Pillow image is expected"
     if not source:
         return "the image's URL is empty"
-    scheme, colon, _ = source[:100].partition(":")
-    if colon and scheme.isidentifier():
+    scheme, separator, _ = source[:100].partition(":")
+    if separator and scheme.isidentifier():
         return f"the scheme {scheme}: is not accepted; give the image as a data: URI or a file:// URL"
     return f"{source[:60]!r} is neither a data: URI nor a file:// URL"

@@ -13,13 +13,13 @@ import secrets
 import stat
 from pathlib import Path
 
-from rollout.images.allowed_files import read_regular
+from rollout.images.allowed_files import read_regular_file
 from rollout.images.errors import AssetError, ImageError, ImageStoreError
 
 ASSET_NAME = re.compile(r"[0-9a-f]{64}\.(?:png|jpg|webp|gif|bmp)")
 
 _TEMPORARY_PREFIX = ".incoming-"
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class ImageStore:
@@ -36,9 +36,9 @@ class ImageStore:
         self._url_prefix = directory.as_uri() + "/"
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._sweep()
+            self._remove_abandoned_files()
         except OSError as error:
-            raise self._failure(error) from error
+            raise self._directory_error(error) from error
 
     def url(self, file_name: str) -> str:
         """The `file://` URL of an asset in this directory."""
@@ -50,41 +50,41 @@ class ImageStore:
         try:
             if _is_complete(path, len(data)):
                 return 0
-            while not self._write(path, data):
+            while not self._try_write(path, data):
                 pass
             if self._fsync:
                 _fsync_directory(self.directory)
         except OSError as error:
-            raise self._failure(error) from error
+            raise self._directory_error(error) from error
         return len(data)
 
-    def _write(self, path: str, data: bytes) -> bool:
+    def _try_write(self, path: str, data: bytes) -> bool:
         # False: a sweeper took the temporary file before it was locked. The lock is held until the file has its name.
-        temporary = f"{self._path_prefix}{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-        fd = os.open(temporary, _NEW_FILE, 0o644)
+        temporary_path = f"{self._path_prefix}{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+        fd = os.open(temporary_path, _NEW_FILE_FLAGS, 0o644)
         try:
-            if not _claim(fd):
+            if not _lock_new_file(fd):
                 return False
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
+            remaining = memoryview(data)
+            while remaining:
+                remaining = remaining[os.write(fd, remaining) :]
             if self._fsync:
                 os.fsync(fd)
-            os.rename(temporary, path)
+            os.rename(temporary_path, path)
         except OSError:
-            os.unlink(temporary)
+            os.unlink(temporary_path)
             raise
         finally:
             os.close(fd)
         return True
 
-    def _sweep(self) -> None:
+    def _remove_abandoned_files(self) -> None:
         with os.scandir(self.directory) as entries:
             abandoned = [entry.path for entry in entries if entry.name.startswith(_TEMPORARY_PREFIX)]
         for path in abandoned:
             _remove_if_abandoned(path)
 
-    def _failure(self, error: OSError) -> ImageStoreError:
+    def _directory_error(self, error: OSError) -> ImageStoreError:
         reason = os.strerror(error.errno) if error.errno else str(error)
         return ImageStoreError(
             f"the image directory {self.directory} cannot be used: {reason}; free space there, make it writable, or"
@@ -103,7 +103,7 @@ def read_asset(directory: Path, file_name: str, *, max_bytes: int = 1 << 30) -> 
     try:
         directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            data = read_regular(directory_fd, file_name, max_bytes)
+            data = read_regular_file(directory_fd, file_name, max_bytes)
         finally:
             os.close(directory_fd)
     except FileNotFoundError as error:
@@ -126,7 +126,7 @@ def _is_complete(path: str, size: int) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_size == size
 
 
-def _claim(fd: int) -> bool:
+def _lock_new_file(fd: int) -> bool:
     # A sweeper may have come between the creation and this lock: it holds the lock, or has removed the name already.
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,21 +14,21 @@ import structlog
 
 from rollout.config.sections import PolicyConfig
 from rollout.errors import ConfigurationError, RolloutError
-from rollout.records.progress import Progress
+from rollout.records.progress import TrainerProgress
 from rollout.rundir.claims import Claims
 from rollout.tasks.orders import RolloutOrder, encode_order
 from transports import Queue
 
 log = structlog.get_logger()
 
-_LOOK = 0.1
+_POLL_INTERVAL = 0.1
 
 
 class OrdersLeft(RolloutError):
     """The tasks queue holds orders that this launch did not send."""
 
 
-def capacity(policy: PolicyConfig, progress: Progress, sent: int) -> int | None:
+def remaining_capacity(policy: PolicyConfig, progress: TrainerProgress, rollouts_sent: int) -> int | None:
     """How many more rollouts may be sent now; None: any number.
 
     In flight ≤ (max_staleness + version + 1) × batch − consumed, where those in flight were sent and are neither
@@ -37,80 +37,84 @@ def capacity(policy: PolicyConfig, progress: Progress, sent: int) -> int | None:
     """
     if policy.max_staleness is None:
         return None
-    return (policy.max_staleness + progress.version + 1) * policy.batch - (sent - progress.discarded)
+    return (policy.max_staleness + progress.version + 1) * policy.batch - (rollouts_sent - progress.discarded)
 
 
 class Feeder:
-    """Sends the orders of one environment. `sent` and `finished` count rollouts, those of earlier launches too."""
+    """Sends the orders of one environment. `rollouts_sent` counts those of earlier launches too."""
 
-    def __init__(self, orders: Iterable[RolloutOrder], tasks: Queue, claims: Claims, policy: PolicyConfig) -> None:
-        self.progress: Progress | None = None
+    def __init__(
+        self, orders: Iterable[RolloutOrder], tasks_queue: Queue, claims: Claims, policy: PolicyConfig
+    ) -> None:
+        self.trainer_progress: TrainerProgress | None = None
         """The trainer's, once it was heard of."""
-        self.sent = 0
-        self.done = False
+        self.rollouts_sent = 0
+        self.all_finished = False
         """Whether everything was sent, and everything that was sent is finished."""
         self._orders = orders
-        self._tasks = tasks
+        self._tasks_queue = tasks_queue
         self._claims = claims
         self._policy = policy
 
     async def require_empty(self) -> None:
         """A queue that another run feeds would have its orders played here, and taken away."""
-        if left := (await self._tasks.stats()).backlog_records:
+        if leftover_count := (await self._tasks_queue.stats()).backlog_records:
             raise OrdersLeft(
-                f"{self._tasks.url} (queue.tasks) holds {left} orders of another run. Go on with that run by --resume, "
-                "empty the queue with `rollout queue drain --lease record`, or name another queue."
+                f"{self._tasks_queue.url} (queue.tasks) holds {leftover_count} orders of another run. Go on with that "
+                "run by --resume, empty the queue with `rollout queue drain --lease record`, or name another queue."
             )
 
-    async def clear(self, patience: float) -> None:
+    async def remove_leftovers(self, timeout: float) -> None:
         """Take back what an earlier launch had sent: what of it is not finished is sent again, in its turn.
 
         Workers that live, because others started them, have so many seconds to finish what they hold of it.
         """
-        with anyio.move_on_after(patience):
-            while (await self._tasks.stats()).backlog_records:
-                if (left := await self._tasks.receive(timeout=_LOOK)) is not None:
-                    await left.ack()
+        with anyio.move_on_after(timeout):
+            while (await self._tasks_queue.stats()).backlog_records:
+                if (delivery := await self._tasks_queue.receive(timeout=_POLL_INTERVAL)) is not None:
+                    await delivery.ack()
             return
         raise OrdersLeft(
-            f"{self._tasks.url} (queue.tasks): a worker has held orders of the earlier launch for another "
-            f"{patience:g} s. Does one run on another machine? Let it finish, or end it, and resume again."
+            f"{self._tasks_queue.url} (queue.tasks): a worker has held orders of the earlier launch for another "
+            f"{timeout:g} s. Does one run on another machine? Let it finish, or end it, and resume again."
         )
 
-    async def feed(self, window: int) -> None:
-        """Send every order that is not done, group by group; keep no more than about `window` of them waiting."""
-        for task, group in groupby(self._orders, key=lambda order: order.task.id):
+    async def feed(self, max_waiting: int) -> None:
+        """Send every order that is not done, group by group; keep no more than about `max_waiting` of them waiting."""
+        for task_id, group in groupby(self._orders, key=lambda order: order.task.id):
             orders = list(group)
-            self._check_fits(len(orders), task)
-            waiting = await anyio.to_thread.run_sync(self._not_done, orders)
-            await self._may_send(len(orders) if waiting else 0, window)
-            self.sent += len(orders)
-            version = None if self.progress is None else str(self.progress.version)
-            for order in waiting:
-                told = replace(order, policy_version=version)
-                await self._tasks.put(encode_order(told), key=order.rollout, tag=order.rollout)
-        await self._all_settled()
-        self.done = True
+            self._require_sendable_size(len(orders), task_id)
+            unfinished = await anyio.to_thread.run_sync(self._unfinished_orders, orders)
+            await self._wait_until_sendable(len(orders) if unfinished else 0, max_waiting)
+            self.rollouts_sent += len(orders)
+            version = None if self.trainer_progress is None else str(self.trainer_progress.version)
+            for order in unfinished:
+                versioned_order = replace(order, policy_version=version)
+                await self._tasks_queue.put(encode_order(versioned_order), key=order.rollout_id, tag=order.rollout_id)
+        await self._wait_until_all_acked()
+        self.all_finished = True
 
-    async def _all_settled(self) -> None:
+    async def _wait_until_all_acked(self) -> None:
         while True:
-            if not (await self._tasks.stats()).backlog_records:
+            if not (await self._tasks_queue.stats()).backlog_records:
                 return
-            await anyio.sleep(_LOOK)
+            await anyio.sleep(_POLL_INTERVAL)
 
-    def _not_done(self, orders: list[RolloutOrder]) -> list[RolloutOrder]:
-        return [order for order in orders if not self._claims.is_done(order.rollout)]
+    def _unfinished_orders(self, orders: list[RolloutOrder]) -> list[RolloutOrder]:
+        return [order for order in orders if not self._claims.is_done(order.rollout_id)]
 
-    async def _may_send(self, rollouts: int, window: int) -> None:
-        while rollouts:
-            room = capacity(self._policy, self.progress or Progress(), self.sent)
-            if (room is None or room >= rollouts) and (await self._tasks.stats()).backlog_records < window:
+    async def _wait_until_sendable(self, rollout_count: int, max_waiting: int) -> None:
+        while rollout_count:
+            remaining = remaining_capacity(self._policy, self.trainer_progress or TrainerProgress(), self.rollouts_sent)
+            if (remaining is None or remaining >= rollout_count) and (
+                await self._tasks_queue.stats()
+            ).backlog_records < max_waiting:
                 return
-            await anyio.sleep(_LOOK)
+            await anyio.sleep(_POLL_INTERVAL)
 
-    def _check_fits(self, rollouts: int, task: str) -> None:
-        if self._policy.max_staleness is not None and rollouts > self._policy.batch:
+    def _require_sendable_size(self, group_size: int, task_id: str) -> None:
+        if self._policy.max_staleness is not None and group_size > self._policy.batch:
             raise ConfigurationError(
-                f"the group of task {task} has {rollouts} rollouts and policy.batch is {self._policy.batch}: it could "
-                "never be sent. Set policy.batch to what a training step takes, at least a whole group."
+                f"the group of task {task_id} has {group_size} rollouts and policy.batch is {self._policy.batch}: it "
+                "could never be sent. Set policy.batch to what a training step takes, at least a whole group."
             )

@@ -13,18 +13,18 @@ import structlog
 
 from renderers_adapter.errors import AdapterError
 from rollout.config.load import Config
-from rollout.errors import RolloutError, first_failure
-from rollout.log import json_log
-from rollout.metrics.export import Export, exporting
-from rollout.metrics.server import Announcement
+from rollout.errors import RolloutError, primary_error
+from rollout.log import log_to_json_file
+from rollout.metrics.export import MetricsExport, export_metrics
+from rollout.metrics.server import ScrapeTargetFile
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.claims import Claims
-from rollout.rundir.directory import RunDirectory, new_run
-from rollout.session.session import Policy
-from rollout.tasks.orders import RolloutOrder, encode_order, orders
+from rollout.rundir.directory import RunDirectory, create_run_directory
+from rollout.session.session import PolicyClient
+from rollout.tasks.orders import RolloutOrder, encode_order, iter_orders
 from rollout.trainer import GroupAssembler, Trajectory, TrajectoryReader, Violation, check, samples
 from rollout.trainer.metrics import ReaderCollector
-from rollout.worker.setup import engine_urls, open_policy, run_facts
+from rollout.worker.setup import build_run_metadata, find_or_start_engines, open_policy
 from rollout.worker.worker import Worker, WorkerCounters
 from transports import Queue, QueueError, open_queue
 
@@ -32,8 +32,8 @@ log = structlog.get_logger()
 
 _DRAIN_TIMEOUT = 60.0
 _COMMIT_EVERY = 64
-_TICK = 0.1
-_STALLED = 120.0
+_RECEIVE_TIMEOUT = 0.1
+_STALL_TIMEOUT = 120.0
 """Seconds without a turn of the event loop after which the process is not well."""
 
 
@@ -57,13 +57,13 @@ class TrainerCounters:
     metrics: Counter[str] = field(default_factory=Counter)
     violations: list[Violation] = field(default_factory=list)
     failures: list[Trajectory] = field(default_factory=list)
-    assembler: GroupAssembler[Trajectory] = field(default_factory=GroupAssembler)
+    group_assembler: GroupAssembler[Trajectory] = field(default_factory=GroupAssembler)
 
     def add(self, trajectory: Trajectory) -> None:
         """Check a trajectory and turn it into samples, as a trainer would."""
         self.trajectories += 1
         self.violations += check(trajectory)
-        self.groups += self.assembler.add(trajectory) is not None
+        self.groups += self.group_assembler.add(trajectory) is not None
         if trajectory.error is not None:
             self.failures.append(trajectory)
         if trajectory.trainable:
@@ -79,155 +79,160 @@ class RunState:
     """A run while it goes on; whoever shows progress reads it."""
 
     directory: RunDirectory
-    total: int
-    engine: str = ""
-    worker: WorkerCounters = field(default_factory=WorkerCounters)
-    trainer: TrainerCounters = field(default_factory=TrainerCounters)
+    total_rollouts: int
+    engine_description: str = ""
+    worker_counters: WorkerCounters = field(default_factory=WorkerCounters)
+    trainer_counters: TrainerCounters = field(default_factory=TrainerCounters)
     interrupted: bool = False
-    began: float = field(default_factory=time.monotonic)
-    seconds: float = 0.0
+    started_at: float = field(default_factory=time.monotonic)
+    elapsed_seconds: float = 0.0
 
     def report(self) -> dict[str, Any]:
         """The summary, as `--json` prints it."""
-        rewards = self.trainer.rewards
+        rewards = self.trainer_counters.rewards
         return {
-            "rollouts": self.trainer.trajectories,
-            "status": dict(self.worker.status),
+            "rollouts": self.trainer_counters.trajectories,
+            "status": dict(self.worker_counters.status_counts),
             "reward_mean": math.fsum(rewards) / len(rewards) if rewards else None,
-            "turns": self.worker.turns,
-            "images": self.worker.images,
-            "queue_bytes": self.worker.queue_bytes,
+            "turns": self.worker_counters.turns,
+            "images": self.worker_counters.images,
+            "queue_bytes": self.worker_counters.queue_bytes,
             "trainer": {
-                "trajectories": self.trainer.trajectories,
-                "samples": self.trainer.samples,
-                "tokens": self.trainer.tokens,
-                "violations": len(self.trainer.violations),
+                "trajectories": self.trainer_counters.trajectories,
+                "samples": self.trainer_counters.samples,
+                "tokens": self.trainer_counters.tokens,
+                "violations": len(self.trainer_counters.violations),
             },
             "run_dir": str(self.directory.path),
-            "seconds": round(self.seconds, 3),
+            "seconds": round(self.elapsed_seconds, 3),
         }
 
 
 def prepare_run(config: Config) -> RunState:
     """Name a run and make its directory. Raises RolloutError where it cannot be made."""
-    directory = new_run(config.run.directory, config.run.name)
-    directory.keep_config(config, "config.yaml")
+    directory = create_run_directory(config.run.directory, config.run.name)
+    directory.save_config(config, "config.yaml")
     return RunState(directory, config.tasks.count * config.tasks.group_size)
 
 
-Companion = Callable[["RunState", anyio.Event], Coroutine[Any, Any, None]]
+RunDisplay = Callable[["RunState", anyio.Event], Coroutine[Any, Any, None]]
 """Runs beside a run: shows its state, and sets the event when the user wants to stop."""
 
 
-def run(config: Config, state: RunState, companion: Companion) -> None:
+def run_in_process(config: Config, state: RunState, display: RunDisplay) -> None:
     """Play every rollout of the configuration.
 
     Raises:
         RolloutError, QueueError, AdapterError: the run could not begin, or its infrastructure failed for good.
     """
-    with state.directory.held(), json_log(state.directory.path / "log.jsonl", run=state.directory.run):
+    with state.directory.lock(), log_to_json_file(state.directory.path / "log.jsonl", run=state.directory.run_id):
         try:
-            anyio.run(_run, config, state, companion)
+            anyio.run(_run_in_process, config, state, display)
         except BaseExceptionGroup as group:
-            raise first_failure(group, (RolloutError, QueueError, AdapterError)) from None
+            raise primary_error(group, (RolloutError, QueueError, AdapterError)) from None
         finally:
-            state.seconds = time.monotonic() - state.began
+            state.elapsed_seconds = time.monotonic() - state.started_at
             log.info("run ended", **state.report())
 
 
-async def _run(config: Config, state: RunState, companion: Companion) -> None:
-    stop = anyio.Event()
-    ordered = list(orders(config.new_environment, config.tasks))
-    state.total = len(ordered)
+async def _run_in_process(config: Config, state: RunState, display: RunDisplay) -> None:
+    stop_event = anyio.Event()
+    rollout_orders = list(iter_orders(config.new_environment, config.tasks))
+    state.total_rollouts = len(rollout_orders)
     failure: BaseException | None = None
-    async with anyio.create_task_group() as outer:
-        outer.start_soon(companion, state, stop)
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(display, state, stop_event)
         async with AsyncExitStack() as stack:
             metrics = WorkerMetrics(config.run.name)
-            export = await stack.enter_async_context(_exporting(config, state, metrics))
-            tasks_url = f"memory://{state.directory.run}-tasks"
-            url = state.directory.url(config.queue.url, config.run.name)
-            tasks = await stack.enter_async_context(open_queue(tasks_url, lease="record"))
-            trajectories = await stack.enter_async_context(open_queue(url))
-            await _refuse_leftovers(trajectories)
-            reader = await stack.enter_async_context(TrajectoryReader(open_queue(url)))
+            export = await stack.enter_async_context(_export_metrics(config, state, metrics))
+            tasks_url = f"memory://{state.directory.run_id}-tasks"
+            trajectories_url = state.directory.queue_url(config.queue.url, config.run.name)
+            tasks_queue = await stack.enter_async_context(open_queue(tasks_url, lease="record"))
+            trajectories_queue = await stack.enter_async_context(open_queue(trajectories_url))
+            await _refuse_leftovers(trajectories_queue)
+            reader = await stack.enter_async_context(TrajectoryReader(open_queue(trajectories_url)))
             metrics.registry.register(
-                ReaderCollector(reader, export.watch(config.run.name, "trajectories", trajectories))
+                ReaderCollector(reader, export.watch_queue(config.run.name, "trajectories", trajectories_queue))
             )
-            playing = anyio.CancelScope()
-            outer.start_soon(_cancel_on, stop, playing)
+            play_scope = anyio.CancelScope()
+            task_group.start_soon(_cancel_when_set, stop_event, play_scope)
             workers: list[Worker] = []
             try:
-                with playing:
-                    async with _policy(config, state, metrics) as policy:
-                        claims = Claims(state.directory.claims(config.run.name))
+                with play_scope:
+                    async with _open_run_policy(config, state, metrics) as policy:
+                        claims = Claims(state.directory.claims_path(config.run.name))
                         worker = Worker(
-                            config, policy, run_facts(config, state.directory.run), claims, tasks, trajectories
+                            config,
+                            policy,
+                            build_run_metadata(config, state.directory.run_id),
+                            claims,
+                            tasks_queue,
+                            trajectories_queue,
                         )
                         workers.append(worker)
-                        state.worker = worker.counters
-                        metrics.read(worker.counters, policy.engine, policy.version)
-                        export.unready = lambda: None
-                        async with anyio.create_task_group() as working:
-                            working.start_soon(_feed, ordered, tasks)
-                            working.start_soon(worker.run)
+                        state.worker_counters = worker.counters
+                        metrics.export_state(worker.counters, policy.engine, policy.version)
+                        export.not_ready_reason = lambda: None
+                        async with anyio.create_task_group() as worker_group:
+                            worker_group.start_soon(_feed, rollout_orders, tasks_queue)
+                            worker_group.start_soon(worker.run)
                             await _consume(reader, state)
-                            working.cancel_scope.cancel()
+                            worker_group.cancel_scope.cancel()
             except (BaseExceptionGroup, RolloutError, QueueError, AdapterError) as error:
-                failure = first_failure(error, (RolloutError, QueueError, AdapterError))
-            state.interrupted = stop.is_set()
+                failure = primary_error(error, (RolloutError, QueueError, AdapterError))
+            state.interrupted = stop_event.is_set()
             with anyio.move_on_after(_DRAIN_TIMEOUT):
-                await _wind_up(workers, reader, state)
-        outer.cancel_scope.cancel()
+                await _abandon_and_read_rest(workers, reader, state)
+        task_group.cancel_scope.cancel()
     if failure is not None:
         raise failure
 
 
-async def _refuse_leftovers(trajectories: Queue) -> None:
+async def _refuse_leftovers(trajectories_queue: Queue) -> None:
     """What another run left would be counted here, and acked."""
-    backlog = (await trajectories.stats()).backlog_records
+    backlog = (await trajectories_queue.stats()).backlog_records
     if backlog:
         raise QueueInUse(
-            f"{trajectories.url} holds {backlog} records of another run. Let its trainer read them, empty it with "
-            "`rollout queue drain`, or name another queue in queue.url."
+            f"{trajectories_queue.url} holds {backlog} records of another run. Let its trainer read them, empty it "
+            "with `rollout queue drain`, or name another queue in queue.url."
         )
 
 
-async def _feed(ordered: list[RolloutOrder], tasks: Queue) -> None:
-    for order in ordered:
-        await tasks.admit()
-        await tasks.put(encode_order(order), key=order.rollout, tag=order.rollout)
+async def _feed(rollout_orders: list[RolloutOrder], tasks_queue: Queue) -> None:
+    for order in rollout_orders:
+        await tasks_queue.admit()
+        await tasks_queue.put(encode_order(order), key=order.rollout_id, tag=order.rollout_id)
 
 
-async def _cancel_on(stop: anyio.Event, scope: anyio.CancelScope) -> None:
-    await stop.wait()
+async def _cancel_when_set(stop_event: anyio.Event, scope: anyio.CancelScope) -> None:
+    await stop_event.wait()
     scope.cancel()
 
 
 async def _consume(reader: TrajectoryReader, state: RunState) -> None:
-    last = time.monotonic()
-    while state.trainer.trajectories < state.total:
-        if (trajectory := await reader.receive(timeout=_TICK)) is not None:
-            last = time.monotonic()
-            state.trainer.add(trajectory)
-            if state.trainer.trajectories % _COMMIT_EVERY == 0:
+    last_arrival = time.monotonic()
+    while state.trainer_counters.trajectories < state.total_rollouts:
+        if (trajectory := await reader.receive(timeout=_RECEIVE_TIMEOUT)) is not None:
+            last_arrival = time.monotonic()
+            state.trainer_counters.add(trajectory)
+            if state.trainer_counters.trajectories % _COMMIT_EVERY == 0:
                 await _commit(reader)
-        elif state.worker.finished < state.total:
-            last = time.monotonic()
-        elif time.monotonic() - last > _DRAIN_TIMEOUT:
+        elif state.worker_counters.finished < state.total_rollouts:
+            last_arrival = time.monotonic()
+        elif time.monotonic() - last_arrival > _DRAIN_TIMEOUT:
             raise TrajectoriesLost(
-                f"{state.worker.finished} rollouts have finished, only {state.trainer.trajectories} came out of the "
-                f"queue, and nothing for {_DRAIN_TIMEOUT:g} s. Does another reader consume it?"
+                f"{state.worker_counters.finished} rollouts have finished, only {state.trainer_counters.trajectories} "
+                f"came out of the queue, and nothing for {_DRAIN_TIMEOUT:g} s. Does another reader consume it?"
             )
 
 
-async def _wind_up(workers: list[Worker], reader: TrajectoryReader, state: RunState) -> None:
+async def _abandon_and_read_rest(workers: list[Worker], reader: TrajectoryReader, state: RunState) -> None:
     """What was in flight is abandoned, and what had finished when the run was stopped still counts."""
     for worker in workers:
         await worker.abandon()
-    while state.trainer.trajectories < state.worker.finished:
-        if (trajectory := await reader.receive(timeout=_TICK)) is not None:
-            state.trainer.add(trajectory)
+    while state.trainer_counters.trajectories < state.worker_counters.finished:
+        if (trajectory := await reader.receive(timeout=_RECEIVE_TIMEOUT)) is not None:
+            state.trainer_counters.add(trajectory)
     await _commit(reader)
 
 
@@ -236,20 +241,26 @@ async def _commit(reader: TrajectoryReader) -> None:
     await reader.commit()
 
 
-def _exporting(config: Config, state: RunState, metrics: WorkerMetrics) -> AbstractAsyncContextManager[Export]:
-    announcement = Announcement(state.directory.metrics, "run", {"run": state.directory.run})
-    return exporting(metrics.registry, announcement, config.metrics, pulse=metrics.pulse, patience=_STALLED)
+def _export_metrics(
+    config: Config, state: RunState, metrics: WorkerMetrics
+) -> AbstractAsyncContextManager[MetricsExport]:
+    target_file = ScrapeTargetFile(state.directory.metrics_path, "run", {"run": state.directory.run_id})
+    return export_metrics(
+        metrics.registry, target_file, config.metrics, loop_monitor=metrics.loop_monitor, stall_timeout=_STALL_TIMEOUT
+    )
 
 
 @asynccontextmanager
-async def _policy(config: Config, state: RunState, metrics: WorkerMetrics) -> AsyncIterator[Policy]:
-    with ExitStack() as engines:
+async def _open_run_policy(config: Config, state: RunState, metrics: WorkerMetrics) -> AsyncIterator[PolicyClient]:
+    with ExitStack() as engine_stack:
 
-        def urls() -> tuple[str, ...]:
-            found = engine_urls(config, state.directory, engines)
-            told = ", ".join(found)
-            state.engine = told if config.engine.urls else f"embedded (scripted, no neural network), {told}"
-            return found
+        def get_engine_urls() -> tuple[str, ...]:
+            urls = find_or_start_engines(config, state.directory, engine_stack)
+            joined_urls = ", ".join(urls)
+            state.engine_description = (
+                joined_urls if config.engine.urls else f"embedded (scripted, no neural network), {joined_urls}"
+            )
+            return urls
 
-        async with open_policy(config, state.directory, urls, metrics) as policy:
+        async with open_policy(config, state.directory, get_engine_urls, metrics) as policy:
             yield policy

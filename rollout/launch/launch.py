@@ -20,34 +20,34 @@ from prometheus_client.registry import CollectorRegistry
 
 from renderers_adapter.errors import AdapterError
 from rollout.config.load import Config
-from rollout.environments.base import QUEUE
-from rollout.errors import ConfigurationError, RolloutError, first_failure
+from rollout.environments.base import QUEUE_SOURCE
+from rollout.errors import ConfigurationError, RolloutError, primary_error
 from rollout.launch.feeder import Feeder
 from rollout.launch.places import Place
-from rollout.launch.supervisor import Fleet, Post, RestartBudget
-from rollout.log import json_log
-from rollout.metrics.export import Export, exporting
-from rollout.metrics.launch import LaunchCollector, LaunchFigures
-from rollout.metrics.loop_monitor import Pulse
-from rollout.metrics.queues import QueueWatch
-from rollout.metrics.server import Announcement
-from rollout.records.progress import Progress, ProgressFollower
+from rollout.launch.supervisor import RestartBudget, Supervisor, WorkerSlot
+from rollout.log import log_to_json_file
+from rollout.metrics.export import MetricsExport, export_metrics
+from rollout.metrics.launch import EnvironmentStatus, LaunchCollector
+from rollout.metrics.loop_monitor import LoopMonitor
+from rollout.metrics.queues import QueueMonitor
+from rollout.metrics.server import ScrapeTargetFile
+from rollout.records.progress import ProgressFollower, TrainerProgress
 from rollout.rundir.claims import Claims, Outcome
 from rollout.rundir.directory import RunDirectory
-from rollout.rundir.manifest import Member
-from rollout.rundir.outcomes import Ended
-from rollout.tasks.orders import orders
-from rollout.worker.link import Orders
-from rollout.worker.setup import engine_urls
+from rollout.rundir.manifest import LaunchConfig
+from rollout.rundir.outcomes import OutcomeTotals
+from rollout.tasks.orders import iter_orders
+from rollout.worker.link import WorkerInstructions
+from rollout.worker.setup import find_or_start_engines
 from transports import Queue, QueueError, open_queue
 
 log = structlog.get_logger()
 
-_LOOK = 1.0
-_LEASE_LAPSES = 60.0
-_ELSEWHERE = 64
+_PROGRESS_POLL_SECONDS = 1.0
+_LEASE_EXPIRY_SECONDS = 60.0
+_ASSUMED_EXTERNAL_WORKERS = 64
 """Workers for which orders are kept waiting where all of them were started by somebody else."""
-_STALLED = 120.0
+_STALL_TIMEOUT = 120.0
 """Seconds without a turn of the supervisor's event loop after which it is not well."""
 
 
@@ -55,230 +55,257 @@ _STALLED = 120.0
 class EnvironmentState:
     """One environment of a launch, while it goes on."""
 
-    member: Member
+    launch_config: LaunchConfig
     claims: Claims
-    total: int = 0
+    total_rollouts: int = 0
     feeder: Feeder | None = None
-    engines: tuple[str, ...] = ()
-    posts: list[Post] = field(default_factory=list)
-    ended: Ended = field(init=False)
-    control: Queue | None = None
-    progress: Progress | None = None
-    backlog: QueueWatch | None = None
+    engine_urls: tuple[str, ...] = ()
+    worker_slots: list[WorkerSlot] = field(default_factory=list)
+    outcome_totals: OutcomeTotals = field(init=False)
+    control_queue: Queue | None = None
+    trainer_progress: TrainerProgress | None = None
+    trajectories_monitor: QueueMonitor | None = None
 
     def __post_init__(self) -> None:
-        self.ended = Ended(self.claims)
+        self.outcome_totals = OutcomeTotals(self.claims)
 
     @property
     def backlog_bytes(self) -> int:
-        return self.backlog.latest.backlog_bytes if self.backlog is not None else 0
+        return self.trajectories_monitor.latest_stats.backlog_bytes if self.trajectories_monitor is not None else 0
 
     @property
     def name(self) -> str:
-        return self.member.config.run.name
+        return self.launch_config.config.run.name
 
     @property
-    def fed_by_others(self) -> bool:
+    def is_fed_externally(self) -> bool:
         """Whether its orders are put by somebody else; it then goes on until it is stopped."""
-        return self.member.config.tasks.source == QUEUE
+        return self.launch_config.config.tasks.source == QUEUE_SOURCE
 
     @property
-    def totals(self) -> Counter[str]:
+    def worker_totals(self) -> Counter[str]:
         """What its workers did in this launch."""
-        found: Counter[str] = Counter()
-        for post in self.posts:
-            found.update(post.totals)
-        return found
+        totals: Counter[str] = Counter()
+        for slot in self.worker_slots:
+            totals.update(slot.totals)
+        return totals
 
     @property
     def in_flight(self) -> int:
-        return sum(post.beat.in_flight for post in self.posts)
+        return sum(slot.heartbeat.in_flight for slot in self.worker_slots)
 
     @property
-    def ready(self) -> int:
-        return sum(post.beat.ready for post in self.posts)
+    def ready_workers(self) -> int:
+        return sum(slot.heartbeat.ready for slot in self.worker_slots)
 
 
-class Launch:
+class LaunchState:
     """A launch while it goes on; whoever shows progress reads it, and may end it by `stop_early` and `kill`.
 
-    `resumes` says that orders on the tasks queue are those of an earlier launch of this run.
+    `is_resumed` says that orders on the tasks queue are those of an earlier launch of this run.
     """
 
     def __init__(
-        self, directory: RunDirectory, members: Sequence[Member], workers: int, place: Place, *, resumes: bool
+        self,
+        directory: RunDirectory,
+        launch_configs: Sequence[LaunchConfig],
+        workers_per_environment: int,
+        place: Place,
+        *,
+        is_resumed: bool,
     ) -> None:
-        self.resumes = resumes
+        self.is_resumed = is_resumed
         self.place = place
         self.directory = directory
-        self.environments = [EnvironmentState(m, Claims(directory.claims(m.config.run.name))) for m in members]
-        self.workers = workers
-        self.fleet: Fleet | None = None
-        self.opening: anyio.CancelScope | None = None
+        self.environments = [
+            EnvironmentState(launch_config, Claims(directory.claims_path(launch_config.config.run.name)))
+            for launch_config in launch_configs
+        ]
+        self.workers_per_environment = workers_per_environment
+        self.supervisor: Supervisor | None = None
+        self.startup_scope: anyio.CancelScope | None = None
         self.stopping_early = False
-        self.began = time.monotonic()
-        self.seconds = 0.0
+        self.started_at = time.monotonic()
+        self.elapsed_seconds = 0.0
 
     def stop_early(self) -> None:
         """Let the workers finish what they began, and nothing else; where there are none yet, end."""
         self.stopping_early = True
-        if self.fleet is not None:
-            self.fleet.drain()
-        elif self.opening is not None:
-            self.opening.cancel()
+        if self.supervisor is not None:
+            self.supervisor.drain()
+        elif self.startup_scope is not None:
+            self.startup_scope.cancel()
 
     def kill(self) -> None:
         """End the workers now; what they had not finished is played by the next launch."""
-        if self.fleet is not None:
-            self.fleet.kill()
+        if self.supervisor is not None:
+            self.supervisor.kill()
 
     def report(self) -> dict[str, Any]:
         """The summary, as `--json` prints it: all of the run, earlier launches included."""
-        outcomes = {state.name: list(state.claims.outcomes()) for state in self.environments}
-        every = [outcome for found in outcomes.values() for outcome in found]
+        outcomes_by_environment = {
+            environment.name: list(environment.claims.outcomes()) for environment in self.environments
+        }
+        all_outcomes = [
+            outcome for environment_outcomes in outcomes_by_environment.values() for outcome in environment_outcomes
+        ]
         return {
-            **_summary(every),
-            "total": sum(state.total for state in self.environments),
-            "environments": {name: _summary(found) for name, found in outcomes.items()},
-            "retries": sum(state.totals["retries"] for state in self.environments),
-            "deaths": len(self.fleet.deaths) if self.fleet else 0,
+            **_summarize(all_outcomes),
+            "total": sum(state.total_rollouts for state in self.environments),
+            "environments": {name: _summarize(found) for name, found in outcomes_by_environment.items()},
+            "retries": sum(state.worker_totals["retries"] for state in self.environments),
+            "deaths": len(self.supervisor.deaths) if self.supervisor else 0,
             "run_dir": str(self.directory.path),
-            "seconds": round(self.seconds, 3),
+            "seconds": round(self.elapsed_seconds, 3),
         }
 
-    def failed(self) -> list[tuple[str, Outcome]]:
+    def failed_rollouts(self) -> list[tuple[str, Outcome]]:
         """Rollouts of the run that ended with an error, with the names of their environments."""
         return [
-            (state.name, outcome)
-            for state in self.environments
-            for outcome in state.claims.outcomes()
+            (environment.name, outcome)
+            for environment in self.environments
+            for outcome in environment.claims.outcomes()
             if outcome.status == "failed"
         ]
 
 
-Companion = Callable[[Launch], Coroutine[Any, Any, None]]
+LaunchDisplay = Callable[[LaunchState], Coroutine[Any, Any, None]]
 """Runs beside a launch: shows it, and ends it when the user wants to stop."""
 
 
-def launch(state: Launch, companion: Companion) -> None:
+def run_launch(state: LaunchState, display: LaunchDisplay) -> None:
     """Play every rollout of every environment that is not done yet.
 
     Raises:
         RunHeld: another launch goes on in this directory.
         RolloutError, QueueError, AdapterError: it could not begin, or its workers died too often.
     """
-    with state.directory.held(), json_log(state.directory.path / "log.jsonl", run=state.directory.run):
+    with state.directory.lock(), log_to_json_file(state.directory.path / "log.jsonl", run=state.directory.run_id):
         try:
-            anyio.run(_launch, state, companion)
+            anyio.run(_run_launch, state, display)
         except BaseExceptionGroup as group:
-            raise first_failure(group, (RolloutError, QueueError, AdapterError)) from None
+            raise primary_error(group, (RolloutError, QueueError, AdapterError)) from None
         finally:
-            state.seconds = time.monotonic() - state.began
+            state.elapsed_seconds = time.monotonic() - state.started_at
             log.info("launch ended", **state.report())
 
 
-async def _launch(state: Launch, companion: Companion) -> None:
-    async with anyio.create_task_group() as outer:
-        outer.start_soon(companion, state)
+async def _run_launch(state: LaunchState, display: LaunchDisplay) -> None:
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(display, state)
         async with AsyncExitStack() as stack:
-            export = await stack.enter_async_context(_exporting(state))
-            state.directory.ended.unlink(missing_ok=True)
-            engines = stack.enter_context(ExitStack())
-            with anyio.CancelScope() as state.opening:
+            export = await stack.enter_async_context(_export_metrics(state))
+            state.directory.ended_marker.unlink(missing_ok=True)
+            engine_stack = stack.enter_context(ExitStack())
+            with anyio.CancelScope() as state.startup_scope:
                 for environment in state.environments:
-                    await _open(environment, state, stack, engines, export)
+                    await _prepare_environment(environment, state, stack, engine_stack, export)
             if not state.stopping_early:
-                await _run(state, export)
-        outer.cancel_scope.cancel()
+                await _run_workers(state, export)
+        task_group.cancel_scope.cancel()
 
 
-async def _run(state: Launch, export: Export) -> None:
-    posts = [post for environment in state.environments for post in environment.posts]
-    fleet = state.fleet = Fleet(posts, lambda name: _orders(state, name), state.place)
-    export.unready = lambda: _unready(state)
-    async with anyio.create_task_group() as running:
-        running.start_soon(_feed_all, state, fleet)
+async def _run_workers(state: LaunchState, export: MetricsExport) -> None:
+    slots = [slot for environment in state.environments for slot in environment.worker_slots]
+    supervisor = state.supervisor = Supervisor(slots, lambda name: _worker_instructions(state, name), state.place)
+    export.not_ready_reason = lambda: _not_ready_reason(state)
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(_feed_all, state, supervisor)
         for environment in state.environments:
-            running.start_soon(_follow_trainer, environment, state)
-        await fleet.run()
-        running.cancel_scope.cancel()
+            task_group.start_soon(_follow_trainer, environment, state)
+        await supervisor.run()
+        task_group.cancel_scope.cancel()
 
 
-async def _open(
-    environment: EnvironmentState, state: Launch, stack: AsyncExitStack, engines: ExitStack, export: Export
+async def _prepare_environment(
+    environment: EnvironmentState,
+    state: LaunchState,
+    stack: AsyncExitStack,
+    engine_stack: ExitStack,
+    export: MetricsExport,
 ) -> None:
     """Make ready what the workers of an environment need."""
-    config, directory = environment.member.config, state.directory
-    _require_shared(config)
-    ordered = [] if environment.fed_by_others else list(orders(config.new_environment, config.tasks))
-    environment.total = len(ordered)
-    environment.engines = await anyio.to_thread.run_sync(engine_urls, config, directory, engines)
-    tasks = open_queue(directory.url(config.queue.tasks, environment.name), lease="record")
-    await stack.enter_async_context(tasks)
-    trajectories = open_queue(directory.url(config.queue.url, environment.name))
-    await stack.enter_async_context(trajectories)
-    export.watch(environment.name, "tasks", tasks)
-    environment.backlog = export.watch(environment.name, "trajectories", trajectories)
-    environment.control = open_queue(directory.url(config.queue.control, environment.name))
-    await stack.enter_async_context(environment.control)
-    environment.feeder = Feeder(ordered, tasks, environment.claims, config.policy)
-    if not environment.fed_by_others:
+    config, directory = environment.launch_config.config, state.directory
+    _refuse_memory_queues(config)
+    rollout_orders = [] if environment.is_fed_externally else list(iter_orders(config.new_environment, config.tasks))
+    environment.total_rollouts = len(rollout_orders)
+    environment.engine_urls = await anyio.to_thread.run_sync(find_or_start_engines, config, directory, engine_stack)
+    tasks_queue = open_queue(directory.queue_url(config.queue.tasks, environment.name), lease="record")
+    await stack.enter_async_context(tasks_queue)
+    trajectories_queue = open_queue(directory.queue_url(config.queue.url, environment.name))
+    await stack.enter_async_context(trajectories_queue)
+    export.watch_queue(environment.name, "tasks", tasks_queue)
+    environment.trajectories_monitor = export.watch_queue(environment.name, "trajectories", trajectories_queue)
+    environment.control_queue = open_queue(directory.queue_url(config.queue.control, environment.name))
+    await stack.enter_async_context(environment.control_queue)
+    environment.feeder = Feeder(rollout_orders, tasks_queue, environment.claims, config.policy)
+    if not environment.is_fed_externally:
         await (
-            environment.feeder.clear(_patience(state, config)) if state.resumes else environment.feeder.require_empty()
+            environment.feeder.remove_leftovers(_leftover_timeout(state, config))
+            if state.is_resumed
+            else environment.feeder.require_empty()
         )
-    budget = RestartBudget(config.worker.restarts)
-    environment.posts = [
-        Post(
+    restart_budget = RestartBudget(config.worker.restarts)
+    environment.worker_slots = [
+        WorkerSlot(
             name=name,
             environment=environment.name,
-            command=_worker_command(environment.member, directory, name),
-            output=directory.path / "workers" / f"{name}.out",
-            tasks=tasks,
-            grace=config.worker.grace,
-            budget=budget,
+            command=_worker_command(environment.launch_config, directory, name),
+            output_path=directory.path / "workers" / f"{name}.out",
+            tasks_queue=tasks_queue,
+            grace_seconds=config.worker.grace,
+            restart_budget=restart_budget,
         )
-        for name in (f"{environment.name}-{number}" for number in range(state.workers))
+        for name in (f"{environment.name}-{number}" for number in range(state.workers_per_environment))
     ]
 
 
-def _exporting(state: Launch) -> AbstractAsyncContextManager[Export]:
+def _export_metrics(state: LaunchState) -> AbstractAsyncContextManager[MetricsExport]:
     """The metrics of a launch, served as the first of its configurations says."""
-    registry, pulse = CollectorRegistry(), Pulse()
-    ended = {environment.name: environment.ended for environment in state.environments}
-    registry.register(LaunchCollector(lambda: _figures(state), ended))
-    announcement = Announcement(state.directory.metrics, "launch", {"run": state.directory.run})
-    config = state.environments[0].member.config.metrics
-    return exporting(registry, announcement, config, pulse=pulse, patience=_STALLED)
+    registry, loop_monitor = CollectorRegistry(), LoopMonitor()
+    outcome_totals = {environment.name: environment.outcome_totals for environment in state.environments}
+    registry.register(LaunchCollector(lambda: _environment_statuses(state), outcome_totals))
+    target_file = ScrapeTargetFile(state.directory.metrics_path, "launch", {"run": state.directory.run_id})
+    config = state.environments[0].launch_config.config.metrics
+    return export_metrics(registry, target_file, config, loop_monitor=loop_monitor, stall_timeout=_STALL_TIMEOUT)
 
 
-def _figures(state: Launch) -> list[LaunchFigures]:
-    deaths = Counter(death.environment for death in state.fleet.deaths) if state.fleet else Counter[str]()
+def _environment_statuses(state: LaunchState) -> list[EnvironmentStatus]:
+    deaths = Counter(death.environment for death in state.supervisor.deaths) if state.supervisor else Counter[str]()
     return [
-        LaunchFigures(
+        EnvironmentStatus(
             environment=environment.name,
-            expected=None if environment.fed_by_others else environment.total,
-            workers=len(environment.posts),
-            ready=environment.ready,
+            expected_rollouts=None if environment.is_fed_externally else environment.total_rollouts,
+            workers=len(environment.worker_slots),
+            ready_workers=environment.ready_workers,
             deaths=deaths[environment.name],
-            tallies=[post.metrics for post in environment.posts],
+            metric_totals=[slot.metric_totals for slot in environment.worker_slots],
         )
         for environment in state.environments
     ]
 
 
-def _unready(state: Launch) -> str | None:
+def _not_ready_reason(state: LaunchState) -> str | None:
     if state.stopping_early:
         return "it drains"
-    waiting = [environment.name for environment in state.environments if environment.posts and not environment.ready]
-    return f"no worker is ready of {', '.join(waiting)}" if waiting else None
+    without_workers = [
+        environment.name
+        for environment in state.environments
+        if environment.worker_slots and not environment.ready_workers
+    ]
+    return f"no worker is ready of {', '.join(without_workers)}" if without_workers else None
 
 
-def _patience(state: Launch, config: Config) -> float:
+def _leftover_timeout(state: LaunchState, config: Config) -> float:
     """Seconds for which orders of an earlier launch may be held: workers that it did not start have outlived it."""
-    return _LEASE_LAPSES if state.workers else _LEASE_LAPSES + config.worker.rollout_timeout
+    return (
+        _LEASE_EXPIRY_SECONDS
+        if state.workers_per_environment
+        else _LEASE_EXPIRY_SECONDS + config.worker.rollout_timeout
+    )
 
 
-def _require_shared(config: Config) -> None:
+def _refuse_memory_queues(config: Config) -> None:
     for key, url in (("queue.url", config.queue.url), ("queue.tasks", config.queue.tasks)):
         if url.startswith("memory:"):
             raise ConfigurationError(
@@ -287,49 +314,51 @@ def _require_shared(config: Config) -> None:
             )
 
 
-async def _feed_all(state: Launch, fleet: Fleet) -> None:
+async def _feed_all(state: LaunchState, supervisor: Supervisor) -> None:
     """Send every order, and let the workers go when the last one is settled."""
-    async with anyio.create_task_group() as group:
+    async with anyio.create_task_group() as task_group:
         for environment in state.environments:
-            if environment.fed_by_others:
-                group.start_soon(anyio.sleep_forever)
+            if environment.is_fed_externally:
+                task_group.start_soon(anyio.sleep_forever)
             else:
                 assert environment.feeder is not None
-                slots = (state.workers or _ELSEWHERE) * environment.member.config.worker.concurrency
-                group.start_soon(environment.feeder.feed, 2 * slots)
-    state.directory.ended.touch()  # for workers that joined; ours are told
-    fleet.drain()
+                rollout_slots = (
+                    state.workers_per_environment or _ASSUMED_EXTERNAL_WORKERS
+                ) * environment.launch_config.config.worker.concurrency
+                task_group.start_soon(environment.feeder.feed, 2 * rollout_slots)
+    state.directory.ended_marker.touch()  # for workers that joined; ours are told
+    supervisor.drain()
 
 
-async def _follow_trainer(environment: EnvironmentState, state: Launch) -> None:
+async def _follow_trainer(environment: EnvironmentState, state: LaunchState) -> None:
     """Know how far the trainer is."""
-    assert environment.control is not None
-    follower = ProgressFollower(environment.control)
+    assert environment.control_queue is not None
+    follower = ProgressFollower(environment.control_queue)
     while True:
-        if await follower.follow(timeout=_LOOK):
-            environment.progress = follower.latest
+        if await follower.poll(timeout=_PROGRESS_POLL_SECONDS):
+            environment.trainer_progress = follower.latest
             if environment.feeder is not None:
-                environment.feeder.progress = follower.latest
-            if state.fleet is not None:
-                state.fleet.tell()
+                environment.feeder.trainer_progress = follower.latest
+            if state.supervisor is not None:
+                state.supervisor.send_instructions()
 
 
-def _orders(state: Launch, name: str) -> Orders:
+def _worker_instructions(state: LaunchState, environment_name: str) -> WorkerInstructions:
     """What a worker is told."""
-    environment = next(environment for environment in state.environments if environment.name == name)
-    told = environment.progress
-    version = environment.member.config.policy.version if told is None else str(told.version)
-    pushed = told is not None and told.pushed
-    return Orders(environment.engines, version, required=version if pushed else None)
+    environment = next(environment for environment in state.environments if environment.name == environment_name)
+    progress = environment.trainer_progress
+    version = environment.launch_config.config.policy.version if progress is None else str(progress.version)
+    weights_pushed = progress is not None and progress.pushed
+    return WorkerInstructions(environment.engine_urls, version, required_version=version if weights_pushed else None)
 
 
-def _worker_command(member: Member, directory: RunDirectory, name: str) -> tuple[str, ...]:
-    overrides = [part for override in member.overrides for part in ("--set", override)]
-    run = ("--run", str(directory.path), "--name", name)
-    return (sys.executable, "-m", "rollout", "worker", str(member.file), *overrides, *run)
+def _worker_command(launch_config: LaunchConfig, directory: RunDirectory, name: str) -> tuple[str, ...]:
+    override_options = [argument for override in launch_config.overrides for argument in ("--set", override)]
+    run_options = ("--run", str(directory.path), "--name", name)
+    return (sys.executable, "-m", "rollout", "worker", str(launch_config.file), *override_options, *run_options)
 
 
-def _summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     rewards = [outcome.reward for outcome in outcomes if outcome.reward is not None]
     return {
         "rollouts": len(outcomes),

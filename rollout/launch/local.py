@@ -21,10 +21,10 @@ import anyio
 
 from rollout.launch.places import NotStarted
 
-_OUTPUT_BYTES = 16 << 20
-_LONGEST_LINE = 16 << 20
+_MAX_OUTPUT_BYTES = 16 << 20
+_MAX_LINE_BYTES = 16 << 20
 """A worker's first beat tells all of its metrics."""
-_LAST_WORDS = 1.0
+_OUTPUT_FLUSH_TIMEOUT = 1.0
 
 
 class LocalWorker:
@@ -35,32 +35,32 @@ class LocalWorker:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        printing: "asyncio.Task[None]",
-        keeper: "Keeper",
+        output_task: "asyncio.Task[None]",
+        reaper: "Reaper",
     ) -> None:
         self._process = process
         self._reader = reader
         self._writer = writer
-        self._printing = printing
-        self._keeper = keeper
+        self._output_task = output_task
+        self._reaper = reaper
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def tell(self, line: bytes) -> None:
+    def send_line(self, line: bytes) -> None:
         if not self._writer.is_closing():
             self._writer.write(line)
 
-    async def hear(self) -> AsyncIterator[bytes]:
+    async def read_lines(self) -> AsyncIterator[bytes]:
         with suppress(ConnectionError):
             async for line in self._reader:
                 yield line
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, signum: signal.Signals) -> None:
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+                os.kill(self.pid, signum)
 
     def kill(self) -> None:
         with suppress(ProcessLookupError, PermissionError):
@@ -73,14 +73,14 @@ class LocalWorker:
         self.kill()
         with anyio.CancelScope(shield=True):
             await self._process.wait()
-            await asyncio.wait([self._printing], timeout=_LAST_WORDS)
-            self._printing.cancel()
-            await asyncio.wait([self._printing])
-        self._keeper.forget(self.pid)
+            await asyncio.wait([self._output_task], timeout=_OUTPUT_FLUSH_TIMEOUT)
+            self._output_task.cancel()
+            await asyncio.wait([self._output_task])
+        self._reaper.remove_group(self.pid)
         self._writer.close()
 
 
-class Keeper:
+class Reaper:
     """The process that outlives this one by just long enough; see `rollout.launch.reaper`."""
 
     def __init__(self) -> None:
@@ -88,18 +88,18 @@ class Keeper:
             [sys.executable, "-m", "rollout.launch.reaper"], stdin=subprocess.PIPE, start_new_session=True
         )
 
-    def remember(self, group: int) -> None:
-        self._tell(f"+{group}\n")
+    def add_group(self, group: int) -> None:
+        self._write_line(f"+{group}\n")
 
-    def forget(self, group: int) -> None:
-        self._tell(f"-{group}\n")
+    def remove_group(self, group: int) -> None:
+        self._write_line(f"-{group}\n")
 
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
-    def _tell(self, line: str) -> None:
+    def _write_line(self, line: str) -> None:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # workers also see for themselves that their supervisor is gone
             self._process.stdin.write(line.encode())
@@ -110,51 +110,51 @@ class LocalPlace:
     """This machine. See `rollout.launch.places.Place`."""
 
     async def __aenter__(self) -> Self:
-        self._keeper = Keeper()
+        self._reaper = Reaper()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._keeper.close()
+        self._reaper.close()
 
-    async def start(self, name: str, command: Sequence[str], output: Path) -> LocalWorker:
-        ours, theirs = socket.socketpair()
-        printed, prints = os.pipe()
-        printing = asyncio.create_task(_keep_output(printed, output))
+    async def start(self, name: str, command: Sequence[str], output_path: Path) -> LocalWorker:
+        supervisor_socket, worker_socket = socket.socketpair()
+        output_read_fd, output_write_fd = os.pipe()
+        output_task = asyncio.create_task(_copy_output(output_read_fd, output_path))
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 "--supervisor-fd",
-                str(theirs.fileno()),
+                str(worker_socket.fileno()),
                 stdin=subprocess.DEVNULL,
-                stdout=prints,
+                stdout=output_write_fd,
                 stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(worker_socket.fileno(),),
                 start_new_session=True,
             )
         except OSError as error:
-            ours.close()
+            supervisor_socket.close()
             raise NotStarted(f"no process for {name}: {error}") from error
         finally:
-            os.close(prints)
-            theirs.close()
-        self._keeper.remember(process.pid)
-        reader, writer = await asyncio.open_connection(sock=ours, limit=_LONGEST_LINE)
-        return LocalWorker(process, reader, writer, printing, self._keeper)
+            os.close(output_write_fd)
+            worker_socket.close()
+        self._reaper.add_group(process.pid)
+        reader, writer = await asyncio.open_connection(sock=supervisor_socket, limit=_MAX_LINE_BYTES)
+        return LocalWorker(process, reader, writer, output_task, self._reaper)
 
 
-async def _keep_output(pipe: int, path: Path) -> None:
+async def _copy_output(read_fd: int, path: Path) -> None:
     """Write what workers print into a file, up to a limit; the rest is read and dropped."""
-    printed = asyncio.StreamReader()
-    with path.open("ab", buffering=0) as file, os.fdopen(pipe, "rb", buffering=0) as end:
+    reader = asyncio.StreamReader()
+    with path.open("ab", buffering=0) as file, os.fdopen(read_fd, "rb", buffering=0) as pipe_file:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(printed), end
+            lambda: asyncio.StreamReaderProtocol(reader), pipe_file
         )
         try:
-            while data := await printed.read(1 << 20):
-                if file.tell() < _OUTPUT_BYTES:
+            while data := await reader.read(1 << 20):
+                if file.tell() < _MAX_OUTPUT_BYTES:
                     with suppress(OSError):
-                        file.write(data[: _OUTPUT_BYTES - file.tell()])
+                        file.write(data[: _MAX_OUTPUT_BYTES - file.tell()])
         finally:
             transport.close()

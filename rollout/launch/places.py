@@ -20,13 +20,13 @@ class WorkerProcess(Protocol):
     def pid(self) -> int:
         """On the machine where it runs."""
 
-    def tell(self, line: bytes) -> None:
+    def send_line(self, line: bytes) -> None:
         """Send it a line; one that is gone hears nothing."""
 
-    def hear(self) -> AsyncIterator[bytes]:
+    def read_lines(self) -> AsyncIterator[bytes]:
         """The lines that it sends, until there can be no more."""
 
-    def signal(self, number: Signals) -> None:
+    def send_signal(self, signum: Signals) -> None:
         """Send the process a signal, if it is still there."""
 
     def kill(self) -> None:
@@ -42,10 +42,10 @@ class WorkerProcess(Protocol):
 class Place(Protocol):
     """Starts workers. Use it as an async context manager; none of its workers outlives it."""
 
-    async def start(self, name: str, command: Sequence[str], output: Path) -> WorkerProcess:
+    async def start(self, name: str, command: Sequence[str], output_path: Path) -> WorkerProcess:
         """Start the worker of this name: `command` with the descriptor of its line as `--supervisor-fd`.
 
-        What it prints is appended to `output`, up to a limit. Raises NotStarted.
+        What it prints is appended to `output_path`, up to a limit. Raises NotStarted.
         """
 
     async def __aenter__(self) -> Self: ...

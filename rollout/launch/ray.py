@@ -25,9 +25,8 @@ from rollout.launch.ray_actor import WorkerActor
 
 log = structlog.get_logger()
 
-_CLUSTER_SECONDS = 120.0
-_START_SECONDS = 120.0
-_GONE_SECONDS = 5.0
+_PLACEMENT_TIMEOUT = 120.0
+_WORKER_START_TIMEOUT = 120.0
 
 
 class NoRay(ConfigurationError):
@@ -46,10 +45,10 @@ class RayWorker:
     def pid(self) -> int:
         return self._pid
 
-    def tell(self, line: bytes) -> None:
+    def send_line(self, line: bytes) -> None:
         self._actor.tell.remote(line)
 
-    async def hear(self) -> AsyncIterator[bytes]:
+    async def read_lines(self) -> AsyncIterator[bytes]:
         while True:
             try:
                 lines = await self._actor.heard.remote()
@@ -60,8 +59,8 @@ class RayWorker:
                     return
                 yield line
 
-    def signal(self, number: signal.Signals) -> None:
-        self._actor.signal.remote(int(number))
+    def send_signal(self, signum: signal.Signals) -> None:
+        self._actor.signal.remote(int(signum))
 
     def kill(self) -> None:
         self._ray.kill(self._actor, no_restart=True)
@@ -80,33 +79,35 @@ class RayWorker:
 class RayPlace:
     """Connects to the cluster that RAY_ADDRESS or `ray start` names, or starts one of this machine alone."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, worker_count: int) -> None:
         try:
             self._ray: Any = import_module("ray")
         except ModuleNotFoundError:
             raise NoRay("--on ray needs Ray; install it with rollout's extra: pip install 'rollout[ray]'.") from None
-        self._workers = workers
-        self._bundles: dict[str, int] = {}
-        self._printed = ExitStack()
+        self._worker_count = worker_count
+        self._bundle_indexes: dict[str, int] = {}
+        self._stdout_redirect = ExitStack()
 
     async def __aenter__(self) -> Self:
         # Ray prints what happens to actors, and a command's standard output is for what was asked for.
-        self._printed.enter_context(redirect_stdout(sys.stderr))
+        self._stdout_redirect.enter_context(redirect_stdout(sys.stderr))
         # In a thread: on the main one, Ray would put a handler of its own in the place of ours for SIGTERM. Below
         # Python it does so anyway, one that aborts; setting ours again takes its place.
         await anyio.to_thread.run_sync(self._connect)
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-        groups = import_module("ray.util.placement_group")
-        self._group: Any = groups.placement_group([{"CPU": 1}] * self._workers, strategy="SPREAD")
+        placement_groups = import_module("ray.util.placement_group")
+        self._placement_group: Any = placement_groups.placement_group(
+            [{"CPU": 1}] * self._worker_count, strategy="SPREAD"
+        )
         try:
-            await asyncio.wait_for(self._group.ready(), _CLUSTER_SECONDS)
+            await asyncio.wait_for(self._placement_group.ready(), _PLACEMENT_TIMEOUT)
         except TimeoutError:
             await self.__aexit__(None, None, None)
             raise NoRay(
-                f"the Ray cluster has no room for {self._workers} workers of one CPU each within "
-                f"{_CLUSTER_SECONDS:g} s. Start fewer (--workers), or add nodes."
+                f"the Ray cluster has no room for {self._worker_count} workers of one CPU each within "
+                f"{_PLACEMENT_TIMEOUT:g} s. Start fewer (--workers), or add nodes."
             ) from None
-        log.info("ray is ready", nodes=len(self._ray.nodes()), workers=self._workers)
+        log.info("ray is ready", nodes=len(self._ray.nodes()), workers=self._worker_count)
         return self
 
     async def __aexit__(
@@ -114,19 +115,25 @@ class RayPlace:
     ) -> None:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._ray.shutdown)
-        self._printed.close()
+        self._stdout_redirect.close()
 
-    async def start(self, name: str, command: Sequence[str], output: Path) -> RayWorker:
+    async def start(self, name: str, command: Sequence[str], output_path: Path) -> RayWorker:
         strategies = import_module("ray.util.scheduling_strategies")
-        bundle = self._bundles.setdefault(name, len(self._bundles))
-        where = strategies.PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
-        actor = self._ray.remote(WorkerActor).options(num_cpus=1, max_restarts=0, scheduling_strategy=where).remote()
+        bundle_index = self._bundle_indexes.setdefault(name, len(self._bundle_indexes))
+        placement = strategies.PlacementGroupSchedulingStrategy(
+            self._placement_group, placement_group_bundle_index=bundle_index
+        )
+        actor = (
+            self._ray.remote(WorkerActor).options(num_cpus=1, max_restarts=0, scheduling_strategy=placement).remote()
+        )
         try:
-            started = actor.start.remote(name, list(command), str(output))
-            pid, actor_pid = await asyncio.wait_for(started, _START_SECONDS)
+            start_call = actor.start.remote(name, list(command), str(output_path))
+            pid, actor_pid = await asyncio.wait_for(start_call, _WORKER_START_TIMEOUT)
         except (TimeoutError, self._ray.exceptions.RayError) as error:
             self._ray.kill(actor, no_restart=True)
-            raise NotStarted(f"no actor for {name}: {error or f'none came up within {_START_SECONDS:g} s'}") from None
+            raise NotStarted(
+                f"no actor for {name}: {error or f'none came up within {_WORKER_START_TIMEOUT:g} s'}"
+            ) from None
         except BaseException:
             self._ray.kill(actor, no_restart=True)
             raise

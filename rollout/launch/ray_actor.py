@@ -13,39 +13,39 @@ from pathlib import Path
 
 from rollout.launch.local import LocalPlace, LocalWorker
 
-_HEARD_AT_ONCE = 64
+_MAX_LINES_PER_CALL = 64
 
 
 class WorkerActor:
     """Holds one worker. An asynchronous actor: its calls wait beside each other."""
 
     def __init__(self) -> None:
-        self._heard: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
 
-    async def start(self, name: str, command: Sequence[str], output: str) -> tuple[int, int]:
+    async def start(self, name: str, command: Sequence[str], output_path: str) -> tuple[int, int]:
         """Start the worker, with the Python of this machine; its pid, and that of the actor."""
         self._place = await LocalPlace().__aenter__()
-        self._worker: LocalWorker = await self._place.start(name, (sys.executable, *command[1:]), Path(output))
-        self._hearing = asyncio.create_task(self._hear())
+        self._worker: LocalWorker = await self._place.start(name, (sys.executable, *command[1:]), Path(output_path))
+        self._collect_task = asyncio.create_task(self._collect_lines())
         return self._worker.pid, os.getpid()
 
-    async def heard(self) -> list[bytes]:
+    async def next_lines(self) -> list[bytes]:
         """The lines that the worker has sent since; waits for one. An empty one is the last."""
-        lines = [await self._heard.get()]
-        while not self._heard.empty() and len(lines) < _HEARD_AT_ONCE:
-            lines.append(self._heard.get_nowait())
-        return [line or b"" for line in lines]
+        batch = [await self._lines.get()]
+        while not self._lines.empty() and len(batch) < _MAX_LINES_PER_CALL:
+            batch.append(self._lines.get_nowait())
+        return [line or b"" for line in batch]
 
-    async def tell(self, line: bytes) -> None:
-        self._worker.tell(line)
+    async def send_line(self, line: bytes) -> None:
+        self._worker.send_line(line)
 
-    async def signal(self, number: int) -> None:
-        self._worker.signal(signal.Signals(number))
+    async def send_signal(self, signum: int) -> None:
+        self._worker.send_signal(signal.Signals(signum))
 
     async def wait(self) -> int:
         return await self._worker.wait()
 
-    async def _hear(self) -> None:
-        async for line in self._worker.hear():
-            self._heard.put_nowait(line)
-        self._heard.put_nowait(None)
+    async def _collect_lines(self) -> None:
+        async for line in self._worker.read_lines():
+            self._lines.put_nowait(line)
+        self._lines.put_nowait(None)

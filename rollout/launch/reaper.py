@@ -11,7 +11,7 @@ import signal
 import sys
 
 
-def keep() -> None:
+def kill_leftover_groups() -> None:
     groups: set[int] = set()
     for line in sys.stdin:
         group = int(line[1:])
@@ -27,4 +27,4 @@ def keep() -> None:
 
 
 if __name__ == "__main__":
-    keep()
+    kill_leftover_groups()

@@ -18,22 +18,22 @@ from anyio.abc import TaskGroup
 
 from rollout.errors import RolloutError
 from rollout.launch.places import NotStarted, Place, WorkerProcess
-from rollout.metrics.totals import Tally
-from rollout.worker.link import Beat, Halted, Orders, decode_report, encode_orders
+from rollout.metrics.totals import MetricTotals
+from rollout.worker.link import Heartbeat, WorkerFailure, WorkerInstructions, decode_report, encode_instructions
 from transports import Queue, QueueError
 
 log = structlog.get_logger()
 
-_SILENCE = 120.0
+_HEARTBEAT_TIMEOUT = 120.0
 """Seconds without a beat after which a worker is killed: not even its threads run any more."""
-_LEFT_TO_DRAIN = 15.0
+_DRAIN_MARGIN_SECONDS = 15.0
 """Seconds on top of `worker.grace` before a worker that should drain is killed."""
-_BUDGET_SECONDS = 3600.0
-_LAST_REPORTS = 1.0
-_RELEASE = 5.0
+_RESTART_WINDOW_SECONDS = 3600.0
+_FINAL_REPORT_TIMEOUT = 1.0
+_EXPIRE_LEASES_TIMEOUT = 5.0
 """Seconds for the queue to release what a dead worker had leased; after that, its leases are left to lapse."""
-_PAUSES = (0.2, 30.0)
-_SUMMED = ("turns", "tokens", "retries")
+_RESTART_PAUSES_SECONDS = (0.2, 30.0)
+_SUMMED_FIELDS = ("turns", "tokens", "retries")
 
 
 class WorkersDie(RolloutError):
@@ -43,70 +43,72 @@ class WorkersDie(RolloutError):
 class RestartBudget:
     """How many more of an environment's workers may be restarted: so many within an hour."""
 
-    def __init__(self, allowed: int) -> None:
-        self._allowed = allowed
-        self._spent: deque[float] = deque()
+    def __init__(self, max_restarts: int) -> None:
+        self._max_restarts = max_restarts
+        self._restart_times: deque[float] = deque()
 
     def spend(self) -> bool:
         """Take one; False where none is left."""
         now = time.monotonic()
-        while self._spent and self._spent[0] < now - _BUDGET_SECONDS:
-            self._spent.popleft()
-        if len(self._spent) >= self._allowed:
+        while self._restart_times and self._restart_times[0] < now - _RESTART_WINDOW_SECONDS:
+            self._restart_times.popleft()
+        if len(self._restart_times) >= self._max_restarts:
             return False
-        self._spent.append(now)
+        self._restart_times.append(now)
         return True
 
 
 @dataclass(slots=True)
-class Death:
+class WorkerDeath:
     """One worker that ended without being told to."""
 
     worker: str
     environment: str
-    code: int
+    exit_code: int
     reason: str
 
     @property
-    def how(self) -> str:
-        return f"signal {signal.Signals(-self.code).name}" if self.code < 0 else f"exit code {self.code}"
+    def description(self) -> str:
+        return f"signal {signal.Signals(-self.exit_code).name}" if self.exit_code < 0 else f"exit code {self.exit_code}"
 
 
 @dataclass(slots=True)
-class Post:
+class WorkerSlot:
     """A place for one worker, and what the workers that held it did."""
 
     name: str
     environment: str
     command: tuple[str, ...]
-    output: Path
-    tasks: Queue
-    grace: float
-    budget: RestartBudget
+    output_path: Path
+    tasks_queue: Queue
+    grace_seconds: float
+    restart_budget: RestartBudget
     process: WorkerProcess | None = None
-    beat: Beat = field(default_factory=Beat)
-    heard: float = 0.0
-    before: Counter[str] = field(default_factory=Counter)
-    metrics: Tally = field(default_factory=Tally)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    last_heard: float = 0.0
+    earlier_totals: Counter[str] = field(default_factory=Counter)
+    metric_totals: MetricTotals = field(default_factory=MetricTotals)
 
     @property
     def totals(self) -> Counter[str]:
         """What all workers at this post have done together, by the names of `Beat`."""
-        mine = Counter(self.before)
-        mine.update({name: getattr(self.beat, name) for name in _SUMMED})
-        return mine
+        totals = Counter(self.earlier_totals)
+        totals.update({name: getattr(self.heartbeat, name) for name in _SUMMED_FIELDS})
+        return totals
 
 
-class Fleet:
-    """All workers of a launch. `orders` says what each is told when it starts, and again by `tell`."""
+class Supervisor:
+    """All workers of a launch. `orders` says what each is told when it starts, and again by `send_instructions`."""
 
-    def __init__(self, posts: list[Post], orders: Callable[[str], Orders], place: Place) -> None:
-        self.posts = posts
+    def __init__(
+        self, slots: list[WorkerSlot], instructions_for: Callable[[str], WorkerInstructions], place: Place
+    ) -> None:
+        self.slots = slots
         self._place = place
-        self.deaths: list[Death] = []
-        self._orders = orders
-        self._ending: signal.Signals | None = None
-        self._told_to_end = anyio.Event()
+        self.deaths: list[WorkerDeath] = []
+        self._instructions_for = instructions_for
+        self._end_signal: signal.Signals | None = None
+        self._end_requested = anyio.Event()
 
     async def run(self) -> None:
         """Keep a worker at every post until `drain` or `kill`.
@@ -116,115 +118,117 @@ class Fleet:
         """
         async with self._place:
             try:
-                async with anyio.create_task_group() as group:
-                    for post in self.posts:
-                        group.start_soon(self._hold, post, group)
-                    await self._told_to_end.wait()
+                async with anyio.create_task_group() as task_group:
+                    for slot in self.slots:
+                        task_group.start_soon(self._keep_running, slot, task_group)
+                    await self._end_requested.wait()
             finally:
                 self.kill()
 
     def drain(self) -> None:
         """Let every worker finish what it began, within its grace, and start none anew."""
-        self._ending = self._ending or signal.SIGTERM
-        self._told_to_end.set()
-        for post in self.posts:
-            if post.process is not None:
-                post.process.signal(self._ending)
+        self._end_signal = self._end_signal or signal.SIGTERM
+        self._end_requested.set()
+        for slot in self.slots:
+            if slot.process is not None:
+                slot.process.send_signal(self._end_signal)
 
     def kill(self) -> None:
         """End every worker now. What they had not finished is given back."""
-        self._ending = signal.SIGKILL
-        self._told_to_end.set()
-        for post in self.posts:
-            if post.process is not None:
-                post.process.kill()
+        self._end_signal = signal.SIGKILL
+        self._end_requested.set()
+        for slot in self.slots:
+            if slot.process is not None:
+                slot.process.kill()
 
-    def tell(self) -> None:
+    def send_instructions(self) -> None:
         """Tell every worker its orders again."""
-        for post in self.posts:
-            if post.process is not None:
-                post.process.tell(encode_orders(self._orders(post.environment)))
+        for slot in self.slots:
+            if slot.process is not None:
+                slot.process.send_line(encode_instructions(self._instructions_for(slot.environment)))
 
-    async def _hold(self, post: Post, group: TaskGroup) -> None:
-        pause, longest = _PAUSES
-        while self._ending is None:
-            code, reason = await self._one_life(post, group)
-            if self._ending is not None:
+    async def _keep_running(self, slot: WorkerSlot, task_group: TaskGroup) -> None:
+        pause, max_pause = _RESTART_PAUSES_SECONDS
+        while self._end_signal is None:
+            exit_code, reason = await self._run_once(slot, task_group)
+            if self._end_signal is not None:
                 return
-            useful = post.beat.turns > 0
-            self._bury(post, code, reason)
-            pause = _PAUSES[0] if useful else min(2 * pause, longest)
+            made_progress = slot.heartbeat.turns > 0
+            self._record_death(slot, exit_code, reason)
+            pause = _RESTART_PAUSES_SECONDS[0] if made_progress else min(2 * pause, max_pause)
             with anyio.move_on_after(pause):
-                await self._told_to_end.wait()
+                await self._end_requested.wait()
 
-    async def _one_life(self, post: Post, fleet: TaskGroup) -> tuple[int, str]:
+    async def _run_once(self, slot: WorkerSlot, supervisor_group: TaskGroup) -> tuple[int, str]:
         """Start a worker and stay with it to its end; its exit code, and what it said of it."""
         try:
-            process = await self._place.start(post.name, post.command, post.output)
+            process = await self._place.start(slot.name, slot.command, slot.output_path)
         except NotStarted as error:
             return 1, str(error)
-        post.process, post.beat, post.heard = process, Beat(), time.monotonic()
-        log.info("worker started", worker=post.name, pid=process.pid)
-        if self._ending is not None:  # that came while the process was being made
-            process.signal(self._ending)
-        said: list[str] = []
-        heard_out = anyio.Event()
+        slot.process, slot.heartbeat, slot.last_heard = process, Heartbeat(), time.monotonic()
+        log.info("worker started", worker=slot.name, pid=process.pid)
+        if self._end_signal is not None:  # that came while the process was being made
+            process.send_signal(self._end_signal)
+        failure_reasons: list[str] = []
+        all_lines_read = anyio.Event()
         try:
-            process.tell(encode_orders(self._orders(post.environment)))
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._listen, post, process, said, heard_out)
-                group.start_soon(self._mind_silence, post, process)
-                code = await process.wait()
-                log.info("worker ended", worker=post.name, pid=process.pid, code=code)
+            process.send_line(encode_instructions(self._instructions_for(slot.environment)))
+            async with anyio.create_task_group() as worker_group:
+                worker_group.start_soon(self._read_reports, slot, process, failure_reasons, all_lines_read)
+                worker_group.start_soon(self._kill_if_silent, slot, process)
+                exit_code = await process.wait()
+                log.info("worker ended", worker=slot.name, pid=process.pid, code=exit_code)
                 process.kill()  # what it had started ends with it
-                if post.beat.holder:
-                    fleet.start_soon(self._release, post, post.beat.holder)
-                with anyio.move_on_after(_LAST_REPORTS):
-                    await heard_out.wait()
-                group.cancel_scope.cancel()
+                if slot.heartbeat.lease_holder:
+                    supervisor_group.start_soon(self._expire_leases, slot, slot.heartbeat.lease_holder)
+                with anyio.move_on_after(_FINAL_REPORT_TIMEOUT):
+                    await all_lines_read.wait()
+                worker_group.cancel_scope.cancel()
         finally:
-            post.process = None
+            slot.process = None
             await process.aclose()
-        return code, "; ".join(said)
+        return exit_code, "; ".join(failure_reasons)
 
-    async def _listen(self, post: Post, process: WorkerProcess, said: list[str], heard_out: anyio.Event) -> None:
-        async for line in process.hear():
+    async def _read_reports(
+        self, slot: WorkerSlot, process: WorkerProcess, failure_reasons: list[str], all_lines_read: anyio.Event
+    ) -> None:
+        async for line in process.read_lines():
             match report := decode_report(line):
-                case Beat():
-                    if report.ready and not post.beat.ready:
-                        log.info("worker ready", worker=post.name, pid=process.pid)
-                    post.beat, post.heard = report, time.monotonic()
-                    post.metrics.hear(report.metrics)
-                case Halted():
-                    said.append(report.reason)
-        heard_out.set()
+                case Heartbeat():
+                    if report.ready and not slot.heartbeat.ready:
+                        log.info("worker ready", worker=slot.name, pid=process.pid)
+                    slot.heartbeat, slot.last_heard = report, time.monotonic()
+                    slot.metric_totals.add_changes(report.metrics)
+                case WorkerFailure():
+                    failure_reasons.append(report.reason)
+        all_lines_read.set()
 
-    async def _release(self, post: Post, holder: str) -> None:
+    async def _expire_leases(self, slot: WorkerSlot, lease_holder: str) -> None:
         """End the leases of a worker that is gone. Nobody waits for it: a queue may be slow, or away."""
         try:
-            with anyio.fail_after(_RELEASE, shield=True):
-                await post.tasks.disown(holder)
+            with anyio.fail_after(_EXPIRE_LEASES_TIMEOUT, shield=True):
+                await slot.tasks_queue.expire_leases(lease_holder)
         except (QueueError, TimeoutError) as error:
-            log.warning("the leases of a dead worker will lapse", worker=post.name, error=str(error))
+            log.warning("the leases of a dead worker will lapse", worker=slot.name, error=str(error))
 
-    async def _mind_silence(self, post: Post, process: WorkerProcess) -> None:
+    async def _kill_if_silent(self, slot: WorkerSlot, process: WorkerProcess) -> None:
         stopping_since: float | None = None
         while True:
             await anyio.sleep(1.0)
             now = time.monotonic()
-            stopping_since = now if self._ending is not None and stopping_since is None else stopping_since
-            overdue = stopping_since is not None and now - stopping_since > post.grace + _LEFT_TO_DRAIN
-            if overdue or now - post.heard > _SILENCE:
-                log.warning("worker does not answer", worker=post.name, pid=process.pid, silent=now - post.heard)
+            stopping_since = now if self._end_signal is not None and stopping_since is None else stopping_since
+            overdue = stopping_since is not None and now - stopping_since > slot.grace_seconds + _DRAIN_MARGIN_SECONDS
+            if overdue or now - slot.last_heard > _HEARTBEAT_TIMEOUT:
+                log.warning("worker does not answer", worker=slot.name, pid=process.pid, silent=now - slot.last_heard)
                 process.kill()
 
-    def _bury(self, post: Post, code: int, reason: str) -> None:
-        post.before = post.totals
-        post.metrics.bury()
-        post.beat = Beat()
-        death = Death(post.name, post.environment, code, reason)
+    def _record_death(self, slot: WorkerSlot, exit_code: int, reason: str) -> None:
+        slot.earlier_totals = slot.totals
+        slot.metric_totals.end_worker()
+        slot.heartbeat = Heartbeat()
+        death = WorkerDeath(slot.name, slot.environment, exit_code, reason)
         self.deaths.append(death)
-        log.warning("worker died", worker=post.name, code=code, reason=reason)
-        if not post.budget.spend():
-            told = reason or f"the last one, {post.name}, ended with {death.how}; see {post.output}"
-            raise WorkersDie(f"the workers of {post.environment} keep dying (worker.restarts is spent): {told}")
+        log.warning("worker died", worker=slot.name, code=exit_code, reason=reason)
+        if not slot.restart_budget.spend():
+            cause = reason or f"the last one, {slot.name}, ended with {death.description}; see {slot.output_path}"
+            raise WorkersDie(f"the workers of {slot.environment} keep dying (worker.restarts is spent): {cause}")

@@ -9,40 +9,40 @@ from prometheus_client import disable_created_metrics
 from prometheus_client.registry import CollectorRegistry
 
 from rollout.config.sections import MetricsConfig
-from rollout.metrics.loop_monitor import Pulse
-from rollout.metrics.queues import QueueCollector, QueueWatch
-from rollout.metrics.server import Announcement, Exporter, served
+from rollout.metrics.loop_monitor import LoopMonitor
+from rollout.metrics.queues import QueueCollector, QueueMonitor
+from rollout.metrics.server import ProcessStatus, ScrapeTargetFile, serve_metrics
 from transports import Queue
 
 
-class Export:
-    """What a process adds to its metrics while it gets going. `unready` says why it is not ready, or None."""
+class MetricsExport:
+    """What a process adds to its metrics while it gets going. `not_ready_reason` says why it is not ready, or None."""
 
-    def __init__(self, queues: QueueCollector, group: TaskGroup) -> None:
-        self.unready: Callable[[], str | None] = lambda: "it is starting"
+    def __init__(self, queues: QueueCollector, task_group: TaskGroup) -> None:
+        self.not_ready_reason: Callable[[], str | None] = lambda: "it is starting"
         self._queues = queues
-        self._group = group
+        self._task_group = task_group
 
-    def watch(self, environment: str, name: str, queue: Queue) -> QueueWatch:
+    def watch_queue(self, environment: str, queue_name: str, queue: Queue) -> QueueMonitor:
         """Export the state of a queue from now on; it must stay open as long as this lasts."""
-        watch = QueueWatch(queue)
-        self._queues.add(environment, name, watch)
-        self._group.start_soon(watch.watch)
-        return watch
+        monitor = QueueMonitor(queue)
+        self._queues.add(environment, queue_name, monitor)
+        self._task_group.start_soon(monitor.run)
+        return monitor
 
 
 @asynccontextmanager
-async def exporting(
+async def export_metrics(
     registry: CollectorRegistry,
-    announcement: Announcement,
+    target_file: ScrapeTargetFile,
     config: MetricsConfig | None,
     *,
-    pulse: Pulse,
-    patience: float,
-) -> AsyncIterator[Export]:
+    loop_monitor: LoopMonitor,
+    stall_timeout: float,
+) -> AsyncIterator[MetricsExport]:
     """Export a registry; with no configuration, keep what it needs going without serving it.
 
-    `patience` is for how many seconds the loop may stall before the process is not well.
+    `stall_timeout` is for how many seconds the loop may stall before the process is not well.
 
     Raises:
         MetricsPortTaken: it cannot listen where the configuration says.
@@ -50,17 +50,17 @@ async def exporting(
     disable_created_metrics()  # type: ignore[no-untyped-call] # they would double the page
     queues = QueueCollector()
     registry.register(queues)
-    async with anyio.create_task_group() as group:
-        group.start_soon(pulse.beat)
-        export = Export(queues, group)
-        exporter = Exporter(registry, lambda: pulse.ill(patience), lambda: export.unready())
-        serving = (
-            served(exporter, host=config.host, port=config.port, announcement=announcement)
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(loop_monitor.run)
+        export = MetricsExport(queues, task_group)
+        status = ProcessStatus(registry, lambda: loop_monitor.problem(stall_timeout), lambda: export.not_ready_reason())
+        server = (
+            serve_metrics(status, host=config.host, port=config.port, target_file=target_file)
             if config is not None and config.serve
             else nullcontext()
         )
-        with serving:
+        with server:
             try:
                 yield export
             finally:
-                group.cancel_scope.cancel()
+                task_group.cancel_scope.cancel()

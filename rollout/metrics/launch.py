@@ -10,11 +10,11 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from rollout.metrics import catalogue
-from rollout.metrics.totals import Tally, summed
-from rollout.rundir.outcomes import Ended
+from rollout.metrics.totals import MetricTotals, sum_metrics
+from rollout.rundir.outcomes import OutcomeTotals
 
-_FROM_CLAIMS = {
-    family.base
+_READ_FROM_CLAIMS = {
+    family.base_name
     for family in (
         catalogue.ROLLOUTS,
         catalogue.FINISHED_TURNS,
@@ -25,41 +25,51 @@ _FROM_CLAIMS = {
 
 
 @dataclass(frozen=True, slots=True)
-class LaunchFigures:
+class EnvironmentStatus:
     """One environment of a launch, as its supervisor sees it now."""
 
     environment: str
-    expected: int | None
+    expected_rollouts: int | None
     workers: int
-    ready: int
+    ready_workers: int
     deaths: int
-    tallies: Sequence[Tally]
+    metric_totals: Sequence[MetricTotals]
 
 
 class LaunchCollector(Collector):
     """Exports a launch."""
 
-    def __init__(self, figures: Callable[[], Sequence[LaunchFigures]], ended: Mapping[str, Ended]) -> None:
-        self._figures = figures
-        self._ended = ended
+    def __init__(
+        self, get_statuses: Callable[[], Sequence[EnvironmentStatus]], outcome_totals: Mapping[str, OutcomeTotals]
+    ) -> None:
+        self._get_statuses = get_statuses
+        self._outcome_totals = outcome_totals
 
     def collect(self) -> Iterator[Metric]:
-        figures = self._figures()
-        for metric in summed(tally for found in figures for tally in found.tallies):
-            if metric.name not in _FROM_CLAIMS:
+        statuses = self._get_statuses()
+        for metric in sum_metrics(totals for status in statuses for totals in status.metric_totals):
+            if metric.name not in _READ_FROM_CLAIMS:
                 yield metric
-        yield from self._outcomes()
-        workers: dict[tuple[str, ...], float] = {(f.environment, "ready"): f.ready for f in figures}
-        workers |= {(f.environment, "starting"): f.workers - f.ready for f in figures}
-        yield catalogue.WORKERS.read(workers)
-        yield catalogue.WORKER_DEATHS.read({(f.environment,): f.deaths for f in figures})
-        yield catalogue.EXPECTED.read({(f.environment,): f.expected for f in figures if f.expected is not None})
+        yield from self._outcome_metrics()
+        workers: dict[tuple[str, ...], float] = {(f.environment, "ready"): f.ready_workers for f in statuses}
+        workers |= {(f.environment, "starting"): f.workers - f.ready_workers for f in statuses}
+        yield catalogue.WORKERS.build_metric(workers)
+        yield catalogue.WORKER_DEATHS.build_metric({(f.environment,): f.deaths for f in statuses})
+        yield catalogue.ROLLOUTS_EXPECTED.build_metric(
+            {(f.environment,): f.expected_rollouts for f in statuses if f.expected_rollouts is not None}
+        )
 
-    def _outcomes(self) -> Iterator[Metric]:
-        for ended in self._ended.values():
-            ended.look()
-        every = self._ended.items()
-        yield catalogue.ROLLOUTS.read({(name, s): n for name, ended in every for s, n in ended.status.items()})
-        yield catalogue.FINISHED_TURNS.read({(name,): ended.turns for name, ended in every})
-        yield catalogue.FINISHED_TOKENS.read({(name,): ended.tokens for name, ended in every})
-        yield catalogue.FINISHED_IMAGES.read({(name,): ended.images for name, ended in every})
+    def _outcome_metrics(self) -> Iterator[Metric]:
+        for totals in self._outcome_totals.values():
+            totals.refresh()
+        totals_by_environment = self._outcome_totals.items()
+        yield catalogue.ROLLOUTS.build_metric(
+            {
+                (name, status): count
+                for name, ended in totals_by_environment
+                for status, count in ended.status_counts.items()
+            }
+        )
+        yield catalogue.FINISHED_TURNS.build_metric({(name,): ended.turns for name, ended in totals_by_environment})
+        yield catalogue.FINISHED_TOKENS.build_metric({(name,): ended.tokens for name, ended in totals_by_environment})
+        yield catalogue.FINISHED_IMAGES.build_metric({(name,): ended.images for name, ended in totals_by_environment})

@@ -8,31 +8,31 @@ from collections.abc import Callable
 
 import anyio
 
-_EVERY = 0.25
+_CHECK_INTERVAL = 0.25
 
 
-class Pulse:
-    """Of one event loop; `beat` runs on it, `stalled` may be read anywhere."""
+class LoopMonitor:
+    """Of one event loop; `run` runs on it, `stalled_seconds` may be read anywhere."""
 
-    def __init__(self, late: Callable[[float], None] | None = None) -> None:
-        self._late = late
-        self._turned = time.monotonic()
+    def __init__(self, on_delay: Callable[[float], None] | None = None) -> None:
+        self._on_delay = on_delay
+        self._last_turn = time.monotonic()
 
     @property
-    def stalled(self) -> float:
+    def stalled_seconds(self) -> float:
         """Seconds for which the loop has not turned."""
-        return max(0.0, time.monotonic() - self._turned - _EVERY)
+        return max(0.0, time.monotonic() - self._last_turn - _CHECK_INTERVAL)
 
-    def ill(self, patience: float) -> str | None:
+    def problem(self, stall_timeout: float) -> str | None:
         """What is wrong with a process whose loop has stalled for so many seconds."""
-        stalled = self.stalled
-        return f"the event loop has not turned for {stalled:.0f} s" if stalled > patience else None
+        seconds = self.stalled_seconds
+        return f"the event loop has not turned for {seconds:.0f} s" if seconds > stall_timeout else None
 
-    async def beat(self) -> None:
+    async def run(self) -> None:
         """Take note of every turn, until cancelled."""
         while True:
-            due = time.monotonic() + _EVERY
-            await anyio.sleep(_EVERY)
-            self._turned = time.monotonic()
-            if self._late is not None:
-                self._late(max(0.0, self._turned - due))
+            expected = time.monotonic() + _CHECK_INTERVAL
+            await anyio.sleep(_CHECK_INTERVAL)
+            self._last_turn = time.monotonic()
+            if self._on_delay is not None:
+                self._on_delay(max(0.0, self._last_turn - expected))

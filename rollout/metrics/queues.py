@@ -14,52 +14,62 @@ from transports.base import QueueStats
 
 log = structlog.get_logger()
 
-_LOOK = 1.0
-_PATIENCE = 10.0
-_NOTHING = QueueStats(0, 0, 0.0, 0, 0)
+_POLL_INTERVAL = 1.0
+_STATS_TIMEOUT = 10.0
+_EMPTY_STATS = QueueStats(0, 0, 0.0, 0, 0)
 
 
-class QueueWatch:
+class QueueMonitor:
     """The state of one queue as it was last told."""
 
     def __init__(self, queue: Queue) -> None:
-        self.latest = _NOTHING
+        self.latest_stats = _EMPTY_STATS
         self._queue = queue
-        self._heard = time.monotonic()
+        self._last_answer = time.monotonic()
 
     @property
-    def silence(self) -> float:
+    def silent_seconds(self) -> float:
         """Seconds since the queue last told its state."""
-        return max(0.0, time.monotonic() - self._heard - _LOOK)
+        return max(0.0, time.monotonic() - self._last_answer - _POLL_INTERVAL)
 
-    async def watch(self) -> None:
+    async def run(self) -> None:
         """Ask, until it is closed. One that does not answer is no reason to end: whoever needs it will say so."""
         while True:
             try:
-                with anyio.fail_after(_PATIENCE):
-                    self.latest = await self._queue.stats()
-                self._heard = time.monotonic()
+                with anyio.fail_after(_STATS_TIMEOUT):
+                    self.latest_stats = await self._queue.stats()
+                self._last_answer = time.monotonic()
             except QueueClosed:
                 return
             except (QueueError, TimeoutError) as error:
                 log.warning("the queue does not answer", queue=self._queue.url, error=str(error))
-            await anyio.sleep(_LOOK)
+            await anyio.sleep(_POLL_INTERVAL)
 
 
 class QueueCollector(Collector):
     """Exports watches under the names of an environment and of what the queue is for."""
 
     def __init__(self) -> None:
-        self._watches: dict[tuple[str, str], QueueWatch] = {}
+        self._monitors: dict[tuple[str, str], QueueMonitor] = {}
 
-    def add(self, environment: str, queue: str, watch: QueueWatch) -> None:
-        self._watches[environment, queue] = watch
+    def add(self, environment: str, queue_name: str, monitor: QueueMonitor) -> None:
+        self._monitors[environment, queue_name] = monitor
 
     def collect(self) -> Iterator[Metric]:
-        told = {labels: watch.latest for labels, watch in self._watches.items()}
-        yield catalogue.QUEUE_RECORDS.read({labels: s.backlog_records for labels, s in told.items()})
-        yield catalogue.QUEUE_BYTES.read({labels: s.backlog_bytes for labels, s in told.items()})
-        yield catalogue.QUEUE_AGE.read({labels: s.oldest_age for labels, s in told.items()})
-        yield catalogue.QUEUE_REDELIVERIES.read({labels: s.redeliveries for labels, s in told.items()})
-        yield catalogue.QUEUE_DEAD.read({labels: s.dead_letters for labels, s in told.items()})
-        yield catalogue.QUEUE_SILENCE.read({labels: watch.silence for labels, watch in self._watches.items()})
+        stats_by_labels = {labels: monitor.latest_stats for labels, monitor in self._monitors.items()}
+        yield catalogue.QUEUE_BACKLOG_RECORDS.build_metric(
+            {labels: stats.backlog_records for labels, stats in stats_by_labels.items()}
+        )
+        yield catalogue.QUEUE_BACKLOG_BYTES.build_metric(
+            {labels: s.backlog_bytes for labels, s in stats_by_labels.items()}
+        )
+        yield catalogue.QUEUE_OLDEST_AGE.build_metric({labels: s.oldest_age for labels, s in stats_by_labels.items()})
+        yield catalogue.QUEUE_REDELIVERIES.build_metric(
+            {labels: s.redeliveries for labels, s in stats_by_labels.items()}
+        )
+        yield catalogue.QUEUE_DEAD_LETTERS.build_metric(
+            {labels: s.dead_letters for labels, s in stats_by_labels.items()}
+        )
+        yield catalogue.QUEUE_SILENCE.build_metric(
+            {labels: watch.silent_seconds for labels, watch in self._monitors.items()}
+        )

@@ -21,9 +21,9 @@ from rollout.errors import ConfigurationError
 
 log = structlog.get_logger()
 
-_POLL = 0.1
+_POLL_INTERVAL = 0.1
 """Seconds between looks at whether to end."""
-_TEXT = "text/plain; charset=utf-8"
+_TEXT_CONTENT_TYPE = "text/plain; charset=utf-8"
 
 
 class MetricsPortTaken(ConfigurationError):
@@ -31,16 +31,16 @@ class MetricsPortTaken(ConfigurationError):
 
 
 @dataclass(frozen=True, slots=True)
-class Exporter:
-    """What a process tells of itself. `ill` and `unready` say what is wrong, or None."""
+class ProcessStatus:
+    """What a process tells of itself. `problem` and `not_ready_reason` say what is wrong, or None."""
 
     registry: CollectorRegistry
-    ill: Callable[[], str | None]
-    unready: Callable[[], str | None]
+    problem: Callable[[], str | None]
+    not_ready_reason: Callable[[], str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Announcement:
+class ScrapeTargetFile:
     """Where in a run's directory it is written down who serves where."""
 
     directory: Path
@@ -48,60 +48,62 @@ class Announcement:
     labels: Mapping[str, str]
 
     @property
-    def targets(self) -> Path:
+    def target_path(self) -> Path:
         return self.directory / f"{self.name}.json"
 
     @property
-    def last(self) -> Path:
+    def last_values_path(self) -> Path:
         return self.directory / f"{self.name}.prom"
 
 
 @contextmanager
-def served(exporter: Exporter, *, host: str, port: int, announcement: Announcement | None = None) -> Iterator[str]:
+def serve_metrics(
+    status: ProcessStatus, *, host: str, port: int, target_file: ScrapeTargetFile | None = None
+) -> Iterator[str]:
     """Serve; port 0 takes a free one. Gives the server's root.
 
     Raises:
         MetricsPortTaken: another process listens there, or the address is not one of this machine's.
     """
     try:
-        server = _Server((host, port), exporter)
+        server = _Server((host, port), status)
     except OSError as error:
         raise MetricsPortTaken(
             f"metrics cannot be served at {host}:{port}: {error.strerror}. Choose metrics.port: 0 for a free port, "
             "another metrics.host, or metrics.serve: false."
         ) from None
     url = f"http://{host}:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(_POLL,), name="metrics", daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(_POLL_INTERVAL,), name="metrics", daemon=True)
     thread.start()
     log.info("metrics are served", url=url)
     try:
-        if announcement is not None:
-            _announce(announcement, url.removeprefix("http://"))
+        if target_file is not None:
+            _write_target_file(target_file, url.removeprefix("http://"))
         yield url
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
-        if announcement is not None:
-            announcement.targets.unlink(missing_ok=True)
+        if target_file is not None:
+            target_file.target_path.unlink(missing_ok=True)
             with suppress(OSError):  # a full disk must not end a run over its last figures
-                announcement.last.write_bytes(generate_latest(exporter.registry))
+                target_file.last_values_path.write_bytes(generate_latest(status.registry))
 
 
-def _announce(announcement: Announcement, address: str) -> None:
-    told = orjson.dumps([{"targets": [address], "labels": dict(announcement.labels)}])
+def _write_target_file(target_file: ScrapeTargetFile, address: str) -> None:
+    content = orjson.dumps([{"targets": [address], "labels": dict(target_file.labels)}])
     with suppress(OSError):
-        announcement.directory.mkdir(exist_ok=True)
-        draft = announcement.targets.with_suffix(".draft")
-        draft.write_bytes(told)
-        draft.rename(announcement.targets)  # whoever reads it never sees half of it
+        target_file.directory.mkdir(exist_ok=True)
+        draft_path = target_file.target_path.with_suffix(".draft")
+        draft_path.write_bytes(content)
+        draft_path.rename(target_file.target_path)  # whoever reads it never sees half of it
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], exporter: Exporter) -> None:
-        self.exporter = exporter
+    def __init__(self, address: tuple[str, int], status: ProcessStatus) -> None:
+        self.status = status
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
@@ -114,23 +116,23 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 30.0
 
     def do_GET(self) -> None:
-        exporter = self.server.exporter
+        status = self.server.status
         match self.path.partition("?")[0]:
             case "/metrics":
-                self._answer(200, CONTENT_TYPE_LATEST, generate_latest(exporter.registry))
+                self._answer(200, CONTENT_TYPE_LATEST, generate_latest(status.registry))
             case "/healthz":
-                self._verdict(exporter.ill())
+                self._answer_health(status.problem())
             case "/readyz":
-                self._verdict(exporter.unready())
+                self._answer_health(status.not_ready_reason())
             case _:
-                self._answer(404, _TEXT, b"there are /metrics, /healthz and /readyz\n")
+                self._answer(404, _TEXT_CONTENT_TYPE, b"there are /metrics, /healthz and /readyz\n")
 
-    def _verdict(self, wrong: str | None) -> None:
-        self._answer(503 if wrong else 200, _TEXT, f"{wrong or 'ok'}\n".encode())
+    def _answer_health(self, problem: str | None) -> None:
+        self._answer(503 if problem else 200, _TEXT_CONTENT_TYPE, f"{problem or 'ok'}\n".encode())
 
-    def _answer(self, status: int, kind: str, body: bytes) -> None:
+    def _answer(self, status: int, content_type: str, body: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -11,82 +11,82 @@ from prometheus_client.registry import CollectorRegistry
 from prometheus_client.samples import Sample
 
 from rollout.metrics import catalogue
-from rollout.metrics.catalogue import Family, Kind
+from rollout.metrics.catalogue import MetricSpec, MetricType
 
 Labels = tuple[tuple[str, str], ...]
-Samples = dict[str, list[tuple[list[tuple[str, str]], float]]]
+SampleChanges = dict[str, list[tuple[list[tuple[str, str]], float]]]
 """By the name of the sample: labels and value, as JSON can say it."""
-_Values = dict[tuple[str, Labels], float]
+_SampleValues = dict[tuple[str, Labels], float]
 
-_UNTOLD = "_created"
-_FAMILIES = {family.base: family for family in catalogue.families()}
+_SKIPPED_SUFFIX = "_created"
+_SPECS_BY_NAME = {family.base_name: family for family in catalogue.all_metrics()}
 
 
-class Changes:
+class ChangeTracker:
     """What a registry's samples have come to since they were last asked for."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._told: _Values = {}
+        self._last_reported: _SampleValues = {}
 
-    def take(self) -> Samples:
-        changed: Samples = {}
+    def take_changes(self) -> SampleChanges:
+        changed: SampleChanges = {}
         for metric in self._registry.collect():
             for sample in metric.samples:
                 key = sample.name, tuple(sample.labels.items())
-                if not sample.name.endswith(_UNTOLD) and self._told.get(key) != sample.value:
-                    self._told[key] = sample.value
+                if not sample.name.endswith(_SKIPPED_SUFFIX) and self._last_reported.get(key) != sample.value:
+                    self._last_reported[key] = sample.value
                     changed.setdefault(sample.name, []).append((list(sample.labels.items()), sample.value))
         return changed
 
 
 @dataclass(slots=True)
-class Tally:
+class MetricTotals:
     """The samples of all workers that one post has had, one after another."""
 
-    _latest: _Values = field(default_factory=dict)
-    _before: _Values = field(default_factory=dict)
+    _current_worker: _SampleValues = field(default_factory=dict)
+    _earlier_workers: _SampleValues = field(default_factory=dict)
 
-    def hear(self, changed: Mapping[str, Iterable[tuple[Iterable[Iterable[str]], float]]]) -> None:
+    def add_changes(self, changed: Mapping[str, Iterable[tuple[Iterable[Iterable[str]], float]]]) -> None:
         """Take in what the present worker tells."""
         for name, samples in changed.items():
             for labels, value in samples:
-                self._latest[name, tuple((key, text) for key, text in labels)] = value
+                self._current_worker[name, tuple((key, label_value) for key, label_value in labels)] = value
 
-    def bury(self) -> None:
+    def end_worker(self) -> None:
         """The present worker is gone."""
-        for (name, labels), value in self._latest.items():
-            if _family(name).kind is not Kind.GAUGE:
-                self._before[name, labels] = self._before.get((name, labels), 0.0) + value
-        self._latest = {}
+        for (name, labels), value in self._current_worker.items():
+            if _spec_of_sample(name).metric_type is not MetricType.GAUGE:
+                self._earlier_workers[name, labels] = self._earlier_workers.get((name, labels), 0.0) + value
+        self._current_worker = {}
 
-    def values(self) -> _Values:
-        found = dict(self._before)
-        for key, value in dict(self._latest).items():
-            found[key] = found.get(key, 0.0) + value
-        return found
+    def values(self) -> _SampleValues:
+        totals = dict(self._earlier_workers)
+        for key, value in dict(self._current_worker).items():
+            totals[key] = totals.get(key, 0.0) + value
+        return totals
 
 
-def summed(tallies: Iterable[Tally]) -> Iterator[Metric]:
+def sum_metrics(all_totals: Iterable[MetricTotals]) -> Iterator[Metric]:
     """One metric for each family that any of them tells."""
-    totals: _Values = {}
-    for tally in tallies:
-        for key, value in tally.values().items():
-            if key not in totals:
-                totals[key] = value
+    sums: _SampleValues = {}
+    for worker_totals in all_totals:
+        for key, value in worker_totals.values().items():
+            if key not in sums:
+                sums[key] = value
             else:
-                combine = _family(key[0]).combine
-                totals[key] = max(totals[key], value) if combine == "max" else totals[key] + value
+                combine = _spec_of_sample(key[0]).combine
+                sums[key] = max(sums[key], value) if combine == "max" else sums[key] + value
     metrics: dict[str, Metric] = {}
-    for (name, labels), value in totals.items():
-        family = _family(name)
-        metric = metrics.setdefault(family.name, Metric(family.base, family.tells, family.kind.value))
+    for (name, labels), value in sums.items():
+        spec = _spec_of_sample(name)
+        metric = metrics.setdefault(spec.name, Metric(spec.base_name, spec.description, spec.metric_type.value))
         metric.samples.append(Sample(name, dict(labels), value))
     yield from metrics.values()
 
 
-def _family(sample: str) -> Family:
-    base = sample
+def _spec_of_sample(sample_name: str) -> MetricSpec:
+    base = sample_name
     for suffix in ("_total", "_bucket", "_count", "_sum"):
         base = base.removesuffix(suffix)
-    return _FAMILIES[base]
+    return _SPECS_BY_NAME[base]

@@ -15,18 +15,18 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from rollout.metrics import catalogue
-from rollout.metrics.loop_monitor import Pulse
+from rollout.metrics.loop_monitor import LoopMonitor
 from rollout.records.evidence import VersionSpan
 from rollout.records.versions import version_number
 
 
-class Counters(Protocol):
+class WorkerCounts(Protocol):
     """What a worker counts for itself; see `rollout.worker.worker.WorkerCounters`."""
 
     @property
     def in_flight(self) -> int: ...
     @property
-    def status(self) -> Mapping[str, int]: ...
+    def status_counts(self) -> Mapping[str, int]: ...
     @property
     def turns(self) -> int: ...
     @property
@@ -39,30 +39,30 @@ class Counters(Protocol):
     def queue_bytes(self) -> int: ...
 
 
-class EngineState(Protocol):
-    """What the client knows of one engine; see `rollout.engine.routing.Engine`."""
+class ReplicaState(Protocol):
+    """What the client knows of one engine; see `rollout.engine.routing.Replica`."""
 
     @property
     def url(self) -> str: ...
     @property
     def in_flight(self) -> int: ...
     @property
-    def away(self) -> bool: ...
+    def is_unavailable(self) -> bool: ...
     @property
-    def ejected(self) -> int: ...
+    def total_ejections(self) -> int: ...
 
 
-class Engines(Protocol):
+class EngineClientState(Protocol):
     """See `rollout.engine.client.EngineClient`."""
 
     @property
-    def engines(self) -> Sequence[EngineState]: ...
+    def replicas(self) -> Sequence[ReplicaState]: ...
     @property
-    def retried(self) -> int: ...
+    def retry_count(self) -> int: ...
 
 
-class Version(Protocol):
-    """The trainer's version of the policy; see `rollout.session.session.PolicyVersion`."""
+class CurrentPolicyVersion(Protocol):
+    """The trainer's version of the policy; see `rollout.session.session.PolicyVersionState`."""
 
     @property
     def current(self) -> str: ...
@@ -82,84 +82,96 @@ class WorkerMetrics:
         self._turn_seconds = cache(partial(catalogue.TURN_SECONDS.histogram(self.registry).labels, environment))
         self._image_bytes = catalogue.IMAGE_BYTES.counter(self.registry).labels(environment)
         self._image_bytes_saved = catalogue.IMAGE_BYTES_SAVED.counter(self.registry).labels(environment)
-        self._engine_seconds = cache(partial(catalogue.ENGINE_SECONDS.histogram(self.registry).labels, environment))
+        self._engine_seconds = cache(
+            partial(catalogue.ENGINE_REQUEST_SECONDS.histogram(self.registry).labels, environment)
+        )
         self._policy_lag = catalogue.POLICY_LAG.histogram(self.registry).labels(environment)
-        self._admission = catalogue.ADMISSION_WAIT.gauge(self.registry).labels(environment)
-        self._admission.set_function(self._waited)
-        self._waits_since: float | None = None
-        self.pulse = Pulse(catalogue.LOOP_LAG.histogram(self.registry).labels(environment).observe)
-        catalogue.LOOP_STALLED.gauge(self.registry).labels(environment).set_function(lambda: self.pulse.stalled)
+        self._admission_wait = catalogue.ADMISSION_WAIT.gauge(self.registry).labels(environment)
+        self._admission_wait.set_function(self._admission_wait_seconds)
+        self._waiting_since: float | None = None
+        self.loop_monitor = LoopMonitor(catalogue.LOOP_LAG.histogram(self.registry).labels(environment).observe)
+        catalogue.LOOP_STALLED.gauge(self.registry).labels(environment).set_function(
+            lambda: self.loop_monitor.stalled_seconds
+        )
 
-    def read(self, counters: Counters, engines: Engines, version: Version) -> None:
+    def export_state(self, counters: WorkerCounts, engines: EngineClientState, version: CurrentPolicyVersion) -> None:
         """Also export what these have come to whenever somebody asks."""
-        self.registry.register(_Read((self._environment,), counters, engines, version))
+        self.registry.register(_StateCollector((self._environment,), counters, engines, version))
 
-    def images_given(self, nbytes: int, *, stored: int) -> None:
+    def record_images(self, given_bytes: int, *, stored_bytes: int) -> None:
         """A turn brought images of so many bytes, of which so many were not there before."""
-        self._image_bytes.inc(nbytes)
-        self._image_bytes_saved.inc(nbytes - stored)
+        self._image_bytes.inc(given_bytes)
+        self._image_bytes_saved.inc(given_bytes - stored_bytes)
 
-    def turn_done(
+    def record_turn(
         self,
-        prompt: str,
+        prompt_source: str,
         *,
         prompt_tokens: int,
         cached_tokens: int | None,
         sampled_tokens: int,
-        laps: Mapping[str, float],
+        stage_seconds: Mapping[str, float],
     ) -> None:
-        self._turns(prompt).inc()
+        self._turns(prompt_source).inc()
         self._prompt_tokens.inc(prompt_tokens)
         self._cached_tokens.inc(cached_tokens or 0)
         self._sampled_tokens.inc(sampled_tokens)
-        for stage, seconds in laps.items():
+        for stage, seconds in stage_seconds.items():
             self._turn_seconds(stage).observe(seconds)
 
-    def policy_used(self, spans: Sequence[VersionSpan], trainers: str) -> None:
+    def record_policy_lag(self, spans: Sequence[VersionSpan], trainer_version: str) -> None:
         """The weights that sampled a turn, which began when the trainer was at that version."""
-        at = version_number(trainers)
-        used = [number for span in spans if (number := version_number(span.version)) is not None]
-        if at is not None and used:
-            self._policy_lag.observe(max(0, at - min(used)))
+        trainer_number = version_number(trainer_version)
+        sampled_numbers = [number for span in spans if (number := version_number(span.version)) is not None]
+        if trainer_number is not None and sampled_numbers:
+            self._policy_lag.observe(max(0, trainer_number - min(sampled_numbers)))
 
-    def engine_tried(self, url: str, outcome: str, seconds: float) -> None:
+    def record_engine_request(self, url: str, outcome: str, seconds: float) -> None:
         """One try at one engine is over."""
         self._engine_seconds(url, outcome).observe(seconds)
 
     @contextmanager
-    def admission(self) -> Iterator[None]:
+    def time_admission(self) -> Iterator[None]:
         """While the worker waits for room in the trajectories queue."""
-        self._waits_since = time.monotonic()
+        self._waiting_since = time.monotonic()
         try:
             yield
         finally:
-            self._waits_since = None
+            self._waiting_since = None
 
-    def _waited(self) -> float:
-        since = self._waits_since
+    def _admission_wait_seconds(self) -> float:
+        since = self._waiting_since
         return 0.0 if since is None else time.monotonic() - since
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Read(Collector):
+class _StateCollector(Collector):
     labels: tuple[str]
-    counters: Counters
-    engines: Engines
-    version: Version
+    counters: WorkerCounts
+    engines: EngineClientState
+    version: CurrentPolicyVersion
 
     def collect(self) -> Iterator[Metric]:
-        mine, counters = self.labels, self.counters
-        yield catalogue.ROLLOUTS.read({(*mine, status): n for status, n in dict(counters.status).items()})
-        yield catalogue.FINISHED_TURNS.read({mine: counters.turns})
-        yield catalogue.FINISHED_TOKENS.read({mine: counters.tokens})
-        yield catalogue.FINISHED_IMAGES.read({mine: counters.images})
-        yield catalogue.RECORD_BYTES.read({mine: counters.queue_bytes})
-        yield catalogue.IN_FLIGHT.read({mine: counters.in_flight})
-        yield catalogue.ATTEMPT_RETRIES.read({mine: counters.retries})
-        yield catalogue.ENGINE_RETRIES.read({mine: self.engines.retried})
+        environment_labels, counters = self.labels, self.counters
+        yield catalogue.ROLLOUTS.build_metric(
+            {(*environment_labels, status): count for status, count in dict(counters.status_counts).items()}
+        )
+        yield catalogue.FINISHED_TURNS.build_metric({environment_labels: counters.turns})
+        yield catalogue.FINISHED_TOKENS.build_metric({environment_labels: counters.tokens})
+        yield catalogue.FINISHED_IMAGES.build_metric({environment_labels: counters.images})
+        yield catalogue.RECORD_BYTES.build_metric({environment_labels: counters.queue_bytes})
+        yield catalogue.ROLLOUTS_IN_FLIGHT.build_metric({environment_labels: counters.in_flight})
+        yield catalogue.ATTEMPT_RETRIES.build_metric({environment_labels: counters.retries})
+        yield catalogue.ENGINE_RETRIES.build_metric({environment_labels: self.engines.retry_count})
         number = version_number(self.version.current)
-        yield catalogue.POLICY_VERSION.read({} if number is None else {mine: number})
-        engines = {(*mine, engine.url): engine for engine in self.engines.engines}
-        yield catalogue.ENGINE_EJECTIONS.read({labels: engine.ejected for labels, engine in engines.items()})
-        yield catalogue.ENGINE_EJECTED.read({labels: float(engine.away) for labels, engine in engines.items()})
-        yield catalogue.ENGINE_IN_FLIGHT.read({labels: engine.in_flight for labels, engine in engines.items()})
+        yield catalogue.POLICY_VERSION.build_metric({} if number is None else {environment_labels: number})
+        engines = {(*environment_labels, engine.url): engine for engine in self.engines.replicas}
+        yield catalogue.ENGINE_EJECTIONS.build_metric(
+            {labels: engine.total_ejections for labels, engine in engines.items()}
+        )
+        yield catalogue.ENGINE_EJECTED.build_metric(
+            {labels: float(engine.is_unavailable) for labels, engine in engines.items()}
+        )
+        yield catalogue.ENGINE_REQUESTS_IN_FLIGHT.build_metric(
+            {labels: engine.in_flight for labels, engine in engines.items()}
+        )

@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from renderers_adapter.tokens import ExpandedIds, LogicalIds, Logprobs
 
-NO_LOGPROB = -9999.0
+VLLM_MISSING_LOGPROB = -9999.0
 """What vLLM writes where it has no log-prob, or one that is not a number."""
 
-_HALF = 8
-DIGEST_BYTES = 2 * _HALF
+_HALF_DIGEST_BYTES = 8
+PROMPT_DIGEST_BYTES = 2 * _HALF_DIGEST_BYTES
 """Of a prompt's digest: half for its ids, half for its images."""
 
 
@@ -47,23 +47,23 @@ class SamplingMask:
     lengths: npt.NDArray[np.int32]
 
 
-def prompt_digest(ids: ExpandedIds, hashes: Sequence[str]) -> bytes:
+def prompt_digest(ids: ExpandedIds, image_hashes: Sequence[str]) -> bytes:
     """Names a prompt exactly, its expanded ids and then its images in order: the trainer can check what was sent."""
-    return ids_digest(ids) + images_digest(hashes)
+    return ids_digest(ids) + images_digest(image_hashes)
 
 
 def ids_digest(ids: ExpandedIds) -> bytes:
     """The first half of a prompt's digest."""
-    return hashlib.blake2b(np.ascontiguousarray(ids, dtype="<i4").data, digest_size=_HALF).digest()
+    return hashlib.blake2b(np.ascontiguousarray(ids, dtype="<i4").data, digest_size=_HALF_DIGEST_BYTES).digest()
 
 
-def images_digest(hashes: Sequence[str]) -> bytes:
+def images_digest(image_hashes: Sequence[str]) -> bytes:
     """The second half of a prompt's digest."""
-    return hashlib.blake2b("".join(hashes).encode(), digest_size=_HALF).digest()
+    return hashlib.blake2b("".join(image_hashes).encode(), digest_size=_HALF_DIGEST_BYTES).digest()
 
 
 def answer_digest(ids: LogicalIds, logprobs: Logprobs) -> bytes:
     """Names an answer exactly as the engine gave it: the sampled ids, and the log-prob of each."""
-    found = hashlib.blake2b(np.ascontiguousarray(ids, dtype="<i4").data, digest_size=_HALF)
-    found.update(np.ascontiguousarray(logprobs, dtype="<f4").data)
-    return found.digest()
+    digest = hashlib.blake2b(np.ascontiguousarray(ids, dtype="<i4").data, digest_size=_HALF_DIGEST_BYTES)
+    digest.update(np.ascontiguousarray(logprobs, dtype="<f4").data)
+    return digest.digest()

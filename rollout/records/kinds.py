@@ -31,7 +31,7 @@ class RolloutStatus(StrEnum):
     ABANDONED = "abandoned"
 
 
-class OfRollout:
+class HasRolloutIdentity:
     """What belongs to a rollout, and names it among those of all runs and environments that share a queue."""
 
     __slots__ = ()
@@ -52,7 +52,7 @@ class OfRollout:
 
 
 @dataclass(frozen=True, slots=True)
-class Header(OfRollout):
+class RecordHeader(HasRolloutIdentity):
     """Whose record it is. Records of one attempt are numbered by `seq` from 0 without a gap."""
 
     run: str
@@ -68,16 +68,16 @@ class Header(OfRollout):
         return f"{self.identity}#{self.attempt}.{self.seq}"
 
 
-_TAG = re.compile(r"([^/]*)/([^/]*)/(.*)#(\d+)\.(\d+)", re.DOTALL)
+_TAG_PATTERN = re.compile(r"([^/]*)/([^/]*)/(.*)#(\d+)\.(\d+)", re.DOTALL)
 
 
-def header_of(tag: str, key: str) -> Header | None:
+def header_from_tag(tag: str, group: str) -> RecordHeader | None:
     """The header of a record that cannot be decoded, from its tag and its key, which is its group."""
-    found = _TAG.fullmatch(tag)
-    if found is None:
+    match = _TAG_PATTERN.fullmatch(tag)
+    if match is None:
         return None
-    run, environment, rollout, attempt, seq = found.groups()
-    return Header(run, environment, key, rollout, int(attempt), int(seq))
+    run, environment, rollout, attempt, seq = match.groups()
+    return RecordHeader(run, environment, group, rollout, int(attempt), int(seq))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class RolloutStarted:
     """What holds for a whole attempt. `layout` is the part of every image's descriptor that they share."""
 
     kind: ClassVar[str] = "rollout_started"
-    header: Header
+    header: RecordHeader
     task: Mapping[str, Any]
     sample: int
     group_size: int
@@ -112,7 +112,7 @@ class Step:
     """One turn. `nodes` get the indices from `first` on and hang below `parent` (-1: a root)."""
 
     kind: ClassVar[str] = "step"
-    header: Header
+    header: RecordHeader
     turn: int
     parent: int
     first: int
@@ -146,7 +146,7 @@ class RolloutFinished:
     """The one end of an attempt. `digest` covers its steps as they were sent, so that a lost one is noticed."""
 
     kind: ClassVar[str] = "rollout_finished"
-    header: Header
+    header: RecordHeader
     status: RolloutStatus
     reward: float | None
     metrics: Mapping[str, float]
@@ -170,5 +170,5 @@ class StepsDigest:
         for frame in frames:
             self._hash.update(frame)
 
-    def value(self) -> bytes:
+    def digest(self) -> bytes:
         return self._hash.digest()

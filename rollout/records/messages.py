@@ -17,8 +17,8 @@ from rollout.errors import RolloutError
 
 Message = dict[str, Any]
 
-_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
-_TEXTS = frozenset(("reasoning_content", "tool_call_id", "name"))
+_MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
+_STRING_KEYS = frozenset(("reasoning_content", "tool_call_id", "name"))
 ROLES = ("system", "user", "assistant", "tool")
 _IMAGE_TYPES = ("image", "image_url", "input_image")
 
@@ -43,8 +43,8 @@ class CanonicalMessage:
     """A message in the form that identifies it and crosses the queue, and the hashes of its images in order."""
 
     message: Message
-    identity: bytes
-    images: tuple[str, ...]
+    digest: bytes
+    image_hashes: tuple[str, ...]
 
     @property
     def role(self) -> str:
@@ -52,148 +52,157 @@ class CanonicalMessage:
 
 
 def canonicalise(
-    messages: Sequence[Any], images: Iterable[tuple[int, int, str]], *, first: int = 0
+    messages: Sequence[Any], image_positions: Iterable[tuple[int, int, str]], *, first_index: int = 0
 ) -> list[CanonicalMessage]:
-    """The canonical forms of prepared messages; `images` are (message index, part index, hash), in order.
+    """The canonical forms of prepared messages; `image_positions` are (message index, part index, hash), in order.
 
-    `first` is the place of the first of these messages in their conversation, for whoever reads an error.
+    `first_index` is the place of the first of these messages in their conversation, for whoever reads an error.
 
     Raises:
         MessageError: no template can render one of them; the text says which.
     """
-    hashes: dict[int, dict[int, list[str]]] = {}
-    for message_index, part_index, mm_hash in images:
-        hashes.setdefault(message_index, {}).setdefault(part_index, []).append(mm_hash)
-    return [_canonical(first + at, message, hashes.get(at, {})) for at, message in enumerate(messages)]
+    hashes_by_message: dict[int, dict[int, list[str]]] = {}
+    for message_index, part_index, mm_hash in image_positions:
+        hashes_by_message.setdefault(message_index, {}).setdefault(part_index, []).append(mm_hash)
+    return [
+        _canonicalise_message(first_index + offset, message, hashes_by_message.get(offset, {}))
+        for offset, message in enumerate(messages)
+    ]
 
 
-def tools_identity(tools: Sequence[Mapping[str, Any]] | None) -> bytes:
+def digest_tools(tools: Sequence[Mapping[str, Any]] | None) -> bytes:
     """Identifies a set of tool schemas; the tools belong to a conversation's root.
 
     Raises:
         MessageError: they are not JSON, of which a template writes them.
     """
     try:
-        return _digest(list(tools)) if tools else b""
+        return _json_digest(list(tools)) if tools else b""
     except TypeError as error:
         raise MessageError(f"the tools are not a list of JSON schemas ({error}).") from None
 
 
-class MessageMemory:
+class CanonicalMessageCache:
     """The messages of one rollout that were looked at before: a conversation comes again, and longer, at every turn.
 
     A message is known by being the same object with the same content. A snapshot of that content is kept, so that a
     message which was changed in place since is looked at anew.
     """
 
-    _MOST = 8192
+    _MAX_ENTRIES = 8192
 
     def __init__(self) -> None:
         # The message is kept, too: as long as it lives, no other object can have its identity.
-        self._known: dict[int, tuple[Any, Any, CanonicalMessage]] = {}
+        self._entries: dict[int, tuple[Any, Any, CanonicalMessage]] = {}
 
-    def recall(self, messages: Sequence[Any]) -> list[CanonicalMessage]:
+    def known_prefix(self, messages: Sequence[Any]) -> list[CanonicalMessage]:
         """The canonical forms of a conversation's first messages, up to the first that is not as it was."""
-        known = []
+        entries = []
         for message in messages:
-            entry = self._known.get(id(message))
+            entry = self._entries.get(id(message))
             if entry is None:
                 break
-            known.append(entry)
+            entries.append(entry)
         # All at once, because a whole conversation is compared at every turn.
-        snapshots = [snapshot for _, snapshot, _ in known]
-        if list(messages[: len(known)]) != snapshots:
-            known = known[: list(map(ne, messages, snapshots)).index(True)]
-        return [canonical for _, _, canonical in known]
+        snapshots = [snapshot for _, snapshot, _ in entries]
+        if list(messages[: len(entries)]) != snapshots:
+            entries = entries[: list(map(ne, messages, snapshots)).index(True)]
+        return [canonical for _, _, canonical in entries]
 
-    def learn(self, message: Any, canonical: CanonicalMessage) -> None:
+    def add(self, message: Any, canonical: CanonicalMessage) -> None:
         """Remember a message as it is now."""
         try:
-            snapshot = _snapshot(message)
+            snapshot = _copy_plain_data(message)
         except TypeError:
             return
-        if len(self._known) >= self._MOST:
-            self._known.clear()
-        self._known[id(message)] = (message, snapshot, canonical)
+        if len(self._entries) >= self._MAX_ENTRIES:
+            self._entries.clear()
+        self._entries[id(message)] = (message, snapshot, canonical)
 
 
-def _snapshot(value: Any) -> Any:
+def _copy_plain_data(value: Any) -> Any:
     """A copy that shares only what cannot change. Raises TypeError for an object that is not plain data."""
     if isinstance(value, str | int | float | None):
         return value
     if type(value) is dict:
-        return {key: _snapshot(inner) for key, inner in value.items()}
+        return {key: _copy_plain_data(item) for key, item in value.items()}
     if type(value) is list:
-        return [_snapshot(inner) for inner in value]
+        return [_copy_plain_data(inner) for inner in value]
     raise TypeError(f"a {type(value).__name__} may change without being seen to")
 
 
-def _canonical(index: int, message: Any, images: Mapping[int, Sequence[str]]) -> CanonicalMessage:
+def _canonicalise_message(index: int, message: Any, hashes_by_part: Mapping[int, Sequence[str]]) -> CanonicalMessage:
     if not isinstance(message, Mapping):
         raise MessageError(f"messages[{index}] is a {type(message).__name__}; expected a dict with role and content.")
     role = message.get("role")
     if role not in ROLES:
         raise MessageError(f"messages[{index}] has the role {role!r}; expected one of {', '.join(ROLES)}.")
-    form: Message = {key: message[key] for key in _KEYS if message.get(key) is not None}
-    for key in _TEXTS & form.keys():
-        if not isinstance(form[key], str):
-            raise MessageError(f"messages[{index}].{key} is a {type(form[key]).__name__}; expected a string.")
+    canonical_message: Message = {key: message[key] for key in _MESSAGE_KEYS if message.get(key) is not None}
+    for key in _STRING_KEYS & canonical_message.keys():
+        if not isinstance(canonical_message[key], str):
+            raise MessageError(
+                f"messages[{index}].{key} is a {type(canonical_message[key]).__name__}; expected a string."
+            )
     # An assistant that only calls tools says None in some dialects and nothing in others.
-    content = form.setdefault("content", "")
-    ordered: tuple[str, ...] = ()
+    content = canonical_message.setdefault("content", "")
+    image_hashes: tuple[str, ...] = ()
     if isinstance(content, Sequence) and not isinstance(content, str):
-        ordered = tuple(mm_hash for at in range(len(content)) for mm_hash in images.get(at, ()))
-        unused = iter(ordered)
-        form["content"] = [
-            canonical
+        image_hashes = tuple(
+            mm_hash for part_index in range(len(content)) for mm_hash in hashes_by_part.get(part_index, ())
+        )
+        remaining_hashes = iter(image_hashes)
+        canonical_message["content"] = [
+            canonical_part
             for at, part in enumerate(content)
-            for canonical in _parts(f"messages[{index}].content[{at}]", part, unused)
+            for canonical_part in _canonical_parts(f"messages[{index}].content[{at}]", part, remaining_hashes)
         ]
     elif not isinstance(content, str):
         raise MessageError(
             f"messages[{index}].content is a {type(content).__name__}; expected a string or a list of parts."
         )
     try:
-        if "tool_calls" in form:
+        if "tool_calls" in canonical_message:
             # A copy, which stays what was rendered, whatever the environment does with its own meanwhile.
-            form["tool_calls"] = orjson.loads(orjson.dumps(form["tool_calls"]))
-        identity = _digest(_with_objects(form) if "tool_calls" in form else form)
+            canonical_message["tool_calls"] = orjson.loads(orjson.dumps(canonical_message["tool_calls"]))
+        digest = _json_digest(
+            _with_parsed_arguments(canonical_message) if "tool_calls" in canonical_message else canonical_message
+        )
     except (TypeError, AttributeError) as error:
         raise MessageError(f"messages[{index}] holds a value that is not JSON ({error}).") from None
-    return CanonicalMessage(form, identity, ordered)
+    return CanonicalMessage(canonical_message, digest, image_hashes)
 
 
-def _parts(where: str, part: Any, images: Iterator[str]) -> Iterator[Message]:
+def _canonical_parts(location: str, part: Any, remaining_hashes: Iterator[str]) -> Iterator[Message]:
     """The texts and images of a part, in order; those of a tool's result are nested in it."""
     if isinstance(part, str):
         yield {"type": "text", "text": part}
         return
-    kind, text, nested = (_field(part, name) for name in ("type", "text", "content"))
-    if kind in _IMAGE_TYPES and (mm_hash := next(images, None)) is not None:
+    part_type, text, nested_content = (_get_field(part, name) for name in ("type", "text", "content"))
+    if part_type in _IMAGE_TYPES and (mm_hash := next(remaining_hashes, None)) is not None:
         yield {"type": "image", "hash": mm_hash}
     elif isinstance(text, str):
         yield {"type": "text", "text": text}
-    elif isinstance(thinking := _field(part, "thinking"), str):
+    elif isinstance(thinking := _get_field(part, "thinking"), str):
         yield {"type": "thinking", "thinking": thinking}
-    elif isinstance(nested, list | tuple | str):
-        for inner in [nested] if isinstance(nested, str) else nested:
-            yield from _parts(where, inner, images)
-    elif kind is None and (mm_hash := next(images, None)) is not None:
+    elif isinstance(nested_content, list | tuple | str):
+        for nested_part in [nested_content] if isinstance(nested_content, str) else nested_content:
+            yield from _canonical_parts(location, nested_part, remaining_hashes)
+    elif part_type is None and (mm_hash := next(remaining_hashes, None)) is not None:
         yield {"type": "image", "hash": mm_hash}
     else:
-        raise MessageError(f"{where} is neither text nor an image: {str(part)[:80]!r}.")
+        raise MessageError(f"{location} is neither text nor an image: {str(part)[:80]!r}.")
 
 
-def _field(part: Any, name: str) -> Any:
+def _get_field(part: Any, name: str) -> Any:
     return part.get(name) if isinstance(part, Mapping) else getattr(part, name, None)
 
 
-def _with_objects(form: Message) -> Message:
+def _with_parsed_arguments(message: Message) -> Message:
     """Tool calls whose arguments are an object; some dialects write it as JSON text, and mean the same call."""
-    return {**form, "tool_calls": [_with_object(call) for call in form["tool_calls"]]}
+    return {**message, "tool_calls": [_parse_call_arguments(call) for call in message["tool_calls"]]}
 
 
-def _with_object(call: Mapping[str, Any]) -> Mapping[str, Any]:
+def _parse_call_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
     function = call.get("function")
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call
@@ -204,5 +213,5 @@ def _with_object(call: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _digest(value: Any) -> bytes:
+def _json_digest(value: Any) -> bytes:
     return hashlib.blake2b(orjson.dumps(value, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()

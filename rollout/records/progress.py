@@ -19,11 +19,11 @@ from transports.errors import CodecError
 
 log = structlog.get_logger()
 
-_KEY = "progress"
+_RECORD_KEY = "progress"
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TrainerProgress:
     """The trainer's state, counted from the beginning of the run.
 
     Attributes:
@@ -45,8 +45,8 @@ class ProgressPublisher:
     def __init__(self, url: str) -> None:
         self._queue = open_queue(url)
 
-    async def publish(self, progress: Progress) -> None:
-        await self._queue.put(encode(asdict(progress)), key=_KEY, tag=str(progress.version))
+    async def publish(self, progress: TrainerProgress) -> None:
+        await self._queue.put(encode(asdict(progress)), key=_RECORD_KEY, tag=str(progress.version))
 
     async def __aenter__(self) -> Self:
         return self
@@ -61,26 +61,26 @@ class ProgressFollower:
     """The orchestrator's side: `latest` is what was published last."""
 
     def __init__(self, queue: Queue) -> None:
-        self.latest = Progress()
+        self.latest = TrainerProgress()
         self._queue = queue
-        self._newest: Delivery | None = None
+        self._unacked_delivery: Delivery | None = None
 
-    async def follow(self, *, timeout: float) -> bool:
+    async def poll(self, *, timeout: float) -> bool:
         """Take in what is new; whether anything was."""
         delivery = await self._queue.receive(timeout=timeout)
         if delivery is None:
             return False
         try:
-            told: Any = decode(delivery.frames)
-            version, consumed, discarded = (int(told[name]) for name in ("version", "consumed", "discarded"))
-            self.latest = Progress(version, consumed, discarded, pushed=bool(told.get("pushed", False)))
+            fields: Any = decode(delivery.frames)
+            version, consumed, discarded = (int(fields[name]) for name in ("version", "consumed", "discarded"))
+            self.latest = TrainerProgress(version, consumed, discarded, pushed=bool(fields.get("pushed", False)))
         except (CodecError, KeyError, TypeError, ValueError, AttributeError) as error:
             await delivery.reject(f"this does not tell a trainer's progress: {error!r}")
             return False
-        before, self._newest = self._newest, delivery
-        if before is not None:
+        previous_delivery, self._unacked_delivery = self._unacked_delivery, delivery
+        if previous_delivery is not None:
             try:
-                await before.ack()
+                await previous_delivery.ack()
             except StaleLease:
                 log.warning("another orchestrator follows the trainer's progress", queue=self._queue.url)
         return True

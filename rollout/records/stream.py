@@ -11,9 +11,9 @@ import anyio
 from rollout.errors import RolloutError
 from rollout.records.task import Task
 from rollout.records.wire import (
-    Header,
     Record,
     RecordError,
+    RecordHeader,
     RolloutFinished,
     RolloutStarted,
     RolloutStatus,
@@ -46,19 +46,19 @@ class RolloutId:
 class RolloutStream:
     """Numbers records when they are made, without waiting, so that turns in parallel cannot swap numbers."""
 
-    def __init__(self, queue: Queue, identity: RolloutId) -> None:
-        self.identity = identity
-        self.steps = 0
-        self.bytes = 0
-        self.final: RolloutFinished | None = None
+    def __init__(self, queue: Queue, rollout_id: RolloutId) -> None:
+        self.rollout_id = rollout_id
+        self.step_count = 0
+        self.byte_count = 0
+        self.finished_record: RolloutFinished | None = None
         self._queue = queue
-        self._seq = 0
-        self._over = False
-        self._lost: RecordError | None = None
-        self._digest = StepsDigest()
-        self._began = time.monotonic()
+        self._next_seq = 0
+        self._is_finished = False
+        self._encoding_error: RecordError | None = None
+        self._steps_digest = StepsDigest()
+        self._started_at = time.monotonic()
 
-    async def started(
+    async def put_started(
         self,
         task: Task,
         *,
@@ -72,8 +72,8 @@ class RolloutStream:
         record = RolloutStarted(
             header=self.next_header(),
             task={"id": task.id, "index": task.index, "seed": task.seed, "data": dict(task.data)},
-            sample=self.identity.sample,
-            group_size=self.identity.group_size,
+            sample=self.rollout_id.sample,
+            group_size=self.rollout_id.group_size,
             policy_version=policy_version,
             config_digest=config_digest,
             model=model,
@@ -83,7 +83,7 @@ class RolloutStream:
         )
         await self._put(encode_record(record), record)
 
-    def step(self, step: Step) -> Coroutine[Any, Any, None]:
+    def put_step(self, step: Step) -> Coroutine[Any, Any, None]:
         """Count a step at once, so that a finished record made meanwhile knows it; await what is returned to put it.
 
         Raises:
@@ -93,13 +93,13 @@ class RolloutStream:
         try:
             frames = encode_record(step)
         except RecordError as error:
-            self._seq, self._lost = step.header.seq, error
+            self._next_seq, self._encoding_error = step.header.seq, error
             raise
-        self.steps += 1
-        self._digest.add(frames)
+        self.step_count += 1
+        self._steps_digest.add(frames)
         return self._put(frames, step)
 
-    async def finished(
+    async def put_finished(
         self,
         status: RolloutStatus,
         *,
@@ -108,75 +108,84 @@ class RolloutStream:
         error: Mapping[str, str] | None = None,
     ) -> RolloutFinished:
         self._require_unfinished()
-        header = self._numbered()
-        self._over = True
+        header = self._make_header()
+        self._is_finished = True
         record = RolloutFinished(
             header=header,
             status=status,
             reward=reward,
             metrics=metrics or {},
             error=error,
-            steps=self.steps,
-            digest=self._digest.value(),
-            seconds=time.monotonic() - self._began,
+            steps=self.step_count,
+            digest=self._steps_digest.digest(),
+            seconds=time.monotonic() - self._started_at,
         )
-        self.final = record  # also where its put is cancelled, which does not keep it from arriving
+        self.finished_record = record  # also where its put is cancelled, which does not keep it from arriving
         await self._put(encode_record(record), record)
         return record
 
     def require_open(self) -> None:
         """Raises RolloutOver once there is a finished record, or a step that could not be recorded."""
         self._require_unfinished()
-        if self._lost is not None:
-            raise RolloutOver(f"{self.identity.rollout} cannot go on: {self._lost}") from self._lost
+        if self._encoding_error is not None:
+            raise RolloutOver(
+                f"{self.rollout_id.rollout} cannot go on: {self._encoding_error}"
+            ) from self._encoding_error
 
     def _require_unfinished(self) -> None:
-        if self._over:
+        if self._is_finished:
             raise RolloutOver(
-                f"{self.identity.rollout} has ended: a task that its environment left behind asks the model. "
+                f"{self.rollout_id.rollout} has ended: a task that its environment left behind asks the model. "
                 "Await or cancel what run() starts before it returns."
             )
 
-    def next_header(self) -> Header:
+    def next_header(self) -> RecordHeader:
         self.require_open()
-        return self._numbered()
+        return self._make_header()
 
-    def _numbered(self) -> Header:
-        mine = self.identity
-        header = Header(mine.run, mine.environment, mine.group, mine.rollout, mine.attempt, self._seq)
-        self._seq += 1
+    def _make_header(self) -> RecordHeader:
+        rollout_id = self.rollout_id
+        header = RecordHeader(
+            rollout_id.run,
+            rollout_id.environment,
+            rollout_id.group,
+            rollout_id.rollout,
+            rollout_id.attempt,
+            self._next_seq,
+        )
+        self._next_seq += 1
         return header
 
     async def _put(self, frames: Frames, record: Record) -> None:
         try:
-            await _to_the_end(self._queue.put(frames, key=record.header.group, tag=record.header.tag))
+            await _put_despite_cancellation(self._queue.put(frames, key=record.header.group, tag=record.header.tag))
         except TimeoutError:
             raise QueueError(
                 f"{self._queue.url}: {record.header.tag} was not accepted within {_PUT_TIMEOUT:g} s"
             ) from None
-        self.bytes += sum(memoryview(frame).nbytes for frame in frames)
+        self.byte_count += sum(memoryview(frame).nbytes for frame in frames)
 
 
-async def _to_the_end(put: Coroutine[Any, Any, None]) -> None:
+async def _put_despite_cancellation(put_record: Coroutine[Any, Any, None]) -> None:
     """Wait for a record, also where the caller is cancelled: a number that is missing would be a gap, and what the
     trace holds, later turns build on.
 
     In a task of its own, for the environment may cancel a turn in any way and more than once: a scope of anyio's is
     shielded against by a scope, `asyncio.wait_for` only so.
     """
-    cancelled: asyncio.CancelledError | None = None
+    cancellation: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):
-        putting = asyncio.ensure_future(_in_time(put))
-        while not putting.done():
+        put_task = asyncio.ensure_future(_put_with_timeout(put_record))
+        while not put_task.done():
             try:
-                await asyncio.wait([putting])
+                await asyncio.wait([put_task])
             except asyncio.CancelledError as error:
-                cancelled = error
-        putting.result()
-    if cancelled is not None:
-        raise cancelled
+                cancellation = error
+        put_task.result()
+    if cancellation is not None:
+        raise cancellation
 
 
-async def _in_time(put: Coroutine[Any, Any, None]) -> None:
+async def _put_with_timeout(put_record: Coroutine[Any, Any, None]) -> None:
     async with asyncio.timeout(_PUT_TIMEOUT):
-        await put
+        await put_record

@@ -10,23 +10,23 @@ from typing import Literal
 OnUpdate = Literal["keep", "wait", "abort"]
 """What becomes of requests in flight: they go on with the new weights, they finish first, or they are begun anew."""
 
-_NUMBER = re.compile(r"\d+$")
+_TRAILING_NUMBER = re.compile(r"\d+$")
 
 
 def version_number(version: str) -> int | None:
     """The number that a version's name ends with: 7 of "7", "step-7" and "weights/v0007"."""
-    found = _NUMBER.search(version)
-    return int(found[0]) if found else None
+    match = _TRAILING_NUMBER.search(version)
+    return int(match[0]) if match else None
 
 
-def loading(version: str) -> str:
+def loading_version(version: str) -> str:
     """What an engine's weights are called while they are replaced by those of `version`: the name of no version."""
     return f"{version}-loading"
 
 
-def satisfies(found: str | None, required: str) -> bool:
-    """Whether weights of the version `found` will do where `required` is asked for: the same one, or a newer one."""
-    if found is None or found == required:
-        return found is not None
-    number, least = version_number(found), version_number(required)
-    return number is not None and least is not None and number >= least
+def version_satisfies(actual: str | None, required: str) -> bool:
+    """Whether weights of the version `actual` will do where `required` is asked for: the same one, or a newer one."""
+    if actual is None or actual == required:
+        return actual is not None
+    actual_number, required_number = version_number(actual), version_number(required)
+    return actual_number is not None and required_number is not None and actual_number >= required_number

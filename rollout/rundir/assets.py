@@ -18,7 +18,7 @@ from rollout.images.errors import AssetError, ImageStoreError
 from rollout.images.store import ASSET_NAME, read_asset
 
 IMAGE_DIRECTORY = Path("assets", "images")
-RUN_LOCK = "run.lock"
+RUN_LOCK_FILE = "run.lock"
 
 
 class RunHeldError(RolloutError):
@@ -55,13 +55,13 @@ class GcReport:
 
 
 @contextmanager
-def hold_run(run_directory: Path) -> Iterator[None]:
+def hold_run_lock(run_directory: Path) -> Iterator[None]:
     """Hold a run directory for as long as one of the run's processes works in it; any number may hold it at once.
 
     Raises:
         RunHeldError: its garbage is being collected.
     """
-    with _locked(run_directory, fcntl.LOCK_SH, "its garbage is being collected; start the run when that is done"):
+    with _locked_run(run_directory, fcntl.LOCK_SH, "its garbage is being collected; start the run when that is done"):
         yield
 
 
@@ -71,7 +71,7 @@ def asset_stats(run_directory: Path) -> AssetStats:
     Raises:
         ImageStoreError: the directory cannot be read.
     """
-    assets, foreign = _list(run_directory)
+    assets, foreign = _list_assets(run_directory)
     extensions = Counter(entry.name[64:] for entry in assets)
     return AssetStats(len(assets), sum(entry.stat().st_size for entry in assets), dict(extensions), foreign)
 
@@ -82,7 +82,7 @@ def verify_assets(run_directory: Path) -> VerifyReport:
     Raises:
         ImageStoreError: the directory cannot be read.
     """
-    assets, _ = _list(run_directory)
+    assets, _ = _list_assets(run_directory)
     problems = []
     for entry in assets:
         try:
@@ -104,12 +104,12 @@ def collect_garbage(
         RunHeldError: a process of the run lives.
         ImageStoreError: the directory cannot be read, or a file in it cannot be removed.
     """
-    with _locked(run_directory, fcntl.LOCK_EX, "a process of the run still works in it; collect when it has ended"):
-        assets, _ = _list(run_directory)
+    with _locked_run(run_directory, fcntl.LOCK_EX, "a process of the run still works in it; collect when it has ended"):
+        assets, _ = _list_assets(run_directory)
         unreferenced = [entry for entry in assets if entry.name not in referenced]
-        youngest_to_go = time.time() - grace_seconds
+        newest_removable_time = time.time() - grace_seconds
         garbage = [(entry.path, entry.name, entry.stat(follow_symlinks=False)) for entry in unreferenced]
-        garbage = [one for one in garbage if one[2].st_mtime <= youngest_to_go]
+        garbage = [item for item in garbage if item[2].st_mtime <= newest_removable_time]
         for path, _, _ in garbage if not dry_run else ():
             try:
                 os.unlink(path)
@@ -124,30 +124,30 @@ def collect_garbage(
     )
 
 
-def _list(run_directory: Path) -> tuple[list[os.DirEntry[str]], int]:
+def _list_assets(run_directory: Path) -> tuple[list[os.DirEntry[str]], int]:
     directory = run_directory / IMAGE_DIRECTORY
     try:
         with os.scandir(directory) as entries:
-            everything = list(entries)
+            all_entries = list(entries)
     except OSError as error:
         raise ImageStoreError(
             f"{directory} cannot be read: {error.strerror}; give the directory of a run that keeps images"
         ) from error
-    assets = [entry for entry in everything if ASSET_NAME.fullmatch(entry.name)]
-    return assets, len(everything) - len(assets)
+    assets = [entry for entry in all_entries if ASSET_NAME.fullmatch(entry.name)]
+    return assets, len(all_entries) - len(assets)
 
 
 @contextmanager
-def _locked(run_directory: Path, kind: int, refusal: str) -> Iterator[None]:
+def _locked_run(run_directory: Path, lock_operation: int, held_reason: str) -> Iterator[None]:
     try:
-        fd = os.open(run_directory / RUN_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = os.open(run_directory / RUN_LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise ImageStoreError(f"the run directory {run_directory} cannot be locked: {error.strerror}") from error
     try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        fcntl.flock(fd, lock_operation | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise RunHeldError(f"the run directory {run_directory} is held: {refusal}") from None
+        raise RunHeldError(f"the run directory {run_directory} is held: {held_reason}") from None
     try:
         yield
     finally:

@@ -33,19 +33,24 @@ class ClaimsError(RolloutError):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An attempt that is ours to play. `spent` attempts have begun that count, this one included."""
+    """An attempt that is ours to play. `attempts_used` attempts have begun that count, this one included."""
 
-    rollout: str
-    number: int
-    spent: int
+    rollout_id: str
+    attempt_number: int
+    attempts_used: int
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
-    """What became of a rollout so far: `spent` attempts count; of `unheard` ones the workers were not heard again."""
+class AttemptHistory:
+    """What became of a rollout's attempts so far.
 
-    spent: int
-    unheard: int
+    Attributes:
+        attempts_used: how many attempts count against `max_attempts`.
+        unreported_attempts: how many of them have a worker that vanished without a report.
+    """
+
+    attempts_used: int
+    unreported_attempts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,95 +80,97 @@ class Claims:
         except OSError as error:
             raise ClaimsError(f"{directory}: cannot be made: {error.strerror}.") from None
 
-    def is_done(self, rollout: str) -> bool:
+    def is_done(self, rollout_id: str) -> bool:
         """Whether its finished record was accepted."""
-        return self._path(rollout, "done").exists()
+        return self._path(rollout_id, "done").exists()
 
-    def past(self, rollout: str) -> Past:
+    def attempt_history(self, rollout_id: str) -> AttemptHistory:
         """What became of the attempts that were begun."""
-        ends = list(self._ends(rollout))
-        return Past(len(ends) - ends.count("returned"), ends.count(None))
+        endings = list(self._attempt_endings(rollout_id))
+        return AttemptHistory(len(endings) - endings.count("returned"), endings.count(None))
 
-    def begin(self, rollout: str) -> Claim:
+    def claim_next_attempt(self, rollout_id: str) -> Claim:
         """Claim the next attempt, durably."""
         while True:
-            ends = list(self._ends(rollout))
-            number = len(ends) + 1
+            endings = list(self._attempt_endings(rollout_id))
+            number = len(endings) + 1
             try:
-                self._create(self._path(rollout, str(number)))
+                self._create_exclusively(self._path(rollout_id, str(number)))
             except FileExistsError:
                 continue  # somebody claimed that number a moment ago
-            return Claim(rollout, number, number - ends.count("returned"))
+            return Claim(rollout_id, number, number - endings.count("returned"))
 
-    def hand_back(self, claim: Claim) -> None:
+    def mark_returned(self, claim: Claim) -> None:
         """Say that the attempt was given up on purpose, and that its failure says nothing about the rollout."""
-        self._end(claim, "returned")
+        self._mark_ended(claim, "returned")
 
-    def fail(self, claim: Claim) -> None:
+    def mark_failed(self, claim: Claim) -> None:
         """Say that the infrastructure failed the attempt, and that it is not what killed its worker."""
-        self._end(claim, "failed")
+        self._mark_ended(claim, "failed")
 
-    def finish(self, outcome: Outcome) -> None:
+    def record_outcome(self, outcome: Outcome) -> None:
         """Record the outcome; the first one stays. To be called once the finished record is accepted."""
-        mine = self._path(outcome.rollout, str(outcome.attempt))
+        claim_path = self._path(outcome.rollout, str(outcome.attempt))
         try:
-            mine.write_bytes(orjson.dumps(asdict(outcome)))
+            claim_path.write_bytes(orjson.dumps(asdict(outcome)))
             # The claim becomes the outcome by a link, which appears whole, and only once.
             with suppress(FileExistsError):
-                os.link(mine, self._path(outcome.rollout, "done"))
+                os.link(claim_path, self._path(outcome.rollout, "done"))
         except OSError as error:
-            raise ClaimsError(f"{mine}: the outcome was not recorded: {error.strerror}.") from None
+            raise ClaimsError(f"{claim_path}: the outcome was not recorded: {error.strerror}.") from None
 
-    def outcome(self, rollout: str) -> Outcome | None:
+    def outcome(self, rollout_id: str) -> Outcome | None:
         """How a rollout ended, if it has."""
         try:
-            return _read(self._path(rollout, "done"))
+            return _read_outcome(self._path(rollout_id, "done"))
         except FileNotFoundError:
             return None
 
     def outcomes(self) -> Iterator[Outcome]:
         """Every rollout that is done."""
-        return self.unseen(set())
+        return self.new_outcomes(set())
 
-    def unseen(self, seen: set[str]) -> Iterator[Outcome]:
-        """Every rollout that is done and did not come before for the same `seen`, which takes note of it."""
+    def new_outcomes(self, seen_names: set[str]) -> Iterator[Outcome]:
+        """Every rollout that is done and did not come before for the same `seen_names`, which takes note of it."""
         for entry in os.scandir(self._directory):
-            if entry.name.endswith(".done") and entry.name not in seen:
-                yield _read(Path(entry.path))
-                seen.add(entry.name)
+            if entry.name.endswith(".done") and entry.name not in seen_names:
+                yield _read_outcome(Path(entry.path))
+                seen_names.add(entry.name)
 
-    def _ends(self, rollout: str) -> Iterator[str | None]:
+    def _attempt_endings(self, rollout_id: str) -> Iterator[str | None]:
         """For each attempt that was begun, what was said of its end."""
         number = 1
-        while self._path(rollout, str(number)).exists():
-            said = (end for end in ("returned", "failed") if self._path(rollout, f"{number}.{end}").exists())
-            yield next(said, None)
+        while self._path(rollout_id, str(number)).exists():
+            markers = (
+                ending for ending in ("returned", "failed") if self._path(rollout_id, f"{number}.{ending}").exists()
+            )
+            yield next(markers, None)
             number += 1
 
-    def _end(self, claim: Claim, end: str) -> None:
+    def _mark_ended(self, claim: Claim, ending: str) -> None:
         with suppress(FileExistsError):
-            self._create(self._path(claim.rollout, f"{claim.number}.{end}"))
+            self._create_exclusively(self._path(claim.rollout_id, f"{claim.attempt_number}.{ending}"))
 
-    def _create(self, path: Path) -> None:
+    def _create_exclusively(self, path: Path) -> None:
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
             # A number that a power cut makes us use again would mix the records of two attempts.
-            directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+            directory_fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                os.fsync(directory)
+                os.fsync(directory_fd)
             finally:
-                os.close(directory)
+                os.close(directory_fd)
         except FileExistsError:
             raise
         except OSError as error:
             raise ClaimsError(f"{path}: cannot be claimed: {error.strerror}.") from None
 
-    def _path(self, rollout: str, suffix: str) -> Path:
-        readable = quote(rollout, safe="", errors="replace")[:100]
-        digest = hashlib.blake2b(rollout.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-        return self._directory / f"{readable}-{digest}.{suffix}"
+    def _path(self, rollout_id: str, suffix: str) -> Path:
+        readable_name = quote(rollout_id, safe="", errors="replace")[:100]
+        digest = hashlib.blake2b(rollout_id.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+        return self._directory / f"{readable_name}-{digest}.{suffix}"
 
 
-def _read(path: Path) -> Outcome:
-    told: dict[str, Any] = orjson.loads(path.read_bytes())
-    return Outcome(**told)
+def _read_outcome(path: Path) -> Outcome:
+    fields: dict[str, Any] = orjson.loads(path.read_bytes())
+    return Outcome(**fields)

@@ -26,11 +26,11 @@ import yaml
 
 from rollout.config.load import Config
 from rollout.errors import RolloutError
-from rollout.rundir.assets import hold_run
+from rollout.rundir.assets import hold_run_lock
 from transports.urls import without_password
 
 
-class RunHeld(RolloutError):
+class RunAlreadyActive(RolloutError):
     """Another process runs in this directory."""
 
 
@@ -45,71 +45,71 @@ class RunDirectory:
     path: Path
 
     @property
-    def run(self) -> str:
+    def run_id(self) -> str:
         """The run's id."""
         return self.path.name
 
     @property
-    def images(self) -> Path:
+    def images_path(self) -> Path:
         return self.path / "assets" / "images"
 
     @property
-    def metrics(self) -> Path:
+    def metrics_path(self) -> Path:
         return self.path / "metrics"
 
     @property
-    def policy(self) -> Path:
+    def weights_path(self) -> Path:
         return self.path / "policy"
 
     @property
-    def ended(self) -> Path:
+    def ended_marker(self) -> Path:
         return self.path / "ended"
 
-    def claims(self, environment: str) -> Path:
+    def claims_path(self, environment: str) -> Path:
         return self.path / "claims" / environment
 
-    def url(self, template: str, environment: str) -> str:
+    def queue_url(self, template: str, environment: str) -> str:
         """A queue's URL with this run and that environment filled in."""
         return template.replace("{run_dir}", quote(str(self.path))).replace("{environment}", environment)
 
-    def make(self) -> None:
+    def create(self) -> None:
         """See that it is there. Any number of processes may do so together."""
         try:
-            for directory in (self.images, self.path / "workers"):
+            for directory in (self.images_path, self.path / "workers"):
                 directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunDirectoryError(f"{self.path}: the run's directory cannot be made: {error.strerror}.") from None
 
-    def keep_config(self, config: Config, name: str) -> None:
+    def save_config(self, config: Config, file_name: str) -> None:
         """Write down everything that a configuration came to, defaults included, and the passwords of queues not."""
-        dumped = config.dump()
-        dumped["queue"] = {key: without_password(url) for key, url in dumped["queue"].items()}
-        resolved = yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True)
+        values = config.to_dict()
+        values["queue"] = {key: without_password(url) for key, url in values["queue"].items()}
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         try:
-            (self.path / name).write_text(resolved, "utf-8")
+            (self.path / file_name).write_text(text, "utf-8")
         except OSError as error:
-            raise RunDirectoryError(f"{self.path / name} cannot be written: {error.strerror}.") from None
+            raise RunDirectoryError(f"{self.path / file_name} cannot be written: {error.strerror}.") from None
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Hold the directory, so that nothing is cleared away under a run and no other run begins in it.
 
         Raises:
             RunHeld: another process holds it.
         """
-        with hold_run(self.path), (self.path / "launch.lock").open("ab") as file:
+        with hold_run_lock(self.path), (self.path / "launch.lock").open("ab") as lock_file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunHeld(
+                raise RunAlreadyActive(
                     f"{self.path}: another process runs here. Wait for it, or end it; more workers join a run "
                     f"with `rollout worker CONFIG --run {self.path}`."
                 ) from None
             yield
 
 
-def new_run(parent: Path, name: str) -> RunDirectory:
+def create_run_directory(parent: Path, name: str) -> RunDirectory:
     """Name a run and make its directory."""
     directory = RunDirectory(parent / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
-    directory.make()
+    directory.create()
     return directory

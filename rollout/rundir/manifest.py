@@ -10,10 +10,10 @@ import yaml
 
 from rollout.config.load import Config, load_config
 from rollout.errors import ConfigurationError
-from rollout.rundir.directory import RunDirectory, RunDirectoryError, new_run
+from rollout.rundir.directory import RunDirectory, RunDirectoryError, create_run_directory
 
-_FILE = "launch.json"
-_FIXED = ("environment", "tasks")
+_MANIFEST_NAME = "launch.json"
+_FIXED_SECTIONS = ("environment", "tasks")
 """The sections that say which rollouts there are."""
 
 
@@ -22,7 +22,7 @@ class CannotResume(ConfigurationError):
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class LaunchConfig:
     """One configuration of a launch, by the file and the overrides that every worker reads it from again."""
 
     file: Path
@@ -30,48 +30,56 @@ class Member:
     config: Config
 
 
-def begin(files: Sequence[Path], overrides: Sequence[str], at: Path | None = None) -> tuple[RunDirectory, list[Member]]:
+def create_run(
+    files: Sequence[Path], overrides: Sequence[str], run_path: Path | None = None
+) -> tuple[RunDirectory, list[LaunchConfig]]:
     """A new run of these configurations, in a directory of its own, or in that one."""
-    members = load_members(files, overrides)
-    if at is None:
-        name = "-".join(member.config.run.name for member in members)
-        directory = new_run(members[0].config.run.directory, name[:80])
+    launch_configs = load_launch_configs(files, overrides)
+    if run_path is None:
+        name = "-".join(launch_config.config.run.name for launch_config in launch_configs)
+        directory = create_run_directory(launch_configs[0].config.run.directory, name[:80])
     else:
-        directory = RunDirectory(at.resolve())
-        directory.make()
-    for member in members:
-        directory.keep_config(member.config, f"{member.config.run.name}.yaml")
-    told = [{"file": str(m.file), "overrides": m.overrides, "environment": m.config.run.name} for m in members]
-    draft = directory.path / f"{_FILE}.draft"
+        directory = RunDirectory(run_path.resolve())
+        directory.create()
+    for member in launch_configs:
+        directory.save_config(member.config, f"{member.config.run.name}.yaml")
+    entries = [
+        {"file": str(m.file), "overrides": m.overrides, "environment": m.config.run.name} for m in launch_configs
+    ]
+    draft_path = directory.path / f"{_MANIFEST_NAME}.draft"
     try:
-        draft.write_bytes(orjson.dumps(told, option=orjson.OPT_INDENT_2))
-        draft.rename(directory.path / _FILE)  # last, and whole: from here on the run can be continued
+        draft_path.write_bytes(orjson.dumps(entries, option=orjson.OPT_INDENT_2))
+        draft_path.rename(directory.path / _MANIFEST_NAME)  # last, and whole: from here on the run can be continued
     except OSError as error:
-        raise RunDirectoryError(f"{directory.path / _FILE} cannot be written: {error.strerror}.") from None
-    return directory, members
+        raise RunDirectoryError(f"{directory.path / _MANIFEST_NAME} cannot be written: {error.strerror}.") from None
+    return directory, launch_configs
 
 
-def load_members(files: Sequence[Path], overrides: Sequence[str]) -> list[Member]:
+def load_launch_configs(files: Sequence[Path], overrides: Sequence[str]) -> list[LaunchConfig]:
     """The configurations of one run.
 
     Raises:
         ConfigError: one of them is not usable.
         ConfigurationError: two have the same name.
     """
-    members = [Member(file.resolve(), tuple(overrides), load_config(file, overrides)) for file in files]
-    names = [member.config.run.name for member in members]
-    doubled = next((name for name in names if names.count(name) > 1), None)
-    if doubled is not None:
-        raise ConfigurationError(f"two configurations have the run.name {doubled!r}; their rollouts would be mixed up.")
-    return members
+    launch_configs = [LaunchConfig(file.resolve(), tuple(overrides), load_config(file, overrides)) for file in files]
+    names = [launch_config.config.run.name for launch_config in launch_configs]
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise ConfigurationError(
+            f"two configurations have the run.name {duplicate!r}; their rollouts would be mixed up."
+        )
+    return launch_configs
 
 
-def was_begun(path: Path) -> bool:
+def can_resume(path: Path) -> bool:
     """Whether there is a run in this directory that can be continued."""
-    return (path / _FILE).exists()
+    return (path / _MANIFEST_NAME).exists()
 
 
-def resume(path: Path, overrides: Sequence[str], files: Sequence[Path] = ()) -> tuple[RunDirectory, list[Member]]:
+def resume_run(
+    path: Path, overrides: Sequence[str], files: Sequence[Path] = ()
+) -> tuple[RunDirectory, list[LaunchConfig]]:
     """The run in a directory, to be continued. More overrides may change anything but its tasks.
 
     Raises:
@@ -79,36 +87,40 @@ def resume(path: Path, overrides: Sequence[str], files: Sequence[Path] = ()) -> 
     """
     directory = RunDirectory(path.resolve())
     try:
-        told: list[dict[str, Any]] = orjson.loads((path / _FILE).read_bytes())
+        entries: list[dict[str, Any]] = orjson.loads((path / _MANIFEST_NAME).read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:
-        raise CannotResume(f"{path}: no launch was begun here ({_FILE}: {error}).") from None
-    begun, named = [entry["file"] for entry in told], [str(file.resolve()) for file in files]
-    if named and named != begun:
-        raise CannotResume(f"{path}: this run was begun with {', '.join(begun)}, not with {', '.join(named)}.")
-    members = []
-    for entry in told:
-        given = (*entry["overrides"], *overrides)
-        member = Member(Path(entry["file"]), given, load_config(Path(entry["file"]), given))
-        _require_same_tasks(member, _kept(path / f"{entry['environment']}.yaml"), path)
-        members.append(member)
-    return directory, members
+        raise CannotResume(f"{path}: no launch was begun here ({_MANIFEST_NAME}: {error}).") from None
+    recorded_files, given_files = [entry["file"] for entry in entries], [str(file.resolve()) for file in files]
+    if given_files and given_files != recorded_files:
+        raise CannotResume(
+            f"{path}: this run was begun with {', '.join(recorded_files)}, not with {', '.join(given_files)}."
+        )
+    launch_configs = []
+    for entry in entries:
+        all_overrides = (*entry["overrides"], *overrides)
+        launch_config = LaunchConfig(
+            Path(entry["file"]), all_overrides, load_config(Path(entry["file"]), all_overrides)
+        )
+        _require_same_tasks(launch_config, _load_recorded_config(path / f"{entry['environment']}.yaml"), path)
+        launch_configs.append(launch_config)
+    return directory, launch_configs
 
 
-def _kept(file: Path) -> dict[str, Any]:
+def _load_recorded_config(file: Path) -> dict[str, Any]:
     try:
-        kept: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
+        recorded: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CannotResume(f"{file}: what the run was begun with cannot be read: {error}. Begin a new run.") from None
-    return kept
+    return recorded
 
 
-def _require_same_tasks(member: Member, kept: dict[str, Any], path: Path) -> None:
-    now = yaml.safe_load(yaml.safe_dump(member.config.dump()))
-    changed = [section for section in _FIXED if now[section] != kept[section]]
-    if now["run"]["name"] != kept["run"]["name"]:
+def _require_same_tasks(launch_config: LaunchConfig, recorded: dict[str, Any], path: Path) -> None:
+    current = yaml.safe_load(yaml.safe_dump(launch_config.config.to_dict()))
+    changed = [section for section in _FIXED_SECTIONS if current[section] != recorded[section]]
+    if current["run"]["name"] != recorded["run"]["name"]:
         changed.append("run.name")
     if changed:
         raise CannotResume(
-            f"{member.file}: {' and '.join(changed)} changed since the run in {path} was begun, so that its "
+            f"{launch_config.file}: {' and '.join(changed)} changed since the run in {path} was begun, so that its "
             "rollouts would be others. Begin a new run, or undo the change."
         )

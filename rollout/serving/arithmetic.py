@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from rollout.serving.policies import Pixels, Slot
+from rollout.serving.policies import AnswerSlot, Pixels
 
 _START = re.compile(r"Start with (-?\d+)\.")
 _STEP = re.compile(r"Then (add|subtract|multiply)(?: by)? (\d+)\.")
@@ -19,22 +19,25 @@ _RESULT = re.compile(r"<tool_response>\n(-?\d+)\n</tool_response>")
 class ArithmeticPolicy:
     """Does one step a turn, and says the result when no step is left."""
 
-    MARGIN = math.log(18)
+    CORRECT_LOGIT = math.log(18)
 
-    def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[Slot]:
+    def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
         start = _START.search(prompt)
         if start is None:
-            return [Slot({"There is nothing to calculate.": 0.0})]
+            return [AnswerSlot({"There is nothing to calculate.": 0.0})]
         results, steps = _RESULT.findall(prompt), _STEP.findall(prompt)
         value = int(results[-1] if results else start[1])
         if len(results) >= len(steps):
-            return [Slot({f"The result is {value}.": 0.0})]
+            return [AnswerSlot({f"The result is {value}.": 0.0})]
         operation, operand = steps[len(results)]
-        right, wrong = _call(operation, value, int(operand)), _call(operation, value, int(operand) + 1)
-        broken = right[: right.index(', "b"')] + "\n</tool_call>"
-        return [Slot({right: self.MARGIN, wrong: 0.0, broken: 0.0})]
+        correct_call, off_by_one_call = (
+            _tool_call(operation, value, int(operand)),
+            _tool_call(operation, value, int(operand) + 1),
+        )
+        truncated_call = correct_call[: correct_call.index(', "b"')] + "\n</tool_call>"
+        return [AnswerSlot({correct_call: self.CORRECT_LOGIT, off_by_one_call: 0.0, truncated_call: 0.0})]
 
 
-def _call(operation: str, a: int, b: int) -> str:
+def _tool_call(operation: str, a: int, b: int) -> str:
     call = {"name": "calculate", "arguments": {"operation": operation, "a": a, "b": b}}
     return f"<tool_call>\n{json.dumps(call)}\n</tool_call>"

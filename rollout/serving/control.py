@@ -12,28 +12,28 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from rollout.serving.engine import Engine
-from rollout.serving.gate import PAUSE_MODES, Gate
-from rollout.serving.protocol import RequestRefused, Strict, parse_body
-from rollout.serving.responses import json_reply
+from rollout.serving.gate import PAUSE_MODES, PauseGate
+from rollout.serving.protocol import RequestRefused, StrictModel, parse_body
+from rollout.serving.responses import json_response
 
 
-class _NewVersion(Strict):
+class _NewVersion(StrictModel):
     new_version: str
 
 
-class _ReloadArguments(Strict):
+class _ReloadArguments(StrictModel):
     weights_path: str | None = None
 
 
-class _Call(Strict):
+class _RpcCall(StrictModel):
     method: str
     kwargs: _ReloadArguments = _ReloadArguments()
 
 
-class Control:
+class ControlRoutes:
     """The routes by which a trainer brings new weights."""
 
-    def __init__(self, engine: Engine, gate: Gate) -> None:
+    def __init__(self, engine: Engine, gate: PauseGate) -> None:
         self._engine = engine
         self._gate = gate
 
@@ -43,16 +43,19 @@ class Control:
             Route("/pause", self._pause, methods=["POST"]),
             Route("/resume", self._resume, methods=["POST"]),
             Route("/is_paused", self._is_paused),
-            Route("/collective_rpc", self._call, methods=["POST"]),
-            Route("/update_weight_version", self._rename, methods=["POST"]),
+            Route("/collective_rpc", self._collective_rpc, methods=["POST"]),
+            Route("/update_weight_version", self._update_weight_version, methods=["POST"]),
             Route("/weight_info", self._weight_info),
             # Neither engine caches anything that outlives a reload.
-            *(Route(f"/reset_{what}_cache", self._reset, methods=["POST"]) for what in ("prefix", "mm", "encoder")),
+            *(
+                Route(f"/reset_{cache_name}_cache", self._reset_cache, methods=["POST"])
+                for cache_name in ("prefix", "mm", "encoder")
+            ),
         ]
 
     async def _pause(self, http: Request) -> Response:
-        asked = http.query_params.get("mode", "abort")
-        mode = next((one for one in PAUSE_MODES if one == asked), None)
+        requested_mode = http.query_params.get("mode", "abort")
+        mode = next((known_mode for known_mode in PAUSE_MODES if known_mode == requested_mode), None)
         # vLLM's clear_cache says whether a pause empties its caches; there are none here that outlive a reload.
         clear_cache = http.query_params.get("clear_cache", "true")
         if mode is None or clear_cache not in ("true", "false") or set(http.query_params) - {"mode", "clear_cache"}:
@@ -61,31 +64,31 @@ class Control:
                 param="mode",
             )
         await self._gate.pause(mode)
-        return json_reply({"status": "paused"})
+        return json_response({"status": "paused"})
 
     async def _resume(self, http: Request) -> Response:
         await self._gate.resume()
-        return json_reply({"status": "resumed"})
+        return json_response({"status": "resumed"})
 
     async def _is_paused(self, http: Request) -> Response:
-        return json_reply({"is_paused": self._gate.paused})
+        return json_response({"is_paused": self._gate.paused})
 
-    async def _call(self, http: Request) -> Response:
-        call = parse_body(_Call, await http.body())
+    async def _collective_rpc(self, http: Request) -> Response:
+        call = parse_body(_RpcCall, await http.body())
         if call.method != "reload_weights":
             raise RequestRefused(f"method: there is reload_weights and no {call.method}.", param="method")
-        where = None if call.kwargs.weights_path is None else Path(call.kwargs.weights_path)
-        async with self._gate.changing():
-            await asyncio.to_thread(self._engine.reload, where)
-        return json_reply({"results": [None]})
+        weights_directory = None if call.kwargs.weights_path is None else Path(call.kwargs.weights_path)
+        async with self._gate.changing_weights():
+            await asyncio.to_thread(self._engine.reload, weights_directory)
+        return json_response({"results": [None]})
 
-    async def _rename(self, http: Request) -> Response:
+    async def _update_weight_version(self, http: Request) -> Response:
         version = parse_body(_NewVersion, await http.body()).new_version
-        self._gate.rename(version)
-        return json_reply({"success": True, "new_version": version})
+        self._gate.set_version(version)
+        return json_response({"success": True, "new_version": version})
 
     async def _weight_info(self, http: Request) -> Response:
-        return json_reply({"weight_version": self._gate.version})
+        return json_response({"weight_version": self._gate.version})
 
-    async def _reset(self, http: Request) -> Response:
+    async def _reset_cache(self, http: Request) -> Response:
         return Response()

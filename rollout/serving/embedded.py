@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from rollout.serving.engine import Answer, Job, ModelCard, SampledToken, WeightsRefused
-from rollout.serving.gate import Gate
-from rollout.serving.policies import Slot, load_policy
-from rollout.serving.protocol import GenerateRequest, RequestRefused
-from rollout.serving.request_reader import Intake
-from rollout.serving.sampling import PolicyFault, certain, draw_for, sample
+from rollout.serving.gate import PauseGate
+from rollout.serving.policies import AnswerSlot, load_policy
+from rollout.serving.protocol import GenerateBody, RequestRefused
+from rollout.serving.request_reader import RequestReader
+from rollout.serving.sampling import PolicyFault, certain_token, rng_for_request, sample_slots
 from rollout.serving.server import EngineServer
 
 TINY_MODEL = Path(__file__).parent / "tiny_qwen3_vl"
@@ -62,26 +62,26 @@ class ScriptedEngine:
 
     def __init__(self, settings: EmbeddedSettings) -> None:
         self.settings = settings
-        self.card = ModelCard(settings.model_name, settings.model_dir, settings.max_model_len)
-        self._intake = Intake(self.card, settings.allowed_directories)
+        self.model_card = ModelCard(settings.model_name, settings.model_dir, settings.max_model_len)
+        self._request_reader = RequestReader(self.model_card, settings.allowed_directories)
         self._policy = load_policy(settings.policy)
         self._encode = functools.lru_cache(maxsize=4096)(self._encode_text)
 
-    def prepare(self, request: GenerateRequest) -> Job:
+    def prepare(self, request: GenerateBody) -> Job:
         if request.sampling_params.allowed_token_ids is not None:
             raise RequestRefused(
                 "sampling_params.allowed_token_ids: a script cannot honour them; leave them out or send null.",
                 param="sampling_params.allowed_token_ids",
             )
-        taken = self._intake.take(request)
-        text = self._intake.tokenizer.decode(request.token_ids)
-        slots = self._ask(text, [np.asarray(image) for image in taken.images])
+        parsed = self._request_reader.read(request)
+        text = self._request_reader.tokenizer.decode(request.token_ids)
+        slots = self._ask(text, [np.asarray(image) for image in parsed.images])
         try:
-            tokens = sample(slots, request.sampling_params.temperature, draw_for(request), self._encode)
+            tokens = sample_slots(slots, request.sampling_params.temperature, rng_for_request(request), self._encode)
         except PolicyFault as fault:
-            raise self._policy_failed(str(fault)) from fault
-        whole = (*tokens, certain(self._intake.end))
-        return _Told(taken.prompt, taken.limits, whole, self.settings)
+            raise self._policy_failed_error(str(fault)) from fault
+        all_tokens = (*tokens, certain_token(self._request_reader.eos_token_id))
+        return ScriptedJob(parsed.prompt, parsed.stop_conditions, all_tokens, self.settings)
 
     def reload(self, directory: Path | None) -> None:
         """A script has no weights: it is made anew."""
@@ -92,36 +92,36 @@ class ScriptedEngine:
     def close(self) -> None:
         """There is nothing to give back."""
 
-    def _ask(self, prompt: str, images: Sequence[np.ndarray]) -> Sequence[Slot]:
+    def _ask(self, prompt: str, images: Sequence[np.ndarray]) -> Sequence[AnswerSlot]:
         try:
             return self._policy.answer(prompt, images)
         except Exception as error:
-            raise self._policy_failed(f"{type(error).__name__}: {error}") from error
+            raise self._policy_failed_error(f"{type(error).__name__}: {error}") from error
 
-    def _policy_failed(self, reason: str) -> RequestRefused:
+    def _policy_failed_error(self, reason: str) -> RequestRefused:
         return RequestRefused(f"The scripted policy {self.settings.policy} failed: {reason}.", status=500)
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
-        return tuple(self._intake.tokenizer.encode(text))
+        return tuple(self._request_reader.tokenizer.encode(text))
 
 
 @dataclass(frozen=True, slots=True)
-class _Told(Job):
+class ScriptedJob(Job):
     """An answer that is known, and told at the pace of a network."""
 
     tokens: Sequence[SampledToken]
     settings: EmbeddedSettings
 
-    async def write(self, answer: Answer, gate: Gate) -> None:
-        due = time.monotonic() + self.settings.latency_ms / 1000
+    async def generate(self, answer: Answer, gate: PauseGate) -> None:
+        next_token_at = time.monotonic() + self.settings.latency_ms / 1000
         for token in self.tokens:
-            if (early := due - time.monotonic()) > 0:
-                await asyncio.sleep(early)
+            if (wait_seconds := next_token_at - time.monotonic()) > 0:
+                await asyncio.sleep(wait_seconds)
             async with gate.step():
-                answer.add(token, gate.version)
+                answer.add_token(token, gate.version)
             if answer.finished:
                 return
-            due += self.settings.token_latency_ms / 1000
+            next_token_at += self.settings.token_latency_ms / 1000
 
 
 class EmbeddedServer(EngineServer):

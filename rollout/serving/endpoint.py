@@ -19,18 +19,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from rollout.serving.control import Control
+from rollout.serving.control import ControlRoutes
 from rollout.serving.engine import Answer, Engine, Job, SampledToken
-from rollout.serving.gate import Gate
-from rollout.serving.protocol import GenerateRequest, RequestRefused, parse_body
-from rollout.serving.responses import EXCEPTION_HANDLERS, json_reply
+from rollout.serving.gate import PauseGate
+from rollout.serving.protocol import GenerateBody, RequestRefused, parse_body
+from rollout.serving.responses import EXCEPTION_HANDLERS, json_response
 
 _ID_PREFIX = "generate-tokens-"
 
 
 def create_app(engine: Engine, *, weight_version: str) -> Starlette:
     """The ASGI application around an engine, whose weights are called so at first."""
-    gate = Gate(weight_version)
+    gate = PauseGate(weight_version)
     endpoints = _Endpoints(engine, gate)
 
     @asynccontextmanager
@@ -45,7 +45,7 @@ def create_app(engine: Engine, *, weight_version: str) -> Starlette:
             Route("/v1/models", endpoints.models),
             Route("/health", endpoints.health),
             Route("/version", endpoints.version),
-            *Control(engine, gate).routes(),
+            *ControlRoutes(engine, gate).routes(),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=lifespan,
@@ -53,10 +53,10 @@ def create_app(engine: Engine, *, weight_version: str) -> Starlette:
 
 
 class _Endpoints:
-    def __init__(self, engine: Engine, gate: Gate) -> None:
+    def __init__(self, engine: Engine, gate: PauseGate) -> None:
         self._engine = engine
         self._gate = gate
-        self._running: dict[str, asyncio.Event] = {}
+        self._abort_events: dict[str, asyncio.Event] = {}
         # Decoding images takes milliseconds to seconds, during which others must be accepted and aborted.
         self._threads = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="engine")
         self._started = int(time.time())
@@ -66,18 +66,18 @@ class _Endpoints:
         self._engine.close()
 
     async def generate(self, http: Request) -> Response:
-        request = parse_body(GenerateRequest, await http.body())
+        request = parse_body(GenerateBody, await http.body())
         request_id = _ID_PREFIX + request.request_id
-        if request.model not in (None, self._engine.card.name):
+        if request.model not in (None, self._engine.model_card.name):
             raise RequestRefused(
-                f"The model `{request.model}` does not exist; this engine serves `{self._engine.card.name}`.",
+                f"The model `{request.model}` does not exist; this engine serves `{self._engine.model_card.name}`.",
                 param="model",
                 status=404,
             )
-        with self._abortable(request_id) as aborted:
+        with self._register_request(request_id) as aborted:
             job = await asyncio.get_running_loop().run_in_executor(self._threads, self._engine.prepare, request)
-            answer = await self._answer(job, aborted)
-        return json_reply(self._told(request_id, request, job, answer))
+            answer = await self._generate_answer(job, aborted)
+        return json_response(self._reply_body(request_id, request, job, answer))
 
     async def abort_requests(self, http: Request) -> Response:
         try:
@@ -87,12 +87,12 @@ class _Endpoints:
         if not isinstance(request_ids, list) or not all(isinstance(one, str) for one in request_ids):
             raise RequestRefused("request_ids is not a list of strings.", param="request_ids")
         for request_id in request_ids:
-            if request_id in self._running:
-                self._running[request_id].set()
+            if request_id in self._abort_events:
+                self._abort_events[request_id].set()
         return Response()
 
     async def models(self, http: Request) -> Response:
-        card = self._engine.card
+        card = self._engine.model_card
         model = {
             "id": card.name,
             "object": "model",
@@ -102,60 +102,60 @@ class _Endpoints:
             "parent": None,
             "max_model_len": card.max_model_len,
         }
-        return json_reply({"object": "list", "data": [model]})
+        return json_response({"object": "list", "data": [model]})
 
     async def health(self, http: Request) -> Response:
         return Response()
 
     async def version(self, http: Request) -> Response:
-        return json_reply({"version": f"rollout-{version('rollout')}"})
+        return json_response({"version": f"rollout-{version('rollout')}"})
 
     @contextmanager
-    def _abortable(self, request_id: str) -> Iterator[asyncio.Event]:
-        if request_id in self._running:
+    def _register_request(self, request_id: str) -> Iterator[asyncio.Event]:
+        if request_id in self._abort_events:
             raise RequestRefused(f"request_id: {request_id} is already running.", param="request_id")
-        self._running[request_id] = asyncio.Event()
+        self._abort_events[request_id] = asyncio.Event()
         try:
-            yield self._running[request_id]
+            yield self._abort_events[request_id]
         finally:
-            del self._running[request_id]
+            del self._abort_events[request_id]
 
-    async def _answer(self, job: Job, aborted: asyncio.Event) -> Answer:
+    async def _generate_answer(self, job: Job, aborted: asyncio.Event) -> Answer:
         """Have the engine write the answer; an abort ends it early, with the tokens that are there by then."""
-        answer = Answer(job.limits)
+        answer = Answer(job.stop_conditions)
 
         async def write() -> None:
-            async with self._gate.admitted(aborted):
-                await job.write(answer, self._gate)
+            async with self._gate.admit(aborted):
+                await job.generate(answer, self._gate)
 
-        writing, abort = asyncio.create_task(write()), asyncio.create_task(aborted.wait())
+        write_task, abort_task = asyncio.create_task(write()), asyncio.create_task(aborted.wait())
         try:
-            await asyncio.wait((writing, abort), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((write_task, abort_task), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (writing, abort):
+            for task in (write_task, abort_task):
                 task.cancel()
-        await asyncio.wait((writing,))
-        if not writing.cancelled():
-            writing.result()
+        await asyncio.wait((write_task,))
+        if not write_task.cancelled():
+            write_task.result()
         if not answer.finished:
             answer.finish_reason = "abort"
         return answer
 
-    def _told(self, request_id: str, request: GenerateRequest, job: Job, answer: Answer) -> dict[str, Any]:
+    def _reply_body(self, request_id: str, request: GenerateBody, job: Job, answer: Answer) -> dict[str, Any]:
         tokens = answer.tokens
         # An answer without tokens was given by the weights of its end.
-        spans = list(answer.spans()) or [(self._gate.version, 0, 0)]
+        spans = list(answer.version_spans()) or [(self._gate.version, 0, 0)]
         prompt_length = len(job.prompt.token_ids)
-        told: dict[str, Any] = {
+        body: dict[str, Any] = {
             "request_id": request_id,
             "output_mode": "tokens",
-            "model": self._engine.card.name,
+            "model": self._engine.model_card.name,
             "created": int(time.time()),
             "choices": [
                 {
                     "index": 0,
                     "token_ids": [token.token_id for token in tokens],
-                    "logprobs": {"content": _evidence(tokens, request.sampling_params.logprobs)},
+                    "logprobs": {"content": _logprobs_content(tokens, request.sampling_params.logprobs)},
                     "finish_reason": answer.finish_reason,
                     "stop_reason": answer.stop_reason,
                     "weight_versions": [{"version": name, "start": start, "end": end} for name, start, end in spans],
@@ -172,22 +172,22 @@ class _Endpoints:
             "mm_placeholders": None,
         }
         if request.return_token_ids:
-            told["prompt_token_ids"] = job.prompt.token_ids
+            body["prompt_token_ids"] = job.prompt.token_ids
             if job.prompt.placeholders:
                 ranges = [{"offset": offset, "length": length} for offset, length in job.prompt.placeholders]
-                told["mm_placeholders"] = {"image": ranges}
-        return told
+                body["mm_placeholders"] = {"image": ranges}
+        return body
 
 
-def _evidence(tokens: Sequence[SampledToken], top: int) -> list[dict[str, Any]]:
+def _logprobs_content(tokens: Sequence[SampledToken], top_count: int) -> list[dict[str, Any]]:
     """Log-probs in vLLM's shape: the sampled token comes first, then what else was possible, likeliest first."""
     content = []
     for token in tokens:
-        own = {"token_id": token.token_id, "logprob": token.logprob, "rank": token.rank}
-        others = [
+        sampled_entry = {"token_id": token.token_id, "logprob": token.logprob, "rank": token.rank}
+        other_entries = [
             {"token_id": token_id, "logprob": logprob, "rank": rank}
-            for rank, (token_id, logprob) in enumerate(token.likeliest[: top + 1], start=1)
+            for rank, (token_id, logprob) in enumerate(token.top_logprobs[: top_count + 1], start=1)
             if token_id != token.token_id
         ]
-        content.append({**own, "top_logprobs": [own, *others][: max(top, 1)]})
+        content.append({**sampled_entry, "top_logprobs": [sampled_entry, *other_entries][: max(top_count, 1)]})
     return content

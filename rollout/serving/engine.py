@@ -23,9 +23,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal, Protocol
 
-from rollout.serving.gate import Gate
+from rollout.serving.gate import PauseGate
 from rollout.serving.image_pads import ExpandedPrompt
-from rollout.serving.protocol import GenerateRequest, RequestRefused
+from rollout.serving.protocol import GenerateBody, RequestRefused
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -46,25 +46,25 @@ class SampledToken:
     token_id: int
     logprob: float
     rank: int
-    likeliest: tuple[tuple[int, float], ...]
+    top_logprobs: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class StopConditions:
     """What ends an answer: its length, the model's own end tokens, and those that the request names."""
 
     max_tokens: int
-    end_ids: frozenset[int]
-    stop_ids: frozenset[int]
+    eos_token_ids: frozenset[int]
+    stop_token_ids: frozenset[int]
 
 
 @dataclass(slots=True)
 class Answer:
     """The tokens so far, each with the version of the weights that gave it, and why it ended."""
 
-    limits: Limits
+    stop_conditions: StopConditions
     tokens: list[SampledToken] = field(default_factory=list)
-    versions: list[str] = field(default_factory=list)
+    weight_versions: list[str] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
 
@@ -73,21 +73,21 @@ class Answer:
         """Whether no further token may follow."""
         return self.finish_reason is not None
 
-    def add(self, token: SampledToken, version: str) -> None:
+    def add_token(self, token: SampledToken, version: str) -> None:
         """One more token; as in vLLM, the model's own end token stops without a reason."""
         self.tokens.append(token)
-        self.versions.append(version)
-        if token.token_id in self.limits.end_ids:
+        self.weight_versions.append(version)
+        if token.token_id in self.stop_conditions.eos_token_ids:
             self.finish_reason = "stop"
-        elif token.token_id in self.limits.stop_ids:
+        elif token.token_id in self.stop_conditions.stop_token_ids:
             self.finish_reason, self.stop_reason = "stop", token.token_id
-        elif len(self.tokens) >= self.limits.max_tokens:
+        elif len(self.tokens) >= self.stop_conditions.max_tokens:
             self.finish_reason = "length"
 
-    def spans(self) -> Iterator[tuple[str, int, int]]:
+    def version_spans(self) -> Iterator[tuple[str, int, int]]:
         """Which version gave which tokens, as (version, start, end)."""
         start = 0
-        for version, tokens in groupby(self.versions):
+        for version, tokens in groupby(self.weight_versions):
             end = start + len(list(tokens))
             yield version, start, end
             start = end
@@ -98,10 +98,10 @@ class Job(ABC):
     """A request that can be answered."""
 
     prompt: ExpandedPrompt
-    limits: Limits
+    stop_conditions: StopConditions
 
     @abstractmethod
-    async def write(self, answer: Answer, gate: Gate) -> None:
+    async def generate(self, answer: Answer, gate: PauseGate) -> None:
         """Add tokens until the answer is finished, each within a step of the gate. Cancelled when it is aborted."""
 
 
@@ -109,11 +109,11 @@ class Engine(Protocol):
     """What an engine must offer. What it raises beyond RequestRefused is answered with 500."""
 
     @property
-    def card(self) -> ModelCard:
+    def model_card(self) -> ModelCard:
         """The model that is served."""
         ...
 
-    def prepare(self, request: GenerateRequest) -> Job:
+    def prepare(self, request: GenerateBody) -> Job:
         """Read and check a request. Independent of the weights; called by several threads.
 
         Raises:

@@ -19,16 +19,16 @@ PauseMode = Literal["abort", "wait", "keep"]
 PAUSE_MODES: tuple[PauseMode, ...] = get_args(PauseMode)
 
 
-class Gate:
+class PauseGate:
     """Opened and closed from one event loop."""
 
     def __init__(self, version: str) -> None:
         self._version = version
-        self._paused: PauseMode | None = None
-        self._in_flight: set[asyncio.Event] = set()
-        self._steps = 0
-        self._changing = False
-        self._changed = asyncio.Condition()
+        self._pause_mode: PauseMode | None = None
+        self._in_flight_aborts: set[asyncio.Event] = set()
+        self._active_steps = 0
+        self._weights_changing = False
+        self._state_changed = asyncio.Condition()
 
     @property
     def version(self) -> str:
@@ -38,33 +38,33 @@ class Gate:
     @property
     def paused(self) -> bool:
         """Whether new requests wait."""
-        return self._paused is not None
+        return self._pause_mode is not None
 
     @asynccontextmanager
-    async def admitted(self, aborted: asyncio.Event) -> AsyncIterator[None]:
+    async def admit(self, aborted: asyncio.Event) -> AsyncIterator[None]:
         """Wait until requests may begin, and be in flight; a pause that aborts sets the event."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self.paused)
-            self._in_flight.add(aborted)
+        async with self._state_changed:
+            await self._state_changed.wait_for(lambda: not self.paused)
+            self._in_flight_aborts.add(aborted)
         try:
             yield
         finally:
-            self._in_flight.discard(aborted)
-            await self._tell()
+            self._in_flight_aborts.discard(aborted)
+            await self._notify_waiters()
 
     @asynccontextmanager
     async def step(self) -> AsyncIterator[None]:
         """Wait until tokens may be computed; weights do not change before the end of the step."""
-        if self._still():
-            async with self._changed:
-                await self._changed.wait_for(lambda: not self._still())
-        self._steps += 1
+        if self._steps_blocked():
+            async with self._state_changed:
+                await self._state_changed.wait_for(lambda: not self._steps_blocked())
+        self._active_steps += 1
         try:
             yield
         finally:
-            self._steps -= 1
+            self._active_steps -= 1
             if self.paused:
-                await self._tell()
+                await self._notify_waiters()
 
     async def pause(self, mode: PauseMode) -> None:
         """Close the gate and wait until it is quiet behind it.
@@ -72,14 +72,14 @@ class Gate:
         Raises:
             RequestRefused: somebody else paused or resumed meanwhile, so that nothing is certain.
         """
-        self._paused = mode
+        self._pause_mode = mode
         if mode == "abort":
-            for aborted in self._in_flight:
+            for aborted in self._in_flight_aborts:
                 aborted.set()
-        async with self._changed:
-            self._changed.notify_all()
-            await self._changed.wait_for(lambda: self._paused != mode or self._quiet())
-        if self._paused != mode:
+        async with self._state_changed:
+            self._state_changed.notify_all()
+            await self._state_changed.wait_for(lambda: self._pause_mode != mode or self._is_idle())
+        if self._pause_mode != mode:
             raise RequestRefused(
                 f"The pause in the mode {mode} was overtaken by another pause or by a resume; "
                 "let one trainer alone push weights to this engine.",
@@ -88,39 +88,39 @@ class Gate:
 
     async def resume(self) -> None:
         """Open the gate."""
-        self._paused = None
-        await self._tell()
+        self._pause_mode = None
+        await self._notify_waiters()
 
     @asynccontextmanager
-    async def changing(self) -> AsyncIterator[None]:
+    async def changing_weights(self) -> AsyncIterator[None]:
         """Weights may change within; no step begins before the end, whoever resumes. Raises RequestRefused."""
-        self._require_quiet()
-        self._changing = True
+        self._require_idle()
+        self._weights_changing = True
         try:
             yield
         finally:
-            self._changing = False
-            await self._tell()
+            self._weights_changing = False
+            await self._notify_waiters()
 
-    def rename(self, version: str) -> None:
+    def set_version(self, version: str) -> None:
         """Say what the weights are called. Raises RequestRefused."""
-        self._require_quiet()
+        self._require_idle()
         self._version = version
 
-    def _require_quiet(self) -> None:
-        if self._changing or not self.paused or not self._quiet():
+    def _require_idle(self) -> None:
+        if self._weights_changing or not self.paused or not self._is_idle():
             raise RequestRefused(
                 "Weights and their version change only while the engine is paused: POST /pause and wait for its "
                 "answer, reload, name the version, POST /resume. "
                 "Otherwise tokens would be labelled with weights that did not give them."
             )
 
-    def _still(self) -> bool:
-        return self._paused == "keep" or self._changing
+    def _steps_blocked(self) -> bool:
+        return self._pause_mode == "keep" or self._weights_changing
 
-    def _quiet(self) -> bool:
-        return self._steps == 0 and (self._paused == "keep" or not self._in_flight)
+    def _is_idle(self) -> bool:
+        return self._active_steps == 0 and (self._pause_mode == "keep" or not self._in_flight_aborts)
 
-    async def _tell(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    async def _notify_waiters(self) -> None:
+        async with self._state_changed:
+            self._state_changed.notify_all()

@@ -19,15 +19,15 @@ class ExpandedPrompt:
     placeholders: tuple[tuple[int, int], ...]
 
 
-def find_pads(token_ids: list[int], pad: int, images: int) -> list[int]:
+def find_image_pads(token_ids: list[int], pad_id: int, image_count: int) -> list[int]:
     """The offsets of the pad tokens, which must be one per image.
 
     Raises:
         RequestRefused: the ids are expanded already, or pads and images do not match.
     """
     offsets: list[int] = []
-    for _ in range(token_ids.count(pad)):
-        offsets.append(token_ids.index(pad, offsets[-1] + 1 if offsets else 0))
+    for _ in range(token_ids.count(pad_id)):
+        offsets.append(token_ids.index(pad_id, offsets[-1] + 1 if offsets else 0))
     for left, right in pairwise(offsets):
         if right == left + 1:
             raise RequestRefused(
@@ -35,24 +35,24 @@ def find_pads(token_ids: list[int], pad: int, images: int) -> list[int]:
                 "With content_parts send one pad token per image; the engine expands it.",
                 param="token_ids",
             )
-    if len(offsets) != images:
+    if len(offsets) != image_count:
         raise RequestRefused(
-            f"token_ids hold {len(offsets)} image pads, content_parts {images} images; "
+            f"token_ids hold {len(offsets)} image pads, content_parts {image_count} images; "
             "send every image of the conversation, once per pad, in the order of the prompt.",
             param="content_parts",
         )
     return offsets
 
 
-def expand(token_ids: list[int], pads: Sequence[int], lengths: Sequence[int]) -> ExpandedPrompt:
-    """Put `lengths[i]` pads in the place of the pad at `pads[i]`."""
+def expand_pads(token_ids: list[int], pad_offsets: Sequence[int], lengths: Sequence[int]) -> ExpandedPrompt:
+    """Put `lengths[i]` pads in the place of the pad at `pad_offsets[i]`."""
     expanded: list[int] = []
     placeholders: list[tuple[int, int]] = []
-    done = 0
-    for offset, length in zip(pads, lengths, strict=True):
-        expanded += token_ids[done:offset]
+    copied_until = 0
+    for offset, length in zip(pad_offsets, lengths, strict=True):
+        expanded += token_ids[copied_until:offset]
         placeholders.append((len(expanded), length))
         expanded += [token_ids[offset]] * length
-        done = offset + 1
-    expanded += token_ids[done:]
+        copied_until = offset + 1
+    expanded += token_ids[copied_until:]
     return ExpandedPrompt(expanded, tuple(placeholders))

@@ -19,8 +19,8 @@ _DATA_URI = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,")
 class MediaReader:
     """Reads `data:` URIs, and `file://` inside the allowed directories."""
 
-    def __init__(self, allowed: Iterable[Path]) -> None:
-        self._allowed = tuple(directory.resolve() for directory in allowed)
+    def __init__(self, allowed_directories: Iterable[Path]) -> None:
+        self._allowed_directories = tuple(directory.resolve() for directory in allowed_directories)
 
     def read(self, index: int, part: ContentPart) -> Image.Image:
         """The pixels of `content_parts[index]`.
@@ -28,55 +28,55 @@ class MediaReader:
         Raises:
             RequestRefused: it cannot be read or decoded, may not be read, or is not the image that its uuid names.
         """
-        where = f"content_parts[{index}]"
-        data = self._bytes(f"{where}.url", part.url)
+        param = f"content_parts[{index}]"
+        data = self._read_bytes(f"{param}.url", part.url)
         mm_hash = hashlib.sha256(data).hexdigest()[:32]
         if part.uuid != mm_hash:
             raise RequestRefused(
-                f"{where}.uuid is {part.uuid}, but the sha256 of the image's bytes begins with {mm_hash}; "
+                f"{param}.uuid is {part.uuid}, but the sha256 of the image's bytes begins with {mm_hash}; "
                 "a reference must name the bytes that it points to.",
-                param=f"{where}.uuid",
+                param=f"{param}.uuid",
             )
         try:
             return load_pixels(data)
         except ImageError as error:
-            raise RequestRefused(f"{where}.url: {error.reason}.", param=f"{where}.url") from error
+            raise RequestRefused(f"{param}.url: {error.reason}.", param=f"{param}.url") from error
 
-    def _bytes(self, where: str, url: str) -> bytes:
+    def _read_bytes(self, param: str, url: str) -> bytes:
         scheme = url.partition(":")[0].lower()
         if scheme == "data":
-            return _decode(where, url)
+            return _decode_data_uri(param, url)
         if scheme == "file":
-            return self._read_file(where, url)
-        raise RequestRefused(f"{where} has the scheme {scheme[:20]!r}; only data: and file: are read.", param=where)
+            return self._read_file(param, url)
+        raise RequestRefused(f"{param} has the scheme {scheme[:20]!r}; only data: and file: are read.", param=param)
 
-    def _read_file(self, where: str, url: str) -> bytes:
-        parts = urlsplit(url)
-        if parts.netloc not in ("", "localhost"):
-            raise RequestRefused(f"{where} names the host {parts.netloc!r}; file:///… has none.", param=where)
+    def _read_file(self, param: str, url: str) -> bytes:
+        url_parts = urlsplit(url)
+        if url_parts.netloc not in ("", "localhost"):
+            raise RequestRefused(f"{param} names the host {url_parts.netloc!r}; file:///… has none.", param=param)
         try:
-            path = Path(unquote(parts.path)).resolve()
+            path = Path(unquote(url_parts.path)).resolve()
         except (OSError, RuntimeError, ValueError):
-            raise _outside(where) from None
+            raise _outside_allowed_error(param) from None
         # First of all, so that nobody can find out what exists elsewhere.
-        if not any(path.is_relative_to(directory) for directory in self._allowed):
-            raise _outside(where)
+        if not any(path.is_relative_to(directory) for directory in self._allowed_directories):
+            raise _outside_allowed_error(param)
         if not path.is_file():
-            raise RequestRefused(f"{where}: there is no file {path.name}.", param=where)
+            raise RequestRefused(f"{param}: there is no file {path.name}.", param=param)
         try:
             return path.read_bytes()
         except OSError as error:
-            raise RequestRefused(f"{where}: {path.name} cannot be read ({error.strerror}).", param=where) from error
+            raise RequestRefused(f"{param}: {path.name} cannot be read ({error.strerror}).", param=param) from error
 
 
-def _outside(where: str) -> RequestRefused:
-    return RequestRefused(f"{where} lies outside the directories that this engine may read images from.", param=where)
+def _outside_allowed_error(param: str) -> RequestRefused:
+    return RequestRefused(f"{param} lies outside the directories that this engine may read images from.", param=param)
 
 
-def _decode(where: str, url: str) -> bytes:
+def _decode_data_uri(param: str, url: str) -> bytes:
     header = _DATA_URI.match(url)
     if header is None:
-        raise RequestRefused(f"{where} begins with {url[:40]!r}; expected data:image/…;base64,…", param=where)
+        raise RequestRefused(f"{param} begins with {url[:40]!r}; expected data:image/…;base64,…", param=param)
     encoded = url[header.end() :]
     try:
         # Python's strict mode lets padding follow a group that is complete without any.
@@ -84,4 +84,4 @@ def _decode(where: str, url: str) -> bytes:
             raise ValueError("wrong padding")
         return binascii.a2b_base64(encoded, strict_mode=True)
     except ValueError as error:
-        raise RequestRefused(f"{where} is not strict base64: {error}.", param=where) from error
+        raise RequestRefused(f"{param} is not strict base64: {error}.", param=param) from error

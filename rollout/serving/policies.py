@@ -27,7 +27,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class AnswerSlot:
     """One place of an answer: its candidates, each with a margin.
 
     At temperature T > 0 a candidate is drawn with probability exp(margin / T) / sum of exp(margins / T); at T = 0 the
@@ -35,14 +35,14 @@ class Slot:
     the beginning of another, in tokens.
     """
 
-    margins: Mapping[str, float]
+    logits: Mapping[str, float]
 
 
 @runtime_checkable
 class ScriptedPolicy(Protocol):
     """What a policy must offer; its class is called without arguments, once, and may be used by several threads."""
 
-    def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[Slot]:
+    def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
         """The slots of the answer to this prompt, in which each image shows as one `<|image_pad|>`."""
         ...
 
@@ -59,30 +59,30 @@ class ColorPolicy:
     ten. An image without any saturated pixel is guessed at.
     """
 
-    MARGIN = math.log(9 * (len(PALETTE) - 1))
+    CORRECT_LOGIT = math.log(9 * (len(PALETTE) - 1))
 
-    def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[Slot]:
+    def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
         last_turn = prompt.rpartition("<|im_start|>user\n")[2]
-        asked = images[len(images) - last_turn.count("<|image_pad|>") :] or images
-        if not asked:
-            return [Slot({"I see no picture.": 0.0})]
-        colors = [nearest_color(pixels) for pixels in asked]
-        return [self._slot(color, space=" " if position else "") for position, color in enumerate(colors)]
+        question_images = images[len(images) - last_turn.count("<|image_pad|>") :] or images
+        if not question_images:
+            return [AnswerSlot({"I see no picture.": 0.0})]
+        colors = [nearest_color(pixels) for pixels in question_images]
+        return [self._color_slot(color, prefix=" " if position else "") for position, color in enumerate(colors)]
 
-    def _slot(self, color: str | None, *, space: str) -> Slot:
-        return Slot({space + name: self.MARGIN if name == color else 0.0 for name in PALETTE})
+    def _color_slot(self, color: str | None, *, prefix: str) -> AnswerSlot:
+        return AnswerSlot({prefix + name: self.CORRECT_LOGIT if name == color else 0.0 for name in PALETTE})
 
 
 def nearest_color(pixels: Pixels) -> str | None:
     """The palette's colour that comes closest to the mean of the saturated pixels; None where all is grey."""
-    step = max(1, min(pixels.shape[:2]) // 48)
+    stride = max(1, min(pixels.shape[:2]) // 48)
     # One row per channel: numpy is slow to reduce over an axis of three.
-    channels = np.array(pixels[::step, ::step].reshape(-1, 3).T, dtype=np.int16, order="C")
+    channels = np.array(pixels[::stride, ::stride].reshape(-1, 3).T, dtype=np.int16, order="C")
     saturated = channels[:, np.ptp(channels, axis=0) > 80]
     if saturated.size == 0:
         return None
-    distances = ((_COLORS - saturated.mean(axis=1)) ** 2).sum(axis=1)
-    return _NAMES[int(distances.argmin())]
+    distances = ((_COLOR_VALUES - saturated.mean(axis=1)) ** 2).sum(axis=1)
+    return _COLOR_NAMES[int(distances.argmin())]
 
 
 def load_policy(name: str) -> ScriptedPolicy:
@@ -106,5 +106,5 @@ def load_policy(name: str) -> ScriptedPolicy:
     return policy
 
 
-_NAMES = tuple(PALETTE)
-_COLORS = np.array(list(PALETTE.values()), dtype=np.float64)
+_COLOR_NAMES = tuple(PALETTE)
+_COLOR_VALUES = np.array(list(PALETTE.values()), dtype=np.float64)

@@ -26,7 +26,7 @@ class RequestRefused(Exception):
 
 
 # What vLLM knows and no engine of ours can do: the values that ask for nothing, and where it helps, what to do instead.
-_SAMPLING_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+_NEUTRAL_SAMPLING_VALUES: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "top_p": (1,),
     "top_k": (0, -1),
@@ -48,7 +48,7 @@ _SAMPLING_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "spaces_between_special_tokens": (True, False),
     "include_stop_str_in_output": (True, False),
 }
-_BODY_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+_NEUTRAL_BODY_VALUES: Mapping[str, tuple[Any, ...]] = {
     "features": (None,),
     "stream": (False, None),
     "stream_options": (None,),
@@ -57,22 +57,22 @@ _BODY_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "kv_transfer_params": (None,),
     "ec_transfer_params": (None,),
 }
-_INSTEAD = {
+_ALTERNATIVES = {
     "features": "it needs a vLLM with the plugin that resolves references; send content_parts and unexpanded ids",
     "stream": "the whole answer comes at once",
 }
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """A body, or a part of one, without unknown keys or values that are only nearly of their type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-_B = TypeVar("_B", bound=Strict)
+_ModelT = TypeVar("_ModelT", bound=StrictModel)
 
 
-class SamplingParams(Strict):
+class SamplingParams(StrictModel):
     """How to sample. `temperature` and `logprobs` are required: a trainer has to know both sides of every sample."""
 
     temperature: float = Field(ge=0, allow_inf_nan=False)
@@ -84,11 +84,11 @@ class SamplingParams(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_neutral(cls, data: Any) -> Any:
-        return _without_neutral(data, _SAMPLING_NEUTRAL)
+    def _drop_neutral_values(cls, data: Any) -> Any:
+        return _remove_neutral_values(data, _NEUTRAL_SAMPLING_VALUES)
 
 
-class ContentPart(Strict):
+class ContentPart(StrictModel):
     """One image, by reference; `uuid` is the first half of the sha256 of its encoded bytes."""
 
     type: Literal["image_url"]
@@ -96,7 +96,7 @@ class ContentPart(Strict):
     uuid: str = Field(pattern=r"^[0-9a-f]{32}$")
 
 
-class GenerateRequest(Strict):
+class GenerateBody(StrictModel):
     """A whole request, with one pad token per image in `token_ids`."""
 
     token_ids: list[TokenId] = Field(min_length=1)
@@ -109,42 +109,44 @@ class GenerateRequest(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_neutral(cls, data: Any) -> Any:
-        return _without_neutral(data, _BODY_NEUTRAL)
+    def _drop_neutral_values(cls, data: Any) -> Any:
+        return _remove_neutral_values(data, _NEUTRAL_BODY_VALUES)
 
 
-def parse_body(kind: type[_B], body: bytes) -> _B:
+def parse_body(model: type[_ModelT], body: bytes) -> _ModelT:
     """Read a body.
 
     Raises:
         RequestRefused: it is not JSON, a key is missing, unknown or of the wrong type, or it cannot be honoured.
     """
     try:
-        return kind.model_validate(orjson.loads(body))
+        return model.model_validate(orjson.loads(body))
     except orjson.JSONDecodeError as error:
         raise RequestRefused(f"The body is not JSON: {error}.") from error
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _to_request_refused(error) from None
 
 
-def _without_neutral(data: Any, neutral: Mapping[str, tuple[Any, ...]]) -> Any:
+def _remove_neutral_values(data: Any, neutral_values: Mapping[str, tuple[Any, ...]]) -> Any:
     if not isinstance(data, dict):
         return data
-    for key, values in neutral.items():
-        if key in data and data[key] not in values:
-            instead = _INSTEAD.get(key, f"leave it out or send {orjson.dumps(values[0]).decode()}")
+    for key, allowed_values in neutral_values.items():
+        if key in data and data[key] not in allowed_values:
+            alternative = _ALTERNATIVES.get(key, f"leave it out or send {orjson.dumps(allowed_values[0]).decode()}")
             raise PydanticCustomError(
-                "cannot_honour", "this engine cannot honour {key}: {instead}", {"key": key, "instead": instead}
+                "cannot_honour", "this engine cannot honour {key}: {instead}", {"key": key, "instead": alternative}
             )
-    return {key: value for key, value in data.items() if key not in neutral}
+    return {key: value for key, value in data.items() if key not in neutral_values}
 
 
-def _refusal(error: ValidationError) -> RequestRefused:
+def _to_request_refused(error: ValidationError) -> RequestRefused:
     """The first fault of a body, by the name of its item."""
-    first, *others = error.errors(include_url=False, include_input=False)
-    param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"]).removeprefix(".")
-    reason = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
-    more = f" ({len(others)} more faults)" if others else ""
-    if first["type"] == "cannot_honour":
-        param = f"{param}.{first['ctx']['key']}".removeprefix(".")
-    return RequestRefused(f"{param or 'body'}: {reason}.{more}", param=param or None)
+    first_error, *other_errors = error.errors(include_url=False, include_input=False)
+    param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first_error["loc"]).removeprefix(
+        "."
+    )
+    reason = "unknown key" if first_error["type"] == "extra_forbidden" else first_error["msg"]
+    suffix = f" ({len(other_errors)} more faults)" if other_errors else ""
+    if first_error["type"] == "cannot_honour":
+        param = f"{param}.{first_error['ctx']['key']}".removeprefix(".")
+    return RequestRefused(f"{param or 'body'}: {reason}.{suffix}", param=param or None)

@@ -12,43 +12,45 @@ from PIL import Image
 from renderers_adapter.adapter import load_processor_config
 from renderers_adapter.geometry import GeometryError, geometry_for
 from renderers_adapter.tokenizer import TokenizerError, load_tokenizer
-from rollout.serving.engine import Limits, ModelCard
-from rollout.serving.image_pads import ExpandedPrompt, expand, find_pads
+from rollout.serving.engine import ModelCard, StopConditions
+from rollout.serving.image_pads import ExpandedPrompt, expand_pads, find_image_pads
 from rollout.serving.media import MediaReader
-from rollout.serving.protocol import GenerateRequest, RequestRefused
+from rollout.serving.protocol import GenerateBody, RequestRefused
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class ParsedRequest:
     """A sound request: its images, its expanded prompt, and what ends the answer."""
 
     images: list[Image.Image]
     prompt: ExpandedPrompt
-    limits: Limits
+    stop_conditions: StopConditions
 
 
-class Intake:
-    """Reads requests for one model of the Qwen-VL family. `take` may be called by several threads.
+class RequestReader:
+    """Reads requests for one model of the Qwen-VL family. `read` may be called by several threads.
 
     Raises:
         TokenizerError, AdapterError: the model's directory lacks a file or a token.
     """
 
-    def __init__(self, card: ModelCard, allowed: Iterable[Path]) -> None:
-        self.tokenizer = load_tokenizer(card.directory)
-        self._card = card
-        self._pad = self.tokenizer.token_id("<|image_pad|>")
-        self._not_in_prompts = {name: self.tokenizer.token_id(name) for name in ("<|video_pad|>", "<|vision_pad|>")}
+    def __init__(self, model_card: ModelCard, allowed_directories: Iterable[Path]) -> None:
+        self.tokenizer = load_tokenizer(model_card.directory)
+        self._model_card = model_card
+        self._image_pad_id = self.tokenizer.token_id("<|image_pad|>")
+        self._forbidden_token_ids = {
+            name: self.tokenizer.token_id(name) for name in ("<|video_pad|>", "<|vision_pad|>")
+        }
         if self.tokenizer.eos_token_id is None:
             raise TokenizerError(
-                f"{card.directory} does not say which token ends an answer: "
+                f"{model_card.directory} does not say which token ends an answer: "
                 "looked for eos_token in tokenizer_config.json."
             )
-        self.end = self.tokenizer.eos_token_id
-        self._geometry = geometry_for("qwen_vl", load_processor_config(card.directory))
-        self._media = MediaReader(allowed)
+        self.eos_token_id = self.tokenizer.eos_token_id
+        self._geometry = geometry_for("qwen_vl", load_processor_config(model_card.directory))
+        self._media = MediaReader(allowed_directories)
 
-    def take(self, request: GenerateRequest) -> Taken:
+    def read(self, request: GenerateBody) -> ParsedRequest:
         """Read a request.
 
         Raises:
@@ -56,38 +58,44 @@ class Intake:
         """
         parts = request.content_parts or ()
         self._check_vocabulary(request.token_ids)
-        pads = find_pads(request.token_ids, self._pad, len(parts))
+        pad_offsets = find_image_pads(request.token_ids, self._image_pad_id, len(parts))
         images = [self._media.read(index, part) for index, part in enumerate(parts)]
-        lengths = [self._tokens(index, image.width, image.height) for index, image in enumerate(images)]
-        prompt = expand(request.token_ids, pads, lengths)
-        room = self._card.max_model_len - len(prompt.token_ids)
-        if room < 1:
+        image_token_counts = [
+            self._image_token_count(index, image.width, image.height) for index, image in enumerate(images)
+        ]
+        prompt = expand_pads(request.token_ids, pad_offsets, image_token_counts)
+        available_tokens = self._model_card.max_model_len - len(prompt.token_ids)
+        if available_tokens < 1:
             raise RequestRefused(
-                f"This model's maximum context length is {self._card.max_model_len} tokens, "
+                f"This model's maximum context length is {self._model_card.max_model_len} tokens, "
                 f"but the prompt takes {len(prompt.token_ids)}, images included; leave room for an answer.",
                 param="token_ids",
             )
         sampling = request.sampling_params
-        stops = frozenset(sampling.stop_token_ids or ())
-        limits = Limits(min(sampling.max_tokens or room, room), frozenset({self.end}), stops)
-        return Taken(images, prompt, limits)
+        stop_token_ids = frozenset(sampling.stop_token_ids or ())
+        stop_conditions = StopConditions(
+            min(sampling.max_tokens or available_tokens, available_tokens),
+            frozenset({self.eos_token_id}),
+            stop_token_ids,
+        )
+        return ParsedRequest(images, prompt, stop_conditions)
 
     def _check_vocabulary(self, token_ids: list[int]) -> None:
-        greatest = max(token_ids)
-        if greatest >= self.tokenizer.vocab_size:
+        largest_id = max(token_ids)
+        if largest_id >= self.tokenizer.vocab_size:
             raise RequestRefused(
-                f"token_ids[{token_ids.index(greatest)}] is {greatest}, "
+                f"token_ids[{token_ids.index(largest_id)}] is {largest_id}, "
                 f"outside the vocabulary of {self.tokenizer.vocab_size} tokens.",
                 param="token_ids",
             )
-        for name, token_id in self._not_in_prompts.items():
+        for name, token_id in self._forbidden_token_ids.items():
             if token_id in token_ids:
                 raise RequestRefused(
                     f"token_ids[{token_ids.index(token_id)}] is {name}; this engine takes images only.",
                     param="token_ids",
                 )
 
-    def _tokens(self, index: int, width: int, height: int) -> int:
+    def _image_token_count(self, index: int, width: int, height: int) -> int:
         try:
             return self._geometry.layout(width=width, height=height).tokens
         except GeometryError as error:

@@ -14,33 +14,33 @@ from rollout.serving.protocol import RequestRefused
 _ERROR_TYPES = {400: "BadRequestError", 404: "NotFoundError", 409: "ConflictError", 500: "InternalServerError"}
 
 
-def json_reply(value: Any, status: int = 200) -> Response:
+def json_response(value: Any, status: int = 200) -> Response:
     """A value as JSON."""
     return Response(orjson.dumps(value), status, media_type="application/json")
 
 
-def _error(message: str, status: int, param: str | None) -> Response:
+def _error_response(message: str, status: int, param: str | None) -> Response:
     error = {"message": message, "type": _ERROR_TYPES.get(status, "HTTPError"), "param": param, "code": status}
-    return json_reply({"error": error}, status)
+    return json_response({"error": error}, status)
 
 
-async def _refused(http: Request, error: Exception) -> Response:
+async def _handle_request_refused(http: Request, error: Exception) -> Response:
     assert isinstance(error, RequestRefused)
-    return _error(error.message, error.status, error.param)
+    return _error_response(error.message, error.status, error.param)
 
 
-async def _http_error(http: Request, error: Exception) -> Response:
+async def _handle_http_exception(http: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _error(f"{http.method} {http.url.path}: {error.detail}", error.status_code, None)
+    return _error_response(f"{http.method} {http.url.path}: {error.detail}", error.status_code, None)
 
 
-async def _crashed(http: Request, error: Exception) -> Response:
-    return _error(f"{type(error).__name__}: {error}", 500, None)
+async def _handle_unexpected_error(http: Request, error: Exception) -> Response:
+    return _error_response(f"{type(error).__name__}: {error}", 500, None)
 
 
 EXCEPTION_HANDLERS: Mapping[Any, ExceptionHandler] = {
-    RequestRefused: _refused,
-    HTTPException: _http_error,
-    Exception: _crashed,
+    RequestRefused: _handle_request_refused,
+    HTTPException: _handle_http_exception,
+    Exception: _handle_unexpected_error,
 }
 """What is raised becomes an error with a message; nothing is raised through the server."""

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from rollout.serving.engine import SampledToken
-from rollout.serving.policies import Slot
-from rollout.serving.protocol import GenerateRequest
+from rollout.serving.policies import AnswerSlot
+from rollout.serving.protocol import GenerateBody
 
 # As in vLLM, below this the sampler is greedy.
-GREEDY_BELOW = 1e-5
+MIN_SAMPLING_TEMPERATURE = 1e-5
 # Divided by the least temperature it is still far from infinite.
-_GREATEST_MARGIN = 1e9
+_MAX_ABS_LOGIT = 1e9
 
 TokenIds = tuple[int, ...]
 
@@ -36,23 +36,23 @@ class _Candidate:
     logprob: float
 
 
-def sample(
-    slots: Iterable[Slot], temperature: float, draw: random.Random, encode: Callable[[str], TokenIds]
+def sample_slots(
+    slots: Iterable[AnswerSlot], temperature: float, rng: random.Random, encode: Callable[[str], TokenIds]
 ) -> list[SampledToken]:
     """Draw one candidate for each slot and return the tokens of all of them.
 
     Raises:
         PolicyFault: a slot has no candidate, a margin is out of bounds, or one candidate begins another.
     """
-    return [token for slot in slots for token in _sample_slot(slot, temperature, draw, encode)]
+    return [token for slot in slots for token in _sample_slot(slot, temperature, rng, encode)]
 
 
-def certain(token_id: int) -> SampledToken:
+def certain_token(token_id: int) -> SampledToken:
     """A token that nothing else was possible for."""
     return SampledToken(token_id, 0.0, 1, ((token_id, 0.0),))
 
 
-def draw_for(request: GenerateRequest) -> random.Random:
+def rng_for_request(request: GenerateBody) -> random.Random:
     """The randomness of one answer; a seed makes it a function of the request, and of nothing else.
 
     The prompt enters too: were it the seed alone, all turns of a rollout that sends one seed would err together.
@@ -67,46 +67,48 @@ def draw_for(request: GenerateRequest) -> random.Random:
 
 
 def _sample_slot(
-    slot: Slot, temperature: float, draw: random.Random, encode: Callable[[str], TokenIds]
+    slot: AnswerSlot, temperature: float, rng: random.Random, encode: Callable[[str], TokenIds]
 ) -> list[SampledToken]:
-    if not slot.margins:
+    if not slot.logits:
         raise PolicyFault("a slot has no candidates")
-    _require_prefix_free({text: encode(text) for text in slot.margins})
-    alive = _distribution(slot, temperature, encode)
-    chosen = draw.choices(alive, weights=[math.exp(one.logprob) for one in alive])[0]
+    _require_prefix_free({text: encode(text) for text in slot.logits})
+    remaining_candidates = _distribution(slot, temperature, encode)
+    chosen = rng.choices(
+        remaining_candidates, weights=[math.exp(candidate.logprob) for candidate in remaining_candidates]
+    )[0]
     tokens: list[SampledToken] = []
     for depth, token_id in enumerate(chosen.token_ids):
-        if len(alive) == 1:
-            tokens.append(certain(token_id))
+        if len(remaining_candidates) == 1:
+            tokens.append(certain_token(token_id))
             continue
-        groups: dict[int, list[_Candidate]] = {}
-        for one in alive:
-            groups.setdefault(one.token_ids[depth], []).append(one)
-        total = _log_sum(alive)
+        candidates_by_token: dict[int, list[_Candidate]] = {}
+        for one in remaining_candidates:
+            candidates_by_token.setdefault(one.token_ids[depth], []).append(one)
+        total = _log_sum_exp(remaining_candidates)
         # `+ 0.0` turns the -0.0 of a single group into 0.0
-        logprobs = {token: min(0.0, _log_sum(group) - total) + 0.0 for token, group in groups.items()}
-        likeliest = tuple(sorted(logprobs.items(), key=lambda item: -item[1]))
-        own = logprobs[token_id]
-        rank = 1 + sum(logprob > own for _, logprob in likeliest)
-        tokens.append(SampledToken(token_id, own, rank, likeliest))
-        alive = groups[token_id]
+        logprobs = {token: min(0.0, _log_sum_exp(group) - total) + 0.0 for token, group in candidates_by_token.items()}
+        top_logprobs = tuple(sorted(logprobs.items(), key=lambda item: -item[1]))
+        token_logprob = logprobs[token_id]
+        rank = 1 + sum(logprob > token_logprob for _, logprob in top_logprobs)
+        tokens.append(SampledToken(token_id, token_logprob, rank, top_logprobs))
+        remaining_candidates = candidates_by_token[token_id]
     return tokens
 
 
-def _distribution(slot: Slot, temperature: float, encode: Callable[[str], TokenIds]) -> list[_Candidate]:
-    if not all(abs(margin) <= _GREATEST_MARGIN for margin in slot.margins.values()):
-        raise PolicyFault(f"the margins {dict(slot.margins)} are not all numbers within ±{_GREATEST_MARGIN:g}")
-    if temperature < GREEDY_BELOW:
-        best = max(slot.margins, key=lambda text: slot.margins[text])
+def _distribution(slot: AnswerSlot, temperature: float, encode: Callable[[str], TokenIds]) -> list[_Candidate]:
+    if not all(abs(logit) <= _MAX_ABS_LOGIT for logit in slot.logits.values()):
+        raise PolicyFault(f"the margins {dict(slot.logits)} are not all numbers within ±{_MAX_ABS_LOGIT:g}")
+    if temperature < MIN_SAMPLING_TEMPERATURE:
+        best = max(slot.logits, key=lambda text: slot.logits[text])
         return [_Candidate(encode(best), 0.0)]
-    greatest = max(slot.margins.values())
-    scaled = [(encode(text), (margin - greatest) / temperature) for text, margin in slot.margins.items()]
-    total = math.log(math.fsum(math.exp(value) for _, value in scaled))
-    return [_Candidate(token_ids, value - total) for token_ids, value in scaled]
+    max_logit = max(slot.logits.values())
+    scaled_logits = [(encode(text), (margin - max_logit) / temperature) for text, margin in slot.logits.items()]
+    total = math.log(math.fsum(math.exp(value) for _, value in scaled_logits))
+    return [_Candidate(token_ids, value - total) for token_ids, value in scaled_logits]
 
 
-def _log_sum(candidates: Sequence[_Candidate]) -> float:
-    greatest = max(one.logprob for one in candidates)
+def _log_sum_exp(candidates: Sequence[_Candidate]) -> float:
+    greatest = max(candidate.logprob for candidate in candidates)
     return greatest + math.log(math.fsum(math.exp(one.logprob - greatest) for one in candidates))
 
 
@@ -115,6 +117,6 @@ def _require_prefix_free(candidates: dict[str, TokenIds]) -> None:
     ordered = sorted(candidates.items(), key=lambda item: item[1])
     if not ordered[0][1]:
         raise PolicyFault("a candidate is the empty text")
-    for (shorter, start), (longer, whole) in pairwise(ordered):
-        if whole[: len(start)] == start:
-            raise PolicyFault(f"the candidate {shorter!r} begins the candidate {longer!r}, in tokens")
+    for (shorter_text, shorter_ids), (longer_text, longer_ids) in pairwise(ordered):
+        if longer_ids[: len(shorter_ids)] == shorter_ids:
+            raise PolicyFault(f"the candidate {shorter_text!r} begins the candidate {longer_text!r}, in tokens")

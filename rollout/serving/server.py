@@ -20,8 +20,8 @@ from rollout.serving.endpoint import create_app
 from rollout.serving.engine import Engine
 
 _HOST = "127.0.0.1"
-_START_DEADLINE = 15.0
-_STOP_DEADLINE = 10.0
+_START_TIMEOUT_SECONDS = 15.0
+_STOP_TIMEOUT_SECONDS = 10.0
 
 
 class ServerFailed(RolloutError):
@@ -65,11 +65,11 @@ class EngineServer:
         url = f"http://{_HOST}:{listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._server.run, args=([listener],), name="engine", daemon=True)
         self._thread.start()
-        deadline = time.monotonic() + _START_DEADLINE
+        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
         while not self._server.started:
             if not self.running or time.monotonic() > deadline:
                 self.stop()
-                raise ServerFailed(f"The engine did not come up at {url} within {_START_DEADLINE:g} s.")
+                raise ServerFailed(f"The engine did not come up at {url} within {_START_TIMEOUT_SECONDS:g} s.")
             time.sleep(0.002)
         return url
 
@@ -82,7 +82,7 @@ class EngineServer:
         """End it: requests in flight get a second, then their connections are closed."""
         self._server.should_exit = True
         if self._thread is not None:
-            self._thread.join(_STOP_DEADLINE)
+            self._thread.join(_STOP_TIMEOUT_SECONDS)
 
     def __enter__(self) -> str:
         return self.start()
@@ -93,20 +93,23 @@ class EngineServer:
         self.stop()
 
 
-def serve(server: EngineServer, announce: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; `announce` is told the URL once requests are answered. For the main thread.
+def serve_until_signal(server: EngineServer, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; `on_ready` is told the URL once requests are answered. For the main thread.
 
     Raises:
         ServerFailed: it did not start, or ended by itself.
     """
-    ended = threading.Event()
-    previous = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop_requested = threading.Event()
+    previous_handlers = {
+        signal_number: signal.signal(signal_number, lambda *_: stop_requested.set())
+        for signal_number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         with server as url:
-            announce(url)
-            while not ended.wait(0.5):
+            on_ready(url)
+            while not stop_requested.wait(0.5):
                 if not server.running:
                     raise ServerFailed(f"The engine at {url} ended by itself.")
     finally:
-        for number, handler in previous.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)

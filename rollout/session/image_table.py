@@ -18,15 +18,15 @@ from rollout.session.trace import Node
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _ImageEntry:
     reference: ImageRef
-    tokens: int
+    token_count: int
 
     @property
     def record(self) -> Mapping[str, Any]:
         """What the queue is told of it: its layout, and where it lies."""
         url = self.reference.url
-        source = {"raw_image_id": url.rpartition("/")[2]} if self.reference.in_file else {"raw_uri": url}
+        source = {"raw_image_id": url.rpartition("/")[2]} if self.reference.is_file else {"raw_uri": url}
         return {"payload": self.reference.payload, **source}
 
 
@@ -35,50 +35,50 @@ class ImageTable:
 
     def __init__(self, geometry: Geometry | None) -> None:
         self._geometry = geometry
-        self._known: dict[str, _Known] = {}
-        self._introduced: set[str] = set()
+        self._entries: dict[str, _ImageEntry] = {}
+        self._sent_hashes: set[str] = set()
 
     def __len__(self) -> int:
         """How many different images crossed the queue."""
-        return len(self._introduced)
+        return len(self._sent_hashes)
 
-    def learn(self, images: Sequence[PreparedImage], *, first: int) -> None:
-        """Take in the images of the messages from `first` on.
+    def add(self, images: Sequence[PreparedImage], *, first_index: int) -> None:
+        """Take in the images of the messages from `first_index` on.
 
         Raises:
             MessageError: the model reads text only.
             GeometryError: the model cannot take an image of this size.
         """
         for image in images:
-            if image.mm_hash in self._known:
+            if image.mm_hash in self._entries:
                 continue
             if self._geometry is None:
                 raise MessageError(
-                    f"messages[{first + image.message_index}] holds an image, and the renderer of this model takes "
-                    "text only; choose a multimodal one in model.renderer."
+                    f"messages[{first_index + image.message_index}] holds an image, and the renderer of this model "
+                    "takes text only; choose a multimodal one in model.renderer."
                 )
-            payload, tokens = _layout(self._geometry, image.width, image.height)
-            self._known[image.mm_hash] = _Known(ImageRef(image.url, image.mm_hash, payload), tokens)
+            payload, token_count = _layout_payload_and_tokens(self._geometry, image.width, image.height)
+            self._entries[image.mm_hash] = _ImageEntry(ImageRef(image.url, image.mm_hash, payload), token_count)
 
-    def tokens(self, mm_hash: str) -> int:
+    def token_count(self, mm_hash: str) -> int:
         """How many tokens an image becomes."""
-        return self._known[mm_hash].tokens
+        return self._entries[mm_hash].token_count
 
     def references(self, placeholders: Iterable[Placeholder]) -> tuple[ImageRef, ...]:
         """One reference for each placeholder: an image that occurs twice is there twice."""
-        return tuple(self._known[mark.hash].reference for mark in placeholders)
+        return tuple(self._entries[placeholder.hash].reference for placeholder in placeholders)
 
-    def introduce(self, nodes: Iterable[Node]) -> dict[str, Mapping[str, Any]]:
+    def take_new_records(self, nodes: Iterable[Node]) -> dict[str, Mapping[str, Any]]:
         """The records of the images that these nodes bring and no step brought before."""
-        new = dict.fromkeys(
-            slot.hash for node in nodes for slot in node.run.images if slot.hash not in self._introduced
+        new_hashes = dict.fromkeys(
+            slot.hash for node in nodes for slot in node.run.images if slot.hash not in self._sent_hashes
         )
-        self._introduced.update(new)
-        return {mm_hash: self._known[mm_hash].record for mm_hash in new}
+        self._sent_hashes.update(new_hashes)
+        return {mm_hash: self._entries[mm_hash].record for mm_hash in new_hashes}
 
 
 @lru_cache(maxsize=1024)
-def _layout(geometry: Geometry, width: int, height: int) -> tuple[Mapping[str, Any], int]:
+def _layout_payload_and_tokens(geometry: Geometry, width: int, height: int) -> tuple[Mapping[str, Any], int]:
     """The layout as a descriptor tells it, the same object for all images of a size, and how many tokens it takes."""
     layout = geometry.layout(width=width, height=height)
     return geometry.payload(layout), layout.tokens

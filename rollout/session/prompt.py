@@ -13,20 +13,30 @@ from typing import Any
 
 from renderers_adapter.adapter import BridgeRefused
 from renderers_adapter.pool import RendererPool
-from renderers_adapter.rendered import Segment
-from renderers_adapter.tokens import Expanded, ImageSlot, LogicalIds, Logprobs, TokenRun, expand, extend, join, logical
+from renderers_adapter.rendered import MessageSegment
+from renderers_adapter.tokens import (
+    ExpandedPath,
+    ImageSlot,
+    LogicalIds,
+    Logprobs,
+    TokenRun,
+    as_logical_ids,
+    concat_ids,
+    expand,
+    extend_path,
+)
 from rollout.records.messages import CanonicalMessage
 from rollout.session.image_table import ImageTable
-from rollout.session.trace import ROOT, Draft, Known, Trace
+from rollout.session.trace import ROOT, DraftNode, PrefixMatch, Trace
 
-_REMEMBERED = 4
+_MAX_CACHED_PATHS = 4
 """Branches of a rollout whose joined tokens are kept, to be extended; any other one is joined again."""
 
 
 class PromptSource(StrEnum):
     """Where a prompt's tokens come from: a bridge, or a full render and why.
 
-    The last three are the adapter's own reasons, see `renderers_adapter.adapter.BridgeReason`.
+    The last three are the adapter's own reasons, see `renderers_adapter.adapter.BridgeRefusalReason`.
 
     Attributes:
         BRIDGE: a known path was extended.
@@ -46,59 +56,61 @@ class PromptSource(StrEnum):
     REFUSED = "refused"
 
 
-def told_sources(counted: Mapping[str, int]) -> str:
+def summarize_prompt_sources(counts: Mapping[str, int]) -> str:
     """How many prompts were bridged, and how many rendered for which reason, as one line."""
-    reasons = (f"{source}={counted.get(source, 0)}" for source in PromptSource if source is not PromptSource.BRIDGE)
-    return f"bridge: {counted.get(PromptSource.BRIDGE, 0)}, rendered: {' '.join(reasons)}"
+    reasons = (f"{source}={counts.get(source, 0)}" for source in PromptSource if source is not PromptSource.BRIDGE)
+    return f"bridge: {counts.get(PromptSource.BRIDGE, 0)}, rendered: {' '.join(reasons)}"
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class TokenPath:
     """The tokens from a root to a node, joined: as they cross the queue, and as the engine sees them."""
 
     leaf: int
     ids: LogicalIds
-    expanded: Expanded
+    expanded: ExpandedPath
 
-    def within(self, longer: "Path") -> "Path":
+    def share_memory_with(self, longer_path: "TokenPath") -> "TokenPath":
         """The same in the memory of a path that goes on from it; this one where that path does not."""
-        runs = self.expanded.runs
-        if not runs or longer.expanded.runs[len(runs) - 1 : len(runs)] != runs[-1:]:
+        own_runs = self.expanded.runs
+        if not own_runs or longer_path.expanded.runs[len(own_runs) - 1 : len(own_runs)] != own_runs[-1:]:
             return self
-        return Path(self.leaf, LogicalIds(longer.ids[: len(self.ids)]), longer.expanded.beginning(len(runs)))
+        return TokenPath(
+            self.leaf, LogicalIds(longer_path.ids[: len(self.ids)]), longer_path.expanded.first_runs(len(own_runs))
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A turn before it is sampled: a known path, the messages to add below it, and what opens the answer.
 
-    `whole` is all of that joined, with the path's own leaf.
+    `full_path` is all of that joined, with the path's own leaf.
     """
 
-    base: Path
-    drafts: tuple[Draft, ...]
-    opening: LogicalIds
-    whole: Path
+    known_path: TokenPath
+    new_nodes: tuple[DraftNode, ...]
+    generation_prompt: LogicalIds
+    full_path: TokenPath
     source: PromptSource
 
     @property
-    def begun(self) -> LogicalIds:
+    def parse_prefix(self) -> LogicalIds:
         """Where the answer's turn was opened: its opening, or some place in all of it where the turn only goes on."""
-        return self.opening if len(self.opening) else self.whole.ids
+        return self.generation_prompt if len(self.generation_prompt) else self.full_path.ids
 
 
-class Prompter:
+class PromptBuilder:
     """Builds the prompts of one rollout."""
 
-    def __init__(self, renderers: RendererPool, trace: Trace, images: ImageTable) -> None:
+    def __init__(self, renderers: RendererPool, trace: Trace, image_table: ImageTable) -> None:
         self._renderers = renderers
         self._trace = trace
-        self._images = images
-        self._nothing = Path(ROOT, logical([]), expand([], pad_id=None))
-        self._paths: OrderedDict[int, Path] = OrderedDict()
+        self._image_table = image_table
+        self._empty_path = TokenPath(ROOT, as_logical_ids([]), expand([], pad_id=None))
+        self._cached_paths: OrderedDict[int, TokenPath] = OrderedDict()
 
-    async def prompt(
-        self, messages: Sequence[CanonicalMessage], toolset: bytes, tools: Sequence[Mapping[str, Any]] | None
+    async def build_prompt(
+        self, messages: Sequence[CanonicalMessage], tools_digest: bytes, tools: Sequence[Mapping[str, Any]] | None
     ) -> Prompt:
         """The prompt that ends with the opening of the policy's answer to `messages`.
 
@@ -106,76 +118,91 @@ class Prompter:
             UnsupportedConversation: no prompt would be right.
             PlaceholderError: a message's text spells the token that stands for an image.
         """
-        known = self._trace.match(messages, toolset)
-        source = self._source(known, len(messages))
-        if known.answer != ROOT:
-            answer = self._trace.nodes[known.answer]
-            run, tail = answer.run, messages[answer.depth + 1 :]
-            opening, completion = logical(run.ids[: run.sampled_from]), logical(run.ids[run.sampled_from :])
-            if not len(opening) and answer.parent != ROOT:
+        prefix_match = self._trace.match_prefix(messages, tools_digest)
+        source = self._prompt_source(prefix_match, len(messages))
+        if prefix_match.last_answer != ROOT:
+            last_answer = self._trace.nodes[prefix_match.last_answer]
+            answer_tokens, new_messages = last_answer.run, messages[last_answer.depth + 1 :]
+            parse_prefix, completion = (
+                as_logical_ids(answer_tokens.ids[: answer_tokens.sampled_from]),
+                as_logical_ids(answer_tokens.ids[answer_tokens.sampled_from :]),
+            )
+            if not len(parse_prefix) and last_answer.parent != ROOT:
                 # Some templates let the model go on in its turn after a tool's result: it was opened further back.
-                opening = join(*(node.run.ids for node in self._trace.path(answer.parent)))
+                parse_prefix = concat_ids(*(node.run.ids for node in self._trace.path(last_answer.parent)))
             try:
-                bridged = await self._renderers.bridge(opening, completion, [m.message for m in tail], tools)
+                bridged = await self._renderers.bridge(
+                    parse_prefix, completion, [message.message for message in new_messages], tools
+                )
             except BridgeRefused as refusal:
                 source = PromptSource(refusal.reason)
             else:
-                return self._join(self._path(known.answer), tail, bridged.segments, bridged.opening, source)
+                return self._assemble_prompt(
+                    self._path_to(prefix_match.last_answer),
+                    new_messages,
+                    bridged.segments,
+                    bridged.generation_prompt,
+                    source,
+                )
         rendered = await self._renderers.render([m.message for m in messages], tools)
-        return self._join(self._nothing, messages, rendered.segments, rendered.opening, source)
+        return self._assemble_prompt(self._empty_path, messages, rendered.segments, rendered.generation_prompt, source)
 
-    def answered(self, prompt: Prompt, leaf: int, completion: LogicalIds, logprobs: Logprobs) -> None:
+    def add_answer(self, prompt: Prompt, answer_node: int, completion: LogicalIds, logprobs: Logprobs) -> None:
         """Keep the joined tokens of a path that now ends with this answer: it is the likeliest to be extended."""
         run = TokenRun(completion, 0, logprobs)
-        expanded = extend(prompt.whole.expanded, expand([run], pad_id=self._renderers.pad_id))
-        self._keep(Path(leaf, join(prompt.whole.ids, completion), expanded))
+        expanded = extend_path(prompt.full_path.expanded, expand([run], pad_id=self._renderers.pad_id))
+        self._cache_path(TokenPath(answer_node, concat_ids(prompt.full_path.ids, completion), expanded))
 
-    def _source(self, known: Known, length: int) -> PromptSource:
-        if known.answer != ROOT:
+    def _prompt_source(self, prefix_match: PrefixMatch, message_count: int) -> PromptSource:
+        if prefix_match.last_answer != ROOT:
             return PromptSource.BRIDGE
         if not self._trace.nodes:
             return PromptSource.FIRST
-        if known.messages == 0:
+        if prefix_match.matched_messages == 0:
             return PromptSource.ROOT
-        return PromptSource.RETRY if known.messages == length else PromptSource.COMPACTION
+        return PromptSource.RETRY if prefix_match.matched_messages == message_count else PromptSource.COMPACTION
 
-    def _join(
+    def _assemble_prompt(
         self,
-        base: Path,
+        known_path: TokenPath,
         messages: Sequence[CanonicalMessage],
-        segments: Sequence[Segment],
-        opening: LogicalIds,
+        segments: Sequence[MessageSegment],
+        generation_prompt: LogicalIds,
         source: PromptSource,
     ) -> Prompt:
-        drafts = tuple(self._draft(message, segment) for message, segment in zip(messages, segments, strict=True))
-        runs = [*(draft.run for draft in drafts), TokenRun(opening, len(opening))]
-        expanded = extend(base.expanded, expand(runs, pad_id=self._renderers.pad_id))
-        whole = Path(base.leaf, join(base.ids, *(run.ids for run in runs)), expanded)
-        self._share(whole)
-        return Prompt(base.within(whole), drafts, opening, whole, source)
-
-    def _draft(self, message: CanonicalMessage, segment: Segment) -> Draft:
-        slots = tuple(
-            ImageSlot(mm_hash, offset, self._images.tokens(mm_hash))
-            for mm_hash, offset in zip(message.images, segment.image_offsets, strict=True)
+        new_nodes = tuple(
+            self._draft_node(message, segment) for message, segment in zip(messages, segments, strict=True)
         )
-        return Draft(message, TokenRun(segment.ids, len(segment.ids), images=slots), segment.content)
+        runs = [*(draft.run for draft in new_nodes), TokenRun(generation_prompt, len(generation_prompt))]
+        expanded = extend_path(known_path.expanded, expand(runs, pad_id=self._renderers.pad_id))
+        full_path = TokenPath(known_path.leaf, concat_ids(known_path.ids, *(run.ids for run in runs)), expanded)
+        self._share_memory(full_path)
+        return Prompt(known_path.share_memory_with(full_path), new_nodes, generation_prompt, full_path, source)
 
-    def _path(self, leaf: int) -> Path:
-        if leaf in self._paths:
-            self._paths.move_to_end(leaf)
-            return self._paths[leaf]
+    def _draft_node(self, message: CanonicalMessage, segment: MessageSegment) -> DraftNode:
+        image_slots = tuple(
+            ImageSlot(mm_hash, offset, self._image_table.token_count(mm_hash))
+            for mm_hash, offset in zip(message.image_hashes, segment.image_offsets, strict=True)
+        )
+        return DraftNode(message, TokenRun(segment.ids, len(segment.ids), images=image_slots), segment.content_spans)
+
+    def _path_to(self, leaf: int) -> TokenPath:
+        if leaf in self._cached_paths:
+            self._cached_paths.move_to_end(leaf)
+            return self._cached_paths[leaf]
         runs = [node.run for node in self._trace.path(leaf)]
-        return self._keep(Path(leaf, join(*(run.ids for run in runs)), expand(runs, pad_id=self._renderers.pad_id)))
+        return self._cache_path(
+            TokenPath(leaf, concat_ids(*(run.ids for run in runs)), expand(runs, pad_id=self._renderers.pad_id))
+        )
 
-    def _share(self, longest: Path) -> None:
+    def _share_memory(self, longest_path: TokenPath) -> None:
         """Let every path that this one goes on from lie in its memory: a long conversation is there once."""
-        for leaf, path in self._paths.items():
-            self._paths[leaf] = path.within(longest)
+        for leaf, path in self._cached_paths.items():
+            self._cached_paths[leaf] = path.share_memory_with(longest_path)
 
-    def _keep(self, path: Path) -> Path:
-        self._share(path)
-        self._paths[path.leaf] = path
-        if len(self._paths) > _REMEMBERED:
-            self._paths.popitem(last=False)
+    def _cache_path(self, path: TokenPath) -> TokenPath:
+        self._share_memory(path)
+        self._cached_paths[path.leaf] = path
+        if len(self._cached_paths) > _MAX_CACHED_PATHS:
+            self._cached_paths.popitem(last=False)
         return path

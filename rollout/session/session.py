@@ -19,8 +19,8 @@ from typing import Any
 import structlog
 
 from renderers_adapter.pool import RendererPool
-from renderers_adapter.rendered import Parsed
-from renderers_adapter.tokens import TokenRun, join
+from renderers_adapter.rendered import ParsedCompletion
+from renderers_adapter.tokens import TokenRun, concat_ids
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import ContextExhausted, EngineAborted, UnusableCompletion
 from rollout.engine.protocol import Generation
@@ -30,22 +30,22 @@ from rollout.images import ImageError, ImagePolicy, prepare_images_async
 from rollout.metrics.worker import WorkerMetrics
 from rollout.records.messages import (
     CanonicalMessage,
+    CanonicalMessageCache,
     Message,
     MessageError,
-    MessageMemory,
     ToolCall,
     canonicalise,
-    tools_identity,
+    digest_tools,
 )
 from rollout.records.stream import RolloutStream
 from rollout.records.wire import NodeRecord, Step
 from rollout.session.image_table import ImageTable
-from rollout.session.prompt import Prompt, Prompter
-from rollout.session.trace import ROOT, Commit, Draft, Trace
+from rollout.session.prompt import Prompt, PromptBuilder
+from rollout.session.trace import ROOT, Commit, DraftNode, Trace
 
 
 @dataclass(slots=True)
-class PolicyVersion:
+class PolicyVersionState:
     """The trainer's version, as far as this process knows it; it rises while rollouts go on.
 
     `required` is set where the trainer pushed it: engines with older weights are not used.
@@ -56,28 +56,28 @@ class PolicyVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class PolicyClient:
     """What a session needs to talk to the policy; shared by all sessions of a worker."""
 
     renderers: RendererPool
     engine: EngineClient
-    images: ImagePolicy
+    image_policy: ImagePolicy
     sampling: Mapping[str, Any]
-    version: PolicyVersion = field(default_factory=PolicyVersion)
+    version: PolicyVersionState = field(default_factory=PolicyVersionState)
     metrics: WorkerMetrics = field(default_factory=lambda: WorkerMetrics(""))
 
 
 class Session:
     """The `Model` that one attempt at a rollout plays against. Turns may run in parallel."""
 
-    def __init__(self, policy: Policy, stream: RolloutStream) -> None:
+    def __init__(self, policy: PolicyClient, stream: RolloutStream) -> None:
         self._policy = policy
         self._stream = stream
-        self._memory = MessageMemory()
-        self._images = ImageTable(policy.renderers.geometry)
+        self._message_cache = CanonicalMessageCache()
+        self._image_table = ImageTable(policy.renderers.geometry)
         self._trace = Trace()
-        self._prompter = Prompter(policy.renderers, self._trace, self._images)
-        self._turns = 0
+        self._prompt_builder = PromptBuilder(policy.renderers, self._trace, self._image_table)
+        self._next_turn = 0
         self.turns_done = 0
         self.context_tokens = 0
         self.sampled_tokens = 0
@@ -92,104 +92,104 @@ class Session:
         sampling: Mapping[str, Any] | None = None,
     ) -> Reply:
         """See `rollout.environments.base.Model.chat`."""
-        turn, self._turns = self._turns, self._turns + 1
-        clock = _Clock()
-        version = self._policy.version.current
+        turn, self._next_turn = self._next_turn, self._next_turn + 1
+        stage_timer = _StageTimer()
+        version_at_start = self._policy.version.current
         structlog.contextvars.bind_contextvars(turn=turn)
         self._stream.require_open()
         if not messages or dict(messages[-1]).get("role") == "assistant":
             raise MessageError("the conversation must end with a message to the model, not with its own.")
 
-        canonical = await self._prepare(messages)
-        clock.lap("prepare")
+        canonical_messages = await self._prepare_messages(messages)
+        stage_timer.mark_stage("prepare")
 
-        toolset = tools_identity(tools)
-        prompt = await self._prompter.prompt(canonical, toolset, tools)
-        clock.lap("render")
+        tools_digest = digest_tools(tools)
+        prompt = await self._prompt_builder.build_prompt(canonical_messages, tools_digest, tools)
+        stage_timer.mark_stage("render")
 
-        request = self._request(turn, prompt, {**self._policy.sampling, **(sampling or {})})
-        self.context_tokens = len(request.expanded)
+        request = self._build_request(turn, prompt, {**self._policy.sampling, **(sampling or {})})
+        self.context_tokens = len(request.expanded_prompt)
         generation = await self._policy.engine.generate(request)
         self._require_usable(generation, request)
-        clock.lap("engine")
+        stage_timer.mark_stage("engine")
 
-        parsed = self._policy.renderers.parse(prompt.begun, generation.token_ids, tools)
-        message, calls = _assistant_message(parsed, turn)
-        clock.lap("parse")
+        parsed = self._policy.renderers.parse(prompt.parse_prefix, generation.token_ids, tools)
+        message, tool_calls = _build_assistant_message(parsed, turn)
+        stage_timer.mark_stage("parse")
 
-        commit = self._commit(prompt, message, generation, toolset)
-        step = self._step(turn, commit, prompt, generation, tools, clock, version)
-        await self._stream.step(step)
+        commit = self._commit_turn(prompt, message, generation, tools_digest)
+        step = self._build_step(turn, commit, prompt, generation, tools, stage_timer, version_at_start)
+        await self._stream.put_step(step)
         self.turns_done += 1
-        self.context_tokens = len(prompt.whole.expanded.ids) + len(generation.token_ids)
+        self.context_tokens = len(prompt.full_path.expanded.ids) + len(generation.token_ids)
         self.sampled_tokens += len(generation.token_ids)
         self.prompt_sources[prompt.source.value] += 1
         self.last_finish_reason = generation.finish_reason
         metrics = self._policy.metrics
-        metrics.turn_done(
+        metrics.record_turn(
             prompt.source.value,
-            prompt_tokens=len(prompt.whole.expanded.ids),
+            prompt_tokens=len(prompt.full_path.expanded.ids),
             cached_tokens=generation.cached_tokens,
             sampled_tokens=len(generation.token_ids),
-            laps=clock.laps,
+            stage_seconds=stage_timer.stage_seconds,
         )
-        metrics.policy_used(generation.versions, version)
+        metrics.record_policy_lag(generation.versions, version_at_start)
         return Reply(
             message=message,
             text=parsed.text,
             finish_reason=generation.finish_reason,
-            tool_calls=calls,
-            prompt_tokens=len(prompt.whole.expanded.ids),
+            tool_calls=tool_calls,
+            prompt_tokens=len(prompt.full_path.expanded.ids),
             completion_tokens=len(generation.token_ids),
         )
 
     @property
-    def images_seen(self) -> int:
+    def image_count(self) -> int:
         """How many different images this rollout introduced."""
-        return len(self._images)
+        return len(self._image_table)
 
-    async def _prepare(self, messages: list[Message]) -> list[CanonicalMessage]:
+    async def _prepare_messages(self, messages: list[Message]) -> list[CanonicalMessage]:
         """Only what was not looked at before is prepared; a conversation comes again, and longer, at every turn."""
-        known = self._memory.recall(messages)
-        first, new = len(known), messages[len(known) :]
+        cached_messages = self._message_cache.known_prefix(messages)
+        first_index, new_messages = len(cached_messages), messages[len(cached_messages) :]
         try:
-            report = await prepare_images_async(new, self._policy.images)
+            report = await prepare_images_async(new_messages, self._policy.image_policy)
         except ImageError as error:
             if error.message_index is None or error.part_index is None:
                 raise
-            raise error.at(first + error.message_index, error.part_index) from None
-        self._images.learn(report.images, first=first)
-        if report.images and self._policy.images.mode == "offload":
-            given = sum(image.n_bytes for image in report.images)
-            self._policy.metrics.images_given(given, stored=report.bytes_written)
-        found = ((image.message_index, image.part_index, image.mm_hash) for image in report.images)
-        canonical = canonicalise(new, found, first=first)
-        for message, form in zip(new, canonical, strict=True):
-            self._memory.learn(message, form)
-        return known + canonical
+            raise error.at(first_index + error.message_index, error.part_index) from None
+        self._image_table.add(report.images, first_index=first_index)
+        if report.images and self._policy.image_policy.mode == "offload":
+            image_bytes = sum(image.n_bytes for image in report.images)
+            self._policy.metrics.record_images(image_bytes, stored_bytes=report.bytes_written)
+        image_positions = ((image.message_index, image.part_index, image.mm_hash) for image in report.images)
+        canonical_messages = canonicalise(new_messages, image_positions, first_index=first_index)
+        for message, canonical_message in zip(new_messages, canonical_messages, strict=True):
+            self._message_cache.add(message, canonical_message)
+        return cached_messages + canonical_messages
 
-    def _request(self, turn: int, prompt: Prompt, sampling: Mapping[str, Any]) -> GenerateRequest:
+    def _build_request(self, turn: int, prompt: Prompt, sampling: Mapping[str, Any]) -> GenerateRequest:
         """Every image of the path, prior turns included, in prompt order and as often as it occurs."""
-        expanded = prompt.whole.expanded
-        room = _room(len(expanded.ids), self._policy.engine.max_model_len)
-        wanted = {key: value for key, value in sampling.items() if value is not None}
-        if room is not None:
-            wanted["max_tokens"] = min(wanted.get("max_tokens", room), room)
-        identity = self._stream.identity
-        if "seed" in wanted:
-            wanted["seed"] = _turn_seed(wanted["seed"], identity.rollout, turn)
+        expanded = prompt.full_path.expanded
+        remaining_tokens = _remaining_context_tokens(len(expanded.ids), self._policy.engine.max_model_len)
+        request_sampling = {key: value for key, value in sampling.items() if value is not None}
+        if remaining_tokens is not None:
+            request_sampling["max_tokens"] = min(request_sampling.get("max_tokens", remaining_tokens), remaining_tokens)
+        rollout_id = self._stream.rollout_id
+        if "seed" in request_sampling:
+            request_sampling["seed"] = _turn_seed(request_sampling["seed"], rollout_id.rollout, turn)
         return GenerateRequest(
-            request_id=f"{identity.run}-{identity.rollout}-{identity.attempt}-{turn}",
-            session=f"{identity.run}-{identity.rollout}",
-            prompt=prompt.whole.ids,
-            images=self._images.references(expanded.placeholders),
-            expanded=expanded.ids,
-            known=len(prompt.base.expanded.ids),
+            request_id=f"{rollout_id.run}-{rollout_id.rollout}-{rollout_id.attempt}-{turn}",
+            session_id=f"{rollout_id.run}-{rollout_id.rollout}",
+            prompt=prompt.full_path.ids,
+            images=self._image_table.references(expanded.placeholders),
+            expanded_prompt=expanded.ids,
+            known_token_count=len(prompt.known_path.expanded.ids),
             placeholders=expanded.placeholders,
             pad_id=self._policy.renderers.pad_id,
-            sampling=wanted,
+            sampling=request_sampling,
             stop_token_ids=self._policy.renderers.stop_token_ids,
-            required=self._policy.version.required,
+            required_version=self._policy.version.required,
         )
 
     def _require_usable(self, generation: Generation, request: GenerateRequest) -> None:
@@ -200,23 +200,25 @@ class Session:
         if request.pad_id is not None and (generation.token_ids == request.pad_id).any():
             raise UnusableCompletion(f"{request.request_id}: the policy sampled an image placeholder.")
 
-    def _commit(self, prompt: Prompt, message: Message, generation: Generation, toolset: bytes) -> Commit:
-        (canonical,) = canonicalise([message], ())
-        ids = join(prompt.opening, generation.token_ids)
-        answer = Draft(canonical, TokenRun(ids, len(prompt.opening), generation.logprobs))
-        commit = self._trace.commit(prompt.base.leaf, prompt.drafts, answer, toolset)
-        self._prompter.answered(prompt, commit.leaf, generation.token_ids, generation.logprobs)
+    def _commit_turn(self, prompt: Prompt, message: Message, generation: Generation, tools_digest: bytes) -> Commit:
+        (canonical_message,) = canonicalise([message], ())
+        answer_ids = concat_ids(prompt.generation_prompt, generation.token_ids)
+        answer_draft = DraftNode(
+            canonical_message, TokenRun(answer_ids, len(prompt.generation_prompt), generation.logprobs)
+        )
+        commit = self._trace.commit(prompt.known_path.leaf, prompt.new_nodes, answer_draft, tools_digest)
+        self._prompt_builder.add_answer(prompt, commit.leaf, generation.token_ids, generation.logprobs)
         return commit
 
-    def _step(
+    def _build_step(
         self,
         turn: int,
         commit: Commit,
         prompt: Prompt,
         generation: Generation,
         tools: Sequence[Mapping[str, Any]] | None,
-        clock: "_Clock",
-        version: str,
+        stage_timer: "_StageTimer",
+        version_at_start: str,
     ) -> Step:
         return Step(
             header=self._stream.next_header(),
@@ -224,60 +226,60 @@ class Session:
             parent=commit.parent,
             first=commit.nodes[0].index,
             nodes=tuple(NodeRecord(node.message.message, node.run, node.content) for node in commit.nodes),
-            images=self._images.introduce(commit.nodes),
+            images=self._image_table.take_new_records(commit.nodes),
             prompt_source=prompt.source.value,
-            prompt_length=len(prompt.whole.expanded.ids),
+            prompt_length=len(prompt.full_path.expanded.ids),
             prompt_digest=generation.prompt_digest,
             finish_reason=generation.finish_reason,
             answer_digest=generation.answer_digest,
             stop_reason=generation.stop_reason,
             versions=generation.versions,
-            policy=(version, self._policy.version.current),
+            policy=(version_at_start, self._policy.version.current),
             cached_tokens=generation.cached_tokens,
             tools=tools if commit.parent == ROOT else None,
             routed_experts=generation.routed_experts,
             sampling_mask=generation.sampling_mask,
-            timings=clock.laps,
+            timings=stage_timer.stage_seconds,
         )
 
 
-class _Clock:
+class _StageTimer:
     """Seconds spent in each stage of a turn."""
 
     def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self.stage_seconds: dict[str, float] = {}
+        self._last_mark = time.perf_counter()
 
-    def lap(self, stage: str) -> None:
+    def mark_stage(self, stage: str) -> None:
         now = time.perf_counter()
-        self.laps[stage], self._last = round(now - self._last, 6), now
+        self.stage_seconds[stage], self._last_mark = round(now - self._last_mark, 6), now
 
 
-def _assistant_message(parsed: Parsed, turn: int) -> tuple[Message, tuple[ToolCall, ...]]:
-    calls = tuple(
+def _build_assistant_message(parsed: ParsedCompletion, turn: int) -> tuple[Message, tuple[ToolCall, ...]]:
+    tool_calls = tuple(
         ToolCall(call.id or f"call-{turn}-{at}", call.name, call.arguments, call.raw, call.error)
         for at, call in enumerate(parsed.tool_calls)
     )
     # Malformed calls stay in the text: in a prompt that is rendered whole they would else never have been said.
-    malformed = (call.text for call in parsed.tool_calls if call.error is not None)
-    message: Message = {"role": "assistant", "content": "\n".join(filter(None, (parsed.text, *malformed)))}
+    malformed_texts = (call.malformed_text for call in parsed.tool_calls if call.error is not None)
+    message: Message = {"role": "assistant", "content": "\n".join(filter(None, (parsed.text, *malformed_texts)))}
     if parsed.reasoning:
         message["reasoning_content"] = parsed.reasoning
-    usable = [call for call in calls if call.error is None]
-    if usable:
+    valid_calls = [call for call in tool_calls if call.error is None]
+    if valid_calls:
         message["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
-            for call in usable
+            for call in valid_calls
         ]
-    return message, calls
+    return message, tool_calls
 
 
-def _room(length: int, max_model_len: int | None) -> int | None:
+def _remaining_context_tokens(prompt_length: int, max_model_len: int | None) -> int | None:
     if max_model_len is None:
         return None
-    if length >= max_model_len:
-        raise ContextExhausted(f"the prompt has {length} tokens, the model's context holds {max_model_len}.")
-    return max_model_len - length
+    if prompt_length >= max_model_len:
+        raise ContextExhausted(f"the prompt has {prompt_length} tokens, the model's context holds {max_model_len}.")
+    return max_model_len - prompt_length
 
 
 def _turn_seed(seed: int, rollout: str, turn: int) -> int:

@@ -17,7 +17,7 @@ ROOT = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class DraftNode:
     """A message with its tokens, not yet in the graph."""
 
     message: CanonicalMessage
@@ -31,7 +31,7 @@ class Node:
 
     Attributes:
         depth: how many nodes come before it on its path.
-        answer: the last node up to here that the policy sampled in this rollout, or ROOT where it sampled none.
+        last_answer: the last node up to here that the policy sampled in this rollout, or ROOT where it sampled none.
     """
 
     index: int
@@ -40,25 +40,25 @@ class Node:
     run: TokenRun
     content: tuple[tuple[int, int], ...]
     depth: int
-    answer: int
+    last_answer: int
 
     @property
     def sampled(self) -> bool:
         """Whether the policy wrote this message in this rollout."""
-        return self.answer == self.index
+        return self.last_answer == self.index
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class PrefixMatch:
     """What a rollout knows of a conversation.
 
     Attributes:
-        answer: the node up to which its tokens are known for certain, because the policy sampled there; ROOT if none.
-        messages: how many of its messages were said before, in this order.
+        last_answer: the node up to which its tokens are certain, because the policy sampled there; ROOT if none.
+        matched_messages: how many of its messages were said before, in this order.
     """
 
-    answer: int
-    messages: int
+    last_answer: int
+    matched_messages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +70,18 @@ class Commit:
     leaf: int
 
 
-class _Place:
+class _TrieNode:
     """Where a sequence of messages leads: the nodes that end one, and among them the answers of the policy.
 
     The same messages may have been said with other tokens, or answered several times, so that there are several nodes.
     """
 
-    __slots__ = ("answers", "following", "nodes")
+    __slots__ = ("answers", "children", "nodes")
 
     def __init__(self) -> None:
         self.nodes: list[int] = []
         self.answers: list[int] = []
-        self.following: dict[bytes, _Place] = {}
+        self.children: dict[bytes, _TrieNode] = {}
 
 
 class Trace:
@@ -89,63 +89,65 @@ class Trace:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
-        self._places: list[_Place] = []
-        self._roots: dict[bytes, _Place] = {}
+        self._trie_nodes: list[_TrieNode] = []
+        self._trie_roots: dict[bytes, _TrieNode] = {}
 
-    def match(self, messages: Sequence[CanonicalMessage], tools: bytes) -> Known:
+    def match_prefix(self, messages: Sequence[CanonicalMessage], tools_digest: bytes) -> PrefixMatch:
         """How much of a conversation is known, message by message.
 
         Of several answers to the same messages, one that more of the conversation was said after is taken; then the
         youngest.
         """
-        place, answered, length = self._roots.get(tools), None, 0
-        if place is None:
-            return Known(ROOT, 0)
+        trie_node, last_answered, matched = self._trie_roots.get(tools_digest), None, 0
+        if trie_node is None:
+            return PrefixMatch(ROOT, 0)
         for message in messages:
-            following = place.following.get(message.identity)
-            if following is None:
+            child = trie_node.children.get(message.digest)
+            if child is None:
                 break
-            place, length = following, length + 1
-            if place.answers:
-                answered = place
-        if answered is None:
-            return Known(ROOT, length)
-        leading = [node for node in place.nodes if self.nodes[node].answer in answered.answers]
-        return Known(self.nodes[leading[-1]].answer if leading else answered.answers[-1], length)
+            trie_node, matched = child, matched + 1
+            if trie_node.answers:
+                last_answered = trie_node
+        if last_answered is None:
+            return PrefixMatch(ROOT, matched)
+        continuing = [node for node in trie_node.nodes if self.nodes[node].last_answer in last_answered.answers]
+        return PrefixMatch(self.nodes[continuing[-1]].last_answer if continuing else last_answered.answers[-1], matched)
 
     def path(self, leaf: int) -> list[Node]:
         """The nodes from a root to `leaf`."""
-        found: list[Node] = []
+        nodes: list[Node] = []
         while leaf != ROOT:
-            found.append(self.nodes[leaf])
+            nodes.append(self.nodes[leaf])
             leaf = self.nodes[leaf].parent
-        return found[::-1]
+        return nodes[::-1]
 
-    def commit(self, base: int, context: Sequence[Draft], answer: Draft, tools: bytes) -> Commit:
-        """Add a turn below `base`: its new messages, then what the policy answered.
+    def commit(
+        self, base_node: int, prompt_drafts: Sequence[DraftNode], answer: DraftNode, tools_digest: bytes
+    ) -> Commit:
+        """Add a turn below `base_node`: its new messages, then what the policy answered.
 
         A message that is already there with the very same tokens is used again, also one that a turn running at the
         same time added first. An answer is always a node of its own: it was sampled once more.
         """
-        at, added = base, list[Node]()
-        for draft in context:
-            known = self._find(at, draft, tools)
-            if known is None:
-                known = self._add(at, draft, tools)
-                added.append(known)
-            at = known.index
-        added.append(self._add(at, answer, tools))
-        return Commit(tuple(added), added[0].parent, added[-1].index)
+        parent, new_nodes = base_node, list[Node]()
+        for draft in prompt_drafts:
+            node = self._find_same_node(parent, draft, tools_digest)
+            if node is None:
+                node = self._add_node(parent, draft, tools_digest)
+                new_nodes.append(node)
+            parent = node.index
+        new_nodes.append(self._add_node(parent, answer, tools_digest))
+        return Commit(tuple(new_nodes), new_nodes[0].parent, new_nodes[-1].index)
 
-    def _find(self, parent: int, draft: Draft, tools: bytes) -> Node | None:
-        for index in self._place(parent, draft, tools).nodes:
+    def _find_same_node(self, parent: int, draft: DraftNode, tools_digest: bytes) -> Node | None:
+        for index in self._trie_node(parent, draft, tools_digest).nodes:
             node = self.nodes[index]
             if node.parent == parent and same_tokens(node.run, draft.run):
                 return node
         return None
 
-    def _add(self, parent: int, draft: Draft, tools: bytes) -> Node:
-        index, above = len(self.nodes), None if parent == ROOT else self.nodes[parent]
+    def _add_node(self, parent: int, draft: DraftNode, tools_digest: bytes) -> Node:
+        index, parent_node = len(self.nodes), None if parent == ROOT else self.nodes[parent]
         sampled = draft.run.sampled_from < len(draft.run.ids)
         node = Node(
             index=index,
@@ -153,22 +155,24 @@ class Trace:
             message=draft.message,
             run=draft.run,
             content=draft.content,
-            depth=above.depth + 1 if above else 0,
-            answer=index if sampled else above.answer if above else ROOT,
+            depth=parent_node.depth + 1 if parent_node else 0,
+            last_answer=index if sampled else parent_node.last_answer if parent_node else ROOT,
         )
-        place = self._place(parent, draft, tools)
-        place.nodes.append(index)
+        trie_node = self._trie_node(parent, draft, tools_digest)
+        trie_node.nodes.append(index)
         if sampled:
-            place.answers.append(index)
+            trie_node.answers.append(index)
         self.nodes.append(node)
-        self._places.append(place)
+        self._trie_nodes.append(trie_node)
         return node
 
-    def _place(self, parent: int, draft: Draft, tools: bytes) -> _Place:
-        above = self._roots.setdefault(tools, _Place()) if parent == ROOT else self._places[parent]
-        return above.following.setdefault(draft.message.identity, _Place())
+    def _trie_node(self, parent: int, draft: DraftNode, tools_digest: bytes) -> _TrieNode:
+        parent_trie_node = (
+            self._trie_roots.setdefault(tools_digest, _TrieNode()) if parent == ROOT else self._trie_nodes[parent]
+        )
+        return parent_trie_node.children.setdefault(draft.message.digest, _TrieNode())
 
 
-def same_tokens(one: TokenRun, other: TokenRun) -> bool:
+def same_tokens(first: TokenRun, second: TokenRun) -> bool:
     """Whether two messages are the same to the policy: message identity alone does not make a prefix shared."""
-    return one.images == other.images and np.array_equal(one.ids, other.ids)
+    return first.images == second.images and np.array_equal(first.ids, second.ids)

@@ -7,13 +7,13 @@ from typing import Any
 from rollout.environments.base import Environment, TaskSettings
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.records.task import Task
-from rollout.tasks.sources import tasks_of
+from rollout.tasks.sources import iter_tasks
 from transports import Frames
 from transports.codec import decode, encode
 from transports.errors import CodecError
 
 
-class TaskError(RolloutError):
+class OrderError(RolloutError):
     """A record on the tasks queue that is not an order for a rollout."""
 
 
@@ -27,11 +27,11 @@ class RolloutOrder:
     policy_version: str | None = None
 
     @property
-    def rollout(self) -> str:
+    def rollout_id(self) -> str:
         return f"{self.task.id}.{self.sample}"
 
     @property
-    def group(self) -> list[str]:
+    def group_rollout_ids(self) -> list[str]:
         """All rollouts of the task, this one included."""
         return [f"{self.task.id}.{sample}" for sample in range(self.group_size)]
 
@@ -40,27 +40,27 @@ class TasksUnusable(ConfigurationError):
     """An environment's tasks cannot be listed, or cannot be told apart."""
 
 
-def orders(environment: Callable[[], Environment], settings: TaskSettings) -> Iterator[RolloutOrder]:
+def iter_orders(new_environment: Callable[[], Environment], settings: TaskSettings) -> Iterator[RolloutOrder]:
     """Every rollout of a run, group by group.
 
     Raises:
         TasksUnusable, TaskSourceError: whatever is wrong with the tasks.
     """
-    seen: set[str] = set()
-    for task in _listed(environment, settings):
-        name: object = task.id if isinstance(task, Task) else None
-        if not isinstance(name, str) or not name:
+    seen_ids: set[str] = set()
+    for task in _iter_tasks(new_environment, settings):
+        task_id: object = task.id if isinstance(task, Task) else None
+        if not isinstance(task_id, str) or not task_id:
             raise TasksUnusable(f"tasks() gave {str(task)[:200]}; expected a rollout.Task whose id is a text.")
-        if task.id in seen:
+        if task.id in seen_ids:
             raise TasksUnusable(f"tasks() gave two tasks with the id {task.id!r}; each needs an id of its own.")
-        seen.add(task.id)
+        seen_ids.add(task.id)
         for sample in range(settings.group_size):
             yield RolloutOrder(task, sample, settings.group_size)
 
 
-def _listed(environment: Callable[[], Environment], settings: TaskSettings) -> Iterator[Any]:
+def _iter_tasks(new_environment: Callable[[], Environment], settings: TaskSettings) -> Iterator[Any]:
     try:
-        yield from tasks_of(environment(), settings)
+        yield from iter_tasks(new_environment(), settings)
     except RolloutError:
         raise
     except Exception as error:
@@ -78,7 +78,7 @@ def encode_order(order: RolloutOrder) -> Frames:
     try:
         return encode(wire)
     except CodecError as error:
-        raise TaskError(f"task {task.id}: its data cannot be sent: {error}") from error
+        raise OrderError(f"task {task.id}: its data cannot be sent: {error}") from error
 
 
 def decode_order(frames: Frames) -> RolloutOrder:
@@ -91,4 +91,4 @@ def decode_order(frames: Frames) -> RolloutOrder:
             task, int(wire["sample"]), int(wire["group_size"]), None if version is None else str(version)
         )
     except (CodecError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TaskError(f"this is not an order for a rollout: {error!r}") from error
+        raise OrderError(f"this is not an order for a rollout: {error!r}") from error

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import orjson
 
-from rollout.environments.base import QUEUE, Environment, TaskSettings
+from rollout.environments.base import QUEUE_SOURCE, Environment, TaskSettings
 from rollout.errors import ConfigurationError
 from rollout.records.task import Task
 
@@ -26,49 +26,51 @@ class TaskSourceError(ConfigurationError):
     """The source of the tasks cannot be read, or holds what is no task."""
 
 
-def tasks_of(environment: Environment, settings: TaskSettings) -> Iterator[Task]:
+def iter_tasks(environment: Environment, settings: TaskSettings) -> Iterator[Task]:
     """All tasks of a run, in order, from wherever they come."""
     if settings.source is None:
         yield from environment.tasks(settings)
         return
-    if settings.source == QUEUE:
+    if settings.source == QUEUE_SOURCE:
         raise TaskSourceError(
             "tasks.source is queue: its tasks are played by `rollout launch` and `rollout worker` only."
         )
-    seen: set[str] = set()
-    for index, row in enumerate(islice(_rows(settings.source), settings.count)):
-        own = row.get("id")
-        name = f"{index:06d}" if own is None else str(own)
-        if name in seen:
-            raise TaskSourceError(f"tasks.source {settings.source}: row {index} has the id {name!r} of an earlier row.")
-        seen.add(name)
-        seed = blake2b(f"{settings.seed}/{name}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        yield Task(id=name, index=index, seed=int.from_bytes(seed, "big") >> 1, data=row)
+    seen_ids: set[str] = set()
+    for index, row in enumerate(islice(_read_rows(settings.source), settings.count)):
+        row_id = row.get("id")
+        task_id = f"{index:06d}" if row_id is None else str(row_id)
+        if task_id in seen_ids:
+            raise TaskSourceError(
+                f"tasks.source {settings.source}: row {index} has the id {task_id!r} of an earlier row."
+            )
+        seen_ids.add(task_id)
+        seed_bytes = blake2b(f"{settings.seed}/{task_id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        yield Task(id=task_id, index=index, seed=int.from_bytes(seed_bytes, "big") >> 1, data=row)
 
 
-def _rows(source: str) -> Iterator[Mapping[str, Any]]:
+def _read_rows(source: str) -> Iterator[Mapping[str, Any]]:
     if source.startswith("hf://"):
-        return _hugging_face(source)
-    readers = {".jsonl": _jsonl, ".parquet": _parquet}
+        return _read_hugging_face(source)
+    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
     reader = readers.get(Path(source).suffix)
     if reader is None:
         raise TaskSourceError(f"tasks.source {source}: expected a .jsonl or .parquet file, hf://owner/name, or queue.")
     return reader(Path(source))
 
 
-def _jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
+def _read_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            for line_number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield _row(orjson.loads(line), f"{path}:{number}")
+                    yield _require_mapping(orjson.loads(line), f"{path}:{line_number}")
     except OSError as error:
         raise TaskSourceError(f"tasks.source {path}: {error.strerror}.") from None
     except orjson.JSONDecodeError as error:
-        raise TaskSourceError(f"{path}:{number}: this line is not JSON: {error}.") from None
+        raise TaskSourceError(f"{path}:{line_number}: this line is not JSON: {error}.") from None
 
 
-def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+def _read_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         from pyarrow import parquet
     except ImportError:
@@ -83,25 +85,25 @@ def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
         raise TaskSourceError(f"tasks.source {path}: {error}.") from None
 
 
-def _hugging_face(source: str) -> Iterator[Mapping[str, Any]]:
+def _read_hugging_face(source: str) -> Iterator[Mapping[str, Any]]:
     try:
         import datasets
     except ImportError:
         raise TaskSourceError(
             f"tasks.source {source} needs the datasets package: pip install 'rollout[datasets]'."
         ) from None
-    parts = urlsplit(source)
-    options = dict(parse_qsl(parts.query))
-    name = parts.netloc + parts.path
+    split_url = urlsplit(source)
+    options = dict(parse_qsl(split_url.query))
+    dataset_name = split_url.netloc + split_url.path
     try:
-        rows = datasets.load_dataset(name, options.get("config"), split=options.get("split", "train"))
+        rows = datasets.load_dataset(dataset_name, options.get("config"), split=options.get("split", "train"))
     except Exception as error:  # noqa: BLE001 - the package raises whatever its many parts raise
         raise TaskSourceError(f"tasks.source {source}: {type(error).__name__}: {error}.") from None
     for index, row in enumerate(rows):
-        yield _row(row, f"{source} row {index}")
+        yield _require_mapping(row, f"{source} row {index}")
 
 
-def _row(found: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(found, dict):
-        raise TaskSourceError(f"{where}: expected an object with the task's data, found a {type(found).__name__}.")
-    return found
+def _require_mapping(row: Any, location: str) -> Mapping[str, Any]:
+    if not isinstance(row, dict):
+        raise TaskSourceError(f"{location}: expected an object with the task's data, found a {type(row).__name__}.")
+    return row

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         PushFailed,
     )
 
-_ON_DEMAND = {
+_LAZY_EXPORTS = {
     **dict.fromkeys(
         ("AsyncPolicyPublisher", "Consumption", "PolicyPublisher", "PublisherSettings", "Pushed", "PushFailed"),
         "rollout.trainer.weights.publisher",
@@ -102,6 +102,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # What makes tensors needs torch, pixels need more, and publishing speaks HTTP: who only reads loads none of it.
-    if name not in _ON_DEMAND:
+    if name not in _LAZY_EXPORTS:
         raise AttributeError(f"module 'rollout.trainer' has no attribute {name!r}")
-    return getattr(import_module(_ON_DEMAND[name]), name)
+    return getattr(import_module(_LAZY_EXPORTS[name]), name)

@@ -14,7 +14,7 @@ from rollout.trainer.reading.reader import ReaderSettings, TrajectoryReader
 from rollout.trainer.reading.stats import ReaderStats
 from rollout.trainer.trajectory import Trajectory
 
-_POLL = 0.5
+_POLL_SECONDS = 0.5
 
 
 class BlockingReader:
@@ -26,7 +26,7 @@ class BlockingReader:
     """
 
     def __init__(self, url: str, *, rank: int = 0, world_size: int = 1, settings: ReaderSettings | None = None) -> None:
-        self._open = lambda: open_reader(url, rank=rank, world_size=world_size, settings=settings)
+        self._open_reader = lambda: open_reader(url, rank=rank, world_size=world_size, settings=settings)
         self._stack = ExitStack()
         self._portal: BlockingPortal
         self._reader: TrajectoryReader
@@ -35,7 +35,7 @@ class BlockingReader:
         with ExitStack() as stack:
             self._portal = stack.enter_context(start_blocking_portal())
             # A queue belongs to the loop on which it was opened.
-            reader = self._portal.call(self._open)
+            reader = self._portal.call(self._open_reader)
             self._reader = stack.enter_context(self._portal.wrap_async_context_manager(reader))
             self._stack = stack.pop_all()
         return self
@@ -47,12 +47,12 @@ class BlockingReader:
 
     def __iter__(self) -> Iterator[Trajectory]:
         while not self.ended:
-            if (trajectory := self.receive(timeout=_POLL)) is not None:
+            if (trajectory := self.receive(timeout=_POLL_SECONDS)) is not None:
                 yield trajectory
 
     def groups(self) -> Iterator[Group]:
         while not self.ended:
-            if (group := self.receive_group(timeout=_POLL)) is not None:
+            if (group := self.receive_group(timeout=_POLL_SECONDS)) is not None:
                 yield group
 
     @property
@@ -81,8 +81,8 @@ class BlockingReader:
         """Serve the reader's metrics until it is closed; the server's root. See `rollout.trainer.metrics`."""
         from rollout.trainer.metrics import serving_metrics
 
-        serving = self._portal.wrap_async_context_manager(serving_metrics(self._reader, host=host, port=port))
-        return self._stack.enter_context(serving)
+        metrics_server = self._portal.wrap_async_context_manager(serving_metrics(self._reader, host=host, port=port))
+        return self._stack.enter_context(metrics_server)
 
     @property
     def version(self) -> int | None:

@@ -14,49 +14,51 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from rollout.metrics import catalogue
-from rollout.metrics.loop_monitor import Pulse
-from rollout.metrics.queues import QueueWatch
-from rollout.metrics.server import Exporter, served
+from rollout.metrics.loop_monitor import LoopMonitor
+from rollout.metrics.queues import QueueMonitor
+from rollout.metrics.server import ProcessStatus, serve_metrics
 from rollout.trainer.reading.reader import TrajectoryReader
 
-_STALLED = 3600.0
+_STALL_TIMEOUT_SECONDS = 3600.0
 """Seconds without a turn of the trainer's loop after which it is not well: a training step may block it for long."""
 
 
 class ReaderCollector(Collector):
     """Exports what a reader did, and, with a watch, the state of its queue."""
 
-    def __init__(self, reader: TrajectoryReader, watch: QueueWatch | None = None) -> None:
+    def __init__(self, reader: TrajectoryReader, queue_watch: QueueMonitor | None = None) -> None:
         self._reader = reader
-        self._watch = watch
+        self._queue_watch = queue_watch
 
     def collect(self) -> Iterator[Metric]:
         stats = self._reader.stats()
-        for family, value in (
+        for metric_spec, value in (
             (catalogue.TRAINER_TRAJECTORIES, stats.trajectories),
             (catalogue.TRAINER_GROUPS, stats.groups),
-            (catalogue.TRAINER_PARTIAL, stats.partial_groups),
+            (catalogue.TRAINER_PARTIAL_GROUPS, stats.partial_groups),
             (catalogue.TRAINER_RECORDS, stats.records),
             (catalogue.TRAINER_BYTES, stats.bytes),
-            (catalogue.TRAINER_REDELIVERED, stats.redelivered),
-            (catalogue.TRAINER_DROPPED, stats.dropped),
-            (catalogue.TRAINER_REJECTED, stats.rejected),
-            (catalogue.TRAINER_STALE, stats.stale),
-            (catalogue.TRAINER_UNFINISHED, stats.unfinished),
-            (catalogue.TRAINER_WAITING, stats.waiting),
-            (catalogue.TRAINER_UNACKED, stats.unacked),
+            (catalogue.TRAINER_REDELIVERED_RECORDS, stats.redelivered),
+            (catalogue.TRAINER_DROPPED_RECORDS, stats.dropped),
+            (catalogue.TRAINER_REJECTED_RECORDS, stats.rejected),
+            (catalogue.TRAINER_STALE_TRAJECTORIES, stats.stale),
+            (catalogue.TRAINER_UNFINISHED_ROLLOUTS, stats.unfinished),
+            (catalogue.TRAINER_WAITING_TRAJECTORIES, stats.waiting),
+            (catalogue.TRAINER_UNACKED_RECORDS, stats.unacked),
         ):
-            yield family.read({(): value})
-        yield catalogue.TRAINER_HELD.read({("memory",): stats.bytes_in_memory, ("disk",): stats.bytes_on_disk})
+            yield metric_spec.build_metric({(): value})
+        yield catalogue.TRAINER_HELD_BYTES.build_metric(
+            {("memory",): stats.bytes_in_memory, ("disk",): stats.bytes_on_disk}
+        )
         if self._reader.version is not None:
-            yield catalogue.TRAINER_VERSION.read({(): self._reader.version})
-        yield catalogue.TRAINER_STALENESS.tally(stats.staleness)
-        if self._watch is not None:
-            queue = self._watch.latest
-            yield catalogue.TRAINER_QUEUE_RECORDS.read({(): queue.backlog_records})
-            yield catalogue.TRAINER_QUEUE_BYTES.read({(): queue.backlog_bytes})
-            yield catalogue.TRAINER_QUEUE_AGE.read({(): queue.oldest_age})
-            yield catalogue.TRAINER_QUEUE_SILENCE.read({(): self._watch.silence})
+            yield catalogue.TRAINER_POLICY_VERSION.build_metric({(): self._reader.version})
+        yield catalogue.TRAINER_STALENESS.build_histogram(stats.staleness)
+        if self._queue_watch is not None:
+            queue_stats = self._queue_watch.latest_stats
+            yield catalogue.TRAINER_QUEUE_BACKLOG_RECORDS.build_metric({(): queue_stats.backlog_records})
+            yield catalogue.TRAINER_QUEUE_BACKLOG_BYTES.build_metric({(): queue_stats.backlog_bytes})
+            yield catalogue.TRAINER_QUEUE_OLDEST_AGE.build_metric({(): queue_stats.oldest_age})
+            yield catalogue.TRAINER_QUEUE_SILENCE.build_metric({(): self._queue_watch.silent_seconds})
 
 
 @asynccontextmanager
@@ -66,12 +68,12 @@ async def serving_metrics(reader: TrajectoryReader, *, host: str = "127.0.0.1", 
     Raises:
         MetricsPortTaken: it cannot listen there.
     """
-    registry, pulse, watch = CollectorRegistry(), Pulse(), QueueWatch(reader.queue)
-    registry.register(ReaderCollector(reader, watch))
-    exporter = Exporter(registry, lambda: pulse.ill(_STALLED), lambda: None)
-    async with anyio.create_task_group() as group:
-        group.start_soon(pulse.beat)
-        group.start_soon(watch.watch)
-        with served(exporter, host=host, port=port) as url:
+    registry, loop_monitor, queue_watch = CollectorRegistry(), LoopMonitor(), QueueMonitor(reader.queue)
+    registry.register(ReaderCollector(reader, queue_watch))
+    exporter = ProcessStatus(registry, lambda: loop_monitor.problem(_STALL_TIMEOUT_SECONDS), lambda: None)
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(loop_monitor.run)
+        task_group.start_soon(queue_watch.run)
+        with serve_metrics(exporter, host=host, port=port) as url:
             yield url
-        group.cancel_scope.cancel()
+        task_group.cancel_scope.cancel()

@@ -19,8 +19,8 @@ from rollout.trainer.trajectory import Trajectory
 from transports import Frames, Queue
 
 PAD_ID = 99_999
-_OPENING = LogicalIds(np.array([7], np.int32))
-_TIMINGS = {"prepare": 0.002, "render": 0.001, "engine": 0.75, "parse": 0.0005}
+_GENERATION_PROMPT = LogicalIds(np.array([7], np.int32))
+_STAGE_SECONDS = {"prepare": 0.002, "render": 0.001, "engine": 0.75, "parse": 0.0005}
 
 
 class Packet(NamedTuple):
@@ -32,7 +32,7 @@ class Packet(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Outbox:
+class _RecordingQueue:
     """Takes what a stream puts, so that a test can deliver it as it likes."""
 
     packets: list[Packet]
@@ -49,8 +49,8 @@ async def scripted_rollout(
     attempt: int = 1,
     group_size: int = 1,
     turns: int = 3,
-    asked: int = 3,
-    answered: int = 2,
+    question_tokens: int = 3,
+    answer_tokens: int = 2,
     image_tokens: int = 0,
     assets: str = "",
     version: str = "7",
@@ -60,11 +60,11 @@ async def scripted_rollout(
     Each turn asks with so many tokens, one of them for a new image that becomes `image_tokens` (0: no images), and is
     answered with so many. The reward is the attempt's number, so that a trajectory tells which attempt it was.
     """
-    outbox: Any = _Outbox([])
+    recording_queue: Any = _RecordingQueue([])
     group = rollout.rpartition(".")[0]
-    stream = RolloutStream(outbox, RolloutId(run, environment, group, rollout, 0, group_size, attempt))
+    stream = RolloutStream(recording_queue, RolloutId(run, environment, group, rollout, 0, group_size, attempt))
     layout = {"family": "qwen_vl", "fingerprint": "0" * 32} if image_tokens else {}
-    await stream.started(
+    await stream.put_started(
         Task(group, 0, 1),
         policy_version=version,
         config_digest="scripted",
@@ -75,14 +75,14 @@ async def scripted_rollout(
     )
     path: list[TokenRun] = []
     for turn in range(turns):
-        question, answer = _question(turn, asked, image_tokens), _answer(turn, answered)
-        prompt = expand([*path, question, TokenRun(_OPENING, len(_OPENING))], pad_id=PAD_ID)
-        hashes = [mark.hash for mark in prompt.placeholders]
+        question, answer = _question(turn, question_tokens, image_tokens), _answer(turn, answer_tokens)
+        prompt = expand([*path, question, TokenRun(_GENERATION_PROMPT, len(_GENERATION_PROMPT))], pad_id=PAD_ID)
+        hashes = [placeholder.hash for placeholder in prompt.placeholders]
         nodes = (
-            NodeRecord(_message(turn, question), question, ((0, len(question.ids)),)),
-            NodeRecord(_said(turn), answer),
+            NodeRecord(_question_message(turn, question), question, ((0, len(question.ids)),)),
+            NodeRecord(_answer_message(turn), answer),
         )
-        await stream.step(
+        await stream.put_step(
             Step(
                 header=stream.next_header(),
                 turn=turn,
@@ -95,14 +95,14 @@ async def scripted_rollout(
                 prompt_digest=prompt_digest(ExpandedIds(prompt.ids), hashes),
                 finish_reason="stop",
                 answer_digest=answer_digest(LogicalIds(answer.ids[answer.sampled_from :]), answer.logprobs),
-                versions=(VersionSpan(version, 0, answered),),
+                versions=(VersionSpan(version, 0, answer_tokens),),
                 policy=(version, version),
-                timings=_TIMINGS,
+                timings=_STAGE_SECONDS,
             )
         )
         path += [question, answer]
-    await stream.finished(RolloutStatus.OK, reward=float(attempt))
-    return list(outbox.packets)
+    await stream.put_finished(RolloutStatus.OK, reward=float(attempt))
+    return list(recording_queue.packets)
 
 
 async def put_all(queue: Queue, packets: list[Packet]) -> None:
@@ -112,10 +112,10 @@ async def put_all(queue: Queue, packets: list[Packet]) -> None:
 
 async def read_all(reader: TrajectoryReader, timeout: float = 0.02) -> list[Trajectory]:
     """Everything that comes until nothing comes for that long."""
-    found = []
+    trajectories = []
     while (trajectory := await reader.receive(timeout=timeout)) is not None:
-        found.append(trajectory)
-    return found
+        trajectories.append(trajectory)
+    return trajectories
 
 
 async def checkpoint(reader: TrajectoryReader) -> dict[str, Any]:
@@ -134,12 +134,12 @@ def _question(turn: int, tokens: int, image_tokens: int) -> TokenRun:
 
 
 def _answer(turn: int, tokens: int) -> TokenRun:
-    said = np.arange(20 + turn, 20 + turn + tokens, dtype=np.int32)
-    ids = LogicalIds(np.concatenate([_OPENING, said]))
-    return TokenRun(ids, len(_OPENING), np.full(tokens, -0.25, np.float32))
+    answer_ids = np.arange(20 + turn, 20 + turn + tokens, dtype=np.int32)
+    ids = LogicalIds(np.concatenate([_GENERATION_PROMPT, answer_ids]))
+    return TokenRun(ids, len(_GENERATION_PROMPT), np.full(tokens, -0.25, np.float32))
 
 
-def _message(turn: int, question: TokenRun) -> dict[str, Any]:
+def _question_message(turn: int, question: TokenRun) -> dict[str, Any]:
     text = f"question {turn}"
     if not question.images:
         return {"role": "user", "content": text}
@@ -147,7 +147,7 @@ def _message(turn: int, question: TokenRun) -> dict[str, Any]:
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-def _said(turn: int) -> dict[str, Any]:
+def _answer_message(turn: int) -> dict[str, Any]:
     return {"role": "assistant", "content": f"answer {turn}"}
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from renderers_adapter.descriptors import raw_mm_contract
+from renderers_adapter.descriptors import raw_mm_common_fields
 from renderers_adapter.tokens import TokenRun
-from rollout.records.kinds import OfRollout
+from rollout.records.kinds import HasRolloutIdentity
 from rollout.records.messages import Message
 from rollout.records.wire import RecordError, RolloutFinished, RolloutStarted, RolloutStatus, Step
 
@@ -30,7 +30,7 @@ class TrajectoryNode:
 
 
 @dataclass(frozen=True, slots=True)
-class Trajectory(OfRollout):
+class Trajectory(HasRolloutIdentity):
     """One finished rollout. A failed one may lack its start, its steps, or both; it never trains."""
 
     run: str
@@ -63,11 +63,11 @@ class Trajectory(OfRollout):
 
     def path(self, leaf: int) -> list[TrajectoryNode]:
         """The nodes from a root to `leaf`."""
-        found: list[TrajectoryNode] = []
+        path_nodes: list[TrajectoryNode] = []
         while leaf != ROOT:
-            found.append(self.nodes[leaf])
+            path_nodes.append(self.nodes[leaf])
             leaf = self.nodes[leaf].parent
-        return found[::-1]
+        return path_nodes[::-1]
 
     def leaves(self) -> list[int]:
         """The nodes that nothing hangs from."""
@@ -79,8 +79,8 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
     """Join the records of one attempt. Raises RecordError where they do not fit together."""
     nodes: list[TrajectoryNode] = []
     images: dict[str, Mapping[str, Any]] = {}
-    contract = raw_mm_contract(**started.layout) if started.layout else {}
-    for at, step in enumerate(steps):
+    contract = raw_mm_common_fields(**started.layout) if started.layout else {}
+    for step_index, step in enumerate(steps):
         if step.first != len(nodes) or not ROOT <= step.parent < step.first:
             raise RecordError(
                 f"{step.header.tag}: its nodes begin at {step.first} below {step.parent}, "
@@ -88,12 +88,12 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
             )
         parent = step.parent
         for record in step.nodes:
-            nodes.append(TrajectoryNode(len(nodes), parent, at, record.message, record.run, record.content))
+            nodes.append(TrajectoryNode(len(nodes), parent, step_index, record.message, record.run, record.content))
             parent = nodes[-1].index
         if step.images and not contract:
             raise RecordError(f"{step.header.tag}: it brings images, and the start does not say how they are prepared.")
-        for mm_hash, item in step.images.items():
-            images[mm_hash] = {**contract, **item}
+        for mm_hash, descriptor in step.images.items():
+            images[mm_hash] = {**contract, **descriptor}
     header = finished.header
     return Trajectory(
         run=header.run,

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, BinaryIO, Self, TextIO, TypeVar
 
-_OUTPUT_LIMIT = 16 << 20
+_MAX_OUTPUT_CHARS = 16 << 20
 """Characters that one attempt may print."""
 
-_LOOK = 0.5
-_OURS = ("rollout.", "transports.", "renderers_adapter.")
-_ENVIRONMENTS_BELOW = ("rollout.environments.", "rollout.worker.attempt.", "rollout.worker.process.")
+_CHECK_INTERVAL = 0.5
+_OWN_MODULE_PREFIXES = ("rollout.", "transports.", "renderers_adapter.")
+_ENVIRONMENT_CALLER_PREFIXES = ("rollout.environments.", "rollout.worker.attempt.", "rollout.worker.process.")
 """Of our modules, those that run environments, or are ones: what they called last, when nothing else of ours is."""
 
 
@@ -41,16 +41,16 @@ class EventLoopHeld(BaseException):
 
 
 @dataclass(slots=True)
-class _Output:
-    printed: int = 0
+class _OutputCounter:
+    printed_chars: int = 0
 
 
-_output: ContextVar[_Output | None] = ContextVar("output of this attempt", default=None)
+_attempt_output: ContextVar[_OutputCounter | None] = ContextVar("output of this attempt", default=None)
 
 
-def begin_attempt() -> None:
+def enter_attempt_context() -> None:
     """From here on, this context and the tasks and threads that it starts belong to one attempt."""
-    _output.set(_Output())
+    _attempt_output.set(_OutputCounter())
 
 
 def refuse_forks() -> None:
@@ -71,34 +71,34 @@ _T = TypeVar("_T")
 
 def refuse_exits(loop: asyncio.AbstractEventLoop) -> None:
     """Let no task that an attempt starts end the loop: asyncio passes SystemExit on, past whoever awaits the task."""
-    loop.set_task_factory(_start_contained)
+    loop.set_task_factory(_create_contained_task)
 
 
-def _start_contained(loop: asyncio.AbstractEventLoop, coroutine: Any, **told: Any) -> "asyncio.Task[Any]":
-    if _output.get() is not None:
-        coroutine = _without_exit(coroutine)
-    return asyncio.Task(coroutine, loop=loop, **told)
+def _create_contained_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **task_options: Any) -> "asyncio.Task[Any]":
+    if _attempt_output.get() is not None:
+        coroutine = _convert_exits(coroutine)
+    return asyncio.Task(coroutine, loop=loop, **task_options)
 
 
-async def _without_exit(coroutine: Coroutine[Any, Any, _T]) -> _T:
+async def _convert_exits(coroutine: Coroutine[Any, Any, _T]) -> _T:
     try:
         return await coroutine
     except (SystemExit, KeyboardInterrupt) as error:
         raise ExitRefused(f"a task of this environment raised {error!r}") from error
 
 
-class GuardedOutput(io.TextIOBase):
+class LimitedOutput(io.TextIOBase):
     """Stands in for sys.stdout or sys.stderr and counts what each attempt prints."""
 
     def __init__(self, inner: TextIO) -> None:
         self._inner = inner
 
     def write(self, text: str) -> int:
-        output = _output.get()
-        if output is not None:
-            output.printed += len(text)
-            if output.printed > _OUTPUT_LIMIT:
-                raise OutputFlood(f"this attempt printed more than {_OUTPUT_LIMIT >> 20} MiB")
+        counter = _attempt_output.get()
+        if counter is not None:
+            counter.printed_chars += len(text)
+            if counter.printed_chars > _MAX_OUTPUT_CHARS:
+                raise OutputFlood(f"this attempt printed more than {_MAX_OUTPUT_CHARS >> 20} MiB")
         return self._inner.write(text)
 
     def flush(self) -> None:
@@ -119,53 +119,54 @@ class GuardedOutput(io.TextIOBase):
 class LoopWatchdog:
     """Interrupts an environment that has held the event loop for `patience` seconds. For the main thread's loop.
 
-    `lag` is for how long the loop has not turned. A thread sees to that, so that a busy loop is told from a dead one.
+    `stalled_seconds` is for how long the loop has not turned. A thread measures it, so that a busy loop is told from a
+    dead one.
     """
 
-    def __init__(self, patience: float) -> None:
-        self._patience = patience
-        self._turned = time.monotonic()
-        self._stop = threading.Event()
+    def __init__(self, block_timeout: float) -> None:
+        self._block_timeout = block_timeout
+        self._last_turn = time.monotonic()
+        self._stop_requested = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="loop-watchdog", daemon=True)
 
     @property
-    def lag(self) -> float:
-        return max(0.0, time.monotonic() - self._turned - 2 * _LOOK)
+    def stalled_seconds(self) -> float:
+        return max(0.0, time.monotonic() - self._last_turn - 2 * _CHECK_INTERVAL)
 
     def __enter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._previous = signal.signal(signal.SIGUSR2, _interrupt_environment)
+        self._previous_handler = signal.signal(signal.SIGUSR2, _interrupt_environment)
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
+        self._stop_requested.set()
         self._thread.join()
-        signal.signal(signal.SIGUSR2, self._previous)
+        signal.signal(signal.SIGUSR2, self._previous_handler)
 
     def _watch(self) -> None:
-        main = threading.main_thread().ident
-        assert main is not None
-        while not self._stop.wait(_LOOK):
-            self._loop.call_soon_threadsafe(self._turn)
-            if self.lag > self._patience:
-                signal.pthread_kill(main, signal.SIGUSR2)
+        main_thread_id = threading.main_thread().ident
+        assert main_thread_id is not None
+        while not self._stop_requested.wait(_CHECK_INTERVAL):
+            self._loop.call_soon_threadsafe(self._record_turn)
+            if self.stalled_seconds > self._block_timeout:
+                signal.pthread_kill(main_thread_id, signal.SIGUSR2)
 
-    def _turn(self) -> None:
-        self._turned = time.monotonic()
+    def _record_turn(self) -> None:
+        self._last_turn = time.monotonic()
 
 
 def _interrupt_environment(_: int, frame: FrameType | None) -> None:
     """Raise where an environment's code runs; our own code, which it may have called, is never cut in two."""
-    if _output.get() is None:
+    if _attempt_output.get() is None:
         return
     while frame is not None:
         module = f"{frame.f_globals.get('__name__')}."
-        if module.startswith(_ENVIRONMENTS_BELOW):
+        if module.startswith(_ENVIRONMENT_CALLER_PREFIXES):
             break
-        if module.startswith(_OURS):
+        if module.startswith(_OWN_MODULE_PREFIXES):
             return
         frame = frame.f_back
     raise EventLoopHeld("this environment held up every rollout of its worker (worker.block_timeout)")

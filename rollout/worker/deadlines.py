@@ -20,98 +20,110 @@ from rollout.worker.attempt import Attempt, RolloutAbandoned, RolloutTimeout, St
 
 log = structlog.get_logger()
 
-_LOOK = 1.0
+_CHECK_INTERVAL = 1.0
 
 
 @dataclass(slots=True)
-class _Pace:
+class _TurnProgress:
     """How far a rollout had come when it was last seen to move."""
 
     turns: int
-    since: float
+    last_moved: float
 
 
 @dataclass(slots=True)
-class _Group:
+class _GroupOutcomes:
     """What is known of the others of a group."""
 
-    done: dict[str, Outcome] = field(default_factory=dict)
-    half_since: float | None = None
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    half_done_since: float | None = None
 
 
-class Deadlines:
+class DeadlineEnforcer:
     """Ends rollouts of one worker as `worker.turn_timeout` and the `policy` section say."""
 
     def __init__(self, claims: Claims, policy: PolicyConfig, turn_timeout: float) -> None:
         self._claims = claims
         self._policy = policy
         self._turn_timeout = turn_timeout
-        self._looks_at_groups = policy.stragglers != "finish" or policy.partial_groups == "cancel"
-        self._paces: dict[Attempt, _Pace] = {}
-        self._groups: dict[str, _Group] = {}
+        self._checks_groups = policy.stragglers != "finish" or policy.partial_groups == "cancel"
+        self._turn_progress: dict[Attempt, _TurnProgress] = {}
+        self._group_outcomes: dict[str, _GroupOutcomes] = {}
 
-    async def watch(self, playing: Collection[Attempt]) -> None:
+    async def watch(self, attempts_in_flight: Collection[Attempt]) -> None:
         """Look at them, once a second, until cancelled."""
         while True:
-            await anyio.sleep(_LOOK)
-            attempts = list(playing)
-            self._end_standing_still(attempts)
-            if self._looks_at_groups:
-                await self._look_at_groups(attempts)
+            await anyio.sleep(_CHECK_INTERVAL)
+            attempts = list(attempts_in_flight)
+            self._stop_stalled_attempts(attempts)
+            if self._checks_groups:
+                await self._check_groups(attempts)
 
-    async def unwanted(self, order: RolloutOrder) -> RolloutAbandoned | None:
+    async def reason_to_abandon(self, order: RolloutOrder) -> RolloutAbandoned | None:
         """Why a rollout that is about to begin should not, if its group is lost already."""
         if self._policy.partial_groups != "cancel":
             return None
-        outcomes = await anyio.to_thread.run_sync(lambda: [self._claims.outcome(rollout) for rollout in order.group])
-        return _lost(outcome for outcome in outcomes if outcome is not None)
+        outcomes = await anyio.to_thread.run_sync(
+            lambda: [self._claims.outcome(rollout_id) for rollout_id in order.group_rollout_ids]
+        )
+        return _abandon_if_group_failed(outcome for outcome in outcomes if outcome is not None)
 
-    def _end_standing_still(self, attempts: list[Attempt]) -> None:
+    def _stop_stalled_attempts(self, attempts: list[Attempt]) -> None:
         now = time.monotonic()
-        kept = {attempt: self._paces.get(attempt) for attempt in attempts}
-        self._paces = {
-            attempt: pace
-            if pace and pace.turns == attempt.session.turns_done
-            else _Pace(attempt.session.turns_done, now)
-            for attempt, pace in kept.items()
+        previous = {attempt: self._turn_progress.get(attempt) for attempt in attempts}
+        self._turn_progress = {
+            attempt: progress
+            if progress and progress.turns == attempt.session.turns_done
+            else _TurnProgress(attempt.session.turns_done, now)
+            for attempt, progress in previous.items()
         }
-        for attempt, pace in self._paces.items():
-            if now - pace.since > self._turn_timeout:
-                told = f"no turn was done for {self._turn_timeout:g} s (worker.turn_timeout), after {pace.turns} turns"
-                attempt.stop(RolloutTimeout(told))
+        for attempt, pace in self._turn_progress.items():
+            if now - pace.last_moved > self._turn_timeout:
+                message = (
+                    f"no turn was done for {self._turn_timeout:g} s (worker.turn_timeout), after {pace.turns} turns"
+                )
+                attempt.stop(RolloutTimeout(message))
 
-    async def _look_at_groups(self, attempts: list[Attempt]) -> None:
-        self._groups = {a.order.task.id: self._groups.get(a.order.task.id, _Group()) for a in attempts}
+    async def _check_groups(self, attempts: list[Attempt]) -> None:
+        self._group_outcomes = {
+            a.order.task.id: self._group_outcomes.get(a.order.task.id, _GroupOutcomes()) for a in attempts
+        }
         orders = {attempt.order.task.id: attempt.order for attempt in attempts}
-        await anyio.to_thread.run_sync(self._learn, orders)
+        await anyio.to_thread.run_sync(self._load_new_outcomes, orders)
         now = time.monotonic()
         for attempt in attempts:
-            group = self._groups[attempt.order.task.id]
-            if self._policy.partial_groups == "cancel" and (lost := _lost(group.done.values())) is not None:
-                attempt.stop(lost)
-            elif group.half_since is not None and now - group.half_since > self._policy.straggler_grace:
-                self._end_straggler(attempt)
+            group_outcomes = self._group_outcomes[attempt.order.task.id]
+            if (
+                self._policy.partial_groups == "cancel"
+                and (abandon_reason := _abandon_if_group_failed(group_outcomes.outcomes.values())) is not None
+            ):
+                attempt.stop(abandon_reason)
+            elif (
+                group_outcomes.half_done_since is not None
+                and now - group_outcomes.half_done_since > self._policy.straggler_grace
+            ):
+                self._stop_straggler(attempt)
 
-    def _end_straggler(self, attempt: Attempt) -> None:
-        told = f"half of its group was done {self._policy.straggler_grace:g} s ago (policy.stragglers)"
+    def _stop_straggler(self, attempt: Attempt) -> None:
+        message = f"half of its group was done {self._policy.straggler_grace:g} s ago (policy.stragglers)"
         if self._policy.stragglers == "cut":
-            attempt.stop(StragglerCut(told))
+            attempt.stop(StragglerCut(message))
         elif self._policy.stragglers == "abandon":
-            attempt.stop(RolloutAbandoned(told))
+            attempt.stop(RolloutAbandoned(message))
 
-    def _learn(self, orders: dict[str, RolloutOrder]) -> None:
-        for task, order in orders.items():
-            group = self._groups[task]
-            for rollout in order.group:
-                outcome = None if rollout in group.done else self._claims.outcome(rollout)
+    def _load_new_outcomes(self, orders: dict[str, RolloutOrder]) -> None:
+        for task_id, order in orders.items():
+            group_outcomes = self._group_outcomes[task_id]
+            for rollout_id in order.group_rollout_ids:
+                outcome = None if rollout_id in group_outcomes.outcomes else self._claims.outcome(rollout_id)
                 if outcome is not None:
-                    group.done[rollout] = outcome
-            if group.half_since is None and 2 * len(group.done) >= order.group_size > 1:
-                group.half_since = time.monotonic()
+                    group_outcomes.outcomes[rollout_id] = outcome
+            if group_outcomes.half_done_since is None and 2 * len(group_outcomes.outcomes) >= order.group_size > 1:
+                group_outcomes.half_done_since = time.monotonic()
 
 
-def _lost(done: Iterable[Outcome]) -> RolloutAbandoned | None:
-    failed = next((outcome for outcome in done if outcome.status == RolloutStatus.FAILED), None)
+def _abandon_if_group_failed(outcomes: Iterable[Outcome]) -> RolloutAbandoned | None:
+    failed = next((outcome for outcome in outcomes if outcome.status == RolloutStatus.FAILED), None)
     if failed is None:
         return None
     return RolloutAbandoned(f"{failed.rollout} of its group failed (policy.partial_groups)")

@@ -15,110 +15,113 @@ from typing import Any
 
 import orjson
 
-from rollout.metrics.totals import Samples
+from rollout.metrics.totals import SampleChanges
 
-_BEAT = 0.5
+_HEARTBEAT_INTERVAL = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
-    """What a worker did so far, twice a second. `lag` is for how long its event loop has not turned.
-
-    `metrics` are the samples that changed since the last beat.
-    """
+class Heartbeat:
+    """What a worker did so far, twice a second. `metrics` are the samples that changed since the last heartbeat."""
 
     ready: bool = False
     in_flight: int = 0
     turns: int = 0
     tokens: int = 0
     retries: int = 0
-    lag: float = 0.0
-    holder: str = ""
-    metrics: Samples = field(default_factory=dict)
+    lease_holder: str = ""
+    metrics: SampleChanges = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Halted:
+class WorkerFailure:
     """The worker ends, and why."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
+class WorkerInstructions:
     """What the supervisor tells: where the engines are, and how far the trainer is."""
 
-    engines: tuple[str, ...]
+    engine_urls: tuple[str, ...]
     policy_version: str
-    required: str | None = None
+    required_version: str | None = None
     """The version of the weights without which no engine is used; none: whatever they have."""
 
 
-Report = Beat | Halted
-_REPORTS: dict[str, type[Report]] = {"beat": Beat, "halted": Halted}
+WorkerReport = Heartbeat | WorkerFailure
+_REPORT_TYPES: dict[str, type[WorkerReport]] = {"heartbeat": Heartbeat, "failure": WorkerFailure}
 
 
-def encode_report(report: Report) -> bytes:
-    (kind,) = (kind for kind, shape in _REPORTS.items() if isinstance(report, shape))
-    return orjson.dumps({kind: asdict(report)}) + b"\n"
+def encode_report(report: WorkerReport) -> bytes:
+    (type_name,) = (kind for kind, report_type in _REPORT_TYPES.items() if isinstance(report, report_type))
+    return orjson.dumps({type_name: asdict(report)}) + b"\n"
 
 
-def decode_report(line: bytes) -> Report:
-    told: dict[str, Any] = orjson.loads(line)
-    ((kind, values),) = told.items()
-    return _REPORTS[kind](**values)
+def decode_report(line: bytes) -> WorkerReport:
+    message: dict[str, Any] = orjson.loads(line)
+    ((type_name, fields),) = message.items()
+    return _REPORT_TYPES[type_name](**fields)
 
 
-def encode_orders(orders: Orders) -> bytes:
-    return orjson.dumps(asdict(orders)) + b"\n"
+def encode_instructions(instructions: WorkerInstructions) -> bytes:
+    return orjson.dumps(asdict(instructions)) + b"\n"
+
+
+def decode_instructions(line: bytes) -> WorkerInstructions:
+    message: dict[str, Any] = orjson.loads(line)
+    return WorkerInstructions(tuple(message.pop("engine_urls")), **message)
 
 
 class SupervisorLink:
     """The worker's end. Made from the descriptor that the supervisor passed; heard from that moment on."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._socket = socket.socket(fileno=descriptor)
+    def __init__(self, socket_fd: int) -> None:
+        self._socket = socket.socket(fileno=socket_fd)
         self._socket.set_inheritable(False)
-        self._lines = b""
-        self._orders = Orders((), "")
-        self._first = threading.Event()
-        self._stop = threading.Event()
-        self._beat: Callable[[], Beat] = Beat
-        self._follow: Callable[[Orders], None] | None = None
-        self._thread = threading.Thread(target=self._keep, name="supervisor-link", daemon=True)
+        self._unread = b""
+        self._instructions = WorkerInstructions((), "")
+        self._first_received = threading.Event()
+        self._stop_requested = threading.Event()
+        self._make_heartbeat: Callable[[], Heartbeat] = Heartbeat
+        self._on_instructions: Callable[[WorkerInstructions], None] | None = None
+        self._thread = threading.Thread(target=self._exchange_lines, name="supervisor-link", daemon=True)
         self._thread.start()
 
-    def first_orders(self) -> Orders:
+    def wait_for_instructions(self) -> WorkerInstructions:
         """What the supervisor says before anything else. Blocks, but not for long."""
-        self._first.wait()
-        return self._orders
+        self._first_received.wait()
+        return self._instructions
 
-    def ready(self, beat: Callable[[], Beat], follow: Callable[[Orders], None]) -> None:
+    def start_reporting(
+        self, make_heartbeat: Callable[[], Heartbeat], on_instructions: Callable[[WorkerInstructions], None]
+    ) -> None:
         """From now on, tell this twice a second, and hand on what the supervisor says; both happen in a thread."""
-        self._beat, self._follow = beat, follow
-        follow(self._orders)
+        self._make_heartbeat, self._on_instructions = make_heartbeat, on_instructions
+        on_instructions(self._instructions)
 
-    def close(self, halted: Halted | None = None) -> None:
+    def close(self, failure: WorkerFailure | None = None) -> None:
         """Tell the last of it, and why if it was not meant to end, and hang up."""
-        self._stop.set()
+        self._stop_requested.set()
         self._socket.shutdown(socket.SHUT_RD)  # the thread need not wait for its next beat
         self._thread.join()
-        if halted is not None:
-            self._send(halted)
+        if failure is not None:
+            self._send(failure)
         self._socket.close()
 
-    def _keep(self) -> None:
-        while not self._stop.is_set():
-            self._send(self._beat())
-            if select.select([self._socket], [], [], _BEAT)[0]:
+    def _exchange_lines(self) -> None:
+        while not self._stop_requested.is_set():
+            self._send(self._make_heartbeat())
+            if select.select([self._socket], [], [], _HEARTBEAT_INTERVAL)[0]:
                 self._receive()
-        self._send(self._beat())
+        self._send(self._make_heartbeat())
 
-    def _send(self, report: Report) -> None:
+    def _send(self, report: WorkerReport) -> None:
         try:
             self._socket.sendall(encode_report(report))
         except OSError:
-            _die()
+            _kill_own_process_group()
 
     def _receive(self) -> None:
         """Take in the newest whole line of what has come, if any."""
@@ -126,20 +129,19 @@ class SupervisorLink:
             data = self._socket.recv(1 << 16)
         except OSError:
             data = b""
-        if self._stop.is_set():
+        if self._stop_requested.is_set():
             return
         if not data:
-            _die()
-        *lines, self._lines = (self._lines + data).split(b"\n")
+            _kill_own_process_group()
+        *lines, self._unread = (self._unread + data).split(b"\n")
         if lines:
-            told: dict[str, Any] = orjson.loads(lines[-1])
-            self._orders = Orders(tuple(told["engines"]), told["policy_version"], told["required"])
-            self._first.set()
-            if self._follow is not None:
-                self._follow(self._orders)
+            self._instructions = decode_instructions(lines[-1])
+            self._first_received.set()
+            if self._on_instructions is not None:
+                self._on_instructions(self._instructions)
 
 
-def _die() -> None:
+def _kill_own_process_group() -> None:
     """Nobody is left to give this worker's tasks back, or to see it end."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)

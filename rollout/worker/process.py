@@ -18,36 +18,36 @@ import structlog
 
 from renderers_adapter.errors import AdapterError
 from rollout.config.load import Config
-from rollout.errors import RolloutError, first_failure
-from rollout.log import json_log
-from rollout.metrics.export import Export, exporting
-from rollout.metrics.server import Announcement
-from rollout.metrics.totals import Changes
+from rollout.errors import RolloutError, primary_error
+from rollout.log import log_to_json_file
+from rollout.metrics.export import MetricsExport, export_metrics
+from rollout.metrics.server import ScrapeTargetFile
+from rollout.metrics.totals import ChangeTracker
 from rollout.metrics.worker import WorkerMetrics
-from rollout.rundir.assets import hold_run
+from rollout.rundir.assets import hold_run_lock
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RunDirectory
-from rollout.worker.containment import GuardedOutput, LoopWatchdog, refuse_exits, refuse_forks
-from rollout.worker.link import Beat, Halted, Orders, SupervisorLink
-from rollout.worker.setup import engine_urls, open_policy, run_facts
+from rollout.worker.containment import LimitedOutput, LoopWatchdog, refuse_exits, refuse_forks
+from rollout.worker.link import Heartbeat, SupervisorLink, WorkerFailure, WorkerInstructions
+from rollout.worker.setup import build_run_metadata, find_or_start_engines, open_policy
 from rollout.worker.worker import Worker
 from transports import Queue, QueueError, open_queue
 
 log = structlog.get_logger()
 
-_OUR_THREADS = 32
-_THEIR_THREADS = 96
+_BASE_THREADS = 32
+_MAX_ENVIRONMENT_THREADS = 96
 """At most; thousands of threads would hold a good part of a worker's memory."""
-_LEAVE = 5.0
+_EXIT_TIMEOUT = 5.0
 """Seconds that a worker which is done has to end."""
-_INTERRUPTIONS = 2
+_MAX_FAILED_INTERRUPTS = 2
 """Times that the watchdog may fail to interrupt whoever holds the loop before the worker is not well."""
-_GETTING_READY = 60.0
-_LOOK = 1.0
+_STARTUP_SECONDS = 60.0
+_RUN_END_CHECK_INTERVAL = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class WorkerRunner:
     """Where and as whom a worker works. `name` is unique among the workers of a run that are alive."""
 
     config: Config
@@ -55,83 +55,87 @@ class Host:
     name: str
     link: SupervisorLink | None = None
 
-    def work(self) -> None:
+    def run(self) -> None:
         """Play until a signal: the first one drains for up to `worker.grace` seconds, a second one ends it now.
 
         Raises:
             RolloutError, QueueError, AdapterError: it could not get ready, or its infrastructure failed for good.
         """
-        self.directory.make()
+        self.directory.create()
         refuse_forks()
-        path = self.directory.path / "workers" / f"{self.name}.jsonl"
-        log_file = json_log(path, run=self.directory.run, worker=self.name)
-        with hold_run(self.directory.path), log_file, _guarded_output():
-            failure = anyio.run(self._work)
+        log_path = self.directory.path / "workers" / f"{self.name}.jsonl"
+        log_file = log_to_json_file(log_path, run=self.directory.run_id, worker=self.name)
+        with hold_run_lock(self.directory.path), log_file, _limit_output():
+            failure = anyio.run(self._run)
         if failure is not None:
             raise failure
 
-    async def _work(self) -> BaseException | None:
+    async def _run(self) -> BaseException | None:
         """Play, and say why it failed, where it did."""
         failure: BaseException | None = None
         try:
-            await self._get_ready_and_play()
+            await self._set_up_and_play()
         except Exception as error:
-            failure = first_failure(error, (RolloutError, QueueError, AdapterError))
+            failure = primary_error(error, (RolloutError, QueueError, AdapterError))
             log.error("worker ends", exc_info=failure)
         if self.link is not None:
-            self.link.close(Halted(str(failure)) if failure is not None else None)
-        _exit_within(_LEAVE, 0 if failure is None else 1)
+            self.link.close(WorkerFailure(str(failure)) if failure is not None else None)
+        _force_exit_after(_EXIT_TIMEOUT, 0 if failure is None else 1)
         return failure
 
-    async def _get_ready_and_play(self) -> None:
+    async def _set_up_and_play(self) -> None:
         config, environment = self.config, self.config.run.name
-        _widen_threads(config.worker.concurrency)
+        _resize_thread_pools(config.worker.concurrency)
         refuse_exits(asyncio.get_running_loop())
         metrics = WorkerMetrics(environment)
         async with AsyncExitStack() as stack:
-            export = await stack.enter_async_context(self._exporting(metrics))
-            with LoopWatchdog(config.worker.block_timeout) as watchdog:
-                engines = stack.enter_context(ExitStack())
+            export = await stack.enter_async_context(self._export_metrics(metrics))
+            with LoopWatchdog(config.worker.block_timeout):
+                engine_stack = stack.enter_context(ExitStack())
 
-                def urls() -> tuple[str, ...]:
+                def get_engine_urls() -> tuple[str, ...]:
                     return (
-                        self.link.first_orders().engines if self.link else engine_urls(config, self.directory, engines)
+                        self.link.wait_for_instructions().engine_urls
+                        if self.link
+                        else find_or_start_engines(config, self.directory, engine_stack)
                     )
 
-                policy = await stack.enter_async_context(open_policy(config, self.directory, urls, metrics))
-                queue = config.queue
-                tasks = open_queue(self.directory.url(queue.tasks, environment), lease="record")
-                trajectories = open_queue(self.directory.url(queue.url, environment))
-                await stack.enter_async_context(tasks)
-                await stack.enter_async_context(trajectories)
-                claims = Claims(self.directory.claims(environment))
-                facts = run_facts(config, self.directory.run)
-                worker = Worker(config, policy, facts, claims, tasks, trajectories)
-                metrics.read(worker.counters, policy.engine, policy.version)
-                export.unready = lambda: "it drains" if worker.draining else None
+                policy = await stack.enter_async_context(open_policy(config, self.directory, get_engine_urls, metrics))
+                queue_config = config.queue
+                tasks_queue = open_queue(self.directory.queue_url(queue_config.tasks, environment), lease="record")
+                trajectories_queue = open_queue(self.directory.queue_url(queue_config.url, environment))
+                await stack.enter_async_context(tasks_queue)
+                await stack.enter_async_context(trajectories_queue)
+                claims = Claims(self.directory.claims_path(environment))
+                metadata = build_run_metadata(config, self.directory.run_id)
+                worker = Worker(config, policy, metadata, claims, tasks_queue, trajectories_queue)
+                metrics.export_state(worker.counters, policy.engine, policy.version)
+                export.not_ready_reason = lambda: "it drains" if worker.draining else None
                 if self.link is not None:
-                    beat = partial(_beat, worker, watchdog, tasks, Changes(metrics.registry))
-                    self.link.ready(beat, partial(_follow, worker))
+                    make_heartbeat = partial(_make_heartbeat, worker, tasks_queue, ChangeTracker(metrics.registry))
+                    self.link.start_reporting(make_heartbeat, partial(_apply_instructions, worker))
                 else:
-                    export.watch(environment, "tasks", tasks)
-                    export.watch(environment, "trajectories", trajectories)
-                log.info("worker ready", engines=[engine.url for engine in policy.engine.engines])
+                    export.watch_queue(environment, "tasks", tasks_queue)
+                    export.watch_queue(environment, "trajectories", trajectories_queue)
+                log.info("worker ready", engines=[engine.url for engine in policy.engine.replicas])
                 await self._play(worker)
 
-    def _exporting(self, metrics: WorkerMetrics) -> AbstractAsyncContextManager[Export]:
+    def _export_metrics(self, metrics: WorkerMetrics) -> AbstractAsyncContextManager[MetricsExport]:
         """A worker with a supervisor tells it; one that is alone serves its metrics itself."""
-        announcement = Announcement(self.directory.metrics, self.name, {"run": self.directory.run})
+        target_file = ScrapeTargetFile(self.directory.metrics_path, self.name, {"run": self.directory.run_id})
         config = self.config.metrics if self.link is None else None
-        patience = _INTERRUPTIONS * self.config.worker.block_timeout + _GETTING_READY
-        return exporting(metrics.registry, announcement, config, pulse=metrics.pulse, patience=patience)
+        stall_timeout = _MAX_FAILED_INTERRUPTS * self.config.worker.block_timeout + _STARTUP_SECONDS
+        return export_metrics(
+            metrics.registry, target_file, config, loop_monitor=metrics.loop_monitor, stall_timeout=stall_timeout
+        )
 
     async def _play(self, worker: Worker) -> None:
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._stop_on_signals, worker, group.cancel_scope)
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(self._stop_on_signals, worker, task_group.cancel_scope)
             if self.link is None:
-                group.start_soon(self._leave_with_the_run, worker)
+                task_group.start_soon(self._drain_when_run_ends, worker)
             await worker.run()
-            group.cancel_scope.cancel()
+            task_group.cancel_scope.cancel()
         log.info("worker stopped", finished=worker.counters.finished)
 
     async def _stop_on_signals(self, worker: Worker, scope: anyio.CancelScope) -> None:
@@ -143,62 +147,61 @@ class Host:
                 worker.drain()
                 scope.deadline = anyio.current_time() + self.config.worker.grace
 
-    async def _leave_with_the_run(self, worker: Worker) -> None:
+    async def _drain_when_run_ends(self, worker: Worker) -> None:
         """Who joined a run that somebody else launched has nothing to wait for once that is over."""
-        ended = anyio.Path(self.directory.ended)
-        while not await ended.exists():  # noqa: ASYNC110 - it is another machine that makes it
-            await anyio.sleep(_LOOK)
+        ended_marker = anyio.Path(self.directory.ended_marker)
+        while not await ended_marker.exists():  # noqa: ASYNC110 - it is another machine that makes it
+            await anyio.sleep(_RUN_END_CHECK_INTERVAL)
         log.info("the run has ended")
         worker.drain()
 
 
-def _beat(worker: Worker, watchdog: LoopWatchdog, tasks: Queue, changes: Changes) -> Beat:
+def _make_heartbeat(worker: Worker, tasks_queue: Queue, changes: ChangeTracker) -> Heartbeat:
     counters = worker.counters
-    return Beat(
+    return Heartbeat(
         ready=True,
         in_flight=counters.in_flight,
         turns=counters.turns,
         tokens=counters.tokens,
         retries=counters.retries,
-        lag=watchdog.lag,
-        holder=tasks.holder,
-        metrics=changes.take(),
+        lease_holder=tasks_queue.holder,
+        metrics=changes.take_changes(),
     )
 
 
-def _follow(worker: Worker, orders: Orders) -> None:
-    worker.learn_version(orders.policy_version)
-    worker.require_version(orders.required)
+def _apply_instructions(worker: Worker, instructions: WorkerInstructions) -> None:
+    worker.advance_version(instructions.policy_version)
+    worker.require_version(instructions.required_version)
 
 
-def _widen_threads(concurrency: int) -> None:
+def _resize_thread_pools(concurrency: int) -> None:
     """Room for what environments do in threads, so that it is never queues and images that wait for a thread."""
-    threads = _OUR_THREADS + min(concurrency, _THEIR_THREADS)
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, "worker"))
-    anyio.to_thread.current_default_thread_limiter().total_tokens = threads
+    thread_count = _BASE_THREADS + min(concurrency, _MAX_ENVIRONMENT_THREADS)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(thread_count, "worker"))
+    anyio.to_thread.current_default_thread_limiter().total_tokens = thread_count
 
 
-def _exit_within(seconds: float, code: int) -> None:
+def _force_exit_after(seconds: float, exit_code: int) -> None:
     """A thread, or a task that catches its cancellation, may have been left behind; nobody waits for it."""
 
-    def leave() -> None:
+    def force_exit() -> None:
         time.sleep(seconds)
         log.warning("what environments left behind was still running", seconds=seconds)
-        os._exit(code)
+        os._exit(exit_code)
 
-    threading.Thread(target=leave, name="exit", daemon=True).start()
+    threading.Thread(target=force_exit, name="exit", daemon=True).start()
 
 
 @contextmanager
-def _guarded_output() -> Iterator[None]:
+def _limit_output() -> Iterator[None]:
     out, err = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = GuardedOutput(out), GuardedOutput(err)
+    sys.stdout, sys.stderr = LimitedOutput(out), LimitedOutput(err)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = out, err
 
 
-def worker_name(environment: str) -> str:
+def default_worker_name(environment: str) -> str:
     """For a worker that no supervisor named."""
     return f"{environment}-{os.uname().nodename}-{os.getpid()}"

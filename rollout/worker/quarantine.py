@@ -6,41 +6,41 @@ from contextlib import asynccontextmanager
 import anyio
 
 
-class Seclusion:
+class SharedLock:
     """Whoever wants to be alone waits until everybody has left; meanwhile nobody comes in."""
 
     def __init__(self) -> None:
         self._changed = anyio.Condition()
-        self._together = 0
-        self._secluded = False
+        self._shared_count = 0
+        self._exclusive_taken = False
 
     @asynccontextmanager
-    async def together(self) -> AsyncIterator[None]:
+    async def shared(self) -> AsyncIterator[None]:
         async with self._changed:
-            while self._secluded:
+            while self._exclusive_taken:
                 await self._changed.wait()
-            self._together += 1
+            self._shared_count += 1
         try:
             yield
         finally:
             with anyio.CancelScope(shield=True):
                 async with self._changed:
-                    self._together -= 1
+                    self._shared_count -= 1
                     self._changed.notify_all()
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
+    async def exclusive(self) -> AsyncIterator[None]:
         async with self._changed:
-            while self._secluded:
+            while self._exclusive_taken:
                 await self._changed.wait()
-            self._secluded = True
+            self._exclusive_taken = True
         try:
             async with self._changed:
-                while self._together:
+                while self._shared_count:
                     await self._changed.wait()
             yield
         finally:
             with anyio.CancelScope(shield=True):
                 async with self._changed:
-                    self._secluded = False
+                    self._exclusive_taken = False
                     self._changed.notify_all()

@@ -9,18 +9,18 @@ import anyio.to_thread
 
 from renderers_adapter.pool import RendererPool, shared_pool
 from rollout.config.load import Config
-from rollout.engine.from_config import engine_client
+from rollout.engine.from_config import engine_client_from_config
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.directory import RunDirectory
-from rollout.session.session import Policy, PolicyVersion
-from rollout.worker.attempt import RunFacts
+from rollout.session.session import PolicyClient, PolicyVersionState
+from rollout.worker.attempt import RunMetadata
 
 _START_TIMEOUT = 60.0
 
 
-def engine_urls(config: Config, directory: RunDirectory, stack: ExitStack) -> tuple[str, ...]:
+def find_or_start_engines(config: Config, directory: RunDirectory, engine_stack: ExitStack) -> tuple[str, ...]:
     """Where the engines are; where none is configured, an embedded one is started, and stopped with the stack."""
     if config.engine.urls:
         return config.engine.urls
@@ -38,7 +38,7 @@ def engine_urls(config: Config, directory: RunDirectory, stack: ExitStack) -> tu
             latency_ms=embedded.latency_ms,
         )
     )
-    stack.callback(server.stop)
+    engine_stack.callback(server.stop)
     return (server.start(),)
 
 
@@ -46,53 +46,55 @@ def engine_urls(config: Config, directory: RunDirectory, stack: ExitStack) -> tu
 async def open_policy(
     config: Config,
     directory: RunDirectory,
-    engines: Callable[[], tuple[str, ...]],
+    get_engine_urls: Callable[[], tuple[str, ...]],
     metrics: WorkerMetrics,
-) -> AsyncIterator[Policy]:
+) -> AsyncIterator[PolicyClient]:
     """The policy, ready: the renderer warms up in one thread while another sees to the engines.
 
     Raises:
         EngineError: no engine answers, or not as one should.
         AdapterError: the tokenizer or the renderer cannot be opened.
     """
-    renderers: list[RendererPool] = []
-    urls: list[tuple[str, ...]] = []
+    renderer_pools: list[RendererPool] = []
+    found_urls: list[tuple[str, ...]] = []
 
     async def open_renderers() -> None:
         model = config.model
-        opened = await anyio.to_thread.run_sync(partial(shared_pool, model.path, model.renderer, model.template))
-        renderers.append(opened)
+        renderer_pool = await anyio.to_thread.run_sync(partial(shared_pool, model.path, model.renderer, model.template))
+        renderer_pools.append(renderer_pool)
 
-    async def see_to_engines() -> None:
-        urls.append(await anyio.to_thread.run_sync(engines))
+    async def start_engines() -> None:
+        found_urls.append(await anyio.to_thread.run_sync(get_engine_urls))
 
-    with _deadline("the renderer and the engine"):
-        async with anyio.create_task_group() as starting:
-            starting.start_soon(open_renderers)
-            starting.start_soon(see_to_engines)
-    async with engine_client(config, urls[0], renderers[0].geometry, observe=metrics.engine_tried) as engine:
+    with _fail_after_start_timeout("the renderer and the engine"):
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(open_renderers)
+            task_group.start_soon(start_engines)
+    async with engine_client_from_config(
+        config, found_urls[0], renderer_pools[0].geometry, observe=metrics.record_engine_request
+    ) as engine:
         await engine.check()
         images = ImagePolicy(
             mode=config.images.mode,
-            directory=directory.images,
+            directory=directory.images_path,
             allow=config.images.allow,
             max_bytes=config.images.max_bytes,
             max_pixels=config.images.max_pixels,
         )
-        yield Policy(
-            renderers[0],
+        yield PolicyClient(
+            renderer_pools[0],
             engine,
             images,
             config.engine.sampling.model_dump(),
-            PolicyVersion(config.policy.version),
+            PolicyVersionState(config.policy.version),
             metrics,
         )
 
 
-def run_facts(config: Config, run: str) -> RunFacts:
-    """What the rollouts of a run say about it. An environment goes by `run.name`: two may be of one class."""
-    return RunFacts(
-        run=run,
+def build_run_metadata(config: Config, run_id: str) -> RunMetadata:
+    """What the rollouts of a run say about it. An environment goes by `run_id.name`: two may be of one class."""
+    return RunMetadata(
+        run_id=run_id,
         environment=config.run.name,
         model=config.model.name,
         policy_version=config.policy.version,
@@ -101,9 +103,9 @@ def run_facts(config: Config, run: str) -> RunFacts:
 
 
 @contextmanager
-def _deadline(what: str) -> Iterator[None]:
+def _fail_after_start_timeout(description: str) -> Iterator[None]:
     try:
         with anyio.fail_after(_START_TIMEOUT):
             yield
     except TimeoutError:
-        raise RolloutError(f"{what} did not start within {_START_TIMEOUT:g} s.") from None
+        raise RolloutError(f"{description} did not start within {_START_TIMEOUT:g} s.") from None

@@ -16,20 +16,20 @@ import structlog
 from rollout.config.load import Config
 from rollout.errors import RolloutError
 from rollout.rundir.claims import Claim, Claims, Outcome
-from rollout.session.session import Policy
-from rollout.tasks.orders import RolloutOrder, TaskError, decode_order
-from rollout.worker.attempt import Attempt, RolloutAbandoned, RunFacts
-from rollout.worker.deadlines import Deadlines
-from rollout.worker.quarantine import Seclusion
+from rollout.session.session import PolicyClient
+from rollout.tasks.orders import OrderError, RolloutOrder, decode_order
+from rollout.worker.attempt import Attempt, RolloutAbandoned, RunMetadata
+from rollout.worker.deadlines import DeadlineEnforcer
+from rollout.worker.quarantine import SharedLock
 from transports import Delivery, Queue, QueueError, StaleLease
 
 log = structlog.get_logger()
 
-_POLL = 0.2
-_LAST_WORDS = 5.0
+_POLL_INTERVAL = 0.2
+_FINAL_WRITE_TIMEOUT = 5.0
 """Seconds that a cancelled worker has for each thing that it must still write down."""
-_RETRY_PAUSE = 0.5
-_TRACEBACK_LIMIT = 20_000
+_RETRY_PAUSE_SECONDS = 0.5
+_MAX_TRACEBACK_CHARS = 20_000
 
 
 class AttemptsExhausted(RolloutError):
@@ -46,7 +46,7 @@ class WorkerCounters:
 
     in_flight: int = 0
     finished: int = 0
-    status: Counter[str] = field(default_factory=Counter)
+    status_counts: Counter[str] = field(default_factory=Counter)
     turns: int = 0
     tokens: int = 0
     images: int = 0
@@ -56,14 +56,14 @@ class WorkerCounters:
 
     def add(self, attempt: Attempt) -> None:
         """Count an attempt that has ended."""
-        final, session = attempt.stream.final, attempt.session
-        if final is not None:
+        finished_record, session = attempt.stream.finished_record, attempt.session
+        if finished_record is not None:
             self.finished += 1
-            self.status[final.status.value] += 1
+            self.status_counts[finished_record.status.value] += 1
         self.turns += session.turns_done
         self.tokens += session.sampled_tokens
-        self.images += session.images_seen
-        self.queue_bytes += attempt.stream.bytes
+        self.images += session.image_count
+        self.queue_bytes += attempt.stream.byte_count
         self.prompt_sources.update(session.prompt_sources)
 
 
@@ -71,24 +71,30 @@ class Worker:
     """Plays rollouts of one environment with one policy."""
 
     def __init__(
-        self, config: Config, policy: Policy, facts: RunFacts, claims: Claims, tasks: Queue, trajectories: Queue
+        self,
+        config: Config,
+        policy: PolicyClient,
+        metadata: RunMetadata,
+        claims: Claims,
+        tasks_queue: Queue,
+        trajectories_queue: Queue,
     ) -> None:
         self.counters = WorkerCounters()
         self.draining = False
         self._config = config
         self._policy = policy
-        self._facts = facts
+        self._metadata = metadata
         self._claims = claims
-        self._tasks = tasks
-        self._trajectories = trajectories
-        self._playing: set[Attempt] = set()
-        self._interrupted: list[Attempt] = []
+        self._tasks_queue = tasks_queue
+        self._trajectories_queue = trajectories_queue
+        self._attempts_in_flight: set[Attempt] = set()
+        self._interrupted_attempts: list[Attempt] = []
         self._failures_in_a_row = 0
-        self._accepting = anyio.CancelScope()
-        self._slots = anyio.Semaphore(config.worker.concurrency)
+        self._accept_scope = anyio.CancelScope()
+        self._free_slots = anyio.Semaphore(config.worker.concurrency)
         # If what kills workers is one of those in flight, then it alone is out of attempts, and none that was there.
-        self._seclusion = Seclusion()
-        self._deadlines = Deadlines(claims, config.policy, config.worker.turn_timeout)
+        self._quarantine_lock = SharedLock()
+        self._deadline_enforcer = DeadlineEnforcer(claims, config.policy, config.worker.turn_timeout)
 
     async def run(self) -> None:
         """Play until drained or cancelled.
@@ -97,27 +103,27 @@ class Worker:
             WorkerHalted: the infrastructure failed too often in a row.
             ClaimsError, QueueError: the run's directory or a queue cannot be used.
         """
-        async with anyio.create_task_group() as watching:
-            watching.start_soon(self._deadlines.watch, self._playing)
-            async with anyio.create_task_group() as playing:
-                with self._accepting:
+        async with anyio.create_task_group() as watch_group:
+            watch_group.start_soon(self._deadline_enforcer.watch, self._attempts_in_flight)
+            async with anyio.create_task_group() as play_group:
+                with self._accept_scope:
                     while True:
-                        await self._room()
-                        if (delivery := await self._tasks.receive(timeout=_POLL)) is None:
-                            self._slots.release()
+                        await self._acquire_slot()
+                        if (delivery := await self._tasks_queue.receive(timeout=_POLL_INTERVAL)) is None:
+                            self._free_slots.release()
                         else:
-                            playing.start_soon(self._settle, delivery)
-            watching.cancel_scope.cancel()
+                            play_group.start_soon(self._handle_order, delivery)
+            watch_group.cancel_scope.cancel()
 
     def drain(self) -> None:
         """Accept nothing more; `run` returns once everything in flight is done."""
         self.draining = True
-        self._accepting.cancel()
+        self._accept_scope.cancel()
 
-    def learn_version(self, version: str | None) -> None:
+    def advance_version(self, version: str | None) -> None:
         """Take note of the trainer's policy version, as a launch or an order tells it; versions only rise."""
-        known = self._policy.version.current
-        if version is not None and not (version.isdigit() and known.isdigit() and int(version) < int(known)):
+        current = self._policy.version.current
+        if version is not None and not (version.isdigit() and current.isdigit() and int(version) < int(current)):
             self._policy.version.current = version
 
     def require_version(self, version: str | None) -> None:
@@ -128,136 +134,145 @@ class Worker:
 
     async def abandon(self) -> None:
         """After `run` was cancelled: end what was in flight as abandoned, because nobody will play it again."""
-        for attempt in self._interrupted:
-            if attempt.stream.final is None:
+        for attempt in self._interrupted_attempts:
+            if attempt.stream.finished_record is None:
                 await attempt.give_up(RolloutAbandoned("the run was stopped"))
             self.counters.add(attempt)
 
-    async def _room(self) -> None:
+    async def _acquire_slot(self) -> None:
         """Return with a slot, once another rollout may start."""
-        await self._slots.acquire()
-        limit = self._config.worker.tokens_in_flight
-        while limit is not None and self._tokens(limit) >= limit:  # noqa: ASYNC110 - any turn may change it
-            await anyio.sleep(_POLL)
-        with self._policy.metrics.admission():
-            await self._trajectories.admit()
+        await self._free_slots.acquire()
+        token_limit = self._config.worker.tokens_in_flight
+        while token_limit is not None and self._estimate_tokens_in_flight(token_limit) >= token_limit:  # noqa: ASYNC110 - any turn may change it
+            await anyio.sleep(_POLL_INTERVAL)
+        with self._policy.metrics.time_admission():
+            await self._trajectories_queue.admit()
 
-    def _tokens(self, limit: int) -> float:
+    def _estimate_tokens_in_flight(self, token_limit: int) -> float:
         """What those in flight hold. One that has not asked yet counts as those that have; a first one goes alone."""
-        asked = [tokens for attempt in self._playing if (tokens := attempt.session.context_tokens)]
-        in_flight = self._config.worker.concurrency - self._slots.value - 1
-        usual = sum(asked) / len(asked) if asked else limit
-        return sum(asked) + usual * (in_flight - len(asked))
+        known_tokens = [tokens for attempt in self._attempts_in_flight if (tokens := attempt.session.context_tokens)]
+        attempts_in_flight = self._config.worker.concurrency - self._free_slots.value - 1
+        average_tokens = sum(known_tokens) / len(known_tokens) if known_tokens else token_limit
+        return sum(known_tokens) + average_tokens * (attempts_in_flight - len(known_tokens))
 
-    async def _settle(self, delivery: Delivery) -> None:
+    async def _handle_order(self, delivery: Delivery) -> None:
         try:
             order = decode_order(delivery.frames)
-            await self._see_to(order)
+            await self._play_until_finished(order)
             await delivery.ack()
-        except TaskError as error:
+        except OrderError as error:
             log.error("order refused", tag=delivery.tag, error=str(error))
             await delivery.reject(str(error))
         except StaleLease:
             # This process stood still for so long that others took over; the first finished attempt wins.
             log.warning("the lease of an order had lapsed", tag=delivery.tag)
         finally:
-            self._slots.release()
+            self._free_slots.release()
 
-    async def _see_to(self, order: RolloutOrder) -> None:
+    async def _play_until_finished(self, order: RolloutOrder) -> None:
         """Attempt it until it has its one finished record."""
-        if await anyio.to_thread.run_sync(self._claims.is_done, order.rollout):
+        if await anyio.to_thread.run_sync(self._claims.is_done, order.rollout_id):
             return
         while True:
-            past = await anyio.to_thread.run_sync(self._claims.past, order.rollout)
-            last = past.spent == self._config.worker.max_attempts - 1
-            async with self._seclusion.alone() if last and past.unheard else self._seclusion.together():
-                if await self._attempt(order):
+            history = await anyio.to_thread.run_sync(self._claims.attempt_history, order.rollout_id)
+            is_last_attempt = history.attempts_used == self._config.worker.max_attempts - 1
+            async with (
+                self._quarantine_lock.exclusive()
+                if is_last_attempt and history.unreported_attempts
+                else self._quarantine_lock.shared()
+            ):
+                if await self._claim_and_play(order):
                     return
             self.counters.retries += 1
-            await anyio.sleep(_RETRY_PAUSE)
+            await anyio.sleep(_RETRY_PAUSE_SECONDS)
 
-    async def _attempt(self, order: RolloutOrder) -> bool:
+    async def _claim_and_play(self, order: RolloutOrder) -> bool:
         """Play one attempt; whether the rollout is done."""
         with anyio.CancelScope(shield=True):  # a claim that was made is played, or handed back
-            claim = await anyio.to_thread.run_sync(self._claims.begin, order.rollout)
-        self.learn_version(order.policy_version)
-        facts = replace(self._facts, policy_version=self._policy.version.current)
-        attempt = Attempt(order, claim.number, self._policy, facts, self._trajectories)
+            claim = await anyio.to_thread.run_sync(self._claims.claim_next_attempt, order.rollout_id)
+        self.advance_version(order.policy_version)
+        metadata = replace(self._metadata, policy_version=self._policy.version.current)
+        attempt = Attempt(order, claim.attempt_number, self._policy, metadata, self._trajectories_queue)
         try:
-            await self._play(attempt, claim)
+            await self._play_attempt(attempt, claim)
         except anyio.get_cancelled_exc_class():
-            self._interrupted.append(attempt)
-            await self._hand_back(claim)
+            self._interrupted_attempts.append(attempt)
+            await self._mark_returned(claim)
             raise
         except QueueError:
-            await self._hand_back(claim)
+            await self._mark_returned(claim)
             raise
-        if attempt.stream.final is None:
-            await anyio.to_thread.run_sync(self._claims.fail, claim)
+        if attempt.stream.finished_record is None:
+            await anyio.to_thread.run_sync(self._claims.mark_failed, claim)
             return False
         self.counters.add(attempt)
-        outcome = _outcome(attempt)
+        outcome = _make_outcome(attempt)
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._claims.finish, outcome)
+            await anyio.to_thread.run_sync(self._claims.record_outcome, outcome)
         return True
 
-    async def _play(self, attempt: Attempt, claim: Claim) -> None:
-        limit = self._config.worker.max_attempts
-        if claim.spent > limit:
-            told = f"{limit} attempts were begun (worker.max_attempts) and none came to an end: did their workers die?"
-            await attempt.give_up(AttemptsExhausted(told))
+    async def _play_attempt(self, attempt: Attempt, claim: Claim) -> None:
+        max_attempts = self._config.worker.max_attempts
+        if claim.attempts_used > max_attempts:
+            exhausted = AttemptsExhausted(
+                f"{max_attempts} attempts were begun (worker.max_attempts) and none came to an end: did their workers "
+                "die?"
+            )
+            await attempt.give_up(exhausted)
             return
-        if (unwanted := await self._deadlines.unwanted(attempt.order)) is not None:
-            await attempt.give_up(unwanted)
+        if (abandon_reason := await self._deadline_enforcer.reason_to_abandon(attempt.order)) is not None:
+            await attempt.give_up(abandon_reason)
             return
-        self._playing.add(attempt)
+        self._attempts_in_flight.add(attempt)
         self.counters.in_flight += 1
         try:
             await attempt.play(self._config.new_environment, timeout=self._config.worker.rollout_timeout)
         except RolloutError as error:
-            log.warning("the infrastructure failed", rollout=claim.rollout, attempt=claim.number, error=str(error))
-            await self._note_failure(error, claim)
-            if claim.spent == limit:
+            log.warning(
+                "the infrastructure failed", rollout=claim.rollout_id, attempt=claim.attempt_number, error=str(error)
+            )
+            await self._count_failure(error, claim)
+            if claim.attempts_used == max_attempts:
                 await attempt.give_up(error)
         else:
             self._failures_in_a_row = 0
         finally:
-            self._playing.discard(attempt)
+            self._attempts_in_flight.discard(attempt)
             self.counters.in_flight -= 1
 
-    async def _note_failure(self, error: RolloutError, claim: Claim) -> None:
+    async def _count_failure(self, error: RolloutError, claim: Claim) -> None:
         self._failures_in_a_row = failures = self._failures_in_a_row + 1
         if failures >= self._config.worker.halt_after:
-            await self._hand_back(claim)
+            await self._mark_returned(claim)
             raise WorkerHalted(
                 f"{failures} infrastructure failures in a row (worker.halt_after), the last one: {error}"
             ) from error
 
-    async def _hand_back(self, claim: Claim) -> None:
-        with anyio.move_on_after(_LAST_WORDS, shield=True):
-            await anyio.to_thread.run_sync(self._claims.hand_back, claim)
+    async def _mark_returned(self, claim: Claim) -> None:
+        with anyio.move_on_after(_FINAL_WRITE_TIMEOUT, shield=True):
+            await anyio.to_thread.run_sync(self._claims.mark_returned, claim)
 
 
-def _outcome(attempt: Attempt) -> Outcome:
-    final, session = attempt.stream.final, attempt.session
-    assert final is not None
+def _make_outcome(attempt: Attempt) -> Outcome:
+    finished_record, session = attempt.stream.finished_record, attempt.session
+    assert finished_record is not None
     return Outcome(
-        rollout=attempt.order.rollout,
+        rollout=attempt.order.rollout_id,
         group=attempt.order.task.id,
-        attempt=attempt.stream.identity.attempt,
-        status=final.status.value,
-        reward=final.reward,
+        attempt=attempt.stream.rollout_id.attempt,
+        status=finished_record.status.value,
+        reward=finished_record.reward,
         turns=session.turns_done,
-        images=session.images_seen,
+        images=session.image_count,
         tokens=session.sampled_tokens,
-        error=dict(final.error) if final.error is not None else None,
-        traceback=_told_of(attempt.error) if attempt.error is not None else None,
-        metrics=dict(final.metrics),
+        error=dict(finished_record.error) if finished_record.error is not None else None,
+        traceback=_format_traceback(attempt.error) if attempt.error is not None else None,
+        metrics=dict(finished_record.metrics),
     )
 
 
-def _told_of(error: BaseException) -> str | None:
+def _format_traceback(error: BaseException) -> str | None:
     """Its traceback, from the environment's own frames on, and of what is endless the end."""
     if error.__traceback__ is None:
         return None
-    return "".join(traceback.format_exception(type(error), error, error.__traceback__.tb_next))[-_TRACEBACK_LIMIT:]
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__.tb_next))[-_MAX_TRACEBACK_CHARS:]

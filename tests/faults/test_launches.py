@@ -221,7 +221,7 @@ def test_orders_that_others_put_are_played_until_the_launch_is_stopped(world: Wo
         async with open_queue(url, lease="record") as tasks:
             for index in range(first, first + count):
                 order = RolloutOrder(Task(f"mine-{index}", index, seed=index, data={"does": "behaves"}), 0, 1)
-                await tasks.put(encode_order(order), key=order.rollout, tag=order.rollout)
+                await tasks.put(encode_order(order), key=order.rollout_id, tag=order.rollout_id)
 
     def done() -> int:
         return len(list(launched.runs.glob("*/claims/misbehaving/*.done")))

@@ -14,7 +14,7 @@ import orjson
 from rollout.engine.client import EngineClient
 from rollout.engine.protocol import Generation, decode_response
 from rollout.engine.request import GenerateRequest
-from rollout.engine.request_checks import refuse_unsound
+from rollout.engine.request_checks import check_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class EngineDouble(EngineClient):
         number = int(request.request_id.rpartition("-")[2])
         assert number not in self.begun, "two turns have the same number"
         self.begun.append(number)
-        refuse_unsound(request)
+        check_request(request)
         for _ in range(said.pace):
             await asyncio.sleep(0)
         prompt = request.prompt.tolist()

@@ -10,7 +10,7 @@ from rollout.images import ImagePolicy
 from rollout.records.stream import RolloutId, RolloutStream
 from rollout.records.task import Task
 from rollout.records.wire import RolloutFinished, RolloutStarted, RolloutStatus, Step, decode_record
-from rollout.session.session import Policy, Session
+from rollout.session.session import PolicyClient, Session
 from rollout.trainer import Trajectory
 from rollout.trainer.trajectory import assemble
 from tests.programs.engine_double import EngineDouble
@@ -44,7 +44,7 @@ class InProcess:
         self.sink = Sink()
         queue: Any = self.sink
         self.stream = RolloutStream(queue, RolloutId("run", "Program", "g", "g.0", 0, 1, 1))
-        policy = Policy(pool, self.engine, ImagePolicy(mode, directory), {"temperature": 1.0})
+        policy = PolicyClient(pool, self.engine, ImagePolicy(mode, directory), {"temperature": 1.0})
         self.session = Session(policy, self.stream)
 
     @property
@@ -54,7 +54,7 @@ class InProcess:
 
     async def begin(self) -> None:
         geometry = self.pool.geometry
-        await self.stream.started(
+        await self.stream.put_started(
             Task("g", 0, 1),
             policy_version="0",
             config_digest="",
@@ -66,7 +66,7 @@ class InProcess:
 
     async def finish(self) -> Trajectory:
         """The trajectory as a trainer would read it."""
-        await self.stream.finished(RolloutStatus.OK, reward=1.0)
+        await self.stream.put_finished(RolloutStatus.OK, reward=1.0)
         started, *_, finished = self.sink.records
         assert isinstance(started, RolloutStarted)
         assert isinstance(finished, RolloutFinished)

@@ -66,10 +66,10 @@ references = ImageTable.references
 @pytest.mark.parametrize(
     ("where", "name", "mutant"),
     [
-        (tokens, "moved", unmoved),
+        (tokens, "shift_placeholder", unmoved),
         (ImageTable, "references", each_once),
         (trace, "same_tokens", whatever),
-        (session, "tools_identity", any_tools),
+        (session, "digest_tools", any_tools),
     ],
     ids=[
         "offsets are not rebased",

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import structlog
 
-from rollout.log import json_log, log_warnings
+from rollout.log import log_to_json_file, log_warnings_to_stderr
 
 
 @pytest.mark.parametrize("odd", ["half a pair: \udcff", 2**80, {1: "no text for a key"}])
 def test_what_is_no_json_by_itself_is_a_line_all_the_same(tmp_path: Path, odd: object) -> None:
-    with json_log(tmp_path / "log", run="r"):
+    with log_to_json_file(tmp_path / "log", run="r"):
         log = structlog.get_logger()
         try:
             raise ValueError(odd)
@@ -26,7 +26,7 @@ def test_what_is_no_json_by_itself_is_a_line_all_the_same(tmp_path: Path, odd: o
 
 
 def test_what_a_command_prints_is_not_mixed_with_a_log(capsys: pytest.CaptureFixture[str]) -> None:
-    log_warnings()
+    log_warnings_to_stderr()
     structlog.get_logger().info("images go out as references")
     structlog.get_logger().warning("engine ejected")
     structlog.reset_defaults()

@@ -35,11 +35,11 @@ _WIRE_DTYPES = (*(np.dtype(name).newbyteorder("<") for name in NUMPY_DTYPES), np
 """How the elements of each of DTYPES lie in the bytes."""
 
 
-def describe(array: Array, dtype: str, frame: int) -> bytes:
+def pack_description(array: Array, dtype: str, frame: int) -> bytes:
     return _PREFIX.pack(DTYPES.index(dtype), array.ndim, frame, 0) + _SHAPES[array.ndim].pack(*array.shape)
 
 
-def plain_array(array: Array) -> Array:
+def to_wire_array(array: Array) -> Array:
     """The array as it travels: little-endian and C-contiguous, itself where it is so already."""
     if array.dtype.name not in NUMPY_DTYPES:
         raise UnsupportedValue(f"arrays of dtype {array.dtype} are not carried; use one of {', '.join(NUMPY_DTYPES)}")
@@ -58,28 +58,28 @@ def read_array(extension: bytes, frames: Sequence[bytes | bytearray | memoryview
     if len(extension) < _PREFIX.size:
         raise MalformedRecord("the description of an array is cut off")
     code, axes, frame, reserved = _PREFIX.unpack_from(extension)
-    start = _PREFIX.size + 8 * axes
-    if code >= len(DTYPES) or axes > _MAX_AXES or reserved or len(extension) < start:
+    data_start = _PREFIX.size + 8 * axes
+    if code >= len(DTYPES) or axes > _MAX_AXES or reserved or len(extension) < data_start:
         raise MalformedRecord("the description of an array is damaged")
     shape = _SHAPES[axes].unpack_from(extension, _PREFIX.size)
     buffer: bytes | memoryview = extension
     if frame:
-        if len(extension) > start:
+        if len(extension) > data_start:
             raise MalformedRecord("an array has bytes both in the head and in a frame")
-        buffer, start = blob(frames, frame), 0
+        buffer, data_start = frame_view(frames, frame), 0
     dtype = _WIRE_DTYPES[code]
     # math.prod counts in Python's integers, which no shape overflows.
-    if math.prod(shape) * dtype.itemsize != len(buffer) - start:
+    if math.prod(shape) * dtype.itemsize != len(buffer) - data_start:
         raise MalformedRecord(
-            f"an array of shape {shape} and dtype {DTYPES[code]} comes with {len(buffer) - start} bytes"
+            f"an array of shape {shape} and dtype {DTYPES[code]} comes with {len(buffer) - data_start} bytes"
         )
     try:
-        return np.ndarray(shape, dtype, buffer, start), DTYPES[code]
+        return np.ndarray(shape, dtype, buffer, data_start), DTYPES[code]
     except ValueError as error:  # an empty array whose other axes are beyond what numpy indexes
         raise MalformedRecord(f"an array of shape {shape}: {error}") from None
 
 
-def blob(frames: Sequence[bytes | bytearray | memoryview], index: int) -> memoryview:
+def frame_view(frames: Sequence[bytes | bytearray | memoryview], index: int) -> memoryview:
     """The bytes of a frame, read-only."""
     if not 0 < index < len(frames):
         raise MalformedRecord(f"the head refers to frame {index}, and the record has {len(frames)}")
@@ -92,18 +92,18 @@ def is_tensor(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def array_of_tensor(tensor: Any) -> tuple[Array, str]:
+def tensor_to_array(tensor: Any) -> tuple[Array, str]:
     torch = sys.modules["torch"]
     if tensor.layout is not torch.strided or tensor.is_quantized:
         raise UnsupportedValue("sparse and quantised tensors are not carried; send their parts")
-    name = str(tensor.dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise UnsupportedValue(f"tensors of dtype {name} are not carried; use one of {', '.join(DTYPES)}")
+    dtype_name = str(tensor.dtype).removeprefix("torch.")
+    if dtype_name not in DTYPES:
+        raise UnsupportedValue(f"tensors of dtype {dtype_name} are not carried; use one of {', '.join(DTYPES)}")
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    return (plain.view(torch.int16) if name == "bfloat16" else plain).numpy(), name
+    return (plain.view(torch.int16) if dtype_name == "bfloat16" else plain).numpy(), dtype_name
 
 
-def tensor_of_array(array: Array, dtype: str) -> Any:
+def array_to_tensor(array: Array, dtype: str) -> Any:
     """A tensor with memory of its own: torch has no read-only tensors, and the frame is not ours to write to."""
     try:
         torch = import_module("torch")

@@ -24,45 +24,45 @@ from transports.errors import CodecError, CodecLimitExceeded, MalformedRecord, U
 OUT_OF_BAND_BYTES = 32 << 10
 
 _ARRAY, _TENSOR, _BYTES, _TEXT, _ENUM, _TUPLE, _DATACLASS = range(1, 8)
-_EXTENSIONS = frozenset(range(_ARRAY, _DATACLASS + 1))
+_EXTENSION_CODES = frozenset(range(_ARRAY, _DATACLASS + 1))
 T = TypeVar("T", bound=type)
-V = TypeVar("V")
+RegisteredT = TypeVar("RegisteredT")
 
 
-class _Dataclass(NamedTuple):
+class _RegisteredDataclass(NamedTuple):
     name: str
     type: Any
     fields: tuple[str, ...]
 
 
-class _Opens(NamedTuple):
-    """The first element of a list that stands for a tuple (`of` is None) or for a dataclass."""
+class _ContainerMark(NamedTuple):
+    """The first element of a list that stands for a tuple (`registered` is None) or for a dataclass."""
 
-    of: _Dataclass | None
+    registered: _RegisteredDataclass | None
 
 
-_NOTABLE = frozenset((dict, list, _Opens, msgpack.Timestamp))
-_NEEDS_RESTORING = frozenset((dict, list, _Opens))
-_dataclasses: dict[str, _Dataclass] = {}
+_CHECKED_TYPES = frozenset((dict, list, _ContainerMark, msgpack.Timestamp))
+_NEEDS_RESTORING = frozenset((dict, list, _ContainerMark))
+_dataclasses: dict[str, _RegisteredDataclass] = {}
 _enums: dict[str, type[Enum]] = {}
-_names: dict[type, str] = {}
+_names_by_type: dict[type, str] = {}
 
 
 def register_type(name: str) -> Callable[[T], T]:
     """A class decorator: carry this dataclass, by its init fields, or this enum, by its member names, as `name`."""
 
     def register(cls: T) -> T:
-        known = _dataclasses[name].type if name in _dataclasses else _enums.get(name, cls)
-        if known.__qualname__ != cls.__qualname__:
-            raise ValueError(f"{name!r} already stands for {known.__qualname__}")
+        registered_type = _dataclasses[name].type if name in _dataclasses else _enums.get(name, cls)
+        if registered_type.__qualname__ != cls.__qualname__:
+            raise ValueError(f"{name!r} already stands for {registered_type.__qualname__}")
         if dataclasses.is_dataclass(cls):
             fields = tuple(entry.name for entry in dataclasses.fields(cls) if entry.init)
-            _dataclasses[name] = _Dataclass(name, cls, fields)
+            _dataclasses[name] = _RegisteredDataclass(name, cls, fields)
         elif issubclass(cls, Enum):
             _enums[name] = cls
         else:
             raise TypeError(f"{cls.__qualname__} is neither a dataclass nor an enum")
-        _names[cls] = name
+        _names_by_type[cls] = name
         return cls
 
     return register
@@ -74,8 +74,8 @@ def encode(value: object) -> Frames:
     Raises UnsupportedValue and CodecLimitExceeded, naming the place.
     """
     encoder = _Encoder()
-    lowered = encoder.lower(value, 0)
-    head: bytes = msgpack.packb(lowered, use_bin_type=True, unicode_errors="surrogatepass")
+    packable = encoder.to_packable(value, 0)
+    head: bytes = msgpack.packb(packable, use_bin_type=True, unicode_errors="surrogatepass")
     frames: Frames = (head, *encoder.blobs)
     _check_sizes(frames)
     return frames
@@ -91,13 +91,13 @@ def decode(frames: Sequence[bytes | bytearray | memoryview]) -> Any:
     decoder = _Decoder(frames)
     try:
         value = msgpack.unpackb(
-            head, raw=False, unicode_errors="surrogatepass", strict_map_key=True, ext_hook=decoder.extension
+            head, raw=False, unicode_errors="surrogatepass", strict_map_key=True, ext_hook=decoder.decode_extension
         )
     except CodecError:
         raise
     except (ValueError, TypeError) as error:
         raise MalformedRecord(f"the head frame is not what this codec writes: {error}") from None
-    return decoder.restore(value) if _is_marked(value) else value
+    return decoder.restore(value) if _contains_marks(value) else value
 
 
 class _Encoder:
@@ -105,92 +105,92 @@ class _Encoder:
 
     def __init__(self) -> None:
         self.blobs: list[bytes | memoryview] = []
-        self.values = 1
+        self.value_count = 1
 
-    def lower(self, value: Any, depth: int) -> Any:
-        kind = type(value)
-        if kind is str:
-            return value if len(value) < OUT_OF_BAND_BYTES else self._out_of_band(_TEXT, _utf8(value))
-        if kind is float or kind is bool or value is None:
+    def to_packable(self, value: Any, depth: int) -> Any:
+        value_type = type(value)
+        if value_type is str:
+            return value if len(value) < OUT_OF_BAND_BYTES else self._out_of_band(_TEXT, _encode_text(value))
+        if value_type is float or value_type is bool or value is None:
             return value
-        if kind is int:
+        if value_type is int:
             if not -(1 << 63) <= value < (1 << 64):
                 raise UnsupportedValue(f"an integer of {value.bit_length()} bits; at most 64 are carried")
             return value
-        if kind is dict or kind is list or kind is tuple or kind in _names:
-            return self._lower_structure(kind, value, depth)
-        return self._lower_leaf(value)
+        if value_type is dict or value_type is list or value_type is tuple or value_type in _names_by_type:
+            return self._structure_to_packable(value_type, value, depth)
+        return self._leaf_to_packable(value)
 
-    def _lower_structure(self, kind: type, value: Any, depth: int) -> Any:
+    def _structure_to_packable(self, value_type: type, value: Any, depth: int) -> Any:
         if depth > MAX_DEPTH - 2:  # a dataclass takes two levels
             raise CodecLimitExceeded(f"the value nests deeper than {MAX_DEPTH} levels")
-        if kind is dict:
-            return self._lower_map(value.items(), len(value), depth + 1)
-        if kind is list:
-            return self._lower_items(value, depth + 1)
-        if kind is tuple:
-            self._count(1)
-            return [msgpack.ExtType(_TUPLE, b""), *self._lower_items(value, depth + 1)]
-        name = _utf8(_names[kind])
-        if issubclass(kind, Enum):
-            return msgpack.ExtType(_ENUM, name + b"\0" + _utf8(value.name))
-        self._count(2)
-        fields = _dataclasses[_names[kind]].fields
-        entries = ((entry, getattr(value, entry)) for entry in fields)
-        return [msgpack.ExtType(_DATACLASS, name), self._lower_map(entries, len(fields), depth + 2)]
+        if value_type is dict:
+            return self._map_to_packable(value.items(), len(value), depth + 1)
+        if value_type is list:
+            return self._items_to_packable(value, depth + 1)
+        if value_type is tuple:
+            self._count_values(1)
+            return [msgpack.ExtType(_TUPLE, b""), *self._items_to_packable(value, depth + 1)]
+        name = _encode_text(_names_by_type[value_type])
+        if issubclass(value_type, Enum):
+            return msgpack.ExtType(_ENUM, name + b"\0" + _encode_text(value.name))
+        self._count_values(2)
+        fields = _dataclasses[_names_by_type[value_type]].fields
+        items = ((entry, getattr(value, entry)) for entry in fields)
+        return [msgpack.ExtType(_DATACLASS, name), self._map_to_packable(items, len(fields), depth + 2)]
 
-    def _count(self, values: int) -> None:
+    def _count_values(self, values: int) -> None:
         """Count what check_structure will count, so that whatever is encoded can be decoded."""
-        self.values += values
-        if self.values > MAX_VALUES:
+        self.value_count += values
+        if self.value_count > MAX_VALUES:
             raise CodecLimitExceeded(f"more than {MAX_VALUES} values; send numbers as numpy arrays")
 
-    def _lower_map(self, entries: Iterable[tuple[Any, Any]], count: int, depth: int) -> dict[str, Any]:
-        self._count(2 * count)
-        lowered = {}
-        for key, value in entries:
+    def _map_to_packable(self, items: Iterable[tuple[Any, Any]], count: int, depth: int) -> dict[str, Any]:
+        self._count_values(2 * count)
+        packable = {}
+        for key, value in items:
             if type(key) is not str:
                 raise UnsupportedValue(f"a dict key of type {type(key).__qualname__}; keys must be str")
             try:
-                lowered[key] = self.lower(value, depth)
+                packable[key] = self.to_packable(value, depth)
             except CodecError as error:
-                error.within(key)
+                error.prepend_path(key)
                 raise
-        return lowered
+        return packable
 
-    def _lower_items(self, values: Sequence[Any], depth: int) -> list[Any]:
-        self._count(len(values))
-        lowered: list[Any] = []
+    def _items_to_packable(self, values: Sequence[Any], depth: int) -> list[Any]:
+        self._count_values(len(values))
+        packable: list[Any] = []
         for value in values:
             try:
-                lowered.append(self.lower(value, depth))
+                packable.append(self.to_packable(value, depth))
             except CodecError as error:
-                error.within(len(lowered))
+                error.prepend_path(len(packable))
                 raise
-        return lowered
+        return packable
 
-    def _lower_leaf(self, value: Any) -> Any:
+    def _leaf_to_packable(self, value: Any) -> Any:
         if isinstance(value, bytes | bytearray | memoryview):
             data = bytes(value)
             return data if len(data) < OUT_OF_BAND_BYTES else self._out_of_band(_BYTES, data)
         if type(value) in (np.ndarray, np.memmap):
-            return self._lower_array(_ARRAY, arrays.plain_array(value), value.dtype.name)
+            return self._array_to_packable(_ARRAY, arrays.to_wire_array(value), value.dtype.name)
         if isinstance(value, np.bool_ | np.integer | np.float16 | np.float32 | np.float64):
             return value.item()
         if arrays.is_tensor(value):
-            array, dtype = arrays.array_of_tensor(value)
-            return self._lower_array(_TENSOR, array, dtype)
+            array, dtype = arrays.tensor_to_array(value)
+            return self._array_to_packable(_TENSOR, array, dtype)
         raise UnsupportedValue(
             f"a value of type {type(value).__module__}.{type(value).__qualname__}; "
             "register dataclasses and enums with transports.codec.register_type, and turn others into plain values"
         )
 
-    def _lower_array(self, extension: int, array: arrays.Array, dtype: str) -> Any:
+    def _array_to_packable(self, extension: int, array: arrays.Array, dtype: str) -> Any:
         raw = arrays.raw_bytes(array)
         if raw.nbytes < OUT_OF_BAND_BYTES:
-            return msgpack.ExtType(extension, arrays.describe(array, dtype, 0) + raw)
+            return msgpack.ExtType(extension, arrays.pack_description(array, dtype, 0) + raw)
         self.blobs.append(raw)
-        return msgpack.ExtType(extension, arrays.describe(array, dtype, len(self.blobs)))
+        return msgpack.ExtType(extension, arrays.pack_description(array, dtype, len(self.blobs)))
 
     def _out_of_band(self, extension: int, data: bytes) -> Any:
         self.blobs.append(data)
@@ -203,24 +203,24 @@ class _Decoder:
     def __init__(self, frames: Sequence[bytes | bytearray | memoryview]) -> None:
         self.frames = frames
 
-    def extension(self, code: int, data: bytes) -> Any:
+    def decode_extension(self, code: int, data: bytes) -> Any:
         if code == _ARRAY:
             return arrays.read_array(data, self.frames)[0]
         if code == _TENSOR:
-            return arrays.tensor_of_array(*arrays.read_array(data, self.frames))
+            return arrays.array_to_tensor(*arrays.read_array(data, self.frames))
         if code == _BYTES:
-            view = self._blob(data)
+            view = self._frame_view(data)
             original = self.frames[int.from_bytes(data, "little")]
             return original if isinstance(original, bytes) else bytes(view)
         if code == _TEXT:
-            return str(self._blob(data), "utf-8", "surrogatepass")
+            return str(self._frame_view(data), "utf-8", "surrogatepass")
         if code == _TUPLE and not data:
-            return _Opens(None)
+            return _ContainerMark(None)
         if code == _ENUM:
-            return _member(data)
+            return _decode_enum_member(data)
         if code == _DATACLASS:
-            return _Opens(_known(_dataclasses, data))
-        if code not in _EXTENSIONS:
+            return _ContainerMark(_look_up(_dataclasses, data))
+        if code not in _EXTENSION_CODES:
             raise MalformedRecord(f"the head frame uses the msgpack extension {code}, which this codec does not write")
         raise MalformedRecord(f"extension {code} of the head frame is damaged")
 
@@ -231,82 +231,82 @@ class _Decoder:
                     node[key] = self._restore_at(key, value)
             return node
         if type(node) is list:
-            opens = node.pop(0) if node and type(node[0]) is _Opens else None
+            mark = node.pop(0) if node and type(node[0]) is _ContainerMark else None
             for index, value in enumerate(node):
                 if type(value) in _NEEDS_RESTORING:
                     node[index] = self._restore_at(index, value)
-            return node if opens is None else _close(opens.of, node)
+            return node if mark is None else _build_container(mark.registered, node)
         raise MalformedRecord("the mark of a tuple or a dataclass stands where none can be")
 
-    def _restore_at(self, step: str | int, value: Any) -> Any:
+    def _restore_at(self, key: str | int, value: Any) -> Any:
         try:
             return self.restore(value)
         except CodecError as error:
-            error.within(step)
+            error.prepend_path(key)
             raise
 
-    def _blob(self, reference: bytes) -> memoryview:
+    def _frame_view(self, reference: bytes) -> memoryview:
         if len(reference) != 2:
             raise MalformedRecord("a reference to a frame is damaged")
-        return arrays.blob(self.frames, int.from_bytes(reference, "little"))
+        return arrays.frame_view(self.frames, int.from_bytes(reference, "little"))
 
 
-def _is_marked(value: Any) -> bool:
+def _contains_marks(value: Any) -> bool:
     """Whether there is a tuple or a dataclass in what was unpacked, which may not nest too deep; keys must be str."""
-    marked = False
-    level: list[Any] = [[value]]
+    has_marks = False
+    nodes: list[Any] = [[value]]
     for _ in range(MAX_DEPTH + 1):
-        for node in level:
+        for node in nodes:
             if type(node) is dict:
                 for key in node:
                     if type(key) is not str:
                         raise MalformedRecord("a dict key is not a str")
-        level = [
+        nodes = [
             inner
-            for node in level
+            for node in nodes
             for inner in (node.values() if type(node) is dict else node)
-            if type(inner) in _NOTABLE
+            if type(inner) in _CHECKED_TYPES
         ]
-        if not level:
-            return marked
-        kinds = set(map(type, level))
-        if msgpack.Timestamp in kinds:
+        if not nodes:
+            return has_marks
+        types = set(map(type, nodes))
+        if msgpack.Timestamp in types:
             raise MalformedRecord("the head frame holds a msgpack timestamp, which this codec does not write")
-        marked = marked or _Opens in kinds
+        has_marks = has_marks or _ContainerMark in types
     raise CodecLimitExceeded(f"the record nests deeper than {MAX_DEPTH} levels")
 
 
-def _close(dataclass: _Dataclass | None, items: list[Any]) -> Any:
-    if dataclass is None:
+def _build_container(registered: _RegisteredDataclass | None, items: list[Any]) -> Any:
+    if registered is None:
         return tuple(items)
     try:
         (fields,) = items
-        return dataclass.type(**fields)
+        return registered.type(**fields)
     except Exception as error:  # whatever the class refuses its fields with
-        raise MalformedRecord(f"{dataclass.name} refuses the fields that the record holds: {error}") from error
+        raise MalformedRecord(f"{registered.name} refuses the fields that the record holds: {error}") from error
 
 
-def _member(data: bytes) -> Enum:
+def _decode_enum_member(data: bytes) -> Enum:
     name, _, member = data.partition(b"\0")
-    enum = _known(_enums, name)
+    enum = _look_up(_enums, name)
     try:
-        return enum[_text(member)]
+        return enum[_decode_name(member)]
     except KeyError:
-        raise MalformedRecord(f"{_text(name)} has no member {_text(member)!r}") from None
+        raise MalformedRecord(f"{_decode_name(name)} has no member {_decode_name(member)!r}") from None
 
 
-def _known(registered: dict[str, V], name: bytes) -> V:
+def _look_up(registered: dict[str, RegisteredT], name: bytes) -> RegisteredT:
     try:
-        return registered[_text(name)]
+        return registered[_decode_name(name)]
     except KeyError:
-        raise UnknownType(f"the record holds a {_text(name)!r}, which this process has not registered") from None
+        raise UnknownType(f"the record holds a {_decode_name(name)!r}, which this process has not registered") from None
 
 
-def _text(data: bytes) -> str:
+def _decode_name(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def _utf8(text: str) -> bytes:
+def _encode_text(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 

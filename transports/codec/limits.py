@@ -53,17 +53,17 @@ def check_structure(head: bytes) -> None:
 
 def _has_more_values(head: bytes, limit: int) -> bool:
     """Whether a head that is whole holds more than so many; they follow each other, however they nest."""
-    at, end = 0, len(head)
+    offset, end = 0, len(head)
     for _ in range(limit):
-        first = head[at]
-        if first in _LENGTH_WIDTH:
-            width = _LENGTH_WIDTH[first]
-            at += 1 + width + int.from_bytes(head[at + 1 : at + 1 + width])
-        elif first in _EXT_LENGTH_WIDTH:
-            width = _EXT_LENGTH_WIDTH[first]
-            at += 2 + width + int.from_bytes(head[at + 1 : at + 1 + width])
+        first_byte = head[offset]
+        if first_byte in _LENGTH_WIDTH:
+            width = _LENGTH_WIDTH[first_byte]
+            offset += 1 + width + int.from_bytes(head[offset + 1 : offset + 1 + width])
+        elif first_byte in _EXT_LENGTH_WIDTH:
+            width = _EXT_LENGTH_WIDTH[first_byte]
+            offset += 2 + width + int.from_bytes(head[offset + 1 : offset + 1 + width])
         else:
-            at += _FIXED_BYTES.get(first, 1)
-        if at >= end:
+            offset += _FIXED_BYTES.get(first_byte, 1)
+        if offset >= end:
             return False
     return True

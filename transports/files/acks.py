@@ -19,38 +19,38 @@ from typing import NamedTuple, Self
 from zlib import crc32
 
 from transports.errors import QueueStorageError
-from transports.files.directory import list_names, new_name
+from transports.files.directory import list_file_names, new_random_id
 
 _ENTRY = struct.Struct("<B3x8sQQI")
 _ENTRY_BODY = struct.Struct("<B3x8sQQ")
-_LOG = re.compile(r"acks\.[0-9a-f]{16}\.[0-9a-f]{16}\.[0-9a-f]{8}")
-_NOBODY = bytes(8)
+_LOG_NAME_PATTERN = re.compile(r"acks\.[0-9a-f]{16}\.[0-9a-f]{16}\.[0-9a-f]{8}")
+_NO_WRITER = bytes(8)
 _COMPACT_BYTES = 4 << 20
 
 
-class Fact(IntEnum):
-    BELOW = 1
+class EntryKind(IntEnum):
+    ACKED_BELOW = 1
     """Every record of the writer below `number` is acked; they had `amount` bytes."""
     ACKED = 2
     """Record `number` of the writer is acked; it had `amount` bytes."""
-    LENT = 3
+    DELIVERED_BELOW = 3
     """Records of the writer below `number` may have been delivered."""
-    REDELIVERED = 4
+    REDELIVERIES = 4
     """`number` records were delivered again, by the consumer of this log and those it took over from."""
 
 
-_FACTS = {int(fact): fact for fact in Fact}
+_KINDS_BY_NUMBER = {int(fact): fact for fact in EntryKind}
 
 
-class Entry(NamedTuple):
-    fact: Fact
+class LedgerEntry(NamedTuple):
+    kind: EntryKind
     writer: str
     number: int
-    amount: int = 0
+    nbytes: int = 0
 
     def pack(self) -> bytes:
-        fact, name, number, amount = self
-        body = _ENTRY_BODY.pack(fact, bytes.fromhex(name) if name else _NOBODY, number, amount)
+        kind, writer, number, nbytes = self
+        body = _ENTRY_BODY.pack(kind, bytes.fromhex(writer) if writer else _NO_WRITER, number, nbytes)
         return body + crc32(body).to_bytes(4, "little")
 
 
@@ -58,56 +58,56 @@ class Entry(NamedTuple):
 class LaneAcks:
     """What is acked of one writer."""
 
-    below: int = 0
-    bytes_below: int = 0
-    above: dict[int, int] = field(default_factory=dict)
+    acked_below: int = 0
+    acked_below_nbytes: int = 0
+    acked_above: dict[int, int] = field(default_factory=dict)
     """Records acked out of order, with their bytes."""
-    bytes_above: int = 0
-    lent: int = 0
+    acked_above_nbytes: int = 0
+    delivered_below: int = 0
 
     @property
     def records(self) -> int:
-        return self.below + len(self.above)
+        return self.acked_below + len(self.acked_above)
 
     @property
     def nbytes(self) -> int:
-        return self.bytes_below + self.bytes_above
+        return self.acked_below_nbytes + self.acked_above_nbytes
 
-    def holds(self, seq: int) -> bool:
-        return seq < self.below or seq in self.above
+    def is_acked(self, seq: int) -> bool:
+        return seq < self.acked_below or seq in self.acked_above
 
     def ack(self, seq: int, nbytes: int) -> None:
-        if seq == self.below:
-            self.below += 1
-            self.bytes_below += nbytes
-            if self.above:
-                self._close_up()
-        elif not self.holds(seq):
-            self.above[seq] = nbytes
-            self.bytes_above += nbytes
+        if seq == self.acked_below:
+            self.acked_below += 1
+            self.acked_below_nbytes += nbytes
+            if self.acked_above:
+                self._advance_below()
+        elif not self.is_acked(seq):
+            self.acked_above[seq] = nbytes
+            self.acked_above_nbytes += nbytes
 
     def ack_below(self, seq: int, nbytes: int) -> None:
-        if seq > self.below:
-            for passed in [known for known in self.above if known < seq]:
-                self.bytes_above -= self.above.pop(passed)
-            self.below, self.bytes_below = seq, nbytes
-            self._close_up()
+        if seq > self.acked_below:
+            for passed_seq in [acked_seq for acked_seq in self.acked_above if acked_seq < seq]:
+                self.acked_above_nbytes -= self.acked_above.pop(passed_seq)
+            self.acked_below, self.acked_below_nbytes = seq, nbytes
+            self._advance_below()
 
-    def _close_up(self) -> None:
-        while self.below in self.above:
-            nbytes = self.above.pop(self.below)
-            self.bytes_above -= nbytes
-            self.bytes_below += nbytes
-            self.below += 1
+    def _advance_below(self) -> None:
+        while self.acked_below in self.acked_above:
+            nbytes = self.acked_above.pop(self.acked_below)
+            self.acked_above_nbytes -= nbytes
+            self.acked_below_nbytes += nbytes
+            self.acked_below += 1
 
 
-class Ledger:
+class AckLedger:
     """Everything that the logs of a partition say, kept up to date by `refresh`."""
 
     def __init__(self, directory: Path) -> None:
         self.lanes: dict[str, LaneAcks] = {}
         self._directory = directory
-        self._read: dict[str, int] = {}
+        self._read_offsets: dict[str, int] = {}
         self._redeliveries: dict[str, int] = {}
 
     @property
@@ -119,23 +119,23 @@ class Ledger:
             self.lanes[writer] = LaneAcks()
         return self.lanes[writer]
 
-    def logs(self) -> list[str]:
+    def log_names(self) -> list[str]:
         """The logs there are, oldest epoch first."""
-        return sorted(name for name in list_names(self._directory) if _LOG.fullmatch(name))
+        return sorted(name for name in list_file_names(self._directory) if _LOG_NAME_PATTERN.fullmatch(name))
 
-    def refresh(self, *, but: str = "") -> None:
+    def refresh(self, *, except_log: str = "") -> None:
         """Take in what was added to the logs since, except to the one that this process writes itself."""
-        logs = self.logs()
-        for gone in self._read.keys() - set(logs):
-            del self._read[gone]
-            self._redeliveries.pop(gone, None)
-        for name in logs:
-            if name != but:
+        log_names = self.log_names()
+        for removed in self._read_offsets.keys() - set(log_names):
+            del self._read_offsets[removed]
+            self._redeliveries.pop(removed, None)
+        for name in log_names:
+            if name != except_log:
                 self._refresh_from(name)
 
     def sync(self) -> None:
         """Make every ack that was read so far survive a power loss, whoever wrote it."""
-        for name in self.logs():
+        for name in self.log_names():
             with contextlib.suppress(FileNotFoundError):
                 fd = os.open(self._directory / name, os.O_RDONLY)
                 try:
@@ -143,30 +143,34 @@ class Ledger:
                 finally:
                     os.close(fd)
 
-    def apply(self, log: str, entry: Entry) -> None:
-        if entry.fact is Fact.REDELIVERED:
-            self._redeliveries[log] = entry.number
+    def apply(self, log_name: str, entry: LedgerEntry) -> None:
+        if entry.kind is EntryKind.REDELIVERIES:
+            self._redeliveries[log_name] = entry.number
             return
-        lane = self.lane(entry.writer)
-        if entry.fact is Fact.ACKED:
-            lane.ack(entry.number, entry.amount)
-        elif entry.fact is Fact.BELOW:
-            lane.ack_below(entry.number, entry.amount)
+        lane_acks = self.lane(entry.writer)
+        if entry.kind is EntryKind.ACKED:
+            lane_acks.ack(entry.number, entry.nbytes)
+        elif entry.kind is EntryKind.ACKED_BELOW:
+            lane_acks.ack_below(entry.number, entry.nbytes)
         else:
-            lane.lent = entry.number
+            lane_acks.delivered_below = entry.number
 
-    def snapshot(self, writers: Iterable[str], redeliveries: int) -> list[Entry]:
+    def snapshot(self, writers: Iterable[str], redeliveries: int) -> list[LedgerEntry]:
         """Entries that say it all anew for those writers."""
-        entries = [Entry(Fact.REDELIVERED, "", redeliveries)]
+        entries = [LedgerEntry(EntryKind.REDELIVERIES, "", redeliveries)]
         for writer in writers:
-            lane = self.lane(writer)
-            entries.append(Entry(Fact.BELOW, writer, lane.below, lane.bytes_below))
-            entries.append(Entry(Fact.LENT, writer, lane.lent))
-            entries.extend(Entry(Fact.ACKED, writer, seq, nbytes) for seq, nbytes in lane.above.items())
+            lane_acks = self.lane(writer)
+            entries.append(
+                LedgerEntry(EntryKind.ACKED_BELOW, writer, lane_acks.acked_below, lane_acks.acked_below_nbytes)
+            )
+            entries.append(LedgerEntry(EntryKind.DELIVERED_BELOW, writer, lane_acks.delivered_below))
+            entries.extend(
+                LedgerEntry(EntryKind.ACKED, writer, seq, nbytes) for seq, nbytes in lane_acks.acked_above.items()
+            )
         return entries
 
     def _refresh_from(self, name: str) -> None:
-        start = self._read.get(name, 0)
+        start = self._read_offsets.get(name, 0)
         try:
             fd = os.open(self._directory / name, os.O_RDONLY)
         except FileNotFoundError:
@@ -175,43 +179,45 @@ class Ledger:
             data = os.pread(fd, max(0, os.fstat(fd).st_size - start), start)
         finally:
             os.close(fd)
-        whole = len(data) - len(data) % _ENTRY.size
-        for at in range(0, whole, _ENTRY.size):
-            entry = _unpack(data, at)
+        whole_bytes = len(data) - len(data) % _ENTRY.size
+        for offset in range(0, whole_bytes, _ENTRY.size):
+            entry = _unpack_entry(data, offset)
             if entry is None:
-                whole = at
+                whole_bytes = offset
                 break
             self.apply(name, entry)
-        self._read[name] = start + whole
+        self._read_offsets[name] = start + whole_bytes
 
 
 class AckLog:
     """The log that this consumer appends to."""
 
-    def __init__(self, directory: Path, *, epoch: int, holder: str, opening: list[Entry], generation: int = 0) -> None:
+    def __init__(
+        self, directory: Path, *, epoch: int, holder: str, initial_entries: list[LedgerEntry], generation: int = 0
+    ) -> None:
         self.name = f"acks.{epoch:016x}.{holder}.{generation:08x}"
         self._directory = directory
-        self._made = (epoch, holder, generation)
-        draft = directory / f"draft.{new_name()}"
-        self._fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        self._name_parts = (epoch, holder, generation)
+        temporary_file = directory / f"draft.{new_random_id()}"
+        self._fd = os.open(temporary_file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         self._end = 0
         try:
-            self.append(opening)
-            self._opening_bytes = self._end
+            self.append(initial_entries)
+            self._initial_bytes = self._end
             # The log appears with its whole beginning or not at all: its predecessors may go once it is there.
             os.fsync(self._fd)
-            draft.rename(directory / self.name)
+            temporary_file.rename(directory / self.name)
         except BaseException:
             os.close(self._fd)
-            draft.unlink()
+            temporary_file.unlink()
             raise
 
     @property
-    def is_long(self) -> bool:
+    def needs_compaction(self) -> bool:
         """Whether it is worth to be begun anew, which takes at least the room of what was known at its beginning."""
-        return self._end > _COMPACT_BYTES + 2 * self._opening_bytes
+        return self._end > _COMPACT_BYTES + 2 * self._initial_bytes
 
-    def append(self, entries: Iterable[Entry]) -> None:
+    def append(self, entries: Iterable[LedgerEntry]) -> None:
         data = b"".join([entry.pack() for entry in entries])
         try:
             written = os.pwrite(self._fd, data, self._end)
@@ -222,10 +228,12 @@ class AckLog:
             raise QueueStorageError(f"{self._directory}: the acks were not recorded: {error.strerror}") from error
         self._end += len(data)
 
-    def renewed(self, opening: list[Entry]) -> Self:
+    def compacted(self, initial_entries: list[LedgerEntry]) -> Self:
         """A short log in the place of this one."""
-        epoch, holder, generation = self._made
-        successor = type(self)(self._directory, epoch=epoch, holder=holder, opening=opening, generation=generation + 1)
+        epoch, holder, generation = self._name_parts
+        successor = type(self)(
+            self._directory, epoch=epoch, holder=holder, initial_entries=initial_entries, generation=generation + 1
+        )
         self.close()
         (self._directory / self.name).unlink(missing_ok=True)
         return successor
@@ -240,9 +248,9 @@ class AckLog:
             self._fd = -1
 
 
-def _unpack(data: bytes, at: int) -> Entry | None:
-    number_of_fact, writer, number, amount, checksum = _ENTRY.unpack_from(data, at)
-    fact = _FACTS.get(number_of_fact)
-    if fact is None or crc32(data[at : at + _ENTRY_BODY.size]) != checksum:
+def _unpack_entry(data: bytes, offset: int) -> LedgerEntry | None:
+    kind_number, writer, number, nbytes, checksum = _ENTRY.unpack_from(data, offset)
+    kind = _KINDS_BY_NUMBER.get(kind_number)
+    if kind is None or crc32(data[offset : offset + _ENTRY_BODY.size]) != checksum:
         return None
-    return Entry(fact, "" if writer == _NOBODY else writer.hex(), number, amount)
+    return LedgerEntry(kind, "" if writer == _NO_WRITER else writer.hex(), number, nbytes)

@@ -10,121 +10,124 @@ from pathlib import Path
 from typing import NamedTuple
 
 from transports.base import QueueStats
-from transports.files.acks import LaneAcks, Ledger
-from transports.files.directory import Layout, SegmentName, list_lanes
+from transports.files.acks import AckLedger, LaneAcks
+from transports.files.directory import QueueDirectory, SegmentName, list_segments_by_writer
 from transports.files.records import (
     HEADER_BYTES,
     PREFIX_BYTES,
     TRAILER_BYTES,
-    Tally,
+    PutTotals,
     put_time,
     stored_length,
     unpack_header,
-    unpack_tally,
+    unpack_put_totals,
 )
 
 
-class _Step(NamedTuple):
+class _RecordBoundary(NamedTuple):
     """A place between two records of a segment, and what its writer had put before it."""
 
     segment: SegmentName
     offset: int
-    tally: Tally
+    put_before: PutTotals
 
 
-class Backlog:
+class BacklogCounter:
     """Counts on behalf of one handle. Remembers how far it walked, so that nothing is walked twice; for one thread."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._ledgers = [Ledger(layout.partition(index)) for index in range(layout.partitions)]
-        self._dead = [Ledger(layout.dead(index)) for index in range(layout.partitions)]
-        self._ends: dict[str, _Step] = {}
-        self._oldest: dict[str, _Step] = {}
+    def __init__(self, queue_dir: QueueDirectory) -> None:
+        self._queue_dir = queue_dir
+        self._ledgers = [AckLedger(queue_dir.partition_dir(index)) for index in range(queue_dir.partitions)]
+        self._dead_ledgers = [AckLedger(queue_dir.dead_letters_dir(index)) for index in range(queue_dir.partitions)]
+        self._last_boundaries: dict[str, _RecordBoundary] = {}
+        self._oldest_boundaries: dict[str, _RecordBoundary] = {}
 
     def measure(self) -> QueueStats:
-        records = nbytes = dead = redeliveries = 0
+        records = nbytes = dead_letters = redeliveries = 0
         oldest = now = time.time()
         for index, ledger in enumerate(self._ledgers):
-            directory = self._layout.partition(index)
+            directory = self._queue_dir.partition_dir(index)
             # Listed before the ledger is read: what is seen and settled is then known to be settled.
-            lanes = list_lanes(directory)
+            lanes = list_segments_by_writer(directory)
             ledger.refresh()
             redeliveries += ledger.redeliveries
-            dead += self._dead_letters(index)
-            for names in lanes:
-                acks = ledger.lanes.get(names[0].writer, LaneAcks())
-                put = self._tally(directory, names)
-                if put.records > acks.records:
-                    records += put.records - acks.records
-                    nbytes += put.nbytes - acks.nbytes
-                    oldest = min(oldest, self._put_at(directory, names, acks.below, now))
+            dead_letters += self._count_dead_letters(index)
+            for segments in lanes:
+                acks = ledger.lanes.get(segments[0].writer, LaneAcks())
+                put_totals = self._put_totals(directory, segments)
+                if put_totals.records > acks.records:
+                    records += put_totals.records - acks.records
+                    nbytes += put_totals.nbytes - acks.nbytes
+                    oldest = min(oldest, self._record_put_time(directory, segments, acks.acked_below, now))
         return QueueStats(
             backlog_records=records,
             backlog_bytes=nbytes,
             oldest_age=now - oldest if records else 0.0,
             redeliveries=redeliveries,
-            dead_letters=dead,
+            dead_letters=dead_letters,
         )
 
-    def _dead_letters(self, index: int) -> int:
-        directory, ledger = self._layout.dead(index), self._dead[index]
-        lanes = list_lanes(directory)
+    def _count_dead_letters(self, index: int) -> int:
+        directory, ledger = self._queue_dir.dead_letters_dir(index), self._dead_ledgers[index]
+        lanes = list_segments_by_writer(directory)
         if lanes:
             ledger.refresh()
-        return sum(self._tally(directory, names).records - ledger.lane(names[0].writer).records for names in lanes)
+        return sum(
+            self._put_totals(directory, segments).records - ledger.lane(segments[0].writer).records
+            for segments in lanes
+        )
 
-    def _tally(self, directory: Path, names: list[SegmentName]) -> Tally:
+    def _put_totals(self, directory: Path, segments: list[SegmentName]) -> PutTotals:
         """What the writer of these segments has put, up to its last whole record."""
-        for name in reversed(names):
-            with _opened(directory / str(name)) as (fd, size):
-                end = unpack_tally(os.pread(fd, TRAILER_BYTES, max(0, size - TRAILER_BYTES)))
-                if end is not None:
-                    return end
+        for segment in reversed(segments):
+            with _open_segment(directory / str(segment)) as (fd, size):
+                totals = unpack_put_totals(os.pread(fd, TRAILER_BYTES, max(0, size - TRAILER_BYTES)))
+                if totals is not None:
+                    return totals
                 # The last record is being written, or was torn: go from record to record instead.
-                step = _start(fd, name, self._ends.get(name.writer))
-                if step is None:
+                boundary = _first_boundary(fd, segment, self._last_boundaries.get(segment.writer))
+                if boundary is None:
                     continue
-                while (following := _step_over(fd, step, size)) is not None:
-                    step = following
-                self._ends[name.writer] = step
-                return step.tally
-        return Tally(0, 0)
+                while (following := _next_boundary(fd, boundary, size)) is not None:
+                    boundary = following
+                self._last_boundaries[segment.writer] = boundary
+                return boundary.put_before
+        return PutTotals(0, 0)
 
-    def _put_at(self, directory: Path, names: list[SegmentName], seq: int, otherwise: float) -> float:
+    def _record_put_time(self, directory: Path, segments: list[SegmentName], seq: int, default: float) -> float:
         """When a record was put, by its writer's clock."""
-        for name in reversed(names):
-            if name.first_seq > seq:
+        for segment in reversed(segments):
+            if segment.first_seq > seq:
                 continue
-            with _opened(directory / str(name)) as (fd, size):
-                step = _start(fd, name, self._oldest.get(name.writer))
-                while step is not None and step.tally.records < seq:
-                    self._oldest[name.writer] = step
-                    step = _step_over(fd, step, size)
-                prefix = b"" if step is None else os.pread(fd, PREFIX_BYTES, step.offset)
-                return put_time(prefix) if len(prefix) == PREFIX_BYTES else otherwise
-        return otherwise
+            with _open_segment(directory / str(segment)) as (fd, size):
+                boundary = _first_boundary(fd, segment, self._oldest_boundaries.get(segment.writer))
+                while boundary is not None and boundary.put_before.records < seq:
+                    self._oldest_boundaries[segment.writer] = boundary
+                    boundary = _next_boundary(fd, boundary, size)
+                prefix = b"" if boundary is None else os.pread(fd, PREFIX_BYTES, boundary.offset)
+                return put_time(prefix) if len(prefix) == PREFIX_BYTES else default
+        return default
 
 
-def _start(fd: int, segment: SegmentName, known: _Step | None) -> _Step | None:
-    if known is not None and known.segment == segment:
-        return known
-    before = unpack_header(os.pread(fd, HEADER_BYTES, 0))
-    return None if before is None else _Step(segment, HEADER_BYTES, before)
+def _first_boundary(fd: int, segment: SegmentName, cached: _RecordBoundary | None) -> _RecordBoundary | None:
+    if cached is not None and cached.segment == segment:
+        return cached
+    put_before = unpack_header(os.pread(fd, HEADER_BYTES, 0))
+    return None if put_before is None else _RecordBoundary(segment, HEADER_BYTES, put_before)
 
 
-def _step_over(fd: int, step: _Step, size: int) -> _Step | None:
+def _next_boundary(fd: int, boundary: _RecordBoundary, size: int) -> _RecordBoundary | None:
     """Behind the record at this place, or None where there is no whole one."""
-    prefix = os.pread(fd, PREFIX_BYTES, step.offset)
-    if len(prefix) < PREFIX_BYTES or step.offset + stored_length(prefix) > size:
+    prefix = os.pread(fd, PREFIX_BYTES, boundary.offset)
+    if len(prefix) < PREFIX_BYTES or boundary.offset + stored_length(prefix) > size:
         return None
-    end = step.offset + stored_length(prefix)
-    tally = unpack_tally(os.pread(fd, TRAILER_BYTES, end - TRAILER_BYTES))
-    return None if tally is None else _Step(step.segment, end, tally)
+    end = boundary.offset + stored_length(prefix)
+    put_totals = unpack_put_totals(os.pread(fd, TRAILER_BYTES, end - TRAILER_BYTES))
+    return None if put_totals is None else _RecordBoundary(boundary.segment, end, put_totals)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[int, int]]:
+def _open_segment(path: Path) -> Iterator[tuple[int, int]]:
     """The file and its size; an empty one where it was reclaimed a moment ago."""
     try:
         fd = os.open(path, os.O_RDONLY)

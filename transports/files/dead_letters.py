@@ -12,73 +12,75 @@ from collections.abc import Iterator
 from itertools import islice
 
 from transports.base import DeadLetter, frames_nbytes
-from transports.files.acks import AckLog, Entry, Fact, Ledger
-from transports.files.directory import Layout, list_lanes, new_name
-from transports.files.lanes import Lane
-from transports.files.peeking import unacked
-from transports.files.records import Record
+from transports.files.acks import AckLedger, AckLog, EntryKind, LedgerEntry
+from transports.files.directory import QueueDirectory, list_segments_by_writer, new_random_id
+from transports.files.lanes import LaneReader
+from transports.files.peeking import unacked_records
+from transports.files.records import StoredRecord
 
 
-class DeadLetters:
+class DeadLetterStore:
     """Those of all partitions, on behalf of one handle; for one thread at a time."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._logs: dict[int, AckLog] = {}
+    def __init__(self, queue_dir: QueueDirectory) -> None:
+        self._queue_dir = queue_dir
+        self._discard_logs: dict[int, AckLog] = {}
 
     def read(self, limit: int) -> list[DeadLetter]:
         """The first ones, in the order of their rejection within each consumer."""
-        found = (letter for index in range(self._layout.partitions) for letter in self._read(index))
-        return list(islice(found, limit))
+        letters = (letter for index in range(self._queue_dir.partitions) for letter in self._read(index))
+        return list(islice(letters, limit))
 
     def discard(self, letter: DeadLetter) -> None:
         index, writer, seq = letter.id.split(".")
-        entry = Entry(Fact.ACKED, writer, int(seq), frames_nbytes(letter.frames))
-        self._log(int(index)).append([entry])
+        entry = LedgerEntry(EntryKind.ACKED, writer, int(seq), frames_nbytes(letter.frames))
+        self._discard_log(int(index)).append([entry])
 
     def close(self) -> None:
         """Reclaim the segments of which nothing is left."""
-        for index, log in self._logs.items():
+        for index, log in self._discard_logs.items():
             log.close()
             # What another process reclaims at the same time need not be.
             with contextlib.suppress(FileNotFoundError):
                 self._reclaim(index)
 
     def _read(self, index: int) -> Iterator[DeadLetter]:
-        directory = self._layout.dead(index)
-        lanes = list_lanes(directory)
-        ledger = Ledger(directory)
+        directory = self._queue_dir.dead_letters_dir(index)
+        lanes = list_segments_by_writer(directory)
+        ledger = AckLedger(directory)
         ledger.refresh()
-        for names in lanes:
-            writer = names[0].writer
-            for record in unacked(directory, names, ledger.lane(writer)):
-                yield _letter(f"{index}.{writer}.{record.seq}", record)
+        for segments in lanes:
+            writer = segments[0].writer
+            for record in unacked_records(directory, segments, ledger.lane(writer)):
+                yield _to_dead_letter(f"{index}.{writer}.{record.seq}", record)
 
-    def _log(self, index: int) -> AckLog:
-        if index not in self._logs:
-            self._logs[index] = AckLog(self._layout.dead(index), epoch=0, holder=new_name(), opening=[])
-        return self._logs[index]
+    def _discard_log(self, index: int) -> AckLog:
+        if index not in self._discard_logs:
+            self._discard_logs[index] = AckLog(
+                self._queue_dir.dead_letters_dir(index), epoch=0, holder=new_random_id(), initial_entries=[]
+            )
+        return self._discard_logs[index]
 
     def _reclaim(self, index: int) -> None:
-        directory = self._layout.dead(index)
-        lanes = list_lanes(directory)
-        ledger = Ledger(directory)
+        directory = self._queue_dir.dead_letters_dir(index)
+        lanes = list_segments_by_writer(directory)
+        ledger = AckLedger(directory)
         ledger.refresh()
         # Durable before the segments go, or a later segment of the same writer would seem to miss its beginning.
         ledger.sync()
-        for names in lanes:
-            acks = ledger.lane(names[0].writer)
-            lane = Lane(directory, names[0].writer, grace=math.inf)
-            lane.see(names, acks.below)
-            before = None
-            while not lane.closed and lane.cursor != before:
-                before = lane.cursor
-                lane.advance(lane.read())
-            for segment, following in lane.finished_segments():
-                if following <= acks.below:
+        for segments in lanes:
+            acks = ledger.lane(segments[0].writer)
+            reader = LaneReader(directory, segments[0].writer, torn_tail_seconds=math.inf)
+            reader.update_segments(segments, acks.acked_below)
+            previous_cursor = None
+            while not reader.writer_closed and reader.cursor != previous_cursor:
+                previous_cursor = reader.cursor
+                reader.advance(reader.read())
+            for segment, following in reader.finished_segments():
+                if following <= acks.acked_below:
                     (directory / str(segment)).unlink(missing_ok=True)
 
 
-def _letter(id_: str, record: Record) -> DeadLetter:
+def _to_dead_letter(id_: str, record: StoredRecord) -> DeadLetter:
     reason, *frames = record.frames
     return DeadLetter(id_, tuple(frames), record.key, record.tag, str(reason, "utf-8", "surrogatepass"))

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from transports.errors import QueueCorrupt, QueueStorageError, QueueURLError
 
-_FORMAT = 1
-_SEGMENT = re.compile(r"([0-9a-f]{16})\.([0-9a-f]{16})\.seg")
+_FORMAT_VERSION = 1
+_SEGMENT_NAME_PATTERN = re.compile(r"([0-9a-f]{16})\.([0-9a-f]{16})\.seg")
 
 
 class SegmentName(NamedTuple):
@@ -28,7 +28,7 @@ class SegmentName(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class QueueDirectory:
     """A queue's directory that is known to exist and to be one."""
 
     root: Path
@@ -37,33 +37,33 @@ class Layout:
     """Whether it was created to keep what is acked; a handle that says nothing of it must not clear an archive away."""
 
     @property
-    def holders(self) -> Path:
+    def holders_dir(self) -> Path:
         return self.root / "holders"
 
-    def partition(self, index: int) -> Path:
+    def partition_dir(self, index: int) -> Path:
         return self.root / f"p{index}"
 
-    def claims(self, index: int) -> Path:
-        return self.partition(index) / "claims"
+    def claims_dir(self, index: int) -> Path:
+        return self.partition_dir(index) / "claims"
 
-    def dead(self, index: int) -> Path:
-        return self.partition(index) / "dead"
+    def dead_letters_dir(self, index: int) -> Path:
+        return self.partition_dir(index) / "dead"
 
 
-def open_layout(url: str, root: Path, partitions: int | None, *, retain: bool | None = None) -> Layout:
+def open_queue_directory(url: str, root: Path, partitions: int | None, *, retain: bool | None = None) -> QueueDirectory:
     """The queue in `root`, created with that many partitions (None: one) where there is none yet."""
     try:
         if not (root / "queue.json").exists():
-            _create(root, partitions or 1, retain=bool(retain))
-        found, retained = _read(root)
+            _create_queue(root, partitions or 1, retain=bool(retain))
+        stored_partitions, stored_retain = _read_queue_json(root)
     except OSError as error:
         raise QueueStorageError(f"{url}: the directory {root} cannot be used: {error.strerror}") from error
-    if partitions not in (None, found):
-        raise QueueURLError(f"{url}: the queue was created with partitions={found}")
-    return Layout(root, found, retained)
+    if partitions not in (None, stored_partitions):
+        raise QueueURLError(f"{url}: the queue was created with partitions={stored_partitions}")
+    return QueueDirectory(root, stored_partitions, stored_retain)
 
 
-def new_name() -> str:
+def new_random_id() -> str:
     """For a writer or a holder; no two ever share one."""
     return secrets.token_hex(8)
 
@@ -72,17 +72,17 @@ def list_segments(directory: Path) -> list[SegmentName]:
     """All segments of a directory, sorted; none where it does not exist."""
     return sorted(
         SegmentName(match[1], int(match[2], 16))
-        for name in list_names(directory)
-        if (match := _SEGMENT.fullmatch(name))
+        for file_name in list_file_names(directory)
+        if (match := _SEGMENT_NAME_PATTERN.fullmatch(file_name))
     )
 
 
-def list_lanes(directory: Path) -> list[list[SegmentName]]:
+def list_segments_by_writer(directory: Path) -> list[list[SegmentName]]:
     """The same, the segments of each writer together."""
-    return [list(names) for _, names in groupby(list_segments(directory), key=lambda name: name.writer)]
+    return [list(segments) for _, segments in groupby(list_segments(directory), key=lambda segment: segment.writer)]
 
 
-def list_names(directory: Path) -> list[str]:
+def list_file_names(directory: Path) -> list[str]:
     try:
         return os.listdir(directory)
     except FileNotFoundError:
@@ -98,34 +98,34 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def _read(root: Path) -> tuple[int, bool]:
+def _read_queue_json(root: Path) -> tuple[int, bool]:
     text = (root / "queue.json").read_text()
     try:
-        stored = json.loads(text)
-        if stored["format"] != _FORMAT:
+        queue_json = json.loads(text)
+        if queue_json["format"] != _FORMAT_VERSION:
             raise QueueCorrupt(
-                f"{root} holds a queue of format {stored['format']}; this release reads format {_FORMAT}"
+                f"{root} holds a queue of format {queue_json['format']}; this release reads format {_FORMAT_VERSION}"
             )
-        return int(stored["partitions"]), bool(stored.get("retain", False))
+        return int(queue_json["partitions"]), bool(queue_json.get("retain", False))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise QueueCorrupt(f"{root / 'queue.json'} is not what describes a queue: {error!r}") from None
 
 
-def _create(root: Path, partitions: int, *, retain: bool) -> None:
+def _create_queue(root: Path, partitions: int, *, retain: bool) -> None:
     for index in range(partitions):
         for name in (f"p{index}/claims", f"p{index}/dead"):
             (root / name).mkdir(parents=True, exist_ok=True)
     (root / "holders").mkdir(exist_ok=True)
-    draft = root / f"queue.json.{new_name()}"
-    with draft.open("w") as file:
-        json.dump({"format": _FORMAT, "partitions": partitions, "retain": retain}, file)
+    temporary_file = root / f"queue.json.{new_random_id()}"
+    with temporary_file.open("w") as file:
+        json.dump({"format": _FORMAT_VERSION, "partitions": partitions, "retain": retain}, file)
         file.flush()
         os.fsync(file.fileno())
     try:
         # A link appears whole and only once: of several processes that create the queue together, one wins.
-        os.link(draft, root / "queue.json")
+        os.link(temporary_file, root / "queue.json")
     except FileExistsError:
         pass
     finally:
-        draft.unlink()
+        temporary_file.unlink()
     sync_directory(root)

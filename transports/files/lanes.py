@@ -17,7 +17,14 @@ from pathlib import Path
 
 from transports.errors import QueueCorrupt
 from transports.files.directory import SegmentName
-from transports.files.records import HEADER_BYTES, PREFIX_BYTES, Record, stored_length, unpack_header, unpack_record
+from transports.files.records import (
+    HEADER_BYTES,
+    PREFIX_BYTES,
+    StoredRecord,
+    stored_length,
+    unpack_header,
+    unpack_record,
+)
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +32,7 @@ READ_BYTES = 512 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Cursor:
+class LaneCursor:
     """How far a lane was read: the next record has this sequence number and begins there, once it is written."""
 
     segment: SegmentName
@@ -34,143 +41,150 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class SegmentChunk:
     """What one read brought of one segment, and the cursor after it."""
 
     segment: SegmentName
-    records: Sequence[tuple[Record, int]]
+    records: Sequence[tuple[StoredRecord, int]]
     """Each with its offset in the segment."""
-    cursor: Cursor
-    rest: int
+    cursor: LaneCursor
+    trailing_bytes: int
     """Bytes that lie behind the cursor and are no whole record yet."""
-    closed: bool = False
+    writer_closed: bool = False
 
 
-class Lane:
+class LaneReader:
     """The reader of one writer. `read` leaves it as it is; `advance` moves on, so an abandoned read loses nothing."""
 
-    def __init__(self, directory: Path, writer: str, grace: float) -> None:
+    def __init__(self, directory: Path, writer: str, torn_tail_seconds: float) -> None:
         self.writer = writer
-        self.closed = False
+        self.writer_closed = False
         self.last_read_bytes = 0
         self._directory = directory
-        self._grace = grace
+        self._torn_tail_seconds = torn_tail_seconds
         self._segments: Sequence[SegmentName] = ()
-        self._cursor: Cursor | None = None
-        self._stuck: tuple[int, float] | None = None
-        self._reported = False
+        self._cursor: LaneCursor | None = None
+        self._stalled: tuple[int, float] | None = None
+        self._torn_tail_reported = False
 
     @property
-    def cursor(self) -> Cursor:
+    def cursor(self) -> LaneCursor:
         assert self._cursor is not None, "a lane is read after it was shown its segments"
         return self._cursor
 
-    def see(self, segments: Sequence[SegmentName], unacked: int) -> None:
-        """Take note of the segments there are by now; read from record `unacked` on if they are news altogether."""
+    def update_segments(self, segments: Sequence[SegmentName], first_unacked: int) -> None:
+        """Take note of the segments there are by now; read from record `first_unacked` on if all of them are new."""
         self._segments = segments
         if self._cursor is None or self._cursor.segment not in segments:
-            reached = [segment for segment in segments if segment.first_seq <= unacked]
-            if not reached:
+            candidates = [segment for segment in segments if segment.first_seq <= first_unacked]
+            if not candidates:
                 raise QueueCorrupt(
-                    f"{self._directory}: record {unacked} of writer {self.writer} is not acked, but its segment is gone"
+                    f"{self._directory}: record {first_unacked} of writer {self.writer} is not acked, but its segment "
+                    "is gone"
                 )
-            self._cursor = Cursor(reached[-1], HEADER_BYTES, reached[-1].first_seq)
+            self._cursor = LaneCursor(candidates[-1], HEADER_BYTES, candidates[-1].first_seq)
 
     def finished_segments(self) -> list[tuple[SegmentName, int]]:
         """Segments that the writer has left for good, each with the sequence number that follows its last."""
-        following = [segment.first_seq for segment in self._segments[1:]]
-        if self.closed:
-            following.append(self.cursor.seq)
-        return list(zip(self._segments, following, strict=False))
+        next_seqs = [segment.first_seq for segment in self._segments[1:]]
+        if self.writer_closed:
+            next_seqs.append(self.cursor.seq)
+        return list(zip(self._segments, next_seqs, strict=False))
 
-    def read(self) -> Chunk:
+    def read(self) -> SegmentChunk:
         return read_chunk(self._directory, self.cursor)
 
-    def advance(self, chunk: Chunk) -> None:
+    def advance(self, chunk: SegmentChunk) -> None:
         """Go on behind what was read. Raises QueueCorrupt where nothing can come from there any more."""
         self.last_read_bytes = chunk.cursor.offset - self.cursor.offset
         self._cursor = chunk.cursor
-        self.closed = chunk.closed
-        if chunk.records or chunk.closed:
-            self._stuck = None
+        self.writer_closed = chunk.writer_closed
+        if chunk.records or chunk.writer_closed:
+            self._stalled = None
             return
-        later = next((s for s in self._segments if s.first_seq > chunk.cursor.segment.first_seq), None)
-        if later is not None and later.first_seq == chunk.cursor.seq:
-            self._cursor = Cursor(later, HEADER_BYTES, chunk.cursor.seq)
-            self._stuck = None
-        elif chunk.rest or later is not None:
-            self._note_stuck(chunk, later)
+        next_segment = next((s for s in self._segments if s.first_seq > chunk.cursor.segment.first_seq), None)
+        if next_segment is not None and next_segment.first_seq == chunk.cursor.seq:
+            self._cursor = LaneCursor(next_segment, HEADER_BYTES, chunk.cursor.seq)
+            self._stalled = None
+        elif chunk.trailing_bytes or next_segment is not None:
+            self._check_stalled(chunk, next_segment)
 
-    def _note_stuck(self, chunk: Chunk, later: SegmentName | None) -> None:
+    def _check_stalled(self, chunk: SegmentChunk, next_segment: SegmentName | None) -> None:
         now = time.monotonic()
-        if self._stuck is None or self._stuck[0] != chunk.rest:
-            self._stuck = (chunk.rest, now)
-        if now - self._stuck[1] < self._grace:
+        if self._stalled is None or self._stalled[0] != chunk.trailing_bytes:
+            self._stalled = (chunk.trailing_bytes, now)
+        if now - self._stalled[1] < self._torn_tail_seconds:
             return
         where = f"{self._directory / str(chunk.cursor.segment)}, byte {chunk.cursor.offset}"
-        if later is not None:
+        if next_segment is not None:
             raise QueueCorrupt(
                 f"{where}: record {chunk.cursor.seq} is damaged or missing, although its writer went on with record "
-                f"{later.first_seq}. Move the files of writer {self.writer} away to go on without them."
+                f"{next_segment.first_seq}. Move the files of writer {self.writer} away to go on without them."
             )
-        if not self._reported:
-            self._reported = True
-            log.warning("%s: the last %d bytes are no whole record and were cut off: torn tail", where, chunk.rest)
+        if not self._torn_tail_reported:
+            self._torn_tail_reported = True
+            log.warning(
+                "%s: the last %d bytes are no whole record and were cut off: torn tail", where, chunk.trailing_bytes
+            )
 
 
-def read_chunk(directory: Path, cursor: Cursor) -> Chunk:
+def read_chunk(directory: Path, cursor: LaneCursor) -> SegmentChunk:
     """The whole records from a cursor on: at least one if there is one, and not many megabytes."""
     path = f"{directory}/{cursor.segment}"
     available = os.stat(path).st_size - cursor.offset
     if available <= 0:
-        return Chunk(cursor.segment, (), cursor, rest=0)
+        return SegmentChunk(cursor.segment, (), cursor, trailing_bytes=0)
     fd = os.open(path, os.O_RDONLY)
     try:
         if cursor.offset == HEADER_BYTES and unpack_header(os.pread(fd, HEADER_BYTES, 0)) is None:
-            return Chunk(cursor.segment, (), cursor, rest=available)
+            return SegmentChunk(cursor.segment, (), cursor, trailing_bytes=available)
         first = stored_length(os.pread(fd, PREFIX_BYTES, cursor.offset)) if available >= PREFIX_BYTES else 0
-        wanted = first if first > READ_BYTES else max(READ_BYTES, 4 * first)
-        view = memoryview(os.pread(fd, min(wanted, available), cursor.offset))
+        read_length = first if first > READ_BYTES else max(READ_BYTES, 4 * first)
+        view = memoryview(os.pread(fd, min(read_length, available), cursor.offset))
     finally:
         os.close(fd)
-    records: list[tuple[Record, int]] = []
-    at, seq, closed = 0, cursor.seq, False
-    while not closed and (record := unpack_record(view, at)) is not None and record.seq == seq:
+    records: list[tuple[StoredRecord, int]] = []
+    offset, seq, closed = 0, cursor.seq, False
+    while not closed and (record := unpack_record(view, offset)) is not None and record.seq == seq:
         if record.frames:
-            records.append((record, cursor.offset + at))
+            records.append((record, cursor.offset + offset))
             seq += 1
         else:  # its writer has closed
             closed = True
-        at += record.stored_bytes
-    after = Cursor(cursor.segment, cursor.offset + at, seq)
-    return Chunk(cursor.segment, records, after, available - at, closed)
+        offset += record.stored_bytes
+    end_cursor = LaneCursor(cursor.segment, cursor.offset + offset, seq)
+    return SegmentChunk(cursor.segment, records, end_cursor, available - offset, closed)
 
 
-def read_lane(directory: Path, segments: Sequence[SegmentName]) -> Iterator[Record]:
+def read_lane(directory: Path, segments: Sequence[SegmentName]) -> Iterator[StoredRecord]:
     """Every record that is left of a lane whose writer is not waited for, from its first segment on."""
-    for segment, following in zip_longest(segments, segments[1:]):
-        end = yield from read_segment(directory, segment, following)
-        if end.rest:
-            where = f"{directory / str(segment)}, byte {end.cursor.offset}"
-            log.warning("%s: the last %d bytes are no whole record and were cut off: torn tail", where, end.rest)
+    for segment, next_segment in zip_longest(segments, segments[1:]):
+        last_chunk = yield from read_segment(directory, segment, next_segment)
+        if last_chunk.trailing_bytes:
+            where = f"{directory / str(segment)}, byte {last_chunk.cursor.offset}"
+            log.warning(
+                "%s: the last %d bytes are no whole record and were cut off: torn tail",
+                where,
+                last_chunk.trailing_bytes,
+            )
 
 
 def read_segment(
-    directory: Path, segment: SegmentName, following: SegmentName | None
-) -> Generator[Record, None, Chunk]:
+    directory: Path, segment: SegmentName, next_segment: SegmentName | None
+) -> Generator[StoredRecord, None, SegmentChunk]:
     """Its whole records, and the chunk without any at their end. QueueCorrupt if the following does not follow them."""
-    cursor = Cursor(segment, HEADER_BYTES, segment.first_seq)
+    cursor = LaneCursor(segment, HEADER_BYTES, segment.first_seq)
     while (chunk := read_chunk(directory, cursor)).records:
         for record, _ in chunk.records:
             yield record
         cursor = chunk.cursor
-    if following is not None and following.first_seq != cursor.seq:
+    if next_segment is not None and next_segment.first_seq != cursor.seq:
         where = f"{directory / str(segment)}, byte {cursor.offset}"
         raise QueueCorrupt(f"{where}: record {cursor.seq} is damaged or missing")
     return chunk
 
 
-def read_at(path: Path, offset: int) -> Record:
+def read_record_at(path: Path, offset: int) -> StoredRecord:
     """A record that was read before, again."""
     fd = os.open(path, os.O_RDONLY)
     try:

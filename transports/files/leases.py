@@ -18,19 +18,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transports.files.directory import list_names, new_name
+from transports.files.directory import list_file_names, new_random_id
 
-_BEAT = struct.Struct("<16sQd")
-_NAME = re.compile(r"[0-9a-f]{16}")
-_BEATS_PER_LEASE = 5
-_LEASE = re.compile(r"(lease|[0-9a-f]{16}\.[0-9]+)\.([0-9]+)(\.free)?")
+_HEARTBEAT_STRUCT = struct.Struct("<16sQd")
+_HOLDER_NAME_PATTERN = re.compile(r"[0-9a-f]{16}")
+_HEARTBEATS_PER_LEASE_TIME = 5
+_LEASE_NAME_PATTERN = re.compile(r"(lease|[0-9a-f]{16}\.[0-9]+)\.([0-9]+)(\.free)?")
 
 
-class Holder:
+class LeaseHolder:
     """This consumer's heartbeat; beats from its first lease on, until it is closed."""
 
     def __init__(self, directory: Path, lease_time: float) -> None:
-        self.name = new_name()
+        self.name = new_random_id()
         self._path = directory / self.name
         self._lease_time = lease_time
         self._counter = 0
@@ -38,17 +38,17 @@ class Holder:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def link(self, lease: Path) -> None:
+    def create_lease(self, lease_file: Path) -> None:
         """Create a lease file; raises FileExistsError where there is one."""
         if self._thread is None:
-            self._begin()
+            self._start_heartbeat()
         try:
-            os.link(self._path, lease)
+            os.link(self._path, lease_file)
         except FileNotFoundError:
             # Somebody saw this holder lapse and cleaned up behind it; its leases of before are for others to take.
             os.close(self._fd)
-            self._begin()
-            os.link(self._path, lease)
+            self._start_heartbeat()
+            os.link(self._path, lease_file)
 
     def close(self) -> None:
         if self._thread is not None:
@@ -57,56 +57,56 @@ class Holder:
             os.close(self._fd)
             self._path.unlink(missing_ok=True)
 
-    def _begin(self) -> None:
+    def _start_heartbeat(self) -> None:
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        self._beat()
+        self._write_heartbeat()
         if self._thread is None:
             # A thread, because a busy event loop is not a dead one.
-            self._thread = threading.Thread(target=self._keep_beating, name=f"heartbeat-{self.name}", daemon=True)
+            self._thread = threading.Thread(target=self._keep_heartbeat, name=f"heartbeat-{self.name}", daemon=True)
             self._thread.start()
 
-    def _keep_beating(self) -> None:
-        while not self._stop.wait(self._lease_time / _BEATS_PER_LEASE):
+    def _keep_heartbeat(self) -> None:
+        while not self._stop.wait(self._lease_time / _HEARTBEATS_PER_LEASE_TIME):
             # A medium that fails for a while costs the lease, if it fails for as long; nothing is gained by dying here.
             with contextlib.suppress(OSError):
-                self._beat()
+                self._write_heartbeat()
                 os.fsync(self._fd)
 
-    def _beat(self) -> None:
+    def _write_heartbeat(self) -> None:
         self._counter += 1
-        os.pwrite(self._fd, _BEAT.pack(self.name.encode(), self._counter, self._lease_time), 0)
+        os.pwrite(self._fd, _HEARTBEAT_STRUCT.pack(self.name.encode(), self._counter, self._lease_time), 0)
 
 
-def end_leases(holders: Path, name: str) -> None:
+def expire_holder_leases(holders_dir: Path, holder: str) -> None:
     """Let everyone see at their next look that this holder, which is known to be dead, has lapsed."""
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is not the name of a holder")
+    if not _HOLDER_NAME_PATTERN.fullmatch(holder):
+        raise ValueError(f"{holder!r} is not the name of a holder")
     # Every lease of a holder is a link to this file: the lease time that they grant becomes none.
-    with contextlib.suppress(FileNotFoundError), (holders / name).open("r+b") as file:
-        stored, counter, _ = _BEAT.unpack(file.read(_BEAT.size))
+    with contextlib.suppress(FileNotFoundError), (holders_dir / holder).open("r+b") as file:
+        stored_name, counter, _ = _HEARTBEAT_STRUCT.unpack(file.read(_HEARTBEAT_STRUCT.size))
         file.seek(0)
-        file.write(_BEAT.pack(stored, counter, 0.0))
+        file.write(_HEARTBEAT_STRUCT.pack(stored_name, counter, 0.0))
 
 
-class Watch:
+class HeartbeatWatcher:
     """What this process has seen of the heartbeats of others."""
 
-    def __init__(self, holders: Path) -> None:
-        self._holders = holders
-        self._seen: dict[bytes, tuple[int, float]] = {}
+    def __init__(self, holders_dir: Path) -> None:
+        self._holders_dir = holders_dir
+        self._last_changes: dict[bytes, tuple[int, float]] = {}
 
-    def lapsed(self, lease: Path) -> bool:
+    def has_expired(self, lease_file: Path) -> bool:
         """Whether its holder has not been seen to live for the lease time. To be asked again and again."""
         now = time.monotonic()
         try:
-            name, counter, lease_time = _BEAT.unpack(lease.read_bytes())
+            name, counter, lease_time = _HEARTBEAT_STRUCT.unpack(lease_file.read_bytes())
         except FileNotFoundError:
             return False  # taken over or settled a moment ago
-        seen, since = self._seen.get(name, (counter, now))
-        if counter != seen or now - since < lease_time:
-            self._seen[name] = (counter, since if counter == seen else now)
+        last_counter, changed_at = self._last_changes.get(name, (counter, now))
+        if counter != last_counter or now - changed_at < lease_time:
+            self._last_changes[name] = (counter, changed_at if counter == last_counter else now)
             return False
-        (self._holders / name.decode()).unlink(missing_ok=True)
+        (self._holders_dir / name.decode()).unlink(missing_ok=True)
         return True
 
 
@@ -117,96 +117,98 @@ class LeaseState:
     epoch: int
     released: bool
 
-    def is_free(self, path: Path, watch: Watch) -> bool:
-        return self.released or watch.lapsed(path)
+    def is_free(self, path: Path, heartbeats: HeartbeatWatcher) -> bool:
+        return self.released or heartbeats.has_expired(path)
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class FileLease:
     """A lease that this process has taken."""
 
     directory: Path
-    stem: str
+    lease_name: str
     epoch: int
-    _start: str = field(init=False)
+    _path_prefix: str = field(init=False)
 
     def __post_init__(self) -> None:
         # A lease is looked at with every ack, and pathlib takes its time; so does any look that brings more than a yes.
-        object.__setattr__(self, "_start", f"{self.directory}/{self.stem}.")
+        object.__setattr__(self, "_path_prefix", f"{self.directory}/{self.lease_name}.")
 
-    def stands(self) -> bool:
-        """Whether it is there. Who takes a lease with `take` has removed it before it reads anything."""
-        return os.access(f"{self._start}{self.epoch}", os.F_OK)
+    def exists(self) -> bool:
+        """Whether it is there. Who takes a lease with `take_lease` has removed it before it reads anything."""
+        return os.access(f"{self._path_prefix}{self.epoch}", os.F_OK)
 
-    def holds(self) -> bool:
-        """Whether nobody took it over. Who does so with `claim` creates the next epoch, and leaves this one."""
-        return self.stands() and not os.access(f"{self._start}{self.epoch + 1}", os.F_OK)
+    def is_current(self) -> bool:
+        """Whether nobody took it over. Who does so with `claim_record` creates the next epoch, and leaves this one."""
+        return self.exists() and not os.access(f"{self._path_prefix}{self.epoch + 1}", os.F_OK)
 
     def release(self) -> None:
         """Let the next one take it at once. A file of that epoch stays, so that epochs rise."""
         with contextlib.suppress(FileNotFoundError):
-            own = lease_path(self.directory, self.stem, self.epoch)
-            own.rename(released_path(self.directory, self.stem, self.epoch))
+            lease_file = lease_path(self.directory, self.lease_name, self.epoch)
+            lease_file.rename(released_path(self.directory, self.lease_name, self.epoch))
 
     def remove(self) -> None:
         """Forget the lease and its epochs, once what it was for is settled."""
         for epoch in range(self.epoch + 1):
-            lease_path(self.directory, self.stem, epoch).unlink(missing_ok=True)
-            released_path(self.directory, self.stem, epoch).unlink(missing_ok=True)
+            lease_path(self.directory, self.lease_name, epoch).unlink(missing_ok=True)
+            released_path(self.directory, self.lease_name, epoch).unlink(missing_ok=True)
 
 
-def lease_path(directory: Path, stem: str, epoch: int) -> Path:
-    return directory / f"{stem}.{epoch}"
+def lease_path(directory: Path, lease_name: str, epoch: int) -> Path:
+    return directory / f"{lease_name}.{epoch}"
 
 
-def released_path(directory: Path, stem: str, epoch: int) -> Path:
-    return directory / f"{stem}.{epoch}.free"
+def released_path(directory: Path, lease_name: str, epoch: int) -> Path:
+    return directory / f"{lease_name}.{epoch}.free"
 
 
-def lease_states(directory: Path) -> dict[str, LeaseState]:
+def read_lease_states(directory: Path) -> dict[str, LeaseState]:
     """Every lease in a directory at its highest epoch."""
     states: dict[str, LeaseState] = {}
-    for stem, state in _leases(directory):
-        if stem not in states or states[stem].epoch < state.epoch:
-            states[stem] = state
+    for lease_name, state in _iter_leases(directory):
+        if lease_name not in states or states[lease_name].epoch < state.epoch:
+            states[lease_name] = state
     return states
 
 
-def take(directory: Path, stem: str, epoch: int, holder: Holder) -> Lease | None:
+def take_lease(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder) -> FileLease | None:
     """Create the lease of that epoch and remove the ones before; None where another was faster."""
-    lease = Lease(directory, stem, epoch)
+    lease = FileLease(directory, lease_name, epoch)
     try:
-        holder.link(lease_path(directory, stem, epoch))
+        holder.create_lease(lease_path(directory, lease_name, epoch))
     except FileExistsError:
         return None
-    others = sorted(state.epoch for name, state in _leases(directory) if name == stem and state.epoch != epoch)
-    if others and others[-1] > epoch:
+    other_epochs = sorted(
+        state.epoch for name, state in _iter_leases(directory) if name == lease_name and state.epoch != epoch
+    )
+    if other_epochs and other_epochs[-1] > epoch:
         # What made this epoch look free was seen long ago; meanwhile others came and went.
         lease.remove()
         return None
-    for before in others:
-        lease_path(directory, stem, before).unlink(missing_ok=True)
-        released_path(directory, stem, before).unlink(missing_ok=True)
+    for old_epoch in other_epochs:
+        lease_path(directory, lease_name, old_epoch).unlink(missing_ok=True)
+        released_path(directory, lease_name, old_epoch).unlink(missing_ok=True)
     return lease
 
 
-def claim(directory: Path, stem: str, epoch: int, holder: Holder) -> Lease | None:
+def claim_record(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder) -> FileLease | None:
     """The same for one of very many: nothing is listed, and the epochs before stay until `remove`.
 
     So whoever still believes in an epoch that others have had finds its file, or the one that it was renamed to.
     """
-    lease = Lease(directory, stem, epoch)
+    lease = FileLease(directory, lease_name, epoch)
     try:
-        holder.link(lease_path(directory, stem, epoch))
+        holder.create_lease(lease_path(directory, lease_name, epoch))
     except FileExistsError:
         return None
-    if released_path(directory, stem, epoch).exists():
-        lease_path(directory, stem, epoch).unlink(missing_ok=True)
+    if released_path(directory, lease_name, epoch).exists():
+        lease_path(directory, lease_name, epoch).unlink(missing_ok=True)
         return None
     return lease
 
 
-def _leases(directory: Path) -> Iterator[tuple[str, LeaseState]]:
-    for name in list_names(directory):
-        if match := _LEASE.fullmatch(name):
+def _iter_leases(directory: Path) -> Iterator[tuple[str, LeaseState]]:
+    for file_name in list_file_names(directory):
+        if match := _LEASE_NAME_PATTERN.fullmatch(file_name):
             yield match[1], LeaseState(int(match[2]), released=match[3] is not None)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from transports.base import Delivery, Queue
-from transports.files.acks import Entry, Fact, Ledger
-from transports.files.directory import Layout, SegmentName
-from transports.files.lanes import Chunk, Lane, read_at
-from transports.files.leases import Holder, Watch
-from transports.files.records import Record
+from transports.files.acks import AckLedger, EntryKind, LedgerEntry
+from transports.files.directory import QueueDirectory, SegmentName
+from transports.files.lanes import LaneReader, SegmentChunk, read_record_at
+from transports.files.leases import HeartbeatWatcher, LeaseHolder
+from transports.files.records import StoredRecord
 from transports.files.segments import SegmentWriter
 
 _INLINE_BYTES = 4 << 20
@@ -22,19 +22,19 @@ one over, and its bytes from one processor's cache to another's, costs more than
 
 
 @dataclass(frozen=True, slots=True)
-class SourceSettings:
+class ConsumerSettings:
     """What a consumer is told about every partition it reads."""
 
     queue: Queue
-    layout: Layout
-    holder: Holder
-    watch: Watch
+    queue_dir: QueueDirectory
+    holder: LeaseHolder
+    heartbeats: HeartbeatWatcher
     lease_time: float
     retain: bool
     segment_bytes: int
 
 
-class Ref(NamedTuple):
+class RecordRef(NamedTuple):
     """A record that was read and can be read again."""
 
     key: tuple[str, int]
@@ -55,61 +55,63 @@ class Ref(NamedTuple):
 class PartitionReader:
     """Reads all lanes of one partition in turns, and reclaims their segments."""
 
-    def __init__(self, settings: SourceSettings, index: int) -> None:
-        self.ledger = Ledger(settings.layout.partition(index))
-        self.directory = settings.layout.partition(index)
+    def __init__(self, settings: ConsumerSettings, index: int) -> None:
+        self.ledger = AckLedger(settings.queue_dir.partition_dir(index))
+        self.directory = settings.queue_dir.partition_dir(index)
         self._settings = settings
-        self._index = index
-        self._lanes: dict[str, Lane] = {}
-        self._dead: SegmentWriter | None = None
+        self._partition = index
+        self._lanes: dict[str, LaneReader] = {}
+        self._dead_letter_writer: SegmentWriter | None = None
 
-    def see(self, lanes: list[list[SegmentName]]) -> None:
+    def update_segments(self, segment_lists: list[list[SegmentName]]) -> None:
         """Take note of the segments there are; the ledger must have been refreshed after they were listed."""
-        by_writer = {names[0].writer: names for names in lanes}
-        for gone in self._lanes.keys() - by_writer.keys():
-            del self._lanes[gone]
-            self.ledger.lanes.pop(gone, None)
+        by_writer = {segments[0].writer: segments for segments in segment_lists}
+        for removed in self._lanes.keys() - by_writer.keys():
+            del self._lanes[removed]
+            self.ledger.lanes.pop(removed, None)
         for writer, names in by_writer.items():
             if writer not in self._lanes:
-                self._lanes[writer] = Lane(self.directory, writer, self._settings.lease_time)
-            self._lanes[writer].see(names, self.ledger.lane(writer).below)
+                self._lanes[writer] = LaneReader(self.directory, writer, self._settings.lease_time)
+            self._lanes[writer].update_segments(names, self.ledger.lane(writer).acked_below)
 
-    async def read_on(self) -> tuple[str, Chunk] | None:
+    async def read_next(self) -> tuple[str, SegmentChunk] | None:
         """The next records of a lane that has any, with its writer. Lanes take turns."""
         for writer, lane in list(self._lanes.items()):
-            # A segment that another consumer reclaims meanwhile is noticed by the next `see`.
+            # A segment that another consumer reclaims meanwhile is noticed by the next `update_segments`.
             with contextlib.suppress(FileNotFoundError):
                 if (chunk := await self._read(lane)) is not None:
                     self._lanes[writer] = self._lanes.pop(writer)
                     return writer, chunk
         return None
 
-    async def _read(self, lane: Lane) -> Chunk | None:
-        while not lane.closed:
-            before = lane.cursor
+    async def _read(self, lane: LaneReader) -> SegmentChunk | None:
+        while not lane.writer_closed:
+            previous_cursor = lane.cursor
             large = lane.last_read_bytes > _INLINE_BYTES
             chunk = await asyncio.to_thread(lane.read) if large else lane.read()
             lane.advance(chunk)
             if chunk.records:
                 return chunk
-            if lane.cursor == before:
+            if lane.cursor == previous_cursor:
                 break
         return None
 
-    def refs(self, writer: str, chunk: Chunk) -> Iterator[tuple[Ref, Record]]:
+    def unacked_refs(self, writer: str, chunk: SegmentChunk) -> Iterator[tuple[RecordRef, StoredRecord]]:
         """What of a chunk is not acked yet."""
         acks = self.ledger.lane(writer)
         for record, offset in chunk.records:
-            if (seq := record.seq) >= acks.below and seq not in acks.above:
-                yield Ref((writer, seq), record.nbytes, chunk.segment, offset), record
+            if (seq := record.seq) >= acks.acked_below and seq not in acks.acked_above:
+                yield RecordRef((writer, seq), record.nbytes, chunk.segment, offset), record
 
-    def read_again(self, ref: Ref) -> Record:
-        return read_at(self.directory / str(ref.segment), ref.offset)
+    def reread(self, ref: RecordRef) -> StoredRecord:
+        return read_record_at(self.directory / str(ref.segment), ref.offset)
 
-    def delivery(self, ref: Ref, record: Record, *, epoch: int, redelivered: bool) -> Delivery:
-        lane, queue = f"{self._index}.{ref.writer}", self._settings.queue
+    def make_delivery(self, ref: RecordRef, record: StoredRecord, *, epoch: int, redelivered: bool) -> Delivery:
+        lane, queue = f"{self._partition}.{ref.writer}", self._settings.queue
         # By position, which takes a quarter less time than by name: a consumer that is behind makes little else.
-        return Delivery(record.frames, record.key, record.tag, self._index, lane, ref.seq, redelivered, epoch, queue)
+        return Delivery(
+            record.frames, record.key, record.tag, self._partition, lane, ref.seq, redelivered, epoch, queue
+        )
 
     def settled_segments(self) -> list[SegmentName]:
         """Segments that nobody will write to or read from again."""
@@ -118,33 +120,37 @@ class PartitionReader:
         return [
             segment
             for writer, lane in self._lanes.items()
-            for segment, following in lane.finished_segments()
-            if following <= self.ledger.lane(writer).below
+            for segment, next_seq in lane.finished_segments()
+            if next_seq <= self.ledger.lane(writer).acked_below
         ]
 
-    def remove(self, segments: list[SegmentName]) -> None:
+    def remove_segments(self, segments: list[SegmentName]) -> None:
         """Reclaim segments. Their acks are made durable first, so that none is ever missed that was not acked."""
         self.ledger.sync()
         for segment in segments:
             (self.directory / str(segment)).unlink(missing_ok=True)
 
-    def bury(self, ref: Ref, reason: str) -> None:
+    def store_dead_letter(self, ref: RecordRef, reason: str) -> None:
         """Put a record among the dead letters, for good, with the reason as its first frame."""
-        if self._dead is None:
-            self._dead = SegmentWriter(self._settings.layout.dead(self._index), self._settings.segment_bytes)
-        record = self.read_again(ref)
-        self._dead.append((reason.encode("utf-8", "surrogatepass"), *record.frames), record.key, record.tag)
-        self._dead.sync()
+        if self._dead_letter_writer is None:
+            self._dead_letter_writer = SegmentWriter(
+                self._settings.queue_dir.dead_letters_dir(self._partition), self._settings.segment_bytes
+            )
+        record = self.reread(ref)
+        self._dead_letter_writer.append(
+            (reason.encode("utf-8", "surrogatepass"), *record.frames), record.key, record.tag
+        )
+        self._dead_letter_writer.sync()
 
     def close(self) -> None:
-        if self._dead is not None:
-            self._dead.close()
+        if self._dead_letter_writer is not None:
+            self._dead_letter_writer.close()
 
 
-def key_of(delivery: Delivery) -> tuple[str, int]:
+def record_key(delivery: Delivery) -> tuple[str, int]:
     """The key of the Ref that a delivery was made from."""
     return delivery.lane.partition(".")[2], delivery.position
 
 
-def ack_entries(refs: Iterable[Ref]) -> list[Entry]:
-    return [Entry(Fact.ACKED, *ref.key, ref.nbytes) for ref in refs]
+def ack_entries(refs: Iterable[RecordRef]) -> list[LedgerEntry]:
+    return [LedgerEntry(EntryKind.ACKED, *ref.key, ref.nbytes) for ref in refs]

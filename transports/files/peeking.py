@@ -9,45 +9,45 @@ from itertools import islice, zip_longest
 from pathlib import Path
 
 from transports.base import Peeked
-from transports.files.acks import LaneAcks, Ledger
-from transports.files.directory import Layout, SegmentName, list_lanes
+from transports.files.acks import AckLedger, LaneAcks
+from transports.files.directory import QueueDirectory, SegmentName, list_segments_by_writer
 from transports.files.lanes import read_segment
-from transports.files.leases import lease_states
-from transports.files.records import Record
+from transports.files.leases import read_lease_states
+from transports.files.records import StoredRecord
 
 
-def peek_backlog(layout: Layout, limit: int) -> list[Peeked]:
+def peek_backlog(queue_dir: QueueDirectory, limit: int) -> list[Peeked]:
     """The oldest unacked records of all partitions, by the clocks of their writers."""
-    lanes = [lane for index in range(layout.partitions) for lane in _lanes(layout, index)]
-    merged = heapq.merge(*lanes, key=lambda found: found[0])
+    lanes = [lane for index in range(queue_dir.partitions) for lane in _peek_lanes(queue_dir, index)]
+    merged = heapq.merge(*lanes, key=lambda timed_record: timed_record[0])
     return [peeked for _, peeked in islice(merged, limit)]
 
 
-def unacked(directory: Path, segments: list[SegmentName], acks: LaneAcks) -> Iterator[Record]:
+def unacked_records(directory: Path, segments: list[SegmentName], acks: LaneAcks) -> Iterator[StoredRecord]:
     """The records of a lane that its ledger, refreshed after its segments were listed, does not know as acked."""
-    for segment, following in zip_longest(segments, segments[1:]):
-        if following is not None and following.first_seq <= acks.below:
+    for segment, next_segment in zip_longest(segments, segments[1:]):
+        if next_segment is not None and next_segment.first_seq <= acks.acked_below:
             continue
         # A segment that is reclaimed meanwhile has nothing left that is not acked.
         with contextlib.suppress(FileNotFoundError):
-            for record in read_segment(directory, segment, following):
-                if not acks.holds(record.seq):
+            for record in read_segment(directory, segment, next_segment):
+                if not acks.is_acked(record.seq):
                     yield record
 
 
-def _lanes(layout: Layout, index: int) -> Iterator[Iterator[tuple[float, Peeked]]]:
-    directory = layout.partition(index)
-    lanes = list_lanes(directory)
-    claimed = lease_states(layout.claims(index)).keys()
-    ledger = Ledger(directory)
+def _peek_lanes(queue_dir: QueueDirectory, index: int) -> Iterator[Iterator[tuple[float, Peeked]]]:
+    directory = queue_dir.partition_dir(index)
+    lanes = list_segments_by_writer(directory)
+    claimed_names = read_lease_states(queue_dir.claims_dir(index)).keys()
+    ledger = AckLedger(directory)
     ledger.refresh()
-    for names in lanes:
-        yield _peeked(directory, names, ledger.lane(names[0].writer), claimed, index)
+    for segments in lanes:
+        yield _peek_lane(directory, segments, ledger.lane(segments[0].writer), claimed_names, index)
 
 
-def _peeked(
-    directory: Path, names: list[SegmentName], acks: LaneAcks, claimed: Set[str], index: int
+def _peek_lane(
+    directory: Path, segments: list[SegmentName], acks: LaneAcks, claimed_names: Set[str], index: int
 ) -> Iterator[tuple[float, Peeked]]:
-    for record in unacked(directory, names, acks):
-        delivered = record.seq < acks.lent or f"{names[0].writer}.{record.seq}" in claimed
+    for record in unacked_records(directory, segments, acks):
+        delivered = record.seq < acks.delivered_below or f"{segments[0].writer}.{record.seq}" in claimed_names
         yield record.put_at, Peeked(record.frames, record.key, record.tag, index, record.seq, delivered)

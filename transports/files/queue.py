@@ -20,27 +20,27 @@ from weakref import WeakValueDictionary
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
 from transports.errors import QueueClosed, QueueStorageError, QueueURLError
-from transports.files.backlog import Backlog
-from transports.files.dead_letters import DeadLetters
-from transports.files.directory import open_layout
-from transports.files.leases import Holder, Watch, end_leases
+from transports.files.backlog import BacklogCounter
+from transports.files.dead_letters import DeadLetterStore
+from transports.files.directory import open_queue_directory
+from transports.files.leases import HeartbeatWatcher, LeaseHolder, expire_holder_leases
 from transports.files.partition_consumer import PartitionConsumer
-from transports.files.partition_reader import SourceSettings
+from transports.files.partition_reader import ConsumerSettings
 from transports.files.peeking import peek_backlog
 from transports.files.record_consumer import SingleRecordConsumer
-from transports.files.replay import ReplayedQueue
+from transports.files.replay import ReplayQueue
 from transports.files.segments import SegmentWriter
 from transports.files.syncing import SYNC_MODES
 from transports.urls import QueueOptions, Size, parse_queue_url
 from transports.wakeups import Wakeups
 
-_INLINE_BYTES = 4 << 20
+_MAX_INLINE_BYTES = 4 << 20
 """Records up to this size are written on the event loop; larger ones in a thread, so that it does not wait for them.
 Handing over a smaller one costs more than writing it."""
-_POLL = (0.001, 0.01)
-_POLL_SHARED = (0.001, 0.05)
-_MEASURE_SECONDS = 0.25
-_BURST = 32
+_PARTITION_POLL_SECONDS = (0.001, 0.01)
+_RECORD_POLL_SECONDS = (0.001, 0.05)
+_STATS_MAX_AGE_SECONDS = 0.25
+_MAX_BURST_RECORDS = 32
 _SEGMENT_BYTES = Size(64 << 20)
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class FileOptions(QueueOptions):
     """Read everything from the start, without leases or acks."""
 
 
-_wakeups: WeakValueDictionary[Path, Wakeups] = WeakValueDictionary()
+_wakeups_by_directory: WeakValueDictionary[Path, Wakeups] = WeakValueDictionary()
 
 
 def open_file_queue(url: str, *, lease: Lease, consume: Sequence[int] | None) -> Queue:
@@ -71,7 +71,7 @@ def open_file_queue(url: str, *, lease: Lease, consume: Sequence[int] | None) ->
     if parts.netloc not in ("", "localhost") or not path.is_absolute() or path == Path("/"):
         raise QueueURLError(f"{url}: expected file:// and an absolute directory, as in file:///data/run7/trajectories")
     if options.replay:
-        return ReplayedQueue(url, path, options, consume)
+        return ReplayQueue(url, path, options, consume)
     return FileQueue(url, path, options, lease, consume)
 
 
@@ -80,67 +80,67 @@ class FileQueue(Queue):
 
     def __init__(self, url: str, root: Path, options: FileOptions, lease: Lease, consume: Sequence[int] | None) -> None:
         super().__init__(url, options)
-        self._layout = open_layout(url, root, options.partitions, retain=options.retain)
-        self._wakeups = _wakeups.setdefault(root.resolve(), Wakeups())
-        self._holder = Holder(self._layout.holders, options.lease_time)
-        settings = SourceSettings(
+        self._queue_dir = open_queue_directory(url, root, options.partitions, retain=options.retain)
+        self._wakeups = _wakeups_by_directory.setdefault(root.resolve(), Wakeups())
+        self._lease_holder = LeaseHolder(self._queue_dir.holders_dir, options.lease_time)
+        settings = ConsumerSettings(
             queue=self,
-            layout=self._layout,
-            holder=self._holder,
-            watch=Watch(self._layout.holders),
+            queue_dir=self._queue_dir,
+            holder=self._lease_holder,
+            heartbeats=HeartbeatWatcher(self._queue_dir.holders_dir),
             lease_time=options.lease_time,
-            retain=self._layout.retain if options.retain is None else options.retain,
+            retain=self._queue_dir.retain if options.retain is None else options.retain,
             segment_bytes=options.segment_bytes,
         )
-        kind = PartitionConsumer if lease == "partition" else SingleRecordConsumer
-        partitions = self._check_consume(consume, self._layout.partitions)
+        consumer_class = PartitionConsumer if lease == "partition" else SingleRecordConsumer
+        partitions = self._resolve_partitions(consume, self._queue_dir.partitions)
         self._consumers: dict[int, PartitionConsumer | SingleRecordConsumer] = {
-            index: kind(settings, index) for index in partitions
+            index: consumer_class(settings, index) for index in partitions
         }
-        self._turn = deque(partitions)
-        self._served = 0
-        self._poll = _POLL if lease == "partition" else _POLL_SHARED
+        self._rotation = deque(partitions)
+        self._burst_count = 0
+        self._poll_seconds = _PARTITION_POLL_SECONDS if lease == "partition" else _RECORD_POLL_SECONDS
         self._segment_bytes = options.segment_bytes
         self._writers: dict[int, SegmentWriter] = {}
         self._sync = SYNC_MODES[options.fsync]()
-        self._backlog = Backlog(self._layout)
-        self._dead = DeadLetters(self._layout)
-        self._measuring = asyncio.Lock()
+        self._backlog_counter = BacklogCounter(self._queue_dir)
+        self._dead_letters = DeadLetterStore(self._queue_dir)
+        self._measure_lock = asyncio.Lock()
         self._backlog_records = self._backlog_bytes = 0
         self._measured_at = -math.inf
-        self._refusals_named = _RefusalsNamed(url)
+        self._storage_errors = _StorageErrors(url)
         self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
         self._check_open()
-        nbytes = self._acceptable_nbytes(frames)
-        self._sync.raise_failure()
+        nbytes = self._check_record_size(frames)
+        self._sync.raise_pending_error()
         if not self._has_room(nbytes):
-            await self._make_room(nbytes)
-        writer = self._writer(partition_of(key, self._layout.partitions))
-        if nbytes <= _INLINE_BYTES:
+            await self._check_room(nbytes)
+        writer = self._writer(partition_of(key, self._queue_dir.partitions))
+        if nbytes <= _MAX_INLINE_BYTES:
             writer.append(frames, key, tag)
         else:
-            await _to_the_end(asyncio.to_thread(writer.append, frames, key, tag))
+            await _await_uncancelled(asyncio.to_thread(writer.append, frames, key, tag))
         self._backlog_records += 1
         self._backlog_bytes += nbytes
-        self._wakeups.wake()
-        await self._sync.written(writer)
+        self._wakeups.wake_all()
+        await self._sync.after_write(writer)
 
     async def receive(self, *, timeout: float) -> Delivery | None:
-        if (delivery := self._at_hand() or await self._next()) is not None:
+        if (delivery := self._next_buffered() or await self._next_delivery()) is not None:
             return delivery
         deadline = time.monotonic() + timeout
-        pause, longest = self._poll
+        delay, max_delay = self._poll_seconds
         while delivery is None and (now := time.monotonic()) < deadline:
-            changed = self._wakeups.expect()
+            wakeup = self._wakeups.register()
             try:
-                delivery = await self._next()
+                delivery = await self._next_delivery()
                 if delivery is None:
-                    await self._wakeups.wait(changed, min(pause, deadline - now))
+                    await self._wakeups.wait(wakeup, min(delay, deadline - now))
             finally:
-                self._wakeups.forget(changed)
-            pause = min(1.5 * pause, longest)
+                self._wakeups.unregister(wakeup)
+            delay = min(1.5 * delay, max_delay)
         return delivery
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
@@ -148,68 +148,68 @@ class FileQueue(Queue):
         by_partition: dict[int, list[Delivery]] = {}
         stale: list[Delivery] = []
         for delivery in deliveries:
-            group = by_partition.setdefault(delivery.partition, []) if delivery.queue is self else stale
-            group.append(delivery)
-        with self._refusals_named:
-            for index, mine in by_partition.items():
-                stale += self._consumers[index].settle(mine)
+            bucket = by_partition.setdefault(delivery.partition, []) if delivery.queue is self else stale
+            bucket.append(delivery)
+        with self._storage_errors:
+            for index, partition_deliveries in by_partition.items():
+                stale += self._consumers[index].ack(partition_deliveries)
         if stale:
-            raise self._stale_lease(stale)
+            raise self._stale_lease_error(stale)
 
     async def nack(self, delivery: Delivery, delay: float) -> None:
         self._check_open()
-        with self._refusals_named:
-            if delivery.queue is not self or not self._consumers[delivery.partition].give_back(delivery, delay):
-                raise self._stale_lease([delivery])
-        self._wakeups.wake()
+        with self._storage_errors:
+            if delivery.queue is not self or not self._consumers[delivery.partition].nack(delivery, delay):
+                raise self._stale_lease_error([delivery])
+        self._wakeups.wake_all()
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
         self._check_open()
-        with self._refusals_named:
+        with self._storage_errors:
             if delivery.queue is not self or not self._consumers[delivery.partition].reject(delivery, reason):
-                raise self._stale_lease([delivery])
+                raise self._stale_lease_error([delivery])
 
     async def release(self) -> None:
         self._check_open()
-        with self._refusals_named:
+        with self._storage_errors:
             await self._release()
 
     @property
     def holder(self) -> str:
-        return self._holder.name
+        return self._lease_holder.name
 
-    async def disown(self, holder: str) -> None:
+    async def expire_leases(self, holder: str) -> None:
         self._check_open()
-        with self._refusals_named:
-            await asyncio.to_thread(end_leases, self._layout.holders, holder)
-        self._wakeups.wake()
+        with self._storage_errors:
+            await asyncio.to_thread(expire_holder_leases, self._queue_dir.holders_dir, holder)
+        self._wakeups.wake_all()
 
     async def stats(self) -> QueueStats:
         self._check_open()
-        async with self._measuring:
-            with self._refusals_named:
-                stats = await _to_the_end(asyncio.to_thread(self._backlog.measure))
+        async with self._measure_lock:
+            with self._storage_errors:
+                stats = await _await_uncancelled(asyncio.to_thread(self._backlog_counter.measure))
         self._backlog_records, self._backlog_bytes = stats.backlog_records, stats.backlog_bytes
         self._measured_at = time.monotonic()
         return stats
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
         self._check_open()
-        with self._refusals_named:
-            return await asyncio.to_thread(self._dead.read, limit)
+        with self._storage_errors:
+            return await asyncio.to_thread(self._dead_letters.read, limit)
 
     async def discard(self, letter: DeadLetter) -> None:
         self._check_open()
-        with self._refusals_named:
+        with self._storage_errors:
             # A letter that was put again goes only when the new record is on the medium.
             for writer in self._writers.values():
                 await asyncio.to_thread(writer.sync)
-            self._dead.discard(letter)
+            self._dead_letters.discard(letter)
 
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
         self._check_open()
-        with self._refusals_named:
-            return await asyncio.to_thread(peek_backlog, self._layout, limit)
+        with self._storage_errors:
+            return await asyncio.to_thread(peek_backlog, self._queue_dir, limit)
 
     async def aclose(self) -> None:
         if self._closed:
@@ -217,7 +217,7 @@ class FileQueue(Queue):
         self._closed = True
         writers = list(self._writers.values())
         try:
-            with self._refusals_named:
+            with self._storage_errors:
                 await self._release()
                 await self._sync.close(writers)
         finally:
@@ -225,61 +225,61 @@ class FileQueue(Queue):
                 consumer.close()
             for writer in writers:
                 writer.close()
-            await asyncio.to_thread(self._holder.close)
-            self._wakeups.wake()
-            with self._refusals_named:
-                await asyncio.to_thread(self._dead.close)
+            await asyncio.to_thread(self._lease_holder.close)
+            self._wakeups.wake_all()
+            with self._storage_errors:
+                await asyncio.to_thread(self._dead_letters.close)
 
-    def _at_hand(self) -> Delivery | None:
+    def _next_buffered(self) -> Delivery | None:
         """What the partition whose turn it is has read ahead; where records are plenty, all that a receive does."""
         self._check_open()
-        if self._served >= _BURST or not self._turn:
+        if self._burst_count >= _MAX_BURST_RECORDS or not self._rotation:
             return None
-        delivery = self._consumers[self._turn[0]].at_hand()
-        self._served += delivery is not None
+        delivery = self._consumers[self._rotation[0]].next_buffered()
+        self._burst_count += delivery is not None
         return delivery
 
-    async def _next(self) -> Delivery | None:
+    async def _next_delivery(self) -> Delivery | None:
         """The next record of any partition; one that has many gives way to the others from time to time."""
-        for _ in range(len(self._turn)):
+        for _ in range(len(self._rotation)):
             self._check_open()
-            with self._refusals_named:
-                delivery = await self._consumers[self._turn[0]].next()
-            self._served += 1
-            if delivery is None or self._served >= _BURST:
-                self._served = 0
-                self._turn.rotate(-1)
+            with self._storage_errors:
+                delivery = await self._consumers[self._rotation[0]].next_delivery()
+            self._burst_count += 1
+            if delivery is None or self._burst_count >= _MAX_BURST_RECORDS:
+                self._burst_count = 0
+                self._rotation.rotate(-1)
             if delivery is not None:
                 return delivery
         return None
 
     def _has_room(self, nbytes: int) -> bool:
         """Whether the record fits by what was measured a moment ago and was put here since."""
-        recent = time.monotonic() - self._measured_at < _MEASURE_SECONDS
-        return recent and self._backlog_bytes + nbytes <= self._hard_limit
+        is_recent = time.monotonic() - self._measured_at < _STATS_MAX_AGE_SECONDS
+        return is_recent and self._backlog_bytes + nbytes <= self._hard_limit
 
-    async def _make_room(self, nbytes: int) -> None:
+    async def _check_room(self, nbytes: int) -> None:
         """Raise QueueFull where the record would pass the hard limit, as far as others' puts are known by now."""
         await self.stats()
         if self._backlog_bytes + nbytes > self._hard_limit:
-            raise self._queue_full(nbytes, self._backlog_records, self._backlog_bytes)
+            raise self._queue_full_error(nbytes, self._backlog_records, self._backlog_bytes)
 
     def _writer(self, partition: int) -> SegmentWriter:
         if partition not in self._writers:
-            self._writers[partition] = SegmentWriter(self._layout.partition(partition), self._segment_bytes)
+            self._writers[partition] = SegmentWriter(self._queue_dir.partition_dir(partition), self._segment_bytes)
         return self._writers[partition]
 
     async def _release(self) -> None:
         for consumer in self._consumers.values():
             await consumer.release()
-        self._wakeups.wake()
+        self._wakeups.wake_all()
 
     def _check_open(self) -> None:
         if self._closed:
             raise QueueClosed(f"{self.url}: this handle is closed")
 
 
-class _RefusalsNamed:
+class _StorageErrors:
     """Turns what the system refuses into a QueueStorageError. A class, because every ack enters it."""
 
     def __init__(self, url: str) -> None:
@@ -287,16 +287,16 @@ class _RefusalsNamed:
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
             raise QueueStorageError(
                 f"{self._url}: {error}. See that the directory is there, with room and rights."
             ) from error
 
 
-async def _to_the_end(work: Awaitable[T]) -> T:
+async def _await_uncancelled(awaitable: Awaitable[T]) -> T:
     """Await what a thread does; when cancelled, not before the thread is done with what it was given."""
-    task = asyncio.ensure_future(work)
+    task = asyncio.ensure_future(awaitable)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -13,74 +13,74 @@ from collections import deque
 from collections.abc import Sequence
 
 from transports.base import Delivery
-from transports.files.acks import AckLog, Entry, Fact
-from transports.files.directory import list_lanes
-from transports.files.leases import Lease, claim, lease_path, lease_states
-from transports.files.partition_reader import PartitionReader, Ref, SourceSettings, ack_entries, key_of
+from transports.files.acks import AckLog, EntryKind, LedgerEntry
+from transports.files.directory import list_segments_by_writer
+from transports.files.leases import FileLease, claim_record, lease_path, read_lease_states
+from transports.files.partition_reader import ConsumerSettings, PartitionReader, RecordRef, ack_entries, record_key
 
 _RECLAIM_SECONDS = 1.0
-_LOOK_SECONDS = 0.1
+_CLAIM_CHECK_SECONDS = 0.1
 
 
 class SingleRecordConsumer:
     """One partition, as one handle takes records from it."""
 
-    def __init__(self, settings: SourceSettings, index: int) -> None:
+    def __init__(self, settings: ConsumerSettings, index: int) -> None:
         self._settings = settings
-        self._filling = asyncio.Lock()
+        self._fill_lock = asyncio.Lock()
         self._reader = PartitionReader(settings, index)
-        self._claims = settings.layout.claims(index)
+        self._claims_dir = settings.queue_dir.claims_dir(index)
         self._log: AckLog | None = None
-        self._fresh: deque[Ref] = deque()
+        self._unclaimed: deque[RecordRef] = deque()
         """Records that were read, and that nobody is known to have."""
-        self._free: deque[tuple[Ref, int]] = deque()
+        self._released: deque[tuple[RecordRef, int]] = deque()
         """Records that somebody had and has no more, with the epoch of the next claim."""
-        self._taken: dict[tuple[str, int], Ref] = {}
+        self._claimed_by_others: dict[tuple[str, int], RecordRef] = {}
         """Records that somebody else has, as far as is known."""
-        self._lent: dict[tuple[str, int], tuple[Lease, Ref]] = {}
-        self._delayed: dict[tuple[str, int], tuple[asyncio.TimerHandle, Lease, Ref]] = {}
+        self._unacked: dict[tuple[str, int], tuple[FileLease, RecordRef]] = {}
+        self._delayed: dict[tuple[str, int], tuple[asyncio.TimerHandle, FileLease, RecordRef]] = {}
         self._redeliveries = 0
         self._reclaimed_at = time.monotonic()
-        self._looked_at = -_LOOK_SECONDS
+        self._claims_checked_at = -_CLAIM_CHECK_SECONDS
 
-    def at_hand(self) -> None:
+    def next_buffered(self) -> None:
         """Nothing: a record is claimed when it is asked for."""
 
-    async def next(self) -> Delivery | None:
-        async with self._filling:
-            if not self._fresh or time.monotonic() - self._looked_at >= _LOOK_SECONDS:
-                self._look()
-            while (delivery := self._claim_one()) is None:
-                found = await self._reader.read_on()
-                if found is None:
+    async def next_delivery(self) -> Delivery | None:
+        async with self._fill_lock:
+            if not self._unclaimed or time.monotonic() - self._claims_checked_at >= _CLAIM_CHECK_SECONDS:
+                self._refresh_claims()
+            while (delivery := self._claim_next()) is None:
+                read = await self._reader.read_next()
+                if read is None:
                     break
-                self._fresh.extend(ref for ref, _ in self._reader.refs(*found))
+                self._unclaimed.extend(ref for ref, _ in self._reader.unacked_refs(*read))
             await self._reclaim()
             return delivery
 
-    def settle(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        stale = [delivery for delivery in deliveries if not self._is_settled_or_mine(delivery)]
-        keys = {key_of(delivery): None for delivery in deliveries if delivery not in stale}
-        mine = [self._lent[key] for key in keys if key in self._lent]
-        entries = ack_entries([ref for _, ref in mine])
-        self._own_log().append(entries)
-        for entry, (lease, ref) in zip(entries, mine, strict=True):
-            del self._lent[ref.key]
+    def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        stale = [delivery for delivery in deliveries if not self._may_ack(delivery)]
+        keys = {record_key(delivery): None for delivery in deliveries if delivery not in stale}
+        unacked = [self._unacked[key] for key in keys if key in self._unacked]
+        entries = ack_entries([ref for _, ref in unacked])
+        self._open_log().append(entries)
+        for entry, (lease, ref) in zip(entries, unacked, strict=True):
+            del self._unacked[ref.key]
             # Whoever takes a claim over creates its own first and reads this log afterwards. So if there is none now,
             # it will find the entry there.
-            if lease.holds():
-                self._reader.ledger.apply(self._own_log().name, entry)
+            if lease.is_current():
+                self._reader.ledger.apply(self._open_log().name, entry)
                 lease.remove()
             else:
-                stale.extend(delivery for delivery in deliveries if key_of(delivery) == ref.key)
+                stale.extend(delivery for delivery in deliveries if record_key(delivery) == ref.key)
         return stale
 
-    def give_back(self, delivery: Delivery, delay: float) -> bool:
-        if key_of(delivery) not in self._lent or not self._is_settled_or_mine(delivery):
+    def nack(self, delivery: Delivery, delay: float) -> bool:
+        if record_key(delivery) not in self._unacked or not self._may_ack(delivery):
             return False
-        lease, ref = self._lent.pop(key_of(delivery))
+        lease, ref = self._unacked.pop(record_key(delivery))
         if delay <= 0:
-            self._give_up(lease, ref)
+            self._release_claim(lease, ref)
         else:
             # The claim is kept until then: nobody else needs to know of the delay, or to agree on the time.
             timer = asyncio.get_running_loop().call_later(delay, self._release_delayed, ref.key)
@@ -88,90 +88,90 @@ class SingleRecordConsumer:
         return True
 
     def reject(self, delivery: Delivery, reason: str) -> bool:
-        if key_of(delivery) not in self._lent or not self._is_settled_or_mine(delivery):
+        if record_key(delivery) not in self._unacked or not self._may_ack(delivery):
             return False
-        self._reader.bury(self._lent[key_of(delivery)][1], reason)
-        return not self.settle([delivery])
+        self._reader.store_dead_letter(self._unacked[record_key(delivery)][1], reason)
+        return not self.ack([delivery])
 
     async def release(self) -> None:
-        async with self._filling:
+        async with self._fill_lock:
             for key in list(self._delayed):
                 self._release_delayed(key)
-            for lease, ref in self._lent.values():
-                self._give_up(lease, ref)
-            self._lent.clear()
+            for lease, ref in self._unacked.values():
+                self._release_claim(lease, ref)
+            self._unacked.clear()
 
     def close(self) -> None:
         self._reader.close()
         if self._log is not None:
             self._log.close()
 
-    def _look(self) -> None:
+    def _refresh_claims(self) -> None:
         """See new writers and acks, and what others had and have no more."""
-        lanes = list_lanes(self._reader.directory)
-        self._reader.ledger.refresh(but=self._log.name if self._log is not None else "")
-        self._reader.see(lanes)
-        if time.monotonic() - self._looked_at < _LOOK_SECONDS:
+        lanes = list_segments_by_writer(self._reader.directory)
+        self._reader.ledger.refresh(except_log=self._log.name if self._log is not None else "")
+        self._reader.update_segments(lanes)
+        if time.monotonic() - self._claims_checked_at < _CLAIM_CHECK_SECONDS:
             return
-        self._looked_at = time.monotonic()
-        states = lease_states(self._claims) if self._taken else {}
-        for key, ref in list(self._taken.items()):
-            state = states.get(_stem(ref))
-            if self._is_settled(ref):
-                del self._taken[key]
+        self._claims_checked_at = time.monotonic()
+        states = read_lease_states(self._claims_dir) if self._claimed_by_others else {}
+        for key, ref in list(self._claimed_by_others.items()):
+            state = states.get(_claim_name(ref))
+            if self._is_acked(ref):
+                del self._claimed_by_others[key]
             elif state is None or state.is_free(
-                lease_path(self._claims, _stem(ref), state.epoch), self._settings.watch
+                lease_path(self._claims_dir, _claim_name(ref), state.epoch), self._settings.heartbeats
             ):
-                self._free.append((ref, 0 if state is None else state.epoch + 1))
-                del self._taken[key]
+                self._released.append((ref, 0 if state is None else state.epoch + 1))
+                del self._claimed_by_others[key]
 
-    def _claim_one(self) -> Delivery | None:
-        while self._free or self._fresh:
-            ref, epoch = self._free.popleft() if self._free else (self._fresh.popleft(), 0)
-            if self._is_settled(ref):
+    def _claim_next(self) -> Delivery | None:
+        while self._released or self._unclaimed:
+            ref, epoch = self._released.popleft() if self._released else (self._unclaimed.popleft(), 0)
+            if self._is_acked(ref):
                 continue
-            lease = claim(self._claims, _stem(ref), epoch, self._settings.holder)
+            lease = claim_record(self._claims_dir, _claim_name(ref), epoch, self._settings.holder)
             if lease is None:
-                self._taken[ref.key] = ref
+                self._claimed_by_others[ref.key] = ref
                 continue
-            self._reader.ledger.refresh(but=self._own_log().name)
-            if self._is_settled(ref):
+            self._reader.ledger.refresh(except_log=self._open_log().name)
+            if self._is_acked(ref):
                 lease.remove()
                 continue
-            self._lent[ref.key] = (lease, ref)
+            self._unacked[ref.key] = (lease, ref)
             redelivered = lease.epoch > 0
             if redelivered:
                 self._redeliveries += 1
-                entry = Entry(Fact.REDELIVERED, "", self._redeliveries)
-                self._own_log().append([entry])
-            record = self._reader.read_again(ref)
-            return self._reader.delivery(ref, record, epoch=lease.epoch, redelivered=redelivered)
+                entry = LedgerEntry(EntryKind.REDELIVERIES, "", self._redeliveries)
+                self._open_log().append([entry])
+            record = self._reader.reread(ref)
+            return self._reader.make_delivery(ref, record, epoch=lease.epoch, redelivered=redelivered)
         return None
 
-    def _is_settled(self, ref: Ref) -> bool:
-        return self._reader.ledger.lane(ref.writer).holds(ref.seq)
+    def _is_acked(self, ref: RecordRef) -> bool:
+        return self._reader.ledger.lane(ref.writer).is_acked(ref.seq)
 
-    def _is_settled_or_mine(self, delivery: Delivery) -> bool:
-        lent = self._lent.get(key_of(delivery))
-        if lent is None:
-            writer, seq = key_of(delivery)
-            return self._reader.ledger.lane(writer).holds(seq)
-        return lent[0].epoch == delivery.epoch and lent[0].holds()
+    def _may_ack(self, delivery: Delivery) -> bool:
+        unacked = self._unacked.get(record_key(delivery))
+        if unacked is None:
+            writer, seq = record_key(delivery)
+            return self._reader.ledger.lane(writer).is_acked(seq)
+        return unacked[0].epoch == delivery.epoch and unacked[0].is_current()
 
     def _release_delayed(self, key: tuple[str, int]) -> None:
         timer, lease, ref = self._delayed.pop(key)
         timer.cancel()
-        self._give_up(lease, ref)
+        self._release_claim(lease, ref)
 
-    def _give_up(self, lease: Lease, ref: Ref) -> None:
+    def _release_claim(self, lease: FileLease, ref: RecordRef) -> None:
         """Let anybody have the record, at the next look of each."""
         lease.release()
-        self._taken[ref.key] = ref
-        self._looked_at = -_LOOK_SECONDS
+        self._claimed_by_others[ref.key] = ref
+        self._claims_checked_at = -_CLAIM_CHECK_SECONDS
 
-    def _own_log(self) -> AckLog:
+    def _open_log(self) -> AckLog:
         if self._log is None:
-            self._log = AckLog(self._reader.directory, epoch=0, holder=self._settings.holder.name, opening=[])
+            self._log = AckLog(self._reader.directory, epoch=0, holder=self._settings.holder.name, initial_entries=[])
         return self._log
 
     async def _reclaim(self) -> None:
@@ -179,8 +179,8 @@ class SingleRecordConsumer:
             return
         self._reclaimed_at = time.monotonic()
         if segments := self._reader.settled_segments():
-            await asyncio.to_thread(self._reader.remove, segments)
+            await asyncio.to_thread(self._reader.remove_segments, segments)
 
 
-def _stem(ref: Ref) -> str:
+def _claim_name(ref: RecordRef) -> str:
     return f"{ref.writer}.{ref.seq}"

@@ -28,14 +28,14 @@ PREFIX_BYTES = _PREFIX.size
 TRAILER_BYTES = _TRAILER.size
 
 
-class Tally(NamedTuple):
+class PutTotals(NamedTuple):
     """How much a writer had put before a segment, or up to the end of a record."""
 
     records: int
     nbytes: int
 
 
-class Record(NamedTuple):
+class StoredRecord(NamedTuple):
     """A whole record, its frames viewing the buffer it was read into."""
 
     seq: int
@@ -48,42 +48,42 @@ class Record(NamedTuple):
     stored_bytes: int
 
 
-def pack_header(before: Tally) -> bytes:
-    body = _HEADER.pack(_MAGIC, before.records, before.nbytes, 0)
-    return _HEADER.pack(_MAGIC, before.records, before.nbytes, crc32(body))
+def pack_header(put_before: PutTotals) -> bytes:
+    body = _HEADER.pack(_MAGIC, put_before.records, put_before.nbytes, 0)
+    return _HEADER.pack(_MAGIC, put_before.records, put_before.nbytes, crc32(body))
 
 
-def unpack_header(data: bytes) -> Tally | None:
+def unpack_header(data: bytes) -> PutTotals | None:
     """What its writer had put before this segment, or None where it is no whole header."""
     if len(data) < _HEADER.size:
         return None
     magic, records, nbytes, checksum = _HEADER.unpack_from(data)
     if magic != _MAGIC or crc32(_HEADER.pack(magic, records, nbytes, 0)) != checksum:
         return None
-    return Tally(records, nbytes)
+    return PutTotals(records, nbytes)
 
 
 def pack_record(
-    seq: int, put_at: float, key: bytes, tag: bytes, frames: Frames, before: Tally
-) -> tuple[list[bytes | memoryview], int, Tally]:
+    seq: int, put_at: float, key: bytes, tag: bytes, frames: Frames, put_before: PutTotals
+) -> tuple[list[bytes | memoryview], int, PutTotals]:
     """The buffers that make up a record, to be written in one go; how long they are together; the tally after it."""
     sizes = [len(frame) if isinstance(frame, bytes) else frame.nbytes for frame in frames]
     nbytes = sum(sizes)
-    tally = Tally(before.records + bool(sizes), before.nbytes + nbytes)
+    put_after = PutTotals(put_before.records + bool(sizes), put_before.nbytes + nbytes)
     meta = struct.pack(f"<{len(sizes)}I", *sizes) + key + tag
     length = len(meta) + nbytes
-    stored = _PREFIX.size + length + _TRAILER.size
+    stored_bytes = _PREFIX.size + length + _TRAILER.size
     head = _PREFIX_BODY.pack(length, seq, put_at, len(key), len(tag), len(sizes)) + meta
     checksum = crc32(head)
     for frame in frames:
         checksum = crc32(frame, checksum)
     head = checksum.to_bytes(_CHECKSUM_BYTES, "little") + head
-    return [head, *frames, _pack_trailer(stored, tally)], stored, tally
+    return [head, *frames, _pack_trailer(stored_bytes, put_after)], stored_bytes, put_after
 
 
-def stored_length(prefix: memoryview | bytes) -> int:
+def stored_length(record_start: memoryview | bytes) -> int:
     """How long the record is that begins so, if it is one."""
-    return _PREFIX.size + int(_PREFIX.unpack_from(prefix)[1]) + _TRAILER.size
+    return _PREFIX.size + int(_PREFIX.unpack_from(record_start)[1]) + _TRAILER.size
 
 
 def put_time(prefix: bytes) -> float:
@@ -91,43 +91,43 @@ def put_time(prefix: bytes) -> float:
     return float(_PREFIX.unpack_from(prefix)[3])
 
 
-def unpack_record(data: memoryview, at: int = 0) -> Record | None:
+def unpack_record(data: memoryview, offset: int = 0) -> StoredRecord | None:
     """The record that begins at a place of `data`, or None where there is no whole and undamaged one."""
-    left = len(data) - at - PREFIX_BYTES
-    if left < 0:
+    available = len(data) - offset - PREFIX_BYTES
+    if available < 0:
         return None
-    checksum, length, seq, put_at, key_length, tag_length, count = _PREFIX.unpack_from(data, at)
-    sizes_at = at + PREFIX_BYTES
-    names_at = sizes_at + 4 * count
-    start = names_at + key_length + tag_length
-    end = sizes_at + length
-    if left - length < TRAILER_BYTES or start > end:
+    checksum, length, seq, put_at, key_length, tag_length, count = _PREFIX.unpack_from(data, offset)
+    sizes_start = offset + PREFIX_BYTES
+    key_start = sizes_start + 4 * count
+    frames_start = key_start + key_length + tag_length
+    end = sizes_start + length
+    if available - length < TRAILER_BYTES or frames_start > end:
         return None
-    stored = PREFIX_BYTES + length + TRAILER_BYTES
-    if crc32(data[at + _CHECKSUM_BYTES : end]) != checksum:
+    stored_bytes = PREFIX_BYTES + length + TRAILER_BYTES
+    if crc32(data[offset + _CHECKSUM_BYTES : end]) != checksum:
         return None
-    if _TRAILER_START.unpack_from(data, end) != (_TRAILER_MAGIC, stored):
+    if _TRAILER_START.unpack_from(data, end) != (_TRAILER_MAGIC, stored_bytes):
         return None
-    sizes = struct.unpack_from(f"<{count}I", data, sizes_at)
-    key = str(data[names_at : names_at + key_length], "utf-8", "surrogatepass")
-    tag = str(data[names_at + key_length : start], "utf-8", "surrogatepass") if tag_length else ""
-    frames, frame_at = [], start
+    sizes = struct.unpack_from(f"<{count}I", data, sizes_start)
+    key = str(data[key_start : key_start + key_length], "utf-8", "surrogatepass")
+    tag = str(data[key_start + key_length : frames_start], "utf-8", "surrogatepass") if tag_length else ""
+    frames, frame_start = [], frames_start
     for size in sizes:
-        frames.append(data[frame_at : frame_at + size])
-        frame_at += size
-    return Record(seq, put_at, key, tag, tuple(frames), frame_at - start, stored)
+        frames.append(data[frame_start : frame_start + size])
+        frame_start += size
+    return StoredRecord(seq, put_at, key, tag, tuple(frames), frame_start - frames_start, stored_bytes)
 
 
-def unpack_tally(trailer: memoryview | bytes) -> Tally | None:
+def unpack_put_totals(trailer: memoryview | bytes) -> PutTotals | None:
     """What the last 32 bytes of a record say, or None where they are not its end."""
     if len(trailer) < _TRAILER.size:
         return None
     magic, _, records, nbytes, checksum = _TRAILER.unpack_from(trailer)
     if magic != _TRAILER_MAGIC or crc32(memoryview(trailer)[: _TRAILER_BODY.size]) != checksum:
         return None
-    return Tally(records, nbytes)
+    return PutTotals(records, nbytes)
 
 
-def _pack_trailer(stored: int, tally: Tally) -> bytes:
-    body = _TRAILER_BODY.pack(_TRAILER_MAGIC, stored, tally.records, tally.nbytes)
+def _pack_trailer(stored_bytes: int, put_totals: PutTotals) -> bytes:
+    body = _TRAILER_BODY.pack(_TRAILER_MAGIC, stored_bytes, put_totals.records, put_totals.nbytes)
     return body + crc32(body).to_bytes(_TRAILER.size - _TRAILER_BODY.size, "little")

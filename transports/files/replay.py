@@ -10,33 +10,33 @@ from pathlib import Path
 
 from transports.base import DeadLetter, Delivery, Frames, Peeked, Queue, QueueStats
 from transports.errors import QueueClosed, QueueError
-from transports.files.backlog import Backlog
-from transports.files.dead_letters import DeadLetters
-from transports.files.directory import Layout, SegmentName, list_lanes, open_layout
+from transports.files.backlog import BacklogCounter
+from transports.files.dead_letters import DeadLetterStore
+from transports.files.directory import QueueDirectory, SegmentName, list_segments_by_writer, open_queue_directory
 from transports.files.lanes import read_lane
 from transports.files.peeking import peek_backlog
-from transports.files.records import Record
+from transports.files.records import StoredRecord
 from transports.urls import QueueOptions
 
-_READ_AHEAD = 16
+_READ_AHEAD_RECORDS = 16
 
 
-class ReplayedQueue(Queue):
+class ReplayQueue(Queue):
     """Gives every record that is still on the disk once, in the order of the puts within a lane, and then None."""
 
     ends = True
 
     def __init__(self, url: str, root: Path, options: QueueOptions, consume: Sequence[int] | None) -> None:
         super().__init__(url, options)
-        self._layout = open_layout(url, root, options.partitions)
-        self._backlog = Backlog(self._layout)
+        self._queue_dir = open_queue_directory(url, root, options.partitions)
+        self._backlog = BacklogCounter(self._queue_dir)
         lanes = [
-            _lane(self._layout, index, names)
-            for index in self._check_consume(consume, self._layout.partitions)
-            for names in list_lanes(self._layout.partition(index))
+            _read_partition_lane(self._queue_dir, index, segments)
+            for index in self._resolve_partitions(consume, self._queue_dir.partitions)
+            for segments in list_segments_by_writer(self._queue_dir.partition_dir(index))
         ]
-        self._records = heapq.merge(*lanes, key=lambda found: found[2].put_at)
-        self._ahead: list[tuple[int, str, Record]] = []
+        self._records = heapq.merge(*lanes, key=lambda entry: entry[2].put_at)
+        self._buffer: list[tuple[int, str, StoredRecord]] = []
         self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
@@ -45,11 +45,11 @@ class ReplayedQueue(Queue):
     async def receive(self, *, timeout: float) -> Delivery | None:
         if self._closed:
             raise QueueClosed(f"{self.url}: this handle is closed")
-        if not self._ahead:
-            self._ahead = await asyncio.to_thread(lambda: list(islice(self._records, _READ_AHEAD))[::-1])
-        if not self._ahead:
+        if not self._buffer:
+            self._buffer = await asyncio.to_thread(lambda: list(islice(self._records, _READ_AHEAD_RECORDS))[::-1])
+        if not self._buffer:
             return None
-        index, writer, record = self._ahead.pop()
+        index, writer, record = self._buffer.pop()
         return Delivery(
             frames=record.frames,
             key=record.key,
@@ -78,18 +78,20 @@ class ReplayedQueue(Queue):
         return await asyncio.to_thread(self._backlog.measure)
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
-        return await asyncio.to_thread(DeadLetters(self._layout).read, limit)
+        return await asyncio.to_thread(DeadLetterStore(self._queue_dir).read, limit)
 
     async def discard(self, letter: DeadLetter) -> None:
         raise QueueError(f"{self.url}: a queue that is replayed is read only")
 
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
-        return await asyncio.to_thread(peek_backlog, self._layout, limit)
+        return await asyncio.to_thread(peek_backlog, self._queue_dir, limit)
 
     async def aclose(self) -> None:
         self._closed = True
 
 
-def _lane(layout: Layout, index: int, names: list[SegmentName]) -> Iterator[tuple[int, str, Record]]:
-    for record in read_lane(layout.partition(index), names):
-        yield index, names[0].writer, record
+def _read_partition_lane(
+    queue_dir: QueueDirectory, index: int, segments: list[SegmentName]
+) -> Iterator[tuple[int, str, StoredRecord]]:
+    for record in read_lane(queue_dir.partition_dir(index), segments):
+        yield index, segments[0].writer, record

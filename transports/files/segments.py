@@ -11,8 +11,8 @@ from pathlib import Path
 
 from transports.base import Frames
 from transports.errors import QueueStorageError
-from transports.files.directory import SegmentName, new_name, sync_directory
-from transports.files.records import Tally, pack_header, pack_record
+from transports.files.directory import SegmentName, new_random_id, sync_directory
+from transports.files.records import PutTotals, pack_header, pack_record
 
 _MAX_BUFFERS = 512
 """Below what one pwritev takes on any system."""
@@ -25,13 +25,13 @@ class SegmentWriter:
         self._directory = directory
         self._segment_bytes = segment_bytes
         self._lock = threading.Lock()
-        self._writer = new_name()
-        self._tally = Tally(0, 0)
+        self._writer_id = new_random_id()
+        self._put_totals = PutTotals(0, 0)
         self._fd: int | None = None
         self._end = 0
-        self._dirty = False
-        self._names_dirty = False
-        self._full_and_dirty: list[int] = []
+        self._unsynced = False
+        self._new_files_unsynced = False
+        self._full_unsynced_fds: list[int] = []
 
     def append(self, frames: Frames, key: str, tag: str) -> int:
         """Write one record; its sequence number. Where the medium refuses, nothing of it stays."""
@@ -39,28 +39,28 @@ class SegmentWriter:
             try:
                 self._append(frames, key.encode("utf-8", "surrogatepass"), tag.encode("utf-8", "surrogatepass"))
             except OSError as error:
-                raise self._refusal(error) from error
-            return self._tally.records - 1
+                raise self._storage_error(error) from error
+            return self._put_totals.records - 1
 
     def sync(self) -> None:
         """Return once everything that was appended before the call survives a power loss."""
         with self._lock:
-            if not self._dirty:
+            if not self._unsynced:
                 return
-            fds, self._full_and_dirty = self._full_and_dirty, []
+            fds, self._full_unsynced_fds = self._full_unsynced_fds, []
             if self._fd is not None:
                 fds.append(os.dup(self._fd))
-            new_names, self._names_dirty, self._dirty = self._names_dirty, False, False
+            sync_new_files, self._new_files_unsynced, self._unsynced = self._new_files_unsynced, False, False
         try:
             # Not under the lock: records are appended while the medium is busy with the earlier ones.
             for fd in fds:
                 os.fsync(fd)
-            if new_names:
+            if sync_new_files:
                 sync_directory(self._directory)
         except OSError as error:
             with self._lock:
-                self._abandon()
-            raise self._refusal(error) from error
+                self._start_new_writer()
+            raise self._storage_error(error) from error
         finally:
             for fd in fds:
                 os.close(fd)
@@ -72,31 +72,33 @@ class SegmentWriter:
                 # On a full disk the segment merely stays after its records are acked.
                 with contextlib.suppress(OSError):
                     self._append((), b"", b"")
-            for fd in [*self._full_and_dirty, *([] if self._fd is None else [self._fd])]:
+            for fd in [*self._full_unsynced_fds, *([] if self._fd is None else [self._fd])]:
                 os.close(fd)
-            self._fd, self._full_and_dirty = None, []
+            self._fd, self._full_unsynced_fds = None, []
 
     def _append(self, frames: Frames, key: bytes, tag: bytes) -> None:
         if self._fd is None or self._end >= self._segment_bytes:
             self._open_segment()
         assert self._fd is not None
-        buffers, length, tally = pack_record(self._tally.records, time.time(), key, tag, frames, self._tally)
+        buffers, length, put_totals = pack_record(
+            self._put_totals.records, time.time(), key, tag, frames, self._put_totals
+        )
         if len(buffers) > _MAX_BUFFERS:
             buffers = [b"".join(buffers)]
         try:
             if os.pwritev(self._fd, buffers, self._end) != length:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
-            self._cut_back(self._fd)
+            self._truncate_to_end(self._fd)
             raise
         self._end += length
-        self._tally = tally
-        self._dirty = True
+        self._put_totals = put_totals
+        self._unsynced = True
 
     def _open_segment(self) -> None:
-        path = self._directory / str(SegmentName(self._writer, self._tally.records))
+        path = self._directory / str(SegmentName(self._writer_id, self._put_totals.records))
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        header = pack_header(self._tally)
+        header = pack_header(self._put_totals)
         try:
             if os.pwrite(fd, header, 0) != len(header):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -105,22 +107,22 @@ class SegmentWriter:
             path.unlink()
             raise
         if self._fd is not None:
-            self._full_and_dirty.append(self._fd)
-        self._fd, self._end, self._names_dirty = fd, len(header), True
+            self._full_unsynced_fds.append(self._fd)
+        self._fd, self._end, self._new_files_unsynced = fd, len(header), True
 
-    def _cut_back(self, fd: int) -> None:
+    def _truncate_to_end(self, fd: int) -> None:
         try:
             os.ftruncate(fd, self._end)
         except OSError:
-            self._abandon()
+            self._start_new_writer()
 
-    def _abandon(self) -> None:
+    def _start_new_writer(self) -> None:
         """Go on as another writer, in another file: what this one holds beyond its synced or whole part is unknown."""
         if self._fd is not None:
             os.close(self._fd)
-        self._fd, self._writer, self._tally = None, new_name(), Tally(0, 0)
+        self._fd, self._writer_id, self._put_totals = None, new_random_id(), PutTotals(0, 0)
 
-    def _refusal(self, error: OSError) -> QueueStorageError:
+    def _storage_error(self, error: OSError) -> QueueStorageError:
         return QueueStorageError(
             f"{self._directory}: record not accepted: {error.strerror}. What was accepted before is intact. "
             "Make room, then put it again."

@@ -10,32 +10,32 @@ from typing import Protocol
 from transports.errors import QueueStorageError
 from transports.files.segments import SegmentWriter
 
-_BATCH_SECONDS = 0.05
+_BATCH_INTERVAL_SECONDS = 0.05
 
 
-class EverySync:
+class AlwaysSync:
     """`always`: a put returns after an fsync that began after it; puts that wait together share one."""
 
     def __init__(self) -> None:
-        self._running: dict[SegmentWriter, asyncio.Task[None]] = {}
-        self._next: dict[SegmentWriter, asyncio.Task[None]] = {}
+        self._running_syncs: dict[SegmentWriter, asyncio.Task[None]] = {}
+        self._queued_syncs: dict[SegmentWriter, asyncio.Task[None]] = {}
 
-    def raise_failure(self) -> None:
+    def raise_pending_error(self) -> None:
         """Every put learns of its own."""
 
-    async def written(self, writer: SegmentWriter) -> None:
-        if writer not in self._next:
-            self._next[writer] = asyncio.create_task(self._sync_after(writer, self._running.get(writer)))
-        await asyncio.shield(self._next[writer])
+    async def after_write(self, writer: SegmentWriter) -> None:
+        if writer not in self._queued_syncs:
+            self._queued_syncs[writer] = asyncio.create_task(self._sync_after(writer, self._running_syncs.get(writer)))
+        await asyncio.shield(self._queued_syncs[writer])
 
     async def close(self, writers: Sequence[SegmentWriter]) -> None:
         for writer in writers:
             await asyncio.to_thread(writer.sync)
 
-    async def _sync_after(self, writer: SegmentWriter, running: asyncio.Task[None] | None) -> None:
-        if running is not None:
-            await asyncio.wait([running])
-        self._running[writer] = self._next.pop(writer)
+    async def _sync_after(self, writer: SegmentWriter, running_sync: asyncio.Task[None] | None) -> None:
+        if running_sync is not None:
+            await asyncio.wait([running_sync])
+        self._running_syncs[writer] = self._queued_syncs.pop(writer)
         await asyncio.to_thread(writer.sync)
 
 
@@ -44,17 +44,17 @@ class BatchSync:
 
     def __init__(self) -> None:
         self._writers: list[SegmentWriter] = []
-        self._failed: QueueStorageError | None = None
+        self._pending_error: QueueStorageError | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def raise_failure(self) -> None:
+    def raise_pending_error(self) -> None:
         """Raise what went wrong with earlier records, once: they may not have reached the medium."""
-        if self._failed is not None:
-            failed, self._failed = self._failed, None
-            raise failed
+        if self._pending_error is not None:
+            error, self._pending_error = self._pending_error, None
+            raise error
 
-    async def written(self, writer: SegmentWriter) -> None:
+    async def after_write(self, writer: SegmentWriter) -> None:
         if writer not in self._writers:
             self._writers.append(writer)
         if self._thread is None:
@@ -69,21 +69,21 @@ class BatchSync:
             await asyncio.to_thread(writer.sync)
 
     def _keep_syncing(self) -> None:
-        while not self._stop.wait(_BATCH_SECONDS):
+        while not self._stop.wait(_BATCH_INTERVAL_SECONDS):
             for writer in list(self._writers):
                 try:
                     writer.sync()
                 except QueueStorageError as error:
-                    self._failed = error
+                    self._pending_error = error
 
 
-class NoSync:
+class NeverSync:
     """`never`: the system decides when."""
 
-    def raise_failure(self) -> None:
+    def raise_pending_error(self) -> None:
         """There is none."""
 
-    async def written(self, writer: SegmentWriter) -> None:
+    async def after_write(self, writer: SegmentWriter) -> None:
         """Nothing is waited for."""
 
     async def close(self, writers: Sequence[SegmentWriter]) -> None:
@@ -93,9 +93,9 @@ class NoSync:
 class SyncMode(Protocol):
     """What a put does before and after it wrote, and a handle when it closes."""
 
-    def raise_failure(self) -> None: ...
-    async def written(self, writer: SegmentWriter) -> None: ...
+    def raise_pending_error(self) -> None: ...
+    async def after_write(self, writer: SegmentWriter) -> None: ...
     async def close(self, writers: Sequence[SegmentWriter]) -> None: ...
 
 
-SYNC_MODES: dict[str, type[SyncMode]] = {"always": EverySync, "batch": BatchSync, "never": NoSync}
+SYNC_MODES: dict[str, type[SyncMode]] = {"always": AlwaysSync, "batch": BatchSync, "never": NeverSync}

@@ -18,19 +18,19 @@ from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, 
 from transports.errors import QueueClosed, QueueURLError
 from transports.redis_streams import scripts
 from transports.redis_streams.consumers import (
-    Entry,
     StreamConsumer,
-    StreamPartition,
+    StreamEntry,
+    StreamPartitionConsumer,
     StreamSettings,
-    StreamSingles,
+    StreamSingleRecordConsumer,
+    decode_text,
+    encode_text,
     join_frames,
-    text,
-    utf8,
 )
-from transports.redis_streams.server import Server
+from transports.redis_streams.server import RedisClient
 from transports.urls import QueueOptions, parse_queue_url, without_password
 
-_POLL = (0.002, 0.02)
+_POLL_SECONDS = (0.002, 0.02)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,9 @@ class RedisQueue(Queue):
         _, options = parse_queue_url(url, RedisOptions)
         super().__init__(without_password(url), options)
         self._prefix = f"{{{options.stream}}}"
-        self._asked_for = consume
-        self._kind = StreamPartition if lease == "partition" else StreamSingles
-        self._server = Server(url, options.ca_file)
+        self._consume = consume
+        self._consumer_class = StreamPartitionConsumer if lease == "partition" else StreamSingleRecordConsumer
+        self._server = RedisClient(url, options.ca_file)
         self._settings = StreamSettings(
             queue=self,
             server=self._server,
@@ -64,62 +64,62 @@ class RedisQueue(Queue):
             holder=token_hex(8),
             lease_ms=round(1000 * options.lease_time),
         )
-        self._renewal = self._server.renewal(options.lease_time)
-        self._writer = f"{self._prefix}:writer:{token_hex(8)}"
-        self._puts = 0
+        self._lease_renewer = self._server.new_lease_renewer(options.lease_time)
+        self._writer_key = f"{self._prefix}:writer:{token_hex(8)}"
+        self._put_count = 0
         self._partitions = 0
         self._consumers: dict[int, StreamConsumer] = {}
-        self._turn: deque[StreamConsumer] = deque()
-        self._opening, self._putting, self._receiving = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
-        self._fetch: asyncio.Task[Delivery | None] | None = None
+        self._rotation: deque[StreamConsumer] = deque()
+        self._open_lock, self._put_lock, self._receive_lock = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
+        self._fetch_task: asyncio.Task[Delivery | None] | None = None
         self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
-        nbytes = self._acceptable_nbytes(frames)
+        nbytes = self._check_record_size(frames)
         await self._open()
         stream = f"{self._prefix}:p{partition_of(key, self._partitions)}"
-        fields = {"k": utf8(key), "t": utf8(tag), "d": join_frames(frames)}
-        keys = [stream, f"{self._prefix}:totals", self._writer]
+        fields = {"k": encode_text(key), "t": encode_text(tag), "d": join_frames(frames)}
+        keys = [stream, f"{self._prefix}:totals", self._writer_key]
         # One at a time: the server knows a repeated put by its number, which is that of this producer's last one.
-        async with self._putting:
-            self._puts += 1
-            args = [self._puts, nbytes, self._hard_limit]
-            accepted, records, backlog = await self._server.add(stream, fields, scripts.PUT, keys, args)
+        async with self._put_lock:
+            self._put_count += 1
+            args = [self._put_count, nbytes, self._hard_limit]
+            accepted, records, backlog = await self._server.add_entry(stream, fields, scripts.ACCOUNT_PUT, keys, args)
         if not accepted:
-            raise self._queue_full(nbytes, records, backlog)
+            raise self._queue_full_error(nbytes, records, backlog)
 
     async def receive(self, *, timeout: float) -> Delivery | None:
         deadline = time.monotonic() + timeout
         await self._open()
-        pause, longest = _POLL
+        delay, max_delay = _POLL_SECONDS
         while True:
-            async with self._receiving:
+            async with self._receive_lock:
                 self._check_open()
-                delivery = await self._fetched()
-            left = deadline - time.monotonic()
-            if delivery is not None or left <= 0:
+                delivery = await self._fetch_next()
+            remaining = deadline - time.monotonic()
+            if delivery is not None or remaining <= 0:
                 return delivery
-            await asyncio.sleep(min(pause, left))
-            pause = min(1.5 * pause, longest)
+            await asyncio.sleep(min(delay, remaining))
+            delay = min(1.5 * delay, max_delay)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         await self._open()
         stale = [delivery for delivery in deliveries if delivery.queue is not self]
         for index in {delivery.partition for delivery in deliveries}:
             group = [d for d in deliveries if d.partition == index and d.queue is self]
-            stale += await self._consumers[index].settle(group)
+            stale += await self._consumers[index].ack(group)
         if stale:
-            raise self._stale_lease(stale)
+            raise self._stale_lease_error(stale)
 
     async def nack(self, delivery: Delivery, delay: float) -> None:
         await self._open()
-        if delivery.queue is not self or not await self._consumers[delivery.partition].give_back(delivery, delay):
-            raise self._stale_lease([delivery])
+        if delivery.queue is not self or not await self._consumers[delivery.partition].nack(delivery, delay):
+            raise self._stale_lease_error([delivery])
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
         await self._open()
         if delivery.queue is not self or not await self._consumers[delivery.partition].reject(delivery, reason):
-            raise self._stale_lease([delivery])
+            raise self._stale_lease_error([delivery])
 
     async def release(self) -> None:
         await self._open()
@@ -129,10 +129,10 @@ class RedisQueue(Queue):
     def holder(self) -> str:
         return self._settings.holder
 
-    async def disown(self, holder: str) -> None:
+    async def expire_leases(self, holder: str) -> None:
         await self._open()
         for consumer in self._consumers.values():
-            await consumer.disown(holder)
+            await consumer.expire_leases(holder)
 
     async def stats(self) -> QueueStats:
         await self._open()
@@ -150,74 +150,88 @@ class RedisQueue(Queue):
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
         await self._open()
         letters = []
-        for id_, fields in await self._server.run(scripts.DEAD, [f"{self._prefix}:dead"], [limit]):
-            entry = Entry(id_, False, fields[3], fields[5], fields[7])
-            letters.append(DeadLetter(text(id_), entry.frames, text(entry.key), text(entry.tag), text(fields[1])))
+        for id_, fields in await self._server.run(scripts.DEAD_LETTERS, [f"{self._prefix}:dead"], [limit]):
+            entry = StreamEntry(id_, False, fields[3], fields[5], fields[7])
+            letters.append(
+                DeadLetter(
+                    decode_text(id_),
+                    entry.frames,
+                    decode_text(entry.key),
+                    decode_text(entry.tag),
+                    decode_text(fields[1]),
+                )
+            )
         return letters
 
     async def discard(self, letter: DeadLetter) -> None:
         await self._open()
-        await self._server.run(scripts.DISCARD, [f"{self._prefix}:dead"], [letter.id])
+        await self._server.run(scripts.DISCARD_DEAD_LETTER, [f"{self._prefix}:dead"], [letter.id])
 
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
         await self._open()
         streams = [f"{self._prefix}:p{index}" for index in range(self._partitions)]
         keys = [key for stream in streams for key in (stream, f"{stream}:epoch", f"{stream}:delivered")]
-        found = []
+        peeked = []
         for index, delivered, id_, fields in await self._server.run(scripts.PEEK, keys, [limit]):
-            entry = Entry(id_, bool(delivered), fields[1], fields[3], fields[5])
-            place = (index, entry.position, entry.redelivered)
-            found.append(Peeked(entry.frames, text(entry.key), text(entry.tag), *place))
-        return found
+            entry = StreamEntry(id_, bool(delivered), fields[1], fields[3], fields[5])
+            location = (index, entry.position, entry.redelivered)
+            peeked.append(Peeked(entry.frames, decode_text(entry.key), decode_text(entry.tag), *location))
+        return peeked
 
     async def aclose(self) -> None:
         if self._closed:
             return
         self._closed = True
-        await asyncio.to_thread(self._renewal.close)
+        await asyncio.to_thread(self._lease_renewer.close)
         try:
             await self._release()
         finally:
             await self._server.aclose()
 
-    async def _fetched(self) -> Delivery | None:
-        """What `_next` brings, kept for the next caller when this one is cancelled: the server has lent it already."""
-        if self._fetch is None:
-            self._fetch = asyncio.create_task(self._next())
-        await asyncio.wait([self._fetch])
-        fetch, self._fetch = self._fetch, None
-        return fetch.result()
+    async def _fetch_next(self) -> Delivery | None:
+        """What `_next_delivery` brings, kept for the next caller when this one is cancelled: the server has lent it."""
+        if self._fetch_task is None:
+            self._fetch_task = asyncio.create_task(self._next_delivery())
+        await asyncio.wait([self._fetch_task])
+        task, self._fetch_task = self._fetch_task, None
+        return task.result()
 
-    async def _next(self) -> Delivery | None:
-        for _ in range(len(self._turn)):
-            delivery = await self._turn[0].next()
-            self._renewal.cover({key: value for consumer in self._turn for key, value in consumer.leases().items()})
+    async def _next_delivery(self) -> Delivery | None:
+        for _ in range(len(self._rotation)):
+            delivery = await self._rotation[0].next_delivery()
+            self._lease_renewer.set_leases(
+                {key: value for consumer in self._rotation for key, value in consumer.leases().items()}
+            )
             if delivery is not None:
                 return delivery
-            self._turn.rotate(-1)
+            self._rotation.rotate(-1)
         return None
 
     async def _release(self) -> None:
-        async with self._receiving:
-            if self._fetch is not None:
-                await asyncio.wait([self._fetch])
-                self._fetch = None
-            for consumer in self._turn:
+        async with self._receive_lock:
+            if self._fetch_task is not None:
+                await asyncio.wait([self._fetch_task])
+                self._fetch_task = None
+            for consumer in self._rotation:
                 await consumer.release()
 
     async def _open(self) -> None:
         """Create the queue where there is none yet, and learn how many partitions it has."""
         self._check_open()
-        async with self._opening:
+        async with self._open_lock:
             if self._partitions:
                 return
-            wanted = self._options.partitions
-            found = await self._server.run(scripts.CREATE, [f"{self._prefix}:queue"], [wanted or 1, self._prefix])
-            if wanted not in (None, found):
-                raise QueueURLError(f"{self.url}: the queue was created with partitions={found}")
-            self._consumers = {index: self._kind(self._settings, index) for index in range(found)}
-            self._turn.extend(self._consumers[index] for index in self._check_consume(self._asked_for, found))
-            self._partitions = found
+            requested = self._options.partitions
+            partitions = await self._server.run(
+                scripts.CREATE_QUEUE, [f"{self._prefix}:queue"], [requested or 1, self._prefix]
+            )
+            if requested not in (None, partitions):
+                raise QueueURLError(f"{self.url}: the queue was created with partitions={partitions}")
+            self._consumers = {index: self._consumer_class(self._settings, index) for index in range(partitions)}
+            self._rotation.extend(
+                self._consumers[index] for index in self._resolve_partitions(self._consume, partitions)
+            )
+            self._partitions = partitions
 
     def _check_open(self) -> None:
         if self._closed:

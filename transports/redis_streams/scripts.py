@@ -16,7 +16,7 @@ A server that is out of memory refuses a script's first command that may take me
 scripts for it begin with a write that takes none (PERSIST); those that follow it are then let through.
 """
 
-CREATE = """
+CREATE_QUEUE = """
 redis.call('HSETNX', KEYS[1], 'partitions', ARGV[1])
 local partitions = tonumber(redis.call('HGET', KEYS[1], 'partitions'))
 for index = 0, partitions - 1 do
@@ -27,7 +27,7 @@ return partitions
 
 # Follows, in one transaction, the XADD of a record: takes it back if it repeats a put that was stored, or is too much,
 # and else accounts for it. So the record itself need not pass through a script.
-PUT = """
+ACCOUNT_PUT = """
 local stream, totals, writer = KEYS[1], KEYS[2], KEYS[3]
 local number, nbytes, limit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local repeated = redis.call('GET', writer) == number
@@ -46,7 +46,7 @@ return {1, 0, 0}
 
 # Up to where the records of a partition were delivered, or must be taken to have been: what its last holders said, or
 # what was read by one that may have died.
-_DELIVERED = """
+_DELIVERED_FUNCTIONS = """
 local function is_after(a, b)
   local a_ms, a_number = string.match(a, '(%d+)-(%d+)')
   local b_ms, b_number = string.match(b, '(%d+)-(%d+)')
@@ -67,8 +67,8 @@ end
 # Lease a partition: make a consumer group that nobody had, which begins with the oldest record there is (what is acked
 # is deleted), and remove the one before, without which its holder can neither read nor ack. Answers the epoch, 0 if
 # another holds it, and up to where records may have been delivered.
-ACQUIRE = (
-    _DELIVERED
+LEASE_PARTITION = (
+    _DELIVERED_FUNCTIONS
     + """
 local stream, lease, epoch, delivered = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 if redis.call('EXISTS', lease) == 1 then return {0, ''} end
@@ -85,7 +85,7 @@ return {mine, upto}
 )
 
 # Give a partition back, and say up to where its records really were delivered.
-RELEASE = """
+RELEASE_PARTITION = """
 local stream, lease, epoch, delivered = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 if redis.call('GET', epoch) ~= ARGV[1] then return end
 redis.call('DEL', lease)
@@ -124,7 +124,7 @@ return {{got[1][2][1][1], 0, got[1][2][1][2]}}
 
 # Ack, then delete, and account for both; answers the ids that are not this consumer's any more. `guard` is the epoch
 # of the partition, or the name of a consumer of single records. Those that nobody has pending were settled before.
-SETTLE = """
+ACK = """
 local stream, epoch, totals, by_epoch, guard = KEYS[1], KEYS[2], KEYS[3], ARGV[1] == 'partition', ARGV[2]
 local group = by_epoch and 'e' .. guard or 'c'
 redis.call('PERSIST', totals)
@@ -148,7 +148,7 @@ return stale
 """
 
 # Whether a record is still this consumer's; with a reason, it becomes a dead letter. Settling it is another call.
-HOLD = """
+CHECK_UNACKED = """
 local stream, epoch, dead = KEYS[1], KEYS[2], KEYS[3]
 local by_epoch, guard, id, reason = ARGV[1] == 'partition', ARGV[2], ARGV[3], ARGV[4]
 if by_epoch and redis.call('GET', epoch) ~= guard then return 0 end
@@ -163,29 +163,29 @@ return 1
 """
 
 # Deliver a record again that this consumer had given back to itself for later.
-AGAIN = """
+REDELIVER = """
 redis.call('PERSIST', KEYS[2])
 redis.call('HINCRBY', KEYS[2], 'redeliveries', 1)
 return redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])
 """
 
-REDELIVERED = """
+COUNT_REDELIVERIES = """
 redis.call('PERSIST', KEYS[1])
 return redis.call('HINCRBY', KEYS[1], 'redeliveries', ARGV[1])
 """
 
 # Pass a record to a consumer that never lives, so that the next who asks adopts it.
-GIVE_BACK = """
+NACK = """
 return redis.call('XCLAIM', KEYS[1], 'c', 'returned', 0, ARGV[1], 'JUSTID')
 """
 
 # A consumer of single records lives no longer.
-FORGET = """
+END_CONSUMER = """
 return redis.call('DEL', KEYS[1])
 """
 
 # A handle is known to be dead: whatever it leased, of the whole partition or of single records, is free.
-DISOWN = """
+EXPIRE_LEASES = """
 local stream, lease, holder, prefix = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
 if redis.call('GET', lease) == holder then redis.call('DEL', lease) end
 for _, owner in ipairs(redis.call('XPENDING', stream, 'c')[4] or {}) do
@@ -194,24 +194,24 @@ end
 """
 
 # One renewal for everything that a handle has, however many records are pending. A lease that has expired stays so.
-RENEW = """
+RENEW_LEASES = """
 for at = 1, #KEYS do
   if redis.call('GET', KEYS[at]) == ARGV[at + 1] then redis.call('PEXPIRE', KEYS[at], ARGV[1]) end
 end
 """
 
-DEAD = """
+DEAD_LETTERS = """
 return redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[1])
 """
 
 # A dead letter is not wanted any more.
-DISCARD = """
+DISCARD_DEAD_LETTER = """
 return redis.call('XDEL', KEYS[1], ARGV[1])
 """
 
 # The oldest records of all partitions: of each its partition, whether it was delivered, its id and its fields.
 PEEK = (
-    _DELIVERED
+    _DELIVERED_FUNCTIONS
     + """
 local heads, upto, found = {}, {}, {}
 local function move_on(at, from)

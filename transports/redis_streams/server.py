@@ -21,146 +21,150 @@ from transports.errors import QueueStorageError
 from transports.redis_streams import scripts
 from transports.urls import without_password
 
-Fields: TypeAlias = tuple[bytes, dict[bytes, bytes]]
+RawEntry: TypeAlias = tuple[bytes, dict[bytes, bytes]]
 """The id of a record and its fields."""
 
 RETRY_SECONDS = 30.0
-_RETRY_PAUSE = (0.02, 0.5)
-_SOCKET_SECONDS = 15.0
-_LOST = (redis.ConnectionError, redis.TimeoutError, OSError)
+_RETRY_DELAY_SECONDS = (0.02, 0.5)
+_SOCKET_TIMEOUT = 15.0
+_CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError, OSError)
 
 
 def server_url(url: str) -> tuple[str, dict[str, Any]]:
     """The URL without our options, and what the environment adds: REDIS_USERNAME and REDIS_PASSWORD."""
     parts = urlsplit(url)
-    credentials: dict[str, Any] = {}
+    login_options: dict[str, Any] = {}
     if parts.password is None and os.environ.get("REDIS_PASSWORD"):
-        credentials["password"] = os.environ["REDIS_PASSWORD"]
+        login_options["password"] = os.environ["REDIS_PASSWORD"]
         if parts.username is None and os.environ.get("REDIS_USERNAME"):
-            credentials["username"] = os.environ["REDIS_USERNAME"]
-    return urlunsplit(parts._replace(query="")), credentials
+            login_options["username"] = os.environ["REDIS_USERNAME"]
+    return urlunsplit(parts._replace(query="")), login_options
 
 
-class Server:
+class RedisClient:
     """Runs scripts for one handle, on its event loop."""
 
     def __init__(self, url: str, ca_file: str) -> None:
         self.url = without_password(url)
-        address, options = server_url(url)
+        address, client_options = server_url(url)
         if ca_file:
-            options["ssl_ca_certs"] = ca_file
-        options |= {"socket_timeout": _SOCKET_SECONDS, "socket_connect_timeout": _SOCKET_SECONDS, "protocol": 2}
-        self._connect: Callable[[], Any] = lambda: redis.asyncio.Redis.from_url(address, **options)
-        self._connect_renewal: Callable[[], Any] = lambda: redis.Redis.from_url(address, **options)
+            client_options["ssl_ca_certs"] = ca_file
+        client_options |= {"socket_timeout": _SOCKET_TIMEOUT, "socket_connect_timeout": _SOCKET_TIMEOUT, "protocol": 2}
+        self._new_client: Callable[[], Any] = lambda: redis.asyncio.Redis.from_url(address, **client_options)
+        self._new_sync_client: Callable[[], Any] = lambda: redis.Redis.from_url(address, **client_options)
         self._client: Any = None
-        self._scripts: dict[str, Any] = {}
+        self._registered_scripts: dict[str, Any] = {}
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Any] = ()) -> Any:
         """Run a script. Raises QueueStorageError."""
-        return await self._persist(lambda: self._script(script)(keys=keys, args=args))
+        return await self._retry(lambda: self._get_script(script)(keys=keys, args=args))
 
-    async def add(
+    async def add_entry(
         self, stream: str, fields: dict[str, Any], script: str, keys: Sequence[str], args: Sequence[Any]
     ) -> Any:
         """Add a record to a stream and run a script over that, as one transaction; the answer of the script."""
 
         async def transaction() -> Any:
-            async with self._connected().pipeline(transaction=True) as pipeline:
+            async with self._get_client().pipeline(transaction=True) as pipeline:
                 # By its text: a script that the server does not know must not fail behind an XADD that has happened.
                 pipeline.xadd(stream, fields).eval(script, len(keys), *keys, *args)
                 return (await pipeline.execute())[1]
 
-        return await self._persist(transaction)
+        return await self._retry(transaction)
 
-    async def read(self, stream: str, group: str, consumer: str, last: str, count: int) -> list[Fields] | None:
-        """What is new in a consumer group, after its record `last`; None if the group is there no longer."""
+    async def read_group(
+        self, stream: str, group: str, consumer: str, after_id: str, count: int
+    ) -> list[RawEntry] | None:
+        """What is new in a consumer group, after its record `after_id`; None if the group is there no longer."""
 
-        async def both() -> Any:
-            async with self._connected().pipeline(transaction=False) as pipeline:
+        async def read_missed_and_new() -> Any:
+            async with self._get_client().pipeline(transaction=False) as pipeline:
                 # First what the server gave out before, in an answer that never arrived.
-                pipeline.xreadgroup(group, consumer, {stream: last}, count=count)
+                pipeline.xreadgroup(group, consumer, {stream: after_id}, count=count)
                 pipeline.xreadgroup(group, consumer, {stream: ">"}, count=count)
                 return await pipeline.execute()
 
         try:
-            missed, new = await self._persist(both, expected="NOGROUP")
+            missed, new = await self._retry(read_missed_and_new, expected_refusal="NOGROUP")
         except LookupError:
             return None
-        return [entry for found in (missed, new) if found for entry in found[0][1]]
+        return [entry for answer in (missed, new) if answer for entry in answer[0][1]]
 
-    async def _persist(self, call: Callable[[], Awaitable[Any]], expected: str | None = None) -> Any:
+    async def _retry(self, call: Callable[[], Awaitable[Any]], expected_refusal: str | None = None) -> Any:
         """Make a call, again and again while the server is away. LookupError for the refusal that is expected."""
         deadline = time.monotonic() + RETRY_SECONDS
-        pause, longest = _RETRY_PAUSE
+        delay, max_delay = _RETRY_DELAY_SECONDS
         while True:
             try:
                 return await call()
             except redis.exceptions.AuthenticationError as error:
                 raise QueueStorageError(f"{self.url}: the server refuses our user or password: {error}") from error
-            except _LOST as error:
+            except _CONNECTION_ERRORS as error:
                 if "CERTIFICATE_VERIFY_FAILED" in str(error):
                     raise QueueStorageError(
                         f"{self.url}: the certificate of the server is not trusted: {error} Name the authority that "
                         "signed it with ca_file."
                     ) from error
-                if time.monotonic() + pause > deadline:
+                if time.monotonic() + delay > deadline:
                     raise QueueStorageError(
                         f"{self.url}: the server could not be reached for {RETRY_SECONDS:g} s: {error}. Is it running?"
                     ) from error
             except redis.RedisError as error:
-                if expected is not None and expected in str(error):
+                if expected_refusal is not None and expected_refusal in str(error):
                     raise LookupError(str(error)) from error
-                raise self._refusal(error) from error
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, longest)
+                raise self._storage_error(error) from error
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, max_delay)
 
-    def renewal(self, lease_time: float) -> Renewal:
-        return Renewal(self._connect_renewal, lease_time)
+    def new_lease_renewer(self, lease_time: float) -> LeaseRenewer:
+        return LeaseRenewer(self._new_sync_client, lease_time)
 
     async def aclose(self) -> None:
         if self._client is not None:
             await self._client.aclose()
 
-    def _connected(self) -> Any:
+    def _get_client(self) -> Any:
         if self._client is None:
-            self._client = self._connect()
+            self._client = self._new_client()
         return self._client
 
-    def _script(self, text: str) -> Any:
-        if text not in self._scripts:
-            self._scripts[text] = self._connected().register_script(text)
-        return self._scripts[text]
+    def _get_script(self, source: str) -> Any:
+        if source not in self._registered_scripts:
+            self._registered_scripts[source] = self._get_client().register_script(source)
+        return self._registered_scripts[source]
 
-    def _refusal(self, error: redis.RedisError) -> QueueStorageError:
-        text = str(error)
-        meaning = next((meaning for sign, meaning in _REFUSALS.items() if sign in text), "the server refused")
-        return QueueStorageError(f"{self.url}: {meaning}: {text}")
+    def _storage_error(self, error: redis.RedisError) -> QueueStorageError:
+        message = str(error)
+        meaning = next(
+            (meaning for pattern, meaning in _REFUSAL_MEANINGS.items() if pattern in message), "the server refused"
+        )
+        return QueueStorageError(f"{self.url}: {meaning}: {message}")
 
 
-_NO_RIGHTS = "this user may not run what the queue needs: streams, hashes, strings, scripts and transactions"
-_REFUSALS = {
+_NO_PERMISSION = "this user may not run what the queue needs: streams, hashes, strings, scripts and transactions"
+_REFUSAL_MEANINGS = {
     "OOM": "the server is out of memory; raise its maxmemory or let the consumer catch up",
     "maxmemory": "the server is out of memory; raise its maxmemory or let the consumer catch up",
     "read only": "this server is a read-only replica; use the address of its master",
     "MISCONF": "the server cannot write its own files, and takes nothing",
-    "no permissions": _NO_RIGHTS,
-    "can't run this command": _NO_RIGHTS,
+    "no permissions": _NO_PERMISSION,
+    "can't run this command": _NO_PERMISSION,
     "nknown": "the server lacks a command that the queue needs; Redis 6.2 or later does, and so does Valkey",
     "syntax error": "the server lacks an option that the queue needs; Redis 6.2 or later does, and so does Valkey",
 }
 
 
-class Renewal:
+class LeaseRenewer:
     """Keeps this handle's leases alive from a thread with a connection of its own, however busy the event loop is."""
 
-    def __init__(self, connect: Callable[[], Any], lease_time: float) -> None:
-        self._connect = connect
+    def __init__(self, new_client: Callable[[], Any], lease_time: float) -> None:
+        self._new_client = new_client
         self._lease_time = lease_time
         self._leases: dict[str, str] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_renewing, name="lease-renewal", daemon=True)
 
-    def cover(self, leases: dict[str, str]) -> None:
+    def set_leases(self, leases: dict[str, str]) -> None:
         """Renew these keys from now on, while they have these values, all in one call."""
         if leases == self._leases:
             return
@@ -174,8 +178,8 @@ class Renewal:
             self._thread.join()
 
     def _keep_renewing(self) -> None:
-        client = self._connect()
-        renew = client.register_script(scripts.RENEW)
+        client = self._new_client()
+        renew = client.register_script(scripts.RENEW_LEASES)
         while not self._stop.wait(self._lease_time / 4):
             leases = self._leases
             try:

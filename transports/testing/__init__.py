@@ -9,15 +9,15 @@
 transport understands: partitions, high_water, high_water_records and hard_limit. They need pytest and pytest-asyncio.
 """
 
-from transports.testing.flow import FlowCases
+from transports.testing.flow import BackpressureCases
 from transports.testing.handles import HandleCases
 from transports.testing.leases import LeaseCases
 from transports.testing.limits import LimitCases
-from transports.testing.peeking import OnlookerCases
+from transports.testing.peeking import PeekCases
 from transports.testing.records import RecordCases
 
 __all__ = ["QueueConformance"]
 
 
-class QueueConformance(RecordCases, LeaseCases, LimitCases, FlowCases, OnlookerCases, HandleCases):
+class QueueConformance(RecordCases, LeaseCases, LimitCases, BackpressureCases, PeekCases, HandleCases):
     """Subclass it, give it a `queue_url` fixture, and pytest runs every statement of the contract."""

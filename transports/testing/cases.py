@@ -11,13 +11,13 @@ import pytest
 from transports.base import Delivery, Lease, Queue
 from transports.registry import open_queue
 
-SOON = 20.0
+ARRIVAL_TIMEOUT = 20.0
 """Seconds in which what must arrive has arrived; no case that passes waits as long."""
-QUIET = 0.15
+QUIET_SECONDS = 0.15
 """Seconds after which what has not arrived is taken not to come."""
 
 
-class Opener(Protocol):
+class HandleOpener(Protocol):
     """Opens handles on the queue under test; they are closed when the case ends."""
 
     def __call__(
@@ -25,42 +25,46 @@ class Opener(Protocol):
     ) -> Queue: ...
 
 
-class Cases:
-    """Gives each case an `opened` that opens handles on a queue of its own."""
+class ConformanceCases:
+    """Gives each case an `open_handle` that opens handles on a queue of its own."""
 
     pytestmark = pytest.mark.asyncio
 
     @pytest.fixture
-    async def opened(self, queue_url: str) -> AsyncIterator[Opener]:
+    async def open_handle(self, queue_url: str) -> AsyncIterator[HandleOpener]:
         async with AsyncExitStack() as handles:
 
-            def open_(*, lease: Lease = "partition", consume: Sequence[int] | None = None, **options: object) -> Queue:
+            def open_one(
+                *, lease: Lease = "partition", consume: Sequence[int] | None = None, **options: object
+            ) -> Queue:
                 query = "&".join(f"{name}={value}" for name, value in options.items())
-                joint = "&" if "?" in queue_url else "?"
-                queue = open_queue(f"{queue_url}{joint}{query}" if query else queue_url, lease=lease, consume=consume)
+                separator = "&" if "?" in queue_url else "?"
+                queue = open_queue(
+                    f"{queue_url}{separator}{query}" if query else queue_url, lease=lease, consume=consume
+                )
                 handles.push_async_callback(queue.aclose)
                 return queue
 
-            yield open_
+            yield open_one
 
 
 async def put_number(queue: Queue, number: int, *, key: str = "k") -> None:
     await queue.put((str(number).encode(),), key=key)
 
 
-def number_of(delivery: Delivery) -> int:
+def number_in(delivery: Delivery) -> int:
     return int(bytes(delivery.frames[0]))
 
 
-async def next_of(queue: Queue) -> Delivery:
-    delivery = await queue.receive(timeout=SOON)
-    assert delivery is not None, f"nothing came from {queue.url} within {SOON} s"
+async def receive_one(queue: Queue) -> Delivery:
+    delivery = await queue.receive(timeout=ARRIVAL_TIMEOUT)
+    assert delivery is not None, f"nothing came from {queue.url} within {ARRIVAL_TIMEOUT} s"
     return delivery
 
 
-async def rest_of(queue: Queue) -> list[Delivery]:
+async def receive_all(queue: Queue) -> list[Delivery]:
     """Everything that comes until nothing comes."""
     deliveries = []
-    while (delivery := await queue.receive(timeout=QUIET)) is not None:
+    while (delivery := await queue.receive(timeout=QUIET_SECONDS)) is not None:
         deliveries.append(delivery)
     return deliveries

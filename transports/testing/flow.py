@@ -7,54 +7,54 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from transports.base import Delivery, Queue
-from transports.testing.cases import SOON, Cases, Opener, next_of
+from transports.testing.cases import ARRIVAL_TIMEOUT, ConformanceCases, HandleOpener, receive_one
 
 _WORKERS = 3
-_STEPS = 4
-_STEP_BYTES = 250
-_ROLLOUT_BYTES = _STEPS * _STEP_BYTES
+_RECORDS_PER_ROLLOUT = 4
+_RECORD_BYTES = 250
+_ROLLOUT_BYTES = _RECORDS_PER_ROLLOUT * _RECORD_BYTES
 
 
-class FlowCases(Cases):
+class BackpressureCases(ConformanceCases):
     """Admission under load."""
 
     async def test_a_slow_consumer_bounds_the_backlog_by_the_high_water_and_what_started_work_adds(
-        self, opened: Opener
+        self, open_handle: HandleOpener
     ) -> None:
         high_water = 2 * _ROLLOUT_BYTES
-        producer, consumer = opened(high_water=high_water), opened()
-        seen: list[int] = []
-        closed = asyncio.Event()
+        producer, consumer = open_handle(high_water=high_water), open_handle()
+        backlogs: list[int] = []
+        gate_closed = asyncio.Event()
 
-        def note(backlog: int) -> None:
-            seen.append(backlog)
+        def record_backlog(backlog: int) -> None:
+            backlogs.append(backlog)
             if backlog > high_water:
-                closed.set()
+                gate_closed.set()
 
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_work(producer, [str(n) for n in range(24)], note))
-            await closed.wait()  # so slow is this consumer
-            for _ in range(24 * _STEPS):
-                await (await next_of(consumer)).ack()
-        assert max(seen) <= high_water + _WORKERS * _ROLLOUT_BYTES
+            tasks.create_task(_run_workers(producer, [str(n) for n in range(24)], record_backlog))
+            await gate_closed.wait()  # so slow is this consumer
+            for _ in range(24 * _RECORDS_PER_ROLLOUT):
+                await (await receive_one(consumer)).ack()
+        assert max(backlogs) <= high_water + _WORKERS * _ROLLOUT_BYTES
 
     async def test_a_consumer_that_waits_for_whole_groups_needs_room_for_little_over_two_batches(
-        self, opened: Opener
+        self, open_handle: HandleOpener
     ) -> None:
         rollouts_per_group, groups_per_batch, batches = 3, 2, 5
         batch_bytes = groups_per_batch * rollouts_per_group * _ROLLOUT_BYTES
-        producer, consumer = opened(partitions=2, high_water=2 * batch_bytes + 1), opened(partitions=2)
+        producer, consumer = open_handle(partitions=2, high_water=2 * batch_bytes + 1), open_handle(partitions=2)
         groups = [str(n) for n in range(batches * groups_per_batch)]
         finished: set[str] = set()
         waiting: dict[str, list[Delivery]] = defaultdict(list)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_work(producer, [group for group in groups for _ in range(rollouts_per_group)]))
+            tasks.create_task(_run_workers(producer, [group for group in groups for _ in range(rollouts_per_group)]))
             for _ in range(batches):
                 batch: list[str] = []
                 while len(batch) < groups_per_batch:
-                    delivery = await next_of(consumer)
+                    delivery = await receive_one(consumer)
                     waiting[delivery.key].append(delivery)
-                    if len(waiting[delivery.key]) == rollouts_per_group * _STEPS:
+                    if len(waiting[delivery.key]) == rollouts_per_group * _RECORDS_PER_ROLLOUT:
                         batch.append(delivery.key)
                 await consumer.ack([delivery for group in batch for delivery in waiting.pop(group)])
                 finished.update(batch)
@@ -62,16 +62,16 @@ class FlowCases(Cases):
         assert (await producer.stats()).backlog_records == 0
 
 
-async def _work(queue: Queue, groups: Sequence[str], note: Callable[[int], None] | None = None) -> None:
+async def _run_workers(queue: Queue, groups: Sequence[str], on_backlog: Callable[[int], None] | None = None) -> None:
     """Some workers take the groups of rollouts in turn; each rollout is admitted, then puts its steps come what may."""
-    tasks = iter(groups)
-    await asyncio.gather(*(_play(queue, tasks, note) for _ in range(_WORKERS)))
+    groups_left = iter(groups)
+    await asyncio.gather(*(_run_worker(queue, groups_left, on_backlog) for _ in range(_WORKERS)))
 
 
-async def _play(queue: Queue, tasks: Iterable[str], note: Callable[[int], None] | None) -> None:
-    for group in tasks:
-        await queue.admit(timeout=SOON)
-        for _ in range(_STEPS):
-            await queue.put((bytes(_STEP_BYTES),), key=group)
-            if note is not None:
-                note((await queue.stats()).backlog_bytes)
+async def _run_worker(queue: Queue, groups: Iterable[str], on_backlog: Callable[[int], None] | None) -> None:
+    for group in groups:
+        await queue.admit(timeout=ARRIVAL_TIMEOUT)
+        for _ in range(_RECORDS_PER_ROLLOUT):
+            await queue.put((bytes(_RECORD_BYTES),), key=group)
+            if on_backlog is not None:
+                on_backlog((await queue.stats()).backlog_bytes)

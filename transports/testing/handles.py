@@ -5,31 +5,31 @@ from __future__ import annotations
 import pytest
 
 from transports.errors import QueueClosed, QueueURLError
-from transports.testing.cases import Cases, Opener, next_of, number_of, put_number
+from transports.testing.cases import ConformanceCases, HandleOpener, number_in, put_number, receive_one
 
 
-class HandleCases(Cases):
+class HandleCases(ConformanceCases):
     """URLs, options and closing."""
 
-    async def test_the_number_of_partitions_is_fixed_when_the_queue_is_created(self, opened: Opener) -> None:
-        await put_number(opened(partitions=3), 1)
-        assert number_of(await next_of(opened())) == 1
+    async def test_the_number_of_partitions_is_fixed_when_the_queue_is_created(self, open_handle: HandleOpener) -> None:
+        await put_number(open_handle(partitions=3), 1)
+        assert number_in(await receive_one(open_handle())) == 1
         with pytest.raises(QueueURLError, match="partitions=3"):
-            await opened(partitions=2).stats()
+            await open_handle(partitions=2).stats()
 
-    async def test_a_partition_that_is_not_there_cannot_be_consumed(self, opened: Opener) -> None:
-        await put_number(opened(partitions=2), 1)
+    async def test_a_partition_that_is_not_there_cannot_be_consumed(self, open_handle: HandleOpener) -> None:
+        await put_number(open_handle(partitions=2), 1)
         with pytest.raises(QueueURLError, match="2"):
-            await opened(consume=[2]).receive(timeout=0)
+            await open_handle(consume=[2]).receive(timeout=0)
 
-    async def test_an_unknown_option_is_refused_with_the_nearest_name(self, opened: Opener) -> None:
+    async def test_an_unknown_option_is_refused_with_the_nearest_name(self, open_handle: HandleOpener) -> None:
         with pytest.raises(QueueURLError, match=r"'high_watr'.*'high_water'"):
-            opened(high_watr=5)
+            open_handle(high_watr=5)
 
-    async def test_a_closed_handle_says_so(self, opened: Opener) -> None:
-        queue = opened()
+    async def test_a_closed_handle_says_so(self, open_handle: HandleOpener) -> None:
+        queue = open_handle()
         await put_number(queue, 1)
-        delivery = await next_of(queue)
+        delivery = await receive_one(queue)
         await queue.aclose()
         await queue.aclose()
         for call in (

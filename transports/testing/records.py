@@ -9,83 +9,83 @@ import pytest
 
 from transports.base import Delivery, partition_of
 from transports.errors import QueueError
-from transports.testing.cases import SOON, Cases, Opener, next_of, number_of, put_number
+from transports.testing.cases import ARRIVAL_TIMEOUT, ConformanceCases, HandleOpener, number_in, put_number, receive_one
 
 
-class RecordCases(Cases):
+class RecordCases(ConformanceCases):
     """What is put is what is received."""
 
-    async def test_a_record_comes_out_as_it_went_in(self, opened: Opener) -> None:
-        queue = opened()
+    async def test_a_record_comes_out_as_it_went_in(self, open_handle: HandleOpener) -> None:
+        queue = open_handle()
         frames = (b"head", b"", memoryview(bytes(range(256)) * 300), memoryview(b"tail"))
         await queue.put(frames, key="group-7", tag="rollout ü / 3")
-        delivery = await next_of(queue)
+        delivery = await receive_one(queue)
         assert [bytes(frame) for frame in delivery.frames] == [bytes(frame) for frame in frames]
         assert (delivery.key, delivery.tag, delivery.redelivered) == ("group-7", "rollout ü / 3", False)
 
-    async def test_a_buffer_may_be_reused_once_the_put_returned(self, opened: Opener) -> None:
-        queue = opened()
+    async def test_a_buffer_may_be_reused_once_the_put_returned(self, open_handle: HandleOpener) -> None:
+        queue = open_handle()
         buffer = bytearray(b"before")
         await queue.put((memoryview(buffer),), key="k")
         buffer[:] = b"after!"
-        assert bytes((await next_of(queue)).frames[0]) == b"before"
+        assert bytes((await receive_one(queue)).frames[0]) == b"before"
 
-    async def test_a_record_without_frames_is_refused(self, opened: Opener) -> None:
+    async def test_a_record_without_frames_is_refused(self, open_handle: HandleOpener) -> None:
         with pytest.raises(QueueError, match="frame"):
-            await opened().put((), key="k")
+            await open_handle().put((), key="k")
 
-    async def test_records_of_a_key_arrive_in_the_order_of_their_puts(self, opened: Opener) -> None:
-        queue = opened(partitions=3)
+    async def test_records_of_a_key_arrive_in_the_order_of_their_puts(self, open_handle: HandleOpener) -> None:
+        queue = open_handle(partitions=3)
         for number in range(60):
             await put_number(queue, number, key=f"key-{number % 7}")
-        arrived = defaultdict(list)
+        numbers_by_key = defaultdict(list)
         for _ in range(60):
-            delivery = await next_of(queue)
-            arrived[delivery.key].append(number_of(delivery))
+            delivery = await receive_one(queue)
+            numbers_by_key[delivery.key].append(number_in(delivery))
             await delivery.ack()
-        assert arrived == {f"key-{k}": list(range(k, 60, 7)) for k in range(7)}
+        assert numbers_by_key == {f"key-{k}": list(range(k, 60, 7)) for k in range(7)}
 
-    async def test_a_key_lives_in_one_partition_that_is_the_same_everywhere(self, opened: Opener) -> None:
-        queue = opened(partitions=4)
+    async def test_a_key_lives_in_one_partition_that_is_the_same_everywhere(self, open_handle: HandleOpener) -> None:
+        queue = open_handle(partitions=4)
         for number in range(24):
             await put_number(queue, number, key=f"key-{number % 8}")
         for _ in range(24):
-            delivery = await next_of(queue)
+            delivery = await receive_one(queue)
             assert delivery.partition == partition_of(delivery.key, 4)
 
-    async def test_positions_rise_within_a_lane(self, opened: Opener) -> None:
-        queue = opened(partitions=2)
+    async def test_positions_rise_within_a_lane(self, open_handle: HandleOpener) -> None:
+        queue = open_handle(partitions=2)
         for number in range(30):
             await put_number(queue, number, key=str(number))
-        last: dict[str, int] = {}
+        last_positions: dict[str, int] = {}
         for _ in range(30):
-            delivery = await next_of(queue)
-            assert delivery.position > last.get(delivery.lane, -1)
-            last[delivery.lane] = delivery.position
+            delivery = await receive_one(queue)
+            assert delivery.position > last_positions.get(delivery.lane, -1)
+            last_positions[delivery.lane] = delivery.position
 
     # Waiting
 
-    async def test_receive_returns_none_when_nothing_comes(self, opened: Opener) -> None:
-        assert await opened().receive(timeout=0.02) is None
+    async def test_receive_returns_none_when_nothing_comes(self, open_handle: HandleOpener) -> None:
+        assert await open_handle().receive(timeout=0.02) is None
 
-    async def test_a_waiting_consumer_gets_a_record_that_is_put_meanwhile(self, opened: Opener) -> None:
-        consumer, producer = opened(), opened()
-        waiting = asyncio.create_task(next_of(consumer))
+    async def test_a_waiting_consumer_gets_a_record_that_is_put_meanwhile(self, open_handle: HandleOpener) -> None:
+        consumer, producer = open_handle(), open_handle()
+        waiting = asyncio.create_task(receive_one(consumer))
         await asyncio.sleep(0.02)
         await put_number(producer, 5)
-        assert number_of(await waiting) == 5
+        assert number_in(await waiting) == 5
 
-    async def test_a_cancelled_receive_loses_nothing(self, opened: Opener) -> None:
-        consumer, producer = opened(), opened()
-        got = []
+    async def test_a_cancelled_receive_loses_nothing(self, open_handle: HandleOpener) -> None:
+        consumer, producer = open_handle(), open_handle()
+        received = []
         for number in range(20):
-            waiting = asyncio.create_task(consumer.receive(timeout=SOON))
+            waiting = asyncio.create_task(consumer.receive(timeout=ARRIVAL_TIMEOUT))
             await asyncio.sleep(0)
             await put_number(producer, number)
             waiting.cancel()
             outcome = (await asyncio.gather(waiting, return_exceptions=True))[0]
             if isinstance(outcome, Delivery):
-                got.append(number_of(outcome))
-        while len(got) < 20:
-            got.append(number_of(await next_of(consumer)))
-        assert sorted(got) == list(range(20))
+                received.append(number_in(outcome))
+        while len(received) < 20:
+            received.append(number_in(await receive_one(consumer)))
+        assert sorted(received) == list(range(20))

@@ -27,20 +27,20 @@ import zmq
 
 from transports.base import DeadLetter, Frames
 from transports.memory import MemoryQueue
-from transports.zeromq.links import LocalLink, Token, named
-from transports.zeromq.sockets import LoopSocket, Part, new_socket, pack, secure_server, unpack
+from transports.zeromq.links import LeaseToken, LocalHubLink, parse_record_name
+from transports.zeromq.sockets import LoopSocket, MessagePart, new_socket, pack, secure_server, unpack
 
-_TELL_SECONDS = 0.01
+_FLUSH_INTERVAL_SECONDS = 0.01
 _NO_LIMIT = "high_water=1000000TB"
 
 
 @dataclass(slots=True, eq=False)
-class _Remote:
+class _RemoteHandle:
     """What the hub knows of another handle."""
 
-    link: LocalLink
-    expected: int
-    seen: float
+    link: LocalHubLink
+    next_number: int
+    last_seen: float
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
 
@@ -61,12 +61,12 @@ class Hub:
             self._socket.close(linger=0)
             raise
         self._url = f"memory://zmq-{self.name}?partitions={partitions}&{_NO_LIMIT}"
-        self._settled: deque[str] = deque()
-        self._keeper = MemoryQueue(self._url, lease="partition", consume=None)
-        self._keeper.watch_settled(self._settled.append)
-        self._remotes: dict[bytes, _Remote] = {}
-        self._received: deque[list[Part]] = deque()
-        self._received_from: set[bytes] = set()
+        self._settled_names: deque[str] = deque()
+        self._broker_handle = MemoryQueue(self._url, lease="partition", consume=None)
+        self._broker_handle.watch_settled(self._settled_names.append)
+        self._remotes: dict[bytes, _RemoteHandle] = {}
+        self._inbox: deque[list[MessagePart]] = deque()
+        self._senders: set[bytes] = set()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name=f"hub-{self.name}", daemon=True)
 
@@ -76,11 +76,11 @@ class Hub:
 
     @property
     def backlog_records(self) -> int:
-        return self._keeper.backlog_records
+        return self._broker_handle.backlog_records
 
-    def link(self, lease: Any, consume: Any) -> LocalLink:
+    def new_link(self, lease: Any, consume: Any) -> LocalHubLink:
         """The way in for the handle that serves."""
-        return LocalLink(self.name, MemoryQueue(self._url, lease=lease, consume=consume))
+        return LocalHubLink(self.name, MemoryQueue(self._url, lease=lease, consume=consume))
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stopped.set)
@@ -89,118 +89,123 @@ class Hub:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
-        self._arrived = asyncio.Event()
-        self._wire = LoopSocket(self._socket, self._note_arrived)
+        self._message_arrived = asyncio.Event()
+        self._loop_socket = LoopSocket(self._socket, self._on_message)
         self._ready.set()
-        working = [asyncio.create_task(work()) for work in (self._work, self._tell, self._watch)]
+        background_tasks = [
+            asyncio.create_task(loop_method())
+            for loop_method in (self._handle_messages, self._keep_flushing, self._keep_expiring_leases)
+        ]
         await self._stopped.wait()
-        for task in [*working, *(task for remote in self._remotes.values() for task in remote.tasks)]:
+        for task in [*background_tasks, *(task for remote in self._remotes.values() for task in remote.tasks)]:
             task.cancel()
-        self._flush()
-        self._wire.close()
+        self._send_settled()
+        self._loop_socket.close()
         for remote in self._remotes.values():
             await remote.link.close()
-        await self._keeper.aclose()
+        await self._broker_handle.aclose()
 
-    def _note_arrived(self, message: list[Part]) -> None:
-        self._received.append(message)
-        self._arrived.set()
+    def _on_message(self, message: list[MessagePart]) -> None:
+        self._inbox.append(message)
+        self._message_arrived.set()
 
-    async def _work(self) -> None:
+    async def _handle_messages(self) -> None:
         while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            while self._received:
-                identity, kind, header, *frames = self._received.popleft()
-                await self._handle(bytes(identity), bytes(kind), unpack(header), frames)
-            self._flush()
+            await self._message_arrived.wait()
+            self._message_arrived.clear()
+            while self._inbox:
+                identity, kind, header, *frames = self._inbox.popleft()
+                await self._handle_message(bytes(identity), bytes(kind), unpack(header), frames)
+            self._send_settled()
 
-    async def _handle(self, identity: bytes, kind: bytes, header: list[Any], frames: list[Part]) -> None:
-        if kind == b"H":
-            await self._welcome(identity, *header)
-        elif kind == b"B":
+    async def _handle_message(
+        self, identity: bytes, message_kind: bytes, header: list[Any], frames: list[MessagePart]
+    ) -> None:
+        if message_kind == b"H":
+            await self._handle_hello(identity, *header)
+        elif message_kind == b"B":
             identity = header[0]
         remote = self._remotes.get(identity)
         if remote is None:
             return  # of a hub before this one; it says hello again before long
-        remote.seen = time.monotonic()
-        if kind == b"P":
+        remote.last_seen = time.monotonic()
+        if message_kind == b"P":
             number, key, name = header
-            if number == remote.expected:
+            if number == remote.next_number:
                 await remote.link.put(tuple(frames), key, name)
-                remote.expected += 1
-                self._received_from.add(identity)
-        elif kind == b"Q":
-            task = asyncio.create_task(self._answer(identity, remote, *header))
+                remote.next_number += 1
+                self._senders.add(identity)
+        elif message_kind == b"Q":
+            task = asyncio.create_task(self._handle_request(identity, remote, *header))
             remote.tasks.add(task)
             task.add_done_callback(remote.tasks.discard)
 
-    async def _welcome(self, identity: bytes, lease: Any, consume: Any, first: int) -> None:
+    async def _handle_hello(self, identity: bytes, lease: Any, consume: Any, next_number: int) -> None:
         if identity not in self._remotes:
-            fits = consume is None or all(0 <= partition < self.partitions for partition in consume)
-            link = self.link(lease, consume if fits else None)
-            self._remotes[identity] = _Remote(link, expected=first, seen=time.monotonic())
-        self._wire.send(identity, b"W", pack(self.name, self.partitions, self._remotes[identity].expected))
+            is_valid = consume is None or all(0 <= partition < self.partitions for partition in consume)
+            link = self.new_link(lease, consume if is_valid else None)
+            self._remotes[identity] = _RemoteHandle(link, next_number=next_number, last_seen=time.monotonic())
+        self._loop_socket.send(identity, b"W", pack(self.name, self.partitions, self._remotes[identity].next_number))
 
-    async def _answer(
-        self, identity: bytes, remote: _Remote, request: int, operation: str, arguments: list[Any]
+    async def _handle_request(
+        self, identity: bytes, remote: _RemoteHandle, request_number: int, operation: str, arguments: list[Any]
     ) -> None:
         frames: tuple[bytes | memoryview, ...] = ()
         value: Any
         link = remote.link
         if operation == "take":
-            lent = await link.take(*arguments)
-            value = None if lent is None else (lent.token, lent.key, lent.name, lent.redelivered)
-            frames = () if lent is None else lent.frames
+            leased = await link.receive(*arguments)
+            value = None if leased is None else (leased.token, leased.key, leased.name, leased.redelivered)
+            frames = () if leased is None else leased.frames
         elif operation == "settle":
-            value = await link.settle([Token(*token) for token in arguments])
+            value = await link.ack([LeaseToken(*token) for token in arguments])
         elif operation == "give_back":
-            value = await link.give_back(Token(*arguments[0]), arguments[1])
+            value = await link.nack(LeaseToken(*arguments[0]), arguments[1])
         elif operation == "reject":
-            value = await link.reject(Token(*arguments[0]), arguments[1])
+            value = await link.reject(LeaseToken(*arguments[0]), arguments[1])
         elif operation == "stats":
             value = astuple(await link.stats())
         elif operation == "dead_letters":
             letters = await link.dead_letters(*arguments)
-            value = [(d.id, _packable(d.frames), d.key, d.tag, d.reason) for d in letters]
+            value = [(d.id, _copy_frames(d.frames), d.key, d.tag, d.reason) for d in letters]
         elif operation == "discard":
             value = None
             await link.discard(DeadLetter(arguments[0], (), "", "", ""))
         elif operation == "peek":
-            seen = await link.peek(*arguments)
-            value = [(_packable(p.frames), p.key, p.tag, p.partition, p.position, p.delivered) for p in seen]
+            peeked = await link.peek(*arguments)
+            value = [(_copy_frames(p.frames), p.key, p.tag, p.partition, p.position, p.delivered) for p in peeked]
         else:
             value = None
             await link.release()
             if operation == "leave":
                 await link.close()
                 del self._remotes[identity]
-        self._wire.send(identity, b"A", pack(request, value), *frames)
+        self._loop_socket.send(identity, b"A", pack(request_number, value), *frames)
 
-    async def _tell(self) -> None:
+    async def _keep_flushing(self) -> None:
         """Tell producers what is settled; not at each ack, which would take the interpreter from who acks."""
         while True:
-            await asyncio.sleep(_TELL_SECONDS)
-            self._flush()
+            await asyncio.sleep(_FLUSH_INTERVAL_SECONDS)
+            self._send_settled()
 
-    async def _watch(self) -> None:
+    async def _keep_expiring_leases(self) -> None:
         """Take back what was lent to those who are no longer heard of."""
         while True:
             await asyncio.sleep(self._lease_time / 4)
             for remote in list(self._remotes.values()):
-                if time.monotonic() - remote.seen > self._lease_time:
+                if time.monotonic() - remote.last_seen > self._lease_time:
                     await remote.link.release()
 
-    def _flush(self) -> None:
-        settled = defaultdict(list)
-        while self._settled:
-            producer, number = named(self._settled.popleft())
-            settled[producer.encode()].append(number)
-        for identity in {*settled, *self._received_from}:
+    def _send_settled(self) -> None:
+        settled_numbers = defaultdict(list)
+        while self._settled_names:
+            producer, number = parse_record_name(self._settled_names.popleft())
+            settled_numbers[producer.encode()].append(number)
+        for identity in {*settled_numbers, *self._senders}:
             if (remote := self._remotes.get(identity)) is not None:
-                self._wire.send(identity, b"S", pack(remote.expected, settled.get(identity, [])))
-        self._received_from.clear()
+                self._loop_socket.send(identity, b"S", pack(remote.next_number, settled_numbers.get(identity, [])))
+        self._senders.clear()
 
 
-def _packable(frames: Frames) -> list[Part]:
+def _copy_frames(frames: Frames) -> list[MessagePart]:
     return [bytes(frame) for frame in frames]

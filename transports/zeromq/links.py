@@ -20,7 +20,7 @@ _NUMBER = slice(16, 32)
 _TAG = slice(32, None)
 
 
-class Token(NamedTuple):
+class LeaseToken(NamedTuple):
     """By what a hub knows a record that it has lent."""
 
     hub: str
@@ -29,10 +29,10 @@ class Token(NamedTuple):
     epoch: int
 
 
-class Lent(NamedTuple):
+class LeasedRecord(NamedTuple):
     """A record as a hub lends it."""
 
-    token: Token
+    token: LeaseToken
     frames: Frames
     key: str
     name: str
@@ -51,16 +51,16 @@ class Lent(NamedTuple):
         return self.name[_TAG]
 
 
-def record_name(producer: str, number: int, tag: str) -> str:
+def format_record_name(producer: str, number: int, tag: str) -> str:
     return f"{producer}{number:016x}{tag}"
 
 
-def named(name: str) -> tuple[str, int]:
+def parse_record_name(name: str) -> tuple[str, int]:
     """The producer of a record, and its number."""
     return name[_PRODUCER], int(name[_NUMBER], 16)
 
 
-class Link(ABC):
+class HubLink(ABC):
     """Each of these as in the contract of a queue, in terms of tokens."""
 
     @abstractmethod
@@ -68,18 +68,18 @@ class Link(ABC):
         """The frames belong to the hub from now on: nobody changes them."""
 
     @abstractmethod
-    async def take(self, timeout: float) -> Lent | None:
+    async def receive(self, timeout: float) -> LeasedRecord | None:
         """Cancelling it loses nothing."""
 
     @abstractmethod
-    async def settle(self, tokens: Sequence[Token]) -> list[Token]:
+    async def ack(self, tokens: Sequence[LeaseToken]) -> list[LeaseToken]:
         """Ack them; those that are stale come back."""
 
     @abstractmethod
-    async def give_back(self, token: Token, delay: float) -> bool: ...
+    async def nack(self, token: LeaseToken, delay: float) -> bool: ...
 
     @abstractmethod
-    async def reject(self, token: Token, reason: str) -> bool: ...
+    async def reject(self, token: LeaseToken, reason: str) -> bool: ...
 
     @abstractmethod
     async def release(self) -> None: ...
@@ -100,40 +100,40 @@ class Link(ABC):
     async def close(self) -> None: ...
 
 
-class LocalLink(Link):
+class LocalHubLink(HubLink):
     """Straight into the hub of this process."""
 
-    def __init__(self, hub: str, queue: MemoryQueue) -> None:
-        self._hub = hub
+    def __init__(self, hub_name: str, queue: MemoryQueue) -> None:
+        self._hub_name = hub_name
         self._queue = queue
 
     async def put(self, frames: Frames, key: str, name: str) -> None:
-        self._queue.put_owned(frames, key, name)
+        self._queue.put_without_copy(frames, key, name)
 
-    async def take(self, timeout: float) -> Lent | None:
-        found = await self._queue.receive(timeout=timeout)
-        if found is None:
+    async def receive(self, timeout: float) -> LeasedRecord | None:
+        delivery = await self._queue.receive(timeout=timeout)
+        if delivery is None:
             return None
-        token = Token(self._hub, found.partition, found.position, found.epoch)
-        return Lent(token, found.frames, found.key, found.tag, found.redelivered)
+        token = LeaseToken(self._hub_name, delivery.partition, delivery.position, delivery.epoch)
+        return LeasedRecord(token, delivery.frames, delivery.key, delivery.tag, delivery.redelivered)
 
-    async def settle(self, tokens: Sequence[Token]) -> list[Token]:
-        stale = [token for token in tokens if token.hub != self._hub]
-        return stale + self._queue.settle([token for token in tokens if token.hub == self._hub])
+    async def ack(self, tokens: Sequence[LeaseToken]) -> list[LeaseToken]:
+        stale = [token for token in tokens if token.hub != self._hub_name]
+        return stale + self._queue.ack_positions([token for token in tokens if token.hub == self._hub_name])
 
-    async def give_back(self, token: Token, delay: float) -> bool:
+    async def nack(self, token: LeaseToken, delay: float) -> bool:
         try:
-            await self._queue.nack(self._delivery(token), delay)
+            await self._queue.nack(self._delivery_of_token(token), delay)
         except StaleLease:
             return False
-        return token.hub == self._hub
+        return token.hub == self._hub_name
 
-    async def reject(self, token: Token, reason: str) -> bool:
+    async def reject(self, token: LeaseToken, reason: str) -> bool:
         try:
-            await self._queue.reject(self._delivery(token), reason)
+            await self._queue.reject(self._delivery_of_token(token), reason)
         except StaleLease:
             return False
-        return token.hub == self._hub
+        return token.hub == self._hub_name
 
     async def release(self) -> None:
         await self._queue.release()
@@ -142,20 +142,20 @@ class LocalLink(Link):
         return await self._queue.stats()
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
-        found = await self._queue.dead_letters(limit=limit)
-        return [replace(dead, tag=dead.tag[_TAG]) for dead in found]
+        letters = await self._queue.dead_letters(limit=limit)
+        return [replace(letter, tag=letter.tag[_TAG]) for letter in letters]
 
     async def discard(self, letter: DeadLetter) -> None:
         await self._queue.discard(letter)
 
     async def peek(self, limit: int) -> list[Peeked]:
-        found = await self._queue.peek(limit=limit)
-        return [replace(record, tag=record.tag[_TAG], position=named(record.tag)[1]) for record in found]
+        peeked = await self._queue.peek(limit=limit)
+        return [replace(record, tag=record.tag[_TAG], position=parse_record_name(record.tag)[1]) for record in peeked]
 
     async def close(self) -> None:
         await self._queue.aclose()
 
-    def _delivery(self, token: Token) -> Delivery:
+    def _delivery_of_token(self, token: LeaseToken) -> Delivery:
         return Delivery(
             frames=(),
             key="",
@@ -164,6 +164,6 @@ class LocalLink(Link):
             lane=str(token.partition),
             position=token.position,
             redelivered=False,
-            epoch=token.epoch if token.hub == self._hub else 0,
+            epoch=token.epoch if token.hub == self._hub_name else 0,
             queue=self._queue,
         )

@@ -22,14 +22,14 @@ from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, 
 from transports.errors import QueueClosed, QueueStorageError, QueueURLError
 from transports.urls import QueueOptions, parse_queue_url
 from transports.zeromq.hub import Hub
-from transports.zeromq.links import Lent, Link, Token, record_name
-from transports.zeromq.remote import PATIENCE_SECONDS, RemoteLink
+from transports.zeromq.links import HubLink, LeasedRecord, LeaseToken, format_record_name
+from transports.zeromq.remote import HUB_TIMEOUT, RemoteHubLink
 
 log = logging.getLogger(__name__)
 
-_MEASURE_SECONDS = 0.25
-_DEFERENCE_SECONDS = 0.2
-_NOT_OURS = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENODEV)
+_STATS_MAX_AGE_SECONDS = 0.25
+_FIRST_JOIN_TIMEOUT = 0.2
+_ADDRESS_NOT_FREE_ERRNOS = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENODEV)
 """Another serves at this address, or another machine does."""
 
 
@@ -47,7 +47,7 @@ class ZmqOptions(QueueOptions):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _ZmqDelivery(Delivery):
-    token: Token
+    token: LeaseToken
 
 
 class ZmqQueue(Queue):
@@ -59,68 +59,68 @@ class ZmqQueue(Queue):
         if parts.hostname is None or parts.port is None or parts.path not in ("", "/"):
             raise QueueURLError(f"{url}: expected a host and a port, as in zmq://10.0.0.5:5555")
         self._host, self._port = parts.hostname, parts.port
-        self._zmq = options
+        self._zmq_options = options
         self._lease: Lease = lease
-        self._asked_for = consume
-        self._producer = token_hex(8)
-        self._puts = 0
+        self._consume = consume
+        self._producer_id = token_hex(8)
+        self._put_count = 0
         self._hub: Hub | None = None
-        self._link: Link | None = None
-        self._linking = asyncio.Lock()
-        self._backlog = (0, 0)
+        self._link: HubLink | None = None
+        self._link_lock = asyncio.Lock()
+        self._known_backlog = (0, 0)
         self._measured_at = float("-inf")
         self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
-        nbytes = self._acceptable_nbytes(frames)
-        link = await self._linked()
-        await self._make_room(nbytes)
-        self._puts += 1
-        self._backlog = (self._backlog[0] + 1, self._backlog[1] + nbytes)
-        owned = tuple(bytes(frame) for frame in frames)
-        await link.put(owned, key, record_name(self._producer, self._puts - 1, tag))
+        nbytes = self._check_record_size(frames)
+        link = await self._get_link()
+        await self._check_room(nbytes)
+        self._put_count += 1
+        self._known_backlog = (self._known_backlog[0] + 1, self._known_backlog[1] + nbytes)
+        copied_frames = tuple(bytes(frame) for frame in frames)
+        await link.put(copied_frames, key, format_record_name(self._producer_id, self._put_count - 1, tag))
 
     async def receive(self, *, timeout: float) -> Delivery | None:
-        link = await self._linked(consuming=True)
-        lent = await link.take(timeout)
+        link = await self._get_link(consuming=True)
+        leased = await link.receive(timeout)
         self._check_open()
-        return None if lent is None else self._delivery(lent)
+        return None if leased is None else self._make_delivery(leased)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
-        link = await self._linked()
-        mine = {d.token: d for d in deliveries if isinstance(d, _ZmqDelivery) and d.queue is self}
+        link = await self._get_link()
+        own_deliveries = {d.token: d for d in deliveries if isinstance(d, _ZmqDelivery) and d.queue is self}
         stale = [delivery for delivery in deliveries if delivery.queue is not self]
-        stale += [mine[token] for token in await link.settle(list(mine))]
+        stale += [own_deliveries[token] for token in await link.ack(list(own_deliveries))]
         if stale:
-            raise self._stale_lease(stale)
+            raise self._stale_lease_error(stale)
 
     async def nack(self, delivery: Delivery, delay: float) -> None:
-        link = await self._linked()
-        if not await link.give_back(self._token(delivery), delay):
-            raise self._stale_lease([delivery])
+        link = await self._get_link()
+        if not await link.nack(self._own_token(delivery), delay):
+            raise self._stale_lease_error([delivery])
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
-        link = await self._linked()
-        if not await link.reject(self._token(delivery), reason):
-            raise self._stale_lease([delivery])
+        link = await self._get_link()
+        if not await link.reject(self._own_token(delivery), reason):
+            raise self._stale_lease_error([delivery])
 
     async def release(self) -> None:
-        await (await self._linked()).release()
+        await (await self._get_link()).release()
 
     async def stats(self) -> QueueStats:
-        stats = await (await self._linked()).stats()
-        self._backlog = (stats.backlog_records, stats.backlog_bytes)
+        stats = await (await self._get_link()).stats()
+        self._known_backlog = (stats.backlog_records, stats.backlog_bytes)
         self._measured_at = time.monotonic()
         return stats
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
-        return await (await self._linked()).dead_letters(limit)
+        return await (await self._get_link()).dead_letters(limit)
 
     async def discard(self, letter: DeadLetter) -> None:
-        await (await self._linked()).discard(letter)
+        await (await self._get_link()).discard(letter)
 
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
-        return await (await self._linked()).peek(limit)
+        return await (await self._get_link()).peek(limit)
 
     async def aclose(self) -> None:
         if self._closed:
@@ -135,35 +135,35 @@ class ZmqQueue(Queue):
                     log.warning("%s: %d records were not acked; the hub that had them has closed", self.url, lost)
                 await asyncio.to_thread(self._hub.stop)
 
-    async def _linked(self, *, consuming: bool = False) -> Link:
+    async def _get_link(self, *, consuming: bool = False) -> HubLink:
         self._check_open()
         if self._link is not None:
             return self._link
-        async with self._linking:
+        async with self._link_lock:
             if self._link is None:
-                self._link = await self._find(consuming=consuming)
+                self._link = await self._serve_or_join(consuming=consuming)
         return self._link
 
-    async def _find(self, *, consuming: bool) -> Link:
+    async def _serve_or_join(self, *, consuming: bool) -> HubLink:
         """Serve, or join whoever does. Who only puts serves as a last resort: a hub is best where the records are
         wanted, and lives as long."""
-        if not self._zmq.serve:
-            return await self._join(PATIENCE_SECONDS)
-        deadline, patience = time.monotonic() + PATIENCE_SECONDS, _DEFERENCE_SECONDS
+        if not self._zmq_options.serve:
+            return await self._join(HUB_TIMEOUT)
+        deadline, join_timeout = time.monotonic() + HUB_TIMEOUT, _FIRST_JOIN_TIMEOUT
         may_serve = consuming
         while True:
             if may_serve and (link := await self._serve()) is not None:
                 return link
             try:
-                return await self._join(patience)
+                return await self._join(join_timeout)
             except QueueStorageError:
                 # In turns, because a hub that is closing, or dies now, has the address and answers nobody.
-                if (left := deadline - time.monotonic()) <= 0:
+                if (remaining := deadline - time.monotonic()) <= 0:
                     raise
-            may_serve, patience = True, min(2 * patience, left)
+            may_serve, join_timeout = True, min(2 * join_timeout, remaining)
 
-    async def _serve(self) -> Link | None:
-        options, partitions = self._zmq, self._zmq.partitions or 1
+    async def _serve(self) -> HubLink | None:
+        options, partitions = self._zmq_options, self._zmq_options.partitions or 1
         try:
             host = (await asyncio.get_running_loop().getaddrinfo(self._host, None, family=socket.AF_INET))[0][4][0]
             address = f"tcp://{host}:{self._port}"
@@ -171,54 +171,63 @@ class ZmqQueue(Queue):
         except socket.gaierror as error:
             raise QueueURLError(f"{self.url}: the host is not known: {error}") from error
         except zmq.ZMQError as error:
-            if error.errno in _NOT_OURS:
+            if error.errno in _ADDRESS_NOT_FREE_ERRNOS:
                 return None
             raise QueueURLError(f"{self.url}: the address cannot be served: {error}") from error
         hub.start()
         self._hub = hub
-        return hub.link(self._lease, self._check_consume(self._asked_for, partitions))
+        return hub.new_link(self._lease, self._resolve_partitions(self._consume, partitions))
 
-    async def _join(self, patience: float) -> Link:
+    async def _join(self, timeout: float) -> HubLink:
         # A name of its own for each attempt: the connection of one that was given up may arrive late, and would be
         # taken by the hub for this one.
-        self._producer = token_hex(8)
-        link = RemoteLink(
+        self._producer_id = token_hex(8)
+        link = RemoteHubLink(
             f"tcp://{self._host}:{self._port}",
-            self._producer,
-            hello=(self._lease, self._asked_for),
-            lease_time=self._zmq.lease_time,
-            certificate=self._zmq.certificate,
+            self._producer_id,
+            hello=(self._lease, self._consume),
+            lease_time=self._zmq_options.lease_time,
+            certificate=self._zmq_options.certificate,
         )
         try:
-            await link.ready(patience)
-            if self._zmq.partitions not in (None, link.partitions):
+            await link.wait_until_ready(timeout)
+            if self._zmq_options.partitions not in (None, link.partitions):
                 raise QueueURLError(f"{self.url}: the queue was created with partitions={link.partitions}")
-            self._check_consume(self._asked_for, link.partitions)
+            self._resolve_partitions(self._consume, link.partitions)
         except BaseException:
             await link.close()
             raise
         return link
 
-    async def _make_room(self, nbytes: int) -> None:
+    async def _check_room(self, nbytes: int) -> None:
         """Raise QueueFull where the record would pass the hard limit, as far as others' puts are known by now."""
-        recent = time.monotonic() - self._measured_at < _MEASURE_SECONDS
-        if recent and self._backlog[1] + nbytes <= self._hard_limit:
+        is_recent = time.monotonic() - self._measured_at < _STATS_MAX_AGE_SECONDS
+        if is_recent and self._known_backlog[1] + nbytes <= self._hard_limit:
             return
         await self.stats()
-        if self._backlog[1] + nbytes > self._hard_limit:
-            raise self._queue_full(nbytes, *self._backlog)
+        if self._known_backlog[1] + nbytes > self._hard_limit:
+            raise self._queue_full_error(nbytes, *self._known_backlog)
 
-    def _delivery(self, lent: Lent) -> Delivery:
-        _, partition, _, epoch = lent.token
-        lane, position = f"{partition}.{lent.producer}", lent.number
+    def _make_delivery(self, leased: LeasedRecord) -> Delivery:
+        _, partition, _, epoch = leased.token
+        lane, position = f"{partition}.{leased.producer}", leased.number
         # By position, which takes a quarter less time than by name: a consumer that is behind makes little else.
         return _ZmqDelivery(
-            lent.frames, lent.key, lent.tag, partition, lane, position, lent.redelivered, epoch, self, lent.token
+            leased.frames,
+            leased.key,
+            leased.tag,
+            partition,
+            lane,
+            position,
+            leased.redelivered,
+            epoch,
+            self,
+            leased.token,
         )
 
-    def _token(self, delivery: Delivery) -> Token:
+    def _own_token(self, delivery: Delivery) -> LeaseToken:
         if not isinstance(delivery, _ZmqDelivery) or delivery.queue is not self:
-            raise self._stale_lease([delivery])
+            raise self._stale_lease_error([delivery])
         return delivery.token
 
     def _check_open(self) -> None:

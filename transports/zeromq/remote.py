@@ -18,18 +18,18 @@ import zmq
 
 from transports.base import DeadLetter, Frames, Peeked, QueueStats
 from transports.errors import QueueStorageError
-from transports.zeromq.links import Lent, Link, Token, named
-from transports.zeromq.sockets import LoopSocket, Part, new_socket, pack, secure_client, unpack
+from transports.zeromq.links import HubLink, LeasedRecord, LeaseToken, parse_record_name
+from transports.zeromq.sockets import LoopSocket, MessagePart, new_socket, pack, secure_client, unpack
 
 WINDOW_RECORDS = 64
 WINDOW_BYTES = 64 << 20
-PATIENCE_SECONDS = 30.0
-_HELLO_SECONDS = 0.1
-_TAKE_SECONDS = 1.0
-_LEAVE_SECONDS = 1.0
+HUB_TIMEOUT = 30.0
+_HELLO_INTERVAL = 0.1
+_RECEIVE_TIMEOUT = 1.0
+_LEAVE_TIMEOUT = 1.0
 
 
-class RemoteLink(Link):
+class RemoteHubLink(HubLink):
     """One handle's connection; made on the event loop that uses it."""
 
     def __init__(
@@ -44,20 +44,20 @@ class RemoteLink(Link):
         self.partitions = 0
         self._address = address
         self._hello = hello
-        self._hub = ""
+        self._hub_name = ""
         self._unsettled: dict[int, tuple[bytes | memoryview, ...]] = {}
-        self._under_way: deque[tuple[int, int]] = deque()
-        self._under_way_bytes = 0
-        self._received = 0
-        self._next = 0
-        self._changed = asyncio.Event()
-        self._requests: dict[int, tuple[bytes, asyncio.Future[tuple[Any, list[Part]]]]] = {}
+        self._in_flight: deque[tuple[int, int]] = deque()
+        self._in_flight_bytes = 0
+        self._received_below = 0
+        self._next_number = 0
+        self._state_changed = asyncio.Event()
+        self._requests: dict[int, tuple[bytes, asyncio.Future[tuple[Any, list[MessagePart]]]]] = {}
         self._request_numbers = itertools.count()
-        self._progress = (0, 0)
-        self._taking = asyncio.Lock()
-        self._asked: asyncio.Task[tuple[Any, list[Part]]] | None = None
+        self._last_welcome = (0, 0)
+        self._receive_lock = asyncio.Lock()
+        self._receive_task: asyncio.Task[tuple[Any, list[MessagePart]]] | None = None
 
-        def connected(identity: bytes = b"") -> zmq.Socket[bytes]:
+        def connect(identity: bytes = b"") -> zmq.Socket[bytes]:
             socket = new_socket(zmq.DEALER, identity=identity)
             try:
                 if certificate:
@@ -68,104 +68,112 @@ class RemoteLink(Link):
                 raise
             return socket
 
-        self._wire = LoopSocket(connected(producer.encode()), self._on_message)
-        self._beat = _Beat(connected, producer, lease_time)
-        self._greeting = asyncio.create_task(self._keep_greeting())
+        self._loop_socket = LoopSocket(connect(producer.encode()), self._on_message)
+        self._heartbeat = _HeartbeatSender(connect, producer, lease_time)
+        self._hello_task = asyncio.create_task(self._keep_sending_hello())
 
-    async def ready(self, patience: float) -> None:
+    async def wait_until_ready(self, timeout: float) -> None:
         """Return when a hub has answered."""
-        await self._until(lambda: bool(self._hub), "no hub answers; does the process that serves it run?", patience)
-        self._beat.begin()
+        await self._wait_until(
+            lambda: bool(self._hub_name), "no hub answers; does the process that serves it run?", timeout
+        )
+        self._heartbeat.start()
 
     async def put(self, frames: Frames, key: str, name: str) -> None:
         nbytes = sum(len(frame) for frame in frames)
-        if not self._has_credit(nbytes):
-            await self._until(lambda: self._has_credit(nbytes), "the hub receives nothing; is its process alive?")
-        number = named(name)[1]
+        if not self._has_window_room(nbytes):
+            await self._wait_until(
+                lambda: self._has_window_room(nbytes), "the hub receives nothing; is its process alive?"
+            )
+        number = parse_record_name(name)[1]
         self._unsettled[number] = (b"P", pack(number, key, name), *frames)
-        self._under_way.append((number, nbytes))
-        self._under_way_bytes += nbytes
-        self._next = number + 1
-        if self._hub:
-            self._wire.send(*self._unsettled[number])
+        self._in_flight.append((number, nbytes))
+        self._in_flight_bytes += nbytes
+        self._next_number = number + 1
+        if self._hub_name:
+            self._loop_socket.send(*self._unsettled[number])
 
-    async def take(self, timeout: float) -> Lent | None:
+    async def receive(self, timeout: float) -> LeasedRecord | None:
         deadline = time.monotonic() + timeout
-        async with self._taking:
+        async with self._receive_lock:
             while True:
-                left = max(0.0, deadline - time.monotonic())
+                remaining = max(0.0, deadline - time.monotonic())
                 # The hub has lent a record when it answers; so asking is never cancelled, the next take goes on.
-                if self._asked is None:
-                    self._asked = asyncio.create_task(self._ask("take", [min(left, _TAKE_SECONDS)]))
-                await asyncio.wait([self._asked])
-                asked, self._asked = self._asked, None
-                value, frames = asked.result()
+                if self._receive_task is None:
+                    self._receive_task = asyncio.create_task(self._request("take", [min(remaining, _RECEIVE_TIMEOUT)]))
+                await asyncio.wait([self._receive_task])
+                task, self._receive_task = self._receive_task, None
+                value, frames = task.result()
                 if value is not None:
                     token, key, name, redelivered = value
-                    return Lent(Token(*token), tuple(frames), key, name, redelivered)
-                if left <= _TAKE_SECONDS:
+                    return LeasedRecord(LeaseToken(*token), tuple(frames), key, name, redelivered)
+                if remaining <= _RECEIVE_TIMEOUT:
                     return None
 
-    async def settle(self, tokens: Sequence[Token]) -> list[Token]:
-        value, _ = await self._ask("settle", list(tokens))
-        return [Token(*token) for token in value]
+    async def ack(self, tokens: Sequence[LeaseToken]) -> list[LeaseToken]:
+        value, _ = await self._request("settle", list(tokens))
+        return [LeaseToken(*token) for token in value]
 
-    async def give_back(self, token: Token, delay: float) -> bool:
-        return bool((await self._ask("give_back", [token, delay]))[0])
+    async def nack(self, token: LeaseToken, delay: float) -> bool:
+        return bool((await self._request("give_back", [token, delay]))[0])
 
-    async def reject(self, token: Token, reason: str) -> bool:
-        return bool((await self._ask("reject", [token, reason]))[0])
+    async def reject(self, token: LeaseToken, reason: str) -> bool:
+        return bool((await self._request("reject", [token, reason]))[0])
 
     async def release(self) -> None:
-        await self._ask("release", [])
+        await self._request("release", [])
 
     async def stats(self) -> QueueStats:
-        return QueueStats(*(await self._ask("stats", []))[0])
+        return QueueStats(*(await self._request("stats", []))[0])
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
-        value, _ = await self._ask("dead_letters", [limit])
+        value, _ = await self._request("dead_letters", [limit])
         return [DeadLetter(id_, tuple(frames), *rest) for id_, frames, *rest in value]
 
     async def discard(self, letter: DeadLetter) -> None:
-        await self._ask("discard", [letter.id])
+        await self._request("discard", [letter.id])
 
     async def peek(self, limit: int) -> list[Peeked]:
-        value, _ = await self._ask("peek", [limit])
+        value, _ = await self._request("peek", [limit])
         return [Peeked(tuple(frames), *rest) for frames, *rest in value]
 
     async def close(self) -> None:
         """Leave what was put with the hub. Raises QueueStorageError where there is none to leave it with."""
         try:
             if self._unsettled:
-                await self._until(lambda: self._received >= self._next, "the last records were received by no hub")
-            if self._hub:
-                await self._ask("leave", [], patience=_LEAVE_SECONDS)
+                await self._wait_until(
+                    lambda: self._received_below >= self._next_number, "the last records were received by no hub"
+                )
+            if self._hub_name:
+                await self._request("leave", [], timeout=_LEAVE_TIMEOUT)
         except QueueStorageError:
             if self._unsettled:
                 raise
         finally:
-            self._greeting.cancel()
-            if self._asked is not None:
-                self._asked.cancel()
-            self._wire.close()
-            await asyncio.to_thread(self._beat.close)
+            self._hello_task.cancel()
+            if self._receive_task is not None:
+                self._receive_task.cancel()
+            self._loop_socket.close()
+            await asyncio.to_thread(self._heartbeat.close)
 
-    def _has_credit(self, nbytes: int) -> bool:
-        while self._under_way and self._under_way[0][0] < self._received:
-            self._under_way_bytes -= self._under_way.popleft()[1]
-        return not self._under_way or (
-            len(self._under_way) < WINDOW_RECORDS and self._under_way_bytes + nbytes <= WINDOW_BYTES
+    def _has_window_room(self, nbytes: int) -> bool:
+        while self._in_flight and self._in_flight[0][0] < self._received_below:
+            self._in_flight_bytes -= self._in_flight.popleft()[1]
+        return not self._in_flight or (
+            len(self._in_flight) < WINDOW_RECORDS and self._in_flight_bytes + nbytes <= WINDOW_BYTES
         )
 
-    async def _ask(self, operation: str, arguments: list[Any], patience: float | None = None) -> tuple[Any, list[Part]]:
+    async def _request(
+        self, operation: str, arguments: list[Any], timeout: float | None = None
+    ) -> tuple[Any, list[MessagePart]]:
         number = next(self._request_numbers)
-        answer: asyncio.Future[tuple[Any, list[Part]]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[tuple[Any, list[MessagePart]]] = asyncio.get_running_loop().create_future()
         header = pack(number, operation, arguments)
         self._requests[number] = (header, answer)
-        if self._hub:
-            self._wire.send(b"Q", header)
+        if self._hub_name:
+            self._loop_socket.send(b"Q", header)
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS if patience is None else patience):
+            async with asyncio.timeout(HUB_TIMEOUT if timeout is None else timeout):
                 return await answer
         except TimeoutError:
             raise QueueStorageError(
@@ -174,67 +182,67 @@ class RemoteLink(Link):
         finally:
             del self._requests[number]
 
-    async def _until(self, condition: Callable[[], bool], otherwise: str, patience: float = PATIENCE_SECONDS) -> None:
-        deadline = time.monotonic() + patience
+    async def _wait_until(self, condition: Callable[[], bool], problem: str, timeout: float = HUB_TIMEOUT) -> None:
+        deadline = time.monotonic() + timeout
         while not condition():
-            self._changed.clear()
+            self._state_changed.clear()
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
-                    await self._changed.wait()
+                    await self._state_changed.wait()
             except TimeoutError:
-                raise QueueStorageError(f"{self._address}: {otherwise}") from None
+                raise QueueStorageError(f"{self._address}: {problem}") from None
 
-    async def _keep_greeting(self) -> None:
+    async def _keep_sending_hello(self) -> None:
         """Hello, again and again: so a new hub is noticed, and records that a broken connection lost are."""
         while True:
-            self._wire.send(b"H", pack(*self._hello, next(iter(self._unsettled), self._next)))
-            await asyncio.sleep(_HELLO_SECONDS)
+            self._loop_socket.send(b"H", pack(*self._hello, next(iter(self._unsettled), self._next_number)))
+            await asyncio.sleep(_HELLO_INTERVAL)
 
-    def _on_message(self, message: list[Part]) -> None:
-        kind, header, *frames = message
-        if kind == b"A":
+    def _on_message(self, message: list[MessagePart]) -> None:
+        message_kind, header, *frames = message
+        if message_kind == b"A":
             number, value = unpack(header)
             if number in self._requests and not self._requests[number][1].done():
                 self._requests[number][1].set_result((value, frames))
             return
-        if kind == b"S":
+        if message_kind == b"S":
             received, settled = unpack(header)
-            self._received = max(self._received, received)
+            self._received_below = max(self._received_below, received)
             for number in settled:
                 self._unsettled.pop(number, None)
         else:
             self._on_welcome(*unpack(header))
-        self._changed.set()
+        self._state_changed.set()
 
     def _on_welcome(self, hub: str, partitions: int, expected: int) -> None:
-        if hub != self._hub:
-            self._hub, self.partitions = hub, partitions
-            self._received = expected
-            self._send_again(expected)
+        if hub != self._hub_name:
+            self._hub_name, self.partitions = hub, partitions
+            self._received_below = expected
+            self._resend_from(expected)
             for header, _ in self._requests.values():
-                self._wire.send(b"Q", header)
-        elif expected < self._next and self._progress == (expected, self._next):
-            self._send_again(expected)
-        self._received = max(self._received, expected)
-        self._progress = (expected, self._next)
+                self._loop_socket.send(b"Q", header)
+        elif expected < self._next_number and self._last_welcome == (expected, self._next_number):
+            self._resend_from(expected)
+        self._received_below = max(self._received_below, expected)
+        self._last_welcome = (expected, self._next_number)
 
-    def _send_again(self, first: int) -> None:
-        for number, parts in self._unsettled.items():
+    def _resend_from(self, first: int) -> None:
+        for number, message in self._unsettled.items():
             if number >= first:
-                self._wire.send(*parts)
+                self._loop_socket.send(*message)
 
 
-class _Beat:
+class _HeartbeatSender:
     """Tells the hub that this handle lives, from a thread and over a connection of its own."""
 
-    def __init__(self, connect: Callable[[], zmq.Socket[bytes]], handle: str, lease_time: float) -> None:
+    def __init__(self, connect: Callable[[], zmq.Socket[bytes]], producer: str, lease_time: float) -> None:
         self._connect = connect
-        self._handle = handle
+        self._producer = producer
         self._lease_time = lease_time
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep_beating, name=f"beat-{handle}", daemon=True)
+        self._thread = threading.Thread(target=self._keep_sending, name=f"beat-{producer}", daemon=True)
 
-    def begin(self) -> None:
+    def start(self) -> None:
         if not self._thread.is_alive():
             self._thread.start()
 
@@ -243,8 +251,8 @@ class _Beat:
         if self._thread.is_alive():
             self._thread.join()
 
-    def _keep_beating(self) -> None:
+    def _keep_sending(self) -> None:
         socket = self._connect()
         while not self._stop.wait(self._lease_time / 5):
-            socket.send_multipart([b"B", pack(self._handle.encode())])
+            socket.send_multipart([b"B", pack(self._producer.encode())])
         socket.close(linger=0)

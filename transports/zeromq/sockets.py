@@ -13,72 +13,72 @@ import zmq.auth
 
 from transports.errors import QueueURLError
 
-_MESSAGES_AT_ONCE = 8
+_MAX_MESSAGES_PER_READ = 8
 _ZERO_COPY_BYTES = 48 << 10
 # Plain numbers: what the library has as enums takes microseconds to put together, for each part of each message.
-_AT_ONCE = int(zmq.NOBLOCK)
-_AT_ONCE_WITH_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_NOBLOCK = int(zmq.NOBLOCK)
+_NOBLOCK_SNDMORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
-Part: TypeAlias = bytes | memoryview
+MessagePart: TypeAlias = bytes | memoryview
 """Of a message: bytes where it is small, else a view of what the library has received or is to send."""
 
 
 class LoopSocket:
     """Sends at once and hands every message that arrives to a callback, on the loop that made it."""
 
-    def __init__(self, socket: zmq.Socket[bytes], on_message: Callable[[list[Part]], None]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], on_message: Callable[[list[MessagePart]], None]) -> None:
         self._socket = socket
         self._on_message = on_message
         self._loop = asyncio.get_running_loop()
         self._fd: int = socket.FD
-        self._reading_soon = False
-        self._loop.add_reader(self._fd, self._read)
-        self._read_soon()
+        self._read_scheduled = False
+        self._loop.add_reader(self._fd, self._read_messages)
+        self._schedule_read()
 
-    def send(self, *parts: Part) -> None:
+    def send(self, *parts: MessagePart) -> None:
         for part in parts[:-1]:
-            self._socket.send(part, _AT_ONCE_WITH_MORE, copy=len(part) < _ZERO_COPY_BYTES)
-        self._socket.send(parts[-1], _AT_ONCE, copy=len(parts[-1]) < _ZERO_COPY_BYTES)
+            self._socket.send(part, _NOBLOCK_SNDMORE, copy=len(part) < _ZERO_COPY_BYTES)
+        self._socket.send(parts[-1], _NOBLOCK, copy=len(parts[-1]) < _ZERO_COPY_BYTES)
         # The descriptor tells of changes, not of states: what a send has found to be readable it does not tell again.
-        self._read_soon()
+        self._schedule_read()
 
     def close(self) -> None:
         if not self._socket.closed:
             self._loop.remove_reader(self._fd)
             self._socket.close(linger=1000)
 
-    def _read_soon(self) -> None:
-        if not self._reading_soon:
-            self._reading_soon = True
-            self._loop.call_soon(self._read)
+    def _schedule_read(self) -> None:
+        if not self._read_scheduled:
+            self._read_scheduled = True
+            self._loop.call_soon(self._read_messages)
 
-    def _read(self) -> None:
-        self._reading_soon = False
-        for _ in range(_MESSAGES_AT_ONCE):
+    def _read_messages(self) -> None:
+        self._read_scheduled = False
+        for _ in range(_MAX_MESSAGES_PER_READ):
             if self._socket.closed:
                 return
             try:
-                frame = self._socket.recv(_AT_ONCE, copy=False)
+                frame = self._socket.recv(_NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            message = [_received(frame)]
+            message = [_frame_to_part(frame)]
             while frame.more:  # the parts of a message arrive together
-                frame = self._socket.recv(_AT_ONCE, copy=False)
-                message.append(_received(frame))
+                frame = self._socket.recv(_NOBLOCK, copy=False)
+                message.append(_frame_to_part(frame))
             self._on_message(message)
-        self._read_soon()
+        self._schedule_read()
 
 
-def _received(part: zmq.Frame) -> Part:
-    if len(part) < _ZERO_COPY_BYTES:
-        copied: bytes = part.bytes
+def _frame_to_part(frame: zmq.Frame) -> MessagePart:
+    if len(frame) < _ZERO_COPY_BYTES:
+        copied: bytes = frame.bytes
         return copied
-    lent: memoryview = part.buffer.toreadonly()
-    return lent
+    view: memoryview = frame.buffer.toreadonly()
+    return view
 
 
-def new_socket(kind: int, *, identity: bytes = b"") -> zmq.Socket[bytes]:
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+def new_socket(socket_type: int, *, identity: bytes = b"") -> zmq.Socket[bytes]:
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(socket_type)
     # Nothing is dropped by a full queue of the library: how much is under way is limited by our own window.
     socket.set_hwm(0)
     socket.setsockopt(zmq.RECONNECT_IVL, 20)
@@ -89,14 +89,14 @@ def new_socket(kind: int, *, identity: bytes = b"") -> zmq.Socket[bytes]:
 
 
 def secure_server(socket: zmq.Socket[bytes], certificate: str) -> None:
-    public, secret = _certificate(certificate)
+    public, secret = _load_certificate(certificate)
     if secret is None:
         raise QueueURLError(f"{certificate}: only a certificate with a secret key can serve; use it with serve=false")
     socket.curve_publickey, socket.curve_secretkey, socket.curve_server = public, secret, True
 
 
 def secure_client(socket: zmq.Socket[bytes], certificate: str) -> None:
-    socket.curve_serverkey = _certificate(certificate)[0]
+    socket.curve_serverkey = _load_certificate(certificate)[0]
     socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
 
 
@@ -105,15 +105,15 @@ def pack(*values: Any) -> bytes:
     return packed
 
 
-def unpack(data: Part) -> list[Any]:
+def unpack(data: MessagePart) -> list[Any]:
     values: list[Any] = msgpack.unpackb(data, unicode_errors="surrogatepass", use_list=True)
     return values
 
 
-def _certificate(path: str) -> tuple[bytes, bytes | None]:
+def _load_certificate(path: str) -> tuple[bytes, bytes | None]:
     try:
-        pair: tuple[bytes, bytes | None] = zmq.auth.load_certificate(Path(path))
-        return pair
+        keys: tuple[bytes, bytes | None] = zmq.auth.load_certificate(Path(path))
+        return keys
     except (OSError, ValueError) as error:
         raise QueueURLError(
             f"{path}: not a CURVE certificate ({error}); make one with zmq.auth.create_certificates"

@@ -12,59 +12,59 @@ from dataclasses import dataclass, field
 import torch
 
 from rollout.serving.engine import Answer, SampledToken
-from rollout.serving.gate import Gate
-from rollout.serving.network.decode_batch import Cohort
+from rollout.serving.gate import PauseGate
+from rollout.serving.network.decode_batch import DecodeBatch
 from rollout.serving.network.model import Network
-from rollout.serving.network.prompts import Prompt
-from rollout.serving.network.sampling import draw
+from rollout.serving.network.prompts import NetworkPrompt
+from rollout.serving.network.sampling import sample_tokens
 from rollout.serving.protocol import RequestRefused
 
-_PREFILL_TOKENS = 16384
+_MAX_PREFILL_TOKENS = 16384
 """So many prompt tokens are computed in one step, padding included; a longer prompt has a step for itself."""
 
 
 @dataclass(slots=True, eq=False)
-class _Seat:
+class _RunningRequest:
     """A request in flight."""
 
-    prompt: Prompt
+    prompt: NetworkPrompt
     answer: Answer
-    over: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    finished: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
-    def newest(self) -> int:
+    def last_token_id(self) -> int:
         return self.answer.tokens[-1].token_id
 
-    def tell(self, token: SampledToken, version: str) -> None:
-        if self.over.done():
+    def add_token(self, token: SampledToken, version: str) -> None:
+        if self.finished.done():
             return
-        self.answer.add(token, version)
+        self.answer.add_token(token, version)
         if self.answer.finished:
-            self.over.set_result(None)
+            self.finished.set_result(None)
 
     def fail(self, error: RequestRefused) -> None:
-        if not self.over.done():
-            self.over.set_exception(error)
+        if not self.finished.done():
+            self.finished.set_exception(error)
 
 
 @dataclass(slots=True, eq=False)
-class _Table:
+class _DecodingRequests:
     """Those whose prompts are computed, one seat for each row of the cohort."""
 
-    seats: list[_Seat]
-    cohort: Cohort
+    requests: list[_RunningRequest]
+    decode_batch: DecodeBatch
 
-    def kept(self, staying: list[_Seat]) -> "_Table | None":
+    def keep_only(self, remaining: list[_RunningRequest]) -> "_DecodingRequests | None":
         """Without the others; None where that leaves nobody."""
-        if not staying:
+        if not remaining:
             return None
-        here = set(staying)
-        self.cohort.keep([row for row, seat in enumerate(self.seats) if seat in here])
-        return _Table(staying, self.cohort)
+        here = set(remaining)
+        self.decode_batch.keep_rows([row for row, request in enumerate(self.requests) if request in here])
+        return _DecodingRequests(remaining, self.decode_batch)
 
-    def joined(self, other: "_Table") -> "_Table":
+    def concatenated(self, other: "_DecodingRequests") -> "_DecodingRequests":
         """Both, one after the other."""
-        return _Table([*self.seats, *other.seats], self.cohort.joined(other.cohort))
+        return _DecodingRequests([*self.requests, *other.requests], self.decode_batch.concatenated(other.decode_batch))
 
 
 class Batcher:
@@ -72,73 +72,75 @@ class Batcher:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._waiting: list[_Seat] = []
-        self._table: _Table | None = None
-        self._stepping: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
+        self._waiting: list[_RunningRequest] = []
+        self._decoding: _DecodingRequests | None = None
+        self._step_task: asyncio.Task[None] | None = None
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
 
     def close(self) -> None:
         """No further step begins."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def write(self, prompt: Prompt, answer: Answer, gate: Gate) -> None:
+    async def generate(self, prompt: NetworkPrompt, answer: Answer, gate: PauseGate) -> None:
         """Take part until the answer is finished; cancelled, it takes part no more."""
-        seat = _Seat(prompt, answer)
-        self._waiting.append(seat)
-        if self._stepping is None:
-            self._stepping = asyncio.create_task(self._step_on(gate))
-        await seat.over
+        request = _RunningRequest(prompt, answer)
+        self._waiting.append(request)
+        if self._step_task is None:
+            self._step_task = asyncio.create_task(self._run_steps(gate))
+        await request.finished
 
-    async def _step_on(self, gate: Gate) -> None:
+    async def _run_steps(self, gate: PauseGate) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting or self._table:
+        while self._waiting or self._decoding:
             async with gate.step():
-                staying, beginning = self._present()
-                present = [*staying, *beginning]
-                if not present:
-                    self._table = None
+                continuing, starting = self._select_participants()
+                participants = [*continuing, *starting]
+                if not participants:
+                    self._decoding = None
                     continue
                 try:
-                    drawn = await loop.run_in_executor(self._thread, self._compute, staying, beginning)
+                    tokens = await loop.run_in_executor(self._executor, self._compute_step, continuing, starting)
                 except Exception as error:  # noqa: BLE001 - whatever a network raises ends the requests that met it
-                    self._table = None
-                    for seat in present:
-                        seat.fail(RequestRefused(f"The network failed: {type(error).__name__}: {error}", status=500))
+                    self._decoding = None
+                    for request in participants:
+                        request.fail(RequestRefused(f"The network failed: {type(error).__name__}: {error}", status=500))
                     continue
-                for seat, token in zip(present, drawn, strict=True):
-                    seat.tell(token, gate.version)
+                for request, token in zip(participants, tokens, strict=True):
+                    request.add_token(token, gate.version)
         # Nothing was awaited since there was nobody left: whoever comes now begins anew.
-        self._stepping = None
+        self._step_task = None
 
-    def _present(self) -> tuple[list[_Seat], list[_Seat]]:
+    def _select_participants(self) -> tuple[list[_RunningRequest], list[_RunningRequest]]:
         """Who takes part in the next step, in the order of its tokens: who stays at the table, and who comes to it."""
-        seats = self._table.seats if self._table is not None else ()
-        self._waiting = [seat for seat in self._waiting if not seat.over.done()]
-        beginning = self._waiting[: _fitting([len(seat.prompt.token_ids) for seat in self._waiting])]
-        self._waiting = self._waiting[len(beginning) :]
-        return [seat for seat in seats if not seat.over.done()], beginning
+        decoding_requests = self._decoding.requests if self._decoding is not None else ()
+        self._waiting = [request for request in self._waiting if not request.finished.done()]
+        starting = self._waiting[: _fitting([len(seat.prompt.token_ids) for seat in self._waiting])]
+        self._waiting = self._waiting[len(starting) :]
+        return [seat for seat in decoding_requests if not seat.finished.done()], starting
 
-    def _compute(self, staying: list[_Seat], beginning: Sequence[_Seat]) -> list[SampledToken]:
+    def _compute_step(
+        self, continuing: list[_RunningRequest], starting: Sequence[_RunningRequest]
+    ) -> list[SampledToken]:
         """In the network's thread: a token for everybody who stays, and for those who begin, who then sit there."""
         with torch.inference_mode():
-            self._table = None if self._table is None else self._table.kept(staying)
-            return [*self._decoded(), *self._begun(beginning)]
+            self._decoding = None if self._decoding is None else self._decoding.keep_only(continuing)
+            return [*self._decode_continuing(), *self._prefill_starting(starting)]
 
-    def _decoded(self) -> list[SampledToken]:
-        if self._table is None:
+    def _decode_continuing(self) -> list[SampledToken]:
+        if self._decoding is None:
             return []
-        seats = self._table.seats
-        logits = self._network.decode(self._table.cohort, [seat.newest for seat in seats])
-        return draw(logits, [seat.prompt for seat in seats])
+        requests = self._decoding.requests
+        logits = self._network.decode(self._decoding.decode_batch, [request.last_token_id for request in requests])
+        return sample_tokens(logits, [seat.prompt for seat in requests])
 
-    def _begun(self, beginning: Sequence[_Seat]) -> list[SampledToken]:
-        if not beginning:
+    def _prefill_starting(self, starting: Sequence[_RunningRequest]) -> list[SampledToken]:
+        if not starting:
             return []
-        prompts = [seat.prompt for seat in beginning]
-        logits, cohort = self._network.prefill(prompts)
-        table = _Table(list(beginning), cohort)
-        self._table = table if self._table is None else self._table.joined(table)
-        return draw(logits, prompts)
+        prompts = [request.prompt for request in starting]
+        logits, decode_batch = self._network.prefill(prompts)
+        table = _DecodingRequests(list(starting), decode_batch)
+        self._decoding = table if self._decoding is None else self._decoding.concatenated(table)
+        return sample_tokens(logits, prompts)
 
 
 def _fitting(lengths: Sequence[int]) -> int:
@@ -146,6 +148,6 @@ def _fitting(lengths: Sequence[int]) -> int:
     longest = 0
     for count, length in enumerate(lengths):
         longest = max(longest, length)
-        if count and longest * (count + 1) > _PREFILL_TOKENS:
+        if count and longest * (count + 1) > _MAX_PREFILL_TOKENS:
             return count
     return len(lengths)

@@ -7,54 +7,56 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-Layers = list[tuple[torch.Tensor, torch.Tensor]]
+LayerKeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(slots=True, eq=False)
-class Cohort:
+class DecodeBatch:
     """A row for each sequence.
 
     Attributes:
         layers: keys and values of each layer, (rows, heads, length, size).
-        mask: (rows, length), 0 where a shorter sequence is padded.
-        positions: of the token that comes next, on all three axes.
+        attention_mask: (rows, length), 0 where a shorter sequence is padded.
+        next_positions: of the token that comes next, on all three axes.
     """
 
-    layers: Layers
-    mask: torch.Tensor
-    positions: torch.Tensor
+    layers: LayerKeyValues
+    attention_mask: torch.Tensor
+    next_positions: torch.Tensor
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop all other rows, and the padding that nobody needs any more."""
-        if len(rows) == len(self.mask):
+        if len(rows) == len(self.attention_mask):
             return
-        chosen = torch.tensor(rows, dtype=torch.long, device=self.mask.device)
-        self.mask, self.positions = self.mask[chosen], self.positions[chosen]
-        padding = int((self.mask.cumsum(1) == 0).sum(1).min()) if len(rows) else 0
-        self.mask = self.mask[:, padding:]
-        self.layers = [(keys[chosen, :, padding:], values[chosen, :, padding:]) for keys, values in self.layers]
+        row_indices = torch.tensor(rows, dtype=torch.long, device=self.attention_mask.device)
+        self.attention_mask, self.next_positions = self.attention_mask[row_indices], self.next_positions[row_indices]
+        padding = int((self.attention_mask.cumsum(1) == 0).sum(1).min()) if len(rows) else 0
+        self.attention_mask = self.attention_mask[:, padding:]
+        self.layers = [
+            (keys[row_indices, :, padding:], values[row_indices, :, padding:]) for keys, values in self.layers
+        ]
 
-    def joined(self, other: "Cohort") -> "Cohort":
+    def concatenated(self, other: "DecodeBatch") -> "DecodeBatch":
         """Both, one after the other."""
-        length = max(self.mask.shape[1], other.mask.shape[1])
+        length = max(self.attention_mask.shape[1], other.attention_mask.shape[1])
         left, right = self._padded(length), other._padded(length)
-        return Cohort(
+        return DecodeBatch(
             [
-                (torch.cat((keys, others)), torch.cat((values, other_values)))
-                for (keys, values), (others, other_values) in zip(left.layers, right.layers, strict=True)
+                (torch.cat((keys, other_keys)), torch.cat((values, other_values)))
+                for (keys, values), (other_keys, other_values) in zip(left.layers, right.layers, strict=True)
             ],
-            torch.cat((left.mask, right.mask)),
-            torch.cat((left.positions, right.positions)),
+            torch.cat((left.attention_mask, right.attention_mask)),
+            torch.cat((left.next_positions, right.next_positions)),
         )
 
-    def _padded(self, length: int) -> "Cohort":
-        more = length - self.mask.shape[1]
-        if not more:
+    def _padded(self, length: int) -> "DecodeBatch":
+        missing = length - self.attention_mask.shape[1]
+        if not missing:
             return self
-        layers = [(pad(keys, (0, 0, more, 0)), pad(values, (0, 0, more, 0))) for keys, values in self.layers]
-        return Cohort(layers, pad(self.mask, (more, 0)), self.positions)
+        layers = [(pad(keys, (0, 0, missing, 0)), pad(values, (0, 0, missing, 0))) for keys, values in self.layers]
+        return DecodeBatch(layers, pad(self.attention_mask, (missing, 0)), self.next_positions)
 
 
-def layers_of(cache: Any) -> Layers:
+def layers_of(cache: Any) -> LayerKeyValues:
     """The keys and values in a cache of transformers."""
     return [(layer.keys, layer.values) for layer in cache.layers]

@@ -5,20 +5,20 @@ from functools import partial
 from pathlib import Path
 
 from renderers_adapter.adapter import load_processor_config
-from rollout.images.processors import Backend, Processed, image_processor_for
+from rollout.images.processors import ProcessedImage, ResizeBackend, image_processor_for
 from rollout.images.single_flight import SingleFlightCache
 from rollout.serving.engine import Answer, Job, ModelCard
-from rollout.serving.gate import Gate
+from rollout.serving.gate import PauseGate
 from rollout.serving.network.batching import Batcher
 from rollout.serving.network.model import Network
-from rollout.serving.network.prompts import Picture, Prompt, rope_positions
+from rollout.serving.network.prompts import NetworkPrompt, PromptImage, rope_positions
 from rollout.serving.network.settings import NetworkSettings
-from rollout.serving.protocol import GenerateRequest, RequestRefused
-from rollout.serving.request_reader import Intake, Taken
-from rollout.serving.sampling import draw_for
+from rollout.serving.protocol import GenerateBody, RequestRefused
+from rollout.serving.request_reader import ParsedRequest, RequestReader
+from rollout.serving.sampling import rng_for_request
 
-_PATCH_BYTES = 256 * 1024 * 1024
-_BACKEND: Backend = "pil"
+_PATCH_CACHE_BYTES = 256 * 1024 * 1024
+_RESIZE_BACKEND: ResizeBackend = "pil"
 """What resizes images; a trainer must use the same."""
 
 
@@ -32,41 +32,43 @@ class NetworkEngine:
 
     def __init__(self, settings: NetworkSettings) -> None:
         self._network = Network(settings.model_dir, device=settings.device, dtype=settings.dtype)
-        self.card = ModelCard(
+        self.model_card = ModelCard(
             settings.model_name or settings.model_dir.name,
             settings.model_dir,
             min(settings.max_model_len or self._network.max_model_len, self._network.max_model_len),
         )
-        self._intake = Intake(self.card, settings.allowed_directories)
-        self._processor = image_processor_for(
-            "qwen_vl", load_processor_config(settings.model_dir), backend=_BACKEND, pixels="normalised"
+        self._request_reader = RequestReader(self.model_card, settings.allowed_directories)
+        self._image_processor = image_processor_for(
+            "qwen_vl", load_processor_config(settings.model_dir), backend=_RESIZE_BACKEND, pixels="normalised"
         )
-        self._patches = SingleFlightCache[Processed](_PATCH_BYTES, lambda processed: processed.patches.nbytes)
+        self._patch_cache = SingleFlightCache[ProcessedImage](
+            _PATCH_CACHE_BYTES, lambda processed: processed.patches.nbytes
+        )
         self._batcher = Batcher(self._network)
 
-    def prepare(self, request: GenerateRequest) -> Job:
-        taken = self._intake.take(request)
-        allowed = request.sampling_params.allowed_token_ids
-        if allowed is not None and max(allowed) >= self._intake.tokenizer.vocab_size:
+    def prepare(self, request: GenerateBody) -> Job:
+        parsed = self._request_reader.read(request)
+        allowed_token_ids = request.sampling_params.allowed_token_ids
+        if allowed_token_ids is not None and max(allowed_token_ids) >= self._request_reader.tokenizer.vocab_size:
             raise RequestRefused(
-                f"sampling_params.allowed_token_ids names {max(allowed)}, "
-                f"outside the vocabulary of {self._intake.tokenizer.vocab_size} tokens.",
+                f"sampling_params.allowed_token_ids names {max(allowed_token_ids)}, "
+                f"outside the vocabulary of {self._request_reader.tokenizer.vocab_size} tokens.",
                 param="sampling_params.allowed_token_ids",
             )
-        pictures = self._pictures(request, taken)
-        prompt = Prompt(
-            taken.prompt.token_ids,
+        images = self._prompt_images(request, parsed)
+        network_prompt = NetworkPrompt(
+            parsed.prompt.token_ids,
             rope_positions(
-                len(taken.prompt.token_ids),
-                taken.prompt.placeholders,
-                [picture.patches.grid for picture in pictures],
-                self._network.merge,
+                len(parsed.prompt.token_ids),
+                parsed.prompt.placeholders,
+                [image.processed.grid for image in images],
+                self._network.merge_size,
             ),
-            pictures,
+            images,
             request.sampling_params,
-            draw_for(request),
+            rng_for_request(request),
         )
-        return _Computed(taken.prompt, taken.limits, prompt, self._batcher)
+        return NetworkJob(parsed.prompt, parsed.stop_conditions, network_prompt, self._batcher)
 
     def reload(self, directory: Path | None) -> None:
         self._network.reload(directory)
@@ -74,20 +76,20 @@ class NetworkEngine:
     def close(self) -> None:
         self._batcher.close()
 
-    def _pictures(self, request: GenerateRequest, taken: Taken) -> tuple[Picture, ...]:
+    def _prompt_images(self, request: GenerateBody, parsed: ParsedRequest) -> tuple[PromptImage, ...]:
         parts = request.content_parts or ()
         return tuple(
-            Picture(part.uuid, self._patches.get(part.uuid, partial(self._processor.process, image)))
-            for part, image in zip(parts, taken.images, strict=True)
+            PromptImage(part.uuid, self._patch_cache.get(part.uuid, partial(self._image_processor.process, image)))
+            for part, image in zip(parts, parsed.images, strict=True)
         )
 
 
 @dataclass(frozen=True, slots=True)
-class _Computed(Job):
+class NetworkJob(Job):
     """An answer that the network gives with those of others."""
 
-    asked: Prompt
+    network_prompt: NetworkPrompt
     batcher: Batcher
 
-    async def write(self, answer: Answer, gate: Gate) -> None:
-        await self.batcher.write(self.asked, answer, gate)
+    async def generate(self, answer: Answer, gate: PauseGate) -> None:
+        await self.batcher.generate(self.network_prompt, answer, gate)

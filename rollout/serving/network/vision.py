@@ -7,58 +7,60 @@ from typing import Any
 
 import torch
 
-from rollout.serving.network.prompts import Picture
+from rollout.serving.network.prompts import PromptImage
 
-_CACHE_BYTES = 1 << 30
+_MAX_CACHE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Features:
+class VisionFeatures:
     """One image as the language model takes it: at its own place, and deeper ones where the family has them."""
 
     embeddings: torch.Tensor
-    deep: tuple[torch.Tensor, ...]
+    deepstack: tuple[torch.Tensor, ...]
 
     @property
-    def size(self) -> int:
+    def nbytes(self) -> int:
         """In bytes."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in (self.embeddings, *self.deep))
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.embeddings, *self.deepstack))
 
 
 class ImageEncoder:
     """A vision tower with a cache that holds the most recently used features."""
 
-    def __init__(self, tower: Any, device: str) -> None:
-        self._tower = tower
+    def __init__(self, vision_tower: Any, device: str) -> None:
+        self._vision_tower = vision_tower
         self._device = device
-        self._kept: OrderedDict[str, Features] = OrderedDict()
-        self._size = 0
+        self._cache: OrderedDict[str, VisionFeatures] = OrderedDict()
+        self._cache_bytes = 0
 
-    def encode(self, pictures: Iterable[Picture]) -> Mapping[str, Features]:
+    def encode(self, images: Iterable[PromptImage]) -> Mapping[str, VisionFeatures]:
         """The features of all of them by name; those that are not known are computed together."""
-        wanted = {picture.name: picture for picture in pictures}
-        found = {name: self._kept[name] for name in wanted if name in self._kept}
-        missing = [picture for name, picture in wanted.items() if name not in found]
+        images_by_hash = {image.image_hash: image for image in images}
+        features_by_hash = {
+            image_hash: self._cache[image_hash] for image_hash in images_by_hash if image_hash in self._cache
+        }
+        missing = [picture for name, picture in images_by_hash.items() if name not in features_by_hash]
         if missing:
-            found |= self._compute(missing)
-        for name, features in found.items():
-            self._keep(name, features)
-        return found
+            features_by_hash |= self._compute(missing)
+        for name, features in features_by_hash.items():
+            self._store(name, features)
+        return features_by_hash
 
-    def _compute(self, pictures: list[Picture]) -> dict[str, Features]:
-        pixels = torch.cat([torch.from_numpy(picture.patches.patches) for picture in pictures]).to(self._device)
-        grids = torch.tensor([picture.patches.grid for picture in pictures], device=self._device)
-        out = self._tower(pixels, grids, return_dict=True)
+    def _compute(self, images: list[PromptImage]) -> dict[str, VisionFeatures]:
+        pixels = torch.cat([torch.from_numpy(image.processed.patches) for image in images]).to(self._device)
+        grids = torch.tensor([picture.processed.grid for picture in images], device=self._device)
+        out = self._vision_tower(pixels, grids, return_dict=True)
         layers = getattr(out, "deepstack_features", None) or []
         return {
-            picture.name: Features(out.pooler_output[at], tuple(layer[at] for layer in layers))
-            for at, picture in enumerate(pictures)
+            picture.image_hash: VisionFeatures(out.pooler_output[index], tuple(layer[index] for layer in layers))
+            for index, picture in enumerate(images)
         }
 
-    def _keep(self, name: str, features: Features) -> None:
-        if name not in self._kept:
-            self._size += features.size
-        self._kept[name] = features
-        self._kept.move_to_end(name)
-        while self._size > _CACHE_BYTES and len(self._kept) > 1:
-            self._size -= self._kept.popitem(last=False)[1].size
+    def _store(self, image_hash: str, features: VisionFeatures) -> None:
+        if image_hash not in self._cache:
+            self._cache_bytes += features.nbytes
+        self._cache[image_hash] = features
+        self._cache.move_to_end(image_hash)
+        while self._cache_bytes > _MAX_CACHE_BYTES and len(self._cache) > 1:
+            self._cache_bytes -= self._cache.popitem(last=False)[1].nbytes

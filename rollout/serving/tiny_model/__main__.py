@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rollout.serving.tiny_model.checkpoint import make
+from rollout.serving.tiny_model.checkpoint import make_checkpoint
 from rollout.serving.tiny_model.families import FAMILIES
 
 
@@ -13,9 +13,9 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="is made; an older checkpoint in it is replaced")
     parser.add_argument("--family", choices=sorted(FAMILIES), default="qwen3-vl")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
-    given = parser.parse_args()
-    parameters = make(given.directory, given.family, seed=given.seed)
-    sys.stdout.write(f"{given.directory}: {given.family}, {parameters:,} random parameters\n")
+    arguments = parser.parse_args()
+    parameters = make_checkpoint(arguments.directory, arguments.family, seed=arguments.seed)
+    sys.stdout.write(f"{arguments.directory}: {arguments.family}, {parameters:,} random parameters\n")
 
 
 if __name__ == "__main__":

@@ -9,54 +9,54 @@ from pathlib import Path
 from typing import Any
 
 _TEMPLATES = Path(__file__).parent / "templates"
-SHIPPED = Path(__file__).parents[1] / "tiny_qwen3_vl"
+SHIPPED_MODEL_DIRECTORY = Path(__file__).parents[1] / "tiny_qwen3_vl"
 """Tokenizer and template of the small model that the embedded engine serves without a network."""
 
-CONTEXT = 32768
+CONTEXT_LENGTH = 32768
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]}
 
-TokenId = Callable[[str], int]
+TokenIdLookup = Callable[[str], int]
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
-    """One family. `network(vocabulary, token_id)` has fresh weights; the files are written as JSON beside them."""
+class TinyFamily:
+    """One family. `build_network(vocabulary, token_id)` has fresh weights; its files are written as JSON."""
 
-    template: Path
-    network: Callable[[int, TokenId], Any]
-    files: Mapping[str, Mapping[str, Any]]
+    chat_template: Path
+    build_network: Callable[[int, TokenIdLookup], Any]
+    config_files: Mapping[str, Mapping[str, Any]]
 
 
-def _qwen3_vl(vocabulary: int, token_id: TokenId) -> Any:
+def _build_qwen3_vl(vocab_size: int, token_id: TokenIdLookup) -> Any:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     config = Qwen3VLConfig(
-        text_config=_text(vocabulary, token_id) | {"rope_parameters": {**_MROPE, "mrope_interleaved": True}},
+        text_config=_text_config(vocab_size, token_id) | {"rope_parameters": {**_MROPE, "mrope_interleaved": True}},
         vision_config={
             **_VISION,
             "patch_size": 16,
             "num_position_embeddings": 144,
             "deepstack_visual_indexes": [0, 1],
         },
-        **_vision_tokens(token_id),
+        **_vision_token_config(token_id),
     )
     return Qwen3VLForConditionalGeneration(config)
 
 
-def _qwen2_5_vl(vocabulary: int, token_id: TokenId) -> Any:
+def _build_qwen2_5_vl(vocab_size: int, token_id: TokenIdLookup) -> Any:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    text = _text(vocabulary, token_id) | {"rope_parameters": _MROPE, "use_sliding_window": False}
+    text = _text_config(vocab_size, token_id) | {"rope_parameters": _MROPE, "use_sliding_window": False}
     vision = {**_VISION, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1], "hidden_act": "silu"}
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_vision_tokens(token_id))
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_vision_token_config(token_id))
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-def _qwen3(vocabulary: int, token_id: TokenId) -> Any:
+def _build_qwen3(vocab_size: int, token_id: TokenIdLookup) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     rope = {"rope_type": "default", "rope_theta": 10000.0}
-    config = Qwen3Config(**_text(vocabulary, token_id), rope_parameters=rope, tie_word_embeddings=False)
+    config = Qwen3Config(**_text_config(vocab_size, token_id), rope_parameters=rope, tie_word_embeddings=False)
     return Qwen3ForCausalLM(config)
 
 
@@ -73,16 +73,16 @@ _VISION: Mapping[str, Any] = {
 }
 
 
-def _text(vocabulary: int, token_id: TokenId) -> dict[str, Any]:
+def _text_config(vocab_size: int, token_id: TokenIdLookup) -> dict[str, Any]:
     return {
-        "vocab_size": vocabulary,
+        "vocab_size": vocab_size,
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 32,
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": CONTEXT_LENGTH,
         "rms_norm_eps": 1e-6,
         "bos_token_id": token_id("<|endoftext|>"),
         "eos_token_id": token_id("<|im_end|>"),
@@ -90,7 +90,7 @@ def _text(vocabulary: int, token_id: TokenId) -> dict[str, Any]:
     }
 
 
-def _vision_tokens(token_id: TokenId) -> dict[str, Any]:
+def _vision_token_config(token_id: TokenIdLookup) -> dict[str, Any]:
     return {
         "image_token_id": token_id("<|image_pad|>"),
         "video_token_id": token_id("<|video_pad|>"),
@@ -100,7 +100,9 @@ def _vision_tokens(token_id: TokenId) -> dict[str, Any]:
     }
 
 
-def _images(patch: int, least: int, most: int, mean: list[float], std: list[float]) -> dict[str, Any]:
+def _image_processor_config(
+    patch_size: int, min_pixels: int, max_pixels: int, mean: list[float], std: list[float]
+) -> dict[str, Any]:
     return {
         "image_processor_type": "Qwen2VLImageProcessor",
         "do_convert_rgb": True,
@@ -111,39 +113,41 @@ def _images(patch: int, least: int, most: int, mean: list[float], std: list[floa
         "image_mean": mean,
         "image_std": std,
         "resample": 3,
-        "patch_size": patch,
+        "patch_size": patch_size,
         "merge_size": 2,
         "temporal_patch_size": 2,
-        "size": {"shortest_edge": least, "longest_edge": most},
+        "size": {"shortest_edge": min_pixels, "longest_edge": max_pixels},
     }
 
 
 _CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-_QWEN3_VL = _images(16, 65536, 16777216, [0.5] * 3, [0.5] * 3)
-_QWEN2_5_VL = _images(14, 3136, 12845056, _CLIP_MEAN, _CLIP_STD)
+_QWEN3_VL_IMAGE_PROCESSOR = _image_processor_config(16, 65536, 16777216, [0.5] * 3, [0.5] * 3)
+_QWEN2_5_VL_IMAGE_PROCESSOR = _image_processor_config(14, 3136, 12845056, _CLIP_MEAN, _CLIP_STD)
 
 
-def _processors(images: Mapping[str, Any], processor: str, video: str) -> Mapping[str, Mapping[str, Any]]:
+def _processor_files(
+    image_processor: Mapping[str, Any], processor: str, video_processor_class: str
+) -> Mapping[str, Mapping[str, Any]]:
     return {
-        "preprocessor_config.json": {"processor_class": processor, **images},
+        "preprocessor_config.json": {"processor_class": processor, **image_processor},
         "video_preprocessor_config.json": {
-            **{key: value for key, value in images.items() if key != "image_processor_type"},
+            **{key: value for key, value in image_processor.items() if key != "image_processor_type"},
             "processor_class": processor,
-            "video_processor_type": video,
+            "video_processor_type": video_processor_class,
         },
     }
 
 
-FAMILIES: Mapping[str, Family] = {
-    "qwen3-vl": Family(
-        SHIPPED / "chat_template.jinja",
-        _qwen3_vl,
-        _processors(_QWEN3_VL, "Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
+FAMILIES: Mapping[str, TinyFamily] = {
+    "qwen3-vl": TinyFamily(
+        SHIPPED_MODEL_DIRECTORY / "chat_template.jinja",
+        _build_qwen3_vl,
+        _processor_files(_QWEN3_VL_IMAGE_PROCESSOR, "Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
     ),
-    "qwen2.5-vl": Family(
+    "qwen2.5-vl": TinyFamily(
         _TEMPLATES / "qwen2_5_vl.jinja",
-        _qwen2_5_vl,
-        _processors(_QWEN2_5_VL, "Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
+        _build_qwen2_5_vl,
+        _processor_files(_QWEN2_5_VL_IMAGE_PROCESSOR, "Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
     ),
-    "text": Family(_TEMPLATES / "qwen3.jinja", _qwen3, {}),
+    "text": TinyFamily(_TEMPLATES / "qwen3.jinja", _build_qwen3, {}),
 }

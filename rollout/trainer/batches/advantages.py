@@ -21,8 +21,8 @@ def grpo(rewards: Rewards) -> Rewards:
 
 def rloo(rewards: Rewards) -> Rewards:
     """How far a reward lies above the mean of the *other* ones; 0 for one alone."""
-    others = len(rewards) - 1
-    return (rewards - rewards.mean()) * (len(rewards) / others) if others else np.zeros_like(rewards)
+    other_count = len(rewards) - 1
+    return (rewards - rewards.mean()) * (len(rewards) / other_count) if other_count else np.zeros_like(rewards)
 
 
 def advantages_of(group: Group, estimator: Estimator) -> dict[str, float]:

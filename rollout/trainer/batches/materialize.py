@@ -22,11 +22,18 @@ from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import Placeholder
 from rollout.errors import RolloutError
 from rollout.images import AssetError, ImageError, decode_data_uri, load_pixels, read_asset
-from rollout.images.processors import Backend, PixelKind, Processed, image_processor_for, import_extra, patches_of
+from rollout.images.processors import (
+    PixelKind,
+    ProcessedImage,
+    ResizeBackend,
+    image_processor_for,
+    import_trainer_extra,
+    patch_count,
+)
 from rollout.images.single_flight import SingleFlightCache
 from rollout.trainer.batches.samples import TrainingSample
 
-_MAX_BYTES = 1 << 30
+_MAX_IMAGE_BYTES = 1 << 30
 
 
 class MaterializeError(RolloutError):
@@ -58,13 +65,13 @@ class Materializer:
         processor_config: Mapping[str, Any],
         *,
         images: Path,
-        backend: Backend,
+        backend: ResizeBackend,
         pixels: PixelKind = "normalised",
         cache_bytes: int = 256 * 1024 * 1024,
     ) -> None:
         self._images = images
         self._processor = image_processor_for(family, processor_config, backend=backend, pixels=pixels)
-        self._cache = SingleFlightCache[Processed](cache_bytes, lambda processed: processed.patches.nbytes)
+        self._cache = SingleFlightCache[ProcessedImage](cache_bytes, lambda processed: processed.patches.nbytes)
 
     def inputs(self, samples: Sequence[TrainingSample]) -> dict[str, Any]:
         """`pixel_values` and the grids of all images of these samples, in order, as torch tensors.
@@ -75,75 +82,81 @@ class Materializer:
             MaterializeError: an image does not agree with what the sample says of it.
             ConfigurationError: torch, transformers or the backend is not installed.
         """
-        wanted = [
-            (sample, placeholder, self._grid(sample, placeholder, image), image)
+        image_inputs = [
+            (sample, placeholder, self._checked_grid(sample, placeholder, descriptor), descriptor)
             for sample in samples
-            for placeholder, image in zip(sample.placeholders, sample.images, strict=True)
+            for placeholder, descriptor in zip(sample.placeholders, sample.images, strict=True)
         ]
-        if not wanted:
+        if not image_inputs:
             return {}
-        torch = import_extra("torch")
-        grids = [grid for _, _, grid, _ in wanted]
-        rows = sum(map(patches_of, grids))
+        torch = import_trainer_extra("torch")
+        grids = [grid for _, _, grid, _ in image_inputs]
+        total_patches = sum(map(patch_count, grids))
         # One allocation of what was asked for, filled image by image, so that nothing is held twice.
-        pixel_values = np.empty((rows, *self._processor.patch_shape()), self._processor.dtype)
-        filled = 0
-        for sample, placeholder, grid, image in wanted:
-            processed = self._processed(sample, placeholder, image)
+        pixel_values = np.empty((total_patches, *self._processor.patch_shape()), self._processor.dtype)
+        filled_patches = 0
+        for sample, placeholder, grid, image in image_inputs:
+            processed = self._process_image(sample, placeholder, image)
             if processed.grid != grid:
-                raise _disagreement(
+                raise _mismatch_error(
                     sample, image, f"it was described as {grid} patches, but its pixels give {processed.grid}"
                 )
-            pixel_values[filled : filled + len(processed.patches)] = processed.patches
-            filled += len(processed.patches)
+            pixel_values[filled_patches : filled_patches + len(processed.patches)] = processed.patches
+            filled_patches += len(processed.patches)
         return {
             "pixel_values": torch.from_numpy(pixel_values),
             self._processor.grid_input: torch.tensor(grids, dtype=torch.int64),
         }
 
-    def _grid(self, sample: TrainingSample, placeholder: Placeholder, image: Mapping[str, Any]) -> tuple[int, int, int]:
+    def _checked_grid(
+        self, sample: TrainingSample, placeholder: Placeholder, descriptor: Mapping[str, Any]
+    ) -> tuple[int, int, int]:
         geometry = self._processor.geometry
         try:
-            item = parse_raw_mm_item(image)
+            item = parse_raw_mm_item(descriptor)
             if (item.family, item.layout_fingerprint) != (geometry.family, geometry.fingerprint):
-                raise _disagreement(
+                raise _mismatch_error(
                     sample,
-                    image,
+                    descriptor,
                     f"it was laid out under {item.family} {item.layout_fingerprint}, but this checkpoint's processor"
                     f" configuration is {geometry.family} {geometry.fingerprint}",
                 )
             if item.raw_image_id is not None and not item.raw_image_id.startswith(placeholder.hash):
-                raise _disagreement(sample, image, f"it stands for the image {placeholder.hash}, which is another one")
+                raise _mismatch_error(
+                    sample, descriptor, f"it stands for the image {placeholder.hash}, which is another one"
+                )
             grid = geometry.grid(item.payload)
         except AdapterError as error:
-            raise _disagreement(sample, image, str(error)) from error
+            raise _mismatch_error(sample, descriptor, str(error)) from error
         if geometry.tokens(grid) != placeholder.length:
-            raise _disagreement(
-                sample, image, f"{grid} patches are {geometry.tokens(grid)} tokens, not {placeholder.length}"
+            raise _mismatch_error(
+                sample, descriptor, f"{grid} patches are {geometry.tokens(grid)} tokens, not {placeholder.length}"
             )
         return grid
 
-    def _processed(self, sample: TrainingSample, placeholder: Placeholder, image: Mapping[str, Any]) -> Processed:
-        def process() -> Processed:
-            data = self._read(parse_raw_mm_item(image))
+    def _process_image(
+        self, sample: TrainingSample, placeholder: Placeholder, descriptor: Mapping[str, Any]
+    ) -> ProcessedImage:
+        def read_and_process() -> ProcessedImage:
+            data = self._read_image(parse_raw_mm_item(descriptor))
             if hashlib.sha256(data).hexdigest()[: len(placeholder.hash)] != placeholder.hash:
                 raise ImageError(f"its bytes do not have the hash {placeholder.hash}: it is another image")
             return self._processor.process(load_pixels(data))
 
         try:
-            return self._cache.get(placeholder.hash, process)
+            return self._cache.get(placeholder.hash, read_and_process)
         except (AssetError, ImageError) as error:
-            raise _disagreement(sample, image, error.reason) from error
+            raise _mismatch_error(sample, descriptor, error.reason) from error
         except AdapterError as error:
-            raise _disagreement(sample, image, str(error)) from error
+            raise _mismatch_error(sample, descriptor, str(error)) from error
 
-    def _read(self, item: RawMMItem) -> bytes:
+    def _read_image(self, item: RawMMItem) -> bytes:
         if item.raw_image_id is not None:
             return read_asset(self._images, item.raw_image_id)
         assert item.raw_uri is not None
-        return decode_data_uri(item.raw_uri, _MAX_BYTES)
+        return decode_data_uri(item.raw_uri, _MAX_IMAGE_BYTES)
 
 
-def _disagreement(sample: TrainingSample, image: Mapping[str, Any], reason: str) -> MaterializeError:
-    file = str(image.get("raw_image_id") or str(image.get("raw_uri"))[:40])
+def _mismatch_error(sample: TrainingSample, descriptor: Mapping[str, Any], reason: str) -> MaterializeError:
+    file = str(descriptor.get("raw_image_id") or str(descriptor.get("raw_uri"))[:40])
     return MaterializeError(reason, rollout=sample.rollout, node=sample.leaf, file=file)

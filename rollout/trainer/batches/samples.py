@@ -61,11 +61,15 @@ class TrainingSample:
         """
         if limit < 0:
             raise ValueError(f"a sample cannot be cut to {limit} tokens")
-        cut_images = (mark.offset for mark in self.placeholders if mark.offset < limit < mark.offset + mark.length)
+        cut_images = (
+            placeholder.offset
+            for placeholder in self.placeholders
+            if placeholder.offset < limit < placeholder.offset + placeholder.length
+        )
         end = min([limit, *cut_images])
         if end >= len(self.token_ids):
             return self
-        kept = sum(mark.offset < end for mark in self.placeholders)
+        kept_images = sum(mark.offset < end for mark in self.placeholders)
         return replace(
             self,
             token_ids=ExpandedIds(self.token_ids[:end]),
@@ -74,8 +78,8 @@ class TrainingSample:
             token_types=self.token_types[:end],
             version_index=self.version_index[:end],
             content=self.content[:end],
-            placeholders=self.placeholders[:kept],
-            images=self.images[:kept],
+            placeholders=self.placeholders[:kept_images],
+            images=self.images[:kept_images],
         )
 
 
@@ -83,37 +87,37 @@ def samples(trajectory: Trajectory) -> list[TrainingSample]:
     """One sample per leaf that has something to train; a node shared by several leaves trains in the first of them."""
     if not trajectory.trainable:
         return []
-    found: list[TrainingSample] = []
+    training_samples: list[TrainingSample] = []
     trained: set[int] = set()
     for leaf in trajectory.leaves():
         path = trajectory.path(leaf)
-        fresh = {node.index for node in path if node.sampled} - trained
-        if fresh:
-            trained |= fresh
-            found.append(_sample(trajectory, path, fresh))
-    return found
+        untrained_nodes = {node.index for node in path if node.sampled} - trained
+        if untrained_nodes:
+            trained |= untrained_nodes
+            training_samples.append(_make_sample(trajectory, path, untrained_nodes))
+    return training_samples
 
 
-def _sample(trajectory: Trajectory, path: list[TrajectoryNode], fresh: set[int]) -> TrainingSample:
+def _make_sample(trajectory: Trajectory, path: list[TrajectoryNode], trained_nodes: set[int]) -> TrainingSample:
     expanded = expand([node.run for node in path], pad_id=trajectory.pad_id)
     labels = expanded.labels()
     length = len(expanded.ids)
     mask, content = np.zeros(length, np.bool_), np.zeros(length, np.uint8)
     version_index = np.full(length, -1, np.int16)
     versions: dict[str, int] = {}
-    for node, start, end in zip(path, expanded.starts[:-1], expanded.starts[1:], strict=True):
+    for node, start, end in zip(path, expanded.run_starts[:-1], expanded.run_starts[1:], strict=True):
         role = 1 + ROLES.index(node.message["role"])
         if not node.sampled:
             for first, last in node.content:
                 content[start + node.run.expanded_offset(first) : start + node.run.expanded_offset(last)] = role
             continue
         # A sampled message holds no images, so its tokens lie as they were sampled, at the end of its range.
-        begin = end - (len(node.run.ids) - node.run.sampled_from)
-        mask[begin:end] = node.index in fresh
-        content[begin:end] = role
+        sampled_start = end - (len(node.run.ids) - node.run.sampled_from)
+        mask[sampled_start:end] = node.index in trained_nodes
+        content[sampled_start:end] = role
         for span in trajectory.steps[node.step].versions:
-            number = versions.setdefault(span.version, len(versions))
-            version_index[begin + span.start : begin + span.end] = number
+            version_number = versions.setdefault(span.version, len(versions))
+            version_index[sampled_start + span.start : sampled_start + span.end] = version_number
     return TrainingSample(
         rollout=trajectory.rollout,
         group=trajectory.group,
@@ -127,5 +131,5 @@ def _sample(trajectory: Trajectory, path: list[TrajectoryNode], fresh: set[int])
         versions=tuple(versions),
         content=content,
         placeholders=expanded.placeholders,
-        images=tuple(trajectory.images[mark.hash] for mark in expanded.placeholders),
+        images=tuple(trajectory.images[placeholder.hash] for placeholder in expanded.placeholders),
     )

@@ -62,9 +62,9 @@ class Batch:
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
         moved: dict[str, Any] = {
-            entry.name: value.to(device, non_blocking=True)
-            for entry in fields(self)
-            if isinstance(value := getattr(self, entry.name), torch.Tensor)
+            tensor_field.name: value.to(device, non_blocking=True)
+            for tensor_field in fields(self)
+            if isinstance(value := getattr(self, tensor_field.name), torch.Tensor)
         }
         return replace(self, **moved)
 
@@ -77,33 +77,36 @@ def collate(
     Raises:
         SampleTooLong: a sample does not fit into a row.
     """
-    rows = [[at] for at in range(len(given))] if packing is None else _packed(given, packing)
+    rows = [[at] for at in range(len(given))] if packing is None else _pack_rows(given, packing)
     order = tuple(at for row in rows for at in row)
     length = max((sum(len(given[at].token_ids) for at in row) for row in rows), default=0)
-    names: dict[str, int] = {}
-    canvas = _Canvas(len(rows), length)
-    weights = np.zeros((len(rows), length), np.float32)
+    version_indices: dict[str, int] = {}
+    batch_arrays = _BatchArrays(len(rows), length)
+    token_advantages = np.zeros((len(rows), length), np.float32)
     spans, placeholders = np.zeros((len(given), 3), np.int64), []
-    number = 0
-    for row, members in enumerate(rows):
+    sample_number = 0
+    for row, row_samples in enumerate(rows):
         start = 0
-        for at in members:
+        for at in row_samples:
             sample = given[at]
-            place = canvas.draw(sample, number, row, start, names)
+            token_slice = batch_arrays.write_sample(sample, sample_number, row, start, version_indices)
             if advantages is not None:
-                weights[place][sample.mask] = advantages[at]
-            spans[number] = row, start, len(sample.token_ids)
-            placeholders += [(number, row, start + mark.offset, mark.length) for mark in sample.placeholders]
-            start, number = start + len(sample.token_ids), number + 1
+                token_advantages[token_slice][sample.mask] = advantages[at]
+            spans[sample_number] = row, start, len(sample.token_ids)
+            placeholders += [
+                (sample_number, row, start + placeholder.offset, placeholder.length)
+                for placeholder in sample.placeholders
+            ]
+            start, sample_number = start + len(sample.token_ids), sample_number + 1
     ordered = [given[at] for at in order]
     return Batch(
-        **{name: torch.from_numpy(values) for name, values in canvas.arrays.items()},
-        advantages=None if advantages is None else torch.from_numpy(weights),
+        **{name: torch.from_numpy(values) for name, values in batch_arrays.arrays.items()},
+        advantages=None if advantages is None else torch.from_numpy(token_advantages),
         rewards=torch.tensor([sample.reward for sample in ordered], dtype=torch.float32),
         spans=torch.from_numpy(spans),
         placeholders=torch.tensor(placeholders, dtype=torch.int64).reshape(-1, 4),
         images=tuple(image for sample in ordered for image in sample.images),
-        versions=tuple(names),
+        versions=tuple(version_indices),
         rollouts=tuple(sample.rollout for sample in ordered),
         order=order,
     )
@@ -120,20 +123,20 @@ def batch_of(
 
     A branch of more than `max_length` tokens is truncated, and left out if nothing of what is left of it trains.
     """
-    found: list[TrainingSample] = []
+    training_samples: list[TrainingSample] = []
     advantages: list[float] = []
     for group in groups:
-        by_rollout = advantages_of(group, estimator)
+        advantage_by_rollout = advantages_of(group, estimator)
         for trajectory in group.trajectories:
-            for whole in samples(trajectory):
-                sample = whole if max_length is None else whole.truncated(max_length)
+            for full_sample in samples(trajectory):
+                sample = full_sample if max_length is None else full_sample.truncated(max_length)
                 if sample.mask.any():
-                    found.append(sample)
-                    advantages.append(by_rollout[trajectory.rollout])
-    return collate(found, advantages=advantages, packing=packing) if found else None
+                    training_samples.append(sample)
+                    advantages.append(advantage_by_rollout[trajectory.rollout])
+    return collate(training_samples, advantages=advantages, packing=packing) if training_samples else None
 
 
-class _Canvas:
+class _BatchArrays:
     """What is aligned to the tokens, empty at first: padding has the id 0, which every model can embed."""
 
     def __init__(self, rows: int, length: int) -> None:
@@ -149,46 +152,46 @@ class _Canvas:
             "version_index": np.full(shape, -1, np.int16),
         }
 
-    def draw(
-        self, sample: TrainingSample, number: int, row: int, start: int, names: dict[str, int]
+    def write_sample(
+        self, sample: TrainingSample, sample_number: int, row: int, start: int, version_indices: dict[str, int]
     ) -> tuple[int, slice]:
-        """Put a sample into its place, which is returned; `names` are the versions met so far."""
+        """Put a sample into its place, which is returned; `version_indices` are the versions met so far."""
         length = len(sample.token_ids)
-        place = row, slice(start, start + length)
-        numbers = [names.setdefault(version, len(names)) for version in sample.versions]
+        token_slice = row, slice(start, start + length)
+        batch_indices = [version_indices.setdefault(version, len(version_indices)) for version in sample.versions]
         # The last one stands for -1, where nothing was sampled.
-        renumbered = np.array([*numbers, -1], np.int16)[sample.version_index]
+        version_index = np.array([*batch_indices, -1], np.int16)[sample.version_index]
         values = {
             "token_ids": sample.token_ids,
             "position_ids": np.arange(length),
-            "sample_index": number,
+            "sample_index": sample_number,
             "mask": sample.mask,
             "logprobs": sample.logprobs,
             "token_types": sample.token_types,
             "content": sample.content,
-            "version_index": renumbered,
+            "version_index": version_index,
         }
         for name, value in values.items():
-            self.arrays[name][place] = value
-        return place
+            self.arrays[name][token_slice] = value
+        return token_slice
 
 
-def _packed(given: Sequence[TrainingSample], limit: int) -> list[list[int]]:
+def _pack_rows(samples_to_pack: Sequence[TrainingSample], row_length: int) -> list[list[int]]:
     """First fit, longest first."""
     rows: list[list[int]] = []
-    room: list[int] = []
-    for at in sorted(range(len(given)), key=lambda at: -len(given[at].token_ids)):
-        length = len(given[at].token_ids)
-        if length > limit:
+    free_tokens: list[int] = []
+    for sample_index in sorted(range(len(samples_to_pack)), key=lambda at: -len(samples_to_pack[at].token_ids)):
+        length = len(samples_to_pack[sample_index].token_ids)
+        if length > row_length:
             raise SampleTooLong(
-                f"{given[at].rollout}, branch of node {given[at].leaf}: {length} tokens do not fit into a row of "
-                f"{limit}. Truncate the sample, or raise packing."
+                f"{samples_to_pack[sample_index].rollout}, branch of node {samples_to_pack[sample_index].leaf}: "
+                f"{length} tokens do not fit into a row of {row_length}. Truncate the sample, or raise packing."
             )
-        row = next((row for row, left in enumerate(room) if left >= length), None)
+        row = next((row for row, free in enumerate(free_tokens) if free >= length), None)
         if row is None:
             rows.append([])
-            room.append(limit)
+            free_tokens.append(row_length)
             row = len(rows) - 1
-        rows[row].append(at)
-        room[row] -= length
+        rows[row].append(sample_index)
+        free_tokens[row] -= length
     return rows

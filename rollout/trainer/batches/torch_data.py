@@ -35,10 +35,10 @@ from transports import QueueError
 
 T = TypeVar("T")
 
-_PROCESSES = 1024
-_POLL = 0.5
-_COMMIT_POLL = 0.1
-_NOTHING = -1
+_MAX_PROCESSES = 1024
+_POLL_SECONDS = 0.5
+_COMMIT_POLL_SECONDS = 0.1
+_UNSET = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,38 +78,38 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
         timeout: float = 1800.0,
     ) -> None:
         self._url = url
-        self._make = make
+        self._make_batch = make
         self._groups_per_batch = groups_per_batch
         self._rank = rank
         self._world_size = world_size
         self._settings = settings
         self._timeout = timeout
-        self._loaded: Mapping[str, Any] | None = None
-        self._trained: dict[int, Receipt] = {}
-        self._saved: dict[int, Receipt] = {}
+        self._loaded_state: Mapping[str, Any] | None = None
+        self._trained_receipts: dict[int, Receipt] = {}
+        self._saved_receipts: dict[int, Receipt] = {}
         # What this process tells those of a loader: per process the last state that is stored, and the version.
-        self._committed = _shared(_PROCESSES)
-        self._version = _shared(1)
-        self._closed = _shared(1)
+        self._committed_numbers = _shared_numbers(_MAX_PROCESSES)
+        self._shared_version = _shared_numbers(1)
+        self._close_requested = _shared_numbers(1)
 
     def trained(self, portion: Portion[T]) -> None:
         """The next state contains this portion, and those that came before it from the same process."""
-        self._trained[portion.receipt.process] = portion.receipt
+        self._trained_receipts[portion.receipt.process] = portion.receipt
 
     def state_dict(self) -> dict[str, Any]:
         """What was trained; save it atomically with the weights."""
-        self._saved = dict(self._trained)
-        return self._state()
+        self._saved_receipts = dict(self._trained_receipts)
+        return self._merged_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Begin where a saved state ended, with however many processes."""
         merge_states([state])  # refused here, rather than in another process
-        self._loaded, self._trained = state, {}
+        self._loaded_state, self._trained_receipts = state, {}
 
     def commit(self) -> None:
         """The last state is safely stored: the readers ack what it contains, soon."""
-        for process, receipt in self._saved.items():
-            self._committed[process] = receipt.number
+        for process, receipt in self._saved_receipts.items():
+            self._committed_numbers[process] = receipt.number
 
     def close(self) -> None:
         """Nothing more is wanted: whoever reads stops within half a second, and its partitions are free.
@@ -117,17 +117,17 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
         Without it torch waits five seconds for each of a loader's processes that waits for records, and ends it then;
         its partitions are free once the lease has run out.
         """
-        self._closed[0] = 1
+        self._close_requested[0] = 1
 
     @property
     def version(self) -> int | None:
         """The trainer's version of the policy; set it after each update, so that staleness is known and bounded."""
-        told = int(self._version[0])
-        return None if told == _NOTHING else told
+        number = int(self._shared_version[0])
+        return None if number == _UNSET else number
 
     @version.setter
     def version(self, version: int) -> None:
-        self._version[0] = version
+        self._shared_version[0] = version
 
     def __iter__(self) -> Iterator[Portion[T]]:
         """Until the queue ends, which only a replayed one does, or the dataset is closed.
@@ -135,34 +135,36 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
         Raises:
             NothingArrived: no whole group came within the time-out.
         """
-        worker = get_worker_info()
-        process, processes = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        loader_worker = get_worker_info()
+        process_index, process_count = (
+            (loader_worker.id, loader_worker.num_workers) if loader_worker is not None else (0, 1)
+        )
         reader = BlockingReader(
             self._url,
-            rank=self._rank * processes + process,
-            world_size=self._world_size * processes,
+            rank=self._rank * process_count + process_index,
+            world_size=self._world_size * process_count,
             settings=self._settings,
         )
         with reader:
-            if self._loaded is not None or self._trained:
-                reader.load_state_dict(self._state())
-            base = time.time_ns()
-            with _Committer(reader, self._committed, process, base) as committer:
-                while groups := self._read(reader, committer):
-                    if (batch := self._make(groups)) is not None:
+            if self._loaded_state is not None or self._trained_receipts:
+                reader.load_state_dict(self._merged_state())
+            number_base = time.time_ns()
+            with _BackgroundCommitter(reader, self._committed_numbers, process_index, number_base) as committer:
+                while groups := self._read_groups(reader, committer):
+                    if (batch := self._make_batch(groups)) is not None:
                         state = reader.state_dict()
-                        yield Portion(batch, Receipt(process, base + state["number"], state))
+                        yield Portion(batch, Receipt(process_index, number_base + state["number"], state))
 
-    def _read(self, reader: BlockingReader, committer: "_Committer") -> list[Group]:
+    def _read_groups(self, reader: BlockingReader, committer: "_BackgroundCommitter") -> list[Group]:
         """The next groups; none where nobody wants any, and fewer, or none, where the queue has ended."""
         groups: list[Group] = []
         deadline = time.monotonic() + self._timeout
         while len(groups) < self._groups_per_batch and not reader.ended:
             committer.raise_failure()
-            if self._unwanted():
+            if self._should_stop():
                 return []
             reader.version = self.version
-            if (group := reader.receive_group(timeout=_POLL)) is not None:
+            if (group := reader.receive_group(timeout=_POLL_SECONDS)) is not None:
                 groups.append(group)
                 deadline = time.monotonic() + self._timeout
             elif time.monotonic() > deadline:
@@ -172,34 +174,36 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
                 )
         return groups
 
-    def _unwanted(self) -> bool:
+    def _should_stop(self) -> bool:
         """Also where the training process was killed: one of its loader's would go on to renew its leases."""
-        trainer = multiprocessing.parent_process()
-        orphaned = get_worker_info() is not None and trainer is not None and not trainer.is_alive()
-        return orphaned or int(self._closed[0]) != _NOTHING
+        parent_process = multiprocessing.parent_process()
+        orphaned = get_worker_info() is not None and parent_process is not None and not parent_process.is_alive()
+        return orphaned or int(self._close_requested[0]) != _UNSET
 
-    def _state(self) -> dict[str, Any]:
-        loaded = [] if self._loaded is None else [self._loaded]
-        return merge_states([*loaded, *(receipt.state for receipt in self._trained.values())])
+    def _merged_state(self) -> dict[str, Any]:
+        loaded_states = [] if self._loaded_state is None else [self._loaded_state]
+        return merge_states([*loaded_states, *(receipt.state for receipt in self._trained_receipts.values())])
 
 
-class _Committer:
+class _BackgroundCommitter:
     """Acks what the training process says is stored, while the reading process waits to be asked for more.
 
     Were that left until it is asked, a loader whose processes are all a batch ahead would hold the backlog up.
     """
 
-    def __init__(self, reader: BlockingReader, committed: torch.Tensor, process: int, base: int) -> None:
+    def __init__(
+        self, reader: BlockingReader, committed_numbers: torch.Tensor, process_index: int, number_base: int
+    ) -> None:
         self._reader = reader
-        self._committed = committed
-        self._process = process
-        self._base = base
-        self._done = 0
+        self._committed_numbers = committed_numbers
+        self._process_index = process_index
+        self._number_base = number_base
+        self._last_committed = 0
         self._failure: Exception | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reader-commits", daemon=True)
 
-    def __enter__(self) -> "_Committer":
+    def __enter__(self) -> "_BackgroundCommitter":
         self._thread.start()
         return self
 
@@ -213,21 +217,21 @@ class _Committer:
 
     def _run(self) -> None:
         while self._failure is None:
-            stopping = self._stop.wait(_COMMIT_POLL)
+            is_stopping = self._stop.wait(_COMMIT_POLL_SECONDS)
             # A number from before this reader's time names a state of another reader.
-            number = int(self._committed[self._process]) - self._base
-            if number > self._done:
+            number = int(self._committed_numbers[self._process_index]) - self._number_base
+            if number > self._last_committed:
                 try:
                     self._reader.commit(number)
                 except (RolloutError, QueueError) as error:
                     self._failure = error
-                self._done = number
-            if stopping:
+                self._last_committed = number
+            if is_stopping:
                 return
 
 
-def _shared(size: int) -> torch.Tensor:
+def _shared_numbers(size: int) -> torch.Tensor:
     """Numbers that this process and those of a loader see alike."""
-    numbers: Any = torch.full((size,), _NOTHING, dtype=torch.int64)
+    numbers: Any = torch.full((size,), _UNSET, dtype=torch.int64)
     shared: torch.Tensor = numbers.share_memory_()
     return shared

@@ -3,90 +3,94 @@
 from collections import deque
 
 from rollout.trainer.errors import LeaseLost
-from rollout.trainer.reading.pending import Key
+from rollout.trainer.reading.pending import RecordKey
 from transports import Delivery, Queue, StaleLease
 
 
-def key_of(delivery: Delivery) -> Key:
+def record_key(delivery: Delivery) -> RecordKey:
     return delivery.lane, delivery.position
 
 
-class Settlement:
+class PendingAcks:
     """Nothing is acked before it is settled, covered by a state, and that state is committed, in this order."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
-        self._lent: dict[Key, Delivery] = {}
-        self._refused: dict[Key, str] = {}
-        self._settled: list[Key] = []
-        self._covered: deque[tuple[int, list[Key]]] = deque()
-        self._states = 0
+        self._unacked_deliveries: dict[RecordKey, Delivery] = {}
+        self._rejection_reasons: dict[RecordKey, str] = {}
+        self._settled_keys: list[RecordKey] = []
+        self._keys_by_state: deque[tuple[int, list[RecordKey]]] = deque()
+        self._last_state_number = 0
 
     @property
     def unacked(self) -> int:
-        return len(self._lent)
+        return len(self._unacked_deliveries)
 
-    def arrive(self, delivery: Delivery) -> bool:
+    def add_delivery(self, delivery: Delivery) -> bool:
         """Take note of a delivery; False if its record is here already, and is now lent under another lease.
 
         What the record holds is the gathering's: only what it takes to ack it is kept.
         """
-        key = key_of(delivery)
-        new = key not in self._lent
+        key = record_key(delivery)
+        is_new = key not in self._unacked_deliveries
         # A record that was refused goes to the dead letters as it came.
-        self._lent[key] = delivery if key in self._refused else _receipt(delivery)
-        return new
+        self._unacked_deliveries[key] = delivery if key in self._rejection_reasons else _without_frames(delivery)
+        return is_new
 
-    def settle(self, key: Key) -> None:
-        self._settled.append(key)
+    def mark_settled(self, key: RecordKey) -> None:
+        self._settled_keys.append(key)
 
-    def refuse(self, delivery: Delivery, reason: str) -> None:
+    def mark_rejected(self, delivery: Delivery, reason: str) -> None:
         """The record goes to the dead letters once whatever became of its rollout is committed."""
-        key = key_of(delivery)
-        self._lent[key], self._refused[key] = delivery, reason
+        key = record_key(delivery)
+        self._unacked_deliveries[key], self._rejection_reasons[key] = delivery, reason
 
-    def cover(self) -> int:
+    def assign_state_number(self) -> int:
         """A state is made that contains everything settled so far; its number."""
-        self._states += 1
-        self._covered.append((self._states, self._settled))
-        self._settled = []
-        return self._states
+        self._last_state_number += 1
+        self._keys_by_state.append((self._last_state_number, self._settled_keys))
+        self._settled_keys = []
+        return self._last_state_number
 
-    async def commit(self, state: int | None) -> None:
+    async def commit(self, state_number: int | None) -> None:
         """Ack what a state contains: the one of that number, or the last. May be cancelled, and called again.
 
         Raises:
             LeaseLost: for some of it another process holds the lease; the rest was acked.
         """
-        last = self._states if state is None else state
-        keys = [key for number, covered in self._covered if number <= last for key in covered]
-        lost = set(await self._ack([self._lent[key] for key in keys if key not in self._refused]))
+        last_number = self._last_state_number if state_number is None else state_number
+        keys = [key for number, state_keys in self._keys_by_state if number <= last_number for key in state_keys]
+        lost_keys = set(
+            await self._ack([self._unacked_deliveries[key] for key in keys if key not in self._rejection_reasons])
+        )
         for key in keys:
-            if key in self._refused and not await self._reject(self._lent[key], self._refused[key]):
-                lost.add(key)
-        while self._covered and self._covered[0][0] <= last:
-            self._covered.popleft()
+            if key in self._rejection_reasons and not await self._reject(
+                self._unacked_deliveries[key], self._rejection_reasons[key]
+            ):
+                lost_keys.add(key)
+        while self._keys_by_state and self._keys_by_state[0][0] <= last_number:
+            self._keys_by_state.popleft()
         for key in keys:
-            if key not in lost:
-                del self._lent[key]
-                self._refused.pop(key, None)
-        if lost:
+            if key not in lost_keys:
+                del self._unacked_deliveries[key]
+                self._rejection_reasons.pop(key, None)
+        if lost_keys:
             # Should the lease come back, and with it these records, the next commit acks them.
-            self._covered.appendleft((last, list(lost)))
+            self._keys_by_state.appendleft((last_number, list(lost_keys)))
             raise LeaseLost(
-                f"{self._queue.url}: {len(lost)} of {len(keys)} records that this trainer consumed are no longer lent "
-                "to it. If another process was started in its place, stop this one, and save nothing more; if none "
-                "was, go on: the saved state contains these records, and they are dropped when they come again."
+                f"{self._queue.url}: {len(lost_keys)} of {len(keys)} records that this trainer consumed are no longer "
+                "lent to it. If another process was started in its place, stop this one, and save nothing more; if "
+                "none was, go on: the saved state contains these records, and they are dropped when they come again."
             )
 
-    async def _ack(self, deliveries: list[Delivery]) -> list[Key]:
+    async def _ack(self, deliveries: list[Delivery]) -> list[RecordKey]:
         """What was refused."""
         if not deliveries:
             return []
         try:
             await self._queue.ack(deliveries)
         except StaleLease as error:
-            return [key_of(delivery) for delivery in error.deliveries]
+            return [record_key(delivery) for delivery in error.deliveries]
         return []
 
     async def _reject(self, delivery: Delivery, reason: str) -> bool:
@@ -97,7 +101,7 @@ class Settlement:
         return True
 
 
-def _receipt(delivery: Delivery) -> Delivery:
+def _without_frames(delivery: Delivery) -> Delivery:
     """The delivery without its frames. Spelt out: `replace` takes as long as decoding a small record."""
     return Delivery(
         frames=(),

@@ -21,12 +21,12 @@ def open_archive(run_directory: Path) -> TrajectoryReader:
     Raises:
         NoArchive: nothing was recorded there.
     """
-    trajectories = run_directory.resolve() / "trajectories"
-    if not trajectories.is_dir():
-        known = "does not exist" if not run_directory.is_dir() else "holds no trajectories"
+    trajectories_directory = run_directory.resolve() / "trajectories"
+    if not trajectories_directory.is_dir():
+        problem = "does not exist" if not run_directory.is_dir() else "holds no trajectories"
         raise NoArchive(
-            f"{run_directory} {known}. Give the directory of a run whose queue.url is "
+            f"{run_directory} {problem}. Give the directory of a run whose queue.url is "
             "file://{run_dir}/trajectories?retain=true, the default; other queues keep nothing that was acked."
         )
-    queue = open_queue(f"file://{quote(str(trajectories))}?replay=true")
+    queue = open_queue(f"file://{quote(str(trajectories_directory))}?replay=true")
     return TrajectoryReader(queue, ReaderSettings(require_images=False))

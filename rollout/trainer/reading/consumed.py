@@ -6,9 +6,9 @@ rollouts that have records above a watermark, and those of long before whose sta
 Why an attempt at a rollout that was trained never trains again, also after any number of restarts: it trains only as a
 whole, so its first record must be kept. If that came before the rollout was consumed, it was settled along with it, and
 lies below the watermark or belongs to a consumed name. If it came afterwards, its name is consumed, and remembered for
-the next `REMEMBERED` rollouts of this reader. A worker that took an order, fell silent before its very first record and
-woke up that many rollouts later would still bring one member of a group whose others never come again; the group stays
-partial, and partial groups are dropped unless the trainer asks for them.
+the next `REMEMBERED_NAMES` rollouts of this reader. A worker that took an order, fell silent before its very first
+record and woke up that many rollouts later would still bring one member of a group whose others never come again; the
+group stays partial, and partial groups are dropped unless the trainer asks for them.
 """
 
 import base64
@@ -22,79 +22,79 @@ from typing import Any
 
 from rollout.trainer.errors import ReaderStateError
 
-REMEMBERED = 1 << 18
+REMEMBERED_NAMES = 1 << 18
 """Names that are remembered once their records are acked: 2 MiB in a checkpoint."""
 
-_LANES = 4096
+_MAX_IDLE_LANES = 4096
 """Lanes without unsettled records whose watermark is kept; every worker process may have lanes of its own."""
 
-_VERSION = 2
+_STATE_VERSION = 2
 
 
-class Progress:
+class ConsumedRollouts:
     """Pure bookkeeping: it is told what arrives and what is settled, and says what a checkpoint must know."""
 
     def __init__(self) -> None:
-        self._lanes: dict[str, _Lane] = {}
-        self._consumed: dict[int, None] = {}
+        self._lanes: dict[str, _LaneWatermark] = {}
+        self._consumed_digests: dict[int, None] = {}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Raises ReaderStateError if it is not a state of ours."""
-        if state.get("version") != _VERSION:
+        if state.get("version") != _STATE_VERSION:
             raise ReaderStateError(
-                f"the reader state has the version {state.get('version')!r}, not {_VERSION}; "
+                f"the reader state has the version {state.get('version')!r}, not {_STATE_VERSION}; "
                 "it was saved by another release of rollout, or is none."
             )
         try:
-            consumed = array("Q", base64.b64decode(state["consumed"], validate=True))
-            self._lanes = {str(name): _Lane(int(watermark)) for name, watermark in state["watermarks"].items()}
+            consumed_digests = array("Q", base64.b64decode(state["consumed"], validate=True))
+            self._lanes = {str(name): _LaneWatermark(int(watermark)) for name, watermark in state["watermarks"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
             raise ReaderStateError(f"the reader state is damaged: {error!r}") from error
-        self._consumed = dict.fromkeys(consumed)
+        self._consumed_digests = dict.fromkeys(consumed_digests)
 
     def state(self) -> dict[str, Any]:
         """All of it as JSON-like data."""
         return {
-            "version": _VERSION,
+            "version": _STATE_VERSION,
             "watermarks": {name: lane.watermark for name, lane in self._lanes.items()},
-            "consumed": base64.b64encode(array("Q", self._consumed).tobytes()).decode("ascii"),
+            "consumed": base64.b64encode(array("Q", self._consumed_digests).tobytes()).decode("ascii"),
         }
 
     def was_settled(self, lane: str, position: int) -> bool:
         """Whether the state that was loaded contains this record."""
-        return lane in self._lanes and position <= self._lanes[lane].loaded
+        return lane in self._lanes and position <= self._lanes[lane].loaded_watermark
 
-    def open(self, lane: str, position: int) -> None:
+    def mark_arrived(self, lane: str, position: int) -> None:
         """A record has come that is not settled yet."""
-        known = self._lanes.pop(lane, None) or _Lane(-1)
-        self._lanes[lane] = known
-        known.open(position)
+        lane_watermark = self._lanes.pop(lane, None) or _LaneWatermark(-1)
+        self._lanes[lane] = lane_watermark
+        lane_watermark.mark_arrived(position)
 
-    def settle(self, lane: str, position: int) -> None:
-        self._lanes[lane].settle(position)
+    def mark_settled(self, lane: str, position: int) -> None:
+        self._lanes[lane].mark_settled(position)
 
-    def consume(self, name: str) -> None:
+    def mark_consumed(self, name: str) -> None:
         """From here on everything of that name is dropped."""
-        self._consumed[_digest(name)] = None
+        self._consumed_digests[_name_digest(name)] = None
 
-    def has_consumed(self, name: str) -> bool:
-        return _digest(name) in self._consumed
+    def is_consumed(self, name: str) -> bool:
+        return _name_digest(name) in self._consumed_digests
 
-    def forget(self, unacked: int) -> None:
+    def prune_acked(self, unacked: int) -> None:
         """Drop what is no longer needed now that all but the last `unacked` consumed names are acked."""
-        surplus = len(self._consumed) - max(REMEMBERED, unacked)
-        for digest in list(islice(self._consumed, max(0, surplus))):
-            del self._consumed[digest]
-        idle = [name for name, lane in self._lanes.items() if lane.idle]
-        for name in idle[: max(0, len(idle) - _LANES)]:
+        surplus_count = len(self._consumed_digests) - max(REMEMBERED_NAMES, unacked)
+        for digest in list(islice(self._consumed_digests, max(0, surplus_count))):
+            del self._consumed_digests[digest]
+        idle_lanes = [name for name, lane in self._lanes.items() if lane.idle]
+        for name in idle_lanes[: max(0, len(idle_lanes) - _MAX_IDLE_LANES)]:
             del self._lanes[name]
 
-    def absorb(self, other: "Progress") -> None:
+    def merge(self, other: "ConsumedRollouts") -> None:
         """Contain from here on what the other one contains."""
         for name, lane in other._lanes.items():
-            known = self._lanes.get(name)
-            self._lanes[name] = _Lane(max(lane.watermark, known.watermark) if known else lane.watermark)
-        self._consumed |= other._consumed
+            own_lane = self._lanes.get(name)
+            self._lanes[name] = _LaneWatermark(max(lane.watermark, own_lane.watermark) if own_lane else lane.watermark)
+        self._consumed_digests |= other._consumed_digests
 
 
 def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -102,40 +102,40 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
     A trainer that comes back with another number of ranks gives each of them the merged state of all.
     """
-    merged = Progress()
+    merged = ConsumedRollouts()
     for state in states:
-        part = Progress()
-        part.load(state)
-        merged.absorb(part)
+        loaded = ConsumedRollouts()
+        loaded.load(state)
+        merged.merge(loaded)
     return merged.state()
 
 
-class _Lane:
+class _LaneWatermark:
     """One ordered stream of the queue."""
 
-    def __init__(self, loaded: int) -> None:
-        self.loaded = loaded
-        self._highest = loaded
-        self._open: list[int] = []
-        self._settled: set[int] = set()
+    def __init__(self, loaded_watermark: int) -> None:
+        self.loaded_watermark = loaded_watermark
+        self._highest_position = loaded_watermark
+        self._unsettled: list[int] = []
+        self._settled_out_of_order: set[int] = set()
 
     @property
     def watermark(self) -> int:
-        return self._open[0] - 1 if self._open else self._highest
+        return self._unsettled[0] - 1 if self._unsettled else self._highest_position
 
     @property
     def idle(self) -> bool:
-        return not self._open
+        return not self._unsettled
 
-    def open(self, position: int) -> None:
-        heapq.heappush(self._open, position)
-        self._highest = max(self._highest, position)
+    def mark_arrived(self, position: int) -> None:
+        heapq.heappush(self._unsettled, position)
+        self._highest_position = max(self._highest_position, position)
 
-    def settle(self, position: int) -> None:
-        self._settled.add(position)
-        while self._open and self._open[0] in self._settled:
-            self._settled.discard(heapq.heappop(self._open))
+    def mark_settled(self, position: int) -> None:
+        self._settled_out_of_order.add(position)
+        while self._unsettled and self._unsettled[0] in self._settled_out_of_order:
+            self._settled_out_of_order.discard(heapq.heappop(self._unsettled))
 
 
-def _digest(name: str) -> int:
+def _name_digest(name: str) -> int:
     return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

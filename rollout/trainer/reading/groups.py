@@ -31,7 +31,7 @@ class GroupPolicy:
     """How many members a group that is not whole must have to be handed out; None: it is dropped."""
 
 
-class Member(Protocol):
+class GroupMember(Protocol):
     """What belongs to a group."""
 
     @property
@@ -42,41 +42,41 @@ class Member(Protocol):
     def group_size(self) -> int | None: ...
 
 
-M = TypeVar("M", bound=Member)
+MemberT = TypeVar("MemberT", bound=GroupMember)
 
 
 @dataclass(slots=True)
-class _Waiting(Generic[M]):
-    since: float
+class _IncompleteGroup(Generic[MemberT]):
+    first_member_at: float
     size: int | None = None
-    members: dict[str, M] = field(default_factory=dict)
+    members: dict[str, MemberT] = field(default_factory=dict)
 
-    def joined(self) -> tuple[M, ...]:
+    def sorted_members(self) -> tuple[MemberT, ...]:
         return tuple(self.members[name] for name in sorted(self.members))
 
 
-class GroupAssembler(Generic[M]):
+class GroupAssembler(Generic[MemberT]):
     """Collects members until a group is whole. A rollout's own start says how large its group is."""
 
     def __init__(self) -> None:
-        self._groups: dict[str, _Waiting[M]] = {}
+        self._groups: dict[str, _IncompleteGroup[MemberT]] = {}
 
     @property
     def waiting(self) -> int:
         """Members that wait for the rest of their group."""
         return sum(len(group.members) for group in list(self._groups.values()))
 
-    def add(self, member: M, now: float = 0.0) -> tuple[M, ...] | None:
+    def add(self, member: MemberT, now: float = 0.0) -> tuple[MemberT, ...] | None:
         """Take in one member; the whole group in the order of its names, if that made it whole."""
         name = member.group_identity
-        group = self._groups.setdefault(name, _Waiting(now))
+        group = self._groups.setdefault(name, _IncompleteGroup(now))
         group.members[member.identity] = member
         group.size = group.size or member.group_size
         if group.size is None or len(group.members) < group.size:
             return None
-        return self._groups.pop(name).joined()
+        return self._groups.pop(name).sorted_members()
 
-    def give_up(self, before: float) -> Iterable[tuple[M, ...]]:
+    def give_up(self, before: float) -> Iterable[tuple[MemberT, ...]]:
         """The groups whose first member came before that time; they wait no longer."""
-        late = [name for name, group in self._groups.items() if group.since < before]
-        return [self._groups.pop(name).joined() for name in late]
+        expired_names = [name for name, group in self._groups.items() if group.first_member_at < before]
+        return [self._groups.pop(name).sorted_members() for name in expired_names]

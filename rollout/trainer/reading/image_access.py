@@ -7,22 +7,22 @@ from rollout.trainer.errors import ImagesUnreadable
 from rollout.trainer.trajectory import Trajectory
 
 
-class ReadableImages:
+class ImageAccessCheck:
     """Looks at one image of every directory that trajectories name, the first time that they do."""
 
     def __init__(self) -> None:
-        self._seen: set[str] = set()
+        self._checked_directories: set[str] = set()
 
-    def require(self, trajectory: Trajectory) -> None:
+    def require_readable(self, trajectory: Trajectory) -> None:
         """Raises ImagesUnreadable where an image of a directory that was not seen before cannot be read."""
         directory = trajectory.started.assets if trajectory.started else ""
-        if directory in self._seen:
+        if directory in self._checked_directories:
             return
-        names = (item.get("raw_image_id") for item in trajectory.images.values())
-        name = next((name for name in names if name is not None), None)
-        if name is None:
+        image_names = (item.get("raw_image_id") for item in trajectory.images.values())
+        image_name = next((name for name in image_names if name is not None), None)
+        if image_name is None:
             return
-        path = Path(directory, name)
+        path = Path(directory, image_name)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -30,10 +30,12 @@ class ReadableImages:
             finally:
                 os.close(fd)
         except OSError as error:
-            missing = "is not there" if not os.path.isdir(directory) else "is there, this image of it is not readable"
+            directory_state = (
+                "is not there" if not os.path.isdir(directory) else "is there, this image of it is not readable"
+            )
             raise ImagesUnreadable(
-                f"{trajectory.rollout}: this process cannot read {path}: {error.strerror}; the directory {missing}. "
-                "Mount the run's image directory under the same path here as on the workers, or let the workers send "
-                "images in the messages (images.mode: inline)."
+                f"{trajectory.rollout}: this process cannot read {path}: {error.strerror}; the directory "
+                f"{directory_state}. Mount the run's image directory under the same path here as on the workers, or "
+                "let the workers send images in the messages (images.mode: inline)."
             ) from error
-        self._seen.add(directory)
+        self._checked_directories.add(directory)

@@ -9,24 +9,24 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rollout.records.wire import (
-    Header,
     Record,
     RecordError,
+    RecordHeader,
     RolloutFinished,
     RolloutStarted,
     RolloutStatus,
     Step,
     StepsDigest,
 )
-from rollout.trainer.reading.spill import HeldStep, StepStore
+from rollout.trainer.reading.spill import StepStore, StoredStep
 from rollout.trainer.trajectory import Trajectory, assemble
 from transports import Frames
 
-Key = tuple[str, int]
+RecordKey = tuple[str, int]
 """Lane and position of a record."""
 
 
-class Patience(Protocol):
+class ReaderTimeouts(Protocol):
     """How long to wait for what should have come."""
 
     @property
@@ -37,25 +37,25 @@ class Patience(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Attempt:
-    header: Header
+    header: RecordHeader
     started: RolloutStarted | None = None
-    steps: dict[int, HeldStep] = field(default_factory=dict)
+    steps: dict[int, StoredStep] = field(default_factory=dict)
     finished: RolloutFinished | None = None
-    heard: float = 0.0
+    last_record_at: float = 0.0
     """When its latest record came."""
 
     @property
     def whole(self) -> bool:
         return self.started is not None and self.finished is not None and len(self.steps) == self.finished.steps
 
-    def problem(self, now: float, patience: Patience) -> Mapping[str, str] | None:
+    def problem(self, now: float, timeouts: ReaderTimeouts) -> Mapping[str, str] | None:
         """Why nothing more can be expected of it, if so."""
-        silence = now - self.heard
-        if self.finished is not None and silence > patience.gap_timeout:
-            first = "" if self.started is not None else ", and not its first record"
-            message = f"{len(self.steps)} of {self.finished.steps} steps came{first}"
+        silence = now - self.last_record_at
+        if self.finished is not None and silence > timeouts.gap_timeout:
+            missing_start = "" if self.started is not None else ", and not its first record"
+            message = f"{len(self.steps)} of {self.finished.steps} steps came{missing_start}"
             return {"type": "LostRecords", "message": message}
-        if self.finished is None and silence > patience.unfinished_timeout:
+        if self.finished is None and silence > timeouts.unfinished_timeout:
             return {"type": "Unfinished", "message": f"nothing came after {len(self.steps)} steps"}
         return None
 
@@ -64,10 +64,10 @@ class _Attempt:
 class PendingRollout:
     """A rollout that the trainer has not been given yet."""
 
-    header: Header
+    header: RecordHeader
     attempts: dict[int, _Attempt] = field(default_factory=dict)
-    keys: list[Key] = field(default_factory=list)
-    winner: _Attempt | None = None
+    record_keys: list[RecordKey] = field(default_factory=list)
+    whole_attempt: _Attempt | None = None
     error: Mapping[str, str] | None = None
     """Why it is a failed one, where no attempt became whole."""
 
@@ -86,22 +86,22 @@ class PendingRollout:
 
     @property
     def done(self) -> bool:
-        return self.winner is not None or self.error is not None
+        return self.whole_attempt is not None or self.error is not None
 
     @property
-    def best(self) -> _Attempt:
+    def best_attempt(self) -> _Attempt:
         """The attempt that speaks for it: the whole one, else the latest that has begun."""
-        return self.winner or max(
+        return self.whole_attempt or max(
             self.attempts.values(), key=lambda attempt: (attempt.started is not None, attempt.header.attempt)
         )
 
 
-class Gathering:
+class PendingRollouts:
     """All rollouts of which something has come and that were not handed out."""
 
-    def __init__(self, store: StepStore, patience: Patience) -> None:
-        self._store = store
-        self._patience = patience
+    def __init__(self, step_store: StepStore, timeouts: ReaderTimeouts) -> None:
+        self._step_store = step_store
+        self._timeouts = timeouts
         self._rollouts: dict[str, PendingRollout] = {}
 
     def unfinished(self) -> list[PendingRollout]:
@@ -111,104 +111,104 @@ class Gathering:
     def __contains__(self, identity: str) -> bool:
         return identity in self._rollouts
 
-    def of_group(self, group_identity: str) -> list[PendingRollout]:
+    def in_group(self, group_identity: str) -> list[PendingRollout]:
         return [rollout for rollout in self._rollouts.values() if rollout.group_identity == group_identity]
 
-    def add(self, record: Record, frames: Frames, key: Key, now: float) -> PendingRollout | None:
+    def add(self, record: Record, frames: Frames, key: RecordKey, now: float) -> PendingRollout | None:
         """Take in a record; the rollout, if that made it done."""
-        rollout, attempt = self._attempt(record.header, key)
+        rollout, attempt = self._get_or_create_attempt(record.header, key)
         if rollout.done:
             return None
-        attempt.heard = now
+        attempt.last_record_at = now
         match record:
             case RolloutStarted():
                 attempt.started = record
             case Step() if record.header.seq not in attempt.steps:
-                attempt.steps[record.header.seq] = self._store.hold(frames, record)
+                attempt.steps[record.header.seq] = self._step_store.add(frames, record)
             case RolloutFinished():
                 attempt.finished = record
         if not attempt.whole:
             return None
-        rollout.winner = attempt
-        self._drop_steps(other for other in rollout.attempts.values() if other is not attempt)
+        rollout.whole_attempt = attempt
+        self._drop_steps(other_attempt for other_attempt in rollout.attempts.values() if other_attempt is not attempt)
         return rollout
 
-    def fail(self, header: Header, key: Key, error: RecordError) -> PendingRollout | None:
+    def mark_failed(self, header: RecordHeader, key: RecordKey, error: RecordError) -> PendingRollout | None:
         """A record of this rollout cannot be decoded, so that it has failed; the rollout, if it was not done."""
-        rollout, _ = self._attempt(header, key)
+        rollout, _ = self._get_or_create_attempt(header, key)
         if rollout.done:
             return None
         rollout.error = {"type": type(error).__name__, "message": str(error)}
         return rollout
 
-    def give_up(self, now: float) -> list[PendingRollout]:
+    def fail_stalled(self, now: float) -> list[PendingRollout]:
         """Fail the rollouts of which every attempt has had a gap, or has been silent, for too long; those rollouts."""
-        hopeless = []
+        failed = []
         for rollout in self._rollouts.values():
             if rollout.done:
                 continue
-            problems = [attempt.problem(now, self._patience) for attempt in rollout.attempts.values()]
+            problems = [attempt.problem(now, self._timeouts) for attempt in rollout.attempts.values()]
             if all(problems):
-                rollout.error = rollout.best.problem(now, self._patience)
-                hopeless.append(rollout)
-        return hopeless
+                rollout.error = rollout.best_attempt.problem(now, self._timeouts)
+                failed.append(rollout)
+        return failed
 
-    def join(self, rollout: PendingRollout) -> Trajectory:
+    def build_trajectory(self, rollout: PendingRollout) -> Trajectory:
         """What the trainer gets. The rollout stays here."""
-        attempt = rollout.best
-        if rollout.winner is None or attempt.started is None or attempt.finished is None:
-            return self._as_far_as_it_came(attempt, rollout.error or {})
+        attempt = rollout.best_attempt
+        if rollout.whole_attempt is None or attempt.started is None or attempt.finished is None:
+            return self._partial_trajectory(attempt, rollout.error or {})
         digest, steps = StepsDigest(), []
         for seq in sorted(attempt.steps):
-            frames, step = self._store.read(attempt.steps[seq])
+            frames, step = self._step_store.read(attempt.steps[seq])
             digest.add(frames)
             steps.append(step)
-        if digest.value() != attempt.finished.digest:
+        if digest.digest() != attempt.finished.digest:
             error = {"type": "DigestMismatch", "message": "the steps that arrived are not the steps that were sent"}
-            return _failed(attempt, error)
+            return _failed_trajectory(attempt, error)
         try:
             return assemble(attempt.started, steps, attempt.finished)
         except RecordError as error:
-            return _failed(attempt, {"type": type(error).__name__, "message": str(error)})
+            return _failed_trajectory(attempt, {"type": type(error).__name__, "message": str(error)})
 
-    def take(self, rollout: PendingRollout) -> list[Key]:
+    def remove(self, rollout: PendingRollout) -> list[RecordKey]:
         """Let go of a rollout; its records, to be settled."""
         del self._rollouts[rollout.identity]
         self._drop_steps(rollout.attempts.values())
-        return rollout.keys
+        return rollout.record_keys
 
-    def _attempt(self, header: Header, key: Key) -> tuple[PendingRollout, _Attempt]:
+    def _get_or_create_attempt(self, header: RecordHeader, key: RecordKey) -> tuple[PendingRollout, _Attempt]:
         rollout = self._rollouts.get(header.identity)
         if rollout is None:
             rollout = self._rollouts[header.identity] = PendingRollout(header)
-        rollout.keys.append(key)
+        rollout.record_keys.append(key)
         attempt = rollout.attempts.get(header.attempt)
         if attempt is None:
             attempt = rollout.attempts[header.attempt] = _Attempt(header)
         return rollout, attempt
 
-    def _as_far_as_it_came(self, attempt: _Attempt, error: Mapping[str, str]) -> Trajectory:
+    def _partial_trajectory(self, attempt: _Attempt, error: Mapping[str, str]) -> Trajectory:
         """A failed trajectory with the steps before the first gap, for a person to look at; it never trains."""
         if attempt.started is None:
-            return _failed(attempt, error)
+            return _failed_trajectory(attempt, error)
         steps: list[Step] = []
-        while (held := attempt.steps.get(attempt.started.header.seq + 1 + len(steps))) is not None:
-            steps.append(self._store.read(held)[1])
+        while (stored_step := attempt.steps.get(attempt.started.header.seq + 1 + len(steps))) is not None:
+            steps.append(self._step_store.read(stored_step)[1])
         header = attempt.started.header
-        end = RolloutFinished(header, RolloutStatus.FAILED, None, {}, error, len(steps), b"", 0.0)
+        finished = RolloutFinished(header, RolloutStatus.FAILED, None, {}, error, len(steps), b"", 0.0)
         try:
-            return assemble(attempt.started, steps, end)
+            return assemble(attempt.started, steps, finished)
         except RecordError:
-            return _failed(attempt, error)
+            return _failed_trajectory(attempt, error)
 
     def _drop_steps(self, attempts: Iterable[_Attempt]) -> None:
         for attempt in attempts:
-            for held in attempt.steps.values():
-                self._store.drop(held)
+            for stored_step in attempt.steps.values():
+                self._step_store.drop(stored_step)
             attempt.steps = {}
 
 
-def _failed(attempt: _Attempt, error: Mapping[str, str]) -> Trajectory:
+def _failed_trajectory(attempt: _Attempt, error: Mapping[str, str]) -> Trajectory:
     header = attempt.header
     return Trajectory(
         run=header.run,

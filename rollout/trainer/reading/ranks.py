@@ -23,11 +23,12 @@ def partitions_of(url: str, rank: int, world_size: int) -> list[int]:
     """The partitions that a rank reads; a process that takes its place reads the same ones."""
     if not 0 <= rank < world_size:
         raise RankError(f"there is no rank {rank} among {world_size}.")
-    told = parse_qs(urlsplit(url).query).get("partitions", ["1"])[0]
-    partitions = int(told) if told.isdecimal() else 0
-    if partitions < world_size:
+    partition_count_text = parse_qs(urlsplit(url).query).get("partitions", ["1"])[0]
+    partition_count = int(partition_count_text) if partition_count_text.isdecimal() else 0
+    if partition_count < world_size:
         raise RankError(
-            f"{url}: {world_size} readers need as many partitions, and the URL names {told}. Partitions are fixed when "
-            f"a queue is created: give workers and trainer the same URL, such as …?partitions={8 * world_size}."
+            f"{url}: {world_size} readers need as many partitions, and the URL names {partition_count_text}. "
+            "Partitions are fixed when a queue is created: give workers and trainer the same URL, such as "
+            f"…?partitions={8 * world_size}."
         )
-    return list(range(rank, partitions, world_size))
+    return list(range(rank, partition_count, world_size))

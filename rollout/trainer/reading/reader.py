@@ -23,13 +23,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rollout.records.wire import Header, RecordError, decode_record, header_of
+from rollout.records.wire import RecordError, RecordHeader, decode_record, header_from_tag
 from rollout.trainer.errors import ReaderStateError
-from rollout.trainer.reading.acks import Settlement, key_of
-from rollout.trainer.reading.consumed import Progress
+from rollout.trainer.reading.acks import PendingAcks, record_key
+from rollout.trainer.reading.consumed import ConsumedRollouts
 from rollout.trainer.reading.groups import Group, GroupAssembler, GroupPolicy
-from rollout.trainer.reading.image_access import ReadableImages
-from rollout.trainer.reading.pending import Gathering, Key, PendingRollout
+from rollout.trainer.reading.image_access import ImageAccessCheck
+from rollout.trainer.reading.pending import PendingRollout, PendingRollouts, RecordKey
 from rollout.trainer.reading.spill import StepStore
 from rollout.trainer.reading.staleness import staleness
 from rollout.trainer.reading.stats import ReaderCounters, ReaderStats
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_POLL = 0.5
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +70,20 @@ class TrajectoryReader:
         self.version: int | None = None
         """The trainer's version of the policy; set it after each update, so that staleness is known."""
         self.queue = queue
-        self._store = StepStore(self.settings.memory_limit, self.settings.spill_directory)
-        self._gathering = Gathering(self._store, self.settings)
-        self._groups: GroupAssembler[PendingRollout] = GroupAssembler()
-        self._progress = Progress()
-        self._settlement = Settlement(queue)
-        self._images = ReadableImages()
+        self._step_store = StepStore(self.settings.memory_limit, self.settings.spill_directory)
+        self._pending_rollouts = PendingRollouts(self._step_store, self.settings)
+        self._group_assembler: GroupAssembler[PendingRollout] = GroupAssembler()
+        self._consumed_rollouts = ConsumedRollouts()
+        self._pending_acks = PendingAcks(queue)
+        self._image_access = ImageAccessCheck()
         self._counters = ReaderCounters()
-        self._done: deque[PendingRollout] = deque()
+        self._finished_rollouts: deque[PendingRollout] = deque()
         self._whole_groups: deque[tuple[PendingRollout, ...]] = deque()
-        self._waited = 0.0
-        self._looked = 0.0
-        self._impatient = False
+        self._waited_seconds = 0.0
+        self._timeouts_checked_at = 0.0
+        self._group_timeouts_due = False
         """Whether groups are to be looked through for those that have waited too long."""
-        self._ended = False
+        self._queue_ended = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -91,24 +91,26 @@ class TrajectoryReader:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._store.close()
+        self._step_store.close()
         await self.queue.aclose()
 
     @property
     def ended(self) -> bool:
         """Whether everything was handed out and nothing will ever come again."""
-        return self._ended and not (self._done or self._whole_groups or self._groups.waiting)
+        return self._queue_ended and not (
+            self._finished_rollouts or self._whole_groups or self._group_assembler.waiting
+        )
 
     async def __aiter__(self) -> AsyncIterator[Trajectory]:
         """Until the queue ends, which only a replayed one does; leave the loop, or cancel it, to stop."""
         while not self.ended:
-            if (trajectory := await self.receive(timeout=_POLL)) is not None:
+            if (trajectory := await self.receive(timeout=_POLL_SECONDS)) is not None:
                 yield trajectory
 
     async def groups(self) -> AsyncIterator[Group]:
         """The same for groups."""
         while not self.ended:
-            if (group := await self.receive_group(timeout=_POLL)) is not None:
+            if (group := await self.receive_group(timeout=_POLL_SECONDS)) is not None:
                 yield group
 
     async def receive(self, *, timeout: float) -> Trajectory | None:
@@ -118,27 +120,27 @@ class TrajectoryReader:
             ImagesUnreadable: before the first trajectory whose images this process cannot read; nothing is consumed.
             SpillError: the disk is full.
         """
-        return await self._until(self._next_trajectory, timeout)
+        return await self._read_until(self._next_trajectory, timeout)
 
     async def receive_group(self, *, timeout: float) -> Group | None:
         """The next group, whole unless the policy says otherwise, or None when there was none in time.
 
         A reader is used for trajectories or for groups, not for both. Raises what `receive` does.
         """
-        return await self._until(self._next_group, timeout)
+        return await self._read_until(self._next_group, timeout)
 
     def state_dict(self) -> dict[str, Any]:
         """What the trainer has been given so far; save it atomically with the weights that were trained on it.
 
         It is JSON-like and bounded. Its `number` names it to `commit`.
         """
-        return {**self._progress.state(), "number": self._settlement.cover()}
+        return {**self._consumed_rollouts.state(), "number": self._pending_acks.assign_state_number()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Begin where a saved state ended. Raises ReaderStateError after records were read, or if it is not ours."""
         if self._counters.records:
             raise ReaderStateError("load_state_dict comes before the first receive.")
-        self._progress.load(state)
+        self._consumed_rollouts.load(state)
 
     async def commit(self, number: int | None = None) -> None:
         """Ack what a state covers: that of this number, or the last one. Call it once that state is safely stored.
@@ -146,139 +148,145 @@ class TrajectoryReader:
         Raises:
             LeaseLost: this process was silent for so long that another one may have taken over.
         """
-        await self._settlement.commit(number)
-        self._progress.forget(self._settlement.unacked)
+        await self._pending_acks.commit(number)
+        self._consumed_rollouts.prune_acked(self._pending_acks.unacked)
 
     def stats(self) -> ReaderStats:
         """Where it stands; may be asked from any thread."""
-        counted = self._counters
+        counters = self._counters
         return ReaderStats(
-            trajectories=counted.trajectories,
-            groups=counted.groups,
-            records=counted.records,
-            bytes=counted.bytes,
-            dropped=counted.dropped,
-            rejected=counted.rejected,
-            stale=counted.stale,
-            partial_groups=counted.partial_groups,
-            unfinished=len(self._gathering.unfinished()),
-            waiting=len(self._done) + self._groups.waiting + sum(map(len, list(self._whole_groups))),
-            unacked=self._settlement.unacked,
-            bytes_in_memory=self._store.in_memory,
-            bytes_on_disk=self._store.on_disk,
-            redelivered=counted.redelivered,
-            staleness=dict(counted.staleness),
+            trajectories=counters.trajectories,
+            groups=counters.groups,
+            records=counters.records,
+            bytes=counters.bytes,
+            dropped=counters.dropped,
+            rejected=counters.rejected,
+            stale=counters.stale,
+            partial_groups=counters.partial_groups,
+            unfinished=len(self._pending_rollouts.unfinished()),
+            waiting=len(self._finished_rollouts)
+            + self._group_assembler.waiting
+            + sum(map(len, list(self._whole_groups))),
+            unacked=self._pending_acks.unacked,
+            bytes_in_memory=self._step_store.in_memory,
+            bytes_on_disk=self._step_store.on_disk,
+            redelivered=counters.redelivered,
+            staleness=dict(counters.staleness),
         )
 
-    async def _until(self, find: Callable[[], T | None], timeout: float) -> T | None:
+    async def _read_until(self, next_item: Callable[[], T | None], timeout: float) -> T | None:
         deadline = time.monotonic() + timeout
         reading = True
-        while (found := find()) is None and reading:
-            reading = await self._read(deadline)
-        return found
+        while (item := next_item()) is None and reading:
+            reading = await self._receive_record(deadline)
+        return item
 
-    async def _read(self, deadline: float) -> bool:
+    async def _receive_record(self, deadline: float) -> bool:
         """Take in a record, or let time pass; False once the deadline is over or the queue has ended."""
-        began = time.monotonic()
-        delivery = await self.queue.receive(timeout=max(0.0, min(deadline - began, _POLL)))
+        started_at = time.monotonic()
+        delivery = await self.queue.receive(timeout=max(0.0, min(deadline - started_at, _POLL_SECONDS)))
         now = time.monotonic()
-        self._waited += now - began
+        self._waited_seconds += now - started_at
         if delivery is not None:
-            self._take(delivery)
-        if delivery is None or self._waited - self._looked > _POLL:
-            self._ended = delivery is None and self.queue.ends
-            self._looked = self._waited
-            self._done += self._gathering.give_up(math.inf if self._ended else self._waited)
-            self._impatient = True
-        return delivery is not None or (now < deadline and not self._ended)
+            self._handle_delivery(delivery)
+        if delivery is None or self._waited_seconds - self._timeouts_checked_at > _POLL_SECONDS:
+            self._queue_ended = delivery is None and self.queue.ends
+            self._timeouts_checked_at = self._waited_seconds
+            self._finished_rollouts += self._pending_rollouts.fail_stalled(
+                math.inf if self._queue_ended else self._waited_seconds
+            )
+            self._group_timeouts_due = True
+        return delivery is not None or (now < deadline and not self._queue_ended)
 
     def _next_trajectory(self) -> Trajectory | None:
-        while self._done:
-            handed = self._hand_out((self._done[0],))
-            self._done.popleft()
-            if handed is not None:
-                return handed[0]
+        while self._finished_rollouts:
+            trajectories = self._hand_out((self._finished_rollouts[0],))
+            self._finished_rollouts.popleft()
+            if trajectories is not None:
+                return trajectories[0]
         return None
 
     def _next_group(self) -> Group | None:
-        while self._done:
-            if members := self._groups.add(self._done.popleft(), self._waited):
+        while self._finished_rollouts:
+            if members := self._group_assembler.add(self._finished_rollouts.popleft(), self._waited_seconds):
                 self._whole_groups.append(members)
-        if self._impatient:
-            self._impatient = False
-            for members in self._groups.give_up(
-                math.inf if self._ended else self._waited - self.settings.groups.timeout
+        if self._group_timeouts_due:
+            self._group_timeouts_due = False
+            for members in self._group_assembler.give_up(
+                math.inf if self._queue_ended else self._waited_seconds - self.settings.groups.timeout
             ):
-                self._close_group(members)
+                self._give_up_group(members)
         while self._whole_groups:
             members = self._whole_groups[0]
-            handed = self._hand_out(members)
+            trajectories = self._hand_out(members)
             self._whole_groups.popleft()
-            if handed is not None:
+            if trajectories is not None:
                 self._counters.groups += 1
                 size = next((member.group_size for member in members if member.group_size), None)
-                return Group(handed[0].group, size, handed)
+                return Group(trajectories[0].group, size, trajectories)
         return None
 
-    def _take(self, delivery: Delivery) -> None:
+    def _handle_delivery(self, delivery: Delivery) -> None:
         self._counters.records += 1
         self._counters.bytes += delivery.nbytes
         self._counters.redelivered += delivery.redelivered
-        if not self._settlement.arrive(delivery):
+        if not self._pending_acks.add_delivery(delivery):
             return
-        key = key_of(delivery)
-        if self._progress.was_settled(*key):
-            self._settlement.settle(key)
+        key = record_key(delivery)
+        if self._consumed_rollouts.was_settled(*key):
+            self._pending_acks.mark_settled(key)
             self._counters.dropped += 1
             return
-        self._progress.open(*key)
+        self._consumed_rollouts.mark_arrived(*key)
         identity = delivery.tag.rpartition("#")[0]
-        if identity not in self._gathering and self._progress.has_consumed(identity):
+        if identity not in self._pending_rollouts and self._consumed_rollouts.is_consumed(identity):
             self._drop(key)
             return
         try:
             record = decode_record(delivery.frames)
         except RecordError as error:
-            self._refuse(delivery, error)
+            self._handle_undecodable(delivery, error)
             return
-        if self._wanted(record.header):
-            self._finish(self._gathering.add(record, delivery.frames, key, self._waited))
+        if self._is_wanted(record.header):
+            self._add_finished(self._pending_rollouts.add(record, delivery.frames, key, self._waited_seconds))
         else:
             self._drop(key)
 
-    def _refuse(self, delivery: Delivery, error: RecordError) -> None:
+    def _handle_undecodable(self, delivery: Delivery, error: RecordError) -> None:
         """A record that cannot be decoded makes its rollout a failed one, so that its group still completes."""
         self._counters.rejected += 1
-        self._settlement.refuse(delivery, str(error))
+        self._pending_acks.mark_rejected(delivery, str(error))
         log.warning("%s: %s", delivery.tag, error)
-        header, key = header_of(delivery.tag, delivery.key), key_of(delivery)
-        if header is not None and self._wanted(header):
-            self._finish(self._gathering.fail(header, key, error))
+        header, key = header_from_tag(delivery.tag, delivery.key), record_key(delivery)
+        if header is not None and self._is_wanted(header):
+            self._add_finished(self._pending_rollouts.mark_failed(header, key, error))
         else:
             self._settle(key)
 
-    def _wanted(self, header: Header) -> bool:
-        if header.identity in self._gathering:
+    def _is_wanted(self, header: RecordHeader) -> bool:
+        if header.identity in self._pending_rollouts:
             return True
         return not (
-            self._progress.has_consumed(header.identity)
-            or self._progress.has_consumed(_group_name(header.group_identity))
+            self._consumed_rollouts.is_consumed(header.identity)
+            or self._consumed_rollouts.is_consumed(_abandoned_group_name(header.group_identity))
         )
 
-    def _finish(self, rollout: PendingRollout | None) -> None:
+    def _add_finished(self, rollout: PendingRollout | None) -> None:
         if rollout is not None:
-            self._done.append(rollout)
+            self._finished_rollouts.append(rollout)
 
-    def _close_group(self, members: tuple[PendingRollout, ...]) -> None:
+    def _give_up_group(self, members: tuple[PendingRollout, ...]) -> None:
         """Give up waiting for the rest of a group: it is handed out as it is, or dropped; late members are dropped."""
-        name = members[0].group_identity
-        enough = self.settings.groups.keep_partial
-        keep = enough is not None and len(members) >= enough
+        group_identity = members[0].group_identity
+        min_members = self.settings.groups.keep_partial
+        keep = min_members is not None and len(members) >= min_members
         self._counters.partial_groups += 1
-        done = "handed out" if keep else "dropped"
-        log.warning("group %s was given up before it was whole, and %s: %d members", name, done, len(members))
-        self._progress.consume(_group_name(name))
-        for rollout in self._gathering.of_group(name):
+        outcome = "handed out" if keep else "dropped"
+        log.warning(
+            "group %s was given up before it was whole, and %s: %d members", group_identity, outcome, len(members)
+        )
+        self._consumed_rollouts.mark_consumed(_abandoned_group_name(group_identity))
+        for rollout in self._pending_rollouts.in_group(group_identity):
             if rollout not in members or not keep:
                 self._consume(rollout)
         if keep:
@@ -286,36 +294,38 @@ class TrajectoryReader:
 
     def _hand_out(self, rollouts: tuple[PendingRollout, ...]) -> tuple[Trajectory, ...] | None:
         """Give them to the trainer; None if they are too stale, and were consumed without that."""
-        trajectories = tuple(self._gathering.join(rollout) for rollout in rollouts)
+        trajectories = tuple(self._pending_rollouts.build_trajectory(rollout) for rollout in rollouts)
         if self.settings.require_images:
             for trajectory in trajectories:
-                self._images.require(trajectory)
+                self._image_access.require_readable(trajectory)
         for rollout in rollouts:
             self._consume(rollout)
         if self.version is not None:
-            behind = [staleness(trajectory, self.version) for trajectory in trajectories]
-            limit = self.settings.max_staleness
-            if limit is not None and any(found is not None and found > limit for found in behind):
+            versions_behind = [staleness(trajectory, self.version) for trajectory in trajectories]
+            max_staleness = self.settings.max_staleness
+            if max_staleness is not None and any(
+                count is not None and count > max_staleness for count in versions_behind
+            ):
                 self._counters.stale += len(trajectories)
                 return None
-            self._counters.measure(behind)
+            self._counters.add_staleness(versions_behind)
         self._counters.trajectories += len(trajectories)
         return trajectories
 
     def _consume(self, rollout: PendingRollout) -> None:
-        self._progress.consume(rollout.identity)
-        for key in self._gathering.take(rollout):
+        self._consumed_rollouts.mark_consumed(rollout.identity)
+        for key in self._pending_rollouts.remove(rollout):
             self._settle(key)
 
-    def _drop(self, key: Key) -> None:
+    def _drop(self, key: RecordKey) -> None:
         self._counters.dropped += 1
         self._settle(key)
 
-    def _settle(self, key: Key) -> None:
-        self._progress.settle(*key)
-        self._settlement.settle(key)
+    def _settle(self, key: RecordKey) -> None:
+        self._consumed_rollouts.mark_settled(*key)
+        self._pending_acks.mark_settled(key)
 
 
-def _group_name(group_identity: str) -> str:
+def _abandoned_group_name(group_identity: str) -> str:
     """A name that no rollout has."""
     return f"#{group_identity}"

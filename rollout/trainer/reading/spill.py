@@ -14,34 +14,34 @@ from rollout.records.wire import Step, decode_record
 from rollout.trainer.errors import SpillError
 from transports import Frames
 
-_FILE_BYTES = 64 << 20
-_DECODED_BYTES = 5 << 10
+_MAX_FILE_BYTES = 64 << 20
+_DECODED_OVERHEAD_BYTES = 5 << 10
 """What a decoded step takes besides its arrays, which take what its frames do."""
 
 
 @dataclass(slots=True, eq=False)
-class HeldStep:
+class StoredStep:
     """One step of so many bytes on the wire: its frames and what they say, or where its frames lie."""
 
     nbytes: int
-    content: tuple[Frames, Step] | None
-    place: "_Place | None" = None
+    frames_and_step: tuple[Frames, Step] | None
+    location: "_SpillLocation | None" = None
 
     @property
     def bytes_in_memory(self) -> int:
-        return 2 * self.nbytes + _DECODED_BYTES
+        return 2 * self.nbytes + _DECODED_OVERHEAD_BYTES
 
 
 @dataclass(slots=True, eq=False)
-class _File:
-    file: IO[bytes]
+class _SpillFile:
+    handle: IO[bytes]
     size: int = 0
-    wanted: int = 0
+    live_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    file: _File
+class _SpillLocation:
+    spill_file: _SpillFile
     offset: int
     lengths: tuple[int, ...]
 
@@ -56,84 +56,86 @@ class StepStore:
     """Where the files are made; None: the system's place for temporary files."""
     in_memory: int = 0
     on_disk: int = 0
-    _held: dict[HeldStep, None] = field(default_factory=dict)
-    _files: list[_File] = field(default_factory=list)
+    _steps_in_memory: dict[StoredStep, None] = field(default_factory=dict)
+    _spill_files: list[_SpillFile] = field(default_factory=list)
     """The last one is written to; the others are there for as long as something in them is wanted."""
 
-    def hold(self, frames: Frames, step: Step) -> HeldStep:
+    def add(self, frames: Frames, step: Step) -> StoredStep:
         nbytes = sum(memoryview(frame).nbytes for frame in frames)
-        held = HeldStep(nbytes, (frames, step))
-        self._held[held] = None
-        self.in_memory += held.bytes_in_memory
+        stored = StoredStep(nbytes, (frames, step))
+        self._steps_in_memory[stored] = None
+        self.in_memory += stored.bytes_in_memory
         while self.in_memory > self.memory_limit:
-            self._spill(next(iter(self._held)))
-        return held
+            self._spill(next(iter(self._steps_in_memory)))
+        return stored
 
-    def read(self, held: HeldStep) -> tuple[Frames, Step]:
+    def read(self, stored: StoredStep) -> tuple[Frames, Step]:
         """The step as it came. It stays held."""
-        if held.content is not None:
-            return held.content
-        frames = tuple(self._read(held))
+        if stored.frames_and_step is not None:
+            return stored.frames_and_step
+        frames = tuple(self._read_frames(stored))
         step = decode_record(frames)
         assert isinstance(step, Step)
         return frames, step
 
-    def drop(self, held: HeldStep) -> None:
+    def drop(self, stored: StoredStep) -> None:
         """Nobody needs it any more."""
-        if held.place is None:
-            del self._held[held]
-            self.in_memory -= held.bytes_in_memory
+        if stored.location is None:
+            del self._steps_in_memory[stored]
+            self.in_memory -= stored.bytes_in_memory
             return
-        self.on_disk -= held.nbytes
-        held.place.file.wanted -= 1
-        self._close_unwanted()
+        self.on_disk -= stored.nbytes
+        stored.location.spill_file.live_steps -= 1
+        self._close_unused_files()
 
     def close(self) -> None:
-        while self._files:
-            self._files.pop().file.close()
+        while self._spill_files:
+            self._spill_files.pop().handle.close()
 
-    def _spill(self, held: HeldStep) -> None:
-        assert held.content is not None
-        frames = held.content[0]
+    def _spill(self, stored: StoredStep) -> None:
+        assert stored.frames_and_step is not None
+        frames = stored.frames_and_step[0]
         try:
-            into = self._file()
-            into.file.seek(into.size)
+            spill_file = self._writable_file()
+            spill_file.handle.seek(spill_file.size)
             for frame in frames:
-                _write(into.file, frame)
+                _write_all(spill_file.handle, frame)
         except OSError as error:
             raise SpillError(
                 f"{self.directory or tempfile.gettempdir()}: the steps of unfinished rollouts are over the reader's "
                 f"memory_limit of {self.memory_limit} bytes and cannot be put there: {error.strerror}. "
                 "Free space, name another spill_directory, or raise memory_limit."
             ) from error
-        held.place = _Place(into, into.size, tuple(memoryview(frame).nbytes for frame in frames))
-        held.content = None
-        into.size += held.nbytes
-        into.wanted += 1
-        del self._held[held]
-        self.in_memory -= held.bytes_in_memory
-        self.on_disk += held.nbytes
+        stored.location = _SpillLocation(
+            spill_file, spill_file.size, tuple(memoryview(frame).nbytes for frame in frames)
+        )
+        stored.frames_and_step = None
+        spill_file.size += stored.nbytes
+        spill_file.live_steps += 1
+        del self._steps_in_memory[stored]
+        self.in_memory -= stored.bytes_in_memory
+        self.on_disk += stored.nbytes
 
-    def _file(self) -> _File:
-        if not self._files or self._files[-1].size >= _FILE_BYTES:
-            self._files.append(_File(tempfile.TemporaryFile(dir=self.directory, buffering=0)))  # noqa: SIM115
-            self._close_unwanted()
-        return self._files[-1]
+    def _writable_file(self) -> _SpillFile:
+        if not self._spill_files or self._spill_files[-1].size >= _MAX_FILE_BYTES:
+            self._spill_files.append(_SpillFile(tempfile.TemporaryFile(dir=self.directory, buffering=0)))  # noqa: SIM115
+            self._close_unused_files()
+        return self._spill_files[-1]
 
-    def _read(self, held: HeldStep) -> Iterator[bytes]:
-        assert held.place is not None
-        file = held.place.file.file
-        file.seek(held.place.offset)
-        for length in held.place.lengths:
-            yield file.read(length)
+    def _read_frames(self, stored: StoredStep) -> Iterator[bytes]:
+        assert stored.location is not None
+        handle = stored.location.spill_file.handle
+        handle.seek(stored.location.offset)
+        for length in stored.location.lengths:
+            yield handle.read(length)
 
-    def _close_unwanted(self) -> None:
-        for file in [file for file in self._files[:-1] if not file.wanted]:
-            file.file.close()
-            self._files.remove(file)
+    def _close_unused_files(self) -> None:
+        for spill_file in [file for file in self._spill_files[:-1] if not file.live_steps]:
+            spill_file.handle.close()
+            self._spill_files.remove(spill_file)
 
 
-def _write(file: IO[bytes], frame: bytes | memoryview) -> None:
-    rest = memoryview(frame)
-    while rest:
-        rest = rest[file.write(rest) :]
+def _write_all(file: IO[bytes], frame: bytes | memoryview) -> None:
+    remaining = memoryview(frame)
+    while remaining:
+        remaining = remaining[file.write(remaining) :]

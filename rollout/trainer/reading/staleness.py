@@ -10,8 +10,8 @@ def staleness(trajectory: Trajectory, version: int) -> int | None:
     What the engine said of each token counts; where it said nothing, the version that the rollout started with. None
     where no version is named by a number.
     """
-    named = {span.version for step in trajectory.steps for span in step.versions}
+    version_names = {span.version for step in trajectory.steps for span in step.versions}
     if any(not step.versions for step in trajectory.steps) and trajectory.started is not None:
-        named.add(trajectory.started.policy_version)
-    numbers = [number for name in named if (number := version_number(name)) is not None]
+        version_names.add(trajectory.started.policy_version)
+    numbers = [number for name in version_names if (number := version_number(name)) is not None]
     return max(0, version - min(numbers)) if numbers else None

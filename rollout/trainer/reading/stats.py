@@ -63,5 +63,5 @@ class ReaderCounters:
     redelivered: int = 0
     staleness: Counter[int] = field(default_factory=Counter)
 
-    def measure(self, found: Iterable[int | None]) -> None:
-        self.staleness.update(versions for versions in found if versions is not None)
+    def add_staleness(self, versions_behind: Iterable[int | None]) -> None:
+        self.staleness.update(versions for versions in versions_behind if versions is not None)

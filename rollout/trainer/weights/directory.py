@@ -27,12 +27,12 @@ Saver = Callable[[Path], object]
 """Writes all weights into a directory, as safetensors; `model.save_pretrained` is one."""
 Shapes = Mapping[str, tuple[int, ...]]
 
-_MARK = "policy_version.json"
-_INCOMING = ".incoming"
-_LOCK = ".publisher.lock"
-_INDEX = "model.safetensors.index.json"
-_LONGEST_HEADER = 100_000_000
-_TOLD = 3
+_VERSION_FILE = "policy_version.json"
+_INCOMING_DIRECTORY = ".incoming"
+_LOCK_FILE = ".publisher.lock"
+_INDEX_FILE = "model.safetensors.index.json"
+_MAX_HEADER_BYTES = 100_000_000
+_MAX_NAMES_SHOWN = 3
 
 
 class WeightsError(RolloutError):
@@ -44,7 +44,7 @@ class WeightsHeld(RolloutError):
 
 
 @dataclass(frozen=True, slots=True)
-class Edition:
+class SavedVersion:
     """A version as it was once saved. A trainer that goes back to a checkpoint saves the same number again."""
 
     version: int
@@ -59,21 +59,23 @@ class WeightsDirectory:
     reference: Path | None = None
 
     @property
-    def edition(self) -> Edition | None:
+    def saved_version(self) -> SavedVersion | None:
         """What lies there; None where there is nothing, or where it was not moved there to the end."""
         try:
-            told = orjson.loads((self.path / _MARK).read_bytes())
-            return Edition(int(told["version"]), str(told["nonce"]))
+            content = orjson.loads((self.path / _VERSION_FILE).read_bytes())
+            return SavedVersion(int(content["version"]), str(content["nonce"]))
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
-            raise WeightsError(f"{self.path / _MARK} does not tell a version ({error!r}); publish one again.") from None
+            raise WeightsError(
+                f"{self.path / _VERSION_FILE} does not tell a version ({error!r}); publish one again."
+            ) from None
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Be the only one who publishes from here. Raises WeightsHeld."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("ab") as file:
+        with (self.path / _LOCK_FILE).open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -88,30 +90,30 @@ class WeightsDirectory:
         Raises:
             WeightsError: what was saved cannot be loaded, or has other tensors than this model. The old version stays.
         """
-        incoming = self.path / _INCOMING
+        incoming = self.path / _INCOMING_DIRECTORY
         shutil.rmtree(incoming, ignore_errors=True)
         incoming.mkdir(parents=True)
         try:
             save(incoming)
         except OSError as error:
             raise WeightsError(f"the weights of version {version} cannot be written to {incoming}: {error}.") from error
-        found = read_shapes(incoming)
-        before = self.path if self.edition is not None else self.reference
-        if before is not None:
-            _require_same(found, read_shapes(before), incoming, before)
+        shapes = read_shapes(incoming)
+        reference = self.path if self.saved_version is not None else self.reference
+        if reference is not None:
+            _require_same_shapes(shapes, read_shapes(reference), incoming, reference)
         self._move_in(incoming)
-        mark = incoming / _MARK
-        mark.write_bytes(orjson.dumps(asdict(Edition(version, secrets.token_hex(8)))))
-        os.replace(mark, self.path / _MARK)
+        version_file = incoming / _VERSION_FILE
+        version_file.write_bytes(orjson.dumps(asdict(SavedVersion(version, secrets.token_hex(8)))))
+        os.replace(version_file, self.path / _VERSION_FILE)
         shutil.rmtree(incoming)
 
     def _move_in(self, incoming: Path) -> None:
-        (self.path / _MARK).unlink(missing_ok=True)
-        arriving = {file.name for file in incoming.iterdir() if file.is_file()}
-        for old in (*self.path.glob("*.safetensors"), self.path / _INDEX):
-            if old.name not in arriving:
+        (self.path / _VERSION_FILE).unlink(missing_ok=True)
+        incoming_names = {file.name for file in incoming.iterdir() if file.is_file()}
+        for old in (*self.path.glob("*.safetensors"), self.path / _INDEX_FILE):
+            if old.name not in incoming_names:
                 old.unlink(missing_ok=True)  # another number of shards; an engine would load both
-        for name in sorted(arriving):
+        for name in sorted(incoming_names):
             os.replace(incoming / name, self.path / name)
 
 
@@ -124,28 +126,28 @@ def read_shapes(directory: Path) -> Shapes:
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise WeightsError(f"{directory} holds no *.safetensors; the saver must write its weights there.")
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
-        for name, shape in _header(file).items():
-            if name in found:
+        for name, shape in _header_shapes(file).items():
+            if name in shapes:
                 raise WeightsError(f"{file} holds {name}, and so does another file beside it.")
-            found[name] = shape
-    index = directory / _INDEX
+            shapes[name] = shape
+    index = directory / _INDEX_FILE
     if index.exists():
-        _require_indexed(index, found)
-    return found
+        _require_matching_index(index, shapes)
+    return shapes
 
 
-def _header(file: Path) -> Shapes:
+def _header_shapes(file: Path) -> Shapes:
     try:
-        with file.open("rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            if length > _LONGEST_HEADER:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > _MAX_HEADER_BYTES:
                 raise ValueError(f"its header would have {length} bytes")
-            told: dict[str, Any] = orjson.loads(opened.read(length))
-        told.pop("__metadata__", None)
-        shapes = {name: tuple(int(side) for side in tensor["shape"]) for name, tensor in told.items()}
-        end = max((int(tensor["data_offsets"][1]) for tensor in told.values()), default=0)
+            header: dict[str, Any] = orjson.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        shapes = {name: tuple(int(side) for side in tensor["shape"]) for name, tensor in header.items()}
+        end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{file} cannot be read as safetensors: {error}.") from None
     size = file.stat().st_size
@@ -156,26 +158,27 @@ def _header(file: Path) -> Shapes:
     return shapes
 
 
-def _require_indexed(index: Path, found: Shapes) -> None:
+def _require_matching_index(index: Path, shapes: Shapes) -> None:
     try:
-        named = set(orjson.loads(index.read_bytes())["weight_map"])
+        indexed_names = set(orjson.loads(index.read_bytes())["weight_map"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{index} cannot be read: {error!r}.") from None
-    if named != set(found):
-        raise WeightsError(f"{index} and the files beside it differ in {_some(named ^ set(found))}.")
+    if indexed_names != set(shapes):
+        raise WeightsError(f"{index} and the files beside it differ in {_shortened_list(indexed_names ^ set(shapes))}.")
 
 
-def _require_same(found: Shapes, expected: Shapes, where: Path, before: Path) -> None:
-    missing, surplus = expected.keys() - found.keys(), found.keys() - expected.keys()
-    reshaped = {name for name in expected.keys() & found.keys() if expected[name] != found[name]}
-    for what, names in (("lack", missing), ("have besides", surplus), ("have in other shapes", reshaped)):
+def _require_same_shapes(shapes: Shapes, expected: Shapes, saved_directory: Path, reference_directory: Path) -> None:
+    missing, extra = expected.keys() - shapes.keys(), shapes.keys() - expected.keys()
+    reshaped = {name for name in expected.keys() & shapes.keys() if expected[name] != shapes[name]}
+    for problem, names in (("lack", missing), ("have besides", extra), ("have in other shapes", reshaped)):
         if names:
             raise WeightsError(
-                f"the weights that were saved in {where} {what} {_some(names)}, compared with {before}. "
-                "Does the trainer save the whole model, under the names of the checkpoint that the engines serve?"
+                f"the weights that were saved in {saved_directory} {problem} {_shortened_list(names)}, compared with "
+                f"{reference_directory}. Does the trainer save the whole model, under the names of the checkpoint that "
+                "the engines serve?"
             )
 
 
-def _some(names: set[str]) -> str:
-    told = ", ".join(sorted(names)[:_TOLD])
-    return told if len(names) <= _TOLD else f"{told} and {len(names) - _TOLD} more"
+def _shortened_list(names: set[str]) -> str:
+    shown = ", ".join(sorted(names)[:_MAX_NAMES_SHOWN])
+    return shown if len(names) <= _MAX_NAMES_SHOWN else f"{shown} and {len(names) - _MAX_NAMES_SHOWN} more"

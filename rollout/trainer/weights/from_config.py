@@ -9,32 +9,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rollout.config.load import Config
-from rollout.engine.from_config import api_key
+from rollout.engine.from_config import api_key_from_config
 from rollout.errors import ConfigurationError
 from rollout.rundir.directory import RunDirectory
 from rollout.trainer.weights.publisher import PublisherSettings
 
 
-def publisher_settings(configs: Sequence[Config], run: Path) -> PublisherSettings:
+def publisher_settings(configs: Sequence[Config], run_path: Path) -> PublisherSettings:
     """Of one policy that plays all of these environments; its weights lie in `policy` below the run's directory.
 
     Raises:
         ConfigurationError: there is no engine that could be reached, or its key is not set.
     """
-    directory, first = RunDirectory(run.resolve()), configs[0]
+    run_directory, first_config = RunDirectory(run_path.resolve()), configs[0]
     engines = tuple(dict.fromkeys(url for config in configs for url in config.engine.urls))
     if not engines:
         raise ConfigurationError(
-            f"{first.source}: engine.urls is empty. An engine that starts with each run has no address to which new "
-            "weights could be sent; start one with `rollout serve`, and name it there."
+            f"{first_config.file_name}: engine.urls is empty. An engine that starts with each run has no address to "
+            "which new weights could be sent; start one with `rollout serve`, and name it there."
         )
-    checkpoint = first.model.path
+    checkpoint = first_config.model.path
     return PublisherSettings(
         engines=engines,
-        weights=directory.policy,
-        controls={config.run.name: directory.url(config.queue.control, config.run.name) for config in configs},
-        on_update=first.policy.on_update,
-        timeout=first.policy.update_timeout,
-        api_key=api_key(first),
+        weights=run_directory.weights_path,
+        controls={
+            config.run.name: run_directory.queue_url(config.queue.control, config.run.name) for config in configs
+        },
+        on_update=first_config.policy.on_update,
+        timeout=first_config.policy.update_timeout,
+        api_key=api_key_from_config(first_config),
         reference=checkpoint if any(checkpoint.glob("*.safetensors")) else None,
     )

@@ -26,16 +26,16 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from rollout.engine.errors import EngineError
 from rollout.engine.http import EngineHttp
-from rollout.engine.weight_updates import EngineState, states_of, update
+from rollout.engine.weight_updates import EngineState, fetch_engine_states, update_weights
 from rollout.errors import RolloutError
-from rollout.records.progress import Progress, ProgressPublisher
+from rollout.records.progress import ProgressPublisher, TrainerProgress
 from rollout.records.versions import OnUpdate
-from rollout.trainer.weights.directory import Edition, Saver, WeightsDirectory, WeightsError
+from rollout.trainer.weights.directory import SavedVersion, Saver, WeightsDirectory, WeightsError
 from transports import QueueError
 
 log = structlog.get_logger()
 
-_LOOKS = (5.0, 60.0)
+_REPAIR_INTERVALS = (5.0, 60.0)
 """Seconds between two looks at the engines, and what they grow to while an engine cannot be brought back."""
 
 
@@ -97,21 +97,21 @@ class AsyncPolicyPublisher:
     def __init__(self, settings: PublisherSettings) -> None:
         self.settings = settings
         self.version: int | None = None
-        self._weights = WeightsDirectory(settings.weights, settings.reference)
+        self._weights_directory = WeightsDirectory(settings.weights, settings.reference)
         self._consumption = dict.fromkeys(settings.controls, Consumption())
         self._http = EngineHttp(settings.api_key)
-        self._controls: dict[str, ProgressPublisher] = {}
-        self._pushing = anyio.Lock()
+        self._progress_publishers: dict[str, ProgressPublisher] = {}
+        self._push_lock = anyio.Lock()
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            stack.enter_context(self._weights.held())
+            stack.enter_context(self._weights_directory.lock())
             await stack.enter_async_context(self._http)
             for environment, url in self.settings.controls.items():
-                self._controls[environment] = await stack.enter_async_context(ProgressPublisher(url))
-            stack.push_async_callback(self._pushing.acquire)  # a push that was cancelled still sees to its engines
-            await stack.enter_async_context(self._keeping())
+                self._progress_publishers[environment] = await stack.enter_async_context(ProgressPublisher(url))
+            stack.push_async_callback(self._push_lock.acquire)  # a push that was cancelled still sees to its engines
+            await stack.enter_async_context(self._repairing_in_background())
             self._stack = stack.pop_all()
         return self
 
@@ -132,14 +132,14 @@ class AsyncPolicyPublisher:
 
     def save(self, version: int, save: Saver) -> None:
         """The first half of `publish`, which needs no event loop."""
-        self._weights.replace(version, save)
+        self._weights_directory.replace(version, save)
 
     async def push(self, consumption: Mapping[str, Consumption] | None = None) -> Pushed:
         """The second half: push what was saved last to every engine, whatever it has, and announce it."""
         self._consumption.update(consumption or {})
-        async with self._pushing:
-            edition, states = self._edition(), await self.states()
-            pushed = await self._bring(edition, states, list(states))
+        async with self._push_lock:
+            saved, states = self._require_saved_version(), await self.states()
+            pushed = await self._update_engines(saved, states, list(states))
             await self._announce(pushed.version)
         return pushed
 
@@ -149,89 +149,93 @@ class AsyncPolicyPublisher:
         Raises:
             PushFailed: there is no engine that has it.
         """
-        async with self._pushing:
-            edition, states = self._edition(), await self.states()
-            wanted = EngineState(str(edition.version), paused=False)
-            pushed = await self._bring(edition, states, [url for url, state in states.items() if state != wanted])
+        async with self._push_lock:
+            saved, states = self._require_saved_version(), await self.states()
+            expected_state = EngineState(str(saved.version), paused=False)
+            pushed = await self._update_engines(
+                saved, states, [url for url, state in states.items() if state != expected_state]
+            )
             if self.version != pushed.version:
                 await self._announce(pushed.version)
         return pushed
 
     async def states(self) -> Mapping[str, EngineState | EngineError]:
         """What every engine says of its weights, or why it does not."""
-        return await states_of(self._http, self.settings.engines)
+        return await fetch_engine_states(self._http, self.settings.engines)
 
-    def _edition(self) -> Edition:
-        edition = self._weights.edition
-        if edition is None:
+    def _require_saved_version(self) -> SavedVersion:
+        saved = self._weights_directory.saved_version
+        if saved is None:
             raise PushFailed(f"{self.settings.weights} holds no whole version of the weights; publish one first.")
-        return edition
+        return saved
 
-    async def _bring(
-        self, edition: Edition, states: Mapping[str, EngineState | EngineError], lacking: Sequence[str]
+    async def _update_engines(
+        self, saved: SavedVersion, states: Mapping[str, EngineState | EngineError], outdated_urls: Sequence[str]
     ) -> Pushed:
         """Update those engines that lack this edition and answer, all at once."""
-        settings, began = self.settings, time.monotonic()
+        settings, started_at = self.settings, time.monotonic()
         behind = {url: str(state) for url, state in states.items() if isinstance(state, EngineError)}
 
-        async def bring(url: str) -> None:
+        async def update_engine(url: str) -> None:
             try:
                 with anyio.fail_after(settings.timeout):
-                    await update(
+                    await update_weights(
                         self._http,
                         url,
-                        weights=settings.weights,
-                        version=str(edition.version),
+                        weights_directory=settings.weights,
+                        version=str(saved.version),
                         mode=settings.on_update,
-                        unchanged=lambda: self._weights.edition == edition,
+                        weights_unchanged=lambda: self._weights_directory.saved_version == saved,
                     )
             except (EngineError, WeightsError) as error:
                 behind[url] = str(error)
             except TimeoutError:
                 behind[url] = f"{url} had not the new weights after {settings.timeout:g} s (policy.update_timeout)."
             else:
-                log.info("engine updated", url=url, version=edition.version, seconds=time.monotonic() - began)
+                log.info("engine updated", url=url, version=saved.version, seconds=time.monotonic() - started_at)
 
-        async with anyio.create_task_group() as group:
-            for url in lacking:
+        async with anyio.create_task_group() as task_group:
+            for url in outdated_urls:
                 if url not in behind:
-                    group.start_soon(bring, url)
-        sound = tuple(url for url in settings.engines if url not in behind)
-        for url, why in behind.items():
-            log.warning("engine is behind", url=url, version=edition.version, because=why)
-        if not sound:
-            raise PushFailed(f"no engine has version {edition.version}: {' '.join(behind.values())}")
-        return Pushed(edition.version, sound, behind)
+                    task_group.start_soon(update_engine, url)
+        updated_urls = tuple(url for url in settings.engines if url not in behind)
+        for url, reason in behind.items():
+            log.warning("engine is behind", url=url, version=saved.version, because=reason)
+        if not updated_urls:
+            raise PushFailed(f"no engine has version {saved.version}: {' '.join(behind.values())}")
+        return Pushed(saved.version, updated_urls, behind)
 
     async def _announce(self, version: int) -> None:
-        for environment, control in self._controls.items():
-            taken = self._consumption[environment]
-            await control.publish(Progress(version, taken.consumed, taken.discarded, pushed=True))
+        for environment, progress_publisher in self._progress_publishers.items():
+            consumption = self._consumption[environment]
+            await progress_publisher.publish(
+                TrainerProgress(version, consumption.consumed, consumption.discarded, pushed=True)
+            )
         self.version = version  # last, so that what could not be announced is announced with the next repair
 
     @asynccontextmanager
-    async def _keeping(self) -> AsyncIterator[None]:
+    async def _repairing_in_background(self) -> AsyncIterator[None]:
         # No group of tasks, which would wrap whatever the trainer raises meanwhile.
-        keeping = asyncio.create_task(self._keep())
+        repair_task = asyncio.create_task(self._repair_repeatedly())
         try:
             yield
         finally:
-            keeping.cancel()
-            await asyncio.wait([keeping])
+            repair_task.cancel()
+            await asyncio.wait([repair_task])
 
-    async def _keep(self) -> None:
+    async def _repair_repeatedly(self) -> None:
         """Update engines that come back, also while the trainer waits for rollouts that only they could play."""
-        pause = _LOOKS[0]
+        interval = _REPAIR_INTERVALS[0]
         while True:
-            await anyio.sleep(pause)
+            await anyio.sleep(interval)
             if self.version is None:
                 continue  # nothing is known yet but what an earlier trainer left
             try:
-                whole = not (await self.repair()).behind
+                all_updated = not (await self.repair()).behind
             except (RolloutError, QueueError) as error:
                 log.warning("engines are behind", because=str(error))
-                whole = False
-            pause = _LOOKS[0] if whole else min(2 * pause, _LOOKS[1])
+                all_updated = False
+            interval = _REPAIR_INTERVALS[0] if all_updated else min(2 * interval, _REPAIR_INTERVALS[1])
 
 
 class PolicyPublisher:
@@ -264,11 +268,11 @@ class PolicyPublisher:
     def publish(self, version: int, save: Saver, consumption: Mapping[str, Consumption] | None = None) -> Pushed:
         """See `AsyncPolicyPublisher.publish`."""
         self._publisher.save(version, save)
-        pushing = self._portal.start_task_soon(self._publisher.push, consumption)
+        push_future = self._portal.start_task_soon(self._publisher.push, consumption)
         try:
-            return pushing.result()
+            return push_future.result()
         except BaseException:
-            pushing.cancel()  # where it was this thread that was interrupted, no engine may be left as it stands
+            push_future.cancel()  # where it was this thread that was interrupted, no engine may be left as it stands
             raise
 
     def repair(self) -> Pushed:

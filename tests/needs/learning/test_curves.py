@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 from rich.console import Console
 
 from examples.grpo_color_codeword.curves import CURVES, svg, table
-from examples.grpo_color_codeword.grpo import Learnt
+from examples.grpo_color_codeword.grpo import UpdateStats
 from examples.grpo_color_codeword.training import Step
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -14,7 +14,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def steps(count: int) -> list[Step]:
     return [
-        Step(number, number / 8, Learnt(0.1, 10.0**-number, 64), 0, 20.0, 0, frozenset({"0"}), 0, float(number))
+        Step(number, number / 8, UpdateStats(0.1, 10.0**-number, 64), 0, 20.0, 0, frozenset({"0"}), 0, float(number))
         for number in range(1, count + 1)
     ]
 

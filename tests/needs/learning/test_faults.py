@@ -17,7 +17,7 @@ import pytest
 
 from examples.grpo_color_codeword import grpo
 from examples.grpo_color_codeword.grpo import Learner
-from examples.grpo_color_codeword.processes import Ended
+from examples.grpo_color_codeword.processes import TrainingProcessEnded
 from examples.grpo_color_codeword.training import Step, Training
 from rollout.serving.network.engine import NetworkEngine
 from rollout.serving.network.settings import NetworkSettings
@@ -42,22 +42,22 @@ def steps_of(checkpoint: Path, runs: Path, engine: str, count: int = 1, *setting
 
 
 def report(tell: Tell, name: str, steps: Sequence[Step], caught_by: str) -> float:
-    largest = max(step.learnt.difference for step in steps)
+    largest = max(step.update_stats.max_logprob_difference for step in steps)
     tell(name, f"{largest:.1e}", len(steps), sum(step.failed for step in steps), caught_by)
     return largest
 
 
 def shuffle_images(patch: Patch) -> None:
-    images = Learner._images
+    images = Learner._encode_images
 
     def shuffled(self: Learner, shown: Sequence[str], given: Sequence[TrainingSample]) -> Any:
         return images(self, random.Random(0).sample(shown, len(shown)), given)
 
-    patch.setattr(Learner, "_images", shuffled)
+    patch.setattr(Learner, "_encode_images", shuffled)
 
 
 def read_logits_late(patch: Patch) -> None:
-    patch.setattr(grpo, "of_the_token_itself", lambda logits: logits)
+    patch.setattr(grpo, "align_logits_with_tokens", lambda logits: logits)
 
 
 def roll_logprobs(patch: Patch) -> None:
@@ -69,7 +69,7 @@ def roll_logprobs(patch: Patch) -> None:
 
 
 def keep_newest_pixels(patch: Patch) -> None:
-    images = Learner._images
+    images = Learner._encode_images
 
     def newest(self: Learner, shown: Sequence[str], given: Sequence[TrainingSample]) -> Any:
         features, grids = images(self, shown, given)
@@ -79,7 +79,7 @@ def keep_newest_pixels(patch: Patch) -> None:
                     layer[at] = torch.zeros_like(one)
         return features, grids
 
-    patch.setattr(Learner, "_images", newest)
+    patch.setattr(Learner, "_encode_images", newest)
 
 
 @pytest.mark.parametrize(
@@ -121,19 +121,19 @@ def test_weights_that_are_never_pushed_are_caught_in_the_second_step(
 
     monkeypatch.setattr(Training, "_publish", first_weights)
     first, second = steps_of(checkpoint, runs, engine, 2)
-    assert first.learnt.difference < 1e-3
+    assert first.update_stats.max_logprob_difference < 1e-3
     assert report(tell, "weights never pushed", [first, second], "log-prob difference, second step") > CAUGHT
 
 
 class Forgetful(NetworkEngine):
     """Loses the first of several pictures without a word: a black one stands in its place."""
 
-    def _pictures(self, request: Any, taken: Any) -> Any:
-        first, *others = super()._pictures(request, taken)
+    def _prompt_images(self, request: Any, taken: Any) -> Any:
+        first, *others = super()._prompt_images(request, taken)
         if not others:
             return (first,)
-        black = replace(first.patches, patches=-torch.ones(first.patches.patches.shape).numpy())
-        return (replace(first, name="lost", patches=black), *others)
+        black = replace(first.processed, patches=-torch.ones(first.processed.patches.shape).numpy())
+        return (replace(first, image_hash="lost", processed=black), *others)
 
 
 def test_an_engine_that_loses_a_prior_image_is_caught_at_once(checkpoint: Path, runs: Path, tell: Tell) -> None:
@@ -145,7 +145,7 @@ def test_an_engine_that_loses_a_prior_image_is_caught_at_once(checkpoint: Path, 
 
 def test_a_prior_ref_that_is_dropped_reaches_no_engine(checkpoint: Path, runs: Path, engine: str, tell: Tell) -> None:
     dropping = "environment.class=tests.needs.learning.dropping:DropsAPriorReference"
-    with pytest.raises(Ended, match="every rollout of a batch failed") as refused:
+    with pytest.raises(TrainingProcessEnded, match="every rollout of a batch failed") as refused:
         steps_of(checkpoint, runs, engine, 1, dropping)
     assert "RequestRefusedLocally" in str(refused.value)
     tell("a prior ref dropped from requests", "–", 0, "all", "our client, before the engine is asked")

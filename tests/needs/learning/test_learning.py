@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from examples.grpo_color_codeword.train import arguments, smoothed, trained
+from examples.grpo_color_codeword.train import parse_arguments, smoothed_reward, train
 from tests.needs.learning.conftest import FULL
 
 VLLM = Path(__file__).parents[3] / ".venv-vllm" / "bin" / "vllm"
@@ -22,15 +22,15 @@ def test_a_random_policy_learns_through_the_whole_pipeline(
     sampler: str, ask: str, seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--sampler", sampler, "--vllm", str(VLLM), "--seed", str(seed), "--runs", str(tmp_path)]
-    steps = trained(arguments([*options, "--set", f"environment.ask={ask}"]))
+    steps = train(parse_arguments([*options, "--set", f"environment.ask={ask}"]))
     told = capsys.readouterr().out.strip()
     with capsys.disabled():
         print(f"\n{ask}: {told}")
     assert steps[0].reward <= 0.45
-    assert smoothed(steps) >= 0.95
+    assert smoothed_reward(steps) >= 0.95
     for step in steps:
-        assert step.learnt.difference < 1e-3
-        assert step.learnt.compared == 64 * 6
+        assert step.update_stats.max_logprob_difference < 1e-3
+        assert step.update_stats.compared_tokens == 64 * 6
         assert step.versions == {str(step.number - 1)}
         assert (step.violations, step.failed, step.staleness) == (0, 0, 0)
     [picture] = tmp_path.glob("codeword-*/learning.svg")

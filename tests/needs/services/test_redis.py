@@ -95,7 +95,7 @@ async def test_a_put_that_waits_for_a_restarted_server_is_stored_once(start_redi
 async def test_a_lease_that_is_not_renewed_goes_to_another(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transports.redis_streams.server.Renewal.cover", lambda *_: None)
+    monkeypatch.setattr("transports.redis_streams.server.LeaseRenewer.set_leases", lambda *_: None)
     url = f"{redis_server.url}?stream=lapsing&lease_time=0.1"
     async with open_queue(url) as frozen, open_queue(url) as other:
         await frozen.put((b"0",), key="k")

@@ -8,7 +8,7 @@ from pyarrow import parquet
 
 from rollout.environments.base import Environment, EnvironmentSettings, Model, Score, TaskSettings
 from rollout.records.task import Task
-from rollout.tasks.sources import TaskSourceError, tasks_of
+from rollout.tasks.sources import TaskSourceError, iter_tasks
 
 
 class Unasked(Environment):
@@ -19,7 +19,7 @@ class Unasked(Environment):
 
 
 def listed(source: str, **settings: int) -> list[Task]:
-    return list(tasks_of(Unasked(EnvironmentSettings()), TaskSettings(source=source, **settings)))
+    return list(iter_tasks(Unasked(EnvironmentSettings()), TaskSettings(source=source, **settings)))
 
 
 @pytest.fixture(autouse=True)

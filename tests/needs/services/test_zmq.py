@@ -79,8 +79,8 @@ async def test_a_delivery_of_a_hub_that_is_gone_cannot_be_acked() -> None:
 
 async def test_who_is_not_heard_of_loses_what_was_lent(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"{free_address()}?lease_time=0.1"
-    monkeypatch.setattr("transports.zeromq.remote._Beat.begin", lambda _: None)
-    monkeypatch.setattr("transports.zeromq.remote._HELLO_SECONDS", 60.0)
+    monkeypatch.setattr("transports.zeromq.remote._HeartbeatSender.start", lambda _: None)
+    monkeypatch.setattr("transports.zeromq.remote._HELLO_INTERVAL", 60.0)
     async with open_queue(url) as hub:
         await hub.put((b"0",), key="k")
         frozen = open_queue(url)

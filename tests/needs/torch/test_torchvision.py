@@ -11,7 +11,7 @@ from PIL import Image
 
 from renderers_adapter.geometry import geometry_for
 from rollout.errors import ConfigurationError
-from rollout.images.processors import Backend, image_processor_for
+from rollout.images.processors import ResizeBackend, image_processor_for
 from tests.needs.torch.processors import QWEN
 
 torch: Any = importlib.import_module("torch")
@@ -27,7 +27,7 @@ KIMI: dict[str, Any] = {
     "image_mean": [0.5, 0.4, 0.3],
     "image_std": [0.5, 0.25, 0.2],
 }
-BACKENDS: tuple[Backend, ...] = ("pil", "torchvision")
+BACKENDS: tuple[ResizeBackend, ...] = ("pil", "torchvision")
 SIZES = [(1, 1), (300, 2), (231, 117), (640, 480)]
 
 

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderers_adapter.tokens import ImageSlot, TokenRun, logical
+from renderers_adapter.tokens import ImageSlot, TokenRun, as_logical_ids
 from rollout.records.evidence import VersionSpan
 from rollout.records.messages import ROLES
-from rollout.records.wire import Header, RolloutStarted, RolloutStatus, Step
+from rollout.records.wire import RecordHeader, RolloutStarted, RolloutStatus, Step
 from rollout.trainer import Group, SampleTooLong, Trajectory, TrajectoryNode, batch_of, collate, rloo, samples
 
 PAD = 999
@@ -58,7 +58,7 @@ def user_node(draw: st.DrawFn, index: int, parent: int) -> TrajectoryNode:
             ids.append(PAD)
         else:
             ids.append(draw(st.integers(1, 50)))
-    run = TokenRun(logical(ids), len(ids), images=tuple(slots))
+    run = TokenRun(as_logical_ids(ids), len(ids), images=tuple(slots))
     words = draw(st.integers(0, len(ids) - 1))
     content = ((words, draw(st.integers(words + 1, len(ids)))),)
     return TrajectoryNode(index, parent, -1, {"role": draw(st.sampled_from(ROLES[:2])), "content": ""}, run, content)
@@ -68,7 +68,7 @@ def answer_node(draw: st.DrawFn, index: int, parent: int, step: int) -> Trajecto
     opening, said = draw(st.integers(0, 3)), draw(st.integers(1, 5))
     ids = [draw(st.integers(1, 50)) for _ in range(opening + said)]
     logprobs = np.linspace(-1.0 / (index + 1), -0.1, said, dtype=np.float32)
-    run = TokenRun(logical(ids), opening, logprobs)
+    run = TokenRun(as_logical_ids(ids), opening, logprobs)
     return TrajectoryNode(index, parent, step, {"role": "assistant", "content": ""}, run, ())
 
 
@@ -77,7 +77,7 @@ def step_of(draw: st.DrawFn, leaf: int, sampled: int) -> Step:
     cut = draw(st.integers(1, sampled))
     spans = [VersionSpan(draw(st.sampled_from(VERSIONS)), 0, cut)]
     spans += [VersionSpan(draw(st.sampled_from(VERSIONS)), cut, sampled)] if cut < sampled else []
-    header = Header("run", "Env", "g", "g.0", 1, leaf)
+    header = RecordHeader("run", "Env", "g", "g.0", 1, leaf)
     return Step(header, leaf, -1, leaf, (), {}, "first", 0, b"", "stop", versions=tuple(spans))
 
 
@@ -92,7 +92,7 @@ def trajectories(draw: st.DrawFn, rollout: str = "g.0") -> Trajectory:
         nodes.append(answer_node(draw, len(nodes), len(nodes) - 1, len(steps)))
         steps.append(step_of(draw, len(nodes) - 1, len(nodes[-1].run.logprobs)))
     hashes = {slot.hash for node in nodes for slot in node.run.images}
-    header = Header("run", "Env", "g", rollout, 1, 0)
+    header = RecordHeader("run", "Env", "g", rollout, 1, 0)
     started = RolloutStarted(header, {}, 0, 1, "3", "c", "m", PAD, "", {})
     return Trajectory(
         run="run",

@@ -20,8 +20,8 @@ from rollout.engine.client import EngineClient
 from rollout.engine.protocol import Generation
 from rollout.engine.request import GenerateRequest
 from rollout.images import ImagePolicy
-from rollout.serving.vllm import SHIM, VllmServer, VllmSettings
-from rollout.session.session import Policy
+from rollout.serving.vllm import SHIM_DIRECTORY, VllmServer, VllmSettings
+from rollout.session.session import PolicyClient
 
 VENV = os.environ.get("ROLLOUT_VLLM_VENV")
 PIDS = os.environ.get("ROLLOUT_VLLM_PIDS")  # a directory for who has to end servers that a killed suite left
@@ -34,7 +34,7 @@ FLAGS = ("--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT
 START_TIMEOUT = 300.0
 
 Mode = Literal["offload", "inline"]
-PolicyFor = Callable[..., AbstractAsyncContextManager[Policy]]
+PolicyFor = Callable[..., AbstractAsyncContextManager[PolicyClient]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoints(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Callable[[str], Path]:
     """Makes the tiny checkpoint of a family."""
     directory = tmp_path_factory.mktemp("models")
-    environment = {**os.environ, "PYTHONPATH": f"{repository}{os.pathsep}{SHIM}"}
+    environment = {**os.environ, "PYTHONPATH": f"{repository}{os.pathsep}{SHIM_DIRECTORY}"}
 
     def make(family: str) -> Path:
         made = directory / family
@@ -104,7 +104,7 @@ def fleet(
     def launch(name: str, family: str, *flags: str, api_key: str | None = None) -> Live:
         settings = VllmSettings(
             model=str(checkpoints(family)),
-            media=media,
+            media_directory=media,
             name=MODEL,
             port=free_port(),
             executable=Path(f"{VENV}/bin/vllm"),
@@ -127,7 +127,7 @@ def fleet(
         yield servers
     finally:
         for live in servers.values():
-            live.server.send(15)
+            live.server.send_signal(15)
         for live in servers.values():
             live.server.stop()
 
@@ -137,12 +137,12 @@ def policy_for(media: Path, tmp_path: Path) -> PolicyFor:
     """A policy over one server, whose client keeps every turn. Images lie in a directory of the test's own."""
 
     @asynccontextmanager
-    async def make(live: Live, mode: Mode = "offload", **sampling: Any) -> AsyncIterator[Policy]:
+    async def make(live: Live, mode: Mode = "offload", **sampling: Any) -> AsyncIterator[PolicyClient]:
         renderers = shared_pool(live.model_dir, live.renderer)
         images = ImagePolicy(mode, media / tmp_path.name)
         async with Recording([live.url], MODEL, timeout=120, api_key=live.api_key) as engine:
             await engine.check()
-            yield Policy(renderers, engine, images, {"temperature": 0.0, "max_tokens": 8, **sampling})
+            yield PolicyClient(renderers, engine, images, {"temperature": 0.0, "max_tokens": 8, **sampling})
 
     return make
 

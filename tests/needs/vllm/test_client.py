@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from renderers_adapter.tokens import ExpandedIds, logical
+from renderers_adapter.tokens import ExpandedIds, as_logical_ids
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineAborted, EngineRefused
@@ -23,14 +23,14 @@ WORDS = tuple(range(300, 364))
 
 def endless(request_id: str) -> GenerateRequest:
     """A request that is answered for many seconds."""
-    prompt = logical(WORDS)
+    prompt = as_logical_ids(WORDS)
     return GenerateRequest(
         request_id=request_id,
-        session=request_id,
+        session_id=request_id,
         prompt=prompt,
         images=(),
-        expanded=ExpandedIds(prompt),
-        known=0,
+        expanded_prompt=ExpandedIds(prompt),
+        known_token_count=0,
         placeholders=(),
         pad_id=None,
         sampling={"temperature": 0.0, "max_tokens": ENDLESS, "ignore_eos": True},

@@ -14,7 +14,7 @@ import pytest
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.records.messages import Message
-from rollout.session.session import Policy
+from rollout.session.session import PolicyClient
 from rollout.testing import play
 from rollout.trainer import check
 from rollout.trainer.trajectory import Trajectory
@@ -43,12 +43,12 @@ class Gallery(Environment):
         return Score(1.0)
 
 
-def digits(policy: Policy) -> list[int]:
+def digits(policy: PolicyClient) -> list[int]:
     tokenizer = policy.renderers.tokenizer
     return [tokenizer.token_id(digit) for digit in "0123456789"]
 
 
-async def play_gallery(policy: Policy) -> tuple[Gallery, Trajectory]:
+async def play_gallery(policy: PolicyClient) -> tuple[Gallery, Trajectory]:
     gallery = Gallery()
     trajectory = await play(gallery, TASK, policy)
     assert trajectory.error is None

@@ -18,7 +18,7 @@ from renderers_adapter.tokenizer import load_tokenizer
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.records.versions import OnUpdate
-from rollout.session.session import Policy
+from rollout.session.session import PolicyClient
 from rollout.testing import play
 from rollout.trainer import AsyncPolicyPublisher, PublisherSettings, check, samples
 from rollout.trainer.trajectory import Trajectory
@@ -113,7 +113,7 @@ async def in_flight(live: Any) -> None:
                 return
 
 
-async def update_in_the_middle(live: Any, policy: Policy, publisher: AsyncPolicyPublisher) -> Trajectory:
+async def update_in_the_middle(live: Any, policy: PolicyClient, publisher: AsyncPolicyPublisher) -> Trajectory:
     """One answer, during which version 2 comes."""
     async with asyncio.timeout(120), asyncio.TaskGroup() as group:
         playing = group.create_task(play(Turns(1), TASK, policy))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from renderers_adapter.adapter import RendererAdapter
-from renderers_adapter.tokens import join
-from rollout.serving.vllm import SHIM
+from renderers_adapter.tokens import concat_ids
+from rollout.serving.vllm import SHIM_DIRECTORY
 
 VENV = os.environ.get("ROLLOUT_VLLM_VENV")
 
@@ -52,7 +52,7 @@ def ask(directory: Path, messages: list[Any], tools: list[Any] | None, *, speak:
     """What transformers makes of a conversation and a checkpoint."""
     asked = json.dumps({"messages": messages, "tools": tools, "speak": speak})
     command = [f"{VENV}/bin/python", "-c", ASK, str(directory), asked]
-    environment = {**os.environ, "PYTHONPATH": str(SHIM), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(SHIM_DIRECTORY), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return found
@@ -71,7 +71,7 @@ def test_a_template_writes_what_its_renderer_writes(
 ) -> None:
     directory = checkpoints(family)
     rendered = RendererAdapter.open(directory, renderer).render(messages, tools)
-    ours = join(*(segment.ids for segment in rendered.segments), rendered.opening)
+    ours = concat_ids(*(segment.ids for segment in rendered.segments), rendered.generation_prompt)
     assert ask(directory, messages, tools, speak=False)["ids"] == ours.tolist()
 
 

@@ -10,7 +10,7 @@ import anyio
 import pytest
 import yaml
 
-from rollout.rundir.assets import hold_run
+from rollout.rundir.assets import hold_run_lock
 from rollout.trainer.testing import put_all, scripted_rollout
 from tests.unit.cli.in_process import rollout
 from transports import open_queue
@@ -66,7 +66,7 @@ def test_verify_names_a_damaged_image(run_dir: Path) -> None:
 
 
 def test_gc_is_refused_while_the_run_is_held(run_dir: Path) -> None:
-    with hold_run(run_dir):
+    with hold_run_lock(run_dir):
         result = rollout("assets", "gc", str(run_dir))
     assert result.returncode == 1
     assert "is held" in result.stderr

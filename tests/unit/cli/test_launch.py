@@ -60,7 +60,7 @@ async def put(url: str, count: int) -> None:
     async with open_queue(url, lease="record") as tasks:
         for index in range(count):
             order = RolloutOrder(Task(f"mine-{index}", index, seed=index, data={"codeword": ["red"]}), 0, 1)
-            await tasks.put(encode_order(order), key=order.rollout)
+            await tasks.put(encode_order(order), key=order.rollout_id)
 
 
 async def read(url: str, count: int) -> list[Trajectory]:

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from rollout.cli.launch_screen import LaunchScreen, launch_table
-from rollout.launch.launch import Launch
+from rollout.launch.launch import LaunchState
 from rollout.launch.local import LocalPlace
 from rollout.rundir.claims import Outcome
-from rollout.rundir.manifest import begin
+from rollout.rundir.manifest import create_run
 
 ROWS = [
     ("color_codeword", "4/4", "128", "1873/20000", "0.873", "31.4", "2641", "12", "123.4 MB", "1:02:33"),
@@ -38,13 +38,13 @@ async def test_what_earlier_launches_and_other_machines_did_is_shown_too(
 ) -> None:
     monkeypatch.setattr("rollout.cli.launch_screen._LINE_EVERY", 0.0)
     files = [repository / "configs" / "color_codeword.yaml", repository / "configs" / "calculator.yaml"]
-    directory, members = begin(files, (f"run.directory={tmp_path}",))
-    state = Launch(directory, members, 0, LocalPlace(), resumes=True)
+    directory, members = create_run(files, (f"run.directory={tmp_path}",))
+    state = LaunchState(directory, members, 0, LocalPlace(), is_resumed=True)
     played, endless = state.environments
-    played.total = 8
+    played.total_rollouts = 8
     for rollout, status, reward in (("a", "ok", 1.0), ("b", "truncated", 0.0), ("c", "failed", None)):
-        claim = played.claims.begin(rollout)
-        played.claims.finish(Outcome(rollout, rollout, claim.number, status, reward))
+        claim = played.claims.claim_next_attempt(rollout)
+        played.claims.record_outcome(Outcome(rollout, rollout, claim.attempt_number, status, reward))
     console = Console(file=StringIO(), width=200, force_terminal=terminal)
     screen = LaunchScreen(state, console)
     with anyio.move_on_after(1.2):

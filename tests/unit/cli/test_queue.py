@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rollout import Task
-from rollout.records.kinds import Header, RolloutFinished, RolloutStatus
+from rollout.records.kinds import RecordHeader, RolloutFinished, RolloutStatus
 from rollout.records.wire import encode_record
 from rollout.tasks.orders import RolloutOrder, encode_order
 from tests.unit.cli import in_process
@@ -19,7 +19,7 @@ from transports import Frames, Queue, open_queue
 from transports.codec import encode
 
 FINISHED = RolloutFinished(
-    header=Header("run-1", "colors", "group-2", "colors-2-0", 0, 3),
+    header=RecordHeader("run-1", "colors", "group-2", "colors-2-0", 0, 3),
     status=RolloutStatus.OK,
     reward=0.5,
     metrics={"turns": 2.0},

@@ -6,7 +6,7 @@ from textwrap import dedent
 import pytest
 
 from rollout.config.load import load_config
-from rollout.config.source import ConfigError
+from rollout.config.source import ConfigFileError
 
 VALID = """\
 environment:
@@ -31,7 +31,7 @@ def write(directory: Path, text: str = VALID) -> Path:
 
 
 def complaint(path: Path, *overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigFileError) as caught:
         load_config(path, overrides)
     return str(caught.value)
 

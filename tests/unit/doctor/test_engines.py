@@ -11,7 +11,7 @@ import pytest
 
 from rollout.config.load import load_config
 from rollout.doctor import engines as module
-from rollout.doctor.engines import Finding, Verdict, examine
+from rollout.doctor.engines import CheckResult, CheckStatus, check_engines
 from rollout.engine.http import EngineHttp
 from rollout.engine.weight_updates import EngineState, NotUpdatable
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
@@ -33,13 +33,13 @@ def config(repository: Path) -> Path:
     return repository / "configs" / "color_codeword.yaml"
 
 
-async def findings(config: Path, url: str, runs: Path, *overrides: str) -> list[Finding]:
+async def findings(config: Path, url: str, runs: Path, *overrides: str) -> list[CheckResult]:
     keys = [f'engine.urls=["{url}"]', f"run.directory={runs}", "engine.retries=0", *overrides]
-    return [finding async for finding in examine(load_config(config, keys))]
+    return [finding async for finding in check_engines(load_config(config, keys))]
 
 
-def verdicts(found: Sequence[Finding]) -> dict[str, str]:
-    return {finding.subject.rpartition(" ")[2]: finding.verdict.value for finding in found}
+def verdicts(found: Sequence[CheckResult]) -> dict[str, str]:
+    return {finding.subject.rpartition(" ")[2]: finding.status.value for finding in found}
 
 
 @pytest.mark.parametrize("mode", ["offload", "inline"])
@@ -54,23 +54,23 @@ async def test_a_sound_engine_is_sound_in_every_line(config: Path, url: str, run
         "images": "ok",
         "pixels": "?",
     }
-    assert "2048" in found[0].told
-    assert "can be replaced" in found[1].told
-    assert ("file://" if mode == "offload" else "data:") in found[4].told
+    assert "2048" in found[0].message
+    assert "can be replaced" in found[1].message
+    assert ("file://" if mode == "offload" else "data:") in found[4].message
     assert os.listdir(runs) == []
 
 
 async def test_an_engine_that_is_not_there_says_how_to_start_one(config: Path, runs: Path) -> None:
     (found,) = await findings(config, "http://127.0.0.1:1", runs)
-    assert found.verdict is Verdict.BAD
-    assert found.cure is not None
-    assert "rollout serve vllm" in found.cure
+    assert found.status is CheckStatus.BAD
+    assert found.fix is not None
+    assert "rollout serve vllm" in found.fix
 
 
 async def test_another_model_is_told_by_name(config: Path, url: str, runs: Path) -> None:
     (found,) = await findings(config, url, runs, "model.name=other")
-    assert found.verdict is Verdict.BAD
-    assert "it serves tiny-qwen3-vl" in found.told
+    assert found.status is CheckStatus.BAD
+    assert "it serves tiny-qwen3-vl" in found.message
 
 
 async def test_an_engine_that_stands_still_is_found_before_anybody_waits_for_it(
@@ -80,8 +80,8 @@ async def test_an_engine_that_stands_still_is_found_before_anybody_waits_for_it(
         await client.post(f"{url}/pause?mode=keep")
     *_, found = await findings(config, url, runs)
     assert verdicts([found]) == {"weights": "bad"}
-    assert found.cure is not None
-    assert "rollout policy push" in found.cure
+    assert found.fix is not None
+    assert "rollout policy push" in found.fix
 
 
 async def test_an_engine_whose_weights_cannot_be_replaced_is_a_fault_where_versions_are_expected(
@@ -90,10 +90,10 @@ async def test_an_engine_whose_weights_cannot_be_replaced_is_a_fault_where_versi
     async def without(http: EngineHttp, url: str) -> EngineState:
         raise NotUpdatable(f"{url} cannot be given new weights. Start vLLM with VLLM_SERVER_DEV_MODE=1.")
 
-    monkeypatch.setattr(module, "state_of", without)
+    monkeypatch.setattr(module, "fetch_engine_state", without)
     unpaced = await findings(config, url, runs)
     assert verdicts(unpaced)["weights"] == "ok"
-    assert "VLLM_SERVER_DEV_MODE=1" in unpaced[1].told
+    assert "VLLM_SERVER_DEV_MODE=1" in unpaced[1].message
     *_, found = await findings(config, url, runs, "policy.max_staleness=1")
     assert verdicts([found]) == {"weights": "bad"}
 
@@ -104,19 +104,19 @@ async def test_a_tokenizer_that_answers_nonsense_is_a_fault(
     post = EngineHttp.post
 
     async def greeted(self: EngineHttp, url: str, body: bytes, *, session: str | None = None) -> bytes:
-        return b"<html>" if url.endswith("/tokenize") else await post(self, url, body, session=session)
+        return b"<html>" if url.endswith("/tokenize") else await post(self, url, body, session_id=session)
 
     monkeypatch.setattr(EngineHttp, "post", greeted)
     *_, found = await findings(config, url, runs)
     assert verdicts([found]) == {"tokens": "bad"}
-    assert "/tokenize answers in a form that is not known" in found.told
+    assert "/tokenize answers in a form that is not known" in found.message
 
 
 async def test_files_that_the_server_may_not_read_are_found(config: Path, url: str, tmp_path: Path) -> None:
     *_, found = await findings(config, url, tmp_path / "elsewhere")
     assert verdicts([found]) == {"images": "bad"}
-    assert found.cure is not None
-    assert "--allowed-local-media-path" in found.cure
+    assert found.fix is not None
+    assert "--allowed-local-media-path" in found.fix
 
 
 async def test_another_processor_configuration_is_found(
@@ -128,11 +128,11 @@ async def test_another_processor_configuration_is_found(
     (other / "preprocessor_config.json").write_text(json.dumps(processor))
     *_, found = await findings(config, url, runs, f"model.path={other}")
     assert verdicts([found]) == {"images": "bad"}
-    assert "the engine saw another prompt" in found.told
-    assert found.cure is not None
-    assert "processor configuration" in found.cure
+    assert "the engine saw another prompt" in found.message
+    assert found.fix is not None
+    assert "processor configuration" in found.fix
 
 
 async def test_no_engine_to_reach_is_no_fault(config: Path) -> None:
-    (found,) = [finding async for finding in examine(load_config(config))]
-    assert found.verdict is Verdict.OK
+    (found,) = [finding async for finding in check_engines(load_config(config))]
+    assert found.status is CheckStatus.OK

@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pytest
 
-from renderers_adapter.tokens import ExpandedIds, Placeholder, logical
+from renderers_adapter.tokens import ExpandedIds, Placeholder, as_logical_ids
 from rollout.engine.image_refs import ImageRef
 from rollout.engine.request import GenerateRequest
 
@@ -175,11 +175,11 @@ def sound(images: tuple[bytes, ...]) -> GenerateRequest:
         refs.append(ImageRef(f"file:///runs/r/assets/images/{sha256}.png", sha256[:32], layout))
     return GenerateRequest(
         request_id="r-0",
-        session="r",
-        prompt=logical(prompt),
+        session_id="r",
+        prompt=as_logical_ids(prompt),
         images=tuple(refs),
-        expanded=ExpandedIds(np.array(expanded, np.int32)),
-        known=0,
+        expanded_prompt=ExpandedIds(np.array(expanded, np.int32)),
+        known_token_count=0,
         placeholders=tuple(marks),
         pad_id=PAD,
         sampling={"temperature": 0.0, "max_tokens": 8},

@@ -10,13 +10,13 @@ import numpy.typing as npt
 import orjson
 import pytest
 
-from renderers_adapter.tokens import TokenRun, logical
-from rollout.engine.answer_evidence import read_experts, read_mask
+from renderers_adapter.tokens import TokenRun, as_logical_ids
+from rollout.engine.answer_evidence import read_experts, read_sampling_mask
 from rollout.engine.errors import EngineMismatch, InvalidEvidence
 from rollout.engine.protocol import Generation, decode_response
 from rollout.engine.request import GenerateRequest
 from rollout.records.evidence import RoutedExperts, SamplingMask
-from rollout.records.wire import Header, NodeRecord, Step, decode_record, encode_record
+from rollout.records.wire import NodeRecord, RecordHeader, Step, decode_record, encode_record
 
 TOKENS = [5, 6, 7]
 
@@ -28,7 +28,7 @@ def entry(token: int, logprob: Any = -0.25) -> dict[str, Any]:
 def decode(request: GenerateRequest, content: Any = None, **changed: Any) -> Generation:
     evidence = [entry(token) for token in TOKENS] if content is None else content
     choice = {"token_ids": TOKENS, "logprobs": {"content": evidence}, "finish_reason": "stop", **changed}
-    prompt = request.expanded.tolist()
+    prompt = request.expanded_prompt.tolist()
     return decode_response(orjson.dumps({"choices": [choice], "prompt_token_ids": prompt}), request)
 
 
@@ -91,7 +91,7 @@ def test_a_prompt_that_the_engine_saw_differently_is_refused(pictures: GenerateR
     answer = {"choices": [{"token_ids": [], "finish_reason": "stop"}], "prompt_token_ids": pictures.prompt.tolist()}
     with pytest.raises(EngineMismatch, match="another prompt"):
         decode_response(orjson.dumps(answer), pictures)
-    answer["prompt_token_ids"] = pictures.expanded.tolist()
+    answer["prompt_token_ids"] = pictures.expanded_prompt.tolist()
     elsewhere: list[Any] = [None, {}, {"image": None}, {"image": [{"offset": 0, "length": 1}]}]
     for marks in elsewhere:
         with pytest.raises(EngineMismatch, match="placed its images at"):
@@ -115,7 +115,7 @@ CHOICE = {
 
 
 def test_a_prompt_is_read_however_it_is_written(text: GenerateRequest) -> None:
-    answer = {"choices": [CHOICE], "prompt_token_ids": text.expanded.tolist()}
+    answer = {"choices": [CHOICE], "prompt_token_ids": text.expanded_prompt.tolist()}
     read = [
         decode_response(body, text) for body in (orjson.dumps(answer), orjson.dumps(answer, option=orjson.OPT_INDENT_2))
     ]
@@ -123,7 +123,7 @@ def test_a_prompt_is_read_however_it_is_written(text: GenerateRequest) -> None:
 
 
 def test_our_prompt_anywhere_but_at_its_place_proves_nothing(text: GenerateRequest) -> None:
-    ours = text.expanded.tolist()
+    ours = text.expanded_prompt.tolist()
     elsewhere: list[dict[str, Any]] = [
         {"choices": [CHOICE | {"prompt_token_ids": ours}]},
         {"choices": [CHOICE | {"prompt_token_ids": ours}], "prompt_token_ids": [*ours, 1]},
@@ -147,9 +147,9 @@ CHOICES = np.arange(9 * 2 * 4, dtype=np.uint8).reshape(9, 2, 4)
 
 
 def test_experts_are_those_of_the_tokens_that_a_turn_added() -> None:
-    whole = read_experts(npy(CHOICES), first=0, length=10)
-    asked = read_experts(npy(CHOICES[6:]), first=6, length=10)
-    not_asked = read_experts(npy(CHOICES), first=6, length=10)
+    whole = read_experts(npy(CHOICES), first_token=0, conversation_length=10)
+    asked = read_experts(npy(CHOICES[6:]), first_token=6, conversation_length=10)
+    not_asked = read_experts(npy(CHOICES), first_token=6, conversation_length=10)
     assert whole is not None
     assert asked is not None
     assert not_asked is not None
@@ -161,9 +161,9 @@ def test_experts_are_those_of_the_tokens_that_a_turn_added() -> None:
 
 def test_experts_of_two_turns_join_without_a_gap(text: GenerateRequest) -> None:
     """The second turn begins with the token that the first one sampled last: its row exists only now."""
-    later = replace(text, known=5)
-    first = read_experts(npy(CHOICES[:4]), first=text.experts_from, length=5)
-    second = read_experts(npy(CHOICES[4:]), first=later.experts_from, length=10)
+    later = replace(text, known_token_count=5)
+    first = read_experts(npy(CHOICES[:4]), first_token=text.experts_start, conversation_length=5)
+    second = read_experts(npy(CHOICES[4:]), first_token=later.experts_start, conversation_length=10)
     assert first is not None
     assert second is not None
     assert second.first == first.first + len(first.rows)
@@ -173,23 +173,23 @@ def test_experts_of_two_turns_join_without_a_gap(text: GenerateRequest) -> None:
 @pytest.mark.parametrize("encoded", [npy(CHOICES[:5]), npy(CHOICES[0]), npy(CHOICES.astype(np.float32)), "AAAA", "?"])
 def test_experts_of_other_tokens_are_refused(encoded: str) -> None:
     with pytest.raises(InvalidEvidence, match="routed_experts"):
-        read_experts(encoded, first=6, length=10)
+        read_experts(encoded, first_token=6, conversation_length=10)
 
 
 def test_a_sampling_mask_covers_each_token() -> None:
-    mask = read_mask(TOKENS, [[5, 6], [6], [7, 8, 9]])
+    mask = read_sampling_mask(TOKENS, [[5, 6], [6], [7, 8, 9]])
     assert mask is not None
     assert (mask.ids.tolist(), mask.lengths.tolist()) == ([5, 6, 6, 7, 8, 9], [2, 1, 3])
     with pytest.raises(InvalidEvidence, match="2 of 3"):
-        read_mask(TOKENS, [[5], [6]])
+        read_sampling_mask(TOKENS, [[5], [6]])
     with pytest.raises(InvalidEvidence, match="token 2 is without the token 7 itself"):
-        read_mask(TOKENS, [[5], [6], [8, 9]])
+        read_sampling_mask(TOKENS, [[5], [6], [8, 9]])
 
 
 def test_experts_and_masks_cross_the_queue_as_arrays() -> None:
-    answer = TokenRun(logical([4, 5]), 1, np.array([-0.5], np.float32))
+    answer = TokenRun(as_logical_ids([4, 5]), 1, np.array([-0.5], np.float32))
     step = Step(
-        header=Header("run", "environment", "group", "rollout", 1, 0),
+        header=RecordHeader("run", "environment", "group", "rollout", 1, 0),
         turn=0,
         parent=-1,
         first=0,

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from aiohttp.http_parser import HttpResponseParser, HttpResponseParserPy
 
-from renderers_adapter.tokens import ExpandedIds, Placeholder, logical
+from renderers_adapter.tokens import ExpandedIds, Placeholder, as_logical_ids
 from rollout.engine import client as module
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import (
@@ -33,7 +33,7 @@ UNUSED = "http://127.0.0.1:1"
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PAUSE", 0.001)
+    monkeypatch.setattr(module, "_FIRST_RETRY_PAUSE_SECONDS", 0.001)
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
@@ -170,13 +170,13 @@ async def test_cancellation_within_an_answer_closes_its_connection() -> None:
 async def test_an_engine_that_returns_is_used_again(
     faulty: Any, behaviours: Any, text: GenerateRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollout.engine.routing._SHORTEST", 0.02)
+    monkeypatch.setattr("rollout.engine.routing._MIN_EJECTION_SECONDS", 0.02)
     async with faulty(behaviours["closing"]) as first, faulty(behaviours["well"]) as second:
         first.models = (503, b"")
         async with EngineClient([first.url, second.url], "m", timeout=20) as client:
             for _ in range(10):
                 await client.generate(text)
-            assert client.engines[0].away
+            assert client.replicas[0].is_unavailable
             tried = len(first.generated)
             first.behave = behaviours["well"]
             # It would answer, but does not say so: nothing is sent to it.
@@ -184,7 +184,7 @@ async def test_an_engine_that_returns_is_used_again(
             await client.generate(text)
             assert len(first.generated) == tried
             first.models = second.models
-            while client.engines[0].away:
+            while client.replicas[0].is_unavailable:
                 await client.generate(text)
                 await asyncio.sleep(0.01)
             for _ in range(10):
@@ -218,7 +218,7 @@ async def test_cancellation_aborts_on_the_server(faulty: Any, behaviours: Any, t
             group.start_soon(client.generate, text)
             await stuck.arrived.wait()
             group.cancel_scope.cancel()
-        assert client.engines[0].in_flight == 0
+        assert client.replicas[0].in_flight == 0
     assert stuck.aborted == ["generate-tokens-r-0.0"]
 
 
@@ -257,11 +257,11 @@ async def test_a_body_of_megabytes_arrives_whole(faulty: Any, behaviours: Any, t
     data = bytes(range(256)) * 12_000
     url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     name = hashlib.sha256(data).hexdigest()[:32]
-    prompt = logical([1, 99, 2])
+    prompt = as_logical_ids([1, 99, 2])
     request = replace(
         text,
         prompt=prompt,
-        expanded=ExpandedIds(prompt),
+        expanded_prompt=ExpandedIds(prompt),
         images=(ImageRef(url, name),),
         placeholders=(Placeholder(name, 1, 1),),
     )
@@ -309,7 +309,7 @@ async def test_one_engine_that_is_away_does_not_hold_up_the_start(
 ) -> None:
     async with faulty(behaviours["well"]) as engine, EngineClient([UNUSED, engine.url], "m", timeout=20) as client:
         await client.check()
-        assert [engine.away for engine in client.engines] == [True, False]
+        assert [engine.is_unavailable for engine in client.replicas] == [True, False]
         await client.generate(text)
 
 

@@ -6,8 +6,8 @@ import pytest
 from pydantic import SecretStr
 
 from rollout.config.load import load_config
-from rollout.config.source import ConfigError
-from rollout.engine.from_config import api_key, engine_client
+from rollout.config.source import ConfigFileError
+from rollout.engine.from_config import api_key_from_config, engine_client_from_config
 from rollout.errors import ConfigurationError
 
 URL = "http://127.0.0.1:8000"
@@ -20,26 +20,26 @@ def example(repository: Path) -> Path:
 
 def test_the_key_is_read_from_the_environment_and_never_dumped(example: Path) -> None:
     config = load_config(example, ["engine.api_key_env=ENGINE_KEY"])
-    client = engine_client(config, [URL], None, environment={"ENGINE_KEY": "s3cret"})
-    assert client._http._key == SecretStr("s3cret")
-    assert "s3cret" not in f"{config.dump()} {config!r} {client.__dict__!r} {client._http.__dict__!r}"
+    client = engine_client_from_config(config, [URL], None, environment={"ENGINE_KEY": "s3cret"})
+    assert client._http._api_key == SecretStr("s3cret")
+    assert "s3cret" not in f"{config.to_dict()} {config!r} {client.__dict__!r} {client._http.__dict__!r}"
 
 
 def test_a_line_break_after_the_key_is_not_part_of_it(example: Path) -> None:
     config = load_config(example, ["engine.api_key_env=ENGINE_KEY"])
-    assert api_key(config, {"ENGINE_KEY": " s3cret\n"}) == "s3cret"
+    assert api_key_from_config(config, {"ENGINE_KEY": " s3cret\n"}) == "s3cret"
 
 
 @pytest.mark.parametrize("key", ["s3cret\nx-other: 1", "s3crét"])
 def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(example: Path, key: str) -> None:
     config = load_config(example, ["engine.api_key_env=ENGINE_KEY"])
     with pytest.raises(ConfigurationError, match="ENGINE_KEY") as refused:
-        api_key(config, {"ENGINE_KEY": key})
+        api_key_from_config(config, {"ENGINE_KEY": key})
     assert "s3cr" not in str(refused.value)
 
 
 def test_the_key_in_the_place_of_its_variable_is_refused_and_not_repeated(example: Path) -> None:
-    with pytest.raises(ConfigError, match="the name of an environment variable") as refused:
+    with pytest.raises(ConfigFileError, match="the name of an environment variable") as refused:
         load_config(example, ["engine.api_key_env=sk-s3cret"])
     assert "s3cret" not in str(refused.value)
 
@@ -47,7 +47,7 @@ def test_the_key_in_the_place_of_its_variable_is_refused_and_not_repeated(exampl
 def test_a_variable_that_is_not_set_is_named(example: Path) -> None:
     config = load_config(example, ["engine.api_key_env=ENGINE_KEY"])
     with pytest.raises(ConfigurationError, match="ENGINE_KEY"):
-        engine_client(config, [URL], None, environment={})
+        engine_client_from_config(config, [URL], None, environment={})
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_variable_that_is_not_set_is_named(example: Path) -> None:
     ],
 )
 def test_a_url_that_is_no_engines_root_is_refused(example: Path, url: str, told: str) -> None:
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigFileError) as refused:
         load_config(example, [f'engine.urls=["{url}"]'])
     assert told in str(refused.value)
     assert "s3cret" not in str(refused.value)
@@ -68,5 +68,5 @@ def test_a_url_that_is_no_engines_root_is_refused(example: Path, url: str, told:
 
 def test_deadlines_retries_and_affinity_arrive(example: Path) -> None:
     keys = ["engine.timeout=60", "engine.request_timeout=20", "engine.retries=2", "engine.affinity=true"]
-    client = engine_client(load_config(example, keys), [URL], None, environment={})
-    assert (client._timeout, client._request_timeout, client._tries, client._affinity) == (60, 20, 3, True)
+    client = engine_client_from_config(load_config(example, keys), [URL], None, environment={})
+    assert (client._turn_timeout, client._try_timeout, client._max_tries, client._affinity) == (60, 20, 3, True)

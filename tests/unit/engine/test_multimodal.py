@@ -53,11 +53,11 @@ def request(*urls: str, payload: Any = None) -> GenerateRequest:
         expanded += [PAD, PAD, 2]
     return GenerateRequest(
         request_id="r",
-        session="s",
+        session_id="s",
         prompt=LogicalIds(np.asarray(logical, np.int32)),
         images=images,
-        expanded=ExpandedIds(np.asarray(expanded, np.int32)),
-        known=0,
+        expanded_prompt=ExpandedIds(np.asarray(expanded, np.int32)),
+        known_token_count=0,
         placeholders=tuple(placeholders),
         pad_id=PAD,
         sampling={"temperature": 0.0},
@@ -169,7 +169,7 @@ async def test_each_engine_gets_images_as_it_takes_them(engine: Told, geometry: 
     with structlog.testing.capture_logs() as logs:
         async with EngineClient(urls, "tiny", timeout=20, multimodal="auto", geometry=geometry) as client:
             await client.check()
-            assert [one.resolves_references for one in client.engines] == [True, False, False]
+            assert [one.resolves_references for one in client.replicas] == [True, False, False]
     assert {entry["engine"]: entry["event"] for entry in logs} == {
         urls[0]: "images go out as references",
         urls[1]: "images go out as content_parts",
@@ -200,15 +200,15 @@ async def test_nobody_is_asked_where_it_would_not_matter(engine: Told, geometry:
     for multimodal, own in (("content_parts", geometry), ("auto", None), ("mmraw", None)):
         async with EngineClient([url], "tiny", timeout=20, multimodal=multimodal, geometry=own) as client:  # type: ignore[arg-type]
             await client.check()
-            assert not client.engines[0].resolves_references
+            assert not client.replicas[0].resolves_references
 
 
 async def test_the_embedded_engine_gets_parts(tmp_path: Path, geometry: Geometry) -> None:
     async with embedded_policy(tmp_path) as policy:
-        (url,) = (one.url for one in policy.engine.engines)
+        (url,) = (one.url for one in policy.engine.replicas)
         async with EngineClient([url], policy.engine.model, timeout=20, multimodal="auto", geometry=geometry) as client:
             await client.check()
-            assert not client.engines[0].resolves_references
+            assert not client.replicas[0].resolves_references
 
 
 def test_the_setting_is_one_of_three_words(repository: Path) -> None:

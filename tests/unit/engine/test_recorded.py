@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 import pytest
 
-from renderers_adapter.tokens import ExpandedIds, logical
+from renderers_adapter.tokens import ExpandedIds, as_logical_ids
 from rollout.engine.answer_evidence import read_experts
 from rollout.engine.protocol import Generation, decode_response, encode_request
 from rollout.engine.request import GenerateRequest
@@ -31,16 +31,16 @@ def generations(recorded: dict[str, Any]) -> list[Generation]:
 
 
 def asked(turn: dict[str, Any]) -> GenerateRequest:
-    prompt = logical(turn["request"]["token_ids"])
+    prompt = as_logical_ids(turn["request"]["token_ids"])
     sampling = turn["request"]["sampling_params"]
     ours = ("logprobs", "stop_token_ids", "routed_experts_prompt_start")
     return GenerateRequest(
         request_id="r",
-        session="r",
+        session_id="r",
         prompt=prompt,
         images=(),
-        expanded=ExpandedIds(prompt),
-        known=turn["known"],
+        expanded_prompt=ExpandedIds(prompt),
+        known_token_count=turn["known"],
         placeholders=(),
         pad_id=None,
         sampling={key: value for key, value in sampling.items() if key not in ours},
@@ -53,7 +53,7 @@ def test_turns_ask_for_the_experts_that_earlier_ones_did_not_bring(recorded: dic
     assert wanted == [None, 22, 41]
     for turn, first in zip(recorded["turns"], wanted, strict=True):
         name = turn["request"]["request_id"]
-        assert orjson.loads(encode_request(asked(turn), "tiny", name, experts_from=first)) == turn["request"]
+        assert orjson.loads(encode_request(asked(turn), "tiny", name, experts_start=first)) == turn["request"]
 
 
 def test_the_experts_of_all_turns_are_those_of_the_whole_conversation(
@@ -61,7 +61,7 @@ def test_the_experts_of_all_turns_are_those_of_the_whole_conversation(
 ) -> None:
     whole = recorded["whole"]
     tokens = len(whole["prompt_token_ids"]) + len(whole["choices"][0]["token_ids"])
-    expected = read_experts(whole["choices"][0]["routed_experts"], first=0, length=tokens)
+    expected = read_experts(whole["choices"][0]["routed_experts"], first_token=0, conversation_length=tokens)
     found = [generation.routed_experts for generation in generations]
     assert expected is not None
     at = 0

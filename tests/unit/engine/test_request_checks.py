@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderers_adapter.geometry import Geometry, geometry_for
-from renderers_adapter.tokens import ExpandedIds, LogicalIds, Placeholder, logical
+from renderers_adapter.tokens import ExpandedIds, LogicalIds, Placeholder, as_logical_ids
 from rollout.engine.errors import RequestRefusedLocally
 from rollout.engine.image_refs import ImageRef
 from rollout.engine.protocol import encode_request
@@ -33,7 +33,7 @@ def encode(request: GenerateRequest, geometry: Geometry | None = None) -> dict[s
 
 
 def expanded_already(request: GenerateRequest) -> GenerateRequest:
-    return replace(request, prompt=LogicalIds(request.expanded))
+    return replace(request, prompt=LogicalIds(request.expanded_prompt))
 
 
 def one_image_too_few(request: GenerateRequest) -> GenerateRequest:
@@ -53,8 +53,8 @@ def only_the_newest_image(request: GenerateRequest) -> GenerateRequest:
 
 
 def as_many_images_as_pads_of_an_expanded_prompt(request: GenerateRequest) -> GenerateRequest:
-    pads = int((request.expanded == PAD).sum())
-    return replace(request, prompt=LogicalIds(request.expanded), images=request.images[:1] * pads)
+    pads = int((request.expanded_prompt == PAD).sum())
+    return replace(request, prompt=LogicalIds(request.expanded_prompt), images=request.images[:1] * pads)
 
 
 def images_in_another_order(request: GenerateRequest) -> GenerateRequest:
@@ -87,15 +87,15 @@ def first_range(**changed: int) -> Tamper:
 
 
 def other_expansion(request: GenerateRequest) -> GenerateRequest:
-    ids = request.expanded.copy()
+    ids = request.expanded_prompt.copy()
     ids[0] = 42
-    return replace(request, expanded=ExpandedIds(ids))
+    return replace(request, expanded_prompt=ExpandedIds(ids))
 
 
 def over_text(request: GenerateRequest) -> GenerateRequest:
-    ids = request.expanded.copy()
+    ids = request.expanded_prompt.copy()
     ids[request.placeholders[0].offset] = 42
-    return replace(request, expanded=ExpandedIds(ids))
+    return replace(request, expanded_prompt=ExpandedIds(ids))
 
 
 def with_more_pads(count: int) -> Tamper:
@@ -105,9 +105,11 @@ def with_more_pads(count: int) -> Tamper:
         *before, last = request.placeholders
         end = last.offset + last.length
         pads = [PAD] * (last.length + count)
-        expanded = np.concatenate([request.expanded[: last.offset], np.array(pads, np.int32), request.expanded[end:]])
+        expanded = np.concatenate(
+            [request.expanded_prompt[: last.offset], np.array(pads, np.int32), request.expanded_prompt[end:]]
+        )
         longer = replace(last, length=last.length + count)
-        return replace(request, expanded=ExpandedIds(expanded), placeholders=(*before, longer))
+        return replace(request, expanded_prompt=ExpandedIds(expanded), placeholders=(*before, longer))
 
     return tamper
 
@@ -212,7 +214,7 @@ def test_what_only_a_reference_could_bring_about_is_refused_by_name(
 @pytest.mark.parametrize("ids", [[], [-1, 2]])
 def test_an_empty_or_negative_prompt_is_refused(text: GenerateRequest, ids: list[int]) -> None:
     with pytest.raises(RequestRefusedLocally):
-        encode(replace(text, prompt=logical(ids), expanded=ExpandedIds(logical(ids))))
+        encode(replace(text, prompt=as_logical_ids(ids), expanded_prompt=ExpandedIds(as_logical_ids(ids))))
 
 
 def test_a_sound_request_has_one_part_for_each_pad_in_order(pictures: GenerateRequest) -> None:
@@ -243,11 +245,11 @@ def test_a_prompt_that_lost_or_gained_any_pad_is_refused(data: st.DataObject) ->
         expanded += [2, *[PAD] * length, 3]
     request = GenerateRequest(
         request_id="r",
-        session="r",
-        prompt=logical(prompt),
+        session_id="r",
+        prompt=as_logical_ids(prompt),
         images=tuple(ImageRef(f"file:///{'0' * 64}.png", "0" * 32) for _ in lengths),
-        expanded=ExpandedIds(np.array(expanded, np.int32)),
-        known=0,
+        expanded_prompt=ExpandedIds(np.array(expanded, np.int32)),
+        known_token_count=0,
         placeholders=tuple(marks),
         pad_id=PAD,
         sampling={"temperature": 1.0},

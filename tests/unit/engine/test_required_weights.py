@@ -15,7 +15,7 @@ from rollout.engine.routing import Router
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PAUSE", 0.001)
+    monkeypatch.setattr(module, "_FIRST_RETRY_PAUSE_SECONDS", 0.001)
 
 
 @pytest.fixture
@@ -43,18 +43,18 @@ async def test_an_engine_that_missed_the_push_is_not_used_until_it_tells_the_ver
         behind.weights, sound.weights = "7", "8"
         async with EngineClient([behind.url, sound.url], "m", timeout=20) as client:
             for number in range(4):
-                await client.generate(replace(text, request_id=f"before-{number}", required="7"))
+                await client.generate(replace(text, request_id=f"before-{number}", required_version="7"))
             used = len(behind.generated)
             for number in range(8):
-                answer = await client.generate(replace(text, request_id=f"r-{number}", required="8"))
+                answer = await client.generate(replace(text, request_id=f"r-{number}", required_version="8"))
                 assert [span.version for span in answer.versions] == ["8"]
             assert len(behind.generated) == used > 0
 
             behind.weights, behind.behave = "8", sampled_by("8")
-            for engine in client.engines:
-                engine.away_until = 0.0 if engine.away else None  # its time is over
+            for engine in client.replicas:
+                engine.unavailable_until = 0.0 if engine.is_unavailable else None  # its time is over
             for number in range(8):
-                await client.generate(replace(text, request_id=f"later-{number}", required="8"))
+                await client.generate(replace(text, request_id=f"later-{number}", required_version="8"))
             assert len(behind.generated) > used
 
 
@@ -65,7 +65,7 @@ async def test_with_every_engine_behind_the_turn_fails_and_says_why(
         engine.weights = "default"
         async with EngineClient([engine.url], "m", timeout=20, retries=2) as client:
             with pytest.raises(EngineUnavailable, match="has the weights 'default'; '8' were pushed"):
-                await client.generate(replace(text, required="8"))
+                await client.generate(replace(text, required_version="8"))
     assert engine.generated == []
 
 
@@ -77,7 +77,7 @@ async def test_an_engine_that_cannot_tell_is_not_used_where_a_version_is_require
         EngineClient([engine.url], "m", timeout=20, retries=0) as client,
     ):
         with pytest.raises(EngineUnavailable, match="VLLM_SERVER_DEV_MODE=1"):
-            await client.generate(replace(text, required="0"))
+            await client.generate(replace(text, required_version="0"))
         await client.generate(text)
 
 
@@ -88,15 +88,15 @@ async def test_an_answer_by_weights_from_before_is_thrown_away_and_its_engine_le
     async with faulty(sampled_by("8", "default")) as engine, faulty(sampled_by("8")) as other:
         engine.weights = other.weights = "8"
         async with EngineClient([engine.url], "m", timeout=20) as alone:
-            await alone.generate(replace(text, required="8"))
+            await alone.generate(replace(text, required_version="8"))
             engine.weights = "default"
             with pytest.raises(EngineUnavailable, match="default"):
-                await alone.generate(replace(text, request_id="again", required="8"))
+                await alone.generate(replace(text, request_id="again", required_version="8"))
         asked = len(engine.generated)
         engine.weights = "8"  # what it told when it was looked at; then it died
         async with EngineClient([engine.url, other.url], "m", timeout=20) as client:
             for number in range(6):
-                answer = await client.generate(replace(text, request_id=f"r-{number}", required="8"))
+                answer = await client.generate(replace(text, request_id=f"r-{number}", required_version="8"))
                 assert [span.version for span in answer.versions] == ["8"]
     assert len(engine.generated) == asked + 1
 
@@ -108,7 +108,7 @@ async def test_tokens_of_newer_weights_than_were_asked_for_are_taken(
     async with faulty(sampled_by("9")) as engine:
         engine.weights = "9"
         async with EngineClient([engine.url], "m", timeout=20) as client:
-            answer = await client.generate(replace(text, required="8"))
+            answer = await client.generate(replace(text, required_version="8"))
     assert [span.version for span in answer.versions] == ["9"]
 
 
@@ -118,7 +118,7 @@ async def test_a_turn_that_was_aborted_for_new_weights_is_begun_anew(
     async with faulty(sampled_by("7", "8", finish="abort")) as engine:
         async with EngineClient([engine.url], "m", timeout=20) as client:
             answer = await client.generate(text)
-            assert [e.failures for e in client.engines] == [0]
+            assert [e.consecutive_failures for e in client.replicas] == [0]
     assert [span.version for span in answer.versions] == ["8"]
     assert [body["request_id"] for body in engine.generated] == ["r-0.0", "r-0.1"]
 
@@ -140,29 +140,29 @@ async def test_a_required_version_is_the_salt_of_the_prefix_cache(
         engine.weights = "8"
         async with EngineClient([engine.url], "m", timeout=20) as client:
             await client.generate(text)
-            await client.generate(replace(text, request_id="r-1", required="8"))
+            await client.generate(replace(text, request_id="r-1", required_version="8"))
     assert [body.get("cache_salt") for body in engine.generated] == [None, "8"]
 
 
 def test_a_trainer_that_goes_back_is_followed() -> None:
     router = Router(["http://a", "http://b"], clock=lambda: 100.0)
-    a, b = router.engines
+    a, b = router.replicas
     a.version, b.version = "18", "10"
-    router.require("18")
-    assert (a.away, b.away) == (False, True)
-    router.require("10")
-    assert {router.choose(session="s") for _ in range(3)} == {a, b}
-    router.returned(b)
-    assert not b.away
+    router.require_version("18")
+    assert (a.is_unavailable, b.is_unavailable) == (False, True)
+    router.require_version("10")
+    assert {router.choose(session_id="s") for _ in range(3)} == {a, b}
+    router.mark_available(b)
+    assert not b.is_unavailable
 
 
 def test_an_answer_does_not_bring_back_an_engine_that_is_behind() -> None:
     router = Router(["http://a"], clock=lambda: 100.0)
-    (engine,) = router.engines
+    (engine,) = router.replicas
     engine.version = "7"
-    router.require("8")
-    router.answered(engine)
-    assert engine.away
+    router.require_version("8")
+    router.record_answer(engine)
+    assert engine.is_unavailable
     engine.version = "8"
-    router.answered(engine)
-    assert not engine.away
+    router.record_answer(engine)
+    assert not engine.is_unavailable

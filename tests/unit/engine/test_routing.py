@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.engine.routing import Engine, Router
+from rollout.engine.routing import Replica, Router
 
 URLS = ("http://a", "http://b", "http://c")
 
@@ -29,66 +29,66 @@ def router(clock: Clock) -> Router:
     return Router(URLS, clock=clock)
 
 
-def down(router: Router, engine: Engine) -> None:
-    while not engine.away:
-        router.failed(engine)
+def down(router: Router, engine: Replica) -> None:
+    while not engine.is_unavailable:
+        router.record_failure(engine)
 
 
 def test_the_same_root_twice_is_one_engine() -> None:
-    assert [engine.url for engine in Router(("http://a/", "http://a")).engines] == ["http://a"]
+    assert [engine.url for engine in Router(("http://a/", "http://a")).replicas] == ["http://a"]
 
 
 def test_the_least_loaded_engine_is_chosen(router: Router) -> None:
-    a, b, c = router.engines
+    a, b, c = router.replicas
     a.in_flight, b.in_flight, c.in_flight = 2, 1, 3
-    assert router.choose(session="s") is b
+    assert router.choose(session_id="s") is b
 
 
 def test_idle_engines_take_turns(router: Router) -> None:
     chosen = Counter[str]()
     for _ in range(30):
-        engine = router.choose(session="s")
+        engine = router.choose(session_id="s")
         chosen[engine.url] += 1
-        router.answered(engine)
+        router.record_answer(engine)
     assert set(chosen.values()) == {10}
 
 
 def test_a_retry_goes_elsewhere_while_there_is_an_elsewhere(router: Router) -> None:
-    a, b, c = router.engines
-    assert router.choose(session="s", avoid=[a, b]) is c
-    assert router.choose(session="s", avoid=[a, b, c]) in (a, b, c)
+    a, b, c = router.replicas
+    assert router.choose(session_id="s", avoid=[a, b]) is c
+    assert router.choose(session_id="s", avoid=[a, b, c]) in (a, b, c)
 
 
 def test_failures_in_a_row_eject_and_one_answer_forgives(router: Router) -> None:
-    a, *_ = router.engines
+    a, *_ = router.replicas
     for _ in range(2):
-        router.failed(a)
-        router.failed(a)
-        router.answered(a)
-    assert not a.away
+        router.record_failure(a)
+        router.record_failure(a)
+        router.record_answer(a)
+    assert not a.is_unavailable
     down(router, a)
-    assert all(router.choose(session=str(number)) is not a for number in range(20))
+    assert all(router.choose(session_id=str(number)) is not a for number in range(20))
 
 
 def test_an_ejected_engine_is_offered_to_one_caller_when_its_time_is_over(router: Router, clock: Clock) -> None:
-    a, *_ = router.engines
+    a, *_ = router.replicas
     down(router, a)
     clock.now += 1.1
-    assert router.choose(session="s") is a
-    assert a.away
-    assert router.choose(session="s") is not a
-    router.returned(a)
-    assert not a.away
-    assert router.choose(session="s") is a
+    assert router.choose(session_id="s") is a
+    assert a.is_unavailable
+    assert router.choose(session_id="s") is not a
+    router.mark_available(a)
+    assert not a.is_unavailable
+    assert router.choose(session_id="s") is a
 
 
 def test_it_stays_away_longer_every_time_but_never_for_good(router: Router, clock: Clock) -> None:
-    a, *_ = router.engines
+    a, *_ = router.replicas
     down(router, a)
     waits = []
     for _ in range(8):
         began = clock.now
-        while router.choose(session="s") is not a:
+        while router.choose(session_id="s") is not a:
             clock.now += 0.5
         waits.append(clock.now - began)
     assert waits[:5] == [1.0, 2.0, 4.0, 8.0, 16.0]
@@ -96,19 +96,19 @@ def test_it_stays_away_longer_every_time_but_never_for_good(router: Router, cloc
 
 
 def test_an_engine_that_is_away_for_days_is_still_offered(router: Router, clock: Clock) -> None:
-    a, *_ = router.engines
+    a, *_ = router.replicas
     down(router, a)
     for _ in range(5000):
         clock.now += 31
-        assert router.choose(session="s") is a
-    assert a.away_until == clock.now + 30
+        assert router.choose(session_id="s") is a
+    assert a.unavailable_until == clock.now + 30
 
 
 def test_with_all_engines_away_the_one_that_is_due_first_is_tried(router: Router, clock: Clock) -> None:
-    for engine in reversed(router.engines):
+    for engine in reversed(router.replicas):
         down(router, engine)
         clock.now += 0.1
-    assert router.choose(session="s") is router.engines[-1]
+    assert router.choose(session_id="s") is router.replicas[-1]
 
 
 @pytest.fixture
@@ -118,12 +118,12 @@ def sessions() -> list[str]:
 
 def test_affinity_keeps_a_session_and_moves_only_those_of_an_engine_that_went(sessions: list[str]) -> None:
     router = Router(URLS, affinity=True)
-    before = {session: router.choose(session=session) for session in sessions}
-    assert {session: router.choose(session=session) for session in sessions} == before
+    before = {session: router.choose(session_id=session) for session in sessions}
+    assert {session: router.choose(session_id=session) for session in sessions} == before
     assert min(Counter(before.values()).values()) > 60
-    gone = router.engines[0]
+    gone = router.replicas[0]
     down(router, gone)
-    after = {session: router.choose(session=session) for session in sessions}
+    after = {session: router.choose(session_id=session) for session in sessions}
     assert all(after[session] is engine for session, engine in before.items() if engine is not gone)
     assert gone not in after.values()
 
@@ -131,23 +131,23 @@ def test_affinity_keeps_a_session_and_moves_only_those_of_an_engine_that_went(se
 def test_affinity_does_not_crowd_one_engine() -> None:
     router = Router(URLS, affinity=True)
     for _ in range(90):
-        router.choose(session="everybody's").in_flight += 1
-    assert max(engine.in_flight for engine in router.engines) <= 1 + 1.25 * 90 / 3 + 1
+        router.choose(session_id="everybody's").in_flight += 1
+    assert max(engine.in_flight for engine in router.replicas) <= 1 + 1.25 * 90 / 3 + 1
 
 
 @given(st.lists(st.sampled_from(["choose", "failed", "answered", "later"]), max_size=60), st.booleans())
 def test_there_is_always_an_engine(events: list[str], affinity: bool) -> None:
     clock = Clock()
     router = Router(URLS, affinity=affinity, clock=clock)
-    engines: Iterator[Engine] = iter(router.engines * 60)
+    engines: Iterator[Replica] = iter(router.replicas * 60)
     for event in events:
         match event:
             case "choose":
-                assert router.choose(session="s") in router.engines
+                assert router.choose(session_id="s") in router.replicas
             case "failed":
-                router.failed(next(engines))
+                router.record_failure(next(engines))
             case "answered":
-                router.answered(next(engines))
+                router.record_answer(next(engines))
             case _:
                 clock.now += 0.7
-    assert router.choose(session="s") in router.engines
+    assert router.choose(session_id="s") in router.replicas

@@ -11,7 +11,7 @@ import pytest
 
 from rollout.engine.errors import EngineBroken, EngineError, EngineMismatch, EngineUnreachable
 from rollout.engine.http import EngineHttp
-from rollout.engine.weight_updates import EngineState, NotUpdatable, state_of, update
+from rollout.engine.weight_updates import EngineState, NotUpdatable, fetch_engine_state, update_weights
 from rollout.records.versions import OnUpdate
 
 WEIGHTS = Path("/runs/one/policy")
@@ -29,10 +29,17 @@ class Controlled:
         self._http, self._url = http, url
 
     async def push(self, mode: OnUpdate = "wait", *, unchanged: bool = True) -> None:
-        await update(self._http, self._url, weights=WEIGHTS, version="8", mode=mode, unchanged=lambda: unchanged)
+        await update_weights(
+            self._http,
+            self._url,
+            weights_directory=WEIGHTS,
+            version="8",
+            mode=mode,
+            weights_unchanged=lambda: unchanged,
+        )
 
     async def state(self) -> EngineState:
-        return await state_of(self._http, self._url)
+        return await fetch_engine_state(self._http, self._url)
 
     async def answer(self, path: str, body: bytes) -> tuple[int, bytes] | None:
         told = orjson.loads(body) if body else {}

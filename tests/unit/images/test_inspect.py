@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rollout.images import ImageError, ImageLimits, inspect_image
-from rollout.images.inspect import confirm_image
+from rollout.images.inspect import confirm_decodable
 
 FORMATS = [("PNG", ".png"), ("JPEG", ".jpg"), ("WEBP", ".webp"), ("GIF", ".gif"), ("BMP", ".bmp")]
 
@@ -35,7 +35,7 @@ def test_an_orientation_after_the_pixels_of_a_png_counts_once_it_was_decoded(enc
     start = data.index(b"eXIf") - 4
     end = start + 12 + int.from_bytes(data[start : start + 4], "big")
     late = data[:start] + data[end:-12] + data[start:end] + data[-12:]
-    confirmed = confirm_image(late, inspect_image(late))
+    confirmed = confirm_decodable(late, inspect_image(late))
     assert (confirmed.width, confirmed.height) == (8, 12)
 
 
@@ -85,14 +85,14 @@ def test_an_unusual_jpeg_is_left_to_the_decoder(encode: Any, mode: str, options:
     data = encode("JPEG", mode=mode, **options)
     info = inspect_image(data)
     assert not info.proven
-    assert confirm_image(data, info) == info
+    assert confirm_decodable(data, info) == info
 
 
 def test_a_multi_picture_jpeg_is_its_first_picture(encode: Any, picture: Any) -> None:
     data = encode("MPO", save_all=True, append_images=[picture(30, 30).convert("RGB")])
     info = inspect_image(data)
     assert (info.format.extension, info.width, info.height) == (".jpg", 12, 8)
-    assert confirm_image(data, info) == info
+    assert confirm_decodable(data, info) == info
 
 
 def an_archive() -> bytes:
@@ -188,14 +188,14 @@ def test_pixels_that_do_not_decode_are_refused_when_confirming(damage: dict[str,
     data = png_of(20, 20, damage["rows"])
     info = inspect_image(data)
     with pytest.raises(ImageError, match="cannot be decoded"):
-        confirm_image(data, info)
+        confirm_decodable(data, info)
 
 
 def test_a_progressive_jpeg_with_a_broken_table_is_refused_when_confirming(encode: Any) -> None:
     data = bytearray(encode("JPEG", progressive=True))
     data[data.index(b"\xff\xc4") + 5] = 200
     with pytest.raises(ImageError):
-        confirm_image(bytes(data), inspect_image(bytes(data)))
+        confirm_decodable(bytes(data), inspect_image(bytes(data)))
 
 
 def test_bitmaps_with_a_colour_profile_behind_the_pixels_are_whole(encode: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rollout.images import ImagePolicy, ImageStoreError, prepare_images
-from rollout.rundir.assets import RunHeldError, asset_stats, collect_garbage, hold_run, verify_assets
+from rollout.rundir.assets import RunHeldError, asset_stats, collect_garbage, hold_run_lock, verify_assets
 
 HOUR = 3600.0
 
@@ -75,8 +75,8 @@ def test_a_dry_run_removes_nothing(run: Path) -> None:
 
 def test_garbage_is_not_collected_while_any_process_holds_the_run(run: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from rollout.rundir.assets import hold_run\n"
-        "with hold_run(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.readline()"
+        "import sys; from pathlib import Path; from rollout.rundir.assets import hold_run_lock\n"
+        "with hold_run_lock(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.readline()"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", script, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -85,7 +85,7 @@ def test_garbage_is_not_collected_while_any_process_holds_the_run(run: Path) -> 
         assert holder.stdout is not None
         assert holder.stdin is not None
         assert holder.stdout.readline() == "held\n"
-        with hold_run(run), pytest.raises(RunHeldError, match="still works in it"):
+        with hold_run_lock(run), pytest.raises(RunHeldError, match="still works in it"):
             collect_garbage(run, (), grace_seconds=0, dry_run=True)
         holder.stdin.write("\n")
     assert len(assets_of(run)) == 3
@@ -96,7 +96,7 @@ def test_a_run_does_not_start_while_its_garbage_is_collected(run: Path, monkeypa
     refused: list[RunHeldError] = []
 
     def start_a_run(path: str) -> None:
-        with pytest.raises(RunHeldError, match="garbage is being collected") as caught, hold_run(run):
+        with pytest.raises(RunHeldError, match="garbage is being collected") as caught, hold_run_lock(run):
             pass
         refused.append(caught.value)
 

@@ -28,7 +28,7 @@ def test_no_images_need_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigurationError, match=r"install rollout\[trainer\]"):
-        image_processors.import_extra("transformers.models.qwen2_vl")
+        image_processors.import_trainer_extra("transformers.models.qwen2_vl")
 
 
 def test_an_unknown_family_is_named(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from rollout.config.sections import PolicyConfig
 from rollout.errors import ConfigurationError
-from rollout.launch.feeder import Feeder, OrdersLeft, capacity
-from rollout.records.progress import Progress, ProgressFollower, ProgressPublisher
+from rollout.launch.feeder import Feeder, OrdersLeft, remaining_capacity
+from rollout.records.progress import ProgressFollower, ProgressPublisher, TrainerProgress
 from rollout.records.task import Task
 from rollout.rundir.claims import Claims, Outcome
 from rollout.tasks.orders import RolloutOrder, decode_order
@@ -55,9 +55,9 @@ def test_the_capacity_rule_bounds_how_stale_a_rollout_can_become(
     staleness: int, batch: int, version: int, discarded: int, extra: int
 ) -> None:
     policy = PolicyConfig(max_staleness=staleness, batch=batch)
-    progress = Progress(version=version, consumed=version * batch, discarded=discarded)
+    progress = TrainerProgress(version=version, consumed=version * batch, discarded=discarded)
     sent = progress.consumed + discarded + extra
-    room = capacity(policy, progress, sent)
+    room = remaining_capacity(policy, progress, sent)
     assert room is not None
     in_flight = extra + room
     assert in_flight == (staleness + version + 1) * batch - progress.consumed
@@ -66,7 +66,7 @@ def test_the_capacity_rule_bounds_how_stale_a_rollout_can_become(
 
 
 def test_without_a_bound_there_is_no_capacity() -> None:
-    assert capacity(UNPACED, Progress(), 10**9) is None
+    assert remaining_capacity(UNPACED, TrainerProgress(), 10**9) is None
 
 
 async def test_groups_are_sent_whole_as_the_trainer_goes_on(tmp_path: Path, tasks: Queue) -> None:
@@ -75,18 +75,18 @@ async def test_groups_are_sent_whole_as_the_trainer_goes_on(tmp_path: Path, task
         group.start_soon(feeder.feed, 100)
         first = await receive(tasks, 8)
         await assert_nothing_comes(tasks)
-        feeder.progress = Progress(version=0, consumed=0, discarded=3)
+        feeder.trainer_progress = TrainerProgress(version=0, consumed=0, discarded=3)
         await assert_nothing_comes(tasks)
-        feeder.progress = Progress(version=0, consumed=0, discarded=4)
+        feeder.trainer_progress = TrainerProgress(version=0, consumed=0, discarded=4)
         second = await receive(tasks, 4)
-        feeder.progress = Progress(version=1, consumed=8, discarded=4)
+        feeder.trainer_progress = TrainerProgress(version=1, consumed=8, discarded=4)
         third = await receive(tasks, 8)
         await assert_nothing_comes(tasks)
         versions = [{decode_order(d.frames).policy_version for d in part} for part in (first, second, third)]
         assert versions == [{None}, {"0"}, {"1"}]
         await tasks.ack([*first, *second, *third])
-    assert feeder.done
-    assert feeder.sent == 20
+    assert feeder.all_finished
+    assert feeder.rollouts_sent == 20
 
 
 async def test_no_more_than_a_window_waits(tmp_path: Path, tasks: Queue) -> None:
@@ -99,25 +99,25 @@ async def test_no_more_than_a_window_waits(tmp_path: Path, tasks: Queue) -> None
             for delivery in await receive(tasks, 2):
                 await delivery.ack()
                 received += 1
-    assert feeder.done
+    assert feeder.all_finished
 
 
 async def test_what_is_done_is_not_sent_and_what_was_left_over_is_sent_once(tmp_path: Path, tasks: Queue) -> None:
     claims = Claims(tmp_path)
     for rollout in ("0.0", "0.1", "1.1"):
-        number = claims.begin(rollout).number
-        claims.finish(Outcome(rollout=rollout, group=rollout[0], attempt=number, status="ok"))
+        number = claims.claim_next_attempt(rollout).attempt_number
+        claims.record_outcome(Outcome(rollout=rollout, group=rollout[0], attempt=number, status="ok"))
     await tasks.put((b"left over",), key="k")
     feeder = Feeder(groups(3, 2), tasks, claims, UNPACED)
-    await feeder.clear(60.0)
+    await feeder.remove_leftovers(60.0)
     assert (await tasks.stats()).backlog_records == 0
     async with anyio.create_task_group() as group:
         group.start_soon(feeder.feed, 100)
         sent = await receive(tasks, 3)
         await assert_nothing_comes(tasks)
-        assert [decode_order(delivery.frames).rollout for delivery in sent] == ["1.0", "2.0", "2.1"]
+        assert [decode_order(delivery.frames).rollout_id for delivery in sent] == ["1.0", "2.0", "2.1"]
         await tasks.ack(sent)
-    assert feeder.sent == 6
+    assert feeder.rollouts_sent == 6
 
 
 async def test_orders_of_another_run_are_neither_taken_away_nor_played(tmp_path: Path, tasks: Queue) -> None:
@@ -134,7 +134,7 @@ async def test_a_worker_that_keeps_orders_of_an_earlier_launch_is_told_of(tmp_pa
     await receive(tasks, 1)
     async with open_queue(tasks.url, lease="record") as launched:
         with pytest.raises(OrdersLeft, match="a worker has held orders of the earlier launch"):
-            await Feeder(groups(1, 1), launched, Claims(tmp_path), UNPACED).clear(0.2)
+            await Feeder(groups(1, 1), launched, Claims(tmp_path), UNPACED).remove_leftovers(0.2)
 
 
 async def test_a_group_that_no_step_can_take_is_refused(tmp_path: Path, tasks: Queue) -> None:
@@ -147,14 +147,14 @@ async def test_a_new_orchestrator_begins_with_what_the_trainer_said_last(tmp_pat
     url = f"file://{tmp_path}"
     async with ProgressPublisher(url) as publisher:
         for version in range(3):
-            await publisher.publish(Progress(version=version, consumed=8 * version))
+            await publisher.publish(TrainerProgress(version=version, consumed=8 * version))
         for _ in range(2):
             async with open_queue(url) as queue:
                 follower = ProgressFollower(queue)
                 with anyio.fail_after(20):
                     while follower.latest.version < 2:
-                        await follower.follow(timeout=0.1)
-                assert follower.latest == Progress(version=2, consumed=16)
+                        await follower.poll(timeout=0.1)
+                assert follower.latest == TrainerProgress(version=2, consumed=16)
                 assert (await queue.stats()).backlog_records == 1
 
 
@@ -162,6 +162,6 @@ async def test_progress_that_is_none_is_put_aside(tmp_path: Path) -> None:
     async with open_queue(f"memory://{tmp_path.name}-control") as queue:
         await queue.put((b"not a record",), key="progress")
         follower = ProgressFollower(queue)
-        assert not await follower.follow(timeout=5)
-        assert follower.latest == Progress()
+        assert not await follower.poll(timeout=5)
+        assert follower.latest == TrainerProgress()
         assert (await queue.stats()).dead_letters == 1

@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from rollout.launch.local import LocalPlace
-from rollout.launch.supervisor import Fleet, Post, RestartBudget, WorkersDie
-from rollout.worker.link import Beat, Halted, Orders, decode_report, encode_report
+from rollout.launch.supervisor import RestartBudget, Supervisor, WorkersDie, WorkerSlot
+from rollout.worker.link import Heartbeat, WorkerFailure, WorkerInstructions, decode_report, encode_report
 from tests.procfs import process_state
 from transports import Queue, QueueError, open_queue
 from transports.errors import QueueStorageError
@@ -17,14 +17,14 @@ from transports.memory import MemoryQueue
 
 SCRIPT = """
 import sys, time
-from rollout.worker.link import Beat, Halted, SupervisorLink
+from rollout.worker.link import Heartbeat, SupervisorLink, WorkerFailure
 
 link = SupervisorLink(int(sys.argv[sys.argv.index("--supervisor-fd") + 1]))
-orders = link.first_orders()
+instructions = link.wait_for_instructions()
 told = []
-beat = lambda: Beat(ready=True, turns=2, holder=" ".join(told))
-link.ready(beat, lambda news: told.append(news.policy_version))
-print("engines", *orders.engines, flush=True)
+heartbeat = lambda: Heartbeat(ready=True, turns=2, lease_holder=" ".join(told))
+link.start_reporting(heartbeat, lambda news: told.append(news.policy_version))
+print("engines", *instructions.engine_urls, flush=True)
 """
 
 
@@ -37,7 +37,7 @@ class StuckQueue(MemoryQueue):
         self.asked, self.released = 0, 0
         self.go_on = anyio.Event()
 
-    async def disown(self, holder: str) -> None:
+    async def expire_leases(self, holder: str) -> None:
         self.asked += 1
         if self.error is not None:
             raise self.error
@@ -45,40 +45,42 @@ class StuckQueue(MemoryQueue):
         self.released += 1
 
 
-def fleet(directory: Path, then: str, *, restarts: int, workers: int = 1, tasks: Queue | None = None) -> Fleet:
+def fleet(directory: Path, then: str, *, restarts: int, workers: int = 1, tasks: Queue | None = None) -> Supervisor:
     (directory / "worker.py").write_text(SCRIPT + then)
     budget = RestartBudget(restarts)
     tasks = tasks or open_queue(f"memory://{directory.name}", lease="record")
     posts = [
-        Post(
+        WorkerSlot(
             name=f"scripted-{number}",
             environment="scripted",
             command=(sys.executable, str(directory / "worker.py")),
-            output=directory / f"{number}.out",
-            tasks=tasks,
-            grace=5.0,
-            budget=budget,
+            output_path=directory / f"{number}.out",
+            tasks_queue=tasks,
+            grace_seconds=5.0,
+            restart_budget=budget,
         )
         for number in range(workers)
     ]
-    return Fleet(posts, lambda environment: Orders((f"http://engine/{environment}",), "4"), LocalPlace())
+    return Supervisor(
+        posts, lambda environment: WorkerInstructions((f"http://engine/{environment}",), "4"), LocalPlace()
+    )
 
 
-def pid_of(post: Post) -> int:
+def pid_of(post: WorkerSlot) -> int:
     assert post.process is not None
     return post.process.pid
 
 
 async def test_dead_workers_are_replaced_until_the_budget_is_spent(tmp_path: Path) -> None:
-    at = fleet(tmp_path, "link.close(Halted('the disk is full')); sys.exit(3)", restarts=2)
+    at = fleet(tmp_path, "link.close(WorkerFailure('the disk is full')); sys.exit(3)", restarts=2)
     with pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="scripted keep dying .* the disk is full")):
         await at.run()
-    assert [(death.worker, death.code, death.reason) for death in at.deaths] == [
+    assert [(death.worker, death.exit_code, death.reason) for death in at.deaths] == [
         ("scripted-0", 3, "the disk is full")
     ] * 3
     # What those that died had done still counts, status by status.
-    assert at.posts[0].totals["turns"] % 2 == 0
-    assert at.posts[0].totals["turns"] >= 2 * 3
+    assert at.slots[0].totals["turns"] % 2 == 0
+    assert at.slots[0].totals["turns"] >= 2 * 3
     assert (tmp_path / "0.out").read_text() == "engines http://engine/scripted\n" * 3
 
 
@@ -98,15 +100,15 @@ os.kill(os.getpid(), 9)
 
 async def test_a_queue_that_does_not_release_leases_holds_nobody_up(tmp_path: Path) -> None:
     tasks = StuckQueue()
-    at = fleet(tmp_path, "link.first_orders(); time.sleep(600)", restarts=100, workers=2, tasks=tasks)
+    at = fleet(tmp_path, "link.wait_for_instructions(); time.sleep(600)", restarts=100, workers=2, tasks=tasks)
     async with anyio.create_task_group() as group:
         group.start_soon(at.run)
         with anyio.fail_after(30):
             for deaths in range(1, 4):
-                while not all(post.beat.holder for post in at.posts):
-                    at.tell()
+                while not all(post.heartbeat.lease_holder for post in at.slots):
+                    at.send_instructions()
                     await anyio.sleep(0.02)
-                os.kill(pid_of(at.posts[deaths % 2]), 9)
+                os.kill(pid_of(at.slots[deaths % 2]), 9)
                 while len(at.deaths) < deaths:  # noqa: ASYNC110 - it is another process
                     await anyio.sleep(0.02)
         assert (tasks.asked, tasks.released) == (3, 0)
@@ -123,7 +125,7 @@ async def test_leases_that_cannot_be_released_are_left_to_lapse(tmp_path: Path) 
         group.start_soon(at.run)
         with anyio.fail_after(30):
             while len(at.deaths) < 2 or not tasks.asked:
-                at.tell()
+                at.send_instructions()
                 await anyio.sleep(0.02)
         at.drain()
 
@@ -131,7 +133,7 @@ async def test_leases_that_cannot_be_released_are_left_to_lapse(tmp_path: Path) 
 async def test_a_fleet_that_waits_before_it_starts_anew_lets_itself_be_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollout.launch.supervisor._PAUSES", (3600.0, 3600.0))
+    monkeypatch.setattr("rollout.launch.supervisor._RESTART_PAUSES_SECONDS", (3600.0, 3600.0))
     at = fleet(tmp_path, "sys.exit(3)", restarts=100)
     with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
@@ -143,7 +145,7 @@ async def test_a_fleet_that_waits_before_it_starts_anew_lets_itself_be_ended(
 
 async def test_a_worker_that_cannot_be_started_is_a_death(tmp_path: Path) -> None:
     at = fleet(tmp_path, "", restarts=1)
-    at.posts[0].command = (str(tmp_path / "nowhere"),)
+    at.slots[0].command = (str(tmp_path / "nowhere"),)
     with pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="no process for scripted-0: .*nowhere")):
         await at.run()
 
@@ -155,7 +157,7 @@ async def test_a_fleet_drains(tmp_path: Path) -> None:
         group.start_soon(at.run)
         with anyio.fail_after(30):
             await _all_ready(at)
-        pids = [pid_of(post) for post in at.posts]
+        pids = [pid_of(post) for post in at.slots]
         at.drain()
     assert at.deaths == []
     assert [process_state(pid) for pid in pids] == [None, None]
@@ -167,8 +169,8 @@ async def test_workers_are_told_news_and_killed_at_once(tmp_path: Path) -> None:
         group.start_soon(at.run)
         with anyio.fail_after(30):
             await _all_ready(at)
-            at.tell()
-            while at.posts[0].beat.holder != "4 4":  # noqa: ASYNC110 - it is another process that changes
+            at.send_instructions()
+            while at.slots[0].heartbeat.lease_holder != "4 4":  # noqa: ASYNC110 - it is another process that changes
                 await anyio.sleep(0.02)
         at.kill()
     assert at.deaths == []
@@ -179,7 +181,7 @@ async def test_a_worker_may_have_much_to_tell(tmp_path: Path) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(at.run)
         with anyio.fail_after(30):
-            while len(at.posts[0].beat.holder) < 1_000_000:  # noqa: ASYNC110 - it is another process that changes
+            while len(at.slots[0].heartbeat.lease_holder) < 1_000_000:  # noqa: ASYNC110 - it is another process that changes
                 await anyio.sleep(0.02)
         at.kill()
     assert at.deaths == []
@@ -190,10 +192,10 @@ async def test_a_worker_that_is_not_heard_is_not_taken_for_dead_by_its_silence_a
     async with anyio.create_task_group() as group:
         group.start_soon(at.run)
         with anyio.fail_after(30):
-            while at.posts[0].process is None:  # noqa: ASYNC110 - it is another process that changes
+            while at.slots[0].process is None:  # noqa: ASYNC110 - it is another process that changes
                 await anyio.sleep(0.02)
         await anyio.sleep(2.0)
-        pid = pid_of(at.posts[0])
+        pid = pid_of(at.slots[0])
         assert pid is not None
         assert process_state(pid) == "T"
         os.kill(pid, 18)
@@ -201,8 +203,8 @@ async def test_a_worker_that_is_not_heard_is_not_taken_for_dead_by_its_silence_a
     assert at.deaths == []
 
 
-@pytest.mark.parametrize("report", [Beat(turns=3), Halted("why")])
-def test_reports_are_read_as_they_were_written(report: Beat | Halted) -> None:
+@pytest.mark.parametrize("report", [Heartbeat(turns=3), WorkerFailure("why")])
+def test_reports_are_read_as_they_were_written(report: Heartbeat | WorkerFailure) -> None:
     assert decode_report(encode_report(report)) == report
 
 
@@ -215,8 +217,8 @@ def test_a_budget_is_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     assert budget.spend()
 
 
-async def _all_ready(at: Fleet) -> None:
+async def _all_ready(at: Supervisor) -> None:
     while True:
-        if all(post.beat.ready for post in at.posts):
+        if all(post.heartbeat.ready for post in at.slots):
             return
         await anyio.sleep(0.02)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from rollout.metrics.catalogue import Family, Kind, families
+from rollout.metrics.catalogue import MetricSpec, MetricType, all_metrics
 
-BY_NAME = {family.name: family for family in families()}
+BY_NAME = {family.name: family for family in all_metrics()}
 OF_HISTOGRAMS = ("_bucket", "_count", "_sum")
 ADDED_BY_PROMETHEUS = {"run", "instance", "job", "le"}
 
@@ -25,10 +25,10 @@ def dashboard(repository: Path) -> dict[str, Any]:
     return found
 
 
-def family_of(name: str) -> Family | None:
+def family_of(name: str) -> MetricSpec | None:
     """The family that a scraped sample belongs to."""
     for suffix in OF_HISTOGRAMS:
-        if (found := BY_NAME.get(name.removesuffix(suffix))) is not None and found.kind is Kind.HISTOGRAM:
+        if (found := BY_NAME.get(name.removesuffix(suffix))) is not None and found.metric_type is MetricType.HISTOGRAM:
             return found if name.endswith(OF_HISTOGRAMS) else None
     return BY_NAME.get(name)
 
@@ -37,7 +37,8 @@ def test_every_metric_is_documented_as_it_is(documentation: str) -> None:
     rows = re.findall(r"^\| `(rollout_\w+)` \| (\w+) \| ([\w, ]*) \| (.+?) \| (.+?) \|$", documentation, re.MULTILINE)
     told = {name: (kind, labels, tells) for name, kind, labels, tells, _ in rows}
     assert told == {
-        family.name: (family.kind.value, ", ".join(family.labels), family.tells) for family in BY_NAME.values()
+        family.name: (family.metric_type.value, ", ".join(family.label_names), family.description)
+        for family in BY_NAME.values()
     }
 
 
@@ -49,8 +50,8 @@ def test_what_the_documentation_mentions_exists(documentation: str) -> None:
 def test_names_follow_the_conventions_of_prometheus() -> None:
     for family in BY_NAME.values():
         assert re.fullmatch(r"rollout(_[a-z]+)+", family.name)
-        assert (family.kind is Kind.COUNTER) == family.name.endswith("_total")
-        assert (family.kind is Kind.HISTOGRAM) == bool(family.buckets)
+        assert (family.metric_type is MetricType.COUNTER) == family.name.endswith("_total")
+        assert (family.metric_type is MetricType.HISTOGRAM) == bool(family.buckets)
         assert list(family.buckets) == sorted(set(family.buckets))
         assert not family.name.endswith(OF_HISTOGRAMS)
 
@@ -63,7 +64,7 @@ def test_every_expression_of_the_dashboard_names_what_exists(dashboard: dict[str
         assert names
         found = [family_of(name) for name in names]
         assert None not in found, expression
-        labels = {label for family in found if family is not None for label in family.labels}
+        labels = {label for family in found if family is not None for label in family.label_names}
         for listed in re.findall(r"by \(([^)]*)\)", expression):
             assert {label.strip() for label in listed.split(",")} <= labels | ADDED_BY_PROMETHEUS, expression
         for selected in re.findall(r"(\w+)=~?\"", expression):

@@ -15,7 +15,7 @@ import anyio.to_thread
 import pytest
 
 from rollout.config.load import load_config
-from rollout.launch.in_process import RunState, prepare_run, run
+from rollout.launch.in_process import RunState, prepare_run, run_in_process
 from rollout.records.task import Task
 from rollout.tasks.orders import RolloutOrder, encode_order
 from transports import open_queue
@@ -67,7 +67,7 @@ def test_a_launch_scraped_while_it_goes_on_says_what_its_summary_says(
         async with open_queue(tasks, lease="record") as queue:
             for index in range(count):
                 order = RolloutOrder(Task(f"t{index}", index, index, {"codeword": ["red", "blue"]}), 0, 1)
-                await queue.put(encode_order(order), key=order.rollout)
+                await queue.put(encode_order(order), key=order.rollout_id)
 
     told = (*SMALL, "tasks.source=queue", f"queue.tasks={tasks}", f"run.directory={tmp_path}/runs")
     settings = [part for setting in told for part in ("--set", setting)]
@@ -110,7 +110,7 @@ def test_a_run_scraped_while_it_goes_on_never_says_more_than_its_summary(
             await anyio.sleep(0.01)
 
     state = prepare_run(config)
-    run(config, state, look)
+    run_in_process(config, state, look)
     summary = state.report()
     assert seen == sorted(seen)
     assert len(set(seen)) > 2
@@ -132,6 +132,6 @@ def test_metrics_are_off_where_the_configuration_says_so(color_codeword: Path, t
     async def nobody(*_: object) -> None:
         return
 
-    run(config, state, nobody)
+    run_in_process(config, state, nobody)
     assert state.report()["rollouts"] == 1
     assert list(tmp_path.glob("*/metrics/*")) == []

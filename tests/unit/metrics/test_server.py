@@ -12,20 +12,20 @@ import pytest
 from prometheus_client.registry import CollectorRegistry
 
 from rollout.metrics import catalogue
-from rollout.metrics.loop_monitor import Pulse
-from rollout.metrics.server import Announcement, Exporter, MetricsPortTaken, served
+from rollout.metrics.loop_monitor import LoopMonitor
+from rollout.metrics.server import MetricsPortTaken, ProcessStatus, ScrapeTargetFile, serve_metrics
 
 Get = Callable[[str], tuple[int, str]]
 
 
 def exporter(
     registry: CollectorRegistry | None = None, *, ill: str | None = None, unready: str | None = None
-) -> Exporter:
-    return Exporter(registry or CollectorRegistry(), lambda: ill, lambda: unready)
+) -> ProcessStatus:
+    return ProcessStatus(registry or CollectorRegistry(), lambda: ill, lambda: unready)
 
 
 def test_what_is_well_is_told_and_what_is_not_is_named(get: Get) -> None:
-    with served(exporter(unready="no worker is ready of squares"), host="127.0.0.1", port=0) as url:
+    with serve_metrics(exporter(unready="no worker is ready of squares"), host="127.0.0.1", port=0) as url:
         assert get(f"{url}/healthz") == (200, "ok\n")
         assert get(f"{url}/readyz") == (503, "no worker is ready of squares\n")
         assert get(f"{url}/nothing")[0] == 404
@@ -34,8 +34,8 @@ def test_what_is_well_is_told_and_what_is_not_is_named(get: Get) -> None:
 def test_where_it_listens_is_written_down_and_at_the_end_what_it_came_to(get: Get, tmp_path: Path) -> None:
     registry = CollectorRegistry()
     turns = catalogue.TURNS.counter(registry).labels("squares", "bridge")
-    announcement = Announcement(tmp_path / "metrics", "launch", {"run": "run7"})
-    with served(exporter(registry), host="127.0.0.1", port=0, announcement=announcement) as url:
+    announcement = ScrapeTargetFile(tmp_path / "metrics", "launch", {"run": "run7"})
+    with serve_metrics(exporter(registry), host="127.0.0.1", port=0, target_file=announcement) as url:
         (target,) = json.loads((tmp_path / "metrics" / "launch.json").read_text())
         assert target == {"targets": [url.removeprefix("http://")], "labels": {"run": "run7"}}
         turns.inc(3)
@@ -51,7 +51,7 @@ def test_a_port_that_is_taken_is_named() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(MetricsPortTaken, match=f"127.0.0.1:{port}.*metrics.port: 0"):
-            with served(exporter(), host="127.0.0.1", port=port):
+            with serve_metrics(exporter(), host="127.0.0.1", port=port):
                 pass
 
 
@@ -63,10 +63,10 @@ async def test_a_loop_that_stands_still_is_seen_from_outside(get: Get) -> None:
         lags.append(seconds)
         turned.set()
 
-    pulse = Pulse(late)
-    beating = asyncio.create_task(pulse.beat())
+    pulse = LoopMonitor(late)
+    beating = asyncio.create_task(pulse.run())
     await asyncio.wait_for(turned.wait(), 20)
-    told = Exporter(CollectorRegistry(), lambda: pulse.ill(0.2), lambda: None)
+    told = ProcessStatus(CollectorRegistry(), lambda: pulse.problem(0.2), lambda: None)
     found: list[tuple[int, str]] = []
     seen = threading.Event()
 
@@ -80,7 +80,7 @@ async def test_a_loop_that_stands_still_is_seen_from_outside(get: Get) -> None:
             time.sleep(0.02)
         seen.set()
 
-    with served(told, host="127.0.0.1", port=0) as url:
+    with serve_metrics(told, host="127.0.0.1", port=0) as url:
         threading.Thread(target=look, args=(url,)).start()
         seen.wait(30)
         assert found[-1][0] == 503
@@ -88,5 +88,5 @@ async def test_a_loop_that_stands_still_is_seen_from_outside(get: Get) -> None:
         turned.clear()
         await asyncio.wait_for(turned.wait(), 20)
         assert max(lags) > 0.2
-        assert pulse.stalled < max(lags)
+        assert pulse.stalled_seconds < max(lags)
     beating.cancel()

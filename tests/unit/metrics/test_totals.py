@@ -9,73 +9,73 @@ from hypothesis import strategies as st
 from prometheus_client.registry import CollectorRegistry
 
 from rollout.metrics import catalogue
-from rollout.metrics.totals import Changes, Tally, summed
-from rollout.worker.link import Beat, decode_report, encode_report
+from rollout.metrics.totals import ChangeTracker, MetricTotals, sum_metrics
+from rollout.worker.link import Heartbeat, decode_report, encode_report
 
 
-def values(*tallies: Tally) -> dict[tuple[str, tuple[str, ...]], float]:
+def values(*tallies: MetricTotals) -> dict[tuple[str, tuple[str, ...]], float]:
     return {
         (sample.name, tuple(sample.labels.values())): sample.value
-        for metric in summed(tallies)
+        for metric in sum_metrics(tallies)
         for sample in metric.samples
     }
 
 
-def over_the_line(changes: Changes) -> Any:
-    return orjson.loads(orjson.dumps(changes.take()))
+def over_the_line(changes: ChangeTracker) -> Any:
+    return orjson.loads(orjson.dumps(changes.take_changes()))
 
 
 class Source:
     """A worker's registry, and what its supervisor has of it."""
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: MetricTotals) -> None:
         registry = CollectorRegistry()
         self.turns = catalogue.TURNS.counter(registry)
-        self.seconds = catalogue.ENGINE_SECONDS.histogram(registry)
+        self.seconds = catalogue.ENGINE_REQUEST_SECONDS.histogram(registry)
         self.ejected = catalogue.ENGINE_EJECTED.gauge(registry)
         self.version = catalogue.POLICY_VERSION.gauge(registry)
-        self._changes = Changes(registry)
+        self._changes = ChangeTracker(registry)
         self._tally = tally
 
     def tell(self) -> None:
-        self._tally.hear(over_the_line(self._changes))
+        self._tally.add_changes(over_the_line(self._changes))
 
 
 def test_only_what_changed_is_told() -> None:
     registry = CollectorRegistry()
     turns = catalogue.TURNS.counter(registry)
-    changes = Changes(registry)
+    changes = ChangeTracker(registry)
     turns.labels("a", "bridge").inc()
     turns.labels("a", "first").inc()
-    assert changes.take() == {
+    assert changes.take_changes() == {
         "rollout_turns_total": [
             ([("environment", "a"), ("prompt", "bridge")], 1.0),
             ([("environment", "a"), ("prompt", "first")], 1.0),
         ]
     }
     turns.labels("a", "first").inc()
-    assert changes.take() == {"rollout_turns_total": [([("environment", "a"), ("prompt", "first")], 2.0)]}
-    assert changes.take() == {}
+    assert changes.take_changes() == {"rollout_turns_total": [([("environment", "a"), ("prompt", "first")], 2.0)]}
+    assert changes.take_changes() == {}
 
 
 def test_samples_cross_the_line_in_a_beat() -> None:
     registry = CollectorRegistry()
-    catalogue.IN_FLIGHT.gauge(registry).labels("a").set(3)
-    heard = decode_report(encode_report(Beat(metrics=Changes(registry).take())))
-    assert isinstance(heard, Beat)
-    tally = Tally()
-    tally.hear(heard.metrics)
+    catalogue.ROLLOUTS_IN_FLIGHT.gauge(registry).labels("a").set(3)
+    heard = decode_report(encode_report(Heartbeat(metrics=ChangeTracker(registry).take_changes())))
+    assert isinstance(heard, Heartbeat)
+    tally = MetricTotals()
+    tally.add_changes(heard.metrics)
     assert values(tally) == {("rollout_rollouts_in_flight", ("a",)): 3.0}
 
 
 def test_a_dead_workers_counters_count_and_its_gauges_do_not() -> None:
-    tally = Tally()
+    tally = MetricTotals()
     first = Source(tally)
     first.turns.labels("a", "bridge").inc(5)
     first.seconds.labels("a", "http://e", "ok").observe(0.2)
     first.ejected.labels("a", "http://e").set(1)
     first.tell()
-    tally.bury()
+    tally.end_worker()
     assert ("rollout_engine_ejected", ("a", "http://e")) not in values(tally)
     second = Source(tally)
     second.turns.labels("a", "bridge").inc(2)
@@ -89,7 +89,7 @@ def test_a_dead_workers_counters_count_and_its_gauges_do_not() -> None:
 
 
 def test_versions_are_not_added_up() -> None:
-    tallies = [Tally(), Tally()]
+    tallies = [MetricTotals(), MetricTotals()]
     for tally, version in zip(tallies, (3, 4), strict=True):
         source = Source(tally)
         source.version.labels("a").set(version)
@@ -102,7 +102,7 @@ def test_versions_are_not_added_up() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["turn", "tell", "die"])), max_size=60))
 def test_whatever_was_told_is_counted_once(happenings: list[tuple[int, str]]) -> None:
-    tallies = [Tally() for _ in range(3)]
+    tallies = [MetricTotals() for _ in range(3)]
     sources = [Source(tally) for tally in tallies]
     untold = [0.0] * 3
     told = 0.0
@@ -115,16 +115,16 @@ def test_whatever_was_told_is_counted_once(happenings: list[tuple[int, str]]) ->
                 sources[post].tell()
                 told, untold[post] = told + untold[post], 0.0
             case _:
-                tallies[post].bury()
+                tallies[post].end_worker()
                 sources[post], untold[post] = Source(tallies[post]), 0.0
     assert values(*tallies).get(("rollout_turns_total", ("a", "bridge")), 0.0) == told
 
 
-@pytest.mark.parametrize("family", list(catalogue.families()), ids=lambda family: family.name)
-def test_any_family_can_be_summed(family: catalogue.Family) -> None:
-    tally = Tally()
-    suffix = "_count" if family.kind is catalogue.Kind.HISTOGRAM else ""
-    tally.hear({family.name + suffix: [([(label, "x") for label in family.labels], 2.0)]})
-    (metric,) = summed([tally, tally])
-    assert (metric.name, metric.type) == (family.base, family.kind.value)
+@pytest.mark.parametrize("family", list(catalogue.all_metrics()), ids=lambda family: family.name)
+def test_any_family_can_be_summed(family: catalogue.MetricSpec) -> None:
+    tally = MetricTotals()
+    suffix = "_count" if family.metric_type is catalogue.MetricType.HISTOGRAM else ""
+    tally.add_changes({family.name + suffix: [([(label, "x") for label in family.label_names], 2.0)]})
+    (metric,) = sum_metrics([tally, tally])
+    assert (metric.name, metric.type) == (family.base_name, family.metric_type.value)
     assert metric.samples[0].value == (2.0 if family.combine == "max" else 4.0)

@@ -14,9 +14,9 @@ import pytest
 
 from rollout.config.load import Config, load_config
 from rollout.environments.base import Environment, Model, Score
-from rollout.metrics.export import exporting
-from rollout.metrics.queues import QueueWatch
-from rollout.metrics.server import Announcement
+from rollout.metrics.export import export_metrics
+from rollout.metrics.queues import QueueMonitor
+from rollout.metrics.server import ScrapeTargetFile
 from rollout.metrics.worker import WorkerMetrics
 from rollout.records.task import Task
 from rollout.rundir.claims import Claims
@@ -26,7 +26,7 @@ from rollout.tasks.orders import RolloutOrder, encode_order
 from rollout.trainer import TrajectoryReader
 from rollout.trainer.metrics import serving_metrics
 from rollout.trainer.testing import put_all, read_all, scripted_rollout
-from rollout.worker.setup import open_policy, run_facts
+from rollout.worker.setup import build_run_metadata, open_policy
 from rollout.worker.worker import Worker
 from transports import Queue, QueueError, open_queue
 from transports.base import QueueStats
@@ -86,7 +86,7 @@ def ended(found: Samples) -> float:
 @pytest.fixture
 def config(repository: Path, tmp_path: Path) -> Config:
     loaded = load_config(repository / "configs" / "color_codeword.yaml", (f"run.directory={tmp_path}",))
-    return replace(loaded, environment=Scripted)
+    return replace(loaded, environment_class=Scripted)
 
 
 @pytest.fixture
@@ -97,20 +97,24 @@ def stage(
     async def staged(urls: Sequence[str], play: Any = one_turn, options: str = "") -> AsyncIterator[Stage]:
         Scripted.play = play
         metrics, directory = WorkerMetrics(config.run.name), RunDirectory(tmp_path / "run")
-        directory.make()
-        announcement = Announcement(directory.metrics, "worker", {})
+        directory.create()
+        announcement = ScrapeTargetFile(directory.metrics_path, "worker", {})
         async with (
             open_queue(f"memory://{tmp_path.name}-tasks", lease="record") as tasks,
             open_queue(f"memory://{tmp_path.name}{options}") as trajectories,
-            exporting(metrics.registry, announcement, config.metrics, pulse=metrics.pulse, patience=60) as export,
+            export_metrics(
+                metrics.registry, announcement, config.metrics, loop_monitor=metrics.loop_monitor, stall_timeout=60
+            ) as export,
             open_policy(config, directory, lambda: tuple(urls), metrics) as policy,
             anyio.create_task_group() as group,
         ):
-            worker = Worker(config, policy, run_facts(config, "run"), Claims(tmp_path / "c"), tasks, trajectories)
-            metrics.read(worker.counters, policy.engine, policy.version)
-            export.watch(config.run.name, "trajectories", trajectories)
+            worker = Worker(
+                config, policy, build_run_metadata(config, "run"), Claims(tmp_path / "c"), tasks, trajectories
+            )
+            metrics.export_state(worker.counters, policy.engine, policy.version)
+            export.watch_queue(config.run.name, "trajectories", trajectories)
             group.start_soon(worker.run)
-            (where,) = directory.metrics.glob("*.json")
+            (where,) = directory.metrics_path.glob("*.json")
             yield Stage(worker, tasks, f"http://{where.read_text().split(chr(34))[3]}", scrape)
             group.cancel_scope.cancel()
 
@@ -156,7 +160,7 @@ async def test_engines_with_old_weights(stage: Callable[..., Any], tmp_path: Pat
         async with stage([engine]) as at:
             await at.order(1)
             await at.until(lambda found: found["rollout_policy_lag_versions_count"][ME] == 1)
-            at.worker.learn_version("5")
+            at.worker.advance_version("5")
             await at.order(4)
             found = await at.until(lambda found: found["rollout_policy_lag_versions_count"][ME] == 5)
     assert found["rollout_policy_version"][ME] == 5
@@ -194,15 +198,15 @@ async def test_a_queue_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> 
         raise QueueError("nobody there")
 
     async with open_queue("memory://silent") as queue, anyio.create_task_group() as group:
-        watch = QueueWatch(queue)
-        group.start_soon(watch.watch)
+        watch = QueueMonitor(queue)
+        group.start_soon(watch.run)
         await queue.put((b"1",), key="k")
         with anyio.fail_after(20):
-            await until(lambda: watch.latest.backlog_records == 1)
+            await until(lambda: watch.latest_stats.backlog_records == 1)
             monkeypatch.setattr("transports.memory.MemoryQueue.stats", away)
-            await until(lambda: watch.silence > 0.5)
+            await until(lambda: watch.silent_seconds > 0.5)
             monkeypatch.undo()
-            await until(lambda: watch.silence == 0)
+            await until(lambda: watch.silent_seconds == 0)
         group.cancel_scope.cancel()
 
 

@@ -19,12 +19,12 @@ PLUGIN = Path(__file__).parents[3] / "plugins" / "vllm" / "src"
 sys.path.insert(0, str(PLUGIN))
 
 from rollout_vllm.contract.geometry import GeometryError, geometry_for  # type: ignore[import-not-found]  # noqa: E402
-from rollout_vllm.encoded_image import Source  # type: ignore[import-not-found]  # noqa: E402
+from rollout_vllm.encoded_image import EncodedImage  # type: ignore[import-not-found]  # noqa: E402
 from rollout_vllm.errors import InvalidImageRef  # type: ignore[import-not-found]  # noqa: E402
 from rollout_vllm.files import ImageFiles  # type: ignore[import-not-found]  # noqa: E402
-from rollout_vllm.image_config import ServerFacts  # type: ignore[import-not-found]  # noqa: E402
-from rollout_vllm.image_items import Item  # type: ignore[import-not-found]  # noqa: E402
-from rollout_vllm.resolver import Material  # type: ignore[import-not-found]  # noqa: E402
+from rollout_vllm.image_config import ServerImageConfig  # type: ignore[import-not-found]  # noqa: E402
+from rollout_vllm.image_items import ImageItem  # type: ignore[import-not-found]  # noqa: E402
+from rollout_vllm.resolver import ProcessedItem  # type: ignore[import-not-found]  # noqa: E402
 
 PAD = 7
 _KNOBS = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536}
@@ -118,11 +118,11 @@ class FakeProcessor:
                 layout = self.facts.geometry.layout(width=image.width, height=image.height)
         except (OSError, GeometryError) as error:
             raise InvalidImageRef(str(error)) from error
-        return Material("tensors-of-" + source.sha256, layout.grid, "identity-" + source.sha256)
+        return ProcessedItem("tensors-of-" + source.sha256, layout.grid, "identity-" + source.sha256)
 
-    def identify(self, item: Any) -> str:
+    def verify_tensors(self, item: Any) -> str:
         if not item.data.startswith("tensors-of-"):
-            raise InvalidImageRef("these are no tensors", item.where)
+            raise InvalidImageRef("these are no tensors", item.param)
         return "identity-" + str(item.data).removeprefix("tensors-of-")
 
 
@@ -160,14 +160,16 @@ class World:
         return Prompt(tokens, Features({"image": hashes}, {"image": places}, {"image": refs}))
 
     def item(self, picture: Picture, data: str) -> Any:
-        return Item("features.kwargs_data.image[0]", picture.hash, picture.tokens, data)
+        return ImageItem("features.kwargs_data.image[0]", picture.hash, picture.tokens, data)
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     directory = tmp_path / "media"
     directory.mkdir()
-    return World(ServerFacts("image", geometry_for("qwen_vl", _KNOBS), PAD, ImageFiles(str(directory)), 8), directory)
+    return World(
+        ServerImageConfig("image", geometry_for("qwen_vl", _KNOBS), PAD, ImageFiles(str(directory)), 8), directory
+    )
 
 
 @pytest.fixture
@@ -191,6 +193,6 @@ def v2() -> Callable[..., str]:
 @pytest.fixture
 def source() -> Callable[[Picture], Any]:
     def make(picture: Picture) -> Any:
-        return Source(picture.sha256, picture.data)
+        return EncodedImage(picture.sha256, picture.data)
 
     return make

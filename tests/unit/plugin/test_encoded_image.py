@@ -4,13 +4,13 @@ import base64
 from typing import Any
 
 import pytest
-from rollout_vllm.encoded_image import read_source  # type: ignore[import-not-found]
+from rollout_vllm.encoded_image import read_encoded_image  # type: ignore[import-not-found]
 from rollout_vllm.errors import InvalidImageRef  # type: ignore[import-not-found]
-from rollout_vllm.references import read_claim  # type: ignore[import-not-found]
+from rollout_vllm.references import check_reference  # type: ignore[import-not-found]
 
 
 def sourced(world: Any, picture: Any, data: str) -> Any:
-    return read_source(read_claim(world.item(picture, data), world.facts), world.facts)
+    return read_encoded_image(check_reference(world.item(picture, data), world.facts), world.facts)
 
 
 def test_a_file_and_its_data_uri_are_the_same_source(world: Any) -> None:
@@ -24,7 +24,7 @@ def test_a_file_that_changed_is_refused(world: Any) -> None:
     (world.directory / picture.name).write_bytes(other.data)
     with pytest.raises(InvalidImageRef, match=other.sha256) as refused:
         sourced(world, picture, picture.ref())
-    assert refused.value.where == "features.kwargs_data.image[0]"
+    assert refused.value.param == "features.kwargs_data.image[0]"
 
 
 def test_a_file_of_another_image_is_refused(world: Any) -> None:
@@ -39,16 +39,20 @@ def test_a_file_of_another_image_is_refused(world: Any) -> None:
 def test_a_hash_may_be_any_beginning_of_the_whole(world: Any, digits: int) -> None:
     picture = world.picture()
     item = world.item(picture, picture.ref(mm_hash=picture.sha256[:digits]))
-    claim = read_claim(type(item)(item.where, picture.sha256[:digits], item.length, item.data), world.facts)
-    assert read_source(claim, world.facts).data == picture.data
+    claim = check_reference(
+        type(item)(item.param, picture.sha256[:digits], item.placeholder_length, item.data), world.facts
+    )
+    assert read_encoded_image(claim, world.facts).data == picture.data
 
 
 def test_a_hash_longer_than_a_sha256_names_nothing(world: Any) -> None:
     picture = world.picture()
     item = world.item(picture, picture.ref(mm_hash=picture.sha256 + "0"))
-    claim = read_claim(type(item)(item.where, picture.sha256 + "0", item.length, item.data), world.facts)
+    claim = check_reference(
+        type(item)(item.param, picture.sha256 + "0", item.placeholder_length, item.data), world.facts
+    )
     with pytest.raises(InvalidImageRef, match="its bytes are"):
-        read_source(claim, world.facts)
+        read_encoded_image(claim, world.facts)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +75,11 @@ def test_base64_is_strict(world: Any, damage: str) -> None:
 def test_a_server_without_a_directory_reads_no_file(world: Any) -> None:
     picture = world.picture()
     facts = type(world.facts)("image", world.facts.geometry, world.facts.pad_id, None, 8)
-    claim = read_claim(world.item(picture, picture.ref()), facts)
+    claim = check_reference(world.item(picture, picture.ref()), facts)
     with pytest.raises(InvalidImageRef, match="allowed-local-media-path"):
-        read_source(claim, facts)
-    inline = read_claim(world.item(picture, picture.inline()), facts)
-    assert read_source(inline, facts).data == picture.data
+        read_encoded_image(claim, facts)
+    inline = check_reference(world.item(picture, picture.inline()), facts)
+    assert read_encoded_image(inline, facts).data == picture.data
 
 
 def test_of_two_sources_the_one_that_travels_along_is_taken(world: Any) -> None:

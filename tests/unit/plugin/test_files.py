@@ -98,7 +98,7 @@ def test_a_run_that_moved_is_found_again(directory: Path) -> None:
 
 
 def test_a_search_has_an_end(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout_vllm.files._MOST_VISITED", 5)
+    monkeypatch.setattr("rollout_vllm.files._MAX_VISITED_DIRECTORIES", 5)
     for number in range(10):
         (directory / f"{number}").mkdir()
     with pytest.raises(InvalidImageRef, match="no file"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 # The plugin lies on the path once the fixtures beside this file were read.
 from rollout_vllm.errors import InvalidImageRef  # type: ignore[import-not-found]
-from rollout_vllm.image_items import check_parts, read_items  # type: ignore[import-not-found]
+from rollout_vllm.image_items import check_content_parts, read_items  # type: ignore[import-not-found]
 
 PAD = 7
 
@@ -17,7 +17,7 @@ def test_items_keep_their_order_and_say_where_they_are(world: Any) -> None:
     first, second = world.picture(color=1), world.picture(200, 90, color=2)
     prompt = world.prompt(first, second)
     items = read_items(prompt.token_ids, prompt.features, world.facts)
-    assert [(item.where, item.hash, item.length) for item in items] == [
+    assert [(item.param, item.mm_hash, item.placeholder_length) for item in items] == [
         ("features.kwargs_data.image[0]", first.hash, first.tokens),
         ("features.kwargs_data.image[1]", second.hash, second.tokens),
     ]
@@ -38,7 +38,7 @@ def test_a_null_or_empty_item_is_refused_by_name(world: Any, data: str | None) -
     prompt = world.prompt(first, second, data=[first.ref(), data])
     with pytest.raises(InvalidImageRef, match="null") as refused:
         read_items(prompt.token_ids, prompt.features, world.facts)
-    assert refused.value.where == "features.kwargs_data.image[1]"
+    assert refused.value.param == "features.kwargs_data.image[1]"
 
 
 @pytest.mark.parametrize("kwargs_data", [None, {}])
@@ -101,23 +101,23 @@ def test_more_images_than_the_server_takes_are_refused(world: Any) -> None:
     with pytest.raises(InvalidImageRef, match="9 images"):
         read_items(prompt.token_ids, prompt.features, world.facts)
     with pytest.raises(InvalidImageRef, match="9 images"):
-        check_parts([PAD] * 9, [_part()] * 9, world.facts)
+        check_content_parts([PAD] * 9, [_part()] * 9, world.facts)
 
 
 def test_one_pad_for_each_part_passes(world: Any) -> None:
-    check_parts([1, PAD, 2, PAD], [_part(), _part(uuid="a" * 32)], world.facts)
-    check_parts([1, 2], [], world.facts)
+    check_content_parts([1, PAD, 2, PAD], [_part(), _part(uuid="a" * 32)], world.facts)
+    check_content_parts([1, 2], [], world.facts)
 
 
 @pytest.mark.parametrize("pads", [0, 1, 3, 600])
 def test_pads_and_parts_that_do_not_pair_are_refused(world: Any, pads: int) -> None:
     with pytest.raises(InvalidImageRef, match="pad tokens"):
-        check_parts([1, *[PAD] * pads], [_part(), _part()], world.facts)
+        check_content_parts([1, *[PAD] * pads], [_part(), _part()], world.facts)
 
 
 def test_pads_of_a_prompt_without_images_are_refused(world: Any) -> None:
     with pytest.raises(InvalidImageRef, match="1 image pad tokens for 0 parts"):
-        check_parts([1, PAD], [], world.facts)
+        check_content_parts([1, PAD], [], world.facts)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +136,8 @@ def test_pads_of_a_prompt_without_images_are_refused(world: Any) -> None:
 def test_a_part_that_is_no_image_is_refused_by_name(world: Any, part: dict[str, Any]) -> None:
     changed = _part() | part if part else {}
     with pytest.raises(InvalidImageRef) as refused:
-        check_parts([PAD, PAD], [_part(), changed], world.facts)
-    assert refused.value.where == "content_parts[1]"
+        check_content_parts([PAD, PAD], [_part(), changed], world.facts)
+    assert refused.value.param == "content_parts[1]"
 
 
 def _part(**more: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rollout_vllm.errors import InvalidImageRef  # type: ignore[import-not-found]
-from rollout_vllm.references import is_reference, read_claim  # type: ignore[import-not-found]
+from rollout_vllm.references import check_reference, is_reference  # type: ignore[import-not-found]
 
 BAD: dict[str, tuple[Any, ...]] = {
     "run_id": ("", "a/b", "run 1", "..\0", "run:1"),
@@ -37,13 +37,15 @@ CASES = [(name, value) for name, values in BAD.items() for value in values]
 def test_a_sound_reference_is_a_claim(world: Any, v2: Callable[..., str]) -> None:
     picture = world.picture(96, 64)
     for data in (picture.ref(), picture.inline(), v2(picture)):
-        claim = read_claim(world.item(picture, data), world.facts)
+        claim = check_reference(world.item(picture, data), world.facts)
         assert (claim.grid, claim.ref.mm_hash) == ((1, 4, 6), picture.hash)
 
 
 def test_a_flat_grid_is_read_too(world: Any) -> None:
     picture = world.picture(96, 64)
-    assert read_claim(world.item(picture, picture.ref(payload={"image_grid_thw": [1, 4, 6]})), world.facts).grid == (
+    assert check_reference(
+        world.item(picture, picture.ref(payload={"image_grid_thw": [1, 4, 6]})), world.facts
+    ).grid == (
         1,
         4,
         6,
@@ -54,8 +56,8 @@ def test_a_flat_grid_is_read_too(world: Any) -> None:
 def test_version_3_with_a_bad_field_is_refused_by_name(world: Any, name: str, value: Any) -> None:
     picture = world.picture(96, 64)
     with pytest.raises(InvalidImageRef) as refused:
-        read_claim(world.item(picture, picture.ref(**{name: value})), world.facts)
-    assert refused.value.where == "features.kwargs_data.image[0]"
+        check_reference(world.item(picture, picture.ref(**{name: value})), world.facts)
+    assert refused.value.param == "features.kwargs_data.image[0]"
 
 
 @pytest.mark.parametrize(("name", "value"), CASES)
@@ -64,8 +66,8 @@ def test_version_2_with_a_bad_field_is_refused_by_name(
 ) -> None:
     picture = world.picture(96, 64)
     with pytest.raises(InvalidImageRef) as refused:
-        read_claim(world.item(picture, v2(picture, **{name: value})), world.facts)
-    assert refused.value.where == "features.kwargs_data.image[0]"
+        check_reference(world.item(picture, v2(picture, **{name: value})), world.facts)
+    assert refused.value.param == "features.kwargs_data.image[0]"
 
 
 @pytest.mark.parametrize("name", [*BAD, "everything"])
@@ -73,7 +75,7 @@ def test_version_2_with_a_bad_field_is_refused_by_name(
 def test_version_3_with_a_field_of_another_type_is_refused(world: Any, name: str, value: Any) -> None:
     picture = world.picture(96, 64)
     with pytest.raises(InvalidImageRef):
-        read_claim(
+        check_reference(
             world.item(picture, picture.ref(**{field: value for field in BAD if name in (field, "everything")})),
             world.facts,
         )
@@ -87,7 +89,7 @@ def test_what_is_no_reference_at_all_is_refused(world: Any, data: str) -> None:
     item = world.item(world.picture(), data)
     assert is_reference(item)
     with pytest.raises(InvalidImageRef):
-        read_claim(item, world.facts)
+        check_reference(item, world.facts)
 
 
 @given(cut=st.integers(0, 400), junk=st.text(max_size=5))
@@ -97,7 +99,7 @@ def test_a_damaged_reference_is_refused_or_still_says_the_same(world: Any, cut: 
     whole = picture.ref()
     damaged = whole[: 9 + cut] + junk + whole[9 + cut + len(junk) :]
     try:
-        claim = read_claim(world.item(picture, damaged), world.facts)
+        claim = check_reference(world.item(picture, damaged), world.facts)
     except InvalidImageRef:
         return
     assert claim.grid == picture.grid

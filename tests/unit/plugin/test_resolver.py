@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from rollout_vllm.encoded_image import read_source  # type: ignore[import-not-found]
+from rollout_vllm.encoded_image import read_encoded_image  # type: ignore[import-not-found]
 from rollout_vllm.errors import InvalidImageRef, MaterialisationFailed  # type: ignore[import-not-found]
 from rollout_vllm.resolver import Resolver  # type: ignore[import-not-found]
-from rollout_vllm.single_flight import FlightCache  # type: ignore[import-not-found]
+from rollout_vllm.single_flight import AsyncSingleFlightCache  # type: ignore[import-not-found]
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def counted() -> Counter[str]:
     return Counter()
 
 
-class Awaited(FlightCache):  # type: ignore[misc]
+class Awaited(AsyncSingleFlightCache):  # type: ignore[misc]
     """Says when as many as `expected` have asked."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -52,9 +52,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def read(claim: Any, facts: Any) -> Any:
         seen.append(claim.ref.mm_hash)
-        return read_source(claim, facts)
+        return read_encoded_image(claim, facts)
 
-    monkeypatch.setattr("rollout_vllm.resolver.read_source", read)
+    monkeypatch.setattr("rollout_vllm.resolver.read_encoded_image", read)
     return seen
 
 
@@ -65,8 +65,8 @@ async def test_references_and_tensors_are_resolved_in_their_order(
     data = [pictures[0].ref(), "tensors-of-" + pictures[1].sha256, pictures[2].inline(), v2(pictures[3])]
     prompt = world.prompt(*pictures, data=data)
     resolved = await resolver.resolve(prompt.token_ids, prompt.features)
-    assert resolved.data == ["tensors-of-" + picture.sha256 for picture in pictures]
-    assert resolved.names == ["identity-" + picture.sha256 for picture in pictures]
+    assert resolved.serialised_items == ["tensors-of-" + picture.sha256 for picture in pictures]
+    assert resolved.tensor_digests == ["identity-" + picture.sha256 for picture in pictures]
     assert counted == {"made": 3, "stock": 1}
 
 
@@ -94,7 +94,7 @@ async def test_two_hundred_requests_for_a_new_image_half_of_them_cancelled(
     processor.gate.set()
     await asyncio.wait(requests)
     assert all(request.cancelled() for request in requests[::2])
-    assert all(len(request.result().data) == 1 for request in requests[1::2])
+    assert all(len(request.result().serialised_items) == 1 for request in requests[1::2])
     assert len(processor.made) == 1
 
 
@@ -145,7 +145,7 @@ async def test_a_processor_that_fails_is_the_servers_fault_and_is_asked_again(
     with pytest.raises(MaterialisationFailed):
         await resolver.resolve(prompt.token_ids, prompt.features)
     processor.fails = None
-    assert (await resolver.resolve(prompt.token_ids, prompt.features)).data
+    assert (await resolver.resolve(prompt.token_ids, prompt.features)).serialised_items
 
 
 async def test_of_several_bad_items_the_first_is_named(world: Any, resolver: Any) -> None:
@@ -164,13 +164,13 @@ async def test_other_tensors_under_a_known_hash_are_refused(world: Any, resolver
     with pytest.raises(InvalidImageRef, match="other data"):
         await resolver.resolve(false.token_ids, false.features)
     true = world.prompt(picture, data=["tensors-of-" + picture.sha256])
-    assert (await resolver.resolve(true.token_ids, true.features)).names == ["identity-" + picture.sha256]
+    assert (await resolver.resolve(true.token_ids, true.features)).tensor_digests == ["identity-" + picture.sha256]
 
 
 async def test_a_false_claim_to_a_hash_does_not_keep_the_true_image_out(world: Any, resolver: Any) -> None:
     picture, other = world.picture(color=1), world.picture(color=2)
     false = world.prompt(picture, data=["tensors-of-" + other.sha256])
     resolved = await resolver.resolve(false.token_ids, false.features)
-    assert resolved.names == ["identity-" + other.sha256], "the engine knows it by what it is"
+    assert resolved.tensor_digests == ["identity-" + other.sha256], "the engine knows it by what it is"
     true = world.prompt(picture)
-    assert (await resolver.resolve(true.token_ids, true.features)).names == ["identity-" + picture.sha256]
+    assert (await resolver.resolve(true.token_ids, true.features)).tensor_digests == ["identity-" + picture.sha256]

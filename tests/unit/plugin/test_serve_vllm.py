@@ -34,7 +34,7 @@ def install(environment: Path, name: str, points: str) -> None:
 
 
 def plugins(executable: Path) -> str | None:
-    settings = VllmSettings(model="some/model", media=Path("runs"), executable=executable)
+    settings = VllmSettings(model="some/model", media_directory=Path("runs"), executable=executable)
     return settings.environment().get("VLLM_PLUGINS")
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rollout_vllm.errors import MaterialisationFailed  # type: ignore[import-not-found]
-from rollout_vllm.single_flight import FlightCache, Origin  # type: ignore[import-not-found]
+from rollout_vllm.single_flight import AsyncSingleFlightCache, Origin  # type: ignore[import-not-found]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def ask(cache: Any, work: Callable[[], Awaitable[Value]], key: str = "key") -> "
 
 
 async def test_two_hundred_at_once_are_one_piece_of_work(work: Work) -> None:
-    cache: Any = FlightCache(10)
+    cache: Any = AsyncSingleFlightCache(10)
     asked = [ask(cache, work) for _ in range(200)]
     await settle()
     work.results.put_nowait(Value("a"))
@@ -66,7 +66,7 @@ async def test_two_hundred_at_once_are_one_piece_of_work(work: Work) -> None:
 
 
 async def test_half_of_them_cancelled_the_others_succeed(work: Work) -> None:
-    cache: Any = FlightCache(10)
+    cache: Any = AsyncSingleFlightCache(10)
     asked = [ask(cache, work) for _ in range(200)]
     await settle()
     for task in asked[::2]:  # the first among them, who began it
@@ -80,7 +80,7 @@ async def test_half_of_them_cancelled_the_others_succeed(work: Work) -> None:
 
 
 async def test_with_the_last_who_waits_the_work_is_cancelled_and_forgotten(work: Work) -> None:
-    cache: Any = FlightCache(10)
+    cache: Any = AsyncSingleFlightCache(10)
     asked = [ask(cache, work) for _ in range(3)]
     await settle()
     for task in asked:
@@ -94,7 +94,7 @@ async def test_with_the_last_who_waits_the_work_is_cancelled_and_forgotten(work:
 
 
 async def test_who_comes_while_the_work_is_being_cancelled_starts_anew(work: Work) -> None:
-    cache: Any = FlightCache(10)
+    cache: Any = AsyncSingleFlightCache(10)
     first = ask(cache, work)
     await settle()
     first.cancel()
@@ -106,7 +106,7 @@ async def test_who_comes_while_the_work_is_being_cancelled_starts_anew(work: Wor
 
 
 async def test_work_that_does_not_heed_its_cancellation_fills_nothing() -> None:
-    cache: Any = FlightCache(10)
+    cache: Any = AsyncSingleFlightCache(10)
     release = asyncio.Event()
 
     async def stubborn() -> Value:
@@ -132,7 +132,7 @@ async def test_work_that_does_not_heed_its_cancellation_fills_nothing() -> None:
 
 
 async def test_a_failure_goes_to_all_who_waited_and_to_nobody_else(work: Work) -> None:
-    cache: Any = FlightCache(10)
+    cache: Any = AsyncSingleFlightCache(10)
     asked = [ask(cache, work) for _ in range(5)]
     await settle()
     work.results.put_nowait(ValueError("broken"))
@@ -145,7 +145,7 @@ async def test_a_failure_goes_to_all_who_waited_and_to_nobody_else(work: Work) -
 
 
 async def test_work_that_is_cancelled_from_within_cancels_nobody(work: Work) -> None:
-    cache: Any = FlightCache(10)
+    cache: Any = AsyncSingleFlightCache(10)
     asked = ask(cache, work)
     await settle()
     work.results.put_nowait(asyncio.CancelledError())
@@ -154,7 +154,7 @@ async def test_work_that_is_cancelled_from_within_cancels_nobody(work: Work) -> 
 
 
 async def test_a_failure_that_nobody_waits_for_is_not_reported_as_lost(work: Work) -> None:
-    cache: Any = FlightCache(10)
+    cache: Any = AsyncSingleFlightCache(10)
     lost: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
 
@@ -174,7 +174,7 @@ async def test_a_failure_that_nobody_waits_for_is_not_reported_as_lost(work: Wor
 
 
 async def test_what_was_used_longest_ago_leaves_first(work: Work) -> None:
-    cache: Any = FlightCache(10)
+    cache: Any = AsyncSingleFlightCache(10)
     for name, size in (("a", 4), ("b", 4)):
         work.results.put_nowait(Value(name, size))
         await cache.get(name, work)
@@ -189,7 +189,7 @@ async def test_what_was_used_longest_ago_leaves_first(work: Work) -> None:
 
 @pytest.mark.parametrize("most", [0, 3])
 async def test_what_is_too_large_is_handed_out_and_not_kept(work: Work, most: int) -> None:
-    cache: Any = FlightCache(most)
+    cache: Any = AsyncSingleFlightCache(most)
     for _ in range(2):
         work.results.put_nowait(Value("large", 4))
         assert await cache.get("key", work) == (Value("large", 4), Origin.MADE)
@@ -206,7 +206,7 @@ def test_in_any_order_everybody_gets_the_right_value_an_error_or_his_own_cancell
     steps: list[tuple[str, int]],
 ) -> None:
     async def play() -> None:
-        cache: Any = FlightCache(4)
+        cache: Any = AsyncSingleFlightCache(4)
         works: list[tuple[int, Work]] = []
         asked: list[tuple[int, asyncio.Task[Any]]] = []
         cancelled = set()
@@ -237,7 +237,7 @@ def test_in_any_order_everybody_gets_the_right_value_an_error_or_his_own_cancell
                 assert repr(task.exception()) == repr(KeyError(key))
             else:
                 assert task.result()[0] == Value(str(key), 2)
-        assert cache._flights == {}
-        assert cache.nbytes == sum(value.nbytes for value in cache._kept.values()) <= 4
+        assert cache._running == {}
+        assert cache.nbytes == sum(value.nbytes for value in cache._entries.values()) <= 4
 
     asyncio.run(play())

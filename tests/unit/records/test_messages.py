@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from rollout.records.messages import CanonicalMessage, MessageError, MessageMemory, canonicalise, tools_identity
+from rollout.records.messages import CanonicalMessage, CanonicalMessageCache, MessageError, canonicalise, digest_tools
 
 
 def test_an_image_is_named_by_its_hash_not_by_its_url() -> None:
@@ -15,8 +15,8 @@ def test_an_image_is_named_by_its_hash_not_by_its_url() -> None:
     (one,) = canonicalise([asked("file:///a.png")], [(0, 0, "aa")])
     (two,) = canonicalise([asked("data:image/png;base64,AAAA")], [(0, 0, "aa")])
     (other,) = canonicalise([asked("file:///a.png")], [(0, 0, "bb")])
-    assert one.identity == two.identity != other.identity
-    assert one.images == ("aa",)
+    assert one.digest == two.digest != other.digest
+    assert one.image_hashes == ("aa",)
     assert one.message["content"] == [{"type": "image", "hash": "aa"}, {"type": "text", "text": "Colour?"}]
 
 
@@ -24,12 +24,12 @@ def test_keys_that_no_template_reads_do_not_matter() -> None:
     plain, annotated = canonicalise(
         [{"role": "user", "content": "a"}, {"role": "user", "content": "a", "timestamp": 3, "name": None}], ()
     )
-    assert plain.identity == annotated.identity
+    assert plain.digest == annotated.digest
 
 
 def test_tools_in_another_order_are_other_tools() -> None:
-    assert tools_identity(None) == tools_identity([]) == b""
-    assert tools_identity([{"name": "a"}, {"name": "b"}]) != tools_identity([{"name": "b"}, {"name": "a"}])
+    assert digest_tools(None) == digest_tools([]) == b""
+    assert digest_tools([{"name": "a"}, {"name": "b"}]) != digest_tools([{"name": "b"}, {"name": "a"}])
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_what_no_template_can_render_is_refused_by_index(message: Any, told: str
 @pytest.mark.parametrize("tools", [[{1, 2}], [{"name": "look", "limit": 1 << 64}], 7])
 def test_tools_that_are_not_json_are_refused(tools: Any) -> None:
     with pytest.raises(MessageError, match="the tools are not a list of JSON schemas"):
-        tools_identity(tools)
+        digest_tools(tools)
 
 
 def test_a_call_that_an_environment_changes_later_stays_what_it_was() -> None:
@@ -72,7 +72,7 @@ def test_nothing_said_is_said_in_several_ways() -> None:
     said.append({"role": "assistant", "tool_calls": [call]})
     as_text = {**call, "function": {"name": "look", "arguments": '{ "n": 1 }'}}
     said.append({"role": "assistant", "tool_calls": [as_text]})
-    assert len({message.identity for message in canonicalise(said, ())}) == 1
+    assert len({message.digest for message in canonicalise(said, ())}) == 1
 
 
 def test_texts_and_images_nested_in_a_tool_result_come_out_in_order() -> None:
@@ -80,34 +80,34 @@ def test_texts_and_images_nested_in_a_tool_result_come_out_in_order() -> None:
     nested = {"type": "tool_result", "content": ["before", image, {"type": "text", "text": "after"}]}
     (message,) = canonicalise([{"role": "tool", "content": [nested, image]}], [(0, 0, "aa"), (0, 1, "bb")])
     assert [part.get("text") or part["hash"] for part in message.message["content"]] == ["before", "aa", "after", "bb"]
-    assert message.images == ("aa", "bb")
+    assert message.image_hashes == ("aa", "bb")
 
 
-def remembered(*messages: dict[str, Any]) -> tuple[MessageMemory, list[CanonicalMessage]]:
-    memory, forms = MessageMemory(), canonicalise(messages, ())
+def remembered(*messages: dict[str, Any]) -> tuple[CanonicalMessageCache, list[CanonicalMessage]]:
+    memory, forms = CanonicalMessageCache(), canonicalise(messages, ())
     for message, form in zip(messages, forms, strict=True):
-        memory.learn(message, form)
+        memory.add(message, form)
     return memory, forms
 
 
 def test_messages_are_recalled_as_long_as_they_are_the_same_objects_and_unchanged() -> None:
     first, second = {"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "user", "content": "b"}
     memory, forms = remembered(first, second)
-    assert memory.recall([first, second, {"role": "user", "content": "c"}]) == forms
-    assert memory.recall([dict(first), second]) == []
+    assert memory.known_prefix([first, second, {"role": "user", "content": "c"}]) == forms
+    assert memory.known_prefix([dict(first), second]) == []
     first["content"][0]["text"] = "changed"  # type: ignore[index]
-    assert memory.recall([first, second]) == []
-    assert memory.recall([second]) == forms[1:]
+    assert memory.known_prefix([first, second]) == []
+    assert memory.known_prefix([second]) == forms[1:]
 
 
 def test_what_may_change_without_being_seen_to_is_not_remembered() -> None:
     message = {"role": "user", "content": [type("Part", (), {"type": "text", "text": "a"})()]}
     memory, _ = remembered(message)
-    assert memory.recall([message]) == []
+    assert memory.known_prefix([message]) == []
 
 
 def test_the_memory_is_bounded() -> None:
-    messages = [{"role": "user", "content": str(number)} for number in range(MessageMemory._MOST + 1)]
+    messages = [{"role": "user", "content": str(number)} for number in range(CanonicalMessageCache._MAX_ENTRIES + 1)]
     memory, _ = remembered(*messages)
-    assert memory.recall(messages[:1]) == []
-    assert len(memory.recall(messages[-1:])) == 1
+    assert memory.known_prefix(messages[:1]) == []
+    assert len(memory.known_prefix(messages[-1:])) == 1

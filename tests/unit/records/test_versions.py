@@ -2,11 +2,11 @@
 
 import pytest
 
-from rollout.records.versions import loading, satisfies, version_number
+from rollout.records.versions import loading_version, version_number, version_satisfies
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [("7", 7), ("step-12", 12), ("weights/v0003", 3), ("main", None), (loading("8"), None)]
+    ("name", "number"), [("7", 7), ("step-12", 12), ("weights/v0003", 3), ("main", None), (loading_version("8"), None)]
 )
 def test_a_version_is_the_number_its_name_ends_with(name: str, number: int | None) -> None:
     assert version_number(name) == number
@@ -24,9 +24,9 @@ def test_a_version_is_the_number_its_name_ends_with(name: str, number: int | Non
         ("main", "7", False),
         ("9", "main", False),
         ("default", "0", False),
-        (loading("8"), "7", False),
+        (loading_version("8"), "7", False),
         (None, "0", False),
     ],
 )
 def test_the_same_weights_will_do_and_newer_ones(found: str | None, required: str, will_do: bool) -> None:
-    assert satisfies(found, required) is will_do
+    assert version_satisfies(found, required) is will_do

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from renderers_adapter.adapter import BridgeReason, BridgeRefused, RendererAdapter
+from renderers_adapter.adapter import BridgeRefusalReason, BridgeRefused, RendererAdapter
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.families import UnknownRenderer
 from renderers_adapter.rendered import UnsupportedConversation
-from renderers_adapter.tokens import LogicalIds, PlaceholderError, join, logical
+from renderers_adapter.tokens import LogicalIds, PlaceholderError, as_logical_ids, concat_ids
 
 IMAGE = {"type": "image", "hash": "0" * 32}
 
@@ -24,12 +24,12 @@ def assistant(text: str) -> dict[str, Any]:
 
 
 def completion(adapter: RendererAdapter, text: str) -> LogicalIds:
-    return logical([*adapter.tokenizer.encode(text), adapter.stop_token_ids[0]])
+    return as_logical_ids([*adapter.tokenizer.encode(text), adapter.stop_token_ids[0]])
 
 
 def whole(adapter: RendererAdapter, messages: list[dict[str, Any]]) -> LogicalIds:
     rendered = adapter.render(messages, None)
-    return join(*(segment.ids for segment in rendered.segments), rendered.opening)
+    return concat_ids(*(segment.ids for segment in rendered.segments), rendered.generation_prompt)
 
 
 def test_a_bridge_adds_exactly_what_a_full_render_would(adapter: RendererAdapter) -> None:
@@ -38,41 +38,43 @@ def test_a_bridge_adds_exactly_what_a_full_render_would(adapter: RendererAdapter
     rendered = adapter.render(first, None)
     answer = completion(adapter, "red")
 
-    bridged = adapter.bridge(rendered.opening, answer, tail, None)
+    bridged = adapter.bridge(rendered.generation_prompt, answer, tail, None)
 
-    joined = join(whole(adapter, first), answer, *(segment.ids for segment in bridged.segments), bridged.opening)
+    joined = concat_ids(
+        whole(adapter, first), answer, *(segment.ids for segment in bridged.segments), bridged.generation_prompt
+    )
     assert np.array_equal(joined, whole(adapter, [*first, assistant("red"), *tail]))
 
 
 def test_bridge_and_render_attribute_the_same_tokens_to_the_same_message(adapter: RendererAdapter) -> None:
     first, tail = [user(IMAGE, "One")], [user("Two"), user(IMAGE, "three")]
     rendered = adapter.render(first, None)
-    bridged = adapter.bridge(rendered.opening, completion(adapter, "red"), tail, None)
+    bridged = adapter.bridge(rendered.generation_prompt, completion(adapter, "red"), tail, None)
     full = adapter.render([*first, assistant("red"), *tail], None)
     assert [s.ids.tolist() for s in bridged.segments] == [s.ids.tolist() for s in full.segments[2:]]
-    assert [s.content for s in bridged.segments] == [s.content for s in full.segments[2:]]
-    assert full.segments[1].ids.tolist() == [*rendered.opening.tolist(), *completion(adapter, "red").tolist()]
+    assert [s.content_spans for s in bridged.segments] == [s.content_spans for s in full.segments[2:]]
+    assert full.segments[1].ids.tolist() == [*rendered.generation_prompt.tolist(), *completion(adapter, "red").tolist()]
 
 
 def test_content_spans_hold_the_text_and_the_images_alone(adapter: RendererAdapter) -> None:
     (segment,) = adapter.render([user("hello ", IMAGE, " there")], None).segments
-    body = [token for start, end in segment.content for token in segment.ids[start:end].tolist()]
+    body = [token for start, end in segment.content_spans for token in segment.ids[start:end].tolist()]
     assert adapter.tokenizer.decode(body, skip_special_tokens=False) == "hello <|image_pad|> there"
     assert segment.ids[list(segment.image_offsets)].tolist() == [adapter.pad_id]
 
 
 def test_a_completion_that_was_cut_is_closed_by_the_bridge(adapter: RendererAdapter) -> None:
     rendered = adapter.render([user("Say much")], None)
-    cut = logical(adapter.tokenizer.encode("and so on"))
-    bridged = adapter.bridge(rendered.opening, cut, [user("Go on")], None)
+    cut = as_logical_ids(adapter.tokenizer.encode("and so on"))
+    bridged = adapter.bridge(rendered.generation_prompt, cut, [user("Go on")], None)
     assert bridged.segments[0].ids[0] == adapter.stop_token_ids[0]
 
 
 def test_an_assistant_message_in_the_tail_needs_a_full_render(adapter: RendererAdapter) -> None:
     rendered = adapter.render([user("Hi")], None)
     with pytest.raises(BridgeRefused) as refusal:
-        adapter.bridge(rendered.opening, completion(adapter, "a"), [assistant("b"), user("c")], None)
-    assert refusal.value.reason is BridgeReason.ASSISTANT
+        adapter.bridge(rendered.generation_prompt, completion(adapter, "a"), [assistant("b"), user("c")], None)
+    assert refusal.value.reason is BridgeRefusalReason.ASSISTANT_MESSAGE
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_text_that_spells_the_placeholder_is_refused(adapter: RendererAdapter) -
 
 
 def test_parse_reads_text_and_tool_calls(adapter: RendererAdapter) -> None:
-    opening = adapter.render([user("Hi")], None).opening
+    opening = adapter.render([user("Hi")], None).generation_prompt
     good, bad = '{"name": "add", "arguments": {"a": 1}}', "{broken"
     text = f"Let me see.\n<tool_call>\n{good}\n</tool_call>\n<tool_call>\n{bad}\n</tool_call>"
     parsed = adapter.parse(opening, completion(adapter, text))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from renderers_adapter.descriptors import (
     DescriptorError,
     ModalitySidecar,
-    Placeholder,
+    PlaceholderRange,
     ProcessedPayloadError,
     Sidecar,
     parse_raw_mm_item,
@@ -32,7 +32,7 @@ def an_item(**changes: Any) -> dict[str, Any]:
 def a_sidecar(**changes: Any) -> Sidecar:
     fields: dict[str, Any] = {
         "hashes": ("ab" * 16, "cd" * 16),
-        "placeholders": (Placeholder(3, 6), Placeholder(9, 6)),
+        "placeholders": (PlaceholderRange(3, 6), PlaceholderRange(9, 6)),
         "items": (an_item(), an_item(raw_image_id="b.png")),
     }
     return Sidecar({"image": ModalitySidecar(**{**fields, **changes})})
@@ -193,9 +193,9 @@ def test_a_sidecar_survives_encoding_and_decoding() -> None:
     [
         ({"hashes": ("ab" * 16,)}, "parallel"),
         ({"hashes": ("ab" * 16, "CD" * 16)}, r"hashes\[1\]"),
-        ({"placeholders": (Placeholder(3, 6), Placeholder(8, 6))}, r"placeholders\[1\].*ends at 9"),
-        ({"placeholders": (Placeholder(-1, 3), Placeholder(9, 6))}, r"placeholders\[0\]"),
-        ({"placeholders": (Placeholder(3, 6), Placeholder(9, 0))}, r"placeholders\[1\]"),
+        ({"placeholders": (PlaceholderRange(3, 6), PlaceholderRange(8, 6))}, r"placeholders\[1\].*ends at 9"),
+        ({"placeholders": (PlaceholderRange(-1, 3), PlaceholderRange(9, 6))}, r"placeholders\[0\]"),
+        ({"placeholders": (PlaceholderRange(3, 6), PlaceholderRange(9, 0))}, r"placeholders\[1\]"),
         ({"items": (an_item(), an_item(modality="video"))}, r"items\[1\].modality"),
         ({"items": (an_item(), {})}, r"items\[1\]"),
     ],

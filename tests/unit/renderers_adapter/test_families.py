@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from renderers_adapter.adapter import BridgeReason, BridgeRefused, RendererAdapter, RendererMismatch
-from renderers_adapter.families import FAMILIES, UnknownRenderer, family_named
+from renderers_adapter.adapter import BridgeRefusalReason, BridgeRefused, RendererAdapter, RendererMismatch
+from renderers_adapter.families import FAMILIES, UnknownRenderer, get_family
 from renderers_adapter.rendered import UnsupportedConversation
-from renderers_adapter.tokens import LogicalIds, join, logical
+from renderers_adapter.tokens import LogicalIds, as_logical_ids, concat_ids
 
 IMAGE = {"type": "image", "hash": "0" * 32}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -57,7 +57,7 @@ def joined(segments: Sequence[Any]) -> list[int]:
 def after(opening: LogicalIds, past: Any) -> LogicalIds:
     """What was sampled of a past answer: all that is not the opening, where its history begins so."""
     begun = past.ids[: len(opening)].tolist() == opening.tolist()
-    return logical(past.ids[len(opening) :] if begun else past.ids)
+    return as_logical_ids(past.ids[len(opening) :] if begun else past.ids)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -71,22 +71,22 @@ def test_a_family_bridges_a_question_as_it_renders_it_or_says_that_it_forgets_re
     first, whole = adapter.render(begin, None), adapter.render([*begin, answer, *tail], None)
     assert joined(first.segments) == joined(whole.segments[:2])
     assert (adapter.pad_id is None) == (adapter.geometry is None)
-    said = after(first.opening, whole.segments[2])
-    assert adapter.parse(first.opening, said).tool_calls == ()
+    said = after(first.generation_prompt, whole.segments[2])
+    assert adapter.parse(first.generation_prompt, said).tool_calls == ()
 
     if family in FORGETS_REASONING:
         with pytest.raises(BridgeRefused) as refusal:
-            adapter.bridge(first.opening, said, tail, None)
-        assert refusal.value.reason is BridgeReason.THINKING
+            adapter.bridge(first.generation_prompt, said, tail, None)
+        assert refusal.value.reason is BridgeRefusalReason.THINKING_DROPPED
         return
-    bridged = adapter.bridge(first.opening, said, tail, None)
+    bridged = adapter.bridge(first.generation_prompt, said, tail, None)
     more = adapter.tokenizer.encode("\n") if family in CLOSES_WITH_MORE else []
     assert [*more, *joined(bridged.segments)] == joined(whole.segments[3:])
-    assert np.array_equal(bridged.opening, whole.opening)
+    assert np.array_equal(bridged.generation_prompt, whole.generation_prompt)
     assert [segment.image_offsets for segment in bridged.segments] == [whole.segments[3].image_offsets]
 
 
-@pytest.mark.parametrize("family", sorted(name for name, family in FAMILIES.items() if family.takes_tools))
+@pytest.mark.parametrize("family", sorted(name for name, family in FAMILIES.items() if family.supports_tools))
 def test_a_family_calls_a_tool_and_goes_on_from_its_result(
     fitted: Callable[[str], RendererAdapter], family: str
 ) -> None:
@@ -94,21 +94,21 @@ def test_a_family_calls_a_tool_and_goes_on_from_its_result(
     begin = [SYSTEM, {"role": "user", "content": "1 + 2?"}]
     first, whole = adapter.render(begin, TOOLS), adapter.render([*begin, CALL, RESULT], TOOLS)
     assert joined(first.segments) == joined(whole.segments[:2])
-    said = after(first.opening, whole.segments[2])
+    said = after(first.generation_prompt, whole.segments[2])
     if family == "deepseek-r1":  # its history is without reasoning, which its opening begins
-        said = logical([*adapter.tokenizer.encode("hm</think>"), *said.tolist()[1:]])
-    (call,) = adapter.parse(first.opening, said, TOOLS).tool_calls
+        said = as_logical_ids([*adapter.tokenizer.encode("hm</think>"), *said.tolist()[1:]])
+    (call,) = adapter.parse(first.generation_prompt, said, TOOLS).tool_calls
     assert (call.name, call.arguments, call.error) == ("add", {"a": 1, "b": 2}, None)
 
     if family == "deepseek-r1":
         with pytest.raises(BridgeRefused) as refusal:
-            adapter.bridge(first.opening, said, [RESULT], TOOLS)
-        assert refusal.value.reason is BridgeReason.THINKING
+            adapter.bridge(first.generation_prompt, said, [RESULT], TOOLS)
+        assert refusal.value.reason is BridgeRefusalReason.THINKING_DROPPED
         return
-    bridged = adapter.bridge(first.opening, said, [RESULT], TOOLS)
+    bridged = adapter.bridge(first.generation_prompt, said, [RESULT], TOOLS)
     more = adapter.tokenizer.encode("\n") if family in CLOSES_WITH_MORE else []
     assert [*more, *joined(bridged.segments)] == joined(whole.segments[3:])
-    assert np.array_equal(bridged.opening, whole.opening)
+    assert np.array_equal(bridged.generation_prompt, whole.generation_prompt)
 
 
 def test_gpt_oss_wants_the_name_of_the_tool_that_a_result_is_of(fitted: Callable[[str], RendererAdapter]) -> None:
@@ -129,11 +129,11 @@ def test_reasoning_is_dropped_at_a_new_question_and_kept_for_a_tool(
     fitted: Callable[[str], RendererAdapter], family: str
 ) -> None:
     adapter = fitted(family)
-    opening = adapter.render([user("Hi")], None).opening
-    said = logical([*adapter.tokenizer.encode("hm</think>red"), adapter.stop_token_ids[0]])
+    opening = adapter.render([user("Hi")], None).generation_prompt
+    said = as_logical_ids([*adapter.tokenizer.encode("hm</think>red"), adapter.stop_token_ids[0]])
     with pytest.raises(BridgeRefused) as refusal:
         adapter.bridge(opening, said, [user("Sure?")], None)
-    assert refusal.value.reason is BridgeReason.THINKING
+    assert refusal.value.reason is BridgeRefusalReason.THINKING_DROPPED
     result = {"role": "tool", "tool_call_id": "look:0", "content": [IMAGE, {"type": "text", "text": "found"}]}
     (segment,) = adapter.bridge(opening, said, [result], None).segments
     assert len(segment.image_offsets) == 1
@@ -141,9 +141,9 @@ def test_reasoning_is_dropped_at_a_new_question_and_kept_for_a_tool(
 
 def test_a_template_argument_changes_what_is_kept(tiny_model: Path) -> None:
     quiet = RendererAdapter.open(tiny_model, "qwen3.5", {"enable_thinking": False})
-    opening = quiet.render([user("Hi")], None).opening
+    opening = quiet.render([user("Hi")], None).generation_prompt
     assert quiet.tokenizer.decode(opening.tolist()).endswith("</think>\n\n")
-    said = logical([*quiet.tokenizer.encode("red"), quiet.stop_token_ids[0]])
+    said = as_logical_ids([*quiet.tokenizer.encode("red"), quiet.stop_token_ids[0]])
     assert len(quiet.bridge(opening, said, [user("Sure?")], None).segments) == 1
 
 
@@ -164,7 +164,7 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_model: Path) -> None:
 
 def test_an_unknown_name_is_refused_with_all_names_and_the_nearest() -> None:
     with pytest.raises(UnknownRenderer, match=r"Did you mean 'qwen3-vl'\?.*deepseek-v3.*qwen3\.8") as refusal:
-        family_named("qwen3vl")
+        get_family("qwen3vl")
     assert all(name in str(refusal.value) for name in FAMILIES)
 
 
@@ -227,22 +227,28 @@ def test_below_a_system_message_qwen2_vl_is_written_as_its_own_template_writes_i
 ) -> None:
     rendered = qwen2.render(conversation, None)
     expected = qwen2.tokenizer.encode(qwen2_vl_template(conversation))
-    assert [*joined(rendered.segments), *rendered.opening.tolist()] == expected
+    assert [*joined(rendered.segments), *rendered.generation_prompt.tolist()] == expected
 
 
 def test_a_bridge_of_qwen2_vl_continues_its_own_template(qwen2: RendererAdapter) -> None:
     begin, tail = CONVERSATIONS[0], [user("And this?", IMAGE)]
     first = qwen2.render(begin, None)
-    said: LogicalIds = logical([*qwen2.tokenizer.encode("red"), qwen2.stop_token_ids[0]])
-    bridged = qwen2.bridge(first.opening, said, tail, None)
-    parts = (*(s.ids for s in first.segments), first.opening, said, *(s.ids for s in bridged.segments), bridged.opening)
+    said: LogicalIds = as_logical_ids([*qwen2.tokenizer.encode("red"), qwen2.stop_token_ids[0]])
+    bridged = qwen2.bridge(first.generation_prompt, said, tail, None)
+    parts = (
+        *(s.ids for s in first.segments),
+        first.generation_prompt,
+        said,
+        *(s.ids for s in bridged.segments),
+        bridged.generation_prompt,
+    )
     expected = qwen2_vl_template([*begin, {"role": "assistant", "content": "red"}, *tail])
-    assert join(*parts).tolist() == qwen2.tokenizer.encode(expected)
+    assert concat_ids(*parts).tolist() == qwen2.tokenizer.encode(expected)
 
 
 def test_a_token_that_the_tokenizer_lacks_is_never_written(qwen2: RendererAdapter) -> None:
-    opening = qwen2.render(CONVERSATIONS[0], None).opening
-    unclosed = logical(qwen2.tokenizer.encode("<think>\nhm"))
+    opening = qwen2.render(CONVERSATIONS[0], None).generation_prompt
+    unclosed = as_logical_ids(qwen2.tokenizer.encode("<think>\nhm"))
     with pytest.raises(BridgeRefused):
         qwen2.bridge(opening, unclosed, [user("Go on")], None)
 

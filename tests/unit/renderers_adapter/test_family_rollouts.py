@@ -68,7 +68,7 @@ class Played(InProcess):
         """A call of the tool, as the family's own history of one shows it after the opening."""
         call = {"id": "functions.look:0", "function": {"name": "look", "arguments": {"n": 1}}}
         said = {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call]}
-        opening: list[int] = self.adapter.render(asked, TOOLS).opening.tolist()
+        opening: list[int] = self.adapter.render(asked, TOOLS).generation_prompt.tolist()
         history: list[int] = self.adapter.render([*asked, said], TOOLS).segments[-1].ids.tolist()
         if history[: len(opening)] == opening:
             return history[len(opening) :]
@@ -82,7 +82,7 @@ async def test_a_family_plays_a_whole_rollout(
 ) -> None:
     played = Played(fitted(family), tmp_path / "images")
     await played.begin()
-    sees, takes_tools = played.pool.geometry is not None, FAMILIES[family].takes_tools
+    sees, takes_tools = played.pool.geometry is not None, FAMILIES[family].supports_tools
     red, blue = ([picture("red", 800)], [picture("blue", 100)]) if sees else ([], [])
 
     messages: list[dict[str, Any]] = [SYSTEM, user(*red, "Colour?")]

@@ -13,8 +13,8 @@ from renderers_adapter import pool as pools
 from renderers_adapter.adapter import BridgeRefused, RendererAdapter
 from renderers_adapter.families import UnknownRenderer
 from renderers_adapter.pool import RendererPool, shared_pool
-from renderers_adapter.rendered import Rendered
-from renderers_adapter.tokens import logical
+from renderers_adapter.rendered import RenderedMessages
+from renderers_adapter.tokens import as_logical_ids
 
 LONG = "a long text " * 4000
 
@@ -33,7 +33,7 @@ class Watched(RendererAdapter):
     started: threading.Event
     clash = False
 
-    def render(self, messages: Sequence[Any], tools: Sequence[Any] | None) -> Rendered:
+    def render(self, messages: Sequence[Any], tools: Sequence[Any] | None) -> RenderedMessages:
         kind = type(self)
         if self.__dict__.get("busy"):
             kind.clash = True
@@ -50,8 +50,8 @@ class Watched(RendererAdapter):
             kind.together -= 1
             self.__dict__["busy"] = False
 
-    def another(self) -> "Watched":
-        made = super().another()
+    def clone(self) -> "Watched":
+        made = super().clone()
         made.__class__ = type(self)
         return made  # type: ignore[return-value]
 
@@ -62,7 +62,7 @@ def watched(adapter: RendererAdapter) -> type[Watched]:
 
 
 def pool_of(adapter: RendererAdapter, kind: type[Watched], size: int) -> RendererPool:
-    first = adapter.another()
+    first = adapter.clone()
     first.__class__ = kind
     return RendererPool(first, size=size)
 
@@ -142,10 +142,10 @@ async def test_a_renderer_does_one_thing_at_a_time_and_there_are_never_more_than
 
 async def test_a_refused_bridge_gives_its_renderer_back(adapter: RendererAdapter) -> None:
     pool = RendererPool(adapter, size=1)
-    opening = adapter.render(user("Hi"), None).opening
+    opening = adapter.render(user("Hi"), None).generation_prompt
     for _ in range(2):
         with pytest.raises(BridgeRefused):
-            await pool.bridge(opening, logical([1]), [{"role": "assistant", "content": "a"}], None)
+            await pool.bridge(opening, as_logical_ids([1]), [{"role": "assistant", "content": "a"}], None)
     assert len((await pool.render(user("Hi"), None)).segments) == 1
 
 

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderers_adapter.errors import AdapterError
-from renderers_adapter.tokens import Expanded, ImageSlot, PlaceholderError, TokenRun, expand, extend, logical
+from renderers_adapter.tokens import (
+    ExpandedPath,
+    ImageSlot,
+    PlaceholderError,
+    TokenRun,
+    as_logical_ids,
+    expand,
+    extend_path,
+)
 
 PAD = 99
 
@@ -18,7 +26,7 @@ def runs(draw: st.DrawFn) -> TokenRun:
     context = draw(st.lists(pieces, max_size=12))
     sampled = draw(st.lists(st.integers(0, 50), max_size=6))
     slots = tuple(ImageSlot(f"{at:032x}", at, n) for at, (token, n) in enumerate(context) if token == PAD)
-    ids = logical([token for token, _ in context] + sampled)
+    ids = as_logical_ids([token for token, _ in context] + sampled)
     return TokenRun(ids, len(context), np.full(len(sampled), -0.5, np.float32), slots)
 
 
@@ -49,26 +57,26 @@ def test_expansion_equals_writing_it_out(path: list[TokenRun]) -> None:
     assert labels.token_types.tolist() == types
     assert [(mark.hash, mark.offset, mark.length) for mark in expanded.placeholders] == places
     assert labels.logprobs.tolist() == [-0.5 if s else 0.0 for s in sampled]
-    assert list(expanded.starts) == starts
+    assert list(expanded.run_starts) == starts
 
 
 @given(st.lists(runs(), max_size=6), st.integers(0, 6))
 def test_extending_a_path_equals_expanding_all_of_it(path: list[TokenRun], cut: int) -> None:
     whole = expand(path, pad_id=PAD)
-    extended = extend(expand(path[:cut], pad_id=PAD), expand(path[cut:], pad_id=PAD))
+    extended = extend_path(expand(path[:cut], pad_id=PAD), expand(path[cut:], pad_id=PAD))
     assert_same(extended, whole)
 
 
 @given(st.lists(runs(), max_size=6), st.integers(0, 6))
 def test_the_beginning_of_a_path_is_the_shorter_path_in_the_same_memory(path: list[TokenRun], cut: int) -> None:
     whole, cut = expand(path, pad_id=PAD), min(cut, len(path))
-    beginning = whole.beginning(cut)
+    beginning = whole.first_runs(cut)
     assert_same(beginning, expand(path[:cut], pad_id=PAD))
     assert beginning.ids.base is whole.ids
 
 
-def assert_same(path: Expanded, other: Expanded) -> None:
-    assert (path.runs, path.placeholders, path.starts) == (other.runs, other.placeholders, other.starts)
+def assert_same(path: ExpandedPath, other: ExpandedPath) -> None:
+    assert (path.runs, path.placeholders, path.run_starts) == (other.runs, other.placeholders, other.run_starts)
     assert np.array_equal(path.ids, other.ids)
 
 
@@ -92,9 +100,9 @@ def test_an_offset_within_a_run_moves_with_the_images_before_it(run: TokenRun) -
 )
 def test_pads_and_images_that_do_not_match_are_refused(ids: list[int], slots: tuple[ImageSlot, ...]) -> None:
     with pytest.raises(PlaceholderError):
-        expand([TokenRun(logical(ids), len(ids), images=slots)], pad_id=PAD)
+        expand([TokenRun(as_logical_ids(ids), len(ids), images=slots)], pad_id=PAD)
 
 
 def test_a_log_prob_that_is_missing_is_refused() -> None:
     with pytest.raises(AdapterError, match="2 sampled tokens and 0 log-probs"):
-        expand([TokenRun(logical([1, 2, 3]), 1)], pad_id=PAD)
+        expand([TokenRun(as_logical_ids([1, 2, 3]), 1)], pad_id=PAD)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.rundir.claims import Claims, ClaimsError, Outcome, Past
+from rollout.rundir.claims import AttemptHistory, Claims, ClaimsError, Outcome
 
 
 def outcome(rollout: str, attempt: int, reward: float = 1.0) -> Outcome:
@@ -17,29 +17,29 @@ def outcome(rollout: str, attempt: int, reward: float = 1.0) -> Outcome:
 
 def test_attempts_are_numbered_in_turn(tmp_path: Path) -> None:
     claims = Claims(tmp_path)
-    numbers = [claims.begin("r").number for _ in range(3)]
+    numbers = [claims.claim_next_attempt("r").attempt_number for _ in range(3)]
     assert numbers == [1, 2, 3]
-    assert claims.past("r") == Past(spent=3, unheard=3)
-    assert claims.past("another") == Past(0, 0)
+    assert claims.attempt_history("r") == AttemptHistory(attempts_used=3, unreported_attempts=3)
+    assert claims.attempt_history("another") == AttemptHistory(0, 0)
 
 
 def test_an_attempt_that_was_handed_back_keeps_its_number_and_is_not_counted(tmp_path: Path) -> None:
     claims = Claims(tmp_path)
-    first = claims.begin("r")
-    claims.hand_back(first)
-    claims.hand_back(first)
-    second = claims.begin("r")
-    assert (second.number, second.spent) == (2, 1)
+    first = claims.claim_next_attempt("r")
+    claims.mark_returned(first)
+    claims.mark_returned(first)
+    second = claims.claim_next_attempt("r")
+    assert (second.attempt_number, second.attempts_used) == (2, 1)
 
 
 def test_an_attempt_that_the_infrastructure_failed_counts_and_is_not_taken_for_the_death_of_a_worker(
     tmp_path: Path,
 ) -> None:
     claims = Claims(tmp_path)
-    claims.fail(claims.begin("r"))
-    claims.begin("r")
-    claims.hand_back(claims.begin("r"))
-    assert claims.past("r") == Past(spent=2, unheard=1)
+    claims.mark_failed(claims.claim_next_attempt("r"))
+    claims.claim_next_attempt("r")
+    claims.mark_returned(claims.claim_next_attempt("r"))
+    assert claims.attempt_history("r") == AttemptHistory(attempts_used=2, unreported_attempts=1)
 
 
 def test_claims_made_together_never_share_a_number(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_claims_made_together_never_share_a_number(tmp_path: Path) -> None:
     def claim() -> None:
         claims = Claims(tmp_path)
         for _ in range(20):
-            number = claims.begin("r").number
+            number = claims.claim_next_attempt("r").attempt_number
             with lock:
                 numbers[number] += 1
 
@@ -63,14 +63,14 @@ def test_claims_made_together_never_share_a_number(tmp_path: Path) -> None:
 
 def test_the_first_outcome_stays(tmp_path: Path) -> None:
     claims = Claims(tmp_path)
-    first, second = claims.begin("r"), claims.begin("r")
+    first, second = claims.claim_next_attempt("r"), claims.claim_next_attempt("r")
     assert not claims.is_done("r")
     assert claims.outcome("r") is None
-    claims.finish(outcome("r", second.number, reward=0.5))
-    claims.finish(outcome("r", first.number, reward=1.0))
+    claims.record_outcome(outcome("r", second.attempt_number, reward=0.5))
+    claims.record_outcome(outcome("r", first.attempt_number, reward=1.0))
     assert claims.is_done("r")
-    assert claims.outcome("r") == outcome("r", second.number, reward=0.5)
-    assert list(claims.outcomes()) == [outcome("r", second.number, reward=0.5)]
+    assert claims.outcome("r") == outcome("r", second.attempt_number, reward=0.5)
+    assert list(claims.outcomes()) == [outcome("r", second.attempt_number, reward=0.5)]
 
 
 @given(names=st.sets(st.text(min_size=1, max_size=300), min_size=2, max_size=6))
@@ -79,7 +79,7 @@ def test_any_name_of_a_rollout_can_be_claimed_and_none_is_taken_for_another(
 ) -> None:
     claims = Claims(tmp_path_factory.mktemp("claims"))
     for name in names:
-        assert claims.begin(name).number == 1
+        assert claims.claim_next_attempt(name).attempt_number == 1
 
 
 def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
@@ -89,6 +89,6 @@ def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     claims = Claims(tmp_path / "claims")
     (tmp_path / "claims").rmdir()
     with pytest.raises(ClaimsError, match="cannot be claimed"):
-        claims.begin("r")
+        claims.claim_next_attempt("r")
     with pytest.raises(ClaimsError, match="was not recorded"):
-        claims.finish(outcome("r", 1))
+        claims.record_outcome(outcome("r", 1))

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from rollout.config.source import ConfigError
+from rollout.config.source import ConfigFileError
 from rollout.errors import ConfigurationError
-from rollout.rundir.directory import RunDirectory, RunDirectoryError, RunHeld, new_run
-from rollout.rundir.manifest import CannotResume, begin, resume
+from rollout.rundir.directory import RunAlreadyActive, RunDirectory, RunDirectoryError, create_run_directory
+from rollout.rundir.manifest import CannotResume, create_run, resume_run
 
 
 @pytest.fixture
@@ -17,23 +17,23 @@ def config(repository: Path) -> Path:
 
 
 def test_a_launch_is_resumed_as_it_was_begun(config: Path, tmp_path: Path) -> None:
-    directory, begun = begin([config], [f"run.directory={tmp_path}", "tasks.count=3"])
-    again, resumed = resume(directory.path, [])
+    directory, begun = create_run([config], [f"run.directory={tmp_path}", "tasks.count=3"])
+    again, resumed = resume_run(directory.path, [])
     assert again == directory
     assert resumed == begun
     assert resumed[0].config.tasks.count == 3
 
 
 def test_anything_but_the_tasks_may_change(config: Path, tmp_path: Path) -> None:
-    directory, _ = begin([config], [f"run.directory={tmp_path}"])
-    _, (member,) = resume(directory.path, ["worker.concurrency=7"])
+    directory, _ = create_run([config], [f"run.directory={tmp_path}"])
+    _, (member,) = resume_run(directory.path, ["worker.concurrency=7"])
     assert member.config.worker.concurrency == 7
     with pytest.raises(CannotResume, match="tasks changed since"):
-        resume(directory.path, ["tasks.count=4"])
+        resume_run(directory.path, ["tasks.count=4"])
     with pytest.raises(CannotResume, match="environment changed since"):
-        resume(directory.path, ["environment.image_size=64"])
+        resume_run(directory.path, ["environment.image_size=64"])
     with pytest.raises(CannotResume, match=r"run\.name changed since"):
-        resume(directory.path, ["run.name=other"])
+        resume_run(directory.path, ["run.name=other"])
 
 
 def test_the_password_of_a_queue_stays_out_of_the_run_and_is_there_again_when_it_is_resumed(
@@ -42,16 +42,16 @@ def test_the_password_of_a_queue_stays_out_of_the_run_and_is_there_again_when_it
     monkeypatch.setenv("QUEUE_PASSWORD", "s3cret")
     mine = config.read_text().replace("../", f"{config.parent.parent}/")
     (tmp_path / "mine.yaml").write_text(f"{mine}\nqueue: {{url: 'redis://me:${{QUEUE_PASSWORD}}@10.0.0.5/0'}}\n")
-    directory, (begun,) = begin([tmp_path / "mine.yaml"], [f"run.directory={tmp_path}"])
+    directory, (begun,) = create_run([tmp_path / "mine.yaml"], [f"run.directory={tmp_path}"])
     assert not [path for path in directory.path.iterdir() if path.is_file() and "s3cret" in path.read_text()]
     assert "redis://me@10.0.0.5/0" in (directory.path / "color_codeword.yaml").read_text()
-    _, (resumed,) = resume(directory.path, [])
+    _, (resumed,) = resume_run(directory.path, [])
     assert resumed.config.queue.url == begun.config.queue.url == "redis://me:s3cret@10.0.0.5/0"
 
 
 def test_where_no_launch_was_begun_none_is_resumed(tmp_path: Path) -> None:
     with pytest.raises(CannotResume, match="no launch was begun here"):
-        resume(tmp_path, [])
+        resume_run(tmp_path, [])
 
 
 @pytest.mark.parametrize(
@@ -60,46 +60,46 @@ def test_where_no_launch_was_begun_none_is_resumed(tmp_path: Path) -> None:
 def test_a_run_whose_kept_configuration_is_lost_is_not_resumed(
     config: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    directory, _ = begin([config], [f"run.directory={tmp_path}"])
+    directory, _ = create_run([config], [f"run.directory={tmp_path}"])
     damage(directory.path / "color_codeword.yaml")
     with pytest.raises(CannotResume, match=r"color_codeword\.yaml: what the run was begun with cannot be read"):
-        resume(directory.path, [])
+        resume_run(directory.path, [])
 
 
 @pytest.mark.parametrize("name", ["..", ".hidden"])
 def test_no_run_has_a_name_that_leads_elsewhere(config: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"run\.name"):
-        begin([config], [f"run.directory={tmp_path}", f"run.name={name}"])
+    with pytest.raises(ConfigFileError, match=r"run\.name"):
+        create_run([config], [f"run.directory={tmp_path}", f"run.name={name}"])
 
 
 def test_two_environments_of_one_name_are_refused(config: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"two configurations have the run\.name 'color_codeword'"):
-        begin([config, config], [f"run.directory={tmp_path}"])
+        create_run([config, config], [f"run.directory={tmp_path}"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bad_configuration_makes_no_directory(config: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError):
-        begin([config], [f"run.directory={tmp_path}", "tasks.count=none"])
+    with pytest.raises(ConfigFileError):
+        create_run([config], [f"run.directory={tmp_path}", "tasks.count=none"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_has_one_master(tmp_path: Path) -> None:
-    directory = new_run(tmp_path, "run")
-    with directory.held():
-        with pytest.raises(RunHeld, match="another process runs here"), directory.held():
+    directory = create_run_directory(tmp_path, "run")
+    with directory.lock():
+        with pytest.raises(RunAlreadyActive, match="another process runs here"), directory.lock():
             raise AssertionError
-    with directory.held():
+    with directory.lock():
         pass
 
 
 def test_urls_name_the_run_and_the_environment(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "a run")
-    told = directory.url("file://{run_dir}/tasks/{environment}?fsync=never", "colors")
+    told = directory.queue_url("file://{run_dir}/tasks/{environment}?fsync=never", "colors")
     assert told == f"file://{tmp_path}/a%20run/tasks/colors?fsync=never"
 
 
 def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirectoryError, match="cannot be made: Not a directory"):
-        new_run(tmp_path / "file", "run")
+        create_run_directory(tmp_path / "file", "run")

@@ -15,10 +15,10 @@ import pytest
 
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.serving.endpoint import create_app
-from rollout.serving.engine import Answer, Job, Limits, ModelCard, SampledToken, WeightsRefused
-from rollout.serving.gate import Gate
+from rollout.serving.engine import Answer, Job, ModelCard, SampledToken, StopConditions, WeightsRefused
+from rollout.serving.gate import PauseGate
 from rollout.serving.image_pads import ExpandedPrompt
-from rollout.serving.protocol import GenerateRequest
+from rollout.serving.protocol import GenerateBody
 
 Body = dict[str, Any]
 LENGTH = 4
@@ -28,16 +28,16 @@ class Puppet:
     """An engine whose every step is allowed, and then reported."""
 
     def __init__(self) -> None:
-        self.card = ModelCard("puppet", Path("puppet"), 64)
+        self.model_card = ModelCard("puppet", Path("puppet"), 64)
         self.allowed = asyncio.Semaphore(0)
         self.written: asyncio.Queue[str] = asyncio.Queue()
         self.prepared: asyncio.Queue[None] = asyncio.Queue()
         self.reloaded: list[Path | None] = []
         self._loop = asyncio.get_running_loop()
 
-    def prepare(self, request: GenerateRequest) -> Job:
+    def prepare(self, request: GenerateBody) -> Job:
         self._loop.call_soon_threadsafe(self.prepared.put_nowait, None)
-        return _Dance(ExpandedPrompt(request.token_ids, ()), Limits(LENGTH, frozenset(), frozenset()), self)
+        return _Dance(ExpandedPrompt(request.token_ids, ()), StopConditions(LENGTH, frozenset(), frozenset()), self)
 
     def reload(self, directory: Path | None) -> None:
         self.reloaded.append(directory)
@@ -58,11 +58,11 @@ class Puppet:
 class _Dance(Job):
     engine: Puppet
 
-    async def write(self, answer: Answer, gate: Gate) -> None:
+    async def generate(self, answer: Answer, gate: PauseGate) -> None:
         while not answer.finished:
             async with gate.step():
                 await self.engine.allowed.acquire()
-                answer.add(SampledToken(1, 0.0, 1, ()), gate.version)
+                answer.add_token(SampledToken(1, 0.0, 1, ()), gate.version)
                 self.engine.written.put_nowait(gate.version)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from renderers_adapter.tokenizer import FastTokenizer
 from rollout.environments.palette import PALETTE
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
-from rollout.serving.policies import Pixels, Slot
+from rollout.serving.policies import AnswerSlot, Pixels
 
 Body = dict[str, Any]
 MakeBody = Callable[..., Body]
@@ -24,22 +24,22 @@ Picture = Callable[..., bytes]
 class LongAnswer:
     """A policy that says forty tokens."""
 
-    def answer(self, prompt: str, images: list[Pixels]) -> list[Slot]:
-        return [Slot({" red": 0.0}) for _ in range(40)]
+    def answer(self, prompt: str, images: list[Pixels]) -> list[AnswerSlot]:
+        return [AnswerSlot({" red": 0.0}) for _ in range(40)]
 
 
 class Broken:
     """A policy that fails."""
 
-    def answer(self, prompt: str, images: list[Pixels]) -> list[Slot]:
+    def answer(self, prompt: str, images: list[Pixels]) -> list[AnswerSlot]:
         raise RuntimeError("no idea")
 
 
 class Ambiguous:
     """A policy with a candidate that begins another."""
 
-    def answer(self, prompt: str, images: list[Pixels]) -> list[Slot]:
-        return [Slot({"red": 0.0, "red red": 0.0})]
+    def answer(self, prompt: str, images: list[Pixels]) -> list[AnswerSlot]:
+        return [AnswerSlot({"red": 0.0, "red red": 0.0})]
 
 
 def named(policy: type) -> str:

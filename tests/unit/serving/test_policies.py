@@ -13,7 +13,7 @@ from rollout.environments.color_codeword import ColorCodewordSettings, draw_squa
 from rollout.environments.palette import PALETTE
 from rollout.images.pixels import load_pixels
 from rollout.images.sources import decode_data_uri
-from rollout.serving.policies import ColorPolicy, Pixels, PolicyNotFound, Slot, load_policy, nearest_color
+from rollout.serving.policies import AnswerSlot, ColorPolicy, Pixels, PolicyNotFound, load_policy, nearest_color
 
 IMAGE_TURN = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>?<|im_end|>\n"
 ANSWERED = "<|im_start|>assistant\nred<|im_end|>\n"
@@ -23,8 +23,8 @@ def filled(color: str) -> Pixels:
     return np.full((64, 64, 3), PALETTE[color], dtype=np.uint8)
 
 
-def best(slots: list[Slot]) -> list[str]:
-    return [max(slot.margins, key=lambda text: slot.margins[text]) for slot in slots]
+def best(slots: list[AnswerSlot]) -> list[str]:
+    return [max(slot.logits, key=lambda text: slot.logits[text]) for slot in slots]
 
 
 @settings(max_examples=60, deadline=None)
@@ -48,7 +48,7 @@ def test_a_grey_image_has_no_color_and_is_guessed_at() -> None:
     grey: Pixels = np.full((64, 64, 3), 120, dtype=np.uint8)
     assert nearest_color(grey) is None
     [slot] = ColorPolicy().answer(IMAGE_TURN, [grey])
-    assert set(slot.margins.values()) == {0.0}
+    assert set(slot.logits.values()) == {0.0}
 
 
 def test_the_images_of_the_last_user_turn_are_named() -> None:
@@ -68,7 +68,7 @@ def test_without_any_image_it_says_so() -> None:
 @pytest.mark.parametrize(("temperature", "right"), [(1.0, 0.9), (0.5, 0.99824), (2.0, 0.53137)])
 def test_the_error_rate_is_the_documented_one(temperature: float, right: float) -> None:
     [slot] = ColorPolicy().answer(IMAGE_TURN, [filled("cyan")])
-    weights = {text: math.exp(margin / temperature) for text, margin in slot.margins.items()}
+    weights = {text: math.exp(margin / temperature) for text, margin in slot.logits.items()}
     others = len(PALETTE) - 1
     assert weights["cyan"] / sum(weights.values()) == pytest.approx(right, abs=1e-5)
     assert right == pytest.approx(1 / (1 + others * (9 * others) ** (-1 / temperature)), abs=1e-5)
@@ -76,13 +76,13 @@ def test_the_error_rate_is_the_documented_one(temperature: float, right: float) 
 
 def test_a_policy_comes_from_any_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "somebodys_policy.py").write_text(
-        "from rollout.serving.policies import Slot\n"
+        "from rollout.serving.policies import AnswerSlot\n"
         "class Coin:\n"
         "    def answer(self, prompt, images):\n"
-        "        return [Slot({'heads': 0.0, 'tails': 0.0})]\n"
+        "        return [AnswerSlot({'heads': 0.0, 'tails': 0.0})]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert load_policy("somebodys_policy:Coin").answer("", []) == [Slot({"heads": 0.0, "tails": 0.0})]
+    assert load_policy("somebodys_policy:Coin").answer("", []) == [AnswerSlot({"heads": 0.0, "tails": 0.0})]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_policy_comes_from_any_module(tmp_path: Path, monkeypatch: pytest.Monk
         ("ColorPolicy", "not of the form"),
         ("no_such_module:Policy", "No module named 'no_such_module'"),
         ("rollout.serving.policies:NoSuchPolicy", "has no attribute 'NoSuchPolicy'"),
-        ("rollout.serving.policies:Slot", "missing 1 required positional argument"),
+        ("rollout.serving.policies:AnswerSlot", "missing 1 required positional argument"),
         ("builtins:dict", "no method answer"),
     ],
 )

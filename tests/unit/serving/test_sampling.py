@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.serving.engine import SampledToken
-from rollout.serving.policies import Slot
-from rollout.serving.sampling import PolicyFault, sample
+from rollout.serving.policies import AnswerSlot
+from rollout.serving.sampling import PolicyFault, sample_slots
 
 # Candidates of several tokens that share their beginnings.
 TOKENS: Mapping[str, tuple[int, ...]] = {
@@ -28,7 +28,7 @@ MARGINS = dict(zip(WORDS, (1.0, 2.0, 0.0, 1.5, -1.0), strict=True))
 
 
 def draw(margins: Mapping[str, float], temperature: float, seed: int) -> list[SampledToken]:
-    return sample([Slot(margins)], temperature, random.Random(seed), TOKENS.__getitem__)
+    return sample_slots([AnswerSlot(margins)], temperature, random.Random(seed), TOKENS.__getitem__)
 
 
 def text_of(tokens: list[SampledToken]) -> str:
@@ -45,7 +45,9 @@ def softmax(margins: Mapping[str, float], temperature: float) -> dict[str, float
 def test_candidates_are_drawn_by_the_softmax_of_their_margins(temperature: float) -> None:
     generator = random.Random(11)
     draws = 20_000
-    counts = Counter(text_of(sample([Slot(MARGINS)], temperature, generator, TOKENS.__getitem__)) for _ in range(draws))
+    counts = Counter(
+        text_of(sample_slots([AnswerSlot(MARGINS)], temperature, generator, TOKENS.__getitem__)) for _ in range(draws)
+    )
     expected = softmax(MARGINS, temperature)
     chi_square = sum((counts[text] - draws * share) ** 2 / (draws * share) for text, share in expected.items())
     # four degrees of freedom: 18.5 is exceeded once in a thousand times
@@ -67,9 +69,9 @@ def test_the_logprobs_of_a_candidate_add_up_to_its_probability(
         softmax(shifted, temperature)[text_of(tokens)], rel=1e-6, abs=1e-12
     )
     for token in tokens:
-        assert math.fsum(math.exp(logprob) for _, logprob in token.likeliest) == pytest.approx(1.0)
-        assert all(math.isfinite(logprob) and logprob <= 0 for _, logprob in token.likeliest)
-        assert dict(token.likeliest)[token.token_id] == token.logprob
+        assert math.fsum(math.exp(logprob) for _, logprob in token.top_logprobs) == pytest.approx(1.0)
+        assert all(math.isfinite(logprob) and logprob <= 0 for _, logprob in token.top_logprobs)
+        assert dict(token.top_logprobs)[token.token_id] == token.logprob
 
 
 def test_a_token_carries_the_share_of_the_candidates_that_go_on_with_it() -> None:
@@ -93,7 +95,7 @@ def test_at_temperature_zero_the_greatest_margin_is_certain(temperature: float) 
     for seed in range(20):
         tokens = draw(MARGINS, temperature, seed)
         assert text_of(tokens) == "dark red"
-        assert [(token.logprob, token.rank, len(token.likeliest)) for token in tokens] == [(0.0, 1, 1)] * 2
+        assert [(token.logprob, token.rank, len(token.top_logprobs)) for token in tokens] == [(0.0, 1, 1)] * 2
 
 
 def test_the_first_of_equal_margins_is_taken_at_temperature_zero() -> None:
@@ -111,12 +113,12 @@ def test_ranks_count_the_likelier_tokens() -> None:
 def test_a_margin_far_behind_stays_finite() -> None:
     [token] = draw({"red": 1e9, "dark": -1e9}, 1e-5, seed=0)
     assert token.token_id == 1
-    assert dict(token.likeliest) == pytest.approx({1: 0.0, 2: -2e14})
+    assert dict(token.top_logprobs) == pytest.approx({1: 0.0, 2: -2e14})
 
 
 def test_slots_follow_one_another() -> None:
-    slots = [Slot({"red": 0.0}), Slot({"dark blue": 0.0})]
-    tokens = sample(slots, 1.0, random.Random(0), TOKENS.__getitem__)
+    slots = [AnswerSlot({"red": 0.0}), AnswerSlot({"dark blue": 0.0})]
+    tokens = sample_slots(slots, 1.0, random.Random(0), TOKENS.__getitem__)
     assert [token.token_id for token in tokens] == [1, 2, 3]
     assert [token.logprob for token in tokens] == [0.0, 0.0, 0.0]
 

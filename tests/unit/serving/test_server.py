@@ -18,8 +18,8 @@ from rollout.serving.server import ServerFailed
 
 SERVE = """
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
-from rollout.serving.server import serve
-serve(EmbeddedServer(EmbeddedSettings()), lambda url: print(url, flush=True))
+from rollout.serving.server import serve_until_signal
+serve_until_signal(EmbeddedServer(EmbeddedSettings()), lambda url: print(url, flush=True))
 """
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rollout.cli.serve import Progress
-from rollout.serving.vllm import SHIM, VllmFailed, VllmServer, VllmSettings
+from rollout.serving.vllm import SHIM_DIRECTORY, VllmFailed, VllmServer, VllmSettings
 
 STAND_IN = """#!{python}
 import http.server, os, signal, subprocess, sys, time
@@ -53,7 +53,7 @@ def port() -> int:
 
 @pytest.fixture
 def settings(executable: Path, port: int, tmp_path: Path) -> VllmSettings:
-    return VllmSettings(model="org/Some-Model", media=tmp_path / "my runs", port=port, executable=executable)
+    return VllmSettings(model="org/Some-Model", media_directory=tmp_path / "my runs", port=port, executable=executable)
 
 
 def with_flags(settings: VllmSettings, *flags: str) -> VllmSettings:
@@ -81,7 +81,7 @@ def test_the_command_has_what_rollouts_need_and_the_users_flags_come_last(settin
     command = with_flags(settings, "--max-model-len", "4096").command()
     assert command[1:3] == ["serve", "org/Some-Model"]
     assert "--enable-scale-out" in command
-    assert command[command.index("--allowed-local-media-path") + 1] == str(settings.media)
+    assert command[command.index("--allowed-local-media-path") + 1] == str(settings.media_directory)
     assert command[command.index("--served-model-name") + 1] == "Some-Model"
     assert command[command.index("--logprobs-mode") + 1] == "processed_logprobs"
     assert command[-2:] == ["--max-model-len", "4096"]
@@ -114,7 +114,7 @@ def test_whoever_has_the_port_already_is_not_taken_for_ours(settings: VllmSettin
 
 
 def test_the_line_for_a_shell_is_quoted(settings: VllmSettings) -> None:
-    assert "'" + str(settings.media) + "'" in settings.shell()
+    assert "'" + str(settings.media_directory) + "'" in settings.shell_command()
 
 
 def test_a_model_that_is_a_directory_needs_no_network(executable: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_build_for_cpus_gets_its_cure_and_no_other_does(settings: VllmSettings
     (packages / "vllm-0.32.0.dist-info").mkdir(parents=True)
     assert "PYTHONPATH" not in settings.environment()
     (packages / f"{build}.dist-info").mkdir()
-    assert settings.environment()["PYTHONPATH"].split(os.pathsep)[0] == str(SHIM)
+    assert settings.environment()["PYTHONPATH"].split(os.pathsep)[0] == str(SHIM_DIRECTORY)
 
 
 def test_no_vllm_anywhere_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,11 +148,11 @@ def test_it_is_ready_once_it_answers_and_ends_with_its_children(settings: VllmSe
     try:
         server.wait_until_ready(30, lambda seconds, line: None)
         assert server.running
-        assert settings.media.is_dir()
+        assert settings.media_directory.is_dir()
     finally:
         server.stop()
     assert not server.running
-    assert gone(child_of(server.log))
+    assert gone(child_of(server.log_path))
 
 
 def test_what_it_last_said_is_told_when_it_ends_while_it_starts(settings: VllmSettings, tmp_path: Path) -> None:
@@ -168,13 +168,22 @@ def test_one_that_never_gets_ready_is_ended(settings: VllmSettings, tmp_path: Pa
     with pytest.raises(VllmFailed, match="was not ready"):
         server.wait_until_ready(1, lambda seconds, line: None)
     assert not server.running
-    assert gone(child_of(server.log))
+    assert gone(child_of(server.log_path))
 
 
 def serve(settings: VllmSettings, tmp_path: Path, *flags: str) -> subprocess.Popen[str]:
     """`rollout serve vllm` in a process of its own, whose log goes into the directory."""
     command = [sys.executable, "-m", "rollout", "serve", "vllm", settings.model, "--port", str(settings.port)]
-    command += ["--vllm", str(settings.executable), "--media", str(settings.media), "--name", "m", "--", *flags]
+    command += [
+        "--vllm",
+        str(settings.executable),
+        "--media",
+        str(settings.media_directory),
+        "--name",
+        "m",
+        "--",
+        *flags,
+    ]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 

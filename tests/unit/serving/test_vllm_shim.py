@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.serving.vllm import SHIM
+from rollout.serving.vllm import SHIM_DIRECTORY
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def packages(tmp_path: Path) -> Path:
 
 
 def python(packages: Path, code: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": f"{SHIM}{os.pathsep}{packages}"}
+    environment = {**os.environ, "PYTHONPATH": f"{SHIM_DIRECTORY}{os.pathsep}{packages}"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     return (result.stdout + result.stderr).strip()
 

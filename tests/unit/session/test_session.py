@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 import pytest
 
-from renderers_adapter.tokens import logical
+from renderers_adapter.tokens import as_logical_ids
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.engine import protocol
 from rollout.engine.client import EngineClient
@@ -24,7 +24,7 @@ from rollout.engine.request import GenerateRequest
 from rollout.environments.color_codeword import ColorCodeword, ColorCodewordSettings, ColorCodewordTasks, draw_square
 from rollout.records.stream import RolloutOver
 from rollout.records.wire import RecordError, RolloutStatus, encode_record
-from rollout.session.session import Policy
+from rollout.session.session import PolicyClient
 from rollout.testing import embedded_policy, play
 from rollout.trainer import check, samples
 
@@ -62,13 +62,13 @@ class Recording(EngineClient):
 
 
 @pytest.fixture
-async def policy(tmp_path: Path) -> AsyncIterator[Policy]:
+async def policy(tmp_path: Path) -> AsyncIterator[PolicyClient]:
     async with embedded_policy(tmp_path / "images") as made:
         yield made
 
 
 @pytest.fixture
-def recording(policy: Policy) -> tuple[Policy, Recording]:
+def recording(policy: PolicyClient) -> tuple[PolicyClient, Recording]:
     engine = Recording(policy.engine)
     return replace(policy, engine=engine), engine
 
@@ -110,7 +110,7 @@ async def test_a_rollout_ends_right_and_without_violations(tmp_path: Path, mode:
     assert sources == ({"raw_image_id"} if mode == "offload" else {"raw_uri"})
 
 
-async def test_every_turn_carries_every_image_of_its_path(recording: tuple[Policy, Recording]) -> None:
+async def test_every_turn_carries_every_image_of_its_path(recording: tuple[PolicyClient, Recording]) -> None:
     policy, engine = recording
     trajectory = await play(of_codeword(5), TASK, policy)
     sent = [hashes(request) for request in engine.requests]
@@ -120,7 +120,7 @@ async def test_every_turn_carries_every_image_of_its_path(recording: tuple[Polic
     assert sent[-1] == [mark.hash for mark in samples(trajectory)[0].placeholders]
 
 
-async def test_what_was_sampled_is_never_tokenised_again(recording: tuple[Policy, Recording]) -> None:
+async def test_what_was_sampled_is_never_tokenised_again(recording: tuple[PolicyClient, Recording]) -> None:
     policy, engine = recording
     trajectory = await play(of_codeword(3), TASK, policy)
     assert [step.prompt_source for step in trajectory.steps] == ["first", "bridge", "bridge", "bridge"]
@@ -130,7 +130,9 @@ async def test_what_was_sampled_is_never_tokenised_again(recording: tuple[Policy
         assert np.array_equal(earlier.prompt[: len(seen)], seen)
 
 
-async def test_the_same_image_twice_is_two_references_and_one_descriptor(recording: tuple[Policy, Recording]) -> None:
+async def test_the_same_image_twice_is_two_references_and_one_descriptor(
+    recording: tuple[PolicyClient, Recording],
+) -> None:
     policy, engine = recording
 
     async def script(model: Model) -> float:
@@ -146,7 +148,9 @@ async def test_the_same_image_twice_is_two_references_and_one_descriptor(recordi
     assert check(trajectory) == []
 
 
-async def test_compaction_forks_and_an_image_that_returns_is_there_again(recording: tuple[Policy, Recording]) -> None:
+async def test_compaction_forks_and_an_image_that_returns_is_there_again(
+    recording: tuple[PolicyClient, Recording],
+) -> None:
     policy, engine = recording
 
     async def script(model: Model) -> float:
@@ -167,7 +171,7 @@ async def test_compaction_forks_and_an_image_that_returns_is_there_again(recordi
     assert not trajectory.steps[2].images
 
 
-async def test_retries_share_their_prompt_and_each_answer_trains_once(policy: Policy) -> None:
+async def test_retries_share_their_prompt_and_each_answer_trains_once(policy: PolicyClient) -> None:
     async def script(model: Model) -> float:
         first = ask("Which colour?", picture("green"))
         for _ in range(3):
@@ -184,21 +188,23 @@ async def test_retries_share_their_prompt_and_each_answer_trains_once(policy: Po
     assert len({node.index for node in trajectory.nodes if node.message["role"] == "user"}) == 2
 
 
-async def test_a_turn_is_one_step_however_often_it_was_tried(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_turn_is_one_step_however_often_it_was_tried(
+    policy: PolicyClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The engine has answered each time, and its first two answers of every turn are lost on their way."""
     sound = await play(of_codeword(3), TASK, policy)
     sent = list[str]()
     post = EngineHttp.post
 
-    async def losing(http: EngineHttp, url: str, body: bytes, *, session: str | None = None) -> bytes:
-        answer = await post(http, url, body, session=session)
+    async def losing(http: EngineHttp, url: str, body: bytes, *, session_id: str | None = None) -> bytes:
+        answer = await post(http, url, body, session_id=session_id)
         sent.append(orjson.loads(body)["request_id"].rpartition("-")[2])
         if sent[-1].endswith((".0", ".1")):
             raise EngineUnreachable("the answer was lost")
         return answer
 
     monkeypatch.setattr(EngineHttp, "post", losing)
-    monkeypatch.setattr("rollout.engine.client._PAUSE", 0.001)
+    monkeypatch.setattr("rollout.engine.client._FIRST_RETRY_PAUSE_SECONDS", 0.001)
     trajectory = await play(of_codeword(3), TASK, policy)
     assert sent == [f"{turn}.{number}" for turn in range(4) for number in range(3)]
     assert check(trajectory) == []
@@ -208,7 +214,7 @@ async def test_a_turn_is_one_step_however_often_it_was_tried(policy: Policy, mon
     assert len(trajectory.steps) == 4
 
 
-async def test_an_answer_that_was_edited_is_context_and_not_trained(policy: Policy) -> None:
+async def test_an_answer_that_was_edited_is_context_and_not_trained(policy: PolicyClient) -> None:
     async def script(model: Model) -> float:
         first = ask("Which colour?", picture("green"))
         await model.chat([first])
@@ -223,7 +229,7 @@ async def test_an_answer_that_was_edited_is_context_and_not_trained(policy: Poli
 
 
 async def test_the_length_of_a_step_does_not_grow_with_the_number_of_turns(
-    policy: Policy, capsys: pytest.CaptureFixture[str]
+    policy: PolicyClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     turns = 32
     (task,) = ColorCodeword(LOOK).tasks(ColorCodewordTasks(count=1, turns=turns))
@@ -240,7 +246,7 @@ def without_first_image(request: GenerateRequest) -> GenerateRequest:
     if len(request.images) < 2:
         return request
     first = int(np.flatnonzero(request.prompt == request.pad_id)[0])
-    return replace(request, prompt=logical(np.delete(request.prompt, first)), images=request.images[1:])
+    return replace(request, prompt=as_logical_ids(np.delete(request.prompt, first)), images=request.images[1:])
 
 
 def with_two_images_swapped(request: GenerateRequest) -> GenerateRequest:
@@ -252,7 +258,7 @@ def with_two_images_swapped(request: GenerateRequest) -> GenerateRequest:
 
 @pytest.mark.parametrize("tamper", [without_first_image, with_two_images_swapped])
 async def test_the_score_falls_when_prior_images_are_missing_or_swapped(
-    recording: tuple[Policy, Recording],
+    recording: tuple[PolicyClient, Recording],
     monkeypatch: pytest.MonkeyPatch,
     tamper: Callable[[GenerateRequest], GenerateRequest],
 ) -> None:
@@ -261,7 +267,7 @@ async def test_the_score_falls_when_prior_images_are_missing_or_swapped(
     assert task.data["codeword"][0] != task.data["codeword"][1]
     engine.tamper = tamper
     # The client notices such a fault before anything is scored; here it looks away, to show what would happen then.
-    monkeypatch.setattr(protocol, "refuse_unsound", lambda *_: None)
+    monkeypatch.setattr(protocol, "check_request", lambda *_: None)
     monkeypatch.setattr(protocol, "_require_same_prompt", lambda *_: None)
     trajectory = await play(ColorCodeword(LOOK), task, policy)
     assert trajectory.status is RolloutStatus.OK
@@ -272,13 +278,13 @@ async def test_the_score_falls_when_prior_images_are_missing_or_swapped(
 
 @pytest.mark.parametrize("tamper", [without_first_image, with_two_images_swapped])
 async def test_a_prompt_that_the_engine_saw_differently_is_an_error(
-    recording: tuple[Policy, Recording],
+    recording: tuple[PolicyClient, Recording],
     monkeypatch: pytest.MonkeyPatch,
     tamper: Callable[[GenerateRequest], GenerateRequest],
 ) -> None:
     policy, engine = recording
     engine.tamper = tamper
-    monkeypatch.setattr(protocol, "refuse_unsound", lambda *_: None)
+    monkeypatch.setattr(protocol, "check_request", lambda *_: None)
 
     async def script(model: Model) -> float:
         wide = {"type": "image_url", "image_url": {"url": draw_square("red", ColorCodewordSettings(), seed="wide")}}
@@ -338,7 +344,7 @@ async def leaves(model: Model) -> float:
         (leaves, "SystemExit"),
     ],
 )
-async def test_a_rollout_that_goes_wrong_fails_by_name(policy: Policy, script: Script, kind: str) -> None:
+async def test_a_rollout_that_goes_wrong_fails_by_name(policy: PolicyClient, script: Script, kind: str) -> None:
     trajectory = await play(Scripted(script), TASK, policy)
     assert trajectory.status is RolloutStatus.FAILED
     assert trajectory.error is not None
@@ -357,7 +363,7 @@ async def test_a_temperature_makes_the_policy_err_and_its_logprobs_say_so(tmp_pa
     assert (sample.version_index[~sample.mask] == -1).all()
 
 
-async def test_a_turn_that_the_environment_gives_up_on_leaves_no_gap(policy: Policy) -> None:
+async def test_a_turn_that_the_environment_gives_up_on_leaves_no_gap(policy: PolicyClient) -> None:
     async def script(model: Model) -> float:
         first = ask("Which colour?", picture("green"))
         for patience in (0.0, 0.005, 0.01, 0.02, 0.04):
@@ -372,7 +378,7 @@ async def test_a_turn_that_the_environment_gives_up_on_leaves_no_gap(policy: Pol
 
 
 async def test_a_turn_that_cannot_be_recorded_is_the_last_and_leaves_no_gap(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch
+    policy: PolicyClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def script(model: Model) -> float:
         messages = [ask("Hi")]
@@ -391,7 +397,7 @@ async def test_a_turn_that_cannot_be_recorded_is_the_last_and_leaves_no_gap(
     assert check(trajectory) == []
 
 
-async def test_whatever_is_one_number_is_a_reward(policy: Policy) -> None:
+async def test_whatever_is_one_number_is_a_reward(policy: PolicyClient) -> None:
     class Numeric(Environment):
         async def run(self, task: Task, model: Model) -> Score:
             await model.chat([ask("Hi")])

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from renderers_adapter.tokens import ImageSlot, TokenRun, logical
-from rollout.records.messages import CanonicalMessage, canonicalise, tools_identity
-from rollout.session.trace import ROOT, Commit, Draft, Known, Trace
+from renderers_adapter.tokens import ImageSlot, TokenRun, as_logical_ids
+from rollout.records.messages import CanonicalMessage, canonicalise, digest_tools
+from rollout.session.trace import ROOT, Commit, DraftNode, PrefixMatch, Trace
 
 
 def message(role: str, text: str) -> CanonicalMessage:
@@ -14,12 +14,12 @@ def message(role: str, text: str) -> CanonicalMessage:
     return found
 
 
-def draft(role: str, text: str, ids: Sequence[int] = (1, 2), images: tuple[ImageSlot, ...] = ()) -> Draft:
-    return Draft(message(role, text), TokenRun(logical(ids), len(ids), images=images))
+def draft(role: str, text: str, ids: Sequence[int] = (1, 2), images: tuple[ImageSlot, ...] = ()) -> DraftNode:
+    return DraftNode(message(role, text), TokenRun(as_logical_ids(ids), len(ids), images=images))
 
 
-def answer(text: str, ids: Sequence[int] = (7, 8, 9)) -> Draft:
-    return Draft(message("assistant", text), TokenRun(logical(ids), 1, np.zeros(len(ids) - 1, np.float32)))
+def answer(text: str, ids: Sequence[int] = (7, 8, 9)) -> DraftNode:
+    return DraftNode(message("assistant", text), TokenRun(as_logical_ids(ids), 1, np.zeros(len(ids) - 1, np.float32)))
 
 
 def say(trace: Trace, base: int, user: str, reply: str) -> Commit:
@@ -44,8 +44,8 @@ def test_the_longest_known_prefix_is_found_by_message() -> None:
     first = say(trace, ROOT, "a", "b")
     say(trace, first.leaf, "c", "d")
     asked = [message("user", "a"), message("assistant", "b"), message("user", "x")]
-    assert trace.match(asked, b"") == Known(answer=1, messages=2)
-    assert trace.match([message("user", "other")], b"") == Known(ROOT, 0)
+    assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer=1, matched_messages=2)
+    assert trace.match_prefix([message("user", "other")], b"") == PrefixMatch(ROOT, 0)
 
 
 def test_divergence_forks_and_shares_the_prefix() -> None:
@@ -82,9 +82,9 @@ def test_the_same_message_with_an_image_of_another_length_is_another_node() -> N
 def test_tools_belong_to_a_root() -> None:
     trace = Trace()
     say(trace, ROOT, "a", "b")
-    tools = tools_identity([{"name": "add"}])
-    assert trace.match([message("user", "a")], tools) == Known(ROOT, 0)
-    assert trace.match([message("user", "a")], b"") == Known(ROOT, 1)
+    tools = digest_tools([{"name": "add"}])
+    assert trace.match_prefix([message("user", "a")], tools) == PrefixMatch(ROOT, 0)
+    assert trace.match_prefix([message("user", "a")], b"") == PrefixMatch(ROOT, 1)
 
 
 def test_of_equal_answers_the_one_that_leads_on_is_matched() -> None:
@@ -93,7 +93,7 @@ def test_of_equal_answers_the_one_that_leads_on_is_matched() -> None:
     say(trace, first.leaf, "c", "d")
     say(trace, ROOT, "a", "b")
     asked = [message("user", "a"), message("assistant", "b"), message("user", "c")]
-    assert trace.match(asked, b"") == Known(answer=1, messages=3)
+    assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer=1, matched_messages=3)
 
 
 def test_a_later_answer_counts_more_than_a_longer_known_history() -> None:
@@ -102,5 +102,7 @@ def test_a_later_answer_counts_more_than_a_longer_known_history() -> None:
     retold = [draft("user", "a"), draft("assistant", "b", [5]), draft("user", "c")]
     trace.commit(ROOT, retold, answer("d"), b"")
     asked = [message("user", "a"), message("assistant", "b"), message("user", "c")]
-    assert trace.match(asked, b"") == Known(answer=first.leaf, messages=3)
-    assert trace.match([*asked, message("assistant", "d")], b"") == Known(answer=4, messages=4)
+    assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer=first.leaf, matched_messages=3)
+    assert trace.match_prefix([*asked, message("assistant", "d")], b"") == PrefixMatch(
+        last_answer=4, matched_messages=4
+    )

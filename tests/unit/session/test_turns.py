@@ -14,7 +14,7 @@ from renderers_adapter.tokens import PlaceholderError
 from rollout.engine.errors import EngineAborted, UnusableCompletion
 from rollout.images import ImageError
 from rollout.records.messages import MessageError
-from rollout.session.prompt import told_sources
+from rollout.session.prompt import summarize_prompt_sources
 from rollout.trainer import check, samples
 from tests.programs.engine_double import Said
 from tests.programs.in_process import InProcess
@@ -271,7 +271,7 @@ async def test_every_full_render_has_its_reason(script: Script) -> None:
     counted = script.played.session.prompt_sources
     assert counted == dict.fromkeys(script.sources, 1)
     reasons = "first=1 root=1 retry=1 compaction=1 assistant=1 thinking=0 refused=0"
-    assert told_sources(counted) == f"bridge: 1, rendered: {reasons}"
+    assert summarize_prompt_sources(counted) == f"bridge: 1, rendered: {reasons}"
     assert check(await script.played.finish()) == []
 
 

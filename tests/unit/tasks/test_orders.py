@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.config.load import load_config
-from rollout.config.source import ConfigError
+from rollout.config.source import ConfigFileError
 from rollout.environments.base import Environment, EnvironmentSettings, Model, Score, TaskSettings
 from rollout.records.task import Task
-from rollout.tasks.orders import RolloutOrder, TaskError, TasksUnusable, decode_order, encode_order, orders
-from rollout.tasks.sources import TaskSourceError, tasks_of
+from rollout.tasks.orders import OrderError, RolloutOrder, TasksUnusable, decode_order, encode_order, iter_orders
+from rollout.tasks.sources import TaskSourceError, iter_tasks
 from transports.codec import encode
 
 
@@ -32,7 +32,7 @@ ENVIRONMENT = Own(EnvironmentSettings())
 
 
 def listed(source: Path | str | None, **settings: int) -> list[Task]:
-    return list(tasks_of(ENVIRONMENT, TaskSettings(source=None if source is None else str(source), **settings)))
+    return list(iter_tasks(ENVIRONMENT, TaskSettings(source=None if source is None else str(source), **settings)))
 
 
 def complaint(source: Path | str) -> str:
@@ -95,13 +95,13 @@ def test_a_relative_source_is_relative_to_the_yaml(repository: Path, tmp_path: P
     assert load_config(tmp_path / "env.yaml").tasks.source == str(tmp_path / "data" / "tasks.jsonl")
     remote = load_config(tmp_path / "env.yaml", ("tasks.source=hf://owner/name?split=test",))
     assert remote.tasks.source == "hf://owner/name?split=test"
-    with pytest.raises(ConfigError, match=r"tasks\.source"):
+    with pytest.raises(ConfigFileError, match=r"tasks\.source"):
         load_config(tmp_path / "env.yaml", ("tasks.source=[1]",))
 
 
 def test_every_sample_of_a_task_is_an_order_of_one_group() -> None:
-    ordered = list(orders(lambda: ENVIRONMENT, TaskSettings(group_size=3)))
-    assert [order.rollout for order in ordered] == ["own.0", "own.1", "own.2"] == ordered[0].group
+    ordered = list(iter_orders(lambda: ENVIRONMENT, TaskSettings(group_size=3)))
+    assert [order.rollout_id for order in ordered] == ["own.0", "own.1", "own.2"] == ordered[0].group_rollout_ids
 
 
 @given(
@@ -119,7 +119,7 @@ def test_an_order_is_read_as_it_was_written(name: str, seed: int, data: dict[str
 
 @pytest.mark.parametrize("wire", [None, [], {}, {"task": 1}, {"task": {"id": "a"}}, {"task": {}, "sample": "x"}])
 def test_what_is_no_order_is_refused(wire: object) -> None:
-    with pytest.raises(TaskError):
+    with pytest.raises(OrderError):
         decode_order(encode(wire))
 
 
@@ -138,4 +138,4 @@ def test_tasks_that_cannot_be_told_apart_are_refused(given: Any, told: str) -> N
             yield from given
 
     with pytest.raises(TasksUnusable, match=told):
-        list(orders(lambda: Wrong(ENVIRONMENT.settings), TaskSettings()))
+        list(iter_orders(lambda: Wrong(ENVIRONMENT.settings), TaskSettings()))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from renderers_adapter.tokens import ImageSlot, TokenRun, logical
+from renderers_adapter.tokens import ImageSlot, TokenRun, as_logical_ids
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
@@ -63,7 +63,7 @@ def with_another_token(trajectory: Trajectory, node: int) -> Trajectory:
     run = trajectory.nodes[node].run
     ids = run.ids.copy()
     ids[-2] += 1
-    return with_run(trajectory, node, replace(run, ids=logical(ids)))
+    return with_run(trajectory, node, replace(run, ids=as_logical_ids(ids)))
 
 
 def another_token(trajectory: Trajectory) -> Trajectory:
@@ -72,7 +72,7 @@ def another_token(trajectory: Trajectory) -> Trajectory:
 
 def a_token_less(trajectory: Trajectory) -> Trajectory:
     run = trajectory.nodes[4].run
-    return with_run(trajectory, 4, replace(run, ids=logical(run.ids[:-1]), sampled_from=len(run.ids) - 1))
+    return with_run(trajectory, 4, replace(run, ids=as_logical_ids(run.ids[:-1]), sampled_from=len(run.ids) - 1))
 
 
 def a_length_of_an_image(trajectory: Trajectory) -> Trajectory:
@@ -291,7 +291,7 @@ def test_a_turn_is_not_blamed_for_what_it_inherits(sound: Trajectory) -> None:
     run = sound.nodes[0].run
     ids = run.ids.copy()
     ids[-2] += 1
-    (only,) = check(with_run(sound, 0, replace(run, ids=logical(ids))))
+    (only,) = check(with_run(sound, 0, replace(run, ids=as_logical_ids(ids))))
     assert (only.invariant, only.where) == (1, "turn 0")
 
 

@@ -11,7 +11,7 @@ async def assert_a_disowned_handle_has_lost_its_leases(url: str, lease: Lease) -
         lent = await first.receive(timeout=10)
         assert lent is not None
         assert await second.receive(timeout=0.2) is None
-        await second.disown(first.holder)
+        await second.expire_leases(first.holder)
         again = await second.receive(timeout=10)
         assert again is not None
         assert again.redelivered

@@ -40,7 +40,7 @@ async def test_a_dead_process_that_is_disowned_is_not_waited_for(tmp_path: Path)
         consumer.kill()
         await consumer.wait()
         assert await queue.receive(timeout=0.2) is None
-        await queue.disown(holder)
+        await queue.expire_leases(holder)
         again = await queue.receive(timeout=30)
         assert again is not None
         await again.ack()
@@ -48,6 +48,6 @@ async def test_a_dead_process_that_is_disowned_is_not_waited_for(tmp_path: Path)
 
 async def test_a_name_that_is_nobodys_changes_nothing(tmp_path: Path) -> None:
     async with open_queue(f"file://{tmp_path}", lease="record") as queue:
-        await queue.disown("0" * 16)
+        await queue.expire_leases("0" * 16)
         with pytest.raises(ValueError, match="not the name of a holder"):
-            await queue.disown("../p0/lease.0")
+            await queue.expire_leases("../p0/lease.0")

@@ -241,7 +241,7 @@ async def test_the_partitions_of_a_holder_without_a_heartbeat_go_to_another(
 ) -> None:
     await put_numbers(root, range(3))
     frozen = open_queue(f"file://{root}?lease_time=0.05")
-    monkeypatch.setattr("transports.files.leases.Holder._keep_beating", lambda self: None)
+    monkeypatch.setattr("transports.files.leases.LeaseHolder._keep_heartbeat", lambda self: None)
     lent = await frozen.receive(timeout=5)
     assert number(lent) == 0
     async with open_queue(f"file://{root}?lease_time=0.05") as other:
@@ -261,7 +261,7 @@ async def test_a_claim_of_a_holder_without_a_heartbeat_goes_to_another(
 ) -> None:
     await put_numbers(root, range(2))
     frozen = open_queue(f"file://{root}?lease_time=0.05", lease="record")
-    monkeypatch.setattr("transports.files.leases.Holder._keep_beating", lambda self: None)
+    monkeypatch.setattr("transports.files.leases.LeaseHolder._keep_heartbeat", lambda self: None)
     lent = await frozen.receive(timeout=5)
     assert lent is not None
     async with open_queue(f"file://{root}", lease="record") as other:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rollout.config.load import Config, load_config
-from rollout.session.session import Policy
+from rollout.session.session import PolicyClient
 from rollout.testing import embedded_policy
 from tests.unit.worker.stage import Scripted
 
@@ -16,10 +16,10 @@ from tests.unit.worker.stage import Scripted
 def config(repository: Path) -> Config:
     overrides = ("worker.halt_after=100", "worker.max_attempts=3")
     loaded = load_config(repository / "configs" / "color_codeword.yaml", overrides)
-    return replace(loaded, environment=Scripted)
+    return replace(loaded, environment_class=Scripted)
 
 
 @pytest.fixture
-async def policy(tmp_path: Path) -> AsyncIterator[Policy]:
+async def policy(tmp_path: Path) -> AsyncIterator[PolicyClient]:
     async with embedded_policy(tmp_path / "images", sampling={"max_tokens": 8}) as opened:
         yield opened

@@ -12,10 +12,10 @@ from rollout.config.load import Config
 from rollout.environments.base import Environment, Model, Score
 from rollout.records.task import Task
 from rollout.rundir.claims import Claims
-from rollout.session.session import Policy
+from rollout.session.session import PolicyClient
 from rollout.tasks.orders import RolloutOrder, encode_order
 from rollout.trainer import Trajectory, TrajectoryReader
-from rollout.worker.setup import run_facts
+from rollout.worker.setup import build_run_metadata
 from rollout.worker.worker import Worker
 from transports import Queue, open_queue
 
@@ -44,7 +44,7 @@ class Stage:
         for index in range(first, first + count):
             for sample in range(group_size):
                 order = RolloutOrder(Task(id=str(index), index=index, seed=index), sample, group_size)
-                await self.tasks.put(encode_order(order), key=order.rollout)
+                await self.tasks.put(encode_order(order), key=order.rollout_id)
 
     async def ended(self, count: int) -> Mapping[str, Trajectory]:
         found: dict[str, Trajectory] = {}
@@ -62,7 +62,9 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(config: Config, policy: Policy, directory: Path, play: Any, **worker: object) -> AsyncIterator[Stage]:
+async def stage(
+    config: Config, policy: PolicyClient, directory: Path, play: Any, **worker: object
+) -> AsyncIterator[Stage]:
     Scripted.play, Scripted.made = play, 0
     config = replace(config, worker=config.worker.model_copy(update=worker))
     name = directory.name
@@ -73,12 +75,15 @@ async def stage(config: Config, policy: Policy, directory: Path, play: Any, **wo
     ):
         claims = Claims(directory / "claims")
         yield Stage(
-            Worker(config, policy, run_facts(config, "test"), claims, tasks, trajectories), tasks, reader, claims
+            Worker(config, policy, build_run_metadata(config, "test"), claims, tasks, trajectories),
+            tasks,
+            reader,
+            claims,
         )
 
 
 async def played(
-    config: Config, policy: Policy, directory: Path, play: Any, *, group_size: int = 1, **worker: object
+    config: Config, policy: PolicyClient, directory: Path, play: Any, *, group_size: int = 1, **worker: object
 ) -> Mapping[str, Trajectory]:
     """How the rollouts of one task end, by their names, once their orders are settled."""
     async with stage(config, policy, directory, play, **worker) as at, anyio.create_task_group() as group:

@@ -15,13 +15,13 @@ import pytest
 from rollout.worker.containment import (
     EventLoopHeld,
     ExitRefused,
-    GuardedOutput,
+    LimitedOutput,
     LoopWatchdog,
     OutputFlood,
-    begin_attempt,
+    enter_attempt_context,
     refuse_exits,
 )
-from rollout.worker.link import Beat, decode_report
+from rollout.worker.link import Heartbeat, decode_report
 
 REFUSED = """
 import os, subprocess, sys
@@ -51,7 +51,7 @@ async def test_an_exit_in_a_task_of_an_attempt_is_an_error_of_that_task() -> Non
     loop = asyncio.get_running_loop()
     refuse_exits(loop)
     try:
-        begin_attempt()
+        enter_attempt_context()
         with pytest.raises(ExitRefused, match=r"raised SystemExit\(3\)"):
             await asyncio.gather(exits(), asyncio.sleep(0))
     finally:
@@ -60,10 +60,10 @@ async def test_an_exit_in_a_task_of_an_attempt_is_an_error_of_that_task() -> Non
 
 async def test_each_attempt_may_print_so_much_and_no_more() -> None:
     inner = io.StringIO()
-    output = GuardedOutput(inner)
+    output = LimitedOutput(inner)
 
     async def chatty(megabytes: int) -> None:
-        begin_attempt()
+        enter_attempt_context()
         for _ in range(megabytes):
             output.write("x" * (1 << 20))
             await asyncio.sleep(0)
@@ -76,15 +76,15 @@ async def test_each_attempt_may_print_so_much_and_no_more() -> None:
 
 
 async def test_threads_of_an_attempt_count_as_the_attempt() -> None:
-    output = GuardedOutput(io.StringIO())
-    begin_attempt()
+    output = LimitedOutput(io.StringIO())
+    enter_attempt_context()
     with pytest.raises(OutputFlood):
         await asyncio.to_thread(output.write, "x" * (17 << 20))
 
 
 async def test_an_environment_that_holds_the_loop_is_interrupted_whatever_it_catches() -> None:
     async def attempt() -> None:
-        begin_attempt()
+        enter_attempt_context()
         with contextlib.suppress(Exception):
             time.sleep(60)  # noqa: ASYNC251 - that is the point
 
@@ -97,19 +97,19 @@ async def test_an_environment_that_holds_the_loop_is_interrupted_whatever_it_cat
 async def test_what_is_no_attempt_is_not_interrupted() -> None:
     with LoopWatchdog(0.1) as watchdog:
         time.sleep(2.5)  # noqa: ASYNC251 - that is the point
-        assert watchdog.lag > 0.5
+        assert watchdog.stalled_seconds > 0.5
         await asyncio.sleep(1.2)
-        assert watchdog.lag == 0.0
+        assert watchdog.stalled_seconds == 0.0
 
 
 def test_a_worker_whose_supervisor_is_gone_dies_with_what_it_started(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(
         "import os, subprocess, sys, time\n"
-        "from rollout.worker.link import Beat, SupervisorLink\n"
+        "from rollout.worker.link import Heartbeat, SupervisorLink\n"
         "link = SupervisorLink(int(sys.argv[1]))\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        "link.ready(lambda: Beat(ready=True, holder=str(child.pid)), lambda orders: None)\n"
+        "link.start_reporting(lambda: Heartbeat(ready=True, lease_holder=str(child.pid)), lambda orders: None)\n"
         "time.sleep(600)\n"
     )
     ours, theirs = socket.socketpair()
@@ -117,12 +117,12 @@ def test_a_worker_whose_supervisor_is_gone_dies_with_what_it_started(tmp_path: P
         command = [sys.executable, str(script), str(theirs.fileno())]
         worker = subprocess.Popen(command, pass_fds=(theirs.fileno(),), start_new_session=True)
     with ours, ours.makefile("rb") as lines:
-        beat = Beat()
+        beat = Heartbeat()
         while not beat.ready:
             told = decode_report(lines.readline())
-            assert isinstance(told, Beat)
+            assert isinstance(told, Heartbeat)
             beat = told
-        child = int(beat.holder)
+        child = int(beat.lease_holder)
     assert worker.wait(timeout=20) == -9
     deadline = time.monotonic() + 20
     with contextlib.suppress(ProcessLookupError):

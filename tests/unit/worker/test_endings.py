@@ -13,13 +13,13 @@ from rollout.config.load import Config
 from rollout.environments.base import Model, Score
 from rollout.records.stream import RolloutOver
 from rollout.records.task import Task
-from rollout.session.session import Policy
+from rollout.session.session import PolicyClient
 from rollout.trainer import check
 from tests.unit.worker.stage import Scripted, played, stage, well
 
 
 async def test_a_cancellation_that_an_environment_makes_up_is_its_failure(
-    config: Config, policy: Policy, tmp_path: Path
+    config: Config, policy: PolicyClient, tmp_path: Path
 ) -> None:
     async def cancels(*_: object) -> Score:
         raise anyio.get_cancelled_exc_class()()
@@ -29,7 +29,7 @@ async def test_a_cancellation_that_an_environment_makes_up_is_its_failure(
     assert error["message"] == "the environment raised a cancellation of its own"
 
 
-async def test_a_rollout_that_makes_no_turn_is_ended(config: Config, policy: Policy, tmp_path: Path) -> None:
+async def test_a_rollout_that_makes_no_turn_is_ended(config: Config, policy: PolicyClient, tmp_path: Path) -> None:
     async def stands_still(task: Task, model: Model) -> Score:
         await well(task, model)
         await anyio.sleep_forever()
@@ -48,7 +48,7 @@ async def test_a_rollout_that_makes_no_turn_is_ended(config: Config, policy: Pol
     ],
 )
 async def test_the_last_of_a_group_is_treated_as_configured(
-    config: Config, policy: Policy, tmp_path: Path, rule: dict[str, object], status: str
+    config: Config, policy: PolicyClient, tmp_path: Path, rule: dict[str, object], status: str
 ) -> None:
     async def by_sample(task: Task, model: Model) -> Score:
         if Scripted.made == 1:
@@ -62,7 +62,7 @@ async def test_the_last_of_a_group_is_treated_as_configured(
 
 
 async def test_what_is_left_of_a_lost_group_is_abandoned_also_what_had_not_begun(
-    config: Config, policy: Policy, tmp_path: Path
+    config: Config, policy: PolicyClient, tmp_path: Path
 ) -> None:
     async def second_is_lost(task: Task, model: Model) -> Score:
         if Scripted.made == 2:
@@ -77,9 +77,9 @@ async def test_what_is_left_of_a_lost_group_is_abandoned_also_what_had_not_begun
 
 
 async def test_a_rollout_that_does_not_let_itself_be_ended_is_left_behind(
-    config: Config, policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, policy: PolicyClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollout.worker.attempt._UNWIND", 0.1)
+    monkeypatch.setattr("rollout.worker.attempt._CLEANUP_TIMEOUT", 0.1)
     go = anyio.Event()
 
     async def stubborn(*_: object) -> Score:
@@ -100,7 +100,7 @@ async def test_a_rollout_that_does_not_let_itself_be_ended_is_left_behind(
 
 
 async def test_what_a_rollout_left_running_cannot_ask_the_model_any_more(
-    config: Config, policy: Policy, tmp_path: Path
+    config: Config, policy: PolicyClient, tmp_path: Path
 ) -> None:
     left: list[asyncio.Task[Score]] = []
     over = anyio.Event()

@@ -9,14 +9,14 @@ import structlog
 from rollout.config.load import Config
 from rollout.engine.errors import EngineUnreachable
 from rollout.environments.base import Model, Score
-from rollout.log import json_log
+from rollout.log import log_to_json_file
 from rollout.records.task import Task
-from rollout.session.session import Policy
+from rollout.session.session import PolicyClient
 from tests.unit.worker.stage import QUESTION, stage
 
 
 async def test_whatever_is_logged_says_by_whom_and_where_in_the_rollout(
-    config: Config, policy: Policy, tmp_path: Path
+    config: Config, policy: PolicyClient, tmp_path: Path
 ) -> None:
     log, attempts = structlog.get_logger(), 0
 
@@ -31,7 +31,7 @@ async def test_whatever_is_logged_says_by_whom_and_where_in_the_rollout(
             raise EngineUnreachable("gone")
         return Score(1.0)
 
-    with json_log(tmp_path / "log.jsonl", run="tuesday", worker="w-0"):
+    with log_to_json_file(tmp_path / "log.jsonl", run="tuesday", worker="w-0"):
         async with stage(config, policy, tmp_path, speaks) as at, anyio.create_task_group() as group:
             group.start_soon(at.worker.run)
             await at.order(1)

@@ -4,19 +4,19 @@ from functools import partial
 
 import anyio
 
-from rollout.worker.quarantine import Seclusion
+from rollout.worker.quarantine import SharedLock
 
 
 class Room:
     """Who is in it, and who was there with whom."""
 
     def __init__(self) -> None:
-        self.seclusion = Seclusion()
+        self.seclusion = SharedLock()
         self.inside: list[str] = []
         self.seen: dict[str, int] = {}
 
     async def stay(self, name: str, *, alone: bool = False) -> None:
-        async with self.seclusion.alone() if alone else self.seclusion.together():
+        async with self.seclusion.exclusive() if alone else self.seclusion.shared():
             self.inside.append(name)
             for there in self.inside:
                 self.seen[there] = max(self.seen.get(there, 0), len(self.inside))
@@ -42,11 +42,11 @@ async def test_some_are_together_and_some_alone() -> None:
 async def test_whoever_gives_up_waiting_holds_nobody_up() -> None:
     room = Room()
     with anyio.fail_after(20):
-        async with room.seclusion.together():
+        async with room.seclusion.shared():
             with anyio.move_on_after(0.05):
                 await room.stay("alone", alone=True)
             await room.stay("together")
-        async with room.seclusion.alone():
+        async with room.seclusion.exclusive():
             with anyio.move_on_after(0.05):
                 await room.stay("too late")
         await room.stay("alone", alone=True)

@@ -9,13 +9,13 @@ from rollout.config.load import Config
 from rollout.engine.errors import EngineUnreachable
 from rollout.environments.base import Model, Score
 from rollout.records.task import Task
-from rollout.rundir.claims import Past
-from rollout.session.session import Policy
+from rollout.rundir.claims import AttemptHistory
+from rollout.session.session import PolicyClient
 from rollout.worker.worker import WorkerHalted
 from tests.unit.worker.stage import QUESTION, Scripted, played, stage, well
 
 
-async def test_an_order_is_acked_once_its_rollout_is_done(config: Config, policy: Policy, tmp_path: Path) -> None:
+async def test_an_order_is_acked_once_its_rollout_is_done(config: Config, policy: PolicyClient, tmp_path: Path) -> None:
     async with stage(config, policy, tmp_path, well) as at, anyio.create_task_group() as group:
         group.start_soon(at.worker.run)
         await at.order(3, group_size=2)
@@ -28,7 +28,7 @@ async def test_an_order_is_acked_once_its_rollout_is_done(config: Config, policy
 
 
 async def test_a_failed_infrastructure_is_followed_by_a_fresh_attempt(
-    config: Config, policy: Policy, tmp_path: Path
+    config: Config, policy: PolicyClient, tmp_path: Path
 ) -> None:
     async def second_time_lucky(task: Task, model: Model) -> Score:
         if Scripted.made == 1:
@@ -40,7 +40,9 @@ async def test_a_failed_infrastructure_is_followed_by_a_fresh_attempt(
     assert (ended["0.0"].status, ended["0.0"].attempt, Scripted.made) == ("ok", 2, 2)
 
 
-async def test_a_bug_of_the_environment_is_not_tried_again(config: Config, policy: Policy, tmp_path: Path) -> None:
+async def test_a_bug_of_the_environment_is_not_tried_again(
+    config: Config, policy: PolicyClient, tmp_path: Path
+) -> None:
     async def buggy(*_: object) -> Score:
         raise ValueError("as ever")
 
@@ -52,7 +54,7 @@ async def test_a_bug_of_the_environment_is_not_tried_again(config: Config, polic
     )
 
 
-async def test_attempts_end_with_one_failed_record(config: Config, policy: Policy, tmp_path: Path) -> None:
+async def test_attempts_end_with_one_failed_record(config: Config, policy: PolicyClient, tmp_path: Path) -> None:
     async def unlucky(*_: object) -> Score:
         raise ExceptionGroup("two turns at once", [EngineUnreachable("gone")])
 
@@ -62,11 +64,11 @@ async def test_attempts_end_with_one_failed_record(config: Config, policy: Polic
 
 
 async def test_a_rollout_whose_workers_died_too_often_is_failed_unplayed(
-    config: Config, policy: Policy, tmp_path: Path
+    config: Config, policy: PolicyClient, tmp_path: Path
 ) -> None:
     async with stage(config, policy, tmp_path, well) as at, anyio.create_task_group() as group:
         for _ in range(3):
-            at.claims.begin("0.0")
+            at.claims.claim_next_attempt("0.0")
         group.start_soon(at.worker.run)
         await at.order(1)
         ended = await at.ended(1)
@@ -78,7 +80,9 @@ async def test_a_rollout_whose_workers_died_too_often_is_failed_unplayed(
     assert Scripted.made == 0
 
 
-async def test_what_may_have_killed_two_workers_is_played_alone(config: Config, policy: Policy, tmp_path: Path) -> None:
+async def test_what_may_have_killed_two_workers_is_played_alone(
+    config: Config, policy: PolicyClient, tmp_path: Path
+) -> None:
     company, beside = set[str](), dict[str, set[str]]()
     met, go_on = anyio.Event(), anyio.Event()
 
@@ -96,9 +100,9 @@ async def test_what_may_have_killed_two_workers_is_played_alone(config: Config, 
     async with stage(config, policy, tmp_path, counted) as at, anyio.create_task_group() as group:
         for rollout in ("0.0", "1.0", "2.0"):
             for _ in range(2):
-                claim = at.claims.begin(rollout)
+                claim = at.claims.claim_next_attempt(rollout)
                 if rollout == "2.0":
-                    at.claims.fail(claim)
+                    at.claims.mark_failed(claim)
         group.start_soon(at.worker.run)
         await at.order(4, first=2)
         with anyio.fail_after(20):
@@ -118,7 +122,7 @@ async def test_what_may_have_killed_two_workers_is_played_alone(config: Config, 
     }
 
 
-async def test_a_rollout_that_is_done_is_only_acked(config: Config, policy: Policy, tmp_path: Path) -> None:
+async def test_a_rollout_that_is_done_is_only_acked(config: Config, policy: PolicyClient, tmp_path: Path) -> None:
     async with stage(config, policy, tmp_path, well) as at, anyio.create_task_group() as group:
         group.start_soon(at.worker.run)
         await at.order(1)
@@ -131,7 +135,7 @@ async def test_a_rollout_that_is_done_is_only_acked(config: Config, policy: Poli
 
 
 async def test_failures_in_a_row_halt_the_worker_and_burn_no_attempt(
-    config: Config, policy: Policy, tmp_path: Path
+    config: Config, policy: PolicyClient, tmp_path: Path
 ) -> None:
     async def gone(*_: object) -> Score:
         raise EngineUnreachable("no answer from the engine")
@@ -144,11 +148,11 @@ async def test_failures_in_a_row_halt_the_worker_and_burn_no_attempt(
         assert (await at.tasks.stats()).backlog_records == 4
         assert at.worker.counters.finished == 0
         # The one that halted it was handed back; the one before it was a failure as any other.
-        assert at.claims.past("0.0") == Past(spent=1, unheard=0)
+        assert at.claims.attempt_history("0.0") == AttemptHistory(attempts_used=1, unreported_attempts=0)
 
 
 async def test_a_drained_worker_finishes_what_it_began_and_takes_nothing_more(
-    config: Config, policy: Policy, tmp_path: Path
+    config: Config, policy: PolicyClient, tmp_path: Path
 ) -> None:
     go, began = anyio.Event(), anyio.Event()
 
@@ -170,7 +174,9 @@ async def test_a_drained_worker_finishes_what_it_began_and_takes_nothing_more(
         assert (await at.tasks.stats()).backlog_records == 3
 
 
-async def test_what_a_cancelled_worker_had_begun_is_handed_back(config: Config, policy: Policy, tmp_path: Path) -> None:
+async def test_what_a_cancelled_worker_had_begun_is_handed_back(
+    config: Config, policy: PolicyClient, tmp_path: Path
+) -> None:
     began = anyio.Event()
 
     async def endless(*_: object) -> Score:
@@ -184,15 +190,15 @@ async def test_what_a_cancelled_worker_had_begun_is_handed_back(config: Config, 
             group.start_soon(at.worker.run)
             await began.wait()
             group.cancel_scope.cancel()
-        assert at.claims.past("0.0") == Past(0, 0)
-        assert at.claims.begin("0.0").number == 2
+        assert at.claims.attempt_history("0.0") == AttemptHistory(0, 0)
+        assert at.claims.claim_next_attempt("0.0").attempt_number == 2
         assert (await at.tasks.stats()).backlog_records == 1
         await at.worker.abandon()
         assert (await at.ended(1))["0.0"].status == "abandoned"
 
 
 async def test_rollouts_wait_while_those_in_flight_hold_many_tokens(
-    config: Config, policy: Policy, tmp_path: Path
+    config: Config, policy: PolicyClient, tmp_path: Path
 ) -> None:
     go, holding, began = anyio.Event(), anyio.Event(), 0
 
@@ -217,7 +223,7 @@ async def test_rollouts_wait_while_those_in_flight_hold_many_tokens(
 
 
 async def test_a_turn_says_with_which_versions_it_began_and_ended(
-    config: Config, policy: Policy, tmp_path: Path
+    config: Config, policy: PolicyClient, tmp_path: Path
 ) -> None:
     async def overtaken(task: Task, model: Model) -> Score:
         await well(task, model)
@@ -230,7 +236,9 @@ async def test_a_turn_says_with_which_versions_it_began_and_ended(
     assert [step.policy for step in trajectory.steps] == [("0", "0"), ("7", "7")]
 
 
-async def test_a_record_that_is_no_order_becomes_a_dead_letter(config: Config, policy: Policy, tmp_path: Path) -> None:
+async def test_a_record_that_is_no_order_becomes_a_dead_letter(
+    config: Config, policy: PolicyClient, tmp_path: Path
+) -> None:
     async with stage(config, policy, tmp_path, well) as at, anyio.create_task_group() as group:
         await at.tasks.put((b"nonsense",), key="k")
         group.start_soon(at.worker.run)

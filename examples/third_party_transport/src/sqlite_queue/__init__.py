@@ -42,22 +42,22 @@ class SqliteQueue(Queue):
         self._database = sqlite3.connect(unquote(parts.path), isolation_level=None, timeout=30)
         self._database.executescript(f"PRAGMA journal_mode=WAL; {TABLES}")
         with self._transaction():
-            if not self._rows("SELECT * FROM queue"):
-                self._do("INSERT INTO queue VALUES (?, 0, 0)", options.partitions or 1)
-            ((partitions,),) = self._rows("SELECT partitions FROM queue")
+            if not self._query("SELECT * FROM queue"):
+                self._execute("INSERT INTO queue VALUES (?, 0, 0)", options.partitions or 1)
+            ((partitions,),) = self._query("SELECT partitions FROM queue")
         if options.partitions not in (None, partitions):
             self._database.close()
             raise QueueURLError(f"{url}: the queue was created with partitions={partitions}")
         self._partitions = partitions
-        self._asked_for = consume
+        self._requested_partitions = consume
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
-        nbytes = self._acceptable_nbytes(frames)
+        nbytes = self._check_record_size(frames)
         with self._transaction():
             records, backlog = self._backlog()
             if backlog + nbytes > self._hard_limit:
-                raise self._queue_full(nbytes, records, backlog)
-            self._do(
+                raise self._queue_full_error(nbytes, records, backlog)
+            self._execute(
                 "INSERT INTO records (number, key, tag, sizes, data, nbytes, put_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 *(partition_of(key, self._partitions), key, tag),
                 *(json.dumps([frames_nbytes((frame,)) for frame in frames]), b"".join(frames), nbytes, time.time()),
@@ -65,7 +65,7 @@ class SqliteQueue(Queue):
 
     async def receive(self, *, timeout: float) -> Delivery | None:
         deadline = time.monotonic() + timeout
-        while (delivery := self._take()) is None and time.monotonic() < deadline:  # noqa: ASYNC110 - others put
+        while (delivery := self._lease_next_record()) is None and time.monotonic() < deadline:  # noqa: ASYNC110 - others put
             await asyncio.sleep(POLL_SECONDS)
         return delivery
 
@@ -74,9 +74,11 @@ class SqliteQueue(Queue):
             stale = [delivery for delivery in deliveries if not self._holds(delivery)]
             for delivery in deliveries:
                 if delivery not in stale:
-                    self._do("DELETE FROM records WHERE position = ? AND epoch = ?", delivery.position, delivery.epoch)
+                    self._execute(
+                        "DELETE FROM records WHERE position = ? AND epoch = ?", delivery.position, delivery.epoch
+                    )
         if stale:
-            raise self._stale_lease(stale)
+            raise self._stale_lease_error(stale)
 
     async def nack(self, delivery: Delivery, delay: float) -> None:
         self._settle(delivery, "UPDATE records SET epoch = NULL, due = ? WHERE position = ?", time.time() + delay)
@@ -86,29 +88,29 @@ class SqliteQueue(Queue):
 
     async def release(self) -> None:
         with self._transaction():
-            self._do("DELETE FROM holders WHERE epoch = ?", self._epoch)
+            self._execute("DELETE FROM holders WHERE epoch = ?", self._epoch)
         self._epoch = 0
 
     async def stats(self) -> QueueStats:
         with self._transaction():
             records, nbytes = self._backlog()
-            ((oldest,),) = self._rows("SELECT min(put_at) FROM records WHERE reason IS NULL")
-            ((dead,),) = self._rows("SELECT count(*) FROM records WHERE reason IS NOT NULL")
-            ((redeliveries,),) = self._rows("SELECT redeliveries FROM queue")
+            ((oldest,),) = self._query("SELECT min(put_at) FROM records WHERE reason IS NULL")
+            ((dead,),) = self._query("SELECT count(*) FROM records WHERE reason IS NOT NULL")
+            ((redeliveries,),) = self._query("SELECT redeliveries FROM queue")
         return QueueStats(records, nbytes, time.time() - oldest if records else 0.0, redeliveries, dead)
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
         with self._transaction():
-            rows = self._rows("SELECT * FROM records WHERE reason IS NOT NULL ORDER BY position LIMIT ?", limit)
+            rows = self._query("SELECT * FROM records WHERE reason IS NOT NULL ORDER BY position LIMIT ?", limit)
         return [DeadLetter(str(row["position"]), _frames(row), row["key"], row["tag"], row["reason"]) for row in rows]
 
     async def discard(self, letter: DeadLetter) -> None:
         with self._transaction():
-            self._do("DELETE FROM records WHERE position = ? AND reason IS NOT NULL", int(letter.id))
+            self._execute("DELETE FROM records WHERE position = ? AND reason IS NOT NULL", int(letter.id))
 
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
         with self._transaction():
-            rows = self._rows("SELECT * FROM records WHERE reason IS NULL ORDER BY position LIMIT ?", limit)
+            rows = self._query("SELECT * FROM records WHERE reason IS NULL ORDER BY position LIMIT ?", limit)
         return [
             Peeked(_frames(row), row["key"], row["tag"], row["number"], row["position"], row["times"] > 0)
             for row in rows
@@ -120,12 +122,12 @@ class SqliteQueue(Queue):
             self._closed = True
             self._database.close()
 
-    def _take(self) -> Delivery | None:
+    def _lease_next_record(self) -> Delivery | None:
         with self._transaction():
-            self._stay_alive()
-            for number in self._check_consume(self._asked_for, self._partitions):
+            self._renew_lease()
+            for number in self._resolve_partitions(self._requested_partitions, self._partitions):
                 if self._shares_partitions or self._lease(number):
-                    rows = self._rows(
+                    rows = self._query(
                         "SELECT * FROM records WHERE number = ? AND reason IS NULL AND due <= ? AND "
                         "(epoch IS NULL OR epoch NOT IN (SELECT epoch FROM holders)) ORDER BY position LIMIT 1",
                         *(number, time.time()),
@@ -134,27 +136,29 @@ class SqliteQueue(Queue):
                         return self._lend(rows[0])
         return None
 
-    def _stay_alive(self) -> None:
+    def _renew_lease(self) -> None:
         """An example's heartbeat: asking for records. A real transport renews from a thread."""
         now = time.time()
-        self._do("DELETE FROM holders WHERE alive_until < ?", now)
-        if not self._rows("SELECT * FROM holders WHERE epoch = ?", self._epoch):
-            self._do("UPDATE queue SET epochs = epochs + 1")
-            ((self._epoch,),) = self._rows("SELECT epochs FROM queue")
-        self._do("INSERT OR REPLACE INTO holders VALUES (?, ?)", self._epoch, now + LEASE_SECONDS)
+        self._execute("DELETE FROM holders WHERE alive_until < ?", now)
+        if not self._query("SELECT * FROM holders WHERE epoch = ?", self._epoch):
+            self._execute("UPDATE queue SET epochs = epochs + 1")
+            ((self._epoch,),) = self._query("SELECT epochs FROM queue")
+        self._execute("INSERT OR REPLACE INTO holders VALUES (?, ?)", self._epoch, now + LEASE_SECONDS)
 
     def _lease(self, number: int) -> bool:
-        held = self._rows(
+        held = self._query(
             "SELECT epoch FROM partitions WHERE number = ? AND epoch IN (SELECT epoch FROM holders)", number
         )
         if not held:
-            self._do("INSERT OR REPLACE INTO partitions VALUES (?, ?)", number, self._epoch)
+            self._execute("INSERT OR REPLACE INTO partitions VALUES (?, ?)", number, self._epoch)
         return not held or held[0]["epoch"] == self._epoch
 
     def _lend(self, row: sqlite3.Row) -> Delivery:
-        self._do("UPDATE records SET epoch = ?, times = times + 1 WHERE position = ?", self._epoch, row["position"])
+        self._execute(
+            "UPDATE records SET epoch = ?, times = times + 1 WHERE position = ?", self._epoch, row["position"]
+        )
         if row["times"]:
-            self._do("UPDATE queue SET redeliveries = redeliveries + 1")
+            self._execute("UPDATE queue SET redeliveries = redeliveries + 1")
         return Delivery(
             frames=_frames(row),
             key=row["key"],
@@ -169,26 +173,26 @@ class SqliteQueue(Queue):
 
     def _settle(self, delivery: Delivery, statement: str, value: object) -> None:
         with self._transaction():
-            lent = self._rows(
+            lent = self._query(
                 "SELECT * FROM records WHERE position = ? AND epoch = ?", delivery.position, delivery.epoch
             )
             if not lent or not self._holds(delivery):
-                raise self._stale_lease([delivery])
-            self._do(statement, value, delivery.position)
+                raise self._stale_lease_error([delivery])
+            self._execute(statement, value, delivery.position)
 
     def _holds(self, delivery: Delivery) -> bool:
-        return delivery.queue is self and bool(self._rows("SELECT * FROM holders WHERE epoch = ?", delivery.epoch))
+        return delivery.queue is self and bool(self._query("SELECT * FROM holders WHERE epoch = ?", delivery.epoch))
 
     def _backlog(self) -> tuple[int, int]:
-        ((records, nbytes),) = self._rows("SELECT count(*), total(nbytes) FROM records WHERE reason IS NULL")
+        ((records, nbytes),) = self._query("SELECT count(*), total(nbytes) FROM records WHERE reason IS NULL")
         return records, int(nbytes)
 
-    def _rows(self, statement: str, *values: Any) -> list[Any]:
+    def _query(self, statement: str, *values: Any) -> list[Any]:
         cursor = self._database.execute(statement, values)
         cursor.row_factory = sqlite3.Row
         return cursor.fetchall()
 
-    def _do(self, statement: str, *values: Any) -> None:
+    def _execute(self, statement: str, *values: Any) -> None:
         self._database.execute(statement, values)
 
     def _transaction(self) -> _Transaction:

@@ -7,24 +7,24 @@ from dataclasses import dataclass
 import pybase64
 
 from .errors import InvalidImageRef
-from .image_config import ServerFacts
-from .references import Claim
+from .image_config import ServerImageConfig
+from .references import CheckedReference
 
-MAX_BYTES = 64 * 1024 * 1024
+MAX_IMAGE_BYTES = 64 * 1024 * 1024
 """The most bytes of one encoded image."""
 
 _DATA_URI = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class EncodedImage:
     """An encoded image, known by what it is."""
 
     sha256: str
     data: bytes
 
 
-def read_source(claim: Claim, facts: ServerFacts) -> Source:
+def read_encoded_image(reference: CheckedReference, image_config: ServerImageConfig) -> EncodedImage:
     """Read the image anew, however often it was read before: a reference is believed only beside its bytes.
 
     Raises:
@@ -32,31 +32,33 @@ def read_source(claim: Claim, facts: ServerFacts) -> Source:
         MaterialisationFailed: the file system failed.
     """
     try:
-        data = _bytes(claim, facts)
+        data = _read_bytes(reference, image_config)
     except InvalidImageRef as error:
-        raise error.at(claim.where) from error
+        raise error.for_param(reference.param) from error
     digest = hashlib.sha256(data).hexdigest()
-    if not digest.startswith(claim.ref.mm_hash):
-        raise InvalidImageRef(f"the reference is of the image {claim.ref.mm_hash}, its bytes are {digest}", claim.where)
-    return Source(digest, data)
+    if not digest.startswith(reference.ref.mm_hash):
+        raise InvalidImageRef(
+            f"the reference is of the image {reference.ref.mm_hash}, its bytes are {digest}", reference.param
+        )
+    return EncodedImage(digest, data)
 
 
-def _bytes(claim: Claim, facts: ServerFacts) -> bytes:
-    ref = claim.ref
+def _read_bytes(reference: CheckedReference, image_config: ServerImageConfig) -> bytes:
+    ref = reference.ref
     if ref.raw_uri is not None:
-        return _decode(ref.raw_uri)
-    if facts.files is None:
+        return _decode_data_uri(ref.raw_uri)
+    if image_config.files is None:
         raise InvalidImageRef("this server reads no files; it was started without --allowed-local-media-path")
     assert ref.raw_image_id is not None, "a reference has one of the two"
-    return facts.files.read(ref.run_id, ref.raw_image_id, MAX_BYTES)
+    return image_config.files.read(ref.run_id, ref.raw_image_id, MAX_IMAGE_BYTES)
 
 
-def _decode(uri: str) -> bytes:
+def _decode_data_uri(uri: str) -> bytes:
     header = _DATA_URI.match(uri)
     if header is None:
         raise InvalidImageRef(f"the source begins with {uri[:40]!r}; expected data:image/…;base64,…")
-    if len(uri) - header.end() > MAX_BYTES * 4 // 3 + 4:
-        raise InvalidImageRef(f"the image has more than {MAX_BYTES} bytes")
+    if len(uri) - header.end() > MAX_IMAGE_BYTES * 4 // 3 + 4:
+        raise InvalidImageRef(f"the image has more than {MAX_IMAGE_BYTES} bytes")
     try:
         return pybase64.b64decode(uri[header.end() :], validate=True)
     except ValueError as error:

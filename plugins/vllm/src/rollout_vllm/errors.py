@@ -2,16 +2,16 @@
 
 
 class InvalidImageRef(Exception):
-    """The request is refused; `reason` says why, and `where` which of its items is meant."""
+    """The request is refused; `reason` says why, and `param` which of its items is meant."""
 
-    def __init__(self, reason: str, where: str | None = None) -> None:
+    def __init__(self, reason: str, param: str | None = None) -> None:
         self.reason = reason
-        self.where = where
-        super().__init__(reason if where is None else f"{where}: {reason}")
+        self.param = param
+        super().__init__(reason if param is None else f"{param}: {reason}")
 
-    def at(self, where: str) -> "InvalidImageRef":
+    def for_param(self, param: str) -> "InvalidImageRef":
         """The same refusal of a certain item."""
-        return InvalidImageRef(self.reason, where)
+        return InvalidImageRef(self.reason, param)
 
 
 class MaterialisationFailed(Exception):

@@ -15,15 +15,15 @@ from collections.abc import Iterator
 
 from .errors import InvalidImageRef, MaterialisationFailed
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_STEP = _DIRECTORY | os.O_NOFOLLOW
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_SUBDIRECTORY_FLAGS = _DIRECTORY_FLAGS | os.O_NOFOLLOW
 # Non-blocking, so that a named pipe is noticed instead of waited for.
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_IMAGES = ("assets", "images")
-_DEEPEST, _MOST_VISITED = 3, 1000
+_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_IMAGES_PATH = ("assets", "images")
+_MAX_DEPTH, _MAX_VISITED_DIRECTORIES = 3, 1000
 """How far below the server's directory a run's is looked for, and in how many directories at most."""
 
-Steps = tuple[str, ...]
+PathParts = tuple[str, ...]
 
 
 class ImageFiles:
@@ -31,7 +31,7 @@ class ImageFiles:
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
-        self._runs: dict[str, Steps] = {}
+        self._run_paths: dict[str, PathParts] = {}
 
     def read(self, run_id: str, name: str, max_bytes: int) -> bytes:
         """The bytes of a file.
@@ -43,85 +43,87 @@ class ImageFiles:
         if {run_id, name} & {".", ".."}:
             raise InvalidImageRef("'.' and '..' name neither a run nor a file")
         try:
-            root = os.open(self.directory, _DIRECTORY)
+            root_fd = os.open(self.directory, _DIRECTORY_FLAGS)
         except OSError as error:
-            raise MaterialisationFailed(f"the directory of this server's images is gone: {_why(error)}") from error
+            raise MaterialisationFailed(
+                f"the directory of this server's images is gone: {_error_text(error)}"
+            ) from error
         try:
-            for place in self._places(root, run_id):
-                for steps in (place, (*place, *_IMAGES)):
-                    data = _read(root, steps, name, max_bytes)
+            for run_path in self._candidate_paths(root_fd, run_id):
+                for path_parts in (run_path, (*run_path, *_IMAGES_PATH)):
+                    data = _read_file(root_fd, path_parts, name, max_bytes)
                     if data is not None:
                         return data
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG):
                 raise InvalidImageRef(f"{name[:100]!r} is not reached without a symbolic link") from error
-            raise MaterialisationFailed(f"{name[:100]!r} cannot be read: {_why(error)}") from error
+            raise MaterialisationFailed(f"{name[:100]!r} cannot be read: {_error_text(error)}") from error
         finally:
-            os.close(root)
+            os.close(root_fd)
         raise InvalidImageRef(f"there is no file {name[:100]!r} of the run {run_id[:100]!r} where this server may read")
 
-    def _places(self, root: int, run_id: str) -> Iterator[Steps]:
+    def _candidate_paths(self, root_fd: int, run_id: str) -> Iterator[PathParts]:
         yield ()
-        known = self._runs.get(run_id)
-        if known is not None:
-            yield known
-        found = _find(root, run_id)
-        if found is not None and found != known:
-            self._runs[run_id] = found
-            yield found
+        cached_path = self._run_paths.get(run_id)
+        if cached_path is not None:
+            yield cached_path
+        found_path = _find_run(root_fd, run_id)
+        if found_path is not None and found_path != cached_path:
+            self._run_paths[run_id] = found_path
+            yield found_path
 
 
-def _find(root: int, run_id: str) -> Steps | None:
+def _find_run(root_fd: int, run_id: str) -> PathParts | None:
     """The way to the nearest directory of this name, if it is not too far."""
-    waiting: deque[Steps] = deque([()])
-    for _ in range(_MOST_VISITED):
-        if not waiting:
+    pending: deque[PathParts] = deque([()])
+    for _ in range(_MAX_VISITED_DIRECTORIES):
+        if not pending:
             return None
-        steps = waiting.popleft()
+        path_parts = pending.popleft()
         try:
-            fd = _open(root, steps)
+            fd = _open_directory(root_fd, path_parts)
         except OSError:
             continue  # gone, or not for this server
         try:
             with os.scandir(fd) as entries:
                 inner = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
             if run_id in inner or _is_link(fd, run_id):
-                return (*steps, run_id)
+                return (*path_parts, run_id)
         finally:
             os.close(fd)
-        if len(steps) + 1 < _DEEPEST:
-            waiting.extend((*steps, name) for name in inner)
+        if len(path_parts) + 1 < _MAX_DEPTH:
+            pending.extend((*path_parts, name) for name in inner)
     return None
 
 
-def _is_link(directory: int, name: str) -> bool:
+def _is_link(directory_fd: int, name: str) -> bool:
     # Found, and refused when it is opened: another directory of this name deeper down is not what was meant.
     try:
-        return stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+        return stat.S_ISLNK(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode)
     except OSError:
         return False
 
 
-def _open(root: int, steps: Steps) -> int:
-    fd = os.dup(root)
+def _open_directory(root_fd: int, path_parts: PathParts) -> int:
+    fd = os.dup(root_fd)
     try:
-        for step in steps:
-            inner = os.open(step, _STEP, dir_fd=fd)
+        for part in path_parts:
+            inner_fd = os.open(part, _SUBDIRECTORY_FLAGS, dir_fd=fd)
             os.close(fd)
-            fd = inner
+            fd = inner_fd
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _read(root: int, steps: Steps, name: str, max_bytes: int) -> bytes | None:
+def _read_file(root_fd: int, path_parts: PathParts, name: str, max_bytes: int) -> bytes | None:
     try:
-        directory = _open(root, steps)
+        directory_fd = _open_directory(root_fd, path_parts)
         try:
-            fd = os.open(name, _FILE, dir_fd=directory)
+            fd = os.open(name, _FILE_FLAGS, dir_fd=directory_fd)
         finally:
-            os.close(directory)
+            os.close(directory_fd)
     except FileNotFoundError:
         return None
     try:
@@ -139,5 +141,5 @@ def _read(root: int, steps: Steps, name: str, max_bytes: int) -> bytes | None:
         os.close(fd)
 
 
-def _why(error: OSError) -> str:
+def _error_text(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)

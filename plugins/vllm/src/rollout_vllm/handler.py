@@ -17,9 +17,9 @@ from vllm.logger import init_logger
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY
 
 from .errors import InvalidImageRef, MaterialisationFailed
-from .image_config import ServerFacts
-from .image_items import check_parts
-from .metrics import Metrics
+from .image_config import ServerImageConfig
+from .image_items import check_content_parts
+from .metrics import PluginMetrics
 from .resolver import Resolver
 
 ERROR_TYPE = "invalid_mm_image_ref"
@@ -27,52 +27,54 @@ ERROR_TYPE = "invalid_mm_image_ref"
 logger = init_logger("vllm.mmraw")
 
 
-class ServingRawImages:
+class ImageRefHandler:
     """Stands in the place of vLLM's `ServingTokens`, and hands on what is sound."""
 
-    def __init__(self, stock: Any, facts: ServerFacts, resolver: Resolver, metrics: Metrics) -> None:
-        self._stock = stock
-        self._facts = facts
+    def __init__(
+        self, vllm_handler: Any, image_config: ServerImageConfig, resolver: Resolver, metrics: PluginMetrics
+    ) -> None:
+        self._vllm_handler = vllm_handler
+        self._image_config = image_config
         self._resolver = resolver
         self._metrics = metrics
-        self._hashes = PartHashes(stock.model_config)
+        self._part_verifier = ContentPartVerifier(vllm_handler.model_config)
 
     async def serve_tokens(self, request: Any, raw_request: Any = None) -> Any:
         """vLLM's own answer, or the refusal of an image."""
         try:
             if request.features is not None:
-                await self._resolve(request)
+                await self._replace_features(request)
             else:
                 await self._check_parts(request)
         except InvalidImageRef as error:
             self._metrics.refused.inc()
-            return create_error_response(str(error), ERROR_TYPE, param=error.where)
+            return create_error_response(str(error), ERROR_TYPE, param=error.param)
         except MaterialisationFailed as error:
             self._metrics.failed.inc()
             logger.error("A request for images failed here: %s", error)
             return create_error_response(str(error), "InternalServerError", HTTPStatus.INTERNAL_SERVER_ERROR)
-        return await self._stock.serve_tokens(request, raw_request)
+        return await self._vllm_handler.serve_tokens(request, raw_request)
 
-    async def _resolve(self, request: Any) -> None:
+    async def _replace_features(self, request: Any) -> None:
         resolved = await self._resolver.resolve(request.token_ids, request.features)
-        modality = self._facts.modality
+        modality = self._image_config.modality
         request.features = request.features.model_copy(
             update={
-                "mm_hashes": {modality: resolved.names},
-                "kwargs_data": {modality: resolved.data},
+                "mm_hashes": {modality: resolved.tensor_digests},
+                "kwargs_data": {modality: resolved.serialised_items},
                 "mm_metadata": None,
             }
         )
 
     async def _check_parts(self, request: Any) -> None:
         parts = request.content_parts or []
-        check_parts(request.token_ids, parts, self._facts)
+        check_content_parts(request.token_ids, parts, self._image_config)
         for index, part in enumerate(parts):
             if part.get("uuid") is not None:
-                await self._hashes.require(part, f"content_parts[{index}]")
+                await self._part_verifier.verify(part, f"content_parts[{index}]")
 
 
-class PartHashes:
+class ContentPartVerifier:
     """Whether the `uuid` of a part, under which vLLM caches it unseen, is the hash of its bytes."""
 
     def __init__(self, model_config: Any) -> None:
@@ -81,23 +83,23 @@ class PartHashes:
             allowed_local_media_path=model_config.allowed_local_media_path,
             allowed_media_domains=model_config.allowed_media_domains,
         )
-        self._read = _Sha256()
+        self._media_io = _Sha256MediaIO()
 
-    async def require(self, part: dict[str, Any], where: str) -> None:
+    async def verify(self, part: dict[str, Any], param: str) -> None:
         """Raises InvalidImageRef: the uuid names other bytes; what cannot be read is left to vLLM's own answer."""
         try:
-            found = await self._connector.load_from_url_async(part["url"], self._read)
+            sha256 = await self._connector.load_from_url_async(part["url"], self._media_io)
         except Exception:  # noqa: BLE001 - vLLM reads it again in a moment, and has an answer of its own for this
             return
-        if not (len(part["uuid"]) >= 16 and found.startswith(part["uuid"])):
+        if not (len(part["uuid"]) >= 16 and sha256.startswith(part["uuid"])):
             raise InvalidImageRef(
-                f"the uuid is {part['uuid'][:128]!r}, the sha256 of the image's bytes is {found}; give a beginning of"
+                f"the uuid is {part['uuid'][:128]!r}, the sha256 of the image's bytes is {sha256}; give a beginning of"
                 " that, of 16 digits at least, or no uuid",
-                where,
+                param,
             )
 
 
-class _Sha256:
+class _Sha256MediaIO:
     """What vLLM's connector hands the bytes to: a `MediaIO` that goes no further than their hash."""
 
     def get_max_bytes(self) -> int | None:

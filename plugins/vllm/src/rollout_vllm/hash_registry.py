@@ -6,26 +6,26 @@ under it is what it names. What is forgotten here does no harm: the engine knows
 
 from collections import OrderedDict
 
-_REMEMBERED = 65_536
+_MAX_HASHES = 65_536
 
 
-class KnownHashes:
+class HashRegistry:
     """Remembers the identity of the data behind recent hashes."""
 
     def __init__(self) -> None:
-        self._identities: OrderedDict[str, str] = OrderedDict()
+        self._digests: OrderedDict[str, str] = OrderedDict()
 
-    def prove(self, mm_hash: str, identity: str) -> None:
+    def record(self, mm_hash: str, tensor_digest: str) -> None:
         """The hash names this data, whatever was claimed of it before."""
-        self._identities[mm_hash] = identity
-        self._identities.move_to_end(mm_hash)
-        if len(self._identities) > _REMEMBERED:
-            self._identities.popitem(last=False)
+        self._digests[mm_hash] = tensor_digest
+        self._digests.move_to_end(mm_hash)
+        if len(self._digests) > _MAX_HASHES:
+            self._digests.popitem(last=False)
 
-    def claim(self, mm_hash: str, identity: str) -> bool:
+    def try_record(self, mm_hash: str, tensor_digest: str) -> bool:
         """Whether the hash may name this data, which nothing proves."""
-        known = self._identities.get(mm_hash)
-        if known not in (None, identity):
+        recorded_digest = self._digests.get(mm_hash)
+        if recorded_digest not in (None, tensor_digest):
             return False
-        self.prove(mm_hash, identity)
+        self.record(mm_hash, tensor_digest)
         return True

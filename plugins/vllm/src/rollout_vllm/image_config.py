@@ -7,7 +7,7 @@ from .files import ImageFiles
 
 
 @dataclass(frozen=True, slots=True)
-class ServerFacts:
+class ServerImageConfig:
     """The image side of a running server.
 
     Attributes:
@@ -15,11 +15,11 @@ class ServerFacts:
         geometry: the layout contract of this server's own image processor.
         pad_id: the token that every placeholder range consists of.
         files: where images may be read; None: the server was started without a directory for them.
-        most_images: the most images that one request may have.
+        max_images: the most images that one request may have.
     """
 
     modality: str
     geometry: Geometry
     pad_id: int
     files: ImageFiles | None
-    most_images: int
+    max_images: int

@@ -3,7 +3,7 @@
 from prometheus_client import Counter, Gauge  # type: ignore[import-not-found]
 
 
-class Metrics:
+class PluginMetrics:
     """What the plugin did; one instance in a process, because the registry takes a name once."""
 
     def __init__(self) -> None:

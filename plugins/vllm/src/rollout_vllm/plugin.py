@@ -5,12 +5,12 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from .discovery import discover
-from .handler import ServingRawImages
-from .image_config import ServerFacts
-from .metrics import Metrics
-from .resolver import Material, Resolver
-from .single_flight import FlightCache
+from .discovery import discover_image_config
+from .handler import ImageRefHandler
+from .image_config import ServerImageConfig
+from .metrics import PluginMetrics
+from .resolver import ProcessedItem, Resolver
+from .single_flight import AsyncSingleFlightCache
 
 logger = init_logger("vllm.mmraw")
 
@@ -26,39 +26,41 @@ class MMRawPlugin:
 
         @app.get("/mmraw/version")  # type: ignore[untyped-decorator]
         async def mmraw_version() -> dict[str, Any]:
-            facts: ServerFacts | None = app.state.mmraw_facts
+            image_config: ServerImageConfig | None = app.state.mmraw_image_config
             return {
                 "version": version("rollout-vllm"),
                 "refs": ["v2", "v3"],
-                "modality": facts and facts.modality,
-                "family": facts and facts.geometry.family,
-                "fingerprint": facts and facts.geometry.fingerprint,
+                "modality": image_config and image_config.modality,
+                "family": image_config and image_config.geometry.family,
+                "fingerprint": image_config and image_config.geometry.fingerprint,
             }
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Stand before vLLM's own handler, if this server takes images that we understand."""
-        stock = state.serving_tokens
-        found = await discover(stock.online_renderer.renderer)
-        if isinstance(found, str):
-            state.mmraw_facts = None
-            logger.warning("References to images are not resolved here: %s.", found)
+        vllm_handler = state.serving_tokens
+        discovered = await discover_image_config(vllm_handler.online_renderer.renderer)
+        if isinstance(discovered, str):
+            state.mmraw_image_config = None
+            logger.warning("References to images are not resolved here: %s.", discovered)
             return
-        facts, processor = found
-        metrics = Metrics()
+        image_config, processor = discovered
+        metrics = PluginMetrics()
         # One knob for both: how much of processed images vLLM keeps, and 0 where nothing is to be kept.
-        keep = stock.model_config.get_multimodal_config().mm_processor_cache_gb
-        cache: FlightCache[Material] = FlightCache(int(keep * 2**30))
+        cache_gib = vllm_handler.model_config.get_multimodal_config().mm_processor_cache_gb
+        cache: AsyncSingleFlightCache[ProcessedItem] = AsyncSingleFlightCache(int(cache_gib * 2**30))
 
-        def count(origin: str) -> None:
+        def count_image(origin: str) -> None:
             metrics.images.labels(origin).inc()
             metrics.cache_bytes.set(cache.nbytes)
 
-        state.serving_tokens = ServingRawImages(stock, facts, Resolver(facts, processor, cache, count), metrics)
-        state.mmraw_facts = facts
+        state.serving_tokens = ImageRefHandler(
+            vllm_handler, image_config, Resolver(image_config, processor, cache, count_image), metrics
+        )
+        state.mmraw_image_config = image_config
         logger.info(
             "References to images are resolved: %s, fingerprint %s, files below %s, %.1f GiB kept.",
-            facts.geometry.family,
-            facts.geometry.fingerprint,
-            facts.files.directory if facts.files else "no directory",
-            keep,
+            image_config.geometry.family,
+            image_config.geometry.fingerprint,
+            image_config.files.directory if image_config.files else "no directory",
+            cache_gib,
         )

@@ -11,14 +11,14 @@ from vllm.multimodal.inputs import MultiModalKwargsItem, VisionChunkImage
 from vllm.multimodal.media.image import ImageMediaIO
 
 from .contract.geometry import Geometry, GeometryError
-from .encoded_image import Source
+from .encoded_image import EncodedImage
 from .errors import InvalidImageRef, MaterialisationFailed
-from .image_items import Item
-from .resolver import Material
-from .tensors import ItemPattern, digest, read_grid, serialise
+from .image_items import ImageItem
+from .resolver import ProcessedItem
+from .tensors import ItemSchema, digest_tensors, read_grid, serialise
 
 
-class Pipeline:
+class ImagePipeline:
     """From encoded bytes to an item of the engine, as a stock request with one image goes.
 
     Args:
@@ -30,18 +30,18 @@ class Pipeline:
         self._modality = modality
         self._pad_id = pad_id
         # vLLM keeps what it processed under names that any client may choose; nobody else knows these.
-        self._secret = secrets.token_hex(16)
-        settings = renderer.model_config.get_multimodal_config().media_io_kwargs or {}
-        self._loader = ImageMediaIO(**({"image_mode": "RGB"} | settings.get("image", {})))
+        self._uuid_secret = secrets.token_hex(16)
+        media_io_options = renderer.model_config.get_multimodal_config().media_io_kwargs or {}
+        self._image_loader = ImageMediaIO(**({"image_mode": "RGB"} | media_io_options.get("image", {})))
 
-    def load(self, data: bytes) -> Any:
+    def load_image(self, data: bytes) -> Any:
         """The image as vLLM loads it, upright and in its mode.
 
         Raises:
             InvalidImageRef: vLLM cannot load it, or not all of it.
         """
         try:
-            media = self._loader.load_bytes(data)
+            media = self._image_loader.load_bytes(data)
             # vLLM drops the error of damaged pixels with its attempt to turn the image, and Pillow tells it only once.
             open_image(io.BytesIO(data)).load()
             return media
@@ -50,56 +50,56 @@ class Pipeline:
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged input
             raise InvalidImageRef(f"the image cannot be loaded: {type(error).__name__}: {str(error)[:200]}") from error
 
-    async def run(self, media: Any, name: str) -> tuple[MultiModalKwargsItem, int]:
+    async def process_image(self, media: Any, name: str) -> tuple[MultiModalKwargsItem, int]:
         """The item of an image, and how many placeholders it takes.
 
         Raises:
             MaterialisationFailed: the processor failed.
         """
-        uuid = f"mmraw-{self._secret}-{name}"
-        one: Any = media
+        uuid = f"mmraw-{self._uuid_secret}-{name}"
+        media_input: Any = media
         if self._modality == "vision_chunk":
-            one = VisionChunkImage(type="image", image=media.media, uuid=uuid)
+            media_input = VisionChunkImage(type="image", image=media.media, uuid=uuid)
         prompt = TokensPrompt(
             prompt_token_ids=[self._pad_id],
-            multi_modal_data={self._modality: [one]},
+            multi_modal_data={self._modality: [media_input]},
             multi_modal_uuids={self._modality: [uuid]},
         )
         try:
             # Past the cache that the engine mirrors: the tensors always come back.
-            (made,) = await self._renderer.render_cmpl_async([prompt], skip_mm_cache=True)
-            (place,) = made["mm_placeholders"][self._modality]
-            (item,) = made["mm_kwargs"][self._modality]
+            (rendered,) = await self._renderer.render_cmpl_async([prompt], skip_mm_cache=True)
+            (placeholder_range,) = rendered["mm_placeholders"][self._modality]
+            (item,) = rendered["mm_kwargs"][self._modality]
         except Exception as error:
             raise MaterialisationFailed(f"the image processor failed: {type(error).__name__}: {error}") from error
-        if list(made["prompt_token_ids"]) != [self._pad_id] * place.length:
+        if list(rendered["prompt_token_ids"]) != [self._pad_id] * placeholder_range.length:
             raise MaterialisationFailed("the image processor makes placeholders of other tokens than the pad token")
-        return item, place.length
+        return item, placeholder_range.length
 
 
 class VLLMProcessor:
     """The `Processor` of a resolver."""
 
-    def __init__(self, pipeline: Pipeline, pattern: ItemPattern) -> None:
+    def __init__(self, pipeline: ImagePipeline, schema: ItemSchema) -> None:
         self._pipeline = pipeline
-        self._pattern = pattern
+        self._schema = schema
 
-    async def process(self, source: Source) -> Material:
-        """See `rollout_vllm.resolver.Processor`."""
-        media = await asyncio.to_thread(self._pipeline.load, source.data)
-        item, grid = await make_item(self._pipeline, media, source.sha256, self._pattern.geometry)
-        return await asyncio.to_thread(lambda: Material(serialise(item), grid, digest(item)))
+    async def process(self, encoded_image: EncodedImage) -> ProcessedItem:
+        """See `rollout_vllm.resolver.ImageItemProcessor`."""
+        media = await asyncio.to_thread(self._pipeline.load_image, encoded_image.data)
+        item, grid = await make_image_item(self._pipeline, media, encoded_image.sha256, self._schema.geometry)
+        return await asyncio.to_thread(lambda: ProcessedItem(serialise(item), grid, digest_tensors(item)))
 
-    def identify(self, item: Item) -> str:
-        """See `rollout_vllm.resolver.Processor`."""
+    def verify_tensors(self, item: ImageItem) -> str:
+        """See `rollout_vllm.resolver.ImageItemProcessor`."""
         try:
-            return self._pattern.identify(item.data, item.length)
+            return self._schema.verify(item.data, item.placeholder_length)
         except InvalidImageRef as error:
-            raise error.at(item.where) from error
+            raise error.for_param(item.param) from error
 
 
-async def make_item(
-    pipeline: Pipeline, media: Any, name: str, geometry: Geometry
+async def make_image_item(
+    pipeline: ImagePipeline, media: Any, name: str, geometry: Geometry
 ) -> tuple[MultiModalKwargsItem, tuple[int, int, int]]:
     """The item of an image and its grid, which must be what the geometry says of an image of this size.
 
@@ -111,14 +111,14 @@ async def make_item(
         layout = geometry.layout(width=media.width, height=media.height)
     except GeometryError as error:
         raise InvalidImageRef(str(error)) from error
-    item, tokens = await pipeline.run(media, name)
+    item, token_count = await pipeline.process_image(media, name)
     try:
         grid = read_grid(item, geometry)
     except GeometryError as error:
         raise MaterialisationFailed(f"the image processor gives no grid: {error}") from error
-    if (grid, tokens) != (layout.grid, layout.tokens):
+    if (grid, token_count) != (layout.grid, layout.tokens):
         raise MaterialisationFailed(
-            f"an image of {media.width}×{media.height} has the grid {grid} and {tokens} tokens by this server's"
+            f"an image of {media.width}×{media.height} has the grid {grid} and {token_count} tokens by this server's"
             f" processor, but {layout.grid} and {layout.tokens} by its configuration"
         )
     return item, grid

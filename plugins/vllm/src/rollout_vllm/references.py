@@ -5,28 +5,28 @@ from dataclasses import dataclass
 from .contract.geometry import GeometryError
 from .contract.refs import RawMMRef, RefError, parse_ref
 from .errors import InvalidImageRef
-from .image_config import ServerFacts
-from .image_items import Item
+from .image_config import ServerImageConfig
+from .image_items import ImageItem
 
-_PREFIX = "mmraw:"
-_ANY_ENGINE = "image"
+_REFERENCE_PREFIX = "mmraw:"
+_GENERIC_MODALITY = "image"
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class CheckedReference:
     """A reference that could be true: only its image can tell."""
 
-    where: str
+    param: str
     ref: RawMMRef
     grid: tuple[int, int, int]
 
 
-def is_reference(item: Item) -> bool:
+def is_reference(item: ImageItem) -> bool:
     """Whether the item is a reference; serialised tensors are base64, which has no colon."""
-    return item.data.startswith(_PREFIX)
+    return item.data.startswith(_REFERENCE_PREFIX)
 
 
-def read_claim(item: Item, facts: ServerFacts) -> Claim:
+def check_reference(item: ImageItem, image_config: ServerImageConfig) -> CheckedReference:
     """Read the reference of an item.
 
     Raises:
@@ -34,21 +34,23 @@ def read_claim(item: Item, facts: ServerFacts) -> Claim:
     """
     try:
         ref = parse_ref(item.data)
-        grid = _grid(ref, item, facts)
+        grid = _checked_grid(ref, item, image_config)
     except (RefError, GeometryError) as error:
-        raise InvalidImageRef(str(error), item.where) from error
+        raise InvalidImageRef(str(error), item.param) from error
     except InvalidImageRef as error:
-        raise error.at(item.where) from error
-    return Claim(item.where, ref, grid)
+        raise error.for_param(item.param) from error
+    return CheckedReference(item.param, ref, grid)
 
 
-def _grid(ref: RawMMRef, item: Item, facts: ServerFacts) -> tuple[int, int, int]:
-    geometry = facts.geometry
+def _checked_grid(ref: RawMMRef, item: ImageItem, image_config: ServerImageConfig) -> tuple[int, int, int]:
+    geometry = image_config.geometry
     # A descriptor says `image` for every family; on the wire the engine's own name may stand in its place.
-    if ref.modality not in (_ANY_ENGINE, facts.modality):
-        raise InvalidImageRef(f"the reference is of the modality {ref.modality!r}, its item of {facts.modality!r}")
-    if ref.mm_hash != item.hash:
-        raise InvalidImageRef(f"the reference is of the image {ref.mm_hash}, mm_hashes says {item.hash[:128]!r}")
+    if ref.modality not in (_GENERIC_MODALITY, image_config.modality):
+        raise InvalidImageRef(
+            f"the reference is of the modality {ref.modality!r}, its item of {image_config.modality!r}"
+        )
+    if ref.mm_hash != item.mm_hash:
+        raise InvalidImageRef(f"the reference is of the image {ref.mm_hash}, mm_hashes says {item.mm_hash[:128]!r}")
     if ref.family != geometry.family:
         raise InvalidImageRef(f"the reference is for the family {ref.family!r}, this server's is {geometry.family!r}")
     if ref.fingerprint != geometry.fingerprint:
@@ -58,6 +60,8 @@ def _grid(ref: RawMMRef, item: Item, facts: ServerFacts) -> tuple[int, int, int]
         )
     grid = geometry.grid(ref.payload)
     tokens = geometry.tokens(grid)
-    if tokens != item.length:
-        raise InvalidImageRef(f"the grid {list(grid)} takes {tokens} tokens, the placeholder range has {item.length}")
+    if tokens != item.placeholder_length:
+        raise InvalidImageRef(
+            f"the grid {list(grid)} takes {tokens} tokens, the placeholder range has {item.placeholder_length}"
+        )
     return grid

@@ -17,33 +17,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .encoded_image import Source, read_source
+from .encoded_image import EncodedImage, read_encoded_image
 from .errors import InvalidImageRef
-from .hash_registry import KnownHashes
-from .image_config import ServerFacts
-from .image_items import Features, Item, read_items
-from .references import Claim, is_reference, read_claim
-from .single_flight import FlightCache
+from .hash_registry import HashRegistry
+from .image_config import ServerImageConfig
+from .image_items import ImageItem, VllmFeatures, read_items
+from .references import CheckedReference, check_reference, is_reference
+from .single_flight import AsyncSingleFlightCache
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
+class ProcessedItem:
     """One image as the engine takes it: serialised tensors, their grid, and a digest that names them."""
 
-    text: str
+    serialised: str
     grid: tuple[int, int, int]
-    identity: str
+    tensor_digest: str
 
     @property
     def nbytes(self) -> int:
         """What it occupies; the text is ASCII."""
-        return len(self.text)
+        return len(self.serialised)
 
 
-class Processor(Protocol):
+class ImageItemProcessor(Protocol):
     """The server's own way from an encoded image to tensors."""
 
-    async def process(self, source: Source) -> Material:
+    async def process(self, encoded_image: EncodedImage) -> ProcessedItem:
         """Load and process one image.
 
         Raises:
@@ -52,7 +52,7 @@ class Processor(Protocol):
         """
         ...
 
-    def identify(self, item: Item) -> str:
+    def verify_tensors(self, item: ImageItem) -> str:
         """Check tensors that a client serialised, and name them as `process` would.
 
         Raises:
@@ -62,11 +62,11 @@ class Processor(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class ResolvedImages:
     """The items of a request in its order: the names and the data that the engine is given."""
 
-    names: list[str]
-    data: list[str]
+    tensor_digests: list[str]
+    serialised_items: list[str]
 
 
 class Resolver:
@@ -77,50 +77,57 @@ class Resolver:
     """
 
     def __init__(
-        self, facts: ServerFacts, processor: Processor, cache: FlightCache[Material], count: Callable[[str], None]
+        self,
+        image_config: ServerImageConfig,
+        processor: ImageItemProcessor,
+        cache: AsyncSingleFlightCache[ProcessedItem],
+        count_origin: Callable[[str], None],
     ) -> None:
-        self._facts = facts
+        self._image_config = image_config
         self._processor = processor
         self._cache = cache
-        self._count = count
-        self._hashes = KnownHashes()
+        self._count_origin = count_origin
+        self._hash_registry = HashRegistry()
 
-    async def resolve(self, token_ids: Sequence[int], features: Features) -> Resolved:
+    async def resolve(self, token_ids: Sequence[int], features: VllmFeatures) -> ResolvedImages:
         """Raises InvalidImageRef, MaterialisationFailed: that of the first item, in their order."""
-        items = read_items(token_ids, features, self._facts)
-        claims = [read_claim(item, self._facts) if is_reference(item) else None for item in items]
-        found = await asyncio.gather(
+        items = read_items(token_ids, features, self._image_config)
+        references = [check_reference(item, self._image_config) if is_reference(item) else None for item in items]
+        results = await asyncio.gather(
             *(
-                self._stock(item) if claim is None else self._materialise(item, claim)
-                for item, claim in zip(items, claims, strict=True)
+                self._resolve_tensors(item) if reference is None else self._resolve_reference(item, reference)
+                for item, reference in zip(items, references, strict=True)
             ),
             return_exceptions=True,
         )
-        names, data = [], []
-        for one in found:
-            if isinstance(one, BaseException):
-                raise one
-            names.append(one[0])
-            data.append(one[1])
-        return Resolved(names, data)
+        tensor_digests, serialised_items = [], []
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            tensor_digests.append(result[0])
+            serialised_items.append(result[1])
+        return ResolvedImages(tensor_digests, serialised_items)
 
-    async def _materialise(self, item: Item, claim: Claim) -> tuple[str, str]:
-        source = await asyncio.to_thread(read_source, claim, self._facts)
+    async def _resolve_reference(self, item: ImageItem, reference: CheckedReference) -> tuple[str, str]:
+        encoded_image = await asyncio.to_thread(read_encoded_image, reference, self._image_config)
         try:
-            material, origin = await self._cache.get(source.sha256, lambda: self._processor.process(source))
-        except InvalidImageRef as error:
-            raise error.at(item.where) from error
-        if material.grid != claim.grid:
-            raise InvalidImageRef(
-                f"the reference claims the grid {list(claim.grid)}, the image has {list(material.grid)}", item.where
+            processed, origin = await self._cache.get(
+                encoded_image.sha256, lambda: self._processor.process(encoded_image)
             )
-        self._hashes.prove(item.hash, material.identity)
-        self._count(origin)
-        return material.identity, material.text
+        except InvalidImageRef as error:
+            raise error.for_param(item.param) from error
+        if processed.grid != reference.grid:
+            raise InvalidImageRef(
+                f"the reference claims the grid {list(reference.grid)}, the image has {list(processed.grid)}",
+                item.param,
+            )
+        self._hash_registry.record(item.mm_hash, processed.tensor_digest)
+        self._count_origin(origin)
+        return processed.tensor_digest, processed.serialised
 
-    async def _stock(self, item: Item) -> tuple[str, str]:
-        identity = await asyncio.to_thread(self._processor.identify, item)
-        if not self._hashes.claim(item.hash, identity):
-            raise InvalidImageRef("other data is known under this item's hash", item.where)
-        self._count("stock")
-        return identity, item.data
+    async def _resolve_tensors(self, item: ImageItem) -> tuple[str, str]:
+        tensor_digest = await asyncio.to_thread(self._processor.verify_tensors, item)
+        if not self._hash_registry.try_record(item.mm_hash, tensor_digest):
+            raise InvalidImageRef("other data is known under this item's hash", item.param)
+        self._count_origin("stock")
+        return tensor_digest, item.data

@@ -14,14 +14,14 @@ from typing import Generic, Protocol, TypeVar
 from .errors import MaterialisationFailed
 
 
-class Sized(Protocol):
+class HasNbytes(Protocol):
     """What can be kept: immutable, and of a known size."""
 
     @property
     def nbytes(self) -> int: ...
 
 
-T = TypeVar("T", bound=Sized)
+T = TypeVar("T", bound=HasNbytes)
 
 
 class Origin(StrEnum):
@@ -33,61 +33,61 @@ class Origin(StrEnum):
 
 
 @dataclass(slots=True)
-class _Flight(Generic[T]):
+class _SharedTask(Generic[T]):
     task: "asyncio.Task[T]"
-    waiting: int = 0
+    waiters: int = 0
 
 
-class FlightCache(Generic[T]):
+class AsyncSingleFlightCache(Generic[T]):
     """At most `max_bytes` of values, those used longest ago leave first. For one event loop."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[str, T] = OrderedDict()
-        self._flights: dict[str, _Flight[T]] = {}
+        self._entries: OrderedDict[str, T] = OrderedDict()
+        self._running: dict[str, _SharedTask[T]] = {}
         self.nbytes = 0
 
     async def get(self, key: str, make: Callable[[], Awaitable[T]]) -> tuple[T, Origin]:
         """The value under this key; `make` is called if nobody has it or is making it."""
-        kept = self._kept.get(key)
-        if kept is not None:
-            self._kept.move_to_end(key)
-            return kept, Origin.KEPT
-        flight, origin = self._flights.get(key), Origin.JOINED
-        if flight is None:
-            flight, origin = _Flight(asyncio.ensure_future(self._fly(key, make))), Origin.MADE
-            self._flights[key] = flight
-        flight.waiting += 1
+        cached = self._entries.get(key)
+        if cached is not None:
+            self._entries.move_to_end(key)
+            return cached, Origin.KEPT
+        shared_task, origin = self._running.get(key), Origin.JOINED
+        if shared_task is None:
+            shared_task, origin = _SharedTask(asyncio.ensure_future(self._run(key, make))), Origin.MADE
+            self._running[key] = shared_task
+        shared_task.waiters += 1
         try:
-            return await asyncio.shield(flight.task), origin
+            return await asyncio.shield(shared_task.task), origin
         finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.task.done():
+            shared_task.waiters -= 1
+            if not shared_task.waiters and not shared_task.task.done():
                 # Forgotten before it is cancelled: nobody may join a flight that will not arrive.
-                del self._flights[key]
-                flight.task.cancel()
+                del self._running[key]
+                shared_task.task.cancel()
 
-    async def _fly(self, key: str, make: Callable[[], Awaitable[T]]) -> T:
-        flight = self._flights[key]
+    async def _run(self, key: str, make: Callable[[], Awaitable[T]]) -> T:
+        shared_task = self._running[key]
         try:
             value = await make()
         except asyncio.CancelledError:
-            if flight.waiting:
+            if shared_task.waiters:
                 # Nobody cancelled this flight, so those on it must not take themselves for cancelled.
                 raise MaterialisationFailed("the work was cancelled from within") from None
             raise
         finally:
-            if self._flights.get(key) is flight:
-                del self._flights[key]
-        if flight.waiting:
-            self._keep(key, value)
+            if self._running.get(key) is shared_task:
+                del self._running[key]
+        if shared_task.waiters:
+            self._store(key, value)
         return value
 
-    def _keep(self, key: str, value: T) -> None:
+    def _store(self, key: str, value: T) -> None:
         if value.nbytes > self._max_bytes:
             return
-        self._kept[key] = value
+        self._entries[key] = value
         self.nbytes += value.nbytes
         while self.nbytes > self._max_bytes:
-            _, oldest = self._kept.popitem(last=False)
+            _, oldest = self._entries.popitem(last=False)
             self.nbytes -= oldest.nbytes

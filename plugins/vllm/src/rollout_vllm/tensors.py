@@ -14,23 +14,23 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from .contract.geometry import Geometry, GeometryError
 from .errors import InvalidImageRef
 
-_INLINE = 2**62
+_INLINE_THRESHOLD_BYTES = 2**62
 
 
 def serialise(item: MultiModalKwargsItem) -> str:
     """As `mm_serde` writes an item, with an encoder of its own: vLLM's is for one thread."""
-    (buffer,) = MsgpackEncoder(size_threshold=_INLINE).encode(item)
+    (buffer,) = MsgpackEncoder(size_threshold=_INLINE_THRESHOLD_BYTES).encode(item)
     return pybase64.b64encode(buffer).decode("ascii")
 
 
-def digest(item: MultiModalKwargsItem) -> str:
+def digest_tensors(item: MultiModalKwargsItem) -> str:
     """A name for exactly these tensors."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for key in sorted(item):
         tensor = item[key].data
-        found.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
-        found.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
-    return found.hexdigest()
+        hasher.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+        hasher.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+    return hasher.hexdigest()
 
 
 def read_grid(item: MultiModalKwargsItem, geometry: Geometry) -> tuple[int, int, int]:
@@ -44,15 +44,15 @@ def read_grid(item: MultiModalKwargsItem, geometry: Geometry) -> tuple[int, int,
 
 
 @dataclass(frozen=True, slots=True)
-class _Field:
+class _FieldSchema:
     """What is the same about one tensor of every image: type, dimensions, and how vLLM joins several of them."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    join: tuple[str, bool, int | None]
+    batching: tuple[str, bool, int | None]
 
     @classmethod
-    def of(cls, elem: Any) -> "_Field":
+    def from_element(cls, elem: Any) -> "_FieldSchema":
         tensor, field = elem.data, elem.field
         flat = isinstance(field, MultiModalFlatField)
         join = (type(field).__name__, field.keep_on_cpu, field.dim if flat else None)
@@ -60,24 +60,24 @@ class _Field:
 
 
 @dataclass(frozen=True, slots=True)
-class ItemPattern:
+class ItemSchema:
     """What every image item of this server looks like, learnt from one that it made."""
 
     geometry: Geometry
-    fields: Mapping[str, _Field]
+    fields: Mapping[str, _FieldSchema]
 
     @classmethod
-    def of(cls, item: MultiModalKwargsItem, geometry: Geometry) -> Self:
+    def from_item(cls, item: MultiModalKwargsItem, geometry: Geometry) -> Self:
         """The pattern of an item."""
-        return cls(geometry, {key: _Field.of(elem) for key, elem in item.items()})
+        return cls(geometry, {key: _FieldSchema.from_element(elem) for key, elem in item.items()})
 
-    def identify(self, text: str, length: int) -> str:
-        """The digest of a serialised item for `length` placeholders.
+    def verify(self, serialised: str, placeholder_length: int) -> str:
+        """The digest of a serialised item for `placeholder_length` placeholders.
 
         Raises:
             InvalidImageRef: it cannot be read, or an item of this server would look otherwise.
         """
-        item = _deserialise(text)
+        item = _deserialise(serialised)
         if item.keys() != self.fields.keys():
             raise InvalidImageRef(f"the tensors are {sorted(item)[:8]}, this server's are {sorted(self.fields)}")
         for key, expected in self.fields.items():
@@ -86,30 +86,34 @@ class ItemPattern:
             grid = read_grid(item, self.geometry)
         except GeometryError as error:
             raise InvalidImageRef(str(error)) from error
-        self._require_grid(item, grid, length)
-        return digest(item)
+        self._require_grid(item, grid, placeholder_length)
+        return digest_tensors(item)
 
-    def _require_grid(self, item: MultiModalKwargsItem, grid: tuple[int, int, int], length: int) -> None:
-        patches, merge = math.prod(grid), _merge_size(self.geometry)
-        if grid[0] != 1 or grid[1] % merge or grid[2] % merge:
-            raise InvalidImageRef(f"the grid {list(grid)} is not that of one image in cells of {merge}×{merge} patches")
-        tokens = self.geometry.tokens(grid)
-        if tokens != length:
-            raise InvalidImageRef(f"the grid {list(grid)} takes {tokens} tokens, the placeholder range has {length}")
+    def _require_grid(self, item: MultiModalKwargsItem, grid: tuple[int, int, int], placeholder_length: int) -> None:
+        patches, merge_size = math.prod(grid), _merge_size(self.geometry)
+        if grid[0] != 1 or grid[1] % merge_size or grid[2] % merge_size:
+            raise InvalidImageRef(
+                f"the grid {list(grid)} is not that of one image in cells of {merge_size}×{merge_size} patches"
+            )
+        token_count = self.geometry.tokens(grid)
+        if token_count != placeholder_length:
+            raise InvalidImageRef(
+                f"the grid {list(grid)} takes {token_count} tokens, the placeholder range has {placeholder_length}"
+            )
         for key, expected in self.fields.items():
-            if expected.join[2] is not None and item[key].data.shape[0] != patches:
+            if expected.batching[2] is not None and item[key].data.shape[0] != patches:
                 raise InvalidImageRef(f"{key} has {item[key].data.shape[0]} rows for the {patches} patches of its grid")
 
 
-def _require_field(key: str, elem: Any, expected: _Field) -> None:
+def _require_field(key: str, elem: Any, expected: _FieldSchema) -> None:
     tensor = elem.data
     if not isinstance(tensor, torch.Tensor) or not tensor.dim():
         raise InvalidImageRef(f"{key} is not a tensor")
-    found = _Field.of(elem)
-    if found != expected:
+    actual = _FieldSchema.from_element(elem)
+    if actual != expected:
         raise InvalidImageRef(
-            f"{key} is {found.dtype} {list(tensor.shape)} joined as {found.join}; this server's processor makes"
-            f" {expected.dtype} with the last dimensions {list(expected.shape)} joined as {expected.join}"
+            f"{key} is {actual.dtype} {list(tensor.shape)} joined as {actual.batching}; this server's processor makes"
+            f" {expected.dtype} with the last dimensions {list(expected.shape)} joined as {expected.batching}"
         )
 
 
@@ -128,5 +132,5 @@ def _deserialise(text: str) -> MultiModalKwargsItem:
 
 
 def _merge_size(geometry: Geometry) -> int:
-    knobs = geometry.knobs
-    return int(knobs.get("merge_size") or knobs["merge_kernel_size"])
+    processor_settings = geometry.knobs
+    return int(processor_settings.get("merge_size") or processor_settings["merge_kernel_size"])

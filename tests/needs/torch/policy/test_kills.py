@@ -26,7 +26,7 @@ import pytest
 from renderers_adapter.tokenizer import FastTokenizer, load_tokenizer
 from rollout.engine.weight_updates import EngineState
 from rollout.records.versions import OnUpdate
-from rollout.serving.tiny_model.checkpoint import make
+from rollout.serving.tiny_model.checkpoint import make_checkpoint
 from rollout.serving.vllm import VllmServer, VllmSettings
 from rollout.trainer import BlockingReader, PolicyPublisher, PublisherSettings, Trajectory, check
 from tests.marking import telling, told_versions
@@ -144,7 +144,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that tells version 0."""
     directory = tmp_path_factory.mktemp("model")
     plain, marked = directory / "plain", directory / "marked"
-    make(plain, "qwen3-vl", seed=0)
+    make_checkpoint(plain, "qwen3-vl", seed=0)
     shutil.copytree(plain, marked)
     telling(plain, load_tokenizer(plain), 0)(marked)
     return marked

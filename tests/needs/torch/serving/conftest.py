@@ -17,7 +17,7 @@ from rollout.environments.color_codeword import ColorCodewordSettings, draw_squa
 from rollout.serving.network.engine import NetworkEngine
 from rollout.serving.network.settings import NetworkSettings
 from rollout.serving.server import EngineServer
-from rollout.serving.tiny_model.checkpoint import make
+from rollout.serving.tiny_model.checkpoint import make_checkpoint
 
 torch: Any = importlib.import_module("torch")
 transformers: Any = importlib.import_module("transformers")
@@ -40,7 +40,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def made(family: str = "qwen3-vl", seed: int = 0) -> Path:
         directory = root / f"{family}-{seed}"
         if not directory.exists():
-            make(directory, family, seed=seed)
+            make_checkpoint(directory, family, seed=seed)
         return directory
 
     return made

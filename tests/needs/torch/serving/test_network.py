@@ -116,7 +116,7 @@ def test_a_distinct_image_is_encoded_once_until_the_weights_change(
     compute = images.ImageEncoder._compute
 
     def counting(encoder: Any, missing: Sequence[Any]) -> Any:
-        encoded.extend(picture.name for picture in missing)
+        encoded.extend(picture.image_hash for picture in missing)
         return compute(encoder, missing)
 
     monkeypatch.setattr(images.ImageEncoder, "_compute", counting)
@@ -178,7 +178,9 @@ def test_an_abort_leaves_the_company_undisturbed(
     assert furthest(answer, request["sampling_params"], plain_logits(engine.directory, pictures[:2], answer)) < CLOSE
 
 
-@pytest.mark.parametrize("fault", ["model.Network.prefill", "model.Network.decode", "cohort.Cohort.keep"])
+@pytest.mark.parametrize(
+    "fault", ["model.Network.prefill", "model.Network.decode", "decode_batch.DecodeBatch.keep_rows"]
+)
 def test_an_error_of_the_network_ends_those_who_met_it_and_nobody_else(
     world: Start, body: MakeBody, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:

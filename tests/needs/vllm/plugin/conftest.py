@@ -101,7 +101,11 @@ class Wire:
         rendered = self.adapter.render(
             messages[:-1] if count else [*messages, {"role": "user", "content": "Well?"}], None
         )
-        return [int(token) for ids in (*(part.ids for part in rendered.segments), rendered.opening) for token in ids]
+        return [
+            int(token)
+            for ids in (*(part.ids for part in rendered.segments), rendered.generation_prompt)
+            for token in ids
+        ]
 
     def expanded(self, pictures: Sequence[Picture]) -> tuple[list[int], list[dict[str, int]]]:
         """The same prompt with each pad token as often as its image takes, and where that is."""

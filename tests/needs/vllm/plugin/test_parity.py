@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rollout.doctor.pixels import probes
-from rollout.serving.vllm import SHIM
+from rollout.doctor.pixels import probe_images
+from rollout.serving.vllm import SHIM_DIRECTORY
 
 CONFIG = Path(__file__).parents[1] / "world" / "pictures.yaml"
 COMPARE = """
@@ -18,13 +18,14 @@ import anyio, dataclasses, json, sys
 from pathlib import Path
 from renderers_adapter.adapter import load_processor_config
 from rollout.engine.http import EngineHttp
-from rollout.doctor.pixels import compare
+from rollout.doctor.pixels import compare_pixels
 
 async def main(url, model, key):
     config = load_processor_config(Path(model))
     async with EngineHttp(key or None) as http:
-        parity = await compare(http, url, model="tiny", config=config, family="qwen_vl")
-    print(json.dumps([parity.proven, parity.told(), [dataclasses.asdict(one) for one in parity.differences]]))
+        parity = await compare_pixels(http, url, model="tiny", config=config, family="qwen_vl")
+    differences = [dataclasses.asdict(difference) for difference in parity.differences]
+    print(json.dumps([parity.matching_backend, parity.summary(), differences]))
 
 anyio.run(main, *sys.argv[1:])
 """
@@ -36,7 +37,7 @@ def beside_vllm(repository: Path) -> Callable[..., subprocess.CompletedProcess[s
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         python = f"{os.environ['ROLLOUT_VLLM_VENV']}/bin/python"
-        environment = {**os.environ, "PYTHONPATH": f"{repository}{os.pathsep}{SHIM}", **variables}
+        environment = {**os.environ, "PYTHONPATH": f"{repository}{os.pathsep}{SHIM_DIRECTORY}", **variables}
         command = [python, "-W", "ignore", *arguments]
         return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
 
@@ -49,7 +50,7 @@ def test_every_probe_gives_the_same_patches(fleet: Mapping[str, Any], beside_vll
     done = beside_vllm("-c", COMPARE, live.url, str(live.model_dir), live.api_key or "")
     proven, told, differences = json.loads(done.stdout)
     assert proven == "torchvision", told
-    assert [one["probe"] for one in differences if one["backend"] == proven] == [probe.name for probe in probes()]
+    assert [one["probe"] for one in differences if one["backend"] == proven] == [probe.name for probe in probe_images()]
     assert "the trainer with pil would not" in told
 
 

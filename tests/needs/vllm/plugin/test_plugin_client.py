@@ -9,13 +9,13 @@ import structlog
 
 from renderers_adapter.pool import shared_pool
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
-from rollout.config.sections import Multimodal
+from rollout.config.sections import MultimodalMode
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineRefused
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.images import ImagePolicy
 from rollout.records.messages import Message
-from rollout.session.session import Policy
+from rollout.session.session import PolicyClient
 from rollout.testing import play
 from rollout.trainer import check
 from rollout.trainer.trajectory import Trajectory
@@ -36,7 +36,7 @@ class Gallery(Environment):
         return Score(1.0)
 
 
-async def played(live: Any, images: ImagePolicy, multimodal: Multimodal) -> Trajectory:
+async def played(live: Any, images: ImagePolicy, multimodal: MultimodalMode) -> Trajectory:
     renderers = shared_pool(live.model_dir, live.renderer)
     engine = EngineClient(
         [live.url], "tiny", timeout=120, api_key=live.api_key, multimodal=multimodal, geometry=renderers.geometry
@@ -44,7 +44,9 @@ async def played(live: Any, images: ImagePolicy, multimodal: Multimodal) -> Traj
     digits = [renderers.tokenizer.token_id(digit) for digit in "0123456789"]
     async with engine:
         await engine.check()
-        policy = Policy(renderers, engine, images, {"temperature": 0.0, "max_tokens": 8, "allowed_token_ids": digits})
+        policy = PolicyClient(
+            renderers, engine, images, {"temperature": 0.0, "max_tokens": 8, "allowed_token_ids": digits}
+        )
         trajectory = await play(Gallery(EnvironmentSettings()), TASK, policy)
     assert trajectory.error is None
     assert check(trajectory) == []
@@ -76,7 +78,7 @@ async def test_an_engine_of_another_layout_gets_parts_and_is_refused_where_refer
         async with client:
             if multimodal == "auto":
                 await client.check()
-                assert [engine.resolves_references for engine in client.engines] == [False]
+                assert [engine.resolves_references for engine in client.replicas] == [False]
             else:
                 with pytest.raises(EngineRefused, match="laid out"):
                     await client.check()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from renderers_adapter.tokens import ImageSlot, TokenRun, logical
+from renderers_adapter.tokens import ImageSlot, TokenRun, as_logical_ids
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
-from rollout.records.kinds import Header, NodeRecord, Record, RolloutFinished, RolloutStarted, RolloutStatus, Step
+from rollout.records.kinds import NodeRecord, Record, RecordHeader, RolloutFinished, RolloutStarted, RolloutStatus, Step
 from rollout.records.wire import SCHEMA, encode_record
 
 DIRECTORY = Path(__file__).parent
@@ -20,14 +20,16 @@ _FILE, _INLINE = "0123456789abcdef" * 2, "fedcba9876543210" * 2
 _LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
 
-def header(seq: int) -> Header:
-    return Header("golden-run", "package.module:Class", "000007", "000007.3", 2, seq)
+def header(seq: int) -> RecordHeader:
+    return RecordHeader("golden-run", "package.module:Class", "000007", "000007.3", 2, seq)
 
 
 def step() -> Step:
     """A first turn with all that a step may say."""
-    asked = TokenRun(logical([5, 900, 6, 900, 7]), 5, images=(ImageSlot(_FILE, 1, 64), ImageSlot(_INLINE, 3, 80)))
-    said = TokenRun(logical([8, 9, 40, 41, 2]), 2, np.array([-0.5, -0.25, 0.0], np.float32))
+    asked = TokenRun(
+        as_logical_ids([5, 900, 6, 900, 7]), 5, images=(ImageSlot(_FILE, 1, 64), ImageSlot(_INLINE, 3, 80))
+    )
+    said = TokenRun(as_logical_ids([8, 9, 40, 41, 2]), 2, np.array([-0.5, -0.25, 0.0], np.float32))
     parts = [{"type": "image", "hash": _FILE}, {"type": "text", "text": "é?"}, {"type": "image", "hash": _INLINE}]
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"n": 1}}}
     return Step(
@@ -60,7 +62,7 @@ def step() -> Step:
 
 def usual_step() -> Step:
     """A later turn, which leaves out what is usual, and forks."""
-    asked, said = TokenRun(logical([1, 2]), 2), TokenRun(logical([3, 4]), 1, np.array([-1.0], np.float32))
+    asked, said = TokenRun(as_logical_ids([1, 2]), 2), TokenRun(as_logical_ids([3, 4]), 1, np.array([-1.0], np.float32))
     return Step(
         header=header(2),
         turn=1,

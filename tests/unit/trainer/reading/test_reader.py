@@ -170,7 +170,7 @@ async def test_whatever_the_order_and_the_moment_every_trajectory_is_in_the_stat
 
 
 async def test_the_state_does_not_grow_with_what_was_trained(queue: Queue, monkeypatch: Any) -> None:
-    monkeypatch.setattr("rollout.trainer.reading.consumed.REMEMBERED", 8)
+    monkeypatch.setattr("rollout.trainer.reading.consumed.REMEMBERED_NAMES", 8)
     sizes = []
     async with reader_of() as reader:
         for number in range(40):

@@ -200,7 +200,9 @@ async def test_steps_beyond_the_memory_limit_lie_on_the_disk_and_come_back_uncha
 @pytest.mark.parametrize("tokens", [10, 2000])
 async def test_what_is_counted_as_memory_is_what_unfinished_rollouts_take(queue: Queue, tokens: int) -> None:
     for number in range(20):
-        packets = await scripted_rollout(f"{number}.0", turns=15, asked=tokens, answered=tokens, image_tokens=64)
+        packets = await scripted_rollout(
+            f"{number}.0", turns=15, question_tokens=tokens, answer_tokens=tokens, image_tokens=64
+        )
         await put_all(queue, packets[:-1])
     async with reader_of() as reader:
         tracemalloc.start()

@@ -6,7 +6,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from rollout.trainer.weights.directory import Edition, WeightsDirectory, WeightsError, WeightsHeld, read_shapes
+from rollout.trainer.weights.directory import SavedVersion, WeightsDirectory, WeightsError, WeightsHeld, read_shapes
 
 SHAPES = {"embed.weight": (4, 2), "head.weight": (2, 4)}
 Write = Callable[..., None]
@@ -18,15 +18,15 @@ def weights(tmp_path: Path) -> WeightsDirectory:
 
 
 def version_of(weights: WeightsDirectory) -> int | None:
-    return weights.edition.version if weights.edition else None
+    return weights.saved_version.version if weights.saved_version else None
 
 
 def test_a_version_takes_the_place_of_the_one_before(weights: WeightsDirectory, write_weights: Write) -> None:
-    assert weights.edition is None
-    editions: set[Edition | None] = set()
+    assert weights.saved_version is None
+    editions: set[SavedVersion | None] = set()
     for version in (0, 1, 1):  # the third one of a trainer that went back
         weights.replace(version, lambda directory: write_weights(directory, SHAPES))
-        editions.add(weights.edition)
+        editions.add(weights.saved_version)
         assert version_of(weights) == version
         assert read_shapes(weights.path) == SHAPES
     assert len(editions) == 3
@@ -115,7 +115,7 @@ def test_another_models_tensors_are_refused(
     weights = WeightsDirectory(tmp_path / "policy", reference)
     with pytest.raises(WeightsError, match=told):
         weights.replace(1, lambda directory: write_weights(directory, shapes))
-    assert weights.edition is None
+    assert weights.saved_version is None
 
 
 def test_an_index_that_names_other_tensors_is_refused(weights: WeightsDirectory, write_weights: Write) -> None:
@@ -142,12 +142,12 @@ def test_a_replacement_that_was_interrupted_leaves_no_version(weights: WeightsDi
     (weights.path / "policy_version.json").unlink()  # so that other tensors pass, as in a new directory
     with pytest.raises(OSError, match=r"z\.safetensors"):
         weights.replace(2, save)
-    assert weights.edition is None
+    assert weights.saved_version is None
 
 
 def test_two_publishers_of_one_directory_are_refused(weights: WeightsDirectory) -> None:
-    with weights.held():
-        with pytest.raises(WeightsHeld), WeightsDirectory(weights.path).held():
+    with weights.lock():
+        with pytest.raises(WeightsHeld), WeightsDirectory(weights.path).lock():
             pass
-    with weights.held():
+    with weights.lock():
         pass

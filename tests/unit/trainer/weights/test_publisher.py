@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from rollout.config.load import load_config
-from rollout.engine.weight_updates import EngineState, update
+from rollout.engine.weight_updates import EngineState, update_weights
 from rollout.errors import ConfigurationError
-from rollout.records.progress import Progress, ProgressFollower, ProgressPublisher
+from rollout.records.progress import ProgressFollower, ProgressPublisher, TrainerProgress
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.trainer import (
     AsyncPolicyPublisher,
@@ -87,8 +87,8 @@ async def test_a_version_reaches_every_engine_and_is_announced(
             pushed = await publisher.publish(version, save, {"codeword": Consumption(64 * version, discarded=1)})
             assert (pushed.version, pushed.engines, dict(pushed.behind)) == (version, settings.engines, {})
             assert await publisher.states() == dict.fromkeys(settings.engines, EngineState(str(version), paused=False))
-            assert await follower.follow(timeout=20)
-            assert follower.latest == Progress(version, 64 * version, 1, pushed=True)
+            assert await follower.poll(timeout=20)
+            assert follower.latest == TrainerProgress(version, 64 * version, 1, pushed=True)
             assert publisher.version == version
 
 
@@ -125,15 +125,15 @@ async def test_an_engine_that_is_gone_is_behind_until_it_is_repaired(
         assert (await publisher.states())[dead] == EngineState("default", paused=False)
         assert (await publisher.repair()).engines == engines.urls
         assert set((await publisher.states()).values()) == {EngineState("2", paused=False)}
-    told = [follower.latest.version for _ in range(2) if await follower.follow(timeout=20)]
+    told = [follower.latest.version for _ in range(2) if await follower.poll(timeout=20)]
     assert told == [1, 2]
-    assert not await follower.follow(timeout=0.05)
+    assert not await follower.poll(timeout=0.05)
 
 
 async def test_an_engine_that_comes_back_is_repaired_while_the_trainer_waits(
     settings: PublisherSettings, engines: Engines, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_LOOKS", (0.02, 0.04))
+    monkeypatch.setattr(module, "_REPAIR_INTERVALS", (0.02, 0.04))
     async with AsyncPolicyPublisher(settings) as publisher, asyncio.timeout(60):
         await publisher.publish(1, save)
         engines.stop(0)
@@ -151,10 +151,10 @@ async def test_what_could_not_be_announced_is_announced_once_the_queue_is_back(
     save: Save,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_LOOKS", (0.02, 0.04))
+    monkeypatch.setattr(module, "_REPAIR_INTERVALS", (0.02, 0.04))
     announce, away = ProgressPublisher.publish, iter((True, True))
 
-    async def flaky(self: ProgressPublisher, progress: Progress) -> None:
+    async def flaky(self: ProgressPublisher, progress: TrainerProgress) -> None:
         if progress.version == 2 and next(away, False):
             raise QueueError("the queue is away")
         await announce(self, progress)
@@ -167,7 +167,7 @@ async def test_what_could_not_be_announced_is_announced_once_the_queue_is_back(
             await publisher.publish(2, save)
         engines.start_anew(0)
         while follower.latest.version != 2:
-            await follower.follow(timeout=1)
+            await follower.poll(timeout=1)
 
 
 async def test_an_engine_that_a_dead_publisher_left_paused_goes_on_with_the_next_version(
@@ -190,11 +190,11 @@ async def test_without_any_engine_nothing_is_announced(
         with pytest.raises(PushFailed, match="no engine has version 1"):
             await publisher.publish(1, save)
         assert publisher.version is None
-        assert not await follower.follow(timeout=0.05)
+        assert not await follower.poll(timeout=0.05)
         engines.start_anew(1)
         assert (await publisher.repair()).engines == (engines.urls[1],)
-        assert await follower.follow(timeout=20)
-        assert follower.latest == Progress(1, pushed=True)
+        assert await follower.poll(timeout=20)
+        assert follower.latest == TrainerProgress(1, pushed=True)
 
 
 async def test_weights_that_no_engine_could_load_reach_none(settings: PublisherSettings, save: Save) -> None:
@@ -211,9 +211,9 @@ async def test_a_version_that_became_unreadable_during_the_push_is_a_named_failu
 ) -> None:
     async def spoil_and_update(*arguments: Any, **keywords: Any) -> None:
         (settings.weights / "policy_version.json").write_text("nothing")
-        await update(*arguments, **keywords)
+        await update_weights(*arguments, **keywords)
 
-    monkeypatch.setattr(f"{module.__name__}.update", spoil_and_update)
+    monkeypatch.setattr(f"{module.__name__}.update_weights", spoil_and_update)
     async with AsyncPolicyPublisher(settings) as publisher:
         with pytest.raises(PushFailed, match="does not tell a version"):
             await publisher.publish(1, save)
