@@ -27,7 +27,7 @@ test-engine: $(READY)
 	@bash .ci/engine
 
 check: $(READY)
-	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 ci:
 	@bash .ci/run
@@ -37,5 +37,5 @@ verify:
 	@ROLLOUT_TESTS=full bash .ci/run
 
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-torch runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .venv-torch runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
 """Durable, acked, back-pressured queues behind one contract: `open_queue(url)`."""
 
-from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats
+from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, StaleLease
 from transports.errors import (
     AdmissionTimeout,
     QueueClosed,
@@ -10,7 +10,6 @@ from transports.errors import (
     QueueStorageError,
     QueueURLError,
     RecordTooLarge,
-    StaleLease,
     UnknownTransport,
 )
 from transports.registry import open_queue, register_transport

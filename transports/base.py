@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import ClassVar, Literal, Self, TypeAlias
 from zlib import crc32
 
-from transports.errors import AdmissionTimeout, QueueError, QueueFull, QueueURLError, RecordTooLarge, StaleLease
+from transports.errors import AdmissionTimeout, QueueError, QueueFull, QueueURLError, RecordTooLarge
 from transports.urls import QueueOptions
 
 Frames: TypeAlias = tuple[bytes | memoryview, ...]
@@ -108,6 +108,17 @@ class Delivery:
     async def reject(self, reason: str) -> None:
         """Put the record among the dead letters and settle it. Raises StaleLease."""
         await self.queue.reject(self, reason)
+
+
+class StaleLease(QueueError):
+    """A delivery was settled after its lease had ended; another consumer has the record, or will get it.
+
+    Deliveries of the same call whose lease still holds have been settled; `deliveries` are those that were refused.
+    """
+
+    def __init__(self, message: str, deliveries: Sequence[Delivery]) -> None:
+        super().__init__(message)
+        self.deliveries = tuple(deliveries)
 
 
 class Queue(ABC):

@@ -1,14 +1,5 @@
 """Every error that a queue or the codec raises on purpose: what is wrong, where, and what to do about it."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from transports.base import Delivery
-
 
 class QueueError(Exception):
     """The root of them all."""
@@ -36,17 +27,6 @@ class QueueFull(QueueError):
 
 class RecordTooLarge(QueueError):
     """The record can never be accepted by this queue, however empty it is."""
-
-
-class StaleLease(QueueError):
-    """A delivery was settled after its lease had ended; another consumer has the record, or will get it.
-
-    Deliveries of the same call whose lease still holds have been settled; `deliveries` are those that were refused.
-    """
-
-    def __init__(self, message: str, deliveries: Sequence[Delivery]) -> None:
-        super().__init__(message)
-        self.deliveries = tuple(deliveries)
 
 
 class QueueCorrupt(QueueError):

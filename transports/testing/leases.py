@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from transports.errors import StaleLease
+from transports.base import StaleLease
 from transports.testing.cases import (
     QUIET_SECONDS,
     ConformanceCases,

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from transports.base import DeadLetter, Delivery, Frames, Peeked, QueueStats
-from transports.errors import StaleLease
+from transports.base import DeadLetter, Delivery, Frames, Peeked, QueueStats, StaleLease
 from transports.memory import MemoryQueue
 
 _PRODUCER = slice(0, 16)
