@@ -15,8 +15,8 @@ from rollout.trainer import Trajectory, samples
 _ROWS_AT_ONCE = 256
 
 
-def document(trajectory: Trajectory) -> dict[str, Any]:
-    """All of a trajectory as JSON-like data: its row, its message graph, and the samples that it trains."""
+def trajectory_document(trajectory: Trajectory) -> dict[str, Any]:
+    """Return all of a trajectory as JSON-like data: its row, its message graph, and its training samples."""
     return {
         **asdict(row_of(trajectory)),
         "run": trajectory.run,
@@ -36,30 +36,30 @@ def document(trajectory: Trajectory) -> dict[str, Any]:
             for node in trajectory.nodes
         ],
         "images": {mm_hash: dict(item) for mm_hash, item in trajectory.images.items()},
-        "samples": _samples(trajectory),
+        "samples": _sample_documents(trajectory),
     }
 
 
 async def export(trajectories: AsyncIterable[Trajectory], path: Path) -> int:
-    """Write them to a `.jsonl` or `.parquet` file, which appears once it is whole; how many there were.
+    """Write them to a `.jsonl` or `.parquet` file, which appears once it is complete, and return their number.
 
     Raises:
         InspectError: the file's name ends otherwise, it cannot be written, or pyarrow is not installed.
     """
     try:
-        writer = _WRITERS[path.suffix]
+        writer_class = _WRITERS[path.suffix]
     except KeyError:
         raise InspectError(f"--export {path}: expected a name that ends with .jsonl or .parquet.") from None
     draft = path.with_name(f".{path.name}.incoming")
     try:
-        opened = writer(draft)
+        writer = writer_class(draft)
         try:
             count = 0
             async for trajectory in trajectories:
-                opened.add(document(trajectory))
+                writer.add(trajectory_document(trajectory))
                 count += 1
         finally:
-            opened.close()
+            writer.close()
         draft.rename(path)
     except OSError as error:
         raise InspectError(f"--export {path}: cannot be written: {error.strerror or error}.") from error
@@ -80,7 +80,7 @@ class _JsonLines:
 
 
 class _Parquet:
-    """One row a trajectory; what has no fixed shape (task, messages, descriptors) is JSON text."""
+    """A file with one row for each trajectory; what has no fixed shape (task, messages, descriptors) is JSON text."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -102,7 +102,7 @@ class _Parquet:
         self._rows: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
-        """The table's `images` is their number; their descriptors lie with the nodes."""
+        """Add a row, in which `images` is the number of images; their descriptors are with the nodes."""
         as_text = {name: orjson.dumps(row[name]).decode() for name in ("metrics", "task")}
         as_text["nodes"] = orjson.dumps({"nodes": row["nodes"], "images": row["images"]}).decode()
         self._rows.append({**row, **as_text, "images": sum(len(node["images"]) for node in row["nodes"])})
@@ -121,7 +121,7 @@ class _Parquet:
 _WRITERS: dict[str, Callable[[Path], _JsonLines | _Parquet]] = {".jsonl": _JsonLines, ".parquet": _Parquet}
 
 
-def _samples(trajectory: Trajectory) -> list[dict[str, Any]]:
+def _sample_documents(trajectory: Trajectory) -> list[dict[str, Any]]:
     try:
         found = samples(trajectory)
     except AdapterError:

@@ -1,16 +1,18 @@
-"""A trajectory as a row of a table, and what to show of many of them: conditions and order."""
+"""The trajectories of a run as rows of a table: which of them are shown, in which order, and their totals."""
 
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from rollout.errors import ConfigurationError
 from rollout.trainer import Trajectory
+from rollout.trainer.reading.archive import open_archive
 
-_CONDITION = re.compile(r"\s*(\w+)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*")
-_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+_CONDITION_PATTERN = re.compile(r"\s*(\w+)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*")
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
     "!=": operator.ne,
     "<": operator.lt,
@@ -26,7 +28,7 @@ class InspectError(ConfigurationError):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What can be shown, compared and sorted by."""
+    """The columns of a trajectory, which can be shown, compared and sorted by."""
 
     rollout: str
     environment: str
@@ -36,12 +38,12 @@ class Row:
     reward: float | None
     turns: int
     images: int
-    """How often an image stands in the conversations; one that is introduced twice counts twice."""
+    """How many images the messages have; one that two messages have counts twice."""
     tokens: int
-    """Of all messages, each once, with the images expanded."""
+    """The tokens of all messages, each counted once, with the images expanded."""
     sampled: int
     versions: str
-    """Of the weights that sampled it, oldest first."""
+    """The versions of the weights that sampled it, oldest first."""
     seconds: float
     error: str
 
@@ -50,17 +52,18 @@ COLUMNS = tuple(entry.name for entry in fields(Row))
 
 
 def row_of(trajectory: Trajectory) -> Row:
+    """Return the row of a trajectory."""
     runs = [node.run for node in trajectory.nodes]
     slots = [slot for run in runs for slot in run.images]
     spans = [span.version for step in trajectory.steps for span in step.versions]
     error = trajectory.error or {}
-    unfinished = error.get("type") == "Unfinished"
+    is_unfinished = error.get("type") == "Unfinished"
     return Row(
         rollout=trajectory.rollout,
         environment=trajectory.environment,
         group=trajectory.group,
         attempt=trajectory.attempt,
-        status="unfinished" if unfinished else trajectory.status.value,
+        status="unfinished" if is_unfinished else trajectory.status.value,
         reward=trajectory.reward,
         turns=len(trajectory.steps),
         images=len(slots),
@@ -75,46 +78,78 @@ def row_of(trajectory: Trajectory) -> Row:
 Condition = Callable[[Row], bool]
 
 
-def condition(text: str) -> Condition:
-    """What `--filter` takes: a column, an operator and a value, such as `status=failed`, `reward<0.5` or `error~Time`.
+def parse_condition(text: str) -> Condition:
+    """Parse the text of a `--filter`, such as `status=failed`, `reward<0.5` or `error~Time`.
 
     Raises:
-        InspectError: it is none.
+        InspectError: it is no condition.
     """
-    found = _CONDITION.fullmatch(text)
-    if found is None:
+    match = _CONDITION_PATTERN.fullmatch(text)
+    if match is None:
         raise InspectError(f"--filter {text!r}: expected a column, one of = != < <= > >= ~, and a value.")
-    column, sign, value = found.groups()
+    column, sign, value = match.groups()
     _require_column("--filter", column)
     if sign == "~":
         return lambda row: value in str(getattr(row, column))
-    compare = _COMPARE[sign]
-    if column in _NUMBERS:
+    compare = _OPERATORS[sign]
+    if column in _NUMERIC_COLUMNS:
         try:
             number = float(value)
         except ValueError:
             raise InspectError(f"--filter {text!r}: {column} is compared with a number, not {value!r}.") from None
-        # A rollout without a reward is neither above nor below any.
+        # A rollout without a reward meets no condition on its reward.
         return lambda row: getattr(row, column) is not None and compare(getattr(row, column), number)
     return lambda row: compare(getattr(row, column), value)
 
 
-def ordered(rows: Iterable[Row], by: str) -> list[Row]:
-    """Sorted by a column, downwards if a minus stands before it; what has no value comes last.
+async def read_trajectories(directory: Path, conditions: Sequence[Condition]) -> AsyncIterator[Trajectory]:
+    """Yield the trajectories of a run that meet all conditions."""
+    async with open_archive(directory) as reader:
+        async for trajectory in reader:
+            row = row_of(trajectory)
+            if all(is_met(row) for is_met in conditions):
+                yield trajectory
+
+
+async def read_rows(directory: Path, conditions: Sequence[Condition]) -> list[Row]:
+    """Return the rows of the trajectories that meet all conditions."""
+    return [row_of(trajectory) async for trajectory in read_trajectories(directory, conditions)]
+
+
+async def find_trajectory(directory: Path, rollout: str) -> Trajectory:
+    """Return the trajectory of that name, which is the full name if several environments have one.
+
+    Raises:
+        InspectError: no trajectory has this name, or several have it.
+    """
+    found = [
+        t
+        async for t in read_trajectories(directory, ())
+        if rollout in (t.rollout, f"{t.environment}/{t.rollout}", t.identity)
+    ]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise InspectError(f"{directory} has no rollout {rollout!r}; `rollout inspect {directory}` lists them.")
+    raise InspectError(f"several rollouts are named {rollout!r}: {', '.join(t.identity for t in found)}.")
+
+
+def sort_rows(rows: Iterable[Row], by: str) -> list[Row]:
+    """Sort rows by a column, downwards if it begins with a minus; rows without a value come last.
 
     Raises:
         InspectError: there is no such column.
     """
     column = by.removeprefix("-")
     _require_column("--sort", column)
-    found = list(rows)
-    known = [row for row in found if getattr(row, column) is not None]
-    unknown = [row for row in found if getattr(row, column) is None]
+    all_rows = list(rows)
+    known = [row for row in all_rows if getattr(row, column) is not None]
+    unknown = [row for row in all_rows if getattr(row, column) is None]
     return sorted(known, key=operator.attrgetter(column), reverse=by.startswith("-")) + unknown
 
 
-def totals(rows: Sequence[Row]) -> dict[str, Any]:
-    """What a summary says of the rows that are shown."""
+def summarize_rows(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the counts, the mean reward and the totals of the rows."""
     rewards = [row.reward for row in rows if row.reward is not None]
     status: dict[str, int] = {}
     for row in rows:
@@ -129,7 +164,7 @@ def totals(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-_NUMBERS = frozenset(entry.name for entry in fields(Row) if entry.type in (int, float, float | None))
+_NUMERIC_COLUMNS = frozenset(entry.name for entry in fields(Row) if entry.type in (int, float, float | None))
 
 
 def _require_column(option: str, name: str) -> None:

@@ -1,64 +1,91 @@
-"""`rollout launch`: what it is told, and the summary at its end; `launch_screen` shows it meanwhile."""
+"""`rollout launch`: supervised workers for several environments, or the files that a scheduler starts them from."""
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from textwrap import indent
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rollout.cli.launch_screen import LaunchScreen
-from rollout.cli.printing import tell_end
-from rollout.errors import ConfigurationError, RolloutError
-from rollout.launch.launch import LaunchState, run_launch
-from rollout.launch.local import LocalPlace
-from rollout.launch.places import Place
-from rollout.rundir.manifest import can_resume, create_run, resume_run
-from transports import QueueError
+from rollout.cli.options import Debug, Json, Overrides
+from rollout.cli.output import print_report
 
-_ERRORS_SHOWN = 3
+if TYPE_CHECKING:
+    from rollout.launch.launch import LaunchState
+    from rollout.launch.places import Place
+
+_MAX_ERRORS_SHOWN = 3
+
+PlaceName = Literal["here", "ray", "slurm", "k8s"]
 
 
-def launch_command(
-    paths: Sequence[Path],
-    overrides: Sequence[str],
-    *,
-    workers: int,
-    run: Path | None,
-    resuming: Path | None,
-    on: str,
-    as_json: bool,
-) -> int:
-    if bool(paths) == (resuming is not None) or (resuming is not None and run is not None):
+def launch(
+    configs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="CONFIG...", help="One YAML for each environment.", show_default=False),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Worker processes for each environment; 0: somebody else starts them.")
+    ] = 1,
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN_DIR", help="Begin the run in this directory; if it was begun there, go on with it."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run instead of beginning one.")
+    ] = None,
+    on: Annotated[PlaceName, typer.Option(help="Where the workers run.")] = "here",
+    render: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --on slurm or k8s: write what the scheduler is told there.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="With --on k8s: the image that has rollout installed.")] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Play all rollouts of every CONFIG with supervised worker processes; a trainer reads the queue meanwhile.
+
+    Exits with 0, also after SIGTERM, which drains; 1 if it failed; 2 for a bad configuration; 130 after Ctrl-C, which
+    drains too; a second Ctrl-C ends the workers at once. What was not finished is played by --resume.
+    """
+    if render is not None or image is not None or on in ("slurm", "k8s"):
+        if run is not None or resume is not None:
+            raise typer.BadParameter("what is rendered begins a run of its own, called as --render's directory is.")
+        _write_scheduler_files(configs or [], overrides or [], workers=workers, on=on, directory=render, image=image)
+    else:
+        state = _prepare_launch(configs or [], overrides or [], workers=workers, run=run, resume=resume, on=on)
+        raise typer.Exit(_launch(state, as_json=as_json))
+
+
+def _prepare_launch(
+    paths: Sequence[Path], overrides: Sequence[str], *, workers: int, run: Path | None, resume: Path | None, on: str
+) -> "LaunchState":
+    from rollout.errors import ConfigurationError
+    from rollout.launch.launch import LaunchState
+    from rollout.rundir.manifest import can_resume, create_run, resume_run
+
+    if bool(paths) == (resume is not None) or (resume is not None and run is not None):
         raise ConfigurationError("rollout launch: give the YAML of each environment, or --resume RUN_DIR alone.")
     if run is not None and can_resume(run):
-        resuming = run
-    if resuming is not None:
-        directory, members = resume_run(resuming, overrides, paths)
+        resume = run
+    if resume is not None:
+        directory, members = resume_run(resume, overrides, paths)
     else:
         directory, members = create_run(paths, overrides, run)
-    place = _place(on, workers * len(members))
-    state = LaunchState(directory, members, workers, place, is_resumed=resuming is not None)
-    screen = LaunchScreen(state, Console(stderr=True))
-    failure: RolloutError | QueueError | None = None
-    try:
-        run_launch(state, screen.accompany)
-    except (RolloutError, QueueError) as error:
-        if not state.report()["rollouts"]:
-            raise
-        failure = error  # what was done before still counts, and is told first
-    report = state.report()
-    tell_end(report, partial(_print_summary, state, report), failure, as_json=as_json)
-    if screen.interrupted:
-        return 130
-    return 0 if state.stopping_early or report["rollouts"] == report["total"] else 1
+    place = _open_place(on, workers * len(members))
+    return LaunchState(directory, members, workers, place, is_resumed=resume is not None)
 
 
-def _place(on: str, workers: int) -> Place:
+def _open_place(on: str, workers: int) -> "Place":
+    from rollout.errors import ConfigurationError
+    from rollout.launch.local import LocalPlace
+
     if on != "ray":
         return LocalPlace()
     if not workers:
@@ -68,25 +95,47 @@ def _place(on: str, workers: int) -> Place:
     return RayPlace(workers)
 
 
-def _print_summary(state: LaunchState, report: Mapping[str, Any], console: Console) -> None:
+def _launch(state: "LaunchState", *, as_json: bool) -> int:
+    """Run it to its end, print the summary, and return the exit code."""
+    from rollout.cli.launch_screen import LaunchScreen
+    from rollout.errors import RolloutError
+    from rollout.launch.launch import run_launch
+    from transports import QueueError
+
+    screen = LaunchScreen(state, Console(stderr=True))
+    failure: RolloutError | QueueError | None = None
+    try:
+        run_launch(state, screen.show)
+    except (RolloutError, QueueError) as error:
+        if not state.report()["rollouts"]:
+            raise
+        failure = error  # what was done before still counts, and is printed first
+    report = state.report()
+    print_report(report, partial(_print_summary, state, report), failure, as_json=as_json)
+    if screen.interrupted:
+        return 130
+    return 0 if state.stopping_early or report["rollouts"] == report["total"] else 1
+
+
+def _print_summary(state: "LaunchState", report: Mapping[str, Any], console: Console) -> None:
     table = Table.grid(padding=(0, 2))
     for environment in state.environments:
-        found = report["environments"][environment.name]
-        status = ", ".join(f"{count} {what}" for what, count in sorted(found["status"].items())) or "none finished"
-        reward = "no reward" if found["reward_mean"] is None else f"reward {found['reward_mean']:.3f}"
-        of = "" if environment.is_fed_externally else f" of {environment.total_rollouts}"
-        done = f"{found['turns']:,} turns, {found['tokens']:,} tokens"
-        told = f"{found['rollouts']}{of}  ({status})  {reward}, {done}"
-        table.add_row(f"[dim]{escape(environment.name)}[/dim]", escape(told))
+        totals = report["environments"][environment.name]
+        status = ", ".join(f"{count} {what}" for what, count in sorted(totals["status"].items())) or "none finished"
+        reward = "no reward" if totals["reward_mean"] is None else f"reward {totals['reward_mean']:.3f}"
+        of_total = "" if environment.is_fed_externally else f" of {environment.total_rollouts}"
+        work = f"{totals['turns']:,} turns, {totals['tokens']:,} tokens"
+        line = f"{totals['rollouts']}{of_total}  ({status})  {reward}, {work}"
+        table.add_row(f"[dim]{escape(environment.name)}[/dim]", escape(line))
     deaths = (
         Counter(f"{death.environment}, {death.description}" for death in state.supervisor.deaths)
         if state.supervisor
         else {}
     )
-    dead = "".join(f", {count} died ({what})" for what, count in deaths.items())
+    died = "".join(f", {count} died ({what})" for what, count in deaths.items())
     table.add_row(
         "[dim]workers[/dim]",
-        escape(f"{state.workers_per_environment} for each environment{dead}; {report['retries']} retries"),
+        escape(f"{state.workers_per_environment} for each environment{died}; {report['retries']} retries"),
     )
     table.add_row("[dim]run[/dim]", escape(str(state.directory.path)))
     table.add_row(
@@ -98,17 +147,51 @@ def _print_summary(state: LaunchState, report: Mapping[str, Any], console: Conso
         console.print(f"go on with: rollout launch --resume {state.directory.path}", highlight=False, soft_wrap=True)
 
 
-def _print_errors(state: LaunchState, console: Console) -> None:
-    """Each error once, in full, with the first rollout that met it."""
-    met: dict[tuple[str, str], list[tuple[str, str | None]]] = {}
+def _print_errors(state: "LaunchState", console: Console) -> None:
+    """Print each error once, in full, with the first rollout that met it."""
+    rollouts_by_error: dict[tuple[str, str], list[tuple[str, str | None]]] = {}
     for environment, outcome in state.failed_rollouts():
         error = outcome.error or {}
         key = (str(error.get("type")), str(error.get("message")))
-        met.setdefault(key, []).append((f"{environment}/{outcome.rollout}", outcome.traceback))
-    for (kind, message), failed in list(met.items())[:_ERRORS_SHOWN]:
-        rollout, traceback = failed[0]
-        others = f" (and {len(failed) - 1} others)" if len(failed) > 1 else ""
-        told = f"{kind}: {message}" if traceback is None else "\n" + indent(traceback.rstrip(), "  ")
-        console.print(f"[red]{escape(f'{rollout}{others} failed: {told}')}[/red]", highlight=False, soft_wrap=True)
-    if len(met) > _ERRORS_SHOWN:
-        console.print(f"… and {len(met) - _ERRORS_SHOWN} other errors, all in {state.directory.path}/workers")
+        rollouts_by_error.setdefault(key, []).append((f"{environment}/{outcome.rollout}", outcome.traceback))
+    for (kind, message), rollouts in list(rollouts_by_error.items())[:_MAX_ERRORS_SHOWN]:
+        rollout, traceback = rollouts[0]
+        others = f" (and {len(rollouts) - 1} others)" if len(rollouts) > 1 else ""
+        text = f"{kind}: {message}" if traceback is None else "\n" + indent(traceback.rstrip(), "  ")
+        console.print(f"[red]{escape(f'{rollout}{others} failed: {text}')}[/red]", highlight=False, soft_wrap=True)
+    if len(rollouts_by_error) > _MAX_ERRORS_SHOWN:
+        others = f"{len(rollouts_by_error) - _MAX_ERRORS_SHOWN} other errors"
+        console.print(f"… and {others}, all in {state.directory.path}/workers")
+
+
+def _write_scheduler_files(
+    paths: Sequence[Path],
+    overrides: Sequence[str],
+    *,
+    workers: int,
+    on: str,
+    directory: Path | None,
+    image: str | None,
+) -> None:
+    """Write the files for Slurm or Kubernetes, and print how to start the run from them."""
+    from rollout.deploy import kubernetes, slurm
+    from rollout.deploy.plan import plan_run
+    from rollout.errors import ConfigurationError
+
+    if directory is None or on not in ("slurm", "k8s"):
+        raise ConfigurationError("rollout launch: --on slurm and --on k8s need --render DIR, and it needs one of them.")
+    if workers < 1:
+        raise ConfigurationError("rollout launch --render: --workers says how many for each environment, at least 1.")
+    if (on == "k8s") != (image is not None):
+        raise ConfigurationError("rollout launch: --on k8s needs --image, and nothing else has one.")
+    plan = plan_run(directory.resolve().name, paths, overrides, workers)
+    files = slurm.render(plan) if image is None else kubernetes.render(plan, image)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (directory / name).write_text(text, "utf-8")
+            (directory / name).chmod(0o755 if text.startswith("#!") else 0o644)
+    except OSError as error:
+        raise ConfigurationError(f"{directory}: cannot be written: {error.strerror}.") from None
+    start_command = f"{directory}/submit.sh" if image is None else f"kubectl apply -f {directory}/"
+    sys.stdout.write(f"the run will lie in {plan.run_directory}\nstart it with: {start_command}\n")

@@ -1,7 +1,6 @@
-"""A launch while it goes on: a live table on a terminal, plain lines elsewhere, and Ctrl-C.
+"""The progress of a launch: a live table on a terminal, plain lines elsewhere, and Ctrl-C.
 
-Whoever reads it may stand still, as a stopped terminal or a pager does: everything is written in a thread, so that the
-supervisor goes on noticing deaths.
+Everything is written in a thread. A stopped terminal or a pager can block it, and the supervisor still notices deaths.
 """
 
 import signal
@@ -19,12 +18,17 @@ from rich.table import Table
 
 from rollout.launch.launch import EnvironmentState, LaunchState
 
-_REFRESH = 0.5
-_LINE_EVERY = 5.0
-_WINDOW = 30.0
+_REFRESH_SECONDS = 0.5
+_LINE_INTERVAL_SECONDS = 5.0
+_RATE_WINDOW_SECONDS = 30.0
 _UNKNOWN = "–"
 _COLUMNS = ("environment", "workers", "in flight", "done", "reward", "turns/s", "tokens/s", "failed", "backlog", "left")
-_NARROW = {"in flight": "in\nflight", "turns/s": "turns\n/s", "tokens/s": "tokens\n/s", "workers": "work-\ners"}
+_NARROW_HEADINGS = {
+    "in flight": "in\nflight",
+    "turns/s": "turns\n/s",
+    "tokens/s": "tokens\n/s",
+    "workers": "work-\ners",
+}
 """Headings in two lines, so that eighty columns have room for every number."""
 
 
@@ -37,24 +41,25 @@ class LaunchScreen:
         self._console = console
         self._rates = {environment.name: _Rate() for environment in state.environments}
 
-    async def accompany(self, _: LaunchState) -> None:
+    async def show(self, _: LaunchState) -> None:
+        """Show the launch until cancelled, and stop it at signals."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._watch_signals)
             await (self._show_table() if self._console.is_terminal else self._show_lines())
 
     async def _watch_signals(self) -> None:
         """SIGTERM and the first Ctrl-C drain; after that, Ctrl-C ends the workers at once."""
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
-            async for number in received:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for number in signals:
                 if number == signal.SIGINT and self.interrupted:
                     self._state.kill()
                 self.interrupted = self.interrupted or number == signal.SIGINT
-                first = not self._state.stopping_early
+                is_first = not self._state.stopping_early
                 self._state.stop_early()
-                if first:
-                    await self._print(self._stopping())
+                if is_first:
+                    await self._print(self._stopping_message())
 
-    def _stopping(self) -> str:
+    def _stopping_message(self) -> str:
         environments = self._state.environments
         in_flight = sum(environment.in_flight for environment in environments)
         grace = max(environment.launch_config.config.worker.grace for environment in environments)
@@ -65,61 +70,63 @@ class LaunchScreen:
         try:
             await anyio.to_thread.run_sync(live.start)
             while True:
-                table = launch_table(await self._rows(), self._console.width)
+                table = launch_table(await self._read_rows(), self._console.width)
                 await anyio.to_thread.run_sync(partial(live.update, table, refresh=True))
-                await anyio.sleep(_REFRESH)
+                await anyio.sleep(_REFRESH_SECONDS)
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(live.stop)
 
     async def _show_lines(self) -> None:
-        shown = time.monotonic()
+        last_shown = time.monotonic()
         while True:
-            await anyio.sleep(_REFRESH)
-            rows = await self._rows()
-            if time.monotonic() - shown >= _LINE_EVERY:
-                shown = time.monotonic()
+            await anyio.sleep(_REFRESH_SECONDS)
+            rows = await self._read_rows()
+            if time.monotonic() - last_shown >= _LINE_INTERVAL_SECONDS:
+                last_shown = time.monotonic()
                 for row in rows:
-                    told = "  ".join(f"{name} {cell}" for name, cell in zip(_COLUMNS[1:], row[1:], strict=True))
-                    await self._print(f"{row[0]}: {told}")
+                    cells = "  ".join(f"{name} {cell}" for name, cell in zip(_COLUMNS[1:], row[1:], strict=True))
+                    await self._print(f"{row[0]}: {cells}")
 
     async def _print(self, text: str) -> None:
         await anyio.to_thread.run_sync(
             partial(self._console.print, text, highlight=False, markup=False, soft_wrap=True)
         )
 
-    async def _rows(self) -> list[tuple[str, ...]]:
+    async def _read_rows(self) -> list[tuple[str, ...]]:
         for environment in self._state.environments:
             await anyio.to_thread.run_sync(environment.outcome_totals.refresh)
         return [self._row(environment) for environment in self._state.environments]
 
     def _row(self, environment: EnvironmentState) -> tuple[str, ...]:
-        ended, rate = environment.outcome_totals, self._rates[environment.name]
-        rate.note(environment.worker_totals + Counter(done=ended.rollout_count))
-        endless = environment.is_fed_externally
+        totals, rate = environment.outcome_totals, self._rates[environment.name]
+        rate.add(environment.worker_totals + Counter(done=totals.rollout_count))
+        is_endless = environment.is_fed_externally
         return (
             environment.name,
             f"{environment.ready_workers}/{len(environment.worker_slots)}",
             str(environment.in_flight),
-            str(ended.rollout_count) if endless else f"{ended.rollout_count}/{environment.total_rollouts}",
-            f"{ended.reward_sum / ended.reward_count:.3f}" if ended.reward_count else _UNKNOWN,
-            f"{rate.of('turns'):.1f}",
-            f"{rate.of('tokens'):.0f}",
-            str(ended.status_counts["failed"]),
+            str(totals.rollout_count) if is_endless else f"{totals.rollout_count}/{environment.total_rollouts}",
+            f"{totals.reward_sum / totals.reward_count:.3f}" if totals.reward_count else _UNKNOWN,
+            f"{rate.per_second('turns'):.1f}",
+            f"{rate.per_second('tokens'):.0f}",
+            str(totals.status_counts["failed"]),
             f"{environment.backlog_bytes / 1e6:.1f} MB",
-            _UNKNOWN if endless else _left(environment.total_rollouts - ended.rollout_count, rate.of("done")),
+            _UNKNOWN
+            if is_endless
+            else _time_left(environment.total_rollouts - totals.rollout_count, rate.per_second("done")),
         )
 
 
 def launch_table(rows: Sequence[tuple[str, ...]], width: int) -> Table:
-    """One row for each environment. Where it is narrow, names are broken into lines; numbers never are."""
-    wide = _table(_COLUMNS, rows, gap=2)
+    """Return a table with a row for each environment; a narrow one breaks names into lines, but never numbers."""
+    wide = _build_table(_COLUMNS, rows, gap=2)
     if Console(width=10_000).measure(wide).maximum <= width:
         return wide
-    return _table([_NARROW.get(name, name) for name in _COLUMNS], rows, gap=1)
+    return _build_table([_NARROW_HEADINGS.get(name, name) for name in _COLUMNS], rows, gap=1)
 
 
-def _table(headings: Sequence[str], rows: Sequence[tuple[str, ...]], *, gap: int) -> Table:
+def _build_table(headings: Sequence[str], rows: Sequence[tuple[str, ...]], *, gap: int) -> Table:
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False)
     table.add_column(headings[0], overflow="fold", min_width=8)
     for heading in headings[1:]:
@@ -130,23 +137,23 @@ def _table(headings: Sequence[str], rows: Sequence[tuple[str, ...]], *, gap: int
 
 
 class _Rate:
-    """What is done per second, over the last half minute."""
+    """How much is done per second, over the last half minute."""
 
     def __init__(self) -> None:
-        self._seen: list[tuple[float, Counter[str]]] = []
+        self._totals_by_time: list[tuple[float, Counter[str]]] = []
 
-    def note(self, totals: Counter[str]) -> None:
+    def add(self, totals: Counter[str]) -> None:
         now = time.monotonic()
-        self._seen.append((now, totals))
-        while self._seen[0][0] < now - _WINDOW and len(self._seen) > 2:
-            del self._seen[0]
+        self._totals_by_time.append((now, totals))
+        while self._totals_by_time[0][0] < now - _RATE_WINDOW_SECONDS and len(self._totals_by_time) > 2:
+            del self._totals_by_time[0]
 
-    def of(self, name: str) -> float:
-        (since, before), (now, after) = self._seen[0], self._seen[-1]
+    def per_second(self, name: str) -> float:
+        (since, before), (now, after) = self._totals_by_time[0], self._totals_by_time[-1]
         return (after[name] - before[name]) / (now - since) if now > since else 0.0
 
 
-def _left(rollouts: int, rate: float) -> str:
+def _time_left(rollouts: int, rate: float) -> str:
     if rate <= 0:
         return _UNKNOWN
     seconds = int(rollouts / rate)

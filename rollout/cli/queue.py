@@ -1,83 +1,90 @@
 """`rollout queue`: look into any queue by its URL, give rejected records another chance, or empty it."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, unquote
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import anyio
 import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from rollout.cli.printing import write_json
-from rollout.cli.queue_records import lines, printable, readable
-from transports import Delivery, Lease, Peeked, Queue, QueueStats, QueueURLError, open_queue
-from transports.base import frames_nbytes
-from transports.urls import split_url
+from rollout.cli.options import Debug, Json
+from rollout.cli.output import write_json
 
-_ACKED_AT_ONCE = 32
+if TYPE_CHECKING:
+    from transports import DeadLetter, Peeked
+
+app = typer.Typer(help="Look into a queue by its URL, and empty it.", no_args_is_help=True)
+
+QueueUrl = Annotated[
+    str, typer.Argument(metavar="URL", help="Such as file:///runs/one/trajectories.", show_default=False)
+]
 
 
-def stats_command(url: str, *, as_json: bool) -> int:
-    async def ask() -> QueueStats:
-        async with visited(url) as queue:
-            return await queue.stats()
+@app.command()
+def stats(url: QueueUrl, as_json: Json = False, debug: Debug = False) -> None:
+    """How much is in it, how old, how often it was delivered again, and how much was rejected."""
+    import anyio
 
-    stats = anyio.run(ask)
+    from rollout.cli.queue_access import read_stats
+
+    _, found = anyio.run(read_stats, url)
     if as_json:
-        write_json(asdict(stats))
-        return 0
+        write_json(asdict(found))
+        return
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("backlog", f"{stats.backlog_records:,} records")
-    table.add_row("", decimal(stats.backlog_bytes))
-    table.add_row("oldest", _age(stats.oldest_age) if stats.backlog_records else "-")
-    table.add_row("redeliveries", f"{stats.redeliveries:,}")
-    table.add_row("dead letters", f"{stats.dead_letters:,}")
+    table.add_row("backlog", f"{found.backlog_records:,} records")
+    table.add_row("", decimal(found.backlog_bytes))
+    table.add_row("oldest", _format_age(found.oldest_age) if found.backlog_records else "-")
+    table.add_row("redeliveries", f"{found.redeliveries:,}")
+    table.add_row("dead letters", f"{found.dead_letters:,}")
     Console(highlight=False).print(table)
-    return 0
 
 
-def peek_command(url: str, *, limit: int, full: bool, as_json: bool) -> int:
-    async def ask() -> Sequence[Peeked]:
-        async with visited(url) as queue:
-            return await queue.peek(limit=limit)
+@app.command()
+def peek(
+    url: QueueUrl,
+    limit: Annotated[int, typer.Option(min=1, help="Show so many records.")] = 10,
+    full: Annotated[bool, typer.Option("--full", help="Shorten nothing.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show its oldest records decoded, without leasing or consuming them."""
+    import anyio
 
-    found = anyio.run(ask)
+    from rollout.cli.queue_access import peek_records
+
+    records = anyio.run(peek_records, url, limit)
     if as_json:
-        write_json({"records": [_document(record, full=full) for record in found]})
-        return 0
-    for record in found:
-        for line in _lines(record, full=full):
+        write_json({"records": [_record_document(record, full=full) for record in records]})
+        return
+    for record in records:
+        for line in _record_lines(record, full=full):
             sys.stdout.write(f"{line}\n")
-    if not found:
+    if not records:
         sys.stdout.write("the queue is empty\n")
-    return 0
 
 
-def dead_command(url: str, *, limit: int, as_json: bool) -> int:
-    async def ask() -> tuple[list[dict[str, Any]], int]:
-        async with visited(url) as queue:
-            letters = [
-                {
-                    "reason": printable(letter.reason),
-                    "tag": printable(letter.tag),
-                    "key": printable(letter.key),
-                    "bytes": frames_nbytes(letter.frames),
-                }
-                for letter in await queue.dead_letters(limit=limit)
-            ]
-            return letters, (await queue.stats()).dead_letters
+@app.command()
+def dead(
+    url: QueueUrl,
+    limit: Annotated[int, typer.Option(min=1, help="Show so many dead letters.")] = 100,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show which records were rejected, and why."""
+    import anyio
 
-    letters, total = anyio.run(ask)
+    from rollout.cli.queue_access import read_dead_letters
+
+    dead_letters, total = anyio.run(read_dead_letters, url, limit)
+    letters = [_letter_document(letter) for letter in dead_letters]
     if as_json:
         write_json({"dead_letters": total, "letters": letters})
-        return 0
+        return
     console = Console(highlight=False)
     if letters:
         table = Table(box=None, header_style="dim", pad_edge=False)
@@ -89,82 +96,70 @@ def dead_command(url: str, *, limit: int, as_json: bool) -> int:
         console.print(table)
     more = f", the first {len(letters):,} of them shown" if len(letters) < total else ""
     console.print(f"{total:,} dead letters{more}")
-    return 0
 
 
-def requeue_command(url: str, *, limit: int | None, as_json: bool) -> int:
-    async def requeue() -> tuple[int, int]:
-        async with visited(url) as queue:
-            # Those there are now: what is rejected again meanwhile is not put back for ever.
-            wanted = (await queue.stats()).dead_letters if limit is None else limit
-            done = await queue.requeue(limit=wanted)
-            return done, (await queue.stats()).dead_letters
+@app.command()
+def requeue(
+    url: QueueUrl,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many.", show_default=False)] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Put rejected records back as new ones, the first rejected first; by default all there are now."""
+    import anyio
 
-    done, left = anyio.run(requeue)
+    from rollout.cli.queue_access import requeue_dead_letters
+
+    requeued, left = anyio.run(requeue_dead_letters, url, limit)
     if as_json:
-        write_json({"requeued": done, "dead_letters": left})
+        write_json({"requeued": requeued, "dead_letters": left})
     else:
-        sys.stdout.write(f"{done:,} dead letters put back as new records; {left:,} are left\n")
-    return 0
+        sys.stdout.write(f"{requeued:,} dead letters put back as new records; {left:,} are left\n")
 
 
-def drain_command(url: str, *, lease: Lease, wait: float, confirmed: bool, as_json: bool) -> int:
-    if not confirmed:
-        _confirm(url)
-    drained, left = anyio.run(_drain, url, lease, wait)
+@app.command()
+def drain(
+    url: QueueUrl,
+    lease: Annotated[
+        Literal["partition", "record"], typer.Option(help="How its consumers share it: record for a queue of tasks.")
+    ] = "partition",
+    wait: Annotated[float, typer.Option(min=0, help="Seconds until what a dead consumer held is free.")] = 12.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Throw away everything that no other consumer holds."""
+    import anyio
+
+    from rollout.cli.queue_access import drain_records
+
+    if not yes:
+        _confirm_drain(url)
+    drained, left = anyio.run(drain_records, url, lease, wait)
     if as_json:
         write_json({"drained": drained, "left": left})
-        return 0
+        return
     kept = f"; {left:,} are left: another consumer holds them, or they were put meanwhile" if left else ""
     sys.stdout.write(f"{drained:,} records removed{kept}\n")
-    return 0
 
 
-def _confirm(url: str) -> None:
+def _confirm_drain(url: str) -> None:
     if not sys.stdin.isatty():
         raise typer.BadParameter("draining throws records away; say --yes where nobody can be asked.")
+    import anyio
 
-    async def ask() -> tuple[str, QueueStats]:
-        async with visited(url) as queue:
-            return queue.url, await queue.stats()
+    from rollout.cli.queue_access import read_stats
 
-    shown, stats = anyio.run(ask)
-    size = f"{stats.backlog_records:,} records ({decimal(stats.backlog_bytes)})"
-    typer.confirm(f"Throw away the {size} of {shown}?", abort=True, err=True)
-
-
-async def _drain(url: str, lease: Lease, wait: float) -> tuple[int, int]:
-    """How many were removed and how many are left. Takes no more than there were, or it might never end."""
-    async with visited(url, lease) as queue:
-        there, drained = (await queue.stats()).backlog_records, 0
-        while drained < there and (batch := await _receive(queue, min(_ACKED_AT_ONCE, there - drained), wait)):
-            await queue.ack(batch)
-            drained += len(batch)
-        return drained, (await queue.stats()).backlog_records
+    shown_url, found = anyio.run(read_stats, url)
+    size = f"{found.backlog_records:,} records ({decimal(found.backlog_bytes)})"
+    typer.confirm(f"Throw away the {size} of {shown_url}?", abort=True, err=True)
 
 
-async def _receive(queue: Queue, most: int, wait: float) -> list[Delivery]:
-    """What comes at once, after waiting for the first."""
-    batch: list[Delivery] = []
-    while len(batch) < most and (delivery := await queue.receive(timeout=0.0 if batch else wait)) is not None:
-        batch.append(delivery)
-    return batch
+def _record_document(record: "Peeked", *, full: bool) -> dict[str, Any]:
+    from rollout.cli.queue_records import printable, to_readable
+    from transports.base import frames_nbytes
 
-
-def visited(url: str, lease: Lease = "partition") -> Queue:
-    """A handle of somebody who looks in: it must not bring about the queue that it was to find."""
-    parts = split_url(url)
-    if parts.scheme == "memory":
-        raise QueueURLError(f"{url}: the queues of memory:// live within one process; nobody else can look at them")
-    if parts.scheme == "file" and not (Path(unquote(parts.path)) / "queue.json").exists():
-        raise QueueURLError(f"{url}: there is no queue in this directory")
-    if parts.scheme == "zmq" and "serve" not in parse_qs(parts.query):
-        url += f"{'&' if parts.query else '?'}serve=false"
-    return open_queue(url, lease=lease)
-
-
-def _document(record: Peeked, *, full: bool) -> dict[str, Any]:
-    found = readable(record.frames, full=full)
+    readable = to_readable(record.frames, full=full)
     return {
         "partition": record.partition,
         "position": record.position,
@@ -173,20 +168,36 @@ def _document(record: Peeked, *, full: bool) -> dict[str, Any]:
         "tag": printable(record.tag),
         "bytes": frames_nbytes(record.frames),
         "frames": len(record.frames),
-        "kind": found.kind,
-        "rollout": found.rollout,
-        "content": found.content,
+        "kind": readable.kind,
+        "rollout": readable.rollout,
+        "content": readable.content,
     }
 
 
-def _lines(record: Peeked, *, full: bool) -> list[str]:
-    shown = _document(record, full=full)
-    name = shown["rollout"] or shown["tag"] or shown["key"]
-    size = f"{decimal(shown['bytes'])} in {shown['frames']} frame{'s' if shown['frames'] > 1 else ''}"
-    place = f"partition {shown['partition']}, position {shown['position']}"
-    facts = [shown["kind"], name, size, place, f"key {shown['key']}", *(["delivered"] if record.delivered else [])]
-    return ["  ".join(printable(fact) for fact in facts), *(f"    {line}" for line in lines(shown["content"])), ""]
+def _record_lines(record: "Peeked", *, full: bool) -> list[str]:
+    from rollout.cli.queue_records import printable, yaml_lines
+
+    document = _record_document(record, full=full)
+    name = document["rollout"] or document["tag"] or document["key"]
+    size = f"{decimal(document['bytes'])} in {document['frames']} frame{'s' if document['frames'] > 1 else ''}"
+    place = f"partition {document['partition']}, position {document['position']}"
+    delivered = ["delivered"] if record.delivered else []
+    facts = [document["kind"], name, size, place, f"key {document['key']}", *delivered]
+    content = (f"    {line}" for line in yaml_lines(document["content"]))
+    return ["  ".join(printable(fact) for fact in facts), *content, ""]
 
 
-def _age(seconds: float) -> str:
+def _letter_document(letter: "DeadLetter") -> dict[str, Any]:
+    from rollout.cli.queue_records import printable
+    from transports.base import frames_nbytes
+
+    return {
+        "reason": printable(letter.reason),
+        "tag": printable(letter.tag),
+        "key": printable(letter.key),
+        "bytes": frames_nbytes(letter.frames),
+    }
+
+
+def _format_age(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

@@ -1,6 +1,6 @@
 """The readable form of what is on a queue: records of trajectories, orders for rollouts, and whatever else is there.
 
-Arrays are told by dtype and shape, long text and data URIs by their beginning. What cannot be decoded is said to be so.
+Arrays are shown by dtype and shape, long text and data URIs by their beginning.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from transports import Frames
 from transports.codec import decode
 from transports.errors import CodecError
 
-_LONGEST_TEXT = 240
-_LONGEST_URI = 48
-_LONGEST_BYTES = 16
-_LONGEST_LIST = 32
+_MAX_TEXT_LENGTH = 240
+_MAX_URI_LENGTH = 48
+_MAX_BYTES_LENGTH = 16
+_MAX_LIST_LENGTH = 32
 
 
 class Readable(NamedTuple):
@@ -32,8 +32,8 @@ class Readable(NamedTuple):
     content: Any
 
 
-def readable(frames: Frames, *, full: bool) -> Readable:
-    """Whatever the frames are. `full` shortens nothing."""
+def to_readable(frames: Frames, *, full: bool) -> Readable:
+    """Decode the frames of a record, and shorten nothing if `full` is true."""
     plain = _Plain(full)
     try:
         value = decode(frames)
@@ -55,17 +55,17 @@ def readable(frames: Frames, *, full: bool) -> Readable:
 
 
 def printable(text: str) -> str:
-    """On one line, without what would steer a terminal or could not be written to it."""
+    """Return one line without characters that would steer a terminal or could not be written to it."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-def lines(content: Any) -> list[str]:
-    """Readable content as YAML, with lists of plain values on one line."""
+def yaml_lines(content: Any) -> list[str]:
+    """Return readable content as YAML, with lists of plain values on one line."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110).splitlines()
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML's own way would give each number a line."""
+    """A dumper that writes lists of plain values on one line, where YAML would give each number a line."""
 
 
 def _represent_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
@@ -77,7 +77,7 @@ _Dumper.add_representer(list, _represent_list)
 
 
 class _Plain:
-    """Turns values into plain ones."""
+    """A converter of values into plain ones."""
 
     def __init__(self, full: bool) -> None:
         self._full = full
@@ -93,32 +93,32 @@ class _Plain:
             case bytes() | bytearray() | memoryview():
                 return self._bytes(memoryview(value))
             case Mapping():
-                return {self.text(str(key)): self.of(held) for key, held in value.items()}
+                return {self.text(str(key)): self.of(item) for key, item in value.items()}
             case Sequence():
                 return self._items(value)
         if dataclasses.is_dataclass(value):
             return self._fields(value)
-        # What is left of what the codec carries: numpy's arrays and torch's tensors, which agree on these names.
+        # Only numpy's arrays and torch's tensors are left of what the codec carries; both have these names.
         return value.tolist() if self._full else _shape(value.dtype, value.shape)
 
     def text(self, text: str) -> str:
         text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates, which no encoding has
-        longest = _LONGEST_URI if text.startswith("data:") else _LONGEST_TEXT
+        longest = _MAX_URI_LENGTH if text.startswith("data:") else _MAX_TEXT_LENGTH
         return text if self._full or len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
 
     def _bytes(self, data: memoryview) -> str:
         data = data.cast("B")
-        if self._full or data.nbytes <= _LONGEST_BYTES:
+        if self._full or data.nbytes <= _MAX_BYTES_LENGTH:
             return f"0x{data.hex()}"
-        return f"0x{data[:_LONGEST_BYTES].hex()}… ({data.nbytes:,} bytes)"
+        return f"0x{data[:_MAX_BYTES_LENGTH].hex()}… ({data.nbytes:,} bytes)"
 
     def _items(self, values: Sequence[Any]) -> list[Any]:
-        shown = values if self._full else values[:_LONGEST_LIST]
+        shown = values if self._full else values[:_MAX_LIST_LENGTH]
         items = [self.of(value) for value in shown]
         return items if len(items) == len(values) else [*items, f"… ({len(values):,} items)"]
 
     def _fields(self, value: Any) -> dict[str, Any]:
-        """Those that say something."""
+        """Return the fields that are not empty."""
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {name: self.of(held) for name, held in fields.items() if not _is_empty(held)}
 

@@ -1,25 +1,140 @@
-"""`rollout serve …`: engines as servers of their own."""
+"""`rollout serve`: engines as servers of their own."""
 
 import os
 import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 
-from rollout.images.processors import import_trainer_extra
-from rollout.serving.embedded import EmbeddedSettings
-from rollout.serving.network.settings import NetworkSettings
-from rollout.serving.vllm import VllmFailed, VllmServer, VllmSettings
+from rollout.cli.options import Debug
 
-_START_TIMEOUT = 1800.0
+if TYPE_CHECKING:
+    from rollout.serving.embedded import EmbeddedSettings
+    from rollout.serving.network.settings import NetworkSettings
+    from rollout.serving.vllm import VllmSettings
+
+_START_TIMEOUT_SECONDS = 1800.0
 """A large checkpoint may have to be downloaded first."""
-_LINE_EVERY = 10.0
+_LINE_INTERVAL_SECONDS = 10.0
+
+app = typer.Typer(help="Start an engine that rollouts can be played against.", no_args_is_help=True)
+
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-def serve_embedded(settings: EmbeddedSettings, *, port: int) -> None:
+@app.command()
+def embedded(
+    model: Annotated[
+        Path | None,
+        typer.Argument(metavar="[MODEL]", help="Directory with tokenizer and processor config; else the one we ship."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="The name under which the model is served.")] = "tiny-qwen3-vl",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    allow: Annotated[list[Path] | None, typer.Option(help="Directory that file:// images may come from.")] = None,
+    policy: Annotated[
+        str, typer.Option(help="The script that answers, as package.module:Class.")
+    ] = "rollout.serving.policies:ColorPolicy",
+    max_model_len: Annotated[
+        int, typer.Option(min=16, help="Longest prompt and completion together, in tokens.")
+    ] = 32768,
+    latency_ms: Annotated[float, typer.Option(min=0, help="Added to every answer, to look like a slow engine.")] = 0.0,
+    debug: Debug = False,
+) -> None:
+    """Serve a *scripted* policy over HTTP, for demos and tests. No neural network is inside.
+
+    It speaks vLLM's POST /inference/v1/generate strictly: what vLLM would answer with garbage, it answers with 400. The
+    script sees the pixels of the images in one request, and nothing else; with temperature > 0 it errs at a known rate.
+    """
+    from rollout.serving.embedded import TINY_MODEL, EmbeddedSettings
+
+    settings = EmbeddedSettings(
+        model_dir=model or TINY_MODEL,
+        model_name=name,
+        policy=policy,
+        max_model_len=max_model_len,
+        allowed_directories=tuple(allow or ()),
+        latency_ms=latency_ms,
+    )
+    _serve_embedded(settings, port=port)
+
+
+@app.command("transformers")
+def network(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of a checkpoint.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="The name under which it is served; else MODEL's last part.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    allow: Annotated[list[Path] | None, typer.Option(help="Directory that file:// images may come from.")] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=16, help="Longest prompt and completion together, in tokens; else MODEL's own.")
+    ] = None,
+    weight_version: Annotated[str, typer.Option(help="What the weights are called until they are replaced.")] = "0",
+    device: Annotated[str, typer.Option(help="Where torch computes, as it names it.")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="What torch computes in.")] = "float32",
+    debug: Debug = False,
+) -> None:
+    """Serve MODEL, a Qwen3-VL or Qwen2.5-VL, by torch and transformers alone: for laptops, tests and small runs.
+
+    It speaks vLLM's POST /inference/v1/generate strictly, batches requests, and takes new weights like vLLM with
+    VLLM_SERVER_DEV_MODE=1: POST /pause, /collective_rpc, /update_weight_version, /resume. Needs the extra `trainer`.
+    """
+    from rollout.serving.network.settings import NetworkSettings
+
+    settings = NetworkSettings(
+        model_dir=model,
+        model_name=name,
+        max_model_len=max_model_len,
+        weight_version=weight_version,
+        allowed_directories=tuple(allow or ()),
+        device=device,
+        dtype=dtype,
+    )
+    _serve_network(settings, port=port)
+
+
+@app.command()
+def vllm(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory or name of the model.", show_default=False)],
+    flags: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Further flags of `vllm serve`; they win.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The name under which it is served; else MODEL's last part.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    media: Annotated[Path, typer.Option(help="Directory below which file:// images lie: that of the runs.")] = Path(
+        "runs"
+    ),
+    updates: Annotated[bool, typer.Option(help="Let trainers, and whoever reaches it, replace its weights.")] = True,
+    executable: Annotated[
+        Path | None, typer.Option("--vllm", help="vLLM's executable, such as that of another environment.")
+    ] = None,
+    only_print: Annotated[bool, typer.Option("--print", help="Show the command instead of running it.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Serve MODEL with vLLM and the flags that rollouts need. Prints what to put in the YAML once it answers."""
+    from rollout.serving.vllm import VllmSettings
+
+    settings = VllmSettings(
+        model=model,
+        media_directory=media,
+        name=name,
+        host=host,
+        port=port,
+        updates=updates,
+        executable=executable,
+        flags=tuple(flags or ()),
+    )
+    if only_print:
+        sys.stdout.write(settings.shell_command() + "\n")
+        return
+    _serve_vllm(settings)
+
+
+def _serve_embedded(settings: "EmbeddedSettings", *, port: int) -> None:
     from rollout.serving.embedded import EmbeddedServer
     from rollout.serving.server import serve_until_signal
 
@@ -33,10 +148,12 @@ def serve_embedded(settings: EmbeddedSettings, *, port: int) -> None:
     serve_until_signal(EmbeddedServer(settings, port=port), announce)
 
 
-def serve_network(settings: NetworkSettings, *, port: int) -> None:
-    """Serve until SIGINT or SIGTERM. Raises ConfigurationError where torch or transformers is missing."""
-    for extra in ("torch", "transformers"):
-        import_trainer_extra(extra)
+def _serve_network(settings: "NetworkSettings", *, port: int) -> None:
+    """Serve until SIGINT or SIGTERM, or raise ConfigurationError if torch or transformers is missing."""
+    from rollout.images.processors import import_trainer_extra
+
+    for package in ("torch", "transformers"):
+        import_trainer_extra(package)
     from rollout.serving.network.engine import NetworkEngine
     from rollout.serving.server import EngineServer, serve_until_signal
 
@@ -54,34 +171,36 @@ def serve_network(settings: NetworkSettings, *, port: int) -> None:
     serve_until_signal(EngineServer(engine, weight_version=settings.weight_version, port=port), announce)
 
 
-def serve_vllm(settings: VllmSettings) -> int:
+def _serve_vllm(settings: "VllmSettings") -> None:
     """Serve until SIGINT or SIGTERM, after which vLLM has some seconds to end; a second Ctrl-C ends it at once."""
-    log = _new_log(settings.port)
+    from rollout.serving.vllm import VllmFailed, VllmServer
+
+    log = _create_log(settings.port)
     server = VllmServer(settings, log)
-    # One way out for both: whatever waits is interrupted, and vLLM is ended on the way.
+    # SIGTERM interrupts whatever waits, as Ctrl-C does, and vLLM is ended on the way out.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         server.start()
         with Progress(log) as progress:
-            server.wait_until_ready(_START_TIMEOUT, progress)
-        _announce(settings, log)
+            server.wait_until_ready(_START_TIMEOUT_SECONDS, progress)
+        _announce_vllm(settings, log)
         server.wait()
     except KeyboardInterrupt:
-        return 0
+        return
     finally:
         server.stop()
         signal.signal(signal.SIGTERM, previous)
     raise VllmFailed(f"vLLM ended by itself; its log is {log}.")
 
 
-def _new_log(port: int) -> Path:
-    # Of a name that nobody could have prepared, for others may write to the directory, too.
+def _create_log(port: int) -> Path:
+    # Others may write to the directory, too; nobody can have prepared a file of this name.
     descriptor, path = tempfile.mkstemp(prefix=f"rollout-vllm-{port}-", suffix=".log")
     os.close(descriptor)
     return Path(path)
 
 
-def _announce(settings: VllmSettings, log: Path) -> None:
+def _announce_vllm(settings: "VllmSettings", log: Path) -> None:
     path = str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else "DIRECTORY"
     sys.stdout.write(
         f"serving {settings.served_name} at {settings.url}; its log is {log}\n"
@@ -96,12 +215,12 @@ def _announce(settings: VllmSettings, log: Path) -> None:
 
 
 class Progress:
-    """How long it takes so far, and what vLLM says: one line that changes on a terminal, elsewhere one now and then."""
+    """The seconds so far and vLLM's last line: one line that changes on a terminal, new lines elsewhere."""
 
     def __init__(self, log: Path) -> None:
         self._console = Console(stderr=True)
         self._status = self._console.status(f"starting vLLM; its log is {log}")
-        self._last = 0.0
+        self._last_shown = 0.0
 
     def __enter__(self) -> "Progress":
         if self._console.is_terminal:
@@ -112,9 +231,9 @@ class Progress:
         self._status.stop()
 
     def __call__(self, seconds: float, line: str) -> None:
-        told = f"starting vLLM, {seconds:.0f} s: {line.rpartition('] ')[2][:100]}"
+        text = f"starting vLLM, {seconds:.0f} s: {line.rpartition('] ')[2][:100]}"
         if self._console.is_terminal:
-            self._status.update(escape(told))
-        elif seconds - self._last >= _LINE_EVERY:
-            self._last = seconds
-            self._console.print(told, highlight=False, markup=False)
+            self._status.update(escape(text))
+        elif seconds - self._last_shown >= _LINE_INTERVAL_SECONDS:
+            self._last_shown = seconds
+            self._console.print(text, highlight=False, markup=False)

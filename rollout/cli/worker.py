@@ -1,18 +1,34 @@
 """`rollout worker`: one worker process, alone or with a supervisor."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from rollout.config.load import load_config
-from rollout.rundir.directory import RunDirectory
-from rollout.worker.link import SupervisorLink
-from rollout.worker.process import WorkerRunner, default_worker_name
+import typer
+
+from rollout.cli.options import Configuration, Debug, Overrides
 
 
-def worker_command(
-    path: Path, overrides: Sequence[str], *, run: Path | None, name: str | None, supervisor_fd: int | None
+def worker(
+    config: Configuration,
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Directory of the run to work for; by default run.directory/run.name.", show_default=False),
+    ] = None,
+    name: Annotated[str | None, typer.Option(hidden=True)] = None,
+    supervisor_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    debug: Debug = False,
 ) -> None:
+    """Play what is on the tasks queue of CONFIG (queue.tasks) until SIGTERM; several may work on one run.
+
+    SIGTERM or Ctrl-C finishes what was begun within worker.grace seconds and gives back the rest; a second, at once.
+    """
+    from rollout.config.load import load_config
+    from rollout.rundir.directory import RunDirectory
+    from rollout.worker.link import SupervisorLink
+    from rollout.worker.process import WorkerRunner, default_worker_name
+
     link = SupervisorLink(supervisor_fd) if supervisor_fd is not None else None
-    config = load_config(path, overrides)
-    directory = RunDirectory((run or config.run.directory / config.run.name).resolve())
-    WorkerRunner(config, directory, name or default_worker_name(config.run.name), link).run()
+    settings = load_config(config, overrides or [])
+    directory = RunDirectory((run or settings.run.directory / settings.run.name).resolve())
+    WorkerRunner(settings, directory, name or default_worker_name(settings.run.name), link).run()

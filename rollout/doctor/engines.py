@@ -9,7 +9,6 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from renderers_adapter.rendered import MessageSegment
 from renderers_adapter.tokens import ImageSlot, TokenRun, concat_ids, expand
 from rollout.config.load import Config
 from rollout.doctor.pixels import compare_pixels
+from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineMismatch, EngineNotFound, EngineRefused, EngineUnavailable
 from rollout.engine.from_config import api_key_from_config, engine_client_from_config
@@ -37,24 +37,6 @@ from rollout.session.image_table import ImageTable
 _PROBE_SIZES = ((96, 64), (320, 240), (1000, 700))
 """Width and height of the probes: images below, within and above what a processor leaves as it is."""
 _PROBE_QUESTION = 'Which is the largest of these pictures? Say 1, 2 or 3: naïve café, 日本語, {"x": [1, 2]}.'
-
-
-class CheckStatus(Enum):
-    """UNKNOWN is what nobody could look at: neither proven nor refuted."""
-
-    OK = "ok"
-    BAD = "bad"
-    UNKNOWN = "?"
-
-
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """One line of the table. A `fix` is there where what was `message` does not say itself what to do."""
-
-    subject: str
-    message: str
-    status: CheckStatus = CheckStatus.OK
-    fix: str | None = None
 
 
 class _CheckSkipped(Exception):

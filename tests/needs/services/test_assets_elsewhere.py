@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 import yaml
 
-from rollout.cli.assets import gc_command
+from rollout.cli.assets import gc as gc_command
 from rollout.trainer import ReaderSettings, open_reader
 from rollout.trainer.testing import checkpoint, put_all, scripted_rollout
 from tests.needs.services.redis_server import RedisServer

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from rollout.cli.inspect import inspect_command
+from rollout.cli.inspect import inspect as inspect_command
 from rollout.cli.inspect_rows import InspectError
 from rollout.trainer import ReaderSettings, TrajectoryReader, open_archive
 from rollout.trainer.errors import NoArchive
@@ -48,7 +48,7 @@ def inspect(run_directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setenv("COLUMNS", "160")
 
     def call(rollout: str | None = None, **options: Any) -> str:
-        settings: dict[str, Any] = {"sort": "rollout", "filters": (), "export_to": None, "as_json": False, **options}
+        settings: dict[str, Any] = {"sort": "rollout", "filters": (), "export": None, "as_json": False, **options}
         inspect_command(run_directory, rollout, **settings)
         return capsys.readouterr().out
 
@@ -108,8 +108,8 @@ def test_rows_are_filtered_and_sorted(inspect: Inspect, filters: list[str], sort
         ({"filters": ["turns>many"]}, "compared with a number"),
         ({"sort": "-colour"}, "no column 'colour'"),
         ({"rollout": "z.9"}, r"has no rollout 'z\.9'"),
-        ({"export_to": Path("x.csv")}, r"ends with \.jsonl or \.parquet"),
-        ({"export_to": Path("/nowhere/x.jsonl")}, "cannot be written: No such file or directory"),
+        ({"export": Path("x.csv")}, r"ends with \.jsonl or \.parquet"),
+        ({"export": Path("/nowhere/x.jsonl")}, "cannot be written: No such file or directory"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_by_name(inspect: Inspect, options: dict[str, Any], complaint: str) -> None:
@@ -142,7 +142,7 @@ def test_one_trajectory_as_json_has_its_nodes_and_samples(inspect: Inspect) -> N
 
 
 def test_an_export_has_a_line_for_each_and_appears_whole(inspect: Inspect, tmp_path: Path) -> None:
-    inspect(export_to=tmp_path / "run.jsonl", filters=["status=ok"])
+    inspect(export=tmp_path / "run.jsonl", filters=["status=ok"])
     rows = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert [row["rollout"] for row in rows] == ["a.0", "a.1", "b.1"]
     assert list(tmp_path.glob(".*")) == []
@@ -153,7 +153,7 @@ def test_parquet_without_pyarrow_is_an_error_that_says_so(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InspectError, match="pip install pyarrow"):
-        inspect(export_to=tmp_path / "run.parquet")
+        inspect(export=tmp_path / "run.parquet")
 
 
 @pytest.mark.parametrize(("directory", "found"), [("missing", "does not exist"), (".", "holds no trajectories")])

@@ -36,7 +36,7 @@ def test_no_number_is_cut_off(width: int, lines: int) -> None:
 async def test_what_earlier_launches_and_other_machines_did_is_shown_too(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, terminal: bool
 ) -> None:
-    monkeypatch.setattr("rollout.cli.launch_screen._LINE_EVERY", 0.0)
+    monkeypatch.setattr("rollout.cli.launch_screen._LINE_INTERVAL_SECONDS", 0.0)
     files = [repository / "configs" / "color_codeword.yaml", repository / "configs" / "calculator.yaml"]
     directory, members = create_run(files, (f"run.directory={tmp_path}",))
     state = LaunchState(directory, members, 0, LocalPlace(), is_resumed=True)
@@ -48,7 +48,7 @@ async def test_what_earlier_launches_and_other_machines_did_is_shown_too(
     console = Console(file=StringIO(), width=200, force_terminal=terminal)
     screen = LaunchScreen(state, console)
     with anyio.move_on_after(1.2):
-        await screen.accompany(state)
+        await screen.show(state)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     (line, *_) = [line for line in shown.splitlines() if line.lstrip("\x1b[?25l").startswith("color_codeword")]
     wanted = ("0/0", "0", "3/8", "0.500", "0.0", "0", "1", "0.0 MB", "–")

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,12 @@ from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from tests.unit.cli.in_process import rollout
 from transports import open_queue
 
-SMALL = ("tasks.count=3", "tasks.group_size=2", "environment.image_size=48", "engine.sampling.temperature=0")
-
 
 def process(*arguments: str, path: Path | None = None) -> "subprocess.CompletedProcess[str]":
     """`rollout` in a new interpreter, with a directory on its path."""
     env = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
     command = [sys.executable, "-m", "rollout", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False)
-
-
-@pytest.fixture
-def color_codeword(repository: Path, tmp_path: Path) -> list[str]:
-    """Arguments that play a few small rollouts below a private directory."""
-    settings = [*SMALL, f"run.directory={tmp_path / 'runs'}"]
-    return [str(repository / "configs" / "color_codeword.yaml"), *(a for s in settings for a in ("--set", s))]
 
 
 def complaint(result: subprocess.CompletedProcess[str], code: int) -> str:
@@ -190,34 +180,6 @@ def test_ctrl_c_ends_cleanly_with_what_was_done(color_codeword: Sequence[str]) -
     assert report["trainer"]["violations"] == 0
 
 
-def test_doctor_says_what_is_right(color_codeword: Sequence[str]) -> None:
-    result = rollout("doctor", *color_codeword)
-    assert result.returncode == 0, result.stdout + result.stderr
-    words = " ".join(result.stdout.split())  # where its lines are broken depends on the length of a path
-    for told in ("configuration", "3 tasks, 2 rollouts of each", "renderer qwen3-vl, images qwen_vl", "file://"):
-        assert told in words
-
-
-@pytest.mark.parametrize("limit", ["high_water=80KB", "high_water_records=300"])
-def test_doctor_refuses_a_high_water_below_two_batches(color_codeword: Sequence[str], limit: str) -> None:
-    result = rollout("doctor", *color_codeword, "--set", f"queue.url=file://{{run_dir}}/trajectories?{limit}")
-    assert result.returncode == 2, result.stdout
-    assert "two batches of 64 rollouts (policy.batch)" in " ".join(result.stdout.split())
-
-
-def test_doctor_shows_a_table_alone_and_asks_engines_only_of_a_run_that_could_begin(
-    color_codeword: Sequence[str], tmp_path: Path
-) -> None:
-    with EmbeddedServer(EmbeddedSettings(allowed_directories=(tmp_path,))) as url:
-        live = (*color_codeword, "--live", "--set", f'engine.urls=["{url}"]')
-        sound = rollout("doctor", *live)
-        begun_wrong = rollout("doctor", *live, "--set", "queue.url=file://{run_dir}/t?high_water=80KB")
-    assert sound.returncode == 0, sound.stdout
-    assert {line[:4] for line in sound.stdout.splitlines()} <= {"ok  ", "?   ", "    "}
-    assert begun_wrong.returncode == 2
-    assert "?    engines        not asked" in begun_wrong.stdout
-
-
 @pytest.mark.parametrize("command", ["doctor", "run"])
 def test_the_arguments_of_a_template_are_those_of_its_family(color_codeword: Sequence[str], command: str) -> None:
     qwen35 = ("--set", "model.renderer=qwen3.5", "--set", "model.template={enable_thinking: false}")
@@ -225,35 +187,6 @@ def test_the_arguments_of_a_template_are_those_of_its_family(color_codeword: Seq
     wrong = rollout(command, *color_codeword, "--set", "model.template={enable_thinking: false}")
     assert wrong.returncode != 0
     assert "correct model.template (enable_thinking)" in " ".join((wrong.stdout + wrong.stderr).split())
-
-
-@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["serve", "embedded", "--help"]])
-def test_help_imports_nothing_heavy(command: Sequence[str]) -> None:
-    code = (
-        "import sys\n"
-        "from rollout.cli import app\n"
-        f"try: app({list(command)!r})\n"
-        "except SystemExit: pass\n"
-        "heavy = {'httpx', 'numpy', 'PIL', 'renderers', 'uvicorn', 'aiohttp', 'yaml', 'msgpack'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
-    assert result.returncode == 0, result.stderr
-    if "embedded" in command:
-        assert "No neural network is inside" in " ".join(result.stdout.split())
-
-
-def test_serve_embedded_answers_and_stops_on_a_signal(tiny_model: Path) -> None:
-    command = [sys.executable, "-m", "rollout", "serve", "embedded", str(tiny_model)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        told = process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 20
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-    assert "no neural network is inside" in told
-    assert process.returncode == 0
 
 
 def test_a_queue_that_holds_another_runs_records_is_refused(color_codeword: Sequence[str], tmp_path: Path) -> None:
@@ -302,7 +235,3 @@ def test_ctrl_c_is_heard_while_the_engine_is_awaited(color_codeword: Sequence[st
             _, err = process.communicate(timeout=20)
             connection.close()
     assert process.returncode == 130, err
-
-
-def test_version_is_told() -> None:
-    assert process("--version").stdout.startswith("rollout ")

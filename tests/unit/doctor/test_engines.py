@@ -11,7 +11,8 @@ import pytest
 
 from rollout.config.load import load_config
 from rollout.doctor import engines as module
-from rollout.doctor.engines import CheckResult, CheckStatus, check_engines
+from rollout.doctor.engines import check_engines
+from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.engine.http import EngineHttp
 from rollout.engine.weight_updates import EngineState, NotUpdatable
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings

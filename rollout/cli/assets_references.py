@@ -1,0 +1,71 @@
+"""The images that the records of a run refer to."""
+
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+import yaml
+
+from rollout.cli.queue_access import open_existing_queue
+from rollout.errors import RolloutError
+from rollout.records.kinds import RecordError, Step
+from rollout.records.wire import decode_record
+from rollout.rundir.directory import RunDirectory
+from transports import Frames, QueueError
+
+
+class RecordsElsewhere(RolloutError):
+    """What a run's records refer to cannot be known here, so nothing may be removed."""
+
+
+async def find_referenced_images(run: RunDirectory) -> set[str]:
+    """Return the names of the images that any remaining record of the run refers to.
+
+    Raises:
+        RecordsElsewhere: some of the records cannot be read from here.
+    """
+    names: set[str] = set()
+    for url in _find_queues(run):
+        async for tag, frames in _read_records(url):
+            try:
+                record = decode_record(frames)
+            except RecordError as error:
+                raise RecordsElsewhere(f"{tag}: {error} What it refers to is unknown, so all is kept.") from error
+            if isinstance(record, Step):
+                names |= {item["raw_image_id"] for item in record.images.values() if "raw_image_id" in item}
+    return names
+
+
+def _find_queues(run: RunDirectory) -> list[str]:
+    """Return the URLs of the queues in the run's directory, and of those that its saved configurations name."""
+    own = run.path / "trajectories"
+    urls = {f"file://{quote(str(own))}"} if own.is_dir() else set()
+    for file in sorted(run.path.glob("*.yaml")):
+        try:
+            saved = yaml.safe_load(file.read_text("utf-8"))
+            url = run.queue_url(saved["queue"]["url"], saved["run"]["name"])
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+            raise RecordsElsewhere(f"{file} does not say where its records are ({error!r}), so all is kept.") from error
+        # Whatever options the URL of a file queue has, everything that the queue keeps is read, acked or not.
+        urls.add(url.partition("?")[0] if url.startswith("file:") else url)
+    if not urls:
+        raise RecordsElsewhere(
+            f"{run.path} holds neither trajectories nor the configuration of a run, so that what is still referred to "
+            "cannot be known. Remove the run's directory as a whole once it is trained."
+        )
+    return sorted(urls)
+
+
+async def _read_records(url: str) -> AsyncIterator[tuple[str, Frames]]:
+    """Yield everything that a directory keeps, acked or not; of another queue, what nobody has acked."""
+    try:
+        async with open_existing_queue(f"{url}?replay=true" if url.startswith("file:") else url) as queue:
+            if queue.ends:
+                while (delivery := await queue.receive(timeout=0.0)) is not None:
+                    yield delivery.tag, delivery.frames
+            elif backlog := (await queue.stats()).backlog_records:
+                for record in await queue.peek(limit=backlog):
+                    yield record.tag, record.frames
+    except QueueError as error:
+        raise RecordsElsewhere(
+            f"the records of this run are in a queue that cannot be read from here, so all is kept: {error}"
+        ) from error

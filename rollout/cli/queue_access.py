@@ -1,0 +1,71 @@
+"""What is read from a queue that exists already, and what is moved or removed there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import parse_qs, unquote
+
+from transports import DeadLetter, Delivery, Lease, Peeked, Queue, QueueStats, QueueURLError, open_queue
+from transports.urls import split_url
+
+_MAX_ACKED_AT_ONCE = 32
+
+
+def open_existing_queue(url: str, lease: Lease = "partition") -> Queue:
+    """Return a handle that never creates the queue.
+
+    Raises:
+        QueueURLError: there is no such queue, or no other process can see it.
+    """
+    parts = split_url(url)
+    if parts.scheme == "memory":
+        raise QueueURLError(f"{url}: the queues of memory:// live within one process; nobody else can look at them")
+    if parts.scheme == "file" and not (Path(unquote(parts.path)) / "queue.json").exists():
+        raise QueueURLError(f"{url}: there is no queue in this directory")
+    if parts.scheme == "zmq" and "serve" not in parse_qs(parts.query):
+        url += f"{'&' if parts.query else '?'}serve=false"
+    return open_queue(url, lease=lease)
+
+
+async def read_stats(url: str) -> tuple[str, QueueStats]:
+    """Return the queue's own URL, which has no password, and its statistics."""
+    async with open_existing_queue(url) as queue:
+        return queue.url, await queue.stats()
+
+
+async def peek_records(url: str, limit: int) -> Sequence[Peeked]:
+    """Return the oldest records without leasing them."""
+    async with open_existing_queue(url) as queue:
+        return await queue.peek(limit=limit)
+
+
+async def read_dead_letters(url: str, limit: int) -> tuple[Sequence[DeadLetter], int]:
+    """Return the first dead letters, and how many there are."""
+    async with open_existing_queue(url) as queue:
+        return await queue.dead_letters(limit=limit), (await queue.stats()).dead_letters
+
+
+async def requeue_dead_letters(url: str, limit: int | None) -> tuple[int, int]:
+    """Put dead letters back, and return how many were put back and how many are left."""
+    async with open_existing_queue(url) as queue:
+        # Only those that there are now: what is rejected again meanwhile is not put back for ever.
+        wanted = (await queue.stats()).dead_letters if limit is None else limit
+        requeued = await queue.requeue(limit=wanted)
+        return requeued, (await queue.stats()).dead_letters
+
+
+async def drain_records(url: str, lease: Lease, wait: float) -> tuple[int, int]:
+    """Remove at most as many records as there are now, and return how many were removed and how many are left."""
+    async with open_existing_queue(url, lease) as queue:
+        backlog, drained = (await queue.stats()).backlog_records, 0
+        while drained < backlog and (batch := await _receive(queue, min(_MAX_ACKED_AT_ONCE, backlog - drained), wait)):
+            await queue.ack(batch)
+            drained += len(batch)
+        return drained, (await queue.stats()).backlog_records
+
+
+async def _receive(queue: Queue, limit: int, wait: float) -> list[Delivery]:
+    """Wait for the first delivery, and return it with those that come at once."""
+    batch: list[Delivery] = []
+    while len(batch) < limit and (delivery := await queue.receive(timeout=0.0 if batch else wait)) is not None:
+        batch.append(delivery)
+    return batch

@@ -1,0 +1,129 @@
+"""The checks that need no engine, and the function that runs all checks."""
+
+from collections.abc import Callable
+from tempfile import TemporaryDirectory
+from urllib.parse import quote, urlsplit
+
+import anyio
+
+from renderers_adapter.adapter import RendererAdapter
+from renderers_adapter.errors import AdapterError
+from rollout.config.load import Config
+from rollout.doctor.engines import check_engines
+from rollout.doctor.results import CheckResult, CheckStatus
+from rollout.engine.from_config import api_key_from_config
+from rollout.environments.base import QUEUE_SOURCE
+from rollout.errors import ConfigurationError, RolloutError
+from rollout.rundir.directory import RunDirectory
+from rollout.serving.policies import load_policy
+from rollout.tasks.orders import iter_orders
+from transports import QueueError, open_queue
+from transports.urls import QueueOptions, without_password
+
+_MIN_RECORDS_PER_ROLLOUT, _MIN_BYTES_PER_ROLLOUT = 3, 700
+"""What the shortest rollout puts: its start, one step, and its end. What longer ones put, only a run can tell."""
+
+
+def run_checks(config: Config, *, live: bool) -> tuple[list[CheckResult], int]:
+    """Run all checks, with `live` also those of the engines.
+
+    Returns:
+        The results, and the exit code: 0 if nothing is bad, 2 for a bad configuration, 1 for a bad engine.
+    """
+    results = [_run_check(subject, check, config) for subject, check in _CHECKS]
+    if _any_bad(results):
+        if live:
+            results.append(CheckResult("engines", "not asked: a run would not get as far", CheckStatus.UNKNOWN))
+        return results, 2
+    if not live:
+        return results, 0
+    engine_results = anyio.run(_check_engines, config)
+    return results + engine_results, 1 if _any_bad(engine_results) else 0
+
+
+def _any_bad(results: list[CheckResult]) -> bool:
+    return any(result.status is CheckStatus.BAD for result in results)
+
+
+def _run_check(subject: str, check: Callable[[Config], str], config: Config) -> CheckResult:
+    try:
+        return CheckResult(subject, check(config))
+    except (RolloutError, AdapterError, QueueError) as error:
+        return CheckResult(subject, str(error), CheckStatus.BAD)
+
+
+async def _check_engines(config: Config) -> list[CheckResult]:
+    return [result async for result in check_engines(config)]
+
+
+def _check_configuration(config: Config) -> str:
+    return f"{config.file_name} is valid; {config.environment_class_path}, digest {config.digest()}"
+
+
+def _check_tasks(config: Config) -> str:
+    if config.tasks.source == QUEUE_SOURCE:
+        return f"put on {config.queue.tasks} by others"
+    count = sum(1 for _ in iter_orders(config.new_environment, config.tasks))
+    return f"{count // config.tasks.group_size} tasks, {config.tasks.group_size} rollouts of each"
+
+
+def _check_images(config: Config) -> str:
+    for directory in config.images.allow:
+        if not directory.is_dir():
+            raise ConfigurationError(f"images.allow: {directory} is not a directory.")
+    return (
+        f"{config.images.mode}, at most {config.images.max_bytes:,} bytes and {config.images.max_pixels:,} pixels each"
+    )
+
+
+def _check_engine_settings(config: Config) -> str:
+    if config.engine.urls:
+        api_key_from_config(config)
+        return f"{', '.join(config.engine.urls)} (asked with --live)"
+    load_policy(config.engine.embedded.policy)
+    return f"embedded, the script {config.engine.embedded.policy}; no neural network"
+
+
+def _check_model(config: Config) -> str:
+    adapter = RendererAdapter.open(config.model.path, config.model.renderer, config.model.template)
+    image_support = f", images {adapter.geometry.family}" if adapter.geometry else ", text only"
+    return (
+        f"{config.model.path}: {adapter.tokenizer.vocab_size} tokens, renderer {config.model.renderer}{image_support}"
+    )
+
+
+def _check_queue(config: Config) -> str:
+    """Check the URL alone, because a check must not create a queue."""
+    url = RunDirectory(config.run.directory / "RUN").queue_url(config.queue.url, config.run.name)
+    with TemporaryDirectory() as temporary_directory:
+        parts = urlsplit(url)
+        queue_options = anyio.run(
+            _read_queue_options,
+            parts._replace(path=quote(temporary_directory)).geturl() if parts.scheme == "file" else url,
+        )
+    rollouts_needed = 2 * config.policy.batch
+    if not queue_options.admits(rollouts_needed * _MIN_BYTES_PER_ROLLOUT, rollouts_needed * _MIN_RECORDS_PER_ROLLOUT):
+        raise ConfigurationError(
+            f"queue.url: two batches of {config.policy.batch} rollouts (policy.batch) are more than its high water of "
+            f"{queue_options.high_water_text}, however short the rollouts: a trainer that collects one while it trains "
+            "on another would never get it. Raise high_water."
+        )
+    return (
+        f"{without_password(url)}; two batches of {config.policy.batch} rollouts are below its high water while a "
+        f"rollout has at most {queue_options.high_water // rollouts_needed:,} bytes"
+    )
+
+
+async def _read_queue_options(url: str) -> QueueOptions:
+    async with open_queue(url) as queue:
+        return queue.limits
+
+
+_CHECKS: tuple[tuple[str, Callable[[Config], str]], ...] = (
+    ("configuration", _check_configuration),
+    ("tasks", _check_tasks),
+    ("images", _check_images),
+    ("engine", _check_engine_settings),
+    ("model", _check_model),
+    ("queue", _check_queue),
+)

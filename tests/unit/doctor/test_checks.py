@@ -1,0 +1,46 @@
+"""The checks that need no engine."""
+
+from pathlib import Path
+
+import pytest
+
+from rollout.config.load import load_config
+from rollout.doctor.checks import run_checks
+from rollout.doctor.results import CheckStatus
+
+
+@pytest.fixture
+def config(repository: Path) -> Path:
+    return repository / "configs" / "color_codeword.yaml"
+
+
+def test_a_sound_configuration_has_one_result_for_each_check(config: Path) -> None:
+    results, exit_code = run_checks(load_config(config), live=False)
+    assert exit_code == 0
+    subjects = ["configuration", "tasks", "images", "engine", "model", "queue"]
+    assert [result.subject for result in results] == subjects
+    assert {result.status for result in results} == {CheckStatus.OK}
+
+
+@pytest.mark.parametrize("limit", ["high_water=80KB", "high_water_records=300"])
+@pytest.mark.parametrize("live", [False, True])
+def test_a_high_water_below_two_batches_is_bad(config: Path, limit: str, *, live: bool) -> None:
+    url = f"queue.url=file://{{run_dir}}/trajectories?{limit}"
+    results, exit_code = run_checks(load_config(config, [url]), live=live)
+    assert exit_code == 2
+    (bad,) = [result for result in results if result.status is CheckStatus.BAD]
+    assert bad.subject == "queue"
+    assert "two batches of 64 rollouts (policy.batch)" in bad.message
+
+
+def test_a_missing_directory_of_images_is_bad(config: Path, tmp_path: Path) -> None:
+    results, exit_code = run_checks(load_config(config, [f"images.allow=[{tmp_path}/none]"]), live=False)
+    assert exit_code == 2
+    (bad,) = [result for result in results if result.status is CheckStatus.BAD]
+    assert (bad.subject, bad.message) == ("images", f"images.allow: {tmp_path}/none is not a directory.")
+
+
+def test_without_engine_urls_the_live_checks_reach_nothing(config: Path) -> None:
+    results, exit_code = run_checks(load_config(config), live=True)
+    assert exit_code == 0
+    assert "nothing to reach" in results[-1].message
