@@ -46,12 +46,12 @@ class RayWorker:
         return self._pid
 
     def send_line(self, line: bytes) -> None:
-        self._actor.tell.remote(line)
+        self._actor.send_line.remote(line)
 
     async def read_lines(self) -> AsyncIterator[bytes]:
         while True:
             try:
-                lines = await self._actor.heard.remote()
+                lines = await self._actor.next_lines.remote()
             except self._ray.exceptions.RayError:
                 return
             for line in lines:
@@ -60,7 +60,7 @@ class RayWorker:
                 yield line
 
     def send_signal(self, signum: signal.Signals) -> None:
-        self._actor.signal.remote(int(signum))
+        self._actor.send_signal.remote(int(signum))
 
     def kill(self) -> None:
         self._ray.kill(self._actor, no_restart=True)
