@@ -13,11 +13,13 @@ if TYPE_CHECKING:
         TaskSettings,
         Turn,
     )
+    from rollout.records.messages import FinishReason
     from rollout.records.task import Task
 
 __all__ = [
     "Environment",
     "EnvironmentSettings",
+    "FinishReason",
     "Model",
     "MultiTurnEnvironment",
     "Reply",

@@ -37,6 +37,7 @@ from rollout.engine.protocol import Generation, decode_response, encode_request
 from rollout.engine.request import GenerateRequest
 from rollout.engine.routing import Replica, Router, exponential_pause
 from rollout.engine.weight_updates import fetch_engine_state
+from rollout.records.messages import FinishReason
 from rollout.records.versions import version_satisfies
 
 log = structlog.get_logger()
@@ -176,7 +177,7 @@ class EngineClient:
         self._router.record_answer(replica)
         generation = decode_response(response_body, request)
         self._engine_sends_experts |= generation.routed_experts is not None
-        if generation.finish_reason == "abort":
+        if generation.finish_reason is FinishReason.ABORT:
             raise EngineAborted(f"{request.request_id}: {replica.url} gave up the request in the middle of its answer.")
         for span in generation.versions:
             replica.version = span.version

@@ -18,7 +18,9 @@ from rollout.engine.features import reference_features
 from rollout.engine.request import GenerateRequest
 from rollout.engine.request_checks import check_request
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan, answer_digest, prompt_digest
+from rollout.records.messages import FinishReason
 
+_FINISH_REASONS = frozenset(FinishReason)
 _PROMPT_IDS_KEY = b'"prompt_token_ids":'
 
 
@@ -28,7 +30,7 @@ class Generation:
 
     token_ids: LogicalIds
     logprobs: Logprobs
-    finish_reason: str
+    finish_reason: FinishReason
     stop_reason: str | int | None
     versions: tuple[VersionSpan, ...]
     prompt_digest: bytes
@@ -112,7 +114,7 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
             f"{request.request_id}: the engine's answer has not the expected shape ({error!r}). "
             "Is it vLLM 0.28 or newer, started with --enable-scale-out?"
         ) from None
-    if finish_reason not in ("stop", "length", "abort"):
+    if finish_reason not in _FINISH_REASONS:
         raise EngineMismatch(f"{request.request_id}: unknown finish_reason {finish_reason!r}.")
     if len(tokens) and tokens.min() < 0:
         raise EngineMismatch(f"{request.request_id}: the engine sampled the token {tokens.min()}.")
@@ -122,7 +124,7 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
         return Generation(
             token_ids=LogicalIds(tokens),
             logprobs=logprobs,
-            finish_reason=finish_reason,
+            finish_reason=FinishReason(finish_reason),
             stop_reason=choice.get("stop_reason"),
             versions=read_versions(len(tokens), choice.get("weight_versions")),
             prompt_digest=prompt_digest(seen_prompt, [ref.hash for ref in request.images]),

@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Protocol, final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
-from rollout.records.messages import Message, ToolCall
+from rollout.records.messages import FinishReason, Message, ToolCall
 from rollout.records.task import Task
 
 QUEUE_SOURCE = "queue"
@@ -67,7 +67,7 @@ class Reply:
 
     message: Message
     text: str
-    finish_reason: str
+    finish_reason: FinishReason
     tool_calls: tuple[ToolCall, ...] = ()
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from rollout.metrics import catalogue
 from rollout.metrics.loop_monitor import LoopMonitor
 from rollout.records.evidence import VersionSpan
+from rollout.records.kinds import PromptSource
 from rollout.records.versions import version_number
 
 
@@ -105,7 +106,7 @@ class WorkerMetrics:
 
     def record_turn(
         self,
-        prompt_source: str,
+        prompt_source: PromptSource,
         *,
         prompt_tokens: int,
         cached_tokens: int | None,

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from renderers_adapter.tokens import TokenRun
 from rollout.errors import RolloutError
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
-from rollout.records.messages import Message
+from rollout.records.messages import FinishReason, Message
 
 
 class RecordError(RolloutError):
@@ -98,6 +98,29 @@ class RolloutStarted:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+class PromptSource(StrEnum):
+    """Where a prompt's tokens come from: a bridge, or a full render and why.
+
+    The last three are the adapter's own reasons, see `renderers_adapter.adapter.BridgeRefusalReason`.
+
+    Attributes:
+        BRIDGE: a known path was extended.
+        FIRST: nothing was said in this rollout yet.
+        ROOT: another conversation of the same rollout, such as a sub-agent's: its first message is new.
+        RETRY: all of its messages are known, and the policy answered none of them before.
+        COMPACTION: it begins like a known conversation, then its history was cut, summarised or edited.
+    """
+
+    BRIDGE = "bridge"
+    FIRST = "first"
+    ROOT = "root"
+    RETRY = "retry"
+    COMPACTION = "compaction"
+    ASSISTANT = "assistant"
+    THINKING = "thinking"
+    REFUSED = "refused"
+
+
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
     """One new node; the nodes of a step hang from each other in order."""
@@ -118,10 +141,10 @@ class Step:
     first: int
     nodes: tuple[NodeRecord, ...]
     images: Mapping[str, Mapping[str, Any]]
-    prompt_source: str
+    prompt_source: PromptSource
     prompt_length: int
     prompt_digest: bytes
-    finish_reason: str
+    finish_reason: FinishReason
     answer_digest: bytes = b""
     """Of the sampled tokens and their log-probs, as the engine gave them; records before 1.01 lack it."""
     stop_reason: str | int | None = None

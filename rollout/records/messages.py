@@ -8,6 +8,7 @@ image's bytes. It is also the form that crosses the queue.
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from operator import ne
 from typing import Any
 
@@ -25,6 +26,20 @@ _IMAGE_TYPES = ("image", "image_url", "input_image")
 
 class MessageError(RolloutError):
     """A conversation holds something that no chat template can render."""
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended.
+
+    Attributes:
+        STOP: the policy ended it.
+        LENGTH: it reached `max_tokens`, or the end of the model's context.
+        ABORT: the engine gave the request up; such an answer is never recorded.
+    """
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
 
 
 @dataclass(frozen=True, slots=True)

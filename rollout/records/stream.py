@@ -9,8 +9,7 @@ from typing import Any
 import anyio
 
 from rollout.errors import RolloutError
-from rollout.records.task import Task
-from rollout.records.wire import (
+from rollout.records.kinds import (
     Record,
     RecordError,
     RecordHeader,
@@ -19,8 +18,9 @@ from rollout.records.wire import (
     RolloutStatus,
     Step,
     StepsDigest,
-    encode_record,
 )
+from rollout.records.task import Task
+from rollout.records.wire import encode_record
 from transports import Frames, Queue, QueueError
 
 _PUT_TIMEOUT = 60.0

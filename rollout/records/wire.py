@@ -25,6 +25,7 @@ from renderers_adapter.tokens import NO_LOGPROBS, ImageSlot, LogicalIds, TokenRu
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
 from rollout.records.kinds import (
     NodeRecord,
+    PromptSource,
     Record,
     RecordError,
     RecordHeader,
@@ -32,34 +33,16 @@ from rollout.records.kinds import (
     RolloutStarted,
     RolloutStatus,
     Step,
-    StepsDigest,
-    header_from_tag,
 )
-from rollout.records.messages import ROLES, Message
+from rollout.records.messages import ROLES, FinishReason, Message
 from transports import Frames
 from transports.codec import decode, encode
 from transports.errors import CodecError
 
-__all__ = [
-    "SCHEMA",
-    "NodeRecord",
-    "Record",
-    "RecordError",
-    "RecordHeader",
-    "RolloutFinished",
-    "RolloutStarted",
-    "RolloutStatus",
-    "Step",
-    "StepsDigest",
-    "decode_record",
-    "encode_record",
-    "header_from_tag",
-]
-
 SCHEMA = 101
 """Major version times 100 plus minor version."""
 
-_DEFAULT_PROMPT_SOURCE, _DEFAULT_FINISH_REASON = "bridge", "stop"
+_DEFAULT_PROMPT_SOURCE, _DEFAULT_FINISH_REASON = PromptSource.BRIDGE, FinishReason.STOP
 """What most steps would say of themselves, and therefore leave out."""
 
 _HEADER_FIELD_TYPES = (str, str, str, str, int, int)
@@ -167,10 +150,10 @@ def _encode_step(step: Step) -> dict[str, Any]:
         "first": step.first,
         **_encode_nodes(step.nodes),
         "images": [_encode_image(mm_hash, descriptor) for mm_hash, descriptor in step.images.items()] or None,
-        "source": step.prompt_source if step.prompt_source != _DEFAULT_PROMPT_SOURCE else None,
+        "source": step.prompt_source.value if step.prompt_source is not _DEFAULT_PROMPT_SOURCE else None,
         "length": step.prompt_length,
         "digest": step.prompt_digest,
-        "finish": step.finish_reason if step.finish_reason != _DEFAULT_FINISH_REASON else None,
+        "finish": step.finish_reason.value if step.finish_reason is not _DEFAULT_FINISH_REASON else None,
         "answer": step.answer_digest or None,
         "stop": step.stop_reason,
         "versions": [value for span in step.versions for value in (span.version, span.start, span.end)] or None,
@@ -194,10 +177,10 @@ def _decode_step(wire: dict[str, Any]) -> Step:
         first=first_node,
         nodes=_decode_nodes(wire),
         images=dict([_decode_image(entry) for entry in _pop_optional_field(wire, "images", list) or ()]),
-        prompt_source=_pop_optional_field(wire, "source", str) or _DEFAULT_PROMPT_SOURCE,
+        prompt_source=PromptSource(_pop_optional_field(wire, "source", str) or _DEFAULT_PROMPT_SOURCE),
         prompt_length=_pop_field(wire, "length", int),
         prompt_digest=_pop_field(wire, "digest", bytes),
-        finish_reason=_pop_optional_field(wire, "finish", str) or _DEFAULT_FINISH_REASON,
+        finish_reason=FinishReason(_pop_optional_field(wire, "finish", str) or _DEFAULT_FINISH_REASON),
         answer_digest=_pop_optional_field(wire, "answer", bytes) or b"",
         stop_reason=wire.pop("stop", None),
         versions=_decode_version_spans(_pop_optional_field(wire, "versions", list) or []),

@@ -8,7 +8,6 @@ every message has tokens of its own, so that the trace shares whatever turns out
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from renderers_adapter.adapter import BridgeRefused
@@ -25,6 +24,7 @@ from renderers_adapter.tokens import (
     expand,
     extend_path,
 )
+from rollout.records.kinds import PromptSource
 from rollout.records.messages import CanonicalMessage
 from rollout.session.image_table import ImageTable
 from rollout.session.trace import ROOT, DraftNode, PrefixMatch, Trace
@@ -33,30 +33,7 @@ _MAX_CACHED_PATHS = 4
 """Branches of a rollout whose joined tokens are kept, to be extended; any other one is joined again."""
 
 
-class PromptSource(StrEnum):
-    """Where a prompt's tokens come from: a bridge, or a full render and why.
-
-    The last three are the adapter's own reasons, see `renderers_adapter.adapter.BridgeRefusalReason`.
-
-    Attributes:
-        BRIDGE: a known path was extended.
-        FIRST: nothing was said in this rollout yet.
-        ROOT: another conversation of the same rollout, such as a sub-agent's: its first message is new.
-        RETRY: all of its messages are known, and the policy answered none of them before.
-        COMPACTION: it begins like a known conversation, then its history was cut, summarised or edited.
-    """
-
-    BRIDGE = "bridge"
-    FIRST = "first"
-    ROOT = "root"
-    RETRY = "retry"
-    COMPACTION = "compaction"
-    ASSISTANT = "assistant"
-    THINKING = "thinking"
-    REFUSED = "refused"
-
-
-def summarize_prompt_sources(counts: Mapping[str, int]) -> str:
+def summarize_prompt_sources(counts: Mapping[PromptSource, int]) -> str:
     """How many prompts were bridged, and how many rendered for which reason, as one line."""
     reasons = (f"{source}={counts.get(source, 0)}" for source in PromptSource if source is not PromptSource.BRIDGE)
     return f"bridge: {counts.get(PromptSource.BRIDGE, 0)}, rendered: {' '.join(reasons)}"

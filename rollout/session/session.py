@@ -28,9 +28,11 @@ from rollout.engine.request import GenerateRequest
 from rollout.environments.base import Reply
 from rollout.images import ImageError, ImagePolicy, prepare_images_async
 from rollout.metrics.worker import WorkerMetrics
+from rollout.records.kinds import NodeRecord, PromptSource, Step
 from rollout.records.messages import (
     CanonicalMessage,
     CanonicalMessageCache,
+    FinishReason,
     Message,
     MessageError,
     ToolCall,
@@ -38,7 +40,6 @@ from rollout.records.messages import (
     digest_tools,
 )
 from rollout.records.stream import RolloutStream
-from rollout.records.wire import NodeRecord, Step
 from rollout.session.image_table import ImageTable
 from rollout.session.prompt import Prompt, PromptBuilder
 from rollout.session.trace import ROOT, Commit, DraftNode, Trace
@@ -81,8 +82,8 @@ class Session:
         self.turns_done = 0
         self.context_tokens = 0
         self.sampled_tokens = 0
-        self.prompt_sources: Counter[str] = Counter()
-        self.last_finish_reason: str | None = None
+        self.prompt_sources: Counter[PromptSource] = Counter()
+        self.last_finish_reason: FinishReason | None = None
 
     async def chat(
         self,
@@ -123,11 +124,11 @@ class Session:
         self.turns_done += 1
         self.context_tokens = len(prompt.full_path.expanded.ids) + len(generation.token_ids)
         self.sampled_tokens += len(generation.token_ids)
-        self.prompt_sources[prompt.source.value] += 1
+        self.prompt_sources[prompt.source] += 1
         self.last_finish_reason = generation.finish_reason
         metrics = self._policy.metrics
         metrics.record_turn(
-            prompt.source.value,
+            prompt.source,
             prompt_tokens=len(prompt.full_path.expanded.ids),
             cached_tokens=generation.cached_tokens,
             sampled_tokens=len(generation.token_ids),
@@ -193,7 +194,7 @@ class Session:
         )
 
     def _require_usable(self, generation: Generation, request: GenerateRequest) -> None:
-        if generation.finish_reason == "abort":
+        if generation.finish_reason is FinishReason.ABORT:
             raise EngineAborted(f"{request.request_id}: the engine aborted the request.")
         if not len(generation.token_ids):
             raise UnusableCompletion(f"{request.request_id}: the completion is empty.")
@@ -227,7 +228,7 @@ class Session:
             first=commit.nodes[0].index,
             nodes=tuple(NodeRecord(node.message.message, node.run, node.content) for node in commit.nodes),
             images=self._image_table.take_new_records(commit.nodes),
-            prompt_source=prompt.source.value,
+            prompt_source=prompt.source,
             prompt_length=len(prompt.full_path.expanded.ids),
             prompt_digest=generation.prompt_digest,
             finish_reason=generation.finish_reason,

@@ -25,8 +25,8 @@ from renderers_adapter.descriptors import parse_raw_mm_item, reject_processed
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import ExpandedPath, LogicalIds, PlaceholderError, TokenRun, expand, extend_path
 from rollout.records.evidence import PROMPT_DIGEST_BYTES, VLLM_MISSING_LOGPROB, answer_digest, ids_digest, images_digest
+from rollout.records.kinds import Step
 from rollout.records.messages import ROLES
-from rollout.records.wire import Step
 from rollout.trainer.batches.samples import TrainingSample, samples
 from rollout.trainer.trajectory import ROOT, Trajectory, TrajectoryNode
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from renderers_adapter.tokens import ExpandedIds, ImageSlot, LogicalIds, TokenRun, expand
 from rollout.records.evidence import VersionSpan, answer_digest, prompt_digest
+from rollout.records.kinds import NodeRecord, PromptSource, RolloutStatus, Step
+from rollout.records.messages import FinishReason
 from rollout.records.stream import RolloutId, RolloutStream
 from rollout.records.task import Task
-from rollout.records.wire import NodeRecord, RolloutStatus, Step
 from rollout.trainer.reading.reader import TrajectoryReader
 from rollout.trainer.trajectory import Trajectory
 from transports import Frames, Queue
@@ -90,10 +91,10 @@ async def scripted_rollout(
                 first=2 * turn,
                 nodes=nodes,
                 images={slot.hash: _descriptor(slot) for slot in question.images},
-                prompt_source="bridge" if turn else "first",
+                prompt_source=PromptSource.BRIDGE if turn else PromptSource.FIRST,
                 prompt_length=len(prompt.ids),
                 prompt_digest=prompt_digest(ExpandedIds(prompt.ids), hashes),
-                finish_reason="stop",
+                finish_reason=FinishReason.STOP,
                 answer_digest=answer_digest(LogicalIds(answer.ids[answer.sampled_from :]), answer.logprobs),
                 versions=(VersionSpan(version, 0, answer_tokens),),
                 policy=(version, version),

@@ -6,9 +6,8 @@ from typing import Any
 
 from renderers_adapter.descriptors import raw_mm_common_fields
 from renderers_adapter.tokens import TokenRun
-from rollout.records.kinds import HasRolloutIdentity
+from rollout.records.kinds import HasRolloutIdentity, RecordError, RolloutFinished, RolloutStarted, RolloutStatus, Step
 from rollout.records.messages import Message
-from rollout.records.wire import RecordError, RolloutFinished, RolloutStarted, RolloutStatus, Step
 
 ROOT = -1
 

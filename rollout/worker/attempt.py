@@ -13,8 +13,9 @@ import structlog
 from rollout.engine.errors import ContextExhausted
 from rollout.environments.base import Environment, Score
 from rollout.errors import RolloutError, flatten_exceptions
+from rollout.records.kinds import RolloutFinished, RolloutStatus
+from rollout.records.messages import FinishReason
 from rollout.records.stream import RolloutId, RolloutStream
-from rollout.records.wire import RolloutFinished, RolloutStatus
 from rollout.session.session import PolicyClient, Session
 from rollout.tasks.orders import RolloutOrder
 from rollout.worker.containment import enter_attempt_context
@@ -161,7 +162,7 @@ class Attempt:
             score = _validate_score(returned)
         except ScoreError as score_error:
             return await self._finish_with_error(score_error)
-        hit_length_limit = self.session.last_finish_reason == "length"
+        hit_length_limit = self.session.last_finish_reason is FinishReason.LENGTH
         status = RolloutStatus.TRUNCATED if hit_length_limit else RolloutStatus.OK
         return await self.stream.put_finished(status, reward=score.reward, metrics=score.metrics)
 

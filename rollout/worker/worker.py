@@ -15,6 +15,7 @@ import structlog
 
 from rollout.config.load import Config
 from rollout.errors import RolloutError
+from rollout.records.kinds import PromptSource
 from rollout.rundir.claims import Claim, Claims, Outcome
 from rollout.session.session import PolicyClient
 from rollout.tasks.orders import OrderError, RolloutOrder, decode_order
@@ -52,7 +53,7 @@ class WorkerCounters:
     images: int = 0
     retries: int = 0
     queue_bytes: int = 0
-    prompt_sources: Counter[str] = field(default_factory=Counter)
+    prompt_sources: Counter[PromptSource] = field(default_factory=Counter)
 
     def add(self, attempt: Attempt) -> None:
         """Count an attempt that has ended."""

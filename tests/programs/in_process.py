@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from renderers_adapter.pool import RendererPool
 from rollout.images import ImagePolicy
+from rollout.records.kinds import RolloutFinished, RolloutStarted, RolloutStatus, Step
 from rollout.records.stream import RolloutId, RolloutStream
 from rollout.records.task import Task
-from rollout.records.wire import RolloutFinished, RolloutStarted, RolloutStatus, Step, decode_record
+from rollout.records.wire import decode_record
 from rollout.session.session import PolicyClient, Session
 from rollout.trainer import Trajectory
 from rollout.trainer.trajectory import assemble

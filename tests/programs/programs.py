@@ -18,7 +18,7 @@ from renderers_adapter.pool import RendererPool, shared_pool
 from rollout.engine.errors import EngineAborted
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.images import ImagePolicy, prepare_images
-from rollout.records.wire import Step
+from rollout.records.kinds import Step
 from tests.programs.engine_double import Said
 from tests.programs.in_process import InProcess
 from tests.programs.reference import Message, Reference, Tools

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rollout.records.wire import (
+from rollout.records.kinds import (
     Record,
     RecordError,
     RecordHeader,
@@ -36,7 +36,7 @@ class ReaderTimeouts(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class _Attempt:
+class _PendingAttempt:
     header: RecordHeader
     started: RolloutStarted | None = None
     steps: dict[int, StoredStep] = field(default_factory=dict)
@@ -65,9 +65,9 @@ class PendingRollout:
     """A rollout that the trainer has not been given yet."""
 
     header: RecordHeader
-    attempts: dict[int, _Attempt] = field(default_factory=dict)
+    attempts: dict[int, _PendingAttempt] = field(default_factory=dict)
     record_keys: list[RecordKey] = field(default_factory=list)
-    whole_attempt: _Attempt | None = None
+    whole_attempt: _PendingAttempt | None = None
     error: Mapping[str, str] | None = None
     """Why it is a failed one, where no attempt became whole."""
 
@@ -89,7 +89,7 @@ class PendingRollout:
         return self.whole_attempt is not None or self.error is not None
 
     @property
-    def best_attempt(self) -> _Attempt:
+    def best_attempt(self) -> _PendingAttempt:
         """The attempt that speaks for it: the whole one, else the latest that has begun."""
         return self.whole_attempt or max(
             self.attempts.values(), key=lambda attempt: (attempt.started is not None, attempt.header.attempt)
@@ -177,17 +177,17 @@ class PendingRollouts:
         self._drop_steps(rollout.attempts.values())
         return rollout.record_keys
 
-    def _get_or_create_attempt(self, header: RecordHeader, key: RecordKey) -> tuple[PendingRollout, _Attempt]:
+    def _get_or_create_attempt(self, header: RecordHeader, key: RecordKey) -> tuple[PendingRollout, _PendingAttempt]:
         rollout = self._rollouts.get(header.identity)
         if rollout is None:
             rollout = self._rollouts[header.identity] = PendingRollout(header)
         rollout.record_keys.append(key)
         attempt = rollout.attempts.get(header.attempt)
         if attempt is None:
-            attempt = rollout.attempts[header.attempt] = _Attempt(header)
+            attempt = rollout.attempts[header.attempt] = _PendingAttempt(header)
         return rollout, attempt
 
-    def _partial_trajectory(self, attempt: _Attempt, error: Mapping[str, str]) -> Trajectory:
+    def _partial_trajectory(self, attempt: _PendingAttempt, error: Mapping[str, str]) -> Trajectory:
         """A failed trajectory with the steps before the first gap, for a person to look at; it never trains."""
         if attempt.started is None:
             return _failed_trajectory(attempt, error)
@@ -201,14 +201,14 @@ class PendingRollouts:
         except RecordError:
             return _failed_trajectory(attempt, error)
 
-    def _drop_steps(self, attempts: Iterable[_Attempt]) -> None:
+    def _drop_steps(self, attempts: Iterable[_PendingAttempt]) -> None:
         for attempt in attempts:
             for stored_step in attempt.steps.values():
                 self._step_store.drop(stored_step)
             attempt.steps = {}
 
 
-def _failed_trajectory(attempt: _Attempt, error: Mapping[str, str]) -> Trajectory:
+def _failed_trajectory(attempt: _PendingAttempt, error: Mapping[str, str]) -> Trajectory:
     header = attempt.header
     return Trajectory(
         run=header.run,

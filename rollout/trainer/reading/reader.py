@@ -23,7 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rollout.records.wire import RecordError, RecordHeader, decode_record, header_from_tag
+from rollout.records.kinds import RecordError, RecordHeader, header_from_tag
+from rollout.records.wire import decode_record
 from rollout.trainer.errors import ReaderStateError
 from rollout.trainer.reading.acks import PendingAcks, record_key
 from rollout.trainer.reading.consumed import ConsumedRollouts

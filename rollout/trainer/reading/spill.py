@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from rollout.records.wire import Step, decode_record
+from rollout.records.kinds import Step
+from rollout.records.wire import decode_record
 from rollout.trainer.errors import SpillError
 from transports import Frames
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from renderers_adapter.tokens import ImageSlot, TokenRun, as_logical_ids
 from rollout.records.evidence import VersionSpan
-from rollout.records.messages import ROLES
-from rollout.records.wire import RecordHeader, RolloutStarted, RolloutStatus, Step
+from rollout.records.kinds import PromptSource, RecordHeader, RolloutStarted, RolloutStatus, Step
+from rollout.records.messages import ROLES, FinishReason
 from rollout.trainer import Group, SampleTooLong, Trajectory, TrajectoryNode, batch_of, collate, rloo, samples
 
 PAD = 999
@@ -78,7 +78,7 @@ def step_of(draw: st.DrawFn, leaf: int, sampled: int) -> Step:
     spans = [VersionSpan(draw(st.sampled_from(VERSIONS)), 0, cut)]
     spans += [VersionSpan(draw(st.sampled_from(VERSIONS)), cut, sampled)] if cut < sampled else []
     header = RecordHeader("run", "Env", "g", "g.0", 1, leaf)
-    return Step(header, leaf, -1, leaf, (), {}, "first", 0, b"", "stop", versions=tuple(spans))
+    return Step(header, leaf, -1, leaf, (), {}, PromptSource.FIRST, 0, b"", FinishReason.STOP, versions=tuple(spans))
 
 
 @st.composite

@@ -12,7 +12,7 @@ from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineAborted, EngineRefused
 from rollout.engine.request import GenerateRequest
-from rollout.records.wire import RolloutStatus
+from rollout.records.kinds import RolloutStatus
 from rollout.testing import play
 
 TASK = Task(id="000000", index=0, seed=7)

@@ -71,7 +71,7 @@ async def test_prompts_tokens_and_logprobs_are_the_servers_own(
         for messages, (request, generation) in zip(gallery.asked, policy.engine.turns, strict=True):
             asked = {"model": "tiny", "messages": messages}
             rendered = server.post("/v1/chat/completions/render", json=asked).raise_for_status().json()
-            assert rendered["token_ids"] == request.expanded.tolist()
+            assert rendered["token_ids"] == request.expanded_prompt.tolist()
             sampling = {key: policy.sampling[key] for key in ("temperature", "max_tokens", "allowed_token_ids")}
             wanted = {**asked, **sampling, "logprobs": True, "return_token_ids": True}
             (choice,) = server.post("/v1/chat/completions", json=wanted).raise_for_status().json()["choices"]

@@ -16,7 +16,9 @@ from rollout.engine.errors import EngineMismatch, InvalidEvidence
 from rollout.engine.protocol import Generation, decode_response
 from rollout.engine.request import GenerateRequest
 from rollout.records.evidence import RoutedExperts, SamplingMask
-from rollout.records.wire import NodeRecord, RecordHeader, Step, decode_record, encode_record
+from rollout.records.kinds import NodeRecord, PromptSource, RecordHeader, Step
+from rollout.records.messages import FinishReason
+from rollout.records.wire import decode_record, encode_record
 
 TOKENS = [5, 6, 7]
 
@@ -195,10 +197,10 @@ def test_experts_and_masks_cross_the_queue_as_arrays() -> None:
         first=0,
         nodes=(NodeRecord({"role": "assistant", "content": "5"}, answer),),
         images={},
-        prompt_source="first",
+        prompt_source=PromptSource.FIRST,
         prompt_length=7,
         prompt_digest=b"",
-        finish_reason="stop",
+        finish_reason=FinishReason.STOP,
         cached_tokens=4,
         routed_experts=RoutedExperts(6, CHOICES[6:]),
         sampling_mask=SamplingMask(np.array([5, 6], np.int32), np.array([2], np.int32)),

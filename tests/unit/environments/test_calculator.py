@@ -7,9 +7,9 @@ import pytest
 
 from rollout.environments.base import Reply
 from rollout.environments.calculator import Calculator, CalculatorSettings, CalculatorTasks
-from rollout.records.messages import ToolCall
+from rollout.records.kinds import RolloutStatus
+from rollout.records.messages import FinishReason, ToolCall
 from rollout.records.task import Task
-from rollout.records.wire import RolloutStatus
 from rollout.testing import embedded_policy, play
 from rollout.trainer import check, samples
 
@@ -18,7 +18,7 @@ TASK = Task("0", 0, 1, {"start": 7, "chain": [["add", 5], ["multiply", 3]]})
 
 
 def reply(text: str = "", *calls: ToolCall) -> Reply:
-    return Reply({"role": "assistant", "content": text}, text, "stop", calls)
+    return Reply({"role": "assistant", "content": text}, text, FinishReason.STOP, calls)
 
 
 def call(error: str | None = None, /, **arguments: Any) -> ToolCall:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from rollout import Reply, Task
+from rollout import FinishReason, Reply, Task
 from rollout.environments.color_codeword import ColorCodeword, ColorCodewordSettings, ColorCodewordTasks, draw_square
 from rollout.environments.palette import PALETTE
 
@@ -35,7 +35,7 @@ class Answering:
     ) -> Reply:
         text = self.answer(len(self.asked), self.codeword)
         self.asked.append(list(messages))
-        return Reply(message={"role": "assistant", "content": text}, text=text, finish_reason="stop")
+        return Reply(message={"role": "assistant", "content": text}, text=text, finish_reason=FinishReason.STOP)
 
 
 def right(question: int, codeword: list[str]) -> str:

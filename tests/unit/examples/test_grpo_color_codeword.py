@@ -15,7 +15,7 @@ from examples.grpo_color_codeword.environment import (
     color_ids,
 )
 from renderers_adapter.tokenizer import load_tokenizer
-from rollout import Reply, Score
+from rollout import FinishReason, Reply, Score
 from rollout.records.messages import Message
 
 
@@ -35,7 +35,7 @@ class Scripted:
     ) -> Reply:
         self.sampling.append(sampling or {})
         text = next(self._answers)
-        return Reply(message={"role": "assistant", "content": text}, text=text, finish_reason="length")
+        return Reply(message={"role": "assistant", "content": text}, text=text, finish_reason=FinishReason.LENGTH)
 
 
 async def played(ask: str, *answers: str) -> tuple[Score, Scripted]:

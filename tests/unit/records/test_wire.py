@@ -14,7 +14,8 @@ from PIL import Image
 
 from renderers_adapter.pool import shared_pool
 from rollout.images import ImagePolicy, prepare_images
-from rollout.records.wire import SCHEMA, Record, RecordError, Step, decode_record, encode_record
+from rollout.records.kinds import Record, RecordError, Step
+from rollout.records.wire import SCHEMA, decode_record, encode_record
 from tests.programs.engine_double import Said
 from tests.programs.in_process import InProcess
 from tests.unit.records.golden.records import DIRECTORY, RECORDS, step

@@ -22,8 +22,9 @@ from rollout.engine.http import EngineHttp
 from rollout.engine.protocol import Generation
 from rollout.engine.request import GenerateRequest
 from rollout.environments.color_codeword import ColorCodeword, ColorCodewordSettings, ColorCodewordTasks, draw_square
+from rollout.records.kinds import RecordError, RolloutStatus
 from rollout.records.stream import RolloutOver
-from rollout.records.wire import RecordError, RolloutStatus, encode_record
+from rollout.records.wire import encode_record
 from rollout.session.session import PolicyClient
 from rollout.testing import embedded_policy, play
 from rollout.trainer import check, samples

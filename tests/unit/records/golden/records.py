@@ -11,7 +11,17 @@ import numpy as np
 
 from renderers_adapter.tokens import ImageSlot, TokenRun, as_logical_ids
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
-from rollout.records.kinds import NodeRecord, Record, RecordHeader, RolloutFinished, RolloutStarted, RolloutStatus, Step
+from rollout.records.kinds import (
+    NodeRecord,
+    PromptSource,
+    Record,
+    RecordHeader,
+    RolloutFinished,
+    RolloutStarted,
+    RolloutStatus,
+    Step,
+)
+from rollout.records.messages import FinishReason
 from rollout.records.wire import SCHEMA, encode_record
 
 DIRECTORY = Path(__file__).parent
@@ -45,10 +55,10 @@ def step() -> Step:
             _FILE: {"payload": {"image_grid_thw": [[1, 16, 16]]}, "raw_image_id": f"{_FILE}{'7' * 32}.png"},
             _INLINE: {"payload": {"image_grid_thw": [[1, 16, 20]]}, "raw_uri": "data:image/png;base64,AAAA"},
         },
-        prompt_source="first",
+        prompt_source=PromptSource.FIRST,
         prompt_length=149,
         prompt_digest=bytes(range(16)),
-        finish_reason="length",
+        finish_reason=FinishReason.LENGTH,
         stop_reason="square",
         versions=(VersionSpan("7", 0, 1), VersionSpan("8", 1, 3)),
         policy=("7", "8"),
@@ -73,10 +83,10 @@ def usual_step() -> Step:
             NodeRecord({"role": "assistant", "content": "c"}, said),
         ),
         images={},
-        prompt_source="bridge",
+        prompt_source=PromptSource.BRIDGE,
         prompt_length=3,
         prompt_digest=bytes(16),
-        finish_reason="stop",
+        finish_reason=FinishReason.STOP,
     )
 
 

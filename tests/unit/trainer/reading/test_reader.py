@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rollout.records.wire import RolloutStatus
+from rollout.records.kinds import RolloutStatus
 from rollout.trainer import (
     LeaseLost,
     ReaderStateError,

@@ -8,14 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rollout.records.wire import (
-    RecordError,
-    RolloutFinished,
-    RolloutStarted,
-    RolloutStatus,
-    decode_record,
-    encode_record,
-)
+from rollout.records.kinds import RecordError, RolloutFinished, RolloutStarted, RolloutStatus
+from rollout.records.wire import decode_record, encode_record
 from rollout.trainer import (
     ImagesUnreadable,
     ReaderSettings,
