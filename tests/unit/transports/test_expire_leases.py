@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.transports.disowning import assert_a_disowned_handle_has_lost_its_leases
+from tests.unit.transports.expired_leases import assert_a_handle_loses_its_leases_when_they_are_expired
 from transports import open_queue
 
 CONSUMER = """
@@ -25,12 +25,12 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])
-async def test_a_disowned_handle_has_lost_its_leases(scheme: str, tmp_path: Path) -> None:
-    url = "memory://disowned" if scheme == "memory" else f"file://{tmp_path}"
-    await assert_a_disowned_handle_has_lost_its_leases(url, "record")
+async def test_a_handle_loses_its_leases_when_they_are_expired(scheme: str, tmp_path: Path) -> None:
+    url = "memory://expired" if scheme == "memory" else f"file://{tmp_path}"
+    await assert_a_handle_loses_its_leases_when_they_are_expired(url, "record")
 
 
-async def test_a_dead_process_that_is_disowned_is_not_waited_for(tmp_path: Path) -> None:
+async def test_a_dead_process_whose_leases_are_expired_is_not_waited_for(tmp_path: Path) -> None:
     url = f"file://{tmp_path}?lease_time=600"
     async with open_queue(url, lease="record") as queue:
         await queue.put((b"record",), key="k")

@@ -5,7 +5,7 @@ import pytest
 from transports import Lease, StaleLease, open_queue
 
 
-async def assert_a_disowned_handle_has_lost_its_leases(url: str, lease: Lease) -> None:
+async def assert_a_handle_loses_its_leases_when_they_are_expired(url: str, lease: Lease) -> None:
     async with open_queue(url, lease=lease) as first, open_queue(url, lease=lease) as second:
         await first.put((b"record",), key="k")
         lent = await first.receive(timeout=10)

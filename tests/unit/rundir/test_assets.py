@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from rollout.images import ImagePolicy, ImageStoreError, prepare_images
 from rollout.rundir.assets import RunHeldError, asset_stats, collect_garbage, hold_run_lock, verify_assets
@@ -15,12 +17,18 @@ from rollout.rundir.assets import RunHeldError, asset_stats, collect_garbage, ho
 HOUR = 3600.0
 
 
+def encode(kind: str, color: str) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (12, 8), color).save(buffer, kind)
+    return buffer.getvalue()
+
+
 @pytest.fixture
-def run(tmp_path: Path, encode: Any) -> Path:
+def run(tmp_path: Path) -> Path:
     """A run directory with three images that are two hours old, and a file that is no asset."""
     policy = ImagePolicy(mode="offload", directory=tmp_path / "assets" / "images")
-    datas = [encode("PNG"), encode("JPEG"), encode("PNG", seed=1)]
-    prepare_images([{"role": "user", "content": [{"type": "image", "image": data} for data in datas]}], policy)
+    images = [encode("PNG", "red"), encode("JPEG", "red"), encode("PNG", "blue")]
+    prepare_images([{"role": "user", "content": [{"type": "image", "image": data} for data in images]}], policy)
     for path in policy.directory.iterdir():
         os.utime(path, (time.time() - 2 * HOUR,) * 2)
     (policy.directory / "notes.txt").write_text("not an asset")
