@@ -39,7 +39,7 @@ from renderers_adapter.pool import shared_pool
 from rollout.engine.client import EngineClient
 from rollout.images import ImagePolicy
 from rollout.records.messages import Message
-from rollout.records.stream import RolloutId, RolloutStream
+from rollout.records.stream import AttemptId, RolloutStream
 from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
 from rollout.serving.server import serve_until_signal
 from rollout.session.session import PolicyClient, Session
@@ -90,7 +90,7 @@ async def one_rollout(policy: PolicyClient, ask: Ask, turns: int) -> list[float]
     """CPU milliseconds of each turn."""
     spent = []
     async with open_queue(f"memory://{uuid.uuid4().hex}") as queue:
-        identity = RolloutId("benchmark", "turns", "0", "0.0", 0, 1, 1)
+        identity = AttemptId("benchmark", "turns", "0", "0.0", 0, 1, 1)
         session = Session(policy, RolloutStream(queue, identity))
         conversation: list[Message] = []
         for turn in range(turns):

@@ -132,14 +132,14 @@ class RendererAdapter:
 
     def bridge(
         self,
-        generation_prompt: LogicalIds,
+        parse_prefix: LogicalIds,
         completion: LogicalIds,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
     ) -> RenderedMessages:
         """Only the tokens that `messages` add after a completion.
 
-        `generation_prompt` is what opened the assistant's turn: a renderer looks no further back than that.
+        `parse_prefix` is what opened the assistant's turn: a renderer looks no further back than that.
 
         Raises:
             BridgeRefused: a full render is needed, and why.
@@ -148,7 +148,7 @@ class RendererAdapter:
         if not messages or any(message["role"] == "assistant" for message in messages):
             raise BridgeRefused(BridgeRefusalReason.ASSISTANT_MESSAGE)
         self._refuse_unsupported(messages, tools, starts_conversation=False)
-        prompt_ids, completion_ids = generation_prompt.tolist(), completion.tolist()
+        prompt_ids, completion_ids = parse_prefix.tolist(), completion.tolist()
         with self._lock:
             try:
                 bridged = self._renderer.bridge_to_next_turn(

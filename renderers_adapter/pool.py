@@ -50,12 +50,12 @@ class RendererPool:
         return await self._run_encoder(character_count, lambda adapter: adapter.render(messages, tools))
 
     async def bridge(
-        self, generation_prompt: LogicalIds, completion: LogicalIds, messages: _Messages, tools: _Messages | None
+        self, parse_prefix: LogicalIds, completion: LogicalIds, messages: _Messages, tools: _Messages | None
     ) -> RenderedMessages:
         """See `RendererAdapter.bridge`."""
         character_count = _count_characters(messages)
         return await self._run_encoder(
-            character_count, lambda adapter: adapter.bridge(generation_prompt, completion, messages, tools)
+            character_count, lambda adapter: adapter.bridge(parse_prefix, completion, messages, tools)
         )
 
     def parse(

@@ -94,7 +94,7 @@ def _config_map(plan: Plan) -> _Manifest:
 def _launch_job_spec(plan: Plan, image: str) -> _Manifest:
     config_paths = [f"{_CONFIG_DIRECTORY}/{group.config_path.name}" for group in plan.worker_groups]
     command = ["rollout", "launch", *config_paths, "--workers", "0", "--run", str(plan.run_directory)]
-    grace = max(crew.grace_seconds for crew in plan.worker_groups)
+    grace = max(group.grace_seconds for group in plan.worker_groups)
     return {"backoffLimit": 8, "template": _pod_template(plan, image, command, plan.memory_mb, grace)}
 
 

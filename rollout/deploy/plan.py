@@ -49,7 +49,7 @@ class WorkerGroup:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run: its name, its directory as all machines see it, its crews, and the overrides that hold everywhere."""
+    """One run: its name, its directory as all machines see it, its worker groups, and the overrides for all of them."""
 
     name: str
     run_directory: Path

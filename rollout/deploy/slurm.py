@@ -22,7 +22,7 @@ def render(plan: Plan) -> dict[str, str]:
 
 def _launch_script(plan: Plan) -> str:
     grace = max(group.grace_seconds for group in plan.worker_groups)
-    command = ["rollout", "launch", *(str(crew.config_path) for crew in plan.worker_groups), "--workers", "0"]
+    command = ["rollout", "launch", *(str(group.config_path) for group in plan.worker_groups), "--workers", "0"]
     comment = "# Feeds the run and watches it; its workers are jobs of their own. It ends when every rollout has ended."
     return _script(f"{plan.name}-launch", plan.memory_mb, grace, [], comment, command, plan)
 

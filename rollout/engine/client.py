@@ -63,7 +63,7 @@ class EngineClient:
         api_key: sent as a bearer token.
         multimodal: how images go out; `auto` asks each engine whether it resolves references.
         geometry: that of the model's images; none: it takes none.
-        observe: is told of every try; it ended `ok`, `cancelled`, or with the error of this name.
+        on_try: called after every try; it ended `ok`, `cancelled`, or with the error of this name.
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class EngineClient:
         api_key: str | None = None,
         multimodal: MultimodalMode = "content_parts",
         geometry: Geometry | None = None,
-        observe: RequestObserver | None = None,
+        on_try: RequestObserver | None = None,
     ) -> None:
         self.model = model
         self.retry_count = 0
-        self._observe = observe
-        self._turn_timeout = timeout
+        self._on_try = on_try
+        self._answer_timeout = timeout
         self._try_timeout = min(request_timeout or timeout, timeout)
         self._max_tries = retries + 1
         self._affinity = affinity
@@ -123,7 +123,7 @@ class EngineClient:
 
         async def check_one(replica: Replica) -> None:
             try:
-                await self._check_replica(replica, min(self._turn_timeout, _STARTUP_CHECK_TIMEOUT))
+                await self._check_replica(replica, min(self._answer_timeout, _STARTUP_CHECK_TIMEOUT))
             except (*_RETRYABLE_ERRORS, EngineBroken) as error:
                 unavailable[replica] = error
 
@@ -147,7 +147,7 @@ class EngineClient:
         self._router.require_version(request.required_version)
         last_error: EngineError | None = None
         failed_replicas: list[Replica] = []
-        with anyio.move_on_after(self._turn_timeout):
+        with anyio.move_on_after(self._answer_timeout):
             for try_number in range(self._max_tries):
                 if try_number:
                     self.retry_count += 1
@@ -168,7 +168,7 @@ class EngineClient:
                     failed_replicas.append(replica)
                     last_error = error
         raise last_error or EngineTimeout(
-            f"{request.request_id}: no answer within {self._turn_timeout:g} s (engine.timeout)."
+            f"{request.request_id}: no answer within {self._answer_timeout:g} s (engine.timeout)."
         )
 
     async def _generate_once(self, replica: Replica, request: GenerateRequest, try_number: int) -> Generation:
@@ -226,8 +226,8 @@ class EngineClient:
             raise
         finally:
             replica.in_flight -= 1
-            if self._observe is not None:
-                self._observe(replica.url, outcome, time.monotonic() - started_at)
+            if self._on_try is not None:
+                self._on_try(replica.url, outcome, time.monotonic() - started_at)
 
     async def _abort(self, replica: Replica, request_id: str) -> None:
         """Closing the connection tells vLLM itself, but no proxy before it; this reaches the engine through both."""
@@ -251,13 +251,13 @@ class EngineClient:
             models_json = await self._http.get(f"{replica.url}/v1/models")
             replica.max_model_len = _parse_max_model_len(replica.url, models_json, self.model)
             if self._router.required_version is not None:
-                replica.version = await self._fetch_weight_version(replica.url)
+                replica.version = await self._require_weight_version(replica.url)
             if self._geometry is not None:
                 replica.resolves_references = await self._supports_references(replica.url, self._geometry)
             return
         raise EngineTimeout(f"{replica.url} did not tell its models and how it takes images within {timeout:g} s.")
 
-    async def _fetch_weight_version(self, url: str) -> str:
+    async def _require_weight_version(self, url: str) -> str:
         """Which weights it has, where they are the ones that it must have."""
         version = (await fetch_engine_state(self._http, url)).version
         if not self._router.has_required_version(version):

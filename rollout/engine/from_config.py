@@ -14,11 +14,11 @@ def engine_client_from_config(
     urls: Sequence[str],
     geometry: Geometry | None,
     environment: Mapping[str, str] = os.environ,
-    observe: RequestObserver | None = None,
+    on_try: RequestObserver | None = None,
 ) -> EngineClient:
     """A client of the engines at `urls`: the configured ones, or the one that was started instead.
 
-    `geometry` is that of the model's images; none: it takes none. `observe` is told of every try.
+    `geometry` is that of the model's images; none: it takes none. `on_try` is told of every try.
 
     Raises:
         ConfigurationError: the environment variable with the API key is not set, or holds none.
@@ -34,7 +34,7 @@ def engine_client_from_config(
         api_key=api_key_from_config(config, environment),
         multimodal=engine_config.multimodal,
         geometry=geometry,
-        observe=observe,
+        on_try=on_try,
     )
 
 

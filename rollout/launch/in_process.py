@@ -229,7 +229,7 @@ async def _consume(reader: TrajectoryReader, state: RunState) -> None:
 async def _abandon_and_read_rest(workers: list[Worker], reader: TrajectoryReader, state: RunState) -> None:
     """What was in flight is abandoned, and what had finished when the run was stopped still counts."""
     for worker in workers:
-        await worker.abandon()
+        await worker.abandon_interrupted()
     while state.trainer_counters.trajectories < state.worker_counters.finished:
         if (trajectory := await reader.receive(timeout=_RECEIVE_TIMEOUT)) is not None:
             state.trainer_counters.add(trajectory)

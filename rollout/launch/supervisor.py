@@ -1,5 +1,5 @@
-"""Keeps worker processes at their posts: starts them, hears from them, and when one dies ends its leases and starts it
-anew, as often as the budget allows.
+"""Keeps worker processes running: starts them, reads their heartbeats, gives back the orders of one that died, and
+restarts it as often as its budget allows.
 
 A worker whose event loop is blocked is not dead: it is heard from a thread of its own, and only one that is not heard
 at all for minutes is killed. Where workers run, here or on other machines, is for `launch.places.Place` to know.
@@ -25,7 +25,7 @@ from transports import Queue, QueueError
 log = structlog.get_logger()
 
 _HEARTBEAT_TIMEOUT = 120.0
-"""Seconds without a beat after which a worker is killed: not even its threads run any more."""
+"""Seconds without a heartbeat after which a worker is killed: not even its threads run any more."""
 _DRAIN_MARGIN_SECONDS = 15.0
 """Seconds on top of `worker.grace` before a worker that should drain is killed."""
 _RESTART_WINDOW_SECONDS = 3600.0
@@ -91,14 +91,14 @@ class WorkerSlot:
 
     @property
     def totals(self) -> Counter[str]:
-        """What all workers at this post have done together, by the names of `Beat`."""
+        """What all workers of this slot have done together, by the names of `Heartbeat`."""
         totals = Counter(self.earlier_totals)
         totals.update({name: getattr(self.heartbeat, name) for name in _SUMMED_FIELDS})
         return totals
 
 
 class Supervisor:
-    """All workers of a launch. `orders` says what each is told when it starts, and again by `send_instructions`."""
+    """All workers of a launch. `instructions_for` makes what a worker of an environment gets when it starts."""
 
     def __init__(
         self, slots: list[WorkerSlot], instructions_for: Callable[[str], WorkerInstructions], place: Place
@@ -111,7 +111,7 @@ class Supervisor:
         self._end_requested = anyio.Event()
 
     async def run(self) -> None:
-        """Keep a worker at every post until `drain` or `kill`.
+        """Keep a worker in every slot until `drain` or `kill`.
 
         Raises:
             WorkersDie: the restart budget of an environment is spent.
@@ -142,7 +142,7 @@ class Supervisor:
                 slot.process.kill()
 
     def send_instructions(self) -> None:
-        """Tell every worker its orders again."""
+        """Send every worker its newest instructions."""
         for slot in self.slots:
             if slot.process is not None:
                 slot.process.send_line(encode_instructions(self._instructions_for(slot.environment)))
@@ -154,7 +154,10 @@ class Supervisor:
             if self._end_signal is not None:
                 return
             made_progress = slot.heartbeat.turns > 0
-            self._record_death(slot, exit_code, reason)
+            death = self._record_death(slot, exit_code, reason)
+            if not slot.restart_budget.spend():
+                cause = reason or f"the last one, {slot.name}, ended with {death.description}; see {slot.output_path}"
+                raise WorkersDie(f"the workers of {slot.environment} keep dying (worker.restarts is spent): {cause}")
             pause = _RESTART_PAUSES_SECONDS[0] if made_progress else min(2 * pause, max_pause)
             with anyio.move_on_after(pause):
                 await self._end_requested.wait()
@@ -180,7 +183,7 @@ class Supervisor:
                 log.info("worker ended", worker=slot.name, pid=process.pid, code=exit_code)
                 process.kill()  # what it had started ends with it
                 if slot.heartbeat.lease_holder:
-                    supervisor_group.start_soon(self._expire_leases, slot, slot.heartbeat.lease_holder)
+                    supervisor_group.start_soon(self._give_back_orders, slot, slot.heartbeat.lease_holder)
                 with anyio.move_on_after(_FINAL_REPORT_TIMEOUT):
                     await all_lines_read.wait()
                 worker_group.cancel_scope.cancel()
@@ -203,8 +206,8 @@ class Supervisor:
                     failure_reasons.append(report.reason)
         all_lines_read.set()
 
-    async def _expire_leases(self, slot: WorkerSlot, lease_holder: str) -> None:
-        """End the leases of a worker that is gone. Nobody waits for it: a queue may be slow, or away."""
+    async def _give_back_orders(self, slot: WorkerSlot, lease_holder: str) -> None:
+        """End the leases of a worker that is gone, so that others get its orders. Nobody waits: a queue may be slow."""
         try:
             with anyio.fail_after(_EXPIRE_LEASES_TIMEOUT, shield=True):
                 await slot.tasks_queue.expire_leases(lease_holder)
@@ -222,13 +225,11 @@ class Supervisor:
                 log.warning("worker does not answer", worker=slot.name, pid=process.pid, silent=now - slot.last_heard)
                 process.kill()
 
-    def _record_death(self, slot: WorkerSlot, exit_code: int, reason: str) -> None:
+    def _record_death(self, slot: WorkerSlot, exit_code: int, reason: str) -> WorkerDeath:
         slot.earlier_totals = slot.totals
         slot.metric_totals.end_worker()
         slot.heartbeat = Heartbeat()
         death = WorkerDeath(slot.name, slot.environment, exit_code, reason)
         self.deaths.append(death)
         log.warning("worker died", worker=slot.name, code=exit_code, reason=reason)
-        if not slot.restart_budget.spend():
-            cause = reason or f"the last one, {slot.name}, ended with {death.description}; see {slot.output_path}"
-            raise WorkersDie(f"the workers of {slot.environment} keep dying (worker.restarts is spent): {cause}")
+        return death

@@ -113,7 +113,7 @@ class PromptSource(StrEnum):
 
     BRIDGE = "bridge"
     FIRST = "first"
-    ROOT = "root"
+    NEW_CONVERSATION = "root"
     RETRY = "retry"
     COMPACTION = "compaction"
     ASSISTANT = "assistant"

@@ -31,7 +31,7 @@ class RolloutOver(RolloutError):
 
 
 @dataclass(frozen=True, slots=True)
-class RolloutId:
+class AttemptId:
     """One rollout: the `sample`-th of its task. All samples of a task are its group."""
 
     run: str
@@ -46,8 +46,8 @@ class RolloutId:
 class RolloutStream:
     """Numbers records when they are made, without waiting, so that turns in parallel cannot swap numbers."""
 
-    def __init__(self, queue: Queue, rollout_id: RolloutId) -> None:
-        self.rollout_id = rollout_id
+    def __init__(self, queue: Queue, rollout_id: AttemptId) -> None:
+        self.attempt_id = rollout_id
         self.step_count = 0
         self.byte_count = 0
         self.finished_record: RolloutFinished | None = None
@@ -72,8 +72,8 @@ class RolloutStream:
         record = RolloutStarted(
             header=self.next_header(),
             task={"id": task.id, "index": task.index, "seed": task.seed, "data": dict(task.data)},
-            sample=self.rollout_id.sample,
-            group_size=self.rollout_id.group_size,
+            sample=self.attempt_id.sample,
+            group_size=self.attempt_id.group_size,
             policy_version=policy_version,
             config_digest=config_digest,
             model=model,
@@ -129,13 +129,13 @@ class RolloutStream:
         self._require_unfinished()
         if self._encoding_error is not None:
             raise RolloutOver(
-                f"{self.rollout_id.rollout} cannot go on: {self._encoding_error}"
+                f"{self.attempt_id.rollout} cannot go on: {self._encoding_error}"
             ) from self._encoding_error
 
     def _require_unfinished(self) -> None:
         if self._is_finished:
             raise RolloutOver(
-                f"{self.rollout_id.rollout} has ended: a task that its environment left behind asks the model. "
+                f"{self.attempt_id.rollout} has ended: a task that its environment left behind asks the model. "
                 "Await or cancel what run() starts before it returns."
             )
 
@@ -144,7 +144,7 @@ class RolloutStream:
         return self._make_header()
 
     def _make_header(self) -> RecordHeader:
-        rollout_id = self.rollout_id
+        rollout_id = self.attempt_id
         header = RecordHeader(
             rollout_id.run,
             rollout_id.environment,

@@ -75,7 +75,7 @@ class ScriptedEngine:
             )
         parsed = self._request_reader.read(request)
         text = self._request_reader.tokenizer.decode(request.token_ids)
-        slots = self._ask(text, [np.asarray(image) for image in parsed.images])
+        slots = self._ask_policy(text, [np.asarray(image) for image in parsed.images])
         try:
             tokens = sample_slots(slots, request.sampling_params.temperature, rng_for_request(request), self._encode)
         except PolicyFault as fault:
@@ -92,7 +92,7 @@ class ScriptedEngine:
     def close(self) -> None:
         """There is nothing to give back."""
 
-    def _ask(self, prompt: str, images: Sequence[np.ndarray]) -> Sequence[AnswerSlot]:
+    def _ask_policy(self, prompt: str, images: Sequence[np.ndarray]) -> Sequence[AnswerSlot]:
         try:
             return self._policy.answer(prompt, images)
         except Exception as error:

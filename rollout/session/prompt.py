@@ -43,7 +43,7 @@ def summarize_prompt_sources(counts: Mapping[PromptSource, int]) -> str:
 class TokenPath:
     """The tokens from a root to a node, joined: as they cross the queue, and as the engine sees them."""
 
-    leaf: int
+    last_node: int
     ids: LogicalIds
     expanded: ExpandedPath
 
@@ -53,7 +53,7 @@ class TokenPath:
         if not own_runs or longer_path.expanded.runs[len(own_runs) - 1 : len(own_runs)] != own_runs[-1:]:
             return self
         return TokenPath(
-            self.leaf, LogicalIds(longer_path.ids[: len(self.ids)]), longer_path.expanded.first_runs(len(own_runs))
+            self.last_node, LogicalIds(longer_path.ids[: len(self.ids)]), longer_path.expanded.first_runs(len(own_runs))
         )
 
 
@@ -97,8 +97,8 @@ class PromptBuilder:
         """
         prefix_match = self._trace.match_prefix(messages, tools_digest)
         source = self._prompt_source(prefix_match, len(messages))
-        if prefix_match.last_answer != ROOT:
-            last_answer = self._trace.nodes[prefix_match.last_answer]
+        if prefix_match.last_answer_index != ROOT:
+            last_answer = self._trace.nodes[prefix_match.last_answer_index]
             answer_tokens, new_messages = last_answer.run, messages[last_answer.depth + 1 :]
             parse_prefix, completion = (
                 as_logical_ids(answer_tokens.ids[: answer_tokens.sampled_from]),
@@ -115,7 +115,7 @@ class PromptBuilder:
                 source = PromptSource(refusal.reason)
             else:
                 return self._assemble_prompt(
-                    self._path_to(prefix_match.last_answer),
+                    self._token_path_to(prefix_match.last_answer_index),
                     new_messages,
                     bridged.segments,
                     bridged.generation_prompt,
@@ -131,12 +131,12 @@ class PromptBuilder:
         self._cache_path(TokenPath(answer_node, concat_ids(prompt.full_path.ids, completion), expanded))
 
     def _prompt_source(self, prefix_match: PrefixMatch, message_count: int) -> PromptSource:
-        if prefix_match.last_answer != ROOT:
+        if prefix_match.last_answer_index != ROOT:
             return PromptSource.BRIDGE
         if not self._trace.nodes:
             return PromptSource.FIRST
         if prefix_match.matched_messages == 0:
-            return PromptSource.ROOT
+            return PromptSource.NEW_CONVERSATION
         return PromptSource.RETRY if prefix_match.matched_messages == message_count else PromptSource.COMPACTION
 
     def _assemble_prompt(
@@ -152,7 +152,7 @@ class PromptBuilder:
         )
         runs = [*(draft.run for draft in new_nodes), TokenRun(generation_prompt, len(generation_prompt))]
         expanded = extend_path(known_path.expanded, expand(runs, pad_id=self._renderers.pad_id))
-        full_path = TokenPath(known_path.leaf, concat_ids(known_path.ids, *(run.ids for run in runs)), expanded)
+        full_path = TokenPath(known_path.last_node, concat_ids(known_path.ids, *(run.ids for run in runs)), expanded)
         self._share_memory(full_path)
         return Prompt(known_path.share_memory_with(full_path), new_nodes, generation_prompt, full_path, source)
 
@@ -163,7 +163,7 @@ class PromptBuilder:
         )
         return DraftNode(message, TokenRun(segment.ids, len(segment.ids), images=image_slots), segment.content_spans)
 
-    def _path_to(self, leaf: int) -> TokenPath:
+    def _token_path_to(self, leaf: int) -> TokenPath:
         if leaf in self._cached_paths:
             self._cached_paths.move_to_end(leaf)
             return self._cached_paths[leaf]
@@ -179,7 +179,7 @@ class PromptBuilder:
 
     def _cache_path(self, path: TokenPath) -> TokenPath:
         self._share_memory(path)
-        self._cached_paths[path.leaf] = path
+        self._cached_paths[path.last_node] = path
         if len(self._cached_paths) > _MAX_CACHED_PATHS:
             self._cached_paths.popitem(last=False)
         return path

@@ -176,7 +176,7 @@ class Session:
         request_sampling = {key: value for key, value in sampling.items() if value is not None}
         if remaining_tokens is not None:
             request_sampling["max_tokens"] = min(request_sampling.get("max_tokens", remaining_tokens), remaining_tokens)
-        rollout_id = self._stream.rollout_id
+        rollout_id = self._stream.attempt_id
         if "seed" in request_sampling:
             request_sampling["seed"] = _turn_seed(request_sampling["seed"], rollout_id.rollout, turn)
         return GenerateRequest(
@@ -207,7 +207,7 @@ class Session:
         answer_draft = DraftNode(
             canonical_message, TokenRun(answer_ids, len(prompt.generation_prompt), generation.logprobs)
         )
-        commit = self._trace.commit(prompt.known_path.leaf, prompt.new_nodes, answer_draft, tools_digest)
+        commit = self._trace.commit(prompt.known_path.last_node, prompt.new_nodes, answer_draft, tools_digest)
         self._prompt_builder.add_answer(prompt, commit.leaf, generation.token_ids, generation.logprobs)
         return commit
 

@@ -40,12 +40,12 @@ class Node:
     run: TokenRun
     content: tuple[tuple[int, int], ...]
     depth: int
-    last_answer: int
+    last_answer_index: int
 
     @property
     def sampled(self) -> bool:
         """Whether the policy wrote this message in this rollout."""
-        return self.last_answer == self.index
+        return self.last_answer_index == self.index
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class PrefixMatch:
         matched_messages: how many of its messages were said before, in this order.
     """
 
-    last_answer: int
+    last_answer_index: int
     matched_messages: int
 
 
@@ -110,8 +110,10 @@ class Trace:
                 last_answered = trie_node
         if last_answered is None:
             return PrefixMatch(ROOT, matched)
-        continuing = [node for node in trie_node.nodes if self.nodes[node].last_answer in last_answered.answers]
-        return PrefixMatch(self.nodes[continuing[-1]].last_answer if continuing else last_answered.answers[-1], matched)
+        continuing = [node for node in trie_node.nodes if self.nodes[node].last_answer_index in last_answered.answers]
+        return PrefixMatch(
+            self.nodes[continuing[-1]].last_answer_index if continuing else last_answered.answers[-1], matched
+        )
 
     def path(self, leaf: int) -> list[Node]:
         """The nodes from a root to `leaf`."""
@@ -156,7 +158,7 @@ class Trace:
             run=draft.run,
             content=draft.content,
             depth=parent_node.depth + 1 if parent_node else 0,
-            last_answer=index if sampled else parent_node.last_answer if parent_node else ROOT,
+            last_answer_index=index if sampled else parent_node.last_answer_index if parent_node else ROOT,
         )
         trie_node = self._trie_node(parent, draft, tools_digest)
         trie_node.nodes.append(index)

@@ -13,7 +13,7 @@ from renderers_adapter.tokens import ExpandedIds, ImageSlot, LogicalIds, TokenRu
 from rollout.records.evidence import VersionSpan, answer_digest, prompt_digest
 from rollout.records.kinds import NodeRecord, PromptSource, RolloutStatus, Step
 from rollout.records.messages import FinishReason
-from rollout.records.stream import RolloutId, RolloutStream
+from rollout.records.stream import AttemptId, RolloutStream
 from rollout.records.task import Task
 from rollout.trainer.reading.reader import TrajectoryReader
 from rollout.trainer.trajectory import Trajectory
@@ -63,7 +63,7 @@ async def scripted_rollout(
     """
     recording_queue: Any = _RecordingQueue([])
     group = rollout.rpartition(".")[0]
-    stream = RolloutStream(recording_queue, RolloutId(run, environment, group, rollout, 0, group_size, attempt))
+    stream = RolloutStream(recording_queue, AttemptId(run, environment, group, rollout, 0, group_size, attempt))
     layout = {"family": "qwen_vl", "fingerprint": "0" * 32} if image_tokens else {}
     await stream.put_started(
         Task(group, 0, 1),

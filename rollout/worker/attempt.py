@@ -15,7 +15,7 @@ from rollout.environments.base import Environment, Score
 from rollout.errors import RolloutError, flatten_exceptions
 from rollout.records.kinds import RolloutFinished, RolloutStatus
 from rollout.records.messages import FinishReason
-from rollout.records.stream import RolloutId, RolloutStream
+from rollout.records.stream import AttemptId, RolloutStream
 from rollout.session.session import PolicyClient, Session
 from rollout.tasks.orders import RolloutOrder
 from rollout.worker.containment import enter_attempt_context
@@ -81,7 +81,7 @@ class Attempt:
         self.metadata = metadata
         self.stream = RolloutStream(
             queue,
-            RolloutId(
+            AttemptId(
                 metadata.run_id,
                 metadata.environment,
                 task.id,
@@ -116,7 +116,7 @@ class Attempt:
         self._stop_reason = self._stop_reason or reason
         self._cancel_scope.cancel()
 
-    async def give_up(self, error: RolloutError) -> RolloutFinished:
+    async def finish_without_playing(self, error: RolloutError) -> RolloutFinished:
         """Write the finished record of a rollout that gets no other attempt."""
         with self._bind_log_context():
             await self._write_started_record()
@@ -207,7 +207,7 @@ class Attempt:
 
     def _bind_log_context(self) -> AbstractContextManager[None]:
         return structlog.contextvars.bound_contextvars(
-            rollout=self.order.rollout_id, attempt=self.stream.rollout_id.attempt
+            rollout=self.order.rollout_id, attempt=self.stream.attempt_id.attempt
         )
 
 

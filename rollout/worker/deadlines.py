@@ -1,7 +1,7 @@
-"""Watches over the rollouts in flight: one that stands still, and one that the rest of its group waits for.
+"""Ends rollouts in flight: one that makes no turn for too long, and one that the rest of its group waits for.
 
-It reads what the others of a group have come to from the run's claims, so that it does not matter whose workers play
-them.
+How the others of a group ended is read from the run's claims, so that it does not matter whose workers play them. The
+time limit of a whole rollout (`worker.rollout_timeout`) is kept by `Attempt.play` itself.
 """
 
 import time

@@ -53,7 +53,7 @@ class WorkerRunner:
     config: Config
     directory: RunDirectory
     name: str
-    link: SupervisorLink | None = None
+    supervisor_link: SupervisorLink | None = None
 
     def run(self) -> None:
         """Play until a signal: the first one drains for up to `worker.grace` seconds, a second one ends it now.
@@ -78,8 +78,8 @@ class WorkerRunner:
         except Exception as error:
             failure = primary_error(error, (RolloutError, QueueError, AdapterError))
             log.error("worker ends", exc_info=failure)
-        if self.link is not None:
-            self.link.close(WorkerFailure(str(failure)) if failure is not None else None)
+        if self.supervisor_link is not None:
+            self.supervisor_link.close(WorkerFailure(str(failure)) if failure is not None else None)
         _force_exit_after(_EXIT_TIMEOUT, 0 if failure is None else 1)
         return failure
 
@@ -95,8 +95,8 @@ class WorkerRunner:
 
                 def get_engine_urls() -> tuple[str, ...]:
                     return (
-                        self.link.wait_for_instructions().engine_urls
-                        if self.link
+                        self.supervisor_link.wait_for_instructions().engine_urls
+                        if self.supervisor_link
                         else find_or_start_engines(config, self.directory, engine_stack)
                     )
 
@@ -111,28 +111,28 @@ class WorkerRunner:
                 worker = Worker(config, policy, metadata, claims, tasks_queue, trajectories_queue)
                 metrics.export_state(worker.counters, policy.engine, policy.version)
                 export.not_ready_reason = lambda: "it drains" if worker.draining else None
-                if self.link is not None:
+                if self.supervisor_link is not None:
                     make_heartbeat = partial(_make_heartbeat, worker, tasks_queue, ChangeTracker(metrics.registry))
-                    self.link.start_reporting(make_heartbeat, partial(_apply_instructions, worker))
+                    self.supervisor_link.start_reporting(make_heartbeat, partial(_apply_instructions, worker))
                 else:
                     export.watch_queue(environment, "tasks", tasks_queue)
                     export.watch_queue(environment, "trajectories", trajectories_queue)
                 log.info("worker ready", engines=[engine.url for engine in policy.engine.replicas])
-                await self._play(worker)
+                await self._play_until_stopped(worker)
 
     def _export_metrics(self, metrics: WorkerMetrics) -> AbstractAsyncContextManager[MetricsExport]:
         """A worker with a supervisor tells it; one that is alone serves its metrics itself."""
         target_file = ScrapeTargetFile(self.directory.metrics_path, self.name, {"run": self.directory.run_id})
-        config = self.config.metrics if self.link is None else None
+        config = self.config.metrics if self.supervisor_link is None else None
         stall_timeout = _MAX_FAILED_INTERRUPTS * self.config.worker.block_timeout + _STARTUP_SECONDS
         return export_metrics(
             metrics.registry, target_file, config, loop_monitor=metrics.loop_monitor, stall_timeout=stall_timeout
         )
 
-    async def _play(self, worker: Worker) -> None:
+    async def _play_until_stopped(self, worker: Worker) -> None:
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(self._stop_on_signals, worker, task_group.cancel_scope)
-            if self.link is None:
+            if self.supervisor_link is None:
                 task_group.start_soon(self._drain_when_run_ends, worker)
             await worker.run()
             task_group.cancel_scope.cancel()

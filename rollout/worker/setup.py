@@ -71,7 +71,7 @@ async def open_policy(
             task_group.start_soon(open_renderers)
             task_group.start_soon(start_engines)
     async with engine_client_from_config(
-        config, found_urls[0], renderer_pools[0].geometry, observe=metrics.record_engine_request
+        config, found_urls[0], renderer_pools[0].geometry, on_try=metrics.record_engine_request
     ) as engine:
         await engine.check()
         images = ImagePolicy(

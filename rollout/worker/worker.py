@@ -21,7 +21,7 @@ from rollout.session.session import PolicyClient
 from rollout.tasks.orders import OrderError, RolloutOrder, decode_order
 from rollout.worker.attempt import Attempt, RolloutAbandoned, RunMetadata
 from rollout.worker.deadlines import DeadlineEnforcer
-from rollout.worker.quarantine import SharedLock
+from rollout.worker.shared_lock import SharedLock
 from transports import Delivery, Queue, QueueError, StaleLease
 
 log = structlog.get_logger()
@@ -133,11 +133,11 @@ class Worker:
         if version is not None:
             self._policy.version.current = version
 
-    async def abandon(self) -> None:
+    async def abandon_interrupted(self) -> None:
         """After `run` was cancelled: end what was in flight as abandoned, because nobody will play it again."""
         for attempt in self._interrupted_attempts:
             if attempt.stream.finished_record is None:
-                await attempt.give_up(RolloutAbandoned("the run was stopped"))
+                await attempt.finish_without_playing(RolloutAbandoned("the run was stopped"))
             self.counters.add(attempt)
 
     async def _acquire_slot(self) -> None:
@@ -198,10 +198,10 @@ class Worker:
             await self._play_attempt(attempt, claim)
         except anyio.get_cancelled_exc_class():
             self._interrupted_attempts.append(attempt)
-            await self._mark_returned(claim)
+            await self._return_claim(claim)
             raise
         except QueueError:
-            await self._mark_returned(claim)
+            await self._return_claim(claim)
             raise
         if attempt.stream.finished_record is None:
             await anyio.to_thread.run_sync(self._claims.mark_failed, claim)
@@ -219,10 +219,10 @@ class Worker:
                 f"{max_attempts} attempts were begun (worker.max_attempts) and none came to an end: did their workers "
                 "die?"
             )
-            await attempt.give_up(exhausted)
+            await attempt.finish_without_playing(exhausted)
             return
         if (abandon_reason := await self._deadline_enforcer.reason_to_abandon(attempt.order)) is not None:
-            await attempt.give_up(abandon_reason)
+            await attempt.finish_without_playing(abandon_reason)
             return
         self._attempts_in_flight.add(attempt)
         self.counters.in_flight += 1
@@ -232,24 +232,24 @@ class Worker:
             log.warning(
                 "the infrastructure failed", rollout=claim.rollout_id, attempt=claim.attempt_number, error=str(error)
             )
-            await self._count_failure(error, claim)
+            await self._halt_if_too_many_failures(error, claim)
             if claim.attempts_used == max_attempts:
-                await attempt.give_up(error)
+                await attempt.finish_without_playing(error)
         else:
             self._failures_in_a_row = 0
         finally:
             self._attempts_in_flight.discard(attempt)
             self.counters.in_flight -= 1
 
-    async def _count_failure(self, error: RolloutError, claim: Claim) -> None:
+    async def _halt_if_too_many_failures(self, error: RolloutError, claim: Claim) -> None:
         self._failures_in_a_row = failures = self._failures_in_a_row + 1
         if failures >= self._config.worker.halt_after:
-            await self._mark_returned(claim)
+            await self._return_claim(claim)
             raise WorkerHalted(
                 f"{failures} infrastructure failures in a row (worker.halt_after), the last one: {error}"
             ) from error
 
-    async def _mark_returned(self, claim: Claim) -> None:
+    async def _return_claim(self, claim: Claim) -> None:
         with anyio.move_on_after(_FINAL_WRITE_TIMEOUT, shield=True):
             await anyio.to_thread.run_sync(self._claims.mark_returned, claim)
 
@@ -260,7 +260,7 @@ def _make_outcome(attempt: Attempt) -> Outcome:
     return Outcome(
         rollout=attempt.order.rollout_id,
         group=attempt.order.task.id,
-        attempt=attempt.stream.rollout_id.attempt,
+        attempt=attempt.stream.attempt_id.attempt,
         status=finished_record.status.value,
         reward=finished_record.reward,
         turns=session.turns_done,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from renderers_adapter.pool import RendererPool
 from rollout.images import ImagePolicy
 from rollout.records.kinds import RolloutFinished, RolloutStarted, RolloutStatus, Step
-from rollout.records.stream import RolloutId, RolloutStream
+from rollout.records.stream import AttemptId, RolloutStream
 from rollout.records.task import Task
 from rollout.records.wire import decode_record
 from rollout.session.session import PolicyClient, Session
@@ -44,7 +44,7 @@ class InProcess:
         self.engine = EngineDouble(pool.pad_id, images)
         self.sink = Sink()
         queue: Any = self.sink
-        self.stream = RolloutStream(queue, RolloutId("run", "Program", "g", "g.0", 0, 1, 1))
+        self.stream = RolloutStream(queue, AttemptId("run", "Program", "g", "g.0", 0, 1, 1))
         policy = PolicyClient(pool, self.engine, ImagePolicy(mode, directory), {"temperature": 1.0})
         self.session = Session(policy, self.stream)
 

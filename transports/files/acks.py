@@ -76,7 +76,7 @@ class LaneAcks:
     def is_acked(self, seq: int) -> bool:
         return seq < self.acked_below or seq in self.acked_above
 
-    def ack(self, seq: int, nbytes: int) -> None:
+    def mark_acked(self, seq: int, nbytes: int) -> None:
         if seq == self.acked_below:
             self.acked_below += 1
             self.acked_below_nbytes += nbytes
@@ -86,7 +86,7 @@ class LaneAcks:
             self.acked_above[seq] = nbytes
             self.acked_above_nbytes += nbytes
 
-    def ack_below(self, seq: int, nbytes: int) -> None:
+    def mark_acked_below(self, seq: int, nbytes: int) -> None:
         if seq > self.acked_below:
             for passed_seq in [acked_seq for acked_seq in self.acked_above if acked_seq < seq]:
                 self.acked_above_nbytes -= self.acked_above.pop(passed_seq)
@@ -149,9 +149,9 @@ class AckLedger:
             return
         lane_acks = self.lane(entry.writer)
         if entry.kind is EntryKind.ACKED:
-            lane_acks.ack(entry.number, entry.nbytes)
+            lane_acks.mark_acked(entry.number, entry.nbytes)
         elif entry.kind is EntryKind.ACKED_BELOW:
-            lane_acks.ack_below(entry.number, entry.nbytes)
+            lane_acks.mark_acked_below(entry.number, entry.nbytes)
         else:
             lane_acks.delivered_below = entry.number
 

@@ -13,7 +13,7 @@ from transports.base import Delivery
 from transports.files.acks import AckLog, EntryKind, LedgerEntry
 from transports.files.directory import list_segments_by_writer
 from transports.files.leases import FileLease, lease_path, read_lease_states, take_lease
-from transports.files.partition_reader import ConsumerSettings, PartitionReader, RecordRef, ack_entries, record_key
+from transports.files.partition_reader import ConsumerSettings, PartitionReader, RecordRef, ack_entries, writer_position
 from transports.files.records import StoredRecord
 
 _LEASE_NAME = "lease"
@@ -71,7 +71,7 @@ class PartitionConsumer:
         leased = self._check_lent(delivery)
         if leased is None:
             return False
-        ref = leased.unacked.pop(record_key(delivery))
+        ref = leased.unacked.pop(writer_position(delivery))
         heapq.heappush(leased.delayed, (time.monotonic() + delay, ref.key, ref))
         return True
 
@@ -79,7 +79,7 @@ class PartitionConsumer:
         leased = self._check_lent(delivery)
         if leased is None:
             return False
-        leased.reader.store_dead_letter(leased.unacked[record_key(delivery)], reason)
+        leased.reader.store_dead_letter(leased.unacked[writer_position(delivery)], reason)
         return not self.ack([delivery])
 
     async def release(self) -> None:
@@ -95,7 +95,7 @@ class PartitionConsumer:
     def _check_lent(self, delivery: Delivery) -> _LeasedPartition | None:
         """What is held, if this delivery is still lent under it."""
         leased = self._leased
-        if leased is None or delivery.epoch != leased.lease.epoch or record_key(delivery) not in leased.unacked:
+        if leased is None or delivery.epoch != leased.lease.epoch or writer_position(delivery) not in leased.unacked:
             return None
         if not leased.lease.exists():
             self._drop_lease()
@@ -200,7 +200,7 @@ class _LeasedPartition:
         """Record the acks; False, and nothing is acked, where the lease has been taken over."""
         refs = {}
         for delivery in deliveries:
-            if (ref := self.unacked.get(record_key(delivery))) is not None:
+            if (ref := self.unacked.get(writer_position(delivery))) is not None:
                 refs[ref.key] = ref
         self._log.append(ack_entries(refs.values()))
         # A successor removes this lease before it reads this log. So if it is still there, these entries will be read.
@@ -208,7 +208,7 @@ class _LeasedPartition:
             return False
         for key, ref in refs.items():
             writer, seq = key
-            self.reader.ledger.lane(writer).ack(seq, ref.nbytes)
+            self.reader.ledger.lane(writer).mark_acked(seq, ref.nbytes)
             del self.unacked[key]
         return True
 

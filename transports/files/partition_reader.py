@@ -147,7 +147,7 @@ class PartitionReader:
             self._dead_letter_writer.close()
 
 
-def record_key(delivery: Delivery) -> tuple[str, int]:
+def writer_position(delivery: Delivery) -> tuple[str, int]:
     """The key of the Ref that a delivery was made from."""
     return delivery.lane.partition(".")[2], delivery.position
 

@@ -16,7 +16,7 @@ from transports.base import Delivery
 from transports.files.acks import AckLog, EntryKind, LedgerEntry
 from transports.files.directory import list_segments_by_writer
 from transports.files.leases import FileLease, claim_record, lease_path, read_lease_states
-from transports.files.partition_reader import ConsumerSettings, PartitionReader, RecordRef, ack_entries, record_key
+from transports.files.partition_reader import ConsumerSettings, PartitionReader, RecordRef, ack_entries, writer_position
 
 _RECLAIM_SECONDS = 1.0
 _CLAIM_CHECK_SECONDS = 0.1
@@ -27,27 +27,27 @@ class SingleRecordConsumer:
 
     def __init__(self, settings: ConsumerSettings, index: int) -> None:
         self._settings = settings
-        self._fill_lock = asyncio.Lock()
+        self._receive_lock = asyncio.Lock()
         self._reader = PartitionReader(settings, index)
         self._claims_dir = settings.queue_dir.claims_dir(index)
-        self._log: AckLog | None = None
+        self._ack_log: AckLog | None = None
         self._unclaimed: deque[RecordRef] = deque()
         """Records that were read, and that nobody is known to have."""
-        self._released: deque[tuple[RecordRef, int]] = deque()
+        self._claimable_again: deque[tuple[RecordRef, int]] = deque()
         """Records that somebody had and has no more, with the epoch of the next claim."""
         self._claimed_by_others: dict[tuple[str, int], RecordRef] = {}
         """Records that somebody else has, as far as is known."""
         self._unacked: dict[tuple[str, int], tuple[FileLease, RecordRef]] = {}
         self._delayed: dict[tuple[str, int], tuple[asyncio.TimerHandle, FileLease, RecordRef]] = {}
         self._redeliveries = 0
-        self._reclaimed_at = time.monotonic()
+        self._segments_deleted_at = time.monotonic()
         self._claims_checked_at = -_CLAIM_CHECK_SECONDS
 
     def next_buffered(self) -> None:
         """Nothing: a record is claimed when it is asked for."""
 
     async def next_delivery(self) -> Delivery | None:
-        async with self._fill_lock:
+        async with self._receive_lock:
             if not self._unclaimed or time.monotonic() - self._claims_checked_at >= _CLAIM_CHECK_SECONDS:
                 self._refresh_claims()
             while (delivery := self._claim_next()) is None:
@@ -55,12 +55,12 @@ class SingleRecordConsumer:
                 if read is None:
                     break
                 self._unclaimed.extend(ref for ref, _ in self._reader.unacked_refs(*read))
-            await self._reclaim()
+            await self._delete_settled_segments()
             return delivery
 
     def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        stale = [delivery for delivery in deliveries if not self._may_ack(delivery)]
-        keys = {record_key(delivery): None for delivery in deliveries if delivery not in stale}
+        stale = [delivery for delivery in deliveries if not self._still_holds(delivery)]
+        keys = {writer_position(delivery): None for delivery in deliveries if delivery not in stale}
         unacked = [self._unacked[key] for key in keys if key in self._unacked]
         entries = ack_entries([ref for _, ref in unacked])
         self._open_log().append(entries)
@@ -72,13 +72,13 @@ class SingleRecordConsumer:
                 self._reader.ledger.apply(self._open_log().name, entry)
                 lease.remove()
             else:
-                stale.extend(delivery for delivery in deliveries if record_key(delivery) == ref.key)
+                stale.extend(delivery for delivery in deliveries if writer_position(delivery) == ref.key)
         return stale
 
     def nack(self, delivery: Delivery, delay: float) -> bool:
-        if record_key(delivery) not in self._unacked or not self._may_ack(delivery):
+        if writer_position(delivery) not in self._unacked or not self._still_holds(delivery):
             return False
-        lease, ref = self._unacked.pop(record_key(delivery))
+        lease, ref = self._unacked.pop(writer_position(delivery))
         if delay <= 0:
             self._release_claim(lease, ref)
         else:
@@ -88,13 +88,13 @@ class SingleRecordConsumer:
         return True
 
     def reject(self, delivery: Delivery, reason: str) -> bool:
-        if record_key(delivery) not in self._unacked or not self._may_ack(delivery):
+        if writer_position(delivery) not in self._unacked or not self._still_holds(delivery):
             return False
-        self._reader.store_dead_letter(self._unacked[record_key(delivery)][1], reason)
+        self._reader.store_dead_letter(self._unacked[writer_position(delivery)][1], reason)
         return not self.ack([delivery])
 
     async def release(self) -> None:
-        async with self._fill_lock:
+        async with self._receive_lock:
             for key in list(self._delayed):
                 self._release_delayed(key)
             for lease, ref in self._unacked.values():
@@ -103,13 +103,13 @@ class SingleRecordConsumer:
 
     def close(self) -> None:
         self._reader.close()
-        if self._log is not None:
-            self._log.close()
+        if self._ack_log is not None:
+            self._ack_log.close()
 
     def _refresh_claims(self) -> None:
         """See new writers and acks, and what others had and have no more."""
         lanes = list_segments_by_writer(self._reader.directory)
-        self._reader.ledger.refresh(except_log=self._log.name if self._log is not None else "")
+        self._reader.ledger.refresh(except_log=self._ack_log.name if self._ack_log is not None else "")
         self._reader.update_segments(lanes)
         if time.monotonic() - self._claims_checked_at < _CLAIM_CHECK_SECONDS:
             return
@@ -122,12 +122,12 @@ class SingleRecordConsumer:
             elif state is None or state.is_free(
                 lease_path(self._claims_dir, _claim_name(ref), state.epoch), self._settings.heartbeats
             ):
-                self._released.append((ref, 0 if state is None else state.epoch + 1))
+                self._claimable_again.append((ref, 0 if state is None else state.epoch + 1))
                 del self._claimed_by_others[key]
 
     def _claim_next(self) -> Delivery | None:
-        while self._released or self._unclaimed:
-            ref, epoch = self._released.popleft() if self._released else (self._unclaimed.popleft(), 0)
+        while self._claimable_again or self._unclaimed:
+            ref, epoch = self._claimable_again.popleft() if self._claimable_again else (self._unclaimed.popleft(), 0)
             if self._is_acked(ref):
                 continue
             lease = claim_record(self._claims_dir, _claim_name(ref), epoch, self._settings.holder)
@@ -151,10 +151,10 @@ class SingleRecordConsumer:
     def _is_acked(self, ref: RecordRef) -> bool:
         return self._reader.ledger.lane(ref.writer).is_acked(ref.seq)
 
-    def _may_ack(self, delivery: Delivery) -> bool:
-        unacked = self._unacked.get(record_key(delivery))
+    def _still_holds(self, delivery: Delivery) -> bool:
+        unacked = self._unacked.get(writer_position(delivery))
         if unacked is None:
-            writer, seq = record_key(delivery)
+            writer, seq = writer_position(delivery)
             return self._reader.ledger.lane(writer).is_acked(seq)
         return unacked[0].epoch == delivery.epoch and unacked[0].is_current()
 
@@ -170,14 +170,16 @@ class SingleRecordConsumer:
         self._claims_checked_at = -_CLAIM_CHECK_SECONDS
 
     def _open_log(self) -> AckLog:
-        if self._log is None:
-            self._log = AckLog(self._reader.directory, epoch=0, holder=self._settings.holder.name, initial_entries=[])
-        return self._log
+        if self._ack_log is None:
+            self._ack_log = AckLog(
+                self._reader.directory, epoch=0, holder=self._settings.holder.name, initial_entries=[]
+            )
+        return self._ack_log
 
-    async def _reclaim(self) -> None:
-        if time.monotonic() - self._reclaimed_at < _RECLAIM_SECONDS:
+    async def _delete_settled_segments(self) -> None:
+        if time.monotonic() - self._segments_deleted_at < _RECLAIM_SECONDS:
             return
-        self._reclaimed_at = time.monotonic()
+        self._segments_deleted_at = time.monotonic()
         if segments := self._reader.settled_segments():
             await asyncio.to_thread(self._reader.remove_segments, segments)
 

@@ -7,7 +7,7 @@ from rollout.trainer.reading.pending import RecordKey
 from transports import Delivery, Queue, StaleLease
 
 
-def record_key(delivery: Delivery) -> RecordKey:
+def lane_position(delivery: Delivery) -> RecordKey:
     return delivery.lane, delivery.position
 
 
@@ -31,7 +31,7 @@ class PendingAcks:
 
         What the record holds is the gathering's: only what it takes to ack it is kept.
         """
-        key = record_key(delivery)
+        key = lane_position(delivery)
         is_new = key not in self._unacked_deliveries
         # A record that was refused goes to the dead letters as it came.
         self._unacked_deliveries[key] = delivery if key in self._rejection_reasons else _without_frames(delivery)
@@ -42,7 +42,7 @@ class PendingAcks:
 
     def mark_rejected(self, delivery: Delivery, reason: str) -> None:
         """The record goes to the dead letters once whatever became of its rollout is committed."""
-        key = record_key(delivery)
+        key = lane_position(delivery)
         self._unacked_deliveries[key], self._rejection_reasons[key] = delivery, reason
 
     def assign_state_number(self) -> int:
@@ -90,7 +90,7 @@ class PendingAcks:
         try:
             await self._queue.ack(deliveries)
         except StaleLease as error:
-            return [record_key(delivery) for delivery in error.deliveries]
+            return [lane_position(delivery) for delivery in error.deliveries]
         return []
 
     async def _reject(self, delivery: Delivery, reason: str) -> bool:

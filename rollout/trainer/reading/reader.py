@@ -26,7 +26,7 @@ from typing import Any, Self, TypeVar
 from rollout.records.kinds import RecordError, RecordHeader, header_from_tag
 from rollout.records.wire import decode_record
 from rollout.trainer.errors import ReaderStateError
-from rollout.trainer.reading.acks import PendingAcks, record_key
+from rollout.trainer.reading.acks import PendingAcks, lane_position
 from rollout.trainer.reading.consumed import ConsumedRollouts
 from rollout.trainer.reading.groups import Group, GroupAssembler, GroupPolicy
 from rollout.trainer.reading.image_access import ImageAccessCheck
@@ -78,8 +78,8 @@ class TrajectoryReader:
         self._pending_acks = PendingAcks(queue)
         self._image_access = ImageAccessCheck()
         self._counters = ReaderCounters()
-        self._finished_rollouts: deque[PendingRollout] = deque()
-        self._whole_groups: deque[tuple[PendingRollout, ...]] = deque()
+        self._ready_rollouts: deque[PendingRollout] = deque()
+        self._ready_groups: deque[tuple[PendingRollout, ...]] = deque()
         self._waited_seconds = 0.0
         self._timeouts_checked_at = 0.0
         self._group_timeouts_due = False
@@ -98,9 +98,7 @@ class TrajectoryReader:
     @property
     def ended(self) -> bool:
         """Whether everything was handed out and nothing will ever come again."""
-        return self._queue_ended and not (
-            self._finished_rollouts or self._whole_groups or self._group_assembler.waiting
-        )
+        return self._queue_ended and not (self._ready_rollouts or self._ready_groups or self._group_assembler.waiting)
 
     async def __aiter__(self) -> AsyncIterator[Trajectory]:
         """Until the queue ends, which only a replayed one does; leave the loop, or cancel it, to stop."""
@@ -165,9 +163,7 @@ class TrajectoryReader:
             stale=counters.stale,
             partial_groups=counters.partial_groups,
             unfinished=len(self._pending_rollouts.unfinished()),
-            waiting=len(self._finished_rollouts)
-            + self._group_assembler.waiting
-            + sum(map(len, list(self._whole_groups))),
+            waiting=len(self._ready_rollouts) + self._group_assembler.waiting + sum(map(len, list(self._ready_groups))),
             unacked=self._pending_acks.unacked,
             bytes_in_memory=self._step_store.in_memory,
             bytes_on_disk=self._step_store.on_disk,
@@ -193,34 +189,34 @@ class TrajectoryReader:
         if delivery is None or self._waited_seconds - self._timeouts_checked_at > _POLL_SECONDS:
             self._queue_ended = delivery is None and self.queue.ends
             self._timeouts_checked_at = self._waited_seconds
-            self._finished_rollouts += self._pending_rollouts.fail_stalled(
+            self._ready_rollouts += self._pending_rollouts.fail_stalled(
                 math.inf if self._queue_ended else self._waited_seconds
             )
             self._group_timeouts_due = True
         return delivery is not None or (now < deadline and not self._queue_ended)
 
     def _next_trajectory(self) -> Trajectory | None:
-        while self._finished_rollouts:
-            trajectories = self._hand_out((self._finished_rollouts[0],))
-            self._finished_rollouts.popleft()
+        while self._ready_rollouts:
+            trajectories = self._hand_out((self._ready_rollouts[0],))
+            self._ready_rollouts.popleft()
             if trajectories is not None:
                 return trajectories[0]
         return None
 
     def _next_group(self) -> Group | None:
-        while self._finished_rollouts:
-            if members := self._group_assembler.add(self._finished_rollouts.popleft(), self._waited_seconds):
-                self._whole_groups.append(members)
+        while self._ready_rollouts:
+            if members := self._group_assembler.add(self._ready_rollouts.popleft(), self._waited_seconds):
+                self._ready_groups.append(members)
         if self._group_timeouts_due:
             self._group_timeouts_due = False
             for members in self._group_assembler.give_up(
                 math.inf if self._queue_ended else self._waited_seconds - self.settings.groups.timeout
             ):
                 self._give_up_group(members)
-        while self._whole_groups:
-            members = self._whole_groups[0]
+        while self._ready_groups:
+            members = self._ready_groups[0]
             trajectories = self._hand_out(members)
-            self._whole_groups.popleft()
+            self._ready_groups.popleft()
             if trajectories is not None:
                 self._counters.groups += 1
                 size = next((member.group_size for member in members if member.group_size), None)
@@ -233,7 +229,7 @@ class TrajectoryReader:
         self._counters.redelivered += delivery.redelivered
         if not self._pending_acks.add_delivery(delivery):
             return
-        key = record_key(delivery)
+        key = lane_position(delivery)
         if self._consumed_rollouts.was_settled(*key):
             self._pending_acks.mark_settled(key)
             self._counters.dropped += 1
@@ -258,7 +254,7 @@ class TrajectoryReader:
         self._counters.rejected += 1
         self._pending_acks.mark_rejected(delivery, str(error))
         log.warning("%s: %s", delivery.tag, error)
-        header, key = header_from_tag(delivery.tag, delivery.key), record_key(delivery)
+        header, key = header_from_tag(delivery.tag, delivery.key), lane_position(delivery)
         if header is not None and self._is_wanted(header):
             self._add_finished(self._pending_rollouts.mark_failed(header, key, error))
         else:
@@ -274,7 +270,7 @@ class TrajectoryReader:
 
     def _add_finished(self, rollout: PendingRollout | None) -> None:
         if rollout is not None:
-            self._finished_rollouts.append(rollout)
+            self._ready_rollouts.append(rollout)
 
     def _give_up_group(self, members: tuple[PendingRollout, ...]) -> None:
         """Give up waiting for the rest of a group: it is handed out as it is, or dropped; late members are dropped."""
@@ -291,7 +287,7 @@ class TrajectoryReader:
             if rollout not in members or not keep:
                 self._consume(rollout)
         if keep:
-            self._whole_groups.append(members)
+            self._ready_groups.append(members)
 
     def _hand_out(self, rollouts: tuple[PendingRollout, ...]) -> tuple[Trajectory, ...] | None:
         """Give them to the trainer; None if they are too stale, and were consumed without that."""

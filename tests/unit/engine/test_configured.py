@@ -69,4 +69,4 @@ def test_a_url_that_is_no_engines_root_is_refused(example: Path, url: str, told:
 def test_deadlines_retries_and_affinity_arrive(example: Path) -> None:
     keys = ["engine.timeout=60", "engine.request_timeout=20", "engine.retries=2", "engine.affinity=true"]
     client = engine_client_from_config(load_config(example, keys), [URL], None, environment={})
-    assert (client._turn_timeout, client._try_timeout, client._max_tries, client._affinity) == (60, 20, 3, True)
+    assert (client._answer_timeout, client._try_timeout, client._max_tries, client._affinity) == (60, 20, 3, True)

@@ -44,7 +44,7 @@ def test_the_longest_known_prefix_is_found_by_message() -> None:
     first = say(trace, ROOT, "a", "b")
     say(trace, first.leaf, "c", "d")
     asked = [message("user", "a"), message("assistant", "b"), message("user", "x")]
-    assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer=1, matched_messages=2)
+    assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer_index=1, matched_messages=2)
     assert trace.match_prefix([message("user", "other")], b"") == PrefixMatch(ROOT, 0)
 
 
@@ -93,7 +93,7 @@ def test_of_equal_answers_the_one_that_leads_on_is_matched() -> None:
     say(trace, first.leaf, "c", "d")
     say(trace, ROOT, "a", "b")
     asked = [message("user", "a"), message("assistant", "b"), message("user", "c")]
-    assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer=1, matched_messages=3)
+    assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer_index=1, matched_messages=3)
 
 
 def test_a_later_answer_counts_more_than_a_longer_known_history() -> None:
@@ -102,7 +102,7 @@ def test_a_later_answer_counts_more_than_a_longer_known_history() -> None:
     retold = [draft("user", "a"), draft("assistant", "b", [5]), draft("user", "c")]
     trace.commit(ROOT, retold, answer("d"), b"")
     asked = [message("user", "a"), message("assistant", "b"), message("user", "c")]
-    assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer=first.leaf, matched_messages=3)
+    assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer_index=first.leaf, matched_messages=3)
     assert trace.match_prefix([*asked, message("assistant", "d")], b"") == PrefixMatch(
-        last_answer=4, matched_messages=4
+        last_answer_index=4, matched_messages=4
     )

@@ -193,7 +193,7 @@ async def test_what_a_cancelled_worker_had_begun_is_handed_back(
         assert at.claims.attempt_history("0.0") == AttemptHistory(0, 0)
         assert at.claims.claim_next_attempt("0.0").attempt_number == 2
         assert (await at.tasks.stats()).backlog_records == 1
-        await at.worker.abandon()
+        await at.worker.abandon_interrupted()
         assert (await at.ended(1))["0.0"].status == "abandoned"
 
 

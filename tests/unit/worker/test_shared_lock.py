@@ -4,7 +4,7 @@ from functools import partial
 
 import anyio
 
-from rollout.worker.quarantine import SharedLock
+from rollout.worker.shared_lock import SharedLock
 
 
 class Room:
