@@ -31,8 +31,14 @@ STRINGS = (
     ("tests/engine/plugin/test_parity.py", "parity.proven, parity.told()", "parity.matching_backend, parity.summary()"),
     ("tests/services/test_assets_elsewhere.py", "import gc_command", "import gc as gc_command"),
     ("tests/services/test_redis.py", "Renewal.cover", "LeaseRenewer.set_leases"),
+    (
+        "tests/services/test_redis_disown.py",
+        "assert_a_disowned_handle_has_lost_its_leases",
+        "assert_a_handle_loses_its_leases_when_they_are_expired",
+    ),
     ("tests/services/test_zmq.py", "_Beat.begin", "_HeartbeatSender.start"),
     ("tests/services/test_zmq.py", "_HELLO_SECONDS", "_HELLO_INTERVAL"),
+    ("tests/services/test_zmq.py", "PATIENCE_SECONDS", "HUB_TIMEOUT"),
 )
 """Names that a test gives as text: file, old text, new text."""
 

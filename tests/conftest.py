@@ -59,7 +59,7 @@ def write_weights() -> Callable[..., None]:
         for tensor, shape in shapes.items():
             begin, end = end, end + 4 * int(np.prod(shape))
             header[tensor] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
-        told = orjson.dumps(header)
-        (directory / name).write_bytes(struct.pack("<Q", len(told)) + told + bytes(end))
+        header_bytes = orjson.dumps(header)
+        (directory / name).write_bytes(struct.pack("<Q", len(header_bytes)) + header_bytes + bytes(end))
 
     return write

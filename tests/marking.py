@@ -21,33 +21,33 @@ _HEAD = "lm_head.weight"
 _LOGIT = 1e6
 
 
-def saying(checkpoint: Path, tokens: Sequence[int]) -> Callable[[Path], None]:
+def make_two_token_saver(checkpoint: Path, tokens: Sequence[int]) -> Callable[[Path], None]:
     """Saves this checkpoint with a head that samples nothing but these two tokens."""
 
     def save(directory: Path) -> None:
         shutil.copy(checkpoint / "model.safetensors", directory)
         with (directory / "model.safetensors").open("r+b") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            told = orjson.loads(file.read(length))[_HEAD]
-            assert told["dtype"] == "F32"
-            head = np.zeros(told["shape"], np.float32)
+            tensor_header = orjson.loads(file.read(length))[_HEAD]
+            assert tensor_header["dtype"] == "F32"
+            head = np.zeros(tensor_header["shape"], np.float32)
             head[list(tokens)] = [[_LOGIT], [-_LOGIT]]
-            file.seek(8 + length + told["data_offsets"][0])
+            file.seek(8 + length + tensor_header["data_offsets"][0])
             file.write(head.tobytes())
 
     return save
 
 
-def telling(checkpoint: Path, tokenizer: FastTokenizer, version: int) -> Callable[[Path], None]:
+def make_version_saver(checkpoint: Path, tokenizer: FastTokenizer, version: int) -> Callable[[Path], None]:
     """Saves this checkpoint as one whose tokens tell this version."""
-    return saying(checkpoint, [tokenizer.token_id(letter) for letter in _letters(version)])
+    return make_two_token_saver(checkpoint, [tokenizer.token_id(letter) for letter in _version_letters(version)])
 
 
-def told_versions(tokens: Sequence[int], tokenizer: FastTokenizer) -> list[int]:
+def versions_of_tokens(tokens: Sequence[int], tokenizer: FastTokenizer) -> list[int]:
     """Which version each of these tokens tells."""
-    known = {tokenizer.token_id(letter): version for version in range(VERSIONS) for letter in _letters(version)}
+    known = {tokenizer.token_id(letter): version for version in range(VERSIONS) for letter in _version_letters(version)}
     return [known[token] for token in tokens]
 
 
-def _letters(version: int) -> str:
+def _version_letters(version: int) -> str:
     return _LETTERS[2 * version : 2 * version + 2]

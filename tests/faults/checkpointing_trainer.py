@@ -22,7 +22,7 @@ __all__ = ["transports"]
 
 
 @dataclass
-class Trainer:
+class CheckpointingTrainer:
     """One process's life."""
 
     url: str
@@ -45,17 +45,17 @@ class Trainer:
                 stored = json.loads(self.checkpoint.read_text())
                 self.weights = stored["weights"]
                 reader.load_state_dict(stored["reader"])
-            quiet = 0.0
-            while not self.idle or quiet < self.idle:
+            idle_seconds = 0.0
+            while not self.idle or idle_seconds < self.idle:
                 if (group := await reader.receive_group(timeout=POLL)) is None:
-                    quiet += POLL
+                    idle_seconds += POLL
                     continue
-                quiet = 0.0
+                idle_seconds = 0.0
                 self.weights.append([f"{t.rollout} {t.status}" for t in group.trajectories])
-                self.pass_by("stepped")
+                self.die_if_due("stepped")
                 if len(self.weights) % SAVE_EVERY == 0:
                     self.save(reader.state_dict())
-                    self.pass_by("saved")
+                    self.die_if_due("saved")
                     await reader.commit()
             self.save(reader.state_dict())
             await reader.commit()
@@ -66,7 +66,7 @@ class Trainer:
         draft.write_text(json.dumps({"weights": self.weights, "reader": state}))
         draft.rename(self.checkpoint)
 
-    def pass_by(self, point: str) -> None:
+    def die_if_due(self, point: str) -> None:
         if point == self.die_at:
             self.die_after -= 1
             if self.die_after < 0:
@@ -76,10 +76,10 @@ class Trainer:
 def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are buried by the system
     for line in sys.stdin:
-        told = json.loads(line)
+        command = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            asyncio.run(Trainer(**{**told, "checkpoint": Path(told["checkpoint"])}).run())
+            asyncio.run(CheckpointingTrainer(**{**command, "checkpoint": Path(command["checkpoint"])}).run())
             os._exit(0)
         sys.stdout.write(f"{pid}\n")
         sys.stdout.flush()

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.launched import World
+from tests.faults.launched import LaunchHarness
 
 if os.environ.get("ROLLOUT_TESTS") not in ("ci", "full"):
     collect_ignore_glob = ["test_*.py"]
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
+def world(tmp_path: Path) -> Iterator[LaunchHarness]:
+    made = LaunchHarness(tmp_path)
     yield made
     for process in made.processes:
         process.kill()

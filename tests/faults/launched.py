@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclass
-class Launched:
+class LaunchProcess:
     """A launch as a process, and what its log says."""
 
     process: "subprocess.Popen[str]"
@@ -28,7 +28,7 @@ class Launched:
         path = (self.run_dir or self.runs) / "log.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def alive(self) -> list[int]:
+    def live_workers(self) -> list[int]:
         """Workers that are ready and were not seen to end."""
         log = self.log()
         ends = [entry for entry in log if entry["event"] == "worker ended"]
@@ -40,10 +40,10 @@ class Launched:
         """What it says at its end, which comes within so many seconds and with that exit code."""
         out, err = self.process.communicate(timeout=seconds)
         assert self.process.returncode == code, err[-3000:]
-        told: dict[str, Any] = json.loads(out)
-        return told
+        summary: dict[str, Any] = json.loads(out)
+        return summary
 
-    def until(self, holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    def wait_until(self, holds: Callable[[], bool], seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < deadline, self.log()[-5:]
@@ -52,7 +52,7 @@ class Launched:
 
 
 @dataclass
-class World:
+class LaunchHarness:
     """Starts launches and trainers in a private directory, and sees that nothing of them is left."""
 
     directory: Path
@@ -60,21 +60,21 @@ class World:
 
     def launch(
         self, config: Path, settings: Mapping[str, object], *arguments: str, stderr: int = subprocess.PIPE
-    ) -> Launched:
-        told = _told({"run.directory": self.directory / "runs", **settings})
-        return self._launched([str(config), *told, *arguments], stderr)
+    ) -> LaunchProcess:
+        options = _set_options({"run.directory": self.directory / "runs", **settings})
+        return self._start_launch([str(config), *options, *arguments], stderr)
 
-    def resume(self, run_dir: Path, settings: Mapping[str, object], *arguments: str) -> Launched:
-        return self._launched(["--resume", str(run_dir), *_told(settings), *arguments])
+    def resume(self, run_dir: Path, settings: Mapping[str, object], *arguments: str) -> LaunchProcess:
+        return self._start_launch(["--resume", str(run_dir), *_set_options(settings), *arguments])
 
-    def _launched(self, what: list[str], stderr: int = subprocess.PIPE) -> Launched:
+    def _start_launch(self, what: list[str], stderr: int = subprocess.PIPE) -> LaunchProcess:
         command = [sys.executable, "-m", "rollout", "launch", *what, "--json"]
         temporary = self.directory / "tmp"
         temporary.mkdir(exist_ok=True)
         env = {**os.environ, "TMPDIR": str(temporary)}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env)
         self.processes.append(process)
-        return Launched(process, self.directory / "runs")
+        return LaunchProcess(process, self.directory / "runs")
 
     def train(self, url: str, checkpoint: Path) -> "subprocess.Popen[str]":
         script = Path(__file__).parent / "trainer_peer.py"
@@ -82,13 +82,13 @@ class World:
         self.processes.append(process)
         return process
 
-    def temporary(self) -> list[str]:
+    def temporary_files(self) -> list[str]:
         """Files that nobody needs any more: in the system's place for them, unfinished images and ledgers, sockets."""
         unfinished = ("draft.", ".incoming-", "queue.json.")
         found = [path for path in self.directory.rglob("*") if path.is_socket() or path.name.startswith(unfinished)]
         return [str(path) for path in (*(self.directory / "tmp").iterdir(), *found)]
 
-    def leftovers(self) -> list[str]:
+    def leftover_processes(self) -> list[str]:
         """Processes that mention this directory."""
         found = []
         for entry in Path("/proc").iterdir():
@@ -102,10 +102,10 @@ class World:
         return found
 
 
-def _told(settings: Mapping[str, object]) -> list[str]:
+def _set_options(settings: Mapping[str, object]) -> list[str]:
     return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
 
 
-def worker_logs(launched: Launched) -> list[dict[str, Any]]:
+def worker_logs(launched: LaunchProcess) -> list[dict[str, Any]]:
     paths = launched.runs.glob("*/workers/*.jsonl")
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]

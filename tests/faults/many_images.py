@@ -13,7 +13,7 @@ from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.environments.palette import PALETTE
 
-_DRAWN = 256
+_DISTINCT_PICTURES = 256
 """Different pictures; what a rollout holds is the same as if all were."""
 
 
@@ -26,29 +26,29 @@ class ManyImagesSettings(EnvironmentSettings):
 class ManyImages(Environment):
     Settings = ManyImagesSettings
     settings: ManyImagesSettings
-    there = 0
+    arrived_count = 0
     all_there = asyncio.Event()
 
     async def run(self, task: Task, model: Model) -> Score:
         if not self.settings.images:
-            await self.meet()
+            await self.wait_for_others()
             await asyncio.sleep(self.settings.waits)
             return Score(1.0)
         content: list[dict[str, Any]] = [{"type": "text", "text": "Which colours are these?"}]
         for number in range(self.settings.images):
-            picture = (task.index * self.settings.images + number) % _DRAWN
+            picture = (task.index * self.settings.images + number) % _DISTINCT_PICTURES
             color = list(PALETTE)[picture % len(PALETTE)]
             uri = draw_square(color, ColorCodewordSettings(image_size=32), seed=str(picture))
             content.append({"type": "image_url", "image_url": {"url": uri}})
         conversation: list[dict[str, Any]] = [{"role": "user", "content": content}]
         reply = await model.chat(conversation)
-        await self.meet()
+        await self.wait_for_others()
         conversation += [reply.message, {"role": "user", "content": "And the last one?"}]
         await model.chat(conversation)
         return Score(1.0)
 
-    async def meet(self) -> None:
-        ManyImages.there += 1
-        if self.there >= self.settings.together:
+    async def wait_for_others(self) -> None:
+        ManyImages.arrived_count += 1
+        if self.arrived_count >= self.settings.together:
             self.all_there.set()
         await self.all_there.wait()

@@ -15,14 +15,14 @@ from pathlib import Path
 from rollout.records.task import Task
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.tasks.orders import RolloutOrder, encode_order
-from tests.faults.launched import World, worker_logs
+from tests.faults.launched import LaunchHarness, worker_logs
 from transports import open_queue
 
 MISBEHAVING = Path(__file__).parent / "misbehaving.yaml"
 LONG: dict[str, object] = {"tasks.does": "[behaves]", "tasks.group_size": 1, "engine.embedded.latency_ms": 300}
 
 
-def test_one_rollout_that_misbehaves_fails_alone_and_is_named(world: World) -> None:
+def test_one_rollout_that_misbehaves_fails_alone_and_is_named(world: LaunchHarness) -> None:
     expected = {
         "raises": "ValueError",
         "hangs": "RolloutTimeout",
@@ -64,7 +64,7 @@ def test_one_rollout_that_misbehaves_fails_alone_and_is_named(world: World) -> N
     print(f"\n{len(expected)} of {len(does)} rollouts misbehaved, each failed alone; {report['deaths']} workers died")
 
 
-def test_those_that_were_there_when_workers_died_are_not_failed_for_it(world: World) -> None:
+def test_those_that_were_there_when_workers_died_are_not_failed_for_it(world: LaunchHarness) -> None:
     settings = {"tasks.does": "[dies,behaves,behaves,behaves]", "tasks.count": 16, "tasks.group_size": 1}
     launched = world.launch(MISBEHAVING, {**settings, "worker.restarts": 50}, "--workers=2")
     report = launched.report(seconds=120)
@@ -73,7 +73,7 @@ def test_those_that_were_there_when_workers_died_are_not_failed_for_it(world: Wo
     assert report["deaths"] <= 4 * 3
 
 
-def test_a_blocked_event_loop_is_not_a_dead_worker(world: World) -> None:
+def test_a_blocked_event_loop_is_not_a_dead_worker(world: LaunchHarness) -> None:
     launched = world.launch(
         MISBEHAVING,
         {
@@ -89,23 +89,23 @@ def test_a_blocked_event_loop_is_not_a_dead_worker(world: World) -> None:
     assert all(path.name.endswith((".1", ".done")) for path in Path(report["run_dir"]).glob("claims/misbehaving/*"))
 
 
-def test_workers_and_what_they_started_die_with_their_supervisor(world: World) -> None:
+def test_workers_and_what_they_started_die_with_their_supervisor(world: LaunchHarness) -> None:
     settings = LONG | {
         "tasks.count": 400,
         "tasks.does": "[leaves_a_process,behaves]",
         "environment.marker": world.directory,
     }
     launched = world.launch(MISBEHAVING, {**settings, "worker.concurrency": 4}, "--workers=2")
-    launched.until(lambda: len(launched.alive()) == 2 and len(world.leftovers()) > 6)
+    launched.wait_until(lambda: len(launched.live_workers()) == 2 and len(world.leftover_processes()) > 6)
     launched.process.kill()
     launched.process.wait()
     deadline = time.monotonic() + 5.0
-    while (left := world.leftovers()) and time.monotonic() < deadline:
+    while (left := world.leftover_processes()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert left == []
 
 
-def test_a_killed_launch_is_resumed_without_repeating_what_is_done(world: World) -> None:
+def test_a_killed_launch_is_resumed_without_repeating_what_is_done(world: LaunchHarness) -> None:
     settings = LONG | {
         "tasks.count": 40,
         "worker.concurrency": 4,
@@ -113,66 +113,66 @@ def test_a_killed_launch_is_resumed_without_repeating_what_is_done(world: World)
     }
     launched = world.launch(MISBEHAVING, settings, "--workers=2")
 
-    def done() -> set[str]:
+    def finished_rollouts() -> set[str]:
         return {path.stem for path in launched.runs.glob("*/claims/misbehaving/*.done")}
 
-    launched.until(lambda: len(done()) >= 10)
+    launched.wait_until(lambda: len(finished_rollouts()) >= 10)
     launched.process.kill()
     launched.process.wait()
-    before, run_dir = done(), launched.run_dir
+    before, run_dir = finished_rollouts(), launched.run_dir
     assert run_dir is not None
     stamps = {path: path.stat().st_mtime_ns for path in run_dir.glob("claims/misbehaving/*.done")}
     assert 10 <= len(before) < 40
     resumed = world.resume(run_dir, {}, "--workers=2")
     assert resumed.report(seconds=60)["status"] == {"ok": 40}
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    begun = Counter(
+    attempts = Counter(
         path.name.rpartition(".")[0] for path in run_dir.glob("claims/misbehaving/*") if path.name[-1].isdigit()
     )
-    assert all(begun[name] == 1 for name in before)
+    assert all(attempts[name] == 1 for name in before)
 
 
-def test_sigterm_drains_and_nothing_is_played_twice(world: World) -> None:
+def test_sigterm_drains_and_nothing_is_played_twice(world: LaunchHarness) -> None:
     launched = world.launch(MISBEHAVING, LONG | {"tasks.count": 200, "worker.concurrency": 4}, "--workers=2")
-    launched.until(lambda: len(list(launched.runs.glob("*/claims/misbehaving/*.done"))) >= 6)
+    launched.wait_until(lambda: len(list(launched.runs.glob("*/claims/misbehaving/*.done"))) >= 6)
     launched.process.send_signal(signal.SIGTERM)
     report = launched.report(seconds=30)
     assert set(report["status"]) == {"ok"}
     assert 6 <= report["rollouts"] < 200
     claims = Path(report["run_dir"]) / "claims" / "misbehaving"
-    begun = {path.name.rpartition(".")[0] for path in claims.iterdir() if path.name.endswith(".1")}
-    assert begun == {path.name.rpartition(".")[0] for path in claims.glob("*.done")}
+    started = {path.name.rpartition(".")[0] for path in claims.iterdir() if path.name.endswith(".1")}
+    assert started == {path.name.rpartition(".")[0] for path in claims.glob("*.done")}
     assert list(claims.glob("*.returned")) == list(claims.glob("*.2")) == []
-    assert world.leftovers() == []
+    assert world.leftover_processes() == []
 
 
-def test_what_is_not_done_when_the_grace_is_over_is_given_back(world: World) -> None:
+def test_what_is_not_done_when_the_grace_is_over_is_given_back(world: LaunchHarness) -> None:
     settings = {"tasks.does": "[behaves,hangs]", "tasks.count": 8, "tasks.group_size": 1, "worker.grace": 1}
     launched = world.launch(MISBEHAVING, settings, "--workers=2")
-    launched.until(lambda: len(list(launched.runs.glob("*/claims/misbehaving/*.done"))) == 4)
+    launched.wait_until(lambda: len(list(launched.runs.glob("*/claims/misbehaving/*.done"))) == 4)
     launched.process.send_signal(signal.SIGTERM)
     report = launched.report(seconds=30)
     assert (report["status"], report["deaths"]) == ({"ok": 4}, 0)
     claims = Path(report["run_dir"]) / "claims" / "misbehaving"
     assert len(list(claims.glob("*.returned"))) == 4
-    assert world.leftovers() == world.temporary() == []
+    assert world.leftover_processes() == world.temporary_files() == []
 
 
-def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(world: World) -> None:
+def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(world: LaunchHarness) -> None:
     settings = {"tasks.does": "[behaves,hangs]", "tasks.count": 8, "tasks.group_size": 1, "worker.rollout_timeout": 600}
     launched = world.launch(MISBEHAVING, settings, "--workers=2")
-    launched.until(lambda: len(list(launched.runs.glob("*/claims/misbehaving/*.done"))) == 4)
+    launched.wait_until(lambda: len(list(launched.runs.glob("*/claims/misbehaving/*.done"))) == 4)
     launched.process.send_signal(signal.SIGINT)
-    launched.until(lambda: any(entry["event"] == "worker drains" for entry in worker_logs(launched)))
+    launched.wait_until(lambda: any(entry["event"] == "worker drains" for entry in worker_logs(launched)))
     launched.process.send_signal(signal.SIGINT)
     report = launched.report(code=130, seconds=10)
     assert report["status"] == {"ok": 4}
-    assert world.leftovers() == []
+    assert world.leftover_processes() == []
     resumed = world.resume(Path(report["run_dir"]), {"worker.rollout_timeout": 1})
     assert resumed.report(seconds=60)["status"] == {"ok": 4, "failed": 4}
 
 
-def test_a_terminal_that_stands_still_keeps_no_death_from_being_noticed(world: World) -> None:
+def test_a_terminal_that_stands_still_keeps_no_death_from_being_noticed(world: LaunchHarness) -> None:
     ours, theirs = os.openpty()
     os.set_blocking(theirs, False)
     with suppress(BlockingIOError):
@@ -182,11 +182,11 @@ def test_a_terminal_that_stands_still_keeps_no_death_from_being_noticed(world: W
     settings = LONG | {"tasks.count": 60, "worker.concurrency": 4}
     launched = world.launch(MISBEHAVING, settings, "--workers=2", stderr=theirs)
     os.close(theirs)
-    launched.until(lambda: len(launched.alive()) == 2)
-    killed = launched.alive()[0]
+    launched.wait_until(lambda: len(launched.live_workers()) == 2)
+    killed = launched.live_workers()[0]
     os.kill(killed, signal.SIGKILL)
-    launched.until(lambda: len(launched.alive()) == 2 and killed in launched.ended)
-    launched.until(lambda: (launched.run_dir or Path()).joinpath("ended").exists())
+    launched.wait_until(lambda: len(launched.live_workers()) == 2 and killed in launched.ended)
+    launched.wait_until(lambda: (launched.run_dir or Path()).joinpath("ended").exists())
     shown = threading.Thread(target=_show, args=(ours,))
     shown.start()
     report = launched.report(seconds=30)
@@ -194,26 +194,26 @@ def test_a_terminal_that_stands_still_keeps_no_death_from_being_noticed(world: W
     assert (report["status"], report["deaths"]) == ({"ok": 60}, 1)
 
 
-def test_a_launch_that_still_waits_for_its_orders_is_ended_at_once(world: World) -> None:
+def test_a_launch_that_still_waits_for_its_orders_is_ended_at_once(world: LaunchHarness) -> None:
     url = f"file://{world.directory}/orders"
     settings = {"tasks.does": "[behaves]", "tasks.count": 4, "tasks.group_size": 1, "queue.tasks": url}
-    begun = world.launch(MISBEHAVING, settings)
-    run_dir = Path(begun.report(seconds=60)["run_dir"])
+    first_launch = world.launch(MISBEHAVING, settings)
+    run_dir = Path(first_launch.report(seconds=60)["run_dir"])
 
-    async def held() -> None:
+    async def hold_queue() -> None:
         async with open_queue(url, lease="record") as tasks:
             await tasks.put(encode_order(RolloutOrder(Task("somebody's", 0, seed=0), 0, 1)), key="somebody's")
             assert await tasks.receive(timeout=10) is not None
             resumed = world.resume(run_dir, {})
-            await asyncio.to_thread(resumed.until, (run_dir / "metrics" / "launch.json").exists)
+            await asyncio.to_thread(resumed.wait_until, (run_dir / "metrics" / "launch.json").exists)
             resumed.process.send_signal(signal.SIGINT)
             report = await asyncio.to_thread(partial(resumed.report, code=130, seconds=30))
             assert (report["status"], report["total"]) == ({"ok": 4}, 4)
 
-    asyncio.run(held())
+    asyncio.run(hold_queue())
 
 
-def test_orders_that_others_put_are_played_until_the_launch_is_stopped(world: World) -> None:
+def test_orders_that_others_put_are_played_until_the_launch_is_stopped(world: LaunchHarness) -> None:
     url = f"file://{world.directory}/orders"
     launched = world.launch(MISBEHAVING, {"tasks.source": "queue", "queue.tasks": url}, "--workers=2")
 
@@ -227,16 +227,16 @@ def test_orders_that_others_put_are_played_until_the_launch_is_stopped(world: Wo
         return len(list(launched.runs.glob("*/claims/misbehaving/*.done")))
 
     asyncio.run(put(0, 6))
-    launched.until(lambda: done() == 6)
+    launched.wait_until(lambda: done() == 6)
     asyncio.run(put(6, 6))
-    launched.until(lambda: done() == 12)
+    launched.wait_until(lambda: done() == 12)
     launched.process.send_signal(signal.SIGTERM)
     assert launched.report(seconds=30)["status"] == {"ok": 12}
 
 
-def test_a_second_launch_on_the_same_directory_is_refused(world: World) -> None:
+def test_a_second_launch_on_the_same_directory_is_refused(world: LaunchHarness) -> None:
     launched = world.launch(MISBEHAVING, LONG | {"tasks.count": 200, "worker.concurrency": 2})
-    launched.until(lambda: bool(launched.alive()))
+    launched.wait_until(lambda: bool(launched.live_workers()))
     assert launched.run_dir is not None
     second = world.resume(launched.run_dir, {})
     _, err = second.process.communicate(timeout=30)
@@ -247,7 +247,7 @@ def test_a_second_launch_on_the_same_directory_is_refused(world: World) -> None:
     launched.process.communicate(timeout=30)
 
 
-def test_workers_without_an_engine_halt_and_burn_no_rollout(world: World) -> None:
+def test_workers_without_an_engine_halt_and_burn_no_rollout(world: LaunchHarness) -> None:
     settings = LONG | {
         "tasks.count": 4,
         "engine.urls": "['http://127.0.0.1:9']",
@@ -263,13 +263,13 @@ def test_workers_without_an_engine_halt_and_burn_no_rollout(world: World) -> Non
     assert list(launched.runs.glob("*/claims/misbehaving/*")) == []
 
 
-def test_a_launch_that_lost_its_engine_says_so_and_goes_on_with_another(world: World) -> None:
+def test_a_launch_that_lost_its_engine_says_so_and_goes_on_with_another(world: LaunchHarness) -> None:
     engine = EmbeddedSettings(allowed_directories=(world.directory,), latency_ms=200)
     with EmbeddedServer(engine) as url:
         settings = {"tasks.does": "[behaves]", "tasks.count": 60, "tasks.group_size": 1, "engine.urls": f"['{url}']"}
         few = {"engine.timeout": 1, "worker.concurrency": 4, "worker.restarts": 1}
         launched = world.launch(MISBEHAVING, settings | few)
-        launched.until(lambda: len(list(launched.runs.glob("*/claims/misbehaving/*.done"))) >= 10)
+        launched.wait_until(lambda: len(list(launched.runs.glob("*/claims/misbehaving/*.done"))) >= 10)
     report = launched.report(code=1, seconds=60)
     assert report["error"].startswith("the workers of misbehaving keep dying (worker.restarts is spent): ")
     assert f"no answer from the engine at {url}" in report["error"]

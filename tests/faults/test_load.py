@@ -27,9 +27,9 @@ class Load:
 
 def measured(directory: Path, settings: Mapping[str, object]) -> tuple[Load, dict[str, object]]:
     """Play with one worker, and watch it."""
-    told = {"run.directory": directory, "tasks.group_size": 1, **settings}
+    options = {"run.directory": directory, "tasks.group_size": 1, **settings}
     command = [sys.executable, "-m", "rollout", "launch", str(CONFIG), "--json"]
-    command += [part for key, value in told.items() for part in ("--set", f"{key}={value}")]
+    command += [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
     load = Load()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launch:
         while launch.poll() is None:
@@ -52,9 +52,9 @@ def look(directory: Path, load: Load) -> None:
             resident = [line for line in status.splitlines() if line.startswith("VmHWM")]
             load.peak = max(load.peak, *(int(line.split()[1]) << 10 for line in resident), 0)
             load.cpu = max(load.cpu, (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK"))
-    begun = sum(1 for _ in directory.glob("*/claims/*/*.1"))
+    claimed = sum(1 for _ in directory.glob("*/claims/*/*.1"))
     done = sum(1 for _ in directory.glob("*/claims/*/*.done"))
-    load.in_flight = max(load.in_flight, begun - done)
+    load.in_flight = max(load.in_flight, claimed - done)
 
 
 def test_rollouts_with_many_images_fit_into_memory_together(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_waiting_costs_in_proportion_to_those_who_wait(tmp_path: Path) -> None:
         assert load.in_flight == count
         used[count] = load.cpu
     each = {count: 1000 * (used[count] - used[1]) / count for count in WAITS}
-    told = ", ".join(f"{count}: {used[count]:.2f} s ({each[count]:.2f} ms each)" for count in WAITS)
+    summary = ", ".join(f"{count}: {used[count]:.2f} s ({each[count]:.2f} ms each)" for count in WAITS)
     ratio = each[WAITS[-1]] / each[WAITS[0]]
-    print(f"\nCPU of a worker whose rollouts wait, {used[1]:.2f} s with one; {told}; {ratio:.2f} times as much each")
+    print(f"\nCPU of a worker whose rollouts wait, {used[1]:.2f} s with one; {summary}; {ratio:.2f} times as much each")
     assert ratio < 2

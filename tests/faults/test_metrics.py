@@ -6,12 +6,12 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.faults.launched import World
+from tests.faults.launched import LaunchHarness
 
 KILLS = 3
 
 
-def test_the_figures_are_those_of_the_summary_though_workers_are_killed(world: World, repository: Path) -> None:
+def test_the_figures_are_those_of_the_summary_though_workers_are_killed(world: LaunchHarness, repository: Path) -> None:
     settings: dict[str, object] = {
         "environment.image_size": 32,
         "tasks.count": 20,
@@ -23,8 +23,8 @@ def test_the_figures_are_those_of_the_summary_though_workers_are_killed(world: W
     launched = world.launch(repository / "configs" / "color_codeword.yaml", settings, "--workers=2")
     for kills in range(KILLS):
         # Each time when another tenth of it is done.
-        launched.until(lambda: bool(launched.alive()) and _done(launched.runs) >= 8 * (kills + 1))  # noqa: B023
-        os.kill(launched.alive()[0], signal.SIGKILL)
+        launched.wait_until(lambda: bool(launched.live_workers()) and _done(launched.runs) >= 8 * (kills + 1))  # noqa: B023
+        os.kill(launched.live_workers()[0], signal.SIGKILL)
     report = launched.report(seconds=120)
     text = (Path(report["run_dir"]) / "metrics" / "launch.prom").read_text()
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]

@@ -34,13 +34,13 @@ class Peers:
     url: str
     producer_options: str = ""
     pids: dict[str, int] = field(default_factory=dict)
-    births: int = 0
+    start_count: int = 0
 
     def start(self, role: str, slot: str) -> None:
         assert self.server.stdin is not None
         assert self.server.stdout is not None
-        self.births += 1
-        name = f"{slot}-{self.births}"
+        self.start_count += 1
+        name = f"{slot}-{self.start_count}"
         log = self.directory / ("consumed" if role == "consume" else f"accepted.{name}")
         url = self.url + (self.producer_options if role == "produce" else "")
         self.server.stdin.write(json.dumps({"role": role, "url": url, "name": name, "log": str(log)}) + "\n")

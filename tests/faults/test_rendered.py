@@ -48,9 +48,9 @@ def test_what_was_rendered_for_slurm_plays_a_run_and_ends(
 ) -> None:
     config = repository / "configs" / "color_codeword.yaml"
     settings = (f"run.directory={tmp_path}/runs", "tasks.count=5", "tasks.turns=2", "environment.image_size=32")
-    told = [part for setting in settings for part in ("--set", setting)]
+    options = [part for setting in settings for part in ("--set", setting)]
     command = [sys.executable, "-m", "rollout", "launch", str(config), "--on=slurm", "--workers=2"]
-    subprocess.run([*command, "--render", str(tmp_path / "run7"), *told], check=True, capture_output=True)
+    subprocess.run([*command, "--render", str(tmp_path / "run7"), *options], check=True, capture_output=True)
     claims = tmp_path / "runs" / "run7" / "claims" / "color_codeword"
     for _ in range(2):  # submitted again, it has nothing left to do
         subprocess.run([tmp_path / "run7" / "submit.sh", "--partition=cpu"], env=environment, check=True)

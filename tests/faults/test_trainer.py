@@ -34,9 +34,9 @@ class Feed:
     chance: random.Random
     groups: int = 0
     damaged: int = 0
-    late: list[list[Packet]] = field(default_factory=list)
+    stalled_packets: list[list[Packet]] = field(default_factory=list)
 
-    async def more(self, queue: Queue) -> None:
+    async def put_group(self, queue: Queue) -> None:
         """One more group, and perhaps the rest of an attempt that stalled earlier."""
         name = f"{self.groups:05d}"
         self.groups += 1
@@ -46,33 +46,38 @@ class Feed:
             if self.chance.random() < 0.3:
                 cut = self.chance.randrange(len(packets))
                 await put_all(queue, packets[:cut])
-                self.late.append(packets[cut:])
+                self.stalled_packets.append(packets[cut:])
                 packets = await scripted_rollout(rollout, group_size=GROUP_SIZE, turns=2, attempt=2)
             elif self.chance.random() < 0.1:
                 self.damaged += 1
                 packets[1] = packets[1]._replace(frames=(b"\xc1",))
             await put_all(queue, packets)
-        if self.late and self.chance.random() < 0.5:
-            await put_all(queue, self.late.pop(self.chance.randrange(len(self.late))))
+        if self.stalled_packets and self.chance.random() < 0.5:
+            await put_all(queue, self.stalled_packets.pop(self.chance.randrange(len(self.stalled_packets))))
 
 
 @dataclass
-class Trainers:
+class TrainerGroup:
     """The trainers of one trial, started by one process that has everything imported."""
 
-    nursery: "subprocess.Popen[str]"
+    spawner: "subprocess.Popen[str]"
     directory: Path
     url: str = ""
     world_size: int = 1
     feed: Feed = field(default_factory=lambda: Feed(random.Random(11)))
 
     def start(self, rank: int = 0, *, die_at: str = "", die_after: int = 0, idle: float = 0.0) -> int:
-        assert self.nursery.stdin is not None
-        assert self.nursery.stdout is not None
-        told = {"url": self.url, "checkpoint": str(self.checkpoint(rank)), "rank": rank, "world_size": self.world_size}
-        self.nursery.stdin.write(json.dumps({**told, "die_at": die_at, "die_after": die_after, "idle": idle}) + "\n")
-        self.nursery.stdin.flush()
-        return int(self.nursery.stdout.readline())
+        assert self.spawner.stdin is not None
+        assert self.spawner.stdout is not None
+        command = {
+            "url": self.url,
+            "checkpoint": str(self.checkpoint(rank)),
+            "rank": rank,
+            "world_size": self.world_size,
+        }
+        self.spawner.stdin.write(json.dumps({**command, "die_at": die_at, "die_after": die_after, "idle": idle}) + "\n")
+        self.spawner.stdin.flush()
+        return int(self.spawner.stdout.readline())
 
     def checkpoint(self, rank: int) -> Path:
         return self.directory / f"rank{rank}.json"
@@ -88,14 +93,14 @@ class Trainers:
         while time.monotonic() < deadline:
             if not alive(pid):
                 return True
-            await self.feed.more(queue)
+            await self.feed.put_group(queue)
             await asyncio.sleep(0.01)
         return False
 
     async def finish(self, queue: Queue) -> None:
         """Let everything that is left be trained."""
-        await asyncio.gather(*(put_all(queue, packets) for packets in self.feed.late))
-        self.feed.late.clear()
+        await asyncio.gather(*(put_all(queue, packets) for packets in self.feed.stalled_packets))
+        self.feed.stalled_packets.clear()
         pids = [self.start(rank, idle=1.5) for rank in range(self.world_size)]
         deadline = time.monotonic() + PATIENCE
         while any(map(alive, pids)):
@@ -106,9 +111,9 @@ class Trainers:
         groups = [group for rank in range(self.world_size) for group in self.weights(rank)]
         trained = Counter(member for group in groups for member in group)
         wanted = {f"{number:05d}.{sample}" for number in range(self.feed.groups) for sample in range(GROUP_SIZE)}
-        seen = Counter(member.partition(" ")[0] for member in trained.elements())
-        lost = len(wanted - seen.keys())
-        doubled = sum(count - 1 for count in seen.values())
+        trained_counts = Counter(member.partition(" ")[0] for member in trained.elements())
+        lost = len(wanted - trained_counts.keys())
+        doubled = sum(count - 1 for count in trained_counts.values())
         failed = sum(count for member, count in trained.items() if member.endswith("failed"))
         print(
             f"kills {sum(kills.values())} ({', '.join(f'{name} {count}' for name, count in sorted(kills.items()))}), "
@@ -129,14 +134,14 @@ def alive(pid: int) -> bool:
 
 
 @pytest.fixture
-def trainers(tmp_path: Path) -> Iterator[Trainers]:
+def trainers(tmp_path: Path) -> Iterator[TrainerGroup]:
     script = Path(__file__).with_name("checkpointing_trainer.py")
     with subprocess.Popen(
         [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as nursery:
-        yield Trainers(nursery, tmp_path)
-        assert nursery.stdin is not None
-        nursery.stdin.close()
+    ) as spawner:
+        yield TrainerGroup(spawner, tmp_path)
+        assert spawner.stdin is not None
+        spawner.stdin.close()
 
 
 @pytest.fixture
@@ -147,12 +152,12 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
     server.kill()
 
 
-async def test_a_trainer_killed_at_any_moment_trains_every_trajectory_once(trainers: Trainers) -> None:
+async def test_a_trainer_killed_at_any_moment_trains_every_trajectory_once(trainers: TrainerGroup) -> None:
     trainers.url = f"file://{trainers.directory}/queue?partitions=2&lease_time=0.2"
     await kill_one(trainers)
 
 
-async def test_one_of_two_ranks_is_killed_and_the_other_goes_on(trainers: Trainers) -> None:
+async def test_one_of_two_ranks_is_killed_and_the_other_goes_on(trainers: TrainerGroup) -> None:
     trainers.url = f"file://{trainers.directory}/queue?partitions=4&lease_time=0.2"
     await kill_one_of_two(trainers)
 
@@ -160,19 +165,19 @@ async def test_one_of_two_ranks_is_killed_and_the_other_goes_on(trainers: Traine
 if SERVICES:
 
     async def test_a_trainer_of_a_redis_queue_killed_at_any_moment_trains_every_trajectory_once(
-        trainers: Trainers, redis: RedisServer
+        trainers: TrainerGroup, redis: RedisServer
     ) -> None:
         trainers.url = f"{redis.url}?partitions=2&lease_time=0.2"
         await kill_one(trainers)
 
     async def test_one_of_two_ranks_of_a_redis_queue_is_killed_and_the_other_goes_on(
-        trainers: Trainers, redis: RedisServer
+        trainers: TrainerGroup, redis: RedisServer
     ) -> None:
         trainers.url = f"{redis.url}?partitions=4&lease_time=0.2"
         await kill_one_of_two(trainers)
 
 
-async def kill_one(trainers: Trainers) -> None:
+async def kill_one(trainers: TrainerGroup) -> None:
     """A third of the deaths each: between step and checkpoint, between checkpoint and ack, and wherever it may be."""
     chance = trainers.feed.chance
     kills: Counter[str] = Counter()
@@ -193,7 +198,7 @@ async def kill_one(trainers: Trainers) -> None:
     trainers.report(kills)
 
 
-async def kill_one_of_two(trainers: Trainers) -> None:
+async def kill_one_of_two(trainers: TrainerGroup) -> None:
     """While the second rank lies dead, the first one trains on; back again, the second finds all of its own groups."""
     chance = trainers.feed.chance
     kills: Counter[str] = Counter()
@@ -209,7 +214,7 @@ async def kill_one_of_two(trainers: Trainers) -> None:
             deadline = time.monotonic() + PATIENCE
             while len(trainers.weights(0)) < before + 4:
                 assert time.monotonic() < deadline, "the other rank stood still"
-                await trainers.feed.more(queue)
+                await trainers.feed.put_group(queue)
                 await asyncio.sleep(0.01)
         os.kill(steady, signal.SIGKILL)
         await trainers.finish(queue)

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rollout.serving import endpoint, server
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.serving.engine import Engine
-from tests.faults.launched import World
+from tests.faults.launched import LaunchHarness
 from tests.needs.services.redis_server import RedisServer
 
 SERVICES = os.environ.get("ROLLOUT_SERVICES") == "1"
@@ -123,7 +123,7 @@ def queues(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str
 
 
 def test_every_rollout_ends_exactly_once_whoever_is_killed(
-    world: World, color_codeword: Path, failing_engine: str, queues: tuple[str, str]
+    world: LaunchHarness, color_codeword: Path, failing_engine: str, queues: tuple[str, str]
 ) -> None:
     directory = world.directory
     url, tasks = queues
@@ -144,14 +144,14 @@ def test_every_rollout_ends_exactly_once_whoever_is_killed(
         "--workers=4",
     )
     trainer = world.train(url, checkpoint)
-    launched.until(lambda: bool(launched.alive()))
+    launched.wait_until(lambda: bool(launched.live_workers()))
     draw = random.Random(8)
     killed: dict[int, Kill] = {}
     trainer_kills = 0
     began = time.monotonic()
     while len(killed) < SIZE.kills and launched.process.poll() is None:
         time.sleep(SIZE.every)
-        victims = [pid for pid in launched.alive() if pid not in killed]
+        victims = [pid for pid in launched.live_workers() if pid not in killed]
         if victims and launched.process.poll() is None:
             pid = draw.choice(victims)
             killed[pid] = kill(pid)
@@ -167,10 +167,10 @@ def test_every_rollout_ends_exactly_once_whoever_is_killed(
     trainer.kill()
     trainer.wait()
 
-    launched.alive()
-    noticed = [launched.ended[pid] - told.dead for pid, told in killed.items()]
+    launched.live_workers()
+    noticed = [launched.ended[pid] - kill_times.dead for pid, kill_times in killed.items()]
     dying = max(told.dead - told.asked for told in killed.values())
-    left, temporary = world.leftovers(), world.temporary()
+    left, temporary = world.leftover_processes(), world.temporary_files()
     ends = Counter(rollout for rollout, _ in trained(checkpoint))
     print(
         f"\n{url.partition(':')[0]}: {SIZE.rollouts} rollouts, {len(killed)} workers, {trainer_kills} trainers killed "

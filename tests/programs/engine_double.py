@@ -18,52 +18,52 @@ from rollout.engine.request_checks import check_request
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ScriptedAnswer:
     """What the policy samples next, and how many others run before it is done."""
 
     tokens: tuple[int, ...]
     finish: str = "stop"
     stop_reason: str | None = None
-    pace: int = 0
+    delay_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ObservedTurn:
     """One turn as the engine had it: logical and expanded prompt, images in order, and what it sampled."""
 
     logical: tuple[int, ...]
     expanded: tuple[int, ...]
     images: tuple[str, ...]
-    said: Said
+    answer: ScriptedAnswer
 
     @property
-    def whole(self) -> tuple[int, ...]:
+    def prompt_and_completion(self) -> tuple[int, ...]:
         """Prompt and completion, one pad per image."""
-        return self.logical + self.said.tokens
+        return self.logical + self.answer.tokens
 
 
 class EngineDouble(EngineClient):
     """`images` tells what each URL stands for: the hash of its bytes, and how many tokens it becomes."""
 
-    def __init__(self, pad: int | None, images: Mapping[str, tuple[str, int]]) -> None:
+    def __init__(self, pad_id: int | None, images: Mapping[str, tuple[str, int]]) -> None:
         self.model = "double"
         self.images = MappingProxyType(images)
-        self.next: list[Said] = []
-        self.begun: list[int] = []
-        self.turns: dict[int, Seen] = {}
-        self._pad = pad
+        self.scripted_answers: list[ScriptedAnswer] = []
+        self.started_turns: list[int] = []
+        self.turns: dict[int, ObservedTurn] = {}
+        self._pad_id = pad_id
 
     @property
     def max_model_len(self) -> int | None:
         return None
 
     async def generate(self, request: GenerateRequest) -> Generation:
-        said = self.next.pop(0)
+        scripted = self.scripted_answers.pop(0)
         number = int(request.request_id.rpartition("-")[2])
-        assert number not in self.begun, "two turns have the same number"
-        self.begun.append(number)
+        assert number not in self.started_turns, "two turns have the same number"
+        self.started_turns.append(number)
         check_request(request)
-        for _ in range(said.pace):
+        for _ in range(scripted.delay_steps):
             await asyncio.sleep(0)
         prompt = request.prompt.tolist()
         hashes, expanded, ranges = self._expand(prompt, [reference.url for reference in request.images])
@@ -71,25 +71,25 @@ class EngineDouble(EngineClient):
         answer = {
             "choices": [
                 {
-                    "token_ids": said.tokens,
-                    "logprobs": {"content": [{"token_id": t, "logprob": -0.001 * (t % 997)} for t in said.tokens]},
-                    "finish_reason": said.finish,
-                    "stop_reason": said.stop_reason,
-                    "weight_versions": [{"version": str(number), "start": 0, "end": len(said.tokens)}],
+                    "token_ids": scripted.tokens,
+                    "logprobs": {"content": [{"token_id": t, "logprob": -0.001 * (t % 997)} for t in scripted.tokens]},
+                    "finish_reason": scripted.finish,
+                    "stop_reason": scripted.stop_reason,
+                    "weight_versions": [{"version": str(number), "start": 0, "end": len(scripted.tokens)}],
                 }
             ],
             "prompt_token_ids": expanded,
             "mm_placeholders": {"image": [{"offset": offset, "length": length} for offset, length in ranges]},
         }
         generation = decode_response(orjson.dumps(answer), request)
-        if said.finish != "abort":
-            self.turns[number] = Seen(tuple(prompt), tuple(expanded), tuple(hashes), said)
+        if scripted.finish != "abort":
+            self.turns[number] = ObservedTurn(tuple(prompt), tuple(expanded), tuple(hashes), scripted)
         return generation
 
     def _expand(self, prompt: Sequence[int], urls: Sequence[str]) -> tuple[list[str], list[int], list[tuple[int, int]]]:
         left, hashes, expanded, ranges = list(urls), list[str](), list[int](), list[tuple[int, int]]()
         for token in prompt:
-            if token != self._pad:
+            if token != self._pad_id:
                 expanded.append(token)
                 continue
             assert left, "the prompt has more image pads than references"

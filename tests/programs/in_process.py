@@ -30,7 +30,7 @@ class Sink:
         self.records.append(decode_record(frames))
 
 
-class InProcess:
+class InProcessRollout:
     """One rollout of a model, to be played turn by turn. `images` are the engine double's."""
 
     def __init__(

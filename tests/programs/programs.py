@@ -19,9 +19,9 @@ from rollout.engine.errors import EngineAborted
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.images import ImagePolicy, prepare_images
 from rollout.records.kinds import Step
-from tests.programs.engine_double import Said
-from tests.programs.in_process import InProcess
-from tests.programs.reference import Message, Reference, Tools
+from tests.programs.engine_double import ScriptedAnswer
+from tests.programs.in_process import InProcessRollout
+from tests.programs.reference import Message, ReferenceModel, Tools
 
 _T = TypeVar("_T")
 
@@ -39,7 +39,7 @@ TEXTS = ("What is this?", "And now?", "", "  spaces\n", "Look again, please.")
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class ProgramResources:
     """What all programs share: renderers, and images at their URLs."""
 
     directory: Path
@@ -48,7 +48,7 @@ class World:
     images: Mapping[str, tuple[str, int]]
 
 
-def make_world(directory: Path, model: Path) -> World:
+def make_world(directory: Path, model: Path) -> ProgramResources:
     """Squares of several sizes, known by their `data:` URI and by the file they are offloaded to."""
     geometry = geometry_for("qwen_vl", load_processor_config(model))
     images: dict[str, tuple[str, int]] = {}
@@ -60,11 +60,11 @@ def make_world(directory: Path, model: Path) -> World:
             message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uris[-1]}}]}
             (found,) = prepare_images([message], ImagePolicy(mode, directory)).images
             images[found.url] = found.mm_hash, geometry.layout(width=found.width, height=found.height).tokens
-    return World(directory, {name: shared_pool(model, name) for name in RENDERERS}, uris, images)
+    return ProgramResources(directory, {name: shared_pool(model, name) for name in RENDERERS}, uris, images)
 
 
 @cache
-def _tokens(pool: RendererPool, text: str, *, letters: bool) -> tuple[int, ...]:
+def _encode_answer(pool: RendererPool, text: str, *, letters: bool) -> tuple[int, ...]:
     encode, decode = pool.tokenizer.encode, pool.tokenizer.decode
     tokens = encode(text)
     if not letters:
@@ -107,12 +107,12 @@ parts = st.lists(st.one_of(st.sampled_from(TEXTS), st.integers(0, 3)), min_size=
 class Programs(RuleBasedStateMachine):
     """One rollout, and an environment that does anything."""
 
-    world: ClassVar[World]
+    world: ClassVar[ProgramResources]
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.held: list[Conversation] = []
+        self.conversations: list[Conversation] = []
 
     @initialize(
         renderer=st.sampled_from(RENDERERS),
@@ -123,10 +123,10 @@ class Programs(RuleBasedStateMachine):
     )
     def begin(self, renderer: str, mode: Any, system: bool, said: list[Any], answer: Any) -> None:
         self.pool = self.world.pools[renderer]
-        self.played = InProcess(self.pool, self.world.directory, self.world.images, mode)
+        self.played = InProcessRollout(self.pool, self.world.directory, self.world.images, mode)
         self.engine, self.session = self.played.engine, self.played.session
         hashes = {url: mm_hash for url, (mm_hash, _) in self.world.images.items()}
-        self.reference = Reference(create_renderer(self.pool.tokenizer, config_from_name(renderer)), hashes)
+        self.reference = ReferenceModel(create_renderer(self.pool.tokenizer, config_from_name(renderer)), hashes)
         self.run(self.played.begin())
         self.system = [{"role": "system", "content": "Be brief."}] if system else []
         self.new(said, False, answer)
@@ -134,8 +134,8 @@ class Programs(RuleBasedStateMachine):
     @rule(said=parts, tools=st.booleans(), answer=answers)
     def new(self, said: list[Any], tools: bool, answer: Any) -> None:
         """A conversation of its own, as a sub-agent has."""
-        self.held.append(Conversation([*self.system, self.user(said)], LOOK if tools else None))
-        self.chat(self.held[-1], answer)
+        self.conversations.append(Conversation([*self.system, self.user(said)], LOOK if tools else None))
+        self.chat(self.conversations[-1], answer)
 
     @rule(which=numbers, said=parts, answer=answers)
     def ask(self, which: int, said: list[Any], answer: Any) -> None:
@@ -154,9 +154,9 @@ class Programs(RuleBasedStateMachine):
         """Go back to somewhere and go on differently, with the same objects or with copies."""
         origin = self.pick(which)
         messages = origin.messages[: 1 + cut % len(origin.messages)]
-        self.held.append(Conversation(messages if same else copy.deepcopy(messages), origin.tools))
-        self.held[-1].messages.append(self.user(said))
-        self.chat(self.held[-1], answer)
+        self.conversations.append(Conversation(messages if same else copy.deepcopy(messages), origin.tools))
+        self.conversations[-1].messages.append(self.user(said))
+        self.chat(self.conversations[-1], answer)
 
     @rule(which=numbers, keep=st.integers(0, 3), said=parts, answer=answers)
     def compact(self, which: int, keep: int, said: list[Any], answer: Any) -> None:
@@ -164,23 +164,23 @@ class Programs(RuleBasedStateMachine):
         origin = self.pick(which)
         summary = {"role": "user", "content": "So far: squares."}
         kept = [said for said in origin.messages if said["role"] != "system"][-keep:] if keep else []
-        self.held.append(Conversation([*self.system, summary, *kept, self.user(said)], origin.tools))
-        self.chat(self.held[-1], answer)
+        self.conversations.append(Conversation([*self.system, summary, *kept, self.user(said)], origin.tools))
+        self.chat(self.conversations[-1], answer)
 
     @rule(which=numbers, said=parts, answer=answers)
     def retool(self, which: int, said: list[Any], answer: Any) -> None:
         """The same conversation goes on under other tools, which is another tree."""
         origin = self.pick(which)
-        self.held.append(Conversation([*origin.messages, self.user(said)], None if origin.tools else LOOK))
-        self.chat(self.held[-1], answer)
+        self.conversations.append(Conversation([*origin.messages, self.user(said)], None if origin.tools else LOOK))
+        self.chat(self.conversations[-1], answer)
 
     @rule(which=numbers, at=numbers, answer=answers)
     def edit(self, which: int, at: int, answer: Any) -> None:
         """An answer is changed in place, as if the policy had said something else."""
         conversation = self.pick(which)
-        said = [message for message in conversation.messages if message["role"] == "assistant"]
-        if said:
-            said[at % len(said)]["content"] = "purple"
+        assistant_messages = [message for message in conversation.messages if message["role"] == "assistant"]
+        if assistant_messages:
+            assistant_messages[at % len(assistant_messages)]["content"] = "purple"
         conversation.messages.append(self.user(["And now?"]))
         self.chat(conversation, answer)
 
@@ -202,15 +202,15 @@ class Programs(RuleBasedStateMachine):
             messages = list(origin.messages) if same else copy.deepcopy(origin.messages)
             messages.append(self.user(several[0][0] if same else said))
             forks.append(Conversation(messages, origin.tools))
-        self.held += forks
-        self.together(forks, [answer for _, answer, _ in several])
+        self.conversations += forks
+        self.chat_concurrently(forks, [answer for _, answer, _ in several])
 
     @rule(which=numbers, said=parts, answer=answers, patience=st.integers(0, 6))
     def give_up(self, which: int, said: list[Any], answer: Any, patience: int) -> None:
         """The environment stops waiting for an answer; it may have come all the same."""
         conversation = self.pick(which)
         messages = [*conversation.messages, self.user(said)]
-        self.engine.next = [self.said(answer)]
+        self.engine.scripted_answers = [self.script_answer(answer)]
 
         async def cancelled() -> None:
             turn = asyncio.ensure_future(self.session.chat(messages, tools=conversation.tools))
@@ -221,28 +221,28 @@ class Programs(RuleBasedStateMachine):
             if isinstance(outcome, Exception) and not isinstance(outcome, EngineAborted):
                 raise outcome
 
-        begun = len(self.engine.begun)
+        started_before = len(self.engine.started_turns)
         self.run(cancelled())
-        self.engine.next = []
-        for number in self.engine.begun[begun:]:
+        self.engine.scripted_answers = []
+        for number in self.engine.started_turns[started_before:]:
             if number in self.engine.turns:
                 self.judge(number, messages, conversation.tools)
                 self.remember(number, messages, conversation.tools)
 
     def teardown(self) -> None:
         try:
-            if self.held:
-                self.reference.require_records(self.run(self.played.finish()), self.engine.turns)
+            if self.conversations:
+                self.reference.check_records(self.run(self.played.finish()), self.engine.turns)
         finally:
             self.loop.close()
 
     def chat(self, conversation: Conversation, answer: Any) -> None:
-        self.together([conversation], [answer])
+        self.chat_concurrently([conversation], [answer])
 
-    def together(self, conversations: list[Conversation], answers: list[Any]) -> None:
+    def chat_concurrently(self, conversations: list[Conversation], answers: list[Any]) -> None:
         """Turns at the same time; each is judged by what was answered before any of them."""
-        self.engine.next = [self.said(answer) for answer in answers]
-        begun = len(self.engine.begun)
+        self.engine.scripted_answers = [self.script_answer(answer) for answer in answers]
+        started_before = len(self.engine.started_turns)
 
         async def turns() -> list[Any]:
             chats = [self.session.chat(held.messages, tools=held.tools) for held in conversations]
@@ -254,7 +254,9 @@ class Programs(RuleBasedStateMachine):
                 raise reply
         answered = [
             (number, held, reply)
-            for number, held, reply in zip(sorted(self.engine.begun[begun:]), conversations, replies, strict=True)
+            for number, held, reply in zip(
+                sorted(self.engine.started_turns[started_before:]), conversations, replies, strict=True
+            )
             if not isinstance(reply, BaseException)
         ]
         for number, held, _ in answered:
@@ -265,7 +267,7 @@ class Programs(RuleBasedStateMachine):
 
     def judge(self, number: int, messages: Sequence[Message], tools: Tools) -> None:
         source = self.step(number).prompt_source
-        self.reference.require_turn(messages, tools, self.engine.turns[number], source)
+        self.reference.check_turn(messages, tools, self.engine.turns[number], source)
 
     def remember(self, number: int, messages: Sequence[Message], tools: Tools) -> None:
         reply = self.step(number).nodes[-1].message
@@ -275,39 +277,39 @@ class Programs(RuleBasedStateMachine):
         return next(step for step in self.played.steps if step.turn == number)
 
     def pick(self, which: int) -> Conversation:
-        return self.held[which % len(self.held)]
+        return self.conversations[which % len(self.conversations)]
 
-    def user(self, said: list[Any]) -> Message:
-        return self.message("user", said)
+    def user(self, content_parts: list[Any]) -> Message:
+        return self.message("user", content_parts)
 
-    def message(self, role: str, said: list[Any]) -> Message:
+    def message(self, role: str, content_parts: list[Any]) -> Message:
         """Texts and images in this order; a text alone is plain content now and then."""
-        if len(said) == 1 and isinstance(said[0], str):
-            return {"role": role, "content": said[0]}
+        if len(content_parts) == 1 and isinstance(content_parts[0], str):
+            return {"role": role, "content": content_parts[0]}
         content: list[dict[str, Any]] = [
             {"type": "text", "text": part}
             if isinstance(part, str)
             else {"type": "image_url", "image_url": {"url": self.world.uris[part]}}
-            for part in said
+            for part in content_parts
         ]
         return {"role": role, "content": content}
 
-    def said(self, answer: tuple[str, bool, str, int]) -> Said:
+    def script_answer(self, answer: tuple[str, bool, str, int]) -> ScriptedAnswer:
         """Tokens for an answer: the usual ones, or letter by letter, which reads the same and is not the same."""
         text, letters, end, pace = answer
-        tokens = _tokens(self.pool, text, letters=letters)
+        tokens = _encode_answer(self.pool, text, letters=letters)
         close, end_of_text = self.pool.stop_token_ids
         match end:
             case "close":
-                return Said((*tokens, close), pace=pace)
+                return ScriptedAnswer((*tokens, close), delay_steps=pace)
             case "end of text":
-                return Said((*tokens, end_of_text), pace=pace)
+                return ScriptedAnswer((*tokens, end_of_text), delay_steps=pace)
             case "stop string":
-                return Said(tuple(tokens or [close]), stop_reason="square", pace=pace)
+                return ScriptedAnswer(tuple(tokens or [close]), stop_reason="square", delay_steps=pace)
             case "cut":
-                return Said(tuple(tokens or [close]), "length", pace=pace)
+                return ScriptedAnswer(tuple(tokens or [close]), "length", delay_steps=pace)
             case _:
-                return Said(tuple(tokens), "abort", pace=pace)
+                return ScriptedAnswer(tuple(tokens), "abort", delay_steps=pace)
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         return self.loop.run_until_complete(work)

@@ -13,52 +13,52 @@ from typing import Any
 import numpy as np
 
 from rollout.trainer import TrainingSample, Trajectory, TrajectoryNode, check, samples
-from tests.programs.engine_double import Seen
+from tests.programs.engine_double import ObservedTurn
 
 Message = dict[str, Any]
 Tools = Sequence[Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnsweredConversation:
     """A whole conversation up to an answer, as text, and the tokens of all of it."""
 
     messages: tuple[str, ...]
-    seen: Seen
+    turn: ObservedTurn
 
 
-class Reference:
+class ReferenceModel:
     """Knows the hash of every image by its URL, and the renderer of the model."""
 
     def __init__(self, renderer: Any, hashes: Mapping[str, str]) -> None:
         self._renderer = renderer
         self._hashes = hashes
-        self.answered: list[Answered] = []
+        self.answered: list[AnsweredConversation] = []
 
-    def require_turn(self, messages: Sequence[Message], tools: Tools, seen: Seen, source: str) -> None:
+    def check_turn(self, messages: Sequence[Message], tools: Tools, turn: ObservedTurn, source: str) -> None:
         """A turn's prompt is right: every image of its messages, and a known beginning with the very same tokens."""
         images = [hash_ for message in messages for hash_ in self._images(message)]
-        assert list(seen.images) == images, "the request does not carry exactly the images of its conversation"
-        expected = [self._bridged(known, messages, tools) for known in self._latest(messages, tools)]
+        assert list(turn.images) == images, "the request does not carry exactly the images of its conversation"
+        expected = [self._bridge(known, messages, tools) for known in self._longest_prefixes(messages, tools)]
         if source == "bridge":
-            assert list(seen.logical) in expected, "the bridge changed what was sampled, or added other tokens"
+            assert list(turn.logical) in expected, "the bridge changed what was sampled, or added other tokens"
         else:
             assert not expected or None in expected, "a conversation that could be bridged was rendered anew"
-            assert list(seen.logical) == self._rendered(messages, tools), "the full render is not the renderer's own"
+            assert list(turn.logical) == self._rendered(messages, tools), "the full render is not the renderer's own"
 
-    def remember(self, messages: Sequence[Message], tools: Tools, reply: Message, seen: Seen) -> None:
+    def remember(self, messages: Sequence[Message], tools: Tools, reply: Message, turn: ObservedTurn) -> None:
         """A conversation was answered."""
-        self.answered.append(Answered(self._texts([*messages, reply], tools), seen))
+        self.answered.append(AnsweredConversation(self._conversation_key([*messages, reply], tools), turn))
 
-    def require_records(self, trajectory: Trajectory, turns: Mapping[int, Seen]) -> None:
+    def check_records(self, trajectory: Trajectory, turns: Mapping[int, ObservedTurn]) -> None:
         """The records of a rollout add up to what the engine saw: nothing is lost, doubled or changed."""
         assert check(trajectory) == []
         assert sorted(step.turn for step in trajectory.steps) == sorted(turns)
         for step in trajectory.steps:
-            seen, path = turns[step.turn], trajectory.path(step.leaf)
-            assert joined(path) == list(seen.whole)
-            assert expanded(path) == [*seen.expanded, *seen.said.tokens]
-            assert [slot.hash for node in path for slot in node.run.images] == list(seen.images)
+            turn, path = turns[step.turn], trajectory.path(step.leaf)
+            assert joined(path) == list(turn.prompt_and_completion)
+            assert expanded(path) == [*turn.expanded, *turn.answer.tokens]
+            assert [slot.hash for node in path for slot in node.run.images] == list(turn.images)
         self._require_once(trajectory)
         self._require_samples(trajectory, turns)
 
@@ -74,34 +74,38 @@ class Reference:
         assert len(context) == len(set(context)), "a node crossed twice"
         assert sum(node.sampled for node in trajectory.nodes) == len(trajectory.steps)
 
-    def _require_samples(self, trajectory: Trajectory, turns: Mapping[int, Seen]) -> None:
+    def _require_samples(self, trajectory: Trajectory, turns: Mapping[int, ObservedTurn]) -> None:
         trained: dict[int, list[int]] = {}
         leaves = {step.leaf: step.turn for step in trajectory.steps}
         for sample in samples(trajectory):
-            seen = turns[leaves[sample.leaf]]
-            assert sample.token_ids.tolist() == [*seen.expanded, *seen.said.tokens]
-            assert [mark.hash for mark in sample.placeholders] == list(seen.images)
+            turn = turns[leaves[sample.leaf]]
+            assert sample.token_ids.tolist() == [*turn.expanded, *turn.answer.tokens]
+            assert [mark.hash for mark in sample.placeholders] == list(turn.images)
             for at in np.flatnonzero(sample.mask).tolist():
                 token = int(sample.token_ids[at])
                 trained.setdefault(int(sample.versions[sample.version_index[at]]), []).append(token)
                 assert sample.logprobs[at] == np.float32(-0.001 * (token % 997))
-            require_atomic_truncation(sample)
-        assert trained == {number: list(seen.said.tokens) for number, seen in turns.items()}, "not trained exactly once"
+            check_truncation(sample)
+        assert trained == {number: list(seen.answer.tokens) for number, seen in turns.items()}, (
+            "not trained exactly once"
+        )
 
-    def _latest(self, messages: Sequence[Message], tools: Tools) -> list[tuple[Answered, Sequence[Message]]]:
+    def _longest_prefixes(
+        self, messages: Sequence[Message], tools: Tools
+    ) -> list[tuple[AnsweredConversation, Sequence[Message]]]:
         """The longest answered conversations that this one begins with, each with what it adds."""
-        texts = self._texts(messages, tools)
-        begun = [known for known in self.answered if texts[: len(known.messages)] == known.messages]
-        most = max((len(known.messages) for known in begun), default=0)
-        return [(known, messages[most - 1 :]) for known in begun if len(known.messages) == most]
+        texts = self._conversation_key(messages, tools)
+        prefixes = [known for known in self.answered if texts[: len(known.messages)] == known.messages]
+        most = max((len(known.messages) for known in prefixes), default=0)
+        return [(known, messages[most - 1 :]) for known in prefixes if len(known.messages) == most]
 
-    def _bridged(
-        self, extension: tuple[Answered, Sequence[Message]], messages: Sequence[Message], tools: Tools
+    def _bridge(
+        self, extension: tuple[AnsweredConversation, Sequence[Message]], messages: Sequence[Message], tools: Tools
     ) -> list[int] | None:
         known, tail = extension
         if not tail or any(message["role"] == "assistant" for message in tail):
             return None
-        prompt, completion = list(known.seen.logical), list(known.seen.said.tokens)
+        prompt, completion = list(known.turn.logical), list(known.turn.answer.tokens)
         found = self._renderer.bridge_to_next_turn(prompt, completion, tail, tools=tools, process_multimodal=False)
         if found is None or found.token_ids[: len(prompt) + len(completion)] != prompt + completion:
             return None
@@ -117,13 +121,13 @@ class Reference:
             return []
         return [self._hashes[part["image_url"]["url"]] for part in content if part["type"] == "image_url"]
 
-    def _texts(self, messages: Sequence[Message], tools: Tools) -> tuple[str, ...]:
+    def _conversation_key(self, messages: Sequence[Message], tools: Tools) -> tuple[str, ...]:
         """The tools, then each message, with images by hash: what makes two conversations the same."""
-        told = [{**message, "images": self._images(message)} for message in messages]
-        for message in told:
+        comparable = [{**message, "images": self._images(message)} for message in messages]
+        for message in comparable:
             if isinstance(message.get("content"), list):
                 message["content"] = [part if part["type"] == "text" else "image" for part in message["content"]]
-        return (json.dumps(tools), *(json.dumps(message, sort_keys=True) for message in told))
+        return (json.dumps(tools), *(json.dumps(message, sort_keys=True) for message in comparable))
 
 
 def joined(path: Sequence[TrajectoryNode]) -> list[int]:
@@ -141,7 +145,7 @@ def expanded(path: Sequence[TrajectoryNode]) -> list[int]:
     return found
 
 
-def require_atomic_truncation(sample: TrainingSample) -> None:
+def check_truncation(sample: TrainingSample) -> None:
     """Cut anywhere, a sample stays aligned, and no image is cut in two."""
     length = len(sample.token_ids)
     for limit in {1, length // 3, length // 2, length - 1, *(mark.offset + 1 for mark in sample.placeholders[:2])}:

@@ -44,15 +44,15 @@ def test_whatever_an_environment_does_the_records_are_exact(programs: type[Progr
     run_state_machine_as_test(seeded, settings=settings(max_examples=count, stateful_step_count=actions))
 
 
-def unmoved(mark: Placeholder, by: int) -> Placeholder:
+def keep_offset(mark: Placeholder, by: int) -> Placeholder:
     return mark
 
 
-def each_once(self: ImageTable, placeholders: Iterable[Placeholder]) -> tuple[ImageRef, ...]:
+def drop_repeated_images(self: ImageTable, placeholders: Iterable[Placeholder]) -> tuple[ImageRef, ...]:
     return tuple({reference.hash: reference for reference in references(self, placeholders)}.values())
 
 
-def whatever(one: TokenRun, other: TokenRun) -> bool:
+def always_equal(one: TokenRun, other: TokenRun) -> bool:
     return True
 
 
@@ -66,9 +66,9 @@ references = ImageTable.references
 @pytest.mark.parametrize(
     ("where", "name", "mutant"),
     [
-        (tokens, "shift_placeholder", unmoved),
-        (ImageTable, "references", each_once),
-        (trace, "same_tokens", whatever),
+        (tokens, "shift_placeholder", keep_offset),
+        (ImageTable, "references", drop_repeated_images),
+        (trace, "same_tokens", always_equal),
         (session, "digest_tools", any_tools),
     ],
     ids=[

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from tests.unit.cli.in_process import rollout
+from tests.unit.cli.in_process import run_cli
 
 
 def test_the_environment_of_the_readme_runs(repository: Path, tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_the_environment_of_the_readme_runs(repository: Path, tmp_path: Path) ->
     assert len(program[1].splitlines()) <= 25
     (tmp_path / "squares.py").write_text(program[1])
     (tmp_path / "squares.yaml").write_text(config[1].replace("path: rollout", f"path: {repository}/rollout"))
-    result = rollout("run", str(tmp_path / "squares.yaml"), "--json")
+    result = run_cli("run", str(tmp_path / "squares.yaml"), "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["reward_mean"] == 1.0

@@ -17,7 +17,7 @@ elif not FULL:
 _ROWS = pytest.StashKey[list[tuple[str, ...]]]()
 _COLUMNS = ("broken", "largest log-prob difference", "steps", "failed rollouts", "caught by")
 
-Tell = Callable[..., None]
+AddTableRow = Callable[..., None]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def tell(pytestconfig: pytest.Config) -> Tell:
+def tell(pytestconfig: pytest.Config) -> AddTableRow:
     """Add a row to the table of what was broken, and what caught it."""
 
     def row(*cells: object) -> None:

@@ -14,9 +14,9 @@ class DropsAPriorReference(LearnedCodeword):
 _references = ImageTable.references
 
 
-def _all_but_the_first(self: ImageTable, placeholders: Iterable[Any]) -> Any:
+def _drop_first_reference(self: ImageTable, placeholders: Iterable[Any]) -> Any:
     found = _references(self, placeholders)
     return found[1:] if len(found) > 1 else found
 
 
-ImageTable.references = _all_but_the_first  # type: ignore[method-assign]
+ImageTable.references = _drop_first_reference  # type: ignore[method-assign]

@@ -30,7 +30,7 @@ transformers: Any = importlib.import_module("transformers")
 CAUGHT = 1e-2
 SMALL = ("engine.sampling.seed=0", "policy.batch=32", "tasks.count=64", "tasks.group_size=8")
 Patch = pytest.MonkeyPatch
-Tell = Callable[..., None]
+AddTableRow = Callable[..., None]
 
 
 def steps_of(checkpoint: Path, runs: Path, engine: str, count: int = 1, *settings: str) -> list[Step]:
@@ -41,7 +41,7 @@ def steps_of(checkpoint: Path, runs: Path, engine: str, count: int = 1, *setting
         return [training.step() for _ in range(count)]
 
 
-def report(tell: Tell, name: str, steps: Sequence[Step], caught_by: str) -> float:
+def report(tell: AddTableRow, name: str, steps: Sequence[Step], caught_by: str) -> float:
     largest = max(step.update_stats.max_logprob_difference for step in steps)
     tell(name, f"{largest:.1e}", len(steps), sum(step.failed for step in steps), caught_by)
     return largest
@@ -96,7 +96,7 @@ def test_a_trainer_that_reads_wrongly_disagrees_with_the_sampler_at_once(
     runs: Path,
     engine: str,
     monkeypatch: Patch,
-    tell: Tell,
+    tell: AddTableRow,
     name: str,
     fault: Callable[[Patch], None],
 ) -> None:
@@ -104,12 +104,14 @@ def test_a_trainer_that_reads_wrongly_disagrees_with_the_sampler_at_once(
     assert report(tell, name, steps_of(checkpoint, runs, engine), "log-prob difference, first step") > CAUGHT
 
 
-def test_nothing_is_caught_where_nothing_is_broken(checkpoint: Path, runs: Path, engine: str, tell: Tell) -> None:
+def test_nothing_is_caught_where_nothing_is_broken(
+    checkpoint: Path, runs: Path, engine: str, tell: AddTableRow
+) -> None:
     assert report(tell, "nothing", steps_of(checkpoint, runs, engine, 2), "–") < 1e-3
 
 
 def test_weights_that_are_never_pushed_are_caught_in_the_second_step(
-    checkpoint: Path, runs: Path, engine: str, monkeypatch: Patch, tell: Tell
+    checkpoint: Path, runs: Path, engine: str, monkeypatch: Patch, tell: AddTableRow
 ) -> None:
     publish = Training._publish
     untrained = SimpleNamespace(model=transformers.AutoModelForImageTextToText.from_pretrained(checkpoint))
@@ -136,14 +138,16 @@ class Forgetful(NetworkEngine):
         return (replace(first, image_hash="lost", processed=black), *others)
 
 
-def test_an_engine_that_loses_a_prior_image_is_caught_at_once(checkpoint: Path, runs: Path, tell: Tell) -> None:
+def test_an_engine_that_loses_a_prior_image_is_caught_at_once(checkpoint: Path, runs: Path, tell: AddTableRow) -> None:
     broken = Forgetful(NetworkSettings(checkpoint, model_name="policy", allowed_directories=(runs,)))
     with EngineServer(broken, weight_version="0") as url:
         steps = steps_of(checkpoint, runs, url)
     assert report(tell, "a prior image lost in the engine", steps, "log-prob difference, first step") > CAUGHT
 
 
-def test_a_prior_ref_that_is_dropped_reaches_no_engine(checkpoint: Path, runs: Path, engine: str, tell: Tell) -> None:
+def test_a_prior_ref_that_is_dropped_reaches_no_engine(
+    checkpoint: Path, runs: Path, engine: str, tell: AddTableRow
+) -> None:
     dropping = "environment.class=tests.needs.learning.dropping:DropsAPriorReference"
     with pytest.raises(TrainingProcessEnded, match="every rollout of a batch failed") as refused:
         steps_of(checkpoint, runs, engine, 1, dropping)

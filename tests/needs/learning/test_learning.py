@@ -23,9 +23,9 @@ def test_a_random_policy_learns_through_the_whole_pipeline(
 ) -> None:
     options = ["--sampler", sampler, "--vllm", str(VLLM), "--seed", str(seed), "--runs", str(tmp_path)]
     steps = train(parse_arguments([*options, "--set", f"environment.ask={ask}"]))
-    told = capsys.readouterr().out.strip()
+    printed = capsys.readouterr().out.strip()
     with capsys.disabled():
-        print(f"\n{ask}: {told}")
+        print(f"\n{ask}: {printed}")
     assert steps[0].reward <= 0.45
     assert smoothed_reward(steps) >= 0.95
     for step in steps:

@@ -29,11 +29,11 @@ def joined() -> Iterator[Network]:
 def redis_url(joined: Network, tmp_path: Path) -> str:
     host, files = joined.hub.address, ("--dir", str(tmp_path), "--save", "", "--appendonly", "no")
     joined.hub.start("redis-server", "--port", "6379", "--bind", host, "--protected-mode", "no", *files)
-    until(lambda: "PONG" in joined.machines[0].ask("redis-cli", "-h", host, "ping"))
+    wait_until(lambda: "PONG" in joined.machines[0].ask("redis-cli", "-h", host, "ping"))
     return f"redis://{host}:6379/0"
 
 
-def until(holds: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_until(holds: Callable[[], bool], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline
@@ -52,8 +52,8 @@ def trained(checkpoint: Path) -> list[str]:
 
 def metric(machine: Machine, directory: Path, name: str) -> dict[str, float]:
     """What a process on a machine exports under a name, by its labels."""
-    (told,) = json.loads(directory.read_text())
-    text = machine.ask(sys.executable, "-c", SCRAPE, f"http://{told['targets'][0]}/metrics")
+    (target_group,) = json.loads(directory.read_text())
+    text = machine.ask(sys.executable, "-c", SCRAPE, f"http://{target_group['targets'][0]}/metrics")
     pairs = (line.removeprefix(name).rsplit(" ", 1) for line in text.splitlines() if line.startswith(f"{name}{{"))
     return {labels: float(value) for labels, value in pairs}
 
@@ -75,17 +75,17 @@ def test_a_machine_that_is_cut_off_comes_back(
         "queue.control": f"{redis_url}?stream=control",
         "run.directory": tmp_path / "runs",
     }
-    told = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     rollout = (sys.executable, "-m", "rollout")
     checkpoint = tmp_path / "checkpoint.json"
     trainer = Path(__file__).parents[2] / "faults" / "trainer_peer.py"
     first.start(sys.executable, str(trainer), settings["queue.url"], str(checkpoint))
-    launch = first.start(*rollout, "launch", config, "--json", *told)
-    until(lambda: bool(list(tmp_path.glob("runs/*/launch.json"))))
+    launch = first.start(*rollout, "launch", config, "--json", *options)
+    wait_until(lambda: bool(list(tmp_path.glob("runs/*/launch.json"))))
     (run,) = (path.parent for path in tmp_path.glob("runs/*/launch.json"))
-    worker = second.start(*rollout, "worker", config, "--run", str(run), "--name", "joined", *told)
+    worker = second.start(*rollout, "worker", config, "--run", str(run), "--name", "joined", *options)
     logs = {first.name: run / "workers" / "color_codeword-0.jsonl", second.name: run / "workers" / "joined.jsonl"}
-    until(lambda: all(len(finished(log)) >= 8 for log in logs.values()))
+    wait_until(lambda: all(len(finished(log)) >= 8 for log in logs.values()))
 
     lost, exports = (second, "joined.json") if "worker" in which else (first, "launch.json")
     other = first if lost is second else second
@@ -99,7 +99,7 @@ def test_a_machine_that_is_cut_off_comes_back(
 
     out, err = launch.communicate(timeout=180)
     assert launch.returncode == 0, err[-3000:]
-    until(lambda: len(trained(checkpoint)) >= ROLLOUTS, 60)
+    wait_until(lambda: len(trained(checkpoint)) >= ROLLOUTS, 60)
     assert worker.wait(60) == 0  # it leaves with its run
     time.sleep(1.0)
 

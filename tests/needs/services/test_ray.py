@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.needs.services.machines import Machine, network
-from tests.needs.services.test_machines import trained, until
+from tests.needs.services.test_machines import trained, wait_until
 from tests.procfs import lives
 
 ROLLOUTS = 200
@@ -40,7 +40,7 @@ def _cluster() -> Iterator[Machine]:
         start = ("--head", "--port=6399", "--node-ip-address=127.0.0.1", f"--num-cpus={WORKERS}", "--block")
         ray = str(Path(sys.executable).with_name("ray"))
         head = machine.start(ray, "start", *start, f"--temp-dir={temporary}", "--include-dashboard=false")
-        until(lambda: machine.ask(ray, "status") != "")
+        wait_until(lambda: machine.ask(ray, "status") != "")
         yield machine
         head.send_signal(signal.SIGTERM)
         head.wait(60)
@@ -73,13 +73,13 @@ def test_each_rollout_ends_once_though_an_actor_is_killed_every_ten_seconds(
         "queue.url": f"file://{tmp_path}/trajectories?lease_time=4",
         "run.directory": tmp_path / "runs",
     }
-    told = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     config, checkpoint = str(repository / "configs" / "color_codeword.yaml"), tmp_path / "checkpoint.json"
     trainer = Path(__file__).parents[2] / "faults" / "trainer_peer.py"
     cluster.start(sys.executable, str(trainer), settings["queue.url"], str(checkpoint))
     began = time.monotonic()
     command = (sys.executable, "-m", "rollout", "launch", config, "--on=ray", f"--workers={WORKERS}", "--json")
-    launch = cluster.start(*command, *told)
+    launch = cluster.start(*command, *options)
     draw, killed, due = random.Random(11), dict[int, int](), 0.0
     while launch.poll() is None:
         run = next((path.parent for path in tmp_path.glob("runs/*/launch.json")), None)
@@ -92,7 +92,7 @@ def test_each_rollout_ends_once_though_an_actor_is_killed_every_ten_seconds(
         time.sleep(0.2)
     out, err = launch.communicate(timeout=30)
     assert launch.returncode == 0, err[-3000:]
-    until(lambda: len(trained(checkpoint)) >= ROLLOUTS, 60)
+    wait_until(lambda: len(trained(checkpoint)) >= ROLLOUTS, 60)
     report, ends = json.loads(out), Counter(trained(checkpoint))
     print(
         f"\n{ROLLOUTS} rollouts on Ray, {len(killed)} actors killed in {time.monotonic() - began:.0f} s; ended at the "
@@ -113,10 +113,10 @@ def test_a_launch_on_ray_drains(cluster: Machine, repository: Path, tmp_path: Pa
         "worker.concurrency=4",
         f"run.directory={tmp_path}",
     )
-    told = [part for setting in settings for part in ("--set", setting)]
+    options = [part for setting in settings for part in ("--set", setting)]
     config = str(repository / "configs" / "color_codeword.yaml")
-    launch = cluster.start(sys.executable, "-m", "rollout", "launch", config, "--on=ray", "--json", *told)
-    until(lambda: len(list(tmp_path.glob("*/claims/*/*.done"))) >= 4)
+    launch = cluster.start(sys.executable, "-m", "rollout", "launch", config, "--on=ray", "--json", *options)
+    wait_until(lambda: len(list(tmp_path.glob("*/claims/*/*.done"))) >= 4)
     launch.send_signal(signal.SIGTERM)
     out, err = launch.communicate(timeout=60)
     assert launch.returncode == 0, err[-3000:]
@@ -125,4 +125,4 @@ def test_a_launch_on_ray_drains(cluster: Machine, repository: Path, tmp_path: Pa
     assert (report["deaths"], report["status"]) == (0, {"ok": report["rollouts"]})
     assert list(Path(report["run_dir"]).glob("claims/*/*.returned")) == []
     (started,) = (entry for entry in events(Path(report["run_dir"])) if entry["event"] == "actor started")
-    until(lambda: not any(lives(started[name]) for name in ("pid", "actor")), 20)
+    wait_until(lambda: not any(lives(started[name]) for name in ("pid", "actor")), 20)

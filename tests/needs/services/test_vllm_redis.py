@@ -34,8 +34,8 @@ def rollout(command: str, deployment: dict[str, str], repository: Path, *more: s
 
 
 def test_the_deployment_is_sound_and_plays(deployment: dict[str, str], repository: Path) -> None:
-    told = rollout("doctor", deployment, repository, "--live")
-    assert told.count("answers token-in, token-out") == 2
+    doctor_output = rollout("doctor", deployment, repository, "--live")
+    assert doctor_output.count("answers token-in, token-out") == 2
     report = json.loads(rollout("run", deployment, repository, "--json", "--set", "tasks.count=2"))
     assert report["rollouts"] == report["trainer"]["trajectories"] == report["status"]["ok"] == 16
     assert report["trainer"]["violations"] == 0

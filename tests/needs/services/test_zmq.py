@@ -96,7 +96,7 @@ async def test_who_is_not_heard_of_loses_what_was_lent(monkeypatch: pytest.Monke
 
 
 async def test_without_anybody_who_serves_a_put_ends_with_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transports.zeromq.queue.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("transports.zeromq.queue.HUB_TIMEOUT", 0.1)
     async with open_queue(f"{free_address()}?serve=false") as queue:
         with pytest.raises(QueueStorageError, match="no hub"):
             await queue.put((b"0",), key="k")
@@ -112,7 +112,7 @@ async def test_curve_keys_from_a_file_encrypt_and_prove_the_hub(tmp_path: Path) 
             await producer.put((b"5",), key="k")
             assert number(await hub.receive(timeout=10)) == 5
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("transports.zeromq.queue.PATIENCE_SECONDS", 0.3)
+            patch.setattr("transports.zeromq.queue.HUB_TIMEOUT", 0.3)
             async with open_queue(f"{url}?serve=false&certificate={other}") as stranger:
                 with pytest.raises(QueueStorageError, match="no hub"):
                     await stranger.stats()

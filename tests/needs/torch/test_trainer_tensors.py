@@ -34,7 +34,7 @@ class Token:
 
 
 @dataclass
-class Conversation:
+class ExpectedBranch:
     """One branch, from its first message to its last."""
 
     rollout: str
@@ -42,7 +42,7 @@ class Conversation:
     tokens: list[Token] = field(default_factory=list)
     images: list[tuple[str, int, int]] = field(default_factory=list)
 
-    def cut(self, limit: int) -> None:
+    def truncate(self, limit: int) -> None:
         """Keep whole images only, and nothing behind one that would be cut."""
         while self.images and self.images[-1][1] + self.images[-1][2] > limit:
             limit = min(limit, self.images.pop()[1])
@@ -65,9 +65,9 @@ def user_node(draw: st.DrawFn, index: int, parent: int) -> TrajectoryNode:
 
 
 def answer_node(draw: st.DrawFn, index: int, parent: int, step: int) -> TrajectoryNode:
-    opening, said = draw(st.integers(0, 3)), draw(st.integers(1, 5))
-    ids = [draw(st.integers(1, 50)) for _ in range(opening + said)]
-    logprobs = np.linspace(-1.0 / (index + 1), -0.1, said, dtype=np.float32)
+    opening, sampled_length = draw(st.integers(0, 3)), draw(st.integers(1, 5))
+    ids = [draw(st.integers(1, 50)) for _ in range(opening + sampled_length)]
+    logprobs = np.linspace(-1.0 / (index + 1), -0.1, sampled_length, dtype=np.float32)
     run = TokenRun(as_logical_ids(ids), opening, logprobs)
     return TrajectoryNode(index, parent, step, {"role": "assistant", "content": ""}, run, ())
 
@@ -112,14 +112,14 @@ def trajectories(draw: st.DrawFn, rollout: str = "g.0") -> Trajectory:
 groups = st.integers(1, 4).flatmap(lambda size: st.tuples(*(trajectories(f"g.{at}") for at in range(size))))
 
 
-def conversations(trajectory: Trajectory) -> list[Conversation]:
+def expected_branches(trajectory: Trajectory) -> list[ExpectedBranch]:
     """Every branch written out; what a sampled message trains, it trains in the first branch that holds it."""
-    found: list[Conversation] = []
+    found: list[ExpectedBranch] = []
     trained: set[int] = set()
     for leaf in [
         node.index for node in trajectory.nodes if all(other.parent != node.index for other in trajectory.nodes)
     ]:
-        conversation = Conversation(trajectory.rollout, float(trajectory.reward or 0.0))
+        conversation = ExpectedBranch(trajectory.rollout, float(trajectory.reward or 0.0))
         path: list[TrajectoryNode] = []
         at = leaf
         while at >= 0:
@@ -133,7 +133,7 @@ def conversations(trajectory: Trajectory) -> list[Conversation]:
     return found
 
 
-def write_out(conversation: Conversation, trajectory: Trajectory, node: TrajectoryNode, *, trains: bool) -> None:
+def write_out(conversation: ExpectedBranch, trajectory: Trajectory, node: TrajectoryNode, *, trains: bool) -> None:
     slots = {slot.offset: slot for slot in node.run.images}
     role = 1 + ROLES.index(node.message["role"])
     for at, token in enumerate(node.run.ids.tolist()):
@@ -145,9 +145,9 @@ def write_out(conversation: Conversation, trajectory: Trajectory, node: Trajecto
         elif at < node.run.sampled_from:
             conversation.tokens.append(Token(token, words_of=words_of))
         else:
-            said = at - node.run.sampled_from
-            (version,) = [s.version for s in trajectory.steps[node.step].versions if s.start <= said < s.end]
-            logprob = float(node.run.logprobs[said])
+            sampled_index = at - node.run.sampled_from
+            (version,) = [s.version for s in trajectory.steps[node.step].versions if s.start <= sampled_index < s.end]
+            logprob = float(node.run.logprobs[sampled_index])
             conversation.tokens.append(Token(token, trains, logprob, version=version, words_of=role))
 
 
@@ -155,9 +155,9 @@ def write_out(conversation: Conversation, trajectory: Trajectory, node: Trajecto
 def test_a_batch_is_its_conversations_and_padding(
     members: tuple[Trajectory, ...], spare: int | None, weighted: bool, limit: int
 ) -> None:
-    wanted = [conversation for trajectory in members for conversation in conversations(trajectory)]
+    wanted = [conversation for trajectory in members for conversation in expected_branches(trajectory)]
     for conversation in wanted:
-        conversation.cut(limit)
+        conversation.truncate(limit)
     given_samples = [sample.truncated(limit) for trajectory in members for sample in samples(trajectory)]
     longest = max(len(conversation.tokens) for conversation in wanted)
     weights = [0.25 * (at + 1) for at in range(len(wanted))] if weighted else None

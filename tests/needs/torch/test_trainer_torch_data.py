@@ -99,13 +99,13 @@ def test_a_commit_is_acked_while_the_loader_waits(url: str, workers: int) -> Non
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_closed_dataset_ends_and_gives_its_partitions_back(url: str, workers: int) -> None:
-    patient = url.replace("lease_time=1", "lease_time=600")
-    dataset = TrajectoryDataset(patient, batch_of)
+    long_lease_url = url.replace("lease_time=1", "lease_time=600")
+    dataset = TrajectoryDataset(long_lease_url, batch_of)
     portions = loader_of(dataset, workers)
     assert len(list(islice(portions, GROUPS))) == GROUPS
     dataset.close()
     assert list(portions) == []
-    again = TrajectoryDataset(patient, batch_of)
+    again = TrajectoryDataset(long_lease_url, batch_of)
     assert sorted(rollouts_of(list(islice(loader_of(again, 0), GROUPS)))) == NAMES
 
 

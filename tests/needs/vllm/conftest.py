@@ -38,7 +38,7 @@ PolicyFor = Callable[..., AbstractAsyncContextManager[PolicyClient]]
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class LiveServer:
     """A running server, and what it serves."""
 
     server: VllmServer
@@ -96,12 +96,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> C
 @pytest.fixture(scope="session")
 def fleet(
     checkpoints: Callable[[str], Path], media: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mapping[str, Live]]:
+) -> Iterator[Mapping[str, LiveServer]]:
     logs = tmp_path_factory.mktemp("logs")
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2", "VLLM_NO_USAGE_STATS": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # importing vLLM takes three times as long without its bytecode
 
-    def launch(name: str, family: str, *flags: str, api_key: str | None = None) -> Live:
+    def launch(name: str, family: str, *flags: str, api_key: str | None = None) -> LiveServer:
         settings = VllmSettings(
             model=str(checkpoints(family)),
             media_directory=media,
@@ -115,9 +115,9 @@ def fleet(
         server.start()
         if PIDS:
             (Path(PIDS) / name).write_text(str(server.pid))
-        return Live(server, family, api_key)
+        return LiveServer(server, family, api_key)
 
-    servers: dict[str, Live] = {}
+    servers: dict[str, LiveServer] = {}
     try:
         servers["qwen3-vl"] = launch("qwen3-vl", "qwen3-vl")
         servers["no-cache"] = launch("no-cache", "qwen3-vl", "--mm-processor-cache-gb", "0")
@@ -137,7 +137,7 @@ def policy_for(media: Path, tmp_path: Path) -> PolicyFor:
     """A policy over one server, whose client keeps every turn. Images lie in a directory of the test's own."""
 
     @asynccontextmanager
-    async def make(live: Live, mode: Mode = "offload", **sampling: Any) -> AsyncIterator[PolicyClient]:
+    async def make(live: LiveServer, mode: Mode = "offload", **sampling: Any) -> AsyncIterator[PolicyClient]:
         renderers = shared_pool(live.model_dir, live.renderer)
         images = ImagePolicy(mode, media / tmp_path.name)
         async with Recording([live.url], MODEL, timeout=120, api_key=live.api_key) as engine:

@@ -56,26 +56,26 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-async def until_sampling(live: Any) -> float:
+async def wait_until_sampling(live: Any) -> float:
     """Wait until the server samples tokens; returns how many it had sampled before."""
     before = metric(live, TOKENS)
     await anyio.to_thread.run_sync(wait_for, lambda: metric(live, TOKENS) > before)
     return before
 
 
-async def until_idle(live: Any) -> None:
+async def wait_until_idle(live: Any) -> None:
     await anyio.to_thread.run_sync(wait_for, lambda: metric(live, "num_requests_running") == 0)
 
 
 async def test_a_cancelled_turn_stops_on_the_server(fleet: Mapping[str, Any]) -> None:
     live = fleet["qwen3-vl"]
-    await until_idle(live)
+    await wait_until_idle(live)
     async with EngineClient([live.url], "tiny", timeout=120) as client:
         async with anyio.create_task_group() as group:
             group.start_soon(client.generate, endless("cancelled"))
-            before = await until_sampling(live)
+            before = await wait_until_sampling(live)
             group.cancel_scope.cancel()
-        await until_idle(live)
+        await wait_until_idle(live)
     assert metric(live, TOKENS) - before < ENDLESS
 
 
@@ -90,7 +90,7 @@ async def test_the_name_that_an_abort_uses_is_the_engines(fleet: Mapping[str, An
 
         async with anyio.create_task_group() as group:
             group.start_soon(generate)
-            await until_sampling(live)
+            await wait_until_sampling(live)
             await anyio.to_thread.run_sync(abort, live, "generate-tokens-aborted.0")
 
 
@@ -99,7 +99,7 @@ async def test_a_try_that_takes_too_long_is_aborted_and_the_turn_ends_in_time(fl
     async with EngineClient([live.url], "tiny", timeout=60, request_timeout=1, retries=1) as client:
         with pytest.raises(Exception, match=r"engine\.request_timeout"):
             await client.generate(endless("slow"))
-    await until_idle(live)
+    await wait_until_idle(live)
 
 
 async def test_a_conversation_over_the_servers_context_ends_as_truncated(

@@ -29,7 +29,7 @@ class Gallery(Environment):
 
     def __init__(self) -> None:
         super().__init__(EnvironmentSettings())
-        self.asked: list[list[Message]] = []
+        self.requests: list[list[Message]] = []
 
     async def run(self, task: Task, model: Model) -> Score:
         messages: list[Message] = [{"role": "system", "content": SYSTEM}]
@@ -38,7 +38,7 @@ class Gallery(Environment):
             picture = {"type": "image_url", "image_url": {"url": draw_square(color, look, seed=str(turn))}}
             messages.append({"role": "user", "content": [picture, {"type": "text", "text": f"Picture {turn}?"}]})
             reply = await model.chat(messages)
-            self.asked.append([dict(message) for message in messages])
+            self.requests.append([dict(message) for message in messages])
             messages.append(reply.message)
         return Score(1.0)
 
@@ -52,7 +52,7 @@ async def play_gallery(policy: PolicyClient) -> tuple[Gallery, Trajectory]:
     gallery = Gallery()
     trajectory = await play(gallery, TASK, policy)
     assert trajectory.error is None
-    assert len(gallery.asked) == len(COLORS)
+    assert len(gallery.requests) == len(COLORS)
     return gallery, trajectory
 
 
@@ -68,7 +68,7 @@ async def test_prompts_tokens_and_logprobs_are_the_servers_own(
     assert check(trajectory) == []
     assert [step.prompt_source for step in trajectory.steps] == ["first", *["bridge"] * 5]
     with live.http() as server:
-        for messages, (request, generation) in zip(gallery.asked, policy.engine.turns, strict=True):
+        for messages, (request, generation) in zip(gallery.requests, policy.engine.turns, strict=True):
             asked = {"model": "tiny", "messages": messages}
             rendered = server.post("/v1/chat/completions/render", json=asked).raise_for_status().json()
             assert rendered["token_ids"] == request.expanded_prompt.tolist()
@@ -83,12 +83,12 @@ async def test_prompts_tokens_and_logprobs_are_the_servers_own(
 
 async def test_the_answers_depend_on_the_pictures(fleet: Mapping[str, Any], policy_for: Any) -> None:
     """Otherwise the comparison above would prove nothing about images."""
-    said = []
+    logprobs = []
     for color in ("red", "blue"):
         async with policy_for(fleet["qwen3-vl"]) as policy:
             await play(Look(color), TASK, policy)
-            said.append(policy.engine.turns[0][1].logprobs.tolist())
-    assert said[0] != said[1]
+            logprobs.append(policy.engine.turns[0][1].logprobs.tolist())
+    assert logprobs[0] != logprobs[1]
 
 
 class Look(Environment):

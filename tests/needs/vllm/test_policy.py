@@ -22,7 +22,7 @@ from rollout.session.session import PolicyClient
 from rollout.testing import play
 from rollout.trainer import AsyncPolicyPublisher, PublisherSettings, check, samples
 from rollout.trainer.trajectory import Trajectory
-from tests.marking import saying, told_versions
+from tests.marking import make_two_token_saver, versions_of_tokens
 
 TASK = Task(id="000000", index=0, seed=7)
 ENDLESS = 30_000
@@ -72,33 +72,33 @@ def publishing(live: Any, tmp_path: Path) -> Publishing:
     async def make(mode: OnUpdate) -> AsyncIterator[AsyncPolicyPublisher]:
         settings = PublisherSettings((live.url,), tmp_path / "policy", on_update=mode, reference=live.model_dir)
         async with AsyncPolicyPublisher(settings) as publisher:
-            await publisher.publish(1, says(live, "ab"))
+            await publisher.publish(1, make_letter_saver(live, "ab"))
             yield publisher
 
     return make
 
 
-def says(live: Any, letters: str) -> Callable[[Path], None]:
+def make_letter_saver(live: Any, letters: str) -> Callable[[Path], None]:
     tokenizer = load_tokenizer(live.model_dir)
-    return saying(live.model_dir, [tokenizer.token_id(letter) for letter in letters])
+    return make_two_token_saver(live.model_dir, [tokenizer.token_id(letter) for letter in letters])
 
 
 def ends(live: Any) -> Callable[[Path], None]:
     tokenizer = load_tokenizer(live.model_dir)
-    return saying(live.model_dir, [tokenizer.token_id(name) for name in ("<|im_end|>", "<|endoftext|>")])
+    return make_two_token_saver(live.model_dir, [tokenizer.token_id(name) for name in ("<|im_end|>", "<|endoftext|>")])
 
 
 def spans(trajectory: Trajectory, step: int = 0) -> list[tuple[str, int, int]]:
     return [(span.version, span.start, span.end) for span in trajectory.steps[step].versions]
 
 
-def sampled(trajectory: Trajectory, step: int = 0) -> list[int]:
+def sampled_tokens(trajectory: Trajectory, step: int = 0) -> list[int]:
     run = trajectory.nodes[trajectory.steps[step].leaf].run
     found: list[int] = run.ids[run.sampled_from :].tolist()
     return found
 
 
-async def in_flight(live: Any) -> None:
+async def wait_until_answering(live: Any) -> None:
     """Return once the server is in the middle of an answer."""
 
     def generated() -> float:
@@ -117,7 +117,7 @@ async def update_in_the_middle(live: Any, policy: PolicyClient, publisher: Async
     """One answer, during which version 2 comes."""
     async with asyncio.timeout(120), asyncio.TaskGroup() as group:
         playing = group.create_task(play(Turns(1), TASK, policy))
-        await in_flight(live)
+        await wait_until_answering(live)
         await publisher.publish(2, ends(live))
     return playing.result()
 
@@ -128,7 +128,7 @@ async def test_keep_goes_on_with_the_new_weights_and_every_token_is_labelled_wit
     async with publishing("keep") as publisher, policy_for(live, max_tokens=ENDLESS) as policy:
         trajectory = await update_in_the_middle(live, policy, publisher)
         later = await play(Turns(2), TASK, policy)
-    tokens = sampled(trajectory)
+    tokens = sampled_tokens(trajectory)
     assert spans(trajectory) == [("1", 0, len(tokens) - 1), ("2", len(tokens) - 1, len(tokens))]
     tokenizer = policy.renderers.tokenizer
     assert set(tokens[:-1]) <= {tokenizer.token_id("a"), tokenizer.token_id("b")}
@@ -155,7 +155,7 @@ async def test_abort_begins_the_turn_anew_and_keeps_nothing_of_what_was_cut_off(
     async with publishing("abort") as publisher, policy_for(live, max_tokens=ENDLESS) as policy:
         trajectory = await update_in_the_middle(live, policy, publisher)
     assert spans(trajectory) == [("2", 0, 1)]
-    assert sampled(trajectory)[0] in policy.renderers.stop_token_ids
+    assert sampled_tokens(trajectory)[0] in policy.renderers.stop_token_ids
     assert trajectory.error is None
 
 
@@ -177,19 +177,21 @@ async def test_updates_between_and_within_turns_break_no_server_that_knows_the_p
             for _ in range(8):
                 group.create_task(keep_playing())
             for version in range(2, len(letters) + 1):
-                await in_flight(live)
-                await publisher.publish(version, says(live, letters[version - 1]))
+                await wait_until_answering(live)
+                await publisher.publish(version, make_letter_saver(live, letters[version - 1]))
             updating = False
-        told = policy.renderers.tokenizer
+        tokenizer = policy.renderers.tokenizer
     assert len(played) >= 8
     for trajectory in played:
         assert trajectory.error is None
         assert check(trajectory) == []
         for step, record in enumerate(trajectory.steps):
-            tokens = sampled(trajectory, step)
+            tokens = sampled_tokens(trajectory, step)
             assert record.versions[-1].end == len(tokens) == 40
             for span in record.versions:
-                assert {v + 1 for v in told_versions(tokens[span.start : span.end], told)} == {int(span.version)}
+                assert {v + 1 for v in versions_of_tokens(tokens[span.start : span.end], tokenizer)} == {
+                    int(span.version)
+                }
             if mode != "keep":
                 assert len(record.versions) == 1
 
@@ -198,16 +200,16 @@ async def test_logprobs_after_an_update_are_those_of_a_server_that_never_had_oth
     live: Any, policy_for: Any, publishing: Publishing
 ) -> None:
     """Nothing is left of the old weights: neither encoded pictures nor prefixes."""
-    told = []
+    logprobs = []
     async with policy_for(live, max_tokens=8) as policy:
         policy.sampling["allowed_token_ids"] = [policy.renderers.tokenizer.token_id(digit) for digit in "0123456789"]
         for _ in range(2):
             await play(Turns(3), TASK, policy)
-            told.append(np.concatenate([generation.logprobs for _, generation in policy.engine.turns[-3:]]))
+            logprobs.append(np.concatenate([generation.logprobs for _, generation in policy.engine.turns[-3:]]))
             async with publishing("wait") as publisher:
                 await play(Turns(3), TASK, policy)  # of version 1, which leaves its own traces in the caches
                 await publisher.publish(2, lambda directory: copy_weights(live.model_dir, directory))
-    np.testing.assert_allclose(told[1], told[0], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(logprobs[1], logprobs[0], atol=1e-5, rtol=0)
 
 
 def copy_weights(source: Path, directory: Path) -> None:

@@ -48,7 +48,7 @@ WITH_TOOLS = [
 ]
 
 
-def ask(directory: Path, messages: list[Any], tools: list[Any] | None, *, speak: bool) -> dict[str, Any]:
+def run_transformers(directory: Path, messages: list[Any], tools: list[Any] | None, *, speak: bool) -> dict[str, Any]:
     """What transformers makes of a conversation and a checkpoint."""
     asked = json.dumps({"messages": messages, "tools": tools, "speak": speak})
     command = [f"{VENV}/bin/python", "-c", ASK, str(directory), asked]
@@ -72,10 +72,10 @@ def test_a_template_writes_what_its_renderer_writes(
     directory = checkpoints(family)
     rendered = RendererAdapter.open(directory, renderer).render(messages, tools)
     ours = concat_ids(*(segment.ids for segment in rendered.segments), rendered.generation_prompt)
-    assert ask(directory, messages, tools, speak=False)["ids"] == ours.tolist()
+    assert run_transformers(directory, messages, tools, speak=False)["ids"] == ours.tolist()
 
 
 def test_a_text_model_speaks_and_the_same_seed_says_the_same(checkpoints: Callable[[str], Path]) -> None:
-    said = ask(checkpoints("text"), PLAIN, None, speak=True)["said"]
-    assert len(said) == 4
-    assert said == ask(checkpoints("text"), PLAIN, None, speak=True)["said"]
+    generated = run_transformers(checkpoints("text"), PLAIN, None, speak=True)["said"]
+    assert len(generated) == 4
+    assert generated == run_transformers(checkpoints("text"), PLAIN, None, speak=True)["said"]

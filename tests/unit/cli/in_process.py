@@ -13,8 +13,8 @@ import structlog
 from rollout.cli import main
 
 
-def rollout(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """What a process that runs `rollout` with these arguments would have ended with."""
+def run_cli(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """What a process that runs `run_cli` with these arguments would have ended with."""
     out, err = io.StringIO(), io.StringIO()
     code = 0
 

@@ -12,14 +12,14 @@ import yaml
 
 from rollout.rundir.assets import hold_run_lock
 from rollout.trainer.testing import put_all, scripted_rollout
-from tests.unit.cli.in_process import rollout
+from tests.unit.cli.in_process import run_cli
 from transports import open_queue
 
 REFERRED_TO = "0" * 64 + ".png"
 
 
 def report(*arguments: str, code: int = 0) -> Any:
-    result = rollout("assets", *arguments, "--json")
+    result = run_cli("assets", *arguments, "--json")
     assert result.returncode == code, result.stderr
     return json.loads(result.stdout)
 
@@ -29,7 +29,7 @@ def run_dir(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     parent = tmp_path_factory.mktemp("runs")
     settings = ("tasks.count=2", "tasks.group_size=1", "environment.image_size=32", f"run.directory={parent}")
     config = str(repository / "configs" / "color_codeword.yaml")
-    assert rollout("run", config, *(a for s in settings for a in ("--set", s))).returncode == 0
+    assert run_cli("run", config, *(a for s in settings for a in ("--set", s))).returncode == 0
     (made,) = parent.iterdir()
     return made
 
@@ -37,7 +37,7 @@ def run_dir(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_stats_and_verify_on_a_sound_run(run_dir: Path) -> None:
     assert report("stats", str(run_dir))["files"] == 8
     assert report("verify", str(run_dir)) == {"checked": 8, "problems": []}
-    assert "8 images" in rollout("assets", "stats", str(run_dir)).stdout
+    assert "8 images" in run_cli("assets", "stats", str(run_dir)).stdout
 
 
 def test_gc_keeps_what_records_refer_to_and_what_is_young(run_dir: Path) -> None:
@@ -67,7 +67,7 @@ def test_verify_names_a_damaged_image(run_dir: Path) -> None:
 
 def test_gc_is_refused_while_the_run_is_held(run_dir: Path) -> None:
     with hold_run_lock(run_dir):
-        result = rollout("assets", "gc", str(run_dir))
+        result = run_cli("assets", "gc", str(run_dir))
     assert result.returncode == 1
     assert "is held" in result.stderr
 
@@ -111,7 +111,7 @@ def test_gc_is_refused_where_the_records_cannot_be_read(
     elsewhere: Callable[[str], Path], url: str, complaint: str
 ) -> None:
     run = elsewhere(url)
-    result = rollout("assets", "gc", str(run), "--grace", "0")
+    result = run_cli("assets", "gc", str(run), "--grace", "0")
     assert result.returncode == 1
     assert complaint in result.stderr
     assert len(list((run / "assets" / "images").iterdir())) == 2
@@ -119,6 +119,6 @@ def test_gc_is_refused_where_the_records_cannot_be_read(
 
 def test_gc_is_refused_where_nothing_says_where_the_records_are(tmp_path: Path) -> None:
     (tmp_path / "assets" / "images").mkdir(parents=True)
-    result = rollout("assets", "gc", str(tmp_path))
+    result = run_cli("assets", "gc", str(tmp_path))
     assert result.returncode == 1
     assert "neither trajectories nor the configuration" in result.stderr

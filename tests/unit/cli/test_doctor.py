@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
-from tests.unit.cli.in_process import rollout
+from tests.unit.cli.in_process import run_cli
 
 
 def test_doctor_says_what_is_right(color_codeword: Sequence[str]) -> None:
-    result = rollout("doctor", *color_codeword)
+    result = run_cli("doctor", *color_codeword)
     assert result.returncode == 0, result.stdout + result.stderr
     words = " ".join(result.stdout.split())  # where its lines are broken depends on the length of a path
-    for told in ("configuration", "3 tasks, 2 rollouts of each", "renderer qwen3-vl, images qwen_vl", "file://"):
-        assert told in words
+    for expected in ("configuration", "3 tasks, 2 rollouts of each", "renderer qwen3-vl, images qwen_vl", "file://"):
+        assert expected in words
 
 
 def test_doctor_shows_a_table_alone_and_asks_engines_only_of_a_run_that_could_begin(
@@ -20,8 +20,8 @@ def test_doctor_shows_a_table_alone_and_asks_engines_only_of_a_run_that_could_be
 ) -> None:
     with EmbeddedServer(EmbeddedSettings(allowed_directories=(tmp_path,))) as url:
         live = (*color_codeword, "--live", "--set", f'engine.urls=["{url}"]')
-        sound = rollout("doctor", *live)
-        begun_wrong = rollout("doctor", *live, "--set", "queue.url=file://{run_dir}/t?high_water=80KB")
+        sound = run_cli("doctor", *live)
+        begun_wrong = run_cli("doctor", *live, "--set", "queue.url=file://{run_dir}/t?high_water=80KB")
     assert sound.returncode == 0, sound.stdout
     assert {line[:4] for line in sound.stdout.splitlines()} <= {"ok  ", "?   ", "    "}
     assert begun_wrong.returncode == 2
@@ -30,6 +30,6 @@ def test_doctor_shows_a_table_alone_and_asks_engines_only_of_a_run_that_could_be
 
 def test_doctor_says_how_to_fix_what_a_message_does_not_say(color_codeword: Sequence[str]) -> None:
     unreachable = ("--live", "--set", 'engine.urls=["http://127.0.0.1:1"]', "--set", "engine.retries=0")
-    result = rollout("doctor", *color_codeword, *unreachable)
+    result = run_cli("doctor", *color_codeword, *unreachable)
     assert result.returncode == 1, result.stdout
     assert "fix: start it: rollout serve vllm" in " ".join(result.stdout.split())

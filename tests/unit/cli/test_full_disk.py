@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rollout.images import ImagePolicy, ImageStoreError, prepare_images
-from tests.unit.cli.in_process import rollout
+from tests.unit.cli.in_process import run_cli
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a disk; the same error without one is tested below")
@@ -16,7 +16,7 @@ def test_a_full_disk_for_assets_ends_the_run_with_one_paragraph(
 ) -> None:
     settings = ("tasks.count=8", f"run.directory={small_disk('64k')}", "queue.url=memory://elsewhere")
     config = str(repository / "configs" / "color_codeword.yaml")
-    result = rollout("run", config, *(a for s in settings for a in ("--set", s)))
+    result = run_cli("run", config, *(a for s in settings for a in ("--set", s)))
     assert result.returncode == 1, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert "No space left on device" in result.stderr

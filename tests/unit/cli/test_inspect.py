@@ -20,7 +20,7 @@ from transports import open_queue
 Inspect = Callable[..., str]
 
 
-async def record(directory: Path) -> None:
+async def record_run(directory: Path) -> None:
     """Two groups, read and acked by a trainer; of the second one, a member is damaged and another never ended."""
     url = f"file://{directory}/trajectories?retain=true"
     async with open_queue(url) as queue:
@@ -39,7 +39,7 @@ async def record(directory: Path) -> None:
 
 @pytest.fixture
 def run_directory(tmp_path: Path) -> Path:
-    anyio.run(record, tmp_path / "run")
+    anyio.run(record_run, tmp_path / "run")
     return tmp_path / "run"
 
 

@@ -16,7 +16,7 @@ from rollout.records.task import Task
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.tasks.orders import RolloutOrder, encode_order
 from rollout.trainer import Consumption, PolicyPublisher, PublisherSettings, Trajectory, TrajectoryReader
-from tests.unit.cli.in_process import rollout
+from tests.unit.cli.in_process import run_cli
 from transports import open_queue
 
 SMALL = ("environment.image_size=32", "tasks.turns=1", "engine.sampling.temperature=0")
@@ -26,7 +26,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "rollout", *arguments]
 
 
-def told(settings: Sequence[str]) -> list[str]:
+def set_options(settings: Sequence[str]) -> list[str]:
     return [part for setting in settings for part in ("--set", setting)]
 
 
@@ -36,7 +36,7 @@ def color_codeword(repository: Path) -> str:
 
 
 @contextmanager
-def started(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
+def running_process(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
     with subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -44,7 +44,7 @@ def started(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
             process.terminate()
 
 
-def until(process: "subprocess.Popen[str]", holds: Callable[[], bool]) -> None:
+def wait_until(process: "subprocess.Popen[str]", holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline
@@ -52,18 +52,18 @@ def until(process: "subprocess.Popen[str]", holds: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def done(directory: Path) -> int:
+def count_done(directory: Path) -> int:
     return sum(1 for _ in directory.rglob("claims/*/*.done"))
 
 
-async def put(url: str, count: int) -> None:
+async def put_orders(url: str, count: int) -> None:
     async with open_queue(url, lease="record") as tasks:
         for index in range(count):
             order = RolloutOrder(Task(f"mine-{index}", index, seed=index, data={"codeword": ["red"]}), 0, 1)
             await tasks.put(encode_order(order), key=order.rollout_id)
 
 
-async def read(url: str, count: int) -> list[Trajectory]:
+async def read_trajectories(url: str, count: int) -> list[Trajectory]:
     found: list[Trajectory] = []
     async with asyncio.timeout(30), TrajectoryReader(open_queue(url)) as reader:
         while len(found) < count:
@@ -74,13 +74,13 @@ async def read(url: str, count: int) -> list[Trajectory]:
 
 def test_a_worker_alone_plays_what_others_put_until_sigterm(color_codeword: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    asyncio.run(put(f"file://{run}/tasks/color_codeword", 3))
-    with started("worker", color_codeword, "--run", str(run), *told(SMALL)) as worker:
-        until(worker, lambda: done(run) == 3)
+    asyncio.run(put_orders(f"file://{run}/tasks/color_codeword", 3))
+    with running_process("worker", color_codeword, "--run", str(run), *set_options(SMALL)) as worker:
+        wait_until(worker, lambda: count_done(run) == 3)
         worker.send_signal(signal.SIGTERM)
         out, err = worker.communicate(timeout=30)
     assert (worker.returncode, out, err) == (0, "", "")
-    trajectories = asyncio.run(read(f"file://{run}/trajectories", 3))
+    trajectories = asyncio.run(read_trajectories(f"file://{run}/trajectories", 3))
     assert {(t.run, t.environment, t.status, t.reward) for t in trajectories} == {("run", "color_codeword", "ok", 1.0)}
 
 
@@ -92,11 +92,11 @@ def test_a_paced_launch_follows_its_trainer_and_leaves_engines_that_missed_a_pus
     with EmbeddedServer(engine) as updated, EmbeddedServer(engine) as missed:
         pace = ("policy.max_staleness=0", "policy.batch=8", "tasks.count=4", "tasks.group_size=4")
         where = (f'engine.urls=["{updated}","{missed}"]', f"queue.control={control}", f"queue.url={trajectories}")
-        settings = told((*SMALL, *pace, *where, f"run.directory={tmp_path}"))
-        with started("launch", color_codeword, "--json", *settings) as launch:
-            until(launch, lambda: done(tmp_path) == 8)
+        settings = set_options((*SMALL, *pace, *where, f"run.directory={tmp_path}"))
+        with running_process("launch", color_codeword, "--json", *settings) as launch:
+            wait_until(launch, lambda: count_done(tmp_path) == 8)
             time.sleep(0.5)
-            assert done(tmp_path) == 8
+            assert count_done(tmp_path) == 8
             pushed = PublisherSettings((updated,), tmp_path / "policy", {"color_codeword": control})
             with PolicyPublisher(pushed) as publisher:
                 publisher.publish(
@@ -105,7 +105,7 @@ def test_a_paced_launch_follows_its_trainer_and_leaves_engines_that_missed_a_pus
                 out, err = launch.communicate(timeout=60)
     assert launch.returncode == 0, err
     assert json.loads(out)["status"] == {"ok": 16}
-    played = asyncio.run(read(trajectories, 16))
+    played = asyncio.run(read_trajectories(trajectories, 16))
     assert sorted(t.started.policy_version for t in played if t.started) == ["0"] * 8 + ["1"] * 8
     for trajectory in played:
         assert trajectory.started is not None
@@ -124,10 +124,10 @@ def test_several_environments_and_a_summary_for_people(color_codeword: str, tmp_
     text = Path(color_codeword).read_text().replace("rollout.environments.color_codeword:ColorCodeword", "coin:Coin")
     text = text.replace("  turns: 4 # pictures in a rollout\n", "").replace("name: color_codeword", "name: coin")
     other.write_text(text.replace("../rollout", str(Path(color_codeword).parent.parent / "rollout")))
-    settings = told(
+    settings = set_options(
         ("tasks.count=1", "tasks.group_size=2", "engine.sampling.temperature=0", f"run.directory={tmp_path}")
     )
-    with started("launch", color_codeword, str(other), *settings) as launch:
+    with running_process("launch", color_codeword, str(other), *settings) as launch:
         out, err = launch.communicate(timeout=60)
     assert launch.returncode == 0, err
     assert "2 of 2  (2 ok)  reward 1.000" in out
@@ -141,14 +141,14 @@ def test_several_environments_and_a_summary_for_people(color_codeword: str, tmp_
     [([], "give the YAML of each environment"), (["--resume", "nowhere"], "no launch was begun here")],
 )
 def test_a_launch_of_nothing_is_exit_code_2(arguments: list[str], complaint: str) -> None:
-    result = rollout("launch", *arguments)
+    result = run_cli("launch", *arguments)
     assert (result.returncode, result.stdout) == (2, "")
     assert complaint in result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_a_queue_that_workers_cannot_reach_is_exit_code_2(color_codeword: str, tmp_path: Path) -> None:
-    settings = told(("queue.url=memory://here", f"run.directory={tmp_path}"))
-    result = rollout("launch", color_codeword, *settings)
+    settings = set_options(("queue.url=memory://here", f"run.directory={tmp_path}"))
+    result = run_cli("launch", color_codeword, *settings)
     assert result.returncode == 2
     assert "queue.url is memory://here, and no other process can reach a memory queue" in result.stderr

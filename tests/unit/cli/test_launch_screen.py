@@ -38,8 +38,8 @@ async def test_what_earlier_launches_and_other_machines_did_is_shown_too(
 ) -> None:
     monkeypatch.setattr("rollout.cli.launch_screen._LINE_INTERVAL_SECONDS", 0.0)
     files = [repository / "configs" / "color_codeword.yaml", repository / "configs" / "calculator.yaml"]
-    directory, members = create_run(files, (f"run.directory={tmp_path}",))
-    state = LaunchState(directory, members, 0, LocalPlace(), is_resumed=True)
+    directory, launch_configs = create_run(files, (f"run.directory={tmp_path}",))
+    state = LaunchState(directory, launch_configs, 0, LocalPlace(), is_resumed=True)
     played, endless = state.environments
     played.total_rollouts = 8
     for rollout, status, reward in (("a", "ok", 1.0), ("b", "truncated", 0.0), ("c", "failed", None)):

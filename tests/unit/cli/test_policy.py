@@ -24,7 +24,7 @@ def rollout(repository: Path, engine: str, tmp_path: Path) -> Callable[..., "sub
     def call(command: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         config = str(repository / "configs" / "calculator.yaml")
         urls = ("--set", f'engine.urls=["{engine}"]')
-        return in_process.rollout("policy", command, config, "--run", str(tmp_path / "run"), *urls, *arguments)
+        return in_process.run_cli("policy", command, config, "--run", str(tmp_path / "run"), *urls, *arguments)
 
     return call
 
@@ -50,8 +50,8 @@ def test_an_engine_that_its_trainer_left_behind_is_shown_and_mended(
 
     mended = rollout("push")
     assert (mended.returncode, mended.stdout) == (0, f"ok   {engine}  version 3\n")
-    told = json.loads(rollout("status", "--json").stdout)
-    assert told == {"published": 3, "engines": {engine: {"version": "3", "paused": False, "sound": True}}}
+    status = json.loads(rollout("status", "--json").stdout)
+    assert status == {"published": 3, "engines": {engine: {"version": "3", "paused": False, "sound": True}}}
 
 
 def test_without_anything_published_there_is_nothing_to_push(
@@ -72,6 +72,6 @@ def test_engines_that_cannot_be_reached_are_named(
     rollout: Callable[..., "subprocess.CompletedProcess[str]"], engine: str
 ) -> None:
     both = ("--set", f'engine.urls=["{engine}","http://127.0.0.1:1"]')
-    told = json.loads(rollout("push", *both, "--json").stdout)
-    assert told["engines"] == [engine]
-    assert "no answer from the engine at http://127.0.0.1:1" in told["behind"]["http://127.0.0.1:1"]
+    push_report = json.loads(rollout("push", *both, "--json").stdout)
+    assert push_report["engines"] == [engine]
+    assert "no answer from the engine at http://127.0.0.1:1" in push_report["behind"]["http://127.0.0.1:1"]

@@ -35,12 +35,12 @@ def url(tmp_path: Path) -> str:
     return f"file://{tmp_path}/queue"
 
 
-def rollout(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return in_process.rollout("queue", *arguments)
+def run_queue_command(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return in_process.run_cli("queue", *arguments)
 
 
 def report(*arguments: str) -> Any:
-    result = rollout(*arguments, "--json")
+    result = run_queue_command(*arguments, "--json")
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
@@ -59,7 +59,7 @@ async def reject(url: str, count: int, reason: str) -> None:
             await delivery.reject(reason)
 
 
-async def beside(
+async def run_with_consumer(
     command: Callable[[], Any], holding: Callable[[Queue], Coroutine[Any, Any, None]], queue: Queue
 ) -> Any:
     """What a command says while this process is a consumer of its queue."""
@@ -74,7 +74,7 @@ async def test_stats_tell_of_backlog_and_dead_letters(url: str) -> None:
     found = report("stats", url)
     assert (found["backlog_records"], found["dead_letters"], found["redeliveries"]) == (2, 1, 0)
     assert found["oldest_age"] > 0
-    table = rollout("stats", url).stdout
+    table = run_queue_command("stats", url).stdout
     assert "2 records" in table
     assert "120.0 kB" in table
 
@@ -86,7 +86,7 @@ async def test_peek_shows_a_trajectorys_record_and_leaves_it_there(url: str) -> 
     assert (found["delivered"], found["key"], found["frames"]) == (False, "group-2", 1)
     assert found["content"]["status"] == "ok"
     assert found["content"]["header"]["seq"] == 3
-    text = rollout("peek", url).stdout
+    text = run_queue_command("peek", url).stdout
     assert "rollout_finished  run-1/colors/colors-2-0#0.3" in text
     assert "reward: 0.5" in text
     assert report("stats", url)["backlog_records"] == 1
@@ -111,7 +111,7 @@ async def test_peek_shortens_what_is_long_unless_told_not_to(url: str) -> None:
     assert content["text"].endswith("… (1,000 characters)")
     assert content["raw"].endswith("… (500 bytes)")
     assert content["many"][-1] == "… (100 items)"
-    assert len(rollout("peek", url).stdout) < 1500
+    assert len(run_queue_command("peek", url).stdout) < 1500
     (full,) = report("peek", url, "--full")["records"]
     assert full["content"] == {**value, "array": array.tolist(), "raw": "0x" + bytes(500).hex()}
 
@@ -122,14 +122,14 @@ async def test_peek_says_so_where_a_record_cannot_be_decoded(url: str, frames: F
     (found,) = report("peek", url)["records"]
     assert (found["kind"], found["tag"]) == ("undecodable", "whose it is")
     assert found["content"]["error"]
-    assert "undecodable  whose it is" in rollout("peek", url).stdout
+    assert "undecodable  whose it is" in run_queue_command("peek", url).stdout
 
 
 async def test_what_a_terminal_would_obey_is_not_printed(url: str) -> None:
     await put(url, encode({"text": "\x1b[31m red \udc80"}), tag="\x1b]0;title\x07 \udc80")
     await put(url, encode(None), tag="second")
     for command in ("peek", "dead"):
-        shown = rollout(command, url)
+        shown = run_queue_command(command, url)
         assert shown.returncode == 0, shown.stderr
         assert "\x1b" not in shown.stdout
         assert "\x07" not in shown.stdout
@@ -139,7 +139,7 @@ async def test_what_a_terminal_would_obey_is_not_printed(url: str) -> None:
 
 async def test_peek_stops_at_its_limit_and_says_when_there_is_nothing(url: str) -> None:
     await put(url)
-    assert "empty" in rollout("peek", url).stdout
+    assert "empty" in run_queue_command("peek", url).stdout
     await put(url, *[encode(n) for n in range(5)])
     assert [record["content"] for record in report("peek", url, "--limit", "2")["records"]] == [0, 1]
 
@@ -150,10 +150,10 @@ async def test_dead_letters_are_listed_and_go_back(url: str) -> None:
     found = report("dead", url)
     assert found["dead_letters"] == 3
     assert found["letters"][0] == {"reason": "cannot be [decoded]", "tag": "rollout-9", "key": "group-2", "bytes": 1}
-    assert "cannot be [decoded]" in rollout("dead", url).stdout
-    assert "the first 2 of them" in rollout("dead", url, "--limit", "2").stdout
+    assert "cannot be [decoded]" in run_queue_command("dead", url).stdout
+    assert "the first 2 of them" in run_queue_command("dead", url, "--limit", "2").stdout
     assert report("requeue", url, "--limit", "1") == {"requeued": 1, "dead_letters": 2}
-    assert "2 dead letters put back as new records; 0 are left" in rollout("requeue", url).stdout
+    assert "2 dead letters put back as new records; 0 are left" in run_queue_command("requeue", url).stdout
     assert report("stats", url)["backlog_records"] == 3
 
 
@@ -168,30 +168,34 @@ async def test_drain_leaves_what_another_consumer_holds_and_says_so(url: str) ->
         assert await queue.receive(timeout=10) is not None
 
     await put(f"{url}?partitions=2", *[encode(n) for n in range(4)])
-    text = (await beside(lambda: rollout("drain", url, "--yes", "--wait", "0.2"), lease, open_queue(url))).stdout
+    text = (
+        await run_with_consumer(
+            lambda: run_queue_command("drain", url, "--yes", "--wait", "0.2"), lease, open_queue(url)
+        )
+    ).stdout
     assert text.startswith("0 records removed; 4 are left: another consumer holds them")
     tasks = open_queue(f"{url}-tasks", lease="record")
     await put(f"{url}-tasks", *[encode(n) for n in range(4)])
     arguments = ("drain", f"{url}-tasks", "--yes", "--wait", "0.2", "--lease", "record")
-    assert await beside(lambda: report(*arguments), lease, tasks) == {"drained": 3, "left": 1}
+    assert await run_with_consumer(lambda: report(*arguments), lease, tasks) == {"drained": 3, "left": 1}
 
 
 async def test_drain_needs_a_yes_where_nobody_can_be_asked(url: str) -> None:
     await put(url, encode(1))
-    refused = rollout("drain", url)
+    refused = run_queue_command("drain", url)
     assert refused.returncode == 2
     assert "--yes" in refused.stderr
     assert report("stats", url)["backlog_records"] == 1
 
 
 def test_a_url_that_is_none_exits_with_2() -> None:
-    refused = rollout("stats", "fiel:///data/queue")
+    refused = run_queue_command("stats", "fiel:///data/queue")
     assert refused.returncode == 2
     assert "did you mean file://" in refused.stderr
 
 
 def test_a_queue_that_is_not_there_is_not_created_by_looking_for_it(url: str, tmp_path: Path) -> None:
-    refused = rollout("stats", url)
+    refused = run_queue_command("stats", url)
     assert refused.returncode == 2
     assert "no queue" in refused.stderr
     assert not any(tmp_path.iterdir())
@@ -200,7 +204,7 @@ def test_a_queue_that_is_not_there_is_not_created_by_looking_for_it(url: str, tm
 async def test_a_queue_that_refuses_exits_with_1(url: str) -> None:
     await put(url, encode(bytes(2000)))
     await reject(url, 1, "too large for now")
-    refused = rollout("requeue", f"{url}?high_water=1000&hard_limit=1000")
+    refused = run_queue_command("requeue", f"{url}?high_water=1000&hard_limit=1000")
     assert refused.returncode == 1
     assert "2003" in refused.stderr
     assert report("stats", url)["dead_letters"] == 1

@@ -16,18 +16,18 @@ import pytest
 import yaml
 
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
-from tests.unit.cli.in_process import rollout
+from tests.unit.cli.in_process import run_cli
 from transports import open_queue
 
 
-def process(*arguments: str, path: Path | None = None) -> "subprocess.CompletedProcess[str]":
+def run_in_subprocess(*arguments: str, path: Path | None = None) -> "subprocess.CompletedProcess[str]":
     """`rollout` in a new interpreter, with a directory on its path."""
     env = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
     command = [sys.executable, "-m", "rollout", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False)
 
 
-def complaint(result: subprocess.CompletedProcess[str], code: int) -> str:
+def error_paragraph(result: subprocess.CompletedProcess[str], code: int) -> str:
     """What was said instead of a traceback: one paragraph."""
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
@@ -37,7 +37,7 @@ def complaint(result: subprocess.CompletedProcess[str], code: int) -> str:
 
 @pytest.mark.parametrize("mode", ["offload", "inline"])
 def test_json_is_one_object_with_everything_in_it(color_codeword: Sequence[str], mode: str) -> None:
-    result = rollout("run", *color_codeword, "--set", f"images.mode={mode}", "--json")
+    result = run_cli("run", *color_codeword, "--set", f"images.mode={mode}", "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["rollouts"] == 6
@@ -52,7 +52,7 @@ def test_json_is_one_object_with_everything_in_it(color_codeword: Sequence[str],
 
 
 def test_the_run_directory_tells_what_was_run(color_codeword: Sequence[str]) -> None:
-    run_dir = Path(json.loads(rollout("run", *color_codeword, "--json").stdout)["run_dir"])
+    run_dir = Path(json.loads(run_cli("run", *color_codeword, "--json").stdout)["run_dir"])
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     assert config["tasks"] == {"source": None, "count": 3, "group_size": 2, "seed": 0, "turns": 4}
     # The samples of a task see the same pictures, and each picture is stored once.
@@ -65,9 +65,9 @@ def test_the_run_directory_tells_what_was_run(color_codeword: Sequence[str]) -> 
 
 
 def test_the_summary_is_for_people(color_codeword: Sequence[str]) -> None:
-    result = rollout("run", *color_codeword)
+    result = run_cli("run", *color_codeword)
     assert result.returncode == 0
-    for told in (
+    for expected in (
         "6 of 6",
         "1.000",
         "bridge: 24, rendered: first=6 root=0",
@@ -75,13 +75,13 @@ def test_the_summary_is_for_people(color_codeword: Sequence[str]) -> None:
         "0 violations",
         "scripted",
     ):
-        assert told in result.stdout
+        assert expected in result.stdout
 
 
 def test_a_run_needs_neither_torch_nor_transformers_nor_vllm(color_codeword: Sequence[str], tmp_path: Path) -> None:
     for name in ("torch", "transformers", "vllm"):
         (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name} was imported')\n")
-    result = process("run", *color_codeword, "--json", path=tmp_path)
+    result = run_in_subprocess("run", *color_codeword, "--json", path=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["reward_mean"] == 1.0
 
@@ -103,11 +103,11 @@ def test_an_environment_from_anywhere_is_played(color_codeword: Sequence[str], t
         .replace("../rollout", str(Path(color_codeword[0]).parent.parent / "rollout"))
     )
     path = str(tmp_path / "coin.yaml")
-    result = process("run", path, "--set", "tasks.count=3", "--json", path=tmp_path)
+    result = run_in_subprocess("run", path, "--set", "tasks.count=3", "--json", path=tmp_path)
     report = json.loads(result.stdout)
     assert result.returncode == 0
     assert report["status"] == {"ok": 8, "failed": 4}
-    text = rollout("run", path, "--set", "tasks.count=3")
+    text = run_cli("run", path, "--set", "tasks.count=3")
     assert "000001.0 failed: ValueError: a bug of its own" in text.stdout
     assert "… and 1 more errors" in text.stdout
 
@@ -122,41 +122,41 @@ def test_a_run_without_a_single_turn_tells_no_bytes_of_one(tmp_path: Path, tiny_
         "environment: {class: 'broken:Broken'}\ntasks: {count: 1}\n"
         f"model: {{name: tiny-qwen3-vl, path: {tiny_model}, renderer: qwen3-vl}}\n"
     )
-    text = rollout("run", str(tmp_path / "broken.yaml"), "--set", f"run.directory={tmp_path}")
+    text = run_cli("run", str(tmp_path / "broken.yaml"), "--set", f"run.directory={tmp_path}")
     assert text.returncode == 1
     assert re.search(r"^queue +[\d,]+ bytes$", text.stdout, re.MULTILINE)
 
 
 def test_a_bad_configuration_is_one_paragraph_and_exit_code_2(color_codeword: Sequence[str]) -> None:
-    told = complaint(rollout("run", *color_codeword, "--set", "engine.sampling.temprature=0"), 2)
-    assert "unknown key; did you mean 'temperature'?" in told
-    assert rollout("doctor", *color_codeword, "--set", "tasks.count=-1").returncode == 2
+    message = error_paragraph(run_cli("run", *color_codeword, "--set", "engine.sampling.temprature=0"), 2)
+    assert "unknown key; did you mean 'temperature'?" in message
+    assert run_cli("doctor", *color_codeword, "--set", "tasks.count=-1").returncode == 2
 
 
 def test_a_tokenizer_that_does_not_exist_is_exit_code_2(color_codeword: Sequence[str], tmp_path: Path) -> None:
-    told = complaint(rollout("run", *color_codeword, "--set", f"model.path={tmp_path}/none"), 2)
-    assert f"{tmp_path}/none" in told
+    message = error_paragraph(run_cli("run", *color_codeword, "--set", f"model.path={tmp_path}/none"), 2)
+    assert f"{tmp_path}/none" in message
 
 
 def test_an_unreachable_engine_is_exit_code_1(color_codeword: Sequence[str]) -> None:
     arguments = ("--set", "engine.urls=['http://127.0.0.1:9']", "--set", "engine.timeout=2")
-    told = complaint(rollout("run", *color_codeword, *arguments), 1)
-    assert "no answer from the engine at http://127.0.0.1:9/v1/models" in told
+    message = error_paragraph(run_cli("run", *color_codeword, *arguments), 1)
+    assert "no answer from the engine at http://127.0.0.1:9/v1/models" in message
 
 
 def test_a_wrong_model_name_is_told_with_the_right_ones(color_codeword: Sequence[str]) -> None:
     with EmbeddedServer(EmbeddedSettings()) as url:
         arguments = ("--set", f"engine.urls=['{url}']", "--set", "model.name=another")
-        told = complaint(rollout("run", *color_codeword, *arguments), 1)
-    assert "does not serve the model 'another'; it serves tiny-qwen3-vl" in told
+        message = error_paragraph(run_cli("run", *color_codeword, *arguments), 1)
+    assert "does not serve the model 'another'; it serves tiny-qwen3-vl" in message
 
 
 def test_a_queue_of_an_unknown_kind_is_exit_code_2(color_codeword: Sequence[str]) -> None:
-    complaint(rollout("run", *color_codeword, "--set", "queue.url=carrier-pigeon://loft"), 2)
+    error_paragraph(run_cli("run", *color_codeword, "--set", "queue.url=carrier-pigeon://loft"), 2)
 
 
 def test_debug_shows_the_traceback(color_codeword: Sequence[str], tmp_path: Path) -> None:
-    result = rollout("run", *color_codeword, "--debug", "--set", f"model.path={tmp_path}/none")
+    result = run_cli("run", *color_codeword, "--debug", "--set", f"model.path={tmp_path}/none")
     assert result.returncode == 2
     assert "Traceback" in result.stderr
 
@@ -183,8 +183,8 @@ def test_ctrl_c_ends_cleanly_with_what_was_done(color_codeword: Sequence[str]) -
 @pytest.mark.parametrize("command", ["doctor", "run"])
 def test_the_arguments_of_a_template_are_those_of_its_family(color_codeword: Sequence[str], command: str) -> None:
     qwen35 = ("--set", "model.renderer=qwen3.5", "--set", "model.template={enable_thinking: false}")
-    assert rollout(command, *color_codeword, *qwen35, "--set", "tasks.count=1").returncode == 0
-    wrong = rollout(command, *color_codeword, "--set", "model.template={enable_thinking: false}")
+    assert run_cli(command, *color_codeword, *qwen35, "--set", "tasks.count=1").returncode == 0
+    wrong = run_cli(command, *color_codeword, "--set", "model.template={enable_thinking: false}")
     assert wrong.returncode != 0
     assert "correct model.template (enable_thinking)" in " ".join((wrong.stdout + wrong.stderr).split())
 
@@ -197,8 +197,8 @@ def test_a_queue_that_holds_another_runs_records_is_refused(color_codeword: Sequ
             await queue.put((b"from another run",), key="k")
 
     anyio.run(leave_something)
-    told = complaint(rollout("run", *color_codeword, "--set", f"queue.url={url}"), 1)
-    assert "holds 1 records of another run" in told
+    message = error_paragraph(run_cli("run", *color_codeword, "--set", f"queue.url={url}"), 1)
+    assert "holds 1 records of another run" in message
 
 
 def test_an_engine_that_dies_ends_the_run_and_what_was_done_is_told(color_codeword: Sequence[str]) -> None:

@@ -11,10 +11,10 @@ def test_serve_embedded_answers_and_stops_on_a_signal(tiny_model: Path) -> None:
     command = [sys.executable, "-m", "rollout", "serve", "embedded", str(tiny_model)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        told = process.stdout.readline()
+        startup_line = process.stdout.readline()
         process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 20
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-    assert "no neural network is inside" in told
+    assert "no neural network is inside" in startup_line
     assert process.returncode == 0

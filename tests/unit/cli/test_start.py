@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import rollout.cli
-from tests.unit.cli.in_process import rollout as run_rollout
+from tests.unit.cli.in_process import run_cli as run_rollout
 
 
 def python(code: str) -> "subprocess.CompletedProcess[str]":

@@ -30,7 +30,7 @@ def write(directory: Path, text: str = VALID) -> Path:
     return path
 
 
-def complaint(path: Path, *overrides: str) -> str:
+def load_error(path: Path, *overrides: str) -> str:
     with pytest.raises(ConfigFileError) as caught:
         load_config(path, overrides)
     return str(caught.value)
@@ -50,15 +50,15 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 
 def test_an_unknown_key_is_told_with_file_line_path_and_nearest_name(tmp_path: Path) -> None:
     path = write(tmp_path, VALID.replace("temperature", "temperatur"))
-    told = complaint(path)
-    assert told == f"{path}:12: engine.sampling.temperatur: unknown key; did you mean 'temperature'?"
+    message = load_error(path)
+    assert message == f"{path}:12: engine.sampling.temperatur: unknown key; did you mean 'temperature'?"
 
 
 def test_a_wrong_type_is_told_with_what_was_found(tmp_path: Path) -> None:
     path = write(tmp_path, VALID.replace("count: 2", "count: many"))
-    told = complaint(path)
-    assert told.startswith(f"{path}:4: tasks.count: ")
-    assert "'many'" in told
+    message = load_error(path)
+    assert message.startswith(f"{path}:4: tasks.count: ")
+    assert "'many'" in message
 
 
 def test_arguments_of_the_template_are_scalars_by_name(tmp_path: Path) -> None:
@@ -66,32 +66,32 @@ def test_arguments_of_the_template_are_scalars_by_name(tmp_path: Path) -> None:
         tmp_path, VALID.replace("renderer: qwen3-vl", "renderer: qwen3.5\n  template: {enable_thinking: false}")
     )
     assert load_config(path).model.template == {"enable_thinking": False}
-    told = complaint(path, "model.template=template.jinja")
-    assert told.startswith("--set model.template: model.template: Input should be")
-    assert complaint(write(tmp_path, VALID + "model.template: 1\n")).startswith(f"{path}:13: model.template: unknown")
+    message = load_error(path, "model.template=template.jinja")
+    assert message.startswith("--set model.template: model.template: Input should be")
+    assert load_error(write(tmp_path, VALID + "model.template: 1\n")).startswith(f"{path}:13: model.template: unknown")
 
 
 def test_an_environments_own_keys_are_as_strict_as_ours(tmp_path: Path) -> None:
     path = write(tmp_path, VALID.replace("turns: 3", "turn: 3"))
-    assert f"{path}:5: tasks.turn: unknown key; did you mean 'turns'?" in complaint(path)
+    assert f"{path}:5: tasks.turn: unknown key; did you mean 'turns'?" in load_error(path)
 
 
 def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
     path = write(tmp_path, VALID.replace("count: 2", "cuont: 2").replace("renderer: qwen3-vl", "renderr: x"))
-    told = complaint(path)
-    assert "tasks.cuont" in told
-    assert "model.renderr" in told
-    assert "model.renderer: this key is required" in told
+    message = load_error(path)
+    assert "tasks.cuont" in message
+    assert "model.renderr" in message
+    assert "model.renderer: this key is required" in message
 
 
 def test_an_unknown_section_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, VALID + "quue:\n  url: memory://x\n")
-    assert f"{path}:13: quue: unknown section; did you mean 'queue'?" in complaint(path)
+    assert f"{path}:13: quue: unknown section; did you mean 'queue'?" in load_error(path)
 
 
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, VALID + "tasks:\n  count: 3\n")
-    assert f"{path}:13: tasks: this key is given twice" in complaint(path)
+    assert f"{path}:13: tasks: this key is given twice" in load_error(path)
 
 
 def test_overrides_win_and_name_themselves_when_they_are_wrong(tmp_path: Path) -> None:
@@ -99,10 +99,10 @@ def test_overrides_win_and_name_themselves_when_they_are_wrong(tmp_path: Path) -
     config = load_config(path, ["engine.sampling.temperature=0", "engine.urls=['http://127.0.0.1:1']", "run.name=x"])
     assert config.engine.sampling.temperature == 0
     assert config.engine.urls == ("http://127.0.0.1:1",)
-    assert "--set engine.sampling.temprature: engine.sampling.temprature: unknown key" in complaint(
+    assert "--set engine.sampling.temprature: engine.sampling.temprature: unknown key" in load_error(
         path, "engine.sampling.temprature=0"
     )
-    assert "expected key=value" in complaint(path, "nonsense")
+    assert "expected key=value" in load_error(path, "nonsense")
 
 
 def test_variables_are_replaced_and_typed_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_variables_are_replaced_and_typed_afterwards(tmp_path: Path, monkeypatch
 def test_a_missing_variable_is_told_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TASKS", raising=False)
     path = write(tmp_path, VALID.replace("count: 2", "count: ${TASKS}"))
-    assert complaint(path).startswith(f"{path}:4: the environment variable TASKS is not set")
+    assert load_error(path).startswith(f"{path}:4: the environment variable TASKS is not set")
 
 
 @pytest.mark.parametrize(
@@ -130,17 +130,17 @@ def test_a_missing_variable_is_told_with_its_line(tmp_path: Path, monkeypatch: p
 )
 def test_an_environment_that_cannot_be_used_is_refused(tmp_path: Path, named: str, told: str) -> None:
     path = write(tmp_path, VALID.replace("rollout.environments.color_codeword:ColorCodeword", named))
-    assert complaint(path).startswith(f"{path}:2: environment.class: ")
-    assert told in complaint(path)
+    assert load_error(path).startswith(f"{path}:2: environment.class: ")
+    assert told in load_error(path)
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "just words"])
 def test_what_is_not_a_mapping_of_sections_is_refused(tmp_path: Path, text: str) -> None:
-    assert str(tmp_path / "env.yaml") in complaint(write(tmp_path, text))
+    assert str(tmp_path / "env.yaml") in load_error(write(tmp_path, text))
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    assert "No such file" in complaint(tmp_path / "none.yaml")
+    assert "No such file" in load_error(tmp_path / "none.yaml")
 
 
 def test_the_digest_ignores_where_a_run_is_kept(tmp_path: Path) -> None:
@@ -154,17 +154,17 @@ def test_the_digest_is_that_of_the_same_files_on_another_machine(tmp_path: Path)
     for directory in (here, there):
         directory.mkdir()
         write(directory)
-    told = [
+    digests = [
         load_config(directory / "env.yaml", ["tasks.source=data/one.jsonl"]).digest() for directory in (here, there)
     ]
-    assert told[0] == told[1]
-    assert told[0] != load_config(here / "env.yaml", ["tasks.source=data/two.jsonl"]).digest()
+    assert digests[0] == digests[1]
+    assert digests[0] != load_config(here / "env.yaml", ["tasks.source=data/two.jsonl"]).digest()
 
 
 @pytest.mark.parametrize("value", ['"4"', "true", "4.5", "[4]"])
 def test_a_scalar_of_another_type_is_refused_even_where_it_could_be_read_as_one(tmp_path: Path, value: str) -> None:
     path = write(tmp_path, VALID.replace("count: 2", f"count: {value}"))
-    assert complaint(path).startswith(f"{path}:4: tasks.count: ")
+    assert load_error(path).startswith(f"{path}:4: tasks.count: ")
 
 
 def test_a_variable_stays_one_scalar_whatever_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,4 +178,4 @@ def test_a_variable_stays_one_scalar_whatever_it_holds(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("value", ["2026-13-45", "!!int abc", "&a [*a]"])
 def test_a_value_that_yaml_cannot_make_is_told(tmp_path: Path, value: str) -> None:
-    assert "env.yaml" in complaint(write(tmp_path, VALID.replace("name: tiny", f"name: {value}")))
+    assert "env.yaml" in load_error(write(tmp_path, VALID.replace("name: tiny", f"name: {value}")))

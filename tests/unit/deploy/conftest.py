@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.in_process import rollout
+from tests.unit.cli.in_process import run_cli
 
 CONFIG = """\
 environment: {class: "rollout.environments.color_codeword:ColorCodeword"}
@@ -37,4 +37,4 @@ def configs(tmp_path: Path, tiny_model: Path) -> list[Path]:
 def render(configs: list[Path], tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """`rollout launch … --render run7`, with further arguments."""
     files = [str(file) for file in configs]
-    return lambda *arguments: rollout("launch", *files, "--render", str(tmp_path / "run7"), *arguments)
+    return lambda *arguments: run_cli("launch", *files, "--render", str(tmp_path / "run7"), *arguments)

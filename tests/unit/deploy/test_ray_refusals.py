@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.in_process import rollout
+from tests.unit.cli.in_process import run_cli
 
 
 def test_without_ray_the_extra_is_named(configs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    result = rollout("launch", str(configs[0]), "--on", "ray")
+    result = run_cli("launch", str(configs[0]), "--on", "ray")
     assert result.returncode == 2
     assert "pip install 'rollout[ray]'" in result.stderr
 
 
 def test_ray_is_told_how_many_workers(configs: list[Path]) -> None:
-    result = rollout("launch", str(configs[0]), "--on", "ray", "--workers", "0")
+    result = run_cli("launch", str(configs[0]), "--on", "ray", "--workers", "0")
     assert result.returncode == 2
     assert "--workers says how many" in result.stderr

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.unit.cli.in_process import rollout
+from tests.unit.cli.in_process import run_cli
 
 Render = Callable[..., "subprocess.CompletedProcess[str]"]
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
@@ -33,7 +33,7 @@ def rendered(tmp_path: Path, repository: Path) -> Callable[[], dict[str, str]]:
     return read
 
 
-def objects(texts: dict[str, str]) -> list[dict[str, Any]]:
+def load_manifests(texts: dict[str, str]) -> list[dict[str, Any]]:
     return [found for _, text in sorted(texts.items()) for found in yaml.safe_load_all(text)]
 
 
@@ -50,9 +50,9 @@ def test_pods_read_the_configurations_as_they_are(
     render: Render, rendered: Callable[[], dict[str, str]], configs: list[Path]
 ) -> None:
     assert render(*K8S).returncode == 0
-    (found,) = (entry for entry in objects(rendered()) if entry["kind"] == "ConfigMap")
+    (found,) = (entry for entry in load_manifests(rendered()) if entry["kind"] == "ConfigMap")
     assert [yaml.safe_load(text)["run"]["name"] for text in found["data"].values()] == [f.stem for f in configs]
-    for job in (entry for entry in objects(rendered()) if entry["kind"] == "Job"):
+    for job in (entry for entry in load_manifests(rendered()) if entry["kind"] == "Job"):
         (container,) = job["spec"]["template"]["spec"]["containers"]
         named = [Path(word).name for word in container["command"] if word.startswith("/etc/rollout/")]
         assert named
@@ -63,7 +63,7 @@ def test_manifests_are_valid_by_the_schemas_of_kubernetes(
     render: Render, rendered: Callable[[], dict[str, str]]
 ) -> None:
     assert render(*K8S).returncode == 0
-    found = objects(rendered())
+    found = load_manifests(rendered())
     assert [entry["kind"] for entry in found] == ["ConfigMap", "Job", "Job", "Job"]
     for entry in found:
         kubernetes_validate.validate(entry, kubernetes_validate.latest_version(), strict=True)
@@ -73,7 +73,7 @@ def test_pods_have_time_to_drain_probes_and_what_they_need(
     render: Render, rendered: Callable[[], dict[str, str]]
 ) -> None:
     assert render(*K8S).returncode == 0
-    jobs = [entry for entry in objects(rendered()) if entry["kind"] == "Job"]
+    jobs = [entry for entry in load_manifests(rendered()) if entry["kind"] == "Job"]
     for job in jobs:
         pod = job["spec"]["template"]["spec"]
         (container,) = pod["containers"]
@@ -134,14 +134,14 @@ def test_what_could_not_work_is_refused_by_name(
 
 
 def test_an_image_is_for_pods_alone(configs: list[Path]) -> None:
-    result = rollout("launch", str(configs[0]), "--image", "x")
+    result = run_cli("launch", str(configs[0]), "--image", "x")
     assert result.returncode == 2
     assert "--on k8s need --render DIR" in result.stderr
 
 
 def test_a_path_that_would_be_another_one_in_a_pod_is_refused(configs: list[Path], tmp_path: Path) -> None:
     configs[0].write_text(configs[0].read_text().replace(f"{tmp_path}/runs", "runs"))
-    result = rollout("launch", str(configs[0]), *K8S, "--render", str(tmp_path / "run7"))
+    result = run_cli("launch", str(configs[0]), *K8S, "--render", str(tmp_path / "run7"))
     assert result.returncode == 2
     assert "run.directory is relative to the file" in result.stderr
 
@@ -159,6 +159,6 @@ def test_an_environment_whose_job_would_have_no_name_of_its_own_is_refused(
 
 
 def test_a_name_that_kubernetes_does_not_take_is_refused(configs: list[Path], tmp_path: Path) -> None:
-    result = rollout("launch", str(configs[0]), *K8S, "--render", str(tmp_path / "Run_7"))
+    result = run_cli("launch", str(configs[0]), *K8S, "--render", str(tmp_path / "Run_7"))
     assert result.returncode == 2
     assert "cannot name objects in Kubernetes" in result.stderr

@@ -104,8 +104,8 @@ async def test_a_tokenizer_that_answers_nonsense_is_a_fault(
 ) -> None:
     post = EngineHttp.post
 
-    async def greeted(self: EngineHttp, url: str, body: bytes, *, session: str | None = None) -> bytes:
-        return b"<html>" if url.endswith("/tokenize") else await post(self, url, body, session_id=session)
+    async def greeted(self: EngineHttp, url: str, body: bytes, *, session_id: str | None = None) -> bytes:
+        return b"<html>" if url.endswith("/tokenize") else await post(self, url, body, session_id=session_id)
 
     monkeypatch.setattr(EngineHttp, "post", greeted)
     *_, found = await findings(config, url, runs)

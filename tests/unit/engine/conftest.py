@@ -153,16 +153,16 @@ def faulty() -> Callable[[Behaviour], AbstractAsyncContextManager[FaultyEngine]]
 @pytest.fixture
 def text() -> GenerateRequest:
     """A sound request without images."""
-    return sound(())
+    return make_request(())
 
 
 @pytest.fixture
 def pictures() -> GenerateRequest:
     """A sound request with three images, two of which are the same."""
-    return sound((b"one", b"two", b"one"))
+    return make_request((b"one", b"two", b"one"))
 
 
-def sound(images: tuple[bytes, ...]) -> GenerateRequest:
+def make_request(images: tuple[bytes, ...]) -> GenerateRequest:
     lengths = [3 + len(data) + index for index, data in enumerate(dict.fromkeys(images))]
     length = dict(zip(dict.fromkeys(images), lengths, strict=True))
     prompt, expanded, refs, marks = [1], [1], [], []

@@ -125,13 +125,13 @@ def test_a_prompt_is_read_however_it_is_written(text: GenerateRequest) -> None:
 
 
 def test_our_prompt_anywhere_but_at_its_place_proves_nothing(text: GenerateRequest) -> None:
-    ours = text.expanded_prompt.tolist()
+    prompt_ids = text.expanded_prompt.tolist()
     elsewhere: list[dict[str, Any]] = [
-        {"choices": [CHOICE | {"prompt_token_ids": ours}]},
-        {"choices": [CHOICE | {"prompt_token_ids": ours}], "prompt_token_ids": [*ours, 1]},
+        {"choices": [CHOICE | {"prompt_token_ids": prompt_ids}]},
+        {"choices": [CHOICE | {"prompt_token_ids": prompt_ids}], "prompt_token_ids": [*prompt_ids, 1]},
         {"choices": [CHOICE], "prompt_token_ids": None},
-        {"choices": [CHOICE], "prompt_token_ids": [*ours, 1]},
-        {"choices": [CHOICE], "prompt_token_ids": ours[:-1]},
+        {"choices": [CHOICE], "prompt_token_ids": [*prompt_ids, 1]},
+        {"choices": [CHOICE], "prompt_token_ids": prompt_ids[:-1]},
     ]
     for answer in elsewhere:
         with pytest.raises(EngineMismatch):
@@ -144,35 +144,37 @@ def npy(rows: npt.NDArray[Any]) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-CHOICES = np.arange(9 * 2 * 4, dtype=np.uint8).reshape(9, 2, 4)
+EXPERT_ROWS = np.arange(9 * 2 * 4, dtype=np.uint8).reshape(9, 2, 4)
 """Ten tokens, the last of which was never fed to the network: nine rows of two layers with four experts each."""
 
 
 def test_experts_are_those_of_the_tokens_that_a_turn_added() -> None:
-    whole = read_experts(npy(CHOICES), first_token=0, conversation_length=10)
-    asked = read_experts(npy(CHOICES[6:]), first_token=6, conversation_length=10)
-    not_asked = read_experts(npy(CHOICES), first_token=6, conversation_length=10)
+    whole = read_experts(npy(EXPERT_ROWS), first_token=0, conversation_length=10)
+    asked = read_experts(npy(EXPERT_ROWS[6:]), first_token=6, conversation_length=10)
+    not_asked = read_experts(npy(EXPERT_ROWS), first_token=6, conversation_length=10)
     assert whole is not None
     assert asked is not None
     assert not_asked is not None
-    assert np.array_equal(whole.rows, CHOICES)
+    assert np.array_equal(whole.rows, EXPERT_ROWS)
     assert (asked.first, not_asked.first) == (6, 6)
     assert np.array_equal(asked.rows, not_asked.rows)
-    assert np.array_equal(asked.rows, CHOICES[6:])
+    assert np.array_equal(asked.rows, EXPERT_ROWS[6:])
 
 
 def test_experts_of_two_turns_join_without_a_gap(text: GenerateRequest) -> None:
     """The second turn begins with the token that the first one sampled last: its row exists only now."""
     later = replace(text, known_token_count=5)
-    first = read_experts(npy(CHOICES[:4]), first_token=text.experts_start, conversation_length=5)
-    second = read_experts(npy(CHOICES[4:]), first_token=later.experts_start, conversation_length=10)
+    first = read_experts(npy(EXPERT_ROWS[:4]), first_token=text.experts_start, conversation_length=5)
+    second = read_experts(npy(EXPERT_ROWS[4:]), first_token=later.experts_start, conversation_length=10)
     assert first is not None
     assert second is not None
     assert second.first == first.first + len(first.rows)
-    assert np.array_equal(np.concatenate([first.rows, second.rows]), CHOICES)
+    assert np.array_equal(np.concatenate([first.rows, second.rows]), EXPERT_ROWS)
 
 
-@pytest.mark.parametrize("encoded", [npy(CHOICES[:5]), npy(CHOICES[0]), npy(CHOICES.astype(np.float32)), "AAAA", "?"])
+@pytest.mark.parametrize(
+    "encoded", [npy(EXPERT_ROWS[:5]), npy(EXPERT_ROWS[0]), npy(EXPERT_ROWS.astype(np.float32)), "AAAA", "?"]
+)
 def test_experts_of_other_tokens_are_refused(encoded: str) -> None:
     with pytest.raises(InvalidEvidence, match="routed_experts"):
         read_experts(encoded, first_token=6, conversation_length=10)
@@ -202,7 +204,7 @@ def test_experts_and_masks_cross_the_queue_as_arrays() -> None:
         prompt_digest=b"",
         finish_reason=FinishReason.STOP,
         cached_tokens=4,
-        routed_experts=RoutedExperts(6, CHOICES[6:]),
+        routed_experts=RoutedExperts(6, EXPERT_ROWS[6:]),
         sampling_mask=SamplingMask(np.array([5, 6], np.int32), np.array([2], np.int32)),
     )
     read = decode_record(encode_record(step))
@@ -211,6 +213,6 @@ def test_experts_and_masks_cross_the_queue_as_arrays() -> None:
     assert read.routed_experts is not None
     assert read.sampling_mask is not None
     assert read.routed_experts.first == 6
-    assert np.array_equal(read.routed_experts.rows, CHOICES[6:])
+    assert np.array_equal(read.routed_experts.rows, EXPERT_ROWS[6:])
     assert read.sampling_mask.ids.tolist() == [5, 6]
     assert read.sampling_mask.lengths.tolist() == [2]

@@ -147,24 +147,24 @@ async def test_a_host_that_is_no_name_is_unreachable() -> None:
 
 
 async def test_cancellation_within_an_answer_closes_its_connection() -> None:
-    begun, left = asyncio.Event(), asyncio.Event()
+    request_received, disconnected = asyncio.Event(), asyncio.Event()
 
     async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{")
         await writer.drain()
         while await reader.read(65536):
-            begun.set()
-        left.set()
+            request_received.set()
+        disconnected.set()
         writer.close()
 
     server = await asyncio.start_server(begin, "127.0.0.1", 0)
     async with server, EngineHttp() as http:
         async with anyio.create_task_group() as group:
             group.start_soon(http.post, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", b"{}")
-            await begun.wait()
+            await request_received.wait()
             group.cancel_scope.cancel()
         with anyio.fail_after(20):
-            await left.wait()
+            await disconnected.wait()
 
 
 async def test_an_engine_that_returns_is_used_again(
@@ -240,13 +240,13 @@ async def test_cancellation_does_not_wait_for_an_engine_that_is_gone(
 async def test_hundreds_of_requests_are_in_flight_at_once(faulty: Any, behaviours: Any, text: GenerateRequest) -> None:
     everybody = asyncio.Event()
 
-    async def together(body: dict[str, Any]) -> Any:
+    async def answer_once_all_arrived(body: dict[str, Any]) -> Any:
         if len(engine.generated) == 300:
             everybody.set()
         await everybody.wait()
         return behaviours["completion"](body)
 
-    async with faulty(together) as engine, EngineClient([engine.url], "m", timeout=30) as client:
+    async with faulty(answer_once_all_arrived) as engine, EngineClient([engine.url], "m", timeout=30) as client:
         async with asyncio.TaskGroup() as group:
             for _ in range(300):
                 group.create_task(client.generate(text))

@@ -24,8 +24,8 @@ from rollout.engine.protocol import encode_request
 from rollout.engine.request import GenerateRequest
 from rollout.testing import embedded_policy
 
-KNOBS = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536}
-KIMI = {
+QWEN_PROCESSOR = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536}
+KIMI_PROCESSOR = {
     "patch_size": 14,
     "merge_kernel_size": 2,
     "in_patch_limit": 16384,
@@ -40,10 +40,10 @@ HASH = hashlib.sha256(bytes(3)).hexdigest()[:32]
 
 @pytest.fixture
 def geometry() -> Geometry:
-    return geometry_for("qwen_vl", KNOBS)
+    return geometry_for("qwen_vl", QWEN_PROCESSOR)
 
 
-def request(*urls: str, payload: Any = None) -> GenerateRequest:
+def make_request(*urls: str, payload: Any = None) -> GenerateRequest:
     """A prompt with these images, of two tokens each."""
     images = tuple(ImageRef(url, HASH, payload or {"image_grid_thw": [[1, 2, 4]]}) for url in urls)
     logical, expanded, placeholders = [1], [1], []
@@ -65,14 +65,14 @@ def request(*urls: str, payload: Any = None) -> GenerateRequest:
     )
 
 
-def encoded(one: GenerateRequest, geometry: Geometry) -> dict[str, Any]:
-    body: dict[str, Any] = orjson.loads(encode_request(one, "tiny", "r.0", geometry=geometry))
+def encoded(image_request: GenerateRequest, geometry: Geometry) -> dict[str, Any]:
+    body: dict[str, Any] = orjson.loads(encode_request(image_request, "tiny", "r.0", geometry=geometry))
     return body
 
 
 def test_references_go_out_with_the_expanded_prompt_and_nothing_else(geometry: Geometry) -> None:
     url = f"file:///data/runs/demo-1/assets/images/{HASH}.png"
-    body = encoded(request(url, INLINE), geometry)
+    body = encoded(make_request(url, INLINE), geometry)
     assert "content_parts" not in body
     assert body["token_ids"] == [1, PAD, PAD, 2, PAD, PAD, 2]
     assert body["features"]["mm_hashes"] == {"image": [HASH, HASH]}
@@ -88,18 +88,18 @@ def test_references_go_out_with_the_expanded_prompt_and_nothing_else(geometry: G
 def test_a_file_is_written_as_a_reference_once_for_all_turns(
     geometry: Geometry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = request(f"file:///data/runs/demo-1/assets/images/{HASH}.png")
-    first = encoded(one, geometry)
+    image_request = make_request(f"file:///data/runs/demo-1/assets/images/{HASH}.png")
+    first = encoded(image_request, geometry)
     monkeypatch.setattr("rollout.engine.features.format_ref", None)
-    assert encoded(one, geometry) == first
-    other = geometry_for("qwen_vl", {**KNOBS, "max_pixels": 131072})
+    assert encoded(image_request, geometry) == first
+    other_geometry = geometry_for("qwen_vl", {**QWEN_PROCESSOR, "max_pixels": 131072})
     with pytest.raises(TypeError):
-        encoded(one, other)
+        encoded(image_request, other_geometry)
 
 
 def test_kimi_goes_out_under_the_engines_own_modality() -> None:
-    one = request(INLINE, payload={"grid_thws": [[1, 2, 4]]})
-    body = encoded(one, geometry_for("kimi_k25", KIMI))
+    image_request = make_request(INLINE, payload={"grid_thws": [[1, 2, 4]]})
+    body = encoded(image_request, geometry_for("kimi_k25", KIMI_PROCESSOR))
     assert body["features"]["mm_hashes"].keys() == {"vision_chunk"}
     assert parse_ref(body["features"]["kwargs_data"]["vision_chunk"][0]).modality == "vision_chunk"
 
@@ -114,32 +114,32 @@ def test_kimi_goes_out_under_the_engines_own_modality() -> None:
     ],
 )
 def test_the_run_of_an_image_is_the_directory_that_keeps_it(geometry: Geometry, directory: str, run: str) -> None:
-    body = encoded(request(f"file://{directory}/{HASH}.png"), geometry)
+    body = encoded(make_request(f"file://{directory}/{HASH}.png"), geometry)
     assert parse_ref(body["features"]["kwargs_data"]["image"][0]).run_id == run
 
 
 def test_a_directory_that_no_reference_can_name_is_refused_with_the_cure(geometry: Geometry) -> None:
     with pytest.raises(RequestRefusedLocally, match="content_parts"):
-        encoded(request(f"file:///data/my%20pictures/{HASH}.png"), geometry)
+        encoded(make_request(f"file:///data/my%20pictures/{HASH}.png"), geometry)
 
 
 def test_a_prompt_of_text_goes_out_as_ever(geometry: Geometry) -> None:
-    body = encoded(request(), geometry)
+    body = encoded(make_request(), geometry)
     assert not {"features", "content_parts"} & body.keys()
 
 
-Told = Callable[[Any], str]
+StartEngine = Callable[[Any], str]
 
 
 @pytest.fixture
-def engine() -> Iterator[Told]:
+def engine() -> Iterator[StartEngine]:
     """`engine(told)`: the URL of a server whose plugin tells this of itself; None: it has no plugin."""
     servers: list[ThreadingHTTPServer] = []
 
-    def start(told: Any) -> str:
+    def start(description: Any) -> str:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                paths = {"/v1/models": {"data": [{"id": "tiny", "max_model_len": 100}]}, "/mmraw/version": told}
+                paths = {"/v1/models": {"data": [{"id": "tiny", "max_model_len": 100}]}, "/mmraw/version": description}
                 found = paths.get(self.path)
                 self.send_response(404 if found is None else 200)
                 self.end_headers()
@@ -159,17 +159,21 @@ def engine() -> Iterator[Told]:
         server.server_close()
 
 
-def told(geometry: Geometry, **changed: Any) -> dict[str, Any]:
-    own = {"family": geometry.family, "fingerprint": geometry.fingerprint, "modality": "image"}
-    return {"version": "0.1.0", "refs": ["v2", "v3"], **own, **changed}
+def plugin_description(geometry: Geometry, **changed: Any) -> dict[str, Any]:
+    geometry_fields = {"family": geometry.family, "fingerprint": geometry.fingerprint, "modality": "image"}
+    return {"version": "0.1.0", "refs": ["v2", "v3"], **geometry_fields, **changed}
 
 
-async def test_each_engine_gets_images_as_it_takes_them(engine: Told, geometry: Geometry) -> None:
-    urls = [engine(told(geometry)), engine(None), engine(told(geometry, family=None, fingerprint=None))]
+async def test_each_engine_gets_images_as_it_takes_them(engine: StartEngine, geometry: Geometry) -> None:
+    urls = [
+        engine(plugin_description(geometry)),
+        engine(None),
+        engine(plugin_description(geometry, family=None, fingerprint=None)),
+    ]
     with structlog.testing.capture_logs() as logs:
         async with EngineClient(urls, "tiny", timeout=20, multimodal="auto", geometry=geometry) as client:
             await client.check()
-            assert [one.resolves_references for one in client.replicas] == [True, False, False]
+            assert [replica.resolves_references for replica in client.replicas] == [True, False, False]
     assert {entry["engine"]: entry["event"] for entry in logs} == {
         urls[0]: "images go out as references",
         urls[1]: "images go out as content_parts",
@@ -187,16 +191,16 @@ async def test_each_engine_gets_images_as_it_takes_them(engine: Told, geometry: 
     ],
 )
 async def test_where_references_are_asked_for_another_plugin_is_refused_with_its_reason(
-    engine: Told, geometry: Geometry, changed: dict[str, Any], why: str
+    engine: StartEngine, geometry: Geometry, changed: dict[str, Any], why: str
 ) -> None:
-    url = engine(told(geometry, **changed))
+    url = engine(plugin_description(geometry, **changed))
     async with EngineClient([url], "tiny", timeout=20, multimodal="mmraw", geometry=geometry) as client:
         with pytest.raises(EngineRefused, match=f"engine.multimodal is mmraw.*{why}"):
             await client.check()
 
 
-async def test_nobody_is_asked_where_it_would_not_matter(engine: Told, geometry: Geometry) -> None:
-    url = engine(told(geometry))
+async def test_nobody_is_asked_where_it_would_not_matter(engine: StartEngine, geometry: Geometry) -> None:
+    url = engine(plugin_description(geometry))
     for multimodal, own in (("content_parts", geometry), ("auto", None), ("mmraw", None)):
         async with EngineClient([url], "tiny", timeout=20, multimodal=multimodal, geometry=own) as client:  # type: ignore[arg-type]
             await client.check()
@@ -205,7 +209,7 @@ async def test_nobody_is_asked_where_it_would_not_matter(engine: Told, geometry:
 
 async def test_the_embedded_engine_gets_parts(tmp_path: Path, geometry: Geometry) -> None:
     async with embedded_policy(tmp_path) as policy:
-        (url,) = (one.url for one in policy.engine.replicas)
+        (url,) = (replica.url for replica in policy.engine.replicas)
         async with EngineClient([url], policy.engine.model, timeout=20, multimodal="auto", geometry=geometry) as client:
             await client.check()
             assert not client.replicas[0].resolves_references

@@ -27,10 +27,10 @@ def recorded() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def generations(recorded: dict[str, Any]) -> list[Generation]:
-    return [decode_response(orjson.dumps(turn["answer"]), asked(turn)) for turn in recorded["turns"]]
+    return [decode_response(orjson.dumps(turn["answer"]), request_of_turn(turn)) for turn in recorded["turns"]]
 
 
-def asked(turn: dict[str, Any]) -> GenerateRequest:
+def request_of_turn(turn: dict[str, Any]) -> GenerateRequest:
     prompt = as_logical_ids(turn["request"]["token_ids"])
     sampling = turn["request"]["sampling_params"]
     ours = ("logprobs", "stop_token_ids", "routed_experts_prompt_start")
@@ -53,7 +53,7 @@ def test_turns_ask_for_the_experts_that_earlier_ones_did_not_bring(recorded: dic
     assert wanted == [None, 22, 41]
     for turn, first in zip(recorded["turns"], wanted, strict=True):
         name = turn["request"]["request_id"]
-        assert orjson.loads(encode_request(asked(turn), "tiny", name, experts_start=first)) == turn["request"]
+        assert orjson.loads(encode_request(request_of_turn(turn), "tiny", name, experts_start=first)) == turn["request"]
 
 
 def test_the_experts_of_all_turns_are_those_of_the_whole_conversation(
@@ -64,14 +64,14 @@ def test_the_experts_of_all_turns_are_those_of_the_whole_conversation(
     expected = read_experts(whole["choices"][0]["routed_experts"], first_token=0, conversation_length=tokens)
     found = [generation.routed_experts for generation in generations]
     assert expected is not None
-    at = 0
+    position = 0
     for experts in found:
         assert experts is not None
-        assert experts.first == at
-        assert np.array_equal(experts.rows, expected.rows[at : at + len(experts.rows)])
-        at += len(experts.rows)
+        assert experts.first == position
+        assert np.array_equal(experts.rows, expected.rows[position : position + len(experts.rows)])
+        position += len(experts.rows)
     # The last token that was sampled was fed to the network only in the one prompt.
-    assert at == len(whole["prompt_token_ids"]) - 1
+    assert position == len(whole["prompt_token_ids"]) - 1
     assert expected.rows.shape[1:] == (2, 2)
 
 

@@ -58,8 +58,8 @@ def as_many_images_as_pads_of_an_expanded_prompt(request: GenerateRequest) -> Ge
 
 
 def images_in_another_order(request: GenerateRequest) -> GenerateRequest:
-    one, two, *rest = request.images
-    return replace(request, images=(two, one, *rest))
+    first, second, *rest = request.images
+    return replace(request, images=(second, first, *rest))
 
 
 def first_image_url(url: Any) -> Tamper:
@@ -86,13 +86,13 @@ def first_range(**changed: int) -> Tamper:
     return tamper
 
 
-def other_expansion(request: GenerateRequest) -> GenerateRequest:
+def changed_first_token(request: GenerateRequest) -> GenerateRequest:
     ids = request.expanded_prompt.copy()
     ids[0] = 42
     return replace(request, expanded_prompt=ExpandedIds(ids))
 
 
-def over_text(request: GenerateRequest) -> GenerateRequest:
+def text_in_image_range(request: GenerateRequest) -> GenerateRequest:
     ids = request.expanded_prompt.copy()
     ids[request.placeholders[0].offset] = 42
     return replace(request, expanded_prompt=ExpandedIds(ids))
@@ -146,7 +146,7 @@ SILENTLY_WRONG: Cases = {
     ),
     "a video in the place of an image": (first_image_url("data:video/mp4;base64,AAAA"), "needs its data:image"),
     "an image that lies elsewhere": (first_image_url("https://host/x.png"), "needs its data:image"),
-    "a range over tokens that are no pads": (over_text, "not the prompt with each pad token repeated"),
+    "a range over tokens that are no pads": (text_in_image_range, "not the prompt with each pad token repeated"),
     "a range that begins late": (first_range(offset=1), "must lie exactly"),
     "a range that begins early": (first_range(offset=-1), "must lie exactly"),
     "a range that is short": (first_range(length=-1), "must lie exactly"),
@@ -160,23 +160,23 @@ SILENTLY_WRONG: Cases = {
     "a temperature that is no number": (sampling(temperature=float("nan")), "the temperature is nan"),
     "a number that JSON has not": (sampling(seed=float("nan")), "seed is nan"),
 }
-DEADLY: Cases = {
+CRASHING: Cases = {
     "a range that is long": (first_range(length=1), "must lie exactly"),
     "a range of no tokens": (first_range(length=-50), "takes no tokens"),
     "null in the place of an image": (first_image_url(None), "image 0 is None; every image needs"),
     "nothing in the place of an image": (first_image_url(""), "every image needs"),
 }
-REFUSED_THERE: Cases = {
+REFUSED_BY_ENGINE: Cases = {
     "a file on another machine": (first_image_url("file://host/x.png"), "needs its data:image"),
     "a hash that is not hex": (first_image_hash("0123456789abcdeg"), "not lower-case hex"),
     "a hash in capitals": (first_image_hash("ABCDEF0123456789"), "not lower-case hex"),
-    "another prompt": (other_expansion, "not the prompt with each pad token repeated"),
+    "another prompt": (changed_first_token, "not the prompt with each pad token repeated"),
     "one stop token": (sampling(stop_token_ids=5), "stop_token_ids is 5; expected a list"),
     "stop tokens that are none": (sampling(stop_token_ids=None), "stop_token_ids is None; expected a list"),
     "what JSON has not": (sampling(extra_args={"x": object()}), "the sampling cannot be written as JSON"),
     "a number beyond JSON": (sampling(seed=2**80), "the sampling cannot be written as JSON"),
 }
-CASES = SILENTLY_WRONG | DEADLY | REFUSED_THERE
+CASES = SILENTLY_WRONG | CRASHING | REFUSED_BY_ENGINE
 
 
 @pytest.mark.parametrize("geometry", [None, GEOMETRY], ids=["content_parts", "references"])
@@ -190,7 +190,7 @@ def test_what_an_engine_must_not_see_is_refused_by_name(
     assert told in str(refused.value)
 
 
-OF_REFERENCES: Cases = {
+REFERENCE_CASES: Cases = {
     "a range longer than the embeddings": (with_more_pads(1), "takes 6 tokens by its layout, and has 7 places"),
     "a range shorter than the embeddings": (with_more_pads(-1), "takes 6 tokens by its layout, and has 5 places"),
     "an image without data": (first_image_payload({}), "must be {'image_grid_thw'"),
@@ -202,7 +202,7 @@ OF_REFERENCES: Cases = {
 }
 
 
-@pytest.mark.parametrize(("tamper", "told"), OF_REFERENCES.values(), ids=OF_REFERENCES)
+@pytest.mark.parametrize(("tamper", "told"), REFERENCE_CASES.values(), ids=REFERENCE_CASES)
 def test_what_only_a_reference_could_bring_about_is_refused_by_name(
     pictures: GenerateRequest, tamper: Tamper, told: str
 ) -> None:
@@ -256,9 +256,9 @@ def test_a_prompt_that_lost_or_gained_any_pad_is_refused(data: st.DataObject) ->
         stop_token_ids=(),
     )
     encode(request)
-    at = data.draw(st.integers(0, len(prompt) - 1))
+    index = data.draw(st.integers(0, len(prompt) - 1))
     changed = request.prompt.copy()
-    changed[at] = 4 if changed[at] == PAD else PAD
+    changed[index] = 4 if changed[index] == PAD else PAD
     with pytest.raises(RequestRefusedLocally):
         encode(replace(request, prompt=LogicalIds(changed)))
 

@@ -22,18 +22,18 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def sampled_by(behaviours: Any) -> Callable[..., Callable[[Any], Awaitable[Any]]]:
     """Answers whose tokens came from these weights, one version after the other; the last one from then on."""
 
-    def made(*versions: str, finish: str = "stop") -> Callable[[Any], Awaitable[Any]]:
-        left = list(versions)
+    def make_behaviour(*versions: str, finish: str = "stop") -> Callable[[Any], Awaitable[Any]]:
+        remaining_versions = list(versions)
 
         async def behave(body: dict[str, Any]) -> Any:
-            version = left.pop(0) if len(left) > 1 else left[0]
-            ended = finish if len(left) > 1 or version != versions[-1] else "stop"
+            version = remaining_versions.pop(0) if len(remaining_versions) > 1 else remaining_versions[0]
+            ended = finish if len(remaining_versions) > 1 or version != versions[-1] else "stop"
             spans = [{"version": version, "start": 0, "end": 3}]
             return behaviours["completion"](body, weight_versions=spans, finish_reason=ended)
 
         return behave
 
-    return made
+    return make_behaviour
 
 
 async def test_an_engine_that_missed_the_push_is_not_used_until_it_tells_the_version(
@@ -92,13 +92,13 @@ async def test_an_answer_by_weights_from_before_is_thrown_away_and_its_engine_le
             engine.weights = "default"
             with pytest.raises(EngineUnavailable, match="default"):
                 await alone.generate(replace(text, request_id="again", required_version="8"))
-        asked = len(engine.generated)
+        requests_before = len(engine.generated)
         engine.weights = "8"  # what it told when it was looked at; then it died
         async with EngineClient([engine.url, other.url], "m", timeout=20) as client:
             for number in range(6):
                 answer = await client.generate(replace(text, request_id=f"r-{number}", required_version="8"))
                 assert [span.version for span in answer.versions] == ["8"]
-    assert len(engine.generated) == asked + 1
+    assert len(engine.generated) == requests_before + 1
 
 
 async def test_tokens_of_newer_weights_than_were_asked_for_are_taken(

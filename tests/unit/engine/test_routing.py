@@ -29,7 +29,7 @@ def router(clock: Clock) -> Router:
     return Router(URLS, clock=clock)
 
 
-def down(router: Router, engine: Replica) -> None:
+def eject(router: Router, engine: Replica) -> None:
     while not engine.is_unavailable:
         router.record_failure(engine)
 
@@ -66,13 +66,13 @@ def test_failures_in_a_row_eject_and_one_answer_forgives(router: Router) -> None
         router.record_failure(a)
         router.record_answer(a)
     assert not a.is_unavailable
-    down(router, a)
+    eject(router, a)
     assert all(router.choose(session_id=str(number)) is not a for number in range(20))
 
 
 def test_an_ejected_engine_is_offered_to_one_caller_when_its_time_is_over(router: Router, clock: Clock) -> None:
     a, *_ = router.replicas
-    down(router, a)
+    eject(router, a)
     clock.now += 1.1
     assert router.choose(session_id="s") is a
     assert a.is_unavailable
@@ -84,7 +84,7 @@ def test_an_ejected_engine_is_offered_to_one_caller_when_its_time_is_over(router
 
 def test_it_stays_away_longer_every_time_but_never_for_good(router: Router, clock: Clock) -> None:
     a, *_ = router.replicas
-    down(router, a)
+    eject(router, a)
     waits = []
     for _ in range(8):
         began = clock.now
@@ -97,7 +97,7 @@ def test_it_stays_away_longer_every_time_but_never_for_good(router: Router, cloc
 
 def test_an_engine_that_is_away_for_days_is_still_offered(router: Router, clock: Clock) -> None:
     a, *_ = router.replicas
-    down(router, a)
+    eject(router, a)
     for _ in range(5000):
         clock.now += 31
         assert router.choose(session_id="s") is a
@@ -106,7 +106,7 @@ def test_an_engine_that_is_away_for_days_is_still_offered(router: Router, clock:
 
 def test_with_all_engines_away_the_one_that_is_due_first_is_tried(router: Router, clock: Clock) -> None:
     for engine in reversed(router.replicas):
-        down(router, engine)
+        eject(router, engine)
         clock.now += 0.1
     assert router.choose(session_id="s") is router.replicas[-1]
 
@@ -122,7 +122,7 @@ def test_affinity_keeps_a_session_and_moves_only_those_of_an_engine_that_went(se
     assert {session: router.choose(session_id=session) for session in sessions} == before
     assert min(Counter(before.values()).values()) > 60
     gone = router.replicas[0]
-    down(router, gone)
+    eject(router, gone)
     after = {session: router.choose(session_id=session) for session in sessions}
     assert all(after[session] is engine for session, engine in before.items() if engine is not gone)
     assert gone not in after.values()

@@ -19,11 +19,11 @@ PAUSE = "/pause?mode={}&clear_cache=false"
 RELOAD = f'/collective_rpc reload_weights {{"weights_path":"{WEIGHTS}"}}'
 
 
-class Controlled:
+class ControlledEngine:
     """Answers what an engine would, writes down what it was asked, and fails where it is told to."""
 
     def __init__(self, http: EngineHttp, url: str) -> None:
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.failing: dict[str, Any] = {}
         self.version, self.paused = "7", False
         self._http, self._url = http, url
@@ -42,16 +42,16 @@ class Controlled:
         return await fetch_engine_state(self._http, self._url)
 
     async def answer(self, path: str, body: bytes) -> tuple[int, bytes] | None:
-        told = orjson.loads(body) if body else {}
+        parameters = orjson.loads(body) if body else {}
         match path:
             case "/collective_rpc":
-                asked = f"{path} {told['method']} {orjson.dumps(told['kwargs']).decode()}"
+                request = f"{path} {parameters['method']} {orjson.dumps(parameters['kwargs']).decode()}"
             case "/update_weight_version":
-                asked = f"{path} {told['new_version']}"
+                request = f"{path} {parameters['new_version']}"
             case _:
-                asked = path
-        self.asked.append(asked)
-        failure = self.failing.get(asked, self.failing.get(path))
+                request = path
+        self.requests.append(request)
+        failure = self.failing.get(request, self.failing.get(path))
         if failure == "hang":
             await asyncio.sleep(3600)
         if failure is not None:
@@ -61,25 +61,25 @@ class Controlled:
         if path == "/resume":
             self.paused = False
         if path == "/update_weight_version":
-            self.version = told["new_version"]
+            self.version = parameters["new_version"]
         answers = {"/weight_info": {"weight_version": self.version}, "/is_paused": {"is_paused": self.paused}}
         return 200, orjson.dumps(answers.get(path, {"success": True}))
 
 
 @pytest.fixture
-async def engine(faulty: Any, behaviours: Any) -> AsyncIterator[Controlled]:
+async def engine(faulty: Any, behaviours: Any) -> AsyncIterator[ControlledEngine]:
     async with faulty(behaviours["well"]) as started, EngineHttp() as http:
-        controlled = Controlled(http, started.url)
+        controlled = ControlledEngine(http, started.url)
         started.answer = controlled.answer
         yield controlled
 
 
 @pytest.mark.parametrize("mode", ["keep", "wait", "abort"])
 async def test_the_name_of_the_old_weights_goes_before_they_do_and_the_new_one_comes_after_them(
-    engine: Controlled, mode: OnUpdate
+    engine: ControlledEngine, mode: OnUpdate
 ) -> None:
     await engine.push(mode)
-    assert engine.asked == [
+    assert engine.requests == [
         PAUSE.format(mode),
         "/update_weight_version 8-loading",
         RELOAD,
@@ -91,28 +91,28 @@ async def test_the_name_of_the_old_weights_goes_before_they_do_and_the_new_one_c
     assert await engine.state() == EngineState("8", paused=False)
 
 
-async def test_an_engine_that_is_gone_before_the_reload_goes_on_with_what_it_has(engine: Controlled) -> None:
+async def test_an_engine_that_is_gone_before_the_reload_goes_on_with_what_it_has(engine: ControlledEngine) -> None:
     engine.failing = {PAUSE.format("wait"): "die"}
     with pytest.raises(EngineUnreachable):
         await engine.push()
-    assert engine.asked == [PAUSE.format("wait"), "/resume"]
+    assert engine.requests == [PAUSE.format("wait"), "/resume"]
     assert await engine.state() == EngineState("7", paused=False)
 
 
-async def test_a_wait_that_takes_too_long_is_given_up(engine: Controlled) -> None:
+async def test_a_wait_that_takes_too_long_is_given_up(engine: ControlledEngine) -> None:
     engine.failing = {PAUSE.format("wait"): "hang"}
     with anyio.move_on_after(0.3) as scope:
         await engine.push()
     assert scope.cancelled_caught
-    assert engine.asked == [PAUSE.format("wait"), "/resume"]
+    assert engine.requests == [PAUSE.format("wait"), "/resume"]
 
 
 @pytest.mark.parametrize("failure", ["die", [(500, b"no such file")]])
-async def test_an_engine_whose_reload_failed_stays_paused_and_nameless(engine: Controlled, failure: Any) -> None:
+async def test_an_engine_whose_reload_failed_stays_paused_and_nameless(engine: ControlledEngine, failure: Any) -> None:
     engine.failing = {"/collective_rpc": failure}
     with pytest.raises((EngineBroken, EngineUnreachable)):
         await engine.push("keep")
-    assert engine.asked == [
+    assert engine.requests == [
         PAUSE.format("keep"),
         "/update_weight_version 8-loading",
         RELOAD,
@@ -121,27 +121,27 @@ async def test_an_engine_whose_reload_failed_stays_paused_and_nameless(engine: C
     assert await engine.state() == EngineState("8-loading", paused=True)
 
 
-async def test_an_engine_that_may_have_read_other_weights_gets_no_name(engine: Controlled) -> None:
+async def test_an_engine_that_may_have_read_other_weights_gets_no_name(engine: ControlledEngine) -> None:
     with pytest.raises(EngineMismatch, match="was replaced while"):
         await engine.push(unchanged=False)
-    assert "/update_weight_version 8" not in engine.asked
+    assert "/update_weight_version 8" not in engine.requests
     assert await engine.state() == EngineState("8-loading", paused=True)
 
 
 @pytest.mark.parametrize(("mode", "times"), [("keep", 1), ("wait", 3), ("abort", 3)])
 async def test_the_prefix_cache_is_emptied_for_certain_unless_requests_keep_a_part_of_it(
-    engine: Controlled, mode: OnUpdate, times: int
+    engine: ControlledEngine, mode: OnUpdate, times: int
 ) -> None:
     held, free = (200, b'{"success":false}'), (200, b'{"success":true}')
     engine.failing = {"/reset_prefix_cache": [held, held, free]}
     await engine.push(mode)
-    assert engine.asked.count("/reset_prefix_cache") == times
+    assert engine.requests.count("/reset_prefix_cache") == times
     assert engine.version == "8"
 
 
 @pytest.mark.parametrize("answer", [b"<html>", b"[]"])
 async def test_an_engine_that_does_not_tell_whether_its_cache_is_empty_gets_no_name(
-    engine: Controlled, answer: bytes
+    engine: ControlledEngine, answer: bytes
 ) -> None:
     engine.failing = {"/reset_prefix_cache": [(200, answer)]}
     with pytest.raises(EngineMismatch, match="does not tell whether it emptied"):
@@ -149,19 +149,21 @@ async def test_an_engine_that_does_not_tell_whether_its_cache_is_empty_gets_no_n
     assert await engine.state() == EngineState("8-loading", paused=True)
 
 
-async def test_an_engine_without_the_routes_is_told_how_to_get_them(engine: Controlled) -> None:
+async def test_an_engine_without_the_routes_is_told_how_to_get_them(engine: ControlledEngine) -> None:
     engine.failing = {"/weight_info": [(404, b'{"detail":"Not Found"}')]}
     with pytest.raises(NotUpdatable, match="VLLM_SERVER_DEV_MODE=1"):
         await engine.state()
 
 
-async def test_a_version_that_is_told_otherwise_is_a_mismatch(engine: Controlled) -> None:
+async def test_a_version_that_is_told_otherwise_is_a_mismatch(engine: ControlledEngine) -> None:
     engine.failing = {"/weight_info": [(200, b"[]")]}
     with pytest.raises(EngineMismatch, match="weight"):
         await engine.state()
 
 
-async def test_what_fails_while_a_failed_update_is_cleared_up_does_not_hide_why_it_failed(engine: Controlled) -> None:
+async def test_what_fails_while_a_failed_update_is_cleared_up_does_not_hide_why_it_failed(
+    engine: ControlledEngine,
+) -> None:
     engine.failing = {RELOAD: [(500, b"the disk is gone")], PAUSE.format("abort"): "die"}
     with pytest.raises(EngineError, match="the disk is gone"):
         await engine.push()

@@ -19,7 +19,7 @@ from rollout.environments.palette import PALETTE
 
 
 @dataclass
-class Answering:
+class AnsweringModel:
     """A model that answers by a function of (question number, codeword) and keeps what it was asked."""
 
     codeword: list[str]
@@ -54,8 +54,10 @@ def opened(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
 
-async def play(task: Task, answer: Callable[[int, list[str]], str]) -> tuple[float, Mapping[str, float], Answering]:
-    model = Answering(task.data["codeword"], answer)
+async def play(
+    task: Task, answer: Callable[[int, list[str]], str]
+) -> tuple[float, Mapping[str, float], AnsweringModel]:
+    model = AnsweringModel(task.data["codeword"], answer)
     score = await environment().run(task, model)
     return score.reward, score.metrics, model
 

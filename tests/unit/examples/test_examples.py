@@ -11,14 +11,14 @@ from examples.subagents.environment import Subagents, SubagentsSettings, Subagen
 from rollout import Environment, TaskSettings
 from rollout.testing import embedded_policy, play
 from rollout.trainer import Trajectory, check, samples
-from tests.unit.cli.in_process import rollout
+from tests.unit.cli.in_process import run_cli
 
 
 @pytest.mark.parametrize("example", ["compaction/compaction.yaml", "subagents/subagents.yaml"])
 def test_an_example_runs_by_its_yaml(repository: Path, tmp_path: Path, example: str) -> None:
     settings = ("tasks.count=2", "engine.sampling.temperature=0", f"run.directory={tmp_path}")
     arguments = [str(repository / "examples" / example), *(part for one in settings for part in ("--set", one))]
-    done = rollout("run", *arguments, "--json")
+    done = run_cli("run", *arguments, "--json")
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     assert report["status"] == {"ok": 8}
@@ -26,7 +26,7 @@ def test_an_example_runs_by_its_yaml(repository: Path, tmp_path: Path, example: 
     assert report["trainer"]["violations"] == 0
 
 
-async def played(environment: Environment, settings: TaskSettings, directory: Path) -> Trajectory:
+async def play_first_task(environment: Environment, settings: TaskSettings, directory: Path) -> Trajectory:
     (task,) = environment.tasks(settings)
     async with embedded_policy(directory) as policy:
         return await play(environment, task, policy)
@@ -34,7 +34,7 @@ async def played(environment: Environment, settings: TaskSettings, directory: Pa
 
 async def test_compaction_forks_after_the_system_message_and_pictures_return(tmp_path: Path) -> None:
     tasks = CompactionTasks(count=1, pictures=7)
-    trajectory = await played(Compaction(CompactionSettings(keep=3)), tasks, tmp_path)
+    trajectory = await play_first_task(Compaction(CompactionSettings(keep=3)), tasks, tmp_path)
     assert check(trajectory) == []
     sources = [step.prompt_source for step in trajectory.steps]
     assert sources == ["first", "bridge", "bridge", "compaction", "bridge", "bridge", "compaction", "bridge"]
@@ -44,7 +44,7 @@ async def test_compaction_forks_after_the_system_message_and_pictures_return(tmp
 
 async def test_each_helper_sees_its_own_picture_and_the_votes_share_their_question(tmp_path: Path) -> None:
     tasks = SubagentsTasks(count=1, pictures=3)
-    trajectory = await played(Subagents(SubagentsSettings(votes=3)), tasks, tmp_path)
+    trajectory = await play_first_task(Subagents(SubagentsSettings(votes=3)), tasks, tmp_path)
     assert check(trajectory) == []
     assert sorted(len(sample.images) for sample in samples(trajectory)) == [1, 1, 1, 6, 6, 6]
     sampled = sum(len(node.run.logprobs) for node in trajectory.nodes)

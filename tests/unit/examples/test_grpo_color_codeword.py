@@ -19,7 +19,7 @@ from rollout import FinishReason, Reply, Score
 from rollout.records.messages import Message
 
 
-class Scripted:
+class ScriptedModel:
     """A model whose answers are fixed, and which remembers how it was asked."""
 
     def __init__(self, answers: Sequence[str]) -> None:
@@ -38,12 +38,12 @@ class Scripted:
         return Reply(message={"role": "assistant", "content": text}, text=text, finish_reason=FinishReason.LENGTH)
 
 
-async def played(ask: str, *answers: str) -> tuple[Score, Scripted]:
+async def play_task(ask: str, *answers: str) -> tuple[Score, ScriptedModel]:
     environment = LearnedCodeword(CodewordSettings.model_validate({"ask": ask}))
     [task] = environment.tasks(CodewordTasks(count=1))
     shown = dict(zip("123", task.data["codeword"], strict=True))
     wrong = next(color for color in COLORS if color not in shown.values())
-    model = Scripted(["".join(shown.get(letter, wrong) for letter in answer) for answer in answers])
+    model = ScriptedModel(["".join(shown.get(letter, wrong) for letter in answer) for answer in answers])
     return await environment.run(task, model), model
 
 
@@ -59,14 +59,14 @@ async def played(ask: str, *answers: str) -> tuple[Score, Scripted]:
 async def test_every_answer_that_counts_is_scored_by_itself(
     ask: str, answers: tuple[str, ...], right: list[int]
 ) -> None:
-    score, _ = await played(ask, *answers)
+    score, _ = await play_task(ask, *answers)
     assert list(score.metrics.values()) == right
     assert list(score.metrics) == [f"right.{number}" for number in range(len(right))]
     assert score.reward == pytest.approx(sum(right) / len(right))
 
 
 async def test_nothing_but_colours_may_be_said_and_one_token_is_one_colour() -> None:
-    _, model = await played("along", "1", "2", "3", "123")
+    _, model = await play_task("along", "1", "2", "3", "123")
     assert [sampling["max_tokens"] for sampling in model.sampling] == [1, 1, 1, 3]
     assert all(sampling["allowed_token_ids"] == list(color_ids()) for sampling in model.sampling)
     tokenizer = load_tokenizer(TOKENIZER)

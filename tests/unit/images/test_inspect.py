@@ -34,8 +34,8 @@ def test_an_orientation_after_the_pixels_of_a_png_counts_once_it_was_decoded(enc
     data = encode("PNG", orientation=6)
     start = data.index(b"eXIf") - 4
     end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-    late = data[:start] + data[end:-12] + data[start:end] + data[-12:]
-    confirmed = confirm_decodable(late, inspect_image(late))
+    late_exif = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+    confirmed = confirm_decodable(late_exif, inspect_image(late_exif))
     assert (confirmed.width, confirmed.height) == (8, 12)
 
 

@@ -72,7 +72,7 @@ messages_ = st.lists(
 )
 
 
-class Reference:
+class ReferencePreparation:
     """Preparation written for plainness: copies everything, remembers nothing."""
 
     def __init__(self, mode: str, directory: Path) -> None:
@@ -135,7 +135,7 @@ def test_preparation_is_that_of_the_reference(
     messages: Any, mode: Literal["offload", "inline"], directory: Path
 ) -> None:
     policy = ImagePolicy(mode=mode, directory=directory / mode)
-    reference = Reference(mode, policy.directory)
+    reference = ReferencePreparation(mode, policy.directory)
     expected = reference.messages(copy.deepcopy(messages))
     report = prepare_images(messages, policy)
     assert messages == expected

@@ -20,7 +20,7 @@ from transports import Delivery, Queue, open_queue
 UNPACED = PolicyConfig()
 
 
-def groups(count: int, size: int) -> list[RolloutOrder]:
+def make_orders(count: int, size: int) -> list[RolloutOrder]:
     tasks = [Task(id=f"{index}", index=index, seed=index) for index in range(count)]
     return [RolloutOrder(task, sample, size) for task in tasks for sample in range(size)]
 
@@ -70,7 +70,7 @@ def test_without_a_bound_there_is_no_capacity() -> None:
 
 
 async def test_groups_are_sent_whole_as_the_trainer_goes_on(tmp_path: Path, tasks: Queue) -> None:
-    feeder = Feeder(groups(5, 4), tasks, Claims(tmp_path), PolicyConfig(max_staleness=0, batch=8))
+    feeder = Feeder(make_orders(5, 4), tasks, Claims(tmp_path), PolicyConfig(max_staleness=0, batch=8))
     async with anyio.create_task_group() as group:
         group.start_soon(feeder.feed, 100)
         first = await receive(tasks, 8)
@@ -90,7 +90,7 @@ async def test_groups_are_sent_whole_as_the_trainer_goes_on(tmp_path: Path, task
 
 
 async def test_no_more_than_a_window_waits(tmp_path: Path, tasks: Queue) -> None:
-    feeder = Feeder(groups(50, 2), tasks, Claims(tmp_path), UNPACED)
+    feeder = Feeder(make_orders(50, 2), tasks, Claims(tmp_path), UNPACED)
     async with anyio.create_task_group() as group:
         group.start_soon(feeder.feed, 10)
         received = 0
@@ -108,7 +108,7 @@ async def test_what_is_done_is_not_sent_and_what_was_left_over_is_sent_once(tmp_
         number = claims.claim_next_attempt(rollout).attempt_number
         claims.record_outcome(Outcome(rollout=rollout, group=rollout[0], attempt=number, status="ok"))
     await tasks.put((b"left over",), key="k")
-    feeder = Feeder(groups(3, 2), tasks, claims, UNPACED)
+    feeder = Feeder(make_orders(3, 2), tasks, claims, UNPACED)
     await feeder.remove_leftovers(60.0)
     assert (await tasks.stats()).backlog_records == 0
     async with anyio.create_task_group() as group:
@@ -121,7 +121,7 @@ async def test_what_is_done_is_not_sent_and_what_was_left_over_is_sent_once(tmp_
 
 
 async def test_orders_of_another_run_are_neither_taken_away_nor_played(tmp_path: Path, tasks: Queue) -> None:
-    feeder = Feeder(groups(1, 1), tasks, Claims(tmp_path), UNPACED)
+    feeder = Feeder(make_orders(1, 1), tasks, Claims(tmp_path), UNPACED)
     await feeder.require_empty()
     await tasks.put((b"another's",), key="k")
     with pytest.raises(OrdersLeft, match="holds 1 orders of another run"):
@@ -134,11 +134,11 @@ async def test_a_worker_that_keeps_orders_of_an_earlier_launch_is_told_of(tmp_pa
     await receive(tasks, 1)
     async with open_queue(tasks.url, lease="record") as launched:
         with pytest.raises(OrdersLeft, match="a worker has held orders of the earlier launch"):
-            await Feeder(groups(1, 1), launched, Claims(tmp_path), UNPACED).remove_leftovers(0.2)
+            await Feeder(make_orders(1, 1), launched, Claims(tmp_path), UNPACED).remove_leftovers(0.2)
 
 
 async def test_a_group_that_no_step_can_take_is_refused(tmp_path: Path, tasks: Queue) -> None:
-    feeder = Feeder(groups(1, 8), tasks, Claims(tmp_path), PolicyConfig(max_staleness=1, batch=4))
+    feeder = Feeder(make_orders(1, 8), tasks, Claims(tmp_path), PolicyConfig(max_staleness=1, batch=4))
     with pytest.raises(ConfigurationError, match=r"task 0 has 8 rollouts and policy\.batch is 4"):
         await feeder.feed(100)
 

@@ -21,9 +21,9 @@ from rollout.worker.link import Heartbeat, SupervisorLink, WorkerFailure
 
 link = SupervisorLink(int(sys.argv[sys.argv.index("--supervisor-fd") + 1]))
 instructions = link.wait_for_instructions()
-told = []
-heartbeat = lambda: Heartbeat(ready=True, turns=2, lease_holder=" ".join(told))
-link.start_reporting(heartbeat, lambda news: told.append(news.policy_version))
+versions = []
+heartbeat = lambda: Heartbeat(ready=True, turns=2, lease_holder=" ".join(versions))
+link.start_reporting(heartbeat, lambda news: versions.append(news.policy_version))
 print("engines", *instructions.engine_urls, flush=True)
 """
 
@@ -45,11 +45,13 @@ class StuckQueue(MemoryQueue):
         self.released += 1
 
 
-def fleet(directory: Path, then: str, *, restarts: int, workers: int = 1, tasks: Queue | None = None) -> Supervisor:
+def make_supervisor(
+    directory: Path, then: str, *, restarts: int, workers: int = 1, tasks: Queue | None = None
+) -> Supervisor:
     (directory / "worker.py").write_text(SCRIPT + then)
     budget = RestartBudget(restarts)
     tasks = tasks or open_queue(f"memory://{directory.name}", lease="record")
-    posts = [
+    slots = [
         WorkerSlot(
             name=f"scripted-{number}",
             environment="scripted",
@@ -62,25 +64,25 @@ def fleet(directory: Path, then: str, *, restarts: int, workers: int = 1, tasks:
         for number in range(workers)
     ]
     return Supervisor(
-        posts, lambda environment: WorkerInstructions((f"http://engine/{environment}",), "4"), LocalPlace()
+        slots, lambda environment: WorkerInstructions((f"http://engine/{environment}",), "4"), LocalPlace()
     )
 
 
-def pid_of(post: WorkerSlot) -> int:
-    assert post.process is not None
-    return post.process.pid
+def pid_of(slot: WorkerSlot) -> int:
+    assert slot.process is not None
+    return slot.process.pid
 
 
 async def test_dead_workers_are_replaced_until_the_budget_is_spent(tmp_path: Path) -> None:
-    at = fleet(tmp_path, "link.close(WorkerFailure('the disk is full')); sys.exit(3)", restarts=2)
+    supervisor = make_supervisor(tmp_path, "link.close(WorkerFailure('the disk is full')); sys.exit(3)", restarts=2)
     with pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="scripted keep dying .* the disk is full")):
-        await at.run()
-    assert [(death.worker, death.exit_code, death.reason) for death in at.deaths] == [
+        await supervisor.run()
+    assert [(death.worker, death.exit_code, death.reason) for death in supervisor.deaths] == [
         ("scripted-0", 3, "the disk is full")
     ] * 3
     # What those that died had done still counts, status by status.
-    assert at.slots[0].totals["turns"] % 2 == 0
-    assert at.slots[0].totals["turns"] >= 2 * 3
+    assert supervisor.slots[0].totals["turns"] % 2 == 0
+    assert supervisor.slots[0].totals["turns"] >= 2 * 3
     assert (tmp_path / "0.out").read_text() == "engines http://engine/scripted\n" * 3
 
 
@@ -91,116 +93,118 @@ child = subprocess.Popen(["sleep", "600"])
 print("child", child.pid, flush=True)
 os.kill(os.getpid(), 9)
 """
-    at = fleet(tmp_path, then, restarts=0)
+    supervisor = make_supervisor(tmp_path, then, restarts=0)
     with anyio.fail_after(30), pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="signal SIGKILL")):
-        await at.run()
+        await supervisor.run()
     child = int((tmp_path / "0.out").read_text().split()[-1])
     assert process_state(child) in (None, "Z")
 
 
 async def test_a_queue_that_does_not_release_leases_holds_nobody_up(tmp_path: Path) -> None:
     tasks = StuckQueue()
-    at = fleet(tmp_path, "link.wait_for_instructions(); time.sleep(600)", restarts=100, workers=2, tasks=tasks)
+    supervisor = make_supervisor(
+        tmp_path, "link.wait_for_instructions(); time.sleep(600)", restarts=100, workers=2, tasks=tasks
+    )
     async with anyio.create_task_group() as group:
-        group.start_soon(at.run)
+        group.start_soon(supervisor.run)
         with anyio.fail_after(30):
             for deaths in range(1, 4):
-                while not all(post.heartbeat.lease_holder for post in at.slots):
-                    at.send_instructions()
+                while not all(slot.heartbeat.lease_holder for slot in supervisor.slots):
+                    supervisor.send_instructions()
                     await anyio.sleep(0.02)
-                os.kill(pid_of(at.slots[deaths % 2]), 9)
-                while len(at.deaths) < deaths:  # noqa: ASYNC110 - it is another process
+                os.kill(pid_of(supervisor.slots[deaths % 2]), 9)
+                while len(supervisor.deaths) < deaths:  # noqa: ASYNC110 - it is another process
                     await anyio.sleep(0.02)
         assert (tasks.asked, tasks.released) == (3, 0)
-        at.kill()
+        supervisor.kill()
         tasks.go_on.set()
     assert tasks.released >= 3
 
 
 async def test_leases_that_cannot_be_released_are_left_to_lapse(tmp_path: Path) -> None:
     tasks = StuckQueue(QueueStorageError("the server is away"))
-    then = "while not told: time.sleep(0.01)\nlink.close(); sys.exit(3)"
-    at = fleet(tmp_path, then, restarts=100, tasks=tasks)
+    then = "while not versions: time.sleep(0.01)\nlink.close(); sys.exit(3)"
+    supervisor = make_supervisor(tmp_path, then, restarts=100, tasks=tasks)
     async with anyio.create_task_group() as group:
-        group.start_soon(at.run)
+        group.start_soon(supervisor.run)
         with anyio.fail_after(30):
-            while len(at.deaths) < 2 or not tasks.asked:
-                at.send_instructions()
+            while len(supervisor.deaths) < 2 or not tasks.asked:
+                supervisor.send_instructions()
                 await anyio.sleep(0.02)
-        at.drain()
+        supervisor.drain()
 
 
 async def test_a_fleet_that_waits_before_it_starts_anew_lets_itself_be_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rollout.launch.supervisor._RESTART_PAUSES_SECONDS", (3600.0, 3600.0))
-    at = fleet(tmp_path, "sys.exit(3)", restarts=100)
+    supervisor = make_supervisor(tmp_path, "sys.exit(3)", restarts=100)
     with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
-            group.start_soon(at.run)
-            while not at.deaths:  # noqa: ASYNC110 - it is another process
+            group.start_soon(supervisor.run)
+            while not supervisor.deaths:  # noqa: ASYNC110 - it is another process
                 await anyio.sleep(0.02)
-            at.drain()
+            supervisor.drain()
 
 
 async def test_a_worker_that_cannot_be_started_is_a_death(tmp_path: Path) -> None:
-    at = fleet(tmp_path, "", restarts=1)
-    at.slots[0].command = (str(tmp_path / "nowhere"),)
+    supervisor = make_supervisor(tmp_path, "", restarts=1)
+    supervisor.slots[0].command = (str(tmp_path / "nowhere"),)
     with pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="no process for scripted-0: .*nowhere")):
-        await at.run()
+        await supervisor.run()
 
 
 async def test_a_fleet_drains(tmp_path: Path) -> None:
     then = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: (link.close(), sys.exit(0)))\ntime.sleep(600)"
-    at = fleet(tmp_path, then, restarts=0, workers=2)
+    supervisor = make_supervisor(tmp_path, then, restarts=0, workers=2)
     async with anyio.create_task_group() as group:
-        group.start_soon(at.run)
+        group.start_soon(supervisor.run)
         with anyio.fail_after(30):
-            await _all_ready(at)
-        pids = [pid_of(post) for post in at.slots]
-        at.drain()
-    assert at.deaths == []
+            await wait_until_ready(supervisor)
+        pids = [pid_of(slot) for slot in supervisor.slots]
+        supervisor.drain()
+    assert supervisor.deaths == []
     assert [process_state(pid) for pid in pids] == [None, None]
 
 
 async def test_workers_are_told_news_and_killed_at_once(tmp_path: Path) -> None:
-    at = fleet(tmp_path, "time.sleep(600)", restarts=0)
+    supervisor = make_supervisor(tmp_path, "time.sleep(600)", restarts=0)
     async with anyio.create_task_group() as group:
-        group.start_soon(at.run)
+        group.start_soon(supervisor.run)
         with anyio.fail_after(30):
-            await _all_ready(at)
-            at.send_instructions()
-            while at.slots[0].heartbeat.lease_holder != "4 4":  # noqa: ASYNC110 - it is another process that changes
+            await wait_until_ready(supervisor)
+            supervisor.send_instructions()
+            while supervisor.slots[0].heartbeat.lease_holder != "4 4":  # noqa: ASYNC110 - it is another process that changes
                 await anyio.sleep(0.02)
-        at.kill()
-    assert at.deaths == []
+        supervisor.kill()
+    assert supervisor.deaths == []
 
 
 async def test_a_worker_may_have_much_to_tell(tmp_path: Path) -> None:
-    at = fleet(tmp_path, "told.append('x' * 1_000_000); time.sleep(600)", restarts=0)
+    supervisor = make_supervisor(tmp_path, "versions.append('x' * 1_000_000); time.sleep(600)", restarts=0)
     async with anyio.create_task_group() as group:
-        group.start_soon(at.run)
+        group.start_soon(supervisor.run)
         with anyio.fail_after(30):
-            while len(at.slots[0].heartbeat.lease_holder) < 1_000_000:  # noqa: ASYNC110 - it is another process that changes
+            while len(supervisor.slots[0].heartbeat.lease_holder) < 1_000_000:  # noqa: ASYNC110 - it is another process that changes
                 await anyio.sleep(0.02)
-        at.kill()
-    assert at.deaths == []
+        supervisor.kill()
+    assert supervisor.deaths == []
 
 
 async def test_a_worker_that_is_not_heard_is_not_taken_for_dead_by_its_silence_alone(tmp_path: Path) -> None:
-    at = fleet(tmp_path, "import os\nos.kill(os.getpid(), 19)", restarts=0)
+    supervisor = make_supervisor(tmp_path, "import os\nos.kill(os.getpid(), 19)", restarts=0)
     async with anyio.create_task_group() as group:
-        group.start_soon(at.run)
+        group.start_soon(supervisor.run)
         with anyio.fail_after(30):
-            while at.slots[0].process is None:  # noqa: ASYNC110 - it is another process that changes
+            while supervisor.slots[0].process is None:  # noqa: ASYNC110 - it is another process that changes
                 await anyio.sleep(0.02)
         await anyio.sleep(2.0)
-        pid = pid_of(at.slots[0])
+        pid = pid_of(supervisor.slots[0])
         assert pid is not None
         assert process_state(pid) == "T"
         os.kill(pid, 18)
-        at.kill()
-    assert at.deaths == []
+        supervisor.kill()
+    assert supervisor.deaths == []
 
 
 @pytest.mark.parametrize("report", [Heartbeat(turns=3), WorkerFailure("why")])
@@ -217,8 +221,8 @@ def test_a_budget_is_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     assert budget.spend()
 
 
-async def _all_ready(at: Supervisor) -> None:
+async def wait_until_ready(supervisor: Supervisor) -> None:
     while True:
-        if all(post.heartbeat.ready for post in at.slots):
+        if all(slot.heartbeat.ready for slot in supervisor.slots):
             return
         await anyio.sleep(0.02)

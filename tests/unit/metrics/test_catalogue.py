@@ -9,8 +9,8 @@ import pytest
 
 from rollout.metrics.catalogue import MetricSpec, MetricType, all_metrics
 
-BY_NAME = {family.name: family for family in all_metrics()}
-OF_HISTOGRAMS = ("_bucket", "_count", "_sum")
+SPECS_BY_NAME = {family.name: family for family in all_metrics()}
+HISTOGRAM_SUFFIXES = ("_bucket", "_count", "_sum")
 ADDED_BY_PROMETHEUS = {"run", "instance", "job", "le"}
 
 
@@ -25,35 +25,37 @@ def dashboard(repository: Path) -> dict[str, Any]:
     return found
 
 
-def family_of(name: str) -> MetricSpec | None:
+def spec_of(name: str) -> MetricSpec | None:
     """The family that a scraped sample belongs to."""
-    for suffix in OF_HISTOGRAMS:
-        if (found := BY_NAME.get(name.removesuffix(suffix))) is not None and found.metric_type is MetricType.HISTOGRAM:
-            return found if name.endswith(OF_HISTOGRAMS) else None
-    return BY_NAME.get(name)
+    for suffix in HISTOGRAM_SUFFIXES:
+        if (
+            spec := SPECS_BY_NAME.get(name.removesuffix(suffix))
+        ) is not None and spec.metric_type is MetricType.HISTOGRAM:
+            return spec if name.endswith(HISTOGRAM_SUFFIXES) else None
+    return SPECS_BY_NAME.get(name)
 
 
 def test_every_metric_is_documented_as_it_is(documentation: str) -> None:
     rows = re.findall(r"^\| `(rollout_\w+)` \| (\w+) \| ([\w, ]*) \| (.+?) \| (.+?) \|$", documentation, re.MULTILINE)
-    told = {name: (kind, labels, tells) for name, kind, labels, tells, _ in rows}
-    assert told == {
+    documented = {name: (kind, labels, tells) for name, kind, labels, tells, _ in rows}
+    assert documented == {
         family.name: (family.metric_type.value, ", ".join(family.label_names), family.description)
-        for family in BY_NAME.values()
+        for family in SPECS_BY_NAME.values()
     }
 
 
 def test_what_the_documentation_mentions_exists(documentation: str) -> None:
     mentioned = set(re.findall(r"\brollout_[a-z_]+[a-z]", documentation))
-    assert {name for name in mentioned if name not in BY_NAME and family_of(name) is None} == {"rollout_finished"}
+    assert {name for name in mentioned if name not in SPECS_BY_NAME and spec_of(name) is None} == {"rollout_finished"}
 
 
 def test_names_follow_the_conventions_of_prometheus() -> None:
-    for family in BY_NAME.values():
+    for family in SPECS_BY_NAME.values():
         assert re.fullmatch(r"rollout(_[a-z]+)+", family.name)
         assert (family.metric_type is MetricType.COUNTER) == family.name.endswith("_total")
         assert (family.metric_type is MetricType.HISTOGRAM) == bool(family.buckets)
         assert list(family.buckets) == sorted(set(family.buckets))
-        assert not family.name.endswith(OF_HISTOGRAMS)
+        assert not family.name.endswith(HISTOGRAM_SUFFIXES)
 
 
 def test_every_expression_of_the_dashboard_names_what_exists(dashboard: dict[str, Any]) -> None:
@@ -62,7 +64,7 @@ def test_every_expression_of_the_dashboard_names_what_exists(dashboard: dict[str
     for expression in expressions:
         names = re.findall(r"\brollout_\w+", expression)
         assert names
-        found = [family_of(name) for name in names]
+        found = [spec_of(name) for name in names]
         assert None not in found, expression
         labels = {label for family in found if family is not None for label in family.label_names}
         for listed in re.findall(r"by \(([^)]*)\)", expression):
@@ -71,7 +73,7 @@ def test_every_expression_of_the_dashboard_names_what_exists(dashboard: dict[str
             assert selected in labels | ADDED_BY_PROMETHEUS, expression
         assert expression.count("(") == expression.count(")")
         used |= {family.name for family in found if family is not None}
-    assert used == set(BY_NAME)
+    assert used == set(SPECS_BY_NAME)
 
 
 def test_what_the_dashboard_shows_can_be_told_apart(dashboard: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from rollout.tasks.orders import RolloutOrder, encode_order
 from transports import open_queue
 
 Samples = dict[str, dict[tuple[str, ...], float]]
-ME = ("color_codeword",)
+ENVIRONMENT_LABEL = ("color_codeword",)
 SMALL = ("environment.image_size=32", "tasks.turns=2", "engine.sampling.temperature=0.5")
 
 
@@ -30,29 +30,34 @@ def color_codeword(repository: Path) -> Path:
     return repository / "configs" / "color_codeword.yaml"
 
 
-def root(directory: Path) -> str | None:
+def metrics_url(directory: Path) -> str | None:
     """Where the one process of a run below `directory` serves its metrics."""
-    told = next(iter(directory.glob("*/metrics/*.json")), None)
-    return f"http://{json.loads(told.read_text())[0]['targets'][0]}" if told else None
+    target_file = next(iter(directory.glob("*/metrics/*.json")), None)
+    return f"http://{json.loads(target_file.read_text())[0]['targets'][0]}" if target_file else None
 
 
-def settled(found: Samples, *, rollouts: int, workers: int) -> bool:
+def all_reported(samples: Samples, *, rollouts: int, workers: int) -> bool:
     """Whether so many rollouts have ended, and every worker is ready and has told all it did."""
-    told, ended = found.get("rollout_sampled_tokens_total", {}), found.get("rollout_rollouts_total", {})
+    sampled_tokens, rollouts_by_status = (
+        samples.get("rollout_sampled_tokens_total", {}),
+        samples.get("rollout_rollouts_total", {}),
+    )
     return (
-        sum(ended.values()) == rollouts
-        and told == found["rollout_finished_tokens_total"]
-        and sum(found["rollout_turns_total"].values()) == found["rollout_finished_turns_total"][ME]
-        and found["rollout_workers"][*ME, "ready"] == workers
+        sum(rollouts_by_status.values()) == rollouts
+        and sampled_tokens == samples["rollout_finished_tokens_total"]
+        and sum(samples["rollout_turns_total"].values()) == samples["rollout_finished_turns_total"][ENVIRONMENT_LABEL]
+        and samples["rollout_workers"][*ENVIRONMENT_LABEL, "ready"] == workers
     )
 
 
-def agrees(found: Samples, summary: dict[str, Any]) -> None:
-    assert found["rollout_rollouts_total"] == {(*ME, status): n for status, n in summary["status"].items()}
-    assert found["rollout_finished_turns_total"][ME] == summary["turns"]
-    assert found["rollout_finished_images_total"][ME] == summary["images"]
-    assert sum(found["rollout_turns_total"].values()) == summary["turns"]
-    assert sum(found["rollout_engine_request_seconds_count"].values()) == summary["turns"]
+def assert_agrees(samples: Samples, summary: dict[str, Any]) -> None:
+    assert samples["rollout_rollouts_total"] == {
+        (*ENVIRONMENT_LABEL, status): n for status, n in summary["status"].items()
+    }
+    assert samples["rollout_finished_turns_total"][ENVIRONMENT_LABEL] == summary["turns"]
+    assert samples["rollout_finished_images_total"][ENVIRONMENT_LABEL] == summary["images"]
+    assert sum(samples["rollout_turns_total"].values()) == summary["turns"]
+    assert sum(samples["rollout_engine_request_seconds_count"].values()) == summary["turns"]
 
 
 def test_a_launch_scraped_while_it_goes_on_says_what_its_summary_says(
@@ -69,30 +74,30 @@ def test_a_launch_scraped_while_it_goes_on_says_what_its_summary_says(
                 order = RolloutOrder(Task(f"t{index}", index, index, {"codeword": ["red", "blue"]}), 0, 1)
                 await queue.put(encode_order(order), key=order.rollout_id)
 
-    told = (*SMALL, "tasks.source=queue", f"queue.tasks={tasks}", f"run.directory={tmp_path}/runs")
-    settings = [part for setting in told for part in ("--set", setting)]
+    overrides = (*SMALL, "tasks.source=queue", f"queue.tasks={tasks}", f"run.directory={tmp_path}/runs")
+    settings = [part for setting in overrides for part in ("--set", setting)]
     command = [sys.executable, "-m", "rollout", "launch", str(color_codeword), "--workers=2", "--json", *settings]
     asyncio.run(put(12))
     last: Samples = {}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as launch:
         try:
             deadline = time.monotonic() + 60
-            while not settled(last, rollouts=12, workers=2):
+            while not all_reported(last, rollouts=12, workers=2):
                 assert time.monotonic() < deadline
                 assert launch.poll() is None
-                if (url := root(tmp_path / "runs")) is not None:
+                if (url := metrics_url(tmp_path / "runs")) is not None:
                     last = scrape(url)
                 time.sleep(0.05)
             assert url is not None
-            assert last["rollout_workers"] == {(*ME, "ready"): 2, (*ME, "starting"): 0}
+            assert last["rollout_workers"] == {(*ENVIRONMENT_LABEL, "ready"): 2, (*ENVIRONMENT_LABEL, "starting"): 0}
             assert (get(f"{url}/healthz"), get(f"{url}/readyz")) == ((200, "ok\n"), (200, "ok\n"))
             launch.send_signal(signal.SIGTERM)
             summary = json.loads(launch.communicate(timeout=30)[0])
         finally:
             launch.kill()
-    agrees(last, summary)
-    assert last["rollout_finished_tokens_total"][ME] == summary["tokens"]
-    assert last["rollout_sampled_tokens_total"][ME] == summary["tokens"]
+    assert_agrees(last, summary)
+    assert last["rollout_finished_tokens_total"][ENVIRONMENT_LABEL] == summary["tokens"]
+    assert last["rollout_sampled_tokens_total"][ENVIRONMENT_LABEL] == summary["tokens"]
 
 
 def test_a_run_scraped_while_it_goes_on_never_says_more_than_its_summary(
@@ -100,28 +105,28 @@ def test_a_run_scraped_while_it_goes_on_never_says_more_than_its_summary(
 ) -> None:
     settings = (*SMALL, "tasks.count=4", f"run.directory={tmp_path}", "engine.embedded.latency_ms=40")
     config = load_config(color_codeword, settings)
-    seen: list[float] = []
+    turn_counts: list[float] = []
 
     async def look(state: RunState, _: anyio.Event) -> None:
         while True:
-            if (url := root(tmp_path)) is not None:
+            if (url := metrics_url(tmp_path)) is not None:
                 found = await anyio.to_thread.run_sync(scrape, url, abandon_on_cancel=True)
-                seen.append(sum(found.get("rollout_turns_total", {}).values()))
+                turn_counts.append(sum(found.get("rollout_turns_total", {}).values()))
             await anyio.sleep(0.01)
 
     state = prepare_run(config)
     run_in_process(config, state, look)
     summary = state.report()
-    assert seen == sorted(seen)
-    assert len(set(seen)) > 2
-    assert seen[-1] <= summary["turns"]
+    assert turn_counts == sorted(turn_counts)
+    assert len(set(turn_counts)) > 2
+    assert turn_counts[-1] <= summary["turns"]
     (last,) = tmp_path.glob("*/metrics/run.prom")
     found = read_metrics(last.read_text())
-    agrees(found, summary)
-    assert found["rollout_record_bytes_total"][ME] == summary["queue_bytes"]
+    assert_agrees(found, summary)
+    assert found["rollout_record_bytes_total"][ENVIRONMENT_LABEL] == summary["queue_bytes"]
     assert found["rollout_trainer_trajectories_total"][()] == summary["trainer"]["trajectories"]
     assert found["rollout_trainer_bytes_total"][()] == summary["queue_bytes"]
-    assert root(tmp_path) is None
+    assert metrics_url(tmp_path) is None
 
 
 def test_metrics_are_off_where_the_configuration_says_so(color_codeword: Path, tmp_path: Path) -> None:

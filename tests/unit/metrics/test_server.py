@@ -18,14 +18,14 @@ from rollout.metrics.server import MetricsPortTaken, ProcessStatus, ScrapeTarget
 Get = Callable[[str], tuple[int, str]]
 
 
-def exporter(
-    registry: CollectorRegistry | None = None, *, ill: str | None = None, unready: str | None = None
+def process_status(
+    registry: CollectorRegistry | None = None, *, problem: str | None = None, unready: str | None = None
 ) -> ProcessStatus:
-    return ProcessStatus(registry or CollectorRegistry(), lambda: ill, lambda: unready)
+    return ProcessStatus(registry or CollectorRegistry(), lambda: problem, lambda: unready)
 
 
 def test_what_is_well_is_told_and_what_is_not_is_named(get: Get) -> None:
-    with serve_metrics(exporter(unready="no worker is ready of squares"), host="127.0.0.1", port=0) as url:
+    with serve_metrics(process_status(unready="no worker is ready of squares"), host="127.0.0.1", port=0) as url:
         assert get(f"{url}/healthz") == (200, "ok\n")
         assert get(f"{url}/readyz") == (503, "no worker is ready of squares\n")
         assert get(f"{url}/nothing")[0] == 404
@@ -35,7 +35,7 @@ def test_where_it_listens_is_written_down_and_at_the_end_what_it_came_to(get: Ge
     registry = CollectorRegistry()
     turns = catalogue.TURNS.counter(registry).labels("squares", "bridge")
     announcement = ScrapeTargetFile(tmp_path / "metrics", "launch", {"run": "run7"})
-    with serve_metrics(exporter(registry), host="127.0.0.1", port=0, target_file=announcement) as url:
+    with serve_metrics(process_status(registry), host="127.0.0.1", port=0, target_file=announcement) as url:
         (target,) = json.loads((tmp_path / "metrics" / "launch.json").read_text())
         assert target == {"targets": [url.removeprefix("http://")], "labels": {"run": "run7"}}
         turns.inc(3)
@@ -51,7 +51,7 @@ def test_a_port_that_is_taken_is_named() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(MetricsPortTaken, match=f"127.0.0.1:{port}.*metrics.port: 0"):
-            with serve_metrics(exporter(), host="127.0.0.1", port=port):
+            with serve_metrics(process_status(), host="127.0.0.1", port=port):
                 pass
 
 
@@ -63,14 +63,14 @@ async def test_a_loop_that_stands_still_is_seen_from_outside(get: Get) -> None:
         lags.append(seconds)
         turned.set()
 
-    pulse = LoopMonitor(late)
-    beating = asyncio.create_task(pulse.run())
+    monitor = LoopMonitor(late)
+    monitor_task = asyncio.create_task(monitor.run())
     await asyncio.wait_for(turned.wait(), 20)
-    told = ProcessStatus(CollectorRegistry(), lambda: pulse.problem(0.2), lambda: None)
+    status = ProcessStatus(CollectorRegistry(), lambda: monitor.problem(0.2), lambda: None)
     found: list[tuple[int, str]] = []
     seen = threading.Event()
 
-    def look(url: str) -> None:
+    def poll_health(url: str) -> None:
         # From outside of the loop, which stands still until this has seen it.
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
@@ -80,13 +80,13 @@ async def test_a_loop_that_stands_still_is_seen_from_outside(get: Get) -> None:
             time.sleep(0.02)
         seen.set()
 
-    with serve_metrics(told, host="127.0.0.1", port=0) as url:
-        threading.Thread(target=look, args=(url,)).start()
+    with serve_metrics(status, host="127.0.0.1", port=0) as url:
+        threading.Thread(target=poll_health, args=(url,)).start()
         seen.wait(30)
         assert found[-1][0] == 503
         assert found[-1][1].startswith("the event loop has not turned for ")
         turned.clear()
         await asyncio.wait_for(turned.wait(), 20)
         assert max(lags) > 0.2
-        assert pulse.stalled_seconds < max(lags)
-    beating.cancel()
+        assert monitor.stalled_seconds < max(lags)
+    monitor_task.cancel()

@@ -21,24 +21,24 @@ def values(*tallies: MetricTotals) -> dict[tuple[str, tuple[str, ...]], float]:
     }
 
 
-def over_the_line(changes: ChangeTracker) -> Any:
+def through_json(changes: ChangeTracker) -> Any:
     return orjson.loads(orjson.dumps(changes.take_changes()))
 
 
-class Source:
+class ReportingWorker:
     """A worker's registry, and what its supervisor has of it."""
 
-    def __init__(self, tally: MetricTotals) -> None:
+    def __init__(self, totals: MetricTotals) -> None:
         registry = CollectorRegistry()
         self.turns = catalogue.TURNS.counter(registry)
         self.seconds = catalogue.ENGINE_REQUEST_SECONDS.histogram(registry)
         self.ejected = catalogue.ENGINE_EJECTED.gauge(registry)
         self.version = catalogue.POLICY_VERSION.gauge(registry)
         self._changes = ChangeTracker(registry)
-        self._tally = tally
+        self._totals = totals
 
-    def tell(self) -> None:
-        self._tally.add_changes(over_the_line(self._changes))
+    def report(self) -> None:
+        self._totals.add_changes(through_json(self._changes))
 
 
 def test_only_what_changed_is_told() -> None:
@@ -63,25 +63,25 @@ def test_samples_cross_the_line_in_a_beat() -> None:
     catalogue.ROLLOUTS_IN_FLIGHT.gauge(registry).labels("a").set(3)
     heard = decode_report(encode_report(Heartbeat(metrics=ChangeTracker(registry).take_changes())))
     assert isinstance(heard, Heartbeat)
-    tally = MetricTotals()
-    tally.add_changes(heard.metrics)
-    assert values(tally) == {("rollout_rollouts_in_flight", ("a",)): 3.0}
+    totals = MetricTotals()
+    totals.add_changes(heard.metrics)
+    assert values(totals) == {("rollout_rollouts_in_flight", ("a",)): 3.0}
 
 
 def test_a_dead_workers_counters_count_and_its_gauges_do_not() -> None:
-    tally = MetricTotals()
-    first = Source(tally)
+    totals = MetricTotals()
+    first = ReportingWorker(totals)
     first.turns.labels("a", "bridge").inc(5)
     first.seconds.labels("a", "http://e", "ok").observe(0.2)
     first.ejected.labels("a", "http://e").set(1)
-    first.tell()
-    tally.end_worker()
-    assert ("rollout_engine_ejected", ("a", "http://e")) not in values(tally)
-    second = Source(tally)
+    first.report()
+    totals.end_worker()
+    assert ("rollout_engine_ejected", ("a", "http://e")) not in values(totals)
+    second = ReportingWorker(totals)
     second.turns.labels("a", "bridge").inc(2)
     second.seconds.labels("a", "http://e", "ok").observe(20)
-    second.tell()
-    found = values(tally)
+    second.report()
+    found = values(totals)
     assert found["rollout_turns_total", ("a", "bridge")] == 7
     assert found["rollout_engine_request_seconds_count", ("a", "http://e", "ok")] == 2
     assert found["rollout_engine_request_seconds_bucket", ("a", "http://e", "ok", "0.25")] == 1
@@ -91,10 +91,10 @@ def test_a_dead_workers_counters_count_and_its_gauges_do_not() -> None:
 def test_versions_are_not_added_up() -> None:
     tallies = [MetricTotals(), MetricTotals()]
     for tally, version in zip(tallies, (3, 4), strict=True):
-        source = Source(tally)
+        source = ReportingWorker(tally)
         source.version.labels("a").set(version)
         source.ejected.labels("a", "http://e").set(1)
-        source.tell()
+        source.report()
     found = values(*tallies)
     assert found["rollout_policy_version", ("a",)] == 4
     assert found["rollout_engine_ejected", ("a", "http://e")] == 2
@@ -103,21 +103,21 @@ def test_versions_are_not_added_up() -> None:
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["turn", "tell", "die"])), max_size=60))
 def test_whatever_was_told_is_counted_once(happenings: list[tuple[int, str]]) -> None:
     tallies = [MetricTotals() for _ in range(3)]
-    sources = [Source(tally) for tally in tallies]
-    untold = [0.0] * 3
-    told = 0.0
-    for post, what in happenings:
-        match what:
+    sources = [ReportingWorker(tally) for tally in tallies]
+    unreported = [0.0] * 3
+    reported = 0.0
+    for worker, event in happenings:
+        match event:
             case "turn":
-                sources[post].turns.labels("a", "bridge").inc()
-                untold[post] += 1
+                sources[worker].turns.labels("a", "bridge").inc()
+                unreported[worker] += 1
             case "tell":
-                sources[post].tell()
-                told, untold[post] = told + untold[post], 0.0
+                sources[worker].report()
+                reported, unreported[worker] = reported + unreported[worker], 0.0
             case _:
-                tallies[post].end_worker()
-                sources[post], untold[post] = Source(tallies[post]), 0.0
-    assert values(*tallies).get(("rollout_turns_total", ("a", "bridge")), 0.0) == told
+                tallies[worker].end_worker()
+                sources[worker], unreported[worker] = ReportingWorker(tallies[worker]), 0.0
+    assert values(*tallies).get(("rollout_turns_total", ("a", "bridge")), 0.0) == reported
 
 
 @pytest.mark.parametrize("family", list(catalogue.all_metrics()), ids=lambda family: family.name)

@@ -32,10 +32,10 @@ from transports import Queue, QueueError, open_queue
 from transports.base import QueueStats
 
 Samples = dict[str, dict[tuple[str, ...], float]]
-ME = ("color_codeword",)
+ENVIRONMENT_LABEL = ("color_codeword",)
 
 
-class Scripted(Environment):
+class CoroutineEnvironment(Environment):
     """Plays the coroutine that a test gives it."""
 
     play: ClassVar[Any]
@@ -50,7 +50,7 @@ async def one_turn(model: Model) -> Score:
 
 
 @dataclass
-class Stage:
+class ExportingWorker:
     """A worker that plays, and what it exports."""
 
     worker: Worker
@@ -79,14 +79,14 @@ async def until(holds: Callable[[], bool]) -> None:
         await anyio.sleep(0.02)
 
 
-def ended(found: Samples) -> float:
+def count_ended(found: Samples) -> float:
     return sum(found.get("rollout_rollouts_total", {}).values())
 
 
 @pytest.fixture
 def config(repository: Path, tmp_path: Path) -> Config:
     loaded = load_config(repository / "configs" / "color_codeword.yaml", (f"run.directory={tmp_path}",))
-    return replace(loaded, environment_class=Scripted)
+    return replace(loaded, environment_class=CoroutineEnvironment)
 
 
 @pytest.fixture
@@ -94,8 +94,8 @@ def stage(
     config: Config, tmp_path: Path, scrape: Callable[[str], Samples], get: Callable[[str], tuple[int, str]]
 ) -> Callable[..., Any]:
     @asynccontextmanager
-    async def staged(urls: Sequence[str], play: Any = one_turn, options: str = "") -> AsyncIterator[Stage]:
-        Scripted.play = play
+    async def staged(urls: Sequence[str], play: Any = one_turn, options: str = "") -> AsyncIterator[ExportingWorker]:
+        CoroutineEnvironment.play = play
         metrics, directory = WorkerMetrics(config.run.name), RunDirectory(tmp_path / "run")
         directory.create()
         announcement = ScrapeTargetFile(directory.metrics_path, "worker", {})
@@ -115,7 +115,7 @@ def stage(
             export.watch_queue(config.run.name, "trajectories", trajectories)
             group.start_soon(worker.run)
             (where,) = directory.metrics_path.glob("*.json")
-            yield Stage(worker, tasks, f"http://{where.read_text().split(chr(34))[3]}", scrape)
+            yield ExportingWorker(worker, tasks, f"http://{where.read_text().split(chr(34))[3]}", scrape)
             group.cancel_scope.cancel()
 
     return staged
@@ -127,46 +127,55 @@ def served_as(version: str, directory: Path) -> EmbeddedServer:
 
 async def test_a_stuck_queue(stage: Callable[..., Any], tmp_path: Path) -> None:
     with served_as("0", tmp_path) as engine:
-        async with stage([engine], options="?high_water_records=5") as at:
-            await at.order(40)
-            await at.until(lambda found: found["rollout_queue_backlog_records"][*ME, "trajectories"] > 5)
-            aged = await at.until(lambda found: found["rollout_admission_wait_seconds"][ME] > 0.3)
-            before = aged["rollout_queue_oldest_age_seconds"][*ME, "trajectories"]
-            await at.until(lambda found: found["rollout_queue_oldest_age_seconds"][*ME, "trajectories"] > before + 1)
-            assert ended(aged) < 40
+        async with stage([engine], options="?high_water_records=5") as running:
+            await running.order(40)
+            await running.until(
+                lambda found: found["rollout_queue_backlog_records"][*ENVIRONMENT_LABEL, "trajectories"] > 5
+            )
+            aged = await running.until(lambda found: found["rollout_admission_wait_seconds"][ENVIRONMENT_LABEL] > 0.3)
+            before = aged["rollout_queue_oldest_age_seconds"][*ENVIRONMENT_LABEL, "trajectories"]
+            await running.until(
+                lambda found: found["rollout_queue_oldest_age_seconds"][*ENVIRONMENT_LABEL, "trajectories"] > before + 1
+            )
+            assert count_ended(aged) < 40
 
 
 async def test_an_engine_that_dies(stage: Callable[..., Any], tmp_path: Path) -> None:
     with served_as("0", tmp_path) as sound:
         dying = served_as("0", tmp_path)
         with dying as dead:
-            async with stage([sound, dead]) as at:
-                await at.order(8)
-                before = await at.until(lambda found: ended(found) == 8)
-                assert before["rollout_engine_ejected"] == {(sound, *ME): 0, (dead, *ME): 0}
+            async with stage([sound, dead]) as running:
+                await running.order(8)
+                before = await running.until(lambda found: count_ended(found) == 8)
+                assert before["rollout_engine_ejected"] == {
+                    (sound, *ENVIRONMENT_LABEL): 0,
+                    (dead, *ENVIRONMENT_LABEL): 0,
+                }
                 dying.stop()
-                await at.order(16)
-                after = await at.until(lambda found: ended(found) == 24)
-    assert after["rollout_rollouts_total"] == {(*ME, "ok"): 24}
-    assert after["rollout_engine_ejected"] == {(sound, *ME): 0, (dead, *ME): 1}
-    assert after["rollout_engine_ejections_total"][dead, *ME] >= 1
-    lost = after["rollout_engine_request_seconds_count"][dead, *ME, "EngineUnreachable"]
+                await running.order(16)
+                after = await running.until(lambda found: count_ended(found) == 24)
+    assert after["rollout_rollouts_total"] == {(*ENVIRONMENT_LABEL, "ok"): 24}
+    assert after["rollout_engine_ejected"] == {(sound, *ENVIRONMENT_LABEL): 0, (dead, *ENVIRONMENT_LABEL): 1}
+    assert after["rollout_engine_ejections_total"][dead, *ENVIRONMENT_LABEL] >= 1
+    lost = after["rollout_engine_request_seconds_count"][dead, *ENVIRONMENT_LABEL, "EngineUnreachable"]
     assert lost >= 3
-    assert after["rollout_engine_retries_total"][ME] >= lost
+    assert after["rollout_engine_retries_total"][ENVIRONMENT_LABEL] >= lost
 
 
 async def test_engines_with_old_weights(stage: Callable[..., Any], tmp_path: Path) -> None:
     with served_as("step-3", tmp_path) as engine:
-        async with stage([engine]) as at:
-            await at.order(1)
-            await at.until(lambda found: found["rollout_policy_lag_versions_count"][ME] == 1)
-            at.worker.advance_version("5")
-            await at.order(4)
-            found = await at.until(lambda found: found["rollout_policy_lag_versions_count"][ME] == 5)
-    assert found["rollout_policy_version"][ME] == 5
-    assert found["rollout_policy_lag_versions_bucket"][*ME, "0.0"] == 1
-    assert found["rollout_policy_lag_versions_bucket"][*ME, "1.0"] == 1
-    assert found["rollout_policy_lag_versions_bucket"][*ME, "2.0"] == 5
+        async with stage([engine]) as running:
+            await running.order(1)
+            await running.until(lambda found: found["rollout_policy_lag_versions_count"][ENVIRONMENT_LABEL] == 1)
+            running.worker.advance_version("5")
+            await running.order(4)
+            found = await running.until(
+                lambda found: found["rollout_policy_lag_versions_count"][ENVIRONMENT_LABEL] == 5
+            )
+    assert found["rollout_policy_version"][ENVIRONMENT_LABEL] == 5
+    assert found["rollout_policy_lag_versions_bucket"][*ENVIRONMENT_LABEL, "0.0"] == 1
+    assert found["rollout_policy_lag_versions_bucket"][*ENVIRONMENT_LABEL, "1.0"] == 1
+    assert found["rollout_policy_lag_versions_bucket"][*ENVIRONMENT_LABEL, "2.0"] == 5
 
 
 async def test_an_environment_that_holds_the_event_loop(
@@ -176,7 +185,9 @@ async def test_an_environment_that_holds_the_event_loop(
 
     def look(url: str) -> None:
         deadline = time.monotonic() + 20
-        while scrape(url)["rollout_event_loop_stalled_seconds"][ME] < 0.5 and time.monotonic() < deadline:
+        while (
+            scrape(url)["rollout_event_loop_stalled_seconds"][ENVIRONMENT_LABEL] < 0.5 and time.monotonic() < deadline
+        ):
             time.sleep(0.02)
         seen.set()
 
@@ -185,12 +196,14 @@ async def test_an_environment_that_holds_the_event_loop(
         return await one_turn(model)
 
     with served_as("0", tmp_path) as engine:
-        async with stage([engine], holds) as at:
-            threading.Thread(target=look, args=(at.url,)).start()
-            await at.order(1)
-            await at.until(lambda found: ended(found) == 1)
-            found = await at.until(lambda found: found["rollout_event_loop_lag_seconds_sum"][ME] > 0.5)
-    assert found["rollout_event_loop_stalled_seconds"][ME] < 0.5
+        async with stage([engine], holds) as running:
+            threading.Thread(target=look, args=(running.url,)).start()
+            await running.order(1)
+            await running.until(lambda found: count_ended(found) == 1)
+            found = await running.until(
+                lambda found: found["rollout_event_loop_lag_seconds_sum"][ENVIRONMENT_LABEL] > 0.5
+            )
+    assert found["rollout_event_loop_stalled_seconds"][ENVIRONMENT_LABEL] < 0.5
 
 
 async def test_a_queue_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class World:
+class FakeServer:
     """A server's facts and the makers of what it is sent."""
 
     facts: Any
@@ -164,16 +164,16 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path: Path) -> FakeServer:
     directory = tmp_path / "media"
     directory.mkdir()
-    return World(
+    return FakeServer(
         ServerImageConfig("image", geometry_for("qwen_vl", _KNOBS), PAD, ImageFiles(str(directory)), 8), directory
     )
 
 
 @pytest.fixture
-def processor(world: World) -> FakeProcessor:
+def processor(world: FakeServer) -> FakeProcessor:
     return FakeProcessor(world.facts)
 
 

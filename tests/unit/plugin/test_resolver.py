@@ -17,7 +17,7 @@ def counted() -> Counter[str]:
     return Counter()
 
 
-class Awaited(AsyncSingleFlightCache):  # type: ignore[misc]
+class CountingCache(AsyncSingleFlightCache):  # type: ignore[misc]
     """Says when as many as `expected` have asked."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -33,12 +33,12 @@ class Awaited(AsyncSingleFlightCache):  # type: ignore[misc]
 
 
 @pytest.fixture
-def cache() -> Awaited:
-    return Awaited(10_000)
+def cache() -> CountingCache:
+    return CountingCache(10_000)
 
 
 @pytest.fixture
-def resolver(world: Any, processor: Any, cache: Awaited, counted: Counter[str]) -> Any:
+def resolver(world: Any, processor: Any, cache: CountingCache, counted: Counter[str]) -> Any:
     def count(origin: str) -> None:
         counted[origin] += 1
 
@@ -48,14 +48,14 @@ def resolver(world: Any, processor: Any, cache: Awaited, counted: Counter[str]) 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Whose bytes were read."""
-    seen: list[str] = []
+    read_hashes: list[str] = []
 
     def read(claim: Any, facts: Any) -> Any:
-        seen.append(claim.ref.mm_hash)
+        read_hashes.append(claim.ref.mm_hash)
         return read_encoded_image(claim, facts)
 
     monkeypatch.setattr("rollout_vllm.resolver.read_encoded_image", read)
-    return seen
+    return read_hashes
 
 
 async def test_references_and_tensors_are_resolved_in_their_order(
@@ -79,7 +79,7 @@ async def test_an_image_that_comes_again_is_processed_once(world: Any, resolver:
 
 
 async def test_two_hundred_requests_for_a_new_image_half_of_them_cancelled(
-    world: Any, resolver: Any, processor: Any, cache: Awaited
+    world: Any, resolver: Any, processor: Any, cache: CountingCache
 ) -> None:
     processor.gate = asyncio.Event()
     cache.expected = 200

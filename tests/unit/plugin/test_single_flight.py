@@ -23,12 +23,12 @@ class Work:
     """Makes values when it is told to, and counts how often it was begun."""
 
     def __init__(self) -> None:
-        self.begun = 0
+        self.start_count = 0
         self.cancelled = 0
         self.results: asyncio.Queue[Value | BaseException] = asyncio.Queue()
 
     async def __call__(self) -> Value:
-        self.begun += 1
+        self.start_count += 1
         try:
             result = await self.results.get()
         except asyncio.CancelledError:
@@ -39,7 +39,7 @@ class Work:
         return result
 
 
-async def settle() -> None:
+async def let_tasks_run() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -49,58 +49,58 @@ def work() -> Work:
     return Work()
 
 
-def ask(cache: Any, work: Callable[[], Awaitable[Value]], key: str = "key") -> "asyncio.Task[Any]":
+def start_get(cache: Any, work: Callable[[], Awaitable[Value]], key: str = "key") -> "asyncio.Task[Any]":
     return asyncio.ensure_future(cache.get(key, work))
 
 
 async def test_two_hundred_at_once_are_one_piece_of_work(work: Work) -> None:
     cache: Any = AsyncSingleFlightCache(10)
-    asked = [ask(cache, work) for _ in range(200)]
-    await settle()
+    asked = [start_get(cache, work) for _ in range(200)]
+    await let_tasks_run()
     work.results.put_nowait(Value("a"))
     answers = await asyncio.gather(*asked)
     assert [origin for _, origin in answers] == [Origin.MADE] + [Origin.JOINED] * 199
     assert {value for value, _ in answers} == {Value("a")}
     assert await cache.get("key", work) == (Value("a"), Origin.KEPT)
-    assert work.begun == 1
+    assert work.start_count == 1
 
 
 async def test_half_of_them_cancelled_the_others_succeed(work: Work) -> None:
     cache: Any = AsyncSingleFlightCache(10)
-    asked = [ask(cache, work) for _ in range(200)]
-    await settle()
+    asked = [start_get(cache, work) for _ in range(200)]
+    await let_tasks_run()
     for task in asked[::2]:  # the first among them, who began it
         task.cancel()
-    await settle()
+    await let_tasks_run()
     work.results.put_nowait(Value("a"))
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
     assert all(answer == (Value("a"), Origin.JOINED) for answer in answers[1::2])
-    assert (work.begun, work.cancelled) == (1, 0)
+    assert (work.start_count, work.cancelled) == (1, 0)
 
 
 async def test_with_the_last_who_waits_the_work_is_cancelled_and_forgotten(work: Work) -> None:
     cache: Any = AsyncSingleFlightCache(10)
-    asked = [ask(cache, work) for _ in range(3)]
-    await settle()
+    asked = [start_get(cache, work) for _ in range(3)]
+    await let_tasks_run()
     for task in asked:
         task.cancel()
-    await settle()
-    assert (work.begun, work.cancelled, cache.nbytes) == (1, 1, 0)
-    later = ask(cache, work)
-    await settle()
+    await let_tasks_run()
+    assert (work.start_count, work.cancelled, cache.nbytes) == (1, 1, 0)
+    later = start_get(cache, work)
+    await let_tasks_run()
     work.results.put_nowait(Value("b"))
     assert await later == (Value("b"), Origin.MADE)
 
 
 async def test_who_comes_while_the_work_is_being_cancelled_starts_anew(work: Work) -> None:
     cache: Any = AsyncSingleFlightCache(10)
-    first = ask(cache, work)
-    await settle()
+    first = start_get(cache, work)
+    await let_tasks_run()
     first.cancel()
     await asyncio.sleep(0)  # the first is told; the work is not yet
-    second = ask(cache, work)
-    await settle()
+    second = start_get(cache, work)
+    await let_tasks_run()
     work.results.put_nowait(Value("b"))
     assert await second == (Value("b"), Origin.MADE)
 
@@ -109,22 +109,22 @@ async def test_work_that_does_not_heed_its_cancellation_fills_nothing() -> None:
     cache: Any = AsyncSingleFlightCache(10)
     release = asyncio.Event()
 
-    async def stubborn() -> Value:
+    async def ignore_cancellation() -> Value:
         try:
             await release.wait()
         except asyncio.CancelledError:
             await release.wait()
         return Value("stale")
 
-    first = ask(cache, stubborn)
-    await settle()
+    first = start_get(cache, ignore_cancellation)
+    await let_tasks_run()
     first.cancel()
-    await settle()
+    await let_tasks_run()
     work = Work()
-    second = ask(cache, work)
-    await settle()
+    second = start_get(cache, work)
+    await let_tasks_run()
     release.set()
-    await settle()
+    await let_tasks_run()
     assert not second.done()
     work.results.put_nowait(Value("fresh"))
     assert await second == (Value("fresh"), Origin.MADE)
@@ -133,21 +133,21 @@ async def test_work_that_does_not_heed_its_cancellation_fills_nothing() -> None:
 
 async def test_a_failure_goes_to_all_who_waited_and_to_nobody_else(work: Work) -> None:
     cache: Any = AsyncSingleFlightCache(10)
-    asked = [ask(cache, work) for _ in range(5)]
-    await settle()
+    asked = [start_get(cache, work) for _ in range(5)]
+    await let_tasks_run()
     work.results.put_nowait(ValueError("broken"))
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert [str(answer) for answer in answers] == ["broken"] * 5
-    later = ask(cache, work)
-    await settle()
+    later = start_get(cache, work)
+    await let_tasks_run()
     work.results.put_nowait(Value("a"))
     assert await later == (Value("a"), Origin.MADE)
 
 
 async def test_work_that_is_cancelled_from_within_cancels_nobody(work: Work) -> None:
     cache: Any = AsyncSingleFlightCache(10)
-    asked = ask(cache, work)
-    await settle()
+    asked = start_get(cache, work)
+    await let_tasks_run()
     work.results.put_nowait(asyncio.CancelledError())
     with pytest.raises(MaterialisationFailed):
         await asked
@@ -164,12 +164,12 @@ async def test_a_failure_that_nobody_waits_for_is_not_reported_as_lost(work: Wor
         finally:
             raise ValueError("on the way out")
 
-    asked = ask(cache, fails_when_cancelled)
-    await settle()
+    asked = start_get(cache, fails_when_cancelled)
+    await let_tasks_run()
     asked.cancel()
-    await settle()
+    await let_tasks_run()
     gc.collect()
-    await settle()
+    await let_tasks_run()
     assert lost == []
 
 
@@ -215,7 +215,7 @@ def test_in_any_order_everybody_gets_the_right_value_an_error_or_his_own_cancell
             if step == "ask":
                 work = Work()
                 works.append((key, work))
-                asked.append((key, ask(cache, work, str(key))))
+                asked.append((key, start_get(cache, work, str(key))))
             elif step == "cancel" and asked:
                 task = asked[number % len(asked)][1]
                 if task.cancel():
@@ -226,7 +226,7 @@ def test_in_any_order_everybody_gets_the_right_value_an_error_or_his_own_cancell
             else:
                 await asyncio.sleep(0)
             assert cache.nbytes <= 4
-        await settle()
+        await let_tasks_run()
         for of, work in works:
             work.results.put_nowait(Value(str(of), 2))
         await asyncio.gather(*(task for _, task in asked), return_exceptions=True)

@@ -12,12 +12,12 @@ def test_an_image_is_named_by_its_hash_not_by_its_url() -> None:
     def asked(url: str) -> dict[str, Any]:
         return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, {"text": "Colour?"}]}
 
-    (one,) = canonicalise([asked("file:///a.png")], [(0, 0, "aa")])
-    (two,) = canonicalise([asked("data:image/png;base64,AAAA")], [(0, 0, "aa")])
-    (other,) = canonicalise([asked("file:///a.png")], [(0, 0, "bb")])
-    assert one.digest == two.digest != other.digest
-    assert one.image_hashes == ("aa",)
-    assert one.message["content"] == [{"type": "image", "hash": "aa"}, {"type": "text", "text": "Colour?"}]
+    (from_file,) = canonicalise([asked("file:///a.png")], [(0, 0, "aa")])
+    (from_data_uri,) = canonicalise([asked("data:image/png;base64,AAAA")], [(0, 0, "aa")])
+    (another_image,) = canonicalise([asked("file:///a.png")], [(0, 0, "bb")])
+    assert from_file.digest == from_data_uri.digest != another_image.digest
+    assert from_file.image_hashes == ("aa",)
+    assert from_file.message["content"] == [{"type": "image", "hash": "aa"}, {"type": "text", "text": "Colour?"}]
 
 
 def test_keys_that_no_template_reads_do_not_matter() -> None:
@@ -83,7 +83,7 @@ def test_texts_and_images_nested_in_a_tool_result_come_out_in_order() -> None:
     assert message.image_hashes == ("aa", "bb")
 
 
-def remembered(*messages: dict[str, Any]) -> tuple[CanonicalMessageCache, list[CanonicalMessage]]:
+def fill_cache(*messages: dict[str, Any]) -> tuple[CanonicalMessageCache, list[CanonicalMessage]]:
     memory, forms = CanonicalMessageCache(), canonicalise(messages, ())
     for message, form in zip(messages, forms, strict=True):
         memory.add(message, form)
@@ -92,7 +92,7 @@ def remembered(*messages: dict[str, Any]) -> tuple[CanonicalMessageCache, list[C
 
 def test_messages_are_recalled_as_long_as_they_are_the_same_objects_and_unchanged() -> None:
     first, second = {"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "user", "content": "b"}
-    memory, forms = remembered(first, second)
+    memory, forms = fill_cache(first, second)
     assert memory.known_prefix([first, second, {"role": "user", "content": "c"}]) == forms
     assert memory.known_prefix([dict(first), second]) == []
     first["content"][0]["text"] = "changed"  # type: ignore[index]
@@ -102,12 +102,12 @@ def test_messages_are_recalled_as_long_as_they_are_the_same_objects_and_unchange
 
 def test_what_may_change_without_being_seen_to_is_not_remembered() -> None:
     message = {"role": "user", "content": [type("Part", (), {"type": "text", "text": "a"})()]}
-    memory, _ = remembered(message)
+    memory, _ = fill_cache(message)
     assert memory.known_prefix([message]) == []
 
 
 def test_the_memory_is_bounded() -> None:
     messages = [{"role": "user", "content": str(number)} for number in range(CanonicalMessageCache._MAX_ENTRIES + 1)]
-    memory, _ = remembered(*messages)
+    memory, _ = fill_cache(*messages)
     assert memory.known_prefix(messages[:1]) == []
     assert len(memory.known_prefix(messages[-1:])) == 1

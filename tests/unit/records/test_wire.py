@@ -16,28 +16,28 @@ from renderers_adapter.pool import shared_pool
 from rollout.images import ImagePolicy, prepare_images
 from rollout.records.kinds import Record, RecordError, Step
 from rollout.records.wire import SCHEMA, decode_record, encode_record
-from tests.programs.engine_double import Said
-from tests.programs.in_process import InProcess
+from tests.programs.engine_double import ScriptedAnswer
+from tests.programs.in_process import InProcessRollout
 from tests.unit.records.golden.records import DIRECTORY, RECORDS, step
 from transports.codec import decode, encode
 
 TURNS = 200
 
 
-def plain(value: Any) -> Any:
+def comparable(value: Any) -> Any:
     """Records with arrays in them, as what can be compared."""
     if dataclasses.is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: comparable(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, np.ndarray):
         return value.dtype.name, value.tolist()
     if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: comparable(inner) for key, inner in value.items()}
+    return [comparable(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 @pytest.mark.parametrize("file", sorted(DIRECTORY.glob("*.msgpack")), ids=lambda file: file.name)
 def test_what_an_older_version_wrote_is_read_as_it_was_meant(file: Path) -> None:
-    assert plain(decode_record([file.read_bytes()])) == plain(RECORDS[file.name.partition(".")[0]])
+    assert comparable(decode_record([file.read_bytes()])) == comparable(RECORDS[file.name.partition(".")[0]])
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -45,13 +45,13 @@ def test_every_kind_of_record_of_this_version_has_a_golden_file(name: str) -> No
     assert [(DIRECTORY / f"{name}.{SCHEMA}.msgpack").read_bytes()] == list(encode_record(RECORDS[name]))
 
 
-def changed(record: Record, **changes: Any) -> Any:
+def decode_changed(record: Record, **changes: Any) -> Any:
     return decode_record(encode({**decode(encode_record(record)), **changes}))
 
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_fields_of_a_newer_minor_version_are_kept_and_sent_on(name: str) -> None:
-    kept = changed(RECORDS[name], schema=SCHEMA + 1, novelty={"a": 1})
+    kept = decode_changed(RECORDS[name], schema=SCHEMA + 1, novelty={"a": 1})
     assert kept.extra == {"novelty": {"a": 1}}
     assert decode(encode_record(kept))["novelty"] == {"a": 1}
 
@@ -85,7 +85,7 @@ def test_fields_of_a_newer_minor_version_are_kept_and_sent_on(name: str) -> None
 )
 def test_a_damaged_step_is_refused_with_its_reason(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(RecordError, match=told):
-        changed(step(), **changes)
+        decode_changed(step(), **changes)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_damaged_step_is_refused_with_its_reason(changes: dict[str, Any], told
 )
 def test_a_start_whose_images_cannot_be_described_is_refused(layout: dict[str, Any]) -> None:
     with pytest.raises(RecordError, match="rollout_started record is malformed"):
-        changed(RECORDS["rollout_started"], layout=layout)
+        decode_changed(RECORDS["rollout_started"], layout=layout)
 
 
 @given(st.integers(0, 400), st.integers(0, 400), st.binary(max_size=8))
@@ -144,14 +144,14 @@ async def test_a_long_rollout_sends_everything_once(
     parts = [{"type": "image", "image": Image.new("RGB", (32, 32), (number, 0, 0))} for number in range(TURNS)]
     prepared = prepare_images([{"role": "user", "content": parts}], ImagePolicy(mode, tmp_path)).images
     tokens = pool.geometry.layout(width=32, height=32).tokens
-    played = InProcess(pool, tmp_path, {image.url: (image.mm_hash, tokens) for image in prepared}, mode)
+    played = InProcessRollout(pool, tmp_path, {image.url: (image.mm_hash, tokens) for image in prepared}, mode)
     await played.begin()
     conversation: list[dict[str, Any]] = []
     answer = (*pool.tokenizer.encode("red"), pool.stop_token_ids[0])
     for part in parts:
         question = {"type": "text", "text": "What is the colour of this square?"}
         conversation.append({"role": "user", "content": [part, question]})
-        played.engine.next = [Said(answer)]
+        played.engine.scripted_answers = [ScriptedAnswer(answer)]
         conversation.append((await played.session.chat(conversation)).message)
     trajectory = await played.finish()
 

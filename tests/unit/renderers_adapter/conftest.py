@@ -24,13 +24,13 @@ class Harmony:
         self._tokenizer = tokenizer
 
     def render(self, message: Any) -> list[int]:
-        told = message.to_dict()
-        content = told["content"]
+        fields = message.to_dict()
+        content = fields["content"]
         body = content if isinstance(content, str) else "".join(part.get("text", str(part)) for part in content)
-        to = f" to={told['recipient']}" if told.get("recipient") else ""
-        channel = f"<|channel|>{told['channel']}" if told.get("channel") else ""
-        calls = told["role"] == "assistant" and to
-        header = f"<|start|>{told.get('name') or told['role']}{to}{channel}<|message|>"
+        to = f" to={fields['recipient']}" if fields.get("recipient") else ""
+        channel = f"<|channel|>{fields['channel']}" if fields.get("channel") else ""
+        calls = fields["role"] == "assistant" and to
+        header = f"<|start|>{fields.get('name') or fields['role']}{to}{channel}<|message|>"
         return list(self._tokenizer.encode(f"{header}{body}<|{'call' if calls else 'end'}|>"))
 
     def render_conversation(self, conversation: Any) -> list[int]:
@@ -73,8 +73,8 @@ def fit_to(directory: Path, tiny_model: Path, family: str) -> RendererAdapter:
         try:
             return RendererAdapter.open(directory, family)
         except AdapterError as error:
-            told = str(error)
-        (wanted,) = re.findall(r"token (?:for )?'([^']+)'", told)
+            error_text = str(error)
+        (wanted,) = re.findall(r"token (?:for )?'([^']+)'", error_text)
         add_token(directory / "tokenizer.json", wanted)
     raise AssertionError(f"{family} asks for more than a hundred tokens")
 

@@ -54,10 +54,10 @@ def joined(segments: Sequence[Any]) -> list[int]:
     return [token for segment in segments for token in segment.ids.tolist()]
 
 
-def after(opening: LogicalIds, past: Any) -> LogicalIds:
+def sampled_part(opening: LogicalIds, past: Any) -> LogicalIds:
     """What was sampled of a past answer: all that is not the opening, where its history begins so."""
-    begun = past.ids[: len(opening)].tolist() == opening.tolist()
-    return as_logical_ids(past.ids[len(opening) :] if begun else past.ids)
+    has_prompt = past.ids[: len(opening)].tolist() == opening.tolist()
+    return as_logical_ids(past.ids[len(opening) :] if has_prompt else past.ids)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -71,15 +71,15 @@ def test_a_family_bridges_a_question_as_it_renders_it_or_says_that_it_forgets_re
     first, whole = adapter.render(begin, None), adapter.render([*begin, answer, *tail], None)
     assert joined(first.segments) == joined(whole.segments[:2])
     assert (adapter.pad_id is None) == (adapter.geometry is None)
-    said = after(first.generation_prompt, whole.segments[2])
-    assert adapter.parse(first.generation_prompt, said).tool_calls == ()
+    completion_ids = sampled_part(first.generation_prompt, whole.segments[2])
+    assert adapter.parse(first.generation_prompt, completion_ids).tool_calls == ()
 
     if family in FORGETS_REASONING:
         with pytest.raises(BridgeRefused) as refusal:
-            adapter.bridge(first.generation_prompt, said, tail, None)
+            adapter.bridge(first.generation_prompt, completion_ids, tail, None)
         assert refusal.value.reason is BridgeRefusalReason.THINKING_DROPPED
         return
-    bridged = adapter.bridge(first.generation_prompt, said, tail, None)
+    bridged = adapter.bridge(first.generation_prompt, completion_ids, tail, None)
     more = adapter.tokenizer.encode("\n") if family in CLOSES_WITH_MORE else []
     assert [*more, *joined(bridged.segments)] == joined(whole.segments[3:])
     assert np.array_equal(bridged.generation_prompt, whole.generation_prompt)
@@ -94,18 +94,18 @@ def test_a_family_calls_a_tool_and_goes_on_from_its_result(
     begin = [SYSTEM, {"role": "user", "content": "1 + 2?"}]
     first, whole = adapter.render(begin, TOOLS), adapter.render([*begin, CALL, RESULT], TOOLS)
     assert joined(first.segments) == joined(whole.segments[:2])
-    said = after(first.generation_prompt, whole.segments[2])
+    completion_ids = sampled_part(first.generation_prompt, whole.segments[2])
     if family == "deepseek-r1":  # its history is without reasoning, which its opening begins
-        said = as_logical_ids([*adapter.tokenizer.encode("hm</think>"), *said.tolist()[1:]])
-    (call,) = adapter.parse(first.generation_prompt, said, TOOLS).tool_calls
+        completion_ids = as_logical_ids([*adapter.tokenizer.encode("hm</think>"), *completion_ids.tolist()[1:]])
+    (call,) = adapter.parse(first.generation_prompt, completion_ids, TOOLS).tool_calls
     assert (call.name, call.arguments, call.error) == ("add", {"a": 1, "b": 2}, None)
 
     if family == "deepseek-r1":
         with pytest.raises(BridgeRefused) as refusal:
-            adapter.bridge(first.generation_prompt, said, [RESULT], TOOLS)
+            adapter.bridge(first.generation_prompt, completion_ids, [RESULT], TOOLS)
         assert refusal.value.reason is BridgeRefusalReason.THINKING_DROPPED
         return
-    bridged = adapter.bridge(first.generation_prompt, said, [RESULT], TOOLS)
+    bridged = adapter.bridge(first.generation_prompt, completion_ids, [RESULT], TOOLS)
     more = adapter.tokenizer.encode("\n") if family in CLOSES_WITH_MORE else []
     assert [*more, *joined(bridged.segments)] == joined(whole.segments[3:])
     assert np.array_equal(bridged.generation_prompt, whole.generation_prompt)
@@ -130,21 +130,21 @@ def test_reasoning_is_dropped_at_a_new_question_and_kept_for_a_tool(
 ) -> None:
     adapter = fitted(family)
     opening = adapter.render([user("Hi")], None).generation_prompt
-    said = as_logical_ids([*adapter.tokenizer.encode("hm</think>red"), adapter.stop_token_ids[0]])
+    completion_ids = as_logical_ids([*adapter.tokenizer.encode("hm</think>red"), adapter.stop_token_ids[0]])
     with pytest.raises(BridgeRefused) as refusal:
-        adapter.bridge(opening, said, [user("Sure?")], None)
+        adapter.bridge(opening, completion_ids, [user("Sure?")], None)
     assert refusal.value.reason is BridgeRefusalReason.THINKING_DROPPED
     result = {"role": "tool", "tool_call_id": "look:0", "content": [IMAGE, {"type": "text", "text": "found"}]}
-    (segment,) = adapter.bridge(opening, said, [result], None).segments
+    (segment,) = adapter.bridge(opening, completion_ids, [result], None).segments
     assert len(segment.image_offsets) == 1
 
 
 def test_a_template_argument_changes_what_is_kept(tiny_model: Path) -> None:
-    quiet = RendererAdapter.open(tiny_model, "qwen3.5", {"enable_thinking": False})
-    opening = quiet.render([user("Hi")], None).generation_prompt
-    assert quiet.tokenizer.decode(opening.tolist()).endswith("</think>\n\n")
-    said = as_logical_ids([*quiet.tokenizer.encode("red"), quiet.stop_token_ids[0]])
-    assert len(quiet.bridge(opening, said, [user("Sure?")], None).segments) == 1
+    no_thinking = RendererAdapter.open(tiny_model, "qwen3.5", {"enable_thinking": False})
+    opening = no_thinking.render([user("Hi")], None).generation_prompt
+    assert no_thinking.tokenizer.decode(opening.tolist()).endswith("</think>\n\n")
+    completion_ids = as_logical_ids([*no_thinking.tokenizer.encode("red"), no_thinking.stop_token_ids[0]])
+    assert len(no_thinking.bridge(opening, completion_ids, [user("Sure?")], None).segments) == 1
 
 
 def test_an_argument_that_no_template_of_the_family_has_is_refused(tiny_model: Path) -> None:
@@ -178,9 +178,9 @@ def test_our_names_are_those_of_the_renderers_package() -> None:
 def test_the_documentation_says_of_each_family_what_becomes_of_a_new_question(repository: Path) -> None:
     lines = (repository / "docs" / "traces.md").read_text("utf-8").splitlines()
     rows = [line.split("|")[1:4] for line in lines if line.startswith("| `") and line.count("|") == 4]
-    told = {name: (sees, asked) for names, sees, asked in rows for name in re.findall(r"`([^`]+)`", names)}
+    documented = {name: (sees, asked) for names, sees, asked in rows for name in re.findall(r"`([^`]+)`", names)}
     for name, family in FAMILIES.items():
-        sees, asked = told[name]
+        sees, asked = documented[name]
         assert sees.strip().startswith("yes") == (family.geometry is not None), name
         assert asked.strip().startswith("rendered (`thinking`)") == (name in FORGETS_REASONING), name
 
@@ -233,12 +233,12 @@ def test_below_a_system_message_qwen2_vl_is_written_as_its_own_template_writes_i
 def test_a_bridge_of_qwen2_vl_continues_its_own_template(qwen2: RendererAdapter) -> None:
     begin, tail = CONVERSATIONS[0], [user("And this?", IMAGE)]
     first = qwen2.render(begin, None)
-    said: LogicalIds = as_logical_ids([*qwen2.tokenizer.encode("red"), qwen2.stop_token_ids[0]])
-    bridged = qwen2.bridge(first.generation_prompt, said, tail, None)
+    completion_ids: LogicalIds = as_logical_ids([*qwen2.tokenizer.encode("red"), qwen2.stop_token_ids[0]])
+    bridged = qwen2.bridge(first.generation_prompt, completion_ids, tail, None)
     parts = (
         *(s.ids for s in first.segments),
         first.generation_prompt,
-        said,
+        completion_ids,
         *(s.ids for s in bridged.segments),
         bridged.generation_prompt,
     )

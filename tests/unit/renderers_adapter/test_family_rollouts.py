@@ -13,8 +13,8 @@ from renderers_adapter.pool import RendererPool
 from rollout.images import ImagePolicy, prepare_images
 from rollout.records.messages import MessageError
 from rollout.trainer import check, samples
-from tests.programs.engine_double import Said
-from tests.programs.in_process import InProcess
+from tests.programs.engine_double import ScriptedAnswer
+from tests.programs.in_process import InProcessRollout
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 TOOLS = [
@@ -40,7 +40,7 @@ def user(*parts: Any) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]}
 
 
-class Played(InProcess):
+class FamilyRollout(InProcessRollout):
     """A rollout of a family, with an engine that knows its pictures and says what it is told to."""
 
     def __init__(self, adapter: RendererAdapter, directory: Path) -> None:
@@ -56,7 +56,7 @@ class Played(InProcess):
         return {image.url: (image.mm_hash, layout(width=image.width, height=image.height).tokens) for image in found}
 
     async def say(self, messages: list[Any], tokens: list[int], tools: Any = None) -> Any:
-        self.engine.next = [Said(tuple(tokens))]
+        self.engine.scripted_answers = [ScriptedAnswer(tuple(tokens))]
         reply = await self.session.chat(messages, tools=tools)
         messages.append(reply.message)
         return reply
@@ -67,9 +67,9 @@ class Played(InProcess):
     def call(self, asked: list[Any]) -> list[int]:
         """A call of the tool, as the family's own history of one shows it after the opening."""
         call = {"id": "functions.look:0", "function": {"name": "look", "arguments": {"n": 1}}}
-        said = {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call]}
+        assistant_message = {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call]}
         opening: list[int] = self.adapter.render(asked, TOOLS).generation_prompt.tolist()
-        history: list[int] = self.adapter.render([*asked, said], TOOLS).segments[-1].ids.tolist()
+        history: list[int] = self.adapter.render([*asked, assistant_message], TOOLS).segments[-1].ids.tolist()
         if history[: len(opening)] == opening:
             return history[len(opening) :]
         # A history may be without the reasoning that the opening begins.
@@ -80,7 +80,7 @@ class Played(InProcess):
 async def test_a_family_plays_a_whole_rollout(
     fitted: Callable[[str], RendererAdapter], tmp_path: Path, family: str
 ) -> None:
-    played = Played(fitted(family), tmp_path / "images")
+    played = FamilyRollout(fitted(family), tmp_path / "images")
     await played.begin()
     sees, takes_tools = played.pool.geometry is not None, FAMILIES[family].supports_tools
     red, blue = ([picture("red", 800)], [picture("blue", 100)]) if sees else ([], [])
@@ -93,8 +93,8 @@ async def test_a_family_plays_a_whole_rollout(
     if takes_tools:
         asked: list[dict[str, Any]] = [SYSTEM, {"role": "user", "content": "Look twice."}]
         reply = await played.say(asked, played.call(asked), TOOLS)
-        told: Any = [*red, {"type": "text", "text": "red"}] if sees else "red"
-        asked.append({"role": "tool", "tool_call_id": reply.tool_calls[0].id, "name": "look", "content": told})
+        tool_result: Any = [*red, {"type": "text", "text": "red"}] if sees else "red"
+        asked.append({"role": "tool", "tool_call_id": reply.tool_calls[0].id, "name": "look", "content": tool_result})
         await played.say(asked, played.call(asked[:2]), TOOLS)
         asked.append({"role": "tool", "tool_call_id": "functions.look:0", "name": "look", "content": "blue"})
         await played.say(asked, played.text("Seen."), TOOLS)
@@ -109,5 +109,5 @@ async def test_a_family_plays_a_whole_rollout(
     assert check(trajectory) == []
     sampled = sum(len(node.run.logprobs) for node in trajectory.nodes)
     assert sum(int(sample.mask.sum()) for sample in samples(trajectory)) == sampled
-    seen = [len(turn.images) for turn in played.engine.turns.values()]
-    assert seen == [count * sees for count in ([1, 3, 3, 0, 1, 1] if takes_tools else [1, 3, 3])]
+    image_counts = [len(turn.images) for turn in played.engine.turns.values()]
+    assert image_counts == [count * sees for count in ([1, 3, 3, 0, 1, 1] if takes_tools else [1, 3, 3])]

@@ -23,7 +23,7 @@ def user(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}]
 
 
-class Watched(RendererAdapter):
+class WatchedAdapter(RendererAdapter):
     """Counts how many encode at once, in all and in one renderer, and where; a gate may hold them up."""
 
     together = 0
@@ -31,12 +31,12 @@ class Watched(RendererAdapter):
     threads: set[str] = set()  # noqa: RUF012 - shared on purpose, by all renderers of a pool
     gate: threading.Event | None = None
     started: threading.Event
-    clash = False
+    used_concurrently = False
 
     def render(self, messages: Sequence[Any], tools: Sequence[Any] | None) -> RenderedMessages:
         kind = type(self)
         if self.__dict__.get("busy"):
-            kind.clash = True
+            kind.used_concurrently = True
         self.__dict__["busy"] = True
         kind.together += 1
         kind.most = max(kind.most, kind.together)
@@ -50,18 +50,18 @@ class Watched(RendererAdapter):
             kind.together -= 1
             self.__dict__["busy"] = False
 
-    def clone(self) -> "Watched":
+    def clone(self) -> "WatchedAdapter":
         made = super().clone()
         made.__class__ = type(self)
         return made  # type: ignore[return-value]
 
 
 @pytest.fixture
-def watched(adapter: RendererAdapter) -> type[Watched]:
-    return type("WatchedHere", (Watched,), {"threads": set(), "started": threading.Event()})
+def watched(adapter: RendererAdapter) -> type[WatchedAdapter]:
+    return type("WatchedHere", (WatchedAdapter,), {"threads": set(), "started": threading.Event()})
 
 
-def pool_of(adapter: RendererAdapter, kind: type[Watched], size: int) -> RendererPool:
+def pool_of(adapter: RendererAdapter, kind: type[WatchedAdapter], size: int) -> RendererPool:
     first = adapter.clone()
     first.__class__ = kind
     return RendererPool(first, size=size)
@@ -93,7 +93,7 @@ def test_a_load_that_failed_is_tried_again(tiny_model: Path, monkeypatch: pytest
 
 
 async def test_short_texts_are_encoded_on_the_loop_and_long_ones_beside_it(
-    adapter: RendererAdapter, watched: type[Watched]
+    adapter: RendererAdapter, watched: type[WatchedAdapter]
 ) -> None:
     pool = pool_of(adapter, watched, 2)
     await pool.render(user("short"), None)
@@ -113,13 +113,15 @@ async def test_short_texts_are_encoded_on_the_loop_and_long_ones_beside_it(
     ids=["reasoning", "a call", "a part", "a tool"],
 )
 async def test_whatever_makes_a_text_long_counts(
-    adapter: RendererAdapter, watched: type[Watched], messages: list[dict[str, Any]], tools: Any
+    adapter: RendererAdapter, watched: type[WatchedAdapter], messages: list[dict[str, Any]], tools: Any
 ) -> None:
     await pool_of(adapter, watched, 1).render(messages, tools)
     assert threading.current_thread().name not in watched.threads
 
 
-async def test_the_loop_goes_on_while_a_long_text_is_encoded(adapter: RendererAdapter, watched: type[Watched]) -> None:
+async def test_the_loop_goes_on_while_a_long_text_is_encoded(
+    adapter: RendererAdapter, watched: type[WatchedAdapter]
+) -> None:
     pool = pool_of(adapter, watched, 2)
     watched.gate = threading.Event()
     long = asyncio.create_task(pool.render(user(LONG), None))
@@ -132,11 +134,11 @@ async def test_the_loop_goes_on_while_a_long_text_is_encoded(adapter: RendererAd
 
 
 async def test_a_renderer_does_one_thing_at_a_time_and_there_are_never_more_than_its_size(
-    adapter: RendererAdapter, watched: type[Watched]
+    adapter: RendererAdapter, watched: type[WatchedAdapter]
 ) -> None:
     pool = pool_of(adapter, watched, 3)
     await asyncio.gather(*(pool.render(user(f"{LONG}{n}"), None) for n in range(12)))
-    assert not watched.clash
+    assert not watched.used_concurrently
     assert watched.most <= 3
 
 

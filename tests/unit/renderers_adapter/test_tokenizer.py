@@ -122,19 +122,19 @@ def test_truncation_and_padding_saved_with_a_tokenizer_do_not_touch_a_prompt(mod
 def test_threads_share_one_tokenizer() -> None:
     texts = [f"The square number {number} is {colour}." for number, colour in enumerate(PALETTE)]
     expected = [TINY.encode(text) for text in texts]
-    seen: list[bool] = []
+    matches: list[bool] = []
 
     def encode_all(tokenizer: FastTokenizer) -> None:
         for _ in range(200):
             found = [tokenizer(text, return_offsets_mapping=True)["input_ids"] for text in texts]
-            seen.append(found == expected and [tokenizer.encode(text) for text in texts] == expected)
+            matches.append(found == expected and [tokenizer.encode(text) for text in texts] == expected)
 
     threads = [threading.Thread(target=encode_all, args=(TINY,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert seen == [True] * 800
+    assert matches == [True] * 800
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere/tokenizer.json"])

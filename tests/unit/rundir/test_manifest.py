@@ -17,17 +17,17 @@ def config(repository: Path) -> Path:
 
 
 def test_a_launch_is_resumed_as_it_was_begun(config: Path, tmp_path: Path) -> None:
-    directory, begun = create_run([config], [f"run.directory={tmp_path}", "tasks.count=3"])
+    directory, created = create_run([config], [f"run.directory={tmp_path}", "tasks.count=3"])
     again, resumed = resume_run(directory.path, [])
     assert again == directory
-    assert resumed == begun
+    assert resumed == created
     assert resumed[0].config.tasks.count == 3
 
 
 def test_anything_but_the_tasks_may_change(config: Path, tmp_path: Path) -> None:
     directory, _ = create_run([config], [f"run.directory={tmp_path}"])
-    _, (member,) = resume_run(directory.path, ["worker.concurrency=7"])
-    assert member.config.worker.concurrency == 7
+    _, (launch_config,) = resume_run(directory.path, ["worker.concurrency=7"])
+    assert launch_config.config.worker.concurrency == 7
     with pytest.raises(CannotResume, match="tasks changed since"):
         resume_run(directory.path, ["tasks.count=4"])
     with pytest.raises(CannotResume, match="environment changed since"):
@@ -40,13 +40,13 @@ def test_the_password_of_a_queue_stays_out_of_the_run_and_is_there_again_when_it
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QUEUE_PASSWORD", "s3cret")
-    mine = config.read_text().replace("../", f"{config.parent.parent}/")
-    (tmp_path / "mine.yaml").write_text(f"{mine}\nqueue: {{url: 'redis://me:${{QUEUE_PASSWORD}}@10.0.0.5/0'}}\n")
-    directory, (begun,) = create_run([tmp_path / "mine.yaml"], [f"run.directory={tmp_path}"])
+    config_text = config.read_text().replace("../", f"{config.parent.parent}/")
+    (tmp_path / "mine.yaml").write_text(f"{config_text}\nqueue: {{url: 'redis://me:${{QUEUE_PASSWORD}}@10.0.0.5/0'}}\n")
+    directory, (created,) = create_run([tmp_path / "mine.yaml"], [f"run.directory={tmp_path}"])
     assert not [path for path in directory.path.iterdir() if path.is_file() and "s3cret" in path.read_text()]
     assert "redis://me@10.0.0.5/0" in (directory.path / "color_codeword.yaml").read_text()
     _, (resumed,) = resume_run(directory.path, [])
-    assert resumed.config.queue.url == begun.config.queue.url == "redis://me:s3cret@10.0.0.5/0"
+    assert resumed.config.queue.url == created.config.queue.url == "redis://me:s3cret@10.0.0.5/0"
 
 
 def test_where_no_launch_was_begun_none_is_resumed(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ Body = dict[str, Any]
 LENGTH = 4
 
 
-class Puppet:
+class SteppedEngine:
     """An engine whose every step is allowed, and then reported."""
 
     def __init__(self) -> None:
@@ -37,7 +37,9 @@ class Puppet:
 
     def prepare(self, request: GenerateBody) -> Job:
         self._loop.call_soon_threadsafe(self.prepared.put_nowait, None)
-        return _Dance(ExpandedPrompt(request.token_ids, ()), StopConditions(LENGTH, frozenset(), frozenset()), self)
+        return _SteppedJob(
+            ExpandedPrompt(request.token_ids, ()), StopConditions(LENGTH, frozenset(), frozenset()), self
+        )
 
     def reload(self, directory: Path | None) -> None:
         self.reloaded.append(directory)
@@ -55,8 +57,8 @@ class Puppet:
 
 
 @dataclass(frozen=True, slots=True)
-class _Dance(Job):
-    engine: Puppet
+class _SteppedJob(Job):
+    engine: SteppedEngine
 
     async def generate(self, answer: Answer, gate: PauseGate) -> None:
         while not answer.finished:
@@ -66,20 +68,20 @@ class _Dance(Job):
                 self.engine.written.put_nowait(gate.version)
 
 
-class World:
+class SteppedEngineClient:
     """A puppet and its endpoint."""
 
-    def __init__(self, client: httpx.AsyncClient, puppet: Puppet) -> None:
-        self.client, self.puppet = client, puppet
+    def __init__(self, client: httpx.AsyncClient, engine: SteppedEngine) -> None:
+        self.client, self.engine = client, engine
 
     async def ask(self, request_id: str) -> Body:
         sampling = {"temperature": 1, "logprobs": 0}
         return await self.post("/inference/v1/generate", token_ids=[1], sampling_params=sampling, request_id=request_id)
 
-    async def asked(self, request_id: str) -> "asyncio.Task[Body]":
+    async def start_request(self, request_id: str) -> "asyncio.Task[Body]":
         """A request that has arrived; whether it may begin is up to the gate."""
         task = asyncio.create_task(self.ask(request_id))
-        await self.puppet.prepared.get()
+        await self.engine.prepared.get()
         return task
 
     async def post(self, path: str, status: int = 200, **body: Any) -> Body:
@@ -88,7 +90,7 @@ class World:
         answer: Body = response.json()
         return answer
 
-    async def until_paused(self) -> None:
+    async def wait_until_paused(self) -> None:
         """Wait until the gate is closed, though perhaps not quiet yet."""
         while True:
             if (await self.client.get("/is_paused")).json() == {"is_paused": True}:
@@ -103,20 +105,20 @@ class World:
 
 
 @asynccontextmanager
-async def _world() -> AsyncIterator[World]:
-    puppet = Puppet()
-    app = create_app(puppet, weight_version="1")
+async def _open_client() -> AsyncIterator[SteppedEngineClient]:
+    engine = SteppedEngine()
+    app = create_app(engine, weight_version="1")
     async with (
         asyncio.timeout(60),
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://puppet") as client,
     ):
-        yield World(client, puppet)
+        yield SteppedEngineClient(client, engine)
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    async with _world() as world:
+async def world() -> AsyncIterator[SteppedEngineClient]:
+    async with _open_client() as world:
         yield world
 
 
@@ -125,81 +127,81 @@ def versions(answer: Body) -> list[tuple[str, int, int]]:
     return [(span["version"], span["start"], span["end"]) for span in choice["weight_versions"]]
 
 
-async def test_keep_freezes_what_is_in_flight_and_goes_on_with_the_new_weights(world: World) -> None:
-    flying = await world.asked("flying")
-    assert await world.puppet.step(2) == ["1", "1"]
+async def test_keep_freezes_what_is_in_flight_and_goes_on_with_the_new_weights(world: SteppedEngineClient) -> None:
+    in_flight = await world.start_request("flying")
+    assert await world.engine.step(2) == ["1", "1"]
     # The step that is under way when the pause comes is finished first, with the weights that it began with.
     pausing = asyncio.create_task(world.post("/pause?mode=keep"))
-    assert await world.puppet.step() == ["1"]
+    assert await world.engine.step() == ["1"]
     await pausing
     await world.push("2")
-    assert not flying.done()
+    assert not in_flight.done()
     await world.post("/resume")
-    assert await world.puppet.step() == ["2"]
-    answer = await flying
+    assert await world.engine.step() == ["2"]
+    answer = await in_flight
     assert versions(answer) == [("1", 0, 3), ("2", 3, 4)]
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
-async def test_wait_lets_what_is_in_flight_finish_and_makes_others_wait(world: World) -> None:
-    flying = await world.asked("flying")
-    await world.puppet.step(2)
+async def test_wait_lets_what_is_in_flight_finish_and_makes_others_wait(world: SteppedEngineClient) -> None:
+    in_flight = await world.start_request("flying")
+    await world.engine.step(2)
     pausing = asyncio.create_task(world.post("/pause?mode=wait"))
-    await world.until_paused()
-    late = await world.asked("late")
+    await world.wait_until_paused()
+    waiting = await world.start_request("late")
     assert not pausing.done()
-    assert await world.puppet.step(2) == ["1", "1"]
+    assert await world.engine.step(2) == ["1", "1"]
     await pausing
-    assert versions(await flying) == [("1", 0, LENGTH)]
+    assert versions(await in_flight) == [("1", 0, LENGTH)]
     await world.push("2")
     await world.post("/resume")
-    assert await world.puppet.step(LENGTH) == ["2"] * LENGTH
-    assert versions(await late) == [("2", 0, LENGTH)]
+    assert await world.engine.step(LENGTH) == ["2"] * LENGTH
+    assert versions(await waiting) == [("2", 0, LENGTH)]
 
 
-async def test_abort_ends_what_is_in_flight_with_its_tokens_so_far(world: World) -> None:
-    flying = await world.asked("flying")
-    await world.puppet.step(2)
+async def test_abort_ends_what_is_in_flight_with_its_tokens_so_far(world: SteppedEngineClient) -> None:
+    in_flight = await world.start_request("flying")
+    await world.engine.step(2)
     await world.post("/pause?mode=abort")
-    answer = await flying
+    answer = await in_flight
     assert answer["choices"][0]["finish_reason"] == "abort"
     assert answer["choices"][0]["token_ids"] == [1, 1]
     assert versions(answer) == [("1", 0, 2)]
-    late = await world.asked("late")
+    waiting = await world.start_request("late")
     await world.push("2")
     await world.post("/resume")
-    await world.puppet.step(LENGTH)
-    assert versions(await late) == [("2", 0, LENGTH)]
+    await world.engine.step(LENGTH)
+    assert versions(await waiting) == [("2", 0, LENGTH)]
 
 
-async def test_who_waits_for_the_end_of_a_pause_can_be_aborted(world: World) -> None:
+async def test_who_waits_for_the_end_of_a_pause_can_be_aborted(world: SteppedEngineClient) -> None:
     await world.post("/pause?mode=wait")
-    late = await world.asked("late")
+    waiting = await world.start_request("late")
     await world.client.post("/inference/v1/abort_requests", json={"request_ids": ["generate-tokens-late"]})
-    answer = await late
+    answer = await waiting
     assert answer["choices"][0]["finish_reason"] == "abort"
     assert versions(answer) == [("1", 0, 0)]
 
 
-async def test_what_is_frozen_can_be_aborted_by_another_pause(world: World) -> None:
-    flying = await world.asked("flying")
-    await world.puppet.step()
+async def test_what_is_frozen_can_be_aborted_by_another_pause(world: SteppedEngineClient) -> None:
+    in_flight = await world.start_request("flying")
+    await world.engine.step()
     pausing = asyncio.create_task(world.post("/pause?mode=keep"))
-    await world.puppet.step()
+    await world.engine.step()
     await pausing
     await world.post("/pause?mode=abort")
-    assert (await flying)["choices"][0]["token_ids"] == [1, 1]
+    assert (await in_flight)["choices"][0]["token_ids"] == [1, 1]
 
 
-async def test_a_pause_that_a_resume_overtakes_says_so(world: World) -> None:
-    flying = await world.asked("flying")
-    await world.puppet.step()
+async def test_a_pause_that_a_resume_overtakes_says_so(world: SteppedEngineClient) -> None:
+    in_flight = await world.start_request("flying")
+    await world.engine.step()
     pausing = asyncio.create_task(world.post("/pause?mode=wait", status=409))
-    await world.until_paused()
+    await world.wait_until_paused()
     await world.post("/resume")
     assert "overtaken" in (await pausing)["error"]["message"]
-    await world.puppet.step(LENGTH - 1)
-    await flying
+    await world.engine.step(LENGTH - 1)
+    await in_flight
 
 
 @pytest.mark.parametrize(
@@ -209,19 +211,21 @@ async def test_a_pause_that_a_resume_overtakes_says_so(world: World) -> None:
         ("/update_weight_version", {"new_version": "2"}),
     ],
 )
-async def test_weights_and_their_version_change_only_during_a_pause(world: World, path: str, body: Body) -> None:
+async def test_weights_and_their_version_change_only_during_a_pause(
+    world: SteppedEngineClient, path: str, body: Body
+) -> None:
     refused = await world.post(path, 400, **body)
     assert "POST /pause" in refused["error"]["message"]
-    assert world.puppet.reloaded == []
+    assert world.engine.reloaded == []
     assert (await world.client.get("/weight_info")).json() == {"weight_version": "1"}
 
 
-async def test_a_reload_from_a_directory_and_one_that_fails(world: World) -> None:
+async def test_a_reload_from_a_directory_and_one_that_fails(world: SteppedEngineClient) -> None:
     await world.post("/pause?mode=wait")
     await world.post("/collective_rpc", method="reload_weights", kwargs={"weights_path": "somewhere"})
     failed = await world.post("/collective_rpc", 500, method="reload_weights", kwargs={"weights_path": "nowhere"})
     assert failed["error"]["message"] == "there is nothing"
-    assert world.puppet.reloaded == [Path("somewhere"), Path("nowhere")]
+    assert world.engine.reloaded == [Path("somewhere"), Path("nowhere")]
     assert (await world.client.get("/is_paused")).json() == {"is_paused": True}
 
 
@@ -238,7 +242,7 @@ async def test_a_reload_from_a_directory_and_one_that_fails(world: World) -> Non
     ],
 )
 async def test_what_the_control_surface_does_not_know_is_refused(
-    world: World, path: str, body: Body, named: str
+    world: SteppedEngineClient, path: str, body: Body, named: str
 ) -> None:
     assert named in (await world.post(path, 400, **body))["error"]["message"]
 
@@ -246,7 +250,7 @@ async def test_what_the_control_surface_does_not_know_is_refused(
 async def test_a_script_is_made_anew_and_its_version_told(body: Any, picture: Any) -> None:
     with EmbeddedServer(EmbeddedSettings(weight_version="1")) as url:
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-            world = World(client, Puppet())
+            world = SteppedEngineClient(client, SteppedEngine())
             await world.post("/pause?mode=abort")
             await world.post("/collective_rpc", 500, method="reload_weights", kwargs={"weights_path": "/nowhere"})
             await world.push("2")

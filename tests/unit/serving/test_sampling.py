@@ -78,14 +78,14 @@ def test_a_token_carries_the_share_of_the_candidates_that_go_on_with_it() -> Non
     expected = softmax(MARGINS, 1.0)
     dark = 1 - expected["red"]
     grown = expected["dark green"] + expected["dark grey"]
-    told = {
+    logprobs_by_text = {
         text_of(tokens): [token.logprob for token in tokens]
         for tokens in (draw(MARGINS, 1.0, seed) for seed in range(200))
     }
-    assert set(told) == set(WORDS)
-    assert told["red"] == pytest.approx([math.log(expected["red"])])
-    assert told["dark red"] == pytest.approx([math.log(dark), math.log(expected["dark red"] / dark)])
-    assert told["dark grey"] == pytest.approx(
+    assert set(logprobs_by_text) == set(WORDS)
+    assert logprobs_by_text["red"] == pytest.approx([math.log(expected["red"])])
+    assert logprobs_by_text["dark red"] == pytest.approx([math.log(dark), math.log(expected["dark red"] / dark)])
+    assert logprobs_by_text["dark grey"] == pytest.approx(
         [math.log(dark), math.log(grown / dark), math.log(expected["dark grey"] / grown)]
     )
 

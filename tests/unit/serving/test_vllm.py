@@ -191,11 +191,11 @@ def serve(settings: VllmSettings, tmp_path: Path, *flags: str) -> subprocess.Pop
 def test_the_command_prints_the_yaml_and_passes_a_signal_on(settings: VllmSettings, tmp_path: Path) -> None:
     process = serve(settings, tmp_path)
     assert process.stdout is not None
-    told = [process.stdout.readline() for _ in range(6)]
-    assert told[2].strip() == "model: {name: m, path: DIRECTORY, renderer: RENDERER}"
-    assert f"engine: {{urls: [{settings.url}]}}" in told[3]
+    yaml_lines = [process.stdout.readline() for _ in range(6)]
+    assert yaml_lines[2].strip() == "model: {name: m, path: DIRECTORY, renderer: RENDERER}"
+    assert f"engine: {{urls: [{settings.url}]}}" in yaml_lines[3]
     (log,) = tmp_path.glob(f"rollout-vllm-{settings.port}-*.log")
-    assert str(log) in told[0]
+    assert str(log) in yaml_lines[0]
     child = child_of(log)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0

@@ -30,12 +30,12 @@ from rollout.testing import embedded_policy, play
 from rollout.trainer import check, samples
 
 Script = Callable[[Model], Awaitable[float]]
-LOOK = ColorCodewordSettings(image_size=64)
+SMALL_PICTURES = ColorCodewordSettings(image_size=64)
 COLORS = ("red", "green", "blue", "yellow", "red", "blue")
 TASK = Task(id="000000", index=0, seed=7)
 
 
-class Scripted(Environment):
+class FunctionEnvironment(Environment):
     """Whatever a test wants to be played."""
 
     def __init__(self, script: Script) -> None:
@@ -46,7 +46,7 @@ class Scripted(Environment):
         return Score(await self._script(model))
 
 
-class Recording(EngineClient):
+class RecordingEngineClient(EngineClient):
     """Keeps every request that left, and may tamper with it."""
 
     tamper: Callable[[GenerateRequest], GenerateRequest] | None = None
@@ -69,20 +69,20 @@ async def policy(tmp_path: Path) -> AsyncIterator[PolicyClient]:
 
 
 @pytest.fixture
-def recording(policy: PolicyClient) -> tuple[PolicyClient, Recording]:
-    engine = Recording(policy.engine)
+def recording(policy: PolicyClient) -> tuple[PolicyClient, RecordingEngineClient]:
+    engine = RecordingEngineClient(policy.engine)
     return replace(policy, engine=engine), engine
 
 
 def picture(color: str, seed: str = "") -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": draw_square(color, LOOK, seed=color + seed)}}
+    return {"type": "image_url", "image_url": {"url": draw_square(color, SMALL_PICTURES, seed=color + seed)}}
 
 
 def ask(text: str, *pictures: dict[str, Any]) -> dict[str, Any]:
     return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
 
 
-async def codeword(model: Model, turns: int) -> float:
+async def play_codeword(model: Model, turns: int) -> float:
     messages: list[dict[str, Any]] = []
     for color in COLORS[:turns]:
         messages.append(ask("Which colour?", picture(color)))
@@ -91,19 +91,19 @@ async def codeword(model: Model, turns: int) -> float:
     return float(reply.text.split() == list(COLORS[:turns]))
 
 
-def of_codeword(turns: int) -> Environment:
-    return Scripted(lambda model: codeword(model, turns))
+def codeword_environment(turns: int) -> Environment:
+    return FunctionEnvironment(lambda model: play_codeword(model, turns))
 
 
-def hashes(request: GenerateRequest) -> list[str]:
+def image_hashes(request: GenerateRequest) -> list[str]:
     return [ref.hash for ref in request.images]
 
 
 @pytest.mark.parametrize("mode", ["offload", "inline"])
 async def test_a_rollout_ends_right_and_without_violations(tmp_path: Path, mode: Literal["offload", "inline"]) -> None:
     async with embedded_policy(tmp_path, mode=mode) as policy:
-        (task,) = ColorCodeword(LOOK).tasks(ColorCodewordTasks(count=1, turns=4))
-        trajectory = await play(ColorCodeword(LOOK), task, policy)
+        (task,) = ColorCodeword(SMALL_PICTURES).tasks(ColorCodewordTasks(count=1, turns=4))
+        trajectory = await play(ColorCodeword(SMALL_PICTURES), task, policy)
     assert (trajectory.status, trajectory.reward) == (RolloutStatus.OK, 1.0)
     assert check(trajectory) == []
     assert len(os.listdir(tmp_path)) == (4 if mode == "offload" else 0)
@@ -111,19 +111,21 @@ async def test_a_rollout_ends_right_and_without_violations(tmp_path: Path, mode:
     assert sources == ({"raw_image_id"} if mode == "offload" else {"raw_uri"})
 
 
-async def test_every_turn_carries_every_image_of_its_path(recording: tuple[PolicyClient, Recording]) -> None:
+async def test_every_turn_carries_every_image_of_its_path(
+    recording: tuple[PolicyClient, RecordingEngineClient],
+) -> None:
     policy, engine = recording
-    trajectory = await play(of_codeword(5), TASK, policy)
-    sent = [hashes(request) for request in engine.requests]
+    trajectory = await play(codeword_environment(5), TASK, policy)
+    sent = [image_hashes(request) for request in engine.requests]
     assert [len(images) for images in sent] == [1, 2, 3, 4, 5, 5]
     for earlier, later in pairwise(sent):
         assert later[: len(earlier)] == earlier
     assert sent[-1] == [mark.hash for mark in samples(trajectory)[0].placeholders]
 
 
-async def test_what_was_sampled_is_never_tokenised_again(recording: tuple[PolicyClient, Recording]) -> None:
+async def test_what_was_sampled_is_never_tokenised_again(recording: tuple[PolicyClient, RecordingEngineClient]) -> None:
     policy, engine = recording
-    trajectory = await play(of_codeword(3), TASK, policy)
+    trajectory = await play(codeword_environment(3), TASK, policy)
     assert [step.prompt_source for step in trajectory.steps] == ["first", "bridge", "bridge", "bridge"]
     for earlier, step in zip(engine.requests[1:], trajectory.steps, strict=False):
         path = trajectory.path(step.leaf)
@@ -132,7 +134,7 @@ async def test_what_was_sampled_is_never_tokenised_again(recording: tuple[Policy
 
 
 async def test_the_same_image_twice_is_two_references_and_one_descriptor(
-    recording: tuple[PolicyClient, Recording],
+    recording: tuple[PolicyClient, RecordingEngineClient],
 ) -> None:
     policy, engine = recording
 
@@ -142,15 +144,15 @@ async def test_the_same_image_twice_is_two_references_and_one_descriptor(
         reply = await model.chat([*messages, ask("Once more", picture("red"))])
         return float(reply.text == "red")
 
-    trajectory = await play(Scripted(script), TASK, policy)
-    assert [len(hashes(request)) for request in engine.requests] == [2, 3]
-    assert len(set(hashes(engine.requests[-1]))) == len(trajectory.images) == 1
+    trajectory = await play(FunctionEnvironment(script), TASK, policy)
+    assert [len(image_hashes(request)) for request in engine.requests] == [2, 3]
+    assert len(set(image_hashes(engine.requests[-1]))) == len(trajectory.images) == 1
     assert trajectory.reward == 1.0
     assert check(trajectory) == []
 
 
 async def test_compaction_forks_and_an_image_that_returns_is_there_again(
-    recording: tuple[PolicyClient, Recording],
+    recording: tuple[PolicyClient, RecordingEngineClient],
 ) -> None:
     policy, engine = recording
 
@@ -162,10 +164,10 @@ async def test_compaction_forks_and_an_image_that_returns_is_there_again(
         reply = await model.chat([*compacted, ask("Which colours?", picture("blue"), picture("red"))])
         return float(reply.text.split() == ["blue", "red"])
 
-    trajectory = await play(Scripted(script), TASK, policy)
+    trajectory = await play(FunctionEnvironment(script), TASK, policy)
     assert trajectory.reward == 1.0
     assert [step.prompt_source for step in trajectory.steps] == ["first", "bridge", "root"]
-    assert hashes(engine.requests[2]) == hashes(engine.requests[1])[::-1]
+    assert image_hashes(engine.requests[2]) == image_hashes(engine.requests[1])[::-1]
     assert check(trajectory) == []
     long, short = samples(trajectory)
     assert len(long.images) == len(short.images) == 2
@@ -180,7 +182,7 @@ async def test_retries_share_their_prompt_and_each_answer_trains_once(policy: Po
         await model.chat([first, reply.message, ask("All?")])
         return 1.0
 
-    trajectory = await play(Scripted(script), TASK, policy)
+    trajectory = await play(FunctionEnvironment(script), TASK, policy)
     assert check(trajectory) == []
     found = samples(trajectory)
     sampled = sum(int(node.sampled) * (len(node.run.ids) - node.run.sampled_from) for node in trajectory.nodes)
@@ -193,7 +195,7 @@ async def test_a_turn_is_one_step_however_often_it_was_tried(
     policy: PolicyClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine has answered each time, and its first two answers of every turn are lost on their way."""
-    sound = await play(of_codeword(3), TASK, policy)
+    sound = await play(codeword_environment(3), TASK, policy)
     sent = list[str]()
     post = EngineHttp.post
 
@@ -206,7 +208,7 @@ async def test_a_turn_is_one_step_however_often_it_was_tried(
 
     monkeypatch.setattr(EngineHttp, "post", losing)
     monkeypatch.setattr("rollout.engine.client._FIRST_RETRY_PAUSE_SECONDS", 0.001)
-    trajectory = await play(of_codeword(3), TASK, policy)
+    trajectory = await play(codeword_environment(3), TASK, policy)
     assert sent == [f"{turn}.{number}" for turn in range(4) for number in range(3)]
     assert check(trajectory) == []
     assert [sample.token_ids.tolist() for sample in samples(trajectory)] == [
@@ -222,7 +224,7 @@ async def test_an_answer_that_was_edited_is_context_and_not_trained(policy: Poli
         await model.chat([first, {"role": "assistant", "content": "purple"}, ask("Sure?")])
         return 1.0
 
-    trajectory = await play(Scripted(script), TASK, policy)
+    trajectory = await play(FunctionEnvironment(script), TASK, policy)
     assert check(trajectory) == []
     edited = next(node for node in trajectory.nodes if node.message["content"] == "purple")
     assert not edited.sampled
@@ -233,8 +235,8 @@ async def test_the_length_of_a_step_does_not_grow_with_the_number_of_turns(
     policy: PolicyClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     turns = 32
-    (task,) = ColorCodeword(LOOK).tasks(ColorCodewordTasks(count=1, turns=turns))
-    trajectory = await play(ColorCodeword(LOOK), task, policy)
+    (task,) = ColorCodeword(SMALL_PICTURES).tasks(ColorCodewordTasks(count=1, turns=turns))
+    trajectory = await play(ColorCodeword(SMALL_PICTURES), task, policy)
     sizes = [sum(memoryview(frame).nbytes for frame in encode_record(step)) for step in trajectory.steps]
     ratio = np.mean(sizes[24:32]) / np.mean(sizes[2:10])
     with capsys.disabled():
@@ -253,24 +255,24 @@ def without_first_image(request: GenerateRequest) -> GenerateRequest:
 def with_two_images_swapped(request: GenerateRequest) -> GenerateRequest:
     if len(request.images) < 2:
         return request
-    one, two, *rest = request.images
-    return replace(request, images=(two, one, *rest))
+    first, second, *rest = request.images
+    return replace(request, images=(second, first, *rest))
 
 
 @pytest.mark.parametrize("tamper", [without_first_image, with_two_images_swapped])
 async def test_the_score_falls_when_prior_images_are_missing_or_swapped(
-    recording: tuple[PolicyClient, Recording],
+    recording: tuple[PolicyClient, RecordingEngineClient],
     monkeypatch: pytest.MonkeyPatch,
     tamper: Callable[[GenerateRequest], GenerateRequest],
 ) -> None:
     policy, engine = recording
-    (task,) = ColorCodeword(LOOK).tasks(ColorCodewordTasks(count=1, turns=4, seed=5))
+    (task,) = ColorCodeword(SMALL_PICTURES).tasks(ColorCodewordTasks(count=1, turns=4, seed=5))
     assert task.data["codeword"][0] != task.data["codeword"][1]
     engine.tamper = tamper
     # The client notices such a fault before anything is scored; here it looks away, to show what would happen then.
     monkeypatch.setattr(protocol, "check_request", lambda *_: None)
     monkeypatch.setattr(protocol, "_require_same_prompt", lambda *_: None)
-    trajectory = await play(ColorCodeword(LOOK), task, policy)
+    trajectory = await play(ColorCodeword(SMALL_PICTURES), task, policy)
     assert trajectory.status is RolloutStatus.OK
     assert trajectory.reward is not None
     assert trajectory.reward < 1.0
@@ -279,7 +281,7 @@ async def test_the_score_falls_when_prior_images_are_missing_or_swapped(
 
 @pytest.mark.parametrize("tamper", [without_first_image, with_two_images_swapped])
 async def test_a_prompt_that_the_engine_saw_differently_is_an_error(
-    recording: tuple[PolicyClient, Recording],
+    recording: tuple[PolicyClient, RecordingEngineClient],
     monkeypatch: pytest.MonkeyPatch,
     tamper: Callable[[GenerateRequest], GenerateRequest],
 ) -> None:
@@ -294,7 +296,7 @@ async def test_a_prompt_that_the_engine_saw_differently_is_an_error(
         await model.chat([ask("Colours?", wide, huge)])
         return 1.0
 
-    trajectory = await play(Scripted(script), TASK, policy)
+    trajectory = await play(FunctionEnvironment(script), TASK, policy)
     assert trajectory.status is RolloutStatus.FAILED
     assert trajectory.error is not None
     assert trajectory.error["type"] == "EngineMismatch"
@@ -303,7 +305,7 @@ async def test_a_prompt_that_the_engine_saw_differently_is_an_error(
 
 async def test_a_conversation_over_the_context_ends_as_truncated(tmp_path: Path) -> None:
     async with embedded_policy(tmp_path, max_model_len=300) as policy:
-        trajectory = await play(of_codeword(6), TASK, policy)
+        trajectory = await play(codeword_environment(6), TASK, policy)
     assert (trajectory.status, trajectory.reward) == (RolloutStatus.TRUNCATED, 0.0)
     assert trajectory.steps
     assert check(trajectory) == []
@@ -311,7 +313,7 @@ async def test_a_conversation_over_the_context_ends_as_truncated(tmp_path: Path)
 
 async def test_a_rollout_whose_last_answer_was_cut_is_truncated(tmp_path: Path) -> None:
     async with embedded_policy(tmp_path, sampling={"max_tokens": 2}) as policy:
-        trajectory = await play(of_codeword(3), TASK, policy)
+        trajectory = await play(codeword_environment(3), TASK, policy)
     assert trajectory.status is RolloutStatus.TRUNCATED
     assert trajectory.steps[-1].finish_reason == "length"
     assert check(trajectory) == []
@@ -346,7 +348,7 @@ async def leaves(model: Model) -> float:
     ],
 )
 async def test_a_rollout_that_goes_wrong_fails_by_name(policy: PolicyClient, script: Script, kind: str) -> None:
-    trajectory = await play(Scripted(script), TASK, policy)
+    trajectory = await play(FunctionEnvironment(script), TASK, policy)
     assert trajectory.status is RolloutStatus.FAILED
     assert trajectory.error is not None
     assert trajectory.error["type"] == kind
@@ -354,7 +356,7 @@ async def test_a_rollout_that_goes_wrong_fails_by_name(policy: PolicyClient, scr
 
 async def test_a_temperature_makes_the_policy_err_and_its_logprobs_say_so(tmp_path: Path) -> None:
     async with embedded_policy(tmp_path, sampling={"temperature": 3.0, "seed": 1}) as policy:
-        trajectory = await play(of_codeword(6), TASK, policy)
+        trajectory = await play(codeword_environment(6), TASK, policy)
     sample = samples(trajectory)[0]
     sampled = sample.logprobs[sample.mask]
     assert (sampled < -0.01).any()
@@ -373,7 +375,7 @@ async def test_a_turn_that_the_environment_gives_up_on_leaves_no_gap(policy: Pol
         await model.chat([first])
         return 1.0
 
-    trajectory = await play(Scripted(script), TASK, policy)
+    trajectory = await play(FunctionEnvironment(script), TASK, policy)
     assert trajectory.status is RolloutStatus.OK
     assert check(trajectory) == []
 
@@ -393,7 +395,7 @@ async def test_a_turn_that_cannot_be_recorded_is_the_last_and_leaves_no_gap(
             await model.chat(messages)
         return 1.0
 
-    trajectory = await play(Scripted(script), TASK, policy)
+    trajectory = await play(FunctionEnvironment(script), TASK, policy)
     assert (trajectory.status, len(trajectory.steps)) == (RolloutStatus.OK, 1)
     assert check(trajectory) == []
 

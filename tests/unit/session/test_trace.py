@@ -18,12 +18,12 @@ def draft(role: str, text: str, ids: Sequence[int] = (1, 2), images: tuple[Image
     return DraftNode(message(role, text), TokenRun(as_logical_ids(ids), len(ids), images=images))
 
 
-def answer(text: str, ids: Sequence[int] = (7, 8, 9)) -> DraftNode:
+def answer_draft(text: str, ids: Sequence[int] = (7, 8, 9)) -> DraftNode:
     return DraftNode(message("assistant", text), TokenRun(as_logical_ids(ids), 1, np.zeros(len(ids) - 1, np.float32)))
 
 
-def say(trace: Trace, base: int, user: str, reply: str) -> Commit:
-    return trace.commit(base, [draft("user", user)], answer(reply), b"")
+def commit_turn(trace: Trace, base: int, user: str, reply: str) -> Commit:
+    return trace.commit(base, [draft("user", user)], answer_draft(reply), b"")
 
 
 def texts(trace: Trace, leaf: int) -> list[str]:
@@ -32,8 +32,8 @@ def texts(trace: Trace, leaf: int) -> list[str]:
 
 def test_a_turn_adds_only_its_own_nodes() -> None:
     trace = Trace()
-    first = say(trace, ROOT, "a", "b")
-    second = say(trace, first.leaf, "c", "d")
+    first = commit_turn(trace, ROOT, "a", "b")
+    second = commit_turn(trace, first.leaf, "c", "d")
     assert [node.index for node in second.nodes] == [2, 3]
     assert second.parent == first.leaf
     assert texts(trace, second.leaf) == ["a", "b", "c", "d"]
@@ -41,8 +41,8 @@ def test_a_turn_adds_only_its_own_nodes() -> None:
 
 def test_the_longest_known_prefix_is_found_by_message() -> None:
     trace = Trace()
-    first = say(trace, ROOT, "a", "b")
-    say(trace, first.leaf, "c", "d")
+    first = commit_turn(trace, ROOT, "a", "b")
+    commit_turn(trace, first.leaf, "c", "d")
     asked = [message("user", "a"), message("assistant", "b"), message("user", "x")]
     assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer_index=1, matched_messages=2)
     assert trace.match_prefix([message("user", "other")], b"") == PrefixMatch(ROOT, 0)
@@ -50,15 +50,15 @@ def test_the_longest_known_prefix_is_found_by_message() -> None:
 
 def test_divergence_forks_and_shares_the_prefix() -> None:
     trace = Trace()
-    first = say(trace, ROOT, "a", "b")
-    left, right = say(trace, first.leaf, "c", "d"), say(trace, first.leaf, "x", "y")
+    first = commit_turn(trace, ROOT, "a", "b")
+    left, right = commit_turn(trace, first.leaf, "c", "d"), commit_turn(trace, first.leaf, "x", "y")
     assert left.parent == right.parent == first.leaf
     assert texts(trace, right.leaf) == ["a", "b", "x", "y"]
 
 
 def test_a_retry_shares_the_question_and_gets_an_answer_of_its_own() -> None:
     trace = Trace()
-    first, again = say(trace, ROOT, "a", "b"), say(trace, ROOT, "a", "b")
+    first, again = commit_turn(trace, ROOT, "a", "b"), commit_turn(trace, ROOT, "a", "b")
     assert len(again.nodes) == 1
     assert again.parent == first.parent + 1
     assert again.leaf != first.leaf
@@ -66,8 +66,8 @@ def test_a_retry_shares_the_question_and_gets_an_answer_of_its_own() -> None:
 
 def test_the_same_message_with_other_tokens_is_another_node() -> None:
     trace = Trace()
-    trace.commit(ROOT, [draft("user", "a", [1, 2])], answer("b"), b"")
-    other = trace.commit(ROOT, [draft("user", "a", [1, 3])], answer("b"), b"")
+    trace.commit(ROOT, [draft("user", "a", [1, 2])], answer_draft("b"), b"")
+    other = trace.commit(ROOT, [draft("user", "a", [1, 3])], answer_draft("b"), b"")
     assert other.parent == ROOT
 
 
@@ -75,13 +75,13 @@ def test_the_same_message_with_an_image_of_another_length_is_another_node() -> N
     trace = Trace()
     for length in (4, 5):
         slot = ImageSlot("0" * 32, 0, length)
-        commit = trace.commit(ROOT, [draft("user", "a", [1, 2], (slot,))], answer("b"), b"")
+        commit = trace.commit(ROOT, [draft("user", "a", [1, 2], (slot,))], answer_draft("b"), b"")
         assert commit.parent == ROOT
 
 
 def test_tools_belong_to_a_root() -> None:
     trace = Trace()
-    say(trace, ROOT, "a", "b")
+    commit_turn(trace, ROOT, "a", "b")
     tools = digest_tools([{"name": "add"}])
     assert trace.match_prefix([message("user", "a")], tools) == PrefixMatch(ROOT, 0)
     assert trace.match_prefix([message("user", "a")], b"") == PrefixMatch(ROOT, 1)
@@ -89,18 +89,18 @@ def test_tools_belong_to_a_root() -> None:
 
 def test_of_equal_answers_the_one_that_leads_on_is_matched() -> None:
     trace = Trace()
-    first = say(trace, ROOT, "a", "b")
-    say(trace, first.leaf, "c", "d")
-    say(trace, ROOT, "a", "b")
+    first = commit_turn(trace, ROOT, "a", "b")
+    commit_turn(trace, first.leaf, "c", "d")
+    commit_turn(trace, ROOT, "a", "b")
     asked = [message("user", "a"), message("assistant", "b"), message("user", "c")]
     assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer_index=1, matched_messages=3)
 
 
 def test_a_later_answer_counts_more_than_a_longer_known_history() -> None:
     trace = Trace()
-    first = say(trace, ROOT, "a", "b")
+    first = commit_turn(trace, ROOT, "a", "b")
     retold = [draft("user", "a"), draft("assistant", "b", [5]), draft("user", "c")]
-    trace.commit(ROOT, retold, answer("d"), b"")
+    trace.commit(ROOT, retold, answer_draft("d"), b"")
     asked = [message("user", "a"), message("assistant", "b"), message("user", "c")]
     assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer_index=first.leaf, matched_messages=3)
     assert trace.match_prefix([*asked, message("assistant", "d")], b"") == PrefixMatch(

@@ -16,9 +16,9 @@ from rollout.images import ImageError
 from rollout.records.messages import MessageError
 from rollout.session.prompt import summarize_prompt_sources
 from rollout.trainer import check, samples
-from tests.programs.engine_double import Said
-from tests.programs.in_process import InProcess
-from tests.programs.programs import World, make_world
+from tests.programs.engine_double import ScriptedAnswer
+from tests.programs.in_process import InProcessRollout
+from tests.programs.programs import ProgramResources, make_world
 
 Message = dict[str, Any]
 Play = Callable[..., Awaitable[Any]]
@@ -39,112 +39,114 @@ def parts(said: tuple[Any, ...]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> ProgramResources:
     return make_world(tmp_path_factory.mktemp("images"), tiny_model)
 
 
 @pytest.fixture
-def picture(world: World) -> Callable[[int], dict[str, Any]]:
+def picture(world: ProgramResources) -> Callable[[int], dict[str, Any]]:
     return lambda number: {"type": "image_url", "image_url": {"url": world.uris[number]}}
 
 
-class Script:
+class ScriptedRollout:
     """A rollout whose answers a test gives as text."""
 
-    def __init__(self, world: World, pool: RendererPool) -> None:
-        self.played = InProcess(pool, world.directory, world.images)
+    def __init__(self, world: ProgramResources, pool: RendererPool) -> None:
+        self.in_process = InProcessRollout(pool, world.directory, world.images)
         self.pool = pool
 
-    async def say(
+    async def answer(
         self, messages: list[Message], text: str, *, finish: str = "stop", closed: bool = True, tools: Any = None
     ) -> Any:
         tokens = [*self.pool.tokenizer.encode(text), *([self.pool.stop_token_ids[0]] if closed else [])]
-        self.played.engine.next = [Said(tuple(tokens), finish)]
-        reply = await self.played.session.chat(messages, tools=tools)
+        self.in_process.engine.scripted_answers = [ScriptedAnswer(tuple(tokens), finish)]
+        reply = await self.in_process.session.chat(messages, tools=tools)
         messages.append(reply.message)
         return reply
 
     @property
     def sources(self) -> list[str]:
-        return [step.prompt_source for step in self.played.steps]
+        return [step.prompt_source for step in self.in_process.steps]
 
     def follows(self, later: int, earlier: int) -> bool:
         """Whether a turn's prompt begins with all that an earlier one saw and sampled."""
-        whole = self.played.engine.turns[earlier].whole
-        return self.played.engine.turns[later].logical[: len(whole)] == whole
+        whole = self.in_process.engine.turns[earlier].prompt_and_completion
+        return self.in_process.engine.turns[later].logical[: len(whole)] == whole
 
 
 @pytest.fixture
-async def script(world: World) -> Script:
-    made = Script(world, world.pools["qwen3-vl"])
-    await made.played.begin()
+async def script(world: ProgramResources) -> ScriptedRollout:
+    made = ScriptedRollout(world, world.pools["qwen3-vl"])
+    await made.in_process.begin()
     return made
 
 
 @pytest.fixture
-async def thinking(world: World) -> Script:
-    made = Script(world, world.pools["qwen3.5"])
-    await made.played.begin()
+async def thinking(world: ProgramResources) -> ScriptedRollout:
+    made = ScriptedRollout(world, world.pools["qwen3.5"])
+    await made.in_process.begin()
     return made
 
 
 @pytest.mark.parametrize("finish", ["length", "stop"])
-async def test_a_completion_without_its_close_is_kept_and_closed_by_the_next_turn(script: Script, finish: str) -> None:
+async def test_a_completion_without_its_close_is_kept_and_closed_by_the_next_turn(
+    script: ScriptedRollout, finish: str
+) -> None:
     messages = [user("Say much.")]
-    reply = await script.say(messages, "and so on", finish=finish, closed=False)
+    reply = await script.answer(messages, "and so on", finish=finish, closed=False)
     messages.append(user("Go on."))
-    await script.say(messages, "yes")
+    await script.answer(messages, "yes")
     assert reply.finish_reason == finish
     assert script.follows(1, 0)
-    close = script.played.engine.turns[1].logical[len(script.played.engine.turns[0].whole)]
+    close = script.in_process.engine.turns[1].logical[len(script.in_process.engine.turns[0].prompt_and_completion)]
     assert close == script.pool.stop_token_ids[0]
-    trajectory = await script.played.finish()
+    trajectory = await script.in_process.finish()
     assert check(trajectory) == []
     (sample,) = samples(trajectory)
     assert close not in sample.token_ids[sample.mask][:-1]
 
 
-async def test_an_aborted_turn_is_an_error_and_leaves_nothing(script: Script) -> None:
+async def test_an_aborted_turn_is_an_error_and_leaves_nothing(script: ScriptedRollout) -> None:
     messages = [user("Say much.")]
     with pytest.raises(EngineAborted):
-        await script.say(messages, "and so", finish="abort", closed=False)
-    await script.say(messages, "fine")
+        await script.answer(messages, "and so", finish="abort", closed=False)
+    await script.answer(messages, "fine")
     assert script.sources == ["first"]
-    assert check(await script.played.finish()) == []
+    assert check(await script.in_process.finish()) == []
 
 
-async def test_several_calls_are_parsed_and_their_results_follow_what_was_sampled(script: Script) -> None:
+async def test_several_calls_are_parsed_and_their_results_follow_what_was_sampled(script: ScriptedRollout) -> None:
     messages = [user("Look.")]
-    reply = await script.say(messages, f"Both.\n{CALL}\n{CALL}", tools=TOOLS)
+    reply = await script.answer(messages, f"Both.\n{CALL}\n{CALL}", tools=TOOLS)
     assert [(call.name, call.arguments, call.error) for call in reply.tool_calls] == [("look", {"n": 1}, None)] * 2
     assert len({call.id for call in reply.tool_calls}) == 2
     messages += [tool("one"), tool("two")]
-    await script.say(messages, "Done.", tools=TOOLS)
+    await script.answer(messages, "Done.", tools=TOOLS)
     assert script.sources == ["first", "bridge"]
     assert script.follows(1, 0)
 
 
-async def test_malformed_calls_are_told_from_good_ones_and_stay_as_they_were_sampled(script: Script) -> None:
+async def test_malformed_calls_are_told_from_good_ones_and_stay_as_they_were_sampled(script: ScriptedRollout) -> None:
     messages = [user("Look.")]
-    reply = await script.say(
+    reply = await script.answer(
         messages, f'{CALL}\n<tool_call>\n{{broken}}\n</tool_call>\n<tool_call>\n{{"na', tools=TOOLS
     )
     assert [call.error for call in reply.tool_calls] == [None, "invalid_json", "unclosed_block"]
     assert reply.tool_calls[1].raw == "{broken}"
     assert len(reply.message["tool_calls"]) == 1
     messages.append(tool("error: not JSON"))
-    await script.say(messages, "Sorry.", tools=TOOLS)
+    await script.answer(messages, "Sorry.", tools=TOOLS)
     assert script.follows(1, 0)
 
 
-async def test_malformed_calls_are_still_said_where_a_conversation_is_rendered_whole(script: Script) -> None:
+async def test_malformed_calls_are_still_said_where_a_conversation_is_rendered_whole(script: ScriptedRollout) -> None:
     messages = [user("Look.")]
     said = "<tool_call>\n{broken}\n</tool_call>"
-    reply = await script.say(messages, f"Well.\n{CALL}\n{said}", tools=TOOLS)
+    reply = await script.answer(messages, f"Well.\n{CALL}\n{said}", tools=TOOLS)
     assert (reply.text, reply.message["content"]) == ("Well.", f"Well.\n{said}")
-    await script.say([user("A summary."), *messages[1:], tool("not JSON")], "Sorry.", tools=TOOLS)
+    await script.answer([user("A summary."), *messages[1:], tool("not JSON")], "Sorry.", tools=TOOLS)
     assert script.sources == ["first", "root"]
-    rendered = script.pool.tokenizer.decode(script.played.engine.turns[1].logical)
+    rendered = script.pool.tokenizer.decode(script.in_process.engine.turns[1].logical)
     assert said in rendered
     assert '{"name": "look", "arguments": {"n": 1}}' in rendered
 
@@ -163,116 +165,116 @@ async def test_malformed_calls_are_still_said_where_a_conversation_is_rendered_w
     ids=["a long integer", "not a number", "half a character", "nested", "nested without end", "longest", "no name"],
 )
 async def test_whatever_a_policy_samples_as_a_call_is_no_reason_to_lose_its_rollout(
-    script: Script, sampled: str, error: str
+    script: ScriptedRollout, sampled: str, error: str
 ) -> None:
     messages = [user("Look.")]
     said = f"<tool_call>\n{sampled}\n</tool_call>"
-    reply = await script.say(messages, said, tools=TOOLS)
+    reply = await script.answer(messages, said, tools=TOOLS)
     (call,) = reply.tool_calls
     assert re.fullmatch(error, str(call.error))
     assert call.arguments == {}
     assert reply.message == {"role": "assistant", "content": said}
     messages.append(tool("error: not a call"))
-    await script.say(messages, "Sorry.", tools=TOOLS)
-    await script.say([user("A summary."), *messages[1:], user("Go on.")], "Yes.", tools=TOOLS)
+    await script.answer(messages, "Sorry.", tools=TOOLS)
+    await script.answer([user("A summary."), *messages[1:], user("Go on.")], "Yes.", tools=TOOLS)
     assert script.sources == ["first", "bridge", "root"]
-    assert check(await script.played.finish()) == []
+    assert check(await script.in_process.finish()) == []
 
 
-async def test_arguments_as_json_text_are_the_same_call(script: Script) -> None:
+async def test_arguments_as_json_text_are_the_same_call(script: ScriptedRollout) -> None:
     messages = [user("Look.")]
-    await script.say(messages, CALL, tools=TOOLS)
+    await script.answer(messages, CALL, tools=TOOLS)
     messages[-1]["tool_calls"][0]["function"]["arguments"] = '{"n":1}'
     messages.append(tool("red"))
-    await script.say(messages, "Red.", tools=TOOLS)
+    await script.answer(messages, "Red.", tools=TOOLS)
     assert script.sources == ["first", "bridge"]
 
 
-async def test_a_tool_result_may_hold_text_and_images(script: Script, picture: Callable[[int], Any]) -> None:
+async def test_a_tool_result_may_hold_text_and_images(script: ScriptedRollout, picture: Callable[[int], Any]) -> None:
     messages = [user("Look.", picture(0))]
-    await script.say(messages, CALL, tools=TOOLS)
+    await script.answer(messages, CALL, tools=TOOLS)
     messages.append(tool("This:", picture(1), "and", picture(0)))
-    await script.say(messages, "Red and green.", tools=TOOLS)
-    first, second = script.played.engine.turns[0].images, script.played.engine.turns[1].images
+    await script.answer(messages, "Red and green.", tools=TOOLS)
+    first, second = script.in_process.engine.turns[0].images, script.in_process.engine.turns[1].images
     assert second == (*first, second[1], *first)
-    assert check(await script.played.finish()) == []
+    assert check(await script.in_process.finish()) == []
 
 
 async def test_a_nested_tool_result_keeps_its_texts_and_images_in_order(
-    script: Script, picture: Callable[[int], Any]
+    script: ScriptedRollout, picture: Callable[[int], Any]
 ) -> None:
     messages = [user("Look.")]
-    await script.say(messages, CALL, tools=TOOLS)
+    await script.answer(messages, CALL, tools=TOOLS)
     result = {"type": "tool_result", "content": [{"type": "text", "text": "before"}, picture(1), "after", picture(0)]}
     messages.append({"role": "tool", "content": [result]})
-    await script.say(messages, "Red.", tools=TOOLS)
-    step = script.played.steps[-1]
+    await script.answer(messages, "Red.", tools=TOOLS)
+    step = script.in_process.steps[-1]
     kinds = [part.get("text", "image") for part in step.nodes[0].message["content"]]
     assert kinds == ["before", "image", "after", "image"]
 
 
-async def test_reasoning_that_the_template_drops_makes_a_full_render_and_a_branch(thinking: Script) -> None:
+async def test_reasoning_that_the_template_drops_makes_a_full_render_and_a_branch(thinking: ScriptedRollout) -> None:
     messages = [user("Look.")]
-    await thinking.say(messages, "hm\n</think>\n\nred")
+    await thinking.answer(messages, "hm\n</think>\n\nred")
     assert messages[-1]["reasoning_content"] == "hm"
     messages.append(user("Sure?"))
-    await thinking.say(messages, "yes\n</think>\n\nSure.")
+    await thinking.answer(messages, "yes\n</think>\n\nSure.")
     assert thinking.sources == ["first", "thinking"]
     assert not thinking.follows(1, 0)
-    trajectory = await thinking.played.finish()
+    trajectory = await thinking.in_process.finish()
     assert check(trajectory) == []
     assert len(samples(trajectory)) == 2
     assert trajectory.steps[1].parent == 0
 
 
-async def test_reasoning_is_kept_within_a_tool_cycle(thinking: Script) -> None:
+async def test_reasoning_is_kept_within_a_tool_cycle(thinking: ScriptedRollout) -> None:
     messages = [user("Look.")]
-    await thinking.say(messages, "hm\n</think>\n\n" + CALL, tools=TOOLS)
+    await thinking.answer(messages, "hm\n</think>\n\n" + CALL, tools=TOOLS)
     messages.append(tool("red"))
-    await thinking.say(messages, "so\n</think>\n\nRed.", tools=TOOLS)
+    await thinking.answer(messages, "so\n</think>\n\nRed.", tools=TOOLS)
     assert thinking.sources == ["first", "bridge"]
     assert thinking.follows(1, 0)
 
 
-async def test_reasoning_that_never_ended_is_rendered_anew(thinking: Script) -> None:
+async def test_reasoning_that_never_ended_is_rendered_anew(thinking: ScriptedRollout) -> None:
     messages = [user("Look.")]
-    await thinking.say(messages, "hm, let me see", tools=TOOLS)
+    await thinking.answer(messages, "hm, let me see", tools=TOOLS)
     messages.append(tool("red"))
-    await thinking.say(messages, "so\n</think>\n\nRed.", tools=TOOLS)
+    await thinking.answer(messages, "so\n</think>\n\nRed.", tools=TOOLS)
     assert thinking.sources == ["first", "refused"]
-    assert check(await thinking.played.finish()) == []
+    assert check(await thinking.in_process.finish()) == []
 
 
-async def test_an_empty_answer_is_an_answer(script: Script) -> None:
+async def test_an_empty_answer_is_an_answer(script: ScriptedRollout) -> None:
     messages = [user("Say nothing.")]
-    reply = await script.say(messages, "")
+    reply = await script.answer(messages, "")
     assert (reply.text, reply.message) == ("", {"role": "assistant", "content": ""})
     messages[-1] = {"role": "assistant", "content": None}
     messages.append(user("Thanks."))
-    await script.say(messages, "Welcome.")
+    await script.answer(messages, "Welcome.")
     assert script.sources == ["first", "bridge"]
-    assert int(np.sum([sample.mask.sum() for sample in samples(await script.played.finish())])) == 1 + len(
-        script.played.engine.turns[1].said.tokens
+    assert int(np.sum([sample.mask.sum() for sample in samples(await script.in_process.finish())])) == 1 + len(
+        script.in_process.engine.turns[1].answer.tokens
     )
 
 
-async def test_every_full_render_has_its_reason(script: Script) -> None:
+async def test_every_full_render_has_its_reason(script: ScriptedRollout) -> None:
     system = {"role": "system", "content": "Be brief."}
     messages = [system, user("One")]
-    await script.say(messages, "red")
+    await script.answer(messages, "red")
     messages.append(user("Two"))
-    await script.say(messages, "blue")
-    await script.say([system, user("One")], "red again")
-    await script.say([system, user("So far: red and blue."), user("Three")], "green")
-    await script.say([user("You are a sub-agent.")], "yes")
+    await script.answer(messages, "blue")
+    await script.answer([system, user("One")], "red again")
+    await script.answer([system, user("So far: red and blue."), user("Three")], "green")
+    await script.answer([user("You are a sub-agent.")], "yes")
     edited = [*messages[:-1], {"role": "assistant", "content": "purple"}, user("Three")]
-    await script.say(edited, "green")
+    await script.answer(edited, "green")
     assert script.sources == ["first", "bridge", "retry", "compaction", "root", "assistant"]
-    counted = script.played.session.prompt_sources
+    counted = script.in_process.session.prompt_sources
     assert counted == dict.fromkeys(script.sources, 1)
     reasons = "first=1 root=1 retry=1 compaction=1 assistant=1 thinking=0 refused=0"
     assert summarize_prompt_sources(counted) == f"bridge: 1, rendered: {reasons}"
-    assert check(await script.played.finish()) == []
+    assert check(await script.in_process.finish()) == []
 
 
 def late_system() -> list[Message]:
@@ -287,19 +289,19 @@ def the_placeholder_in_a_text() -> list[Message]:
     return [user("look: <|image_pad|>")]
 
 
-def nobody_is_asked() -> list[Message]:
+def ends_with_assistant() -> list[Message]:
     return [user("a"), {"role": "assistant", "content": "b"}]
 
 
-def nothing_at_all() -> list[Message]:
+def no_messages() -> list[Message]:
     return []
 
 
-def a_strange_role() -> list[Message]:
+def unknown_role() -> list[Message]:
     return [user("a"), {"role": "critic", "content": "b"}]
 
 
-def an_image_from_the_net() -> list[Message]:
+def image_from_http() -> list[Message]:
     return [user("a"), user({"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}})]
 
 
@@ -309,50 +311,50 @@ def an_image_from_the_net() -> list[Message]:
         (late_system, UnsupportedConversation, "message 1 is a system message"),
         (a_second_system, UnsupportedConversation, "message 1 is a system message"),
         (the_placeholder_in_a_text, PlaceholderError, "message 0 has 0 images"),
-        (nobody_is_asked, MessageError, "must end with a message to the model"),
-        (nothing_at_all, MessageError, "must end with a message to the model"),
-        (a_strange_role, MessageError, r"messages\[1\] has the role 'critic'"),
-        (an_image_from_the_net, ImageError, r"messages\[1\].content\[0\]"),
+        (ends_with_assistant, MessageError, "must end with a message to the model"),
+        (no_messages, MessageError, "must end with a message to the model"),
+        (unknown_role, MessageError, r"messages\[1\] has the role 'critic'"),
+        (image_from_http, ImageError, r"messages\[1\].content\[0\]"),
     ],
 )
 async def test_what_cannot_be_right_is_refused_by_name_and_leaves_nothing(
-    script: Script, conversation: Callable[[], list[Message]], error: type[Exception], told: str
+    script: ScriptedRollout, conversation: Callable[[], list[Message]], error: type[Exception], told: str
 ) -> None:
     with pytest.raises(error, match=told):
-        await script.say(conversation(), "red")
-    await script.say([user("Hi")], "red")
+        await script.answer(conversation(), "red")
+    await script.answer([user("Hi")], "red")
     assert script.sources == ["first"]
 
 
 @pytest.mark.parametrize("role", ["system", "assistant"])
 async def test_an_image_where_a_full_render_would_drop_it_is_refused(
-    script: Script, picture: Callable[[int], Any], role: str
+    script: ScriptedRollout, picture: Callable[[int], Any], role: str
 ) -> None:
     conversation = [user("a")] if role == "assistant" else []
     with pytest.raises(UnsupportedConversation, match=f"a {role} message with an image"):
-        await script.say([*conversation, {"role": role, "content": [picture(0)]}, user("b")], "red")
+        await script.answer([*conversation, {"role": role, "content": [picture(0)]}, user("b")], "red")
 
 
-async def test_an_error_names_the_message_of_the_whole_conversation(script: Script) -> None:
+async def test_an_error_names_the_message_of_the_whole_conversation(script: ScriptedRollout) -> None:
     messages = [user("a")]
-    await script.say(messages, "red")
+    await script.answer(messages, "red")
     messages.append(user("b", {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}))
     with pytest.raises(ImageError) as refusal:
-        await script.say(messages, "red")
+        await script.answer(messages, "red")
     assert (refusal.value.message_index, refusal.value.part_index) == (2, 1)
 
 
-async def test_a_policy_that_samples_a_placeholder_is_not_built_upon(script: Script) -> None:
+async def test_a_policy_that_samples_a_placeholder_is_not_built_upon(script: ScriptedRollout) -> None:
     with pytest.raises(UnusableCompletion):
-        await script.say([user("a")], "<|image_pad|>")
+        await script.answer([user("a")], "<|image_pad|>")
 
 
-async def test_a_text_model_refuses_images_and_plays_text(world: World, tiny_model: Path) -> None:
-    made = Script(world, shared_pool(tiny_model, "qwen3"))
-    await made.played.begin()
+async def test_a_text_model_refuses_images_and_plays_text(world: ProgramResources, tiny_model: Path) -> None:
+    made = ScriptedRollout(world, shared_pool(tiny_model, "qwen3"))
+    await made.in_process.begin()
     with pytest.raises(MessageError, match=r"messages\[0\] holds an image"):
-        await made.say([user({"type": "image_url", "image_url": {"url": world.uris[0]}})], "red")
-    await made.say([user("Hi")], "red")
-    trajectory = await made.played.finish()
+        await made.answer([user({"type": "image_url", "image_url": {"url": world.uris[0]}})], "red")
+    await made.answer([user("Hi")], "red")
+    trajectory = await made.in_process.finish()
     assert trajectory.pad_id is None
     assert check(trajectory) == []

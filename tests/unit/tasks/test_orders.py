@@ -35,7 +35,7 @@ def listed(source: Path | str | None, **settings: int) -> list[Task]:
     return list(iter_tasks(ENVIRONMENT, TaskSettings(source=None if source is None else str(source), **settings)))
 
 
-def complaint(source: Path | str) -> str:
+def source_error(source: Path | str) -> str:
     with pytest.raises(TaskSourceError) as caught:
         listed(source)
     return str(caught.value)
@@ -67,15 +67,15 @@ def test_a_task_keeps_its_seed_wherever_it_stands(tmp_path: Path) -> None:
 
 def test_what_is_wrong_with_a_source_is_told_with_its_place(tmp_path: Path) -> None:
     file = tmp_path / "tasks.jsonl"
-    assert "No such file" in complaint(file)
+    assert "No such file" in source_error(file)
     file.write_text('{"id": "a"}\n{"id":\n')
-    assert f"{file}:2: this line is not JSON" in complaint(file)
+    assert f"{file}:2: this line is not JSON" in source_error(file)
     file.write_text("[1]\n")
-    assert f"{file}:1: expected an object" in complaint(file)
+    assert f"{file}:1: expected an object" in source_error(file)
     file.write_text('{"id": "a"}\n{"id": "a"}\n')
-    assert "row 1 has the id 'a' of an earlier row" in complaint(file)
-    assert "expected a .jsonl or .parquet file" in complaint("tasks.csv")
-    assert "rollout launch" in complaint("queue")
+    assert "row 1 has the id 'a' of an earlier row" in source_error(file)
+    assert "expected a .jsonl or .parquet file" in source_error("tasks.csv")
+    assert "rollout launch" in source_error("queue")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, package: str, source: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    assert f"pip install 'rollout[{extra}]'" in complaint(source)
+    assert f"pip install 'rollout[{extra}]'" in source_error(source)
 
 
 def test_a_relative_source_is_relative_to_the_yaml(repository: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from rollout.trainer import ReaderSettings, TrajectoryReader
 from transports import Queue, open_queue
 
 QUEUE = "memory://trainer-test"
-HASTY = ReaderSettings(gap_timeout=0.05, unfinished_timeout=0.1)
+SHORT_TIMEOUTS = ReaderSettings(gap_timeout=0.05, unfinished_timeout=0.1)
 
 
 def reader_of(settings: ReaderSettings | None = None) -> TrajectoryReader:

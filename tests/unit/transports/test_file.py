@@ -277,21 +277,21 @@ async def test_a_claim_of_a_holder_without_a_heartbeat_goes_to_another(
 async def test_a_long_ledger_is_begun_anew_and_says_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transports.files.acks._COMPACT_BYTES", 500)
     writer = open_queue(f"file://{root}?segment_bytes=1")
-    async with writer, open_queue(f"file://{root}") as queue, open_queue(f"file://{root}") as onlooker:
-        late: list[Delivery] = []
+    async with writer, open_queue(f"file://{root}") as queue, open_queue(f"file://{root}") as peeking:
+        unacked: list[Delivery] = []
         for n in range(400):
             await writer.put((str(n).encode(), bytes(100)), key="k")
             delivery = await queue.receive(timeout=5)
             assert number(delivery) == n
             assert delivery is not None
             if n < 2:
-                late.append(delivery)
+                unacked.append(delivery)
             else:
                 await delivery.ack()
             if n == 40:
-                await queue.ack(late[::-1])
-                late = []
-            assert (await onlooker.stats()).backlog_records == len(late)
+                await queue.ack(unacked[::-1])
+                unacked = []
+            assert (await peeking.stats()).backlog_records == len(unacked)
             # Where nothing is left to read, a ledger that is long was begun anew: at rest its length is bounded.
             assert await queue.receive(timeout=0) is None
             assert ledger_bytes(root) <= longest_ledger(acked_out_of_order=38 if n < 150 else 0)

@@ -9,14 +9,14 @@ import pytest
 from rollout.config.load import Config, load_config
 from rollout.session.session import PolicyClient
 from rollout.testing import embedded_policy
-from tests.unit.worker.stage import Scripted
+from tests.unit.worker.harness import ScriptedEnvironment
 
 
 @pytest.fixture
 def config(repository: Path) -> Config:
     overrides = ("worker.halt_after=100", "worker.max_attempts=3")
     loaded = load_config(repository / "configs" / "color_codeword.yaml", overrides)
-    return replace(loaded, environment_class=Scripted)
+    return replace(loaded, environment_class=ScriptedEnvironment)
 
 
 @pytest.fixture

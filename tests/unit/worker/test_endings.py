@@ -15,7 +15,7 @@ from rollout.records.stream import RolloutOver
 from rollout.records.task import Task
 from rollout.session.session import PolicyClient
 from rollout.trainer import check
-from tests.unit.worker.stage import Scripted, played, stage, well
+from tests.unit.worker.harness import ScriptedEnvironment, play_one_task, play_one_turn, worker_harness
 
 
 async def test_a_cancellation_that_an_environment_makes_up_is_its_failure(
@@ -24,18 +24,18 @@ async def test_a_cancellation_that_an_environment_makes_up_is_its_failure(
     async def cancels(*_: object) -> Score:
         raise anyio.get_cancelled_exc_class()()
 
-    error = (await played(config, policy, tmp_path, cancels))["0.0"].error
+    error = (await play_one_task(config, policy, tmp_path, cancels))["0.0"].error
     assert error is not None
     assert error["message"] == "the environment raised a cancellation of its own"
 
 
 async def test_a_rollout_that_makes_no_turn_is_ended(config: Config, policy: PolicyClient, tmp_path: Path) -> None:
     async def stands_still(task: Task, model: Model) -> Score:
-        await well(task, model)
+        await play_one_turn(task, model)
         await anyio.sleep_forever()
         raise AssertionError
 
-    error = (await played(config, policy, tmp_path, stands_still, turn_timeout=0.5))["0.0"].error
+    error = (await play_one_task(config, policy, tmp_path, stands_still, turn_timeout=0.5))["0.0"].error
     assert error is not None
     assert error["message"] == "no turn was done for 0.5 s (worker.turn_timeout), after 1 turns"
 
@@ -51,13 +51,13 @@ async def test_the_last_of_a_group_is_treated_as_configured(
     config: Config, policy: PolicyClient, tmp_path: Path, rule: dict[str, object], status: str
 ) -> None:
     async def by_sample(task: Task, model: Model) -> Score:
-        if Scripted.made == 1:
-            await well(task, model)
+        if ScriptedEnvironment.runs_started == 1:
+            await play_one_turn(task, model)
             await anyio.sleep_forever()
-        return await well(task, model)
+        return await play_one_turn(task, model)
 
     config = replace(config, policy=config.policy.model_copy(update=rule))
-    ended = await played(config, policy, tmp_path, by_sample, group_size=3, concurrency=2)
+    ended = await play_one_task(config, policy, tmp_path, by_sample, group_size=3, concurrency=2)
     assert sorted(trajectory.status for trajectory in ended.values() if trajectory.status == status) == [status]
 
 
@@ -65,15 +65,15 @@ async def test_what_is_left_of_a_lost_group_is_abandoned_also_what_had_not_begun
     config: Config, policy: PolicyClient, tmp_path: Path
 ) -> None:
     async def second_is_lost(task: Task, model: Model) -> Score:
-        if Scripted.made == 2:
+        if ScriptedEnvironment.runs_started == 2:
             raise ValueError("lost")
         await anyio.sleep_forever()
         raise AssertionError
 
     config = replace(config, policy=config.policy.model_copy(update={"partial_groups": "cancel"}))
-    ended = await played(config, policy, tmp_path, second_is_lost, group_size=4, concurrency=2)
+    ended = await play_one_task(config, policy, tmp_path, second_is_lost, group_size=4, concurrency=2)
     assert Counter(trajectory.status for trajectory in ended.values()) == {"failed": 1, "abandoned": 3}
-    assert Scripted.made == 2
+    assert ScriptedEnvironment.runs_started == 2
 
 
 async def test_a_rollout_that_does_not_let_itself_be_ended_is_left_behind(
@@ -88,12 +88,12 @@ async def test_a_rollout_that_does_not_let_itself_be_ended_is_left_behind(
                 await go.wait()
         return Score(1.0)
 
-    async with stage(config, policy, tmp_path, stubborn, rollout_timeout=0.1) as at:
+    async with worker_harness(config, policy, tmp_path, stubborn, rollout_timeout=0.1) as harness:
         async with anyio.create_task_group() as group:
-            group.start_soon(at.worker.run)
-            await at.order(1)
-            error = (await at.ended(1))["0.0"].error
-            at.worker.drain()
+            group.start_soon(harness.worker.run)
+            await harness.put_orders(1)
+            error = (await harness.receive_ended(1))["0.0"].error
+            harness.worker.drain()
         go.set()
     assert error is not None
     assert error["type"] == "RolloutTimeout"
@@ -108,17 +108,17 @@ async def test_what_a_rollout_left_running_cannot_ask_the_model_any_more(
     async def leaves_a_task(task: Task, model: Model) -> Score:
         async def later() -> Score:
             await over.wait()
-            return await well(task, model)
+            return await play_one_turn(task, model)
 
         left.append(asyncio.ensure_future(later()))
-        return await well(task, model)
+        return await play_one_turn(task, model)
 
-    async with stage(config, policy, tmp_path, leaves_a_task) as at, anyio.create_task_group() as group:
-        group.start_soon(at.worker.run)
-        await at.order(1)
-        trajectory = (await at.ended(1))["0.0"]
+    async with worker_harness(config, policy, tmp_path, leaves_a_task) as harness, anyio.create_task_group() as group:
+        group.start_soon(harness.worker.run)
+        await harness.put_orders(1)
+        trajectory = (await harness.receive_ended(1))["0.0"]
         over.set()
         with pytest.raises(RolloutOver, match=r"0\.0 has ended: a task that its environment left behind"):
             await left[0]
-        at.worker.drain()
+        harness.worker.drain()
     assert check(trajectory) == []

@@ -12,7 +12,7 @@ from rollout.environments.base import Model, Score
 from rollout.log import log_to_json_file
 from rollout.records.task import Task
 from rollout.session.session import PolicyClient
-from tests.unit.worker.stage import QUESTION, stage
+from tests.unit.worker.harness import QUESTION, worker_harness
 
 
 async def test_whatever_is_logged_says_by_whom_and_where_in_the_rollout(
@@ -32,12 +32,12 @@ async def test_whatever_is_logged_says_by_whom_and_where_in_the_rollout(
         return Score(1.0)
 
     with log_to_json_file(tmp_path / "log.jsonl", run="tuesday", worker="w-0"):
-        async with stage(config, policy, tmp_path, speaks) as at, anyio.create_task_group() as group:
-            group.start_soon(at.worker.run)
-            await at.order(1)
-            await at.ended(1)
-            await at.settled()
-            at.worker.drain()
+        async with worker_harness(config, policy, tmp_path, speaks) as harness, anyio.create_task_group() as group:
+            group.start_soon(harness.worker.run)
+            await harness.put_orders(1)
+            await harness.receive_ended(1)
+            await harness.wait_until_acked()
+            harness.worker.drain()
     entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {(entry["run"], entry["worker"]) for entry in entries} == {("tuesday", "w-0")}
     told = [(entry["event"], entry["rollout"], entry["attempt"], entry.get("turn")) for entry in entries]

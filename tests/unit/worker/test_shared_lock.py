@@ -7,25 +7,25 @@ import anyio
 from rollout.worker.shared_lock import SharedLock
 
 
-class Room:
+class LockHolders:
     """Who is in it, and who was there with whom."""
 
     def __init__(self) -> None:
-        self.seclusion = SharedLock()
+        self.lock = SharedLock()
         self.inside: list[str] = []
-        self.seen: dict[str, int] = {}
+        self.most_holders: dict[str, int] = {}
 
     async def stay(self, name: str, *, alone: bool = False) -> None:
-        async with self.seclusion.exclusive() if alone else self.seclusion.shared():
+        async with self.lock.exclusive() if alone else self.lock.shared():
             self.inside.append(name)
             for there in self.inside:
-                self.seen[there] = max(self.seen.get(there, 0), len(self.inside))
+                self.most_holders[there] = max(self.most_holders.get(there, 0), len(self.inside))
             await anyio.sleep(0.01)
             self.inside.remove(name)
 
 
 async def test_some_are_together_and_some_alone() -> None:
-    room = Room()
+    room = LockHolders()
     with anyio.fail_after(20):
         async with anyio.create_task_group() as group:
             for number in range(5):
@@ -34,20 +34,20 @@ async def test_some_are_together_and_some_alone() -> None:
                 group.start_soon(partial(room.stay, f"alone {number}", alone=True))
             for number in range(5, 9):
                 group.start_soon(room.stay, f"together {number}")
-    assert {seen for name, seen in room.seen.items() if name.startswith("alone")} == {1}
-    assert max(room.seen.values()) > 3
-    assert len(room.seen) == 12
+    assert {seen for name, seen in room.most_holders.items() if name.startswith("alone")} == {1}
+    assert max(room.most_holders.values()) > 3
+    assert len(room.most_holders) == 12
 
 
 async def test_whoever_gives_up_waiting_holds_nobody_up() -> None:
-    room = Room()
+    room = LockHolders()
     with anyio.fail_after(20):
-        async with room.seclusion.shared():
+        async with room.lock.shared():
             with anyio.move_on_after(0.05):
                 await room.stay("alone", alone=True)
             await room.stay("together")
-        async with room.seclusion.exclusive():
+        async with room.lock.exclusive():
             with anyio.move_on_after(0.05):
                 await room.stay("too late")
         await room.stay("alone", alone=True)
-    assert room.seen == {"together": 1, "alone": 1}
+    assert room.most_holders == {"together": 1, "alone": 1}

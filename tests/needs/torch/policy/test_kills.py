@@ -29,7 +29,7 @@ from rollout.records.versions import OnUpdate
 from rollout.serving.tiny_model.checkpoint import make_checkpoint
 from rollout.serving.vllm import VllmServer, VllmSettings
 from rollout.trainer import BlockingReader, PolicyPublisher, PublisherSettings, Trajectory, check
-from tests.marking import telling, told_versions
+from tests.marking import make_version_saver, versions_of_tokens
 
 WAIT = 120.0
 MODES: tuple[OnUpdate, ...] = ("keep", "wait", "abort")
@@ -38,7 +38,7 @@ VLLM_FLAGS = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "512")
 ROUNDS = {"transformers": MODES, "vllm": MODES if os.environ.get("ROLLOUT_TESTS") == "full" else ("wait",)}
 
 
-class Engine(Protocol):
+class EngineProcess(Protocol):
     """An engine as a process of its own."""
 
     @property
@@ -93,11 +93,11 @@ class Vllm:
         self.server.kill()
 
 
-KINDS: dict[str, Callable[[Path, int], Engine]] = {"transformers": Transformers, "vllm": Vllm}
+KINDS: dict[str, Callable[[Path, int], EngineProcess]] = {"transformers": Transformers, "vllm": Vllm}
 
 
 @dataclass
-class Trainer:
+class TrajectoryCollector:
     """Reads whatever comes, in a thread, so that workers never wait for it."""
 
     url: str
@@ -115,12 +115,12 @@ class Trainer:
 
     def _read(self) -> None:
         with BlockingReader(self.url) as reader:
-            quiet = 0
-            while not (self._stopping and quiet >= 3):
+            empty_polls = 0
+            while not (self._stopping and empty_polls >= 3):
                 if (trajectory := reader.receive(timeout=0.2)) is None:
-                    quiet += 1
+                    empty_polls += 1
                     continue
-                quiet = 0
+                empty_polls = 0
                 self.found.append(trajectory)
 
     def has(self, version: int) -> bool:
@@ -132,7 +132,7 @@ def versions(trajectory: Trajectory) -> set[int]:
     return {int(span.version) for step in trajectory.steps for span in step.versions}
 
 
-def until(holds: Callable[[], bool]) -> None:
+def wait_until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WAIT
     while not holds():
         assert time.monotonic() < deadline
@@ -146,7 +146,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain, marked = directory / "plain", directory / "marked"
     make_checkpoint(plain, "qwen3-vl", seed=0)
     shutil.copytree(plain, marked)
-    telling(plain, load_tokenizer(plain), 0)(marked)
+    make_version_saver(plain, load_tokenizer(plain), 0)(marked)
     return marked
 
 
@@ -158,7 +158,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def engines(kind: str, model: Path) -> Iterator[tuple[Engine, Engine]]:
+def engines(kind: str, model: Path) -> Iterator[tuple[EngineProcess, EngineProcess]]:
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     ports = [listener.getsockname()[1] for listener in listeners]
     for listener in listeners:
@@ -174,8 +174,8 @@ def engines(kind: str, model: Path) -> Iterator[tuple[Engine, Engine]]:
 
 
 @pytest.fixture
-def trainer(tmp_path: Path) -> Iterator[Trainer]:
-    trainer = Trainer(f"file://{tmp_path}/trajectories")
+def trainer(tmp_path: Path) -> Iterator[TrajectoryCollector]:
+    trainer = TrajectoryCollector(f"file://{tmp_path}/trajectories")
     trainer.start()
     yield trainer
     trainer.stop()
@@ -183,7 +183,7 @@ def trainer(tmp_path: Path) -> Iterator[Trainer]:
 
 @pytest.fixture
 def launch(
-    tmp_path: Path, model: Path, engines: tuple[Engine, Engine], trainer: Trainer
+    tmp_path: Path, model: Path, engines: tuple[EngineProcess, EngineProcess], trainer: TrajectoryCollector
 ) -> Iterator[Callable[[], "subprocess.Popen[str]"]]:
     """Starts two workers, which play until they are told to stop."""
     config = Path(__file__).parent / "world" / "babble.yaml"
@@ -193,8 +193,8 @@ def launch(
         "queue.control": f"file://{tmp_path}/control",
         "run.directory": str(tmp_path / "runs"),
     }
-    told = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "rollout", "launch", str(config), "--workers", "2", "--json", *told]
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "rollout", "launch", str(config), "--workers", "2", "--json", *options]
     started: list[subprocess.Popen[str]] = []
 
     def start() -> "subprocess.Popen[str]":
@@ -214,7 +214,7 @@ class Publishing:
 
     def __init__(self, model: Path) -> None:
         self.published: list[int] = []
-        self.behind: list[str] = []
+        self.behind_reasons: list[str] = []
         self._model = model
         self._tokenizer = load_tokenizer(model)
         self._saved = threading.Event()
@@ -222,9 +222,9 @@ class Publishing:
     def publish(self, publisher: PolicyPublisher) -> None:
         version = len(self.published)
         self.published.append(version)
-        self.behind += publisher.publish(version, self._save(version)).behind.values()
+        self.behind_reasons += publisher.publish(version, self._save(version)).behind.values()
 
-    def publish_and_kill(self, publisher: PolicyPublisher, victim: Engine, delay: float) -> None:
+    def publish_and_kill(self, publisher: PolicyPublisher, victim: EngineProcess, delay: float) -> None:
         """So long after the weights were saved."""
         self._saved.clear()
         publishing = threading.Thread(target=self.publish, args=(publisher,))
@@ -235,21 +235,21 @@ class Publishing:
         publishing.join()
 
     def _save(self, version: int) -> Callable[[Path], None]:
-        save = telling(self._model, self._tokenizer, version)
+        save = make_version_saver(self._model, self._tokenizer, version)
 
-        def saved(directory: Path) -> None:
+        def save_and_signal(directory: Path) -> None:
             save(directory)
             self._saved.set()
 
-        return saved
+        return save_and_signal
 
 
 def test_the_run_goes_on_with_the_other_and_no_token_is_labelled_with_a_version_that_did_not_sample_it(
     tmp_path: Path,
     kind: str,
     model: Path,
-    engines: tuple[Engine, Engine],
-    trainer: Trainer,
+    engines: tuple[EngineProcess, EngineProcess],
+    trainer: TrajectoryCollector,
     launch: Callable[[], "subprocess.Popen[str]"],
 ) -> None:
     dice = random.Random(7)
@@ -265,35 +265,35 @@ def test_the_run_goes_on_with_the_other_and_no_token_is_labelled_with_a_version_
         with PolicyPublisher(settings) as publisher:
             publishing.publish(publisher)
             running = running or launch()
-            until(lambda: trainer.has(published[-1]))
+            wait_until(lambda: trainer.has(published[-1]))
             publishing.publish(publisher)
-            until(lambda: trainer.has(published[-1]))
+            wait_until(lambda: trainer.has(published[-1]))
             publishing.publish_and_kill(publisher, victim, dice.uniform(0.01, 0.1))
             assert publisher.states()[other.url] == EngineState(str(published[-1]), paused=False)
-            until(lambda: trainer.has(published[-1]))
+            wait_until(lambda: trainer.has(published[-1]))
             victim.start()
-            until(lambda: set(publisher.states().values()) == {EngineState(str(published[-1]), paused=False)})
+            wait_until(lambda: set(publisher.states().values()) == {EngineState(str(published[-1]), paused=False)})
             publishing.publish(publisher)
-            until(lambda: trainer.has(published[-1]))
+            wait_until(lambda: trainer.has(published[-1]))
     assert running is not None
     running.send_signal(signal.SIGTERM)
     running.communicate(timeout=WAIT)
     assert running.returncode == 0
     trainer.stop()
-    print("killed at:", *(reason.partition(". Is it")[0] for reason in publishing.behind), sep="\n  ")
-    require_truth(trainer.found, published, load_tokenizer(model))
+    print("killed at:", *(reason.partition(". Is it")[0] for reason in publishing.behind_reasons), sep="\n  ")
+    check_version_labels(trainer.found, published, load_tokenizer(model))
 
 
-def require_truth(found: list[Trajectory], published: list[int], tokenizer: FastTokenizer) -> None:
+def check_version_labels(found: list[Trajectory], published: list[int], tokenizer: FastTokenizer) -> None:
     sampled: Counter[int] = Counter()
     for trajectory in found:
         assert trajectory.error is None
         assert check(trajectory) == []
         for step in trajectory.steps:
             run = trajectory.nodes[step.leaf].run
-            told = told_versions(run.ids[run.sampled_from :].tolist(), tokenizer)
+            sampling_versions = versions_of_tokens(run.ids[run.sampled_from :].tolist(), tokenizer)
             labels = [int(span.version) for span in step.versions for _ in range(span.start, span.end)]
-            assert told == labels
+            assert sampling_versions == labels
             assert step.policy is not None
             assert min(labels) >= int(step.policy[0])  # never older than what was required when the turn began
             sampled.update(labels)

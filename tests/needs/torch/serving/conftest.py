@@ -47,7 +47,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @dataclass(frozen=True)
-class World:
+class RunningEngine:
     """An engine on loopback, and who speaks with it."""
 
     directory: Path
@@ -73,16 +73,16 @@ class World:
 
 
 @pytest.fixture
-def world(checkpoint: Callable[..., Path]) -> Iterator[Callable[..., World]]:
+def world(checkpoint: Callable[..., Path]) -> Iterator[Callable[..., RunningEngine]]:
     """Start an engine for a checkpoint; it is stopped with the test."""
     with ExitStack() as stack:
 
-        def start(directory: Path | None = None) -> World:
+        def start(directory: Path | None = None) -> RunningEngine:
             directory = directory or checkpoint()
             engine = NetworkEngine(NetworkSettings(directory, model_name="tiny"))
             url = stack.enter_context(EngineServer(engine, weight_version="1"))
             client = stack.enter_context(httpx.Client(base_url=url, timeout=60))
-            return World(directory, engine, client, load_tokenizer(directory))
+            return RunningEngine(directory, engine, client, load_tokenizer(directory))
 
         yield start
 

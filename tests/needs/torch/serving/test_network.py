@@ -18,7 +18,7 @@ Plain = Callable[..., Any]
 CLOSE = 1e-5
 
 
-def furthest(answer: Body, sampling: Body, logits: Any) -> float:
+def largest_difference(answer: Body, sampling: Body, logits: Any) -> float:
     """The largest difference between the log-probs of an answer and those of the distribution it was drawn from."""
     [choice] = answer["choices"]
     if (allowed := sampling.get("allowed_token_ids")) is not None:
@@ -26,10 +26,10 @@ def furthest(answer: Body, sampling: Body, logits: Any) -> float:
         forbidden[allowed] = False
         logits = logits.masked_fill(forbidden, float("-inf"))
     expected = (logits / (sampling["temperature"] or 1.0)).log_softmax(-1)
-    told = choice["logprobs"]["content"]
-    assert [entry["token_id"] for entry in told] == choice["token_ids"]
+    entries = choice["logprobs"]["content"]
+    assert [entry["token_id"] for entry in entries] == choice["token_ids"]
     return float(
-        max(abs(expected[at, token].item() - told[at]["logprob"]) for at, token in enumerate(choice["token_ids"]))
+        max(abs(expected[at, token].item() - entries[at]["logprob"]) for at, token in enumerate(choice["token_ids"]))
     )
 
 
@@ -60,7 +60,7 @@ def test_logprobs_are_those_of_a_plain_forward_however_requests_meet(
     for request, images, answer in zip(requests, shown, answers, strict=True):
         assert len(answer["choices"][0]["token_ids"]) == request["sampling_params"]["max_tokens"]
         logits = plain_logits(engine.directory, images, answer)
-        differences.append(furthest(answer, request["sampling_params"], logits))
+        differences.append(largest_difference(answer, request["sampling_params"], logits))
     print(f"{family}: largest difference of log-probs over {len(requests)} requests: {max(differences):.1e}")
     assert max(differences) < CLOSE
 
@@ -138,8 +138,10 @@ def test_new_weights_answer_after_a_push_and_their_version_is_told(
     before = engine.generate(request)
     engine.push("2", weights_path=str(other))
     after = engine.generate(request)
-    assert furthest(before, request["sampling_params"], plain_logits(engine.directory, pictures, before)) < CLOSE
-    assert furthest(after, request["sampling_params"], plain_logits(other, pictures, after)) < CLOSE
+    assert (
+        largest_difference(before, request["sampling_params"], plain_logits(engine.directory, pictures, before)) < CLOSE
+    )
+    assert largest_difference(after, request["sampling_params"], plain_logits(other, pictures, after)) < CLOSE
     spans = [answer["choices"][0]["weight_versions"] for answer in (before, after)]
     assert spans == [[{"version": version, "start": 0, "end": 8}] for version in ("1", "2")]
 
@@ -150,12 +152,12 @@ def test_kept_requests_go_on_with_the_new_weights_and_say_where(
     engine = world()
     requests = [body(pictures[:number], seed=number, max_tokens=60) for number in range(4)]
     with ThreadPoolExecutor(len(requests)) as pool:
-        flying = [pool.submit(engine.generate, request) for request in requests]
+        in_flight = [pool.submit(engine.generate, request) for request in requests]
         version = 1
-        while not all(one.done() for one in flying):
+        while not all(one.done() for one in in_flight):
             version += 1
             engine.push(str(version), "keep", weights_path=str(checkpoint(seed=version % 2)))
-        answers = [one.result()["choices"][0] for one in flying]
+        answers = [one.result()["choices"][0] for one in in_flight]
     spans = [[(span["start"], span["end"]) for span in answer["weight_versions"]] for answer in answers]
     assert max(map(len, spans)) > 1
     for found in spans:
@@ -170,12 +172,15 @@ def test_an_abort_leaves_the_company_undisturbed(
     request = body(pictures[:2], seed=5, max_tokens=40)
     endless = {**body(pictures, "a longer question than the other one", max_tokens=30_000), "request_id": "endless"}
     with ThreadPoolExecutor(2) as pool:
-        flying, staying = pool.submit(engine.generate, endless), pool.submit(engine.generate, request)
-        while not flying.done():
+        aborted_request, staying = pool.submit(engine.generate, endless), pool.submit(engine.generate, request)
+        while not aborted_request.done():
             engine.client.post("/inference/v1/abort_requests", json={"request_ids": ["generate-tokens-endless"]})
-        assert flying.result()["choices"][0]["finish_reason"] == "abort"
+        assert aborted_request.result()["choices"][0]["finish_reason"] == "abort"
         answer = staying.result()
-    assert furthest(answer, request["sampling_params"], plain_logits(engine.directory, pictures[:2], answer)) < CLOSE
+    assert (
+        largest_difference(answer, request["sampling_params"], plain_logits(engine.directory, pictures[:2], answer))
+        < CLOSE
+    )
 
 
 @pytest.mark.parametrize(

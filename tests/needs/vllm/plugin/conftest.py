@@ -60,7 +60,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Said:
+class GeneratedAnswer:
     """What an answer says that must be the same however the images were given."""
 
     tokens: list[int]
@@ -157,13 +157,13 @@ class Wire:
     def post(self, body: Any) -> httpx.Response:
         return self.http.post("/inference/v1/generate", json=body)
 
-    def said(self, body: dict[str, Any]) -> Said:
+    def said(self, body: dict[str, Any]) -> GeneratedAnswer:
         answer = self.post(body)
         assert answer.status_code == 200, answer.text
         whole = answer.json()
         (choice,) = whole["choices"]
         logprobs = [entry["logprob"] for entry in choice["logprobs"]["content"]]
-        return Said(choice["token_ids"], logprobs, whole["prompt_token_ids"], whole["mm_placeholders"])
+        return GeneratedAnswer(choice["token_ids"], logprobs, whole["prompt_token_ids"], whole["mm_placeholders"])
 
     def counter(self, name: str) -> float:
         """One of the plugin's counters."""

@@ -48,10 +48,10 @@ def beside_vllm(repository: Path) -> Callable[..., subprocess.CompletedProcess[s
 def test_every_probe_gives_the_same_patches(fleet: Mapping[str, Any], beside_vllm: Any, family: str) -> None:
     live = fleet[family]
     done = beside_vllm("-c", COMPARE, live.url, str(live.model_dir), live.api_key or "")
-    proven, told, differences = json.loads(done.stdout)
-    assert proven == "torchvision", told
+    proven, summary, differences = json.loads(done.stdout)
+    assert proven == "torchvision", summary
     assert [one["probe"] for one in differences if one["backend"] == proven] == [probe.name for probe in probe_images()]
-    assert "the trainer with pil would not" in told
+    assert "the trainer with pil would not" in summary
 
 
 def test_doctor_proves_it_before_a_run(fleet: Mapping[str, Any], media: Path, beside_vllm: Any) -> None:

@@ -18,54 +18,54 @@ def conversation(wire: Any, write: Callable[[list[Any]], Mapping[str, Any]], sal
 @pytest.mark.parametrize("inline", [False, True], ids=["offload", "inline"])
 @pytest.mark.parametrize("server", SERVERS)
 def test_tokens_and_logprobs_are_those_of_content_parts(wire: Any, server: str, inline: bool) -> None:
-    there = wire(server)
-    by_parts = conversation(there, lambda pictures: there.content_parts(pictures, inline=inline), f"parts-{inline}")
-    by_reference = conversation(there, lambda pictures: there.features(pictures, inline=inline), f"refs-{inline}")
+    client = wire(server)
+    by_parts = conversation(client, lambda pictures: client.content_parts(pictures, inline=inline), f"parts-{inline}")
+    by_reference = conversation(client, lambda pictures: client.features(pictures, inline=inline), f"refs-{inline}")
     assert by_reference == by_parts
     assert len({tuple(said.logprobs) for said in by_parts}) == len(SIZES)
 
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_references_and_tensors_may_be_mixed(wire: Any, server: str) -> None:
-    there = wire(server)
-    by_parts = conversation(there, there.content_parts, "parts")
+    client = wire(server)
+    by_parts = conversation(client, client.content_parts, "parts")
 
     def write(first: int) -> Callable[[list[Any]], Mapping[str, Any]]:
         def mixed(pictures: list[Any]) -> Mapping[str, Any]:
-            made = there.tensors(pictures)
+            made = client.tensors(pictures)
             data = [made[at] if at % 2 == first else picture.ref() for at, picture in enumerate(pictures)]
-            written: Mapping[str, Any] = there.features(pictures, data)
+            written: Mapping[str, Any] = client.features(pictures, data)
             return written
 
         return mixed
 
-    assert conversation(there, write(0), "mixed-0") == by_parts
-    assert conversation(there, write(1), "mixed-1") == by_parts
+    assert conversation(client, write(0), "mixed-0") == by_parts
+    assert conversation(client, write(1), "mixed-1") == by_parts
 
 
 def test_without_a_salt_what_is_cached_answers_no_differently(wire: Any) -> None:
-    there = wire("qwen3-vl")
-    pictures = [there.picture(*size) for size in SIZES[:3]]
-    said = [
-        there.said({**body, "cache_salt": None})
+    client = wire("qwen3-vl")
+    pictures = [client.picture(*size) for size in SIZES[:3]]
+    answers = [
+        client.said({**body, "cache_salt": None})
         for body in (
-            there.content_parts(pictures),
-            there.features(pictures),
-            there.features(pictures, there.tensors(pictures)),
-            there.content_parts(pictures, inline=True),
-            there.features(pictures, inline=True),
+            client.content_parts(pictures),
+            client.features(pictures),
+            client.features(pictures, client.tensors(pictures)),
+            client.content_parts(pictures, inline=True),
+            client.features(pictures, inline=True),
         )
     ]
-    assert said == [said[0]] * len(said)
+    assert answers == [answers[0]] * len(answers)
 
 
 def test_an_image_that_comes_twice_is_there_twice(wire: Any) -> None:
-    there = wire("qwen3-vl")
-    one, other = there.picture(200, 100), there.picture(100, 200)
+    client = wire("qwen3-vl")
+    one, other = client.picture(200, 100), client.picture(100, 200)
     pictures = [one, other, one]
-    assert there.said(there.features(pictures)) == there.said(there.content_parts(pictures))
+    assert client.said(client.features(pictures)) == client.said(client.content_parts(pictures))
 
 
 def test_a_prompt_of_text_passes_untouched(wire: Any) -> None:
-    there = wire("qwen3-vl")
-    assert len(there.said(there.body(there.logical(0))).tokens) == 8
+    client = wire("qwen3-vl")
+    assert len(client.said(client.body(client.logical(0))).tokens) == 8

@@ -11,18 +11,19 @@ async def test_two_hundred_requests_for_one_new_image_half_of_them_cancelled(
     fleet: Mapping[str, Any], wire: Any
 ) -> None:
     live = fleet["qwen3-vl"]
-    there = wire("qwen3-vl")
-    expected = there.said(there.content_parts([there.picture(800, 600, seed=11)]))
+    plugin_client = wire("qwen3-vl")
+    expected = plugin_client.said(plugin_client.content_parts([plugin_client.picture(800, 600, seed=11)]))
     before = {
-        origin: there.counter(f'mmraw_images_total{{origin="{origin}"}}') for origin in ("made", "joined", "kept")
+        origin: plugin_client.counter(f'mmraw_images_total{{origin="{origin}"}}')
+        for origin in ("made", "joined", "kept")
     }
-    bodies = [there.features([there.picture(800, 600, seed=11)]) for _ in range(200)]
+    bodies = [plugin_client.features([plugin_client.picture(800, 600, seed=11)]) for _ in range(200)]
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=live.url, timeout=300, limits=limits, trust_env=False) as client:
         sent = [asyncio.ensure_future(client.post("/inference/v1/generate", json=body)) for body in bodies]
         made = before["made"]
         while made == before["made"]:
-            made = await asyncio.to_thread(there.counter, 'mmraw_images_total{origin="made"}')
+            made = await asyncio.to_thread(plugin_client.counter, 'mmraw_images_total{origin="made"}')
         for request in sent[::2]:
             request.cancel()
         await asyncio.wait(sent)
@@ -31,6 +32,6 @@ async def test_two_hundred_requests_for_one_new_image_half_of_them_cancelled(
     for answer in answers:
         (choice,) = answer.json()["choices"]
         assert choice["token_ids"] == expected.tokens
-    after = {origin: there.counter(f'mmraw_images_total{{origin="{origin}"}}') for origin in before}
+    after = {origin: plugin_client.counter(f'mmraw_images_total{{origin="{origin}"}}') for origin in before}
     assert after["made"] == before["made"] + 1
-    assert there.said(there.features([there.picture(800, 600, seed=11)])) == expected
+    assert plugin_client.said(plugin_client.features([plugin_client.picture(800, 600, seed=11)])) == expected

@@ -10,7 +10,7 @@ import msgpack  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 
-Spoil = Callable[[Any, dict[str, Any]], None]
+DamageRequest = Callable[[Any, dict[str, Any]], None]
 SERVERS = ["qwen3-vl", "no-cache"]
 
 
@@ -19,18 +19,18 @@ def features(body: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def shift(amount: int) -> Spoil:
-    def spoil(wire: Any, body: dict[str, Any]) -> None:
+def shift(amount: int) -> DamageRequest:
+    def damage(wire: Any, body: dict[str, Any]) -> None:
         features(body)["mm_placeholders"]["image"][0]["offset"] += amount
 
-    return spoil
+    return damage
 
 
-def resize(amount: int) -> Spoil:
-    def spoil(wire: Any, body: dict[str, Any]) -> None:
+def resize(amount: int) -> DamageRequest:
+    def damage(wire: Any, body: dict[str, Any]) -> None:
         features(body)["mm_placeholders"]["image"][0]["length"] += amount
 
-    return spoil
+    return damage
 
 
 def lengthen_with_pads(wire: Any, body: dict[str, Any]) -> None:
@@ -52,19 +52,19 @@ def over_text(wire: Any, body: dict[str, Any]) -> None:
     token_ids[place["offset"] : place["offset"] + place["length"]] = [token_ids[0]] * place["length"]
 
 
-def rename(modality: str) -> Spoil:
-    def spoil(wire: Any, body: dict[str, Any]) -> None:
+def rename(modality: str) -> DamageRequest:
+    def damage(wire: Any, body: dict[str, Any]) -> None:
         for part in features(body).values():
             part[modality] = part.pop("image")
 
-    return spoil
+    return damage
 
 
-def set_data(*data: str | None) -> Spoil:
-    def spoil(wire: Any, body: dict[str, Any]) -> None:
+def set_data(*data: str | None) -> DamageRequest:
+    def damage(wire: Any, body: dict[str, Any]) -> None:
         features(body)["kwargs_data"]["image"] = list(data)
 
-    return spoil
+    return damage
 
 
 def no_data(wire: Any, body: dict[str, Any]) -> None:
@@ -79,7 +79,7 @@ def no_features(wire: Any, body: dict[str, Any]) -> None:
     del body["features"]
 
 
-FEATURES: dict[str, Spoil] = {
+FEATURES: dict[str, DamageRequest] = {
     "a range that begins early": shift(-1),
     "a range that begins late": shift(1),
     "a range that is short": resize(-1),
@@ -111,25 +111,25 @@ def there(wire: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     assert found.said(found.content_parts(sound)) == before
 
 
-def require_refused(there: Any, body: dict[str, Any], where: str | None = None) -> None:
-    refused = there.counter("mmraw_requests_refused_total")
-    answer = there.post(body)
+def expect_refusal(client: Any, body: dict[str, Any], where: str | None = None) -> None:
+    refused = client.counter("mmraw_requests_refused_total")
+    answer = client.post(body)
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert error["type"] == "invalid_mm_image_ref"
     if where is not None:
         assert error["param"] == where
         assert error["message"].startswith(where)
-    assert there.counter("mmraw_requests_refused_total") == refused + 1
+    assert client.counter("mmraw_requests_refused_total") == refused + 1
 
 
 @pytest.mark.parametrize("kind", ["reference", "tensors"])
 @pytest.mark.parametrize("spoil", FEATURES.values(), ids=FEATURES)
-def test_features_that_are_wrong_are_refused(there: Any, kind: str, spoil: Spoil) -> None:
+def test_features_that_are_wrong_are_refused(there: Any, kind: str, spoil: DamageRequest) -> None:
     picture = there.picture(200, 120)
     body = there.features([picture], there.tensors([picture]) if kind == "tensors" else None)
     spoil(there, body)
-    require_refused(there, body)
+    expect_refusal(there, body)
 
 
 def test_what_vllm_refuses_by_itself_is_refused_still(there: Any) -> None:
@@ -152,24 +152,24 @@ PARTS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
 
 
 @pytest.mark.parametrize("spoil", PARTS.values(), ids=PARTS)
-def test_content_parts_that_are_wrong_are_refused(there: Any, spoil: Spoil) -> None:
+def test_content_parts_that_are_wrong_are_refused(there: Any, spoil: DamageRequest) -> None:
     body = there.content_parts([there.picture(200, 120)])
     spoil(there, body)
-    require_refused(there, body)
+    expect_refusal(there, body)
 
 
 def test_other_data_under_a_known_hash_is_refused(there: Any) -> None:
     known, other = there.picture(200, 120), there.picture(200, 120)
     there.said(there.features([known]))
-    require_refused(there, there.features([known], there.tensors([other])), "features.kwargs_data.image[0]")
-    require_refused(there, there.features([known], [other.ref(mm_hash=known.hash)]), "features.kwargs_data.image[0]")
-    require_refused(there, there.content_parts([other]) | {"content_parts": [{**other.part(), "uuid": known.hash}]})
+    expect_refusal(there, there.features([known], there.tensors([other])), "features.kwargs_data.image[0]")
+    expect_refusal(there, there.features([known], [other.ref(mm_hash=known.hash)]), "features.kwargs_data.image[0]")
+    expect_refusal(there, there.content_parts([other]) | {"content_parts": [{**other.part(), "uuid": known.hash}]})
 
 
 def test_tensors_first_seen_under_a_hash_are_what_it_names(there: Any) -> None:
     one, other = there.picture(200, 120), there.picture(200, 120)
     there.said(there.features([one], there.tensors([one])))
-    require_refused(there, there.features([one], there.tensors([other])), "features.kwargs_data.image[0]")
+    expect_refusal(there, there.features([one], there.tensors([other])), "features.kwargs_data.image[0]")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_tensors_first_seen_under_a_hash_are_what_it_names(there: Any) -> None:
 def test_tensors_that_this_server_would_not_make_are_refused(there: Any, key: str, change: Any) -> None:
     picture = there.picture(200, 120)
     (made,) = there.tensors([picture])
-    require_refused(there, there.features([picture], [reshape(made, key, change)]), "features.kwargs_data.image[0]")
+    expect_refusal(there, there.features([picture], [reshape(made, key, change)]), "features.kwargs_data.image[0]")
 
 
 def reshape(text: str, key: str, change: Any) -> str:
@@ -227,8 +227,8 @@ BAD_FIELDS: dict[str, Any] = {
 @pytest.mark.parametrize("name", BAD_FIELDS)
 @pytest.mark.parametrize("kind", ["false", "empty", "number"])
 def test_a_reference_with_a_bad_field_is_refused(wire: Any, version: int, name: str, kind: str) -> None:
-    there = wire("qwen3-vl")
-    picture = there.picture(200, 120)
+    client = wire("qwen3-vl")
+    picture = client.picture(200, 120)
     names = ("run_id", "family", "fingerprint", "modality", "mm_hash", "raw_image_id", "payload")
     values = ("run-1", picture.family, picture.fingerprint, "image", picture.hash, picture.path.name, picture.payload)
     fields = dict(zip(names, values, strict=True))
@@ -236,57 +236,57 @@ def test_a_reference_with_a_bad_field_is_refused(wire: Any, version: int, name: 
     data = "mmraw:v3:" + encode64(fields)
     if version == 2:
         data = ":".join(["mmraw:v2", *(str(fields[key]) for key in names[:-1]), encode64(fields["payload"])])
-    require_refused(there, there.features([picture], [data]), "features.kwargs_data.image[0]")
+    expect_refusal(client, client.features([picture], [data]), "features.kwargs_data.image[0]")
 
 
 def test_a_file_is_read_below_the_servers_directory_only(wire: Any, media: Path, tmp_path: Path) -> None:
-    there = wire("qwen3-vl")
-    picture = there.picture(200, 120)
+    client = wire("qwen3-vl")
+    picture = client.picture(200, 120)
     where = picture.path.parent
     outside = tmp_path / picture.path.name
     outside.write_bytes(picture.data)
     picture.path.unlink()
     refused = "features.kwargs_data.image[0]"
-    require_refused(there, there.features([picture]), refused)
+    expect_refusal(client, client.features([picture]), refused)
     picture.path.symlink_to(outside)
-    require_refused(there, there.features([picture]), refused)
+    expect_refusal(client, client.features([picture]), refused)
     (media / "linked").symlink_to(tmp_path)
-    require_refused(there, there.features([picture], [picture.ref(run_id="linked")]), refused)
+    expect_refusal(client, client.features([picture], [picture.ref(run_id="linked")]), refused)
     (where / "linked.png").hardlink_to(outside)
-    there.said(there.features([picture], [picture.ref(raw_image_id="linked.png")]))
+    client.said(client.features([picture], [picture.ref(raw_image_id="linked.png")]))
 
 
 def test_of_several_images_the_bad_one_is_named(wire: Any) -> None:
-    there = wire("qwen3-vl")
-    pictures = [there.picture(64, 64) for _ in range(3)]
+    client = wire("qwen3-vl")
+    pictures = [client.picture(64, 64) for _ in range(3)]
     data = [picture.ref() for picture in pictures]
     data[1] = pictures[1].ref(raw_image_id="gone.png")
-    require_refused(there, there.features(pictures, data), "features.kwargs_data.image[1]")
+    expect_refusal(client, client.features(pictures, data), "features.kwargs_data.image[1]")
 
 
 def test_what_is_no_image_is_refused(wire: Any) -> None:
-    there = wire("qwen3-vl")
-    picture = there.picture(200, 120)
+    client = wire("qwen3-vl")
+    picture = client.picture(200, 120)
     for data in (b"", b"<svg/>", picture.data[:50], picture.data[: len(picture.data) // 2]):
         picture.path.write_bytes(data)
         broken = type(picture)(data, picture.path, picture.payload, picture.tokens, picture.family, picture.fingerprint)
-        require_refused(there, there.features([broken]), "features.kwargs_data.image[0]")
+        expect_refusal(client, client.features([broken]), "features.kwargs_data.image[0]")
 
 
 def test_a_directory_that_is_gone_is_the_servers_fault(wire: Any, media: Path) -> None:
-    there = wire("qwen3-vl")
-    picture = there.picture(64, 64)
-    failed = there.counter("mmraw_requests_failed_total")
+    client = wire("qwen3-vl")
+    picture = client.picture(64, 64)
+    failed = client.counter("mmraw_requests_failed_total")
     media.rename(media.with_name("away"))
     try:
-        answer = there.post(there.features([picture]))
+        answer = client.post(client.features([picture]))
     finally:
         media.with_name("away").rename(media)
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "InternalServerError")
-    assert there.counter("mmraw_requests_failed_total") == failed + 1
-    there.said(there.features([picture]))
+    assert client.counter("mmraw_requests_failed_total") == failed + 1
+    client.said(client.features([picture]))
 
 
 def test_an_unknown_model_is_still_an_unknown_model(wire: Any) -> None:
-    there = wire("qwen3-vl")
-    assert there.post(there.features([there.picture(64, 64)], model="another")).status_code == 404
+    client = wire("qwen3-vl")
+    assert client.post(client.features([client.picture(64, 64)], model="another")).status_code == 404

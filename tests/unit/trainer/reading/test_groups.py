@@ -50,13 +50,14 @@ async def test_a_group_that_stays_partial_is_handed_out_or_dropped_as_the_policy
     queue: Queue, keep: int | None
 ) -> None:
     """Two of three members come in time; the third one is under way, and comes after the group was given up."""
-    late = await scripted_rollout("a.2", group_size=3)
+    late_packets = await scripted_rollout("a.2", group_size=3)
     await put_all(
-        queue, await scripted_rollout("a.0", group_size=3) + await scripted_rollout("a.1", group_size=3) + late[:2]
+        queue,
+        await scripted_rollout("a.0", group_size=3) + await scripted_rollout("a.1", group_size=3) + late_packets[:2],
     )
     async with grouper(GroupPolicy(timeout=0.05, keep_partial=keep)) as reader:
         found = await read_groups(reader, timeout=0.2)
-        await put_all(queue, late[2:])
+        await put_all(queue, late_packets[2:])
         assert await read_groups(reader) == []
         assert reader.stats().partial_groups == 1
         state = reader.state_dict()

@@ -15,7 +15,7 @@ from rollout.trainer import (
     samples,
 )
 from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
-from tests.unit.trainer.readers import HASTY, QUEUE, backlog, reader_of
+from tests.unit.trainer.readers import QUEUE, SHORT_TIMEOUTS, backlog, reader_of
 from transports import Queue, open_queue
 
 
@@ -66,8 +66,8 @@ async def test_rollouts_of_the_same_name_from_two_runs_or_environments_are_not_m
 @pytest.mark.parametrize("winner", [1, 2])
 async def test_the_first_finished_attempt_wins_and_the_other_is_dropped(queue: Queue, winner: int) -> None:
     attempts = {number: await scripted_rollout(attempt=number) for number in (1, 2)}
-    loser = attempts[3 - winner]
-    await put_all(queue, [*loser[:3], *attempts[winner], *loser[3:]])
+    other_attempt = attempts[3 - winner]
+    await put_all(queue, [*other_attempt[:3], *attempts[winner], *other_attempt[3:]])
     async with reader_of() as reader:
         (trajectory,) = await read_all(reader)
         await checkpoint(reader)
@@ -91,7 +91,7 @@ async def test_an_attempt_that_stalled_and_finishes_after_the_other_was_trained_
             await checkpoint(reader)
     if restarted:
         await put_all(queue, stalled[stalled_after:])
-        async with reader_of(HASTY) as reader:
+        async with reader_of(SHORT_TIMEOUTS) as reader:
             reader.load_state_dict(state)
             assert await read_all(reader, timeout=0.2) == []
             await checkpoint(reader)

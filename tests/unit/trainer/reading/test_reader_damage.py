@@ -18,7 +18,7 @@ from rollout.trainer import (
     samples,
 )
 from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
-from tests.unit.trainer.readers import HASTY, backlog, reader_of
+from tests.unit.trainer.readers import SHORT_TIMEOUTS, backlog, reader_of
 from transports import Frames, Queue
 from transports.codec import decode, encode
 from transports.codec.limits import MAX_HEAD_BYTES
@@ -28,7 +28,7 @@ async def test_a_step_that_never_comes_makes_the_rollout_fail_after_a_while(queu
     packets = await scripted_rollout()
     del packets[2]
     await put_all(queue, packets)
-    async with reader_of(HASTY) as reader:
+    async with reader_of(SHORT_TIMEOUTS) as reader:
         trajectory = await reader.receive(timeout=5)
     assert trajectory is not None
     assert trajectory.status is RolloutStatus.FAILED
@@ -38,7 +38,7 @@ async def test_a_step_that_never_comes_makes_the_rollout_fail_after_a_while(queu
 
 async def test_an_attempt_that_falls_silent_makes_the_rollout_fail_after_a_while(queue: Queue) -> None:
     await put_all(queue, (await scripted_rollout())[:3])
-    async with reader_of(HASTY) as reader:
+    async with reader_of(SHORT_TIMEOUTS) as reader:
         trajectory = await reader.receive(timeout=5)
         await checkpoint(reader)
     assert trajectory is not None
@@ -135,7 +135,7 @@ async def test_steps_that_were_changed_on_the_way_fail_their_rollout(queue: Queu
     packets, other = await scripted_rollout(), await scripted_rollout(turns=4)
     packets[2] = packets[2]._replace(frames=other[3].frames)
     await put_all(queue, packets)
-    async with reader_of(HASTY) as reader:
+    async with reader_of(SHORT_TIMEOUTS) as reader:
         trajectory = await reader.receive(timeout=5)
     assert trajectory is not None
     assert trajectory.status is RolloutStatus.FAILED

@@ -73,10 +73,10 @@ def delivered() -> Iterator[str]:
         for name in "abc":
             await put_all(queue, await scripted_rollout(f"{name}.0"))
 
-    keeper = open_queue(url)
-    anyio.run(fill, keeper)
+    kept_open = open_queue(url)
+    anyio.run(fill, kept_open)
     yield url
-    anyio.run(keeper.aclose)
+    anyio.run(kept_open.aclose)
 
 
 def test_the_blocking_reader_is_the_same_reader(delivered: str) -> None:

@@ -125,8 +125,8 @@ async def test_an_engine_that_is_gone_is_behind_until_it_is_repaired(
         assert (await publisher.states())[dead] == EngineState("default", paused=False)
         assert (await publisher.repair()).engines == engines.urls
         assert set((await publisher.states()).values()) == {EngineState("2", paused=False)}
-    told = [follower.latest.version for _ in range(2) if await follower.poll(timeout=20)]
-    assert told == [1, 2]
+    announced_versions = [follower.latest.version for _ in range(2) if await follower.poll(timeout=20)]
+    assert announced_versions == [1, 2]
     assert not await follower.poll(timeout=0.05)
 
 
@@ -154,12 +154,12 @@ async def test_what_could_not_be_announced_is_announced_once_the_queue_is_back(
     monkeypatch.setattr(module, "_REPAIR_INTERVALS", (0.02, 0.04))
     announce, away = ProgressPublisher.publish, iter((True, True))
 
-    async def flaky(self: ProgressPublisher, progress: TrainerProgress) -> None:
+    async def publish_or_fail(self: ProgressPublisher, progress: TrainerProgress) -> None:
         if progress.version == 2 and next(away, False):
             raise QueueError("the queue is away")
         await announce(self, progress)
 
-    monkeypatch.setattr(ProgressPublisher, "publish", flaky)
+    monkeypatch.setattr(ProgressPublisher, "publish", publish_or_fail)
     async with AsyncPolicyPublisher(settings) as publisher, asyncio.timeout(60):
         await publisher.publish(1, save)
         engines.stop_all()
@@ -209,11 +209,11 @@ async def test_weights_that_no_engine_could_load_reach_none(settings: PublisherS
 async def test_a_version_that_became_unreadable_during_the_push_is_a_named_failure(
     settings: PublisherSettings, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def spoil_and_update(*arguments: Any, **keywords: Any) -> None:
+    async def damage_and_update(*arguments: Any, **keywords: Any) -> None:
         (settings.weights / "policy_version.json").write_text("nothing")
         await update_weights(*arguments, **keywords)
 
-    monkeypatch.setattr(f"{module.__name__}.update_weights", spoil_and_update)
+    monkeypatch.setattr(f"{module.__name__}.update_weights", damage_and_update)
     async with AsyncPolicyPublisher(settings) as publisher:
         with pytest.raises(PushFailed, match="does not tell a version"):
             await publisher.publish(1, save)

@@ -22,31 +22,31 @@ from transports import Queue, open_queue
 QUESTION = [{"role": "user", "content": "Heads or tails?"}]
 
 
-class Scripted(Environment):
+class ScriptedEnvironment(Environment):
     """Plays the coroutine that a test gives it."""
 
     play: ClassVar[Any]
-    made: ClassVar[int]
+    runs_started: ClassVar[int]
 
     async def run(self, task: Task, model: Model) -> Score:
-        type(self).made += 1
+        type(self).runs_started += 1
         return await type(self).play(task, model)  # type: ignore[no-any-return]
 
 
 @dataclass
-class Stage:
+class WorkerHarness:
     worker: Worker
     tasks: Queue
     reader: TrajectoryReader
     claims: Claims
 
-    async def order(self, count: int, group_size: int = 1, *, first: int = 0) -> None:
+    async def put_orders(self, count: int, group_size: int = 1, *, first: int = 0) -> None:
         for index in range(first, first + count):
             for sample in range(group_size):
                 order = RolloutOrder(Task(id=str(index), index=index, seed=index), sample, group_size)
                 await self.tasks.put(encode_order(order), key=order.rollout_id)
 
-    async def ended(self, count: int) -> Mapping[str, Trajectory]:
+    async def receive_ended(self, count: int) -> Mapping[str, Trajectory]:
         found: dict[str, Trajectory] = {}
         with anyio.fail_after(20):
             while len(found) < count:
@@ -55,17 +55,17 @@ class Stage:
                     found[trajectory.rollout] = trajectory
         return found
 
-    async def settled(self) -> None:
+    async def wait_until_acked(self) -> None:
         with anyio.fail_after(20):
             while (await self.tasks.stats()).backlog_records:  # noqa: ASYNC110 - it is another's to change
                 await anyio.sleep(0.01)
 
 
 @asynccontextmanager
-async def stage(
+async def worker_harness(
     config: Config, policy: PolicyClient, directory: Path, play: Any, **worker: object
-) -> AsyncIterator[Stage]:
-    Scripted.play, Scripted.made = play, 0
+) -> AsyncIterator[WorkerHarness]:
+    ScriptedEnvironment.play, ScriptedEnvironment.runs_started = play, 0
     config = replace(config, worker=config.worker.model_copy(update=worker))
     name = directory.name
     async with (
@@ -74,7 +74,7 @@ async def stage(
         TrajectoryReader(open_queue(f"memory://{name}-trajectories")) as reader,
     ):
         claims = Claims(directory / "claims")
-        yield Stage(
+        yield WorkerHarness(
             Worker(config, policy, build_run_metadata(config, "test"), claims, tasks, trajectories),
             tasks,
             reader,
@@ -82,19 +82,19 @@ async def stage(
         )
 
 
-async def played(
+async def play_one_task(
     config: Config, policy: PolicyClient, directory: Path, play: Any, *, group_size: int = 1, **worker: object
 ) -> Mapping[str, Trajectory]:
     """How the rollouts of one task end, by their names, once their orders are settled."""
-    async with stage(config, policy, directory, play, **worker) as at, anyio.create_task_group() as group:
-        group.start_soon(at.worker.run)
-        await at.order(1, group_size)
-        ended = await at.ended(group_size)
-        await at.settled()
-        at.worker.drain()
+    async with worker_harness(config, policy, directory, play, **worker) as harness, anyio.create_task_group() as group:
+        group.start_soon(harness.worker.run)
+        await harness.put_orders(1, group_size)
+        ended = await harness.receive_ended(group_size)
+        await harness.wait_until_acked()
+        harness.worker.drain()
     return ended
 
 
-async def well(_: Task, model: Model) -> Score:
+async def play_one_turn(_: Task, model: Model) -> Score:
     await model.chat(list(QUESTION))
     return Score(1.0)
