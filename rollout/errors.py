@@ -13,7 +13,7 @@ class RolloutError(Exception):
 
     exit_code: ClassVar[int] = 1
     infrastructure: ClassVar[bool] = False
-    """Whether the fault lies with the machines, so that another attempt may succeed, rather than with one request."""
+    """Whether the infrastructure failed, and not one request, so that another attempt may succeed."""
 
 
 class ConfigurationError(RolloutError):
@@ -23,7 +23,7 @@ class ConfigurationError(RolloutError):
 
 
 def flatten_exceptions(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions inside of groups, or the exception itself."""
+    """Yield the exceptions inside a group, at any depth, or the exception itself."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from flatten_exceptions(inner)
@@ -32,6 +32,6 @@ def flatten_exceptions(error: BaseException) -> Iterator[BaseException]:
 
 
 def primary_error(error: BaseException, expected_types: tuple[type[BaseException], ...]) -> BaseException:
-    """The exception that a person should read: the first one that was foreseen, or else the first."""
+    """Return the exception that a person should read: the first of the expected types, or else the first of all."""
     exceptions = list(flatten_exceptions(error))
     return next((exception for exception in exceptions if isinstance(exception, expected_types)), exceptions[0])

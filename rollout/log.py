@@ -15,7 +15,7 @@ import structlog
 
 @contextmanager
 def log_to_json_file(path: Path, **context: Any) -> Iterator[None]:
-    """Send the log to a file for the duration of a run."""
+    """Send the log to a file as long as the context is open; every line contains `context`."""
     with path.open("ab", buffering=0) as file:
         structlog.configure(
             processors=[
@@ -39,7 +39,7 @@ def log_to_json_file(path: Path, **context: Any) -> Iterator[None]:
 
 
 def log_warnings_to_stderr() -> None:
-    """Send warnings and errors to stderr, and nothing else anywhere: stdout belongs to what a command prints."""
+    """Send warnings and errors to stderr and drop the rest; stdout is for what a command prints."""
     structlog.configure(
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
@@ -47,7 +47,7 @@ def log_warnings_to_stderr() -> None:
 
 
 class _LineLogger:
-    """Writes a line at a time; where the disk is full the line is lost, for a log must not end the run it tells of."""
+    """Writes one line at a time. If the disk is full, the line is lost: a log must not end the run it describes."""
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
@@ -63,5 +63,5 @@ def _dump_json(event: Any, **_: Any) -> bytes:
     try:
         return orjson.dumps(event, default=str)
     except TypeError:
-        # Half a surrogate pair in the text of an error: it is told all the same, and must not end whoever tells it.
+        # The text of an error contains half of a surrogate pair. It is logged anyway, and does not end the caller.
         return json.dumps(event, default=str).encode()

@@ -1,4 +1,4 @@
-"""Play a rollout in a test, through everything that a real one goes through, and look at its trajectory.
+"""Play a rollout in a test with all parts that a real one uses, and look at its trajectory.
 
     async with embedded_policy(tmp_path) as policy:
         trajectory = await play(MyEnvironment(MySettings()), Task(id="0", index=0, seed=1), policy)
@@ -29,7 +29,7 @@ from rollout.worker.attempt import Attempt, RunMetadata
 from transports import open_queue
 
 _TIMEOUT = 300.0
-"""Nothing waits for it that is well; a real engine on a busy machine may take a minute for its first pictures."""
+"""Only a broken part needs so long; a real engine on a busy machine may need a minute for its first images."""
 
 
 @asynccontextmanager
@@ -41,9 +41,14 @@ async def embedded_policy(
     sampling: Mapping[str, Any] | None = None,
     max_model_len: int = 32768,
 ) -> AsyncIterator[PolicyClient]:
-    """The small model that we ship, served by an embedded engine of its own; images are kept in `directory`.
+    """Serve the small model that we ship with an embedded engine of its own.
 
-    `script` names the scripted policy that answers, as `package.module:Class`.
+    Args:
+        directory: where the images are kept.
+        mode: how images are stored, as `images.mode` in a configuration.
+        script: the scripted policy that answers, as `package.module:Class`.
+        sampling: sampling parameters; the temperature is 0 if none is given.
+        max_model_len: the longest prompt and completion together, in tokens.
     """
     renderers = await anyio.to_thread.run_sync(shared_pool, TINY_MODEL, "qwen3-vl")
     settings = EmbeddedSettings(policy=script, allowed_directories=(directory,), max_model_len=max_model_len)
@@ -57,10 +62,10 @@ async def embedded_policy(
 
 async def play(environment: Environment, task: Task, policy: PolicyClient) -> Trajectory:
     """Play one rollout and return it as the trainer would read it."""
-    facts = RunMetadata("test", type(environment).__name__, policy.engine.model, "0", "0" * 16)
+    metadata = RunMetadata("test", type(environment).__name__, policy.engine.model, "0", "0" * 16)
     url = f"memory://{uuid.uuid4().hex}"
     async with open_queue(url) as queue, TrajectoryReader(open_queue(url)) as reader:
-        attempt = Attempt(RolloutOrder(task, 0, 1), 1, policy, facts, queue)
+        attempt = Attempt(RolloutOrder(task, 0, 1), 1, policy, metadata, queue)
         await attempt.play(lambda: environment, timeout=_TIMEOUT)
         trajectory = await reader.receive(timeout=_TIMEOUT)
     assert trajectory is not None

@@ -48,7 +48,7 @@ def main() -> None:
     """Run the command line, and print one paragraph instead of a traceback if it fails."""
     try:
         app()
-    except Exception as error:  # noqa: BLE001 - the last place where a failure can become a sentence
+    except Exception as error:  # noqa: BLE001 - the last place where a failure can become one paragraph
         code = _exit_code(error)
         if debugging["on"] or code is None:
             traceback.print_exc()

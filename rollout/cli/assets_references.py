@@ -14,7 +14,7 @@ from transports import Frames, QueueError
 
 
 class RecordsElsewhere(RolloutError):
-    """What a run's records refer to cannot be known here, so nothing may be removed."""
+    """The records of a run cannot be read from here, so nothing may be removed."""
 
 
 async def find_referenced_images(run: RunDirectory) -> set[str]:
@@ -45,7 +45,7 @@ def _find_queues(run: RunDirectory) -> list[str]:
             url = run.queue_url(saved["queue"]["url"], saved["run"]["name"])
         except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
             raise RecordsElsewhere(f"{file} does not say where its records are ({error!r}), so all is kept.") from error
-        # Whatever options the URL of a file queue has, everything that the queue keeps is read, acked or not.
+        # The options of a file queue's URL do not matter: everything that the queue keeps is read, acked or not.
         urls.add(url.partition("?")[0] if url.startswith("file:") else url)
     if not urls:
         raise RecordsElsewhere(

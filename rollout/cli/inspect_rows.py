@@ -28,7 +28,23 @@ class InspectError(ConfigurationError):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The columns of a trajectory, which can be shown, compared and sorted by."""
+    """The columns of a trajectory, which can be shown, compared and sorted by.
+
+    Attributes:
+        rollout: the rollout's id.
+        environment: the name of its environment.
+        group: the id of its task.
+        attempt: the number of the attempt.
+        status: how it ended; `unfinished` if it has no finished record.
+        reward: its reward; None if it has none.
+        turns: how many turns it has.
+        images: how many images the messages have; an image in two messages counts twice.
+        tokens: the tokens of all messages, each message counted once, with the images expanded.
+        sampled: how many of these tokens the policy sampled.
+        versions: the versions of the weights that sampled it, oldest first.
+        seconds: how long the attempt took.
+        error: the type and the message of its error; empty if it has none.
+    """
 
     rollout: str
     environment: str
@@ -38,12 +54,9 @@ class Row:
     reward: float | None
     turns: int
     images: int
-    """How many images the messages have; one that two messages have counts twice."""
     tokens: int
-    """The tokens of all messages, each counted once, with the images expanded."""
     sampled: int
     versions: str
-    """The versions of the weights that sampled it, oldest first."""
     seconds: float
     error: str
 

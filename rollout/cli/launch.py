@@ -75,11 +75,11 @@ def _prepare_launch(
     if run is not None and can_resume(run):
         resume = run
     if resume is not None:
-        directory, members = resume_run(resume, overrides, paths)
+        directory, launch_configs = resume_run(resume, overrides, paths)
     else:
-        directory, members = create_run(paths, overrides, run)
-    place = _open_place(on, workers * len(members))
-    return LaunchState(directory, members, workers, place, is_resumed=resume is not None)
+        directory, launch_configs = create_run(paths, overrides, run)
+    place = _open_place(on, workers * len(launch_configs))
+    return LaunchState(directory, launch_configs, workers, place, is_resumed=resume is not None)
 
 
 def _open_place(on: str, workers: int) -> "Place":

@@ -33,7 +33,7 @@ _NARROW_HEADINGS = {
 
 
 class LaunchScreen:
-    """Shows a launch, and passes signals on to it."""
+    """Shows a launch, and stops it at signals."""
 
     def __init__(self, state: LaunchState, console: Console) -> None:
         self.interrupted = False

@@ -53,7 +53,7 @@ def push(
     from rollout.log import log_to_json_file
     from rollout.trainer.weights.publisher import PolicyPublisher
 
-    # Only the trainer knows which rollouts were consumed; it has announced the version, or will.
+    # Without control queues: only the trainer knows which rollouts were consumed, and publishes its own progress.
     settings = replace(_load_settings(config, run, overrides), controls={})
     with log_to_json_file(run / "log.jsonl", run=run.name), PolicyPublisher(settings) as publisher:
         pushed = publisher.repair()

@@ -1,4 +1,4 @@
-"""What is read from a queue that exists already, and what is moved or removed there."""
+"""Reads, moves and removes the records of a queue that exists already."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +47,7 @@ async def read_dead_letters(url: str, limit: int) -> tuple[Sequence[DeadLetter],
 async def requeue_dead_letters(url: str, limit: int | None) -> tuple[int, int]:
     """Put dead letters back, and return how many were put back and how many are left."""
     async with open_existing_queue(url) as queue:
-        # Only those that there are now: what is rejected again meanwhile is not put back for ever.
+        # Only those that are there now; otherwise a record that is rejected again would be put back without end.
         wanted = (await queue.stats()).dead_letters if limit is None else limit
         requeued = await queue.requeue(limit=wanted)
         return requeued, (await queue.stats()).dead_letters

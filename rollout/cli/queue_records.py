@@ -1,4 +1,4 @@
-"""The readable form of what is on a queue: records of trajectories, orders for rollouts, and whatever else is there.
+"""The readable form of what is on a queue: records of rollouts, orders, and anything else.
 
 Arrays are shown by dtype and shape, long text and data URIs by their beginning.
 """
@@ -24,11 +24,16 @@ _MAX_LIST_LENGTH = 32
 
 
 class Readable(NamedTuple):
-    """A record in plain values that YAML and JSON can say."""
+    """A record in plain values that YAML and JSON can represent.
+
+    Attributes:
+        kind: the kind of the record: that of a rollout's record, `order`, `other` or `undecodable`.
+        rollout: the tag of a rollout's record, or the rollout of an order; empty if it is not known.
+        content: the content of the record.
+    """
 
     kind: str
     rollout: str
-    """Run, environment, rollout, attempt and number for a trajectory's record; empty where nobody knows."""
     content: Any
 
 
@@ -55,7 +60,7 @@ def to_readable(frames: Frames, *, full: bool) -> Readable:
 
 
 def printable(text: str) -> str:
-    """Return one line without characters that would steer a terminal or could not be written to it."""
+    """Return one line without control characters and without characters that a terminal cannot show."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
@@ -98,11 +103,11 @@ class _Plain:
                 return self._items(value)
         if dataclasses.is_dataclass(value):
             return self._fields(value)
-        # Only numpy's arrays and torch's tensors are left of what the codec carries; both have these names.
+        # Only numpy's arrays and torch's tensors are left of what the codec encodes; both have these attributes.
         return value.tolist() if self._full else _shape(value.dtype, value.shape)
 
     def text(self, text: str) -> str:
-        text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates, which no encoding has
+        text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates cannot be encoded
         longest = _MAX_URI_LENGTH if text.startswith("data:") else _MAX_TEXT_LENGTH
         return text if self._full or len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
 

@@ -177,7 +177,7 @@ def _serve_vllm(settings: "VllmSettings") -> None:
 
     log = _create_log(settings.port)
     server = VllmServer(settings, log)
-    # SIGTERM interrupts whatever waits, as Ctrl-C does, and vLLM is ended on the way out.
+    # SIGTERM interrupts any wait, as Ctrl-C does; vLLM is ended in `finally`.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         server.start()
@@ -194,7 +194,7 @@ def _serve_vllm(settings: "VllmSettings") -> None:
 
 
 def _create_log(port: int) -> Path:
-    # Others may write to the directory, too; nobody can have prepared a file of this name.
+    # Other users may write to the directory too; mkstemp makes a new file that nobody could prepare.
     descriptor, path = tempfile.mkstemp(prefix=f"rollout-vllm-{port}-", suffix=".log")
     os.close(descriptor)
     return Path(path)

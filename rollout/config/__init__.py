@@ -1,1 +1,1 @@
-"""A YAML file becomes checked settings: the file and its overrides, one model for each section, and the whole."""
+"""From a YAML file to checked settings: reading the file, one model for each section, and the whole configuration."""

@@ -1,7 +1,7 @@
-"""One YAML per environment, read into frozen models; unknown keys are refused, with the nearest name.
+"""One YAML per environment, read into frozen models. Unknown keys are refused, and the nearest known name is suggested.
 
-The sections `environment` and `tasks` are checked by the environment's own `Settings` and `Tasks`, so that a user's
-keys are as strict as ours.
+The environment's own `Settings` and `Tasks` check the sections `environment` and `tasks`, so that a user's keys are
+checked as strictly as ours.
 """
 
 import difflib
@@ -33,7 +33,15 @@ from rollout.environments.base import Environment, EnvironmentSettings, TaskSett
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A checked configuration."""
+    """A checked configuration.
+
+    Attributes:
+        file_name: the file that was read, for messages.
+        environment_class_path: the environment's class, as `package.module:Class`.
+        environment_class: this class.
+        environment_settings: the other keys of the section `environment`.
+        tasks: the section `tasks`, as all sections below: each has the name of its section.
+    """
 
     file_name: str
     environment_class_path: str
@@ -50,17 +58,20 @@ class Config:
     run: RunConfig
 
     def new_environment(self) -> Environment:
-        """A fresh environment; every attempt at a rollout gets one of its own."""
+        """Make a fresh environment; every attempt at a rollout gets one of its own."""
         return self.environment_class(self.environment_settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that was resolved, defaults included, as the YAML would say it."""
+        """Return the whole configuration, defaults included, in the form of the YAML."""
         environment = {"class": self.environment_class_path, **self.environment_settings.model_dump(mode="json")}
         sections = {name: getattr(self, name).model_dump(mode="json") for name in ("tasks", *_SECTION_MODELS)}
         return {"environment": environment, **sections}
 
     def digest(self) -> str:
-        """Names what is played and how, the same on every machine: without paths, addresses and the run's own name."""
+        """Return a hash that identifies what is played and how.
+
+        It is the same on every machine: paths, addresses and the name of the run are left out.
+        """
         identifying = {key: value for key, value in self.to_dict().items() if key not in ("run", "queue", "metrics")}
         for section, key in (("model", "path"), ("images", "allow"), ("engine", "urls")):
             identifying[section].pop(key)
@@ -86,7 +97,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read and check a file.
 
     Raises:
-        ConfigError: with a line for everything that is wrong.
+        ConfigFileError: with a line for each problem.
     """
     return _ConfigChecker(read_document(path, overrides)).check()
 
@@ -121,7 +132,7 @@ class _ConfigChecker:
             return "", None
         module, _, name = class_path.partition(":")
         if str(self._source.directory) not in sys.path:
-            sys.path.append(str(self._source.directory))  # an environment may lie beside its YAML
+            sys.path.append(str(self._source.directory))  # an environment may be in the directory of its YAML
         try:
             loaded_class = getattr(importlib.import_module(module), name)
         except ModuleNotFoundError as error:
@@ -147,7 +158,7 @@ class _ConfigChecker:
             return None
         values = {key: value for key, value in (section or {}).items() if key not in exclude}
         try:
-            # As JSON, because only that is strict about scalars and yet takes a list for a tuple, a text for a path.
+            # As JSON, because only this is strict about scalars and still accepts a list as a tuple and text as a path.
             return model.model_validate_json(
                 orjson.dumps(values, default=str), strict=True, context={"directory": self._source.directory}
             )

@@ -1,6 +1,6 @@
-"""The sections of a configuration: every key that we read, with its default and what it is for.
+"""The sections of a configuration: every key that we read, with its default and its purpose.
 
-`environment` and `tasks` are not among them: they are the environment's own.
+`environment` and `tasks` are not here: they belong to the environment.
 """
 
 from pathlib import Path
@@ -18,7 +18,9 @@ def _resolve_path(path: Path, info: ValidationInfo) -> Path:
 
 
 MultimodalMode = Literal["auto", "content_parts", "mmraw"]
-"""How images go to an engine: as parts that any vLLM reads, as references, or as references where it resolves them."""
+"""How images go to an engine: as parts that any vLLM reads (content_parts), as references (mmraw), or, with auto, as
+references to an engine that resolves them.
+"""
 
 ConfigPath = Annotated[Path, AfterValidator(_resolve_path)]
 """A path; a relative one is relative to the YAML file."""
@@ -68,13 +70,13 @@ def _check_engine_url(url: str) -> str:
 
 def _check_variable_name(name: str) -> str:
     if not (name.isascii() and name.isidentifier()):
-        # Most likely it is the key itself: whatever it is, it is not repeated.
+        # It is probably the key itself, so the message does not repeat it.
         raise PydanticCustomError("credentials", "expected the name of an environment variable that holds the key")
     return name
 
 
 EngineUrl = Annotated[str, AfterValidator(_check_engine_url)]
-"""The root of an engine; a path before it, as of a proxy, is kept."""
+"""The root of an engine; a path in it, as that of a proxy, is kept."""
 
 
 class EngineConfig(Section):

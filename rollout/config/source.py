@@ -1,7 +1,7 @@
-"""Reads a YAML file into plain data and remembers the line of every key, so that an error can point at it.
+"""Reads a YAML file into plain data and remembers the line of every key, so that an error can name it.
 
-`${VAR}` and `${VAR:-default}` are replaced inside scalars; a plain (unquoted) scalar gets its type after that, so that
-`count: ${N:-4}` is a number. `--set key=value` overrides come last, their values are YAML too.
+`${VAR}` and `${VAR:-default}` are replaced inside scalars. A plain (unquoted) scalar gets its type after that, so that
+`count: ${N:-4}` is a number. The overrides of `--set key=value` come last, and their values are YAML too.
 """
 
 import os
@@ -21,12 +21,19 @@ _VARIABLE_PATTERN = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<de
 
 
 class ConfigFileError(ConfigurationError):
-    """A configuration that cannot be used; every line names the file, the line, the key and the cure."""
+    """A configuration that cannot be used; every line of the text names the file, the line, the key and the fix."""
 
 
 @dataclass(slots=True)
 class ConfigDocument:
-    """Plain data, and for each key where it was written."""
+    """Plain data, and for each key where it was written.
+
+    Attributes:
+        file_name: the file that was read, as it was given.
+        directory: the directory of this file.
+        data: the content of the file, with the overrides.
+        locations: for each key, the file and the line where it is, or the override.
+    """
 
     file_name: str
     directory: Path
@@ -34,7 +41,7 @@ class ConfigDocument:
     locations: dict[KeyPath, str] = field(default_factory=dict)
 
     def location_of(self, key_path: KeyPath) -> str:
-        """Where a key stands, or else the nearest key around it."""
+        """Return where a key is written, or else the nearest key that contains it."""
         for length in range(len(key_path), 0, -1):
             if key_path[:length] in self.locations:
                 return self.locations[key_path[:length]]
@@ -42,7 +49,7 @@ class ConfigDocument:
 
 
 def read_document(path: Path, overrides: Sequence[str], variables: Mapping[str, str] = os.environ) -> ConfigDocument:
-    """Read a file and apply the overrides. Raises ConfigError."""
+    """Read a file and apply the overrides. Raises ConfigFileError."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -92,7 +99,7 @@ class _YamlReader:
     def _read_scalar(self, node: yaml.ScalarNode) -> Any:
         text = _VARIABLE_PATTERN.sub(lambda match: self._substitute_variable(match, node), node.value)
         if text != node.value and node.style not in ("'", '"'):
-            # A plain scalar gets its type from what it came to; it stays a scalar, whatever the variable holds.
+            # A plain scalar gets its type from the resulting text, but stays a scalar whatever the variable contains.
             tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
             node = yaml.ScalarNode(tag, text, node.start_mark, node.end_mark)
         elif text != node.value:

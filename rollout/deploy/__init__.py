@@ -1,6 +1,6 @@
-"""A run that a scheduler starts: the files that it reads.
+"""The files from which a scheduler starts a run.
 
-plan.py         how many workers of which environments, where the run lies, what each process needs
+plan.py         how many workers of which environments, where the run's directory is, what each process needs
 slurm.py        a plan as batch scripts
 kubernetes.py   a plan as manifests
 """

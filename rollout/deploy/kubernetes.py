@@ -1,8 +1,9 @@
-"""A plan as manifests for Kubernetes: a Job that feeds, an indexed Job of workers for each environment.
+"""A plan as manifests for Kubernetes: a Job for the launch, and an indexed Job of workers for each environment.
 
-They share a volume, the claim `rollout-runs`, mounted where the configurations say that runs lie. What only the cluster
-may know, such as REDIS_PASSWORD or the engines' API key, comes from the Secret `rollout`, if there is one. A pod that
-is evicted or preempted does not count as a failure; each worker may fail as often as `worker.restarts` says.
+They share a volume, the claim `rollout-runs`, mounted at the directory of the runs that the configurations name. What
+only the cluster may know, such as REDIS_PASSWORD or the engines' API key, comes from the Secret `rollout`, if there is
+one. A pod that is evicted or preempted does not count as a failure; each worker may fail as often as `worker.restarts`
+says.
 """
 
 import re
@@ -20,16 +21,16 @@ _CONFIG_DIRECTORY = "/etc/rollout"
 _VOLUME_CLAIM_NAME, _SECRET_NAME = "rollout-runs", "rollout"
 _METRICS_PORT = 9464
 _MAX_HOST_NAME_LENGTH = 63
-"""A worker's host is called as its Job is, with the worker's number."""
+"""The host name of a worker is the name of its Job, followed by the number of the worker."""
 _METRICS_OVERRIDES = ("metrics.host=0.0.0.0", f"metrics.port={_METRICS_PORT}")
 _Manifest = dict[str, Any]
 
 
 def render(plan: Plan, image: str) -> dict[str, str]:
-    """The files, by their names; to be applied in their order.
+    """Return the files by their names; apply them in the order of the names.
 
     Raises:
-        CannotRender: a path would be another one in a pod, or a name of the run cannot name an object.
+        CannotRender: a path would mean another place in a pod, or a name cannot be that of a Kubernetes object.
     """
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?", plan.name):
         raise CannotRender(
@@ -48,7 +49,7 @@ def render(plan: Plan, image: str) -> dict[str, str]:
 
 
 def _require_unique_names(plan: Plan) -> None:
-    """Of two Jobs with one name the second would replace the first."""
+    """Refuse two Jobs with the same name, because the second would replace the first."""
     used_names = [_object_name(plan, "launch")]
     for group in plan.worker_groups:
         name = _worker_group_name(plan, group)
@@ -62,7 +63,7 @@ def _require_unique_names(plan: Plan) -> None:
 
 
 def _require_absolute_paths(group: WorkerGroup, overrides: Sequence[str]) -> None:
-    """In a pod the file lies elsewhere, so that nothing in it may be relative to where it lies."""
+    """Refuse paths that are relative to the configuration file, because in a pod this file is elsewhere."""
     with tempfile.TemporaryDirectory() as other_directory:
         moved_file = Path(other_directory, group.config_path.name)
         moved_file.write_text(group.config_path.read_text("utf-8"), "utf-8")
@@ -131,7 +132,7 @@ def _pod_template(plan: Plan, image: str, command: Sequence[str], memory_mb: int
         "command": [*command, *override_options],
         "envFrom": [{"secretRef": {"name": _SECRET_NAME, "optional": True}}],
         "ports": [{"name": "metrics", "containerPort": _METRICS_PORT}],
-        # On a cold node imports alone take minutes; after that, only a loop that stands still is a reason to end it.
+        # On a new node, imports alone may take minutes. Later, only a loop that does not turn is a reason to end it.
         "startupProbe": _probe("/healthz", period=10, failures=30),
         "readinessProbe": _probe("/readyz", period=10, failures=1),
         "livenessProbe": _probe("/healthz", period=10, failures=6),
@@ -189,7 +190,7 @@ def _labels(plan: Plan) -> dict[str, str]:
 
 
 class _ManifestDumper(yaml.SafeDumper):
-    """Without anchors, which nobody reads in manifests, and with files as the text that they are."""
+    """Writes no anchors, because nobody expects them in manifests, and text of several lines as a block."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,7 +1,7 @@
-"""What is to run where, in the terms that schedulers share: one launch that feeds, and workers that join its run.
+"""What runs where, in terms that all schedulers share: one launch that sends the orders, and workers that join its run.
 
-The run's directory is named here and made by the launch when it starts; the workers join it under the same path, and
-end by themselves once the launch has written that all of it is done.
+The plan names the run's directory, and the launch makes it when it starts. The workers use the same path, and end by
+themselves once the launch has marked the run as ended.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,24 @@ from rollout.rundir.manifest import load_launch_configs
 from transports.urls import split_url, without_password
 
 _GRACE_MARGIN_SECONDS = 15
-"""Seconds on top of `worker.grace` until a process that should end is killed."""
+"""Seconds in addition to `worker.grace` until a process that should end is killed."""
 _WORKER_BASE_MB, _MB_PER_ROLLOUT = 512, 2
-"""What a worker holds before its first rollout, and for each in flight: several times what `docs/operations.md` has."""
+"""Memory of a worker before its first rollout, and for each in flight: several times what docs/operations.md says."""
 
 
 class CannotRender(ConfigurationError):
-    """These configurations cannot run where they should."""
+    """No files can be made for these configurations, because they could not run there."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerGroup:
-    """The workers of one environment."""
+    """The workers of one environment.
+
+    Attributes:
+        config_path: the YAML file of the environment.
+        config: the checked configuration.
+        worker_count: how many workers there are.
+    """
 
     config_path: Path
     config: Config
@@ -37,19 +43,26 @@ class WorkerGroup:
 
     @property
     def memory_mb(self) -> int:
-        """For one worker, to the next 256."""
+        """The memory of one worker, rounded up to a multiple of 256."""
         needed_mb = _WORKER_BASE_MB + _MB_PER_ROLLOUT * self.config.worker.concurrency
         return -(-needed_mb // 256) * 256
 
     @property
     def grace_seconds(self) -> int:
-        """Seconds from the signal to the end."""
+        """Seconds from the signal to end until a worker is killed."""
         return round(self.config.worker.grace) + _GRACE_MARGIN_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run: its name, its directory as all machines see it, its worker groups, and the overrides for all of them."""
+    """One run of a scheduler.
+
+    Attributes:
+        name: the run's name.
+        run_directory: its directory, under the path that all machines use.
+        worker_groups: the workers of each environment.
+        overrides: the `KEY=VALUE` texts that change keys of all configurations.
+    """
 
     name: str
     run_directory: Path
@@ -58,7 +71,7 @@ class Plan:
 
     @property
     def memory_mb(self) -> int:
-        """For the launch, which holds no rollouts."""
+        """The memory of the launch, which plays no rollouts."""
         return _WORKER_BASE_MB
 
 
@@ -66,7 +79,7 @@ def plan_run(name: str, files: Sequence[Path], overrides: Sequence[str], workers
     """Plan a run of these configurations, with so many workers for each.
 
     Raises:
-        CannotRender: its parts could not reach each other.
+        CannotRender: there is no configuration, or the parts of the run could not reach each other.
         ConfigurationError: a configuration is not usable, or two have the same name.
     """
     worker_groups = tuple(

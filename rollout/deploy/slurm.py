@@ -1,8 +1,8 @@
-"""A plan as batch scripts for Slurm: one job that feeds, an array of workers for each environment.
+"""A plan as batch scripts for Slurm: one job for the launch, and an array of workers for each environment.
 
-`submit.sh` submits them in the right order. Slurm starts a preempted job anew under the same number (`--requeue`): the
-launch goes on with its run, a worker joins it again. What differs between sites (partition, account, time limit) is for
-the arguments of `submit.sh`, which go to `sbatch`.
+`submit.sh` submits them in the right order. Slurm starts a preempted job again under the same number (`--requeue`): the
+launch continues its run, and a worker joins it again. `submit.sh` passes its arguments to `sbatch`; they say what
+differs between sites (partition, account, time limit).
 """
 
 import shlex
@@ -14,7 +14,7 @@ _SUBMIT_SCRIPT = "submit.sh"
 
 
 def render(plan: Plan) -> dict[str, str]:
-    """The files, by their names."""
+    """Return the files by their names."""
     scripts = {"launch.sbatch": _launch_script(plan)}
     scripts |= {_workers_file_name(group): _workers_script(plan, group) for group in plan.worker_groups}
     return scripts | {_SUBMIT_SCRIPT: _submit_script(plan)}
@@ -51,7 +51,7 @@ def _script(
     plan: Plan,
 ) -> str:
     override_options = [argument for override in plan.overrides for argument in ("--set", override)]
-    # So that the signal reaches the process itself, the shell becomes it.
+    # `exec` replaces the shell by the process, so that the signal reaches it.
     command_line = shlex.join([*command, "--run", str(plan.run_directory), *override_options])
     return "\n".join(
         [

@@ -1,7 +1,7 @@
-"""Proves a set-up before a run.
+"""Checks a set-up before a run.
 
-checks.py    what can be known without an engine: the file, its tasks, the tokenizer, the queue
-engines.py   what only a running engine can tell
-pixels.py    that the trainer sees the pixels that the engine sees
-results.py   what a check says
+checks.py    the checks that need no engine: the file, its tasks, the tokenizer, the queue
+engines.py   the checks of running engines
+pixels.py    the check that the trainer sees the same pixels as the engine
+results.py   the result of a check
 """

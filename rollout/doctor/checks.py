@@ -21,7 +21,7 @@ from transports import QueueError, open_queue
 from transports.urls import QueueOptions, without_password
 
 _MIN_RECORDS_PER_ROLLOUT, _MIN_BYTES_PER_ROLLOUT = 3, 700
-"""What the shortest rollout puts: its start, one step, and its end. What longer ones put, only a run can tell."""
+"""What the shortest rollout puts on the queue: a started record, one step and a finished record."""
 
 
 def run_checks(config: Config, *, live: bool) -> tuple[list[CheckResult], int]:

@@ -1,7 +1,7 @@
-"""What only a running engine can tell: whether it serves this model, reads our images, and sees the prompt we mean.
+"""The checks of running engines: whether each serves this model, reads our images, and sees the prompt that we send.
 
-Every engine is examined on its own, in the order in which faults hide one another: reached, model, tokens, endpoint,
-images, pixels. After the first fault the rest of an engine says nothing, and is not asked.
+Every engine is checked by itself: model, weights, tokens, endpoint, images, pixels. A fault in one of these hides the
+faults in those after it. So after the first fault, the other checks of the engine are left out.
 """
 
 import secrets
@@ -35,17 +35,17 @@ from rollout.rundir.directory import RunDirectory
 from rollout.session.image_table import ImageTable
 
 _PROBE_SIZES = ((96, 64), (320, 240), (1000, 700))
-"""Width and height of the probes: images below, within and above what a processor leaves as it is."""
+"""Width and height of the probe images: smaller than, within and larger than the sizes that a processor keeps."""
 _PROBE_QUESTION = 'Which is the largest of these pictures? Say 1, 2 or 3: naïve café, 日本語, {"x": [1, 2]}.'
 
 
 class _CheckSkipped(Exception):
-    """One side cannot be looked at, for the reason that it tells."""
+    """One of the two sides cannot be examined; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class _EngineUnderTest:
-    """An engine under examination, and what it is to be asked."""
+    """An engine that is checked, and what is sent to it."""
 
     url: str
     config: Config
@@ -57,10 +57,10 @@ class _EngineUnderTest:
 
 
 async def check_engines(config: Config) -> AsyncIterator[CheckResult]:
-    """Examine every configured engine.
+    """Check every configured engine.
 
     Raises:
-        RolloutError, AdapterError: the configuration itself does not work, as doctor says without `--live`.
+        RolloutError, AdapterError: the configuration itself does not work; the checks without `--live` report this.
     """
     if not config.engine.urls:
         yield CheckResult("engine", "embedded, started with every run; nothing to reach")
@@ -100,7 +100,7 @@ async def _check_model(engine: _EngineUnderTest) -> str:
 
 
 async def _check_weights(engine: _EngineUnderTest) -> str:
-    """Whether a trainer can bring it new weights; where nobody paces rollouts by versions, none need come."""
+    """Check that a trainer can update the weights; without `policy.max_staleness`, no update is needed."""
     try:
         state = await fetch_engine_state(engine.http, engine.url)
     except NotUpdatable as error:
@@ -113,7 +113,7 @@ async def _check_weights(engine: _EngineUnderTest) -> str:
 
 
 async def _check_tokens(engine: _EngineUnderTest) -> str:
-    """The server's tokenizer makes of a prompt's text what ours makes of it, special and pad tokens included."""
+    """Check that the server's tokenizer and ours make the same ids of a prompt, special and pad tokens included."""
     tokenizer = engine.adapter.tokenizer
     text = tokenizer.decode(engine.image_request.prompt.tolist())
     own_ids = tokenizer.encode(text)
@@ -221,7 +221,10 @@ _ENGINE_CHECKS: tuple[tuple[str, _EngineCheck, _FixFinder], ...] = (
 
 @contextmanager
 def _probe_directory(runs_directory: Path) -> Iterator[RunDirectory]:
-    """A run of its own: the server has to read where the runs will lie, and no run may find our probes."""
+    """Make a run directory for the probes alone.
+
+    It is in the directory of the runs, because the server must be able to read there. No run may find the probes.
+    """
     directory = RunDirectory(runs_directory / f"doctor-{secrets.token_hex(4)}")
     directory.create()
     try:
@@ -233,7 +236,7 @@ def _probe_directory(runs_directory: Path) -> Iterator[RunDirectory]:
 def _probe_request(
     adapter: RendererAdapter, image_policy: ImagePolicy, sizes: Sequence[tuple[int, int]]
 ) -> GenerateRequest:
-    """A prompt that shows new pictures of these sizes."""
+    """Build a request whose prompt contains new images of these sizes."""
     pictures = [{"type": "image", "image": _noise_picture(size)} for size in sizes]
     system: Message = {"role": "system", "content": "You compare pictures."}
     question = {"type": "text", "text": _PROBE_QUESTION}
@@ -269,7 +272,7 @@ def _probe_request(
 def _image_slots(
     segment: MessageSegment, images: Sequence[PreparedImage], image_table: ImageTable
 ) -> tuple[ImageSlot, ...]:
-    """Where the pictures lie in a message: in the question all of them, elsewhere none."""
+    """Return the image slots of a message: the question contains all images, the other messages none."""
     hashes = [image.mm_hash for image in images] if segment.image_offsets else []
     return tuple(
         ImageSlot(mm_hash, offset, image_table.token_count(mm_hash))
@@ -278,6 +281,6 @@ def _image_slots(
 
 
 def _noise_picture(size: tuple[int, int]) -> Image.Image:
-    """Noise, so that no two probes are the same to any cache."""
+    """Make an image of noise, so that no cache knows it."""
     pixels = np.random.default_rng(secrets.randbits(64)).integers(0, 256, (size[1], size[0], 3), np.uint8)
     return Image.fromarray(pixels)

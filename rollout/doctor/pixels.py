@@ -1,10 +1,12 @@
-"""Are the trainer's pixels the engine's? Proven with probe images, bit for bit, as patches before normalisation.
+"""Compares the trainer's pixels with the engine's, bit for bit, with probe images, as patches before normalisation.
 
-    report = await compare(engine_http, url, model="tiny", config=load_processor_config(checkpoint), family="qwen_vl")
-    report.proven                    # the backend to give to the Materializer, or None
+    comparison = await compare_pixels(
+        http, url, model="tiny", config=load_processor_config(checkpoint), family="qwen_vl"
+    )
+    comparison.matching_backend      # the backend to give to the Materializer, or None
 
-The engine's render endpoint tells the exact tensors that its network would be fed; ours come through the very code of
-the Materializer. Sizes, orientations, transparency and palettes are where two implementations part.
+The engine's render endpoint returns exactly the tensors that its network would get. Ours come from the same code that
+the Materializer uses. Two implementations differ most in sizes, orientations, transparency and palettes.
 """
 
 import base64
@@ -34,7 +36,13 @@ _PROBE_SIZES = {"enlarged": (30, 20), "even": (384, 256), "odd": (333, 517), "sh
 
 @dataclass(frozen=True, slots=True)
 class ProbeImage:
-    """An image that one side could see otherwise than the other."""
+    """An image that the two sides could see differently.
+
+    Attributes:
+        name: what is special about the image.
+        media_type: the type of its file.
+        data: the bytes of its file.
+    """
 
     name: str
     media_type: str
@@ -43,9 +51,14 @@ class ProbeImage:
 
 @dataclass(frozen=True, slots=True)
 class PixelDifference:
-    """Two sides' patches of one probe.
+    """How the patches of one probe differ between the two sides.
 
-    `different_count` of `value_count` values differ, by at most `largest_difference` of 255 levels.
+    Attributes:
+        probe: the name of the probe.
+        backend: the resize backend on the trainer's side.
+        value_count: how many values the engine's patches have.
+        different_count: how many of them differ; all of them if the shapes differ.
+        largest_difference: the largest difference, of 255 levels.
     """
 
     probe: str
@@ -56,20 +69,25 @@ class PixelDifference:
 
     @property
     def identical(self) -> bool:
-        """Whether not one bit differs."""
+        """Whether no bit differs."""
         return self.different_count == 0
 
 
 @dataclass(frozen=True, slots=True)
 class PixelComparison:
-    """What was compared; `unavailable_backends` says which backends are not installed here, and why."""
+    """The result of the comparison.
+
+    Attributes:
+        differences: one entry for each probe and each backend.
+        unavailable_backends: the backends that cannot be used here, and why.
+    """
 
     differences: tuple[PixelDifference, ...]
     unavailable_backends: Mapping[ResizeBackend, str]
 
     @property
     def matching_backend(self) -> ResizeBackend | None:
-        """The backend whose every patch is the engine's."""
+        """The first backend whose patches are all the same as the engine's; None if there is none."""
         backends = dict.fromkeys(difference.backend for difference in self.differences)
         return next(
             (
@@ -81,7 +99,7 @@ class PixelComparison:
         )
 
     def summary(self) -> str:
-        """Which side resizes with what, in a line for each backend."""
+        """Return what was found, with one line for each backend."""
         lines = (
             []
             if self.matching_backend is None
@@ -105,7 +123,7 @@ class PixelComparison:
 
 
 def probe_images() -> tuple[ProbeImage, ...]:
-    """Noise, so that every resampling shows: in five sizes, eight orientations, with transparency and palettes."""
+    """Make probes of noise, which shows every resampling: five sizes, eight orientations, transparency, palettes."""
     images = [_png_probe(name, _noise_image(*size, "RGB")) for name, size in _PROBE_SIZES.items()]
     for orientation in range(1, 9):
         exif = Image.Exif()

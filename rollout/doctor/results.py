@@ -1,4 +1,4 @@
-"""What a check says about its subject."""
+"""The result of a check."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -14,7 +14,14 @@ class CheckStatus(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One line of the table; it has a `fix` if the `message` does not say what to do."""
+    """One line of the table.
+
+    Attributes:
+        subject: what was checked.
+        message: what was found.
+        status: the outcome.
+        fix: what to do, if the message does not say it.
+    """
 
     subject: str
     message: str

@@ -1,1 +1,1 @@
-"""Environments: what a user writes (`base`), and the ones we ship."""
+"""Environments: the base classes for users (`base`), and the environments that we ship."""

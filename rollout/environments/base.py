@@ -5,7 +5,7 @@
             reply = await model.chat([{"role": "user", "content": "Heads or tails?"}])
             return Score(reward=float(reply.text.strip() == "heads"))
 
-A new instance is made for every attempt at a rollout, so whatever a run keeps on `self` belongs to that rollout alone.
+A new instance is made for every attempt at a rollout, so what `run` keeps on `self` belongs to this attempt alone.
 `chat` may be called as often as the environment likes, with any conversation: extended, cut, compacted or forked. The
 trace finds out what is already known, so an environment never handles tokens.
 """
@@ -23,7 +23,7 @@ from rollout.records.messages import FinishReason, Message, ToolCall
 from rollout.records.task import Task
 
 QUEUE_SOURCE = "queue"
-"""The source of tasks that somebody else puts on the tasks queue."""
+"""The value of `tasks.source` if somebody else puts the orders on the tasks queue."""
 
 
 class EnvironmentSettings(BaseModel):
@@ -33,7 +33,7 @@ class EnvironmentSettings(BaseModel):
 
 
 def _resolve_source(source: str | None, info: ValidationInfo) -> str | None:
-    """A relative path is relative to the YAML file."""
+    """Resolve a relative path, which is relative to the YAML file."""
     if source is None or source == QUEUE_SOURCE or "://" in source or not info.context:
         return source
     return str(Path(info.context["directory"], source).resolve())
@@ -55,7 +55,12 @@ class TaskSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well a rollout went. `metrics` are averaged over a run and never train anything."""
+    """How well a rollout went.
+
+    Attributes:
+        reward: the reward that the trainer uses; a finite number.
+        metrics: further numbers by name; they are averaged over a run, and nothing trains on them.
+    """
 
     reward: float
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -63,7 +68,16 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer of the policy. Append `message` to the conversation to go on from it."""
+    """One answer of the policy.
+
+    Attributes:
+        message: the answer as a message; append it to the conversation to continue from it.
+        text: the text of the answer, without reasoning and tool calls.
+        finish_reason: why the answer ended.
+        tool_calls: the tool calls in the answer, malformed ones included.
+        prompt_tokens: how many tokens the prompt had, with its images expanded.
+        completion_tokens: how many tokens the policy sampled.
+    """
 
     message: Message
     text: str
@@ -90,8 +104,8 @@ class Model(Protocol):
 
         Raises:
             ImageError: a message holds an image that cannot be used; nothing was rewritten.
-            ContextExhausted: the conversation no longer fits the model. Left uncaught, the rollout ends as truncated.
-            EngineError: the engine is gone or answered something that must not be trained on.
+            ContextExhausted: the conversation is too long for the model. Not caught, it ends the rollout as truncated.
+            EngineError: the engine cannot be reached, or its answer must not be trained on.
         """
         ...
 
@@ -106,7 +120,7 @@ class Environment(abc.ABC):
         self.settings = settings
 
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
-        """All tasks of a run, in order: by default `count` of them that differ by their seed alone."""
+        """Yield all tasks of a run in order: by default `count` tasks that differ only in their seed."""
         rng = random.Random(tasks.seed)  # noqa: S311 - reproducible, not secret
         for index in range(tasks.count):
             yield Task(id=f"{index:06d}", index=index, seed=rng.getrandbits(63))
@@ -118,24 +132,29 @@ class Environment(abc.ABC):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a multi-turn environment says back: the messages to add, and the score once the rollout is over."""
+    """What a multi-turn environment answers to a reply of the policy.
+
+    Attributes:
+        messages: the messages to add after the reply.
+        score: the score, which ends the rollout; None: the rollout goes on.
+    """
 
     messages: Sequence[Message] = ()
     score: Score | None = None
 
 
 class MultiTurnEnvironment(Environment):
-    """For those who prefer reset and step: the loop around the model is already written."""
+    """An environment with `reset` and `step`; the loop around the model is already written."""
 
     tools: ClassVar[Sequence[Mapping[str, Any]] | None] = None
 
     @abc.abstractmethod
     async def reset(self, task: Task) -> Sequence[Message]:
-        """Begin, and return the first messages."""
+        """Begin the rollout, and return the first messages."""
 
     @abc.abstractmethod
     async def step(self, reply: Reply) -> Turn:
-        """Take in the model's answer; return what it is told next, or the final score."""
+        """Process the model's answer, and return the next messages or the final score."""
 
     @final
     async def run(self, task: Task, model: Model) -> Score:

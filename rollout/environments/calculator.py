@@ -2,8 +2,8 @@
 
     Start with 7. Then add 5. Then multiply by 3. …
 
-The model calls `calculate` once or several times a turn, gets each result as a tool message, and names the last one
-when it is done. A call that cannot be read, or asks for what the tool cannot do, is answered with the reason.
+The model calls `calculate` once or several times per turn, gets each result as a tool message, and says the last result
+when it is done. If a call cannot be parsed or asks for something the tool cannot do, the answer is the reason.
 
     reward = 1 if the first number of the last answer is the result, else 0
 """
@@ -106,7 +106,7 @@ class Calculator(MultiTurnEnvironment):
 
 
 def calculate(operation: str, a: int, b: int) -> int:
-    """What the tool does. Raises ValueError for an operation that it does not know."""
+    """Do what the tool does. Raises ValueError for an unknown operation."""
     match operation:
         case "add":
             return a + b

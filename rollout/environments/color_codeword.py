@@ -1,4 +1,4 @@
-"""Colour codeword: look at one picture per turn, and in the end remember them all.
+"""Colour codeword: look at one image per turn, and name the colours of all images at the end.
 
 In each of T turns the user shows one image, a coloured square somewhere on grey noise, and asks for its colour. A last
 question asks for all T colours in order.
@@ -99,12 +99,12 @@ class ColorCodeword(Environment):
 
 
 def draw_codeword(task: Task, length: int) -> list[str]:
-    """The colours that a task shows, by its seed."""
+    """Draw the colours that a task shows, from its seed."""
     return random.Random(task.seed).choices(list(PALETTE), k=length)  # noqa: S311 - reproducible, not secret
 
 
 def draw_square(color: str, settings: ColorCodewordSettings, *, seed: str) -> str:
-    """A square of that colour at a random place on grey noise, as a base64 `data:` URI."""
+    """Draw a square of this colour at a random place on grey noise; return a base64 `data:` URI."""
     rng = random.Random(seed)  # noqa: S311 - reproducible, not secret
     noise_rng = np.random.default_rng(rng.getrandbits(64))
     min_side, max_side = settings.image_size - settings.image_size // 4, settings.image_size + settings.image_size // 4
@@ -126,10 +126,10 @@ def draw_square(color: str, settings: ColorCodewordSettings, *, seed: str) -> st
 
 
 def named_colors(answer: str) -> list[str]:
-    """The colours that an answer names, in order and with repetitions."""
+    """Return the colours that an answer names, in order and with repetitions."""
     return _COLOR_WORD.findall(answer.lower())
 
 
 def fraction_correct(named: Sequence[str], shown: Sequence[str]) -> float:
-    """The share of positions at which the colour that was named is the one that was shown."""
+    """Return the share of positions at which the named colour is the shown one."""
     return sum(named_color == shown_color for named_color, shown_color in zip(named, shown, strict=False)) / len(shown)

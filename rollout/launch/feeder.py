@@ -1,7 +1,7 @@
-"""The orchestrator's side of the tasks queue: which orders are sent, and when.
+"""The launch's side of the tasks queue: which orders are sent, and when.
 
 Rollouts are paced, not discarded: a group is sent only when its rollouts can still be trained on in time. The claims of
-the run say what is done, so that a run which is continued sends what is not, and nothing else.
+the run say which rollouts are done; a run that is continued sends only the others.
 """
 
 from collections.abc import Iterable
@@ -29,11 +29,11 @@ class OrdersLeft(RolloutError):
 
 
 def remaining_capacity(policy: PolicyConfig, progress: TrainerProgress, rollouts_sent: int) -> int | None:
-    """How many more rollouts may be sent now; None: any number.
+    """Return how many more rollouts may be sent now; None: any number.
 
-    In flight ≤ (max_staleness + version + 1) × batch − consumed, where those in flight were sent and are neither
-    consumed nor discarded. So a rollout is consumed at most max_staleness versions after the one that it began with,
-    and one that failed makes room for another.
+    The rule is: in flight ≤ (max_staleness + version + 1) × batch − consumed. Those in flight were sent and are neither
+    consumed nor discarded. So a rollout is consumed at most max_staleness versions after the version that it began
+    with, and a rollout that failed makes room for another.
     """
     if policy.max_staleness is None:
         return None
@@ -41,23 +41,31 @@ def remaining_capacity(policy: PolicyConfig, progress: TrainerProgress, rollouts
 
 
 class Feeder:
-    """Sends the orders of one environment. `rollouts_sent` counts those of earlier launches too."""
+    """Sends the orders of one environment.
+
+    Attributes:
+        trainer_progress: the trainer's last progress; None until the first one has come.
+        rollouts_sent: how many rollouts were sent, those of earlier launches included.
+        all_finished: whether everything was sent, and everything that was sent is finished.
+    """
 
     def __init__(
         self, orders: Iterable[RolloutOrder], tasks_queue: Queue, claims: Claims, policy: PolicyConfig
     ) -> None:
         self.trainer_progress: TrainerProgress | None = None
-        """The trainer's, once it was heard of."""
         self.rollouts_sent = 0
         self.all_finished = False
-        """Whether everything was sent, and everything that was sent is finished."""
         self._orders = orders
         self._tasks_queue = tasks_queue
         self._claims = claims
         self._policy = policy
 
     async def require_empty(self) -> None:
-        """A queue that another run feeds would have its orders played here, and taken away."""
+        """Refuse a queue with orders of another run, because this run would play and remove them.
+
+        Raises:
+            OrdersLeft: the queue is not empty.
+        """
         if leftover_count := (await self._tasks_queue.stats()).backlog_records:
             raise OrdersLeft(
                 f"{self._tasks_queue.url} (queue.tasks) holds {leftover_count} orders of another run. Go on with that "
@@ -65,9 +73,12 @@ class Feeder:
             )
 
     async def remove_leftovers(self, timeout: float) -> None:
-        """Take back what an earlier launch had sent: what of it is not finished is sent again, in its turn.
+        """Remove the orders that an earlier launch sent; those that are not finished are sent again in their turn.
 
-        Workers that live, because others started them, have so many seconds to finish what they hold of it.
+        Workers that others started may still hold some of these orders. They have `timeout` seconds to finish them.
+
+        Raises:
+            OrdersLeft: some orders are still held after that time.
         """
         with anyio.move_on_after(timeout):
             while (await self._tasks_queue.stats()).backlog_records:
@@ -80,7 +91,7 @@ class Feeder:
         )
 
     async def feed(self, max_waiting: int) -> None:
-        """Send every order that is not done, group by group; keep no more than about `max_waiting` of them waiting."""
+        """Send every order that is not done, group by group; keep at most about `max_waiting` of them on the queue."""
         for task_id, group in groupby(self._orders, key=lambda order: order.task.id):
             orders = list(group)
             self._require_sendable_size(len(orders), task_id)

@@ -34,7 +34,7 @@ _DRAIN_TIMEOUT = 60.0
 _COMMIT_EVERY = 64
 _RECEIVE_TIMEOUT = 0.1
 _STALL_TIMEOUT = 120.0
-"""Seconds without a turn of the event loop after which the process is not well."""
+"""Seconds without a turn of the event loop after which the process is unhealthy."""
 
 
 class QueueInUse(RolloutError):
@@ -47,7 +47,19 @@ class TrajectoriesLost(RolloutError):
 
 @dataclass(slots=True)
 class TrainerCounters:
-    """What the consuming reader saw."""
+    """What the reader received.
+
+    Attributes:
+        trajectories: how many trajectories came.
+        groups: how many groups are complete.
+        samples: how many training samples the trajectories make.
+        tokens: how many tokens these samples have.
+        rewards: the rewards of the trajectories that can be trained on.
+        metrics: the sums of the scores' metrics, over the same trajectories.
+        violations: what `check` found wrong.
+        failures: the trajectories that have an error.
+        group_assembler: collects the trajectories of each group.
+    """
 
     trajectories: int = 0
     groups: int = 0
@@ -76,7 +88,18 @@ class TrainerCounters:
 
 @dataclass(slots=True)
 class RunState:
-    """A run while it goes on; whoever shows progress reads it."""
+    """A run while it goes on; who shows its progress reads it.
+
+    Attributes:
+        directory: the run's directory.
+        total_rollouts: how many rollouts the run plays.
+        engine_description: which engines are used, for people; empty until they are there.
+        worker_counters: what the worker did.
+        trainer_counters: what the reader received.
+        interrupted: whether the user stopped the run.
+        started_at: when the run started, by the monotonic clock.
+        elapsed_seconds: how long the run took; 0 while it goes on.
+    """
 
     directory: RunDirectory
     total_rollouts: int
@@ -109,21 +132,21 @@ class RunState:
 
 
 def prepare_run(config: Config) -> RunState:
-    """Name a run and make its directory. Raises RolloutError where it cannot be made."""
+    """Name a run and make its directory. Raises RolloutError if it cannot be made."""
     directory = create_run_directory(config.run.directory, config.run.name)
     directory.save_config(config, "config.yaml")
     return RunState(directory, config.tasks.count * config.tasks.group_size)
 
 
 RunDisplay = Callable[["RunState", anyio.Event], Coroutine[Any, Any, None]]
-"""Runs beside a run: shows its state, and sets the event when the user wants to stop."""
+"""Runs at the same time as the run: shows its state, and sets the event when the user wants to stop."""
 
 
 def run_in_process(config: Config, state: RunState, display: RunDisplay) -> None:
     """Play every rollout of the configuration.
 
     Raises:
-        RolloutError, QueueError, AdapterError: the run could not begin, or its infrastructure failed for good.
+        RolloutError, QueueError, AdapterError: the run could not start, or its infrastructure failed for good.
     """
     with state.directory.lock(), log_to_json_file(state.directory.path / "log.jsonl", run=state.directory.run_id):
         try:
@@ -189,7 +212,7 @@ async def _run_in_process(config: Config, state: RunState, display: RunDisplay) 
 
 
 async def _refuse_leftovers(trajectories_queue: Queue) -> None:
-    """What another run left would be counted here, and acked."""
+    """Refuse a queue with records of another run, because this run would count and ack them."""
     backlog = (await trajectories_queue.stats()).backlog_records
     if backlog:
         raise QueueInUse(
@@ -227,7 +250,7 @@ async def _consume(reader: TrajectoryReader, state: RunState) -> None:
 
 
 async def _abandon_and_read_rest(workers: list[Worker], reader: TrajectoryReader, state: RunState) -> None:
-    """What was in flight is abandoned, and what had finished when the run was stopped still counts."""
+    """Abandon what was in flight, and read what had finished before the run was stopped."""
     for worker in workers:
         await worker.abandon_interrupted()
     while state.trainer_counters.trajectories < state.worker_counters.finished:
@@ -237,7 +260,7 @@ async def _abandon_and_read_rest(workers: list[Worker], reader: TrajectoryReader
 
 
 async def _commit(reader: TrajectoryReader) -> None:
-    reader.state_dict()  # a trainer would save this with its weights, here
+    reader.state_dict()  # a trainer would save this state with its weights
     await reader.commit()
 
 

@@ -1,7 +1,7 @@
-"""`rollout launch`: worker processes for one or several environments, fed, supervised, and drained at the end.
+"""`rollout launch`: worker processes for one or several environments, which get orders and are supervised and drained.
 
-The run's directory holds everything that a launch needs to be continued: which configurations it was begun with, and
-the claims, which say what is done.
+The run's directory contains everything that is needed to continue a launch: the configurations that it started with,
+and the claims, which say what is done.
 """
 
 import math
@@ -46,14 +46,27 @@ log = structlog.get_logger()
 _PROGRESS_POLL_SECONDS = 1.0
 _LEASE_EXPIRY_SECONDS = 60.0
 _ASSUMED_EXTERNAL_WORKERS = 64
-"""Workers for which orders are kept waiting where all of them were started by somebody else."""
+"""For how many workers orders are kept on the queue, if somebody else starts all workers."""
 _STALL_TIMEOUT = 120.0
-"""Seconds without a turn of the supervisor's event loop after which it is not well."""
+"""Seconds without a turn of the supervisor's event loop after which the process is unhealthy."""
 
 
 @dataclass(slots=True)
 class EnvironmentState:
-    """One environment of a launch, while it goes on."""
+    """One environment of a launch, while the launch runs.
+
+    Attributes:
+        launch_config: the launch configuration of the environment.
+        claims: the claims of the environment in this run.
+        total_rollouts: how many rollouts the configuration asks for; 0 if others put the orders.
+        feeder: sends the orders; None until the environment is prepared.
+        engine_urls: the roots of the engines.
+        worker_slots: the slots of the environment's workers.
+        outcome_totals: how the rollouts of the run ended, as its claims say.
+        control_queue: the queue with the trainer's progress; None until the environment is prepared.
+        trainer_progress: the trainer's last progress; None until the first one has come.
+        trajectories_monitor: the state of the trajectories queue; None until the environment is prepared.
+    """
 
     launch_config: LaunchConfig
     claims: Claims
@@ -79,12 +92,12 @@ class EnvironmentState:
 
     @property
     def is_fed_externally(self) -> bool:
-        """Whether its orders are put by somebody else; it then goes on until it is stopped."""
+        """Whether somebody else puts its orders; it then runs until it is stopped."""
         return self.launch_config.config.tasks.source == QUEUE_SOURCE
 
     @property
     def worker_totals(self) -> Counter[str]:
-        """What its workers did in this launch."""
+        """What its workers did in this launch, by the names of `Heartbeat`."""
         totals: Counter[str] = Counter()
         for slot in self.worker_slots:
             totals.update(slot.totals)
@@ -100,7 +113,7 @@ class EnvironmentState:
 
 
 class LaunchState:
-    """A launch while it goes on; whoever shows progress reads it, and may end it by `stop_early` and `kill`.
+    """A launch while it runs; who shows its progress reads it, and may end it by `stop_early` and `kill`.
 
     `is_resumed` says that orders on the tasks queue are those of an earlier launch of this run.
     """
@@ -129,7 +142,7 @@ class LaunchState:
         self.elapsed_seconds = 0.0
 
     def stop_early(self) -> None:
-        """Let the workers finish what they began, and nothing else; where there are none yet, end."""
+        """Let the workers finish their rollouts and start no others; if there are no workers yet, end."""
         self.stopping_early = True
         if self.supervisor is not None:
             self.supervisor.drain()
@@ -137,7 +150,7 @@ class LaunchState:
             self.startup_scope.cancel()
 
     def kill(self) -> None:
-        """End the workers now; what they had not finished is played by the next launch."""
+        """End the workers now; the next launch plays what they did not finish."""
         if self.supervisor is not None:
             self.supervisor.kill()
 
@@ -160,7 +173,7 @@ class LaunchState:
         }
 
     def failed_rollouts(self) -> list[tuple[str, Outcome]]:
-        """Rollouts of the run that ended with an error, with the names of their environments."""
+        """Return the rollouts of the run that failed, with the names of their environments."""
         return [
             (environment.name, outcome)
             for environment in self.environments
@@ -170,15 +183,15 @@ class LaunchState:
 
 
 LaunchDisplay = Callable[[LaunchState], Coroutine[Any, Any, None]]
-"""Runs beside a launch: shows it, and ends it when the user wants to stop."""
+"""Runs at the same time as a launch: shows it, and ends it when the user wants to stop."""
 
 
 def run_launch(state: LaunchState, display: LaunchDisplay) -> None:
     """Play every rollout of every environment that is not done yet.
 
     Raises:
-        RunHeld: another launch goes on in this directory.
-        RolloutError, QueueError, AdapterError: it could not begin, or its workers died too often.
+        RunAlreadyActive: another launch runs in this directory.
+        RolloutError, QueueError, AdapterError: the launch could not start, or its workers died too often.
     """
     with state.directory.lock(), log_to_json_file(state.directory.path / "log.jsonl", run=state.directory.run_id):
         try:
@@ -224,7 +237,7 @@ async def _prepare_environment(
     engine_stack: ExitStack,
     export: MetricsExport,
 ) -> None:
-    """Make ready what the workers of an environment need."""
+    """Prepare what the workers of an environment need."""
     config, directory = environment.launch_config.config, state.directory
     _refuse_memory_queues(config)
     rollout_orders = [] if environment.is_fed_externally else list(iter_orders(config.new_environment, config.tasks))
@@ -297,7 +310,10 @@ def _not_ready_reason(state: LaunchState) -> str | None:
 
 
 def _leftover_timeout(state: LaunchState, config: Config) -> float:
-    """Seconds for which orders of an earlier launch may be held: workers that it did not start have outlived it."""
+    """Return for how many seconds living workers may still hold orders of an earlier launch.
+
+    Workers that the earlier launch did not start still run, and may finish a whole rollout first.
+    """
     return (
         _LEASE_EXPIRY_SECONDS
         if state.workers_per_environment
@@ -315,7 +331,7 @@ def _refuse_memory_queues(config: Config) -> None:
 
 
 async def _feed_all(state: LaunchState, supervisor: Supervisor) -> None:
-    """Send every order, and let the workers go when the last one is settled."""
+    """Send every order, and drain the workers when the last one is acked."""
     async with anyio.create_task_group() as task_group:
         for environment in state.environments:
             if environment.is_fed_externally:
@@ -326,12 +342,12 @@ async def _feed_all(state: LaunchState, supervisor: Supervisor) -> None:
                     state.workers_per_environment or _ASSUMED_EXTERNAL_WORKERS
                 ) * environment.launch_config.config.worker.concurrency
                 task_group.start_soon(environment.feeder.feed, 2 * rollout_slots)
-    state.directory.ended_marker.touch()  # for workers that joined; ours are told
+    state.directory.ended_marker.touch()  # for workers that joined the run; ours get a signal
     supervisor.drain()
 
 
 async def _follow_trainer(environment: EnvironmentState, state: LaunchState) -> None:
-    """Know how far the trainer is."""
+    """Follow the trainer's progress, and pass it on to the feeder and the workers."""
     assert environment.control_queue is not None
     follower = ProgressFollower(environment.control_queue)
     while True:
@@ -344,7 +360,7 @@ async def _follow_trainer(environment: EnvironmentState, state: LaunchState) -> 
 
 
 def _worker_instructions(state: LaunchState, environment_name: str) -> WorkerInstructions:
-    """What a worker is told."""
+    """Return the instructions for the workers of an environment."""
     environment = next(environment for environment in state.environments if environment.name == environment_name)
     progress = environment.trainer_progress
     version = environment.launch_config.config.policy.version if progress is None else str(progress.version)

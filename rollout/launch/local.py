@@ -1,8 +1,8 @@
 """Workers as processes of this machine.
 
-A death is learned from waitpid, at once, even if what the worker had started still holds its output: asyncio waits for
-the pipes of a process that it made itself, and so this one is ours. Each worker leads a process group, which ends with
-it; a keeper process ends those groups should this process be killed.
+The end of a worker is noticed at once, even if a process that it started still holds its output. For this, we make the
+pipe for the output ourselves: asyncio would wait until a pipe that it made is closed. Each worker leads a process
+group, which ends with it. A reaper process kills those groups if this process is killed.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from rollout.launch.places import NotStarted
 
 _MAX_OUTPUT_BYTES = 16 << 20
 _MAX_LINE_BYTES = 16 << 20
-"""A worker's first beat tells all of its metrics."""
+"""Large, because a worker's first heartbeat contains all of its metrics."""
 _OUTPUT_FLUSH_TIMEOUT = 1.0
 
 
@@ -81,7 +81,7 @@ class LocalWorker:
 
 
 class Reaper:
-    """The process that outlives this one by just long enough; see `rollout.launch.reaper`."""
+    """The process that kills the workers if this process was killed; see `rollout.launch.reaper`."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -101,7 +101,7 @@ class Reaper:
 
     def _write_line(self, line: str) -> None:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # workers also see for themselves that their supervisor is gone
+        with suppress(BrokenPipeError):  # workers also notice by themselves that their supervisor is gone
             self._process.stdin.write(line.encode())
             self._process.stdin.flush()
 
@@ -145,7 +145,7 @@ class LocalPlace:
 
 
 async def _copy_output(read_fd: int, path: Path) -> None:
-    """Write what workers print into a file, up to a limit; the rest is read and dropped."""
+    """Write what a worker prints into a file, up to a limit; the rest is read and dropped."""
     reader = asyncio.StreamReader()
     with path.open("ab", buffering=0) as file, os.fdopen(read_fd, "rb", buffering=0) as pipe_file:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(

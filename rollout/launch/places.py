@@ -1,4 +1,4 @@
-"""Where workers run, as their supervisor sees it: somewhere that starts them, and a process with a line to each."""
+"""Where workers run, as their supervisor sees it: a place that starts them, and a process with a link to each."""
 
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -21,29 +21,29 @@ class WorkerProcess(Protocol):
         """On the machine where it runs."""
 
     def send_line(self, line: bytes) -> None:
-        """Send it a line; one that is gone hears nothing."""
+        """Send a line to the worker; if the worker is gone, the line is lost."""
 
     def read_lines(self) -> AsyncIterator[bytes]:
-        """The lines that it sends, until there can be no more."""
+        """Yield the lines that the worker sends, until it can send no more."""
 
     def send_signal(self, signum: Signals) -> None:
         """Send the process a signal, if it is still there."""
 
     def kill(self) -> None:
-        """End it now, and everything that it had started."""
+        """End the worker now, and everything that it started."""
 
     async def wait(self) -> int:
-        """Its exit code; negative for the signal that ended it."""
+        """Wait for its end, and return its exit code; negative for the signal that ended it."""
 
     async def aclose(self) -> None:
-        """See that nothing is left of it."""
+        """Make sure that nothing of the worker is left."""
 
 
 class Place(Protocol):
     """Starts workers. Use it as an async context manager; none of its workers outlives it."""
 
     async def start(self, name: str, command: Sequence[str], output_path: Path) -> WorkerProcess:
-        """Start the worker of this name: `command` with the descriptor of its line as `--supervisor-fd`.
+        """Start the worker of this name: `command` with the descriptor of its link as `--supervisor-fd`.
 
         What it prints is appended to `output_path`, up to a limit. Raises NotStarted.
         """

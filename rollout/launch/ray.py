@@ -1,8 +1,8 @@
-"""A Ray cluster as a place for workers: an actor for each, spread over the nodes, started anew when one dies.
+"""A Ray cluster as a place for workers: one actor for each worker, spread over the nodes.
 
-Ray finds machines with room, starts and ends processes there, and says when one is gone. Restarts are the supervisor's,
-so that a dead worker's tasks are given back at once and its restart budget holds. No record and no image ever crosses
-Ray: workers take orders from the tasks queue and put trajectories on theirs, as everywhere.
+Ray finds machines with room, starts and ends processes there, and reports when one is gone. The supervisor restarts
+workers, so that a dead worker's leases are expired at once and its restart budget holds. No record and no image
+crosses Ray: workers take orders from the tasks queue and put records on the trajectories queue, as everywhere.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ class RayWorker:
 
 
 class RayPlace:
-    """Connects to the cluster that RAY_ADDRESS or `ray start` names, or starts one of this machine alone."""
+    """Connects to the cluster that RAY_ADDRESS or `ray start` names, or starts one on this machine only."""
 
     def __init__(self, worker_count: int) -> None:
         try:
@@ -89,10 +89,10 @@ class RayPlace:
         self._stdout_redirect = ExitStack()
 
     async def __aenter__(self) -> Self:
-        # Ray prints what happens to actors, and a command's standard output is for what was asked for.
+        # Ray prints what happens to actors, but the standard output is only for the results of a command.
         self._stdout_redirect.enter_context(redirect_stdout(sys.stderr))
-        # In a thread: on the main one, Ray would put a handler of its own in the place of ours for SIGTERM. Below
-        # Python it does so anyway, one that aborts; setting ours again takes its place.
+        # In a thread, because on the main thread Ray would replace our handler for SIGTERM by its own. Below Python
+        # it does so anyway, with one that aborts. Setting our handler again replaces that one.
         await anyio.to_thread.run_sync(self._connect)
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         placement_groups = import_module("ray.util.placement_group")

@@ -1,7 +1,7 @@
-"""What runs in a Ray actor: one worker process of the actor's machine, and its line, carried over calls.
+"""What runs in a Ray actor: one worker process on the actor's machine, and its link, carried over Ray calls.
 
-The actor is to its worker what a supervisor is on one machine: when the actor is killed, the line goes dead and the
-worker with it. Only lines of control cross Ray: beats one way, orders the other.
+For its worker, the actor is what a supervisor is on one machine: when the actor is killed, the link breaks and the
+worker ends. Only the lines of the link cross Ray: heartbeats one way, instructions the other way.
 """
 
 import asyncio
@@ -17,20 +17,20 @@ _MAX_LINES_PER_CALL = 64
 
 
 class WorkerActor:
-    """Holds one worker. An asynchronous actor: its calls wait beside each other."""
+    """Runs one worker. An asynchronous actor: several of its calls may wait at the same time."""
 
     def __init__(self) -> None:
         self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     async def start(self, name: str, command: Sequence[str], output_path: str) -> tuple[int, int]:
-        """Start the worker, with the Python of this machine; its pid, and that of the actor."""
+        """Start the worker with the Python of this machine; return its process id, and that of the actor."""
         self._place = await LocalPlace().__aenter__()
         self._worker: LocalWorker = await self._place.start(name, (sys.executable, *command[1:]), Path(output_path))
         self._collect_task = asyncio.create_task(self._collect_lines())
         return self._worker.pid, os.getpid()
 
     async def next_lines(self) -> list[bytes]:
-        """The lines that the worker has sent since; waits for one. An empty one is the last."""
+        """Wait for a line from the worker; return all lines since the last call. An empty line is the last one."""
         batch = [await self._lines.get()]
         while not self._lines.empty() and len(batch) < _MAX_LINES_PER_CALL:
             batch.append(self._lines.get_nowait())

@@ -1,9 +1,9 @@
-"""Outlives a supervisor that was killed, by just long enough to kill what it had started.
+"""Kills what a supervisor started, if the supervisor itself was killed.
 
-The supervisor tells it each process group, one a line: `+123` when it was started, `-123` when it has ended. When the
-supervisor is gone, for whatever reason, its end of the pipe closes, and every group that is left gets SIGKILL: workers,
-whatever their environments had started, stuck or not. The process is `python -m rollout.launch.reaper`; it imports
-nothing.
+The supervisor writes one line for each process group: `+123` when it starts, `-123` when it has ended. When the
+supervisor is gone, for any reason, its end of the pipe closes. Then every group that is left gets SIGKILL: workers and
+what their environments started, stuck or not. The process is `python -m rollout.launch.reaper`; it imports nothing but
+the standard library.
 """
 
 import os

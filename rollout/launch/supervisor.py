@@ -1,8 +1,8 @@
-"""Keeps worker processes running: starts them, reads their heartbeats, gives back the orders of one that died, and
+"""Keeps worker processes running: starts them, reads their heartbeats, expires the leases of one that died, and
 restarts it as often as its budget allows.
 
-A worker whose event loop is blocked is not dead: it is heard from a thread of its own, and only one that is not heard
-at all for minutes is killed. Where workers run, here or on other machines, is for `launch.places.Place` to know.
+A worker whose event loop is blocked is not dead: a thread of its own sends its heartbeats. A worker is killed only if
+no heartbeat comes for minutes. Where workers run, here or on other machines, only `launch.places.Place` knows.
 """
 
 import signal
@@ -25,13 +25,13 @@ from transports import Queue, QueueError
 log = structlog.get_logger()
 
 _HEARTBEAT_TIMEOUT = 120.0
-"""Seconds without a heartbeat after which a worker is killed: not even its threads run any more."""
+"""Seconds without a heartbeat after which a worker is killed, because not even its threads run any more."""
 _DRAIN_MARGIN_SECONDS = 15.0
 """Seconds on top of `worker.grace` before a worker that should drain is killed."""
 _RESTART_WINDOW_SECONDS = 3600.0
 _FINAL_REPORT_TIMEOUT = 1.0
 _EXPIRE_LEASES_TIMEOUT = 5.0
-"""Seconds for the queue to release what a dead worker had leased; after that, its leases are left to lapse."""
+"""Seconds for the queue to expire the leases of a dead worker; after that, they end by themselves."""
 _RESTART_PAUSES_SECONDS = (0.2, 30.0)
 _SUMMED_FIELDS = ("turns", "tokens", "retries")
 
@@ -41,14 +41,14 @@ class WorkersDie(RolloutError):
 
 
 class RestartBudget:
-    """How many more of an environment's workers may be restarted: so many within an hour."""
+    """How many restarts the workers of one environment have left: at most `max_restarts` within an hour."""
 
     def __init__(self, max_restarts: int) -> None:
         self._max_restarts = max_restarts
         self._restart_times: deque[float] = deque()
 
     def spend(self) -> bool:
-        """Take one; False where none is left."""
+        """Use one restart; return False if none is left."""
         now = time.monotonic()
         while self._restart_times and self._restart_times[0] < now - _RESTART_WINDOW_SECONDS:
             self._restart_times.popleft()
@@ -60,7 +60,14 @@ class RestartBudget:
 
 @dataclass(slots=True)
 class WorkerDeath:
-    """One worker that ended without being told to."""
+    """A worker that ended although nobody stopped it.
+
+    Attributes:
+        worker: the worker's name.
+        environment: the name of its environment.
+        exit_code: the exit code of its process; negative for the signal that ended it.
+        reason: why it ended, as the worker reported it; empty if it did not.
+    """
 
     worker: str
     environment: str
@@ -74,7 +81,22 @@ class WorkerDeath:
 
 @dataclass(slots=True)
 class WorkerSlot:
-    """A place for one worker, and what the workers that held it did."""
+    """A slot for one worker at a time, and what the workers in it did, one after another.
+
+    Attributes:
+        name: the name of the slot and of each worker in it.
+        environment: the name of the environment.
+        command: the command line of a worker, without the descriptor of its link.
+        output_path: the file for what the workers print.
+        tasks_queue: the queue on which a dead worker's leases are expired.
+        grace_seconds: seconds in which a worker that drains may finish its rollouts.
+        restart_budget: the restarts that are left; all slots of an environment share it.
+        process: the worker that runs now; None between two workers.
+        heartbeat: the last heartbeat of this worker.
+        last_heard: when that heartbeat came, by the monotonic clock.
+        earlier_totals: what the dead workers of this slot did, by the names of `Heartbeat`.
+        metric_totals: the metrics of all workers of this slot.
+    """
 
     name: str
     environment: str
@@ -91,14 +113,14 @@ class WorkerSlot:
 
     @property
     def totals(self) -> Counter[str]:
-        """What all workers of this slot have done together, by the names of `Heartbeat`."""
+        """What all workers of this slot did together, by the names of `Heartbeat`."""
         totals = Counter(self.earlier_totals)
         totals.update({name: getattr(self.heartbeat, name) for name in _SUMMED_FIELDS})
         return totals
 
 
 class Supervisor:
-    """All workers of a launch. `instructions_for` makes what a worker of an environment gets when it starts."""
+    """Supervises all workers of a launch. `instructions_for` makes the instructions for an environment's workers."""
 
     def __init__(
         self, slots: list[WorkerSlot], instructions_for: Callable[[str], WorkerInstructions], place: Place
@@ -126,7 +148,7 @@ class Supervisor:
                 self.kill()
 
     def drain(self) -> None:
-        """Let every worker finish what it began, within its grace, and start none anew."""
+        """Let every worker finish its rollouts within its grace, and start no worker again."""
         self._end_signal = self._end_signal or signal.SIGTERM
         self._end_requested.set()
         for slot in self.slots:
@@ -134,7 +156,7 @@ class Supervisor:
                 slot.process.send_signal(self._end_signal)
 
     def kill(self) -> None:
-        """End every worker now. What they had not finished is given back."""
+        """End every worker now. The leases of the orders that they did not finish are expired."""
         self._end_signal = signal.SIGKILL
         self._end_requested.set()
         for slot in self.slots:
@@ -163,14 +185,14 @@ class Supervisor:
                 await self._end_requested.wait()
 
     async def _run_once(self, slot: WorkerSlot, supervisor_group: TaskGroup) -> tuple[int, str]:
-        """Start a worker and stay with it to its end; its exit code, and what it said of it."""
+        """Start a worker and watch it to its end; return its exit code, and the reason that it reported."""
         try:
             process = await self._place.start(slot.name, slot.command, slot.output_path)
         except NotStarted as error:
             return 1, str(error)
         slot.process, slot.heartbeat, slot.last_heard = process, Heartbeat(), time.monotonic()
         log.info("worker started", worker=slot.name, pid=process.pid)
-        if self._end_signal is not None:  # that came while the process was being made
+        if self._end_signal is not None:  # the signal came while the process started
             process.send_signal(self._end_signal)
         failure_reasons: list[str] = []
         all_lines_read = anyio.Event()
@@ -181,7 +203,7 @@ class Supervisor:
                 worker_group.start_soon(self._kill_if_silent, slot, process)
                 exit_code = await process.wait()
                 log.info("worker ended", worker=slot.name, pid=process.pid, code=exit_code)
-                process.kill()  # what it had started ends with it
+                process.kill()  # what the worker started ends with it
                 if slot.heartbeat.lease_holder:
                     supervisor_group.start_soon(self._give_back_orders, slot, slot.heartbeat.lease_holder)
                 with anyio.move_on_after(_FINAL_REPORT_TIMEOUT):
@@ -207,7 +229,10 @@ class Supervisor:
         all_lines_read.set()
 
     async def _give_back_orders(self, slot: WorkerSlot, lease_holder: str) -> None:
-        """End the leases of a worker that is gone, so that others get its orders. Nobody waits: a queue may be slow."""
+        """Expire the leases of a dead worker, so that others get its orders.
+
+        This runs in the background, because a queue may be slow.
+        """
         try:
             with anyio.fail_after(_EXPIRE_LEASES_TIMEOUT, shield=True):
                 await slot.tasks_queue.expire_leases(lease_holder)

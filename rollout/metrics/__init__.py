@@ -1,10 +1,10 @@
-"""What a fleet tells of itself while it works: counters and gauges for Prometheus, and whether a process is well.
+"""What the processes of a run report while they work: counters and gauges for Prometheus, and their health.
 
-catalogue.py      every metric there is; docs/metrics.md is held against it
+catalogue.py      every metric there is; a test compares docs/metrics.md with it
 worker.py         what one worker measures
 totals.py         samples of several workers, summed
-launch.py         the workers of a launch, what their rollouts came to, and the state of the queues
-queues.py         how full a queue is, and since when nobody heard of it
+launch.py         the workers of a launch, and how their rollouts ended
+queues.py         how full a queue is, and for how long it has not answered
 loop_monitor.py   whether an event loop turns
 export.py         all of this for one process, from its start to its end
 server.py         /metrics, /healthz and /readyz

@@ -1,7 +1,8 @@
-"""Every metric that a process of ours exports: its name, type, labels, and what it tells.
+"""Every metric that a process of ours exports: its name, type, labels and meaning.
 
-The names follow Prometheus' conventions: base units, `_total` for what only grows. A worker's metrics carry its
-environment; a launch exports the same ones, summed over its workers (`combine` says where a sum would be nonsense).
+The names follow Prometheus' conventions: base units, `_total` for what only grows. A worker's metrics have its
+environment as a label. A launch exports the same metrics, summed over its workers; `combine` says which ones cannot be
+summed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,16 @@ class MetricType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """One metric, whatever its labels say. `name` is as it is scraped, a counter's `_total` included."""
+    """One metric, with all values of its labels.
+
+    Attributes:
+        name: the name that Prometheus reads, with the `_total` of a counter.
+        metric_type: its type.
+        label_names: the names of its labels.
+        description: what it measures.
+        buckets: the upper bounds of a histogram's buckets.
+        combine: how the values of several workers become one.
+    """
 
     name: str
     metric_type: MetricType
@@ -48,7 +58,7 @@ class MetricSpec:
         return Histogram(self.base_name, self.description, self.label_names, buckets=self.buckets, registry=registry)
 
     def build_metric(self, values: Mapping[tuple[str, ...], float]) -> Metric:
-        """A counter or a gauge with these values, by their labels, for a collector that reads them elsewhere."""
+        """Build a counter or a gauge from values that a collector read elsewhere, by the values of their labels."""
         family_class = CounterMetricFamily if self.metric_type is MetricType.COUNTER else GaugeMetricFamily
         metric: Metric = family_class(self.base_name, self.description, labels=self.label_names)
         for label_values, value in values.items():
@@ -56,7 +66,7 @@ class MetricSpec:
         return metric
 
     def build_histogram(self, value_counts: Mapping[int, int], *label_values: str) -> Metric:
-        """A histogram of values that were counted elsewhere."""
+        """Build a histogram from values that were counted elsewhere: how often each value occurred."""
         metric = HistogramMetricFamily(self.base_name, self.description, labels=self.label_names)
         upper_bounds = (*self.buckets, float("inf"))
         cumulative_buckets = [
@@ -300,5 +310,5 @@ TRAINER_QUEUE_SILENCE = MetricSpec(
 
 
 def all_metrics() -> Iterator[MetricSpec]:
-    """All of them, in the order of this file."""
+    """Yield all metrics, in the order of this file."""
     yield from (metric_spec for metric_spec in globals().values() if isinstance(metric_spec, MetricSpec))

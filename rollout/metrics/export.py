@@ -1,4 +1,4 @@
-"""One process while it exports: its loop's pulse, the queues it watches, and the server, from its start to its end."""
+"""All that a process exports, from its start to its end: the loop monitor, the watched queues and the server."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
@@ -16,7 +16,7 @@ from transports import Queue
 
 
 class MetricsExport:
-    """What a process adds to its metrics while it gets going. `not_ready_reason` says why it is not ready, or None."""
+    """What a process adds to its metrics while it starts. `not_ready_reason` returns why it is not ready, or None."""
 
     def __init__(self, queues: QueueCollector, task_group: TaskGroup) -> None:
         self.not_ready_reason: Callable[[], str | None] = lambda: "it is starting"
@@ -24,7 +24,7 @@ class MetricsExport:
         self._task_group = task_group
 
     def watch_queue(self, environment: str, queue_name: str, queue: Queue) -> QueueMonitor:
-        """Export the state of a queue from now on; it must stay open as long as this lasts."""
+        """Export the state of a queue from now on; the queue must stay open as long as the export lasts."""
         monitor = QueueMonitor(queue)
         self._queues.add(environment, queue_name, monitor)
         self._task_group.start_soon(monitor.run)
@@ -40,14 +40,14 @@ async def export_metrics(
     loop_monitor: LoopMonitor,
     stall_timeout: float,
 ) -> AsyncIterator[MetricsExport]:
-    """Export a registry; with no configuration, keep what it needs going without serving it.
+    """Export a registry; without a configuration, measure everything but do not serve it.
 
-    `stall_timeout` is for how many seconds the loop may stall before the process is not well.
+    After `stall_timeout` seconds without a turn of the loop, the process is unhealthy.
 
     Raises:
         MetricsPortTaken: it cannot listen where the configuration says.
     """
-    disable_created_metrics()  # type: ignore[no-untyped-call] # they would double the page
+    disable_created_metrics()  # type: ignore[no-untyped-call] # they would double the size of the page
     queues = QueueCollector()
     registry.register(queues)
     async with anyio.create_task_group() as task_group:

@@ -1,6 +1,6 @@
-"""The metrics of a launch: its workers', summed; what its rollouts came to; and whether workers and queues are well.
+"""The metrics of a launch: those of its workers, summed, how its rollouts ended, and the state of its workers.
 
-How rollouts ended is read from the run's claims, which is where the summary has it from.
+How rollouts ended is read from the run's claims, like the summary of the run.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +26,16 @@ _READ_FROM_CLAIMS = {
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentStatus:
-    """One environment of a launch, as its supervisor sees it now."""
+    """One environment of a launch, as its supervisor sees it now.
+
+    Attributes:
+        environment: the environment's name.
+        expected_rollouts: how many rollouts it plays; None if others put its orders.
+        workers: how many worker slots it has.
+        ready_workers: how many of them have a worker that takes orders.
+        deaths: how many of its workers died.
+        metric_totals: the metrics of each slot.
+    """
 
     environment: str
     expected_rollouts: int | None
@@ -51,12 +60,15 @@ class LaunchCollector(Collector):
             if metric.name not in _READ_FROM_CLAIMS:
                 yield metric
         yield from self._outcome_metrics()
-        workers: dict[tuple[str, ...], float] = {(f.environment, "ready"): f.ready_workers for f in statuses}
-        workers |= {(f.environment, "starting"): f.workers - f.ready_workers for f in statuses}
+        workers: dict[tuple[str, ...], float] = {}
+        for status in statuses:
+            workers[status.environment, "ready"] = status.ready_workers
+            workers[status.environment, "starting"] = status.workers - status.ready_workers
         yield catalogue.WORKERS.build_metric(workers)
-        yield catalogue.WORKER_DEATHS.build_metric({(f.environment,): f.deaths for f in statuses})
+        yield catalogue.WORKER_DEATHS.build_metric({(status.environment,): status.deaths for status in statuses})
+        expected = ((status.environment, status.expected_rollouts) for status in statuses)
         yield catalogue.ROLLOUTS_EXPECTED.build_metric(
-            {(f.environment,): f.expected_rollouts for f in statuses if f.expected_rollouts is not None}
+            {(name,): count for name, count in expected if count is not None}
         )
 
     def _outcome_metrics(self) -> Iterator[Metric]:
@@ -66,10 +78,10 @@ class LaunchCollector(Collector):
         yield catalogue.ROLLOUTS.build_metric(
             {
                 (name, status): count
-                for name, ended in totals_by_environment
-                for status, count in ended.status_counts.items()
+                for name, totals in totals_by_environment
+                for status, count in totals.status_counts.items()
             }
         )
-        yield catalogue.FINISHED_TURNS.build_metric({(name,): ended.turns for name, ended in totals_by_environment})
-        yield catalogue.FINISHED_TOKENS.build_metric({(name,): ended.tokens for name, ended in totals_by_environment})
-        yield catalogue.FINISHED_IMAGES.build_metric({(name,): ended.images for name, ended in totals_by_environment})
+        yield catalogue.FINISHED_TURNS.build_metric({(name,): totals.turns for name, totals in totals_by_environment})
+        yield catalogue.FINISHED_TOKENS.build_metric({(name,): totals.tokens for name, totals in totals_by_environment})
+        yield catalogue.FINISHED_IMAGES.build_metric({(name,): totals.images for name, totals in totals_by_environment})

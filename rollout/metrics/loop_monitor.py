@@ -1,6 +1,6 @@
-"""Whether an event loop turns: how late it comes to a timer, and for how long it has not come at all.
+"""Whether an event loop turns: how late it serves a timer, and for how long it has not turned at all.
 
-The loop only says when it turned; whether it has stalled is told from any thread.
+The loop only records when it turned; any thread can read for how long it has stalled.
 """
 
 import time
@@ -12,7 +12,7 @@ _CHECK_INTERVAL = 0.25
 
 
 class LoopMonitor:
-    """Of one event loop; `run` runs on it, `stalled_seconds` may be read anywhere."""
+    """Monitors one event loop: `run` runs on this loop, and any thread may read `stalled_seconds`."""
 
     def __init__(self, on_delay: Callable[[float], None] | None = None) -> None:
         self._on_delay = on_delay
@@ -24,12 +24,12 @@ class LoopMonitor:
         return max(0.0, time.monotonic() - self._last_turn - _CHECK_INTERVAL)
 
     def problem(self, stall_timeout: float) -> str | None:
-        """What is wrong with a process whose loop has stalled for so many seconds."""
+        """Return what is wrong if the loop has stalled for more than so many seconds; otherwise None."""
         seconds = self.stalled_seconds
         return f"the event loop has not turned for {seconds:.0f} s" if seconds > stall_timeout else None
 
     async def run(self) -> None:
-        """Take note of every turn, until cancelled."""
+        """Record the turns of the loop, until cancelled."""
         while True:
             expected = time.monotonic() + _CHECK_INTERVAL
             await anyio.sleep(_CHECK_INTERVAL)

@@ -1,4 +1,4 @@
-"""How full queues are, asked for once a second, and for how long one of them has not answered."""
+"""How full queues are, measured once a second, and for how long one of them has not answered."""
 
 import time
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ _EMPTY_STATS = QueueStats(0, 0, 0.0, 0, 0)
 
 
 class QueueMonitor:
-    """The state of one queue as it was last told."""
+    """The state of one queue, as the queue last reported it."""
 
     def __init__(self, queue: Queue) -> None:
         self.latest_stats = _EMPTY_STATS
@@ -29,11 +29,14 @@ class QueueMonitor:
 
     @property
     def silent_seconds(self) -> float:
-        """Seconds since the queue last told its state."""
+        """Seconds since the queue last reported its state."""
         return max(0.0, time.monotonic() - self._last_answer - _POLL_INTERVAL)
 
     async def run(self) -> None:
-        """Ask, until it is closed. One that does not answer is no reason to end: whoever needs it will say so."""
+        """Ask for the state until the queue is closed.
+
+        A queue that does not answer does not end this; the code that needs the queue raises its own error.
+        """
         while True:
             try:
                 with anyio.fail_after(_STATS_TIMEOUT):
@@ -47,7 +50,7 @@ class QueueMonitor:
 
 
 class QueueCollector(Collector):
-    """Exports watches under the names of an environment and of what the queue is for."""
+    """Exports the queue monitors, by the name of the environment and the name of the queue."""
 
     def __init__(self) -> None:
         self._monitors: dict[tuple[str, str], QueueMonitor] = {}
@@ -71,5 +74,5 @@ class QueueCollector(Collector):
             {labels: s.dead_letters for labels, s in stats_by_labels.items()}
         )
         yield catalogue.QUEUE_SILENCE.build_metric(
-            {labels: watch.silent_seconds for labels, watch in self._monitors.items()}
+            {labels: monitor.silent_seconds for labels, monitor in self._monitors.items()}
         )

@@ -1,7 +1,7 @@
 """`/metrics`, `/healthz` and `/readyz` of one process, from threads of their own: a busy event loop still answers.
 
 While it serves, a file in the run's directory says where, in the form that Prometheus reads (`file_sd_configs` with
-`runs/*/metrics/*.json`). At the end the last values are written beside it, for what happened after the last scrape.
+`runs/*/metrics/*.json`). At the end, the last values are written to a file next to it, because no scrape follows.
 """
 
 import threading
@@ -22,7 +22,7 @@ from rollout.errors import ConfigurationError
 log = structlog.get_logger()
 
 _POLL_INTERVAL = 0.1
-"""Seconds between looks at whether to end."""
+"""Seconds between two checks whether to end."""
 _TEXT_CONTENT_TYPE = "text/plain; charset=utf-8"
 
 
@@ -32,7 +32,13 @@ class MetricsPortTaken(ConfigurationError):
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """What a process tells of itself. `problem` and `not_ready_reason` say what is wrong, or None."""
+    """What the server asks of its process.
+
+    Attributes:
+        registry: the metrics.
+        problem: returns why the process is unhealthy, or None.
+        not_ready_reason: returns why the process is not ready, or None.
+    """
 
     registry: CollectorRegistry
     problem: Callable[[], str | None]
@@ -41,7 +47,13 @@ class ProcessStatus:
 
 @dataclass(frozen=True, slots=True)
 class ScrapeTargetFile:
-    """Where in a run's directory it is written down who serves where."""
+    """The file in a run's directory that says where a process serves its metrics.
+
+    Attributes:
+        directory: the directory of the file.
+        name: the name of the process; the file is `<name>.json`, and the last values are in `<name>.prom`.
+        labels: the labels that Prometheus adds to all metrics of the process.
+    """
 
     directory: Path
     name: str
@@ -60,7 +72,7 @@ class ScrapeTargetFile:
 def serve_metrics(
     status: ProcessStatus, *, host: str, port: int, target_file: ScrapeTargetFile | None = None
 ) -> Iterator[str]:
-    """Serve; port 0 takes a free one. Gives the server's root.
+    """Serve the metrics; port 0 takes a free port. Yields the URL of the server.
 
     Raises:
         MetricsPortTaken: another process listens there, or the address is not one of this machine's.
@@ -86,7 +98,7 @@ def serve_metrics(
         thread.join()
         if target_file is not None:
             target_file.target_path.unlink(missing_ok=True)
-            with suppress(OSError):  # a full disk must not end a run over its last figures
+            with suppress(OSError):  # a full disk must not turn the end of a run into an error
                 target_file.last_values_path.write_bytes(generate_latest(status.registry))
 
 
@@ -96,7 +108,7 @@ def _write_target_file(target_file: ScrapeTargetFile, address: str) -> None:
         target_file.directory.mkdir(exist_ok=True)
         draft_path = target_file.target_path.with_suffix(".draft")
         draft_path.write_bytes(content)
-        draft_path.rename(target_file.target_path)  # whoever reads it never sees half of it
+        draft_path.rename(target_file.target_path)  # a reader never sees half of it
 
 
 class _Server(ThreadingHTTPServer):
@@ -107,7 +119,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
-        # That of HTTPServer asks the resolver for the address' name, which nobody needs and which may take long.
+        # HTTPServer's own method asks the resolver for the name of the address. Nobody needs it, and it may take long.
         TCPServer.server_bind(self)
 
 
@@ -138,4 +150,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """A scrape is not an event."""
+        """Do not log requests: a scrape is not an event."""

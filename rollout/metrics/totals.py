@@ -1,6 +1,6 @@
-"""Samples of several workers become one metric: each worker tells what changed, its supervisor adds it up.
+"""Samples of several workers become one metric: each worker sends what changed, and its supervisor adds it up.
 
-A counter that a dead worker had reached still counts; its gauges do not.
+The counters of a dead worker still count; its gauges do not.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ from rollout.metrics.catalogue import MetricSpec, MetricType
 
 Labels = tuple[tuple[str, str], ...]
 SampleChanges = dict[str, list[tuple[list[tuple[str, str]], float]]]
-"""By the name of the sample: labels and value, as JSON can say it."""
+"""By the name of the sample: labels and value, in a form that JSON can represent."""
 _SampleValues = dict[tuple[str, Labels], float]
 
 _SKIPPED_SUFFIX = "_created"
@@ -23,7 +23,7 @@ _SPECS_BY_NAME = {family.base_name: family for family in catalogue.all_metrics()
 
 
 class ChangeTracker:
-    """What a registry's samples have come to since they were last asked for."""
+    """Finds which samples of a registry changed since the last call."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -42,19 +42,19 @@ class ChangeTracker:
 
 @dataclass(slots=True)
 class MetricTotals:
-    """The samples of all workers that one post has had, one after another."""
+    """The samples of all workers that one slot has had, one after another."""
 
     _current_worker: _SampleValues = field(default_factory=dict)
     _earlier_workers: _SampleValues = field(default_factory=dict)
 
     def add_changes(self, changed: Mapping[str, Iterable[tuple[Iterable[Iterable[str]], float]]]) -> None:
-        """Take in what the present worker tells."""
+        """Add what the heartbeat of the present worker contains."""
         for name, samples in changed.items():
             for labels, value in samples:
                 self._current_worker[name, tuple((key, label_value) for key, label_value in labels)] = value
 
     def end_worker(self) -> None:
-        """The present worker is gone."""
+        """Keep the counters of the present worker, which is gone, and drop its gauges."""
         for (name, labels), value in self._current_worker.items():
             if _spec_of_sample(name).metric_type is not MetricType.GAUGE:
                 self._earlier_workers[name, labels] = self._earlier_workers.get((name, labels), 0.0) + value
@@ -68,7 +68,7 @@ class MetricTotals:
 
 
 def sum_metrics(all_totals: Iterable[MetricTotals]) -> Iterator[Metric]:
-    """One metric for each family that any of them tells."""
+    """Yield one metric for each name that any of the totals has."""
     sums: _SampleValues = {}
     for worker_totals in all_totals:
         for key, value in worker_totals.values().items():

@@ -1,7 +1,7 @@
-"""What one worker measures while it plays, and the same as samples that its supervisor can add up.
+"""What one worker measures while it plays.
 
-Whoever does something tells it here in one call; what is counted anyway, by the worker and by the engine client, is
-read when somebody asks.
+The code that does something records it here in one call. What the worker and the engine client count anyway is read
+when the metrics are collected. The worker's heartbeats contain all of it, and its supervisor adds it up.
 """
 
 import time
@@ -70,7 +70,7 @@ class CurrentPolicyVersion(Protocol):
 
 
 class WorkerMetrics:
-    """Of the worker of one environment, in a registry of its own."""
+    """The metrics of one worker, in a registry of their own."""
 
     def __init__(self, environment: str) -> None:
         self.registry = CollectorRegistry()
@@ -96,11 +96,11 @@ class WorkerMetrics:
         )
 
     def export_state(self, counters: WorkerCounts, engines: EngineClientState, version: CurrentPolicyVersion) -> None:
-        """Also export what these have come to whenever somebody asks."""
+        """Also export the current state of these objects at every collection."""
         self.registry.register(_StateCollector((self._environment,), counters, engines, version))
 
     def record_images(self, given_bytes: int, *, stored_bytes: int) -> None:
-        """A turn brought images of so many bytes, of which so many were not there before."""
+        """Record the images of a turn: their bytes, and how many of these bytes were stored, because they were new."""
         self._image_bytes.inc(given_bytes)
         self._image_bytes_saved.inc(given_bytes - stored_bytes)
 
@@ -121,19 +121,19 @@ class WorkerMetrics:
             self._turn_seconds(stage).observe(seconds)
 
     def record_policy_lag(self, spans: Sequence[VersionSpan], trainer_version: str) -> None:
-        """The weights that sampled a turn, which began when the trainer was at that version."""
+        """Record how many versions the weights that sampled a turn are behind the trainer's version at its start."""
         trainer_number = version_number(trainer_version)
         sampled_numbers = [number for span in spans if (number := version_number(span.version)) is not None]
         if trainer_number is not None and sampled_numbers:
             self._policy_lag.observe(max(0, trainer_number - min(sampled_numbers)))
 
     def record_engine_request(self, url: str, outcome: str, seconds: float) -> None:
-        """One try at one engine is over."""
+        """Record the end of one try at one engine."""
         self._engine_seconds(url, outcome).observe(seconds)
 
     @contextmanager
     def time_admission(self) -> Iterator[None]:
-        """While the worker waits for room in the trajectories queue."""
+        """Measure how long the worker waits for room in the trajectories queue."""
         self._waiting_since = time.monotonic()
         try:
             yield

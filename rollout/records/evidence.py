@@ -15,12 +15,18 @@ VLLM_MISSING_LOGPROB = -9999.0
 
 _HALF_DIGEST_BYTES = 8
 PROMPT_DIGEST_BYTES = 2 * _HALF_DIGEST_BYTES
-"""Of a prompt's digest: half for its ids, half for its images."""
+"""Bytes of a prompt's digest: one half is for its ids, the other for its images."""
 
 
 @dataclass(frozen=True, slots=True)
 class VersionSpan:
-    """`version` of the weights sampled the completion's tokens from `start` up to `end`."""
+    """Which weights sampled a range of a completion's tokens.
+
+    Attributes:
+        version: the version of the weights.
+        start: the first token of the range.
+        end: the token after the last one of the range.
+    """
 
     version: str
     start: int
@@ -29,10 +35,14 @@ class VersionSpan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoutedExperts:
-    """What a mixture of experts chose: `rows[i]`, of layers by choices, for the expanded token `first + i` of a path.
+    """Which experts a mixture of experts chose for the tokens of a path.
 
-    A turn brings the rows of the tokens that it added, and before them that of the token which the turn before it
-    sampled last and never fed to the network. The last token of a path has none.
+    A turn has the rows of the tokens that it added. Before them is the row of the last token that the previous turn
+    sampled, because that turn never fed this token to the network. The last token of a path has no row.
+
+    Attributes:
+        first: the expanded token of the path to which the first row belongs.
+        rows: `rows[i]` has the choices in each layer for the expanded token `first + i`.
     """
 
     first: int
@@ -41,29 +51,34 @@ class RoutedExperts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SamplingMask:
-    """The tokens that could have been sampled: `lengths[i]` of the `ids` at the completion's token `i`."""
+    """Which tokens could have been sampled at each token of a completion.
+
+    Attributes:
+        ids: the token ids for all tokens of the completion, one after another.
+        lengths: how many of these ids belong to each token of the completion.
+    """
 
     ids: npt.NDArray[np.int32]
     lengths: npt.NDArray[np.int32]
 
 
 def prompt_digest(ids: ExpandedIds, image_hashes: Sequence[str]) -> bytes:
-    """Names a prompt exactly, its expanded ids and then its images in order: the trainer can check what was sent."""
+    """Return the digest of a prompt's expanded ids and of its images in order, so that the trainer can check them."""
     return ids_digest(ids) + images_digest(image_hashes)
 
 
 def ids_digest(ids: ExpandedIds) -> bytes:
-    """The first half of a prompt's digest."""
+    """Return the first half of a prompt's digest."""
     return hashlib.blake2b(np.ascontiguousarray(ids, dtype="<i4").data, digest_size=_HALF_DIGEST_BYTES).digest()
 
 
 def images_digest(image_hashes: Sequence[str]) -> bytes:
-    """The second half of a prompt's digest."""
+    """Return the second half of a prompt's digest."""
     return hashlib.blake2b("".join(image_hashes).encode(), digest_size=_HALF_DIGEST_BYTES).digest()
 
 
 def answer_digest(ids: LogicalIds, logprobs: Logprobs) -> bytes:
-    """Names an answer exactly as the engine gave it: the sampled ids, and the log-prob of each."""
+    """Return the digest of an answer as the engine gave it: the sampled ids, and the log-prob of each."""
     digest = hashlib.blake2b(np.ascontiguousarray(ids, dtype="<i4").data, digest_size=_HALF_DIGEST_BYTES)
     digest.update(np.ascontiguousarray(logprobs, dtype="<f4").data)
     return digest.digest()

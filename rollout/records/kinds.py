@@ -1,8 +1,7 @@
-"""What a rollout says of itself to the trainer: it starts, takes steps, and finishes exactly once.
+"""The records that a rollout sends to the trainer: one at its start, one for each turn, and one at its end.
 
-A step carries what its turn added and nothing else: the new nodes, and the descriptors of images that the rollout had
-not introduced before. Messages name images by hash. How the records look on the queue is the business of
-`rollout.records.wire`.
+A step contains only what its turn added: the new nodes, and the descriptors of the images that no earlier step of the
+rollout described. Messages name images by hash. `rollout.records.wire` defines how the records look on the queue.
 """
 
 import hashlib
@@ -23,7 +22,14 @@ class RecordError(RolloutError):
 
 
 class RolloutStatus(StrEnum):
-    """How a rollout ended. `ok` and `truncated` carry a reward and train; the others do not."""
+    """How a rollout ended.
+
+    Attributes:
+        OK: the environment gave it a score; it has a reward and trains.
+        TRUNCATED: it was cut off, at a length limit or as a straggler; it has a reward and trains.
+        FAILED: it ended with an error; it does not train.
+        ABANDONED: nobody needed it any more; it does not train.
+    """
 
     OK = "ok"
     TRUNCATED = "truncated"
@@ -32,7 +38,7 @@ class RolloutStatus(StrEnum):
 
 
 class HasRolloutIdentity:
-    """What belongs to a rollout, and names it among those of all runs and environments that share a queue."""
+    """Something that belongs to a rollout; it names the rollout among all runs and environments that share a queue."""
 
     __slots__ = ()
     run: str
@@ -53,7 +59,16 @@ class HasRolloutIdentity:
 
 @dataclass(frozen=True, slots=True)
 class RecordHeader(HasRolloutIdentity):
-    """Whose record it is. Records of one attempt are numbered by `seq` from 0 without a gap."""
+    """To which attempt a record belongs, and its number there.
+
+    Attributes:
+        run: the run's id.
+        environment: the name of the environment in the run.
+        group: the id of the task; it is also the record's key on the queue.
+        rollout: the rollout's id.
+        attempt: the number of the attempt, from 1 on.
+        seq: the number of the record in its attempt, from 0 on without a gap.
+    """
 
     run: str
     environment: str
@@ -64,7 +79,7 @@ class RecordHeader(HasRolloutIdentity):
 
     @property
     def tag(self) -> str:
-        """The label outside of the payload: it names the rollout even if the record cannot be decoded."""
+        """The record's tag on the queue: it names the rollout even if the record cannot be decoded."""
         return f"{self.identity}#{self.attempt}.{self.seq}"
 
 
@@ -72,7 +87,7 @@ _TAG_PATTERN = re.compile(r"([^/]*)/([^/]*)/(.*)#(\d+)\.(\d+)", re.DOTALL)
 
 
 def header_from_tag(tag: str, group: str) -> RecordHeader | None:
-    """The header of a record that cannot be decoded, from its tag and its key, which is its group."""
+    """Return the header of a record that cannot be decoded, from its tag and from its key, which is its group."""
     match = _TAG_PATTERN.fullmatch(tag)
     if match is None:
         return None
@@ -82,7 +97,21 @@ def header_from_tag(tag: str, group: str) -> RecordHeader | None:
 
 @dataclass(frozen=True, slots=True)
 class RolloutStarted:
-    """What holds for a whole attempt. `layout` is the part of every image's descriptor that they share."""
+    """The first record of an attempt: what is true for the whole attempt.
+
+    Attributes:
+        header: to which attempt the record belongs.
+        task: the `id`, `index`, `seed` and `data` of the task.
+        sample: the number of the rollout in its group, from 0 on.
+        group_size: how many rollouts the group has.
+        policy_version: the trainer's version of the policy when the attempt started, as far as the worker knew.
+        config_digest: the digest of the configuration, see `Config.digest`.
+        model: the name under which the engines serve the model.
+        pad_id: the image pad token; None for a model without images.
+        assets: the directory of the run's images.
+        layout: the fields that the descriptors of all images share; empty for a model without images.
+        extra: the fields of a newer minor version, which this version does not know.
+    """
 
     kind: ClassVar[str] = "rollout_started"
     header: RecordHeader
@@ -99,16 +128,19 @@ class RolloutStarted:
 
 
 class PromptSource(StrEnum):
-    """Where a prompt's tokens come from: a bridge, or a full render and why.
+    """Where a prompt's tokens come from: a bridge, or a full render and its reason.
 
     The last three are the adapter's own reasons, see `renderers_adapter.adapter.BridgeRefusalReason`.
 
     Attributes:
         BRIDGE: a known path was extended.
-        FIRST: nothing was said in this rollout yet.
-        ROOT: another conversation of the same rollout, such as a sub-agent's: its first message is new.
+        FIRST: it is the first prompt of the rollout.
+        NEW_CONVERSATION: another conversation of the same rollout, such as a sub-agent's: its first message is new.
         RETRY: all of its messages are known, and the policy answered none of them before.
-        COMPACTION: it begins like a known conversation, then its history was cut, summarised or edited.
+        COMPACTION: it begins like a known conversation, but its history was then cut, summarised or edited.
+        ASSISTANT: the new messages contain an answer that the policy did not give here.
+        THINKING: the template drops earlier reasoning after a new question.
+        REFUSED: the renderer cannot prove that a bridge would be right.
     """
 
     BRIDGE = "bridge"
@@ -123,7 +155,13 @@ class PromptSource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
-    """One new node; the nodes of a step hang from each other in order."""
+    """One new node of a step; its parent is the node before it in the step.
+
+    Attributes:
+        message: the message in canonical form.
+        run: the tokens that it adds, and which of them the policy sampled.
+        content: (begin, end) of the tokens that are the message's own content, not the template's; none for an answer.
+    """
 
     message: Message
     run: TokenRun
@@ -132,7 +170,31 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One turn. `nodes` get the indices from `first` on and hang below `parent` (-1: a root)."""
+    """The record of one turn.
+
+    Attributes:
+        header: to which attempt the record belongs.
+        turn: the number of the turn, in the order in which the environment called the model.
+        parent: the node to which the first new node is added; -1: it is a root.
+        first: the index of the first new node; the others have the next indices.
+        nodes: the new nodes; the last one is the policy's answer.
+        images: the images that no earlier step described, by hash: the `payload` of the layout, and where the image is.
+        prompt_source: where the tokens of the prompt come from.
+        prompt_length: how many tokens the prompt had, with its images expanded.
+        prompt_digest: the digest of the prompt's expanded ids and of its images, see `evidence.prompt_digest`.
+        finish_reason: why the answer ended.
+        answer_digest: the digest of the sampled tokens and their log-probs, as the engine gave them; empty in records
+            of schema versions before 1.01.
+        stop_reason: the stop token or stop text that ended the answer, if the engine named it.
+        versions: which weights sampled which of the answer's tokens; empty if the engine does not say it.
+        policy: the trainer's policy version when the turn began and when it ended, as far as the worker knew.
+        cached_tokens: how many tokens of the prompt were in the engine's prefix cache, if the engine said it.
+        tools: the schemas of the tools, if the turn begins a new root; otherwise those of the root are used.
+        routed_experts: which experts the engine chose, if it said it.
+        sampling_mask: which tokens could have been sampled, if the engine said it.
+        timings: the seconds that each stage of the turn took.
+        extra: the fields of a newer minor version, which this version does not know.
+    """
 
     kind: ClassVar[str] = "step"
     header: RecordHeader
@@ -146,11 +208,9 @@ class Step:
     prompt_digest: bytes
     finish_reason: FinishReason
     answer_digest: bytes = b""
-    """Of the sampled tokens and their log-probs, as the engine gave them; records before 1.01 lack it."""
     stop_reason: str | int | None = None
     versions: tuple[VersionSpan, ...] = ()
     policy: tuple[str, str] | None = None
-    """The trainer's policy version when the turn began and when it ended, as far as the worker knew."""
     cached_tokens: int | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
     routed_experts: RoutedExperts | None = None
@@ -160,13 +220,25 @@ class Step:
 
     @property
     def leaf(self) -> int:
-        """The node that was sampled."""
+        """The index of the node that was sampled."""
         return self.first + len(self.nodes) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutFinished:
-    """The one end of an attempt. `digest` covers its steps as they were sent, so that a lost one is noticed."""
+    """The last record of an attempt; each attempt has at most one.
+
+    Attributes:
+        header: to which attempt the record belongs.
+        status: how the rollout ended.
+        reward: the reward; None if the rollout does not train.
+        metrics: the metrics of the score.
+        error: the `type` and the `message` of the error; None if there was none.
+        steps: how many steps the attempt has.
+        digest: the digest of all steps as they were sent, so that a lost step is noticed.
+        seconds: how long the attempt took.
+        extra: the fields of a newer minor version, which this version does not know.
+    """
 
     kind: ClassVar[str] = "rollout_finished"
     header: RecordHeader
@@ -184,7 +256,7 @@ Record = RolloutStarted | Step | RolloutFinished
 
 
 class StepsDigest:
-    """A running digest over an attempt's steps, computed alike by the worker and by the reader."""
+    """A running digest of an attempt's steps; the worker and the reader compute it in the same way."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)

@@ -1,8 +1,8 @@
 """Chat messages: the type, tool calls, and the canonical form that identifies a message.
 
-The canonical form names an image by its hash instead of by its URL, so that a message is the same message whether its
-image is inlined, offloaded, or offloaded by another worker, and so that identifying a message never touches the
-image's bytes. It is also the form that crosses the queue.
+The canonical form names an image by its hash instead of by its URL. So a message stays the same message if its image is
+inlined, offloaded, or offloaded by another worker, and its identification never needs the image's bytes. The canonical
+form is also the form that crosses the queue.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _IMAGE_TYPES = ("image", "image_url", "input_image")
 
 
 class MessageError(RolloutError):
-    """A conversation holds something that no chat template can render."""
+    """A conversation contains something that no chat template can render."""
 
 
 class FinishReason(StrEnum):
@@ -34,7 +34,7 @@ class FinishReason(StrEnum):
     Attributes:
         STOP: the policy ended it.
         LENGTH: it reached `max_tokens`, or the end of the model's context.
-        ABORT: the engine gave the request up; such an answer is never recorded.
+        ABORT: the engine aborted the request; such an answer is never recorded.
     """
 
     STOP = "stop"
@@ -44,7 +44,15 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool call as the model wrote it; `error` says why it could not be parsed, and `raw` is what it wrote then."""
+    """A tool call as the model wrote it.
+
+    Attributes:
+        id: the id of the call, which the tool's result names.
+        name: the name of the tool; empty if it could not be parsed.
+        arguments: the arguments by their names; empty if they could not be parsed.
+        raw: the text of the call as the model wrote it.
+        error: why the call could not be parsed; None if it could.
+    """
 
     id: str
     name: str
@@ -55,7 +63,13 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class CanonicalMessage:
-    """A message in the form that identifies it and crosses the queue, and the hashes of its images in order."""
+    """A message in canonical form.
+
+    Attributes:
+        message: the message itself, as it crosses the queue.
+        digest: a hash that identifies the message.
+        image_hashes: the hashes of its images, in order.
+    """
 
     message: Message
     digest: bytes
@@ -69,9 +83,12 @@ class CanonicalMessage:
 def canonicalise(
     messages: Sequence[Any], image_positions: Iterable[tuple[int, int, str]], *, first_index: int = 0
 ) -> list[CanonicalMessage]:
-    """The canonical forms of prepared messages; `image_positions` are (message index, part index, hash), in order.
+    """Return the canonical forms of prepared messages.
 
-    `first_index` is the place of the first of these messages in their conversation, for whoever reads an error.
+    Args:
+        messages: the messages, whose images are prepared.
+        image_positions: (message index, part index, hash) of each image, in order.
+        first_index: the place of the first of these messages in their conversation, for the texts of errors.
 
     Raises:
         MessageError: no template can render one of them; the text says which.
@@ -86,10 +103,10 @@ def canonicalise(
 
 
 def digest_tools(tools: Sequence[Mapping[str, Any]] | None) -> bytes:
-    """Identifies a set of tool schemas; the tools belong to a conversation's root.
+    """Return a hash that identifies a set of tool schemas; the tools belong to the root of a conversation.
 
     Raises:
-        MessageError: they are not JSON, of which a template writes them.
+        MessageError: the schemas are not JSON, so no template can write them.
     """
     try:
         return _json_digest(list(tools)) if tools else b""
@@ -98,34 +115,34 @@ def digest_tools(tools: Sequence[Mapping[str, Any]] | None) -> bytes:
 
 
 class CanonicalMessageCache:
-    """The messages of one rollout that were looked at before: a conversation comes again, and longer, at every turn.
+    """The canonical forms of messages that one rollout sent before, because every turn repeats the conversation so far.
 
-    A message is known by being the same object with the same content. A snapshot of that content is kept, so that a
-    message which was changed in place since is looked at anew.
+    A message is known if it is the same object with the same content. A snapshot of this content is kept, so that a
+    message that was changed in place is not taken for the old one.
     """
 
     _MAX_ENTRIES = 8192
 
     def __init__(self) -> None:
-        # The message is kept, too: as long as it lives, no other object can have its identity.
+        # The message itself is kept too: while it lives, no other object can have the same `id()`.
         self._entries: dict[int, tuple[Any, Any, CanonicalMessage]] = {}
 
     def known_prefix(self, messages: Sequence[Any]) -> list[CanonicalMessage]:
-        """The canonical forms of a conversation's first messages, up to the first that is not as it was."""
+        """Return the canonical forms of the first messages, up to the first that is new or changed."""
         entries = []
         for message in messages:
             entry = self._entries.get(id(message))
             if entry is None:
                 break
             entries.append(entry)
-        # All at once, because a whole conversation is compared at every turn.
+        # All at once, because every turn compares a whole conversation.
         snapshots = [snapshot for _, snapshot, _ in entries]
         if list(messages[: len(entries)]) != snapshots:
             entries = entries[: list(map(ne, messages, snapshots)).index(True)]
         return [canonical for _, _, canonical in entries]
 
     def add(self, message: Any, canonical: CanonicalMessage) -> None:
-        """Remember a message as it is now."""
+        """Remember a message with its present content."""
         try:
             snapshot = _copy_plain_data(message)
         except TypeError:
@@ -136,7 +153,7 @@ class CanonicalMessageCache:
 
 
 def _copy_plain_data(value: Any) -> Any:
-    """A copy that shares only what cannot change. Raises TypeError for an object that is not plain data."""
+    """Return a copy that shares only immutable values. Raises TypeError for an object that is not plain data."""
     if isinstance(value, str | int | float | None):
         return value
     if type(value) is dict:
@@ -158,7 +175,7 @@ def _canonicalise_message(index: int, message: Any, hashes_by_part: Mapping[int,
             raise MessageError(
                 f"messages[{index}].{key} is a {type(canonical_message[key]).__name__}; expected a string."
             )
-    # An assistant that only calls tools says None in some dialects and nothing in others.
+    # For an assistant that only calls tools, the content is None in some dialects and missing in others.
     content = canonical_message.setdefault("content", "")
     image_hashes: tuple[str, ...] = ()
     if isinstance(content, Sequence) and not isinstance(content, str):
@@ -177,7 +194,7 @@ def _canonicalise_message(index: int, message: Any, hashes_by_part: Mapping[int,
         )
     try:
         if "tool_calls" in canonical_message:
-            # A copy, which stays what was rendered, whatever the environment does with its own meanwhile.
+            # A copy stays what was rendered, even if the environment changes its own object later.
             canonical_message["tool_calls"] = orjson.loads(orjson.dumps(canonical_message["tool_calls"]))
         digest = _json_digest(
             _with_parsed_arguments(canonical_message) if "tool_calls" in canonical_message else canonical_message
@@ -188,7 +205,7 @@ def _canonicalise_message(index: int, message: Any, hashes_by_part: Mapping[int,
 
 
 def _canonical_parts(location: str, part: Any, remaining_hashes: Iterator[str]) -> Iterator[Message]:
-    """The texts and images of a part, in order; those of a tool's result are nested in it."""
+    """Yield the texts and images of a part, in order; those of a tool's result are nested in it."""
     if isinstance(part, str):
         yield {"type": "text", "text": part}
         return
@@ -213,7 +230,10 @@ def _get_field(part: Any, name: str) -> Any:
 
 
 def _with_parsed_arguments(message: Message) -> Message:
-    """Tool calls whose arguments are an object; some dialects write it as JSON text, and mean the same call."""
+    """Return the message with parsed arguments of its tool calls.
+
+    Some dialects write the arguments as an object, others as JSON text, and mean the same call.
+    """
     return {**message, "tool_calls": [_parse_call_arguments(call) for call in message["tool_calls"]]}
 
 

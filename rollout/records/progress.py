@@ -1,10 +1,10 @@
-"""How far the trainer is, told to whoever starts rollouts, over a queue like any other.
+"""How far the trainer is: the trainer sends its progress to a launch, over a queue like any other.
 
-    async with ProgressPublisher("file:///data/run7/control/color_codeword") as progress:
-        await progress.publish(Progress(version=3, consumed=192, discarded=2))
+    async with ProgressPublisher("file:///data/run7/control/color_codeword") as publisher:
+        await publisher.publish(TrainerProgress(version=3, consumed=192, discarded=2))
 
-A queue, because it reaches other machines by the same URL schemes as the records do. The newest record is never acked:
-an orchestrator that starts anew begins with it.
+It is a queue, because a queue reaches other machines by the same URL schemes as the records do. The newest record is
+never acked, so that a launch that starts again begins with it.
 """
 
 from dataclasses import asdict, dataclass
@@ -27,10 +27,10 @@ class TrainerProgress:
     """The trainer's state, counted from the beginning of the run.
 
     Attributes:
-        version: of the weights that the engines have now.
-        consumed: rollouts of this environment that have gone into a training step.
-        discarded: those that the trainer received and will not train on: failed, abandoned, too stale.
-        pushed: whether the engines call their weights by this version, so that one which does not has missed it.
+        version: the version of the weights that the engines have now.
+        consumed: how many rollouts of this environment went into a training step.
+        discarded: how many the trainer received and will not train on: failed, abandoned or too stale.
+        pushed: whether the trainer loaded these weights into the engines; an engine with another version missed them.
     """
 
     version: int = 0
@@ -40,7 +40,7 @@ class TrainerProgress:
 
 
 class ProgressPublisher:
-    """The trainer's side. Publish once at the start too, so that a restarted trainer is believed at once."""
+    """The trainer's side. Publish once at the start too, so that the state of a restarted trainer is known at once."""
 
     def __init__(self, url: str) -> None:
         self._queue = open_queue(url)
@@ -58,7 +58,7 @@ class ProgressPublisher:
 
 
 class ProgressFollower:
-    """The orchestrator's side: `latest` is what was published last."""
+    """The launch's side: `latest` is what was published last."""
 
     def __init__(self, queue: Queue) -> None:
         self.latest = TrainerProgress()
@@ -66,7 +66,7 @@ class ProgressFollower:
         self._unacked_delivery: Delivery | None = None
 
     async def poll(self, *, timeout: float) -> bool:
-        """Take in what is new; whether anything was."""
+        """Read the next record, and return whether there was a valid one."""
         delivery = await self._queue.receive(timeout=timeout)
         if delivery is None:
             return False

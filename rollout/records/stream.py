@@ -1,4 +1,4 @@
-"""One attempt's records, numbered and digested in order, on their way to the trajectories queue."""
+"""The stream of one attempt's records to the trajectories queue: numbered in order, with a digest of the steps."""
 
 import asyncio
 import time
@@ -27,12 +27,22 @@ _PUT_TIMEOUT = 60.0
 
 
 class RolloutOver(RolloutError):
-    """An environment goes on with a rollout that has its finished record, or lost a step."""
+    """An environment goes on with a rollout that has its finished record, or that lost a step."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptId:
-    """One rollout: the `sample`-th of its task. All samples of a task are its group."""
+    """One attempt at a rollout.
+
+    Attributes:
+        run: the run's id.
+        environment: the name of the environment in the run.
+        group: the id of the task; all rollouts of a task are its group.
+        rollout: the rollout's id.
+        sample: the number of the rollout in its group, from 0 on.
+        group_size: how many rollouts the group has.
+        attempt: the number of the attempt, from 1 on.
+    """
 
     run: str
     environment: str
@@ -44,7 +54,7 @@ class AttemptId:
 
 
 class RolloutStream:
-    """Numbers records when they are made, without waiting, so that turns in parallel cannot swap numbers."""
+    """Puts the records of one attempt. A record gets its number at once, so that parallel turns cannot swap numbers."""
 
     def __init__(self, queue: Queue, rollout_id: AttemptId) -> None:
         self.attempt_id = rollout_id
@@ -84,11 +94,13 @@ class RolloutStream:
         await self._put(encode_record(record), record)
 
     def put_step(self, step: Step) -> Coroutine[Any, Any, None]:
-        """Count a step at once, so that a finished record made meanwhile knows it; await what is returned to put it.
+        """Count a step at once, and return a coroutine that puts it.
+
+        It is counted at once, so that a finished record that is made in between includes it.
 
         Raises:
-            RecordError: it cannot be encoded. It is the last: the trace holds its nodes, and a later step could hang
-                from what no trainer ever saw.
+            RecordError: the step cannot be encoded. No step may follow: the trace contains the nodes of this one, and
+                a later step could have a parent that no trainer ever saw.
         """
         try:
             frames = encode_record(step)
@@ -120,12 +132,12 @@ class RolloutStream:
             digest=self._steps_digest.digest(),
             seconds=time.monotonic() - self._started_at,
         )
-        self.finished_record = record  # also where its put is cancelled, which does not keep it from arriving
+        self.finished_record = record  # set before the put, because a put that is cancelled may still arrive
         await self._put(encode_record(record), record)
         return record
 
     def require_open(self) -> None:
-        """Raises RolloutOver once there is a finished record, or a step that could not be recorded."""
+        """Raise RolloutOver if there is a finished record, or a step that could not be encoded."""
         self._require_unfinished()
         if self._encoding_error is not None:
             raise RolloutOver(
@@ -167,11 +179,11 @@ class RolloutStream:
 
 
 async def _put_despite_cancellation(put_record: Coroutine[Any, Any, None]) -> None:
-    """Wait for a record, also where the caller is cancelled: a number that is missing would be a gap, and what the
-    trace holds, later turns build on.
+    """Wait until a record is put, even if the caller is cancelled.
 
-    In a task of its own, for the environment may cancel a turn in any way and more than once: a scope of anyio's is
-    shielded against by a scope, `asyncio.wait_for` only so.
+    A missing number would be a gap, and later turns build on the nodes that the trace already contains. The put runs in
+    a task of its own, because the environment may cancel a turn in any way and more than once. A shielded scope helps
+    only against scopes of anyio; against `asyncio.wait_for`, only a separate task helps.
     """
     cancellation: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):

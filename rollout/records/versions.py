@@ -1,31 +1,31 @@
-"""What versions of the policy are called, whether one will do where another is asked for, and how it takes over.
+"""The names of the policy's versions, and whether one version satisfies the request for another.
 
-A version is named by the number that its name ends with. Two kinds of names have none, and satisfy nothing but
-themselves: that of an engine which nobody has told its version yet, and that of one whose weights are being replaced.
+The number of a version is the number at the end of its name. Two kinds of names have no number, and satisfy only
+themselves: that of an engine that does not know its version yet, and that of an engine whose weights are replaced now.
 """
 
 import re
 from typing import Literal
 
 OnUpdate = Literal["keep", "wait", "abort"]
-"""What becomes of requests in flight: they go on with the new weights, they finish first, or they are begun anew."""
+"""What happens to requests in flight at an update: they go on with the new weights, finish first, or start again."""
 
 _TRAILING_NUMBER = re.compile(r"\d+$")
 
 
 def version_number(version: str) -> int | None:
-    """The number that a version's name ends with: 7 of "7", "step-7" and "weights/v0007"."""
+    """Return the number at the end of a version's name: 7 for "7", "step-7" and "weights/v0007"; None without one."""
     match = _TRAILING_NUMBER.search(version)
     return int(match[0]) if match else None
 
 
 def loading_version(version: str) -> str:
-    """What an engine's weights are called while they are replaced by those of `version`: the name of no version."""
+    """Return what an engine's weights are called while those of `version` replace them; no version has this name."""
     return f"{version}-loading"
 
 
 def version_satisfies(actual: str | None, required: str) -> bool:
-    """Whether weights of the version `actual` will do where `required` is asked for: the same one, or a newer one."""
+    """Return whether `actual` is the required version or a newer one."""
     if actual is None or actual == required:
         return actual is not None
     actual_number, required_number = version_number(actual), version_number(required)

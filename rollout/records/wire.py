@@ -1,11 +1,11 @@
-"""The records on the trajectories queue, as they travel: versioned msgpack maps, with nothing sent twice.
+"""The wire form of the records on the trajectories queue: versioned msgpack maps in which nothing is sent twice.
 
     frames = encode_record(step)
     step = decode_record(frames)
 
-A step's nodes share one array of token ids. Images are named by the bytes of their hash; of an asset's file name only
-what the hash does not say is sent. A record of a newer minor version keeps its unknown fields in `extra`; a newer major
-version is refused, and so is whatever is torn, too large, or carries pixels.
+The nodes of a step share one array of token ids. Images are named by the bytes of their hash; of an asset's file name,
+only the part that does not follow from the hash is sent. A record of a newer minor version keeps its unknown fields in
+`extra`. Records of a newer major version, and records that are damaged, too large or contain pixels, are refused.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,17 +43,17 @@ SCHEMA = 101
 """Major version times 100 plus minor version."""
 
 _DEFAULT_PROMPT_SOURCE, _DEFAULT_FINISH_REASON = PromptSource.BRIDGE, FinishReason.STOP
-"""What most steps would say of themselves, and therefore leave out."""
+"""The values that most steps have; a step with these values leaves them out."""
 
 _HEADER_FIELD_TYPES = (str, str, str, str, int, int)
-"""What the fields of a header are, in their order."""
+"""The types of a header's fields, in their order."""
 
 _MICROSECONDS_PER_SECOND = 1_000_000
 _T = TypeVar("_T")
 
 
 def encode_record(record: Record) -> Frames:
-    """The frames of a record. Raises RecordError if it holds a processed tensor or cannot be encoded."""
+    """Encode a record. Raises RecordError if it contains a processed tensor or cannot be encoded."""
     try:
         match record:
             case Step():
@@ -69,7 +69,7 @@ def encode_record(record: Record) -> Frames:
 
 
 def decode_record(frames: Sequence[bytes | memoryview]) -> Record:
-    """The record in these frames. Raises RecordError, whatever the bytes are."""
+    """Decode a record. Raises RecordError, and nothing else, if the bytes are no valid record."""
     try:
         wire = decode(frames)
     except CodecError as error:
@@ -198,7 +198,7 @@ def _decode_step(wire: dict[str, Any]) -> Step:
 
 
 def _encode_nodes(nodes: Sequence[NodeRecord]) -> dict[str, Any]:
-    """Only the last node of a step may be sampled: its log-probs say how many of its tokens were."""
+    """Encode the nodes. Only the last may be sampled: the number of its log-probs says how many of its tokens were."""
     answer_run = nodes[-1].run
     if any(node.run.sampled_from < len(node.run.ids) for node in nodes[:-1]):
         raise RecordError("a step's nodes before its answer were not sampled in it, and have no log-probs")
@@ -245,7 +245,7 @@ def _decode_sparse(wire: dict[str, Any], key: str) -> dict[int, list[Any]]:
 
 
 def _decode_image_slots(message: Message, offsets_and_lengths: Sequence[Any]) -> tuple[ImageSlot, ...]:
-    """Where the images of a message are: as many places as it names images."""
+    """Return the image slots of a message; there must be as many positions as it names images."""
     content = message["content"]
     parts = () if isinstance(content, str) else content
     hashes = [part["hash"] for part in parts if isinstance(part, dict) and "hash" in part]
@@ -260,7 +260,7 @@ def _decode_image_slots(message: Message, offsets_and_lengths: Sequence[Any]) ->
 
 
 def _encode_message(message: Message) -> Message:
-    """Parts without their type: text as text, an image as the bytes of its hash."""
+    """Encode the parts of a message without their type: a text as text, an image as the bytes of its hash."""
     content = message["content"]
     return message if isinstance(content, str) else {**message, "content": [_encode_part(part) for part in content]}
 
@@ -288,7 +288,7 @@ def _decode_part(part: Any) -> Any:
 
 
 def _encode_image(mm_hash: str, descriptor: Mapping[str, Any]) -> list[Any]:
-    """The hash, the family's payload, and where the image is: a URI, or how its file's name goes on after the hash."""
+    """Encode the hash, the payload, and where the image is: a URI, or the part of its file name after the hash."""
     reject_processed(descriptor, "images")
     if "raw_uri" in descriptor:
         return [bytes.fromhex(mm_hash), descriptor["payload"], descriptor["raw_uri"]]
@@ -297,7 +297,7 @@ def _encode_image(mm_hash: str, descriptor: Mapping[str, Any]) -> list[Any]:
 
 
 def _decode_image(entry: list[Any]) -> tuple[str, dict[str, Any]]:
-    """An image's part of its descriptor, checked as if it had been built here; the start's layout is the rest."""
+    """Decode and check an image's own part of its descriptor; `layout` in the started record has the shared part."""
     hash_bytes, payload, uri_or_suffix, *extension = entry
     mm_hash: str = hash_bytes.hex()
     reject_processed(payload, "images.payload")
@@ -343,7 +343,7 @@ _DECODERS: dict[str, Callable[[dict[str, Any]], Record]] = {
 
 
 def _encode_sparse(lists: Sequence[list[int]]) -> list[Any] | None:
-    """Those that are not empty, each after its place."""
+    """Return the lists that are not empty, each after its index."""
     return [entry for index, numbers in enumerate(lists) if numbers for entry in (index, numbers)] or None
 
 

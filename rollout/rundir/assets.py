@@ -1,7 +1,7 @@
-"""Looking after the images of a run on disk: what is there, whether it is still itself, and what nobody needs.
+"""The images of a run on disk: how many there are, whether they are damaged, and which of them nobody needs.
 
-A run holds a shared lock on `run.lock` for as long as any of its processes lives; collecting garbage takes the lock
-for itself, and so can neither start while the run is held nor have a run start under its hands.
+Every process of a run holds a shared lock on `run.lock` while it lives. Garbage collection takes the lock exclusively:
+it cannot start while a process holds the lock, and no process of the run can start while it works.
 """
 
 import fcntl
@@ -22,12 +22,19 @@ RUN_LOCK_FILE = "run.lock"
 
 
 class RunHeldError(RolloutError):
-    """The run directory is in use by a process that must be left alone."""
+    """A process uses the run directory and must not be disturbed."""
 
 
 @dataclass(frozen=True, slots=True)
 class AssetStats:
-    """What is in an image directory; `foreign` counts the files that are not assets by name."""
+    """What is in an image directory.
+
+    Attributes:
+        files: how many assets there are.
+        n_bytes: their bytes together.
+        by_extension: how many assets have each file name extension.
+        foreign: how many other files there are, whose names are not those of assets.
+    """
 
     files: int
     n_bytes: int
@@ -37,7 +44,12 @@ class AssetStats:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """How many assets were read, and which of them are no longer what their names say."""
+    """The result of a check of all assets.
+
+    Attributes:
+        checked: how many assets were read.
+        problems: one error for each asset whose content does not match the hash in its name.
+    """
 
     checked: int
     problems: tuple[AssetError, ...]
@@ -45,7 +57,15 @@ class VerifyReport:
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What garbage collection removed (or would have, on a dry run), and why it kept the rest."""
+    """What garbage collection removed, or would have removed on a dry run, and why it kept the rest.
+
+    Attributes:
+        removed: the file names of the removed assets.
+        bytes_removed: their bytes together.
+        kept_referenced: how many assets were kept because a record refers to them.
+        kept_young: how many were kept because they are younger than the grace time.
+        dry_run: whether nothing was removed in fact.
+    """
 
     removed: tuple[str, ...]
     bytes_removed: int
@@ -56,7 +76,7 @@ class GcReport:
 
 @contextmanager
 def hold_run_lock(run_directory: Path) -> Iterator[None]:
-    """Hold a run directory for as long as one of the run's processes works in it; any number may hold it at once.
+    """Hold a run directory while one of the run's processes works in it; any number may hold it at once.
 
     Raises:
         RunHeldError: its garbage is being collected.

@@ -1,14 +1,14 @@
-"""Who began which attempt at a rollout, and how the rollout ended: one small file each in the run's directory.
+"""Which attempts at a rollout started, and how the rollout ended: one small file for each in the run's directory.
 
-    <rollout>.<n>            attempt n was begun; created exclusively, so that no two attempts share a number
+    <rollout>.<n>            attempt n started; created exclusively, so that no two attempts share a number
     <rollout>.<n>.returned   its worker gave it back unfinished, on purpose: it does not count against `max_attempts`
-    <rollout>.<n>.failed     the infrastructure failed it, and its worker lived to tell
-    <rollout>.done           the rollout's finished record was accepted; a link to the claim, which tells the outcome
+    <rollout>.<n>.failed     the infrastructure failed it, and its worker reported this
+    <rollout>.done           the rollout's finished record was accepted; a link to the claim, which contains the outcome
 
-It is a directory, and not a record on the tasks queue, because the run's directory is shared by all workers of a run
-anyway (their images lie there), because exclusive creation is all that it asks of a file system, and because it then
-goes by the rollout and not by the record: an order that was sent twice still never has two attempts with one number.
-Any queue does for the tasks.
+Claims are files, and not records on the tasks queue, for three reasons. All workers of a run share its directory
+anyway, because their images are there. A file system needs to offer no more than exclusive creation. And a claim
+belongs to the rollout, not to the record: even an order that was sent twice never has two attempts with one number.
+So any queue will do for the tasks.
 """
 
 import hashlib
@@ -33,7 +33,13 @@ class ClaimsError(RolloutError):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An attempt that is ours to play. `attempts_used` attempts have begun that count, this one included."""
+    """An attempt that belongs to the worker that claimed it.
+
+    Attributes:
+        rollout_id: the rollout.
+        attempt_number: the number of the attempt, from 1 on.
+        attempts_used: how many attempts count against `max_attempts`, this one included.
+    """
 
     rollout_id: str
     attempt_number: int
@@ -46,7 +52,7 @@ class AttemptHistory:
 
     Attributes:
         attempts_used: how many attempts count against `max_attempts`.
-        unreported_attempts: how many of them have a worker that vanished without a report.
+        unreported_attempts: how many attempts are without a report of their end: they still run, or their worker died.
     """
 
     attempts_used: int
@@ -55,7 +61,21 @@ class AttemptHistory:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a rollout ended, for summaries; the truth about it is on the trajectories queue."""
+    """How a rollout ended, for summaries; the records on the trajectories queue are what counts.
+
+    Attributes:
+        rollout: the rollout's id.
+        group: the id of its task.
+        attempt: the number of the attempt that finished.
+        status: the status in its finished record, see `RolloutStatus`.
+        reward: its reward; None if it has none.
+        turns: how many turns it had.
+        images: how many different images it had.
+        tokens: how many tokens the policy sampled in it.
+        error: the type and the message of its error; None if it has none.
+        traceback: the traceback of an error of the environment or the engine; None if there is none.
+        metrics: the metrics of its score.
+    """
 
     rollout: str
     group: str
@@ -85,7 +105,7 @@ class Claims:
         return self._path(rollout_id, "done").exists()
 
     def attempt_history(self, rollout_id: str) -> AttemptHistory:
-        """What became of the attempts that were begun."""
+        """Return what became of the attempts that started."""
         endings = list(self._attempt_endings(rollout_id))
         return AttemptHistory(len(endings) - endings.count("returned"), endings.count(None))
 
@@ -101,15 +121,15 @@ class Claims:
             return Claim(rollout_id, number, number - endings.count("returned"))
 
     def mark_returned(self, claim: Claim) -> None:
-        """Say that the attempt was given up on purpose, and that its failure says nothing about the rollout."""
+        """Note that the worker gave the attempt up on purpose, which says nothing against the rollout."""
         self._mark_ended(claim, "returned")
 
     def mark_failed(self, claim: Claim) -> None:
-        """Say that the infrastructure failed the attempt, and that it is not what killed its worker."""
+        """Note that the infrastructure failed the attempt, and that the attempt did not kill its worker."""
         self._mark_ended(claim, "failed")
 
     def record_outcome(self, outcome: Outcome) -> None:
-        """Record the outcome; the first one stays. To be called once the finished record is accepted."""
+        """Record the outcome; the first one stays. Call it once the finished record is accepted."""
         claim_path = self._path(outcome.rollout, str(outcome.attempt))
         try:
             claim_path.write_bytes(orjson.dumps(asdict(outcome)))
@@ -131,14 +151,14 @@ class Claims:
         return self.new_outcomes(set())
 
     def new_outcomes(self, seen_names: set[str]) -> Iterator[Outcome]:
-        """Every rollout that is done and did not come before for the same `seen_names`, which takes note of it."""
+        """Yield every rollout that is done and not yet in `seen_names`, and add it to them."""
         for entry in os.scandir(self._directory):
             if entry.name.endswith(".done") and entry.name not in seen_names:
                 yield _read_outcome(Path(entry.path))
                 seen_names.add(entry.name)
 
     def _attempt_endings(self, rollout_id: str) -> Iterator[str | None]:
-        """For each attempt that was begun, what was said of its end."""
+        """Yield for each attempt that started how it ended; None without a report."""
         number = 1
         while self._path(rollout_id, str(number)).exists():
             markers = (
@@ -154,7 +174,7 @@ class Claims:
     def _create_exclusively(self, path: Path) -> None:
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-            # A number that a power cut makes us use again would mix the records of two attempts.
+            # If a number were used again after a power cut, the records of two attempts would be mixed.
             directory_fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(directory_fd)

@@ -1,15 +1,15 @@
-"""The directory of a run: what lies where in it, and who holds it.
+"""The directory of a run: what is where in it, and who holds it.
 
 assets/images/            the run's images, by content
-claims/<environment>/     who began which attempt, and how each rollout ended
-tasks/<environment>/      the orders, where queue.tasks is not elsewhere
-trajectories/             the records, where queue.url is not elsewhere
-control/<environment>/    the trainer's progress, where queue.control is not elsewhere
+claims/<environment>/     which attempts started, and how each rollout ended
+tasks/<environment>/      the orders, unless queue.tasks is elsewhere
+trajectories/             the records, unless queue.url is elsewhere
+control/<environment>/    the trainer's progress, unless queue.control is elsewhere
 policy/                   the weights that the trainer published last
 log.jsonl, workers/       logs
-metrics/                  who serves metrics where, and the last of them
+metrics/                  where each process serves its metrics, and the last values of those that ended
 ended                     there once every rollout of the run has ended; workers that joined it leave
-run.lock                  held by every process of the run, so that nothing is cleared away under it
+run.lock                  held by every process of the run, so that nothing is removed while it works
 launch.lock               held by the one `rollout run` or `rollout launch` of it
 """
 
@@ -40,7 +40,7 @@ class RunDirectoryError(RolloutError):
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """A run, by where it lies."""
+    """A run, named by its directory."""
 
     path: Path
 
@@ -69,11 +69,11 @@ class RunDirectory:
         return self.path / "claims" / environment
 
     def queue_url(self, template: str, environment: str) -> str:
-        """A queue's URL with this run and that environment filled in."""
+        """Return a queue's URL with this run and that environment filled in."""
         return template.replace("{run_dir}", quote(str(self.path))).replace("{environment}", environment)
 
     def create(self) -> None:
-        """See that it is there. Any number of processes may do so together."""
+        """Make the directory if it is not there. Several processes may do so at the same time."""
         try:
             for directory in (self.images_path, self.path / "workers"):
                 directory.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.path}: the run's directory cannot be made: {error.strerror}.") from None
 
     def save_config(self, config: Config, file_name: str) -> None:
-        """Write down everything that a configuration came to, defaults included, and the passwords of queues not."""
+        """Write down the whole configuration, with all defaults but without the passwords of queues."""
         values = config.to_dict()
         values["queue"] = {key: without_password(url) for key, url in values["queue"].items()}
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -92,10 +92,11 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory, so that nothing is cleared away under a run and no other run begins in it.
+        """Hold the directory, so that nothing is removed while the run goes on and no other run starts in it.
 
         Raises:
-            RunHeld: another process holds it.
+            RunAlreadyActive: another `rollout run` or `rollout launch` runs in it.
+            RunHeldError: its garbage is being collected.
         """
         with hold_run_lock(self.path), (self.path / "launch.lock").open("ab") as lock_file:
             try:

@@ -1,4 +1,4 @@
-"""Which configurations a launch was begun with, written into the run's directory, so that it can be continued."""
+"""The configurations that a launch started with, written into the run's directory, so that it can be continued."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,18 @@ _FIXED_SECTIONS = ("environment", "tasks")
 
 
 class CannotResume(ConfigurationError):
-    """There is no launch in this directory, or it was begun with other tasks."""
+    """There is no launch in this directory, or it started with other tasks."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
-    """One configuration of a launch, by the file and the overrides that every worker reads it from again."""
+    """One launch configuration; every worker reads it again from the file and the overrides.
+
+    Attributes:
+        file: the absolute path of the YAML file.
+        overrides: the `KEY=VALUE` texts that change keys of the file.
+        config: the checked configuration that results.
+    """
 
     file: Path
     overrides: tuple[str, ...]
@@ -33,7 +39,7 @@ class LaunchConfig:
 def create_run(
     files: Sequence[Path], overrides: Sequence[str], run_path: Path | None = None
 ) -> tuple[RunDirectory, list[LaunchConfig]]:
-    """A new run of these configurations, in a directory of its own, or in that one."""
+    """Start a new run of these configurations, in the directory `run_path`, or else in a new one."""
     launch_configs = load_launch_configs(files, overrides)
     if run_path is None:
         name = "-".join(launch_config.config.run.name for launch_config in launch_configs)
@@ -41,25 +47,26 @@ def create_run(
     else:
         directory = RunDirectory(run_path.resolve())
         directory.create()
-    for member in launch_configs:
-        directory.save_config(member.config, f"{member.config.run.name}.yaml")
+    for launch_config in launch_configs:
+        directory.save_config(launch_config.config, f"{launch_config.config.run.name}.yaml")
     entries = [
-        {"file": str(m.file), "overrides": m.overrides, "environment": m.config.run.name} for m in launch_configs
+        {"file": str(item.file), "overrides": item.overrides, "environment": item.config.run.name}
+        for item in launch_configs
     ]
     draft_path = directory.path / f"{_MANIFEST_NAME}.draft"
     try:
         draft_path.write_bytes(orjson.dumps(entries, option=orjson.OPT_INDENT_2))
-        draft_path.rename(directory.path / _MANIFEST_NAME)  # last, and whole: from here on the run can be continued
+        draft_path.rename(directory.path / _MANIFEST_NAME)  # last and at once: now the run can be continued
     except OSError as error:
         raise RunDirectoryError(f"{directory.path / _MANIFEST_NAME} cannot be written: {error.strerror}.") from None
     return directory, launch_configs
 
 
 def load_launch_configs(files: Sequence[Path], overrides: Sequence[str]) -> list[LaunchConfig]:
-    """The configurations of one run.
+    """Load the launch configurations of one run.
 
     Raises:
-        ConfigError: one of them is not usable.
+        ConfigFileError: one of them is not usable.
         ConfigurationError: two have the same name.
     """
     launch_configs = [LaunchConfig(file.resolve(), tuple(overrides), load_config(file, overrides)) for file in files]
@@ -80,10 +87,10 @@ def can_resume(path: Path) -> bool:
 def resume_run(
     path: Path, overrides: Sequence[str], files: Sequence[Path] = ()
 ) -> tuple[RunDirectory, list[LaunchConfig]]:
-    """The run in a directory, to be continued. More overrides may change anything but its tasks.
+    """Return the run in a directory, to be continued. More overrides may change anything but its tasks.
 
     Raises:
-        CannotResume: there is none, it has other tasks, or, where files are named, it was begun with others.
+        CannotResume: there is no run, its tasks changed, or it started with other files than those given.
     """
     directory = RunDirectory(path.resolve())
     try:

@@ -1,7 +1,7 @@
-"""What the rollouts of one environment came to, read from a run's claims a little at a time.
+"""How the rollouts of one environment ended, read from a run's claims a little at a time.
 
-It is exact whoever was killed, includes what earlier launches of the run have finished, and counts workers that others
-have started on other machines.
+The totals stay exact when processes are killed. They include what earlier launches of the run finished, and what
+workers finished that others started on other machines.
 """
 
 import threading
@@ -12,12 +12,22 @@ from dataclasses import dataclass, field
 from rollout.rundir.claims import Claims, Outcome
 
 _PAUSE_FACTOR = 20
-"""Reading claims takes at most one part of so many of the time, however many there are and however often one asks."""
+"""Reading claims takes at most this fraction of the time, 1 / _PAUSE_FACTOR, however many claims there are."""
 
 
 @dataclass(slots=True)
 class OutcomeTotals:
-    """As of the last look."""
+    """The totals as of the last `refresh`.
+
+    Attributes:
+        claims: the claims that are read.
+        status_counts: how many rollouts ended with each status.
+        reward_sum: the sum of the rewards.
+        reward_count: how many rollouts have a reward.
+        turns: the turns of the rollouts that ended.
+        tokens: the tokens that the policy sampled in them.
+        images: the different images in them, counted for each rollout.
+    """
 
     claims: Claims
     status_counts: Counter[str] = field(default_factory=Counter)
@@ -35,7 +45,7 @@ class OutcomeTotals:
         return self.status_counts.total()
 
     def refresh(self) -> None:
-        """Take in what is new. Several threads may ask at once."""
+        """Add the rollouts that ended since the last call. Several threads may call it at once."""
         with self._refresh_lock:
             started = time.monotonic()
             if started < self._next_refresh:

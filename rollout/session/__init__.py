@@ -1,1 +1,1 @@
-"""One conversation with the policy: its session, its prompts, the trace of what is known, and its images."""
+"""One conversation with the policy: its session, its prompts, its trace and its images."""

@@ -1,7 +1,7 @@
 """The images of one rollout: how each is sent, how many tokens it becomes, and what its record says.
 
-An image is known by its hash. Its locator crosses the queue once, with the step that introduces it; every request names
-it again.
+An image is identified by its hash. Where it is crosses the queue once, with the step that introduces it; every request
+names it again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,14 +24,14 @@ class _ImageEntry:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """What the queue is told of it: its layout, and where it lies."""
+        """What the step says about the image: its layout, and where it is."""
         url = self.reference.url
         source = {"raw_image_id": url.rpartition("/")[2]} if self.reference.is_file else {"raw_uri": url}
         return {"payload": self.reference.payload, **source}
 
 
 class ImageTable:
-    """Grows with every turn, and forgets nothing: an image that left by compaction may return."""
+    """Grows with every turn and forgets nothing, because an image that a compaction removed may come again."""
 
     def __init__(self, geometry: Geometry | None) -> None:
         self._geometry = geometry
@@ -43,7 +43,7 @@ class ImageTable:
         return len(self._sent_hashes)
 
     def add(self, images: Sequence[PreparedImage], *, first_index: int) -> None:
-        """Take in the images of the messages from `first_index` on.
+        """Add the images of the messages from `first_index` on.
 
         Raises:
             MessageError: the model reads text only.
@@ -65,11 +65,11 @@ class ImageTable:
         return self._entries[mm_hash].token_count
 
     def references(self, placeholders: Iterable[Placeholder]) -> tuple[ImageRef, ...]:
-        """One reference for each placeholder: an image that occurs twice is there twice."""
+        """Return one reference for each placeholder; an image that occurs twice has two."""
         return tuple(self._entries[placeholder.hash].reference for placeholder in placeholders)
 
     def take_new_records(self, nodes: Iterable[Node]) -> dict[str, Mapping[str, Any]]:
-        """The records of the images that these nodes bring and no step brought before."""
+        """Return the records of the images in these nodes that no earlier step described."""
         new_hashes = dict.fromkeys(
             slot.hash for node in nodes for slot in node.run.images if slot.hash not in self._sent_hashes
         )
@@ -79,6 +79,6 @@ class ImageTable:
 
 @lru_cache(maxsize=1024)
 def _layout_payload_and_tokens(geometry: Geometry, width: int, height: int) -> tuple[Mapping[str, Any], int]:
-    """The layout as a descriptor tells it, the same object for all images of a size, and how many tokens it takes."""
+    """Return the layout as a descriptor has it, the same object for all images of a size, and its number of tokens."""
     layout = geometry.layout(width=width, height=height)
     return geometry.payload(layout), layout.tokens

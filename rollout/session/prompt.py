@@ -1,8 +1,8 @@
-"""From a conversation to the prompt of a turn: what of it is known, and which tokens the rest adds.
+"""From a conversation to the prompt of a turn: which part of it is known, and which tokens the rest adds.
 
-The tokens of a known beginning are used as they are, up to the last answer that the policy sampled there; what follows
-is bridged. Where that cannot be proven right, the whole conversation is rendered, and the reason is kept. Either way
-every message has tokens of its own, so that the trace shares whatever turns out to be the same.
+The tokens of a known prefix are used as they are, up to the last answer that the policy sampled in it. What follows is
+bridged. If a bridge cannot be proven right, the whole conversation is rendered, and the reason is recorded. In both
+cases every message has tokens of its own, so that the trace shares the messages that are the same.
 """
 
 from collections import OrderedDict
@@ -30,25 +30,31 @@ from rollout.session.image_table import ImageTable
 from rollout.session.trace import ROOT, DraftNode, PrefixMatch, Trace
 
 _MAX_CACHED_PATHS = 4
-"""Branches of a rollout whose joined tokens are kept, to be extended; any other one is joined again."""
+"""For how many branches of a rollout the joined tokens are kept; those of another branch are joined again."""
 
 
 def summarize_prompt_sources(counts: Mapping[PromptSource, int]) -> str:
-    """How many prompts were bridged, and how many rendered for which reason, as one line."""
+    """Return one line that says how many prompts were bridged, and how many were rendered for which reason."""
     reasons = (f"{source}={counts.get(source, 0)}" for source in PromptSource if source is not PromptSource.BRIDGE)
     return f"bridge: {counts.get(PromptSource.BRIDGE, 0)}, rendered: {' '.join(reasons)}"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPath:
-    """The tokens from a root to a node, joined: as they cross the queue, and as the engine sees them."""
+    """The joined tokens from a root to a node.
+
+    Attributes:
+        last_node: the node, or ROOT for the empty path.
+        ids: the logical ids, as they cross the queue.
+        expanded: the expanded ids and the placeholders, as the engine sees them.
+    """
 
     last_node: int
     ids: LogicalIds
     expanded: ExpandedPath
 
     def share_memory_with(self, longer_path: "TokenPath") -> "TokenPath":
-        """The same in the memory of a path that goes on from it; this one where that path does not."""
+        """Return this path in the memory of a longer path; if that one does not extend it, return it unchanged."""
         own_runs = self.expanded.runs
         if not own_runs or longer_path.expanded.runs[len(own_runs) - 1 : len(own_runs)] != own_runs[-1:]:
             return self
@@ -59,9 +65,14 @@ class TokenPath:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A turn before it is sampled: a known path, the messages to add below it, and what opens the answer.
+    """The prompt of a turn, before the answer is sampled.
 
-    `full_path` is all of that joined, with the path's own leaf.
+    Attributes:
+        known_path: the path whose tokens are known; empty if all is rendered.
+        new_nodes: the messages to add below this path.
+        generation_prompt: the tokens that open the answer.
+        full_path: all of this joined; its `last_node` is that of the known path.
+        source: where the tokens come from.
     """
 
     known_path: TokenPath
@@ -72,7 +83,10 @@ class Prompt:
 
     @property
     def parse_prefix(self) -> LogicalIds:
-        """Where the answer's turn was opened: its opening, or some place in all of it where the turn only goes on."""
+        """The tokens before the answer that a parser needs: the generation prompt.
+
+        Without one, the answer only continues a turn that was opened earlier, and this is the whole prompt.
+        """
         return self.generation_prompt if len(self.generation_prompt) else self.full_path.ids
 
 
@@ -89,11 +103,11 @@ class PromptBuilder:
     async def build_prompt(
         self, messages: Sequence[CanonicalMessage], tools_digest: bytes, tools: Sequence[Mapping[str, Any]] | None
     ) -> Prompt:
-        """The prompt that ends with the opening of the policy's answer to `messages`.
+        """Build the prompt that ends where the policy's answer to `messages` begins.
 
         Raises:
             UnsupportedConversation: no prompt would be right.
-            PlaceholderError: a message's text spells the token that stands for an image.
+            PlaceholderError: the text of a message contains the image pad token.
         """
         prefix_match = self._trace.match_prefix(messages, tools_digest)
         source = self._prompt_source(prefix_match, len(messages))
@@ -105,7 +119,7 @@ class PromptBuilder:
                 as_logical_ids(answer_tokens.ids[answer_tokens.sampled_from :]),
             )
             if not len(parse_prefix) and last_answer.parent != ROOT:
-                # Some templates let the model go on in its turn after a tool's result: it was opened further back.
+                # In some templates the model continues its turn after a tool's result; the turn was opened earlier.
                 parse_prefix = concat_ids(*(node.run.ids for node in self._trace.path(last_answer.parent)))
             try:
                 bridged = await self._renderers.bridge(
@@ -125,7 +139,7 @@ class PromptBuilder:
         return self._assemble_prompt(self._empty_path, messages, rendered.segments, rendered.generation_prompt, source)
 
     def add_answer(self, prompt: Prompt, answer_node: int, completion: LogicalIds, logprobs: Logprobs) -> None:
-        """Keep the joined tokens of a path that now ends with this answer: it is the likeliest to be extended."""
+        """Keep the joined tokens of the path that ends with this answer, because the next turn probably extends it."""
         run = TokenRun(completion, 0, logprobs)
         expanded = extend_path(prompt.full_path.expanded, expand([run], pad_id=self._renderers.pad_id))
         self._cache_path(TokenPath(answer_node, concat_ids(prompt.full_path.ids, completion), expanded))
@@ -173,7 +187,7 @@ class PromptBuilder:
         )
 
     def _share_memory(self, longest_path: TokenPath) -> None:
-        """Let every path that this one goes on from lie in its memory: a long conversation is there once."""
+        """Let all cached paths that this path extends use its memory, so that a long conversation is stored once."""
         for leaf, path in self._cached_paths.items():
             self._cached_paths[leaf] = path.share_memory_with(longest_path)
 

@@ -1,12 +1,12 @@
 """One rollout's conversation with the policy, in seven steps.
 
-1 images     prepared in place: offloaded or inlined, or refused
-2 trace      which prefix is already known?
-3 renderer   bridge the tail, or render all; every image of the path, prior and new
-4 engine     one request, answered with tokens, log-probs and versions
-5 renderer   completion to assistant message and tool calls
-6 trace      commit: only what this turn added
-7 steps      one record, on its way to the trainer
+1 images     prepare them in place: offload or inline, or refuse
+2 trace      find the prefix that is already known
+3 renderer   bridge the new messages, or render all, with every image of the path, earlier and new
+4 engine     send one request; the answer has tokens, log-probs and versions
+5 renderer   turn the completion into an assistant message and tool calls
+6 trace      commit only what this turn added
+7 records    put one step on the queue to the trainer
 """
 
 import hashlib
@@ -47,9 +47,11 @@ from rollout.session.trace import ROOT, Commit, DraftNode, Trace
 
 @dataclass(slots=True)
 class PolicyVersionState:
-    """The trainer's version, as far as this process knows it; it rises while rollouts go on.
+    """The trainer's version of the policy, as far as this process knows it; it rises while rollouts go on.
 
-    `required` is set where the trainer pushed it: engines with older weights are not used.
+    Attributes:
+        current: the trainer's version.
+        required: the version that the trainer pushed: engines with older weights are not used; None: all are used.
     """
 
     current: str = "0"
@@ -58,7 +60,16 @@ class PolicyVersionState:
 
 @dataclass(frozen=True, slots=True)
 class PolicyClient:
-    """What a session needs to talk to the policy; shared by all sessions of a worker."""
+    """What a session needs to talk to the policy; all sessions of a worker share it.
+
+    Attributes:
+        renderers: turn messages into tokens and back.
+        engine: sends requests to the engines.
+        image_policy: which images are accepted, and where they are kept.
+        sampling: the sampling parameters, which a turn may override.
+        version: the trainer's version of the policy.
+        metrics: records what the turns do.
+    """
 
     renderers: RendererPool
     engine: EngineClient
@@ -69,7 +80,7 @@ class PolicyClient:
 
 
 class Session:
-    """The `Model` that one attempt at a rollout plays against. Turns may run in parallel."""
+    """The `Model` that the environment of one attempt talks to. Turns may run in parallel."""
 
     def __init__(self, policy: PolicyClient, stream: RolloutStream) -> None:
         self._policy = policy
@@ -150,7 +161,7 @@ class Session:
         return len(self._image_table)
 
     async def _prepare_messages(self, messages: list[Message]) -> list[CanonicalMessage]:
-        """Only what was not looked at before is prepared; a conversation comes again, and longer, at every turn."""
+        """Prepare only messages that are new, because every turn repeats the conversation so far."""
         cached_messages = self._message_cache.known_prefix(messages)
         first_index, new_messages = len(cached_messages), messages[len(cached_messages) :]
         try:
@@ -170,7 +181,7 @@ class Session:
         return cached_messages + canonical_messages
 
     def _build_request(self, turn: int, prompt: Prompt, sampling: Mapping[str, Any]) -> GenerateRequest:
-        """Every image of the path, prior turns included, in prompt order and as often as it occurs."""
+        """Build the request, with every image of the path in prompt order and as often as it occurs."""
         expanded = prompt.full_path.expanded
         remaining_tokens = _remaining_context_tokens(len(expanded.ids), self._policy.engine.max_model_len)
         request_sampling = {key: value for key, value in sampling.items() if value is not None}
@@ -261,7 +272,7 @@ def _build_assistant_message(parsed: ParsedCompletion, turn: int) -> tuple[Messa
         ToolCall(call.id or f"call-{turn}-{at}", call.name, call.arguments, call.raw, call.error)
         for at, call in enumerate(parsed.tool_calls)
     )
-    # Malformed calls stay in the text: in a prompt that is rendered whole they would else never have been said.
+    # Malformed calls stay in the text; otherwise a prompt that is rendered whole would not contain them.
     malformed_texts = (call.malformed_text for call in parsed.tool_calls if call.error is not None)
     message: Message = {"role": "assistant", "content": "\n".join(filter(None, (parsed.text, *malformed_texts)))}
     if parsed.reasoning:
@@ -284,5 +295,5 @@ def _remaining_context_tokens(prompt_length: int, max_model_len: int | None) -> 
 
 
 def _turn_seed(seed: int, rollout: str, turn: int) -> int:
-    """One seed in the configuration, another one for each rollout and turn; the same again in the next run."""
+    """Derive a seed for each rollout and turn from the configured seed; the next run derives the same ones."""
     return int.from_bytes(hashlib.blake2b(f"{seed}:{rollout}:{turn}".encode(), digest_size=4).digest(), "big")

@@ -1,8 +1,8 @@
 """The message graph of one rollout: a node per message, holding the tokens that message adds.
 
-A conversation is a path from a root. Turns that extend each other share their whole path; a conversation that was cut,
+A conversation is a path from a root. Turns that extend each other share their whole path. A conversation that was cut,
 compacted or forked shares the prefix that is still the same, message by message and token by token, and branches off
-where it differs. Nothing is ever rewritten: nodes are only added, so an index is a name for good.
+where it differs. Nodes are only added and never changed, so an index always names the same node.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,13 @@ ROOT = -1
 
 @dataclass(frozen=True, slots=True)
 class DraftNode:
-    """A message with its tokens, not yet in the graph."""
+    """A message with its tokens, not yet in the graph.
+
+    Attributes:
+        message: the message in canonical form.
+        run: the tokens that it adds.
+        content: the spans of these tokens that are the message's own content, not the template's; none for an answer.
+    """
 
     message: CanonicalMessage
     run: TokenRun
@@ -27,11 +33,16 @@ class DraftNode:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A message in the graph; `parent` is the node before it, or ROOT.
+    """A message in the graph.
 
     Attributes:
+        index: the index of the node.
+        parent: the node before it, or ROOT.
+        message: the message in canonical form.
+        run: the tokens that it adds.
+        content: the spans of these tokens that are the message's own content, not the template's; none for an answer.
         depth: how many nodes come before it on its path.
-        last_answer: the last node up to here that the policy sampled in this rollout, or ROOT where it sampled none.
+        last_answer_index: the last node up to here that the policy sampled in this rollout; ROOT if there is none.
     """
 
     index: int
@@ -50,11 +61,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class PrefixMatch:
-    """What a rollout knows of a conversation.
+    """Which part of a conversation the trace already contains.
 
     Attributes:
-        last_answer: the node up to which its tokens are certain, because the policy sampled there; ROOT if none.
-        matched_messages: how many of its messages were said before, in this order.
+        last_answer_index: the node up to which the tokens are certain, because the policy sampled it; ROOT if none.
+        matched_messages: how many of the first messages are known, in this order.
     """
 
     last_answer_index: int
@@ -63,7 +74,13 @@ class PrefixMatch:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What one turn added to the graph: `nodes` hang from `parent`, the last of them is `leaf`."""
+    """What one turn added to the graph.
+
+    Attributes:
+        nodes: the new nodes; each is the child of the one before it.
+        parent: the parent of the first new node, or ROOT.
+        leaf: the last new node, which is the answer.
+    """
 
     nodes: tuple[Node, ...]
     parent: int
@@ -71,9 +88,9 @@ class Commit:
 
 
 class _TrieNode:
-    """Where a sequence of messages leads: the nodes that end one, and among them the answers of the policy.
+    """The end of one sequence of messages: the nodes at which it ends, and those of them that the policy sampled.
 
-    The same messages may have been said with other tokens, or answered several times, so that there are several nodes.
+    There may be several nodes, because the same messages may have different tokens, or several answers.
     """
 
     __slots__ = ("answers", "children", "nodes")
@@ -85,7 +102,7 @@ class _TrieNode:
 
 
 class Trace:
-    """The graph of one rollout. Tools belong to a root: the same messages under other tools are another tree."""
+    """The graph of one rollout. The tools belong to the root: the same messages with other tools are another tree."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -93,10 +110,10 @@ class Trace:
         self._trie_roots: dict[bytes, _TrieNode] = {}
 
     def match_prefix(self, messages: Sequence[CanonicalMessage], tools_digest: bytes) -> PrefixMatch:
-        """How much of a conversation is known, message by message.
+        """Find how much of a conversation is known, message by message.
 
-        Of several answers to the same messages, one that more of the conversation was said after is taken; then the
-        youngest.
+        Among several answers to the same messages, one that more of the conversation follows is preferred, then the
+        newest one.
         """
         trie_node, last_answered, matched = self._trie_roots.get(tools_digest), None, 0
         if trie_node is None:
@@ -116,7 +133,7 @@ class Trace:
         )
 
     def path(self, leaf: int) -> list[Node]:
-        """The nodes from a root to `leaf`."""
+        """Return the nodes from a root to `leaf`."""
         nodes: list[Node] = []
         while leaf != ROOT:
             nodes.append(self.nodes[leaf])
@@ -126,10 +143,10 @@ class Trace:
     def commit(
         self, base_node: int, prompt_drafts: Sequence[DraftNode], answer: DraftNode, tools_digest: bytes
     ) -> Commit:
-        """Add a turn below `base_node`: its new messages, then what the policy answered.
+        """Add a turn below `base_node`: its new messages, then the policy's answer.
 
-        A message that is already there with the very same tokens is used again, also one that a turn running at the
-        same time added first. An answer is always a node of its own: it was sampled once more.
+        A message that is already there with the same tokens is used again, even if a parallel turn added it. An answer
+        is always a new node, because it was sampled again.
         """
         parent, new_nodes = base_node, list[Node]()
         for draft in prompt_drafts:
@@ -176,5 +193,5 @@ class Trace:
 
 
 def same_tokens(first: TokenRun, second: TokenRun) -> bool:
-    """Whether two messages are the same to the policy: message identity alone does not make a prefix shared."""
+    """Return whether two messages have the same tokens and images; only then can turns share them."""
     return first.images == second.images and np.array_equal(first.ids, second.ids)

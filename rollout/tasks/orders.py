@@ -1,4 +1,4 @@
-"""Rollouts to be played, as records on the tasks queue: one for each sample of each task."""
+"""Orders: records on the tasks queue, one for each sample of each task."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +19,14 @@ class OrderError(RolloutError):
 
 @dataclass(frozen=True, slots=True)
 class RolloutOrder:
-    """Play the `sample`-th rollout of a task. `policy_version` is the trainer's when the order was sent, if known."""
+    """An order to play one rollout.
+
+    Attributes:
+        task: the task.
+        sample: the number of the rollout in its group, from 0 on.
+        group_size: how many rollouts the group has.
+        policy_version: the trainer's version of the policy when the order was sent; None if it was not known.
+    """
 
     task: Task
     sample: int
@@ -32,19 +39,20 @@ class RolloutOrder:
 
     @property
     def group_rollout_ids(self) -> list[str]:
-        """All rollouts of the task, this one included."""
+        """The ids of all rollouts of the task, this one included."""
         return [f"{self.task.id}.{sample}" for sample in range(self.group_size)]
 
 
 class TasksUnusable(ConfigurationError):
-    """An environment's tasks cannot be listed, or cannot be told apart."""
+    """An environment's tasks cannot be listed, or two of them have the same id."""
 
 
 def iter_orders(new_environment: Callable[[], Environment], settings: TaskSettings) -> Iterator[RolloutOrder]:
-    """Every rollout of a run, group by group.
+    """Yield an order for every rollout of a run, group by group.
 
     Raises:
-        TasksUnusable, TaskSourceError: whatever is wrong with the tasks.
+        TasksUnusable: the environment's tasks cannot be used.
+        TaskSourceError: the source of the tasks cannot be read.
     """
     seen_ids: set[str] = set()
     for task in _iter_tasks(new_environment, settings):
@@ -82,7 +90,7 @@ def encode_order(order: RolloutOrder) -> Frames:
 
 
 def decode_order(frames: Frames) -> RolloutOrder:
-    """Raises TaskError, whatever the bytes are."""
+    """Decode an order. Raises OrderError if the bytes are anything else."""
     try:
         wire: Any = decode(frames)
         task = Task(**{key: wire["task"][key] for key in ("id", "index", "seed", "data")})

@@ -1,11 +1,11 @@
-"""Tasks from somewhere else than the environment: rows of a JSONL or Parquet file, or of a Hugging Face data set.
+"""Tasks that do not come from the environment: rows of a JSONL or Parquet file, or of a Hugging Face data set.
 
     tasks: {source: data/questions.jsonl}
     tasks: {source: "hf://owner/name?split=train"}
     tasks: {source: queue}        # somebody else puts the orders; see `rollout.tasks.orders.encode_order`
 
-A row becomes a task with the row as its `data`, which must be JSON-like, or bytes; its id is the row's `id`, or else
-its number. `count` bounds how many.
+Each row becomes a task. Its `data` is the row, whose values must be JSON-like, or bytes. Its id is the `id` of the row,
+or else the row's number. `count` limits how many rows are used.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,11 +23,11 @@ from rollout.records.task import Task
 
 
 class TaskSourceError(ConfigurationError):
-    """The source of the tasks cannot be read, or holds what is no task."""
+    """The source of the tasks cannot be read, or contains something that is no task."""
 
 
 def iter_tasks(environment: Environment, settings: TaskSettings) -> Iterator[Task]:
-    """All tasks of a run, in order, from wherever they come."""
+    """Yield all tasks of a run in order, from the environment or from the source."""
     if settings.source is None:
         yield from environment.tasks(settings)
         return
@@ -97,7 +97,7 @@ def _read_hugging_face(source: str) -> Iterator[Mapping[str, Any]]:
     dataset_name = split_url.netloc + split_url.path
     try:
         rows = datasets.load_dataset(dataset_name, options.get("config"), split=options.get("split", "train"))
-    except Exception as error:  # noqa: BLE001 - the package raises whatever its many parts raise
+    except Exception as error:  # noqa: BLE001 - the package may raise any exception of its many parts
         raise TaskSourceError(f"tasks.source {source}: {type(error).__name__}: {error}.") from None
     for index, row in enumerate(rows):
         yield _require_mapping(row, f"{source} row {index}")

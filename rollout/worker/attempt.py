@@ -1,4 +1,4 @@
-"""One attempt at a rollout, from its started to its one finished record, whatever the environment does."""
+"""One attempt at a rollout, from its started record to its one finished record, whatever the environment does."""
 
 import asyncio
 import math
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 _MAX_MESSAGE_CHARS = 10_000
 _CLEANUP_TIMEOUT = 5.0
-"""Seconds that an environment which was cancelled has for its own clearing up."""
+"""Seconds in which a cancelled environment can clean up."""
 
 
 class ScoreError(Exception):
@@ -33,30 +33,38 @@ class ScoreError(Exception):
 
 
 class RolloutStopped(RolloutError):
-    """A rollout was ended from outside; `status` is how its record says so."""
+    """A rollout was ended from outside; its finished record has the status `status`."""
 
     status = RolloutStatus.FAILED
 
 
 class RolloutTimeout(RolloutStopped):
-    """A rollout, or one turn of it, was not done in time."""
+    """A rollout, or one turn of it, did not end in time."""
 
 
 class StragglerCut(RolloutStopped):
-    """The last of a group was cut off where it was."""
+    """One of the last rollouts of a group was cut off; what it did so far is truncated, not failed."""
 
     status = RolloutStatus.TRUNCATED
 
 
 class RolloutAbandoned(RolloutStopped):
-    """Nobody waits for this rollout any more."""
+    """Nobody needs this rollout any more."""
 
     status = RolloutStatus.ABANDONED
 
 
 @dataclass(frozen=True, slots=True)
 class RunMetadata:
-    """What every rollout of a run says about itself when it starts."""
+    """What the started record of every rollout says about the run.
+
+    Attributes:
+        run_id: the run's id.
+        environment: the name of the environment in the run (`run.name`).
+        model: the name under which the engines serve the model.
+        policy_version: the trainer's version of the policy when the attempt starts.
+        config_digest: the digest of the configuration, see `Config.digest`.
+    """
 
     run_id: str
     environment: str
@@ -68,8 +76,8 @@ class RunMetadata:
 class Attempt:
     """Plays one order with a fresh environment.
 
-    After `play`, `error` is what the environment or the engine raised, if the rollout failed, and `stream.final` is the
-    finished record, unless the infrastructure or the queue failed.
+    After `play`, `error` is what the environment or the engine raised, if the rollout failed. `stream.finished_record`
+    is then the finished record, unless the infrastructure or the queue failed.
     """
 
     def __init__(
@@ -98,7 +106,7 @@ class Attempt:
         self._stop_reason: RolloutStopped | None = None
 
     async def play(self, new_environment: Callable[[], Environment], *, timeout: float) -> RolloutFinished:
-        """Play it to its finished record.
+        """Play the rollout up to its finished record.
 
         Raises:
             RolloutError: the infrastructure failed; there is no finished record, and another attempt may succeed.
@@ -112,7 +120,7 @@ class Attempt:
         return finished
 
     def stop(self, reason: RolloutStopped) -> None:
-        """End it from outside, with a finished record of the reason's status."""
+        """End the rollout from outside; its finished record gets the status of the reason."""
         self._stop_reason = self._stop_reason or reason
         self._cancel_scope.cancel()
 
@@ -143,7 +151,7 @@ class Attempt:
         )
 
     async def _run_until_deadline(self, new_environment: Callable[[], Environment], timeout: float) -> RolloutFinished:
-        # In a task of its own, so that an environment which does not let itself be cancelled is left behind.
+        # A separate task: an environment that ignores its cancellation is left behind.
         environment_task = asyncio.ensure_future(self._run_environment(new_environment))
         self._cancel_scope.deadline = anyio.current_time() + timeout
         try:
@@ -167,7 +175,10 @@ class Attempt:
         return await self.stream.put_finished(status, reward=score.reward, metrics=score.metrics)
 
     async def _run_environment(self, new_environment: Callable[[], Environment]) -> tuple[object, BaseException | None]:
-        """What the environment returned, or raised. It never raises: a task that raises SystemExit ends the loop."""
+        """Return what the environment returned, or what it raised.
+
+        Nothing is raised here, because a task that raises SystemExit ends the event loop.
+        """
         try:
             return await new_environment().run(self.order.task, self.session), None
         except GeneratorExit:
@@ -176,7 +187,7 @@ class Attempt:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            # Nobody cancelled this rollout; let through, this would end it without a word.
+            # Nobody cancelled this rollout. If this passed on, the rollout would end without a reason.
             replacement_error = RuntimeError("the environment raised a cancellation of its own")
             replacement_error.__cause__ = error
             return None, replacement_error
@@ -186,7 +197,7 @@ class Attempt:
     async def _finish_after_exception(self, error: BaseException) -> RolloutFinished:
         leaf_errors = list(flatten_exceptions(error))
         for leaf_error in leaf_errors:
-            # Without its queue a rollout cannot even say that it failed; without an engine it may be tried again.
+            # Without its queue, a rollout cannot say that it failed. Without an engine, another attempt may succeed.
             if isinstance(leaf_error, QueueError) or (
                 isinstance(leaf_error, RolloutError) and leaf_error.infrastructure
             ):
@@ -212,7 +223,10 @@ class Attempt:
 
 
 async def _cancel_or_leave_behind(environment_task: "asyncio.Task[Any]") -> None:
-    """Cancel what an environment does, and go on without it if that does not end it: a thread, or a caught cancel."""
+    """Cancel an environment's task, and go on without it if it does not end.
+
+    It does not end if it waits for a thread, or if it catches the cancellation.
+    """
     environment_task.cancel()
     with anyio.CancelScope(shield=True):
         await asyncio.wait([environment_task], timeout=_CLEANUP_TIMEOUT)
@@ -232,7 +246,7 @@ def _validate_score(score: object) -> Score:
 
 
 def _require_finite_number(name: str, value: object) -> float:
-    """Whatever is one number: also one of numpy's, or a tensor of one element."""
+    """Accept anything that is one number, also a number of numpy or a tensor with one element."""
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):

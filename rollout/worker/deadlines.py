@@ -1,7 +1,7 @@
 """Ends rollouts in flight: one that makes no turn for too long, and one that the rest of its group waits for.
 
-How the others of a group ended is read from the run's claims, so that it does not matter whose workers play them. The
-time limit of a whole rollout (`worker.rollout_timeout`) is kept by `Attempt.play` itself.
+How the other rollouts of a group ended is read from the run's claims, so any worker may play them. `Attempt.play`
+itself enforces the time limit of a whole rollout (`worker.rollout_timeout`).
 """
 
 import time
@@ -25,7 +25,7 @@ _CHECK_INTERVAL = 1.0
 
 @dataclass(slots=True)
 class _TurnProgress:
-    """How far a rollout had come when it was last seen to move."""
+    """How many turns a rollout has done, and when this number last changed."""
 
     turns: int
     last_moved: float
@@ -33,14 +33,14 @@ class _TurnProgress:
 
 @dataclass(slots=True)
 class _GroupOutcomes:
-    """What is known of the others of a group."""
+    """How the rollouts of a group ended, and since when half of them are done."""
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     half_done_since: float | None = None
 
 
 class DeadlineEnforcer:
-    """Ends rollouts of one worker as `worker.turn_timeout` and the `policy` section say."""
+    """Ends rollouts of one worker according to `worker.turn_timeout` and the `policy` section."""
 
     def __init__(self, claims: Claims, policy: PolicyConfig, turn_timeout: float) -> None:
         self._claims = claims
@@ -51,7 +51,7 @@ class DeadlineEnforcer:
         self._group_outcomes: dict[str, _GroupOutcomes] = {}
 
     async def watch(self, attempts_in_flight: Collection[Attempt]) -> None:
-        """Look at them, once a second, until cancelled."""
+        """Check the attempts once a second, until cancelled."""
         while True:
             await anyio.sleep(_CHECK_INTERVAL)
             attempts = list(attempts_in_flight)
@@ -60,7 +60,7 @@ class DeadlineEnforcer:
                 await self._check_groups(attempts)
 
     async def reason_to_abandon(self, order: RolloutOrder) -> RolloutAbandoned | None:
-        """Why a rollout that is about to begin should not, if its group is lost already."""
+        """Return why a rollout should not start, if another rollout of its group has failed; otherwise None."""
         if self._policy.partial_groups != "cancel":
             return None
         outcomes = await anyio.to_thread.run_sync(
@@ -77,10 +77,10 @@ class DeadlineEnforcer:
             else _TurnProgress(attempt.session.turns_done, now)
             for attempt, progress in previous.items()
         }
-        for attempt, pace in self._turn_progress.items():
-            if now - pace.last_moved > self._turn_timeout:
+        for attempt, progress in self._turn_progress.items():
+            if now - progress.last_moved > self._turn_timeout:
                 message = (
-                    f"no turn was done for {self._turn_timeout:g} s (worker.turn_timeout), after {pace.turns} turns"
+                    f"no turn was done for {self._turn_timeout:g} s (worker.turn_timeout), after {progress.turns} turns"
                 )
                 attempt.stop(RolloutTimeout(message))
 

@@ -1,7 +1,7 @@
-"""The line between a worker and its supervisor: JSON lines over a socket pair, each in one frozen shape.
+"""The link between a worker and its supervisor: JSON lines over a socket pair, each with the fields of one dataclass.
 
-The worker's end is a thread: what the supervisor hears does not depend on the worker's event loop. When the line goes
-dead the supervisor is, and the worker goes with it, at once, and with everything that its environments had started.
+The worker's end is a thread, so heartbeats do not depend on the worker's event loop. If the link breaks, the supervisor
+is dead. The worker then kills itself at once, with everything that its environments started.
 """
 
 import os
@@ -22,7 +22,17 @@ _HEARTBEAT_INTERVAL = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a worker did so far, twice a second. `metrics` are the samples that changed since the last heartbeat."""
+    """What a worker did so far; it sends one twice a second.
+
+    Attributes:
+        ready: whether the worker takes orders; False while it still starts.
+        in_flight: how many rollouts it plays now.
+        turns: turns of the rollouts that it ended.
+        tokens: tokens that the policy sampled in these rollouts.
+        retries: how often it followed a failed attempt with another one.
+        lease_holder: the name under which the worker holds leases on the tasks queue; empty while it still starts.
+        metrics: the samples that changed since the last heartbeat.
+    """
 
     ready: bool = False
     in_flight: int = 0
@@ -35,19 +45,28 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class WorkerFailure:
-    """The worker ends, and why."""
+    """The worker ends because of a failure.
+
+    Attributes:
+        reason: the text of the error.
+    """
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerInstructions:
-    """What the supervisor tells: where the engines are, and how far the trainer is."""
+    """What the supervisor sends to a worker: where the engines are, and how far the trainer is.
+
+    Attributes:
+        engine_urls: the roots of the engines.
+        policy_version: the trainer's version of the policy.
+        required_version: only engines with weights of this version or a newer one are used; None: any engine is used.
+    """
 
     engine_urls: tuple[str, ...]
     policy_version: str
     required_version: str | None = None
-    """The version of the weights without which no engine is used; none: whatever they have."""
 
 
 WorkerReport = Heartbeat | WorkerFailure
@@ -75,7 +94,7 @@ def decode_instructions(line: bytes) -> WorkerInstructions:
 
 
 class SupervisorLink:
-    """The worker's end. Made from the descriptor that the supervisor passed; heard from that moment on."""
+    """The worker's end of the link, on the socket that the supervisor passed. It sends heartbeats from the start."""
 
     def __init__(self, socket_fd: int) -> None:
         self._socket = socket.socket(fileno=socket_fd)
@@ -90,21 +109,24 @@ class SupervisorLink:
         self._thread.start()
 
     def wait_for_instructions(self) -> WorkerInstructions:
-        """What the supervisor says before anything else. Blocks, but not for long."""
+        """Return the newest instructions; block until the first ones have come, which is not long."""
         self._first_received.wait()
         return self._instructions
 
     def start_reporting(
         self, make_heartbeat: Callable[[], Heartbeat], on_instructions: Callable[[WorkerInstructions], None]
     ) -> None:
-        """From now on, tell this twice a second, and hand on what the supervisor says; both happen in a thread."""
+        """Send what `make_heartbeat` returns twice a second, and call `on_instructions` with all new instructions.
+
+        Both are called in the thread of the link.
+        """
         self._make_heartbeat, self._on_instructions = make_heartbeat, on_instructions
         on_instructions(self._instructions)
 
     def close(self, failure: WorkerFailure | None = None) -> None:
-        """Tell the last of it, and why if it was not meant to end, and hang up."""
+        """Send the last heartbeat and the failure, if there was one, and close the link."""
         self._stop_requested.set()
-        self._socket.shutdown(socket.SHUT_RD)  # the thread need not wait for its next beat
+        self._socket.shutdown(socket.SHUT_RD)  # the thread need not wait for its next heartbeat
         self._thread.join()
         if failure is not None:
             self._send(failure)
@@ -124,7 +146,7 @@ class SupervisorLink:
             _kill_own_process_group()
 
     def _receive(self) -> None:
-        """Take in the newest whole line of what has come, if any."""
+        """Read what has come, and keep the newest complete line, if there is one."""
         try:
             data = self._socket.recv(1 << 16)
         except OSError:
@@ -142,7 +164,7 @@ class SupervisorLink:
 
 
 def _kill_own_process_group() -> None:
-    """Nobody is left to give this worker's tasks back, or to see it end."""
+    """Kill this process and what it started: no supervisor is left that could expire its leases or restart it."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)

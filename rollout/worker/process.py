@@ -1,4 +1,4 @@
-"""A process that is one worker: it gets ready, plays what the tasks queue has, and drains when it is told to stop."""
+"""A process that is one worker: it starts, plays what the tasks queue has, and drains at a signal."""
 
 import asyncio
 import os
@@ -37,18 +37,25 @@ log = structlog.get_logger()
 
 _BASE_THREADS = 32
 _MAX_ENVIRONMENT_THREADS = 96
-"""At most; thousands of threads would hold a good part of a worker's memory."""
+"""An upper limit, because thousands of threads would take much of a worker's memory."""
 _EXIT_TIMEOUT = 5.0
-"""Seconds that a worker which is done has to end."""
+"""Seconds in which a worker must end after its work is done."""
 _MAX_FAILED_INTERRUPTS = 2
-"""Times that the watchdog may fail to interrupt whoever holds the loop before the worker is not well."""
+"""How often the watchdog may fail to interrupt the code that holds the loop before the worker is unhealthy."""
 _STARTUP_SECONDS = 60.0
 _RUN_END_CHECK_INTERVAL = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerRunner:
-    """Where and as whom a worker works. `name` is unique among the workers of a run that are alive."""
+    """Runs a worker in this process.
+
+    Attributes:
+        config: the configuration of the worker's environment.
+        directory: the run's directory.
+        name: the worker's name; no two living workers of a run have the same one.
+        supervisor_link: the link to its supervisor; None if it has none.
+    """
 
     config: Config
     directory: RunDirectory
@@ -56,10 +63,10 @@ class WorkerRunner:
     supervisor_link: SupervisorLink | None = None
 
     def run(self) -> None:
-        """Play until a signal: the first one drains for up to `worker.grace` seconds, a second one ends it now.
+        """Play until a signal: the first one drains for up to `worker.grace` seconds, a second one ends the worker now.
 
         Raises:
-            RolloutError, QueueError, AdapterError: it could not get ready, or its infrastructure failed for good.
+            RolloutError, QueueError, AdapterError: the worker could not start, or its infrastructure failed for good.
         """
         self.directory.create()
         refuse_forks()
@@ -71,7 +78,7 @@ class WorkerRunner:
             raise failure
 
     async def _run(self) -> BaseException | None:
-        """Play, and say why it failed, where it did."""
+        """Play, and return the failure that ended it, if there was one."""
         failure: BaseException | None = None
         try:
             await self._set_up_and_play()
@@ -121,7 +128,7 @@ class WorkerRunner:
                 await self._play_until_stopped(worker)
 
     def _export_metrics(self, metrics: WorkerMetrics) -> AbstractAsyncContextManager[MetricsExport]:
-        """A worker with a supervisor tells it; one that is alone serves its metrics itself."""
+        """Export the metrics: heartbeats contain them; without a supervisor, the worker serves them itself."""
         target_file = ScrapeTargetFile(self.directory.metrics_path, self.name, {"run": self.directory.run_id})
         config = self.config.metrics if self.supervisor_link is None else None
         stall_timeout = _MAX_FAILED_INTERRUPTS * self.config.worker.block_timeout + _STARTUP_SECONDS
@@ -148,9 +155,9 @@ class WorkerRunner:
                 scope.deadline = anyio.current_time() + self.config.worker.grace
 
     async def _drain_when_run_ends(self, worker: Worker) -> None:
-        """Who joined a run that somebody else launched has nothing to wait for once that is over."""
+        """Drain when the run ends: a worker that joined another launch's run gets no more orders then."""
         ended_marker = anyio.Path(self.directory.ended_marker)
-        while not await ended_marker.exists():  # noqa: ASYNC110 - it is another machine that makes it
+        while not await ended_marker.exists():  # noqa: ASYNC110 - another machine may create it
             await anyio.sleep(_RUN_END_CHECK_INTERVAL)
         log.info("the run has ended")
         worker.drain()
@@ -175,14 +182,14 @@ def _apply_instructions(worker: Worker, instructions: WorkerInstructions) -> Non
 
 
 def _resize_thread_pools(concurrency: int) -> None:
-    """Room for what environments do in threads, so that it is never queues and images that wait for a thread."""
+    """Make enough threads for what environments do in threads, so that queues and images never wait for one."""
     thread_count = _BASE_THREADS + min(concurrency, _MAX_ENVIRONMENT_THREADS)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(thread_count, "worker"))
     anyio.to_thread.current_default_thread_limiter().total_tokens = thread_count
 
 
 def _force_exit_after(seconds: float, exit_code: int) -> None:
-    """A thread, or a task that catches its cancellation, may have been left behind; nobody waits for it."""
+    """Exit after so many seconds, without waiting for threads and tasks that environments left behind."""
 
     def force_exit() -> None:
         time.sleep(seconds)
@@ -203,5 +210,5 @@ def _limit_output() -> Iterator[None]:
 
 
 def default_worker_name(environment: str) -> str:
-    """For a worker that no supervisor named."""
+    """Return a name for a worker that got none from a supervisor."""
     return f"{environment}-{os.uname().nodename}-{os.getpid()}"

@@ -1,4 +1,4 @@
-"""What must stand before a first rollout is played: an engine, a renderer, and a client that has spoken to both."""
+"""What must be there before the first rollout: an engine that was checked, a renderer, and a client for both."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -21,7 +21,7 @@ _START_TIMEOUT = 60.0
 
 
 def find_or_start_engines(config: Config, directory: RunDirectory, engine_stack: ExitStack) -> tuple[str, ...]:
-    """Where the engines are; where none is configured, an embedded one is started, and stopped with the stack."""
+    """Return the URLs of the engines; without any, start an embedded engine, which stops when `engine_stack` closes."""
     if config.engine.urls:
         return config.engine.urls
     from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
@@ -49,10 +49,10 @@ async def open_policy(
     get_engine_urls: Callable[[], tuple[str, ...]],
     metrics: WorkerMetrics,
 ) -> AsyncIterator[PolicyClient]:
-    """The policy, ready: the renderer warms up in one thread while another sees to the engines.
+    """Open the policy. One thread opens the renderers while another calls `get_engine_urls`.
 
     Raises:
-        EngineError: no engine answers, or not as one should.
+        EngineError: no engine answers, or one answers wrongly.
         AdapterError: the tokenizer or the renderer cannot be opened.
     """
     renderer_pools: list[RendererPool] = []
@@ -92,7 +92,10 @@ async def open_policy(
 
 
 def build_run_metadata(config: Config, run_id: str) -> RunMetadata:
-    """What the rollouts of a run say about it. An environment goes by `run_id.name`: two may be of one class."""
+    """Return what the rollouts of a run say about it.
+
+    An environment has the name `run.name`, because two environments of a run may have the same class.
+    """
     return RunMetadata(
         run_id=run_id,
         environment=config.run.name,

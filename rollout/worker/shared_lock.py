@@ -1,4 +1,7 @@
-"""Any number together, or one alone: how a rollout that may be what kills workers is kept from taking others along."""
+"""A lock that many hold in shared mode or one in exclusive mode.
+
+A rollout that may be the one that kills workers is played in exclusive mode, so that no other rollout dies with it.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,7 +10,7 @@ import anyio
 
 
 class SharedLock:
-    """Whoever wants to be alone waits until everybody has left; meanwhile nobody comes in."""
+    """Who wants it exclusively waits until no shared holder is left; meanwhile no new shared holder is let in."""
 
     def __init__(self) -> None:
         self._changed = anyio.Condition()

@@ -1,8 +1,8 @@
-"""A worker: leases orders, plays each as one rollout, and settles an order once its finished record is accepted.
+"""A worker: leases orders, plays each as one rollout, and acks an order once its finished record is accepted.
 
-One failed rollout never ends another one. An attempt that the infrastructure failed is followed by another one with a
-fresh environment; so many such failures in a row end the worker with that error, before it burns every task. An order
-that the worker did not finish, for whatever reason, is not acked, and comes again, here or elsewhere.
+One failed rollout never ends another one. If the infrastructure fails an attempt, another one follows with a fresh
+environment. `worker.halt_after` such failures in a row end the worker, before it uses up the attempts of all rollouts.
+An order that the worker did not finish is not acked, and is delivered again, here or elsewhere.
 """
 
 import traceback
@@ -28,22 +28,34 @@ log = structlog.get_logger()
 
 _POLL_INTERVAL = 0.2
 _FINAL_WRITE_TIMEOUT = 5.0
-"""Seconds that a cancelled worker has for each thing that it must still write down."""
+"""Seconds that a cancelled worker has for each write that it must still do."""
 _RETRY_PAUSE_SECONDS = 0.5
 _MAX_TRACEBACK_CHARS = 20_000
 
 
 class AttemptsExhausted(RolloutError):
-    """A rollout was begun as often as it may be, and never came to its end."""
+    """As many attempts at a rollout started as are allowed, and none came to its end."""
 
 
 class WorkerHalted(RolloutError):
-    """The infrastructure failed one rollout after another; going on would only burn their attempts."""
+    """The infrastructure failed several attempts in a row; to go on would only use up the attempts of more rollouts."""
 
 
 @dataclass(slots=True)
 class WorkerCounters:
-    """What a worker did so far."""
+    """What a worker did so far.
+
+    Attributes:
+        in_flight: how many rollouts it plays now.
+        finished: how many rollouts have a finished record of this worker.
+        status_counts: how many of them ended with each status.
+        turns: turns of the rollouts that ended.
+        tokens: tokens that the policy sampled in the rollouts that ended.
+        images: different images in the rollouts that ended, counted for each rollout.
+        retries: how often a failed attempt was followed by another one.
+        queue_bytes: bytes of the records of the rollouts that ended.
+        prompt_sources: how many prompts came from each source, in the rollouts that ended.
+    """
 
     in_flight: int = 0
     finished: int = 0
@@ -56,7 +68,7 @@ class WorkerCounters:
     prompt_sources: Counter[PromptSource] = field(default_factory=Counter)
 
     def add(self, attempt: Attempt) -> None:
-        """Count an attempt that has ended."""
+        """Add what an attempt did that has ended."""
         finished_record, session = attempt.stream.finished_record, attempt.session
         if finished_record is not None:
             self.finished += 1
@@ -93,7 +105,7 @@ class Worker:
         self._failures_in_a_row = 0
         self._accept_scope = anyio.CancelScope()
         self._free_slots = anyio.Semaphore(config.worker.concurrency)
-        # If what kills workers is one of those in flight, then it alone is out of attempts, and none that was there.
+        # If one of the rollouts in flight kills workers, only that one uses up its attempts, and no other one.
         self._quarantine_lock = SharedLock()
         self._deadline_enforcer = DeadlineEnforcer(claims, config.policy, config.worker.turn_timeout)
 
@@ -122,13 +134,16 @@ class Worker:
         self._accept_scope.cancel()
 
     def advance_version(self, version: str | None) -> None:
-        """Take note of the trainer's policy version, as a launch or an order tells it; versions only rise."""
+        """Take over the trainer's policy version from the supervisor or from an order; a number never falls."""
         current = self._policy.version.current
         if version is not None and not (version.isdigit() and current.isdigit() and int(version) < int(current)):
             self._policy.version.current = version
 
     def require_version(self, version: str | None) -> None:
-        """Use no engine with older weights than the trainer pushed; it may have gone back to an earlier version."""
+        """Use no engine with weights older than those that the trainer pushed.
+
+        The version may also fall, because a trainer may go back to an earlier one.
+        """
         self._policy.version.required = version
         if version is not None:
             self._policy.version.current = version
@@ -141,7 +156,7 @@ class Worker:
             self.counters.add(attempt)
 
     async def _acquire_slot(self) -> None:
-        """Return with a slot, once another rollout may start."""
+        """Wait until another rollout may start, and take its slot."""
         await self._free_slots.acquire()
         token_limit = self._config.worker.tokens_in_flight
         while token_limit is not None and self._estimate_tokens_in_flight(token_limit) >= token_limit:  # noqa: ASYNC110 - any turn may change it
@@ -150,7 +165,11 @@ class Worker:
             await self._trajectories_queue.admit()
 
     def _estimate_tokens_in_flight(self, token_limit: int) -> float:
-        """What those in flight hold. One that has not asked yet counts as those that have; a first one goes alone."""
+        """Estimate the tokens of the rollouts in flight.
+
+        One that made no request yet counts as the average of those that did. While none did, each counts as
+        `token_limit`, so that a first rollout is played alone.
+        """
         known_tokens = [tokens for attempt in self._attempts_in_flight if (tokens := attempt.session.context_tokens)]
         attempts_in_flight = self._config.worker.concurrency - self._free_slots.value - 1
         average_tokens = sum(known_tokens) / len(known_tokens) if known_tokens else token_limit
@@ -165,13 +184,13 @@ class Worker:
             log.error("order refused", tag=delivery.tag, error=str(error))
             await delivery.reject(str(error))
         except StaleLease:
-            # This process stood still for so long that others took over; the first finished attempt wins.
+            # This process stood still for so long that others took over. The attempt that finishes first wins.
             log.warning("the lease of an order had lapsed", tag=delivery.tag)
         finally:
             self._free_slots.release()
 
     async def _play_until_finished(self, order: RolloutOrder) -> None:
-        """Attempt it until it has its one finished record."""
+        """Play attempts until the rollout has its one finished record."""
         if await anyio.to_thread.run_sync(self._claims.is_done, order.rollout_id):
             return
         while True:
@@ -188,8 +207,8 @@ class Worker:
             await anyio.sleep(_RETRY_PAUSE_SECONDS)
 
     async def _claim_and_play(self, order: RolloutOrder) -> bool:
-        """Play one attempt; whether the rollout is done."""
-        with anyio.CancelScope(shield=True):  # a claim that was made is played, or handed back
+        """Play one attempt, and return whether the rollout is done."""
+        with anyio.CancelScope(shield=True):  # after a claim, the attempt is played or the claim is returned
             claim = await anyio.to_thread.run_sync(self._claims.claim_next_attempt, order.rollout_id)
         self.advance_version(order.policy_version)
         metadata = replace(self._metadata, policy_version=self._policy.version.current)
@@ -273,7 +292,7 @@ def _make_outcome(attempt: Attempt) -> Outcome:
 
 
 def _format_traceback(error: BaseException) -> str | None:
-    """Its traceback, from the environment's own frames on, and of what is endless the end."""
+    """Return the traceback from the environment's own frames on; of a very long one, only the end."""
     if error.__traceback__ is None:
         return None
     return "".join(traceback.format_exception(type(error), error, error.__traceback__.tb_next))[-_MAX_TRACEBACK_CHARS:]
