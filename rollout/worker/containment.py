@@ -1,6 +1,7 @@
-"""What keeps one rollout from taking its whole process along: forks are refused, exits and floods of output are turned
-into errors, and an environment that holds the event loop for good is interrupted. For processes that do nothing but
-play rollouts.
+"""What prevents one rollout from ending or blocking its whole process.
+
+Forks are refused. Attempts to exit, and too much output, become errors. An environment that holds the event loop for
+too long is interrupted. All of this is for processes that only play rollouts.
 """
 
 import asyncio
@@ -21,7 +22,10 @@ _MAX_OUTPUT_CHARS = 16 << 20
 _CHECK_INTERVAL = 0.5
 _OWN_MODULE_PREFIXES = ("rollout.", "transports.", "renderers_adapter.")
 _ENVIRONMENT_CALLER_PREFIXES = ("rollout.environments.", "rollout.worker.attempt.", "rollout.worker.process.")
-"""Of our modules, those that run environments, or are ones: what they called last, when nothing else of ours is."""
+"""Those of our modules that call environments or are environments.
+
+If the innermost frame of our code belongs to one of them, an environment runs.
+"""
 
 
 class ForkRefused(RuntimeError):
@@ -29,11 +33,11 @@ class ForkRefused(RuntimeError):
 
 
 class OutputFlood(RuntimeError):
-    """An attempt printed more than anybody will read."""
+    """An attempt printed more than it may."""
 
 
 class ExitRefused(RuntimeError):
-    """A task that an environment had started wanted to end the process."""
+    """A task that an environment started tried to end the process."""
 
 
 class EventLoopHeld(BaseException):
@@ -49,12 +53,12 @@ _attempt_output: ContextVar[_OutputCounter | None] = ContextVar("output of this 
 
 
 def enter_attempt_context() -> None:
-    """From here on, this context and the tasks and threads that it starts belong to one attempt."""
+    """Mark this context, and the tasks and threads that it starts from now on, as parts of one attempt."""
     _attempt_output.set(_OutputCounter())
 
 
 def refuse_forks() -> None:
-    """Make os.fork() raise in this process, for good. Subprocesses, also spawned ones of multiprocessing, are fine."""
+    """Make os.fork() raise in this process from now on. Subprocesses still work, also multiprocessing with spawn."""
     sys.addaudithook(_refuse_fork)
 
 
@@ -70,7 +74,10 @@ _T = TypeVar("_T")
 
 
 def refuse_exits(loop: asyncio.AbstractEventLoop) -> None:
-    """Let no task that an attempt starts end the loop: asyncio passes SystemExit on, past whoever awaits the task."""
+    """Prevent tasks that an attempt starts from ending the loop.
+
+    asyncio lets SystemExit leave the event loop, even if somebody awaits the task.
+    """
     loop.set_task_factory(_create_contained_task)
 
 
@@ -88,7 +95,7 @@ async def _convert_exits(coroutine: Coroutine[Any, Any, _T]) -> _T:
 
 
 class LimitedOutput(io.TextIOBase):
-    """Stands in for sys.stdout or sys.stderr and counts what each attempt prints."""
+    """Replaces sys.stdout or sys.stderr, and counts what each attempt prints."""
 
     def __init__(self, inner: TextIO) -> None:
         self._inner = inner
@@ -117,10 +124,10 @@ class LimitedOutput(io.TextIOBase):
 
 
 class LoopWatchdog:
-    """Interrupts an environment that has held the event loop for `patience` seconds. For the main thread's loop.
+    """Interrupts an environment that has held the event loop for `block_timeout` seconds.
 
-    `stalled_seconds` is for how long the loop has not turned. A thread measures it, so that a busy loop is told from a
-    dead one.
+    The loop must be that of the main thread. `stalled_seconds` says for how long the loop has not turned. A thread
+    measures it, so the value is right even while the loop is blocked.
     """
 
     def __init__(self, block_timeout: float) -> None:
@@ -159,12 +166,12 @@ class LoopWatchdog:
 
 
 def _interrupt_environment(_: int, frame: FrameType | None) -> None:
-    """Raise where an environment's code runs; our own code, which it may have called, is never cut in two."""
+    """Raise in an environment's code, but never in the middle of our own code that the environment called."""
     if _attempt_output.get() is None:
         return
     while frame is not None:
         module = f"{frame.f_globals.get('__name__')}."
-        if module.startswith(_ENVIRONMENT_CALLER_PREFIXES):
+        if module.startswith(_ENVIRONMENT_CALLER_PREFIXES) or frame.f_code is _convert_exits.__code__:
             break
         if module.startswith(_OWN_MODULE_PREFIXES):
             return

@@ -23,7 +23,7 @@ from rollout.worker.containment import (
 )
 from rollout.worker.link import Heartbeat, decode_report
 
-REFUSED = """
+FORK_SCRIPT = """
 import os, subprocess, sys
 from rollout.worker.containment import ForkRefused, refuse_forks
 refuse_forks()
@@ -37,7 +37,7 @@ subprocess.run([sys.executable, "-c", "print('subprocesses are fine')"], check=T
 
 
 def test_forks_are_refused_and_subprocesses_are_not() -> None:
-    done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", FORK_SCRIPT], capture_output=True, text=True, timeout=60, check=True)
     lines = sorted(done.stdout.splitlines())
     assert lines[0] == lines[1]
     assert "multiprocessing with the spawn method" in lines[0]
@@ -94,6 +94,21 @@ async def test_an_environment_that_holds_the_loop_is_interrupted_whatever_it_cat
     assert time.monotonic() - began < 30
 
 
+async def test_a_task_that_an_environment_starts_is_interrupted_too() -> None:
+    async def hold() -> None:
+        time.sleep(60)  # noqa: ASYNC251 - that is the point
+
+    loop = asyncio.get_running_loop()
+    refuse_exits(loop)
+    try:
+        with LoopWatchdog(0.2):
+            enter_attempt_context()
+            with pytest.raises(EventLoopHeld):
+                await asyncio.create_task(hold())
+    finally:
+        loop.set_task_factory(None)
+
+
 async def test_what_is_no_attempt_is_not_interrupted() -> None:
     with LoopWatchdog(0.1) as watchdog:
         time.sleep(2.5)  # noqa: ASYNC251 - that is the point
@@ -112,17 +127,17 @@ def test_a_worker_whose_supervisor_is_gone_dies_with_what_it_started(tmp_path: P
         "link.start_reporting(lambda: Heartbeat(ready=True, lease_holder=str(child.pid)), lambda orders: None)\n"
         "time.sleep(600)\n"
     )
-    ours, theirs = socket.socketpair()
-    with theirs:
-        command = [sys.executable, str(script), str(theirs.fileno())]
-        worker = subprocess.Popen(command, pass_fds=(theirs.fileno(),), start_new_session=True)
-    with ours, ours.makefile("rb") as lines:
-        beat = Heartbeat()
-        while not beat.ready:
-            told = decode_report(lines.readline())
-            assert isinstance(told, Heartbeat)
-            beat = told
-        child = int(beat.lease_holder)
+    supervisor_socket, worker_socket = socket.socketpair()
+    with worker_socket:
+        command = [sys.executable, str(script), str(worker_socket.fileno())]
+        worker = subprocess.Popen(command, pass_fds=(worker_socket.fileno(),), start_new_session=True)
+    with supervisor_socket, supervisor_socket.makefile("rb") as lines:
+        heartbeat = Heartbeat()
+        while not heartbeat.ready:
+            report = decode_report(lines.readline())
+            assert isinstance(report, Heartbeat)
+            heartbeat = report
+        child = int(heartbeat.lease_holder)
     assert worker.wait(timeout=20) == -9
     deadline = time.monotonic() + 20
     with contextlib.suppress(ProcessLookupError):
