@@ -71,7 +71,7 @@ def main() -> int:
 
 
 async def measure(url: str, rounds: int, requests: int) -> dict[tuple[str, int], Cost]:
-    """The cheapest of several rounds: what else the machine does only ever adds."""
+    """The cheapest of several rounds, because other load on the machine can only add cost."""
     costs: dict[tuple[str, int], Cost] = {}
     for number in range(rounds):
         for in_flight in IN_FLIGHT:

@@ -1,6 +1,6 @@
 """An engine that answers every request at once, in a process of its own: what is left is the client's own work.
 
-Each pad token becomes the 64 tokens of a 224x224 image, and "red" is what is sampled.
+Each pad token becomes the 64 tokens of a 224x224 image. The sampled answer is always "red".
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _IMAGE_TOKENS = 64
 
 @contextmanager
 def running_stub() -> Iterator[str]:
-    """The root of the running stub."""
+    """Run the stub; yields its root URL."""
     tokenizer = load_tokenizer(TINY_MODEL)
     completion = [*tokenizer.encode("red"), tokenizer.token_id("<|im_end|>")]
     with socket.socket() as probe:

@@ -78,7 +78,7 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 
 def offload(width: int, height: int, repeats: int) -> dict[str, float]:
-    """Floor and offload by turns, each on texts and in directories of its own, so that neither warms the other's."""
+    """Measure floor and offload in turn, each with its own texts and directory, so that they share no warm cache."""
     with tempfile.TemporaryDirectory() as directory:
         policy = ImagePolicy(mode="offload", directory=Path(directory) / "images")
         os.mkdir(f"{directory}/floor")

@@ -4,10 +4,10 @@
     python benchmarks/trainer.py --image-tokens 64     of 224 x 224 pixels; the default are 1024 x 768
     python benchmarks/trainer.py --rollouts 2000 --turns 50
 
-Every rate is rollouts per second of CPU time, all threads of the process counted, and includes the stages before it;
-the best of five rounds, in each of which everything is measured once, so that a load beside us falls on all alike.
-Collating needs torch. Where verifiers 0.4.0 is installed beside us, the decoding of its wire for the same content, and
-what a trainer needs of it, stand below, with the ratio; `benchmarks/trainer_verifiers.py` says what is compared.
+Every rate is rollouts per second of CPU time of all threads of the process, and includes the stages before it. It is
+the best of five rounds. Each round measures everything once, so that other load on the machine affects all rates alike.
+Collating needs torch. If verifiers 0.4.0 is installed too, the rates at which it decodes the same content are printed
+below, with the ratio; `benchmarks/trainer_verifiers.py` says what is compared.
 """
 
 import argparse
@@ -39,7 +39,7 @@ Work = Callable[[Group], object]
 
 
 async def fill(url: str, rollouts: int, turns: int, image_tokens: int) -> int:
-    """The bytes of one rollout."""
+    """Fill the queue with rollouts; returns the bytes of one rollout."""
     async with open_queue(url) as queue:
         for number in range(rollouts):
             name = f"{number // GROUP_SIZE:06d}.{number % GROUP_SIZE}"
@@ -116,7 +116,7 @@ async def measure(directory: Path, rollouts: int, turns: int, image_tokens: int)
 
 
 async def verifiers_measurement(url: str) -> Callable[[int], dict[str, float]]:
-    """Measures the first rollout of a queue on verifiers' wire, if that is installed."""
+    """A function that measures the first rollout of a queue on verifiers' wire, if verifiers is installed."""
     if not find_spec("verifiers"):
         print("  verifiers 0.4.0 is not installed beside us: pip install verifiers==0.4.0 to measure it here")
         return lambda rollouts: {}
@@ -124,7 +124,7 @@ async def verifiers_measurement(url: str) -> Callable[[int], dict[str, float]]:
     async with open_reader(url, settings=ReaderSettings(require_images=False)) as reader:
         trajectory = await reader.receive(timeout=10)
     assert trajectory is not None
-    wire = verifiers_benchmark.served(trajectory)
+    wire = verifiers_benchmark.encode_rollout(trajectory)
     verifiers_benchmark.require_same(wire, *samples(trajectory))
     print(f"  one of verifiers' takes {wire.nbytes:,} bytes")
     return lambda rollouts: dict(verifiers_benchmark.measure(wire, rollouts))

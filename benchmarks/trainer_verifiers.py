@@ -8,7 +8,7 @@ What is compared:
     decoded     each delta unpacked and applied to `EpisodeAssembly`, the whole validated as a `WireEpisode`; from bytes
                 in memory, without its sockets, while ours come from a queue on the disk, with leases
     in hand     as arrays of each branch: token ids, mask, log-probs, token types, what is content; its images' URLs.
-                Ours have besides: the version of each token, whose words they are, where each image lies
+                Ours also have the version of each token, the role whose words it is, and where each image is
 """
 
 import time
@@ -25,7 +25,13 @@ from rollout.trainer.testing import PAD_ID
 
 @dataclass(frozen=True, slots=True)
 class VerifiersRollout:
-    """What verifiers' server sends for one rollout."""
+    """What verifiers' server sends for one rollout.
+
+    Attributes:
+        deltas: the packed deltas, in the order of sending.
+        head: the episode without its traces.
+        summaries: one summary per trace, which the client needs to finish the episode.
+    """
 
     deltas: tuple[bytes, ...]
     head: dict[str, Any]
@@ -36,7 +42,7 @@ class VerifiersRollout:
         return sum(map(len, self.deltas))
 
     def decode(self) -> Any:
-        """What its client makes of that."""
+        """The episode that verifiers' client assembles from the deltas."""
         assembly = EpisodeAssembly()
         for delta in self.deltas:
             assembly.apply(unpack(delta))
@@ -90,7 +96,7 @@ def encode_rollout(trajectory: Trajectory) -> VerifiersRollout:
 
 
 def branch_arrays(episode: Any) -> list[tuple[Any, ...]]:
-    """What a trainer needs of each branch, by the names that verifiers has for it."""
+    """What a trainer needs of each branch: ids, mask, log-probs, token types, content flags, image URLs."""
     return [
         (
             np.array(branch.token_ids, np.int32),
@@ -127,7 +133,7 @@ def measure(wire: VerifiersRollout, count: int) -> dict[str, float]:
 
 
 def require_same(wire: VerifiersRollout, sample: TrainingSample) -> None:
-    """What verifiers brings is what ours is."""
+    """Assert that verifiers' arrays are equal to those of our sample."""
     ((ids, mask, logprobs, types, content, urls),) = branch_arrays(wire.decode())
     assert np.array_equal(ids, sample.token_ids)
     assert np.array_equal(mask, sample.mask)
@@ -138,7 +144,7 @@ def require_same(wire: VerifiersRollout, sample: TrainingSample) -> None:
 
 
 def _call(trace: Any, node: int) -> Any:
-    """A turn's call, with what verifiers' interception records of each."""
+    """A turn's call, with the fields that verifiers' interception records."""
     prompt = sum(len(before.token_ids) for before in trace.nodes[:node])
     answered = sum(trace.nodes[node].mask)
     return verifiers.ModelCall(

@@ -1,9 +1,8 @@
-"""What each transport is measured against: the bare means with the same guarantees and nothing around them.
+"""What each transport is measured against: the bare mechanism with the same guarantees, and nothing else.
 
-A floor has of the contract of a queue what the benchmark drives: put, receive, ack. What it gives is what a transport
-gives: a record that is kept until it is acked and could be lent again, under a lease that is looked at, with its sizes
-accounted for. What it lacks is everything that is not on the way of a record: a second writer or partition, restarts,
-dead letters, looking in.
+A floor has the three operations that the benchmark uses: put, receive, ack. It gives the same guarantees as a
+transport: a record is kept until it is acked and could be delivered again, its lease is checked, its size is counted.
+It lacks what a record does not need on its way: a second writer or partition, restarts, dead letters, peeking.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _Stored: TypeAlias = tuple[int, tuple[bytes, ...], str, str, int, float]
 
 
 class Floor(ABC):
-    """One side of a queue in the bare; made where it is used, like a handle."""
+    """One side of a bare queue. Like a handle, it is created in the process that uses it."""
 
     def __init__(self, where: str) -> None:
         self._where = where
@@ -52,15 +51,17 @@ class Floor(ABC):
         return self
 
     async def __aexit__(self, *_: object) -> None:  # noqa: B027 - optional on purpose
-        """Leave nothing under way."""
+        """Finish what is in flight."""
 
     def _delivery(self, frames: Frames, key: str, number: int) -> Delivery:
         return Delivery(frames, key, "", 0, "0", number, False, 1, cast(Queue, self))
 
 
 class MemoryFloor(Floor):
-    """An asyncio.Queue with the bookkeeping of a shared, leased, bounded queue: a lock, sizes and a limit, a partition
-    by key, a record that owns its bytes, a deadline, a delivery, what is lent under which epoch.
+    """An asyncio.Queue with the bookkeeping of a shared, leased, bounded queue.
+
+    The bookkeeping: a lock, sizes and a limit, a partition by key, records that own their bytes, a deadline, a
+    delivery, and the epoch of each leased record.
     """
 
     def __init__(self, where: str) -> None:
@@ -102,9 +103,11 @@ class MemoryFloor(Floor):
 
 
 class FileFloor(Floor):
-    """Segments appended to, an index to find records by, a checksum over both, a file that says what was lent (before
-    it is) and what was acked, a look at the lease with every ack. Acked segments go, once their acks are on the medium,
-    or the disk would fill; the producer reads now and then what was acked, or it would not know of a hard limit."""
+    """Segment files, an index of the records, a checksum over both, and a log of deliveries and acks.
+
+    A delivery is logged before it is returned, and every ack checks the lease. A segment is deleted once all its acks
+    are synced, or the disk would fill. The producer reads the acks now and then, or it would not know the backlog.
+    """
 
     def __init__(self, where: str) -> None:
         super().__init__(where)
@@ -189,8 +192,10 @@ class FileFloor(Floor):
 
 
 class ZmqFloor(Floor):
-    """DEALER and ROUTER, an ack for every record, at most 64 of them or 64 MiB under way, each kept by its producer,
-    and by its consumer too, until it is acked."""
+    """DEALER and ROUTER, with an ack for every record and at most 64 records or 64 MiB in flight.
+
+    Producer and consumer both keep a record until it is acked.
+    """
 
     def __init__(self, where: str) -> None:
         import zmq
@@ -250,7 +255,7 @@ class ZmqFloor(Floor):
 
 
 class RedisFloor(Floor):
-    """xadd; xreadgroup; xack and xdel, each pipelined with the counting of records and bytes."""
+    """xadd, xreadgroup, xack and xdel; put and ack also count records and bytes, in the same pipeline."""
 
     def __init__(self, where: str) -> None:
         import redis.asyncio

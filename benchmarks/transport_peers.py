@@ -1,7 +1,7 @@
-"""What a user would pick instead, beside the transports: their own ways in and out, with the guarantees they have.
+"""Queues that a user could pick instead of our transports, used through their own interfaces and with their guarantees.
 
-None of them acks: what a consumer took and did not finish is lost. Each peer is one function that makes its queue, has
-another process put `count` records of `nbytes`, takes them, and returns how that went from the first to the last.
+None of them has acks: a record that a consumer took and did not finish is lost. Each peer is one function. It makes its
+queue, lets another process put `count` records of `nbytes`, takes them, and returns the outcome of the whole trial.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _RAY: dict[str, Any] = {"num_cpus": 4, "include_dashboard": False, "log_to_drive
 
 
 def multiprocessing_queue(trial: Trial) -> Outcome:
-    """The standard library's: pickled by a thread into a pipe, without a bound."""
+    """The queue of the standard library: a thread pickles records into a pipe, without a bound."""
     context = multiprocessing.get_context("fork")
     queue: multiprocessing.Queue[bytes] = context.Queue()
     with_producer = context.Process(target=_put_each, args=(queue.put, trial))
@@ -52,7 +52,7 @@ def ray_actor_queue(trial: Trial) -> Outcome:
 
 
 def transfer_queue(trial: Trial) -> Outcome:
-    """TransferQueue's key-value interface: one put a record; what is there is listed, fetched together and cleared."""
+    """TransferQueue's key-value interface: one put per record; the consumer lists, fetches and clears what is there."""
     import ray
     import transfer_queue as tq
 
@@ -100,4 +100,4 @@ PEERS: dict[str, tuple[Callable[[Trial], Outcome], float]] = {
     **({"Ray actor queue": (ray_actor_queue, 0.1)} if find_spec("ray") else {}),
     **({"TransferQueue": (transfer_queue, 0.05)} if find_spec("transfer_queue") and find_spec("torch") else {}),
 }
-"""Those that are installed; of how many records their rate is taken, relative to the transports."""
+"""The installed peers: their function, and their number of records relative to the transports'."""

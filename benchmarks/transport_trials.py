@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Where the queue lives, and what is moved through it."""
+    """Where the queue is, and what is moved through it.
+
+    Attributes:
+        where: the URL, address or directory of the queue.
+        nbytes: the size of one record.
+        count: the number of records.
+    """
 
     where: str
     nbytes: int
@@ -17,14 +23,14 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Records per second, and microseconds of this process's processor time for each."""
+    """Records per second, and microseconds of this process's CPU time per record."""
 
     rate: float
     cpu: float
 
 
 class Meter:
-    """Counts from the first record on: what a process does before, as importing its modules, is no cost of a record."""
+    """Counts from the first record on. What a process does earlier, such as imports, is no cost of a record."""
 
     def __init__(self) -> None:
         self._records = -1
@@ -37,7 +43,7 @@ class Meter:
             self._cpu_before = time.process_time()
 
     def stop(self) -> None:
-        """That was the last record; what its process still does for them costs processor time, and no rate."""
+        """Note the time of the last record. What the process does afterwards costs CPU time, but not rate."""
         self._last = time.perf_counter()
 
     def outcome(self) -> Outcome:

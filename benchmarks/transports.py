@@ -4,10 +4,10 @@
     python benchmarks/transports.py --backend file     one of them
     python benchmarks/transports.py --scale 0.2        fewer records
 
-A rate is records per second at the consumer, from its first record to its last ack; floor and transport take turns, and
-the best of `--repeat` runs counts, after which comes their ratio. On a machine that others use as well, look at the
-processor time of the busier of the two processes (servers apart), from its first record until it has closed, and at
-that ratio in the last column. Peers are what a user would pick instead, where they are installed; they have no floor,
+A rate is records per second at the consumer, from its first record to its last ack. Floor and transport run in turn,
+and the best of `--repeat` runs counts; then comes their ratio. On a shared machine, look at the CPU time and at its
+ratio in the last column. The CPU time is that of the busier of the two processes (without servers), from its first
+record until it has closed. Peers are queues that a user could pick instead, if they are installed; they have no floor,
 and fewer guarantees.
 """
 
@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-# This script has the name of the package that it measures; the repository, not its folder, is where to import from.
+# This script has the same name as the package that it measures, so imports must start at the repository's root.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.transport_floors import FileFloor, Floor, MemoryFloor, RedisFloor, ZmqFloor  # noqa: E402
@@ -63,15 +63,21 @@ async def consume(queue: Queue | Floor, trial: Trial, meter: Meter) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A transport and its floor, and where each of them has its queue."""
+    """A transport and its floor.
+
+    Attributes:
+        floor: makes the floor for a location.
+        open_locations: makes the locations for one run; yields the transport's URL and the floor's location.
+        one_process: whether producer and consumer must share a process.
+    """
 
     floor: Callable[[str], Floor]
     open_locations: Callable[[], Iterator[tuple[str, str]]]
     one_process: bool = False
     factor: int = 1
-    """How many times as many records, where one takes little time."""
+    """How many times as many records, for a transport where one record takes little time."""
     producer_query: str = ""
-    """What the URL of the producer says besides."""
+    """What the producer's URL has in addition."""
 
 
 def in_memory() -> Iterator[tuple[str, str]]:

@@ -4,10 +4,10 @@
 
 The engine is the embedded one in a process of its own, so that only the worker's side is counted: preparing images,
 matching, bridging, the request, checking the answer, the trace, the record. A text turn adds about 85 tokens; an image
-turn adds one new 224x224 JPEG of 40 KB as a `data:` URI, offloaded. Where verifiers 0.4.0 is installed beside us, the
-same conversations run through its `TrainClient` and message graph, and once more through ours, both with an engine stub
-that answers at once: the embedded engine reads every image of every request, and what a worker spends also depends on
-how long it slept, and on what its cores did meanwhile.
+turn adds one new 224x224 JPEG of 40 KB as a `data:` URI, offloaded. If verifiers 0.4.0 is installed too, the same
+conversations run through its `TrainClient` and message graph, and once more through ours. Both then use an engine stub
+that answers at once: the embedded engine reads every image of every request, and the CPU time of a worker also depends
+on how long it slept, and on what its cores did meanwhile.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import anyio
 import numpy as np
 from PIL import Image
 
-# A script beside this one is called transports; the package of that name is what is wanted.
+# A script in this folder is called transports too; the package of that name must be imported.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.engine_stub import MODEL, running_stub
@@ -127,7 +127,7 @@ async def play_rollouts(url: str, directory: Path, ask: Ask, turns: int, rollout
 
 
 def median_around(turn: int, spent: list[float]) -> float:
-    """The median of the turns about one, which evens out garbage collection and timers."""
+    """The median of the turns around one turn, which evens out garbage collection and timers."""
     return statistics.median(spent[max(0, turn - 4) : turn + 4])
 
 
@@ -153,7 +153,7 @@ def main() -> None:
     if importlib.util.find_spec("verifiers"):
         turns_verifiers = importlib.import_module("benchmarks.turns_verifiers")
         results["rollout, stub"] = measure(measure_ours_with_stub, arguments.turns, arguments.rollouts)
-        results["verifiers, stub"] = measure(turns_verifiers.theirs, arguments.turns, arguments.rollouts)
+        results["verifiers, stub"] = measure(turns_verifiers.measure_theirs, arguments.turns, arguments.rollouts)
     if arguments.json:
         print(json.dumps(results))
         return

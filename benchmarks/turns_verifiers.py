@@ -1,6 +1,6 @@
 """The same turns through verifiers 0.4.0: its dialect, its message graph, its `TrainClient`.
 
-The renderer is the one that we use, over the same tokenizer; the engine is the stub that we are measured with, too.
+The renderer and the tokenizer are the ones that we use; the engine is the stub that our own turns are measured with.
 """
 
 import time

@@ -2,8 +2,8 @@
 
     python -m benchmarks.workers [--rollouts 200] [--turns 8]
 
-The engine is the scripted one, in a process of its own, which shares the machine's cores with the workers: the CPU that
-each side used is printed beside the rate, so that it can be told what held it up.
+The engine is the scripted one, in a process of its own, which shares the machine's cores with the workers. The CPU time
+of each side is printed beside the rate, so that you can see which side was the limit.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def cpu_of(pid: int) -> float:
 
 
 def run_launch(directory: Path, url: str, settings: Mapping[str, object], workers: int) -> dict[str, Any]:
-    """The report of a launch, and how long its workers were ready."""
+    """Run a launch; returns its report, where `playing` is the time in seconds that its workers were ready."""
     overrides = {"run.directory": directory, "engine.urls": json.dumps([url]), **settings}
     command = [sys.executable, "-m", "rollout", "launch", str(CONFIG), "--json", "--workers", str(workers)]
     command += [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
@@ -92,7 +92,7 @@ _EVENTS = ("worker ready", "worker ended")
 
 
 class CpuSampler:
-    """Asks hundreds of times per second of CPU what is being done."""
+    """Samples which stage is running, hundreds of times per second of CPU time."""
 
     def __init__(self) -> None:
         self.stage_counts: Counter[str] = Counter()
@@ -121,7 +121,7 @@ class CpuSampler:
 
 
 async def play(config: Config, directory: RunDirectory, sampler: CpuSampler) -> int:
-    """Play everything in this process, after a first rollout that warms up; the turns that were sampled."""
+    """Play everything in this process, after a first rollout that warms up; returns the number of sampled turns."""
     async with (
         open_policy(config, directory, lambda: config.engine.urls, WorkerMetrics(config.run.name)) as policy,
         open_queue("memory://workers-tasks", lease="record") as tasks,

@@ -41,7 +41,7 @@ class BridgeRefusalReason(StrEnum):
     Attributes:
         ASSISTANT_MESSAGE: the new messages hold an answer that the policy did not give here.
         THINKING_DROPPED: the template drops earlier reasoning once a new question is asked.
-        RENDERER_REFUSED: the renderer cannot prove that a bridge would be right, as where reasoning was never closed.
+        RENDERER_REFUSED: the renderer cannot prove that a bridge would be right, as when reasoning was never closed.
     """
 
     ASSISTANT_MESSAGE = "assistant"
@@ -60,8 +60,8 @@ class BridgeRefused(AdapterError):
 class RendererAdapter:
     """Messages to tokens and back, for one model. Messages are in canonical form (`{"type": "image"}` parts).
 
-    Text-only and multimodal models look alike: without images `geometry` and `pad_id` are None, and a message with an
-    image is refused. Encoding is serialised by a lock: a fast tokenizer may keep state while it encodes.
+    Text-only and multimodal models have the same interface: for a text-only model `geometry` and `pad_id` are None, and
+    a message with an image is refused. A lock serialises encoding: a fast tokenizer may keep state while it encodes.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class RendererAdapter:
         return cls(lambda: _create_renderer(family, tokenizer, template or {}), family, tokenizer, geometry)
 
     def clone(self) -> "RendererAdapter":
-        """A second renderer for the same model, which shares what only is read."""
+        """A second renderer for the same model, which shares everything that is only read."""
         return RendererAdapter(self._create_renderer, self._family, self.tokenizer, self.geometry)
 
     def render(
@@ -139,7 +139,7 @@ class RendererAdapter:
     ) -> RenderedMessages:
         """Only the tokens that `messages` add after a completion.
 
-        `parse_prefix` is what opened the assistant's turn: a renderer looks no further back than that.
+        `parse_prefix` is the generation prompt of the assistant's turn: a renderer looks no further back than that.
 
         Raises:
             BridgeRefused: a full render is needed, and why.
@@ -172,10 +172,10 @@ class RendererAdapter:
     def parse(
         self, parse_prefix: LogicalIds, completion: LogicalIds, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> ParsedCompletion:
-        """What a completion says; where a format does not quote its arguments, `tools` tell their types.
+        """Read a completion as text. `tools` give the types of arguments, if a format does not quote its arguments.
 
-        One that the renderer cannot read is one malformed tool call, as it was sampled: whatever a policy says, it is
-        no reason to lose its rollout.
+        A completion that the renderer cannot read becomes one malformed tool call, as it was sampled: nothing that a
+        policy says is a reason to lose its rollout.
         """
         ids = completion.tolist()
         with self._lock:

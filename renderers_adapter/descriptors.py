@@ -1,8 +1,7 @@
-"""Raw descriptors: what stands for an image in a prompt's sidecar, and what must never stand there.
+"""Raw descriptors: what represents an image in a prompt's sidecar, and what must never be there.
 
-A descriptor says where the encoded image is and how many patches it has. It never carries pixels: whoever needs them,
-the engine or the trainer, makes them from the image itself. `reject_processed` keeps it so, and runs when a sidecar is
-built, encoded and decoded.
+A descriptor says where the encoded image is and how many patches it has. It never carries pixels: the engine and the
+trainer make them from the image itself. `reject_processed` checks this when a sidecar is built, encoded and decoded.
 """
 
 import re
@@ -34,7 +33,7 @@ class DescriptorError(AdapterError):
 
 
 class ProcessedPayloadError(DescriptorError):
-    """Pixels, embeddings or another array where only raw descriptors may be; `path` leads to the offender."""
+    """Pixels, embeddings or another array where only raw descriptors may be; `path` says where it is."""
 
     def __init__(self, path: str, problem: str) -> None:
         self.path = path
@@ -43,7 +42,17 @@ class ProcessedPayloadError(DescriptorError):
 
 @dataclass(frozen=True, slots=True)
 class RawMMItem:
-    """The envelope of one image, read and checked; `payload` belongs to the geometry of its family."""
+    """The envelope of one image, read and checked.
+
+    Attributes:
+        modality: the kind of input, `image`.
+        family: the geometry family of the image's layout.
+        layout_fingerprint: the fingerprint of the layout contract.
+        payload: the geometry's own part, with the grid of the image.
+        raw_image_id: the file name of the image as an asset; None if `raw_uri` is set.
+        raw_uri: the image itself as a `data:` URI; None if `raw_image_id` is set.
+        vllm_modality: vLLM's name for the modality, if the envelope has it.
+    """
 
     modality: str
     family: str
@@ -56,7 +65,12 @@ class RawMMItem:
 
 @dataclass(frozen=True, slots=True)
 class PlaceholderRange:
-    """The expanded placeholder range of one image."""
+    """The placeholder range of one image in the expanded ids.
+
+    Attributes:
+        offset: the position of its first pad token.
+        length: how many pad tokens it has.
+    """
 
     offset: int
     length: int
@@ -96,7 +110,7 @@ def raw_mm_item(
 def raw_mm_common_fields(
     *, family: str, fingerprint: str, modality: str = "image", vllm_modality: str | None = None
 ) -> Mapping[str, Any]:
-    """What the envelopes of all images have in common that one model prepares alike.
+    """The fields that the envelopes of all images of one model have in common.
 
     Raises:
         DescriptorError: a field is unsafe.
@@ -143,7 +157,13 @@ def parse_raw_mm_item(item: Any, path: str = "item") -> RawMMItem:
 
 @dataclass(frozen=True, slots=True)
 class ModalitySidecar:
-    """The images of one modality of a prompt: three parallel lists, in prompt order."""
+    """The images of one modality of a prompt: three parallel lists, in prompt order.
+
+    Attributes:
+        hashes: the hash of each image.
+        placeholders: the placeholder range of each image in the expanded ids.
+        items: the raw descriptor of each image.
+    """
 
     hashes: tuple[str, ...]
     placeholders: tuple[PlaceholderRange, ...]
@@ -153,6 +173,9 @@ class ModalitySidecar:
 @dataclass(frozen=True, slots=True)
 class Sidecar:
     """What goes with a prompt: for each modality the hashes, placeholder ranges and raw descriptors of its images.
+
+    Attributes:
+        modalities: the images of each modality, by its name.
 
     Raises:
         DescriptorError: lists that are not parallel, ranges that overlap, an unsafe hash or a bad descriptor.
@@ -177,13 +200,13 @@ class Sidecar:
             }
             for name, part in self.modalities.items()
         }
-        # Again, because the items are mappings that somebody may have changed since.
+        # Checked again, because the items are mappings that may have changed since.
         reject_processed(encoded, "sidecar")
         return encoded
 
     @classmethod
     def decode(cls, encoded: Any) -> Self:
-        """From what `encode` made, wherever it has been since."""
+        """Read what `encode` made; everything is checked again."""
         reject_processed(encoded, "sidecar")
         if not isinstance(encoded, Mapping):
             raise DescriptorError(f"a sidecar must be a mapping of modalities, but is a {type(encoded).__name__}")
@@ -289,7 +312,7 @@ def _require_integer(mapping: Any, key: str, path: str) -> int:
 
 
 def _find_processed(value: Any, depth: int) -> tuple[str, str] | None:
-    """Where below `value` something processed is, and what; the path is only spelled out once there is one."""
+    """The path and the kind of something processed below `value`; the path is only built if there is one."""
     value_type = type(value)
     if value_type in _PLAIN_TYPES:
         return None

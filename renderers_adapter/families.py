@@ -1,8 +1,8 @@
 """The model families that we render, by the name a configuration gives them.
 
 A family says which renderer of the `renderers` package writes its tokens, which geometry counts the placeholders of
-its images, and what its template cannot say. Text-only families have no geometry and no pad token; nothing else tells
-them from the others.
+its images, and what its template cannot say. Text-only families have no geometry and no pad token; this is the only
+difference.
 """
 
 import difflib
@@ -22,6 +22,7 @@ class RendererFamily:
     """One chat format.
 
     Attributes:
+        name: the name that a configuration gives it.
         renderer: its name in the `renderers` package.
         geometry: the family of its image layout; None for text only.
         image_pad_token: the token that stands for one image before expansion.

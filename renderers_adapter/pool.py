@@ -3,9 +3,9 @@
     pool = await anyio.to_thread.run_sync(shared_pool, directory, "qwen3-vl")
     rendered = await pool.render(messages, tools)
 
-A renderer encodes one thing at a time. Short texts are encoded at once on the event loop, which costs less than handing
-them to a thread; long ones are encoded in a thread, so that no other rollout stands still meanwhile. However many ask
-for the same model at the same time, it is loaded once.
+A renderer encodes one text at a time. Short texts are encoded directly on the event loop, which costs less than a
+change of thread; long ones are encoded in a thread, so that other rollouts go on meanwhile. A model is loaded once,
+however many callers ask for it at the same time.
 """
 
 import json
@@ -33,7 +33,7 @@ _Messages = Sequence[Mapping[str, Any]]
 
 
 class RendererPool:
-    """The adapter's contract, awaitable, over up to `size` renderers of one model; text-only or not makes no odds."""
+    """The interface of `RendererAdapter`, awaitable, over up to `size` renderers of one model, text-only or not."""
 
     def __init__(self, adapter: RendererAdapter, *, size: int = _DEFAULT_POOL_SIZE) -> None:
         self.tokenizer: FastTokenizer = adapter.tokenizer
@@ -61,7 +61,7 @@ class RendererPool:
     def parse(
         self, parse_prefix: LogicalIds, completion: LogicalIds, tools: _Messages | None = None
     ) -> ParsedCompletion:
-        """See `RendererAdapter.parse`. It only decodes, and never waits for one that encodes."""
+        """See `RendererAdapter.parse`. It only decodes, and never waits for a renderer that encodes."""
         return self._prototype.parse(parse_prefix, completion, tools)
 
     async def _run_encoder(self, character_count: int, operation: Callable[[RendererAdapter], _T]) -> _T:
@@ -76,10 +76,10 @@ class RendererPool:
 
 
 def shared_pool(directory: Path, renderer: str, template: Mapping[str, Any] | None = None) -> RendererPool:
-    """The process's one pool for a model; the first who asks loads it, in the calling thread, and the others wait.
+    """The process's one pool for a model. The first caller loads it, in its own thread, and the others wait.
 
     Raises:
-        AdapterError: see `RendererAdapter.open`. It is raised to all who waited; the next to ask tries again.
+        AdapterError: see `RendererAdapter.open`. It is raised to all waiting callers; the next caller tries again.
     """
     key = (directory.resolve(), renderer, json.dumps(template or {}, sort_keys=True))
     with _pools_lock:
@@ -98,7 +98,7 @@ def shared_pool(directory: Path, renderer: str, template: Mapping[str, Any] | No
 
 
 def _count_characters(value: Any) -> int:
-    """All text in messages or tools, whatever it is: content, reasoning, what a call is given, descriptions."""
+    """The characters of all text in messages or tools: content, reasoning, arguments of calls, descriptions."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):

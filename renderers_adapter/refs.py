@@ -3,8 +3,8 @@
     mmraw:v2:<run_id>:<family>:<fingerprint>:<modality>:<mm_hash>:<raw_image_id>:<payload64>
     mmraw:v3:<json64>
 
-Version 3 is written; both are read. A reference is safe to use as soon as it exists, with one exception: `..` is a
-well-formed `raw_image_id`, so whoever makes a path of it must check where the path leads.
+Version 3 is written; both are read. A `RawMMRef` is safe to use as soon as it exists, with one exception: `..` is a
+well-formed `raw_image_id`, so code that makes a path of it must check where the path leads.
 """
 
 import base64
@@ -35,6 +35,16 @@ class RefError(AdapterError):
 @dataclass(frozen=True, slots=True)
 class RawMMRef:
     """What a reference says.
+
+    Attributes:
+        run_id: the run that the image belongs to.
+        family: the geometry family of the image's layout.
+        fingerprint: the fingerprint of the layout contract.
+        modality: the kind of input: `image`, or vLLM's own name for it.
+        mm_hash: the hash that the request gives the image, a beginning of the sha256 of its bytes.
+        payload: the geometry's own part, with the grid of the image.
+        raw_image_id: the file name of the image.
+        raw_uri: the image itself as a `data:` URI.
 
     Raises:
         RefError: a field is unsafe, the payload is not raw, or there is neither `raw_image_id` nor `raw_uri`.

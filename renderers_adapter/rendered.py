@@ -1,4 +1,4 @@
-"""What comes out of a renderer, in our own words: tokens told apart by message, and completions read as text."""
+"""What comes out of a renderer, as our own types: tokens split by message, and completions read as text."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,13 @@ class UnsupportedConversation(AdapterError):
 
 @dataclass(frozen=True, slots=True)
 class MessageSegment:
-    """The tokens of one message: where its own body lies in them, and where its images' pad tokens lie."""
+    """The tokens of one message.
+
+    Attributes:
+        ids: its tokens.
+        content_spans: the ranges of its own words in `ids`, as (start, end); the rest is the template's.
+        image_offsets: the offsets of its images' pad tokens in `ids`.
+    """
 
     ids: LogicalIds
     content_spans: tuple[Span, ...]
@@ -32,7 +38,12 @@ class MessageSegment:
 
 @dataclass(frozen=True, slots=True)
 class RenderedMessages:
-    """A segment per message, then the tokens that open the assistant's turn."""
+    """Rendered messages.
+
+    Attributes:
+        segments: the tokens of each message.
+        generation_prompt: the tokens after the last message, which open the assistant's turn.
+    """
 
     segments: tuple[MessageSegment, ...]
     generation_prompt: LogicalIds
@@ -43,9 +54,12 @@ class ParsedToolCall:
     """A tool call as it was parsed.
 
     Attributes:
-        raw: what the block holds.
-        error: what was wrong with it.
-        malformed_text: of a malformed one, the whole block as it was sampled: no template would write it again.
+        id: the id of the call, if the format has one.
+        name: the tool that is called; empty if it could not be read.
+        arguments: the arguments; empty if they could not be read.
+        raw: the text inside the call's block.
+        error: what is wrong with the call; None: it is well-formed.
+        malformed_text: of a malformed call, the whole block as it was sampled: no template would write it again.
     """
 
     id: str | None
@@ -58,7 +72,13 @@ class ParsedToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ParsedCompletion:
-    """A completion as text: what is said, what was thought, which tools are called."""
+    """A completion as text.
+
+    Attributes:
+        text: what the policy says.
+        reasoning: what it thought before; None if there is no reasoning.
+        tool_calls: the tools that it calls.
+    """
 
     text: str
     reasoning: str | None
@@ -68,13 +88,13 @@ class ParsedCompletion:
 def split_by_message(
     rendered: Any, messages: Sequence[Mapping[str, Any]], start: int, pad_id: int | None
 ) -> RenderedMessages:
-    """The renderer's tokens from `start` on, as one segment per message and the opening of the assistant's turn.
+    """The renderer's tokens from `start` on, as one segment per message and the generation prompt.
 
     Raises:
         UnsupportedConversation: tokens of different messages are not in the order of the messages.
         PlaceholderError: a message has more or fewer placeholders than images.
     """
-    # Plain lists: mostly this is one short message, and an array costs more to begin with than all of its tokens.
+    # Plain lists: mostly this is one short message, and creating an array costs more than handling all its tokens.
     ids, message_indices = rendered.token_ids[start:], rendered.message_indices[start:]
     all_false = [False] * len(ids)
     sampled_mask, content_mask = rendered.sampled_mask[start:] or all_false, rendered.is_content[start:] or all_false
@@ -100,7 +120,7 @@ def count_images(message: Mapping[str, Any]) -> int:
 def read_tool_call(call: Any, decode_span: Callable[[Span], str]) -> ParsedToolCall:
     """A tool call as the renderer parsed it; arguments that are not an object of plain JSON make it a malformed one.
 
-    `decode_span` tells the text of a span of the completion.
+    `decode_span` returns the text of a span of the completion.
     """
     status = str(call.status.value)
     name, arguments, error = call.name, call.arguments, None if status == "ok" else status
@@ -121,9 +141,9 @@ def read_tool_call(call: Any, decode_span: Callable[[Span], str]) -> ParsedToolC
 
 
 def _is_json(value: Any) -> bool:
-    """Whether all who read this conversation can: a policy may also say what only Python's JSON knows.
+    """Whether every JSON parser can read the value: a policy may also say what only Python's parser accepts.
 
-    That is `NaN`, integers of any length, halves of characters, and lists in lists in lists.
+    Examples are `NaN`, integers of any length, lone surrogates, and very deep nesting.
     """
     try:
         return _nesting_depth(value) <= _MAX_CALL_NESTING and bool(orjson.loads(orjson.dumps(value)) == value)
@@ -132,7 +152,7 @@ def _is_json(value: Any) -> bool:
 
 
 def _nesting_depth(value: Any) -> int:
-    """How deep containers lie in each other."""
+    """How deep containers are nested."""
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return 0 if children is None else 1 + max(map(_nesting_depth, children), default=0)
 
@@ -140,7 +160,7 @@ def _nesting_depth(value: Any) -> int:
 def _message_boundaries(
     message_indices: Sequence[int], sampled_mask: Sequence[bool], roles: Sequence[str]
 ) -> list[int]:
-    """Where each message's tokens begin, and last where the opening of the assistant's turn begins.
+    """Where each message's tokens begin, and last where the generation prompt begins.
 
     Tokens that belong to no message go to the message that follows. A past assistant message ends with what the model
     would have sampled, as it does when it was sampled: the line break after it belongs to what follows, too.

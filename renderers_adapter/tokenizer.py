@@ -3,9 +3,9 @@
     tokenizer = load_tokenizer("models/Qwen3-VL-4B-Instruct")
     tokenizer.encode("a red square")
 
-A `FastTokenizer` never changes after it was loaded: truncation and padding, which a saved tokenizer may carry and which
-would cut or lengthen a prompt behind our back, are switched off once, and every later call only reads. Several threads
-may therefore share one. (The fast tokenizers of transformers set both anew on every call and have to be serialised.)
+A `FastTokenizer` never changes after it was loaded, so several threads may share one. A saved tokenizer may have
+truncation and padding, which would silently cut or lengthen a prompt; both are switched off once. (The fast tokenizers
+of transformers set both again on every call and need a lock.)
 """
 
 import json
@@ -20,11 +20,11 @@ from tokenizers import Encoding, Tokenizer
 from renderers_adapter.errors import AdapterError
 
 _MAX_CACHED_CHARACTERS = 32
-"""Characters of a text that is likely to come again: what a template puts around messages is encoded at every turn."""
+"""Texts up to this many characters are cached: what a template puts around messages is encoded at every turn."""
 
 
 class TokenizerError(AdapterError):
-    """A tokenizer could not be loaded, lacks a token that somebody relies on, or cannot encode a text."""
+    """A tokenizer could not be loaded, lacks a required token, or cannot encode a text."""
 
 
 class EncodedText(TypedDict):
@@ -35,10 +35,10 @@ class EncodedText(TypedDict):
 
 
 class FastTokenizer:
-    """A tokenizer of the `tokenizers` package behind the names that transformers gave to things.
+    """A tokenizer of the `tokenizers` package with the interface of transformers' tokenizers.
 
-    No special token is added unless asked for. Special tokens written out in a text are recognised, because that is how
-    chat templates write them; whoever encodes text from strangers has to check what came out.
+    No special token is added unless asked for. Special tokens written out in a text are recognised, because chat
+    templates write them so; code that encodes untrusted text has to check the result.
     """
 
     def __init__(

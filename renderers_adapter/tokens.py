@@ -24,12 +24,18 @@ NO_LOGPROBS: Logprobs = np.zeros(0, np.float32)
 
 
 class PlaceholderError(AdapterError):
-    """Image placeholders and images do not match; going on would train on misaligned pixels."""
+    """Image placeholders and images do not match; training would use misaligned pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSlot:
-    """One image in a run of tokens: its pad token's logical offset there, and how many tokens it becomes."""
+    """One image in a run of tokens.
+
+    Attributes:
+        hash: the hash of the image.
+        offset: the position of its pad token in the run's logical ids.
+        length: how many tokens it takes in expanded ids.
+    """
 
     hash: str
     offset: int
@@ -40,7 +46,11 @@ class ImageSlot:
 class TokenRun:
     """The tokens that one message adds to a conversation.
 
-    `ids[sampled_from:]` were sampled by the policy, with one log-prob each; what stands before is the template's.
+    Attributes:
+        ids: the tokens, with one pad token per image.
+        sampled_from: `ids[sampled_from:]` were sampled by the policy; the tokens before are the template's.
+        logprobs: one log-prob for each sampled token.
+        images: the images of the message, in order; they come before the sampled tokens.
     """
 
     ids: LogicalIds
@@ -49,13 +59,19 @@ class TokenRun:
     images: tuple[ImageSlot, ...] = ()
 
     def expanded_offset(self, offset: int) -> int:
-        """Where the token at this logical offset lies once the images before it are expanded."""
+        """The position of the token at this logical offset after the images before it are expanded."""
         return offset + sum(slot.length - 1 for slot in self.images if slot.offset < offset)
 
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """Where an image's pad tokens lie in expanded ids."""
+    """Where an image's pad tokens are in expanded ids.
+
+    Attributes:
+        hash: the hash of the image.
+        offset: the position of its first pad token.
+        length: how many pad tokens it has.
+    """
 
     hash: str
     offset: int
@@ -64,7 +80,13 @@ class Placeholder:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What training asks of every token of a path: was it sampled, how likely was it, is it part of an image."""
+    """What training needs to know of every token of a path.
+
+    Attributes:
+        sampled: whether the policy sampled the token.
+        logprobs: the log-prob of a sampled token; 0 elsewhere.
+        token_types: 0 text, 1 image.
+    """
 
     sampled: npt.NDArray[np.bool_]
     logprobs: Logprobs
@@ -76,7 +98,10 @@ class ExpandedPath:
     """A path of token runs as the engine sees it.
 
     Attributes:
-        run_starts: where each run begins, and last where the path ends.
+        runs: the runs of the path, in order.
+        ids: the tokens of all runs, expanded.
+        placeholders: where each image's pad tokens are, in order.
+        run_starts: where each run begins in `ids`, and last where the path ends.
     """
 
     runs: tuple[TokenRun, ...]
@@ -85,12 +110,12 @@ class ExpandedPath:
     run_starts: tuple[int, ...]
 
     def labels(self) -> Labels:
-        """Aligned to `ids`. Made when asked for: workers hold thousands of paths, and only trainers want this."""
+        """The labels, aligned to `ids`. They are made on demand: workers hold thousands of paths without them."""
         sampled = np.zeros(len(self.ids), np.bool_)
         logprobs = np.zeros(len(self.ids), np.float32)
         token_types = np.zeros(len(self.ids), np.uint8)
         for run, end in zip(self.runs, self.run_starts[1:], strict=True):
-            # Images come before what is sampled, which therefore lies unchanged at the end of its run.
+            # Images come before the sampled tokens, which are therefore unchanged at the end of their run.
             begin = end - len(run.logprobs)
             sampled[begin:end] = True
             logprobs[begin:end] = run.logprobs
@@ -99,7 +124,7 @@ class ExpandedPath:
         return Labels(sampled, logprobs, token_types)
 
     def first_runs(self, run_count: int) -> "ExpandedPath":
-        """The first so many runs, in the memory of this path."""
+        """The first `run_count` runs, as a path that shares the memory of this one."""
         end = self.run_starts[run_count]
         placeholder_count = bisect_left(self.placeholders, end, key=lambda placeholder: placeholder.offset)
         return ExpandedPath(
@@ -124,7 +149,7 @@ def expand(runs: Sequence[TokenRun], *, pad_id: int | None) -> ExpandedPath:
     """Join the runs of a path and expand each image's one pad token to its length.
 
     Raises:
-        PlaceholderError: a slot does not lie on a pad token, or a pad token has no slot.
+        PlaceholderError: a slot is not on a pad token, or a pad token has no slot.
     """
     sizes = [len(run.ids) for run in runs]
     run_offsets = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
@@ -153,7 +178,7 @@ def expand(runs: Sequence[TokenRun], *, pad_id: int | None) -> ExpandedPath:
 
 
 def extend_path(path: ExpandedPath, addition: ExpandedPath) -> ExpandedPath:
-    """A path and what was added to it, expanded; the same as expanding all of its runs at once, but cheaper."""
+    """An expanded path and an expanded addition, joined; the same as expanding all runs at once, but cheaper."""
     length = len(path.ids)
     return ExpandedPath(
         (*path.runs, *addition.runs),

@@ -1,4 +1,4 @@
-"""Durable, acked, back-pressured queues behind one contract: `open_queue(url)`."""
+"""Durable queues with acks and back-pressure behind one contract: `open_queue(url)`."""
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, StaleLease
 from transports.errors import (

@@ -9,8 +9,8 @@
             train_on(decode(delivery.frames))
             await delivery.ack()
 
-A queue carries frames and looks at none of them. Delivery is at least once; what one handle put under one key arrives
-in the order of its puts, unless a record is redelivered. `docs/queues.md` has the whole contract as prose, and
+A queue carries frames and does not read them. Delivery is at least once. Records that one handle puts under one key
+arrive in the order of the puts, unless a record is redelivered. `docs/queues.md` has the whole contract as prose, and
 `transports.testing.QueueConformance` has a case for each of its statements.
 """
 
@@ -32,7 +32,7 @@ Frames: TypeAlias = tuple[bytes | memoryview, ...]
 Lease: TypeAlias = Literal["partition", "record"]
 
 ADMISSION_TIMEOUT = 1800.0
-"""Seconds that `admit()` waits where the caller names no other deadline: a stall this long is an error, not a wait."""
+"""Seconds that `admit()` waits if the caller gives no deadline: a stall this long is an error."""
 
 _ADMISSION_POLL = (0.005, 0.25)
 _REQUEUE_BATCH = 16
@@ -43,11 +43,15 @@ class QueueStats:
     """What a queue holds now; records that are delivered but not acked belong to the backlog."""
 
     backlog_records: int
+    """How many records are not acked."""
     backlog_bytes: int
+    """The bytes of their frames."""
     oldest_age: float
-    """Seconds since the oldest record of the backlog was put; 0.0 where there is none."""
+    """Seconds since the oldest record of the backlog was put; 0.0 if the backlog is empty."""
     redeliveries: int
+    """How often records were delivered again, since the queue was created."""
     dead_letters: int
+    """How many rejected records the queue keeps."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,50 +59,64 @@ class DeadLetter:
     """A record that a consumer rejected, and why."""
 
     id: str
-    """By what its queue knows it."""
+    """The name under which its queue keeps it."""
     frames: Frames
+    """The frames of the record, as they were put."""
     key: str
+    """The key under which it was put."""
     tag: str
+    """The producer's label."""
     reason: str
+    """Why the consumer rejected it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Peeked:
-    """A record of the backlog, as an onlooker sees it."""
+    """A record of the backlog, as a reader sees it that only peeks."""
 
     frames: Frames
+    """The frames of the record, as they were put."""
     key: str
+    """The key under which it was put."""
     tag: str
+    """The producer's label."""
     partition: int
+    """The partition that it is in."""
     position: int
+    """Its position in its lane."""
     delivered: bool
-    """Whether it was delivered before: known, or assumed of what a consumer has read ahead."""
+    """Whether it was delivered before; also true for a record that a consumer may only have read ahead."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delivery:
-    """One record, lent to this consumer until it is acked, given back or rejected, or until its lease ends."""
+    """One record, leased to this consumer until it is acked, given back or rejected, or until its lease ends."""
 
     frames: Frames
+    """The frames of the record, as they were put."""
     key: str
+    """The key under which it was put."""
     tag: str
     """The producer's label, kept outside of the payload: a record that cannot be decoded still has a name."""
     partition: int
+    """The partition that it is in."""
     lane: str
     """An ordered stream within the queue; a redelivered record has the lane and the position it had before."""
     position: int
     """Strictly rising within its lane for the lifetime of the queue."""
     redelivered: bool
+    """Whether it may have been delivered before."""
     epoch: int
     """The fencing epoch of the lease under which it was delivered."""
     queue: Queue = field(repr=False)
+    """The handle that received it."""
 
     @property
     def nbytes(self) -> int:
         return frames_nbytes(self.frames)
 
     async def ack(self) -> None:
-        """Settle the record for good. Raises StaleLease where the lease has ended."""
+        """Settle the record for good. Raises StaleLease if the lease has ended."""
         await self.queue.ack([self])
 
     async def nack(self, delay: float = 0.0) -> None:
@@ -111,9 +129,9 @@ class Delivery:
 
 
 class StaleLease(QueueError):
-    """A delivery was settled after its lease had ended; another consumer has the record, or will get it.
+    """A consumer tried to settle a delivery after its lease had ended; another consumer has the record, or will get it.
 
-    Deliveries of the same call whose lease still holds have been settled; `deliveries` are those that were refused.
+    Deliveries of the same call whose lease has not ended are settled; `deliveries` are those that were refused.
     """
 
     def __init__(self, message: str, deliveries: Sequence[Delivery]) -> None:
@@ -124,7 +142,7 @@ class StaleLease(QueueError):
 class Queue(ABC):
     """One handle on a queue, for producing, consuming or both, used on the event loop that opened it.
 
-    A handle leases nothing before its first `receive`. What it leased is given back by `release` and `aclose`.
+    A handle leases nothing before its first `receive`. `release` and `aclose` give its leases back.
     """
 
     max_record_bytes: ClassVar[int] = 1 << 30
@@ -146,7 +164,7 @@ class Queue(ABC):
 
     @abstractmethod
     async def receive(self, *, timeout: float) -> Delivery | None:
-        """The next record of what this consumer has leased or may lease, or None when none came in time.
+        """The next record that this consumer has leased or may lease, or None when none came in time.
 
         Cancelling it loses nothing: a record is either returned or still there.
         """
@@ -172,23 +190,23 @@ class Queue(ABC):
 
     @property
     def limits(self) -> QueueOptions:
-        """What the URL of this handle says of partitions, the high water and the hard limit."""
+        """The options in the URL of this handle: partitions, the high water and the hard limit."""
         return self._options
 
     @property
     def holder(self) -> str:
-        """Names the leases of this handle to `expire_leases`, in any process; empty where nobody else can end them."""
+        """The name of this handle for `expire_leases`, in any process; empty if no other handle can end its leases."""
         return ""
 
     async def expire_leases(self, holder: str) -> None:  # noqa: B027 - optional on purpose
-        """End the leases of another handle now, because its process is known to be dead; its acks are refused if not.
+        """End the leases of another handle now: its process is known to be dead. If it lives, its acks are refused.
 
-        Without it they end by themselves, some seconds later; a transport need not offer it.
+        Without this call they end by themselves, some seconds later; a transport need not implement it.
         """
 
     @abstractmethod
     async def stats(self) -> QueueStats:
-        """Cheap enough to be asked for before each rollout."""
+        """What the queue holds now; cheap enough to be called before each rollout."""
 
     @abstractmethod
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
@@ -196,7 +214,7 @@ class Queue(ABC):
 
     @abstractmethod
     async def discard(self, letter: DeadLetter) -> None:
-        """Remove a dead letter for good; nothing where it is gone already."""
+        """Remove a dead letter for good; nothing happens if it is gone already."""
 
     @abstractmethod
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
@@ -204,7 +222,7 @@ class Queue(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Release what was leased; every later call raises QueueClosed, save aclose itself."""
+        """Release what was leased; every later call except `aclose` raises QueueClosed."""
 
     async def admit(self, *, timeout: float | None = None) -> None:
         """Wait while the backlog is over the high water, in bytes or in records: the gate for *new* work.
@@ -231,14 +249,14 @@ class Queue(ABC):
             delay = min(delay * 2, max_delay)
 
     async def requeue(self, *, limit: int) -> int:
-        """Put the first `limit` dead letters back as new records; how many there were.
+        """Put the first `limit` dead letters back as new records; returns how many.
 
-        Raises what `put` raises; the letters before that one are back, it and the others stay.
+        Raises what `put` raises; the letters before that one are put back, it and the others stay dead letters.
         """
         requeued = 0
         while requeued < limit and (letters := await self.dead_letters(limit=min(_REQUEUE_BATCH, limit - requeued))):
             for letter in letters:
-                # In this order: a process that dies in between leaves one record twice, and none nowhere.
+                # In this order: if the process dies in between, a record exists twice, and none is lost.
                 await self.put(letter.frames, key=letter.key, tag=letter.tag)
                 await self.discard(letter)
                 requeued += 1
@@ -253,7 +271,7 @@ class Queue(ABC):
         await self.aclose()
 
     def _resolve_partitions(self, consume: Sequence[int] | None, partitions: int) -> tuple[int, ...]:
-        """The partitions that this consumer may lease, all of them where it named none."""
+        """The partitions that this consumer may lease; all of them if `consume` is None."""
         if consume is None:
             return tuple(range(partitions))
         for partition in consume:
@@ -264,7 +282,7 @@ class Queue(ABC):
         return tuple(dict.fromkeys(consume))
 
     def _check_record_size(self, frames: Frames) -> int:
-        """The size of a record that may be put at all."""
+        """The size of a record; raises QueueError or RecordTooLarge if it can never be put."""
         if not frames:
             raise QueueError(f"{self.url}: a record needs at least one frame")
         nbytes = frames_nbytes(frames)
@@ -296,5 +314,5 @@ def frames_nbytes(frames: Frames) -> int:
 
 
 def partition_of(key: str, partitions: int) -> int:
-    """Where a key lives; the same on every machine and in every release."""
+    """The partition of a key; the same on every machine and in every release."""
     return crc32(key.encode("utf-8", "surrogatepass")) % partitions

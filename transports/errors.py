@@ -2,7 +2,7 @@
 
 
 class QueueError(Exception):
-    """The root of them all."""
+    """The base class of all errors of queues."""
 
 
 class QueueURLError(QueueError):
@@ -18,11 +18,11 @@ class QueueClosed(QueueError):
 
 
 class AdmissionTimeout(QueueError):
-    """The backlog stayed over the high water until the deadline: the consumer is too slow, or gone."""
+    """The backlog stayed above the high water until the deadline: the consumer is too slow, or has stopped."""
 
 
 class QueueFull(QueueError):
-    """The hard limit would be passed; the record was not accepted."""
+    """The record would exceed the hard limit; it was not accepted."""
 
 
 class RecordTooLarge(QueueError):
@@ -30,15 +30,15 @@ class RecordTooLarge(QueueError):
 
 
 class QueueCorrupt(QueueError):
-    """What is stored is not what was written, and not merely cut off at its end."""
+    """Stored data is damaged or missing, and not only cut off at its end."""
 
 
 class QueueStorageError(QueueError):
-    """The medium refused: a full disk, no permission, a server out of memory. What was accepted before is intact."""
+    """The disk or server refused: full, no permission, out of memory. Records that were accepted before are intact."""
 
 
 class CodecError(Exception):
-    """A value cannot be encoded, or bytes cannot be decoded; `path` leads to the offending place, as far as known."""
+    """A value cannot be encoded, or bytes cannot be decoded; `path` says where the bad value is, as far as known."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -46,7 +46,7 @@ class CodecError(Exception):
         self.path = ""
 
     def prepend_path(self, key: str | int) -> None:
-        """Note, on the way out, the key or the index of the container that holds the offending place."""
+        """Add the key or the index of the bad value in its container, while the error passes through it."""
         self.path = (f"[{key}]" if isinstance(key, int) else f".{key}") + self.path
 
     def __str__(self) -> str:

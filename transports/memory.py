@@ -1,7 +1,7 @@
 """`memory://name`: a queue within one process, with the semantics of the durable ones and nothing on a disk.
 
-Opening the same name twice, from any thread or event loop, shares one broker; when its last handle closes, the queue is
-gone. A lease ends when its holder releases it or closes: a busy loop of the same process is not a dead one.
+Handles of the same name, on any thread or event loop, share one broker; when the last handle closes, the queue is gone.
+A lease ends when its holder releases it or closes. It has no time limit, because a busy event loop is not a dead one.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ class _Partition:
     ready: deque[_Record] = field(default_factory=deque)
     delayed: list[tuple[float, int, _Record]] = field(default_factory=list)
     unacked: dict[int, tuple[int, _Record]] = field(default_factory=dict)
-    """Position to (epoch of the lease, record)."""
+    """By position: (epoch of the lease, record)."""
     holder_epoch: int | None = None
     """The epoch of the handle that leases the whole partition."""
     next_position: int = 0
 
     def promote_due(self, now: float) -> float | None:
-        """Make ready what was given back with a delay that is over; the time of the next one, if any."""
+        """Make delayed records ready whose delay is over; returns when the next one is due, if there is one."""
         while self.delayed and self.delayed[0][0] <= now:
             self.ready.appendleft(heapq.heappop(self.delayed)[2])
         return self.delayed[0][0] if self.delayed else None
 
     def return_unacked(self, epoch: int) -> None:
-        """End a lease: what it had lent is ready again, in its old order and ahead of everything else."""
+        """End a lease: its unacked records are ready again, in their old order and before all others."""
         if self.holder_epoch == epoch:
             self.holder_epoch = None
         positions = [position for position, (lease_epoch, _) in self.unacked.items() if lease_epoch == epoch]
@@ -65,7 +65,7 @@ class _Partition:
         ]
 
     def oldest_put_at(self) -> float:
-        """When the oldest record was put; `ready` is in the order of the puts, so its first one speaks for it."""
+        """When the oldest record was put; of `ready`, which is in the order of the puts, only the first is checked."""
         candidates = [record.put_at for _, record in self.unacked.values()]
         candidates += [record.put_at for _, _, record in self.delayed]
         candidates += [self.ready[0].put_at] if self.ready else []
@@ -73,7 +73,7 @@ class _Partition:
 
 
 class _Broker:
-    """The state that all handles of one name share; touched under its lock only."""
+    """The state that all handles of one name share; only used under its lock."""
 
     def __init__(self, partitions: int) -> None:
         self.lock = threading.Lock()
@@ -99,7 +99,7 @@ class _Broker:
 
 
 class LeasedPosition(Protocol):
-    """Where a record is lent from, and under which lease: a Delivery, or less than that."""
+    """The position of a leased record, and the epoch of its lease: a Delivery, or less than that."""
 
     @property
     def partition(self) -> int: ...
@@ -140,7 +140,7 @@ class MemoryQueue(Queue):
         self.put_without_copy(tuple([bytes(frame) for frame in frames]), key, tag)
 
     def put_without_copy(self, frames: Frames, key: str, tag: str) -> None:
-        """The same for frames that will never change, which need no copy."""
+        """Put frames that will never change, which need no copy."""
         nbytes = self._check_record_size(frames)
         broker = self._open_broker()
         with broker.lock:
@@ -162,7 +162,7 @@ class MemoryQueue(Queue):
                 delivery, next_due = self._take_next(broker, now)
                 if delivery is not None or now >= deadline:
                     return delivery
-                # Under the lock that every change is made under, so that none falls between looking and waiting.
+                # Registered under the lock of every change, so that no change is missed between looking and waiting.
                 wakeup = broker.wakeups.register()
             try:
                 await broker.wakeups.wait(wakeup, min(deadline, next_due or deadline) - now)
@@ -179,7 +179,7 @@ class MemoryQueue(Queue):
             )
 
     def ack_positions(self, leased_positions: Sequence[PositionT]) -> list[PositionT]:
-        """Ack what this handle was lent at these places; those whose epoch is over come back."""
+        """Ack the records that this handle has leased at these positions; returns those whose epoch is over."""
         broker = self._open_broker()
         stale = []
         with broker.lock:
@@ -204,7 +204,7 @@ class MemoryQueue(Queue):
             partition = self._check_unacked(delivery)
             _, record = partition.unacked[delivery.position]
             broker.remove_unacked(partition, delivery.position)
-            # Named so that no other broker has the name: a `zmq://` hub that is started anew has letters of its own.
+            # A random id that no other broker has: a `zmq://` hub that is restarted has dead letters of its own.
             letter = DeadLetter(secrets.token_hex(8), record.frames, record.key, record.tag, reason)
             broker.dead_letters[letter.id] = letter
 
@@ -280,7 +280,7 @@ class MemoryQueue(Queue):
         return self._broker
 
     def _take_next(self, broker: _Broker, now: float) -> tuple[Delivery | None, float | None]:
-        """The next record this handle may have, or else when the next delayed one falls due."""
+        """The next record that this handle may lease, or else when the next delayed one is due."""
         next_due: float | None = None
         if not self._epoch:
             broker.last_epoch += 1
@@ -302,7 +302,7 @@ class MemoryQueue(Queue):
         broker.partitions[index].unacked[record.position] = (self._epoch, record)
         redelivered, record.delivered = record.delivered, True
         broker.redeliveries += redelivered
-        # By position, which takes a quarter less time than by name: a consumer that is behind makes little else.
+        # Positional arguments take a quarter less time; a consumer that is behind does little else.
         return Delivery(
             record.frames, record.key, record.tag, index, str(index), record.position, redelivered, self._epoch, self
         )

@@ -1,7 +1,7 @@
-"""From the scheme of a URL to a transport: our own, those registered by a program, those that installed packages offer.
+"""From the scheme of a URL to a transport: built in, registered by a program, or offered by an installed package.
 
-A backend's module is imported when a URL first asks for it, so that nobody needs the client library of a queue that
-they do not use.
+The module of a transport is imported when a URL first needs it, so that the client libraries of other queues need not
+be installed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BUILT_IN = {
 
 
 class TransportFactory(Protocol):
-    """Makes a handle, synchronously and cheaply: connections are made by its first operation."""
+    """Makes a handle, synchronously and cheaply: its first operation connects."""
 
     def __call__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> Queue: ...
 
@@ -37,7 +37,7 @@ _registered: dict[str, TransportFactory] = {}
 
 
 def register_transport(scheme: str, factory: TransportFactory) -> None:
-    """Let `open_queue` use `factory` for a scheme in this process. A package would rather declare an entry point."""
+    """Let `open_queue` use `factory` for a scheme in this process. A package should declare an entry point instead."""
     if _registered.setdefault(scheme, factory) is not factory:
         raise QueueURLError(f"another transport is already registered for {scheme}://")
 
@@ -45,9 +45,9 @@ def register_transport(scheme: str, factory: TransportFactory) -> None:
 def open_queue(url: str, *, lease: Lease = "partition", consume: Sequence[int] | None = None) -> Queue:
     """A handle on the queue at `url`, to be used with `async with`.
 
-    `lease` says what a consumer holds: whole partitions (trajectories), or single records shared among any number of
-    consumers (tasks); all consumers of a queue must say the same. `consume` names the partitions that this consumer may
-    lease; None: whichever are free. Raises QueueURLError, and UnknownTransport for a scheme that nobody offers.
+    `lease` says what a consumer leases: whole partitions (trajectories), or single records shared among any number of
+    consumers (tasks); all consumers of a queue must use the same value. `consume` names the partitions that this
+    consumer may lease; None: any that are free. Raises QueueURLError, and UnknownTransport for an unknown scheme.
     """
     return _find_factory(url)(url, lease=lease, consume=consume)
 

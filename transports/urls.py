@@ -1,4 +1,4 @@
-"""Queue URLs: the options of a query become a frozen, typed record, and what is misspelt is refused by name."""
+"""Queue URLs: the options of a query become a frozen, typed object, and a misspelt option is refused by name."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ _HARD_LIMIT_FACTOR = 4
 
 @dataclass(frozen=True, slots=True)
 class QueueOptions:
-    """What every transport understands."""
+    """The options that every transport understands."""
 
     partitions: int | None = None
-    """Fixed when the queue is created; None: as it was created, or one."""
+    """The number of partitions, fixed when the queue is created; None: as it was created, or one."""
     high_water: Size = Size(256 << 20)
-    """Unacked bytes over which no new work is admitted."""
+    """Unacked bytes above which no new work is admitted."""
     high_water_records: int | None = None
+    """Unacked records above which no new work is admitted; None: no such limit."""
     hard_limit: Size | None = None
-    """Unacked bytes over which a put is an error; None: four times the high water."""
+    """Unacked bytes above which a put is an error; None: four times the high water."""
 
     def __post_init__(self) -> None:
         if self.partitions is not None and not 1 <= self.partitions <= 4096:
@@ -53,17 +54,17 @@ OptionsT = TypeVar("OptionsT", bound=QueueOptions)
 
 
 def split_url(url: str) -> SplitResult:
-    """The parts of a URL. Raises QueueURLError where it is none."""
+    """The parts of a URL. Raises QueueURLError if it is not a URL."""
     try:
         parts = urlsplit(url)
-        _ = parts.port  # looked at only when it is asked for
+        _ = parts.port  # urlsplit checks the port only when it is read
     except ValueError as error:
         raise QueueURLError(f"{url}: not a URL ({error})") from error
     return parts
 
 
 def without_password(url: str) -> str:
-    """The URL as it may stand in a message, a log or a file; who opens it again has the password from elsewhere."""
+    """The URL without its password, for a message, a log or a file; a later open needs the password from elsewhere."""
     parts = split_url(url)
     if parts.password is None:
         return url

@@ -1,4 +1,4 @@
-"""Waking consumers of the same process at once, whichever thread and event loop they wait on."""
+"""Wakes consumers of the same process at once, on any thread and event loop."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import threading
 
 
 class Wakeups:
-    """Those who wait for anything to change. A waiter may be woken for nothing and looks again."""
+    """The consumers that wait for a change. A waiter may be woken for nothing and must look again."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiters: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
 
     def register(self) -> asyncio.Event:
-        """An event that the next `wake_all` sets. Taken before looking, so that no change falls in between."""
+        """An event that the next `wake_all` sets. Register before looking, so that no change is missed."""
         event = asyncio.Event()
         with self._lock:
             self._waiters[event] = asyncio.get_running_loop()
@@ -43,6 +43,6 @@ class Wakeups:
             if loop is current_loop:
                 event.set()
             else:
-                # A loop that was closed under its waiting consumer has nobody left to wake.
+                # If the loop of a waiting consumer was closed, there is nobody to wake.
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(event.set)

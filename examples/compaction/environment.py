@@ -1,10 +1,10 @@
 """Compaction: a conversation that is longer than what is kept of it.
 
-One picture a turn, as in the colour codeword. After every `keep` pictures the history is dropped: a summary in words
-stands for it, and the conversation goes on from there. At the end all pictures are shown once more.
+Each turn shows one picture, as in the colour codeword. After every `keep` pictures the history is dropped: a summary in
+words replaces it, and the conversation continues from there. At the end all pictures are shown once more.
 
-What this shows: `model.chat` takes any conversation. Cutting the list is all it takes: the prefix that is still the
-same is shared, a picture that returns is sent again, and every answer trains exactly once.
+What this shows: `model.chat` takes any conversation. It is enough to cut the list: the prefix that is still the same is
+shared, a picture that returns is sent again, and every answer trains exactly once.
 
     rollout run examples/compaction/compaction.yaml
 """

@@ -6,9 +6,9 @@ from pathlib import Path
 from rollout.serving.tiny_model.checkpoint import make_checkpoint
 
 _WEIGHT_SCALE = 4.0
-"""Larger than usual: it learns sooner. Much larger, and it never learns to remember."""
+"""Larger than usual, so that the policy learns sooner. With a much larger one it never learns to remember."""
 _ONE_TOKEN_PIXELS = 32 * 32
-"""So few pixels are enough for the processor, so that a picture of 32 x 32 is a single token."""
+"""The fewest pixels that the processor accepts without enlarging, so that a picture of 32 x 32 is a single token."""
 
 
 def make_policy(directory: Path, *, seed: int) -> None:

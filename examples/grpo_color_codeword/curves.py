@@ -1,4 +1,4 @@
-"""How a run goes: curves in the terminal while it does, and the same ones as a picture in SVG."""
+"""How a run goes: curves in the terminal while it trains, and the same curves as an SVG picture."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +15,15 @@ _WIDTH, _HEIGHT, _MARGIN = 420, 180, 44
 
 @dataclass(frozen=True)
 class Curve:
-    """One quantity over the steps. Where it is logarithmic, `least` is the smallest that is told from zero."""
+    """One quantity over the steps.
+
+    Attributes:
+        title: what the curve is called.
+        value: the quantity of one step.
+        format: the format string for a value.
+        color: the colour of the line in the picture.
+        least: the smallest value on a logarithmic axis; smaller values are drawn there. None: the axis is linear.
+    """
 
     title: str
     value: Callable[[Step], float]
@@ -24,7 +32,7 @@ class Curve:
     least: float | None = None
 
     def height(self, value: float) -> float:
-        """Where a value lies on the axis, in its own units."""
+        """The position of a value on the axis, in its own units."""
         return value if self.least is None else math.log10(max(value, self.least))
 
 

@@ -1,11 +1,11 @@
 """A codeword of colours that a policy has to learn to see and to remember; every token of an answer is one colour.
 
     along     each of T turns shows one picture and asks for its colour; at the end all T are to be recalled, in order
-    at_end    the turns show their pictures and are answered by anything; only what is recalled at the end counts
+    at_end    the turns show their pictures and any answer will do; only what is recalled at the end counts
 
-The policy may say nothing but colours, so that every sampled token is an answer that is right or wrong. Which were
-right is told in the metrics `right.0`, `right.1`, …, by the order of the tokens that count; the reward is their mean.
-In `at_end` nothing but the older pictures can tell the answers: whoever loses those cannot score.
+The policy may say only colours, so that every sampled token is an answer that is right or wrong. The metrics `right.0`,
+`right.1`, … say which were right, in the order of the tokens that count; the reward is their mean. In `at_end` only
+the older pictures contain the answers: a policy that loses them cannot score.
 """
 
 import random

@@ -1,7 +1,7 @@
 """GRPO in one screen: log-probs of the sampled tokens, advantages per answer, one clipped step for each batch.
 
-Every sampled token is an answer of its own (see `environment`), so an advantage is an answer's: how far it lies above
-the same answer of the other rollouts of its group, in standard deviations.
+Every sampled token is an answer of its own (see `environment`), so each answer has its own advantage: how far it is
+above the mean of the same answer in the rollouts of its group, in standard deviations.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,10 +21,11 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """What one step found, before it changed anything.
+    """What one step measured, before it changed the weights.
 
     Attributes:
-        max_logprob_difference: the largest one between the sampler's log-prob of a token and ours (same weights).
+        loss: the clipped loss of the batch.
+        max_logprob_difference: the largest difference between the sampler's and our log-prob of a token (same weights).
         compared_tokens: how many tokens that was measured on: those of the version that is trained.
     """
 
@@ -67,7 +68,7 @@ class Learner:
         return UpdateStats(loss.item(), max(differences.tolist(), default=0.0), differences.numel())
 
     def logprobs(self, batch: Batch, training_samples: Sequence[TrainingSample]) -> torch.Tensor:
-        """Of the sampled tokens, (samples, answers), among the tokens that the policy was allowed to say."""
+        """The log-probs of the sampled tokens, (samples, answers), among the allowed tokens only."""
         images, grids = self._encode_images(image_names_of(batch.ordered(training_samples)), training_samples)
         positions, _ = self.model.model.get_rope_index(batch.token_ids, batch.token_types.int(), image_grid_thw=grids)
         logits = self.model(
@@ -80,7 +81,7 @@ class Learner:
     def _encode_images(
         self, image_names: Sequence[str], training_samples: Sequence[TrainingSample]
     ) -> tuple[Any, torch.Tensor]:
-        """Features and grids of what is shown, in order. A picture is encoded once, however many rollouts show it."""
+        """Features and grids of the named images, in order. Each image is encoded only once, for all samples."""
         sample_by_image: dict[str, TrainingSample] = {}
         for sample in training_samples:
             if not sample_by_image.keys() >= set(image_names_of([sample])):
@@ -103,12 +104,12 @@ def image_names_of(training_samples: Iterable[TrainingSample]) -> list[str]:
 
 
 def align_logits_with_tokens(logits: torch.Tensor) -> torch.Tensor:
-    """Where a token lies, the logits that it was drawn from: a network gives them one position earlier."""
+    """Move the logits to the position of the token drawn from them: a network gives them one position earlier."""
     return logits.roll(1, dims=1)
 
 
 def at_sampled_tokens(batch: Batch, values: torch.Tensor) -> torch.Tensor:
-    """What lies at the sampled tokens, (samples, answers, …): each rollout of a batch samples as many as the others."""
+    """The values at the sampled tokens, (samples, answers, …): each rollout of a batch samples the same number."""
     return values[batch.mask].unflatten(0, (len(batch.rollouts), -1))
 
 
@@ -118,7 +119,7 @@ def trainable_trajectories(group: Group) -> list[Trajectory]:
 
 
 def advantages_of_answers(group: Group) -> torch.Tensor:
-    """(rollouts, answers that count)."""
+    """The advantage of every answer that counts, (rollouts, answers)."""
     right = torch.tensor(
         [
             [trajectory.metrics[f"right.{answer}"] for answer in range(len(trajectory.metrics))]

@@ -23,17 +23,17 @@ _VLLM_FLAGS = (
     "--max-model-len",
     "512",
 )
-# Matrices of this size are slower on several cores, and others want those.
+# Matrices of this size are slower on several cores, and the other processes need the cores.
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 class TrainingProcessEnded(RolloutError):
-    """A process that training cannot do without has ended."""
+    """A process that training needs has ended."""
 
 
 @contextmanager
 def transformers_sampler(checkpoint: Path, runs: Path, log: Path) -> Iterator[str]:
-    """`rollout serve transformers`; its root."""
+    """Run `rollout serve transformers`; yields its root URL."""
     command = ["serve", "transformers", str(checkpoint), "--name", "policy", "--allow", str(runs)]
     with _rollout_command(command, log, reads_stdout=True) as process:
         assert process.stdout is not None
@@ -45,7 +45,7 @@ def transformers_sampler(checkpoint: Path, runs: Path, log: Path) -> Iterator[st
 
 @contextmanager
 def vllm_sampler(checkpoint: Path, runs: Path, log: Path, executable: Path | None, *flags: str) -> Iterator[str]:
-    """vLLM, as `rollout serve vllm` starts it; its root."""
+    """Run vLLM as `rollout serve vllm` starts it; yields its root URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = VllmSettings(
@@ -63,7 +63,7 @@ def vllm_sampler(checkpoint: Path, runs: Path, log: Path, executable: Path | Non
 
 @contextmanager
 def running_launch(run: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
-    """`rollout launch` of a run that has been begun."""
+    """Run `rollout launch` for a run that already has its directory."""
     with _rollout_command(["launch", "--resume", str(run), "--workers", str(workers)], run / "launch.out") as process:
         yield process
 
@@ -72,7 +72,7 @@ def running_launch(run: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]
 def _rollout_command(
     arguments: Sequence[str], log: Path, *, reads_stdout: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of ours. Only we are told of a Ctrl-C, and end it in order."""
+    """Run a `rollout` command in its own session. A Ctrl-C reaches only this process, which then stops the command."""
     command = [sys.executable, "-m", "rollout", *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(

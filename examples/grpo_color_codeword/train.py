@@ -3,8 +3,8 @@
     python -m examples.grpo_color_codeword.train                     # sampled by `rollout serve transformers`
     python -m examples.grpo_color_codeword.train --sampler vllm --set environment.ask=at_end
 
-Five processes at least: this trainer, an engine, `rollout launch` and its workers. Ends when the mean reward of five
-batches reaches the target, and leaves the curves as a picture in the run's directory.
+At least five processes run: this trainer, an engine, `rollout launch` and its workers. Training ends when the mean
+reward of five batches reaches the target. It leaves the curves as a picture in the run's directory.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def train(options: argparse.Namespace) -> list[Step]:
     """Train until the target is reached. Leaves the curves and `policy`, a whole checkpoint, in the run's directory."""
     torch.manual_seed(options.seed)
-    # Matrices of this size are slower on several cores, and others want those.
+    # Matrices of this size are slower on several cores, and the other processes need the cores.
     torch.set_num_threads(1)
     # Weights are saved after every step; nobody needs a bar for each.
     transformers_logging.disable_progress_bar()
@@ -55,7 +55,7 @@ def train(options: argparse.Namespace) -> list[Step]:
         checkpoint = Path(place, "policy")
         make_policy(checkpoint, seed=options.seed)
         with start_sampler(options, checkpoint, runs, runs / "engine.log") as engine:
-            # vLLM 0.32 on a CPU dies of a seed where it computes a prompt in parts.
+            # vLLM 0.32 on a CPU crashes if a request has a seed and its prompt is computed in chunks.
             seed_overrides = [f"engine.sampling.seed={options.seed}"] if options.sampler == "transformers" else []
             overrides = [*seed_overrides, *options.set]
             training = Training(
@@ -78,14 +78,14 @@ def start_sampler(options: argparse.Namespace, checkpoint: Path, runs: Path, log
 
 
 def copy_missing_files(weights: Path, checkpoint: Path) -> None:
-    """Put beside the weights what any engine needs besides: tokenizer, template, processor."""
+    """Copy what an engine also needs into the weights' directory: tokenizer, template, processor."""
     for file in checkpoint.iterdir():
         if not (weights / file.name).exists():
             shutil.copyfile(file, weights / file.name)
 
 
 def train_with_display(training: Training, options: argparse.Namespace) -> list[Step]:
-    """Train until the target is reached, and draw it."""
+    """Train until the target is reached, and draw the curves."""
     steps: list[Step] = []
     console = Console(stderr=True)
     with Live(console=console, auto_refresh=False) as live:

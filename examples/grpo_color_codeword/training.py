@@ -1,4 +1,4 @@
-"""The trainer's loop: gather a batch, learn from it, publish the version, say how it goes."""
+"""The trainer's loop: gather a batch, learn from it, publish the new version, report the step."""
 
 import subprocess
 import time
@@ -29,12 +29,15 @@ class Step:
     """One step of training, as it is drawn.
 
     Attributes:
+        number: the number of the step, from 1; it is also the version that the step published.
         reward: the mean of the batch that was learnt from.
-        staleness: the most versions that any of its rollouts lay behind.
+        update_stats: what the step measured before it changed the weights.
+        staleness: the most versions that any of its rollouts was behind.
         rollouts_per_second: over the whole of the step, learning and publishing included.
-        violations: what `rollout.trainer.check` found in it.
-        versions: those that its tokens were sampled by.
+        violations: how many violations `rollout.trainer.check` found in the batch.
+        versions: the versions that sampled its tokens.
         failed: rollouts that ended without a score.
+        seconds: the time since training started.
     """
 
     number: int
@@ -87,7 +90,7 @@ class Training:
         self._stack.close()
 
     def step(self) -> Step:
-        """Gather a batch, learn from it, and publish what that made of the policy."""
+        """Gather a batch, learn from it, and publish the new weights."""
         version, started_at = self._version, time.monotonic()
         self._reader.version = version
         groups = gather_batch(self._reader, self._launch, rollouts=self._config.policy.batch)
@@ -99,7 +102,7 @@ class Training:
             self._consumption.consumed + trained_count, self._consumption.discarded + total_count - trained_count
         )
         self._publish()
-        # A run of minutes is begun anew rather than continued; a longer one saves this state with its weights.
+        # A short run is started again rather than resumed; a longer one saves this state with its weights.
         self._reader.commit(self._reader.state_dict()["number"])
         now = time.monotonic()
         return measure_step(
@@ -140,7 +143,7 @@ def gather_batch(reader: BlockingReader, launch: subprocess.Popen[bytes], *, rol
 def measure_step(
     groups: Sequence[Group], update_stats: UpdateStats, version: int, *, seconds: float, rollouts_per_second: float
 ) -> Step:
-    """What there is to be seen of a step that was taken from this version."""
+    """The report of a step that started from this version."""
     all_trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     scored = [trajectory for group in groups for trajectory in trainable_trajectories(group)]
     return Step(

@@ -1,11 +1,11 @@
 """Sub-agents: one rollout, several conversations at the same time.
 
-A lead is shown all pictures. For each picture a helper is asked, all of them at once, each in a conversation of its own
-that holds that one picture. Then the lead, told what they found, looks again; it is asked several times at once, and
-goes on from the answer that most agree on.
+A lead sees all pictures. Then one helper per picture is asked, all at once, each in a conversation of its own with only
+that picture. The lead then gets the helpers' answers and looks again. It is asked several times at once, and continues
+from the most frequent answer.
 
 What this shows: turns may run in parallel. Each branch has its own pictures, the branches of the lead share their
-beginning, and every answer of everybody trains exactly once, with the reward of the whole.
+beginning, and every answer of the lead and the helpers trains exactly once, with the reward of the whole rollout.
 
     rollout run examples/subagents/subagents.yaml
 """

@@ -28,14 +28,25 @@ class GeometryError(AdapterError):
 
 @dataclass(frozen=True, slots=True)
 class ImageLayout:
-    """The patches of one image as (t, h, w), and the placeholders it takes in the expanded prompt."""
+    """The layout of one image.
+
+    Attributes:
+        grid: its patches as (t, h, w).
+        tokens: how many placeholders it takes in the expanded prompt.
+    """
 
     grid: tuple[int, int, int]
     tokens: int
 
 
 class Geometry(ABC):
-    """The layout contract of one family under one processor configuration."""
+    """The layout contract of one family under one processor configuration.
+
+    Attributes:
+        family: the name of the family.
+        vllm_modality: vLLM's name for the images of this family; None: `image`.
+        grid_key: the key of the grid in a descriptor's payload.
+    """
 
     family: ClassVar[str]
     vllm_modality: ClassVar[str | None] = None
@@ -98,7 +109,7 @@ class Geometry(ABC):
 
 
 def layout_fingerprint(family: str, knobs: Mapping[str, Any]) -> str:
-    """The first 32 hex digits that name a layout contract: a family and its knobs, neither model nor image."""
+    """The 32 hex digits that name a layout contract: a hash of a family and its knobs, not of a model or an image."""
     if not _FAMILY_NAME_PATTERN.fullmatch(family):
         raise GeometryError(f"the family {family!r} is not a name made of letters, digits, '_', '.' and '-'")
     try:

@@ -11,7 +11,17 @@ from .knobs import ProcessorConfigReader
 
 @dataclass(frozen=True)
 class KimiK25Geometry(Geometry):
-    """The knobs of one checkpoint; means and deviations are named because they are part of its fingerprint."""
+    """The knobs of one checkpoint; means and deviations are here because they are part of its fingerprint.
+
+    Attributes:
+        patch_size: the side of a patch in pixels.
+        merge_kernel_size: how many patches of each side make one token.
+        in_patch_limit: the most patches of an image before padding.
+        patch_limit_on_one_side: the most patches of one side.
+        fixed_output_tokens: the tokens of every image, if the checkpoint fixes them; None: as many as its merge cells.
+        image_mean: the mean of each colour, for normalising.
+        image_std: the standard deviation of each colour, for normalising.
+    """
 
     patch_size: int
     merge_kernel_size: int

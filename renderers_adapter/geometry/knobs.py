@@ -9,7 +9,7 @@ from .base import GeometryError
 class ProcessorConfigReader:
     """One family's view of a processor configuration; the first name that is present wins.
 
-    Sections are looked into in order, so that a value found flat, nested or under transformers' names reads the same.
+    Sections are searched in order, so that a flat value, a nested one and one under transformers' names read the same.
     """
 
     def __init__(self, family: str, config: Mapping[str, Any], *, nested_under: Sequence[str] = ()) -> None:

@@ -13,7 +13,15 @@ MAX_ASPECT_RATIO = 200
 
 @dataclass(frozen=True)
 class QwenVLGeometry(Geometry):
-    """The knobs of one checkpoint; the budget is in pixels after resizing."""
+    """The knobs of one checkpoint.
+
+    Attributes:
+        patch_size: the side of a patch in pixels.
+        merge_size: how many patches of each side make one token.
+        temporal_patch_size: how many frames one patch spans.
+        min_pixels: the fewest pixels of an image after resizing.
+        max_pixels: the most pixels of an image after resizing.
+    """
 
     patch_size: int
     merge_size: int

@@ -1,4 +1,4 @@
-"""Which geometry speaks for which family: the built-in ones, and those that other distributions register.
+"""Which geometry belongs to which family: the built-in ones, and those that other distributions register.
 
 A distribution adds a family with an entry point in the group `renderers_adapter.geometry`: the name is the family, the
 object a `Geometry` subclass.
@@ -20,7 +20,7 @@ _BUILT_IN: Mapping[str, type[Geometry]] = {geometry.family: geometry for geometr
 
 
 class UnknownFamily(GeometryError):
-    """No geometry is registered for a family; only the engine can tell how many placeholders its images take."""
+    """No geometry is registered for a family; only the engine knows how many placeholders its images take."""
 
 
 def geometry_for(family: str, processor_config: Mapping[str, Any]) -> Geometry:

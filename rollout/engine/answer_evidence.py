@@ -1,6 +1,6 @@
 """What an answer proves about its tokens: log-probs, weight versions, routed experts, sampling masks.
 
-Evidence that is not of exactly the sampled tokens is refused: a trainer that believes it learns the wrong thing.
+Evidence that does not cover exactly the sampled tokens is refused: a trainer that uses it would learn the wrong thing.
 """
 
 import base64
@@ -34,7 +34,7 @@ def read_logprobs(tokens: Sequence[int], logprobs_json: Any) -> Logprobs:
 
 
 def _parse_older_token_name(entry: Mapping[str, Any]) -> Any:
-    """Servers before 0.32 name a token `token_id:17`."""
+    """Servers before 0.32 write a token as `token_id:17`."""
     prefix, _, number = str(entry.get("token")).partition(":")
     return int(number) if prefix == "token_id" and number.isdigit() else entry.get("token")
 
@@ -57,7 +57,10 @@ def read_versions(token_count: int, spans_json: Any) -> tuple[VersionSpan, ...]:
 def read_experts(encoded_rows: str | None, *, first_token: int, conversation_length: int) -> RoutedExperts | None:
     """The experts of the tokens from `first_token` on; the last of `conversation_length` tokens has none.
 
-    An engine that was not asked to begin at `first_token`, or cannot, sends all of them. Raises InvalidEvidence.
+    An engine that was not asked to begin at `first_token`, or cannot, sends the experts of all tokens.
+
+    Raises:
+        InvalidEvidence: the rows are not an integer array of exactly these tokens.
     """
     if encoded_rows is None:
         return None
@@ -79,7 +82,7 @@ def read_experts(encoded_rows: str | None, *, first_token: int, conversation_len
 
 
 def read_sampling_mask(tokens: Sequence[int], mask_json: Any) -> SamplingMask | None:
-    """Which tokens could have been sampled in the place of each of these. Raises InvalidEvidence."""
+    """Which tokens could have been sampled at the position of each of these. Raises InvalidEvidence."""
     if mask_json is None:
         return None
     if len(mask_json) != len(tokens):

@@ -1,9 +1,9 @@
 """The client of one or several engines: deadlines, retries of what may be retried, and typed errors.
 
-A request that could not be delivered, was answered 429 or 502-504, or timed out goes out again after a growing,
-jittered pause, to another engine where there is one. So does one that an engine gave up for new weights, or answered
-with older weights than it must. Everything else is final. However often a request went out, its caller gets one answer;
-a try that nobody waits for any more is aborted on the server.
+A request that could not be delivered, was answered 429 or 502-504, or timed out is sent again after a growing, jittered
+pause, to another engine if there is one. The same holds if an engine aborted a request for new weights, or answered
+with older weights than required. Every other error is final. However often a request is sent, its caller gets one
+answer. A try whose caller no longer waits is aborted on the server.
 """
 
 import random
@@ -49,21 +49,23 @@ _ABORT_TIMEOUT = 2.0
 _RETRYABLE_ERRORS = (EngineUnreachable, EngineUnavailable, EngineTimeout)
 
 RequestObserver = Callable[[str, str, float], None]
-"""Is told of a try: at which engine, how it ended, and after how many seconds."""
+"""Called after a try with the engine's URL, how the try ended, and its seconds."""
 
 
 class EngineClient:
-    """Speaks to the engines that serve one model. Use it as an async context manager.
+    """Sends requests to the engines that serve one model. Use it as an async context manager.
 
     Args:
-        timeout: seconds for one turn, all of its tries included.
-        request_timeout: seconds for one try; none: as long as the turn has.
-        retries: how often a turn is tried again.
+        urls: the root URLs of the engines.
+        model: the name of the model.
+        timeout: seconds for one answer, all of its tries included.
+        request_timeout: seconds for one try; None: `timeout`.
+        retries: how often a request is tried again.
         affinity: keep a session on one engine, for its prefix cache; nothing depends on it.
         api_key: sent as a bearer token.
-        multimodal: how images go out; `auto` asks each engine whether it resolves references.
-        geometry: that of the model's images; none: it takes none.
-        on_try: called after every try; it ended `ok`, `cancelled`, or with the error of this name.
+        multimodal: how images are sent; `auto` asks each engine whether it resolves references.
+        geometry: the geometry of the model's images; None: the model takes no images.
+        on_try: called after every try; the outcome is `ok`, `cancelled`, or the name of the error.
     """
 
     def __init__(
@@ -109,11 +111,11 @@ class EngineClient:
 
     @property
     def max_model_len(self) -> int | None:
-        """The shortest context among the engines, as far as they told it."""
+        """The shortest context among the engines that reported one."""
         return min((replica.max_model_len for replica in self.replicas if replica.max_model_len), default=None)
 
     async def check(self) -> None:
-        """Look at every engine. One that is away is left out until it returns, unless all of them are.
+        """Check every engine. An unavailable one is ejected until it returns; if all are unavailable, this fails.
 
         Raises:
             EngineUnreachable, EngineTimeout, EngineUnavailable: no engine answers.
@@ -142,7 +144,7 @@ class EngineClient:
         """Sample one completion.
 
         Raises:
-            EngineError: see `rollout.engine.errors`; nothing that is returned needs checking again.
+            EngineError: see `rollout.engine.errors`. What is returned does not need another check.
         """
         self._router.require_version(request.required_version)
         last_error: EngineError | None = None
@@ -156,12 +158,12 @@ class EngineClient:
                 try:
                     return await self._generate_once(replica, request, try_number)
                 except (EngineBroken, EngineMisconfigured):
-                    # Whoever refuses at once is always the least loaded, and would draw every other rollout.
+                    # An engine that fails at once is always the least loaded, and would get all other requests.
                     self._router.record_failure(replica)
                     raise
                 except EngineAborted as error:
                     last_error = (
-                        error  # not its fault: new weights came, and the turn is begun anew, there or elsewhere
+                        error  # not the engine's fault: new weights came, and the request is tried again anywhere
                     )
                 except _RETRYABLE_ERRORS as error:
                     self._router.record_failure(replica)
@@ -172,7 +174,7 @@ class EngineClient:
         )
 
     async def _generate_once(self, replica: Replica, request: GenerateRequest, try_number: int) -> Generation:
-        """An answer that is whole, and of weights that may answer."""
+        """One try; returns an answer that is complete and was sampled by the required weights."""
         response_body = await self._post_generate(replica, request, try_number)
         self._router.record_answer(replica)
         generation = decode_response(response_body, request)
@@ -190,9 +192,9 @@ class EngineClient:
         return generation
 
     async def _post_generate(self, replica: Replica, request: GenerateRequest, try_number: int) -> bytes:
-        # An engine may still be busy with the last try when the next one reaches it, so each has its own id.
+        # An engine may still be busy with the last try when the next one reaches it, so each try has its own id.
         request_id = f"{request.request_id}.{try_number}"
-        # Only an engine that sends experts is asked to leave out those that earlier turns brought.
+        # Only an engine that sends experts is asked to leave out those that earlier turns had.
         experts_start = request.experts_start if self._engine_sends_experts else None
         if replica.is_unavailable:
             await self._recheck_replica(replica)
@@ -213,7 +215,7 @@ class EngineClient:
 
     @contextmanager
     def _track_request(self, replica: Replica) -> Iterator[None]:
-        """While an engine is asked."""
+        """Count a request as in flight at an engine, and report the try to `on_try` when it ends."""
         started_at, outcome = time.monotonic(), "ok"
         replica.in_flight += 1
         try:
@@ -230,7 +232,7 @@ class EngineClient:
                 self._on_try(replica.url, outcome, time.monotonic() - started_at)
 
     async def _abort(self, replica: Replica, request_id: str) -> None:
-        """Closing the connection tells vLLM itself, but no proxy before it; this reaches the engine through both."""
+        """Abort a request on the server. A proxy may not pass on a closed connection, but it passes on this request."""
         body = orjson.dumps({"request_ids": [f"generate-tokens-{request_id}"]})
         with anyio.CancelScope(shield=True), anyio.move_on_after(_ABORT_TIMEOUT):
             try:
@@ -246,7 +248,7 @@ class EngineClient:
         self._router.mark_available(replica)
 
     async def _check_replica(self, replica: Replica, timeout: float) -> None:
-        """Learn whether it serves the model, has the right weights, how long a context, and how it takes images."""
+        """Ask an engine whether it serves the model, which weights and context length it has, how it takes images."""
         with anyio.move_on_after(timeout):
             models_json = await self._http.get(f"{replica.url}/v1/models")
             replica.max_model_len = _parse_max_model_len(replica.url, models_json, self.model)
@@ -258,7 +260,7 @@ class EngineClient:
         raise EngineTimeout(f"{replica.url} did not tell its models and how it takes images within {timeout:g} s.")
 
     async def _require_weight_version(self, url: str) -> str:
-        """Which weights it has, where they are the ones that it must have."""
+        """The version of an engine's weights; raises EngineBehind if it is not the required one or a newer one."""
         version = (await fetch_engine_state(self._http, url)).version
         if not self._router.has_required_version(version):
             raise EngineBehind(f"{url} has the weights {version!r}; {self._router.required_version!r} were pushed.")

@@ -1,6 +1,6 @@
 """What can go wrong between a rollout and its engine.
 
-Those with `infrastructure` may succeed in another attempt; the others would only repeat themselves.
+An error with `infrastructure` may not occur in another attempt; the others would only occur again.
 """
 
 from rollout.errors import RolloutError
@@ -29,7 +29,7 @@ class EngineUnavailable(EngineError):
 
 
 class EngineBehind(EngineUnavailable):
-    """The engine has not the weights that the trainer asks for; it is not used until it has."""
+    """The engine does not have the weights that the trainer requires; it is not used until it has them."""
 
 
 class EngineBroken(EngineError):
@@ -43,7 +43,7 @@ class EngineRefused(EngineError):
 
 
 class EngineMisconfigured(EngineRefused):
-    """The engine refuses whatever we send (401, 403, 404): every other request would fare alike."""
+    """The engine refuses every request (401, 403, 404): the configuration is wrong, not this request."""
 
     infrastructure = True
 
@@ -59,7 +59,7 @@ class ModelNotServed(EngineError):
 
 
 class RequestRefusedLocally(EngineError):
-    """A request that an engine would answer with garbage, or die of; it was not sent."""
+    """A request that an engine would answer with garbage, or that would crash it; it was not sent."""
 
 
 class EngineMismatch(EngineError):
@@ -67,7 +67,7 @@ class EngineMismatch(EngineError):
 
 
 class InvalidEvidence(EngineError):
-    """The engine's answer lacks the log-probs of exactly the tokens it sampled."""
+    """The log-probs or other evidence in the engine's answer do not belong to exactly the tokens that it sampled."""
 
 
 class ContextExhausted(EngineError):
@@ -75,10 +75,10 @@ class ContextExhausted(EngineError):
 
 
 class EngineAborted(EngineError):
-    """The engine gave up this request before it was done."""
+    """The engine aborted this request before the answer was complete."""
 
     infrastructure = True
 
 
 class UnusableCompletion(EngineError):
-    """The policy sampled an image placeholder; no prompt may be built on that, and no trainer has pixels for it."""
+    """The policy sampled an image pad token: no prompt may contain this answer, and no pixels belong to it."""

@@ -1,5 +1,7 @@
-"""Images as references, for engines that run our plugin (`plugins/vllm`): the prompt goes out expanded, and each image
-as one line that says where it lies, which bytes it has, and how it is laid out. No tensor leaves the worker.
+"""Images as references, for engines that run our plugin (`plugins/vllm`).
+
+The prompt is sent expanded, and each image as one line of text that says where the image is, which hash its bytes have,
+and which layout it has. The worker sends no tensors.
 """
 
 from pathlib import PurePosixPath
@@ -17,7 +19,7 @@ from rollout.engine.image_refs import FormattedReference, ImageRef
 from rollout.engine.request import GenerateRequest
 
 INLINE_RUN_ID = "inline"
-"""Stands for the run in a reference that carries its image: it lies in no run's directory."""
+"""The run id in a reference that carries its image, because such an image is not in a run's directory."""
 
 
 def reference_features(request: GenerateRequest, geometry: Geometry) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def vllm_modality_of(geometry: Geometry) -> str:
 
 
 def require_same_layout(plugin_info: bytes, geometry: Geometry) -> None:
-    """Read what a plugin says of its server.
+    """Check the answer of `/mmraw/version` against our own layout.
 
     Raises:
         EngineRefused: it does not resolve references of this layout; the text says why.
@@ -83,7 +85,7 @@ def _reference_text(image: ImageRef, placeholder: Placeholder, geometry: Geometr
         )
         if image.is_file:
             image.cached_references[geometry.fingerprint] = reference
-    # An engine dies of a range that is longer than the image's embeddings, and fills a shorter one with the wrong ones.
+    # An engine crashes on a range longer than the image's embeddings, and fills a shorter one with the wrong ones.
     if placeholder.length != reference.token_count:
         raise RefError(
             f"the image {image.hash} takes {reference.token_count} tokens by its layout, and has {placeholder.length} "
@@ -113,7 +115,7 @@ def _format_image_reference(image: ImageRef, geometry: Geometry) -> str:
 
 
 def _run_and_file_name(path: PurePosixPath) -> tuple[str, str]:
-    # A run keeps its images in assets/images below its directory, which is called as the run is.
+    # A run keeps its images in assets/images below its directory, which has the name of the run.
     directory = path.parent
     run_directory = directory.parent.parent if directory.parts[-2:] == ("assets", "images") else directory
     return run_directory.name, path.name

@@ -18,10 +18,10 @@ def engine_client_from_config(
 ) -> EngineClient:
     """A client of the engines at `urls`: the configured ones, or the one that was started instead.
 
-    `geometry` is that of the model's images; none: it takes none. `on_try` is told of every try.
+    `geometry` is that of the model's images; None: the model takes no images. `on_try` is called after every try.
 
     Raises:
-        ConfigurationError: the environment variable with the API key is not set, or holds none.
+        ConfigurationError: the environment variable with the API key is not set, or does not hold a key.
     """
     engine_config = config.engine
     return EngineClient(
@@ -39,7 +39,7 @@ def engine_client_from_config(
 
 
 def api_key_from_config(config: Config, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The engines' API key, if they have one. Raises ConfigurationError where it is not set, or cannot be one."""
+    """The engines' API key, if one is configured. Raises ConfigurationError if it is not set or not a valid key."""
     variable_name = config.engine.api_key_env
     if variable_name is None:
         return None

@@ -1,6 +1,6 @@
-"""One exchange with one engine: a body out, a body back, or an error that says what to do.
+"""One HTTP request to one engine: the body of the answer, or an error that says what to do.
 
-aiohttp does it: its cost for one request is the least there is, and does not grow with the requests in flight.
+It uses aiohttp: a request costs less than with other clients, and the cost does not grow with the requests in flight.
 """
 
 from collections.abc import AsyncIterator
@@ -23,8 +23,8 @@ from rollout.engine.errors import (
 _UNAVAILABLE_STATUSES = (429, 502, 503, 504)
 _CONNECT_TIMEOUT = 10.0
 _KEEP_ALIVE_SECONDS = 3.0
-"""Seconds that an idle connection is kept: less than a server keeps it (uvicorn: 5), which would else close it just
-when a request is on its way."""
+"""Seconds that an idle connection is kept. It is less than on the server (uvicorn: 5), which could otherwise close the
+connection while a request is on its way."""
 _CHUNK_BYTES = 1 << 18
 _FIX_BY_STATUS = {
     401: " (is the engine's API key in the environment variable that engine.api_key_env names?)",
@@ -66,10 +66,10 @@ class EngineHttp:
         """The body of the answer. Deadlines are the caller's: whatever cancels this closes the connection.
 
         Raises:
-            EngineUnreachable: no connection, or it broke, or what came back is not HTTP.
-            EngineUnavailable: the engine, or a proxy before it, is busy or away (429, 502, 503, 504).
+            EngineUnreachable: no connection, or it broke, or the answer is not HTTP.
+            EngineUnavailable: the engine, or a proxy before it, is busy or not available (429, 502, 503, 504).
             EngineBroken: the engine failed (any other 5xx).
-            EngineRefused: the engine does not want this request (4xx).
+            EngineRefused: the engine refuses this request (4xx).
         """
         return await self._request("POST", url, body, session_id)
 
@@ -84,7 +84,7 @@ class EngineHttp:
             ) as response:
                 content, status = await response.read(), response.status
         except (aiohttp.ClientError, UnicodeError) as error:
-            # UnicodeError: a host that is no name, or an answer that is no text where it must be.
+            # UnicodeError: an invalid host name, or an answer that has no text where it must have some.
             raise EngineUnreachable(
                 f"no answer from the engine at {url}: {str(error) or type(error).__name__}. "
                 "Is it running, and is engine.urls right?"
@@ -100,7 +100,7 @@ class EngineHttp:
 
 
 async def _split_into_chunks(body: bytes) -> AsyncIterator[bytes]:
-    """Images inline make bodies of megabytes; written at once, each would hold up every other rollout."""
+    """Split a body. Inline images make bodies of megabytes; written in one piece, each would block other rollouts."""
     for start in range(0, len(body), _CHUNK_BYTES):
         yield body[start : start + _CHUNK_BYTES]
 

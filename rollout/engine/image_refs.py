@@ -1,8 +1,8 @@
-"""One image of a request, and what is wrong with naming it so.
+"""One image of a request, and the check that its hash belongs to its URL.
 
-An image's hash is its name in the engine's caches: other bytes under a known name give silently wrong answers. So each
-reference is compared with what it points to. A `data:` URI is decoded and hashed; a `file://` URL names an asset by the
-sha256 of its bytes, which was computed from those bytes when the image was prepared.
+An image's hash is its name in the engine's caches: other bytes under a known name give silently wrong answers. So the
+hash is compared with the URL. A `data:` URI is decoded and hashed; a `file://` URL names an asset by the sha256 of its
+bytes, which was computed from those bytes when the image was prepared.
 """
 
 import binascii
@@ -19,13 +19,16 @@ _URL_PATTERN = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,|file:///")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageRef:
-    """Where the engine reads an image, the hash it is known by, and the layout that a reference of our plugin tells.
+    """One image as the engine reads it.
 
-    The same object goes out with every turn of a rollout, and is compared with what it points to once.
+    The same object is sent with every turn of a rollout, and is checked once.
 
     Attributes:
-        problem: why no engine may be sent this; none: it is sound.
-        cached_references: its references as they went out before, by the fingerprint of the layout that they tell.
+        url: where the engine reads the image, a `data:` URI or a `file://` URL.
+        hash: the image's name in the engine's caches, a beginning of the sha256 of its bytes.
+        payload: the payload of its descriptor, which contains the grid; references need it.
+        problem: why the image must not be sent to an engine; None: it may be sent.
+        cached_references: its references for our plugin, by the fingerprint of their layout.
     """
 
     url: str
@@ -39,7 +42,7 @@ class ImageRef:
 
     @property
     def is_file(self) -> bool:
-        """Whether its reference is the name of a file, and short."""
+        """Whether it is a file; its reference is then short."""
         return self.url.startswith("file:")
 
     @property
@@ -50,7 +53,12 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class FormattedReference:
-    """A reference of our plugin, and the tokens that an image of its layout takes."""
+    """A reference for our plugin.
+
+    Attributes:
+        text: the reference as it is sent.
+        token_count: how many tokens an image of its layout takes.
+    """
 
     text: str
     token_count: int

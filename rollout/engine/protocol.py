@@ -1,7 +1,7 @@
-"""vLLM's token-in, token-out endpoint: what is sent, and what is believed of the answer.
+"""vLLM's token-in, token-out endpoint: what is sent, and what of the answer is accepted.
 
-Unknown request keys are ignored by the engine, and several malformed requests are answered with 200 and garbage. So
-nothing leaves here that was not checked, and no answer passes that does not prove it saw our prompt.
+The engine ignores unknown request keys, and answers several malformed requests with 200 and garbage. So every request
+is checked before it is sent, and an answer is accepted only if it proves that the engine saw our prompt.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,20 @@ _PROMPT_IDS_KEY = b'"prompt_token_ids":'
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A checked answer."""
+    """A checked answer.
+
+    Attributes:
+        token_ids: the sampled tokens.
+        logprobs: the log-prob of each sampled token.
+        finish_reason: why the answer ended.
+        stop_reason: the stop string or stop token that ended it, if the engine reports one.
+        versions: which weights sampled which tokens; empty if the engine does not report it.
+        prompt_digest: the digest of the expanded prompt that the engine saw, and of its images.
+        answer_digest: the digest of the sampled tokens and their log-probs.
+        cached_tokens: how many prompt tokens came from the engine's prefix cache, if it reports it.
+        routed_experts: the experts that each token was routed to, if the engine sends them.
+        sampling_mask: the tokens that could have been sampled at each position, if the engine sends them.
+    """
 
     token_ids: LogicalIds
     logprobs: Logprobs
@@ -52,10 +65,10 @@ def encode_request(
 
     Args:
         experts_start: the first token whose routed experts are wanted.
-        geometry: that of the references which this engine resolves; none: it reads the images by their URLs.
+        geometry: the geometry of the references that this engine resolves; None: it reads the images by their URLs.
 
     Raises:
-        RequestRefusedLocally: the engine would answer this with garbage, or die of it.
+        RequestRefusedLocally: the engine would answer this with garbage, or crash.
     """
     check_request(request)
     stop_token_ids = dict.fromkeys((*request.stop_token_ids, *request.sampling.get("stop_token_ids", ())))
@@ -71,7 +84,7 @@ def encode_request(
         "stream": False,
     }
     if request.required_version is not None:
-        # What the engine still has of these tokens from other weights is not theirs.
+        # The prefix cache may still have these tokens as other weights computed them; the salt keeps them apart.
         body["cache_salt"] = request.required_version
     if request.images and geometry is not None:
         body |= {"token_ids": request.expanded_prompt, "features": reference_features(request, geometry)}
@@ -144,10 +157,10 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
 
 
 def _strip_echoed_prompt(body: bytes, sent_prompt: ExpandedIds) -> tuple[bytes, bool]:
-    """An answer whose prompt is `null` where it was ours, letter for letter, and whether it was.
+    """Replace the echoed prompt of an answer by `null` if its JSON text is equal to ours; also returns whether it was.
 
-    Reading the ids of a whole conversation costs more than all the rest of an answer, and comparing their text next to
-    nothing. An answer that writes them otherwise is read as it is.
+    Reading the ids of a whole conversation costs more than the rest of an answer; comparing their text costs almost
+    nothing. If the text is different, the answer is returned unchanged.
     """
     prompt_json = orjson.dumps(sent_prompt, option=orjson.OPT_SERIALIZE_NUMPY)
     start = body.find(_PROMPT_IDS_KEY) + len(_PROMPT_IDS_KEY)

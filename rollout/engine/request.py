@@ -1,4 +1,4 @@
-"""What a session asks an engine for: one turn of a conversation."""
+"""A session's request to an engine: one turn of a conversation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +13,17 @@ class GenerateRequest:
     """One turn.
 
     Attributes:
-        session_id: what the turns of one conversation have in common.
+        request_id: the name of the request, in errors and at the engine.
+        session_id: the same for all turns of one conversation.
+        prompt: the tokens of the conversation, with one pad token per image.
         images: all images of the path, in prompt order and with multiplicity.
-        expanded_prompt: the prompt that the engine must see, with `placeholders` where the images lie in it.
-        known_token_count: how many of these expanded tokens earlier turns of the conversation carried.
-        required_version: the version of the weights that must answer, or a newer one; none: any.
+        expanded_prompt: the prompt that the engine must see.
+        known_token_count: how many of the expanded tokens were already part of earlier turns.
+        placeholders: where the images are in the expanded prompt.
+        pad_id: the image pad token; None: the model takes no images.
+        sampling: the sampling parameters, under vLLM's names.
+        stop_token_ids: the tokens that end the answer, besides those in `sampling`.
+        required_version: the version of the weights that must answer, or a newer one; None: any.
     """
 
     request_id: str
@@ -34,5 +40,5 @@ class GenerateRequest:
 
     @property
     def experts_start(self) -> int:
-        """The last known token was sampled, but only this turn feeds it to the network."""
+        """The first token whose experts are new: the last known token was sampled, but this turn computes it."""
         return max(0, self.known_token_count - 1)

@@ -1,8 +1,8 @@
-"""What the engine would answer with 200 and garbage, or die of, and what is therefore never sent.
+"""Checks of a request that the engine would answer with 200 and garbage, or that would crash it.
 
-Checked against the request alone, on every request, in microseconds: that every pad token has its image and every image
-its pad token, that the prompt is not expanded already, that it expands to what we expect the engine to see, and that
-the engine knows every sampling key, because it ignores those that it does not know.
+The checks need only the request and take microseconds. Every pad token must have an image and every image a pad token.
+The prompt must not be expanded already, and it must expand to what we expect the engine to see. The engine must know
+every sampling key, because it ignores unknown ones.
 """
 
 import math
@@ -26,11 +26,11 @@ ALLOWED_SAMPLING_KEYS = frozenset(
         *("skip_reading_prefix_cache", "extra_args"),
     )
 )
-"""vLLM's, without those that would change how many answers there are or what evidence comes with them."""
+"""vLLM's sampling keys, without those that would change the number of answers or the evidence that comes with them."""
 
 
 def check_request(request: GenerateRequest) -> None:
-    """Raises RequestRefusedLocally: the engine would answer this with garbage, or die of it."""
+    """Raises RequestRefusedLocally: the engine would answer this with garbage, or crash."""
     try:
         _check_prompt(request.prompt)
         pad_positions = _find_pad_positions(request)

@@ -1,14 +1,14 @@
 """Which engine gets the next request: a healthy one, the least loaded, or the one that knows the session.
 
-    engine = router.choose(session="rollout-7", avoid=())
-    router.failed(engine)  # or router.answered(engine)
+    replica = router.choose(session_id="rollout-7", avoid=())
+    router.record_failure(replica)  # or router.record_answer(replica)
 
-An engine that failed several times in a row is *ejected* for a while, twice as long every time. Once that is over it is
-offered again, marked as `away`: whoever gets it looks whether it is back (`returned`) before he relies on it, while
-everybody else goes on with the healthy ones.
+An engine that failed several times in a row is *ejected* for a while, twice as long every time. After that time it is
+offered to one caller, and `is_unavailable` is still true. This caller must check whether the engine is back, and then
+calls `mark_available`; all other callers use the healthy engines meanwhile.
 
-`require` names the version of the weights that a trainer has pushed. From then on every engine of which nobody knows
-that it has that one, or a newer one, is away in the same sense, and returns once somebody has seen that it has.
+`require_version` sets the version of the weights that a trainer has pushed. From then on an engine is unavailable in
+the same sense until it is known to have that version or a newer one.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 _FAILURES_BEFORE_EJECTION = 3
 _MIN_EJECTION_SECONDS, _MAX_EJECTION_SECONDS = 1.0, 30.0
 _MAX_LOAD_RATIO = 1.25
-"""With affinity, an engine with this many times the mean load passes a session on to the session's next choice."""
+"""With affinity, an engine with more than this many times the mean load is skipped for the session's next choice."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,9 +33,16 @@ class Replica:
     """One engine as its client sees it.
 
     Attributes:
-        unavailable_until: set while it is ejected.
+        url: its root URL.
+        in_flight: how many requests of this client it has now.
+        answer_count: how many requests it answered.
+        consecutive_failures: how many requests failed since its last answer.
+        consecutive_ejections: how often it was ejected, or offered again in vain, since it was available.
         total_ejections: how often it was ejected.
-        version: the version of its weights, as it said last.
+        unavailable_until: when it is offered again, on the router's clock; None: it is available.
+        version: the version of its weights, as it reported last.
+        max_model_len: its context length, if it reported one.
+        resolves_references: whether it has our plugin with the same layout, so that images are sent as references.
     """
 
     url: str
@@ -51,7 +58,7 @@ class Replica:
 
     @property
     def is_unavailable(self) -> bool:
-        """Whether it was ejected and nobody saw it return."""
+        """Whether it was ejected and no caller has found it available since."""
         return self.unavailable_until is not None
 
 
@@ -69,7 +76,7 @@ class Router:
         self._clock = clock
 
     def require_version(self, version: str | None) -> None:
-        """From now on offer only engines that have these weights, or newer ones; None: whatever they have."""
+        """From now on offer only engines that have these weights, or newer ones; None: any weights."""
         if version == self.required_version:
             return
         self.required_version = version
@@ -93,7 +100,7 @@ class Router:
             None,
         )
         if due_for_recheck is not None:
-            # Nobody else tries until this caller has looked.
+            # No other caller gets it until this caller has checked it.
             due_for_recheck.consecutive_ejections += 1
             due_for_recheck.unavailable_until = now + _ejection_seconds(due_for_recheck.consecutive_ejections)
             return due_for_recheck
@@ -104,32 +111,32 @@ class Router:
         return self._choose_by_affinity(session_id, untried) if self._affinity else min(untried, key=_load_order)
 
     def record_answer(self, replica: Replica) -> None:
-        """It answered a request."""
+        """Note that an engine answered a request."""
         replica.answer_count += 1
         replica.consecutive_failures = 0
         if replica.is_unavailable and self.has_required_version(replica.version):
             self.mark_available(replica)
 
     def record_failure(self, replica: Replica) -> None:
-        """It did not answer, or gave up; too often in a row ejects it."""
+        """Note that a request failed at an engine; several failures in a row eject it."""
         replica.consecutive_failures += 1
         if replica.consecutive_failures >= _FAILURES_BEFORE_EJECTION and not replica.is_unavailable:
             self.eject(replica)
 
     def eject(self, replica: Replica) -> None:
-        """Leave it out for a while."""
+        """Do not use an engine for a while."""
         replica.consecutive_ejections += 1
         replica.total_ejections += 1
         replica.unavailable_until = self._clock() + _ejection_seconds(replica.consecutive_ejections)
         log.warning("engine ejected", url=replica.url, seconds=_ejection_seconds(replica.consecutive_ejections))
 
     def mark_behind(self, replica: Replica) -> None:
-        """It was seen to have other weights than it must."""
+        """Note that an engine does not have the required weights."""
         if not replica.is_unavailable:
             self.eject(replica)
 
     def mark_available(self, replica: Replica) -> None:
-        """It was seen to serve again."""
+        """Note that an engine serves again."""
         log.info("engine returned", url=replica.url, version=replica.version)
         replica.consecutive_failures = replica.consecutive_ejections = 0
         replica.unavailable_until = None
@@ -154,5 +161,5 @@ def _ejection_seconds(ejections: int) -> float:
 
 
 def exponential_pause(first: float, longest: float, *, doublings: int) -> float:
-    """A pause that doubles up to the longest; however often, for what is away for days comes to thousands of times."""
+    """A pause that doubles up to `longest`. `doublings` may be thousands, if an engine is unavailable for days."""
     return min(first * 2.0 ** min(doublings, 99), longest)

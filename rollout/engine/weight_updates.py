@@ -1,20 +1,27 @@
 """New weights for a running engine: paused, reloaded, named, resumed.
 
-    await update(http, "http://127.0.0.1:8000", weights=Path("/runs/one/policy"), version="7", mode="wait")
+    await update_weights(
+        http,
+        "http://127.0.0.1:8000",
+        weights_directory=Path("/runs/one/policy"),
+        version="7",
+        mode="wait",
+        weights_unchanged=lambda: True,
+    )
 
-The invariant: *an engine never samples under the name of weights that it does not have*. The name of the old version
-is taken away before they are replaced, that of the new one is given afterwards, and nothing is sampled in between.
-Whatever dies in the middle leaves an engine that goes by no version, and that nobody uses until it was updated again.
+The invariant: *an engine never samples under the name of weights that it does not have*. The old version's name is
+removed before the weights are replaced, the new name is set afterwards, and nothing is sampled in between. If the
+update stops in the middle, the engine has no valid version name, and no client uses it until it is updated again.
 
-What vLLM 0.32 asks for beyond that, found by trying:
+vLLM 0.32 needs more, as experiments showed:
 
 - A reload empties the network's cache of encoded images. The scheduler must forget them too, or the next request that
   shows one of them again ends the process.
-- The cache of *processed* images does not depend on weights, and clearing it under way fails those requests that are
-  just looking into it, hence `clear_cache=false`. A pause that keeps requests must not clear anything else either: it
-  would compute them anew, and vLLM no longer has their pixels where the prefix cache had stood in for them.
-- The prefix cache can only be emptied while no request holds a part of it. With `keep` those in flight do; what stays
-  is of the old weights, so requests name the version that they were made for as the salt of that cache.
+- The cache of *processed* images does not depend on weights. Clearing it fails the requests that read it at that time,
+  hence `clear_cache=false`. A pause that keeps requests must not clear anything else either: it would compute them
+  again, and vLLM no longer has the pixels of images that came from the prefix cache.
+- The prefix cache can only be emptied while no request holds a part of it. With `keep` the requests in flight do. What
+  remains is of the old weights, so each request has its required version as the salt of that cache.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,19 +42,24 @@ _RETRY_PAUSE_SECONDS = 0.1
 
 
 class NotUpdatable(EngineMisconfigured):
-    """An engine without the routes by which weights are replaced."""
+    """An engine without the routes that replace weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What an engine says of its weights."""
+    """What an engine reports of its weights.
+
+    Attributes:
+        version: the name of its weights.
+        paused: whether it is paused, so that new requests wait.
+    """
 
     version: str
     paused: bool
 
 
 async def fetch_engine_state(http: EngineHttp, url: str) -> EngineState:
-    """Ask an engine.
+    """Ask an engine for its version, and whether it is paused.
 
     Raises:
         NotUpdatable: it was started without these routes.
@@ -69,7 +81,7 @@ async def fetch_engine_state(http: EngineHttp, url: str) -> EngineState:
 
 
 async def fetch_engine_states(http: EngineHttp, urls: Sequence[str]) -> Mapping[str, EngineState | EngineError]:
-    """What each of several engines says of its weights, or why it does not."""
+    """What each of several engines reports of its weights, or the error if it does not answer."""
     states: dict[str, EngineState | EngineError] = {}
 
     async def fetch_one(url: str) -> None:
@@ -96,13 +108,14 @@ async def update_weights(
     mode: OnUpdate,
     weights_unchanged: Callable[[], bool],
 ) -> None:
-    """Let an engine go on with the weights in a directory that it can read. May be repeated; the caller has a deadline.
+    """Load the weights of a directory into an engine that can read it. May be repeated; the caller sets the deadline.
 
-    `weights_unchanged` is asked once the engine has read them: whether they still are those of this version.
+    `weights_unchanged` is called after the engine has read the weights; it returns whether they are still those of this
+    version.
 
     Raises:
-        EngineError: it failed. An engine that still has its old weights goes on with them. One whose weights are in an
-            unknown state stays paused, without a version's name and without requests.
+        EngineError: it failed. An engine that still has its old weights goes on with them. An engine whose weights are
+            in an unknown state stays paused, without a version's name and without requests.
     """
     try:
         await http.post(f"{url}/pause?mode={mode}&clear_cache=false", b"")
@@ -132,7 +145,7 @@ async def _collective_rpc(http: EngineHttp, url: str, method: str, **arguments: 
 
 
 async def _empty_prefix_cache(http: EngineHttp, url: str, mode: OnUpdate) -> None:
-    """Where nothing is in flight the cache can be emptied, but not always at once: transfers may hold parts of it."""
+    """Empty the prefix cache. Without requests in flight it succeeds, but perhaps later: transfers may hold parts."""
     while True:
         emptied = _parse_success(url, await http.post(f"{url}/reset_prefix_cache", b""))
         if emptied or mode == "keep":
@@ -149,9 +162,9 @@ def _parse_success(url: str, answer: bytes) -> bool:
 
 
 async def _post_best_effort(http: EngineHttp, url: str) -> None:
-    """What can still be done for an engine once its update has failed, also where that was cancelled."""
+    """Post to an engine whose update has failed or was cancelled; errors are ignored."""
     with anyio.CancelScope(shield=True), anyio.move_on_after(_CLEANUP_TIMEOUT):
         try:
             await http.post(url, b"")
         except EngineError:
-            return  # it is the failure itself that is told
+            return  # the caller raises the failure itself

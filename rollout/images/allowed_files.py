@@ -1,8 +1,8 @@
 """Reading a file that a message names, without ever leaving the directories that it may name.
 
-A path must lie in an allowed directory as written and after every symbolic link in it was followed. Because a link can
-be put in place between that check and the opening, the file is then opened step by step from the directory's own
-descriptor, following no link at all.
+A path must be in an allowed directory as written, and also after every symbolic link in it is resolved. A link can be
+created between that check and the opening, so the file is opened component by component from the directory's own file
+descriptor, without following any link.
 """
 
 import errno
@@ -23,7 +23,12 @@ _OPEN_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class AllowedDirectory:
-    """An allowed directory, as it was given and as it is after following links."""
+    """An allowed directory.
+
+    Attributes:
+        written_path: the path as it was given.
+        real_path: the path after resolving links.
+    """
 
     written_path: str
     real_path: str
@@ -42,7 +47,7 @@ class AllowedDirectory:
         return path.rpartition("/")[0] in (self.written_path, self.real_path)
 
     def relative_path(self, real_path: str) -> str | None:
-        """The part of a path without links that lies below this directory."""
+        """The part of a resolved path below this directory; None if the path is outside."""
         return real_path[len(self.real_path) + 1 :] if real_path.startswith(self.real_path + "/") else None
 
 

@@ -1,8 +1,8 @@
-"""Images that this process has already looked at, by the URL that messages carry.
+"""Images that this process has already checked, by the URL that messages carry.
 
-A conversation is prepared again on every turn. A URL that is known costs one look-up: no hash of its bytes and no
-access to its file. `file://` URLs are known by value; `data:` URIs, which may have a million characters, by being the
-very same object, because even hashing the text would cost a tenth of what looking at the image costs.
+A conversation is prepared again on every turn. A cached URL costs one look-up: no hash of its bytes and no access to
+its file. The key of a `file://` URL is its text. The key of a `data:` URI, which may have a million characters, is the
+identity of the string object, because even hashing the text would cost a tenth of checking the image.
 """
 
 import threading
@@ -15,9 +15,14 @@ class ImageAsset:
     """What is known of one image.
 
     Attributes:
-        url: the canonical one.
-        mm_hash: the image's name on the wire to the engine, the first half of its sha256.
-        width: as displayed; `height` likewise.
+        url: its canonical URL.
+        sha256: the hash of its encoded bytes, 64 hex digits.
+        mm_hash: the image's name in requests to the engine, the first half of its sha256.
+        file_name: its name as an asset, whether or not it is stored as one.
+        width: its width as displayed, after orientation.
+        height: its height as displayed, after orientation.
+        n_bytes: the number of its encoded bytes.
+        media_type: its media type, such as `image/png`.
     """
 
     url: str
@@ -42,7 +47,7 @@ class AssetCache:
         self._lock = threading.Lock()
 
     def get(self, url: str) -> ImageAsset | None:
-        """The image of this URL, if it was looked at before."""
+        """The image of this URL, if it is cached."""
         key = _cache_key(url)
         with self._lock:
             entry = self._entries.get(key)

@@ -1,7 +1,7 @@
-"""Where an encoded image ends and how many frames it has, read from its container and nothing else.
+"""Where an encoded image ends and how many frames it has, read from its container only.
 
-A file that stops before its container says, or goes on after it, is refused: the first is cut short, the second may be
-two files in one (a polyglot), of which another program would read the other.
+A file that is shorter or longer than its container says is refused. A shorter one is cut off. A longer one may be two
+files in one (a polyglot), and another program could read the second file.
 """
 
 import struct

@@ -1,6 +1,6 @@
 """What can go wrong with an image, as three errors.
 
-`ImageError` is the message's fault, `ImageStoreError` the disk's, `AssetError` that of a stored file which is no longer
+`ImageError`: the image in a message is bad. `ImageStoreError`: the disk fails. `AssetError`: a stored file is no longer
 what its name says.
 """
 
@@ -18,7 +18,7 @@ class ImageError(RolloutError):
         super().__init__(where + reason)
 
     def at(self, message_index: int, part_index: int) -> "ImageError":
-        """The same refusal with the place where it happened."""
+        """The same refusal with the position of the part where it happened."""
         return ImageError(self.reason, message_index=message_index, part_index=part_index)
 
 

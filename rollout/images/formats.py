@@ -1,4 +1,4 @@
-"""The five image formats of a run, told apart by their first bytes and by nothing else."""
+"""The five image formats of a run, recognised by their first bytes only."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from rollout.images.errors import ImageError
 
 @dataclass(frozen=True, slots=True)
 class ImageFormat:
-    """One accepted format: the extension of its assets, its media type and the name Pillow knows it by."""
+    """One accepted format: the extension of its assets, its media type and its name in Pillow."""
 
     extension: str
     media_type: str

@@ -21,7 +21,11 @@ class ImageInfo:
     """One encoded image.
 
     Attributes:
-        width: as displayed, that is after the orientation in its metadata was applied; `height` likewise.
+        format: its file format.
+        width: its width as displayed, after the orientation in its metadata was applied.
+        height: its height as displayed.
+        frames: the number of its frames; only the first is used.
+        has_alpha: whether it has transparency.
         proven: the header alone shows that the pixels can be decoded.
     """
 
@@ -66,7 +70,7 @@ def inspect_image(data: bytes, limits: ImageLimits = _DEFAULT_LIMITS) -> ImageIn
 
 
 def confirm_decodable(data: bytes, info: ImageInfo) -> ImageInfo:
-    """Decode an image whose header is no proof, once, and take over the size that the decoder finds.
+    """Decode an image once, unless its header proves that it can be decoded, and take over the decoder's size.
 
     Raises:
         ImageError: it cannot be decoded.
@@ -93,8 +97,8 @@ def _decode_at_low_resolution(data: bytes) -> None:
 
 
 def _displayed_size(image: Image.Image) -> tuple[int, int]:
-    # The orientation has many hiding places and one reader that the engine uses: let it turn a 2×1 stand-in that
-    # carries the metadata, and see whether the sides changed places.
+    # The orientation can be in many places of the metadata. So the engine's own function turns a 2×1 image that has
+    # the same metadata, and we see whether its sides were swapped.
     tiny_copy = Image.new("L", (2, 1))
     tiny_copy.info = dict(image.info)
     if turn_upright(tiny_copy).size == (2, 1):

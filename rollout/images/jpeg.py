@@ -1,8 +1,8 @@
-"""What a JPEG's markers tell without decoding a pixel.
+"""What a JPEG's markers say, without decoding a pixel.
 
-A baseline JPEG whose tables and single scan obey every rule on which libjpeg gives up can always be decoded: what is
-wrong in the compressed data libjpeg conceals with a warning. For such a file, nearly every one there is, the header is
-proof enough. Whatever is in any way unusual (progressive, CMYK, EXIF, several scans or images) is left to the decoder.
+libjpeg refuses a file only for certain faults in its tables and headers; for faults in the compressed data it only
+warns. So a baseline JPEG with one scan and without such faults can always be decoded, and its header is proof enough.
+This holds for nearly every JPEG. Every unusual one (progressive, CMYK, EXIF, several scans or images) is decoded.
 """
 
 import re
@@ -47,7 +47,7 @@ class JpegHeader:
 
 @dataclass(frozen=True, slots=True)
 class _HeaderFacts:
-    """All segments up to the first scan: `is_standard` if libjpeg cannot refuse what they define."""
+    """What all segments up to the first scan say; `is_standard` if libjpeg cannot refuse what they define."""
 
     width: int
     height: int
@@ -109,7 +109,7 @@ def _find_image_end(data: bytes, scan_start: int) -> tuple[int, int | None]:
 
 
 def _find_first_scan_end(data: bytes, position: int) -> int:
-    # Literals aside, the end is nearly always the first 0xFF; finding it this way costs a third of the expression.
+    # Except for literals, the end is nearly always the first 0xFF; this search takes a third of the pattern's time.
     remaining = np.frombuffer(data, np.uint8, offset=position)
     candidates = (remaining[:-1] == 0xFF) & (remaining[1:] != 0x00)
     return _find_scan_end(data, position + (int(candidates.argmax()) if len(candidates) else 0))

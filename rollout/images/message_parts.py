@@ -2,7 +2,7 @@
 
     {"type": "image_url", "image_url": {"url": URL}}
 
-Only `content` is looked into, of every message and of tool results nested in it; tools, metadata and schemas are never
+Only `content` is searched, of every message and of tool results nested in it; tools, metadata and schemas are never
 touched. Parts may be dicts or typed objects with the same attributes.
 """
 
@@ -22,6 +22,8 @@ class ImagePart:
     """One image part of a conversation.
 
     Attributes:
+        message_index: the position of its message in the conversation.
+        part_index: the position of the part in its message's content; for a nested part, of the outermost one.
         part: the object to rewrite.
         key: the key or attribute of the part that holds its image, `image_url` or `image`.
         source: the image as it was given: a URL, bytes, a Pillow image, or something that is none of these.
@@ -57,10 +59,10 @@ def find_image_parts(messages: Sequence[Any]) -> list[ImagePart]:
 
 
 def rewrite_image_part(image: ImagePart, url: str, undo_list: UndoList) -> bool:
-    """Give the part its canonical form; whether anything changed. How to take it back is appended to `undo_list`.
+    """Give the part its canonical form; returns whether anything changed. The undo steps are appended to `undo_list`.
 
     Raises:
-        ImageError: the part does not let itself be changed.
+        ImageError: the part cannot be changed.
     """
     undo_count = len(undo_list)
     try:
@@ -82,7 +84,7 @@ def rewrite_image_part(image: ImagePart, url: str, undo_list: UndoList) -> bool:
 
 
 def roll_back(undo_list: UndoList, keep_first: int = 0) -> None:
-    """Take back every change but the first `keep_first`, the latest first."""
+    """Undo every change except the first `keep_first`, the latest first."""
     while len(undo_list) > keep_first:
         undo_list.pop()()
 

@@ -1,8 +1,8 @@
 """Encoded bytes to the pixels that the engine sees.
 
-The engine turns an image upright by its EXIF or XMP orientation, takes the first frame, lays transparency on white and
-hands RGB to the processor. The trainer and the embedded engine load through the same function, so that both sides of
-a run start from the same pixels.
+The engine turns an image upright by its EXIF or XMP orientation, takes the first frame, puts transparency on white and
+gives RGB to the processor. The trainer and the embedded engine use the same function, so that both sides of a run start
+from the same pixels.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def turn_upright(image: Image.Image) -> Image.Image:
 
 
 def decode_error(error: Exception) -> ImageError:
-    """The refusal that stands for whatever Pillow raised."""
+    """The ImageError for an error that Pillow raised."""
     return ImageError(f"the image cannot be decoded: {type(error).__name__}: {str(error)[:200]}")
 
 

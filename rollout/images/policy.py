@@ -12,7 +12,14 @@ ENGINE_MAX_PIXELS = 178_956_970
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Bounds on one image."""
+    """Bounds on one image.
+
+    Attributes:
+        max_bytes: the most bytes of the encoded image.
+        max_pixels: the most pixels, width times height; no engine takes more than the default.
+        max_side: the longest side in pixels.
+        max_aspect: the largest ratio of the longer side to the shorter.
+    """
 
     max_bytes: int = 64 * 1024 * 1024
     max_pixels: int = ENGINE_MAX_PIXELS
@@ -36,9 +43,13 @@ class ImagePolicy:
     Attributes:
         mode: `offload` moves every image to a file in `directory`; `inline` leaves `data:` URIs where they are.
         directory: the run's image directory; the engine and the trainer must see it under the same path.
-        allow: further directories that `file://` may name; what is found there is copied into `directory`.
-        fsync: write through to the disk before a file gets its name.
-        limits: the bounds alone, as inspection takes them.
+        allow: further directories that `file://` may name; a file from there is copied into `directory`.
+        max_bytes: the most bytes of one encoded image.
+        max_pixels: the most pixels of one image.
+        max_side: the longest side of one image, in pixels.
+        max_aspect: the largest ratio of an image's longer side to its shorter.
+        fsync: sync a file to the disk before it gets its name.
+        limits: the four bounds above as one object, for `inspect_image`.
     """
 
     mode: Literal["offload", "inline"]

@@ -1,8 +1,8 @@
 """Images in messages are prepared before anything else looks at the messages.
 
-Every image part gets the canonical form and a URL that the engine and the trainer can both resolve: `file://` of the
-run's own directory, or a validated `data:` URI. A request is prepared whole or not touched: first every image of it is
-read and checked, then new ones are stored, and only then are the parts rewritten.
+Every image part gets the canonical form and a URL that the engine and the trainer can both resolve: `file://` in the
+run's own directory, or a checked `data:` URI. A request is prepared completely or not at all: first all of its images
+are read and checked, then new ones are stored, and only then are the parts rewritten.
 """
 
 import asyncio
@@ -21,12 +21,17 @@ class PreparedImage:
     """One image part of prepared messages.
 
     Attributes:
-        part_index: of the part in its message's content; for an image in a tool result, that of the outermost part.
-        url: as it now stands in the message.
-        sha256: of the encoded bytes, 64 hex digits.
-        mm_hash: the image's name on the wire to the engine.
-        file_name: of the image as an asset, whether or not it is stored as one.
-        width: as displayed, after orientation; `height` likewise.
+        message_index: the position of its message in the conversation.
+        part_index: the position of the part in its message's content; for an image in a tool result, of the outermost
+            part.
+        url: the URL that the message now has.
+        sha256: the hash of its encoded bytes, 64 hex digits.
+        mm_hash: the image's name in requests to the engine.
+        file_name: its name as an asset, whether or not it is stored as one.
+        width: its width as displayed, after orientation.
+        height: its height as displayed, after orientation.
+        n_bytes: the number of its encoded bytes.
+        media_type: its media type, such as `image/png`.
     """
 
     message_index: int
@@ -43,7 +48,13 @@ class PreparedImage:
 
 @dataclass(frozen=True, slots=True)
 class PrepareReport:
-    """Every image of the messages in order of appearance, how many parts were rewritten, what was newly stored."""
+    """What `prepare_images` found and did.
+
+    Attributes:
+        images: every image of the messages, in order of appearance.
+        rewritten: how many parts were changed.
+        bytes_written: how many bytes were newly stored.
+    """
 
     images: tuple[PreparedImage, ...]
     rewritten: int
@@ -63,7 +74,7 @@ def prepare_images(messages: Sequence[Any], policy: ImagePolicy) -> PrepareRepor
 
 
 async def prepare_images_async(messages: Sequence[Any], policy: ImagePolicy) -> PrepareReport:
-    """The same off the event loop; messages are rewritten on it, and not at all when the caller is cancelled."""
+    """The same for an event loop: a thread reads and stores. If the caller is cancelled, nothing is rewritten."""
     parts = find_image_parts(messages)
     resolver = shared_resolver(policy)
     cached_assets = resolver.find_cached(parts)

@@ -1,8 +1,8 @@
-"""Pixels to patches, as each family's image processor makes them; one resize backend, named and never exchanged.
+"""Pixels to patches, as each family's image processor makes them, with a resize backend that the caller must name.
 
-The checkpoint's own configuration decides everything. Which backend resizes must be said, because two backends differ
-in the last bit of many pixels: the trainer has to use the one that the engine uses. A distribution adds a family with
-an entry point in the group `rollout.image_processors`: the name is the family, the object an `ImageProcessor` subclass.
+The checkpoint's own configuration decides everything else. Two backends differ in the last bit of many pixels, so the
+trainer must use the backend of the engine; no other one is used instead. A distribution adds a family with an entry
+point in the group `rollout.image_processors`: the name is the family, the object an `ImageProcessor` subclass.
 """
 
 import importlib
@@ -30,7 +30,12 @@ PixelKind = Literal["normalised", "uint8"]
 
 @dataclass(frozen=True, slots=True)
 class ProcessedImage:
-    """One image as the vision tower takes it: a row per patch (float32 or uint8), and the grid they form."""
+    """One image as the vision tower takes it.
+
+    Attributes:
+        patches: one row per patch, float32 or uint8.
+        grid: the patches as (t, h, w).
+    """
 
     patches: npt.NDArray[Any]
     grid: tuple[int, int, int]
@@ -39,8 +44,12 @@ class ProcessedImage:
 class ImageProcessor(ABC):
     """One checkpoint's image processor.
 
-    `pixels` says what comes out: what the model's forward takes, or the patches before rescaling and normalising, as
-    an engine that normalises on the device takes them.
+    `pixels` says what it returns: `normalised` patches for the model's forward, or `uint8` patches before rescaling and
+    normalising, for an engine that normalises on the device.
+
+    Attributes:
+        family: the geometry family that it belongs to.
+        grid_input: the name of the model's input for the grids.
     """
 
     family: ClassVar[str]
@@ -62,7 +71,7 @@ class ImageProcessor(ABC):
 
     @property
     def dtype(self) -> type[np.float32] | type[np.uint8]:
-        """The type of the pixels that come out."""
+        """The type of the returned pixels."""
         return np.uint8 if self.pixels == "uint8" else np.float32
 
     def _run_transformers(self, processor: Any, image: Image.Image) -> ProcessedImage:
@@ -93,7 +102,7 @@ class QwenVLImageProcessor(ImageProcessor):
 
 
 class KimiK25ImageProcessor(ImageProcessor):
-    """Kimi K2.5: with torchvision transformers' processor; with Pillow the engine's arithmetic, which needs neither."""
+    """Kimi K2.5. The backend `torchvision` uses transformers' processor; `pil` does the engine's arithmetic itself."""
 
     family = "kimi_k25"
 
@@ -117,7 +126,7 @@ class KimiK25ImageProcessor(ImageProcessor):
 
     @cached_property
     def _normalised_levels(self) -> npt.NDArray[np.float32]:
-        """What each of the 256 levels of each colour becomes."""
+        """The normalised value of each of the 256 levels of each colour."""
         mean = np.asarray(self._kimi_geometry.image_mean, np.float32)
         inverse_std = 1.0 / np.asarray(self._kimi_geometry.image_std, np.float32)
         levels = np.arange(256, dtype=np.float32)[:, None]
@@ -177,7 +186,7 @@ def image_processor_for(
 
 
 def patch_count(grid: tuple[int, int, int]) -> int:
-    """The rows of an image with this grid."""
+    """The number of patches of an image with this grid."""
     return math.prod(grid)
 
 

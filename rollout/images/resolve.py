@@ -1,6 +1,6 @@
-"""From what a message gives as an image to a checked, stored asset, under one policy.
+"""From the image in a message to a checked, stored asset, under one policy.
 
-The images of a request are resolved together: nothing is stored before all of them were accepted.
+The images of a request are resolved together: nothing is stored before all of them are accepted.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from rollout.images.store import ASSET_NAME, ImageStore
 
 @dataclass(frozen=True, slots=True)
 class _AcceptedImage:
-    """A checked image, and its bytes where it has yet to be stored under its URL."""
+    """A checked image, and its bytes if it is not stored yet."""
 
     asset: ImageAsset
     bytes_to_store: bytes | None = None
@@ -42,11 +42,11 @@ class ImageResolver:
 
     @cached_property
     def _store(self) -> ImageStore:
-        # Opened by the first image that is not known, and so never on an event loop.
+        # Opened for the first image that is not cached, and so never on an event loop.
         return ImageStore(self._policy.directory, fsync=self._policy.fsync)
 
     def find_cached(self, parts: Sequence[ImagePart]) -> list[ImageAsset] | None:
-        """The assets of these parts if every one of them is known already."""
+        """The assets of these parts, if all of them are cached."""
         assets = []
         for part in parts:
             asset = self._asset_cache.get(part.source) if isinstance(part.source, str) else None

@@ -27,7 +27,7 @@ def decode_data_uri(url: str, max_bytes: int) -> bytes:
     if n_bytes > max_bytes + 3:
         raise ImageError(f"the image has about {n_bytes} bytes, more than max_bytes {max_bytes}")
     try:
-        # The engine's own decoder: what this one refuses (and the standard library's lets pass), the engine refuses.
+        # The engine's own decoder: it refuses some texts that the standard library's decoder accepts.
         return pybase64.b64decode(url[prefix_match.end() :], validate=True)
     except ValueError as error:
         raise ImageError(f"the data: URI is not strict base64: {error}") from error
@@ -59,7 +59,7 @@ def encode_pillow_image(image: Image.Image) -> bytes:
 
 
 def describe_rejected_source(source: Any) -> str:
-    """What a source is, for the refusal of one that is no image."""
+    """Describe a source that is not an image, for the error message."""
     if source is None:
         return "the image is missing"
     if not isinstance(source, str):

@@ -1,8 +1,8 @@
 """The image directory of a run: one file per distinct image, named by the hash of its bytes.
 
-Many processes write to one directory at once. A file appears under its name whole or not at all: it is written under a
-temporary name, locked while its writer lives, and renamed. Whoever starts next removes the temporary files whose lock
-nobody holds, so that a killed writer leaves nothing behind.
+Many processes write to one directory at once. A file appears under its name complete or not at all: it is written under
+a temporary name, locked while its writer lives, and renamed. The next process that opens the store removes temporary
+files that are not locked, so that a killed writer leaves nothing behind.
 """
 
 import fcntl
@@ -59,7 +59,7 @@ class ImageStore:
         return len(data)
 
     def _try_write(self, path: str, data: bytes) -> bool:
-        # False: a sweeper took the temporary file before it was locked. The lock is held until the file has its name.
+        # False: another process removed the temporary file before it was locked; it stays locked until it is renamed.
         temporary_path = f"{self._path_prefix}{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
         fd = os.open(temporary_path, _NEW_FILE_FLAGS, 0o644)
         try:
@@ -127,7 +127,7 @@ def _is_complete(path: str, size: int) -> bool:
 
 
 def _lock_new_file(fd: int) -> bool:
-    # A sweeper may have come between the creation and this lock: it holds the lock, or has removed the name already.
+    # Another process that cleans up may come between creation and lock: it holds the lock, or has removed the file.
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,7 +1,7 @@
 """A script for the calculator environment: it reads the chain and the results so far, and makes the next call.
 
-It errs at a known rate. A call is right with the margin log(18); with the margin 0 it is one of two mistakes: an
-operand that is off by one, or JSON that breaks off. So at temperature 1 nine calls in ten are right, and at 0 all are.
+It errs at a known rate. The correct call has the logit log(18). Two mistakes have the logit 0: an operand that is off
+by one, and JSON that breaks off. So at temperature 1 nine calls in ten are right, and at 0 all are.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The control surface of an engine, as vLLM has it with VLLM_SERVER_DEV_MODE=1: pause, reload, version, resume.
 
-Stricter than vLLM's: weights and their version change only while the engine is paused, where vLLM would go on, and die
-of it or mislabel its tokens.
+It is stricter than vLLM's: weights and their version change only while the engine is paused. vLLM allows it at any
+time, and then crashes or labels tokens with the wrong version.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class _RpcCall(StrictModel):
 
 
 class ControlRoutes:
-    """The routes by which a trainer brings new weights."""
+    """The routes that a trainer uses to load new weights."""
 
     def __init__(self, engine: Engine, gate: PauseGate) -> None:
         self._engine = engine

@@ -3,8 +3,8 @@
     with EmbeddedServer(EmbeddedSettings()) as url:
         ...
 
-Where a network would run, a scripted policy looks at the pixels. Everything around it is real: references are read and
-decoded, prompts expanded, tokens sampled at a temperature, limits kept, versions told.
+A scripted policy that looks at the pixels replaces the network. Everything around it is real: images are read and
+decoded, prompts are expanded, tokens are sampled at a temperature, limits are kept, versions are reported.
 """
 
 import asyncio
@@ -38,8 +38,8 @@ class EmbeddedSettings:
         max_model_len: the longest prompt and answer together, in expanded tokens.
         weight_version: what the engine says its weights are.
         allowed_directories: where `file://` images may be read from.
-        latency_ms: time to the first token of each answer, on top of what it really takes.
-        token_latency_ms: time to each further token.
+        latency_ms: extra time to the first token of each answer, in milliseconds.
+        token_latency_ms: time to each further token, in milliseconds.
     """
 
     model_dir: Path = TINY_MODEL
@@ -84,13 +84,13 @@ class ScriptedEngine:
         return ScriptedJob(parsed.prompt, parsed.stop_conditions, all_tokens, self.settings)
 
     def reload(self, directory: Path | None) -> None:
-        """A script has no weights: it is made anew."""
+        """A script has no weights, so the policy is created again."""
         if directory is not None and not directory.is_dir():
             raise WeightsRefused(f"weights_path {directory} is not a directory.")
         self._policy = load_policy(self.settings.policy)
 
     def close(self) -> None:
-        """There is nothing to give back."""
+        """There is nothing to release."""
 
     def _ask_policy(self, prompt: str, images: Sequence[np.ndarray]) -> Sequence[AnswerSlot]:
         try:
@@ -107,7 +107,7 @@ class ScriptedEngine:
 
 @dataclass(frozen=True, slots=True)
 class ScriptedJob(Job):
-    """An answer that is known, and told at the pace of a network."""
+    """An answer that is already drawn; its tokens are added at the pace of a network."""
 
     tokens: Sequence[SampledToken]
     settings: EmbeddedSettings

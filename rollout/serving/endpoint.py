@@ -1,7 +1,7 @@
 """vLLM's token-in, token-out endpoint over HTTP, for any engine of ours.
 
-It speaks the protocol more strictly than vLLM does: what vLLM ignores, answers with garbage or dies of is answered with
-400 here, and a message that names the item. Whoever passes here is understood by vLLM.
+It is stricter than vLLM. A request that vLLM ignores in part, answers with garbage or crashes on is answered with 400
+here, and with a message that names the item. A request that passes here is understood by vLLM.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _ID_PREFIX = "generate-tokens-"
 
 
 def create_app(engine: Engine, *, weight_version: str) -> Starlette:
-    """The ASGI application around an engine, whose weights are called so at first."""
+    """The ASGI application around an engine; `weight_version` is the version of its first weights."""
     gate = PauseGate(weight_version)
     endpoints = _Endpoints(engine, gate)
 
@@ -57,7 +57,7 @@ class _Endpoints:
         self._engine = engine
         self._gate = gate
         self._abort_events: dict[str, asyncio.Event] = {}
-        # Decoding images takes milliseconds to seconds, during which others must be accepted and aborted.
+        # Decoding images takes milliseconds to seconds; meanwhile other requests must be accepted and aborted.
         self._threads = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="engine")
         self._started = int(time.time())
 
@@ -121,7 +121,7 @@ class _Endpoints:
             del self._abort_events[request_id]
 
     async def _generate_answer(self, job: Job, aborted: asyncio.Event) -> Answer:
-        """Have the engine write the answer; an abort ends it early, with the tokens that are there by then."""
+        """Let the engine generate the answer; an abort ends it early, with the tokens so far."""
         answer = Answer(job.stop_conditions)
 
         async def write() -> None:
@@ -143,7 +143,7 @@ class _Endpoints:
 
     def _reply_body(self, request_id: str, request: GenerateBody, job: Job, answer: Answer) -> dict[str, Any]:
         tokens = answer.tokens
-        # An answer without tokens was given by the weights of its end.
+        # An answer without tokens gets the version at its end.
         spans = list(answer.version_spans()) or [(self._gate.version, 0, 0)]
         prompt_length = len(job.prompt.token_ids)
         body: dict[str, Any] = {
@@ -180,7 +180,7 @@ class _Endpoints:
 
 
 def _logprobs_content(tokens: Sequence[SampledToken], top_count: int) -> list[dict[str, Any]]:
-    """Log-probs in vLLM's shape: the sampled token comes first, then what else was possible, likeliest first."""
+    """Log-probs in vLLM's shape: the sampled token comes first, then the other top tokens, likeliest first."""
     content = []
     for token in tokens:
         sampled_entry = {"token_id": token.token_id, "logprob": token.logprob, "rank": token.rank}

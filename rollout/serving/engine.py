@@ -1,19 +1,23 @@
-"""What stands behind the endpoint: the contract of an engine, and the answer that it writes token by token.
+"""The engine behind the endpoint: its contract, and the answer that it generates token by token.
 
     class Parrot:
-        card = ModelCard("parrot", Path("parrot"), max_model_len=64)
+        model_card = ModelCard("parrot", Path("parrot"), max_model_len=64)
 
         def prepare(self, request):
-            return LastWord(ExpandedPrompt(request.token_ids, ()), Limits(8, frozenset({0}), frozenset()))
+            stop_conditions = StopConditions(8, frozenset({0}), frozenset())
+            return LastWord(ExpandedPrompt(request.token_ids, ()), stop_conditions)
 
-    @dataclass
+        def reload(self, directory): ...
+
+        def close(self): ...
+
     class LastWord(Job):
-        async def write(self, answer, gate):
+        async def generate(self, answer, gate):
             while not answer.finished:
                 async with gate.step():
-                    answer.add(SampledToken(self.prompt.token_ids[-1], 0.0, 1, ()), gate.version)
+                    answer.add_token(SampledToken(self.prompt.token_ids[-1], 0.0, 1, ()), gate.version)
 
-The endpoint does the rest: who may begin, who is aborted, what is said over HTTP.
+The endpoint does the rest: it admits and aborts requests, and answers over HTTP.
 """
 
 from abc import ABC, abstractmethod
@@ -32,7 +36,13 @@ FinishReason = Literal["stop", "length", "abort"]
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What an engine says it serves: `max_model_len` is the longest prompt and answer together, in expanded tokens."""
+    """What an engine says it serves.
+
+    Attributes:
+        name: the name that requests have to ask for.
+        directory: the model's directory, with its tokenizer and configuration.
+        max_model_len: the longest prompt and answer together, in expanded tokens.
+    """
 
     name: str
     directory: Path
@@ -41,7 +51,14 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """A token, its log-prob and rank (1 for a likeliest), and the likeliest tokens in its place with theirs."""
+    """A sampled token.
+
+    Attributes:
+        token_id: the token.
+        logprob: its log-prob.
+        rank: its rank at its position; 1 for a likeliest token.
+        top_logprobs: the likeliest tokens at its position with their log-probs, likeliest first.
+    """
 
     token_id: int
     logprob: float
@@ -51,7 +68,13 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class StopConditions:
-    """What ends an answer: its length, the model's own end tokens, and those that the request names."""
+    """What ends an answer.
+
+    Attributes:
+        max_tokens: the most tokens of the answer.
+        eos_token_ids: the model's own end tokens.
+        stop_token_ids: the end tokens that the request names.
+    """
 
     max_tokens: int
     eos_token_ids: frozenset[int]
@@ -60,7 +83,15 @@ class StopConditions:
 
 @dataclass(slots=True)
 class Answer:
-    """The tokens so far, each with the version of the weights that gave it, and why it ended."""
+    """An answer while it is generated.
+
+    Attributes:
+        stop_conditions: what ends it.
+        tokens: the tokens so far.
+        weight_versions: for each token the version of the weights that sampled it.
+        finish_reason: why it ended; None: it has not ended.
+        stop_reason: the stop token of the request that ended it, if one did.
+    """
 
     stop_conditions: StopConditions
     tokens: list[SampledToken] = field(default_factory=list)
@@ -74,7 +105,7 @@ class Answer:
         return self.finish_reason is not None
 
     def add_token(self, token: SampledToken, version: str) -> None:
-        """One more token; as in vLLM, the model's own end token stops without a reason."""
+        """Add a token. As in vLLM, the model's own end token ends the answer without a stop reason."""
         self.tokens.append(token)
         self.weight_versions.append(version)
         if token.token_id in self.stop_conditions.eos_token_ids:
@@ -85,7 +116,7 @@ class Answer:
             self.finish_reason = "length"
 
     def version_spans(self) -> Iterator[tuple[str, int, int]]:
-        """Which version gave which tokens, as (version, start, end)."""
+        """Which version sampled which tokens, as (version, start, end)."""
         start = 0
         for version, tokens in groupby(self.weight_versions):
             end = start + len(list(tokens))
@@ -95,7 +126,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Job(ABC):
-    """A request that can be answered."""
+    """A checked request that can be answered.
+
+    Attributes:
+        prompt: the expanded prompt.
+        stop_conditions: what ends the answer.
+    """
 
     prompt: ExpandedPrompt
     stop_conditions: StopConditions
@@ -106,7 +142,7 @@ class Job(ABC):
 
 
 class Engine(Protocol):
-    """What an engine must offer. What it raises beyond RequestRefused is answered with 500."""
+    """What an engine must offer. Every exception except RequestRefused is answered with 500."""
 
     @property
     def model_card(self) -> ModelCard:
@@ -122,22 +158,22 @@ class Engine(Protocol):
         ...
 
     def reload(self, directory: Path | None) -> None:
-        """Take the weights in a directory, or anew those of the model's own; all of them, or none.
+        """Load the weights in a directory, or again those of the model's own directory (None): all of them, or none.
 
-        Called in a thread while the gate is closed and no step is being taken.
+        Called in a thread while the gate is closed and no step runs.
 
         Raises:
-            WeightsRefused: there are none, or they are another model's.
+            WeightsRefused: there are no weights, or they belong to another model.
         """
         ...
 
     def close(self) -> None:
-        """Give back what the engine holds."""
+        """Release what the engine holds."""
         ...
 
 
 class WeightsRefused(RequestRefused):
-    """Weights that cannot be taken; the engine keeps those that it has."""
+    """Weights that cannot be loaded; the engine keeps those that it has."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=500)

@@ -1,11 +1,11 @@
 """The gate between requests and weights: while it is closed nothing is computed, and weights may change.
 
 A request is *in flight* from its admission to its last token. A step computes tokens, of one request or of a batch,
-with one version of the weights. `pause` returns when nothing is left that the old weights could still touch.
+with one version of the weights. `pause` returns when no step of the old weights can follow.
 
-    wait    those in flight finish, new ones wait for `resume`
-    abort   those in flight end with the tokens they have, new ones wait
-    keep    those in flight stand still between two steps and go on after `resume`, with other weights perhaps
+    wait    requests in flight finish, new ones wait for `resume`
+    abort   requests in flight end with the tokens they have, new ones wait
+    keep    requests in flight stop between two steps and go on after `resume`, perhaps with other weights
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class PauseGate:
 
     @property
     def version(self) -> str:
-        """What the weights are called. Constant during a step."""
+        """The version of the weights. Constant during a step."""
         return self._version
 
     @property
@@ -42,7 +42,7 @@ class PauseGate:
 
     @asynccontextmanager
     async def admit(self, aborted: asyncio.Event) -> AsyncIterator[None]:
-        """Wait until requests may begin, and be in flight; a pause that aborts sets the event."""
+        """Wait until requests may begin; the request is then in flight. A pause that aborts sets the event."""
         async with self._state_changed:
             await self._state_changed.wait_for(lambda: not self.paused)
             self._in_flight_aborts.add(aborted)
@@ -67,10 +67,10 @@ class PauseGate:
                 await self._notify_waiters()
 
     async def pause(self, mode: PauseMode) -> None:
-        """Close the gate and wait until it is quiet behind it.
+        """Close the gate and wait until no step runs and, except for `keep`, no request is in flight.
 
         Raises:
-            RequestRefused: somebody else paused or resumed meanwhile, so that nothing is certain.
+            RequestRefused: another call paused or resumed meanwhile, so that the engine may not be paused.
         """
         self._pause_mode = mode
         if mode == "abort":
@@ -93,7 +93,11 @@ class PauseGate:
 
     @asynccontextmanager
     async def changing_weights(self) -> AsyncIterator[None]:
-        """Weights may change within; no step begins before the end, whoever resumes. Raises RequestRefused."""
+        """Weights may change inside this context; no step begins before its end, even after `resume`.
+
+        Raises:
+            RequestRefused: the engine is not paused, or weights are being changed already.
+        """
         self._require_idle()
         self._weights_changing = True
         try:
@@ -103,7 +107,7 @@ class PauseGate:
             await self._notify_waiters()
 
     def set_version(self, version: str) -> None:
-        """Say what the weights are called. Raises RequestRefused."""
+        """Set the version of the weights. Raises RequestRefused if the engine is not paused."""
         self._require_idle()
         self._version = version
 

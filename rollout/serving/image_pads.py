@@ -1,7 +1,7 @@
 """From one pad token per image to as many as the image has merged patches.
 
-This is the engine's own arithmetic over its own ids: it shares no code with the side that builds requests, so that the
-two agreeing means something.
+This is the engine's own arithmetic. It shares no code with the side that builds requests, so that their agreement is a
+real check.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,12 @@ from rollout.serving.protocol import RequestRefused
 
 @dataclass(frozen=True, slots=True)
 class ExpandedPrompt:
-    """What a network would be fed, and where in it each image lies, as (offset, length)."""
+    """A prompt as a network takes it.
+
+    Attributes:
+        token_ids: the expanded ids.
+        placeholders: where each image is in them, as (offset, length).
+    """
 
     token_ids: list[int]
     placeholders: tuple[tuple[int, int], ...]
@@ -45,7 +50,7 @@ def find_image_pads(token_ids: list[int], pad_id: int, image_count: int) -> list
 
 
 def expand_pads(token_ids: list[int], pad_offsets: Sequence[int], lengths: Sequence[int]) -> ExpandedPrompt:
-    """Put `lengths[i]` pads in the place of the pad at `pad_offsets[i]`."""
+    """Replace the pad at `pad_offsets[i]` by `lengths[i]` pads."""
     expanded: list[int] = []
     placeholders: list[tuple[int, int]] = []
     copied_until = 0

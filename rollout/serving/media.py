@@ -1,4 +1,4 @@
-"""Images of a request: read, verified and decoded anew every time, because an engine must not trust a name."""
+"""Images of a request. They are read, verified and decoded every time, because an engine must not trust a name."""
 
 import binascii
 import hashlib
@@ -58,7 +58,7 @@ class MediaReader:
             path = Path(unquote(url_parts.path)).resolve()
         except (OSError, RuntimeError, ValueError):
             raise _outside_allowed_error(param) from None
-        # First of all, so that nobody can find out what exists elsewhere.
+        # This check comes first, so that no client can find out which files exist elsewhere.
         if not any(path.is_relative_to(directory) for directory in self._allowed_directories):
             raise _outside_allowed_error(param)
         if not path.is_file():

@@ -1,11 +1,11 @@
-"""Scripted policies: what the embedded engine has in the place of a neural network.
+"""Scripted policies: what the embedded engine has instead of a neural network.
 
 A policy sees the decoded prompt and the pixels of the images of one request, and nothing else: no file names, no ids,
 no seeds, no earlier requests. It answers with slots, one after another; the engine draws one candidate for each slot.
 
     class Coin:
         def answer(self, prompt, images):
-            return [Slot({"heads": 0.0, "tails": 0.0})]
+            return [AnswerSlot({"heads": 0.0, "tails": 0.0})]
 
 It is named as `package.module:Class`, and may come from any installed package.
 """
@@ -28,11 +28,14 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class AnswerSlot:
-    """One place of an answer: its candidates, each with a margin.
+    """One slot of an answer: its candidates, each with a logit.
 
-    At temperature T > 0 a candidate is drawn with probability exp(margin / T) / sum of exp(margins / T); at T = 0 the
-    first candidate with the greatest margin is taken. A fixed text is a slot with one candidate. No candidate may be
+    At temperature T > 0 a candidate is drawn with probability exp(logit / T) / sum of exp(logits / T); at T = 0 the
+    first candidate with the greatest logit is taken. A fixed text is a slot with one candidate. No candidate may be
     the beginning of another, in tokens.
+
+    Attributes:
+        logits: the logit of each candidate, by its text.
     """
 
     logits: Mapping[str, float]
@@ -40,23 +43,23 @@ class AnswerSlot:
 
 @runtime_checkable
 class ScriptedPolicy(Protocol):
-    """What a policy must offer; its class is called without arguments, once, and may be used by several threads."""
+    """What a policy must offer. Its class is called once, without arguments; several threads may use the object."""
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
-        """The slots of the answer to this prompt, in which each image shows as one `<|image_pad|>`."""
+        """The slots of the answer to this prompt, which has one `<|image_pad|>` for each image."""
         ...
 
 
 class PolicyNotFound(ConfigurationError):
-    """The name of a scripted policy leads to nothing that could answer."""
+    """The name of a scripted policy does not lead to a class that can answer."""
 
 
 class ColorPolicy:
     """Names colours: those of the images in the last user turn, or of all images where that turn has none.
 
-    It errs at a known rate. With K colours, of which the right one has the margin log(9 (K - 1)) and each other 0, an
-    answer at temperature T is right with probability 1 / (1 + (K - 1) (9 (K - 1)) ** (-1 / T)): at T = 1 nine times in
-    ten. An image without any saturated pixel is guessed at.
+    It errs at a known rate. Of K colours the right one has the logit log(9 (K - 1)) and each other one 0. An answer at
+    temperature T is then right with probability 1 / (1 + (K - 1) (9 (K - 1)) ** (-1 / T)): at T = 1 nine times in
+    ten. For an image without any saturated pixel the colour is a guess.
     """
 
     CORRECT_LOGIT = math.log(9 * (len(PALETTE) - 1))

@@ -1,7 +1,7 @@
 """The body of `POST /inference/v1/generate`, read more strictly than vLLM reads it.
 
-vLLM ignores unknown keys and answers some malformed requests with garbage. Whoever tests against this engine should
-hear about such mistakes, so here every key is known, and whatever the engine could not honour is refused by name.
+vLLM ignores unknown keys and answers some malformed requests with garbage. Tests against this engine should find such
+mistakes, so unknown keys are refused here, and so is every value that the engine cannot honour, by its name.
 """
 
 import uuid
@@ -25,7 +25,7 @@ class RequestRefused(Exception):
         self.status = status
 
 
-# What vLLM knows and no engine of ours can do: the values that ask for nothing, and where it helps, what to do instead.
+# What vLLM knows and no engine of ours can do: the neutral values that are allowed, and for some what to do instead.
 _NEUTRAL_SAMPLING_VALUES: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "top_p": (1,),
@@ -140,7 +140,7 @@ def _remove_neutral_values(data: Any, neutral_values: Mapping[str, tuple[Any, ..
 
 
 def _to_request_refused(error: ValidationError) -> RequestRefused:
-    """The first fault of a body, by the name of its item."""
+    """The refusal for the first fault of a body, with the name of its item."""
     first_error, *other_errors = error.errors(include_url=False, include_input=False)
     param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first_error["loc"]).removeprefix(
         "."

@@ -1,6 +1,6 @@
-"""From a request to what a network would be fed: checked, images read and decoded, the prompt expanded.
+"""From a request to the input of a network: it is checked, images are read and decoded, the prompt is expanded.
 
-Both engines take their requests here, so that both refuse the same ones with the same words.
+Both engines read their requests here, so that both refuse the same requests with the same words.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,13 @@ from rollout.serving.protocol import GenerateBody, RequestRefused
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """A sound request: its images, its expanded prompt, and what ends the answer."""
+    """A checked request.
+
+    Attributes:
+        images: its decoded images, in order.
+        prompt: its expanded prompt.
+        stop_conditions: what ends the answer.
+    """
 
     images: list[Image.Image]
     prompt: ExpandedPrompt

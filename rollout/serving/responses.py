@@ -43,4 +43,4 @@ EXCEPTION_HANDLERS: Mapping[Any, ExceptionHandler] = {
     HTTPException: _handle_http_exception,
     Exception: _handle_unexpected_error,
 }
-"""What is raised becomes an error with a message; nothing is raised through the server."""
+"""Every exception becomes an error answer with a message; none reaches the server."""

@@ -1,7 +1,7 @@
-"""Drawing an answer from a policy's slots, with log-probs that are true to how it was drawn.
+"""Draws an answer from a policy's slots, with the log-probs of exactly the distribution that it was drawn from.
 
-A slot's candidates are whole strings of one or more tokens. One candidate is drawn from the softmax of margin / T, and
-then told token by token: the probability of a token, given the tokens before it in the slot, is the share of the
+A slot's candidates are whole strings of one or more tokens. One candidate is drawn from the softmax of logit / T, and
+then written token by token. Given the tokens before it in the slot, the probability of a token is the share of the
 candidates that go on with it among those that are still possible. The product over a candidate's tokens is exactly the
 candidate's probability. All sums are over logarithms, so that no temperature makes a log-prob infinite.
 """
@@ -20,7 +20,7 @@ from rollout.serving.protocol import GenerateBody
 
 # As in vLLM, below this the sampler is greedy.
 MIN_SAMPLING_TEMPERATURE = 1e-5
-# Divided by the least temperature it is still far from infinite.
+# Divided by the smallest temperature it is still far from infinite.
 _MAX_ABS_LOGIT = 1e9
 
 TokenIds = tuple[int, ...]
@@ -42,20 +42,20 @@ def sample_slots(
     """Draw one candidate for each slot and return the tokens of all of them.
 
     Raises:
-        PolicyFault: a slot has no candidate, a margin is out of bounds, or one candidate begins another.
+        PolicyFault: a slot has no candidate, a logit is out of bounds, or one candidate begins another.
     """
     return [token for slot in slots for token in _sample_slot(slot, temperature, rng, encode)]
 
 
 def certain_token(token_id: int) -> SampledToken:
-    """A token that nothing else was possible for."""
+    """A token that was the only possible one."""
     return SampledToken(token_id, 0.0, 1, ((token_id, 0.0),))
 
 
 def rng_for_request(request: GenerateBody) -> random.Random:
     """The randomness of one answer; a seed makes it a function of the request, and of nothing else.
 
-    The prompt enters too: were it the seed alone, all turns of a rollout that sends one seed would err together.
+    The prompt is part of the seed. With the request's seed alone, all turns of a rollout would err together.
     """
     seed = request.sampling_params.seed
     if seed is None:
@@ -113,7 +113,7 @@ def _log_sum_exp(candidates: Sequence[_Candidate]) -> float:
 
 
 def _require_prefix_free(candidates: dict[str, TokenIds]) -> None:
-    """Where one candidate begins another, tokens would not tell which of the two was drawn."""
+    """Refuse a candidate that begins another one: the tokens would not show which of the two was drawn."""
     ordered = sorted(candidates.items(), key=lambda item: item[1])
     if not ordered[0][1]:
         raise PolicyFault("a candidate is the empty text")

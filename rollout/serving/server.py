@@ -1,9 +1,9 @@
-"""Running an engine of ours: in a thread beside other work, or alone until a signal ends it.
+"""Runs an engine of ours: in a thread beside other work, or alone until a signal ends it.
 
     with EngineServer(engine, weight_version="0") as url:
         ...
 
-It listens on loopback only, because it reads files for whoever asks, and it never prints.
+It listens on loopback only, because it reads files for every client, and it never prints.
 """
 
 import signal
@@ -94,7 +94,7 @@ class EngineServer:
 
 
 def serve_until_signal(server: EngineServer, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; `on_ready` is told the URL once requests are answered. For the main thread.
+    """Serve until SIGINT or SIGTERM; `on_ready` is called with the URL once requests are answered. For the main thread.
 
     Raises:
         ServerFailed: it did not start, or ended by itself.

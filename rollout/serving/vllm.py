@@ -1,10 +1,11 @@
-"""A vLLM server of our own: started with the flags that rollouts need, watched until it answers, ended as a whole.
+"""A vLLM server of our own: started with the flags that rollouts need, and stopped with all of its processes.
 
-    server = VllmServer(VllmSettings(model="models/Qwen3-VL-4B-Instruct", media=Path("runs")), log=Path("vllm.log"))
+    settings = VllmSettings(model="models/Qwen3-VL-4B-Instruct", media_directory=Path("runs"))
+    server = VllmServer(settings, log_path=Path("vllm.log"))
     server.start()
     server.wait_until_ready(900, lambda seconds, line: None)
 
-vLLM may live in an environment of its own, since it pins much: all that is needed here is its executable.
+vLLM may be in an environment of its own, since it pins many versions: only its executable is needed here.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from urllib.parse import urlsplit
 from rollout.errors import RolloutError
 
 SHIM_DIRECTORY = Path(__file__).parent / "vllm_shim"
-"""Belongs on PYTHONPATH wherever vLLM runs on a CPU; see there."""
+"""Must be on PYTHONPATH if vLLM runs on a CPU; its `sitecustomize.py` says why."""
 
 _PLUGIN_ENTRY_POINT = EntryPoint("mmraw", "rollout_vllm.plugin:MMRawPlugin", "vllm.endpoint_plugins")
 _OPTION_BY_FLAG = {
@@ -52,12 +53,13 @@ class VllmSettings:
 
     Attributes:
         model: a directory, or a name that vLLM downloads.
-        media_directory: the directory below which `file://` images may lie; the runs' directory.
-        name: the name that requests ask for; none: the last part of `model`.
-        host: the address that it listens on; 0.0.0.0 is every one of this machine.
-        updates: whether it can be given new weights; whoever reaches it can then do so, for no key guards these routes.
-        executable: vLLM's; none: the one beside this Python, or on the PATH.
-        flags: further flags of `vllm serve`, which win over ours, save for those that settings here stand for.
+        media_directory: the directory below which `file://` images may be; the runs' directory.
+        name: the name that requests ask for; None: the last part of `model`.
+        host: the address that it listens on; 0.0.0.0 means all addresses of this machine.
+        port: the port that it listens on.
+        updates: whether it takes new weights; no key protects these routes from clients that can reach it.
+        executable: vLLM's executable; None: the one beside this Python, or on the PATH.
+        flags: further flags of `vllm serve`. They override ours, but must not set what these settings set.
     """
 
     model: str
@@ -81,7 +83,7 @@ class VllmSettings:
         return f"http://{host}:{self.port}"
 
     def command(self) -> list[str]:
-        """The command line. Raises VllmFailed where there is no vLLM, or a flag contradicts the settings."""
+        """The command line. Raises VllmFailed if there is no vLLM, or if a flag contradicts the settings."""
         for flag in self.flags:
             option = _OPTION_BY_FLAG.get(flag.partition("=")[0])
             if option is not None:
@@ -95,7 +97,7 @@ class VllmSettings:
             # The token-in, token-out endpoint; without it every request is answered 403.
             "--enable-scale-out",
             *("--allowed-local-media-path", str(self.media_directory.resolve())),
-            # The checkpoint's own sampling defaults would change what a request does not say.
+            # The checkpoint's own sampling defaults would apply where a request sets nothing.
             *("--generation-config", "vllm"),
             # Log-probs of the distribution that was sampled from, temperature and allowed tokens included.
             *("--logprobs-mode", "processed_logprobs"),
@@ -104,7 +106,7 @@ class VllmSettings:
         ]
 
     def environment(self) -> dict[str, str]:
-        """The variables that are set for it, beyond those that are inherited."""
+        """The variables that are set for it, besides the inherited ones."""
         variables = {"VLLM_SERVER_DEV_MODE": "1"} if self.updates else {}
         if Path(self.model).is_dir():
             variables["HF_HUB_OFFLINE"] = "1"
@@ -117,7 +119,7 @@ class VllmSettings:
         return variables
 
     def shell_command(self) -> str:
-        """The same as a line for a shell."""
+        """Environment and command as one line for a shell."""
         variables = (f"{name}={shlex.quote(value)}" for name, value in self.environment().items())
         return " ".join((*variables, shlex.join(self.command())))
 
@@ -142,7 +144,7 @@ class VllmServer:
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Begin to start it. Raises VllmFailed where there is no vLLM, or its port is taken."""
+        """Start the process, without waiting. Raises VllmFailed if there is no vLLM, or if its port is taken."""
         command = self.settings.command()
         self._require_free_port()
         self.settings.media_directory.mkdir(parents=True, exist_ok=True)
@@ -154,15 +156,15 @@ class VllmServer:
                     stdout=log_file,
                     stderr=subprocess.STDOUT,
                     env={**self._environment, **self.settings.environment()},
-                    # A group of its own: a signal reaches the engine's processes through their parent, once and in
-                    # order, and whatever is left of them can be killed together.
+                    # A group of its own: a signal reaches the engine's processes only through their parent, and the
+                    # processes that remain can be killed together.
                     start_new_session=True,
                 )
             except OSError as error:
                 raise VllmFailed(f"{command[0]} cannot be run: {error.strerror}.") from error
 
     def wait_until_ready(self, timeout: float, on_progress: Callable[[float, str], None]) -> None:
-        """Wait until it answers; `on_progress` is told the seconds so far and the last line of the log.
+        """Wait until it answers; `on_progress` is called with the seconds so far and the last line of the log.
 
         Raises:
             VllmFailed: it ended, or was not ready in time. It is not running any more then.
@@ -196,7 +198,7 @@ class VllmServer:
         return True
 
     def stop(self) -> None:
-        """End it in order, or with force if it takes too long."""
+        """Stop it with SIGTERM, and kill it if that takes too long."""
         try:
             self.send_signal(signal.SIGTERM)
             self.wait(_STOP_TIMEOUT_SECONDS)
@@ -205,14 +207,14 @@ class VllmServer:
             self.kill()
 
     def kill(self) -> None:
-        """End it and all of its children at once."""
+        """Kill it and all of its children at once."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def _require_free_port(self) -> None:
-        # Whoever answers there already would be taken for ours, which cannot listen there.
+        # A server that already answers there would be taken for ours, which cannot listen there.
         address = urlsplit(self.settings.url)
         with contextlib.suppress(OSError), socket.create_connection((address.hostname, address.port), timeout=2):
             raise VllmFailed(f"something else listens at {self.settings.url} already; choose another --port.")
@@ -254,7 +256,10 @@ def _is_cpu_build(executable: Path) -> bool:
 
 
 def _plugin_names(executable: Path) -> str | None:
-    """What VLLM_PLUGINS names where our plugin is installed: it, and all that would be loaded if nothing was named."""
+    """The value of VLLM_PLUGINS: our plugin, and all plugins that would be loaded without the variable.
+
+    None if our plugin is not installed in vLLM's environment.
+    """
     places = executable.absolute().parent.parent.glob("lib/python*/site-packages")
     installed_entry_points = [
         point
@@ -267,7 +272,7 @@ def _plugin_names(executable: Path) -> str | None:
     if user_plugins is not None:
         names = user_plugins.split(",")
     else:
-        # Endpoints are loaded only when named; naming them keeps out whatever else is not.
+        # vLLM loads endpoint plugins only if they are named, and with names it loads no other plugin.
         names = [
             point.name
             for point in installed_entry_points

@@ -1,4 +1,4 @@
-"""The trainer's end: whole trajectories, exactly once; groups, samples, tensors, checks. Nothing of the worker's."""
+"""The trainer's side: whole trajectories, exactly once; groups, samples, tensors, checks, publishing of weights."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -101,7 +101,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # What makes tensors needs torch, pixels need more, and publishing speaks HTTP: who only reads loads none of it.
+    # Tensors need torch, pixels need more, and publishing needs an HTTP client: a trainer that only reads loads none.
     if name not in _LAZY_EXPORTS:
         raise AttributeError(f"module 'rollout.trainer' has no attribute {name!r}")
     return getattr(import_module(_LAZY_EXPORTS[name]), name)

@@ -1,4 +1,4 @@
-"""The reader for a trainer without an event loop: the same one, on a loop in a thread of its own."""
+"""The reader for a trainer without an event loop: it runs on a loop in a thread of its own."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -18,7 +18,7 @@ _POLL_SECONDS = 0.5
 
 
 class BlockingReader:
-    """What `open_reader` opens, with every coroutine a plain method.
+    """The reader of `open_reader`, with every coroutine as a plain method.
 
     with BlockingReader(url) as reader:
         for group in reader.groups():
@@ -78,7 +78,7 @@ class BlockingReader:
         return self._portal.call(self._reader.stats)
 
     def serve_metrics(self, *, host: str = "127.0.0.1", port: int = 0) -> str:
-        """Serve the reader's metrics until it is closed; the server's root. See `rollout.trainer.metrics`."""
+        """Serve the reader's metrics until it is closed; returns the root URL. See `rollout.trainer.metrics`."""
         from rollout.trainer.metrics import serving_metrics
 
         metrics_server = self._portal.wrap_async_context_manager(serving_metrics(self._reader, host=host, port=port))

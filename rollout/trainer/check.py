@@ -3,17 +3,17 @@
     for violation in check(trajectory):
         print(violation.invariant, violation.where, violation.detail)
 
-Everything is proven from the records alone: what the engine saw is named by the digests that each step carries.
-Findings come in the order of the turns, so the first of them is where it went wrong. A turn that builds on a faulty one
-is not blamed for what it inherited.
+Everything is checked from the records alone: each step has the digests of what the engine saw. Violations come in the
+order of the turns, so the first one shows where the fault began. A turn that builds on a faulty one is not reported for
+faults that it inherited.
 
     1 prefix     a path's tokens are the engine's prompt and completion, sampled tokens with their log-probs
     2 images     a path has its own images and no others, in order and with multiplicity, each with its descriptor
-    3 places     each placeholder lies exactly on its image's pad tokens
+    3 positions  each placeholder covers exactly its image's pad tokens
     4 raw        a descriptor carries no pixels
     5 once       nothing crosses the queue twice
     6 branches   nodes form a tree, branches share what is the same, and every sampled token trains exactly once
-    11 aligned   whatever goes with tokens covers them exactly, and no image is cut
+    11 aligned   all data about tokens covers them exactly, and no image is cut
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,14 @@ _LOGPROB_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """An invariant (its number in the design) that does not hold, and where."""
+    """An invariant that does not hold.
+
+    Attributes:
+        invariant: the number of the invariant, as in the list of this module.
+        rollout: the id of the rollout.
+        where: the turn, node, image or sample where it does not hold.
+        detail: what is wrong there.
+    """
 
     invariant: int
     rollout: str
@@ -48,7 +55,7 @@ Finding = tuple[int, str, str]
 
 
 def check(trajectory: Trajectory) -> list[Violation]:
-    """Every violation that can be seen from a trajectory's records; none for a sound one."""
+    """Every violation in a trajectory's records; an empty list if there is none."""
     if trajectory.started is None:
         return []
     findings = [*_check_tree(trajectory)]
@@ -66,7 +73,7 @@ def check_sample(sample: TrainingSample) -> list[Violation]:
 
 
 def _check_tree(trajectory: Trajectory) -> Iterator[Finding]:
-    """6: each step brings the nodes after those before it, and each node hangs from one that was there already."""
+    """6: the nodes of each step follow those of the steps before, and the parent of each node comes before it."""
     node_count = 0
     for step_index, step in enumerate(trajectory.steps):
         where, parent = f"turn {step.turn}", step.parent
@@ -142,7 +149,7 @@ def _check_nodes(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
 
 
 def _check_images(trajectory: Trajectory, step: Step, first_turn_by_image: dict[str, int]) -> Iterator[Finding]:
-    """2, 4 and 5 of the descriptors that a turn brought, and of the images that it needs."""
+    """2, 4 and 5 of the descriptors that a turn added, and of the images that it needs."""
     nodes = trajectory.nodes[step.first : step.leaf + 1]
     needed_hashes = {slot.hash for node in nodes for slot in node.run.images}
     for mm_hash, descriptor in step.images.items():
@@ -168,7 +175,7 @@ def _check_images(trajectory: Trajectory, step: Step, first_turn_by_image: dict[
 
 
 class _PathExpander:
-    """The expanded path of one node after another; mostly the next one extends the last."""
+    """Expands the paths of one node after another; mostly the next path extends the last one."""
 
     def __init__(self, trajectory: Trajectory) -> None:
         self._trajectory = trajectory
@@ -183,7 +190,7 @@ class _PathExpander:
         return self._last_expanded
 
     def expand_prompt(self, step: Step) -> ExpandedPath:
-        """Everything before what this turn sampled."""
+        """The path before the tokens that this turn sampled."""
         answer_node = self._trajectory.nodes[step.leaf]
         generation_prompt = TokenRun(
             LogicalIds(answer_node.run.ids[: answer_node.run.sampled_from]), answer_node.run.sampled_from
@@ -214,7 +221,7 @@ def _check_prompt(paths: _PathExpander, step: Step) -> Iterator[Finding]:
 
 
 def _check_evidence(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
-    """1 and 11: what goes with the sampled tokens is of exactly these, and can be what it says it is."""
+    """1 and 11: the evidence of a turn covers exactly its sampled tokens, and its values are possible."""
     run, where = trajectory.nodes[step.leaf].run, f", node {step.leaf}"
     sampled_ids = LogicalIds(run.ids[run.sampled_from :])
     if (
@@ -238,7 +245,7 @@ def _check_evidence(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
 
 
 def _check_branches(trajectory: Trajectory) -> Iterator[Finding]:
-    """6 and 11: what is shared is there once and trains once, and each branch has its own path's images."""
+    """6 and 11: shared nodes exist once and train once, and each branch has the images of its own path."""
     yield from _check_duplicates(trajectory)
     times_trained: dict[int, int] = {}
     for sample in samples(trajectory):
@@ -264,7 +271,7 @@ def _check_branches(trajectory: Trajectory) -> Iterator[Finding]:
 
 
 def _check_duplicates(trajectory: Trajectory) -> Iterator[Finding]:
-    """6: two context messages that are the same to the policy, at the same place, must be one node."""
+    """6: two context messages with the same parent that are the same to the policy must be one node."""
     first_seen: dict[tuple[int, str, bytes, str], int] = {}
     for node in trajectory.nodes:
         if node.sampled:

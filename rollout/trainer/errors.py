@@ -1,4 +1,4 @@
-"""What can go wrong at the trainer's end, by name."""
+"""The errors of the trainer's side."""
 
 from rollout.errors import ConfigurationError, RolloutError
 
@@ -8,10 +8,10 @@ class ReaderStateError(RolloutError):
 
 
 class LeaseLost(RolloutError):
-    """Another process leases what this one has read: whoever holds it now reads it again.
+    """The lease of records that this process has read has ended; the next holder reads them again.
 
-    A trainer that was replaced must stop, and save no more. One that knows that it was not (it slept longer than its
-    lease, and nobody took over) may go on: what comes again is dropped, and acked with the next commit.
+    A trainer that was replaced must stop, and save no more. If no other process took over (it only slept longer than
+    its lease), it may go on: records that come again are dropped, and acked with the next commit.
     """
 
 
@@ -20,7 +20,7 @@ class ImagesUnreadable(RolloutError):
 
 
 class SpillError(RolloutError):
-    """What does not fit into memory does not fit on the disk either."""
+    """Steps that are over the memory limit cannot be written to the disk."""
 
 
 class RankError(ConfigurationError):
@@ -28,7 +28,7 @@ class RankError(ConfigurationError):
 
 
 class NothingArrived(RolloutError):
-    """No whole group came within the time that a trainer was told to wait."""
+    """No whole group came within the time-out."""
 
 
 class SampleTooLong(RolloutError):

@@ -1,9 +1,9 @@
-"""The reader's side of the metrics, for the trainer's own Prometheus registry or on a port of its own.
+"""The metrics of a reader, for the trainer's own Prometheus registry or on a port of their own.
 
     async with open_reader(url) as reader, serving_metrics(reader, port=9401):
         ...
 
-A trainer that has a registry already registers `ReaderCollector(reader)` there. See docs/metrics.md for the names.
+A trainer that already has a registry registers `ReaderCollector(reader)` there. See docs/metrics.md for the names.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -20,11 +20,11 @@ from rollout.metrics.server import ProcessStatus, serve_metrics
 from rollout.trainer.reading.reader import TrajectoryReader
 
 _STALL_TIMEOUT_SECONDS = 3600.0
-"""Seconds without a turn of the trainer's loop after which it is not well: a training step may block it for long."""
+"""Seconds that the trainer's event loop may be blocked before it is unhealthy; a training step may take long."""
 
 
 class ReaderCollector(Collector):
-    """Exports what a reader did, and, with a watch, the state of its queue."""
+    """Exports what a reader did, and, with a `queue_watch`, the state of its queue."""
 
     def __init__(self, reader: TrajectoryReader, queue_watch: QueueMonitor | None = None) -> None:
         self._reader = reader
@@ -63,7 +63,7 @@ class ReaderCollector(Collector):
 
 @asynccontextmanager
 async def serving_metrics(reader: TrajectoryReader, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """Serve /metrics, /healthz and /readyz for a reader; gives the server's root. Port 0 takes a free one.
+    """Serve /metrics, /healthz and /readyz for a reader; yields the root URL. Port 0 takes a free port.
 
     Raises:
         MetricsPortTaken: it cannot listen there.

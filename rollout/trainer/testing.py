@@ -1,4 +1,4 @@
-"""Rollouts without engine or environment: the records that a worker would put, for tests and benchmarks of a trainer.
+"""Rollouts without engine or environment: the records that a worker puts, for tests and benchmarks of a trainer.
 
 for packet in await scripted_rollout("000000.0", turns=3, group_size=4):
     await queue.put(packet.frames, key=packet.key, tag=packet.tag)
@@ -25,7 +25,7 @@ _STAGE_SECONDS = {"prepare": 0.002, "render": 0.001, "engine": 0.75, "parse": 0.
 
 
 class Packet(NamedTuple):
-    """One record, as it is put."""
+    """One record, with the arguments of `Queue.put`."""
 
     frames: Frames
     key: str
@@ -34,7 +34,7 @@ class Packet(NamedTuple):
 
 @dataclass(slots=True)
 class _RecordingQueue:
-    """Takes what a stream puts, so that a test can deliver it as it likes."""
+    """Collects the records that a stream puts, so that a test can deliver them as it likes."""
 
     packets: list[Packet]
 
@@ -58,8 +58,9 @@ async def scripted_rollout(
 ) -> list[Packet]:
     """All records of one attempt at `rollout`, whose group is its name up to the last dot.
 
-    Each turn asks with so many tokens, one of them for a new image that becomes `image_tokens` (0: no images), and is
-    answered with so many. The reward is the attempt's number, so that a trajectory tells which attempt it was.
+    The question of each turn has `question_tokens` tokens, and the answer `answer_tokens`. One token of the question is
+    a new image with `image_tokens` expanded tokens (0: no images). The reward is the number of the attempt, so that a
+    test can see which attempt a trajectory is.
     """
     recording_queue: Any = _RecordingQueue([])
     group = rollout.rpartition(".")[0]
@@ -112,7 +113,7 @@ async def put_all(queue: Queue, packets: list[Packet]) -> None:
 
 
 async def read_all(reader: TrajectoryReader, timeout: float = 0.02) -> list[Trajectory]:
-    """Everything that comes until nothing comes for that long."""
+    """All trajectories until none comes within the time-out."""
     trajectories = []
     while (trajectory := await reader.receive(timeout=timeout)) is not None:
         trajectories.append(trajectory)
@@ -120,7 +121,7 @@ async def read_all(reader: TrajectoryReader, timeout: float = 0.02) -> list[Traj
 
 
 async def checkpoint(reader: TrajectoryReader) -> dict[str, Any]:
-    """What a trainer does when it saves: the state, stored, then committed."""
+    """Do what a trainer does when it saves: take the state, then commit it."""
     state = reader.state_dict()
     await reader.commit()
     return state

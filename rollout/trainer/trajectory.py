@@ -14,7 +14,17 @@ ROOT = -1
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryNode:
-    """A message with its tokens. `step` is the turn's record that brought it, as an index into `Trajectory.steps`."""
+    """A message with its tokens.
+
+    Attributes:
+        index: its index in `Trajectory.nodes`.
+        parent: the index of the node before it on its path; -1 (`ROOT`): it begins a path.
+        step: the index in `Trajectory.steps` of the turn that added it.
+        message: the message in canonical form.
+        run: the tokens that it adds, and which of them the policy sampled.
+        content: (begin, end) in `run.ids` of the message's own content, without the template's tokens; none for an
+            answer.
+    """
 
     index: int
     parent: int
@@ -30,7 +40,24 @@ class TrajectoryNode:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory(HasRolloutIdentity):
-    """One finished rollout. A failed one may lack its start, its steps, or both; it never trains."""
+    """One finished rollout. A failed one may lack its start, its steps, or both; it never trains.
+
+    Attributes:
+        run: the id of the run.
+        environment: the name of the environment.
+        group: the id of the group.
+        rollout: the id of the rollout.
+        attempt: the number of the attempt that it was made of.
+        status: how it ended.
+        reward: its reward; None if it does not train.
+        metrics: the metrics of its score.
+        error: the `type` and the `message` of its error; None if there was none.
+        started: the first record of the attempt; None if it did not come.
+        steps: the records of its turns, in order.
+        nodes: its messages; the parent of each node comes before it.
+        images: the raw descriptor of every image, by the image's hash.
+        seconds: how long the attempt took; 0 if its last record did not come.
+    """
 
     run: str
     environment: str
@@ -45,7 +72,6 @@ class Trajectory(HasRolloutIdentity):
     steps: tuple[Step, ...] = ()
     nodes: tuple[TrajectoryNode, ...] = ()
     images: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Every image's raw descriptor, by its hash."""
     seconds: float = 0.0
 
     @property
@@ -69,13 +95,13 @@ class Trajectory(HasRolloutIdentity):
         return path_nodes[::-1]
 
     def leaves(self) -> list[int]:
-        """The nodes that nothing hangs from."""
+        """The indices of the nodes that are no node's parent."""
         parents = {node.parent for node in self.nodes}
         return [node.index for node in self.nodes if node.index not in parents]
 
 
 def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFinished) -> Trajectory:
-    """Join the records of one attempt. Raises RecordError where they do not fit together."""
+    """Join the records of one attempt. Raises RecordError if they do not fit together."""
     nodes: list[TrajectoryNode] = []
     images: dict[str, Mapping[str, Any]] = {}
     contract = raw_mm_common_fields(**started.layout) if started.layout else {}

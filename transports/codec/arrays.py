@@ -1,8 +1,8 @@
-"""Arrays as raw bytes with dtype and shape: numpy without copies on the way in or out, torch only where it is met.
+"""Arrays as raw bytes with dtype and shape: numpy without copies in both directions, torch only if it is used.
 
 The description of an array is `<dtype, ndim, frame>` and then one 64-bit length per axis. Frame 0 means that the bytes
-follow at once; any other number, that they are that frame of the record. Descriptions are multiples of eight bytes
-long, so that what follows them is aligned.
+follow directly; any other number is the frame of the record that has them. The length of a description is a multiple of
+eight bytes, so that the bytes after it are aligned.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ NUMPY_DTYPES = (
     *("float16", "float32", "float64"),
 )
 DTYPES = (*NUMPY_DTYPES, "bfloat16")
-"""What a tensor, and save for bfloat16 an array, may hold; the place in this list is the code on the wire."""
+"""The dtypes of tensors, and except for bfloat16 of arrays; the index in this list is the code on the wire."""
 
 _PREFIX = struct.Struct("<BBHI")
 _MAX_AXES = 32
 _SHAPES = tuple(struct.Struct(f"<{axes}Q") for axes in range(_MAX_AXES + 1))
 _WIRE_DTYPES = (*(np.dtype(name).newbyteorder("<") for name in NUMPY_DTYPES), np.dtype("<i2"))
-"""How the elements of each of DTYPES lie in the bytes."""
+"""How the elements of each of DTYPES are stored in the bytes."""
 
 
 def pack_description(array: Array, dtype: str, frame: int) -> bytes:
@@ -40,12 +40,12 @@ def pack_description(array: Array, dtype: str, frame: int) -> bytes:
 
 
 def to_wire_array(array: Array) -> Array:
-    """The array as it travels: little-endian and C-contiguous, itself where it is so already."""
+    """The array as it is sent: little-endian and C-contiguous; the array itself if it already is."""
     if array.dtype.name not in NUMPY_DTYPES:
         raise UnsupportedValue(f"arrays of dtype {array.dtype} are not carried; use one of {', '.join(NUMPY_DTYPES)}")
     if array.ndim > _MAX_AXES:
         raise UnsupportedValue(f"an array of {array.ndim} axes; at most {_MAX_AXES} are carried")
-    # ascontiguousarray makes one axis of none, so the shape is put back.
+    # ascontiguousarray gives an array without axes one axis, so the shape is restored.
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(array.shape)
 
 
@@ -54,7 +54,7 @@ def raw_bytes(array: Array) -> memoryview:
 
 
 def read_array(extension: bytes, frames: Sequence[bytes | bytearray | memoryview]) -> tuple[Array, str]:
-    """The array that was described, read-only, over the very bytes of its frame; and the name of its dtype."""
+    """The described array, as a read-only view of the bytes of its frame, and the name of its dtype."""
     if len(extension) < _PREFIX.size:
         raise MalformedRecord("the description of an array is cut off")
     code, axes, frame, reserved = _PREFIX.unpack_from(extension)
@@ -87,7 +87,7 @@ def frame_view(frames: Sequence[bytes | bytearray | memoryview], index: int) -> 
 
 
 def is_tensor(value: object) -> bool:
-    """Whether it is a torch tensor, which cannot be where torch was never imported."""
+    """Whether it is a torch tensor; never if torch was not imported."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
@@ -104,7 +104,7 @@ def tensor_to_array(tensor: Any) -> tuple[Array, str]:
 
 
 def array_to_tensor(array: Array, dtype: str) -> Any:
-    """A tensor with memory of its own: torch has no read-only tensors, and the frame is not ours to write to."""
+    """A tensor with memory of its own: torch has no read-only tensors, and nobody may write to the frame."""
     try:
         torch = import_module("torch")
     except ImportError as error:

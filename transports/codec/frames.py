@@ -1,9 +1,9 @@
-"""Values to frames and back: one msgpack head, then large blobs out of band, each a frame of its own.
+"""Values to frames and back: one msgpack head, then large blobs outside of it, each a frame of its own.
 
 Carried: None, bool, int (64 bits), float, str, bytes, lists, tuples, dicts with str keys, numpy arrays and torch
 tensors (`arrays.DTYPES`), numpy scalars (they come back as Python numbers), and the dataclasses and enums given
-to `register_type`. Arrays, bytes and text of 32 KiB or more leave the head; a decoded array is a read-only view
-of its frame. Nothing is ever pickled, and a hostile record is a CodecError, not an allocation (`limits`).
+to `register_type`. Arrays, bytes and text of 32 KiB or more become frames of their own; a decoded array is a read-only
+view of its frame. Nothing is ever pickled. A hostile record raises CodecError before it allocates memory (`limits`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _RegisteredDataclass(NamedTuple):
 
 
 class _ContainerMark(NamedTuple):
-    """The first element of a list that stands for a tuple (`registered` is None) or for a dataclass."""
+    """The first element of a list that encodes a tuple (`registered` is None) or a dataclass."""
 
     registered: _RegisteredDataclass | None
 
@@ -71,7 +71,7 @@ def register_type(name: str) -> Callable[[T], T]:
 def encode(value: object) -> Frames:
     """The frames of a record. They view the arrays of `value`, which must not change until the record is put.
 
-    Raises UnsupportedValue and CodecLimitExceeded, naming the place.
+    Raises UnsupportedValue and CodecLimitExceeded, with the path of the bad value.
     """
     encoder = _Encoder()
     packable = encoder.to_packable(value, 0)
@@ -101,7 +101,7 @@ def decode(frames: Sequence[bytes | bytearray | memoryview]) -> Any:
 
 
 class _Encoder:
-    """Turns values into what msgpack packs, moving what is large out of band."""
+    """Turns values into what msgpack packs, and moves large ones into frames of their own."""
 
     def __init__(self) -> None:
         self.blobs: list[bytes | memoryview] = []
@@ -140,7 +140,7 @@ class _Encoder:
         return [msgpack.ExtType(_DATACLASS, name), self._map_to_packable(items, len(fields), depth + 2)]
 
     def _count_values(self, values: int) -> None:
-        """Count what check_structure will count, so that whatever is encoded can be decoded."""
+        """Count what check_structure will count, so that every encoded record can be decoded."""
         self.value_count += values
         if self.value_count > MAX_VALUES:
             raise CodecLimitExceeded(f"more than {MAX_VALUES} values; send numbers as numpy arrays")
@@ -252,7 +252,7 @@ class _Decoder:
 
 
 def _contains_marks(value: Any) -> bool:
-    """Whether there is a tuple or a dataclass in what was unpacked, which may not nest too deep; keys must be str."""
+    """Whether an unpacked value has a tuple or a dataclass; also refuses too deep nesting and keys that are not str."""
     has_marks = False
     nodes: list[Any] = [[value]]
     for _ in range(MAX_DEPTH + 1):
@@ -282,7 +282,7 @@ def _build_container(registered: _RegisteredDataclass | None, items: list[Any]) 
     try:
         (fields,) = items
         return registered.type(**fields)
-    except Exception as error:  # whatever the class refuses its fields with
+    except Exception as error:  # the class may raise anything for bad fields
         raise MalformedRecord(f"{registered.name} refuses the fields that the record holds: {error}") from error
 
 

@@ -1,8 +1,8 @@
-"""What a record may cost before anything of it is built: limits, and a look at the bare structure of its head.
+"""Limits of a record, and a check of the structure of its head before any object is built.
 
 A few msgpack bytes can ask for gigabytes: an array header claims four billion elements, a thousand headers nest, a
-megabyte of empty maps becomes seventy of objects. So the head is skipped over first, which allocates nothing: every
-claimed element must be there, and there are only so many. How deep they nest is seen once they are built.
+megabyte of empty maps becomes seventy megabytes of objects. So the head is skipped over first, which allocates nothing.
+Every claimed element must be there, and their number is limited. The depth is checked after they are built.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _FIXED_BYTES = {
     **_FIXED_EXT_BYTES,
     **{0xA0 + length: 1 + length for length in range(32)},
 }
-"""What a value takes by its first byte, and a list or a map without its elements; all others take one byte."""
+"""The bytes of a value by its first byte; for a list or a map without its elements. All other values take one byte."""
 _LENGTH_WIDTH = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 _EXT_LENGTH_WIDTH = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 
 
 def check_structure(head: bytes) -> None:
-    """Refuse a head that is cut off, trails bytes, or holds too many values."""
+    """Refuse a head that is cut off, has trailing bytes, or holds too many values."""
     unpacker = msgpack.Unpacker(max_buffer_size=len(head))
     unpacker.feed(head)
     try:
@@ -46,13 +46,13 @@ def check_structure(head: bytes) -> None:
     trailing = len(head) - unpacker.tell()
     if trailing:
         raise MalformedRecord(f"{trailing} bytes trail the head frame")
-    # Each value takes a byte or more, so that only a long head needs to be counted.
+    # Each value takes at least one byte, so only a long head must be counted.
     if len(head) > MAX_VALUES and _has_more_values(head, MAX_VALUES):
         raise CodecLimitExceeded(f"the record has more than {MAX_VALUES} values; send numbers as numpy arrays")
 
 
 def _has_more_values(head: bytes, limit: int) -> bool:
-    """Whether a head that is whole holds more than so many; they follow each other, however they nest."""
+    """Whether a complete head holds more than `limit` values; nested values simply follow each other in the bytes."""
     offset, end = 0, len(head)
     for _ in range(limit):
         first_byte = head[offset]

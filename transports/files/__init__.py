@@ -1,4 +1,4 @@
-"""What `file://` keeps in its directory, one concern a module.
+"""What `file://` keeps in its directory, and the module for each part.
 
     queue.json                                 the format and the number of partitions, written once
     p<partition>/<writer>.<first seq>.seg      records; one writer appends, and no file has two writers      segments
@@ -6,7 +6,7 @@
     p<partition>/lease.<epoch>                 who consumes the partition                                    leases
     p<partition>/claims/<writer>.<seq>.<epoch> who has a single record                                       leases
     p<partition>/dead/<writer>.<first seq>.seg rejected records, in the same format                       dead_letters
-    holders/<holder>                           the heartbeat of a consumer; its leases are links to it       leases
+    holders/<holder>                           the heartbeat of a consumer; its leases are hard links to it  leases
 
 Nothing here needs a lock, an append shared by two processes, or clocks that agree: files are created exclusively,
 written by one process, and read by any.

@@ -1,8 +1,8 @@
-"""What was acked: small checksummed entries, appended by one consumer each, that add up in any order.
+"""What was acked: logs of small checksummed entries, each log by one consumer, that can be merged in any order.
 
-A consumer writes a log of its own that begins with what was known when it began. Entries say facts that stay true
-(records below a number are acked; one record is), so logs are merged by taking everything any of them says, and whoever
-looks on reads only what was added since. A log ends where an entry is not whole.
+A consumer writes a log of its own that begins with what was known when it started. An entry says a fact that stays true
+(all records below a number are acked; one record is acked), so logs are merged by applying all entries of all logs. A
+reader only reads what was added since its last refresh. A log ends where an entry is not complete.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _COMPACT_BYTES = 4 << 20
 
 class EntryKind(IntEnum):
     ACKED_BELOW = 1
-    """Every record of the writer below `number` is acked; they had `amount` bytes."""
+    """Every record of the writer below `number` is acked; they had `nbytes` bytes."""
     ACKED = 2
-    """Record `number` of the writer is acked; it had `amount` bytes."""
+    """Record `number` of the writer is acked; it had `nbytes` bytes."""
     DELIVERED_BELOW = 3
     """Records of the writer below `number` may have been delivered."""
     REDELIVERIES = 4
@@ -56,7 +56,7 @@ class LedgerEntry(NamedTuple):
 
 @dataclass(slots=True)
 class LaneAcks:
-    """What is acked of one writer."""
+    """The acks of one writer's records."""
 
     acked_below: int = 0
     acked_below_nbytes: int = 0
@@ -120,11 +120,11 @@ class AckLedger:
         return self.lanes[writer]
 
     def log_names(self) -> list[str]:
-        """The logs there are, oldest epoch first."""
+        """The names of all logs, oldest epoch first."""
         return sorted(name for name in list_file_names(self._directory) if _LOG_NAME_PATTERN.fullmatch(name))
 
     def refresh(self, *, except_log: str = "") -> None:
-        """Take in what was added to the logs since, except to the one that this process writes itself."""
+        """Read what was added to the logs since the last refresh, except to the one that this process writes itself."""
         log_names = self.log_names()
         for removed in self._read_offsets.keys() - set(log_names):
             del self._read_offsets[removed]
@@ -156,7 +156,7 @@ class AckLedger:
             lane_acks.delivered_below = entry.number
 
     def snapshot(self, writers: Iterable[str], redeliveries: int) -> list[LedgerEntry]:
-        """Entries that say it all anew for those writers."""
+        """Entries that contain everything that is known of these writers."""
         entries = [LedgerEntry(EntryKind.REDELIVERIES, "", redeliveries)]
         for writer in writers:
             lane_acks = self.lane(writer)
@@ -204,7 +204,7 @@ class AckLog:
         try:
             self.append(initial_entries)
             self._initial_bytes = self._end
-            # The log appears with its whole beginning or not at all: its predecessors may go once it is there.
+            # The log appears with all its initial entries or not at all: older logs may be removed once it is there.
             os.fsync(self._fd)
             temporary_file.rename(directory / self.name)
         except BaseException:
@@ -214,7 +214,7 @@ class AckLog:
 
     @property
     def needs_compaction(self) -> bool:
-        """Whether it is worth to be begun anew, which takes at least the room of what was known at its beginning."""
+        """Whether a new, short log is worth its cost; it takes at least as much room as this log's initial entries."""
         return self._end > _COMPACT_BYTES + 2 * self._initial_bytes
 
     def append(self, entries: Iterable[LedgerEntry]) -> None:
@@ -229,7 +229,7 @@ class AckLog:
         self._end += len(data)
 
     def compacted(self, initial_entries: list[LedgerEntry]) -> Self:
-        """A short log in the place of this one."""
+        """A short log that replaces this one."""
         epoch, holder, generation = self._name_parts
         successor = type(self)(
             self._directory, epoch=epoch, holder=holder, initial_entries=initial_entries, generation=generation + 1

@@ -1,4 +1,4 @@
-"""How much a queue holds, as any process sees it: what the ends of the lanes say was put, less what was acked."""
+"""How much a queue holds, as any process sees it: the put totals at the ends of the lanes, minus what was acked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from transports.files.records import (
 
 
 class _RecordBoundary(NamedTuple):
-    """A place between two records of a segment, and what its writer had put before it."""
+    """An offset between two records of a segment, and what its writer had put before it."""
 
     segment: SegmentName
     offset: int
@@ -33,7 +33,7 @@ class _RecordBoundary(NamedTuple):
 
 
 class BacklogCounter:
-    """Counts on behalf of one handle. Remembers how far it walked, so that nothing is walked twice; for one thread."""
+    """Counts for one handle, in one thread. It remembers how far it has read, so that no record is read twice."""
 
     def __init__(self, queue_dir: QueueDirectory) -> None:
         self._queue_dir = queue_dir
@@ -47,7 +47,7 @@ class BacklogCounter:
         oldest = now = time.time()
         for index, ledger in enumerate(self._ledgers):
             directory = self._queue_dir.partition_dir(index)
-            # Listed before the ledger is read: what is seen and settled is then known to be settled.
+            # Listed before the ledger is read: a settled record in the list is then known to be settled.
             lanes = list_segments_by_writer(directory)
             ledger.refresh()
             redeliveries += ledger.redeliveries
@@ -78,13 +78,13 @@ class BacklogCounter:
         )
 
     def _put_totals(self, directory: Path, segments: list[SegmentName]) -> PutTotals:
-        """What the writer of these segments has put, up to its last whole record."""
+        """What the writer of these segments has put, up to its last complete record."""
         for segment in reversed(segments):
             with _open_segment(directory / str(segment)) as (fd, size):
                 totals = unpack_put_totals(os.pread(fd, TRAILER_BYTES, max(0, size - TRAILER_BYTES)))
                 if totals is not None:
                     return totals
-                # The last record is being written, or was torn: go from record to record instead.
+                # The last record is being written, or was cut off: read from record to record instead.
                 boundary = _first_boundary(fd, segment, self._last_boundaries.get(segment.writer))
                 if boundary is None:
                     continue
@@ -117,7 +117,7 @@ def _first_boundary(fd: int, segment: SegmentName, cached: _RecordBoundary | Non
 
 
 def _next_boundary(fd: int, boundary: _RecordBoundary, size: int) -> _RecordBoundary | None:
-    """Behind the record at this place, or None where there is no whole one."""
+    """The boundary after the next record, or None if that record is not complete."""
     prefix = os.pread(fd, PREFIX_BYTES, boundary.offset)
     if len(prefix) < PREFIX_BYTES or boundary.offset + stored_length(prefix) > size:
         return None
@@ -128,7 +128,7 @@ def _next_boundary(fd: int, boundary: _RecordBoundary, size: int) -> _RecordBoun
 
 @contextmanager
 def _open_segment(path: Path) -> Iterator[tuple[int, int]]:
-    """The file and its size; an empty one where it was reclaimed a moment ago."""
+    """The file and its size; an empty file if the segment was reclaimed a moment ago."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""The dead letters of a queue: read by any process, and taken away by a ledger of their own.
+"""The dead letters of a queue: read by any process, and discarded by acks in logs of their own.
 
-They lie in segments like other records, with the reason as their first frame. A letter is gone when a log beside it
-says that it is acked; its segment goes when that holds for all of it and its writer has closed.
+They are stored in segments like other records, with the reason as their first frame. A letter is gone when a log beside
+it says that it is acked. Its segment is removed when all its letters are gone and its writer has closed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from transports.files.records import StoredRecord
 
 
 class DeadLetterStore:
-    """Those of all partitions, on behalf of one handle; for one thread at a time."""
+    """The dead letters of all partitions, for one handle; for one thread at a time."""
 
     def __init__(self, queue_dir: QueueDirectory) -> None:
         self._queue_dir = queue_dir
         self._discard_logs: dict[int, AckLog] = {}
 
     def read(self, limit: int) -> list[DeadLetter]:
-        """The first ones, in the order of their rejection within each consumer."""
+        """The first letters, in the order of their rejection by each consumer."""
         letters = (letter for index in range(self._queue_dir.partitions) for letter in self._read(index))
         return list(islice(letters, limit))
 
@@ -37,10 +37,10 @@ class DeadLetterStore:
         self._discard_log(int(index)).append([entry])
 
     def close(self) -> None:
-        """Reclaim the segments of which nothing is left."""
+        """Reclaim the segments without remaining letters."""
         for index, log in self._discard_logs.items():
             log.close()
-            # What another process reclaims at the same time need not be.
+            # Another process may reclaim the same segments at the same time.
             with contextlib.suppress(FileNotFoundError):
                 self._reclaim(index)
 
@@ -66,7 +66,7 @@ class DeadLetterStore:
         lanes = list_segments_by_writer(directory)
         ledger = AckLedger(directory)
         ledger.refresh()
-        # Durable before the segments go, or a later segment of the same writer would seem to miss its beginning.
+        # Synced before the segments are removed, or a later segment of the same writer would seem to lack its start.
         ledger.sync()
         for segments in lanes:
             acks = ledger.lane(segments[0].writer)

@@ -1,4 +1,4 @@
-"""Where things lie in the directory of a queue, and the one file that fixes what it is."""
+"""The layout of a queue's directory, and the file that fixes its format and partitions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SEGMENT_NAME_PATTERN = re.compile(r"([0-9a-f]{16})\.([0-9a-f]{16})\.seg")
 
 
 class SegmentName(NamedTuple):
-    """Sorts by writer, then in the order in which the writer wrote."""
+    """The name of a segment; sorts by writer, then in the order in which the writer wrote."""
 
     writer: str
     first_seq: int
@@ -29,12 +29,14 @@ class SegmentName(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QueueDirectory:
-    """A queue's directory that is known to exist and to be one."""
+    """The directory of an existing queue."""
 
     root: Path
+    """The path of the directory."""
     partitions: int
+    """How many partitions the queue was created with."""
     retain: bool
-    """Whether it was created to keep what is acked; a handle that says nothing of it must not clear an archive away."""
+    """Whether it was created to keep acked records; a handle without this option must not delete an archive."""
 
     @property
     def holders_dir(self) -> Path:
@@ -51,7 +53,7 @@ class QueueDirectory:
 
 
 def open_queue_directory(url: str, root: Path, partitions: int | None, *, retain: bool | None = None) -> QueueDirectory:
-    """The queue in `root`, created with that many partitions (None: one) where there is none yet."""
+    """Open the queue in `root`; if there is none yet, create it with that many partitions (None: one)."""
     try:
         if not (root / "queue.json").exists():
             _create_queue(root, partitions or 1, retain=bool(retain))
@@ -64,12 +66,12 @@ def open_queue_directory(url: str, root: Path, partitions: int | None, *, retain
 
 
 def new_random_id() -> str:
-    """For a writer or a holder; no two ever share one."""
+    """An id for a writer or a holder; no two are equal."""
     return secrets.token_hex(8)
 
 
 def list_segments(directory: Path) -> list[SegmentName]:
-    """All segments of a directory, sorted; none where it does not exist."""
+    """All segments of a directory, sorted; none if it does not exist."""
     return sorted(
         SegmentName(match[1], int(match[2], 16))
         for file_name in list_file_names(directory)
@@ -122,7 +124,7 @@ def _create_queue(root: Path, partitions: int, *, retain: bool) -> None:
         file.flush()
         os.fsync(file.fileno())
     try:
-        # A link appears whole and only once: of several processes that create the queue together, one wins.
+        # A link appears complete and only once: if several processes create the queue together, one wins.
         os.link(temporary_file, root / "queue.json")
     except FileExistsError:
         pass

@@ -1,8 +1,8 @@
-"""Reading the records of one writer, segment after segment, each whole or not at all.
+"""Reads the records of one writer, segment after segment, each completely or not at all.
 
-A writer may be in the middle of a record, on another machine, or dead: a tail that is no whole record is never returned
-and looked at again later. When it has stayed so for the grace time it is reported as torn; when the writer has gone on
-in another segment although records are missing from this one, it is QueueCorrupt.
+A writer may be in the middle of a record, on another machine, or dead. A tail that is not a complete record is not
+returned, and is read again later. If it does not change for `torn_tail_seconds`, it is reported as torn. If the writer
+continued in another segment although records are missing from this one, the reader raises QueueCorrupt.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ READ_BYTES = 512 << 10
 
 @dataclass(frozen=True, slots=True)
 class LaneCursor:
-    """How far a lane was read: the next record has this sequence number and begins there, once it is written."""
+    """How far a lane was read: the next record has the number `seq` and begins at `offset` of `segment`."""
 
     segment: SegmentName
     offset: int
@@ -42,19 +42,22 @@ class LaneCursor:
 
 @dataclass(frozen=True, slots=True)
 class SegmentChunk:
-    """What one read brought of one segment, and the cursor after it."""
+    """What one read returned of one segment, and the cursor after it."""
 
     segment: SegmentName
+    """The segment that was read."""
     records: Sequence[tuple[StoredRecord, int]]
-    """Each with its offset in the segment."""
+    """The records, each with its offset in the segment."""
     cursor: LaneCursor
+    """Where the next read begins."""
     trailing_bytes: int
-    """Bytes that lie behind the cursor and are no whole record yet."""
+    """Bytes after the cursor that are not a complete record yet."""
     writer_closed: bool = False
+    """Whether the writer has closed after these records."""
 
 
 class LaneReader:
-    """The reader of one writer. `read` leaves it as it is; `advance` moves on, so an abandoned read loses nothing."""
+    """The reader of one writer. `read` does not move it, `advance` does, so that an abandoned read loses nothing."""
 
     def __init__(self, directory: Path, writer: str, torn_tail_seconds: float) -> None:
         self.writer = writer
@@ -73,7 +76,7 @@ class LaneReader:
         return self._cursor
 
     def update_segments(self, segments: Sequence[SegmentName], first_unacked: int) -> None:
-        """Take note of the segments there are by now; read from record `first_unacked` on if all of them are new."""
+        """Set the segments that exist now; if all of them are new, reading begins at record `first_unacked`."""
         self._segments = segments
         if self._cursor is None or self._cursor.segment not in segments:
             candidates = [segment for segment in segments if segment.first_seq <= first_unacked]
@@ -85,7 +88,7 @@ class LaneReader:
             self._cursor = LaneCursor(candidates[-1], HEADER_BYTES, candidates[-1].first_seq)
 
     def finished_segments(self) -> list[tuple[SegmentName, int]]:
-        """Segments that the writer has left for good, each with the sequence number that follows its last."""
+        """Segments that the writer has finished, each with the sequence number after its last record."""
         next_seqs = [segment.first_seq for segment in self._segments[1:]]
         if self.writer_closed:
             next_seqs.append(self.cursor.seq)
@@ -95,7 +98,7 @@ class LaneReader:
         return read_chunk(self._directory, self.cursor)
 
     def advance(self, chunk: SegmentChunk) -> None:
-        """Go on behind what was read. Raises QueueCorrupt where nothing can come from there any more."""
+        """Move on to the end of a chunk. Raises QueueCorrupt if records are damaged or missing there."""
         self.last_read_bytes = chunk.cursor.offset - self.cursor.offset
         self._cursor = chunk.cursor
         self.writer_closed = chunk.writer_closed
@@ -129,7 +132,7 @@ class LaneReader:
 
 
 def read_chunk(directory: Path, cursor: LaneCursor) -> SegmentChunk:
-    """The whole records from a cursor on: at least one if there is one, and not many megabytes."""
+    """The complete records from a cursor on: at least one if there is one, and not many megabytes."""
     path = f"{directory}/{cursor.segment}"
     available = os.stat(path).st_size - cursor.offset
     if available <= 0:
@@ -157,7 +160,7 @@ def read_chunk(directory: Path, cursor: LaneCursor) -> SegmentChunk:
 
 
 def read_lane(directory: Path, segments: Sequence[SegmentName]) -> Iterator[StoredRecord]:
-    """Every record that is left of a lane whose writer is not waited for, from its first segment on."""
+    """Every record of a lane, from its first segment on; it does not wait for the writer."""
     for segment, next_segment in zip_longest(segments, segments[1:]):
         last_chunk = yield from read_segment(directory, segment, next_segment)
         if last_chunk.trailing_bytes:
@@ -172,7 +175,10 @@ def read_lane(directory: Path, segments: Sequence[SegmentName]) -> Iterator[Stor
 def read_segment(
     directory: Path, segment: SegmentName, next_segment: SegmentName | None
 ) -> Generator[StoredRecord, None, SegmentChunk]:
-    """Its whole records, and the chunk without any at their end. QueueCorrupt if the following does not follow them."""
+    """Yield the complete records of a segment; returns the last chunk, which has no records.
+
+    Raises QueueCorrupt if the next segment does not begin with the next record.
+    """
     cursor = LaneCursor(segment, HEADER_BYTES, segment.first_seq)
     while (chunk := read_chunk(directory, cursor)).records:
         for record, _ in chunk.records:
@@ -185,7 +191,7 @@ def read_segment(
 
 
 def read_record_at(path: Path, offset: int) -> StoredRecord:
-    """A record that was read before, again."""
+    """Read again a record that was read before."""
     fd = os.open(path, os.O_RDONLY)
     try:
         data = os.pread(fd, stored_length(os.pread(fd, PREFIX_BYTES, offset)), offset)

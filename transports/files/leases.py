@@ -1,9 +1,10 @@
-"""Leases: a file that only one process can create, and a heartbeat by which everyone sees that its holder lives.
+"""Leases: a file that only one process can create, and a heartbeat that shows that its holder lives.
 
-To take a lease is to create `<name>.<epoch>` exclusively, with the epoch after the highest there is; that also fences
-the one before. To give it back is to rename it to `<name>.<epoch>.free`. Every lease file is a link to its holder's
-heartbeat, in which a thread keeps raising a counter: one write renews them all, however many there are. A lease has
-lapsed when that counter was not seen to change for the lease time on the observer's own monotonic clock.
+A process takes a lease when it creates `<name>.<epoch>` exclusively, with the epoch after the highest one; that also
+fences the holder of the previous epoch. It releases the lease when it renames the file to `<name>.<epoch>.free`. Every
+lease file is a hard link to its holder's heartbeat file, in which a thread raises a counter: one write renews all
+leases of the holder. A lease has expired when the counter did not change for the lease time, on the reader's own
+monotonic clock.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _LEASE_NAME_PATTERN = re.compile(r"(lease|[0-9a-f]{16}\.[0-9]+)\.([0-9]+)(\.free
 
 
 class LeaseHolder:
-    """This consumer's heartbeat; beats from its first lease on, until it is closed."""
+    """The heartbeat of this consumer, from its first lease on until it is closed."""
 
     def __init__(self, directory: Path, lease_time: float) -> None:
         self.name = new_random_id()
@@ -39,13 +40,13 @@ class LeaseHolder:
         self._thread: threading.Thread | None = None
 
     def create_lease(self, lease_file: Path) -> None:
-        """Create a lease file; raises FileExistsError where there is one."""
+        """Create a lease file; raises FileExistsError if there is one."""
         if self._thread is None:
             self._start_heartbeat()
         try:
             os.link(self._path, lease_file)
         except FileNotFoundError:
-            # Somebody saw this holder lapse and cleaned up behind it; its leases of before are for others to take.
+            # Another process saw this holder expire and removed its file; others may take its earlier leases.
             os.close(self._fd)
             self._start_heartbeat()
             os.link(self._path, lease_file)
@@ -67,7 +68,7 @@ class LeaseHolder:
 
     def _keep_heartbeat(self) -> None:
         while not self._stop.wait(self._lease_time / _HEARTBEATS_PER_LEASE_TIME):
-            # A medium that fails for a while costs the lease, if it fails for as long; nothing is gained by dying here.
+            # If the disk fails for longer than the lease time, the lease is lost; an error here would not help.
             with contextlib.suppress(OSError):
                 self._write_heartbeat()
                 os.fsync(self._fd)
@@ -78,10 +79,10 @@ class LeaseHolder:
 
 
 def expire_holder_leases(holders_dir: Path, holder: str) -> None:
-    """Let everyone see at their next look that this holder, which is known to be dead, has lapsed."""
+    """Expire the leases of a holder that is known to be dead; others see it at their next check."""
     if not _HOLDER_NAME_PATTERN.fullmatch(holder):
         raise ValueError(f"{holder!r} is not the name of a holder")
-    # Every lease of a holder is a link to this file: the lease time that they grant becomes none.
+    # Every lease of a holder is a link to this file: the lease time in it becomes zero.
     with contextlib.suppress(FileNotFoundError), (holders_dir / holder).open("r+b") as file:
         stored_name, counter, _ = _HEARTBEAT_STRUCT.unpack(file.read(_HEARTBEAT_STRUCT.size))
         file.seek(0)
@@ -96,7 +97,7 @@ class HeartbeatWatcher:
         self._last_changes: dict[bytes, tuple[int, float]] = {}
 
     def has_expired(self, lease_file: Path) -> bool:
-        """Whether its holder has not been seen to live for the lease time. To be asked again and again."""
+        """Whether its holder has shown no heartbeat for the lease time. It must be called repeatedly."""
         now = time.monotonic()
         try:
             name, counter, lease_time = _HEARTBEAT_STRUCT.unpack(lease_file.read_bytes())
@@ -112,7 +113,12 @@ class HeartbeatWatcher:
 
 @dataclass(frozen=True, slots=True)
 class LeaseState:
-    """What the names in a directory say of one lease."""
+    """What the file names in a directory say of one lease.
+
+    Attributes:
+        epoch: its highest epoch.
+        released: whether its holder released it.
+    """
 
     epoch: int
     released: bool
@@ -123,7 +129,13 @@ class LeaseState:
 
 @dataclass(frozen=True, slots=True)
 class FileLease:
-    """A lease that this process has taken."""
+    """A lease that this process has taken.
+
+    Attributes:
+        directory: where its file is.
+        lease_name: the name of what is leased.
+        epoch: its fencing epoch.
+    """
 
     directory: Path
     lease_name: str
@@ -131,25 +143,25 @@ class FileLease:
     _path_prefix: str = field(init=False)
 
     def __post_init__(self) -> None:
-        # A lease is looked at with every ack, and pathlib takes its time; so does any look that brings more than a yes.
+        # A lease is checked with every ack; pathlib is slow, and so is every check that returns more than yes or no.
         object.__setattr__(self, "_path_prefix", f"{self.directory}/{self.lease_name}.")
 
     def exists(self) -> bool:
-        """Whether it is there. Who takes a lease with `take_lease` has removed it before it reads anything."""
+        """Whether its file exists. A successor that uses `take_lease` removes it before it reads anything."""
         return os.access(f"{self._path_prefix}{self.epoch}", os.F_OK)
 
     def is_current(self) -> bool:
-        """Whether nobody took it over. Who does so with `claim_record` creates the next epoch, and leaves this one."""
+        """Whether nobody took it over. `claim_record` creates the next epoch, and does not remove this one."""
         return self.exists() and not os.access(f"{self._path_prefix}{self.epoch + 1}", os.F_OK)
 
     def release(self) -> None:
-        """Let the next one take it at once. A file of that epoch stays, so that epochs rise."""
+        """Let another process take it at once. A file of this epoch stays, so that epochs rise."""
         with contextlib.suppress(FileNotFoundError):
             lease_file = lease_path(self.directory, self.lease_name, self.epoch)
             lease_file.rename(released_path(self.directory, self.lease_name, self.epoch))
 
     def remove(self) -> None:
-        """Forget the lease and its epochs, once what it was for is settled."""
+        """Remove the lease and its epochs, once its record is settled."""
         for epoch in range(self.epoch + 1):
             lease_path(self.directory, self.lease_name, epoch).unlink(missing_ok=True)
             released_path(self.directory, self.lease_name, epoch).unlink(missing_ok=True)
@@ -173,7 +185,7 @@ def read_lease_states(directory: Path) -> dict[str, LeaseState]:
 
 
 def take_lease(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder) -> FileLease | None:
-    """Create the lease of that epoch and remove the ones before; None where another was faster."""
+    """Create the lease of that epoch and remove the earlier ones; None if another process was faster."""
     lease = FileLease(directory, lease_name, epoch)
     try:
         holder.create_lease(lease_path(directory, lease_name, epoch))
@@ -183,7 +195,7 @@ def take_lease(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder
         state.epoch for name, state in _iter_leases(directory) if name == lease_name and state.epoch != epoch
     )
     if other_epochs and other_epochs[-1] > epoch:
-        # What made this epoch look free was seen long ago; meanwhile others came and went.
+        # This epoch looked free long ago; meanwhile other processes had the lease.
         lease.remove()
         return None
     for old_epoch in other_epochs:
@@ -193,9 +205,9 @@ def take_lease(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder
 
 
 def claim_record(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder) -> FileLease | None:
-    """The same for one of very many: nothing is listed, and the epochs before stay until `remove`.
+    """The same for a single record, of which there are very many: nothing is listed, and earlier epochs stay.
 
-    So whoever still believes in an epoch that others have had finds its file, or the one that it was renamed to.
+    They stay until `remove`, so that a process that tries an old epoch finds its file, or the released one.
     """
     lease = FileLease(directory, lease_name, epoch)
     try:

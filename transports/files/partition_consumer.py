@@ -1,4 +1,4 @@
-"""A consumer that leases a whole partition: it alone reads the lanes and writes the acks, until it is fenced."""
+"""A consumer that leases a whole partition: only it reads the lanes and writes the acks, until it is fenced."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from transports.files.records import StoredRecord
 
 _LEASE_NAME = "lease"
 _WRITER_CHECK_SECONDS = 0.01
-"""While the writers that are known have more to read, how soon another one is noticed."""
+"""Seconds after which a new writer is noticed while the known writers have more to read."""
 
 
 class PartitionConsumer:
-    """One partition, as one handle consumes it. Without a lease it has nothing, and tries to get one."""
+    """One partition, as one handle consumes it. Without a lease it has no records, and tries to get the lease."""
 
     def __init__(self, settings: ConsumerSettings, index: int) -> None:
         self._settings = settings
@@ -31,11 +31,11 @@ class PartitionConsumer:
         self._leased: _LeasedPartition | None = None
 
     def next_buffered(self) -> Delivery | None:
-        """The next record, if it was read already and none that was given back may come before it."""
+        """The next record, if it is already read and no record that was given back could come before it."""
         return None if self._leased is None or self._leased.delayed else self._leased.pop_delivery()
 
     async def next_delivery(self) -> Delivery | None:
-        """The next record, read from the medium if need be; None if there is none now."""
+        """The next record, read from the disk if necessary; None if there is none now."""
         if self._leased is not None and (delivery := self._leased.pop_delivery()) is not None:
             return delivery
         async with self._fill_lock:
@@ -48,11 +48,11 @@ class PartitionConsumer:
                 return None
             leased = self._leased
             await leased.read_ahead()
-            # An ack that was refused meanwhile has shown that the lease is gone.
+            # An ack that was refused meanwhile may have shown that the lease is gone.
             return leased.pop_delivery() if self._leased is leased else None
 
     def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Ack them; those that are stale come back."""
+        """Ack deliveries; returns those that are stale."""
         leased = self._leased
         if leased is None:
             return list(deliveries)
@@ -90,10 +90,10 @@ class PartitionConsumer:
                 leased.release()
 
     def close(self) -> None:
-        """Nothing is left to close once it was released."""
+        """After `release` there is nothing to close."""
 
     def _check_lent(self, delivery: Delivery) -> _LeasedPartition | None:
-        """What is held, if this delivery is still lent under it."""
+        """The leased partition, if this delivery is still unacked under its lease."""
         leased = self._leased
         if leased is None or delivery.epoch != leased.lease.epoch or writer_position(delivery) not in leased.unacked:
             return None
@@ -119,7 +119,7 @@ class PartitionConsumer:
 
 
 class _LeasedPartition:
-    """What a consumer has while it holds the lease; thrown away whole when it does not."""
+    """What a consumer has while it holds the lease; dropped as a whole when the lease ends."""
 
     def __init__(self, settings: ConsumerSettings, index: int, lease: FileLease) -> None:
         self.lease = lease
@@ -145,7 +145,7 @@ class _LeasedPartition:
             (self.reader.directory / name).unlink(missing_ok=True)
 
     async def read_ahead(self) -> None:
-        """Read on; now and then, see who else writes, and reclaim what is settled."""
+        """Read more records; now and then, look for new writers and reclaim settled segments."""
         read = await self.reader.read_next() if time.monotonic() < self._next_check_at else None
         if read is None:
             self._next_check_at = time.monotonic() + _WRITER_CHECK_SECONDS
@@ -156,14 +156,14 @@ class _LeasedPartition:
             writer, chunk = read
             acks = self.reader.ledger.lane(writer)
             if chunk.cursor.seq > acks.delivered_below:
-                # Said before the first of them is delivered: whoever takes over knows that they may have been.
+                # Written before the first of them is delivered, so that a successor knows that they may have been.
                 self._append_entry(LedgerEntry(EntryKind.DELIVERED_BELOW, writer, chunk.cursor.seq))
             delivered_below = self._previously_delivered_below.get(writer, 0)
             for ref, record in self.reader.unacked_refs(writer, chunk):
                 self._ready.append((ref, self._make_delivery(ref, record, redelivered=ref.seq < delivered_below)))
 
     async def reclaim_settled(self) -> None:
-        """Remove all that is settled by now."""
+        """Remove all segments that are settled by now."""
         if self._reclaim_task is not None:
             await asyncio.wait([self._reclaim_task])
         self._start_reclaiming()
@@ -171,7 +171,7 @@ class _LeasedPartition:
             await self._reclaim_task
 
     def _start_reclaiming(self) -> None:
-        """In a thread that nobody waits for: before a segment goes, its acks are synced, which may take long."""
+        """Start reclaiming in a thread, without waiting: acks are synced before a segment goes, which may take long."""
         if self._reclaim_task is not None and self._reclaim_task.done():
             finished_task, self._reclaim_task = self._reclaim_task, None
             finished_task.result()
@@ -197,7 +197,7 @@ class _LeasedPartition:
         return delivery
 
     def ack(self, deliveries: list[Delivery]) -> bool:
-        """Record the acks; False, and nothing is acked, where the lease has been taken over."""
+        """Record the acks; False, and nothing is acked, if another consumer took the lease over."""
         refs = {}
         for delivery in deliveries:
             if (ref := self.unacked.get(writer_position(delivery))) is not None:
@@ -213,7 +213,7 @@ class _LeasedPartition:
         return True
 
     def release(self) -> None:
-        """Say what was really delivered, and let the next one in at once."""
+        """Record what was really delivered, and let the next consumer take the lease at once."""
         first_undelivered: dict[str, int] = {}
         for ref, _ in self._ready:
             first_undelivered.setdefault(ref.writer, ref.seq)

@@ -1,4 +1,4 @@
-"""What both kinds of consumers share: the lanes of a partition, what is acked of them, what can be reclaimed."""
+"""What both kinds of consumers share: the lanes of a partition, their acks, and which segments can be reclaimed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,23 @@ from transports.files.records import StoredRecord
 from transports.files.segments import SegmentWriter
 
 _INLINE_BYTES = 4 << 20
-"""A lane whose last read was larger is read in a thread, so that the event loop does not wait for it. Handing a smaller
-one over, and its bytes from one processor's cache to another's, costs more than reading it."""
+"""A lane whose last read was larger is read in a thread, so that the event loop does not wait for it. A smaller read
+costs less than the change of thread and the move of its bytes between the caches of two processors."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConsumerSettings:
-    """What a consumer is told about every partition it reads."""
+    """The settings of a consumer, the same for every partition that it reads.
+
+    Attributes:
+        queue: the handle that it belongs to.
+        queue_dir: the directory of the queue.
+        holder: the heartbeat of its leases.
+        heartbeats: what this process has seen of other heartbeats.
+        lease_time: seconds without a heartbeat after which a lease has expired.
+        retain: whether acked records are kept.
+        segment_bytes: the size at which a new segment begins.
+    """
 
     queue: Queue
     queue_dir: QueueDirectory
@@ -38,7 +48,7 @@ class RecordRef(NamedTuple):
     """A record that was read and can be read again."""
 
     key: tuple[str, int]
-    """Its writer, and its number there."""
+    """Its writer, and its sequence number."""
     nbytes: int
     segment: SegmentName
     offset: int
@@ -64,7 +74,7 @@ class PartitionReader:
         self._dead_letter_writer: SegmentWriter | None = None
 
     def update_segments(self, segment_lists: list[list[SegmentName]]) -> None:
-        """Take note of the segments there are; the ledger must have been refreshed after they were listed."""
+        """Set the segments that exist now; the ledger must have been refreshed after they were listed."""
         by_writer = {segments[0].writer: segments for segments in segment_lists}
         for removed in self._lanes.keys() - by_writer.keys():
             del self._lanes[removed]
@@ -77,7 +87,7 @@ class PartitionReader:
     async def read_next(self) -> tuple[str, SegmentChunk] | None:
         """The next records of a lane that has any, with its writer. Lanes take turns."""
         for writer, lane in list(self._lanes.items()):
-            # A segment that another consumer reclaims meanwhile is noticed by the next `update_segments`.
+            # If another consumer reclaims a segment meanwhile, the next `update_segments` notices it.
             with contextlib.suppress(FileNotFoundError):
                 if (chunk := await self._read(lane)) is not None:
                     self._lanes[writer] = self._lanes.pop(writer)
@@ -97,7 +107,7 @@ class PartitionReader:
         return None
 
     def unacked_refs(self, writer: str, chunk: SegmentChunk) -> Iterator[tuple[RecordRef, StoredRecord]]:
-        """What of a chunk is not acked yet."""
+        """The records of a chunk that are not acked yet."""
         acks = self.ledger.lane(writer)
         for record, offset in chunk.records:
             if (seq := record.seq) >= acks.acked_below and seq not in acks.acked_above:
@@ -108,13 +118,13 @@ class PartitionReader:
 
     def make_delivery(self, ref: RecordRef, record: StoredRecord, *, epoch: int, redelivered: bool) -> Delivery:
         lane, queue = f"{self._partition}.{ref.writer}", self._settings.queue
-        # By position, which takes a quarter less time than by name: a consumer that is behind makes little else.
+        # Positional arguments take a quarter less time; a consumer that is behind does little else.
         return Delivery(
             record.frames, record.key, record.tag, self._partition, lane, ref.seq, redelivered, epoch, queue
         )
 
     def settled_segments(self) -> list[SegmentName]:
-        """Segments that nobody will write to or read from again."""
+        """Finished segments whose records are all acked."""
         if self._settings.retain:
             return []
         return [
@@ -125,13 +135,13 @@ class PartitionReader:
         ]
 
     def remove_segments(self, segments: list[SegmentName]) -> None:
-        """Reclaim segments. Their acks are made durable first, so that none is ever missed that was not acked."""
+        """Reclaim segments. Their acks are synced first, so that a missing segment always means acked records."""
         self.ledger.sync()
         for segment in segments:
             (self.directory / str(segment)).unlink(missing_ok=True)
 
     def store_dead_letter(self, ref: RecordRef, reason: str) -> None:
-        """Put a record among the dead letters, for good, with the reason as its first frame."""
+        """Store a record durably as a dead letter, with the reason as its first frame."""
         if self._dead_letter_writer is None:
             self._dead_letter_writer = SegmentWriter(
                 self._settings.queue_dir.dead_letters_dir(self._partition), self._settings.segment_bytes
@@ -148,7 +158,7 @@ class PartitionReader:
 
 
 def writer_position(delivery: Delivery) -> tuple[str, int]:
-    """The key of the Ref that a delivery was made from."""
+    """The key of the `RecordRef` that a delivery was made from."""
     return delivery.lane.partition(".")[2], delivery.position
 
 

@@ -1,4 +1,4 @@
-"""What is in a partition and not acked, as any process sees it that neither leases nor waits for anything."""
+"""The unacked records of a partition, for a reader that only peeks: it leases nothing and waits for nothing."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def peek_backlog(queue_dir: QueueDirectory, limit: int) -> list[Peeked]:
 
 
 def unacked_records(directory: Path, segments: list[SegmentName], acks: LaneAcks) -> Iterator[StoredRecord]:
-    """The records of a lane that its ledger, refreshed after its segments were listed, does not know as acked."""
+    """The records of a lane that are not acked. `acks` must be newer than the list of segments."""
     for segment, next_segment in zip_longest(segments, segments[1:]):
         if next_segment is not None and next_segment.first_seq <= acks.acked_below:
             continue
-        # A segment that is reclaimed meanwhile has nothing left that is not acked.
+        # A segment that is reclaimed meanwhile has no unacked records.
         with contextlib.suppress(FileNotFoundError):
             for record in read_segment(directory, segment, next_segment):
                 if not acks.is_acked(record.seq):

@@ -1,8 +1,8 @@
 """`file:///dir`: a durable queue in a directory, also one that several machines share.
 
-Any number of processes put; each partition has one consumer at a time (or any number that share its records), and
-another takes over when its lease has ended. What lies where is told in `transports.files`, the promises of each option
-in `docs/queues.md`.
+Any number of processes put records. Each partition has one consumer at a time (or any number that share its records);
+another one takes over when its lease has ended. `transports.files` explains the files, and `docs/queues.md` what each
+option guarantees.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from transports.wakeups import Wakeups
 
 _MAX_INLINE_BYTES = 4 << 20
 """Records up to this size are written on the event loop; larger ones in a thread, so that it does not wait for them.
-Handing over a smaller one costs more than writing it."""
+For a smaller record the change of thread costs more than the write."""
 _PARTITION_POLL_SECONDS = (0.001, 0.01)
 _RECORD_POLL_SECONDS = (0.001, 0.05)
 _STATS_MAX_AGE_SECONDS = 0.25
@@ -48,15 +48,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class FileOptions(QueueOptions):
-    """What a file:// URL may say besides."""
+    """The options of a file:// URL."""
 
     fsync: Literal["always", "batch", "never"] = "batch"
+    """When a record is synced to the disk; see `transports.files.syncing`."""
     lease_time: float = 10.0
     """Seconds without a heartbeat after which a consumer's partitions go to another."""
     segment_bytes: Size = _SEGMENT_BYTES
     """A segment that has reached this size is followed by the next one, and reclaimed once all of it is acked."""
     retain: bool | None = None
-    """Keep what was acked, so that the run can be replayed; unless said otherwise, as the queue was created."""
+    """Keep acked records, so that the run can be replayed; None: as the queue was created."""
     replay: bool = False
     """Read everything from the start, without leases or acks."""
 
@@ -65,7 +66,7 @@ _wakeups_by_directory: WeakValueDictionary[Path, Wakeups] = WeakValueDictionary(
 
 
 def open_file_queue(url: str, *, lease: Lease, consume: Sequence[int] | None) -> Queue:
-    """The transport behind file://."""
+    """Open a handle for file://, or a replay."""
     parts, options = parse_queue_url(url, FileOptions)
     path = Path(unquote(parts.path))
     if parts.netloc not in ("", "localhost") or not path.is_absolute() or path == Path("/"):
@@ -201,7 +202,7 @@ class FileQueue(Queue):
     async def discard(self, letter: DeadLetter) -> None:
         self._check_open()
         with self._storage_errors:
-            # A letter that was put again goes only when the new record is on the medium.
+            # A letter that was put again is discarded only after the new record is synced.
             for writer in self._writers.values():
                 await asyncio.to_thread(writer.sync)
             self._dead_letters.discard(letter)
@@ -231,7 +232,7 @@ class FileQueue(Queue):
                 await asyncio.to_thread(self._dead_letters.close)
 
     def _next_buffered(self) -> Delivery | None:
-        """What the partition whose turn it is has read ahead; where records are plenty, all that a receive does."""
+        """The next buffered record of the current partition; with many records, a receive does nothing else."""
         self._check_open()
         if self._burst_count >= _MAX_BURST_RECORDS or not self._rotation:
             return None
@@ -240,7 +241,7 @@ class FileQueue(Queue):
         return delivery
 
     async def _next_delivery(self) -> Delivery | None:
-        """The next record of any partition; one that has many gives way to the others from time to time."""
+        """The next record of any partition; a partition with many records lets others take turns."""
         for _ in range(len(self._rotation)):
             self._check_open()
             with self._storage_errors:
@@ -254,12 +255,12 @@ class FileQueue(Queue):
         return None
 
     def _has_room(self, nbytes: int) -> bool:
-        """Whether the record fits by what was measured a moment ago and was put here since."""
+        """Whether the record fits, by a recent measurement and what this handle has put since."""
         is_recent = time.monotonic() - self._measured_at < _STATS_MAX_AGE_SECONDS
         return is_recent and self._backlog_bytes + nbytes <= self._hard_limit
 
     async def _check_room(self, nbytes: int) -> None:
-        """Raise QueueFull where the record would pass the hard limit, as far as others' puts are known by now."""
+        """Measure the backlog again; raises QueueFull if the record would exceed the hard limit."""
         await self.stats()
         if self._backlog_bytes + nbytes > self._hard_limit:
             raise self._queue_full_error(nbytes, self._backlog_records, self._backlog_bytes)
@@ -280,7 +281,7 @@ class FileQueue(Queue):
 
 
 class _StorageErrors:
-    """Turns what the system refuses into a QueueStorageError. A class, because every ack enters it."""
+    """Turns an OSError into a QueueStorageError. It is a class, because a class is faster and every ack enters it."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -295,7 +296,7 @@ class _StorageErrors:
 
 
 async def _await_uncancelled(awaitable: Awaitable[T]) -> T:
-    """Await what a thread does; when cancelled, not before the thread is done with what it was given."""
+    """Await the work of a thread; when cancelled, wait until the thread no longer uses its arguments."""
     task = asyncio.ensure_future(awaitable)
     try:
         return await asyncio.shield(task)

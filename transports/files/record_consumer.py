@@ -1,8 +1,8 @@
-"""A consumer that leases single records: any number of them share a partition, each record claimed by a file.
+"""A consumer that leases single records: any number of consumers share a partition, and a file claims each record.
 
-A record is settled when some log says so. A claim is removed after its record was settled; so who creates a claim reads
-the logs once more before it believes that the record is open. What a receive costs does not grow with the records that
-are lent: those that others have are looked at together, now and then.
+A record is settled when a log says so. A claim is removed after its record is settled; so a consumer that creates a
+claim reads the logs once more before it takes the record as open. The cost of a receive does not grow with the leased
+records: the claims of others are checked together, now and then.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CLAIM_CHECK_SECONDS = 0.1
 
 
 class SingleRecordConsumer:
-    """One partition, as one handle takes records from it."""
+    """One partition, as one handle takes single records from it."""
 
     def __init__(self, settings: ConsumerSettings, index: int) -> None:
         self._settings = settings
@@ -32,11 +32,11 @@ class SingleRecordConsumer:
         self._claims_dir = settings.queue_dir.claims_dir(index)
         self._ack_log: AckLog | None = None
         self._unclaimed: deque[RecordRef] = deque()
-        """Records that were read, and that nobody is known to have."""
+        """Records that were read, without a known claim."""
         self._claimable_again: deque[tuple[RecordRef, int]] = deque()
-        """Records that somebody had and has no more, with the epoch of the next claim."""
+        """Records whose claim was released or has expired, with the epoch of the next claim."""
         self._claimed_by_others: dict[tuple[str, int], RecordRef] = {}
-        """Records that somebody else has, as far as is known."""
+        """Records that another consumer has claimed, as far as is known."""
         self._unacked: dict[tuple[str, int], tuple[FileLease, RecordRef]] = {}
         self._delayed: dict[tuple[str, int], tuple[asyncio.TimerHandle, FileLease, RecordRef]] = {}
         self._redeliveries = 0
@@ -44,7 +44,7 @@ class SingleRecordConsumer:
         self._claims_checked_at = -_CLAIM_CHECK_SECONDS
 
     def next_buffered(self) -> None:
-        """Nothing: a record is claimed when it is asked for."""
+        """None: records are not buffered, because a record is claimed when it is asked for."""
 
     async def next_delivery(self) -> Delivery | None:
         async with self._receive_lock:
@@ -66,8 +66,8 @@ class SingleRecordConsumer:
         self._open_log().append(entries)
         for entry, (lease, ref) in zip(entries, unacked, strict=True):
             del self._unacked[ref.key]
-            # Whoever takes a claim over creates its own first and reads this log afterwards. So if there is none now,
-            # it will find the entry there.
+            # A consumer that takes a claim over creates its own claim first and reads this log afterwards. So if there
+            # is no such claim now, it will find the entry there.
             if lease.is_current():
                 self._reader.ledger.apply(self._open_log().name, entry)
                 lease.remove()
@@ -82,7 +82,7 @@ class SingleRecordConsumer:
         if delay <= 0:
             self._release_claim(lease, ref)
         else:
-            # The claim is kept until then: nobody else needs to know of the delay, or to agree on the time.
+            # The claim is kept until then, so other consumers need not know of the delay, or agree on the time.
             timer = asyncio.get_running_loop().call_later(delay, self._release_delayed, ref.key)
             self._delayed[ref.key] = (timer, lease, ref)
         return True
@@ -107,7 +107,7 @@ class SingleRecordConsumer:
             self._ack_log.close()
 
     def _refresh_claims(self) -> None:
-        """See new writers and acks, and what others had and have no more."""
+        """Look for new writers and acks, and for claims of others that were released or have expired."""
         lanes = list_segments_by_writer(self._reader.directory)
         self._reader.ledger.refresh(except_log=self._ack_log.name if self._ack_log is not None else "")
         self._reader.update_segments(lanes)
@@ -164,7 +164,7 @@ class SingleRecordConsumer:
         self._release_claim(lease, ref)
 
     def _release_claim(self, lease: FileLease, ref: RecordRef) -> None:
-        """Let anybody have the record, at the next look of each."""
+        """Release a claim; every consumer may take the record at its next check."""
         lease.release()
         self._claimed_by_others[ref.key] = ref
         self._claims_checked_at = -_CLAIM_CHECK_SECONDS

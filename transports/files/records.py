@@ -1,8 +1,8 @@
-"""How a record lies in a segment: prefix, frame lengths, key, tag, frames, trailer.
+"""The format of a record in a segment: prefix, frame lengths, key, tag, frames, trailer.
 
-The prefix has a checksum over all that follows it, so half a record is never taken for a whole one. The trailer repeats
-how many records and bytes the writer has put so far: who looks at the end of a file knows its backlog without reading
-the rest. A record without frames says that its writer has closed.
+The prefix has a checksum over everything up to the trailer, so half a record is never taken for a complete one. The
+trailer repeats how many records and bytes the writer has put so far, so that the end of a file is enough to know what
+was put. A record without frames says that its writer has closed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PutTotals(NamedTuple):
 
 
 class StoredRecord(NamedTuple):
-    """A whole record, its frames viewing the buffer it was read into."""
+    """A complete record; its frames are views of the buffer that it was read into."""
 
     seq: int
     put_at: float
@@ -44,7 +44,7 @@ class StoredRecord(NamedTuple):
     tag: str
     frames: Frames
     nbytes: int
-    """Of the frames: what the backlog counts."""
+    """The bytes of the frames, which the backlog counts."""
     stored_bytes: int
 
 
@@ -54,7 +54,7 @@ def pack_header(put_before: PutTotals) -> bytes:
 
 
 def unpack_header(data: bytes) -> PutTotals | None:
-    """What its writer had put before this segment, or None where it is no whole header."""
+    """What its writer had put before this segment, or None if the header is not complete."""
     if len(data) < _HEADER.size:
         return None
     magic, records, nbytes, checksum = _HEADER.unpack_from(data)
@@ -66,7 +66,7 @@ def unpack_header(data: bytes) -> PutTotals | None:
 def pack_record(
     seq: int, put_at: float, key: bytes, tag: bytes, frames: Frames, put_before: PutTotals
 ) -> tuple[list[bytes | memoryview], int, PutTotals]:
-    """The buffers that make up a record, to be written in one go; how long they are together; the tally after it."""
+    """The buffers of a record, to be written in one call; their total length; the put totals after the record."""
     sizes = [len(frame) if isinstance(frame, bytes) else frame.nbytes for frame in frames]
     nbytes = sum(sizes)
     put_after = PutTotals(put_before.records + bool(sizes), put_before.nbytes + nbytes)
@@ -82,17 +82,17 @@ def pack_record(
 
 
 def stored_length(record_start: memoryview | bytes) -> int:
-    """How long the record is that begins so, if it is one."""
+    """The stored length of the record that begins with these bytes."""
     return _PREFIX.size + int(_PREFIX.unpack_from(record_start)[1]) + _TRAILER.size
 
 
 def put_time(prefix: bytes) -> float:
-    """When its writer's clock says that the record was put."""
+    """When the record was put, by its writer's clock."""
     return float(_PREFIX.unpack_from(prefix)[3])
 
 
 def unpack_record(data: memoryview, offset: int = 0) -> StoredRecord | None:
-    """The record that begins at a place of `data`, or None where there is no whole and undamaged one."""
+    """The record that begins at `offset` of `data`, or None if there is no complete and undamaged one."""
     available = len(data) - offset - PREFIX_BYTES
     if available < 0:
         return None
@@ -119,7 +119,7 @@ def unpack_record(data: memoryview, offset: int = 0) -> StoredRecord | None:
 
 
 def unpack_put_totals(trailer: memoryview | bytes) -> PutTotals | None:
-    """What the last 32 bytes of a record say, or None where they are not its end."""
+    """The put totals in the last bytes of a record, or None if these bytes are not a trailer."""
     if len(trailer) < _TRAILER.size:
         return None
     magic, _, records, nbytes, checksum = _TRAILER.unpack_from(trailer)

@@ -1,4 +1,4 @@
-"""`file://…?replay=true`: a finished run read again from its start, without leases, acks or an end of waiting."""
+"""`file://…?replay=true`: a finished run read again from its start, without leases, acks or waiting at the end."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ReplayQueue(Queue):
         )
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Nothing: who reads a run again changes nothing about it."""
+        """Nothing: a replay does not change the run."""
 
     async def nack(self, delivery: Delivery, delay: float) -> None:
         raise QueueError(f"{self.url}: a replayed record comes once; keep it instead of giving it back")

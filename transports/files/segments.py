@@ -1,4 +1,4 @@
-"""Writing segments: one writer, one file at a time, cut back whenever the medium took less than a whole record."""
+"""Writes segments: one writer, one file at a time, truncated when the disk took less than a complete record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transports.files.directory import SegmentName, new_random_id, sync_director
 from transports.files.records import PutTotals, pack_header, pack_record
 
 _MAX_BUFFERS = 512
-"""Below what one pwritev takes on any system."""
+"""Fewer buffers than one pwritev takes on any system."""
 
 
 class SegmentWriter:
@@ -34,7 +34,7 @@ class SegmentWriter:
         self._full_unsynced_fds: list[int] = []
 
     def append(self, frames: Frames, key: str, tag: str) -> int:
-        """Write one record; its sequence number. Where the medium refuses, nothing of it stays."""
+        """Write one record and return its sequence number. If the disk refuses, nothing of the record stays."""
         with self._lock:
             try:
                 self._append(frames, key.encode("utf-8", "surrogatepass"), tag.encode("utf-8", "surrogatepass"))
@@ -52,7 +52,7 @@ class SegmentWriter:
                 fds.append(os.dup(self._fd))
             sync_new_files, self._new_files_unsynced, self._unsynced = self._new_files_unsynced, False, False
         try:
-            # Not under the lock: records are appended while the medium is busy with the earlier ones.
+            # Not under the lock: records are appended while the disk is busy with earlier ones.
             for fd in fds:
                 os.fsync(fd)
             if sync_new_files:
@@ -66,10 +66,10 @@ class SegmentWriter:
                 os.close(fd)
 
     def close(self) -> None:
-        """Say that no more records come, so that the last segment can be reclaimed too. Does not sync."""
+        """Mark that no more records come, so that the last segment can be reclaimed too. Does not sync."""
         with self._lock:
             if self._fd is not None:
-                # On a full disk the segment merely stays after its records are acked.
+                # On a full disk the mark is missing, and the segment stays after its records are acked.
                 with contextlib.suppress(OSError):
                     self._append((), b"", b"")
             for fd in [*self._full_unsynced_fds, *([] if self._fd is None else [self._fd])]:
@@ -117,7 +117,7 @@ class SegmentWriter:
             self._start_new_writer()
 
     def _start_new_writer(self) -> None:
-        """Go on as another writer, in another file: what this one holds beyond its synced or whole part is unknown."""
+        """Continue as another writer, in another file: the end of this file is in an unknown state."""
         if self._fd is not None:
             os.close(self._fd)
         self._fd, self._writer_id, self._put_totals = None, new_random_id(), PutTotals(0, 0)

@@ -1,4 +1,4 @@
-"""When a put returns and when its record is on the medium: `fsync=always`, `batch` or `never`."""
+"""When a put returns and when its record is on the disk: `fsync=always`, `batch` or `never`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _BATCH_INTERVAL_SECONDS = 0.05
 
 
 class AlwaysSync:
-    """`always`: a put returns after an fsync that began after it; puts that wait together share one."""
+    """`always`: a put returns after an fsync that began after its write; puts that wait together share one."""
 
     def __init__(self) -> None:
         self._running_syncs: dict[SegmentWriter, asyncio.Task[None]] = {}
         self._queued_syncs: dict[SegmentWriter, asyncio.Task[None]] = {}
 
     def raise_pending_error(self) -> None:
-        """Every put learns of its own."""
+        """Nothing: every put raises its own error."""
 
     async def after_write(self, writer: SegmentWriter) -> None:
         if writer not in self._queued_syncs:
@@ -40,7 +40,7 @@ class AlwaysSync:
 
 
 class BatchSync:
-    """`batch`: a put returns when the system has the record; a thread brings it to the medium soon after."""
+    """`batch`: a put returns when the system has the record; a thread syncs it to the disk soon after."""
 
     def __init__(self) -> None:
         self._writers: list[SegmentWriter] = []
@@ -49,7 +49,7 @@ class BatchSync:
         self._thread: threading.Thread | None = None
 
     def raise_pending_error(self) -> None:
-        """Raise what went wrong with earlier records, once: they may not have reached the medium."""
+        """Raise the error of an earlier sync, once: earlier records may not have reached the disk."""
         if self._pending_error is not None:
             error, self._pending_error = self._pending_error, None
             raise error
@@ -78,20 +78,20 @@ class BatchSync:
 
 
 class NeverSync:
-    """`never`: the system decides when."""
+    """`never`: the operating system decides when a record is on the disk."""
 
     def raise_pending_error(self) -> None:
-        """There is none."""
+        """Nothing: there are no syncs that could fail."""
 
     async def after_write(self, writer: SegmentWriter) -> None:
-        """Nothing is waited for."""
+        """Nothing: a put waits for no sync."""
 
     async def close(self, writers: Sequence[SegmentWriter]) -> None:
-        """Nor in the end."""
+        """Nothing: closing syncs nothing either."""
 
 
 class SyncMode(Protocol):
-    """What a put does before and after it wrote, and a handle when it closes."""
+    """What a put does before and after its write, and what a handle does when it closes."""
 
     def raise_pending_error(self) -> None: ...
     async def after_write(self, writer: SegmentWriter) -> None: ...

@@ -22,7 +22,15 @@ _SEQUENCE_BITS = 20
 
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
-    """What a consumer is told about every partition it reads."""
+    """The settings of a consumer, the same for every partition that it reads.
+
+    Attributes:
+        queue: the handle that it belongs to.
+        server: the connection to the server.
+        prefix: what all keys of the queue begin with.
+        holder: the name of the handle as a holder of leases.
+        lease_ms: milliseconds without a renewal after which a lease has expired.
+    """
 
     queue: Queue
     server: RedisClient
@@ -61,7 +69,7 @@ class StreamConsumer(ABC):
         self._totals_key = f"{settings.prefix}:totals"
         self._epoch = 0
         self._unacked_nbytes: dict[str, int] = {}
-        """Of what is lent: a consumer need not keep the frames of a delivery until it acks it."""
+        """The sizes of unacked records, by id: a delivery that is acked may come without its frames."""
 
     @abstractmethod
     async def next_delivery(self) -> Delivery | None:
@@ -73,23 +81,23 @@ class StreamConsumer(ABC):
 
     @abstractmethod
     async def release(self) -> None:
-        """Let others have the partition, and everything that was lent from it, at once."""
+        """Release the partition and all unacked records, so that others can have them at once."""
 
     async def expire_leases(self, holder: str) -> None:
-        """End what another handle, which is known to be dead, had leased of this partition."""
+        """End the leases of another handle, which is known to be dead, in this partition."""
         keys = [self._stream, f"{self._stream}:lease"]
         await self._server.run(scripts.EXPIRE_LEASES, keys, [holder, self._holder_prefix])
 
     @abstractmethod
     def leases(self) -> dict[str, str]:
-        """What the renewal must keep alive: keys, and the values by which they are ours."""
+        """The keys that must be renewed, with the values that show that they are ours."""
 
     @abstractmethod
     def _lease_guard(self) -> tuple[str, str | int]:
-        """By what the server knows whether a record is still lent to this consumer."""
+        """The arguments with which the server checks that a record is still leased to this consumer."""
 
     async def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Ack them; those that are stale come back."""
+        """Ack deliveries; returns those that are stale."""
         current = [delivery for delivery in deliveries if delivery.epoch == self._epoch]
         stale = [delivery for delivery in deliveries if delivery.epoch != self._epoch]
         if current:
@@ -135,7 +143,7 @@ class StreamConsumer(ABC):
 
 
 class StreamPartitionConsumer(StreamConsumer):
-    """Under a lease of the whole partition, with a consumer group of its own that begins with what is unacked."""
+    """Leases the whole partition, with a consumer group of its own that begins with the unacked records."""
 
     def __init__(self, settings: StreamSettings, index: int) -> None:
         super().__init__(settings, index)
@@ -151,7 +159,7 @@ class StreamPartitionConsumer(StreamConsumer):
         if self._delayed and self._delayed[0][0] <= time.monotonic():
             entries = await self._server.run(scripts.REDELIVER, [self._stream, self._totals_key], [self._delayed[0][1]])
             heapq.heappop(self._delayed)
-            for id_, fields in entries:  # none where it was acked after all
+            for id_, fields in entries:  # none if the record was acked meanwhile
                 return self._make_delivery(StreamEntry(id_, True, fields[1], fields[3], fields[5]))
         if not self._ready and (self._epoch or await self._try_lease()):
             await self._read_ahead()
@@ -199,7 +207,7 @@ class StreamPartitionConsumer(StreamConsumer):
         if redelivered_count := sum(entry.redelivered for entry in self._ready):
             await self._server.run(scripts.COUNT_REDELIVERIES, [self._totals_key], [redelivered_count])
         if self._ready:
-            # About a megabyte at a time, going by what came this time.
+            # About a megabyte at a time, estimated from this read.
             largest = max(len(entry.data) for entry in self._ready)
             self._read_count = max(1, min(_READ_AHEAD_RECORDS, _READ_AHEAD_BYTES // largest))
 
@@ -212,7 +220,7 @@ class StreamPartitionConsumer(StreamConsumer):
 
 
 class StreamSingleRecordConsumer(StreamConsumer):
-    """Sharing a partition: each record is pending with the consumer that has it, until that one no longer lives."""
+    """Shares a partition: each record is pending with the consumer that has it, as long as that consumer lives."""
 
     def __init__(self, settings: StreamSettings, index: int) -> None:
         super().__init__(settings, index)
@@ -232,7 +240,7 @@ class StreamSingleRecordConsumer(StreamConsumer):
         if not await self._check_unacked(delivery):
             return False
         if delay > 0:
-            # Kept by this consumer until then: nobody else needs to know of the delay.
+            # This consumer keeps the record until then, so no other consumer needs to know of the delay.
             heapq.heappush(self._delayed, (time.monotonic() + delay, _delivery_id(delivery)))
         else:
             await self._return_record(_delivery_id(delivery))

@@ -1,8 +1,8 @@
 """`redis://host/db?stream=name`: a durable queue in Redis Streams, as durable as the server's own files.
 
 A stream with a consumer group is a partition. Its lease is a key that expires unless it is renewed, and an epoch that
-fences whoever had it before; what the dead had pending is claimed by the next holder and comes first. An acked record
-is deleted, an unacked one is never trimmed. Redis 6.2 and later, and Valkey.
+fences the previous holder. The next holder gets the pending records of a dead one, and gets them first. An acked record
+is deleted, an unacked one is never trimmed. It needs Redis 6.2 or later, or Valkey.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _POLL_SECONDS = (0.002, 0.02)
 
 @dataclass(frozen=True, slots=True)
 class RedisOptions(QueueOptions):
-    """What a redis:// URL may say besides."""
+    """The options of a redis:// or rediss:// URL."""
 
     stream: str = "rollout"
     """The name of the queue on its server."""
     lease_time: float = 10.0
     """Seconds without a renewal after which a consumer's partitions go to another."""
     ca_file: str = ""
-    """For rediss://, the certificate authority to trust in the place of the system's."""
+    """For rediss://, the certificate authority to trust instead of the system's."""
 
 
 class RedisQueue(Queue):
@@ -80,7 +80,7 @@ class RedisQueue(Queue):
         stream = f"{self._prefix}:p{partition_of(key, self._partitions)}"
         fields = {"k": encode_text(key), "t": encode_text(tag), "d": join_frames(frames)}
         keys = [stream, f"{self._prefix}:totals", self._writer_key]
-        # One at a time: the server knows a repeated put by its number, which is that of this producer's last one.
+        # One at a time: the server recognises a repeated put because it has the number of this producer's last put.
         async with self._put_lock:
             self._put_count += 1
             args = [self._put_count, nbytes, self._hard_limit]
@@ -189,7 +189,7 @@ class RedisQueue(Queue):
             await self._server.aclose()
 
     async def _fetch_next(self) -> Delivery | None:
-        """What `_next_delivery` brings, kept for the next caller when this one is cancelled: the server has lent it."""
+        """The result of `_next_delivery`; if this caller is cancelled, the next one gets it: it is leased already."""
         if self._fetch_task is None:
             self._fetch_task = asyncio.create_task(self._next_delivery())
         await asyncio.wait([self._fetch_task])
@@ -216,7 +216,7 @@ class RedisQueue(Queue):
                 await consumer.release()
 
     async def _open(self) -> None:
-        """Create the queue where there is none yet, and learn how many partitions it has."""
+        """Create the queue if there is none yet, and read how many partitions it has."""
         self._check_open()
         async with self._open_lock:
             if self._partitions:

@@ -4,16 +4,16 @@ Every key of a queue begins with `{stream}`, so that a cluster keeps them togeth
 
     :queue         how many partitions there are
     :p<i>          the records of a partition, a stream; its consumer group is `e<epoch>`, or `c` for single records
-    :p<i>:epoch    how often the partition was leased or given back; whoever took it last is its holder
+    :p<i>:epoch    how often the partition was leased or given back; the consumer that leased it last is its holder
     :p<i>:lease    exists while that holder lives
-    :p<i>:delivered  up to where a holder that gave the partition back had delivered
+    :p<i>:delivered  the last record that a holder had delivered when it gave the partition back
     :holder:<i>:…  exists while a consumer of single records of that partition lives
     :writer:<id>   the last record of a producer, so that a put repeated after a lost answer is stored once
     :totals        records, bytes and redeliveries, kept exact by every script that changes them
     :dead          rejected records, a stream
 
-A server that is out of memory refuses a script's first command that may take memory. Consuming makes room, so the
-scripts for it begin with a write that takes none (PERSIST); those that follow it are then let through.
+A server that is out of memory refuses a script if its first write may take memory. Consuming frees memory, so the
+scripts for it begin with a write that takes none (PERSIST); the server then allows the writes after it.
 """
 
 CREATE_QUEUE = """
@@ -25,8 +25,8 @@ end
 return partitions
 """
 
-# Follows, in one transaction, the XADD of a record: takes it back if it repeats a put that was stored, or is too much,
-# and else accounts for it. So the record itself need not pass through a script.
+# Runs after the XADD of a record, in one transaction: removes the record if it repeats a stored put or exceeds the
+# limit, and otherwise counts it. So the record itself need not pass through a script.
 ACCOUNT_PUT = """
 local stream, totals, writer = KEYS[1], KEYS[2], KEYS[3]
 local number, nbytes, limit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -44,8 +44,8 @@ redis.call('SET', writer, number, 'EX', 86400)
 return {1, 0, 0}
 """
 
-# Up to where the records of a partition were delivered, or must be taken to have been: what its last holders said, or
-# what was read by one that may have died.
+# The last record of a partition that was delivered or may have been delivered: what its last holders recorded, or what
+# was read by a holder that may have died.
 _DELIVERED_FUNCTIONS = """
 local function is_after(a, b)
   local a_ms, a_number = string.match(a, '(%d+)-(%d+)')
@@ -64,9 +64,9 @@ local function delivered_upto(stream, epoch, delivered)
 end
 """
 
-# Lease a partition: make a consumer group that nobody had, which begins with the oldest record there is (what is acked
-# is deleted), and remove the one before, without which its holder can neither read nor ack. Answers the epoch, 0 if
-# another holds it, and up to where records may have been delivered.
+# Lease a partition: create a new consumer group, which begins with the oldest record (acked records are deleted), and
+# remove the previous group, so that its holder can neither read nor ack. Answers the epoch, which is 0 if another
+# consumer holds the partition, and the last record that may have been delivered.
 LEASE_PARTITION = (
     _DELIVERED_FUNCTIONS
     + """
@@ -84,7 +84,7 @@ return {mine, upto}
 """
 )
 
-# Give a partition back, and say up to where its records really were delivered.
+# Give a partition back, and record which record was really delivered last.
 RELEASE_PARTITION = """
 local stream, lease, epoch, delivered = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 if redis.call('GET', epoch) ~= ARGV[1] then return end
@@ -94,8 +94,8 @@ redis.call('INCR', epoch)
 redis.call('SET', delivered, ARGV[2])
 """
 
-# A consumer of single records: one that it has and does not know of (the answer was lost), one that nobody alive has,
-# or else a new one.
+# The next record for a consumer of single records: one that it has and does not know of (the answer was lost), one
+# whose consumer is dead, or else a new one.
 TAKE_RECORD = """
 local stream, totals, prefix = KEYS[1], KEYS[2], ARGV[3]
 local holder, lease_ms = ARGV[1], ARGV[2]
@@ -122,8 +122,8 @@ if not got then return {} end
 return {{got[1][2][1][1], 0, got[1][2][1][2]}}
 """
 
-# Ack, then delete, and account for both; answers the ids that are not this consumer's any more. `guard` is the epoch
-# of the partition, or the name of a consumer of single records. Those that nobody has pending were settled before.
+# Ack records, delete them, and update the totals; answers the ids that this consumer no longer has. `guard` is the
+# epoch of the partition, or the name of a consumer of single records. A record that is not pending was settled before.
 ACK = """
 local stream, epoch, totals, by_epoch, guard = KEYS[1], KEYS[2], KEYS[3], ARGV[1] == 'partition', ARGV[2]
 local group = by_epoch and 'e' .. guard or 'c'
@@ -147,7 +147,8 @@ end
 return stale
 """
 
-# Whether a record is still this consumer's; with a reason, it becomes a dead letter. Settling it is another call.
+# Whether this consumer still has a record; with a reason, the record is copied to the dead letters. The ack is another
+# call.
 CHECK_UNACKED = """
 local stream, epoch, dead = KEYS[1], KEYS[2], KEYS[3]
 local by_epoch, guard, id, reason = ARGV[1] == 'partition', ARGV[2], ARGV[3], ARGV[4]
@@ -162,7 +163,7 @@ end
 return 1
 """
 
-# Deliver a record again that this consumer had given back to itself for later.
+# Deliver a record again that this consumer gave back with a delay.
 REDELIVER = """
 redis.call('PERSIST', KEYS[2])
 redis.call('HINCRBY', KEYS[2], 'redeliveries', 1)
@@ -174,17 +175,17 @@ redis.call('PERSIST', KEYS[1])
 return redis.call('HINCRBY', KEYS[1], 'redeliveries', ARGV[1])
 """
 
-# Pass a record to a consumer that never lives, so that the next who asks adopts it.
+# Give a record to a consumer that never lives, so that the next consumer that asks gets it.
 NACK = """
 return redis.call('XCLAIM', KEYS[1], 'c', 'returned', 0, ARGV[1], 'JUSTID')
 """
 
-# A consumer of single records lives no longer.
+# End a consumer of single records.
 END_CONSUMER = """
 return redis.call('DEL', KEYS[1])
 """
 
-# A handle is known to be dead: whatever it leased, of the whole partition or of single records, is free.
+# Free everything that a dead handle has leased: the whole partition, or single records.
 EXPIRE_LEASES = """
 local stream, lease, holder, prefix = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
 if redis.call('GET', lease) == holder then redis.call('DEL', lease) end
@@ -193,7 +194,7 @@ for _, owner in ipairs(redis.call('XPENDING', stream, 'c')[4] or {}) do
 end
 """
 
-# One renewal for everything that a handle has, however many records are pending. A lease that has expired stays so.
+# Renew all leases of a handle, however many records are pending. A lease that has expired stays expired.
 RENEW_LEASES = """
 for at = 1, #KEYS do
   if redis.call('GET', KEYS[at]) == ARGV[at + 1] then redis.call('PEXPIRE', KEYS[at], ARGV[1]) end
@@ -204,12 +205,12 @@ DEAD_LETTERS = """
 return redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[1])
 """
 
-# A dead letter is not wanted any more.
+# Remove a dead letter.
 DISCARD_DEAD_LETTER = """
 return redis.call('XDEL', KEYS[1], ARGV[1])
 """
 
-# The oldest records of all partitions: of each its partition, whether it was delivered, its id and its fields.
+# The oldest records of all partitions: for each its partition, whether it was delivered, its id and its fields.
 PEEK = (
     _DELIVERED_FUNCTIONS
     + """

@@ -1,7 +1,7 @@
-"""One Redis server, reached and reached again: scripts, what its refusals mean, and a renewal of its own.
+"""The connection to one Redis server: scripts with retries, what its refusals mean, and the renewal of leases.
 
-A call is repeated while the server cannot be reached, up to RETRY_SECONDS. That is sound because every one may happen
-twice: a put knows its number, an ack finds nothing left, a read gets again what an answer that was lost had in it.
+A call is repeated while the server cannot be reached, up to RETRY_SECONDS. That is safe because every call may happen
+twice: a put has a number, a second ack finds nothing, and a read gets the records of a lost answer again.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ class RedisClient:
     async def add_entry(
         self, stream: str, fields: dict[str, Any], script: str, keys: Sequence[str], args: Sequence[Any]
     ) -> Any:
-        """Add a record to a stream and run a script over that, as one transaction; the answer of the script."""
+        """Add a record to a stream and run a script after it, as one transaction; returns the answer of the script."""
 
         async def transaction() -> Any:
             async with self._get_client().pipeline(transaction=True) as pipeline:
-                # By its text: a script that the server does not know must not fail behind an XADD that has happened.
+                # EVAL with the text: a script that the server does not know must not fail after the XADD.
                 pipeline.xadd(stream, fields).eval(script, len(keys), *keys, *args)
                 return (await pipeline.execute())[1]
 
@@ -75,11 +75,11 @@ class RedisClient:
     async def read_group(
         self, stream: str, group: str, consumer: str, after_id: str, count: int
     ) -> list[RawEntry] | None:
-        """What is new in a consumer group, after its record `after_id`; None if the group is there no longer."""
+        """The next records of a consumer group, those after `after_id`; None if the group no longer exists."""
 
         async def read_missed_and_new() -> Any:
             async with self._get_client().pipeline(transaction=False) as pipeline:
-                # First what the server gave out before, in an answer that never arrived.
+                # First the records that the server sent in an answer that never arrived.
                 pipeline.xreadgroup(group, consumer, {stream: after_id}, count=count)
                 pipeline.xreadgroup(group, consumer, {stream: ">"}, count=count)
                 return await pipeline.execute()
@@ -91,7 +91,7 @@ class RedisClient:
         return [entry for answer in (missed, new) if answer for entry in answer[0][1]]
 
     async def _retry(self, call: Callable[[], Awaitable[Any]], expected_refusal: str | None = None) -> Any:
-        """Make a call, again and again while the server is away. LookupError for the refusal that is expected."""
+        """Repeat a call while the server cannot be reached. Raises LookupError for the expected refusal."""
         deadline = time.monotonic() + RETRY_SECONDS
         delay, max_delay = _RETRY_DELAY_SECONDS
         while True:
@@ -185,5 +185,5 @@ class LeaseRenewer:
             try:
                 renew(keys=list(leases), args=[round(1000 * self._lease_time), *leases.values()])
             except (redis.RedisError, OSError):
-                continue  # tried again in a moment; the lease is fenced, so a missed renewal costs only redelivery
+                continue  # it is tried again soon; leases are fenced, so a missed renewal costs only a redelivery
         client.close()

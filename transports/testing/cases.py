@@ -12,9 +12,9 @@ from transports.base import Delivery, Lease, Queue
 from transports.registry import open_queue
 
 ARRIVAL_TIMEOUT = 20.0
-"""Seconds in which what must arrive has arrived; no case that passes waits as long."""
+"""Seconds within which an expected record must arrive; a case that passes never waits as long."""
 QUIET_SECONDS = 0.15
-"""Seconds after which what has not arrived is taken not to come."""
+"""Seconds without a record after which a case assumes that none comes."""
 
 
 class HandleOpener(Protocol):
@@ -63,7 +63,7 @@ async def receive_one(queue: Queue) -> Delivery:
 
 
 async def receive_all(queue: Queue) -> list[Delivery]:
-    """Everything that comes until nothing comes."""
+    """All deliveries until none comes for QUIET_SECONDS."""
     deliveries = []
     while (delivery := await queue.receive(timeout=QUIET_SECONDS)) is not None:
         deliveries.append(delivery)

@@ -1,4 +1,4 @@
-"""Flow of the conformance suite: what a slow consumer, or one that waits for whole groups, does to who puts."""
+"""Flow in the conformance suite: how a slow consumer, or one that waits for whole groups, affects producers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BackpressureCases(ConformanceCases):
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_run_workers(producer, [str(n) for n in range(24)], record_backlog))
-            await gate_closed.wait()  # so slow is this consumer
+            await gate_closed.wait()  # the consumer is so slow that it only starts now
             for _ in range(24 * _RECORDS_PER_ROLLOUT):
                 await (await receive_one(consumer)).ack()
         assert max(backlogs) <= high_water + _WORKERS * _ROLLOUT_BYTES
@@ -63,7 +63,7 @@ class BackpressureCases(ConformanceCases):
 
 
 async def _run_workers(queue: Queue, groups: Sequence[str], on_backlog: Callable[[int], None] | None = None) -> None:
-    """Some workers take the groups of rollouts in turn; each rollout is admitted, then puts its steps come what may."""
+    """Some workers take the groups of rollouts in turn; each rollout is admitted once, then puts all its records."""
     groups_left = iter(groups)
     await asyncio.gather(*(_run_worker(queue, groups_left, on_backlog) for _ in range(_WORKERS)))
 

@@ -1,4 +1,4 @@
-"""Handles of the conformance suite: how they are opened, and closed."""
+"""Handles in the conformance suite: how they are opened and closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leases of the conformance suite: who has a record, who gets it next, and whose ack counts."""
+"""Leases in the conformance suite: which consumer has a record, which gets it next, and whose ack counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits of the conformance suite: what holds back new work, and what refuses a record."""
+"""Limits in the conformance suite: when new work must wait, and when a record is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Onlookers of the conformance suite: what a queue tells of what it holds, and what becomes of dead letters."""
+"""Peeking in the conformance suite: what a queue reports of its content, and what happens to dead letters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PeekCases(ConformanceCases):
         assert list(await queue.peek(limit=5)) == []
         for number in range(12):
             await queue.put((str(number).encode(), b"", bytes(9)), key=f"key-{number}", tag=f"record ü {number}")
-            await asyncio.sleep(0.002)  # clocks of a millisecond tell them apart
+            await asyncio.sleep(0.002)  # so that a clock with milliseconds gives them different times
         peeked = await peeking_handle.peek(limit=10)
         assert [[bytes(frame) for frame in record.frames] for record in peeked] == [
             [str(number).encode(), b"", bytes(9)] for number in range(10)

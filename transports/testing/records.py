@@ -1,4 +1,4 @@
-"""Records of the conformance suite: what goes in comes out, in order, to whoever waits for it."""
+"""Records in the conformance suite: they come out as they were put, in order, to a consumer that waits."""
 
 from __future__ import annotations
 

@@ -1,16 +1,17 @@
 """The hub: the records of a `zmq://` queue, in the memory of the handle that was first to bind its address.
 
-It runs on a thread with an event loop of its own, so that a handle that is busy still serves the others. To each of
-those it lends through a MemoryQueue handle of theirs; who is not heard of for the lease time loses what it was lent.
+It runs on a thread with an event loop of its own, so that a busy handle still serves the others. For each remote handle
+it has a MemoryQueue handle that leases records to it. A remote handle without a sign of life for the lease time loses
+its leases.
 
-Messages from a remote handle, each a kind, a packed header and the frames of a record:
+Messages from a remote handle, each with a kind, a packed header and the frames of a record:
 
-    H  hello: how it consumes, the number of its first record that is not settled; answered by W
-    P  a record, numbered; numbers that were seen or are ahead of the next are passed over
-    Q  a request, answered by A
-    B  it lives, from a thread of its own
+    H  hello: how it consumes, and the number of its first unsettled record; answered by W
+    P  a record with its number; a number that is not the next one is ignored
+    Q  a request; answered by A
+    B  a heartbeat, from a thread of its own
 
-and to it, besides: S, what was received and what is settled, so that it can send and forget.
+The hub also sends S to it: which records were received and which are settled, so that it can send more and forget them.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class _RemoteHandle:
 
 
 class Hub:
-    """Binds where it is made, which raises zmq.ZMQError if the address is taken or is not of this machine."""
+    """Binds in its constructor, which raises zmq.ZMQError if the address is taken or not on this machine."""
 
     def __init__(self, address: str, *, partitions: int, lease_time: float, certificate: str) -> None:
         self.name = token_hex(8)
@@ -79,7 +80,7 @@ class Hub:
         return self._broker_handle.backlog_records
 
     def new_link(self, lease: Any, consume: Any) -> LocalHubLink:
-        """The way in for the handle that serves."""
+        """A link into this hub: for the handle that serves, or for a remote handle."""
         return LocalHubLink(self.name, MemoryQueue(self._url, lease=lease, consume=consume))
 
     def stop(self) -> None:
@@ -127,7 +128,7 @@ class Hub:
             identity = header[0]
         remote = self._remotes.get(identity)
         if remote is None:
-            return  # of a hub before this one; it says hello again before long
+            return  # it is for an earlier hub; the handle says hello again soon
         remote.last_seen = time.monotonic()
         if message_kind == b"P":
             number, key, name = header
@@ -183,13 +184,13 @@ class Hub:
         self._loop_socket.send(identity, b"A", pack(request_number, value), *frames)
 
     async def _keep_flushing(self) -> None:
-        """Tell producers what is settled; not at each ack, which would take the interpreter from who acks."""
+        """Send producers what is settled, at intervals: at each ack it would take time from the thread that acks."""
         while True:
             await asyncio.sleep(_FLUSH_INTERVAL_SECONDS)
             self._send_settled()
 
     async def _keep_expiring_leases(self) -> None:
-        """Take back what was lent to those who are no longer heard of."""
+        """Release the leases of remote handles without a sign of life."""
         while True:
             await asyncio.sleep(self._lease_time / 4)
             for remote in list(self._remotes.values()):

@@ -1,7 +1,7 @@
-"""What a handle of `zmq://` asks for, wherever the records are: here in the hub it serves, or there in another's.
+"""The operations of a `zmq://` handle on the records, which are in its own hub or in the hub of another handle.
 
-A record is named by its producer and the producer's own number, so that it keeps its lane and position when a new hub
-gets it a second time. Within a hub it travels in a MemoryQueue, with that name in front of its tag.
+The name of a record has its producer and the producer's own number, so that the record keeps its lane and position when
+a new hub gets it again. Within a hub it is in a MemoryQueue, with the name before its tag.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ _TAG = slice(32, None)
 
 
 class LeaseToken(NamedTuple):
-    """By what a hub knows a record that it has lent."""
+    """The identity of a leased record in its hub.
+
+    Attributes:
+        hub: the name of the hub.
+        partition: the partition of the record.
+        position: its position in the hub's MemoryQueue.
+        epoch: the epoch of its lease there.
+    """
 
     hub: str
     partition: int
@@ -29,7 +36,15 @@ class LeaseToken(NamedTuple):
 
 
 class LeasedRecord(NamedTuple):
-    """A record as a hub lends it."""
+    """A record as a hub leases it to a handle.
+
+    Attributes:
+        token: the identity of the record in the hub.
+        frames: its frames.
+        key: its key.
+        name: its producer, its number and its tag, as `format_record_name` joins them.
+        redelivered: whether it may have been delivered before.
+    """
 
     token: LeaseToken
     frames: Frames
@@ -60,19 +75,19 @@ def parse_record_name(name: str) -> tuple[str, int]:
 
 
 class HubLink(ABC):
-    """Each of these as in the contract of a queue, in terms of tokens."""
+    """The operations of the contract of a queue, with tokens instead of deliveries."""
 
     @abstractmethod
     async def put(self, frames: Frames, key: str, name: str) -> None:
-        """The frames belong to the hub from now on: nobody changes them."""
+        """Put a record. The frames belong to the hub from now on: nobody may change them."""
 
     @abstractmethod
     async def receive(self, timeout: float) -> LeasedRecord | None:
-        """Cancelling it loses nothing."""
+        """The next record, or None when none came in time. Cancelling it loses nothing."""
 
     @abstractmethod
     async def ack(self, tokens: Sequence[LeaseToken]) -> list[LeaseToken]:
-        """Ack them; those that are stale come back."""
+        """Ack records; returns the tokens that are stale."""
 
     @abstractmethod
     async def nack(self, token: LeaseToken, delay: float) -> bool: ...
@@ -100,7 +115,7 @@ class HubLink(ABC):
 
 
 class LocalHubLink(HubLink):
-    """Straight into the hub of this process."""
+    """A link to the hub of this process."""
 
     def __init__(self, hub_name: str, queue: MemoryQueue) -> None:
         self._hub_name = hub_name

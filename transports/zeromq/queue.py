@@ -1,8 +1,8 @@
-"""`zmq://host:port`: the lowest latency between machines, acked, and durable only as long as somebody keeps a record.
+"""`zmq://host:port`: the lowest latency between machines, with acks; a record is only in the memory of processes.
 
-The first handle to bind the address serves the queue from its own memory, best the trainer's, which then has records in
-its hands when they arrive. Every other handle keeps what it put until it is settled: a hub that is started anew gets it
-again. What is lost is lost when both are gone, the hub and the handle that put it.
+The first handle that binds the address serves the queue from its own memory. This should be the trainer's handle, which
+then has the records without another transfer. Every other handle keeps what it put until it is settled, and sends it
+again to a hub that is restarted. A record is lost only if both the hub and the handle that put it are gone.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ log = logging.getLogger(__name__)
 _STATS_MAX_AGE_SECONDS = 0.25
 _FIRST_JOIN_TIMEOUT = 0.2
 _ADDRESS_NOT_FREE_ERRNOS = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENODEV)
-"""Another serves at this address, or another machine does."""
+"""The errors of a bind if another process serves at this address, or another machine has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ZmqOptions(QueueOptions):
-    """What a zmq:// URL may say besides."""
+    """The options of a zmq:// URL."""
 
     serve: bool = True
-    """Whether this handle may become the hub. Say false for workers that start before the trainer or outlive it."""
+    """Whether this handle may become the hub. Use false for workers that start before the trainer or outlive it."""
     lease_time: float = 10.0
     """Seconds without a sign of life after which a consumer's partitions go to another."""
     certificate: str = ""
-    """A CURVE certificate file: encrypts, and proves the hub to the others. Who serves needs its secret part."""
+    """A CURVE certificate file: it encrypts, and proves the hub's identity. The hub needs its secret key."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +51,7 @@ class _ZmqDelivery(Delivery):
 
 
 class ZmqQueue(Queue):
-    """A handle that serves, or one that is linked to another's hub; which, its first operation finds out."""
+    """A handle that serves the hub, or is linked to the hub of another handle; its first operation decides which."""
 
     def __init__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> None:
         parts, options = parse_queue_url(url, ZmqOptions)
@@ -145,8 +145,11 @@ class ZmqQueue(Queue):
         return self._link
 
     async def _serve_or_join(self, *, consuming: bool) -> HubLink:
-        """Serve, or join whoever does. Who only puts serves as a last resort: a hub is best where the records are
-        wanted, and lives as long."""
+        """Serve the hub, or join the handle that does.
+
+        A handle that only puts serves only if nobody else does: the hub should be where the records are consumed, and
+        live as long as the consumer.
+        """
         if not self._zmq_options.serve:
             return await self._join(HUB_TIMEOUT)
         deadline, join_timeout = time.monotonic() + HUB_TIMEOUT, _FIRST_JOIN_TIMEOUT
@@ -157,7 +160,7 @@ class ZmqQueue(Queue):
             try:
                 return await self._join(join_timeout)
             except QueueStorageError:
-                # In turns, because a hub that is closing, or dies now, has the address and answers nobody.
+                # Both in turn, because a hub that is closing or dying has the address but does not answer.
                 if (remaining := deadline - time.monotonic()) <= 0:
                     raise
             may_serve, join_timeout = True, min(2 * join_timeout, remaining)
@@ -179,8 +182,8 @@ class ZmqQueue(Queue):
         return hub.new_link(self._lease, self._resolve_partitions(self._consume, partitions))
 
     async def _join(self, timeout: float) -> HubLink:
-        # A name of its own for each attempt: the connection of one that was given up may arrive late, and would be
-        # taken by the hub for this one.
+        # Each attempt has its own name: the connection of an attempt that was given up may arrive late, and the hub
+        # would take it for this one.
         self._producer_id = token_hex(8)
         link = RemoteHubLink(
             f"tcp://{self._host}:{self._port}",
@@ -200,7 +203,7 @@ class ZmqQueue(Queue):
         return link
 
     async def _check_room(self, nbytes: int) -> None:
-        """Raise QueueFull where the record would pass the hard limit, as far as others' puts are known by now."""
+        """Raise QueueFull if the record would exceed the hard limit, as far as the puts of others are known."""
         is_recent = time.monotonic() - self._measured_at < _STATS_MAX_AGE_SECONDS
         if is_recent and self._known_backlog[1] + nbytes <= self._hard_limit:
             return
@@ -211,7 +214,7 @@ class ZmqQueue(Queue):
     def _make_delivery(self, leased: LeasedRecord) -> Delivery:
         _, partition, _, epoch = leased.token
         lane, position = f"{partition}.{leased.producer}", leased.number
-        # By position, which takes a quarter less time than by name: a consumer that is behind makes little else.
+        # Positional arguments take a quarter less time; a consumer that is behind does little else.
         return _ZmqDelivery(
             leased.frames,
             leased.key,

@@ -1,7 +1,7 @@
-"""The link to a hub elsewhere: records are kept until they are settled, and sent again to whoever serves by then.
+"""The link to the hub of another handle: records are kept until they are settled, and sent again to a new hub.
 
-A put waits only while the window of records that the hub has not received is full. When a hub answers that is not the
-one before (its process was restarted), everything unsettled is sent to it, and open requests are asked again.
+A put waits only while the window of records that the hub has not received is full. When a new hub answers (its process
+was restarted), all unsettled records and all open requests are sent to it again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LEAVE_TIMEOUT = 1.0
 
 
 class RemoteHubLink(HubLink):
-    """One handle's connection; made on the event loop that uses it."""
+    """The connection of one handle; created on the event loop that uses it."""
 
     def __init__(
         self,
@@ -98,7 +98,8 @@ class RemoteHubLink(HubLink):
         async with self._receive_lock:
             while True:
                 remaining = max(0.0, deadline - time.monotonic())
-                # The hub has lent a record when it answers; so asking is never cancelled, the next take goes on.
+                # The hub has leased a record when it answers. So the request is never cancelled; the next receive uses
+                # it.
                 if self._receive_task is None:
                     self._receive_task = asyncio.create_task(self._request("take", [min(remaining, _RECEIVE_TIMEOUT)]))
                 await asyncio.wait([self._receive_task])
@@ -138,7 +139,7 @@ class RemoteHubLink(HubLink):
         return [Peeked(tuple(frames), *rest) for frames, *rest in value]
 
     async def close(self) -> None:
-        """Leave what was put with the hub. Raises QueueStorageError where there is none to leave it with."""
+        """Wait until the hub has all records, and leave it. Raises QueueStorageError if no hub receives them."""
         try:
             if self._unsettled:
                 await self._wait_until(
@@ -193,7 +194,7 @@ class RemoteHubLink(HubLink):
                 raise QueueStorageError(f"{self._address}: {problem}") from None
 
     async def _keep_sending_hello(self) -> None:
-        """Hello, again and again: so a new hub is noticed, and records that a broken connection lost are."""
+        """Send hello repeatedly, to notice a new hub and records that a broken connection lost."""
         while True:
             self._loop_socket.send(b"H", pack(*self._hello, next(iter(self._unsettled), self._next_number)))
             await asyncio.sleep(_HELLO_INTERVAL)
@@ -233,7 +234,7 @@ class RemoteHubLink(HubLink):
 
 
 class _HeartbeatSender:
-    """Tells the hub that this handle lives, from a thread and over a connection of its own."""
+    """Sends heartbeats of this handle to the hub, from a thread and over a connection of its own."""
 
     def __init__(self, connect: Callable[[], zmq.Socket[bytes]], producer: str, lease_time: float) -> None:
         self._connect = connect

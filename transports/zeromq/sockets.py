@@ -1,4 +1,4 @@
-"""A ZeroMQ socket on an event loop, read whenever it can be and never by a receive that somebody might cancel."""
+"""A ZeroMQ socket on an event loop. It is read as soon as messages arrive, never in a call that could be cancelled."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from transports.errors import QueueURLError
 
 _MAX_MESSAGES_PER_READ = 8
 _ZERO_COPY_BYTES = 48 << 10
-# Plain numbers: what the library has as enums takes microseconds to put together, for each part of each message.
+# Plain numbers: combining the library's enums takes microseconds, for each part of each message.
 _NOBLOCK = int(zmq.NOBLOCK)
 _NOBLOCK_SNDMORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 MessagePart: TypeAlias = bytes | memoryview
-"""Of a message: bytes where it is small, else a view of what the library has received or is to send."""
+"""A part of a message: bytes if it is small, else a view of what the library has received or will send."""
 
 
 class LoopSocket:
-    """Sends at once and hands every message that arrives to a callback, on the loop that made it."""
+    """Sends at once, and calls a callback with every message that arrives, on the loop that created it."""
 
     def __init__(self, socket: zmq.Socket[bytes], on_message: Callable[[list[MessagePart]], None]) -> None:
         self._socket = socket
@@ -39,7 +39,8 @@ class LoopSocket:
         for part in parts[:-1]:
             self._socket.send(part, _NOBLOCK_SNDMORE, copy=len(part) < _ZERO_COPY_BYTES)
         self._socket.send(parts[-1], _NOBLOCK, copy=len(parts[-1]) < _ZERO_COPY_BYTES)
-        # The descriptor tells of changes, not of states: what a send has found to be readable it does not tell again.
+        # The file descriptor signals changes only. If a send notices that messages are readable, it gives no new
+        # signal.
         self._schedule_read()
 
     def close(self) -> None:
@@ -79,7 +80,7 @@ def _frame_to_part(frame: zmq.Frame) -> MessagePart:
 
 def new_socket(socket_type: int, *, identity: bytes = b"") -> zmq.Socket[bytes]:
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(socket_type)
-    # Nothing is dropped by a full queue of the library: how much is under way is limited by our own window.
+    # The library must not drop messages because its queue is full; our own window limits what is in flight.
     socket.set_hwm(0)
     socket.setsockopt(zmq.RECONNECT_IVL, 20)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)

@@ -1,4 +1,4 @@
-"""All the tests that a transport needs to begin with."""
+"""The conformance suite: the tests that every transport needs."""
 
 from pathlib import Path
 

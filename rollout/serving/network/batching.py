@@ -1,7 +1,7 @@
-"""Continuous batching: whoever is in flight takes part in the next step, whenever it came.
+"""Continuous batching: every request in flight takes part in the next step, whenever it came.
 
-A step decodes one token for all who have begun, and computes the prompts of those who have not. Whoever has ended, or
-was aborted meanwhile, is gone before the next one.
+A step decodes one token for each request whose prompt is computed, and computes the prompts of new requests. A request
+that has ended or was aborted meanwhile is removed before the next step.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from rollout.serving.network.sampling import sample_tokens
 from rollout.serving.protocol import RequestRefused
 
 _MAX_PREFILL_TOKENS = 16384
-"""So many prompt tokens are computed in one step, padding included; a longer prompt has a step for itself."""
+"""The most prompt tokens of one step, padding included; a longer prompt has a step for itself."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,13 +49,13 @@ class _RunningRequest:
 
 @dataclass(slots=True, eq=False)
 class _DecodingRequests:
-    """Those whose prompts are computed, one seat for each row of the cohort."""
+    """The requests whose prompts are computed, one for each row of the decode batch."""
 
     requests: list[_RunningRequest]
     decode_batch: DecodeBatch
 
     def keep_only(self, remaining: list[_RunningRequest]) -> "_DecodingRequests | None":
-        """Without the others; None where that leaves nobody."""
+        """Only the remaining requests; None if there are none."""
         if not remaining:
             return None
         here = set(remaining)
@@ -68,7 +68,7 @@ class _DecodingRequests:
 
 
 class Batcher:
-    """Steps while anybody is in flight. Belongs to one event loop; the network computes in a thread of its own."""
+    """Runs steps while requests are in flight. For one event loop; the network computes in a thread of its own."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -82,7 +82,7 @@ class Batcher:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def generate(self, prompt: NetworkPrompt, answer: Answer, gate: PauseGate) -> None:
-        """Take part until the answer is finished; cancelled, it takes part no more."""
+        """Take part in the steps until the answer is finished, or until this call is cancelled."""
         request = _RunningRequest(prompt, answer)
         self._waiting.append(request)
         if self._step_task is None:
@@ -107,11 +107,11 @@ class Batcher:
                     continue
                 for request, token in zip(participants, tokens, strict=True):
                     request.add_token(token, gate.version)
-        # Nothing was awaited since there was nobody left: whoever comes now begins anew.
+        # Nothing was awaited since the last request ended, so a new request starts a new task.
         self._step_task = None
 
     def _select_participants(self) -> tuple[list[_RunningRequest], list[_RunningRequest]]:
-        """Who takes part in the next step, in the order of its tokens: who stays at the table, and who comes to it."""
+        """The requests of the next step, in the order of its tokens: those that decode on, and those that start."""
         decoding_requests = self._decoding.requests if self._decoding is not None else ()
         self._waiting = [request for request in self._waiting if not request.finished.done()]
         starting = self._waiting[: _fitting([len(seat.prompt.token_ids) for seat in self._waiting])]
@@ -121,7 +121,7 @@ class Batcher:
     def _compute_step(
         self, continuing: list[_RunningRequest], starting: Sequence[_RunningRequest]
     ) -> list[SampledToken]:
-        """In the network's thread: a token for everybody who stays, and for those who begin, who then sit there."""
+        """In the network's thread: a token for each continuing request, then for each starting one; these join them."""
         with torch.inference_mode():
             self._decoding = None if self._decoding is None else self._decoding.keep_only(continuing)
             return [*self._decode_continuing(), *self._prefill_starting(starting)]

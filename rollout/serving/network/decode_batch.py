@@ -17,7 +17,7 @@ class DecodeBatch:
     Attributes:
         layers: keys and values of each layer, (rows, heads, length, size).
         attention_mask: (rows, length), 0 where a shorter sequence is padded.
-        next_positions: of the token that comes next, on all three axes.
+        next_positions: (rows), the position of the next token, which is the same on all three axes.
     """
 
     layers: LayerKeyValues
@@ -25,7 +25,7 @@ class DecodeBatch:
     next_positions: torch.Tensor
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Drop all other rows, and the padding that nobody needs any more."""
+        """Drop all other rows, and the padding that no row needs any more."""
         if len(rows) == len(self.attention_mask):
             return
         row_indices = torch.tensor(rows, dtype=torch.long, device=self.attention_mask.device)

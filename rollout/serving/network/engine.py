@@ -19,14 +19,14 @@ from rollout.serving.sampling import rng_for_request
 
 _PATCH_CACHE_BYTES = 256 * 1024 * 1024
 _RESIZE_BACKEND: ResizeBackend = "pil"
-"""What resizes images; a trainer must use the same."""
+"""The backend that resizes images; a trainer must use the same one."""
 
 
 class NetworkEngine:
     """Answers requests by a network.
 
     Raises:
-        ConfigurationError: the directory holds no checkpoint of a family that this knows.
+        ConfigurationError: the directory holds no checkpoint of a supported family.
         TokenizerError, AdapterError: it lacks a file or a token.
     """
 
@@ -86,7 +86,7 @@ class NetworkEngine:
 
 @dataclass(frozen=True, slots=True)
 class NetworkJob(Job):
-    """An answer that the network gives with those of others."""
+    """A job whose answer the network computes in a batch with those of other requests."""
 
     network_prompt: NetworkPrompt
     batcher: Batcher

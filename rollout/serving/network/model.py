@@ -22,11 +22,11 @@ class Network:
     """A checkpoint in memory. One thread computes at a time, in inference mode.
 
     Raises:
-        ConfigurationError: the directory holds no checkpoint of a family that this knows.
+        ConfigurationError: the directory holds no checkpoint of a supported family.
     """
 
     def __init__(self, directory: Path, *, device: str, dtype: str) -> None:
-        # A server does not draw bars on whatever terminal it was started from.
+        # A server does not draw progress bars in a terminal.
         transformers_logging.disable_progress_bar()
         self._directory = directory
         self._device = device
@@ -58,11 +58,11 @@ class Network:
         return length
 
     def reload(self, directory: Path | None) -> None:
-        """Take other weights of the same model; all of them, or none. Raises WeightsRefused."""
+        """Load other weights of the same model; all of them, or none. Raises WeightsRefused."""
         self._use_model(self._load(directory or self._directory))
 
     def prefill(self, prompts: Sequence[NetworkPrompt]) -> tuple[torch.Tensor, DecodeBatch]:
-        """Compute prompts together: the logits of what follows each, and what decoding goes on from."""
+        """Compute prompts together; returns the logits of each next token, and the batch for decoding."""
         length = max(len(prompt.token_ids) for prompt in prompts)
         input_ids = torch.zeros((len(prompts), length), dtype=torch.long)
         attention_mask = torch.zeros((len(prompts), length), dtype=torch.long)
@@ -87,7 +87,7 @@ class Network:
         return logits, DecodeBatch(layers_of(cache), attention_mask, next_positions)
 
     def decode(self, decode_batch: DecodeBatch, token_ids: Sequence[int]) -> torch.Tensor:
-        """Feed each sequence its newest token: the logits of what follows. The cohort grows by them."""
+        """Feed each sequence its newest token; returns the logits of each next token. Updates the decode batch."""
         cache = DynamicCache(config=self._model.config.get_text_config())
         for layer_index, (keys, values) in enumerate(decode_batch.layers):
             cache.update(keys, values, layer_index)
@@ -136,7 +136,7 @@ class Network:
             )
         except Exception as error:  # each file format has errors of its own
             raise WeightsRefused(f"{directory}: the weights cannot be loaded: {str(error)[:300]}") from error
-        # transformers would go on with random numbers in the place of what is missing.
+        # transformers would continue with random numbers for missing weights.
         mismatched_keys = {name: sorted(map(str, keys))[:3] for name, keys in loading_info.items() if keys}
         if mismatched_keys:
             raise WeightsRefused(f"{directory}: the weights are not this model's: {mismatched_keys}")
@@ -144,7 +144,7 @@ class Network:
 
     def _use_model(self, model: Any) -> None:
         self._model = model
-        # Features are weights' work: none survives them.
+        # Cached features depend on the weights, so the cache is new with each model.
         self._encoder = ImageEncoder(model.model.get_image_features, self._device)
 
 

@@ -1,4 +1,4 @@
-"""What the network is fed: prompts with their images as patches, and three axes of positions."""
+"""The input of the network: prompts with their images as patches, and positions on three axes."""
 
 import random
 from collections.abc import Sequence
@@ -15,7 +15,12 @@ Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptImage:
-    """One image of a prompt. Its name is a hash of its bytes, which were verified."""
+    """One image of a prompt.
+
+    Attributes:
+        image_hash: the hash of its bytes, which was verified.
+        processed: its patches and grid.
+    """
 
     image_hash: str
     processed: ProcessedImage
@@ -23,7 +28,15 @@ class PromptImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NetworkPrompt:
-    """A prompt that can be computed, and how its answer is drawn."""
+    """A prompt that can be computed, and how its answer is sampled.
+
+    Attributes:
+        token_ids: the expanded ids.
+        positions: the position of each token, on three axes.
+        images: its images, in order.
+        sampling_params: the sampling parameters of the request.
+        rng: the random numbers of its answer.
+    """
 
     token_ids: Sequence[int]
     positions: Positions
@@ -35,9 +48,10 @@ class NetworkPrompt:
 def rope_positions(
     prompt_length: int, placeholders: Sequence[tuple[int, int]], grids: Sequence[tuple[int, int, int]], merge_size: int
 ) -> Positions:
-    """Where each token lies in time, height and width: text on the diagonal, an image as a plane that starts there.
+    """The position of each token in time, height and width. Text has the same position on all three axes.
 
-    After an image text goes on behind the longer of its sides, so that a position is not the number of a token.
+    An image is a plane that starts at the current position. Text after an image continues after the longer of its
+    sides, so that a position is not the index of a token.
     """
     positions = np.empty((3, prompt_length), np.int64)
     token_index = position = 0

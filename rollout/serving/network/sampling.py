@@ -1,4 +1,4 @@
-"""Drawing the next token of several sequences from their logits, with log-probs of just the distribution drawn from."""
+"""Samples the next token of several sequences from their logits, with log-probs of exactly the sampled distribution."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,15 @@ from rollout.serving.engine import SampledToken
 from rollout.serving.network.prompts import NetworkPrompt
 from rollout.serving.sampling import MIN_SAMPLING_TEMPERATURE
 
-# Rounding must not lead past the last token that is possible.
+# Rounding must not lead beyond the last possible token.
 _BELOW_ONE = 1 - 1e-12
 
 
 def sample_tokens(logits: torch.Tensor, prompts: Sequence[NetworkPrompt]) -> list[SampledToken]:
     """One token for each row of logits, in float32.
 
-    As in vLLM's processed log-probs, what is not allowed has none, the temperature counts, and where it is 0 the
-    likeliest token is taken and its log-prob is that of temperature 1.
+    As in vLLM's processed log-probs, forbidden tokens have none and the temperature is applied. At temperature 0 the
+    likeliest token is taken, and its log-prob is that of temperature 1.
     """
     temperatures = [prompt.sampling_params.temperature for prompt in prompts]
     divisors = torch.tensor(
@@ -51,7 +51,7 @@ def _mask_forbidden(logits: torch.Tensor, prompts: Sequence[NetworkPrompt]) -> t
 
 
 def _top_logprobs(logprobs: torch.Tensor, prompts: Sequence[NetworkPrompt]) -> list[tuple[tuple[int, float], ...]]:
-    """What requests want to see, and one more, since their own token may be among them; none that is impossible."""
+    """The likeliest tokens of each row, one more than asked for, since the sampled token may be among them."""
     max_count = max(prompt.sampling_params.logprobs for prompt in prompts)
     if not max_count:
         return [()] * len(prompts)

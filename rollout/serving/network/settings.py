@@ -1,4 +1,4 @@
-"""What a network engine is told; importing this needs neither torch nor transformers."""
+"""The settings of a network engine; importing this needs neither torch nor transformers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,12 @@ class NetworkSettings:
 
     Attributes:
         model_dir: a checkpoint of Qwen3-VL or Qwen2.5-VL.
-        model_name: the name that requests have to ask for; none: the directory's.
-        max_model_len: the longest prompt and answer together, in expanded tokens; none: what the checkpoint allows.
-        weight_version: what the checkpoint's weights are called.
+        model_name: the name that requests have to ask for; None: the directory's name.
+        max_model_len: the longest prompt and answer together, in expanded tokens; None: what the checkpoint allows.
+        weight_version: the version of the checkpoint's weights.
         allowed_directories: where `file://` images may be read from.
-        device: torch's name of it.
-        dtype: what weights and activations are.
+        device: torch's name of the device.
+        dtype: the type of weights and activations.
     """
 
     model_dir: Path

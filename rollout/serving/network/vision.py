@@ -1,4 +1,4 @@
-"""What the vision tower makes of images: each distinct one is encoded once, until the weights change."""
+"""The features of images from the vision tower: each distinct image is encoded once, until the weights change."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -14,14 +14,19 @@ _MAX_CACHE_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VisionFeatures:
-    """One image as the language model takes it: at its own place, and deeper ones where the family has them."""
+    """One image as the language model takes it.
+
+    Attributes:
+        embeddings: the embeddings of its pad tokens.
+        deepstack: the features that are added in deeper layers, if the family has them.
+    """
 
     embeddings: torch.Tensor
     deepstack: tuple[torch.Tensor, ...]
 
     @property
     def nbytes(self) -> int:
-        """In bytes."""
+        """The size of all its tensors in bytes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (self.embeddings, *self.deepstack))
 
 
@@ -35,7 +40,7 @@ class ImageEncoder:
         self._cache_bytes = 0
 
     def encode(self, images: Iterable[PromptImage]) -> Mapping[str, VisionFeatures]:
-        """The features of all of them by name; those that are not known are computed together."""
+        """The features of all images, by hash; those that are not cached are computed together."""
         images_by_hash = {image.image_hash: image for image in images}
         features_by_hash = {
             image_hash: self._cache[image_hash] for image_hash in images_by_hash if image_hash in self._cache

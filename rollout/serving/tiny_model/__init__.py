@@ -3,6 +3,6 @@
     python -m rollout.serving.tiny_model DIRECTORY --family qwen3-vl
 
 They have the families' architecture, tokens, chat template and processor configuration, about half a million
-parameters, and greedy answers that depend on the prompt and its images. Whoever makes one needs torch and transformers
-(`pip install 'rollout[trainer]'`); whoever serves one needs what vLLM needs.
+parameters, and greedy answers that depend on the prompt and its images. To make one, you need torch and transformers
+(`pip install 'rollout[trainer]'`); to serve one, you need what vLLM needs.
 """

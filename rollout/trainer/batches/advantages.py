@@ -14,13 +14,13 @@ _EPSILON = 1e-6
 
 
 def grpo(rewards: Rewards) -> Rewards:
-    """How many standard deviations (of the group itself) a reward lies above its group's mean; 0 if all are alike."""
+    """How many standard deviations (of its own group) a reward is above its group's mean; 0 if all are equal."""
     advantages: Rewards = (rewards - rewards.mean()) / (rewards.std() + _EPSILON)
     return advantages
 
 
 def rloo(rewards: Rewards) -> Rewards:
-    """How far a reward lies above the mean of the *other* ones; 0 for one alone."""
+    """How far a reward is above the mean of the *other* rewards; 0 if there is only one."""
     other_count = len(rewards) - 1
     return (rewards - rewards.mean()) * (len(rewards) / other_count) if other_count else np.zeros_like(rewards)
 

@@ -5,9 +5,9 @@
     )
     model(input_ids=..., **materializer.inputs([sample]))
 
-Everything that a sample says of an image is checked on the way: that it was laid out under this checkpoint's contract,
-that its bytes have its hash, and that its patches fill its placeholders. Whatever does not agree is an error that
-names rollout, node and file; nothing is ever replaced by zeros.
+Everything that a sample says of an image is checked: that its layout is that of this checkpoint, that its bytes have
+its hash, and that its patches fill its placeholders. Every mismatch is an error that names rollout, node and file;
+nothing is ever replaced by zeros.
 """
 
 import hashlib
@@ -52,9 +52,9 @@ class Materializer:
 
     Args:
         family: the geometry family that the images were described under.
-        processor_config: of the checkpoint that is trained.
+        processor_config: the processor configuration of the checkpoint that is trained.
         images: the run's image directory.
-        backend: what resizes; it must be what the engine uses.
+        backend: what resizes images; it must be the one that the engine uses.
         pixels: `normalised`, as the model's forward takes them, or `uint8`, before rescaling and normalising.
         cache_bytes: patches of recent images to keep; a group's samples share their images.
     """
@@ -92,7 +92,7 @@ class Materializer:
         torch = import_trainer_extra("torch")
         grids = [grid for _, _, grid, _ in image_inputs]
         total_patches = sum(map(patch_count, grids))
-        # One allocation of what was asked for, filled image by image, so that nothing is held twice.
+        # One array for all images, filled image by image, so that no pixels are in memory twice.
         pixel_values = np.empty((total_patches, *self._processor.patch_shape()), self._processor.dtype)
         filled_patches = 0
         for sample, placeholder, grid, image in image_inputs:

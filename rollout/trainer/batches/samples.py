@@ -1,4 +1,4 @@
-"""Branches to training samples: tokens, mask and log-probs, with each image's place.
+"""Branches to training samples: tokens, mask and log-probs, with each image's placeholder.
 
 for sample in samples(trajectory):
     sample = sample.truncated(32768)
@@ -20,16 +20,21 @@ from rollout.trainer.trajectory import Trajectory, TrajectoryNode
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingSample:
-    """One branch of a rollout, as the trainer's forward pass wants it; all arrays are aligned to `token_ids`.
+    """One branch of a rollout, as the trainer's forward pass takes it; all arrays are aligned to `token_ids`.
 
     Attributes:
+        rollout: the id of the rollout.
+        group: the id of its group.
         leaf: the node that the branch ends with.
-        mask: what trains: sampled tokens, each in one sample of its rollout only.
-        logprobs: of the weights that sampled the token; 0 where nothing was sampled.
+        reward: the reward of the rollout.
+        token_ids: the expanded ids of the branch.
+        mask: the tokens that train: sampled ones, each in only one sample of its rollout.
+        logprobs: the log-prob of a sampled token under the weights that sampled it; 0 elsewhere.
         token_types: 0 text, 1 image.
-        version_index: points into `versions`, and is -1 where nothing was sampled.
-        content: whose words a token is, as 1 + its place in `ROLES`; 0 for what the template wrote.
-        placeholders: where each image's pad tokens lie, in order.
+        version_index: for a sampled token the index of its version in `versions`; -1 elsewhere.
+        versions: the policy versions that sampled tokens of the branch.
+        content: the role whose words a token is, as 1 + the role's index in `ROLES`; 0 for tokens of the template.
+        placeholders: where each image's pad tokens are, in order.
         images: the raw descriptor of the image at each placeholder; pixels are materialised from it at the last moment.
     """
 
@@ -48,7 +53,7 @@ class TrainingSample:
     images: tuple[Mapping[str, Any], ...]
 
     def content_mask(self, *roles: str) -> npt.NDArray[np.bool_]:
-        """Where the words of these roles are, images included; what the template puts around them is not."""
+        """True at the words of these roles, images included; False at the tokens that the template puts around them."""
         return np.isin(self.content, [1 + ROLES.index(role) for role in roles])
 
     def truncated(self, limit: int) -> Self:
@@ -111,7 +116,7 @@ def _make_sample(trajectory: Trajectory, path: list[TrajectoryNode], trained_nod
             for first, last in node.content:
                 content[start + node.run.expanded_offset(first) : start + node.run.expanded_offset(last)] = role
             continue
-        # A sampled message holds no images, so its tokens lie as they were sampled, at the end of its range.
+        # A sampled message has no images, so its tokens are unchanged, at the end of its range.
         sampled_start = end - (len(node.run.ids) - node.run.sampled_from)
         mask[sampled_start:end] = node.index in trained_nodes
         content[sampled_start:end] = role

@@ -25,24 +25,25 @@ class Batch:
     """Tensors of the shape (rows, tokens) unless said otherwise. Samples and images are numbered row by row."""
 
     token_ids: torch.Tensor
+    """The expanded ids of the samples; 0 in the padding."""
     position_ids: torch.Tensor
-    """From 0 within each sample."""
+    """The position of a token in its sample, from 0."""
     sample_index: torch.Tensor
-    """Which sample a token belongs to, so that packed samples do not attend to each other; -1: padding."""
+    """The number of the token's sample, so that packed samples do not attend to each other; -1: padding."""
     mask: torch.Tensor
-    """What trains: sampled tokens, each in one sample of its rollout only."""
+    """The tokens that train: sampled ones, each in only one sample of its rollout."""
     logprobs: torch.Tensor
-    """Of the weights that sampled the token; 0 where nothing was sampled."""
+    """The log-prob of a sampled token under the weights that sampled it; 0 elsewhere."""
     advantages: torch.Tensor | None
-    """Of the token's sample where the mask is set, 0 elsewhere."""
+    """The advantage of the token's sample where the mask is set, 0 elsewhere; None: no advantages were given."""
     token_types: torch.Tensor
     """0 text, 1 image."""
     content: torch.Tensor
-    """Whose words a token is, as 1 + its place in `records.messages.ROLES`; 0 for the template's and for padding."""
+    """The role whose words a token is, as 1 + its index in `records.messages.ROLES`; 0 for the template and padding."""
     version_index: torch.Tensor
-    """Which of `versions` sampled the token; -1: none did."""
+    """For a sampled token the index of its version in `versions`; -1 elsewhere."""
     rewards: torch.Tensor
-    """(samples)"""
+    """(samples): the reward of each sample's rollout."""
     spans: torch.Tensor
     """(samples, 3): row, first token, number of tokens."""
     placeholders: torch.Tensor
@@ -50,17 +51,18 @@ class Batch:
     images: tuple[Mapping[str, Any], ...]
     """The raw descriptor of each image."""
     versions: tuple[str, ...]
+    """The policy versions that sampled tokens of the batch."""
     rollouts: tuple[str, ...]
-    """Whose sample it is, for each sample."""
+    """The id of each sample's rollout."""
     order: tuple[int, ...]
-    """Which of the samples that were given it is, for each sample."""
+    """For each sample of the batch its index among the samples that `collate` was given."""
 
     def ordered(self, given: Sequence[T]) -> list[T]:
-        """What was given for each sample, in the order in which the samples lie in this batch."""
+        """Sort a sequence with one item per given sample into the order of the samples in this batch."""
         return [given[at] for at in self.order]
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on another device."""
+        """The same batch on another device."""
         moved: dict[str, Any] = {
             tensor_field.name: value.to(device, non_blocking=True)
             for tensor_field in fields(self)
@@ -119,7 +121,7 @@ def batch_of(
     max_length: int | None = None,
     packing: int | None = None,
 ) -> Batch | None:
-    """Everything that trains in some groups, with its advantage within its own group; None if nothing does.
+    """One batch of everything that trains in some groups, with advantages within each group; None if nothing trains.
 
     A branch of more than `max_length` tokens is truncated, and left out if nothing of what is left of it trains.
     """
@@ -137,7 +139,7 @@ def batch_of(
 
 
 class _BatchArrays:
-    """What is aligned to the tokens, empty at first: padding has the id 0, which every model can embed."""
+    """The arrays that are aligned to the tokens, empty at first. Padding has the id 0, which every model can embed."""
 
     def __init__(self, rows: int, length: int) -> None:
         shape = (rows, length)
@@ -155,11 +157,11 @@ class _BatchArrays:
     def write_sample(
         self, sample: TrainingSample, sample_number: int, row: int, start: int, version_indices: dict[str, int]
     ) -> tuple[int, slice]:
-        """Put a sample into its place, which is returned; `version_indices` are the versions met so far."""
+        """Write a sample and return its slice of the arrays; `version_indices` are the versions seen so far."""
         length = len(sample.token_ids)
         token_slice = row, slice(start, start + length)
         batch_indices = [version_indices.setdefault(version, len(version_indices)) for version in sample.versions]
-        # The last one stands for -1, where nothing was sampled.
+        # The last entry is for the index -1, where nothing was sampled.
         version_index = np.array([*batch_indices, -1], np.int16)[sample.version_index]
         values = {
             "token_ids": sample.token_ids,
@@ -177,7 +179,7 @@ class _BatchArrays:
 
 
 def _pack_rows(samples_to_pack: Sequence[TrainingSample], row_length: int) -> list[list[int]]:
-    """First fit, longest first."""
+    """Pack samples into rows: first fit, longest first."""
     rows: list[list[int]] = []
     free_tokens: list[int] = []
     for sample_index in sorted(range(len(samples_to_pack)), key=lambda at: -len(samples_to_pack[at].token_ids)):

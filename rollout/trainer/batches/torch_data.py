@@ -8,11 +8,11 @@
         if time_to_save:
             save(weights, reader=dataset.state_dict())    # what was trained, not what was read ahead
             dataset.commit()
-    dataset.close()                                       # the loader's processes give their partitions back
+    dataset.close()                                       # the loader's processes release their partitions
 
-A loader reads ahead, so what was read is not what was trained. Each portion therefore brings the state of its reader
-as it is once that portion is trained; the readers of a loader's processes lease disjoint partitions, as ranks do.
-With `in_order` the loader would wait for each process in turn, also for one whose partitions have nothing.
+A loader reads ahead, so what was read is not what was trained. Each portion therefore has the state of its reader that
+is right once the portion is trained. The readers of a loader's processes lease disjoint partitions, as ranks do. With
+`in_order=True` the loader would wait for each process in turn, also for one whose partitions are empty.
 """
 
 import multiprocessing
@@ -43,17 +43,24 @@ _UNSET = -1
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The state of one process's reader once this portion, and all before it from there, are trained."""
+    """The state of a process's reader that is right once a portion and all earlier ones of the process are trained."""
 
     process: int
+    """The index of the process in the loader; 0 without a loader."""
     number: int
-    """Rises from reader to reader and from state to state, so that it names one state for good."""
+    """Rises from reader to reader and from state to state, so that it identifies one state for good."""
     state: Mapping[str, Any]
+    """The state, as `state_dict` of the reader returned it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Portion(Generic[T]):
-    """What a dataset yields: a batch, and what to tell the dataset once it is trained."""
+    """What a dataset yields.
+
+    Attributes:
+        batch: what `make` returned.
+        receipt: the state of the reader; `TrajectoryDataset.trained` takes it from the portion.
+    """
 
     batch: T
     receipt: Receipt
@@ -62,8 +69,8 @@ class Portion(Generic[T]):
 class TrajectoryDataset(IterableDataset[Portion[T]]):
     """Yields portions of `groups_per_batch` whole groups each, as `make` turns them into a batch.
 
-    `make` runs where the reading is done: what it costs (pixels, say) is spread over the loader's processes. Where it
-    returns None there is nothing to train, and the next groups are taken. Use it with `batch_size=None`.
+    `make` runs in the reading processes, so that its cost (pixels, say) is spread over them. If it returns None, there
+    is nothing to train, and the next groups are taken. Use the dataset with `batch_size=None`.
     """
 
     def __init__(
@@ -87,35 +94,35 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
         self._loaded_state: Mapping[str, Any] | None = None
         self._trained_receipts: dict[int, Receipt] = {}
         self._saved_receipts: dict[int, Receipt] = {}
-        # What this process tells those of a loader: per process the last state that is stored, and the version.
+        # What this process shares with a loader's processes: per process its last stored state, and the version.
         self._committed_numbers = _shared_numbers(_MAX_PROCESSES)
         self._shared_version = _shared_numbers(1)
         self._close_requested = _shared_numbers(1)
 
     def trained(self, portion: Portion[T]) -> None:
-        """The next state contains this portion, and those that came before it from the same process."""
+        """Note that a portion is trained: the next state contains it, and the earlier ones of the same process."""
         self._trained_receipts[portion.receipt.process] = portion.receipt
 
     def state_dict(self) -> dict[str, Any]:
-        """What was trained; save it atomically with the weights."""
+        """The state of what was trained; save it atomically with the weights."""
         self._saved_receipts = dict(self._trained_receipts)
         return self._merged_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Begin where a saved state ended, with however many processes."""
+        """Begin where a saved state ended; the number of processes may differ."""
         merge_states([state])  # refused here, rather than in another process
         self._loaded_state, self._trained_receipts = state, {}
 
     def commit(self) -> None:
-        """The last state is safely stored: the readers ack what it contains, soon."""
+        """Call it when the last state is safely stored: the readers then soon ack what it contains."""
         for process, receipt in self._saved_receipts.items():
             self._committed_numbers[process] = receipt.number
 
     def close(self) -> None:
-        """Nothing more is wanted: whoever reads stops within half a second, and its partitions are free.
+        """Stop all reading processes within half a second; their partitions are then free.
 
-        Without it torch waits five seconds for each of a loader's processes that waits for records, and ends it then;
-        its partitions are free once the lease has run out.
+        Without it torch waits five seconds for each loader process that waits for records, and then kills it; its
+        partitions are free when the lease has ended.
         """
         self._close_requested[0] = 1
 
@@ -130,7 +137,7 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
         self._shared_version[0] = version
 
     def __iter__(self) -> Iterator[Portion[T]]:
-        """Until the queue ends, which only a replayed one does, or the dataset is closed.
+        """Yield portions until the queue ends, which only a replayed one does, or the dataset is closed.
 
         Raises:
             NothingArrived: no whole group came within the time-out.
@@ -156,7 +163,7 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
                         yield Portion(batch, Receipt(process_index, number_base + state["number"], state))
 
     def _read_groups(self, reader: BlockingReader, committer: "_BackgroundCommitter") -> list[Group]:
-        """The next groups; none where nobody wants any, and fewer, or none, where the queue has ended."""
+        """The next groups; none if the dataset is closed, and fewer or none if the queue has ended."""
         groups: list[Group] = []
         deadline = time.monotonic() + self._timeout
         while len(groups) < self._groups_per_batch and not reader.ended:
@@ -175,7 +182,7 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
         return groups
 
     def _should_stop(self) -> bool:
-        """Also where the training process was killed: one of its loader's would go on to renew its leases."""
+        """Whether to stop: the dataset is closed, or the training process was killed and its leases must end."""
         parent_process = multiprocessing.parent_process()
         orphaned = get_worker_info() is not None and parent_process is not None and not parent_process.is_alive()
         return orphaned or int(self._close_requested[0]) != _UNSET
@@ -186,9 +193,9 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
 
 
 class _BackgroundCommitter:
-    """Acks what the training process says is stored, while the reading process waits to be asked for more.
+    """Acks what the training process has stored, from a thread, while the reading process waits for the next request.
 
-    Were that left until it is asked, a loader whose processes are all a batch ahead would hold the backlog up.
+    Without the thread, a loader whose processes are all a batch ahead would not ack, and the backlog would stay high.
     """
 
     def __init__(
@@ -218,7 +225,7 @@ class _BackgroundCommitter:
     def _run(self) -> None:
         while self._failure is None:
             is_stopping = self._stop.wait(_COMMIT_POLL_SECONDS)
-            # A number from before this reader's time names a state of another reader.
+            # A number below the base is a state of an earlier reader.
             number = int(self._committed_numbers[self._process_index]) - self._number_base
             if number > self._last_committed:
                 try:
@@ -231,7 +238,7 @@ class _BackgroundCommitter:
 
 
 def _shared_numbers(size: int) -> torch.Tensor:
-    """Numbers that this process and those of a loader see alike."""
+    """Numbers in memory that this process shares with a loader's processes."""
     numbers: Any = torch.full((size,), _UNSET, dtype=torch.int64)
     shared: torch.Tensor = numbers.share_memory_()
     return shared

@@ -1,4 +1,4 @@
-"""Deliveries on their way from arrival to ack: lent, settled, covered by a saved state, acked."""
+"""Deliveries on their way from arrival to ack: unacked, settled, contained in a saved state, acked."""
 
 from collections import deque
 
@@ -12,7 +12,7 @@ def lane_position(delivery: Delivery) -> RecordKey:
 
 
 class PendingAcks:
-    """Nothing is acked before it is settled, covered by a state, and that state is committed, in this order."""
+    """Acks a record only after it is settled, then contained in a state, and that state is committed."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
@@ -27,13 +27,13 @@ class PendingAcks:
         return len(self._unacked_deliveries)
 
     def add_delivery(self, delivery: Delivery) -> bool:
-        """Take note of a delivery; False if its record is here already, and is now lent under another lease.
+        """Take note of a delivery; False if its record is here already, and was delivered again under another lease.
 
-        What the record holds is the gathering's: only what it takes to ack it is kept.
+        Pending rollouts keep the content of the record. Here only what an ack needs is kept.
         """
         key = lane_position(delivery)
         is_new = key not in self._unacked_deliveries
-        # A record that was refused goes to the dead letters as it came.
+        # A rejected record keeps its frames, because it goes to the dead letters unchanged.
         self._unacked_deliveries[key] = delivery if key in self._rejection_reasons else _without_frames(delivery)
         return is_new
 
@@ -41,22 +41,22 @@ class PendingAcks:
         self._settled_keys.append(key)
 
     def mark_rejected(self, delivery: Delivery, reason: str) -> None:
-        """The record goes to the dead letters once whatever became of its rollout is committed."""
+        """Put the record among the dead letters when the outcome of its rollout is committed."""
         key = lane_position(delivery)
         self._unacked_deliveries[key], self._rejection_reasons[key] = delivery, reason
 
     def assign_state_number(self) -> int:
-        """A state is made that contains everything settled so far; its number."""
+        """Number a new state, which contains everything settled so far."""
         self._last_state_number += 1
         self._keys_by_state.append((self._last_state_number, self._settled_keys))
         self._settled_keys = []
         return self._last_state_number
 
     async def commit(self, state_number: int | None) -> None:
-        """Ack what a state contains: the one of that number, or the last. May be cancelled, and called again.
+        """Ack what a state contains: the state of this number, or the last one. May be cancelled, and called again.
 
         Raises:
-            LeaseLost: for some of it another process holds the lease; the rest was acked.
+            LeaseLost: the lease of some records has ended; the other records were acked.
         """
         last_number = self._last_state_number if state_number is None else state_number
         keys = [key for number, state_keys in self._keys_by_state if number <= last_number for key in state_keys]
@@ -75,7 +75,7 @@ class PendingAcks:
                 del self._unacked_deliveries[key]
                 self._rejection_reasons.pop(key, None)
         if lost_keys:
-            # Should the lease come back, and with it these records, the next commit acks them.
+            # If the lease comes back, and with it these records, the next commit acks them.
             self._keys_by_state.appendleft((last_number, list(lost_keys)))
             raise LeaseLost(
                 f"{self._queue.url}: {len(lost_keys)} of {len(keys)} records that this trainer consumed are no longer "
@@ -84,7 +84,7 @@ class PendingAcks:
             )
 
     async def _ack(self, deliveries: list[Delivery]) -> list[RecordKey]:
-        """What was refused."""
+        """Ack deliveries; returns the keys of those that were refused."""
         if not deliveries:
             return []
         try:
@@ -102,7 +102,7 @@ class PendingAcks:
 
 
 def _without_frames(delivery: Delivery) -> Delivery:
-    """The delivery without its frames. Spelt out: `replace` takes as long as decoding a small record."""
+    """The delivery without its frames. It does not use `replace`, which takes as long as decoding a small record."""
     return Delivery(
         frames=(),
         key=delivery.key,

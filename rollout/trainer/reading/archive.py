@@ -1,4 +1,4 @@
-"""A run that is over, read again by the same reader that a trainer uses.
+"""A finished run, read again by the same reader that a trainer uses.
 
 async with open_archive(run_directory) as reader:
     async for trajectory in reader:
@@ -14,9 +14,9 @@ from transports import open_queue
 
 
 def open_archive(run_directory: Path) -> TrajectoryReader:
-    """Everything that was recorded in a run's directory, from its start, and then the end; nothing is acked.
+    """A reader of everything that was recorded in a run's directory; it ends after the last record and acks nothing.
 
-    Rollouts that had not ended come last, as failed trajectories with the error `Unfinished`.
+    Unfinished rollouts come last, as failed trajectories with the error `Unfinished`.
 
     Raises:
         NoArchive: nothing was recorded there.

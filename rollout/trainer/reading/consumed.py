@@ -1,14 +1,14 @@
 """What a trainer has consumed, small enough to be saved with every checkpoint.
 
 Two things are kept. Per lane the *watermark*: every record up to it is settled. And the *consumed* names, as digests:
-rollouts that have records above a watermark, and those of long before whose stalled attempts may still be heard from.
+rollouts that have records above a watermark, and earlier rollouts whose stalled attempts may still send records.
 
-Why an attempt at a rollout that was trained never trains again, also after any number of restarts: it trains only as a
-whole, so its first record must be kept. If that came before the rollout was consumed, it was settled along with it, and
-lies below the watermark or belongs to a consumed name. If it came afterwards, its name is consumed, and remembered for
-the next `REMEMBERED_NAMES` rollouts of this reader. A worker that took an order, fell silent before its very first
-record and woke up that many rollouts later would still bring one member of a group whose others never come again; the
-group stays partial, and partial groups are dropped unless the trainer asks for them.
+A rollout that was trained never trains again, after any number of restarts. The reason: an attempt trains only as a
+whole, so its first record must be kept. If that record came before the rollout was consumed, it was settled together
+with the rollout, and is below the watermark or belongs to a consumed name. If it came later, the name is consumed, and
+remembered for the next `REMEMBERED_NAMES` rollouts of this reader. One case remains: a worker stalls before its very
+first record and wakes up that many rollouts later. Its rollout is then one member of a group whose others never come
+again; the group stays partial, and partial groups are dropped unless the trainer asks for them.
 """
 
 import base64
@@ -32,14 +32,14 @@ _STATE_VERSION = 2
 
 
 class ConsumedRollouts:
-    """Pure bookkeeping: it is told what arrives and what is settled, and says what a checkpoint must know."""
+    """Pure bookkeeping: the reader reports what arrives and is settled; `state` is what a checkpoint must contain."""
 
     def __init__(self) -> None:
         self._lanes: dict[str, _LaneWatermark] = {}
         self._consumed_digests: dict[int, None] = {}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Raises ReaderStateError if it is not a state of ours."""
+        """Load a state. Raises ReaderStateError if it is not one of this version, or damaged."""
         if state.get("version") != _STATE_VERSION:
             raise ReaderStateError(
                 f"the reader state has the version {state.get('version')!r}, not {_STATE_VERSION}; "
@@ -53,7 +53,7 @@ class ConsumedRollouts:
         self._consumed_digests = dict.fromkeys(consumed_digests)
 
     def state(self) -> dict[str, Any]:
-        """All of it as JSON-like data."""
+        """The state as JSON-like data."""
         return {
             "version": _STATE_VERSION,
             "watermarks": {name: lane.watermark for name, lane in self._lanes.items()},
@@ -65,7 +65,7 @@ class ConsumedRollouts:
         return lane in self._lanes and position <= self._lanes[lane].loaded_watermark
 
     def mark_arrived(self, lane: str, position: int) -> None:
-        """A record has come that is not settled yet."""
+        """Note that a record has arrived and is not settled yet."""
         lane_watermark = self._lanes.pop(lane, None) or _LaneWatermark(-1)
         self._lanes[lane] = lane_watermark
         lane_watermark.mark_arrived(position)
@@ -74,14 +74,14 @@ class ConsumedRollouts:
         self._lanes[lane].mark_settled(position)
 
     def mark_consumed(self, name: str) -> None:
-        """From here on everything of that name is dropped."""
+        """From now on every record of this rollout or group is dropped."""
         self._consumed_digests[_name_digest(name)] = None
 
     def is_consumed(self, name: str) -> bool:
         return _name_digest(name) in self._consumed_digests
 
     def prune_acked(self, unacked: int) -> None:
-        """Drop what is no longer needed now that all but the last `unacked` consumed names are acked."""
+        """Drop the oldest names and idle lanes that are over their limits; `unacked` records may still need names."""
         surplus_count = len(self._consumed_digests) - max(REMEMBERED_NAMES, unacked)
         for digest in list(islice(self._consumed_digests, max(0, surplus_count))):
             del self._consumed_digests[digest]
@@ -90,7 +90,7 @@ class ConsumedRollouts:
             del self._lanes[name]
 
     def merge(self, other: "ConsumedRollouts") -> None:
-        """Contain from here on what the other one contains."""
+        """Add everything that the other one contains."""
         for name, lane in other._lanes.items():
             own_lane = self._lanes.get(name)
             self._lanes[name] = _LaneWatermark(max(lane.watermark, own_lane.watermark) if own_lane else lane.watermark)
@@ -98,9 +98,9 @@ class ConsumedRollouts:
 
 
 def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One state that contains all of them: of several ranks, or of a data loader's processes.
+    """One state that contains the states of several ranks, or of a data loader's processes.
 
-    A trainer that comes back with another number of ranks gives each of them the merged state of all.
+    A trainer that restarts with another number of ranks loads the merged state into each of them.
     """
     merged = ConsumedRollouts()
     for state in states:
@@ -111,7 +111,7 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class _LaneWatermark:
-    """One ordered stream of the queue."""
+    """The watermark of one lane, and the positions above it."""
 
     def __init__(self, loaded_watermark: int) -> None:
         self.loaded_watermark = loaded_watermark

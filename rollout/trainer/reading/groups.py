@@ -1,4 +1,4 @@
-"""Groups: all samples of one task, complete before any of them trains."""
+"""Groups: all rollouts of one task, complete before any of them trains."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,12 +9,14 @@ from rollout.trainer.trajectory import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The trajectories of one task, in the order of their rollouts' names; failed ones are among them."""
+    """The trajectories of one task."""
 
     id: str
+    """The id of the group, which is `Trajectory.group` of its members."""
     size: int | None
-    """How many there should be; None where no member told."""
+    """How many members the group should have; None: no member says it, because each lacks its start."""
     trajectories: tuple[Trajectory, ...]
+    """The members in the order of their rollouts' names, failed ones included."""
 
     @property
     def whole(self) -> bool:
@@ -23,16 +25,16 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class GroupPolicy:
-    """What becomes of a group whose last members do not come. Members that come after all are then dropped."""
+    """What happens to a group whose last members do not come. Members that come later are dropped."""
 
     timeout: float = 3600.0
-    """Seconds that the reader waits for the rest, from the first member on."""
+    """Seconds that the reader waits for the other members, from the first one on."""
     keep_partial: int | None = None
-    """How many members a group that is not whole must have to be handed out; None: it is dropped."""
+    """How many members a partial group must have to be handed out; None: partial groups are dropped."""
 
 
 class GroupMember(Protocol):
-    """What belongs to a group."""
+    """An item that belongs to a group."""
 
     @property
     def identity(self) -> str: ...
@@ -56,18 +58,18 @@ class _IncompleteGroup(Generic[MemberT]):
 
 
 class GroupAssembler(Generic[MemberT]):
-    """Collects members until a group is whole. A rollout's own start says how large its group is."""
+    """Collects members until a group is whole. The start record of a rollout says how large its group is."""
 
     def __init__(self) -> None:
         self._groups: dict[str, _IncompleteGroup[MemberT]] = {}
 
     @property
     def waiting(self) -> int:
-        """Members that wait for the rest of their group."""
+        """How many members wait for the rest of their group."""
         return sum(len(group.members) for group in list(self._groups.values()))
 
     def add(self, member: MemberT, now: float = 0.0) -> tuple[MemberT, ...] | None:
-        """Take in one member; the whole group in the order of its names, if that made it whole."""
+        """Add a member; returns the members in the order of their names if the group is now whole."""
         name = member.group_identity
         group = self._groups.setdefault(name, _IncompleteGroup(now))
         group.members[member.identity] = member
@@ -77,6 +79,6 @@ class GroupAssembler(Generic[MemberT]):
         return self._groups.pop(name).sorted_members()
 
     def give_up(self, before: float) -> Iterable[tuple[MemberT, ...]]:
-        """The groups whose first member came before that time; they wait no longer."""
+        """Remove and return the groups whose first member came before this time."""
         expired_names = [name for name, group in self._groups.items() if group.first_member_at < before]
         return [self._groups.pop(name).sorted_members() for name in expired_names]

@@ -1,4 +1,4 @@
-"""Whether this process can read the images that trajectories refer to; better known before the first batch."""
+"""Checks that this process can read the images of trajectories, so that an error comes before the first batch."""
 
 import os
 from pathlib import Path
@@ -8,13 +8,13 @@ from rollout.trainer.trajectory import Trajectory
 
 
 class ImageAccessCheck:
-    """Looks at one image of every directory that trajectories name, the first time that they do."""
+    """Reads one image of each directory that trajectories name, the first time that it is named."""
 
     def __init__(self) -> None:
         self._checked_directories: set[str] = set()
 
     def require_readable(self, trajectory: Trajectory) -> None:
-        """Raises ImagesUnreadable where an image of a directory that was not seen before cannot be read."""
+        """Raises ImagesUnreadable if an image in a directory that was not checked before cannot be read."""
         directory = trajectory.started.assets if trajectory.started else ""
         if directory in self._checked_directories:
             return

@@ -1,7 +1,7 @@
-"""Records by rollout, attempt and number, until an attempt is whole; the first whole attempt is the rollout.
+"""Pending rollouts: records by rollout, attempt and number, until an attempt is whole; the first whole attempt counts.
 
-A rollout that is done stays here, its steps undecoded or on the disk, until the trainer gets it: whatever still comes
-of its other attempts belongs to it and is settled along with it.
+A rollout that is done stays here, with its steps in memory or on the disk, until the trainer gets it: records of its
+other attempts that still come belong to it and are settled together with it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ RecordKey = tuple[str, int]
 
 
 class ReaderTimeouts(Protocol):
-    """How long to wait for what should have come."""
+    """How long to wait for missing records."""
 
     @property
     def gap_timeout(self) -> float: ...
@@ -42,14 +42,14 @@ class _PendingAttempt:
     steps: dict[int, StoredStep] = field(default_factory=dict)
     finished: RolloutFinished | None = None
     last_record_at: float = 0.0
-    """When its latest record came."""
+    """When its latest record came, on the reader's clock of waiting time."""
 
     @property
     def whole(self) -> bool:
         return self.started is not None and self.finished is not None and len(self.steps) == self.finished.steps
 
     def problem(self, now: float, timeouts: ReaderTimeouts) -> Mapping[str, str] | None:
-        """Why nothing more can be expected of it, if so."""
+        """Why no more records can be expected of it; None if they can."""
         silence = now - self.last_record_at
         if self.finished is not None and silence > timeouts.gap_timeout:
             missing_start = "" if self.started is not None else ", and not its first record"
@@ -62,14 +62,14 @@ class _PendingAttempt:
 
 @dataclass(slots=True, eq=False)
 class PendingRollout:
-    """A rollout that the trainer has not been given yet."""
+    """A rollout that was not handed out yet."""
 
     header: RecordHeader
     attempts: dict[int, _PendingAttempt] = field(default_factory=dict)
     record_keys: list[RecordKey] = field(default_factory=list)
     whole_attempt: _PendingAttempt | None = None
     error: Mapping[str, str] | None = None
-    """Why it is a failed one, where no attempt became whole."""
+    """Why it failed, if no attempt became whole."""
 
     @property
     def identity(self) -> str:
@@ -90,14 +90,14 @@ class PendingRollout:
 
     @property
     def best_attempt(self) -> _PendingAttempt:
-        """The attempt that speaks for it: the whole one, else the latest that has begun."""
+        """The attempt that its trajectory is made of: the whole one, else the latest that has its start record."""
         return self.whole_attempt or max(
             self.attempts.values(), key=lambda attempt: (attempt.started is not None, attempt.header.attempt)
         )
 
 
 class PendingRollouts:
-    """All rollouts of which something has come and that were not handed out."""
+    """All rollouts that have records and were not handed out."""
 
     def __init__(self, step_store: StepStore, timeouts: ReaderTimeouts) -> None:
         self._step_store = step_store
@@ -105,7 +105,7 @@ class PendingRollouts:
         self._rollouts: dict[str, PendingRollout] = {}
 
     def unfinished(self) -> list[PendingRollout]:
-        # A copy at once: whoever exports metrics asks from another thread.
+        # A copy, because the metrics are read from another thread.
         return [rollout for rollout in list(self._rollouts.values()) if not rollout.done]
 
     def __contains__(self, identity: str) -> bool:
@@ -115,7 +115,7 @@ class PendingRollouts:
         return [rollout for rollout in self._rollouts.values() if rollout.group_identity == group_identity]
 
     def add(self, record: Record, frames: Frames, key: RecordKey, now: float) -> PendingRollout | None:
-        """Take in a record; the rollout, if that made it done."""
+        """Add a record; returns the rollout if it is now done."""
         rollout, attempt = self._get_or_create_attempt(record.header, key)
         if rollout.done:
             return None
@@ -134,7 +134,7 @@ class PendingRollouts:
         return rollout
 
     def mark_failed(self, header: RecordHeader, key: RecordKey, error: RecordError) -> PendingRollout | None:
-        """A record of this rollout cannot be decoded, so that it has failed; the rollout, if it was not done."""
+        """Fail a rollout because one of its records cannot be decoded; returns it if it was not done before."""
         rollout, _ = self._get_or_create_attempt(header, key)
         if rollout.done:
             return None
@@ -142,7 +142,7 @@ class PendingRollouts:
         return rollout
 
     def fail_stalled(self, now: float) -> list[PendingRollout]:
-        """Fail the rollouts of which every attempt has had a gap, or has been silent, for too long; those rollouts."""
+        """Fail and return the rollouts whose attempts all have had a gap, or have been silent, for too long."""
         failed = []
         for rollout in self._rollouts.values():
             if rollout.done:
@@ -154,7 +154,7 @@ class PendingRollouts:
         return failed
 
     def build_trajectory(self, rollout: PendingRollout) -> Trajectory:
-        """What the trainer gets. The rollout stays here."""
+        """Build the trajectory that the trainer gets. The rollout stays here."""
         attempt = rollout.best_attempt
         if rollout.whole_attempt is None or attempt.started is None or attempt.finished is None:
             return self._partial_trajectory(attempt, rollout.error or {})
@@ -172,7 +172,7 @@ class PendingRollouts:
             return _failed_trajectory(attempt, {"type": type(error).__name__, "message": str(error)})
 
     def remove(self, rollout: PendingRollout) -> list[RecordKey]:
-        """Let go of a rollout; its records, to be settled."""
+        """Remove a rollout; returns the keys of its records, which must be settled."""
         del self._rollouts[rollout.identity]
         self._drop_steps(rollout.attempts.values())
         return rollout.record_keys

@@ -1,4 +1,4 @@
-"""Which partitions belong to which of several readers: disjoint, and a group never leaves its partition."""
+"""Which partitions belong to which of several readers. They are disjoint, and a group is always in one partition."""
 
 from urllib.parse import parse_qs, urlsplit
 
@@ -10,17 +10,17 @@ from transports import open_queue
 def open_reader(
     url: str, *, rank: int = 0, world_size: int = 1, settings: ReaderSettings | None = None
 ) -> TrajectoryReader:
-    """The reader of one rank. The URL says into how many partitions the queue is divided, if there are several ranks.
+    """The reader of one rank. With several ranks, the URL must say how many partitions the queue has.
 
     Raises:
-        RankError: there are fewer partitions than ranks, or the rank is none of them.
+        RankError: there are fewer partitions than ranks, or there is no such rank.
     """
     consume = None if world_size == 1 and rank == 0 else partitions_of(url, rank, world_size)
     return TrajectoryReader(open_queue(url, consume=consume), settings)
 
 
 def partitions_of(url: str, rank: int, world_size: int) -> list[int]:
-    """The partitions that a rank reads; a process that takes its place reads the same ones."""
+    """The partitions that a rank reads; a process that replaces it reads the same ones."""
     if not 0 <= rank < world_size:
         raise RankError(f"there is no rank {rank} among {world_size}.")
     partition_count_text = parse_qs(urlsplit(url).query).get("partitions", ["1"])[0]

@@ -1,4 +1,4 @@
-"""The trainer's end of the queue: whole trajectories, each exactly once relative to the trainer's checkpoint.
+"""The trainer's side of the queue: whole trajectories, each exactly once relative to the trainer's checkpoint.
 
     async with open_reader(url, rank=rank, world_size=world_size) as reader:
         reader.load_state_dict(checkpoint["reader"])        # drops what the loaded weights have trained on
@@ -8,9 +8,10 @@
                 save(weights, reader=reader.state_dict())    # atomically, in one file
                 await reader.commit()                        # only now may the queue forget
 
-Delivery is at least once and may be disordered by redelivery. Whatever was handed out counts as consumed by the next
-`state_dict`; nothing is acked before a `commit`, and a commit acks exactly what that state contains. So a trainer that
-dies at any point comes back to its last checkpoint and gets everything that the checkpoint's weights have not seen.
+Delivery is at least once, and redelivery may change the order. The next `state_dict` counts every trajectory that was
+handed out as consumed. Nothing is acked before a `commit`, and a commit acks exactly what that state contains. So a
+trainer that dies at any point restarts from its last checkpoint and gets everything that the checkpoint's weights have
+not seen.
 """
 
 import logging
@@ -46,21 +47,22 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class ReaderSettings:
-    """How a reader treats what is late, large, incomplete or stale. Time-outs count the time it waits for records."""
+    """How a reader treats late, large, incomplete or stale data. Time-outs count only its waiting for records."""
 
     gap_timeout: float = 30.0
     """Seconds that a finished attempt may lack a record, which a redelivery may still bring."""
     unfinished_timeout: float = 7200.0
     """Seconds without a record after which an unfinished attempt is given up."""
     memory_limit: int = 1 << 30
-    """Bytes that steps may take in memory, records and what they were decoded to; beyond it they go to the disk."""
+    """Bytes that steps may take in memory, as frames and decoded; more steps are spilled to the disk."""
     spill_directory: Path | None = None
-    """Where they go; None: the system's place for temporary files."""
+    """Where they are spilled; None: the system's directory for temporary files."""
     groups: GroupPolicy = field(default_factory=GroupPolicy)
+    """What happens to groups that stay partial."""
     max_staleness: int | None = None
-    """How many versions a trajectory may lie behind the trainer's; a group with one beyond that is dropped."""
+    """How many versions a trajectory may be behind the trainer's; a group with a staler one is dropped."""
     require_images: bool = True
-    """Check that images can be read before anything that refers to them is handed out."""
+    """Check that the images of a trajectory can be read before it is handed out."""
 
 
 class TrajectoryReader:
@@ -83,7 +85,7 @@ class TrajectoryReader:
         self._waited_seconds = 0.0
         self._timeouts_checked_at = 0.0
         self._group_timeouts_due = False
-        """Whether groups are to be looked through for those that have waited too long."""
+        """Whether the groups must be checked for those that have waited too long."""
         self._queue_ended = False
 
     async def __aenter__(self) -> Self:
@@ -101,13 +103,13 @@ class TrajectoryReader:
         return self._queue_ended and not (self._ready_rollouts or self._ready_groups or self._group_assembler.waiting)
 
     async def __aiter__(self) -> AsyncIterator[Trajectory]:
-        """Until the queue ends, which only a replayed one does; leave the loop, or cancel it, to stop."""
+        """Yield trajectories until the queue ends, which only a replayed one does; leave or cancel the loop to stop."""
         while not self.ended:
             if (trajectory := await self.receive(timeout=_POLL_SECONDS)) is not None:
                 yield trajectory
 
     async def groups(self) -> AsyncIterator[Group]:
-        """The same for groups."""
+        """Yield groups, until the queue ends."""
         while not self.ended:
             if (group := await self.receive_group(timeout=_POLL_SECONDS)) is not None:
                 yield group
@@ -122,27 +124,27 @@ class TrajectoryReader:
         return await self._read_until(self._next_trajectory, timeout)
 
     async def receive_group(self, *, timeout: float) -> Group | None:
-        """The next group, whole unless the policy says otherwise, or None when there was none in time.
+        """The next group, whole unless `settings.groups` allows partial ones, or None when there was none in time.
 
         A reader is used for trajectories or for groups, not for both. Raises what `receive` does.
         """
         return await self._read_until(self._next_group, timeout)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the trainer has been given so far; save it atomically with the weights that were trained on it.
+        """The state of what was handed out so far; save it atomically with the weights that were trained on it.
 
-        It is JSON-like and bounded. Its `number` names it to `commit`.
+        It is JSON-like and bounded. Its `number` is what `commit` takes.
         """
         return {**self._consumed_rollouts.state(), "number": self._pending_acks.assign_state_number()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Begin where a saved state ended. Raises ReaderStateError after records were read, or if it is not ours."""
+        """Begin where a saved state ended. Raises ReaderStateError after records were read, or for an invalid state."""
         if self._counters.records:
             raise ReaderStateError("load_state_dict comes before the first receive.")
         self._consumed_rollouts.load(state)
 
     async def commit(self, number: int | None = None) -> None:
-        """Ack what a state covers: that of this number, or the last one. Call it once that state is safely stored.
+        """Ack what a state contains: the one of this number, or the last one. Call it once the state is safely stored.
 
         Raises:
             LeaseLost: this process was silent for so long that another one may have taken over.
@@ -151,7 +153,7 @@ class TrajectoryReader:
         self._consumed_rollouts.prune_acked(self._pending_acks.unacked)
 
     def stats(self) -> ReaderStats:
-        """Where it stands; may be asked from any thread."""
+        """What it did and what it holds; may be called from any thread."""
         counters = self._counters
         return ReaderStats(
             trajectories=counters.trajectories,
@@ -179,7 +181,7 @@ class TrajectoryReader:
         return item
 
     async def _receive_record(self, deadline: float) -> bool:
-        """Take in a record, or let time pass; False once the deadline is over or the queue has ended."""
+        """Receive and handle a record, or let time pass; False once the deadline is over or the queue has ended."""
         started_at = time.monotonic()
         delivery = await self.queue.receive(timeout=max(0.0, min(deadline - started_at, _POLL_SECONDS)))
         now = time.monotonic()
@@ -273,7 +275,7 @@ class TrajectoryReader:
             self._ready_rollouts.append(rollout)
 
     def _give_up_group(self, members: tuple[PendingRollout, ...]) -> None:
-        """Give up waiting for the rest of a group: it is handed out as it is, or dropped; late members are dropped."""
+        """Give up waiting for the rest of a group: it is handed out partial, or dropped. Late members are dropped."""
         group_identity = members[0].group_identity
         min_members = self.settings.groups.keep_partial
         keep = min_members is not None and len(members) >= min_members
@@ -290,7 +292,7 @@ class TrajectoryReader:
             self._ready_groups.append(members)
 
     def _hand_out(self, rollouts: tuple[PendingRollout, ...]) -> tuple[Trajectory, ...] | None:
-        """Give them to the trainer; None if they are too stale, and were consumed without that."""
+        """Consume rollouts and return their trajectories; None if they are too stale to be handed out."""
         trajectories = tuple(self._pending_rollouts.build_trajectory(rollout) for rollout in rollouts)
         if self.settings.require_images:
             for trajectory in trajectories:
@@ -324,5 +326,5 @@ class TrajectoryReader:
 
 
 def _abandoned_group_name(group_identity: str) -> str:
-    """A name that no rollout has."""
+    """The name under which an abandoned group is marked as consumed; no rollout has such a name."""
     return f"#{group_identity}"

@@ -1,7 +1,7 @@
-"""Steps that wait for the rest of their rollout: in memory up to a limit, beyond it on the disk, oldest first.
+"""Steps that wait for the rest of their rollout. Beyond a memory limit, the oldest ones are spilled to the disk.
 
-The disk's part lies in files without a name, so that nothing stays behind whatever becomes of the process. A file is
-given back to the system once nothing in it is wanted any more.
+The files have no name, so that nothing stays on the disk when the process dies. A file is closed, and its space is
+free, once none of its steps is needed.
 """
 
 import tempfile
@@ -17,12 +17,18 @@ from transports import Frames
 
 _MAX_FILE_BYTES = 64 << 20
 _DECODED_OVERHEAD_BYTES = 5 << 10
-"""What a decoded step takes besides its arrays, which take what its frames do."""
+"""Bytes that a decoded step takes besides its arrays; the arrays take as much as its frames."""
 
 
 @dataclass(slots=True, eq=False)
 class StoredStep:
-    """One step of so many bytes on the wire: its frames and what they say, or where its frames lie."""
+    """One stored step.
+
+    Attributes:
+        nbytes: the bytes of its frames.
+        frames_and_step: its frames and the decoded step; None if it is on the disk.
+        location: where its frames are on the disk; None if it is in memory.
+    """
 
     nbytes: int
     frames_and_step: tuple[Frames, Step] | None
@@ -49,17 +55,19 @@ class _SpillLocation:
 
 @dataclass(slots=True)
 class StepStore:
-    """Holds steps."""
+    """Stores steps in memory and on the disk."""
 
     memory_limit: int
-    """Bytes that steps may take here, their frames and what these were decoded to."""
+    """Bytes that steps may take in memory, as frames and decoded."""
     directory: Path | None = None
-    """Where the files are made; None: the system's place for temporary files."""
+    """Where the files are created; None: the system's directory for temporary files."""
     in_memory: int = 0
+    """Bytes that steps take in memory now."""
     on_disk: int = 0
+    """Bytes of the steps on the disk."""
     _steps_in_memory: dict[StoredStep, None] = field(default_factory=dict)
     _spill_files: list[_SpillFile] = field(default_factory=list)
-    """The last one is written to; the others are there for as long as something in them is wanted."""
+    """The last one is written to; each other one is kept as long as one of its steps is needed."""
 
     def add(self, frames: Frames, step: Step) -> StoredStep:
         nbytes = sum(memoryview(frame).nbytes for frame in frames)
@@ -71,7 +79,7 @@ class StepStore:
         return stored
 
     def read(self, stored: StoredStep) -> tuple[Frames, Step]:
-        """The step as it came. It stays held."""
+        """The frames and the step. It stays stored."""
         if stored.frames_and_step is not None:
             return stored.frames_and_step
         frames = tuple(self._read_frames(stored))
@@ -80,7 +88,7 @@ class StepStore:
         return frames, step
 
     def drop(self, stored: StoredStep) -> None:
-        """Nobody needs it any more."""
+        """Remove a step that is no longer needed."""
         if stored.location is None:
             del self._steps_in_memory[stored]
             self.in_memory -= stored.bytes_in_memory

@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class ReaderStats:
-    """Counts are since the reader was made."""
+    """The state of a reader. Counts are since the reader was created."""
 
     trajectories: int
-    """Handed out."""
+    """Trajectories that were handed out."""
     groups: int
-    """Handed out; the trajectories in them are among those above."""
+    """Groups that were handed out; their trajectories are also counted above."""
     records: int
+    """Records that were received."""
     bytes: int
+    """Bytes of the records that were received."""
     dropped: int
-    """Records of what was consumed already, or of a group that was given up."""
+    """Records of rollouts that were consumed already, or of groups that were given up."""
     rejected: int
     """Records that cannot be decoded."""
     stale: int
@@ -24,22 +26,23 @@ class ReaderStats:
     partial_groups: int
     """Groups that were given up before they were whole, handed out or not."""
     unfinished: int
-    """Rollouts of which something has come, and not the end."""
+    """Rollouts that have records and are not done."""
     waiting: int
-    """Trajectories that are whole and were not handed out."""
+    """Rollouts that are done and were not handed out."""
     unacked: int
-    """Records that the queue still holds for this reader."""
+    """Records that were delivered to this reader and are not acked."""
     bytes_in_memory: int
-    """Of the steps of both."""
+    """Bytes that the steps of unfinished and waiting rollouts take in memory."""
     bytes_on_disk: int
+    """Bytes of the steps that were spilled to the disk."""
     redelivered: int
     """Records that had been delivered before."""
     staleness: Mapping[int, int]
-    """How many trajectories that were handed out lay how many versions behind, where that is known."""
+    """For each staleness in versions, how many trajectories with it were handed out; unknown ones are not counted."""
 
     @property
     def staleness_mean(self) -> float | None:
-        """None before any whose versions and the trainer's are known."""
+        """The mean staleness of the trajectories that were handed out; None if no staleness is known."""
         measured = sum(self.staleness.values())
         return sum(behind * n for behind, n in self.staleness.items()) / measured if measured else None
 
@@ -50,7 +53,7 @@ class ReaderStats:
 
 @dataclass(slots=True)
 class ReaderCounters:
-    """What only ever grows."""
+    """The counts of a reader that only grow; `ReaderStats` explains them."""
 
     trajectories: int = 0
     groups: int = 0

@@ -1,11 +1,11 @@
-"""The directory that engines load a policy's weights from: checked before anything replaces what lies there.
+"""The directory that engines load a policy's weights from; new weights are checked before they replace the old ones.
 
     weights = WeightsDirectory(Path("/runs/one/policy"))
     weights.replace(7, model.save_pretrained)
 
-A new version is written beside the old one, read as an engine would, and then moved over it file by file. A process
-that has the old files open keeps them; a version number lies beside them only while they are whole. An engine that is
-given a file it cannot load answers 500 and dies at its next request, so none is offered what was not read here.
+A new version is written beside the old one, read as an engine would read it, and then moved over it file by file. A
+process that has the old files open keeps them. The file with the version exists only while the weights are complete. An
+engine that loads a bad file answers 500 and dies at its next request, so every file is read here first.
 """
 
 import fcntl
@@ -36,16 +36,21 @@ _MAX_NAMES_SHOWN = 3
 
 
 class WeightsError(RolloutError):
-    """Weights that an engine could not load, or that are not this model's; no engine was told of them."""
+    """Weights that an engine could not load, or that belong to another model; no engine has loaded them."""
 
 
 class WeightsHeld(RolloutError):
-    """Another process publishes from this directory: two would give one version's name to another one's weights."""
+    """Another process publishes from this directory; with two publishers one version name could mean two weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavedVersion:
-    """A version as it was once saved. A trainer that goes back to a checkpoint saves the same number again."""
+    """A saved version.
+
+    Attributes:
+        version: the number of the version.
+        nonce: a random text, which is different if the same number is saved again, as after a return to a checkpoint.
+    """
 
     version: int
     nonce: str
@@ -53,14 +58,19 @@ class SavedVersion:
 
 @dataclass(frozen=True, slots=True)
 class WeightsDirectory:
-    """Holds one version at a time. `reference` is a checkpoint whose tensors every version must have."""
+    """Holds one version at a time.
+
+    Attributes:
+        path: the directory.
+        reference: a checkpoint with the tensors that the first version must have; None: the first version may be any.
+    """
 
     path: Path
     reference: Path | None = None
 
     @property
     def saved_version(self) -> SavedVersion | None:
-        """What lies there; None where there is nothing, or where it was not moved there to the end."""
+        """The version in the directory; None if there is none, or if moving it in was not completed."""
         try:
             content = orjson.loads((self.path / _VERSION_FILE).read_bytes())
             return SavedVersion(int(content["version"]), str(content["nonce"]))
@@ -73,7 +83,7 @@ class WeightsDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the only one who publishes from here. Raises WeightsHeld."""
+        """Be the only process that publishes from here. Raises WeightsHeld if another one does."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / _LOCK_FILE).open("ab") as file:
             try:
@@ -85,7 +95,7 @@ class WeightsDirectory:
             yield
 
     def replace(self, version: int, save: Saver) -> None:
-        """Save a version and put it in the place of the one before.
+        """Save a version and replace the previous one.
 
         Raises:
             WeightsError: what was saved cannot be loaded, or has other tensors than this model. The old version stays.

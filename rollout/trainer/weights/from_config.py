@@ -1,4 +1,4 @@
-"""A publisher's settings, as the configurations of a run say them: for trainers, and for `rollout policy`.
+"""A publisher's settings from the configurations of a run, for trainers and for `rollout policy`.
 
 config = load_config(Path("codeword.yaml"))
 with PolicyPublisher(publisher_settings([config], Path("runs/codeword-7"))) as publisher:
@@ -16,7 +16,7 @@ from rollout.trainer.weights.publisher import PublisherSettings
 
 
 def publisher_settings(configs: Sequence[Config], run_path: Path) -> PublisherSettings:
-    """Of one policy that plays all of these environments; its weights lie in `policy` below the run's directory.
+    """The settings for one policy that plays all of these environments; its weights are in `policy` of the run.
 
     Raises:
         ConfigurationError: there is no engine that could be reached, or its key is not set.

@@ -1,4 +1,4 @@
-"""New versions of the policy: saved where engines read them, pushed to all of them, and told to who starts rollouts.
+"""New versions of the policy: saved where engines read them, pushed to all engines, and announced to orchestrators.
 
     with PolicyPublisher(settings) as publisher:
         publisher.publish(0, model.save_pretrained)                       # before the first rollout
@@ -6,9 +6,9 @@
             train(groups)
             publisher.publish(step, model.save_pretrained, {"codeword": Consumption(step * 64)})
 
-An engine that cannot be updated is *behind*: it was not updated, or is gone, or nobody knows. The version is announced
-once one engine has it; from then on workers use no engine that does not say that it has it, too. The publisher looks at
-all of them now and then, and brings it to those that are behind, such as one that was started anew.
+An engine that is not known to have the version is *behind*: its update failed, or it does not answer. The version is
+announced once one engine has it; from then on workers only use engines that report it. The publisher checks all engines
+regularly, and pushes the version to those that are behind, such as one that was restarted.
 """
 
 import asyncio
@@ -36,20 +36,20 @@ from transports import QueueError
 log = structlog.get_logger()
 
 _REPAIR_INTERVALS = (5.0, 60.0)
-"""Seconds between two looks at the engines, and what they grow to while an engine cannot be brought back."""
+"""Seconds between two checks of the engines, and the most that they grow to while an engine cannot be updated."""
 
 
 class PushFailed(RolloutError):
-    """No engine has the new version; nothing was announced, and rollouts go on with the one before."""
+    """No engine has the new version; nothing was announced, and rollouts go on with the previous one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Consumption:
-    """What a trainer has taken of one environment's rollouts since the beginning of the run.
+    """How many rollouts of one environment a trainer has taken since the beginning of the run.
 
     Attributes:
-        consumed: those that have gone into a training step.
-        discarded: those that it received and will not train on: failed, abandoned, too stale.
+        consumed: how many have gone into a training step.
+        discarded: how many it received and will not train on: failed, abandoned, too stale.
     """
 
     consumed: int = 0
@@ -58,16 +58,17 @@ class Consumption:
 
 @dataclass(frozen=True, slots=True)
 class PublisherSettings:
-    """Who is told of a version, and how; `rollout.trainer.weights.from_config` reads it from a run's configurations.
+    """Where versions are pushed, and how; `rollout.trainer.weights.from_config` reads it from a run's configurations.
 
     Attributes:
-        engines: the roots of all engines that workers use.
+        engines: the root URLs of all engines that workers use.
         weights: a directory that trainer and engines see under one path.
-        controls: per environment the URL of the queue that tells its orchestrator of progress (`queue.control`).
-        on_update: what becomes of requests in flight.
+        controls: per environment the URL of the queue that takes the trainer's progress (`queue.control`).
+        on_update: what happens to requests in flight.
         timeout: seconds for one push, the wait for requests in flight included.
         api_key: sent to the engines as a bearer token.
-        reference: a checkpoint with the tensors that every version must have; none: the first version is it.
+        reference: a checkpoint with the tensors that the first version must have; None: it may have any. Later versions
+            must have the tensors of the version before.
     """
 
     engines: tuple[str, ...]
@@ -81,7 +82,13 @@ class PublisherSettings:
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """Which engines have a version, and why the others do not."""
+    """The result of a push.
+
+    Attributes:
+        version: the version that was pushed.
+        engines: the URLs of the engines that have it.
+        behind: for each other engine, by its URL, why it does not have it.
+    """
 
     version: int
     engines: tuple[str, ...]
@@ -89,9 +96,9 @@ class Pushed:
 
 
 class AsyncPolicyPublisher:
-    """The publisher on an event loop. Use it as an async context manager; there is one for a directory of weights.
+    """The publisher on an event loop. Use it as an async context manager; only one may use a directory of weights.
 
-    After `publish`, `version` is what the engines have, as far as it was announced.
+    `version` is the version that was announced last.
     """
 
     def __init__(self, settings: PublisherSettings) -> None:
@@ -110,7 +117,7 @@ class AsyncPolicyPublisher:
             await stack.enter_async_context(self._http)
             for environment, url in self.settings.controls.items():
                 self._progress_publishers[environment] = await stack.enter_async_context(ProgressPublisher(url))
-            stack.push_async_callback(self._push_lock.acquire)  # a push that was cancelled still sees to its engines
+            stack.push_async_callback(self._push_lock.acquire)  # a cancelled push still cleans up its engines
             await stack.enter_async_context(self._repairing_in_background())
             self._stack = stack.pop_all()
         return self
@@ -121,7 +128,7 @@ class AsyncPolicyPublisher:
         await self._stack.__aexit__(kind, error, trace)
 
     async def publish(self, version: int, save: Saver, consumption: Mapping[str, Consumption] | None = None) -> Pushed:
-        """Save a version, push it to every engine, and announce it. Any number will do, also a smaller one.
+        """Save a version, push it to every engine, and announce it. The number may also be smaller than the last one.
 
         Raises:
             WeightsError: what was saved is not a checkpoint of this model; nothing was touched.
@@ -135,7 +142,7 @@ class AsyncPolicyPublisher:
         self._weights_directory.replace(version, save)
 
     async def push(self, consumption: Mapping[str, Consumption] | None = None) -> Pushed:
-        """The second half: push what was saved last to every engine, whatever it has, and announce it."""
+        """The second half: push the saved version to every engine, whatever version it has, and announce it."""
         self._consumption.update(consumption or {})
         async with self._push_lock:
             saved, states = self._require_saved_version(), await self.states()
@@ -144,7 +151,7 @@ class AsyncPolicyPublisher:
         return pushed
 
     async def repair(self) -> Pushed:
-        """Push what was saved last to those engines that do not have it or stand still.
+        """Push the saved version to the engines that do not have it or are paused.
 
         Raises:
             PushFailed: there is no engine that has it.
@@ -160,7 +167,7 @@ class AsyncPolicyPublisher:
         return pushed
 
     async def states(self) -> Mapping[str, EngineState | EngineError]:
-        """What every engine says of its weights, or why it does not."""
+        """What every engine reports of its weights, or the error if it does not answer."""
         return await fetch_engine_states(self._http, self.settings.engines)
 
     def _require_saved_version(self) -> SavedVersion:
@@ -172,7 +179,7 @@ class AsyncPolicyPublisher:
     async def _update_engines(
         self, saved: SavedVersion, states: Mapping[str, EngineState | EngineError], outdated_urls: Sequence[str]
     ) -> Pushed:
-        """Update those engines that lack this edition and answer, all at once."""
+        """Update the outdated engines that answer, all at the same time."""
         settings, started_at = self.settings, time.monotonic()
         behind = {url: str(state) for url, state in states.items() if isinstance(state, EngineError)}
 
@@ -215,7 +222,7 @@ class AsyncPolicyPublisher:
 
     @asynccontextmanager
     async def _repairing_in_background(self) -> AsyncIterator[None]:
-        # No group of tasks, which would wrap whatever the trainer raises meanwhile.
+        # No task group, because it would wrap the exceptions that the trainer raises meanwhile.
         repair_task = asyncio.create_task(self._repair_repeatedly())
         try:
             yield
@@ -224,12 +231,12 @@ class AsyncPolicyPublisher:
             await asyncio.wait([repair_task])
 
     async def _repair_repeatedly(self) -> None:
-        """Update engines that come back, also while the trainer waits for rollouts that only they could play."""
+        """Update engines that come back, also while the trainer waits for rollouts that need them."""
         interval = _REPAIR_INTERVALS[0]
         while True:
             await anyio.sleep(interval)
             if self.version is None:
-                continue  # nothing is known yet but what an earlier trainer left
+                continue  # this publisher has pushed nothing yet; the directory has what an earlier trainer left
             try:
                 all_updated = not (await self.repair()).behind
             except (RolloutError, QueueError) as error:
@@ -239,9 +246,9 @@ class AsyncPolicyPublisher:
 
 
 class PolicyPublisher:
-    """The same for a program without an event loop: it runs on a loop in a thread of its own.
+    """The publisher for a program without an event loop; the loop runs in a thread of its own.
 
-    `save` is called by the thread that publishes.
+    `save` is called in the thread that calls `publish`.
     """
 
     def __init__(self, settings: PublisherSettings) -> None:
@@ -272,7 +279,7 @@ class PolicyPublisher:
         try:
             return push_future.result()
         except BaseException:
-            push_future.cancel()  # where it was this thread that was interrupted, no engine may be left as it stands
+            push_future.cancel()  # if this thread was interrupted, the push must stop and clean up its engines
             raise
 
     def repair(self) -> Pushed:

@@ -1,6 +1,6 @@
-"""`sqlite:///file.db`: a transport of one's own, in one file; see docs/queues.md of rollout for the contract.
+"""`sqlite:///file.db`: a complete transport in one file; docs/queues.md of rollout explains the contract.
 
-Every operation is one transaction. It is meant to be read, not to be fast, and for the processes of one machine.
+Every operation is one transaction. The example is meant to be read, not to be fast. It serves one machine only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS records (
 
 
 class SqliteQueue(Queue):
-    """A handle. Its epoch names it as a holder; giving its leases back is to forget that epoch."""
+    """A handle. Its epoch identifies it as a holder of leases; it releases all of them by deleting that epoch."""
 
     def __init__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> None:
         parts, options = parse_queue_url(url, QueueOptions)
@@ -202,7 +202,7 @@ class SqliteQueue(Queue):
 
 
 class _Transaction:
-    """All of it or nothing, and one at a time."""
+    """Commits everything or nothing; only one transaction runs at a time."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database

@@ -18,7 +18,7 @@ _PROBE_SIZES = ((320, 200), (70, 530))
 
 
 async def discover_image_config(renderer: Any) -> tuple[ServerImageConfig, VLLMProcessor] | str:
-    """The facts and the processor of a server, or why no reference can be resolved there."""
+    """The image configuration and the processor of a server, or the reason why it cannot resolve references."""
     config = renderer.model_config
     if renderer.mm_processor is None:
         return "the model takes no images"

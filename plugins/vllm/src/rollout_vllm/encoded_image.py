@@ -1,4 +1,4 @@
-"""From a claim to the bytes it is about, which must have the hash that it names."""
+"""From a reference to the image's bytes, which must have the hash that the reference names."""
 
 import hashlib
 import re
@@ -18,14 +18,19 @@ _DATA_URI = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,")
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """An encoded image, known by what it is."""
+    """An encoded image.
+
+    Attributes:
+        sha256: the hash of `data`, 64 hex digits.
+        data: the bytes of the file.
+    """
 
     sha256: str
     data: bytes
 
 
 def read_encoded_image(reference: CheckedReference, image_config: ServerImageConfig) -> EncodedImage:
-    """Read the image anew, however often it was read before: a reference is believed only beside its bytes.
+    """Read the image again in every request: a reference is trusted only together with its bytes.
 
     Raises:
         InvalidImageRef: it cannot be read, or has another hash.

@@ -10,7 +10,7 @@ class InvalidImageRef(Exception):
         super().__init__(reason if param is None else f"{param}: {reason}")
 
     def for_param(self, param: str) -> "InvalidImageRef":
-        """The same refusal of a certain item."""
+        """The same refusal, for a certain item."""
         return InvalidImageRef(self.reason, param)
 
 

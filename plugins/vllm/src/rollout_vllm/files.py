@@ -1,10 +1,10 @@
 """Reading an image file by the name that a reference gives it, below one directory and through no link.
 
-A reference names a run and a file, never a path. The file lies in the server's directory itself, or in that of its run,
-in either case right there or in `assets/images`. The run's directory is looked for some levels deep, so that a server
-may be started with the images of a run, with the run, with all runs, or with what they are a part of. Each step is
-opened from the descriptor of the one before, so that nothing put in place meanwhile can lead elsewhere. Which file is
-found matters to nobody: it is believed for its bytes.
+A reference names a run and a file, never a path. The file is in the server's directory or in the directory of its run;
+in both cases either directly or in `assets/images`. The run's directory is searched some levels deep, so that a server
+may be started with the images of a run, with the run, with all runs, or with a directory above them. Each part of a
+path is opened from the file descriptor of the part before, so that a link created meanwhile cannot lead elsewhere. It
+does not matter which file is found, because the hash of its bytes is checked.
 """
 
 import errno
@@ -21,7 +21,7 @@ _SUBDIRECTORY_FLAGS = _DIRECTORY_FLAGS | os.O_NOFOLLOW
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _IMAGES_PATH = ("assets", "images")
 _MAX_DEPTH, _MAX_VISITED_DIRECTORIES = 3, 1000
-"""How far below the server's directory a run's is looked for, and in how many directories at most."""
+"""How many levels below the server's directory a run's directory is searched, and in at most how many directories."""
 
 PathParts = tuple[str, ...]
 
@@ -74,7 +74,7 @@ class ImageFiles:
 
 
 def _find_run(root_fd: int, run_id: str) -> PathParts | None:
-    """The way to the nearest directory of this name, if it is not too far."""
+    """The path to the nearest directory of this name, if it is not too deep."""
     pending: deque[PathParts] = deque([()])
     for _ in range(_MAX_VISITED_DIRECTORIES):
         if not pending:
@@ -97,7 +97,7 @@ def _find_run(root_fd: int, run_id: str) -> PathParts | None:
 
 
 def _is_link(directory_fd: int, name: str) -> bool:
-    # Found, and refused when it is opened: another directory of this name deeper down is not what was meant.
+    # A link counts as found and is refused when it is opened: a deeper directory of this name is not what was meant.
     try:
         return stat.S_ISLNK(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode)
     except OSError:

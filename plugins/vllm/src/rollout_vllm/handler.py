@@ -1,8 +1,8 @@
-"""What stands before vLLM's own handler of `POST /inference/v1/generate`.
+"""The handler that wraps vLLM's own handler of `POST /inference/v1/generate`.
 
-A request without images passes. One with images passes once each is proven, as tensors under names of our own; all
-else is answered 400, in vLLM's format, with the type `invalid_mm_image_ref` and the item that is meant in `param`.
-Where this server failed, and not the request, the answer is 500.
+A request without images passes. A request with images passes once each image is checked; vLLM then gets tensors, named
+by their digests. Any other request is answered 400, in vLLM's format, with the type `invalid_mm_image_ref` and the bad
+item in `param`. If this server failed, and not the request, the answer is 500.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ logger = init_logger("vllm.mmraw")
 
 
 class ImageRefHandler:
-    """Stands in the place of vLLM's `ServingTokens`, and hands on what is sound."""
+    """Replaces vLLM's `ServingTokens`, and passes valid requests on to it."""
 
     def __init__(
         self, vllm_handler: Any, image_config: ServerImageConfig, resolver: Resolver, metrics: PluginMetrics
@@ -75,7 +75,7 @@ class ImageRefHandler:
 
 
 class ContentPartVerifier:
-    """Whether the `uuid` of a part, under which vLLM caches it unseen, is the hash of its bytes."""
+    """Checks that the `uuid` of a part is the hash of its bytes: vLLM caches the part under it without a check."""
 
     def __init__(self, model_config: Any) -> None:
         self._connector = MEDIA_CONNECTOR_REGISTRY.load(
@@ -86,7 +86,11 @@ class ContentPartVerifier:
         self._media_io = _Sha256MediaIO()
 
     async def verify(self, part: dict[str, Any], param: str) -> None:
-        """Raises InvalidImageRef: the uuid names other bytes; what cannot be read is left to vLLM's own answer."""
+        """Check one part. vLLM itself answers for a part that cannot be read.
+
+        Raises:
+            InvalidImageRef: the uuid names other bytes.
+        """
         try:
             sha256 = await self._connector.load_from_url_async(part["url"], self._media_io)
         except Exception:  # noqa: BLE001 - vLLM reads it again in a moment, and has an answer of its own for this
@@ -100,7 +104,7 @@ class ContentPartVerifier:
 
 
 class _Sha256MediaIO:
-    """What vLLM's connector hands the bytes to: a `MediaIO` that goes no further than their hash."""
+    """A `MediaIO` for vLLM's connector that only computes the hash of the bytes."""
 
     def get_max_bytes(self) -> int | None:
         return None

@@ -14,7 +14,7 @@ class ServerImageConfig:
         modality: the engine's name for images.
         geometry: the layout contract of this server's own image processor.
         pad_id: the token that every placeholder range consists of.
-        files: where images may be read; None: the server was started without a directory for them.
+        files: the directory where images may be read; None: the server was started without one.
         max_images: the most images that one request may have.
     """
 

@@ -1,7 +1,7 @@
-"""The images of a request as it names them, and whether its prompt has a place for each.
+"""The images that a request names, and the check that its prompt has a placeholder range for each.
 
-Everything here is decided from the request alone, before anything is read. What passes cannot make the engine read a
-pad token as text, an image as another modality, or an item out of a cache that may not hold it.
+Everything here is decided from the request alone, before any image is read. A request that passes cannot make the
+engine read a pad token as text, an image as another modality, or an item from a cache that may not hold it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,14 @@ class VllmFeatures(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ImageItem:
-    """One image of a request: a reference or serialised tensors, and the length of its place in the prompt."""
+    """One image of a request.
+
+    Attributes:
+        param: the path of the item in the request, for error answers.
+        mm_hash: the hash that the request gives the image.
+        placeholder_length: how many pad tokens the image has in the prompt.
+        data: an `mmraw:` reference or serialised tensors.
+    """
 
     param: str
     mm_hash: str
@@ -47,7 +54,7 @@ class ImageItem:
 def read_items(
     token_ids: Sequence[int], features: VllmFeatures, image_config: ServerImageConfig
 ) -> tuple[ImageItem, ...]:
-    """The images of `features`, each with a range that lies on pad tokens, and no pad token without an image.
+    """The images of `features`. Each range covers only pad tokens, and each pad token belongs to an image.
 
     Raises:
         InvalidImageRef: an item is of another modality or null, or its range is not its own pad tokens.
@@ -60,7 +67,7 @@ def read_items(
                 f"features.mm_hashes.{modality[:40]}",
             )
     if any(data is not None for items in (features.mm_metadata or {}).values() for data in items):
-        # They would be laid over the tensors after those were checked.
+        # vLLM would apply the metadata to the tensors after they were checked.
         raise InvalidImageRef("metadata beside the items is refused; give each item whole", "features.mm_metadata")
     hashes = features.mm_hashes.get(image_config.modality, ())
     _require_max_images(len(hashes), image_config)
@@ -88,7 +95,7 @@ def read_items(
 def check_content_parts(
     token_ids: Sequence[int], parts: Sequence[Mapping[str, Any]], image_config: ServerImageConfig
 ) -> None:
-    """Whether the prompt has exactly one pad token for each part, and each part is an image.
+    """Check that the prompt has exactly one pad token for each part, and that each part is an image.
 
     Raises:
         InvalidImageRef: the engine would answer this with 200 and garbage.

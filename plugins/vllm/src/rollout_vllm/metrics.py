@@ -4,7 +4,7 @@ from prometheus_client import Counter, Gauge  # type: ignore[import-not-found]
 
 
 class PluginMetrics:
-    """What the plugin did; one instance in a process, because the registry takes a name once."""
+    """What the plugin did. Only one instance per process, because the registry takes a name once."""
 
     def __init__(self) -> None:
         images = "Images of requests: kept, joined (in another request's work), made or stock (tensors)."

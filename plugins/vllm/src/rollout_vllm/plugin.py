@@ -22,7 +22,7 @@ class MMRawPlugin:
     required_tasks = ("generate",)
 
     def attach_router(self, app: Any) -> None:
-        """Add the route by which a client learns whether references are resolved here, and which."""
+        """Add the route that says whether this server resolves references, and for which images."""
 
         @app.get("/mmraw/version")  # type: ignore[untyped-decorator]
         async def mmraw_version() -> dict[str, Any]:
@@ -36,7 +36,7 @@ class MMRawPlugin:
             }
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Stand before vLLM's own handler, if this server takes images that we understand."""
+        """Replace vLLM's handler by ours, if the model takes images of a family that we know."""
         vllm_handler = state.serving_tokens
         discovered = await discover_image_config(vllm_handler.online_renderer.renderer)
         if isinstance(discovered, str):
@@ -45,7 +45,7 @@ class MMRawPlugin:
             return
         image_config, processor = discovered
         metrics = PluginMetrics()
-        # One knob for both: how much of processed images vLLM keeps, and 0 where nothing is to be kept.
+        # The same setting sizes vLLM's own cache of processed images and ours; 0 keeps nothing.
         cache_gib = vllm_handler.model_config.get_multimodal_config().mm_processor_cache_gb
         cache: AsyncSingleFlightCache[ProcessedItem] = AsyncSingleFlightCache(int(cache_gib * 2**30))
 

@@ -19,17 +19,17 @@ from .tensors import ItemSchema, digest_tensors, read_grid, serialise
 
 
 class ImagePipeline:
-    """From encoded bytes to an item of the engine, as a stock request with one image goes.
+    """From encoded bytes to an item of the engine, in the same way as an ordinary request with one image.
 
     Args:
-        renderer: that of the server, because its processor is for one thread at a time.
+        renderer: the server's own renderer, because its processor is for one thread at a time.
     """
 
     def __init__(self, renderer: Any, modality: str, pad_id: int) -> None:
         self._renderer = renderer
         self._modality = modality
         self._pad_id = pad_id
-        # vLLM keeps what it processed under names that any client may choose; nobody else knows these.
+        # vLLM caches processed images under names that any client may choose; a client cannot guess these.
         self._uuid_secret = secrets.token_hex(16)
         media_io_options = renderer.model_config.get_multimodal_config().media_io_kwargs or {}
         self._image_loader = ImageMediaIO(**({"image_mode": "RGB"} | media_io_options.get("image", {})))
@@ -42,7 +42,7 @@ class ImagePipeline:
         """
         try:
             media = self._image_loader.load_bytes(data)
-            # vLLM drops the error of damaged pixels with its attempt to turn the image, and Pillow tells it only once.
+            # vLLM loses the error of damaged pixels when it rotates the image, and Pillow raises it only once.
             open_image(io.BytesIO(data)).load()
             return media
         except MemoryError:
@@ -66,7 +66,7 @@ class ImagePipeline:
             multi_modal_uuids={self._modality: [uuid]},
         )
         try:
-            # Past the cache that the engine mirrors: the tensors always come back.
+            # This skips the cache that the engine mirrors, so that the tensors always come back.
             (rendered,) = await self._renderer.render_cmpl_async([prompt], skip_mm_cache=True)
             (placeholder_range,) = rendered["mm_placeholders"][self._modality]
             (item,) = rendered["mm_kwargs"][self._modality]
@@ -78,7 +78,7 @@ class ImagePipeline:
 
 
 class VLLMProcessor:
-    """The `Processor` of a resolver."""
+    """The `ImageItemProcessor` of a resolver."""
 
     def __init__(self, pipeline: ImagePipeline, schema: ItemSchema) -> None:
         self._pipeline = pipeline

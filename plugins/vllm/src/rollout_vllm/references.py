@@ -1,4 +1,4 @@
-"""What a reference claims, held against what this server knows before it reads anything."""
+"""Compares what a reference says with what this server knows, before it reads anything."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,13 @@ _GENERIC_MODALITY = "image"
 
 @dataclass(frozen=True, slots=True)
 class CheckedReference:
-    """A reference that could be true: only its image can tell."""
+    """A reference that fits the request and the server; only its image can still contradict it.
+
+    Attributes:
+        param: the path of the item in the request, for error answers.
+        ref: what the reference says.
+        grid: the grid of patches in its payload.
+    """
 
     param: str
     ref: RawMMRef
@@ -44,7 +50,7 @@ def check_reference(item: ImageItem, image_config: ServerImageConfig) -> Checked
 
 def _checked_grid(ref: RawMMRef, item: ImageItem, image_config: ServerImageConfig) -> tuple[int, int, int]:
     geometry = image_config.geometry
-    # A descriptor says `image` for every family; on the wire the engine's own name may stand in its place.
+    # A descriptor says `image` for every family; a request may have the engine's own name instead.
     if ref.modality not in (_GENERIC_MODALITY, image_config.modality):
         raise InvalidImageRef(
             f"the reference is of the modality {ref.modality!r}, its item of {image_config.modality!r}"

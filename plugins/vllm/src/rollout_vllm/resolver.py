@@ -1,15 +1,15 @@
-"""From what a request says of its images to what the engine is fed, or a refusal.
+"""From the images that a request names to the items that the engine gets, or a refusal.
 
     resolved = await resolver.resolve(token_ids, features)
 
-1 items     each has its place in the prompt
-2 claims    each reference fits this server; nothing was read so far
-3 sources   the bytes have the hash that was named
-4 material  loaded and processed once, however many ask
-5 names     the engine is told an item's identity, not the hash that a client calls it by
+1 items            each image has its placeholder range in the prompt
+2 references       each reference fits this server; nothing was read so far
+3 encoded images   the bytes have the hash that the reference names
+4 processed items  an image is loaded and processed once, however many requests name it
+5 digests          the engine gets the digest of an item's tensors as its name, not the hash that the client gave
 
-The last step is why no cache of the engine can answer for another image: not that of processed items, which would take
-new data for old, nor those of embeddings and of prefixes, which look at nothing but the name.
+Because of the last step, no cache of the engine can answer with another image. The cache of processed items would take
+new data for old data, and the caches of embeddings and of prefixes compare only names.
 """
 
 import asyncio
@@ -28,7 +28,13 @@ from .single_flight import AsyncSingleFlightCache
 
 @dataclass(frozen=True, slots=True)
 class ProcessedItem:
-    """One image as the engine takes it: serialised tensors, their grid, and a digest that names them."""
+    """One image as the engine takes it.
+
+    Attributes:
+        serialised: its tensors as text.
+        grid: the patches as (t, h, w).
+        tensor_digest: the hash of the tensors, which is the engine's name for the item.
+    """
 
     serialised: str
     grid: tuple[int, int, int]
@@ -36,7 +42,7 @@ class ProcessedItem:
 
     @property
     def nbytes(self) -> int:
-        """What it occupies; the text is ASCII."""
+        """How many bytes it takes; the text is ASCII."""
         return len(self.serialised)
 
 
@@ -53,7 +59,7 @@ class ImageItemProcessor(Protocol):
         ...
 
     def verify_tensors(self, item: ImageItem) -> str:
-        """Check tensors that a client serialised, and name them as `process` would.
+        """Check tensors that a client serialised; returns their digest, as `process` would compute it.
 
         Raises:
             InvalidImageRef: they are not what this server would make of an image with so many placeholders.
@@ -63,7 +69,12 @@ class ImageItemProcessor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ResolvedImages:
-    """The items of a request in its order: the names and the data that the engine is given."""
+    """The items of a request, in its order, as the engine gets them.
+
+    Attributes:
+        tensor_digests: the names of the items.
+        serialised_items: the tensors of the items as text.
+    """
 
     tensor_digests: list[str]
     serialised_items: list[str]
@@ -73,7 +84,7 @@ class Resolver:
     """Resolves the images of requests. For one event loop.
 
     Args:
-        count: is told where each item came from.
+        count_origin: is called with the origin of each item: a value of `Origin`, or "stock" for a client's tensors.
     """
 
     def __init__(
@@ -90,7 +101,12 @@ class Resolver:
         self._hash_registry = HashRegistry()
 
     async def resolve(self, token_ids: Sequence[int], features: VllmFeatures) -> ResolvedImages:
-        """Raises InvalidImageRef, MaterialisationFailed: that of the first item, in their order."""
+        """Resolve all images of a request; raises the error of the first item that failed.
+
+        Raises:
+            InvalidImageRef: the request is refused.
+            MaterialisationFailed: this server failed.
+        """
         items = read_items(token_ids, features, self._image_config)
         references = [check_reference(item, self._image_config) if is_reference(item) else None for item in items]
         results = await asyncio.gather(

@@ -1,7 +1,7 @@
-"""A cache that does each piece of work once, however many ask for it at the same time.
+"""A cache that does each piece of work once, however many callers ask for it at the same time.
 
-Work that many wait for goes on while one of them is left, and is cancelled with the last. Only what was made whole is
-kept: an error goes to those who waited for it, and whoever comes later starts anew.
+A shared task runs as long as one caller waits for it, and is cancelled with the last one. Only a complete value is
+kept. An error goes to the callers that wait, and the next caller starts a new task.
 """
 
 import asyncio
@@ -25,7 +25,13 @@ T = TypeVar("T", bound=HasNbytes)
 
 
 class Origin(StrEnum):
-    """Where a value came from: kept from earlier, made by another's flight, or made by one's own."""
+    """Where a value came from.
+
+    Attributes:
+        KEPT: it was in the cache.
+        JOINED: the caller waited for a shared task that another caller started.
+        MADE: the caller's own task made it.
+    """
 
     KEPT = "kept"
     JOINED = "joined"
@@ -39,7 +45,7 @@ class _SharedTask(Generic[T]):
 
 
 class AsyncSingleFlightCache(Generic[T]):
-    """At most `max_bytes` of values, those used longest ago leave first. For one event loop."""
+    """Keeps at most `max_bytes` of values and drops the least recently used first. For one event loop."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -48,7 +54,7 @@ class AsyncSingleFlightCache(Generic[T]):
         self.nbytes = 0
 
     async def get(self, key: str, make: Callable[[], Awaitable[T]]) -> tuple[T, Origin]:
-        """The value under this key; `make` is called if nobody has it or is making it."""
+        """The value under this key. `make` is called if the value is not cached and no shared task is making it."""
         cached = self._entries.get(key)
         if cached is not None:
             self._entries.move_to_end(key)
@@ -63,7 +69,7 @@ class AsyncSingleFlightCache(Generic[T]):
         finally:
             shared_task.waiters -= 1
             if not shared_task.waiters and not shared_task.task.done():
-                # Forgotten before it is cancelled: nobody may join a flight that will not arrive.
+                # Removed before it is cancelled: nobody may join a shared task that will not finish.
                 del self._running[key]
                 shared_task.task.cancel()
 
@@ -73,7 +79,7 @@ class AsyncSingleFlightCache(Generic[T]):
             value = await make()
         except asyncio.CancelledError:
             if shared_task.waiters:
-                # Nobody cancelled this flight, so those on it must not take themselves for cancelled.
+                # No caller cancelled this shared task, so its waiters must not see a CancelledError.
                 raise MaterialisationFailed("the work was cancelled from within") from None
             raise
         finally:

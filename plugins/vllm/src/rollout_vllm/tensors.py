@@ -1,4 +1,4 @@
-"""Serialised tensors as stock vLLM takes them: written, read, and held against what this server itself would make."""
+"""Serialised tensors as vLLM takes them: written, read, and compared with what this server itself would make."""
 
 import hashlib
 import math
@@ -18,7 +18,7 @@ _INLINE_THRESHOLD_BYTES = 2**62
 
 
 def serialise(item: MultiModalKwargsItem) -> str:
-    """As `mm_serde` writes an item, with an encoder of its own: vLLM's is for one thread."""
+    """Serialise an item like vLLM's `mm_serde`, but with a new encoder: vLLM's own is for one thread."""
     (buffer,) = MsgpackEncoder(size_threshold=_INLINE_THRESHOLD_BYTES).encode(item)
     return pybase64.b64encode(buffer).decode("ascii")
 
@@ -45,7 +45,7 @@ def read_grid(item: MultiModalKwargsItem, geometry: Geometry) -> tuple[int, int,
 
 @dataclass(frozen=True, slots=True)
 class _FieldSchema:
-    """What is the same about one tensor of every image: type, dimensions, and how vLLM joins several of them."""
+    """What one tensor has in common in every image: type, dimensions, and how vLLM joins several of them."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -61,14 +61,19 @@ class _FieldSchema:
 
 @dataclass(frozen=True, slots=True)
 class ItemSchema:
-    """What every image item of this server looks like, learnt from one that it made."""
+    """What all image items of this server have in common, learnt from one that it made.
+
+    Attributes:
+        geometry: the layout contract of the server.
+        fields: the schema of each tensor, by its name.
+    """
 
     geometry: Geometry
     fields: Mapping[str, _FieldSchema]
 
     @classmethod
     def from_item(cls, item: MultiModalKwargsItem, geometry: Geometry) -> Self:
-        """The pattern of an item."""
+        """The schema of an item."""
         return cls(geometry, {key: _FieldSchema.from_element(elem) for key, elem in item.items()})
 
     def verify(self, serialised: str, placeholder_length: int) -> str:
