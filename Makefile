@@ -27,7 +27,7 @@ test-engine: $(READY)
 	@bash .ci/engine
 
 check: $(READY)
-	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
 
 ci:
 	@bash .ci/run

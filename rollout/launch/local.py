@@ -36,7 +36,7 @@ class LocalWorker:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         output_task: "asyncio.Task[None]",
-        reaper: "Reaper",
+        reaper: "ReaperProcess",
     ) -> None:
         self._process = process
         self._reader = reader
@@ -80,7 +80,7 @@ class LocalWorker:
         self._writer.close()
 
 
-class Reaper:
+class ReaperProcess:
     """The process that kills the workers if this process was killed; see `rollout.launch.reaper`."""
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class LocalPlace:
     """This machine. See `rollout.launch.places.Place`."""
 
     async def __aenter__(self) -> Self:
-        self._reaper = Reaper()
+        self._reaper = ReaperProcess()
         return self
 
     async def __aexit__(

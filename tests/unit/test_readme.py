@@ -9,7 +9,7 @@ from tests.unit.cli.in_process import run_cli
 
 def test_the_environment_of_the_readme_runs(repository: Path, tmp_path: Path) -> None:
     text = (repository / "README.md").read_text("utf-8")
-    program = re.search(r"`squares\.py`:\n\n```python\n(.*?)```", text, re.DOTALL)
+    program = re.search(r"`squares\.py`[^\n]*:\n\n```python\n(.*?)```", text, re.DOTALL)
     config = re.search(r"`squares\.yaml`, beside it:\n\n```yaml\n(.*?)```", text, re.DOTALL)
     assert program is not None
     assert config is not None

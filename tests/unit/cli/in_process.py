@@ -14,7 +14,7 @@ from rollout.cli import main
 
 
 def run_cli(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """What a process that runs `run_cli` with these arguments would have ended with."""
+    """What a `rollout` process with these arguments would have ended with."""
     out, err = io.StringIO(), io.StringIO()
     code = 0
 
