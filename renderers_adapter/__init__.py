@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from renderers_adapter.geometry import geometry_for, layout_fingerprint
     from renderers_adapter.refs import RawMMRef, format_ref, parse_ref
 
-_HOMES = {
+_LAZY_EXPORTS = {
     "AdapterError": "renderers_adapter.errors",
     "RawMMRef": "renderers_adapter.refs",
     "RendererAdapter": "renderers_adapter.adapter",
@@ -39,6 +39,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _LAZY_EXPORTS:
         raise AttributeError(f"module 'renderers_adapter' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_LAZY_EXPORTS[name]), name)

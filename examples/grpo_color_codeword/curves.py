@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from examples.grpo_color_codeword.training import Step
+from examples.grpo_color_codeword.training import TrainingStep
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 60
@@ -26,7 +26,7 @@ class Curve:
     """
 
     title: str
-    value: Callable[[Step], float]
+    value: Callable[[TrainingStep], float]
     format: str
     color: str
     least: float | None = None
@@ -50,7 +50,7 @@ CURVES = (
 )
 
 
-def table(steps: Sequence[Step], title: str) -> Table:
+def table(steps: Sequence[TrainingStep], title: str) -> Table:
     """The curves so far, for a terminal."""
     drawn = Table(title=title, title_justify="left")
     for column in ("", "now", "from the first step to the newest"):
@@ -69,7 +69,7 @@ def _bars(curve: Curve, values: Sequence[float]) -> str:
     return "".join(_BARS[round((height - least) * scale)] for height in heights)
 
 
-def svg(steps: Sequence[Step], title: str) -> str:
+def svg(steps: Sequence[TrainingStep], title: str) -> str:
     """The curves of a run as a picture, two in a row."""
     width, height = 2 * (_WIDTH + _MARGIN) + _MARGIN, 2 * (_HEIGHT + 2 * _MARGIN) + _MARGIN
     panels = "".join(_placed(number, _panel(curve, steps)) for number, curve in enumerate(CURVES))
@@ -86,7 +86,7 @@ def _placed(number: int, panel: str) -> str:
     return f'<g transform="translate({left},{top})">{panel}</g>'
 
 
-def _panel(curve: Curve, steps: Sequence[Step]) -> str:
+def _panel(curve: Curve, steps: Sequence[TrainingStep]) -> str:
     heights = [curve.height(curve.value(step)) for step in steps]
     least, most = min(heights), max(heights)
     span = (most - least) or 1.0

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from examples.grpo_color_codeword.checkpoint import make_policy
 from examples.grpo_color_codeword.curves import svg, table
 from examples.grpo_color_codeword.processes import transformers_sampler, vllm_sampler
-from examples.grpo_color_codeword.training import Step, Training
+from examples.grpo_color_codeword.training import Training, TrainingStep
 
 _SMOOTHING_STEPS = 5
 
@@ -42,7 +42,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def train(options: argparse.Namespace) -> list[Step]:
+def train(options: argparse.Namespace) -> list[TrainingStep]:
     """Train until the target is reached. Leaves the curves and `policy`, a whole checkpoint, in the run's directory."""
     torch.manual_seed(options.seed)
     # Matrices of this size are slower on several cores, and the other processes need the cores.
@@ -84,9 +84,9 @@ def copy_missing_files(weights: Path, checkpoint: Path) -> None:
             shutil.copyfile(file, weights / file.name)
 
 
-def train_with_display(training: Training, options: argparse.Namespace) -> list[Step]:
+def train_with_display(training: Training, options: argparse.Namespace) -> list[TrainingStep]:
     """Train until the target is reached, and draw the curves."""
-    steps: list[Step] = []
+    steps: list[TrainingStep] = []
     console = Console(stderr=True)
     with Live(console=console, auto_refresh=False) as live:
         while smoothed_reward(steps) < options.target and len(steps) < options.steps:
@@ -99,12 +99,12 @@ def train_with_display(training: Training, options: argparse.Namespace) -> list[
     return steps
 
 
-def smoothed_reward(steps: Sequence[Step]) -> float:
+def smoothed_reward(steps: Sequence[TrainingStep]) -> float:
     """The mean reward of the last five batches; 0 before there are five."""
     return fmean(step.reward for step in steps[-_SMOOTHING_STEPS:]) if len(steps) >= _SMOOTHING_STEPS else 0.0
 
 
-def step_line(step: Step) -> str:
+def step_line(step: TrainingStep) -> str:
     return (
         f"step {step.number:3}  {step.seconds:5.1f} s  reward {step.reward:.3f}  "
         f"difference {step.update_stats.max_logprob_difference:.1e}  staleness {step.staleness}  "
@@ -112,7 +112,7 @@ def step_line(step: Step) -> str:
     )
 
 
-def summary(steps: Sequence[Step]) -> str:
+def summary(steps: Sequence[TrainingStep]) -> str:
     own = all(step.versions == {str(step.number - 1)} for step in steps)
     return (
         f"first batch {steps[0].reward:.3f}, {len(steps)} steps, "

@@ -25,7 +25,7 @@ _BATCH_TIMEOUT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """One step of training, as it is drawn.
 
     Attributes:
@@ -89,7 +89,7 @@ class Training:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def step(self) -> Step:
+    def step(self) -> TrainingStep:
         """Gather a batch, learn from it, and publish the new weights."""
         version, started_at = self._version, time.monotonic()
         self._reader.version = version
@@ -142,11 +142,11 @@ def gather_batch(reader: BlockingReader, launch: subprocess.Popen[bytes], *, rol
 
 def measure_step(
     groups: Sequence[Group], update_stats: UpdateStats, version: int, *, seconds: float, rollouts_per_second: float
-) -> Step:
+) -> TrainingStep:
     """The report of a step that started from this version."""
     all_trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     scored = [trajectory for group in groups for trajectory in trainable_trajectories(group)]
-    return Step(
+    return TrainingStep(
         number=version + 1,
         reward=fmean(trajectory.reward or 0.0 for trajectory in scored),
         update_stats=update_stats,

@@ -5,13 +5,14 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from rollout.cli.options import Debug
+from rollout.serving.network.settings import Dtype
 
 if TYPE_CHECKING:
     from rollout.serving.embedded import EmbeddedSettings
@@ -23,8 +24,6 @@ _START_TIMEOUT_SECONDS = 1800.0
 _LINE_INTERVAL_SECONDS = 10.0
 
 app = typer.Typer(help="Start an engine that rollouts can be played against.", no_args_is_help=True)
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @app.command()
@@ -181,7 +180,7 @@ def _serve_vllm(settings: "VllmSettings") -> None:
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         server.start()
-        with Progress(log) as progress:
+        with StartupStatus(log) as progress:
             server.wait_until_ready(_START_TIMEOUT_SECONDS, progress)
         _announce_vllm(settings, log)
         server.wait()
@@ -214,7 +213,7 @@ def _announce_vllm(settings: "VllmSettings", log: Path) -> None:
     sys.stdout.flush()
 
 
-class Progress:
+class StartupStatus:
     """The seconds so far and vLLM's last line: one line that changes on a terminal, new lines elsewhere."""
 
     def __init__(self, log: Path) -> None:
@@ -222,7 +221,7 @@ class Progress:
         self._status = self._console.status(f"starting vLLM; its log is {log}")
         self._last_shown = 0.0
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "StartupStatus":
         if self._console.is_terminal:
             self._status.start()
         return self

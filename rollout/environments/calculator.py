@@ -48,7 +48,7 @@ class CalculatorSettings(EnvironmentSettings):
 
 
 class CalculatorTasks(TaskSettings):
-    """How long the chain is."""
+    """The `tasks` section: how long the chain of operations is."""
 
     operations: int = Field(default=3, ge=1, description="Operations in a task.")
 

@@ -33,7 +33,7 @@ _JPEG_QUALITY = 85
 
 
 class ColorCodewordSettings(EnvironmentSettings):
-    """How the pictures look."""
+    """The `environment` section: how the pictures look."""
 
     image_size: int = Field(
         default=128, ge=32, le=4096, description="Mean side of an image in pixels; each side varies by a quarter."
@@ -47,7 +47,7 @@ class ColorCodewordSettings(EnvironmentSettings):
 
 
 class ColorCodewordTasks(TaskSettings):
-    """How long the codeword is."""
+    """The `tasks` section: how long the codeword is."""
 
     turns: int = Field(default=4, ge=1, description="Images per rollout, and thus the length of the codeword.")
 

@@ -18,7 +18,7 @@ class WorkerProcess(Protocol):
 
     @property
     def pid(self) -> int:
-        """On the machine where it runs."""
+        """The process id, on the machine where the worker runs."""
 
     def send_line(self, line: bytes) -> None:
         """Send a line to the worker; if the worker is gone, the line is lost."""

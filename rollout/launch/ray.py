@@ -29,7 +29,7 @@ _PLACEMENT_TIMEOUT = 120.0
 _WORKER_START_TIMEOUT = 120.0
 
 
-class NoRay(ConfigurationError):
+class RayUnavailable(ConfigurationError):
     """Ray is not installed, or its cluster has no room."""
 
 
@@ -83,7 +83,9 @@ class RayPlace:
         try:
             self._ray: Any = import_module("ray")
         except ModuleNotFoundError:
-            raise NoRay("--on ray needs Ray; install it with rollout's extra: pip install 'rollout[ray]'.") from None
+            raise RayUnavailable(
+                "--on ray needs Ray; install it with rollout's extra: pip install 'rollout[ray]'."
+            ) from None
         self._worker_count = worker_count
         self._bundle_indexes: dict[str, int] = {}
         self._stdout_redirect = ExitStack()
@@ -103,7 +105,7 @@ class RayPlace:
             await asyncio.wait_for(self._placement_group.ready(), _PLACEMENT_TIMEOUT)
         except TimeoutError:
             await self.__aexit__(None, None, None)
-            raise NoRay(
+            raise RayUnavailable(
                 f"the Ray cluster has no room for {self._worker_count} workers of one CPU each within "
                 f"{_PLACEMENT_TIMEOUT:g} s. Start fewer (--workers), or add nodes."
             ) from None

@@ -13,10 +13,10 @@ from prometheus_client.samples import Sample
 from rollout.metrics import catalogue
 from rollout.metrics.catalogue import MetricSpec, MetricType
 
-Labels = tuple[tuple[str, str], ...]
+LabelValues = tuple[tuple[str, str], ...]
 SampleChanges = dict[str, list[tuple[list[tuple[str, str]], float]]]
 """By the name of the sample: labels and value, in a form that JSON can represent."""
-_SampleValues = dict[tuple[str, Labels], float]
+_SampleValues = dict[tuple[str, LabelValues], float]
 
 _SKIPPED_SUFFIX = "_created"
 _SPECS_BY_NAME = {family.base_name: family for family in catalogue.all_metrics()}

@@ -48,12 +48,12 @@ class HasRolloutIdentity:
 
     @property
     def identity(self) -> str:
-        """The rollout's name."""
+        """RUN/ENVIRONMENT/ROLLOUT: unique among the runs that share a queue."""
         return f"{self.run}/{self.environment}/{self.rollout}"
 
     @property
     def group_identity(self) -> str:
-        """Its group's name."""
+        """RUN/ENVIRONMENT/GROUP: unique among the runs that share a queue."""
         return f"{self.run}/{self.environment}/{self.group}"
 
 

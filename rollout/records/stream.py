@@ -26,7 +26,7 @@ from transports import Frames, Queue, QueueError
 _PUT_TIMEOUT = 60.0
 
 
-class RolloutOver(RolloutError):
+class RolloutAlreadyFinished(RolloutError):
     """An environment goes on with a rollout that has its finished record, or that lost a step."""
 
 
@@ -140,13 +140,13 @@ class RolloutStream:
         """Raise RolloutOver if there is a finished record, or a step that could not be encoded."""
         self._require_unfinished()
         if self._encoding_error is not None:
-            raise RolloutOver(
+            raise RolloutAlreadyFinished(
                 f"{self.attempt_id.rollout} cannot go on: {self._encoding_error}"
             ) from self._encoding_error
 
     def _require_unfinished(self) -> None:
         if self._is_finished:
-            raise RolloutOver(
+            raise RolloutAlreadyFinished(
                 f"{self.attempt_id.rollout} has ended: a task that its environment left behind asks the model. "
                 "Await or cancel what run() starts before it returns."
             )

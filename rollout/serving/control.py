@@ -38,7 +38,7 @@ class ControlRoutes:
         self._gate = gate
 
     def routes(self) -> list[Route]:
-        """All of them, for the application."""
+        """The control routes."""
         return [
             Route("/pause", self._pause, methods=["POST"]),
             Route("/resume", self._resume, methods=["POST"]),

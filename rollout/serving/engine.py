@@ -31,7 +31,7 @@ from rollout.serving.gate import PauseGate
 from rollout.serving.image_pads import ExpandedPrompt
 from rollout.serving.protocol import GenerateBody, RequestRefused
 
-FinishReason = Literal["stop", "length", "abort"]
+EndReason = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Answer:
     stop_conditions: StopConditions
     tokens: list[SampledToken] = field(default_factory=list)
     weight_versions: list[str] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
+    finish_reason: EndReason | None = None
     stop_reason: int | None = None
 
     @property

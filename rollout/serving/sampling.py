@@ -97,12 +97,12 @@ def _sample_slot(
 
 def _distribution(slot: AnswerSlot, temperature: float, encode: Callable[[str], TokenIds]) -> list[_Candidate]:
     if not all(abs(logit) <= _MAX_ABS_LOGIT for logit in slot.logits.values()):
-        raise PolicyFault(f"the margins {dict(slot.logits)} are not all numbers within ±{_MAX_ABS_LOGIT:g}")
+        raise PolicyFault(f"the logits {dict(slot.logits)} are not all numbers within ±{_MAX_ABS_LOGIT:g}")
     if temperature < MIN_SAMPLING_TEMPERATURE:
         best = max(slot.logits, key=lambda text: slot.logits[text])
         return [_Candidate(encode(best), 0.0)]
     max_logit = max(slot.logits.values())
-    scaled_logits = [(encode(text), (margin - max_logit) / temperature) for text, margin in slot.logits.items()]
+    scaled_logits = [(encode(text), (logit - max_logit) / temperature) for text, logit in slot.logits.items()]
     total = math.log(math.fsum(math.exp(value) for _, value in scaled_logits))
     return [_Candidate(token_ids, value - total) for token_ids, value in scaled_logits]
 

@@ -283,7 +283,7 @@ def _check_duplicates(trajectory: Trajectory) -> Iterator[Finding]:
 
 
 def _check_alignment(sample: TrainingSample) -> Iterator[tuple[int, str]]:
-    """3 and 11 of one sample."""
+    """Check invariants 3 (placeholders) and 11 (truncation) of one sample."""
     length = len(sample.token_ids)
     arrays = (sample.mask, sample.logprobs, sample.token_types, sample.version_index, sample.content)
     if {len(values) for values in arrays} != {length}:

@@ -26,9 +26,9 @@ _STALL_TIMEOUT_SECONDS = 3600.0
 class ReaderCollector(Collector):
     """Exports what a reader did, and, with a `queue_watch`, the state of its queue."""
 
-    def __init__(self, reader: TrajectoryReader, queue_watch: QueueMonitor | None = None) -> None:
+    def __init__(self, reader: TrajectoryReader, queue_monitor: QueueMonitor | None = None) -> None:
         self._reader = reader
-        self._queue_watch = queue_watch
+        self._queue_monitor = queue_monitor
 
     def collect(self) -> Iterator[Metric]:
         stats = self._reader.stats()
@@ -53,12 +53,12 @@ class ReaderCollector(Collector):
         if self._reader.version is not None:
             yield catalogue.TRAINER_POLICY_VERSION.build_metric({(): self._reader.version})
         yield catalogue.TRAINER_STALENESS.build_histogram(stats.staleness)
-        if self._queue_watch is not None:
-            queue_stats = self._queue_watch.latest_stats
+        if self._queue_monitor is not None:
+            queue_stats = self._queue_monitor.latest_stats
             yield catalogue.TRAINER_QUEUE_BACKLOG_RECORDS.build_metric({(): queue_stats.backlog_records})
             yield catalogue.TRAINER_QUEUE_BACKLOG_BYTES.build_metric({(): queue_stats.backlog_bytes})
             yield catalogue.TRAINER_QUEUE_OLDEST_AGE.build_metric({(): queue_stats.oldest_age})
-            yield catalogue.TRAINER_QUEUE_SILENCE.build_metric({(): self._queue_watch.silent_seconds})
+            yield catalogue.TRAINER_QUEUE_SILENCE.build_metric({(): self._queue_monitor.silent_seconds})
 
 
 @asynccontextmanager
@@ -68,12 +68,12 @@ async def serving_metrics(reader: TrajectoryReader, *, host: str = "127.0.0.1", 
     Raises:
         MetricsPortTaken: it cannot listen there.
     """
-    registry, loop_monitor, queue_watch = CollectorRegistry(), LoopMonitor(), QueueMonitor(reader.queue)
-    registry.register(ReaderCollector(reader, queue_watch))
+    registry, loop_monitor, queue_monitor = CollectorRegistry(), LoopMonitor(), QueueMonitor(reader.queue)
+    registry.register(ReaderCollector(reader, queue_monitor))
     exporter = ProcessStatus(registry, lambda: loop_monitor.problem(_STALL_TIMEOUT_SECONDS), lambda: None)
     async with anyio.create_task_group() as task_group:
         task_group.start_soon(loop_monitor.run)
-        task_group.start_soon(queue_watch.run)
+        task_group.start_soon(queue_monitor.run)
         with serve_metrics(exporter, host=host, port=port) as url:
             yield url
         task_group.cancel_scope.cancel()

@@ -169,7 +169,7 @@ def test_every_rollout_ends_exactly_once_whoever_is_killed(
 
     launched.live_workers()
     noticed = [launched.ended[pid] - kill_times.dead for pid, kill_times in killed.items()]
-    dying = max(told.dead - told.asked for told in killed.values())
+    dying = max(kill.dead - kill.asked for kill in killed.values())
     left, temporary = world.leftover_processes(), world.temporary_files()
     ends = Counter(rollout for rollout, _ in trained(checkpoint))
     print(

@@ -16,7 +16,7 @@ def test_what_is_no_json_by_itself_is_a_line_all_the_same(tmp_path: Path, odd: o
         try:
             raise ValueError(odd)
         except ValueError as error:
-            log.warning("rollout failed", told=odd, exc_info=error)
+            log.warning("rollout failed", detail=odd, exc_info=error)
         log.info("next")
     structlog.reset_defaults()
     failed, after = map(json.loads, (tmp_path / "log").read_text().splitlines())

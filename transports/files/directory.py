@@ -80,7 +80,7 @@ def list_segments(directory: Path) -> list[SegmentName]:
 
 
 def list_segments_by_writer(directory: Path) -> list[list[SegmentName]]:
-    """The same, the segments of each writer together."""
+    """List all segments, those of each writer together."""
     return [list(segments) for _, segments in groupby(list_segments(directory), key=lambda segment: segment.writer)]
 
 

@@ -97,7 +97,10 @@ class HeartbeatWatcher:
         self._last_changes: dict[bytes, tuple[int, float]] = {}
 
     def has_expired(self, lease_file: Path) -> bool:
-        """Whether its holder has shown no heartbeat for the lease time. It must be called repeatedly."""
+        """Whether the holder of this lease has shown no heartbeat for the lease time.
+
+        Call it repeatedly: it compares what it saw before. The heartbeat of a holder that has expired is removed.
+        """
         now = time.monotonic()
         try:
             name, counter, lease_time = _HEARTBEAT_STRUCT.unpack(lease_file.read_bytes())
@@ -205,9 +208,10 @@ def take_lease(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder
 
 
 def claim_record(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder) -> FileLease | None:
-    """The same for a single record, of which there are very many: nothing is listed, and earlier epochs stay.
+    """Claim a single record. Unlike a partition's lease, it lists nothing, because there are very many records.
 
-    They stay until `remove`, so that a process that tries an old epoch finds its file, or the released one.
+    Files of earlier epochs stay until `remove`, so that a process that tries an old epoch finds its file, or the
+    released one.
     """
     lease = FileLease(directory, lease_name, epoch)
     try:

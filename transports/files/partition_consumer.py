@@ -68,7 +68,7 @@ class PartitionConsumer:
 
     def nack(self, delivery: Delivery, delay: float) -> bool:
         """Deliver it again after the delay; False if it is stale."""
-        leased = self._check_lent(delivery)
+        leased = self._find_unacked(delivery)
         if leased is None:
             return False
         ref = leased.unacked.pop(writer_position(delivery))
@@ -76,7 +76,7 @@ class PartitionConsumer:
         return True
 
     def reject(self, delivery: Delivery, reason: str) -> bool:
-        leased = self._check_lent(delivery)
+        leased = self._find_unacked(delivery)
         if leased is None:
             return False
         leased.reader.store_dead_letter(leased.unacked[writer_position(delivery)], reason)
@@ -92,7 +92,7 @@ class PartitionConsumer:
     def close(self) -> None:
         """After `release` there is nothing to close."""
 
-    def _check_lent(self, delivery: Delivery) -> _LeasedPartition | None:
+    def _find_unacked(self, delivery: Delivery) -> _LeasedPartition | None:
         """The leased partition, if this delivery is still unacked under its lease."""
         leased = self._leased
         if leased is None or delivery.epoch != leased.lease.epoch or writer_position(delivery) not in leased.unacked:

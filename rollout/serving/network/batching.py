@@ -62,9 +62,9 @@ class _DecodingRequests:
         self.decode_batch.keep_rows([row for row, request in enumerate(self.requests) if request in here])
         return _DecodingRequests(remaining, self.decode_batch)
 
-    def concatenated(self, other: "_DecodingRequests") -> "_DecodingRequests":
-        """Both, one after the other."""
-        return _DecodingRequests([*self.requests, *other.requests], self.decode_batch.concatenated(other.decode_batch))
+    def concatenate(self, other: "_DecodingRequests") -> "_DecodingRequests":
+        """Return the rows of this one, then those of `other`."""
+        return _DecodingRequests([*self.requests, *other.requests], self.decode_batch.concatenate(other.decode_batch))
 
 
 class Batcher:
@@ -78,7 +78,7 @@ class Batcher:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
 
     def close(self) -> None:
-        """No further step begins."""
+        """Start no further step."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def generate(self, prompt: NetworkPrompt, answer: Answer, gate: PauseGate) -> None:
@@ -139,7 +139,7 @@ class Batcher:
         prompts = [request.prompt for request in starting]
         logits, decode_batch = self._network.prefill(prompts)
         table = _DecodingRequests(list(starting), decode_batch)
-        self._decoding = table if self._decoding is None else self._decoding.concatenated(table)
+        self._decoding = table if self._decoding is None else self._decoding.concatenate(table)
         return sample_tokens(logits, prompts)
 
 

@@ -36,8 +36,8 @@ class DecodeBatch:
             (keys[row_indices, :, padding:], values[row_indices, :, padding:]) for keys, values in self.layers
         ]
 
-    def concatenated(self, other: "DecodeBatch") -> "DecodeBatch":
-        """Both, one after the other."""
+    def concatenate(self, other: "DecodeBatch") -> "DecodeBatch":
+        """Return the rows of this one, then those of `other`."""
         length = max(self.attention_mask.shape[1], other.attention_mask.shape[1])
         left, right = self._padded(length), other._padded(length)
         return DecodeBatch(

@@ -7,14 +7,16 @@ from rich.console import Console
 
 from examples.grpo_color_codeword.curves import CURVES, svg, table
 from examples.grpo_color_codeword.grpo import UpdateStats
-from examples.grpo_color_codeword.training import Step
+from examples.grpo_color_codeword.training import TrainingStep
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def steps(count: int) -> list[Step]:
+def steps(count: int) -> list[TrainingStep]:
     return [
-        Step(number, number / 8, UpdateStats(0.1, 10.0**-number, 64), 0, 20.0, 0, frozenset({"0"}), 0, float(number))
+        TrainingStep(
+            number, number / 8, UpdateStats(0.1, 10.0**-number, 64), 0, 20.0, 0, frozenset({"0"}), 0, float(number)
+        )
         for number in range(1, count + 1)
     ]
 
@@ -22,10 +24,10 @@ def steps(count: int) -> list[Step]:
 def test_the_terminal_shows_every_curve_and_what_it_is_now() -> None:
     console = Console(file=io.StringIO(), width=120)
     console.print(table(steps(8), "step 8"))
-    told = console.file.getvalue()  # type: ignore[attr-defined]
-    assert all(curve.title in told for curve in CURVES)
-    assert "1.000" in told
-    assert "▁▂▃▄▅▆▇█" in told
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(curve.title in printed for curve in CURVES)
+    assert "1.000" in printed
+    assert "▁▂▃▄▅▆▇█" in printed
 
 
 def test_a_long_run_fits_the_terminal() -> None:

@@ -18,7 +18,7 @@ import pytest
 from examples.grpo_color_codeword import grpo
 from examples.grpo_color_codeword.grpo import Learner
 from examples.grpo_color_codeword.processes import TrainingProcessEnded
-from examples.grpo_color_codeword.training import Step, Training
+from examples.grpo_color_codeword.training import Training, TrainingStep
 from rollout.serving.network.engine import NetworkEngine
 from rollout.serving.network.settings import NetworkSettings
 from rollout.serving.server import EngineServer
@@ -33,7 +33,7 @@ Patch = pytest.MonkeyPatch
 AddTableRow = Callable[..., None]
 
 
-def steps_of(checkpoint: Path, runs: Path, engine: str, count: int = 1, *settings: str) -> list[Step]:
+def steps_of(checkpoint: Path, runs: Path, engine: str, count: int = 1, *settings: str) -> list[TrainingStep]:
     """The first steps of a run."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -41,7 +41,7 @@ def steps_of(checkpoint: Path, runs: Path, engine: str, count: int = 1, *setting
         return [training.step() for _ in range(count)]
 
 
-def report(tell: AddTableRow, name: str, steps: Sequence[Step], caught_by: str) -> float:
+def report(tell: AddTableRow, name: str, steps: Sequence[TrainingStep], caught_by: str) -> float:
     largest = max(step.update_stats.max_logprob_difference for step in steps)
     tell(name, f"{largest:.1e}", len(steps), sum(step.failed for step in steps), caught_by)
     return largest

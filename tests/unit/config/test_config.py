@@ -120,7 +120,7 @@ def test_a_missing_variable_is_told_with_its_line(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("named", "told"),
+    ("named", "expected_text"),
     [
         ("nowhere.to_be_found:Env", "no module 'nowhere'"),
         ("rollout.environments.color_codeword:Nothing", "has no 'Nothing'"),
@@ -128,10 +128,10 @@ def test_a_missing_variable_is_told_with_its_line(tmp_path: Path, monkeypatch: p
         ("rollout.records.messages", "expected package.module:Class"),
     ],
 )
-def test_an_environment_that_cannot_be_used_is_refused(tmp_path: Path, named: str, told: str) -> None:
+def test_an_environment_that_cannot_be_used_is_refused(tmp_path: Path, named: str, expected_text: str) -> None:
     path = write(tmp_path, VALID.replace("rollout.environments.color_codeword:ColorCodeword", named))
     assert load_error(path).startswith(f"{path}:2: environment.class: ")
-    assert told in load_error(path)
+    assert expected_text in load_error(path)
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "just words"])

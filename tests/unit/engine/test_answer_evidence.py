@@ -40,7 +40,7 @@ def test_log_probs_are_read_in_both_shapes(text: GenerateRequest) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected_text"),
     [
         ([], "3 tokens came with 0 log-probs"),
         ([entry(5), entry(6)], "3 tokens came with 2 log-probs"),
@@ -52,10 +52,10 @@ def test_log_probs_are_read_in_both_shapes(text: GenerateRequest) -> None:
         ([entry(5), entry(6), "?"], "not the expected shape"),
     ],
 )
-def test_log_probs_of_anything_else_are_refused(text: GenerateRequest, content: Any, told: str) -> None:
+def test_log_probs_of_anything_else_are_refused(text: GenerateRequest, content: Any, expected_text: str) -> None:
     with pytest.raises(InvalidEvidence, match=r"^r-0: ") as refused:
         decode(text, content)
-    assert told in str(refused.value)
+    assert expected_text in str(refused.value)
 
 
 def test_log_probs_that_are_absent_are_refused(text: GenerateRequest) -> None:

@@ -180,14 +180,14 @@ CASES = SILENTLY_WRONG | CRASHING | REFUSED_BY_ENGINE
 
 
 @pytest.mark.parametrize("geometry", [None, GEOMETRY], ids=["content_parts", "references"])
-@pytest.mark.parametrize(("tamper", "told"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("tamper", "expected_text"), CASES.values(), ids=CASES)
 def test_what_an_engine_must_not_see_is_refused_by_name(
-    pictures: GenerateRequest, tamper: Tamper, told: str, geometry: Geometry | None
+    pictures: GenerateRequest, tamper: Tamper, expected_text: str, geometry: Geometry | None
 ) -> None:
     encode(pictures, geometry)
     with pytest.raises(RequestRefusedLocally, match=r"^r-0[.:]") as refused:
         encode(tamper(pictures), geometry)
-    assert told in str(refused.value)
+    assert expected_text in str(refused.value)
 
 
 REFERENCE_CASES: Cases = {
@@ -202,13 +202,13 @@ REFERENCE_CASES: Cases = {
 }
 
 
-@pytest.mark.parametrize(("tamper", "told"), REFERENCE_CASES.values(), ids=REFERENCE_CASES)
+@pytest.mark.parametrize(("tamper", "expected_text"), REFERENCE_CASES.values(), ids=REFERENCE_CASES)
 def test_what_only_a_reference_could_bring_about_is_refused_by_name(
-    pictures: GenerateRequest, tamper: Tamper, told: str
+    pictures: GenerateRequest, tamper: Tamper, expected_text: str
 ) -> None:
     with pytest.raises(RequestRefusedLocally, match=r"^r-0: ") as refused:
         encode(tamper(pictures), GEOMETRY)
-    assert told in str(refused.value)
+    assert expected_text in str(refused.value)
 
 
 @pytest.mark.parametrize("ids", [[], [-1, 2]])

@@ -60,7 +60,7 @@ async def test_several_calls_in_one_answer_get_a_result_each() -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "told"),
+    ("made", "expected_text"),
     [
         (call("invalid_json"), "error: the call cannot be read (invalid_json)"),
         (call(operation="divide", a=1, b=2), "error: unknown operation 'divide'"),
@@ -68,11 +68,11 @@ async def test_several_calls_in_one_answer_get_a_result_each() -> None:
         (ToolCall("1", "look", {}), "error: there is no tool 'look'"),
     ],
 )
-async def test_a_call_that_cannot_be_done_is_told_why(made: ToolCall, told: str) -> None:
+async def test_a_call_that_cannot_be_done_is_told_why(made: ToolCall, expected_text: str) -> None:
     calculator = Calculator(CalculatorSettings())
     await calculator.reset(TASK)
     (message,) = (await calculator.step(reply("", made))).messages
-    assert message["content"].startswith(told)
+    assert message["content"].startswith(expected_text)
 
 
 @pytest.mark.parametrize(("text", "reward"), [("The result is 36.", 1.0), ("It is 35.", 0.0), ("Done.", 0.0)])

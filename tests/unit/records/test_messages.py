@@ -33,7 +33,7 @@ def test_tools_in_another_order_are_other_tools() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "expected_text"),
     [
         ("hello", r"messages\[0\] is a str"),
         ({"role": "robot", "content": "a"}, r"messages\[0\] has the role 'robot'"),
@@ -48,8 +48,8 @@ def test_tools_in_another_order_are_other_tools() -> None:
         ),
     ],
 )
-def test_what_no_template_can_render_is_refused_by_index(message: Any, told: str) -> None:
-    with pytest.raises(MessageError, match=told):
+def test_what_no_template_can_render_is_refused_by_index(message: Any, expected_text: str) -> None:
+    with pytest.raises(MessageError, match=expected_text):
         canonicalise([message], ())
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from renderers_adapter.pool import shared_pool
 from rollout.images import ImagePolicy, prepare_images
-from rollout.records.kinds import Record, RecordError, Step
+from rollout.records.kinds import PromptSource, Record, RecordError, Step
 from rollout.records.wire import SCHEMA, decode_record, encode_record
 from tests.programs.engine_double import ScriptedAnswer
 from tests.programs.in_process import InProcessRollout
@@ -57,7 +57,7 @@ def test_fields_of_a_newer_minor_version_are_kept_and_sent_on(name: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected_text"),
     [
         ({"schema": 200}, r"the schema 2\.00; this version reads 1\.x"),
         ({"schema": "1"}, "'schema' is a str"),
@@ -83,8 +83,8 @@ def test_fields_of_a_newer_minor_version_are_kept_and_sent_on(name: str) -> None
         ({"answer": "8 bytes!"}, "'answer' is a str"),
     ],
 )
-def test_a_damaged_step_is_refused_with_its_reason(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(RecordError, match=told):
+def test_a_damaged_step_is_refused_with_its_reason(changes: dict[str, Any], expected_text: str) -> None:
+    with pytest.raises(RecordError, match=expected_text):
         decode_changed(step(), **changes)
 
 
@@ -123,6 +123,19 @@ def test_a_step_whose_context_was_sampled_is_not_sent() -> None:
     asked, said = step().nodes
     with pytest.raises(RecordError, match="before its answer"):
         encode_record(replace(step(), nodes=(said, asked)))
+
+
+@pytest.mark.parametrize(("key", "value"), [("finish", "content_filter"), ("source", "guess"), ("finish", 3)])
+def test_a_step_with_an_unknown_reason_is_malformed(key: str, value: Any) -> None:
+    with pytest.raises(RecordError, match=r"malformed|expected str"):
+        decode_record(encode({**decode(encode_record(step())), key: value}))
+
+
+def test_reasons_are_enums_on_both_sides_of_the_queue() -> None:
+    decoded = decode_record(encode_record(replace(step(), prompt_source=PromptSource.RETRY)))
+    assert isinstance(decoded, Step)
+    assert decoded.prompt_source is PromptSource.RETRY
+    assert decoded.finish_reason is step().finish_reason
 
 
 def test_an_oversized_record_is_neither_sent_nor_read(monkeypatch: pytest.MonkeyPatch) -> None:

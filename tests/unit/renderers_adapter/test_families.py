@@ -254,7 +254,7 @@ def test_a_token_that_the_tokenizer_lacks_is_never_written(qwen2: RendererAdapte
 
 
 @pytest.mark.parametrize(
-    ("conversation", "tools", "told"),
+    ("conversation", "tools", "expected_text"),
     [
         ([user(IMAGE)], None, "would put a system message of its own first"),
         ([SYSTEM, user("a")], [{"type": "function", "function": {"name": "look"}}], "knows no tools"),
@@ -262,7 +262,7 @@ def test_a_token_that_the_tokenizer_lacks_is_never_written(qwen2: RendererAdapte
     ],
 )
 def test_what_qwen2_vl_would_write_differently_is_refused(
-    qwen2: RendererAdapter, conversation: list[dict[str, Any]], tools: Any, told: str
+    qwen2: RendererAdapter, conversation: list[dict[str, Any]], tools: Any, expected_text: str
 ) -> None:
-    with pytest.raises(UnsupportedConversation, match=told):
+    with pytest.raises(UnsupportedConversation, match=expected_text):
         qwen2.render(conversation, tools)

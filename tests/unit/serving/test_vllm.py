@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.cli.serve import Progress
+from rollout.cli.serve import StartupStatus
 from rollout.serving.vllm import SHIM_DIRECTORY, VllmFailed, VllmServer, VllmSettings
 
 STAND_IN = """#!{python}
@@ -209,7 +209,7 @@ def test_a_second_signal_ends_a_server_that_does_not_heed_the_first(settings: Vl
     assert "serving m" in process.stdout.readline()
     (log,) = tmp_path.glob("rollout-vllm-*.log")
     process.send_signal(signal.SIGTERM)
-    while "told" not in log.read_text():
+    while "expected_text" not in log.read_text():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -221,7 +221,7 @@ def test_a_second_signal_ends_a_server_that_does_not_heed_the_first(settings: Vl
 def test_progress_shows_whatever_a_server_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    with Progress(tmp_path / "log") as progress:
+    with StartupStatus(tmp_path / "log") as progress:
         progress(1.0, "(APIServer) INFO [utils.py:3] non-default args: {'model': '[/red]'}")
 
 

@@ -23,7 +23,7 @@ from rollout.engine.protocol import Generation
 from rollout.engine.request import GenerateRequest
 from rollout.environments.color_codeword import ColorCodeword, ColorCodewordSettings, ColorCodewordTasks, draw_square
 from rollout.records.kinds import RecordError, RolloutStatus
-from rollout.records.stream import RolloutOver
+from rollout.records.stream import RolloutAlreadyFinished
 from rollout.records.wire import encode_record
 from rollout.session.session import PolicyClient
 from rollout.testing import embedded_policy, play
@@ -391,7 +391,7 @@ async def test_a_turn_that_cannot_be_recorded_is_the_last_and_leaves_no_gap(
         with pytest.raises(RecordError, match="at most 1500"):
             await model.chat(messages)
         monkeypatch.undo()
-        with pytest.raises(RolloutOver, match=r"cannot go on.*at most 1500"):
+        with pytest.raises(RolloutAlreadyFinished, match=r"cannot go on.*at most 1500"):
             await model.chat(messages)
         return 1.0
 

@@ -306,7 +306,7 @@ def image_from_http() -> list[Message]:
 
 
 @pytest.mark.parametrize(
-    ("conversation", "error", "told"),
+    ("conversation", "error", "expected_text"),
     [
         (late_system, UnsupportedConversation, "message 1 is a system message"),
         (a_second_system, UnsupportedConversation, "message 1 is a system message"),
@@ -318,9 +318,9 @@ def image_from_http() -> list[Message]:
     ],
 )
 async def test_what_cannot_be_right_is_refused_by_name_and_leaves_nothing(
-    script: ScriptedRollout, conversation: Callable[[], list[Message]], error: type[Exception], told: str
+    script: ScriptedRollout, conversation: Callable[[], list[Message]], error: type[Exception], expected_text: str
 ) -> None:
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=expected_text):
         await script.answer(conversation(), "red")
     await script.answer([user("Hi")], "red")
     assert script.sources == ["first"]

@@ -124,7 +124,7 @@ def test_what_is_no_order_is_refused(wire: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected_text"),
     [
         ([Task("a", 0, 1), Task("a", 1, 2)], "two tasks with the id 'a'"),
         ([Task(5, 0, 1)], "whose id is a text"),  # type: ignore[arg-type]
@@ -132,10 +132,10 @@ def test_what_is_no_order_is_refused(wire: object) -> None:
         (None, "cannot be listed: TypeError"),
     ],
 )
-def test_tasks_that_cannot_be_told_apart_are_refused(given: Any, told: str) -> None:
+def test_tasks_that_cannot_be_told_apart_are_refused(given: Any, expected_text: str) -> None:
     class Wrong(type(ENVIRONMENT)):  # type: ignore[misc]
         def tasks(self, tasks: TaskSettings) -> Any:
             yield from given
 
-    with pytest.raises(TasksUnusable, match=told):
+    with pytest.raises(TasksUnusable, match=expected_text):
         list(iter_orders(lambda: Wrong(ENVIRONMENT.settings), TaskSettings()))

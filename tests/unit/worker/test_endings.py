@@ -11,7 +11,7 @@ import pytest
 
 from rollout.config.load import Config
 from rollout.environments.base import Model, Score
-from rollout.records.stream import RolloutOver
+from rollout.records.stream import RolloutAlreadyFinished
 from rollout.records.task import Task
 from rollout.session.session import PolicyClient
 from rollout.trainer import check
@@ -118,7 +118,7 @@ async def test_what_a_rollout_left_running_cannot_ask_the_model_any_more(
         await harness.put_orders(1)
         trajectory = (await harness.receive_ended(1))["0.0"]
         over.set()
-        with pytest.raises(RolloutOver, match=r"0\.0 has ended: a task that its environment left behind"):
+        with pytest.raises(RolloutAlreadyFinished, match=r"0\.0 has ended: a task that its environment left behind"):
             await left[0]
         harness.worker.drain()
     assert check(trajectory) == []

@@ -40,9 +40,9 @@ async def test_whatever_is_logged_says_by_whom_and_where_in_the_rollout(
             harness.worker.drain()
     entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {(entry["run"], entry["worker"]) for entry in entries} == {("tuesday", "w-0")}
-    told = [(entry["event"], entry["rollout"], entry["attempt"], entry.get("turn")) for entry in entries]
+    events = [(entry["event"], entry["rollout"], entry["attempt"], entry.get("turn")) for entry in entries]
     turns = [("began", None), ("asked", 0), ("asked", 1)]
-    assert told == [
+    assert events == [
         *((event, "0.0", 1, turn) for event, turn in turns),
         ("the infrastructure failed", "0.0", 1, None),
         *((event, "0.0", 2, turn) for event, turn in turns),

@@ -1,4 +1,4 @@
-"""Seclusion: any number together, or one alone."""
+"""A shared lock: any number together, or one alone."""
 
 from functools import partial
 

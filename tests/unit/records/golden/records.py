@@ -27,7 +27,7 @@ from rollout.records.wire import SCHEMA, encode_record
 DIRECTORY = Path(__file__).parent
 
 _FILE, _INLINE = "0123456789abcdef" * 2, "fedcba9876543210" * 2
-_LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+_LOOK_TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
 
 def header(seq: int) -> RecordHeader:
@@ -63,7 +63,7 @@ def step() -> Step:
         versions=(VersionSpan("7", 0, 1), VersionSpan("8", 1, 3)),
         policy=("7", "8"),
         cached_tokens=16,
-        tools=(_LOOK,),
+        tools=(_LOOK_TOOL,),
         routed_experts=RoutedExperts(0, np.arange(12, dtype=np.uint8).reshape(3, 2, 2)),
         sampling_mask=SamplingMask(np.array([1, 2, 3], np.int32), np.array([1, 1, 1], np.int32)),
         timings={"prepare": 0.001, "engine": 1.5},

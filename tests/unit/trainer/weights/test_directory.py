@@ -74,7 +74,7 @@ def text(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "expected_text"),
     [
         (cut, "cut short"),
         (garbled, "cannot be read as safetensors"),
@@ -84,7 +84,7 @@ def text(file: Path) -> None:
     ],
 )
 def test_what_an_engine_could_not_load_is_refused_and_the_old_version_stays(
-    weights: WeightsDirectory, write_weights: Write, spoil: Callable[[Path], None], told: str
+    weights: WeightsDirectory, write_weights: Write, spoil: Callable[[Path], None], expected_text: str
 ) -> None:
     weights.replace(1, lambda directory: write_weights(directory, SHAPES))
 
@@ -92,14 +92,14 @@ def test_what_an_engine_could_not_load_is_refused_and_the_old_version_stays(
         write_weights(directory, SHAPES)
         spoil(directory / "model.safetensors")
 
-    with pytest.raises(WeightsError, match=told):
+    with pytest.raises(WeightsError, match=expected_text):
         weights.replace(2, save)
     assert version_of(weights) == 1
     assert read_shapes(weights.path) == SHAPES
 
 
 @pytest.mark.parametrize(
-    ("shapes", "told"),
+    ("shapes", "expected_text"),
     [
         ({"embed.weight": (4, 2)}, "lack head.weight"),
         ({**SHAPES, "more.weight": (1,)}, "have besides more.weight"),
@@ -107,13 +107,13 @@ def test_what_an_engine_could_not_load_is_refused_and_the_old_version_stays(
     ],
 )
 def test_another_models_tensors_are_refused(
-    tmp_path: Path, write_weights: Write, shapes: dict[str, tuple[int, ...]], told: str
+    tmp_path: Path, write_weights: Write, shapes: dict[str, tuple[int, ...]], expected_text: str
 ) -> None:
     reference = tmp_path / "checkpoint"
     reference.mkdir()
     write_weights(reference, SHAPES)
     weights = WeightsDirectory(tmp_path / "policy", reference)
-    with pytest.raises(WeightsError, match=told):
+    with pytest.raises(WeightsError, match=expected_text):
         weights.replace(1, lambda directory: write_weights(directory, shapes))
     assert weights.saved_version is None
 

@@ -51,7 +51,7 @@ def test_a_variable_that_is_not_set_is_named(example: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "expected_text"),
     [
         ("127.0.0.1:8000", "the root of a server"),
         ("http://127.0.0.1:8000/v1", "without /v1"),
@@ -59,10 +59,10 @@ def test_a_variable_that_is_not_set_is_named(example: Path) -> None:
         ("http://me:s3cret@host:8000", "engine.api_key_env"),
     ],
 )
-def test_a_url_that_is_no_engines_root_is_refused(example: Path, url: str, told: str) -> None:
+def test_a_url_that_is_no_engines_root_is_refused(example: Path, url: str, expected_text: str) -> None:
     with pytest.raises(ConfigFileError) as refused:
         load_config(example, [f'engine.urls=["{url}"]'])
-    assert told in str(refused.value)
+    assert expected_text in str(refused.value)
     assert "s3cret" not in str(refused.value)
 
 
