@@ -24,7 +24,7 @@ if "--broken" in sys.argv:
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print("child", child.pid, flush=True)
 if "--deaf" in sys.argv:
-    signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
+    signal.signal(signal.SIGTERM, lambda *_: print("heard", flush=True))
 if "--slow" in sys.argv:
     time.sleep(600)
 class Health(http.server.BaseHTTPRequestHandler):
@@ -209,7 +209,7 @@ def test_a_second_signal_ends_a_server_that_does_not_heed_the_first(settings: Vl
     assert "serving m" in process.stdout.readline()
     (log,) = tmp_path.glob("rollout-vllm-*.log")
     process.send_signal(signal.SIGTERM)
-    while "expected_text" not in log.read_text():
+    while "heard" not in log.read_text():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
