@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from rollout.cli.options import Configuration, Debug, Overrides
+from rollout.cli.output import unwrapped_console
 
 if TYPE_CHECKING:
     from rollout.doctor.results import CheckResult
@@ -46,4 +46,4 @@ def _print_results(results: "Sequence[CheckResult]") -> None:
         table.add_row(_STATUS_MARKUP[result.status.value], result.subject, escape(result.message))
         if result.fix:
             table.add_row("", "", f"[yellow]fix:[/yellow] {escape(result.fix)}")
-    Console().print(table, highlight=False)
+    unwrapped_console().print(table, highlight=False)

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -14,13 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from rollout.cli.options import Debug, Json, Overrides
-from rollout.cli.output import print_report
+from rollout.cli.output import RolloutFailure, print_failures, print_report
 
 if TYPE_CHECKING:
     from rollout.launch.launch import LaunchState
     from rollout.launch.places import Place
 
-_MAX_ERRORS_SHOWN = 3
 
 PlaceName = Literal["here", "ray", "slurm", "k8s"]
 
@@ -142,26 +140,13 @@ def _print_summary(state: "LaunchState", report: Mapping[str, Any], console: Con
         "[dim]time[/dim]", f"{state.elapsed_seconds:.1f} s" + ("  (stopped early)" if state.stopping_early else "")
     )
     console.print(table, highlight=False)
-    _print_errors(state, console)
+    failures = [
+        RolloutFailure(f"{environment}/{outcome.rollout}", outcome.status, outcome.error or {}, outcome.traceback)
+        for environment, outcome in state.failed_rollouts()
+    ]
+    print_failures(console, failures, state.directory.path / "workers")
     if report["rollouts"] < report["total"]:
         console.print(f"go on with: rollout launch --resume {state.directory.path}", highlight=False, soft_wrap=True)
-
-
-def _print_errors(state: "LaunchState", console: Console) -> None:
-    """Print each error once, in full, with the first rollout that met it."""
-    rollouts_by_error: dict[tuple[str, str], list[tuple[str, str | None]]] = {}
-    for environment, outcome in state.failed_rollouts():
-        error = outcome.error or {}
-        key = (str(error.get("type")), str(error.get("message")))
-        rollouts_by_error.setdefault(key, []).append((f"{environment}/{outcome.rollout}", outcome.traceback))
-    for (kind, message), rollouts in list(rollouts_by_error.items())[:_MAX_ERRORS_SHOWN]:
-        rollout, traceback = rollouts[0]
-        others = f" (and {len(rollouts) - 1} others)" if len(rollouts) > 1 else ""
-        text = f"{kind}: {message}" if traceback is None else "\n" + indent(traceback.rstrip(), "  ")
-        console.print(f"[red]{escape(f'{rollout}{others} failed: {text}')}[/red]", highlight=False, soft_wrap=True)
-    if len(rollouts_by_error) > _MAX_ERRORS_SHOWN:
-        others = f"{len(rollouts_by_error) - _MAX_ERRORS_SHOWN} other errors"
-        console.print(f"… and {others}, all in {state.directory.path}/workers")
 
 
 def _write_scheduler_files(

@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from rollout.cli.options import Configuration, Debug, Json, Overrides
-from rollout.cli.output import print_report
+from rollout.cli.output import RolloutFailure, print_failures, print_report
 
 if TYPE_CHECKING:
     from rollout.launch.in_process import RunState
 
-_MAX_ERRORS_SHOWN = 3
+_MAX_VIOLATIONS_SHOWN = 3
 
 
 def run(config: Configuration, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
@@ -74,15 +74,20 @@ def _print_summary(state: "RunState", console: Console) -> None:
 
 
 def _print_errors(state: "RunState", console: Console) -> None:
+    from rollout.rundir.claims import Claims
+
     trainer = state.trainer_counters
-    for trajectory in trainer.failures[:_MAX_ERRORS_SHOWN]:
-        error = trajectory.error or {}
-        line = f"{trajectory.rollout} {trajectory.status}: {error.get('type')}: {error.get('message')}"
-        console.print(f"[red]{escape(line)}[/red]", highlight=False)
-    if len(trainer.failures) > _MAX_ERRORS_SHOWN:
-        console.print(
-            f"… and {len(trainer.failures) - _MAX_ERRORS_SHOWN} more errors, all in {state.directory.path}/log.jsonl"
-        )
-    for violation in trainer.violations[:_MAX_ERRORS_SHOWN]:
+    if trainer.failures:
+        claims = Claims(state.directory.claims_path(trainer.failures[0].environment))
+        outcomes = {outcome.rollout: outcome for outcome in claims.outcomes()}
+        failures = []
+        for trajectory in trainer.failures:
+            outcome = outcomes.get(trajectory.rollout)
+            traceback = outcome.traceback if outcome is not None else None
+            failures.append(
+                RolloutFailure(trajectory.rollout, trajectory.status.value, trajectory.error or {}, traceback)
+            )
+        print_failures(console, failures, state.directory.path / "log.jsonl")
+    for violation in trainer.violations[:_MAX_VIOLATIONS_SHOWN]:
         line = f"{violation.rollout}, {violation.where}: invariant {violation.invariant}: {violation.detail}"
         console.print(f"[red]{escape(line)}[/red]", highlight=False)

@@ -19,7 +19,7 @@ from rollout.records.kinds import PromptSource
 from rollout.rundir.claims import Claim, Claims, Outcome
 from rollout.session.session import PolicyClient
 from rollout.tasks.orders import OrderError, RolloutOrder, decode_order
-from rollout.worker.attempt import Attempt, RolloutAbandoned, RunMetadata
+from rollout.worker.attempt import Attempt, RolloutAbandoned, RunMetadata, ScoreError
 from rollout.worker.deadlines import DeadlineEnforcer
 from rollout.worker.shared_lock import SharedLock
 from transports import Delivery, Queue, QueueError, StaleLease
@@ -292,7 +292,10 @@ def _make_outcome(attempt: Attempt) -> Outcome:
 
 
 def _format_traceback(error: BaseException) -> str | None:
-    """Return the traceback from the environment's own frames on; of a very long one, only the end."""
-    if error.__traceback__ is None:
+    """Return the traceback from the environment's own frames on; of a very long one, only the end.
+
+    A wrong score has none: it is found in our code, after the environment has returned it.
+    """
+    if error.__traceback__ is None or isinstance(error, ScoreError):
         return None
     return "".join(traceback.format_exception(type(error), error, error.__traceback__.tb_next))[-_MAX_TRACEBACK_CHARS:]

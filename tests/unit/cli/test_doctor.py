@@ -10,9 +10,15 @@ from tests.unit.cli.in_process import run_cli
 def test_doctor_says_what_is_right(color_codeword: Sequence[str]) -> None:
     result = run_cli("doctor", *color_codeword)
     assert result.returncode == 0, result.stdout + result.stderr
-    words = " ".join(result.stdout.split())  # where its lines are broken depends on the length of a path
     for expected in ("configuration", "3 tasks, 2 rollouts of each", "renderer qwen3-vl, images qwen_vl", "file://"):
-        assert expected in words
+        assert expected in result.stdout
+
+
+def test_doctor_wraps_no_line_of_what_is_piped(color_codeword: Sequence[str]) -> None:
+    lines = run_cli("doctor", *color_codeword).stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["ok", subject] for subject in ("configuration", "tasks", "images", "engine", "model", "queue")
+    ]
 
 
 def test_doctor_shows_a_table_alone_and_asks_engines_only_of_a_run_that_could_begin(

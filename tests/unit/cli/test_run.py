@@ -108,8 +108,26 @@ def test_an_environment_from_anywhere_is_played(color_codeword: Sequence[str], t
     assert result.returncode == 0
     assert report["status"] == {"ok": 8, "failed": 4}
     text = run_cli("run", path, "--set", "tasks.count=3")
-    assert "000001.0 failed: ValueError: a bug of its own" in text.stdout
-    assert "… and 1 more errors" in text.stdout
+    assert text.stdout.count("a bug of its own')") == 1, "one bug is shown once"
+    assert re.search(r"^000001\.0 \(and 3 others\) failed: *$", text.stdout, re.MULTILINE)
+    assert re.search(rf'^ +File "{re.escape(str(tmp_path))}/coin\.py", line 4, in run$', text.stdout, re.MULTILINE)
+    assert "  ValueError: a bug of its own\n" in text.stdout
+
+
+def test_a_wrong_score_is_shown_in_one_line(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "floats.py").write_text(
+        "from rollout import Environment\n"
+        "class Floats(Environment):\n"
+        "    async def run(self, task, model): return 1.0\n"
+    )
+    (tmp_path / "floats.yaml").write_text(
+        "environment: {class: 'floats:Floats'}\ntasks: {count: 1}\n"
+        f"model: {{name: tiny-qwen3-vl, path: {tiny_model}, renderer: qwen3-vl}}\n"
+    )
+    text = run_cli("run", str(tmp_path / "floats.yaml"), "--set", f"run.directory={tmp_path}")
+    assert text.returncode == 1
+    line = "000000.0 (and 3 others) failed: ScoreError: run() returned a float; expected a rollout.Score"
+    assert text.stdout.endswith(f"{line}\n")
 
 
 def test_a_run_without_a_single_turn_tells_no_bytes_of_one(tmp_path: Path, tiny_model: Path) -> None:
