@@ -49,8 +49,9 @@ def launch(
 ) -> None:
     """Play all rollouts of every CONFIG with supervised worker processes; a trainer reads the queue meanwhile.
 
-    Exits with 0, also after SIGTERM, which drains; 1 if it failed; 2 for a bad configuration; 130 after Ctrl-C, which
-    drains too; a second Ctrl-C ends the workers at once. What was not finished is played by --resume.
+    Exits with 0, also after SIGTERM, which drains; 1 if it failed, or if every rollout did; 2 for a bad configuration;
+    130 after Ctrl-C, which drains too; a second Ctrl-C ends the workers at once. What was not finished is played by
+    --resume.
     """
     if render is not None or image is not None or on in ("slurm", "k8s"):
         if run is not None or resume is not None:
@@ -112,6 +113,8 @@ def _launch(state: "LaunchState", *, as_json: bool) -> int:
     print_report(report, partial(_print_summary, state, report), failure, as_json=as_json)
     if screen.interrupted:
         return 130
+    if report["status"].get("failed") and report["reward_mean"] is None:
+        return 1  # rollouts failed, and none has a reward
     return 0 if state.stopping_early or report["rollouts"] == report["total"] else 1
 
 
