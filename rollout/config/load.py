@@ -7,6 +7,7 @@ checked as strictly as ours.
 import difflib
 import hashlib
 import importlib
+import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from rollout.config.sections import (
     WorkerConfig,
 )
 from rollout.config.source import ConfigDocument, ConfigFileError, KeyPath, read_document
-from rollout.environments.base import Environment, EnvironmentSettings, TaskSettings
+from rollout.environments.base import Environment, EnvironmentSettings, MultiTurnEnvironment, TaskSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return _ConfigChecker(read_document(path, overrides)).check()
 
 
+def _environment_problem(loaded_class: object) -> str | None:
+    """Why this cannot be an environment; None if it can."""
+    if not (isinstance(loaded_class, type) and issubclass(loaded_class, Environment)):
+        return "is not a subclass of rollout.Environment"
+    if missing := sorted(loaded_class.__abstractmethods__):
+        return f"does not define {' and '.join(missing)}"
+    for name in ("reset", "step") if issubclass(loaded_class, MultiTurnEnvironment) else ("run",):
+        if not inspect.iscoroutinefunction(inspect.unwrap(getattr(loaded_class, name))):
+            return f"has a {name} that is not a coroutine; write `async def {name}`"
+    return None
+
+
 class _ConfigChecker:
     def __init__(self, source: ConfigDocument) -> None:
         self._source = source
@@ -134,19 +147,24 @@ class _ConfigChecker:
         if str(self._source.directory) not in sys.path:
             sys.path.append(str(self._source.directory))  # an environment may be in the directory of its YAML
         try:
-            loaded_class = getattr(importlib.import_module(module), name)
+            imported_module = importlib.import_module(module)
         except ModuleNotFoundError as error:
             self._add_problem(
                 key_path, f"there is no module {error.name!r}; install it, or put it beside this file or on PYTHONPATH"
             )
-        except AttributeError:
-            self._add_problem(key_path, f"{module} has no {name!r}")
+            return class_path, None
         except Exception as error:  # noqa: BLE001 - whatever a user's module raises while it is imported
             self._add_problem(key_path, f"importing {module} failed: {type(error).__name__}: {error}")
+            return class_path, None
+        loaded_class = getattr(imported_module, name, None)
+        if loaded_class is None:
+            nearest = difflib.get_close_matches(name, vars(imported_module), n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            self._add_problem(key_path, f"{module} has no {name!r}{hint}")
+        elif (problem := _environment_problem(loaded_class)) is not None:
+            self._add_problem(key_path, f"{class_path} {problem}")
         else:
-            if isinstance(loaded_class, type) and issubclass(loaded_class, Environment):
-                return class_path, loaded_class
-            self._add_problem(key_path, f"{class_path} is not a subclass of rollout.Environment")
+            return class_path, loaded_class
         return class_path, None
 
     def _check_section(self, model: type[_ModelT] | None, name: str, exclude: Sequence[str] = ()) -> _ModelT | None:

@@ -1,5 +1,6 @@
 """Configuration: what is accepted, and how a mistake is told."""
 
+import sys
 from pathlib import Path
 from textwrap import dedent
 
@@ -132,6 +133,53 @@ def test_an_environment_that_cannot_be_used_is_refused(tmp_path: Path, named: st
     path = write(tmp_path, VALID.replace("rollout.environments.color_codeword:ColorCodeword", named))
     assert load_error(path).startswith(f"{path}:2: environment.class: ")
     assert expected_text in load_error(path)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected_text"),
+    [
+        (
+            "class Coin(Environment):\n    def run(self, task, model): return Score(1.0)",
+            "a run that is not a coroutine",
+        ),
+        ("class Coin(Environment):\n    pass", "does not define run"),
+        (
+            "class Coin(MultiTurnEnvironment):\n    def reset(self, task): return []\n"
+            "    async def step(self, reply): return Turn()",
+            "a reset that is not a coroutine; write `async def reset`",
+        ),
+        ("class Coins(Environment):\n    pass", "has no 'Coin'; did you mean 'Coins'?"),
+        ("raise AttributeError('of its own')", "importing coin_module failed: AttributeError: of its own"),
+    ],
+)
+def test_what_is_wrong_with_the_code_of_an_environment_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, expected_text: str
+) -> None:
+    monkeypatch.delitem(sys.modules, "coin_module", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = "from rollout import Environment, MultiTurnEnvironment, Score, Turn\n"
+    (tmp_path / "coin_module.py").write_text(names + written)
+    path = write(tmp_path, VALID.replace("rollout.environments.color_codeword:ColorCodeword", "coin_module:Coin"))
+    assert expected_text in load_error(path)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "class Coin(Environment):\n    async def run(self, task, model): return Score(1.0)\n    def step(self): pass",
+        "def traced(f):\n    @functools.wraps(f)\n    def call(*a): return f(*a)\n    return call\n"
+        "class Coin(Environment):\n    @traced\n    async def run(self, task, model): return Score(1.0)",
+    ],
+    ids=["a step of its own", "a decorated coroutine"],
+)
+def test_what_looks_unusual_and_is_right_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    monkeypatch.delitem(sys.modules, "coin_module", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "coin_module.py").write_text("import functools\nfrom rollout import Environment, Score\n" + written)
+    text = "environment: {class: 'coin_module:Coin'}\nmodel: {name: m, path: m, renderer: qwen3-vl}\n"
+    assert load_config(write(tmp_path, text)).environment_class.__name__ == "Coin"
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "just words"])
