@@ -136,19 +136,10 @@ def test_several_environments_and_a_summary_for_people(color_codeword: str, tmp_
     assert "coin/000000.0 (and 1 others) failed" in " ".join(out.split())
 
 
-def test_a_launch_of_which_every_rollout_failed_is_exit_code_1(tiny_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text(
-        "from rollout import Environment\n"
-        "class Broken(Environment):\n"
-        "    async def run(self, task, model): raise ValueError('a bug of its own')\n"
-    )
-    (tmp_path / "broken.yaml").write_text(
-        "environment: {class: 'broken:Broken'}\ntasks: {count: 1, group_size: 2}\n"
-        f"model: {{name: tiny-qwen3-vl, path: {tiny_model}, renderer: qwen3-vl}}\n"
-    )
-    with running_process("launch", str(tmp_path / "broken.yaml"), "--json") as launch:
+def test_a_launch_of_which_every_rollout_failed_is_exit_code_1(one_line_environment: Callable[[str], str]) -> None:
+    with running_process("launch", one_line_environment("raise ValueError('a bug of its own')"), "--json") as launch:
         out, err = launch.communicate(timeout=60)
-    assert json.loads(out)["status"] == {"failed": 2}
+    assert json.loads(out)["status"] == {"failed": 4}
     assert launch.returncode == 1, err
 
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,33 +114,18 @@ def test_an_environment_from_anywhere_is_played(color_codeword: Sequence[str], t
     assert "  ValueError: a bug of its own\n" in text.stdout
 
 
-def test_a_wrong_score_is_shown_in_one_line(tmp_path: Path, tiny_model: Path) -> None:
-    (tmp_path / "floats.py").write_text(
-        "from rollout import Environment\n"
-        "class Floats(Environment):\n"
-        "    async def run(self, task, model): return 1.0\n"
-    )
-    (tmp_path / "floats.yaml").write_text(
-        "environment: {class: 'floats:Floats'}\ntasks: {count: 1}\n"
-        f"model: {{name: tiny-qwen3-vl, path: {tiny_model}, renderer: qwen3-vl}}\n"
-    )
-    text = run_cli("run", str(tmp_path / "floats.yaml"), "--set", f"run.directory={tmp_path}")
+def test_a_wrong_score_is_shown_in_one_line(tmp_path: Path, one_line_environment: Callable[[str], str]) -> None:
+    text = run_cli("run", one_line_environment("return 1.0"), "--set", f"run.directory={tmp_path}")
     assert text.returncode == 1
     line = "000000.0 (and 3 others) failed: ScoreError: run() returned a float; expected a rollout.Score"
     assert text.stdout.endswith(f"{line}\n")
 
 
-def test_a_run_without_a_single_turn_tells_no_bytes_of_one(tmp_path: Path, tiny_model: Path) -> None:
-    (tmp_path / "broken.py").write_text(
-        "from rollout import Environment\n"
-        "class Broken(Environment):\n"
-        "    async def run(self, task, model): raise ValueError('a bug of its own')\n"
-    )
-    (tmp_path / "broken.yaml").write_text(
-        "environment: {class: 'broken:Broken'}\ntasks: {count: 1}\n"
-        f"model: {{name: tiny-qwen3-vl, path: {tiny_model}, renderer: qwen3-vl}}\n"
-    )
-    text = run_cli("run", str(tmp_path / "broken.yaml"), "--set", f"run.directory={tmp_path}")
+def test_a_run_without_a_single_turn_tells_no_bytes_of_one(
+    tmp_path: Path, one_line_environment: Callable[[str], str]
+) -> None:
+    broken = one_line_environment("raise ValueError('a bug of its own')")
+    text = run_cli("run", broken, "--set", f"run.directory={tmp_path}")
     assert text.returncode == 1
     assert re.search(r"^queue +[\d,]+ bytes$", text.stdout, re.MULTILINE)
 
