@@ -9,6 +9,7 @@ from transports.errors import (
     QueueFull,
     QueueStorageError,
     QueueURLError,
+    QueueVersionMismatch,
     RecordTooLarge,
     UnknownTransport,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "QueueStats",
     "QueueStorageError",
     "QueueURLError",
+    "QueueVersionMismatch",
     "RecordTooLarge",
     "StaleLease",
     "UnknownTransport",

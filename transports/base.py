@@ -26,7 +26,8 @@ from typing import ClassVar, Literal, Self, TypeAlias
 from zlib import crc32
 
 from transports.errors import AdmissionTimeout, QueueError, QueueFull, QueueURLError, RecordTooLarge
-from transports.urls import QueueOptions
+from transports.redaction import hide_passwords
+from transports.urls import QueueOptions, without_password
 
 Frames: TypeAlias = tuple[bytes | memoryview, ...]
 Lease: TypeAlias = Literal["partition", "record"]
@@ -52,6 +53,10 @@ class QueueStats:
     """How often records were delivered again, since the queue was created."""
     dead_letters: int
     """How many rejected records the queue keeps."""
+    retained_records: int = 0
+    """How many acked records the queue retains; they belong to no backlog, and only a replay gives them again."""
+    refused_messages: int = 0
+    """How many messages a `zmq://` hub refused because they were malformed, or of another version of its protocol."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +77,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Peeked:
-    """A record of the backlog, as a reader sees it that only peeks."""
+    """A record of the backlog, or of a replay, as a reader sees it that only peeks."""
 
     frames: Frames
     """The frames of the record, as they were put."""
@@ -86,6 +91,8 @@ class Peeked:
     """Its position in its lane."""
     delivered: bool
     """Whether it was delivered before; also true for a record that a consumer may only have read ahead."""
+    acked: bool = False
+    """Whether it is acked, and only retained; never true of a record of the backlog."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,7 +158,7 @@ class Queue(ABC):
     """Whether a `receive` that returns None means that nothing will ever come again."""
 
     def __init__(self, url: str, options: QueueOptions) -> None:
-        self.url = url
+        self.url = without_password(hide_passwords(url))
         self._options = options
         self._hard_limit = options.effective_hard_limit
 
@@ -218,7 +225,10 @@ class Queue(ABC):
 
     @abstractmethod
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
-        """The first `limit` records of the backlog, oldest first. Nothing is leased, and they stay where they are."""
+        """The first `limit` records of the backlog, oldest first. Nothing is leased, and they stay where they are.
+
+        Of a replay, the first of all records that it gives.
+        """
 
     @abstractmethod
     async def aclose(self) -> None:

@@ -17,6 +17,10 @@ class QueueClosed(QueueError):
     """The handle was closed; open the queue again to go on."""
 
 
+class QueueVersionMismatch(QueueError):
+    """The other side of the queue speaks another version of its protocol: install the same release on both sides."""
+
+
 class AdmissionTimeout(QueueError):
     """The backlog stayed above the high water until the deadline: the consumer is too slow, or has stopped."""
 

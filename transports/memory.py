@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Protocol, TypeVar
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
-from transports.errors import QueueClosed, QueueURLError
+from transports.errors import QueueClosed, QueueStorageError, QueueURLError
 from transports.urls import QueueOptions, parse_queue_url
 from transports.wakeups import Wakeups
 
@@ -86,12 +86,12 @@ class _Broker:
         self.dead_letters: dict[str, DeadLetter] = {}
         self.wakeups = Wakeups()
         self.on_settled: Callable[[str], None] | None = None
+        self.failure = ""
 
-    def remove_unacked(self, partition: _Partition, position: int) -> None:
-        entry = partition.unacked.pop(position, None)
-        if entry is None:
+    def remove_unacked(self, partition: _Partition, position: int, epoch: int) -> None:
+        if position not in partition.unacked or partition.unacked[position][0] != epoch:
             return
-        record = entry[1]
+        _, record = partition.unacked.pop(position)
         self.backlog_records -= 1
         self.backlog_bytes -= record.nbytes
         if self.on_settled is not None:
@@ -123,12 +123,12 @@ class MemoryQueue(Queue):
         super().__init__(url, options)
         self._broker_name = parts.netloc + parts.path
         if not self._broker_name:
-            raise QueueURLError(f"{url}: a memory queue needs a name, as in memory://tasks")
+            raise QueueURLError(f"{self.url}: a memory queue needs a name, as in memory://tasks")
         self._leases_records = lease == "record"
         with _brokers_lock:
             broker = _brokers.get(self._broker_name) or _Broker(options.partitions or 1)
             if options.partitions not in (None, len(broker.partitions)):
-                raise QueueURLError(f"{url}: the queue was created with partitions={len(broker.partitions)}")
+                raise QueueURLError(f"{self.url}: the queue was created with partitions={len(broker.partitions)}")
             self._partitions = self._resolve_partitions(consume, len(broker.partitions))
             self._broker = _brokers[self._broker_name] = broker
             self._holder_id = secrets.token_hex(8)
@@ -185,7 +185,7 @@ class MemoryQueue(Queue):
         with broker.lock:
             for leased in leased_positions:
                 if leased.epoch == self._epoch:
-                    broker.remove_unacked(broker.partitions[leased.partition], leased.position)
+                    broker.remove_unacked(broker.partitions[leased.partition], leased.position, leased.epoch)
                 else:
                     stale.append(leased)
         return stale
@@ -203,7 +203,7 @@ class MemoryQueue(Queue):
         with broker.lock:
             partition = self._check_unacked(delivery)
             _, record = partition.unacked[delivery.position]
-            broker.remove_unacked(partition, delivery.position)
+            broker.remove_unacked(partition, delivery.position, delivery.epoch)
             # A random id that no other broker has: a `zmq://` hub that is restarted has dead letters of its own.
             letter = DeadLetter(secrets.token_hex(8), record.frames, record.key, record.tag, reason)
             broker.dead_letters[letter.id] = letter
@@ -267,16 +267,29 @@ class MemoryQueue(Queue):
                 del _brokers[self._broker_name]
 
     @property
+    def partitions(self) -> int:
+        return len(self._broker.partitions)
+
+    @property
     def backlog_records(self) -> int:
-        return self._open_broker().backlog_records
+        return self._broker.backlog_records
 
     def watch_settled(self, callback: Callable[[str], None]) -> None:
         """Call back with the tag of each record that is settled from now on, on the thread that settles it."""
         self._open_broker().on_settled = callback
 
+    def fail(self, problem: str) -> None:
+        """Wake everybody who waits at this queue, and refuse every later call, with a QueueStorageError."""
+        broker = self._open_broker()
+        with broker.lock:
+            broker.failure = problem
+            broker.wakeups.wake_all()
+
     def _open_broker(self) -> _Broker:
         if self._closed:
             raise QueueClosed(f"{self.url}: this handle is closed")
+        if self._broker.failure:
+            raise QueueStorageError(self._broker.failure)
         return self._broker
 
     def _take_next(self, broker: _Broker, now: float) -> tuple[Delivery | None, float | None]:

@@ -14,6 +14,7 @@ from typing import Protocol, cast
 
 from transports.base import Lease, Queue
 from transports.errors import QueueURLError, UnknownTransport
+from transports.redaction import hide_passwords
 from transports.urls import split_url
 
 ENTRY_POINT_GROUP = "rollout.transports"
@@ -62,8 +63,8 @@ def _find_factory(url: str) -> TransportFactory:
             return cast(TransportFactory, getattr(import_module(module), name))
         except ModuleNotFoundError as error:
             raise UnknownTransport(
-                f"{url}: {scheme}:// needs the package {error.name!r}; install the extra of that name, as in "
-                f"pip install 'rollout[{'zmq' if error.name == 'zmq' else 'redis'}]'"
+                f"{hide_passwords(url)}: {scheme}:// needs the package {error.name!r}; install the extra of that "
+                f"name, as in pip install 'rollout-rl[{'zmq' if error.name == 'zmq' else 'redis'}]'"
             ) from error
     installed = entry_points(group=ENTRY_POINT_GROUP)
     for entry in installed:
@@ -73,7 +74,7 @@ def _find_factory(url: str) -> TransportFactory:
     matches = difflib.get_close_matches(scheme, schemes, n=1)
     hint = f"; did you mean {matches[0]}://?" if matches else "."
     raise UnknownTransport(
-        f"{url}: there is no transport for {scheme or 'a URL without a scheme'}{hint} "
+        f"{hide_passwords(url)}: there is no transport for {scheme or 'a URL without a scheme'}{hint} "
         f"Known: {', '.join(f'{name}://' for name in schemes)}. "
         f"Others come as packages with an entry point in {ENTRY_POINT_GROUP!r}."
     )

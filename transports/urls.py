@@ -9,11 +9,14 @@ from typing import Any, Literal, NewType, TypeVar, get_args, get_origin, get_typ
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from transports.errors import QueueURLError
+from transports.redaction import hide_lone_user, hide_passwords
 
 Size = NewType("Size", int)
 """A number of bytes; in a URL a plain number or one with a unit: 64MB, 1.5GiB."""
 
+_URL_START = re.compile(r"\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 _SIZE_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*(|k|m|g|t)(i?)b?", re.IGNORECASE)
+MAX_PARTITIONS = 4096
 _HARD_LIMIT_FACTOR = 4
 
 
@@ -31,8 +34,8 @@ class QueueOptions:
     """Unacked bytes above which a put is an error; None: four times the high water."""
 
     def __post_init__(self) -> None:
-        if self.partitions is not None and not 1 <= self.partitions <= 4096:
-            raise QueueURLError(f"partitions must be between 1 and 4096, not {self.partitions}")
+        if self.partitions is not None and not 1 <= self.partitions <= MAX_PARTITIONS:
+            raise QueueURLError(f"partitions must be between 1 and {MAX_PARTITIONS}, not {self.partitions}")
         if self.hard_limit is not None and self.hard_limit < self.high_water:
             raise QueueURLError(f"hard_limit ({self.hard_limit}) is below high_water ({self.high_water})")
 
@@ -54,22 +57,39 @@ OptionsT = TypeVar("OptionsT", bound=QueueOptions)
 
 
 def split_url(url: str) -> SplitResult:
-    """The parts of a URL. Raises QueueURLError if it is not a URL."""
+    """The parts of a URL. Raises QueueURLError if it is not a URL; its text does not tell the password."""
     try:
         parts = urlsplit(url)
         _ = parts.port  # urlsplit checks the port only when it is read
     except ValueError as error:
-        raise QueueURLError(f"{url}: not a URL ({error})") from error
+        # The text of this error may contain a part of the password.
+        reason = "its port is no number up to 65535" if str(error).startswith("Port") else "its host is malformed"
+        raise QueueURLError(f"{hide_passwords(url)}: not a URL: {reason}{_password_hint(url)}") from None
+    if parts.netloc and "@" not in parts.netloc and hide_passwords(url) != url and "@" in url:
+        raise QueueURLError(f"{hide_passwords(url)}: not a URL: there is an @ behind the host{_password_hint(url)}")
     return parts
 
 
+def has_plain_password(url: str) -> bool:
+    """Whether a text is a URL with a password, or another secret, that is not only a reference, `${NAME}`.
+
+    A user alone is not reported: its password may be in REDIS_PASSWORD.
+    """
+    return _URL_START.match(url) is not None and hide_passwords(url) not in (url, hide_lone_user(url))
+
+
 def without_password(url: str) -> str:
-    """The URL without its password, for a message, a log or a file; a later open needs the password from elsewhere."""
+    """The URL without its secrets, for a file; a later open needs them from elsewhere. A reference is kept."""
     parts = split_url(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{parts.username}@{host}" if parts.username else host).geturl()
+    kept_options = [option for option in parts.query.split("&") if hide_passwords(option) == option]
+    netloc = parts.netloc
+    if parts.password is not None and hide_passwords(f"{parts.scheme}://{netloc}") != f"{parts.scheme}://{netloc}":
+        host = netloc.rpartition("@")[2]
+        netloc = f"{parts.username}@{host}" if parts.username else host
+    query = "&".join(kept_options)
+    return (
+        url if (netloc, query) == (parts.netloc, parts.query) else parts._replace(netloc=netloc, query=query).geturl()
+    )
 
 
 def parse_queue_url(url: str, options: type[OptionsT]) -> tuple[SplitResult, OptionsT]:
@@ -78,10 +98,11 @@ def parse_queue_url(url: str, options: type[OptionsT]) -> tuple[SplitResult, Opt
     Raises QueueURLError for an unknown key (with the nearest known one), a key given twice, or a value of another type.
     """
     parts = split_url(url)
+    shown_url = hide_passwords(url)
     try:
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    except ValueError as error:
-        raise QueueURLError(f"{url}: not a URL ({error})") from error
+    except ValueError:
+        raise QueueURLError(f"{shown_url}: not a URL: an option is not of the form key=value") from None
     types = get_type_hints(options)
     option_names = [option_field.name for option_field in fields(options)]
     values: dict[str, Any] = {}
@@ -89,19 +110,19 @@ def parse_queue_url(url: str, options: type[OptionsT]) -> tuple[SplitResult, Opt
         if key not in option_names:
             nearest = difflib.get_close_matches(key, option_names, n=1, cutoff=0.0)[0]
             raise QueueURLError(
-                f"{url}: unknown option {key!r}; did you mean {nearest!r}? "
+                f"{shown_url}: unknown option {key!r}; did you mean {nearest!r}? "
                 f"{parts.scheme}:// knows {', '.join(sorted(option_names))}."
             )
         if key in values:
-            raise QueueURLError(f"{url}: option {key!r} is given twice")
+            raise QueueURLError(f"{shown_url}: option {key!r} is given twice")
         try:
             values[key] = _convert(text, types[key])
         except ValueError as error:
-            raise QueueURLError(f"{url}: option {key}={text!r}: {error}") from None
+            raise QueueURLError(f"{shown_url}: option {key}={text!r}: {error}") from None
     try:
         return parts, options(**values)
     except QueueURLError as error:
-        raise QueueURLError(f"{url}: {error}") from None
+        raise QueueURLError(f"{shown_url}: {error}") from None
 
 
 def parse_size(text: str) -> Size:
@@ -110,6 +131,10 @@ def parse_size(text: str) -> Size:
         raise ValueError("expected a number of bytes such as 1048576, 64MB or 1.5GiB")
     number, unit, binary = match.groups()
     return Size(int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit.lower() or " ")))
+
+
+def _password_hint(url: str) -> str:
+    return "; write : / ? # [ ] @ and % in a password as %3A and so on" if "@" in url else ""
 
 
 def _convert(text: str, value_type: Any) -> Any:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from transports.codec.limits import MAX_VALUES
 from transports.errors import CodecError, MalformedRecord, UnsupportedValue
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -45,6 +46,8 @@ def to_wire_array(array: Array) -> Array:
         raise UnsupportedValue(f"arrays of dtype {array.dtype} are not carried; use one of {', '.join(NUMPY_DTYPES)}")
     if array.ndim > _MAX_AXES:
         raise UnsupportedValue(f"an array of {array.ndim} axes; at most {_MAX_AXES} are carried")
+    if not array.size and not _is_small(array.shape):
+        raise UnsupportedValue(f"an array of shape {array.shape}, which has no elements and is too long")
     # ascontiguousarray gives an array without axes one axis, so the shape is restored.
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(array.shape)
 
@@ -53,7 +56,7 @@ def raw_bytes(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def read_array(extension: bytes, frames: Sequence[bytes | bytearray | memoryview]) -> tuple[Array, str]:
+def read_array(extension: bytes, take_frame: Callable[[int], memoryview]) -> tuple[Array, str]:
     """The described array, as a read-only view of the bytes of its frame, and the name of its dtype."""
     if len(extension) < _PREFIX.size:
         raise MalformedRecord("the description of an array is cut off")
@@ -66,24 +69,24 @@ def read_array(extension: bytes, frames: Sequence[bytes | bytearray | memoryview
     if frame:
         if len(extension) > data_start:
             raise MalformedRecord("an array has bytes both in the head and in a frame")
-        buffer, data_start = frame_view(frames, frame), 0
+        buffer, data_start = take_frame(frame), 0
     dtype = _WIRE_DTYPES[code]
     # math.prod counts in Python's integers, which no shape overflows.
     if math.prod(shape) * dtype.itemsize != len(buffer) - data_start:
         raise MalformedRecord(
             f"an array of shape {shape} and dtype {DTYPES[code]} comes with {len(buffer) - data_start} bytes"
         )
+    if len(buffer) == data_start and not _is_small(shape):
+        raise MalformedRecord(f"an array of shape {shape}, which has no elements and is too long")
     try:
         return np.ndarray(shape, dtype, buffer, data_start), DTYPES[code]
     except ValueError as error:  # an empty array whose other axes are beyond what numpy indexes
         raise MalformedRecord(f"an array of shape {shape}: {error}") from None
 
 
-def frame_view(frames: Sequence[bytes | bytearray | memoryview], index: int) -> memoryview:
-    """The bytes of a frame, read-only."""
-    if not 0 < index < len(frames):
-        raise MalformedRecord(f"the head refers to frame {index}, and the record has {len(frames)}")
-    return memoryview(frames[index]).toreadonly().cast("B")
+def _is_small(shape: Sequence[int]) -> bool:
+    """Whether an array without elements is small: as nested lists, it may have no more values than a record."""
+    return math.prod(axis for axis in shape if axis) <= MAX_VALUES
 
 
 def is_tensor(value: object) -> bool:

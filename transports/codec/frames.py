@@ -68,30 +68,43 @@ def register_type(name: str) -> Callable[[T], T]:
     return register
 
 
-def encode(value: object) -> Frames:
+def encode(value: object, *, lone_surrogates: bool = True) -> Frames:
     """The frames of a record. They view the arrays of `value`, which must not change until the record is put.
+
+    Without `lone_surrogates`, a text with half of a character is an unsupported value.
 
     Raises UnsupportedValue and CodecLimitExceeded, with the path of the bad value.
     """
-    encoder = _Encoder()
-    packable = encoder.to_packable(value, 0)
-    head: bytes = msgpack.packb(packable, use_bin_type=True, unicode_errors="surrogatepass")
+    text_errors = "surrogatepass" if lone_surrogates else "strict"
+    encoder = _Encoder(text_errors)
+    try:
+        packable = encoder.to_packable(value, 0)
+        head: bytes = msgpack.packb(packable, use_bin_type=True, unicode_errors=text_errors)
+    except UnicodeEncodeError as error:
+        start = max(error.start - 20, 0)
+        raise UnsupportedValue(
+            f"the text {error.object[start : error.start + 20]!a} has half of a character (a lone surrogate)"
+        ) from None
     frames: Frames = (head, *encoder.blobs)
     _check_sizes(frames)
     return frames
 
 
-def decode(frames: Sequence[bytes | bytearray | memoryview]) -> Any:
-    """The value of a record. Raises MalformedRecord, CodecLimitExceeded and UnknownType, and no other error."""
+def decode(frames: Sequence[bytes | bytearray | memoryview], *, lone_surrogates: bool = True) -> Any:
+    """The value of a record. Raises MalformedRecord, CodecLimitExceeded and UnknownType, and no other error.
+
+    Without `lone_surrogates`, a record is malformed if a text in it has half of a character.
+    """
     if not frames:
         raise MalformedRecord("a record has at least a head frame")
     _check_sizes(frames)
     head = bytes(frames[0])
     check_structure(head)
-    decoder = _Decoder(frames)
+    text_errors = "surrogatepass" if lone_surrogates else "strict"
+    decoder = _Decoder(frames, text_errors)
     try:
         value = msgpack.unpackb(
-            head, raw=False, unicode_errors="surrogatepass", strict_map_key=True, ext_hook=decoder.decode_extension
+            head, raw=False, unicode_errors=text_errors, strict_map_key=True, ext_hook=decoder.decode_extension
         )
     except CodecError:
         raise
@@ -103,14 +116,19 @@ def decode(frames: Sequence[bytes | bytearray | memoryview]) -> Any:
 class _Encoder:
     """Turns values into what msgpack packs, and moves large ones into frames of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, text_errors: str) -> None:
+        self._text_errors = text_errors
         self.blobs: list[bytes | memoryview] = []
         self.value_count = 1
 
     def to_packable(self, value: Any, depth: int) -> Any:
         value_type = type(value)
         if value_type is str:
-            return value if len(value) < OUT_OF_BAND_BYTES else self._out_of_band(_TEXT, _encode_text(value))
+            return (
+                value
+                if len(value) < OUT_OF_BAND_BYTES
+                else self._out_of_band(_TEXT, value.encode("utf-8", self._text_errors))
+            )
         if value_type is float or value_type is bool or value is None:
             return value
         if value_type is int:
@@ -200,20 +218,22 @@ class _Encoder:
 class _Decoder:
     """Turns what msgpack unpacked back into values. Its depth was checked, so recursion is bounded."""
 
-    def __init__(self, frames: Sequence[bytes | bytearray | memoryview]) -> None:
+    def __init__(self, frames: Sequence[bytes | bytearray | memoryview], text_errors: str) -> None:
         self.frames = frames
+        self._text_errors = text_errors
+        self._taken_frames: set[int] = set()
 
     def decode_extension(self, code: int, data: bytes) -> Any:
         if code == _ARRAY:
-            return arrays.read_array(data, self.frames)[0]
+            return arrays.read_array(data, self._take_frame)[0]
         if code == _TENSOR:
-            return arrays.array_to_tensor(*arrays.read_array(data, self.frames))
+            return arrays.array_to_tensor(*arrays.read_array(data, self._take_frame))
         if code == _BYTES:
-            view = self._frame_view(data)
+            view = self._take_referred_frame(data)
             original = self.frames[int.from_bytes(data, "little")]
             return original if isinstance(original, bytes) else bytes(view)
         if code == _TEXT:
-            return str(self._frame_view(data), "utf-8", "surrogatepass")
+            return str(self._take_referred_frame(data), "utf-8", self._text_errors)
         if code == _TUPLE and not data:
             return _ContainerMark(None)
         if code == _ENUM:
@@ -245,10 +265,19 @@ class _Decoder:
             error.prepend_path(key)
             raise
 
-    def _frame_view(self, reference: bytes) -> memoryview:
+    def _take_referred_frame(self, reference: bytes) -> memoryview:
         if len(reference) != 2:
             raise MalformedRecord("a reference to a frame is damaged")
-        return arrays.frame_view(self.frames, int.from_bytes(reference, "little"))
+        return self._take_frame(int.from_bytes(reference, "little"))
+
+    def _take_frame(self, index: int) -> memoryview:
+        """The bytes of a frame, read-only. Only one value may have them, or a few bytes would copy them many times."""
+        if not 0 < index < len(self.frames):
+            raise MalformedRecord(f"the head refers to frame {index}, and the record has {len(self.frames)}")
+        if index in self._taken_frames:
+            raise MalformedRecord(f"the head refers to frame {index} more than once")
+        self._taken_frames.add(index)
+        return memoryview(self.frames[index]).toreadonly().cast("B")
 
 
 def _contains_marks(value: Any) -> bool:

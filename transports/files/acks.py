@@ -172,7 +172,7 @@ class AckLedger:
     def _refresh_from(self, name: str) -> None:
         start = self._read_offsets.get(name, 0)
         try:
-            fd = os.open(self._directory / name, os.O_RDONLY)
+            fd = os.open(self._directory / name, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe must not hold it up
         except FileNotFoundError:
             return
         try:

@@ -33,17 +33,21 @@ class _RecordBoundary(NamedTuple):
 
 
 class BacklogCounter:
-    """Counts for one handle, in one thread. It remembers how far it has read, so that no record is read twice."""
+    """Counts for one handle, in one thread. It remembers how far it has read, so that no record is read twice.
 
-    def __init__(self, queue_dir: QueueDirectory) -> None:
+    `retains` says that acked records stay, so that they are counted too.
+    """
+
+    def __init__(self, queue_dir: QueueDirectory, *, retains: bool) -> None:
         self._queue_dir = queue_dir
+        self._retains = retains
         self._ledgers = [AckLedger(queue_dir.partition_dir(index)) for index in range(queue_dir.partitions)]
         self._dead_ledgers = [AckLedger(queue_dir.dead_letters_dir(index)) for index in range(queue_dir.partitions)]
         self._last_boundaries: dict[str, _RecordBoundary] = {}
         self._oldest_boundaries: dict[str, _RecordBoundary] = {}
 
     def measure(self) -> QueueStats:
-        records = nbytes = dead_letters = redeliveries = 0
+        records = nbytes = dead_letters = redeliveries = retained = 0
         oldest = now = time.time()
         for index, ledger in enumerate(self._ledgers):
             directory = self._queue_dir.partition_dir(index)
@@ -59,12 +63,15 @@ class BacklogCounter:
                     records += put_totals.records - acks.records
                     nbytes += put_totals.nbytes - acks.nbytes
                     oldest = min(oldest, self._record_put_time(directory, segments, acks.acked_below, now))
+                if self._retains:
+                    retained += max(0, min(acks.records, put_totals.records) - segments[0].first_seq)
         return QueueStats(
             backlog_records=records,
             backlog_bytes=nbytes,
             oldest_age=now - oldest if records else 0.0,
             redeliveries=redeliveries,
             dead_letters=dead_letters,
+            retained_records=retained,
         )
 
     def _count_dead_letters(self, index: int) -> int:
@@ -105,7 +112,7 @@ class BacklogCounter:
                     self._oldest_boundaries[segment.writer] = boundary
                     boundary = _next_boundary(fd, boundary, size)
                 prefix = b"" if boundary is None else os.pread(fd, PREFIX_BYTES, boundary.offset)
-                return put_time(prefix) if len(prefix) == PREFIX_BYTES else default
+                return put_time(prefix, default) if len(prefix) == PREFIX_BYTES else default
         return default
 
 
@@ -130,7 +137,7 @@ def _next_boundary(fd: int, boundary: _RecordBoundary, size: int) -> _RecordBoun
 def _open_segment(path: Path) -> Iterator[tuple[int, int]]:
     """The file and its size; an empty file if the segment was reclaimed a moment ago."""
     try:
-        fd = os.open(path, os.O_RDONLY)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe must not hold up who opens it
     except FileNotFoundError:
         fd = os.open(os.devnull, os.O_RDONLY)
     try:

@@ -82,5 +82,9 @@ class DeadLetterStore:
 
 
 def _to_dead_letter(id_: str, record: StoredRecord) -> DeadLetter:
-    reason, *frames = record.frames
-    return DeadLetter(id_, tuple(frames), record.key, record.tag, str(reason, "utf-8", "surrogatepass"))
+    reason_frame, *frames = record.frames
+    try:
+        reason = str(reason_frame, "utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        reason = str(reason_frame, "utf-8", "replace")
+    return DeadLetter(id_, tuple(frames), record.key, record.tag, reason)

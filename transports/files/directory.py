@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from transports.errors import QueueCorrupt, QueueStorageError, QueueURLError
+from transports.urls import MAX_PARTITIONS
 
 _FORMAT_VERSION = 1
+_MAX_QUEUE_JSON_BYTES = 4096
 _SEGMENT_NAME_PATTERN = re.compile(r"([0-9a-f]{16})\.([0-9a-f]{16})\.seg")
 
 
@@ -50,6 +52,21 @@ class QueueDirectory:
 
     def dead_letters_dir(self, index: int) -> Path:
         return self.partition_dir(index) / "dead"
+
+
+class StorageErrors:
+    """Turns an OSError into a QueueStorageError. It is a class, because a class is faster and every ack enters it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, error_type: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise QueueStorageError(
+                f"{self._url}: {error}. See that the directory is there, with room and rights."
+            ) from error
 
 
 def open_queue_directory(url: str, root: Path, partitions: int | None, *, retain: bool | None = None) -> QueueDirectory:
@@ -101,16 +118,29 @@ def sync_directory(directory: Path) -> None:
 
 
 def _read_queue_json(root: Path) -> tuple[int, bool]:
-    text = (root / "queue.json").read_text()
+    file = root / "queue.json"
+    with file.open("rb") as stream:
+        data = stream.read(_MAX_QUEUE_JSON_BYTES)
     try:
-        queue_json = json.loads(text)
+        queue_json = json.loads(data)
         if queue_json["format"] != _FORMAT_VERSION:
             raise QueueCorrupt(
-                f"{root} holds a queue of format {queue_json['format']}; this release reads format {_FORMAT_VERSION}"
+                f"{root} holds a queue of format {queue_json['format']!r}; this release reads format {_FORMAT_VERSION}"
             )
-        return int(queue_json["partitions"]), bool(queue_json.get("retain", False))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise QueueCorrupt(f"{root / 'queue.json'} is not what describes a queue: {error!r}") from None
+        partitions, retain = queue_json["partitions"], queue_json.get("retain", False)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _damaged_queue_json(file, repr(error)) from None
+    if type(partitions) is not int or not 1 <= partitions <= MAX_PARTITIONS or type(retain) is not bool:
+        raise _damaged_queue_json(file, f"partitions is {partitions!r:.40} and retain is {retain!r:.40}")
+    return partitions, retain
+
+
+def _damaged_queue_json(file: Path, reason: str) -> QueueCorrupt:
+    return QueueCorrupt(
+        f"{file} is not what describes a queue: {reason}. Correct it: it is "
+        f'{{"format": {_FORMAT_VERSION}, "partitions": N, "retain": false}}, where N is the number of the directories '
+        "p0, p1, … beside it, and retain is true if the queue was created to keep acked records."
+    )
 
 
 def _create_queue(root: Path, partitions: int, *, retain: bool) -> None:
@@ -119,15 +149,15 @@ def _create_queue(root: Path, partitions: int, *, retain: bool) -> None:
             (root / name).mkdir(parents=True, exist_ok=True)
     (root / "holders").mkdir(exist_ok=True)
     temporary_file = root / f"queue.json.{new_random_id()}"
-    with temporary_file.open("w") as file:
-        json.dump({"format": _FORMAT_VERSION, "partitions": partitions, "retain": retain}, file)
-        file.flush()
-        os.fsync(file.fileno())
     try:
+        with temporary_file.open("w") as file:
+            json.dump({"format": _FORMAT_VERSION, "partitions": partitions, "retain": retain}, file)
+            file.flush()
+            os.fsync(file.fileno())
         # A link appears complete and only once: if several processes create the queue together, one wins.
         os.link(temporary_file, root / "queue.json")
     except FileExistsError:
         pass
     finally:
-        temporary_file.unlink()
+        temporary_file.unlink(missing_ok=True)
     sync_directory(root)

@@ -141,7 +141,7 @@ def read_chunk(directory: Path, cursor: LaneCursor) -> SegmentChunk:
     try:
         if cursor.offset == HEADER_BYTES and unpack_header(os.pread(fd, HEADER_BYTES, 0)) is None:
             return SegmentChunk(cursor.segment, (), cursor, trailing_bytes=available)
-        first = stored_length(os.pread(fd, PREFIX_BYTES, cursor.offset)) if available >= PREFIX_BYTES else 0
+        first = stored_length(os.pread(fd, PREFIX_BYTES, cursor.offset))
         read_length = first if first > READ_BYTES else max(READ_BYTES, 4 * first)
         view = memoryview(os.pread(fd, min(read_length, available), cursor.offset))
     finally:

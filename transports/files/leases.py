@@ -5,11 +5,17 @@ fences the holder of the previous epoch. It releases the lease when it renames t
 lease file is a hard link to its holder's heartbeat file, in which a thread raises a counter: one write renews all
 leases of the holder. A lease has expired when the counter did not change for the lease time, on the reader's own
 monotonic clock.
+
+A holder's file is complete before it is linked, so a disk that is full leaves no lease behind. A lease file that is not
+a heartbeat was damaged later, as by a power cut. A holder that lives soon writes its file again; so such a lease has
+expired like any other one, when the file did not change for the lease time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import math
 import os
 import re
 import struct
@@ -18,6 +24,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, Self
 
 from transports.files.directory import list_file_names, new_random_id
 
@@ -25,6 +32,28 @@ _HEARTBEAT_STRUCT = struct.Struct("<16sQd")
 _HOLDER_NAME_PATTERN = re.compile(r"[0-9a-f]{16}")
 _HEARTBEATS_PER_LEASE_TIME = 5
 _LEASE_NAME_PATTERN = re.compile(r"(lease|[0-9a-f]{16}\.[0-9]+)\.([0-9]+)(\.free)?")
+
+
+class _Heartbeat(NamedTuple):
+    """What is in the file of a holder."""
+
+    holder: str
+    counter: int
+    lease_time: float
+
+    def pack(self) -> bytes:
+        return _HEARTBEAT_STRUCT.pack(self.holder.encode(), self.counter, self.lease_time)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self | None:
+        """The heartbeat in a file; None if the file was damaged."""
+        if len(data) != _HEARTBEAT_STRUCT.size:
+            return None
+        name, counter, lease_time = _HEARTBEAT_STRUCT.unpack(data)
+        holder = name.decode("ascii", "replace")
+        if not _HOLDER_NAME_PATTERN.fullmatch(holder) or not 0 <= lease_time < math.inf:
+            return None
+        return cls(holder, counter, lease_time)
 
 
 class LeaseHolder:
@@ -36,6 +65,7 @@ class LeaseHolder:
         self._lease_time = lease_time
         self._counter = 0
         self._fd = -1
+        self._fd_lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -47,7 +77,6 @@ class LeaseHolder:
             os.link(self._path, lease_file)
         except FileNotFoundError:
             # Another process saw this holder expire and removed its file; others may take its earlier leases.
-            os.close(self._fd)
             self._start_heartbeat()
             os.link(self._path, lease_file)
 
@@ -59,8 +88,17 @@ class LeaseHolder:
             self._path.unlink(missing_ok=True)
 
     def _start_heartbeat(self) -> None:
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        self._write_heartbeat()
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            self._write_heartbeat(fd)
+        except OSError:
+            os.close(fd)
+            self._path.unlink()
+            raise
+        with self._fd_lock:
+            previous_fd, self._fd = self._fd, fd
+        if previous_fd >= 0:
+            os.close(previous_fd)
         if self._thread is None:
             # A thread, because a busy event loop is not a dead one.
             self._thread = threading.Thread(target=self._keep_heartbeat, name=f"heartbeat-{self.name}", daemon=True)
@@ -69,13 +107,14 @@ class LeaseHolder:
     def _keep_heartbeat(self) -> None:
         while not self._stop.wait(self._lease_time / _HEARTBEATS_PER_LEASE_TIME):
             # If the disk fails for longer than the lease time, the lease is lost; an error here would not help.
-            with contextlib.suppress(OSError):
-                self._write_heartbeat()
+            # The lock keeps the file open meanwhile: its number could soon be that of another file.
+            with self._fd_lock, contextlib.suppress(OSError):
+                self._write_heartbeat(self._fd)
                 os.fsync(self._fd)
 
-    def _write_heartbeat(self) -> None:
+    def _write_heartbeat(self, fd: int) -> None:
         self._counter += 1
-        os.pwrite(self._fd, _HEARTBEAT_STRUCT.pack(self.name.encode(), self._counter, self._lease_time), 0)
+        _write_whole(fd, _Heartbeat(self.name, self._counter, self._lease_time))
 
 
 def expire_holder_leases(holders_dir: Path, holder: str) -> None:
@@ -84,17 +123,28 @@ def expire_holder_leases(holders_dir: Path, holder: str) -> None:
         raise ValueError(f"{holder!r} is not the name of a holder")
     # Every lease of a holder is a link to this file: the lease time in it becomes zero.
     with contextlib.suppress(FileNotFoundError), (holders_dir / holder).open("r+b") as file:
-        stored_name, counter, _ = _HEARTBEAT_STRUCT.unpack(file.read(_HEARTBEAT_STRUCT.size))
-        file.seek(0)
-        file.write(_HEARTBEAT_STRUCT.pack(stored_name, counter, 0.0))
+        heartbeat = _Heartbeat.unpack(file.read(_HEARTBEAT_STRUCT.size))
+        _write_whole(file.fileno(), _Heartbeat(holder, 0 if heartbeat is None else heartbeat.counter, 0.0))
+
+
+def _write_whole(fd: int, heartbeat: _Heartbeat) -> None:
+    data = heartbeat.pack()
+    if os.pwrite(fd, data, 0) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if os.fstat(fd).st_size > len(data):
+        os.ftruncate(fd, len(data))
 
 
 class HeartbeatWatcher:
-    """What this process has seen of the heartbeats of others."""
+    """What this process has seen of the heartbeats of others.
 
-    def __init__(self, holders_dir: Path) -> None:
+    `lease_time` is how long a damaged lease, which does not tell its own, must not change before it has expired.
+    """
+
+    def __init__(self, holders_dir: Path, lease_time: float) -> None:
         self._holders_dir = holders_dir
-        self._last_changes: dict[bytes, tuple[int, float]] = {}
+        self._lease_time = lease_time
+        self._last_changes: dict[str, tuple[bytes, float]] = {}
 
     def has_expired(self, lease_file: Path) -> bool:
         """Whether the holder of this lease has shown no heartbeat for the lease time.
@@ -103,14 +153,21 @@ class HeartbeatWatcher:
         """
         now = time.monotonic()
         try:
-            name, counter, lease_time = _HEARTBEAT_STRUCT.unpack(lease_file.read_bytes())
+            with lease_file.open("rb") as file:
+                data = file.read(_HEARTBEAT_STRUCT.size + 1)
         except FileNotFoundError:
             return False  # taken over or settled a moment ago
-        last_counter, changed_at = self._last_changes.get(name, (counter, now))
-        if counter != last_counter or now - changed_at < lease_time:
-            self._last_changes[name] = (counter, changed_at if counter == last_counter else now)
+        heartbeat = _Heartbeat.unpack(data)
+        if heartbeat is None:
+            name, lease_time, state = str(lease_file), self._lease_time, data
+        else:
+            name, lease_time, state = heartbeat.holder, heartbeat.lease_time, heartbeat.counter.to_bytes(8)
+        last_state, changed_at = self._last_changes.get(name, (state, now))
+        if state != last_state or now - changed_at < lease_time:
+            self._last_changes[name] = (state, changed_at if state == last_state else now)
             return False
-        (self._holders_dir / name.decode()).unlink(missing_ok=True)
+        if heartbeat is not None:
+            (self._holders_dir / name).unlink(missing_ok=True)
         return True
 
 

@@ -115,7 +115,13 @@ class PartitionConsumer:
         ):
             return None
         lease = take_lease(directory, _LEASE_NAME, state.epoch + 1 if state is not None else 0, self._settings.holder)
-        return None if lease is None else _LeasedPartition(self._settings, self._index, lease)
+        if lease is None:
+            return None
+        try:
+            return _LeasedPartition(self._settings, self._index, lease)
+        except BaseException:
+            lease.release()  # on a full disk: this process lives, so the lease would not end
+            raise
 
 
 class _LeasedPartition:

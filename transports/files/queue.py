@@ -19,10 +19,10 @@ from urllib.parse import unquote
 from weakref import WeakValueDictionary
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
-from transports.errors import QueueClosed, QueueStorageError, QueueURLError
+from transports.errors import QueueClosed, QueueURLError
 from transports.files.backlog import BacklogCounter
 from transports.files.dead_letters import DeadLetterStore
-from transports.files.directory import open_queue_directory
+from transports.files.directory import StorageErrors, open_queue_directory
 from transports.files.leases import HeartbeatWatcher, LeaseHolder, expire_holder_leases
 from transports.files.partition_consumer import PartitionConsumer
 from transports.files.partition_reader import ConsumerSettings
@@ -31,6 +31,7 @@ from transports.files.record_consumer import SingleRecordConsumer
 from transports.files.replay import ReplayQueue
 from transports.files.segments import SegmentWriter
 from transports.files.syncing import SYNC_MODES
+from transports.redaction import hide_passwords
 from transports.urls import QueueOptions, Size, parse_queue_url
 from transports.wakeups import Wakeups
 
@@ -70,7 +71,9 @@ def open_file_queue(url: str, *, lease: Lease, consume: Sequence[int] | None) ->
     parts, options = parse_queue_url(url, FileOptions)
     path = Path(unquote(parts.path))
     if parts.netloc not in ("", "localhost") or not path.is_absolute() or path == Path("/"):
-        raise QueueURLError(f"{url}: expected file:// and an absolute directory, as in file:///data/run7/trajectories")
+        raise QueueURLError(
+            f"{hide_passwords(url)}: expected file:// and an absolute directory, as in file:///data/run7/trajectories"
+        )
     if options.replay:
         return ReplayQueue(url, path, options, consume)
     return FileQueue(url, path, options, lease, consume)
@@ -84,13 +87,14 @@ class FileQueue(Queue):
         self._queue_dir = open_queue_directory(url, root, options.partitions, retain=options.retain)
         self._wakeups = _wakeups_by_directory.setdefault(root.resolve(), Wakeups())
         self._lease_holder = LeaseHolder(self._queue_dir.holders_dir, options.lease_time)
+        retains = self._queue_dir.retain if options.retain is None else options.retain
         settings = ConsumerSettings(
             queue=self,
             queue_dir=self._queue_dir,
             holder=self._lease_holder,
-            heartbeats=HeartbeatWatcher(self._queue_dir.holders_dir),
+            heartbeats=HeartbeatWatcher(self._queue_dir.holders_dir, options.lease_time),
             lease_time=options.lease_time,
-            retain=self._queue_dir.retain if options.retain is None else options.retain,
+            retain=retains,
             segment_bytes=options.segment_bytes,
         )
         consumer_class = PartitionConsumer if lease == "partition" else SingleRecordConsumer
@@ -104,25 +108,27 @@ class FileQueue(Queue):
         self._segment_bytes = options.segment_bytes
         self._writers: dict[int, SegmentWriter] = {}
         self._sync = SYNC_MODES[options.fsync]()
-        self._backlog_counter = BacklogCounter(self._queue_dir)
+        self._backlog_counter = BacklogCounter(self._queue_dir, retains=retains)
         self._dead_letters = DeadLetterStore(self._queue_dir)
-        self._measure_lock = asyncio.Lock()
+        self._put_lock, self._measure_lock = asyncio.Lock(), asyncio.Lock()
         self._backlog_records = self._backlog_bytes = 0
         self._measured_at = -math.inf
-        self._storage_errors = _StorageErrors(url)
+        self._storage_errors = StorageErrors(url)
         self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
-        self._check_open()
         nbytes = self._check_record_size(frames)
-        self._sync.raise_pending_error()
-        if not self._has_room(nbytes):
-            await self._check_room(nbytes)
-        writer = self._writer(partition_of(key, self._queue_dir.partitions))
-        if nbytes <= _MAX_INLINE_BYTES:
-            writer.append(frames, key, tag)
-        else:
-            await _await_uncancelled(asyncio.to_thread(writer.append, frames, key, tag))
+        # In turns: a large record, which a thread writes, must not be overtaken by a small one.
+        async with self._put_lock:
+            self._check_open()
+            self._sync.raise_pending_error()
+            if not self._has_room(nbytes):
+                await self._check_room(nbytes)
+            writer = self._writer(partition_of(key, self._queue_dir.partitions))
+            if nbytes <= _MAX_INLINE_BYTES:
+                writer.append(frames, key, tag)
+            else:
+                await _await_uncancelled(asyncio.to_thread(writer.append, frames, key, tag))
         self._backlog_records += 1
         self._backlog_bytes += nbytes
         self._wakeups.wake_all()
@@ -278,21 +284,6 @@ class FileQueue(Queue):
     def _check_open(self) -> None:
         if self._closed:
             raise QueueClosed(f"{self.url}: this handle is closed")
-
-
-class _StorageErrors:
-    """Turns an OSError into a QueueStorageError. It is a class, because a class is faster and every ack enters it."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, error_type: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise QueueStorageError(
-                f"{self._url}: {error}. See that the directory is there, with room and rights."
-            ) from error
 
 
 async def _await_uncancelled(awaitable: Awaitable[T]) -> T:

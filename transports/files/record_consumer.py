@@ -130,23 +130,36 @@ class SingleRecordConsumer:
             ref, epoch = self._claimable_again.popleft() if self._claimable_again else (self._unclaimed.popleft(), 0)
             if self._is_acked(ref):
                 continue
-            lease = claim_record(self._claims_dir, _claim_name(ref), epoch, self._settings.holder)
-            if lease is None:
-                self._claimed_by_others[ref.key] = ref
-                continue
+            try:
+                delivery = self._claim(ref, epoch)
+            except BaseException:
+                self._claimed_by_others[ref.key] = ref  # so that it is looked at again, when there is room
+                raise
+            if delivery is not None:
+                return delivery
+        return None
+
+    def _claim(self, ref: RecordRef, epoch: int) -> Delivery | None:
+        """Claim a record and read it; None if another consumer has claimed or acked it."""
+        lease = claim_record(self._claims_dir, _claim_name(ref), epoch, self._settings.holder)
+        if lease is None:
+            self._claimed_by_others[ref.key] = ref
+            return None
+        try:
             self._reader.ledger.refresh(except_log=self._open_log().name)
             if self._is_acked(ref):
                 lease.remove()
-                continue
-            self._unacked[ref.key] = (lease, ref)
+                return None
             redelivered = lease.epoch > 0
             if redelivered:
                 self._redeliveries += 1
-                entry = LedgerEntry(EntryKind.REDELIVERIES, "", self._redeliveries)
-                self._open_log().append([entry])
+                self._open_log().append([LedgerEntry(EntryKind.REDELIVERIES, "", self._redeliveries)])
             record = self._reader.reread(ref)
-            return self._reader.make_delivery(ref, record, epoch=lease.epoch, redelivered=redelivered)
-        return None
+        except BaseException:
+            lease.release()
+            raise
+        self._unacked[ref.key] = (lease, ref)
+        return self._reader.make_delivery(ref, record, epoch=lease.epoch, redelivered=redelivered)
 
     def _is_acked(self, ref: RecordRef) -> bool:
         return self._reader.ledger.lane(ref.writer).is_acked(ref.seq)

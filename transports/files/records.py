@@ -22,6 +22,7 @@ _MAGIC = b"ROLLSEG1"
 _TRAILER_START = struct.Struct("<II")
 _TRAILER_MAGIC = 0x52454344
 _CHECKSUM_BYTES = 4
+_LATEST_PUT_TIME = 1e11
 
 HEADER_BYTES = _HEADER.size
 PREFIX_BYTES = _PREFIX.size
@@ -82,13 +83,16 @@ def pack_record(
 
 
 def stored_length(record_start: memoryview | bytes) -> int:
-    """The stored length of the record that begins with these bytes."""
+    """The stored length of the record that begins with these bytes; 0 if they are too few to tell it."""
+    if len(record_start) < _PREFIX.size:
+        return 0  # the file was shortened a moment ago, as by a writer on a full disk
     return _PREFIX.size + int(_PREFIX.unpack_from(record_start)[1]) + _TRAILER.size
 
 
-def put_time(prefix: bytes) -> float:
-    """When the record was put, by its writer's clock."""
-    return float(_PREFIX.unpack_from(prefix)[3])
+def put_time(prefix: bytes, default: float) -> float:
+    """When the record was put, by its writer's clock; the default if the prefix is damaged."""
+    put_at = float(_PREFIX.unpack_from(prefix)[3])
+    return put_at if 0 < put_at < _LATEST_PUT_TIME else default
 
 
 def unpack_record(data: memoryview, offset: int = 0) -> StoredRecord | None:
@@ -109,8 +113,13 @@ def unpack_record(data: memoryview, offset: int = 0) -> StoredRecord | None:
     if _TRAILER_START.unpack_from(data, end) != (_TRAILER_MAGIC, stored_bytes):
         return None
     sizes = struct.unpack_from(f"<{count}I", data, sizes_start)
-    key = str(data[key_start : key_start + key_length], "utf-8", "surrogatepass")
-    tag = str(data[key_start + key_length : frames_start], "utf-8", "surrogatepass") if tag_length else ""
+    if sum(sizes) != end - frames_start:
+        return None
+    try:
+        key = str(data[key_start : key_start + key_length], "utf-8", "surrogatepass")
+        tag = str(data[key_start + key_length : frames_start], "utf-8", "surrogatepass") if tag_length else ""
+    except UnicodeDecodeError:
+        return None
     frames, frame_start = [], frames_start
     for size in sizes:
         frames.append(data[frame_start : frame_start + size])

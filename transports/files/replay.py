@@ -12,9 +12,15 @@ from transports.base import DeadLetter, Delivery, Frames, Peeked, Queue, QueueSt
 from transports.errors import QueueClosed, QueueError
 from transports.files.backlog import BacklogCounter
 from transports.files.dead_letters import DeadLetterStore
-from transports.files.directory import QueueDirectory, SegmentName, list_segments_by_writer, open_queue_directory
+from transports.files.directory import (
+    QueueDirectory,
+    SegmentName,
+    StorageErrors,
+    list_segments_by_writer,
+    open_queue_directory,
+)
 from transports.files.lanes import read_lane
-from transports.files.peeking import peek_backlog
+from transports.files.peeking import peek_stored
 from transports.files.records import StoredRecord
 from transports.urls import QueueOptions
 
@@ -29,12 +35,14 @@ class ReplayQueue(Queue):
     def __init__(self, url: str, root: Path, options: QueueOptions, consume: Sequence[int] | None) -> None:
         super().__init__(url, options)
         self._queue_dir = open_queue_directory(url, root, options.partitions)
-        self._backlog = BacklogCounter(self._queue_dir)
-        lanes = [
-            _read_partition_lane(self._queue_dir, index, segments)
-            for index in self._resolve_partitions(consume, self._queue_dir.partitions)
-            for segments in list_segments_by_writer(self._queue_dir.partition_dir(index))
-        ]
+        self._backlog = BacklogCounter(self._queue_dir, retains=True)
+        self._storage_errors = StorageErrors(url)
+        with self._storage_errors:
+            lanes = [
+                _read_partition_lane(self._queue_dir, index, segments)
+                for index in self._resolve_partitions(consume, self._queue_dir.partitions)
+                for segments in list_segments_by_writer(self._queue_dir.partition_dir(index))
+            ]
         self._records = heapq.merge(*lanes, key=lambda entry: entry[2].put_at)
         self._buffer: list[tuple[int, str, StoredRecord]] = []
         self._closed = False
@@ -46,7 +54,8 @@ class ReplayQueue(Queue):
         if self._closed:
             raise QueueClosed(f"{self.url}: this handle is closed")
         if not self._buffer:
-            self._buffer = await asyncio.to_thread(lambda: list(islice(self._records, _READ_AHEAD_RECORDS))[::-1])
+            with self._storage_errors:
+                self._buffer = await asyncio.to_thread(lambda: list(islice(self._records, _READ_AHEAD_RECORDS))[::-1])
         if not self._buffer:
             return None
         index, writer, record = self._buffer.pop()
@@ -75,16 +84,19 @@ class ReplayQueue(Queue):
         """Nothing was leased."""
 
     async def stats(self) -> QueueStats:
-        return await asyncio.to_thread(self._backlog.measure)
+        with self._storage_errors:
+            return await asyncio.to_thread(self._backlog.measure)
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
-        return await asyncio.to_thread(DeadLetterStore(self._queue_dir).read, limit)
+        with self._storage_errors:
+            return await asyncio.to_thread(DeadLetterStore(self._queue_dir).read, limit)
 
     async def discard(self, letter: DeadLetter) -> None:
         raise QueueError(f"{self.url}: a queue that is replayed is read only")
 
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
-        return await asyncio.to_thread(peek_backlog, self._queue_dir, limit)
+        with self._storage_errors:
+            return await asyncio.to_thread(peek_stored, self._queue_dir, limit)
 
     async def aclose(self) -> None:
         self._closed = True

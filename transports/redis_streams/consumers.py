@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import heapq
-import struct
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from transports.base import Delivery, Frames, Queue, frames_nbytes
+from transports.base import Delivery, Queue, frames_nbytes
+from transports.errors import QueueCorrupt
 from transports.redis_streams import scripts
-from transports.redis_streams.server import RedisClient
+from transports.redis_streams.entries import (
+    ForeignEntry,
+    RawFields,
+    StreamEntry,
+    decode_lossy,
+    encode_text,
+    id_of_position,
+    join_frames,
+    position_of_mark,
+    read_entry,
+)
+
+if TYPE_CHECKING:
+    from transports.redis_streams.server import RedisClient
+
+log = logging.getLogger(__name__)
 
 _READ_AHEAD_BYTES = 1 << 20
 _READ_AHEAD_RECORDS = 128
-_SEQUENCE_BITS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +54,6 @@ class StreamSettings:
     lease_ms: int
 
 
-class StreamEntry(NamedTuple):
-    """A record as the server has it."""
-
-    id: bytes
-    redelivered: bool
-    key: bytes
-    tag: bytes
-    data: bytes
-
-    @property
-    def frames(self) -> Frames:
-        return split_frames(self.data)
-
-    @property
-    def position(self) -> int:
-        return _position_of_id(self.id)
-
-
 class StreamConsumer(ABC):
     """One partition, as one handle consumes it."""
 
@@ -70,6 +67,7 @@ class StreamConsumer(ABC):
         self._epoch = 0
         self._unacked_nbytes: dict[str, int] = {}
         """The sizes of unacked records, by id: a delivery that is acked may come without its frames."""
+        self._has_met_foreign_entries = False
 
     @abstractmethod
     async def next_delivery(self) -> Delivery | None:
@@ -126,17 +124,34 @@ class StreamConsumer(ABC):
         args = [*self._lease_guard(), _delivery_id(delivery), *reason]
         return delivery.epoch == self._epoch and bool(await self._server.run(scripts.CHECK_UNACKED, keys, args))
 
-    def _make_delivery(self, entry: StreamEntry) -> Delivery:
-        position = entry.position
-        self._unacked_nbytes[_id_of_position(position)] = frames_nbytes(entry.frames)
+    async def _read(self, id_: bytes, fields: RawFields, group: str) -> StreamEntry | None:
+        """The record of an entry; None if it was deleted, or is none of ours and has become a dead letter."""
+        if not fields:
+            return None
+        try:
+            return read_entry(id_, fields)
+        except ForeignEntry as foreign:
+            if not self._has_met_foreign_entries:
+                self._has_met_foreign_entries = True
+                log.warning(
+                    "%s: entry %s of %s becomes a dead letter: %s; see which other program writes to this stream",
+                    *(self._settings.queue.url, decode_lossy(id_), self._stream, foreign),
+                )
+            letter = [encode_text(str(foreign)), foreign.key, foreign.tag, join_frames(foreign.frames)]
+            keys = [self._stream, f"{self._settings.prefix}:dead"]
+            await self._server.run(scripts.REJECT_FOREIGN_ENTRY, keys, [group, id_, *letter])
+            return None
+
+    def _make_delivery(self, entry: StreamEntry, *, redelivered: bool) -> Delivery:
+        self._unacked_nbytes[id_of_position(entry.position)] = frames_nbytes(entry.frames)
         return Delivery(
             frames=entry.frames,
-            key=decode_text(entry.key),
-            tag=decode_text(entry.tag),
+            key=entry.key,
+            tag=entry.tag,
             partition=self._index,
             lane=str(self._index),
-            position=position,
-            redelivered=entry.redelivered,
+            position=entry.position,
+            redelivered=redelivered,
             epoch=self._epoch,
             queue=self._settings.queue,
         )
@@ -149,7 +164,8 @@ class StreamPartitionConsumer(StreamConsumer):
         super().__init__(settings, index)
         self._lease_key = f"{self._stream}:lease"
         self._script_keys = [self._stream, self._lease_key, self._epoch_key, f"{self._stream}:delivered"]
-        self._ready: deque[StreamEntry] = deque()
+        self._ready: deque[tuple[StreamEntry, bool]] = deque()
+        """Each with whether it may have been delivered before."""
         self._delayed: list[tuple[float, str]] = []
         self._previously_delivered = self._last_delivered = 0
         self._last_read_id = "0-0"
@@ -160,14 +176,15 @@ class StreamPartitionConsumer(StreamConsumer):
             entries = await self._server.run(scripts.REDELIVER, [self._stream, self._totals_key], [self._delayed[0][1]])
             heapq.heappop(self._delayed)
             for id_, fields in entries:  # none if the record was acked meanwhile
-                return self._make_delivery(StreamEntry(id_, True, fields[1], fields[3], fields[5]))
+                if (entry := await self._read(id_, fields, self._group)) is not None:
+                    return self._make_delivery(entry, redelivered=True)
         if not self._ready and (self._epoch or await self._try_lease()):
             await self._read_ahead()
         if not self._ready:
             return None
-        entry = self._ready.popleft()
+        entry, redelivered = self._ready.popleft()
         self._last_delivered = max(self._last_delivered, entry.position)
-        return self._make_delivery(entry)
+        return self._make_delivery(entry, redelivered=redelivered)
 
     async def nack(self, delivery: Delivery, delay: float) -> bool:
         if not await self._check_unacked(delivery):
@@ -177,7 +194,7 @@ class StreamPartitionConsumer(StreamConsumer):
 
     async def release(self) -> None:
         if self._epoch:
-            delivered = _id_of_position(max(self._last_delivered, self._previously_delivered))
+            delivered = id_of_position(max(self._last_delivered, self._previously_delivered))
             await self._server.run(scripts.RELEASE_PARTITION, self._script_keys, [self._epoch, delivered])
         self._reset()
 
@@ -187,28 +204,37 @@ class StreamPartitionConsumer(StreamConsumer):
     def _lease_guard(self) -> tuple[str, str | int]:
         return "partition", self._epoch
 
+    @property
+    def _group(self) -> str:
+        return f"e{self._epoch}"
+
     async def _try_lease(self) -> bool:
         args = [self._settings.holder, self._settings.lease_ms]
         self._epoch, delivered = await self._server.run(scripts.LEASE_PARTITION, self._script_keys, args)
         if self._epoch:
-            self._previously_delivered = _position_of_id(delivered)
+            try:
+                self._previously_delivered = position_of_mark(delivered)
+            except ValueError as error:
+                raise QueueCorrupt(
+                    f"{self._settings.queue.url}: the key {self._stream}:delivered is damaged: {error}"
+                ) from error
         return bool(self._epoch)
 
     async def _read_ahead(self) -> None:
-        group, consumer = f"e{self._epoch}", self._settings.holder
+        group, consumer = self._group, self._settings.holder
         entries = await self._server.read_group(self._stream, group, consumer, self._last_read_id, self._read_count)
         if entries is None:
             self._reset()
             return
         for id_, fields in entries:
-            self._last_read_id = decode_text(id_)
-            redelivered = _position_of_id(id_) <= self._previously_delivered
-            self._ready.append(StreamEntry(id_, redelivered, fields[b"k"], fields[b"t"], fields[b"d"]))
-        if redelivered_count := sum(entry.redelivered for entry in self._ready):
+            if (entry := await self._read(id_, fields, group)) is not None:
+                self._ready.append((entry, entry.position <= self._previously_delivered))
+            self._last_read_id = decode_lossy(id_)
+        if redelivered_count := sum(redelivered for _, redelivered in self._ready):
             await self._server.run(scripts.COUNT_REDELIVERIES, [self._totals_key], [redelivered_count])
         if self._ready:
             # About a megabyte at a time, estimated from this read.
-            largest = max(len(entry.data) for entry in self._ready)
+            largest = max(1, *(frames_nbytes(entry.frames) for entry, _ in self._ready))
             self._read_count = max(1, min(_READ_AHEAD_RECORDS, _READ_AHEAD_BYTES // largest))
 
     def _reset(self) -> None:
@@ -231,9 +257,10 @@ class StreamSingleRecordConsumer(StreamConsumer):
         while self._delayed and self._delayed[0][0] <= time.monotonic():
             await self._return_record(heapq.heappop(self._delayed)[1])
         args = [self._consumer_name, self._settings.lease_ms, self._holder_prefix, *self._unacked_nbytes]
-        entries = await self._server.run(scripts.TAKE_RECORD, [self._stream, self._totals_key], args)
-        for id_, delivery_count, fields in entries:
-            return self._make_delivery(StreamEntry(id_, delivery_count > 0, fields[1], fields[3], fields[5]))
+        while entries := await self._server.run(scripts.TAKE_RECORD, [self._stream, self._totals_key], args):
+            id_, delivery_count, fields = entries[0]
+            if (entry := await self._read(id_, fields, "c")) is not None:
+                return self._make_delivery(entry, redelivered=delivery_count > 0)
         return None
 
     async def nack(self, delivery: Delivery, delay: float) -> bool:
@@ -267,38 +294,5 @@ class StreamSingleRecordConsumer(StreamConsumer):
         self._unacked_nbytes.pop(id_, None)
 
 
-def _position_of_id(id_: bytes) -> int:
-    milliseconds, _, sequence = id_.partition(b"-")
-    return int(milliseconds) << _SEQUENCE_BITS | int(sequence)
-
-
-def _id_of_position(position: int) -> str:
-    return f"{position >> _SEQUENCE_BITS}-{position & ((1 << _SEQUENCE_BITS) - 1)}"
-
-
 def _delivery_id(delivery: Delivery) -> str:
-    return _id_of_position(delivery.position)
-
-
-def join_frames(frames: Frames) -> bytes:
-    sizes = [memoryview(frame).nbytes for frame in frames]
-    return b"".join([struct.pack(f"<{len(sizes) + 1}I", len(sizes), *sizes), *frames])
-
-
-def split_frames(data: bytes) -> Frames:
-    (count,) = struct.unpack_from("<I", data)
-    sizes = struct.unpack_from(f"<{count}I", data, 4)
-    view, offset = memoryview(data), 4 + 4 * count
-    frames = []
-    for size in sizes:
-        frames.append(view[offset : offset + size])
-        offset += size
-    return tuple(frames)
-
-
-def encode_text(value: str) -> bytes:
-    return value.encode("utf-8", "surrogatepass")
-
-
-def decode_text(value: Any) -> str:
-    return str(value, "utf-8", "surrogatepass")
+    return id_of_position(delivery.position)

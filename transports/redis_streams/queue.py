@@ -15,20 +15,25 @@ from dataclasses import dataclass
 from secrets import token_hex
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
-from transports.errors import QueueClosed, QueueURLError
+from transports.errors import QueueClosed, QueueCorrupt, QueueURLError
 from transports.redis_streams import scripts
 from transports.redis_streams.consumers import (
     StreamConsumer,
-    StreamEntry,
     StreamPartitionConsumer,
     StreamSettings,
     StreamSingleRecordConsumer,
-    decode_text,
+)
+from transports.redis_streams.entries import (
+    ForeignEntry,
+    StreamEntry,
+    decode_lossy,
     encode_text,
     join_frames,
+    read_dead_letter,
+    read_entry,
 )
 from transports.redis_streams.server import RedisClient
-from transports.urls import QueueOptions, parse_queue_url, without_password
+from transports.urls import QueueOptions, parse_queue_url
 
 _POLL_SECONDS = (0.002, 0.02)
 
@@ -52,7 +57,7 @@ class RedisQueue(Queue):
 
     def __init__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> None:
         _, options = parse_queue_url(url, RedisOptions)
-        super().__init__(without_password(url), options)
+        super().__init__(url, options)
         self._prefix = f"{{{options.stream}}}"
         self._consume = consume
         self._consumer_class = StreamPartitionConsumer if lease == "partition" else StreamSingleRecordConsumer
@@ -138,10 +143,15 @@ class RedisQueue(Queue):
         await self._open()
         streams = [f"{self._prefix}:p{index}" for index in range(self._partitions)]
         keys = [f"{self._prefix}:totals", f"{self._prefix}:dead", *streams]
-        records, nbytes, redeliveries, dead, age_ms = map(int, await self._server.run(scripts.STATS, keys))
+        counts = await self._server.run(scripts.STATS, keys)
+        try:
+            records, nbytes, redeliveries, dead, age_ms = map(int, counts)
+        except ValueError as error:
+            raise QueueCorrupt(f"{self.url}: the key {self._prefix}:totals is damaged: {error}") from error
         return QueueStats(
-            backlog_records=records,
-            backlog_bytes=nbytes,
+            # Below zero after somebody acked records that a foreign program had put.
+            backlog_records=max(0, records),
+            backlog_bytes=max(0, nbytes),
             oldest_age=age_ms / 1000,
             redeliveries=redeliveries,
             dead_letters=dead,
@@ -149,19 +159,8 @@ class RedisQueue(Queue):
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
         await self._open()
-        letters = []
-        for id_, fields in await self._server.run(scripts.DEAD_LETTERS, [f"{self._prefix}:dead"], [limit]):
-            entry = StreamEntry(id_, False, fields[3], fields[5], fields[7])
-            letters.append(
-                DeadLetter(
-                    decode_text(id_),
-                    entry.frames,
-                    decode_text(entry.key),
-                    decode_text(entry.tag),
-                    decode_text(fields[1]),
-                )
-            )
-        return letters
+        letters = await self._server.run(scripts.DEAD_LETTERS, [f"{self._prefix}:dead"], [limit])
+        return [read_dead_letter(id_, fields) for id_, fields in letters]
 
     async def discard(self, letter: DeadLetter) -> None:
         await self._open()
@@ -173,9 +172,13 @@ class RedisQueue(Queue):
         keys = [key for stream in streams for key in (stream, f"{stream}:epoch", f"{stream}:delivered")]
         peeked = []
         for index, delivered, id_, fields in await self._server.run(scripts.PEEK, keys, [limit]):
-            entry = StreamEntry(id_, bool(delivered), fields[1], fields[3], fields[5])
-            location = (index, entry.position, entry.redelivered)
-            peeked.append(Peeked(entry.frames, decode_text(entry.key), decode_text(entry.tag), *location))
+            entry: StreamEntry | ForeignEntry
+            try:
+                entry = read_entry(id_, fields)
+                position = entry.position
+            except ForeignEntry as foreign:
+                entry, position = foreign, 0
+            peeked.append(Peeked(entry.frames, entry.key, entry.tag, index, position, bool(delivered)))
         return peeked
 
     async def aclose(self) -> None:
@@ -222,9 +225,14 @@ class RedisQueue(Queue):
             if self._partitions:
                 return
             requested = self._options.partitions
-            partitions = await self._server.run(
+            partitions, problem = await self._server.run(
                 scripts.CREATE_QUEUE, [f"{self._prefix}:queue"], [requested or 1, self._prefix]
             )
+            if problem:
+                raise QueueCorrupt(
+                    f"{self.url}: the server does not hold what a queue is made of: {decode_lossy(problem)}. Another "
+                    "program uses this key: choose another name of the queue (?stream=), or delete the key."
+                )
             if requested not in (None, partitions):
                 raise QueueURLError(f"{self.url}: the queue was created with partitions={partitions}")
             self._consumers = {index: self._consumer_class(self._settings, index) for index in range(partitions)}

@@ -16,13 +16,43 @@ A server that is out of memory refuses a script if its first write may take memo
 scripts for it begin with a write that takes none (PERSIST); the server then allows the writes after it.
 """
 
+# Create the queue if there is none yet. Answers how many partitions it has, and what is wrong with its keys if another
+# program has written to them.
 CREATE_QUEUE = """
-redis.call('HSETNX', KEYS[1], 'partitions', ARGV[1])
-local partitions = tonumber(redis.call('HGET', KEYS[1], 'partitions'))
-for index = 0, partitions - 1 do
-  redis.pcall('XGROUP', 'CREATE', ARGV[2] .. ':p' .. index, 'c', '0', 'MKSTREAM')
+local problem = ''
+local function check(key, kind, value, pattern)
+  local found = redis.call('TYPE', key)['ok']
+  if found == 'none' then return end
+  if found ~= kind then
+    problem = key .. ' is of the type ' .. found .. ' instead of ' .. kind
+  elseif pattern then
+    value = value or redis.call('GET', key)
+    if not string.match(value, pattern) then problem = key .. ' holds the value ' .. string.sub(value, 1, 40) end
+  end
 end
-return partitions
+local queue, prefix = KEYS[1], ARGV[2]
+check(queue, 'hash')
+check(prefix .. ':totals', 'hash')
+check(prefix .. ':dead', 'stream')
+if problem ~= '' then return {0, problem} end
+redis.call('HSETNX', queue, 'partitions', ARGV[1])
+for _, count in ipairs({'records', 'bytes', 'redeliveries'}) do
+  local value = redis.call('HGET', prefix .. ':totals', count)
+  if value then check(prefix .. ':totals', 'hash', value, '^%-?%d+$') end
+end
+local partitions = redis.call('HGET', queue, 'partitions')
+if not string.match(partitions, '^%d%d?%d?%d?$') or tonumber(partitions) < 1 or tonumber(partitions) > 4096 then
+  return {0, queue .. ' holds the value ' .. string.sub(partitions, 1, 40)}
+end
+for index = 0, tonumber(partitions) - 1 do
+  local stream = prefix .. ':p' .. index
+  check(stream, 'stream')
+  check(stream .. ':lease', 'string')
+  check(stream .. ':epoch', 'string', nil, '^%d+$')
+  check(stream .. ':delivered', 'string', nil, '^%d+%-%d+$')
+  redis.pcall('XGROUP', 'CREATE', stream, 'c', '0', 'MKSTREAM')
+end
+return {tonumber(partitions), problem}
 """
 
 # Runs after the XADD of a record, in one transaction: removes the record if it repeats a stored put or exceeds the
@@ -115,6 +145,7 @@ for _, owner in ipairs(redis.call('XPENDING', stream, 'c')[4] or {}) do
       redis.call('HINCRBY', totals, 'redeliveries', 1)
       return {{pending[1], pending[4], got[1][2]}}
     end
+    redis.call('XACK', stream, 'c', pending[1])  -- another program deleted it
   end
 end
 local got = redis.call('XREADGROUP', 'GROUP', 'c', holder, 'COUNT', 1, 'STREAMS', stream, '>')
@@ -157,10 +188,21 @@ local pending = redis.call('XPENDING', stream, by_epoch and 'e' .. guard or 'c',
 if not pending then return 0 end
 if not by_epoch and pending[2] ~= guard then return 0 end
 if reason then
-  local fields = redis.call('XRANGE', stream, id, id)[1][2]
-  redis.call('XADD', dead, '*', 'r', reason, unpack(fields))
+  local entry = redis.call('XRANGE', stream, id, id)[1]
+  if not entry then return 0 end
+  redis.call('XADD', dead, '*', 'r', reason, unpack(entry[2]))
 end
 return 1
+"""
+
+# Make an entry that is no record of ours a dead letter; nothing happens if it is gone already. The totals never counted
+# it.
+REJECT_FOREIGN_ENTRY = """
+local stream, dead, group, id = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
+if #redis.call('XRANGE', stream, id, id) == 0 then return 0 end
+redis.call('XADD', dead, '*', 'r', ARGV[3], 'k', ARGV[4], 't', ARGV[5], 'd', ARGV[6])
+redis.call('XACK', stream, group, id)
+return redis.call('XDEL', stream, id)
 """
 
 # Deliver a record again that this consumer gave back with a delay.

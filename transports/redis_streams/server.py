@@ -1,13 +1,15 @@
 """The connection to one Redis server: scripts with retries, what its refusals mean, and the renewal of leases.
 
 A call is repeated while the server cannot be reached, up to RETRY_SECONDS. That is safe because every call may happen
-twice: a put has a number, a second ack finds nothing, and a read gets the records of a lost answer again.
+twice: a put has a number, a second ack finds nothing, and a read gets the records of a lost answer again. A server that
+never answered this process has a second if nobody listens at its address: the address is probably wrong.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,7 +19,8 @@ from urllib.parse import urlsplit, urlunsplit
 import redis
 import redis.asyncio
 
-from transports.errors import QueueStorageError
+from transports.errors import QueueCorrupt, QueueError, QueueStorageError
+from transports.redaction import hide_passwords
 from transports.redis_streams import scripts
 from transports.urls import without_password
 
@@ -25,9 +28,13 @@ RawEntry: TypeAlias = tuple[bytes, dict[bytes, bytes]]
 """The id of a record and its fields."""
 
 RETRY_SECONDS = 30.0
+_FIRST_ANSWER_SECONDS = 1.0
+"""For a server that is just started again."""
 _RETRY_DELAY_SECONDS = (0.02, 0.5)
 _SOCKET_TIMEOUT = 15.0
 _CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError, OSError)
+_reached_addresses: set[str] = set()
+"""The servers that have answered this process; from then on each of them is waited for while it is away."""
 
 
 def server_url(url: str) -> tuple[str, dict[str, Any]]:
@@ -45,8 +52,9 @@ class RedisClient:
     """Runs scripts for one handle, on its event loop."""
 
     def __init__(self, url: str, ca_file: str) -> None:
-        self.url = without_password(url)
+        self.url = without_password(hide_passwords(url))
         address, client_options = server_url(url)
+        self._address = urlsplit(self.url).netloc
         if ca_file:
             client_options["ssl_ca_certs"] = ca_file
         client_options |= {"socket_timeout": _SOCKET_TIMEOUT, "socket_connect_timeout": _SOCKET_TIMEOUT, "protocol": 2}
@@ -56,7 +64,7 @@ class RedisClient:
         self._registered_scripts: dict[str, Any] = {}
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Any] = ()) -> Any:
-        """Run a script. Raises QueueStorageError."""
+        """Run a script. Raises QueueStorageError and QueueCorrupt."""
         return await self._retry(lambda: self._get_script(script)(keys=keys, args=args))
 
     async def add_entry(
@@ -92,14 +100,28 @@ class RedisClient:
 
     async def _retry(self, call: Callable[[], Awaitable[Any]], expected_refusal: str | None = None) -> Any:
         """Repeat a call while the server cannot be reached. Raises LookupError for the expected refusal."""
-        deadline = time.monotonic() + RETRY_SECONDS
+        began = time.monotonic()
+        deadline = began + RETRY_SECONDS
         delay, max_delay = _RETRY_DELAY_SECONDS
         while True:
             try:
-                return await call()
+                answer = await call()
+                _reached_addresses.add(self._address)
+                return answer
             except redis.exceptions.AuthenticationError as error:
-                raise QueueStorageError(f"{self.url}: the server refuses our user or password: {error}") from error
+                raise QueueStorageError(
+                    f"{self.url}: the server refuses our user or password: {error}. Name them in the URL, or in "
+                    "REDIS_USERNAME and REDIS_PASSWORD."
+                ) from error
             except _CONNECTION_ERRORS as error:
+                if (
+                    self._address not in _reached_addresses
+                    and time.monotonic() - began > _FIRST_ANSWER_SECONDS
+                    and (problem := _wrong_address_problem(error)) is not None
+                ):
+                    raise QueueStorageError(
+                        f"{self.url}: {problem}. Start the Redis server, or correct this URL."
+                    ) from error
                 if "CERTIFICATE_VERIFY_FAILED" in str(error):
                     raise QueueStorageError(
                         f"{self.url}: the certificate of the server is not trusted: {error} Name the authority that "
@@ -133,14 +155,32 @@ class RedisClient:
             self._registered_scripts[source] = self._get_client().register_script(source)
         return self._registered_scripts[source]
 
-    def _storage_error(self, error: redis.RedisError) -> QueueStorageError:
+    def _storage_error(self, error: redis.RedisError) -> QueueError:
         message = str(error)
+        if any(pattern in message for pattern in _SIGNS_OF_DAMAGE):
+            return QueueCorrupt(
+                f"{self.url}: what the queue keeps in the server is damaged; see which other program writes to its "
+                f"keys: {message}"
+            )
         meaning = next(
             (meaning for pattern, meaning in _REFUSAL_MEANINGS.items() if pattern in message), "the server refused"
         )
         return QueueStorageError(f"{self.url}: {meaning}: {message}")
 
 
+def _wrong_address_problem(error: BaseException) -> str | None:
+    """What is wrong with the address of a server, if this error says that nobody listens there; otherwise None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConnectionRefusedError):
+            return "no server listens at this address (connection refused)"
+        if isinstance(cause, socket.gaierror):
+            return f"this host is not known ({cause.strerror})"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+_SIGNS_OF_DAMAGE = ("WRONGTYPE", "not an integer", "attempt to ", "no such key")
 _NO_PERMISSION = "this user may not run what the queue needs: streams, hashes, strings, scripts and transactions"
 _REFUSAL_MEANINGS = {
     "OOM": "the server is out of memory; raise its maxmemory or let the consumer catch up",

@@ -11,6 +11,9 @@ from transports.base import Delivery, partition_of
 from transports.errors import QueueError
 from transports.testing.cases import ARRIVAL_TIMEOUT, ConformanceCases, HandleOpener, number_in, put_number, receive_one
 
+_LARGE_BYTES = 5 << 20
+"""More than what a transport may write on the event loop."""
+
 
 class RecordCases(ConformanceCases):
     """What is put is what is received."""
@@ -62,6 +65,32 @@ class RecordCases(ConformanceCases):
             delivery = await receive_one(queue)
             assert delivery.position > last_positions.get(delivery.lane, -1)
             last_positions[delivery.lane] = delivery.position
+
+    async def test_large_and_small_records_that_are_put_together_keep_their_order(
+        self, open_handle: HandleOpener
+    ) -> None:
+        consumer, producer = open_handle(), open_handle()
+        assert await consumer.receive(timeout=0) is None
+        async with asyncio.TaskGroup() as puts:
+            for number in range(6):
+                frames = (str(number).encode(), bytes(_LARGE_BYTES if number % 3 == 1 else 0))
+                puts.create_task(producer.put(frames, key="k"))
+        assert [number_in(await receive_one(consumer)) for _ in range(6)] == list(range(6))
+
+    async def test_a_cancelled_put_harms_no_later_one(self, open_handle: HandleOpener) -> None:
+        consumer, producer = open_handle(), open_handle()
+        assert await consumer.receive(timeout=0) is None
+        for number in range(10):
+            putting = asyncio.create_task(put_number(producer, number))
+            for _ in range(number):
+                await asyncio.sleep(0)
+            putting.cancel()
+            await asyncio.wait([putting])
+        await put_number(producer, 10)
+        numbers = [number_in(await receive_one(consumer))]
+        while numbers[-1] != 10:
+            numbers.append(number_in(await receive_one(consumer)))
+        assert numbers == sorted(set(numbers))
 
     # Waiting
 

@@ -1,48 +1,34 @@
 """The hub: the records of a `zmq://` queue, in the memory of the handle that was first to bind its address.
 
-It runs on a thread with an event loop of its own, so that a busy handle still serves the others. For each remote handle
-it has a MemoryQueue handle that leases records to it. A remote handle without a sign of life for the lease time loses
-its leases.
-
-Messages from a remote handle, each with a kind, a packed header and the frames of a record:
-
-    H  hello: how it consumes, and the number of its first unsettled record; answered by W
-    P  a record with its number; a number that is not the next one is ignored
-    Q  a request; answered by A
-    B  a heartbeat, from a thread of its own
-
-The hub also sends S to it: which records were received and which are settled, so that it can send more and forget them.
+It runs on a thread with an event loop of its own, so that a busy handle still serves the others. If it ends because of
+an error, every call of the handle that serves it raises QueueStorageError, and so do the remote handles, which get no
+answers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
-import time
-from collections import defaultdict, deque
-from dataclasses import astuple, dataclass, field
+from collections import deque
+from collections.abc import Sequence
 from secrets import token_hex
 from typing import Any
 
 import zmq
 
-from transports.base import DeadLetter, Frames
+from transports.base import Lease
 from transports.memory import MemoryQueue
-from transports.zeromq.links import LeaseToken, LocalHubLink, parse_record_name
-from transports.zeromq.sockets import LoopSocket, MessagePart, new_socket, pack, secure_server, unpack
+from transports.zeromq.links import LocalHubLink
+from transports.zeromq.messages import MessagePart
+from transports.zeromq.refusals import Refusals
+from transports.zeromq.remote_handles import RemoteHandles
+from transports.zeromq.sockets import LoopSocket, new_socket, secure_server
+
+log = logging.getLogger(__name__)
 
 _FLUSH_INTERVAL_SECONDS = 0.01
 _NO_LIMIT = "high_water=1000000TB"
-
-
-@dataclass(slots=True, eq=False)
-class _RemoteHandle:
-    """What the hub knows of another handle."""
-
-    link: LocalHubLink
-    next_number: int
-    last_seen: float
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 class Hub:
@@ -50,10 +36,11 @@ class Hub:
 
     def __init__(self, address: str, *, partitions: int, lease_time: float, certificate: str) -> None:
         self.name = token_hex(8)
-        self.partitions = partitions
+        self._address = address
         self._lease_time = lease_time
         self._socket = new_socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MemoryQueue.max_record_bytes)
         try:
             if certificate:
                 secure_server(self._socket, certificate)
@@ -65,9 +52,10 @@ class Hub:
         self._settled_names: deque[str] = deque()
         self._broker_handle = MemoryQueue(self._url, lease="partition", consume=None)
         self._broker_handle.watch_settled(self._settled_names.append)
-        self._remotes: dict[bytes, _RemoteHandle] = {}
-        self._inbox: deque[list[MessagePart]] = deque()
-        self._senders: set[bytes] = set()
+        self._refusals = Refusals(f"zmq hub at {address}")
+        self._remote_handles = RemoteHandles(self.name, partitions, self.new_link, self._send, self._refusals)
+        self._loop_socket: LoopSocket | None = None
+        self._inbox: deque[tuple[list[MessagePart], str]] = deque()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name=f"hub-{self.name}", daemon=True)
 
@@ -79,134 +67,90 @@ class Hub:
     def backlog_records(self) -> int:
         return self._broker_handle.backlog_records
 
-    def new_link(self, lease: Any, consume: Any) -> LocalHubLink:
+    def new_link(
+        self, lease: Lease, consume: Sequence[int] | None, producer: str, *, next_number: int = 0
+    ) -> LocalHubLink:
         """A link into this hub: for the handle that serves, or for a remote handle."""
-        return LocalHubLink(self.name, MemoryQueue(self._url, lease=lease, consume=consume))
+        queue = MemoryQueue(self._url, lease=lease, consume=consume)
+        return LocalHubLink(self.name, queue, self._refusals, producer, next_number=next_number)
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stopped.set)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._end, None)
         self._thread.join()
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._stopped = asyncio.Event()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._loop.set_exception_handler(self._on_loop_exception)
         self._message_arrived = asyncio.Event()
-        self._loop_socket = LoopSocket(self._socket, self._on_message)
-        self._ready.set()
-        background_tasks = [
-            asyncio.create_task(loop_method())
-            for loop_method in (self._handle_messages, self._keep_flushing, self._keep_expiring_leases)
-        ]
-        await self._stopped.wait()
-        for task in [*background_tasks, *(task for remote in self._remotes.values() for task in remote.tasks)]:
-            task.cancel()
-        self._send_settled()
-        self._loop_socket.close()
-        for remote in self._remotes.values():
-            await remote.link.close()
-        await self._broker_handle.aclose()
+        background_tasks: list[asyncio.Task[None]] = []
+        try:
+            self._loop_socket = LoopSocket(self._socket, self._on_message)
+            for loop_method in (self._handle_messages, self._keep_flushing, self._keep_expiring_leases):
+                background_tasks.append(asyncio.create_task(loop_method()))
+                background_tasks[-1].add_done_callback(self._on_task_end)
+            self._ready.set()
+            await self._ended
+            self._remote_handles.send_progress(self._take_settled_names())
+        except Exception as error:
+            log.error("%s: the hub of this queue has ended", self._address, exc_info=error)
+            self._broker_handle.fail(
+                f"{self._address}: the hub of this queue has ended: {error!r}. Start this process again: the "
+                "other handles still have what they put. Please report this error."
+            )
+        finally:
+            self._ready.set()
+            for task in background_tasks:
+                task.cancel()
+            if self._loop_socket is None:
+                self._socket.close(linger=0)
+            else:
+                self._loop_socket.close()
+            await self._remote_handles.close()
+            await self._broker_handle.aclose()
 
-    def _on_message(self, message: list[MessagePart]) -> None:
-        self._inbox.append(message)
+    def _on_message(self, message: list[MessagePart], peer: str) -> None:
+        self._inbox.append((message, peer))
         self._message_arrived.set()
+
+    def _send(self, *parts: MessagePart) -> None:
+        assert self._loop_socket is not None, "it is there before the first message comes"
+        self._loop_socket.send(*parts)
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._ended.done():
+            return
+        if error is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(error)
+
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            self._end(task.exception())
+
+    def _on_loop_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self._end(context.get("exception") or RuntimeError(context["message"]))
 
     async def _handle_messages(self) -> None:
         while True:
             await self._message_arrived.wait()
             self._message_arrived.clear()
             while self._inbox:
-                identity, kind, header, *frames = self._inbox.popleft()
-                await self._handle_message(bytes(identity), bytes(kind), unpack(header), frames)
-            self._send_settled()
-
-    async def _handle_message(
-        self, identity: bytes, message_kind: bytes, header: list[Any], frames: list[MessagePart]
-    ) -> None:
-        if message_kind == b"H":
-            await self._handle_hello(identity, *header)
-        elif message_kind == b"B":
-            identity = header[0]
-        remote = self._remotes.get(identity)
-        if remote is None:
-            return  # it is for an earlier hub; the handle says hello again soon
-        remote.last_seen = time.monotonic()
-        if message_kind == b"P":
-            number, key, name = header
-            if number == remote.next_number:
-                await remote.link.put(tuple(frames), key, name)
-                remote.next_number += 1
-                self._senders.add(identity)
-        elif message_kind == b"Q":
-            task = asyncio.create_task(self._handle_request(identity, remote, *header))
-            remote.tasks.add(task)
-            task.add_done_callback(remote.tasks.discard)
-
-    async def _handle_hello(self, identity: bytes, lease: Any, consume: Any, next_number: int) -> None:
-        if identity not in self._remotes:
-            is_valid = consume is None or all(0 <= partition < self.partitions for partition in consume)
-            link = self.new_link(lease, consume if is_valid else None)
-            self._remotes[identity] = _RemoteHandle(link, next_number=next_number, last_seen=time.monotonic())
-        self._loop_socket.send(identity, b"W", pack(self.name, self.partitions, self._remotes[identity].next_number))
-
-    async def _handle_request(
-        self, identity: bytes, remote: _RemoteHandle, request_number: int, operation: str, arguments: list[Any]
-    ) -> None:
-        frames: tuple[bytes | memoryview, ...] = ()
-        value: Any
-        link = remote.link
-        if operation == "take":
-            leased = await link.receive(*arguments)
-            value = None if leased is None else (leased.token, leased.key, leased.name, leased.redelivered)
-            frames = () if leased is None else leased.frames
-        elif operation == "settle":
-            value = await link.ack([LeaseToken(*token) for token in arguments])
-        elif operation == "give_back":
-            value = await link.nack(LeaseToken(*arguments[0]), arguments[1])
-        elif operation == "reject":
-            value = await link.reject(LeaseToken(*arguments[0]), arguments[1])
-        elif operation == "stats":
-            value = astuple(await link.stats())
-        elif operation == "dead_letters":
-            letters = await link.dead_letters(*arguments)
-            value = [(d.id, _copy_frames(d.frames), d.key, d.tag, d.reason) for d in letters]
-        elif operation == "discard":
-            value = None
-            await link.discard(DeadLetter(arguments[0], (), "", "", ""))
-        elif operation == "peek":
-            peeked = await link.peek(*arguments)
-            value = [(_copy_frames(p.frames), p.key, p.tag, p.partition, p.position, p.delivered) for p in peeked]
-        else:
-            value = None
-            await link.release()
-            if operation == "leave":
-                await link.close()
-                del self._remotes[identity]
-        self._loop_socket.send(identity, b"A", pack(request_number, value), *frames)
+                self._remote_handles.handle_message(*self._inbox.popleft())
+            self._remote_handles.send_progress(self._take_settled_names())
 
     async def _keep_flushing(self) -> None:
         """Send producers what is settled, at intervals: at each ack it would take time from the thread that acks."""
         while True:
             await asyncio.sleep(_FLUSH_INTERVAL_SECONDS)
-            self._send_settled()
+            self._remote_handles.send_progress(self._take_settled_names())
 
     async def _keep_expiring_leases(self) -> None:
-        """Release the leases of remote handles without a sign of life."""
         while True:
             await asyncio.sleep(self._lease_time / 4)
-            for remote in list(self._remotes.values()):
-                if time.monotonic() - remote.last_seen > self._lease_time:
-                    await remote.link.release()
+            await self._remote_handles.expire_leases(self._lease_time)
 
-    def _send_settled(self) -> None:
-        settled_numbers = defaultdict(list)
-        while self._settled_names:
-            producer, number = parse_record_name(self._settled_names.popleft())
-            settled_numbers[producer.encode()].append(number)
-        for identity in {*settled_numbers, *self._senders}:
-            if (remote := self._remotes.get(identity)) is not None:
-                self._loop_socket.send(identity, b"S", pack(remote.next_number, settled_numbers.get(identity, [])))
-        self._senders.clear()
-
-
-def _copy_frames(frames: Frames) -> list[MessagePart]:
-    return [bytes(frame) for frame in frames]
+    def _take_settled_names(self) -> list[str]:
+        return [self._settled_names.popleft() for _ in range(len(self._settled_names))]

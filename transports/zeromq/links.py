@@ -6,6 +6,7 @@ a new hub gets it again. Within a hub it is in a MemoryQueue, with the name befo
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,10 +14,12 @@ from typing import NamedTuple
 
 from transports.base import DeadLetter, Delivery, Frames, Peeked, QueueStats, StaleLease
 from transports.memory import MemoryQueue
+from transports.zeromq.refusals import Refusals
 
 _PRODUCER = slice(0, 16)
 _NUMBER = slice(16, 32)
 _TAG = slice(32, None)
+RECORD_NAME_PATTERN = re.compile(r"[0-9a-f]{32}.*", re.DOTALL)
 
 
 class LeaseToken(NamedTuple):
@@ -78,8 +81,12 @@ class HubLink(ABC):
     """The operations of the contract of a queue, with tokens instead of deliveries."""
 
     @abstractmethod
-    async def put(self, frames: Frames, key: str, name: str) -> None:
-        """Put a record. The frames belong to the hub from now on: nobody may change them."""
+    async def put(self, frames: Frames, key: str, tag: str) -> None:
+        """Put a record. The frames belong to the hub from now on: nobody may change them.
+
+        A record gets its number when nothing can hold it back or refuse it any more. So one that fails, or whose caller
+        is cancelled, leaves no gap: the hub waits for the next number.
+        """
 
     @abstractmethod
     async def receive(self, timeout: float) -> LeasedRecord | None:
@@ -115,14 +122,23 @@ class HubLink(ABC):
 
 
 class LocalHubLink(HubLink):
-    """A link to the hub of this process."""
+    """A link to the hub of this process, for one producer: the handle that serves, or a remote one."""
 
-    def __init__(self, hub_name: str, queue: MemoryQueue) -> None:
+    def __init__(
+        self, hub_name: str, queue: MemoryQueue, refusals: Refusals, producer: str, *, next_number: int = 0
+    ) -> None:
+        self.next_number = next_number
         self._hub_name = hub_name
         self._queue = queue
+        self._refusals = refusals
+        self._producer = producer
 
-    async def put(self, frames: Frames, key: str, name: str) -> None:
-        self._queue.put_without_copy(frames, key, name)
+    async def put(self, frames: Frames, key: str, tag: str) -> None:
+        self.put_now(frames, key, tag)
+
+    def put_now(self, frames: Frames, key: str, tag: str) -> None:
+        self._queue.put_without_copy(frames, key, format_record_name(self._producer, self.next_number, tag))
+        self.next_number += 1
 
     async def receive(self, timeout: float) -> LeasedRecord | None:
         delivery = await self._queue.receive(timeout=timeout)
@@ -132,28 +148,32 @@ class LocalHubLink(HubLink):
         return LeasedRecord(token, delivery.frames, delivery.key, delivery.tag, delivery.redelivered)
 
     async def ack(self, tokens: Sequence[LeaseToken]) -> list[LeaseToken]:
-        stale = [token for token in tokens if token.hub != self._hub_name]
-        return stale + self._queue.ack_positions([token for token in tokens if token.hub == self._hub_name])
+        stale = [token for token in tokens if not self._is_own(token)]
+        return stale + self._queue.ack_positions([token for token in tokens if self._is_own(token)])
 
     async def nack(self, token: LeaseToken, delay: float) -> bool:
+        if not self._is_own(token):
+            return False
         try:
             await self._queue.nack(self._delivery_of_token(token), delay)
         except StaleLease:
             return False
-        return token.hub == self._hub_name
+        return True
 
     async def reject(self, token: LeaseToken, reason: str) -> bool:
+        if not self._is_own(token):
+            return False
         try:
             await self._queue.reject(self._delivery_of_token(token), reason)
         except StaleLease:
             return False
-        return token.hub == self._hub_name
+        return True
 
     async def release(self) -> None:
         await self._queue.release()
 
     async def stats(self) -> QueueStats:
-        return await self._queue.stats()
+        return replace(await self._queue.stats(), refused_messages=self._refusals.count)
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
         letters = await self._queue.dead_letters(limit=limit)
@@ -169,6 +189,9 @@ class LocalHubLink(HubLink):
     async def close(self) -> None:
         await self._queue.aclose()
 
+    def _is_own(self, token: LeaseToken) -> bool:
+        return token.hub == self._hub_name and token.partition < self._queue.partitions
+
     def _delivery_of_token(self, token: LeaseToken) -> Delivery:
         return Delivery(
             frames=(),
@@ -178,6 +201,6 @@ class LocalHubLink(HubLink):
             lane=str(token.partition),
             position=token.position,
             redelivered=False,
-            epoch=token.epoch if token.hub == self._hub_name else 0,
+            epoch=token.epoch,
             queue=self._queue,
         )

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from secrets import token_hex
 
 import zmq
@@ -21,8 +22,9 @@ import zmq
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats
 from transports.errors import QueueClosed, QueueStorageError, QueueURLError
 from transports.urls import QueueOptions, parse_queue_url
+from transports.zeromq.connection import ZmqConnection
 from transports.zeromq.hub import Hub
-from transports.zeromq.links import HubLink, LeasedRecord, LeaseToken, format_record_name
+from transports.zeromq.links import HubLink, LeasedRecord, LeaseToken
 from transports.zeromq.remote import HUB_TIMEOUT, RemoteHubLink
 
 log = logging.getLogger(__name__)
@@ -57,13 +59,13 @@ class ZmqQueue(Queue):
         parts, options = parse_queue_url(url, ZmqOptions)
         super().__init__(url, options)
         if parts.hostname is None or parts.port is None or parts.path not in ("", "/"):
-            raise QueueURLError(f"{url}: expected a host and a port, as in zmq://10.0.0.5:5555")
+            raise QueueURLError(f"{self.url}: expected a host and a port, as in zmq://10.0.0.5:5555")
         self._host, self._port = parts.hostname, parts.port
         self._zmq_options = options
         self._lease: Lease = lease
         self._consume = consume
-        self._producer_id = token_hex(8)
-        self._put_count = 0
+        self._put_lock = asyncio.Lock()
+        self._waiting_puts = 0
         self._hub: Hub | None = None
         self._link: HubLink | None = None
         self._link_lock = asyncio.Lock()
@@ -73,12 +75,15 @@ class ZmqQueue(Queue):
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
         nbytes = self._check_record_size(frames)
-        link = await self._get_link()
-        await self._check_room(nbytes)
-        self._put_count += 1
-        self._known_backlog = (self._known_backlog[0] + 1, self._known_backlog[1] + nbytes)
-        copied_frames = tuple(bytes(frame) for frame in frames)
-        await link.put(copied_frames, key, format_record_name(self._producer_id, self._put_count - 1, tag))
+        # Puts take their turn: one that waits for room must not be overtaken by a smaller one.
+        await self._wait_for_turn()
+        try:
+            link = await self._get_link()
+            await self._check_room(nbytes)
+            await link.put(tuple(bytes(frame) for frame in frames), key, tag)
+            self._known_backlog = (self._known_backlog[0] + 1, self._known_backlog[1] + nbytes)
+        finally:
+            self._put_lock.release()
 
     async def receive(self, *, timeout: float) -> Delivery | None:
         link = await self._get_link(consuming=True)
@@ -179,19 +184,20 @@ class ZmqQueue(Queue):
             raise QueueURLError(f"{self.url}: the address cannot be served: {error}") from error
         hub.start()
         self._hub = hub
-        return hub.new_link(self._lease, self._resolve_partitions(self._consume, partitions))
+        return hub.new_link(self._lease, self._resolve_partitions(self._consume, partitions), token_hex(8))
 
     async def _join(self, timeout: float) -> HubLink:
-        # Each attempt has its own name: the connection of an attempt that was given up may arrive late, and the hub
-        # would take it for this one.
-        self._producer_id = token_hex(8)
-        link = RemoteHubLink(
-            f"tcp://{self._host}:{self._port}",
-            self._producer_id,
-            hello=(self._lease, self._consume),
+        address = f"tcp://{self._host}:{self._port}"
+        connect = partial(
+            ZmqConnection,
+            address=address,
+            # Each attempt has its own name: the connection of an attempt that was given up may arrive late, and the hub
+            # would take it for this one.
+            producer=token_hex(8),
             lease_time=self._zmq_options.lease_time,
             certificate=self._zmq_options.certificate,
         )
+        link = RemoteHubLink(address, connect, lease=self._lease, consume=self._consume)
         try:
             await link.wait_until_ready(timeout)
             if self._zmq_options.partitions not in (None, link.partitions):
@@ -201,6 +207,22 @@ class ZmqQueue(Queue):
             await link.close()
             raise
         return link
+
+    async def _wait_for_turn(self) -> None:
+        if not self._waiting_puts and not self._put_lock.locked():
+            await self._put_lock.acquire()  # at once; a time limit would cost more than the rest
+            return
+        self._waiting_puts += 1
+        try:
+            async with asyncio.timeout(HUB_TIMEOUT):
+                await self._put_lock.acquire()
+        except TimeoutError:
+            raise QueueStorageError(
+                f"{self.url}: earlier puts of this handle have waited for {HUB_TIMEOUT:g} s; is the process of the hub "
+                "alive?"
+            ) from None
+        finally:
+            self._waiting_puts -= 1
 
     async def _check_room(self, nbytes: int) -> None:
         """Raise QueueFull if the record would exceed the hard limit, as far as the puts of others are known."""

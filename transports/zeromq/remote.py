@@ -1,25 +1,42 @@
 """The link to the hub of another handle: records are kept until they are settled, and sent again to a new hub.
 
 A put waits only while the window of records that the hub has not received is full. When a new hub answers (its process
-was restarted), all unsettled records and all open requests are sent to it again.
+was restarted), all unsettled records and all open requests are sent to it again. A malformed message of the hub changes
+nothing; what waits for the hub ends with a named error at its deadline, or at once if the hub is of another version.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-import zmq
-
-from transports.base import DeadLetter, Frames, Peeked, QueueStats
-from transports.errors import QueueStorageError
-from transports.zeromq.links import HubLink, LeasedRecord, LeaseToken, parse_record_name
-from transports.zeromq.sockets import LoopSocket, MessagePart, new_socket, pack, secure_client, unpack
+from transports.base import DeadLetter, Frames, Lease, Peeked, QueueStats
+from transports.errors import QueueStorageError, QueueVersionMismatch
+from transports.zeromq.links import HubLink, LeasedRecord, LeaseToken
+from transports.zeromq.messages import (
+    PROTOCOL_VERSION,
+    SAME_RELEASE,
+    Answer,
+    MalformedMessage,
+    MessagePart,
+    Progress,
+    VersionRefusal,
+    Welcome,
+    flag_from_answer,
+    leased_from_answer,
+    letters_from_answer,
+    nothing_from_answer,
+    pack,
+    peeked_from_answer,
+    read_hub_message,
+    stats_from_answer,
+    tokens_from_answer,
+)
+from transports.zeromq.refusals import Refusals
 
 WINDOW_RECORDS = 64
 WINDOW_BYTES = 64 << 20
@@ -27,71 +44,82 @@ HUB_TIMEOUT = 30.0
 _HELLO_INTERVAL = 0.1
 _RECEIVE_TIMEOUT = 1.0
 _LEAVE_TIMEOUT = 1.0
+_ACKS_PER_REQUEST = 10_000
+
+ValueT = TypeVar("ValueT")
+
+
+class HubConnection(Protocol):
+    """What a link needs of its connection to the address of the hub."""
+
+    def send(self, *parts: MessagePart) -> None: ...
+
+    def start_heartbeat(self) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 class RemoteHubLink(HubLink):
-    """The connection of one handle; created on the event loop that uses it."""
+    """The link of one handle; created on the event loop that uses it.
+
+    `connect` gets the function that is to be called with each message, and with the address of its sender.
+    """
 
     def __init__(
         self,
         address: str,
-        producer: str,
+        connect: Callable[[Callable[[Sequence[MessagePart], str], None]], HubConnection],
         *,
-        hello: tuple[str, Sequence[int] | None],
-        lease_time: float,
-        certificate: str,
+        lease: Lease,
+        consume: Sequence[int] | None,
     ) -> None:
         self.partitions = 0
         self._address = address
-        self._hello = hello
+        self._hello = (lease, consume)
         self._hub_name = ""
+        self._version_problem = ""
+        self._refusals = Refusals(f"zmq handle of {address}")
         self._unsettled: dict[int, tuple[bytes | memoryview, ...]] = {}
         self._in_flight: deque[tuple[int, int]] = deque()
         self._in_flight_bytes = 0
         self._received_below = 0
         self._next_number = 0
         self._state_changed = asyncio.Event()
-        self._requests: dict[int, tuple[bytes, asyncio.Future[tuple[Any, list[MessagePart]]]]] = {}
+        self._requests: dict[int, tuple[bytes, asyncio.Future[Answer]]] = {}
         self._request_numbers = itertools.count()
         self._last_welcome = (0, 0)
         self._receive_lock = asyncio.Lock()
-        self._receive_task: asyncio.Task[tuple[Any, list[MessagePart]]] | None = None
-
-        def connect(identity: bytes = b"") -> zmq.Socket[bytes]:
-            socket = new_socket(zmq.DEALER, identity=identity)
-            try:
-                if certificate:
-                    secure_client(socket, certificate)
-                socket.connect(address)
-            except BaseException:
-                socket.close(linger=0)
-                raise
-            return socket
-
-        self._loop_socket = LoopSocket(connect(producer.encode()), self._on_message)
-        self._heartbeat = _HeartbeatSender(connect, producer, lease_time)
+        self._receive_task: asyncio.Task[LeasedRecord | None] | None = None
+        self._connection = connect(self.handle_message)
         self._hello_task = asyncio.create_task(self._keep_sending_hello())
+
+    @property
+    def refused_messages(self) -> int:
+        """How many messages of the hub were malformed."""
+        return self._refusals.count
 
     async def wait_until_ready(self, timeout: float) -> None:
         """Return when a hub has answered."""
         await self._wait_until(
-            lambda: bool(self._hub_name), "no hub answers; does the process that serves it run?", timeout
+            lambda: bool(self._hub_name),
+            "no hub answers; does the process that serves it run, in this release?",
+            timeout,
         )
-        self._heartbeat.start()
+        self._connection.start_heartbeat()
 
-    async def put(self, frames: Frames, key: str, name: str) -> None:
+    async def put(self, frames: Frames, key: str, tag: str) -> None:
         nbytes = sum(len(frame) for frame in frames)
         if not self._has_window_room(nbytes):
             await self._wait_until(
                 lambda: self._has_window_room(nbytes), "the hub receives nothing; is its process alive?"
             )
-        number = parse_record_name(name)[1]
-        self._unsettled[number] = (b"P", pack(number, key, name), *frames)
+        number = self._next_number
+        self._unsettled[number] = (b"P", pack(number, key, tag), *frames)
         self._in_flight.append((number, nbytes))
         self._in_flight_bytes += nbytes
         self._next_number = number + 1
         if self._hub_name:
-            self._loop_socket.send(*self._unsettled[number])
+            self._connection.send(*self._unsettled[number])
 
     async def receive(self, timeout: float) -> LeasedRecord | None:
         deadline = time.monotonic() + timeout
@@ -101,42 +129,39 @@ class RemoteHubLink(HubLink):
                 # The hub has leased a record when it answers. So the request is never cancelled; the next receive uses
                 # it.
                 if self._receive_task is None:
-                    self._receive_task = asyncio.create_task(self._request("take", [min(remaining, _RECEIVE_TIMEOUT)]))
+                    arguments = [min(remaining, _RECEIVE_TIMEOUT)]
+                    self._receive_task = asyncio.create_task(self._request("take", arguments, leased_from_answer))
                 await asyncio.wait([self._receive_task])
                 task, self._receive_task = self._receive_task, None
-                value, frames = task.result()
-                if value is not None:
-                    token, key, name, redelivered = value
-                    return LeasedRecord(LeaseToken(*token), tuple(frames), key, name, redelivered)
-                if remaining <= _RECEIVE_TIMEOUT:
-                    return None
+                if (leased := task.result()) is not None or remaining <= _RECEIVE_TIMEOUT:
+                    return leased
 
     async def ack(self, tokens: Sequence[LeaseToken]) -> list[LeaseToken]:
-        value, _ = await self._request("settle", list(tokens))
-        return [LeaseToken(*token) for token in value]
+        stale = []
+        for start in range(0, len(tokens), _ACKS_PER_REQUEST):
+            stale += await self._request("ack", [tokens[start : start + _ACKS_PER_REQUEST]], tokens_from_answer)
+        return stale
 
     async def nack(self, token: LeaseToken, delay: float) -> bool:
-        return bool((await self._request("give_back", [token, delay]))[0])
+        return await self._request("nack", [token, delay], flag_from_answer)
 
     async def reject(self, token: LeaseToken, reason: str) -> bool:
-        return bool((await self._request("reject", [token, reason]))[0])
+        return await self._request("reject", [token, reason], flag_from_answer)
 
     async def release(self) -> None:
-        await self._request("release", [])
+        await self._request("release", [], nothing_from_answer)
 
     async def stats(self) -> QueueStats:
-        return QueueStats(*(await self._request("stats", []))[0])
+        return await self._request("stats", [], stats_from_answer)
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
-        value, _ = await self._request("dead_letters", [limit])
-        return [DeadLetter(id_, tuple(frames), *rest) for id_, frames, *rest in value]
+        return await self._request("dead_letters", [limit], letters_from_answer)
 
     async def discard(self, letter: DeadLetter) -> None:
-        await self._request("discard", [letter.id])
+        await self._request("discard", [letter.id], nothing_from_answer)
 
     async def peek(self, limit: int) -> list[Peeked]:
-        value, _ = await self._request("peek", [limit])
-        return [Peeked(tuple(frames), *rest) for frames, *rest in value]
+        return await self._request("peek", [limit], peeked_from_answer)
 
     async def close(self) -> None:
         """Wait until the hub has all records, and leave it. Raises QueueStorageError if no hub receives them."""
@@ -146,7 +171,7 @@ class RemoteHubLink(HubLink):
                     lambda: self._received_below >= self._next_number, "the last records were received by no hub"
                 )
             if self._hub_name:
-                await self._request("leave", [], timeout=_LEAVE_TIMEOUT)
+                await self._request("leave", [], nothing_from_answer, timeout=_LEAVE_TIMEOUT)
         except QueueStorageError:
             if self._unsettled:
                 raise
@@ -154,8 +179,24 @@ class RemoteHubLink(HubLink):
             self._hello_task.cancel()
             if self._receive_task is not None:
                 self._receive_task.cancel()
-            self._loop_socket.close()
-            await asyncio.to_thread(self._heartbeat.close)
+            await self._connection.close()
+
+    def handle_message(self, parts: Sequence[MessagePart], peer: str) -> None:
+        """Do what a message of the hub says."""
+        try:
+            message = read_hub_message(parts)
+            if isinstance(message, Answer):
+                _, answer = self._requests.get(message.number, (b"", None))
+                if answer is not None and not answer.done():
+                    answer.set_result(message)
+            elif isinstance(message, Progress):
+                self._on_progress(message)
+            elif isinstance(message, Welcome):
+                self._on_welcome(message)
+            else:
+                self._on_version_refusal(message)
+        except MalformedMessage as error:
+            self._refusals.add(peer, error, f"see which program has the address {self._address}, and {SAME_RELEASE}")
 
     def _has_window_room(self, nbytes: int) -> bool:
         while self._in_flight and self._in_flight[0][0] < self._received_below:
@@ -165,95 +206,106 @@ class RemoteHubLink(HubLink):
         )
 
     async def _request(
-        self, operation: str, arguments: list[Any], timeout: float | None = None
-    ) -> tuple[Any, list[MessagePart]]:
+        self,
+        operation: str,
+        arguments: list[Any],
+        read_value: Callable[[Any, Frames], ValueT],
+        timeout: float | None = None,
+    ) -> ValueT:
+        if self._version_problem:
+            raise QueueVersionMismatch(self._version_problem)
         number = next(self._request_numbers)
-        answer: asyncio.Future[tuple[Any, list[MessagePart]]] = asyncio.get_running_loop().create_future()
         header = pack(number, operation, arguments)
-        self._requests[number] = (header, answer)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._requests[number] = (header, future)
         if self._hub_name:
-            self._loop_socket.send(b"Q", header)
+            self._connection.send(b"Q", header)
         try:
             async with asyncio.timeout(HUB_TIMEOUT if timeout is None else timeout):
-                return await answer
+                answer = await future
         except TimeoutError:
-            raise QueueStorageError(
-                f"{self._address}: no hub answers, and {len(self._unsettled)} records of this handle are not settled"
+            raise self._hub_error(
+                f"no hub answers, and {len(self._unsettled)} records of this handle are not settled"
             ) from None
         finally:
             del self._requests[number]
+        if answer.problem:
+            raise QueueStorageError(f"{self._address}: the hub could not do {operation!r}: {answer.problem}")
+        try:
+            return read_value(answer.value, answer.frames)
+        except MalformedMessage as error:
+            raise QueueStorageError(
+                f"{self._address}: the answer of the hub to {operation!r} is malformed: {error}. See which program has "
+                f"this address, and {SAME_RELEASE}."
+            ) from error
 
-    async def _wait_until(self, condition: Callable[[], bool], problem: str, timeout: float = HUB_TIMEOUT) -> None:
-        deadline = time.monotonic() + timeout
+    async def _wait_until(self, condition: Callable[[], bool], problem: str, timeout: float | None = None) -> None:
+        deadline = time.monotonic() + (HUB_TIMEOUT if timeout is None else timeout)
         while not condition():
+            if self._version_problem:
+                raise QueueVersionMismatch(self._version_problem)
             self._state_changed.clear()
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     await self._state_changed.wait()
             except TimeoutError:
-                raise QueueStorageError(f"{self._address}: {problem}") from None
+                raise self._hub_error(problem) from None
+
+    def _hub_error(self, problem: str) -> QueueStorageError:
+        refused = self._refusals.count
+        malformed = f". {refused} malformed messages came from it, the last: {self._refusals.last_problem}"
+        return QueueStorageError(f"{self._address}: {problem}{malformed if refused else ''}")
 
     async def _keep_sending_hello(self) -> None:
         """Send hello repeatedly, to notice a new hub and records that a broken connection lost."""
         while True:
-            self._loop_socket.send(b"H", pack(*self._hello, next(iter(self._unsettled), self._next_number)))
+            self._connection.send(
+                f"H{PROTOCOL_VERSION}".encode(), pack(*self._hello, next(iter(self._unsettled), self._next_number))
+            )
             await asyncio.sleep(_HELLO_INTERVAL)
 
-    def _on_message(self, message: list[MessagePart]) -> None:
-        message_kind, header, *frames = message
-        if message_kind == b"A":
-            number, value = unpack(header)
-            if number in self._requests and not self._requests[number][1].done():
-                self._requests[number][1].set_result((value, frames))
-            return
-        if message_kind == b"S":
-            received, settled = unpack(header)
-            self._received_below = max(self._received_below, received)
-            for number in settled:
-                self._unsettled.pop(number, None)
-        else:
-            self._on_welcome(*unpack(header))
+    def _on_progress(self, progress: Progress) -> None:
+        self._check_number(progress.received_below)
+        self._received_below = max(self._received_below, progress.received_below)
+        for number in progress.settled:
+            self._unsettled.pop(number, None)
         self._state_changed.set()
 
-    def _on_welcome(self, hub: str, partitions: int, expected: int) -> None:
-        if hub != self._hub_name:
-            self._hub_name, self.partitions = hub, partitions
+    def _on_welcome(self, welcome: Welcome) -> None:
+        expected = self._check_number(welcome.expected)
+        if welcome.hub != self._hub_name:
+            self._hub_name, self.partitions, self._version_problem = welcome.hub, welcome.partitions, ""
             self._received_below = expected
             self._resend_from(expected)
             for header, _ in self._requests.values():
-                self._loop_socket.send(b"Q", header)
+                self._connection.send(b"Q", header)
         elif expected < self._next_number and self._last_welcome == (expected, self._next_number):
             self._resend_from(expected)
         self._received_below = max(self._received_below, expected)
         self._last_welcome = (expected, self._next_number)
+        self._state_changed.set()
+
+    def _on_version_refusal(self, refusal: VersionRefusal) -> None:
+        """A hub of another version has the address: whoever waits need not wait for their deadline."""
+        if refusal.version == PROTOCOL_VERSION:
+            raise MalformedMessage("a refusal of the version that it has itself")
+        self._hub_name = ""
+        self._version_problem = (
+            f"{self._address}: the hub speaks version {refusal.version} of the zmq:// protocol, and this process "
+            f"version {PROTOCOL_VERSION}; {SAME_RELEASE}."
+        )
+        for _, answer in self._requests.values():
+            if not answer.done():
+                answer.set_exception(QueueVersionMismatch(self._version_problem))
+        self._state_changed.set()
+
+    def _check_number(self, number: int) -> int:
+        """Raise MalformedMessage if the hub says that it has records that were never sent."""
+        if number > self._next_number:
+            raise MalformedMessage(f"it has {number} records of this handle, which sent {self._next_number}")
+        return number
 
     def _resend_from(self, first: int) -> None:
         for number, message in self._unsettled.items():
             if number >= first:
-                self._loop_socket.send(*message)
-
-
-class _HeartbeatSender:
-    """Sends heartbeats of this handle to the hub, from a thread and over a connection of its own."""
-
-    def __init__(self, connect: Callable[[], zmq.Socket[bytes]], producer: str, lease_time: float) -> None:
-        self._connect = connect
-        self._producer = producer
-        self._lease_time = lease_time
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep_sending, name=f"beat-{producer}", daemon=True)
-
-    def start(self) -> None:
-        if not self._thread.is_alive():
-            self._thread.start()
-
-    def close(self) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _keep_sending(self) -> None:
-        socket = self._connect()
-        while not self._stop.wait(self._lease_time / 5):
-            socket.send_multipart([b"B", pack(self._producer.encode())])
-        socket.close(linger=0)
+                self._connection.send(*message)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
 
-import msgpack  # type: ignore[import-untyped]
 import zmq
 import zmq.auth
 
 from transports.errors import QueueURLError
+from transports.zeromq.messages import MessagePart
 
 _MAX_MESSAGES_PER_READ = 8
 _ZERO_COPY_BYTES = 48 << 10
@@ -19,14 +18,14 @@ _ZERO_COPY_BYTES = 48 << 10
 _NOBLOCK = int(zmq.NOBLOCK)
 _NOBLOCK_SNDMORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
-MessagePart: TypeAlias = bytes | memoryview
-"""A part of a message: bytes if it is small, else a view of what the library has received or will send."""
-
 
 class LoopSocket:
-    """Sends at once, and calls a callback with every message that arrives, on the loop that created it."""
+    """Sends at once, and calls a callback with every message that arrives, on the loop that created it.
 
-    def __init__(self, socket: zmq.Socket[bytes], on_message: Callable[[list[MessagePart]], None]) -> None:
+    The callback also gets the address of the peer that sent the message.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], on_message: Callable[[list[MessagePart], str], None]) -> None:
         self._socket = socket
         self._on_message = on_message
         self._loop = asyncio.get_running_loop()
@@ -62,11 +61,11 @@ class LoopSocket:
                 frame = self._socket.recv(_NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            message = [_frame_to_part(frame)]
+            message, peer = [_frame_to_part(frame)], str(frame.get("Peer-Address"))
             while frame.more:  # the parts of a message arrive together
                 frame = self._socket.recv(_NOBLOCK, copy=False)
                 message.append(_frame_to_part(frame))
-            self._on_message(message)
+            self._on_message(message, peer)
         self._schedule_read()
 
 
@@ -99,16 +98,6 @@ def secure_server(socket: zmq.Socket[bytes], certificate: str) -> None:
 def secure_client(socket: zmq.Socket[bytes], certificate: str) -> None:
     socket.curve_serverkey = _load_certificate(certificate)[0]
     socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
-
-
-def pack(*values: Any) -> bytes:
-    packed: bytes = msgpack.packb(values, unicode_errors="surrogatepass")
-    return packed
-
-
-def unpack(data: MessagePart) -> list[Any]:
-    values: list[Any] = msgpack.unpackb(data, unicode_errors="surrogatepass", use_list=True)
-    return values
 
 
 def _load_certificate(path: str) -> tuple[bytes, bytes | None]:

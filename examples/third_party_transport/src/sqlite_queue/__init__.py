@@ -47,7 +47,7 @@ class SqliteQueue(Queue):
             ((partitions,),) = self._query("SELECT partitions FROM queue")
         if options.partitions not in (None, partitions):
             self._database.close()
-            raise QueueURLError(f"{url}: the queue was created with partitions={partitions}")
+            raise QueueURLError(f"{self.url}: the queue was created with partitions={partitions}")
         self._partitions = partitions
         self._requested_partitions = consume
 

@@ -1,0 +1,28 @@
+"""What a hub or a handle refuses of what arrives: counted, and said once for each peer."""
+
+from __future__ import annotations
+
+import logging
+
+log = logging.getLogger(__name__)
+
+_MAX_PEERS = 1000
+
+
+class Refusals:
+    """The messages that one socket refused."""
+
+    def __init__(self, receiver: str) -> None:
+        self.count = 0
+        self.last_problem = ""
+        self._receiver = receiver
+        self._known_peers: set[tuple[str, type[Exception]]] = set()
+
+    def add(self, peer: str, problem: Exception, advice: str) -> None:
+        """Count a message; the first of its peer with this kind of problem is logged."""
+        self.count += 1
+        self.last_problem = str(problem)
+        key = peer, type(problem)
+        if key not in self._known_peers and len(self._known_peers) < _MAX_PEERS:
+            self._known_peers.add(key)
+            log.warning("%s: refused a message of %s: %s; %s", self._receiver, peer, problem, advice)
