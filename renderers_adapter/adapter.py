@@ -24,6 +24,7 @@ from renderers_adapter.rendered import (
     read_tool_call,
     split_by_message,
 )
+from renderers_adapter.special_text import MaskingTokenizer, SpecialText
 from renderers_adapter.tokenizer import FastTokenizer, TokenizerError, load_tokenizer
 from renderers_adapter.tokens import LogicalIds
 
@@ -61,19 +62,23 @@ class RendererAdapter:
     """Messages to tokens and back, for one model. Messages are in canonical form (`{"type": "image"}` parts).
 
     Text-only and multimodal models have the same interface: for a text-only model `geometry` and `pad_id` are None, and
-    a message with an image is refused. A lock serialises encoding: a fast tokenizer may keep state while it encodes.
+    a message with an image is refused. `media_ids` are the pad token and others that stand for media: no policy may
+    sample them. A lock serialises encoding: a fast tokenizer may keep state while it encodes.
     """
 
     def __init__(
         self,
-        create_renderer: Callable[[], Any],
+        create_renderer: Callable[[MaskingTokenizer], Any],
         family: RendererFamily,
         tokenizer: FastTokenizer,
         geometry: Geometry | None,
+        special_text: SpecialText,
     ) -> None:
         self._create_renderer = create_renderer
-        self._renderer = renderer = create_renderer()
+        self._masking_tokenizer = MaskingTokenizer(tokenizer)
+        self._renderer = renderer = create_renderer(self._masking_tokenizer)
         self._family = family
+        self._special_text = special_text
         # The renderers of text-only families do not know the argument.
         takes_images = getattr(renderer, "supports_process_multimodal", False)
         self._render_options = {"process_multimodal": False} if takes_images else {}
@@ -81,14 +86,23 @@ class RendererAdapter:
         self.tokenizer = tokenizer
         self.geometry = geometry
         self.pad_id = tokenizer.token_id(family.image_pad_token) if family.image_pad_token is not None else None
+        media_tokens = () if family.image_pad_token is None else (family.image_pad_token, *family.other_media_tokens)
+        found_ids = (tokenizer.convert_tokens_to_ids(token) for token in media_tokens)
+        self.media_ids = tuple(found for found in found_ids if found not in (None, tokenizer.unk_token_id))
         self.stop_token_ids: tuple[int, ...] = tuple(renderer.get_stop_token_ids())
 
     @classmethod
-    def open(cls, directory: Path, renderer: str, template: Mapping[str, Any] | None = None) -> "RendererAdapter":
+    def open(
+        cls,
+        directory: Path,
+        renderer: str,
+        template: Mapping[str, Any] | None = None,
+        special_text: SpecialText = SpecialText.TEXT,
+    ) -> "RendererAdapter":
         """Load tokenizer and processor configuration from a model's directory and create its renderer.
 
         `template` holds arguments of the chat template, such as `enable_thinking`, by the names that the model's own
-        template gives them.
+        template gives them. `special_text` says what becomes of text in messages that spells control tokens.
 
         Raises:
             UnknownRenderer: no such renderer; the message lists them.
@@ -99,11 +113,17 @@ class RendererAdapter:
         family = get_family(renderer)
         tokenizer = load_tokenizer(directory)
         geometry = None if family.geometry is None else geometry_for(family.geometry, load_processor_config(directory))
-        return cls(lambda: _create_renderer(family, tokenizer, template or {}), family, tokenizer, geometry)
+        return cls(
+            lambda masking_tokenizer: _create_renderer(family, masking_tokenizer, template or {}),
+            family,
+            tokenizer,
+            geometry,
+            special_text,
+        )
 
     def clone(self) -> "RendererAdapter":
         """A second renderer for the same model, which shares everything that is only read."""
-        return RendererAdapter(self._create_renderer, self._family, self.tokenizer, self.geometry)
+        return RendererAdapter(self._create_renderer, self._family, self.tokenizer, self.geometry, self._special_text)
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
@@ -112,22 +132,22 @@ class RendererAdapter:
 
         Raises:
             UnsupportedConversation: the family's template cannot say this, or not say it the same way twice.
+            SpecialTextRefused: a message spells a control token, and such text is refused.
         """
         self._refuse_unsupported(messages, tools, starts_conversation=True)
         with self._lock:
             try:
+                masked_messages, masked_tools = self._masked(messages, tools)
                 rendered = self._renderer.render(
-                    list(messages),
-                    tools=list(tools) if tools else None,
-                    add_generation_prompt=True,
-                    **self._render_options,
+                    masked_messages, tools=masked_tools, add_generation_prompt=True, **self._render_options
                 )
-            except TokenizerError:
+            except (TokenizerError, UnsupportedConversation):
                 raise
-            except Exception as error:  # a renderer raises what its template would, of any type
+            except Exception as error:  # noqa: BLE001 - a renderer raises what its template would, of any type
+                reason = self._masking_tokenizer.restore(str(error))
                 raise UnsupportedConversation(
-                    f"the renderer {self._family.name} refuses this conversation: {type(error).__name__}: {error}"
-                ) from error
+                    f"the renderer {self._family.name} refuses this conversation: {type(error).__name__}: {reason}"
+                ) from (error if reason == str(error) else None)  # whoever logs the cause could not write its marks
         return split_by_message(rendered, messages, 0, self.pad_id)
 
     def bridge(
@@ -151,12 +171,9 @@ class RendererAdapter:
         prompt_ids, completion_ids = parse_prefix.tolist(), completion.tolist()
         with self._lock:
             try:
+                masked_messages, masked_tools = self._masked(messages, tools)
                 bridged = self._renderer.bridge_to_next_turn(
-                    prompt_ids,
-                    completion_ids,
-                    list(messages),
-                    tools=list(tools) if tools else None,
-                    **self._render_options,
+                    prompt_ids, completion_ids, masked_messages, tools=masked_tools, **self._render_options
                 )
             except TokenizerError:
                 raise
@@ -191,6 +208,17 @@ class RendererAdapter:
             read_tool_call(call, lambda span: self.tokenizer.decode(ids[slice(*span)])) for call in parsed.tool_calls
         )
         return ParsedCompletion(parsed.content, parsed.reasoning_content, tuple(calls))
+
+    def _masked(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[list[Any], list[Any] | None]:
+        """Messages and tools as the renderer is given them: it writes no control token for the text in them."""
+        given = list(messages), list(tools) if tools else None
+        if self._special_text is SpecialText.REFUSE:
+            self._masking_tokenizer.refuse(*given)
+        if self._special_text is SpecialText.ALLOW or self._family.encodes_messages_as_text:
+            return given
+        return self._masking_tokenizer.mask(given)
 
     def _refuse_unsupported(
         self,
@@ -260,7 +288,7 @@ def _uses_tools(message: Mapping[str, Any]) -> bool:
     return message["role"] == "tool" or bool(message.get("tool_calls"))
 
 
-def _create_renderer(family: RendererFamily, tokenizer: FastTokenizer, template: Mapping[str, Any]) -> Any:
+def _create_renderer(family: RendererFamily, tokenizer: MaskingTokenizer, template: Mapping[str, Any]) -> Any:
     from renderers import config_from_name, create_renderer
 
     if numbering_arguments := sorted(_IMAGE_NUMBERING_ARGUMENTS & template.keys()):
@@ -292,7 +320,7 @@ def _create_renderer(family: RendererFamily, tokenizer: FastTokenizer, template:
 class _TokenizerWithMissingTokens:
     """A tokenizer that seems to have tokens which it lacks: their ids lie beyond its vocabulary."""
 
-    def __init__(self, tokenizer: FastTokenizer, possibly_missing: Sequence[str]) -> None:
+    def __init__(self, tokenizer: MaskingTokenizer, possibly_missing: Sequence[str]) -> None:
         self._tokenizer = tokenizer
         missing = [
             token for token in possibly_missing if tokenizer.convert_tokens_to_ids(token) == tokenizer.unk_token_id
@@ -306,4 +334,5 @@ class _TokenizerWithMissingTokens:
         return self._tokenizer(*arguments, **options)
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
-        return self._made_up_ids.get(token, self._tokenizer.convert_tokens_to_ids(token))
+        found_id: int | None = self._made_up_ids.get(token, self._tokenizer.convert_tokens_to_ids(token))
+        return found_id

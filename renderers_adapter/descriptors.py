@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
 
+from .data_uris import find_data_uri_payload
 from .errors import AdapterError
 
 RAW_MM_ITEM_KIND = "prime_raw_mm_item"
@@ -19,9 +20,10 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 SAFE_FINGERPRINT = re.compile(r"[0-9a-f]{16,64}")
 SAFE_HASH = re.compile(r"[0-9a-f]{16,128}")
 
-_PROCESSED_KEYS = frozenset(
+PROCESSED_KEYS = frozenset(
     name + suffix for name in ("pixel_values", "image_embeds", "image_features") for suffix in ("", "_videos")
 ) | {"video_embeds", "video_features"}
+"""The names under which processors and models keep pixels, embeddings and features."""
 _ARRAY_TAG = re.compile(r"_*(nd_?array|numpy|array|torch|tensor)_*|(torch|np|numpy)\..+", re.IGNORECASE)
 _TAG_KEYS = frozenset({"type", "kind", "__type__", "_type", "__class__"})
 _PLAIN_TYPES = frozenset({str, int, float, bool, type(None)})
@@ -234,8 +236,8 @@ def require_safe(value: Any, pattern: re.Pattern[str], path: str) -> None:
 
 def require_data_uri(value: Any, path: str) -> None:
     """Refuse an inline source that is not a `data:` URI of an image."""
-    if not isinstance(value, str) or not value.startswith("data:image/"):
-        raise DescriptorError(f"{path} must be a data:image/… URI, but is {_abbreviate(value)}")
+    if not isinstance(value, str) or find_data_uri_payload(value) is None:
+        raise DescriptorError(f"{path} must be a data:image/<type>;base64,… URI, but is {_abbreviate(value)}")
 
 
 def _check_one_source(raw_image_id: Any, raw_uri: Any, path: str) -> None:
@@ -318,13 +320,15 @@ def _find_processed(value: Any, depth: int) -> tuple[str, str] | None:
         return None
     if depth == _MAX_DEPTH:
         return "", f"is nested deeper than {_MAX_DEPTH} levels"
-    if value_type is dict or isinstance(value, Mapping):
+    if value_type is dict:
         return _find_processed_in_mapping(value, depth)
-    if isinstance(value, list | tuple):
+    if value_type is list or isinstance(value, list | tuple):
         for index, inner in enumerate(value):
             if type(inner) not in _PLAIN_TYPES and (inner_offence := _find_processed(inner, depth + 1)):
                 return f"[{index}]{inner_offence[0]}", inner_offence[1]
         return None
+    if isinstance(value, Mapping):
+        return _find_processed_in_mapping(value, depth)
     # A subclass of a plain type is one, but numpy's scalars inherit from Python's numbers and are still of an array.
     if isinstance(value, str | int | float) and value_type.__module__ != "numpy":
         return None
@@ -337,7 +341,7 @@ def _find_processed_in_mapping(value: Mapping[Any, Any], depth: int) -> tuple[st
     for key, inner in value.items():
         if not isinstance(key, str):
             return "", f"has a key that is not a string: {_abbreviate(key)}"
-        if key in _PROCESSED_KEYS:
+        if key in PROCESSED_KEYS:
             return f".{key}", "is a processed payload"
         if _is_array_tag(key, inner):
             return f".{key[:100]}", "tags an encoded array"

@@ -6,6 +6,7 @@ difference.
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -26,34 +27,48 @@ class RendererFamily:
         renderer: its name in the `renderers` package.
         geometry: the family of its image layout; None for text only.
         image_pad_token: the token that stands for one image before expansion.
+        other_media_tokens: tokens that stand for videos and the like. Engines refuse a prompt with one of them.
         missing_tokens: tokens that the renderer asks for at start and that the family's tokenizers may lack. Nothing
             that would write one of them is rendered.
         requires_system_message: the family's own template adds a system message where the conversation has none.
         supports_tools: whether the family's own template knows tools and their results.
         requires_tool_names: its template writes of each result which tool it is of.
         vocabulary_file: a file that its renderer reads besides the tokenizer, and downloads where it is not found.
+        encodes_messages_as_text: its renderer writes no control token for the text of a message, whatever it spells.
     """
 
     name: str
     renderer: str
     geometry: str | None = None
     image_pad_token: str | None = None
+    other_media_tokens: tuple[str, ...] = ()
     missing_tokens: tuple[str, ...] = ()
     requires_system_message: bool = False
     supports_tools: bool = True
     requires_tool_names: bool = False
     vocabulary_file: str | None = None
+    encodes_messages_as_text: bool = False
+
+
+_QWEN_OTHER_MEDIA = ("<|video_pad|>", "<|vision_pad|>")
 
 
 def _qwen_vl(name: str) -> RendererFamily:
-    return RendererFamily(name, name, "qwen_vl", "<|image_pad|>")
+    return RendererFamily(name, name, "qwen_vl", "<|image_pad|>", _QWEN_OTHER_MEDIA)
 
 
 def _qwen2_vl(name: str) -> RendererFamily:
     # Below a system message its template writes what Qwen3-VL's does, save for tools, which it does not know at all.
     missing_tokens = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "</think>")
     return RendererFamily(
-        name, "qwen3-vl", "qwen_vl", "<|image_pad|>", missing_tokens, requires_system_message=True, supports_tools=False
+        name,
+        "qwen3-vl",
+        "qwen_vl",
+        "<|image_pad|>",
+        _QWEN_OTHER_MEDIA,
+        missing_tokens,
+        requires_system_message=True,
+        supports_tools=False,
     )
 
 
@@ -70,7 +85,13 @@ FAMILIES: Mapping[str, RendererFamily] = MappingProxyType(
             *(_qwen_vl(name) for name in ("qwen3-vl", "qwen3.5", "qwen3.6", "qwen3.8")),
             *(_qwen2_vl(name) for name in ("qwen2-vl", "qwen2.5-vl")),
             RendererFamily("kimi-k2.5", "kimi-k2.5", "kimi_k25", "<|media_pad|>"),
-            RendererFamily("gpt-oss", "gpt-oss", requires_tool_names=True, vocabulary_file="o200k_base.tiktoken"),
+            RendererFamily(
+                "gpt-oss",
+                "gpt-oss",
+                requires_tool_names=True,
+                vocabulary_file="o200k_base.tiktoken",
+                encodes_messages_as_text=True,
+            ),
             *(RendererFamily(name, name) for name in _TEXT_ONLY),
         )
     }
@@ -85,6 +106,12 @@ def get_family(name: str) -> RendererFamily:
     """
     if name in FAMILIES:
         return FAMILIES[name]
-    nearest = difflib.get_close_matches(name, FAMILIES, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    nearest = _misspelt_family(name)
+    hint = f" Did you mean {nearest!r}?" if nearest else ""
     raise UnknownRenderer(f"renderer {name!r} is not known.{hint} Known are: {', '.join(sorted(FAMILIES))}.")
+
+
+def _misspelt_family(name: str) -> str | None:
+    """The family whose name this may be, misspelt: with the same numbers, because another number is another family."""
+    same_numbers = [family for family in FAMILIES if re.findall(r"\d+", family) == re.findall(r"\d+", name)]
+    return next(iter(difflib.get_close_matches(name.lower(), same_numbers, n=1, cutoff=0.85)), None)

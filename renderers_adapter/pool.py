@@ -21,6 +21,7 @@ import anyio.to_thread
 from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.geometry import Geometry
 from renderers_adapter.rendered import ParsedCompletion, RenderedMessages
+from renderers_adapter.special_text import SpecialText
 from renderers_adapter.tokenizer import FastTokenizer
 from renderers_adapter.tokens import LogicalIds
 
@@ -39,6 +40,7 @@ class RendererPool:
         self.tokenizer: FastTokenizer = adapter.tokenizer
         self.geometry: Geometry | None = adapter.geometry
         self.pad_id: int | None = adapter.pad_id
+        self.media_ids: tuple[int, ...] = adapter.media_ids
         self.stop_token_ids: tuple[int, ...] = adapter.stop_token_ids
         self._prototype = adapter.clone()
         self._idle = [adapter]
@@ -75,13 +77,18 @@ class RendererPool:
                 self._idle.append(adapter)
 
 
-def shared_pool(directory: Path, renderer: str, template: Mapping[str, Any] | None = None) -> RendererPool:
+def shared_pool(
+    directory: Path,
+    renderer: str,
+    template: Mapping[str, Any] | None = None,
+    special_text: SpecialText = SpecialText.TEXT,
+) -> RendererPool:
     """The process's one pool for a model. The first caller loads it, in its own thread, and the others wait.
 
     Raises:
         AdapterError: see `RendererAdapter.open`. It is raised to all waiting callers; the next caller tries again.
     """
-    key = (directory.resolve(), renderer, json.dumps(template or {}, sort_keys=True))
+    key = (directory.resolve(), renderer, json.dumps(template or {}, sort_keys=True), special_text)
     with _pools_lock:
         future = _pools.get(key)
         if must_load := future is None:
@@ -89,7 +96,7 @@ def shared_pool(directory: Path, renderer: str, template: Mapping[str, Any] | No
     assert future is not None
     if must_load:
         try:
-            future.set_result(RendererPool(RendererAdapter.open(directory, renderer, template)))
+            future.set_result(RendererPool(RendererAdapter.open(directory, renderer, template, special_text)))
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
             with _pools_lock:
                 del _pools[key]
@@ -107,4 +114,4 @@ def _count_characters(value: Any) -> int:
 
 
 _pools_lock = threading.Lock()
-_pools: dict[tuple[Path, str, str], Future[RendererPool]] = {}
+_pools: dict[tuple[Path, str, str, SpecialText], Future[RendererPool]] = {}

@@ -11,16 +11,21 @@ of transformers set both again on every call and need a lock.)
 import json
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, overload
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 
 from renderers_adapter.errors import AdapterError
 
 _MAX_CACHED_CHARACTERS = 32
 """Texts up to this many characters are cached: what a template puts around messages is encoded at every turn."""
+
+
+_SPACES = " \t\r\n\v\f\u2581"
+"""White space, and the character that stands for a space in many vocabularies."""
 
 
 class TokenizerError(AdapterError):
@@ -37,8 +42,14 @@ class EncodedText(TypedDict):
 class FastTokenizer:
     """A tokenizer of the `tokenizers` package with the interface of transformers' tokenizers.
 
-    No special token is added unless asked for. Special tokens written out in a text are recognised, because chat
-    templates write them so; code that encodes untrusted text has to check the result.
+    No special token is added unless asked for. Control tokens written out in a text are recognised, because chat
+    templates write them so; `encode_as_text` recognises none. Control tokens are all added tokens, those that are not
+    marked special included: `<think>` means as much to a template as `<|im_end|>`. White space and single characters
+    are none.
+
+    Attributes:
+        control_tokens: the texts of the control tokens.
+        control_ids: their ids.
     """
 
     def __init__(
@@ -48,6 +59,13 @@ class FastTokenizer:
         backend.no_padding()
         self._backend = backend
         self._encode_cached = lru_cache(maxsize=1024)(self._encode_to_tuple)
+        added_tokens = backend.get_added_tokens_decoder()
+        self.control_ids = frozenset(
+            token_id for token_id, token in added_tokens.items() if len(token.content.strip(_SPACES)) > 1
+        )
+        self.control_tokens = tuple(added_tokens[token_id].content for token_id in sorted(self.control_ids))
+        normalizes = any(added_tokens[token_id].normalized for token_id in self.control_ids)
+        self._normalizer = backend.normalizer if normalizes else None
         self.name_or_path = name_or_path
         self.eos_token_id: int | None = None if eos_token is None else self.token_id(eos_token)
         self.unk_token_id: int | None = None if unk_token is None else self.token_id(unk_token)
@@ -74,20 +92,49 @@ class FastTokenizer:
             return EncodedText(input_ids=encoding.ids, offset_mapping=encoding.offsets)
         return EncodedText(input_ids=encoding.ids)
 
+    def characters_that_change(self, text: str) -> list[int]:
+        """The positions of characters that are other ones where control tokens are looked for, as `＜` may be `<`."""
+        if self._normalizer is None or self._normalizer.normalize_str(text) == text:
+            return []
+        return [at for at, character in enumerate(text) if self._normalizer.normalize_str(character) != character]
+
+    def encode_as_text(self, text: str) -> EncodedText:
+        """Ids and offsets of a text in which control tokens are text like any other.
+
+        Raises:
+            TokenizerError: the vocabulary has a character that is a control token.
+        """
+        encoding = _encode_with(self._text_backend, text)
+        control_spans = [
+            span for token_id, span in zip(encoding.ids, encoding.offsets, strict=True) if token_id in self.control_ids
+        ]
+        if not control_spans:
+            return EncodedText(input_ids=encoding.ids, offset_mapping=encoding.offsets)
+        # The vocabulary has a control token among its words, too, so that it is put together from its characters.
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for begin, end in pairwise((0, *(begin + 1 for begin, _ in control_spans), len(text))):
+            if end - begin == len(text):
+                raise TokenizerError(f"The tokenizer {self.name_or_path} has no tokens for the text {text!r}.")
+            piece = self.encode_as_text(text[begin:end])
+            ids += piece["input_ids"]
+            offsets += ((first + begin, last + begin) for first, last in piece["offset_mapping"])
+        return EncodedText(input_ids=ids, offset_mapping=offsets)
+
+    @cached_property
+    def _text_backend(self) -> Tokenizer:
+        """The same tokenizer without control tokens. Few conversations need it, so it is made for the first of them."""
+        backend = Tokenizer.from_str(self._backend.to_str())
+        added_tokens = self._backend.get_added_tokens_decoder()
+        backend.add_special_tokens([_as_special(added_tokens[token_id]) for token_id in sorted(self.control_ids)])
+        backend.encode_special_tokens = True
+        return backend
+
     def _encode_to_tuple(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
         return tuple(self._encode_text(text, add_special_tokens).ids)
 
     def _encode_text(self, text: str, add_special_tokens: bool) -> Encoding:
-        try:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens)
-        except TypeError as error:
-            surrogate = re.search("[\ud800-\udfff]", text)
-            if surrogate is None:
-                raise
-            raise TokenizerError(
-                f"The text has a lone surrogate ({surrogate.group()!r}) at character {surrogate.start()}; half of a "
-                "character has no tokens. It often comes from cutting JSON escapes in two: repair or replace it."
-            ) from error
+        return _encode_with(self._backend, text, add_special_tokens=add_special_tokens)
 
     @overload
     def convert_tokens_to_ids(self, tokens: str) -> int | None: ...
@@ -143,6 +190,30 @@ def load_tokenizer(path: str | Path) -> FastTokenizer:
         name_or_path=str(path),
         eos_token=_token_text(config.get("eos_token")),
         unk_token=_token_text(config.get("unk_token")),
+    )
+
+
+def _encode_with(backend: Tokenizer, text: str, *, add_special_tokens: bool = False) -> Encoding:
+    try:
+        return backend.encode(text, add_special_tokens=add_special_tokens)
+    except TypeError as error:
+        surrogate = re.search("[\ud800-\udfff]", text)
+        if surrogate is None:
+            raise
+        raise TokenizerError(
+            f"The text has a lone surrogate ({surrogate.group()!r}) at character {surrogate.start()}; half of a "
+            "character has no tokens. It often comes from cutting JSON escapes in two: repair or replace it."
+        ) from error
+
+
+def _as_special(token: AddedToken) -> AddedToken:
+    return AddedToken(
+        token.content,
+        special=True,
+        normalized=token.normalized,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
     )
 
 

@@ -55,7 +55,7 @@ def _geometry_class(family: str) -> type[Geometry]:
             )
         return geometry_class
     known = known_families()
-    nearest = difflib.get_close_matches(family, known, n=1)
+    nearest = difflib.get_close_matches(family, known, n=1, cutoff=0.8)  # no other family
     raise UnknownFamily(
         f"no geometry is known for the family {family!r} (known: {', '.join(known)})"
         + (f"; did you mean {nearest[0]!r}?" if nearest else "")

@@ -3,7 +3,8 @@
 report = prepare_images(messages, ImagePolicy(mode="offload", directory=run_directory / "assets" / "images"))
 """
 
-from rollout.images.errors import AssetError, ImageError, ImageStoreError
+from rollout.images.decoding import decoded_image
+from rollout.images.errors import AssetError, ImageError, ImageMemoryError, ImageStoreError
 from rollout.images.inspect import ImageInfo, inspect_image
 from rollout.images.pixels import load_pixels
 from rollout.images.policy import ImageLimits, ImagePolicy
@@ -16,12 +17,14 @@ __all__ = [
     "ImageError",
     "ImageInfo",
     "ImageLimits",
+    "ImageMemoryError",
     "ImagePolicy",
     "ImageStore",
     "ImageStoreError",
     "PrepareReport",
     "PreparedImage",
     "decode_data_uri",
+    "decoded_image",
     "inspect_image",
     "load_pixels",
     "prepare_images",

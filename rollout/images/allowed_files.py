@@ -15,6 +15,7 @@ from typing import Self
 from urllib.parse import unquote
 
 from rollout.images.errors import ImageError
+from rollout.images.policy import describe_too_many_bytes
 
 _OPEN_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # Non-blocking, so that a named pipe is noticed instead of waited for.
@@ -109,7 +110,8 @@ def read_regular_file(directory_fd: int, name: str, max_bytes: int) -> bytes:
             data = _read_up_to(fd, max_bytes + 1, status.st_size + 1)
             if len(data) <= max_bytes:
                 return data
-        raise ImageError(f"{_quote_path(name)} has more than max_bytes {max_bytes}")
+        found = max(status.st_size, max_bytes + 1)
+        raise ImageError(f"{_quote_path(name)} has {describe_too_many_bytes(found, max_bytes)}")
     finally:
         os.close(fd)
 

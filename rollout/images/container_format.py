@@ -20,6 +20,13 @@ _unpack_u16le = Struct("<H").unpack_from
 # Far more than any encoder writes into a file of a sensible size, and few enough to walk in no time.
 _MAX_CHUNKS = 20_000
 
+# Compressed texts of a PNG: Pillow unpacks up to a megabyte of each. Programs write a few.
+_MAX_PNG_TEXTS = 32
+
+# Pillow unpacks the runs of a BMP in Python, which takes a second for so many pixels, or for so many bytes of codes.
+_MAX_BMP_RUN_PIXELS = 1 << 22
+_MAX_BMP_RUN_BYTES = 1 << 21
+
 
 def count_frames(data: bytes, image_format: ImageFormat) -> int:
     """Walk the container to its end; the number of frames in it.
@@ -42,11 +49,14 @@ def count_frames(data: bytes, image_format: ImageFormat) -> int:
 
 
 def _walk_png(data: bytes) -> tuple[int, int]:
-    position, frames = 8, 1
+    position, frames, texts = 8, 1, 0
     for _ in range(_MAX_CHUNKS):
         length, chunk_type = _unpack_png_chunk(data, position)
         if chunk_type == b"acTL":
             frames = max(1, _unpack_u32be(data, position + 8)[0])
+        texts += chunk_type in (b"zTXt", b"iTXt")
+        if texts > _MAX_PNG_TEXTS:
+            raise ImageError(f"the PNG has more than {_MAX_PNG_TEXTS} compressed texts; save it again without them")
         position += 12 + length
         if chunk_type == b"IEND":
             return position, frames
@@ -114,6 +124,11 @@ def _walk_bmp(data: bytes) -> tuple[int, int]:
         width, height = _unpack_i32le(data, 18)[0], abs(_unpack_i32le(data, 22)[0])
         bits_per_pixel, compression = _unpack_u16le(data, 28)[0], _unpack_u32le(data, 30)[0]
     if compression in (1, 2):  # run-length encoded: only the file header knows how long it is
+        if width * height > _MAX_BMP_RUN_PIXELS or len(data) > _MAX_BMP_RUN_BYTES:
+            raise ImageError(
+                f"the BMP is run-length encoded, with {width}×{height} pixels from {len(data)} bytes, which takes too"
+                " long to decode; save it as PNG"
+            )
         return max(declared_bytes, pixels_offset), 1
     end = pixels_offset + (width * bits_per_pixel + 31) // 32 * 4 * height
     if header_bytes >= 124 and _unpack_u32le(data, 126)[0]:  # a colour profile follows the pixels

@@ -1,13 +1,14 @@
-"""What can go wrong with an image, as three errors.
+"""What can go wrong with an image, as four errors.
 
-`ImageError`: the image in a message is bad. `ImageStoreError`: the disk fails. `AssetError`: a stored file is no longer
-what its name says.
+`ImageError`: the image in a message is bad. `ImageStoreError`: the disk fails. `ImageMemoryError`: other images take
+all memory for decoding. `AssetError`: a stored file is no longer what its name says.
 """
 
 from rollout.errors import RolloutError
+from rollout.records.messages import MessageError
 
 
-class ImageError(RolloutError):
+class ImageError(MessageError):
     """An image in a message is refused; `reason` says why and the indices say which part of which message."""
 
     def __init__(self, reason: str, *, message_index: int | None = None, part_index: int | None = None) -> None:
@@ -24,6 +25,12 @@ class ImageError(RolloutError):
 
 class ImageStoreError(RolloutError):
     """The image directory cannot be used (full, read-only, gone): a fault of the machine, not of a message."""
+
+    infrastructure = True
+
+
+class ImageMemoryError(RolloutError):
+    """The memory for decoding images did not become free in time."""
 
     infrastructure = True
 

@@ -1,8 +1,20 @@
 """The five image formats of a run, recognised by their first bytes only."""
 
 from dataclasses import dataclass
+from io import BytesIO
 
-from PIL import WebPImagePlugin as WebPImagePlugin  # Pillow loads the other four by itself, this one only when named
+from PIL import (  # Pillow loads the four other formats by itself, these only when named
+    FliImagePlugin,
+    GbrImagePlugin,
+    Image,
+    ImImagePlugin,
+    ImtImagePlugin,
+    IptcImagePlugin,
+    PcdImagePlugin,
+    SpiderImagePlugin,
+    TgaImagePlugin,
+    UnidentifiedImageError,
+)
 
 from rollout.images.errors import ImageError
 
@@ -22,6 +34,26 @@ WEBP = ImageFormat(".webp", "image/webp", "WEBP")
 GIF = ImageFormat(".gif", "image/gif", "GIF")
 BMP = ImageFormat(".bmp", "image/bmp", "BMP")
 
+# An engine asks Pillow's readers in alphabetical order whether a file is theirs. These stand before one of ours and
+# look at hardly any signature, or at none, so that a file can be made for two readers.
+_READERS_WITHOUT_SIGNATURE = tuple(
+    reader.format
+    for reader in (
+        FliImagePlugin.FliImageFile,
+        GbrImagePlugin.GbrImageFile,
+        ImImagePlugin.ImImageFile,
+        ImtImagePlugin.ImtImageFile,
+        IptcImagePlugin.IptcImageFile,
+        PcdImagePlugin.PcdImageFile,
+        SpiderImagePlugin.SpiderImageFile,
+        TgaImagePlugin.TgaImageFile,
+    )
+)
+READERS_ASKED_BEFORE = {
+    name: tuple(reader for reader in _READERS_WITHOUT_SIGNATURE if reader < name)
+    for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+}
+
 FORMATS = (PNG, JPEG, WEBP, GIF, BMP)
 ACCEPTED_FORMATS_TEXT = "png, jpg, webp, gif and bmp are accepted"
 
@@ -37,8 +69,20 @@ def detect_format(data: bytes) -> ImageFormat:
     """The format of these bytes.
 
     Raises:
-        ImageError: they are empty or begin like none of the accepted formats.
+        ImageError: they are empty, begin like none of the accepted formats, or are an image of another format too.
     """
+    image_format = _detect_by_signature(data)
+    try:
+        other = Image.open(BytesIO(data), formats=READERS_ASKED_BEFORE[image_format.pillow_name]).format
+    except UnidentifiedImageError:
+        return image_format
+    except Exception as error:  # noqa: BLE001 - such a reader raises nearly anything, and the engine then does too
+        other = f"broken ({type(error).__name__})"
+    name = image_format.pillow_name
+    raise ImageError(f"the {name} is also a {other} image, which an engine reads instead; save it again")
+
+
+def _detect_by_signature(data: bytes) -> ImageFormat:
     for signature, image_format in _SIGNATURES:
         if data.startswith(signature):
             return image_format

@@ -4,12 +4,13 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from renderers_adapter.decoding_memory import decoding_bytes
 from rollout.images.container_format import count_frames
 from rollout.images.errors import ImageError
 from rollout.images.formats import JPEG, ImageFormat, detect_format
 from rollout.images.jpeg import read_jpeg
 from rollout.images.pixels import decode_error, load_pixels, open_lazily, turn_upright
-from rollout.images.policy import ImageLimits
+from rollout.images.policy import ImageLimits, describe_too_many_bytes, describe_too_many_pixels
 
 # Above this many pixels, an image with hardly any bytes behind them is a bomb rather than a picture.
 _BOMB_PIXELS = 1 << 23
@@ -27,6 +28,7 @@ class ImageInfo:
         frames: the number of its frames; only the first is used.
         has_alpha: whether it has transparency.
         proven: the header alone shows that the pixels can be decoded.
+        decoding_bytes: the most memory that decoding it takes.
     """
 
     format: ImageFormat
@@ -35,6 +37,7 @@ class ImageInfo:
     frames: int
     has_alpha: bool
     proven: bool
+    decoding_bytes: int
 
 
 _DEFAULT_LIMITS = ImageLimits()
@@ -47,26 +50,31 @@ def inspect_image(data: bytes, limits: ImageLimits = _DEFAULT_LIMITS) -> ImageIn
         ImageError: not an accepted format, cut short, two files in one, or over a limit; the reason says which.
     """
     if len(data) > limits.max_bytes:
-        raise ImageError(f"the image has {len(data)} bytes, more than max_bytes {limits.max_bytes}")
+        raise ImageError(f"the image has {describe_too_many_bytes(len(data), limits.max_bytes)}")
     image_format = detect_format(data)
     if image_format is JPEG:
         jpeg = read_jpeg(data)
-        _check_size(jpeg.width, jpeg.height, len(data), limits)
+        check_size(jpeg.width, jpeg.height, len(data), limits)
         if jpeg.proven:
-            return ImageInfo(JPEG, jpeg.width, jpeg.height, 1, has_alpha=False, proven=True)
+            memory = decoding_bytes(
+                data, image_format="JPEG", mode="RGB", pixels=jpeg.width * jpeg.height, transparency=False
+            )
+            return ImageInfo(JPEG, jpeg.width, jpeg.height, 1, has_alpha=False, proven=True, decoding_bytes=memory)
         frames = 1
     else:
         frames = count_frames(data, image_format)
     try:
         image = open_lazily(data)
-        _check_size(image.width, image.height, len(data), limits)
+        check_size(image.width, image.height, len(data), limits)
         width, height = _displayed_size(image)
+        check_depth(image.mode)
         has_alpha = image.has_transparency_data
+        memory = pillow_decoding_bytes(image, data)
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's parsers raise nearly anything on damaged input
         raise decode_error(error) from error
-    return ImageInfo(image_format, width, height, frames, has_alpha, proven=False)
+    return ImageInfo(image_format, width, height, frames, has_alpha, proven=False, decoding_bytes=memory)
 
 
 def confirm_decodable(data: bytes, info: ImageInfo) -> ImageInfo:
@@ -106,17 +114,47 @@ def _displayed_size(image: Image.Image) -> tuple[int, int]:
     return image.height, image.width
 
 
-def _check_size(width: int, height: int, n_bytes: int, limits: ImageLimits) -> None:
+def pillow_decoding_bytes(image: Image.Image, data: bytes) -> int:
+    """The most memory that decoding this image of Pillow takes, which is not loaded yet."""
+    return decoding_bytes(
+        data,
+        image_format=image.format,
+        mode=image.mode,
+        pixels=image.width * image.height,
+        transparency="transparency" in image.info,
+    )
+
+
+def check_depth(mode: str) -> None:
+    """Refuse values that do not fit into 8 bits: engines cut them off.
+
+    Raises:
+        ImageError: the mode has wider values.
+    """
+    if mode.startswith(("I", "F")):
+        raise ImageError(
+            f"the image is grey with values of more than 8 bits (mode {mode}), of which engines show all above 255 as"
+            " white; bring them into 0 to 255, where they have 16 bits with"
+            ' Image.fromarray((numpy.asarray(image) / 256).astype("uint8"))'
+        )
+
+
+def check_size(width: int, height: int, n_bytes: int | None, limits: ImageLimits) -> None:
+    """Refuse a size beyond the limits, and one that `n_bytes` of an encoded image cannot stand for.
+
+    Raises:
+        ImageError: the reason says which limit.
+    """
     pixels, longer, shorter = width * height, max(width, height), min(width, height)
     if shorter <= 0:
         problem = "which is no size"
     elif pixels > limits.max_pixels:
-        problem = f"more than max_pixels {limits.max_pixels}: a decompression bomb?"
+        problem = describe_too_many_pixels(pixels, limits.max_pixels)
     elif longer > limits.max_side:
         problem = f"with a side longer than max_side {limits.max_side}"
     elif longer > limits.max_aspect * shorter:
         problem = f"thinner than max_aspect {limits.max_aspect:g} to 1"
-    elif pixels > _BOMB_PIXELS and pixels > n_bytes * _BOMB_PIXELS_PER_BYTE:
+    elif n_bytes is not None and pixels > _BOMB_PIXELS and pixels > n_bytes * _BOMB_PIXELS_PER_BYTE:
         problem = f"unpacked from {n_bytes} bytes: a decompression bomb"
     else:
         return

@@ -32,6 +32,11 @@ _MAX_SIDE = 65_500  # libjpeg's own limit
 _MAX_PICTURES = 64  # of one file; a phone writes two or three
 _MAX_SEGMENTS = 10_000  # of one image; a progressive one with metadata has some dozens
 
+# A decoder passes over all pixels once for each scan, even if the scan has hardly any bytes. Encoders write about ten
+# scans. More than that is taken as long as all passes together take about a second.
+_USUAL_SCANS = 16
+_MAX_SCANNED_PIXELS = 1 << 28
+
 # Headers of one encoder at one size are alike to the byte; long ones carry metadata, and differ.
 _CACHED_HEADER_BYTES = 2_048
 
@@ -66,16 +71,17 @@ def read_jpeg(data: bytes) -> JpegHeader:
         scan_start = _find_first_scan(data, 0)
         read_header = _read_header_cached if scan_start <= _CACHED_HEADER_BYTES else _read_header
         header = read_header(data[:scan_start])
-        image_end, scan_bytes = _find_image_end(data, scan_start)
+        image_end, scan_count, scan_bytes = _find_image_end(data, scan_start)
         # A multi-picture file is a row of complete JPEGs; nothing else may follow the first.
         for _ in range(_MAX_PICTURES if header.multi_picture else 0):
             if data[image_end : image_end + 2] != b"\xff\xd8":
                 break
-            image_end, _ = _find_image_end(data, _find_first_scan(data, image_end))
+            image_end, *_ = _find_image_end(data, _find_first_scan(data, image_end))
     except (IndexError, struct.error):
         raise ImageError("the JPEG is cut short") from None
     if data[image_end:].strip(b"\0"):
         raise ImageError(f"{len(data) - image_end} bytes follow the end of the JPEG, which could hide a second file")
+    _check_scans(header, scan_count)
     proven = header.is_standard and scan_bytes is not None
     # Every block takes at least one code for its mean and one for its end, each of a bit or more.
     if proven and scan_bytes is not None and scan_bytes * 8 < header.block_count * 2:
@@ -93,19 +99,31 @@ def _find_first_scan(data: bytes, image_start: int) -> int:
     raise ImageError("the JPEG ends before its pixels")
 
 
-def _find_image_end(data: bytes, scan_start: int) -> tuple[int, int | None]:
-    """The offset after the end marker, and the bytes of the scan if there is only one and nothing after it."""
-    marker_offset = _find_first_scan_end(data, scan_start)
+def _find_image_end(data: bytes, scan_start: int) -> tuple[int, int, int | None]:
+    """The offset after the end marker, the number of scans, and the bytes of the scan if nothing else follows it."""
+    marker_offset, scan_count, segments_left = _find_first_scan_end(data, scan_start), 1, _MAX_SEGMENTS
     if data[marker_offset + 1] == _EOI:
-        return marker_offset + 2, marker_offset - scan_start
-    for _ in range(_MAX_SEGMENTS):
+        return marker_offset + 2, 1, marker_offset - scan_start
+    while True:
         for marker, _, end in _iterate_segments(data, marker_offset):
+            segments_left -= 1
+            if segments_left < 0:
+                raise _too_many_segments_error()
             if marker == _EOI:
-                return end, None
+                return end, scan_count, None
             if marker == _SOS:
                 marker_offset = _find_scan_end(data, end)
+                scan_count += 1
                 break
-    raise _too_many_segments_error()
+
+
+def _check_scans(header: _HeaderFacts, scan_count: int) -> None:
+    pixels = header.width * header.height
+    if scan_count > _USUAL_SCANS and scan_count * pixels > _MAX_SCANNED_PIXELS:
+        raise ImageError(
+            f"the JPEG has {scan_count} scans of {header.width}×{header.height} pixels, which take too long to decode;"
+            " encoders write about ten scans: save it again"
+        )
 
 
 def _find_first_scan_end(data: bytes, position: int) -> int:

@@ -8,11 +8,14 @@ touched. Parts may be dicts or typed objects with the same attributes.
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from rollout.images.errors import ImageError
+from rollout.value_limits import MAX_VALUES
 
-_MAX_NESTING = 16  # levels of tool results inside tool results; more is a structure that contains itself
+_MAX_NESTING = 16
+"""Levels of tool results inside tool results; more is a structure that contains itself."""
 
 UndoList = list[Callable[[], object]]
 
@@ -40,20 +43,21 @@ def find_image_parts(messages: Sequence[Any]) -> list[ImagePart]:
     """Every image part in order of appearance; nothing is changed.
 
     Raises:
-        ImageError: content is nested deeper than any real conversation.
+        ImageError: content is nested deeper than any real conversation, or holds a part millions of times.
     """
     image_parts: list[ImagePart] = []
+    visits = count(1)
     for message_index, message in enumerate(messages):
         content = _get_field(message, "content")
         if isinstance(content, list | tuple):
             for part_index, part in enumerate(content):
                 try:
-                    for image, key in _find_nested_images(part, 0):
+                    for image, key in _find_nested_images(part, 0, visits):
                         source = _get_field(image, key) if key == "image" else _extract_url(_get_field(image, key))
                         image_parts.append(ImagePart(message_index, part_index, image, key, source))
                 except RecursionError:
                     raise ImageError(
-                        "content is nested in itself", message_index=message_index, part_index=part_index
+                        "content is nested in itself, or too often", message_index=message_index, part_index=part_index
                     ) from None
     return image_parts
 
@@ -89,7 +93,9 @@ def roll_back(undo_list: UndoList, keep_first: int = 0) -> None:
         undo_list.pop()()
 
 
-def _find_nested_images(part: Any, depth: int) -> Iterator[tuple[Any, str]]:
+def _find_nested_images(part: Any, depth: int, visits: Iterator[int]) -> Iterator[tuple[Any, str]]:
+    if next(visits) > MAX_VALUES:
+        raise RecursionError
     if isinstance(part, str):
         return
     part_type = _get_field(part, "type")
@@ -107,7 +113,7 @@ def _find_nested_images(part: Any, depth: int) -> Iterator[tuple[Any, str]]:
             if depth == _MAX_NESTING:
                 raise RecursionError
             for inner in nested:
-                yield from _find_nested_images(inner, depth + 1)
+                yield from _find_nested_images(inner, depth + 1, visits)
 
 
 def _is_present(value: Any) -> bool:

@@ -21,10 +21,11 @@ def load_pixels(data: bytes) -> Image.Image:
         ImageError: the bytes are not one of the accepted formats, or cannot be decoded.
     """
     try:
-        image = open_lazily(data)
+        image: Image.Image = open_lazily(data)
         # Before anything else: Pillow reports damaged pixels once, and takes them as they are when asked again.
         image.load()
-        return _rgb_on_white(turn_upright(image))
+        image = turn_upright(image)  # the stored image is free from here on
+        return _rgb_on_white(image)
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged input

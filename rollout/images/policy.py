@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from renderers_adapter.decoding_memory import DEFAULT_DECODING_MEMORY
 from rollout.errors import ConfigurationError
 
 ENGINE_MAX_PIXELS = 178_956_970
+DEFAULT_MAX_PIXELS = 1 << 25
+"""More than a photo of 24 megapixels or a screen of 8K; an image processor keeps half of them at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,13 +19,13 @@ class ImageLimits:
 
     Attributes:
         max_bytes: the most bytes of the encoded image.
-        max_pixels: the most pixels, width times height; no engine takes more than the default.
+        max_pixels: the most pixels, width times height; no engine takes more than 178,956,970.
         max_side: the longest side in pixels.
         max_aspect: the largest ratio of the longer side to the shorter.
     """
 
     max_bytes: int = 64 * 1024 * 1024
-    max_pixels: int = ENGINE_MAX_PIXELS
+    max_pixels: int = DEFAULT_MAX_PIXELS
     max_side: int = 65_535
     max_aspect: float = 1_000.0
 
@@ -48,6 +51,7 @@ class ImagePolicy:
         max_pixels: the most pixels of one image.
         max_side: the longest side of one image, in pixels.
         max_aspect: the largest ratio of an image's longer side to its shorter.
+        memory: the most bytes of memory for decoding images, in one process.
         fsync: sync a file to the disk before it gets its name.
         limits: the four bounds above as one object, for `inspect_image`.
     """
@@ -59,6 +63,7 @@ class ImagePolicy:
     max_pixels: int = _DEFAULTS.max_pixels
     max_side: int = _DEFAULTS.max_side
     max_aspect: float = _DEFAULTS.max_aspect
+    memory: int = DEFAULT_DECODING_MEMORY
     fsync: bool = False
 
     limits: ImageLimits = field(init=False, repr=False, compare=False)
@@ -69,3 +74,22 @@ class ImagePolicy:
         object.__setattr__(self, "allow", tuple(Path(os.path.abspath(path)) for path in self.allow))
         limits = ImageLimits(self.max_bytes, self.max_pixels, self.max_side, self.max_aspect)
         object.__setattr__(self, "limits", limits)
+
+
+def describe_too_many_bytes(found: int, allowed: int) -> str:
+    """Return the end of an error about an image that has more bytes than the run accepts."""
+    return f"{found:,} bytes, and images.max_bytes allows {allowed:,}: make it smaller, or raise the key"
+
+
+def describe_too_many_pixels(found: int, allowed: int) -> str:
+    """Return the end of an error about an image that has more pixels than the run accepts."""
+    fix = ", or raise the key" if allowed < ENGINE_MAX_PIXELS else ""
+    return f"{found:,} pixels, and images.max_pixels allows {allowed:,}: make it smaller{fix}"
+
+
+def describe_too_much_memory(found: int, allowed: int, limit_name: str) -> str:
+    """Return an error about an image that alone takes more memory than all may take together."""
+    return (
+        f"decoding the image takes {found:,} bytes of memory, and {limit_name} allows {allowed:,}: make it smaller, or"
+        f" raise {limit_name}"
+    )

@@ -7,6 +7,7 @@ are read and checked, then new ones are stored, and only then are the parts rewr
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,7 @@ def prepare_images(messages: Sequence[Any], policy: ImagePolicy) -> PrepareRepor
     Raises:
         ImageError: an image is refused; no message was touched.
         ImageStoreError: the image directory cannot be used; no message was touched.
+        ImageMemoryError: other images took the memory for decoding for too long; no message was touched.
     """
     parts = find_image_parts(messages)
     assets, bytes_written = shared_resolver(policy).resolve(parts)
@@ -80,7 +82,11 @@ async def prepare_images_async(messages: Sequence[Any], policy: ImagePolicy) -> 
     cached_assets = resolver.find_cached(parts)
     if cached_assets is not None:
         return _rewrite_parts(parts, cached_assets, 0)
-    assets, bytes_written = await asyncio.to_thread(resolver.resolve, parts)
+    stop: Future[None] = Future()
+    try:
+        assets, bytes_written = await asyncio.to_thread(resolver.resolve, parts, stop)
+    finally:
+        stop.set_result(None)
     return _rewrite_parts(parts, assets, bytes_written)
 
 

@@ -200,8 +200,8 @@ def import_trainer_extra(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ConfigurationError(
-            f"{module} cannot be imported ({str(error).strip()[:200]}); install rollout[trainer], and torchvision for"
-            " the torchvision backend"
+            f"{module} cannot be imported ({str(error).strip()[:200]}). Install it: pip install 'rollout-rl[trainer]', "
+            "and torchvision for the torchvision backend."
         ) from error
 
 

@@ -5,6 +5,7 @@ The images of a request are resolved together: nothing is stored before all of t
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
@@ -12,14 +13,17 @@ from typing import Any
 
 from PIL import Image
 
+from renderers_adapter.decoding_memory import shared_decoding_memory
 from rollout.images.allowed_files import AllowedDirectory, file_url_to_path, read_allowed_file
 from rollout.images.cache import AssetCache, ImageAsset
+from rollout.images.decoding import hold_memory
 from rollout.images.errors import ImageError
-from rollout.images.inspect import confirm_decodable, inspect_image
+from rollout.images.inspect import check_depth, check_size, confirm_decodable, inspect_image, pillow_decoding_bytes
 from rollout.images.message_parts import ImagePart
 from rollout.images.policy import ImagePolicy
 from rollout.images.sources import decode_data_uri, describe_rejected_source, encode_data_uri, encode_pillow_image
-from rollout.images.store import ASSET_NAME, ImageStore
+from rollout.images.store import ImageStore
+from rollout.records.bounds import ASSET_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class ImageResolver:
     def __init__(self, policy: ImagePolicy) -> None:
         self._policy = policy
         self._limits = policy.limits
+        self._memory = shared_decoding_memory(policy.memory)
         self._asset_cache = AssetCache()
         self._run_images = AllowedDirectory.from_path(policy.directory)
         self._allowed_directories = (self._run_images, *map(AllowedDirectory.from_path, policy.allow))
@@ -55,17 +60,20 @@ class ImageResolver:
             assets.append(asset)
         return assets
 
-    def resolve(self, parts: Sequence[ImagePart]) -> tuple[list[ImageAsset], int]:
+    def resolve(self, parts: Sequence[ImagePart], stop: "Future[None] | None" = None) -> tuple[list[ImageAsset], int]:
         """The assets of these parts, and the number of bytes that were newly stored.
+
+        A result in `stop` ends a wait for memory.
 
         Raises:
             ImageError: an image is refused; nothing was stored.
+            ImageMemoryError: other images took the memory for decoding for too long; nothing was stored.
             ImageStoreError: the image directory cannot be used.
         """
         store, accepted = self._store, []
         for part in parts:
             try:
-                accepted.append(self._accept(part.source))
+                accepted.append(self._accept(part.source, stop))
             except ImageError as error:
                 raise error.at(part.message_index, part.part_index) from error
         bytes_written = 0
@@ -77,32 +85,42 @@ class ImageResolver:
                 self._asset_cache.add(part.source, image.asset)
         return [image.asset for image in accepted], bytes_written
 
-    def _accept(self, source: Any) -> _AcceptedImage:
+    def _accept(self, source: Any, stop: "Future[None] | None") -> _AcceptedImage:
         if isinstance(source, str):
             cached_asset = self._asset_cache.get(source)
             if cached_asset is not None:
                 return _AcceptedImage(cached_asset)
             if source.startswith("data:"):
-                return self._accept_bytes(decode_data_uri(source, self._limits.max_bytes), data_uri=source)
+                return self._accept_bytes(decode_data_uri(source, self._limits.max_bytes), stop, data_uri=source)
             if source.startswith("file://"):
-                return self._accept_file(source)
+                return self._accept_file(source, stop)
         elif isinstance(source, bytes | bytearray | memoryview):
-            return self._accept_bytes(bytes(source))
+            return self._accept_bytes(bytes(source), stop)
         elif isinstance(source, Image.Image):
-            return self._accept_bytes(encode_pillow_image(source))
+            return self._accept_pillow_image(source, stop)
         raise ImageError(describe_rejected_source(source))
 
-    def _accept_bytes(self, data: bytes, *, data_uri: str | None = None) -> _AcceptedImage:
-        asset = self._inspect_asset(data)
+    def _accept_pillow_image(self, image: Image.Image, stop: "Future[None] | None") -> _AcceptedImage:
+        # It may be a file that nobody has decoded yet.
+        check_size(image.width, image.height, None, self._limits)
+        check_depth(image.mode)
+        with hold_memory(self._memory, pillow_decoding_bytes(image, b""), stop):
+            data = encode_pillow_image(image)
+        return self._accept_bytes(data, stop)
+
+    def _accept_bytes(self, data: bytes, stop: "Future[None] | None", *, data_uri: str | None = None) -> _AcceptedImage:
+        asset = self._inspect_asset(data, stop)
         if self._policy.mode == "offload":
             return _AcceptedImage(asset, bytes_to_store=data)
-        return _AcceptedImage(replace(asset, url=data_uri or encode_data_uri(asset.media_type, data)))
+        canonical_uri = encode_data_uri(asset.media_type, data)
+        # An equal text stays the same object, which the cache knows it by.
+        return _AcceptedImage(replace(asset, url=data_uri if data_uri == canonical_uri else canonical_uri))
 
-    def _accept_file(self, url: str) -> _AcceptedImage:
+    def _accept_file(self, url: str, stop: "Future[None] | None") -> _AcceptedImage:
         path = file_url_to_path(url)
         data = read_allowed_file(path, self._allowed_directories, self._limits.max_bytes)
         file_name = PurePosixPath(path).name
-        asset = self._inspect_asset(data)
+        asset = self._inspect_asset(data, stop)
         if self._run_images.is_direct_child(path) and ASSET_NAME.fullmatch(file_name):
             if file_name != asset.file_name:
                 raise ImageError(f"the asset {file_name} no longer holds the image that its name stands for")
@@ -110,8 +128,11 @@ class ImageResolver:
         # A foreign file is copied: its owner may change it, and the trainer must find what the engine saw.
         return _AcceptedImage(asset, bytes_to_store=data)
 
-    def _inspect_asset(self, data: bytes) -> ImageAsset:
-        info = confirm_decodable(data, inspect_image(data, self._limits))
+    def _inspect_asset(self, data: bytes, stop: "Future[None] | None") -> ImageAsset:
+        info = inspect_image(data, self._limits)
+        if not info.proven:
+            with hold_memory(self._memory, info.decoding_bytes, stop):
+                info = confirm_decodable(data, info)
         sha256 = hashlib.sha256(data).hexdigest()
         file_name = sha256 + info.format.extension
         return ImageAsset(

@@ -1,17 +1,19 @@
 """An image as a message gives it (URL, bytes, Pillow image) to encoded bytes."""
 
-import re
 from io import BytesIO
+from pathlib import PurePath
 from typing import Any
 
 import pybase64
 from PIL import Image
 
+from renderers_adapter.data_uris import find_data_uri_payload
 from rollout.images.errors import ImageError
 from rollout.images.pixels import turn_upright
+from rollout.images.policy import describe_too_many_bytes
+from rollout.records.wrong_types import describe_wrong_type
 
-_DATA_URI_PREFIX = re.compile(r"data:image/[^;,]{0,100}(?:;[^;,]{0,100}){0,8};base64,")
-_PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 
 
 def decode_data_uri(url: str, max_bytes: int) -> bytes:
@@ -20,15 +22,15 @@ def decode_data_uri(url: str, max_bytes: int) -> bytes:
     Raises:
         ImageError: another media type or encoding, characters that are not base64, or more than `max_bytes`.
     """
-    prefix_match = _DATA_URI_PREFIX.match(url)
-    if prefix_match is None:
+    payload = find_data_uri_payload(url)
+    if payload is None:
         raise ImageError(f"a data: URI must begin with data:image/<type>;base64, but begins with {url[:40]!r}")
-    n_bytes = (len(url) - prefix_match.end()) // 4 * 3
+    n_bytes = (len(url) - payload) // 4 * 3
     if n_bytes > max_bytes + 3:
-        raise ImageError(f"the image has about {n_bytes} bytes, more than max_bytes {max_bytes}")
+        raise ImageError(f"the image has about {describe_too_many_bytes(n_bytes, max_bytes)}")
     try:
         # The engine's own decoder: it refuses some texts that the standard library's decoder accepts.
-        return pybase64.b64decode(url[prefix_match.end() :], validate=True)
+        return pybase64.b64decode(url[payload:], validate=True)
     except ValueError as error:
         raise ImageError(f"the data: URI is not strict base64: {error}") from error
 
@@ -59,14 +61,35 @@ def encode_pillow_image(image: Image.Image) -> bytes:
 
 
 def describe_rejected_source(source: Any) -> str:
-    """Describe a source that is not an image, for the error message."""
+    """Describe a source that is not an image, and what to give instead, for the error message."""
     if source is None:
         return "the image is missing"
     if not isinstance(source, str):
-        return f"the image is a {type(source).__name__}; a URL, bytes or a Pillow image is expected"
+        return f"the image is {describe_wrong_type(source)}; {_conversion_of(source)}"
     if not source:
         return "the image's URL is empty"
     scheme, separator, _ = source[:100].partition(":")
+    if separator and scheme.lower() in ("http", "https"):
+        return f"the scheme {scheme}: is not accepted: images are not fetched; give its bytes or a Pillow image"
     if separator and scheme.isidentifier():
         return f"the scheme {scheme}: is not accepted; give the image as a data: URI or a file:// URL"
-    return f"{source[:60]!r} is neither a data: URI nor a file:// URL"
+    return (
+        f"{source[:60]!r} is neither a data: URI nor a file:// URL; of a path write Image.open(path), and put "
+        "data:image/png;base64, before base64"
+    )
+
+
+def _conversion_of(source: Any) -> str:
+    """Say how an image of another library becomes one that is accepted."""
+    package = type(source).__module__.partition(".")[0]
+    if package == "torch":
+        return "write torchvision.transforms.functional.to_pil_image(tensor)"
+    if package == "numpy":
+        return "write Image.fromarray(array), with Image from PIL and values of the type uint8"
+    if hasattr(source, "__array__"):
+        return "write Image.fromarray(numpy.asarray(array)), with Image from PIL and values of the type uint8"
+    if isinstance(source, PurePath):
+        return "write Image.open(path), with Image from PIL"
+    if hasattr(source, "read"):
+        return "write .read() to give its bytes"
+    return "a URL, bytes or a Pillow image is expected"

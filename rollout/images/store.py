@@ -8,15 +8,13 @@ files that are not locked, so that a killed writer leaves nothing behind.
 import fcntl
 import hashlib
 import os
-import re
 import secrets
 import stat
 from pathlib import Path
 
 from rollout.images.allowed_files import read_regular_file
 from rollout.images.errors import AssetError, ImageError, ImageStoreError
-
-ASSET_NAME = re.compile(r"[0-9a-f]{64}\.(?:png|jpg|webp|gif|bmp)")
+from rollout.records.bounds import ASSET_NAME
 
 _TEMPORARY_PREFIX = ".incoming-"
 _NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -10,7 +10,7 @@ from .contract.geometry import Geometry, GeometryError, geometry_for
 from .errors import InvalidImageRef, MaterialisationFailed
 from .files import ImageFiles
 from .image_config import ServerImageConfig
-from .processing import ImagePipeline, VLLMProcessor, make_image_item
+from .processing import ImagePipeline, VLLMProcessor, make_image_item, memory_from_environment
 from .tensors import ItemSchema
 
 _MODALITY_FAMILIES = (("image", "qwen_vl"), ("vision_chunk", "kimi_k25"))
@@ -39,7 +39,7 @@ async def discover_image_config(renderer: Any) -> tuple[ServerImageConfig, VLLMP
         image_config = ServerImageConfig(
             modality, geometry, pad_id, _image_files(config.allowed_local_media_path), max_images
         )
-        return image_config, VLLMProcessor(pipeline, schema)
+        return image_config, VLLMProcessor(pipeline, schema, memory_from_environment())
     return f"no geometry explains the model's image processor: {reason}"
 
 

@@ -1,19 +1,17 @@
 """From a reference to the image's bytes, which must have the hash that the reference names."""
 
 import hashlib
-import re
 from dataclasses import dataclass
 
 import pybase64
 
+from .contract.data_uris import find_data_uri_payload
 from .errors import InvalidImageRef
 from .image_config import ServerImageConfig
 from .references import CheckedReference
 
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 """The most bytes of one encoded image."""
-
-_DATA_URI = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +57,11 @@ def _read_bytes(reference: CheckedReference, image_config: ServerImageConfig) ->
 
 
 def _decode_data_uri(uri: str) -> bytes:
-    header = _DATA_URI.match(uri)
-    if header is None:
-        raise InvalidImageRef(f"the source begins with {uri[:40]!r}; expected data:image/…;base64,…")
-    if len(uri) - header.end() > MAX_IMAGE_BYTES * 4 // 3 + 4:
+    payload = find_data_uri_payload(uri)
+    assert payload is not None, "a reference has a source of this form"
+    if len(uri) - payload > MAX_IMAGE_BYTES * 4 // 3 + 4:
         raise InvalidImageRef(f"the image has more than {MAX_IMAGE_BYTES} bytes")
     try:
-        return pybase64.b64decode(uri[header.end() :], validate=True)
+        return pybase64.b64decode(uri[payload:], validate=True)
     except ValueError as error:
         raise InvalidImageRef(f"the source is not strict base64: {error}") from error

@@ -2,20 +2,36 @@
 
 import asyncio
 import io
+import os
 import secrets
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from vllm.inputs import TokensPrompt
 from vllm.multimodal.image import open_image
 from vllm.multimodal.inputs import MultiModalKwargsItem, VisionChunkImage
 from vllm.multimodal.media.image import ImageMediaIO
 
+from .contract.decoding_memory import (
+    DEFAULT_DECODING_MEMORY,
+    DecodingMemory,
+    DecodingMemoryError,
+    decoding_bytes,
+    shared_decoding_memory,
+)
 from .contract.geometry import Geometry, GeometryError
 from .encoded_image import EncodedImage
 from .errors import InvalidImageRef, MaterialisationFailed
 from .image_items import ImageItem
 from .resolver import ProcessedItem
 from .tensors import ItemSchema, digest_tensors, read_grid, serialise
+
+MEMORY_VARIABLE = "MMRAW_IMAGE_MEMORY"
+"""The environment variable with the most bytes of memory for decoding images."""
+
+_RGB_BYTES = 4  # Pillow's, for one pixel
+
+T = TypeVar("T")
 
 
 class ImagePipeline:
@@ -34,6 +50,24 @@ class ImagePipeline:
         media_io_options = renderer.model_config.get_multimodal_config().media_io_kwargs or {}
         self._image_loader = ImageMediaIO(**({"image_mode": "RGB"} | media_io_options.get("image", {})))
 
+    def estimate_memory(self, data: bytes) -> int:
+        """The most memory that `load_image` takes.
+
+        Raises:
+            InvalidImageRef: no reader of vLLM takes it for an image.
+        """
+        try:
+            image = open_image(io.BytesIO(data))
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise _unreadable_error(error) from error
+        pixels = image.width * image.height
+        decoding = decoding_bytes(
+            data, image_format=image.format, mode=image.mode, pixels=pixels, transparency="transparency" in image.info
+        )
+        return decoding + _RGB_BYTES * pixels  # the image is there while it is decoded a second time
+
     def load_image(self, data: bytes) -> Any:
         """The image as vLLM loads it, upright and in its mode.
 
@@ -48,7 +82,7 @@ class ImagePipeline:
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged input
-            raise InvalidImageRef(f"the image cannot be loaded: {type(error).__name__}: {str(error)[:200]}") from error
+            raise _unreadable_error(error) from error
 
     async def process_image(self, media: Any, name: str) -> tuple[MultiModalKwargsItem, int]:
         """The item of an image, and how many placeholders it takes.
@@ -80,14 +114,25 @@ class ImagePipeline:
 class VLLMProcessor:
     """The `ImageItemProcessor` of a resolver."""
 
-    def __init__(self, pipeline: ImagePipeline, schema: ItemSchema) -> None:
+    def __init__(self, pipeline: ImagePipeline, schema: ItemSchema, memory: DecodingMemory) -> None:
         self._pipeline = pipeline
+        self._memory = memory
         self._schema = schema
 
     async def process(self, encoded_image: EncodedImage) -> ProcessedItem:
         """See `rollout_vllm.resolver.ImageItemProcessor`."""
-        media = await asyncio.to_thread(self._pipeline.load_image, encoded_image.data)
-        item, grid = await make_image_item(self._pipeline, media, encoded_image.sha256, self._schema.geometry)
+        n_bytes = await asyncio.to_thread(self._pipeline.estimate_memory, encoded_image.data)
+        if n_bytes > self._memory.limit:
+            raise InvalidImageRef(
+                f"decoding the image takes {n_bytes:,} bytes of memory, and this server allows {self._memory.limit:,}:"
+                f" make the image smaller, or start the server with a larger {MEMORY_VARIABLE}"
+            )
+        try:
+            async with self._memory.hold_async(n_bytes):
+                media = await _run_to_the_end(lambda: self._pipeline.load_image(encoded_image.data))
+                item, grid = await make_image_item(self._pipeline, media, encoded_image.sha256, self._schema.geometry)
+        except DecodingMemoryError as error:
+            raise MaterialisationFailed(str(error)) from error
         return await asyncio.to_thread(lambda: ProcessedItem(serialise(item), grid, digest_tensors(item)))
 
     def verify_tensors(self, item: ImageItem) -> str:
@@ -122,3 +167,29 @@ async def make_image_item(
             f" processor, but {layout.grid} and {layout.tokens} by its configuration"
         )
     return item, grid
+
+
+def memory_from_environment() -> DecodingMemory:
+    """The limit that the environment sets, or the default.
+
+    Raises:
+        ValueError: it is not a number of bytes.
+    """
+    text = os.environ.get(MEMORY_VARIABLE, str(DEFAULT_DECODING_MEMORY))
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError(f"{MEMORY_VARIABLE} must be a number of bytes, but is {text!r}")
+    return shared_decoding_memory(int(text))
+
+
+async def _run_to_the_end(function: Callable[[], T]) -> T:
+    """Call it in a thread. Whoever is cancelled waits for the thread, which still has its memory."""
+    task = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+def _unreadable_error(error: Exception) -> InvalidImageRef:
+    return InvalidImageRef(f"the image cannot be loaded: {type(error).__name__}: {str(error)[:200]}")

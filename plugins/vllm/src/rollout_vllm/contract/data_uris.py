@@ -1,0 +1,1 @@
+../../../../../renderers_adapter/data_uris.py

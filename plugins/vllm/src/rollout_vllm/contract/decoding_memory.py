@@ -1,0 +1,1 @@
+../../../../../renderers_adapter/decoding_memory.py

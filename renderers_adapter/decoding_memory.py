@@ -1,0 +1,143 @@
+"""How much memory the decoding of images may take in one process, and how much one image takes.
+
+    memory = shared_decoding_memory(limit)
+    with memory.hold(decoding_bytes(...)):
+        ...  # decode
+
+A small file can hold many pixels, so what is bounded is the memory of all images that are decoded at the same time, and
+not their number. Who comes first is admitted first: many small images never keep a large one waiting.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache
+
+from .errors import AdapterError
+
+DEFAULT_DECODING_MEMORY = 3 << 29
+"""Enough for any one image that a run accepts by default, and for several photos at once."""
+
+_LONGEST_WAIT = 600.0
+_BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2}
+_MODES_WITH_ALPHA = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
+_FIXED_BYTES = 1 << 20
+# A lossless WebP may have other code tables for each 4×4 pixels. The smallest of them take half of these bytes in
+# memory and three in the file, larger ones more of both.
+_WEBP_TABLE_BYTES, _WEBP_MAX_TABLES = 12_000, 1 << 16
+
+
+class DecodingMemoryError(AdapterError):
+    """No memory for an image became free in time."""
+
+
+class DecodingMemory:
+    """A limit on the memory that the images take which are decoded at the same time; safe to use from many threads.
+
+    Args:
+        limit: bytes. Nothing larger than the limit may be asked for.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._held = 0
+        self._waiting: deque[tuple[int, Future[None]]] = deque()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def hold(self, n_bytes: int, stop: "Future[None] | None" = None) -> Iterator[None]:
+        """Wait until so many bytes are free, and hold them for the block. With a result in `stop`, the wait ends.
+
+        Raises:
+            DecodingMemoryError: the wait ended without the memory.
+        """
+        admission = self._ask(n_bytes)
+        try:
+            wait([admission] if stop is None else [admission, stop], _LONGEST_WAIT, FIRST_COMPLETED)
+            if not admission.done():
+                raise _wait_error(n_bytes, self.limit)
+            yield
+        finally:
+            self._leave(n_bytes, admission)
+
+    @asynccontextmanager
+    async def hold_async(self, n_bytes: int) -> AsyncIterator[None]:
+        """The same for an event loop. Whoever is cancelled leaves the queue."""
+        admission = self._ask(n_bytes)
+        try:
+            try:
+                await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(admission)), _LONGEST_WAIT)
+            except TimeoutError:
+                raise _wait_error(n_bytes, self.limit) from None
+            yield
+        finally:
+            self._leave(n_bytes, admission)
+
+    def _ask(self, n_bytes: int) -> "Future[None]":
+        if n_bytes > self.limit:
+            raise ValueError(f"{n_bytes} bytes are more than the limit {self.limit}; check this before")
+        admission: Future[None] = Future()
+        with self._lock:
+            self._waiting.append((n_bytes, admission))
+            self._admit()
+        return admission
+
+    def _leave(self, n_bytes: int, admission: "Future[None]") -> None:
+        with self._lock:
+            if admission.done():
+                self._held -= n_bytes
+            else:
+                self._waiting.remove((n_bytes, admission))
+            self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self._held + self._waiting[0][0] <= self.limit:
+            n_bytes, admission = self._waiting.popleft()
+            self._held += n_bytes
+            admission.set_result(None)
+
+
+@lru_cache(maxsize=8)
+def shared_decoding_memory(limit: int = DEFAULT_DECODING_MEMORY) -> DecodingMemory:
+    """The one limit of this size in this process."""
+    return DecodingMemory(limit)
+
+
+def decoding_bytes(data: bytes, *, image_format: str | None, mode: str, pixels: int, transparency: bool) -> int:
+    """The most memory that Pillow takes on the way from the encoded image to upright RGB pixels.
+
+    Args:
+        data: the encoded image.
+        image_format: the name of its format in Pillow.
+        mode: the mode in which Pillow opens it.
+        pixels: its width times its height.
+        transparency: whether its metadata name a transparent colour.
+    """
+    stored = _BYTES_PER_PIXEL.get(mode, 4)
+    # First the stored image beside the upright one; then the upright one beside what RGB is made of.
+    turned, converted, fixed = 2 * stored, stored, _FIXED_BYTES
+    if mode in _MODES_WITH_ALPHA or (transparency and mode != "RGB"):
+        converted += (0 if mode == "RGBA" else 4) + 4 + 1  # RGBA, the white background, the mask
+    elif mode != "RGB":
+        converted += 4
+    if image_format == "GIF":
+        turned += stored  # what the first frame leaves for the second
+    elif image_format in ("JPEG", "MPO"):
+        # With several scans, libjpeg keeps the coefficients of the whole image: two bytes for each value.
+        turned = max(turned, stored + 2 * (4 if mode == "CMYK" else 3))
+    elif image_format == "WEBP":
+        turned += 8  # two canvases
+        fixed += len(data)
+        if data[12:16] != b"VP8 ":
+            fixed += _WEBP_TABLE_BYTES * min(_WEBP_MAX_TABLES, pixels // 16, len(data) // 6)
+    return max(turned, converted) * pixels + fixed
+
+
+def _wait_error(n_bytes: int, limit: int) -> DecodingMemoryError:
+    return DecodingMemoryError(
+        f"{n_bytes:,} bytes for decoding an image did not become free within {_LONGEST_WAIT:.0f} s, of {limit:,} that"
+        " this process may use; raise the limit, or decode fewer images at once"
+    )

@@ -1,0 +1,291 @@
+"""Text of messages that spells control tokens is encoded as text; only the template writes control tokens.
+
+    masked_messages, masked_tools = masking_tokenizer.mask((messages, tools))
+    renderer.render(masked_messages, tools=masked_tools)     # the renderer has this tokenizer
+
+A renderer joins the text of its template and that of messages, and a tokenizer cannot tell one from the other. So
+before rendering, one character of every control token that a message spells is replaced by a lone surrogate, which no
+text contains. The tokenizer that the renderer is given sees where they are, and encodes the original characters there
+as text. Text that may complete a control token only together with what is beside it, as `<|im_` at the end of a part,
+is marked in the same way. Where no control token would arise, the ids are those of the text without any marks.
+"""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from renderers_adapter.rendered import UnsupportedConversation
+from renderers_adapter.tokenizer import EncodedText, FastTokenizer
+
+_T = TypeVar("_T")
+
+_SURROGATES = range(0xD800, 0xE000)
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_FILLER = "\ufffd"
+_ESCAPE_SURPLUS = len(r"\ud800") - 1
+"""How much longer a text is in which a template wrote a mark as a JSON escape."""
+_QUOTED_CHARACTERS = 80
+_KNOWN_KEYS = frozenset(
+    (
+        *("role", "content", "type", "text", "image", "hash", "name", "reasoning_content", "tool_calls"),
+        *("tool_call_id", "id", "function", "arguments", "description", "parameters", "strict", "properties"),
+        *("required", "items", "enum", "const", "default", "title", "anyOf", "oneOf", "allOf", "$defs", "$ref"),
+        "additionalProperties",
+    )
+)
+"""Keys of messages, tools and JSON schemas that renderers look up, and that therefore stay as they are."""
+
+
+class SpecialText(StrEnum):
+    """What becomes of text in messages that spells control tokens.
+
+    Attributes:
+        TEXT: it is encoded as text.
+        REFUSE: it is refused in the messages of users, tools and the system, and encoded as text in those of the
+            assistant.
+        ALLOW: it is encoded as control tokens, as an engine's own template does it.
+    """
+
+    TEXT = "text"
+    REFUSE = "refuse"
+    ALLOW = "allow"
+
+
+class SpecialTextRefused(UnsupportedConversation):
+    """A message spells a control token, and the configuration refuses such text."""
+
+
+class ControlTokenFinder:
+    """Finds where a text spells control tokens, whole or in part at its two ends."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        longest_first = sorted(tokens, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._mark_at = {token: _first_mark(token) for token in longest_first}
+        pairs = [(token[:at], token[at:]) for token in longest_first for at in range(1, len(token))]
+        self._beginnings = {part for part, _ in pairs if not part.isalnum()}
+        self._endings = {part for _, part in pairs if not part.isalnum()}
+        self._longest_part = max(map(len, longest_first), default=1) - 1
+        characters = {c for token in longest_first for c in (token[_first_mark(token)], token[_last_mark(token)])}
+        self._any_mark = re.compile("|".join(map(re.escape, characters))) if characters else None
+        self._tag_names = {token.strip("</>") for token in longest_first if token[0] == "<" and token[-1] == ">"}
+
+    def find(self, text: str) -> Iterator[tuple[int, str]]:
+        """The position and the text of every control token that the text spells, those that overlap included."""
+        if self._pattern is None:
+            return
+        found = self._pattern.search(text)
+        while found is not None:
+            yield found.start(), found.group()
+            found = self._pattern.search(text, found.start() + 1)
+
+    def find_marks(self, text: str) -> set[int]:
+        """Positions whose characters no control token can do without, for every one that the text may take part in."""
+        marks: set[int] = set()
+        if self._any_mark is None or not self._any_mark.search(text):
+            return marks
+        marks |= {start + self._mark_at[token] for start, token in self.find(text)}
+        for length in range(1, min(len(text), self._longest_part) + 1):
+            if text[-length:] in self._beginnings:
+                marks.add(len(text) - length + _first_mark(text[-length:]))
+            if text[:length] in self._endings:
+                marks.add(_last_mark(text[:length]))
+        return marks
+
+    def find_key_marks(self, key: str) -> set[int]:
+        """The same for a key of an object: some templates write `<key>` for keys of a tool that they do not know."""
+        return {0} if key in self._tag_names and key not in _KNOWN_KEYS else self.find_marks(key)
+
+
+@lru_cache(maxsize=8)
+def _finder_of(tokens: tuple[str, ...]) -> ControlTokenFinder:
+    return ControlTokenFinder(tokens)
+
+
+class MaskingTokenizer:
+    """The tokenizer that one renderer is given; it encodes what `mask` marked as text. Not for several threads."""
+
+    def __init__(self, tokenizer: FastTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._finder = _finder_of(tokenizer.control_tokens)
+        self._originals: dict[str, str] = {}
+        self._marks: re.Pattern[str] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def refuse(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> None:
+        """Raise SpecialTextRefused if a message that is not the assistant's, or a tool, spells a control token."""
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                self._refuse_texts(f"the {message['role']} message {index}", message)
+        for index, tool in enumerate(tools or ()):
+            self._refuse_texts(f"the tool {index}", tool)
+
+    def _refuse_texts(self, owner: str, value: Any) -> None:
+        for text, _ in _texts(value):
+            for start, token in self._finder.find(text):
+                begin = max(0, start - _QUOTED_CHARACTERS // 2)
+                raise SpecialTextRefused(
+                    f"{owner} spells the control token {token!r} at character {start} of its text "
+                    f"{text[begin : begin + _QUOTED_CHARACTERS]!r}. Replace it, or set model.special_text: text, "
+                    "which encodes it as text."
+                )
+
+    def mask(self, value: _T) -> _T:
+        """The same messages and tools with marks in their texts, which hold until the next ones are masked."""
+        self._originals, self._marks = {}, None
+        if not any(self._find_marks(text, is_key) for text, is_key in _texts(value)):
+            return value
+        escapes = {text[at : at + 6].lower() for text, _ in _texts(value) for at in _positions(text, "\\ud")}
+        free = (chr(code) for code in _SURROGATES if f"\\u{code:04x}" not in escapes)
+        surrogate_of: dict[str, str] = {}
+
+        def surrogate_for(character: str) -> str:
+            surrogate = surrogate_of.get(character) or next(free, None)
+            if surrogate is None:
+                raise UnsupportedConversation(
+                    "the messages contain too many different JSON escapes of surrogates (\\ud800 to \\udfff) or "
+                    "characters that the tokenizer normalises: none is left to mark control tokens. Shorten them."
+                )
+            return surrogate_of.setdefault(character, surrogate)
+
+        def mask_text(text: str, is_key: bool) -> str:
+            if lone := _LONE_SURROGATE.search(text):
+                # What is wrong is the same as without marks, and so is the error.
+                self._tokenizer.encode(text[: lone.end()])
+            pieces: list[str] = []
+            end = 0
+            for at in sorted(self._find_marks(text, is_key)):
+                pieces += (text[end:at], surrogate_for(text[at]))
+                end = at + 1
+            return "".join((*pieces, text[end:]))
+
+        masked: _T = _map_texts(value, mask_text)
+        self._originals = {surrogate: character for character, surrogate in surrogate_of.items()}
+        # Some templates write JSON in ASCII.
+        self._originals |= {f"\\u{ord(surrogate):04x}": text for text, surrogate in surrogate_of.items()}
+        self._marks = re.compile("|".join(map(re.escape, self._originals)))
+        return masked
+
+    def _find_marks(self, text: str, is_key: bool) -> set[int]:
+        marks = self._finder.find_key_marks(text) if is_key else self._finder.find_marks(text)
+        marks.update(self._tokenizer.characters_that_change(text))
+        return marks
+
+    def restore(self, text: str) -> str:
+        """A text with the characters that the messages have, for an error message."""
+        return text if self._marks is None else self._marks.sub(lambda mark: self._originals[mark[0]], text)
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        if self._marks is None or not self._marks.search(text):
+            return self._tokenizer.encode(text, add_special_tokens)
+        return self._encode_masked(text)["input_ids"]
+
+    def __call__(
+        self, text: str, *, add_special_tokens: bool = False, return_offsets_mapping: bool = False
+    ) -> EncodedText:
+        if self._marks is None or not self._marks.search(text):
+            return self._tokenizer(
+                text, add_special_tokens=add_special_tokens, return_offsets_mapping=return_offsets_mapping
+            )
+        return self._encode_masked(text)
+
+    def _encode_masked(self, masked_text: str) -> EncodedText:
+        """Ids, and offsets in the masked text, which is longer where a template wrote a mark as a JSON escape."""
+        assert self._marks is not None
+        marked_at: list[int] = []
+        after_escapes: list[int] = []
+        for mark in self._marks.finditer(masked_text):
+            marked_at.append(mark.start() - _ESCAPE_SURPLUS * len(after_escapes))
+            if len(mark[0]) > 1:
+                after_escapes.append(marked_at[-1] + 1)
+        restored = self.restore(masked_text)
+        encoded = self._encode_unless_marks_are_control_tokens(restored, marked_at)
+        if encoded is None:
+            encoded = self._encode_around_template_tokens(restored, self._marks.sub(_FILLER, masked_text))
+        if not after_escapes:
+            return encoded
+        offsets = [
+            (
+                begin + _ESCAPE_SURPLUS * bisect_right(after_escapes, begin),
+                end + _ESCAPE_SURPLUS * bisect_right(after_escapes, end),
+            )
+            for begin, end in encoded["offset_mapping"]
+        ]
+        return EncodedText(input_ids=encoded["input_ids"], offset_mapping=offsets)
+
+    def _encode_unless_marks_are_control_tokens(self, text: str, marked_at: Sequence[int]) -> EncodedText | None:
+        """Encode a text; None if a control token takes a character that is marked as text."""
+        encoded = self._tokenizer(text, return_offsets_mapping=True)
+        takes_mark = any(
+            bisect_left(marked_at, begin) < bisect_left(marked_at, end)
+            for _, begin, end in self._control_tokens_of(encoded)
+        )
+        return None if takes_mark else encoded
+
+    def _control_tokens_of(self, encoded: EncodedText) -> list[tuple[int, int, int]]:
+        """The control tokens of an encoded text, and where each begins and ends."""
+        return [
+            (token, begin, end)
+            for token, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            if token in self._tokenizer.control_ids
+        ]
+
+    def _encode_around_template_tokens(self, text: str, template_text: str) -> EncodedText:
+        """Encode as text all that is not a control token of `template_text`, which is as long."""
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        template_tokens = self._control_tokens_of(self._tokenizer(template_text, return_offsets_mapping=True))
+        end = 0
+        for token, begin, next_end in (*template_tokens, (None, len(text), len(text))):
+            between = self._tokenizer.encode_as_text(text[end:begin])
+            ids += between["input_ids"]
+            offsets += ((first + end, last + end) for first, last in between["offset_mapping"])
+            if token is not None:
+                ids.append(token)
+                offsets.append((begin, next_end))
+            end = next_end
+        return EncodedText(input_ids=ids, offset_mapping=offsets)
+
+
+def _first_mark(part: str) -> int:
+    """The first character that is no letter and no digit, so that names and words stay what they are."""
+    return next((at for at, character in enumerate(part) if not character.isalnum()), 0)
+
+
+def _last_mark(part: str) -> int:
+    return len(part) - 1 - _first_mark(part[::-1])
+
+
+def _positions(text: str, wanted: str) -> Iterator[int]:
+    at = text.find(wanted)
+    while at >= 0:
+        yield at
+        at = text.find(wanted, at + 1)
+
+
+def _texts(value: Any, is_key: bool = False) -> Iterator[tuple[str, bool]]:
+    """Every text in messages or tools, and whether it is a key."""
+    if isinstance(value, str):
+        yield value, is_key
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key, is_key=True)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _map_texts(value: Any, change: Callable[[str, bool], str], is_key: bool = False) -> Any:
+    if isinstance(value, str):
+        return change(value, is_key)
+    if isinstance(value, Mapping):
+        return {_map_texts(key, change, is_key=True): _map_texts(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_map_texts(item, change) for item in value)
+    return value
