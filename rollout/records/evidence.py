@@ -17,6 +17,8 @@ _HALF_DIGEST_BYTES = 8
 PROMPT_DIGEST_BYTES = 2 * _HALF_DIGEST_BYTES
 """Bytes of a prompt's digest: one half is for its ids, the other for its images."""
 
+ANSWER_DIGEST_BYTES = _HALF_DIGEST_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class VersionSpan:
@@ -79,6 +81,6 @@ def images_digest(image_hashes: Sequence[str]) -> bytes:
 
 def answer_digest(ids: LogicalIds, logprobs: Logprobs) -> bytes:
     """Return the digest of an answer as the engine gave it: the sampled ids, and the log-prob of each."""
-    digest = hashlib.blake2b(np.ascontiguousarray(ids, dtype="<i4").data, digest_size=_HALF_DIGEST_BYTES)
+    digest = hashlib.blake2b(np.ascontiguousarray(ids, dtype="<i4").data, digest_size=ANSWER_DIGEST_BYTES)
     digest.update(np.ascontiguousarray(logprobs, dtype="<f4").data)
     return digest.digest()

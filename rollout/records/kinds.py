@@ -36,6 +36,10 @@ class RolloutStatus(StrEnum):
     FAILED = "failed"
     ABANDONED = "abandoned"
 
+    @property
+    def trains(self) -> bool:
+        return self in (RolloutStatus.OK, RolloutStatus.TRUNCATED)
+
 
 class HasRolloutIdentity:
     """Something that belongs to a rollout; it names the rollout among all runs and environments that share a queue."""
@@ -83,13 +87,14 @@ class RecordHeader(HasRolloutIdentity):
         return f"{self.identity}#{self.attempt}.{self.seq}"
 
 
-_TAG_PATTERN = re.compile(r"([^/]*)/([^/]*)/(.*)#(\d+)\.(\d+)", re.DOTALL)
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_TAG_PATTERN = re.compile(r"([^/]*)/([^/]*)/(.*)#([0-9]{1,10})\.([0-9]{1,10})", re.DOTALL)
 
 
 def header_from_tag(tag: str, group: str) -> RecordHeader | None:
     """Return the header of a record that cannot be decoded, from its tag and from its key, which is its group."""
     match = _TAG_PATTERN.fullmatch(tag)
-    if match is None:
+    if match is None or _LONE_SURROGATE.search(tag + group):
         return None
     run, environment, rollout, attempt, seq = match.groups()
     return RecordHeader(run, environment, group, rollout, int(attempt), int(seq))
@@ -192,6 +197,8 @@ class Step:
         tools: the schemas of the tools, if the turn begins a new root; otherwise those of the root are used.
         routed_experts: which experts the engine chose, if it said it.
         sampling_mask: which tokens could have been sampled, if the engine said it.
+        banned_ids: the tokens that the engine was forbidden to sample, none in records of schema versions before 1.02;
+            `TrainingSample.banned_ids` says what this means for log-probs.
         timings: the seconds that each stage of the turn took.
         extra: the fields of a newer minor version, which this version does not know.
     """
@@ -215,6 +222,7 @@ class Step:
     tools: Sequence[Mapping[str, Any]] | None = None
     routed_experts: RoutedExperts | None = None
     sampling_mask: SamplingMask | None = None
+    banned_ids: tuple[int, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -255,11 +263,14 @@ class RolloutFinished:
 Record = RolloutStarted | Step | RolloutFinished
 
 
+STEPS_DIGEST_BYTES = 16
+
+
 class StepsDigest:
     """A running digest of an attempt's steps; the worker and the reader compute it in the same way."""
 
     def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=16)
+        self._hash = hashlib.blake2b(digest_size=STEPS_DIGEST_BYTES)
 
     def add(self, frames: Sequence[bytes | memoryview]) -> None:
         for frame in frames:

@@ -15,6 +15,9 @@ from typing import Any
 import orjson
 
 from rollout.errors import RolloutError
+from rollout.records.message_values import countable_content
+from rollout.records.wrong_types import describe_wrong_type, show_value
+from rollout.value_limits import MAX_VALUES, OutOfBoundsError, TooMuchTextError, ValueCounter, is_within_bounds
 
 Message = dict[str, Any]
 
@@ -22,6 +25,8 @@ _MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_cal
 _STRING_KEYS = frozenset(("reasoning_content", "tool_call_id", "name"))
 ROLES = ("system", "user", "assistant", "tool")
 _IMAGE_TYPES = ("image", "image_url", "input_image")
+_FORM = '{"role": "user", "content": …}'
+_PART_FORMS = '{"type": "text", "text": …} or {"type": "image", "image": …}'
 
 
 class MessageError(RolloutError):
@@ -69,15 +74,56 @@ class CanonicalMessage:
         message: the message itself, as it crosses the queue.
         digest: a hash that identifies the message.
         image_hashes: the hashes of its images, in order.
+        size: the bytes of the message as JSON.
     """
 
     message: Message
     digest: bytes
     image_hashes: tuple[str, ...]
+    size: int
 
     @property
     def role(self) -> str:
         return str(self.message["role"])
+
+
+def require_conversation(messages: object) -> None:
+    """Check that these can be the messages of a turn; `canonicalise` checks each of them.
+
+    Raises:
+        MessageError: they are not a list of messages, or the last one is the model's own.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise MessageError(f"chat() got {describe_wrong_type(messages)}; expected a list of messages: [{_FORM}].")
+    if not messages:
+        raise MessageError(f"chat() got no messages; the first may be {_FORM}.")
+    if len(messages) > MAX_VALUES:
+        raise MessageError(f"chat() got {len(messages):,} messages; at most {MAX_VALUES:,} are sent.")
+    if isinstance(messages[-1], Mapping) and messages[-1].get("role") == "assistant":
+        raise MessageError("the conversation must end with a message to the model, not with its own.")
+
+
+def require_bounded(messages: Sequence[Any], *, first_index: int = 0) -> None:
+    """Check that new messages can be gone through; whatever looks into them comes after this.
+
+    Args:
+        messages: the messages, as an environment wrote them.
+        first_index: the place of the first of these messages in their conversation, for the texts of errors.
+
+    Raises:
+        MessageError: they nest too deep, or hold too much; the text says which message is the first too much.
+        TooMuchTextError: they hold more text than any model's context.
+    """
+    counter = ValueCounter()
+    for index, message in enumerate(messages, first_index):
+        try:
+            if isinstance(message, Mapping):
+                counter.add([message.get(key) for key in _MESSAGE_KEYS if key != "content"])
+                counter.add([countable_content(message.get("content"))])
+        except TooMuchTextError:
+            raise
+        except OutOfBoundsError as error:
+            raise MessageError(f"messages[{index}] {error}.") from None
 
 
 def canonicalise(
@@ -109,7 +155,7 @@ def digest_tools(tools: Sequence[Mapping[str, Any]] | None) -> bytes:
         MessageError: the schemas are not JSON, so no template can write them.
     """
     try:
-        return _json_digest(list(tools)) if tools else b""
+        return _digest_json(list(tools))[0] if tools else b""
     except TypeError as error:
         raise MessageError(f"the tools are not a list of JSON schemas ({error}).") from None
 
@@ -142,7 +188,9 @@ class CanonicalMessageCache:
         return [canonical for _, _, canonical in entries]
 
     def add(self, message: Any, canonical: CanonicalMessage) -> None:
-        """Remember a message with its present content."""
+        """Remember a message with its present content. Keys that no template reads may hold anything."""
+        if not is_within_bounds(message):
+            return
         try:
             snapshot = _copy_plain_data(message)
         except TypeError:
@@ -165,15 +213,19 @@ def _copy_plain_data(value: Any) -> Any:
 
 def _canonicalise_message(index: int, message: Any, hashes_by_part: Mapping[int, Sequence[str]]) -> CanonicalMessage:
     if not isinstance(message, Mapping):
-        raise MessageError(f"messages[{index}] is a {type(message).__name__}; expected a dict with role and content.")
+        fix = "append its .message" if hasattr(message, "finish_reason") else f"expected {_FORM}"
+        raise MessageError(f"messages[{index}] is {describe_wrong_type(message)}; {fix}.")
     role = message.get("role")
     if role not in ROLES:
-        raise MessageError(f"messages[{index}] has the role {role!r}; expected one of {', '.join(ROLES)}.")
+        found = f"has the role {show_value(role)}" if "role" in message else "has no role"
+        raise MessageError(f"messages[{index}] {found}; expected one of {', '.join(ROLES)}.")
+    if "content" not in message and role != "assistant":
+        raise MessageError(f"messages[{index}] has no content; expected {_FORM}.")
     canonical_message: Message = {key: message[key] for key in _MESSAGE_KEYS if message.get(key) is not None}
     for key in _STRING_KEYS & canonical_message.keys():
         if not isinstance(canonical_message[key], str):
             raise MessageError(
-                f"messages[{index}].{key} is a {type(canonical_message[key]).__name__}; expected a string."
+                f"messages[{index}].{key} is {describe_wrong_type(canonical_message[key])}; expected a string."
             )
     # For an assistant that only calls tools, the content is None in some dialects and missing in others.
     content = canonical_message.setdefault("content", "")
@@ -190,18 +242,19 @@ def _canonicalise_message(index: int, message: Any, hashes_by_part: Mapping[int,
         ]
     elif not isinstance(content, str):
         raise MessageError(
-            f"messages[{index}].content is a {type(content).__name__}; expected a string or a list of parts."
+            f"messages[{index}].content is {describe_wrong_type(content)}; expected a string, or a list of parts such "
+            f"as {_PART_FORMS}."
         )
     try:
         if "tool_calls" in canonical_message:
             # A copy stays what was rendered, even if the environment changes its own object later.
             canonical_message["tool_calls"] = orjson.loads(orjson.dumps(canonical_message["tool_calls"]))
-        digest = _json_digest(
+        digest, size = _digest_json(
             _with_parsed_arguments(canonical_message) if "tool_calls" in canonical_message else canonical_message
         )
     except (TypeError, AttributeError) as error:
         raise MessageError(f"messages[{index}] holds a value that is not JSON ({error}).") from None
-    return CanonicalMessage(canonical_message, digest, image_hashes)
+    return CanonicalMessage(canonical_message, digest, image_hashes, size)
 
 
 def _canonical_parts(location: str, part: Any, remaining_hashes: Iterator[str]) -> Iterator[Message]:
@@ -222,7 +275,8 @@ def _canonical_parts(location: str, part: Any, remaining_hashes: Iterator[str]) 
     elif part_type is None and (mm_hash := next(remaining_hashes, None)) is not None:
         yield {"type": "image", "hash": mm_hash}
     else:
-        raise MessageError(f"{location} is neither text nor an image: {str(part)[:80]!r}.")
+        found = f": {show_value(part)}" if isinstance(part, Mapping) else f", but {describe_wrong_type(part)}"
+        raise MessageError(f"{location} is neither text nor an image{found}; write {_PART_FORMS}.")
 
 
 def _get_field(part: Any, name: str) -> Any:
@@ -248,5 +302,7 @@ def _parse_call_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _json_digest(value: Any) -> bytes:
-    return hashlib.blake2b(orjson.dumps(value, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+def _digest_json(value: Any) -> tuple[bytes, int]:
+    """Return a hash of a value's JSON, and how many bytes this JSON has."""
+    data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(data, digest_size=16).digest(), len(data)

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import structlog
 
-from transports import Delivery, Queue, StaleLease, open_queue
+from transports import Delivery, Queue, QueueError, StaleLease, open_queue
 from transports.codec import decode, encode
 from transports.errors import CodecError
 
@@ -72,8 +72,10 @@ class ProgressFollower:
             return False
         try:
             fields: Any = decode(delivery.frames)
-            version, consumed, discarded = (int(fields[name]) for name in ("version", "consumed", "discarded"))
-            self.latest = TrainerProgress(version, consumed, discarded, pushed=bool(fields.get("pushed", False)))
+            version, consumed, discarded = (
+                _whole_number(fields[name]) for name in ("version", "consumed", "discarded")
+            )
+            self.latest = TrainerProgress(version, consumed, discarded, pushed=fields.get("pushed", False) is True)
         except (CodecError, KeyError, TypeError, ValueError, AttributeError) as error:
             await delivery.reject(f"this does not tell a trainer's progress: {error!r}")
             return False
@@ -83,4 +85,12 @@ class ProgressFollower:
                 await previous_delivery.ack()
             except StaleLease:
                 log.warning("another orchestrator follows the trainer's progress", queue=self._queue.url)
+            except QueueError as error:
+                log.warning("an earlier progress of the trainer stays on the queue", error=str(error))
         return True
+
+
+def _whole_number(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a whole number")
+    return value

@@ -54,17 +54,22 @@ class AttemptId:
 
 
 class RolloutStream:
-    """Puts the records of one attempt. A record gets its number at once, so that parallel turns cannot swap numbers."""
+    """Puts the records of one attempt. A record gets its number at once, so that parallel turns cannot swap numbers.
+
+    Attributes:
+        put_failed: whether the queue did not take a record.
+    """
 
     def __init__(self, queue: Queue, rollout_id: AttemptId) -> None:
         self.attempt_id = rollout_id
         self.step_count = 0
         self.byte_count = 0
         self.finished_record: RolloutFinished | None = None
+        self.put_failed = False
         self._queue = queue
         self._next_seq = 0
         self._is_finished = False
-        self._encoding_error: RecordError | None = None
+        self._broken_by: RolloutError | None = None
         self._steps_digest = StepsDigest()
         self._started_at = time.monotonic()
 
@@ -105,7 +110,7 @@ class RolloutStream:
         try:
             frames = encode_record(step)
         except RecordError as error:
-            self._next_seq, self._encoding_error = step.header.seq, error
+            self._next_seq, self._broken_by = step.header.seq, error
             raise
         self.step_count += 1
         self._steps_digest.add(frames)
@@ -137,12 +142,16 @@ class RolloutStream:
         return record
 
     def require_open(self) -> None:
-        """Raise RolloutOver if there is a finished record, or a step that could not be encoded."""
+        """Raise RolloutAlreadyFinished if there is a finished record, or a turn that came to no end."""
         self._require_unfinished()
-        if self._encoding_error is not None:
+        if self._broken_by is not None:
             raise RolloutAlreadyFinished(
-                f"{self.attempt_id.rollout} cannot go on: {self._encoding_error}"
-            ) from self._encoding_error
+                f"{self.attempt_id.rollout} cannot go on: {self._broken_by}"
+            ) from self._broken_by
+
+    def refuse_steps(self) -> None:
+        """Let no turn follow, because one was interrupted anywhere in it."""
+        self._broken_by = self._broken_by or RolloutAlreadyFinished("a turn of it was interrupted")
 
     def _require_unfinished(self) -> None:
         if self._is_finished:
@@ -172,9 +181,13 @@ class RolloutStream:
         try:
             await _put_despite_cancellation(self._queue.put(frames, key=record.header.group, tag=record.header.tag))
         except TimeoutError:
+            self.put_failed = True
             raise QueueError(
                 f"{self._queue.url}: {record.header.tag} was not accepted within {_PUT_TIMEOUT:g} s"
             ) from None
+        except QueueError:
+            self.put_failed = True
+            raise
         self.byte_count += sum(memoryview(frame).nbytes for frame in frames)
 
 

@@ -4,19 +4,20 @@ The number of a version is the number at the end of its name. Two kinds of names
 themselves: that of an engine that does not know its version yet, and that of an engine whose weights are replaced now.
 """
 
-import re
 from typing import Literal
 
 OnUpdate = Literal["keep", "wait", "abort"]
 """What happens to requests in flight at an update: they go on with the new weights, finish first, or start again."""
 
-_TRAILING_NUMBER = re.compile(r"\d+$")
+_DIGITS = "0123456789"
+_MAX_DIGITS = 18
+"""Of a version's number, so that it fits into 64 bits."""
 
 
 def version_number(version: str) -> int | None:
     """Return the number at the end of a version's name: 7 for "7", "step-7" and "weights/v0007"; None without one."""
-    match = _TRAILING_NUMBER.search(version)
-    return int(match[0]) if match else None
+    digits = version[len(version.rstrip(_DIGITS)) :]
+    return int(digits) if 1 <= len(digits) <= _MAX_DIGITS else None
 
 
 def loading_version(version: str) -> str:

@@ -24,14 +24,12 @@ import numpy as np
 from renderers_adapter.descriptors import parse_raw_mm_item, reject_processed
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import ExpandedPath, LogicalIds, PlaceholderError, TokenRun, expand, extend_path
+from rollout.records.bounds import LOGPROB_TOLERANCE
 from rollout.records.evidence import PROMPT_DIGEST_BYTES, VLLM_MISSING_LOGPROB, answer_digest, ids_digest, images_digest
 from rollout.records.kinds import Step
 from rollout.records.messages import ROLES
 from rollout.trainer.batches.samples import TrainingSample, samples
 from rollout.trainer.trajectory import ROOT, Trajectory, TrajectoryNode
-
-_LOGPROB_TOLERANCE = 1e-3
-"""A log-prob of a certain token may come out a little above zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ def check(trajectory: Trajectory) -> list[Violation]:
     if not findings:
         findings = [*_check_turns(trajectory)]
     if not findings:
-        findings = [*_check_branches(trajectory)]
+        findings = [*_check_bans(trajectory), *_check_branches(trajectory)]
     return [Violation(number, trajectory.rollout, where, detail) for number, where, detail in findings]
 
 
@@ -108,7 +106,7 @@ def _check_turns(trajectory: Trajectory) -> Iterator[Finding]:
         findings = [(5, "", "this turn was recorded already")] if step.turn in seen_turns else list[Finding]()
         seen_turns.add(step.turn)
         findings += [*_check_nodes(trajectory, step), *_check_images(trajectory, step, first_turn_by_image)]
-        inherits_fault = any(node.index in faulty_nodes for node in trajectory.path(step.parent))
+        inherits_fault = step.parent in faulty_nodes  # all nodes of a turn that inherits one are faulty, too
         if not findings and not inherits_fault:
             findings += _check_prompt(paths, step)
         findings += _check_evidence(trajectory, step)
@@ -226,10 +224,12 @@ def _check_evidence(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
     sampled_ids = LogicalIds(run.ids[run.sampled_from :])
     if (
         not np.isfinite(run.logprobs).all()
-        or (run.logprobs > _LOGPROB_TOLERANCE).any()
+        or (run.logprobs > LOGPROB_TOLERANCE).any()
         or (run.logprobs == VLLM_MISSING_LOGPROB).any()
     ):
         yield 1, where, "a log-prob is not finite, is above zero, or stands for none"
+    elif np.isin(sampled_ids, step.banned_ids).any():
+        yield 1, where, "a token was sampled that the engine was forbidden to sample"
     elif step.answer_digest and answer_digest(sampled_ids, run.logprobs) != step.answer_digest:
         yield 1, where, "the sampled tokens or their log-probs are not those of the engine's answer"
     ends = [0, *(span.end for span in step.versions)]
@@ -242,6 +242,15 @@ def _check_evidence(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
     if experts is not None and not 0 <= experts.first <= experts.first + len(experts.rows) == expected_end:
         row_range = f"{experts.first} to {experts.first + len(experts.rows)}"
         yield 11, where, f"the routed experts are of the tokens {row_range}; expected up to {expected_end}"
+
+
+def _check_bans(trajectory: Trajectory) -> Iterator[Finding]:
+    """11: all turns ban the same tokens; those after an engine's refusal to ban, or at the same time, ban none."""
+    banning_steps = [step for step in trajectory.steps if step.banned_ids]
+    for step in banning_steps:
+        if step.banned_ids != banning_steps[0].banned_ids:
+            where = f"turn {step.turn}, node {step.leaf}"
+            yield 11, where, "the engine was forbidden to sample other tokens than in an earlier turn"
 
 
 def _check_branches(trajectory: Trajectory) -> Iterator[Finding]:

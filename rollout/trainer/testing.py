@@ -113,11 +113,14 @@ async def put_all(queue: Queue, packets: list[Packet]) -> None:
 
 
 async def read_all(reader: TrajectoryReader, timeout: float = 0.02) -> list[Trajectory]:
-    """All trajectories until none comes within the time-out."""
-    trajectories = []
-    while (trajectory := await reader.receive(timeout=timeout)) is not None:
-        trajectories.append(trajectory)
-    return trajectories
+    """All trajectories until neither one nor a record comes within the time-out."""
+    trajectories: list[Trajectory] = []
+    while True:
+        records_before = reader.stats().records
+        if (trajectory := await reader.receive(timeout=timeout)) is not None:
+            trajectories.append(trajectory)
+        elif reader.stats().records == records_before:
+            return trajectories
 
 
 async def checkpoint(reader: TrajectoryReader) -> dict[str, Any]:

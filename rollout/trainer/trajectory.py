@@ -4,8 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from renderers_adapter.descriptors import raw_mm_common_fields
 from renderers_adapter.tokens import TokenRun
+from rollout.records.bounds import MAX_BRANCH_TOKENS
 from rollout.records.kinds import HasRolloutIdentity, RecordError, RolloutFinished, RolloutStarted, RolloutStatus, Step
 from rollout.records.messages import Message
 
@@ -80,7 +83,7 @@ class Trajectory(HasRolloutIdentity):
 
     @property
     def trainable(self) -> bool:
-        return self.reward is not None and self.status in (RolloutStatus.OK, RolloutStatus.TRUNCATED)
+        return self.reward is not None and self.status.trains
 
     @property
     def pad_id(self) -> int | None:
@@ -104,21 +107,45 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
     """Join the records of one attempt. Raises RecordError if they do not fit together."""
     nodes: list[TrajectoryNode] = []
     images: dict[str, Mapping[str, Any]] = {}
+    path_tokens: list[int] = []  # of each node: how many tokens its path has, with the images expanded
+    path_nodes: list[int] = []
     contract = raw_mm_common_fields(**started.layout) if started.layout else {}
     for step_index, step in enumerate(steps):
-        if step.first != len(nodes) or not ROOT <= step.parent < step.first:
+        parent = step.parent
+        if step.first != len(nodes) or not ROOT <= parent < step.first:
             raise RecordError(
-                f"{step.header.tag}: its nodes begin at {step.first} below {step.parent}, "
+                f"{step.header.tag}: its nodes begin at {step.first} below {parent}, "
                 f"after {len(nodes)} nodes that came before."
             )
-        parent = step.parent
-        for record in step.nodes:
-            nodes.append(TrajectoryNode(len(nodes), parent, step_index, record.message, record.run, record.content))
-            parent = nodes[-1].index
         if step.images and not contract:
             raise RecordError(f"{step.header.tag}: it brings images, and the start does not say how they are prepared.")
         for mm_hash, descriptor in step.images.items():
             images[mm_hash] = {**contract, **descriptor}
+        tokens, depth = (0, 0) if parent == ROOT else (path_tokens[parent], path_nodes[parent])
+        for record in step.nodes:
+            run = record.run
+            tokens, depth = tokens + len(run.ids), depth + 1
+            for slot in run.images:
+                tokens += slot.length - 1
+                if slot.hash not in images:
+                    raise RecordError(f"{step.header.tag}: no descriptor of image {slot.hash} came until here.")
+            path_tokens.append(tokens)
+            path_nodes.append(depth)
+            nodes.append(TrajectoryNode(len(nodes), parent, step_index, record.message, run, record.content))
+            parent = len(nodes) - 1
+        prompt_tokens = tokens - len(step.nodes[-1].run.logprobs)
+        if prompt_tokens != step.prompt_length:
+            raise RecordError(
+                f"{step.header.tag}: its path has {prompt_tokens} tokens, the engine's prompt had {step.prompt_length}."
+            )
+    _require_images_on_pads(nodes, started.pad_id)
+    leaves = {step.leaf for step in steps} - {step.parent for step in steps}
+    branch_tokens = sum(path_tokens[leaf] + path_nodes[leaf] for leaf in leaves)
+    if branch_tokens > MAX_BRANCH_TOKENS:
+        raise RecordError(
+            f"its {len(leaves)} branches have {branch_tokens} tokens and messages together; at most "
+            f"{MAX_BRANCH_TOKENS} are read."
+        )
     header = finished.header
     return Trajectory(
         run=header.run,
@@ -136,3 +163,19 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
         images=images,
         seconds=finished.seconds,
     )
+
+
+def _require_images_on_pads(nodes: Sequence[TrajectoryNode], pad_id: int | None) -> None:
+    """Check that each image stands on a pad token and each pad token has an image, for all messages at once."""
+    positions: list[int] = []
+    start = 0
+    for node in nodes:
+        positions += [start + slot.offset for slot in node.run.images]
+        start += len(node.run.ids)
+    pads: list[int] = []
+    if pad_id is not None and nodes:
+        pads = np.flatnonzero(np.concatenate([node.run.ids for node in nodes]) == pad_id).tolist()
+    if pads != positions:
+        raise RecordError(
+            f"its messages have {len(positions)} images, which do not stand on its {len(pads)} image pad tokens."
+        )

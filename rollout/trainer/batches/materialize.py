@@ -11,17 +11,20 @@ nothing is ever replaced by zeros.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from renderers_adapter.decoding_memory import DEFAULT_DECODING_MEMORY, shared_decoding_memory
 from renderers_adapter.descriptors import RawMMItem, parse_raw_mm_item
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import Placeholder
 from rollout.errors import RolloutError
-from rollout.images import AssetError, ImageError, decode_data_uri, load_pixels, read_asset
+from rollout.images import AssetError, ImageError, ImageLimits, decode_data_uri, decoded_image, read_asset
+from rollout.images.policy import ENGINE_MAX_PIXELS
 from rollout.images.processors import (
     PixelKind,
     ProcessedImage,
@@ -34,6 +37,10 @@ from rollout.images.single_flight import SingleFlightCache
 from rollout.trainer.batches.samples import TrainingSample
 
 _MAX_IMAGE_BYTES = 1 << 30
+# A worker of the run accepted each image under the limits of its configuration; memory is what bounds a trainer.
+_LIMITS = ImageLimits(max_bytes=_MAX_IMAGE_BYTES, max_pixels=ENGINE_MAX_PIXELS)
+# What transformers' processors take at most, measured, in units of the patches as float32.
+_PATCH_COPIES = 3
 
 
 class MaterializeError(RolloutError):
@@ -57,6 +64,7 @@ class Materializer:
         backend: what resizes images; it must be the one that the engine uses.
         pixels: `normalised`, as the model's forward takes them, or `uint8`, before rescaling and normalising.
         cache_bytes: patches of recent images to keep; a group's samples share their images.
+        memory: the most bytes of memory that decoding and processing take in this process, all images together.
     """
 
     def __init__(
@@ -64,12 +72,14 @@ class Materializer:
         family: str,
         processor_config: Mapping[str, Any],
         *,
-        images: Path,
+        images: Path | str,
         backend: ResizeBackend,
         pixels: PixelKind = "normalised",
         cache_bytes: int = 256 * 1024 * 1024,
+        memory: int = DEFAULT_DECODING_MEMORY,
     ) -> None:
-        self._images = images
+        self._memory = shared_decoding_memory(memory)
+        self._images = Path(images)
         self._processor = image_processor_for(family, processor_config, backend=backend, pixels=pixels)
         self._cache = SingleFlightCache[ProcessedImage](cache_bytes, lambda processed: processed.patches.nbytes)
 
@@ -96,7 +106,7 @@ class Materializer:
         pixel_values = np.empty((total_patches, *self._processor.patch_shape()), self._processor.dtype)
         filled_patches = 0
         for sample, placeholder, grid, image in image_inputs:
-            processed = self._process_image(sample, placeholder, image)
+            processed = self._process_image(sample, placeholder, image, grid)
             if processed.grid != grid:
                 raise _mismatch_error(
                     sample, image, f"it was described as {grid} patches, but its pixels give {processed.grid}"
@@ -135,13 +145,25 @@ class Materializer:
         return grid
 
     def _process_image(
-        self, sample: TrainingSample, placeholder: Placeholder, descriptor: Mapping[str, Any]
+        self,
+        sample: TrainingSample,
+        placeholder: Placeholder,
+        descriptor: Mapping[str, Any],
+        grid: tuple[int, int, int],
     ) -> ProcessedImage:
         def read_and_process() -> ProcessedImage:
             data = self._read_image(parse_raw_mm_item(descriptor))
             if hashlib.sha256(data).hexdigest()[: len(placeholder.hash)] != placeholder.hash:
                 raise ImageError(f"its bytes do not have the hash {placeholder.hash}: it is another image")
-            return self._processor.process(load_pixels(data))
+            processing_bytes = _PATCH_COPIES * patch_count(grid) * math.prod(self._processor.patch_shape()) * 4
+            with decoded_image(
+                data,
+                _LIMITS,
+                self._memory,
+                processing_bytes=processing_bytes,
+                limit_name="Materializer(memory=…)",
+            ) as pixels:
+                return self._processor.process(pixels)
 
         try:
             return self._cache.get(placeholder.hash, read_and_process)

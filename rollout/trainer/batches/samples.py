@@ -36,6 +36,10 @@ class TrainingSample:
         content: the role whose words a token is, as 1 + the role's index in `ROLES`; 0 for tokens of the template.
         placeholders: where each image's pad tokens are, in order.
         images: the raw descriptor of the image at each placeholder; pixels are materialised from it at the last moment.
+        banned_ids: the tokens that the engine was forbidden to sample, in every turn of the branch. Log-probs that an
+            engine reports of the distribution that it sampled from, as vLLM does with `--logprobs-mode
+            processed_logprobs`, leave them out: compare them with those of a forward pass whose logits of these tokens
+            are -inf. With `raw_logprobs` vLLM reports those of the network itself, before the ban.
     """
 
     rollout: str
@@ -46,11 +50,12 @@ class TrainingSample:
     mask: npt.NDArray[np.bool_]
     logprobs: Logprobs
     token_types: npt.NDArray[np.uint8]
-    version_index: npt.NDArray[np.int16]
+    version_index: npt.NDArray[np.int32]
     versions: tuple[str, ...]
     content: npt.NDArray[np.uint8]
     placeholders: tuple[Placeholder, ...]
     images: tuple[Mapping[str, Any], ...]
+    banned_ids: tuple[int, ...] = ()
 
     def content_mask(self, *roles: str) -> npt.NDArray[np.bool_]:
         """True at the words of these roles, images included; False at the tokens that the template puts around them."""
@@ -108,8 +113,9 @@ def _make_sample(trajectory: Trajectory, path: list[TrajectoryNode], trained_nod
     labels = expanded.labels()
     length = len(expanded.ids)
     mask, content = np.zeros(length, np.bool_), np.zeros(length, np.uint8)
-    version_index = np.full(length, -1, np.int16)
+    version_index = np.full(length, -1, np.int32)
     versions: dict[str, int] = {}
+    bans: list[set[int]] = []
     for node, start, end in zip(path, expanded.run_starts[:-1], expanded.run_starts[1:], strict=True):
         role = 1 + ROLES.index(node.message["role"])
         if not node.sampled:
@@ -120,6 +126,7 @@ def _make_sample(trajectory: Trajectory, path: list[TrajectoryNode], trained_nod
         sampled_start = end - (len(node.run.ids) - node.run.sampled_from)
         mask[sampled_start:end] = node.index in trained_nodes
         content[sampled_start:end] = role
+        bans.append(set(trajectory.steps[node.step].banned_ids))
         for span in trajectory.steps[node.step].versions:
             version_number = versions.setdefault(span.version, len(versions))
             version_index[sampled_start + span.start : sampled_start + span.end] = version_number
@@ -137,4 +144,5 @@ def _make_sample(trajectory: Trajectory, path: list[TrajectoryNode], trained_nod
         content=content,
         placeholders=expanded.placeholders,
         images=tuple(trajectory.images[placeholder.hash] for placeholder in expanded.placeholders),
+        banned_ids=tuple(sorted(set.intersection(*bans))) if bans else (),
     )

@@ -56,6 +56,22 @@ class Batch:
     """The id of each sample's rollout."""
     order: tuple[int, ...]
     """For each sample of the batch its index among the samples that `collate` was given."""
+    banned_ids: tuple[tuple[int, ...], ...] = ()
+    """For each sample the tokens that the engine was forbidden to sample, see `TrainingSample.banned_ids`."""
+
+    def without_banned(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (rows, tokens, vocabulary) with -inf for what each sample's engine was forbidden to sample.
+
+        Of these, log-probs are comparable with those that an engine reports of the distribution that it sampled from.
+        """
+        if not any(self.banned_ids):
+            return logits
+        if len(set(self.banned_ids)) == 1:
+            return logits.index_fill(-1, torch.tensor(self.banned_ids[0], device=logits.device), float("-inf"))
+        without = logits.clone()
+        for ids, (row, start, length) in zip(self.banned_ids, self.spans.tolist(), strict=True):
+            without[row, start : start + length, list(ids)] = float("-inf")
+        return without
 
     def ordered(self, given: Sequence[T]) -> list[T]:
         """Sort a sequence with one item per given sample into the order of the samples in this batch."""
@@ -111,6 +127,7 @@ def collate(
         versions=tuple(version_indices),
         rollouts=tuple(sample.rollout for sample in ordered),
         order=order,
+        banned_ids=tuple(sample.banned_ids for sample in ordered),
     )
 
 
@@ -151,7 +168,7 @@ class _BatchArrays:
             "logprobs": np.zeros(shape, np.float32),
             "token_types": np.zeros(shape, np.uint8),
             "content": np.zeros(shape, np.uint8),
-            "version_index": np.full(shape, -1, np.int16),
+            "version_index": np.full(shape, -1, np.int32),
         }
 
     def write_sample(
@@ -162,7 +179,7 @@ class _BatchArrays:
         token_slice = row, slice(start, start + length)
         batch_indices = [version_indices.setdefault(version, len(version_indices)) for version in sample.versions]
         # The last entry is for the index -1, where nothing was sampled.
-        version_index = np.array([*batch_indices, -1], np.int16)[sample.version_index]
+        version_index = np.array([*batch_indices, -1], np.int32)[sample.version_index]
         values = {
             "token_ids": sample.token_ids,
             "position_ids": np.arange(length),

@@ -32,6 +32,7 @@ from rollout.trainer.reading.consumed import merge_states
 from rollout.trainer.reading.groups import Group
 from rollout.trainer.reading.reader import ReaderSettings
 from transports import QueueError
+from transports.redaction import hide_passwords
 
 T = TypeVar("T")
 
@@ -176,8 +177,8 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
                 deadline = time.monotonic() + self._timeout
             elif time.monotonic() > deadline:
                 raise NothingArrived(
-                    f"{self._url}: no whole group came within {self._timeout:g} s ({reader.stats()}). See that workers "
-                    "run, or raise the dataset's timeout."
+                    f"{hide_passwords(self._url)}: no whole group came within {self._timeout:g} s ({reader.stats()}). "
+                    "See that workers run, or raise the dataset's timeout."
                 )
         return groups
 

@@ -8,12 +8,13 @@ async with open_archive(run_directory) as reader:
 from pathlib import Path
 from urllib.parse import quote
 
+from rollout.paths import resolve_path
 from rollout.trainer.errors import NoArchive
 from rollout.trainer.reading.reader import ReaderSettings, TrajectoryReader
 from transports import open_queue
 
 
-def open_archive(run_directory: Path) -> TrajectoryReader:
+def open_archive(run_directory: Path | str) -> TrajectoryReader:
     """A reader of everything that was recorded in a run's directory; it ends after the last record and acks nothing.
 
     Unfinished rollouts come last, as failed trajectories with the error `Unfinished`.
@@ -21,9 +22,9 @@ def open_archive(run_directory: Path) -> TrajectoryReader:
     Raises:
         NoArchive: nothing was recorded there.
     """
-    trajectories_directory = run_directory.resolve() / "trajectories"
+    trajectories_directory = resolve_path(Path(run_directory)) / "trajectories"
     if not trajectories_directory.is_dir():
-        problem = "does not exist" if not run_directory.is_dir() else "holds no trajectories"
+        problem = "does not exist" if not Path(run_directory).is_dir() else "holds no trajectories"
         raise NoArchive(
             f"{run_directory} {problem}. Give the directory of a run whose queue.url is "
             "file://{run_dir}/trajectories?retain=true, the default; other queues keep nothing that was acked."

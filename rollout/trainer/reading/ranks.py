@@ -1,10 +1,12 @@
 """Which partitions belong to which of several readers. They are disjoint, and a group is always in one partition."""
 
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from rollout.trainer.errors import RankError
 from rollout.trainer.reading.reader import ReaderSettings, TrajectoryReader
 from transports import open_queue
+from transports.redaction import hide_passwords
+from transports.urls import split_url
 
 
 def open_reader(
@@ -23,12 +25,12 @@ def partitions_of(url: str, rank: int, world_size: int) -> list[int]:
     """The partitions that a rank reads; a process that replaces it reads the same ones."""
     if not 0 <= rank < world_size:
         raise RankError(f"there is no rank {rank} among {world_size}.")
-    partition_count_text = parse_qs(urlsplit(url).query).get("partitions", ["1"])[0]
+    partition_count_text = parse_qs(split_url(url).query).get("partitions", ["1"])[0]
     partition_count = int(partition_count_text) if partition_count_text.isdecimal() else 0
     if partition_count < world_size:
         raise RankError(
-            f"{url}: {world_size} readers need as many partitions, and the URL names {partition_count_text}. "
-            "Partitions are fixed when a queue is created: give workers and trainer the same URL, such as "
-            f"…?partitions={8 * world_size}."
+            f"{hide_passwords(url)}: {world_size} readers need as many partitions, and the URL names "
+            f"{partition_count_text}. Partitions are fixed when a queue is created: give workers and trainer the same "
+            f"URL, such as …?partitions={8 * world_size}."
         )
     return list(range(rank, partition_count, world_size))

@@ -14,6 +14,7 @@ trainer that dies at any point restarts from its last checkpoint and gets everyt
 not seen.
 """
 
+import asyncio
 import logging
 import math
 import time
@@ -26,11 +27,11 @@ from typing import Any, Self, TypeVar
 
 from rollout.records.kinds import RecordError, RecordHeader, header_from_tag
 from rollout.records.wire import decode_record
-from rollout.trainer.errors import ReaderStateError
+from rollout.trainer.errors import ImagesUnreadable, ReaderStateError
 from rollout.trainer.reading.acks import PendingAcks, lane_position
 from rollout.trainer.reading.consumed import ConsumedRollouts
 from rollout.trainer.reading.groups import Group, GroupAssembler, GroupPolicy
-from rollout.trainer.reading.image_access import ImageAccessCheck
+from rollout.trainer.reading.image_access import MAX_UNREADABLE, ImageAccessCheck
 from rollout.trainer.reading.pending import PendingRollout, PendingRollouts, RecordKey
 from rollout.trainer.reading.spill import StepStore
 from rollout.trainer.reading.staleness import staleness
@@ -43,6 +44,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.5
+_SHORTEST_READ_SECONDS = 0.01
+"""How long a reader handles records that are at hand, if its time-out is shorter."""
+_TURN_SECONDS = 0.01
+"""How long a reader keeps the event loop to itself while records are at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ class ReaderSettings:
     """Seconds without a record after which an unfinished attempt is given up."""
     memory_limit: int = 1 << 30
     """Bytes that steps may take in memory, as frames and decoded; more steps are spilled to the disk."""
-    spill_directory: Path | None = None
+    spill_directory: Path | str | None = None
     """Where they are spilled; None: the system's directory for temporary files."""
     groups: GroupPolicy = field(default_factory=GroupPolicy)
     """What happens to groups that stay partial."""
@@ -82,11 +87,16 @@ class TrajectoryReader:
         self._counters = ReaderCounters()
         self._ready_rollouts: deque[PendingRollout] = deque()
         self._ready_groups: deque[tuple[PendingRollout, ...]] = deque()
+        self._unreadable_groups: deque[tuple[PendingRollout, ...]] = deque()
+        """Whose images cannot be read, while those of no others were read."""
+        self._images_problem = ""
         self._waited_seconds = 0.0
         self._timeouts_checked_at = 0.0
         self._group_timeouts_due = False
         """Whether the groups must be checked for those that have waited too long."""
         self._queue_ended = False
+        self._turn_ends_at = 0.0
+        """When the other tasks of the event loop must run again, even if there are records at hand."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -100,7 +110,9 @@ class TrajectoryReader:
     @property
     def ended(self) -> bool:
         """Whether everything was handed out and nothing will ever come again."""
-        return self._queue_ended and not (self._ready_rollouts or self._ready_groups or self._group_assembler.waiting)
+        return self._queue_ended and not (
+            self._ready_rollouts or self._ready_groups or self._unreadable_groups or self._group_assembler.waiting
+        )
 
     async def __aiter__(self) -> AsyncIterator[Trajectory]:
         """Yield trajectories until the queue ends, which only a replayed one does; leave or cancel the loop to stop."""
@@ -118,7 +130,8 @@ class TrajectoryReader:
         """The next finished trajectory, whatever its status, or None when none was finished in time.
 
         Raises:
-            ImagesUnreadable: before the first trajectory whose images this process cannot read; nothing is consumed.
+            ImagesUnreadable: this process cannot read the images of any trajectory, or of several in one directory;
+                they are not consumed. If it can read those of others, a single trajectory fails.
             SpillError: the disk is full.
         """
         return await self._read_until(self._next_trajectory, timeout)
@@ -165,7 +178,9 @@ class TrajectoryReader:
             stale=counters.stale,
             partial_groups=counters.partial_groups,
             unfinished=len(self._pending_rollouts.unfinished()),
-            waiting=len(self._ready_rollouts) + self._group_assembler.waiting + sum(map(len, list(self._ready_groups))),
+            waiting=len(self._ready_rollouts)
+            + self._group_assembler.waiting
+            + sum(map(len, [*self._ready_groups, *self._unreadable_groups])),
             unacked=self._pending_acks.unacked,
             bytes_in_memory=self._step_store.in_memory,
             bytes_on_disk=self._step_store.on_disk,
@@ -174,18 +189,31 @@ class TrajectoryReader:
         )
 
     async def _read_until(self, next_item: Callable[[], T | None], timeout: float) -> T | None:
-        deadline = time.monotonic() + timeout
-        reading = True
-        while (item := next_item()) is None and reading:
-            reading = await self._receive_record(deadline)
-        return item
+        begun_at = time.monotonic()
+        deadline, busy_until = begun_at + timeout, begun_at + max(timeout, _SHORTEST_READ_SECONDS)
+        self._retry_images()
+        is_reading, now = True, begun_at
+        while True:
+            # Not after `next_item`: a cancellation would lose the item.
+            if now >= self._turn_ends_at:
+                await asyncio.sleep(0)
+                self._turn_ends_at = time.monotonic() + _TURN_SECONDS
+            if (item := next_item()) is not None or not is_reading:
+                return item
+            received = not self._ready_groups and await self._receive_record(deadline)
+            now = time.monotonic()
+            if received or self._ready_groups:
+                is_reading = now < busy_until
+            else:
+                is_reading = now < deadline and not self._queue_ended
+                if self._unreadable_groups and not self._ready_rollouts:
+                    raise ImagesUnreadable(self._images_problem)
 
     async def _receive_record(self, deadline: float) -> bool:
-        """Receive and handle a record, or let time pass; False once the deadline is over or the queue has ended."""
+        """Receive and handle a record, or let time pass; returns whether there was a record."""
         started_at = time.monotonic()
         delivery = await self.queue.receive(timeout=max(0.0, min(deadline - started_at, _POLL_SECONDS)))
-        now = time.monotonic()
-        self._waited_seconds += now - started_at
+        self._waited_seconds += time.monotonic() - started_at
         if delivery is not None:
             self._handle_delivery(delivery)
         if delivery is None or self._waited_seconds - self._timeouts_checked_at > _POLL_SECONDS:
@@ -195,15 +223,13 @@ class TrajectoryReader:
                 math.inf if self._queue_ended else self._waited_seconds
             )
             self._group_timeouts_due = True
-        return delivery is not None or (now < deadline and not self._queue_ended)
+        return delivery is not None
 
     def _next_trajectory(self) -> Trajectory | None:
         while self._ready_rollouts:
-            trajectories = self._hand_out((self._ready_rollouts[0],))
-            self._ready_rollouts.popleft()
-            if trajectories is not None:
-                return trajectories[0]
-        return None
+            self._ready_groups.append((self._ready_rollouts.popleft(),))
+        trajectories = self._hand_out_next()
+        return trajectories[0] if trajectories else None
 
     def _next_group(self) -> Group | None:
         while self._ready_rollouts:
@@ -215,15 +241,12 @@ class TrajectoryReader:
                 math.inf if self._queue_ended else self._waited_seconds - self.settings.groups.timeout
             ):
                 self._give_up_group(members)
-        while self._ready_groups:
-            members = self._ready_groups[0]
-            trajectories = self._hand_out(members)
-            self._ready_groups.popleft()
-            if trajectories is not None:
-                self._counters.groups += 1
-                size = next((member.group_size for member in members if member.group_size), None)
-                return Group(trajectories[0].group, size, trajectories)
-        return None
+        trajectories = self._hand_out_next()
+        if not trajectories:
+            return None
+        self._counters.groups += 1
+        size = next((member.group_size for member in trajectories if member.group_size), None)
+        return Group(trajectories[0].group, size, trajectories)
 
     def _handle_delivery(self, delivery: Delivery) -> None:
         self._counters.records += 1
@@ -255,7 +278,7 @@ class TrajectoryReader:
         """A record that cannot be decoded makes its rollout a failed one, so that its group still completes."""
         self._counters.rejected += 1
         self._pending_acks.mark_rejected(delivery, str(error))
-        log.warning("%s: %s", delivery.tag, error)
+        log.warning("record %r: %s", delivery.tag, error)
         header, key = header_from_tag(delivery.tag, delivery.key), lane_position(delivery)
         if header is not None and self._is_wanted(header):
             self._add_finished(self._pending_rollouts.mark_failed(header, key, error))
@@ -291,12 +314,24 @@ class TrajectoryReader:
         if keep:
             self._ready_groups.append(members)
 
-    def _hand_out(self, rollouts: tuple[PendingRollout, ...]) -> tuple[Trajectory, ...] | None:
-        """Consume rollouts and return their trajectories; None if they are too stale to be handed out."""
+    def _hand_out_next(self) -> tuple[Trajectory, ...] | None:
+        """Consume the first ready rollouts and return their trajectories; None if there are none to hand out."""
+        if self._unreadable_groups and self._image_access.has_read:
+            self._retry_images()
+        if not self._ready_groups:
+            return None
+        rollouts = self._ready_groups[0]
         trajectories = tuple(self._pending_rollouts.build_trajectory(rollout) for rollout in rollouts)
         if self.settings.require_images:
-            for trajectory in trajectories:
-                self._image_access.require_readable(trajectory)
+            problems = [self._image_access.problem(trajectory) for trajectory in trajectories]
+            if any(problems) and not self._image_access.has_read:
+                self._set_aside(next(filter(None, problems)))
+                return None
+            trajectories = tuple(
+                self._image_access.fail(trajectory, problem) if problem else trajectory
+                for trajectory, problem in zip(trajectories, problems, strict=True)
+            )
+        self._ready_groups.popleft()
         for rollout in rollouts:
             self._consume(rollout)
         if self.version is not None:
@@ -310,6 +345,17 @@ class TrajectoryReader:
             self._counters.add_staleness(versions_behind)
         self._counters.trajectories += len(trajectories)
         return trajectories
+
+    def _set_aside(self, problem: str) -> None:
+        """Let the first ready rollouts wait until the images of others can be read, which shows that they are bad."""
+        self._unreadable_groups.append(self._ready_groups.popleft())
+        self._images_problem = problem
+        if sum(map(len, self._unreadable_groups)) >= MAX_UNREADABLE:
+            raise ImagesUnreadable(problem)
+
+    def _retry_images(self) -> None:
+        self._ready_groups.extendleft(reversed(self._unreadable_groups))
+        self._unreadable_groups.clear()
 
     def _consume(self, rollout: PendingRollout) -> None:
         self._consumed_rollouts.mark_consumed(rollout.identity)

@@ -59,7 +59,7 @@ class StepStore:
 
     memory_limit: int
     """Bytes that steps may take in memory, as frames and decoded."""
-    directory: Path | None = None
+    directory: Path | str | None = None
     """Where the files are created; None: the system's directory for temporary files."""
     in_memory: int = 0
     """Bytes that steps take in memory now."""

@@ -11,17 +11,18 @@ from pathlib import Path
 from rollout.config.load import Config
 from rollout.engine.from_config import api_key_from_config
 from rollout.errors import ConfigurationError
+from rollout.paths import resolve_path
 from rollout.rundir.directory import RunDirectory
 from rollout.trainer.weights.publisher import PublisherSettings
 
 
-def publisher_settings(configs: Sequence[Config], run_path: Path) -> PublisherSettings:
+def publisher_settings(configs: Sequence[Config], run_path: Path | str) -> PublisherSettings:
     """The settings for one policy that plays all of these environments; its weights are in `policy` of the run.
 
     Raises:
         ConfigurationError: there is no engine that could be reached, or its key is not set.
     """
-    run_directory, first_config = RunDirectory(run_path.resolve()), configs[0]
+    run_directory, first_config = RunDirectory(resolve_path(Path(run_path))), configs[0]
     engines = tuple(dict.fromkeys(url for config in configs for url in config.engine.urls))
     if not engines:
         raise ConfigurationError(

@@ -72,12 +72,12 @@ class PublisherSettings:
     """
 
     engines: tuple[str, ...]
-    weights: Path
+    weights: Path | str
     controls: Mapping[str, str] = field(default_factory=dict)
     on_update: OnUpdate = "wait"
     timeout: float = 600.0
     api_key: str | None = field(default=None, repr=False)
-    reference: Path | None = None
+    reference: Path | str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,9 @@ class AsyncPolicyPublisher:
     def __init__(self, settings: PublisherSettings) -> None:
         self.settings = settings
         self.version: int | None = None
-        self._weights_directory = WeightsDirectory(settings.weights, settings.reference)
+        self._weights_directory = WeightsDirectory(
+            Path(settings.weights), None if settings.reference is None else Path(settings.reference)
+        )
         self._consumption = dict.fromkeys(settings.controls, Consumption())
         self._http = EngineHttp(settings.api_key)
         self._progress_publishers: dict[str, ProgressPublisher] = {}
@@ -189,7 +191,7 @@ class AsyncPolicyPublisher:
                     await update_weights(
                         self._http,
                         url,
-                        weights_directory=settings.weights,
+                        weights_directory=Path(settings.weights),
                         version=str(saved.version),
                         mode=settings.on_update,
                         weights_unchanged=lambda: self._weights_directory.saved_version == saved,

@@ -1,0 +1,51 @@
+"""The tools of a conversation: their form, which is that of OpenAI's chat API."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rollout.records.messages import MessageError
+from rollout.records.wrong_types import describe_wrong_type, show_value
+from rollout.value_limits import OutOfBoundsError, ValueCounter
+
+_FORM = '{"type": "function", "function": {"name": …, "description": …, "parameters": …}}'
+
+
+def require_tools(tools: object, source: str) -> None:
+    """Check the form of tools; what their parameters say is the environment's own matter.
+
+    Args:
+        tools: the tools, or None if there are none.
+        source: where they come from, for the texts of errors.
+
+    Raises:
+        MessageError: they are not a list of tools; the text names the first that is wrong.
+    """
+    if tools is None:
+        return
+    try:
+        ValueCounter().add(tools)
+    except OutOfBoundsError as error:
+        raise MessageError(f"{source} {error}.") from None
+    if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
+        raise MessageError(f"{source} is {describe_wrong_type(tools)}; expected a list of tools: [{_FORM}].")
+    for index, tool in enumerate(tools):
+        if (problem := _tool_problem(tool)) is not None:
+            raise MessageError(f"{source}: tools[{index}] {problem}; expected {_FORM}.")
+
+
+def _tool_problem(tool: Any) -> str | None:
+    if not isinstance(tool, Mapping):
+        return f"is {describe_wrong_type(tool)}"
+    if tool.get("type") != "function":
+        return f"has the type {show_value(tool['type'])}" if "type" in tool else 'has no "type": "function"'
+    if "function" not in tool:
+        return 'has no "function"'
+    function = tool["function"]
+    if not isinstance(function, Mapping):
+        return f'has a "function" that is {describe_wrong_type(function)}'
+    name, parameters = function.get("name"), function.get("parameters", {})
+    if not isinstance(name, str) or not name:
+        return f'has a "name" that is {show_value(name)}' if "name" in function else 'has no "name" in its "function"'
+    if not isinstance(parameters, Mapping):
+        return f'({name}) has "parameters" that are {describe_wrong_type(parameters)}, not a JSON schema'
+    return None

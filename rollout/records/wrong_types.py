@@ -1,0 +1,38 @@
+"""How an error names a value of a type that is not expected, and how it shows a value."""
+
+import inspect
+import reprlib
+
+from rollout.value_limits import is_within_bounds
+
+_MAX_SHOWN_CHARS = 200
+
+
+def describe_wrong_type(value: object) -> str:
+    """Return what a value is, such as `a float`; of a coroutine also which call lacks its `await`.
+
+    Such a coroutine is closed, so that Python does not warn of it, too.
+    """
+    if value is None:
+        return "None"
+    if inspect.iscoroutine(value):
+        value.close()
+        return f"a coroutine (write `await` before {value.__qualname__}(…))"
+    name = type(value).__name__
+    return f"{'an' if name[:1] in 'aeiouAEIO' else 'a'} {name}"
+
+
+def show_value(value: object) -> str:
+    """Return a value as Python writes it, but short: a few dicts that contain each other may be gigabytes of text."""
+    if not is_within_bounds(value):
+        return describe_wrong_type(value)
+    try:
+        text = _SHORT_REPR.repr(value)
+    except Exception:  # noqa: BLE001 - Python refuses integers of more than 4,300 digits, and classes raise what they like
+        return describe_wrong_type(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}…"
+
+
+_SHORT_REPR = reprlib.Repr()
+_SHORT_REPR.maxlevel, _SHORT_REPR.maxdict, _SHORT_REPR.maxlist, _SHORT_REPR.maxtuple = 3, 4, 4, 4
+_SHORT_REPR.maxstring = _SHORT_REPR.maxother = _SHORT_REPR.maxlong = _MAX_SHOWN_CHARS

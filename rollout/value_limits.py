@@ -1,0 +1,112 @@
+"""How much a value of a user's code may hold, counted before anything goes through it.
+
+A few dicts that contain each other several times are billions of values to whatever goes through them: a search for
+images, a JSON writer, a template. So values are counted here as often as they can be reached, and the count ends at a
+limit. What is within the limits may then be gone through any number of times.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from itertools import islice
+from typing import Any
+
+MAX_VALUES = 1 << 17
+"""A quarter of what a record on a queue may have; to count so many holds up the event loop for a moment only."""
+MAX_DEPTH = 48
+"""A record on a queue has room for some more levels around it."""
+MAX_CHARACTERS = 16 << 20
+
+_LEAF_TYPES = frozenset((int, float, bool, type(None), bytes))
+
+
+class OutOfBoundsError(ValueError):
+    """A value holds more than is gone through."""
+
+
+class TooMuchTextError(OutOfBoundsError):
+    """A value holds more text than any model's context."""
+
+
+class Countable(ABC):
+    """Stands for a value of which not everything is counted."""
+
+    @abstractmethod
+    def counted_values(self) -> Iterable[Any]:
+        """Yield what is counted, one level below the value."""
+
+
+class ValueCounter:
+    """Counts what several values hold together."""
+
+    def __init__(self) -> None:
+        self._values = 0
+        self._characters = 0
+
+    def add(self, value: object) -> None:
+        """Count a value and what it holds.
+
+        Raises:
+            OutOfBoundsError: it is nested too deep, or all values together hold too much.
+        """
+        level: list[Any] = [value]
+        for _ in range(MAX_DEPTH + 1):
+            next_level: list[Any] = []
+            for found in level:
+                kind = type(found)
+                if kind is str:
+                    self._characters += len(found)
+                elif kind is list or kind is tuple:
+                    self._require_room(len(next_level) + len(found))
+                    next_level += found
+                elif kind is dict:
+                    self._require_room(len(next_level) + len(found))
+                    next_level += found.values()
+                    self._characters += sum(len(key) for key in found if type(key) is str)
+                elif kind not in _LEAF_TYPES:
+                    children = list(islice(_children(found), MAX_VALUES + 1))
+                    self._require_room(len(next_level) + len(children))
+                    next_level += children
+            if self._characters > MAX_CHARACTERS:
+                raise TooMuchTextError(f"holds more than {MAX_CHARACTERS:,} characters of text")
+            if not next_level:
+                return
+            self._values += len(next_level)
+            level = next_level
+        raise OutOfBoundsError(f"is nested in more than {MAX_DEPTH} levels, or in itself")
+
+    def _require_room(self, count: int) -> None:
+        if self._values + count > MAX_VALUES:
+            raise OutOfBoundsError(
+                f"holds more than {MAX_VALUES:,} values; one that it holds several times is counted as often"
+            )
+
+
+def _children(container: Any) -> Iterable[Any]:
+    """Yield what something holds that is no plain dict, list or tuple. The text of a text is a plain one."""
+    if isinstance(container, str):
+        yield str.__str__(container)
+    elif isinstance(container, Countable):
+        yield from container.counted_values()
+    elif isinstance(container, Mapping):
+        for item in container.items():
+            yield from item
+    elif isinstance(container, Sequence):
+        if not isinstance(container, bytes | bytearray | memoryview):
+            yield from container
+    elif is_dataclass(container) and not isinstance(container, type):
+        yield from (getattr(container, entry.name, None) for entry in fields(container))
+    elif isinstance(container, Enum):
+        yield container.value
+    else:  # a part of a message may be an object with these attributes
+        yield from (getattr(container, name, None) for name in ("text", "thinking", "content"))
+
+
+def is_within_bounds(value: object) -> bool:
+    """Whether a value can be gone through."""
+    try:
+        ValueCounter().add(value)
+    except OutOfBoundsError:
+        return False
+    return True
