@@ -7,16 +7,20 @@ checked as strictly as ours.
 import difflib
 import hashlib
 import importlib
-import inspect
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 
+from rollout.config.environment_class import class_problem
+from rollout.config.problems import KeyPath, describe_problem, show_key, show_written, suggest_name
+from rollout.config.references import Reference, put_all_back
 from rollout.config.sections import (
     EngineConfig,
     ImagesConfig,
@@ -28,8 +32,10 @@ from rollout.config.sections import (
     Section,
     WorkerConfig,
 )
-from rollout.config.source import ConfigDocument, ConfigFileError, KeyPath, read_document
-from rollout.environments.base import Environment, EnvironmentSettings, MultiTurnEnvironment, TaskSettings
+from rollout.config.source import ConfigDocument, ConfigFileError, read_document
+from rollout.environments.base import Environment, EnvironmentSettings, TaskSettings
+from rollout.errors import describe_user_error
+from rollout.import_path import describe_conflict, hidden_module, search_last
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,8 @@ class Config:
         environment_class_path: the environment's class, as `package.module:Class`.
         environment_class: this class.
         environment_settings: the other keys of the section `environment`.
+        references: the scalars that were written with variables, by their keys.
+        plain_passwords: where URLs are whose password is not in a variable, each as `place: key`.
         tasks: the section `tasks`, as all sections below: each has the name of its section.
     """
 
@@ -48,6 +56,8 @@ class Config:
     environment_class_path: str
     environment_class: type[Environment]
     environment_settings: EnvironmentSettings
+    references: Mapping[KeyPath, Reference] = field(repr=False)
+    plain_passwords: tuple[str, ...]
     tasks: TaskSettings
     model: ModelConfig
     engine: EngineConfig
@@ -64,9 +74,23 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole configuration, defaults included, in the form of the YAML."""
-        environment = {"class": self.environment_class_path, **self.environment_settings.model_dump(mode="json")}
-        sections = {name: getattr(self, name).model_dump(mode="json") for name in ("tasks", *_SECTION_MODELS)}
-        return {"environment": environment, **sections}
+        settings = self.environment_settings.model_dump(mode="json", by_alias=True)
+        names = ("tasks", *_SECTION_MODELS)
+        sections = {name: getattr(self, name).model_dump(mode="json", by_alias=True) for name in names}
+        return {"environment": {"class": self.environment_class_path, **settings}, **sections}
+
+    def as_written(self) -> dict[str, Any]:
+        """Return what `to_dict` does, with the variables of the YAML and of `--set` as they were written.
+
+        Where such a path is relative to the YAML file, its directory is put before it.
+        """
+        values = self.to_dict()
+        put_all_back(values, self.references, Path(self.file_name).resolve().parent)
+        return values
+
+    def section_digest(self, name: str) -> str:
+        """Return a hash of a section, by which a resumed run knows that it is the same."""
+        return hashlib.sha256(orjson.dumps(self.to_dict()[name], option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def digest(self) -> str:
         """Return a hash that identifies what is played and how.
@@ -91,6 +115,8 @@ _SECTION_MODELS: dict[str, type[Section]] = {
     "metrics": MetricsConfig,
     "run": RunConfig,
 }
+_CLASS_PATH = re.compile(r"[\w.]{1,300}:\w{1,300}")
+_MAX_PROBLEMS_SHOWN = 20
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
 
 
@@ -103,16 +129,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return _ConfigChecker(read_document(path, overrides)).check()
 
 
-def _environment_problem(loaded_class: object) -> str | None:
-    """Why this cannot be an environment; None if it can."""
-    if not (isinstance(loaded_class, type) and issubclass(loaded_class, Environment)):
-        return "is not a subclass of rollout.Environment"
-    if missing := sorted(loaded_class.__abstractmethods__):
-        return f"does not define {' and '.join(missing)}"
-    for name in ("reset", "step") if issubclass(loaded_class, MultiTurnEnvironment) else ("run",):
-        if not inspect.iscoroutinefunction(inspect.unwrap(getattr(loaded_class, name))):
-            return f"has a {name} that is not a coroutine; write `async def {name}`"
-    return None
+def _import_module(name: str) -> tuple[ModuleType | None, str | None]:
+    """Return a module, or else why it cannot be imported."""
+    try:
+        return importlib.import_module(name), None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever a user's module raises while it is imported, also an exit
+        if (conflict := describe_conflict(error)) is not None:
+            return None, f"importing {name} failed: {type(error).__name__}: {error}: {conflict}"
+        if isinstance(error, ModuleNotFoundError):
+            return None, f"there is no module {error.name!r}; install it, or put it beside this file or on PYTHONPATH"
+        return None, f"importing {name} failed: {describe_user_error(error)}"
 
 
 class _ConfigChecker:
@@ -125,7 +153,7 @@ class _ConfigChecker:
         section_names = ("environment", "tasks", *_SECTION_MODELS)
         for name in data:
             if name not in section_names:
-                self._add_problem((name,), f"unknown section{_suggestion(name, section_names)}")
+                self._add_problem((name,), f"unknown section{suggest_name(name, section_names)}")
         class_path, environment_class = self._import_environment()
         settings_model = environment_class.Settings if environment_class else None
         tasks_model = environment_class.Tasks if environment_class else None
@@ -133,35 +161,44 @@ class _ConfigChecker:
         tasks = self._check_section(tasks_model, "tasks")
         sections = {name: self._check_section(model, name) for name, model in _SECTION_MODELS.items()}
         if self._problems:
-            raise ConfigFileError("\n".join(self._problems))
-        return Config(self._source.file_name, class_path, environment_class, settings, tasks, **sections)  # type: ignore[arg-type]
+            more = len(self._problems) - _MAX_PROBLEMS_SHOWN
+            shown = [*self._problems[:_MAX_PROBLEMS_SHOWN], *([f"… and {more:,} more problems."] if more > 0 else [])]
+            raise ConfigFileError("\n".join(shown))
+        plain_passwords = tuple(
+            f"{self._source.location_of(key)}: {show_key(key)}" for key in self._source.plain_passwords
+        )
+        references = self._source.references
+        return Config(
+            self._source.file_name,
+            class_path,
+            environment_class,  # type: ignore[arg-type]
+            settings,  # type: ignore[arg-type]
+            references,
+            plain_passwords,
+            tasks,  # type: ignore[arg-type]
+            **sections,  # type: ignore[arg-type]
+        )
 
     def _import_environment(self) -> tuple[str, type[Environment] | None]:
         section = self._source.data.get("environment")
         class_path = section.get("class") if isinstance(section, dict) else None
         key_path: KeyPath = ("environment", "class")
-        if not isinstance(class_path, str) or class_path.count(":") != 1:
-            self._add_problem(key_path, f"expected package.module:Class, found {class_path!r}")
+        if not isinstance(class_path, str) or not _CLASS_PATH.fullmatch(class_path):
+            found = show_written(self._source.written_at(key_path)) if isinstance(section, dict) else "no key `class`"
+            self._add_problem(key_path, f"expected package.module:Class, found {found}")
             return "", None
         module, _, name = class_path.partition(":")
-        if str(self._source.directory) not in sys.path:
-            sys.path.append(str(self._source.directory))  # an environment may be in the directory of its YAML
-        try:
-            imported_module = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            self._add_problem(
-                key_path, f"there is no module {error.name!r}; install it, or put it beside this file or on PYTHONPATH"
-            )
-            return class_path, None
-        except Exception as error:  # noqa: BLE001 - whatever a user's module raises while it is imported
-            self._add_problem(key_path, f"importing {module} failed: {type(error).__name__}: {error}")
-            return class_path, None
+        directory = str(self._source.directory)
+        search_last(directory)  # an environment may be in the directory of its YAML
+        imported_module, import_problem = _import_module(module)
         loaded_class = getattr(imported_module, name, None)
-        if loaded_class is None:
+        if (problem := hidden_module(module, directory) or import_problem) is not None:
+            self._add_problem(key_path, problem)
+        elif loaded_class is None:
             nearest = difflib.get_close_matches(name, vars(imported_module), n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             self._add_problem(key_path, f"{module} has no {name!r}{hint}")
-        elif (problem := _environment_problem(loaded_class)) is not None:
+        elif (problem := class_problem(loaded_class)) is not None:
             self._add_problem(key_path, f"{class_path} {problem}")
         else:
             return class_path, loaded_class
@@ -172,46 +209,23 @@ class _ConfigChecker:
         if model is None:
             return None
         if section is not None and not isinstance(section, dict):
-            self._add_problem((name,), f"expected keys and values, found {section!r}")
+            found = show_written(self._source.written_at((name,)))
+            self._add_problem((name,), f"expected keys and values, found {found}")
             return None
         values = {key: value for key, value in (section or {}).items() if key not in exclude}
         try:
             # As JSON, because only this is strict about scalars and still accepts a list as a tuple and text as a path.
             return model.model_validate_json(
-                orjson.dumps(values, default=str), strict=True, context={"directory": self._source.directory}
+                json.dumps(values, default=str), strict=True, context={"directory": self._source.directory}
             )
         except ValidationError as error:
             for problem in error.errors(include_url=False):
+                if problem["type"] == "default_factory_not_called":  # follows from the problem of another key
+                    continue
                 key_path: KeyPath = (name, *problem["loc"])
-                if problem["type"] == "extra_forbidden":
-                    valid_keys = _field_names_at(model, problem["loc"][:-1])
-                    self._add_problem(key_path, f"unknown key{_suggestion(str(key_path[-1]), valid_keys)}")
-                elif problem["type"] == "missing":
-                    self._add_problem(key_path, "this key is required")
-                elif problem["type"] == "credentials":
-                    self._add_problem(key_path, problem["msg"])
-                else:
-                    self._add_problem(key_path, f"{problem['msg']}, found {problem['input']!r}")
+                self._add_problem(key_path, describe_problem(model, problem, self._source.written_at(key_path)))
             return None
 
     def _add_problem(self, key_path: KeyPath, message: str) -> None:
-        ending = "" if message.endswith("?") else "."
-        self._problems.append(
-            f"{self._source.location_of(key_path)}: {'.'.join(str(part) for part in key_path)}: {message}{ending}"
-        )
-
-
-def _field_names_at(model: type[BaseModel], key_path: Sequence[str | int]) -> list[str]:
-    for part in key_path:
-        inner = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)
-
-
-def _suggestion(name: str, valid_names: Sequence[str]) -> str:
-    closest = difflib.get_close_matches(name, valid_names, n=1, cutoff=0.5)
-    if closest:
-        return f"; did you mean {closest[0]!r}?"
-    return f"; known are {', '.join(valid_names)}" if valid_names else ""
+        ending = "" if message.endswith("?") or "\n" in message else "."
+        self._problems.append(f"{self._source.location_of(key_path)}: {show_key(key_path)}: {message}{ending}")

@@ -4,17 +4,26 @@
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
+from urllib.parse import SplitResult
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from rollout.config.model_directory import ModelNotFound, resolve_model_path, written_model_path
+from rollout.config.sampling import SamplingConfig
+from rollout.paths import PathUnusable, expand_home, resolve_path
 from rollout.records.versions import OnUpdate
+from transports.errors import QueueURLError
+from transports.redaction import hide_passwords
+from transports.urls import split_url
 
 
 def _resolve_path(path: Path, info: ValidationInfo) -> Path:
-    return Path(info.context["directory"], path.expanduser()).resolve() if info.context else path
+    try:
+        return resolve_path(expand_home(path), info.context["directory"]) if info.context else path
+    except PathUnusable as error:
+        raise ValueError(error.reason) from None
 
 
 MultimodalMode = Literal["auto", "content_parts", "mmraw"]
@@ -26,29 +35,42 @@ ConfigPath = Annotated[Path, AfterValidator(_resolve_path)]
 """A path; a relative one is relative to the YAML file."""
 
 
+def _resolve_model_path(path: Path, info: ValidationInfo) -> Path:
+    try:
+        return resolve_model_path(path, info.context["directory"]) if info.context else path
+    except PathUnusable as error:
+        raise ValueError(error.reason) from None
+    except ModelNotFound as error:
+        raise ValueError(str(error)) from None
+
+
+ModelPath = Annotated[Path, AfterValidator(_resolve_model_path), PlainSerializer(written_model_path)]
+"""The directory of a model, or the name of one that this package ships."""
+
+
 class Section(BaseModel):
     """A section of the file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Section):
     name: str = Field(description="The name under which the engine serves the model.")
-    path: ConfigPath = Field(description="Directory with tokenizer.json and the image processor's configuration.")
+    path: ModelPath = Field(
+        description="Directory with tokenizer.json and the image processor's configuration; builtin:tiny is the small"
+        " model that the package ships."
+    )
     renderer: str = Field(description="The chat format, by the name the renderers package gives it.")
     template: dict[str, str | int | float | bool | None] = Field(
         default_factory=dict,
         description="Arguments of the chat template, such as enable_thinking, by the names that the model's own gives"
         " them.",
     )
-
-
-class SamplingConfig(Section):
-    temperature: float = Field(default=1.0, ge=0)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=1)
-    max_tokens: int = Field(default=512, ge=1)
-    seed: int | None = Field(default=None, ge=0, description="Each rollout and turn derives a seed of its own from it.")
+    special_text: Literal["text", "refuse", "allow"] = Field(
+        default="text",
+        description="What becomes of text in messages that spells control tokens, such as <|im_end|>: text, it is"
+        " encoded as text; refuse, the rollout fails; allow, it is encoded as control tokens.",
+    )
 
 
 class EmbeddedConfig(Section):
@@ -58,25 +80,41 @@ class EmbeddedConfig(Section):
 
 
 def _check_engine_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if "@" in url:
+        raise PydanticCustomError("secret", "a URL is logged; name the variable of a key in engine.api_key_env")
+    parts = _split_url(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("expected the root of a server, such as http://127.0.0.1:8000")
-    if "@" in parts.netloc:
-        raise PydanticCustomError("credentials", "a URL is logged; name the variable of a key in engine.api_key_env")
     if parts.path.strip("/") == "v1":
         raise ValueError("expected the root of the server, without /v1")
     return url.rstrip("/")
 
 
+def _check_queue_url(url: str) -> str:
+    _split_url(url)
+    return url
+
+
+def _split_url(url: str) -> SplitResult:
+    try:
+        return split_url(url)
+    except QueueURLError as error:
+        raise ValueError(str(error).removeprefix(f"{hide_passwords(url)}: ")) from None
+
+
 def _check_variable_name(name: str) -> str:
     if not (name.isascii() and name.isidentifier()):
         # It is probably the key itself, so the message does not repeat it.
-        raise PydanticCustomError("credentials", "expected the name of an environment variable that holds the key")
+        raise PydanticCustomError("secret", "expected the name of an environment variable that holds the key")
     return name
 
 
 EngineUrl = Annotated[str, AfterValidator(_check_engine_url)]
 """The root of an engine; a path in it, as that of a proxy, is kept."""
+
+
+QueueUrl = Annotated[str, AfterValidator(_check_queue_url), Field(repr=False)]
+"""The URL of a queue, which may have a password."""
 
 
 class EngineConfig(Section):
@@ -102,6 +140,11 @@ class EngineConfig(Section):
         description="How images go out: content_parts, which any vLLM reads; mmraw, references for engines with our"
         " plugin; auto: mmraw to those that resolve them, else content_parts.",
     )
+    ban_placeholders: bool = Field(
+        default=True,
+        description="Forbid the engines to sample the placeholders of images and videos: an answer that holds one ends"
+        " its rollout.",
+    )
     sampling: SamplingConfig = SamplingConfig()
     embedded: EmbeddedConfig = EmbeddedConfig()
 
@@ -110,15 +153,27 @@ class ImagesConfig(Section):
     mode: Literal["offload", "inline"] = "offload"
     allow: tuple[ConfigPath, ...] = Field(default=(), description="Directories that file:// images may come from.")
     max_bytes: int = Field(default=20_000_000, ge=1)
-    max_pixels: int = Field(default=178_956_970, ge=1)
+    max_pixels: int = Field(
+        default=33_554_432,
+        ge=1,
+        le=178_956_970,
+        description="Width times height of one image; no engine takes more than 178,956,970.",
+    )
+    memory: int = Field(
+        default=1_610_612_736,
+        ge=1,
+        description="Bytes of memory for decoding images, in one process; more images wait.",
+    )
 
 
 class QueueConfig(Section):
     """URLs of queues; {run_dir} is the run's directory, {environment} is run.name."""
 
-    url: str = Field(default="file://{run_dir}/trajectories?retain=true", description="Where trajectories go.")
-    tasks: str = Field(default="file://{run_dir}/tasks/{environment}", description="Where workers take orders from.")
-    control: str = Field(
+    url: QueueUrl = Field(default="file://{run_dir}/trajectories?retain=true", description="Where trajectories go.")
+    tasks: QueueUrl = Field(
+        default="file://{run_dir}/tasks/{environment}", description="Where workers take orders from."
+    )
+    control: QueueUrl = Field(
         default="file://{run_dir}/control/{environment}",
         description="Where the trainer says how far it is, and with which version.",
     )
@@ -187,6 +242,17 @@ class MetricsConfig(Section):
     )
 
 
+def _check_max_failed(value: Any) -> Any:
+    if value is None or (type(value) is int and value >= 0) or (type(value) is float and 0 <= value <= 1):
+        return value
+    raise ValueError("expected a whole number of rollouts, or a share between 0.0 and 1.0")
+
+
 class RunConfig(Section):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", description="Begins the run's id.")
     directory: ConfigPath = Field(default="runs", validate_default=True, description="Holds the runs' directories.")
+    max_failed: Annotated[int | float | None, BeforeValidator(_check_max_failed)] = Field(
+        default=None,
+        description="How many rollouts may fail before the run stops: a number, or a share of those that ended, judged"
+        " from the 16th on. none: it stops when the first 16 all failed; 1.0: no limit.",
+    )

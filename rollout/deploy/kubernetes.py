@@ -20,6 +20,8 @@ from rollout.deploy.plan import CannotRender, Plan, WorkerGroup
 _CONFIG_DIRECTORY = "/etc/rollout"
 _VOLUME_CLAIM_NAME, _SECRET_NAME = "rollout-runs", "rollout"
 _METRICS_PORT = 9464
+_IMAGE_GROUP = 10001
+"""The group of the user of our Dockerfile, who is not root. Kubernetes gives the volume to it."""
 _MAX_HOST_NAME_LENGTH = 63
 """The host name of a worker is the name of its Job, followed by the number of the worker."""
 _METRICS_OVERRIDES = ("metrics.host=0.0.0.0", f"metrics.port={_METRICS_PORT}")
@@ -155,6 +157,7 @@ def _pod_template(plan: Plan, image: str, command: Sequence[str], memory_mb: int
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": grace,
             "automountServiceAccountToken": False,
+            "securityContext": {"fsGroup": _IMAGE_GROUP, "fsGroupChangePolicy": "OnRootMismatch"},
             "containers": [container],
             "volumes": [
                 {"name": "runs", "persistentVolumeClaim": {"claimName": _VOLUME_CLAIM_NAME}},

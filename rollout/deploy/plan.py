@@ -11,7 +11,8 @@ from pathlib import Path
 from rollout.config.load import Config
 from rollout.errors import ConfigurationError
 from rollout.rundir.manifest import load_launch_configs
-from transports.urls import split_url, without_password
+from transports.redaction import hide_passwords
+from transports.urls import split_url
 
 _GRACE_MARGIN_SECONDS = 15
 """Seconds in addition to `worker.grace` until a process that should end is killed."""
@@ -98,7 +99,7 @@ def _require_reachable_urls(group: WorkerGroup) -> None:
     for key, url in (("queue.url", queue.url), ("queue.tasks", queue.tasks), ("queue.control", queue.control)):
         if url.startswith("memory:") or _is_loopback(url):
             raise CannotRender(
-                f"{group.config_path}: {key} is {without_password(url)}, which other machines cannot reach. Use the "
+                f"{group.config_path}: {key} is {hide_passwords(url)}, which other machines cannot reach. Use the "
                 "address of a Redis server, or file:// in the run's directory if all machines share it."
             )
     for url in group.config.engine.urls:

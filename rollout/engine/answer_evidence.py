@@ -5,7 +5,6 @@ Evidence that does not cover exactly the sampled tokens is refused: a trainer th
 
 import base64
 import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from renderers_adapter.tokens import Logprobs
 from rollout.engine.errors import InvalidEvidence
+from rollout.records.bounds import LOGPROB_TOLERANCE
 from rollout.records.evidence import VLLM_MISSING_LOGPROB, RoutedExperts, SamplingMask, VersionSpan
 
 
@@ -27,7 +27,7 @@ def read_logprobs(tokens: Sequence[int], logprobs_json: Any) -> Logprobs:
         if entry_token != token:
             raise InvalidEvidence(f"log-prob {position} is of token {entry_token}, the sampled token is {token}.")
         value = entry.get("logprob")
-        if not isinstance(value, float | int) or not math.isfinite(value) or value == VLLM_MISSING_LOGPROB:
+        if not isinstance(value, float | int) or not VLLM_MISSING_LOGPROB < value <= LOGPROB_TOLERANCE:
             raise InvalidEvidence(f"the log-prob of token {position} is {value!r}.")
         values.append(value)
     return np.array(values, np.float32)

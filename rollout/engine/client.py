@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +30,7 @@ from rollout.engine.errors import (
     EngineTimeout,
     EngineUnavailable,
     EngineUnreachable,
+    LogitBiasRefused,
     ModelNotServed,
 )
 from rollout.engine.features import require_same_layout
@@ -50,6 +52,8 @@ _RETRYABLE_ERRORS = (EngineUnreachable, EngineUnavailable, EngineTimeout)
 
 RequestObserver = Callable[[str, str, float], None]
 """Called after a try with the engine's URL, how the try ended, and its seconds."""
+WaitObserver = Callable[[str], None]
+"""Called with a sentence for people, when a wait begins and when it ends."""
 
 
 class EngineClient:
@@ -92,6 +96,7 @@ class EngineClient:
         self._router = Router(urls, affinity=affinity)
         self._http = EngineHttp(api_key)
         self._engine_sends_experts = False
+        self._refuses_bans = False
         self._multimodal = multimodal
         self._geometry = geometry if multimodal != "content_parts" else None
 
@@ -136,9 +141,37 @@ class EngineClient:
         except BaseExceptionGroup as error_group:
             raise error_group.exceptions[0] from None
         if len(unavailable) == len(self.replicas):
-            raise next(iter(unavailable.values()))
+            errors = list(unavailable.values())
+            raise next((error for error in errors if isinstance(error, _RETRYABLE_ERRORS)), errors[0])
         for replica in unavailable:
             self._router.eject(replica)
+
+    async def wait_until_checked(self, on_wait: WaitObserver) -> None:
+        """Check every engine; while all are unavailable, check them again as often as a turn is tried.
+
+        Raises:
+            EngineError: see `check`; the last try failed so, or `engine.timeout` is over.
+        """
+        last_error: EngineError | None = None
+        started_at = time.monotonic()
+        with anyio.move_on_after(self._answer_timeout):
+            for try_number in range(self._max_tries):
+                if try_number:
+                    await anyio.sleep(_retry_pause(try_number))
+                try:
+                    await self.check()
+                except _RETRYABLE_ERRORS as error:
+                    if last_error is None and self._max_tries > 1:
+                        on_wait(
+                            f"waiting because no engine can be used yet. Up to {self._max_tries - 1} further tries "
+                            f"(engine.retries) follow, within {self._answer_timeout:g} s (engine.timeout): {error}"
+                        )
+                    last_error = error
+                else:
+                    if last_error is not None:
+                        on_wait(f"goes on after {time.monotonic() - started_at:.0f} s")
+                    return
+        raise last_error or EngineTimeout(f"no engine answered within {self._answer_timeout:g} s (engine.timeout).")
 
     async def generate(self, request: GenerateRequest) -> Generation:
         """Sample one completion.
@@ -175,7 +208,16 @@ class EngineClient:
 
     async def _generate_once(self, replica: Replica, request: GenerateRequest, try_number: int) -> Generation:
         """One try; returns an answer that is complete and was sampled by the required weights."""
-        response_body = await self._post_generate(replica, request, try_number)
+        if self._refuses_bans:
+            request = replace(request, banned_ids=())
+        try:
+            response_body = await self._post_generate(replica, request, try_number)
+        except LogitBiasRefused as refusal:
+            if not request.banned_ids:
+                raise
+            request = replace(request, banned_ids=())
+            response_body = await self._post_generate(replica, request, try_number)
+            self._stop_banning(replica, refusal)
         self._router.record_answer(replica)
         generation = decode_response(response_body, request)
         self._engine_sends_experts |= generation.routed_experts is not None
@@ -190,6 +232,16 @@ class EngineClient:
                     f"{request.required_version!r} had been pushed before. Was it started anew?"
                 )
         return generation
+
+    def _stop_banning(self, replica: Replica, refusal: LogitBiasRefused) -> None:
+        """Ban no tokens from now on, at no engine, so that all turns of a rollout are sampled in the same way."""
+        if not self._refuses_bans:
+            self._refuses_bans = True
+            log.warning(
+                "no placeholders are banned from now on: an engine refuses it, and answers without",
+                engine=replica.url,
+                because=str(refusal),
+            )
 
     async def _post_generate(self, replica: Replica, request: GenerateRequest, try_number: int) -> bytes:
         # An engine may still be busy with the last try when the next one reaches it, so each try has its own id.

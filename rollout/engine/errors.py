@@ -42,6 +42,10 @@ class EngineRefused(EngineError):
     """The engine refused this request (4xx)."""
 
 
+class LogitBiasRefused(EngineRefused):
+    """The engine refused this request (400, 422) and named `logit_bias`, by which tokens are banned."""
+
+
 class EngineMisconfigured(EngineRefused):
     """The engine refuses every request (401, 403, 404): the configuration is wrong, not this request."""
 

@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping, Sequence
 
 from renderers_adapter.geometry import Geometry
+from rollout.config.api_key import read_api_key
 from rollout.config.load import Config
 from rollout.engine.client import EngineClient, RequestObserver
-from rollout.errors import ConfigurationError
 
 
 def engine_client_from_config(
@@ -43,15 +43,4 @@ def api_key_from_config(config: Config, environment: Mapping[str, str] = os.envi
     variable_name = config.engine.api_key_env
     if variable_name is None:
         return None
-    # A key that was read from a file often ends with the file's last line break.
-    key = environment.get(variable_name, "").strip()
-    if not key:
-        raise ConfigurationError(
-            f"engine.api_key_env names {variable_name}, and no such environment variable is set; set it to the "
-            "engines' API key."
-        )
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigurationError(
-            f"{variable_name} holds characters that no HTTP header carries; is it the engines' API key?"
-        )
-    return key
+    return read_api_key(variable_name, environment, named_by="engine.api_key_env")

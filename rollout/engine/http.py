@@ -5,12 +5,12 @@ It uses aiohttp: a request costs less than with other clients, and the cost does
 
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import aiohttp
-import orjson
 from pydantic import SecretStr
 
+from rollout.engine.error_answers import error_message, names_logit_bias, refused_sampling_key
 from rollout.engine.errors import (
     EngineBroken,
     EngineMisconfigured,
@@ -18,9 +18,11 @@ from rollout.engine.errors import (
     EngineRefused,
     EngineUnavailable,
     EngineUnreachable,
+    LogitBiasRefused,
 )
 
 _UNAVAILABLE_STATUSES = (429, 502, 503, 504)
+_BAD_REQUEST_STATUSES = (400, 422)
 _CONNECT_TIMEOUT = 10.0
 _KEEP_ALIVE_SECONDS = 3.0
 """Seconds that an idle connection is kept. It is less than on the server (uvicorn: 5), which could otherwise close the
@@ -69,7 +71,7 @@ class EngineHttp:
             EngineUnreachable: no connection, or it broke, or the answer is not HTTP.
             EngineUnavailable: the engine, or a proxy before it, is busy or not available (429, 502, 503, 504).
             EngineBroken: the engine failed (any other 5xx).
-            EngineRefused: the engine refuses this request (4xx).
+            LogitBiasRefused, EngineRefused: the engine refuses this request (4xx).
         """
         return await self._request("POST", url, body, session_id)
 
@@ -91,23 +93,23 @@ class EngineHttp:
             ) from error
         if 200 <= status < 300:
             return content
-        message = f"{url} answered {status}: {_error_message(content)}{_FIX_BY_STATUS.get(status, '')}"
+        answer = f"the engine at {url} answered {status}"
+        message = f"{answer}: {error_message(content)}{_FIX_BY_STATUS.get(status, '')}"
+        if status in _BAD_REQUEST_STATUSES:
+            if (refusal := refused_sampling_key(content)) is not None:
+                ending = "" if refusal.endswith(".") else "."
+                message = f"{refusal}{ending} So {answer} to this key of engine.sampling or chat(sampling=…)."
+            raise (LogitBiasRefused if names_logit_bias(content) else EngineRefused)(message)
         if status in _UNAVAILABLE_STATUSES:
             raise EngineUnavailable(message)
         if status in _FIX_BY_STATUS:
             raise (EngineNotFound if status == 404 else EngineMisconfigured)(message)
-        raise (EngineBroken if status >= 500 else EngineRefused)(message)
+        if status >= 500:
+            raise EngineBroken(f"{message} (its own log says more)")
+        raise EngineRefused(message)
 
 
 async def _split_into_chunks(body: bytes) -> AsyncIterator[bytes]:
     """Split a body. Inline images make bodies of megabytes; written in one piece, each would block other rollouts."""
     for start in range(0, len(body), _CHUNK_BYTES):
         yield body[start : start + _CHUNK_BYTES]
-
-
-def _error_message(content: bytes) -> str:
-    try:
-        message: Any = orjson.loads(content)["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = " ".join(content[:4000].decode(errors="replace").split())
-    return str(message)[:2000]

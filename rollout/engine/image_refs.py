@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from renderers_adapter.data_uris import find_data_uri_payload
+
 _HASH_PATTERN = re.compile(r"[0-9a-f]{16,128}")
-_URL_PATTERN = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,|file:///")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +66,7 @@ class FormattedReference:
 
 
 def _find_problem(url: object, image_hash: str) -> str | None:
-    if not isinstance(url, str) or not _URL_PATTERN.match(url):
+    if not isinstance(url, str) or not (url.startswith("file:///") or find_data_uri_payload(url) is not None):
         shown_url = repr(url)
         return (
             f"is {shown_url[:60]}; every image needs its data:image/…;base64 or file:/// reference in every request, "

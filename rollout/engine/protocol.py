@@ -21,6 +21,9 @@ from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan, a
 from rollout.records.messages import FinishReason
 
 _FINISH_REASONS = frozenset(FinishReason)
+_BAN = -100.0
+"""The least bias that vLLM takes: it makes a token so unlikely that float32 sees no difference to impossible."""
+
 _PROMPT_IDS_KEY = b'"prompt_token_ids":'
 
 
@@ -39,6 +42,7 @@ class Generation:
         cached_tokens: how many prompt tokens came from the engine's prefix cache, if it reports it.
         routed_experts: the experts that each token was routed to, if the engine sends them.
         sampling_mask: the tokens that could have been sampled at each position, if the engine sends them.
+        banned_ids: the tokens that the engine was told not to sample.
     """
 
     token_ids: LogicalIds
@@ -51,6 +55,7 @@ class Generation:
     cached_tokens: int | None
     routed_experts: RoutedExperts | None
     sampling_mask: SamplingMask | None
+    banned_ids: tuple[int, ...]
 
 
 def encode_request(
@@ -73,6 +78,9 @@ def encode_request(
     check_request(request)
     stop_token_ids = dict.fromkeys((*request.stop_token_ids, *request.sampling.get("stop_token_ids", ())))
     sampling = {**request.sampling, "logprobs": 0, "stop_token_ids": list(stop_token_ids)}
+    if request.banned_ids:
+        bans = {str(token): _BAN for token in request.banned_ids}
+        sampling["logit_bias"] = {**sampling.get("logit_bias", {}), **bans}
     if experts_start is not None:
         sampling["routed_experts_prompt_start"] = experts_start
     body: dict[str, Any] = {
@@ -93,7 +101,7 @@ def encode_request(
     try:
         return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError as error:
-        raise RequestRefusedLocally(f"{request_id}: the sampling cannot be written as JSON: {error}.") from None
+        raise RequestRefusedLocally(f"the sampling cannot be written as JSON: {error}.") from None
 
 
 def decode_response(body: bytes, request: GenerateRequest) -> Generation:
@@ -149,6 +157,7 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
                 conversation_length=len(seen_prompt) + len(tokens),
             ),
             sampling_mask=read_sampling_mask(sampled_ids, choice.get("sampling_mask")),
+            banned_ids=request.banned_ids,
         )
     except InvalidEvidence as error:
         raise InvalidEvidence(f"{request.request_id}: {error}") from None

@@ -23,6 +23,7 @@ class GenerateRequest:
         pad_id: the image pad token; None: the model takes no images.
         sampling: the sampling parameters, under vLLM's names.
         stop_token_ids: the tokens that end the answer, besides those in `sampling`.
+        banned_ids: the tokens that the engine must not sample, if it can be told so.
         required_version: the version of the weights that must answer, or a newer one; None: any.
     """
 
@@ -36,6 +37,7 @@ class GenerateRequest:
     pad_id: int | None
     sampling: Mapping[str, Any]
     stop_token_ids: tuple[int, ...]
+    banned_ids: tuple[int, ...] = ()
     required_version: str | None = None
 
     @property

@@ -12,21 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rollout.config.sampling import SAMPLING_KEYS
 from rollout.engine.errors import RequestRefusedLocally
 from rollout.engine.request import GenerateRequest
-
-ALLOWED_SAMPLING_KEYS = frozenset(
-    (
-        *("temperature", "top_p", "top_k", "min_p", "seed"),
-        *("presence_penalty", "frequency_penalty", "repetition_penalty", "repetition_detection"),
-        *("max_tokens", "min_tokens", "thinking_token_budget"),
-        *("stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output"),
-        *("bad_words", "allowed_token_ids", "logit_bias", "structured_outputs"),
-        *("detokenize", "skip_special_tokens", "spaces_between_special_tokens"),
-        *("skip_reading_prefix_cache", "extra_args"),
-    )
-)
-"""vLLM's sampling keys, without those that would change the number of answers or the evidence that comes with them."""
 
 
 def check_request(request: GenerateRequest) -> None:
@@ -38,9 +26,9 @@ def check_request(request: GenerateRequest) -> None:
         for index, image in enumerate(request.images):
             if image.problem is not None:
                 raise RequestRefusedLocally(f"image {index} {image.problem}")
-        _check_sampling(request.sampling)
     except RequestRefusedLocally as error:
         raise RequestRefusedLocally(f"{request.request_id}: {error}") from None
+    _check_sampling(request.sampling)
 
 
 def _check_prompt(prompt: npt.NDArray[np.int32]) -> None:
@@ -94,11 +82,11 @@ def _check_expansion(request: GenerateRequest, pad_positions: npt.NDArray[np.int
 
 
 def _check_sampling(sampling: Mapping[str, Any]) -> None:
-    unknown_keys = sorted(set(sampling) - ALLOWED_SAMPLING_KEYS)
+    unknown_keys = sorted(set(sampling) - SAMPLING_KEYS)
     if unknown_keys:
         raise RequestRefusedLocally(
             f"the sampling key {unknown_keys[0]!r} may not be set here, and the engine ignores keys that it does not "
-            f"know. Known are {', '.join(sorted(ALLOWED_SAMPLING_KEYS))}."
+            f"know. Known are {', '.join(sorted(SAMPLING_KEYS))}."
         )
     temperature = sampling.get("temperature")
     if not isinstance(temperature, int | float) or not math.isfinite(temperature) or temperature < 0:

@@ -32,7 +32,7 @@ from typing import Any
 import anyio
 import orjson
 
-from rollout.engine.errors import EngineError, EngineMisconfigured, EngineMismatch, EngineTimeout
+from rollout.engine.errors import EngineError, EngineMisconfigured, EngineMismatch, EngineNotFound, EngineTimeout
 from rollout.engine.http import EngineHttp
 from rollout.records.versions import OnUpdate, loading_version
 
@@ -68,7 +68,7 @@ async def fetch_engine_state(http: EngineHttp, url: str) -> EngineState:
     try:
         version = orjson.loads(await http.get(f"{url}/weight_info"))["weight_version"]
         paused = orjson.loads(await http.get(f"{url}/is_paused"))["is_paused"]
-    except EngineMisconfigured as error:
+    except EngineNotFound as error:
         raise NotUpdatable(
             f"{url} cannot be given new weights, nor tell which it has: {error}. Start vLLM with "
             "VLLM_SERVER_DEV_MODE=1, or with `rollout serve vllm`, which does."

@@ -9,22 +9,29 @@ decoded, prompts are expanded, tokens are sampled at a temperature, limits are k
 
 import asyncio
 import functools
+import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import structlog
 
+from renderers_adapter.decoding_memory import DEFAULT_DECODING_MEMORY
+from rollout.config.model_directory import BUILTIN_MODELS
+from rollout.errors import describe_user_line
 from rollout.serving.engine import Answer, Job, ModelCard, SampledToken, WeightsRefused
 from rollout.serving.gate import PauseGate
 from rollout.serving.policies import AnswerSlot, load_policy
-from rollout.serving.protocol import GenerateBody, RequestRefused
+from rollout.serving.protocol import LEAST_LOGIT_BIAS, GenerateBody, RequestRefused
 from rollout.serving.request_reader import RequestReader
 from rollout.serving.sampling import PolicyFault, certain_token, rng_for_request, sample_slots
 from rollout.serving.server import EngineServer
 
-TINY_MODEL = Path(__file__).parent / "tiny_qwen3_vl"
+log = structlog.get_logger()
+
+TINY_MODEL = BUILTIN_MODELS["builtin:tiny"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,7 @@ class EmbeddedSettings:
         max_model_len: the longest prompt and answer together, in expanded tokens.
         weight_version: what the engine says its weights are.
         allowed_directories: where `file://` images may be read from.
+        image_memory: the most bytes of memory for decoding images.
         latency_ms: extra time to the first token of each answer, in milliseconds.
         token_latency_ms: time to each further token, in milliseconds.
     """
@@ -48,6 +56,7 @@ class EmbeddedSettings:
     max_model_len: int = 32768
     weight_version: str = "0"
     allowed_directories: tuple[Path, ...] = ()
+    image_memory: int = DEFAULT_DECODING_MEMORY
     latency_ms: float = 0.0
     token_latency_ms: float = 0.0
 
@@ -63,7 +72,7 @@ class ScriptedEngine:
     def __init__(self, settings: EmbeddedSettings) -> None:
         self.settings = settings
         self.model_card = ModelCard(settings.model_name, settings.model_dir, settings.max_model_len)
-        self._request_reader = RequestReader(self.model_card, settings.allowed_directories)
+        self._request_reader = RequestReader(self.model_card, settings.allowed_directories, settings.image_memory)
         self._policy = load_policy(settings.policy)
         self._encode = functools.lru_cache(maxsize=4096)(self._encode_text)
 
@@ -73,13 +82,16 @@ class ScriptedEngine:
                 "sampling_params.allowed_token_ids: a script cannot honour them; leave them out or send null.",
                 param="sampling_params.allowed_token_ids",
             )
+        banned_ids = _read_bans(request)
         parsed = self._request_reader.read(request)
         text = self._request_reader.tokenizer.decode(request.token_ids)
         slots = self._ask_policy(text, [np.asarray(image) for image in parsed.images])
         try:
-            tokens = sample_slots(slots, request.sampling_params.temperature, rng_for_request(request), self._encode)
+            tokens = sample_slots(
+                slots, request.sampling_params.temperature, rng_for_request(request), self._encode, banned_ids
+            )
         except PolicyFault as fault:
-            raise self._policy_failed_error(str(fault)) from fault
+            raise self._policy_failed_error(str(fault), self._line_of_answer()) from fault
         all_tokens = (*tokens, certain_token(self._request_reader.eos_token_id))
         return ScriptedJob(parsed.prompt, parsed.stop_conditions, all_tokens, self.settings)
 
@@ -94,15 +106,35 @@ class ScriptedEngine:
 
     def _ask_policy(self, prompt: str, images: Sequence[np.ndarray]) -> Sequence[AnswerSlot]:
         try:
-            return self._policy.answer(prompt, images)
+            return list(self._policy.answer(prompt, images))  # a generator runs, and fails, here
         except Exception as error:
-            raise self._policy_failed_error(f"{type(error).__name__}: {error}") from error
+            log.error("the scripted policy failed", policy=self.settings.policy, exc_info=error)
+            line = describe_user_line(error) or self._line_of_answer()
+            raise self._policy_failed_error(f"{type(error).__name__}: {error}", line) from error
 
-    def _policy_failed_error(self, reason: str) -> RequestRefused:
-        return RequestRefused(f"The scripted policy {self.settings.policy} failed: {reason}.", status=500)
+    def _line_of_answer(self) -> str | None:
+        """Return where the policy's `answer` is defined, for a fault in what it returned."""
+        code = getattr(inspect.unwrap(self._policy.answer), "__code__", None)
+        return None if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+
+    def _policy_failed_error(self, reason: str, line: str | None) -> RequestRefused:
+        where = "" if line is None else f" at {line}"
+        return RequestRefused(f"The scripted policy {self.settings.policy} failed{where}: {reason}.", status=500)
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
         return tuple(self._request_reader.tokenizer.encode(text))
+
+
+def _read_bans(request: GenerateBody) -> frozenset[int]:
+    """The tokens that the request forbids. A script has no logits, so it honours no other bias."""
+    biases = request.sampling_params.logit_bias or {}
+    if any(bias > LEAST_LOGIT_BIAS for bias in biases.values()):
+        raise RequestRefused(
+            f"sampling_params.logit_bias: a script can only ban tokens, with {LEAST_LOGIT_BIAS:g}; leave out other "
+            "biases.",
+            param="sampling_params.logit_bias",
+        )
+    return frozenset(biases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,5 +159,5 @@ class ScriptedJob(Job):
 class EmbeddedServer(EngineServer):
     """An embedded engine in a thread of its own."""
 
-    def __init__(self, settings: EmbeddedSettings, *, port: int = 0) -> None:
-        super().__init__(ScriptedEngine(settings), weight_version=settings.weight_version, port=port)
+    def __init__(self, settings: EmbeddedSettings, *, port: int = 0, api_key: str | None = None) -> None:
+        super().__init__(ScriptedEngine(settings), weight_version=settings.weight_version, port=port, api_key=api_key)

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -23,13 +24,21 @@ from rollout.serving.control import ControlRoutes
 from rollout.serving.engine import Answer, Engine, Job, SampledToken
 from rollout.serving.gate import PauseGate
 from rollout.serving.protocol import GenerateBody, RequestRefused, parse_body
+from rollout.serving.request_limits import LimitBody
 from rollout.serving.responses import EXCEPTION_HANDLERS, json_response
+from rollout.serving.vllm_key.rollout_vllm_key import RequireKey
 
 _ID_PREFIX = "generate-tokens-"
 
 
-def create_app(engine: Engine, *, weight_version: str) -> Starlette:
-    """The ASGI application around an engine; `weight_version` is the version of its first weights."""
+def create_app(engine: Engine, *, weight_version: str, api_key: str | None = None) -> Starlette:
+    """The ASGI application around an engine.
+
+    Args:
+        engine: what answers.
+        weight_version: the version of its first weights.
+        api_key: the key that every request must have, except those that ask whether it lives; None: no key.
+    """
     gate = PauseGate(weight_version)
     endpoints = _Endpoints(engine, gate)
 
@@ -38,7 +47,11 @@ def create_app(engine: Engine, *, weight_version: str) -> Starlette:
         yield
         endpoints.close()
 
+    middleware = [Middleware(LimitBody)]
+    if api_key is not None:
+        middleware.insert(0, Middleware(RequireKey, key=api_key))
     return Starlette(
+        middleware=middleware,
         routes=[
             Route("/inference/v1/generate", endpoints.generate, methods=["POST"]),
             Route("/inference/v1/abort_requests", endpoints.abort_requests, methods=["POST"]),
@@ -108,7 +121,7 @@ class _Endpoints:
         return Response()
 
     async def version(self, http: Request) -> Response:
-        return json_response({"version": f"rollout-{version('rollout')}"})
+        return json_response({"version": f"rollout-{version('rollout-rl')}"})
 
     @contextmanager
     def _register_request(self, request_id: str) -> Iterator[asyncio.Event]:

@@ -2,24 +2,27 @@
 
 import binascii
 import hashlib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from rollout.images.errors import ImageError
-from rollout.images.pixels import load_pixels
+from renderers_adapter.data_uris import find_data_uri_payload
+from renderers_adapter.decoding_memory import DecodingMemory
+from rollout.images.decoding import decoded_image
+from rollout.images.errors import ImageError, ImageMemoryError
+from rollout.images.policy import ENGINE_MAX_PIXELS, ImageLimits
 from rollout.serving.protocol import ContentPart, RequestRefused
 
-_DATA_URI = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,")
+_LIMITS = ImageLimits(max_pixels=ENGINE_MAX_PIXELS)
 
 
 class MediaReader:
     """Reads `data:` URIs, and `file://` inside the allowed directories."""
 
-    def __init__(self, allowed_directories: Iterable[Path]) -> None:
+    def __init__(self, allowed_directories: Iterable[Path], memory: DecodingMemory) -> None:
+        self._memory = memory
         self._allowed_directories = tuple(directory.resolve() for directory in allowed_directories)
 
     def read(self, index: int, part: ContentPart) -> Image.Image:
@@ -38,9 +41,12 @@ class MediaReader:
                 param=f"{param}.uuid",
             )
         try:
-            return load_pixels(data)
+            with decoded_image(data, _LIMITS, self._memory) as image:
+                return image
         except ImageError as error:
             raise RequestRefused(f"{param}.url: {error.reason}.", param=f"{param}.url") from error
+        except ImageMemoryError as error:
+            raise RequestRefused(f"{param}.url: {error}.", param=f"{param}.url", status=503) from error
 
     def _read_bytes(self, param: str, url: str) -> bytes:
         scheme = url.partition(":")[0].lower()
@@ -74,10 +80,10 @@ def _outside_allowed_error(param: str) -> RequestRefused:
 
 
 def _decode_data_uri(param: str, url: str) -> bytes:
-    header = _DATA_URI.match(url)
-    if header is None:
+    payload = find_data_uri_payload(url)
+    if payload is None:
         raise RequestRefused(f"{param} begins with {url[:40]!r}; expected data:image/…;base64,…", param=param)
-    encoded = url[header.end() :]
+    encoded = url[payload:]
     try:
         # Python's strict mode lets padding follow a group that is complete without any.
         if len(encoded) % 4 or encoded.endswith("==="):

@@ -7,7 +7,7 @@ no seeds, no earlier requests. It answers with slots, one after another; the eng
         def answer(self, prompt, images):
             return [AnswerSlot({"heads": 0.0, "tails": 0.0})]
 
-It is named as `package.module:Class`, and may come from any installed package.
+It is named as `package.module:Class`. The module may be beside the YAML, on PYTHONPATH, or installed.
 """
 
 import importlib
@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from rollout.environments.palette import PALETTE
 from rollout.errors import ConfigurationError
+from rollout.import_path import describe_conflict
 
 Pixels = npt.NDArray[np.uint8]
 """One image as height x width x RGB."""
@@ -100,9 +101,12 @@ def load_policy(name: str) -> ScriptedPolicy:
     try:
         policy = getattr(importlib.import_module(module), attribute)()
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        if (conflict := describe_conflict(error)) is not None:
+            reason += f": {conflict}"
         raise PolicyNotFound(
-            f"The policy {name!r} cannot be made: {type(error).__name__}: {error}. "
-            "Expected package.module:Class of an installed package, where Class() needs no arguments."
+            f"The policy {name!r} cannot be made: {reason}. Expected package.module:Class, where Class() needs no "
+            "arguments, and the module is beside the YAML, on PYTHONPATH, or installed."
         ) from error
     if not isinstance(policy, ScriptedPolicy):
         raise PolicyNotFound(f"The policy {name!r} has no method answer(prompt, images).")

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 TokenId = Annotated[int, Field(ge=0)]
+
+LEAST_LOGIT_BIAS = -100.0
+"""As in vLLM, a bias lies between this and its opposite, and the least one bans a token."""
 
 
 class RequestRefused(Exception):
@@ -38,7 +41,6 @@ _NEUTRAL_SAMPLING_VALUES: Mapping[str, tuple[Any, ...]] = {
     "ignore_eos": (False,),
     "stop": (None, []),
     "bad_words": (None, []),
-    "logit_bias": (None,),
     "logprob_token_ids": (None,),
     "prompt_logprobs": (None,),
     "structured_outputs": (None,),
@@ -72,6 +74,13 @@ class StrictModel(BaseModel):
 _ModelT = TypeVar("_ModelT", bound=StrictModel)
 
 
+def _read_token_keys(value: Any) -> Any:
+    """JSON has texts as keys."""
+    if not isinstance(value, dict):
+        return value
+    return {int(key) if isinstance(key, str) and key.isdecimal() else key: item for key, item in value.items()}
+
+
 class SamplingParams(StrictModel):
     """How to sample. `temperature` and `logprobs` are required: a trainer has to know both sides of every sample."""
 
@@ -81,6 +90,7 @@ class SamplingParams(StrictModel):
     seed: int | None = None
     stop_token_ids: list[TokenId] | None = None
     allowed_token_ids: list[TokenId] | None = Field(default=None, min_length=1)
+    logit_bias: Annotated[dict[TokenId, FiniteFloat] | None, BeforeValidator(_read_token_keys)] = None
 
     @model_validator(mode="before")
     @classmethod

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from renderers_adapter.adapter import load_processor_config
+from renderers_adapter.decoding_memory import DEFAULT_DECODING_MEMORY, shared_decoding_memory
 from renderers_adapter.geometry import GeometryError, geometry_for
 from renderers_adapter.tokenizer import TokenizerError, load_tokenizer
 from rollout.serving.engine import ModelCard, StopConditions
@@ -40,7 +41,12 @@ class RequestReader:
         TokenizerError, AdapterError: the model's directory lacks a file or a token.
     """
 
-    def __init__(self, model_card: ModelCard, allowed_directories: Iterable[Path]) -> None:
+    def __init__(
+        self,
+        model_card: ModelCard,
+        allowed_directories: Iterable[Path],
+        image_memory: int = DEFAULT_DECODING_MEMORY,
+    ) -> None:
         self.tokenizer = load_tokenizer(model_card.directory)
         self._model_card = model_card
         self._image_pad_id = self.tokenizer.token_id("<|image_pad|>")
@@ -54,7 +60,7 @@ class RequestReader:
             )
         self.eos_token_id = self.tokenizer.eos_token_id
         self._geometry = geometry_for("qwen_vl", load_processor_config(model_card.directory))
-        self._media = MediaReader(allowed_directories)
+        self._media = MediaReader(allowed_directories, shared_decoding_memory(image_memory))
 
     def read(self, request: GenerateBody) -> ParsedRequest:
         """Read a request.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
+import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,7 +12,16 @@ from starlette.types import ExceptionHandler
 
 from rollout.serving.protocol import RequestRefused
 
-_ERROR_TYPES = {400: "BadRequestError", 404: "NotFoundError", 409: "ConflictError", 500: "InternalServerError"}
+log = structlog.get_logger()
+
+_ERROR_TYPES = {
+    400: "BadRequestError",
+    404: "NotFoundError",
+    408: "RequestTimeout",
+    409: "ConflictError",
+    413: "RequestTooLarge",
+    500: "InternalServerError",
+}
 
 
 def json_response(value: Any, status: int = 200) -> Response:
@@ -21,7 +31,10 @@ def json_response(value: Any, status: int = 200) -> Response:
 
 def _error_response(message: str, status: int, param: str | None) -> Response:
     error = {"message": message, "type": _ERROR_TYPES.get(status, "HTTPError"), "param": param, "code": status}
-    return json_response({"error": error}, status)
+    response = json_response({"error": error}, status)
+    if status == 408:  # the rest of the body is still to come, so the connection cannot be used again
+        response.headers["connection"] = "close"
+    return response
 
 
 async def _handle_request_refused(http: Request, error: Exception) -> Response:
@@ -35,6 +48,7 @@ async def _handle_http_exception(http: Request, error: Exception) -> Response:
 
 
 async def _handle_unexpected_error(http: Request, error: Exception) -> Response:
+    log.error("a request failed", path=http.url.path, exc_info=error)
     return _error_response(f"{type(error).__name__}: {error}", 500, None)
 
 
@@ -43,4 +57,4 @@ EXCEPTION_HANDLERS: Mapping[Any, ExceptionHandler] = {
     HTTPException: _handle_http_exception,
     Exception: _handle_unexpected_error,
 }
-"""Every exception becomes an error answer with a message; none reaches the server."""
+"""Every exception becomes an error answer with a message; the log has the traceback of what nobody expected."""

@@ -10,8 +10,8 @@ import hashlib
 import math
 import random
 from array import array
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from rollout.serving.engine import SampledToken
@@ -37,14 +37,19 @@ class _Candidate:
 
 
 def sample_slots(
-    slots: Iterable[AnswerSlot], temperature: float, rng: random.Random, encode: Callable[[str], TokenIds]
+    slots: Iterable[AnswerSlot],
+    temperature: float,
+    rng: random.Random,
+    encode: Callable[[str], TokenIds],
+    banned_ids: Set[int] = frozenset(),
 ) -> list[SampledToken]:
-    """Draw one candidate for each slot and return the tokens of all of them.
+    """Draw one candidate for each slot and return the tokens of all of them; none with a banned token is drawn.
 
     Raises:
         PolicyFault: a slot has no candidate, a logit is out of bounds, or one candidate begins another.
     """
-    return [token for slot in slots for token in _sample_slot(slot, temperature, rng, encode)]
+    allowed_slots = [_without_banned(slot, banned_ids, encode) for slot in slots]
+    return [token for slot in allowed_slots for token in _sample_slot(slot, temperature, rng, encode)]
 
 
 def certain_token(token_id: int) -> SampledToken:
@@ -64,6 +69,13 @@ def rng_for_request(request: GenerateBody) -> random.Random:
     digest.update(array("Q", request.token_ids))
     digest.update("".join(part.uuid for part in request.content_parts or ()).encode())
     return random.Random(digest.digest())  # noqa: S311 - reproducible, not secret
+
+
+def _without_banned(slot: AnswerSlot, banned_ids: Set[int], encode: Callable[[str], TokenIds]) -> AnswerSlot:
+    allowed = {text: logit for text, logit in slot.logits.items() if banned_ids.isdisjoint(encode(text))}
+    if slot.logits and not allowed:
+        raise PolicyFault(f"all candidates of a slot have tokens that the request bans: {sorted(slot.logits)[:4]}")
+    return replace(slot, logits=allowed)
 
 
 def _sample_slot(

@@ -18,6 +18,7 @@ import uvicorn
 from rollout.errors import RolloutError
 from rollout.serving.endpoint import create_app
 from rollout.serving.engine import Engine
+from rollout.serving.request_limits import HeadDeadlineProtocol
 
 _HOST = "127.0.0.1"
 _START_TIMEOUT_SECONDS = 15.0
@@ -29,13 +30,18 @@ class ServerFailed(RolloutError):
 
 
 class EngineServer:
-    """An engine in a thread of its own, with an event loop of its own. Start it once."""
+    """An engine in a thread of its own, with an event loop of its own. Start it once.
 
-    def __init__(self, engine: Engine, *, weight_version: str, port: int = 0) -> None:
+    With an `api_key`, every request must have it, except those that ask whether it lives.
+    """
+
+    def __init__(self, engine: Engine, *, weight_version: str, port: int = 0, api_key: str | None = None) -> None:
         self._port = port
         self._server = uvicorn.Server(
             uvicorn.Config(
-                create_app(engine, weight_version=weight_version),
+                create_app(engine, weight_version=weight_version, api_key=api_key),
+                http=HeadDeadlineProtocol,  # its h11 also bounds the bytes of a head
+                ws="none",
                 log_config=None,
                 log_level="critical",
                 access_log=False,

@@ -20,27 +20,38 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rollout.errors import RolloutError
+from rollout.config.api_key import read_api_key
+from rollout.errors import ConfigurationError, RolloutError
 
 SHIM_DIRECTORY = Path(__file__).parent / "vllm_shim"
 """Must be on PYTHONPATH if vLLM runs on a CPU; its `sitecustomize.py` says why."""
 
+KEY_DIRECTORY = Path(__file__).parent / "vllm_key"
+"""Must be on PYTHONPATH if the server asks for a key; its one module says why."""
+
+_KEY_VARIABLE = "VLLM_API_KEY"
+_KEY_MIDDLEWARE = "rollout_vllm_key.RequireKey"
 _PLUGIN_ENTRY_POINT = EntryPoint("mmraw", "rollout_vllm.plugin:MMRawPlugin", "vllm.endpoint_plugins")
 _OPTION_BY_FLAG = {
     "--host": "--host",
     "--port": "--port",
     "--served-model-name": "--name",
     "--allowed-local-media-path": "--media",
+    "--api-key": "--api-key-env",
 }
 _ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - recognised, not bound
 _LAST_LINES = 15
 _POLL_INTERVAL_SECONDS = 0.25
 _STOP_TIMEOUT_SECONDS = 20.0
+
+
+class KeyRequired(ConfigurationError):
+    """Other machines could use the server, and replace its weights, without a key."""
 
 
 class VllmFailed(RolloutError):
@@ -57,7 +68,10 @@ class VllmSettings:
         name: the name that requests ask for; None: the last part of `model`.
         host: the address that it listens on; 0.0.0.0 means all addresses of this machine.
         port: the port that it listens on.
-        updates: whether it takes new weights; no key protects these routes from clients that can reach it.
+        updates: whether it takes new weights.
+        api_key_env: the environment variable with the key that every route asks for, except `/health` and `/metrics`;
+            None: no key.
+        without_key: whether it may listen for other machines without a key.
         executable: vLLM's executable; None: the one beside this Python, or on the PATH.
         flags: further flags of `vllm serve`. They override ours, but must not set what these settings set.
     """
@@ -68,6 +82,8 @@ class VllmSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     updates: bool = True
+    api_key_env: str | None = None
+    without_key: bool = False
     executable: Path | None = None
     flags: tuple[str, ...] = ()
 
@@ -83,9 +99,15 @@ class VllmSettings:
         return f"http://{host}:{self.port}"
 
     def command(self) -> list[str]:
-        """The command line. Raises VllmFailed if there is no vLLM, or if a flag contradicts the settings."""
+        """The command line.
+
+        Raises:
+            KeyRequired: it would listen for other machines, without a key and without `without_key`.
+            VllmFailed: there is no vLLM, or a flag contradicts the settings.
+        """
+        self._require_key()
         for flag in self.flags:
-            option = _OPTION_BY_FLAG.get(flag.partition("=")[0])
+            option = _OPTION_BY_FLAG.get(flag.partition("=")[0].replace("_", "-"))
             if option is not None:
                 raise VllmFailed(f"{flag} would contradict what we wait for and print; give {option} before the --.")
         return [
@@ -102,11 +124,12 @@ class VllmSettings:
             # Log-probs of the distribution that was sampled from, temperature and allowed tokens included.
             *("--logprobs-mode", "processed_logprobs"),
             "--enable-prompt-tokens-details",
+            *(("--middleware", _KEY_MIDDLEWARE) if self.api_key_env is not None else ()),
             *self.flags,
         ]
 
     def environment(self) -> dict[str, str]:
-        """The variables that are set for it, besides the inherited ones."""
+        """The variables that are set for it, besides the inherited ones and the key."""
         variables = {"VLLM_SERVER_DEV_MODE": "1"} if self.updates else {}
         if Path(self.model).is_dir():
             variables["HF_HUB_OFFLINE"] = "1"
@@ -114,14 +137,48 @@ class VllmSettings:
         plugins = _plugin_names(executable)
         if plugins is not None:
             variables["VLLM_PLUGINS"] = plugins
-        if _is_cpu_build(executable):
-            variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SHIM_DIRECTORY), os.environ.get("PYTHONPATH"))))
+        directories = [
+            *((str(SHIM_DIRECTORY),) if _is_cpu_build(executable) else ()),
+            *((str(KEY_DIRECTORY),) if self.api_key_env is not None else ()),
+        ]
+        if directories:
+            variables["PYTHONPATH"] = os.pathsep.join(filter(None, (*directories, os.environ.get("PYTHONPATH"))))
         return variables
 
     def shell_command(self) -> str:
-        """Environment and command as one line for a shell."""
-        variables = (f"{name}={shlex.quote(value)}" for name, value in self.environment().items())
-        return " ".join((*variables, shlex.join(self.command())))
+        """Environment and command as one line for a shell, also of another machine: no vLLM need be here.
+
+        The key is not in it: the shell takes it from its variable, and refuses the line if that is empty.
+        """
+        settings = self if self.executable or _search_executable() else replace(self, executable=Path("vllm"))
+        command = shlex.join(settings.command())
+        variables = [f"{name}={shlex.quote(value)}" for name, value in settings.environment().items()]
+        if self.api_key_env is not None:
+            variables.append(f'{_KEY_VARIABLE}="${{{self.api_key_env}:?set it to the API key of this engine}}"')
+        return " ".join((*variables, command))
+
+    def _require_key(self) -> None:
+        if self.api_key_env is None and not self.without_key and not _is_loopback(self.host):
+            raise KeyRequired(
+                f"--host {self.host} lets other machines use this engine and replace its weights. Put an API key into "
+                f"the environment variable {_KEY_VARIABLE}, or name another variable with --api-key-env, and name it "
+                "in the YAML as engine.api_key_env. Or give --without-key, if you trust every machine that reaches it."
+            )
+        if self.api_key_env is not None and not (self.api_key_env.isascii() and self.api_key_env.isidentifier()):
+            raise ConfigurationError(
+                f"--api-key-env takes the name of an environment variable, and not {self.api_key_env!r}; it never "
+                "takes the key itself."
+            )
+
+
+def default_key_variable(host: str, *, without_key: bool, only_print: bool) -> str | None:
+    """Return the variable of the key where none is named: VLLM_API_KEY, if it is set.
+
+    A line that is only printed is for another shell, which has a variable of its own: there it is required wherever a
+    key is.
+    """
+    is_required = only_print and not without_key and not _is_loopback(host)
+    return _KEY_VARIABLE if is_required or os.environ.get(_KEY_VARIABLE, "").strip() else None
 
 
 class VllmServer:
@@ -144,8 +201,16 @@ class VllmServer:
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start the process, without waiting. Raises VllmFailed if there is no vLLM, or if its port is taken."""
+        """Start the process, without waiting.
+
+        Raises:
+            ConfigurationError: a key is required, or its variable is not set.
+            VllmFailed: there is no vLLM, or its port is taken.
+        """
         command = self.settings.command()
+        variables = self.settings.environment()
+        if (key_variable := self.settings.api_key_env) is not None:
+            variables[_KEY_VARIABLE] = read_api_key(key_variable, self._environment, named_by="--api-key-env")
         self._require_free_port()
         self.settings.media_directory.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("wb") as log_file:
@@ -155,7 +220,7 @@ class VllmServer:
                     stdin=subprocess.DEVNULL,
                     stdout=log_file,
                     stderr=subprocess.STDOUT,
-                    env={**self._environment, **self.settings.environment()},
+                    env={**self._environment, **variables},
                     # A group of its own: a signal reaches the engine's processes only through their parent, and the
                     # processes that remain can be killed together.
                     start_new_session=True,
@@ -235,15 +300,24 @@ class VllmServer:
             return file.read().decode(errors="replace").splitlines()[-line_count:]
 
 
-def _find_executable() -> Path:
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or (host.startswith("127.") and host.replace(".", "").isdecimal())
+
+
+def _search_executable() -> Path | None:
     sibling = Path(sys.executable).with_name("vllm")
     path = str(sibling) if sibling.is_file() else shutil.which("vllm")
+    return None if path is None else Path(path)
+
+
+def _find_executable() -> Path:
+    path = _search_executable()
     if path is None:
         raise VllmFailed(
-            f"there is no vllm beside {sys.executable} or on the PATH. Install it (pip install 'rollout[vllm]'), "
+            f"there is no vllm beside {sys.executable} or on the PATH. Install it (pip install 'rollout-rl[vllm]'), "
             "or name the executable of another environment with --vllm."
         )
-    return Path(path)
+    return path
 
 
 def _is_cpu_build(executable: Path) -> bool:

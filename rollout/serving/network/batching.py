@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import structlog
 import torch
 
 from rollout.serving.engine import Answer, SampledToken
@@ -18,6 +19,8 @@ from rollout.serving.network.model import Network
 from rollout.serving.network.prompts import NetworkPrompt
 from rollout.serving.network.sampling import sample_tokens
 from rollout.serving.protocol import RequestRefused
+
+log = structlog.get_logger()
 
 _MAX_PREFILL_TOKENS = 16384
 """The most prompt tokens of one step, padding included; a longer prompt has a step for itself."""
@@ -100,7 +103,8 @@ class Batcher:
                     continue
                 try:
                     tokens = await loop.run_in_executor(self._executor, self._compute_step, continuing, starting)
-                except Exception as error:  # noqa: BLE001 - whatever a network raises ends the requests that met it
+                except Exception as error:  # whatever a network raises ends the requests that met it
+                    log.error("a step of the network failed", requests=len(participants), exc_info=error)
                     self._decoding = None
                     for request in participants:
                         request.fail(RequestRefused(f"The network failed: {type(error).__name__}: {error}", status=500))

@@ -48,13 +48,14 @@ class NetworkEngine:
 
     def prepare(self, request: GenerateBody) -> Job:
         parsed = self._request_reader.read(request)
-        allowed_token_ids = request.sampling_params.allowed_token_ids
-        if allowed_token_ids is not None and max(allowed_token_ids) >= self._request_reader.tokenizer.vocab_size:
-            raise RequestRefused(
-                f"sampling_params.allowed_token_ids names {max(allowed_token_ids)}, "
-                f"outside the vocabulary of {self._request_reader.tokenizer.vocab_size} tokens.",
-                param="sampling_params.allowed_token_ids",
-            )
+        for key in ("allowed_token_ids", "logit_bias"):
+            largest_id = max(getattr(request.sampling_params, key) or (0,))
+            if largest_id >= self._request_reader.tokenizer.vocab_size:
+                raise RequestRefused(
+                    f"sampling_params.{key} names {largest_id}, "
+                    f"outside the vocabulary of {self._request_reader.tokenizer.vocab_size} tokens.",
+                    param=f"sampling_params.{key}",
+                )
         images = self._prompt_images(request, parsed)
         network_prompt = NetworkPrompt(
             parsed.prompt.token_ids,

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache, GenerationConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 from transformers.utils import logging as transformers_logging
 
 from rollout.errors import ConfigurationError
@@ -111,11 +111,12 @@ class Network:
         cache: Any,
         **image_inputs: Any,
     ) -> torch.Tensor:
+        # By place, because the names differ: older versions of transformers call the cache past_key_values.
         out = self._model(
-            input_ids=input_ids.to(self._device),
-            attention_mask=attention_mask,
-            position_ids=positions.to(self._device),
-            past_key_values=cache,
+            input_ids.to(self._device),
+            attention_mask,
+            positions.to(self._device),
+            cache,
             use_cache=True,
             logits_to_keep=1,
             **image_inputs,
@@ -156,7 +157,7 @@ def _encoder_outputs(features: Sequence[VisionFeatures]) -> dict[str, Any]:
         list(layer) for layer in zip(*(image_features.deepstack for image_features in features), strict=True)
     ]
     return {
-        "image": SimpleNamespace(
+        "image": BaseModelOutputWithDeepstackFeatures(
             pooler_output=[one.embeddings for one in features], deepstack_features=deepstack_layers
         )
     }

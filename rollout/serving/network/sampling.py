@@ -6,6 +6,7 @@ import torch
 
 from rollout.serving.engine import SampledToken
 from rollout.serving.network.prompts import NetworkPrompt
+from rollout.serving.protocol import LEAST_LOGIT_BIAS
 from rollout.serving.sampling import MIN_SAMPLING_TEMPERATURE
 
 # Rounding must not lead beyond the last possible token.
@@ -15,15 +16,15 @@ _BELOW_ONE = 1 - 1e-12
 def sample_tokens(logits: torch.Tensor, prompts: Sequence[NetworkPrompt]) -> list[SampledToken]:
     """One token for each row of logits, in float32.
 
-    As in vLLM's processed log-probs, forbidden tokens have none and the temperature is applied. At temperature 0 the
-    likeliest token is taken, and its log-prob is that of temperature 1.
+    As in vLLM's processed log-probs, biases are added, forbidden tokens have none and the temperature is applied. At
+    temperature 0 the likeliest token is taken, and its log-prob is that of temperature 1.
     """
     temperatures = [prompt.sampling_params.temperature for prompt in prompts]
     divisors = torch.tensor(
         [1.0 if temperature < MIN_SAMPLING_TEMPERATURE else temperature for temperature in temperatures],
         device=logits.device,
     )
-    logprobs = torch.log_softmax(_mask_forbidden(logits, prompts) / divisors[:, None], dim=-1)
+    logprobs = torch.log_softmax(_mask_forbidden(_add_biases(logits, prompts), prompts) / divisors[:, None], dim=-1)
     cumulative_probabilities = logprobs.double().exp().cumsum(dim=-1)
     uniform = [[prompt.rng.random() * _BELOW_ONE] for prompt in prompts]
     thresholds = torch.tensor(uniform, dtype=torch.float64, device=logits.device) * cumulative_probabilities[:, -1:]
@@ -37,6 +38,17 @@ def sample_tokens(logits: torch.Tensor, prompts: Sequence[NetworkPrompt]) -> lis
         SampledToken(*row)
         for row in zip(token_ids.tolist(), token_logprobs[:, 0].tolist(), ranks.tolist(), top_logprobs, strict=True)
     ]
+
+
+def _add_biases(logits: torch.Tensor, prompts: Sequence[NetworkPrompt]) -> torch.Tensor:
+    if not any(prompt.sampling_params.logit_bias for prompt in prompts):
+        return logits
+    biased = logits.clone()
+    for row, prompt in enumerate(prompts):
+        biases = prompt.sampling_params.logit_bias or {}
+        values = torch.tensor([*biases.values()], dtype=logits.dtype, device=logits.device)
+        biased[row, [*biases]] += values.clamp(LEAST_LOGIT_BIAS, -LEAST_LOGIT_BIAS)
+    return biased
 
 
 def _mask_forbidden(logits: torch.Tensor, prompts: Sequence[NetworkPrompt]) -> torch.Tensor:

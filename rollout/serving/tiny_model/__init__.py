@@ -4,5 +4,5 @@
 
 They have the families' architecture, tokens, chat template and processor configuration, about half a million
 parameters, and greedy answers that depend on the prompt and its images. To make one, you need torch and transformers
-(`pip install 'rollout[trainer]'`); to serve one, you need what vLLM needs.
+(`pip install 'rollout-rl[trainer]'`); to serve one, you need what vLLM needs.
 """

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from rollout.errors import ConfigurationError
 from rollout.serving.tiny_model.checkpoint import make_checkpoint
 from rollout.serving.tiny_model.families import FAMILIES
 
@@ -14,7 +15,11 @@ def main() -> None:
     parser.add_argument("--family", choices=sorted(FAMILIES), default="qwen3-vl")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
     arguments = parser.parse_args()
-    parameters = make_checkpoint(arguments.directory, arguments.family, seed=arguments.seed)
+    try:
+        parameters = make_checkpoint(arguments.directory, arguments.family, seed=arguments.seed)
+    except ConfigurationError as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        sys.exit(error.exit_code)
     sys.stdout.write(f"{arguments.directory}: {arguments.family}, {parameters:,} random parameters\n")
 
 

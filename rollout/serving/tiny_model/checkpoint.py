@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+from rollout.images.processors import import_trainer_extra
 from rollout.serving.tiny_model.families import CONTEXT_LENGTH, FAMILIES, SHIPPED_MODEL_DIRECTORY
 
 WEIGHT_SCALE = 6.0
@@ -14,8 +15,12 @@ def make_checkpoint(directory: Path, family: str, *, seed: int = 0, scale: float
     """Write a checkpoint of a family into a directory, and return how many parameters it has.
 
     Its matrices are `scale` times what the architecture usually begins with.
+
+    Raises:
+        ConfigurationError: torch or transformers is missing.
     """
-    import torch
+    torch = import_trainer_extra("torch")
+    import_trainer_extra("transformers")
     from tokenizers import Tokenizer
     from transformers import GenerationConfig
 

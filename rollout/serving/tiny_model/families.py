@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rollout.config.model_directory import BUILTIN_MODELS
+
 _TEMPLATES = Path(__file__).parent / "templates"
-SHIPPED_MODEL_DIRECTORY = Path(__file__).parents[1] / "tiny_qwen3_vl"
+SHIPPED_MODEL_DIRECTORY = BUILTIN_MODELS["builtin:tiny"]
 """Tokenizer and template of the small model that the embedded engine serves without a network."""
 
 CONTEXT_LENGTH = 32768

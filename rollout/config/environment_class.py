@@ -1,0 +1,62 @@
+"""What can be known to be wrong with an environment before it plays: its class, and the making of an instance."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rollout.environments.base import Environment, MultiTurnEnvironment
+from rollout.errors import ConfigurationError, describe_user_error
+from rollout.records.messages import MessageError
+from rollout.records.tools import require_tools
+
+
+class EnvironmentUnusable(ConfigurationError):
+    """No instance of an environment's class can be made, or what it declares is wrong."""
+
+
+def class_problem(loaded_class: object) -> str | None:
+    """Return why this cannot be an environment's class; None if it can."""
+    if not (isinstance(loaded_class, type) and issubclass(loaded_class, Environment)):
+        return "is not a subclass of rollout.Environment"
+    if missing := sorted(loaded_class.__abstractmethods__):
+        return f"does not define {' and '.join(missing)}"
+    for name in ("reset", "step") if issubclass(loaded_class, MultiTurnEnvironment) else ("run",):
+        method = inspect.getattr_static(loaded_class, name)
+        if any(map(inspect.isasyncgenfunction, _layers(method))):
+            return f"has a {name} with a `yield`, which makes it a generator; use `return` instead"
+        if not any(map(inspect.iscoroutinefunction, _layers(method))):
+            return f"has a {name} that is not a coroutine; write `async def {name}`"
+    return None
+
+
+def require_usable(new_environment: Callable[[], Environment], class_path: str) -> None:
+    """Make one instance, as every rollout will, and check the tools that it declares.
+
+    Raises:
+        EnvironmentUnusable: one of both fails; the text has the lines of the user's code.
+    """
+    try:
+        environment = new_environment()
+        tools = environment.tools if isinstance(environment, MultiTurnEnvironment) else None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise EnvironmentUnusable(f"{class_path} cannot be made: {describe_user_error(error)}") from error
+    try:
+        require_tools(tools, f"{class_path}.tools")
+    except MessageError as error:
+        raise EnvironmentUnusable(str(error)) from None
+
+
+def _layers(method: Any) -> Iterator[Any]:
+    """Yield a method and what is inside it: decorated functions, partials, and objects that can be called."""
+    while method is not None:
+        yield method
+        if isinstance(method, functools.partial | functools.partialmethod):
+            method = method.func
+        elif hasattr(method, "__wrapped__"):
+            method = method.__wrapped__
+        else:
+            method_of_class = inspect.getattr_static(type(method), "__call__", None)
+            method = method_of_class if inspect.isfunction(method_of_class) else None

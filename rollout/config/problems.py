@@ -1,0 +1,94 @@
+"""What a person is told when a value of a section, or a sampling key of a turn, is refused."""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from rollout.records.wrong_types import show_value
+from transports.redaction import HIDDEN, SECRET_NAME, hide_passwords
+
+KeyPath = tuple[str | int, ...]
+"""The names that lead to a value, and the numbers of items in lists."""
+
+_LIST_TYPES = frozenset(("list_type", "tuple_type", "set_type", "frozen_set_type"))
+_MAX_SHOWN = 300
+
+
+def describe_problem(model: type[BaseModel], problem: Mapping[str, Any], written: Any) -> str:
+    """Return what is wrong with a value, without its key.
+
+    Args:
+        model: the section.
+        problem: one of the errors of a ValidationError.
+        written: what the user wrote there, in which variables are not replaced.
+    """
+    location = problem["loc"]
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key{suggest_name(str(location[-1]), _field_names_at(model, location[:-1]))}"
+    if problem["type"] == "missing":
+        return "this key is required"
+    if problem["type"] == "secret":
+        return str(problem["msg"])
+    found = show_written(written, location)
+    if problem["type"] in _LIST_TYPES:
+        item = json.dumps(shorten(hide_passwords(written)), ensure_ascii=False) if isinstance(written, str) else ""
+        return f"expected a list, found {found}{f'; write {location[-1]}: [{item}]' if item else ''}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], str) and problem["input"]:  # the check of an environment may repeat the value
+        message = message.replace(problem["input"], hide_passwords(str(written)))
+    return f"{message}, found {found}"
+
+
+def show_written(value: Any, key_path: Sequence[str | int] = ()) -> str:
+    """Return a value of a configuration for a message: short, and without the secrets in it."""
+    return show_value(_without_secrets(value, str(key_path[-1]) if key_path else ""))
+
+
+def show_key(key_path: Sequence[str | int]) -> str:
+    """Return a key with dots between its parts, for a message."""
+    return shorten(".".join(hide_passwords(str(part)) for part in key_path))
+
+
+def show_override(override: str) -> str:
+    """Return a `KEY=VALUE` text without the secrets in it."""
+    key, equals, value = override.partition("=")
+    if ":" in key or "@" in key:  # a URL whose key was forgotten, cut somewhere
+        return HIDDEN
+    if not equals:
+        return hide_passwords(override)
+    return f"{key}={HIDDEN if SECRET_NAME.fullmatch(key) and '${' not in value else hide_passwords(value)}"
+
+
+def shorten(text: str) -> str:
+    """Return a text with its middle left out, if it is long."""
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN // 2]} … {text[-_MAX_SHOWN // 2 :]}"
+
+
+def _without_secrets(value: Any, name: str) -> Any:
+    if isinstance(value, Mapping):
+        return {hide_passwords(str(key)): _without_secrets(inner, str(key)) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_without_secrets(inner, name) for inner in value]
+    if value is not None and SECRET_NAME.fullmatch(name):
+        return HIDDEN
+    return hide_passwords(value) if isinstance(value, str) else value
+
+
+def suggest_name(name: str, valid_names: Sequence[str]) -> str:
+    """Return the end of a sentence that names the nearest valid name, or else all of them."""
+    closest = difflib.get_close_matches(name[:_MAX_SHOWN], valid_names, n=1, cutoff=0.5)
+    if closest:
+        return f"; did you mean {closest[0]!r}?"
+    return f"; known are {', '.join(valid_names)}" if valid_names else ""
+
+
+def _field_names_at(model: type[BaseModel], key_path: Sequence[str | int]) -> list[str]:
+    for part in key_path:
+        inner = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)

@@ -1,0 +1,67 @@
+"""A key for every route of an engine, vLLM's own included.
+
+vLLM 0.32 asks for its API key on `/v1`, `/v2`, `/inference` and `/cohere` only: whoever reaches the port may pause it,
+replace its weights, or let it answer by `/invocations`. `rollout serve vllm` therefore passes this class to vLLM with
+`--middleware`, and its directory on PYTHONPATH. So this file imports nothing of ours, and nothing but Python.
+"""
+
+import hmac
+import json
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+_Message = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[_Message]]
+_Send = Callable[[_Message], Awaitable[None]]
+_App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
+
+_OPEN_PATHS = frozenset(("/health", "/metrics", "/metrics/"))
+"""Whether it lives, and what it counts: a scheduler and Prometheus ask for that without a key."""
+_BODY = json.dumps(
+    {
+        "error": {
+            "message": "this engine asks for its API key with every request, as the header Authorization: Bearer KEY",
+            "type": "AuthenticationError",
+            "param": None,
+            "code": 401,
+        }
+    }
+).encode()
+
+
+class RequireKey:
+    """An ASGI application that asks for the key before the application inside it sees a request.
+
+    `key` is the key; None: the one in the environment variable VLLM_API_KEY, without which it does not start.
+    """
+
+    def __init__(self, app: _App, key: str | None = None) -> None:
+        key = os.environ.get("VLLM_API_KEY", "").strip() if key is None else key
+        if not key:
+            raise ValueError("VLLM_API_KEY holds no API key")
+        self._app = app
+        self._expected = f"bearer {key}".encode()
+
+    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+        if scope["type"] not in ("http", "websocket") or self._is_open(scope) or self._has_key(scope):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            # The body of the request is not read, so the connection cannot be used again.
+            headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+            headers += [(b"content-length", str(len(_BODY)).encode()), (b"www-authenticate", b"Bearer")]
+            await send({"type": "http.response.start", "status": 401, "headers": headers})
+            await send({"type": "http.response.body", "body": _BODY})
+
+    def _is_open(self, scope: _Message) -> bool:
+        path: str = scope["path"]
+        return scope["type"] == "http" and path.removeprefix(scope.get("root_path", "")) in _OPEN_PATHS
+
+    def _has_key(self, scope: _Message) -> bool:
+        given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+        if len(given) != 1:
+            return False
+        scheme, _, key = given[0].partition(b" ")
+        return hmac.compare_digest(scheme.lower() + b" " + key.strip(), self._expected)
