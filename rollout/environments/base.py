@@ -11,6 +11,7 @@ trace finds out what is already known, so an environment never handles tokens.
 """
 
 import abc
+import inspect
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +20,12 @@ from typing import Annotated, Any, ClassVar, Protocol, final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
-from rollout.records.messages import FinishReason, Message, ToolCall
+from rollout.errors import RolloutError
+from rollout.paths import PathUnusable, resolve_path
+from rollout.records.bounds import MAX_GROUP_SIZE
+from rollout.records.messages import FinishReason, Message, MessageError, ToolCall
 from rollout.records.task import Task
+from rollout.records.wrong_types import describe_wrong_type
 
 QUEUE_SOURCE = "queue"
 """The value of `tasks.source` if somebody else puts the orders on the tasks queue."""
@@ -36,7 +41,25 @@ def _resolve_source(source: str | None, info: ValidationInfo) -> str | None:
     """Resolve a relative path, which is relative to the YAML file."""
     if source is None or source == QUEUE_SOURCE or "://" in source or not info.context:
         return source
-    return str(Path(info.context["directory"], source).resolve())
+    try:
+        return str(resolve_path(Path(source), info.context["directory"]))
+    except PathUnusable as error:
+        raise ValueError(error.reason) from None
+
+
+_GENERATED_TASKS = 16
+
+
+def _default_count(fields_before: dict[str, Any]) -> int:
+    return _GENERATED_TASKS if fields_before.get("source") in (None, QUEUE_SOURCE) else 0
+
+
+def _check_count(count: int, info: ValidationInfo) -> int:
+    if count < 0:
+        raise ValueError("expected a number that is not negative")
+    if count == 0 and info.data.get("source") is None:
+        raise ValueError("expected at least 1, because 0 means all rows of tasks.source and there is none")
+    return count
 
 
 class TaskSettings(BaseModel):
@@ -48,8 +71,16 @@ class TaskSettings(BaseModel):
         default=None,
         description="Where tasks come from, if not from the environment: .jsonl, .parquet, hf://owner/name, queue.",
     )
-    count: int = Field(default=16, ge=1, description="How many different tasks; of a source, how many at most.")
-    group_size: int = Field(default=4, ge=1, description="How many rollouts of each task; together they are a group.")
+    count: Annotated[int, AfterValidator(_check_count)] = Field(
+        default_factory=_default_count,
+        description="How many different tasks, by default 16; of a source, how many rows at most, by default all (0).",
+    )
+    group_size: int = Field(
+        default=4,
+        ge=1,
+        le=MAX_GROUP_SIZE,
+        description="How many rollouts of each task; together they are a group.",
+    )
     seed: int = Field(default=0, ge=0, description="Every task's own seed is derived from this one.")
 
 
@@ -100,9 +131,12 @@ class Model(Protocol):
         """Ask for the next assistant message.
 
         Images inside `messages` are rewritten in place to references. `sampling` overrides keys of `engine.sampling`
-        for this turn only.
+        for this turn only; None as a value leaves a key out.
 
         Raises:
+            ChatArgumentError: there is no such argument; the error says what to write instead.
+            MessageError: the messages or the tools have not the form that chat templates read, or hold too much.
+            SamplingError: a sampling key is unknown, or has a value that it cannot have.
             ImageError: a message holds an image that cannot be used; nothing was rewritten.
             ContextExhausted: the conversation is too long for the model. Not caught, it ends the rollout as truncated.
             EngineError: the engine cannot be reached, or its answer must not be trained on.
@@ -158,10 +192,61 @@ class MultiTurnEnvironment(Environment):
 
     @final
     async def run(self, task: Task, model: Model) -> Score:
-        conversation = list(await self.reset(task))
+        conversation = _first_messages(self, await self.reset(task))
+        method = "reset"
         while True:
-            reply = await model.chat(conversation, tools=self.tools)
-            turn = await self.step(reply)
+            try:
+                reply = await model.chat(conversation, tools=self.tools)
+            except MessageError as error:  # no frame of the user's is in its traceback
+                error.args = (f"chat with the messages from {describe_method(self, method)} failed: {error}",)
+                raise
+            method = "step"
+            turn = _checked_turn(self, await self.step(reply))
             if turn.score is not None:
                 return turn.score
             conversation += [reply.message, *turn.messages]
+
+
+class WrongReturn(RolloutError):
+    """A method of an environment returned something else than it must."""
+
+
+def describe_method(environment: Environment, name: str) -> str:
+    """Return the name of a method with its file and line, for an error about what it returned."""
+    code = getattr(inspect.unwrap(getattr(type(environment), name)), "__code__", None)
+    where = "" if code is None else f" ({code.co_filename}, line {code.co_firstlineno})"
+    return f"{type(environment).__name__}.{name}{where}"
+
+
+def _first_messages(environment: MultiTurnEnvironment, returned: object) -> list[Message]:
+    if isinstance(returned, str | bytes | Mapping) or not isinstance(returned, Iterable):
+        raise WrongReturn(
+            f"{describe_method(environment, 'reset')} returned {describe_wrong_type(returned)}; write "
+            '`return [{"role": "user", "content": …}]`.'
+        )
+    return list(returned)
+
+
+def _checked_turn(environment: MultiTurnEnvironment, turn: object) -> Turn:
+    method = describe_method(environment, "step")
+    if not isinstance(turn, Turn):
+        raise WrongReturn(
+            f"{method} returned {describe_wrong_type(turn)}; write `return Turn(messages=[…])` to go on, or "
+            "`return Turn(score=Score(reward=…))` to end the rollout."
+        )
+    if turn.score is not None and not isinstance(turn.score, Score):
+        raise WrongReturn(
+            f"{method} returned a Turn whose score is {describe_wrong_type(turn.score)}; write "
+            "`Turn(score=Score(reward=…))`."
+        )
+    if isinstance(turn.messages, str | bytes | Mapping) or not isinstance(turn.messages, Sequence):
+        raise WrongReturn(
+            f"{method} returned a Turn whose messages are {describe_wrong_type(turn.messages)}; write "
+            '`Turn(messages=[{"role": "user", "content": …}])`.'
+        )
+    if turn.score is None and not turn.messages:
+        raise WrongReturn(
+            f"{method} returned a Turn with neither messages nor a score; add messages for the model to answer, or a "
+            "score, which ends the rollout."
+        )
+    return turn

@@ -33,10 +33,24 @@ _MAX_CACHED_PATHS = 4
 """For how many branches of a rollout the joined tokens are kept; those of another branch are joined again."""
 
 
+_RENDER_REASONS = {
+    PromptSource.FIRST: "first of a rollout",
+    PromptSource.NEW_CONVERSATION: "another conversation",
+    PromptSource.RETRY: "asked again",
+    PromptSource.COMPACTION: "history changed",
+    PromptSource.ASSISTANT: "foreign answer",
+    PromptSource.THINKING: "reasoning dropped",
+    PromptSource.REFUSED: "bridge refused",
+}
+"""The reason of a full render, as the summary of a run says it; `docs/traces.md` explains each."""
+
+
 def summarize_prompt_sources(counts: Mapping[PromptSource, int]) -> str:
     """Return one line that says how many prompts were bridged, and how many were rendered for which reason."""
-    reasons = (f"{source}={counts.get(source, 0)}" for source in PromptSource if source is not PromptSource.BRIDGE)
-    return f"bridge: {counts.get(PromptSource.BRIDGE, 0)}, rendered: {' '.join(reasons)}"
+    reasons = [f"{counts[source]:,} {words}" for source, words in _RENDER_REASONS.items() if counts.get(source)]
+    rendered = sum(counts.get(source, 0) for source in _RENDER_REASONS)
+    why = f": {', '.join(reasons)}" if reasons else ""
+    return f"{counts.get(PromptSource.BRIDGE, 0):,} bridged, {rendered:,} rendered in full{why}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,20 @@
 """
 
 import hashlib
+import inspect
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import structlog
 
 from renderers_adapter.pool import RendererPool
 from renderers_adapter.rendered import ParsedCompletion
 from renderers_adapter.tokens import TokenRun, concat_ids
+from rollout.config.sampling import check_sampling
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import ContextExhausted, EngineAborted, UnusableCompletion
 from rollout.engine.protocol import Generation
@@ -34,15 +37,19 @@ from rollout.records.messages import (
     CanonicalMessageCache,
     FinishReason,
     Message,
-    MessageError,
     ToolCall,
     canonicalise,
     digest_tools,
+    require_bounded,
+    require_conversation,
 )
 from rollout.records.stream import RolloutStream
+from rollout.records.tools import require_tools
+from rollout.session.chat_arguments import refuse_arguments
 from rollout.session.image_table import ImageTable
 from rollout.session.prompt import Prompt, PromptBuilder
 from rollout.session.trace import ROOT, Commit, DraftNode, Trace
+from rollout.value_limits import MAX_CHARACTERS, TooMuchTextError
 
 
 @dataclass(slots=True)
@@ -69,6 +76,7 @@ class PolicyClient:
         sampling: the sampling parameters, which a turn may override.
         version: the trainer's version of the policy.
         metrics: records what the turns do.
+        ban_placeholders: forbid the engines to sample the placeholders of images and videos.
     """
 
     renderers: RendererPool
@@ -77,6 +85,12 @@ class PolicyClient:
     sampling: Mapping[str, Any]
     version: PolicyVersionState = field(default_factory=PolicyVersionState)
     metrics: WorkerMetrics = field(default_factory=lambda: WorkerMetrics(""))
+    ban_placeholders: bool = True
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """The tokens that no engine may sample which can be told so."""
+        return self.renderers.media_ids if self.ban_placeholders else ()
 
 
 class Session:
@@ -89,6 +103,7 @@ class Session:
         self._image_table = ImageTable(policy.renderers.geometry)
         self._trace = Trace()
         self._prompt_builder = PromptBuilder(policy.renderers, self._trace, self._image_table)
+        self._calls: list[Coroutine[Any, Any, Reply]] = []
         self._next_turn = 0
         self.turns_done = 0
         self.context_tokens = 0
@@ -96,21 +111,42 @@ class Session:
         self.prompt_sources: Counter[PromptSource] = Counter()
         self.last_finish_reason: FinishReason | None = None
 
-    async def chat(
+    def close_unawaited_calls(self) -> int:
+        """Close the calls of `chat` that nobody awaits, whose turns were never played; return how many there were."""
+        unawaited = _unawaited(self._calls)
+        for call in unawaited:
+            call.close()
+        return len(unawaited)
+
+    def chat(
         self,
         messages: list[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         sampling: Mapping[str, Any] | None = None,
-    ) -> Reply:
+        **unknown: object,
+    ) -> Coroutine[Any, Any, Reply]:
         """See `rollout.environments.base.Model.chat`."""
+        refuse_arguments(unknown)
+        call = self._play_turn(messages, tools=tools, sampling=sampling)
+        self._calls = [*_unawaited(self._calls), call]
+        return call
+
+    async def _play_turn(
+        self,
+        messages: list[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        sampling: Mapping[str, Any] | None,
+    ) -> Reply:
         turn, self._next_turn = self._next_turn, self._next_turn + 1
         stage_timer = _StageTimer()
         version_at_start = self._policy.version.current
         structlog.contextvars.bind_contextvars(turn=turn)
         self._stream.require_open()
-        if not messages or dict(messages[-1]).get("role") == "assistant":
-            raise MessageError("the conversation must end with a message to the model, not with its own.")
+        require_conversation(messages)
+        require_tools(tools, "chat(tools=…)")
+        turn_sampling = {} if sampling is None else check_sampling(sampling)
 
         canonical_messages = await self._prepare_messages(messages)
         stage_timer.mark_stage("prepare")
@@ -119,7 +155,7 @@ class Session:
         prompt = await self._prompt_builder.build_prompt(canonical_messages, tools_digest, tools)
         stage_timer.mark_stage("render")
 
-        request = self._build_request(turn, prompt, {**self._policy.sampling, **(sampling or {})})
+        request = self._build_request(turn, prompt, {**self._policy.sampling, **turn_sampling})
         self.context_tokens = len(request.expanded_prompt)
         generation = await self._policy.engine.generate(request)
         self._require_usable(generation, request)
@@ -165,7 +201,10 @@ class Session:
         cached_messages = self._message_cache.known_prefix(messages)
         first_index, new_messages = len(cached_messages), messages[len(cached_messages) :]
         try:
+            require_bounded(new_messages, first_index=first_index)
             report = await prepare_images_async(new_messages, self._policy.image_policy)
+        except TooMuchTextError as error:
+            raise ContextExhausted(f"the conversation {error}, which no model's context holds.") from None
         except ImageError as error:
             if error.message_index is None or error.part_index is None:
                 raise
@@ -178,7 +217,10 @@ class Session:
         canonical_messages = canonicalise(new_messages, image_positions, first_index=first_index)
         for message, canonical_message in zip(new_messages, canonical_messages, strict=True):
             self._message_cache.add(message, canonical_message)
-        return cached_messages + canonical_messages
+        conversation = cached_messages + canonical_messages
+        if (size := sum(message.size for message in conversation)) > MAX_CHARACTERS:
+            raise ContextExhausted(f"the conversation is {size:,} bytes of JSON, which no model's context holds.")
+        return conversation
 
     def _build_request(self, turn: int, prompt: Prompt, sampling: Mapping[str, Any]) -> GenerateRequest:
         """Build the request, with every image of the path in prompt order and as often as it occurs."""
@@ -201,6 +243,7 @@ class Session:
             pad_id=self._policy.renderers.pad_id,
             sampling=request_sampling,
             stop_token_ids=self._policy.renderers.stop_token_ids,
+            banned_ids=self._policy.banned_ids,
             required_version=self._policy.version.required,
         )
 
@@ -211,6 +254,10 @@ class Session:
             raise UnusableCompletion(f"{request.request_id}: the completion is empty.")
         if request.pad_id is not None and (generation.token_ids == request.pad_id).any():
             raise UnusableCompletion(f"{request.request_id}: the policy sampled an image placeholder.")
+        if np.isin(generation.token_ids, generation.banned_ids).any():
+            raise UnusableCompletion(
+                f"{request.request_id}: the engine sampled a token that it was told not to sample."
+            )
 
     def _commit_turn(self, prompt: Prompt, message: Message, generation: Generation, tools_digest: bytes) -> Commit:
         (canonical_message,) = canonicalise([message], ())
@@ -251,8 +298,17 @@ class Session:
             tools=tools if commit.parent == ROOT else None,
             routed_experts=generation.routed_experts,
             sampling_mask=generation.sampling_mask,
+            banned_ids=generation.banned_ids,
             timings=stage_timer.stage_seconds,
         )
+
+
+Session._play_turn.__qualname__ = "model.chat"
+"""What environments call it; Python names a coroutine that lacks its `await` so."""
+
+
+def _unawaited(calls: Iterable[Coroutine[Any, Any, Reply]]) -> list[Coroutine[Any, Any, Reply]]:
+    return [call for call in calls if inspect.getcoroutinestate(call) == inspect.CORO_CREATED]
 
 
 class _StageTimer:

@@ -1,13 +1,16 @@
 """Orders: records on the tasks queue, one for each sample of each task."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 from rollout.environments.base import Environment, TaskSettings
-from rollout.errors import ConfigurationError, RolloutError
+from rollout.errors import ConfigurationError, RolloutError, describe_user_error
+from rollout.records.bounds import MAX_GROUP_SIZE
 from rollout.records.task import Task
+from rollout.records.wrong_types import describe_wrong_type, show_value
 from rollout.tasks.sources import iter_tasks
+from rollout.texts import is_well_formed
 from transports import Frames
 from transports.codec import decode, encode
 from transports.errors import CodecError
@@ -56,9 +59,6 @@ def iter_orders(new_environment: Callable[[], Environment], settings: TaskSettin
     """
     seen_ids: set[str] = set()
     for task in _iter_tasks(new_environment, settings):
-        task_id: object = task.id if isinstance(task, Task) else None
-        if not isinstance(task_id, str) or not task_id:
-            raise TasksUnusable(f"tasks() gave {str(task)[:200]}; expected a rollout.Task whose id is a text.")
         if task.id in seen_ids:
             raise TasksUnusable(f"tasks() gave two tasks with the id {task.id!r}; each needs an id of its own.")
         seen_ids.add(task.id)
@@ -66,13 +66,45 @@ def iter_orders(new_environment: Callable[[], Environment], settings: TaskSettin
             yield RolloutOrder(task, sample, settings.group_size)
 
 
-def _iter_tasks(new_environment: Callable[[], Environment], settings: TaskSettings) -> Iterator[Any]:
+def _iter_tasks(new_environment: Callable[[], Environment], settings: TaskSettings) -> Iterator[Task]:
+    """Yield checked tasks. Whatever an environment raises is named, also what is no `Exception`, such as SystemExit."""
+    tasks: Iterator[Any] | None = None
+    while True:
+        try:
+            if tasks is None:
+                tasks = iter_tasks(new_environment(), settings)
+            task = next(tasks)
+            _check_task(task)
+        except StopIteration:
+            return
+        except (RolloutError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise TasksUnusable(f"the tasks cannot be listed: {describe_user_error(error)}") from error
+        yield task
+
+
+def _check_task(task: object) -> None:
+    task_id: object = task.id if isinstance(task, Task) else None
+    if not isinstance(task, Task) or not isinstance(task_id, str) or not task_id:
+        raise TasksUnusable(f"tasks() gave {show_value(task)}; expected a rollout.Task whose id is a text.")
+    if not is_well_formed(task_id):
+        raise TasksUnusable(
+            f"tasks() gave a task with the id {task_id!r}, which has half of a surrogate pair; no file and no log can "
+            "hold it. Write another id."
+        )
+    numbers: tuple[object, ...] = (task.index, task.seed)
+    if not all(isinstance(number, SupportsIndex) for number in numbers):
+        raise TasksUnusable(f"tasks() gave the task {task_id!r}; expected whole numbers as its index and its seed.")
+    data: object = task.data
+    if not isinstance(data, Mapping):
+        raise TasksUnusable(
+            f"tasks() gave the task {task_id!r} with data that is {describe_wrong_type(data)}; expected a mapping."
+        )
     try:
-        yield from iter_tasks(new_environment(), settings)
-    except RolloutError:
-        raise
-    except Exception as error:
-        raise TasksUnusable(f"the tasks cannot be listed: {type(error).__name__}: {error}") from error
+        encode(dict(data), lone_surrogates=False)
+    except CodecError as error:
+        raise TasksUnusable(f"tasks() gave the task {task_id!r}, whose data cannot be recorded: {error}") from None
 
 
 def encode_order(order: RolloutOrder) -> Frames:
@@ -84,7 +116,7 @@ def encode_order(order: RolloutOrder) -> Frames:
         "policy_version": order.policy_version,
     }
     try:
-        return encode(wire)
+        return encode(wire, lone_surrogates=False)
     except CodecError as error:
         raise OrderError(f"task {task.id}: its data cannot be sent: {error}") from error
 
@@ -92,11 +124,13 @@ def encode_order(order: RolloutOrder) -> Frames:
 def decode_order(frames: Frames) -> RolloutOrder:
     """Decode an order. Raises OrderError if the bytes are anything else."""
     try:
-        wire: Any = decode(frames)
-        task = Task(**{key: wire["task"][key] for key in ("id", "index", "seed", "data")})
-        version = wire.get("policy_version")
-        return RolloutOrder(
-            task, int(wire["sample"]), int(wire["group_size"]), None if version is None else str(version)
-        )
-    except (CodecError, KeyError, TypeError, ValueError, AttributeError) as error:
+        wire: Any = decode(frames, lone_surrogates=False)
+        fields = {key: wire["task"][key] for key in ("id", "index", "seed", "data")}
+        if [type(value) for value in fields.values()] != [str, int, int, dict]:
+            raise ValueError("its task has not a text, two whole numbers and a map")
+        version, sample, group_size = wire.get("policy_version"), wire["sample"], wire["group_size"]
+        if (type(sample), type(group_size)) != (int, int) or not 0 <= sample < group_size <= MAX_GROUP_SIZE:
+            raise ValueError(f"it is for rollout {sample!r} of a group of {group_size!r}")
+        return RolloutOrder(Task(**fields), sample, group_size, None if version is None else str(version))
+    except (CodecError, KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise OrderError(f"this is not an order for a rollout: {error!r}") from error

@@ -5,12 +5,14 @@
     tasks: {source: queue}        # somebody else puts the orders; see `rollout.tasks.orders.encode_order`
 
 Each row becomes a task. Its `data` is the row, whose values must be JSON-like, or bytes. Its id is the `id` of the row,
-or else the row's number. `count` limits how many rows are used.
+or else the row's number. `count` limits how many rows are used; without it, all are.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -20,10 +22,68 @@ import orjson
 from rollout.environments.base import QUEUE_SOURCE, Environment, TaskSettings
 from rollout.errors import ConfigurationError
 from rollout.records.task import Task
+from transports.redaction import hide_passwords
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_MAX_LINE_BYTES = 64 << 20
+_MAX_ROWS_COUNTED = 1_000_000
+"""Of a file without an index, in which every row must be read to count it."""
 
 
 class TaskSourceError(ConfigurationError):
     """The source of the tasks cannot be read, or contains something that is no task."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowsUsed:
+    """How many rows of a source are used.
+
+    Attributes:
+        source: the name of the source, for people.
+        used: how many rows are used.
+        total: how many rows the source has; None if it cannot be known.
+        total_is_exact: False if it has more than `total` rows, and nobody counted how many more.
+        asked: how many rows `tasks.count` asks for; 0: all.
+    """
+
+    source: str
+    used: int
+    total: int | None
+    total_is_exact: bool
+    asked: int
+
+    def __str__(self) -> str:
+        if self.total is None:
+            return f"{self.used:,} rows of {self.source} (tasks.count)"
+        more_than = "" if self.total_is_exact else "more than "
+        text = f"{self.used:,} of {more_than}{self.total:,} rows of {self.source}"
+        if self.used < self.total or not self.total_is_exact:
+            return f"{text} (tasks.count)"
+        return f"{text}; tasks.count asks for {self.asked:,}" if self.used < self.asked else text
+
+
+def count_rows_used(settings: TaskSettings, used: int) -> RowsUsed | None:
+    """Return how many rows of its source a run uses that has `used` tasks; None if no rows make its tasks.
+
+    Raises:
+        TaskSourceError: the source cannot be read.
+    """
+    source = settings.source
+    if source is None or source == QUEUE_SOURCE:
+        return None
+    name = source.removeprefix("hf://") if source.startswith("hf://") else Path(source).name
+    if settings.count == 0 or used < settings.count:
+        return RowsUsed(name, used, used, True, settings.count)
+    if source.startswith("hf://"):
+        return RowsUsed(name, used, len(_load_hugging_face(source)), True, settings.count)
+    path = Path(source)
+    if path.suffix == ".parquet":
+        return RowsUsed(name, used, _count_parquet(path), True, settings.count)
+    if not path.is_file():
+        return RowsUsed(name, used, None, False, settings.count)
+    with path.open("rb") as file:
+        total = sum(1 for _ in islice((line for line in file if line.strip()), _MAX_ROWS_COUNTED + 1))
+    return RowsUsed(name, used, max(used, min(total, _MAX_ROWS_COUNTED)), total <= _MAX_ROWS_COUNTED, settings.count)
 
 
 def iter_tasks(environment: Environment, settings: TaskSettings) -> Iterator[Task]:
@@ -35,17 +95,37 @@ def iter_tasks(environment: Environment, settings: TaskSettings) -> Iterator[Tas
         raise TaskSourceError(
             "tasks.source is queue: its tasks are played by `rollout launch` and `rollout worker` only."
         )
+    if settings.count == 0 and _may_be_endless(settings.source):
+        raise TaskSourceError(
+            f"tasks.source {_shown(settings.source)}: this is not a regular file, so its rows may have no end. Say in "
+            "tasks.count how many to use."
+        )
     seen_ids: set[str] = set()
-    for index, row in enumerate(islice(_read_rows(settings.source), settings.count)):
-        row_id = row.get("id")
-        task_id = f"{index:06d}" if row_id is None else str(row_id)
+    for index, row in enumerate(islice(_read_rows(settings.source), settings.count or None)):
+        task_id = _task_id(row, index, settings.source)
         if task_id in seen_ids:
             raise TaskSourceError(
-                f"tasks.source {settings.source}: row {index} has the id {task_id!r} of an earlier row."
+                f"tasks.source {_shown(settings.source)}: row {index} has the id {task_id[:200]!r} of an earlier row."
             )
         seen_ids.add(task_id)
         seed_bytes = blake2b(f"{settings.seed}/{task_id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
         yield Task(id=task_id, index=index, seed=int.from_bytes(seed_bytes, "big") >> 1, data=row)
+
+
+def _task_id(row: Mapping[str, Any], index: int, source: str) -> str:
+    row_id = row.get("id")
+    if row_id is None:
+        return f"{index:06d}"
+    if isinstance(row_id, bool) or not isinstance(row_id, str | int) or row_id == "":
+        raise TaskSourceError(
+            f"tasks.source {_shown(source)}: row {index} has the id {str(row_id)[:200]!r}; expected a text, or a whole "
+            "number of at most 64 bits."
+        )
+    return str(row_id)
+
+
+def _shown(source: str | Path) -> str:
+    return hide_passwords(str(source)[:1000])
 
 
 def _read_rows(source: str) -> Iterator[Mapping[str, Any]]:
@@ -54,53 +134,94 @@ def _read_rows(source: str) -> Iterator[Mapping[str, Any]]:
     readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
     reader = readers.get(Path(source).suffix)
     if reader is None:
-        raise TaskSourceError(f"tasks.source {source}: expected a .jsonl or .parquet file, hf://owner/name, or queue.")
+        raise TaskSourceError(
+            f"tasks.source {_shown(source)}: expected a .jsonl or .parquet file, hf://owner/name, or queue."
+        )
     return reader(Path(source))
 
 
 def _read_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         with path.open("rb") as file:
-            for line_number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _require_mapping(orjson.loads(line), f"{path}:{line_number}")
-    except OSError as error:
-        raise TaskSourceError(f"tasks.source {path}: {error.strerror}.") from None
+            for line_number in count(1):
+                line = file.readline(_MAX_LINE_BYTES + 1)
+                if not line:
+                    return
+                if len(line) > _MAX_LINE_BYTES:
+                    raise TaskSourceError(
+                        f"{path}:{line_number}: a line has at most {_MAX_LINE_BYTES:,} bytes, and this one has more. "
+                        "Name large data by the paths of files."
+                    )
+                if content := line.removeprefix(_BYTE_ORDER_MARK if line_number == 1 else b"").strip():
+                    yield _require_mapping(orjson.loads(content), f"{path}:{line_number}")
     except orjson.JSONDecodeError as error:
-        raise TaskSourceError(f"{path}:{line_number}: this line is not JSON: {error}.") from None
+        raise TaskSourceError(f"{path}:{line_number}: this line is not JSON in UTF-8: {error}.") from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _may_be_endless(source: str) -> bool:
+    path = Path(source)
+    try:
+        return not source.startswith("hf://") and path.exists() and not (path.is_file() or path.is_dir())
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> TaskSourceError:
+    return TaskSourceError(f"tasks.source {_shown(path)}: {getattr(error, 'strerror', None) or error}.")
 
 
 def _read_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+    with _open_parquet(path) as file:
+        for batch in file.iter_batches():
+            yield from batch.to_pylist()
+
+
+def _count_parquet(path: Path) -> int:
+    with _open_parquet(path) as file:
+        return int(file.metadata.num_rows)
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[Any]:
     try:
-        from pyarrow import parquet
+        from pyarrow import ArrowException, parquet
     except ImportError:
         raise TaskSourceError(
-            f"tasks.source {path}: reading Parquet needs pyarrow: pip install 'rollout[parquet]'."
+            f"tasks.source {path}: reading Parquet needs pyarrow: pip install 'rollout-rl[parquet]'."
         ) from None
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except (OSError, ValueError) as error:
-        raise TaskSourceError(f"tasks.source {path}: {error}.") from None
+            yield file
+    except (OSError, ValueError, ArrowException) as error:
+        raise _unreadable(path, error) from None
 
 
 def _read_hugging_face(source: str) -> Iterator[Mapping[str, Any]]:
+    for index, row in enumerate(_load_hugging_face(source)):
+        yield _require_mapping(row, f"{source} row {index}")
+
+
+def _load_hugging_face(source: str) -> Any:
+    """Return a split of a data set; its rows stay on the disk."""
     try:
         import datasets
     except ImportError:
         raise TaskSourceError(
-            f"tasks.source {source} needs the datasets package: pip install 'rollout[datasets]'."
+            f"tasks.source {_shown(source)} needs the datasets package: pip install 'rollout-rl[datasets]'."
         ) from None
-    split_url = urlsplit(source)
-    options = dict(parse_qsl(split_url.query))
-    dataset_name = split_url.netloc + split_url.path
     try:
-        rows = datasets.load_dataset(dataset_name, options.get("config"), split=options.get("split", "train"))
+        parts = urlsplit(source)
+    except ValueError:
+        raise TaskSourceError(f"tasks.source {_shown(source)}: this is no URL; expected hf://owner/name.") from None
+    options = dict(parse_qsl(parts.query))
+    dataset_name = parts.netloc + parts.path
+    try:
+        return datasets.load_dataset(dataset_name, options.get("config"), split=options.get("split", "train"))
     except Exception as error:  # noqa: BLE001 - the package may raise any exception of its many parts
-        raise TaskSourceError(f"tasks.source {source}: {type(error).__name__}: {error}.") from None
-    for index, row in enumerate(rows):
-        yield _require_mapping(row, f"{source} row {index}")
+        reason = hide_passwords(str(error))
+        raise TaskSourceError(f"tasks.source {_shown(source)}: {type(error).__name__}: {reason}.") from None
 
 
 def _require_mapping(row: Any, location: str) -> Mapping[str, Any]:

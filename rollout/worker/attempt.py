@@ -1,8 +1,7 @@
 """One attempt at a rollout, from its started record to its one finished record, whatever the environment does."""
 
 import asyncio
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -11,25 +10,24 @@ import anyio
 import structlog
 
 from rollout.engine.errors import ContextExhausted
-from rollout.environments.base import Environment, Score
-from rollout.errors import RolloutError, flatten_exceptions
+from rollout.environments.base import Environment, MultiTurnEnvironment, Score, describe_method
+from rollout.errors import RolloutError, flatten_exceptions, printable_error
 from rollout.records.kinds import RolloutFinished, RolloutStatus
 from rollout.records.messages import FinishReason
 from rollout.records.stream import AttemptId, RolloutStream
 from rollout.session.session import PolicyClient, Session
 from rollout.tasks.orders import RolloutOrder
 from rollout.worker.containment import enter_attempt_context
+from rollout.worker.failures import Failure, ScoreError, describe_failure
+from rollout.worker.forgotten_await import explain_forgotten_await
+from rollout.worker.scores import validate_score
 from transports import Queue, QueueError
 
 log = structlog.get_logger()
 
-_MAX_MESSAGE_CHARS = 10_000
+_UNREQUESTED_CANCELLATION = "the environment raised a cancellation of its own"
 _CLEANUP_TIMEOUT = 5.0
 """Seconds in which a cancelled environment can clean up."""
-
-
-class ScoreError(Exception):
-    """An environment returned something that is not a score."""
 
 
 class RolloutStopped(RolloutError):
@@ -76,8 +74,8 @@ class RunMetadata:
 class Attempt:
     """Plays one order with a fresh environment.
 
-    After `play`, `error` is what the environment or the engine raised, if the rollout failed. `stream.finished_record`
-    is then the finished record, unless the infrastructure or the queue failed.
+    After `play`, `failure` says what the environment or the engine raised, if the rollout failed.
+    `stream.finished_record` is then the finished record, unless the infrastructure or the queue failed.
     """
 
     def __init__(
@@ -100,8 +98,9 @@ class Attempt:
             ),
         )
         self.session = Session(policy, self.stream)
-        self.error: BaseException | None = None
+        self.failure: Failure | None = None
         self._started = False
+        self._is_cancelling_environment = False
         self._cancel_scope = anyio.CancelScope()
         self._stop_reason: RolloutStopped | None = None
 
@@ -112,7 +111,7 @@ class Attempt:
             RolloutError: the infrastructure failed; there is no finished record, and another attempt may succeed.
             QueueError: the records could not be put.
         """
-        enter_attempt_context()
+        enter_attempt_context(self.stream.refuse_steps)
         with self._bind_log_context():
             await self._write_started_record()
             finished = await self._run_until_deadline(new_environment, timeout)
@@ -159,62 +158,67 @@ class Attempt:
                 await asyncio.wait([environment_task])
         finally:
             if not environment_task.done():
+                self._is_cancelling_environment = True
                 await _cancel_or_leave_behind(environment_task)
         if self._cancel_scope.cancelled_caught:
             timeout_error = RolloutTimeout(f"not done within {timeout:g} s (worker.rollout_timeout)")
             return await self._finish_with_error(self._stop_reason or timeout_error)
-        returned, error = environment_task.result()
-        if error is not None:
-            return await self._finish_after_exception(error)
-        try:
-            score = _validate_score(returned)
-        except ScoreError as score_error:
-            return await self._finish_with_error(score_error)
+        score = RuntimeError(_UNREQUESTED_CANCELLATION) if environment_task.cancelled() else environment_task.result()
+        if isinstance(score, BaseException):
+            return await self._finish_after_exception(score)
         hit_length_limit = self.session.last_finish_reason is FinishReason.LENGTH
         status = RolloutStatus.TRUNCATED if hit_length_limit else RolloutStatus.OK
         return await self.stream.put_finished(status, reward=score.reward, metrics=score.metrics)
 
-    async def _run_environment(self, new_environment: Callable[[], Environment]) -> tuple[object, BaseException | None]:
-        """Return what the environment returned, or what it raised.
+    async def _run_environment(self, new_environment: Callable[[], Environment]) -> Score | BaseException:
+        """Return the environment's score, or what it raised, such that it can be printed.
 
-        Nothing is raised here, because a task that raises SystemExit ends the event loop.
+        Everything that calls the environment's code happens here, also what its score and its exception do when they
+        are looked at. Nothing is raised, because a task that raises SystemExit ends the event loop.
         """
         try:
-            return await new_environment().run(self.order.task, self.session), None
-        except GeneratorExit:
-            raise
+            environment = new_environment()
+            scores_in_step = isinstance(environment, MultiTurnEnvironment)
+            method = describe_method(environment, "step" if scores_in_step else "run")
+            returned = await environment.run(self.order.task, self.session)
+            if self.session.close_unawaited_calls():
+                raise ScoreError(
+                    f"{method} called `chat` without waiting for the reply, so the turn was never played; "
+                    "write `await model.chat(…)`"
+                )
+            return validate_score(returned, method)
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if self._is_cancelling_environment:
                 raise
             # Nobody cancelled this rollout. If this passed on, the rollout would end without a reason.
-            replacement_error = RuntimeError("the environment raised a cancellation of its own")
-            replacement_error.__cause__ = error
-            return None, replacement_error
+            cancellation_error = RuntimeError(_UNREQUESTED_CANCELLATION)
+            cancellation_error.__cause__ = error
+            return cancellation_error
         except BaseException as error:  # noqa: BLE001 - whatever an environment raises is its rollout's end
-            return None, error
+            return _make_printable(error)
 
     async def _finish_after_exception(self, error: BaseException) -> RolloutFinished:
         leaf_errors = list(flatten_exceptions(error))
         for leaf_error in leaf_errors:
             # Without its queue, a rollout cannot say that it failed. Without an engine, another attempt may succeed.
-            if isinstance(leaf_error, QueueError) or (
+            # An environment may have queues of its own; what they raise says nothing of ours.
+            if (isinstance(leaf_error, QueueError) and self.stream.put_failed) or (
                 isinstance(leaf_error, RolloutError) and leaf_error.infrastructure
             ):
                 raise leaf_error
         if all(isinstance(leaf, ContextExhausted) for leaf in leaf_errors):
-            return await self.stream.put_finished(
-                RolloutStatus.TRUNCATED, reward=0.0, error=_describe_error(leaf_errors[0])
-            )
+            record = describe_failure(leaf_errors[0]).as_record()
+            return await self.stream.put_finished(RolloutStatus.TRUNCATED, reward=0.0, error=record)
         return await self._finish_with_error(error)
 
     async def _finish_with_error(self, error: BaseException) -> RolloutFinished:
         status = error.status if isinstance(error, RolloutStopped) else RolloutStatus.FAILED
+        failure = describe_failure(error)
         if status is RolloutStatus.FAILED:
-            log.warning("rollout failed", exc_info=error)
-            self.error = error
+            log.warning("rollout failed", exception=failure.full_traceback)
+            self.failure = failure
         reward = 0.0 if status is RolloutStatus.TRUNCATED else None
-        return await self.stream.put_finished(status, reward=reward, error=_describe_error(error))
+        return await self.stream.put_finished(status, reward=reward, error=failure.as_record())
 
     def _bind_log_context(self) -> AbstractContextManager[None]:
         return structlog.contextvars.bound_contextvars(
@@ -234,32 +238,9 @@ async def _cancel_or_leave_behind(environment_task: "asyncio.Task[Any]") -> None
         log.warning("the environment does not let itself be ended, and is left behind", seconds=_CLEANUP_TIMEOUT)
 
 
-def _validate_score(score: object) -> Score:
-    if not isinstance(score, Score):
-        raise ScoreError(f"run() returned a {type(score).__name__}; expected a rollout.Score")
-    if not isinstance(score.metrics, Mapping):
-        raise ScoreError(f"the metrics are a {type(score.metrics).__name__}; expected a mapping of names to numbers")
-    metrics = {
-        str(name): _require_finite_number(f"the metric {name!r}", value) for name, value in score.metrics.items()
-    }
-    return Score(_require_finite_number("the reward", score.reward), metrics)
-
-
-def _require_finite_number(name: str, value: object) -> float:
-    """Accept anything that is one number, also a number of numpy or a tensor with one element."""
+def _make_printable(error: BaseException) -> BaseException:
+    """Return the error, or one that says the same and can be printed; see `rollout.worker.failures`."""
     try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ScoreError(f"{name} is {value!r}; expected a finite number")
-    return number
-
-
-def _describe_error(error: BaseException) -> dict[str, str]:
-    try:
-        message = str(error)
-    except Exception:  # noqa: BLE001 - an exception of an environment may fail at this, too
-        message = "(the exception cannot be told as text)"
-    truncated = f"{message[:_MAX_MESSAGE_CHARS]} … ({len(message):,} characters)"
-    return {"type": type(error).__name__, "message": message if len(message) <= _MAX_MESSAGE_CHARS else truncated}
+        return explain_forgotten_await(printable_error(error))
+    except BaseException as other:  # noqa: BLE001 - what is wrong with the first is not known, so nothing of it is used
+        return RuntimeError(f"a {type(error).__name__} that cannot be looked at: this raises a {type(other).__name__}")

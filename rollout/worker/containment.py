@@ -6,13 +6,16 @@ too long is interrupted. All of this is for processes that only play rollouts.
 
 import asyncio
 import io
+import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Coroutine
+import traceback
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, BinaryIO, Self, TextIO, TypeVar
 
@@ -20,12 +23,31 @@ _MAX_OUTPUT_CHARS = 16 << 20
 """Characters that one attempt may print."""
 
 _CHECK_INTERVAL = 0.5
+_STUCK_FACTOR = 2
+"""After so many block time-outs, what could not be interrupted is stuck."""
+_HURRIED_BLOCK_TIMEOUT = 2.0
+_HURRIED_EXIT_TIMEOUT = 15.0
 _OWN_MODULE_PREFIXES = ("rollout.", "transports.", "renderers_adapter.")
-_ENVIRONMENT_CALLER_PREFIXES = ("rollout.environments.", "rollout.worker.attempt.", "rollout.worker.process.")
+_ENVIRONMENT_CALLER_PREFIXES = (
+    *("rollout.environments.", "rollout.worker.attempt.", "rollout.worker.failures.", "rollout.worker.scores."),
+    *("rollout.worker.process.", "rollout.launch.in_process."),
+)
 """Those of our modules that call environments or are environments.
 
 If the innermost frame of our code belongs to one of them, an environment runs.
 """
+_INTERRUPTIBLE_PREFIXES = (
+    *("rollout.value_limits.", "rollout.config.sampling.", "rollout.images.message_parts.", "rollout.session."),
+    *("rollout.records.messages.", "rollout.records.tools.", "rollout.records.wire.", "rollout.records.wrong_types."),
+    *("rollout.log.", "rollout.texts.", "renderers_adapter.", "transports.codec."),
+)
+"""Those of our modules that change nothing which other rollouts use. They may be interrupted as environments are.
+
+The rollout that called them cannot go on: its own state may be left half changed.
+"""
+
+
+_ATTEMPT_FILE = str(Path(__file__).with_name("attempt.py"))
 
 
 class ForkRefused(RuntimeError):
@@ -45,16 +67,20 @@ class EventLoopHeld(BaseException):
 
 
 @dataclass(slots=True)
-class _OutputCounter:
+class _AttemptContext:
+    close: Callable[[], object]
     printed_chars: int = 0
 
 
-_attempt_output: ContextVar[_OutputCounter | None] = ContextVar("output of this attempt", default=None)
+_attempt_context: ContextVar[_AttemptContext | None] = ContextVar("the attempt that runs", default=None)
 
 
-def enter_attempt_context() -> None:
-    """Mark this context, and the tasks and threads that it starts from now on, as parts of one attempt."""
-    _attempt_output.set(_OutputCounter())
+def enter_attempt_context(close: Callable[[], object]) -> None:
+    """Mark this context, and the tasks and threads that it starts from now on, as parts of one attempt.
+
+    `close` is called when our own code is interrupted that works for this attempt: no turn may follow then.
+    """
+    _attempt_context.set(_AttemptContext(close))
 
 
 def refuse_forks() -> None:
@@ -82,7 +108,7 @@ def refuse_exits(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _create_contained_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **task_options: Any) -> "asyncio.Task[Any]":
-    if _attempt_output.get() is not None:
+    if _attempt_context.get() is not None:
         coroutine = _convert_exits(coroutine)
     return asyncio.Task(coroutine, loop=loop, **task_options)
 
@@ -101,7 +127,7 @@ class LimitedOutput(io.TextIOBase):
         self._inner = inner
 
     def write(self, text: str) -> int:
-        counter = _attempt_output.get()
+        counter = _attempt_context.get()
         if counter is not None:
             counter.printed_chars += len(text)
             if counter.printed_chars > _MAX_OUTPUT_CHARS:
@@ -124,14 +150,20 @@ class LimitedOutput(io.TextIOBase):
 
 
 class LoopWatchdog:
-    """Interrupts an environment that has held the event loop for `block_timeout` seconds.
+    """Interrupts what has held the event loop for `block_timeout` seconds: an environment, or our code that serves it.
+
+    What changes more than its own rollout, such as a queue, is not interrupted at once. If it still runs after another
+    time-out, it is stuck, and `on_stuck` is called, in the watchdog's thread, with a text that says where. Without
+    `on_stuck` it is interrupted, too.
 
     The loop must be that of the main thread. `stalled_seconds` says for how long the loop has not turned. A thread
     measures it, so the value is right even while the loop is blocked.
     """
 
-    def __init__(self, block_timeout: float) -> None:
+    def __init__(self, block_timeout: float, on_stuck: Callable[[str], object] | None = None) -> None:
         self._block_timeout = block_timeout
+        self._on_stuck = on_stuck
+        self._hurried_at: float | None = None
         self._last_turn = time.monotonic()
         self._stop_requested = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="loop-watchdog", daemon=True)
@@ -140,9 +172,18 @@ class LoopWatchdog:
     def stalled_seconds(self) -> float:
         return max(0.0, time.monotonic() - self._last_turn - 2 * _CHECK_INTERVAL)
 
+    @property
+    def _is_overdue(self) -> bool:
+        return self.stalled_seconds > _STUCK_FACTOR * self._block_timeout
+
+    def hurry(self) -> None:
+        """Wait no longer, because the process shall end: interrupt what holds the loop, or else end the process."""
+        self._block_timeout = min(self._block_timeout, _HURRIED_BLOCK_TIMEOUT)
+        self._hurried_at = self._hurried_at or time.monotonic()
+
     def __enter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._previous_handler = signal.signal(signal.SIGUSR2, _interrupt_environment)
+        self._previous_handler = signal.signal(signal.SIGUSR2, self._interrupt)
         self._thread.start()
         return self
 
@@ -158,22 +199,53 @@ class LoopWatchdog:
         assert main_thread_id is not None
         while not self._stop_requested.wait(_CHECK_INTERVAL):
             self._loop.call_soon_threadsafe(self._record_turn)
+            if (
+                self._hurried_at is not None
+                and time.monotonic() - max(self._last_turn, self._hurried_at) > _HURRIED_EXIT_TIMEOUT
+            ):
+                os.write(2, b"rollout: the event loop is held and cannot be interrupted, so the process ends now.\n")
+                os._exit(128 + signal.SIGTERM)
             if self.stalled_seconds > self._block_timeout:
                 signal.pthread_kill(main_thread_id, signal.SIGUSR2)
+            if self._is_overdue and self._on_stuck is not None:
+                frame = sys._current_frames().get(main_thread_id)
+                if (where := _describe_own_code(frame)) is not None:
+                    self._on_stuck(f"{where} has held the event loop for {self.stalled_seconds:.0f} s")
 
     def _record_turn(self) -> None:
         self._last_turn = time.monotonic()
 
-
-def _interrupt_environment(_: int, frame: FrameType | None) -> None:
-    """Raise in an environment's code, but never in the middle of our own code that the environment called."""
-    if _attempt_output.get() is None:
-        return
-    while frame is not None:
-        module = f"{frame.f_globals.get('__name__')}."
-        if module.startswith(_ENVIRONMENT_CALLER_PREFIXES) or frame.f_code is _convert_exits.__code__:
-            break
-        if module.startswith(_OWN_MODULE_PREFIXES):
+    def _interrupt(self, _: int, frame: FrameType | None) -> None:
+        attempt = _attempt_context.get()
+        if attempt is None:
             return
+        module = _innermost_own_module(frame)
+        if module is None or module.startswith(_ENVIRONMENT_CALLER_PREFIXES):
+            raise EventLoopHeld("this environment held up every rollout of its worker (worker.block_timeout)")
+        if module.startswith(_INTERRUPTIBLE_PREFIXES) or (self._on_stuck is None and self._is_overdue):
+            attempt.close()
+            raise EventLoopHeld(
+                "to process what this environment gave to the model held up every rollout of its worker "
+                f"(worker.block_timeout); it was interrupted in {module}"
+            )
+
+
+def _innermost_own_module(frame: FrameType | None) -> str | None:
+    """Return the module of the innermost frame of our code, with a dot at its end; None: only an environment's run."""
+    while frame is not None and frame.f_code is not _convert_exits.__code__:
+        module = f"{frame.f_globals.get('__name__')}."
+        if module.startswith(_OWN_MODULE_PREFIXES):
+            return module
         frame = frame.f_back
-    raise EventLoopHeld("this environment held up every rollout of its worker (worker.block_timeout)")
+    return None
+
+
+def _describe_own_code(frame: FrameType | None) -> str | None:
+    """Return where our own code is that works for a rollout; None if something else runs."""
+    module = _innermost_own_module(frame)
+    if module is None or module.startswith(_ENVIRONMENT_CALLER_PREFIXES):
+        return None
+    summary = traceback.extract_stack(frame)
+    if not any(entry.filename in (_ATTEMPT_FILE, __file__) for entry in summary):
+        return None
+    return f"{module.rstrip('.')} ({summary[-1].filename}, line {summary[-1].lineno}), which works for one rollout,"

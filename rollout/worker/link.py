@@ -11,11 +11,12 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 
 from rollout.metrics.totals import SampleChanges
+from rollout.texts import dump_json
 
 _HEARTBEAT_INTERVAL = 0.5
 
@@ -29,7 +30,6 @@ class Heartbeat:
         in_flight: how many rollouts it plays now.
         turns: turns of the rollouts that it ended.
         tokens: tokens that the policy sampled in these rollouts.
-        retries: how often it followed a failed attempt with another one.
         lease_holder: the name under which the worker holds leases on the tasks queue; empty while it still starts.
         metrics: the samples that changed since the last heartbeat.
     """
@@ -38,7 +38,6 @@ class Heartbeat:
     in_flight: int = 0
     turns: int = 0
     tokens: int = 0
-    retries: int = 0
     lease_holder: str = ""
     metrics: SampleChanges = field(default_factory=dict)
 
@@ -62,11 +61,13 @@ class WorkerInstructions:
         engine_urls: the roots of the engines.
         policy_version: the trainer's version of the policy.
         required_version: only engines with weights of this version or a newer one are used; None: any engine is used.
+        overrides: the `KEY=VALUE` texts that change keys of the worker's configuration; read once, at its start.
     """
 
     engine_urls: tuple[str, ...]
     policy_version: str
     required_version: str | None = None
+    overrides: tuple[str, ...] = ()
 
 
 WorkerReport = Heartbeat | WorkerFailure
@@ -75,7 +76,7 @@ _REPORT_TYPES: dict[str, type[WorkerReport]] = {"heartbeat": Heartbeat, "failure
 
 def encode_report(report: WorkerReport) -> bytes:
     (type_name,) = (kind for kind, report_type in _REPORT_TYPES.items() if isinstance(report, report_type))
-    return orjson.dumps({type_name: asdict(report)}) + b"\n"
+    return dump_json({type_name: asdict(report)}) + b"\n"
 
 
 def decode_report(line: bytes) -> WorkerReport:
@@ -90,7 +91,8 @@ def encode_instructions(instructions: WorkerInstructions) -> bytes:
 
 def decode_instructions(line: bytes) -> WorkerInstructions:
     message: dict[str, Any] = orjson.loads(line)
-    return WorkerInstructions(tuple(message.pop("engine_urls")), **message)
+    message |= {name: tuple(message[name]) for name in ("engine_urls", "overrides")}
+    return WorkerInstructions(**message)
 
 
 class SupervisorLink:
@@ -103,6 +105,7 @@ class SupervisorLink:
         self._instructions = WorkerInstructions((), "")
         self._first_received = threading.Event()
         self._stop_requested = threading.Event()
+        self._send_lock = threading.Lock()
         self._make_heartbeat: Callable[[], Heartbeat] = Heartbeat
         self._on_instructions: Callable[[WorkerInstructions], None] | None = None
         self._thread = threading.Thread(target=self._exchange_lines, name="supervisor-link", daemon=True)
@@ -132,6 +135,11 @@ class SupervisorLink:
             self._send(failure)
         self._socket.close()
 
+    def die(self, failure: WorkerFailure) -> NoReturn:
+        """Send the failure, and kill this process with everything that its environments started. Any thread may."""
+        self._send(failure)
+        kill_own_process_group()
+
     def _exchange_lines(self) -> None:
         while not self._stop_requested.is_set():
             self._send(self._make_heartbeat())
@@ -141,9 +149,10 @@ class SupervisorLink:
 
     def _send(self, report: WorkerReport) -> None:
         try:
-            self._socket.sendall(encode_report(report))
+            with self._send_lock:
+                self._socket.sendall(encode_report(report))
         except OSError:
-            _kill_own_process_group()
+            kill_own_process_group()
 
     def _receive(self) -> None:
         """Read what has come, and keep the newest complete line, if there is one."""
@@ -154,7 +163,7 @@ class SupervisorLink:
         if self._stop_requested.is_set():
             return
         if not data:
-            _kill_own_process_group()
+            kill_own_process_group()
         *lines, self._unread = (self._unread + data).split(b"\n")
         if lines:
             self._instructions = decode_instructions(lines[-1])
@@ -163,8 +172,9 @@ class SupervisorLink:
                 self._on_instructions(self._instructions)
 
 
-def _kill_own_process_group() -> None:
-    """Kill this process and what it started: no supervisor is left that could expire its leases or restart it."""
+def kill_own_process_group() -> NoReturn:
+    """Kill this process and what it started."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError

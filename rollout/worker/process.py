@@ -15,6 +15,7 @@ from functools import partial
 import anyio
 import anyio.to_thread
 import structlog
+from anyio.abc import TaskStatus
 
 from renderers_adapter.errors import AdapterError
 from rollout.config.load import Config
@@ -28,7 +29,13 @@ from rollout.rundir.assets import hold_run_lock
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RunDirectory
 from rollout.worker.containment import LimitedOutput, LoopWatchdog, refuse_exits, refuse_forks
-from rollout.worker.link import Heartbeat, SupervisorLink, WorkerFailure, WorkerInstructions
+from rollout.worker.link import (
+    Heartbeat,
+    SupervisorLink,
+    WorkerFailure,
+    WorkerInstructions,
+    kill_own_process_group,
+)
 from rollout.worker.setup import build_run_metadata, find_or_start_engines, open_policy
 from rollout.worker.worker import Worker
 from transports import Queue, QueueError, open_queue
@@ -97,7 +104,7 @@ class WorkerRunner:
         metrics = WorkerMetrics(environment)
         async with AsyncExitStack() as stack:
             export = await stack.enter_async_context(self._export_metrics(metrics))
-            with LoopWatchdog(config.worker.block_timeout):
+            with LoopWatchdog(config.worker.block_timeout, self._end_stuck_worker):
                 engine_stack = stack.enter_context(ExitStack())
 
                 def get_engine_urls() -> tuple[str, ...]:
@@ -124,8 +131,16 @@ class WorkerRunner:
                 else:
                     export.watch_queue(environment, "tasks", tasks_queue)
                     export.watch_queue(environment, "trajectories", trajectories_queue)
-                log.info("worker ready", engines=[engine.url for engine in policy.engine.replicas])
-                await self._play_until_stopped(worker)
+                await self._play_until_stopped(worker, [engine.url for engine in policy.engine.replicas])
+
+    def _end_stuck_worker(self, description: str) -> None:
+        """End the worker, because only its process can be taken from our own code that does not come to an end."""
+        failure = WorkerFailure(f"{description}; the worker is killed (worker.block_timeout).")
+        log.error("worker is stuck", reason=failure.reason)
+        if self.supervisor_link is not None:
+            self.supervisor_link.die(failure)
+        sys.stderr.write(f"rollout: {failure.reason}\n")
+        kill_own_process_group()
 
     def _export_metrics(self, metrics: WorkerMetrics) -> AbstractAsyncContextManager[MetricsExport]:
         """Export the metrics: heartbeats contain them; without a supervisor, the worker serves them itself."""
@@ -136,17 +151,21 @@ class WorkerRunner:
             metrics.registry, target_file, config, loop_monitor=metrics.loop_monitor, stall_timeout=stall_timeout
         )
 
-    async def _play_until_stopped(self, worker: Worker) -> None:
+    async def _play_until_stopped(self, worker: Worker, engine_urls: list[str]) -> None:
         async with anyio.create_task_group() as task_group:
-            task_group.start_soon(self._stop_on_signals, worker, task_group.cancel_scope)
+            await task_group.start(self._stop_on_signals, worker, task_group.cancel_scope)
+            log.info("worker ready", engines=engine_urls)
             if self.supervisor_link is None:
                 task_group.start_soon(self._drain_when_run_ends, worker)
             await worker.run()
             task_group.cancel_scope.cancel()
         log.info("worker stopped", finished=worker.counters.finished)
 
-    async def _stop_on_signals(self, worker: Worker, scope: anyio.CancelScope) -> None:
+    async def _stop_on_signals(
+        self, worker: Worker, scope: anyio.CancelScope, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
             async for _ in signals:
                 if scope.deadline < float("inf"):
                     scope.cancel()
@@ -170,7 +189,6 @@ def _make_heartbeat(worker: Worker, tasks_queue: Queue, changes: ChangeTracker) 
         in_flight=counters.in_flight,
         turns=counters.turns,
         tokens=counters.tokens,
-        retries=counters.retries,
         lease_holder=tasks_queue.holder,
         metrics=changes.take_changes(),
     )

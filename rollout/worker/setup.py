@@ -3,13 +3,18 @@
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import structlog
 
 from renderers_adapter.pool import RendererPool, shared_pool
+from renderers_adapter.special_text import SpecialText
 from rollout.config.load import Config
-from rollout.engine.from_config import engine_client_from_config
+from rollout.config.model_directory import require_model
+from rollout.engine.client import WaitObserver
+from rollout.engine.from_config import api_key_from_config, engine_client_from_config
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy
 from rollout.metrics.worker import WorkerMetrics
@@ -17,13 +22,21 @@ from rollout.rundir.directory import RunDirectory
 from rollout.session.session import PolicyClient, PolicyVersionState
 from rollout.worker.attempt import RunMetadata
 
+log = structlog.get_logger()
+
 _START_TIMEOUT = 60.0
 
 
 def find_or_start_engines(config: Config, directory: RunDirectory, engine_stack: ExitStack) -> tuple[str, ...]:
-    """Return the URLs of the engines; without any, start an embedded engine, which stops when `engine_stack` closes."""
+    """Return the URLs of the engines; without any, start an embedded engine, which stops when `engine_stack` closes.
+
+    Raises:
+        ConfigurationError: the environment variable with the API key is not set.
+        RolloutError: the embedded engine cannot be started.
+    """
     if config.engine.urls:
         return config.engine.urls
+    require_model(config.model.path, Path(config.file_name))
     from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 
     embedded = config.engine.embedded
@@ -36,7 +49,9 @@ def find_or_start_engines(config: Config, directory: RunDirectory, engine_stack:
             weight_version=config.policy.version,
             allowed_directories=(directory.path / "assets",),
             latency_ms=embedded.latency_ms,
-        )
+            image_memory=config.images.memory,
+        ),
+        api_key=api_key_from_config(config),
     )
     engine_stack.callback(server.stop)
     return (server.start(),)
@@ -48,19 +63,27 @@ async def open_policy(
     directory: RunDirectory,
     get_engine_urls: Callable[[], tuple[str, ...]],
     metrics: WorkerMetrics,
+    on_wait: WaitObserver = lambda text: log.warning("the start waits", text=text),
 ) -> AsyncIterator[PolicyClient]:
     """Open the policy. One thread opens the renderers while another calls `get_engine_urls`.
 
+    `on_wait` is told when it begins to wait for the engines, and when this wait ends.
+
     Raises:
         EngineError: no engine answers, or one answers wrongly.
+        ModelNotFound: there is nothing at `model.path`.
         AdapterError: the tokenizer or the renderer cannot be opened.
     """
+    require_model(config.model.path, Path(config.file_name))
     renderer_pools: list[RendererPool] = []
     found_urls: list[tuple[str, ...]] = []
 
     async def open_renderers() -> None:
         model = config.model
-        renderer_pool = await anyio.to_thread.run_sync(partial(shared_pool, model.path, model.renderer, model.template))
+        special_text = SpecialText(model.special_text)
+        renderer_pool = await anyio.to_thread.run_sync(
+            partial(shared_pool, model.path, model.renderer, model.template, special_text)
+        )
         renderer_pools.append(renderer_pool)
 
     async def start_engines() -> None:
@@ -73,21 +96,23 @@ async def open_policy(
     async with engine_client_from_config(
         config, found_urls[0], renderer_pools[0].geometry, on_try=metrics.record_engine_request
     ) as engine:
-        await engine.check()
+        await engine.wait_until_checked(on_wait)
         images = ImagePolicy(
             mode=config.images.mode,
             directory=directory.images_path,
             allow=config.images.allow,
             max_bytes=config.images.max_bytes,
             max_pixels=config.images.max_pixels,
+            memory=config.images.memory,
         )
         yield PolicyClient(
             renderer_pools[0],
             engine,
             images,
-            config.engine.sampling.model_dump(),
+            config.engine.sampling.model_dump(mode="json"),  # JSON has no number as a key
             PolicyVersionState(config.policy.version),
             metrics,
+            ban_placeholders=config.engine.ban_placeholders,
         )
 
 

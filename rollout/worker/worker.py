@@ -5,7 +5,6 @@ environment. `worker.halt_after` such failures in a row end the worker, before i
 An order that the worker did not finish is not acked, and is delivered again, here or elsewhere.
 """
 
-import traceback
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
@@ -17,9 +16,10 @@ from rollout.config.load import Config
 from rollout.errors import RolloutError
 from rollout.records.kinds import PromptSource
 from rollout.rundir.claims import Claim, Claims, Outcome
+from rollout.rundir.cuts import cut_reason
 from rollout.session.session import PolicyClient
 from rollout.tasks.orders import OrderError, RolloutOrder, decode_order
-from rollout.worker.attempt import Attempt, RolloutAbandoned, RunMetadata, ScoreError
+from rollout.worker.attempt import Attempt, RolloutAbandoned, RunMetadata
 from rollout.worker.deadlines import DeadlineEnforcer
 from rollout.worker.shared_lock import SharedLock
 from transports import Delivery, Queue, QueueError, StaleLease
@@ -30,7 +30,6 @@ _POLL_INTERVAL = 0.2
 _FINAL_WRITE_TIMEOUT = 5.0
 """Seconds that a cancelled worker has for each write that it must still do."""
 _RETRY_PAUSE_SECONDS = 0.5
-_MAX_TRACEBACK_CHARS = 20_000
 
 
 class AttemptsExhausted(RolloutError):
@@ -52,7 +51,8 @@ class WorkerCounters:
         turns: turns of the rollouts that ended.
         tokens: tokens that the policy sampled in the rollouts that ended.
         images: different images in the rollouts that ended, counted for each rollout.
-        retries: how often a failed attempt was followed by another one.
+        cuts: how many of them each limit cut off.
+        retries: attempts that followed one that the infrastructure failed, or whose worker died.
         queue_bytes: bytes of the records of the rollouts that ended.
         prompt_sources: how many prompts came from each source, in the rollouts that ended.
     """
@@ -60,6 +60,7 @@ class WorkerCounters:
     in_flight: int = 0
     finished: int = 0
     status_counts: Counter[str] = field(default_factory=Counter)
+    cuts: Counter[str] = field(default_factory=Counter)
     turns: int = 0
     tokens: int = 0
     images: int = 0
@@ -73,6 +74,8 @@ class WorkerCounters:
         if finished_record is not None:
             self.finished += 1
             self.status_counts[finished_record.status.value] += 1
+            if (reason := cut_reason(finished_record.status, finished_record.error)) is not None:
+                self.cuts[reason.value] += 1
         self.turns += session.turns_done
         self.tokens += session.sampled_tokens
         self.images += session.image_count
@@ -203,7 +206,6 @@ class Worker:
             ):
                 if await self._claim_and_play(order):
                     return
-            self.counters.retries += 1
             await anyio.sleep(_RETRY_PAUSE_SECONDS)
 
     async def _claim_and_play(self, order: RolloutOrder) -> bool:
@@ -213,6 +215,9 @@ class Worker:
         self.advance_version(order.policy_version)
         metadata = replace(self._metadata, policy_version=self._policy.version.current)
         attempt = Attempt(order, claim.attempt_number, self._policy, metadata, self._trajectories_queue)
+        retries = min(claim.attempts_used, self._config.worker.max_attempts) - 1
+        if retries == claim.attempts_used - 1 > 0:
+            self.counters.retries += 1
         try:
             await self._play_attempt(attempt, claim)
         except anyio.get_cancelled_exc_class():
@@ -226,7 +231,7 @@ class Worker:
             await anyio.to_thread.run_sync(self._claims.mark_failed, claim)
             return False
         self.counters.add(attempt)
-        outcome = _make_outcome(attempt)
+        outcome = _make_outcome(attempt, retries)
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._claims.record_outcome, outcome)
         return True
@@ -273,7 +278,7 @@ class Worker:
             await anyio.to_thread.run_sync(self._claims.mark_returned, claim)
 
 
-def _make_outcome(attempt: Attempt) -> Outcome:
+def _make_outcome(attempt: Attempt, retries: int) -> Outcome:
     finished_record, session = attempt.stream.finished_record, attempt.session
     assert finished_record is not None
     return Outcome(
@@ -286,16 +291,7 @@ def _make_outcome(attempt: Attempt) -> Outcome:
         images=session.image_count,
         tokens=session.sampled_tokens,
         error=dict(finished_record.error) if finished_record.error is not None else None,
-        traceback=_format_traceback(attempt.error) if attempt.error is not None else None,
+        traceback=attempt.failure.traceback if attempt.failure is not None else None,
         metrics=dict(finished_record.metrics),
+        retries=retries,
     )
-
-
-def _format_traceback(error: BaseException) -> str | None:
-    """Return the traceback from the environment's own frames on; of a very long one, only the end.
-
-    A wrong score has none: it is found in our code, after the environment has returned it.
-    """
-    if error.__traceback__ is None or isinstance(error, ScoreError):
-        return None
-    return "".join(traceback.format_exception(type(error), error, error.__traceback__.tb_next))[-_MAX_TRACEBACK_CHARS:]

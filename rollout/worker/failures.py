@@ -1,0 +1,70 @@
+"""What a rollout failed of, as texts that its record, its outcome and the log can hold.
+
+An exception of an environment may fail at `str`, hold texts that no JSON takes, or be a group of billions of
+exceptions. Here it becomes plain texts of a limited length, once, and nobody looks at it again.
+"""
+
+import traceback
+from dataclasses import dataclass
+
+from rollout.errors import RolloutError, error_text, user_traceback
+from rollout.texts import escape_surrogates
+
+_MAX_MESSAGE_CHARS = 10_000
+_MAX_TYPE_CHARS = 200
+_MAX_TRACEBACK_CHARS = 20_000
+
+
+class ScoreError(Exception):
+    """An environment returned something that is not a score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as it is recorded.
+
+    Attributes:
+        type: the name of its class.
+        message: its text.
+        traceback: where the environment's code raised it; None if it arose elsewhere.
+        full_traceback: the same with the frames of our own code, for the log.
+    """
+
+    type: str
+    message: str
+    traceback: str | None
+    full_traceback: str
+
+    def as_record(self) -> dict[str, str]:
+        return {"type": self.type, "message": self.message}
+
+
+def describe_failure(error: BaseException) -> Failure:
+    """Describe an error that `printable_error` returned. Nothing is raised, whatever the error's class does."""
+    message = error_text(error)
+    if len(message) > _MAX_MESSAGE_CHARS:
+        message = f"{message[:_MAX_MESSAGE_CHARS]} … ({len(message):,} characters)"
+    try:
+        full_traceback = "".join(traceback.format_exception(error))
+        environment_traceback = _environment_traceback(error)
+    except BaseException:  # noqa: BLE001 - attributes of an environment's exception may raise anything
+        full_traceback, environment_traceback = message, None
+    return Failure(
+        escape_surrogates(type(error).__name__)[:_MAX_TYPE_CHARS],
+        message,
+        environment_traceback,
+        escape_surrogates(full_traceback[-_MAX_TRACEBACK_CHARS:]),
+    )
+
+
+def _environment_traceback(error: BaseException) -> str | None:
+    """Return the traceback from the environment's own frames on; of a very long one, only the end.
+
+    A wrong score has none: it is found in our code, after the environment has returned it.
+    """
+    if error.__traceback__ is None or isinstance(error, ScoreError):
+        return None
+    text = user_traceback(error)
+    if text is None and not isinstance(error, RolloutError):
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__.tb_next))
+    return text and escape_surrogates(text[-_MAX_TRACEBACK_CHARS:])
