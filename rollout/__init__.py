@@ -1,8 +1,9 @@
 """Rollouts for reinforcement learning of (multimodal) language models: environments in, trajectories out."""
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # not that of typing: `python -m rollout` must import nothing before its path is in order
 if TYPE_CHECKING:
+    from typing import Any
+
     from rollout.environments.base import (
         Environment,
         EnvironmentSettings,
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     # Imported on first use, so that the command line starts without pydantic.
     if name not in __all__:
         raise AttributeError(f"module 'rollout' has no attribute {name!r}")

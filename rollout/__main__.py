@@ -1,5 +1,27 @@
-"""`python -m rollout` is `rollout`."""
+"""The start of `rollout`, which is also `python -m rollout`."""
 
-from rollout.cli import main
+import os
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line. An error on its way there says whose file took the place of one of Python's or ours."""
+    from rollout.import_path import describe_conflict
+
+    try:
+        from rollout.cli import main as run_command
+    except Exception as error:
+        conflict = describe_conflict(error)
+        if conflict is None:
+            raise
+        sys.stderr.write(f"rollout: {type(error).__name__}: {error}: {conflict}.\n")
+        sys.exit(2)
+    run_command()
+
+
+if __name__ == "__main__":
+    # `python -m` looks into the current directory first, where a queue.py would take the place of Python's. The command
+    # `rollout` does not. A checkout that is not installed is left alone.
+    if not sys.flags.safe_path and os.path.dirname(os.path.dirname(os.path.abspath(__file__))) != sys.path[0]:
+        del sys.path[0]
+    main()

@@ -1,11 +1,28 @@
 """The root of every error this package raises on purpose.
 
 An error message is one paragraph: what is wrong, where (which file, key, message or part), and what to do about it.
-The command line prints that paragraph and exits with `exit_code`; a traceback is shown only with `--debug`.
+The command line prints that paragraph and exits with `exit_code`; its traceback is shown only with `--debug`.
 """
 
+import importlib
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
+from textwrap import indent
+from traceback import FrameSummary, TracebackException, extract_tb
 from typing import ClassVar
+
+from rollout.texts import escape_surrogates
+
+_OWN_PACKAGES = ("rollout", "transports", "renderers_adapter")
+_OWN_DIRECTORIES = tuple(f"{Path(__file__).parent.parent / name}/" for name in _OWN_PACKAGES)
+_ENVIRONMENTS_DIRECTORY = Path(__file__).parent / "environments"
+_BASE_CLASSES = str(_ENVIRONMENTS_DIRECTORY / "base.py")
+_IMPORT_MACHINERY = ("<frozen importlib", importlib.__file__)
+_MAX_EXCEPTIONS = 1000
+_MAX_CHAIN = 50
+"""Of an exception, its cause, the cause of this, and so on: more than people read."""
+_LIBRARY_DIRECTORIES = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 class RolloutError(Exception):
@@ -22,6 +39,41 @@ class ConfigurationError(RolloutError):
     exit_code: ClassVar[int] = 2
 
 
+class TooManyExceptions(RolloutError):
+    """A user's code raised a group of more exceptions than can be shown."""
+
+
+def error_text(error: BaseException) -> str:
+    """Return the text of an exception, whatever its class makes of `str`."""
+    try:
+        return escape_surrogates(str(error))
+    except BaseException:  # noqa: BLE001 - an exception of a user's code may fail at this, with any other
+        return "(the exception cannot be told as text)"
+
+
+def printable_error(error: BaseException) -> BaseException:
+    """Return an exception whose traceback can be printed: of a chain of causes, the rest is cut off.
+
+    A group may contain a group several times, and so on, so that a few objects are billions of exceptions. Such a group
+    becomes a `TooManyExceptions`.
+    """
+    stack, count = [(error, 1)], 0
+    while stack:
+        current, depth = stack.pop()
+        members = current.exceptions if isinstance(current, BaseExceptionGroup) else ()
+        count += 1
+        if count + len(stack) + len(members) > _MAX_EXCEPTIONS or (members and depth >= _MAX_CHAIN):
+            return TooManyExceptions(
+                f"a {type(error).__name__} with more than {_MAX_EXCEPTIONS:,} exceptions, or in more than {_MAX_CHAIN} "
+                "levels, was raised; it is not shown in full."
+            ).with_traceback(error.__traceback__)
+        if depth >= _MAX_CHAIN:
+            current.__cause__ = current.__context__ = None
+        causes = {id(cause): cause for cause in (current.__cause__, current.__context__) if cause is not None}
+        stack += [(inner, depth + 1) for inner in (*members, *causes.values())]
+    return error
+
+
 def flatten_exceptions(error: BaseException) -> Iterator[BaseException]:
     """Yield the exceptions inside a group, at any depth, or the exception itself."""
     if isinstance(error, BaseExceptionGroup):
@@ -35,3 +87,59 @@ def primary_error(error: BaseException, expected_types: tuple[type[BaseException
     """Return the exception that a person should read: the first of the expected types, or else the first of all."""
     exceptions = list(flatten_exceptions(error))
     return next((exception for exception in exceptions if isinstance(exception, expected_types)), exceptions[0])
+
+
+def user_traceback(error: BaseException) -> str | None:
+    """Return the traceback of what a user's code raised, from the user's first frame on; None without such a frame.
+
+    The same holds for the causes of the error and for the members of a group. For errors of ours that have a name, the
+    frames behind the user's last one are left out, too: the message says what the user can do.
+    """
+    error = printable_error(error)
+    traceback = TracebackException.from_exception(error)
+    if not _keep_user_frames(traceback, error):
+        return None
+    return escape_surrogates("".join(traceback.format()))
+
+
+def describe_user_error(error: BaseException) -> str:
+    """Return the traceback of what a user's code raised, on lines of its own, or else the error's type and message."""
+    traceback = user_traceback(error)
+    if traceback is None:
+        return f"{type(error).__name__}: {error_text(error)}"
+    return f"\n{indent(traceback.rstrip(), '  ')}"
+
+
+def describe_user_line(error: BaseException) -> str | None:
+    """Return `file:line` of the user's innermost frame; None where only our own code raised.
+
+    Installed packages and the standard library count only if there is no other frame: the line that calls them says
+    more.
+    """
+    frames = [frame for frame in extract_tb(error.__traceback__) if not _is_own_frame(frame)]
+    written = [frame for frame in frames if not frame.filename.startswith(("<", *_LIBRARY_DIRECTORIES))]
+    innermost = (written or frames)[-1:]
+    return f"{innermost[0].filename}:{innermost[0].lineno}" if innermost else None
+
+
+def _keep_user_frames(traceback: TracebackException, error: BaseException) -> bool:
+    """Remove our own frames around those of the user, and return whether any frame of the user is left."""
+    frames = list(traceback.stack)
+    is_named = type(error).__module__.partition(".")[0] in _OWN_PACKAGES
+    while frames and _is_own_frame(frames[0]):
+        del frames[0]
+    while is_named and frames and _is_own_frame(frames[-1]):
+        del frames[-1]
+    traceback.stack[:] = [f for f in frames if not f.filename.startswith((_BASE_CLASSES, *_IMPORT_MACHINERY))]
+    members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    inner = [(traceback.__cause__, error.__cause__), (traceback.__context__, error.__context__)]
+    inner += zip(traceback.exceptions or (), members, strict=False)
+    found = [_keep_user_frames(part, cause) for part, cause in inner if part is not None and cause is not None]
+    return bool(traceback.stack) or isinstance(error, SyntaxError) or any(found)
+
+
+def _is_own_frame(frame: FrameSummary) -> bool:
+    """Whether it belongs to this framework or to the import of a module; the environments that we ship are users."""
+    if frame.filename.startswith(f"{_ENVIRONMENTS_DIRECTORY}/"):
+        return frame.filename == _BASE_CLASSES
+    return frame.filename.startswith((*_OWN_DIRECTORIES, *_IMPORT_MACHINERY))

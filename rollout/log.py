@@ -1,6 +1,5 @@
 """The run's log: JSON lines by structlog, with run, environment, rollout and attempt bound."""
 
-import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,11 @@ from typing import Any
 
 import orjson
 import structlog
+
+from rollout.texts import dump_json
+from rollout.value_limits import is_within_bounds
+
+_MAX_SHORTENED_CHARS = 100_000
 
 
 @contextmanager
@@ -41,6 +45,14 @@ def log_to_json_file(path: Path, **context: Any) -> Iterator[None]:
 def log_warnings_to_stderr() -> None:
     """Send warnings and errors to stderr and drop the rest; stdout is for what a command prints."""
     structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
     )
@@ -59,9 +71,22 @@ class _LineLogger:
     debug = info = warning = error = critical = exception = msg
 
 
-def _dump_json(event: Any, **_: Any) -> bytes:
+def _dump_json(event: dict[str, Any], **_: Any) -> bytes:
+    """Write a line, whatever an environment logs: a log must not end the run it describes."""
     try:
-        return orjson.dumps(event, default=str)
-    except TypeError:
-        # The text of an error contains half of a surrogate pair. It is logged anyway, and does not end the caller.
-        return json.dumps(event, default=str).encode()
+        if is_within_bounds(event):
+            return orjson.dumps(event, default=str)
+    except Exception:  # noqa: BLE001, S110 - keys that are no text, values that fail at str, half of a surrogate pair
+        pass
+    return dump_json({str(name): _shorten(value) for name, value in event.items()})
+
+
+def _shorten(value: Any) -> bool | float | str | None:
+    """Return what surely can be written."""
+    if isinstance(value, bool | float | None):
+        return value
+    try:
+        text = str(value) if is_within_bounds(value) else f"({type(value).__name__})"
+    except Exception:  # noqa: BLE001 - a class raises what it likes
+        text = f"({type(value).__name__})"
+    return text[:_MAX_SHORTENED_CHARS]

@@ -1,26 +1,40 @@
 """The command line: `rollout` and its commands, each in the module of its name."""
 
+import errno
+import io
+import os
+import signal
 import sys
 import traceback
 from typing import Annotated
 
 import typer
 
-from rollout.cli import assets, doctor, inspect, launch, policy, queue, run, serve, worker
+from rollout.cli import assets, doctor, init, inspect, launch, logs, policy, queue, run, serve, worker
+from rollout.cli.command_group import CommandGroup
+from rollout.cli.open_files import describe_missing_files
 from rollout.cli.options import debugging
+from rollout.cli.output import write_json_error
+from rollout.cli.report_stream import report_stream
+from rollout.import_path import describe_conflict
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
+    cls=CommandGroup,
     help="Rollouts for reinforcement learning of (multimodal) language models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command()(init.init)
 app.command()(run.run)
 app.command()(worker.worker)
 app.command()(launch.launch)
 app.command()(doctor.doctor)
 app.command()(inspect.inspect)
+app.command()(logs.logs)
 app.add_typer(serve.app, name="serve")
 app.add_typer(assets.app, name="assets")
 app.add_typer(queue.app, name="queue")
@@ -31,7 +45,7 @@ def _print_version(value: bool) -> None:
     if value:
         from importlib.metadata import version
 
-        sys.stdout.write(f"rollout {version('rollout')}\n")
+        sys.stdout.write(f"rollout {version('rollout-rl')}\n")
         raise typer.Exit
 
 
@@ -46,15 +60,47 @@ def _main(
 
 def main() -> None:
     """Run the command line, and print one paragraph instead of a traceback if it fails."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a text may hold what no encoding can write
+    if os.getpid() == 1:
+        # In a container. The kernel drops a signal for process 1 that has no handler, and commands set theirs late.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    code = _run_command()
+    failure = report_stream.close()
+    if failure is not None and not isinstance(failure, BrokenPipeError) and not code:
+        sys.stderr.write(f"rollout: stdout cannot be written: {failure.strerror}.\n")
+    sys.exit(code or (0 if failure is None else 1))
+
+
+def _run_command() -> int:
+    """Run it, and return the exit code. With `--json`, a failure without a report is an object too."""
     try:
         app()
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            write_json_error("interrupted")
+        return int(ended.code or 0)
+    except BrokenPipeError:
+        return 1
     except Exception as error:  # noqa: BLE001 - the last place where a failure can become one paragraph
-        code = _exit_code(error)
+        from rollout.errors import RolloutError
+
+        conflict = None if isinstance(error, RolloutError) else describe_conflict(error)
+        if conflict is not None and not debugging["on"]:
+            message = f"{type(error).__name__}: {error}: {conflict}."
+            sys.stderr.write(f"rollout: {message}\n")
+            write_json_error(message)
+            return 2
+        missing_files = describe_missing_files(error)
+        code = 1 if missing_files is not None else _exit_code(error)
+        message = missing_files or str(error)
         if debugging["on"] or code is None:
             traceback.print_exc()
         else:
-            sys.stderr.write(f"rollout: {error}\n")
-        sys.exit(code or 1)
+            sys.stderr.write(f"rollout: {message}\n")
+        write_json_error(message if code is not None else f"{type(error).__name__}: {error}")
+        return code or 1
+    return 0
 
 
 def _exit_code(error: Exception) -> int | None:
@@ -67,4 +113,5 @@ def _exit_code(error: Exception) -> int | None:
         return error.exit_code
     if isinstance(error, QueueURLError | UnknownTransport | AdapterError):
         return 2
-    return 1 if isinstance(error, QueueError) else None
+    is_disk_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    return 1 if is_disk_full or isinstance(error, QueueError) else None

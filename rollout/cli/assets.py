@@ -4,10 +4,11 @@ from typing import Annotated
 
 import typer
 
+from rollout.cli.command_group import CommandGroup
 from rollout.cli.options import Debug, Json, RunDir
 from rollout.cli.output import print_text_or_json
 
-app = typer.Typer(help="The images of a run on disk.", no_args_is_help=True)
+app = typer.Typer(cls=CommandGroup, help="The images of a run on disk.", no_args_is_help=True)
 
 
 @app.command()
@@ -52,10 +53,11 @@ def gc(
     import anyio
 
     from rollout.cli.assets_references import find_referenced_images
+    from rollout.paths import resolve_path
     from rollout.rundir.assets import collect_garbage
     from rollout.rundir.directory import RunDirectory
 
-    referenced = anyio.run(find_referenced_images, RunDirectory(run.resolve()))
+    referenced = anyio.run(find_referenced_images, RunDirectory(resolve_path(run)))
     result = collect_garbage(run, referenced, grace_seconds=grace, dry_run=dry_run)
     verb = "would remove" if dry_run else "removed"
     kept = f"kept {result.kept_referenced} that records refer to and {result.kept_young} younger than {grace:g} s"

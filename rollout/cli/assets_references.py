@@ -3,9 +3,8 @@
 from collections.abc import AsyncIterator
 from urllib.parse import quote
 
-import yaml
-
 from rollout.cli.queue_access import open_existing_queue
+from rollout.config.source import ConfigFileError, read_document
 from rollout.errors import RolloutError
 from rollout.records.kinds import RecordError, Step
 from rollout.records.wire import decode_record
@@ -41,10 +40,12 @@ def _find_queues(run: RunDirectory) -> list[str]:
     urls = {f"file://{quote(str(own))}"} if own.is_dir() else set()
     for file in sorted(run.path.glob("*.yaml")):
         try:
-            saved = yaml.safe_load(file.read_text("utf-8"))
+            saved = read_document(file, ()).data
             url = run.queue_url(saved["queue"]["url"], saved["run"]["name"])
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-            raise RecordsElsewhere(f"{file} does not say where its records are ({error!r}), so all is kept.") from error
+        except ConfigFileError as error:
+            raise RecordsElsewhere(f"{error} So it is not known where records are, and all is kept.") from error
+        except (KeyError, TypeError, AttributeError):
+            raise RecordsElsewhere(f"{file} does not say where its records are, so all is kept.") from None
         # The options of a file queue's URL do not matter: everything that the queue keeps is read, acked or not.
         urls.add(url.partition("?")[0] if url.startswith("file:") else url)
     if not urls:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from rollout.cli.options import Configuration, Debug, Overrides
-from rollout.cli.output import unwrapped_console
+from rollout.cli.output import print_table, report_console
+from rollout.cli.report_stream import report_stream
 
 if TYPE_CHECKING:
     from rollout.doctor.results import CheckResult
@@ -32,6 +32,7 @@ def doctor(
     from rollout.doctor.checks import run_checks
     from rollout.log import log_warnings_to_stderr
 
+    report_stream.reserve()
     log_warnings_to_stderr()
     results, exit_code = run_checks(load_config(config, overrides or []), live=live)
     _print_results(results)
@@ -39,11 +40,9 @@ def doctor(
 
 
 def _print_results(results: "Sequence[CheckResult]") -> None:
-    table = Table.grid(padding=(0, 2))
-    for _ in ("status", "subject", "message"):
-        table.add_column(overflow="fold")
+    rows = []
     for result in results:
-        table.add_row(_STATUS_MARKUP[result.status.value], result.subject, escape(result.message))
+        rows.append((_STATUS_MARKUP[result.status.value], result.subject, escape(result.message)))
         if result.fix:
-            table.add_row("", "", f"[yellow]fix:[/yellow] {escape(result.fix)}")
-    unwrapped_console().print(table, highlight=False)
+            rows.append(("", "", f"[yellow]fix:[/yellow] {escape(result.fix)}"))
+    print_table(report_console(), rows)

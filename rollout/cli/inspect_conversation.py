@@ -1,7 +1,9 @@
 """One trajectory as a conversation for people, with the tokens, the mask and the images of each message."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,17 @@ from rollout.records.messages import Message
 from rollout.trainer import Trajectory, TrajectoryNode, check
 from rollout.trainer.trajectory import ROOT
 
-_SHOWN_URI_LENGTH = 48
+_SHOWN_HASH_LENGTH = 12
 
 
-def conversation_lines(trajectory: Trajectory) -> Iterator[str]:
-    """Yield lines of text; what several branches share is shown with the first of them."""
+def conversation_lines(trajectory: Trajectory, traceback: str | None, *, full: bool) -> Iterator[str]:
+    """Yield lines of text; what several branches share is shown with the first of them.
+
+    Args:
+        trajectory: the trajectory.
+        traceback: the traceback of its error, if there is one.
+        full: whether the schemas of tools and the addresses of images are shown whole.
+    """
     started = trajectory.started
     yield f"{trajectory.identity}  attempt {trajectory.attempt}  {_describe_end(trajectory)}"
     if started is not None:
@@ -27,13 +35,19 @@ def conversation_lines(trajectory: Trajectory) -> Iterator[str]:
         if shown:
             yield ""
             parent = new_nodes[0].parent
-            yield f"--- branch: {'a new root' if parent == ROOT else f'goes on from #{parent}'}"
+            yield f"--- {'another conversation' if parent == ROOT else f'branch: goes on from #{parent}'}"
         for node in new_nodes:
+            if node.parent == ROOT:
+                yield from _tool_lines(trajectory.steps[node.step].tools or (), full=full)
             yield ""
-            yield from _message_lines(trajectory, node)
+            yield from _message_lines(trajectory, node, full=full)
             shown.add(node.index)
+    if traceback is not None:
+        yield ""
+        yield "the error arose here:"
+        yield from indent(traceback.rstrip(), "    ").splitlines()
     for violation in check(trajectory) if trajectory.error is None else ():
-        yield f"! invariant {violation.invariant}, {violation.where}: {violation.detail}"
+        yield f"! {violation.where}: check {violation.invariant} failed: {violation.detail}"
 
 
 def _describe_end(trajectory: Trajectory) -> str:
@@ -42,11 +56,30 @@ def _describe_end(trajectory: Trajectory) -> str:
         parts.append(f"reward {trajectory.reward:g}")
     parts += [f"{name} {value:g}" for name, value in trajectory.metrics.items()]
     if trajectory.error:
-        parts.append(f"{trajectory.error.get('type')}: {trajectory.error.get('message')}")
+        parts.append(f"{trajectory.error.get('type')}: {' '.join(str(trajectory.error.get('message')).split())}")
     return "  ".join(parts)
 
 
-def _message_lines(trajectory: Trajectory, node: TrajectoryNode) -> Iterator[str]:
+def _tool_lines(tools: Sequence[Mapping[str, Any]], *, full: bool) -> Iterator[str]:
+    """Yield what the policy was told of the tools of a conversation: their names, or their whole schemas."""
+    if not tools:
+        return
+    schemas = [tool["function"] if isinstance(tool.get("function"), Mapping) else tool for tool in tools]
+    if not full:
+        yield f"tools {', '.join(_signature(schema) for schema in schemas)}  (--full shows their schemas)"
+        return
+    for schema in schemas:
+        yield f"tool {_signature(schema)}"
+        yield from (f"    {line}" for line in json.dumps(schema, ensure_ascii=False, indent=2).splitlines())
+
+
+def _signature(schema: Mapping[str, Any]) -> str:
+    parameters = schema.get("parameters")
+    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
+    return f"{schema.get('name')}({', '.join(properties) if isinstance(properties, Mapping) else ''})"
+
+
+def _message_lines(trajectory: Trajectory, node: TrajectoryNode, *, full: bool) -> Iterator[str]:
     run = node.run
     expanded = len(run.ids) + sum(slot.length - 1 for slot in run.images)
     facts = [f"{expanded} tokens"]
@@ -61,34 +94,72 @@ def _message_lines(trajectory: Trajectory, node: TrajectoryNode) -> Iterator[str
             f"version {versions}",
             trajectory.steps[node.step].finish_reason,
         ]
-    yield f"#{node.index} {node.message.get('role')}  [{', '.join(facts)}]"
+    yield f"#{node.index} {_describe_role(trajectory, node)}  [{', '.join(facts)}]"
     for text in _message_texts(node.message):
         yield from (f"    {line}" for line in text.splitlines() or [""])
     for slot in run.images:
-        source = _describe_image(trajectory.images.get(slot.hash))
-        yield f"    image {slot.hash} at {slot.offset}, {slot.length} tokens: {source}"
+        image = _describe_image(slot.hash, trajectory.images.get(slot.hash), full=full)
+        yield f"    image at {slot.offset}, {slot.length} tokens: {image}"
+
+
+def _describe_role(trajectory: Trajectory, node: TrajectoryNode) -> str:
+    """Return the role of a message; for a result, also the tool that it answers."""
+    message = node.message
+    if message.get("role") != "tool":
+        return str(message.get("role"))
+    name = message.get("name") or _called_tool(trajectory, node)
+    return "tool result" if name is None else f"tool result of {name}"
+
+
+def _called_tool(trajectory: Trajectory, node: TrajectoryNode) -> str | None:
+    """Return the name of the tool whose call has the id of this result, if a message before it has that call."""
+    wanted = node.message.get("tool_call_id")
+    while wanted is not None and node.parent != ROOT:
+        node = trajectory.nodes[node.parent]
+        for call in node.message.get("tool_calls") or ():
+            if call.get("id") == wanted:
+                return str(call.get("function", {}).get("name"))
+    return None
 
 
 def _message_texts(message: Message) -> Iterator[str]:
     if message.get("reasoning_content"):
         yield f"(thinks) {message['reasoning_content']}"
+    calls = message.get("tool_calls") or ()
     content = message.get("content", "")
     for part in [content] if isinstance(content, str) else content:
         if isinstance(part, str):
-            yield part
+            if part or not calls:
+                yield part
         elif part.get("type") == "image":
             yield f"<image {part.get('hash')}>"
         else:
             yield str(part.get("text", part.get("thinking", "")))
-    for call in message.get("tool_calls") or ():
+    for call in calls:
         function = call.get("function", {})
-        yield f"(calls) {function.get('name')}({json.dumps(function.get('arguments'), ensure_ascii=False)})"
+        yield f"(calls) {function.get('name')}({_format_arguments(function.get('arguments'))})"
 
 
-def _describe_image(item: Mapping[str, Any] | None) -> str:
+def _format_arguments(arguments: Any) -> str:
+    """Return the arguments of a call as a program writes them; what is no object as it was written."""
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            return str(arguments)
+    if not isinstance(arguments, Mapping):
+        return json.dumps(arguments, ensure_ascii=False)
+    return ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
+
+
+def _describe_image(mm_hash: str, item: Mapping[str, Any] | None, *, full: bool) -> str:
+    """Return the file name of an image, which begins with its hash, or its hash and where else it is."""
+    shown_hash = mm_hash if full else f"{mm_hash[:_SHOWN_HASH_LENGTH]}…"
     if item is None:
-        return "no descriptor"
-    source = str(item.get("raw_image_id") or item.get("raw_uri"))
-    return (
-        source if len(source) <= 2 * _SHOWN_URI_LENGTH else f"{source[:_SHOWN_URI_LENGTH]}… ({len(source)} characters)"
-    )
+        return f"{shown_hash}, no descriptor"
+    if (uri := item.get("raw_uri")) is not None:
+        return f"{shown_hash}, {uri}" if full else f"{shown_hash}, a data: URI of {len(uri)} characters"
+    file_name = str(item.get("raw_image_id"))
+    if full or not file_name.startswith(mm_hash):
+        return file_name
+    return shown_hash + PurePath(file_name).suffix

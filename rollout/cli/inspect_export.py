@@ -8,8 +8,9 @@ from typing import Any
 
 import orjson
 
-from renderers_adapter.errors import AdapterError
 from rollout.cli.inspect_rows import COLUMNS, InspectError, row_of
+from rollout.cli.queue_records import to_plain
+from rollout.texts import dump_json
 from rollout.trainer import Trajectory, samples
 
 _ROWS_AT_ONCE = 256
@@ -21,7 +22,7 @@ def trajectory_document(trajectory: Trajectory) -> dict[str, Any]:
         **asdict(row_of(trajectory)),
         "run": trajectory.run,
         "metrics": dict(trajectory.metrics),
-        "task": dict(trajectory.started.task) if trajectory.started else None,
+        "task": to_plain(trajectory.started.task) if trajectory.started else None,
         "assets": trajectory.started.assets if trajectory.started else None,
         "nodes": [
             {
@@ -34,6 +35,11 @@ def trajectory_document(trajectory: Trajectory) -> dict[str, Any]:
                 "images": [asdict(slot) for slot in node.run.images],
             }
             for node in trajectory.nodes
+        ],
+        "tools": [
+            {"root": step.first, "schemas": [dict(tool) for tool in step.tools]}
+            for step in trajectory.steps
+            if step.tools is not None
         ],
         "images": {mm_hash: dict(item) for mm_hash, item in trajectory.images.items()},
         "samples": _sample_documents(trajectory),
@@ -73,7 +79,7 @@ class _JsonLines:
         self._file = path.open("wb")
 
     def add(self, row: dict[str, Any]) -> None:
-        self._file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+        self._file.write(dump_json(row, option=orjson.OPT_APPEND_NEWLINE))
 
     def close(self) -> None:
         self._file.close()
@@ -102,10 +108,10 @@ class _Parquet:
         self._rows: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
-        """Add a row, in which `images` is the number of images; their descriptors are with the nodes."""
-        as_text = {name: orjson.dumps(row[name]).decode() for name in ("metrics", "task")}
-        as_text["nodes"] = orjson.dumps({"nodes": row["nodes"], "images": row["images"]}).decode()
-        self._rows.append({**row, **as_text, "images": sum(len(node["images"]) for node in row["nodes"])})
+        """Add a row, in which `images` is the number of different images; their descriptors are with the nodes."""
+        as_text = {name: dump_json(row[name]).decode() for name in ("metrics", "task")}
+        as_text["nodes"] = dump_json({"nodes": row["nodes"], "images": row["images"]}).decode()
+        self._rows.append({**row, **as_text, "images": len(row["images"])})
         if len(self._rows) >= _ROWS_AT_ONCE:
             self._flush()
 
@@ -122,10 +128,6 @@ _WRITERS: dict[str, Callable[[Path], _JsonLines | _Parquet]] = {".jsonl": _JsonL
 
 
 def _sample_documents(trajectory: Trajectory) -> list[dict[str, Any]]:
-    try:
-        found = samples(trajectory)
-    except AdapterError:
-        return []  # `check` says what is wrong with it
     return [
         {
             "leaf": sample.leaf,
@@ -135,5 +137,5 @@ def _sample_documents(trajectory: Trajectory) -> list[dict[str, Any]]:
             "version_index": sample.version_index.tolist(),
             "versions": list(sample.versions),
         }
-        for sample in found
+        for sample in samples(trajectory)
     ]

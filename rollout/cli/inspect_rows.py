@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rollout.errors import ConfigurationError
+from rollout.rundir.claims import Claims
+from rollout.rundir.directory import RunDirectory
 from rollout.trainer import Trajectory
 from rollout.trainer.reading.archive import open_archive
 
@@ -38,7 +40,7 @@ class Row:
         status: how it ended; `unfinished` if it has no finished record.
         reward: its reward; None if it has none.
         turns: how many turns it has.
-        images: how many images the messages have; an image in two messages counts twice.
+        images: how many different images it has, as the summary of a run counts them; one in two messages counts once.
         tokens: the tokens of all messages, each message counted once, with the images expanded.
         sampled: how many of these tokens the policy sampled.
         versions: the versions of the weights that sampled it, oldest first.
@@ -62,6 +64,7 @@ class Row:
 
 
 COLUMNS = tuple(entry.name for entry in fields(Row))
+NUMERIC_COLUMNS = frozenset(entry.name for entry in fields(Row) if entry.type in (int, float, float | None))
 
 
 def row_of(trajectory: Trajectory) -> Row:
@@ -79,7 +82,7 @@ def row_of(trajectory: Trajectory) -> Row:
         status="unfinished" if is_unfinished else trajectory.status.value,
         reward=trajectory.reward,
         turns=len(trajectory.steps),
-        images=len(slots),
+        images=len({slot.hash for slot in slots}),
         tokens=sum(len(run.ids) for run in runs) + sum(slot.length - 1 for slot in slots),
         sampled=sum(len(run.ids) - run.sampled_from for run in runs),
         versions=" ".join(dict.fromkeys(spans)),
@@ -105,7 +108,7 @@ def parse_condition(text: str) -> Condition:
     if sign == "~":
         return lambda row: value in str(getattr(row, column))
     compare = _OPERATORS[sign]
-    if column in _NUMERIC_COLUMNS:
+    if column in NUMERIC_COLUMNS:
         try:
             number = float(value)
         except ValueError:
@@ -147,6 +150,15 @@ async def find_trajectory(directory: Path, rollout: str) -> Trajectory:
     raise InspectError(f"several rollouts are named {rollout!r}: {', '.join(t.identity for t in found)}.")
 
 
+def find_traceback(directory: Path, trajectory: Trajectory) -> str | None:
+    """Return the traceback of the error that ended this attempt, as its worker wrote it into the run's directory."""
+    claims_directory = RunDirectory(directory).claims_path(trajectory.environment)
+    if not claims_directory.is_dir():
+        return None
+    outcome = Claims(claims_directory).outcome(trajectory.rollout)
+    return outcome.traceback if outcome is not None and outcome.attempt == trajectory.attempt else None
+
+
 def sort_rows(rows: Iterable[Row], by: str) -> list[Row]:
     """Sort rows by a column, downwards if it begins with a minus; rows without a value come last.
 
@@ -162,7 +174,7 @@ def sort_rows(rows: Iterable[Row], by: str) -> list[Row]:
 
 
 def summarize_rows(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the counts, the mean reward and the totals of the rows."""
+    """Return the counts, the mean reward and the totals of the rows; images are the different ones of each rollout."""
     rewards = [row.reward for row in rows if row.reward is not None]
     status: dict[str, int] = {}
     for row in rows:
@@ -175,9 +187,6 @@ def summarize_rows(rows: Sequence[Row]) -> dict[str, Any]:
         "images": sum(row.images for row in rows),
         "tokens": sum(row.tokens for row in rows),
     }
-
-
-_NUMERIC_COLUMNS = frozenset(entry.name for entry in fields(Row) if entry.type in (int, float, float | None))
 
 
 def _require_column(option: str, name: str) -> None:

@@ -1,6 +1,5 @@
 """`rollout launch`: supervised workers for several environments, or the files that a scheduler starts them from."""
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -10,14 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from rollout.cli.open_files import require_open_files
 from rollout.cli.options import Debug, Json, Overrides
-from rollout.cli.output import RolloutFailure, print_failures, print_report
+from rollout.cli.output import (
+    DistinctError,
+    RolloutFailure,
+    describe_retries,
+    distinct_errors,
+    print_errors,
+    print_report,
+    print_table,
+    print_text_or_json,
+    warn_of_passwords,
+    with_errors,
+)
+from rollout.cli.report_stream import report_stream
 
 if TYPE_CHECKING:
-    from rollout.launch.launch import LaunchState
     from rollout.launch.places import Place
+    from rollout.launch.state import LaunchState
 
 
 PlaceName = Literal["here", "ray", "slurm", "k8s"]
@@ -49,14 +60,20 @@ def launch(
 ) -> None:
     """Play all rollouts of every CONFIG with supervised worker processes; a trainer reads the queue meanwhile.
 
-    Exits with 0, also after SIGTERM, which drains; 1 if it failed, or if every rollout did; 2 for a bad configuration;
-    130 after Ctrl-C, which drains too; a second Ctrl-C ends the workers at once. What was not finished is played by
-    --resume.
+    Exits with 0, also after SIGTERM, which drains; 1 if it failed, if no rollout got a reward, or if more failed than
+    run.max_failed allows; 2 for a bad configuration; 130 after Ctrl-C, which drains too; a second Ctrl-C ends the
+    workers at once. What was not finished is played by --resume.
     """
+    report_stream.reserve()
+    require_open_files()
     if render is not None or image is not None or on in ("slurm", "k8s"):
         if run is not None or resume is not None:
             raise typer.BadParameter("what is rendered begins a run of its own, called as --render's directory is.")
-        _write_scheduler_files(configs or [], overrides or [], workers=workers, on=on, directory=render, image=image)
+        plan = _write_scheduler_files(
+            configs or [], overrides or [], workers=workers, on=on, directory=render, image=image
+        )
+        text = f"the run will lie in {plan['run_dir']}\nstart it with: {plan['start']}"
+        print_text_or_json(text, plan, as_json=as_json)
     else:
         state = _prepare_launch(configs or [], overrides or [], workers=workers, run=run, resume=resume, on=on)
         raise typer.Exit(_launch(state, as_json=as_json))
@@ -66,7 +83,7 @@ def _prepare_launch(
     paths: Sequence[Path], overrides: Sequence[str], *, workers: int, run: Path | None, resume: Path | None, on: str
 ) -> "LaunchState":
     from rollout.errors import ConfigurationError
-    from rollout.launch.launch import LaunchState
+    from rollout.launch.state import LaunchState
     from rollout.rundir.manifest import can_resume, create_run, resume_run
 
     if bool(paths) == (resume is not None) or (resume is not None and run is not None):
@@ -77,6 +94,7 @@ def _prepare_launch(
         directory, launch_configs = resume_run(resume, overrides, paths)
     else:
         directory, launch_configs = create_run(paths, overrides, run)
+    warn_of_passwords([launch_config.config for launch_config in launch_configs])
     place = _open_place(on, workers * len(launch_configs))
     return LaunchState(directory, launch_configs, workers, place, is_resumed=resume is not None)
 
@@ -109,45 +127,53 @@ def _launch(state: "LaunchState", *, as_json: bool) -> int:
         if not state.report()["rollouts"]:
             raise
         failure = error  # what was done before still counts, and is printed first
-    report = state.report()
-    print_report(report, partial(_print_summary, state, report), failure, as_json=as_json)
+    errors = distinct_errors(
+        RolloutFailure(f"{environment}/{outcome.rollout}", outcome.status, outcome.error or {}, outcome.traceback)
+        for environment, outcome in state.failed_rollouts()
+    )
+    report = with_errors(state.report(), errors)
+    print_report(report, partial(_print_summary, state, report, errors), failure, as_json=as_json)
     if screen.interrupted:
         return 130
-    if report["status"].get("failed") and report["reward_mean"] is None:
-        return 1  # rollouts failed, and none has a reward
+    if report["rollouts"] and report["reward_mean"] is None:
+        return 1  # rollouts ended, and none of them has a reward
     return 0 if state.stopping_early or report["rollouts"] == report["total"] else 1
 
 
-def _print_summary(state: "LaunchState", report: Mapping[str, Any], console: Console) -> None:
-    table = Table.grid(padding=(0, 2))
+def _print_summary(
+    state: "LaunchState", report: Mapping[str, Any], errors: Sequence[DistinctError], console: Console
+) -> None:
+    from rollout.rundir.cuts import warn_if_all_cut
+
+    rows = []
     for environment in state.environments:
         totals = report["environments"][environment.name]
         status = ", ".join(f"{count} {what}" for what, count in sorted(totals["status"].items())) or "none finished"
         reward = "no reward" if totals["reward_mean"] is None else f"reward {totals['reward_mean']:.3f}"
         of_total = "" if environment.is_fed_externally else f" of {environment.total_rollouts}"
         work = f"{totals['turns']:,} turns, {totals['tokens']:,} tokens"
-        line = f"{totals['rollouts']}{of_total}  ({status})  {reward}, {work}"
-        table.add_row(f"[dim]{escape(environment.name)}[/dim]", escape(line))
+        metrics = "".join(f"  {name} {mean:.3f}" for name, mean in totals["metrics"].items())
+        line = f"{totals['rollouts']}{of_total}  ({status})  {reward}{metrics}, {work}"
+        rows.append((environment.name, line))
+        if environment.rows_used is not None:
+            rows.append(("", str(environment.rows_used)))
     deaths = (
         Counter(f"{death.environment}, {death.description}" for death in state.supervisor.deaths)
         if state.supervisor
         else {}
     )
     died = "".join(f", {count} died ({what})" for what, count in deaths.items())
-    table.add_row(
-        "[dim]workers[/dim]",
-        escape(f"{state.workers_per_environment} for each environment{died}; {report['retries']} retries"),
-    )
-    table.add_row("[dim]run[/dim]", escape(str(state.directory.path)))
-    table.add_row(
-        "[dim]time[/dim]", f"{state.elapsed_seconds:.1f} s" + ("  (stopped early)" if state.stopping_early else "")
-    )
-    console.print(table, highlight=False)
-    failures = [
-        RolloutFailure(f"{environment}/{outcome.rollout}", outcome.status, outcome.error or {}, outcome.traceback)
-        for environment, outcome in state.failed_rollouts()
-    ]
-    print_failures(console, failures, state.directory.path / "workers")
+    rows.append(("workers", f"{state.workers_per_environment} for each environment{died}"))
+    rows.append(("repeated", describe_retries(report)))
+    rows.append(("run", str(state.directory.path)))
+    rows.append(("time", f"{state.elapsed_seconds:.1f} s" + ("  (stopped early)" if state.stopping_early else "")))
+    print_table(console, [(f"[dim]{escape(name)}[/dim]", escape(value)) for name, value in rows])
+    for environment in state.environments:
+        totals = report["environments"][environment.name]
+        if (warning := warn_if_all_cut(totals["cut"], totals["status"], environment.launch_config.config)) is not None:
+            line = f"{environment.name}: {warning}"
+            console.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
+    print_errors(console, errors, state.directory.path)
     if report["rollouts"] < report["total"]:
         console.print(f"go on with: rollout launch --resume {state.directory.path}", highlight=False, soft_wrap=True)
 
@@ -160,11 +186,13 @@ def _write_scheduler_files(
     on: str,
     directory: Path | None,
     image: str | None,
-) -> None:
-    """Write the files for Slurm or Kubernetes, and print how to start the run from them."""
+) -> dict[str, str]:
+    """Write the files for Slurm or Kubernetes, and return where the run will lie and what starts it."""
     from rollout.deploy import kubernetes, slurm
     from rollout.deploy.plan import plan_run
     from rollout.errors import ConfigurationError
+    from rollout.paths import resolve_path
+    from rollout.rundir.private_files import write_private_file
 
     if directory is None or on not in ("slurm", "k8s"):
         raise ConfigurationError("rollout launch: --on slurm and --on k8s need --render DIR, and it needs one of them.")
@@ -172,14 +200,15 @@ def _write_scheduler_files(
         raise ConfigurationError("rollout launch --render: --workers says how many for each environment, at least 1.")
     if (on == "k8s") != (image is not None):
         raise ConfigurationError("rollout launch: --on k8s needs --image, and nothing else has one.")
-    plan = plan_run(directory.resolve().name, paths, overrides, workers)
+    plan = plan_run(resolve_path(directory).name, paths, overrides, workers)
+    warn_of_passwords([group.config for group in plan.worker_groups])
     files = slurm.render(plan) if image is None else kubernetes.render(plan, image)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            (directory / name).write_text(text, "utf-8")
-            (directory / name).chmod(0o755 if text.startswith("#!") else 0o644)
+            mode = 0o700 if text.startswith("#!") else 0o600  # a configuration may have a password
+            write_private_file(directory / name, text.encode(), mode=mode)
     except OSError as error:
         raise ConfigurationError(f"{directory}: cannot be written: {error.strerror}.") from None
     start_command = f"{directory}/submit.sh" if image is None else f"kubectl apply -f {directory}/"
-    sys.stdout.write(f"the run will lie in {plan.run_directory}\nstart it with: {start_command}\n")
+    return {"run_dir": str(plan.run_directory), "start": start_command}

@@ -11,25 +11,24 @@ from functools import partial
 
 import anyio
 import anyio.to_thread
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from rollout.launch.launch import EnvironmentState, LaunchState
+from rollout.cli.output import can_redraw
+from rollout.launch.state import EnvironmentState, LaunchState
 
 _REFRESH_SECONDS = 0.5
 _LINE_INTERVAL_SECONDS = 5.0
 _RATE_WINDOW_SECONDS = 30.0
 _UNKNOWN = "–"
 _COLUMNS = ("environment", "workers", "in flight", "done", "reward", "turns/s", "tokens/s", "failed", "backlog", "left")
-_NARROW_HEADINGS = {
-    "in flight": "in\nflight",
-    "turns/s": "turns\n/s",
-    "tokens/s": "tokens\n/s",
-    "workers": "work-\ners",
-}
-"""Headings in two lines, so that eighty columns have room for every number."""
+_LEAST_IMPORTANT = ("tokens/s", "turns/s", "backlog", "workers")
+"""The columns that a narrow table leaves out, the first one first."""
+_NAME_WIDTH = 18
+"""A longer name is broken into lines before a column is left out."""
 
 
 class LaunchScreen:
@@ -45,7 +44,7 @@ class LaunchScreen:
         """Show the launch until cancelled, and stop it at signals."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._watch_signals)
-            await (self._show_table() if self._console.is_terminal else self._show_lines())
+            await (self._show_table() if can_redraw(self._console) else self._show_lines())
 
     async def _watch_signals(self) -> None:
         """SIGTERM and the first Ctrl-C drain; after that, Ctrl-C ends the workers at once."""
@@ -71,7 +70,9 @@ class LaunchScreen:
             await anyio.to_thread.run_sync(live.start)
             while True:
                 table = launch_table(await self._read_rows(), self._console.width)
-                await anyio.to_thread.run_sync(partial(live.update, table, refresh=True))
+                shown = Group(table, *self._waits())
+                await anyio.to_thread.run_sync(partial(live.update, shown, refresh=True))
+                await self._print_notices(with_waits=False)
                 await anyio.sleep(_REFRESH_SECONDS)
         finally:
             with anyio.CancelScope(shield=True):
@@ -82,11 +83,25 @@ class LaunchScreen:
         while True:
             await anyio.sleep(_REFRESH_SECONDS)
             rows = await self._read_rows()
+            await self._print_notices(with_waits=True)
             if time.monotonic() - last_shown >= _LINE_INTERVAL_SECONDS:
                 last_shown = time.monotonic()
                 for row in rows:
                     cells = "  ".join(f"{name} {cell}" for name, cell in zip(_COLUMNS[1:], row[1:], strict=True))
                     await self._print(f"{row[0]}: {cells}")
+
+    def _waits(self) -> list[Text]:
+        return [
+            Text(f"{environment.name}: {environment.wait.text}", style="yellow")
+            for environment in self._state.environments
+            if environment.wait is not None
+        ]
+
+    async def _print_notices(self, *, with_waits: bool) -> None:
+        while self._state.notices:
+            notice = self._state.notices.popleft()
+            if with_waits or not notice.is_wait:
+                await self._print(notice.text)
 
     async def _print(self, text: str) -> None:
         await anyio.to_thread.run_sync(
@@ -119,20 +134,33 @@ class LaunchScreen:
 
 
 def launch_table(rows: Sequence[tuple[str, ...]], width: int) -> Table:
-    """Return a table with a row for each environment; a narrow one breaks names into lines, but never numbers."""
-    wide = _build_table(_COLUMNS, rows, gap=2)
-    if Console(width=10_000).measure(wide).maximum <= width:
-        return wide
-    return _build_table([_NARROW_HEADINGS.get(name, name) for name in _COLUMNS], rows, gap=1)
+    """Return a table with a row for each environment.
+
+    A narrow one breaks long names into lines and leaves the least important columns out, but breaks no number.
+    """
+    shown = list(_COLUMNS)
+    leave_out = iter(_LEAST_IMPORTANT)
+    for gap in (2, 1):
+        if _needed_width(shown, rows, gap) <= width:
+            return _build_table(shown, rows, gap)
+    while _needed_width(shown, rows, 1) > width and (column := next(leave_out, None)) is not None:
+        shown.remove(column)
+    return _build_table(shown, rows, 1)
 
 
-def _build_table(headings: Sequence[str], rows: Sequence[tuple[str, ...]], *, gap: int) -> Table:
+def _needed_width(columns: Sequence[str], rows: Sequence[tuple[str, ...]], gap: int) -> int:
+    cells_by_column = dict(zip(_COLUMNS, zip(_COLUMNS, *rows, strict=True), strict=True))
+    widths = [max(map(len, cells_by_column[column])) for column in columns]
+    return min(widths[0], _NAME_WIDTH) + sum(width + gap for width in widths[1:])
+
+
+def _build_table(columns: Sequence[str], rows: Sequence[tuple[str, ...]], gap: int) -> Table:
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False)
-    table.add_column(headings[0], overflow="fold", min_width=8)
-    for heading in headings[1:]:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column(columns[0], overflow="fold", min_width=8)
+    for column in columns[1:]:
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(cell) for column, cell in zip(_COLUMNS, row, strict=True) if column in columns))
     return table
 
 

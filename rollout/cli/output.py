@@ -1,24 +1,43 @@
 """What several commands print: one JSON object for programs, or text for people."""
 
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from textwrap import indent
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
-_MAX_ERRORS_SHOWN = 3
+from rollout.cli.report_stream import report_stream
+
+if TYPE_CHECKING:
+    from rollout.config.load import Config
+
+_GAP = "  "
+_MAX_ERRORS_SHOWN = 10
 """Of different errors; the logs have all of them."""
+_FRAME_PATTERN = re.compile(r'^[ |]*File "(.*)$', re.MULTILINE)
+"""The file and the line of a frame in a traceback."""
 
 
 def write_json(value: Any) -> None:
     """Write a value to stdout as one line of JSON."""
-    import orjson
+    from rollout.texts import dump_json
 
-    sys.stdout.write(orjson.dumps(value).decode() + "\n")
+    report_stream.has_json = True
+    report_stream.write(dump_json(value).decode() + "\n")
+
+
+def write_json_error(message: str) -> None:
+    """Write what went wrong as the object that `--json` promises, if it asked for one and there is none yet."""
+    if report_stream.as_json and not report_stream.has_json:
+        write_json({"error": message})
 
 
 def print_text_or_json(text: str, value: Any, *, as_json: bool) -> None:
@@ -26,7 +45,17 @@ def print_text_or_json(text: str, value: Any, *, as_json: bool) -> None:
     if as_json:
         write_json(value)
     else:
-        Console(highlight=False).print(escape(text))
+        report_console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn_of_passwords(configs: "Sequence[Config]") -> None:
+    """Say on stderr which URLs have a password that is not in a variable."""
+    places = {place: None for config in configs for place in config.plain_passwords}
+    if places:
+        sys.stderr.write(
+            f"rollout: a password in plain text: {', '.join(places)}. Who can read the file or the command line knows "
+            "it. Put it into a variable, and write '${NAME}' in its place, in the YAML or after --set.\n"
+        )
 
 
 def print_report(
@@ -36,14 +65,74 @@ def print_report(
     if as_json:
         write_json({**report, **({"error": str(failure)} if failure else {})})
     else:
-        print_summary(unwrapped_console())
+        print_summary(report_console())
     if failure is not None:
         raise failure
 
 
-def unwrapped_console() -> Console:
-    """A console on stdout that wraps no line unless a person reads it: a path that is broken in two is of no use."""
-    return Console() if sys.stdout.isatty() else Console(width=10_000)
+class _ReportConsole(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError; rich would end the process instead
+
+
+def report_console() -> Console:
+    """A console for what a command reports on stdout."""
+    return _ReportConsole(file=report_stream.stream)
+
+
+def can_redraw(console: Console) -> bool:
+    """Whether a line can be shown that changes in place. FORCE_COLOR makes no terminal of a file."""
+    return console.is_interactive and console.file.isatty()
+
+
+def print_table(console: Console, rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells, which may have markup.
+
+    On a terminal the cells are aligned, and the last one is wrapped between words: a path stays whole. Elsewhere each
+    row is a line, with two spaces between its cells.
+    """
+    if not console.file.isatty():
+        for row in rows:
+            line = Text.from_markup(_GAP.join(row))
+            line.rstrip()
+            console.print(line, highlight=False, soft_wrap=True)
+        return
+    cells = [[Text.from_markup(cell) for cell in row] for row in rows]
+    columns_before_last = list(zip(*cells, strict=True))[:-1]
+    widths = [min(max(cell.cell_len for cell in column), console.width // 3) for column in columns_before_last]
+    last_width = console.width - sum(widths) - len(_GAP) * len(widths)
+    for *first, last in cells:
+        columns = [list(cell.wrap(console, width, overflow="fold")) for cell, width in zip(first, widths, strict=True)]
+        columns.append(_wrap_between_words(last, last_width))
+        for parts in zip_longest(*columns):
+            line = Text()
+            for part, width in zip(parts, (*widths, 0), strict=True):
+                text = part or Text()
+                line.append_text(text).append(" " * (width - text.cell_len)).append(_GAP)
+            line.rstrip()
+            console.print(line, highlight=False, soft_wrap=True)
+
+
+def _wrap_between_words(text: Text, width: int) -> list[Text]:
+    """Return lines that are at most so wide, unless a single word is wider."""
+    lines: list[Text] = []
+    for line in text.split("\n", allow_blank=True):
+        breaks, used = [], 0
+        for word in re.finditer(r"\S+\s*|\s+", line.plain):
+            if used and used + cell_len(word[0].rstrip()) > width:
+                breaks.append(word.start())
+                used = 0
+            used += cell_len(word[0])
+        lines += line.divide(breaks)
+    return lines
+
+
+def describe_retries(report: Mapping[str, Any]) -> str:
+    """Say how many attempts at rollouts, and how many requests to engines, were repeated."""
+    attempts, requests = report["retries"], report["request_retries"]
+    return (
+        f"{attempts:,} attempt{'' if attempts == 1 else 's'}, {requests:,} engine request{'' if requests == 1 else 's'}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +152,56 @@ class RolloutFailure:
     traceback: str | None
 
 
-def print_failures(console: Console, failures: Iterable[RolloutFailure], logs: Path) -> None:
-    """Print each error once, in full, with how often it was met and the first rollout that met it."""
-    by_error: dict[tuple[str, str, str], list[RolloutFailure]] = {}
+@dataclass(frozen=True, slots=True)
+class DistinctError:
+    """An error that one or more rollouts ended with. The same message from other lines of code is another error.
+
+    Attributes:
+        status: how these rollouts ended, such as failed.
+        type: the type of the error.
+        message: its message.
+        rollouts: how many rollouts met it.
+        first_rollout: the first of them by name.
+        traceback: where the environment's code raised it in that rollout; None if it arose elsewhere.
+    """
+
+    status: str
+    type: str
+    message: str
+    rollouts: int
+    first_rollout: str
+    traceback: str | None
+
+
+def distinct_errors(failures: Iterable[RolloutFailure]) -> list[DistinctError]:
+    """Return each error once, in the order of the first rollouts that met them."""
+    by_error: dict[tuple[str, ...], list[RolloutFailure]] = {}
     for failure in sorted(failures, key=lambda failure: failure.rollout):
-        key = (failure.status, str(failure.error.get("type")), str(failure.error.get("message")))
+        lines = _FRAME_PATTERN.findall(failure.traceback or "")
+        key = (failure.status, str(failure.error.get("type")), str(failure.error.get("message")), *lines)
         by_error.setdefault(key, []).append(failure)
-    for (status, kind, message), alike in list(by_error.items())[:_MAX_ERRORS_SHOWN]:
-        first = alike[0]
-        others = f" (and {len(alike) - 1} others)" if len(alike) > 1 else ""
-        text = f"{kind}: {message}" if first.traceback is None else "\n" + indent(first.traceback.rstrip(), "  ")
-        line = escape(f"{first.rollout}{others} {status}: {text}")
+    return [
+        DistinctError(status, kind, message, len(alike), alike[0].rollout, alike[0].traceback)
+        for (status, kind, message, *_), alike in by_error.items()
+    ]
+
+
+def with_errors(report: Mapping[str, Any], errors: Sequence[DistinctError]) -> dict[str, Any]:
+    """Return a report that also has the errors which the text for people shows."""
+    return {**report, "errors": [asdict(error) for error in errors[:_MAX_ERRORS_SHOWN]]}
+
+
+def print_errors(console: Console, errors: Sequence[DistinctError], run_directory: Path) -> None:
+    """Print each error in full, with how often it was met and the first rollout that met it."""
+    for error in errors[:_MAX_ERRORS_SHOWN]:
+        text = (
+            f" {error.type}: {error.message}"
+            if error.traceback is None
+            else "\n" + indent(error.traceback.rstrip(), "  ")
+        )
+        others = {1: "", 2: " (and 1 other)"}.get(error.rollouts, f" (and {error.rollouts - 1} others)")
+        line = escape(f"{error.first_rollout}{others} {error.status}:{text}")
         console.print(f"[red]{line}[/red]", highlight=False, soft_wrap=True)
-    if len(by_error) > _MAX_ERRORS_SHOWN:
-        console.print(f"… and {len(by_error) - _MAX_ERRORS_SHOWN} other errors, all in {logs}", soft_wrap=True)
+    if len(errors) > _MAX_ERRORS_SHOWN:
+        left = f"… and {len(errors) - _MAX_ERRORS_SHOWN} more different errors, all in"
+        console.print(escape(f"{left}: rollout logs {run_directory} --level warning"), soft_wrap=True)

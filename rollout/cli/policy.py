@@ -3,23 +3,24 @@
 A trainer's publisher does this by itself. The command is for engines that stand still because their trainer died.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
+from rollout.cli.command_group import CommandGroup
 from rollout.cli.options import Configuration, Debug, Json, Overrides
-from rollout.cli.output import write_json
+from rollout.cli.output import print_table, report_console, write_json
 
 if TYPE_CHECKING:
     from rollout.engine.errors import EngineError
     from rollout.engine.weight_updates import EngineState
     from rollout.trainer.weights.publisher import PublisherSettings
 
-app = typer.Typer(help="The weights that the engines of a run have.", no_args_is_help=True)
+app = typer.Typer(cls=CommandGroup, help="The weights that the engines of a run have.", no_args_is_help=True)
 
 Run = Annotated[Path, typer.Option("--run", metavar="RUN_DIR", help="The run's directory.", show_default=False)]
 
@@ -32,16 +33,19 @@ def status(
     from rollout.trainer.weights.directory import WeightsDirectory
 
     settings = _load_settings(config, run, overrides)
-    saved = WeightsDirectory(settings.weights).saved_version
+    saved = WeightsDirectory(Path(settings.weights)).saved_version
     published = saved.version if saved else None
     states = {url: _state_document(state, published) for url, state in _fetch_states(settings).items()}
     if as_json:
         write_json({"published": published, "engines": states})
     else:
-        sys.stdout.write(f"published: {'none' if saved is None else f'version {published}'} in {settings.weights}\n")
+        console, rows = report_console(), []
+        line = f"published: {'none' if saved is None else f'version {published}'} in {settings.weights}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
         for url, state in states.items():
             text = state.get("error") or f"version {state['version']}{', paused' if state['paused'] else ''}"
-            sys.stdout.write(f"{'ok ' if state['sound'] else 'bad'}  {url}  {text}\n")
+            rows.append(("ok" if state["sound"] else "bad", url, escape(text)))
+        print_table(console, rows)
     raise typer.Exit(0 if all(state["sound"] for state in states.values()) else 1)
 
 
@@ -60,10 +64,9 @@ def push(
     if as_json:
         write_json({"version": pushed.version, "engines": list(pushed.engines), "behind": dict(pushed.behind)})
     else:
-        for url in pushed.engines:
-            sys.stdout.write(f"ok   {url}  version {pushed.version}\n")
-        for url, reason in pushed.behind.items():
-            sys.stdout.write(f"bad  {url}  {reason}\n")
+        rows = [("ok", url, f"version {pushed.version}") for url in pushed.engines]
+        rows += [("bad", url, escape(reason)) for url, reason in pushed.behind.items()]
+        print_table(report_console(), rows)
     raise typer.Exit(1 if pushed.behind else 0)
 
 

@@ -6,18 +6,17 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.table import Table
 
+from rollout.cli.command_group import CommandGroup
 from rollout.cli.options import Debug, Json
-from rollout.cli.output import write_json
+from rollout.cli.output import print_table, report_console, write_json
 
 if TYPE_CHECKING:
     from transports import DeadLetter, Peeked
 
-app = typer.Typer(help="Look into a queue by its URL, and empty it.", no_args_is_help=True)
+app = typer.Typer(cls=CommandGroup, help="Look into a queue by its URL, and empty it.", no_args_is_help=True)
 
 QueueUrl = Annotated[
     str, typer.Argument(metavar="URL", help="Such as file:///runs/one/trajectories.", show_default=False)
@@ -26,7 +25,7 @@ QueueUrl = Annotated[
 
 @app.command()
 def stats(url: QueueUrl, as_json: Json = False, debug: Debug = False) -> None:
-    """How much is in it, how old, how often it was delivered again, and how much was rejected."""
+    """How much waits in it, how old, how much was acked and is retained, delivered again, and rejected."""
     import anyio
 
     from rollout.cli.queue_access import read_stats
@@ -35,13 +34,16 @@ def stats(url: QueueUrl, as_json: Json = False, debug: Debug = False) -> None:
     if as_json:
         write_json(asdict(found))
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("backlog", f"{found.backlog_records:,} records")
-    table.add_row("", decimal(found.backlog_bytes))
-    table.add_row("oldest", _format_age(found.oldest_age) if found.backlog_records else "-")
-    table.add_row("redeliveries", f"{found.redeliveries:,}")
-    table.add_row("dead letters", f"{found.dead_letters:,}")
-    Console(highlight=False).print(table)
+    rows = [
+        ("waiting", f"{found.backlog_records:,} records, {decimal(found.backlog_bytes)}"),
+        ("retained", f"{found.retained_records:,} records, acked"),
+        ("oldest waiting", _format_age(found.oldest_age) if found.backlog_records else "-"),
+        ("redeliveries", f"{found.redeliveries:,}"),
+        ("dead letters", f"{found.dead_letters:,}"),
+    ]
+    if found.refused_messages:
+        rows.append(("refused", f"{found.refused_messages:,} messages; the log of the hub says from whom, and why"))
+    print_table(report_console(), rows)
 
 
 @app.command()
@@ -52,15 +54,21 @@ def peek(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show its oldest records decoded, without leasing or consuming them."""
+    """Show its oldest waiting records decoded, without leasing or consuming them.
+
+    If none waits, the oldest of those are shown that were acked and are retained (`?retain=true`).
+    """
     import anyio
 
     from rollout.cli.queue_access import peek_records
 
-    records = anyio.run(peek_records, url, limit)
+    records, found = anyio.run(peek_records, url, limit)
     if as_json:
-        write_json({"records": [_record_document(record, full=full) for record in records]})
+        documents = [_record_document(record, full=full) for record in records]
+        write_json({"waiting": found.backlog_records, "retained": found.retained_records, "records": documents})
         return
+    if records and not found.backlog_records:
+        sys.stdout.write(f"nothing waits; {found.retained_records:,} records were acked and are retained\n\n")
     for record in records:
         for line in _record_lines(record, full=full):
             sys.stdout.write(f"{line}\n")
@@ -85,17 +93,13 @@ def dead(
     if as_json:
         write_json({"dead_letters": total, "letters": letters})
         return
-    console = Console(highlight=False)
+    console = report_console()
     if letters:
-        table = Table(box=None, header_style="dim", pad_edge=False)
-        table.add_column("tag", overflow="fold")
-        table.add_column("size", justify="right", no_wrap=True)
-        table.add_column("reason", overflow="fold")
-        for letter in letters:
-            table.add_row(escape(letter["tag"]), decimal(letter["bytes"]), escape(letter["reason"]))
-        console.print(table)
+        rows = [(escape(letter["tag"]), decimal(letter["bytes"]), escape(letter["reason"])) for letter in letters]
+        headings = tuple(f"[dim]{name}[/dim]" for name in ("tag", "size", "reason"))
+        print_table(console, [headings, *rows])
     more = f", the first {len(letters):,} of them shown" if len(letters) < total else ""
-    console.print(f"{total:,} dead letters{more}")
+    console.print(f"{total:,} dead letters{more}", highlight=False)
 
 
 @app.command()
@@ -164,6 +168,7 @@ def _record_document(record: "Peeked", *, full: bool) -> dict[str, Any]:
         "partition": record.partition,
         "position": record.position,
         "delivered": record.delivered,
+        "retained": record.acked,
         "key": printable(record.key),
         "tag": printable(record.tag),
         "bytes": frames_nbytes(record.frames),
@@ -181,8 +186,8 @@ def _record_lines(record: "Peeked", *, full: bool) -> list[str]:
     name = document["rollout"] or document["tag"] or document["key"]
     size = f"{decimal(document['bytes'])} in {document['frames']} frame{'s' if document['frames'] > 1 else ''}"
     place = f"partition {document['partition']}, position {document['position']}"
-    delivered = ["delivered"] if record.delivered else []
-    facts = [document["kind"], name, size, place, f"key {document['key']}", *delivered]
+    state = ["retained"] if record.acked else ["delivered"] if record.delivered else []
+    facts = [document["kind"], name, size, place, f"key {document['key']}", *state]
     content = (f"    {line}" for line in yaml_lines(document["content"]))
     return ["  ".join(printable(fact) for fact in facts), *content, ""]
 

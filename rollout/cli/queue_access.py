@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote
 
 from transports import DeadLetter, Delivery, Lease, Peeked, Queue, QueueStats, QueueURLError, open_queue
+from transports.redaction import hide_passwords
 from transports.urls import split_url
 
 _MAX_ACKED_AT_ONCE = 32
@@ -18,9 +19,11 @@ def open_existing_queue(url: str, lease: Lease = "partition") -> Queue:
     """
     parts = split_url(url)
     if parts.scheme == "memory":
-        raise QueueURLError(f"{url}: the queues of memory:// live within one process; nobody else can look at them")
+        raise QueueURLError(
+            f"{hide_passwords(url)}: the queues of memory:// live within one process; nobody else can look at them"
+        )
     if parts.scheme == "file" and not (Path(unquote(parts.path)) / "queue.json").exists():
-        raise QueueURLError(f"{url}: there is no queue in this directory")
+        raise QueueURLError(f"{hide_passwords(url)}: there is no queue in this directory")
     if parts.scheme == "zmq" and "serve" not in parse_qs(parts.query):
         url += f"{'&' if parts.query else '?'}serve=false"
     return open_queue(url, lease=lease)
@@ -32,10 +35,17 @@ async def read_stats(url: str) -> tuple[str, QueueStats]:
         return queue.url, await queue.stats()
 
 
-async def peek_records(url: str, limit: int) -> Sequence[Peeked]:
-    """Return the oldest records without leasing them."""
+async def peek_records(url: str, limit: int) -> tuple[Sequence[Peeked], QueueStats]:
+    """Return the oldest records without leasing them, and the statistics.
+
+    If none waits, these are the oldest of those that were acked and are retained.
+    """
     async with open_existing_queue(url) as queue:
-        return await queue.peek(limit=limit)
+        records, found = await queue.peek(limit=limit), await queue.stats()
+    if not records and found.retained_records:
+        async with open_existing_queue(f"{url}{'&' if split_url(url).query else '?'}replay=true") as replay:
+            records = await replay.peek(limit=limit)
+    return records, found
 
 
 async def read_dead_letters(url: str, limit: int) -> tuple[Sequence[DeadLetter], int]:

@@ -59,6 +59,11 @@ def to_readable(frames: Frames, *, full: bool) -> Readable:
     return Readable("other", "", plain.of(value))
 
 
+def to_plain(value: Any) -> Any:
+    """Return a value of a record in plain values that YAML and JSON can represent, with nothing shortened."""
+    return _Plain(full=True).of(value)
+
+
 def printable(text: str) -> str:
     """Return one line without control characters and without characters that a terminal cannot show."""
     return text if text.isprintable() else repr(text)[1:-1]

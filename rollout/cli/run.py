@@ -1,5 +1,6 @@
 """`rollout run`: all rollouts of one configuration in this process, and a summary at the end."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -7,10 +8,23 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from rollout.cli.open_files import require_open_files
 from rollout.cli.options import Configuration, Debug, Json, Overrides
-from rollout.cli.output import RolloutFailure, print_failures, print_report
+from rollout.cli.output import (
+    DistinctError,
+    RolloutFailure,
+    describe_retries,
+    distinct_errors,
+    print_errors,
+    print_report,
+    print_table,
+    warn_of_passwords,
+    with_errors,
+)
+from rollout.cli.report_stream import report_stream
 
 if TYPE_CHECKING:
+    from rollout.config.load import Config
     from rollout.launch.in_process import RunState
 
 _MAX_VIOLATIONS_SHOWN = 3
@@ -19,7 +33,8 @@ _MAX_VIOLATIONS_SHOWN = 3
 def run(config: Configuration, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
     """Play all rollouts of CONFIG in this process: engine (if none is configured), worker, and a consuming reader.
 
-    Exits with 0; 1 if the run failed or an invariant was violated; 2 for a bad configuration; 130 after Ctrl-C.
+    Exits with 0; 1 if the run failed, if no rollout got a reward, if more failed than run.max_failed allows, or if an
+    invariant was violated; 2 for a bad configuration; 130 after Ctrl-C.
     """
     from rollout.cli.run_screen import show_run
     from rollout.config.load import load_config
@@ -27,7 +42,10 @@ def run(config: Configuration, overrides: Overrides = None, as_json: Json = Fals
     from rollout.launch.in_process import prepare_run, run_in_process
     from transports import QueueError
 
+    report_stream.reserve()
+    require_open_files()
     settings = load_config(config, overrides or [])
+    warn_of_passwords([settings])
     state = prepare_run(settings)
     failure: RolloutError | QueueError | None = None
     try:
@@ -36,7 +54,9 @@ def run(config: Configuration, overrides: Overrides = None, as_json: Json = Fals
         if not state.trainer_counters.trajectories:
             raise
         failure = error  # what was done before still counts, and is printed first
-    print_report(state.report(), partial(_print_summary, state), failure, as_json=as_json)
+    errors = _errors(state)
+    report = with_errors(state.report(), errors)
+    print_report(report, partial(_print_summary, state, settings, errors), failure, as_json=as_json)
     raise typer.Exit(_exit_code(state))
 
 
@@ -46,21 +66,22 @@ def _exit_code(state: "RunState") -> int:
     return 0 if state.trainer_counters.rewards and not state.trainer_counters.violations else 1
 
 
-def _print_summary(state: "RunState", console: Console) -> None:
+def _print_summary(state: "RunState", config: "Config", errors: Sequence[DistinctError], console: Console) -> None:
+    from rollout.rundir.cuts import warn_if_all_cut
     from rollout.session.prompt import summarize_prompt_sources
 
     report, trainer = state.report(), state.trainer_counters
     status = ", ".join(f"{count} {name}" for name, count in sorted(report["status"].items())) or "none finished"
     reward = "none" if report["reward_mean"] is None else f"[bold]{report['reward_mean']:.3f}[/bold]"
-    metrics = "".join(f"  {name} {total / len(trainer.rewards):.3f}" for name, total in sorted(trainer.metrics.items()))
+    metrics = "".join(f"  {name} {mean:.3f}" for name, mean in report["metrics"].items())
     violations = len(trainer.violations)
-    verdict = "[green]0 violations[/green]" if not violations else f"[red]{violations} violations[/red]"
+    verdict = "[green]all checks passed[/green]" if not violations else f"[red]{violations} failed checks[/red]"
     seconds = state.elapsed_seconds or 1e-9
     bytes_per_turn = f"  ({report['queue_bytes'] / report['turns']:.0f} a turn)" if report["turns"] else ""
     rows = [
         ("rollouts", f"{report['rollouts']} of {state.total_rollouts}  ({status})"),
         ("reward", f"{reward}{escape(metrics)}"),
-        ("turns", f"{report['turns']:,}  ({report['turns'] / seconds:.0f}/s, {report['images']:,} images)"),
+        ("turns", f"{report['turns']:,}  ({report['turns'] / seconds:.0f}/s, {report['images']:,} different images)"),
         ("prompts", summarize_prompt_sources(state.worker_counters.prompt_sources)),
         ("queue", f"{report['queue_bytes']:,} bytes{bytes_per_turn}"),
         ("trainer", f"{trainer.groups} groups, {trainer.samples} samples, {trainer.tokens:,} tokens, {verdict}"),
@@ -68,26 +89,30 @@ def _print_summary(state: "RunState", console: Console) -> None:
         ("run", escape(str(state.directory.path))),
         ("time", f"{state.elapsed_seconds:.1f} s" + ("  (stopped early)" if state.interrupted else "")),
     ]
-    for name, value in rows:
-        console.print(f"[dim]{name:<8}[/dim]  {value}", highlight=False, soft_wrap=True)
-    _print_errors(state, console)
+    if state.rows_used is not None:
+        rows.insert(1, ("tasks", escape(str(state.rows_used))))
+    if report["retries"] or report["request_retries"]:
+        rows.append(("repeated", describe_retries(report)))
+    print_table(console, [(f"[dim]{name}[/dim]", value) for name, value in rows])
+    if (warning := warn_if_all_cut(report["cut"], report["status"], config)) is not None:
+        console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
+    print_errors(console, errors, state.directory.path)
+    for violation in trainer.violations[:_MAX_VIOLATIONS_SHOWN]:
+        line = f"{violation.rollout}, {violation.where}: check {violation.invariant} failed: {violation.detail}"
+        console.print(f"[red]{escape(line)}[/red]", highlight=False, soft_wrap=True)
 
 
-def _print_errors(state: "RunState", console: Console) -> None:
+def _errors(state: "RunState") -> list[DistinctError]:
     from rollout.rundir.claims import Claims
 
-    trainer = state.trainer_counters
-    if trainer.failures:
-        claims = Claims(state.directory.claims_path(trainer.failures[0].environment))
-        outcomes = {outcome.rollout: outcome for outcome in claims.outcomes()}
-        failures = []
-        for trajectory in trainer.failures:
-            outcome = outcomes.get(trajectory.rollout)
-            traceback = outcome.traceback if outcome is not None else None
-            failures.append(
-                RolloutFailure(trajectory.rollout, trajectory.status.value, trajectory.error or {}, traceback)
-            )
-        print_failures(console, failures, state.directory.path / "log.jsonl")
-    for violation in trainer.violations[:_MAX_VIOLATIONS_SHOWN]:
-        line = f"{violation.rollout}, {violation.where}: invariant {violation.invariant}: {violation.detail}"
-        console.print(f"[red]{escape(line)}[/red]", highlight=False)
+    failed = state.trainer_counters.failures
+    if not failed:
+        return []
+    claims = Claims(state.directory.claims_path(failed[0].environment))
+    tracebacks = {outcome.rollout: outcome.traceback for outcome in claims.outcomes()}
+    return distinct_errors(
+        RolloutFailure(
+            trajectory.rollout, trajectory.status.value, trajectory.error or {}, tracebacks.get(trajectory.rollout)
+        )
+        for trajectory in failed
+    )

@@ -1,5 +1,6 @@
 """The progress of a run: a bar on a terminal, plain lines elsewhere, and Ctrl-C."""
 
+import asyncio
 import signal
 import time
 
@@ -7,6 +8,7 @@ import anyio
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from rollout.cli.output import can_redraw
 from rollout.launch.in_process import RunState
 
 _REFRESH_SECONDS = 0.1
@@ -16,18 +18,32 @@ _LINE_INTERVAL_SECONDS = 2.0
 async def show_run(state: RunState, stop: anyio.Event) -> None:
     """Show the progress until cancelled, and set `stop` at the first Ctrl-C."""
     async with anyio.create_task_group() as group:
-        group.start_soon(_watch_signals, stop)
+        group.start_soon(_watch_signals, state, stop)
         console = Console(stderr=True)
-        await (_show_bar(state, console) if console.is_terminal else _show_lines(state, console))
+        await (_show_bar if can_redraw(console) else _show_lines)(state, console)
 
 
-async def _watch_signals(stop: anyio.Event) -> None:
-    """The first Ctrl-C ends the run with what was done; the second one ends it at once."""
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            if stop.is_set():
-                raise KeyboardInterrupt
-            stop.set()
+async def _watch_signals(state: RunState, stop: anyio.Event) -> None:
+    """The first Ctrl-C ends the run with what was done; the second one ends it at once.
+
+    The handlers are Python's and not the event loop's, so that they also run while a rollout holds the loop.
+    """
+    loop, signal_count, end_at_once = asyncio.get_running_loop(), 0, anyio.Event()
+
+    def handle_signal(*_: object) -> None:
+        nonlocal signal_count
+        signal_count += 1
+        if state.loop_watchdog is not None:
+            state.loop_watchdog.hurry()
+        loop.call_soon_threadsafe((stop if signal_count == 1 else end_at_once).set)
+
+    previous_handlers = {signum: signal.signal(signum, handle_signal) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        await end_at_once.wait()
+        raise KeyboardInterrupt
+    finally:
+        for signum, handler in previous_handlers.items():
+            signal.signal(signum, handler)
 
 
 async def _show_bar(state: RunState, console: Console) -> None:
@@ -42,6 +58,7 @@ async def _show_bar(state: RunState, console: Console) -> None:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("starting", total=state.total_rollouts, details="")
         while True:
+            _print_notices(state, progress.console)
             progress.update(
                 task,
                 completed=state.trainer_counters.trajectories,
@@ -55,6 +72,7 @@ async def _show_lines(state: RunState, console: Console) -> None:
     last_shown = time.monotonic()
     while True:
         await anyio.sleep(_REFRESH_SECONDS)
+        _print_notices(state, console)
         if time.monotonic() - last_shown >= _LINE_INTERVAL_SECONDS:
             last_shown = time.monotonic()
             done = (
@@ -63,6 +81,11 @@ async def _show_lines(state: RunState, console: Console) -> None:
                 else "starting"
             )
             console.print(f"{done}  {_details(state)}".rstrip(), highlight=False)
+
+
+def _print_notices(state: RunState, console: Console) -> None:
+    while state.notices:
+        console.print(state.notices.popleft(), highlight=False, markup=False, soft_wrap=True)
 
 
 def _details(state: RunState) -> str:

@@ -24,11 +24,12 @@ def worker(
     SIGTERM or Ctrl-C finishes what was begun within worker.grace seconds and gives back the rest; a second, at once.
     """
     from rollout.config.load import load_config
+    from rollout.paths import resolve_path
     from rollout.rundir.directory import RunDirectory
     from rollout.worker.link import SupervisorLink
     from rollout.worker.process import WorkerRunner, default_worker_name
 
     link = SupervisorLink(supervisor_fd) if supervisor_fd is not None else None
-    settings = load_config(config, overrides or [])
-    directory = RunDirectory((run or settings.run.directory / settings.run.name).resolve())
+    settings = load_config(config, overrides or (link.wait_for_instructions().overrides if link is not None else []))
+    directory = RunDirectory(resolve_path(run or settings.run.directory / settings.run.name))
     WorkerRunner(settings, directory, name or default_worker_name(settings.run.name), link).run()

@@ -1,14 +1,17 @@
 """The checks that need no engine, and the function that runs all checks."""
 
 from collections.abc import Callable
+from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import anyio
 
 from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.errors import AdapterError
+from rollout.config.environment_class import require_usable
 from rollout.config.load import Config
+from rollout.config.model_directory import require_model, written_model_path
 from rollout.doctor.engines import check_engines
 from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.engine.from_config import api_key_from_config
@@ -17,8 +20,10 @@ from rollout.errors import ConfigurationError, RolloutError
 from rollout.rundir.directory import RunDirectory
 from rollout.serving.policies import load_policy
 from rollout.tasks.orders import iter_orders
+from rollout.tasks.sources import count_rows_used
 from transports import QueueError, open_queue
-from transports.urls import QueueOptions, without_password
+from transports.redaction import hide_passwords
+from transports.urls import QueueOptions, split_url
 
 _MIN_RECORDS_PER_ROLLOUT, _MIN_BYTES_PER_ROLLOUT = 3, 700
 """What the shortest rollout puts on the queue: a started record, one step and a finished record."""
@@ -30,7 +35,12 @@ def run_checks(config: Config, *, live: bool) -> tuple[list[CheckResult], int]:
     Returns:
         The results, and the exit code: 0 if nothing is bad, 2 for a bad configuration, 1 for a bad engine.
     """
-    results = [_run_check(subject, check, config) for subject, check in _CHECKS]
+    results: list[CheckResult] = []
+    for subject, check in _CHECKS:
+        if subject == "tasks" and _any_bad(results):
+            results.append(CheckResult(subject, "not listed: the environment cannot be used", CheckStatus.UNKNOWN))
+        else:
+            results.append(_run_check(subject, check, config))
     if _any_bad(results):
         if live:
             results.append(CheckResult("engines", "not asked: a run would not get as far", CheckStatus.UNKNOWN))
@@ -57,14 +67,22 @@ async def _check_engines(config: Config) -> list[CheckResult]:
 
 
 def _check_configuration(config: Config) -> str:
-    return f"{config.file_name} is valid; {config.environment_class_path}, digest {config.digest()}"
+    plain = "".join(f"; {place} has a password in plain text, write '${{NAME}}'" for place in config.plain_passwords)
+    return f"{config.file_name} is valid; {config.environment_class_path}, digest {config.digest()}{plain}"
+
+
+def _check_environment(config: Config) -> str:
+    require_usable(config.new_environment, config.environment_class_path)
+    return f"{config.environment_class_path} can be made"
 
 
 def _check_tasks(config: Config) -> str:
     if config.tasks.source == QUEUE_SOURCE:
-        return f"put on {config.queue.tasks} by others"
+        return f"put on {hide_passwords(config.queue.tasks)} by others"
     count = sum(1 for _ in iter_orders(config.new_environment, config.tasks))
-    return f"{count // config.tasks.group_size} tasks, {config.tasks.group_size} rollouts of each"
+    tasks = count // config.tasks.group_size
+    rows = count_rows_used(config.tasks, tasks)
+    return f"{tasks} tasks, {config.tasks.group_size} rollouts of each{f'; {rows}' if rows is not None else ''}"
 
 
 def _check_images(config: Config) -> str:
@@ -85,10 +103,12 @@ def _check_engine_settings(config: Config) -> str:
 
 
 def _check_model(config: Config) -> str:
+    require_model(config.model.path, Path(config.file_name))
     adapter = RendererAdapter.open(config.model.path, config.model.renderer, config.model.template)
     image_support = f", images {adapter.geometry.family}" if adapter.geometry else ", text only"
     return (
-        f"{config.model.path}: {adapter.tokenizer.vocab_size} tokens, renderer {config.model.renderer}{image_support}"
+        f"{written_model_path(config.model.path)}: {adapter.tokenizer.vocab_size} tokens, "
+        f"renderer {config.model.renderer}{image_support}"
     )
 
 
@@ -96,7 +116,7 @@ def _check_queue(config: Config) -> str:
     """Check the URL alone, because a check must not create a queue."""
     url = RunDirectory(config.run.directory / "RUN").queue_url(config.queue.url, config.run.name)
     with TemporaryDirectory() as temporary_directory:
-        parts = urlsplit(url)
+        parts = split_url(url)
         queue_options = anyio.run(
             _read_queue_options,
             parts._replace(path=quote(temporary_directory)).geturl() if parts.scheme == "file" else url,
@@ -109,7 +129,7 @@ def _check_queue(config: Config) -> str:
             "on another would never get it. Raise high_water."
         )
     return (
-        f"{without_password(url)}; two batches of {config.policy.batch} rollouts are below its high water while a "
+        f"{hide_passwords(url)}; two batches of {config.policy.batch} rollouts are below its high water while a "
         f"rollout has at most {queue_options.high_water // rollouts_needed:,} bytes"
     )
 
@@ -121,6 +141,7 @@ async def _read_queue_options(url: str) -> QueueOptions:
 
 _CHECKS: tuple[tuple[str, Callable[[Config], str]], ...] = (
     ("configuration", _check_configuration),
+    ("environment", _check_environment),
     ("tasks", _check_tasks),
     ("images", _check_images),
     ("engine", _check_engine_settings),

@@ -20,10 +20,11 @@ from renderers_adapter.errors import AdapterError
 from renderers_adapter.rendered import MessageSegment
 from renderers_adapter.tokens import ImageSlot, TokenRun, concat_ids, expand
 from rollout.config.load import Config
+from rollout.config.model_directory import BUILTIN_MODELS, written_model_path
 from rollout.doctor.pixels import compare_pixels
 from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.engine.client import EngineClient
-from rollout.engine.errors import EngineMismatch, EngineNotFound, EngineRefused, EngineUnavailable
+from rollout.engine.errors import EngineBroken, EngineMismatch, EngineNotFound, EngineRefused, EngineUnavailable
 from rollout.engine.from_config import api_key_from_config, engine_client_from_config
 from rollout.engine.http import EngineHttp
 from rollout.engine.request import GenerateRequest
@@ -37,6 +38,8 @@ from rollout.session.image_table import ImageTable
 _PROBE_SIZES = ((96, 64), (320, 240), (1000, 700))
 """Width and height of the probe images: smaller than, within and larger than the sizes that a processor keeps."""
 _PROBE_QUESTION = 'Which is the largest of these pictures? Say 1, 2 or 3: naïve café, 日本語, {"x": [1, 2]}.'
+
+_BROKEN_FIX = "look into the engine's own log: the request reached it, and it failed"
 
 
 class _CheckSkipped(Exception):
@@ -88,7 +91,8 @@ async def _check_engine(engine: _EngineUnderTest) -> AsyncIterator[CheckResult]:
         except _CheckSkipped as reason:
             yield CheckResult(f"{engine.url} {subject}", f"not compared: {reason}", CheckStatus.UNKNOWN)
         except (RolloutError, AdapterError) as error:
-            yield CheckResult(f"{engine.url} {subject}", str(error), CheckStatus.BAD, fix_for(engine, error))
+            fix = _BROKEN_FIX if isinstance(error, EngineBroken) else fix_for(engine, error)
+            yield CheckResult(f"{engine.url} {subject}", str(error), CheckStatus.BAD, fix)
             return
         else:
             yield CheckResult(f"{engine.url} {subject}", message)
@@ -166,7 +170,9 @@ async def _check_pixels(engine: _EngineUnderTest) -> str:
     except EngineNotFound:
         raise _CheckSkipped("this server does not render") from None
     if not comparison.differences:
-        raise _CheckSkipped("transformers is not installed here; install rollout[trainer], or ask where the trainer is")
+        raise _CheckSkipped(
+            "transformers is not installed here; install rollout-rl[trainer], or ask where the trainer is"
+        )
     if comparison.matching_backend is None:
         raise EngineMismatch(comparison.summary())
     return comparison.summary()
@@ -175,6 +181,8 @@ async def _check_pixels(engine: _EngineUnderTest) -> str:
 def _model_fix(engine: _EngineUnderTest, error: Exception) -> str | None:
     if isinstance(error, EngineRefused):
         return None
+    if written_model_path(engine.config.model.path) in BUILTIN_MODELS:
+        return f"start it: rollout serve embedded --name {engine.config.model.name}"
     return f"start it: rollout serve vllm {engine.config.model.path} --name {engine.config.model.name}"
 
 

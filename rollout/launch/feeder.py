@@ -46,6 +46,8 @@ class Feeder:
     Attributes:
         trainer_progress: the trainer's last progress; None until the first one has come.
         rollouts_sent: how many rollouts were sent, those of earlier launches included.
+        leftover_count: how many orders of an earlier launch are still on the queue; 0 once they are removed.
+        is_paced: whether the next group waits because `policy.max_staleness` allows no more rollouts now.
         all_finished: whether everything was sent, and everything that was sent is finished.
     """
 
@@ -54,6 +56,8 @@ class Feeder:
     ) -> None:
         self.trainer_progress: TrainerProgress | None = None
         self.rollouts_sent = 0
+        self.leftover_count = 0
+        self.is_paced = False
         self.all_finished = False
         self._orders = orders
         self._tasks_queue = tasks_queue
@@ -81,9 +85,11 @@ class Feeder:
             OrdersLeft: some orders are still held after that time.
         """
         with anyio.move_on_after(timeout):
-            while (await self._tasks_queue.stats()).backlog_records:
+            while leftover_count := (await self._tasks_queue.stats()).backlog_records:
+                self.leftover_count = leftover_count
                 if (delivery := await self._tasks_queue.receive(timeout=_POLL_INTERVAL)) is not None:
                     await delivery.ack()
+            self.leftover_count = 0
             return
         raise OrdersLeft(
             f"{self._tasks_queue.url} (queue.tasks): a worker has held orders of the earlier launch for another "
@@ -117,9 +123,8 @@ class Feeder:
     async def _wait_until_sendable(self, rollout_count: int, max_waiting: int) -> None:
         while rollout_count:
             remaining = remaining_capacity(self._policy, self.trainer_progress or TrainerProgress(), self.rollouts_sent)
-            if (remaining is None or remaining >= rollout_count) and (
-                await self._tasks_queue.stats()
-            ).backlog_records < max_waiting:
+            self.is_paced = remaining is not None and remaining < rollout_count
+            if not self.is_paced and (await self._tasks_queue.stats()).backlog_records < max_waiting:
                 return
             await anyio.sleep(_POLL_INTERVAL)
 

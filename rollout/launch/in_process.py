@@ -1,29 +1,37 @@
 """`rollout run`: engine, worker and a consuming reader together, from a configuration to a summary."""
 
+import asyncio
 import math
+import threading
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import anyio
 import structlog
 
 from renderers_adapter.errors import AdapterError
+from rollout.config.environment_class import require_usable
 from rollout.config.load import Config
+from rollout.engine.client import EngineClient
 from rollout.errors import RolloutError, primary_error
+from rollout.launch.failure_limit import FailureLimit
 from rollout.log import log_to_json_file
 from rollout.metrics.export import MetricsExport, export_metrics
 from rollout.metrics.server import ScrapeTargetFile
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.claims import Claims
-from rollout.rundir.directory import RunDirectory, create_run_directory
+from rollout.rundir.directory import RUN_CONFIG_NAME, RunDirectory, create_run_directory
+from rollout.rundir.outcomes import mean_metrics
 from rollout.session.session import PolicyClient
 from rollout.tasks.orders import RolloutOrder, encode_order, iter_orders
+from rollout.tasks.sources import RowsUsed, count_rows_used
 from rollout.trainer import GroupAssembler, Trajectory, TrajectoryReader, Violation, check, samples
 from rollout.trainer.metrics import ReaderCollector
+from rollout.worker.containment import LoopWatchdog, refuse_exits
 from rollout.worker.setup import build_run_metadata, find_or_start_engines, open_policy
 from rollout.worker.worker import Worker, WorkerCounters
 from transports import Queue, QueueError, open_queue
@@ -55,7 +63,7 @@ class TrainerCounters:
         samples: how many training samples the trajectories make.
         tokens: how many tokens these samples have.
         rewards: the rewards of the trajectories that can be trained on.
-        metrics: the sums of the scores' metrics, over the same trajectories.
+        metrics: the metrics of their scores.
         violations: what `check` found wrong.
         failures: the trajectories that have an error.
         group_assembler: collects the trajectories of each group.
@@ -66,7 +74,7 @@ class TrainerCounters:
     samples: int = 0
     tokens: int = 0
     rewards: list[float] = field(default_factory=list)
-    metrics: Counter[str] = field(default_factory=Counter)
+    metrics: list[Mapping[str, float]] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
     failures: list[Trajectory] = field(default_factory=list)
     group_assembler: GroupAssembler[Trajectory] = field(default_factory=GroupAssembler)
@@ -80,7 +88,7 @@ class TrainerCounters:
             self.failures.append(trajectory)
         if trajectory.trainable:
             self.rewards.append(float(trajectory.reward or 0.0))
-            self.metrics.update(trajectory.metrics)
+            self.metrics.append(trajectory.metrics)
             for sample in samples(trajectory):
                 self.samples += 1
                 self.tokens += len(sample.token_ids)
@@ -93,22 +101,30 @@ class RunState:
     Attributes:
         directory: the run's directory.
         total_rollouts: how many rollouts the run plays.
+        rows_used: how many rows of the source of its tasks it plays; None without such a source.
         engine_description: which engines are used, for people; empty until they are there.
         worker_counters: what the worker did.
+        engine: the client of the engines; None until they are there.
         trainer_counters: what the reader received.
+        notices: lines about the start that were not shown yet: that it waits for an engine, and that it goes on.
         interrupted: whether the user stopped the run.
         started_at: when the run started, by the monotonic clock.
         elapsed_seconds: how long the run took; 0 while it goes on.
+        loop_watchdog: interrupts what holds the event loop; None before the run has a loop.
     """
 
     directory: RunDirectory
     total_rollouts: int
+    rows_used: RowsUsed | None = None
     engine_description: str = ""
     worker_counters: WorkerCounters = field(default_factory=WorkerCounters)
+    engine: EngineClient | None = None
     trainer_counters: TrainerCounters = field(default_factory=TrainerCounters)
+    notices: deque[str] = field(default_factory=deque)
     interrupted: bool = False
     started_at: float = field(default_factory=time.monotonic)
     elapsed_seconds: float = 0.0
+    loop_watchdog: LoopWatchdog | None = None
 
     def report(self) -> dict[str, Any]:
         """The summary, as `--json` prints it."""
@@ -117,8 +133,13 @@ class RunState:
             "rollouts": self.trainer_counters.trajectories,
             "status": dict(self.worker_counters.status_counts),
             "reward_mean": math.fsum(rewards) / len(rewards) if rewards else None,
+            "metrics": mean_metrics(self.trainer_counters.metrics),
             "turns": self.worker_counters.turns,
             "images": self.worker_counters.images,
+            "rows": asdict(self.rows_used) if self.rows_used is not None else None,
+            "retries": self.worker_counters.retries,
+            "request_retries": self.engine.retry_count if self.engine is not None else 0,
+            "cut": dict(self.worker_counters.cuts),
             "queue_bytes": self.worker_counters.queue_bytes,
             "trainer": {
                 "trajectories": self.trainer_counters.trajectories,
@@ -132,9 +153,15 @@ class RunState:
 
 
 def prepare_run(config: Config) -> RunState:
-    """Name a run and make its directory. Raises RolloutError if it cannot be made."""
+    """Name a run and make its directory.
+
+    Raises:
+        EnvironmentUnusable: no environment can be made.
+        RolloutError: the directory cannot be made.
+    """
+    require_usable(config.new_environment, config.environment_class_path)
     directory = create_run_directory(config.run.directory, config.run.name)
-    directory.save_config(config, "config.yaml")
+    directory.save_config(config, RUN_CONFIG_NAME)
     return RunState(directory, config.tasks.count * config.tasks.group_size)
 
 
@@ -159,9 +186,19 @@ def run_in_process(config: Config, state: RunState, display: RunDisplay) -> None
 
 
 async def _run_in_process(config: Config, state: RunState, display: RunDisplay) -> None:
+    refuse_exits(asyncio.get_running_loop())
+    if threading.current_thread() is not threading.main_thread():  # no other thread can be interrupted
+        await _play(config, state, display)
+        return
+    with LoopWatchdog(config.worker.block_timeout) as state.loop_watchdog:
+        await _play(config, state, display)
+
+
+async def _play(config: Config, state: RunState, display: RunDisplay) -> None:
     stop_event = anyio.Event()
     rollout_orders = list(iter_orders(config.new_environment, config.tasks))
     state.total_rollouts = len(rollout_orders)
+    state.rows_used = count_rows_used(config.tasks, len(rollout_orders) // config.tasks.group_size)
     failure: BaseException | None = None
     async with anyio.create_task_group() as task_group:
         task_group.start_soon(display, state, stop_event)
@@ -193,13 +230,14 @@ async def _run_in_process(config: Config, state: RunState, display: RunDisplay) 
                             trajectories_queue,
                         )
                         workers.append(worker)
-                        state.worker_counters = worker.counters
+                        state.worker_counters, state.engine = worker.counters, policy.engine
                         metrics.export_state(worker.counters, policy.engine, policy.version)
                         export.not_ready_reason = lambda: None
                         async with anyio.create_task_group() as worker_group:
                             worker_group.start_soon(_feed, rollout_orders, tasks_queue)
                             worker_group.start_soon(worker.run)
-                            await _consume(reader, state)
+                            failure_limit = FailureLimit(config.run.name, config.run.max_failed)
+                            await _consume(reader, state, failure_limit)
                             worker_group.cancel_scope.cancel()
             except (BaseExceptionGroup, RolloutError, QueueError, AdapterError) as error:
                 failure = primary_error(error, (RolloutError, QueueError, AdapterError))
@@ -232,21 +270,30 @@ async def _cancel_when_set(stop_event: anyio.Event, scope: anyio.CancelScope) ->
     scope.cancel()
 
 
-async def _consume(reader: TrajectoryReader, state: RunState) -> None:
+async def _consume(reader: TrajectoryReader, state: RunState, failure_limit: FailureLimit) -> None:
     last_arrival = time.monotonic()
+    uncommitted = 0
     while state.trainer_counters.trajectories < state.total_rollouts:
+        failure_limit.check(state.worker_counters.status_counts)
         if (trajectory := await reader.receive(timeout=_RECEIVE_TIMEOUT)) is not None:
             last_arrival = time.monotonic()
             state.trainer_counters.add(trajectory)
-            if state.trainer_counters.trajectories % _COMMIT_EVERY == 0:
+            uncommitted += 1
+            if uncommitted == _COMMIT_EVERY:
                 await _commit(reader)
-        elif state.worker_counters.finished < state.total_rollouts:
+                uncommitted = 0
+            continue
+        if uncommitted:
+            await _commit(reader)  # what is not committed may be what fills the queue
+            uncommitted = 0
+        if state.worker_counters.finished < state.total_rollouts:
             last_arrival = time.monotonic()
         elif time.monotonic() - last_arrival > _DRAIN_TIMEOUT:
             raise TrajectoriesLost(
                 f"{state.worker_counters.finished} rollouts have finished, only {state.trainer_counters.trajectories} "
                 f"came out of the queue, and nothing for {_DRAIN_TIMEOUT:g} s. Does another reader consume it?"
             )
+    failure_limit.check(state.worker_counters.status_counts)
 
 
 async def _abandon_and_read_rest(workers: list[Worker], reader: TrajectoryReader, state: RunState) -> None:
@@ -285,5 +332,9 @@ async def _open_run_policy(config: Config, state: RunState, metrics: WorkerMetri
             )
             return urls
 
-        async with open_policy(config, state.directory, get_engine_urls, metrics) as policy:
+        def report_wait(text: str) -> None:
+            log.warning("the start waits", text=text)
+            state.notices.append(text)
+
+        async with open_policy(config, state.directory, get_engine_urls, metrics, report_wait) as policy:
             yield policy

@@ -4,13 +4,12 @@ The run's directory contains everything that is needed to continue a launch: the
 and the claims, which say what is done.
 """
 
-import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anyio
@@ -20,166 +19,38 @@ from prometheus_client.registry import CollectorRegistry
 
 from renderers_adapter.errors import AdapterError
 from rollout.config.load import Config
-from rollout.environments.base import QUEUE_SOURCE
+from rollout.config.model_directory import require_model
 from rollout.errors import ConfigurationError, RolloutError, primary_error
+from rollout.launch.failure_limit import FailureLimit, TooManyFailures
 from rollout.launch.feeder import Feeder
-from rollout.launch.places import Place
+from rollout.launch.local import LocalPlace
+from rollout.launch.state import EnvironmentState, LaunchState, Notice
 from rollout.launch.supervisor import RestartBudget, Supervisor, WorkerSlot
+from rollout.launch.waiting import WaitWatcher
 from rollout.log import log_to_json_file
 from rollout.metrics.export import MetricsExport, export_metrics
 from rollout.metrics.launch import EnvironmentStatus, LaunchCollector
 from rollout.metrics.loop_monitor import LoopMonitor
-from rollout.metrics.queues import QueueMonitor
 from rollout.metrics.server import ScrapeTargetFile
-from rollout.records.progress import ProgressFollower, TrainerProgress
-from rollout.rundir.claims import Claims, Outcome
+from rollout.records.progress import ProgressFollower
 from rollout.rundir.directory import RunDirectory
 from rollout.rundir.manifest import LaunchConfig
-from rollout.rundir.outcomes import OutcomeTotals
-from rollout.tasks.orders import iter_orders
+from rollout.tasks.orders import RolloutOrder, iter_orders
+from rollout.tasks.sources import count_rows_used
 from rollout.worker.link import WorkerInstructions
 from rollout.worker.setup import find_or_start_engines
-from transports import Queue, QueueError, open_queue
+from transports import QueueClosed, QueueError, open_queue
+from transports.redaction import hide_passwords
 
 log = structlog.get_logger()
 
 _PROGRESS_POLL_SECONDS = 1.0
+_FAILURES_POLL_SECONDS = 0.5
 _LEASE_EXPIRY_SECONDS = 60.0
 _ASSUMED_EXTERNAL_WORKERS = 64
 """For how many workers orders are kept on the queue, if somebody else starts all workers."""
 _STALL_TIMEOUT = 120.0
 """Seconds without a turn of the supervisor's event loop after which the process is unhealthy."""
-
-
-@dataclass(slots=True)
-class EnvironmentState:
-    """One environment of a launch, while the launch runs.
-
-    Attributes:
-        launch_config: the launch configuration of the environment.
-        claims: the claims of the environment in this run.
-        total_rollouts: how many rollouts the configuration asks for; 0 if others put the orders.
-        feeder: sends the orders; None until the environment is prepared.
-        engine_urls: the roots of the engines.
-        worker_slots: the slots of the environment's workers.
-        outcome_totals: how the rollouts of the run ended, as its claims say.
-        control_queue: the queue with the trainer's progress; None until the environment is prepared.
-        trainer_progress: the trainer's last progress; None until the first one has come.
-        trajectories_monitor: the state of the trajectories queue; None until the environment is prepared.
-    """
-
-    launch_config: LaunchConfig
-    claims: Claims
-    total_rollouts: int = 0
-    feeder: Feeder | None = None
-    engine_urls: tuple[str, ...] = ()
-    worker_slots: list[WorkerSlot] = field(default_factory=list)
-    outcome_totals: OutcomeTotals = field(init=False)
-    control_queue: Queue | None = None
-    trainer_progress: TrainerProgress | None = None
-    trajectories_monitor: QueueMonitor | None = None
-
-    def __post_init__(self) -> None:
-        self.outcome_totals = OutcomeTotals(self.claims)
-
-    @property
-    def backlog_bytes(self) -> int:
-        return self.trajectories_monitor.latest_stats.backlog_bytes if self.trajectories_monitor is not None else 0
-
-    @property
-    def name(self) -> str:
-        return self.launch_config.config.run.name
-
-    @property
-    def is_fed_externally(self) -> bool:
-        """Whether somebody else puts its orders; it then runs until it is stopped."""
-        return self.launch_config.config.tasks.source == QUEUE_SOURCE
-
-    @property
-    def worker_totals(self) -> Counter[str]:
-        """What its workers did in this launch, by the names of `Heartbeat`."""
-        totals: Counter[str] = Counter()
-        for slot in self.worker_slots:
-            totals.update(slot.totals)
-        return totals
-
-    @property
-    def in_flight(self) -> int:
-        return sum(slot.heartbeat.in_flight for slot in self.worker_slots)
-
-    @property
-    def ready_workers(self) -> int:
-        return sum(slot.heartbeat.ready for slot in self.worker_slots)
-
-
-class LaunchState:
-    """A launch while it runs; who shows its progress reads it, and may end it by `stop_early` and `kill`.
-
-    `is_resumed` says that orders on the tasks queue are those of an earlier launch of this run.
-    """
-
-    def __init__(
-        self,
-        directory: RunDirectory,
-        launch_configs: Sequence[LaunchConfig],
-        workers_per_environment: int,
-        place: Place,
-        *,
-        is_resumed: bool,
-    ) -> None:
-        self.is_resumed = is_resumed
-        self.place = place
-        self.directory = directory
-        self.environments = [
-            EnvironmentState(launch_config, Claims(directory.claims_path(launch_config.config.run.name)))
-            for launch_config in launch_configs
-        ]
-        self.workers_per_environment = workers_per_environment
-        self.supervisor: Supervisor | None = None
-        self.startup_scope: anyio.CancelScope | None = None
-        self.stopping_early = False
-        self.started_at = time.monotonic()
-        self.elapsed_seconds = 0.0
-
-    def stop_early(self) -> None:
-        """Let the workers finish their rollouts and start no others; if there are no workers yet, end."""
-        self.stopping_early = True
-        if self.supervisor is not None:
-            self.supervisor.drain()
-        elif self.startup_scope is not None:
-            self.startup_scope.cancel()
-
-    def kill(self) -> None:
-        """End the workers now; the next launch plays what they did not finish."""
-        if self.supervisor is not None:
-            self.supervisor.kill()
-
-    def report(self) -> dict[str, Any]:
-        """The summary, as `--json` prints it: all of the run, earlier launches included."""
-        outcomes_by_environment = {
-            environment.name: list(environment.claims.outcomes()) for environment in self.environments
-        }
-        all_outcomes = [
-            outcome for environment_outcomes in outcomes_by_environment.values() for outcome in environment_outcomes
-        ]
-        return {
-            **_summarize(all_outcomes),
-            "total": sum(state.total_rollouts for state in self.environments),
-            "environments": {name: _summarize(found) for name, found in outcomes_by_environment.items()},
-            "retries": sum(state.worker_totals["retries"] for state in self.environments),
-            "deaths": len(self.supervisor.deaths) if self.supervisor else 0,
-            "run_dir": str(self.directory.path),
-            "seconds": round(self.elapsed_seconds, 3),
-        }
-
-    def failed_rollouts(self) -> list[tuple[str, Outcome]]:
-        """Return the rollouts of the run that failed, with the names of their environments."""
-        return [
-            (environment.name, outcome)
-            for environment in self.environments
-            for outcome in environment.claims.outcomes()
-            if outcome.status == "failed"
-        ]
 
 
 LaunchDisplay = Callable[[LaunchState], Coroutine[Any, Any, None]]
@@ -191,6 +62,7 @@ def run_launch(state: LaunchState, display: LaunchDisplay) -> None:
 
     Raises:
         RunAlreadyActive: another launch runs in this directory.
+        TooManyFailures: more rollouts of an environment failed than its `run.max_failed` allows.
         RolloutError, QueueError, AdapterError: the launch could not start, or its workers died too often.
     """
     with state.directory.lock(), log_to_json_file(state.directory.path / "log.jsonl", run=state.directory.run_id):
@@ -210,6 +82,8 @@ async def _run_launch(state: LaunchState, display: LaunchDisplay) -> None:
             export = await stack.enter_async_context(_export_metrics(state))
             state.directory.ended_marker.unlink(missing_ok=True)
             engine_stack = stack.enter_context(ExitStack())
+            for environment in state.environments:
+                task_group.start_soon(WaitWatcher(environment, state).run)
             with anyio.CancelScope() as state.startup_scope:
                 for environment in state.environments:
                     await _prepare_environment(environment, state, stack, engine_stack, export)
@@ -226,8 +100,15 @@ async def _run_workers(state: LaunchState, export: MetricsExport) -> None:
         task_group.start_soon(_feed_all, state, supervisor)
         for environment in state.environments:
             task_group.start_soon(_follow_trainer, environment, state)
+            task_group.start_soon(_watch_failures, environment, state)
         await supervisor.run()
         task_group.cancel_scope.cancel()
+    if not state.stopping_early:
+        for environment in state.environments:
+            await anyio.to_thread.run_sync(partial(environment.outcome_totals.refresh, at_once=True))
+            _check_failures(environment, state)
+    if state.too_many_failures is not None:
+        raise state.too_many_failures
 
 
 async def _prepare_environment(
@@ -240,17 +121,23 @@ async def _prepare_environment(
     """Prepare what the workers of an environment need."""
     config, directory = environment.launch_config.config, state.directory
     _refuse_memory_queues(config)
-    rollout_orders = [] if environment.is_fed_externally else list(iter_orders(config.new_environment, config.tasks))
-    environment.total_rollouts = len(rollout_orders)
+    if state.workers_per_environment and isinstance(state.place, LocalPlace):
+        require_model(config.model.path, environment.launch_config.file)  # before each worker says so, again and again
+    rollout_orders = (
+        [] if environment.is_fed_externally else await anyio.to_thread.run_sync(_list_orders, environment, config)
+    )
     environment.engine_urls = await anyio.to_thread.run_sync(find_or_start_engines, config, directory, engine_stack)
     tasks_queue = open_queue(directory.queue_url(config.queue.tasks, environment.name), lease="record")
     await stack.enter_async_context(tasks_queue)
     trajectories_queue = open_queue(directory.queue_url(config.queue.url, environment.name))
     await stack.enter_async_context(trajectories_queue)
-    export.watch_queue(environment.name, "tasks", tasks_queue)
-    environment.trajectories_monitor = export.watch_queue(environment.name, "trajectories", trajectories_queue)
     environment.control_queue = open_queue(directory.queue_url(config.queue.control, environment.name))
     await stack.enter_async_context(environment.control_queue)
+    for queue in (tasks_queue, trajectories_queue, environment.control_queue):
+        await queue.stats()  # a queue that cannot be reached ends the launch now, and not its workers later
+    environment.tasks_queue = tasks_queue
+    environment.tasks_monitor = export.watch_queue(environment.name, "tasks", tasks_queue)
+    environment.trajectories_monitor = export.watch_queue(environment.name, "trajectories", trajectories_queue)
     environment.feeder = Feeder(rollout_orders, tasks_queue, environment.claims, config.policy)
     if not environment.is_fed_externally:
         await (
@@ -258,6 +145,10 @@ async def _prepare_environment(
             if state.is_resumed
             else environment.feeder.require_empty()
         )
+    await anyio.to_thread.run_sync(environment.outcome_totals.refresh)
+    environment.failure_limit = FailureLimit(
+        environment.name, config.run.max_failed, dict(environment.outcome_totals.status_counts)
+    )
     restart_budget = RestartBudget(config.worker.restarts)
     environment.worker_slots = [
         WorkerSlot(
@@ -271,6 +162,13 @@ async def _prepare_environment(
         )
         for name in (f"{environment.name}-{number}" for number in range(state.workers_per_environment))
     ]
+
+
+def _list_orders(environment: EnvironmentState, config: Config) -> list[RolloutOrder]:
+    rollout_orders = list(iter_orders(config.new_environment, config.tasks))
+    environment.total_rollouts = len(rollout_orders)
+    environment.rows_used = count_rows_used(config.tasks, len(rollout_orders) // config.tasks.group_size)
+    return rollout_orders
 
 
 def _export_metrics(state: LaunchState) -> AbstractAsyncContextManager[MetricsExport]:
@@ -325,8 +223,8 @@ def _refuse_memory_queues(config: Config) -> None:
     for key, url in (("queue.url", config.queue.url), ("queue.tasks", config.queue.tasks)):
         if url.startswith("memory:"):
             raise ConfigurationError(
-                f"{key} is {url}, and no other process can reach a memory queue; workers are processes. "
-                "Use file:// or redis://, or `rollout run`, which is one process."
+                f"{key} is {hide_passwords(url)}, and no other process can reach a memory queue; workers are "
+                "processes. Use file:// or redis://, or `rollout run`, which is one process."
             )
 
 
@@ -346,12 +244,49 @@ async def _feed_all(state: LaunchState, supervisor: Supervisor) -> None:
     supervisor.drain()
 
 
+async def _watch_failures(environment: EnvironmentState, state: LaunchState) -> None:
+    while state.too_many_failures is None:
+        await anyio.to_thread.run_sync(environment.outcome_totals.refresh)
+        _check_failures(environment, state)
+        await anyio.sleep(_FAILURES_POLL_SECONDS)
+
+
+def _check_failures(environment: EnvironmentState, state: LaunchState) -> None:
+    assert environment.failure_limit is not None
+    try:
+        environment.failure_limit.check(environment.outcome_totals.status_counts)
+    except TooManyFailures as failure:
+        log.error("too many rollouts failed", environment=environment.name, error=str(failure))
+        state.stop_for_failures(failure)
+
+
 async def _follow_trainer(environment: EnvironmentState, state: LaunchState) -> None:
-    """Follow the trainer's progress, and pass it on to the feeder and the workers."""
+    """Follow the trainer's progress, and pass it on to the feeder and the workers.
+
+    While the control queue does not answer, the launch goes on with the last progress that came.
+    """
     assert environment.control_queue is not None
     follower = ProgressFollower(environment.control_queue)
+    failed_since: float | None = None
     while True:
-        if await follower.poll(timeout=_PROGRESS_POLL_SECONDS):
+        try:
+            has_news = await follower.poll(timeout=_PROGRESS_POLL_SECONDS)
+        except QueueClosed:
+            return
+        except QueueError as error:
+            if failed_since is None:
+                failed_since = time.monotonic()
+                text = f"the trainer's progress cannot be read and is tried again each second (queue.control): {error}"
+                log.warning("the control queue does not answer", environment=environment.name, error=str(error))
+                state.notices.append(Notice(f"{environment.name}: {text}"))
+            await anyio.sleep(_PROGRESS_POLL_SECONDS)
+            continue
+        if failed_since is not None:
+            text = f"the trainer's progress can be read again, after {time.monotonic() - failed_since:.0f} s"
+            log.info("the control queue answers again", environment=environment.name)
+            state.notices.append(Notice(f"{environment.name}: {text}"))
+            failed_since = None
+        if has_news:
             environment.trainer_progress = follower.latest
             if environment.feeder is not None:
                 environment.feeder.trainer_progress = follower.latest
@@ -365,22 +300,16 @@ def _worker_instructions(state: LaunchState, environment_name: str) -> WorkerIns
     progress = environment.trainer_progress
     version = environment.launch_config.config.policy.version if progress is None else str(progress.version)
     weights_pushed = progress is not None and progress.pushed
-    return WorkerInstructions(environment.engine_urls, version, required_version=version if weights_pushed else None)
+    return WorkerInstructions(
+        environment.engine_urls,
+        version,
+        required_version=version if weights_pushed else None,
+        overrides=environment.launch_config.overrides,
+    )
 
 
 def _worker_command(launch_config: LaunchConfig, directory: RunDirectory, name: str) -> tuple[str, ...]:
-    override_options = [argument for override in launch_config.overrides for argument in ("--set", override)]
+    # The worker gets the overrides over its link: everybody on this machine can read a command line.
     run_options = ("--run", str(directory.path), "--name", name)
-    return (sys.executable, "-m", "rollout", "worker", str(launch_config.file), *override_options, *run_options)
-
-
-def _summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    rewards = [outcome.reward for outcome in outcomes if outcome.reward is not None]
-    return {
-        "rollouts": len(outcomes),
-        "status": dict(Counter(outcome.status for outcome in outcomes)),
-        "reward_mean": math.fsum(rewards) / len(rewards) if rewards else None,
-        "turns": sum(outcome.turns for outcome in outcomes),
-        "images": sum(outcome.images for outcome in outcomes),
-        "tokens": sum(outcome.tokens for outcome in outcomes),
-    }
+    # -P: the current directory is not on the path, as it is not on that of the command `rollout`.
+    return (sys.executable, "-P", "-m", "rollout", "worker", str(launch_config.file), *run_options)

@@ -12,7 +12,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -63,20 +64,13 @@ class LocalWorker:
                 os.kill(self.pid, signum)
 
     def kill(self) -> None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        _kill_group(self.pid)
 
     async def wait(self) -> int:
         return await self._process.wait()
 
     async def aclose(self) -> None:
-        self.kill()
-        with anyio.CancelScope(shield=True):
-            await self._process.wait()
-            await asyncio.wait([self._output_task], timeout=_OUTPUT_FLUSH_TIMEOUT)
-            self._output_task.cancel()
-            await asyncio.wait([self._output_task])
-        self._reaper.remove_group(self.pid)
+        await _end_process(self._process, self._output_task, self._reaper)
         self._writer.close()
 
 
@@ -85,7 +79,7 @@ class ReaperProcess:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rollout.launch.reaper"], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-P", "-m", "rollout.launch.reaper"], stdin=subprocess.PIPE, start_new_session=True
         )
 
     def add_group(self, group: int) -> None:
@@ -119,42 +113,71 @@ class LocalPlace:
         self._reaper.close()
 
     async def start(self, name: str, command: Sequence[str], output_path: Path) -> LocalWorker:
-        supervisor_socket, worker_socket = socket.socketpair()
-        output_read_fd, output_write_fd = os.pipe()
-        output_task = asyncio.create_task(_copy_output(output_read_fd, output_path))
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                "--supervisor-fd",
-                str(worker_socket.fileno()),
-                stdin=subprocess.DEVNULL,
-                stdout=output_write_fd,
-                stderr=subprocess.STDOUT,
-                pass_fds=(worker_socket.fileno(),),
-                start_new_session=True,
-            )
+            async with AsyncExitStack() as on_failure:
+                return await self._start(on_failure, command, output_path)
         except OSError as error:
-            supervisor_socket.close()
-            raise NotStarted(f"no process for {name}: {error}") from error
-        finally:
-            os.close(output_write_fd)
-            worker_socket.close()
+            where = f"{error.filename}: " if error.filename else ""
+            raise NotStarted(f"no process for {name}: {where}{error.strerror or error}") from error
+
+    async def _start(self, on_failure: AsyncExitStack, command: Sequence[str], output_path: Path) -> LocalWorker:
+        # Opened before the worker starts: nobody would read the output of one whose file cannot be opened, and it would
+        # wait for a reader for ever.
+        output_file = on_failure.enter_context(output_path.open("ab", buffering=0))
+        supervisor_socket, worker_socket = socket.socketpair()
+        on_failure.callback(supervisor_socket.close)
+        with worker_socket:
+            output_read_fd, output_write_fd = os.pipe()
+            pipe_file = on_failure.enter_context(os.fdopen(output_read_fd, "rb", buffering=0))
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    "--supervisor-fd",
+                    str(worker_socket.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output_write_fd,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(worker_socket.fileno(),),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(output_write_fd)
+        output_task = asyncio.create_task(_copy_output(pipe_file, output_file))
+        on_failure.push_async_callback(_end_process, process, output_task, self._reaper)
         self._reaper.add_group(process.pid)
         reader, writer = await asyncio.open_connection(sock=supervisor_socket, limit=_MAX_LINE_BYTES)
+        on_failure.pop_all()
         return LocalWorker(process, reader, writer, output_task, self._reaper)
 
 
-async def _copy_output(read_fd: int, path: Path) -> None:
+async def _end_process(
+    process: asyncio.subprocess.Process, output_task: "asyncio.Task[None]", reaper: ReaperProcess
+) -> None:
+    _kill_group(process.pid)
+    with anyio.CancelScope(shield=True):
+        await process.wait()
+        await asyncio.wait([output_task], timeout=_OUTPUT_FLUSH_TIMEOUT)
+        output_task.cancel()
+        await asyncio.wait([output_task])
+    reaper.remove_group(process.pid)
+
+
+def _kill_group(group: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+async def _copy_output(pipe_file: FileIO, file: FileIO) -> None:
     """Write what a worker prints into a file, up to a limit; the rest is read and dropped."""
     reader = asyncio.StreamReader()
-    with path.open("ab", buffering=0) as file, os.fdopen(read_fd, "rb", buffering=0) as pipe_file:
+    with file, pipe_file:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), pipe_file
         )
         try:
             while data := await reader.read(1 << 20):
-                if file.tell() < _MAX_OUTPUT_BYTES:
-                    with suppress(OSError):
+                with suppress(OSError):
+                    if file.tell() < _MAX_OUTPUT_BYTES:
                         file.write(data[: _MAX_OUTPUT_BYTES - file.tell()])
         finally:
             transport.close()

@@ -7,9 +7,7 @@ crosses Ray: workers take orders from the tasks queue and put records on the tra
 
 import asyncio
 import signal
-import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -84,15 +82,12 @@ class RayPlace:
             self._ray: Any = import_module("ray")
         except ModuleNotFoundError:
             raise RayUnavailable(
-                "--on ray needs Ray; install it with rollout's extra: pip install 'rollout[ray]'."
+                "--on ray needs Ray; install it with rollout's extra: pip install 'rollout-rl[ray]'."
             ) from None
         self._worker_count = worker_count
         self._bundle_indexes: dict[str, int] = {}
-        self._stdout_redirect = ExitStack()
 
     async def __aenter__(self) -> Self:
-        # Ray prints what happens to actors, but the standard output is only for the results of a command.
-        self._stdout_redirect.enter_context(redirect_stdout(sys.stderr))
         # In a thread, because on the main thread Ray would replace our handler for SIGTERM by its own. Below Python
         # it does so anyway, with one that aborts. Setting our handler again replaces that one.
         await anyio.to_thread.run_sync(self._connect)
@@ -117,7 +112,6 @@ class RayPlace:
     ) -> None:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._ray.shutdown)
-        self._stdout_redirect.close()
 
     async def start(self, name: str, command: Sequence[str], output_path: Path) -> RayWorker:
         strategies = import_module("ray.util.scheduling_strategies")

@@ -2,8 +2,8 @@
 
 The supervisor writes one line for each process group: `+123` when it starts, `-123` when it has ended. When the
 supervisor is gone, for any reason, its end of the pipe closes. Then every group that is left gets SIGKILL: workers and
-what their environments started, stuck or not. The process is `python -m rollout.launch.reaper`; it imports nothing but
-the standard library.
+what their environments started, stuck or not. The process is `python -P -m rollout.launch.reaper`; it imports nothing
+but the standard library.
 """
 
 import os

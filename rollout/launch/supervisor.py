@@ -33,7 +33,7 @@ _FINAL_REPORT_TIMEOUT = 1.0
 _EXPIRE_LEASES_TIMEOUT = 5.0
 """Seconds for the queue to expire the leases of a dead worker; after that, they end by themselves."""
 _RESTART_PAUSES_SECONDS = (0.2, 30.0)
-_SUMMED_FIELDS = ("turns", "tokens", "retries")
+_SUMMED_FIELDS = ("turns", "tokens")
 
 
 class WorkersDie(RolloutError):

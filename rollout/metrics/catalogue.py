@@ -122,7 +122,7 @@ ATTEMPT_RETRIES = MetricSpec(
     "rollout_attempt_retries_total",
     MetricType.COUNTER,
     _ENVIRONMENT_LABELS,
-    "Attempts that the infrastructure failed and another follows.",
+    "Attempts that followed one that the infrastructure failed, or whose worker died.",
 )
 TURNS = MetricSpec(
     "rollout_turns_total",
@@ -240,6 +240,12 @@ QUEUE_REDELIVERIES = MetricSpec(
 )
 QUEUE_DEAD_LETTERS = MetricSpec(
     "rollout_queue_dead_letters", MetricType.GAUGE, _QUEUE_LABELS, "Records that a consumer rejected."
+)
+QUEUE_REFUSED_MESSAGES = MetricSpec(
+    "rollout_queue_refused_messages_total",
+    MetricType.COUNTER,
+    _QUEUE_LABELS,
+    "Messages that the hub of a zmq:// queue refused.",
 )
 QUEUE_SILENCE = MetricSpec(
     "rollout_queue_silence_seconds", MetricType.GAUGE, _QUEUE_LABELS, "For how long the queue has not told its state."

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from rollout.metrics import catalogue
 from transports import Queue, QueueClosed, QueueError
 from transports.base import QueueStats
+from transports.urls import QueueOptions
 
 log = structlog.get_logger()
 
@@ -26,6 +27,15 @@ class QueueMonitor:
         self.latest_stats = _EMPTY_STATS
         self._queue = queue
         self._last_answer = time.monotonic()
+
+    @property
+    def url(self) -> str:
+        return self._queue.url
+
+    @property
+    def limits(self) -> QueueOptions:
+        """The options of the queue: its partitions, the high water and the hard limit."""
+        return self._queue.limits
 
     @property
     def silent_seconds(self) -> float:
@@ -72,6 +82,9 @@ class QueueCollector(Collector):
         )
         yield catalogue.QUEUE_DEAD_LETTERS.build_metric(
             {labels: s.dead_letters for labels, s in stats_by_labels.items()}
+        )
+        yield catalogue.QUEUE_REFUSED_MESSAGES.build_metric(
+            {labels: s.refused_messages for labels, s in stats_by_labels.items()}
         )
         yield catalogue.QUEUE_SILENCE.build_metric(
             {labels: monitor.silent_seconds for labels, monitor in self._monitors.items()}

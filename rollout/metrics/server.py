@@ -4,13 +4,17 @@ While it serves, a file in the run's directory says where, in the form that Prom
 `runs/*/metrics/*.json`). At the end, the last values are written to a file next to it, because no scrape follows.
 """
 
+import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
+from typing import Any
 
 import orjson
 import structlog
@@ -23,6 +27,9 @@ log = structlog.get_logger()
 
 _POLL_INTERVAL = 0.1
 """Seconds between two checks whether to end."""
+_MAX_CONNECTIONS = 64
+_CONNECTION_TIMEOUT = 30.0
+"""Seconds that a connection may last, from its first byte to the end of the answer."""
 _TEXT_CONTENT_TYPE = "text/plain; charset=utf-8"
 
 
@@ -116,16 +123,40 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], status: ProcessStatus) -> None:
         self.status = status
+        self._deadlines: dict[Any, float] = {}
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
         # HTTPServer's own method asks the resolver for the name of the address. Nobody needs it, and it may take long.
         TCPServer.server_bind(self)
 
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return len(self._deadlines) < _MAX_CONNECTIONS
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._deadlines[request] = time.monotonic() + _CONNECTION_TIMEOUT
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._deadlines.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """End connections that last too long; each one holds a thread."""
+        now = time.monotonic()
+        for request, deadline in list(self._deadlines.items()):
+            if now > deadline:
+                with suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        error = sys.exception()
+        if not isinstance(error, OSError):  # which says that the client left, or was too slow
+            log.error("a request for metrics failed", exc_info=error)
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = 30.0
 
     def do_GET(self) -> None:
         status = self.server.status

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from rollout.errors import RolloutError
 from rollout.images.errors import AssetError, ImageStoreError
-from rollout.images.store import ASSET_NAME, read_asset
+from rollout.images.store import read_asset
+from rollout.records.bounds import ASSET_NAME
 
 IMAGE_DIRECTORY = Path("assets", "images")
 RUN_LOCK_FILE = "run.lock"

@@ -17,12 +17,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
-import orjson
+import structlog
+from pydantic import TypeAdapter, ValidationError
 
 from rollout.errors import RolloutError
+from rollout.records.kinds import RolloutStatus
+from rollout.texts import dump_json
+
+log = structlog.get_logger()
 
 
 class ClaimsError(RolloutError):
@@ -75,6 +79,7 @@ class Outcome:
         error: the type and the message of its error; None if it has none.
         traceback: the traceback of an error of the environment or the engine; None if there is none.
         metrics: the metrics of its score.
+        retries: how many attempts followed one that the infrastructure failed or whose worker died.
     """
 
     rollout: str
@@ -88,6 +93,10 @@ class Outcome:
     error: dict[str, str] | None = None
     traceback: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    retries: int = 0
+
+
+_OUTCOME_ADAPTER = TypeAdapter(Outcome)
 
 
 class Claims:
@@ -95,6 +104,7 @@ class Claims:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._damaged_names: set[str] = set()
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -132,7 +142,7 @@ class Claims:
         """Record the outcome; the first one stays. Call it once the finished record is accepted."""
         claim_path = self._path(outcome.rollout, str(outcome.attempt))
         try:
-            claim_path.write_bytes(orjson.dumps(asdict(outcome)))
+            claim_path.write_bytes(dump_json(asdict(outcome)))
             # The claim becomes the outcome by a link, which appears whole, and only once.
             with suppress(FileExistsError):
                 os.link(claim_path, self._path(outcome.rollout, "done"))
@@ -140,22 +150,40 @@ class Claims:
             raise ClaimsError(f"{claim_path}: the outcome was not recorded: {error.strerror}.") from None
 
     def outcome(self, rollout_id: str) -> Outcome | None:
-        """How a rollout ended, if it has."""
-        try:
-            return _read_outcome(self._path(rollout_id, "done"))
-        except FileNotFoundError:
-            return None
+        """How a rollout ended, if it has and its file tells it."""
+        return self._read_outcome(self._path(rollout_id, "done"))
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Every rollout that is done."""
+        """Every rollout that is done and whose file tells how."""
         return self.new_outcomes(set())
 
     def new_outcomes(self, seen_names: set[str]) -> Iterator[Outcome]:
         """Yield every rollout that is done and not yet in `seen_names`, and add it to them."""
         for entry in os.scandir(self._directory):
             if entry.name.endswith(".done") and entry.name not in seen_names:
-                yield _read_outcome(Path(entry.path))
+                if (outcome := self._read_outcome(Path(entry.path))) is not None:
+                    yield outcome
                 seen_names.add(entry.name)
+
+    def _read_outcome(self, path: Path) -> Outcome | None:
+        """The outcome in a file; None if there is no such file, or if it was damaged: its rollout stays done."""
+        try:
+            outcome = _OUTCOME_ADAPTER.validate_json(path.read_bytes())
+            RolloutStatus(outcome.status)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ClaimsError(f"{path}: the outcome cannot be read: {error.strerror}.") from None
+        except ValueError as error:
+            if path.name not in self._damaged_names:
+                self._damaged_names.add(path.name)
+                log.warning(
+                    "an outcome is damaged: its rollout is done, and is not in the summary",
+                    file=str(path),
+                    error=error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error),
+                )
+            return None
+        return outcome
 
     def _attempt_endings(self, rollout_id: str) -> Iterator[str | None]:
         """Yield for each attempt that started how it ended; None without a report."""
@@ -189,8 +217,3 @@ class Claims:
         readable_name = quote(rollout_id, safe="", errors="replace")[:100]
         digest = hashlib.blake2b(rollout_id.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
         return self._directory / f"{readable_name}-{digest}.{suffix}"
-
-
-def _read_outcome(path: Path) -> Outcome:
-    fields: dict[str, Any] = orjson.loads(path.read_bytes())
-    return Outcome(**fields)

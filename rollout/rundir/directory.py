@@ -22,12 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-import yaml
-
 from rollout.config.load import Config
+from rollout.config.references import dump_yaml
 from rollout.errors import RolloutError
 from rollout.rundir.assets import hold_run_lock
-from transports.urls import without_password
+from rollout.rundir.private_files import write_private_file
+from transports.urls import has_plain_password, without_password
+
+RUN_CONFIG_NAME = "config.yaml"
+"""The file in which `rollout run` saves its configuration; a launch has one named after each environment."""
 
 
 class RunAlreadyActive(RolloutError):
@@ -81,12 +84,15 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.path}: the run's directory cannot be made: {error.strerror}.") from None
 
     def save_config(self, config: Config, file_name: str) -> None:
-        """Write down the whole configuration, with all defaults but without the passwords of queues."""
-        values = config.to_dict()
-        values["queue"] = {key: without_password(url) for key, url in values["queue"].items()}
-        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        """Write down the whole configuration for its owner: with all defaults, with variables as they were written.
+
+        A password in the URL of a queue that is in no variable is left out.
+        """
+        values = config.as_written()
+        queue = values["queue"]
+        queue |= {key: without_password(url) for key, url in queue.items() if url and has_plain_password(url)}
         try:
-            (self.path / file_name).write_text(text, "utf-8")
+            write_private_file(self.path / file_name, dump_yaml(values).encode())
         except OSError as error:
             raise RunDirectoryError(f"{self.path / file_name} cannot be written: {error.strerror}.") from None
 

@@ -4,15 +4,26 @@ The totals stay exact when processes are killed. They include what earlier launc
 workers finished that others started on other machines.
 """
 
+import math
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rollout.rundir.claims import Claims, Outcome
 
 _PAUSE_FACTOR = 20
 """Reading claims takes at most this fraction of the time, 1 / _PAUSE_FACTOR, however many claims there are."""
+
+
+def mean_metrics(scores: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each metric, over the scores that have it."""
+    values: dict[str, list[float]] = {}
+    for metrics in scores:
+        for name, value in metrics.items():
+            values.setdefault(name, []).append(value)
+    return {name: math.fsum(found) / len(found) for name, found in sorted(values.items())}
 
 
 @dataclass(slots=True)
@@ -44,11 +55,14 @@ class OutcomeTotals:
     def rollout_count(self) -> int:
         return self.status_counts.total()
 
-    def refresh(self) -> None:
-        """Add the rollouts that ended since the last call. Several threads may call it at once."""
+    def refresh(self, *, at_once: bool = False) -> None:
+        """Add the rollouts that ended since the last call, unless that call was a moment ago and `at_once` is false.
+
+        Several threads may call it at once.
+        """
         with self._refresh_lock:
             started = time.monotonic()
-            if started < self._next_refresh:
+            if started < self._next_refresh and not at_once:
                 return
             for outcome in self.claims.new_outcomes(self._seen_names):
                 self._add(outcome)

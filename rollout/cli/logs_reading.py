@@ -1,0 +1,206 @@
+"""The logs of a run, read as one stream of lines by time: one launch, any number of workers, growing or not.
+
+Each file is read a piece at a time, and files are merged while they are read, so that logs of any size take little
+memory. Between two passes no file stays open; a pass begins where the one before it ended.
+"""
+
+import fcntl
+import heapq
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from rollout.errors import ConfigurationError
+
+LEVELS = ("debug", "info", "warning", "error", "critical")
+_PRINTED_LEVEL = LEVELS.index("info")
+_PIECE_BYTES = 64 << 10
+_MAX_LINE_BYTES = 16 << 20
+_END_EVENTS = ("launch ended", "run ended")
+_QUIET_SECONDS = 10.0
+"""Without a new line for so long, it is asked whether anybody still holds the run."""
+
+
+class LogsError(ConfigurationError):
+    """There is no run in this directory, its logs cannot be read, or no rollout has this name."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of a log.
+
+    Attributes:
+        at: when it was logged, in seconds since the epoch; of a printed line, when its file was last written.
+        who: the launch, or the name of the worker.
+        text: the line as it was written.
+        fields: what was logged, by name; None if the line was printed.
+    """
+
+    at: float
+    who: str
+    text: str
+    fields: dict[str, Any] | None
+
+    @property
+    def level(self) -> int:
+        """The index of its level in `LEVELS`."""
+        name = self.fields.get("level") if self.fields is not None else None
+        return LEVELS.index(name) if name in LEVELS else _PRINTED_LEVEL
+
+
+@dataclass(slots=True)
+class LogFile:
+    """One file, and how far it was read.
+
+    Attributes:
+        path: the file.
+        who: the launch, or the name of the worker that writes it.
+        offset: the bytes that were read, the beginning of an incomplete line included.
+        incomplete: the beginning of a line whose end was not written yet.
+    """
+
+    path: Path
+    who: str
+    offset: int = 0
+    incomplete: bytes = b""
+    _last_at: float = 0.0
+
+    def read_new(self, *, is_last: bool) -> Iterator[LogLine]:
+        """Yield the lines that were completed since the last call; with `is_last`, also a line without an end."""
+        while (piece := self._read_piece()) is not None:
+            modified_at, data = piece
+            *lines, self.incomplete = (self.incomplete + data).split(b"\n")
+            if len(self.incomplete) > _MAX_LINE_BYTES:
+                lines.append(self.incomplete)
+                self.incomplete = b""
+            for line in lines:
+                yield self._parse(line, modified_at)
+        if is_last and self.incomplete:
+            yield self._parse(self.incomplete, self._last_at)
+            self.incomplete = b""
+
+    def _read_piece(self) -> tuple[float, bytes] | None:
+        """Return when the file was written, and its next bytes; None at its end."""
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                status = self.path.stat()
+                if status.st_size < self.offset:  # the file was begun anew
+                    self.offset, self.incomplete = 0, b""
+                file.seek(self.offset)
+                data = file.read(max(_PIECE_BYTES, len(self.incomplete)))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise LogsError(f"{self.path}: cannot be read: {error.strerror}.") from None
+        self.offset += len(data)
+        return (status.st_mtime, data) if data else None
+
+    def _parse(self, line: bytes, modified_at: float) -> LogLine:
+        text = line.rstrip(b"\r").decode("utf-8", "backslashreplace")
+        fields, at = _logged_fields(line)
+        if at is None:
+            at = modified_at if self.path.suffix == ".out" else self._last_at
+        self._last_at = at
+        return LogLine(at, self.who, text, fields)
+
+
+def _logged_fields(line: bytes) -> tuple[dict[str, Any] | None, float | None]:
+    """Return what a line of a log says, and when; None, None for a line that was printed."""
+    try:
+        fields = orjson.loads(line)
+        return (fields, datetime.fromisoformat(fields["timestamp"]).timestamp()) if "event" in fields else (None, None)
+    except (ValueError, TypeError, KeyError):
+        return None, None
+
+
+@dataclass(slots=True)
+class RunLogs:
+    """The logs of a run, of which only some lines are wanted.
+
+    Attributes:
+        directory: the run's directory.
+        level: the lowest level that is wanted.
+        rollout: the rollout whose lines are wanted, also as ENVIRONMENT/ROLLOUT; None: all lines.
+        knows_rollout: whether a line about this rollout was read; true if no rollout is wanted.
+        longest_name: the length of the longest name of a launch or a worker.
+    """
+
+    directory: Path
+    level: str
+    rollout: str | None = None
+    knows_rollout: bool = field(init=False)
+    longest_name: int = 0
+    _files: dict[Path, LogFile] = field(default_factory=dict)
+    _end_logged: bool = False
+    _last_line_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.knows_rollout = self.rollout is None
+        if not self.directory.is_dir():
+            raise LogsError(f"{self.directory} does not exist. Give the directory of a run.")
+        self._find_files()
+        if not self._files:
+            raise LogsError(f"{self.directory} holds no logs (log.jsonl, workers/). Give the directory of a run.")
+
+    def read_new(self, *, is_last: bool) -> Iterator[LogLine]:
+        """Yield the wanted lines that were written since the last call, by time."""
+        self._find_files()
+        streams = [file.read_new(is_last=is_last) for file in self._files.values()]
+        for line in heapq.merge(*streams, key=lambda line: line.at):
+            self._last_line_at = time.monotonic()
+            if line.who in ("launch", "run") and line.fields is not None:
+                self._end_logged = line.fields["event"] in _END_EVENTS
+            if self._is_wanted(line):
+                yield line
+
+    def has_ended(self) -> bool:
+        """Whether the launch has logged its end, or nobody holds the run although its logs have been quiet for long."""
+        is_quiet = time.monotonic() - self._last_line_at > _QUIET_SECONDS
+        return self._end_logged or (is_quiet and not self._is_held())
+
+    def _is_held(self) -> bool:
+        """Whether a launch holds the run.
+
+        The answer no is given at most once, since it ends the command: in that moment, a new launch would be refused.
+        """
+        try:
+            with (self.directory / "launch.lock").open("rb") as lock_file:
+                fcntl.flock(lock_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return True  # workers that joined no launch, or a directory of another machine
+        return False
+
+    def _find_files(self) -> None:
+        """Find the files that there are now; a worker that joins brings new ones."""
+        launch = "launch" if (self.directory / "launch.json").exists() else "run"
+        found = {self.directory / "log.jsonl": launch} if (self.directory / "log.jsonl").exists() else {}
+        workers = sorted((self.directory / "workers").glob("*"))
+        found |= {path: path.stem for path in workers if path.suffix in (".jsonl", ".out")}
+        for path, who in found.items():
+            self._files.setdefault(path, LogFile(path, who))
+        self.longest_name = max((len(file.who) for file in self._files.values()), default=0)
+
+    def _is_wanted(self, line: LogLine) -> bool:
+        if self.rollout is not None and not self._is_about_rollout(line):
+            return False
+        self.knows_rollout = True
+        return line.level >= LEVELS.index(self.level)
+
+    def _is_about_rollout(self, line: LogLine) -> bool:
+        assert self.rollout is not None
+        rollout = line.fields.get("rollout") if line.fields is not None else None
+        if not rollout or not isinstance(rollout, str):
+            return False
+        if rollout == self.rollout:
+            return True
+        # A worker is named after its environment; a run has only one.
+        environment = self.rollout.removesuffix(f"/{rollout}").rpartition("/")[2]
+        is_same_environment = line.who == "run" or line.who.startswith(f"{environment}-")
+        return self.rollout.endswith(f"/{rollout}") and is_same_environment

@@ -1,0 +1,48 @@
+"""Too few open files: told before a run begins, and where a command ends because of it."""
+
+import errno
+import resource
+from collections.abc import Iterator
+
+_REQUIRED = 64
+"""What a run with one worker needs, with some to spare; connections to engines need more."""
+
+
+def require_open_files() -> None:
+    """Raise ConfigurationError if this process may not open as many files as a run needs."""
+    allowed = _allowed()
+    if allowed < _REQUIRED:
+        from rollout.errors import ConfigurationError
+
+        raise ConfigurationError(
+            f"this process may open {allowed} files, and a run needs at least {_REQUIRED}, and one more for each "
+            "request in flight. Raise the limit: ulimit -n 4096."
+        )
+
+
+def describe_missing_files(error: BaseException) -> str | None:
+    """Return what to do if an error, or one that led to it, says that too many files are open."""
+    if not any(isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE) for cause in _chain(error)):
+        return None
+    return (
+        f"too many files are open: this process may open {_allowed()} ({error}). Raise the limit (ulimit -n 4096), or "
+        "lower worker.concurrency or --workers."
+    )
+
+
+def _allowed() -> int:
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 2**31 if allowed == resource.RLIM_INFINITY else allowed
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        cause = waiting.pop()
+        if cause is None or any(cause is earlier for earlier in seen):
+            continue
+        seen.append(cause)
+        yield cause
+        waiting += [cause.__cause__, cause.__context__]
+        waiting += cause.exceptions if isinstance(cause, BaseExceptionGroup) else ()

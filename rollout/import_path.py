@@ -1,0 +1,76 @@
+"""Python's path: where a user's modules are looked for, and what to say if two modules on it have the same name.
+
+This is imported before the path is known to be sound, so it imports only what no file on the path can replace.
+"""
+
+import os
+import sys
+from importlib.machinery import PathFinder
+
+
+def search_last(directory: str) -> None:
+    """Let modules in this directory be imported; one that is installed, or part of Python, comes first."""
+    if directory not in sys.path:
+        sys.path.append(directory)
+
+
+def hidden_module(name: str, directory: str) -> str | None:
+    """Say that a module of this directory was not imported, because another one has its name; None if it was."""
+    imported_file = _imported_file(name)
+    return None if imported_file is None else _describe(name, imported_file, [directory])
+
+
+def describe_conflict(error: BaseException) -> str | None:
+    """Say which file was imported instead of another one, if this may be why an unexpected error arose; else None."""
+    for name, imported_file in _suspects(error):
+        if description := _describe(name, imported_file, sys.path):
+            return description
+    return None
+
+
+def _suspects(error: BaseException) -> list[tuple[str, str]]:
+    """Return the modules that an error and its causes are about or come from, each with its file."""
+    suspects: list[tuple[str, str | None]] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        name = cause.name if isinstance(cause, ImportError) else None
+        if isinstance(cause, AttributeError) and isinstance(cause.obj, type(sys)):
+            name = cause.obj.__name__
+        suspects.append((name or "", _imported_file(name or "")))
+        trace = cause.__traceback__
+        while trace is not None:
+            names = trace.tb_frame.f_globals
+            suspects.append((names.get("__name__", ""), _if_before_python(names.get("__file__"))))
+            trace = trace.tb_next
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, SystemError):  # a compiled module could not import another one, and does not say which
+        suspects += [
+            (name, _if_before_python(getattr(module, "__file__", None))) for name, module in sys.modules.items()
+        ]
+    return [(name, file) for name, file in suspects if file is not None]
+
+
+def _if_before_python(file: str | None) -> str | None:
+    """Return the file of a module if it is in a directory that is searched before Python's own modules, else None."""
+    python = os.path.dirname(os.__file__)
+    front = sys.path[: sys.path.index(python)] if python in sys.path else sys.path
+    return file if file is not None and os.path.dirname(file.removesuffix("/__init__.py")) in front else None
+
+
+def _imported_file(name: str) -> str | None:
+    """Return the file of an imported module, or the directory of one that has no file; None if it is not imported."""
+    module = sys.modules.get(name.partition(".")[0])
+    if module is None:
+        return None
+    directories = [str(directory) for directory in getattr(module, "__path__", ())]
+    return getattr(module, "__file__", None) or next(iter(directories), "a part of Python itself")
+
+
+def _describe(name: str, imported_file: str, path: list[str]) -> str | None:
+    name = name.partition(".")[0]
+    for directory in path if name != "__main__" else ():
+        spec = PathFinder.find_spec(name, [directory])
+        other_file = spec.origin if spec is not None and spec.has_location else None
+        if other_file is not None and os.path.realpath(other_file) != os.path.realpath(imported_file):
+            return f"two modules have the name {name}: {imported_file} was imported, not {other_file}; rename yours"
+    return None

@@ -1,0 +1,1 @@
+"""A number is guessed: several turns of text."""

@@ -1,0 +1,45 @@
+"""A number is guessed: the model says one, and hears whether to go higher or lower."""
+
+import random
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from rollout import EnvironmentSettings, MultiTurnEnvironment, Reply, Score, Task, Turn
+
+
+class GuessSettings(EnvironmentSettings):
+    """The keys of the section `environment` in the YAML."""
+
+    highest: int = 100
+    max_guesses: int = 7
+
+
+class GuessNumber(MultiTurnEnvironment):
+    """Each rollout has an object of its own, so `self` may hold its state."""
+
+    Settings: ClassVar[type[EnvironmentSettings]] = GuessSettings
+    settings: GuessSettings
+
+    async def reset(self, task: Task) -> Sequence[dict[str, Any]]:
+        """Begin a rollout: return the first messages. A seed fixes the number."""
+        self.number = random.Random(task.seed).randint(1, self.settings.highest)
+        self.guesses = 0
+        question = f"Guess my number, from 1 to {self.settings.highest}."
+        return [{"role": "user", "content": question}]
+
+    async def step(self, reply: Reply) -> Turn:
+        """Look at an answer: return the next messages, or the score at the end."""
+        self.guesses += 1
+        found = re.search(r"\d+", reply.text)
+        guess = int(found[0]) if found else None
+        if guess == self.number or self.guesses == self.settings.max_guesses:
+            reward = 1.0 if guess == self.number else 0.0
+            return Turn(score=Score(reward, metrics={"guesses": self.guesses}))
+        if guess is None:
+            hint = "Say a number."
+        elif guess < self.number:
+            hint = "Higher."
+        else:
+            hint = "Lower."
+        return Turn([{"role": "user", "content": hint}])

@@ -1,0 +1,1 @@
+"""A disc is found: several pictures in one conversation."""

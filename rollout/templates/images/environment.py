@@ -1,0 +1,51 @@
+"""A disc is found: each turn shows a picture, and asks where in it the disc is."""
+
+import random
+from typing import Any, ClassVar
+
+from PIL import Image, ImageDraw
+from rollout import Environment, EnvironmentSettings, Model, Score, Task
+
+CORNERS = {
+    "top left": (16, 16),
+    "top right": (80, 16),
+    "bottom left": (16, 80),
+    "bottom right": (80, 80),
+}
+QUESTION = f"In which corner is the red disc: {', '.join(CORNERS)}?"
+
+
+class DiscSettings(EnvironmentSettings):
+    """The keys of the section `environment` in the YAML."""
+
+    pictures: int = 3
+
+
+class FindDisc(Environment):
+    """All pictures are in one conversation: each request has those before it, too."""
+
+    Settings: ClassVar[type[EnvironmentSettings]] = DiscSettings
+    settings: DiscSettings
+
+    async def run(self, task: Task, model: Model) -> Score:
+        """Play one rollout. A seed fixes its pictures."""
+        rng = random.Random(task.seed)
+        messages: list[dict[str, Any]] = []
+        right = 0
+        for _ in range(self.settings.pictures):
+            corner = rng.choice(list(CORNERS))
+            picture = {"type": "image", "image": draw(corner)}
+            question = {"type": "text", "text": QUESTION}
+            messages.append({"role": "user", "content": [picture, question]})
+            reply = await model.chat(messages)
+            messages.append(reply.message)
+            right += reply.text.strip(" .").lower() == corner
+        return Score(right / self.settings.pictures, metrics={"right": right})
+
+
+def draw(corner: str) -> Image.Image:
+    """Draw a red disc in a corner of a grey picture."""
+    picture = Image.new("RGB", (128, 128), "grey")
+    left, top = CORNERS[corner]
+    ImageDraw.Draw(picture).ellipse((left, top, left + 32, top + 32), fill="red")
+    return picture
