@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-engine check ci verify clean
+.PHONY: demo test test-engine check ci verify dist clean
 
 # An installer that is ten times faster than pip goes into .venv first; where it cannot be had, pip does the work.
 $(READY): pyproject.toml constraints.txt
@@ -19,8 +19,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	@$(BIN)/rollout run configs/color_codeword.yaml --set engine.sampling.temperature=0
 
+# Half as many processes again as there are cores, because many tests wait for other processes.
 test: $(READY)
-	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	@cores=$$(getconf _NPROCESSORS_ONLN || echo 2); \
+	 $(BIN)/python -m pytest --numprocesses $$((cores + cores / 2)) --dist worksteal
 
 # Against a real vLLM on CPU, in an environment of its own (.venv-vllm, 2 GB).
 test-engine: $(READY)
@@ -36,6 +38,12 @@ ci:
 verify:
 	@ROLLOUT_TESTS=full bash .ci/run
 
+# The distributions of the last commit: a file that git does not track cannot get into them.
+OUT ?= dist
+dist: $(READY)
+	@tree=$$(mktemp -d) && trap 'rm -rf "$$tree"' EXIT && git archive HEAD | tar -x -C "$$tree" && \
+	  $(BIN)/uv build --quiet --out-dir "$(OUT)" "$$tree"
+
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-torch runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .venv-torch .venv-transformers runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

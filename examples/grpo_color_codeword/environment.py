@@ -13,20 +13,19 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 from pydantic import Field
 
-import rollout.serving
 from renderers_adapter.tokenizer import load_tokenizer
 from rollout import Environment, EnvironmentSettings, Model, Score, Task, TaskSettings
+from rollout.config.model_directory import BUILTIN_MODELS
 from rollout.environments.palette import PALETTE
 
 COLORS = ("red", "green", "blue", "yellow")
-TOKENIZER = Path(rollout.serving.__file__).parent / "tiny_qwen3_vl"
+TOKENIZER = BUILTIN_MODELS["builtin:tiny"]
 
 _SIDE = 32
 """Pixels. The processor leaves this size as it is, so that no two resizers can differ."""

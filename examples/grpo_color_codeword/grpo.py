@@ -7,7 +7,6 @@ above the mean of the same answer in the rollouts of its group, in standard devi
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -91,7 +90,7 @@ class Learner:
         features = self.model.model.get_image_features(**pixels, return_dict=True)
         index_by_image = {name: at for at, name in enumerate(image_names_of(distinct))}
         order = [index_by_image[name] for name in image_names]
-        images = SimpleNamespace(
+        images = type(features)(
             pooler_output=[features.pooler_output[at] for at in order],
             deepstack_features=[[layer[at] for at in order] for layer in features.deepstack_features],
         )

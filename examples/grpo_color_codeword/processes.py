@@ -1,18 +1,27 @@
-"""The processes beside the trainer: an engine that samples, and a launch with its workers."""
+"""The processes beside the trainer: an engine that samples, and a launch with its workers.
+
+They end with the trainer, however it ends. If it can, it stops them; if it was killed, a reaper kills them.
+"""
 
 import os
+import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rollout.errors import RolloutError
+from rollout.launch.local import ReaperProcess
 from rollout.serving.vllm import VllmServer, VllmSettings
 
+_START_TIMEOUT = 120.0
 _STOP_TIMEOUT = 60.0
+_EXIT_TIMEOUT = 1.0
+"""How long a process that was killed may take to be gone."""
 _VLLM_START_TIMEOUT = 600.0
 _VLLM_FLAGS = (
     "--dtype",
@@ -23,6 +32,8 @@ _VLLM_FLAGS = (
     "--max-model-len",
     "512",
 )
+_LOG_LINES = 20
+_ERROR_LINE = re.compile(r"^rollout: |^Traceback|\bERROR\b|\w(Error|Exception): |\bfailed:")
 # Matrices of this size are slower on several cores, and the other processes need the cores.
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -31,16 +42,45 @@ class TrainingProcessEnded(RolloutError):
     """A process that training needs has ended."""
 
 
+def exit_on_signals() -> None:
+    """Let Ctrl-C, SIGTERM and SIGHUP end this process in an orderly way: it stops first what it has started."""
+
+    def leave(signum: int, frame: object) -> None:
+        sys.stderr.write("stopping the engine, the launch and its workers; a second Ctrl-C kills them\n")
+        sys.exit(128 + signum)
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, leave)
+
+
+def log_excerpt(log: Path) -> str:
+    """The lines of a log that say why its process failed: from the first error on, or else the last ones."""
+    lines = log.read_text("utf-8", errors="replace").splitlines()
+    if not lines:
+        return f"{log} is empty."
+    first = next((at for at, line in enumerate(lines) if _ERROR_LINE.search(line)), max(0, len(lines) - _LOG_LINES))
+    return f"{log} says:\n" + "\n".join(f"  {line}" for line in lines[first : first + _LOG_LINES])
+
+
 @contextmanager
 def transformers_sampler(checkpoint: Path, runs: Path, log: Path) -> Iterator[str]:
     """Run `rollout serve transformers`; yields its root URL."""
     command = ["serve", "transformers", str(checkpoint), "--name", "policy", "--allow", str(runs)]
-    with _rollout_command(command, log, reads_stdout=True) as process:
+    with rollout_command(command, log, reads_stdout=True) as process:
         assert process.stdout is not None
+        if not select.select([process.stdout], [], [], _START_TIMEOUT)[0]:
+            raise TrainingProcessEnded(f"the engine was not ready within {_START_TIMEOUT:g} s. {log_excerpt(log)}")
         announced = process.stdout.readline().split()
         if not announced:
-            raise TrainingProcessEnded(f"the engine ended while it started; see {log}.")
-        yield announced[-1].decode()
+            raise TrainingProcessEnded(f"the engine ended while it started. {log_excerpt(log)}")
+        try:
+            yield announced[-1].decode()
+        except TrainingProcessEnded as error:
+            # Whoever waits for an engine that has ended is the first to fail.
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(_EXIT_TIMEOUT)
+                raise TrainingProcessEnded(f"the engine ended with {code}. {log_excerpt(log)}") from error
+            raise
 
 
 @contextmanager
@@ -53,44 +93,72 @@ def vllm_sampler(checkpoint: Path, runs: Path, log: Path, executable: Path | Non
     )
     # By itself vLLM would take nearly all of the machine's memory for its cache.
     server = VllmServer(settings, log, environment={**_ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1"})
-    try:
-        server.start()
-        server.wait_until_ready(_VLLM_START_TIMEOUT, lambda seconds, line: None)
-        yield settings.url
-    finally:
-        server.stop()
+    with _reaper() as reaper:
+        try:
+            server.start()
+            assert server.pid is not None
+            reaper.add_group(server.pid)
+            server.wait_until_ready(_VLLM_START_TIMEOUT, lambda seconds, line: None)
+            yield settings.url
+        finally:
+            server.stop()
+        reaper.remove_group(server.pid)
 
 
 @contextmanager
 def running_launch(run: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run `rollout launch` for a run that already has its directory."""
-    with _rollout_command(["launch", "--resume", str(run), "--workers", str(workers)], run / "launch.out") as process:
+    with rollout_command(["launch", "--resume", str(run), "--workers", str(workers)], launch_log(run)) as process:
         yield process
 
 
+def launch_log(run: Path) -> Path:
+    """What the launch of a run prints."""
+    return run / "launch.out"
+
+
 @contextmanager
-def _rollout_command(
+def rollout_command(
     arguments: Sequence[str], log: Path, *, reads_stdout: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a `rollout` command in its own session. A Ctrl-C reaches only this process, which then stops the command."""
     command = [sys.executable, "-m", "rollout", *arguments]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if reads_stdout else output,
-            stderr=output,
-            env=_ENVIRONMENT,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
+    with _reaper() as reaper:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if reads_stdout else output,
+                stderr=output,
+                env=_ENVIRONMENT,
+                start_new_session=True,
+            )
         try:
-            process.wait(_STOP_TIMEOUT)
+            reaper.add_group(process.pid)
+            yield process
         finally:
-            process.kill()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            _stop(process)
+        reaper.remove_group(process.pid)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a command; kill it if that takes too long, or if a second Ctrl-C cuts the wait short."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_TIMEOUT)
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@contextmanager
+def _reaper() -> Iterator[ReaperProcess]:
+    """A process that kills the groups it was told of, and not told to forget, when this block or this process ends."""
+    reaper = ReaperProcess()
+    try:
+        yield reaper
+    finally:
+        reaper.close()

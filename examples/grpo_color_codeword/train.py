@@ -23,8 +23,9 @@ from transformers.utils import logging as transformers_logging
 
 from examples.grpo_color_codeword.checkpoint import make_policy
 from examples.grpo_color_codeword.curves import svg, table
-from examples.grpo_color_codeword.processes import transformers_sampler, vllm_sampler
+from examples.grpo_color_codeword.processes import exit_on_signals, transformers_sampler, vllm_sampler
 from examples.grpo_color_codeword.training import Training, TrainingStep
+from rollout.errors import RolloutError
 
 _SMOOTHING_STEPS = 5
 
@@ -124,7 +125,13 @@ def summary(steps: Sequence[TrainingStep]) -> str:
 
 def main() -> int:
     options = parse_arguments()
-    return 0 if smoothed_reward(train(options)) >= options.target else 1
+    exit_on_signals()
+    try:
+        steps = train(options)
+    except RolloutError as error:
+        print(f"training failed: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0 if smoothed_reward(steps) >= options.target else 1
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Self
 
 from examples.grpo_color_codeword.environment import color_ids
 from examples.grpo_color_codeword.grpo import Learner, UpdateStats, trainable_trajectories
-from examples.grpo_color_codeword.processes import TrainingProcessEnded, running_launch
+from examples.grpo_color_codeword.processes import TrainingProcessEnded, launch_log, log_excerpt, running_launch
 from renderers_adapter.adapter import load_processor_config
 from rollout.log import log_to_json_file
 from rollout.rundir.manifest import create_run
@@ -93,7 +93,7 @@ class Training:
         """Gather a batch, learn from it, and publish the new weights."""
         version, started_at = self._version, time.monotonic()
         self._reader.version = version
-        groups = gather_batch(self._reader, self._launch, rollouts=self._config.policy.batch)
+        groups = gather_batch(self._reader, self._launch, launch_log(self.run.path), rollouts=self._config.policy.batch)
         update_stats = self.learner.step([group for group in groups if trainable_trajectories(group)], str(version))
         trained_count = sum(len(trainable_trajectories(group)) for group in groups)
         total_count = sum(len(group.trajectories) for group in groups)
@@ -118,26 +118,35 @@ class Training:
         self._publisher.publish(self._version, self.learner.model.save_pretrained, consumption)
 
 
-def gather_batch(reader: BlockingReader, launch: subprocess.Popen[bytes], *, rollouts: int) -> list[Group]:
+def gather_batch(
+    reader: BlockingReader, launch: subprocess.Popen[bytes], launch_log: Path, *, rollouts: int
+) -> list[Group]:
     """The groups of one batch."""
     groups: list[Group] = []
     deadline = time.monotonic() + _BATCH_TIMEOUT_SECONDS
     while sum(len(group.trajectories) for group in groups) < rollouts:
+        launch_ended = launch.poll() is not None  # asked before the queue, so that its last groups are seen
         if (group := reader.receive_group(timeout=_POLL_SECONDS)) is not None:
             groups.append(group)
-        elif launch.poll() is not None:
-            raise TrainingProcessEnded(
-                f"the launch ended with {launch.returncode}; see launch.out in the run's directory."
-            )
+        elif launch_ended:
+            ending = f"the launch ended with {launch.returncode}. {log_excerpt(launch_log)}"
+            raise TrainingProcessEnded(" ".join(filter(None, [_failures_of(groups), ending])))
         elif time.monotonic() > deadline:
             raise TrainingProcessEnded(
-                f"no whole batch came within {_BATCH_TIMEOUT_SECONDS:g} s; see log.jsonl in the run's directory."
+                f"no whole batch came within {_BATCH_TIMEOUT_SECONDS:g} s. {log_excerpt(launch_log)}"
             )
-    if not any(map(trainable_trajectories, groups)):
-        raise TrainingProcessEnded(
-            f"every rollout of a batch failed, the first one with {groups[0].trajectories[0].error}."
-        )
+    if failures := _failures_of(groups):
+        raise TrainingProcessEnded(failures)
     return groups
+
+
+def _failures_of(groups: Sequence[Group]) -> str:
+    """A sentence about the first failure where every rollout of these groups failed, else an empty text."""
+    if not groups or any(map(trainable_trajectories, groups)):
+        return ""
+    error = groups[0].trajectories[0].error
+    cause = f"{error['type']}: {error['message']}" if error else "no error"
+    return f"every rollout of a batch failed, the first one with {cause}."
 
 
 def measure_step(

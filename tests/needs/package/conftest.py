@@ -1,0 +1,71 @@
+"""What the suite `package` installs: the distribution, built from a clean tree, in fresh environments.
+
+It is collected where ROLLOUT_PACKAGE=1, because it installs from a package index and takes minutes.
+"""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.needs.package.installs import InstalledRollout, find_pythons, install_wheel
+
+_PYTHONS: dict[str, Path] = {}
+if os.environ.get("ROLLOUT_PACKAGE") == "1":
+    _PYTHONS = find_pythons()
+else:
+    collect_ignore_glob = ["test_*.py"]
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """What was built, and the files that git tracks."""
+
+    sdist: Path
+    wheel: Path
+    tracked_files: frozenset[str]
+
+
+def pytest_report_header() -> list[str]:
+    return [f"Python {version}: {path}" for version, path in _PYTHONS.items()]
+
+
+@pytest.fixture(scope="session")
+def distributions(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Distributions:
+    """The distributions of the last commit; files that stray in the checkout cannot get into them."""
+    built = tmp_path_factory.mktemp("dist")
+    subprocess.run(["make", "--silent", "-C", str(repository), "dist", f"OUT={built}"], check=True, timeout=300)
+    listing = subprocess.run(
+        ["git", "-C", str(repository), "ls-tree", "-r", "--name-only", "HEAD"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    (sdist,), (wheel,) = built.glob("*.tar.gz"), built.glob("*.whl")
+    return Distributions(sdist, wheel, frozenset(listing.stdout.splitlines()))
+
+
+@pytest.fixture(scope="session", params=["newest", "lowest"])
+def resolution(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session", params=list(_PYTHONS))
+def python(request: pytest.FixtureRequest) -> Path:
+    return _PYTHONS[request.param]
+
+
+@pytest.fixture(scope="session")
+def installed(
+    python: Path,
+    resolution: str,
+    distributions: Distributions,
+    repository: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> InstalledRollout:
+    """The wheel alone, and a user's package, in an environment of this Python and with these versions."""
+    return install_wheel(
+        tmp_path_factory.mktemp("installed"), python, distributions.wheel, resolution, hidden=repository
+    )

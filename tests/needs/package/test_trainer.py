@@ -1,0 +1,111 @@
+"""The extra `trainer`, installed once: rollouts of a real network, and one step of training on them."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.needs.package.conftest import Distributions
+from tests.needs.package.installs import COMMAND_TIMEOUT, InstalledRollout, install_wheel
+
+_CONFIG = """
+environment: {class: "acme_squares:Squares"}
+tasks: {count: 2, group_size: 2}
+model: {name: tiny, path: tiny, renderer: qwen3-vl}
+engine: {sampling: {max_tokens: 8, seed: 0}}
+run: {name: squares}
+"""
+
+_STEP = """
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+from renderers_adapter.adapter import load_processor_config
+from rollout.trainer import BlockingReader, Materializer, batch_of, samples
+
+checkpoint, run = Path(sys.argv[1]), Path(sys.argv[2])
+torch.manual_seed(0)
+model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+materializer = Materializer(
+    "qwen_vl", load_processor_config(checkpoint), images=run / "assets" / "images", backend="pil"
+)
+with BlockingReader(f"file://{run}/trajectories?retain=true") as reader:
+    groups = [group for _, group in zip(range(2), reader.groups())]
+    given = [sample for group in groups for trajectory in group.trajectories for sample in samples(trajectory)]
+    batch = batch_of(groups)
+    pixels = materializer.inputs(batch.ordered(given))
+
+    def logprobs():
+        output = model(
+            input_ids=batch.token_ids,
+            mm_token_type_ids=batch.token_types.int(),
+            use_cache=False,
+            **pixels,
+        )
+        logits = batch.without_banned(output.logits).roll(1, dims=1)
+        tokens = logits.log_softmax(-1).gather(-1, batch.token_ids[..., None]).squeeze(-1)
+        return tokens[batch.mask]
+
+    before = logprobs()
+    difference = (before - batch.logprobs[batch.mask]).abs().max().item()
+    loss = -before.mean()
+    loss.backward()
+    optimizer.step()
+    after = -logprobs().mean()
+    reader.commit()
+print(json.dumps({"difference": difference, "before": loss.item(), "after": after.item()}))
+"""
+
+
+@pytest.fixture(scope="session")
+def with_trainer(
+    distributions: Distributions, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> InstalledRollout:
+    """The wheel with the extra, installed by pip, because it finds torch's CPU build where pip's configuration says."""
+    directory = tmp_path_factory.mktemp("trainer")
+    installed = install_wheel(directory, Path(sys.executable), distributions.wheel, "newest", hidden=repository)
+    torch = next(line for line in (repository / ".ci" / "vllm.txt").read_text().splitlines() if line[:7] == "torch==")
+    found_at = shlex.split(os.environ.get("ROLLOUT_VLLM_INSTALL", ""))
+    pip = [sys.executable, "-m", "pip", "--python", str(installed.path), "install", "--quiet"]
+    subprocess.run([*pip, torch, f"{distributions.wheel}[trainer]", *found_at], check=True, timeout=300)
+    return installed
+
+
+def test_a_trainer_takes_a_step_on_what_a_real_network_played(with_trainer: InstalledRollout) -> None:
+    work = with_trainer.work
+    made = with_trainer.run("python", "-m", "rollout.serving.tiny_model", "tiny")
+    assert made.returncode == 0, made.stderr
+    config, step = work / "squares.yaml", work / "step.py"
+    config.write_text(_CONFIG)
+    step.write_text(_STEP)
+    serve = ("serve", "transformers", "tiny", "--name", "tiny", "--allow", work)
+    command = with_trainer.command("rollout", *serve)
+    with subprocess.Popen(
+        command, cwd=work, env=with_trainer.environment_variables(), stdout=subprocess.PIPE, text=True
+    ) as engine:
+        try:
+            assert engine.stdout is not None
+            url = next(match[0] for line in engine.stdout if (match := re.search(r"http://[\w.:]+", line)))
+            options = ("--set", f"engine.urls=[{url}]", "--run", "played", "--json")
+            played = with_trainer.run("rollout", "launch", config, *options)
+            assert played.returncode == 0, played.stdout + played.stderr
+            engine.send_signal(signal.SIGTERM)
+            engine.wait(COMMAND_TIMEOUT)
+        finally:
+            engine.kill()
+    trained = with_trainer.run("python", step, "tiny", work / "played")
+    assert trained.returncode == 0, trained.stderr
+    losses = json.loads(trained.stdout.splitlines()[-1])
+    assert losses["difference"] < 1e-3
+    assert losses["after"] < losses["before"]
