@@ -63,3 +63,24 @@ def write_weights() -> Callable[..., None]:
         (directory / name).write_bytes(struct.pack("<Q", len(header_bytes)) + header_bytes + bytes(end))
 
     return write
+
+
+@pytest.fixture
+def one_line_environment(tmp_path: Path) -> Callable[[str], str]:
+    """Writes an environment whose `run` is this one statement, and its YAML; returns the path of the YAML."""
+    module = tmp_path.name  # of its own for each test: directories of earlier tests are still searched for modules
+
+    def write(statement: str) -> str:
+        (tmp_path / f"{module}.py").write_text(
+            "from rollout import Environment\n"
+            "class OneLine(Environment):\n"
+            f"    async def run(self, task, model): {statement}\n"
+        )
+        path = tmp_path / "one_line.yaml"
+        path.write_text(
+            f"environment: {{class: '{module}:OneLine'}}\ntasks: {{count: 1}}\n"
+            f"model: {{name: tiny-qwen3-vl, path: builtin:tiny, renderer: qwen3-vl}}\n"
+        )
+        return str(path)
+
+    return write

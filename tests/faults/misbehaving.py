@@ -72,6 +72,43 @@ class Misbehaving(Environment):
     async def answers_nan(self, _: Model) -> Score:
         return Score(float("nan"))
 
+    async def raises_half_a_pair(self, _: Model) -> Score:
+        raise ValueError("cut \ud83d")
+
+    async def names_half_a_pair(self, _: Model) -> Score:
+        return Score(1.0, {"\ud83d": 1.0})
+
+    async def answers_a_huge_number(self, _: Model) -> Score:
+        return Score(10**400)
+
+    async def leaves_as_a_generator(self, _: Model) -> Score:
+        raise GeneratorExit
+
+    async def cancels_its_task(self, _: Model) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    async def sends_a_graph(self, model: Model) -> None:
+        part: dict[str, Any] = {"type": "text", "text": "a leaf"}
+        for _level in range(14):
+            part = {"type": "tool_result", "content": [part] * 12}
+        await model.chat([{"role": "user", "content": [part]}])
+
+    async def holds_our_code(self, model: Model) -> None:
+        class Slow(dict[str, Any]):
+            def get(self, key: str, default: Any = None) -> Any:
+                time.sleep(3600)
+
+        await model.chat([{"role": "user", "content": [Slow()]}])
+
+    async def holds_a_queue(self, _: Model) -> None:
+        """As a bug in our code for queues would."""
+        namespace: dict[str, Any] = {"__name__": "transports.files"}
+        exec("import time\ndef hold(): time.sleep(3600)\n", namespace)
+        namespace["hold"]()
+
     async def prints(self, _: Model) -> Score:
         for _megabyte in range(1024):
             print("x" * (1 << 20))

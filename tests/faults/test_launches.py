@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -29,8 +31,14 @@ def test_one_rollout_that_misbehaves_fails_alone_and_is_named(world: LaunchHarne
         "hangs_in_a_thread": "RolloutTimeout",
         "will_not_end": "RolloutTimeout",
         "holds": "EventLoopHeld",
+        "holds_our_code": "EventLoopHeld",
         "answers_nonsense": "ScoreError",
         "answers_nan": "ScoreError",
+        "raises_half_a_pair": "ValueError",
+        "answers_a_huge_number": "ScoreError",
+        "leaves_as_a_generator": "GeneratorExit",
+        "cancels_its_task": "RuntimeError",
+        "sends_a_graph": "MessageError",
         "prints": "OutputFlood",
         "forks": "ForkRefused",
         "exits": "SystemExit",
@@ -38,14 +46,20 @@ def test_one_rollout_that_misbehaves_fails_alone_and_is_named(world: LaunchHarne
         "cancels": "RuntimeError",
         "dies": "AttemptsExhausted",
     }
-    does = ["behaves", "writes", "leaves_a_task", *(word for bad in expected for word in (bad, "behaves"))]
+    does = [
+        "behaves",
+        "writes",
+        "leaves_a_task",
+        "names_half_a_pair",
+        *(word for bad in expected for word in (bad, "behaves")),
+    ]
     launched = world.launch(
         MISBEHAVING,
         {
             "tasks.does": f"[{','.join(does)}]",
             "tasks.count": len(does),
             "tasks.group_size": 1,
-            "worker.rollout_timeout": 10,
+            "worker.rollout_timeout": 25,  # more than all that hold the loop of one worker take
             "worker.block_timeout": 4,
         },
         "--workers=2",
@@ -60,6 +74,7 @@ def test_one_rollout_that_misbehaves_fails_alone_and_is_named(world: LaunchHarne
         if outcome["error"] is not None:
             ended[outcome["group"].partition("-")[2]] = outcome["error"]["type"]
     assert ended == expected
+    assert report["metrics"] == {r"\ud83d": 1.0}
     assert sum(path.stat().st_size for path in run_dir.glob("workers/*.out")) < 48 << 20
     print(f"\n{len(expected)} of {len(does)} rollouts misbehaved, each failed alone; {report['deaths']} workers died")
 
@@ -87,6 +102,64 @@ def test_a_blocked_event_loop_is_not_a_dead_worker(world: LaunchHarness) -> None
     assert (report["status"], report["deaths"], report["retries"]) == ({"ok": 8}, 0, 0)
     assert report["seconds"] > 40
     assert all(path.name.endswith((".1", ".done")) for path in Path(report["run_dir"]).glob("claims/misbehaving/*"))
+
+
+def test_a_worker_that_is_stuck_in_our_own_code_ends_and_says_where(world: LaunchHarness) -> None:
+    launched = world.launch(
+        MISBEHAVING,
+        {
+            "tasks.does": "[behaves,holds_a_queue,behaves,behaves]",
+            "tasks.count": 8,
+            "tasks.group_size": 1,
+            "worker.block_timeout": 2,
+            "worker.max_attempts": 1,
+            "worker.concurrency": 1,
+        },
+        "--workers=2",
+    )
+    report = launched.report(seconds=120)
+    assert report["status"] == {"ok": 6, "failed": 2}
+    (error,) = report["errors"]
+    assert error["type"] == "AttemptsExhausted"
+    reasons = [entry["reason"] for entry in launched.log() if entry["event"] == "worker died"]
+    assert len(reasons) == 2
+    assert all(reason.startswith("transports.files (<string>, line 2), which works for one") for reason in reasons)
+
+
+def test_a_worker_whose_output_file_cannot_be_opened_ends_the_launch_by_name(world: LaunchHarness) -> None:
+    launched = world.launch(MISBEHAVING, LONG | {"tasks.count": 200}, "--workers=1")
+    launched.wait_until(lambda: len(launched.live_workers()) == 1)
+    launched.process.send_signal(signal.SIGTERM)
+    run_dir = Path(launched.report(seconds=60)["run_dir"])
+    (output_path,) = run_dir.glob("workers/*.out")
+    output_path.unlink()
+    output_path.mkdir()
+    resumed = world.resume(run_dir, {"worker.restarts": 1}, "--workers=1")
+    assert f"no process for misbehaving-0: {output_path}: Is a directory" in resumed.report(code=1, seconds=60)["error"]
+
+
+def test_a_run_in_one_process_obeys_sigterm_while_a_rollout_holds_its_event_loop(world: LaunchHarness) -> None:
+    settings = {
+        "run.directory": world.directory / "runs",
+        "tasks.does": "[behaves,holds]",
+        "tasks.count": 2,
+        "tasks.group_size": 1,
+        "worker.block_timeout": 1000,
+    }
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "rollout", "run", str(MISBEHAVING), *options, "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    world.processes.append(process)
+    deadline = time.monotonic() + 60.0
+    while not list(world.directory.glob("runs/*/claims/misbehaving/001-holds*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(2.0)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    report = json.loads(out)
+    assert (report["rollouts"], report["status"]["failed"]) == (2, 1)
+    assert [error["type"] for error in report["errors"] if error["status"] == "failed"] == ["EventLoopHeld"]
 
 
 def test_workers_and_what_they_started_die_with_their_supervisor(world: LaunchHarness) -> None:
@@ -259,7 +332,7 @@ def test_workers_without_an_engine_halt_and_burn_no_rollout(world: LaunchHarness
     assert launched.process.returncode == 1
     assert "no answer from the engine at http://127.0.0.1:9" in err
     assert "Traceback" not in err
-    assert out == ""
+    assert "no answer from the engine at http://127.0.0.1:9" in json.loads(out)["error"]
     assert list(launched.runs.glob("*/claims/misbehaving/*")) == []
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.responses import JSONResponse
@@ -66,8 +67,8 @@ class FailingEngine:
 
 @pytest.fixture
 def failing_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    def failing(engine: Engine, *, weight_version: str) -> FailingEngine:
-        return FailingEngine(endpoint.create_app(engine, weight_version=weight_version))
+    def failing(engine: Engine, **options: Any) -> FailingEngine:
+        return FailingEngine(endpoint.create_app(engine, **options))
 
     monkeypatch.setattr(server, "create_app", failing)
     settings = EmbeddedSettings(allowed_directories=(tmp_path,), latency_ms=SIZE.latency)

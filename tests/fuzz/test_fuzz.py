@@ -1,24 +1,52 @@
-"""A small part of each fuzz script on every run; the scripts run whole with `--count`."""
+"""Each fuzz script with few cases; `make verify` runs them whole, with ten times the cases of `.ci/run`."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-FULL = os.environ.get("ROLLOUT_TESTS") == "full"
+import pytest
+
+HERE = Path(__file__).parent
+SCRIPTS = sorted(path.stem for path in HERE.glob("fuzz_*.py"))
+COUNT = {"full": 200_000, "ci": 20_000}.get(os.environ.get("ROLLOUT_TESTS", ""), 100)
 
 
-def test_no_mutated_image_is_misread() -> None:
-    count = "20000" if FULL else "1000"
-    script = Path(__file__).with_name("fuzz_images.py")
-    done = subprocess.run([sys.executable, str(script), "--count", count], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_case_gives_more_than_a_named_error(script: str) -> None:
+    command = [sys.executable, "-m", f"tests.fuzz.{script}", "--count", str(COUNT)]
+    done = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True, check=False)
+    print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"cases {count}" in done.stdout
+    assert f"cases {COUNT}, seed 0" in done.stdout
 
 
-def test_no_byte_string_gives_the_decoder_more_than_a_named_error() -> None:
-    count = "100000" if os.environ.get("ROLLOUT_TESTS") in ("ci", "full") else "5000"
-    script = Path(__file__).with_name("fuzz_codec.py")
-    done = subprocess.run([sys.executable, str(script), count], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{count} strings" in done.stdout
+@pytest.mark.parametrize(
+    ("before", "attempt", "found"),
+    [
+        ("pass", "raise KeyError('unnamed')", "KeyError: 'unnamed'"),
+        ("pass", "[number.bit_length() for number in range(10**6)]", "case 3: too many operations"),
+        ("bytearray(190 << 20)", "bytearray(300 << 20)", "case 3: took "),
+        ("pass", "__import__('os')._exit(9)", "case 3: the process ended with exit code 9"),
+    ],
+)
+def test_a_script_fails_at(before: str, attempt: str, found: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+from tests.fuzz.fuzzing import fuzz
+
+def attempt(number):
+    if number == 2:
+        {before}
+    if number == 3:
+        {attempt}
+    return "fine"
+
+numbers = iter(range(10))
+raise SystemExit(fuzz("", lambda chance: next(numbers), attempt, named_errors=(ValueError,)))
+""")
+    command = [sys.executable, str(script), "--count", "5"]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert found in done.stdout

@@ -15,6 +15,7 @@ from renderers import config_from_name, create_renderer
 from renderers_adapter.adapter import load_processor_config
 from renderers_adapter.geometry import geometry_for
 from renderers_adapter.pool import RendererPool, shared_pool
+from renderers_adapter.special_text import MaskingTokenizer
 from rollout.engine.errors import EngineAborted
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.images import ImagePolicy, prepare_images
@@ -35,7 +36,7 @@ ANSWERS = (
 RENDERERS = ("qwen3-vl", "qwen3.5")
 MODES: tuple[Literal["offload", "inline"], ...] = ("offload", "inline")
 MARKUP = ("<tool_call>", "</tool_call>", "<think>", "</think>", "<|im_start|>")
-TEXTS = ("What is this?", "And now?", "", "  spaces\n", "Look again, please.")
+TEXTS = ("What is this?", "And now?", "", "  spaces\n", "Look again.", "<|im_end|>\n<|image_pad|>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,8 @@ class Programs(RuleBasedStateMachine):
         self.played = InProcessRollout(self.pool, self.world.directory, self.world.images, mode)
         self.engine, self.session = self.played.engine, self.played.session
         hashes = {url: mm_hash for url, (mm_hash, _) in self.world.images.items()}
-        self.reference = ReferenceModel(create_renderer(self.pool.tokenizer, config_from_name(renderer)), hashes)
+        tokenizer = MaskingTokenizer(self.pool.tokenizer)
+        self.reference = ReferenceModel(create_renderer(tokenizer, config_from_name(renderer)), tokenizer, hashes)
         self.run(self.played.begin())
         self.system = [{"role": "system", "content": "Be brief."}] if system else []
         self.new(said, False, answer)
@@ -244,9 +246,10 @@ class Programs(RuleBasedStateMachine):
         self.engine.scripted_answers = [self.script_answer(answer) for answer in answers]
         started_before = len(self.engine.started_turns)
 
-        async def turns() -> list[Any]:
+        async def turns() -> Sequence[Any]:
             chats = [self.session.chat(held.messages, tools=held.tools) for held in conversations]
-            return await asyncio.gather(*chats, return_exceptions=True)
+            replies: Sequence[Any] = await asyncio.gather(*chats, return_exceptions=True)
+            return replies
 
         replies = self.run(turns())
         for reply in replies:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from renderers_adapter.special_text import MaskingTokenizer
 from rollout.trainer import TrainingSample, Trajectory, TrajectoryNode, check, samples
 from tests.programs.engine_double import ObservedTurn
 
@@ -28,10 +29,11 @@ class AnsweredConversation:
 
 
 class ReferenceModel:
-    """Knows the hash of every image by its URL, and the renderer of the model."""
+    """Knows the hash of every image by its URL, and the renderer of the model, which has this tokenizer."""
 
-    def __init__(self, renderer: Any, hashes: Mapping[str, str]) -> None:
+    def __init__(self, renderer: Any, tokenizer: MaskingTokenizer, hashes: Mapping[str, str]) -> None:
         self._renderer = renderer
+        self._tokenizer = tokenizer
         self._hashes = hashes
         self.answered: list[AnsweredConversation] = []
 
@@ -106,13 +108,17 @@ class ReferenceModel:
         if not tail or any(message["role"] == "assistant" for message in tail):
             return None
         prompt, completion = list(known.turn.logical), list(known.turn.answer.tokens)
-        found = self._renderer.bridge_to_next_turn(prompt, completion, tail, tools=tools, process_multimodal=False)
+        masked, masked_tools = self._tokenizer.mask((list(tail), tools))
+        found = self._renderer.bridge_to_next_turn(
+            prompt, completion, masked, tools=masked_tools, process_multimodal=False
+        )
         if found is None or found.token_ids[: len(prompt) + len(completion)] != prompt + completion:
             return None
         return list(found.token_ids)
 
     def _rendered(self, messages: Sequence[Message], tools: Tools) -> list[int]:
-        found = self._renderer.render(list(messages), tools=tools, add_generation_prompt=True, process_multimodal=False)
+        masked, masked_tools = self._tokenizer.mask((list(messages), tools))
+        found = self._renderer.render(masked, tools=masked_tools, add_generation_prompt=True, process_multimodal=False)
         return list(found.token_ids)
 
     def _images(self, message: Message) -> list[str]:

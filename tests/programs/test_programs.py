@@ -1,7 +1,8 @@
 """Random programs against a rollout: whatever an environment does with its conversations, the records are exact.
 
-`make test` runs a fifth of the programs, most of them short; ROLLOUT_TESTS=ci or full runs all of them, of up to forty
-actions each. The last tests break the one thing that each invariant hangs on, and want the programs to notice.
+`make test` runs a twentieth of the programs, most of them short. ROLLOUT_TESTS=ci runs three eighths of them, and full
+all, of up to forty actions each. The last tests break the one thing that each invariant hangs on, and want the programs
+to notice.
 """
 
 import os
@@ -23,9 +24,10 @@ from rollout.session.image_table import ImageTable
 from tests.programs.programs import Programs, make_world
 
 LONGEST = 40
-ALL = [(250, LONGEST)] * 8
-A_FIFTH = [(240, 4), (120, 12), (40, LONGEST)]
-SHARES = ALL if os.environ.get("ROLLOUT_TESTS") in ("ci", "full") else A_FIFTH
+A_TWENTIETH = [(60, 4), (30, 12), (10, LONGEST)]
+SHARES = {"full": [(250, LONGEST)] * 8, "ci": [(250, LONGEST)] * 3}.get(
+    os.environ.get("ROLLOUT_TESTS", ""), A_TWENTIETH
+)
 """How many programs, and how many actions each of them may have."""
 
 

@@ -1,8 +1,12 @@
-"""The README's environment runs as it is printed."""
+"""What the README prints runs as it is."""
 
+import glob
 import json
 import re
+import shlex
 from pathlib import Path
+
+import pytest
 
 from tests.unit.cli.in_process import run_cli
 
@@ -15,10 +19,27 @@ def test_the_environment_of_the_readme_runs(repository: Path, tmp_path: Path) ->
     assert config is not None
     assert len(program[1].splitlines()) <= 25
     (tmp_path / "squares.py").write_text(program[1])
-    (tmp_path / "squares.yaml").write_text(config[1].replace("path: rollout", f"path: {repository}/rollout"))
+    (tmp_path / "squares.yaml").write_text(config[1])
     result = run_cli("run", str(tmp_path / "squares.yaml"), "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["reward_mean"] == 1.0
     assert report["trainer"]["violations"] == 0
     assert Path(report["run_dir"]).parent == tmp_path / "runs"
+
+
+def test_the_first_commands_of_the_readme_work(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (repository / "README.md").read_text("utf-8")
+    commands = re.search(r"^(rollout init hello .*?)^pytest", text, re.DOTALL | re.MULTILINE)
+    assert commands is not None
+    monkeypatch.chdir(tmp_path)
+    for line in commands[1].splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        if program == "cd":
+            monkeypatch.chdir(arguments[0])
+        else:
+            expanded = [path for argument in arguments for path in glob.glob(argument) or [argument]]
+            result = run_cli(*expanded)
+            assert result.returncode == 0, result.stdout + result.stderr

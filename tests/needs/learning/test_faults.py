@@ -150,6 +150,6 @@ def test_a_prior_ref_that_is_dropped_reaches_no_engine(
 ) -> None:
     dropping = "environment.class=tests.needs.learning.dropping:DropsAPriorReference"
     with pytest.raises(TrainingProcessEnded, match="every rollout of a batch failed") as refused:
-        steps_of(checkpoint, runs, engine, 1, dropping)
+        steps_of(checkpoint, runs, engine, 1, dropping, "run.max_failed=1.0")
     assert "RequestRefusedLocally" in str(refused.value)
     tell("a prior ref dropped from requests", "–", 0, "all", "our client, before the engine is asked")

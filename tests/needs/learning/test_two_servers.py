@@ -36,7 +36,7 @@ async def played(checkpoint: Path, runs: Path, engines: Sequence[str]) -> list[T
 
 async def test_a_trained_policy_plays_as_well_on_two_servers_without_affinity(tmp_path: Path) -> None:
     learning, runs = tmp_path / "learning", tmp_path / "runs"
-    train.trained(train.arguments(["--runs", str(learning), "--target", "0.98"]))
+    train.train(train.parse_arguments(["--runs", str(learning), "--target", "0.98"]))
     [checkpoint] = learning.glob("codeword-*/policy")
     with ExitStack() as stack:
         engines = [

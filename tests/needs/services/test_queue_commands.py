@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import zmq
 
 from tests.needs.services.redis_server import RedisServer
 from transports import open_queue
@@ -52,3 +53,21 @@ async def test_every_command_reaches_a_queue_that_others_serve(url: str) -> None
         assert (await queue.stats()).backlog_records == 4
         assert await report("drain", url, "--yes") == {"drained": 4, "left": 0}
         assert (await queue.stats()).backlog_records == 0
+
+
+async def test_stats_of_a_hub_tell_of_malformed_messages_that_it_refused() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    async with open_queue(f"zmq://{address}") as queue:
+        assert await queue.receive(timeout=0) is None
+        stranger: Any = zmq.Context.instance().socket(zmq.DEALER)
+        stranger.connect(f"tcp://{address}")
+        stranger.send(b"GET / HTTP/1.1")
+        while (await report("stats", f"zmq://{address}"))["refused_messages"] == 0:
+            pass
+        command = [sys.executable, "-m", "rollout", "queue", "stats", f"zmq://{address}"]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=True)
+        stranger.close()
+    assert "refused" in done.stdout
+    assert "1 messages; the log of the hub says from whom, and why" in done.stdout

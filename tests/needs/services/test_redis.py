@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 
 from tests.needs.services.redis_server import RedisServer, redis_binaries
-from transports import QueueStorageError, open_queue
+from transports import Lease, QueueCorrupt, QueueStorageError, StaleLease, open_queue
 from transports.testing import QueueConformance
 
 
@@ -70,8 +72,9 @@ async def test_a_wrong_password_is_a_named_error_that_does_not_tell_it(
         assert (await queue.stats()).backlog_records == 0
 
 
-async def test_a_server_that_is_not_there_is_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_stays_away_is_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transports.redis_streams.server.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("transports.redis_streams.server._reached_addresses", {"127.0.0.1:1"})
     queue = open_queue("redis://127.0.0.1:1/0")
     with pytest.raises(QueueStorageError, match="could not be reached"):
         await queue.stats()
@@ -108,3 +111,127 @@ async def test_a_lease_that_is_not_renewed_goes_to_another(
             await lent.ack()
         await taken.ack()
         assert (await other.stats()).backlog_records == 0
+
+
+# What another program does in the same server
+
+
+@pytest.fixture
+def stranger(redis_server: RedisServer) -> Any:
+    return redis.Redis.from_url(redis_server.url)
+
+
+@pytest.fixture
+def url(redis_server: RedisServer, tmp_path: Path) -> str:
+    return f"{redis_server.url}?stream={tmp_path.name}"
+
+
+@pytest.mark.parametrize("lease", ["partition", "record"])
+async def test_an_entry_of_another_program_becomes_a_dead_letter(
+    lease: Lease, url: str, stranger: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = f"{{{tmp_path.name}}}:p0"
+    async with open_queue(url, lease=lease) as queue:
+        await queue.put((b"0",), key="k")
+        stranger.xadd(stream, {"garbage": "1"})
+        stranger.xadd(stream, {"k": b"\xff", "t": "", "d": "x"})
+        await queue.put((b"1",), key="k")
+        peeked = await queue.peek(limit=10)
+        assert [(record.tag[:7], bytes(record.frames[0])) for record in peeked] == [
+            *[("", b"0"), ("foreign", b"garbage"), ("foreign", b"k"), ("", b"1")],
+        ]
+        for frame in (b"0", b"1"):
+            delivery = await queue.receive(timeout=10)
+            assert delivery is not None
+            assert bytes(delivery.frames[0]) == frame
+            await delivery.ack()
+        first, second = await queue.dead_letters()
+        assert first.reason == "not a record of this queue: it has no field 'k'"
+        assert first.tag.startswith("foreign entry ")
+        assert [bytes(frame) for frame in first.frames] == [b"garbage", b"1"]
+        assert "utf-8" in second.reason
+        stats = await queue.stats()
+        assert (stats.backlog_records, stats.backlog_bytes, stats.dead_letters) == (0, 0, 2)
+    async with open_queue(url, lease=lease) as again:
+        assert await again.receive(timeout=0) is None
+    (said,) = [record.getMessage() for record in caplog.records if "dead letter" in record.getMessage()]
+    assert stream in said
+
+
+async def test_an_entry_with_an_id_of_its_own_becomes_a_dead_letter_and_the_next_holder_starts(
+    url: str, stranger: Any, tmp_path: Path
+) -> None:
+    async with open_queue(url) as queue:
+        await queue.put((b"0",), key="k")
+        first = await queue.receive(timeout=10)
+        assert first is not None
+        last_id = stranger.xrevrange(f"{{{tmp_path.name}}}:p0", count=1)[0][0]
+        stranger.xadd(f"{{{tmp_path.name}}}:p0", {"k": "", "t": "", "d": "x"}, id=last_id.split(b"-")[0] + b"-2000000")
+        assert await queue.receive(timeout=0.1) is None
+        assert "its id is not one that a server gives" in (await queue.dead_letters())[0].reason
+    async with open_queue(url) as next_holder:
+        delivery = await next_holder.receive(timeout=10)
+        assert delivery is not None
+        assert delivery.redelivered
+
+
+@pytest.mark.parametrize("lease", ["partition", "record"])
+async def test_records_that_another_program_deleted_are_passed_over(
+    lease: Lease, url: str, stranger: Any, tmp_path: Path
+) -> None:
+    async with open_queue(url, lease=lease) as first, open_queue(url, lease=lease) as second:
+        for number in range(3):
+            await first.put((str(number).encode(),), key="k")
+        delivery = await first.receive(timeout=10)
+        assert delivery is not None
+        stranger.xtrim(f"{{{tmp_path.name}}}:p0", maxlen=1, approximate=False)
+        with pytest.raises(StaleLease):
+            await delivery.reject("it is gone")
+        await first.release()
+        got = await second.receive(timeout=10)
+        assert got is not None
+        assert bytes(got.frames[0]) == b"2"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "command", "problem"),
+    [
+        ("queue", "SET {} x", "is of the type string instead of hash"),
+        ("queue", "HSET {} partitions many", "holds the value many"),
+        ("queue", "HSET {} partitions 1000000", "holds the value 1000000"),
+        ("totals", "LPUSH {} x", "is of the type list instead of hash"),
+        ("totals", "HSET {} bytes 1.5", "holds the value 1.5"),
+        ("dead", "SET {} x", "is of the type string instead of stream"),
+        ("p0", "SADD {} x", "is of the type set instead of stream"),
+        ("p0:lease", "LPUSH {} x", "is of the type list instead of string"),
+        ("p0:epoch", "SET {} soon", "holds the value soon"),
+        ("p0:delivered", "SET {} 5", "holds the value 5"),
+    ],
+)
+async def test_a_key_that_another_program_uses_is_a_named_error(
+    suffix: str, command: str, problem: str, url: str, stranger: Any, tmp_path: Path
+) -> None:
+    key = f"{{{tmp_path.name}}}:{suffix}"
+    stranger.execute_command(*command.replace("{}", key).split())
+    async with open_queue(url) as queue:
+        with pytest.raises(QueueCorrupt, match=problem) as damaged:
+            await queue.put((b"0",), key="k")
+        assert key in str(damaged.value)
+
+
+async def test_keys_that_are_damaged_while_a_handle_is_open_are_named_errors(
+    url: str, stranger: Any, tmp_path: Path
+) -> None:
+    prefix = f"{{{tmp_path.name}}}"
+    async with open_queue(url) as queue:
+        await queue.put((b"0",), key="k")
+        stranger.hset(f"{prefix}:totals", "bytes", "many")
+        with pytest.raises(QueueCorrupt, match="totals is damaged"):
+            await queue.stats()
+        stranger.set(f"{prefix}:p0:delivered", "nowhere")
+        with pytest.raises(QueueCorrupt, match="is damaged"):
+            await queue.receive(timeout=0)
+        stranger.delete(f"{prefix}:dead")
+        stranger.set(f"{prefix}:dead", "x")
+        with pytest.raises(QueueCorrupt, match="WRONGTYPE"):
+            await queue.dead_letters()

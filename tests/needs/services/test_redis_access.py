@@ -1,12 +1,16 @@
 """Who may use a Redis server, and what an old or restricted one answers: TLS, users, commands that are not there."""
 
+import asyncio
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from rollout.trainer import TrajectoryReader
 from tests.needs.services.redis_server import RedisServer, free_port
+from tests.unit.cli.in_process import run_cli
 from transports import QueueStorageError, open_queue
 
 NEEDED = "+@read +@write +@stream +@scripting +@transaction +@connection +time"
@@ -115,3 +119,106 @@ async def test_a_server_without_a_command_is_told_from_one_that_is_away(
     server = start_redis("--rename-command", command, "")
     with pytest.raises(QueueStorageError, match=r"lacks a command that the queue needs; Redis 6\.2 or later"):
         await exchange_one(server.url)
+
+
+# No server
+
+
+@pytest.fixture
+def nobody() -> str:
+    """The address of a server that is not there."""
+    return f"redis://ours:hidden@127.0.0.1:{free_port()}/0"
+
+
+@pytest.fixture
+def unwaiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a server that is away waits far too long for a test."""
+    monkeypatch.setattr("transports.redis_streams.server.RETRY_SECONDS", 3600.0)
+
+
+@pytest.mark.usefixtures("unwaiting")
+async def test_a_server_that_is_not_there_is_told_at_once_and_without_its_password(nobody: str) -> None:
+    async with asyncio.timeout(10), open_queue(nobody) as queue:
+        with pytest.raises(
+            QueueStorageError, match=r"ours:\*\*\*@127\.0\.0\.1.*connection refused.*Start the Redis server"
+        ) as error:
+            await queue.stats()
+    assert "hidden" not in str(error.value)
+
+
+@pytest.mark.usefixtures("unwaiting")
+async def test_a_host_that_nobody_knows_is_told_at_once() -> None:
+    async with asyncio.timeout(20), open_queue("redis://nobody.invalid/0") as queue:
+        with pytest.raises(QueueStorageError, match=r"nobody\.invalid/0: this host is not known"):
+            await queue.stats()
+
+
+@pytest.mark.usefixtures("unwaiting")
+async def test_a_trainer_without_a_server_is_told_at_once(nobody: str) -> None:
+    async with asyncio.timeout(10), TrajectoryReader(open_queue(nobody)) as reader:
+        with pytest.raises(QueueStorageError, match="connection refused"):
+            await reader.receive(timeout=60)
+
+
+@pytest.mark.usefixtures("unwaiting")
+async def test_a_server_that_is_just_started_again_is_waited_for(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    server.kill()
+    try:
+        async with asyncio.timeout(60), open_queue(server.url) as queue:
+            waiting = asyncio.create_task(queue.stats())
+            await asyncio.sleep(0.1)
+            server.start()
+            assert (await waiting).backlog_records == 0
+    finally:
+        server.kill()
+
+
+@pytest.mark.usefixtures("unwaiting")
+async def test_a_server_that_answered_once_is_waited_for(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path, "--appendonly", "yes")
+    try:
+        async with asyncio.timeout(60), open_queue(server.url) as queue, open_queue(server.url) as other_handle:
+            await queue.put((b"one",), key="k")
+            server.kill()
+            waiting = asyncio.create_task(other_handle.stats())
+            await asyncio.sleep(0.3)
+            assert not waiting.done()
+            server.start()
+            assert (await waiting).backlog_records == 1
+    finally:
+        server.kill()
+
+
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        ("run", "queue.url"),
+        *(("launch", key) for key in ("queue.url", "queue.tasks", "queue.control")),
+        ("worker", "queue.url"),
+        ("worker", "queue.tasks"),
+    ],
+)
+def test_a_command_without_a_server_is_one_paragraph_and_exit_code_1(
+    repository: Path, tmp_path: Path, nobody: str, command: str, key: str
+) -> None:
+    config = str(repository / "configs" / "color_codeword.yaml")
+    settings = ("--set", f"{key}={nobody}?stream=one", "--set", f"run.directory={tmp_path}")
+    ended = subprocess.run(
+        [sys.executable, "-m", "rollout", command, config, *settings],
+        capture_output=True,
+        text=True,
+        timeout=25,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "connection refused). Start the Redis server, or correct this URL." in ended.stderr
+    assert "hidden" not in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.usefixtures("unwaiting")
+def test_a_look_into_a_queue_without_a_server_is_told_at_once(nobody: str) -> None:
+    ended = run_cli("queue", "stats", nobody)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "connection refused). Start the Redis server" in ended.stderr

@@ -8,7 +8,7 @@ from pyarrow import parquet
 
 from rollout.environments.base import Environment, EnvironmentSettings, Model, Score, TaskSettings
 from rollout.records.task import Task
-from rollout.tasks.sources import TaskSourceError, iter_tasks
+from rollout.tasks.sources import TaskSourceError, count_rows_used, iter_tasks
 
 
 class Unasked(Environment):
@@ -42,6 +42,9 @@ def data(tmp_path: Path) -> Path:
 def test_each_row_of_a_parquet_file_is_a_task(data: Path) -> None:
     tasks = listed(str(data / "train.parquet"), count=250)
     assert [task.id for task in tasks] == [f"q{n}" for n in range(250)]
+    settings = TaskSettings(source=str(data / "train.parquet"), count=250)
+    assert str(count_rows_used(settings, 250)) == "250 of 300 rows of train.parquet (tasks.count)"
+    assert len(listed(str(data / "train.parquet"))) == 300
     assert tasks[249].data == {"id": "q249", "question": "249+249", "steps": [1, 2]}
 
 
@@ -56,6 +59,9 @@ def test_a_parquet_file_that_is_none_is_told(tmp_path: Path) -> None:
 def test_each_row_of_a_data_sets_split_is_a_task(data: Path) -> None:
     tasks = listed(f"hf://{data}", count=3)
     assert [(task.id, task.data["question"]) for task in tasks] == [("q0", "0+0"), ("q1", "1+1"), ("q2", "2+2")]
+    three = TaskSettings(source=f"hf://{data}", count=3)
+    assert str(count_rows_used(three, 3)) == f"3 of 300 rows of {data} (tasks.count)"
+    assert len(listed(f"hf://{data}")) == 300
     (other,) = listed(f"hf://{data}?split=test")
     assert (other.id, other.data["question"]) == ("000000", "of the test")  # its own id is null there
 

@@ -5,9 +5,18 @@ import socket
 from pathlib import Path
 
 import pytest
+import zmq
 import zmq.auth
 
-from transports import Delivery, Queue, QueueStorageError, QueueURLError, StaleLease, open_queue
+from transports import (
+    Delivery,
+    Queue,
+    QueueStorageError,
+    QueueURLError,
+    QueueVersionMismatch,
+    StaleLease,
+    open_queue,
+)
 from transports.testing import QueueConformance
 
 
@@ -79,7 +88,7 @@ async def test_a_delivery_of_a_hub_that_is_gone_cannot_be_acked() -> None:
 
 async def test_who_is_not_heard_of_loses_what_was_lent(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"{free_address()}?lease_time=0.1"
-    monkeypatch.setattr("transports.zeromq.remote._HeartbeatSender.start", lambda _: None)
+    monkeypatch.setattr("transports.zeromq.connection._HeartbeatSender.start", lambda _: None)
     monkeypatch.setattr("transports.zeromq.remote._HELLO_INTERVAL", 60.0)
     async with open_queue(url) as hub:
         await hub.put((b"0",), key="k")
@@ -140,3 +149,102 @@ async def test_large_records_pass_the_window() -> None:
 async def _put_all(queue: Queue, blob: bytes, count: int) -> None:
     for n in range(count):
         await queue.put((str(n).encode(), blob), key="k")
+
+
+def connect(url: str, socket_type: int, identity: bytes = b"") -> "zmq.Socket[bytes]":
+    stranger: zmq.Socket[bytes] = zmq.Context.instance().socket(socket_type)
+    stranger.setsockopt(zmq.LINGER, 1000)
+    if identity:
+        stranger.setsockopt(zmq.IDENTITY, identity)
+    if socket_type == zmq.ROUTER:
+        stranger.bind(url.replace("zmq://", "tcp://"))
+    else:
+        stranger.connect(url.replace("zmq://", "tcp://"))
+    return stranger
+
+
+async def test_malformed_messages_are_refused_counted_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    url = free_address()
+    async with open_queue(url) as hub:
+        assert await hub.receive(timeout=0) is None
+        stranger = connect(url, zmq.DEALER)
+        malformed = [[b""], [b"H2"], [b"P", b"\xc1"], [b"Q", b"x", b"y"], [b"B", b"\x91\x90"], [b"S", b"\x90", b""]]
+        for message in malformed:
+            stranger.send_multipart(message)
+        async with open_queue(f"{url}?serve=false") as producer, asyncio.timeout(20):
+            while (await producer.stats()).refused_messages < len(malformed):  # noqa: ASYNC110 - in another thread
+                await asyncio.sleep(0.01)
+            await producer.put((b"5",), key="k")
+            assert number(await hub.receive(timeout=10)) == 5
+        assert (await hub.stats()).refused_messages == len(malformed)
+        stranger.close()
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "transports.zeromq.refusals"]
+    assert "refused a message of 127.0.0.1" in said
+
+
+async def test_a_handle_and_a_hub_of_other_versions_tell_each_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = free_address()
+    async with open_queue(url) as hub:
+        assert await hub.receive(timeout=0) is None
+        monkeypatch.setattr("transports.zeromq.remote.PROTOCOL_VERSION", 3)
+        async with open_queue(url) as newer:
+            with pytest.raises(QueueVersionMismatch, match=r"hub speaks version 2 .* this process version 3; install"):
+                await newer.put((b"0",), key="k")
+    assert "version 3 of the zmq:// protocol; this hub speaks version 2: install the same release" in caplog.text
+
+
+async def test_a_program_that_is_no_hub_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transports.zeromq.queue.HUB_TIMEOUT", 0.5)
+    url = free_address()
+    other_program = connect(url, zmq.ROUTER)
+    async with open_queue(f"{url}?serve=false") as handle:
+        asking = asyncio.create_task(handle.stats())
+        identity, *_ = await asyncio.to_thread(other_program.recv_multipart)
+        other_program.send_multipart([identity, b"HTTP/1.1 400 Bad Request"])
+        with pytest.raises(QueueStorageError, match=r"no hub answers.* 1 malformed messages came from it, the last"):
+            await asking
+    other_program.close()
+
+
+async def test_a_hub_that_ends_because_of_an_error_is_seen_by_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("surprise")
+
+    async with open_queue(free_address()) as hub:
+        waiting = asyncio.create_task(hub.receive(timeout=60))
+        await asyncio.sleep(0.05)
+        monkeypatch.setattr("transports.zeromq.remote_handles.RemoteHandles.send_progress", fail)
+        with pytest.raises(QueueStorageError, match=r"hub of this queue has ended: KeyError\('surprise'\)"):
+            await waiting
+        with pytest.raises(QueueStorageError, match="has ended"):
+            await hub.put((b"0",), key="k")
+
+
+async def test_large_and_small_records_that_wait_for_the_hub_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transports.zeromq.remote.WINDOW_BYTES", 100)
+    url = free_address()
+    async with open_queue(url) as hub:
+        await hub.receive(timeout=0)
+        async with open_queue(f"{url}?serve=false") as producer, asyncio.TaskGroup() as puts:
+            for n in range(12):
+                puts.create_task(producer.put((str(n).encode(), bytes(90 * (n % 3 == 1))), key="k"))
+            assert [number(await hub.receive(timeout=10)) for _ in range(12)] == list(range(12))
+
+
+async def test_a_put_that_is_cancelled_while_it_waits_for_the_hub_harms_no_later_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("transports.zeromq.remote.WINDOW_RECORDS", 1)
+    url = free_address()
+    async with open_queue(url) as hub:
+        await hub.receive(timeout=0)
+        async with open_queue(f"{url}?serve=false") as producer:
+            await producer.stats()
+            puts = [asyncio.create_task(producer.put((str(n).encode(),), key="k")) for n in range(4)]
+            await asyncio.sleep(0)
+            puts[1].cancel()
+            await asyncio.wait(puts)
+            assert puts[1].cancelled()
+            assert [number(await hub.receive(timeout=10)) for _ in range(3)] == [0, 2, 3]

@@ -1,6 +1,6 @@
 """Tests that need torch and transformers; they are collected only where both are installed.
 
-The plain suite runs without either. To run these: install `rollout[trainer]` (and torchvision for its backend) and
+The plain suite runs without either. To run these: install `rollout-rl[trainer]` (and torchvision for its backend) and
 `pytest tests/needs/torch`.
 """
 

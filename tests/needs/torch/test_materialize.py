@@ -59,7 +59,6 @@ def oriented(format_name: str, orientation: int) -> bytes:
 
 
 RGBA, RGB = picture(231, 117), picture(231, 117).convert("RGB")
-DEEP = RGBA.convert("I").point(lambda level: level * 200).convert("I;16")
 FILES: dict[str, bytes] = {
     "RGB png": save(RGB, "PNG"),
     "RGB jpeg": save(RGB, "JPEG"),
@@ -74,7 +73,6 @@ FILES: dict[str, bytes] = {
     "L": save(RGBA.convert("L"), "PNG"),
     "palette with transparency": save(RGB.quantize(32), "PNG", transparency=3),
     "CMYK": save(RGB.convert("CMYK"), "JPEG"),
-    "16 bit": save(DEEP, "PNG"),
     "animated gif": save(RGB.quantize(32), "GIF", save_all=True, append_images=[picture(231, 117, 5).convert("RGB")]),
     "animated webp": save(RGBA, "WEBP", save_all=True, append_images=[picture(231, 117, 5)]),
     **{f"{name} orientation {turn}": oriented(name, turn) for name in ("JPEG", "PNG", "WEBP") for turn in range(1, 9)},
@@ -342,3 +340,24 @@ def test_peak_memory_is_that_of_what_is_asked_for(directory: Path, sampled: Samp
     assert together.nbytes == 30 * one
     assert each_alone < 8 * one
     assert at_once < together.nbytes + 8 * one
+
+
+def test_an_image_that_takes_too_much_memory_is_refused(sampled: Sampled, directory: Path) -> None:
+    sample = sampled([FILES["large"]])
+    materializer = Materializer("qwen_vl", QWEN, images=directory, backend="pil", memory=4_000_000)
+    with pytest.raises(MaterializeError, match=r"rollout-7.* and Materializer\(memory=…\) allows 4,000,000"):
+        materializer.inputs([sample])
+    assert len(Materializer("qwen_vl", QWEN, images=directory, backend="pil").inputs([sample])["pixel_values"])
+
+
+def test_a_bomb_under_the_right_name_is_refused_before_it_is_decoded(sampled: Sampled, directory: Path) -> None:
+    file = io.BytesIO()
+    Image.new("1", (9_000, 9_000)).save(file, "PNG")
+    sha256 = hashlib.sha256(file.getvalue()).hexdigest()
+    (directory / f"{sha256}.png").parent.mkdir(parents=True, exist_ok=True)
+    (directory / f"{sha256}.png").write_bytes(file.getvalue())
+    sample = changed(sampled([FILES["large"]]), raw_image_id=f"{sha256}.png")
+    placeholder = Placeholder(sha256[:32], 0, sample.placeholders[0].length)
+    materializer = Materializer("qwen_vl", QWEN, images=directory, backend="pil")
+    with pytest.raises(MaterializeError, match="a decompression bomb"):
+        materializer.inputs([sample_of([placeholder], [dict(sample.images[0])])])

@@ -74,5 +74,5 @@ def test_kimis_layout_is_that_of_transformers_on_1000_sizes() -> None:
 def test_a_backend_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers.models.qwen2_vl.image_processing_qwen2_vl", None)
     processor = image_processor_for("qwen_vl", QWEN, backend="torchvision", pixels="uint8")
-    with pytest.raises(ConfigurationError, match="install rollout"):
+    with pytest.raises(ConfigurationError, match="pip install 'rollout-rl"):
         processor.process(picture(64, 64))

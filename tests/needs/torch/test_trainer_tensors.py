@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -253,6 +253,22 @@ def test_a_group_is_truncated_to_what_still_trains(members: tuple[Trajectory, ..
 def test_a_group_that_failed_is_no_batch() -> None:
     failed = Trajectory("run", "Env", "g", "g.0", 1, RolloutStatus.FAILED, None)
     assert batch_of([Group("g", 1, (failed,))]) is None
+
+
+@given(trajectories(), st.lists(st.sampled_from([(), (1,), (2, 3)]), min_size=1), st.sampled_from([None, 100]))
+def test_logits_of_banned_tokens_are_minus_infinity_in_the_rows_of_their_samples_only(
+    trajectory: Trajectory, bans: list[tuple[int, ...]], packing: int | None
+) -> None:
+    given_samples = [replace(sample, banned_ids=bans[at % len(bans)]) for at, sample in enumerate(samples(trajectory))]
+    batch = collate(given_samples, packing=packing)
+    logits = torch.zeros((*batch.token_ids.shape, 5))
+    without = batch.without_banned(logits)
+    for sample, (row, start, length) in zip(batch.ordered(given_samples), batch.spans.tolist(), strict=True):
+        banned = without[row, start : start + length] == float("-inf")
+        expected = torch.zeros(5, dtype=torch.bool)
+        expected[list(sample.banned_ids)] = True
+        assert (banned == expected).all()
+    assert (logits == 0).all()
 
 
 @given(trajectories())

@@ -108,9 +108,10 @@ def fleet(
             name=MODEL,
             port=free_port(),
             executable=Path(f"{VENV}/bin/vllm"),
+            api_key_env=None if api_key is None else "ENGINE_KEY",
             flags=(*FLAGS, *flags),
         )
-        own = {} if api_key is None else {"VLLM_API_KEY": api_key}
+        own = {} if api_key is None else {"ENGINE_KEY": api_key}
         server = VllmServer(settings, logs / f"{name}.log", environment={**environment, **own})
         server.start()
         if PIDS:

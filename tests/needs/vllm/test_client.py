@@ -1,17 +1,22 @@
 """Promises of the client that only a real engine can hold it to: aborts, cancellation, the context's end, the key."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 
 from renderers_adapter.tokens import ExpandedIds, as_logical_ids
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineAborted, EngineRefused
+from rollout.engine.http import EngineHttp
 from rollout.engine.request import GenerateRequest
+from rollout.engine.weight_updates import fetch_engine_state
 from rollout.records.kinds import RolloutStatus
 from rollout.testing import play
 
@@ -36,6 +41,30 @@ def endless(request_id: str) -> GenerateRequest:
         sampling={"temperature": 0.0, "max_tokens": ENDLESS, "ignore_eos": True},
         stop_token_ids=(),
     )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_banned_tokens_are_not_sampled_and_processed_logprobs_are_those_without_them(
+    fleet: Mapping[str, Any], temperature: float
+) -> None:
+    """The log-probs of the next token, as the server gives them without any ban, are the reference."""
+    live = fleet["qwen3-vl"]
+    sampling = {"temperature": temperature, "max_tokens": 1}
+    with live.http() as server:
+        body = {"token_ids": list(WORDS), "sampling_params": {**sampling, "logprobs": 20}}
+        answer = server.post("/inference/v1/generate", json=body).raise_for_status().json()
+    top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    probabilities = {entry["token_id"]: math.exp(entry["logprob"]) for entry in top}
+    banned_ids = tuple(sorted(probabilities, key=lambda token: -probabilities[token])[:4])
+    left = 1 - sum(probabilities[token] for token in banned_ids)
+    async with EngineClient([live.url], "tiny", timeout=120) as engine:
+        for number in range(20):
+            request = replace(endless(f"banned-{temperature}-{number}"), sampling=sampling, banned_ids=banned_ids)
+            generation = await engine.generate(request)
+            (token,), (logprob,) = generation.token_ids.tolist(), generation.logprobs.tolist()
+            assert token not in banned_ids
+            if token in probabilities:
+                assert logprob == pytest.approx(math.log(probabilities[token] / left), abs=1e-4)
 
 
 def metric(live: Any, name: str) -> float:
@@ -124,3 +153,22 @@ async def test_a_server_with_a_key_refuses_whoever_has_none(fleet: Mapping[str, 
     async with EngineClient([live.url], "tiny", timeout=30) as client:
         with pytest.raises(EngineRefused, match=r"401.*engine\.api_key_env"):
             await client.check()
+
+
+def test_a_server_with_a_key_closes_every_route_but_two(fleet: Mapping[str, Any]) -> None:
+    live = fleet["qwen2.5-vl"]
+    with live.http() as http:
+        routes = http.get("/openapi.json").json()["paths"]
+    assert {"/pause", "/collective_rpc", "/update_weight_version", "/invocations", "/tokenize"} <= set(routes)
+    with httpx.Client(base_url=live.url, trust_env=False) as http:
+        answers = {path: http.request(next(iter(methods)), path).status_code for path, methods in routes.items()}
+    assert {path for path, status in answers.items() if status != 401} == {"/health", "/metrics"}
+
+
+async def test_a_trainer_with_the_key_reaches_the_routes_for_new_weights(fleet: Mapping[str, Any]) -> None:
+    live = fleet["qwen2.5-vl"]
+    async with EngineHttp(live.api_key) as http:
+        await http.post(f"{live.url}/pause?mode=wait&clear_cache=false", b"")
+        assert (await fetch_engine_state(http, live.url)).paused
+        await http.post(f"{live.url}/resume", b"")
+        assert not (await fetch_engine_state(http, live.url)).paused

@@ -1,6 +1,7 @@
 """`rollout doctor`: what is printed, and the exit codes."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
@@ -17,7 +18,7 @@ def test_doctor_says_what_is_right(color_codeword: Sequence[str]) -> None:
 def test_doctor_wraps_no_line_of_what_is_piped(color_codeword: Sequence[str]) -> None:
     lines = run_cli("doctor", *color_codeword).stdout.splitlines()
     assert [line.split()[:2] for line in lines] == [
-        ["ok", subject] for subject in ("configuration", "tasks", "images", "engine", "model", "queue")
+        ["ok", subject] for subject in ("configuration", "environment", "tasks", "images", "engine", "model", "queue")
     ]
 
 
@@ -29,13 +30,23 @@ def test_doctor_shows_a_table_alone_and_asks_engines_only_of_a_run_that_could_be
         sound = run_cli("doctor", *live)
         begun_wrong = run_cli("doctor", *live, "--set", "queue.url=file://{run_dir}/t?high_water=80KB")
     assert sound.returncode == 0, sound.stdout
-    assert {line[:4] for line in sound.stdout.splitlines()} <= {"ok  ", "?   ", "    "}
+    assert {line.partition("  ")[0] for line in sound.stdout.splitlines()} <= {"ok", "?", ""}
     assert begun_wrong.returncode == 2
-    assert "?    engines        not asked" in begun_wrong.stdout
+    assert "?  engines  not asked" in begun_wrong.stdout
+
+
+def test_an_environment_that_cannot_be_made_is_shown_once_with_the_line_of_its_code(
+    one_line_environment: Callable[[str], str],
+) -> None:
+    result = run_cli("doctor", one_line_environment("pass\n    def __init__(self, settings): raise ValueError('bug')"))
+    assert result.returncode == 2
+    assert re.search(r"^bad +environment +.+:OneLine cannot be made:", result.stdout, re.MULTILINE)
+    assert re.search(r'File ".+\.py", line 4, in __init__', result.stdout)
+    assert result.stdout.count("ValueError: bug") == 1
 
 
 def test_doctor_says_how_to_fix_what_a_message_does_not_say(color_codeword: Sequence[str]) -> None:
     unreachable = ("--live", "--set", 'engine.urls=["http://127.0.0.1:1"]', "--set", "engine.retries=0")
     result = run_cli("doctor", *color_codeword, *unreachable)
     assert result.returncode == 1, result.stdout
-    assert "fix: start it: rollout serve vllm" in " ".join(result.stdout.split())
+    assert "fix: start it: rollout serve embedded --name tiny-qwen3-vl" in " ".join(result.stdout.split())

@@ -1,21 +1,33 @@
 """`rollout inspect`: a run that is over, as a table, as a conversation, as a file."""
 
 import json
+import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import anyio
+import numpy as np
+import orjson
 import pytest
+from rich.console import Console
 
 from rollout.cli.inspect import inspect as inspect_command
-from rollout.cli.inspect_rows import InspectError
-from rollout.trainer import ReaderSettings, TrajectoryReader, open_archive
+from rollout.cli.inspect_export import trajectory_document
+from rollout.cli.inspect_rows import COLUMNS, InspectError, Row, row_of
+from rollout.cli.inspect_table import print_table
+from rollout.cli.options import newest_run
+from rollout.trainer import ReaderSettings, Trajectory, TrajectoryReader, open_archive
 from rollout.trainer.errors import NoArchive
 from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
+from tests.unit.cli.in_process import run_cli
 from transports import open_queue
+from transports.codec import decode, encode
 
 Inspect = Callable[..., str]
 
@@ -44,12 +56,10 @@ def run_directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def inspect(run_directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inspect:
-    monkeypatch.setenv("COLUMNS", "160")
-
+def inspect(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> Inspect:
     def call(rollout: str | None = None, **options: Any) -> str:
-        settings: dict[str, Any] = {"sort": "rollout", "filters": (), "export": None, "as_json": False, **options}
-        inspect_command(run_directory, rollout, **settings)
+        settings: dict[str, Any] = {"sort": "rollout", "filters": (), "export": None, "full": False, "as_json": False}
+        inspect_command(run_directory, rollout, **{**settings, **options})
         return capsys.readouterr().out
 
     return call
@@ -62,24 +72,82 @@ async def test_a_run_that_was_read_and_acked_is_read_again_by_the_same_reader(ru
         assert [trajectory.rollout for trajectory in found] == ["a.0", "a.1", "b.0", "b.1", "b.2"]
 
 
+async def test_the_path_of_a_run_may_be_a_text(run_directory: Path) -> None:
+    async with open_archive(str(run_directory)) as reader:
+        assert len([trajectory async for trajectory in reader]) == 5
+    with pytest.raises(NoArchive, match="does not exist"):
+        open_archive(str(run_directory / "missing"))
+
+
 async def test_groups_of_a_run_are_read_again_too(run_directory: Path) -> None:
     async with open_archive(run_directory) as reader:
         groups = [group async for group in reader.groups()]
     assert [(group.id, group.whole) for group in groups] == [("a", True), ("b", True)]
 
 
-def test_the_table_has_a_line_for_each_and_a_summary(inspect: Inspect) -> None:
-    header, *lines, summary = inspect().splitlines()
-    assert header.split()[:5] == ["rollout", "status", "reward", "turns", "images"]
-    cells = [line.split() for line in lines]
-    assert [row[:5] for row in cells] == [
-        ["a.0", "ok", "1.000", "3", "3"],
-        ["a.1", "ok", "2.000", "3", "3"],
+def test_what_is_piped_has_every_column_and_is_neither_wrapped_nor_padded(inspect: Inspect) -> None:
+    header, *lines, summary = [line.split("\t") for line in inspect().splitlines()]
+    assert header == list(COLUMNS)
+    shown = [0, 4, 5, 6, 7]
+    assert [header[column] for column in shown] == ["rollout", "status", "reward", "turns", "images"]
+    assert [[line[column] for column in shown] for line in lines] == [
+        ["a.0", "ok", "1.0", "3", "3"],
+        ["a.1", "ok", "2.0", "3", "3"],
         ["b.0", "failed", "-", "1", "0"],
-        ["b.1", "ok", "1.000", "5", "0"],
+        ["b.1", "ok", "1.0", "5", "0"],
         ["b.2", "unfinished", "-", "1", "0"],
     ]
-    assert summary.startswith("5 trajectories (1 failed, 3 ok, 1 unfinished); reward 1.333; 13 turns, 6 images, ")
+    assert lines[2][-1].startswith("RecordError: the record cannot be decoded")
+    text = "5 trajectories (1 failed, 3 ok, 1 unfinished); reward 1.333; 13 turns, 6 different images, 456 tokens"
+    assert summary == [text]
+
+
+def row(number: int, **changed: Any) -> Row:
+    plain = Row(f"{number:06d}.0", "colors", f"{number:06d}", 1, "ok", 0.5, 30, 30, 12_345, 2_345, "step-7", 1.234, "")
+    return replace(plain, **changed)
+
+
+def table(rows: Sequence[Row], width: int) -> list[str]:
+    console = Console(file=StringIO(), width=width)
+    print_table(rows, console)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+ERROR = "ValueError: a message that is much longer than any column of a table could be, so that it is cut"
+
+
+def test_a_wide_terminal_has_room_for_every_column() -> None:
+    header, line, *summary = table([row(0)], 80)
+    names = {"rollout", "status", "reward", "turns", "images", "tokens", "sampled", "versions", "seconds"}
+    assert set(header.split()) == names
+    assert line.split() == ["000000.0", "ok", "0.500", "30", "30", "12,345", "2,345", "step-7", "1.234"]
+    assert " ".join(summary) == "1 trajectories (1 ok); reward 0.500; 30 turns, 30 different images, 12,345 tokens"
+
+
+def test_a_narrow_terminal_shows_fewer_columns_whole_and_says_which_are_left_out() -> None:
+    header, good, bad, *rest = table([row(0), row(1, status="failed", reward=None, error=ERROR)], 80)
+    assert header.split() == ["rollout", "status", "reward", "turns", "images", "tokens", "error"]
+    assert good.split() == ["000000.0", "ok", "0.500", "30", "30", "12,345"]
+    assert bad.split(maxsplit=6)[6] == "ValueError: a message that is …"
+    assert len(bad) <= 80
+    assert "No room for: sampled, versions, seconds. --sort and --filter know them; a wider" in rest
+
+
+def test_a_name_that_is_longer_than_the_terminal_is_shown_whole() -> None:
+    name = "a-task-with-a-very-long-name/" + "x" * 90 + ".0"
+    _, *lines = table([row(0, rollout=name, error=ERROR)], 80)
+    assert name in "".join(line.split()[0] for line in lines if not line.startswith(("1 ", "No", "terminal")))
+    assert " ok " in lines[0]
+
+
+def test_an_image_in_two_messages_counts_once_as_in_the_summary_of_a_run(run_directory: Path) -> None:
+    async def twice(directory: Path) -> Trajectory:
+        async with open_archive(directory) as reader:
+            trajectory = await anext(aiter(reader))
+        again = replace(trajectory.nodes[0], index=len(trajectory.nodes), parent=len(trajectory.nodes) - 1)
+        return replace(trajectory, nodes=(*trajectory.nodes, again))
+
+    assert row_of(anyio.run(twice, run_directory)).images == 3
 
 
 @pytest.mark.parametrize(
@@ -121,9 +189,10 @@ def test_one_trajectory_is_a_conversation_with_tokens_masks_and_images(inspect: 
     shown = inspect("a.1")
     assert shown.splitlines()[0] == "run/Scripted/a.1  attempt 2  ok  reward 2"
     assert "#0 user  [66 tokens, 3 before expansion]\n    <image 00000000000000000000000000000000>" in shown
-    assert f"    image {0:032x} at 0, 64 tokens: {0:064x}.png" in shown
+    assert "    image at 0, 64 tokens: 000000000000….png\n" in shown
+    assert f"    image at 0, 64 tokens: {0:064x}.png\n" in inspect("a.1", full=True)
     assert "#3 assistant  [3 tokens, sampled 1:3, mean logprob -0.250, version 7, stop]\n    answer 1" in shown
-    assert "invariant" not in shown
+    assert "check" not in shown
 
 
 def test_a_failed_one_says_why_and_shows_how_far_it_came(inspect: Inspect) -> None:
@@ -139,6 +208,45 @@ def test_one_trajectory_as_json_has_its_nodes_and_samples(inspect: Inspect) -> N
     (sample,) = shown["samples"]
     assert sum(sample["mask"]) == 10
     assert len(sample["token_ids"]) == shown["tokens"]
+
+
+def test_where_an_error_arose_is_shown_with_the_users_frames(
+    one_line_environment: Callable[[str], str], tmp_path: Path
+) -> None:
+    broken = one_line_environment("raise ValueError('a bug of its own')")
+    ran = run_cli("run", broken, "--json", "--set", f"run.directory={tmp_path}/runs", "--set", "tasks.group_size=1")
+    run_directory = json.loads(ran.stdout)["run_dir"]
+    shown = run_cli("inspect", run_directory, "000000.0").stdout
+    frame = f'      File "{tmp_path}/{tmp_path.name}.py", line 3, in run\n'
+    assert f"the error arose here:\n    Traceback (most recent call last):\n{frame}" in shown
+    assert shown.endswith("    ValueError: a bug of its own\n")
+    as_json = json.loads(run_cli("inspect", run_directory, "000000.0", "--json").stdout)
+    assert as_json["traceback"].endswith("ValueError: a bug of its own\n")
+
+
+@pytest.fixture(scope="module")
+def run_with_tools(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    runs = tmp_path_factory.mktemp("runs")
+    settings = ("tasks.count=1", "tasks.group_size=1", "engine.sampling.temperature=0", f"run.directory={runs}")
+    ran = run_cli(
+        "run", str(repository / "configs" / "calculator.yaml"), "--json", *(a for s in settings for a in ("--set", s))
+    )
+    return str(json.loads(ran.stdout)["run_dir"])
+
+
+def test_the_tools_of_a_conversation_their_calls_and_their_results_are_readable(run_with_tools: str) -> None:
+    shown = run_cli("inspect", run_with_tools, "000000.0").stdout
+    assert "\ntools calculate(operation, a, b)  (--full shows their schemas)\n\n#0 system" in shown
+    assert re.search(r'\]\n    \(calls\) calculate\(operation="\w+", a=\d+, b=\d+\)\n', shown)
+    assert "#3 tool result of calculate  [" in shown
+
+
+def test_the_schemas_of_tools_are_shown_in_full_and_as_json(run_with_tools: str) -> None:
+    shown = run_cli("inspect", run_with_tools, "000000.0", "--full").stdout
+    assert '"description": "One operation on two whole numbers."' in shown
+    ((tools),) = json.loads(run_cli("inspect", run_with_tools, "000000.0", "--json").stdout)["tools"]
+    assert tools["root"] == 0
+    assert tools["schemas"][0]["function"]["name"] == "calculate"
 
 
 def test_an_export_has_a_line_for_each_and_appears_whole(inspect: Inspect, tmp_path: Path) -> None:
@@ -169,3 +277,24 @@ def test_the_command_line_prints_one_paragraph_for_a_fault_and_json_for_a_run(ru
     assert refused.stderr.startswith("rollout: --sort: there is no column 'size'")
     shown = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     assert json.loads(shown.stdout)["trajectories"] == 5
+
+
+def test_a_directory_of_runs_means_its_newest_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(("old", "new")):
+        (tmp_path / name / "workers").mkdir(parents=True)
+        os.utime(tmp_path / name, (number, number))
+    assert newest_run(tmp_path) == tmp_path / "new"
+    assert capsys.readouterr().err == f"{tmp_path}/new, the newest of 2 runs in {tmp_path}\n"
+    assert newest_run(tmp_path / "old") == tmp_path / "old"
+
+
+async def test_a_task_whose_data_no_json_can_hold_is_exported() -> None:
+    """The rows of a source may hold bytes."""
+    started, *others = await scripted_rollout()
+    value = decode(started.frames)
+    value["task"]["data"] = {"picture": b"\x00\xff", "scores": np.array([1, 2])}
+    async with open_queue("memory://inspected") as queue, TrajectoryReader(open_queue("memory://inspected")) as reader:
+        await put_all(queue, [started._replace(frames=encode(value)), *others])
+        (trajectory,) = await read_all(reader)
+    document = json.loads(orjson.dumps(trajectory_document(trajectory)))
+    assert document["task"]["data"] == {"picture": "0x00ff", "scores": [1, 2]}

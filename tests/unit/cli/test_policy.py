@@ -49,7 +49,7 @@ def test_an_engine_that_its_trainer_left_behind_is_shown_and_mended(
     assert "version 4-loading, paused" in shown.stdout
 
     mended = rollout("push")
-    assert (mended.returncode, mended.stdout) == (0, f"ok   {engine}  version 3\n")
+    assert (mended.returncode, mended.stdout) == (0, f"ok  {engine}  version 3\n")
     status = json.loads(rollout("status", "--json").stdout)
     assert status == {"published": 3, "engines": {engine: {"version": "3", "paused": False, "sound": True}}}
 

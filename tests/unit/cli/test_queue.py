@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -142,6 +143,24 @@ async def test_peek_stops_at_its_limit_and_says_when_there_is_nothing(url: str) 
     assert "empty" in run_queue_command("peek", url).stdout
     await put(url, *[encode(n) for n in range(5)])
     assert [record["content"] for record in report("peek", url, "--limit", "2")["records"]] == [0, 1]
+
+
+@pytest.mark.parametrize("replay", ["", "&replay=true"])
+async def test_what_was_consumed_and_is_retained_is_shown_as_that(url: str, replay: str) -> None:
+    retaining = f"{url}?retain=true"
+    await put(retaining, *[encode(n) for n in range(3)])
+    async with open_queue(retaining) as queue:
+        await queue.ack([delivery for _ in range(3) if (delivery := await queue.receive(timeout=10))])
+    stats = run_queue_command("stats", f"{retaining}{replay}").stdout
+    assert re.search(r"^waiting +0 records", stats)
+    assert re.search(r"^retained +3 records, acked", stats, re.MULTILINE)
+    assert report("stats", f"{retaining}{replay}")["retained_records"] == 3
+    found = report("peek", f"{retaining}{replay}", "--limit", "2")
+    assert (found["waiting"], found["retained"]) == (0, 3)
+    assert [(record["content"], record["retained"]) for record in found["records"]] == [(0, True), (1, True)]
+    text = run_queue_command("peek", f"{url}?retain=true{replay}").stdout
+    assert text.startswith("nothing waits; 3 records were acked and are retained\n\nother  ")
+    assert text.count("  retained\n") == 3
 
 
 async def test_dead_letters_are_listed_and_go_back(url: str) -> None:

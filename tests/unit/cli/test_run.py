@@ -70,9 +70,10 @@ def test_the_summary_is_for_people(color_codeword: Sequence[str]) -> None:
     for expected in (
         "6 of 6",
         "1.000",
-        "bridge: 24, rendered: first=6 root=0",
+        "24 bridged, 6 rendered in full: 6 first of a rollout\n",
+        "24 different images)",
         "3 groups, 6 samples",
-        "0 violations",
+        "all checks passed",
         "scripted",
     ):
         assert expected in result.stdout
@@ -100,7 +101,6 @@ def test_an_environment_from_anywhere_is_played(color_codeword: Sequence[str], t
         .read_text()
         .replace("rollout.environments.color_codeword:ColorCodeword", "coin:Coin")
         .replace("  turns: 4 # pictures in a rollout\n", "")
-        .replace("../rollout", str(Path(color_codeword[0]).parent.parent / "rollout"))
     )
     path = str(tmp_path / "coin.yaml")
     result = run_in_subprocess("run", path, "--set", "tasks.count=3", "--json", path=tmp_path)
@@ -114,11 +114,23 @@ def test_an_environment_from_anywhere_is_played(color_codeword: Sequence[str], t
     assert "  ValueError: a bug of its own\n" in text.stdout
 
 
+@pytest.mark.parametrize("command", ["run", "launch"])
+def test_an_environment_that_cannot_be_made_is_exit_code_2_before_anything_is_written(
+    tmp_path: Path, one_line_environment: Callable[[str], str], command: str
+) -> None:
+    path = one_line_environment("pass\n    def __init__(self, settings): raise ValueError('bug')")
+    result = run_cli(command, path, "--set", f"run.directory={tmp_path}/runs")
+    assert result.returncode == 2, result.stderr
+    assert ":OneLine cannot be made:" in result.stderr
+    assert re.search(r'File ".+\.py", line 4, in __init__', result.stderr)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_wrong_score_is_shown_in_one_line(tmp_path: Path, one_line_environment: Callable[[str], str]) -> None:
     text = run_cli("run", one_line_environment("return 1.0"), "--set", f"run.directory={tmp_path}")
     assert text.returncode == 1
-    line = "000000.0 (and 3 others) failed: ScoreError: run() returned a float; expected a rollout.Score"
-    assert text.stdout.endswith(f"{line}\n")
+    line = r"000000\.0 \(and 3 others\) failed: ScoreError: OneLine\.run \(.+\.py, line 3\) returned a float; write .+"
+    assert re.search(f"^{line}$", text.stdout, re.MULTILINE)
 
 
 def test_a_run_without_a_single_turn_tells_no_bytes_of_one(
@@ -128,6 +140,48 @@ def test_a_run_without_a_single_turn_tells_no_bytes_of_one(
     text = run_cli("run", broken, "--set", f"run.directory={tmp_path}")
     assert text.returncode == 1
     assert re.search(r"^queue +[\d,]+ bytes$", text.stdout, re.MULTILINE)
+
+
+def test_a_run_of_a_bug_stops_early_and_shows_the_error(
+    tmp_path: Path, one_line_environment: Callable[[str], str]
+) -> None:
+    buggy = one_line_environment("raise ValueError('a bug of its own')")
+    settings = ("tasks.count=5000", "worker.concurrency=4", f"run.directory={tmp_path}")
+    text = run_cli("run", buggy, *(part for setting in settings for part in ("--set", setting)))
+    assert text.returncode == 1
+    assert "ValueError: a bug of its own" in text.stdout
+    (failed,) = re.findall(r"of 20000  \(.*?(\d+) failed", text.stdout)
+    assert 16 <= int(failed) < 1000
+    assert "too many rollouts of run failed, so the run stops: all" in text.stderr
+
+
+def test_without_a_limit_every_rollout_may_fail(tmp_path: Path, one_line_environment: Callable[[str], str]) -> None:
+    settings = ("tasks.count=5", "run.max_failed=1.0", f"run.directory={tmp_path}")
+    buggy = one_line_environment("raise ValueError('a bug of its own')")
+    result = run_cli("run", buggy, "--json", *(part for setting in settings for part in ("--set", setting)))
+    assert (result.returncode, json.loads(result.stdout)["status"], result.stderr) == (1, {"failed": 20}, "")
+
+
+def test_a_run_whose_every_rollout_was_cut_says_so(color_codeword: Sequence[str]) -> None:
+    short = ("--set", "engine.sampling.max_tokens=1")
+    text = run_cli("run", *color_codeword, *short)
+    assert (text.returncode, text.stderr) == (0, "")
+    assert "every rollout was cut by the length limit: raise engine.sampling.max_tokens (now 1)" in text.stdout
+    assert json.loads(run_cli("run", *color_codeword, *short, "--json").stdout)["cut"] == {"length": 6}
+
+
+def test_no_row_of_a_source_is_left_out_in_silence(tmp_path: Path, one_line_environment: Callable[[str], str]) -> None:
+    path = Path(one_line_environment("from rollout import Score; return Score(1.0)"))
+    path.write_text(path.read_text().replace("{count: 1}", "{source: cities.jsonl, group_size: 1}"))
+    (tmp_path / "cities.jsonl").write_text("{}\n" * 40)
+    all_rows, some = "40 of 40 rows of cities.jsonl", "16 of 40 rows of cities.jsonl (tasks.count)"
+    few = ("--set", "tasks.count=16", "--set", f"run.directory={tmp_path}")
+    assert re.search(rf"^tasks +{re.escape(all_rows)}$", run_cli("run", str(path), *few[2:]).stdout, re.MULTILINE)
+    assert some in run_cli("run", str(path), *few).stdout
+    assert all_rows in run_cli("doctor", str(path)).stdout
+    assert some in run_cli("doctor", str(path), *few).stdout
+    rows = json.loads(run_cli("run", str(path), "--json", *few).stdout)["rows"]
+    assert (rows["used"], rows["total"]) == (16, 40)
 
 
 def test_a_bad_configuration_is_one_paragraph_and_exit_code_2(color_codeword: Sequence[str]) -> None:
@@ -142,9 +196,33 @@ def test_a_tokenizer_that_does_not_exist_is_exit_code_2(color_codeword: Sequence
 
 
 def test_an_unreachable_engine_is_exit_code_1(color_codeword: Sequence[str]) -> None:
-    arguments = ("--set", "engine.urls=['http://127.0.0.1:9']", "--set", "engine.timeout=2")
+    arguments = ("--set", "engine.urls=['http://127.0.0.1:9']", "--set", "engine.retries=0")
     message = error_paragraph(run_cli("run", *color_codeword, *arguments), 1)
     assert "no answer from the engine at http://127.0.0.1:9/v1/models" in message
+
+
+def test_a_start_that_waits_for_an_engine_says_so(
+    color_codeword: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.engine.client._FIRST_RETRY_PAUSE_SECONDS", 0.4)
+    arguments = ("--set", "engine.urls=['http://127.0.0.1:9']", "--set", "engine.retries=1")
+    result = run_cli("run", *color_codeword, *arguments)
+    assert result.returncode == 1
+    waits, ends = result.stderr.splitlines()
+    assert waits.startswith("waiting because no engine can be used yet. Up to 1 further tries (engine.retries) follow")
+    assert ends.startswith("rollout: no answer from the engine at http://127.0.0.1:9/v1/models")
+
+
+def test_an_engines_own_500_is_shown_as_that(color_codeword: Sequence[str], tmp_path: Path) -> None:
+    (tmp_path / "failing_policy.py").write_text(
+        "class Failing:\n    def answer(self, prompt, images): raise ValueError('no colours left')\n"
+    )
+    settings = ("engine.embedded.policy=failing_policy:Failing", "worker.halt_after=1")
+    result = run_in_subprocess("run", *color_codeword, *(a for s in settings for a in ("--set", s)), path=tmp_path)
+    assert result.returncode == 1
+    shown = re.compile(r"the engine at http://127\.0\.0\.1:\d+/\S+ answered 500: .+: ValueError: no colours left")
+    assert shown.search(" ".join(result.stderr.split()))
+    assert "Traceback" not in result.stderr
 
 
 def test_a_wrong_model_name_is_told_with_the_right_ones(color_codeword: Sequence[str]) -> None:
@@ -238,3 +316,34 @@ def test_ctrl_c_is_heard_while_the_engine_is_awaited(color_codeword: Sequence[st
             _, err = process.communicate(timeout=20)
             connection.close()
     assert process.returncode == 130, err
+
+
+@pytest.mark.parametrize(
+    ("code", "function"),
+    [
+        ("    def __init__(self, settings): helper()\n", "__init__"),
+        ("    def tasks(self, tasks): return helper()\n", "tasks"),
+        ("helper()\n", "<module>"),
+    ],
+)
+def test_an_error_before_the_first_rollout_is_shown_with_the_users_frames(
+    one_line_environment: Callable[[str], str], tmp_path: Path, code: str, function: str
+) -> None:
+    broken = one_line_environment("pass")
+    module = tmp_path / f"{tmp_path.name}.py"
+    helper = "def helper():\n    raise ValueError('a bug of its own')\n"
+    module.write_text(f"{helper}{module.read_text()}{code}")
+    result = run_cli("run", broken, "--set", f"run.directory={tmp_path}")
+    assert (result.returncode, result.stdout) == (2, "")
+    message = result.stderr
+    assert re.search(rf'File "{re.escape(str(module))}", line \d+, in {function}\n', message)
+    assert f'File "{module}", line 2, in helper\n' in message
+    assert message.endswith("  ValueError: a bug of its own\n")
+
+
+def test_a_run_plays_on_when_what_it_has_read_fills_the_queue(color_codeword: Sequence[str]) -> None:
+    url = "file://{run_dir}/trajectories?high_water=16kB"
+    options = ("tasks.count=12", "worker.concurrency=2", f"queue.url={url}")
+    result = run_cli("run", *color_codeword, "--json", *(word for option in options for word in ("--set", option)))
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["status"] == {"ok": 24}

@@ -3,13 +3,18 @@
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
 import rollout.cli
+from rollout.cli.command_group import ORDER
 from tests.unit.cli.in_process import run_cli as run_rollout
+
+DEBUG_HELP = "Show the traceback of an error that ends the command."
 
 
 def python(code: str) -> "subprocess.CompletedProcess[str]":
@@ -45,10 +50,82 @@ def test_help_imports_nothing_heavy(command: Sequence[str]) -> None:
 
 def test_every_command_has_a_module_of_its_name() -> None:
     commands = re.findall(r"^  (\w+) ", run_rollout("--help").stdout.partition("Commands:\n")[2], re.MULTILINE)
-    assert set(commands) >= {"run", "worker", "launch", "doctor", "inspect", "serve", "assets", "queue", "policy"}
+    assert set(commands) >= {
+        "run",
+        "worker",
+        "launch",
+        "doctor",
+        "inspect",
+        "logs",
+        "serve",
+        "assets",
+        "queue",
+        "policy",
+    }
     (directory,) = map(Path, rollout.cli.__path__)
     assert [name for name in commands if not (directory / f"{name}.py").is_file()] == []
 
 
+def leaf_commands(command: Any, name: str = "rollout") -> Iterator[tuple[str, Any]]:
+    if not hasattr(command, "commands"):
+        yield name, command
+        return
+    for inner, subcommand in command.commands.items():
+        yield from leaf_commands(subcommand, f"{name} {inner}")
+
+
+def test_debug_means_the_same_in_every_command() -> None:
+    helps = {
+        name: [option.help for option in command.params if option.name == "debug"]
+        for name, command in leaf_commands(typer.main.get_command(rollout.cli.app))
+    }
+    assert len(helps) > 15
+    assert {name: found for name, found in helps.items() if found != [DEBUG_HELP]} == {}
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [
+        ("run", "none.yaml"),
+        ("launch", "none.yaml"),
+        ("worker", "none.yaml"),
+        ("doctor", "none.yaml"),
+        ("inspect", "none"),
+        ("logs", "none"),
+        ("queue", "stats", "file:///none"),
+        ("policy", "status", "none.yaml", "--run", "none"),
+        ("assets", "gc", "none"),
+    ],
+)
+def test_an_error_that_ends_a_command_is_a_paragraph_and_with_debug_a_traceback(failing: tuple[str, ...]) -> None:
+    plain, debugged = run_rollout(*failing), run_rollout(*failing, "--debug")
+    assert plain.returncode == debugged.returncode != 0
+    assert plain.stderr.startswith("rollout: ")
+    assert "Traceback" not in plain.stderr
+    assert debugged.stderr.startswith("Traceback")
+
+
 def test_version_is_told() -> None:
     assert run_rollout("--version").stdout.startswith("rollout ")
+
+
+def test_help_lists_the_commands_in_the_order_in_which_one_uses_them() -> None:
+    commands = re.findall(r"^  (\w+) ", run_rollout("--help").stdout.partition("Commands:\n")[2], re.MULTILINE)
+    assert set(commands) <= set(ORDER)
+    assert commands == [name for name in ORDER if name in commands]
+
+
+@pytest.mark.parametrize("group", [[], ["serve"], ["queue"], ["assets"], ["policy"]], ids=" ".join)
+def test_help_cuts_no_sentence(group: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    commands = run_rollout(*group, "--help").stdout.partition("Commands:\n")[2]
+    assert commands
+    assert "..." not in commands
+    assert max(map(len, commands.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("typed", "meant"), [(["rn"], "run"), (["inspekt"], "inspect"), (["queue", "stat"], "stats")])
+def test_an_unknown_command_is_answered_with_the_nearest(typed: Sequence[str], meant: str) -> None:
+    result = run_rollout(*typed)
+    assert result.returncode == 2
+    assert f"No such command '{typed[-1]}'. Did you mean '{meant}'" in result.stderr

@@ -117,7 +117,7 @@ def test_variables_are_replaced_and_typed_afterwards(tmp_path: Path, monkeypatch
 def test_a_missing_variable_is_told_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TASKS", raising=False)
     path = write(tmp_path, VALID.replace("count: 2", "count: ${TASKS}"))
-    assert load_error(path).startswith(f"{path}:4: the environment variable TASKS is not set")
+    assert load_error(path).startswith(f"{path}:4: tasks.count: the environment variable TASKS is not set")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_an_environment_that_cannot_be_used_is_refused(tmp_path: Path, named: st
             "a reset that is not a coroutine; write `async def reset`",
         ),
         ("class Coins(Environment):\n    pass", "has no 'Coin'; did you mean 'Coins'?"),
-        ("raise AttributeError('of its own')", "importing coin_module failed: AttributeError: of its own"),
+        ("raise AttributeError('of its own')", 'coin_module.py", line 2, in <module>\n'),
     ],
 )
 def test_what_is_wrong_with_the_code_of_an_environment_is_said(
@@ -209,10 +209,32 @@ def test_the_digest_is_that_of_the_same_files_on_another_machine(tmp_path: Path)
     assert digests[0] != load_config(here / "env.yaml", ["tasks.source=data/two.jsonl"]).digest()
 
 
+def test_the_count_of_tasks_belongs_to_the_digest_as_it_was_given(tmp_path: Path) -> None:
+    path = write(tmp_path, VALID.replace("  count: 2\n", ""))
+    source = "tasks.source=data/one.jsonl"
+    assert load_config(path).digest() == load_config(path, ["tasks.count=16"]).digest()
+    assert load_config(path, [source]).digest() != load_config(path, [source, "tasks.count=16"]).digest()
+    assert load_config(path, [source, "tasks.count=16"]).digest() == "d7a3557d68fdf488"
+
+
 @pytest.mark.parametrize("value", ['"4"', "true", "4.5", "[4]"])
 def test_a_scalar_of_another_type_is_refused_even_where_it_could_be_read_as_one(tmp_path: Path, value: str) -> None:
     path = write(tmp_path, VALID.replace("count: 2", f"count: {value}"))
     assert load_error(path).startswith(f"{path}:4: tasks.count: ")
+
+
+@pytest.mark.parametrize(("value", "limit"), [("0", 0), ("1", 1), ("0.25", 0.25), ("1.0", 1.0), ("null", None)])
+def test_the_limit_of_failed_rollouts_is_a_number_or_a_share(
+    tmp_path: Path, value: str, limit: int | float | None
+) -> None:
+    loaded = load_config(write(tmp_path), [f"run.max_failed={value}"]).run.max_failed
+    assert (loaded, type(loaded)) == (limit, type(limit))
+
+
+@pytest.mark.parametrize("value", ["-1", "1.5", "half", "true"])
+def test_a_limit_of_failed_rollouts_that_is_neither_is_refused(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigFileError, match=r"run\.max_failed: .*a share between 0\.0 and 1\.0"):
+        load_config(write(tmp_path), [f"run.max_failed={value}"])
 
 
 def test_a_variable_stays_one_scalar_whatever_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,3 +249,113 @@ def test_a_variable_stays_one_scalar_whatever_it_holds(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("value", ["2026-13-45", "!!int abc", "&a [*a]"])
 def test_a_value_that_yaml_cannot_make_is_told(tmp_path: Path, value: str) -> None:
     assert "env.yaml" in load_error(write(tmp_path, VALID.replace("name: tiny", f"name: {value}")))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fix"),
+    [
+        ("engine.urls", "http://127.0.0.1:8000", '["http://127.0.0.1:8000"]'),
+        ("images.allow", "data/images", '["data/images"]'),
+    ],
+)
+def test_a_list_that_is_written_as_text_is_told_with_the_list(tmp_path: Path, key: str, value: str, fix: str) -> None:
+    message = load_error(write(tmp_path), f"{key}={value}")
+    assert message == f"--set {key}: {key}: expected a list, found {value!r}; write {key.partition('.')[2]}: {fix}."
+
+
+def test_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    assert "engine.timeout: Input should be a finite number, found inf." in load_error(
+        write(tmp_path), "engine.timeout=.inf"
+    )
+
+
+def alias_bomb(levels: int) -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    return "\n".join(lines + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels)])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected_text"),
+    [
+        (alias_bomb(30), "env.yaml:1: with its aliases replaced, this has more than 100,000 values."),
+        ("a: &a [*a]", "env.yaml:1: an alias contains itself."),
+        ("a:\n  b: &a {c: [1, *a]}", "env.yaml:2: an alias contains itself."),
+        (f"a: {'[' * 5000}{']' * 5000}", "env.yaml:1: lists and keys are nested deeper than 64"),
+        ("a: &a0 [x]\n" + "".join(f"b{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 70)), "nested deeper than 64"),
+        ("? [a, b]\n: 1", "env.yaml:1: a key is a list or a mapping; expected a word."),
+        ("x: y\n" * 60_000, "a configuration has at most 262,144 bytes"),
+        ("tasks:\n  seed: 9223372036854775808", "env.yaml:2: tasks.seed: '9223372036854775808' has more than 64 bits"),
+        (f"tasks: {{seed: {'9' * 5000}}}", "env.yaml:1: tasks.seed: '9"),
+        (f"tasks: {{seed: {'1:' * 60}1}}", "is too long for a number; write it in quotes if it is a text."),
+        ("a: .inf", "env.yaml:1: a: Input should be a finite number, found inf."),
+        ('a: "x\\ud800"', "env.yaml:1: a: the text holds half of a character"),
+        ('"x\\ud800": 1', "env.yaml:1: a key holds half of a character"),
+        ("a: !!binary aGk=", "env.yaml:1: a: binary data is no value of any key; write a text."),
+        (
+            "a: !!float ''",
+            "a: '' looks like a number, and there is no such value; if it is a text, write it in quotes, without",
+        ),
+        ("a: 2020-13-45", "env.yaml:1: a: '2020-13-45' looks like a date or a time, and there is no such value; if it"),
+        ("a: !!timestamp b", "if it is a text, write it in quotes, without !!timestamp before it."),
+        ("a: !b c", "env.yaml:1: a: 'c' is marked as !b, which no key takes; remove this mark, or write the value in"),
+    ],
+    ids=range(18),
+)
+def test_what_would_be_too_much_for_the_loader_is_reported_with_its_line(
+    tmp_path: Path, text: str, expected_text: str
+) -> None:
+    assert expected_text in load_error(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected_text"),
+    [
+        ("model.name=&a [*a]", "--set model.name: an alias contains itself."),
+        (f"model.name={'[' * 3000}{']' * 3000}", "--set model.name: the value is not YAML, or is nested too deeply"),
+        (f"{'a.' * 500}a=1", "expected key=value"),
+        (
+            "tasks.seed=99999999999999999999",
+            "--set tasks.seed: tasks.seed: '99999999999999999999' has more than 64 bits",
+        ),
+        ("x\ud800=1", "expected key=value"),
+        ("model.name=\udce9", "--set model.name: the value is not YAML"),
+    ],
+)
+def test_an_override_that_would_be_too_much_is_reported(tmp_path: Path, override: str, expected_text: str) -> None:
+    assert expected_text in load_error(write(tmp_path), override)
+
+
+@pytest.mark.parametrize("key", ["run.directory", "model.path", "images.allow", "tasks.source"])
+def test_a_link_that_leads_to_itself_is_reported_with_its_key(tmp_path: Path, key: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    value = "[loop/x]" if key == "images.allow" else "loop/x"
+    message = load_error(write(tmp_path), f"{key}={value}")
+    assert f"--set {key}: {key}" in message
+    assert "this is no usable path: a symbolic link leads back to itself, found 'loop/x'." in message
+
+
+def test_a_wrong_source_is_one_problem(tmp_path: Path) -> None:
+    path = write(tmp_path, VALID.replace("  count: 2\n", ""))
+    assert len(load_error(path, "tasks.source=[1]").splitlines()) == 1
+
+
+def test_a_file_that_is_not_utf_8_is_reported_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "env.yaml").write_bytes(b"a: 1\nb: \xff\n")
+    assert load_error(tmp_path / "env.yaml") == f"{tmp_path}/env.yaml:2: this is not UTF-8. Save the file as UTF-8."
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "env.yaml").write_text(VALID, "utf-8-sig")
+    assert load_config(tmp_path / "env.yaml").tasks.count == 2
+
+
+def test_of_many_problems_the_first_are_shown(tmp_path: Path) -> None:
+    message = load_error(write(tmp_path, VALID + "".join(f"k{n}: 1\n" for n in range(100))))
+    assert len(message.splitlines()) == 21
+    assert message.endswith("… and 80 more problems.")
+
+
+def test_a_variable_in_an_override_is_replaced_as_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("N", "7")
+    config = load_config(write(tmp_path), ["tasks.count=${N}", "model.name='${N}'"])
+    assert (config.tasks.count, config.model.name) == (7, "7")

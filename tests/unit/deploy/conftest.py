@@ -11,7 +11,7 @@ from tests.unit.cli.in_process import run_cli
 CONFIG = """\
 environment: {class: "rollout.environments.color_codeword:ColorCodeword"}
 tasks: {count: 16, group_size: 4}
-model: {name: policy, path: MODEL, renderer: qwen3-vl}
+model: {name: policy, path: builtin:tiny, renderer: qwen3-vl}
 engine: {urls: ["http://engine-0:8000", "http://engine-1:8000"], api_key_env: VLLM_API_KEY}
 queue:
   url: redis://redis:6379/0?stream={environment}-trajectories&partitions=8
@@ -23,11 +23,11 @@ run: {name: NAME, directory: RUNS}
 
 
 @pytest.fixture
-def configs(tmp_path: Path, tiny_model: Path) -> list[Path]:
+def configs(tmp_path: Path) -> list[Path]:
     """Two environments, whose runs lie where all machines see them."""
     files = []
     for name in ("codeword", "Sums_2"):
-        text = CONFIG.replace("NAME", name).replace("MODEL", str(tiny_model)).replace("RUNS", f"{tmp_path}/runs")
+        text = CONFIG.replace("NAME", name).replace("RUNS", f"{tmp_path}/runs")
         files.append(tmp_path / f"{name}.yaml")
         files[-1].write_text(text)
     return files

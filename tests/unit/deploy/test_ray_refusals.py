@@ -12,7 +12,7 @@ def test_without_ray_the_extra_is_named(configs: list[Path], tmp_path: Path, mon
     monkeypatch.setitem(sys.modules, "ray", None)
     result = run_cli("launch", str(configs[0]), "--on", "ray")
     assert result.returncode == 2
-    assert "pip install 'rollout[ray]'" in result.stderr
+    assert "pip install 'rollout-rl[ray]'" in result.stderr
 
 
 def test_ray_is_told_how_many_workers(configs: list[Path]) -> None:

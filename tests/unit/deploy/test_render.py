@@ -20,15 +20,12 @@ SLURM = ("--on", "slurm", "--workers", "64")
 
 
 @pytest.fixture
-def rendered(tmp_path: Path, repository: Path) -> Callable[[], dict[str, str]]:
-    """The files of the plan, with this machine's paths as any other would have them."""
+def rendered(tmp_path: Path) -> Callable[[], dict[str, str]]:
+    """The files of the plan, with this machine's path as any other would have them."""
 
     def read() -> dict[str, str]:
-        places = {str(repository): "/opt/rollout", str(tmp_path): "/shared"}
-        texts = {path.name: path.read_text() for path in (tmp_path / "run7").iterdir()}
-        for place, name in places.items():
-            texts = {file: text.replace(place, name) for file, text in texts.items()}
-        return texts
+        files = (tmp_path / "run7").iterdir()
+        return {path.name: path.read_text().replace(str(tmp_path), "/shared") for path in files}
 
     return read
 
@@ -117,7 +114,7 @@ def test_scripts_pass_shellcheck(render: Render, tmp_path: Path) -> None:
         ),
         (
             (*SLURM, "--set", "queue.tasks=redis://me:secret@localhost/0"),
-            "queue.tasks is redis://me@localhost/0, which",
+            "queue.tasks is redis://me:***@localhost/0, which",
         ),
         ((*SLURM, "--set", "queue.url=memory://x"), "queue.url is memory://x, which other machines cannot reach"),
         ((*SLURM, "--set", "engine.urls=['http://127.0.0.1:8000']"), "engine.urls has http://127.0.0.1:8000"),
@@ -131,6 +128,26 @@ def test_what_could_not_work_is_refused_by_name(
     assert result.returncode == 2
     assert complaint in " ".join(result.stderr.split())
     assert not (tmp_path / "run7").exists()
+
+
+def test_the_files_of_a_scheduler_are_for_their_owner_alone(render: Render, tmp_path: Path) -> None:
+    result = render(*SLURM, "--set", "queue.url=redis://me:s3cret@redis/0")
+    assert (result.returncode, result.stdout.count("s3cret"), result.stderr.count("s3cret")) == (0, 0, 0)
+    assert result.stderr.startswith("rollout: a password in plain text: --set queue.url: queue.url.")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run7").iterdir()}
+    assert set(modes.values()) == {0o700}
+    assert render(*K8S).returncode == 0
+    assert (tmp_path / "run7" / "1-launch.yaml").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_variable_in_an_override_stays_one_for_a_scheduler(
+    render: Render, rendered: Callable[[], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUEUE_PASSWORD", "s3cret")
+    result = render(*SLURM, "--set", "queue.url=redis://me:${QUEUE_PASSWORD}@redis/0")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "--set 'queue.url=redis://me:${QUEUE_PASSWORD}@redis/0'" in rendered()["launch.sbatch"]
+    assert "s3cret" not in "".join(rendered().values())
 
 
 def test_an_image_is_for_pods_alone(configs: list[Path]) -> None:

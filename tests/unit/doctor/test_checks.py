@@ -17,7 +17,7 @@ def config(repository: Path) -> Path:
 def test_a_sound_configuration_has_one_result_for_each_check(config: Path) -> None:
     results, exit_code = run_checks(load_config(config), live=False)
     assert exit_code == 0
-    subjects = ["configuration", "tasks", "images", "engine", "model", "queue"]
+    subjects = ["configuration", "environment", "tasks", "images", "engine", "model", "queue"]
     assert [result.subject for result in results] == subjects
     assert {result.status for result in results} == {CheckStatus.OK}
 

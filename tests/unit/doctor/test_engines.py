@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from rollout.config.load import load_config
+from rollout.config.model_directory import BUILTIN_MODELS
 from rollout.doctor import engines as module
 from rollout.doctor.engines import check_engines
 from rollout.doctor.results import CheckResult, CheckStatus
@@ -64,8 +65,14 @@ async def test_a_sound_engine_is_sound_in_every_line(config: Path, url: str, run
 async def test_an_engine_that_is_not_there_says_how_to_start_one(config: Path, runs: Path) -> None:
     (found,) = await findings(config, "http://127.0.0.1:1", runs)
     assert found.status is CheckStatus.BAD
-    assert found.fix is not None
-    assert "rollout serve vllm" in found.fix
+    assert found.fix == "start it: rollout serve embedded --name tiny-qwen3-vl"
+
+
+async def test_an_engine_of_a_checkpoint_is_started_with_vllm(config: Path, runs: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(BUILTIN_MODELS["builtin:tiny"], checkpoint)
+    (found,) = await findings(config, "http://127.0.0.1:1", runs, f"model.path={checkpoint}")
+    assert found.fix == f"start it: rollout serve vllm {checkpoint} --name tiny-qwen3-vl"
 
 
 async def test_another_model_is_told_by_name(config: Path, url: str, runs: Path) -> None:
@@ -137,3 +144,22 @@ async def test_another_processor_configuration_is_found(
 async def test_no_engine_to_reach_is_no_fault(config: Path) -> None:
     (found,) = [finding async for finding in check_engines(load_config(config))]
     assert found.status is CheckStatus.OK
+
+
+class FailingPolicy:
+    """What the embedded engine answers with 500."""
+
+    def answer(self, prompt: str, images: object) -> object:
+        raise ValueError("no colours left")
+
+
+async def test_an_engine_that_fails_is_told_by_its_own_text_and_not_as_one_that_was_started_wrong(
+    config: Path, runs: Path
+) -> None:
+    policy = f"{FailingPolicy.__module__}:FailingPolicy"
+    with EmbeddedServer(EmbeddedSettings(policy=policy, allowed_directories=(runs,))) as url:
+        found = await findings(config, url, runs)
+    assert found[-1].status is CheckStatus.BAD
+    assert found[-1].message.startswith(f"the engine at {url}/inference/v1/generate answered 500: The scripted policy")
+    assert "ValueError: no colours left" in found[-1].message
+    assert found[-1].fix == "look into the engine's own log: the request reached it, and it failed"

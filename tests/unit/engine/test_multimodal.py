@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -126,6 +127,12 @@ def test_a_directory_that_no_reference_can_name_is_refused_with_the_cure(geometr
 def test_a_prompt_of_text_goes_out_as_ever(geometry: Geometry) -> None:
     body = encoded(make_request(), geometry)
     assert not {"features", "content_parts"} & body.keys()
+
+
+def test_banned_tokens_go_out_as_the_least_bias_beside_the_biases_of_the_sampling(geometry: Geometry) -> None:
+    request = make_request()
+    biased = replace(request, sampling={**request.sampling, "logit_bias": {"5": 1.0, "7": 3.0}}, banned_ids=(7, 9))
+    assert encoded(biased, geometry)["sampling_params"]["logit_bias"] == {"5": 1.0, "7": -100.0, "9": -100.0}
 
 
 StartEngine = Callable[[Any], str]

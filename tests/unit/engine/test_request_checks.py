@@ -152,13 +152,6 @@ SILENTLY_WRONG: Cases = {
     "a range that is short": (first_range(length=-1), "must lie exactly"),
     "another file under a known hash": (first_image_url(f"file:///runs/{'0' * 64}.png"), "the wrong image"),
     "another picture under a known hash": (first_image_url("data:image/png;base64,AAAA"), "the wrong image"),
-    "a sampling key that is misspelt": (sampling(temprature=1.0), "'temprature' may not be set"),
-    "several answers": (sampling(n=2), "'n' may not be set"),
-    "no log-probs": (sampling(logprobs=None), "'logprobs' may not be set"),
-    "another kind of answer": (sampling(output_kind=1), "'output_kind' may not be set"),
-    "no temperature": (without_temperature, "the temperature is None"),
-    "a temperature that is no number": (sampling(temperature=float("nan")), "the temperature is nan"),
-    "a number that JSON has not": (sampling(seed=float("nan")), "seed is nan"),
 }
 CRASHING: Cases = {
     "a range that is long": (first_range(length=1), "must lie exactly"),
@@ -171,12 +164,21 @@ REFUSED_BY_ENGINE: Cases = {
     "a hash that is not hex": (first_image_hash("0123456789abcdeg"), "not lower-case hex"),
     "a hash in capitals": (first_image_hash("ABCDEF0123456789"), "not lower-case hex"),
     "another prompt": (changed_first_token, "not the prompt with each pad token repeated"),
+}
+CASES = SILENTLY_WRONG | CRASHING | REFUSED_BY_ENGINE
+SAMPLING_CASES: Cases = {
+    "a sampling key that is misspelt": (sampling(temprature=1.0), "'temprature' may not be set"),
+    "several answers": (sampling(n=2), "'n' may not be set"),
+    "no log-probs": (sampling(logprobs=None), "'logprobs' may not be set"),
+    "another kind of answer": (sampling(output_kind=1), "'output_kind' may not be set"),
+    "no temperature": (without_temperature, "the temperature is None"),
+    "a temperature that is no number": (sampling(temperature=float("nan")), "the temperature is nan"),
+    "a number that JSON has not": (sampling(seed=float("nan")), "seed is nan"),
     "one stop token": (sampling(stop_token_ids=5), "stop_token_ids is 5; expected a list"),
     "stop tokens that are none": (sampling(stop_token_ids=None), "stop_token_ids is None; expected a list"),
     "what JSON has not": (sampling(extra_args={"x": object()}), "the sampling cannot be written as JSON"),
     "a number beyond JSON": (sampling(seed=2**80), "the sampling cannot be written as JSON"),
 }
-CASES = SILENTLY_WRONG | CRASHING | REFUSED_BY_ENGINE
 
 
 @pytest.mark.parametrize("geometry", [None, GEOMETRY], ids=["content_parts", "references"])
@@ -187,6 +189,15 @@ def test_what_an_engine_must_not_see_is_refused_by_name(
     encode(pictures, geometry)
     with pytest.raises(RequestRefusedLocally, match=r"^r-0[.:]") as refused:
         encode(tamper(pictures), geometry)
+    assert expected_text in str(refused.value)
+
+
+@pytest.mark.parametrize(("tamper", "expected_text"), SAMPLING_CASES.values(), ids=SAMPLING_CASES)
+def test_sampling_that_an_engine_must_not_see_is_refused_by_its_key_and_without_the_name_of_the_request(
+    pictures: GenerateRequest, tamper: Tamper, expected_text: str
+) -> None:
+    with pytest.raises(RequestRefusedLocally, match=r"^(?!r-0)") as refused:
+        encode(tamper(pictures))
     assert expected_text in str(refused.value)
 
 

@@ -1,5 +1,6 @@
 """What preparation refuses: by which reason, with which place, and leaving everything as it was."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,11 +10,15 @@ from PIL import Image
 
 from rollout.errors import ConfigurationError
 from rollout.images import ImageError, ImagePolicy, ImageStoreError, prepare_images
+from rollout.images.policy import ENGINE_MAX_PIXELS, describe_too_many_pixels
 
 
 def as_user(part: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [part]}]
 
+
+_Tensor = type("Tensor", (), {"__module__": "torch", "__array__": None})
+_Array = type("Array", (), {"__module__": "jaxlib", "__array__": None})
 
 REFUSED: list[tuple[Any, str]] = [
     ({"type": "image_url", "image_url": {"url": None}}, "missing"),
@@ -28,18 +33,29 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "image", "image": 7}, "int"),
     ({"type": "image", "image": ["data:image/png;base64,AAAA"]}, "list"),
     ({"type": "image_url", "image_url": {"url": {"url": "x"}}}, "dict"),
-    ({"type": "image", "image": np.zeros((2, 2, 3))}, "ndarray"),
-    ({"type": "image", "image": "http://example.com/a.png"}, "scheme http:"),
-    ({"type": "image", "image": "https://example.com/a.png"}, "scheme https:"),
+    ({"type": "image", "image": np.zeros((2, 2, 3))}, r"a ndarray; write Image\.fromarray\(array\)"),
+    ({"type": "image_url", "image_url": np.zeros((2, 2, 3))}, r"a ndarray; write Image\.fromarray\(array\)"),
+    ({"type": "image", "image": _Tensor()}, r"a Tensor; write torchvision\.transforms\.functional\.to_pil_image"),
+    ({"type": "image", "image": _Array()}, r"an Array; write Image\.fromarray\(numpy\.asarray\(array\)\)"),
+    ({"type": "image", "image": Path("a.png")}, r"a PosixPath; write Image\.open\(path\)"),
+    ({"type": "image", "image": BytesIO(b"GIF89a")}, r"a BytesIO; write \.read\(\)"),
+    (
+        {"type": "image", "image": "http://example.com/a.png"},
+        "scheme http: is not accepted: images are not fetched",
+    ),
+    ({"type": "image", "image": "https://example.com/a.png"}, "scheme https: is not accepted: images are not fetched"),
     ({"type": "image", "image": "ftp://example.com/a.png"}, "scheme ftp:"),
-    ({"type": "image", "image": "/etc/passwd"}, "neither a data: URI nor a file:// URL"),
+    ({"type": "image", "image": "/etc/passwd"}, r"neither a data: URI nor a file:// URL; of a path write Image\.open"),
     ({"type": "image", "image": "a.png"}, "neither"),
     ({"type": "image", "image": "iVBORw0KGgo="}, "neither"),
     ({"type": "image", "image": b""}, "no bytes"),
     ({"type": "image", "image": b"GIF89a"}, "cut short"),
-    ({"type": "image", "image": Image.new("RGB", (0, 5))}, "Pillow"),
+    ({"type": "image", "image": Image.new("RGB", (0, 5))}, "0×5, which is no size"),
     ({"type": "image", "image": "data:image/png,AAAA"}, "base64"),
     ({"type": "image", "image": "data:text/html;base64,AAAA"}, "data:image/<type>;base64"),
+    ({"type": "image", "image": "data:image/p\nng;base64,AAAA"}, "data:image/<type>;base64"),
+    ({"type": "image", "image": "data:image/png;charset;base64,AAAA"}, "data:image/<type>;base64"),
+    ({"type": "image", "image": 'data:image/png;name="a b";base64,AAAA'}, "data:image/<type>;base64"),
     ({"type": "image", "image": "data:;base64,AAAA"}, "data:image/<type>;base64"),
     ({"type": "image", "image": "DATA:image/png;base64,AAAA"}, "scheme DATA:"),
     ({"type": "image", "image": "data:image/png;base64,AA AA"}, "strict base64"),
@@ -74,8 +90,12 @@ def test_too_many_bytes_are_refused_before_they_are_decoded(encode: Any, data_ur
     data = encode("BMP", width=100, height=100)
     policy = ImagePolicy(mode="offload", directory=tmp_path, max_bytes=1_000)
     for image in (data_uri(data), data):
-        with pytest.raises(ImageError, match="max_bytes 1000"):
+        with pytest.raises(ImageError, match=r"30,\d+ bytes, and images\.max_bytes allows 1,000: make it"):
             prepare_images(as_user({"type": "image", "image": image}), policy)
+
+
+def test_what_no_engine_takes_is_told_without_raising_the_key() -> None:
+    assert describe_too_many_pixels(ENGINE_MAX_PIXELS + 1, ENGINE_MAX_PIXELS).endswith(": make it smaller")
 
 
 def test_content_that_contains_itself_is_refused(offload: ImagePolicy) -> None:

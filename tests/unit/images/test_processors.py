@@ -27,7 +27,7 @@ def test_no_images_need_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ConfigurationError, match=r"install rollout\[trainer\]"):
+    with pytest.raises(ConfigurationError, match=r"pip install 'rollout-rl\[trainer\]'"):
         image_processors.import_trainer_extra("transformers.models.qwen2_vl")
 
 

@@ -113,8 +113,6 @@ class ReferencePreparation:
         name = sha256 + {"png": ".png", "jpeg": ".jpg", "gif": ".gif"}[kind]
         if self.mode == "offload":
             url = f"file://{self.directory}/{name}"
-        elif isinstance(source, str):
-            url = source
         else:
             url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
         size = (width, height, len(data))

@@ -15,7 +15,8 @@ from rollout.records.progress import ProgressFollower, ProgressPublisher, Traine
 from rollout.records.task import Task
 from rollout.rundir.claims import Claims, Outcome
 from rollout.tasks.orders import RolloutOrder, decode_order
-from transports import Delivery, Queue, open_queue
+from transports import Delivery, Frames, Queue, open_queue
+from transports.codec import encode
 
 UNPACED = PolicyConfig()
 
@@ -158,9 +159,12 @@ async def test_a_new_orchestrator_begins_with_what_the_trainer_said_last(tmp_pat
                 assert (await queue.stats()).backlog_records == 1
 
 
-async def test_progress_that_is_none_is_put_aside(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "frames", [(b"not a record",), encode({"version": float("inf"), "consumed": 0, "discarded": 0}), encode([1])]
+)
+async def test_progress_that_is_none_is_put_aside(tmp_path: Path, frames: Frames) -> None:
     async with open_queue(f"memory://{tmp_path.name}-control") as queue:
-        await queue.put((b"not a record",), key="progress")
+        await queue.put(frames, key="progress")
         follower = ProgressFollower(queue)
         assert not await follower.poll(timeout=5)
         assert follower.latest == TrainerProgress()

@@ -1,5 +1,6 @@
 """A fleet of worker processes, with scripts in the place of workers."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -84,6 +85,27 @@ async def test_dead_workers_are_replaced_until_the_budget_is_spent(tmp_path: Pat
     assert supervisor.slots[0].totals["turns"] % 2 == 0
     assert supervisor.slots[0].totals["turns"] >= 2 * 3
     assert (tmp_path / "0.out").read_text() == "engines http://engine/scripted\n" * 3
+
+
+async def test_a_worker_whose_output_cannot_be_kept_is_not_started_and_the_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "0.out").mkdir()
+    supervisor = make_supervisor(tmp_path, "raise AssertionError", restarts=0)
+    expected = rf"no process for scripted-0: {tmp_path}/0\.out: Is a directory"
+    with anyio.fail_after(30), pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match=expected)):
+        await supervisor.run()
+    assert [death.exit_code for death in supervisor.deaths] == [1]
+
+
+async def test_a_worker_is_not_started_without_descriptors_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    supervisor = make_supervisor(tmp_path, "raise AssertionError", restarts=0)
+    monkeypatch.setattr("rollout.launch.local.socket.socketpair", fail)
+    with anyio.fail_after(30), pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="-0: Too many open files")):
+        await supervisor.run()
 
 
 async def test_a_death_is_noticed_while_what_the_worker_started_holds_its_output(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.registry import CollectorRegistry
@@ -53,6 +54,32 @@ def test_a_port_that_is_taken_is_named() -> None:
         with pytest.raises(MetricsPortTaken, match=f"127.0.0.1:{port}.*metrics.port: 0"):
             with serve_metrics(process_status(), host="127.0.0.1", port=port):
                 pass
+
+
+def test_a_client_that_sends_too_slowly_is_left(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setattr("rollout.metrics.server._CONNECTION_TIMEOUT", 0.05)
+    monkeypatch.setattr("rollout.metrics.server._POLL_INTERVAL", 0.01)
+    with serve_metrics(process_status(), host="127.0.0.1", port=0) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20) as connection:
+            connection.sendall(b"GET /metrics HTTP/1.0\r\n")
+            assert connection.recv(1) == b""
+    assert capfd.readouterr().err == ""
+
+
+def test_only_so_many_clients_are_answered_at_once(get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.metrics.server._MAX_CONNECTIONS", 1)
+    monkeypatch.setattr("rollout.metrics.server._POLL_INTERVAL", 0.01)
+    with serve_metrics(process_status(), host="127.0.0.1", port=0) as url:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with socket.create_connection(address), socket.create_connection(address, timeout=20) as refused:
+            assert refused.recv(1) == b""
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                assert get(f"{url}/healthz") == (200, "ok\n")
+                break
+            except OSError:  # the thread of the first client has not seen yet that it left
+                assert time.monotonic() < deadline
 
 
 async def test_a_loop_that_stands_still_is_seen_from_outside(get: Get) -> None:

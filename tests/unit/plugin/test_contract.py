@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 CONTRACT = ROOT / "plugins" / "vllm" / "src" / "rollout_vllm" / "contract"
-SHARED = ("errors.py", "refs.py", "descriptors.py", "geometry")
+SHARED = ("errors.py", "refs.py", "descriptors.py", "data_uris.py", "decoding_memory.py", "geometry")
 
 
 @pytest.mark.parametrize("name", SHARED)

@@ -61,7 +61,7 @@ def test_a_hash_longer_than_a_sha256_names_nothing(world: Any) -> None:
 def test_a_data_uri_of_another_form_is_refused(world: Any, head: str) -> None:
     picture = world.picture(stored=False)
     uri = head + base64.b64encode(picture.data).decode()
-    with pytest.raises(InvalidImageRef, match="expected data:"):
+    with pytest.raises(InvalidImageRef, match="must be a data:image/<type>;base64,"):
         sourced(world, picture, picture.ref(raw_image_id=None, raw_uri=uri))
 
 

@@ -5,7 +5,16 @@ from uuid import UUID
 
 import pytest
 
-from rollout.records.messages import CanonicalMessage, CanonicalMessageCache, MessageError, canonicalise, digest_tools
+from rollout.environments.base import Reply
+from rollout.records.messages import (
+    CanonicalMessage,
+    CanonicalMessageCache,
+    FinishReason,
+    MessageError,
+    canonicalise,
+    digest_tools,
+    require_conversation,
+)
 
 
 def test_an_image_is_named_by_its_hash_not_by_its_url() -> None:
@@ -37,11 +46,14 @@ def test_tools_in_another_order_are_other_tools() -> None:
     [
         ("hello", r"messages\[0\] is a str"),
         ({"role": "robot", "content": "a"}, r"messages\[0\] has the role 'robot'"),
-        ({"role": "user", "content": 3}, r"messages\[0\].content is a int"),
+        ({"role": "user", "content": 3}, r"messages\[0\].content is an int"),
+        ({"content": "a"}, r"messages\[0\] has no role; expected one of system, user, assistant, tool"),
+        ({"role": "user"}, r"messages\[0\] has no content; expected {"),
+        ({"role": "user", "content": [5]}, r"content\[0\] is neither text nor an image, but an int; write {"),
         ({"role": "user", "content": [{"type": "audio"}]}, r"messages\[0\].content\[0\] is neither text nor an image"),
         ({"role": "assistant", "content": "", "tool_calls": [{1, 2}]}, r"messages\[0\] holds a value that is not JSON"),
         ({"role": "tool", "content": "a", "tool_call_id": UUID(int=1)}, r"messages\[0\].tool_call_id is a UUID"),
-        ({"role": "tool", "content": "a", "name": 3}, r"messages\[0\].name is a int"),
+        ({"role": "tool", "content": "a", "name": 3}, r"messages\[0\].name is an int"),
         (
             {"role": "assistant", "content": "a", "reasoning_content": ["b"]},
             r"messages\[0\].reasoning_content is a list",
@@ -57,6 +69,28 @@ def test_what_no_template_can_render_is_refused_by_index(message: Any, expected_
 def test_tools_that_are_not_json_are_refused(tools: Any) -> None:
     with pytest.raises(MessageError, match="the tools are not a list of JSON schemas"):
         digest_tools(tools)
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        ("hello", "chat() got a str; expected a list of messages: ["),
+        ({"role": "user", "content": "hello"}, "chat() got a dict; expected a list of messages: ["),
+        (None, "chat() got None; expected a list of messages: ["),
+        ([], "chat() got no messages; the first may be {"),
+        ([{"role": "assistant", "content": "hello"}], "must end with a message to the model, not with its own."),
+    ],
+)
+def test_what_is_no_conversation_is_told_with_the_right_form(messages: object, problem: str) -> None:
+    with pytest.raises(MessageError) as refused:
+        require_conversation(messages)
+    assert problem in str(refused.value)
+
+
+def test_a_reply_in_the_place_of_its_message_is_told() -> None:
+    reply = Reply({"role": "assistant", "content": "heads"}, "heads", FinishReason.STOP)
+    with pytest.raises(MessageError, match=r"^messages\[0\] is a Reply; append its \.message\.$"):
+        canonicalise([reply], ())
 
 
 def test_a_call_that_an_environment_changes_later_stays_what_it_was() -> None:

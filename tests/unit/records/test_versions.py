@@ -12,6 +12,11 @@ def test_a_version_is_the_number_its_name_ends_with(name: str, number: int | Non
     assert version_number(name) == number
 
 
+@pytest.mark.parametrize("name", ["9" * 5000, "9" * 100_000 + "x", "7²"])
+def test_a_name_of_any_length_and_alphabet_is_read(name: str) -> None:
+    assert version_number(name) is None
+
+
 @pytest.mark.parametrize(
     ("found", "required", "will_do"),
     [

@@ -14,10 +14,11 @@ from PIL import Image
 
 from renderers_adapter.pool import shared_pool
 from rollout.images import ImagePolicy, prepare_images
-from rollout.records.kinds import PromptSource, Record, RecordError, Step
+from rollout.records.kinds import PromptSource, RecordError, Step
 from rollout.records.wire import SCHEMA, decode_record, encode_record
 from tests.programs.engine_double import ScriptedAnswer
 from tests.programs.in_process import InProcessRollout
+from tests.unit.records.changed import decode_changed
 from tests.unit.records.golden.records import DIRECTORY, RECORDS, step
 from transports.codec import decode, encode
 
@@ -45,10 +46,6 @@ def test_every_kind_of_record_of_this_version_has_a_golden_file(name: str) -> No
     assert [(DIRECTORY / f"{name}.{SCHEMA}.msgpack").read_bytes()] == list(encode_record(RECORDS[name]))
 
 
-def decode_changed(record: Record, **changes: Any) -> Any:
-    return decode_record(encode({**decode(encode_record(record)), **changes}))
-
-
 @pytest.mark.parametrize("name", RECORDS)
 def test_fields_of_a_newer_minor_version_are_kept_and_sent_on(name: str) -> None:
     kept = decode_changed(RECORDS[name], schema=SCHEMA + 1, novelty={"a": 1})
@@ -68,13 +65,13 @@ def test_fields_of_a_newer_minor_version_are_kept_and_sent_on(name: str) -> None
         ({"ids": np.zeros(10, np.float32)}, "'ids' is an array of float32"),
         ({"lengths": [11, -1]}, "messages have"),
         ({"logprobs": np.zeros(9, np.float32)}, "5 tokens and 9 log-probs"),
-        ({"places": [0, [1, 64]]}, "malformed"),
+        ({"places": [0, [1, 64]]}, "a message has 2 images, at 1 places"),
         ({"images": [[b"12345678", {"pixel_values": [0.5]}, "data:image/png;base64,"]]}, "pixel_values"),
         ({"images": [[b"12345678", {"grid": np.zeros(3)}, "data:image/png;base64,"]]}, "images"),
         ({"images": [["name", {}, "data:image/png;base64,"]]}, "malformed"),
         ({"images": [[b"12345678", {}, "file:///etc/passwd"]]}, r"images\.raw_uri must be a data:image"),
         ({"images": [[b"12345678", {}, b"", "/../secret.png"]]}, r"images\.raw_image_id must match"),
-        ({"places": [0, [math.inf, 64]]}, "malformed"),
+        ({"places": [0, [math.inf, 64, 3, 80]]}, "an image is at inf"),
         ({"digest": None}, "lacks 'digest'"),
         ({"versions": ["7", 0]}, "malformed"),
         ({"messages": [{"role": "user"}] * 2}, "malformed"),

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,12 @@ class Harmony:
         channel = f"<|channel|>{fields['channel']}" if fields.get("channel") else ""
         calls = fields["role"] == "assistant" and to
         header = f"<|start|>{fields.get('name') or fields['role']}{to}{channel}<|message|>"
-        return list(self._tokenizer.encode(f"{header}{body}<|{'call' if calls else 'end'}|>"))
+        body_ids = self._tokenizer.encode_as_text(body)["input_ids"]
+        return [
+            *self._tokenizer.encode(header),
+            *body_ids,
+            *self._tokenizer.encode(f"<|{'call' if calls else 'end'}|>"),
+        ]
 
     def render_conversation(self, conversation: Any) -> list[int]:
         return [token for message in conversation.messages for token in self.render(message)]
@@ -69,17 +74,23 @@ def fit_to(directory: Path, tiny_model: Path, family: str) -> RendererAdapter:
             }
         )
     )
+    wanted = _WANTED_TOKENS.setdefault(family, [])
+    add_tokens(directory / "tokenizer.json", wanted)
     for _ in range(100):
         try:
             return RendererAdapter.open(directory, family)
         except AdapterError as error:
             error_text = str(error)
-        (wanted,) = re.findall(r"token (?:for )?'([^']+)'", error_text)
-        add_token(directory / "tokenizer.json", wanted)
+        wanted += re.findall(r"token (?:for )?'([^']+)'", error_text)
+        add_tokens(directory / "tokenizer.json", wanted[-1:])
     raise AssertionError(f"{family} asks for more than a hundred tokens")
 
 
-def add_token(file: Path, token: str) -> None:
+def add_tokens(file: Path, tokens: Sequence[str]) -> None:
     backend = Tokenizer.from_file(str(file))
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
     backend.save(str(file))
+
+
+_WANTED_TOKENS: dict[str, list[str]] = {}
+"""The special tokens that each family's renderer asks for, one after another."""

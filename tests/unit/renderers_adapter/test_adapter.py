@@ -10,7 +10,7 @@ from renderers_adapter.adapter import BridgeRefusalReason, BridgeRefused, Render
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.families import UnknownRenderer
 from renderers_adapter.rendered import UnsupportedConversation
-from renderers_adapter.tokens import LogicalIds, PlaceholderError, as_logical_ids, concat_ids
+from renderers_adapter.tokens import LogicalIds, as_logical_ids, concat_ids
 
 IMAGE = {"type": "image", "hash": "0" * 32}
 
@@ -90,11 +90,6 @@ def test_what_render_and_bridge_treat_differently_is_refused(
 ) -> None:
     with pytest.raises(UnsupportedConversation):
         adapter.render(messages, None)
-
-
-def test_text_that_spells_the_placeholder_is_refused(adapter: RendererAdapter) -> None:
-    with pytest.raises(PlaceholderError, match="message 0 has 0 images but renders to 1"):
-        adapter.render([user("look: <|image_pad|>")], None)
 
 
 def test_parse_reads_text_and_tool_calls(adapter: RendererAdapter) -> None:

@@ -168,6 +168,16 @@ def test_an_unknown_name_is_refused_with_all_names_and_the_nearest() -> None:
     assert all(name in str(refusal.value) for name in FAMILIES)
 
 
+@pytest.mark.parametrize(
+    ("written", "suggested"),
+    [("qwen3-vll", "qwen3-vl"), ("Qwen3_VL", "qwen3-vl"), ("llama3", "llama-3"), ("qwen2.5", None), ("llama-4", None)],
+)
+def test_another_family_is_never_suggested(written: str, suggested: str | None) -> None:
+    with pytest.raises(UnknownRenderer) as refusal:
+        get_family(written)
+    assert re.findall(r"Did you mean '(.*?)'", str(refusal.value)) == ([suggested] if suggested else [])
+
+
 def test_our_names_are_those_of_the_renderers_package() -> None:
     from renderers.configs import _CONFIG_BY_NAME
 

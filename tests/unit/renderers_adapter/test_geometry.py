@@ -197,6 +197,12 @@ def test_an_unknown_family_says_what_happens_without_geometry() -> None:
         geometry_for("qwen-vl", QWEN3_VL)
 
 
+def test_another_family_is_not_suggested() -> None:
+    with pytest.raises(UnknownFamily) as refusal:
+        geometry_for("kimi_vl", QWEN3_VL)
+    assert "did you mean" not in str(refusal.value)
+
+
 class ThirdPartyGeometry(QwenVLGeometry):
     """What another distribution would ship."""
 

@@ -1,18 +1,27 @@
 """Claims: no two attempts share a number, and what is done stays done."""
 
+import errno
+import os
 import threading
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from rollout.rundir.claims import AttemptHistory, Claims, ClaimsError, Outcome
 
 
 def outcome(rollout: str, attempt: int, reward: float = 1.0) -> Outcome:
     return Outcome(rollout=rollout, group="g", attempt=attempt, status="ok", reward=reward)
+
+
+def outcome_bytes(**changes: object) -> bytes:
+    return orjson.dumps({**asdict(outcome("r", 1)), **changes})
 
 
 def test_attempts_are_numbered_in_turn(tmp_path: Path) -> None:
@@ -80,6 +89,38 @@ def test_any_name_of_a_rollout_can_be_claimed_and_none_is_taken_for_another(
     claims = Claims(tmp_path_factory.mktemp("claims"))
     for name in names:
         assert claims.claim_next_attempt(name).attempt_number == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"7", b"\xff", b'{"rollout": "r"}', outcome_bytes(status="lost")])
+def test_a_rollout_whose_outcome_is_damaged_stays_done_and_this_is_told_once(tmp_path: Path, content: bytes) -> None:
+    claims = Claims(tmp_path)
+    claims.record_outcome(outcome("r", claims.claim_next_attempt("r").attempt_number))
+    claims.record_outcome(outcome("s", claims.claim_next_attempt("s").attempt_number))
+    damaged = next(tmp_path.glob("r-*.done"))
+    damaged.write_bytes(content)
+    with capture_logs() as logs:
+        assert [found.rollout for found in claims.outcomes()] == ["s"]
+        assert claims.outcome("r") is None
+    assert claims.is_done("r")
+    assert [entry["file"] for entry in logs] == [str(damaged)]
+
+
+def test_an_outcome_for_which_there_is_no_room_is_not_recorded_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = Claims(tmp_path)
+    claim = claims.claim_next_attempt("r")
+
+    def write_half(path: Path, data: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    with pytest.raises(ClaimsError, match=r"was not recorded: No space left on device\.") as caught:
+        claims.record_outcome(outcome("r", claim.attempt_number))
+    assert caught.value.infrastructure
+    assert not claims.is_done("r")
 
 
 def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:

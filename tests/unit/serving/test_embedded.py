@@ -1,20 +1,24 @@
 """What a sound request gets from the embedded engine, over real HTTP."""
 
+import inspect
 import io
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import structlog.testing
 from PIL import Image
 
 from renderers_adapter.tokenizer import FastTokenizer
 from rollout.environments.palette import PALETTE
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.serving.policies import AnswerSlot, Pixels
+from rollout.serving.request_reader import RequestReader
 
 Body = dict[str, Any]
 MakeBody = Callable[..., Body]
@@ -40,6 +44,28 @@ class Ambiguous:
 
     def answer(self, prompt: str, images: list[Pixels]) -> list[AnswerSlot]:
         return [AnswerSlot({"red": 0.0, "red red": 0.0})]
+
+
+class Lazy:
+    """A policy that fails in a library, after its first slot."""
+
+    def answer(self, prompt: str, images: list[Pixels]) -> Iterator[AnswerSlot]:
+        yield AnswerSlot({"red": 0.0})
+        json.loads("{")
+
+
+class LikesPlaceholders:
+    """A policy that says a placeholder rather than anything else."""
+
+    def answer(self, prompt: str, images: list[Pixels]) -> list[AnswerSlot]:
+        return [AnswerSlot({"<|image_pad|>": 9.0, "red": 1.0, "blue": 1.0})]
+
+
+def line_of(policy: type) -> int:
+    """The line that fails; of a policy that returns a wrong slot, the line of its method."""
+    lines, first = inspect.getsourcelines(policy)
+    wanted = {"Broken": "raise ", "Lazy": "json.loads", "Ambiguous": "def answer"}[policy.__name__]
+    return first + next(index for index, line in enumerate(lines) if wanted in line)
 
 
 def named(policy: type) -> str:
@@ -174,7 +200,12 @@ def test_an_answer_fills_the_context_at_most(body: MakeBody, tokenizer: FastToke
 
 
 @pytest.mark.parametrize(
-    ("kind", "complaint"), [(Broken, "RuntimeError: no idea"), (Ambiguous, "'red' begins the candidate 'red red'")]
+    ("kind", "complaint"),
+    [
+        (Broken, "RuntimeError: no idea"),
+        (Lazy, "JSONDecodeError: "),
+        (Ambiguous, "'red' begins the candidate 'red red'"),
+    ],
 )
 def test_a_policy_that_fails_is_the_servers_fault_and_named(body: MakeBody, kind: type, complaint: str) -> None:
     with EmbeddedServer(EmbeddedSettings(policy=named(kind))) as url:
@@ -182,8 +213,40 @@ def test_a_policy_that_fails_is_the_servers_fault_and_named(body: MakeBody, kind
     assert response.status_code == 500
     error = response.json()["error"]
     assert complaint in error["message"]
-    assert named(kind) in error["message"]
+    assert f"{named(kind)} failed at {__file__}:{line_of(kind)}: " in error["message"]
     assert error["type"] == "InternalServerError"
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_a_banned_token_is_not_sampled_and_has_no_part_in_the_logprobs(
+    body: MakeBody, tokenizer: FastTokenizer, said: Callable[[Body], str], temperature: float
+) -> None:
+    bans = {str(tokenizer.token_id("<|image_pad|>")): -100.0}
+    with EmbeddedServer(EmbeddedSettings(policy=named(LikesPlaceholders))) as url, httpx.Client(base_url=url) as client:
+        answer = generate(client, body(temperature=temperature, logit_bias=bans))
+    assert said(answer) in ("red", "blue")
+    [entry, _] = answer["choices"][0]["logprobs"]["content"]
+    assert entry["logprob"] == pytest.approx(math.log(0.5) if temperature else 0.0)
+
+
+def test_the_error_of_a_policy_is_logged(body: MakeBody) -> None:
+    with EmbeddedServer(EmbeddedSettings(policy=named(Broken))) as url, structlog.testing.capture_logs() as lines:
+        httpx.post(f"{url}/inference/v1/generate", json=body())
+    [line] = lines
+    assert (line["log_level"], str(line["exc_info"])) == ("error", "no idea")
+
+
+def test_an_error_inside_the_engine_is_answered_by_name_and_logged(
+    body: MakeBody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RequestReader, "read", lambda *_: 1 / 0)
+    with EmbeddedServer(EmbeddedSettings()) as url, structlog.testing.capture_logs() as lines:
+        response = httpx.post(f"{url}/inference/v1/generate", json=body())
+    assert response.status_code == 500
+    assert response.json()["error"]["message"] == "ZeroDivisionError: division by zero"
+    [line] = lines
+    assert line["path"] == "/inference/v1/generate"
+    assert isinstance(line["exc_info"], ZeroDivisionError)
 
 
 def test_the_same_request_with_the_same_seed_gets_the_same_answer(

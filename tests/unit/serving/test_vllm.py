@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from rollout.cli.serve import StartupStatus
-from rollout.serving.vllm import SHIM_DIRECTORY, VllmFailed, VllmServer, VllmSettings
+from rollout.errors import ConfigurationError
+from rollout.serving.vllm import KEY_DIRECTORY, SHIM_DIRECTORY, KeyRequired, VllmFailed, VllmServer, VllmSettings
+from tests.unit.cli.in_process import run_cli
 
 STAND_IN = """#!{python}
 import http.server, os, signal, subprocess, sys, time
@@ -64,6 +67,14 @@ def child_of(log: Path) -> int:
     return int(log.read_text().split("child ")[1].split()[0])
 
 
+def read_once_filled(file: Path) -> bytes:
+    """What a file of /proc holds; it is empty for a moment while a new process begins."""
+    deadline = time.monotonic() + 10
+    while not (content := file.read_bytes()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return content
+
+
 def gone(pid: int) -> bool:
     """Whether a process ended, or does so shortly: a signal takes a moment."""
     deadline = time.monotonic() + 10
@@ -88,16 +99,58 @@ def test_the_command_has_what_rollouts_need_and_the_users_flags_come_last(settin
     assert "HF_HUB_OFFLINE" not in settings.environment()
 
 
-@pytest.mark.parametrize("flag", ["--port", "--port=9", "--host", "--served-model-name", "--allowed-local-media-path"])
+@pytest.mark.parametrize("flag", ["--port", "--port=9", "--host", "--served-model-name", "--api-key", "--api_key=x"])
 def test_a_flag_that_would_belie_what_is_printed_is_refused(settings: VllmSettings, flag: str) -> None:
     with pytest.raises(VllmFailed, match=r"before the --"):
         with_flags(settings, flag).command()
 
 
 def test_a_server_for_other_machines_is_watched_from_this_one(settings: VllmSettings) -> None:
-    everywhere = replace(settings, host="0.0.0.0")
+    everywhere = replace(settings, host="0.0.0.0", without_key=True)
     assert everywhere.url == settings.url
     assert everywhere.command()[3:5] == ["--host", "0.0.0.0"]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "node7", "127.0.0.1.example.org"])
+def test_other_machines_are_not_let_in_without_a_key_or_a_word(settings: VllmSettings, host: str) -> None:
+    everywhere = replace(settings, host=host)
+    with pytest.raises(KeyRequired, match=rf"--host {host} lets other machines .* VLLM_API_KEY, .* --without-key"):
+        everywhere.command()
+    replace(everywhere, without_key=True).command()
+    replace(everywhere, api_key_env="KEY").command()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
+def test_this_machine_needs_no_key(settings: VllmSettings, host: str) -> None:
+    assert "--middleware" not in replace(settings, host=host).command()
+
+
+def test_a_key_guards_every_route_and_is_on_no_command_line(settings: VllmSettings, tmp_path: Path) -> None:
+    guarded = replace(settings, api_key_env="KEY")
+    command = guarded.command()
+    assert command[command.index("--middleware") + 1] == "rollout_vllm_key.RequireKey"
+    assert str(KEY_DIRECTORY) in guarded.environment()["PYTHONPATH"].split(os.pathsep)
+    assert (KEY_DIRECTORY / "rollout_vllm_key.py").is_file()
+    assert 'VLLM_API_KEY="${KEY:?set it to the API key of this engine}" ' in guarded.shell_command()
+    server = VllmServer(guarded, tmp_path / "log", environment={**os.environ, "KEY": " s3cret\n"})
+    server.start()
+    try:
+        assert server.pid is not None
+        process = Path(f"/proc/{server.pid}")
+        assert b"\0VLLM_API_KEY=s3cret\0" in b"\0" + read_once_filled(process / "environ")
+        assert b"s3cret" not in read_once_filled(process / "cmdline")
+    finally:
+        server.stop()
+
+
+def test_a_variable_that_is_not_set_or_no_name_is_told_before_anything_starts(
+    settings: VllmSettings, tmp_path: Path
+) -> None:
+    server = VllmServer(replace(settings, api_key_env="KEY"), tmp_path / "log", environment={})
+    with pytest.raises(ConfigurationError, match="--api-key-env names KEY, and no such environment variable is set"):
+        server.start()
+    with pytest.raises(ConfigurationError, match="takes the name of an environment variable"):
+        replace(settings, api_key_env="s3cret!").command()
 
 
 def test_an_executable_that_is_none_is_named(settings: VllmSettings, tmp_path: Path) -> None:
@@ -138,7 +191,7 @@ def test_a_build_for_cpus_gets_its_cure_and_no_other_does(settings: VllmSettings
 
 def test_no_vllm_anywhere_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(VllmFailed, match=r"pip install 'rollout\[vllm\]'"):
+    with pytest.raises(VllmFailed, match=r"pip install 'rollout-rl\[vllm\]'"):
         VllmSettings("m", tmp_path).command()
 
 
@@ -201,6 +254,7 @@ def test_the_command_prints_the_yaml_and_passes_a_signal_on(settings: VllmSettin
     assert process.wait(30) == 0
     process.stdout.close()
     assert gone(child)
+    assert not log.exists(), "it ended well"
 
 
 def test_a_second_signal_ends_a_server_that_does_not_heed_the_first(settings: VllmSettings, tmp_path: Path) -> None:
@@ -218,6 +272,25 @@ def test_a_second_signal_ends_a_server_that_does_not_heed_the_first(settings: Vl
     assert gone(child_of(log))
 
 
+def test_a_server_that_ends_by_itself_leaves_its_log(settings: VllmSettings, tmp_path: Path) -> None:
+    process = serve(settings, tmp_path, "--broken")
+    assert process.wait(30) == 1
+    assert process.stdout is not None
+    process.stdout.close()
+    (log,) = tmp_path.glob("rollout-vllm-*.log")
+    assert "no memory left" in log.read_text()
+
+
+def test_a_server_that_is_never_started_leaves_no_log(
+    settings: VllmSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    result = run_cli("serve", "vllm", "m", "--port", str(settings.port), "--vllm", str(tmp_path / "nothing"))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "nothing cannot be run: No such file" in result.stderr
+    assert list(tmp_path.glob("rollout-vllm-*.log")) == []
+
+
 def test_progress_shows_whatever_a_server_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
@@ -230,3 +303,39 @@ def test_print_shows_the_command_and_starts_nothing(settings: VllmSettings) -> N
     printed = subprocess.run([*command, "--", "--dtype", "float32"], capture_output=True, text=True, check=True).stdout
     assert printed.startswith(f"VLLM_SERVER_DEV_MODE=1 {settings.executable} serve m")
     assert printed.endswith("--dtype float32\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "expected"),
+    [
+        ((), None, ""),
+        ((), "s3cret", "${VLLM_API_KEY:?"),
+        (("--host", "0.0.0.0"), None, "${VLLM_API_KEY:?"),
+        (("--host", "0.0.0.0", "--without-key"), None, ""),
+        (("--host", "0.0.0.0", "--api-key-env", "MINE"), None, "${MINE:?"),
+    ],
+)
+def test_print_takes_the_key_from_the_variable_of_its_shell(
+    arguments: tuple[str, ...], key: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("VLLM_API_KEY", key)
+    printed = run_cli("serve", "vllm", "org/m", "--vllm", "/nowhere/vllm", "--print", *arguments).stdout
+    assert expected in printed
+    assert ("VLLM_API_KEY=" in printed, "--middleware" in printed) == (bool(expected),) * 2
+    assert "s3cret" not in printed
+
+
+def test_other_machines_are_let_in_by_the_command_with_a_key_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    result = run_cli("serve", "vllm", "org/m", "--vllm", "/nowhere/vllm", "--host", "0.0.0.0")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "or name another variable with --api-key-env" in result.stderr
+
+
+def test_print_needs_no_vllm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = run_cli("serve", "vllm", "org/Some-Model", "--print")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("VLLM_SERVER_DEV_MODE=1 vllm serve org/Some-Model --host")

@@ -1,20 +1,23 @@
 """Tasks: where they come from, and how they are ordered."""
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from rollout.config.load import load_config
 from rollout.config.source import ConfigFileError
 from rollout.environments.base import Environment, EnvironmentSettings, Model, Score, TaskSettings
 from rollout.records.task import Task
 from rollout.tasks.orders import OrderError, RolloutOrder, TasksUnusable, decode_order, encode_order, iter_orders
-from rollout.tasks.sources import TaskSourceError, iter_tasks
+from rollout.tasks.sources import TaskSourceError, count_rows_used, iter_tasks
 from transports.codec import encode
 
 
@@ -57,6 +60,50 @@ def test_each_line_of_a_file_is_a_task(tmp_path: Path) -> None:
     assert [task.id for task in listed(file, count=2)] == ["a/b", "000001"]
 
 
+def test_without_a_count_all_rows_are_used(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.jsonl"
+    file.write_text("{}\n" * 40)
+    assert len(listed(file)) == 40
+    assert TaskSettings().count == 16
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "40 of 40 rows of cities.jsonl"),
+        ({"count": 40}, "40 of 40 rows of cities.jsonl"),
+        ({"count": 16}, "16 of 40 rows of cities.jsonl (tasks.count)"),
+        ({"count": 100}, "40 of 40 rows of cities.jsonl; tasks.count asks for 100"),
+    ],
+)
+def test_how_many_rows_are_used_is_told(tmp_path: Path, settings: dict[str, int], expected: str) -> None:
+    file = tmp_path / "cities.jsonl"
+    file.write_text("{}\n\n" * 40)
+    task_settings = TaskSettings(source=str(file), **settings)
+    assert str(count_rows_used(task_settings, len(listed(file, **settings)))) == expected
+
+
+def test_rows_of_a_huge_file_are_counted_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.tasks.sources._MAX_ROWS_COUNTED", 20)
+    file = tmp_path / "huge.jsonl"
+    file.write_text("{}\n" * 21)
+    found = count_rows_used(TaskSettings(source=str(file), count=16), 16)
+    assert str(found) == "16 of more than 20 rows of huge.jsonl (tasks.count)"
+
+
+def test_rows_that_may_have_no_end_need_a_count(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "stream.jsonl")
+    assert "Say in tasks.count how many" in source_error(tmp_path / "stream.jsonl")
+    counted = TaskSettings(source=str(tmp_path / "stream.jsonl"), count=16)
+    assert str(count_rows_used(counted, 16)) == "16 rows of stream.jsonl (tasks.count)"
+
+
+def test_tasks_without_a_source_are_no_rows() -> None:
+    assert count_rows_used(TaskSettings(), 16) is None
+    with pytest.raises(ValidationError, match=r"0 means all rows of tasks\.source and there is none"):
+        TaskSettings(count=0)
+
+
 def test_a_task_keeps_its_seed_wherever_it_stands(tmp_path: Path) -> None:
     first, second = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
     first.write_text('{"id": "a"}\n{"id": "b"}\n')
@@ -74,8 +121,27 @@ def test_what_is_wrong_with_a_source_is_told_with_its_place(tmp_path: Path) -> N
     assert f"{file}:1: expected an object" in source_error(file)
     file.write_text('{"id": "a"}\n{"id": "a"}\n')
     assert "row 1 has the id 'a' of an earlier row" in source_error(file)
+    file.write_bytes(b'{"id": "a"}\n{"id": "\xff"}\n')
+    assert f"{file}:2: this line is not JSON in UTF-8" in source_error(file)
+    file.write_text('{"a": ' + "[" * 5000 + "]" * 5000 + "}")
+    assert f"{file}:1: this line is not JSON in UTF-8: depth limit exceeded" in source_error(file)
+    file.write_text('{"id": 1000000000000000000000}')
+    assert "row 0 has the id '1e+21'; expected a text, or a whole number of at most 64 bits" in source_error(file)
     assert "expected a .jsonl or .parquet file" in source_error("tasks.csv")
+    assert "File name too long" in source_error(f"/{'a' * 300}.jsonl")
+    assert "embedded null byte" in source_error("/a\0b.jsonl")
     assert "rollout launch" in source_error("queue")
+
+
+def test_a_byte_order_mark_before_the_first_row_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "tasks.jsonl").write_text('{"id": "a"}\n', "utf-8-sig")
+    assert [task.id for task in listed(tmp_path / "tasks.jsonl")] == ["a"]
+
+
+def test_a_line_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.tasks.sources._MAX_LINE_BYTES", 20)
+    (tmp_path / "tasks.jsonl").write_text('{"id": "a"}\n{"id": "' + "b" * 20)
+    assert "tasks.jsonl:2: a line has at most 20 bytes" in source_error(tmp_path / "tasks.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +152,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, package: str, source: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    assert f"pip install 'rollout[{extra}]'" in source_error(source)
+    assert f"pip install 'rollout-rl[{extra}]'" in source_error(source)
 
 
 def test_a_relative_source_is_relative_to_the_yaml(repository: Path, tmp_path: Path) -> None:
@@ -117,10 +183,27 @@ def test_an_order_is_read_as_it_was_written(name: str, seed: int, data: dict[str
     assert decode_order(encode_order(order)) == order
 
 
-@pytest.mark.parametrize("wire", [None, [], {}, {"task": 1}, {"task": {"id": "a"}}, {"task": {}, "sample": "x"}])
+def order_wire(**task: object) -> dict[str, object]:
+    return {"task": {"id": "a", "index": 0, "seed": 0, "data": {}, **task}, "sample": 0, "group_size": 1}
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        *(None, [], {}, {"task": 1}, {"task": {"id": "a"}}, {"task": {}, "sample": "x"}),
+        *(order_wire(id=5), order_wire(id="\ud83d"), order_wire(data=None), order_wire(data={"a": "\ud83d"})),
+        *({**order_wire(), "sample": sample} for sample in (float("inf"), 1, -1, True)),
+        *({**order_wire(), "group_size": size} for size in (0, -1, 10**15)),
+    ],
+)
 def test_what_is_no_order_is_refused(wire: object) -> None:
     with pytest.raises(OrderError):
         decode_order(encode(wire))
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+    order = RolloutOrder(Task("a", np.int64(3), np.int64(4)), 0, 1)  # type: ignore[arg-type]
+    assert decode_order(encode_order(order)).task == Task("a", 3, 4)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +211,12 @@ def test_what_is_no_order_is_refused(wire: object) -> None:
     [
         ([Task("a", 0, 1), Task("a", 1, 2)], "two tasks with the id 'a'"),
         ([Task(5, 0, 1)], "whose id is a text"),  # type: ignore[arg-type]
+        ([Task("a", "0", 1)], "whole numbers as its index and its seed"),  # type: ignore[arg-type]
+        ([Task("a", 0, 1, {"x": "\ud83d"})], r"whose data cannot be recorded: the text '\\ud83d' has half"),
         (["a"], "whose id is a text"),
-        (None, "cannot be listed: TypeError"),
+        ([Task("\ud83d", 0, 1)], r"the id '\\ud83d', which has half of a surrogate pair"),
+        ([Task("a", 0, 1, None)], "with data that is None; expected a mapping"),  # type: ignore[arg-type]
+        (None, r"test_orders\.py\", line \d+, in tasks\n(.|\n)*TypeError"),
     ],
 )
 def test_tasks_that_cannot_be_told_apart_are_refused(given: Any, expected_text: str) -> None:
@@ -139,3 +226,14 @@ def test_tasks_that_cannot_be_told_apart_are_refused(given: Any, expected_text: 
 
     with pytest.raises(TasksUnusable, match=expected_text):
         list(iter_orders(lambda: Wrong(ENVIRONMENT.settings), TaskSettings()))
+
+
+@pytest.mark.parametrize("error", [GeneratorExit(), SystemExit(0), ValueError("cut \ud83d")], ids=repr)
+@pytest.mark.parametrize("place", ["__init__", "tasks"])
+def test_whatever_ends_the_listing_of_tasks_is_named(place: str, error: BaseException) -> None:
+    def fail(*_: object) -> Any:
+        raise error
+
+    wrong = type("Wrong", (type(ENVIRONMENT),), {place: fail})
+    with pytest.raises(TasksUnusable, match=f"the tasks cannot be listed: (.|\n)*{type(error).__name__}"):
+        list(iter_orders(lambda: wrong(ENVIRONMENT.settings), TaskSettings()))

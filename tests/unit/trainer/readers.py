@@ -1,6 +1,6 @@
 """One queue for a test, readers of it, and what it still holds."""
 
-from rollout.trainer import ReaderSettings, TrajectoryReader
+from rollout.trainer import Group, ReaderSettings, TrajectoryReader
 from transports import Queue, open_queue
 
 QUEUE = "memory://trainer-test"
@@ -13,3 +13,14 @@ def reader_of(settings: ReaderSettings | None = None) -> TrajectoryReader:
 
 async def backlog(queue: Queue) -> int:
     return (await queue.stats()).backlog_records
+
+
+async def read_groups(reader: TrajectoryReader, timeout: float = 0.02) -> list[Group]:
+    """All groups until neither one nor a record comes within the time-out."""
+    found: list[Group] = []
+    while True:
+        records_before = reader.stats().records
+        if (group := await reader.receive_group(timeout=timeout)) is not None:
+            found.append(group)
+        elif reader.stats().records == records_before:
+            return found

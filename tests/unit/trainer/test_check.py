@@ -91,6 +91,14 @@ def a_logprob_above_zero(trajectory: Trajectory) -> Trajectory:
     return with_run(trajectory, 3, replace(run, logprobs=run.logprobs + np.float32(0.5)))
 
 
+def a_banned_token_sampled(trajectory: Trajectory) -> Trajectory:
+    return with_step(trajectory, 1, banned_ids=(int(trajectory.nodes[3].run.ids[-1]),))
+
+
+def other_bans_than_in_the_first_turn(trajectory: Trajectory) -> Trajectory:
+    return with_step(trajectory, 1, banned_ids=trajectory.steps[0].banned_ids[1:])
+
+
 def versions_with_a_gap(trajectory: Trajectory) -> Trajectory:
     return with_step(trajectory, 1, versions=(VersionSpan("0", 1, 2),))
 
@@ -245,6 +253,8 @@ def a_shared_node_doubled(trajectory: Trajectory) -> Trajectory:
         (a_length_of_an_image, 1, "turn 3"),
         (a_logprob_missing, 1, "turn 1, node 3"),
         (a_logprob_above_zero, 1, "turn 1, node 3"),
+        (a_banned_token_sampled, 1, "turn 1, node 3"),
+        (other_bans_than_in_the_first_turn, 11, "turn 1, node 3"),
         (versions_with_a_gap, 1, "turn 1, node 3"),
         (an_answer_not_sampled, 1, "turn 2, node 5"),
         (images_swapped, 2, "turn 0"),
@@ -285,6 +295,13 @@ def test_what_is_broken_is_named(
 def test_a_sound_trajectory_has_no_violation(sound: Trajectory) -> None:
     assert check(sound) == []
     assert len(sound.leaves()) == 3
+
+
+def test_a_turn_may_ban_nothing_and_its_branch_bans_only_what_all_of_its_turns_do(sound: Trajectory) -> None:
+    refused = with_step(sound, 1, banned_ids=())
+    assert check(refused) == []
+    banned_ids = tuple(sorted(sound.steps[0].banned_ids))
+    assert {sample.leaf: sample.banned_ids for sample in samples(refused)} == {3: (), 5: banned_ids, 7: banned_ids}
 
 
 def test_a_turn_is_not_blamed_for_what_it_inherits(sound: Trajectory) -> None:

@@ -240,6 +240,25 @@ def test_a_hostile_head_is_a_named_error(head: bytes, reason: str) -> None:
         decode([head])
 
 
+@pytest.mark.parametrize("value", ["x" * 40_000, b"x" * 40_000, np.zeros(10_000)])
+def test_a_frame_belongs_to_one_value(value: Any) -> None:
+    """Otherwise a few bytes of the head would ask for many copies of a large frame."""
+    head, frame = encode([value, "end"])
+    (reference, _) = msgpack.unpackb(head)
+    with pytest.raises(MalformedRecord, match="frame 1 more than once"):
+        decode([msgpack.packb([reference, reference]), frame])
+
+
+def test_an_array_without_elements_has_as_few_rows_as_a_record_has_values() -> None:
+    empty = np.zeros((1 << 40, 0), np.uint8)
+    with pytest.raises(UnsupportedValue, match="has no elements and is too long"):
+        encode(empty)
+    description = encode(np.zeros((2, 0), np.uint8))[0]
+    longer = bytes(description).replace((2).to_bytes(8, "little"), (1 << 40).to_bytes(8, "little"))
+    with pytest.raises(MalformedRecord, match="has no elements and is too long"):
+        decode([longer])
+
+
 def test_a_record_without_frames_or_with_too_many_is_refused() -> None:
     with pytest.raises(MalformedRecord, match="head"):
         decode([])

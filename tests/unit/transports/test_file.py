@@ -3,15 +3,18 @@
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import resource
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from transports import Delivery, Queue, QueueCorrupt, QueueStorageError, QueueURLError, StaleLease, open_queue
+from transports.files.records import PutTotals, pack_header, pack_record
 from transports.testing import QueueConformance
 
 
@@ -311,3 +314,58 @@ def ledger_bytes(root: Path) -> int:
     with contextlib.suppress(FileNotFoundError):  # one that went between the look at the directory and this
         return sum(path.stat().st_size for path in root.glob("p0/acks.*"))
     return ledger_bytes(root)
+
+
+# Files that another program put into the directory
+
+
+def write_segment(path: Path, *, key: bytes = b"k", frames: tuple[bytes, ...] = (b"0",), put_at: float = 1e9) -> None:
+    buffers, _, _ = pack_record(0, put_at, key, b"", frames, PutTotals(0, 0))
+    path.write_bytes(b"".join([pack_header(PutTotals(0, 0)), *buffers]))
+
+
+FOREIGN = f"{'a' * 16}.{0:016x}.seg"
+
+
+@pytest.mark.parametrize("replay", ["", "?replay=true"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path)])
+async def test_a_thing_with_the_name_of_a_segment_is_a_named_error(
+    make: Callable[[Path], None], replay: str, root: Path
+) -> None:
+    await put_numbers(root, range(1))
+    make(root / "p0" / FOREIGN)
+    async with open_queue(f"file://{root}{replay}") as queue:
+        with pytest.raises(QueueStorageError):
+            await queue.stats()
+
+
+async def test_a_partition_that_is_no_directory_is_a_named_error_of_a_replay(root: Path) -> None:
+    await put_numbers(root, range(1))
+    shutil.rmtree(root / "p0")
+    (root / "p0").touch()
+    with pytest.raises(QueueStorageError, match="p0"):
+        open_queue(f"file://{root}?replay=true")
+
+
+@pytest.mark.parametrize("put_at", [math.nan, math.inf, -math.inf, -1e300, 1e300])
+async def test_a_record_of_no_time_has_no_age(put_at: float, root: Path) -> None:
+    await put_numbers(root, range(1))
+    write_segment(root / "p0" / FOREIGN, put_at=put_at)
+    async with open_queue(f"file://{root}") as queue:
+        stats = await queue.stats()
+    assert stats.backlog_records == 2
+    assert stats.oldest_age < 1000
+
+
+async def test_a_record_with_a_damaged_key_is_no_record(root: Path) -> None:
+    await put_numbers(root, range(2))
+    write_segment(root / "p0" / FOREIGN, key=b"\xff")
+    async with open_queue(f"file://{root}") as queue:
+        assert await drain(queue) == [0, 1]
+
+
+async def test_a_dead_letter_with_a_damaged_reason_can_be_seen(root: Path) -> None:
+    await put_numbers(root, range(1))
+    write_segment(root / "p0" / "dead" / FOREIGN, frames=(b"\xffwhy", b"x"))
+    async with open_queue(f"file://{root}") as queue:
+        assert [letter.reason for letter in await queue.dead_letters()] == ["\ufffdwhy"]

@@ -72,6 +72,39 @@ async def test_what_is_acked_and_kept_is_not_peeked_at(root: Path) -> None:
         assert await peeked(queue) == [3, 5]
 
 
+async def test_what_is_acked_and_kept_is_counted_and_peeked_at_in_a_replay(root: Path) -> None:
+    async with open_queue(f"file://{root}?retain=true&segment_bytes=200") as queue:
+        await put_numbers(queue, range(6))
+        lent = [await next_of(queue) for _ in range(5)]
+        await queue.ack([*lent[:3], lent[4]])
+        stats = await queue.stats()
+        assert (stats.backlog_records, stats.retained_records) == (2, 4)
+        async with open_queue(f"file://{root}?replay=true") as replayed:
+            found = await replayed.peek(limit=100)
+            assert [int(bytes(record.frames[0])) for record in found] == list(range(6))
+            assert [record.acked for record in found] == [True, True, True, False, True, False]
+            stats = await replayed.stats()
+            assert (stats.backlog_records, stats.retained_records) == (2, 4)
+
+
+async def test_a_queue_that_was_closed_retains_what_was_put_and_no_more(root: Path) -> None:
+    async with open_queue(f"file://{root}?retain=true") as queue:
+        await put_numbers(queue, range(3))
+    async with open_queue(f"file://{root}") as queue:
+        await queue.ack([await next_of(queue) for _ in range(3)])
+        assert await queue.receive(timeout=0.05) is None
+    async with open_queue(f"file://{root}") as queue:
+        stats = await queue.stats()
+        assert (stats.backlog_records, stats.retained_records) == (0, 3)
+
+
+async def test_what_a_queue_does_not_keep_is_not_retained(root: Path) -> None:
+    async with open_queue(f"file://{root}") as queue:
+        await put_numbers(queue, range(3))
+        await queue.ack([await next_of(queue)])
+        assert (await queue.stats()).retained_records == 0
+
+
 async def test_a_record_that_is_being_written_is_not_peeked_at_and_not_called_torn(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -99,7 +132,7 @@ async def test_a_replayed_queue_can_be_looked_at_but_not_changed(root: Path) -> 
         await put_numbers(queue, range(3))
         await (await next_of(queue)).reject("not today")
     async with open_queue(f"file://{root}?replay=true") as replayed:
-        assert await peeked(replayed) == [1, 2]
+        assert await peeked(replayed) == [0, 1, 2]
         with pytest.raises(QueueError, match="read only"):
             await replayed.requeue(limit=1)
         (letter,) = await replayed.dead_letters()

@@ -4,14 +4,20 @@ import asyncio
 import contextlib
 import io
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rollout.worker import containment
 from rollout.worker.containment import (
     EventLoopHeld,
     ExitRefused,
@@ -51,7 +57,7 @@ async def test_an_exit_in_a_task_of_an_attempt_is_an_error_of_that_task() -> Non
     loop = asyncio.get_running_loop()
     refuse_exits(loop)
     try:
-        enter_attempt_context()
+        enter_attempt_context(lambda: None)
         with pytest.raises(ExitRefused, match=r"raised SystemExit\(3\)"):
             await asyncio.gather(exits(), asyncio.sleep(0))
     finally:
@@ -63,7 +69,7 @@ async def test_each_attempt_may_print_so_much_and_no_more() -> None:
     output = LimitedOutput(inner)
 
     async def chatty(megabytes: int) -> None:
-        enter_attempt_context()
+        enter_attempt_context(lambda: None)
         for _ in range(megabytes):
             output.write("x" * (1 << 20))
             await asyncio.sleep(0)
@@ -77,23 +83,36 @@ async def test_each_attempt_may_print_so_much_and_no_more() -> None:
 
 async def test_threads_of_an_attempt_count_as_the_attempt() -> None:
     output = LimitedOutput(io.StringIO())
-    enter_attempt_context()
+    enter_attempt_context(lambda: None)
     with pytest.raises(OutputFlood):
         await asyncio.to_thread(output.write, "x" * (17 << 20))
 
 
+@pytest.fixture
+def _quick_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containment, "_CHECK_INTERVAL", 0.1)
+
+
+def _function_of(module: str, file_name: str = "module.py") -> Callable[[], None]:
+    """A function that sleeps for a minute, as if it were in this module."""
+    code = compile("import time\ndef hold(): time.sleep(60)\n", file_name, "exec")
+    namespace: dict[str, Any] = {"__name__": module}
+    exec(code, namespace)
+    return namespace["hold"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.usefixtures("_quick_watchdog")
 async def test_an_environment_that_holds_the_loop_is_interrupted_whatever_it_catches() -> None:
     async def attempt() -> None:
-        enter_attempt_context()
+        enter_attempt_context(lambda: None)
         with contextlib.suppress(Exception):
             time.sleep(60)  # noqa: ASYNC251 - that is the point
 
-    began = time.monotonic()
-    with LoopWatchdog(0.2), pytest.raises(EventLoopHeld):
+    with LoopWatchdog(0.05), pytest.raises(EventLoopHeld, match="this environment held up"):
         await attempt()
-    assert time.monotonic() - began < 30
 
 
+@pytest.mark.usefixtures("_quick_watchdog")
 async def test_a_task_that_an_environment_starts_is_interrupted_too() -> None:
     async def hold() -> None:
         time.sleep(60)  # noqa: ASYNC251 - that is the point
@@ -101,20 +120,77 @@ async def test_a_task_that_an_environment_starts_is_interrupted_too() -> None:
     loop = asyncio.get_running_loop()
     refuse_exits(loop)
     try:
-        with LoopWatchdog(0.2):
-            enter_attempt_context()
+        with LoopWatchdog(0.05):
+            enter_attempt_context(lambda: None)
             with pytest.raises(EventLoopHeld):
                 await asyncio.create_task(hold())
     finally:
         loop.set_task_factory(None)
 
 
+@pytest.mark.usefixtures("_quick_watchdog")
+@pytest.mark.parametrize("module", ["rollout.records.messages", "rollout.session.session", "renderers_adapter.pool"])
+async def test_our_own_code_is_interrupted_and_its_attempt_is_closed(module: str) -> None:
+    closed: list[bool] = []
+    enter_attempt_context(lambda: closed.append(True))
+    with LoopWatchdog(0.05, lambda _: None), pytest.raises(EventLoopHeld, match=rf"it was interrupted in {module}"):
+        _function_of(module)()
+    assert closed == [True]
+
+
+@pytest.mark.usefixtures("_quick_watchdog")
+async def test_what_other_rollouts_use_is_interrupted_only_where_nobody_ends_its_process() -> None:
+    enter_attempt_context(lambda: None)
+    began = time.monotonic()
+    with LoopWatchdog(0.2), pytest.raises(EventLoopHeld, match=r"it was interrupted in transports\.files"):
+        _function_of("transports.files")()
+    assert time.monotonic() - began > 0.4
+
+
+class Stuck(BaseException):
+    """Raised in the main thread by a test, in the place of the end of its process."""
+
+
+@pytest.mark.usefixtures("_quick_watchdog")
+async def test_a_worker_whose_own_code_is_stuck_says_where_and_ends() -> None:
+    said: list[str] = []
+
+    def end_process(description: str) -> None:
+        said.append(description)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    def raise_stuck(*_: object) -> None:
+        raise Stuck
+
+    previous = signal.signal(signal.SIGUSR1, raise_stuck)
+    try:
+        enter_attempt_context(lambda: None)
+        attempt_file = str(Path(containment.__file__).with_name("attempt.py"))
+        with LoopWatchdog(0.05, end_process), pytest.raises(Stuck):
+            _function_of("transports.files", attempt_file)()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert re.match(r"transports\.files \(.*attempt\.py, line 2\), which works for one rollout, has held", said[0])
+
+
+@pytest.mark.usefixtures("_quick_watchdog")
+async def test_a_run_that_shall_end_waits_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containment, "_HURRIED_BLOCK_TIMEOUT", 0.05)
+    enter_attempt_context(lambda: None)
+    with LoopWatchdog(1000) as watchdog:
+        watchdog.hurry()
+        with pytest.raises(EventLoopHeld):
+            time.sleep(60)  # noqa: ASYNC251 - that is the point
+
+
+@pytest.mark.usefixtures("_quick_watchdog")
 async def test_what_is_no_attempt_is_not_interrupted() -> None:
-    with LoopWatchdog(0.1) as watchdog:
-        time.sleep(2.5)  # noqa: ASYNC251 - that is the point
-        assert watchdog.stalled_seconds > 0.5
-        await asyncio.sleep(1.2)
-        assert watchdog.stalled_seconds == 0.0
+    with LoopWatchdog(0.05) as watchdog:
+        time.sleep(0.5)  # noqa: ASYNC251 - that is the point
+        assert watchdog.stalled_seconds > 0.1
+        async with asyncio.timeout(20):
+            while watchdog.stalled_seconds:  # noqa: ASYNC110 - a thread measures it
+                await asyncio.sleep(0.01)
 
 
 def test_a_worker_whose_supervisor_is_gone_dies_with_what_it_started(tmp_path: Path) -> None:

@@ -40,6 +40,21 @@ async def test_a_failed_infrastructure_is_followed_by_a_fresh_attempt(
     assert (ended["0.0"].status, ended["0.0"].attempt, ScriptedEnvironment.runs_started) == ("ok", 2, 2)
 
 
+async def test_an_attempt_after_one_whose_worker_died_is_counted_as_a_retry(
+    config: Config, policy: PolicyClient, tmp_path: Path
+) -> None:
+    async with worker_harness(config, policy, tmp_path, play_one_turn) as harness, anyio.create_task_group() as group:
+        harness.claims.claim_next_attempt("0.0")  # and then its worker was killed
+        harness.claims.mark_returned(harness.claims.claim_next_attempt("1.0"))
+        group.start_soon(harness.worker.run)
+        await harness.put_orders(3)
+        await harness.receive_ended(3)
+        await harness.wait_until_acked()
+        harness.worker.drain()
+    assert {outcome.rollout: outcome.retries for outcome in harness.claims.outcomes()} == {"0.0": 1, "1.0": 0, "2.0": 0}
+    assert harness.worker.counters.retries == 1
+
+
 async def test_a_bug_of_the_environment_is_not_tried_again(
     config: Config, policy: PolicyClient, tmp_path: Path
 ) -> None:

@@ -117,7 +117,7 @@ def body(checkpoint: Callable[..., Path]) -> Callable[..., Body]:
                 }
                 for data in images
             ],
-            # Random weights would sample image pads, which nothing may be compared with.
+            # Random weights would sample image pads, which no plain forward takes without an image.
             "sampling_params": {
                 "temperature": 1.0,
                 "logprobs": 0,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog.testing
 
 torch: Any = importlib.import_module("torch")
 
@@ -25,6 +26,9 @@ def largest_difference(answer: Body, sampling: Body, logits: Any) -> float:
         forbidden = torch.ones(logits.shape[-1], dtype=torch.bool)
         forbidden[allowed] = False
         logits = logits.masked_fill(forbidden, float("-inf"))
+    for token, bias in (sampling.get("logit_bias") or {}).items():
+        assert bias == -100.0
+        logits[:, int(token)] = float("-inf")
     expected = (logits / (sampling["temperature"] or 1.0)).log_softmax(-1)
     entries = choice["logprobs"]["content"]
     assert [entry["token_id"] for entry in entries] == choice["token_ids"]
@@ -63,6 +67,21 @@ def test_logprobs_are_those_of_a_plain_forward_however_requests_meet(
         differences.append(largest_difference(answer, request["sampling_params"], logits))
     print(f"{family}: largest difference of log-probs over {len(requests)} requests: {max(differences):.1e}")
     assert max(differences) < CLOSE
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_banned_tokens_are_never_sampled_and_logprobs_are_those_without_them(
+    world: Start, body: MakeBody, pictures: list[bytes], plain_logits: Plain, temperature: float
+) -> None:
+    engine = world()
+    likeliest = engine.generate(body(pictures, temperature=0, max_tokens=1))["choices"][0]["token_ids"]
+    media = [engine.tokenizer.token_id(token) for token in ("<|image_pad|>", "<|video_pad|>", "<|vision_pad|>")]
+    bans = {str(token): -100.0 for token in (*likeliest, *media)}
+    request = body(pictures, temperature=temperature, seed=1, max_tokens=40, allowed_token_ids=None, logit_bias=bans)
+    answer = engine.generate(request)
+    assert not set(map(str, answer["choices"][0]["token_ids"])) & set(bans)
+    logits = plain_logits(engine.directory, pictures, answer)
+    assert largest_difference(answer, request["sampling_params"], logits) < CLOSE
 
 
 def test_an_answer_alone_is_the_answer_in_company(world: Start, body: MakeBody, pictures: list[bytes]) -> None:
@@ -192,7 +211,9 @@ def test_an_error_of_the_network_ends_those_who_met_it_and_nobody_else(
     engine = world()
     with monkeypatch.context() as patch:
         patch.setattr(f"rollout.serving.network.{fault}", lambda *_: 1 / 0)
-        failed = engine.client.post("/inference/v1/generate", json=body())
+        with structlog.testing.capture_logs() as lines:
+            failed = engine.client.post("/inference/v1/generate", json=body())
     assert failed.status_code == 500
-    assert "ZeroDivisionError" in failed.json()["error"]["message"]
+    assert "ZeroDivisionError: division by zero" in failed.json()["error"]["message"]
+    assert [type(line["exc_info"]) for line in lines] == [ZeroDivisionError]
     assert engine.generate(body())["choices"][0]["finish_reason"] == "length"

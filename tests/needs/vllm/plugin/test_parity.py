@@ -29,6 +29,43 @@ async def main(url, model, key):
 
 anyio.run(main, *sys.argv[1:])
 """
+LOAD = """
+import collections, json, random
+import numpy as np
+from PIL import Image
+from vllm.multimodal.image import ALLOWED_IMAGE_FORMATS
+from vllm.multimodal.media.image import ImageMediaIO
+from renderers_adapter.decoding_memory import shared_decoding_memory
+from rollout.images import ImageError, ImageLimits, decoded_image
+from rollout.images.formats import FORMATS, READERS_ASKED_BEFORE
+from tests.fuzz.fuzz_image_structure import MAKERS
+
+loader, outcomes = ImageMediaIO(image_mode="RGB"), collections.defaultdict(collections.Counter)
+
+def outcome(data):
+    try:
+        with decoded_image(data, ImageLimits(), shared_decoding_memory()) as image:
+            ours = np.asarray(image)
+    except ImageError:
+        return "refused"
+    try:
+        theirs = np.asarray(loader.load_bytes(data).media)
+    except Exception as error:
+        return f"the engine fails: {error!r}"
+    return "equal" if np.array_equal(ours, theirs) else "different"
+
+for number in range(250 * len(MAKERS)):
+    make = MAKERS[number % len(MAKERS)]
+    outcomes[make.__name__][outcome(make(random.Random(number)))] += 1
+Image.init()
+unnamed = [
+    [name, earlier]
+    for name in (one.pillow_name for one in FORMATS)
+    for earlier in ALLOWED_IMAGE_FORMATS[:ALLOWED_IMAGE_FORMATS.index(name)]
+    if Image.OPEN[earlier][1] is None and earlier not in READERS_ASKED_BEFORE[name]
+]
+print(json.dumps([outcomes, unnamed]))
+"""
 
 
 @pytest.fixture
@@ -42,6 +79,26 @@ def beside_vllm(repository: Path) -> Callable[..., subprocess.CompletedProcess[s
         return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
 
     return run
+
+
+@pytest.fixture
+def loaded(beside_vllm: Any) -> Any:
+    """What vLLM's loader and ours made of the same files, and which of its readers we do not ask."""
+    return json.loads(beside_vllm("-c", LOAD).stdout)
+
+
+def test_what_we_accept_has_the_pixels_that_the_engine_loads(loaded: Any) -> None:
+    """Orientations in EXIF and XMP, 16 bits, CMYK, several pictures, animations, partial frames; some of it damaged."""
+    outcomes, _ = loaded
+    assert outcomes.keys() == {"jpeg", "png", "gif", "webp", "bmp"}
+    for made, counts in outcomes.items():
+        assert counts.keys() <= {"equal", "refused"}, made
+        assert counts["equal"] >= 100, made
+
+
+def test_we_ask_each_reader_that_the_engine_asks_before_that_of_an_accepted_format(loaded: Any) -> None:
+    _, unnamed = loaded
+    assert unnamed == []
 
 
 @pytest.mark.parametrize("family", ["qwen3-vl", "qwen2.5-vl"])

@@ -1,6 +1,8 @@
 """What stock vLLM answers with 200 and garbage, or dies of, is answered 400 here, and the next request is answered."""
 
 import base64
+import dataclasses
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
 import pytest
+from PIL import Image
 
 DamageRequest = Callable[[Any, dict[str, Any]], None]
 SERVERS = ["qwen3-vl", "no-cache"]
@@ -290,3 +293,13 @@ def test_a_directory_that_is_gone_is_the_servers_fault(wire: Any, media: Path) -
 def test_an_unknown_model_is_still_an_unknown_model(wire: Any) -> None:
     client = wire("qwen3-vl")
     assert client.post(client.features([client.picture(64, 64)], model="another")).status_code == 404
+
+
+def test_an_image_that_takes_too_much_memory_is_refused_before_it_is_decoded(wire: Callable[[str], Any]) -> None:
+    server, file = wire("qwen3-vl"), io.BytesIO()
+    Image.new("P", (13_000, 13_000)).save(file, "PNG", transparency=0)  # 14 bytes a pixel on its way to RGB
+    bomb = dataclasses.replace(server.picture(64, 64), data=file.getvalue())
+    answer = server.post(server.features([bomb], inline=True))
+    assert answer.status_code == 400, answer.text
+    assert "bytes of memory, and this server allows 1,610,612,736" in answer.json()["error"]["message"]
+    assert "MMRAW_IMAGE_MEMORY" in answer.json()["error"]["message"]

@@ -12,7 +12,7 @@ from rollout.records.messages import Message
 
 
 class PicturesSettings(EnvironmentSettings):
-    """Words are limited to single tokens, because a random network would also sample image placeholders."""
+    """Words are limited to single tokens, so that a random network says a colour now and then."""
 
     tokenizer: str = Field(description="Directory of the model's tokenizer.")
     turns: int = Field(default=3, ge=1)

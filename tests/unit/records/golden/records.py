@@ -95,6 +95,11 @@ def proven_step() -> Step:
     return replace(usual_step(), answer_digest=bytes(range(8)))
 
 
+def banning_step() -> Step:
+    """With what came in 1.02: the tokens that the engine was forbidden to sample."""
+    return replace(proven_step(), banned_ids=(900, 901))
+
+
 RECORDS: dict[str, Record] = {
     "rollout_started": RolloutStarted(
         header=header(0),
@@ -111,6 +116,7 @@ RECORDS: dict[str, Record] = {
     "step": step(),
     "usual_step": usual_step(),
     "proven_step": proven_step(),
+    "banning_step": banning_step(),
     "rollout_finished": RolloutFinished(
         header=header(3),
         status=RolloutStatus.OK,

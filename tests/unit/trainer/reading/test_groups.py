@@ -4,21 +4,14 @@ import time
 
 import pytest
 
-from rollout.trainer import Group, GroupPolicy, ReaderSettings, TrajectoryReader, staleness
+from rollout.trainer import GroupPolicy, ReaderSettings, TrajectoryReader, staleness
 from rollout.trainer.testing import put_all, scripted_rollout
-from tests.unit.trainer.readers import reader_of
+from tests.unit.trainer.readers import read_groups, reader_of
 from transports import Queue
 
 
 def grouper(policy: GroupPolicy | None = None, max_staleness: int | None = None) -> TrajectoryReader:
     return reader_of(ReaderSettings(groups=policy or GroupPolicy(), max_staleness=max_staleness))
-
-
-async def read_groups(reader: TrajectoryReader, timeout: float = 0.02) -> list[Group]:
-    found = []
-    while (group := await reader.receive_group(timeout=timeout)) is not None:
-        found.append(group)
-    return found
 
 
 async def test_a_group_comes_when_its_last_member_has_finished(queue: Queue) -> None:

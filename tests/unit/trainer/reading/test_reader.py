@@ -1,5 +1,7 @@
 """The trainer's reader: whole trajectories, each exactly once relative to what the trainer saved."""
 
+import asyncio
+import itertools
 import json
 import random
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 from rollout.records.kinds import RolloutStatus
 from rollout.trainer import (
     LeaseLost,
+    ReaderSettings,
     ReaderStateError,
     TrajectoryReader,
     check,
@@ -228,3 +231,57 @@ async def test_a_lease_that_comes_back_brings_nothing_twice_and_the_next_commit_
         assert [trajectory.rollout for trajectory in await read_all(reader)] == ["b.0"]
         await checkpoint(reader)
         assert await backlog(queue) == 0
+
+
+# Time
+
+
+async def test_a_read_ends_at_its_deadline_while_records_are_at_hand(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put_all(queue, (await scripted_rollout(turns=100))[:-1])
+    clock = itertools.count(0, 0.001)
+    monkeypatch.setattr("rollout.trainer.reading.reader.time.monotonic", lambda: next(clock))
+    async with reader_of() as reader:
+        assert await reader.receive(timeout=0.05) is None
+        assert 5 < reader.stats().records < 60
+
+
+async def test_a_read_without_time_still_handles_what_is_at_hand_for_a_moment(queue: Queue) -> None:
+    await put_all(queue, await scripted_rollout())
+    async with reader_of() as reader:
+        assert await read_all(reader, timeout=0.0)
+
+
+async def test_other_tasks_run_while_records_are_at_hand(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        await put_all(queue, await scripted_rollout(f"{number}.0", turns=1))
+    monkeypatch.setattr("rollout.trainer.reading.reader._TURN_SECONDS", 0.0)
+    turns: list[int] = []
+
+    async def take_turns() -> None:
+        while True:
+            turns.append(1)
+            await asyncio.sleep(0)
+
+    async with reader_of() as reader:
+        other_task = asyncio.create_task(take_turns())
+        for _ in range(20):
+            assert await reader.receive(timeout=5) is not None
+        other_task.cancel()
+    assert len(turns) >= 20
+
+
+async def test_stale_rollouts_are_dropped_one_after_another_within_the_deadline(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are done at the same moment, because all of them fell silent."""
+    for number in range(50):
+        await put_all(queue, (await scripted_rollout(f"{number}.0", turns=1, version="1"))[:2])
+    clock = itertools.count(0, 0.001)
+    monkeypatch.setattr("rollout.trainer.reading.reader.time.monotonic", lambda: next(clock))
+    async with reader_of(ReaderSettings(unfinished_timeout=0.0, max_staleness=1)) as reader:
+        reader.version = 9
+        while not reader.stats().stale:
+            assert await reader.receive(timeout=0.0) is None
+        assert reader.stats().stale < 50

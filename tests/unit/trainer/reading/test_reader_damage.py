@@ -1,5 +1,6 @@
 """Records that are missing, damaged, too many or of nobody; images that cannot be read."""
 
+import os
 import re
 import tracemalloc
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from rollout.trainer import (
     check,
     samples,
 )
+from rollout.trainer.reading.image_access import MAX_UNREADABLE
 from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
-from tests.unit.trainer.readers import SHORT_TIMEOUTS, backlog, reader_of
+from tests.unit.trainer.readers import SHORT_TIMEOUTS, backlog, read_groups, reader_of
 from transports import Frames, Queue
 from transports.codec import decode, encode
 from transports.codec.limits import MAX_HEAD_BYTES
@@ -173,6 +175,14 @@ async def test_every_kind_of_record_survives_the_wire() -> None:
     assert again == record
 
 
+async def test_a_record_whose_tag_is_text_with_half_of_a_character_is_a_dead_letter(queue: Queue) -> None:
+    await queue.put((b"\xc1",), key="g", tag="run/Scripted/\ud83d#1.0")
+    async with reader_of() as reader:
+        assert await read_all(reader) == []
+        await checkpoint(reader)
+    assert (await queue.stats()).dead_letters == 1
+
+
 # Memory
 
 
@@ -211,7 +221,7 @@ async def test_what_is_counted_as_memory_is_what_unfinished_rollouts_take(queue:
 
 async def test_a_disk_that_cannot_take_the_steps_is_an_error_that_says_what_to_do(queue: Queue, tmp_path: Path) -> None:
     await put_all(queue, await scripted_rollout())
-    settings = ReaderSettings(memory_limit=0, spill_directory=tmp_path / "missing")
+    settings = ReaderSettings(memory_limit=0, spill_directory=str(tmp_path / "missing"))
     async with reader_of(settings) as reader:
         with pytest.raises(SpillError, match=r"missing: .* cannot be put there: No such file .* raise memory_limit"):
             await read_all(reader)
@@ -233,3 +243,75 @@ async def test_images_that_this_process_cannot_read_are_an_error_before_anything
         (tmp_path / "elsewhere" / f"{0:064x}.png").touch()
         (trajectory,) = await read_all(reader)
     assert check(trajectory) == []
+
+
+IMAGE = f"{0:064x}.png"
+
+
+def image_directory(directory: Path) -> str:
+    directory.mkdir()
+    (directory / IMAGE).touch()
+    return str(directory)
+
+
+def named_pipe(directory: Path) -> str:
+    directory.mkdir()
+    os.mkfifo(directory / IMAGE)
+    return str(directory)
+
+
+def link(directory: Path) -> str:
+    directory.mkdir()
+    (directory / IMAGE).symlink_to("/etc/passwd")
+    return str(directory)
+
+
+def pipe_as_directory(directory: Path) -> str:
+    os.mkfifo(directory)
+    return str(directory)
+
+
+@pytest.mark.parametrize("make_bad", [str, named_pipe, link, pipe_as_directory])
+async def test_one_record_that_names_bad_images_fails_its_rollout_and_no_other(
+    queue: Queue, tmp_path: Path, make_bad: Callable[[Path], str]
+) -> None:
+    bad, good = make_bad(tmp_path / "bad"), image_directory(tmp_path / "good")
+    for name, assets in (("a.0", bad), ("b.0", good), ("c.0", bad), ("d.0", good)):
+        await put_all(queue, await scripted_rollout(name, turns=1, image_tokens=4, assets=assets))
+    async with reader_of() as reader:
+        found = {trajectory.rollout: trajectory for trajectory in await read_all(reader)}
+        await checkpoint(reader)
+    assert await backlog(queue) == 0
+    assert {name for name, trajectory in found.items() if trajectory.trainable} == {"b.0", "d.0"}
+    error = found["a.0"].error
+    assert error is not None
+    assert error["type"] == "ImagesUnreadable"
+    assert "this process cannot read" in error["message"]
+
+
+async def test_a_group_waits_for_another_that_shows_that_images_can_be_read(queue: Queue, tmp_path: Path) -> None:
+    for name, assets in (("a.0", "/missing"), ("b.0", image_directory(tmp_path / "good"))):
+        await put_all(queue, await scripted_rollout(name, turns=1, image_tokens=4, assets=assets))
+    async with reader_of() as reader:
+        groups = await read_groups(reader)
+    assert [(group.id, group.trajectories[0].status.value) for group in groups] == [("b", "ok"), ("a", "failed")]
+
+
+async def test_a_directory_that_many_rollouts_name_is_missing_here(queue: Queue, tmp_path: Path) -> None:
+    good = image_directory(tmp_path / "good")
+    await put_all(queue, await scripted_rollout("good.0", turns=1, image_tokens=4, assets=good))
+    for number in range(MAX_UNREADABLE + 1):
+        await put_all(queue, await scripted_rollout(f"{number}.0", turns=1, image_tokens=4, assets="/missing"))
+    async with reader_of() as reader:
+        with pytest.raises(ImagesUnreadable, match="cannot read /missing"):
+            await read_all(reader)
+        assert reader.stats().trajectories == 1 + MAX_UNREADABLE
+
+
+async def test_nothing_more_is_read_once_many_images_cannot_be(queue: Queue) -> None:
+    for number in range(2 * MAX_UNREADABLE):
+        await put_all(queue, await scripted_rollout(f"{number}.0", turns=1, image_tokens=4, assets="/missing"))
+    async with reader_of() as reader:
+        with pytest.raises(ImagesUnreadable):
+            await reader.receive(timeout=60)
+        assert reader.stats().waiting == MAX_UNREADABLE

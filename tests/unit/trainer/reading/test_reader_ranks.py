@@ -13,6 +13,7 @@ from rollout.trainer import (
     partitions_of,
 )
 from rollout.trainer.testing import put_all, read_all, scripted_rollout
+from tests.unit.trainer.readers import read_groups
 from transports import Queue, open_queue
 
 
@@ -28,11 +29,9 @@ async def test_two_ranks_share_the_groups_and_split_none() -> None:
         shares: list[set[str]] = []
         for rank in (0, 1):
             async with open_reader(url, rank=rank, world_size=2) as reader:
-                share = set()
-                while (group := await reader.receive_group(timeout=0.02)) is not None:
-                    assert group.whole
-                    share.add(group.id)
-                shares.append(share)
+                groups = await read_groups(reader)
+                assert all(group.whole for group in groups)
+                shares.append({group.id for group in groups})
     assert shares[0]
     assert shares[1]
     assert not shares[0] & shares[1]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +28,7 @@ from rollout.trainer import (
 from rollout.trainer.weights import publisher as module
 from rollout.trainer.weights.from_config import publisher_settings
 from transports import QueueError, open_queue
+from transports.codec import encode
 
 Save = Callable[[Path], None]
 
@@ -79,6 +81,16 @@ async def follower(settings: PublisherSettings) -> AsyncIterator[ProgressFollowe
         yield ProgressFollower(queue)
 
 
+@pytest.mark.parametrize("version", [float("inf"), float("nan"), "9" * 5000, -1, None, [1]])
+async def test_progress_that_is_no_number_is_a_dead_letter(version: Any) -> None:
+    async with open_queue("memory://progress") as queue:
+        await queue.put(encode({"version": version, "consumed": 0, "discarded": 0}), key="progress")
+        follower = ProgressFollower(queue)
+        assert not await follower.poll(timeout=5)
+        assert follower.latest == TrainerProgress()
+        assert (await queue.stats()).dead_letters == 1
+
+
 async def test_a_version_reaches_every_engine_and_is_announced(
     settings: PublisherSettings, follower: ProgressFollower, save: Save
 ) -> None:
@@ -90,6 +102,13 @@ async def test_a_version_reaches_every_engine_and_is_announced(
             assert await follower.poll(timeout=20)
             assert follower.latest == TrainerProgress(version, 64 * version, 1, pushed=True)
             assert publisher.version == version
+
+
+async def test_the_directories_of_a_publisher_may_be_texts(settings: PublisherSettings, save: Save) -> None:
+    save(Path(settings.weights).parent)
+    as_texts = replace(settings, weights=str(settings.weights), reference=str(Path(settings.weights).parent))
+    async with AsyncPolicyPublisher(as_texts) as publisher:
+        assert (await publisher.publish(1, save)).engines == settings.engines
 
 
 def test_a_trainer_without_an_event_loop_publishes_from_its_own_thread(settings: PublisherSettings, save: Save) -> None:
@@ -210,7 +229,7 @@ async def test_a_version_that_became_unreadable_during_the_push_is_a_named_failu
     settings: PublisherSettings, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def damage_and_update(*arguments: Any, **keywords: Any) -> None:
-        (settings.weights / "policy_version.json").write_text("nothing")
+        (Path(settings.weights) / "policy_version.json").write_text("nothing")
         await update_weights(*arguments, **keywords)
 
     monkeypatch.setattr(f"{module.__name__}.update_weights", damage_and_update)
@@ -233,7 +252,7 @@ def test_settings_are_those_of_the_runs_configurations(
     shared = ('engine.urls=["http://a:1","http://b:2/"]', "policy.on_update=keep", f"model.path={tmp_path}")
     names = ("color_codeword", "calculator")
     configs = [load_config(repository / "configs" / f"{name}.yaml", (*shared, f"run.name={name}")) for name in names]
-    settings = publisher_settings(configs, tmp_path / "run")
+    settings = publisher_settings(configs, str(tmp_path / "run"))
     assert settings.engines == ("http://a:1", "http://b:2")
     assert settings.on_update == "keep"
     assert settings.weights == tmp_path / "run" / "policy"

@@ -9,10 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rollout.records.task import Task
+from rollout.rundir.claims import Claims, Outcome
+from rollout.rundir.manifest import create_run
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.tasks.orders import RolloutOrder, encode_order
 from rollout.trainer import Consumption, PolicyPublisher, PublisherSettings, Trajectory, TrajectoryReader
@@ -63,12 +66,15 @@ async def put_orders(url: str, count: int) -> None:
             await tasks.put(encode_order(order), key=order.rollout_id)
 
 
-async def read_trajectories(url: str, count: int) -> list[Trajectory]:
+async def read_trajectories(url: str, count: int, *, commit: bool = False) -> list[Trajectory]:
     found: list[Trajectory] = []
     async with asyncio.timeout(30), TrajectoryReader(open_queue(url)) as reader:
         while len(found) < count:
             if (trajectory := await reader.receive(timeout=0.1)) is not None:
                 found.append(trajectory)
+                if commit:
+                    reader.state_dict()
+                    await reader.commit()
     return found
 
 
@@ -113,6 +119,33 @@ def test_a_paced_launch_follows_its_trainer_and_leaves_engines_that_missed_a_pus
         assert sampled_by == {trajectory.started.policy_version}
 
 
+def test_a_launch_whose_backlog_is_full_waits_for_a_trainer_and_goes_on_with_one(
+    color_codeword: str, tmp_path: Path
+) -> None:
+    queue = f"queue.url=file://{tmp_path}/trajectories?high_water=4kB"
+    settings = (
+        *SMALL,
+        queue,
+        "tasks.count=4",
+        "tasks.group_size=4",
+        "worker.concurrency=1",
+        f"run.directory={tmp_path}",
+    )
+    with running_process("launch", color_codeword, "--json", *set_options(settings)) as launch:
+        assert launch.stderr is not None
+        waits = next(line for line in launch.stderr if "waiting for a trainer: the backlog of " in line)
+        asyncio.run(read_trajectories(f"file://{tmp_path}/trajectories?high_water=4kB", 16, commit=True))
+        goes_on = [line for line in launch.stderr if "goes on after" in line]
+        out = launch.stdout.read() if launch.stdout is not None else ""
+    assert "has reached its high water of 4000 bytes, and nobody has read and committed any of it since " in waits
+    assert f"play without a trainer: rollout run {color_codeword} --set" in waits
+    assert goes_on
+    report = json.loads(out)
+    assert report["status"] == {"ok": 16}
+    log = [json.loads(line) for line in (Path(report["run_dir"]) / "log.jsonl").read_text().splitlines()]
+    assert next(entry["waited_for"] for entry in log if entry["event"] == "launch waits") == "trainer_reads"
+
+
 def test_several_environments_and_a_summary_for_people(color_codeword: str, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     (tmp_path / "coin.py").write_text(
@@ -123,7 +156,7 @@ def test_several_environments_and_a_summary_for_people(color_codeword: str, tmp_
     )
     text = Path(color_codeword).read_text().replace("rollout.environments.color_codeword:ColorCodeword", "coin:Coin")
     text = text.replace("  turns: 4 # pictures in a rollout\n", "").replace("name: color_codeword", "name: coin")
-    other.write_text(text.replace("../rollout", str(Path(color_codeword).parent.parent / "rollout")))
+    other.write_text(text)
     settings = set_options(
         ("tasks.count=1", "tasks.group_size=2", "engine.sampling.temperature=0", f"run.directory={tmp_path}")
     )
@@ -133,25 +166,108 @@ def test_several_environments_and_a_summary_for_people(color_codeword: str, tmp_
     assert "2 of 2  (2 ok)  reward 1.000" in out
     assert "2 of 2  (2 failed)  no reward" in out
     assert out.count("ValueError: [coins] have edges") == 1
-    assert "coin/000000.0 (and 1 others) failed" in " ".join(out.split())
+    assert "coin/000000.0 (and 1 other) failed" in " ".join(out.split())
 
 
 def test_a_launch_of_which_every_rollout_failed_is_exit_code_1(one_line_environment: Callable[[str], str]) -> None:
     with running_process("launch", one_line_environment("raise ValueError('a bug of its own')"), "--json") as launch:
         out, err = launch.communicate(timeout=60)
-    assert json.loads(out)["status"] == {"failed": 4}
+    report = json.loads(out)
+    assert report["status"] == {"failed": 4}
     assert launch.returncode == 1, err
+    shown = run_cli("inspect", report["run_dir"], "000000.0").stdout
+    assert shown.endswith("    ValueError: a bug of its own\n"), "inspect shows where the error arose"
+
+
+def record_outcomes(color_codeword: str, directory: Path, **ending: Any) -> Path:
+    """The directory of a launch whose four rollouts have all ended in this way."""
+    run, _ = create_run([Path(color_codeword)], ("tasks.count=1", f"run.directory={directory}"))
+    claims = Claims(run.claims_path("color_codeword"))
+    for sample in range(4):
+        claim = claims.claim_next_attempt(f"000000.{sample}")
+        claims.record_outcome(Outcome(claim.rollout_id, "000000", claim.attempt_number, **ending))
+    return run.path
+
+
+@pytest.mark.parametrize(("ending", "code"), [("abandoned", 1), ("failed", 1), ("truncated", 0)])
+def test_a_launch_of_which_no_rollout_has_a_reward_is_exit_code_1(
+    color_codeword: str, tmp_path: Path, ending: str, code: int
+) -> None:
+    run = record_outcomes(color_codeword, tmp_path, status=ending, reward=0.0 if ending == "truncated" else None)
+    result = run_cli("launch", "--resume", str(run), "--workers=0", "--json")
+    assert (result.returncode, json.loads(result.stdout)["status"]) == (code, {ending: 4})
+
+
+def test_a_launch_tells_what_was_cut_and_what_was_played_again(color_codeword: str, tmp_path: Path) -> None:
+    run = record_outcomes(color_codeword, tmp_path, status="truncated", reward=0.0, retries=2)
+    resume = ("launch", "--resume", str(run), "--workers=0")
+    report, text = json.loads(run_cli(*resume, "--json").stdout), run_cli(*resume).stdout
+    assert (report["cut"], report["retries"], report["request_retries"]) == ({"length": 4}, 8, 0)
+    assert report["environments"]["color_codeword"]["cut"] == {"length": 4}
+    assert "color_codeword: every rollout was cut by the length limit: raise engine.sampling.max_tokens" in text
+    assert "8 attempts, 0 engine requests" in text
+
+
+def test_a_launch_tells_how_many_rows_of_its_source_it_uses(color_codeword: str, tmp_path: Path) -> None:
+    (tmp_path / "cities.jsonl").write_text('{"id": "000000"}\n{"id": "another"}\n')
+    source = f"tasks.source={tmp_path}/cities.jsonl"
+    run, _ = create_run(
+        [Path(color_codeword)], (source, "tasks.count=1", "tasks.group_size=1", f"run.directory={tmp_path}")
+    )
+    claims = Claims(run.claims_path("color_codeword"))
+    claims.record_outcome(
+        Outcome("000000.0", "000000", claims.claim_next_attempt("000000.0").attempt_number, "ok", 1.0)
+    )
+    resume = ("launch", "--resume", str(run.path), "--workers=0")
+    assert "1 of 2 rows of cities.jsonl (tasks.count)" in run_cli(*resume).stdout
+    rows = json.loads(run_cli(*resume, "--json").stdout)["environments"]["color_codeword"]["rows"]
+    assert (rows["used"], rows["total"]) == (1, 2)
+
+
+def test_a_launch_of_a_bug_stops_early_and_may_be_resumed(one_line_environment: Callable[[str], str]) -> None:
+    buggy = one_line_environment("raise ValueError('a bug of its own')")
+    settings = set_options(("tasks.count=2000", "worker.concurrency=4"))
+    with running_process("launch", buggy, "--json", *settings) as launch:
+        out, err = launch.communicate(timeout=60)
+    report = json.loads(out)
+    assert 16 <= report["status"]["failed"] < 2000
+    assert "too many rollouts of run failed, so the run stops: all" in report["error"]
+    assert report["error"] in err
+    assert launch.returncode == 1
+    text = Path(buggy).with_name(f"{Path(buggy).parent.name}.py")
+    text.write_text(
+        text.read_text().replace("raise ValueError('a bug of its own')", "from rollout import Score; return Score(1.0)")
+    )
+    limit = set_options(("run.max_failed=0",))
+    with running_process("launch", "--resume", report["run_dir"], "--json", *limit) as resumed:
+        wait_until(resumed, lambda: count_done(Path(report["run_dir"])) > 8 + report["status"]["failed"])
+        resumed.send_signal(signal.SIGTERM)
+        out, err = resumed.communicate(timeout=60)
+    assert resumed.returncode == 0, err
+    assert json.loads(out)["status"]["failed"] == report["status"]["failed"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
-    [([], "give the YAML of each environment"), (["--resume", "nowhere"], "no launch was begun here")],
+    [([], "give the YAML of each environment"), (["--resume", "nowhere"], "nowhere: there is no such directory")],
 )
 def test_a_launch_of_nothing_is_exit_code_2(arguments: list[str], complaint: str) -> None:
     result = run_cli("launch", *arguments)
     assert (result.returncode, result.stdout) == (2, "")
     assert complaint in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_what_is_no_launch_is_not_resumed(color_codeword: str, tmp_path: Path) -> None:
+    settings = set_options((*SMALL, "tasks.count=1", f"run.directory={tmp_path}"))
+    run = Path(json.loads(run_cli("run", color_codeword, "--json", *settings).stdout)["run_dir"])
+    resumed = run_cli("launch", "--resume", str(run))
+    assert (resumed.returncode, resumed.stdout) == (2, "")
+    assert f"{run} was made by `rollout run`, and only a launch can be resumed" in resumed.stderr
+    assert "`rollout launch CONFIG`" in resumed.stderr
+    resumed = run_cli("launch", "--resume", str(tmp_path))
+    assert resumed.returncode == 2
+    assert f"{tmp_path}: no launch was begun here" in resumed.stderr
 
 
 def test_a_queue_that_workers_cannot_reach_is_exit_code_2(color_codeword: str, tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""However training ends, nothing that it has started is left, and a failure is explained."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from examples.grpo_color_codeword import processes
+from examples.grpo_color_codeword.processes import TrainingProcessEnded, transformers_sampler
+from tests.procfs import MarkedProcesses
+
+TIMEOUT = 90.0
+Trainer = subprocess.Popen[str]
+EVERYBODY = 8
+"""The trainer, its engine, its launch, two workers, and three who kill what a killed process has started."""
+
+
+@pytest.fixture
+def marked() -> Iterator[MarkedProcesses]:
+    found = MarkedProcesses()
+    yield found
+    found.kill()
+
+
+@pytest.fixture
+def start(repository: Path, tmp_path: Path, marked: MarkedProcesses) -> Iterator[Callable[..., Trainer]]:
+    """Start the example in a process group of its own."""
+    started: list[Trainer] = []
+
+    def trainer(*settings: str) -> Trainer:
+        options = [part for setting in settings for part in ("--set", setting)]
+        command = [sys.executable, "-m", "examples.grpo_color_codeword.train", "--runs", str(tmp_path), *options]
+        process = subprocess.Popen(
+            command, cwd=repository, stderr=subprocess.PIPE, text=True, env=marked.environment, process_group=0
+        )
+        started.append(process)
+        return process
+
+    yield trainer
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("stop", "signum"),
+    [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT), (os.killpg, signal.SIGKILL)],
+    ids=["SIGTERM", "SIGINT to the group", "SIGKILL to the group"],
+)
+def test_nothing_is_left_of_a_training_that_was_stopped(
+    start: Callable[..., Trainer],
+    marked: MarkedProcesses,
+    stop: Callable[[int, int], None],
+    signum: signal.Signals,
+) -> None:
+    trainer = start()
+    assert trainer.stderr is not None
+    assert trainer.stderr.readline().startswith("step   1")
+    assert len(marked.pids()) == EVERYBODY
+    stop(trainer.pid, signum)
+    _, printed = trainer.communicate(timeout=TIMEOUT)
+    marked.wait_until_gone(TIMEOUT)
+    assert "Traceback" not in printed
+    assert trainer.returncode == (-signum if signum == signal.SIGKILL else 128 + signum)
+
+
+def test_a_training_that_fails_says_why_and_leaves_nothing(
+    start: Callable[..., Trainer], marked: MarkedProcesses
+) -> None:
+    trainer = start("environment.class=tests.needs.learning.broken:CannotBeMade")
+    _, printed = trainer.communicate(timeout=TIMEOUT)
+    marked.wait_until_gone(TIMEOUT)
+    assert printed.startswith("training failed: ")
+    assert "ValueError: there is no table" in printed
+    assert "broken.py" in printed
+    assert printed.count("Traceback") == 1  # that of the environment, without ours
+    assert trainer.returncode == 2  # as for any configuration that cannot be played
+
+
+def test_an_engine_that_ended_is_named_whatever_fails_by_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marked: MarkedProcesses
+) -> None:
+    monkeypatch.setattr(processes, "_ENVIRONMENT", dict(marked.environment))
+
+    def train() -> None:
+        with transformers_sampler(checkpoint, tmp_path, tmp_path / "engine.log"):
+            marked.kill()
+            raise TrainingProcessEnded("the launch ended with 1")
+
+    with pytest.raises(TrainingProcessEnded, match="the engine ended with -9"):
+        train()

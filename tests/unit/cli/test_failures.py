@@ -1,0 +1,49 @@
+"""The errors of a run, as `rollout run` and `rollout launch` print them."""
+
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+
+from rollout.cli.output import RolloutFailure, distinct_errors, print_errors, with_errors
+
+
+def printed(*failures: RolloutFailure) -> str:
+    console = Console(file=StringIO(), width=80)
+    print_errors(console, distinct_errors(failures), Path("runs/one"))
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def failure(number: int, *, message: str = "bug", line: int | None = None) -> RolloutFailure:
+    frames = None if line is None else f'Traceback:\n  File "coin.py", line {line}, in run\nValueError: {message}\n'
+    return RolloutFailure(f"{number:06d}.0", "failed", {"type": "ValueError", "message": message}, frames)
+
+
+def test_the_same_message_from_another_line_is_another_error() -> None:
+    text = printed(failure(0, line=3), failure(1, line=9), failure(2, line=3))
+    assert text.count("ValueError: bug") == 2
+    assert "000000.0 (and 1 other) failed:\n" in text
+    assert "000001.0 failed:\n" in text
+
+
+def test_of_many_different_errors_the_first_are_shown_and_a_command_that_shows_the_rest() -> None:
+    text = printed(*[failure(number, message=f"bug {number}") for number in range(12)])
+    assert text.splitlines()[9] == "000009.0 failed: ValueError: bug 9"
+    assert text.splitlines()[10:] == ["… and 2 more different errors, all in: rollout logs runs/one --level warning"]
+
+
+def test_a_report_for_programs_has_the_errors_too() -> None:
+    errors = distinct_errors([failure(1, line=3), failure(0, line=3)])
+    assert with_errors({"rollouts": 2}, errors) == {
+        "rollouts": 2,
+        "errors": [
+            {
+                "status": "failed",
+                "type": "ValueError",
+                "message": "bug",
+                "rollouts": 2,
+                "first_rollout": "000000.0",
+                "traceback": 'Traceback:\n  File "coin.py", line 3, in run\nValueError: bug\n',
+            }
+        ],
+    }

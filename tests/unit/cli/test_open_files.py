@@ -1,0 +1,39 @@
+"""Too few files that a process may open: one paragraph with what to do."""
+
+import errno
+import resource
+from pathlib import Path
+
+import pytest
+
+from rollout.cli.open_files import describe_missing_files
+from tests.unit.cli.in_process import run_cli
+from transports import QueueStorageError
+
+
+@pytest.mark.parametrize("command", ["run", "launch"])
+def test_a_run_does_not_begin_with_too_few_open_files(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 20))
+    result = run_cli(command, str(repository / "configs" / "color_codeword.yaml"))
+    assert result.returncode == 2
+    assert result.stderr.startswith("rollout: this process may open 20 files, and a run needs at least 64")
+
+
+def test_a_command_that_runs_out_of_files_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("rollout.cli.queue_access.open_existing_queue", fail)
+    result = run_cli("queue", "stats", f"file://{tmp_path}")
+    assert result.returncode == 1
+    assert result.stderr.startswith("rollout: too many files are open: this process may open ")
+    assert "Raise the limit (ulimit -n 4096)" in result.stderr
+
+
+def test_it_is_said_of_an_error_of_our_own_too() -> None:
+    error = QueueStorageError("the directory cannot be used")
+    assert describe_missing_files(error) is None
+    error.__context__ = ExceptionGroup("", [OSError(errno.ENFILE, "Too many open files in system")])
+    assert "the directory cannot be used" in (describe_missing_files(error) or "")

@@ -1,0 +1,99 @@
+"""What is shown on a terminal of 80 columns, and what goes into a pipe."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from rollout.cli.output import print_table
+from tests.unit.cli.in_process import run_cli
+from tests.unit.cli.terminal import WIDTH, run_in_terminal
+
+ESCAPE = "\x1b"
+LONG_PATH = "/data/" + "x" * 100
+ROWS = (
+    ("[dim]short[/dim]", "one"),
+    ("a name", "many words " * 20),
+    ("path", f"in {LONG_PATH} it is"),
+    ("", "fix: nothing"),
+)
+
+
+class FakeTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def printed(file: io.StringIO) -> list[str]:
+    console = Console(file=file, width=WIDTH, color_system=None)
+    print_table(console, ROWS)
+    return file.getvalue().splitlines()
+
+
+def test_a_table_on_a_terminal_is_aligned_and_wrapped_between_words() -> None:
+    lines = printed(FakeTerminal())
+    assert lines[:2] == ["short   one", "a name  " + ("many words " * 6).rstrip() + " many"]
+    assert lines[2].startswith("        words many")
+    assert lines[-1] == "        fix: nothing"
+
+
+def test_a_path_is_never_broken() -> None:
+    lines = printed(FakeTerminal())
+    assert f"        {LONG_PATH}" in lines
+    assert [line for line in lines if len(line) > WIDTH] == [f"        {LONG_PATH}"]
+
+
+def test_a_table_in_a_pipe_is_a_line_for_each_row() -> None:
+    assert printed(io.StringIO()) == [
+        "short  one",
+        "a name  " + ("many words " * 20).rstrip(),
+        f"path  in {LONG_PATH} it is",
+        "  fix: nothing",
+    ]
+
+
+def test_nothing_that_is_piped_is_padded_or_coloured(
+    color_codeword: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    text = run_cli("doctor", *color_codeword).stdout + run_cli("run", *color_codeword).stdout
+    assert ESCAPE not in text
+    assert [line for line in text.splitlines() if line != line.rstrip()] == []
+    assert re.search("^engine  embedded .{40,}$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1", "TERM": "dumb"}], ids=["colours", "plain"])
+def test_doctor_fits_a_terminal(color_codeword: Sequence[str], variables: dict[str, str]) -> None:
+    shown = run_in_terminal("doctor", color_codeword[0], "--set", "run.directory=runs", variables=variables)
+    assert shown.returncode == 0, shown.terminal
+    assert ("\x1b[32mok" in shown.terminal) == (not variables)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown.terminal).splitlines()
+    last_columns = [match for line in lines if (match := re.search(r"(?<=  )\S+( \S+)*$", line))]
+    too_long = [match[0] for match in last_columns if match.end() > WIDTH]
+    assert [text for text in too_long if " " in text] == [], "only a path, which is never broken, may be too long"
+    assert len({match.start() for match in last_columns}) == 1, lines
+
+
+def test_a_summary_is_plain_in_a_pipe_while_a_terminal_shows_the_progress(color_codeword: Sequence[str]) -> None:
+    shown = run_in_terminal("run", *color_codeword, terminal="stderr")
+    assert shown.returncode == 0, shown.terminal
+    assert ESCAPE in shown.terminal
+    assert "all checks passed" not in shown.terminal
+    assert ESCAPE not in shown.piped
+    assert "all checks passed\n" in shown.piped
+    assert "\nturns  30  (" in shown.piped
+
+
+def test_a_summary_is_aligned_on_a_terminal_while_a_file_gets_plain_progress(
+    one_line_environment: Callable[[str], str], tmp_path: Path
+) -> None:
+    config = one_line_environment("print('said'); return await __import__('asyncio').sleep(0.5)")
+    arguments = ("--set", f"run.directory={tmp_path}")
+    shown = run_in_terminal("run", config, *arguments, terminal="stdout", variables={"FORCE_COLOR": "1"})
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.terminal)
+    assert plain.startswith("rollouts  4 of 4  (4 failed)\nreward    none\n"), plain
+    printed = re.sub(r"^\d+/4 rollouts.*\n", "", shown.piped, flags=re.MULTILINE)  # progress, where it took long
+    assert printed == "said\n" * 4, "no bar, although colours are forced"

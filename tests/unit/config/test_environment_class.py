@@ -1,0 +1,201 @@
+"""What is said of an environment's code before it plays."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import pytest
+
+from rollout.config.environment_class import EnvironmentUnusable, class_problem, require_usable
+from rollout.environments.base import (
+    Environment,
+    EnvironmentSettings,
+    Model,
+    MultiTurnEnvironment,
+    Reply,
+    Score,
+    Turn,
+)
+from rollout.environments.calculator import CALCULATE_TOOL
+from rollout.records.messages import Message
+from rollout.records.task import Task
+from rollout.texts import is_well_formed
+
+
+async def coroutine(*_: object) -> Score:
+    return Score(1.0)
+
+
+def function(*_: object) -> Score:
+    return Score(1.0)
+
+
+async def generator(*_: object) -> Any:
+    yield Score(1.0)
+
+
+def decorate(wrapped: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(wrapped)
+    def call(*arguments: object) -> Any:
+        return wrapped(*arguments)
+
+    return call
+
+
+class CallableCoroutine:
+    async def __call__(self, *_: object) -> Score:
+        return Score(1.0)
+
+
+class CallableFunction:
+    def __call__(self, *_: object) -> Score:
+        return Score(1.0)
+
+
+def class_with(run: object) -> type:
+    return type("Coin", (Environment,), {"run": run})
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        coroutine,
+        decorate(coroutine),
+        decorate(decorate(coroutine)),
+        staticmethod(coroutine),
+        classmethod(coroutine),
+        functools.partial(coroutine),
+        functools.partialmethod(coroutine),
+        decorate(functools.partial(coroutine)),
+        CallableCoroutine(),
+    ],
+    ids=[
+        "coroutine",
+        "decorated",
+        "twice",
+        "static",
+        "class",
+        "partial",
+        "partialmethod",
+        "decorated partial",
+        "object",
+    ],
+)
+def test_what_gives_a_coroutine_is_accepted_in_every_form(run: object) -> None:
+    assert class_problem(class_with(run)) is None
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        function,
+        decorate(function),
+        staticmethod(function),
+        functools.partial(function),
+        functools.partialmethod(function),
+        CallableFunction(),
+        None,
+    ],
+    ids=["function", "decorated", "static", "partial", "partialmethod", "object", "nothing"],
+)
+def test_what_gives_no_coroutine_is_refused_in_every_form(run: object) -> None:
+    assert class_problem(class_with(run)) == "has a run that is not a coroutine; write `async def run`"
+
+
+@pytest.mark.parametrize(
+    "run", [generator, decorate(generator), staticmethod(generator)], ids=["plain", "decorated", "static"]
+)
+def test_a_yield_in_run_is_told(run: object) -> None:
+    assert class_problem(class_with(run)) == (
+        "has a run with a `yield`, which makes it a generator; use `return` instead"
+    )
+
+
+class Broken(Environment):
+    def __init__(self, settings: EnvironmentSettings) -> None:
+        super().__init__(settings)
+        self.words = {"a": 1}["b"]
+
+    async def run(self, task: Task, model: Model) -> Score:
+        raise NotImplementedError
+
+
+def unusable(made: type[Environment]) -> str:
+    with pytest.raises(EnvironmentUnusable) as refused:
+        require_usable(lambda: made(EnvironmentSettings()), f"my:{made.__name__}")
+    return str(refused.value)
+
+
+def test_an_environment_that_cannot_be_made_is_told_with_the_line_of_its_code() -> None:
+    message = unusable(Broken)
+    assert message.startswith("my:Broken cannot be made:")
+    assert 'test_environment_class.py", line' in message
+    assert 'self.words = {"a": 1}["b"]' in message
+    assert message.endswith("KeyError: 'b'")
+
+
+@pytest.mark.parametrize("error", [GeneratorExit(), SystemExit(0), ValueError("cut \ud83d")], ids=repr)
+def test_whatever_an_init_raises_makes_an_environment_unusable(error: BaseException) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    message = unusable(type("Broken", (Environment,), {"__init__": fail, "run": Broken.run}))
+    assert type(error).__name__ in message
+    assert is_well_formed(message)
+
+
+def with_tools(tools: Any) -> type[Environment]:
+    class Tools(MultiTurnEnvironment):
+        async def reset(self, task: Task) -> Sequence[Message]:
+            raise NotImplementedError
+
+        async def step(self, reply: Reply) -> Turn:
+            raise NotImplementedError
+
+    Tools.tools = tools
+    return Tools
+
+
+def test_sound_tools_are_accepted() -> None:
+    no_parameters = {"type": "function", "function": {"name": "look"}}
+    for tools in (None, (), [CALCULATE_TOOL], (CALCULATE_TOOL, no_parameters)):
+        require_usable(functools.partial(with_tools(tools), EnvironmentSettings()), "my:Tools")
+
+
+FUNCTION: Mapping[str, Any] = CALCULATE_TOOL["function"]
+
+
+@pytest.mark.parametrize(
+    ("tools", "problem"),
+    [
+        (CALCULATE_TOOL, "my:Tools.tools is a dict; expected a list of tools: ["),
+        ("calculate", "my:Tools.tools is a str; expected a list of tools: ["),
+        ([CALCULATE_TOOL, FUNCTION], 'my:Tools.tools: tools[1] has no "type": "function"; expected {'),
+        ([{**CALCULATE_TOOL, "type": "tool"}], "my:Tools.tools: tools[0] has the type 'tool'; expected {"),
+        ([{"type": "function", **FUNCTION}], 'my:Tools.tools: tools[0] has no "function"; expected {'),
+        ([{"type": "function", "function": "f"}], 'my:Tools.tools: tools[0] has a "function" that is a str; expected'),
+        ([{"type": "function", "function": {}}], 'my:Tools.tools: tools[0] has no "name" in its "function"; expected'),
+        ([{"type": "function", "function": {"name": ""}}], "my:Tools.tools: tools[0] has a \"name\" that is ''"),
+        (
+            [{"type": "function", "function": {"name": "look", "parameters": ["n"]}}],
+            'tools[0] (look) has "parameters" that are a list, not a JSON schema; expected {',
+        ),
+        ([function], "my:Tools.tools: tools[0] is a function; expected {"),
+    ],
+)
+def test_a_tool_of_another_form_is_told_by_its_place(tools: Any, problem: str) -> None:
+    assert problem in unusable(with_tools(tools))
+
+
+class ToolsOfTheInstance(MultiTurnEnvironment):
+    tools: ClassVar[Any] = property(lambda self: 1 / 0)
+
+    async def reset(self, task: Task) -> Sequence[Message]:
+        raise NotImplementedError
+
+    async def step(self, reply: Reply) -> Turn:
+        raise NotImplementedError
+
+
+def test_tools_that_raise_are_told_with_the_line_of_the_code() -> None:
+    assert "ZeroDivisionError" in unusable(ToolsOfTheInstance)

@@ -1,0 +1,168 @@
+"""What a field of a record may not hold is refused with its reason, before anything is made of it."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rollout.records.bounds import MAX_GROUP_SIZE, MAX_IMAGE_TOKENS, MAX_PATH_TOKENS
+from rollout.records.kinds import RecordError, RolloutFinished, header_from_tag
+from tests.unit.records.changed import decode_changed
+from tests.unit.records.golden.records import RECORDS
+
+HASH = b"12345678"
+CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {}}}
+
+
+def started(**changes: Any) -> Any:
+    return decode_changed(RECORDS["rollout_started"], **changes)
+
+
+def step(**changes: Any) -> Any:
+    return decode_changed(RECORDS["step"], **changes)
+
+
+def finished(**changes: Any) -> Any:
+    return decode_changed(RECORDS["rollout_finished"], **changes)
+
+
+def messages(**changes: Any) -> dict[str, Any]:
+    """The messages of the step, of which the answer was changed."""
+    question = {"role": "user", "content": [bytes(16), bytes(16)]}
+    return {"messages": [question, {"role": "assistant", "content": "", **changes}]}
+
+
+def of(attempt: Any, seq: Any) -> dict[str, Any]:
+    return {"of": ["run", "environment", "group", "rollout", attempt, seq]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        *[({"group_size": size}, "'group_size' is") for size in (0, -1, 10**15, MAX_GROUP_SIZE + 1, True)],
+        *[({"sample": number}, "'sample' is .* expected 0 to 3") for number in (-1, 4, 2**63)],
+        *[({"pad_id": number}, "'pad_id' is") for number in (-1, 2**31, 1.0)],
+        *[({"assets": path}, "'assets' is") for path in ("a\0b", "x" * 5000)],
+        ({"task": {}}, "'task' lacks"),
+        ({"task": {"id": "a", "index": 0, "seed": 0.5, "data": {}}}, "'task' lacks"),
+        ({"layout": {"family": "qwen_vl", "fingerprint": "a" * 32, "modality": "/"}}, "modality"),
+        (of(-1, 0), "header does not say .* attempt is -1"),
+        (of(1, 2**31), "header does not say .* seq is 2147483648"),
+        ({"model": "half a character: \ud83d"}, "surrogate|not what this codec writes"),
+        ({"novelty": {"pixel_values": [0.5]}}, "pixel_values"),
+        ({"pixel_values": np.zeros(3)}, "pixel_values"),
+        ({"novelty": [np.zeros(3)]}, "ndarray"),
+        ({"kind": "x" * 10_000}, "unknown kind 'xxx"),
+    ],
+)
+def test_a_start_is_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RecordError, match=reason) as refused:
+        started(**changes)
+    assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        *[({"turn": number}, "'turn' is") for number in (-1, 2**31, 0.0)],
+        *[({"parent": number}, "'parent' is .* expected -1 to -1") for number in (-2, 0, 2**40)],
+        *[({"length": number}, "'length' is") for number in (-1, MAX_PATH_TOKENS + 1, 10**18)],
+        ({"ids": np.array([5, 900, 6, 900, 7, 8, -9, 40, 41, 2], np.int32)}, "the token id -9"),
+        *[({"lengths": lengths}, "'lengths' is") for lengths in ([np.array(5), 5], [5.0, 5.0], [True, 9], [])],
+        *[
+            ({"logprobs": np.array([-0.5, number, -0.5], np.float32)}, "the log-probs go from")
+            for number in (math.nan, math.inf, -math.inf, -9999.0, 1.0)
+        ],
+        *[
+            ({"places": [0, [1, length, 3, 80]]}, f"an image has .* tokens; expected 1 to {MAX_IMAGE_TOKENS}")
+            for length in (0, -1, 2_000_000_000, 2**64 - 1, 64.0)
+        ],
+        *[({"places": [0, [1, 64, at, 80]]}, "an image is at") for at in (-1, 1, 5, 2**63, 3.0)],
+        ({"places": [0, [1, 64, 3, 80], 7, [1, 64]]}, "are of messages that are not among"),
+        *[({"words": [0, spans]}, "the words of a message lie at") for spans in ([3, 1], [-1, 2], [0, 6], [0.0, 2])],
+        ({"words": [9, [0, 1]]}, "are of messages that are not among"),
+        *[
+            ({"images": [[bytes(16), {}, bytes(16), name]]}, "raw_image_id")
+            for name in ("passwd", ".svg", "/x.png", "")
+        ],
+        ({"images": [[b"", {}, bytes(32), ".png"]]}, "bytes of an image's hash"),
+        ({"images": [[HASH, {}, "data:image/png;base64,"]] * 2}, "two descriptors"),
+        ({"images": [[HASH, [], "data:image/png;base64,"]]}, "payload"),
+        *[({"digest": value}, "'digest' has") for value in (b"", bytes(15))],
+        ({"answer": bytes(16)}, "'answer' has 16 bytes; expected 8"),
+        ({"finish": "abort"}, "aborted"),
+        ({"stop": 0.5}, "'stop' is a float"),
+        *[
+            ({"versions": spans}, "'versions'")
+            for spans in (["7", 0, 2], ["7", 1, 3], ["7", 0, 4], [7, 0, 3], ["7", -1, 3])
+        ],
+        ({"policy": ["7", 8]}, "'policy'"),
+        *[({"cached": number}, "'cached'") for number in (-1, 2**31, math.inf)],
+        *[({"tools": tools}, "tools") for tools in ([1], [{"parameters": np.zeros(3)}], [{"name": b""}])],
+        *[
+            ({"experts": {"first": first, "rows": rows}}, "'experts' are|'first' is|'rows'")
+            for first, rows in (
+                *((0, np.array(3)), (0, np.zeros((3, 2, 2), np.float32)), (-1, np.zeros((3, 2, 2), np.uint8))),
+                *((2**40, np.zeros((3, 2, 2), np.uint8)), (0, np.zeros((152, 1, 1), np.uint8)), (0, [1])),
+            )
+        ],
+        *[
+            ({"masks": {"ids": np.arange(3, dtype=np.int32), "lengths": np.array(lengths, np.int32)}}, "'masks' has")
+            for lengths in ([3], [1, 1, 2], [4, -1, 0])
+        ],
+        *[({"timings": {"engine": number}}, "the stage 'engine'") for number in (-1, 0.5, 2**63)],
+        (messages(pixel_values=[1.0]), "pixel_values"),
+        (messages(novelty=np.zeros(3)), "ndarray"),
+        (messages(name=3), "'name' of a message"),
+        (messages(tool_calls=CALL), "tool calls"),
+        (messages(tool_calls=[{**CALL, "function": "look"}]), "tool calls"),
+        (messages(content={"a": 1}), "the content of a message is a dict"),
+        (messages(content=[3]), "a part of a message"),
+        (messages(content=[b"short"]), "bytes of an image's hash"),
+        (messages(content=[{"type": "image", "hash": ["a"]}]), r"messages\.content\.hash"),
+    ],
+)
+def test_a_step_is_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RecordError, match=reason):
+        step(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        *[({"reward": reward}, "'reward' is") for reward in (math.nan, math.inf, -math.inf, 1e31, 1)],
+        ({"reward": None}, "has the reward None"),
+        ({"status": "failed"}, "has the reward 0.75"),
+        *[({"metrics": {"m": value}}, "the metric 'm' is") for value in (math.nan, math.inf, "1", True)],
+        ({"error": {"type": ["a"], "message": "b"}}, "'error' holds"),
+        *[({"steps": number}, "'steps' is") for number in (-1, 2**31)],
+        ({"digest": b""}, "'digest' has 0 bytes"),
+        *[({"seconds": value}, "'seconds' is") for value in (-1.0, math.nan, math.inf)],
+    ],
+)
+def test_an_end_is_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RecordError, match=reason):
+        finished(**changes)
+
+
+def test_what_tools_and_their_arguments_are_called_is_the_environments_matter() -> None:
+    words = {"type": "array", "kind": "tensor", "dtype": "f", "shape": [1], "pixel_values": [0.5]}
+    call = {**CALL, "function": {"name": "look", "arguments": words}}
+    kept = step(**messages(tool_calls=[call]), tools=[{"type": "function", "function": {"parameters": words}}])
+    assert kept.tools[0]["function"]["parameters"] == words
+    assert kept.nodes[-1].message["tool_calls"] == [call]
+
+
+def test_an_array_of_a_newer_version_is_kept() -> None:
+    assert isinstance(finished(schema=102, novelty=np.zeros(3)).extra["novelty"], np.ndarray)
+
+
+def test_text_beyond_ascii_is_no_lone_surrogate() -> None:
+    record = finished(error={"type": "é", "message": "\ud7ff 😀"})
+    assert isinstance(record, RolloutFinished)
+
+
+@pytest.mark.parametrize("tag", ["a/b/c#1.\ud83d", "a/b/\ud83d#1.2", "a/b/c#" + "9" * 5000 + ".1", "a/b/c#²."])
+def test_a_tag_that_no_record_of_ours_has_names_nobody(tag: str) -> None:
+    assert header_from_tag(tag, "group") is None

@@ -1,0 +1,32 @@
+"""Texts with half of a surrogate pair, which neither UTF-8 nor JSON can write."""
+
+import orjson
+import pytest
+
+from rollout.texts import dump_json, escape_surrogates, is_well_formed
+from rollout.worker.link import WorkerFailure, decode_report, encode_report
+
+
+class Text(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [("é 😀", "é 😀"), ("cut \ud83d", r"cut \ud83d"), (Text("plain"), "plain"), ("\udc00" * 2, r"\udc00\udc00")],
+)
+def test_a_text_becomes_one_that_every_file_takes(text: str, escaped: str) -> None:
+    assert escape_surrogates(text) == escaped
+    assert type(escape_surrogates(text)) is str
+    assert is_well_formed(text) == (text == escaped)
+
+
+def test_json_is_written_whatever_its_texts_hold() -> None:
+    value = {"a \ud83d": ["\ud83d", ("\udc00", 5, None)], "plain": 0.5}
+    assert orjson.loads(dump_json(value)) == {r"a \ud83d": [r"\ud83d", [r"\udc00", 5, None]], "plain": 0.5}
+    with pytest.raises(TypeError):
+        dump_json({"not plain": object()})
+
+
+def test_a_worker_reports_a_failure_whatever_its_text_holds() -> None:
+    assert decode_report(encode_report(WorkerFailure("cut \ud83d"))) == WorkerFailure(r"cut \ud83d")

@@ -1,0 +1,182 @@
+"""Whatever an environment raises or returns: one failed rollout, whose reason can be written everywhere."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rollout.config.load import Config
+from rollout.environments.base import Model, Score
+from rollout.errors import TooManyExceptions, printable_error
+from rollout.records.task import Task
+from rollout.rundir.claims import Claims
+from rollout.session.session import PolicyClient
+from rollout.trainer import check
+from rollout.worker.failures import Failure, ScoreError, describe_failure
+from rollout.worker.scores import validate_score
+from tests.unit.worker.harness import play_one_task
+from transports import QueueError
+
+HALF = "\ud83d"
+"""Half of a surrogate pair."""
+
+
+class Unprintable(Exception):
+    """Cannot be written as text."""
+
+    def __str__(self) -> str:
+        raise GeneratorExit
+
+
+class Text(str):
+    """No plain text; msgpack does not write it."""
+
+    __slots__ = ()
+
+
+class SaysText(Exception):
+    def __str__(self) -> str:
+        return Text("a text of a class of its own")
+
+
+class TwoNumbers:
+    """What torch does for a tensor of two elements."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("a Tensor with 2 elements cannot be converted to Scalar")
+
+
+class LeavesAtOnce:
+    def __float__(self) -> float:
+        raise GeneratorExit
+
+
+def raises(error: BaseException) -> Callable[[], Score]:
+    def play() -> Score:
+        raise error
+
+    return play
+
+
+def cancels_its_own_task() -> Score:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    return Score(1.0)
+
+
+ENDINGS: Mapping[str, tuple[Callable[[], Any], str, str]] = {
+    "a surrogate in a text": (raises(ValueError(f"cut {HALF}")), "ValueError", r"cut \ud83d"),
+    "no text": (raises(Unprintable()), "Unprintable", "(the exception cannot be told as text)"),
+    "a text of another class": (raises(SaysText()), "SaysText", "a text of a class of its own"),
+    "an exit": (raises(SystemExit(3)), "SystemExit", "3"),
+    "the end of a generator": (raises(GeneratorExit()), "GeneratorExit", ""),
+    "an error of another queue": (raises(QueueError("mine")), "QueueError", "mine"),
+    "a surrogate in a name": (lambda: Score(10**400, {HALF: 1.0}), "ScoreError", "the reward is 1000"),
+    "a reward that leaves": (lambda: Score(LeavesAtOnce()), "GeneratorExit", ""),  # type: ignore[arg-type]
+}
+
+
+async def test_whatever_one_rollout_raises_fails_it_alone(config: Config, policy: PolicyClient, tmp_path: Path) -> None:
+    endings: Iterator[Callable[[], Any]]
+    endings = iter([*(ending for ending, _, _ in ENDINGS.values()), lambda: Score(1.0, {HALF: 2.0})])
+
+    async def play(*_: object) -> Any:
+        return next(endings)()
+
+    ended = await play_one_task(config, policy, tmp_path, play, group_size=len(ENDINGS) + 1, concurrency=1)
+    *failed, well_ended = ended.values()
+    for trajectory, (_, kind, message) in zip(failed, ENDINGS.values(), strict=True):
+        assert trajectory.error is not None
+        assert trajectory.error["type"] == kind
+        assert message in trajectory.error["message"]
+    assert well_ended.metrics == {r"\ud83d": 2.0}
+    assert all(check(trajectory) == [] for trajectory in ended.values())
+    outcomes = list(Claims(tmp_path / "claims").outcomes())
+    assert sorted(outcome.status for outcome in outcomes) == ["failed"] * len(ENDINGS) + ["ok"]
+
+
+async def test_an_environment_that_cancels_its_own_task_fails_alone(
+    config: Config, policy: PolicyClient, tmp_path: Path
+) -> None:
+    async def play(task: Task, model: Model) -> Score:
+        cancels_its_own_task()
+        await asyncio.sleep(0)
+        raise AssertionError
+
+    error = (await play_one_task(config, policy, tmp_path, play))["0.0"].error
+    assert error is not None
+    assert error["message"] == "the environment raised a cancellation of its own"
+
+
+@pytest.mark.parametrize(
+    ("reward", "problem"),
+    [
+        (10**400, "the reward is 1000"),
+        (10**5000, "the reward is an int; expected a finite number"),
+        (TwoNumbers(), "the reward is <"),
+        (np.zeros(2), "the reward is array"),
+        ("x" * 1000, "xxx...xxx"),
+        (None, "the reward is None"),
+        (np.array([[1.0], [2.0]]), "give value.item()"),
+        (1e35, "the reward is 1e+35; expected a number from -1e+30 to 1e+30"),
+    ],
+    ids=["integer", "long integer", "tensor", "array", "text", "none", "column", "too large"],
+)
+def test_what_is_not_one_number_is_refused_as_a_reward(reward: Any, problem: str) -> None:
+    with pytest.raises(ScoreError, match=r"run returned a Score that cannot be used: ") as refused:
+        validate_score(Score(reward), "run")
+    assert problem in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("number", [1, True, np.float32(1), np.array([1.0]).sum(), np.bool_(True)])
+def test_whatever_is_one_number_becomes_a_plain_one(number: Any) -> None:
+    assert validate_score(Score(number, {5: number}), "run") == Score(1.0, {"5": 1.0})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "problem"),
+    [
+        ({str(number): 1.0 for number in range(1001)}, "there are more than 1,000 metrics"),
+        ({"n" * 1001: 1.0}, "has a name of 1,001 characters; at most 1,000 are recorded"),
+    ],
+)
+def test_metrics_that_no_record_holds_are_refused(metrics: Any, problem: str) -> None:
+    with pytest.raises(ScoreError, match=problem):
+        validate_score(Score(1.0, metrics), "run")
+
+
+def graph_of_groups(levels: int, members: int) -> BaseException:
+    error: BaseException = ValueError("the innermost")
+    for _ in range(levels):
+        error = BaseExceptionGroup("again", [error] * members)
+    return error
+
+
+@pytest.mark.parametrize("error", [graph_of_groups(14, 12), graph_of_groups(600, 1)])
+def test_a_group_that_cannot_be_shown_in_full_is_reported_as_that(error: BaseException) -> None:
+    assert isinstance(printable_error(error), TooManyExceptions)
+
+
+def test_a_long_chain_of_causes_is_cut() -> None:
+    error: BaseException = ValueError("0")
+    for number in range(5000):
+        following = ValueError(str(number))
+        following.__cause__ = following.__context__ = error
+        error = following
+    failure = describe_failure(printable_error(error))
+    assert failure.message == "4999"
+    assert failure.full_traceback.count("ValueError: ") == 50
+
+
+def test_an_exception_whose_attributes_raise_is_shown_without_its_traceback() -> None:
+    class Hostile(Exception):
+        @property
+        def __notes__(self) -> Any:  # type: ignore[override]
+            raise GeneratorExit
+
+    assert describe_failure(Hostile("the text")) == Failure("Hostile", "the text", None, "the text")
