@@ -5,25 +5,31 @@ if TYPE_CHECKING:
     from typing import Any
 
     from rollout.environments.base import (
+        ContextExhausted,
         Environment,
         EnvironmentSettings,
         Model,
         MultiTurnEnvironment,
         Reply,
+        Retry,
         Score,
         TaskSettings,
         Turn,
     )
+    from rollout.records.kinds import RolloutLimit
     from rollout.records.messages import FinishReason
     from rollout.records.task import Task
 
 __all__ = [
+    "ContextExhausted",
     "Environment",
     "EnvironmentSettings",
     "FinishReason",
     "Model",
     "MultiTurnEnvironment",
     "Reply",
+    "Retry",
+    "RolloutLimit",
     "Score",
     "Task",
     "TaskSettings",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rollout.records.kinds import RolloutLimit
 from rollout.records.messages import Message
 from rollout.trainer import Trajectory, TrajectoryNode, check
 from rollout.trainer.trajectory import ROOT
@@ -52,8 +53,12 @@ def conversation_lines(trajectory: Trajectory, traceback: str | None, *, full: b
 
 def _describe_end(trajectory: Trajectory) -> str:
     parts = [trajectory.status.value]
+    if trajectory.limit is not RolloutLimit.NONE:
+        parts.append(f"limit {trajectory.limit.value}")
     if trajectory.reward is not None:
         parts.append(f"reward {trajectory.reward:g}")
+    parts += [f"{name} {reward.value:g} (weight {reward.weight:g})" for name, reward in trajectory.rewards.items()]
+    parts += [f"turn {turn} {reward:g}" for turn, reward in trajectory.turn_rewards.items()]
     parts += [f"{name} {value:g}" for name, value in trajectory.metrics.items()]
     if trajectory.error:
         parts.append(f"{trajectory.error.get('type')}: {' '.join(str(trajectory.error.get('message')).split())}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rollout.errors import ConfigurationError
+from rollout.records.kinds import RolloutLimit
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RunDirectory
 from rollout.trainer import Trajectory
@@ -37,7 +38,8 @@ class Row:
         environment: the name of its environment.
         group: the id of its task.
         attempt: the number of the attempt.
-        status: how it ended; `unfinished` if it has no finished record.
+        status: whether it has a score; `unfinished` if it has no finished record.
+        limit: which limit stopped it; empty if none did.
         reward: its reward; None if it has none.
         turns: how many turns it has.
         images: how many different images it has, as the summary of a run counts them; one in two messages counts once.
@@ -53,6 +55,7 @@ class Row:
     group: str
     attempt: int
     status: str
+    limit: str
     reward: float | None
     turns: int
     images: int
@@ -80,6 +83,7 @@ def row_of(trajectory: Trajectory) -> Row:
         group=trajectory.group,
         attempt=trajectory.attempt,
         status="unfinished" if is_unfinished else trajectory.status.value,
+        limit="" if trajectory.limit is RolloutLimit.NONE else trajectory.limit.value,
         reward=trajectory.reward,
         turns=len(trajectory.steps),
         images=len({slot.hash for slot in slots}),

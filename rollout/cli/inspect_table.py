@@ -12,13 +12,25 @@ from rich.table import Table
 
 from rollout.cli.inspect_rows import COLUMNS, NUMERIC_COLUMNS, Row, summarize_rows
 
-_SHOWN_COLUMNS = ("rollout", "status", "reward", "turns", "images", "tokens", "sampled", "versions", "seconds", "error")
-_LEAST_IMPORTANT_FIRST = ("seconds", "versions", "sampled", "images", "tokens", "turns")
+_SHOWN_COLUMNS = (
+    "rollout",
+    "status",
+    "limit",
+    "reward",
+    "turns",
+    "images",
+    "tokens",
+    "sampled",
+    "versions",
+    "seconds",
+    "error",
+)
+_LEAST_IMPORTANT_FIRST = ("seconds", "versions", "limit", "sampled", "images", "tokens", "turns")
 """The columns that a narrow terminal does without."""
 _GAP = 2
 _ERROR_WIDTHS = (30, 60)
 """The characters of an error that are worth another column, and those that are shown at most."""
-_COLORS = {"ok": "green", "truncated": "yellow", "failed": "red", "abandoned": "red", "unfinished": "red"}
+_COLORS = {"ok": "green", "unscored": "yellow", "failed": "red", "abandoned": "red", "unfinished": "red"}
 
 
 def print_table(rows: Sequence[Row], console: Console) -> None:

@@ -143,7 +143,7 @@ def _launch(state: "LaunchState", *, as_json: bool) -> int:
 def _print_summary(
     state: "LaunchState", report: Mapping[str, Any], errors: Sequence[DistinctError], console: Console
 ) -> None:
-    from rollout.rundir.cuts import warn_if_all_cut
+    from rollout.rundir.limits import warn_if_all_limited
 
     rows = []
     for environment in state.environments:
@@ -152,8 +152,8 @@ def _print_summary(
         reward = "no reward" if totals["reward_mean"] is None else f"reward {totals['reward_mean']:.3f}"
         of_total = "" if environment.is_fed_externally else f" of {environment.total_rollouts}"
         work = f"{totals['turns']:,} turns, {totals['tokens']:,} tokens"
-        metrics = "".join(f"  {name} {mean:.3f}" for name, mean in totals["metrics"].items())
-        line = f"{totals['rollouts']}{of_total}  ({status})  {reward}{metrics}, {work}"
+        named = "".join(f"  {name} {mean:.3f}" for name, mean in (totals["rewards"] | totals["metrics"]).items())
+        line = f"{totals['rollouts']}{of_total}  ({status})  {reward}{named}, {work}"
         rows.append((environment.name, line))
         if environment.rows_used is not None:
             rows.append(("", str(environment.rows_used)))
@@ -170,7 +170,8 @@ def _print_summary(
     print_table(console, [(f"[dim]{escape(name)}[/dim]", escape(value)) for name, value in rows])
     for environment in state.environments:
         totals = report["environments"][environment.name]
-        if (warning := warn_if_all_cut(totals["cut"], totals["status"], environment.launch_config.config)) is not None:
+        config = environment.launch_config.config
+        if (warning := warn_if_all_limited(totals["limits"], totals["status"], config)) is not None:
             line = f"{environment.name}: {warning}"
             console.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
     print_errors(console, errors, state.directory.path)

@@ -67,20 +67,20 @@ def _exit_code(state: "RunState") -> int:
 
 
 def _print_summary(state: "RunState", config: "Config", errors: Sequence[DistinctError], console: Console) -> None:
-    from rollout.rundir.cuts import warn_if_all_cut
+    from rollout.rundir.limits import warn_if_all_limited
     from rollout.session.prompt import summarize_prompt_sources
 
     report, trainer = state.report(), state.trainer_counters
     status = ", ".join(f"{count} {name}" for name, count in sorted(report["status"].items())) or "none finished"
     reward = "none" if report["reward_mean"] is None else f"[bold]{report['reward_mean']:.3f}[/bold]"
-    metrics = "".join(f"  {name} {mean:.3f}" for name, mean in report["metrics"].items())
+    named = "".join(f"  {name} {mean:.3f}" for name, mean in (report["rewards"] | report["metrics"]).items())
     violations = len(trainer.violations)
     verdict = "[green]all checks passed[/green]" if not violations else f"[red]{violations} failed checks[/red]"
     seconds = state.elapsed_seconds or 1e-9
     bytes_per_turn = f"  ({report['queue_bytes'] / report['turns']:.0f} a turn)" if report["turns"] else ""
     rows = [
         ("rollouts", f"{report['rollouts']} of {state.total_rollouts}  ({status})"),
-        ("reward", f"{reward}{escape(metrics)}"),
+        ("reward", f"{reward}{escape(named)}"),
         ("turns", f"{report['turns']:,}  ({report['turns'] / seconds:.0f}/s, {report['images']:,} different images)"),
         ("prompts", summarize_prompt_sources(state.worker_counters.prompt_sources)),
         ("queue", f"{report['queue_bytes']:,} bytes{bytes_per_turn}"),
@@ -94,7 +94,7 @@ def _print_summary(state: "RunState", config: "Config", errors: Sequence[Distinc
     if report["retries"] or report["request_retries"]:
         rows.append(("repeated", describe_retries(report)))
     print_table(console, [(f"[dim]{name}[/dim]", value) for name, value in rows])
-    if (warning := warn_if_all_cut(report["cut"], report["status"], config)) is not None:
+    if (warning := warn_if_all_limited(report["limits"], report["status"], config)) is not None:
         console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
     print_errors(console, errors, state.directory.path)
     for violation in trainer.violations[:_MAX_VIOLATIONS_SHOWN]:

@@ -74,10 +74,6 @@ class InvalidEvidence(EngineError):
     """The log-probs or other evidence in the engine's answer do not belong to exactly the tokens that it sampled."""
 
 
-class ContextExhausted(EngineError):
-    """The conversation no longer fits the model's context; the rollout ends as truncated."""
-
-
 class EngineAborted(EngineError):
     """The engine aborted this request before the answer was complete."""
 

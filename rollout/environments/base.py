@@ -16,13 +16,14 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol, final
+from typing import Annotated, Any, ClassVar, Literal, Protocol, final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 from rollout.errors import RolloutError
 from rollout.paths import PathUnusable, resolve_path
 from rollout.records.bounds import MAX_GROUP_SIZE
+from rollout.records.kinds import RolloutLimit
 from rollout.records.messages import FinishReason, Message, MessageError, ToolCall
 from rollout.records.task import Task
 from rollout.records.wrong_types import describe_wrong_type
@@ -84,17 +85,53 @@ class TaskSettings(BaseModel):
     seed: int = Field(default=0, ge=0, description="Every task's own seed is derived from this one.")
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How well a rollout went.
+class ContextExhausted(RolloutError):
+    """The conversation no longer fits the model's context.
 
-    Attributes:
-        reward: the reward that the trainer uses; a finite number.
-        metrics: further numbers by name; they are averaged over a run, and nothing trains on them.
+    `chat` raises it. An environment may catch it and score what was played so far; not caught, the rollout is unscored.
     """
 
-    reward: float
+
+class Retry(RolloutError):
+    """This attempt says nothing about the policy: a judge did not answer, or a sandbox broke.
+
+    An environment raises it anywhere. The rollout is played again from its start, at most `worker.max_attempts` times;
+    what this attempt played never trains.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well a rollout went: one reward, or several named ones whose weighted sum is the reward.
+
+        Score(reward=1.0)
+        Score(rewards={"answer": 1.0, "format": 1.0}, weights={"format": 0.2})
+
+    Attributes:
+        reward: the reward that the trainer uses; a finite number. With `rewards`, it is computed from them.
+        metrics: further numbers by name; they are averaged over a run, and nothing trains on them.
+        rewards: rewards by name.
+        weights: how much each of `rewards` counts; 1 for a name that is not here.
+        turn_rewards: the rewards of single answers, by `Reply.turn`. They are not part of `reward`.
+        limit: the limit that stopped the rollout, if the environment knows it; otherwise the worker finds out.
+    """
+
+    reward: float = None  # type: ignore[assignment]  # a number as soon as the score is made
     metrics: Mapping[str, float] = field(default_factory=dict)
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    turn_rewards: Mapping[int, float] = field(default_factory=dict)
+    limit: RolloutLimit | Literal["none", "turns", "tokens", "context", "time"] = RolloutLimit.NONE
+
+    def __post_init__(self) -> None:
+        if not self.rewards:
+            return
+        if self.reward is not None:
+            raise ValueError(
+                "a Score has reward or rewards, and not both: reward is the weighted sum of rewards; leave one out"
+            )
+        weighted = [reward * self.weights.get(name, 1.0) for name, reward in self.rewards.items()]
+        object.__setattr__(self, "reward", sum(weighted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +145,7 @@ class Reply:
         tool_calls: the tool calls in the answer, malformed ones included.
         prompt_tokens: how many tokens the prompt had, with its images expanded.
         completion_tokens: how many tokens the policy sampled.
+        turn: the number of the turn in its rollout, from 0 on; `Score.turn_rewards` names answers by it.
     """
 
     message: Message
@@ -116,6 +154,7 @@ class Reply:
     tool_calls: tuple[ToolCall, ...] = ()
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    turn: int = 0
 
 
 class Model(Protocol):
@@ -138,7 +177,7 @@ class Model(Protocol):
             MessageError: the messages or the tools have not the form that chat templates read, or hold too much.
             SamplingError: a sampling key is unknown, or has a value that it cannot have.
             ImageError: a message holds an image that cannot be used; nothing was rewritten.
-            ContextExhausted: the conversation is too long for the model. Not caught, it ends the rollout as truncated.
+            ContextExhausted: the conversation is too long for the model. Not caught, it ends the rollout as unscored.
             EngineError: the engine cannot be reached, or its answer must not be trained on.
         """
         ...
@@ -171,16 +210,24 @@ class Turn:
     Attributes:
         messages: the messages to add after the reply.
         score: the score, which ends the rollout; None: the rollout goes on.
+        reward: the reward of the answer that this replies to, as in `Score.turn_rewards`; None: it has none.
     """
 
     messages: Sequence[Message] = ()
     score: Score | None = None
+    reward: float | None = None
 
 
 class MultiTurnEnvironment(Environment):
-    """An environment with `reset` and `step`; the loop around the model is already written."""
+    """An environment with `reset` and `step`; the loop around the model is already written.
+
+    Attributes:
+        tools: the schemas of the tools that the model may call.
+        conversation: the messages so far, which the next call of the model gets.
+    """
 
     tools: ClassVar[Sequence[Mapping[str, Any]] | None] = None
+    conversation: list[Message]
 
     @abc.abstractmethod
     async def reset(self, task: Task) -> Sequence[Message]:
@@ -190,21 +237,33 @@ class MultiTurnEnvironment(Environment):
     async def step(self, reply: Reply) -> Turn:
         """Process the model's answer, and return the next messages or the final score."""
 
+    async def truncated(self, conversation: list[Message]) -> Score | None:
+        """Score a conversation that no longer fits the model's context; None: the rollout is unscored."""
+        return None
+
     @final
     async def run(self, task: Task, model: Model) -> Score:
-        conversation = _first_messages(self, await self.reset(task))
+        self.conversation = _first_messages(self, await self.reset(task))
+        turn_rewards: dict[int, float] = {}
         method = "reset"
         while True:
             try:
-                reply = await model.chat(conversation, tools=self.tools)
+                reply = await model.chat(self.conversation, tools=self.tools)
+            except ContextExhausted:
+                score = await self.truncated(self.conversation)
+                if score is None:
+                    raise
+                return _with_turn_rewards(_checked_score(self, "truncated", score), turn_rewards)
             except MessageError as error:  # no frame of the user's is in its traceback
                 error.args = (f"chat with the messages from {describe_method(self, method)} failed: {error}",)
                 raise
             method = "step"
             turn = _checked_turn(self, await self.step(reply))
+            if turn.reward is not None:
+                turn_rewards[reply.turn] = turn.reward
             if turn.score is not None:
-                return turn.score
-            conversation += [reply.message, *turn.messages]
+                return _with_turn_rewards(turn.score, turn_rewards)
+            self.conversation += [reply.message, *turn.messages]
 
 
 class WrongReturn(RolloutError):
@@ -225,6 +284,33 @@ def _first_messages(environment: MultiTurnEnvironment, returned: object) -> list
             '`return [{"role": "user", "content": …}]`.'
         )
     return list(returned)
+
+
+def _checked_score(environment: MultiTurnEnvironment, name: str, score: object) -> Score:
+    if not isinstance(score, Score):
+        raise WrongReturn(
+            f"{describe_method(environment, name)} returned {describe_wrong_type(score)}; write "
+            "`return Score(reward=…)`, or `return None` to leave the rollout unscored."
+        )
+    return score
+
+
+def _with_turn_rewards(score: Score, turn_rewards: Mapping[int, float]) -> Score:
+    """Return the score with the rewards that turns had, too.
+
+    Raises:
+        WrongReturn: a turn has a reward from both.
+    """
+    if twice := turn_rewards.keys() & score.turn_rewards.keys():
+        raise WrongReturn(f"turn {min(twice)} has a reward in its Turn and another one in the Score; leave one out.")
+    return Score(
+        None if score.rewards else score.reward,  # type: ignore[arg-type]  # it is computed from them
+        score.metrics,
+        score.rewards,
+        score.weights,
+        {**turn_rewards, **score.turn_rewards},
+        score.limit,
+    )
 
 
 def _checked_turn(environment: MultiTurnEnvironment, turn: object) -> Turn:

@@ -38,7 +38,7 @@ class FailureLimit:
         """
         counts = {
             status: status_counts.get(status, 0) - self.earlier_counts.get(status, 0)
-            for status in (RolloutStatus.OK, RolloutStatus.TRUNCATED, RolloutStatus.FAILED)
+            for status in (RolloutStatus.OK, RolloutStatus.UNSCORED, RolloutStatus.FAILED)
         }
         failed, ended = counts[RolloutStatus.FAILED], sum(counts.values())
         if not failed or (ended < FIRST_JUDGEMENT and not isinstance(self.max_failed, int)):

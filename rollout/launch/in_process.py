@@ -25,7 +25,7 @@ from rollout.metrics.server import ScrapeTargetFile
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RUN_CONFIG_NAME, RunDirectory, create_run_directory
-from rollout.rundir.outcomes import mean_metrics
+from rollout.rundir.outcomes import mean_by_name
 from rollout.session.session import PolicyClient
 from rollout.tasks.orders import RolloutOrder, encode_order, iter_orders
 from rollout.tasks.sources import RowsUsed, count_rows_used
@@ -63,6 +63,7 @@ class TrainerCounters:
         samples: how many training samples the trajectories make.
         tokens: how many tokens these samples have.
         rewards: the rewards of the trajectories that can be trained on.
+        named_rewards: the named rewards of those that have them, without their weights.
         metrics: the metrics of their scores.
         violations: what `check` found wrong.
         failures: the trajectories that have an error.
@@ -74,6 +75,7 @@ class TrainerCounters:
     samples: int = 0
     tokens: int = 0
     rewards: list[float] = field(default_factory=list)
+    named_rewards: list[Mapping[str, float]] = field(default_factory=list)
     metrics: list[Mapping[str, float]] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
     failures: list[Trajectory] = field(default_factory=list)
@@ -88,6 +90,7 @@ class TrainerCounters:
             self.failures.append(trajectory)
         if trajectory.trainable:
             self.rewards.append(float(trajectory.reward or 0.0))
+            self.named_rewards.append({name: reward.value for name, reward in trajectory.rewards.items()})
             self.metrics.append(trajectory.metrics)
             for sample in samples(trajectory):
                 self.samples += 1
@@ -133,13 +136,14 @@ class RunState:
             "rollouts": self.trainer_counters.trajectories,
             "status": dict(self.worker_counters.status_counts),
             "reward_mean": math.fsum(rewards) / len(rewards) if rewards else None,
-            "metrics": mean_metrics(self.trainer_counters.metrics),
+            "rewards": mean_by_name(self.trainer_counters.named_rewards),
+            "metrics": mean_by_name(self.trainer_counters.metrics),
             "turns": self.worker_counters.turns,
             "images": self.worker_counters.images,
             "rows": asdict(self.rows_used) if self.rows_used is not None else None,
             "retries": self.worker_counters.retries,
             "request_retries": self.engine.retry_count if self.engine is not None else 0,
-            "cut": dict(self.worker_counters.cuts),
+            "limits": dict(self.worker_counters.limits),
             "queue_bytes": self.worker_counters.queue_bytes,
             "trainer": {
                 "trajectories": self.trainer_counters.trajectories,

@@ -17,12 +17,12 @@ from rollout.launch.places import Place
 from rollout.launch.supervisor import Supervisor, WorkerSlot
 from rollout.metrics.catalogue import ENGINE_RETRIES
 from rollout.metrics.queues import QueueMonitor
+from rollout.records.kinds import RolloutLimit
 from rollout.records.progress import TrainerProgress
 from rollout.rundir.claims import Claims, Outcome
-from rollout.rundir.cuts import cut_reason
 from rollout.rundir.directory import RunDirectory
 from rollout.rundir.manifest import LaunchConfig
-from rollout.rundir.outcomes import OutcomeTotals, mean_metrics
+from rollout.rundir.outcomes import OutcomeTotals, mean_by_name
 from rollout.tasks.sources import RowsUsed
 from transports import Queue
 
@@ -243,15 +243,15 @@ class LaunchState:
 
 def _summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     rewards = [outcome.reward for outcome in outcomes if outcome.reward is not None]
-    cut_reasons = [cut_reason(outcome.status, outcome.error) for outcome in outcomes]
     return {
         "rollouts": len(outcomes),
         "status": dict(Counter(outcome.status for outcome in outcomes)),
         "reward_mean": math.fsum(rewards) / len(rewards) if rewards else None,
-        "metrics": mean_metrics(outcome.metrics for outcome in outcomes),
+        "rewards": mean_by_name(outcome.rewards for outcome in outcomes),
+        "metrics": mean_by_name(outcome.metrics for outcome in outcomes),
         "turns": sum(outcome.turns for outcome in outcomes),
         "images": sum(outcome.images for outcome in outcomes),
         "tokens": sum(outcome.tokens for outcome in outcomes),
         "retries": sum(outcome.retries for outcome in outcomes),
-        "cut": dict(Counter(reason.value for reason in cut_reasons if reason is not None)),
+        "limits": dict(Counter(outcome.limit for outcome in outcomes if outcome.limit != RolloutLimit.NONE)),
     }

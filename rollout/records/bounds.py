@@ -30,6 +30,9 @@
                banned          token ids
                timings         whole microseconds, 0 … MAX_COUNT * 1_000_000
     finished   status, reward  a reward if and only if the rollout trains; -MAX_REWARD … MAX_REWARD
+               limit           none, or the name of a limit
+               rewards         none, or values and weights, each -MAX_REWARD … MAX_REWARD, of a rollout that trains
+               turn_rewards    none, or rising turns, 0 … MAX_COUNT, and their rewards, of a rollout that trains
                metrics         finite numbers
                error           none, or texts
                steps           0 … MAX_COUNT

@@ -22,23 +22,54 @@ class RecordError(RolloutError):
 
 
 class RolloutStatus(StrEnum):
-    """How a rollout ended.
+    """Whether a rollout has a score.
 
     Attributes:
         OK: the environment gave it a score; it has a reward and trains.
-        TRUNCATED: it was cut off, at a length limit or as a straggler; it has a reward and trains.
+        UNSCORED: a limit ended it before it had a score; it does not train.
         FAILED: it ended with an error; it does not train.
         ABANDONED: nobody needed it any more; it does not train.
     """
 
     OK = "ok"
-    TRUNCATED = "truncated"
+    UNSCORED = "unscored"
     FAILED = "failed"
     ABANDONED = "abandoned"
 
     @property
     def trains(self) -> bool:
-        return self in (RolloutStatus.OK, RolloutStatus.TRUNCATED)
+        return self is RolloutStatus.OK
+
+
+class RolloutLimit(StrEnum):
+    """Which limit stopped a rollout, whatever its status is.
+
+    Attributes:
+        NONE: no limit.
+        TURNS: it had as many turns as the environment allows.
+        TOKENS: its last answer was as long as an answer may be.
+        CONTEXT: its conversation no longer fitted the model's context.
+        TIME: it took too long, or its group was done long before.
+    """
+
+    NONE = "none"
+    TURNS = "turns"
+    TOKENS = "tokens"
+    CONTEXT = "context"
+    TIME = "time"
+
+
+@dataclass(frozen=True, slots=True)
+class NamedReward:
+    """One of several rewards of a rollout.
+
+    Attributes:
+        value: the reward that the environment gave.
+        weight: how much it counts in the sum that is the rollout's reward.
+    """
+
+    value: float
+    weight: float
 
 
 class HasRolloutIdentity:
@@ -238,13 +269,16 @@ class RolloutFinished:
 
     Attributes:
         header: to which attempt the record belongs.
-        status: how the rollout ended.
-        reward: the reward; None if the rollout does not train.
+        status: whether the rollout has a score.
+        reward: the reward; None if the rollout has no score.
         metrics: the metrics of the score.
         error: the `type` and the `message` of the error; None if there was none.
         steps: how many steps the attempt has.
         digest: the digest of all steps as they were sent, so that a lost step is noticed.
         seconds: how long the attempt took.
+        limit: which limit stopped the rollout.
+        rewards: the named rewards, whose weighted sum is the reward; empty if the score had a single reward.
+        turn_rewards: the rewards of single answers, by `Step.turn`; they are not part of the reward.
         extra: the fields of a newer minor version, which this version does not know.
     """
 
@@ -257,6 +291,9 @@ class RolloutFinished:
     steps: int
     digest: bytes
     seconds: float
+    limit: RolloutLimit = RolloutLimit.NONE
+    rewards: Mapping[str, NamedReward] = field(default_factory=dict)
+    turn_rewards: Mapping[int, float] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

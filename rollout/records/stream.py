@@ -10,10 +10,12 @@ import anyio
 
 from rollout.errors import RolloutError
 from rollout.records.kinds import (
+    NamedReward,
     Record,
     RecordError,
     RecordHeader,
     RolloutFinished,
+    RolloutLimit,
     RolloutStarted,
     RolloutStatus,
     Step,
@@ -123,6 +125,9 @@ class RolloutStream:
         reward: float | None = None,
         metrics: Mapping[str, float] | None = None,
         error: Mapping[str, str] | None = None,
+        limit: RolloutLimit = RolloutLimit.NONE,
+        rewards: Mapping[str, NamedReward] | None = None,
+        turn_rewards: Mapping[int, float] | None = None,
     ) -> RolloutFinished:
         self._require_unfinished()
         header = self._make_header()
@@ -136,6 +141,9 @@ class RolloutStream:
             steps=self.step_count,
             digest=self._steps_digest.digest(),
             seconds=time.monotonic() - self._started_at,
+            limit=limit,
+            rewards=rewards or {},
+            turn_rewards=turn_rewards or {},
         )
         self.finished_record = record  # set before the put, because a put that is cancelled may still arrive
         await self._put(encode_record(record), record)

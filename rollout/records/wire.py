@@ -20,7 +20,6 @@ from rollout.records.bounds import (
     MAX_GROUP_SIZE,
     MAX_PATH_CHARACTERS,
     MAX_PATH_TOKENS,
-    MAX_REWARD,
 )
 from rollout.records.evidence import (
     ANSWER_DIGEST_BYTES,
@@ -49,17 +48,20 @@ from rollout.records.kinds import (
     RecordError,
     RecordHeader,
     RolloutFinished,
+    RolloutLimit,
     RolloutStarted,
     RolloutStatus,
     Step,
 )
 from rollout.records.messages import FinishReason
+from rollout.records.old_endings import upgrade_ending
+from rollout.records.rewards import encode_rewards, encode_turn_rewards, pop_rewards, pop_turn_rewards, require_reward
 from rollout.records.step_parts import decode_images, decode_nodes, encode_image, encode_nodes
 from transports import Frames
 from transports.codec import decode, encode
 from transports.errors import CodecError
 
-SCHEMA = 102
+SCHEMA = 103
 """Major version times 100 plus minor version."""
 
 _DEFAULT_PROMPT_SOURCE, _DEFAULT_FINISH_REASON = PromptSource.BRIDGE, FinishReason.STOP
@@ -69,6 +71,7 @@ _ABORTED = FinishReason.ABORT.value
 _HEADER_FIELD_TYPES = [str, str, str, str, int, int]
 """The types of a header's fields, in their order."""
 
+_FIRST_SCHEMA_WITH_LIMITS = 103
 _MICROSECONDS_PER_SECOND = 1_000_000
 _MAX_ERROR_CHARACTERS = 500
 
@@ -79,10 +82,10 @@ def encode_record(record: Record) -> Frames:
         match record:
             case Step():
                 fields = _encode_step(record)
-            case RolloutStarted() | RolloutFinished():
+            case RolloutStarted():
                 fields = {name: getattr(record, name) for name in record.__slots__ if name not in ("header", "extra")}
-        if isinstance(record, RolloutFinished):
-            fields["status"] = record.status.value
+            case RolloutFinished():
+                fields = _encode_finished(record)
         wire = {"schema": SCHEMA, "kind": record.kind, "of": _encode_header(record.header), **record.extra, **fields}
         return encode({key: value for key, value in wire.items() if value is not None}, lone_surrogates=False)
     except (CodecError, AdapterError, KeyError, ValueError) as error:
@@ -114,6 +117,8 @@ def _decode_record(frames: Sequence[bytes | memoryview]) -> Record:
     if decode_fields is None:
         raise RecordError(f"the record has the unknown kind {kind!r}.")
     try:
+        if schema < _FIRST_SCHEMA_WITH_LIMITS and kind == RolloutFinished.kind:
+            upgrade_ending(wire)
         return decode_fields(wire)
     except (AdapterError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise RecordError(f"the {kind} record is malformed: {error}") from error
@@ -184,12 +189,24 @@ def _decode_layout(wire: Wire) -> Wire:
     return layout
 
 
+def _encode_finished(finished: RolloutFinished) -> dict[str, Any]:
+    return {
+        "status": finished.status.value,
+        "limit": finished.limit.value if finished.limit is not RolloutLimit.NONE else None,
+        "reward": finished.reward,
+        "rewards": encode_rewards(finished.rewards),
+        "turn_rewards": encode_turn_rewards(finished.turn_rewards),
+        "metrics": finished.metrics,
+        "error": finished.error,
+        "steps": finished.steps,
+        "digest": finished.digest,
+        "seconds": finished.seconds,
+    }
+
+
 def _decode_finished(wire: Wire) -> RolloutFinished:
-    status, reward = RolloutStatus(pop_field(wire, "status", str)), pop_optional_field(wire, "reward", float)
-    if (reward is not None) != status.trains:
-        raise RecordError(f"a rollout with the status {status} has the reward {reward}; one that trains has a reward.")
-    if reward is not None and not -MAX_REWARD <= reward <= MAX_REWARD:
-        refuse_number("reward", reward, -MAX_REWARD, MAX_REWARD)
+    reward = pop_optional_field(wire, "reward", float)
+    status_name, limit_name = pop_field(wire, "status", str), pop_optional_field(wire, "limit", str)
     metrics, seconds = pop_field(wire, "metrics", dict), pop_field(wire, "seconds", float)
     for name, value in metrics.items():
         if type(value) not in (float, int) or not math.isfinite(value):
@@ -199,10 +216,19 @@ def _decode_finished(wire: Wire) -> RolloutFinished:
     error = pop_optional_field(wire, "error", dict)
     if error is not None and not all(type(text) is str for text in error.values()):
         raise RecordError("'error' holds something that is not a text.")
+    status, limit = RolloutStatus(status_name), RolloutLimit(limit_name or RolloutLimit.NONE)
+    if (reward is not None) != status.trains:
+        raise RecordError(f"a rollout with the status {status} has the reward {reward}; one that trains has a reward.")
+    rewards, turn_rewards = pop_rewards(wire), pop_turn_rewards(wire)
+    if (rewards or turn_rewards) and not status.trains:
+        raise RecordError(f"a rollout with the status {status} has named rewards, or rewards of turns.")
     return RolloutFinished(
         header=_decode_header(wire),
         status=status,
-        reward=reward,
+        limit=limit,
+        reward=None if reward is None else require_reward(reward, "reward"),
+        rewards=rewards,
+        turn_rewards=turn_rewards,
         metrics=metrics,
         error=error,
         steps=pop_integer(wire, "steps"),

@@ -12,6 +12,7 @@ So any queue will do for the tasks.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,7 +24,8 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from rollout.errors import RolloutError
-from rollout.records.kinds import RolloutStatus
+from rollout.records.kinds import RolloutLimit, RolloutStatus
+from rollout.records.old_endings import upgrade_ending
 from rollout.texts import dump_json
 
 log = structlog.get_logger()
@@ -72,7 +74,9 @@ class Outcome:
         group: the id of its task.
         attempt: the number of the attempt that finished.
         status: the status in its finished record, see `RolloutStatus`.
+        limit: the limit that stopped it, see `RolloutLimit`.
         reward: its reward; None if it has none.
+        rewards: its named rewards.
         turns: how many turns it had.
         images: how many different images it had.
         tokens: how many tokens the policy sampled in it.
@@ -86,7 +90,9 @@ class Outcome:
     group: str
     attempt: int
     status: str
+    limit: str = RolloutLimit.NONE.value
     reward: float | None = None
+    rewards: dict[str, float] = field(default_factory=dict)
     turns: int = 0
     images: int = 0
     tokens: int = 0
@@ -168,8 +174,11 @@ class Claims:
     def _read_outcome(self, path: Path) -> Outcome | None:
         """The outcome in a file; None if there is no such file, or if it was damaged: its rollout stays done."""
         try:
-            outcome = _OUTCOME_ADAPTER.validate_json(path.read_bytes())
-            RolloutStatus(outcome.status)
+            fields = json.loads(path.read_bytes())
+            if isinstance(fields, dict) and "limit" not in fields:
+                upgrade_ending(fields)
+            outcome = _OUTCOME_ADAPTER.validate_python(fields)
+            RolloutStatus(outcome.status), RolloutLimit(outcome.limit)
         except FileNotFoundError:
             return None
         except OSError as error:

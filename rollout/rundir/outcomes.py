@@ -17,11 +17,11 @@ _PAUSE_FACTOR = 20
 """Reading claims takes at most this fraction of the time, 1 / _PAUSE_FACTOR, however many claims there are."""
 
 
-def mean_metrics(scores: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each metric, over the scores that have it."""
+def mean_by_name(rollouts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each metric or named reward, over the rollouts that have it."""
     values: dict[str, list[float]] = {}
-    for metrics in scores:
-        for name, value in metrics.items():
+    for numbers in rollouts:
+        for name, value in numbers.items():
             values.setdefault(name, []).append(value)
     return {name: math.fsum(found) / len(found) for name, found in sorted(values.items())}
 

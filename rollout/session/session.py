@@ -25,13 +25,13 @@ from renderers_adapter.rendered import ParsedCompletion
 from renderers_adapter.tokens import TokenRun, concat_ids
 from rollout.config.sampling import check_sampling
 from rollout.engine.client import EngineClient
-from rollout.engine.errors import ContextExhausted, EngineAborted, UnusableCompletion
+from rollout.engine.errors import EngineAborted, UnusableCompletion
 from rollout.engine.protocol import Generation
 from rollout.engine.request import GenerateRequest
-from rollout.environments.base import Reply
+from rollout.environments.base import ContextExhausted, Reply
 from rollout.images import ImageError, ImagePolicy, prepare_images_async
 from rollout.metrics.worker import WorkerMetrics
-from rollout.records.kinds import NodeRecord, PromptSource, Step
+from rollout.records.kinds import NodeRecord, PromptSource, RolloutLimit, Step
 from rollout.records.messages import (
     CanonicalMessage,
     CanonicalMessageCache,
@@ -105,11 +105,12 @@ class Session:
         self._prompt_builder = PromptBuilder(policy.renderers, self._trace, self._image_table)
         self._calls: list[Coroutine[Any, Any, Reply]] = []
         self._next_turn = 0
-        self.turns_done = 0
         self.context_tokens = 0
         self.sampled_tokens = 0
         self.prompt_sources: Counter[PromptSource] = Counter()
-        self.last_finish_reason: FinishReason | None = None
+        self.played_turns: set[int] = set()
+        self.last_limit = RolloutLimit.NONE
+        """Which limit the latest turn met."""
 
     def close_unawaited_calls(self) -> int:
         """Close the calls of `chat` that nobody awaits, whose turns were never played; return how many there were."""
@@ -128,9 +129,22 @@ class Session:
     ) -> Coroutine[Any, Any, Reply]:
         """See `rollout.environments.base.Model.chat`."""
         refuse_arguments(unknown)
-        call = self._play_turn(messages, tools=tools, sampling=sampling)
+        call = self._chat(messages, tools=tools, sampling=sampling)
         self._calls = [*_unawaited(self._calls), call]
         return call
+
+    async def _chat(
+        self,
+        messages: list[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        sampling: Mapping[str, Any] | None,
+    ) -> Reply:
+        try:
+            return await self._play_turn(messages, tools=tools, sampling=sampling)
+        except ContextExhausted:
+            self.last_limit = RolloutLimit.CONTEXT
+            raise
 
     async def _play_turn(
         self,
@@ -168,11 +182,11 @@ class Session:
         commit = self._commit_turn(prompt, message, generation, tools_digest)
         step = self._build_step(turn, commit, prompt, generation, tools, stage_timer, version_at_start)
         await self._stream.put_step(step)
-        self.turns_done += 1
+        self.played_turns.add(turn)
         self.context_tokens = len(prompt.full_path.expanded.ids) + len(generation.token_ids)
         self.sampled_tokens += len(generation.token_ids)
         self.prompt_sources[prompt.source] += 1
-        self.last_finish_reason = generation.finish_reason
+        self.last_limit = self._limit_of(generation)
         metrics = self._policy.metrics
         metrics.record_turn(
             prompt.source,
@@ -189,12 +203,25 @@ class Session:
             tool_calls=tool_calls,
             prompt_tokens=len(prompt.full_path.expanded.ids),
             completion_tokens=len(generation.token_ids),
+            turn=turn,
         )
+
+    @property
+    def turns_done(self) -> int:
+        return len(self.played_turns)
 
     @property
     def image_count(self) -> int:
         """How many different images this rollout introduced."""
         return len(self._image_table)
+
+    def _limit_of(self, generation: Generation) -> RolloutLimit:
+        """Which limit ended an answer. One that fills the context is as long as the context lets it be."""
+        if generation.finish_reason is not FinishReason.LENGTH:
+            return RolloutLimit.NONE
+        max_model_len = self._policy.engine.max_model_len
+        fills_context = max_model_len is not None and self.context_tokens >= max_model_len
+        return RolloutLimit.CONTEXT if fills_context else RolloutLimit.TOKENS
 
     async def _prepare_messages(self, messages: list[Message]) -> list[CanonicalMessage]:
         """Prepare only messages that are new, because every turn repeats the conversation so far."""
@@ -303,7 +330,7 @@ class Session:
         )
 
 
-Session._play_turn.__qualname__ = "model.chat"
+Session._chat.__qualname__ = "model.chat"
 """What environments call it; Python names a coroutine that lacks its `await` so."""
 
 

@@ -9,7 +9,16 @@ import numpy as np
 from renderers_adapter.descriptors import raw_mm_common_fields
 from renderers_adapter.tokens import TokenRun
 from rollout.records.bounds import MAX_BRANCH_TOKENS
-from rollout.records.kinds import HasRolloutIdentity, RecordError, RolloutFinished, RolloutStarted, RolloutStatus, Step
+from rollout.records.kinds import (
+    HasRolloutIdentity,
+    NamedReward,
+    RecordError,
+    RolloutFinished,
+    RolloutLimit,
+    RolloutStarted,
+    RolloutStatus,
+    Step,
+)
 from rollout.records.messages import Message
 
 ROOT = -1
@@ -51,8 +60,8 @@ class Trajectory(HasRolloutIdentity):
         group: the id of the group.
         rollout: the id of the rollout.
         attempt: the number of the attempt that it was made of.
-        status: how it ended.
-        reward: its reward; None if it does not train.
+        status: whether it has a score.
+        reward: its reward; None if it has no score.
         metrics: the metrics of its score.
         error: the `type` and the `message` of its error; None if there was none.
         started: the first record of the attempt; None if it did not come.
@@ -60,6 +69,9 @@ class Trajectory(HasRolloutIdentity):
         nodes: its messages; the parent of each node comes before it.
         images: the raw descriptor of every image, by the image's hash.
         seconds: how long the attempt took; 0 if its last record did not come.
+        limit: which limit stopped it.
+        rewards: its named rewards, whose weighted sum is its reward; empty if its score had a single reward.
+        turn_rewards: the rewards of single answers, by `Step.turn`; they are not part of the reward.
     """
 
     run: str
@@ -76,6 +88,9 @@ class Trajectory(HasRolloutIdentity):
     nodes: tuple[TrajectoryNode, ...] = ()
     images: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
+    limit: RolloutLimit = RolloutLimit.NONE
+    rewards: Mapping[str, NamedReward] = field(default_factory=dict)
+    turn_rewards: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def group_size(self) -> int | None:
@@ -146,6 +161,8 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
             f"its {len(leaves)} branches have {branch_tokens} tokens and messages together; at most "
             f"{MAX_BRANCH_TOKENS} are read."
         )
+    if unknown_turns := finished.turn_rewards.keys() - {step.turn for step in steps}:
+        raise RecordError(f"turn {min(unknown_turns)} has a reward, and there is no step of it.")
     header = finished.header
     return Trajectory(
         run=header.run,
@@ -162,6 +179,9 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
         nodes=tuple(nodes),
         images=images,
         seconds=finished.seconds,
+        limit=finished.limit,
+        rewards=finished.rewards,
+        turn_rewards=finished.turn_rewards,
     )
 
 

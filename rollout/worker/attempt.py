@@ -9,18 +9,16 @@ from typing import Any
 import anyio
 import structlog
 
-from rollout.engine.errors import ContextExhausted
-from rollout.environments.base import Environment, MultiTurnEnvironment, Score, describe_method
+from rollout.environments.base import ContextExhausted, Environment, MultiTurnEnvironment, describe_method
 from rollout.errors import RolloutError, flatten_exceptions, printable_error
-from rollout.records.kinds import RolloutFinished, RolloutStatus
-from rollout.records.messages import FinishReason
+from rollout.records.kinds import RolloutFinished, RolloutLimit, RolloutStatus
 from rollout.records.stream import AttemptId, RolloutStream
 from rollout.session.session import PolicyClient, Session
 from rollout.tasks.orders import RolloutOrder
 from rollout.worker.containment import enter_attempt_context
 from rollout.worker.failures import Failure, ScoreError, describe_failure
 from rollout.worker.forgotten_await import explain_forgotten_await
-from rollout.worker.scores import validate_score
+from rollout.worker.scores import CheckedScore, check_score
 from transports import Queue, QueueError
 
 log = structlog.get_logger()
@@ -31,19 +29,23 @@ _CLEANUP_TIMEOUT = 5.0
 
 
 class RolloutStopped(RolloutError):
-    """A rollout was ended from outside; its finished record has the status `status`."""
+    """A rollout was ended from outside; its finished record has this `status` and this `limit`."""
 
     status = RolloutStatus.FAILED
+    limit = RolloutLimit.NONE
 
 
 class RolloutTimeout(RolloutStopped):
     """A rollout, or one turn of it, did not end in time."""
 
+    limit = RolloutLimit.TIME
+
 
 class StragglerCut(RolloutStopped):
-    """One of the last rollouts of a group was cut off; what it did so far is truncated, not failed."""
+    """One of the last rollouts of a group was cut off; it is unscored, not failed."""
 
-    status = RolloutStatus.TRUNCATED
+    status = RolloutStatus.UNSCORED
+    limit = RolloutLimit.TIME
 
 
 class RolloutAbandoned(RolloutStopped):
@@ -115,7 +117,13 @@ class Attempt:
         with self._bind_log_context():
             await self._write_started_record()
             finished = await self._run_until_deadline(new_environment, timeout)
-            log.info("rollout finished", status=finished.status, reward=finished.reward, turns=self.stream.step_count)
+            log.info(
+                "rollout finished",
+                status=finished.status,
+                limit=finished.limit,
+                reward=finished.reward,
+                turns=self.stream.step_count,
+            )
         return finished
 
     def stop(self, reason: RolloutStopped) -> None:
@@ -166,11 +174,17 @@ class Attempt:
         score = RuntimeError(_UNREQUESTED_CANCELLATION) if environment_task.cancelled() else environment_task.result()
         if isinstance(score, BaseException):
             return await self._finish_after_exception(score)
-        hit_length_limit = self.session.last_finish_reason is FinishReason.LENGTH
-        status = RolloutStatus.TRUNCATED if hit_length_limit else RolloutStatus.OK
-        return await self.stream.put_finished(status, reward=score.reward, metrics=score.metrics)
+        limit = self.session.last_limit if score.limit is RolloutLimit.NONE else score.limit
+        return await self.stream.put_finished(
+            RolloutStatus.OK,
+            reward=score.reward,
+            metrics=score.metrics,
+            limit=limit,
+            rewards=score.rewards,
+            turn_rewards=score.turn_rewards,
+        )
 
-    async def _run_environment(self, new_environment: Callable[[], Environment]) -> Score | BaseException:
+    async def _run_environment(self, new_environment: Callable[[], Environment]) -> CheckedScore | BaseException:
         """Return the environment's score, or what it raised, such that it can be printed.
 
         Everything that calls the environment's code happens here, also what its score and its exception do when they
@@ -186,7 +200,7 @@ class Attempt:
                     f"{method} called `chat` without waiting for the reply, so the turn was never played; "
                     "write `await model.chat(…)`"
                 )
-            return validate_score(returned, method)
+            return check_score(returned, method, self.session.played_turns)
         except asyncio.CancelledError as error:
             if self._is_cancelling_environment:
                 raise
@@ -208,17 +222,16 @@ class Attempt:
                 raise leaf_error
         if all(isinstance(leaf, ContextExhausted) for leaf in leaf_errors):
             record = describe_failure(leaf_errors[0]).as_record()
-            return await self.stream.put_finished(RolloutStatus.TRUNCATED, reward=0.0, error=record)
+            return await self.stream.put_finished(RolloutStatus.UNSCORED, limit=RolloutLimit.CONTEXT, error=record)
         return await self._finish_with_error(error)
 
     async def _finish_with_error(self, error: BaseException) -> RolloutFinished:
-        status = error.status if isinstance(error, RolloutStopped) else RolloutStatus.FAILED
+        stopped = error if isinstance(error, RolloutStopped) else RolloutStopped()
         failure = describe_failure(error)
-        if status is RolloutStatus.FAILED:
+        if stopped.status is RolloutStatus.FAILED:
             log.warning("rollout failed", exception=failure.full_traceback)
             self.failure = failure
-        reward = 0.0 if status is RolloutStatus.TRUNCATED else None
-        return await self.stream.put_finished(status, reward=reward, error=failure.as_record())
+        return await self.stream.put_finished(stopped.status, limit=stopped.limit, error=failure.as_record())
 
     def _bind_log_context(self) -> AbstractContextManager[None]:
         return structlog.contextvars.bound_contextvars(

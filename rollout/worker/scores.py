@@ -2,20 +2,46 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 from rollout.environments.base import Score
 from rollout.records.bounds import MAX_REWARD
+from rollout.records.kinds import NamedReward, RolloutLimit
 from rollout.records.wrong_types import describe_wrong_type, show_value
 from rollout.texts import escape_surrogates
 from rollout.worker.failures import ScoreError
 
-_MAX_METRICS = 1000
+_MAX_NAMES = 1000
 _MAX_NAME_CHARS = 1000
 
 
-def validate_score(score: object, method: str) -> Score:
+@dataclass(frozen=True, slots=True)
+class CheckedScore:
+    """A score as it is recorded; see `Score`.
+
+    Attributes:
+        reward: the reward that the trainer uses.
+        metrics: further numbers by name.
+        rewards: the named rewards with their weights.
+        turn_rewards: the rewards of single answers, by turn.
+        limit: the limit that stopped the rollout, as far as the environment knows it.
+    """
+
+    reward: float
+    metrics: Mapping[str, float]
+    rewards: Mapping[str, NamedReward]
+    turn_rewards: Mapping[int, float]
+    limit: RolloutLimit
+
+
+def check_score(score: object, method: str, played_turns: Collection[int]) -> CheckedScore:
     """Return the score that `method` returned, with plain numbers under plain names.
+
+    Args:
+        score: what it returned.
+        method: the method, as an error names it.
+        played_turns: the turns that may have a reward of their own.
 
     Raises:
         ScoreError: it is no score, or one that cannot be recorded.
@@ -23,32 +49,68 @@ def validate_score(score: object, method: str) -> Score:
     if not isinstance(score, Score):
         raise ScoreError(f"{method} returned {describe_wrong_type(score)}; write `return Score(reward=…)`")
     try:
-        return Score(_validate_reward(score.reward), _validate_metrics(score.metrics))
+        return CheckedScore(
+            reward=_check_reward("the reward", score.reward),
+            metrics=_check_named_numbers("metric", score.metrics, _require_finite_number),
+            rewards=_check_rewards(score),
+            turn_rewards=_check_turn_rewards(score.turn_rewards, played_turns),
+            limit=_check_limit(score.limit),
+        )
     except ScoreError as error:
         raise ScoreError(f"{method} returned a Score that cannot be used: {error}") from None
 
 
-def _validate_reward(value: object) -> float:
-    reward = _require_finite_number("the reward", value)
+def _check_reward(name: str, value: object) -> float:
+    reward = _require_finite_number(name, value)
     if abs(reward) > MAX_REWARD:
-        raise ScoreError(f"the reward is {reward:g}; expected a number from {-MAX_REWARD:g} to {MAX_REWARD:g}")
+        raise ScoreError(f"{name} is {reward:g}; expected a number from {-MAX_REWARD:g} to {MAX_REWARD:g}")
     return reward
 
 
-def _validate_metrics(metrics: object) -> dict[str, float]:
-    if not isinstance(metrics, Mapping):
-        raise ScoreError(f"the metrics are {describe_wrong_type(metrics)}; expected a mapping of names to numbers")
+def _check_rewards(score: Score) -> dict[str, NamedReward]:
+    rewards = _check_named_numbers("reward", score.rewards, _check_reward)
+    weights = _check_named_numbers("weight", score.weights, _check_reward)
+    if unknown := weights.keys() - rewards.keys():
+        raise ScoreError(f"there is a weight for {min(unknown)!r}, and no reward of this name")
+    return {name: NamedReward(value, weights.get(name, 1.0)) for name, value in rewards.items()}
+
+
+def _check_turn_rewards(turn_rewards: object, played_turns: Collection[int]) -> dict[int, float]:
+    if not isinstance(turn_rewards, Mapping):
+        raise ScoreError(f"turn_rewards are {describe_wrong_type(turn_rewards)}; expected {{reply.turn: number}}")
+    rewards: dict[int, float] = {}
+    for turn, value in turn_rewards.items():
+        if type(turn) is not int or turn not in played_turns:
+            raise ScoreError(
+                f"turn_rewards has a reward for the turn {show_value(turn)}, which was not played; write "
+                "`turn_rewards={reply.turn: …}`"
+            )
+        rewards[turn] = _check_reward(f"the reward of turn {turn}", value)
+    return rewards
+
+
+def _check_limit(limit: object) -> RolloutLimit:
+    try:
+        return RolloutLimit(limit)  # type: ignore[arg-type]  # anything else is the ValueError
+    except ValueError:
+        limits = ", ".join(known.value for known in RolloutLimit)
+        raise ScoreError(f"the limit is {show_value(limit)}; expected one of {limits}") from None
+
+
+def _check_named_numbers(kind: str, values: object, check: Callable[[str, object], float]) -> dict[str, float]:
+    if not isinstance(values, Mapping):
+        raise ScoreError(f"the {kind}s are {describe_wrong_type(values)}; expected a mapping of names to numbers")
     numbers: dict[str, float] = {}
-    for key, value in metrics.items():
+    for key, value in values.items():
         name = escape_surrogates(str(key))
         if len(name) > _MAX_NAME_CHARS:
             raise ScoreError(
-                f"the metric {show_value(name)} has a name of {len(name):,} characters; at most "
+                f"the {kind} {show_value(name)} has a name of {len(name):,} characters; at most "
                 f"{_MAX_NAME_CHARS:,} are recorded"
             )
-        if name not in numbers and len(numbers) == _MAX_METRICS:
-            raise ScoreError(f"there are more than {_MAX_METRICS:,} metrics, which is the most that is recorded")
-        numbers[name] = _require_finite_number(f"the metric {name!r}", value)
+        if name not in numbers and len(numbers) == _MAX_NAMES:
+            raise ScoreError(f"there are more than {_MAX_NAMES:,} {kind}s, which is the most that is recorded")
+        numbers[name] = check(f"the {kind} {name!r}", value)
     return numbers
 
 

@@ -14,9 +14,8 @@ import structlog
 
 from rollout.config.load import Config
 from rollout.errors import RolloutError
-from rollout.records.kinds import PromptSource
+from rollout.records.kinds import PromptSource, RolloutLimit
 from rollout.rundir.claims import Claim, Claims, Outcome
-from rollout.rundir.cuts import cut_reason
 from rollout.session.session import PolicyClient
 from rollout.tasks.orders import OrderError, RolloutOrder, decode_order
 from rollout.worker.attempt import Attempt, RolloutAbandoned, RunMetadata
@@ -51,7 +50,7 @@ class WorkerCounters:
         turns: turns of the rollouts that ended.
         tokens: tokens that the policy sampled in the rollouts that ended.
         images: different images in the rollouts that ended, counted for each rollout.
-        cuts: how many of them each limit cut off.
+        limits: how many of them each limit stopped.
         retries: attempts that followed one that the infrastructure failed, or whose worker died.
         queue_bytes: bytes of the records of the rollouts that ended.
         prompt_sources: how many prompts came from each source, in the rollouts that ended.
@@ -60,7 +59,7 @@ class WorkerCounters:
     in_flight: int = 0
     finished: int = 0
     status_counts: Counter[str] = field(default_factory=Counter)
-    cuts: Counter[str] = field(default_factory=Counter)
+    limits: Counter[str] = field(default_factory=Counter)
     turns: int = 0
     tokens: int = 0
     images: int = 0
@@ -74,8 +73,8 @@ class WorkerCounters:
         if finished_record is not None:
             self.finished += 1
             self.status_counts[finished_record.status.value] += 1
-            if (reason := cut_reason(finished_record.status, finished_record.error)) is not None:
-                self.cuts[reason.value] += 1
+            if finished_record.limit is not RolloutLimit.NONE:
+                self.limits[finished_record.limit.value] += 1
         self.turns += session.turns_done
         self.tokens += session.sampled_tokens
         self.images += session.image_count
@@ -286,7 +285,9 @@ def _make_outcome(attempt: Attempt, retries: int) -> Outcome:
         group=attempt.order.task.id,
         attempt=attempt.stream.attempt_id.attempt,
         status=finished_record.status.value,
+        limit=finished_record.limit.value,
         reward=finished_record.reward,
+        rewards={name: reward.value for name, reward in finished_record.rewards.items()},
         turns=session.turns_done,
         images=session.image_count,
         tokens=session.sampled_tokens,

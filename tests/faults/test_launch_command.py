@@ -189,22 +189,25 @@ def record_outcomes(color_codeword: str, directory: Path, **ending: Any) -> Path
     return run.path
 
 
-@pytest.mark.parametrize(("ending", "code"), [("abandoned", 1), ("failed", 1), ("truncated", 0)])
+@pytest.mark.parametrize(("ending", "code"), [("abandoned", 1), ("failed", 1), ("unscored", 1)])
 def test_a_launch_of_which_no_rollout_has_a_reward_is_exit_code_1(
     color_codeword: str, tmp_path: Path, ending: str, code: int
 ) -> None:
-    run = record_outcomes(color_codeword, tmp_path, status=ending, reward=0.0 if ending == "truncated" else None)
+    run = record_outcomes(color_codeword, tmp_path, status=ending)
     result = run_cli("launch", "--resume", str(run), "--workers=0", "--json")
     assert (result.returncode, json.loads(result.stdout)["status"]) == (code, {ending: 4})
 
 
 def test_a_launch_tells_what_was_cut_and_what_was_played_again(color_codeword: str, tmp_path: Path) -> None:
-    run = record_outcomes(color_codeword, tmp_path, status="truncated", reward=0.0, retries=2)
+    run = record_outcomes(color_codeword, tmp_path, status="ok", limit="tokens", reward=0.0, retries=2)
     resume = ("launch", "--resume", str(run), "--workers=0")
     report, text = json.loads(run_cli(*resume, "--json").stdout), run_cli(*resume).stdout
-    assert (report["cut"], report["retries"], report["request_retries"]) == ({"length": 4}, 8, 0)
-    assert report["environments"]["color_codeword"]["cut"] == {"length": 4}
-    assert "color_codeword: every rollout was cut by the length limit: raise engine.sampling.max_tokens" in text
+    assert (report["limits"], report["retries"], report["request_retries"]) == ({"tokens": 4}, 8, 0)
+    assert report["environments"]["color_codeword"]["limits"] == {"tokens": 4}
+    assert (
+        "color_codeword: every rollout was stopped by the length limit of an answer: raise engine.sampling.max_tokens"
+        in text
+    )
     assert "8 attempts, 0 engine requests" in text
 
 
@@ -216,7 +219,7 @@ def test_a_launch_tells_how_many_rows_of_its_source_it_uses(color_codeword: str,
     )
     claims = Claims(run.claims_path("color_codeword"))
     claims.record_outcome(
-        Outcome("000000.0", "000000", claims.claim_next_attempt("000000.0").attempt_number, "ok", 1.0)
+        Outcome("000000.0", "000000", claims.claim_next_attempt("000000.0").attempt_number, "ok", reward=1.0)
     )
     resume = ("launch", "--resume", str(run.path), "--workers=0")
     assert "1 of 2 rows of cities.jsonl (tasks.count)" in run_cli(*resume).stdout

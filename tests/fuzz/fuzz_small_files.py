@@ -53,7 +53,7 @@ def files_of_a_run() -> Iterator[None]:
         holder.create_lease(queue_dir.partition_dir(0) / "lease.0")
         claims = Claims(work / "claims")
         claims.claim_next_attempt("r")
-        claims.record_outcome(Outcome("r", "g", 1, "ok", 1.0, metrics={"m": 0.5}))
+        claims.record_outcome(Outcome("r", "g", 1, "ok", reward=1.0, metrics={"m": 0.5}))
         (segment,) = (queue_dir.partition_dir(0)).glob("*.seg")
         originals.update(
             {

@@ -17,7 +17,7 @@ from rollout.engine.errors import EngineAborted, EngineRefused
 from rollout.engine.http import EngineHttp
 from rollout.engine.request import GenerateRequest
 from rollout.engine.weight_updates import fetch_engine_state
-from rollout.records.kinds import RolloutStatus
+from rollout.records.kinds import RolloutLimit, RolloutStatus
 from rollout.testing import play
 
 TASK = Task(id="000000", index=0, seed=7)
@@ -131,9 +131,7 @@ async def test_a_try_that_takes_too_long_is_aborted_and_the_turn_ends_in_time(fl
     await wait_until_idle(live)
 
 
-async def test_a_conversation_over_the_servers_context_ends_as_truncated(
-    fleet: Mapping[str, Any], policy_for: Any
-) -> None:
+async def test_a_conversation_over_the_servers_context_is_unscored(fleet: Mapping[str, Any], policy_for: Any) -> None:
     class Chatter(Environment):
         async def run(self, task: Task, model: Model) -> Score:
             messages: list[Any] = []
@@ -144,7 +142,7 @@ async def test_a_conversation_over_the_servers_context_ends_as_truncated(
     async with policy_for(fleet["qwen3-vl"], allowed_token_ids=[300], max_tokens=1) as policy:
         assert policy.engine.max_model_len == 32768
         trajectory = await play(Chatter(EnvironmentSettings()), TASK, policy)
-    assert trajectory.status is RolloutStatus.TRUNCATED
+    assert (trajectory.status, trajectory.limit) == (RolloutStatus.UNSCORED, RolloutLimit.CONTEXT)
     assert len(trajectory.steps) > 3
 
 

@@ -103,7 +103,9 @@ def test_what_is_piped_has_every_column_and_is_neither_wrapped_nor_padded(inspec
 
 
 def row(number: int, **changed: Any) -> Row:
-    plain = Row(f"{number:06d}.0", "colors", f"{number:06d}", 1, "ok", 0.5, 30, 30, 12_345, 2_345, "step-7", 1.234, "")
+    plain = Row(
+        f"{number:06d}.0", "colors", f"{number:06d}", 1, "ok", "", 0.5, 30, 30, 12_345, 2_345, "step-7", 1.234, ""
+    )
     return replace(plain, **changed)
 
 

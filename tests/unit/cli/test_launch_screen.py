@@ -94,9 +94,9 @@ async def test_what_earlier_launches_and_other_machines_did_is_shown_too(
     state = LaunchState(directory, launch_configs, 0, LocalPlace(), is_resumed=True)
     played, endless = state.environments
     played.total_rollouts = 8
-    for rollout, status, reward in (("a", "ok", 1.0), ("b", "truncated", 0.0), ("c", "failed", None)):
+    for rollout, status, reward in (("a", "ok", 1.0), ("b", "ok", 0.0), ("c", "failed", None)):
         claim = played.claims.claim_next_attempt(rollout)
-        played.claims.record_outcome(Outcome(rollout, rollout, claim.attempt_number, status, reward))
+        played.claims.record_outcome(Outcome(rollout, rollout, claim.attempt_number, status, reward=reward))
     console = console_of(width=200, terminal=terminal)
     screen = LaunchScreen(state, console)
     with anyio.move_on_after(1.2):

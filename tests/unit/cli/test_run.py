@@ -167,7 +167,7 @@ def test_a_run_whose_every_rollout_was_cut_says_so(color_codeword: Sequence[str]
     text = run_cli("run", *color_codeword, *short)
     assert (text.returncode, text.stderr) == (0, "")
     assert "every rollout was cut by the length limit: raise engine.sampling.max_tokens (now 1)" in text.stdout
-    assert json.loads(run_cli("run", *color_codeword, *short, "--json").stdout)["cut"] == {"length": 6}
+    assert json.loads(run_cli("run", *color_codeword, *short, "--json").stdout)["limits"] == {"tokens": 6}
 
 
 def test_no_row_of_a_source_is_left_out_in_silence(tmp_path: Path, one_line_environment: Callable[[str], str]) -> None:

@@ -25,7 +25,7 @@ def finding(
         (None, {"failed": 16}, True),
         (None, {"failed": 16, "abandoned": 48}, True),
         (None, {"failed": 500, "ok": 1}, False),
-        (None, {"failed": 500, "truncated": 1}, False),
+        (None, {"failed": 500, "unscored": 1}, False),
         (0, {"failed": 1, "ok": 3}, True),
         (0, {"ok": 100}, False),
         (5, {"failed": 5}, False),

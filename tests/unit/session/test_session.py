@@ -22,7 +22,7 @@ from rollout.engine.http import EngineHttp
 from rollout.engine.protocol import Generation
 from rollout.engine.request import GenerateRequest
 from rollout.environments.color_codeword import ColorCodeword, ColorCodewordSettings, ColorCodewordTasks, draw_square
-from rollout.records.kinds import RecordError, RolloutStatus
+from rollout.records.kinds import RecordError, RolloutLimit, RolloutStatus
 from rollout.records.stream import RolloutAlreadyFinished
 from rollout.records.wire import encode_record
 from rollout.session.session import PolicyClient
@@ -303,18 +303,18 @@ async def test_a_prompt_that_the_engine_saw_differently_is_an_error(
     assert samples(trajectory) == []
 
 
-async def test_a_conversation_over_the_context_ends_as_truncated(tmp_path: Path) -> None:
+async def test_a_conversation_over_the_context_is_unscored(tmp_path: Path) -> None:
     async with embedded_policy(tmp_path, max_model_len=300) as policy:
         trajectory = await play(codeword_environment(6), TASK, policy)
-    assert (trajectory.status, trajectory.reward) == (RolloutStatus.TRUNCATED, 0.0)
+    assert (trajectory.status, trajectory.limit) == (RolloutStatus.UNSCORED, RolloutLimit.CONTEXT)
     assert trajectory.steps
     assert check(trajectory) == []
 
 
-async def test_a_rollout_whose_last_answer_was_cut_is_truncated(tmp_path: Path) -> None:
+async def test_a_rollout_whose_last_answer_was_cut_has_its_score(tmp_path: Path) -> None:
     async with embedded_policy(tmp_path, sampling={"max_tokens": 2}) as policy:
         trajectory = await play(codeword_environment(3), TASK, policy)
-    assert trajectory.status is RolloutStatus.TRUNCATED
+    assert (trajectory.status, trajectory.limit) == (RolloutStatus.OK, RolloutLimit.TOKENS)
     assert trajectory.steps[-1].finish_reason == "length"
     assert check(trajectory) == []
 

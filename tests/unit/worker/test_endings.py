@@ -43,7 +43,7 @@ async def test_a_rollout_that_makes_no_turn_is_ended(config: Config, policy: Pol
 @pytest.mark.parametrize(
     ("rule", "status"),
     [
-        ({"stragglers": "cut", "straggler_grace": 0.2}, "truncated"),
+        ({"stragglers": "cut", "straggler_grace": 0.2}, "unscored"),
         ({"stragglers": "abandon", "straggler_grace": 0.2}, "abandoned"),
     ],
 )

@@ -16,7 +16,7 @@ from rollout.rundir.claims import Claims
 from rollout.session.session import PolicyClient
 from rollout.trainer import check
 from rollout.worker.failures import Failure, ScoreError, describe_failure
-from rollout.worker.scores import validate_score
+from rollout.worker.scores import check_score
 from tests.unit.worker.harness import play_one_task
 from transports import QueueError
 
@@ -128,14 +128,15 @@ async def test_an_environment_that_cancels_its_own_task_fails_alone(
 )
 def test_what_is_not_one_number_is_refused_as_a_reward(reward: Any, problem: str) -> None:
     with pytest.raises(ScoreError, match=r"run returned a Score that cannot be used: ") as refused:
-        validate_score(Score(reward), "run")
+        check_score(Score(reward), "run", ())
     assert problem in str(refused.value)
     assert len(str(refused.value)) < 400
 
 
 @pytest.mark.parametrize("number", [1, True, np.float32(1), np.array([1.0]).sum(), np.bool_(True)])
 def test_whatever_is_one_number_becomes_a_plain_one(number: Any) -> None:
-    assert validate_score(Score(number, {5: number}), "run") == Score(1.0, {"5": 1.0})  # type: ignore[dict-item]
+    score = check_score(Score(number, {5: number}), "run", ())  # type: ignore[dict-item]
+    assert (score.reward, score.metrics) == (1.0, {"5": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_whatever_is_one_number_becomes_a_plain_one(number: Any) -> None:
 )
 def test_metrics_that_no_record_holds_are_refused(metrics: Any, problem: str) -> None:
     with pytest.raises(ScoreError, match=problem):
-        validate_score(Score(1.0, metrics), "run")
+        check_score(Score(1.0, metrics), "run", ())
 
 
 def graph_of_groups(levels: int, members: int) -> BaseException:

@@ -12,11 +12,13 @@ import numpy as np
 from renderers_adapter.tokens import ImageSlot, TokenRun, as_logical_ids
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
 from rollout.records.kinds import (
+    NamedReward,
     NodeRecord,
     PromptSource,
     Record,
     RecordHeader,
     RolloutFinished,
+    RolloutLimit,
     RolloutStarted,
     RolloutStatus,
     Step,
@@ -100,6 +102,22 @@ def banning_step() -> Step:
     return replace(proven_step(), banned_ids=(900, 901))
 
 
+def ended_by(
+    status: RolloutStatus, limit: RolloutLimit, *, reward: float | None = None, error: str | None = None
+) -> RolloutFinished:
+    return RolloutFinished(
+        header=header(3),
+        status=status,
+        reward=reward,
+        metrics={},
+        error=None if error is None else {"type": error, "message": "it was stopped"},
+        steps=2,
+        digest=bytes(16),
+        seconds=0.5,
+        limit=limit,
+    )
+
+
 RECORDS: dict[str, Record] = {
     "rollout_started": RolloutStarted(
         header=header(0),
@@ -127,6 +145,23 @@ RECORDS: dict[str, Record] = {
         digest=bytes(range(16)),
         seconds=1.25,
     ),
+    "rollout_scored": RolloutFinished(
+        header=header(3),
+        status=RolloutStatus.OK,
+        reward=1.25,
+        metrics={},
+        error=None,
+        steps=2,
+        digest=bytes(range(16)),
+        seconds=1.25,
+        limit=RolloutLimit.TURNS,
+        rewards={"answer": NamedReward(1.0, 1.0), "format": NamedReward(0.5, 0.5)},
+        turn_rewards={0: 0.25, 1: -1.0},
+    ),
+    "rollout_cut": ended_by(RolloutStatus.OK, RolloutLimit.TOKENS, reward=0.5),
+    "rollout_full": ended_by(RolloutStatus.UNSCORED, RolloutLimit.CONTEXT, error="ContextExhausted"),
+    "rollout_straggled": ended_by(RolloutStatus.UNSCORED, RolloutLimit.TIME, error="StragglerCut"),
+    "rollout_late": ended_by(RolloutStatus.FAILED, RolloutLimit.TIME, error="RolloutTimeout"),
     "rollout_failed": RolloutFinished(
         header=header(3),
         status=RolloutStatus.FAILED,

@@ -1,0 +1,28 @@
+"""How rollouts ended before there were limits (schema 1.03), in today's terms.
+
+The status `truncated` said that a limit had stopped a rollout, whether it had a score or not.
+"""
+
+from typing import Any
+
+from rollout.records.kinds import RolloutLimit, RolloutStatus
+
+_ENDINGS = {
+    ("truncated", None): (RolloutStatus.OK, RolloutLimit.TOKENS),
+    ("truncated", "ContextExhausted"): (RolloutStatus.UNSCORED, RolloutLimit.CONTEXT),
+    ("truncated", "StragglerCut"): (RolloutStatus.UNSCORED, RolloutLimit.TIME),
+    ("failed", "RolloutTimeout"): (RolloutStatus.FAILED, RolloutLimit.TIME),
+}
+
+
+def upgrade_ending(fields: dict[str, Any]) -> None:
+    """Replace `status` and `reward`, and add `limit`, where a limit had stopped the rollout."""
+    error = fields.get("error")
+    error_type = error.get("type") if isinstance(error, dict) else None
+    status = fields.get("status")
+    if not isinstance(status, str) or (status, error_type) not in _ENDINGS:
+        return
+    new_status, limit = _ENDINGS[status, error_type]
+    fields["status"], fields["limit"] = new_status.value, limit.value
+    if new_status is RolloutStatus.UNSCORED:
+        fields["reward"] = None  # it was 0, and it trained

@@ -1,0 +1,45 @@
+"""The wire form of the rewards in the record of a rollout's end: named ones, and those of single answers."""
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+
+from rollout.records.bounds import MAX_COUNT, MAX_REWARD
+from rollout.records.fields import Wire, pop_optional_field, refuse_number
+from rollout.records.kinds import NamedReward, RecordError
+
+
+def encode_rewards(rewards: Mapping[str, NamedReward]) -> dict[str, list[float]] | None:
+    return {name: [reward.value, reward.weight] for name, reward in rewards.items()} or None
+
+
+def encode_turn_rewards(turn_rewards: Mapping[int, float]) -> list[float] | None:
+    """Return turn and reward in turns, in the order of the turns."""
+    return [number for turn in sorted(turn_rewards) for number in (turn, turn_rewards[turn])] or None
+
+
+def pop_rewards(wire: Wire) -> dict[str, NamedReward]:
+    rewards: dict[str, NamedReward] = {}
+    for name, pair in (pop_optional_field(wire, "rewards", dict) or {}).items():
+        if type(pair) is not list or len(pair) != 2:
+            raise RecordError(f"the reward {name!r} is {pair!r}; expected its value and its weight.")
+        rewards[name] = NamedReward(*(require_reward(number, f"rewards.{name}") for number in pair))
+    return rewards
+
+
+def pop_turn_rewards(wire: Wire) -> dict[int, float]:
+    numbers = pop_optional_field(wire, "turn_rewards", list) or []
+    turns, rewards = numbers[::2], numbers[1::2]
+    if len(turns) != len(rewards) or any(type(turn) is not int or not 0 <= turn <= MAX_COUNT for turn in turns):
+        raise RecordError(f"'turn_rewards' begins with {numbers[:4]}; expected pairs of a turn and its reward.")
+    if any(turn >= following for turn, following in pairwise(turns)):
+        raise RecordError("'turn_rewards' names its turns out of order, or one of them twice.")
+    return {turn: require_reward(reward, f"turn_rewards.{turn}") for turn, reward in zip(turns, rewards, strict=True)}
+
+
+def require_reward(value: object, name: str) -> float:
+    if type(value) is not float or not math.isfinite(value):
+        raise RecordError(f"{name!r} is {value!r}; expected a finite float.")
+    if abs(value) > MAX_REWARD:
+        refuse_number(name, value, -MAX_REWARD, MAX_REWARD)
+    return value

@@ -1,0 +1,37 @@
+"""What to raise if a limit stopped every rollout of a run."""
+
+from collections.abc import Mapping
+
+from rollout.config.load import Config
+from rollout.records.kinds import RolloutLimit, RolloutStatus
+
+
+def warn_if_all_limited(
+    limit_counts: Mapping[str, int], status_counts: Mapping[str, int], config: Config
+) -> str | None:
+    """Return what to say if a limit stopped every rollout; None if one had no limit, or if none has ended.
+
+    Abandoned rollouts are not counted.
+
+    Args:
+        limit_counts: how many rollouts each limit stopped.
+        status_counts: how many rollouts ended with each status.
+        config: the configuration with the limits.
+    """
+    ended = sum(count for status, count in status_counts.items() if status != RolloutStatus.ABANDONED)
+    if not ended or sum(limit_counts.values()) < ended:
+        return None
+    advice = {
+        RolloutLimit.TURNS: "the environment's own limit of turns: raise it, or teach the policy to come to an end",
+        RolloutLimit.TOKENS: "the length limit of an answer: raise engine.sampling.max_tokens"
+        f" (now {config.engine.sampling.max_tokens})",
+        RolloutLimit.CONTEXT: "the model's context: raise the engine's max_model_len,"
+        " or make the conversations shorter",
+        RolloutLimit.TIME: f"a time limit: raise worker.turn_timeout (now {config.worker.turn_timeout:g} s),"
+        f" worker.rollout_timeout (now {config.worker.rollout_timeout:g} s) or policy.straggler_grace"
+        f" (now {config.policy.straggler_grace:g} s)",
+    }
+    reasons = [(advice[limit], limit_counts[limit]) for limit in advice if limit_counts.get(limit)]
+    if len(reasons) == 1:
+        return f"every rollout was stopped by {reasons[0][0]}"
+    return "every rollout was stopped by a limit: " + "; ".join(f"{count} by {limit}" for limit, count in reasons)

@@ -1,0 +1,36 @@
+"""What is said if a limit stopped every rollout."""
+
+from pathlib import Path
+
+import pytest
+
+from rollout.config.load import Config, load_config
+from rollout.rundir.limits import warn_if_all_limited
+
+
+@pytest.fixture(scope="module")
+def config(repository: Path) -> Config:
+    return load_config(repository / "configs" / "color_codeword.yaml", ["engine.sampling.max_tokens=16"])
+
+
+@pytest.mark.parametrize(
+    ("limit_counts", "status_counts", "expected"),
+    [
+        ({}, {}, None),
+        ({"tokens": 3}, {"ok": 4}, None),
+        (
+            {"tokens": 3},
+            {"ok": 3, "abandoned": 1},
+            "length limit of an answer: raise engine.sampling.max_tokens (now",
+        ),
+        ({"turns": 1}, {"ok": 1}, "stopped by the environment's own limit of turns"),
+        ({"time": 2}, {"failed": 2}, "a time limit: raise worker.turn_timeout (now 600 s), worker.rollout_timeout"),
+        ({"tokens": 2, "context": 1}, {"ok": 2, "unscored": 1}, "stopped by a limit: 2 by the length limit"),
+    ],
+)
+def test_what_is_said_if_a_limit_stopped_every_rollout(
+    config: Config, limit_counts: dict[str, int], status_counts: dict[str, int], expected: str | None
+) -> None:
+    warning = warn_if_all_limited(limit_counts, status_counts, config)
+    assert (warning is None) == (expected is None)
+    assert (expected or "") in (warning or "")

@@ -1,0 +1,56 @@
+"""Scores with several rewards, rewards of turns, and a limit: how they are checked before they are recorded."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rollout import RolloutLimit, Score
+from rollout.records.kinds import NamedReward
+from rollout.worker.failures import ScoreError
+from rollout.worker.scores import check_score
+
+
+def test_named_rewards_make_one_reward_by_their_weights() -> None:
+    score = check_score(
+        Score(rewards={"answer": float(np.float32(1)), "format": 1}, weights={"format": 0.25}), "run", ()
+    )
+    assert score.reward == 1.25
+    assert score.rewards == {"answer": NamedReward(1.0, 1.0), "format": NamedReward(1.0, 0.25)}
+
+
+def test_turns_that_were_played_may_have_rewards() -> None:
+    score = check_score(Score(1.0, turn_rewards={0: 0.5, 2: True}), "run", {0, 1, 2})
+    assert score.turn_rewards == {0: 0.5, 2: 1.0}
+
+
+@pytest.mark.parametrize("limit", [RolloutLimit.TURNS, "turns"])
+def test_an_environment_may_say_which_limit_stopped_it(limit: Any) -> None:
+    assert check_score(Score(0.0, limit=limit), "run", ()).limit is RolloutLimit.TURNS
+
+
+def test_a_score_with_reward_and_rewards_is_refused_where_it_is_made() -> None:
+    with pytest.raises(ValueError, match="reward or rewards, and not both"):
+        Score(1.0, rewards={"answer": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("score", "problem"),
+    [
+        ({"rewards": {"a": float("nan")}}, "the reward is nan"),
+        ({"rewards": {"a": 1.0}, "weights": {"b": 1.0}}, "there is a weight for 'b', and no reward of this name"),
+        ({"rewards": {"a": 1e30}, "weights": {"a": 1e30}}, "the reward is 1e+60"),
+        ({"rewards": {"n" * 1001: 1.0}}, "has a name of 1,001 characters"),
+        ({"reward": 1.0, "turn_rewards": [1.0]}, "turn_rewards are a list"),
+        ({"reward": 1.0, "turn_rewards": {7: 1.0}}, "a reward for the turn 7, which was not played"),
+        ({"reward": 1.0, "turn_rewards": {"0": 1.0}}, "a reward for the turn '0', which was not played"),
+        ({"reward": 1.0, "turn_rewards": {0: "good"}}, "the reward of turn 0 is 'good'"),
+        ({"reward": 1.0, "limit": "steps"}, "the limit is 'steps'; expected one of none, turns, tokens, context, time"),
+        ({"reward": 1.0, "limit": []}, "the limit is []"),
+    ],
+    ids=["nan", "weight", "sum", "name", "list", "turn", "text as turn", "text", "limit", "list as limit"],
+)
+def test_a_score_that_cannot_be_recorded_is_refused_with_its_reason(score: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ScoreError) as refused:
+        check_score(Score(**score), "run", {0})
+    assert problem in str(refused.value)
