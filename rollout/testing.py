@@ -26,6 +26,7 @@ from rollout.tasks.orders import RolloutOrder
 from rollout.trainer.reading.reader import TrajectoryReader
 from rollout.trainer.trajectory import Trajectory
 from rollout.worker.attempt import Attempt, RunMetadata
+from rollout.worker.resources import open_shared_resources
 from transports import open_queue
 
 _TIMEOUT = 300.0
@@ -64,7 +65,11 @@ async def play(environment: Environment, task: Task, policy: PolicyClient) -> Tr
     """Play one rollout and return it as the trainer would read it."""
     metadata = RunMetadata("test", type(environment).__name__, policy.engine.model, "0", "0" * 16)
     url = f"memory://{uuid.uuid4().hex}"
-    async with open_queue(url) as queue, TrajectoryReader(open_queue(url)) as reader:
+    async with (
+        open_queue(url) as queue,
+        TrajectoryReader(open_queue(url)) as reader,
+        open_shared_resources(type(environment), environment.settings) as environment.shared_resources,
+    ):
         attempt = Attempt(RolloutOrder(task, 0, 1), 1, policy, metadata, queue)
         await attempt.play(lambda: environment, timeout=_TIMEOUT)
         trajectory = await reader.receive(timeout=_TIMEOUT)
