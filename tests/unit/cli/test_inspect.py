@@ -88,7 +88,7 @@ async def test_groups_of_a_run_are_read_again_too(run_directory: Path) -> None:
 def test_what_is_piped_has_every_column_and_is_neither_wrapped_nor_padded(inspect: Inspect) -> None:
     header, *lines, summary = [line.split("\t") for line in inspect().splitlines()]
     assert header == list(COLUMNS)
-    shown = [0, 4, 5, 6, 7]
+    shown = [0, 4, 6, 7, 8]
     assert [header[column] for column in shown] == ["rollout", "status", "reward", "turns", "images"]
     assert [[line[column] for column in shown] for line in lines] == [
         ["a.0", "ok", "1.0", "3", "3"],
@@ -103,9 +103,7 @@ def test_what_is_piped_has_every_column_and_is_neither_wrapped_nor_padded(inspec
 
 
 def row(number: int, **changed: Any) -> Row:
-    plain = Row(
-        f"{number:06d}.0", "colors", f"{number:06d}", 1, "ok", "", 0.5, 30, 30, 12_345, 2_345, "step-7", 1.234, ""
-    )
+    plain = Row(f"{number:06d}.0", "colors", f"{number:06d}", 1, "ok", "", 0.5, 30, 30, 12_345, 2_345, "v-7", 1.234, "")
     return replace(plain, **changed)
 
 
@@ -122,8 +120,14 @@ def test_a_wide_terminal_has_room_for_every_column() -> None:
     header, line, *summary = table([row(0)], 80)
     names = {"rollout", "status", "reward", "turns", "images", "tokens", "sampled", "versions", "seconds"}
     assert set(header.split()) == names
-    assert line.split() == ["000000.0", "ok", "0.500", "30", "30", "12,345", "2,345", "step-7", "1.234"]
+    assert line.split() == ["000000.0", "ok", "0.500", "30", "30", "12,345", "2,345", "v-7", "1.234"]
     assert " ".join(summary) == "1 trajectories (1 ok); reward 0.500; 30 turns, 30 different images, 12,345 tokens"
+
+
+def test_the_limit_is_a_column_where_a_rollout_has_one() -> None:
+    header, line, other, *_ = table([row(0, limit="tokens"), row(1)], 100)
+    at = header.index("limit")
+    assert (line[at : at + 6], other[at : at + 6]) == ("tokens", " " * 6)
 
 
 def test_a_narrow_terminal_shows_fewer_columns_whole_and_says_which_are_left_out() -> None:
