@@ -4,7 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import gymnasium
-from rollout import EnvironmentSettings, MultiTurnEnvironment, Reply, Score, Task, Turn
+from rollout import (
+    EnvironmentSettings,
+    MultiTurnEnvironment,
+    Reply,
+    RolloutLimit,
+    Score,
+    Task,
+    Turn,
+)
 
 ACTIONS = ("left", "down", "right", "up")
 """What the model says, in the order of the numbers that FrozenLake gives its actions."""
@@ -37,27 +45,25 @@ class Lake(MultiTurnEnvironment):
         """Take an action: return what it led to, with its reward, or the score."""
         self.turns += 1
         word = reply.text.strip(" .").lower()
-        reward, ended = 0.0, False
+        gained, ended = 0.0, False
         if word in ACTIONS:
             # A game that computes for long belongs into a thread: anyio.to_thread.
             _, reward, terminated, truncated, _ = self.game.step(ACTIONS.index(word))
-            ended = terminated or truncated
-        self.total += float(reward)
+            gained, ended = float(reward), terminated or truncated
+        self.total += gained
         if ended or self.turns == self.settings.max_turns:
-            limit = "none" if ended else "turns"
+            limit = RolloutLimit.NONE if ended else RolloutLimit.TURNS
             score = Score(self.total, metrics={"steps": self.turns}, limit=limit)
-            return Turn(score=score, reward=float(reward))
+            return Turn(score=score, reward=gained)
         hint = "" if word in ACTIONS else f"Answer with one of {', '.join(ACTIONS)}.\n"
         message = {"role": "user", "content": f"{hint}{self.picture()}"}
-        return Turn([message], reward=float(reward))
+        return Turn([message], reward=gained)
 
     def picture(self) -> str:
         """Return the map; a star is where the model stands."""
         rows = str(self.game.render()).splitlines()[1:]  # the first one is the last action
         here = "\x1b[41m"
-        return "\n".join(
-            row.replace(here, "*").replace("\x1b[0m", "") for row in rows if row
-        )
+        return "\n".join(row.replace(here, "*").replace("\x1b[0m", "") for row in rows if row)
 
     def close(self) -> None:
         """Close the game, whatever ended the rollout."""
