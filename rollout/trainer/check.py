@@ -288,7 +288,7 @@ def _check_branches(trajectory: Trajectory) -> Iterator[Finding]:
 
 
 def _check_turn(trajectory: Trajectory, sample: TrainingSample, node: TrajectoryNode, end: int) -> Iterator[str]:
-    """11: the tokens sampled in a node, which ends at `end` in the sample, have its turn, and the last one its reward."""
+    """11: the tokens sampled in a node, which ends at `end`, have the number of its turn; the last one its reward."""
     if not node.sampled:
         return
     turn = trajectory.steps[node.step].turn
