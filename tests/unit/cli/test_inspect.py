@@ -18,10 +18,12 @@ import pytest
 from rich.console import Console
 
 from rollout.cli.inspect import inspect as inspect_command
+from rollout.cli.inspect_conversation import conversation_lines
 from rollout.cli.inspect_export import trajectory_document
 from rollout.cli.inspect_rows import COLUMNS, InspectError, Row, row_of
 from rollout.cli.inspect_table import print_table
 from rollout.cli.options import newest_run
+from rollout.records.kinds import NamedReward, RolloutLimit
 from rollout.trainer import ReaderSettings, Trajectory, TrajectoryReader, open_archive
 from rollout.trainer.errors import NoArchive
 from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
@@ -146,14 +148,29 @@ def test_a_name_that_is_longer_than_the_terminal_is_shown_whole() -> None:
     assert " ok " in lines[0]
 
 
-def test_an_image_in_two_messages_counts_once_as_in_the_summary_of_a_run(run_directory: Path) -> None:
-    async def twice(directory: Path) -> Trajectory:
-        async with open_archive(directory) as reader:
-            trajectory = await anext(aiter(reader))
-        again = replace(trajectory.nodes[0], index=len(trajectory.nodes), parent=len(trajectory.nodes) - 1)
-        return replace(trajectory, nodes=(*trajectory.nodes, again))
+async def read_one(directory: Path, rollout: str) -> Trajectory:
+    async with open_archive(directory) as reader:
+        return next(trajectory for trajectory in [found async for found in reader] if trajectory.rollout == rollout)
 
-    assert row_of(anyio.run(twice, run_directory)).images == 3
+
+def test_rewards_and_the_limit_are_shown_where_they_belong(run_directory: Path) -> None:
+    scored = replace(
+        anyio.run(read_one, run_directory, "a.1"),
+        limit=RolloutLimit.TURNS,
+        rewards={"answer": NamedReward(2.0, 1.0), "format": NamedReward(0.0, 0.5)},
+        turn_rewards={1: 0.25},
+    )
+    first, *lines = conversation_lines(scored, None, full=False)
+    assert first.endswith("ok  limit turns  reward 2  answer 2 (weight 1)  format 0 (weight 0.5)")
+    assert [line for line in lines if "reward" in line] == [
+        "#3 assistant  [3 tokens, sampled 1:3, mean logprob -0.250, version 7, stop, reward 0.25]"
+    ]
+
+
+def test_an_image_in_two_messages_counts_once_as_in_the_summary_of_a_run(run_directory: Path) -> None:
+    trajectory = anyio.run(read_one, run_directory, "a.0")
+    again = replace(trajectory.nodes[0], index=len(trajectory.nodes), parent=len(trajectory.nodes) - 1)
+    assert row_of(replace(trajectory, nodes=(*trajectory.nodes, again))).images == 3
 
 
 @pytest.mark.parametrize(
