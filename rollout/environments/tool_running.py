@@ -6,14 +6,17 @@ can hold.
 """
 
 import asyncio
+import contextvars
 import inspect
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import anyio
-import anyio.to_thread
 import structlog
 
 from rollout.environments.base import Retry, WrongReturn
@@ -120,7 +123,9 @@ class ToolRunner:
             if inspect.iscoroutinefunction(tool.function):
                 result = await tool.function(*environment, **parsed)
             else:
-                result = await _run_in_thread(tool, environment, parsed)
+                result = await _run_in_thread(tool.name, partial(tool.function, *environment, **parsed))
+            if isinstance(result, _Raised):
+                return result
             return make_content(result, f"the tool {tool.name}", max_chars=self.max_result_chars)
         except asyncio.CancelledError:
             raise
@@ -128,16 +133,32 @@ class ToolRunner:
             return _Raised(error)
 
 
-async def _run_in_thread(tool: Tool[..., Any], environment: tuple[object, ...], arguments: dict[str, Any]) -> Any:
-    """Run a function off the event loop; one that hangs is left behind in its thread when it is cancelled."""
-    result = await anyio.to_thread.run_sync(
-        lambda: tool.function(*environment, **arguments),
-        abandon_on_cancel=True,
-        # Its own, so that tools that hang take no thread from the worker's files, queues and images.
-        limiter=anyio.CapacityLimiter(1),
-    )
+async def _run_in_thread(name: str, function: Callable[[], Any]) -> Any:
+    """Run a function off the event loop, and return what it returned, or a `_Raised`.
+
+    A function that hangs is left behind when this is cancelled. It has a thread of its own: it takes none from the
+    worker's files, queues and images, and no process waits for such a thread at its end.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            result = context.run(function)
+        except BaseException as error:  # noqa: BLE001 - it is told to the model
+            result = _Raised(error)
+        with suppress(RuntimeError):  # the loop has ended, and nobody waits for a thread that was left behind
+            loop.call_soon_threadsafe(deliver, result)
+
+    def deliver(result: Any) -> None:
+        if not outcome.done():
+            outcome.set_result(result)
+
+    threading.Thread(target=run, name=f"tool {name}", daemon=True).start()
+    result = await outcome
     # A function that wraps a coroutine returns it without having run it.
-    return await result if asyncio.iscoroutine(result) else result
+    return await result if inspect.iscoroutine(result) else result
 
 
 async def _cancel_unfinished(tasks: Sequence["asyncio.Task[Any]"], seconds: float) -> bool:
