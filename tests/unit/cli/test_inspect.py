@@ -311,6 +311,20 @@ def test_a_directory_of_runs_means_its_newest_run(tmp_path: Path, capsys: pytest
     assert newest_run(tmp_path / "old") == tmp_path / "old"
 
 
+async def test_rewards_by_name_and_by_turn_are_exported() -> None:
+    *others, finished = await scripted_rollout(turns=2, turn_rewards={1: -0.5})
+    value = decode(finished.frames) | {"rewards": {"answer": [0.5, 2.0]}}
+    async with open_queue("memory://inspected") as queue, TrajectoryReader(open_queue("memory://inspected")) as reader:
+        await put_all(queue, [*others, finished._replace(frames=encode(value))])
+        (trajectory,) = await read_all(reader)
+    document = json.loads(orjson.dumps(trajectory_document(trajectory)))
+    assert document["rewards"] == {"answer": {"value": 0.5, "weight": 2.0}}
+    assert document["turn_rewards"] == {"1": -0.5}
+    (sample,) = document["samples"]
+    assert sample["turn_index"][-3:] == [-1, 1, 1]
+    assert sample["token_rewards"][-3:] == [0.0, 0.0, -0.5]
+
+
 async def test_a_task_whose_data_no_json_can_hold_is_exported() -> None:
     """The rows of a source may hold bytes."""
     started, *others = await scripted_rollout()
