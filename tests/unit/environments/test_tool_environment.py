@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 from PIL import Image
 
-from rollout import Reply, Retry, RolloutLimit, Score, Task, Tool, ToolEnvironment, ToolSettings, tool
+from rollout import Reply, Retry, RolloutLimit, Score, Task, Tool, ToolEnvironment, ToolSettings, Turn, tool
 from rollout.config.environment_class import class_problem, require_usable
 from rollout.environments.base import EnvironmentSettings, WrongReturn
 from rollout.environments.tools import ToolUnusable
@@ -252,3 +252,24 @@ def test_a_class_whose_tools_do_not_go_together_is_refused(
 ) -> None:
     with pytest.raises(ToolUnusable, match=re.escape(problem)):
         type("Other", (Desk,), attributes())
+
+
+class Submits(Desk):
+    """Ends its rollout from a tool."""
+
+    submitted: int | None = None
+
+    @tool
+    async def submit(self, answer: int) -> None:
+        """Hand in the answer."""
+        self.submitted = answer
+
+    async def step(self, reply: Reply) -> Turn:
+        turn = await super().step(reply)
+        return turn if self.submitted is None else Turn(score=Score(float(self.submitted == 3)))
+
+
+async def test_a_tool_may_end_the_rollout_through_step() -> None:
+    made = Submits(ToolSettings())
+    assert (await made.step(reply("", CALL))).score is None
+    assert (await made.step(reply("", ToolCall("2", "submit", {"answer": 3})))).score == Score(1.0)
