@@ -14,7 +14,7 @@ import abc
 import inspect
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, final
 
@@ -188,6 +188,8 @@ class Environment(abc.ABC):
 
     Settings: ClassVar[type[EnvironmentSettings]] = EnvironmentSettings
     Tasks: ClassVar[type[TaskSettings]] = TaskSettings
+    scoring_method: ClassVar[str] = "run"
+    """The method that returns the score, as errors about the score name it."""
 
     def __init__(self, settings: EnvironmentSettings) -> None:
         self.settings = settings
@@ -226,6 +228,7 @@ class MultiTurnEnvironment(Environment):
         conversation: the messages so far, which the next call of the model gets.
     """
 
+    scoring_method: ClassVar[str] = "step"
     tools: ClassVar[Sequence[Mapping[str, Any]] | None] = None
     conversation: list[Message]
 
@@ -266,6 +269,13 @@ class MultiTurnEnvironment(Environment):
             self.conversation += [reply.message, *turn.messages]
 
 
+def change_score(score: Score, **changes: Any) -> Score:
+    """Return a score with other values of some fields; a reward that was computed from named ones still is."""
+    if score.rewards:
+        changes["reward"] = None
+    return replace(score, **changes)
+
+
 class WrongReturn(RolloutError):
     """A method of an environment returned something else than it must."""
 
@@ -303,14 +313,7 @@ def _with_turn_rewards(score: Score, turn_rewards: Mapping[int, float]) -> Score
     """
     if twice := turn_rewards.keys() & score.turn_rewards.keys():
         raise WrongReturn(f"turn {min(twice)} has a reward in its Turn and another one in the Score; leave one out.")
-    return Score(
-        None if score.rewards else score.reward,  # type: ignore[arg-type]  # it is computed from them
-        score.metrics,
-        score.rewards,
-        score.weights,
-        {**turn_rewards, **score.turn_rewards},
-        score.limit,
-    )
+    return change_score(score, turn_rewards={**turn_rewards, **score.turn_rewards})
 
 
 def _checked_turn(environment: MultiTurnEnvironment, turn: object) -> Turn:
