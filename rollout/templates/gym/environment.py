@@ -1,4 +1,4 @@
-"""An environment of gymnasium: the model sees each state as text, and answers with an action."""
+"""A game of gymnasium: the model sees each state as text and says an action."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from rollout import (
 )
 
 ACTIONS = ("left", "down", "right", "up")
-"""What the model says, in the order of the numbers that FrozenLake gives its actions."""
+"""What the model says, in the order of the numbers that FrozenLake gives them."""
 
 
 class LakeSettings(EnvironmentSettings):
@@ -34,11 +34,13 @@ class Lake(MultiTurnEnvironment):
 
     async def reset(self, task: Task) -> Sequence[dict[str, Any]]:
         """Begin a rollout: return the first messages. A seed fixes what is random."""
-        self.game = gymnasium.make(self.settings.id, render_mode="ansi", **self.settings.options)
+        name, options = self.settings.id, self.settings.options
+        self.game = gymnasium.make(name, render_mode="ansi", **options)
         self.game.reset(seed=task.seed % 2**31)
         self.turns = 0
         self.total = 0.0
-        rules = f"Walk from S to G, and not into H. Answer with one word: {', '.join(ACTIONS)}."
+        words = ", ".join(ACTIONS)
+        rules = f"Walk from S to G, and not into H. Answer with one word: {words}."
         return [{"role": "user", "content": f"{rules}\n{self.picture()}"}]
 
     async def step(self, reply: Reply) -> Turn:
@@ -61,9 +63,9 @@ class Lake(MultiTurnEnvironment):
 
     def picture(self) -> str:
         """Return the map; a star is where the model stands."""
-        rows = str(self.game.render()).splitlines()[1:]  # the first one is the last action
-        here = "\x1b[41m"
-        return "\n".join(row.replace(here, "*").replace("\x1b[0m", "") for row in rows if row)
+        text = str(self.game.render()).partition("\n")[2]  # without the last action
+        marked = text.replace("\x1b[41m", "*").replace("\x1b[0m", "")
+        return "\n".join(row for row in marked.splitlines() if row)
 
     def close(self) -> None:
         """Close the game, whatever ended the rollout."""
