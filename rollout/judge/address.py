@@ -101,10 +101,12 @@ def _expected_url() -> str:
 
 def _require_known_to_httpx(plain_url: str) -> None:
     try:
-        httpx.URL(plain_url)
+        is_known = str(httpx.URL(plain_url)).isprintable() and " " not in plain_url
     except (httpx.InvalidURL, ValueError):  # ValueError: half of a surrogate pair
+        is_known = False
+    if not is_known:
         shown_url = ascii(plain_url[:_MAX_SHOWN_CHARS])
-        raise ConfigurationError(f"Judge: base_url {shown_url} is malformed; {_expected_url()}") from None
+        raise ConfigurationError(f"Judge: base_url {shown_url} is malformed; {_expected_url()}")
 
 
 def _checked_key(api_key: object) -> str | None:

@@ -63,8 +63,16 @@ class JudgeHttp:
         try:
             async with self._client.stream("POST", self._address.url, content=body) as response:
                 content = await self._read(response)
-        except (httpx.HTTPError, httpx.StreamError, ValueError) as error:  # ValueError: headers that are no text
-            # Without the error as its cause, whose text may repeat what the judge sent.
+        except httpx.RemoteProtocolError:
+            # Its text repeats what the judge sent, in which a key may be; so does its traceback.
+            raise TryFailed(
+                "the connection was closed before the whole answer came, or the answer is no HTTP"
+            ) from None
+        except (
+            httpx.HTTPError,
+            httpx.StreamError,
+            ValueError,
+        ) as error:  # ValueError: a host's name cannot be looked up
             reason = self._excerpt(f"{type(error).__name__}: {error_text(error)}")
             raise TryFailed(f"{reason.rstrip(': .')}. Is it running, and is base_url right?") from None
         status = response.status_code
