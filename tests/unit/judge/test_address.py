@@ -98,11 +98,15 @@ def test_a_user_in_the_url_and_a_key_are_refused_together() -> None:
 
 
 @pytest.mark.parametrize("space", ["{}\n", " {}", "\t{}\r\n"], ids=ascii)
-async def test_white_space_around_a_key_is_not_sent(space: str) -> None:
+async def test_a_key_is_sent_without_the_white_space_around_it_and_not_logged(
+    space: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
     async with serve_judge(always(verdict("yes"))) as server:
         async with Judge(server.url, "m", api_key=space.format(KEY)) as judge:
             await judge.ask("well?")
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert "sk-" not in caplog.text
 
 
 @pytest.mark.parametrize(

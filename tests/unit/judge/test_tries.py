@@ -36,8 +36,8 @@ NO_ANSWERS = {
     "filtered before": verdict(None, "content_filter"),
     "cut": verdict("half", "length"),
     "tools": verdict("half", "tool_calls"),
-    "too large": respond(200, b'"' + b"x" * MAX_ANSWER_BYTES + b'"'),
-    "compressed": respond(200, b"?", content_encoding="gzip"),
+    "too large": verdict("x" * MAX_ANSWER_BYTES),
+    "compressed": verdict("yes").replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n", 1),
 }
 
 
