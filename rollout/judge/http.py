@@ -68,11 +68,8 @@ class JudgeHttp:
             raise TryFailed(
                 "the connection was closed before the whole answer came, or the answer is no HTTP"
             ) from None
-        except (
-            httpx.HTTPError,
-            httpx.StreamError,
-            ValueError,
-        ) as error:  # ValueError: a host's name cannot be looked up
+        except (httpx.HTTPError, httpx.StreamError, ValueError) as error:
+            # A ValueError is raised for a host's name that cannot be looked up.
             reason = self._excerpt(f"{type(error).__name__}: {error_text(error)}")
             raise TryFailed(f"{reason.rstrip(': .')}. Is it running, and is base_url right?") from None
         status = response.status_code

@@ -73,6 +73,7 @@ async def test_only_the_route_is_added_to_the_url(ending: str) -> None:
     async with serve_judge(always(verdict("yes"))) as server, Judge(server.url + ending, "m") as judge:
         await judge.ask("well?")
     assert server.targets == ["POST /v1/chat/completions"]
+    assert server.headers[0]["accept-encoding"] == "identity"
 
 
 async def test_a_user_and_a_password_are_sent_and_shown_nowhere(caplog: pytest.LogCaptureFixture) -> None:
@@ -143,6 +144,16 @@ async def test_a_key_that_the_judge_repeats_is_not_quoted(write: object, status:
         async with Judge(server.url, "m", api_key=KEY, max_tries=1) as judge:
             for number in range(len(bodies)):
                 with pytest.raises((Retry, JudgeRefused)) as failed:
+                    await judge.ask(f"question {number}")
+                assert "sk-" not in str(failed.value)
+
+
+async def test_a_key_of_several_words_is_not_quoted_whatever_is_between_them() -> None:
+    bodies = [f"{'x' * fill} sk-one\nsk-two".encode() for fill in range(480, 500)]
+    async with serve_judge(in_turn(*(respond(500, body) for body in bodies))) as server:
+        async with Judge(server.url, "m", api_key="sk-one sk-two", max_tries=1) as judge:
+            for number in range(len(bodies)):
+                with pytest.raises(Retry) as failed:
                     await judge.ask(f"question {number}")
                 assert "sk-" not in str(failed.value)
 
