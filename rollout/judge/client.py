@@ -49,6 +49,7 @@ class Judge:
     - It is tried again after 3xx, 408, 429, 5xx, a broken connection, a try that took too long, and an answer that is
       none: without text, no chat completion, larger than 4 MiB, or not ended by the judge itself. An answer that was
       cut (`finish_reason: length`) is an answer only if the caller set `max_tokens` or `max_completion_tokens`.
+      The pauses grow from 0.25 to 8 seconds; the Retry-After of a 429 or a 503 is kept up to 30 seconds.
     - The same question costs one call, also if many ask it at the same time. So an answer that was sampled stays the
       same; ask with another `seed` for another answer.
     - Proxies in the environment (HTTP_PROXY and others) are not used, as with engines; a judge may be on loopback.
