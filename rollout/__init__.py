@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         TaskSettings,
         Turn,
     )
+    from rollout.environments.tool_environment import ToolEnvironment, ToolSettings
+    from rollout.environments.tools import Tool, tool
     from rollout.records.kinds import RolloutLimit
     from rollout.records.messages import FinishReason
     from rollout.records.task import Task
@@ -33,14 +35,27 @@ __all__ = [
     "Score",
     "Task",
     "TaskSettings",
+    "Tool",
+    "ToolEnvironment",
+    "ToolSettings",
     "Turn",
+    "tool",
 ]
+
+_BASE = "rollout.environments.base"
+_MODULES = {
+    "Tool": "rollout.environments.tools",
+    "ToolEnvironment": "rollout.environments.tool_environment",
+    "ToolSettings": "rollout.environments.tool_environment",
+    "tool": "rollout.environments.tools",
+}
+"""Where a name comes from, if not from `_BASE`."""
 
 
 def __getattr__(name: str) -> "Any":
     # Imported on first use, so that the command line starts without pydantic.
     if name not in __all__:
         raise AttributeError(f"module 'rollout' has no attribute {name!r}")
-    from rollout.environments import base
+    from importlib import import_module
 
-    return getattr(base, name)
+    return getattr(import_module(_MODULES.get(name, _BASE)), name)

@@ -17,7 +17,10 @@ from rollout.texts import escape_surrogates
 _OWN_PACKAGES = ("rollout", "transports", "renderers_adapter")
 _OWN_DIRECTORIES = tuple(f"{Path(__file__).parent.parent / name}/" for name in _OWN_PACKAGES)
 _ENVIRONMENTS_DIRECTORY = Path(__file__).parent / "environments"
-_BASE_CLASSES = str(_ENVIRONMENTS_DIRECTORY / "base.py")
+_BASE_CLASSES = tuple(
+    str(_ENVIRONMENTS_DIRECTORY / f"{name}.py")
+    for name in ("base", "tools", "tool_environment", "tool_results", "tool_running")
+)
 _IMPORT_MACHINERY = ("<frozen importlib", importlib.__file__)
 _MAX_EXCEPTIONS = 1000
 _MAX_CHAIN = 50
@@ -130,7 +133,7 @@ def _keep_user_frames(traceback: TracebackException, error: BaseException) -> bo
         del frames[0]
     while is_named and frames and _is_own_frame(frames[-1]):
         del frames[-1]
-    traceback.stack[:] = [f for f in frames if not f.filename.startswith((_BASE_CLASSES, *_IMPORT_MACHINERY))]
+    traceback.stack[:] = [f for f in frames if not f.filename.startswith((*_BASE_CLASSES, *_IMPORT_MACHINERY))]
     members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
     inner = [(traceback.__cause__, error.__cause__), (traceback.__context__, error.__context__)]
     inner += zip(traceback.exceptions or (), members, strict=False)
@@ -141,5 +144,5 @@ def _keep_user_frames(traceback: TracebackException, error: BaseException) -> bo
 def _is_own_frame(frame: FrameSummary) -> bool:
     """Whether it belongs to this framework or to the import of a module; the environments that we ship are users."""
     if frame.filename.startswith(f"{_ENVIRONMENTS_DIRECTORY}/"):
-        return frame.filename == _BASE_CLASSES
+        return frame.filename in _BASE_CLASSES
     return frame.filename.startswith((*_OWN_DIRECTORIES, *_IMPORT_MACHINERY))

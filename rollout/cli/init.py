@@ -14,7 +14,7 @@ import typer
 
 from rollout.cli.options import Debug
 
-TemplateName = Literal["chat", "images"]
+TemplateName = Literal["chat", "images", "tools", "gym"]
 
 _FILES = (
     ("environment.py", "{}.py", "the environment: what is asked, and what it is worth"),
@@ -35,7 +35,8 @@ def init(
     """Write a new environment, with its YAML, a script that answers instead of a model, and a test.
 
     All of it runs as it is, without a GPU: try it, then change it. The template chat is a game of several turns of
-    text; images makes pictures and asks about them.
+    text; images makes pictures and asks about them; tools lets the model call functions; gym wraps an environment of
+    gymnasium (pip install "rollout-rl[gym]").
     """
     from rollout.errors import ConfigurationError
 

@@ -58,7 +58,6 @@ def _describe_end(trajectory: Trajectory) -> str:
     if trajectory.reward is not None:
         parts.append(f"reward {trajectory.reward:g}")
     parts += [f"{name} {reward.value:g} (weight {reward.weight:g})" for name, reward in trajectory.rewards.items()]
-    parts += [f"turn {turn} {reward:g}" for turn, reward in trajectory.turn_rewards.items()]
     parts += [f"{name} {value:g}" for name, value in trajectory.metrics.items()]
     if trajectory.error:
         parts.append(f"{trajectory.error.get('type')}: {' '.join(str(trajectory.error.get('message')).split())}")
@@ -91,14 +90,17 @@ def _message_lines(trajectory: Trajectory, node: TrajectoryNode, *, full: bool) 
     if run.images:
         facts.append(f"{len(run.ids)} before expansion")
     if node.sampled:
-        spans = trajectory.steps[node.step].versions
+        step = trajectory.steps[node.step]
+        spans = step.versions
         versions = ", ".join(dict.fromkeys(span.version for span in spans)) or "unknown"
         facts += [
             f"sampled {run.sampled_from}:{len(run.ids)}",
             f"mean logprob {float(np.mean(run.logprobs)):.3f}",
             f"version {versions}",
-            trajectory.steps[node.step].finish_reason,
+            step.finish_reason,
         ]
+        if (reward := trajectory.turn_rewards.get(step.turn)) is not None:
+            facts.append(f"reward {reward:g}")
     yield f"#{node.index} {_describe_role(trajectory, node)}  [{', '.join(facts)}]"
     for text in _message_texts(node.message):
         yield from (f"    {line}" for line in text.splitlines() or [""])

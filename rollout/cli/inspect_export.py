@@ -14,6 +14,7 @@ from rollout.texts import dump_json
 from rollout.trainer import Trajectory, samples
 
 _ROWS_AT_ONCE = 256
+_JSON_COLUMNS = ("metrics", "rewards", "turn_rewards", "task")
 
 
 def trajectory_document(trajectory: Trajectory) -> dict[str, Any]:
@@ -22,6 +23,8 @@ def trajectory_document(trajectory: Trajectory) -> dict[str, Any]:
         **asdict(row_of(trajectory)),
         "run": trajectory.run,
         "metrics": dict(trajectory.metrics),
+        "rewards": {name: asdict(named) for name, named in trajectory.rewards.items()},
+        "turn_rewards": {str(turn): reward for turn, reward in trajectory.turn_rewards.items()},
         "task": to_plain(trajectory.started.task) if trajectory.started else None,
         "assets": trajectory.started.assets if trajectory.started else None,
         "nodes": [
@@ -100,16 +103,17 @@ class _Parquet:
         text, whole, numbers = arrow.string(), arrow.int64(), arrow.list_(arrow.int32())
         sample = {"leaf": whole, "token_ids": numbers, "mask": arrow.list_(arrow.bool_()), "version_index": numbers}
         sample |= {"logprobs": arrow.list_(arrow.float32()), "versions": arrow.list_(text)}
+        sample |= {"turn_index": numbers, "token_rewards": arrow.list_(arrow.float32())}
         kinds = dict.fromkeys(("attempt", "turns", "images", "tokens", "sampled"), whole)
         kinds |= {"reward": arrow.float64(), "seconds": arrow.float64(), "samples": arrow.list_(arrow.struct(sample))}
-        names = ("run", *COLUMNS, "assets", "metrics", "task", "nodes", "samples")
+        names = ("run", *COLUMNS, "assets", *_JSON_COLUMNS, "nodes", "samples")
         self._schema = arrow.schema([(name, kinds.get(name, text)) for name in names])
         self._file = self._parquet.ParquetWriter(path, self._schema)
         self._rows: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
         """Add a row, in which `images` is the number of different images; their descriptors are with the nodes."""
-        as_text = {name: dump_json(row[name]).decode() for name in ("metrics", "task")}
+        as_text = {name: dump_json(row[name]).decode() for name in _JSON_COLUMNS}
         as_text["nodes"] = dump_json({"nodes": row["nodes"], "images": row["images"]}).decode()
         self._rows.append({**row, **as_text, "images": len(row["images"])})
         if len(self._rows) >= _ROWS_AT_ONCE:
@@ -136,6 +140,8 @@ def _sample_documents(trajectory: Trajectory) -> list[dict[str, Any]]:
             "logprobs": sample.logprobs.tolist(),
             "version_index": sample.version_index.tolist(),
             "versions": list(sample.versions),
+            "turn_index": sample.turn_index.tolist(),
+            "token_rewards": sample.token_rewards.tolist(),
         }
         for sample in samples(trajectory)
     ]

@@ -27,6 +27,8 @@ _SHOWN_COLUMNS = (
 )
 _LEAST_IMPORTANT_FIRST = ("seconds", "versions", "limit", "sampled", "images", "tokens", "turns")
 """The columns that a narrow terminal does without."""
+_OPTIONAL_COLUMNS = ("limit", "error")
+"""The columns that are left out if they are empty in every row."""
 _GAP = 2
 _ERROR_WIDTHS = (30, 60)
 """The characters of an error that are worth another column, and those that are shown at most."""
@@ -82,7 +84,9 @@ class _Layout:
 
 def _choose_columns(rows: Sequence[Row], width: int) -> _Layout:
     """Leave out columns, the least important first, until the others fit."""
-    names = [name for name in _SHOWN_COLUMNS if name != "error" or any(row.error for row in rows)]
+    names = [
+        name for name in _SHOWN_COLUMNS if name not in _OPTIONAL_COLUMNS or any(getattr(row, name) for row in rows)
+    ]
     if len({row.environment for row in rows}) > 1:
         names.insert(1, "environment")
     widths = {

@@ -16,7 +16,7 @@ import inspect
 import random
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, final
 
@@ -202,6 +202,8 @@ class Environment(abc.ABC):
 
     Settings: ClassVar[type[EnvironmentSettings]] = EnvironmentSettings
     Tasks: ClassVar[type[TaskSettings]] = TaskSettings
+    scoring_method: ClassVar[str] = "run"
+    """The method that returns the score, as errors about the score name it."""
 
     def __init__(self, settings: EnvironmentSettings) -> None:
         self.settings = settings
@@ -211,8 +213,8 @@ class Environment(abc.ABC):
     async def shared(cls, settings: Any) -> AsyncIterator[Any]:
         """Make what is expensive, once for each worker process; what it yields is `shared_resources` of all instances.
 
-        It is entered before the worker takes its first order, and left when the worker has drained. If it raises
-        while rollouts are played, the worker ends.
+        It is entered before the worker takes its first order, and left when it has drained. If it raises, the worker
+        ends.
         """
         yield None
 
@@ -221,8 +223,7 @@ class Environment(abc.ABC):
         """What `shared` yielded; there from the beginning of `run` or `reset` on, and still in `close`.
 
         Raises:
-            SharedResourcesMissing: it is used in `__init__` or `tasks`, which are also called where no rollout is
-                played: to check the class, and to list the tasks.
+            SharedResourcesMissing: in `__init__` and `tasks`, which are also called where no rollout is played.
         """
         if self._shared_resources is _NO_RESOURCES:
             raise SharedResourcesMissing(
@@ -240,9 +241,8 @@ class Environment(abc.ABC):
     def close(self) -> Awaitable[None] | None:
         """Release what this attempt holds; write it as `def` or as `async def`.
 
-        It is called once after every attempt whose instance was made, whatever ended the attempt: a score, an
-        exception, a time-out, a cancellation. It has five seconds. If it fails, a warning is logged, and the rollout
-        ends as it would have. An instance that plays nothing, made to check the class or to list tasks, is not closed.
+        It is called once after every attempt, whatever ended it, and has five seconds. If it fails, a warning is
+        logged, and the rollout ends as it would have. An instance that plays nothing is not closed.
         """
         return None
 
@@ -280,6 +280,7 @@ class MultiTurnEnvironment(Environment):
         conversation: the messages so far, which the next call of the model gets.
     """
 
+    scoring_method: ClassVar[str] = "step"
     tools: ClassVar[Sequence[Mapping[str, Any]] | None] = None
     conversation: list[Message]
 
@@ -320,6 +321,13 @@ class MultiTurnEnvironment(Environment):
             self.conversation += [reply.message, *turn.messages]
 
 
+def change_score(score: Score, **changes: Any) -> Score:
+    """Return a score with other values of some fields; a reward that was computed from named ones still is."""
+    if score.rewards:
+        changes["reward"] = None
+    return replace(score, **changes)
+
+
 class WrongReturn(RolloutError):
     """A method of an environment returned something else than it must."""
 
@@ -358,14 +366,7 @@ def _with_turn_rewards(score: Score, turn_rewards: Mapping[int, float]) -> Score
     """
     if twice := turn_rewards.keys() & score.turn_rewards.keys():
         raise WrongReturn(f"turn {min(twice)} has a reward in its Turn and another one in the Score; leave one out.")
-    return Score(
-        None if score.rewards else score.reward,  # type: ignore[arg-type]  # it is computed from them
-        score.metrics,
-        score.rewards,
-        score.weights,
-        {**turn_rewards, **score.turn_rewards},
-        score.limit,
-    )
+    return change_score(score, turn_rewards={**turn_rewards, **score.turn_rewards})
 
 
 def _checked_turn(environment: MultiTurnEnvironment, turn: object) -> Turn:

@@ -278,6 +278,12 @@ TRAINER_REJECTED_RECORDS = MetricSpec(
 TRAINER_STALE_TRAJECTORIES = MetricSpec(
     "rollout_trainer_stale_trajectories_total", MetricType.COUNTER, (), "Trajectories dropped because of max_staleness."
 )
+TRAINER_HELD_BACK_TRAJECTORIES = MetricSpec(
+    "rollout_trainer_held_back_trajectories_total",
+    MetricType.COUNTER,
+    (),
+    "Trajectories that were handed out with a score and do not train, because of untrained_limits.",
+)
 TRAINER_UNFINISHED_ROLLOUTS = MetricSpec(
     "rollout_trainer_unfinished_rollouts", MetricType.GAUGE, (), "Rollouts of which something came, and not the end."
 )

@@ -62,7 +62,7 @@ MAX_IMAGE_TOKENS = 1 << 16
 """The most tokens of one image; the largest image that a model takes has about 16,000."""
 
 MAX_PATH_TOKENS = 1 << 22
-"""The most tokens of one prompt, with its images expanded; a sample of so many takes 60 MB."""
+"""The most tokens of one prompt, with its images expanded; a sample of so many takes 100 MB."""
 
 MAX_BRANCH_TOKENS = 1 << 25
 """The most tokens and messages of all branches of a rollout together; shared ones count once for each branch."""

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rollout.trainer.batches.advantages import advantages_of, grpo, rloo
+from rollout.trainer.batches.advantages import advantages_of, align_advantages, grpo, rloo, turn_advantages_of
 from rollout.trainer.batches.samples import TrainingSample, samples
 from rollout.trainer.blocking import BlockingReader
 from rollout.trainer.check import Violation, check
@@ -86,6 +86,7 @@ __all__ = [
     "WeightsError",
     "WeightsHeld",
     "advantages_of",
+    "align_advantages",
     "batch_of",
     "check",
     "collate",
@@ -97,6 +98,7 @@ __all__ = [
     "rloo",
     "samples",
     "staleness",
+    "turn_advantages_of",
 ]
 
 

@@ -13,9 +13,11 @@ faults that it inherited.
     4 raw        a descriptor carries no pixels
     5 once       nothing crosses the queue twice
     6 branches   nodes form a tree, branches share what is the same, and every sampled token trains exactly once
+    8 score      the reward is the weighted sum of the named rewards
     11 aligned   all data about tokens covers them exactly, and no image is cut
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,6 +32,9 @@ from rollout.records.kinds import Step
 from rollout.records.messages import ROLES
 from rollout.trainer.batches.samples import TrainingSample, samples
 from rollout.trainer.trajectory import ROOT, Trajectory, TrajectoryNode
+
+_REWARD_TOLERANCE = 1e-6
+"""How far a reward may be from the sum of its parts, relative to them; an environment may add 32-bit numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ def check(trajectory: Trajectory) -> list[Violation]:
     if not findings:
         findings = [*_check_turns(trajectory)]
     if not findings:
-        findings = [*_check_bans(trajectory), *_check_branches(trajectory)]
+        findings = [*_check_bans(trajectory), *_check_branches(trajectory), *_check_score(trajectory)]
     return [Violation(number, trajectory.rollout, where, detail) for number, where, detail in findings]
 
 
@@ -266,6 +271,9 @@ def _check_branches(trajectory: Trajectory) -> Iterator[Finding]:
             yield 6, where, "its images are not its own path's"
         starts = expand([node.run for node in path], pad_id=trajectory.pad_id).run_starts
         for node, start, end in zip(path, starts[:-1], starts[1:], strict=True):
+            yield from (
+                (11, f"{where}, node {node.index}", detail) for detail in _check_turn(trajectory, sample, node, end)
+            )
             trained_tokens = int(sample.mask[start:end].sum())
             if trained_tokens and trained_tokens != (len(node.run.ids) - node.run.sampled_from if node.sampled else 0):
                 yield (
@@ -277,6 +285,29 @@ def _check_branches(trajectory: Trajectory) -> Iterator[Finding]:
     for node in trajectory.nodes:
         if trajectory.trainable and node.sampled and times_trained.get(node.index, 0) != 1:
             yield 6, f"node {node.index}", f"it trains in {times_trained.get(node.index, 0)} samples; expected one"
+
+
+def _check_turn(trajectory: Trajectory, sample: TrainingSample, node: TrajectoryNode, end: int) -> Iterator[str]:
+    """11: the tokens sampled in a node, which ends at `end`, have the number of its turn; the last one its reward."""
+    if not node.sampled:
+        return
+    turn = trajectory.steps[node.step].turn
+    sampled = slice(end - (len(node.run.ids) - node.run.sampled_from), end)
+    rewards = np.zeros(sampled.stop - sampled.start, np.float32)
+    rewards[-1] = trajectory.turn_rewards.get(turn, 0.0)
+    if (sample.turn_index[sampled] != turn).any():
+        yield f"its tokens are of other turns than {turn}, in which they were sampled"
+    if not np.array_equal(sample.token_rewards[sampled], rewards):
+        yield f"its tokens have other rewards than {rewards[-1]} at the last one"
+
+
+def _check_score(trajectory: Trajectory) -> Iterator[Finding]:
+    """8: the reward is the weighted sum of the named rewards, if there are any."""
+    parts = [named.value * named.weight for named in trajectory.rewards.values()]
+    tolerance = _REWARD_TOLERANCE * math.fsum(map(abs, parts))
+    if parts and (trajectory.reward is None or abs(trajectory.reward - math.fsum(parts)) > tolerance):
+        names = ", ".join(trajectory.rewards)
+        yield 8, "score", f"the reward is {trajectory.reward}, the weighted sum of {names} is {math.fsum(parts)}"
 
 
 def _check_duplicates(trajectory: Trajectory) -> Iterator[Finding]:
@@ -294,12 +325,20 @@ def _check_duplicates(trajectory: Trajectory) -> Iterator[Finding]:
 def _check_alignment(sample: TrainingSample) -> Iterator[tuple[int, str]]:
     """Check invariants 3 (placeholders) and 11 (truncation) of one sample."""
     length = len(sample.token_ids)
-    arrays = (sample.mask, sample.logprobs, sample.token_types, sample.version_index, sample.content)
+    arrays = (
+        *(sample.mask, sample.logprobs, sample.token_types, sample.content),
+        *(sample.version_index, sample.turn_index, sample.token_rewards),
+    )
     if {len(values) for values in arrays} != {length}:
         yield 11, f"its arrays have the lengths {[len(values) for values in arrays]} for {length} tokens"
         return
     if len(sample.images) != len(sample.placeholders):
         yield 11, f"it has {len(sample.images)} descriptors for {len(sample.placeholders)} placeholders"
+    if sample.token_rewards[sample.turn_index < 0].any() or not np.isin(sample.turn_index, (-1, *sample.turns)).all():
+        yield (
+            11,
+            "a token that nobody sampled has a reward, or one was sampled in a turn that the rollout does not have",
+        )
     image_tokens = np.zeros(length, np.uint8)
     for placeholder in sample.placeholders:
         if placeholder.offset + placeholder.length > length:

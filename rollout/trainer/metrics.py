@@ -42,6 +42,7 @@ class ReaderCollector(Collector):
             (catalogue.TRAINER_DROPPED_RECORDS, stats.dropped),
             (catalogue.TRAINER_REJECTED_RECORDS, stats.rejected),
             (catalogue.TRAINER_STALE_TRAJECTORIES, stats.stale),
+            (catalogue.TRAINER_HELD_BACK_TRAJECTORIES, stats.held_back),
             (catalogue.TRAINER_UNFINISHED_ROLLOUTS, stats.unfinished),
             (catalogue.TRAINER_WAITING_TRAJECTORIES, stats.waiting),
             (catalogue.TRAINER_UNACKED_RECORDS, stats.unacked),

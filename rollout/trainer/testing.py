@@ -4,6 +4,7 @@ for packet in await scripted_rollout("000000.0", turns=3, group_size=4):
     await queue.put(packet.frames, key=packet.key, tag=packet.tag)
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from renderers_adapter.tokens import ExpandedIds, ImageSlot, LogicalIds, TokenRun, expand
 from rollout.records.evidence import VersionSpan, answer_digest, prompt_digest
-from rollout.records.kinds import NodeRecord, PromptSource, RolloutStatus, Step
+from rollout.records.kinds import NodeRecord, PromptSource, RolloutLimit, RolloutStatus, Step
 from rollout.records.messages import FinishReason
 from rollout.records.stream import AttemptId, RolloutStream
 from rollout.records.task import Task
@@ -55,12 +56,14 @@ async def scripted_rollout(
     image_tokens: int = 0,
     assets: str = "",
     version: str = "7",
+    limit: RolloutLimit = RolloutLimit.NONE,
+    turn_rewards: Mapping[int, float] | None = None,
 ) -> list[Packet]:
     """All records of one attempt at `rollout`, whose group is its name up to the last dot.
 
     The question of each turn has `question_tokens` tokens, and the answer `answer_tokens`. One token of the question is
     a new image with `image_tokens` expanded tokens (0: no images). The reward is the number of the attempt, so that a
-    test can see which attempt a trajectory is.
+    test can see which attempt a trajectory is; `limit` and `turn_rewards` are recorded with it.
     """
     recording_queue: Any = _RecordingQueue([])
     group = rollout.rpartition(".")[0]
@@ -103,7 +106,7 @@ async def scripted_rollout(
             )
         )
         path += [question, answer]
-    await stream.put_finished(RolloutStatus.OK, reward=float(attempt))
+    await stream.put_finished(RolloutStatus.OK, reward=float(attempt), limit=limit, turn_rewards=turn_rewards)
     return list(recording_queue.packets)
 
 

@@ -72,6 +72,8 @@ class Trajectory(HasRolloutIdentity):
         limit: which limit stopped it.
         rewards: its named rewards, whose weighted sum is its reward; empty if its score had a single reward.
         turn_rewards: the rewards of single answers, by `Step.turn`; they are not part of the reward.
+        held_back: whether the reader keeps it from training although it has a score, because
+            `ReaderSettings.untrained_limits` names its limit.
     """
 
     run: str
@@ -91,6 +93,7 @@ class Trajectory(HasRolloutIdentity):
     limit: RolloutLimit = RolloutLimit.NONE
     rewards: Mapping[str, NamedReward] = field(default_factory=dict)
     turn_rewards: Mapping[int, float] = field(default_factory=dict)
+    held_back: bool = False
 
     @property
     def group_size(self) -> int | None:
@@ -98,7 +101,12 @@ class Trajectory(HasRolloutIdentity):
 
     @property
     def trainable(self) -> bool:
-        return self.reward is not None and self.status.trains
+        return self.reward is not None and self.status.trains and not self.held_back
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """The numbers of its turns, in order. A turn that failed left no step, so its number is missing."""
+        return tuple(sorted({step.turn for step in self.steps}))
 
     @property
     def pad_id(self) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import structlog
 
-from rollout.environments.base import ContextExhausted, Environment, MultiTurnEnvironment, describe_method
+from rollout.environments.base import ContextExhausted, Environment, describe_method
 from rollout.errors import RolloutError, flatten_exceptions
 from rollout.records.kinds import RolloutFinished, RolloutLimit, RolloutStatus
 from rollout.records.stream import AttemptId, RolloutStream
@@ -225,8 +225,7 @@ class Attempt:
         """
         try:
             self._closer.environment = environment = new_environment()
-            scores_in_step = isinstance(environment, MultiTurnEnvironment)
-            method = describe_method(environment, "step" if scores_in_step else "run")
+            method = describe_method(environment, environment.scoring_method)
             returned = await environment.run(self.order.task, self.session)
             await asyncio.sleep(0)  # a cancellation that it asked for itself must not meet `close`
             if self.session.close_unawaited_calls():

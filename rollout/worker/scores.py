@@ -49,10 +49,13 @@ def check_score(score: object, method: str, played_turns: Collection[int]) -> Ch
     if not isinstance(score, Score):
         raise ScoreError(f"{method} returned {describe_wrong_type(score)}; write `return Score(reward=…)`")
     try:
+        rewards = _check_rewards(score)
+        # With rewards, it is computed from what is recorded: the environment's numbers may have fewer digits.
+        reward = sum(named.value * named.weight for named in rewards.values()) if rewards else score.reward
         return CheckedScore(
-            reward=_check_reward("the reward", score.reward),
+            reward=_check_reward("the reward", reward),
             metrics=_check_named_numbers("metric", score.metrics, _require_finite_number),
-            rewards=_check_rewards(score),
+            rewards=rewards,
             turn_rewards=_check_turn_rewards(score.turn_rewards, played_turns),
             limit=_check_limit(score.limit),
         )

@@ -27,6 +27,7 @@ import orjson
 from renderers_adapter.tokens import LogicalIds, TokenRun, expand
 from rollout.cli.inspect_conversation import conversation_lines
 from rollout.cli.inspect_export import trajectory_document
+from rollout.records.bounds import MAX_REWARD
 from rollout.records.evidence import prompt_digest
 from rollout.records.kinds import RolloutStatus, StepsDigest
 from rollout.records.step_parts import decode_nodes
@@ -36,10 +37,12 @@ from rollout.trainer import (
     Trajectory,
     TrajectoryReader,
     advantages_of,
+    align_advantages,
     check,
     grpo,
     rloo,
     samples,
+    turn_advantages_of,
 )
 from rollout.trainer.check import check_sample
 from rollout.trainer.testing import PAD_ID, scripted_rollout
@@ -64,14 +67,15 @@ IMAGES = Path(tempfile.gettempdir(), f"fuzz-records-{os.getpid()}")
 
 NUMBERS = (
     *(0, -1, 1, 7, 2**31 - 1, 2**31, 2**63 - 1, -(2**63), 2**64 - 1),
-    *(0.5, 1e308, -1e308, float("nan"), float("inf")),
+    *(0.5, MAX_REWARD, -MAX_REWARD, 1e308, -1e308, float("nan"), float("inf")),
 )
 TEXTS = (
-    *("", "text", "\ud83d", "x" * 1000, "9" * 5000, "\0", "/etc", "../.."),
+    *("", "text", "none", "time", "\ud83d", "x" * 1000, "9" * 5000, "\0", "/etc", "../.."),
     *(str(IMAGES), f"{IMAGES}/pipes", f"{IMAGES}/nothing"),
 )
 OTHERS: tuple[Any, ...] = (
-    *(None, True, b"", b"12345678", bytes(64), [], {}, [[]], [None], [0, 0], {"a": 1}, ("a", 1), ["text"], [{}]),
+    *(None, True, [0, 1.0, 9, 2.0], [0, MAX_REWARD, 1, MAX_REWARD], {"a": [MAX_REWARD, MAX_REWARD]}),
+    *(b"", b"12345678", bytes(64), [], {}, [[]], [None], [0, 0], {"a": 1}, ("a", 1), ["text"], [{}]),
     *({"pixel_values": [1.0]}, {"type": "image", "hash": "../x"}, {"type": "ndarray"}, {"a": float("nan")}),
     *(np.zeros(0, np.int32), np.array(3), np.zeros((0, 1 << 18), np.int32), np.zeros((2, 2, 2), np.int64)),
     *(np.array([-1, 2**31 - 1], np.int32), np.array([np.nan, np.inf, -9999.0], np.float32)),
@@ -118,6 +122,8 @@ def sound_records() -> list[Frames]:
     second["messages"][0]["content"].append({"type": "thinking", "thinking": "so"})
     second["masks"] = {"ids": np.array([21, 22, 23], np.int32), "lengths": np.array([1, 2], np.int32)}
     second["experts"] = {"first": 5, "rows": np.zeros((len(prompt.ids) + 1 - 5, 2, 2), np.uint8)}
+    finished |= {"limit": "tokens", "reward": 1.2, "rewards": {"answer": [1.0, 1.0], "format": [1.0, 0.2]}}
+    finished |= {"turn_rewards": [0, 0.5, 1, -0.5]}
     return with_digest([encode(value) for value in (started, first, second, finished)])
 
 
@@ -206,6 +212,10 @@ def attempt(case: Case) -> str:
         group = Group("g", 2, tuple(trajectories))
         for estimator in (grpo, rloo):
             assert all(map(math.isfinite, advantages_of(group, estimator).values())), "an advantage is not finite"
+            by_turn = turn_advantages_of(group, estimator)
+            for sample in (sample for trajectory in trajectories for sample in samples(trajectory)):
+                aligned = align_advantages(sample, by_turn[sample.rollout])
+                assert np.isfinite(aligned).all(), "an advantage of a turn is not finite"
     damaged = [trajectory for trajectory in trajectories if trajectory.rollout != "g.1"]
     if case.is_thorough:
         inspect(damaged)
@@ -242,6 +252,7 @@ def use(trajectory: Trajectory) -> str:
         return f"failed: {(trajectory.error or {}).get('type')}"
     for sample in found:
         assert math.isfinite(sample.logprobs.sum())
+        assert math.isfinite(sample.token_rewards.sum())
         assert sample.token_ids.min() >= 0
     return "trains"
 

@@ -67,7 +67,8 @@ class InProcessRollout:
 
     async def finish(self) -> Trajectory:
         """The trajectory as a trainer would read it."""
-        await self.stream.put_finished(RolloutStatus.OK, reward=1.0)
+        turn_rewards = {step.turn: step.turn + 0.5 for step in self.steps}
+        await self.stream.put_finished(RolloutStatus.OK, reward=1.0, turn_rewards=turn_rewards)
         started, *_, finished = self.sink.records
         assert isinstance(started, RolloutStarted)
         assert isinstance(finished, RolloutFinished)

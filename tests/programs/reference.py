@@ -78,16 +78,24 @@ class ReferenceModel:
 
     def _require_samples(self, trajectory: Trajectory, turns: Mapping[int, ObservedTurn]) -> None:
         trained: dict[int, list[int]] = {}
+        by_turn: dict[int, list[int]] = {}
+        rewards: dict[int, float] = {}
         leaves = {step.leaf: step.turn for step in trajectory.steps}
         for sample in samples(trajectory):
             turn = turns[leaves[sample.leaf]]
             assert sample.token_ids.tolist() == [*turn.expanded, *turn.answer.tokens]
             assert [mark.hash for mark in sample.placeholders] == list(turn.images)
+            assert sample.turns == tuple(sorted(turns))
             for at in np.flatnonzero(sample.mask).tolist():
+                number = int(sample.turn_index[at])
+                rewards[number] = rewards.get(number, 0.0) + float(sample.token_rewards[at])
+                by_turn.setdefault(number, []).append(int(sample.token_ids[at]))
                 token = int(sample.token_ids[at])
                 trained.setdefault(int(sample.versions[sample.version_index[at]]), []).append(token)
                 assert sample.logprobs[at] == np.float32(-0.001 * (token % 997))
             check_truncation(sample)
+        assert by_turn == {number: list(seen.answer.tokens) for number, seen in turns.items()}, "of another turn"
+        assert rewards == trajectory.turn_rewards, "a turn's reward is lost or doubled"
         assert trained == {number: list(seen.answer.tokens) for number, seen in turns.items()}, (
             "not trained exactly once"
         )
@@ -157,10 +165,14 @@ def check_truncation(sample: TrainingSample) -> None:
     for limit in {1, length // 3, length // 2, length - 1, *(mark.offset + 1 for mark in sample.placeholders[:2])}:
         cut = sample.truncated(max(1, limit))
         size = len(cut.token_ids)
-        aligned = (cut.mask, cut.logprobs, cut.token_types, cut.version_index)
+        aligned = (
+            *(cut.mask, cut.logprobs, cut.token_types, cut.version_index),
+            *(cut.content, cut.turn_index, cut.token_rewards),
+        )
         assert size <= max(1, limit)
         assert {len(values) for values in aligned} == {size}
         assert cut.token_ids.tolist() == sample.token_ids[:size].tolist()
+        assert cut.token_rewards.tolist() == sample.token_rewards[:size].tolist()
         kept = [mark for mark in sample.placeholders if mark.offset < size]
         assert list(cut.placeholders) == kept
         assert len(cut.images) == len(kept)

@@ -33,6 +33,11 @@ class TrainingSample:
         token_types: 0 text, 1 image.
         version_index: for a sampled token the index of its version in `versions`; -1 elsewhere.
         versions: the policy versions that sampled tokens of the branch.
+        turn_index: for a sampled token the number of its turn, as `Step.turn`; -1 elsewhere.
+        turns: the numbers of all turns of the rollout, those of other branches too, in order. A turn that failed left
+            no answer, so its number is missing.
+        token_rewards: at the last sampled token of an answer the reward of its turn; 0 elsewhere. An answer that
+            several branches share has its reward in each of them; with `mask` it counts once.
         content: the role whose words a token is, as 1 + the role's index in `ROLES`; 0 for tokens of the template.
         placeholders: where each image's pad tokens are, in order.
         images: the raw descriptor of the image at each placeholder; pixels are materialised from it at the last moment.
@@ -52,6 +57,9 @@ class TrainingSample:
     token_types: npt.NDArray[np.uint8]
     version_index: npt.NDArray[np.int32]
     versions: tuple[str, ...]
+    turn_index: npt.NDArray[np.int32]
+    turns: tuple[int, ...]
+    token_rewards: npt.NDArray[np.float32]
     content: npt.NDArray[np.uint8]
     placeholders: tuple[Placeholder, ...]
     images: tuple[Mapping[str, Any], ...]
@@ -64,7 +72,8 @@ class TrainingSample:
     def truncated(self, limit: int) -> Self:
         """At most the first `limit` tokens, and everything that is aligned to them.
 
-        An image that would be cut is left out whole, with all that follows it.
+        An image that would be cut is left out whole, with all that follows it. The reward of an answer that is cut is
+        left out, too: it stands at the answer's last token.
 
         Raises:
             ValueError: the limit is below zero.
@@ -87,6 +96,8 @@ class TrainingSample:
             logprobs=self.logprobs[:end],
             token_types=self.token_types[:end],
             version_index=self.version_index[:end],
+            turn_index=self.turn_index[:end],
+            token_rewards=self.token_rewards[:end],
             content=self.content[:end],
             placeholders=self.placeholders[:kept_images],
             images=self.images[:kept_images],
@@ -99,21 +110,25 @@ def samples(trajectory: Trajectory) -> list[TrainingSample]:
         return []
     training_samples: list[TrainingSample] = []
     trained: set[int] = set()
+    turns = trajectory.turns
     for leaf in trajectory.leaves():
         path = trajectory.path(leaf)
         untrained_nodes = {node.index for node in path if node.sampled} - trained
         if untrained_nodes:
             trained |= untrained_nodes
-            training_samples.append(_make_sample(trajectory, path, untrained_nodes))
+            training_samples.append(_make_sample(trajectory, turns, path, untrained_nodes))
     return training_samples
 
 
-def _make_sample(trajectory: Trajectory, path: list[TrajectoryNode], trained_nodes: set[int]) -> TrainingSample:
+def _make_sample(
+    trajectory: Trajectory, turns: tuple[int, ...], path: list[TrajectoryNode], trained_nodes: set[int]
+) -> TrainingSample:
     expanded = expand([node.run for node in path], pad_id=trajectory.pad_id)
     labels = expanded.labels()
     length = len(expanded.ids)
     mask, content = np.zeros(length, np.bool_), np.zeros(length, np.uint8)
-    version_index = np.full(length, -1, np.int32)
+    version_index, turn_index = np.full(length, -1, np.int32), np.full(length, -1, np.int32)
+    token_rewards = np.zeros(length, np.float32)
     versions: dict[str, int] = {}
     bans: list[set[int]] = []
     for node, start, end in zip(path, expanded.run_starts[:-1], expanded.run_starts[1:], strict=True):
@@ -126,8 +141,11 @@ def _make_sample(trajectory: Trajectory, path: list[TrajectoryNode], trained_nod
         sampled_start = end - (len(node.run.ids) - node.run.sampled_from)
         mask[sampled_start:end] = node.index in trained_nodes
         content[sampled_start:end] = role
-        bans.append(set(trajectory.steps[node.step].banned_ids))
-        for span in trajectory.steps[node.step].versions:
+        step = trajectory.steps[node.step]
+        turn_index[sampled_start:end] = step.turn
+        token_rewards[end - 1] = trajectory.turn_rewards.get(step.turn, 0.0)
+        bans.append(set(step.banned_ids))
+        for span in step.versions:
             version_number = versions.setdefault(span.version, len(versions))
             version_index[sampled_start + span.start : sampled_start + span.end] = version_number
     return TrainingSample(
@@ -141,6 +159,9 @@ def _make_sample(trajectory: Trajectory, path: list[TrajectoryNode], trained_nod
         token_types=labels.token_types,
         version_index=version_index,
         versions=tuple(versions),
+        turn_index=turn_index,
+        turns=turns,
+        token_rewards=token_rewards,
         content=content,
         placeholders=expanded.placeholders,
         images=tuple(trajectory.images[placeholder.hash] for placeholder in expanded.placeholders),

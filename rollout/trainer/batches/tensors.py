@@ -1,23 +1,27 @@
 """Training samples to torch tensors: one row each, or several packed into a row.
 
 samples_of_group = [sample for trajectory in group.trajectories for sample in samples(trajectory)]
-batch = collate(samples_of_group, advantages=[…], packing=32768)
+batch = collate(samples_of_group, advantages=[…], packing=32768)    # a number for each sample, or an array per token
 model(batch.token_ids, position_ids=batch.position_ids, **materializer.inputs(batch.ordered(samples_of_group)))
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from rollout.trainer.batches.advantages import Estimator, advantages_of, grpo
+from rollout.trainer.batches.advantages import Estimator, advantages_of, align_advantages, grpo, turn_advantages_of
 from rollout.trainer.batches.samples import TrainingSample, samples
 from rollout.trainer.errors import SampleTooLong
 from rollout.trainer.reading.groups import Group
 
 T = TypeVar("T")
+
+Credit = Literal["outcome", "turns"]
+"""What the advantage of a token comes from: the reward of its rollout, or the return of its turn."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,13 +39,17 @@ class Batch:
     logprobs: torch.Tensor
     """The log-prob of a sampled token under the weights that sampled it; 0 elsewhere."""
     advantages: torch.Tensor | None
-    """The advantage of the token's sample where the mask is set, 0 elsewhere; None: no advantages were given."""
+    """The advantage of the token, or of its sample, where the mask is set, 0 elsewhere; None: none were given."""
     token_types: torch.Tensor
     """0 text, 1 image."""
     content: torch.Tensor
     """The role whose words a token is, as 1 + its index in `records.messages.ROLES`; 0 for the template and padding."""
     version_index: torch.Tensor
     """For a sampled token the index of its version in `versions`; -1 elsewhere."""
+    turn_index: torch.Tensor
+    """For a sampled token the number of its turn in its rollout, as `Step.turn`; -1 elsewhere."""
+    token_rewards: torch.Tensor
+    """At the last sampled token of an answer the reward of its turn, 0 elsewhere; with the mask each counts once."""
     rewards: torch.Tensor
     """(samples): the reward of each sample's rollout."""
     spans: torch.Tensor
@@ -88,12 +96,22 @@ class Batch:
 
 
 def collate(
-    given: Sequence[TrainingSample], *, advantages: Sequence[float] | None = None, packing: int | None = None
+    given: Sequence[TrainingSample],
+    *,
+    advantages: Sequence[float | npt.NDArray[Any]] | None = None,
+    packing: int | None = None,
 ) -> Batch:
-    """One batch of all samples. `packing` is how many tokens a row may have: samples then share rows, longest first.
+    """One batch of all samples.
+
+    Args:
+        given: the samples.
+        advantages: for each sample the advantage of all of its tokens, or an array with one for each token, see
+            `align_advantages`. Only the tokens that train get one.
+        packing: how many tokens a row may have: samples then share rows, longest first. None: a row for each sample.
 
     Raises:
         SampleTooLong: a sample does not fit into a row.
+        ValueError: an array has not as many advantages as its sample has tokens.
     """
     rows = [[at] for at in range(len(given))] if packing is None else _pack_rows(given, packing)
     order = tuple(at for row in rows for at in row)
@@ -109,7 +127,7 @@ def collate(
             sample = given[at]
             token_slice = batch_arrays.write_sample(sample, sample_number, row, start, version_indices)
             if advantages is not None:
-                token_advantages[token_slice][sample.mask] = advantages[at]
+                token_advantages[token_slice][sample.mask] = _trained_advantages(sample, advantages[at])
             spans[sample_number] = row, start, len(sample.token_ids)
             placeholders += [
                 (sample_number, row, start + placeholder.offset, placeholder.length)
@@ -135,23 +153,38 @@ def batch_of(
     groups: Sequence[Group],
     *,
     estimator: Estimator = grpo,
+    credit: Credit = "outcome",
     max_length: int | None = None,
     packing: int | None = None,
 ) -> Batch | None:
     """One batch of everything that trains in some groups, with advantages within each group; None if nothing trains.
 
-    A branch of more than `max_length` tokens is truncated, and left out if nothing of what is left of it trains.
+    Args:
+        groups: the groups, failed members included.
+        estimator: compares the rewards, or the returns, of a group; `grpo`, `rloo`, or a function like them.
+        credit: "outcome": all tokens of a rollout have one advantage, that of its reward (`advantages_of`). "turns":
+            the tokens of an answer have the advantage of what came from this turn on (`turn_advantages_of`).
+        max_length: a branch of more tokens is truncated, and left out if nothing of what is left of it trains.
+        packing: how many tokens a row may have, see `collate`.
+
+    Raises:
+        SampleTooLong: a sample does not fit into a row.
+        ValueError: there is no such credit.
     """
+    if credit not in get_args(Credit):
+        raise ValueError(f"credit is {credit!r}; expected one of {', '.join(map(repr, get_args(Credit)))}")
     training_samples: list[TrainingSample] = []
-    advantages: list[float] = []
+    advantages: list[float | npt.NDArray[Any]] = []
     for group in groups:
-        advantage_by_rollout = advantages_of(group, estimator)
+        by_turn = turn_advantages_of(group, estimator) if credit == "turns" else {}
+        by_rollout = advantages_of(group, estimator) if credit == "outcome" else {}
         for trajectory in group.trajectories:
             for full_sample in samples(trajectory):
                 sample = full_sample if max_length is None else full_sample.truncated(max_length)
                 if sample.mask.any():
                     training_samples.append(sample)
-                    advantages.append(advantage_by_rollout[trajectory.rollout])
+                    name = trajectory.rollout
+                    advantages.append(by_rollout[name] if by_rollout else align_advantages(sample, by_turn[name]))
     return collate(training_samples, advantages=advantages, packing=packing) if training_samples else None
 
 
@@ -169,6 +202,8 @@ class _BatchArrays:
             "token_types": np.zeros(shape, np.uint8),
             "content": np.zeros(shape, np.uint8),
             "version_index": np.full(shape, -1, np.int32),
+            "turn_index": np.full(shape, -1, np.int32),
+            "token_rewards": np.zeros(shape, np.float32),
         }
 
     def write_sample(
@@ -189,10 +224,24 @@ class _BatchArrays:
             "token_types": sample.token_types,
             "content": sample.content,
             "version_index": version_index,
+            "turn_index": sample.turn_index,
+            "token_rewards": sample.token_rewards,
         }
         for name, value in values.items():
             self.arrays[name][token_slice] = value
         return token_slice
+
+
+def _trained_advantages(sample: TrainingSample, advantage: float | npt.NDArray[Any]) -> Any:
+    """The advantage of all tokens that train, or of each."""
+    if np.ndim(advantage) == 0:
+        return advantage
+    if np.shape(advantage) != sample.mask.shape:
+        raise ValueError(
+            f"{sample.rollout}, branch of node {sample.leaf}: advantages of the shape {np.shape(advantage)} for "
+            f"{len(sample.token_ids)} tokens. Align them to the sample as it is given, after it was truncated."
+        )
+    return np.asarray(advantage)[sample.mask]
 
 
 def _pack_rows(samples_to_pack: Sequence[TrainingSample], row_length: int) -> list[list[int]]:

@@ -25,12 +25,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rollout.records.kinds import RecordError, RecordHeader, header_from_tag
+from rollout.records.kinds import RecordError, RecordHeader, RolloutLimit, header_from_tag
 from rollout.records.wire import decode_record
 from rollout.trainer.errors import ImagesUnreadable, ReaderStateError
 from rollout.trainer.reading.acks import PendingAcks, lane_position
 from rollout.trainer.reading.consumed import ConsumedRollouts
 from rollout.trainer.reading.groups import Group, GroupAssembler, GroupPolicy
+from rollout.trainer.reading.held_back import hold_back, limits_named
 from rollout.trainer.reading.image_access import MAX_UNREADABLE, ImageAccessCheck
 from rollout.trainer.reading.pending import PendingRollout, PendingRollouts, RecordKey
 from rollout.trainer.reading.spill import StepStore
@@ -68,6 +69,11 @@ class ReaderSettings:
     """How many versions a trajectory may be behind the trainer's; a group with a staler one is dropped."""
     require_images: bool = True
     """Check that the images of a trajectory can be read before it is handed out."""
+    untrained_limits: frozenset[RolloutLimit | str] = frozenset()
+    """Rollouts with a score that one of these limits stopped are handed out, and do not train; empty: they train."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "untrained_limits", limits_named(self.untrained_limits))
 
 
 class TrajectoryReader:
@@ -176,6 +182,7 @@ class TrajectoryReader:
             dropped=counters.dropped,
             rejected=counters.rejected,
             stale=counters.stale,
+            held_back=counters.held_back,
             partial_groups=counters.partial_groups,
             unfinished=len(self._pending_rollouts.unfinished()),
             waiting=len(self._ready_rollouts)
@@ -331,6 +338,7 @@ class TrajectoryReader:
                 self._image_access.fail(trajectory, problem) if problem else trajectory
                 for trajectory, problem in zip(trajectories, problems, strict=True)
             )
+        trajectories = tuple(hold_back(trajectory, self.settings.untrained_limits) for trajectory in trajectories)
         self._ready_groups.popleft()
         for rollout in rollouts:
             self._consume(rollout)
@@ -344,6 +352,7 @@ class TrajectoryReader:
                 return None
             self._counters.add_staleness(versions_behind)
         self._counters.trajectories += len(trajectories)
+        self._counters.held_back += sum(trajectory.held_back for trajectory in trajectories)
         return trajectories
 
     def _set_aside(self, problem: str) -> None:

@@ -23,6 +23,8 @@ class ReaderStats:
     """Records that cannot be decoded."""
     stale: int
     """Trajectories that were consumed without being handed out, because of max_staleness."""
+    held_back: int
+    """Trajectories that were handed out with a score and do not train, because of untrained_limits."""
     partial_groups: int
     """Groups that were given up before they were whole, handed out or not."""
     unfinished: int
@@ -62,6 +64,7 @@ class ReaderCounters:
     dropped: int = 0
     rejected: int = 0
     stale: int = 0
+    held_back: int = 0
     partial_groups: int = 0
     redelivered: int = 0
     staleness: Counter[int] = field(default_factory=Counter)

@@ -16,7 +16,8 @@ from transports import open_queue
 async def test_an_exported_run_has_a_typed_row_for_each_trajectory(tmp_path: Path) -> None:
     async with open_queue("memory://parquet") as queue:
         for number in range(600):
-            await put_all(queue, await scripted_rollout(f"{number:03d}.0", turns=1, image_tokens=64))
+            rollout = await scripted_rollout(f"{number:03d}.0", turns=1, image_tokens=64, turn_rewards={0: 0.5})
+            await put_all(queue, rollout)
         async with TrajectoryReader(open_queue("memory://parquet"), ReaderSettings(require_images=False)) as reader:
             found = await read_all(reader)
 
@@ -31,4 +32,7 @@ async def test_an_exported_run_has_a_typed_row_for_each_trajectory(tmp_path: Pat
     assert (row["rollout"], row["reward"], row["turns"], row["images"]) == ("599.0", 1.0, 1, 1)
     (sample,) = row["samples"]
     assert len(sample["token_ids"]) == len(sample["mask"]) == row["tokens"]
+    assert sample["turn_index"][-3:] == [-1, 0, 0]
+    assert sample["token_rewards"][-3:] == [0.0, 0.0, 0.5]
+    assert (json.loads(row["turn_rewards"]), json.loads(row["rewards"])) == ({"0": 0.5}, {})
     assert len(json.loads(row["nodes"])["nodes"]) == 2

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -15,7 +15,17 @@ from renderers_adapter.tokens import ImageSlot, TokenRun, as_logical_ids
 from rollout.records.evidence import VersionSpan
 from rollout.records.kinds import PromptSource, RecordHeader, RolloutStarted, RolloutStatus, Step
 from rollout.records.messages import ROLES, FinishReason
-from rollout.trainer import Group, SampleTooLong, Trajectory, TrajectoryNode, batch_of, collate, rloo, samples
+from rollout.trainer import (
+    Group,
+    SampleTooLong,
+    Trajectory,
+    TrajectoryNode,
+    batch_of,
+    collate,
+    rloo,
+    samples,
+    turn_advantages_of,
+)
 
 PAD = 999
 VERSIONS = ("3", "4", "5")
@@ -31,6 +41,8 @@ class Token:
     image: bool = False
     version: str | None = None
     words_of: int = 0
+    turn: int = -1
+    reward: float = 0.0
 
 
 @dataclass
@@ -72,25 +84,28 @@ def answer_node(draw: st.DrawFn, index: int, parent: int, step: int) -> Trajecto
     return TrajectoryNode(index, parent, step, {"role": "assistant", "content": ""}, run, ())
 
 
-def step_of(draw: st.DrawFn, leaf: int, sampled: int) -> Step:
+def step_of(draw: st.DrawFn, turn: int, leaf: int, sampled: int) -> Step:
     """A turn whose tokens were sampled by one version, or by two where the weights changed half-way."""
     cut = draw(st.integers(1, sampled))
     spans = [VersionSpan(draw(st.sampled_from(VERSIONS)), 0, cut)]
     spans += [VersionSpan(draw(st.sampled_from(VERSIONS)), cut, sampled)] if cut < sampled else []
     header = RecordHeader("run", "Env", "g", "g.0", 1, leaf)
-    return Step(header, leaf, -1, leaf, (), {}, PromptSource.FIRST, 0, b"", FinishReason.STOP, versions=tuple(spans))
+    return Step(header, turn, -1, leaf, (), {}, PromptSource.FIRST, 0, b"", FinishReason.STOP, versions=tuple(spans))
 
 
 @st.composite
 def trajectories(draw: st.DrawFn, rollout: str = "g.0") -> Trajectory:
-    """A rollout whose turns fork from any node before, so that branches share what they share."""
+    """A rollout whose turns fork from any node before, so that branches share what they share.
+
+    The numbers of the turns are not in the order of the steps, some are missing, and some turns have a reward.
+    """
     nodes: list[TrajectoryNode] = []
     steps: list[Step] = []
-    for _ in range(draw(st.integers(1, 4))):
+    for turn in draw(st.lists(st.integers(0, 6), unique=True, min_size=1, max_size=4)):
         parent = draw(st.integers(-1, len(nodes) - 1))
         nodes.append(user_node(draw, len(nodes), parent))
         nodes.append(answer_node(draw, len(nodes), len(nodes) - 1, len(steps)))
-        steps.append(step_of(draw, len(nodes) - 1, len(nodes[-1].run.logprobs)))
+        steps.append(step_of(draw, turn, len(nodes) - 1, len(nodes[-1].run.logprobs)))
     hashes = {slot.hash for node in nodes for slot in node.run.images}
     header = RecordHeader("run", "Env", "g", rollout, 1, 0)
     started = RolloutStarted(header, {}, 0, 1, "3", "c", "m", PAD, "", {})
@@ -106,6 +121,9 @@ def trajectories(draw: st.DrawFn, rollout: str = "g.0") -> Trajectory:
         steps=tuple(steps),
         nodes=tuple(nodes),
         images={mm_hash: {"raw_image_id": f"{mm_hash}.png"} for mm_hash in hashes},
+        turn_rewards=draw(
+            st.dictionaries(st.sampled_from([step.turn for step in steps]), st.sampled_from([-1.0, 0.5]))
+        ),
     )
 
 
@@ -148,19 +166,32 @@ def write_out(conversation: ExpectedBranch, trajectory: Trajectory, node: Trajec
             sampled_index = at - node.run.sampled_from
             (version,) = [s.version for s in trajectory.steps[node.step].versions if s.start <= sampled_index < s.end]
             logprob = float(node.run.logprobs[sampled_index])
-            conversation.tokens.append(Token(token, trains, logprob, version=version, words_of=role))
+            turn = trajectory.steps[node.step].turn
+            reward = trajectory.turn_rewards.get(turn, 0.0) if at == len(node.run.ids) - 1 else 0.0
+            conversation.tokens.append(
+                Token(token, trains, logprob, version=version, words_of=role, turn=turn, reward=reward)
+            )
 
 
-@given(groups, st.sampled_from([None, 0, 20]), st.booleans(), st.sampled_from([3, 8, 20, 1000]))
+Weighting = Literal["none", "samples", "tokens", "both"]
+"""Whether the samples of a batch have no advantage, one each, one for each token, or one or the other."""
+
+
+@given(
+    groups,
+    st.sampled_from([None, 0, 20]),
+    st.sampled_from(get_args(Weighting)),
+    st.sampled_from([3, 8, 20, 1000]),
+)
 def test_a_batch_is_its_conversations_and_padding(
-    members: tuple[Trajectory, ...], spare: int | None, weighted: bool, limit: int
+    members: tuple[Trajectory, ...], spare: int | None, weighting: Weighting, limit: int
 ) -> None:
     wanted = [conversation for trajectory in members for conversation in expected_branches(trajectory)]
     for conversation in wanted:
         conversation.truncate(limit)
     given_samples = [sample.truncated(limit) for trajectory in members for sample in samples(trajectory)]
     longest = max(len(conversation.tokens) for conversation in wanted)
-    weights = [0.25 * (at + 1) for at in range(len(wanted))] if weighted else None
+    weights = None if weighting == "none" else [weight_of(at, branch, weighting) for at, branch in enumerate(wanted)]
     packing = None if spare is None else longest + spare
     batch = collate(given_samples, advantages=weights, packing=packing)
 
@@ -186,19 +217,30 @@ def test_a_batch_is_its_conversations_and_padding(
                 token.image,
                 token.version,
                 token.words_of,
+                token.turn,
+                token.reward,
             )
             for at, token in enumerate(conversation.tokens)
         ]
         if batch.advantages is not None and weights is not None:
             assert [batch.advantages[cell].item() for cell in cells] == [
-                weights[batch.order[number]] if token.trains else 0.0 for token in conversation.tokens
+                np.broadcast_to(weights[batch.order[number]], size)[at] if token.trains else 0.0
+                for at, token in enumerate(conversation.tokens)
             ]
         mine = [(item["raw_image_id"][:32], offset - start, n) for (s, _, offset, n), item in pictures if s == number]
         assert mine == conversation.images
         assert all(place[1] == row for place, _ in pictures if place[0] == number)
     assert (batch.sample_index.numpy() >= 0).tolist() == covered.tolist()
     assert not batch.mask.numpy()[~covered].any()
+    assert (batch.turn_index.numpy()[~covered] == -1).all()
+    assert not batch.token_rewards.numpy()[~covered].any()
     assert (batch.advantages is None) == (weights is None)
+
+
+def weight_of(at: int, conversation: ExpectedBranch, weighting: Weighting) -> float | np.ndarray:
+    if weighting == "samples" or (weighting == "both" and at % 2):
+        return 0.25 * (at + 1)
+    return np.arange(1, len(conversation.tokens) + 1, dtype=np.float32) / 4
 
 
 def read(batch: Any, cell: tuple[int, int]) -> tuple[Any, ...]:
@@ -212,6 +254,8 @@ def read(batch: Any, cell: tuple[int, int]) -> tuple[Any, ...]:
         bool(batch.token_types[cell].item()),
         batch.versions[version] if version >= 0 else None,
         batch.content[cell].item(),
+        batch.turn_index[cell].item(),
+        batch.token_rewards[cell].item(),
     )
 
 
@@ -240,6 +284,48 @@ def test_a_group_becomes_one_batch_with_the_advantages_of_its_rollouts(members: 
     for number, rollout in enumerate(batch.rollouts):
         values = batch.advantages[batch.mask & (batch.sample_index == number)]
         assert values.tolist() == pytest.approx([wanted[rollout]] * len(values))
+
+
+@given(groups, st.sampled_from([None, 12]), st.sampled_from([None, 60]))
+def test_a_group_becomes_one_batch_in_which_an_answer_has_the_advantage_of_its_turn(
+    members: tuple[Trajectory, ...], max_length: int | None, packing: int | None
+) -> None:
+    group = Group("g", len(members), members)
+    batch = batch_of([group, group], estimator=rloo, credit="turns", max_length=max_length, packing=packing)
+    if batch is None:
+        return
+    assert batch.advantages is not None
+    by_turn = {name: values.tolist() for name, values in turn_advantages_of(group, rloo).items()}
+    for cell in zip(*(places.tolist() for places in batch.mask.nonzero(as_tuple=True)), strict=True):
+        rollout = batch.rollouts[int(batch.sample_index[cell])]
+        turns = sorted(step.turn for member in members if member.rollout == rollout for step in member.steps)
+        expected = by_turn[rollout][turns.index(int(batch.turn_index[cell]))]
+        assert batch.advantages[cell].item() == pytest.approx(expected)
+    assert not batch.advantages[~batch.mask].any()
+
+
+@given(groups)
+def test_without_turn_rewards_both_kinds_of_credit_make_the_same_batch(members: tuple[Trajectory, ...]) -> None:
+    group = Group("g", len(members), tuple(replace(member, turn_rewards={}) for member in members))
+    outcome, turns = batch_of([group]), batch_of([group], credit="turns")
+    assert outcome is not None
+    assert turns is not None
+    assert outcome.advantages is not None
+    assert turns.advantages is not None
+    assert torch.equal(outcome.advantages, turns.advantages)
+
+
+def test_another_credit_is_refused() -> None:
+    credit: Any = "turn"
+    with pytest.raises(ValueError, match="credit is 'turn'; expected one of 'outcome', 'turns'"):
+        batch_of([], credit=credit)
+
+
+@given(trajectories(), st.sampled_from([-1, 1]))
+def test_an_array_of_advantages_that_is_not_aligned_is_refused_by_name(trajectory: Trajectory, surplus: int) -> None:
+    (sample, *_) = samples(trajectory)
+    with pytest.raises(ValueError, match=r"g\.0, branch of node .*: advantages of the shape"):
+        collate([sample], advantages=[np.zeros(len(sample.token_ids) + surplus)])
 
 
 @given(groups, st.integers(1, 20))
@@ -276,6 +362,7 @@ def test_a_batch_moves_to_a_device_with_all_of_its_tensors(trajectory: Trajector
     moved = collate(samples(trajectory)).to("meta")
     assert moved.token_ids.device == torch.device("meta")
     assert moved.spans.device == torch.device("meta")
+    assert moved.turn_index.device == moved.token_rewards.device == torch.device("meta")
 
 
 def test_reading_trajectories_does_not_import_torch() -> None:

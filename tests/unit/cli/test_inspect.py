@@ -18,10 +18,12 @@ import pytest
 from rich.console import Console
 
 from rollout.cli.inspect import inspect as inspect_command
+from rollout.cli.inspect_conversation import conversation_lines
 from rollout.cli.inspect_export import trajectory_document
 from rollout.cli.inspect_rows import COLUMNS, InspectError, Row, row_of
 from rollout.cli.inspect_table import print_table
 from rollout.cli.options import newest_run
+from rollout.records.kinds import NamedReward, RolloutLimit
 from rollout.trainer import ReaderSettings, Trajectory, TrajectoryReader, open_archive
 from rollout.trainer.errors import NoArchive
 from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
@@ -88,7 +90,7 @@ async def test_groups_of_a_run_are_read_again_too(run_directory: Path) -> None:
 def test_what_is_piped_has_every_column_and_is_neither_wrapped_nor_padded(inspect: Inspect) -> None:
     header, *lines, summary = [line.split("\t") for line in inspect().splitlines()]
     assert header == list(COLUMNS)
-    shown = [0, 4, 5, 6, 7]
+    shown = [0, 4, 6, 7, 8]
     assert [header[column] for column in shown] == ["rollout", "status", "reward", "turns", "images"]
     assert [[line[column] for column in shown] for line in lines] == [
         ["a.0", "ok", "1.0", "3", "3"],
@@ -103,9 +105,7 @@ def test_what_is_piped_has_every_column_and_is_neither_wrapped_nor_padded(inspec
 
 
 def row(number: int, **changed: Any) -> Row:
-    plain = Row(
-        f"{number:06d}.0", "colors", f"{number:06d}", 1, "ok", "", 0.5, 30, 30, 12_345, 2_345, "step-7", 1.234, ""
-    )
+    plain = Row(f"{number:06d}.0", "colors", f"{number:06d}", 1, "ok", "", 0.5, 30, 30, 12_345, 2_345, "v-7", 1.234, "")
     return replace(plain, **changed)
 
 
@@ -122,8 +122,14 @@ def test_a_wide_terminal_has_room_for_every_column() -> None:
     header, line, *summary = table([row(0)], 80)
     names = {"rollout", "status", "reward", "turns", "images", "tokens", "sampled", "versions", "seconds"}
     assert set(header.split()) == names
-    assert line.split() == ["000000.0", "ok", "0.500", "30", "30", "12,345", "2,345", "step-7", "1.234"]
+    assert line.split() == ["000000.0", "ok", "0.500", "30", "30", "12,345", "2,345", "v-7", "1.234"]
     assert " ".join(summary) == "1 trajectories (1 ok); reward 0.500; 30 turns, 30 different images, 12,345 tokens"
+
+
+def test_the_limit_is_a_column_where_a_rollout_has_one() -> None:
+    header, line, other, *_ = table([row(0, limit="tokens"), row(1)], 100)
+    at = header.index("limit")
+    assert (line[at : at + 6], other[at : at + 6]) == ("tokens", " " * 6)
 
 
 def test_a_narrow_terminal_shows_fewer_columns_whole_and_says_which_are_left_out() -> None:
@@ -142,14 +148,29 @@ def test_a_name_that_is_longer_than_the_terminal_is_shown_whole() -> None:
     assert " ok " in lines[0]
 
 
-def test_an_image_in_two_messages_counts_once_as_in_the_summary_of_a_run(run_directory: Path) -> None:
-    async def twice(directory: Path) -> Trajectory:
-        async with open_archive(directory) as reader:
-            trajectory = await anext(aiter(reader))
-        again = replace(trajectory.nodes[0], index=len(trajectory.nodes), parent=len(trajectory.nodes) - 1)
-        return replace(trajectory, nodes=(*trajectory.nodes, again))
+async def read_one(directory: Path, rollout: str) -> Trajectory:
+    async with open_archive(directory) as reader:
+        return next(trajectory for trajectory in [found async for found in reader] if trajectory.rollout == rollout)
 
-    assert row_of(anyio.run(twice, run_directory)).images == 3
+
+def test_rewards_and_the_limit_are_shown_where_they_belong(run_directory: Path) -> None:
+    scored = replace(
+        anyio.run(read_one, run_directory, "a.1"),
+        limit=RolloutLimit.TURNS,
+        rewards={"answer": NamedReward(2.0, 1.0), "format": NamedReward(0.0, 0.5)},
+        turn_rewards={1: 0.25},
+    )
+    first, *lines = conversation_lines(scored, None, full=False)
+    assert first.endswith("ok  limit turns  reward 2  answer 2 (weight 1)  format 0 (weight 0.5)")
+    assert [line for line in lines if "reward" in line] == [
+        "#3 assistant  [3 tokens, sampled 1:3, mean logprob -0.250, version 7, stop, reward 0.25]"
+    ]
+
+
+def test_an_image_in_two_messages_counts_once_as_in_the_summary_of_a_run(run_directory: Path) -> None:
+    trajectory = anyio.run(read_one, run_directory, "a.0")
+    again = replace(trajectory.nodes[0], index=len(trajectory.nodes), parent=len(trajectory.nodes) - 1)
+    assert row_of(replace(trajectory, nodes=(*trajectory.nodes, again))).images == 3
 
 
 @pytest.mark.parametrize(
@@ -288,6 +309,20 @@ def test_a_directory_of_runs_means_its_newest_run(tmp_path: Path, capsys: pytest
     assert newest_run(tmp_path) == tmp_path / "new"
     assert capsys.readouterr().err == f"{tmp_path}/new, the newest of 2 runs in {tmp_path}\n"
     assert newest_run(tmp_path / "old") == tmp_path / "old"
+
+
+async def test_rewards_by_name_and_by_turn_are_exported() -> None:
+    *others, finished = await scripted_rollout(turns=2, turn_rewards={1: -0.5})
+    value = decode(finished.frames) | {"rewards": {"answer": [0.5, 2.0]}}
+    async with open_queue("memory://inspected") as queue, TrajectoryReader(open_queue("memory://inspected")) as reader:
+        await put_all(queue, [*others, finished._replace(frames=encode(value))])
+        (trajectory,) = await read_all(reader)
+    document = json.loads(orjson.dumps(trajectory_document(trajectory)))
+    assert document["rewards"] == {"answer": {"value": 0.5, "weight": 2.0}}
+    assert document["turn_rewards"] == {"1": -0.5}
+    (sample,) = document["samples"]
+    assert sample["turn_index"][-3:] == [-1, 1, 1]
+    assert sample["token_rewards"][-3:] == [0.0, 0.0, -0.5]
 
 
 async def test_a_task_whose_data_no_json_can_hold_is_exported() -> None:

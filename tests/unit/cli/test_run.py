@@ -166,7 +166,10 @@ def test_a_run_whose_every_rollout_was_cut_says_so(color_codeword: Sequence[str]
     short = ("--set", "engine.sampling.max_tokens=1")
     text = run_cli("run", *color_codeword, *short)
     assert (text.returncode, text.stderr) == (0, "")
-    assert "every rollout was cut by the length limit: raise engine.sampling.max_tokens (now 1)" in text.stdout
+    assert (
+        "every rollout was stopped by the length limit of an answer: raise engine.sampling.max_tokens (now 1)"
+        in text.stdout
+    )
     assert json.loads(run_cli("run", *color_codeword, *short, "--json").stdout)["limits"] == {"tokens": 6}
 
 

@@ -136,6 +136,21 @@ def test_a_step_is_refused(changes: dict[str, Any], reason: str) -> None:
         ({"status": "failed"}, "has the reward 0.75"),
         *[({"metrics": {"m": value}}, "the metric 'm' is") for value in (math.nan, math.inf, "1", True)],
         ({"error": {"type": ["a"], "message": "b"}}, "'error' holds"),
+        ({"status": "truncated"}, "'truncated' is not a valid RolloutStatus"),
+        ({"limit": "steps"}, "'steps' is not a valid RolloutLimit"),
+        ({"limit": 1}, "'limit' is a int"),
+        *[({"rewards": {"a": pair}}, "'rewards.a' is") for pair in ([math.nan, 1.0], [1.0, 1e31], [1, 1.0])],
+        *[({"rewards": {"a": pair}}, "expected its value and its weight") for pair in (1.0, [1.0], [1.0, 1.0, 1.0])],
+        *[
+            ({"turn_rewards": pairs}, "expected pairs of a turn")
+            for pairs in ([0], [-1, 1.0], [0.0, 1.0], [2**31, 1.0])
+        ],
+        *[({"turn_rewards": pairs}, "'turn_rewards.0' is") for pairs in ([0, math.inf], [0, 1e31], [0, 1])],
+        *[
+            ({"turn_rewards": pairs}, "out of order, or one of them twice")
+            for pairs in ([1, 1.0, 0, 1.0], [1, 1.0, 1, 1.0])
+        ],
+        ({"status": "failed", "reward": None, "turn_rewards": [0, 1.0]}, "has named rewards, or rewards of turns"),
         *[({"steps": number}, "'steps' is") for number in (-1, 2**31)],
         ({"digest": b""}, "'digest' has 0 bytes"),
         *[({"seconds": value}, "'seconds' is") for value in (-1.0, math.nan, math.inf)],

@@ -10,8 +10,9 @@ from PIL import Image
 from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.families import FAMILIES
 from renderers_adapter.pool import RendererPool
+from rollout.environments.tool_running import ToolRunner
 from rollout.images import ImagePolicy, prepare_images
-from rollout.records.messages import MessageError
+from rollout.records.messages import MessageError, ToolCall
 from rollout.trainer import check, samples
 from tests.programs.engine_double import ScriptedAnswer
 from tests.programs.in_process import InProcessRollout
@@ -111,3 +112,22 @@ async def test_a_family_plays_a_whole_rollout(
     assert sum(int(sample.mask.sum()) for sample in samples(trajectory)) == sampled
     image_counts = [len(turn.images) for turn in played.engine.turns.values()]
     assert image_counts == [count * sees for count in ([1, 3, 3, 0, 1, 1] if takes_tools else [1, 3, 3])]
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a good one"])
+@pytest.mark.parametrize("family", sorted(name for name in FAMILIES if FAMILIES[name].supports_tools))
+async def test_the_answer_to_a_call_that_cannot_be_read_is_taken_by_every_family(
+    fitted: Callable[[str], RendererAdapter], tmp_path: Path, family: str, beside: bool
+) -> None:
+    played = FamilyRollout(fitted(family), tmp_path / "images")
+    await played.begin()
+    asked: list[dict[str, Any]] = [SYSTEM, {"role": "user", "content": "Look."}]
+    good = played.call(asked)
+    reply = await played.say(asked, good if beside else [*good[:-4], good[-1]], TOOLS)
+    broken = ToolCall("call-9", "", {}, "", "unclosed_block")
+    calls = (*reply.tool_calls, broken) if beside else reply.tool_calls or (broken,)
+    asked += await ToolRunner({}, None, 60.0, 1000).answer(calls)
+    await played.say(asked, played.text("Seen."), TOOLS)
+    known = {"deepseek-r1": "thinking", "deepseek-v4": "refused" if beside else "bridge"}
+    assert played.steps[-1].prompt_source == known.get(family, "bridge")
+    assert check(await played.finish()) == []

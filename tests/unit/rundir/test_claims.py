@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -103,6 +104,25 @@ def test_a_rollout_whose_outcome_is_damaged_stays_done_and_this_is_told_once(tmp
         assert claims.outcome("r") is None
     assert claims.is_done("r")
     assert [entry["file"] for entry in logs] == [str(damaged)]
+
+
+@pytest.mark.parametrize(
+    ("old", "ending"),
+    [
+        ({"status": "truncated", "reward": 0.5}, ("ok", "tokens", 0.5)),
+        ({"status": "truncated", "reward": 0.0, "error": {"type": "ContextExhausted"}}, ("unscored", "context", None)),
+        ({"status": "ok", "reward": 0.5}, ("ok", "none", 0.5)),
+    ],
+)
+def test_an_outcome_from_before_there_were_limits_is_read_in_todays_terms(
+    tmp_path: Path, old: dict[str, Any], ending: tuple[str, str, float | None]
+) -> None:
+    claims = Claims(tmp_path)
+    claims.record_outcome(Outcome("r", "g", claims.claim_next_attempt("r").attempt_number, "ok"))
+    next(tmp_path.glob("r-*.done")).write_bytes(orjson.dumps({"rollout": "r", "group": "g", "attempt": 1, **old}))
+    outcome = claims.outcome("r")
+    assert outcome is not None
+    assert (outcome.status, outcome.limit, outcome.reward) == ending
 
 
 def test_an_outcome_for_which_there_is_no_room_is_not_recorded_in_part(

@@ -13,6 +13,7 @@ from renderers_adapter.tokens import ImageSlot, TokenRun, as_logical_ids
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
+from rollout.records.kinds import NamedReward
 from rollout.testing import embedded_policy, play
 from rollout.trainer import Trajectory, check, samples
 from rollout.trainer.check import check_sample
@@ -327,6 +328,35 @@ def test_a_branch_with_another_branchs_images_is_named(sound: Trajectory, monkey
     assert (violation.invariant, violation.where) == (6, "sample of node 3")
 
 
+@pytest.mark.parametrize("name", ["turn_index", "token_rewards"])
+def test_tokens_with_the_turn_or_the_reward_of_another_turn_are_named(
+    sound: Trajectory, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    rewarded = replace(sound, turn_rewards={0: 0.5, 2: -1.0})
+    assert check(rewarded) == []
+    first, second, third = samples(rewarded)
+    values = getattr(second, name).copy()
+    values[second.turn_index == 0] = 1
+    monkeypatch.setattr(CHECKER, "samples", lambda _: [first, replace(second, **{name: values}), third])
+    (violation,) = check(rewarded)
+    assert (violation.invariant, violation.where) == (11, "sample of node 5, node 1")
+
+
+def test_a_reward_at_a_token_that_nobody_sampled_is_named(sound: Trajectory) -> None:
+    sample = samples(sound)[0]
+    (violation,) = check_sample(replace(sample, token_rewards=np.ones_like(sample.token_rewards)))
+    assert violation.invariant == 11
+
+
+@pytest.mark.parametrize(("reward", "is_sound"), [(0.3 - 1e-9, True), (0.3, True), (0.31, False), (None, False)])
+def test_a_reward_is_the_weighted_sum_of_its_parts(sound: Trajectory, reward: float | None, is_sound: bool) -> None:
+    rewards = {"answer": NamedReward(1.0, 0.1), "format": NamedReward(2.0, 0.2), "length": NamedReward(-0.2, 1.0)}
+    found = [
+        (violation.invariant, violation.where) for violation in check(replace(sound, reward=reward, rewards=rewards))
+    ]
+    assert found == ([] if is_sound else [(8, "score")])
+
+
 def test_a_truncated_sample_is_aligned_wherever_it_is_cut(sound: Trajectory) -> None:
     for sample in samples(sound):
         with pytest.raises(ValueError, match="cut to -1 tokens"):
@@ -340,7 +370,7 @@ def test_a_truncated_sample_is_aligned_wherever_it_is_cut(sound: Trajectory) -> 
 def test_a_sample_whose_image_is_cut_or_whose_arrays_differ_is_named(sound: Trajectory) -> None:
     sample = samples(sound)[0]
     end = sample.placeholders[0].offset + 3
-    names = ("token_ids", "mask", "logprobs", "token_types", "version_index", "content")
+    names = ("token_ids", "mask", "logprobs", "token_types", "version_index", "content", "turn_index", "token_rewards")
     cut = replace(sample, **{name: getattr(sample, name)[:end] for name in names})
     assert {violation.invariant for violation in check_sample(cut)} == {11}
     assert [violation.invariant for violation in check_sample(replace(sample, mask=sample.mask[1:]))] == [11]

@@ -12,11 +12,10 @@ from rollout.worker.scores import check_score
 
 
 def test_named_rewards_make_one_reward_by_their_weights() -> None:
-    score = check_score(
-        Score(rewards={"answer": float(np.float32(1)), "format": 1}, weights={"format": 0.25}), "run", ()
-    )
-    assert score.reward == 1.25
-    assert score.rewards == {"answer": NamedReward(1.0, 1.0), "format": NamedReward(1.0, 0.25)}
+    given: dict[str, Any] = {"answer": np.float16(0.1), "format": 1}
+    score = check_score(Score(rewards=given, weights={"format": 0.25}), "run", ())
+    assert score.rewards == {"answer": NamedReward(float(np.float16(0.1)), 1.0), "format": NamedReward(1.0, 0.25)}
+    assert score.reward == float(np.float16(0.1)) + 0.25
 
 
 def test_turns_that_were_played_may_have_rewards() -> None:
@@ -37,7 +36,7 @@ def test_a_score_with_reward_and_rewards_is_refused_where_it_is_made() -> None:
 @pytest.mark.parametrize(
     ("score", "problem"),
     [
-        ({"rewards": {"a": float("nan")}}, "the reward is nan"),
+        ({"rewards": {"a": float("nan")}}, "the reward 'a' is nan"),
         ({"rewards": {"a": 1.0}, "weights": {"b": 1.0}}, "there is a weight for 'b', and no reward of this name"),
         ({"rewards": {"a": 1e30}, "weights": {"a": 1e30}}, "the reward is 1e+60"),
         ({"rewards": {"n" * 1001: 1.0}}, "has a name of 1,001 characters"),

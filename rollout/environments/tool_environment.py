@@ -1,0 +1,167 @@
+"""An environment that plays with tools: the model calls them until it answers without a call.
+
+    class Handbook(ToolEnvironment):
+        @tool
+        async def search(self, query: str) -> str:
+            '''Search the handbook for a query.'''
+            return await self.index.find(query)
+
+        async def reset(self, task: Task) -> list[Message]:
+            return [{"role": "user", "content": task.data["question"]}]
+
+        async def score(self, reply: Reply) -> Score:
+            return Score(float(reply.text == self.answer))
+
+Methods with `@tool` are tools of the environment by themselves; plain functions with `@tool` are named in `functions`.
+Functions that are not coroutines run in threads, and the calls of one answer run at the same time: what two tools
+change together needs a lock, or tools that are coroutines.
+
+A call that cannot be read is answered with a tool message, as every other call is. In the conversation such a call is
+part of the assistant's text and not of its `tool_calls`, and still every shipped renderer adds the message to the
+tokens that it knows. A user message would make many of them drop the reasoning before it, and `gemma4` refuses one
+after the results of other calls. Only where a conversation is rendered whole, `gemma4` refuses a tool message after an
+answer of which no call could be read.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Final
+
+from pydantic import Field
+
+from rollout.environments.base import (
+    EnvironmentSettings,
+    MultiTurnEnvironment,
+    Reply,
+    Score,
+    Turn,
+    WrongReturn,
+    change_score,
+    describe_method,
+)
+from rollout.environments.tool_running import ToolRunner
+from rollout.environments.tools import Tool, ToolUnusable
+from rollout.records.kinds import RolloutLimit
+from rollout.records.wrong_types import describe_wrong_type
+
+
+class ToolSettings(EnvironmentSettings):
+    """The `environment` section of a tool environment. Subclass it to add keys."""
+
+    max_turns: int = Field(default=10, ge=1, description="Answers of the model after which a rollout is scored.")
+    tool_timeout: float = Field(default=60.0, gt=0, description="Seconds that one call of a tool may take.")
+    max_result_chars: int = Field(
+        default=20_000, ge=1, description="Characters of a tool's result that the model gets; the rest is cut off."
+    )
+
+
+class ToolEnvironment(MultiTurnEnvironment):
+    """An environment with tools, `reset` and `score`; the loop around the model and the tools is already written.
+
+    To end a rollout from a tool, override `step`: call `await super().step(reply)`, and return `Turn(score=…)` instead
+    if the tool has said so.
+
+    Attributes:
+        functions: tools that are not methods of this class.
+        tools: the schemas of all tools, which the class makes itself.
+    """
+
+    Settings: ClassVar[type[EnvironmentSettings]] = ToolSettings
+    settings: ToolSettings
+    scoring_method: ClassVar[str] = "score"
+    functions: ClassVar[Sequence[Tool[..., Any]]] = ()
+    _tools_by_name: ClassVar[dict[str, Tool[..., Any]]] = {}
+    _answer_count = 0
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        _check_class(cls)
+        cls._tools_by_name = {}
+        for tool in (*_find_methods(cls), *cls.functions):
+            if not isinstance(tool, Tool):
+                raise ToolUnusable(
+                    f"{cls.__qualname__}.functions holds {describe_wrong_type(tool)}; write `@tool` above the function."
+                )
+            if tool in cls.functions and tool.is_method:
+                raise ToolUnusable(
+                    f"{cls.__qualname__}.functions holds {tool!r}, which is a method; only functions outside of "
+                    "classes can be there."
+                )
+            if cls._tools_by_name.setdefault(tool.name, tool) is not tool:
+                raise ToolUnusable(
+                    f"{cls.__qualname__} has two tools with the name {tool.name!r}; write `@tool(name=…)` at one."
+                )
+        cls.tools = tuple(tool.schema for tool in cls._tools_by_name.values())
+
+    def __init__(self, settings: EnvironmentSettings) -> None:
+        super().__init__(settings)
+        if not self._tools_by_name:
+            raise ToolUnusable(
+                f"{type(self).__qualname__} has no tools; write `@tool` above its methods, or name functions that have "
+                "it in `functions`."
+            )
+
+    @abstractmethod
+    async def score(self, reply: Reply) -> Score:
+        """Score the rollout: the model answered without a call, or had its last turn.
+
+        After the last turn `reply.tool_calls` is not empty. These calls were not run, and the rollout's limit is
+        `turns` if the score names no other.
+        """
+
+    async def step(self, reply: Reply) -> Turn:
+        self._answer_count += 1
+        is_last = self._answer_count >= self.settings.max_turns
+        if reply.tool_calls and not is_last:
+            settings = self.settings
+            runner = ToolRunner(self._tools_by_name, self, settings.tool_timeout, settings.max_result_chars)
+            return Turn(await runner.answer(reply.tool_calls))
+        score: object = await self.score(reply)
+        if not isinstance(score, Score):
+            raise WrongReturn(
+                f"{describe_method(self, 'score')} returned {describe_wrong_type(score)}; write "
+                "`return Score(reward=…)`."
+            )
+        if reply.tool_calls and score.limit == RolloutLimit.NONE:
+            score = change_score(score, limit=RolloutLimit.TURNS)
+        return Turn(score=score)
+
+
+_RESERVED_NAMES: Final = frozenset(dir(ToolEnvironment))
+"""Names that mean something to environments, so that a tool of this name would break them."""
+
+
+def _check_class(environment_class: type[ToolEnvironment]) -> None:
+    name = environment_class.__qualname__
+    if "tools" in vars(environment_class):
+        raise ToolUnusable(
+            f"{name} has `tools`, which it makes itself from its tools; name functions with `@tool` in `functions`."
+        )
+    functions: object = environment_class.functions
+    if not isinstance(functions, list | tuple):
+        raise ToolUnusable(f"{name}.functions is {describe_wrong_type(functions)}; expected a list of tools.")
+    if not issubclass(environment_class.Settings, ToolSettings):
+        raise ToolUnusable(
+            f"{name}.Settings is {environment_class.Settings.__qualname__}, which has no max_turns; let it be a "
+            "subclass of rollout.ToolSettings."
+        )
+
+
+def _find_methods(environment_class: type[ToolEnvironment]) -> Iterator[Tool[..., Any]]:
+    """Yield the tools among the attributes of a class, in the order of the code; a subclass may replace one."""
+    attributes: dict[str, Any] = {}
+    for base in reversed(environment_class.__mro__):
+        attributes |= vars(base)
+    for name, attribute in attributes.items():
+        if isinstance(attribute, staticmethod | classmethod) and isinstance(attribute.__func__, Tool):
+            raise ToolUnusable(
+                f"the tool {environment_class.__qualname__}.{name} is a {type(attribute).__name__}; make it a method "
+                "with `self`, or a function outside the class that `functions` names."
+            )
+        if isinstance(attribute, Tool):
+            if name in _RESERVED_NAMES:
+                raise ToolUnusable(
+                    f"the tool {environment_class.__qualname__}.{name} replaces what every environment has under this "
+                    f"name; rename the method, and write `@tool(name={name!r})` if the model shall call it so."
+                )
+            yield attribute

@@ -1,0 +1,204 @@
+"""The tool calls of one answer, run: all at once, each with a time-out, and each with a message for the model.
+
+Whatever goes wrong with a call is a text that the model can read, and its traceback is in the worker's log. Three
+things pass on and end the attempt: `Retry`, a failure of our infrastructure, and a tool that returns what no message
+can hold.
+"""
+
+import asyncio
+import contextvars
+import inspect
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import anyio
+import structlog
+
+from rollout.environments.base import Retry, WrongReturn
+from rollout.environments.tool_results import Content, ResultTooLarge, make_content
+from rollout.environments.tools import ArgumentsInvalid, Tool
+from rollout.errors import RolloutError, describe_user_error, error_text, flatten_exceptions, printable_error
+from rollout.records.messages import Message, ToolCall
+from rollout.records.wrong_types import show_value
+
+log = structlog.get_logger()
+
+_MAX_RUNNING = 64
+"""Calls of one answer that run at the same time: a policy may write thousands, and each may need a thread."""
+_CLEANUP_TIMEOUT = 2.0
+"""Seconds in which a cancelled tool can clean up; less than a worker gives to its environment."""
+_MAX_TOLD_CHARS = 1000
+_MAX_TOLD_ERRORS = 3
+_MAX_LOGGED_CHARS = 5000
+_UNKNOWN_NAME = "unknown"
+"""The name in the answer to a call whose name could not be read: some templates write the name of each result."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """What a tool raised, as a value: asyncio would let SystemExit end the event loop."""
+
+    error: BaseException
+
+
+class _CallRefused(Exception):
+    """No tool ran; the text is for the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRunner:
+    """Runs the tools of one environment.
+
+    Attributes:
+        tools: the tools by their names.
+        environment: the `self` of tools that are methods.
+        timeout: the seconds that a call of a tool may take which has no time-out of its own.
+        max_result_chars: how many characters of a result the model gets.
+    """
+
+    tools: Mapping[str, Tool[..., Any]]
+    environment: object
+    timeout: float
+    max_result_chars: int
+
+    async def answer(self, calls: Sequence[ToolCall]) -> list[Message]:
+        """Run all calls of an answer at once, and return a tool message for each, in their order.
+
+        Raises:
+            Retry: a tool raised it. The calls that still run are cancelled.
+            WrongReturn: a tool returned what no message can hold.
+            RolloutError: a tool met a failure of our infrastructure.
+        """
+        free_slots = asyncio.Semaphore(_MAX_RUNNING)
+        tasks = [asyncio.create_task(self._answer_call(call, free_slots)) for call in calls]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            await _cancel_unfinished(tasks, 2 * _CLEANUP_TIMEOUT)
+        errors = [task.exception() for task in tasks if task.done() and not task.cancelled()]
+        for error in filter(None, errors):
+            raise error
+        return [task.result() for task in tasks]
+
+    async def _answer_call(self, call: ToolCall, free_slots: asyncio.Semaphore) -> Message:
+        try:
+            content = await self._run_call(call, free_slots)
+        except (_CallRefused, ArgumentsInvalid, ResultTooLarge) as refusal:
+            content = f"Error: {refusal}."
+        return {"role": "tool", "tool_call_id": call.id, "name": call.name or _UNKNOWN_NAME, "content": content}
+
+    async def _run_call(self, call: ToolCall, free_slots: asyncio.Semaphore) -> Content:
+        if call.error is not None:
+            raise _CallRefused(f"this call cannot be read ({call.error}), so no tool ran; write it again")
+        tool = self.tools.get(call.name)
+        if tool is None:
+            raise _CallRefused(f"there is no tool {show_value(call.name)}; the tools are {', '.join(self.tools)}")
+        timeout = self.timeout if tool.timeout is None else tool.timeout
+        async with free_slots:
+            task = asyncio.create_task(self._run_tool(tool, call.arguments))
+            try:
+                await asyncio.wait([task], timeout=timeout)
+                is_late = not task.done()
+            finally:
+                if await _cancel_unfinished([task], _CLEANUP_TIMEOUT):
+                    log.warning("a tool does not let itself be ended, and is left behind", tool=tool.name)
+        if is_late:
+            log.warning("a tool did not end in time", tool=tool.name, timeout=timeout)
+            raise _CallRefused(f"{tool.name} did not end within {timeout:g} s")
+        result = _Raised(RuntimeError("the tool cancelled itself")) if task.cancelled() else task.result()
+        if isinstance(result, _Raised):
+            return _tell_error(result.error, tool)
+        return result
+
+    async def _run_tool(self, tool: Tool[..., Any], arguments: Mapping[str, Any]) -> Content | _Raised:
+        """Return the content that the tool's result makes, or whatever it raised."""
+        try:
+            parsed = tool.parse_arguments(arguments)
+            environment = (self.environment,) if tool.is_method else ()
+            if inspect.iscoroutinefunction(tool.function):
+                result = await tool.function(*environment, **parsed)
+            else:
+                result = await _run_in_thread(tool.name, partial(tool.function, *environment, **parsed))
+            if isinstance(result, _Raised):
+                return result
+            return make_content(result, f"the tool {tool.name}", max_chars=self.max_result_chars)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever a tool raises concerns its call alone
+            return _Raised(error)
+
+
+async def _run_in_thread(name: str, function: Callable[[], Any]) -> Any:
+    """Run a function off the event loop, and return what it returned, or a `_Raised`.
+
+    A function that hangs is left behind when this is cancelled. It has a thread of its own: it takes none from the
+    worker's files, queues and images, and no process waits for such a thread at its end.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            result = context.run(function)
+        except BaseException as error:  # noqa: BLE001 - it is told to the model
+            result = _Raised(error)
+        with suppress(RuntimeError):  # the loop has ended, and nobody waits for a thread that was left behind
+            loop.call_soon_threadsafe(deliver, result)
+
+    def deliver(result: Any) -> None:
+        if not outcome.done():
+            outcome.set_result(result)
+
+    threading.Thread(target=run, name=f"tool {name}", daemon=True).start()
+    result = await outcome
+    # A function that wraps a coroutine returns it without having run it.
+    return await result if inspect.iscoroutine(result) else result
+
+
+async def _cancel_unfinished(tasks: Sequence["asyncio.Task[Any]"], seconds: float) -> bool:
+    """Cancel what still runs, and return whether some of it is left behind after so many seconds."""
+    unfinished = [task for task in tasks if not task.done()]
+    for task in unfinished:
+        task.cancel()
+    if unfinished:
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait(unfinished, timeout=seconds)
+    return not all(task.done() for task in unfinished)
+
+
+def _tell_error(error: BaseException, tool: Tool[..., Any]) -> str:
+    """Return what the model reads of an error; the traceback goes to the log.
+
+    Raises:
+        BaseException: the error is not about this call, and ends the attempt.
+    """
+    if isinstance(error, _CallRefused | ArgumentsInvalid | ResultTooLarge):
+        raise error
+    try:
+        error = printable_error(error)
+        leaf_errors = list(flatten_exceptions(error))
+    except BaseException:  # noqa: BLE001 - an exception of a user's code may fail at this, with any other
+        error = RuntimeError(f"a {type(error).__name__} that cannot be looked at")
+        leaf_errors = [error]
+    for leaf in leaf_errors:
+        if isinstance(leaf, Retry | WrongReturn) or (isinstance(leaf, RolloutError) and leaf.infrastructure):
+            raise leaf
+        if not isinstance(leaf, Exception | SystemExit | KeyboardInterrupt | GeneratorExit):
+            raise leaf  # the watchdog of a worker interrupts with an exception of its own
+    log.warning("a tool raised an error", tool=tool.name, exception=_describe_for_log(error))
+    texts = [f"{type(leaf).__name__}: {error_text(leaf)}" for leaf in islice(leaf_errors, _MAX_TOLD_ERRORS)]
+    told = " ".join("; ".join(texts).split())
+    return f"Error: {told if len(told) <= _MAX_TOLD_CHARS else f'{told[:_MAX_TOLD_CHARS]}…'}"
+
+
+def _describe_for_log(error: BaseException) -> str:
+    try:
+        return describe_user_error(error).strip()[-_MAX_LOGGED_CHARS:]
+    except BaseException:  # noqa: BLE001 - as above; an exit that left a task would end the event loop
+        return error_text(error)

@@ -1,0 +1,120 @@
+"""Where a judge is and how a client shows who it is: the URL without secrets, and the header with them."""
+
+import base64
+import json
+from dataclasses import dataclass, field
+from typing import Self
+from urllib.parse import SplitResult, unquote
+
+import httpx
+
+from rollout.config.api_key import clean_api_key
+from rollout.errors import ConfigurationError
+from rollout.records.wrong_types import describe_wrong_type
+from transports.errors import QueueURLError
+from transports.redaction import HIDDEN, hide_passwords
+from transports.urls import split_url
+
+_ROUTE = "/chat/completions"
+_MAX_SHOWN_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeAddress:
+    """The address of a judge.
+
+    Attributes:
+        base_url: the URL as it was given, without user, password and the last slash; errors show it.
+        authorization: the value of the header `Authorization`; None: the judge needs none.
+        secrets: the texts that no error and no log may contain, the longest first.
+    """
+
+    base_url: str
+    authorization: str | None = field(default=None, repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def parse(cls, base_url: str, api_key: str | None) -> Self:
+        """Check a URL and a key.
+
+        Raises:
+            ConfigurationError: one of them cannot be used, or both name somebody; the text tells no secret.
+        """
+        parts = _split(base_url)
+        key = _checked_key(api_key)
+        host = parts.netloc.rpartition("@")[2]
+        plain_url = parts._replace(netloc=host, path=parts.path.rstrip("/")).geturl()
+        _require_known_to_httpx(plain_url)
+        if parts.username is None and parts.password is None:
+            return cls(plain_url) if key is None else cls(plain_url, f"Bearer {key}", _spellings(key))
+        if key is not None:
+            raise ConfigurationError(
+                f"Judge: base_url {plain_url} has a user, and there is an api_key; only one of them can be sent. Leave "
+                "the other one out."
+            )
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        token = base64.b64encode(f"{user}:{password}".encode()).decode()
+        # A user without a password is often a token.
+        secrets = (password, parts.password or "") if password else (user, parts.username or "")
+        return cls(plain_url, f"Basic {token}", _spellings(token, *secrets))
+
+    @property
+    def url(self) -> str:
+        """Where questions are sent."""
+        return self.base_url + _ROUTE
+
+    def hide_secrets(self, text: str) -> str:
+        """Return what somebody else wrote without the secrets that this client sends."""
+        for secret in self.secrets:
+            text = text.replace(secret, HIDDEN)
+        return text
+
+
+def _spellings(*secrets: str) -> tuple[str, ...]:
+    """Return secrets as they are and as JSON writes them, which some servers answer with."""
+    in_json = [json.dumps(secret)[1:-1] for secret in secrets]
+    spellings = {*secrets, *in_json, *(text.replace("/", r"\/") for text in in_json)} - {""}
+    return tuple(sorted(spellings, key=lambda text: (-len(text), text)))
+
+
+def _split(base_url: object) -> SplitResult:
+    if not isinstance(base_url, str):
+        raise ConfigurationError(f"Judge: base_url is {describe_wrong_type(base_url)}; {_expected_url()}")
+    try:
+        parts = split_url(base_url.strip())
+    except QueueURLError as error:
+        raise ConfigurationError(f"Judge: base_url {error}") from None
+    shown_url = hide_passwords(base_url.strip())[:_MAX_SHOWN_CHARS]
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigurationError(f"Judge: base_url {shown_url!r} is no HTTP address; {_expected_url()}")
+    if parts.query or parts.fragment:
+        shown_url = hide_passwords(parts._replace(query="", fragment="").geturl())[:_MAX_SHOWN_CHARS]
+        raise ConfigurationError(f"Judge: base_url {shown_url!r} has a query or a fragment; {_expected_url()}")
+    if parts.path.rstrip("/").endswith(_ROUTE):
+        raise ConfigurationError(f"Judge: base_url {shown_url!r} ends in {_ROUTE}, which is added; leave it out.")
+    return parts
+
+
+def _expected_url() -> str:
+    return "expected the part before /chat/completions, such as http://127.0.0.1:8000/v1."
+
+
+def _require_known_to_httpx(plain_url: str) -> None:
+    try:
+        is_known = str(httpx.URL(plain_url)).isprintable() and " " not in plain_url
+    except (httpx.InvalidURL, ValueError):  # ValueError: half of a surrogate pair
+        is_known = False
+    if not is_known:
+        shown_url = ascii(plain_url[:_MAX_SHOWN_CHARS])
+        raise ConfigurationError(f"Judge: base_url {shown_url} is malformed; {_expected_url()}")
+
+
+def _checked_key(api_key: object) -> str | None:
+    if api_key is None:
+        return None
+    if not isinstance(api_key, str):
+        raise ConfigurationError(f"Judge: api_key is {describe_wrong_type(api_key)}; give the key as a text.")
+    key = clean_api_key(api_key, found_in="Judge: api_key", owner="the judge's")
+    if not key:
+        raise ConfigurationError("Judge: api_key is empty; give the judge's API key, or None if it needs no key.")
+    return key

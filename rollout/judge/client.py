@@ -1,0 +1,230 @@
+"""The client of a judge: calls that are shared and kept, and are tried again where another try may help."""
+
+import asyncio
+import hashlib
+import math
+import random
+from collections.abc import Sequence
+from contextvars import copy_context
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import structlog
+
+from rollout.engine.routing import exponential_pause
+from rollout.environments.base import Retry
+from rollout.errors import ConfigurationError
+from rollout.judge.address import JudgeAddress
+from rollout.judge.answers import AnswerCache
+from rollout.judge.errors import JudgeClosed, JudgeRefused, TryFailed
+from rollout.judge.http import JudgeHttp
+from rollout.judge.question import encode_question
+from rollout.records.messages import Message
+
+log = structlog.get_logger()
+
+_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.25, 8.0
+_MAX_RETRY_AFTER_SECONDS = 30.0
+_CLOSE_TIMEOUT = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A call, and how many callers wait for its answer."""
+
+    task: "asyncio.Task[str | Retry | JudgeRefused]"
+    waiting: int = 0
+
+
+class Judge:
+    """Asks a model behind an OpenAI-compatible chat endpoint. Use it as an async context manager, or `close` it.
+
+    Make one for each worker process, in `Environment.shared`: its limits and its cache are those of one `Judge`.
+
+    - One try takes at most `timeout` seconds. A whole call, with its pauses and its wait for a free place, takes at
+      most `timeout` × (`max_tries` + 1).
+    - It is tried again after 3xx, 408, 429, 5xx, a broken connection, a try that took too long, and an answer that is
+      none: without text, no chat completion, larger than 4 MiB, or not ended by the judge itself. An answer that was
+      cut (`finish_reason: length`) is an answer only if the caller set `max_tokens` or `max_completion_tokens`.
+      The pauses grow from 0.25 to 8 seconds; the Retry-After of a 429 or a 503 is kept up to 30 seconds.
+    - The same question costs one call, also if many ask it at the same time. So an answer that was sampled stays the
+      same; ask with another `seed` for another answer.
+    - Proxies in the environment (HTTP_PROXY and others) are not used, as with engines; a judge may be on loopback.
+
+    Args:
+        base_url: the address before `/chat/completions`, such as `http://127.0.0.1:8000/v1`. A user and a password in
+            it are sent, and shown nowhere.
+        model: the model's name at the judge.
+        api_key: sent as a bearer token, without the white space around it, and shown nowhere.
+        timeout: seconds for one try.
+        max_tries: how often a question is sent at most.
+        max_concurrent: how many questions are on their way at the same time; others wait.
+        cache_size: how many answers are kept; 0: none.
+
+    Raises:
+        ConfigurationError: an argument cannot be used; the error says which, and does not tell a secret.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        max_tries: int = 3,
+        max_concurrent: int = 16,
+        cache_size: int = 4096,
+    ) -> None:
+        self._address = JudgeAddress.parse(base_url, api_key)
+        if not (math.isfinite(timeout) and timeout > 0):
+            raise ConfigurationError(f"Judge: timeout is {timeout}; expected a finite number of seconds above 0.")
+        for name, number, least in (
+            ("max_tries", max_tries, 1),
+            ("max_concurrent", max_concurrent, 1),
+            ("cache_size", cache_size, 0),
+        ):
+            if number < least:
+                raise ConfigurationError(f"Judge: {name} is {number}; expected at least {least}.")
+        self._model = model
+        self._timeout = timeout
+        self._max_tries = max_tries
+        self._max_concurrent = max_concurrent
+        self._slots = asyncio.Semaphore(max_concurrent)
+        self._answers = AnswerCache(cache_size)
+        self._http = JudgeHttp(self._address, max_connections=max_concurrent)
+        self._flights: dict[bytes, _Flight] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+        # A call serves several rollouts, so it belongs to none: its log lines name no rollout.
+        self._context = copy_context()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the calls in flight, whose callers get `JudgeClosed`, and close all connections."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            await self._http.close()
+
+    async def ask(self, question: str | Sequence[Message], /, **sampling: Any) -> str:
+        """Return the text of the judge's answer; it is never empty.
+
+        Args:
+            question: the text of one user message, or messages. Images in them are Pillow images, bytes, images of
+                the run, or URLs; the messages stay as they are.
+            sampling: further keys of the request, such as `temperature`; one that is None is left out.
+
+        Raises:
+            Retry: no try brought an answer; the error says where, how many tries there were, and why.
+            JudgeClosed: the judge was closed; it is a `Retry`, too.
+            JudgeRefused: the question is refused, and would be refused again.
+            ImageError: an image in the question cannot be used.
+        """
+        sampling = {key: value for key, value in sampling.items() if value is not None}
+        body = await encode_question(self._model, question, sampling)
+        if self._closed:
+            raise self._closed_error()
+        key = hashlib.sha256(body).digest()
+        if (answer := self._answers.get(key)) is not None:
+            return answer
+        flight = self._flights.get(key)
+        if flight is None:
+            takes_cut_answer = not sampling.keys().isdisjoint(("max_tokens", "max_completion_tokens"))
+            flight = self._start_call(key, body, takes_cut_answer)
+        return await self._wait_for_answer(key, flight)
+
+    def _start_call(self, key: bytes, body: bytes, takes_cut_answer: bool) -> _Flight:
+        call = self._call(key, body, takes_cut_answer)
+        flight = _Flight(asyncio.get_running_loop().create_task(call, context=self._context.copy()))
+        self._flights[key] = flight
+        self._tasks.add(flight.task)
+        flight.task.add_done_callback(partial(self._end_call, key, flight))
+        return flight
+
+    def _end_call(self, key: bytes, flight: _Flight, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        self._forget_flight(key, flight)
+
+    def _forget_flight(self, key: bytes, flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+
+    async def _wait_for_answer(self, key: bytes, flight: _Flight) -> str:
+        flight.waiting += 1
+        try:
+            # Unlike `await task`, this does not cancel the task together with one of those that wait for it.
+            await asyncio.wait([flight.task])
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting and not flight.task.done():
+                flight.task.cancel()
+                self._forget_flight(key, flight)
+        if flight.task.cancelled():
+            raise self._closed_error()
+        outcome = flight.task.result()
+        if isinstance(outcome, str):
+            return outcome
+        # Of its own for each caller: an exception that several tasks raise collects the traceback of all.
+        raise type(outcome)(*outcome.args)
+
+    async def _call(self, key: bytes, body: bytes, takes_cut_answer: bool) -> str | Retry | JudgeRefused:
+        """Return the answer and keep it, or return why there is none."""
+        tries = 0
+        failure = TryFailed(f"other calls took all places (max_concurrent: {self._max_concurrent}) for too long")
+        total_seconds = self._timeout * (self._max_tries + 1)
+        with anyio.move_on_after(total_seconds) as scope:
+            while tries < self._max_tries:
+                if tries:
+                    pause = _pause_seconds(tries, failure)
+                    if anyio.current_time() + pause >= scope.deadline:
+                        break
+                    log.info("a judge is asked again", judge=self._address.base_url, because=failure.reason)
+                    await anyio.sleep(pause)
+                async with self._slots:
+                    tries += 1
+                    if tries == 1:
+                        failure = TryFailed(f"it came to its turn late, and the call took {total_seconds:g} s in all")
+                    try:
+                        answer = await self._try_once(body, takes_cut_answer)
+                    except TryFailed as error:
+                        failure = error
+                    except JudgeRefused as refusal:
+                        return refusal
+                    else:
+                        self._answers.add(key, answer)
+                        return answer
+        return Retry(
+            f"the judge at {self._address.base_url} gave no answer as {self._model!r} in {tries} "
+            f"{'try' if tries == 1 else 'tries'}: {failure.reason}"
+        )
+
+    async def _try_once(self, body: bytes, takes_cut_answer: bool) -> str:
+        with anyio.move_on_after(self._timeout):
+            return await self._http.ask(body, takes_cut_answer=takes_cut_answer)
+        raise TryFailed(f"a try took longer than {self._timeout:g} s (timeout)")
+
+    def _closed_error(self) -> JudgeClosed:
+        return JudgeClosed(
+            f"the judge at {self._address.base_url} was closed before it answered; close it after the last rollout, as "
+            "`Environment.shared` does."
+        )
+
+
+def _pause_seconds(tries: int, failure: TryFailed) -> float:
+    pause = exponential_pause(_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS, doublings=tries - 1)
+    jittered = pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+    return max(jittered, min(failure.retry_after, _MAX_RETRY_AFTER_SECONDS))

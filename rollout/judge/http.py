@@ -1,0 +1,149 @@
+"""One try: one HTTP request to a judge, and the text of its answer."""
+
+import math
+import ssl
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cache
+
+import httpx
+import orjson
+
+from rollout.errors import error_text
+from rollout.judge.address import JudgeAddress
+from rollout.judge.errors import JudgeRefused, TryFailed
+
+MAX_ANSWER_BYTES = 4 << 20
+_MAX_EXCERPT_CHARS = 500
+_KEEP_ALIVE_SECONDS = 3.0
+"""Seconds that an idle connection is kept: less than at a server (uvicorn: 5), which could otherwise close it while a
+question is on its way."""
+_RETRIED_STATUSES = (408, 429)
+_WAITING_STATUSES = (429, 503)
+_FIX_BY_STATUS = {
+    400: " (are the sampling parameters known to this judge, and is the question short enough for its context?)",
+    401: " (is api_key the judge's key?)",
+    403: " (may this api_key use this model?)",
+    404: " (has base_url the /v1 that most servers need, and does the judge serve this model?)",
+}
+
+
+class JudgeHttp:
+    """The connections to one judge, within one event loop."""
+
+    def __init__(self, address: JudgeAddress, *, max_connections: int) -> None:
+        self._address = address
+        headers = {"content-type": "application/json", "accept": "application/json", "accept-encoding": "identity"}
+        if address.authorization is not None:
+            headers["authorization"] = address.authorization
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            timeout=None,  # noqa: S113 - every try has its deadline, which is that of the whole try
+            trust_env=False,
+            follow_redirects=False,
+            verify=_tls_settings(),
+            limits=httpx.Limits(
+                max_connections=max_connections,
+                max_keepalive_connections=max_connections,
+                keepalive_expiry=_KEEP_ALIVE_SECONDS,
+            ),
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def ask(self, body: bytes, *, takes_cut_answer: bool) -> str:
+        """Send a question; deadlines are the caller's.
+
+        Raises:
+            TryFailed: no connection, no answer that is complete, or the judge cannot answer now.
+            JudgeRefused: the judge refuses this question (4xx).
+        """
+        try:
+            async with self._client.stream("POST", self._address.url, content=body) as response:
+                content = await self._read(response)
+        except httpx.RemoteProtocolError:
+            # Its text repeats what the judge sent, in which a key may be; so does its traceback.
+            raise TryFailed(
+                "the connection was closed before the whole answer came, or the answer is no HTTP"
+            ) from None
+        except (httpx.HTTPError, httpx.StreamError, ValueError) as error:
+            # A ValueError is raised for a host's name that cannot be looked up.
+            reason = self._excerpt(f"{type(error).__name__}: {error_text(error)}")
+            raise TryFailed(f"{reason.rstrip(': .')}. Is it running, and is base_url right?") from None
+        status = response.status_code
+        if 200 <= status < 300:
+            if content is None:
+                raise TryFailed(f"its answer is compressed, or has more than {MAX_ANSWER_BYTES:,} bytes")
+            return self._read_answer(content, takes_cut_answer=takes_cut_answer)
+        said = self._error_message(content)
+        if status >= 500 or status < 400 or status in _RETRIED_STATUSES:
+            asked_pause = response.headers.get("retry-after", "") if status in _WAITING_STATUSES else ""
+            raise TryFailed(f"it answered {status}: {said}", _parse_retry_after(asked_pause))
+        raise JudgeRefused(
+            f"the judge at {self._address.base_url} answered {status}: {said}{_FIX_BY_STATUS.get(status, '')}"
+        )
+
+    async def _read(self, response: httpx.Response) -> bytes | None:
+        """Return the body of an answer; None if it is larger than an answer can be, or may be after decompression."""
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            return None
+        chunks, n_bytes = [], 0
+        async for chunk in response.aiter_raw():
+            chunks.append(chunk)
+            n_bytes += len(chunk)
+            if n_bytes > MAX_ANSWER_BYTES:
+                return None
+        return b"".join(chunks)
+
+    def _read_answer(self, content: bytes, *, takes_cut_answer: bool) -> str:
+        try:
+            choice = orjson.loads(content)["choices"][0]
+            text, finish_reason = choice["message"]["content"], choice.get("finish_reason")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise TryFailed(f"it answered no chat completion: {self._error_message(content)}") from None
+        if finish_reason == "length" and not takes_cut_answer:
+            raise TryFailed(
+                "its answer was cut (finish_reason: length); ask with max_tokens=… if an answer may be cut there"
+            )
+        if finish_reason not in ("stop", "length", None):
+            raise TryFailed(
+                f"its answer ended with finish_reason {self._excerpt(repr(finish_reason))}, not with 'stop'"
+            )
+        if not isinstance(text, str) or not text.strip():
+            raise TryFailed(f"its answer has no text (finish_reason: {finish_reason})")
+        return text
+
+    def _error_message(self, content: bytes | None) -> str:
+        """Return the judge's own reason, or else the text of the answer."""
+        if content is None:
+            return "(an answer that is compressed or too long)"
+        try:
+            message = str(orjson.loads(content)["error"]["message"])
+        except (ValueError, LookupError, TypeError):
+            message = content.decode(errors="replace")
+        return self._excerpt(message) or "(it gave no reason)"
+
+    def _excerpt(self, text: str) -> str:
+        # Secrets are removed before the text is cut, because half a key is a secret, too.
+        one_line = " ".join(self._address.hide_secrets(text).split())
+        return self._address.hide_secrets(one_line)[:_MAX_EXCERPT_CHARS]
+
+
+@cache
+def _tls_settings() -> ssl.SSLContext:
+    # Trusts what the system trusts, as the engines' client does, and is read once: it takes some 20 ms.
+    return ssl.create_default_context()
+
+
+def _parse_retry_after(text: str) -> float:
+    """Return the seconds that a judge asks to wait for; 0 if it asks for nothing, or nothing that can be understood."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(text).replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            return 0.0
+    return max(seconds, 0.0) if math.isfinite(seconds) else 0.0

@@ -1,0 +1,73 @@
+"""A game of gymnasium: the model sees each state as text and says an action."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import gymnasium
+from rollout import (
+    EnvironmentSettings,
+    MultiTurnEnvironment,
+    Reply,
+    RolloutLimit,
+    Score,
+    Task,
+    Turn,
+)
+
+ACTIONS = ("left", "down", "right", "up")
+"""What the model says, in the order of the numbers that FrozenLake gives them."""
+
+
+class LakeSettings(EnvironmentSettings):
+    """The keys of the section `environment` in the YAML."""
+
+    id: str = "FrozenLake-v1"
+    options: Mapping[str, Any] = {"map_name": "4x4", "is_slippery": False}
+    max_turns: int = 20
+
+
+class Lake(MultiTurnEnvironment):
+    """Each rollout has a gymnasium environment of its own, which `close` closes."""
+
+    Settings: ClassVar[type[EnvironmentSettings]] = LakeSettings
+    settings: LakeSettings
+
+    async def reset(self, task: Task) -> Sequence[dict[str, Any]]:
+        """Begin a rollout: return the first messages. A seed fixes what is random."""
+        name, options = self.settings.id, self.settings.options
+        self.game = gymnasium.make(name, render_mode="ansi", **options)
+        self.game.reset(seed=task.seed % 2**31)
+        self.turns = 0
+        self.total = 0.0
+        words = ", ".join(ACTIONS)
+        rules = f"Walk from S to G, and not into H. Answer with one word: {words}."
+        return [{"role": "user", "content": f"{rules}\n{self.picture()}"}]
+
+    async def step(self, reply: Reply) -> Turn:
+        """Take an action: return what it led to, with its reward, or the score."""
+        self.turns += 1
+        word = reply.text.strip(" .").lower()
+        gained, ended = 0.0, False
+        if word in ACTIONS:
+            # A game that computes for long belongs into a thread: anyio.to_thread.
+            _, reward, terminated, truncated, _ = self.game.step(ACTIONS.index(word))
+            gained, ended = float(reward), terminated or truncated
+        self.total += gained
+        if ended or self.turns == self.settings.max_turns:
+            limit = RolloutLimit.NONE if ended else RolloutLimit.TURNS
+            score = Score(self.total, metrics={"steps": self.turns}, limit=limit)
+            return Turn(score=score, reward=gained)
+        hint = "" if word in ACTIONS else f"Answer with one of {', '.join(ACTIONS)}.\n"
+        message = {"role": "user", "content": f"{hint}{self.picture()}"}
+        return Turn([message], reward=gained)
+
+    def picture(self) -> str:
+        """Return the map; a star is where the model stands."""
+        text = str(self.game.render()).partition("\n")[2]  # without the last action
+        marked = text.replace("\x1b[41m", "*").replace("\x1b[0m", "")
+        return "\n".join(row for row in marked.splitlines() if row)
+
+    def close(self) -> None:
+        """Close the game, whatever ended the rollout."""
+        if hasattr(self, "game"):
+            self.game.close()

@@ -1,0 +1,1 @@
+"""A question is answered with tools, several of them at once."""

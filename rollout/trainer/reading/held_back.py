@@ -1,0 +1,29 @@
+"""Which rollouts have a score and do not train: those that a limit stopped which the trainer names."""
+
+from collections.abc import Iterable, Set
+from dataclasses import replace
+
+from rollout.errors import ConfigurationError
+from rollout.records.kinds import RolloutLimit
+from rollout.trainer.trajectory import Trajectory
+
+
+def limits_named(names: Iterable[RolloutLimit | str]) -> frozenset[RolloutLimit]:
+    """The limits with these names.
+
+    Raises:
+        ConfigurationError: a name is not one of a limit.
+    """
+    limits = {limit.value: limit for limit in RolloutLimit if limit is not RolloutLimit.NONE}
+    expected = f"untrained_limits: expected a set of {', '.join(limits)}, such as frozenset({{'tokens'}})"
+    if isinstance(names, str):
+        raise ConfigurationError(f"{expected}; found the text {names!r}.")
+    if unknown := [name for name in names if name not in limits]:
+        raise ConfigurationError(f"{expected}; {unknown[0]!r} is no limit.")
+    return frozenset(limits[name] for name in names)
+
+
+def hold_back(trajectory: Trajectory, untrained_limits: Set[RolloutLimit | str]) -> Trajectory:
+    """The trajectory, held back from training if it would train and one of these limits stopped it."""
+    is_held_back = trajectory.trainable and trajectory.limit in untrained_limits
+    return replace(trajectory, held_back=True) if is_held_back else trajectory
