@@ -87,7 +87,7 @@ class Vllm:
 
     def start(self) -> None:
         self.server.start()
-        self.server.wait_until_ready(2 * WAIT, lambda seconds, line: None)
+        self.server.wait_until_ready(5 * WAIT, lambda seconds, line: None)
 
     def kill(self) -> None:
         self.server.kill()
