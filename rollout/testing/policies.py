@@ -1,13 +1,5 @@
-"""Play a rollout in a test with all parts that a real one uses, and look at its trajectory.
+"""Policies for tests: the small model that we ship, with an engine of its own."""
 
-    async with embedded_policy(tmp_path) as policy:
-        trajectory = await play(MyEnvironment(MySettings()), Task(id="0", index=0, seed=1), policy)
-        assert check(trajectory) == []
-
-The engine is the embedded one, over HTTP; the records cross a memory queue and are read by the trainer's reader.
-"""
-
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,19 +7,16 @@ from typing import Any, Literal
 
 import anyio.to_thread
 
-from renderers_adapter.pool import shared_pool
+from renderers_adapter.pool import RendererPool, shared_pool
 from rollout.engine.client import EngineClient
-from rollout.environments.base import Environment
 from rollout.images import ImagePolicy
-from rollout.records.task import Task
 from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
+from rollout.serving.server import EngineServer
 from rollout.session.session import PolicyClient
-from rollout.tasks.orders import RolloutOrder
-from rollout.trainer.reading.reader import TrajectoryReader
-from rollout.trainer.trajectory import Trajectory
-from rollout.worker.attempt import Attempt, RunMetadata
-from transports import open_queue
+from rollout.testing.answers import AnswerScript
+from rollout.testing.scripted_engine import ScriptedAnswersEngine, ScriptedClient
 
+_RENDERER = "qwen3-vl"
 _TIMEOUT = 300.0
 """Only a broken part needs so long; a real engine on a busy machine may need a minute for its first images."""
 
@@ -50,7 +39,7 @@ async def embedded_policy(
         sampling: sampling parameters; the temperature is 0 if none is given.
         max_model_len: the longest prompt and completion together, in tokens.
     """
-    renderers = await anyio.to_thread.run_sync(shared_pool, TINY_MODEL, "qwen3-vl")
+    renderers = await _open_renderers()
     settings = EmbeddedSettings(policy=script, allowed_directories=(directory,), max_model_len=max_model_len)
     with EmbeddedServer(settings) as url:
         async with EngineClient([url], settings.model_name, timeout=_TIMEOUT) as engine:
@@ -60,13 +49,24 @@ async def embedded_policy(
             )
 
 
-async def play(environment: Environment, task: Task, policy: PolicyClient) -> Trajectory:
-    """Play one rollout and return it as the trainer would read it."""
-    metadata = RunMetadata("test", type(environment).__name__, policy.engine.model, "0", "0" * 16)
-    url = f"memory://{uuid.uuid4().hex}"
-    async with open_queue(url) as queue, TrajectoryReader(open_queue(url)) as reader:
-        attempt = Attempt(RolloutOrder(task, 0, 1), 1, policy, metadata, queue)
-        await attempt.play(lambda: environment, timeout=_TIMEOUT)
-        trajectory = await reader.receive(timeout=_TIMEOUT)
-    assert trajectory is not None
-    return trajectory
+@asynccontextmanager
+async def answering_policy(directory: Path, script: AnswerScript) -> AsyncIterator[PolicyClient]:
+    """Serve the small model that we ship with an engine that gives a test's answers; images stay in the messages.
+
+    Args:
+        directory: where files are copied that messages name as images.
+        script: what it answers.
+    """
+    renderers = await _open_renderers()
+    settings = EmbeddedSettings(allowed_directories=(directory,))
+    engine = ScriptedAnswersEngine(settings)
+    with EngineServer(engine, weight_version=settings.weight_version) as url:
+        async with ScriptedClient(url, engine, script, renderers, timeout=_TIMEOUT) as client:
+            await client.check()
+            # A test plays nobody's code but its own, so it may name any file.
+            images = ImagePolicy("inline", directory, allow=(Path("/"),))
+            yield PolicyClient(renderers, client, images, {"temperature": 0.0})
+
+
+async def _open_renderers() -> RendererPool:
+    return await anyio.to_thread.run_sync(shared_pool, TINY_MODEL, _RENDERER)

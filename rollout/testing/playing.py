@@ -1,0 +1,119 @@
+"""Playing one rollout in a test, with all parts that a real one uses."""
+
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rollout.config.environment_class import EnvironmentUnusable, class_problem
+from rollout.environments.base import Environment, EnvironmentSettings
+from rollout.records.task import Task
+from rollout.session.session import PolicyClient
+from rollout.tasks.orders import RolloutOrder
+from rollout.testing.answers import Answers, AnswerScript
+from rollout.testing.played import Played, RecordingSession
+from rollout.testing.policies import answering_policy
+from rollout.trainer.reading.reader import TrajectoryReader
+from rollout.worker.attempt import Attempt, RunMetadata
+from transports import open_queue
+
+_TIMEOUT = 300.0
+
+
+class PlayRollout(Protocol):
+    """The fixture `play_rollout`: `play` for tests that are not coroutines."""
+
+    def __call__(
+        self,
+        environment: Environment | type[Environment],
+        task: Task | Mapping[str, Any] | None = None,
+        *,
+        settings: EnvironmentSettings | Mapping[str, Any] | None = None,
+        answers: Answers,
+        timeout: float = _TIMEOUT,
+    ) -> Played:
+        """See `rollout.testing.play`."""
+        ...
+
+
+async def play(
+    environment: Environment | type[Environment],
+    task: Task | Mapping[str, Any] | None = None,
+    *,
+    settings: EnvironmentSettings | Mapping[str, Any] | None = None,
+    answers: Answers | None = None,
+    policy: PolicyClient | None = None,
+    timeout: float = _TIMEOUT,
+) -> Played:
+    """Play one rollout, and return its conversation, its score and its trajectory.
+
+    Args:
+        environment: the environment's class, or an instance that no rollout was played with.
+        task: the task, or the `data` of one with the id 0 and the seed 0; None: that task without data.
+        settings: for a class, the keys of the section `environment`; None: their defaults.
+        answers: what the policy answers: a list of strings and of `Answer`, or a function that gets the conversation
+            and returns one, which may be a coroutine. If calls of `chat` run at the same time, write a function.
+        policy: a policy that answers instead, such as that of `embedded_policy`.
+        timeout: seconds that the rollout may take.
+
+    Raises:
+        OutOfAnswers: the environment asked for more answers than the list has.
+        AnswerUnusable: an answer has a wrong type, or its tool calls cannot be written in the model's format.
+        EnvironmentUnusable: no instance of the class can be made.
+    """
+    new_environment = _environment_maker(environment, settings)
+    if (answers is None) == (policy is None):
+        raise TypeError("play() takes either answers=[…] or policy=…")
+    name = (type(environment) if isinstance(environment, Environment) else environment).__name__
+    if policy is not None:
+        return await _play_attempt(new_environment, name, _task_of(task), policy, timeout)
+    assert answers is not None
+    script = AnswerScript(answers)
+    async with _open_scripted_policy(script) as scripted_policy:
+        played = await _play_attempt(new_environment, name, _task_of(task), scripted_policy, timeout)
+    if script.error is not None:
+        raise script.error
+    return Played(played.turns, played.trajectory, played.failure, script.unused)
+
+
+async def _play_attempt(
+    new_environment: Callable[[], Environment], name: str, task: Task, policy: PolicyClient, timeout: float
+) -> Played:
+    """Play one attempt; its records cross a memory queue and are read as a trainer does."""
+    metadata = RunMetadata("test", name, policy.engine.model, "0", "0" * 16)
+    url = f"memory://{uuid.uuid4().hex}"
+    async with open_queue(url) as queue, TrajectoryReader(open_queue(url)) as reader:
+        attempt = Attempt(RolloutOrder(task, 0, 1), 1, policy, metadata, queue)
+        session = attempt.session = RecordingSession(policy, attempt.stream)
+        await attempt.play(new_environment, timeout=timeout)
+        trajectory = await reader.receive(timeout=timeout)
+    assert trajectory is not None
+    return Played(session.recorded_turns, trajectory, attempt.failure)
+
+
+@asynccontextmanager
+async def _open_scripted_policy(script: AnswerScript) -> AsyncIterator[PolicyClient]:
+    with tempfile.TemporaryDirectory(prefix="rollout-") as directory:
+        async with answering_policy(Path(directory), script) as policy:
+            yield policy
+
+
+def _task_of(task: Task | Mapping[str, Any] | None) -> Task:
+    return task if isinstance(task, Task) else Task(id="0", index=0, seed=0, data=task or {})
+
+
+def _environment_maker(
+    environment: Environment | type[Environment], settings: EnvironmentSettings | Mapping[str, Any] | None
+) -> Callable[[], Environment]:
+    """Return what makes the environment of an attempt."""
+    if isinstance(environment, Environment):
+        if settings is not None:
+            raise TypeError("an instance has its settings already; give play() the class, or leave out settings=…")
+        return lambda: environment
+    if (problem := class_problem(environment)) is not None:
+        raise EnvironmentUnusable(f"{getattr(environment, '__name__', environment)} {problem}.")
+    if not isinstance(settings, EnvironmentSettings):
+        settings = environment.Settings.model_validate(settings or {})
+    return lambda: environment(settings)
