@@ -18,7 +18,7 @@ class Answer:
 
     Attributes:
         text: what the policy says. It is sampled as it is, so a text may also spell a malformed tool call.
-        tool_calls: the tools that it calls, each as (name, arguments); they are written as the model family writes them.
+        tool_calls: the tools that it calls, each as (name, arguments), written in the format of the model.
         reasoning: what it thinks before it speaks.
         finish_reason: why the answer ends; with `length` it stops without an end token, as at `max_tokens`.
     """
@@ -79,8 +79,8 @@ class AnswerScript:
             return _checked(await answer if inspect.isawaitable(answer) else answer, f"the answer of turn {turn}")
         if self._given == len(self._answers):
             raise OutOfAnswers(
-                f"The environment asks for an answer in turn {turn}, and all {len(self._answers)} of `answers` are used. "
-                f"Add one, or correct the environment. The conversation ends with:\n"
+                f"The environment asks for an answer in turn {turn}, and all {len(self._answers)} of `answers` are "
+                f"used. Add one, or correct the environment. The conversation ends with:\n"
                 f"{describe_messages(conversation[-_SHOWN_MESSAGES:])}"
             )
         self._given += 1

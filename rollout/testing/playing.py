@@ -2,8 +2,7 @@
 
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +31,7 @@ class PlayRollout(Protocol):
         *,
         settings: EnvironmentSettings | Mapping[str, Any] | None = None,
         answers: Answers,
+        allow: Sequence[Path] = (),
         timeout: float = _TIMEOUT,
     ) -> Played:
         """See `rollout.testing.play`."""
@@ -45,6 +45,7 @@ async def play(
     settings: EnvironmentSettings | Mapping[str, Any] | None = None,
     answers: Answers | None = None,
     policy: PolicyClient | None = None,
+    allow: Sequence[Path] = (),
     timeout: float = _TIMEOUT,
 ) -> Played:
     """Play one rollout, and return its conversation, its score and its trajectory.
@@ -56,6 +57,7 @@ async def play(
         answers: what the policy answers: a list of strings and of `Answer`, or a function that gets the conversation
             and returns one, which may be a coroutine. If calls of `chat` run at the same time, write a function.
         policy: a policy that answers instead, such as that of `embedded_policy`.
+        allow: with answers, the directories that `file://` images may come from, as `images.allow` in the YAML.
         timeout: seconds that the rollout may take.
 
     Raises:
@@ -71,8 +73,9 @@ async def play(
         return await _play_attempt(new_environment, name, _task_of(task), policy, timeout)
     assert answers is not None
     script = AnswerScript(answers)
-    async with _open_scripted_policy(script) as scripted_policy:
-        played = await _play_attempt(new_environment, name, _task_of(task), scripted_policy, timeout)
+    with tempfile.TemporaryDirectory(prefix="rollout-") as directory:
+        async with answering_policy(Path(directory), script, allow=allow) as scripted_policy:
+            played = await _play_attempt(new_environment, name, _task_of(task), scripted_policy, timeout)
     if script.error is not None:
         raise script.error
     return Played(played.turns, played.trajectory, played.failure, script.unused)
@@ -91,13 +94,6 @@ async def _play_attempt(
         trajectory = await reader.receive(timeout=timeout)
     assert trajectory is not None
     return Played(session.recorded_turns, trajectory, attempt.failure)
-
-
-@asynccontextmanager
-async def _open_scripted_policy(script: AnswerScript) -> AsyncIterator[PolicyClient]:
-    with tempfile.TemporaryDirectory(prefix="rollout-") as directory:
-        async with answering_policy(Path(directory), script) as policy:
-            yield policy
 
 
 def _task_of(task: Task | Mapping[str, Any] | None) -> Task:

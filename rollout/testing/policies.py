@@ -1,6 +1,6 @@
 """Policies for tests: the small model that we ship, with an engine of its own."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -50,12 +50,15 @@ async def embedded_policy(
 
 
 @asynccontextmanager
-async def answering_policy(directory: Path, script: AnswerScript) -> AsyncIterator[PolicyClient]:
+async def answering_policy(
+    directory: Path, script: AnswerScript, *, allow: Sequence[Path] = ()
+) -> AsyncIterator[PolicyClient]:
     """Serve the small model that we ship with an engine that gives a test's answers; images stay in the messages.
 
     Args:
         directory: where files are copied that messages name as images.
         script: what it answers.
+        allow: the directories of such files.
     """
     renderers = await _open_renderers()
     settings = EmbeddedSettings(allowed_directories=(directory,))
@@ -63,8 +66,7 @@ async def answering_policy(directory: Path, script: AnswerScript) -> AsyncIterat
     with EngineServer(engine, weight_version=settings.weight_version) as url:
         async with ScriptedClient(url, engine, script, renderers, timeout=_TIMEOUT) as client:
             await client.check()
-            # A test plays nobody's code but its own, so it may name any file.
-            images = ImagePolicy("inline", directory, allow=(Path("/"),))
+            images = ImagePolicy("inline", directory, allow=tuple(allow))
             yield PolicyClient(renderers, client, images, {"temperature": 0.0})
 
 
