@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rollout.environments.base import Reply, Score
@@ -53,8 +53,8 @@ class Played:
         unused_answers: the answers of the test's list that nobody asked for.
     """
 
-    turns: tuple[PlayedTurn, ...]
-    trajectory: Trajectory
+    turns: tuple[PlayedTurn, ...] = field(repr=False)
+    trajectory: Trajectory = field(repr=False)
     failure: Failure | None = None
     unused_answers: tuple[Answer, ...] = ()
 

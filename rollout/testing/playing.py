@@ -1,5 +1,6 @@
 """Playing one rollout in a test, with all parts that a real one uses."""
 
+import asyncio
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -113,3 +114,28 @@ def _environment_maker(
     if not isinstance(settings, EnvironmentSettings):
         settings = environment.Settings.model_validate(settings or {})
     return lambda: environment(settings)
+
+
+def play_at_once(
+    environment: Environment | type[Environment],
+    task: Task | Mapping[str, Any] | None = None,
+    *,
+    settings: EnvironmentSettings | Mapping[str, Any] | None = None,
+    answers: Answers,
+    allow: Sequence[Path] = (),
+    timeout: float = _TIMEOUT,
+) -> Played:
+    """Play one rollout in an event loop of its own; see `play`.
+
+    Raises:
+        RuntimeError: an event loop runs already, so `play` must be awaited.
+    """
+    playing = play(environment, task, settings=settings, answers=answers, allow=allow, timeout=timeout)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(playing)
+    playing.close()
+    raise RuntimeError(
+        "an event loop runs already; in a test that is a coroutine, write `await rollout.testing.play(…)`"
+    )
