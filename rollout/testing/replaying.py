@@ -20,6 +20,7 @@ from renderers_adapter.pool import RendererPool, shared_pool
 from renderers_adapter.special_text import SpecialText
 from rollout.config.load import Config, load_config
 from rollout.engine import errors as engine_errors
+from rollout.engine.errors import EngineError
 from rollout.environments.base import Environment, Model, MultiTurnEnvironment, Score, describe_method
 from rollout.errors import ConfigurationError, printable_error
 from rollout.images import ImagePolicy
@@ -38,12 +39,11 @@ from rollout.worker.scores import CheckedScore, check_score
 
 _TIMEOUT = 300.0
 _CLEANUP_TIMEOUT = 5.0
-_OUTSIDE_ERRORS = frozenset(
-    (
-        *("Unfinished", "StragglerCut", "RolloutTimeout", "RolloutAbandoned"),
-        *(name for name in vars(engine_errors) if name.startswith("Engine") or name.endswith("Completion")),
-    )
+_READER_ERRORS = ("Unfinished", "LostRecords", "DigestMismatch", "RecordError")
+_ENGINE_ERRORS = (
+    name for name, error in vars(engine_errors).items() if isinstance(error, type) and issubclass(error, EngineError)
 )
+_OUTSIDE_ERRORS = frozenset((*_READER_ERRORS, *_ENGINE_ERRORS))
 """Errors by which a rollout ends whatever its environment says."""
 
 
