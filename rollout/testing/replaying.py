@@ -40,7 +40,7 @@ from rollout.worker.scores import CheckedScore, check_score
 _TIMEOUT = 300.0
 _CLEANUP_TIMEOUT = 5.0
 _READER_ERRORS = ("Unfinished", "LostRecords", "DigestMismatch", "RecordError")
-_ENGINE_ERRORS = (
+_ENGINE_ERRORS = tuple(
     name for name, error in vars(engine_errors).items() if isinstance(error, type) and issubclass(error, EngineError)
 )
 _OUTSIDE_ERRORS = frozenset((*_READER_ERRORS, *_ENGINE_ERRORS))
