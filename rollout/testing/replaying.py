@@ -39,6 +39,7 @@ from rollout.worker.scores import CheckedScore, check_score
 
 _TIMEOUT = 300.0
 _CLEANUP_TIMEOUT = 5.0
+_UNREQUESTED_CANCELLATION = "the environment raised a cancellation of its own"
 _READER_ERRORS = ("Unfinished", "LostRecords", "DigestMismatch", "RecordError")
 _ENGINE_ERRORS = tuple(
     name for name, error in vars(engine_errors).items() if isinstance(error, type) and issubclass(error, EngineError)
@@ -104,7 +105,7 @@ async def _play(
             return _Stopped()
         if not playing.done():
             return TimeoutError(f"the environment is not done within {timeout:g} s")
-        return playing.result()
+        return RuntimeError(_UNREQUESTED_CANCELLATION) if playing.cancelled() else playing.result()
     finally:
         for task_ in (playing, stopping):
             task_.cancel()
@@ -120,9 +121,9 @@ async def _run_environment(
         returned = await _run(environment, task, model)
         method = describe_method(environment, "step" if isinstance(environment, MultiTurnEnvironment) else "run")
         return check_score(returned, method, model.played)
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, KeyboardInterrupt):
         raise
-    except Exception as error:  # noqa: BLE001 - whatever an environment raises is its rollout's end
+    except BaseException as error:  # noqa: BLE001 - whatever an environment raises is its rollout's end
         return printable_error(error)
 
 

@@ -117,10 +117,17 @@ class RaisesOtherwise(Game):
         return super().hint(reply)
 
 
-class HoldsOn(Game):
+class CancelsItself(Game):
     def hint(self, reply: Reply) -> str:
-        return super().hint(reply)
+        raise asyncio.CancelledError
 
+
+class Exits(Game):
+    def hint(self, reply: Reply) -> str:
+        raise SystemExit(3)
+
+
+class HoldsOn(Game):
     async def step(self, reply: Reply) -> Turn:
         await asyncio.Event().wait()
         raise AssertionError("never reached")

@@ -114,7 +114,9 @@ async def test_the_score_has_all_that_the_environment_gave() -> None:
     assert played.attempts == 1
 
 
-@pytest.mark.parametrize("task", [{"question": "A colour?"}, Task("7", 7, 7, {"question": "A colour?"})], ids=type)
+@pytest.mark.parametrize(
+    "task", [{"question": "A colour?"}, Task("7", 7, 7, {"question": "A colour?"})], ids=["data", "task"]
+)
 async def test_a_task_may_be_its_data(task: Any) -> None:
     played = await play(Echo, task, answers=["red", "blue"])
     assert played.messages[0]["content"] == "A colour?"

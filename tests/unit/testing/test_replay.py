@@ -112,6 +112,14 @@ async def test_the_same_error_is_no_difference_and_another_one_is(run: Path) -> 
     assert other.text == "the environment raises KeyError: 'sea'; recorded is failed, ValueError: no hint for sea"
 
 
+@pytest.mark.parametrize("today", [games.CancelsItself, games.Exits])
+async def test_whatever_ended_a_rollout_ends_only_its_replay(run: Path, today: type[games.Game]) -> None:
+    await record(run, today(games.GameSettings()), ["moon"])
+    report = await replay_as(run, today)
+    assert report.same, report
+    assert (await only_difference(run, games.Game)).what == "turns"
+
+
 async def test_a_mended_error_is_a_difference(run: Path) -> None:
     await record(run, games.Raises(games.GameSettings()), ["moon", "sea"])
     mended = await only_difference(run, games.Game)
