@@ -28,6 +28,12 @@ def class_problem(loaded_class: object) -> str | None:
             return f"has a {name} with a `yield`, which makes it a generator; use `return` instead"
         if not any(map(inspect.iscoroutinefunction, _layers(method))):
             return f"has a {name} that is not a coroutine; write `async def {name}`"
+    shared = inspect.getattr_static(loaded_class, "shared")
+    if not isinstance(shared, classmethod) or inspect.isasyncgenfunction(shared.__func__):
+        return (
+            "has a shared that is not an asynchronous context manager of the class; write `@classmethod` and "
+            "`@asynccontextmanager`, in this order, above `async def shared(cls, settings)`"
+        )
     return None
 
 

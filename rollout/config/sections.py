@@ -194,7 +194,9 @@ class WorkerConfig(Section):
         default=60.0, gt=0, description="Seconds for which one rollout may hold up all others of its worker."
     )
     max_attempts: int = Field(
-        default=3, ge=1, description="Attempts at a rollout whose worker died or whose infrastructure failed."
+        default=3,
+        ge=1,
+        description="Attempts at a rollout: of a worker that died, of an infrastructure that failed, or after a Retry.",
     )
     halt_after: int = Field(default=3, ge=1, description="Infrastructure failures in a row that end a worker.")
     grace: float = Field(

@@ -5,7 +5,8 @@
             reply = await model.chat([{"role": "user", "content": "Heads or tails?"}])
             return Score(reward=float(reply.text.strip() == "heads"))
 
-A new instance is made for every attempt at a rollout, so what `run` keeps on `self` belongs to this attempt alone.
+A new instance is made for every attempt at a rollout, so what `run` keeps on `self` belongs to this attempt alone;
+`close` releases it. What is expensive, `shared` makes once for all instances of a worker.
 `chat` may be called as often as the environment likes, with any conversation: extended, cut, compacted or forked. The
 trace finds out what is already known, so an environment never handles tokens.
 """
@@ -13,7 +14,8 @@ trace finds out what is already known, so an environment never handles tokens.
 import abc
 import inspect
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, final
@@ -95,9 +97,14 @@ class ContextExhausted(RolloutError):
 class Retry(RolloutError):
     """This attempt says nothing about the policy: a judge did not answer, or a sandbox broke.
 
-    An environment raises it anywhere. The rollout is played again from its start, at most `worker.max_attempts` times;
-    what this attempt played never trains.
+    An environment raises it with the reason, anywhere but in `close` and `shared`. A fresh environment then plays the
+    rollout again from its start. After `worker.max_attempts` attempts, the rollout is failed with the last reason. What
+    an attempt played that ends like this never trains.
     """
+
+
+class SharedResourcesMissing(RolloutError):
+    """An instance asked for `shared_resources` before it had them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +190,15 @@ class Model(Protocol):
         ...
 
 
+_NO_RESOURCES = object()
+
+
 class Environment(abc.ABC):
-    """The base class of all environments, named in YAML as `package.module:Class`."""
+    """The base class of all environments, named in YAML as `package.module:Class`.
+
+    Attributes:
+        settings: the `environment` section of the YAML.
+    """
 
     Settings: ClassVar[type[EnvironmentSettings]] = EnvironmentSettings
     Tasks: ClassVar[type[TaskSettings]] = TaskSettings
@@ -193,6 +207,44 @@ class Environment(abc.ABC):
 
     def __init__(self, settings: EnvironmentSettings) -> None:
         self.settings = settings
+
+    @classmethod
+    @asynccontextmanager
+    async def shared(cls, settings: Any) -> AsyncIterator[Any]:
+        """Make what is expensive, once for each worker process; what it yields is `shared_resources` of all instances.
+
+        It is entered before the worker takes its first order, and left when it has drained. If it raises, the worker
+        ends.
+        """
+        yield None
+
+    @property
+    def shared_resources(self) -> Any:
+        """What `shared` yielded; there from the beginning of `run` or `reset` on, and still in `close`.
+
+        Raises:
+            SharedResourcesMissing: in `__init__` and `tasks`, which are also called where no rollout is played.
+        """
+        if self._shared_resources is _NO_RESOURCES:
+            raise SharedResourcesMissing(
+                f"{type(self).__name__}.shared_resources is not there yet: use it in `run`, `reset` or `step`, not in "
+                "`__init__` or `tasks`."
+            )
+        return self._shared_resources
+
+    @shared_resources.setter
+    def shared_resources(self, resources: Any) -> None:
+        self._shared_resources = resources
+
+    _shared_resources: Any = _NO_RESOURCES
+
+    def close(self) -> Awaitable[None] | None:
+        """Release what this attempt holds; write it as `def` or as `async def`.
+
+        It is called once after every attempt, whatever ended it, and has five seconds. If it fails, a warning is
+        logged, and the rollout ends as it would have. An instance that plays nothing is not closed.
+        """
+        return None
 
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
         """Yield all tasks of a run in order: by default `count` tasks that differ only in their seed."""
@@ -280,11 +332,12 @@ class WrongReturn(RolloutError):
     """A method of an environment returned something else than it must."""
 
 
-def describe_method(environment: Environment, name: str) -> str:
+def describe_method(environment: Environment | type[Environment], name: str) -> str:
     """Return the name of a method with its file and line, for an error about what it returned."""
-    code = getattr(inspect.unwrap(getattr(type(environment), name)), "__code__", None)
+    environment_class = environment if isinstance(environment, type) else type(environment)
+    code = getattr(inspect.unwrap(getattr(environment_class, name)), "__code__", None)
     where = "" if code is None else f" ({code.co_filename}, line {code.co_firstlineno})"
-    return f"{type(environment).__name__}.{name}{where}"
+    return f"{environment_class.__name__}.{name}{where}"
 
 
 def _first_messages(environment: MultiTurnEnvironment, returned: object) -> list[Message]:

@@ -32,6 +32,7 @@ from rollout.tasks.sources import RowsUsed, count_rows_used
 from rollout.trainer import GroupAssembler, Trajectory, TrajectoryReader, Violation, check, samples
 from rollout.trainer.metrics import ReaderCollector
 from rollout.worker.containment import LoopWatchdog, refuse_exits
+from rollout.worker.resources import open_shared_resources
 from rollout.worker.setup import build_run_metadata, find_or_start_engines, open_policy
 from rollout.worker.worker import Worker, WorkerCounters
 from transports import Queue, QueueError, open_queue
@@ -223,7 +224,10 @@ async def _play(config: Config, state: RunState, display: RunDisplay) -> None:
             workers: list[Worker] = []
             try:
                 with play_scope:
-                    async with _open_run_policy(config, state, metrics) as policy:
+                    async with (
+                        _open_run_policy(config, state, metrics) as policy,
+                        open_shared_resources(config.environment_class, config.environment_settings) as resources,
+                    ):
                         claims = Claims(state.directory.claims_path(config.run.name))
                         worker = Worker(
                             config,
@@ -232,6 +236,7 @@ async def _play(config: Config, state: RunState, display: RunDisplay) -> None:
                             claims,
                             tasks_queue,
                             trajectories_queue,
+                            resources,
                         )
                         workers.append(worker)
                         state.worker_counters, state.engine = worker.counters, policy.engine

@@ -122,7 +122,7 @@ ATTEMPT_RETRIES = MetricSpec(
     "rollout_attempt_retries_total",
     MetricType.COUNTER,
     _ENVIRONMENT_LABELS,
-    "Attempts that followed one that the infrastructure failed, or whose worker died.",
+    "Attempts that followed one that the infrastructure failed, whose worker died, or whose environment raised Retry.",
 )
 TURNS = MetricSpec(
     "rollout_turns_total",

@@ -157,9 +157,9 @@ class RolloutStream:
                 f"{self.attempt_id.rollout} cannot go on: {self._broken_by}"
             ) from self._broken_by
 
-    def refuse_steps(self) -> None:
-        """Let no turn follow, because one was interrupted anywhere in it."""
-        self._broken_by = self._broken_by or RolloutAlreadyFinished("a turn of it was interrupted")
+    def refuse_steps(self, reason: str = "a turn of it was interrupted") -> None:
+        """Let no turn follow, by default because one was interrupted anywhere in it."""
+        self._broken_by = self._broken_by or RolloutAlreadyFinished(reason)
 
     def _require_unfinished(self) -> None:
         if self._is_finished:

@@ -2,7 +2,8 @@
 
     <rollout>.<n>            attempt n started; created exclusively, so that no two attempts share a number
     <rollout>.<n>.returned   its worker gave it back unfinished, on purpose: it does not count against `max_attempts`
-    <rollout>.<n>.failed     the infrastructure failed it, and its worker reported this
+    <rollout>.<n>.failed     the infrastructure failed it, or its environment asked for another one, and its worker
+                             reported this
     <rollout>.done           the rollout's finished record was accepted; a link to the claim, which contains the outcome
 
 Claims are files, and not records on the tasks queue, for three reasons. All workers of a run share its directory
@@ -83,7 +84,8 @@ class Outcome:
         error: the type and the message of its error; None if it has none.
         traceback: the traceback of an error of the environment or the engine; None if there is none.
         metrics: the metrics of its score.
-        retries: how many attempts followed one that the infrastructure failed or whose worker died.
+        retries: how many attempts followed one that the infrastructure failed, whose worker died, or whose environment
+            asked for another one.
     """
 
     rollout: str
@@ -141,7 +143,7 @@ class Claims:
         self._mark_ended(claim, "returned")
 
     def mark_failed(self, claim: Claim) -> None:
-        """Note that the infrastructure failed the attempt, and that the attempt did not kill its worker."""
+        """Note that the attempt came to no end and another one may follow, and that it did not kill its worker."""
         self._mark_ended(claim, "failed")
 
     def record_outcome(self, outcome: Outcome) -> None:

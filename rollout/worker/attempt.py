@@ -1,6 +1,7 @@
 """One attempt at a rollout, from its started record to its one finished record, whatever the environment does."""
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,14 +11,14 @@ import anyio
 import structlog
 
 from rollout.environments.base import ContextExhausted, Environment, describe_method
-from rollout.errors import RolloutError, flatten_exceptions, printable_error
+from rollout.errors import RolloutError, flatten_exceptions
 from rollout.records.kinds import RolloutFinished, RolloutLimit, RolloutStatus
 from rollout.records.stream import AttemptId, RolloutStream
 from rollout.session.session import PolicyClient, Session
 from rollout.tasks.orders import RolloutOrder
+from rollout.worker.closing import EnvironmentCloser, wait_until_closed
 from rollout.worker.containment import enter_attempt_context
-from rollout.worker.failures import Failure, ScoreError, describe_failure
-from rollout.worker.forgotten_await import explain_forgotten_await
+from rollout.worker.failures import Failure, ScoreError, describe_failure, make_printable, requested_retry
 from rollout.worker.scores import CheckedScore, check_score
 from transports import Queue, QueueError
 
@@ -25,7 +26,8 @@ log = structlog.get_logger()
 
 _UNREQUESTED_CANCELLATION = "the environment raised a cancellation of its own"
 _CLEANUP_TIMEOUT = 5.0
-"""Seconds in which a cancelled environment can clean up."""
+"""Seconds in which a cancelled environment can clean up, before it is closed."""
+_RunResult = CheckedScore | BaseException
 
 
 class RolloutStopped(RolloutError):
@@ -102,6 +104,7 @@ class Attempt:
         self.session = Session(policy, self.stream)
         self.failure: Failure | None = None
         self._started = False
+        self._closer = EnvironmentCloser()
         self._is_cancelling_environment = False
         self._cancel_scope = anyio.CancelScope()
         self._stop_reason: RolloutStopped | None = None
@@ -109,7 +112,10 @@ class Attempt:
     async def play(self, new_environment: Callable[[], Environment], *, timeout: float) -> RolloutFinished:
         """Play the rollout up to its finished record.
 
+        Before it returns or raises, the environment was closed.
+
         Raises:
+            Retry: the environment asks for another attempt; there is no finished record.
             RolloutError: the infrastructure failed; there is no finished record, and another attempt may succeed.
             QueueError: the records could not be put.
         """
@@ -159,19 +165,32 @@ class Attempt:
 
     async def _run_until_deadline(self, new_environment: Callable[[], Environment], timeout: float) -> RolloutFinished:
         # A separate task: an environment that ignores its cancellation is left behind.
-        environment_task = asyncio.ensure_future(self._run_environment(new_environment))
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        run_result: asyncio.Future[_RunResult] = loop.create_future()
+        environment_task = loop.create_task(self._run_and_close(new_environment, run_result), context=context)
+        run_ended: list[asyncio.Future[Any]] = [run_result, environment_task]
         self._cancel_scope.deadline = anyio.current_time() + timeout
         try:
             with self._cancel_scope:
-                await asyncio.wait([environment_task])
+                await asyncio.wait(run_ended, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            if not environment_task.done():
-                self._is_cancelling_environment = True
-                await _cancel_or_leave_behind(environment_task)
+            with anyio.CancelScope(shield=True):
+                if not run_result.done():
+                    self._is_cancelling_environment = True
+                    environment_task.cancel()
+                    await asyncio.wait(run_ended, timeout=_CLEANUP_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+                if run_result.done() or environment_task.done():
+                    await wait_until_closed(environment_task)
+                else:
+                    # It waits for a thread, or it catches the cancellation.
+                    log.warning(
+                        "the environment does not let itself be ended, and is left behind", seconds=_CLEANUP_TIMEOUT
+                    )
+                    await wait_until_closed(loop.create_task(self._close(), context=context))
         if self._cancel_scope.cancelled_caught:
             timeout_error = RolloutTimeout(f"not done within {timeout:g} s (worker.rollout_timeout)")
             return await self._finish_with_error(self._stop_reason or timeout_error)
-        score = RuntimeError(_UNREQUESTED_CANCELLATION) if environment_task.cancelled() else environment_task.result()
+        score = run_result.result()
         if isinstance(score, BaseException):
             return await self._finish_after_exception(score)
         limit = self.session.last_limit if score.limit is RolloutLimit.NONE else score.limit
@@ -184,16 +203,31 @@ class Attempt:
             turn_rewards=score.turn_rewards,
         )
 
-    async def _run_environment(self, new_environment: Callable[[], Environment]) -> CheckedScore | BaseException:
+    async def _run_and_close(
+        self, new_environment: Callable[[], Environment], run_result: "asyncio.Future[_RunResult]"
+    ) -> None:
+        """Run the environment and close it in the same task, as task groups and time-outs that it holds open need it.
+
+        The result is known before the environment is closed, so that nothing which ends the closing changes it.
+        """
+        run_result.set_result(await self._run_environment(new_environment))
+        await self._close()
+
+    async def _close(self) -> None:
+        self.stream.refuse_steps("its environment is being closed")
+        await self._closer.close()
+
+    async def _run_environment(self, new_environment: Callable[[], Environment]) -> _RunResult:
         """Return the environment's score, or what it raised, such that it can be printed.
 
         Everything that calls the environment's code happens here, also what its score and its exception do when they
         are looked at. Nothing is raised, because a task that raises SystemExit ends the event loop.
         """
         try:
-            environment = new_environment()
+            self._closer.environment = environment = new_environment()
             method = describe_method(environment, environment.scoring_method)
             returned = await environment.run(self.order.task, self.session)
+            await asyncio.sleep(0)  # a cancellation that it asked for itself must not meet `close`
             if self.session.close_unawaited_calls():
                 raise ScoreError(
                     f"{method} called `chat` without waiting for the reply, so the turn was never played; "
@@ -202,13 +236,13 @@ class Attempt:
             return check_score(returned, method, self.session.played_turns)
         except asyncio.CancelledError as error:
             if self._is_cancelling_environment:
-                raise
+                return error
             # Nobody cancelled this rollout. If this passed on, the rollout would end without a reason.
             cancellation_error = RuntimeError(_UNREQUESTED_CANCELLATION)
             cancellation_error.__cause__ = error
             return cancellation_error
         except BaseException as error:  # noqa: BLE001 - whatever an environment raises is its rollout's end
-            return _make_printable(error)
+            return make_printable(error)
 
     async def _finish_after_exception(self, error: BaseException) -> RolloutFinished:
         leaf_errors = list(flatten_exceptions(error))
@@ -219,6 +253,8 @@ class Attempt:
                 isinstance(leaf_error, RolloutError) and leaf_error.infrastructure
             ):
                 raise leaf_error
+        if (retry := requested_retry(leaf_errors)) is not None:
+            raise retry
         if all(isinstance(leaf, ContextExhausted) for leaf in leaf_errors):
             record = describe_failure(leaf_errors[0]).as_record()
             return await self.stream.put_finished(RolloutStatus.UNSCORED, limit=RolloutLimit.CONTEXT, error=record)
@@ -236,23 +272,3 @@ class Attempt:
         return structlog.contextvars.bound_contextvars(
             rollout=self.order.rollout_id, attempt=self.stream.attempt_id.attempt
         )
-
-
-async def _cancel_or_leave_behind(environment_task: "asyncio.Task[Any]") -> None:
-    """Cancel an environment's task, and go on without it if it does not end.
-
-    It does not end if it waits for a thread, or if it catches the cancellation.
-    """
-    environment_task.cancel()
-    with anyio.CancelScope(shield=True):
-        await asyncio.wait([environment_task], timeout=_CLEANUP_TIMEOUT)
-    if not environment_task.done():
-        log.warning("the environment does not let itself be ended, and is left behind", seconds=_CLEANUP_TIMEOUT)
-
-
-def _make_printable(error: BaseException) -> BaseException:
-    """Return the error, or one that says the same and can be printed; see `rollout.worker.failures`."""
-    try:
-        return explain_forgotten_await(printable_error(error))
-    except BaseException as other:  # noqa: BLE001 - what is wrong with the first is not known, so nothing of it is used
-        return RuntimeError(f"a {type(error).__name__} that cannot be looked at: this raises a {type(other).__name__}")

@@ -6,6 +6,7 @@ too long is interrupted. All of this is for processes that only play rollouts.
 
 import asyncio
 import io
+import math
 import os
 import signal
 import sys
@@ -30,7 +31,7 @@ _HURRIED_EXIT_TIMEOUT = 15.0
 _OWN_MODULE_PREFIXES = ("rollout.", "transports.", "renderers_adapter.")
 _ENVIRONMENT_CALLER_PREFIXES = (
     *("rollout.environments.", "rollout.worker.attempt.", "rollout.worker.failures.", "rollout.worker.scores."),
-    *("rollout.worker.process.", "rollout.launch.in_process."),
+    *("rollout.worker.closing.", "rollout.worker.resources.", "rollout.worker.process.", "rollout.launch.in_process."),
 )
 """Those of our modules that call environments or are environments.
 
@@ -69,6 +70,7 @@ class EventLoopHeld(BaseException):
 @dataclass(slots=True)
 class _AttemptContext:
     close: Callable[[], object]
+    max_printed_chars: float = _MAX_OUTPUT_CHARS
     printed_chars: int = 0
 
 
@@ -81,6 +83,11 @@ def enter_attempt_context(close: Callable[[], object]) -> None:
     `close` is called when our own code is interrupted that works for this attempt: no turn may follow then.
     """
     _attempt_context.set(_AttemptContext(close))
+
+
+def enter_shared_context() -> None:
+    """Mark this context as that of what an environment's class shares: as for an attempt, but it may print more."""
+    _attempt_context.set(_AttemptContext(lambda: None, math.inf))
 
 
 def refuse_forks() -> None:
@@ -130,7 +137,7 @@ class LimitedOutput(io.TextIOBase):
         counter = _attempt_context.get()
         if counter is not None:
             counter.printed_chars += len(text)
-            if counter.printed_chars > _MAX_OUTPUT_CHARS:
+            if counter.printed_chars > counter.max_printed_chars:
                 raise OutputFlood(f"this attempt printed more than {_MAX_OUTPUT_CHARS >> 20} MiB")
         return self._inner.write(text)
 

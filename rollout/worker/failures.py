@@ -4,11 +4,15 @@ An exception of an environment may fail at `str`, hold texts that no JSON takes,
 exceptions. Here it becomes plain texts of a limited length, once, and nobody looks at it again.
 """
 
+import asyncio
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rollout.errors import RolloutError, error_text, user_traceback
+from rollout.environments.base import Retry
+from rollout.errors import RolloutError, error_text, printable_error, user_traceback
 from rollout.texts import escape_surrogates
+from rollout.worker.forgotten_await import explain_forgotten_await
 
 _MAX_MESSAGE_CHARS = 10_000
 _MAX_TYPE_CHARS = 200
@@ -39,8 +43,23 @@ class Failure:
         return {"type": self.type, "message": self.message}
 
 
+def make_printable(error: BaseException) -> BaseException:
+    """Return the error, or one that says the same and can be printed."""
+    try:
+        return explain_forgotten_await(printable_error(error))
+    except BaseException as other:  # noqa: BLE001 - what is wrong with the first is not known, so nothing of it is used
+        return RuntimeError(f"a {type(error).__name__} that cannot be looked at: this raises a {type(other).__name__}")
+
+
+def requested_retry(leaf_errors: Sequence[BaseException]) -> Retry | None:
+    """Return the `Retry` among the exceptions of a group if there is nothing else in it but cancellations."""
+    retries = [error for error in leaf_errors if isinstance(error, Retry)]
+    others = [error for error in leaf_errors if not isinstance(error, Retry | asyncio.CancelledError)]
+    return retries[0] if retries and not others else None
+
+
 def describe_failure(error: BaseException) -> Failure:
-    """Describe an error that `printable_error` returned. Nothing is raised, whatever the error's class does."""
+    """Describe an error that `make_printable` returned. Nothing is raised, whatever the error's class does."""
     message = error_text(error)
     if len(message) > _MAX_MESSAGE_CHARS:
         message = f"{message[:_MAX_MESSAGE_CHARS]} … ({len(message):,} characters)"

@@ -36,6 +36,7 @@ from rollout.worker.link import (
     WorkerInstructions,
     kill_own_process_group,
 )
+from rollout.worker.resources import open_shared_resources
 from rollout.worker.setup import build_run_metadata, find_or_start_engines, open_policy
 from rollout.worker.worker import Worker
 from transports import Queue, QueueError, open_queue
@@ -122,16 +123,17 @@ class WorkerRunner:
                 await stack.enter_async_context(trajectories_queue)
                 claims = Claims(self.directory.claims_path(environment))
                 metadata = build_run_metadata(config, self.directory.run_id)
-                worker = Worker(config, policy, metadata, claims, tasks_queue, trajectories_queue)
-                metrics.export_state(worker.counters, policy.engine, policy.version)
-                export.not_ready_reason = lambda: "it drains" if worker.draining else None
-                if self.supervisor_link is not None:
-                    make_heartbeat = partial(_make_heartbeat, worker, tasks_queue, ChangeTracker(metrics.registry))
-                    self.supervisor_link.start_reporting(make_heartbeat, partial(_apply_instructions, worker))
-                else:
-                    export.watch_queue(environment, "tasks", tasks_queue)
-                    export.watch_queue(environment, "trajectories", trajectories_queue)
-                await self._play_until_stopped(worker, [engine.url for engine in policy.engine.replicas])
+                async with open_shared_resources(config.environment_class, config.environment_settings) as resources:
+                    worker = Worker(config, policy, metadata, claims, tasks_queue, trajectories_queue, resources)
+                    metrics.export_state(worker.counters, policy.engine, policy.version)
+                    export.not_ready_reason = lambda: "it drains" if worker.draining else None
+                    if self.supervisor_link is not None:
+                        make_heartbeat = partial(_make_heartbeat, worker, tasks_queue, ChangeTracker(metrics.registry))
+                        self.supervisor_link.start_reporting(make_heartbeat, partial(_apply_instructions, worker))
+                    else:
+                        export.watch_queue(environment, "tasks", tasks_queue)
+                        export.watch_queue(environment, "trajectories", trajectories_queue)
+                    await self._play_until_stopped(worker, [engine.url for engine in policy.engine.replicas])
 
     def _end_stuck_worker(self, description: str) -> None:
         """End the worker, because only its process can be taken from our own code that does not come to an end."""

@@ -1,7 +1,8 @@
 """A worker: leases orders, plays each as one rollout, and acks an order once its finished record is accepted.
 
-One failed rollout never ends another one. If the infrastructure fails an attempt, another one follows with a fresh
-environment. `worker.halt_after` such failures in a row end the worker, before it uses up the attempts of all rollouts.
+One failed rollout never ends another one. If the infrastructure fails an attempt, or its environment raises `Retry`,
+another one follows with a fresh environment. `worker.halt_after` failures of the infrastructure in a row end the
+worker, before it uses up the attempts of all rollouts.
 An order that the worker did not finish is not acked, and is delivered again, here or elsewhere.
 """
 
@@ -13,6 +14,7 @@ import anyio.to_thread
 import structlog
 
 from rollout.config.load import Config
+from rollout.environments.base import Environment, Retry
 from rollout.errors import RolloutError
 from rollout.records.kinds import PromptSource, RolloutLimit
 from rollout.rundir.claims import Claim, Claims, Outcome
@@ -20,6 +22,7 @@ from rollout.session.session import PolicyClient
 from rollout.tasks.orders import OrderError, RolloutOrder, decode_order
 from rollout.worker.attempt import Attempt, RolloutAbandoned, RunMetadata
 from rollout.worker.deadlines import DeadlineEnforcer
+from rollout.worker.failures import describe_failure
 from rollout.worker.shared_lock import SharedLock
 from transports import Delivery, Queue, QueueError, StaleLease
 
@@ -51,7 +54,8 @@ class WorkerCounters:
         tokens: tokens that the policy sampled in the rollouts that ended.
         images: different images in the rollouts that ended, counted for each rollout.
         limits: how many of them each limit stopped.
-        retries: attempts that followed one that the infrastructure failed, or whose worker died.
+        retries: attempts that followed one that the infrastructure failed, whose worker died, or whose environment
+            asked for another one.
         queue_bytes: bytes of the records of the rollouts that ended.
         prompt_sources: how many prompts came from each source, in the rollouts that ended.
     """
@@ -93,6 +97,7 @@ class Worker:
         claims: Claims,
         tasks_queue: Queue,
         trajectories_queue: Queue,
+        shared_resources: object = None,
     ) -> None:
         self.counters = WorkerCounters()
         self.draining = False
@@ -102,6 +107,7 @@ class Worker:
         self._claims = claims
         self._tasks_queue = tasks_queue
         self._trajectories_queue = trajectories_queue
+        self._shared_resources = shared_resources
         self._attempts_in_flight: set[Attempt] = set()
         self._interrupted_attempts: list[Attempt] = []
         self._failures_in_a_row = 0
@@ -250,7 +256,16 @@ class Worker:
         self._attempts_in_flight.add(attempt)
         self.counters.in_flight += 1
         try:
-            await attempt.play(self._config.new_environment, timeout=self._config.worker.rollout_timeout)
+            await attempt.play(self._new_environment, timeout=self._config.worker.rollout_timeout)
+        except Retry as error:
+            log.warning(
+                "the environment asks for another attempt",
+                rollout=claim.rollout_id,
+                attempt=claim.attempt_number,
+                reason=describe_failure(error).message,
+            )
+            if claim.attempts_used == max_attempts:
+                await attempt.finish_without_playing(error)
         except RolloutError as error:
             log.warning(
                 "the infrastructure failed", rollout=claim.rollout_id, attempt=claim.attempt_number, error=str(error)
@@ -263,6 +278,11 @@ class Worker:
         finally:
             self._attempts_in_flight.discard(attempt)
             self.counters.in_flight -= 1
+
+    def _new_environment(self) -> Environment:
+        environment = self._config.new_environment()
+        environment.shared_resources = self._shared_resources
+        return environment
 
     async def _halt_if_too_many_failures(self, error: RolloutError, claim: Claim) -> None:
         self._failures_in_a_row = failures = self._failures_in_a_row + 1

@@ -1,5 +1,6 @@
 """What is said of an environment's code before it plays."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -109,6 +110,22 @@ def test_a_yield_in_run_is_told(run: object) -> None:
     assert class_problem(class_with(run)) == (
         "has a run with a `yield`, which makes it a generator; use `return` instead"
     )
+
+
+@pytest.mark.parametrize(
+    ("shared", "is_usable"),
+    [
+        (classmethod(contextlib.asynccontextmanager(generator)), True),
+        (classmethod(generator), False),
+        (contextlib.asynccontextmanager(generator), False),
+        (generator, False),
+    ],
+    ids=["both decorators", "no context manager", "not of the class", "no decorator"],
+)
+def test_a_shared_without_its_decorators_is_told(shared: object, is_usable: bool) -> None:
+    problem = class_problem(type("Coin", (Environment,), {"run": coroutine, "shared": shared}))
+    assert (problem is None) == is_usable
+    assert problem is None or "write `@classmethod` and `@asynccontextmanager`, in this order, above" in problem
 
 
 class Broken(Environment):

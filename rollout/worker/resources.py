@@ -1,0 +1,126 @@
+"""What the instances of an environment's class share in one process: `shared` is open while the worker plays.
+
+It is entered and left in a task of its own. So a task group inside it cancels this task alone when it fails, and a
+`shared` that hangs, or catches its cancellation, can be left behind.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import anyio
+import structlog
+
+from rollout.environments.base import Environment, WrongReturn, describe_method
+from rollout.errors import RolloutError, describe_user_error
+from rollout.records.wrong_types import describe_wrong_type
+from rollout.worker.containment import enter_shared_context
+from rollout.worker.failures import describe_failure, make_printable
+
+log = structlog.get_logger()
+
+_START_TIMEOUT = 60.0
+_CLOSE_TIMEOUT = 10.0
+_CANCELLED_TIMEOUT = 1.0
+"""Seconds in which it must end after it was cancelled because it took too long."""
+
+
+class SharedResourcesFailed(RolloutError):
+    """`shared` of an environment's class could not begin, or failed while rollouts were played."""
+
+
+@asynccontextmanager
+async def open_shared_resources(environment_class: type[Environment], settings: object) -> AsyncIterator[Any]:
+    """Open `shared` of an environment's class. What fails when it is closed is logged.
+
+    If it fails in between, what runs inside this context is cancelled.
+
+    Raises:
+        SharedResourcesFailed: it did not begin, or it failed in between.
+    """
+    holder = _Holder(environment_class, settings)
+    try:
+        resources = await holder.open()
+        with anyio.CancelScope() as scope:
+            holder.call_when_ended_early(scope.cancel)
+            yield resources
+        if scope.cancelled_caught:
+            raise holder.take_failure("ended while rollouts were played")
+    finally:
+        with anyio.CancelScope(shield=True):
+            await holder.close()
+
+
+class _Holder:
+    """Keeps `shared` open in a task of its own."""
+
+    def __init__(self, environment_class: type[Environment], settings: object) -> None:
+        self._environment_class = environment_class
+        self._settings = settings
+        self._method = describe_method(environment_class, "shared")
+        self._resources: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._close_requested = asyncio.Event()
+        self._failure_taken = False
+        self._task = asyncio.create_task(self._hold_open())
+
+    async def open(self) -> Any:
+        """Return what `shared` yields. Raises SharedResourcesFailed if it does not yield in time."""
+        waiting: list[asyncio.Future[Any]] = [self._resources, self._task]
+        await asyncio.wait(waiting, timeout=_START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        if self._resources.done():
+            return self._resources.result()
+        if self._task.done():
+            raise self.take_failure("ended before it yielded")
+        raise SharedResourcesFailed(
+            f"{self._method} did not yield within {_START_TIMEOUT:g} s; no rollout can be played without it."
+        )
+
+    def call_when_ended_early(self, callback: Callable[[], object]) -> None:
+        """Call this when `shared` ends although nobody closes it."""
+        self._task.add_done_callback(lambda _: None if self._close_requested.is_set() else callback())
+
+    def take_failure(self, what: str) -> SharedResourcesFailed:
+        """Return why it has ended, as an error."""
+        self._failure_taken = True
+        error = self._task.result()
+        reason = "it raised nothing." if error is None else describe_user_error(error)
+        failure = SharedResourcesFailed(f"{self._method} {what}: {reason}")
+        failure.__cause__ = error
+        return failure
+
+    async def close(self) -> None:
+        """Leave `shared`, and go on without it if it does not end."""
+        self._close_requested.set()
+        if not self._resources.done():
+            self._task.cancel()  # nobody waits any longer for what it would yield
+        event = "the shared resources failed" if self._task.done() else "closing the shared resources failed"
+        await asyncio.wait([self._task], timeout=_CLOSE_TIMEOUT)
+        if not self._task.done():
+            event = "closing the shared resources took too long"
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=_CANCELLED_TIMEOUT)
+        if not self._task.done():
+            log.warning("the shared resources do not let themselves be closed, and are left behind", of=self._method)
+        elif (error := self._task.result()) is not None and not self._failure_taken:
+            log.warning(event, of=self._method, exception=describe_failure(error).full_traceback)
+
+    async def _hold_open(self) -> BaseException | None:
+        """Return what `shared` raised. Nothing is raised, because a task that raises SystemExit ends the event loop."""
+        enter_shared_context()
+        try:
+            async with self._call_shared() as resources:
+                self._resources.set_result(resources)
+                await self._close_requested.wait()
+        except BaseException as error:  # noqa: BLE001 - whatever it raises is told as its failure
+            return make_printable(error)
+        return None
+
+    def _call_shared(self) -> AbstractAsyncContextManager[Any]:
+        returned: object = self._environment_class.shared(self._settings)
+        if isinstance(returned, AbstractAsyncContextManager):
+            return returned
+        raise WrongReturn(
+            f"{self._method} returned {describe_wrong_type(returned)}; write `@classmethod` and `@asynccontextmanager` "
+            "above it."
+        )

@@ -1,0 +1,165 @@
+"""What an environment holds is released: `close` after every attempt, `shared` when the worker ends; and `Retry`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.launched import LaunchHarness, LaunchProcess, worker_logs
+
+LIFE_CYCLE = Path(__file__).parent / "life_cycle.yaml"
+STATUS_OF = {
+    "scores": "ok",
+    "raises": "failed",
+    "asks_again_once": "ok",
+    "asks_again": "failed",
+    "hangs": "failed",
+    "stays_until_closed": "failed",
+    "holds": "failed",
+    "exits": "failed",
+    "cancels_its_task": "failed",
+}
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Path:
+    directory = tmp_path / "held"
+    directory.mkdir()
+    return directory
+
+
+def settings(held: Path, does: list[str], count: int | None = None) -> dict[str, object]:
+    return {
+        "environment.directory": held,
+        "tasks.does": f"[{','.join(does)}]",
+        "tasks.count": count or len(does),
+        "tasks.group_size": 1,
+        "run.max_failed": 1.0,
+        "worker.rollout_timeout": 15,
+        "worker.block_timeout": 2,
+    }
+
+
+def play(tmp_path: Path, keys: dict[str, object], *, code: int) -> "subprocess.CompletedProcess[str]":
+    """`rollout run`."""
+    options = [
+        part for key, value in {"run.directory": tmp_path, **keys}.items() for part in ("--set", f"{key}={value}")
+    ]
+    command = [sys.executable, "-m", "rollout", "run", str(LIFE_CYCLE), *options, "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == code, result.stderr[-3000:]
+    return result
+
+
+def still_held(held: Path) -> list[str]:
+    return sorted(path.name for path in held.iterdir() if path.name != "begun")
+
+
+def begun(held: Path) -> list[str]:
+    path = held / "begun"
+    return path.read_text().split() if path.exists() else []
+
+
+def outcomes(run_dir: str) -> dict[str, dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in Path(run_dir).glob("claims/life_cycle/*.done")]
+    return {outcome["group"].partition("-")[2]: outcome for outcome in found}
+
+
+def check_endings(held: Path, report: dict[str, Any], does: list[str]) -> None:
+    assert report["status"] == Counter(STATUS_OF.get(name, "failed") for name in does)
+    assert still_held(held) == []
+    ended = outcomes(report["run_dir"])
+    assert ended["asks_again"]["error"] == {"type": "Retry", "message": "flaky judge 3"}
+    assert ended["asks_again_once"]["attempt"] == 2
+    assert report["retries"] == 3
+    assert len(begun(held)) == len(does) + 3
+
+
+def test_a_run_releases_every_file_whatever_ended_the_attempt(tmp_path: Path, held: Path) -> None:
+    does = list(STATUS_OF)
+    report = json.loads(play(tmp_path, settings(held, does), code=0).stdout)
+    check_endings(held, report, does)
+    assert report["trainer"]["violations"] == 0
+    assert report["turns"] == len(does)  # the turns of a retried attempt are not those of its rollout
+
+
+def test_a_launch_releases_every_file_whatever_ended_the_attempt(world: LaunchHarness, held: Path) -> None:
+    does = [*STATUS_OF, "hangs_in_a_thread"]
+    launched = world.launch(LIFE_CYCLE, settings(held, does), "--workers=1")  # one, so that it counts all attempts
+    check_endings(held, launched.report(seconds=120), does)
+
+
+def test_a_worker_that_was_killed_is_the_only_one_whose_files_are_left(world: LaunchHarness, held: Path) -> None:
+    long = settings(held, ["plays_long"], 120) | {"worker.concurrency": 4}
+    launched = world.launch(LIFE_CYCLE, long, "--workers=2")
+    launched.wait_until(lambda: len(launched.live_workers()) == 2 and len(begun(held)) > 12)
+    victim = launched.live_workers()[0]
+    os.kill(victim, signal.SIGKILL)
+    report = launched.report(seconds=120)
+    assert report["status"] == {"ok": 120}
+    assert report["deaths"] == 1
+    assert {name.split("-")[1] for name in still_held(held)} == {str(victim)}
+    assert f"shared-{victim}" in still_held(held)
+
+
+@pytest.mark.parametrize("does", ["plays_long", "hangs"])
+def test_a_drain_closes_what_is_shared(world: LaunchHarness, held: Path, does: str) -> None:
+    long = settings(held, [does], 400) | {"worker.concurrency": 4, "worker.rollout_timeout": 600, "worker.grace": 2}
+    launched = world.launch(LIFE_CYCLE, long, "--workers=2")
+    launched.wait_until(lambda: len(launched.live_workers()) == 2 and len(begun(held)) >= 8)
+    assert len([name for name in still_held(held) if name.startswith("shared-")]) == 2
+    launched.process.send_signal(signal.SIGTERM)
+    report = launched.report(seconds=60)
+    assert still_held(held) == []
+    assert report["deaths"] == 0
+    assert _warnings(launched) == []
+
+
+def test_a_run_that_is_interrupted_closes_all(tmp_path: Path, held: Path) -> None:
+    keys = {"run.directory": tmp_path, **settings(held, ["scores", "hangs"])}
+    options = [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "rollout", "run", str(LIFE_CYCLE), *options, "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        LaunchProcess(process, tmp_path).wait_until(lambda: len(begun(held)) == 2 and len(still_held(held)) == 2)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert json.loads(out)["status"] == {"ok": 1, "abandoned": 1}
+    assert still_held(held) == []
+
+
+def test_what_cannot_be_shared_ends_the_run_with_the_users_lines(tmp_path: Path, held: Path) -> None:
+    keys = settings(held, ["scores"]) | {"environment.shared": "cannot_begin"}
+    message = play(tmp_path, keys, code=1).stderr
+    assert f"HoldsAFile.shared ({LIFE_CYCLE.with_suffix('.py')}, line " in message
+    assert "ConnectionRefusedError: no sandboxes" in message
+    assert "resources.py" not in message
+    assert begun(held) == []
+
+
+def test_what_cannot_be_shared_ends_the_launch_by_name(world: LaunchHarness, held: Path) -> None:
+    keys = settings(held, ["scores"]) | {"environment.shared": "cannot_begin", "worker.restarts": 1}
+    error = world.launch(LIFE_CYCLE, keys, "--workers=1").report(code=1, seconds=60)["error"]
+    assert "the workers of life_cycle keep dying" in error
+    assert "ended before it yielded" in error
+    assert "ConnectionRefusedError: no sandboxes" in error
+
+
+def test_what_is_shared_and_breaks_ends_the_run_by_name(tmp_path: Path, held: Path) -> None:
+    keys = settings(held, ["hangs"]) | {"environment.shared": "breaks"}
+    result = play(tmp_path, keys, code=1)
+    report = json.loads(result.stdout)
+    assert report["status"] == {"abandoned": 1}
+    assert "HoldsAFile.shared (" in report["error"]
+    assert "ConnectionResetError: the pool died" in report["error"]
+    assert still_held(held) == []
+
+
+def _warnings(launched: LaunchProcess) -> list[dict[str, Any]]:
+    return [entry for entry in worker_logs(launched) if entry["level"] == "warning"]
