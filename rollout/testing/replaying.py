@@ -8,7 +8,6 @@ No engine is needed. The environment gets the recorded task and the settings of 
 
 import asyncio
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from rollout.config.load import Config, load_config
 from rollout.engine import errors as engine_errors
 from rollout.engine.errors import EngineError
 from rollout.environments.base import Environment, Model, MultiTurnEnvironment, Score, describe_method
-from rollout.errors import ConfigurationError, printable_error
+from rollout.errors import ConfigurationError
 from rollout.images import ImagePolicy
 from rollout.import_path import search_last
 from rollout.paths import resolve_path
@@ -35,6 +34,9 @@ from rollout.testing.replay_report import Difference, ReplayReport
 from rollout.testing.score_comparison import compare_ends
 from rollout.trainer.reading.archive import find_trajectory
 from rollout.trainer.trajectory import Trajectory
+from rollout.worker.closing import EnvironmentCloser
+from rollout.worker.failures import make_printable
+from rollout.worker.resources import open_shared_resources
 from rollout.worker.scores import CheckedScore, check_score
 
 _TIMEOUT = 300.0
@@ -82,7 +84,7 @@ async def replay(
         notes.append(f"the recorded rollout was ended from outside, so its end is not compared: {end.description}")
     with tempfile.TemporaryDirectory(prefix="rollout-") as images:
         model = RecordedModel(turns, end, _image_policy(settings, Path(images)))
-        outcome = await _play(settings.new_environment, Task(**trajectory.started.task), model, timeout)
+        outcome = await _play(settings, Task(**trajectory.started.task), model, timeout)
     differences = _find_differences(trajectory, end, model, outcome)
     same_turns = len(model.played)
     return ReplayReport(trajectory.identity, len(turns), same_turns, tuple(differences), tuple(notes))
@@ -94,10 +96,17 @@ class _Stopped:
 
 
 async def _play(
-    new_environment: Callable[[], Environment], task: Task, model: RecordedModel, timeout: float
+    config: Config, task: Task, model: RecordedModel, timeout: float
 ) -> CheckedScore | BaseException | _Stopped:
     """Play until the environment has a score, raises, or says something else than it said then."""
-    playing = asyncio.ensure_future(_run_environment(new_environment, task, model))
+    async with open_shared_resources(config.environment_class, config.environment_settings) as shared_resources:
+        return await _play_until_stopped(config, shared_resources, task, model, timeout)
+
+
+async def _play_until_stopped(
+    config: Config, shared_resources: object, task: Task, model: RecordedModel, timeout: float
+) -> CheckedScore | BaseException | _Stopped:
+    playing = asyncio.ensure_future(_run_environment(config, shared_resources, task, model))
     stopping = asyncio.ensure_future(model.stopped.wait())
     try:
         await asyncio.wait((playing, stopping), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -113,18 +122,22 @@ async def _play(
 
 
 async def _run_environment(
-    new_environment: Callable[[], Environment], task: Task, model: RecordedModel
+    config: Config, shared_resources: object, task: Task, model: RecordedModel
 ) -> CheckedScore | BaseException:
-    """Make the environment and run it; return its score, or what it raised."""
+    """Make the environment, run it and close it; return its score, or what it raised."""
+    closer = EnvironmentCloser()
     try:
-        environment = new_environment()
+        closer.environment = environment = config.new_environment()
+        environment.shared_resources = shared_resources
         returned = await _run(environment, task, model)
         method = describe_method(environment, "step" if isinstance(environment, MultiTurnEnvironment) else "run")
         return check_score(returned, method, model.played)
     except (asyncio.CancelledError, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001 - whatever an environment raises is its rollout's end
-        return printable_error(error)
+        return make_printable(error)
+    finally:
+        await closer.close()
 
 
 async def _run(environment: Environment, task: Task, model: Model) -> Score:

@@ -2,7 +2,8 @@
 
 import asyncio
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 from PIL import Image
@@ -185,3 +186,23 @@ class Shortens(Environment):
         except ContextExhausted:
             await model.chat([{"role": "user", "content": "word"}])
         return Score(1.0)
+
+
+class Closes(Game):
+    """Uses what is shared, and is closed."""
+
+    events: ClassVar[list[str]] = []
+
+    @classmethod
+    @asynccontextmanager
+    async def shared(cls, settings: Any) -> AsyncIterator[list[str]]:
+        cls.events[:] = ["shared"]
+        yield cls.events
+        cls.events.append("left")
+
+    async def close(self) -> None:
+        self.shared_resources.append("closed")
+
+
+class ClosesWithOtherHint(Closes, OtherHint):
+    """Says something else, so that its replay is ended in the middle."""

@@ -1,7 +1,8 @@
 """`play`: the environment gets exactly the answers that a test writes, and the test sees all that came of it."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from rollout.environments.base import (
     Model,
     MultiTurnEnvironment,
     Reply,
+    Retry,
     Score,
     Turn,
 )
@@ -292,6 +294,43 @@ async def test_calls_at_the_same_time_are_turns_of_their_own() -> None:
     played = await play(Asks, answers=lambda conversation: conversation[0]["content"].upper())
     assert played.reward == 1.0
     assert [turn.new_messages[0]["content"] for turn in played.turns] == ["a", "b", "c"]
+
+
+class AsksAgain(Environment):
+    """Wants a moon, from a policy that it asks again; keeps what was made and closed."""
+
+    events: ClassVar[list[str]] = []
+
+    @classmethod
+    @asynccontextmanager
+    async def shared(cls, settings: Any) -> AsyncIterator[str]:
+        cls.events[:] = ["shared"]
+        yield "the moon"
+        cls.events.append("left")
+
+    async def run(self, task: Task, model: Model) -> Score:
+        reply = await model.chat([WORD])
+        if reply.text != self.shared_resources:
+            raise Retry(f"no moon, but {reply.text}")
+        return Score(1.0)
+
+    def close(self) -> None:
+        self.events.append("closed")
+
+
+async def test_a_retry_is_played_again_with_the_next_answer() -> None:
+    played = await play(AsksAgain, answers=["a star", "the moon", "a star"])
+    assert (played.reward, played.attempts, played.unused_answers) == (1.0, 2, (Answer("a star"),))
+    assert AsksAgain.events == ["shared", "closed", "closed", "left"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "attempts"), [(AsksAgain, 3), (AsksAgain(EnvironmentSettings()), 1)], ids=["class", "instance"]
+)
+async def test_after_the_last_retry_the_rollout_has_failed(environment: Any, attempts: int) -> None:
+    played = await play(environment, answers=["a star"] * attempts)
+    assert (played.status, played.attempts) == (RolloutStatus.FAILED, attempts)
+    assert "no moon, but a star" in str(played.error)
 
 
 async def test_what_cannot_be_played_is_refused() -> None:

@@ -112,6 +112,13 @@ async def test_the_same_error_is_no_difference_and_another_one_is(run: Path) -> 
     assert other.text == "the environment raises KeyError: 'sea'; recorded is failed, ValueError: no hint for sea"
 
 
+@pytest.mark.parametrize("today", [games.Closes, games.ClosesWithOtherHint])
+async def test_the_environment_is_closed_and_has_its_shared_resources(game: Path, today: type[games.Closes]) -> None:
+    report = await replay_as(game, today)
+    assert report.same == (today is games.Closes), report
+    assert games.Closes.events == ["shared", "closed", "left"]
+
+
 @pytest.mark.parametrize("today", [games.CancelsItself, games.Exits])
 async def test_whatever_ended_a_rollout_ends_only_its_replay(run: Path, today: type[games.Game]) -> None:
     await record(run, today(games.GameSettings()), ["moon"])
