@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from rollout.cli import assets, doctor, init, inspect, launch, logs, policy, queue, run, serve, worker
+from rollout.cli import assets, doctor, init, inspect, launch, logs, policy, queue, replay, run, serve, worker
 from rollout.cli.command_group import CommandGroup
 from rollout.cli.open_files import describe_missing_files
 from rollout.cli.options import debugging
@@ -34,6 +34,7 @@ app.command()(worker.worker)
 app.command()(launch.launch)
 app.command()(doctor.doctor)
 app.command()(inspect.inspect)
+app.command()(replay.replay)
 app.command()(logs.logs)
 app.add_typer(serve.app, name="serve")
 app.add_typer(assets.app, name="assets")

@@ -4,7 +4,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-ORDER = ("init", "doctor", "run", "inspect", "logs", "serve", "launch", "worker", "queue", "assets", "policy")
+ORDER = ("init", "doctor", "run", "inspect", "replay", "logs", "serve", "launch", "worker", "queue", "assets", "policy")
 _NO_LIMIT = 10_000
 
 

@@ -42,7 +42,8 @@ def inspect(
     """
     import anyio
 
-    from rollout.cli.inspect_rows import find_trajectory, parse_condition, read_rows, sort_rows, summarize_rows
+    from rollout.cli.inspect_rows import parse_condition, read_rows, sort_rows, summarize_rows
+    from rollout.trainer.reading.archive import find_trajectory
 
     directory = newest_run(directory)
     conditions = [parse_condition(text) for text in filters or []]

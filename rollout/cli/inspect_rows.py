@@ -136,24 +136,6 @@ async def read_rows(directory: Path, conditions: Sequence[Condition]) -> list[Ro
     return [row_of(trajectory) async for trajectory in read_trajectories(directory, conditions)]
 
 
-async def find_trajectory(directory: Path, rollout: str) -> Trajectory:
-    """Return the trajectory of that name, which is the full name if several environments have one.
-
-    Raises:
-        InspectError: no trajectory has this name, or several have it.
-    """
-    found = [
-        t
-        async for t in read_trajectories(directory, ())
-        if rollout in (t.rollout, f"{t.environment}/{t.rollout}", t.identity)
-    ]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise InspectError(f"{directory} has no rollout {rollout!r}; `rollout inspect {directory}` lists them.")
-    raise InspectError(f"several rollouts are named {rollout!r}: {', '.join(t.identity for t in found)}.")
-
-
 def find_traceback(directory: Path, trajectory: Trajectory) -> str | None:
     """Return the traceback of the error that ended this attempt, as its worker wrote it into the run's directory."""
     claims_directory = RunDirectory(directory).claims_path(trajectory.environment)

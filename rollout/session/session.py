@@ -176,7 +176,7 @@ class Session:
         stage_timer.mark_stage("engine")
 
         parsed = self._policy.renderers.parse(prompt.parse_prefix, generation.token_ids, tools)
-        message, tool_calls = _build_assistant_message(parsed, turn)
+        message, tool_calls = build_assistant_message(parsed, turn)
         stage_timer.mark_stage("parse")
 
         commit = self._commit_turn(prompt, message, generation, tools_digest)
@@ -350,7 +350,8 @@ class _StageTimer:
         self.stage_seconds[stage], self._last_mark = round(now - self._last_mark, 6), now
 
 
-def _build_assistant_message(parsed: ParsedCompletion, turn: int) -> tuple[Message, tuple[ToolCall, ...]]:
+def build_assistant_message(parsed: ParsedCompletion, turn: int) -> tuple[Message, tuple[ToolCall, ...]]:
+    """Return the message and the tool calls of a completion, as `Reply` has them."""
     tool_calls = tuple(
         ToolCall(call.id or f"call-{turn}-{at}", call.name, call.arguments, call.raw, call.error)
         for at, call in enumerate(parsed.tool_calls)

@@ -37,3 +37,7 @@ class SampleTooLong(RolloutError):
 
 class NoArchive(ConfigurationError):
     """A directory holds no recorded trajectories."""
+
+
+class RolloutNotFound(ConfigurationError):
+    """A run has no rollout of a name, or several of it."""

@@ -1,32 +1,23 @@
-"""Plays one rollout as a run does, and looks at what a trainer would read."""
+"""Plays the environment with answers that a test writes, and looks at the rest."""
 
-import asyncio
-from pathlib import Path
+from rollout.testing import PlayRollout
+from rollout.trainer import check
 
-from rollout import Task
-from rollout.testing import embedded_policy, play
-from rollout.trainer import Trajectory, check
-
-from rollout.templates.chat.environment import GuessNumber, GuessSettings
+from rollout.templates.chat.environment import GuessNumber
 
 
-def play_once(directory: Path, settings: GuessSettings) -> Trajectory:
-    async def run() -> Trajectory:
-        task = Task(id="0", index=0, seed=7)
-        script = "rollout.templates.chat.policy:Halving"
-        async with embedded_policy(directory, script=script) as policy:
-            return await play(GuessNumber(settings), task, policy)
-
-    return asyncio.run(run())
-
-
-def test_halving_finds_the_number(tmp_path: Path) -> None:
-    trajectory = play_once(tmp_path, GuessSettings())
-    assert trajectory.reward == 1.0
-    assert check(trajectory) == []  # the tokens are exactly those that the engine saw
+def test_hints_lead_to_the_number(play_rollout: PlayRollout) -> None:
+    settings = {"highest": 4}
+    played = play_rollout(GuessNumber, settings=settings, answers=["1", "Is it 4?"])
+    contents = [message["content"] for message in played.messages]
+    assert contents == ["Guess my number, from 1 to 4.", "1", "Higher.", "Is it 4?"]
+    assert played.reward == 1.0
+    assert check(played.trajectory) == []  # its tokens are those that the engine saw
 
 
-def test_too_few_guesses_have_no_reward(tmp_path: Path) -> None:
-    trajectory = play_once(tmp_path, GuessSettings(highest=1000, max_guesses=2))
-    assert trajectory.reward == 0.0
-    assert trajectory.metrics["guesses"] == 2
+def test_too_few_guesses_have_no_reward(play_rollout: PlayRollout) -> None:
+    settings = {"max_guesses": 2}
+    played = play_rollout(GuessNumber, settings=settings, answers=["What?", "0"])
+    assert played.messages[-2]["content"] == "Say a number."
+    assert played.reward == 0.0
+    assert played.metrics == {"guesses": 2}

@@ -1,31 +1,22 @@
-"""Plays one rollout as a run does, and looks at what a trainer would read."""
-
-import asyncio
-from pathlib import Path
+"""Plays the environment with answers that a test writes, and looks at the rest."""
 
 from rollout import Task
-from rollout.testing import embedded_policy, play
-from rollout.trainer import Trajectory, check
+from rollout.testing import PlayRollout
+from rollout.trainer import check
 
-from rollout.templates.images.environment import DiscSettings, FindDisc
-
-
-def play_once(directory: Path, settings: DiscSettings) -> Trajectory:
-    async def run() -> Trajectory:
-        task = Task(id="0", index=0, seed=7)
-        script = "rollout.templates.images.policy:Eye"
-        async with embedded_policy(directory, script=script) as policy:
-            return await play(FindDisc(settings), task, policy)
-
-    return asyncio.run(run())
+from rollout.templates.images.environment import FindDisc
 
 
-def test_an_eye_finds_every_disc(tmp_path: Path) -> None:
-    trajectory = play_once(tmp_path, DiscSettings())
-    assert trajectory.reward == 1.0
-    assert check(trajectory) == []  # the tokens are exactly those that the engine saw
+def test_right_corners_are_counted(play_rollout: PlayRollout) -> None:
+    answers = ["Bottom right.", "bottom right", "top right"]
+    played = play_rollout(FindDisc, answers=answers)
+    assert played.reward == 2 / 3
+    assert check(played.trajectory) == []  # its tokens are those that the engine saw
 
 
-def test_every_picture_is_recorded_once(tmp_path: Path) -> None:
-    trajectory = play_once(tmp_path, DiscSettings(pictures=2))
-    assert len(trajectory.images) == 2
+def test_each_turn_shows_one_more_picture(play_rollout: PlayRollout) -> None:
+    task = Task(id="0", index=0, seed=7)
+    settings = {"pictures": 2}
+    played = play_rollout(FindDisc, task, settings=settings, answers=["?", "?"])
+    assert [len(turn.messages) for turn in played.turns] == [1, 3]
+    assert len(played.trajectory.images) == 2

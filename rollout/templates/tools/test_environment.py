@@ -30,8 +30,8 @@ def test_who_pays_the_sum_has_the_reward(play_rollout: PlayRollout) -> None:
 
 
 def test_an_unknown_fruit_is_answered_with_what_there_is(play_rollout: PlayRollout) -> None:
-    answers = [Answer(tool_calls=[("price", {"fruit": "kiwi"})]), "I cannot."]
-    played = play_rollout(Shopping, answers=answers)
+    ask = Answer(tool_calls=[("price", {"fruit": "kiwi"})])
+    played = play_rollout(Shopping, answers=[ask, "I cannot."])
     (result,) = tool_results(played.messages)
     assert "there is no kiwi; there are apple" in result
     assert played.rewards == {"paid": 0.0, "ended": 1.0}

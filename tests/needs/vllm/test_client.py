@@ -141,7 +141,7 @@ async def test_a_conversation_over_the_servers_context_is_unscored(fleet: Mappin
 
     async with policy_for(fleet["qwen3-vl"], allowed_token_ids=[300], max_tokens=1) as policy:
         assert policy.engine.max_model_len == 32768
-        trajectory = await play(Chatter(EnvironmentSettings()), TASK, policy)
+        trajectory = (await play(Chatter(EnvironmentSettings()), TASK, policy=policy)).trajectory
     assert (trajectory.status, trajectory.limit) == (RolloutStatus.UNSCORED, RolloutLimit.CONTEXT)
     assert len(trajectory.steps) > 3
 

@@ -50,7 +50,7 @@ def digits(policy: PolicyClient) -> list[int]:
 
 async def play_gallery(policy: PolicyClient) -> tuple[Gallery, Trajectory]:
     gallery = Gallery()
-    trajectory = await play(gallery, TASK, policy)
+    trajectory = (await play(gallery, TASK, policy=policy)).trajectory
     assert trajectory.error is None
     assert len(gallery.requests) == len(COLORS)
     return gallery, trajectory
@@ -86,7 +86,7 @@ async def test_the_answers_depend_on_the_pictures(fleet: Mapping[str, Any], poli
     logprobs = []
     for color in ("red", "blue"):
         async with policy_for(fleet["qwen3-vl"]) as policy:
-            await play(Look(color), TASK, policy)
+            await play(Look(color), TASK, policy=policy)
             logprobs.append(policy.engine.turns[0][1].logprobs.tolist())
     assert logprobs[0] != logprobs[1]
 

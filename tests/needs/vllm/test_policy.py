@@ -116,10 +116,10 @@ async def wait_until_answering(live: Any) -> None:
 async def update_in_the_middle(live: Any, policy: PolicyClient, publisher: AsyncPolicyPublisher) -> Trajectory:
     """One answer, during which version 2 comes."""
     async with asyncio.timeout(120), asyncio.TaskGroup() as group:
-        playing = group.create_task(play(Turns(1), TASK, policy))
+        playing = group.create_task(play(Turns(1), TASK, policy=policy))
         await wait_until_answering(live)
         await publisher.publish(2, ends(live))
-    return playing.result()
+    return playing.result().trajectory
 
 
 async def test_keep_goes_on_with_the_new_weights_and_every_token_is_labelled_with_its_own(
@@ -127,7 +127,7 @@ async def test_keep_goes_on_with_the_new_weights_and_every_token_is_labelled_wit
 ) -> None:
     async with publishing("keep") as publisher, policy_for(live, max_tokens=ENDLESS) as policy:
         trajectory = await update_in_the_middle(live, policy, publisher)
-        later = await play(Turns(2), TASK, policy)
+        later = (await play(Turns(2), TASK, policy=policy)).trajectory
     tokens = sampled_tokens(trajectory)
     assert spans(trajectory) == [("1", 0, len(tokens) - 1), ("2", len(tokens) - 1, len(tokens))]
     tokenizer = policy.renderers.tokenizer
@@ -144,7 +144,7 @@ async def test_wait_lets_an_answer_finish_and_later_turns_are_of_the_new_weights
 ) -> None:
     async with publishing("wait") as publisher, policy_for(live, max_tokens=300) as policy:
         trajectory = await update_in_the_middle(live, policy, publisher)
-        later = await play(Turns(2), TASK, policy)
+        later = (await play(Turns(2), TASK, policy=policy)).trajectory
     assert spans(trajectory) == [("1", 0, 300)]
     assert [spans(later, step) for step in (0, 1)] == [[("2", 0, 1)]] * 2
 
@@ -171,7 +171,7 @@ async def test_updates_between_and_within_turns_break_no_server_that_knows_the_p
 
         async def keep_playing() -> None:
             while updating:
-                played.append(await play(Turns(2), TASK, policy))
+                played.append((await play(Turns(2), TASK, policy=policy)).trajectory)
 
         async with asyncio.timeout(300), asyncio.TaskGroup() as group:
             for _ in range(8):
@@ -204,10 +204,10 @@ async def test_logprobs_after_an_update_are_those_of_a_server_that_never_had_oth
     async with policy_for(live, max_tokens=8) as policy:
         policy.sampling["allowed_token_ids"] = [policy.renderers.tokenizer.token_id(digit) for digit in "0123456789"]
         for _ in range(2):
-            await play(Turns(3), TASK, policy)
+            await play(Turns(3), TASK, policy=policy)
             logprobs.append(np.concatenate([generation.logprobs for _, generation in policy.engine.turns[-3:]]))
             async with publishing("wait") as publisher:
-                await play(Turns(3), TASK, policy)  # of version 1, which leaves its own traces in the caches
+                await play(Turns(3), TASK, policy=policy)  # of version 1, which leaves its own traces in the caches
                 await publisher.publish(2, lambda directory: copy_weights(live.model_dir, directory))
     np.testing.assert_allclose(logprobs[1], logprobs[0], atol=1e-5, rtol=0)
 

@@ -25,7 +25,7 @@ from rollout.cli.inspect_table import print_table
 from rollout.cli.options import newest_run
 from rollout.records.kinds import NamedReward, RolloutLimit
 from rollout.trainer import ReaderSettings, Trajectory, TrajectoryReader, open_archive
-from rollout.trainer.errors import NoArchive
+from rollout.trainer.errors import NoArchive, RolloutNotFound
 from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
 from tests.unit.cli.in_process import run_cli
 from transports import open_queue
@@ -198,7 +198,6 @@ def test_rows_are_filtered_and_sorted(inspect: Inspect, filters: list[str], sort
         ({"filters": ["reward"]}, "expected a column, one of ="),
         ({"filters": ["turns>many"]}, "compared with a number"),
         ({"sort": "-colour"}, "no column 'colour'"),
-        ({"rollout": "z.9"}, r"has no rollout 'z\.9'"),
         ({"export": Path("x.csv")}, r"ends with \.jsonl or \.parquet"),
         ({"export": Path("/nowhere/x.jsonl")}, "cannot be written: No such file or directory"),
     ],
@@ -206,6 +205,11 @@ def test_rows_are_filtered_and_sorted(inspect: Inspect, filters: list[str], sort
 def test_what_cannot_be_shown_is_refused_by_name(inspect: Inspect, options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InspectError, match=complaint):
         inspect(**options)
+
+
+def test_a_rollout_that_is_not_there_is_refused_by_name(inspect: Inspect) -> None:
+    with pytest.raises(RolloutNotFound, match=r"has no rollout 'z\.9'"):
+        inspect("z.9")
 
 
 def test_one_trajectory_is_a_conversation_with_tokens_masks_and_images(inspect: Inspect) -> None:

@@ -29,7 +29,7 @@ async def test_a_scripted_rollout_calls_the_tool_for_each_step_and_is_right(tmp_
     calculator = Calculator(CalculatorSettings())
     (task,) = calculator.tasks(CalculatorTasks(count=1, operations=5))
     async with embedded_policy(tmp_path, script=SCRIPT, sampling={"max_tokens": 256}) as policy:
-        trajectory = await play(calculator, task, policy)
+        trajectory = (await play(calculator, task, policy=policy)).trajectory
     assert (trajectory.status, trajectory.reward) == (RolloutStatus.OK, 1.0)
     assert trajectory.metrics["calls"] == 5
     assert check(trajectory) == []
@@ -46,7 +46,9 @@ async def test_at_a_temperature_some_calls_break_and_the_records_stay_exact(tmp_
     tasks = list(calculator.tasks(CalculatorTasks(count=4, operations=4)))
     sampling = {"max_tokens": 256, "temperature": 2.0, "seed": 3}
     async with embedded_policy(tmp_path, script=SCRIPT, sampling=sampling) as policy:
-        trajectories = [await play(Calculator(CalculatorSettings()), task, policy) for task in tasks]
+        trajectories = [
+            (await play(Calculator(CalculatorSettings()), task, policy=policy)).trajectory for task in tasks
+        ]
     assert sum(trajectory.metrics["refused_calls"] for trajectory in trajectories) > 0
     assert [check(trajectory) for trajectory in trajectories] == [[]] * 4
 

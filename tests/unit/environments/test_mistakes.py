@@ -173,7 +173,7 @@ async def without_a_use(model: Model) -> Score:
 async def test_a_forgotten_await_is_told_with_the_call_and_without_pythons_warning(
     policy: PolicyClient, playing: Callable[[Model], Awaitable[Any]], kind: str, problem: str
 ) -> None:
-    error = (await play(Plays(playing), TASK, policy)).error
+    error = (await play(Plays(playing), TASK, policy=policy)).trajectory.error
     assert error is not None
     assert error["type"] == kind
     assert problem in error["message"]
@@ -184,7 +184,7 @@ async def test_an_argument_that_chat_does_not_take_is_told_with_what_to_write_in
         await model.chat([QUESTION], tool_choice="auto")  # type: ignore[call-arg]
         raise AssertionError
 
-    error = (await play(Plays(chooses_a_tool), TASK, policy)).error
+    error = (await play(Plays(chooses_a_tool), TASK, policy=policy)).trajectory.error
     assert error is not None
     assert error["type"] == "ChatArgumentError"
     assert error["message"].startswith("model.chat takes no argument 'tool_choice'. The policy chooses: give only the")
@@ -195,7 +195,7 @@ async def test_an_error_that_only_names_coroutines_stays_what_it_is(policy: Poli
         await asyncio.gather(5)  # type: ignore[call-overload]
         raise AssertionError
 
-    error = (await play(Plays(gathers), TASK, policy)).error
+    error = (await play(Plays(gathers), TASK, policy=policy)).trajectory.error
     assert error is not None
     assert error["type"] == "TypeError"
 
@@ -207,7 +207,7 @@ async def test_a_run_that_returns_no_score_is_told_with_its_line_and_the_right_f
     async def playing(model: Model) -> object:
         return returned
 
-    error = (await play(Plays(playing), TASK, policy)).error
+    error = (await play(Plays(playing), TASK, policy=policy)).trajectory.error
     assert error is not None
     kind = "None" if returned is None else f"a {type(returned).__name__}"
     assert re.match(
@@ -224,7 +224,7 @@ async def test_an_image_that_is_refused_is_told_with_the_method_that_returned_it
     coin = Coin(EnvironmentSettings())
     coin.first = [wrong] if method == "reset" else [QUESTION]
     coin.turn = Turn([wrong])
-    error = (await play(coin, TASK, policy)).error
+    error = (await play(coin, TASK, policy=policy)).trajectory.error
     assert error is not None
     assert error["type"] == "ImageError"
     index = 0 if method == "reset" else 2
@@ -252,7 +252,7 @@ async def test_a_wrong_number_in_a_score_is_told_with_the_line_of_the_method(
     coin = Coin(EnvironmentSettings())
     coin.turn = Turn(score=score)
     for environment, method in ((Plays(playing), r"Plays\.run"), (coin, r"Coin\.step")):
-        error = (await play(environment, TASK, policy)).error
+        error = (await play(environment, TASK, policy=policy)).trajectory.error
         assert error is not None
         assert re.match(rf"{method} \(.+test_mistakes\.py, line \d+\) returned a Score that ", error["message"])
         assert problem in error["message"]

@@ -65,7 +65,7 @@ class Desk(ToolEnvironment):
 async def played(desk: Desk, directory: Path, script: str) -> Trajectory:
     try:
         async with embedded_policy(directory, script=f"{POLICIES}:{script}", sampling={"max_tokens": 1024}) as policy:
-            trajectory = await play(desk, TASK, policy)
+            trajectory = (await play(desk, TASK, policy=policy)).trajectory
     finally:
         desk.released.set()
     assert check(trajectory) == []

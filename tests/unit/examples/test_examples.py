@@ -29,7 +29,7 @@ def test_an_example_runs_by_its_yaml(repository: Path, tmp_path: Path, example: 
 async def play_first_task(environment: Environment, settings: TaskSettings, directory: Path) -> Trajectory:
     (task,) = environment.tasks(settings)
     async with embedded_policy(directory) as policy:
-        return await play(environment, task, policy)
+        return (await play(environment, task, policy=policy)).trajectory
 
 
 async def test_compaction_forks_after_the_system_message_and_pictures_return(tmp_path: Path) -> None:

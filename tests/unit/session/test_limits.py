@@ -61,7 +61,7 @@ class Summarises(Environment):
 
 async def test_turns_and_the_environment_reward_what_fitted_into_the_context(tmp_path: Path) -> None:
     async with embedded_policy(tmp_path, max_model_len=CONTEXT) as policy:
-        ended = await play(ScoredEndless(SETTINGS), TASK, policy)
+        ended = (await play(ScoredEndless(SETTINGS), TASK, policy=policy)).trajectory
     turns = len(ended.steps)
     assert (ended.status, ended.limit, ended.reward) == (RolloutStatus.OK, RolloutLimit.CONTEXT, float(turns))
     assert turns > 1
@@ -71,14 +71,14 @@ async def test_turns_and_the_environment_reward_what_fitted_into_the_context(tmp
 
 async def test_a_conversation_that_nobody_scores_is_unscored(tmp_path: Path) -> None:
     async with embedded_policy(tmp_path, max_model_len=CONTEXT) as policy:
-        ended = await play(Endless(SETTINGS), TASK, policy)
+        ended = (await play(Endless(SETTINGS), TASK, policy=policy)).trajectory
     assert (ended.status, ended.limit, ended.reward) == (RolloutStatus.UNSCORED, RolloutLimit.CONTEXT, None)
     assert not ended.trainable
 
 
 async def test_truncated_must_return_a_score_or_nothing(tmp_path: Path) -> None:
     async with embedded_policy(tmp_path, max_model_len=CONTEXT) as policy:
-        ended = await play(WrongEndless(SETTINGS), TASK, policy)
+        ended = (await play(WrongEndless(SETTINGS), TASK, policy=policy)).trajectory
     assert ended.error is not None
     assert "WrongEndless.truncated" in ended.error["message"]
     assert "`return None` to leave the rollout unscored" in ended.error["message"]
@@ -86,7 +86,7 @@ async def test_truncated_must_return_a_score_or_nothing(tmp_path: Path) -> None:
 
 async def test_a_rollout_that_goes_on_with_a_shorter_conversation_has_met_no_limit(tmp_path: Path) -> None:
     async with embedded_policy(tmp_path, max_model_len=CONTEXT) as policy:
-        ended = await play(Summarises(SETTINGS), TASK, policy)
+        ended = (await play(Summarises(SETTINGS), TASK, policy=policy)).trajectory
     assert (ended.status, ended.limit) == (RolloutStatus.OK, RolloutLimit.NONE)
 
 
@@ -102,12 +102,12 @@ class SaysItsLimit(Endless):
 
 async def test_a_turn_has_one_reward(tmp_path: Path) -> None:
     async with embedded_policy(tmp_path) as policy:
-        ended = await play(RewardsTwice(SETTINGS), TASK, policy)
+        ended = (await play(RewardsTwice(SETTINGS), TASK, policy=policy)).trajectory
     assert ended.error is not None
     assert "turn 0 has a reward in its Turn and another one in the Score" in ended.error["message"]
 
 
 async def test_a_limit_that_the_environment_names_is_the_one_that_counts(tmp_path: Path) -> None:
     async with embedded_policy(tmp_path, sampling={"max_tokens": 2}) as policy:
-        ended = await play(SaysItsLimit(SETTINGS), TASK, policy)
+        ended = (await play(SaysItsLimit(SETTINGS), TASK, policy=policy)).trajectory
     assert (ended.status, ended.limit, ended.turn_rewards) == (RolloutStatus.OK, RolloutLimit.TURNS, {0: 0.5})

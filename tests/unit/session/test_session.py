@@ -103,7 +103,7 @@ def image_hashes(request: GenerateRequest) -> list[str]:
 async def test_a_rollout_ends_right_and_without_violations(tmp_path: Path, mode: Literal["offload", "inline"]) -> None:
     async with embedded_policy(tmp_path, mode=mode) as policy:
         (task,) = ColorCodeword(SMALL_PICTURES).tasks(ColorCodewordTasks(count=1, turns=4))
-        trajectory = await play(ColorCodeword(SMALL_PICTURES), task, policy)
+        trajectory = (await play(ColorCodeword(SMALL_PICTURES), task, policy=policy)).trajectory
     assert (trajectory.status, trajectory.reward) == (RolloutStatus.OK, 1.0)
     assert check(trajectory) == []
     assert len(os.listdir(tmp_path)) == (4 if mode == "offload" else 0)
@@ -115,7 +115,7 @@ async def test_every_turn_carries_every_image_of_its_path(
     recording: tuple[PolicyClient, RecordingEngineClient],
 ) -> None:
     policy, engine = recording
-    trajectory = await play(codeword_environment(5), TASK, policy)
+    trajectory = (await play(codeword_environment(5), TASK, policy=policy)).trajectory
     sent = [image_hashes(request) for request in engine.requests]
     assert [len(images) for images in sent] == [1, 2, 3, 4, 5, 5]
     for earlier, later in pairwise(sent):
@@ -125,7 +125,7 @@ async def test_every_turn_carries_every_image_of_its_path(
 
 async def test_what_was_sampled_is_never_tokenised_again(recording: tuple[PolicyClient, RecordingEngineClient]) -> None:
     policy, engine = recording
-    trajectory = await play(codeword_environment(3), TASK, policy)
+    trajectory = (await play(codeword_environment(3), TASK, policy=policy)).trajectory
     assert [step.prompt_source for step in trajectory.steps] == ["first", "bridge", "bridge", "bridge"]
     for earlier, step in zip(engine.requests[1:], trajectory.steps, strict=False):
         path = trajectory.path(step.leaf)
@@ -144,7 +144,7 @@ async def test_the_same_image_twice_is_two_references_and_one_descriptor(
         reply = await model.chat([*messages, ask("Once more", picture("red"))])
         return float(reply.text == "red")
 
-    trajectory = await play(FunctionEnvironment(script), TASK, policy)
+    trajectory = (await play(FunctionEnvironment(script), TASK, policy=policy)).trajectory
     assert [len(image_hashes(request)) for request in engine.requests] == [2, 3]
     assert len(set(image_hashes(engine.requests[-1]))) == len(trajectory.images) == 1
     assert trajectory.reward == 1.0
@@ -164,7 +164,7 @@ async def test_compaction_forks_and_an_image_that_returns_is_there_again(
         reply = await model.chat([*compacted, ask("Which colours?", picture("blue"), picture("red"))])
         return float(reply.text.split() == ["blue", "red"])
 
-    trajectory = await play(FunctionEnvironment(script), TASK, policy)
+    trajectory = (await play(FunctionEnvironment(script), TASK, policy=policy)).trajectory
     assert trajectory.reward == 1.0
     assert [step.prompt_source for step in trajectory.steps] == ["first", "bridge", "root"]
     assert image_hashes(engine.requests[2]) == image_hashes(engine.requests[1])[::-1]
@@ -182,7 +182,7 @@ async def test_retries_share_their_prompt_and_each_answer_trains_once(policy: Po
         await model.chat([first, reply.message, ask("All?")])
         return 1.0
 
-    trajectory = await play(FunctionEnvironment(script), TASK, policy)
+    trajectory = (await play(FunctionEnvironment(script), TASK, policy=policy)).trajectory
     assert check(trajectory) == []
     found = samples(trajectory)
     sampled = sum(int(node.sampled) * (len(node.run.ids) - node.run.sampled_from) for node in trajectory.nodes)
@@ -195,7 +195,7 @@ async def test_a_turn_is_one_step_however_often_it_was_tried(
     policy: PolicyClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine has answered each time, and its first two answers of every turn are lost on their way."""
-    sound = await play(codeword_environment(3), TASK, policy)
+    sound = (await play(codeword_environment(3), TASK, policy=policy)).trajectory
     sent = list[str]()
     post = EngineHttp.post
 
@@ -208,7 +208,7 @@ async def test_a_turn_is_one_step_however_often_it_was_tried(
 
     monkeypatch.setattr(EngineHttp, "post", losing)
     monkeypatch.setattr("rollout.engine.client._FIRST_RETRY_PAUSE_SECONDS", 0.001)
-    trajectory = await play(codeword_environment(3), TASK, policy)
+    trajectory = (await play(codeword_environment(3), TASK, policy=policy)).trajectory
     assert sent == [f"{turn}.{number}" for turn in range(4) for number in range(3)]
     assert check(trajectory) == []
     assert [sample.token_ids.tolist() for sample in samples(trajectory)] == [
@@ -224,7 +224,7 @@ async def test_an_answer_that_was_edited_is_context_and_not_trained(policy: Poli
         await model.chat([first, {"role": "assistant", "content": "purple"}, ask("Sure?")])
         return 1.0
 
-    trajectory = await play(FunctionEnvironment(script), TASK, policy)
+    trajectory = (await play(FunctionEnvironment(script), TASK, policy=policy)).trajectory
     assert check(trajectory) == []
     edited = next(node for node in trajectory.nodes if node.message["content"] == "purple")
     assert not edited.sampled
@@ -236,7 +236,7 @@ async def test_the_length_of_a_step_does_not_grow_with_the_number_of_turns(
 ) -> None:
     turns = 32
     (task,) = ColorCodeword(SMALL_PICTURES).tasks(ColorCodewordTasks(count=1, turns=turns))
-    trajectory = await play(ColorCodeword(SMALL_PICTURES), task, policy)
+    trajectory = (await play(ColorCodeword(SMALL_PICTURES), task, policy=policy)).trajectory
     sizes = [sum(memoryview(frame).nbytes for frame in encode_record(step)) for step in trajectory.steps]
     ratio = np.mean(sizes[24:32]) / np.mean(sizes[2:10])
     with capsys.disabled():
@@ -272,7 +272,7 @@ async def test_the_score_falls_when_prior_images_are_missing_or_swapped(
     # The client notices such a fault before anything is scored; here it looks away, to show what would happen then.
     monkeypatch.setattr(protocol, "check_request", lambda *_: None)
     monkeypatch.setattr(protocol, "_require_same_prompt", lambda *_: None)
-    trajectory = await play(ColorCodeword(SMALL_PICTURES), task, policy)
+    trajectory = (await play(ColorCodeword(SMALL_PICTURES), task, policy=policy)).trajectory
     assert trajectory.status is RolloutStatus.OK
     assert trajectory.reward is not None
     assert trajectory.reward < 1.0
@@ -296,7 +296,7 @@ async def test_a_prompt_that_the_engine_saw_differently_is_an_error(
         await model.chat([ask("Colours?", wide, huge)])
         return 1.0
 
-    trajectory = await play(FunctionEnvironment(script), TASK, policy)
+    trajectory = (await play(FunctionEnvironment(script), TASK, policy=policy)).trajectory
     assert trajectory.status is RolloutStatus.FAILED
     assert trajectory.error is not None
     assert trajectory.error["type"] == "EngineMismatch"
@@ -305,7 +305,7 @@ async def test_a_prompt_that_the_engine_saw_differently_is_an_error(
 
 async def test_a_conversation_over_the_context_is_unscored(tmp_path: Path) -> None:
     async with embedded_policy(tmp_path, max_model_len=300) as policy:
-        trajectory = await play(codeword_environment(6), TASK, policy)
+        trajectory = (await play(codeword_environment(6), TASK, policy=policy)).trajectory
     assert (trajectory.status, trajectory.limit) == (RolloutStatus.UNSCORED, RolloutLimit.CONTEXT)
     assert trajectory.steps
     assert check(trajectory) == []
@@ -313,7 +313,7 @@ async def test_a_conversation_over_the_context_is_unscored(tmp_path: Path) -> No
 
 async def test_a_rollout_whose_last_answer_was_cut_has_its_score(tmp_path: Path) -> None:
     async with embedded_policy(tmp_path, sampling={"max_tokens": 2}) as policy:
-        trajectory = await play(codeword_environment(3), TASK, policy)
+        trajectory = (await play(codeword_environment(3), TASK, policy=policy)).trajectory
     assert (trajectory.status, trajectory.limit) == (RolloutStatus.OK, RolloutLimit.TOKENS)
     assert trajectory.steps[-1].finish_reason == "length"
     assert check(trajectory) == []
@@ -348,7 +348,7 @@ async def leaves(model: Model) -> float:
     ],
 )
 async def test_a_rollout_that_goes_wrong_fails_by_name(policy: PolicyClient, script: Script, kind: str) -> None:
-    trajectory = await play(FunctionEnvironment(script), TASK, policy)
+    trajectory = (await play(FunctionEnvironment(script), TASK, policy=policy)).trajectory
     assert trajectory.status is RolloutStatus.FAILED
     assert trajectory.error is not None
     assert trajectory.error["type"] == kind
@@ -356,7 +356,7 @@ async def test_a_rollout_that_goes_wrong_fails_by_name(policy: PolicyClient, scr
 
 async def test_a_temperature_makes_the_policy_err_and_its_logprobs_say_so(tmp_path: Path) -> None:
     async with embedded_policy(tmp_path, sampling={"temperature": 3.0, "seed": 1}) as policy:
-        trajectory = await play(codeword_environment(6), TASK, policy)
+        trajectory = (await play(codeword_environment(6), TASK, policy=policy)).trajectory
     sample = samples(trajectory)[0]
     sampled = sample.logprobs[sample.mask]
     assert (sampled < -0.01).any()
@@ -375,7 +375,7 @@ async def test_a_turn_that_the_environment_gives_up_on_leaves_no_gap(policy: Pol
         await model.chat([first])
         return 1.0
 
-    trajectory = await play(FunctionEnvironment(script), TASK, policy)
+    trajectory = (await play(FunctionEnvironment(script), TASK, policy=policy)).trajectory
     assert trajectory.status is RolloutStatus.OK
     assert check(trajectory) == []
 
@@ -395,7 +395,7 @@ async def test_a_turn_that_cannot_be_recorded_is_the_last_and_leaves_no_gap(
             await model.chat(messages)
         return 1.0
 
-    trajectory = await play(FunctionEnvironment(script), TASK, policy)
+    trajectory = (await play(FunctionEnvironment(script), TASK, policy=policy)).trajectory
     assert (trajectory.status, len(trajectory.steps)) == (RolloutStatus.OK, 1)
     assert check(trajectory) == []
 
@@ -406,5 +406,5 @@ async def test_whatever_is_one_number_is_a_reward(policy: PolicyClient) -> None:
             await model.chat([ask("Hi")])
             return Score(np.float32(0.5), {"half": np.float64(0.5)})  # type: ignore[arg-type]
 
-    trajectory = await play(Numeric(EnvironmentSettings()), TASK, policy)
+    trajectory = (await play(Numeric(EnvironmentSettings()), TASK, policy=policy)).trajectory
     assert (trajectory.reward, trajectory.metrics) == (0.5, {"half": 0.5})

@@ -43,7 +43,7 @@ class Branching(Environment):
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Trajectory:
     async def branching() -> Trajectory:
         async with embedded_policy(tmp_path_factory.mktemp("images")) as policy:
-            return await play(Branching(EnvironmentSettings()), Task("0", 0, 1), policy)
+            return (await play(Branching(EnvironmentSettings()), Task("0", 0, 1), policy=policy)).trajectory
 
     return asyncio.run(branching())
 

@@ -51,7 +51,7 @@ class SharesAPool(Plays):
 
 
 async def test_what_is_shared_is_there_while_rollouts_are_played(policy: PolicyClient) -> None:
-    trajectory = await play(SharesAPool(SETTINGS), Task(id="0", index=0, seed=0), policy)
+    trajectory = (await play(SharesAPool(SETTINGS), Task(id="0", index=0, seed=0), policy=policy)).trajectory
     assert trajectory.status == "ok"
     assert SharesAPool.events == [SETTINGS, "a pool", "closed with a pool", "left"]
 
@@ -60,7 +60,7 @@ async def test_by_default_nothing_is_shared(policy: PolicyClient) -> None:
     class Alone(Plays):
         events: ClassVar[list[object]] = []
 
-    await play(Alone(SETTINGS), Task(id="0", index=0, seed=0), policy)
+    await play(Alone(SETTINGS), Task(id="0", index=0, seed=0), policy=policy)
     assert Alone.events == [None, "closed with None"]
 
 

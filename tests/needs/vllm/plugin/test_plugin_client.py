@@ -47,7 +47,7 @@ async def played(live: Any, images: ImagePolicy, multimodal: MultimodalMode) -> 
         policy = PolicyClient(
             renderers, engine, images, {"temperature": 0.0, "max_tokens": 8, "allowed_token_ids": digits}
         )
-        trajectory = await play(Gallery(EnvironmentSettings()), TASK, policy)
+        trajectory = (await play(Gallery(EnvironmentSettings()), TASK, policy=policy)).trajectory
     assert trajectory.error is None
     assert check(trajectory) == []
     return trajectory

@@ -1,0 +1,33 @@
+"""Play a rollout in a test with answers that the test writes, and look at all that came of it.
+
+    played = await play(GuessNumber, answers=["50", "25", "37"])
+    assert played.turns[1].new_messages[-1]["content"] == "Lower."
+    assert played.reward == 1.0
+
+Everything around the answers is real: they are rendered, tokenized and parsed, the engine is the embedded one, over
+HTTP, and the records cross a queue and are read by the trainer's reader. `replay` plays the answers of a recorded
+rollout again.
+"""
+
+from rollout.testing.answers import Answer, AnswerUnusable, OutOfAnswers
+from rollout.testing.played import NotScored, Played, PlayedTurn
+from rollout.testing.playing import PlayRollout, play
+from rollout.testing.policies import embedded_policy
+from rollout.testing.replay_report import Difference, ReplayReport
+from rollout.testing.replaying import CannotReplay, replay
+
+__all__ = [
+    "Answer",
+    "AnswerUnusable",
+    "CannotReplay",
+    "Difference",
+    "NotScored",
+    "OutOfAnswers",
+    "PlayRollout",
+    "Played",
+    "PlayedTurn",
+    "ReplayReport",
+    "embedded_policy",
+    "play",
+    "replay",
+]

@@ -1,0 +1,101 @@
+"""The answers that a test writes, and in which order an environment gets them."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rollout.records.messages import FinishReason, Message
+from rollout.records.wrong_types import describe_wrong_type
+from rollout.testing.message_text import describe_messages
+
+_SHOWN_MESSAGES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer of the policy, as a test writes it.
+
+    Attributes:
+        text: what the policy says. It is sampled as it is, so a text may also spell a malformed tool call.
+        tool_calls: the tools that it calls, each as (name, arguments), written in the format of the model.
+        reasoning: what it thinks before it speaks.
+        finish_reason: why the answer ends; with `length` it stops without an end token, as at `max_tokens`.
+    """
+
+    text: str = ""
+    tool_calls: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    reasoning: str = ""
+    finish_reason: FinishReason | Literal["stop", "length"] = FinishReason.STOP
+
+
+AnswerFunction = Callable[[list[Message]], "str | Answer | Awaitable[str | Answer]"]
+Answers = Sequence[str | Answer] | AnswerFunction
+"""A list of answers, or a function of the conversation that returns the next one."""
+
+
+class OutOfAnswers(AssertionError):
+    """The environment asked for more answers than the test wrote."""
+
+
+class AnswerUnusable(AssertionError):
+    """An answer of a test is of another type, or it is one that the model could not write."""
+
+
+class AnswerScript:
+    """Gives the answers of one rollout, one for each turn.
+
+    Attributes:
+        error: the first error of the script itself; the rollout ends with it, whatever the environment makes of it.
+    """
+
+    def __init__(self, answers: Answers) -> None:
+        if isinstance(answers, str) or not (callable(answers) or isinstance(answers, Sequence)):
+            raise TypeError(
+                f"answers is {describe_wrong_type(answers)}; expected a list of answers, or a function of the "
+                "conversation that returns the next one"
+            )
+        self._function = answers if callable(answers) else None
+        self._answers = (
+            [] if callable(answers) else [_checked(answer, f"answers[{i}]") for i, answer in enumerate(answers)]
+        )
+        self._given = 0
+        self.error: Exception | None = None
+
+    @property
+    def unused(self) -> tuple[Answer, ...]:
+        """The answers of the list that nobody asked for."""
+        return tuple(self._answers[self._given :])
+
+    async def next_answer(self, turn: int, conversation: list[Message]) -> Answer:
+        """Return the answer to a conversation.
+
+        Raises:
+            OutOfAnswers: the list is used up.
+            AnswerUnusable: the function returned something else than an answer.
+        """
+        if self._function is not None:
+            answer = self._function(conversation)
+            return _checked(await answer if inspect.isawaitable(answer) else answer, f"the answer of turn {turn}")
+        if self._given == len(self._answers):
+            raise OutOfAnswers(
+                f"The environment asks for an answer in turn {turn}, and all {len(self._answers)} of `answers` are "
+                f"used. Add one, or correct the environment. The conversation ends with:\n"
+                f"{describe_messages(conversation[-_SHOWN_MESSAGES:])}"
+            )
+        self._given += 1
+        return self._answers[self._given - 1]
+
+
+def _checked(answer: object, name: str) -> Answer:
+    if isinstance(answer, str):
+        return Answer(answer)
+    if not isinstance(answer, Answer):
+        raise AnswerUnusable(f"{name} is {describe_wrong_type(answer)}; expected a string or an Answer.")
+    if answer.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
+        raise AnswerUnusable(f"{name} has the finish_reason {answer.finish_reason!r}; expected stop or length.")
+    if answer.finish_reason == FinishReason.LENGTH and not (answer.text or answer.reasoning or answer.tool_calls):
+        raise AnswerUnusable(
+            f"{name} is empty and ends with length; give it a text, because no engine samples nothing."
+        )
+    return answer

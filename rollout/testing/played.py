@@ -1,0 +1,175 @@
+"""What a played rollout was: its conversation turn by turn, its score, and what a trainer reads of it."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rollout.environments.base import Reply, Score
+from rollout.records.kinds import RolloutLimit, RolloutStatus
+from rollout.records.messages import Message
+from rollout.records.stream import RolloutStream
+from rollout.session.session import PolicyClient, Session
+from rollout.testing.answers import Answer
+from rollout.testing.message_text import describe_messages
+from rollout.testing.scripted_engine import call_of_chat
+from rollout.trainer.trajectory import Trajectory
+from rollout.worker.failures import Failure
+
+_SHOWN_MESSAGES = 4
+
+
+class NotScored(AssertionError):
+    """A test looks at the score of a rollout that has none; the text has the traceback of the environment's error."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlayedTurn:
+    """One call of `chat`.
+
+    Attributes:
+        turn: its number, as in `Reply.turn`.
+        messages: the whole conversation that the environment sent.
+        new_messages: the messages of it that are in no earlier turn; these the environment added.
+        tools: the schemas of the tools that it sent.
+        reply: the answer that it got.
+    """
+
+    turn: int
+    messages: tuple[Message, ...]
+    new_messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...]
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A played rollout.
+
+    Attributes:
+        turns: its turns, in the order in which they were begun.
+        trajectory: the rollout as a trainer reads it; `rollout.trainer.check` finds what is wrong with its tokens.
+        failure: what the environment raised, if the rollout failed.
+        unused_answers: the answers of the test's list that nobody asked for.
+    """
+
+    turns: tuple[PlayedTurn, ...] = field(repr=False)
+    trajectory: Trajectory = field(repr=False)
+    failure: Failure | None = None
+    unused_answers: tuple[Answer, ...] = ()
+
+    @property
+    def status(self) -> RolloutStatus:
+        """Whether it has a score."""
+        return self.trajectory.status
+
+    @property
+    def limit(self) -> RolloutLimit:
+        """Which limit stopped it."""
+        return self.trajectory.limit
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts were made; more than one if the environment raised `Retry`."""
+        return self.trajectory.attempt
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation of the last turn, with its answer at the end."""
+        if not self.turns:
+            return []
+        return [*self.turns[-1].messages, self.turns[-1].reply.message]
+
+    @property
+    def error(self) -> str | None:
+        """What ended a rollout without a score, with the traceback of the environment's code; None if it has one."""
+        record = self.trajectory.error
+        if record is None:
+            return None
+        traceback = None if self.failure is None else self.failure.traceback
+        return traceback or f"{record.get('type')}: {record.get('message')}"
+
+    @property
+    def score(self) -> Score:
+        """The score that the environment returned, with the rewards of its turns.
+
+        Raises:
+            NotScored: there is none.
+        """
+        trajectory = self.trajectory
+        if trajectory.reward is None:
+            limit = "" if self.limit is RolloutLimit.NONE else f" (limit: {self.limit})"
+            last_messages = describe_messages(self.messages[-_SHOWN_MESSAGES:]) or "  (no message)"
+            raise NotScored(
+                f"The rollout is {self.status}{limit}, so it has no score.\n{self.error or ''}\n"
+                f"Its conversation ends with:\n{last_messages}"
+            )
+        return Score(
+            None if trajectory.rewards else trajectory.reward,  # type: ignore[arg-type]  # it is computed from them
+            trajectory.metrics,
+            {name: reward.value for name, reward in trajectory.rewards.items()},
+            {name: reward.weight for name, reward in trajectory.rewards.items()},
+            trajectory.turn_rewards,
+            trajectory.limit,
+        )
+
+    @property
+    def reward(self) -> float:
+        """The reward; as the properties below, it raises NotScored if there is no score."""
+        self.score  # noqa: B018 - it raises
+        assert self.trajectory.reward is not None
+        return self.trajectory.reward
+
+    @property
+    def rewards(self) -> Mapping[str, float]:
+        """The rewards by name."""
+        return self.score.rewards
+
+    @property
+    def turn_rewards(self) -> Mapping[int, float]:
+        """The rewards of single answers, by turn."""
+        return self.score.turn_rewards
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The metrics of the score."""
+        return self.score.metrics
+
+
+class RecordingSession(Session):
+    """A session that keeps what the environment sent and got."""
+
+    def __init__(self, policy: PolicyClient, stream: RolloutStream) -> None:
+        super().__init__(policy, stream)
+        self._recorded: list[PlayedTurn] = []
+
+    @property
+    def recorded_turns(self) -> tuple[PlayedTurn, ...]:
+        """The turns that were played, in the order in which they were begun."""
+        return tuple(sorted(self._recorded, key=lambda played: played.turn))
+
+    async def _play_turn(
+        self,
+        messages: list[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        sampling: Mapping[str, Any] | None,
+    ) -> Reply:
+        with call_of_chat(self._next_turn, messages, tools):
+            reply = await super()._play_turn(messages, tools=tools, sampling=sampling)
+        # Now, because the turn has replaced the images in the messages by references.
+        sent = copy.deepcopy(messages)
+        known = max((_common_length(sent, played) for played in self._recorded), default=0)
+        played = PlayedTurn(reply.turn, tuple(sent), tuple(sent[known:]), tuple(tools or ()), copy.deepcopy(reply))
+        self._recorded.append(played)
+        return reply
+
+
+def _common_length(messages: Sequence[Message], played: PlayedTurn) -> int:
+    """How many of the first messages were already in an earlier turn, or are its answer."""
+    length = 0
+    for message, known in zip(messages, (*played.messages, played.reply.message), strict=False):
+        if message != known:
+            break
+        length += 1
+    return length

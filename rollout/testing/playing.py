@@ -1,0 +1,171 @@
+"""Playing one rollout in a test, with all parts that a real one uses."""
+
+import asyncio
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from rollout.config.environment_class import EnvironmentUnusable, class_problem
+from rollout.environments.base import Environment, EnvironmentSettings, Retry
+from rollout.records.task import Task
+from rollout.session.session import PolicyClient
+from rollout.tasks.orders import RolloutOrder
+from rollout.testing.answers import Answers, AnswerScript
+from rollout.testing.played import Played, RecordingSession
+from rollout.testing.policies import answering_policy
+from rollout.trainer.reading.reader import TrajectoryReader
+from rollout.worker.attempt import Attempt, RunMetadata
+from rollout.worker.resources import open_shared_resources
+from transports import open_queue
+
+_TIMEOUT = 300.0
+_MAX_ATTEMPTS = 3
+"""As `worker.max_attempts` by default."""
+
+
+class PlayRollout(Protocol):
+    """The fixture `play_rollout`: `play` for tests that are not coroutines."""
+
+    def __call__(
+        self,
+        environment: Environment | type[Environment],
+        task: Task | Mapping[str, Any] | None = None,
+        *,
+        settings: EnvironmentSettings | Mapping[str, Any] | None = None,
+        answers: Answers,
+        allow: Sequence[Path] = (),
+        timeout: float = _TIMEOUT,
+    ) -> Played:
+        """See `rollout.testing.play`."""
+        ...
+
+
+async def play(
+    environment: Environment | type[Environment],
+    task: Task | Mapping[str, Any] | None = None,
+    *,
+    settings: EnvironmentSettings | Mapping[str, Any] | None = None,
+    answers: Answers | None = None,
+    policy: PolicyClient | None = None,
+    allow: Sequence[Path] = (),
+    timeout: float = _TIMEOUT,
+) -> Played:
+    """Play one rollout, and return its conversation, its score and its trajectory.
+
+    Args:
+        environment: the environment's class, or an instance that no rollout was played with. After a `Retry`, a class
+            is played again, at most three times, with the answers that follow.
+        task: the task, or the `data` of one with the id 0 and the seed 0; None: that task without data.
+        settings: for a class, the keys of the section `environment`; None: their defaults.
+        answers: what the policy answers: a list of strings and of `Answer`, or a function that gets the conversation
+            and returns one, which may be a coroutine. If calls of `chat` run at the same time, write a function.
+        policy: a policy that answers instead, such as that of `embedded_policy`.
+        allow: with answers, the directories that `file://` images may come from, as `images.allow` in the YAML.
+        timeout: seconds that the rollout may take.
+
+    Raises:
+        OutOfAnswers: the environment asked for more answers than the list has.
+        AnswerUnusable: an answer has a wrong type, or its tool calls cannot be written in the model's format.
+        EnvironmentUnusable: no instance of the class can be made.
+    """
+    maker = _EnvironmentMaker.of(environment, settings)
+    if (answers is None) == (policy is None):
+        raise TypeError("play() takes either answers=[…] or policy=…")
+    if policy is not None:
+        return await _play_attempts(maker, _task_of(task), policy, timeout)
+    assert answers is not None
+    script = AnswerScript(answers)
+    with tempfile.TemporaryDirectory(prefix="rollout-") as directory:
+        async with answering_policy(Path(directory), script, allow=allow) as scripted_policy:
+            played = await _play_attempts(maker, _task_of(task), scripted_policy, timeout)
+    if script.error is not None:
+        raise script.error
+    return Played(played.turns, played.trajectory, played.failure, script.unused)
+
+
+@dataclass(frozen=True, slots=True)
+class _EnvironmentMaker:
+    """Makes the environment of each attempt; an instance that a test made plays one attempt."""
+
+    environment_class: type[Environment]
+    settings: EnvironmentSettings
+    instance: Environment | None
+
+    @classmethod
+    def of(
+        cls, environment: Environment | type[Environment], settings: EnvironmentSettings | Mapping[str, Any] | None
+    ) -> Self:
+        if isinstance(environment, Environment):
+            if settings is not None:
+                raise TypeError("an instance has its settings already; give play() the class, or leave out settings=…")
+            return cls(type(environment), environment.settings, environment)
+        if (problem := class_problem(environment)) is not None:
+            raise EnvironmentUnusable(f"{getattr(environment, '__name__', environment)} {problem}.")
+        if not isinstance(settings, EnvironmentSettings):
+            settings = environment.Settings.model_validate(settings or {})
+        return cls(environment, settings, None)
+
+    @property
+    def max_attempts(self) -> int:
+        return _MAX_ATTEMPTS if self.instance is None else 1
+
+    def make(self, shared_resources: object) -> Environment:
+        environment = self.environment_class(self.settings) if self.instance is None else self.instance
+        environment.shared_resources = shared_resources
+        return environment
+
+
+async def _play_attempts(maker: _EnvironmentMaker, task: Task, policy: PolicyClient, timeout: float) -> Played:
+    """Play attempts as a worker does; their records cross a memory queue and are read as a trainer does."""
+    metadata = RunMetadata("test", maker.environment_class.__name__, policy.engine.model, "0", "0" * 16)
+    url = f"memory://{uuid.uuid4().hex}"
+    async with (
+        open_queue(url) as queue,
+        TrajectoryReader(open_queue(url)) as reader,
+        open_shared_resources(maker.environment_class, maker.settings) as shared_resources,
+    ):
+        for attempt_number in range(1, maker.max_attempts + 1):
+            attempt = Attempt(RolloutOrder(task, 0, 1), attempt_number, policy, metadata, queue)
+            session = attempt.session = RecordingSession(policy, attempt.stream)
+            try:
+                await attempt.play(partial(maker.make, shared_resources), timeout=timeout)
+                break
+            except Retry as retry:
+                if attempt_number == maker.max_attempts:
+                    await attempt.finish_without_playing(retry)
+        trajectory = await reader.receive(timeout=timeout)
+    assert trajectory is not None
+    return Played(session.recorded_turns, trajectory, attempt.failure)
+
+
+def _task_of(task: Task | Mapping[str, Any] | None) -> Task:
+    return task if isinstance(task, Task) else Task(id="0", index=0, seed=0, data=task or {})
+
+
+def play_at_once(
+    environment: Environment | type[Environment],
+    task: Task | Mapping[str, Any] | None = None,
+    *,
+    settings: EnvironmentSettings | Mapping[str, Any] | None = None,
+    answers: Answers,
+    allow: Sequence[Path] = (),
+    timeout: float = _TIMEOUT,
+) -> Played:
+    """Play one rollout in an event loop of its own; see `play`.
+
+    Raises:
+        RuntimeError: an event loop runs already, so `play` must be awaited.
+    """
+    playing = play(environment, task, settings=settings, answers=answers, allow=allow, timeout=timeout)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(playing)
+    playing.close()
+    raise RuntimeError(
+        "an event loop runs already; in a test that is a coroutine, write `await rollout.testing.play(…)`"
+    )

@@ -1,0 +1,74 @@
+"""Policies for tests: the small model that we ship, with an engine of its own."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio.to_thread
+
+from renderers_adapter.pool import RendererPool, shared_pool
+from rollout.engine.client import EngineClient
+from rollout.images import ImagePolicy
+from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
+from rollout.serving.server import EngineServer
+from rollout.session.session import PolicyClient
+from rollout.testing.answers import AnswerScript
+from rollout.testing.scripted_engine import ScriptedAnswersEngine, ScriptedClient
+
+_RENDERER = "qwen3-vl"
+_TIMEOUT = 300.0
+"""Only a broken part needs so long; a real engine on a busy machine may need a minute for its first images."""
+
+
+@asynccontextmanager
+async def embedded_policy(
+    directory: Path,
+    *,
+    mode: Literal["offload", "inline"] = "offload",
+    script: str = "rollout.serving.policies:ColorPolicy",
+    sampling: Mapping[str, Any] | None = None,
+    max_model_len: int = 32768,
+) -> AsyncIterator[PolicyClient]:
+    """Serve the small model that we ship with an embedded engine of its own.
+
+    Args:
+        directory: where the images are kept.
+        mode: how images are stored, as `images.mode` in a configuration.
+        script: the scripted policy that answers, as `package.module:Class`.
+        sampling: sampling parameters; the temperature is 0 if none is given.
+        max_model_len: the longest prompt and completion together, in tokens.
+    """
+    renderers = await _open_renderers()
+    settings = EmbeddedSettings(policy=script, allowed_directories=(directory,), max_model_len=max_model_len)
+    with EmbeddedServer(settings) as url:
+        async with EngineClient([url], settings.model_name, timeout=_TIMEOUT) as engine:
+            await engine.check()
+            yield PolicyClient(
+                renderers, engine, ImagePolicy(mode, directory), {"temperature": 0.0, **(sampling or {})}
+            )
+
+
+@asynccontextmanager
+async def answering_policy(
+    directory: Path, script: AnswerScript, *, allow: Sequence[Path] = ()
+) -> AsyncIterator[PolicyClient]:
+    """Serve the small model that we ship with an engine that gives a test's answers; images stay in the messages.
+
+    Args:
+        directory: where files are copied that messages name as images.
+        script: what it answers.
+        allow: the directories of such files.
+    """
+    renderers = await _open_renderers()
+    settings = EmbeddedSettings(allowed_directories=(directory,))
+    engine = ScriptedAnswersEngine(settings)
+    with EngineServer(engine, weight_version=settings.weight_version) as url:
+        async with ScriptedClient(url, engine, script, renderers, timeout=_TIMEOUT) as client:
+            await client.check()
+            images = ImagePolicy("inline", directory, allow=tuple(allow))
+            yield PolicyClient(renderers, client, images, {"temperature": 0.0})
+
+
+async def _open_renderers() -> RendererPool:
+    return await anyio.to_thread.run_sync(shared_pool, TINY_MODEL, _RENDERER)

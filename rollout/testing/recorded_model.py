@@ -1,0 +1,146 @@
+"""A model that gives the answers of a recorded rollout again, as long as the environment asks what it asked then."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from rollout.config.sampling import check_sampling
+from rollout.environments.base import ContextExhausted, Reply
+from rollout.images import ImagePolicy, prepare_images_async
+from rollout.records.kinds import RolloutLimit
+from rollout.records.messages import (
+    CanonicalMessage,
+    FinishReason,
+    Message,
+    canonicalise,
+    digest_tools,
+    require_bounded,
+    require_conversation,
+)
+from rollout.records.tools import require_tools
+from rollout.session.chat_arguments import refuse_arguments
+from rollout.testing.recorded_turns import RecordedTurn
+from rollout.testing.replay_report import Difference, compare_messages, compare_tools
+from rollout.value_limits import TooMuchTextError
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedEnd:
+    """How a recorded rollout ended.
+
+    Attributes:
+        description: this in words.
+        limit: which limit stopped it.
+        from_outside: it was ended by a limit of time, an engine or a worker, and not by the environment.
+    """
+
+    description: str
+    limit: RolloutLimit
+    from_outside: bool
+
+
+class RecordedModel:
+    """The `Model` of a replay. After `stopped` is set, no call returns.
+
+    Attributes:
+        stopped: set at the first difference, and where a rollout goes on that was ended from outside.
+        difference: the first turn at which the environment says something else.
+        played: the recorded turns that the environment asked for again.
+        last_limit: which limit the latest turn met.
+    """
+
+    def __init__(self, turns: Sequence[RecordedTurn], end: RecordedEnd, image_policy: ImagePolicy) -> None:
+        self._unplayed = list(turns)
+        self._recorded_numbers = {recorded.turn for recorded in turns}
+        self._end = end
+        self._image_policy = image_policy
+        self._next_turn = 0
+        self.stopped = asyncio.Event()
+        self.difference: Difference | None = None
+        self.played: set[int] = set()
+        self.last_limit = RolloutLimit.NONE
+
+    @property
+    def unplayed_turns(self) -> list[int]:
+        """The recorded turns that the environment has not asked for."""
+        return [recorded.turn for recorded in self._unplayed]
+
+    async def chat(
+        self,
+        messages: list[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        sampling: Any = None,
+        **unknown: object,
+    ) -> Reply:
+        """See `rollout.environments.base.Model.chat`."""
+        refuse_arguments(unknown)
+        turn, self._next_turn = self._next_turn, self._next_turn + 1
+        require_conversation(messages)
+        require_tools(tools, "chat(tools=…)")
+        if sampling is not None:
+            check_sampling(sampling)
+        conversation = await self._prepare(messages)
+        tools_digest = digest_tools(tools)
+        found = next((one for one in self._unplayed if one.has_conversation(conversation, tools_digest)), None)
+        if found is not None:
+            self._unplayed.remove(found)
+            self.played.add(found.turn)
+            self.last_limit = self._limit_of(found)
+            return found.reply
+        if self._was_too_long(turn):
+            self.last_limit = RolloutLimit.CONTEXT
+            raise ContextExhausted("the recorded conversation was too long for the model's context here.")
+        if self._unplayed:
+            self.difference = self._describe_difference(conversation, tools, tools_digest)
+        elif not self._end.from_outside:
+            text = f"the environment asks for another answer; the recorded rollout ended here: {self._end.description}"
+            self.difference = Difference("turns", turn, text)
+        return await self._stop()
+
+    async def _prepare(self, messages: list[Message]) -> list[CanonicalMessage]:
+        try:
+            require_bounded(messages)
+        except TooMuchTextError as error:
+            raise ContextExhausted(f"the conversation {error}, which no model's context holds.") from None
+        report = await prepare_images_async(messages, self._image_policy)
+        return canonicalise(
+            messages, ((image.message_index, image.part_index, image.mm_hash) for image in report.images)
+        )
+
+    def _was_too_long(self, turn: int) -> bool:
+        """Whether the recorded call of this number got no answer because the context was full.
+
+        A turn that is not recorded between others had an error that the environment caught. Without engine errors, of
+        which most end a rollout, this is it.
+        """
+        later_turns = any(number > turn for number in self._recorded_numbers)
+        is_unanswered = turn not in self._recorded_numbers
+        return is_unanswered and (later_turns or self._end.limit is RolloutLimit.CONTEXT)
+
+    def _limit_of(self, recorded: RecordedTurn) -> RolloutLimit:
+        """Which limit ended an answer; whether it filled the context is known of the last one only."""
+        if recorded.reply.finish_reason is not FinishReason.LENGTH:
+            return RolloutLimit.NONE
+        return RolloutLimit.CONTEXT if self._end.limit is RolloutLimit.CONTEXT else RolloutLimit.TOKENS
+
+    def _describe_difference(
+        self, conversation: Sequence[CanonicalMessage], tools: Sequence[Any] | None, tools_digest: bytes
+    ) -> Difference:
+        """Compare a conversation with the recorded one that has most in common with it."""
+        nearest = max(self._unplayed, key=lambda one: (one.common_length(conversation), -one.turn))
+        if nearest.tools_digest != tools_digest:
+            return compare_tools(nearest.turn, nearest.tools, tools)
+        return compare_messages(
+            nearest.turn,
+            [message.message for message in nearest.conversation],
+            [message.message for message in conversation],
+            nearest.common_length(conversation),
+        )
+
+    async def _stop(self) -> NoReturn:
+        """Let the replay end; it cancels the environment, which waits here."""
+        self.stopped.set()
+        while True:
+            await asyncio.Event().wait()

@@ -1,0 +1,117 @@
+"""The turns of a recorded rollout: what the model got at each, and what it answered."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from renderers_adapter.pool import RendererPool
+from renderers_adapter.tokens import LogicalIds, concat_ids
+from rollout.environments.base import Reply
+from rollout.records.kinds import Step
+from rollout.records.messages import CanonicalMessage, Message, ToolCall, canonicalise, digest_tools
+from rollout.session.session import build_assistant_message
+from rollout.trainer.trajectory import Trajectory, TrajectoryNode
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedTurn:
+    """One turn of a recorded rollout.
+
+    Attributes:
+        turn: its number.
+        conversation: the messages that the model got.
+        tools: the schemas of the tools that it got.
+        tools_digest: the hash that identifies these tools.
+        reply: what it answered.
+    """
+
+    turn: int
+    conversation: tuple[CanonicalMessage, ...]
+    tools: Sequence[Mapping[str, Any]] | None
+    tools_digest: bytes
+    reply: Reply
+
+    def has_conversation(self, conversation: Sequence[CanonicalMessage], tools_digest: bytes) -> bool:
+        """Whether the model got exactly this."""
+        return tools_digest == self.tools_digest and [m.digest for m in conversation] == [
+            m.digest for m in self.conversation
+        ]
+
+    def common_length(self, conversation: Sequence[CanonicalMessage]) -> int:
+        """How many of the first messages are the same."""
+        pairs = zip(self.conversation, conversation, strict=False)
+        return next(
+            (at for at, (recorded, today) in enumerate(pairs) if recorded.digest != today.digest),
+            min(len(self.conversation), len(conversation)),
+        )
+
+
+def read_turns(trajectory: Trajectory, renderers: RendererPool | None) -> list[RecordedTurn]:
+    """Return the turns of a trajectory, in order.
+
+    Args:
+        trajectory: the recorded rollout.
+        renderers: reads the sampled tokens as they were read then; None: the recorded messages are used, in which a
+            malformed tool call is text.
+    """
+    turns = []
+    for step in trajectory.steps:
+        path = trajectory.path(step.leaf)
+        tools = trajectory.steps[path[0].step].tools
+        turns.append(
+            RecordedTurn(
+                step.turn,
+                tuple(_canonical(node.message) for node in path[:-1]),
+                tools,
+                digest_tools(tools),
+                _read_reply(step, path, tools, renderers),
+            )
+        )
+    return sorted(turns, key=lambda recorded: recorded.turn)
+
+
+def _canonical(message: Message) -> CanonicalMessage:
+    """Return a recorded message, which names its images by hash, with the digest that it had."""
+    content = message.get("content")
+    parts = enumerate(content) if isinstance(content, Sequence) and not isinstance(content, str) else ()
+    images = [(0, at, str(part["hash"])) for at, part in parts if part.get("type") == "image"]
+    (canonical,) = canonicalise([message], images)
+    return canonical
+
+
+def _read_reply(
+    step: Step,
+    path: Sequence[TrajectoryNode],
+    tools: Sequence[Mapping[str, Any]] | None,
+    renderers: RendererPool | None,
+) -> Reply:
+    answer = path[-1]
+    message = copy.deepcopy(dict(answer.message))
+    text, tool_calls = str(message["content"]), tuple(_recorded_calls(message))
+    if renderers is not None:
+        opening = LogicalIds(answer.run.ids[: answer.run.sampled_from])
+        # Without a generation prompt the answer goes on with a turn that was opened earlier.
+        prefix = opening if len(opening) else concat_ids(*(node.run.ids for node in path[:-1]))
+        parsed = renderers.parse(prefix, LogicalIds(answer.run.ids[answer.run.sampled_from :]), tools)
+        parsed_message, parsed_calls = build_assistant_message(parsed, step.turn)
+        if _canonical(parsed_message).digest == _canonical(answer.message).digest:
+            message, text, tool_calls = parsed_message, parsed.text, parsed_calls
+    return Reply(
+        message=message,
+        text=text,
+        finish_reason=step.finish_reason,
+        tool_calls=tool_calls,
+        prompt_tokens=step.prompt_length,
+        completion_tokens=len(answer.run.logprobs),
+        turn=step.turn,
+    )
+
+
+def _recorded_calls(message: Message) -> Iterator[ToolCall]:
+    for call in message.get("tool_calls") or ():
+        function = call["function"]
+        raw = orjson.dumps({"name": function["name"], "arguments": function["arguments"]}).decode()
+        yield ToolCall(str(call["id"]), str(function["name"]), function["arguments"], raw)

@@ -1,0 +1,117 @@
+"""What a replay found: the first turn at which the environment says something else, or what is different at its end."""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from textwrap import indent
+from typing import Any, Literal
+
+from rollout.records.messages import Message
+from rollout.testing.message_text import message_lines
+
+_MAX_DIFF_LINES = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something that is not as it was recorded.
+
+    Attributes:
+        what: `messages` or `tools` that the model got, the number of `turns`, the `score`, or the `error` at the end.
+        turn: the turn at which it is seen, as in `Reply.turn`; None: at the end of the rollout.
+        text: what is different, in one line.
+        details: the lines of a diff, or of the traceback of an error.
+    """
+
+    what: Literal["messages", "tools", "turns", "score", "error"]
+    turn: int | None
+    text: str
+    details: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        place = "at the end" if self.turn is None else f"turn {self.turn}"
+        return "\n".join([f"{place}: {self.text}", *(indent(line, "    ") for line in self.details)])
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """What came of a replay.
+
+    Attributes:
+        rollout: the full name of the recorded rollout, RUN/ENVIRONMENT/ROLLOUT.
+        recorded_turns: how many turns it has.
+        same_turns: at how many of them the environment said the same.
+        differences: what is different; empty: nothing.
+        notes: what the reader of this report should know, such as how the recorded rollout ended.
+    """
+
+    rollout: str
+    recorded_turns: int
+    same_turns: int
+    differences: tuple[Difference, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Whether the environment says all that it said then, and scores it in the same way."""
+        return not self.differences
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report as lines of text."""
+        verdict = "the same as recorded" if self.same else "different"
+        yield f"{self.rollout}: {verdict}; {self.same_turns} of {self.recorded_turns} turns are the same"
+        yield from self.notes
+        for difference in self.differences:
+            yield from str(difference).splitlines()
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON has it."""
+        return {
+            "rollout": self.rollout,
+            "same": self.same,
+            "recorded_turns": self.recorded_turns,
+            "same_turns": self.same_turns,
+            "differences": [
+                {"what": found.what, "turn": found.turn, "text": found.text, "details": list(found.details)}
+                for found in self.differences
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def compare_messages(turn: int, recorded: Sequence[Message], today: Sequence[Message], index: int) -> Difference:
+    """Describe the first message, of number `index`, that is not as it was recorded. Both are in canonical form."""
+    old, new = (messages[index] if index < len(messages) else None for messages in (recorded, today))
+    if old is None:
+        text = f"messages[{index}] is new; the recorded conversation has {len(recorded)} messages"
+    elif new is None:
+        text = f"messages[{index}] is missing; the recorded conversation has {len(recorded)} messages"
+    else:
+        text = f"messages[{index}] is another one"
+    old_lines, new_lines = (list(message_lines(message)) if message else [] for message in (old, new))
+    if old_lines == new_lines:  # the difference is in the form alone
+        old_lines, new_lines = _json_lines(old), _json_lines(new)
+    return Difference("messages", turn, text, _diff(old_lines, new_lines))
+
+
+def compare_tools(
+    turn: int, recorded: Sequence[Mapping[str, Any]] | None, today: Sequence[Mapping[str, Any]] | None
+) -> Difference:
+    """Describe tools that are not as they were recorded."""
+    details = _diff(_json_lines(list(recorded or ())), _json_lines(list(today or ())))
+    return Difference("tools", turn, "the tools are others", details)
+
+
+def _json_lines(value: Any) -> list[str]:
+    return json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True).splitlines()
+
+
+def _diff(recorded: Sequence[str], today: Sequence[str]) -> tuple[str, ...]:
+    lines = list(difflib.unified_diff(recorded, today, "recorded", "today", lineterm="", n=2))
+    if len(lines) > _MAX_DIFF_LINES:
+        lines = [*lines[:_MAX_DIFF_LINES], f"… and {len(lines) - _MAX_DIFF_LINES} more lines"]
+    return tuple(lines)
