@@ -49,7 +49,7 @@ def init(
         _write(template, module, name)
     except OSError as error:
         raise ConfigurationError(f"{name} cannot be written: {error.strerror}.") from None
-    sys.stdout.write(_next_steps(module, name))
+    sys.stdout.write(_next_steps(template, module, name))
 
 
 def _module_name(name: Path) -> str:
@@ -88,9 +88,11 @@ def _write(template: TemplateName, module: str, directory: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _next_steps(module: str, directory: Path) -> str:
+def _next_steps(template: TemplateName, module: str, directory: Path) -> str:
     files = [(target.format(module), meaning) for _, target, meaning in _FILES]
+    install = ('pip install "rollout-rl[gym]"', "installs gymnasium, which is not there")
     steps = [
+        *([install] if template == "gym" and importlib.util.find_spec("gymnasium") is None else []),
         (f"cd {shlex.quote(str(directory))}", ""),
         (f"rollout doctor {module}.yaml", "checks it without playing"),
         (f"rollout run {module}.yaml", "plays it"),

@@ -29,7 +29,7 @@ def test_who_pays_the_sum_has_the_reward(play_rollout: PlayRollout) -> None:
     assert played.rewards == {"paid": 1.0, "ended": 1.0}
 
 
-def test_an_unknown_fruit_is_answered_with_what_there_is(play_rollout: PlayRollout) -> None:
+def test_an_unknown_fruit_is_no_price(play_rollout: PlayRollout) -> None:
     ask = Answer(tool_calls=[("price", {"fruit": "kiwi"})])
     played = play_rollout(Shopping, answers=[ask, "I cannot."])
     (result,) = tool_results(played.messages)

@@ -117,7 +117,10 @@ def test_what_init_writes_plays_as_it_is(installed: InstalledRollout) -> None:
 
 
 def test_what_init_writes_passes_its_own_test(installed: InstalledRollout) -> None:
-    _output_of(installed.run("rollout", "init", "tested", "--template", "images"))
-    installed.install("pytest")
-    tested = installed.run("python", "-m", "pytest", "-q", directory=installed.work / "tested")
-    assert "passed" in _output_of(tested)
+    templates = ("chat", "images", "tools", "gym")
+    installed.install("pytest", "gymnasium")
+    for template in templates:
+        _output_of(installed.run("rollout", "init", f"tested_{template}", "--template", template))
+    files = [f"tested_{template}/test_tested_{template}.py" for template in templates]
+    tested = installed.run("python", "-m", "pytest", "-q", *files)
+    assert "8 passed" in _output_of(tested)

@@ -9,8 +9,10 @@ import pytest
 
 from tests.unit.cli.in_process import run_cli
 
+TEMPLATES = ("chat", "images", "tools", "gym")
 
-@pytest.fixture(params=["chat", "images"])
+
+@pytest.fixture(params=TEMPLATES)
 def written(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The YAML of an environment that was just written; its module has a name of its own in each test."""
     name = f"env-{tmp_path.name}"
@@ -51,11 +53,11 @@ def test_workers_play_what_is_written(written: Path) -> None:
 
 
 def test_the_written_tests_pass(tmp_path: Path) -> None:
-    for template in ("chat", "images"):
+    for template in TEMPLATES:
         assert run_cli("init", str(tmp_path / f"of-{template}"), "--template", template).returncode == 0
     result = run_python("-m", "pytest", "-p", "no:asyncio", directory=tmp_path)
     assert result.returncode == 0, result.stdout
-    assert "4 passed" in result.stdout
+    assert "8 passed" in result.stdout
 
 
 def test_the_written_code_is_clean(written: Path) -> None:
@@ -75,6 +77,16 @@ def test_what_was_written_and_what_to_do_next_is_said(tmp_path: Path, monkeypatc
     for line in ("wrote my-guess/", "  cd my-guess", "  rollout run my_guess.yaml "):
         assert f"\n{line}" in f"\n{result.stdout}"
     assert "templates" not in "".join(path.read_text() for path in (tmp_path / "my-guess").iterdir())
+
+
+def test_who_lacks_gymnasium_is_told_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (
+        "pip install"
+        not in run_cli("init", "lake", "--template", "gym").stdout.partition("next:")[2].partition("pytest")[0]
+    )
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert '  pip install "rollout-rl[gym]"  installs gymnasium' in run_cli("init", "pond", "--template", "gym").stdout
 
 
 @pytest.mark.parametrize(
