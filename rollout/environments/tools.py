@@ -38,6 +38,7 @@ from pydantic.errors import PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaWarningKind
 
 from rollout.environments.tool_docstrings import ToolDocumentation, read_docstring
+from rollout.environments.tool_schemas import inline_definitions
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.records.wrong_types import describe_wrong_type, show_value
 
@@ -89,7 +90,7 @@ class Tool(Generic[P, R]):
             "function": {
                 "name": self.name,
                 "description": documentation.description,
-                "parameters": self._arguments.json_schema(schema_generator=_ArgumentsSchema),
+                "parameters": inline_definitions(self._arguments.json_schema(schema_generator=_ArgumentsSchema)),
             },
         }
 
@@ -246,12 +247,9 @@ _PROBLEMS = {
 
 
 class _ArgumentsSchema(GenerateJsonSchema):
-    """Leaves out titles, which repeat the names and cost tokens in every prompt."""
+    """Says nothing about parts of a type, or defaults, that have no JSON."""
 
     ignored_warning_kinds: set[JsonSchemaWarningKind] = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
 
 
 def _is_method(function: object) -> bool:
