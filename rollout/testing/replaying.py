@@ -20,7 +20,7 @@ from renderers_adapter.special_text import SpecialText
 from rollout.config.load import Config, load_config
 from rollout.engine import errors as engine_errors
 from rollout.engine.errors import EngineError
-from rollout.environments.base import Environment, Model, MultiTurnEnvironment, Score, describe_method
+from rollout.environments.base import describe_method
 from rollout.errors import ConfigurationError
 from rollout.images import ImagePolicy
 from rollout.import_path import search_last
@@ -129,19 +129,14 @@ async def _run_environment(
     try:
         closer.environment = environment = config.new_environment()
         environment.shared_resources = shared_resources
-        returned = await _run(environment, task, model)
-        method = describe_method(environment, "step" if isinstance(environment, MultiTurnEnvironment) else "run")
-        return check_score(returned, method, model.played)
+        returned = await environment.run(task, model)
+        return check_score(returned, describe_method(environment, environment.scoring_method), model.played)
     except (asyncio.CancelledError, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001 - whatever an environment raises is its rollout's end
         return make_printable(error)
     finally:
         await closer.close()
-
-
-async def _run(environment: Environment, task: Task, model: Model) -> Score:
-    return await environment.run(task, model)
 
 
 def _find_differences(
