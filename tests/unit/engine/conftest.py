@@ -14,6 +14,7 @@ import pytest
 from renderers_adapter.tokens import ExpandedIds, Placeholder, as_logical_ids
 from rollout.engine.image_refs import ImageRef
 from rollout.engine.request import GenerateRequest
+from tests.loopback_http import read_requests, serve_on_loopback
 
 PAD = 99
 TOKENS = [5, 6, 7]
@@ -56,26 +57,16 @@ class FaultyEngine:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        try:
-            while line := await reader.readline():
-                headers = {}
-                while (header := await reader.readline()).strip():
-                    name, _, value = header.decode().partition(":")
-                    headers[name.lower()] = value.strip()
-                self.headers.append(headers)
-                body = await reader.readexactly(int(headers.get("content-length", 0)))
-                answer = await self.answer(line.split()[1].decode(), body)
-                if answer is None or isinstance(answer, bytes):
-                    writer.write(answer or b"")
-                    await writer.drain()
-                    break
-                head = f"HTTP/1.1 {answer[0]} -\r\ncontent-length: {len(answer[1])}\r\n\r\n"
-                writer.write(head.encode() + answer[1])
+        async for request in read_requests(reader):
+            self.headers.append(request.headers)
+            answer = await self.answer(request.path, request.body)
+            if answer is None or isinstance(answer, bytes):
+                writer.write(answer or b"")
                 await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client left, which tests do on purpose
-        finally:
-            writer.close()
+                break
+            head = f"HTTP/1.1 {answer[0]} -\r\ncontent-length: {len(answer[1])}\r\n\r\n"
+            writer.write(head.encode() + answer[1])
+            await writer.drain()
 
 
 def completion(body: dict[str, Any], **changed: Any) -> Answer:
@@ -126,26 +117,8 @@ def faulty() -> Callable[[Behaviour], AbstractAsyncContextManager[FaultyEngine]]
     @asynccontextmanager
     async def start(behave: Behaviour) -> AsyncIterator[FaultyEngine]:
         engine = FaultyEngine(behave)
-        tasks: set[asyncio.Task[None]] = set()
-
-        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            tasks.add(task)
-            try:
-                await engine.serve(reader, writer)
-            except asyncio.CancelledError:
-                writer.close()
-
-        server = await asyncio.start_server(accept, "127.0.0.1", 0, backlog=512)
-        engine.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        try:
+        async with serve_on_loopback(engine.serve) as engine.url:
             yield engine
-        finally:
-            server.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     return start
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import orjson
 
+from tests.loopback_http import read_requests, serve_on_loopback
+
 Behaviour = Callable[[dict[str, Any]], Awaitable[bytes | None]]
 """Takes a question and returns a whole HTTP response. None closes the connection without one; the header
 `connection: close` closes it afterwards."""
@@ -38,58 +40,31 @@ class StandInJudge:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while line := await reader.readline():
-                headers = {}
-                while (header := await reader.readline()).strip():
-                    name, _, value = header.decode().partition(":")
-                    headers[name.lower()] = value.strip()
-                body = await reader.readexactly(int(headers.get("content-length", 0)))
-                self.targets.append(line.decode().rpartition(" ")[0])
-                self.headers.append(headers)
-                self.questions.append(orjson.loads(body))
-                self.arrived.set()
-                self.busy += 1
-                self.most_busy = max(self.busy, self.most_busy)
-                try:
-                    response = await self.behave(self.questions[-1])
-                finally:
-                    self.busy -= 1
-                if response is None:
-                    break
-                writer.write(response)
-                await writer.drain()
-                if b"connection: close\r\n" in response:
-                    break
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client left, which tests do on purpose
-        finally:
-            writer.close()
+        async for request in read_requests(reader):
+            self.targets.append(f"{request.method} {request.path}")
+            self.headers.append(request.headers)
+            self.questions.append(orjson.loads(request.body))
+            self.arrived.set()
+            self.busy += 1
+            self.most_busy = max(self.busy, self.most_busy)
+            try:
+                response = await self.behave(self.questions[-1])
+            finally:
+                self.busy -= 1
+            if response is None:
+                break
+            writer.write(response)
+            await writer.drain()
+            if b"connection: close\r\n" in response:
+                break
 
 
 @asynccontextmanager
 async def serve_judge(behave: Behaviour) -> AsyncIterator[StandInJudge]:
     judge = StandInJudge(behave)
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        try:
-            await judge.serve(reader, writer)
-        except asyncio.CancelledError:
-            writer.close()
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, backlog=512)
-    judge.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-    try:
+    async with serve_on_loopback(judge.serve) as url:
+        judge.url = f"{url}/v1"
         yield judge
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def respond(status: int, body: bytes, **headers: str) -> bytes:
