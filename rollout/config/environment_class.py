@@ -29,6 +29,8 @@ def class_problem(loaded_class: object) -> str | None:
         if not any(map(inspect.iscoroutinefunction, _layers(method))):
             return f"has a {name} that is not a coroutine; write `async def {name}`"
     shared = inspect.getattr_static(loaded_class, "shared")
+    if isinstance(shared, classmethod) and inspect.iscoroutinefunction(inspect.unwrap(shared.__func__)):
+        return "has a shared without a `yield`; write `yield resources` where it has `return`"
     if not isinstance(shared, classmethod) or inspect.isasyncgenfunction(shared.__func__):
         return (
             "has a shared that is not an asynchronous context manager of the class; write `@classmethod` and "

@@ -381,6 +381,8 @@ def _checked_turn(environment: MultiTurnEnvironment, turn: object) -> Turn:
             f"{method} returned a Turn whose score is {describe_wrong_type(turn.score)}; write "
             "`Turn(score=Score(reward=…))`."
         )
+    if isinstance(turn.messages, Score):
+        raise WrongReturn(f"{method} returned a Turn whose messages are a Score; write `Turn(score=…)`.")
     if isinstance(turn.messages, str | bytes | Mapping) or not isinstance(turn.messages, Sequence):
         raise WrongReturn(
             f"{method} returned a Turn whose messages are {describe_wrong_type(turn.messages)}; write "

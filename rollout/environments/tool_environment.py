@@ -58,6 +58,8 @@ class ToolSettings(EnvironmentSettings):
 class ToolEnvironment(MultiTurnEnvironment):
     """An environment with tools, `reset` and `score`; the loop around the model and the tools is already written.
 
+    A score gets two more metrics: `tool_calls`, the calls that were run, and `tool_errors`, those that told an error.
+
     To end a rollout from a tool, override `step`: call `await super().step(reply)`, and return `Turn(score=…)` instead
     if the tool has said so.
 
@@ -72,6 +74,8 @@ class ToolEnvironment(MultiTurnEnvironment):
     functions: ClassVar[Sequence[Tool[..., Any]]] = ()
     _tools_by_name: ClassVar[dict[str, Tool[..., Any]]] = {}
     _answer_count = 0
+    _call_count = 0
+    _error_count = 0
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -115,7 +119,10 @@ class ToolEnvironment(MultiTurnEnvironment):
         if reply.tool_calls and not is_last:
             settings = self.settings
             runner = ToolRunner(self._tools_by_name, self, settings.tool_timeout, settings.max_result_chars)
-            return Turn(await runner.answer(reply.tool_calls))
+            answered = await runner.answer(reply.tool_calls)
+            self._call_count += len(answered)
+            self._error_count += sum(each.failed for each in answered)
+            return Turn([each.message for each in answered])
         score: object = await self.score(reply)
         if not isinstance(score, Score):
             raise WrongReturn(
@@ -124,7 +131,8 @@ class ToolEnvironment(MultiTurnEnvironment):
             )
         if reply.tool_calls and score.limit == RolloutLimit.NONE:
             score = change_score(score, limit=RolloutLimit.TURNS)
-        return Turn(score=score)
+        counts = {"tool_calls": float(self._call_count), "tool_errors": float(self._error_count)}
+        return Turn(score=change_score(score, metrics={**counts, **score.metrics}))
 
 
 _RESERVED_NAMES: Final = frozenset(dir(ToolEnvironment))

@@ -47,7 +47,24 @@ class _Raised:
 
 
 class _CallRefused(Exception):
-    """No tool ran; the text is for the model."""
+    """No tool ran, or it took too long; the text is for the model."""
+
+
+class _ToolFailed(Exception):
+    """A tool raised an error; the text is for the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredCall:
+    """One call and what the model reads of it.
+
+    Attributes:
+        message: the tool message.
+        failed: whether it tells an error.
+    """
+
+    message: Message
+    failed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +83,8 @@ class ToolRunner:
     timeout: float
     max_result_chars: int
 
-    async def answer(self, calls: Sequence[ToolCall]) -> list[Message]:
-        """Run all calls of an answer at once, and return a tool message for each, in their order.
+    async def answer(self, calls: Sequence[ToolCall]) -> list[AnsweredCall]:
+        """Run all calls of an answer at once, and return a message for each, in their order.
 
         Raises:
             Retry: a tool raised it. The calls that still run are cancelled.
@@ -85,12 +102,18 @@ class ToolRunner:
             raise error
         return [task.result() for task in tasks]
 
-    async def _answer_call(self, call: ToolCall, free_slots: asyncio.Semaphore) -> Message:
+    async def _answer_call(self, call: ToolCall, free_slots: asyncio.Semaphore) -> AnsweredCall:
+        content: Content
+        failed = True
         try:
             content = await self._run_call(call, free_slots)
+            failed = False
         except (_CallRefused, ArgumentsInvalid, ResultTooLarge) as refusal:
             content = f"Error: {refusal}."
-        return {"role": "tool", "tool_call_id": call.id, "name": call.name or _UNKNOWN_NAME, "content": content}
+        except _ToolFailed as failure:
+            content = f"Error: {failure}"
+        name = call.name or _UNKNOWN_NAME
+        return AnsweredCall({"role": "tool", "tool_call_id": call.id, "name": name, "content": content}, failed)
 
     async def _run_call(self, call: ToolCall, free_slots: asyncio.Semaphore) -> Content:
         if call.error is not None:
@@ -112,7 +135,7 @@ class ToolRunner:
             raise _CallRefused(f"{tool.name} did not end within {timeout:g} s")
         result = _Raised(RuntimeError("the tool cancelled itself")) if task.cancelled() else task.result()
         if isinstance(result, _Raised):
-            return _tell_error(result.error, tool)
+            raise _ToolFailed(_tell_error(result.error, tool))
         return result
 
     async def _run_tool(self, tool: Tool[..., Any], arguments: Mapping[str, Any]) -> Content | _Raised:
@@ -194,7 +217,7 @@ def _tell_error(error: BaseException, tool: Tool[..., Any]) -> str:
     log.warning("a tool raised an error", tool=tool.name, exception=_describe_for_log(error))
     texts = [f"{type(leaf).__name__}: {error_text(leaf)}" for leaf in islice(leaf_errors, _MAX_TOLD_ERRORS)]
     told = " ".join("; ".join(texts).split())
-    return f"Error: {told if len(told) <= _MAX_TOLD_CHARS else f'{told[:_MAX_TOLD_CHARS]}…'}"
+    return told if len(told) <= _MAX_TOLD_CHARS else f"{told[:_MAX_TOLD_CHARS]}…"
 
 
 def _describe_for_log(error: BaseException) -> str:

@@ -160,12 +160,16 @@ def play_at_once(
     Raises:
         RuntimeError: an event loop runs already, so `play` must be awaited.
     """
-    playing = play(environment, task, settings=settings, answers=answers, allow=allow, timeout=timeout)
+    if _loop_is_running():
+        raise RuntimeError(
+            "an event loop runs already; in a test that is a coroutine, write `await rollout.testing.play(…)`"
+        )
+    return asyncio.run(play(environment, task, settings=settings, answers=answers, allow=allow, timeout=timeout))
+
+
+def _loop_is_running() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(playing)
-    playing.close()
-    raise RuntimeError(
-        "an event loop runs already; in a test that is a coroutine, write `await rollout.testing.play(…)`"
-    )
+        return False
+    return True

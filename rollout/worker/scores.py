@@ -122,7 +122,8 @@ def _require_finite_number(name: str, value: object) -> float:
     if inspect.iscoroutine(value):
         raise ScoreError(f"{name} is {describe_wrong_type(value)}; expected a finite number")
     try:
-        number = float(value)  # type: ignore[arg-type]
+        # A text that spells a number is a number that somebody forgot to read.
+        number = math.nan if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
     except Exception:  # noqa: BLE001 - int raises OverflowError, torch RuntimeError, and others what they like
         number = math.nan
     if not math.isfinite(number):

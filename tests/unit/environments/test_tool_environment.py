@@ -129,13 +129,26 @@ class Scores(Desk):
 async def test_a_score_may_name_another_limit() -> None:
     made = Scores(ToolSettings(max_turns=1))
     made.returned = Score(0.0, limit="time")
-    assert (await made.step(reply("", CALL))).score == Score(0.0, limit="time")
+    score = (await made.step(reply("", CALL))).score
+    assert score is not None
+    assert score.limit == "time"
 
 
 async def test_an_answer_without_a_call_in_the_last_turn_met_no_limit() -> None:
     made = Scores(ToolSettings(max_turns=1))
     made.returned = Score(0.5)
-    assert (await made.step(reply("3"))).score == Score(0.5)
+    score = (await made.step(reply("3"))).score
+    assert score is not None
+    assert (score.reward, score.limit) == (0.5, RolloutLimit.NONE)
+
+
+async def test_calls_and_errors_are_metrics_of_the_score_unless_it_has_its_own(tmp_path: Path) -> None:
+    assert (await played(desk(), tmp_path, "EightCalls")).metrics == {"tool_calls": 8.0, "tool_errors": 2.0}
+    made = Scores(ToolSettings(max_turns=1))
+    made.returned = Score(0.5, {"tool_calls": 7.0})
+    score = (await made.step(reply("3"))).score
+    assert score is not None
+    assert score.metrics == {"tool_calls": 7.0, "tool_errors": 0.0}
 
 
 async def test_a_score_that_is_none_is_told_with_its_line() -> None:

@@ -30,8 +30,12 @@ def call(name: str, at: int = 0, **arguments: Any) -> ToolCall:
     return ToolCall(f"call-{at}", name, arguments)
 
 
+async def messages_of(running: ToolRunner, *calls: ToolCall) -> list[Message]:
+    return [answered.message for answered in await running.answer(calls)]
+
+
 async def content(made: Tool[..., Any], **options: Any) -> Any:
-    (message,) = await runner(made, **options).answer([call(made.name)])
+    (message,) = await messages_of(runner(made, **options), call(made.name))
     return message["content"]
 
 
@@ -93,7 +97,7 @@ async def test_calls_run_at_the_same_time_and_their_answers_are_in_the_order_of_
         return "last"
 
     calls = [call("first"), *(call("meet", n, number=n) for n in range(3)), call("last", 9)]
-    messages = await runner(meet, first, last).answer(calls)
+    messages = await messages_of(runner(meet, first, last), *calls)
     assert [message["content"] for message in messages] == ["first", "0", "1", "2", "last"]
     assert messages[1] == {"role": "tool", "tool_call_id": "call-0", "name": "meet", "content": "0"}
 
@@ -300,19 +304,19 @@ def add(a: int, b: int = 1) -> int:
 )
 async def test_a_call_that_no_tool_can_run_is_told_why(made: ToolCall, told: str) -> None:
     with capture_logs() as logs:
-        (message,) = await runner(add).answer([made])
+        (message,) = await messages_of(runner(add), made)
     assert message["content"].startswith(told)
     assert (message["tool_call_id"], message["name"]) == (made.id, made.name)
     assert logs == []
 
 
 async def test_the_answer_to_a_call_without_a_name_has_a_name() -> None:
-    (message,) = await runner(add).answer([ToolCall("1", "", {}, "{", "unclosed_block")])
+    (message,) = await messages_of(runner(add), ToolCall("1", "", {}, "{", "unclosed_block"))
     assert message["name"] == "unknown"
 
 
 async def test_more_calls_than_run_at_once_are_all_answered() -> None:
-    messages: list[Message] = await runner(add).answer([call("add", n, a=n, b=0) for n in range(100)])
+    messages = await messages_of(runner(add), *(call("add", n, a=n, b=0) for n in range(100)))
     assert [message["content"] for message in messages] == [str(n) for n in range(100)]
 
 

@@ -126,7 +126,7 @@ async def test_the_answer_to_a_call_that_cannot_be_read_is_taken_by_every_family
     reply = await played.say(asked, good if beside else [*good[:-4], good[-1]], TOOLS)
     broken = ToolCall("call-9", "", {}, "", "unclosed_block")
     calls = (*reply.tool_calls, broken) if beside else reply.tool_calls or (broken,)
-    asked += await ToolRunner({}, None, 60.0, 1000).answer(calls)
+    asked += [each.message for each in await ToolRunner({}, None, 60.0, 1000).answer(calls)]
     await played.say(asked, played.text("Seen."), TOOLS)
     known = {"deepseek-r1": "thinking", "deepseek-v4": "refused" if beside else "bridge"}
     assert played.steps[-1].prompt_source == known.get(family, "bridge")
