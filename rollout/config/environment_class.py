@@ -21,7 +21,7 @@ def class_problem(loaded_class: object) -> str | None:
         return "is not a subclass of rollout.Environment"
     if missing := sorted(loaded_class.__abstractmethods__):
         return f"does not define {' and '.join(missing)}"
-    first_methods = ("reset", "step") if issubclass(loaded_class, MultiTurnEnvironment) else ()
+    first_methods = ("reset", "step", "truncated") if issubclass(loaded_class, MultiTurnEnvironment) else ()
     for name in dict.fromkeys((*first_methods, loaded_class.scoring_method)):
         method = inspect.getattr_static(loaded_class, name)
         if any(map(inspect.isasyncgenfunction, _layers(method))):

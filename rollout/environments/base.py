@@ -13,6 +13,7 @@ trace finds out what is already known, so an environment never handles tokens.
 
 import abc
 import inspect
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -137,8 +138,11 @@ class Score:
             raise ValueError(
                 "a Score has reward or rewards, and not both: reward is the weighted sum of rewards; leave one out"
             )
-        weighted = [reward * self.weights.get(name, 1.0) for name, reward in self.rewards.items()]
-        object.__setattr__(self, "reward", sum(weighted))
+        try:
+            reward = sum(reward * self.weights.get(name, 1.0) for name, reward in self.rewards.items())
+        except Exception:  # noqa: BLE001 - whoever records the score says which reward is no number
+            reward = math.nan
+        object.__setattr__(self, "reward", reward)
 
 
 @dataclass(frozen=True, slots=True)

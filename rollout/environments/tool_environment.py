@@ -161,6 +161,12 @@ def _find_methods(environment_class: type[ToolEnvironment]) -> Iterator[Tool[...
     for base in reversed(environment_class.__mro__):
         attributes |= vars(base)
     for name, attribute in attributes.items():
+        replaces_tool = any(isinstance(vars(base).get(name), Tool) for base in environment_class.__mro__)
+        if replaces_tool and callable(attribute) and not isinstance(attribute, Tool):
+            raise ToolUnusable(
+                f"{environment_class.__qualname__}.{name} replaces a tool and is none; write `@tool` above it, or "
+                f"`{name} = None` to remove the tool."
+            )
         if isinstance(attribute, staticmethod | classmethod) and isinstance(attribute.__func__, Tool):
             raise ToolUnusable(
                 f"the tool {environment_class.__qualname__}.{name} is a {type(attribute).__name__}; make it a method "

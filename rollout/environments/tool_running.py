@@ -1,8 +1,8 @@
 """The tool calls of one answer, run: all at once, each with a time-out, and each with a message for the model.
 
-Whatever goes wrong with a call is a text that the model can read, and its traceback is in the worker's log. Three
-things pass on and end the attempt: `Retry`, a failure of our infrastructure, and a tool that returns what no message
-can hold.
+Whatever goes wrong with a call is a text that the model can read, and its traceback is in the worker's log. Only
+errors of this package pass on and end the attempt, such as `Retry`, a judge that refuses a question, or a tool that
+returns what no message can hold: the policy can do nothing about them.
 """
 
 import asyncio
@@ -19,7 +19,6 @@ from typing import Any
 import anyio
 import structlog
 
-from rollout.environments.base import Retry, WrongReturn
 from rollout.environments.tool_results import Content, ResultTooLarge, make_content
 from rollout.environments.tools import ArgumentsInvalid, Tool
 from rollout.errors import RolloutError, describe_user_error, error_text, flatten_exceptions, printable_error
@@ -87,9 +86,9 @@ class ToolRunner:
         """Run all calls of an answer at once, and return a message for each, in their order.
 
         Raises:
-            Retry: a tool raised it. The calls that still run are cancelled.
+            RolloutError: a tool raised it, such as `Retry`, and nothing else with it; the calls that still run are
+                cancelled.
             WrongReturn: a tool returned what no message can hold.
-            RolloutError: a tool met a failure of our infrastructure.
         """
         free_slots = asyncio.Semaphore(_MAX_RUNNING)
         tasks = [asyncio.create_task(self._answer_call(call, free_slots)) for call in calls]
@@ -149,7 +148,7 @@ class ToolRunner:
                 result = await _run_in_thread(tool.name, partial(tool.function, *environment, **parsed))
             if isinstance(result, _Raised):
                 return result
-            return make_content(result, f"the tool {tool.name}", max_chars=self.max_result_chars)
+            return make_content(result, f"the tool {tool.where}", max_chars=self.max_result_chars)
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever a tool raises concerns its call alone
@@ -209,11 +208,12 @@ def _tell_error(error: BaseException, tool: Tool[..., Any]) -> str:
     except BaseException:  # noqa: BLE001 - an exception of a user's code may fail at this, with any other
         error = RuntimeError(f"a {type(error).__name__} that cannot be looked at")
         leaf_errors = [error]
-    for leaf in leaf_errors:
-        if isinstance(leaf, Retry | WrongReturn) or (isinstance(leaf, RolloutError) and leaf.infrastructure):
-            raise leaf
+    others = [leaf for leaf in leaf_errors if not isinstance(leaf, asyncio.CancelledError)]
+    for leaf in others:
         if not isinstance(leaf, Exception | SystemExit | KeyboardInterrupt | GeneratorExit):
             raise leaf  # the watchdog of a worker interrupts with an exception of its own
+    if others and all(isinstance(leaf, RolloutError) for leaf in others):
+        raise others[0]
     log.warning("a tool raised an error", tool=tool.name, exception=_describe_for_log(error))
     texts = [f"{type(leaf).__name__}: {error_text(leaf)}" for leaf in islice(leaf_errors, _MAX_TOLD_ERRORS)]
     told = " ".join("; ".join(texts).split())

@@ -66,6 +66,7 @@ class Tool(Generic[P, R]):
         name: its name for the model.
         schema: its schema in the form of OpenAI's chat API.
         timeout: the seconds that one call may take; None: as many as the environment's `tool_timeout` says.
+        where: the function with its file and line, for errors.
         is_method: whether it is a method of an environment.
     """
 
@@ -74,7 +75,9 @@ class Tool(Generic[P, R]):
     def __init__(self, function: Callable[P, R], *, name: str | None, timeout: float | None) -> None:
         functools.update_wrapper(self, function)
         self.function = function
-        self._where = _describe_function(function)
+        self.where = _describe_function(function)
+        if isinstance(function, functools.partial):
+            self._refuse("is a functools.partial; write a `def` that calls it, with a docstring of its own")
         self.name = self._check_name(getattr(function, "__name__", "") if name is None else name)
         self.timeout = self._check_timeout(timeout)
         self.is_method = _is_method(function)
@@ -192,10 +195,10 @@ class Tool(Generic[P, R]):
         for name, hint in hints.items():
             try:
                 TypeAdapter(hint).json_schema(schema_generator=_ArgumentsSchema)
-            except PydanticUserError:
+            except PydanticUserError as problem:
                 self._refuse(
                     f"has the parameter `{name}`, whose type has no JSON schema; use str, int, float, bool, list, "
-                    "dict, Literal, an enum, a dataclass or a pydantic model"
+                    f"dict, Literal, an enum, a dataclass or a pydantic model ({_first_sentence(problem)})"
                 )
         self._refuse(f"has parameters without a JSON schema: {error}")
 
@@ -211,7 +214,7 @@ class Tool(Generic[P, R]):
         return f"the arguments of {self.name} are not valid: {'; '.join(texts)}"
 
     def _refuse(self, problem: str) -> NoReturn:
-        raise ToolUnusable(f"the tool {self._where} {problem}.")
+        raise ToolUnusable(f"the tool {self.where} {problem}.")
 
 
 @overload
@@ -262,6 +265,10 @@ def _describe_function(function: object) -> str:
     name = getattr(function, "__qualname__", type(function).__qualname__)
     code = getattr(inspect.unwrap(function), "__code__", None)  # type: ignore[arg-type]
     return name if code is None else f"{name} ({code.co_filename}, line {code.co_firstlineno})"
+
+
+def _first_sentence(problem: PydanticUserError) -> str:
+    return problem.message.partition("\n")[0].rstrip(".")
 
 
 def _has_description(hint: Any) -> bool:

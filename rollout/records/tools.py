@@ -1,13 +1,20 @@
 """The tools of a conversation: their form, which is that of OpenAI's chat API."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from rollout.records.messages import MessageError
 from rollout.records.wrong_types import describe_wrong_type, show_value
 from rollout.value_limits import OutOfBoundsError, ValueCounter
 
 _FORM = '{"type": "function", "function": {"name": …, "description": …, "parameters": …}}'
+
+
+@runtime_checkable
+class HasSchema(Protocol):
+    """What `@tool` makes of a function."""
+
+    schema: Mapping[str, Any]
 
 
 def require_tools(tools: object, source: str) -> None:
@@ -35,7 +42,8 @@ def require_tools(tools: object, source: str) -> None:
 
 def _tool_problem(tool: Any) -> str | None:
     if not isinstance(tool, Mapping):
-        return f"is {describe_wrong_type(tool)}"
+        of_a_function = ", made with `@tool`: write its `.schema`" if isinstance(tool, HasSchema) else ""
+        return f"is {describe_wrong_type(tool)}{of_a_function}"
     if tool.get("type") != "function":
         return f"has the type {show_value(tool['type'])}" if "type" in tool else 'has no "type": "function"'
     if "function" not in tool:

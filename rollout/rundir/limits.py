@@ -26,7 +26,7 @@ def warn_if_all_limited(
         RolloutLimit.TOKENS: "the length limit of an answer: raise engine.sampling.max_tokens"
         f" (now {config.engine.sampling.max_tokens})",
         RolloutLimit.CONTEXT: "the model's context: raise the engine's max_model_len,"
-        " or make the conversations shorter",
+        " make the conversations shorter, or score what fits (ContextExhausted, MultiTurnEnvironment.truncated)",
         RolloutLimit.TIME: f"a time limit: raise worker.turn_timeout (now {config.worker.turn_timeout:g} s),"
         f" worker.rollout_timeout (now {config.worker.rollout_timeout:g} s) or policy.straggler_grace"
         f" (now {config.policy.straggler_grace:g} s)",

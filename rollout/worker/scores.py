@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -82,10 +83,11 @@ def _check_turn_rewards(turn_rewards: object, played_turns: Collection[int]) -> 
     if not isinstance(turn_rewards, Mapping):
         raise ScoreError(f"turn_rewards are {describe_wrong_type(turn_rewards)}; expected {{reply.turn: number}}")
     rewards: dict[int, float] = {}
-    for turn, value in turn_rewards.items():
-        if type(turn) is not int or turn not in played_turns:
+    for key, value in turn_rewards.items():
+        turn = operator.index(key) if hasattr(key, "__index__") else None
+        if turn is None or turn not in played_turns:
             raise ScoreError(
-                f"turn_rewards has a reward for the turn {show_value(turn)}, which was not played; write "
+                f"turn_rewards has a reward for the turn {show_value(key)}, which was not played; write "
                 "`turn_rewards={reply.turn: …}`"
             )
         rewards[turn] = _check_reward(f"the reward of turn {turn}", value)
@@ -111,7 +113,9 @@ def _check_named_numbers(kind: str, values: object, check: Callable[[str, object
                 f"the {kind} {show_value(name)} has a name of {len(name):,} characters; at most "
                 f"{_MAX_NAME_CHARS:,} are recorded"
             )
-        if name not in numbers and len(numbers) == _MAX_NAMES:
+        if name in numbers:
+            raise ScoreError(f"two {kind}s have the name {show_value(name)}")
+        if len(numbers) == _MAX_NAMES:
             raise ScoreError(f"there are more than {_MAX_NAMES:,} {kind}s, which is the most that is recorded")
         numbers[name] = check(f"the {kind} {name!r}", value)
     return numbers

@@ -128,6 +128,19 @@ def test_a_shared_without_its_decorators_is_told(shared: object, is_usable: bool
     assert problem is None or "write `@classmethod` and `@asynccontextmanager`, in this order, above" in problem
 
 
+def test_a_shared_that_returns_is_told_to_yield() -> None:
+    returning: Any = coroutine  # as of a user who forgot what asynccontextmanager needs
+    shared = classmethod(contextlib.asynccontextmanager(returning))
+    problem = class_problem(type("Coin", (Environment,), {"run": coroutine, "shared": shared}))
+    assert problem == "has a shared without a `yield`; write `yield resources` where it has `return`"
+
+
+def test_a_truncated_that_is_no_coroutine_is_told() -> None:
+    methods = {"reset": coroutine, "step": coroutine, "truncated": lambda self, conversation: None}
+    problem = class_problem(type("Coin", (MultiTurnEnvironment,), methods))
+    assert problem == "has a truncated that is not a coroutine; write `async def truncated`"
+
+
 class Broken(Environment):
     def __init__(self, settings: EnvironmentSettings) -> None:
         super().__init__(settings)

@@ -257,14 +257,24 @@ def make_close() -> Any:
         (lambda: {"Settings": EnvironmentSettings}, "Settings is EnvironmentSettings, which has no max_turns; let it"),
         (lambda: {"other": make_static()}, "other is a staticmethod; make it a method with `self`"),
         (lambda: {"reset": make_close()}, "reset replaces what every environment has under this name; rename the"),
+        (lambda: {"look": lambda self: None}, "look replaces a tool and is none; write `@tool` above it, or"),
     ],
-    ids=["twice", "no tool", "no list", "method", "tools", "settings", "static", "reserved"],
+    ids=["twice", "no tool", "no list", "method", "tools", "settings", "static", "reserved", "overridden"],
 )
 def test_a_class_whose_tools_do_not_go_together_is_refused(
     attributes: Callable[[], dict[str, Any]], problem: str
 ) -> None:
     with pytest.raises(ToolUnusable, match=re.escape(problem)):
         type("Other", (Desk,), attributes())
+
+
+def test_a_subclass_may_remove_a_tool() -> None:
+    class Blind(Desk):
+        look = None  # type: ignore[assignment]
+
+    names = [schema["function"]["name"] for schema in Blind.tools or ()]
+    assert "look" not in names
+    assert "hang" in names
 
 
 class Submits(Desk):

@@ -17,6 +17,7 @@ from rollout import Retry, Tool, tool
 from rollout.engine.errors import EngineError
 from rollout.environments.base import WrongReturn
 from rollout.environments.tool_running import ToolRunner
+from rollout.judge import JudgeRefused
 from rollout.records.messages import Message, ToolCall
 
 FOREVER = 3600
@@ -248,7 +249,7 @@ async def test_a_tool_that_cancels_itself_ends_its_own_call_alone() -> None:
 @pytest.mark.parametrize("kind", [raises, raises_in_a_thread])
 @pytest.mark.parametrize(
     "error",
-    [Retry("no judge"), ExceptionGroup("both", [ValueError("a"), ExceptionGroup("in", [Retry("no judge")])])],
+    [Retry("no judge"), ExceptionGroup("both", [Retry("no judge"), ExceptionGroup("in", [Retry("no sandbox")])])],
     ids=["alone", "in a group"],
 )
 async def test_a_retry_ends_the_attempt_and_the_other_calls(kind: Any, error: BaseException) -> None:
@@ -265,6 +266,16 @@ async def test_a_retry_ends_the_attempt_and_the_other_calls(kind: Any, error: Ba
     with pytest.raises(Retry, match="no judge"):
         await runner(kind(error), wait).answer([call("wait"), call("fail")])
     assert ended == ["wait"]
+
+
+async def test_a_retry_beside_a_bug_hides_no_bug() -> None:
+    mixed = ExceptionGroup("both", [ValueError("a bug"), Retry("no judge")])
+    assert await content(raises(mixed)) == "Error: ValueError: a bug; Retry: no judge"
+
+
+async def test_a_question_that_a_judge_refuses_is_not_told_to_the_model() -> None:
+    with pytest.raises(JudgeRefused, match="401"):
+        await content(raises(JudgeRefused("the judge answered 401")))
 
 
 async def test_a_failure_of_our_infrastructure_ends_the_attempt() -> None:
@@ -371,7 +382,9 @@ async def test_what_a_tool_returns_becomes_text_parts_or_json(returned: Any, wri
     ids=lambda value: type(value).__name__,
 )
 async def test_what_no_message_can_hold_fails_the_rollout_and_says_what_to_return(returned: Any, problem: str) -> None:
-    with pytest.raises(WrongReturn, match=f"^the tool give returned {problem}"):
+    with pytest.raises(
+        WrongReturn, match=rf"^the tool .*give \(.+test_tool_running\.py, line \d+\) returned {problem}"
+    ):
         await content(returns(returned))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import re
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from rollout import Tool, tool
 from rollout.environments.tools import ArgumentsInvalid, ToolUnusable
+from rollout.records.messages import MessageError
 from rollout.records.tools import require_tools
 
 
@@ -235,6 +237,20 @@ def test_what_a_function_lacks_to_be_a_tool_is_told_with_its_line(function: Call
         tool(function)
     assert re.match(rf"the tool {function.__qualname__} \(.+test_tools\.py, line \d+\) ", str(refused.value))
     assert problem in str(refused.value)
+
+
+def test_a_partial_is_no_tool_because_its_docstring_is_not_of_the_function() -> None:
+    with pytest.raises(ToolUnusable, match=r"is a functools\.partial; write a `def` that calls it"):
+        tool(functools.partial(no_schema, "query"))
+
+
+def test_a_tool_in_the_place_of_its_schema_is_told() -> None:
+    @tool
+    def search(query: str) -> None:
+        """Search."""
+
+    with pytest.raises(MessageError, match=r"tools\[0\] is a Tool, made with `@tool`: write its `.schema`"):
+        require_tools([search], "the test")
 
 
 @pytest.mark.parametrize("options", [{"name": "no spaces"}, {"name": ""}, {"timeout": 0}, {"timeout": "5"}], ids=repr)

@@ -1,6 +1,6 @@
 """Scores with several rewards, rewards of turns, and a limit: how they are checked before they are recorded."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_named_rewards_make_one_reward_by_their_weights() -> None:
 
 
 def test_turns_that_were_played_may_have_rewards() -> None:
-    score = check_score(Score(1.0, turn_rewards={0: 0.5, 2: True}), "run", {0, 1, 2})
+    score = check_score(Score(1.0, turn_rewards=cast(Any, {0: 0.5, np.int64(2): True})), "run", {0, 1, 2})
     assert score.turn_rewards == {0: 0.5, 2: 1.0}
 
 
@@ -39,6 +39,10 @@ def test_a_score_with_reward_and_rewards_is_refused_where_it_is_made() -> None:
         ({"rewards": {"a": float("nan")}}, "the reward 'a' is nan"),
         ({"rewards": {"a": 1.0}, "weights": {"b": 1.0}}, "there is a weight for 'b', and no reward of this name"),
         ({"rewards": {"a": 1e30}, "weights": {"a": 1e30}}, "the reward is 1e+60"),
+        ({"rewards": {"a": None}}, "the reward 'a' is None"),
+        ({"rewards": [1.0]}, "the rewards are a list"),
+        ({"rewards": {1: 1.0, "1": 2.0}}, "two rewards have the name '1'"),
+        ({"reward": "1"}, "the reward is '1'; expected a finite number"),
         ({"rewards": {"n" * 1001: 1.0}}, "has a name of 1,001 characters"),
         ({"reward": 1.0, "turn_rewards": [1.0]}, "turn_rewards are a list"),
         ({"reward": 1.0, "turn_rewards": {7: 1.0}}, "a reward for the turn 7, which was not played"),
@@ -47,7 +51,7 @@ def test_a_score_with_reward_and_rewards_is_refused_where_it_is_made() -> None:
         ({"reward": 1.0, "limit": "steps"}, "the limit is 'steps'; expected one of none, turns, tokens, context, time"),
         ({"reward": 1.0, "limit": []}, "the limit is []"),
     ],
-    ids=["nan", "weight", "sum", "name", "list", "turn", "text as turn", "text", "limit", "list as limit"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_score_that_cannot_be_recorded_is_refused_with_its_reason(score: dict[str, Any], problem: str) -> None:
     with pytest.raises(ScoreError) as refused:
