@@ -36,9 +36,9 @@ def inspect(
 ) -> None:
     """Show what a run recorded: all its trajectories as a table, or one of them as a conversation.
 
-    Columns: rollout, environment, group, attempt, status, reward, turns, images (the different ones of the rollout),
-    tokens, sampled, versions, seconds and error. A terminal shows those that it has room for; what is piped has all of
-    them, separated by tabs.
+    Columns: rollout, environment, group, attempt, status, limit, reward, turns, images (the different ones of the
+    rollout), tokens, sampled, versions, seconds and error. A terminal shows those that it has room for; what is piped
+    has all of them, separated by tabs.
     """
     import anyio
 

@@ -128,10 +128,15 @@ def _wrap_between_words(text: Text, width: int) -> list[Text]:
 
 
 def describe_retries(report: Mapping[str, Any]) -> str:
-    """Say how many attempts at rollouts, and how many requests to engines, were repeated."""
+    """Say how many attempts at rollouts, and how many requests to engines, were repeated.
+
+    If environments asked for attempts, one of their reasons is there, too.
+    """
     attempts, requests = report["retries"], report["request_retries"]
+    reason = f"; an environment asked: {report['retry_reason']}" if report["retry_reason"] else ""
     return (
         f"{attempts:,} attempt{'' if attempts == 1 else 's'}, {requests:,} engine request{'' if requests == 1 else 's'}"
+        f"{reason}"
     )
 
 

@@ -92,7 +92,7 @@ def _print_summary(state: "RunState", config: "Config", errors: Sequence[Distinc
     if state.rows_used is not None:
         rows.insert(1, ("tasks", escape(str(state.rows_used))))
     if report["retries"] or report["request_retries"]:
-        rows.append(("repeated", describe_retries(report)))
+        rows.append(("repeated", escape(describe_retries(report))))
     print_table(console, [(f"[dim]{name}[/dim]", value) for name, value in rows])
     if (warning := warn_if_all_limited(report["limits"], report["status"], config)) is not None:
         console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)

@@ -55,7 +55,8 @@ async def _show_bar(state: RunState, console: Console) -> None:
         TimeElapsedColumn(),
         TextColumn("{task.fields[details]}"),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    # Drawn by the event loop alone: a thread would draw over a debugger that waits for its user.
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
         task = progress.add_task("starting", total=state.total_rollouts, details="")
         while True:
             _print_notices(state, progress.console)
@@ -65,6 +66,7 @@ async def _show_bar(state: RunState, console: Console) -> None:
                 description="rollouts" if state.engine_description else "starting",
                 details=_details(state),
             )
+            progress.refresh()
             await anyio.sleep(_REFRESH_SECONDS)
 
 

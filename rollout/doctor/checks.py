@@ -15,7 +15,8 @@ from rollout.config.model_directory import require_model, written_model_path
 from rollout.doctor.engines import check_engines
 from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.engine.from_config import api_key_from_config
-from rollout.environments.base import QUEUE_SOURCE
+from rollout.environments.base import QUEUE_SOURCE, MultiTurnEnvironment
+from rollout.environments.tool_environment import unused_tools
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.rundir.directory import RunDirectory
 from rollout.serving.policies import load_policy
@@ -73,7 +74,15 @@ def _check_configuration(config: Config) -> str:
 
 def _check_environment(config: Config) -> str:
     require_usable(config.new_environment, config.environment_class_path)
-    return f"{config.environment_class_path} can be made"
+    environment_class = config.environment_class
+    tools = environment_class.tools if issubclass(environment_class, MultiTurnEnvironment) else None
+    names = ", ".join(tool["function"]["name"] for tool in tools or ())
+    unused = ", ".join(tool.name for tool in unused_tools(environment_class))
+    return (
+        f"{config.environment_class_path} can be made"
+        + (f"; tools {names}" if names else "")
+        + (f"; not among its tools, because `functions` does not name it: {unused}" if unused else "")
+    )
 
 
 def _check_tasks(config: Config) -> str:
@@ -81,6 +90,9 @@ def _check_tasks(config: Config) -> str:
         return f"put on {hide_passwords(config.queue.tasks)} by others"
     count = sum(1 for _ in iter_orders(config.new_environment, config.tasks))
     tasks = count // config.tasks.group_size
+    if not tasks:
+        source = "its own tasks()" if config.tasks.source is None else hide_passwords(config.tasks.source)
+        raise ConfigurationError(f"there are no tasks: {source} has none. Give a source with rows, or yield tasks.")
     rows = count_rows_used(config.tasks, tasks)
     return f"{tasks} tasks, {config.tasks.group_size} rollouts of each{f'; {rows}' if rows is not None else ''}"
 

@@ -23,6 +23,7 @@ after the results of other calls. Only where a conversation is rendered whole, `
 answer of which no call could be read.
 """
 
+import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final
@@ -153,6 +154,21 @@ def _check_class(environment_class: type[ToolEnvironment]) -> None:
             f"{name}.Settings is {environment_class.Settings.__qualname__}, which has no max_turns; let it be a "
             "subclass of rollout.ToolSettings."
         )
+
+
+def unused_tools(environment_class: type) -> list[Tool[..., Any]]:
+    """Return the tools that a class's own module defines outside of classes, and that none of its classes uses."""
+    module = sys.modules.get(environment_class.__module__)
+    found = {
+        id(value): value
+        for value in vars(module).values()
+        if isinstance(value, Tool) and getattr(value.function, "__module__", None) == environment_class.__module__
+    }
+    for value in list(vars(module).values()):
+        if isinstance(value, type) and issubclass(value, ToolEnvironment):
+            for used in value.functions:
+                found.pop(id(used), None)
+    return list(found.values())
 
 
 def _find_methods(environment_class: type[ToolEnvironment]) -> Iterator[Tool[..., Any]]:

@@ -143,6 +143,7 @@ class RunState:
             "images": self.worker_counters.images,
             "rows": asdict(self.rows_used) if self.rows_used is not None else None,
             "retries": self.worker_counters.retries,
+            "retry_reason": self.worker_counters.retry_reason,
             "request_retries": self.engine.retry_count if self.engine is not None else 0,
             "limits": dict(self.worker_counters.limits),
             "queue_bytes": self.worker_counters.queue_bytes,

@@ -253,5 +253,6 @@ def _summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "images": sum(outcome.images for outcome in outcomes),
         "tokens": sum(outcome.tokens for outcome in outcomes),
         "retries": sum(outcome.retries for outcome in outcomes),
+        "retry_reason": next((outcome.retry_reason for outcome in outcomes if outcome.retry_reason), None),
         "limits": dict(Counter(outcome.limit for outcome in outcomes if outcome.limit != RolloutLimit.NONE)),
     }

@@ -86,6 +86,7 @@ class Outcome:
         metrics: the metrics of its score.
         retries: how many attempts followed one that the infrastructure failed, whose worker died, or whose environment
             asked for another one.
+        retry_reason: why an environment last asked for another attempt at it; None if none did.
     """
 
     rollout: str
@@ -102,6 +103,7 @@ class Outcome:
     traceback: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     retries: int = 0
+    retry_reason: str | None = None
 
 
 _OUTCOME_ADAPTER = TypeAdapter(Outcome)

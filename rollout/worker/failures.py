@@ -5,6 +5,7 @@ exceptions. Here it becomes plain texts of a limited length, once, and nobody lo
 """
 
 import asyncio
+import textwrap
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from rollout.worker.forgotten_await import explain_forgotten_await
 
 _MAX_MESSAGE_CHARS = 10_000
 _MAX_TYPE_CHARS = 200
+_MAX_LINE_CHARS = 200
 _MAX_TRACEBACK_CHARS = 20_000
 
 
@@ -49,6 +51,11 @@ def make_printable(error: BaseException) -> BaseException:
         return explain_forgotten_await(printable_error(error))
     except BaseException as other:  # noqa: BLE001 - what is wrong with the first is not known, so nothing of it is used
         return RuntimeError(f"a {type(error).__name__} that cannot be looked at: this raises a {type(other).__name__}")
+
+
+def shorten_line(text: str) -> str:
+    """Return a text as one short line, for a summary."""
+    return textwrap.shorten(text, _MAX_LINE_CHARS, placeholder=" …")
 
 
 def requested_retry(leaf_errors: Sequence[BaseException]) -> Retry | None:

@@ -22,7 +22,7 @@ from rollout.session.session import PolicyClient
 from rollout.tasks.orders import OrderError, RolloutOrder, decode_order
 from rollout.worker.attempt import Attempt, RolloutAbandoned, RunMetadata
 from rollout.worker.deadlines import DeadlineEnforcer
-from rollout.worker.failures import describe_failure
+from rollout.worker.failures import describe_failure, shorten_line
 from rollout.worker.shared_lock import SharedLock
 from transports import Delivery, Queue, QueueError, StaleLease
 
@@ -56,6 +56,7 @@ class WorkerCounters:
         limits: how many of them each limit stopped.
         retries: attempts that followed one that the infrastructure failed, whose worker died, or whose environment
             asked for another one.
+        retry_reason: why an environment last asked for another attempt; None if none did.
         queue_bytes: bytes of the records of the rollouts that ended.
         prompt_sources: how many prompts came from each source, in the rollouts that ended.
     """
@@ -68,6 +69,7 @@ class WorkerCounters:
     tokens: int = 0
     images: int = 0
     retries: int = 0
+    retry_reason: str | None = None
     queue_bytes: int = 0
     prompt_sources: Counter[PromptSource] = field(default_factory=Counter)
 
@@ -111,6 +113,7 @@ class Worker:
         self._attempts_in_flight: set[Attempt] = set()
         self._interrupted_attempts: list[Attempt] = []
         self._failures_in_a_row = 0
+        self._retry_reasons: dict[str, str] = {}
         self._accept_scope = anyio.CancelScope()
         self._free_slots = anyio.Semaphore(config.worker.concurrency)
         # If one of the rollouts in flight kills workers, only that one uses up its attempts, and no other one.
@@ -236,7 +239,7 @@ class Worker:
             await anyio.to_thread.run_sync(self._claims.mark_failed, claim)
             return False
         self.counters.add(attempt)
-        outcome = _make_outcome(attempt, retries)
+        outcome = _make_outcome(attempt, retries, self._retry_reasons.pop(order.rollout_id, None))
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._claims.record_outcome, outcome)
         return True
@@ -258,12 +261,14 @@ class Worker:
         try:
             await attempt.play(self._new_environment, timeout=self._config.worker.rollout_timeout)
         except Retry as error:
+            reason = describe_failure(error).message
             log.warning(
                 "the environment asks for another attempt",
                 rollout=claim.rollout_id,
                 attempt=claim.attempt_number,
-                reason=describe_failure(error).message,
+                reason=reason,
             )
+            self.counters.retry_reason = self._retry_reasons[claim.rollout_id] = shorten_line(reason)
             if claim.attempts_used == max_attempts:
                 await attempt.finish_without_playing(error)
         except RolloutError as error:
@@ -297,7 +302,7 @@ class Worker:
             await anyio.to_thread.run_sync(self._claims.mark_returned, claim)
 
 
-def _make_outcome(attempt: Attempt, retries: int) -> Outcome:
+def _make_outcome(attempt: Attempt, retries: int, retry_reason: str | None) -> Outcome:
     finished_record, session = attempt.stream.finished_record, attempt.session
     assert finished_record is not None
     return Outcome(
@@ -315,4 +320,5 @@ def _make_outcome(attempt: Attempt, retries: int) -> Outcome:
         traceback=attempt.failure.traceback if attempt.failure is not None else None,
         metrics=dict(finished_record.metrics),
         retries=retries,
+        retry_reason=retry_reason,
     )

@@ -14,6 +14,8 @@ from rollout import (
     Turn,
 )
 
+# For another game, change what depends on this one: ACTIONS, the rules in reset,
+# id and options in the YAML, and the script of the policy.
 ACTIONS = ("left", "down", "right", "up")
 """What the model says, in the order of the numbers that FrozenLake gives them."""
 
@@ -36,6 +38,9 @@ class Lake(MultiTurnEnvironment):
         """Begin a rollout: return the first messages. A seed fixes what is random."""
         name, options = self.settings.id, self.settings.options
         self.game = gymnasium.make(name, render_mode="ansi", **options)
+        if self.game.action_space != gymnasium.spaces.Discrete(len(ACTIONS)):
+            space = self.game.action_space
+            raise ValueError(f"ACTIONS has {len(ACTIONS)} words for {space} of {name}")
         self.game.reset(seed=task.seed % 2**31)
         self.turns = 0
         self.total = 0.0
@@ -63,9 +68,10 @@ class Lake(MultiTurnEnvironment):
 
     def picture(self) -> str:
         """Return the map; a star is where the model stands."""
-        text = str(self.game.render()).partition("\n")[2]  # without the last action
+        text = str(self.game.render())
         marked = text.replace("\x1b[41m", "*").replace("\x1b[0m", "")
-        return "\n".join(row for row in marked.splitlines() if row)
+        rows = marked.splitlines()  # one of them may be the last action, in brackets
+        return "\n".join(row for row in rows if row.strip() and "(" not in row)
 
     def close(self) -> None:
         """Close the game, whatever ended the rollout."""

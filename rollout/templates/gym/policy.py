@@ -26,7 +26,10 @@ def last_map(prompt: str) -> list[str]:
 def first_step(rows: Sequence[str]) -> str:
     """Return the first step of the shortest way to the goal, found breadth first."""
     cells = [row.replace("*", "") for row in rows]
-    start = next((y, row.index("*")) for y, row in enumerate(rows) if "*" in row)
+    stars = [(y, row.index("*")) for y, row in enumerate(rows) if "*" in row]
+    if not stars:
+        return "left"  # another game, of which this script knows nothing
+    start = stars[0]
     ways: deque[tuple[tuple[int, int], str]] = deque([(start, "")])
     seen = {start}
     while ways:

@@ -4,11 +4,12 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from rollout.cli.output import print_table
+from rollout.cli.output import describe_retries, print_table
 from tests.unit.cli.in_process import run_cli
 from tests.unit.cli.terminal import WIDTH, run_in_terminal
 
@@ -97,3 +98,17 @@ def test_a_summary_is_aligned_on_a_terminal_while_a_file_gets_plain_progress(
     assert plain.startswith("rollouts  4 of 4  (4 failed)\nreward    none\n"), plain
     printed = re.sub(r"^\d+/4 rollouts.*\n", "", shown.piped, flags=re.MULTILINE)  # progress, where it took long
     assert printed == "said\n" * 4, "no bar, although colours are forced"
+
+
+@pytest.mark.parametrize(
+    ("report", "text"),
+    [
+        ({"retries": 1, "request_retries": 0, "retry_reason": None}, "1 attempt, 0 engine requests"),
+        (
+            {"retries": 1200, "request_retries": 1, "retry_reason": "no judge"},
+            "1,200 attempts, 1 engine request; an environment asked: no judge",
+        ),
+    ],
+)
+def test_what_was_repeated_is_said_with_a_reason_of_an_environment(report: dict[str, Any], text: str) -> None:
+    assert describe_retries(report) == text

@@ -44,3 +44,34 @@ def test_without_engine_urls_the_live_checks_reach_nothing(config: Path) -> None
     results, exit_code = run_checks(load_config(config), live=True)
     assert exit_code == 0
     assert "nothing to reach" in results[-1].message
+
+
+def test_the_tools_of_an_environment_are_named_and_those_that_it_does_not_use(tmp_path: Path) -> None:
+    module = tmp_path.name
+    (tmp_path / f"{module}.py").write_text(
+        "from rollout import ToolEnvironment, tool\n"
+        "@tool\ndef used():\n    'Used.'\n"
+        "@tool\ndef forgotten():\n    'Forgotten.'\n"
+        "class Desk(ToolEnvironment):\n"
+        "    functions = [used]\n"
+        "    async def reset(self, task): ...\n"
+        "    async def score(self, reply): ...\n"
+        "    @tool\n    def look(self):\n        'Look.'\n"
+    )
+    config = tmp_path / "desk.yaml"
+    config.write_text(
+        f"environment: {{class: '{module}:Desk'}}\n"
+        "model: {name: tiny-qwen3-vl, path: builtin:tiny, renderer: qwen3-vl}\n"
+    )
+    results, exit_code = run_checks(load_config(config), live=False)
+    assert exit_code == 0
+    (found,) = [result.message for result in results if result.subject == "environment"]
+    assert "; tools look, used; not among its tools, because `functions` does not name it: forgotten" in found
+
+
+def test_a_source_without_rows_is_bad(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").touch()
+    results, exit_code = run_checks(load_config(config, [f"tasks.source={tmp_path}/none.jsonl"]), live=False)
+    assert exit_code == 2
+    (bad,) = [result for result in results if result.status is CheckStatus.BAD]
+    assert (bad.subject, bad.message.partition(":")[0]) == ("tasks", "there are no tasks")

@@ -46,6 +46,7 @@ async def test_a_retry_is_followed_by_a_fresh_attempt_and_its_steps_do_not_train
     assert check(ended) == []
     (outcome,) = harness.claims.outcomes()
     assert (outcome.retries, outcome.turns, harness.worker.counters.retries) == (1, 1, 1)
+    assert outcome.retry_reason == harness.worker.counters.retry_reason == "the judge did not answer"
     assert harness.worker.counters.turns == 1
     (logged,) = [entry for entry in logs if entry["event"] == "the environment asks for another attempt"]
     assert (logged["rollout"], logged["attempt"], logged["reason"]) == ("0.0", 1, "the judge did not answer")
