@@ -9,8 +9,9 @@ class Essay(Environment):
 
     async def run(self, task: Task, model: Model) -> Score:
         reply = await model.chat([{"role": "user", "content": "Write an essay."}])
-        verdict = await self.shared_resources.ask(f"Reply with a number from 0 to 10:\\n{reply.text}", temperature=0)
-        return Score(float(verdict) / 10)
+        question = f"Reply with a number from 0 to 10:\\n{reply.text}"
+        verdict = await self.shared_resources.ask(question, accept=str.isdecimal, temperature=0)
+        return Score(int(verdict) / 10)
 """
 
 from rollout.judge.client import Judge

@@ -2,9 +2,10 @@
 
 import base64
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Self
-from urllib.parse import SplitResult, unquote
+from urllib.parse import SplitResult, quote, quote_plus, unquote
 
 import httpx
 
@@ -17,6 +18,8 @@ from transports.urls import split_url
 
 _ROUTE = "/chat/completions"
 _MAX_SHOWN_CHARS = 200
+_MAX_EXCERPT_CHARS = 500
+_ENCODED_BYTE = re.compile("%[0-9A-F]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +72,25 @@ class JudgeAddress:
             text = text.replace(secret, HIDDEN)
         return text
 
+    def excerpt(self, text: str) -> str:
+        """Return the start of what somebody else wrote, in one line and without secrets."""
+        # Secrets are removed before the text is cut, because half a key is a secret, too.
+        one_line = " ".join(self.hide_secrets(text).split())
+        return self.hide_secrets(one_line)[:_MAX_EXCERPT_CHARS]
+
+    def location_excerpt(self, location: str) -> str:
+        """Return the start of a URL that somebody else wrote, without secrets, password, query and fragment."""
+        return self.excerpt(re.split("[?#]", hide_passwords(self.hide_secrets(location)))[0])
+
 
 def _spellings(*secrets: str) -> tuple[str, ...]:
-    """Return secrets as they are and as JSON writes them, which some servers answer with."""
+    """Return secrets as they are, and as JSON and URLs write them, which some servers answer with."""
     in_json = [json.dumps(secret)[1:-1] for secret in secrets]
-    spellings = {*secrets, *in_json, *(text.replace("/", r"\/") for text in in_json)} - {""}
+    in_urls = [
+        spelling for secret in secrets for spelling in (quote(secret, safe=""), quote(secret), quote_plus(secret))
+    ]
+    in_urls += [_ENCODED_BYTE.sub(lambda match: match[0].lower(), text) for text in in_urls]
+    spellings = {*secrets, *in_json, *(text.replace("/", r"\/") for text in in_json), *in_urls} - {""}
     return tuple(sorted(spellings, key=lambda text: (-len(text), text)))
 
 

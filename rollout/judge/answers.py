@@ -26,6 +26,11 @@ class AnswerCache:
             self._answers.move_to_end(key)
         return self._answers.get(key)
 
+    def discard(self, key: bytes, answer: str) -> None:
+        """Forget this answer; one that has replaced it is kept."""
+        if self._answers.get(key) == answer:
+            self._n_bytes -= _size_of(self._answers.pop(key))
+
     def add(self, key: bytes, answer: str) -> None:
         """Keep an answer, and forget others to keep within the bounds."""
         if (replaced := self._answers.pop(key, None)) is not None:

@@ -2,13 +2,14 @@
 
 import asyncio
 import hashlib
-import math
+import inspect
 import random
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
+from types import TracebackType, UnionType
 from typing import Any, Self
 
 import anyio
@@ -23,19 +24,30 @@ from rollout.judge.errors import JudgeClosed, JudgeRefused, TryFailed
 from rollout.judge.http import JudgeHttp
 from rollout.judge.question import encode_question
 from rollout.records.messages import Message
+from rollout.records.wrong_types import describe_wrong_type, show_value
 
 log = structlog.get_logger()
 
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.25, 8.0
 _MAX_RETRY_AFTER_SECONDS = 30.0
 _CLOSE_TIMEOUT = 5.0
+_MAX_QUOTED_CHARS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a call brought, and after how many tries."""
+
+    text: str
+    tries: int
 
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """A call, and how many callers wait for its answer."""
+    """A call, when it ends at the latest, and how many callers wait for its answer."""
 
-    task: "asyncio.Task[str | Retry | JudgeRefused]"
+    task: "asyncio.Task[_Answer | Retry | JudgeRefused]"
+    deadline: float
     waiting: int = 0
 
 
@@ -46,12 +58,13 @@ class Judge:
 
     - One try takes at most `timeout` seconds. A whole call, with its pauses and its wait for a free place, takes at
       most `timeout` × (`max_tries` + 1).
-    - It is tried again after 3xx, 408, 429, 5xx, a broken connection, a try that took too long, and an answer that is
-      none: without text, no chat completion, larger than 4 MiB, or not ended by the judge itself. An answer that was
-      cut (`finish_reason: length`) is an answer only if the caller set `max_tokens` or `max_completion_tokens`.
-      The pauses grow from 0.25 to 8 seconds; the Retry-After of a 429 or a 503 is kept up to 30 seconds.
-    - The same question costs one call, also if many ask it at the same time. So an answer that was sampled stays the
-      same; ask with another `seed` for another answer.
+    - It is tried again after 408, 429, 5xx, a broken connection, a try that took too long, and an answer that is
+      none: without text, no chat completion, larger than 4 MiB, not ended by the judge itself, or refused by the
+      caller's `accept`. An answer that was cut (`finish_reason: length`) is an answer only if the caller set
+      `max_tokens` or `max_completion_tokens`. Any other 4xx, and a redirect, is not tried again.
+    - The pauses grow from 0.25 to 8 seconds; the Retry-After of a 429 or a 503 is kept up to 30 seconds.
+    - Answers are kept by the content of the question, `cache_size` of them. The same question costs one call, also if
+      many ask it at the same time. So an answer that was sampled stays the same; ask with another `seed` for another.
     - Proxies in the environment (HTTP_PROXY and others) are not used, as with engines; a judge may be on loopback.
 
     Args:
@@ -80,17 +93,22 @@ class Judge:
         cache_size: int = 4096,
     ) -> None:
         self._address = JudgeAddress.parse(base_url, api_key)
-        if not (math.isfinite(timeout) and timeout > 0):
-            raise ConfigurationError(f"Judge: timeout is {timeout}; expected a finite number of seconds above 0.")
+        _require_name(model)
+        if not _is_number(timeout, int | float) or not 0 < timeout <= sys.float_info.max:
+            raise ConfigurationError(
+                f"Judge: timeout is {show_value(timeout)}; expected a finite number of seconds above 0."
+            )
         for name, number, least in (
             ("max_tries", max_tries, 1),
             ("max_concurrent", max_concurrent, 1),
             ("cache_size", cache_size, 0),
         ):
-            if number < least:
-                raise ConfigurationError(f"Judge: {name} is {number}; expected at least {least}.")
+            if not _is_number(number, int) or number < least:
+                raise ConfigurationError(
+                    f"Judge: {name} is {show_value(number)}; expected a whole number of at least {least}."
+                )
         self._model = model
-        self._timeout = timeout
+        self._timeout = float(timeout)
         self._max_tries = max_tries
         self._max_concurrent = max_concurrent
         self._slots = asyncio.Semaphore(max_concurrent)
@@ -120,36 +138,64 @@ class Judge:
                 await asyncio.wait(self._tasks)
             await self._http.close()
 
-    async def ask(self, question: str | Sequence[Message], /, **sampling: Any) -> str:
+    async def ask(
+        self,
+        question: str | Sequence[Message],
+        /,
+        *,
+        accept: Callable[[str], bool] | None = None,
+        **sampling: Any,
+    ) -> str:
         """Return the text of the judge's answer; it is never empty.
+
+        Callers that ask the same share a call and its answer, also if their `accept` differs; each checks the answer
+        with its own. The first that refuses it asks again with the tries that it has left, and others that refuse it
+        share that call. A shared answer counts as a try of each caller; an answer from the cache counts as none.
 
         Args:
             question: the text of one user message, or messages. Images in them are Pillow images, bytes, images of
                 the run, or URLs; the messages stay as they are.
+            accept: takes the text of an answer and says whether it can be used, such as `str.isdecimal`. An answer
+                that it refuses is not kept, and the question is tried again. What it raises goes to this caller
+                alone. It is no part of the request.
             sampling: further keys of the request, such as `temperature`; one that is None is left out.
 
         Raises:
-            Retry: no try brought an answer; the error says where, how many tries there were, and why.
+            Retry: no try brought an answer that `accept` takes; the error says where, after how many tries, and why.
             JudgeClosed: the judge was closed; it is a `Retry`, too.
             JudgeRefused: the question is refused, and would be refused again.
             ImageError: an image in the question cannot be used.
         """
-        sampling = {key: value for key, value in sampling.items() if value is not None}
+        _require_function(accept)
         body = await encode_question(self._model, question, sampling)
-        if self._closed:
-            raise self._closed_error()
+        takes_cut_answer = any(sampling.get(key) is not None for key in ("max_tokens", "max_completion_tokens"))
         key = hashlib.sha256(body).digest()
-        if (answer := self._answers.get(key)) is not None:
-            return answer
-        flight = self._flights.get(key)
-        if flight is None:
-            takes_cut_answer = not sampling.keys().isdisjoint(("max_tokens", "max_completion_tokens"))
-            flight = self._start_call(key, body, takes_cut_answer)
-        return await self._wait_for_answer(key, flight)
+        deadline = anyio.current_time() + self._timeout * (self._max_tries + 1)
+        tries = 0
+        failure = TryFailed(f"other calls took all places (max_concurrent: {self._max_concurrent}) for too long")
+        while True:
+            if self._closed:
+                raise self._closed_error()
+            if (answer := self._answers.get(key)) is None:
+                if tries >= self._max_tries:
+                    raise self._no_answer_error(tries, failure)
+                flight = self._flights.get(key)
+                # A call of a caller that came later may last longer than this caller may wait.
+                is_shared = flight is not None and not flight.task.done() and flight.deadline <= deadline
+                if flight is None or not is_shared:
+                    call = self._call(key, body, takes_cut_answer, deadline, tries, failure)
+                    flight = self._start_call(key, call, deadline)
+                found = await self._wait_for_answer(key, flight)
+                answer, tries = found.text, tries + 1 if is_shared else found.tries
+            if accept is None or accept(answer):
+                return answer
+            self._answers.discard(key, answer)
+            failure = TryFailed(f"accept refuses what it said, {self._quote(answer)}")
 
-    def _start_call(self, key: bytes, body: bytes, takes_cut_answer: bool) -> _Flight:
-        call = self._call(key, body, takes_cut_answer)
-        flight = _Flight(asyncio.get_running_loop().create_task(call, context=self._context.copy()))
+    def _start_call(
+        self, key: bytes, call: Coroutine[Any, Any, _Answer | Retry | JudgeRefused], deadline: float
+    ) -> _Flight:
+        flight = _Flight(asyncio.get_running_loop().create_task(call, context=self._context.copy()), deadline)
         self._flights[key] = flight
         self._tasks.add(flight.task)
         flight.task.add_done_callback(partial(self._end_call, key, flight))
@@ -163,7 +209,7 @@ class Judge:
         if self._flights.get(key) is flight:
             del self._flights[key]
 
-    async def _wait_for_answer(self, key: bytes, flight: _Flight) -> str:
+    async def _wait_for_answer(self, key: bytes, flight: _Flight) -> _Answer:
         flight.waiting += 1
         try:
             # Unlike `await task`, this does not cancel the task together with one of those that wait for it.
@@ -176,27 +222,27 @@ class Judge:
         if flight.task.cancelled():
             raise self._closed_error()
         outcome = flight.task.result()
-        if isinstance(outcome, str):
+        if isinstance(outcome, _Answer):
             return outcome
         # Of its own for each caller: an exception that several tasks raise collects the traceback of all.
         raise type(outcome)(*outcome.args)
 
-    async def _call(self, key: bytes, body: bytes, takes_cut_answer: bool) -> str | Retry | JudgeRefused:
-        """Return the answer and keep it, or return why there is none."""
-        tries = 0
-        failure = TryFailed(f"other calls took all places (max_concurrent: {self._max_concurrent}) for too long")
-        total_seconds = self._timeout * (self._max_tries + 1)
-        with anyio.move_on_after(total_seconds) as scope:
+    async def _call(
+        self, key: bytes, body: bytes, takes_cut_answer: bool, deadline: float, tries: int, failure: TryFailed
+    ) -> _Answer | Retry | JudgeRefused:
+        """Return the answer and keep it, or return why there is none. `failure` is why `tries` brought none before."""
+        with anyio.CancelScope(deadline=deadline):
             while tries < self._max_tries:
                 if tries:
                     pause = _pause_seconds(tries, failure)
-                    if anyio.current_time() + pause >= scope.deadline:
+                    if anyio.current_time() + pause >= deadline:
                         break
                     log.info("a judge is asked again", judge=self._address.base_url, because=failure.reason)
                     await anyio.sleep(pause)
                 async with self._slots:
                     tries += 1
                     if tries == 1:
+                        total_seconds = self._timeout * (self._max_tries + 1)
                         failure = TryFailed(f"it came to its turn late, and the call took {total_seconds:g} s in all")
                     try:
                         answer = await self._try_once(body, takes_cut_answer)
@@ -206,22 +252,46 @@ class Judge:
                         return refusal
                     else:
                         self._answers.add(key, answer)
-                        return answer
-        return Retry(
-            f"the judge at {self._address.base_url} gave no answer as {self._model!r} in {tries} "
-            f"{'try' if tries == 1 else 'tries'}: {failure.reason}"
-        )
+                        return _Answer(answer, tries)
+        return self._no_answer_error(tries, failure)
 
     async def _try_once(self, body: bytes, takes_cut_answer: bool) -> str:
         with anyio.move_on_after(self._timeout):
             return await self._http.ask(body, takes_cut_answer=takes_cut_answer)
         raise TryFailed(f"a try took longer than {self._timeout:g} s (timeout)")
 
+    def _no_answer_error(self, tries: int, failure: TryFailed) -> Retry:
+        return Retry(
+            f"the judge at {self._address.base_url} gave no answer as {self._model!r} in {tries} "
+            f"{'try' if tries == 1 else 'tries'}: {failure.reason}"
+        )
+
+    def _quote(self, answer: str) -> str:
+        shown = self._address.excerpt(answer)
+        return repr(shown if len(shown) <= _MAX_QUOTED_CHARS else f"{shown[:_MAX_QUOTED_CHARS]}…")
+
     def _closed_error(self) -> JudgeClosed:
         return JudgeClosed(
             f"the judge at {self._address.base_url} was closed before it answered; close it after the last rollout, as "
             "`Environment.shared` does."
         )
+
+
+def _require_name(model: object) -> None:
+    if not isinstance(model, str) or not model.strip():
+        raise ConfigurationError(
+            f"Judge: model is {show_value(model)}; expected the model's name at the judge, a text."
+        )
+
+
+def _is_number(value: object, kinds: type | UnionType) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _require_function(accept: object) -> None:
+    if accept is not None and (not callable(accept) or inspect.iscoroutinefunction(accept)):
+        found = "a coroutine function" if callable(accept) else describe_wrong_type(accept)
+        raise JudgeRefused(f"ask(accept=…) is {found}; expected a plain function of the answer's text.")
 
 
 def _pause_seconds(tries: int, failure: TryFailed) -> float:

@@ -5,7 +5,10 @@ from rollout.errors import RolloutError
 
 
 class JudgeRefused(RolloutError):
-    """The judge refuses the question (400, 401, 403, 404, …), or it cannot be sent; another attempt changes nothing."""
+    """The judge refuses the question (400, 401, 403, 404, …) or sends it elsewhere (3xx), or it cannot be sent.
+
+    Another attempt changes nothing.
+    """
 
 
 class JudgeClosed(Retry):

@@ -14,12 +14,14 @@ from rollout.judge.address import JudgeAddress
 from rollout.judge.errors import JudgeRefused, TryFailed
 
 MAX_ANSWER_BYTES = 4 << 20
-_MAX_EXCERPT_CHARS = 500
 _KEEP_ALIVE_SECONDS = 3.0
 """Seconds that an idle connection is kept: less than at a server (uvicorn: 5), which could otherwise close it while a
 question is on its way."""
 _RETRIED_STATUSES = (408, 429)
 _WAITING_STATUSES = (429, 503)
+_CUT = ("length", "max_tokens", "model_length")
+_NOT_ENDED = ("content_filter", "tool_calls", "function_call", "abort", "error")
+"""Of the words for the end of an answer, of which servers have many, those that say that the answer is none."""
 _FIX_BY_STATUS = {
     400: " (are the sampling parameters known to this judge, and is the question short enough for its context?)",
     401: " (is api_key the judge's key?)",
@@ -58,7 +60,7 @@ class JudgeHttp:
 
         Raises:
             TryFailed: no connection, no answer that is complete, or the judge cannot answer now.
-            JudgeRefused: the judge refuses this question (4xx).
+            JudgeRefused: the judge refuses this question (4xx), or redirects it (3xx).
         """
         try:
             async with self._client.stream("POST", self._address.url, content=body) as response:
@@ -70,15 +72,17 @@ class JudgeHttp:
             ) from None
         except (httpx.HTTPError, httpx.StreamError, ValueError) as error:
             # A ValueError is raised for a host's name that cannot be looked up.
-            reason = self._excerpt(f"{type(error).__name__}: {error_text(error)}")
+            reason = self._address.excerpt(f"{type(error).__name__}: {error_text(error)}")
             raise TryFailed(f"{reason.rstrip(': .')}. Is it running, and is base_url right?") from None
         status = response.status_code
         if 200 <= status < 300:
             if content is None:
                 raise TryFailed(f"its answer is compressed, or has more than {MAX_ANSWER_BYTES:,} bytes")
             return self._read_answer(content, takes_cut_answer=takes_cut_answer)
+        if status < 400:
+            raise JudgeRefused(self._describe_redirect(response))
         said = self._error_message(content)
-        if status >= 500 or status < 400 or status in _RETRIED_STATUSES:
+        if status >= 500 or status in _RETRIED_STATUSES:
             asked_pause = response.headers.get("retry-after", "") if status in _WAITING_STATUSES else ""
             raise TryFailed(f"it answered {status}: {said}", _parse_retry_after(asked_pause))
         raise JudgeRefused(
@@ -100,19 +104,18 @@ class JudgeHttp:
     def _read_answer(self, content: bytes, *, takes_cut_answer: bool) -> str:
         try:
             choice = orjson.loads(content)["choices"][0]
-            text, finish_reason = choice["message"]["content"], choice.get("finish_reason")
+            text, finish_reason = _join_parts(choice["message"]["content"]), choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError):
             raise TryFailed(f"it answered no chat completion: {self._error_message(content)}") from None
-        if finish_reason == "length" and not takes_cut_answer:
+        if finish_reason in _CUT and not takes_cut_answer:
             raise TryFailed(
-                "its answer was cut (finish_reason: length); ask with max_tokens=… if an answer may be cut there"
+                f"its answer was cut (finish_reason: {finish_reason}); ask with max_tokens=… if an answer may be cut "
+                "there"
             )
-        if finish_reason not in ("stop", "length", None):
-            raise TryFailed(
-                f"its answer ended with finish_reason {self._excerpt(repr(finish_reason))}, not with 'stop'"
-            )
+        if finish_reason in _NOT_ENDED:
+            raise TryFailed(f"its answer ended with finish_reason {finish_reason!r}, not with 'stop'")
         if not isinstance(text, str) or not text.strip():
-            raise TryFailed(f"its answer has no text (finish_reason: {finish_reason})")
+            raise TryFailed(f"its answer has no text (finish_reason: {self._address.excerpt(str(finish_reason))})")
         return text
 
     def _error_message(self, content: bytes | None) -> str:
@@ -123,12 +126,23 @@ class JudgeHttp:
             message = str(orjson.loads(content)["error"]["message"])
         except (ValueError, LookupError, TypeError):
             message = content.decode(errors="replace")
-        return self._excerpt(message) or "(it gave no reason)"
+        return self._address.excerpt(message) or "(it gave no reason)"
 
-    def _excerpt(self, text: str) -> str:
-        # Secrets are removed before the text is cut, because half a key is a secret, too.
-        one_line = " ".join(self._address.hide_secrets(text).split())
-        return self._address.hide_secrets(one_line)[:_MAX_EXCERPT_CHARS]
+    def _describe_redirect(self, response: httpx.Response) -> str:
+        location = self._address.location_excerpt(response.headers.get("location", ""))
+        return (
+            f"the judge at {self._address.base_url} answered {response.status_code}: it redirects to "
+            f"{location or 'an address that it does not name'}, and redirects are not followed. Give the right address "
+            "as base_url, without /chat/completions."
+        )
+
+
+def _join_parts(content: object) -> object:
+    """Return the text of a content that is a list of parts, without what is no text, such as the judge's thoughts."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") for part in content if part.get("type", "text") == "text"]
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 @cache

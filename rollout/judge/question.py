@@ -1,5 +1,6 @@
 """A question as the body of a request: messages with images that the judge can see, and sampling parameters."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rollout.images.message_parts import ImagePart, find_image_parts
 from rollout.images.sources import describe_rejected_source, encode_data_uri, encode_pillow_image
 from rollout.judge.errors import JudgeRefused
 from rollout.records.messages import Message
-from rollout.records.wrong_types import describe_wrong_type
+from rollout.records.wrong_types import describe_wrong_type, show_value
 from rollout.texts import dump_json
 from rollout.value_limits import OutOfBoundsError, ValueCounter
 
@@ -25,6 +26,10 @@ _OWN_KEYS = {
     "messages": "give them as the first argument",
     "stream": "answers are read as a whole; leave it out",
     "n": "one answer is read; ask with another seed for another one",
+    **dict.fromkeys(
+        ("base_url", "api_key", "timeout", "max_tries", "max_concurrent", "cache_size"),
+        "it is the Judge's and no key of a request; give it where the Judge is made, Judge(…)",
+    ),
 }
 _FORM = 'give a text, or a list of messages such as {"role": "user", "content": …}'
 
@@ -32,20 +37,28 @@ _FORM = 'give a text, or a list of messages such as {"role": "user", "content": 
 async def encode_question(model: str, question: str | Sequence[Message], sampling: Mapping[str, Any]) -> bytes:
     """Write a question as JSON with sorted keys, so that equal questions have equal bodies.
 
+    Keys of `sampling` that are None are left out.
+
     Raises:
         JudgeRefused: it cannot be written, or holds too much.
         ImageError: an image in it cannot be used.
     """
     if own_key := next((key for key in _OWN_KEYS if key in sampling), None):
         raise JudgeRefused(f"ask({own_key}=…): {_OWN_KEYS[own_key]}.")
+    sampling = {key: value for key, value in sampling.items() if value is not None}
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
     if not isinstance(messages, list | tuple) or not messages:
         found = describe_wrong_type(question) if not isinstance(messages, list | tuple) else "an empty list"
         raise JudgeRefused(f"the question is {found}; {_FORM}.")
     try:
-        ValueCounter().add([messages, dict(sampling)])
+        ValueCounter().add([messages, sampling])
     except OutOfBoundsError as error:
         raise JudgeRefused(f"the question {error}; ask a shorter one.") from None
+    if unknown := next((key for key, value in sampling.items() if _holds_no_json_number(value)), None):
+        raise JudgeRefused(
+            f"ask({unknown}=…): it is or holds a number that JSON does not have: {show_value(sampling[unknown])}; "
+            "give finite numbers."
+        )
     if image_parts := find_image_parts(messages):
         urls = await anyio.to_thread.run_sync(_image_urls, image_parts)
         messages = _with_images(messages, urls)
@@ -62,6 +75,15 @@ async def encode_question(model: str, question: str | Sequence[Message], samplin
             "give smaller images."
         )
     return body
+
+
+def _holds_no_json_number(value: object) -> bool:
+    """Whether a number in it would be written as null, which is another question."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_no_json_number(inner) for inner in value)
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _image_urls(image_parts: Sequence[ImagePart]) -> dict[int, dict[str, Any]]:

@@ -2,8 +2,11 @@
 
 import base64
 import logging
+import re
 import socket
 from contextlib import closing
+from typing import Any
+from urllib.parse import quote, quote_plus
 
 import orjson
 import pytest
@@ -133,8 +136,12 @@ def test_an_empty_key_is_refused(key: str) -> None:
         lambda text: orjson.dumps({"error": {"message": text}}),
         lambda text: orjson.dumps({"detail": text}),
         lambda text: orjson.dumps({"detail": text}).replace(b"/", b"\\/"),
+        lambda text: quote(text, safe="").encode(),
+        lambda text: quote(text).encode(),
+        lambda text: quote_plus(text).encode(),
+        lambda text: re.sub("%..", lambda match: match[0].lower(), quote(text, safe="")).encode(),
     ],
-    ids=["text", "error", "detail", "slashes"],
+    ids=["text", "error", "detail", "slashes", "url", "path", "form", "lower case"],
 )
 async def test_a_key_that_the_judge_repeats_is_not_quoted(write: object, status: int) -> None:
     assert callable(write)
@@ -195,12 +202,35 @@ async def test_a_host_whose_name_cannot_be_is_named() -> None:
         {"timeout": 0},
         {"timeout": float("nan")},
         {"timeout": float("inf")},
+        {"timeout": 10**400},
+        {"timeout": "5"},
+        {"timeout": None},
+        {"timeout": True},
         {"max_tries": 0},
+        {"max_tries": "3"},
+        {"max_tries": 1.5},
+        {"max_tries": True},
         {"max_concurrent": 0},
+        {"max_concurrent": 2.5},
         {"cache_size": -1},
+        {"cache_size": 1.5},
+        {"cache_size": None},
     ],
-    ids=str,
+    ids=lambda wrong: f"{wrong!s:.30}",
 )
-def test_a_number_that_cannot_be_is_refused_by_name(wrong: dict[str, float]) -> None:
-    with pytest.raises(ConfigurationError, match=f"Judge: {next(iter(wrong))} is "):
-        Judge("http://h/v1", "m", **wrong)  # type: ignore[arg-type]
+def test_a_number_that_cannot_be_is_refused_by_name(wrong: dict[str, Any]) -> None:
+    ((name, found),) = wrong.items()
+    shown = re.escape(repr(found)[:90])
+    with pytest.raises(ConfigurationError, match=rf"^Judge: {name} is {shown}[0.]*; expected a .* number of "):
+        Judge("http://h/v1", "m", **wrong)
+
+
+async def test_the_longest_time_that_is_finite_can_be_given() -> None:
+    async with serve_judge(always(verdict("yes"))) as server, Judge(server.url, "m", timeout=10**308) as judge:
+        assert await judge.ask("well?") == "yes"
+
+
+@pytest.mark.parametrize("model", [None, "", " ", 5], ids=ascii)
+def test_a_model_without_a_name_is_refused(model: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"^Judge: model is {model!r}; expected the model's name"):
+        Judge("http://h/v1", model)

@@ -132,8 +132,35 @@ async def test_a_question_of_too_many_bytes_is_refused(monkeypatch: pytest.Monke
             await judge.ask("x" * 1000)
 
 
+@pytest.mark.parametrize("key", ["base_url", "api_key", "timeout", "max_tries", "max_concurrent", "cache_size"])
+@pytest.mark.parametrize("value", [2, None])
+async def test_arguments_of_the_judge_are_no_keys_of_a_question(key: str, value: Any) -> None:
+    async with Judge("http://127.0.0.1:9/v1", "m") as judge:
+        with pytest.raises(JudgeRefused, match=rf"^ask\({key}=…\): it is the Judge's .* where the Judge is made"):
+            await judge.ask("well?", **{key: value})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+        [0.5, float("nan")],
+        {"1": float("inf")},
+        {"a": ({"b": float("nan")},)},
+    ],
+    ids=str,
+)
+async def test_a_number_that_json_does_not_have_is_refused(value: Any) -> None:
+    async with Judge("http://127.0.0.1:9/v1", "m") as judge:
+        with pytest.raises(JudgeRefused, match=r"^ask\(bias=…\): .*(nan|inf).*; give finite numbers"):
+            await judge.ask("well?", temperature=0.5, bias=value)
+
+
 @pytest.mark.parametrize("key", ["model", "messages", "stream", "n"])
 async def test_keys_that_the_judge_sets_itself_are_refused(key: str) -> None:
+    value: dict[str, Any] = {key: 2}
     async with Judge("http://127.0.0.1:9/v1", "m") as judge:
         with pytest.raises(JudgeRefused, match=rf"^ask\({key}=…\): "):
-            await judge.ask("well?", **{key: 2})
+            await judge.ask("well?", **value)

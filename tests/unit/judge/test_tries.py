@@ -15,10 +15,14 @@ from rollout.judge.client import _MAX_RETRY_AFTER_SECONDS
 from rollout.judge.http import MAX_ANSWER_BYTES
 from tests.unit.judge.stand_in import always, hang, in_turn, respond, serve_judge, verdict
 
+
+def answer_in_parts(*parts: dict[str, Any]) -> bytes:
+    choice = {"message": {"content": parts}, "finish_reason": "stop"}
+    return respond(200, orjson.dumps({"choices": [choice]}))
+
+
 NO_ANSWERS = {
-    **{f"{status}": respond(status, b"no") for status in (301, 302, 408, 429, 500, 502, 503, 504, 529)},
-    "304": respond(304, b""),
-    "307": respond(307, b"", location="/v1/elsewhere"),
+    **{f"{status}": respond(status, b"no") for status in (408, 429, 500, 502, 503, 504, 529)},
     "closed": None,
     "no HTTP": b"nonsense\r\n\r\n",
     "half an answer": respond(200, b"{}", connection="close")[:-1],
@@ -37,6 +41,12 @@ NO_ANSWERS = {
     "filtered before": verdict(None, "content_filter"),
     "cut": verdict("half", "length"),
     "tools": verdict("half", "tool_calls"),
+    "function": verdict("half", "function_call"),
+    "aborted": verdict("half", "abort"),
+    "broken": verdict("half", "error"),
+    "cut elsewhere": verdict("half", "max_tokens"),
+    "no text in parts": answer_in_parts({"type": "thinking", "thinking": "well"}),
+    "no parts": answer_in_parts(),
     "too large": verdict("x" * MAX_ANSWER_BYTES),
     "compressed": verdict("yes").replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n", 1),
 }
@@ -91,14 +101,67 @@ async def test_a_refusal_with_an_endless_reason_is_one() -> None:
 @pytest.mark.parametrize("key", ["max_tokens", "max_completion_tokens"])
 async def test_a_cut_answer_is_one_if_the_caller_said_where(key: str) -> None:
     async with serve_judge(always(verdict("half", "length"))) as server, Judge(server.url, "m") as judge:
-        assert await judge.ask("well?", **{key: 1}) == "half"
+        limit: dict[str, Any] = {key: 1}
+        assert await judge.ask("well?", **limit) == "half"
+        limit = {key: None}
         with pytest.raises(Retry, match="was cut"):
-            await judge.ask("well?", **{key: None})
+            await judge.ask("well?", **limit)
 
 
 async def test_a_judge_that_names_no_finish_reason_has_answered() -> None:
     async with serve_judge(always(verdict("yes", None))) as server, Judge(server.url, "m") as judge:
         assert await judge.ask("well?") == "yes"
+
+
+@pytest.mark.parametrize("finish_reason", ["stop", "eos_token", "end_turn", "eos", "STOP"])
+async def test_servers_have_words_of_their_own_for_the_end(finish_reason: str) -> None:
+    async with serve_judge(always(verdict("yes", finish_reason))) as server, Judge(server.url, "m") as judge:
+        assert await judge.ask("well?") == "yes"
+
+
+async def test_texts_in_parts_are_joined_without_what_is_no_text() -> None:
+    thought = {"type": "thinking", "thinking": "well", "text": "well"}
+    response = answer_in_parts({"type": "text", "text": "1"}, thought, {"text": "0"}, {"type": "text", "text": None})
+    async with serve_judge(always(response)) as server, Judge(server.url, "m") as judge:
+        assert await judge.ask("well?") == "10"
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
+async def test_a_redirect_is_refused_and_not_followed(status: int) -> None:
+    redirect = respond(status, b"", location="https://elsewhere.example/v1")
+    async with serve_judge(always(redirect)) as server, Judge(server.url, "m") as judge:
+        with pytest.raises(
+            JudgeRefused, match=rf"answered {status}: it redirects to https://elsewhere\.example/v1, and"
+        ):
+            await judge.ask("well?")
+    assert len(server.questions) == 1
+
+
+async def test_a_redirect_to_nowhere_is_refused() -> None:
+    async with serve_judge(always(respond(302, b"moved"))) as server, Judge(server.url, "m") as judge:
+        with pytest.raises(JudgeRefused, match="it redirects to an address that it does not name"):
+            await judge.ask("well?")
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "https://u:hunter2@h.example/v1",
+        "https://hunter2@h.example/v1",
+        "//u:hunter2@h.example/v1",
+        "https://h.example/v1?login=hunter2",
+        "https://h.example/v1#hunter2",
+        "https://h.example/hunter2/1",
+        "https://h.example/hunter2%2f1",
+        "https://h.example/hunter2%2F1",
+    ],
+)
+async def test_a_redirect_shows_no_secrets(location: str) -> None:
+    async with serve_judge(always(respond(302, b"", location=location))) as server:
+        async with Judge(server.url, "m", api_key="hunter2/1") as judge:
+            with pytest.raises(JudgeRefused, match=r"h\.example/") as refused:
+                await judge.ask("well?")
+    assert "hunter2" not in str(refused.value)
 
 
 async def test_each_try_has_its_deadline() -> None:
