@@ -33,8 +33,10 @@ def replay(
 
     Exits with 0 if all is the same; 1 if something is different; 2 if the rollout cannot be played again.
     """
+    from rollout.log import log_warnings_to_stderr
     from rollout.testing.replaying import replay_at_once
 
+    log_warnings_to_stderr()
     directory = newest_run(directory)
     report = replay_at_once(directory, rollout, config=config, timeout=timeout)
     if as_json:
