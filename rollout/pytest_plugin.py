@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def play_rollout() -> "PlayRollout":
     """Play one rollout with the answers of the test, as `rollout.testing.play` does, for tests that are no coroutines.
 
-    `play_rollout(MyEnvironment, task_data, settings={…}, answers=[…])` returns a `rollout.testing.Played`.
+    `play_rollout(MyEnvironment, task, settings={…}, answers=[…])` returns a `rollout.testing.Played`.
     """
     from rollout.testing.playing import play_at_once
 

@@ -1,7 +1,6 @@
 """`rollout replay`: the answers of a recorded rollout once more, through the environment's code as it is today."""
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -34,12 +33,12 @@ def replay(
 
     Exits with 0 if all is the same; 1 if something is different; 2 if the rollout cannot be played again.
     """
-    import anyio
+    from rollout.log import log_warnings_to_stderr
+    from rollout.testing.replaying import replay_at_once
 
-    from rollout.testing.replaying import replay as replay_rollout
-
+    log_warnings_to_stderr()
     directory = newest_run(directory)
-    report = anyio.run(partial(replay_rollout, directory, rollout, config=config, timeout=timeout))
+    report = replay_at_once(directory, rollout, config=config, timeout=timeout)
     if as_json:
         write_json({"run_dir": str(directory), **report.to_dict()})
     else:

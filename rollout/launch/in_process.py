@@ -32,6 +32,7 @@ from rollout.tasks.sources import RowsUsed, count_rows_used
 from rollout.trainer import GroupAssembler, Trajectory, TrajectoryReader, Violation, check, samples
 from rollout.trainer.metrics import ReaderCollector
 from rollout.worker.containment import LoopWatchdog, refuse_exits
+from rollout.worker.leaving import run_leaving_behind
 from rollout.worker.resources import open_shared_resources
 from rollout.worker.setup import build_run_metadata, find_or_start_engines, open_policy
 from rollout.worker.worker import Worker, WorkerCounters
@@ -176,14 +177,14 @@ RunDisplay = Callable[["RunState", anyio.Event], Coroutine[Any, Any, None]]
 
 
 def run_in_process(config: Config, state: RunState, display: RunDisplay) -> None:
-    """Play every rollout of the configuration.
+    """Play every rollout of the configuration. What an environment leaves running is left behind at the end.
 
     Raises:
         RolloutError, QueueError, AdapterError: the run could not start, or its infrastructure failed for good.
     """
     with state.directory.lock(), log_to_json_file(state.directory.path / "log.jsonl", run=state.directory.run_id):
         try:
-            anyio.run(_run_in_process, config, state, display)
+            run_leaving_behind(_run_in_process(config, state, display))
         except BaseExceptionGroup as group:
             raise primary_error(group, (RolloutError, QueueError, AdapterError)) from None
         finally:

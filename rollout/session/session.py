@@ -10,10 +10,9 @@
 """
 
 import hashlib
-import inspect
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +45,7 @@ from rollout.records.messages import (
 from rollout.records.stream import RolloutStream
 from rollout.records.tools import require_tools
 from rollout.session.chat_arguments import refuse_arguments
+from rollout.session.chat_calls import ChatCalls
 from rollout.session.image_table import ImageTable
 from rollout.session.prompt import Prompt, PromptBuilder
 from rollout.session.trace import ROOT, Commit, DraftNode, Trace
@@ -103,7 +103,7 @@ class Session:
         self._image_table = ImageTable(policy.renderers.geometry)
         self._trace = Trace()
         self._prompt_builder = PromptBuilder(policy.renderers, self._trace, self._image_table)
-        self._calls: list[Coroutine[Any, Any, Reply]] = []
+        self._calls = ChatCalls()
         self._next_turn = 0
         self.context_tokens = 0
         self.sampled_tokens = 0
@@ -114,10 +114,7 @@ class Session:
 
     def close_unawaited_calls(self) -> int:
         """Close the calls of `chat` that nobody awaits, whose turns were never played; return how many there were."""
-        unawaited = _unawaited(self._calls)
-        for call in unawaited:
-            call.close()
-        return len(unawaited)
+        return self._calls.close_unawaited()
 
     def chat(
         self,
@@ -129,9 +126,7 @@ class Session:
     ) -> Coroutine[Any, Any, Reply]:
         """See `rollout.environments.base.Model.chat`."""
         refuse_arguments(unknown)
-        call = self._chat(messages, tools=tools, sampling=sampling)
-        self._calls = [*_unawaited(self._calls), call]
-        return call
+        return self._calls.add(self._chat(messages, tools=tools, sampling=sampling))
 
     async def _chat(
         self,
@@ -332,10 +327,6 @@ class Session:
 
 Session._chat.__qualname__ = "model.chat"
 """What environments call it; Python names a coroutine that lacks its `await` so."""
-
-
-def _unawaited(calls: Iterable[Coroutine[Any, Any, Reply]]) -> list[Coroutine[Any, Any, Reply]]:
-    return [call for call in calls if inspect.getcoroutinestate(call) == inspect.CORO_CREATED]
 
 
 class _StageTimer:

@@ -13,8 +13,9 @@ from rollout.testing.answers import Answer, AnswerUnusable, OutOfAnswers
 from rollout.testing.played import NotScored, Played, PlayedTurn
 from rollout.testing.playing import PlayRollout, play
 from rollout.testing.policies import embedded_policy
+from rollout.testing.recorded_config import CannotReplay
 from rollout.testing.replay_report import Difference, ReplayReport
-from rollout.testing.replaying import CannotReplay, replay
+from rollout.testing.replaying import replay
 
 __all__ = [
     "Answer",

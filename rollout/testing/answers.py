@@ -5,8 +5,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rollout.environments.base import Retry
+from rollout.errors import error_text
 from rollout.records.messages import FinishReason, Message
-from rollout.records.wrong_types import describe_wrong_type
+from rollout.records.wrong_types import describe_wrong_type, show_value
 from rollout.testing.message_text import describe_messages
 
 _SHOWN_MESSAGES = 3
@@ -60,12 +62,17 @@ class AnswerScript:
             [] if callable(answers) else [_checked(answer, f"answers[{i}]") for i, answer in enumerate(answers)]
         )
         self._given = 0
+        self._retries: list[Retry] = []
         self.error: Exception | None = None
 
     @property
     def unused(self) -> tuple[Answer, ...]:
         """The answers of the list that nobody asked for."""
         return tuple(self._answers[self._given :])
+
+    def note_retry(self, retry: Retry) -> None:
+        """Note that an attempt ended with `Retry`; the next attempt gets the answers that follow."""
+        self._retries.append(retry)
 
     async def next_answer(self, turn: int, conversation: list[Message]) -> Answer:
         """Return the answer to a conversation.
@@ -79,12 +86,24 @@ class AnswerScript:
             return _checked(await answer if inspect.isawaitable(answer) else answer, f"the answer of turn {turn}")
         if self._given == len(self._answers):
             raise OutOfAnswers(
-                f"The environment asks for an answer in turn {turn}, and all {len(self._answers)} of `answers` are "
-                f"used. Add one, or correct the environment. The conversation ends with:\n"
+                f"The environment asks for an answer in turn {turn}{self._describe_attempt()}, and all "
+                f"{len(self._answers)} of `answers` are used. {self._advise()} The conversation ends with:\n"
                 f"{describe_messages(conversation[-_SHOWN_MESSAGES:])}"
-            )
+            ) from (self._retries[-1] if self._retries else None)
         self._given += 1
         return self._answers[self._given - 1]
+
+    def _describe_attempt(self) -> str:
+        return f" of attempt {len(self._retries) + 1}" if self._retries else ""
+
+    def _advise(self) -> str:
+        if not self._retries:
+            return "Add one, or correct the environment."
+        return (
+            f"Attempt {len(self._retries)} ended with Retry: {error_text(self._retries[-1])}. If this is not what the "
+            "test wants, correct what it names. If it is, add the answers of the next attempt, or give as `answers` a "
+            "function of the conversation, which serves all attempts."
+        )
 
 
 def _checked(answer: object, name: str) -> Answer:
@@ -92,6 +111,8 @@ def _checked(answer: object, name: str) -> Answer:
         return Answer(answer)
     if not isinstance(answer, Answer):
         raise AnswerUnusable(f"{name} is {describe_wrong_type(answer)}; expected a string or an Answer.")
+    for call in answer.tool_calls:
+        _require_tool_call(call, name)
     if answer.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
         raise AnswerUnusable(f"{name} has the finish_reason {answer.finish_reason!r}; expected stop or length.")
     if answer.finish_reason == FinishReason.LENGTH and not (answer.text or answer.reasoning or answer.tool_calls):
@@ -99,3 +120,12 @@ def _checked(answer: object, name: str) -> Answer:
             f"{name} is empty and ends with length; give it a text, because no engine samples nothing."
         )
     return answer
+
+
+def _require_tool_call(call: object, name: str) -> None:
+    is_pair = isinstance(call, Sequence) and not isinstance(call, str) and len(call) == 2
+    if not (is_pair and isinstance(call[0], str) and isinstance(call[1], Mapping)):  # type: ignore[index]
+        raise AnswerUnusable(
+            f"{name} has the tool call {show_value(call)}; expected (name, {{argument: value}}), as in "
+            'tool_calls=[("look", {"at": "door"})].'
+        )

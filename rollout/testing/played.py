@@ -51,12 +51,15 @@ class Played:
         trajectory: the rollout as a trainer reads it; `rollout.trainer.check` finds what is wrong with its tokens.
         failure: what the environment raised, if the rollout failed.
         unused_answers: the answers of the test's list that nobody asked for.
+        close_failure: the traceback of the first attempt whose `Environment.close` failed or did not end; None if all
+            were closed. It changes nothing of the score.
     """
 
     turns: tuple[PlayedTurn, ...] = field(repr=False)
     trajectory: Trajectory = field(repr=False)
     failure: Failure | None = None
     unused_answers: tuple[Answer, ...] = ()
+    close_failure: str | None = None
 
     @property
     def status(self) -> RolloutStatus:

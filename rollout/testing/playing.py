@@ -3,13 +3,16 @@
 import asyncio
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from pydantic import ValidationError
+
 from rollout.config.environment_class import EnvironmentUnusable, class_problem
+from rollout.config.problems import describe_problem, show_key
 from rollout.environments.base import Environment, EnvironmentSettings, Retry
 from rollout.records.task import Task
 from rollout.session.session import PolicyClient
@@ -19,6 +22,8 @@ from rollout.testing.played import Played, RecordingSession
 from rollout.testing.policies import answering_policy
 from rollout.trainer.reading.reader import TrajectoryReader
 from rollout.worker.attempt import Attempt, RunMetadata
+from rollout.worker.failures import Failure
+from rollout.worker.leaving import run_leaving_behind
 from rollout.worker.resources import open_shared_resources
 from transports import open_queue
 
@@ -70,7 +75,7 @@ async def play(
     Raises:
         OutOfAnswers: the environment asked for more answers than the list has.
         AnswerUnusable: an answer has a wrong type, or its tool calls cannot be written in the model's format.
-        EnvironmentUnusable: no instance of the class can be made.
+        EnvironmentUnusable: no instance of the class can be made, or its settings are wrong.
     """
     maker = _EnvironmentMaker.of(environment, settings)
     if (answers is None) == (policy is None):
@@ -81,10 +86,10 @@ async def play(
     script = AnswerScript(answers)
     with tempfile.TemporaryDirectory(prefix="rollout-") as directory:
         async with answering_policy(Path(directory), script, allow=allow) as scripted_policy:
-            played = await _play_attempts(maker, _task_of(task), scripted_policy, timeout)
+            played = await _play_attempts(maker, _task_of(task), scripted_policy, timeout, script.note_retry)
     if script.error is not None:
         raise script.error
-    return Played(played.turns, played.trajectory, played.failure, script.unused)
+    return replace(played, unused_answers=script.unused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ class _EnvironmentMaker:
         if (problem := class_problem(environment)) is not None:
             raise EnvironmentUnusable(f"{getattr(environment, '__name__', environment)} {problem}.")
         if not isinstance(settings, EnvironmentSettings):
-            settings = environment.Settings.model_validate(settings or {})
+            settings = _check_settings(environment, settings or {})
         return cls(environment, settings, None)
 
     @property
@@ -119,10 +124,34 @@ class _EnvironmentMaker:
         return environment
 
 
-async def _play_attempts(maker: _EnvironmentMaker, task: Task, policy: PolicyClient, timeout: float) -> Played:
+def _check_settings(environment_class: type[Environment], settings: Mapping[str, Any]) -> EnvironmentSettings:
+    model = environment_class.Settings
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        problems = [
+            f"{show_key(('settings', *problem['loc']))}: {describe_problem(model, problem, problem['input'])}"
+            for problem in error.errors(include_url=False)
+            if problem["type"] != "default_factory_not_called"  # follows from the problem of another key
+        ]
+    raise EnvironmentUnusable(
+        "\n".join(
+            [*problems, f"{environment_class.__name__} has the settings {', '.join(model.model_fields) or '(none)'}."]
+        )
+    )
+
+
+async def _play_attempts(
+    maker: _EnvironmentMaker,
+    task: Task,
+    policy: PolicyClient,
+    timeout: float,
+    note_retry: Callable[[Retry], object] = lambda _: None,
+) -> Played:
     """Play attempts as a worker does; their records cross a memory queue and are read as a trainer does."""
     metadata = RunMetadata("test", maker.environment_class.__name__, policy.engine.model, "0", "0" * 16)
     url = f"memory://{uuid.uuid4().hex}"
+    close_failures: list[Failure] = []
     async with (
         open_queue(url) as queue,
         TrajectoryReader(open_queue(url)) as reader,
@@ -135,11 +164,15 @@ async def _play_attempts(maker: _EnvironmentMaker, task: Task, policy: PolicyCli
                 await attempt.play(partial(maker.make, shared_resources), timeout=timeout)
                 break
             except Retry as retry:
+                note_retry(retry)
                 if attempt_number == maker.max_attempts:
                     await attempt.finish_without_playing(retry)
+            finally:
+                close_failures += [attempt.close_failure] if attempt.close_failure is not None else []
         trajectory = await reader.receive(timeout=timeout)
     assert trajectory is not None
-    return Played(session.recorded_turns, trajectory, attempt.failure)
+    close_failure = close_failures[0].traceback or close_failures[0].full_traceback if close_failures else None
+    return Played(session.recorded_turns, trajectory, attempt.failure, close_failure=close_failure)
 
 
 def _task_of(task: Task | Mapping[str, Any] | None) -> Task:
@@ -155,7 +188,7 @@ def play_at_once(
     allow: Sequence[Path] = (),
     timeout: float = _TIMEOUT,
 ) -> Played:
-    """Play one rollout in an event loop of its own; see `play`.
+    """Play one rollout in an event loop of its own; see `play`. What does not let itself be ended is left behind.
 
     Raises:
         RuntimeError: an event loop runs already, so `play` must be awaited.
@@ -164,7 +197,7 @@ def play_at_once(
         raise RuntimeError(
             "an event loop runs already; in a test that is a coroutine, write `await rollout.testing.play(…)`"
         )
-    return asyncio.run(play(environment, task, settings=settings, answers=answers, allow=allow, timeout=timeout))
+    return run_leaving_behind(play(environment, task, settings=settings, answers=answers, allow=allow, timeout=timeout))
 
 
 def _loop_is_running() -> bool:

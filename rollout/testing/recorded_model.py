@@ -1,7 +1,7 @@
 """A model that gives the answers of a recorded rollout again, as long as the environment asks what it asked then."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -18,8 +18,10 @@ from rollout.records.messages import (
     require_bounded,
     require_conversation,
 )
+from rollout.records.stream import RolloutAlreadyFinished
 from rollout.records.tools import require_tools
 from rollout.session.chat_arguments import refuse_arguments
+from rollout.session.chat_calls import ChatCalls
 from rollout.testing.recorded_turns import RecordedTurn
 from rollout.testing.replay_report import Difference, compare_messages, compare_tools
 from rollout.value_limits import TooMuchTextError
@@ -41,12 +43,12 @@ class RecordedEnd:
 
 
 class RecordedModel:
-    """The `Model` of a replay. After `stopped` is set, no call returns.
+    """The `Model` of one attempt of a replay. After `stopped` is set, no call returns.
 
     Attributes:
         stopped: set at the first difference, and where a rollout goes on that was ended from outside.
         difference: the first turn at which the environment says something else.
-        played: the recorded turns that the environment asked for again.
+        played_turns: the recorded turns that the environment asked for again.
         last_limit: which limit the latest turn met.
     """
 
@@ -55,10 +57,12 @@ class RecordedModel:
         self._recorded_numbers = {recorded.turn for recorded in turns}
         self._end = end
         self._image_policy = image_policy
+        self._calls = ChatCalls()
+        self._refusal: str | None = None
         self._next_turn = 0
         self.stopped = asyncio.Event()
         self.difference: Difference | None = None
-        self.played: set[int] = set()
+        self.played_turns: set[int] = set()
         self.last_limit = RolloutLimit.NONE
 
     @property
@@ -66,16 +70,31 @@ class RecordedModel:
         """The recorded turns that the environment has not asked for."""
         return [recorded.turn for recorded in self._unplayed]
 
-    async def chat(
+    def close_unawaited_calls(self) -> int:
+        """Close the calls of `chat` that nobody awaits; return how many there were."""
+        return self._calls.close_unawaited()
+
+    def refuse_calls(self, reason: str = "a turn of it was interrupted") -> None:
+        """Let no turn follow."""
+        self._refusal = self._refusal or reason
+
+    def chat(
         self,
         messages: list[Message],
         *,
-        tools: Sequence[Any] | None = None,
-        sampling: Any = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        sampling: Mapping[str, Any] | None = None,
         **unknown: object,
-    ) -> Reply:
+    ) -> Coroutine[Any, Any, Reply]:
         """See `rollout.environments.base.Model.chat`."""
         refuse_arguments(unknown)
+        return self._calls.add(self._chat(messages, tools, sampling))
+
+    async def _chat(
+        self, messages: list[Message], tools: Sequence[Mapping[str, Any]] | None, sampling: Mapping[str, Any] | None
+    ) -> Reply:
+        if self._refusal is not None:
+            raise RolloutAlreadyFinished(f"this rollout cannot go on: {self._refusal}")
         turn, self._next_turn = self._next_turn, self._next_turn + 1
         require_conversation(messages)
         require_tools(tools, "chat(tools=…)")
@@ -86,7 +105,7 @@ class RecordedModel:
         found = next((one for one in self._unplayed if one.has_conversation(conversation, tools_digest)), None)
         if found is not None:
             self._unplayed.remove(found)
-            self.played.add(found.turn)
+            self.played_turns.add(found.turn)
             self.last_limit = self._limit_of(found)
             return found.reply
         if self._was_too_long(turn):
@@ -144,3 +163,7 @@ class RecordedModel:
         self.stopped.set()
         while True:
             await asyncio.Event().wait()
+
+
+RecordedModel._chat.__qualname__ = "model.chat"
+"""What environments call it; Python names a coroutine that lacks its `await` so."""

@@ -3,13 +3,17 @@
     report = await replay(Path("runs/guess-20260801-101500-1f2e"), "000003.1")
     assert report.same, report
 
-No engine is needed. The environment gets the recorded task and the settings of the run.
+No engine is needed. The environment gets the recorded task and the settings of the run. An attempt that ends with
+`Retry` is played again from its start, as a worker does.
 """
 
 import asyncio
 import tempfile
-from contextlib import suppress
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
@@ -17,41 +21,35 @@ import anyio.to_thread
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.pool import RendererPool, shared_pool
 from renderers_adapter.special_text import SpecialText
-from rollout.config.load import Config, load_config
+from rollout.config.load import Config
 from rollout.engine import errors as engine_errors
 from rollout.engine.errors import EngineError
-from rollout.environments.base import describe_method
-from rollout.errors import ConfigurationError
+from rollout.environments.base import Environment, Retry
+from rollout.errors import error_text, flatten_exceptions
 from rollout.images import ImagePolicy
-from rollout.import_path import search_last
 from rollout.paths import resolve_path
 from rollout.records.kinds import RolloutLimit, RolloutStatus
 from rollout.records.task import Task
-from rollout.rundir.directory import RUN_CONFIG_NAME
+from rollout.testing.recorded_config import CannotReplay, load_replay_config
 from rollout.testing.recorded_model import RecordedEnd, RecordedModel
 from rollout.testing.recorded_turns import read_turns
 from rollout.testing.replay_report import Difference, ReplayReport
 from rollout.testing.score_comparison import compare_ends
 from rollout.trainer.reading.archive import find_trajectory
 from rollout.trainer.trajectory import Trajectory
-from rollout.worker.closing import EnvironmentCloser
-from rollout.worker.failures import make_printable
-from rollout.worker.resources import open_shared_resources
-from rollout.worker.scores import CheckedScore, check_score
+from rollout.worker.containment import LoopWatchdog, enter_attempt_context, refuse_exits
+from rollout.worker.failures import requested_retry
+from rollout.worker.leaving import run_leaving_behind
+from rollout.worker.resources import SharedResourcesFailed, open_shared_resources
+from rollout.worker.running import EnvironmentRun, RunResult
 
 _TIMEOUT = 300.0
-_CLEANUP_TIMEOUT = 5.0
-_UNREQUESTED_CANCELLATION = "the environment raised a cancellation of its own"
 _READER_ERRORS = ("Unfinished", "LostRecords", "DigestMismatch", "RecordError")
 _ENGINE_ERRORS = tuple(
     name for name, error in vars(engine_errors).items() if isinstance(error, type) and issubclass(error, EngineError)
 )
 _OUTSIDE_ERRORS = frozenset((*_READER_ERRORS, *_ENGINE_ERRORS))
 """Errors by which a rollout ends whatever its environment says."""
-
-
-class CannotReplay(ConfigurationError):
-    """A rollout has no records from which it could be played again, or its environment is not known."""
 
 
 async def replay(
@@ -67,92 +65,150 @@ async def replay(
 
     Raises:
         NoArchive, RolloutNotFound: the run recorded nothing, or no such rollout.
-        CannotReplay: the rollout has no start, or it is not known which environment played it.
+        CannotReplay: the rollout has no start, it is not known which environment played it, what the environment shares
+            cannot be opened, or every attempt ends with `Retry`.
         ConfigFileError: the environment cannot be imported, or its settings are no longer right.
     """
+    return await _replay(run_directory, rollout, config, timeout, watch_loop=lambda _: nullcontext())
+
+
+def replay_at_once(
+    run_directory: Path | str, rollout: str, *, config: Path | None = None, timeout: float = _TIMEOUT
+) -> ReplayReport:
+    """Play a recorded rollout again in an event loop of its own; see `replay`.
+
+    An environment that holds the loop is interrupted after `timeout`, or after `worker.block_timeout` if this is
+    shorter. One that does not let itself be ended is left behind.
+    """
+    return run_leaving_behind(_replay_watched(run_directory, rollout, config, timeout))
+
+
+async def _replay_watched(run_directory: Path | str, rollout: str, config: Path | None, timeout: float) -> ReplayReport:
+    refuse_exits(asyncio.get_running_loop())
+    is_main_thread = threading.current_thread() is threading.main_thread()  # no other thread can be interrupted
+    return await _replay(
+        run_directory, rollout, config, timeout, watch_loop=LoopWatchdog if is_main_thread else lambda _: nullcontext()
+    )
+
+
+async def _replay(
+    run_directory: Path | str,
+    rollout: str,
+    config: Path | None,
+    timeout: float,
+    *,
+    watch_loop: Callable[[float], AbstractContextManager[object]],
+) -> ReplayReport:
     directory = resolve_path(Path(run_directory))
     trajectory = await find_trajectory(directory, rollout)
     if trajectory.started is None:
         raise CannotReplay(
             f"{trajectory.identity} has no record of its start, so its task is not known. Choose another."
         )
-    settings = _load_config(directory, trajectory.environment, config)
-    renderers, notes = await _open_renderers(settings)
+    settings, notes = load_replay_config(directory, trajectory.environment, config)
+    renderers = await _open_renderers(settings)
+    if renderers is None:
+        notes.append(
+            f"the tokenizer of {settings.model.path} cannot be opened here, so answers are taken from the recorded "
+            "messages, in which malformed tool calls are text"
+        )
     turns = read_turns(trajectory, renderers)
     end = _recorded_end(trajectory)
     if end.from_outside:
         notes.append(f"the recorded rollout was ended from outside, so its end is not compared: {end.description}")
     with tempfile.TemporaryDirectory(prefix="rollout-") as images:
-        model = RecordedModel(turns, end, _image_policy(settings, Path(images)))
-        outcome = await _play(settings, Task(**trajectory.started.task), model, timeout)
-    differences = _find_differences(trajectory, end, model, outcome)
-    same_turns = len(model.played)
+        new_model = partial(RecordedModel, turns, end, _image_policy(settings, Path(images)))
+        with watch_loop(min(settings.worker.block_timeout, timeout)):
+            played = await _play(settings, Task(**trajectory.started.task), new_model, timeout)
+    if played.retries and played.retry is None:
+        notes.append(f"played again after Retry: {'; '.join(error_text(retry) for retry in played.retries)}")
+    if played.retry is not None and not _ended_with_retry(trajectory):
+        raise CannotReplay(
+            f"{trajectory.identity} cannot be played again: each of {len(played.retries)} attempts ended with Retry: "
+            f"{error_text(played.retry)}. A Retry says nothing about the recorded answers. What the environment asks "
+            "besides the policy, such as a judge or a sandbox, is asked in a replay, too: let it answer, or give a "
+            "YAML without it with --config."
+        )
+    differences = _find_differences(trajectory, end, played)
+    same_turns = len(played.model.played_turns)
     return ReplayReport(trajectory.identity, len(turns), same_turns, tuple(differences), tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)
-class _Stopped:
-    """The model gave no more answers."""
+class _Played:
+    """What came of all attempts.
+
+    Attributes:
+        model: the model of the last attempt.
+        result: the score of the last attempt, or what ended it; None: the model gave no more answers.
+        retries: the `Retry` of each attempt that ended with one.
+        retry: that of the last attempt, if it did.
+    """
+
+    model: RecordedModel
+    result: RunResult | None
+    retries: tuple[Retry, ...] = ()
+    retry: Retry | None = None
 
 
-async def _play(
-    config: Config, task: Task, model: RecordedModel, timeout: float
-) -> CheckedScore | BaseException | _Stopped:
-    """Play until the environment has a score, raises, or says something else than it said then."""
-    async with open_shared_resources(config.environment_class, config.environment_settings) as shared_resources:
-        return await _play_until_stopped(config, shared_resources, task, model, timeout)
+async def _play(config: Config, task: Task, new_model: Callable[[], RecordedModel], timeout: float) -> _Played:
+    """Play attempts until one says something about the environment, but at most as many as a worker."""
+    retries: list[Retry] = []
+    try:
+        async with open_shared_resources(config.environment_class, config.environment_settings) as shared_resources:
+            while True:
+                model = new_model()
+                result = await _play_attempt(config, shared_resources, task, model, timeout)
+                retry = requested_retry(list(flatten_exceptions(result))) if isinstance(result, BaseException) else None
+                retries += [retry] if retry is not None else []
+                if retry is None or len(retries) == config.worker.max_attempts:
+                    return _Played(model, result, tuple(retries), retry)
+    except SharedResourcesFailed as error:
+        raise CannotReplay(str(error)) from error
 
 
-async def _play_until_stopped(
+async def _play_attempt(
     config: Config, shared_resources: object, task: Task, model: RecordedModel, timeout: float
-) -> CheckedScore | BaseException | _Stopped:
-    playing = asyncio.ensure_future(_run_environment(config, shared_resources, task, model))
+) -> RunResult | None:
+    """Play until the environment has a score, raises, or says something else than it said then."""
+
+    def new_environment() -> Environment:
+        environment = config.new_environment()
+        environment.shared_resources = shared_resources
+        return environment
+
+    enter_attempt_context(model.refuse_calls)
+    refuse_calls = partial(model.refuse_calls, "its environment is being closed")
+    run = EnvironmentRun(new_environment, task, model, before_closing=refuse_calls)
     stopping = asyncio.ensure_future(model.stopped.wait())
     try:
-        await asyncio.wait((playing, stopping), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((*run.ended, stopping), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if model.stopped.is_set():
-            return _Stopped()
-        if not playing.done():
-            return TimeoutError(f"the environment is not done within {timeout:g} s")
-        return RuntimeError(_UNREQUESTED_CANCELLATION) if playing.cancelled() else playing.result()
+            return None
+        result = run.result
+        return TimeoutError(f"the environment is not done within {timeout:g} s") if result is None else result
     finally:
-        for task_ in (playing, stopping):
-            task_.cancel()
-        await asyncio.wait((playing, stopping), timeout=_CLEANUP_TIMEOUT)
+        stopping.cancel()
+        await run.end()
 
 
-async def _run_environment(
-    config: Config, shared_resources: object, task: Task, model: RecordedModel
-) -> CheckedScore | BaseException:
-    """Make the environment, run it and close it; return its score, or what it raised."""
-    closer = EnvironmentCloser()
-    try:
-        closer.environment = environment = config.new_environment()
-        environment.shared_resources = shared_resources
-        returned = await environment.run(task, model)
-        return check_score(returned, describe_method(environment, environment.scoring_method), model.played)
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # noqa: BLE001 - whatever an environment raises is its rollout's end
-        return make_printable(error)
-    finally:
-        await closer.close()
+def _ended_with_retry(trajectory: Trajectory) -> bool:
+    return (trajectory.error or {}).get("type") == Retry.__name__
 
 
-def _find_differences(
-    trajectory: Trajectory, end: RecordedEnd, model: RecordedModel, outcome: CheckedScore | BaseException | _Stopped
-) -> list[Difference]:
+def _find_differences(trajectory: Trajectory, end: RecordedEnd, played: _Played) -> list[Difference]:
+    model, result = played.model, played.result
     if model.difference is not None:
         return [model.difference]
-    if isinstance(outcome, _Stopped):
+    if result is None:
         return []
     differences = []
     if model.unplayed_turns:
         turn = min(model.unplayed_turns)
         differences.append(Difference("turns", turn, "the environment ends before it; the recorded rollout had it"))
-    if end.from_outside and not (differences and isinstance(outcome, BaseException)):
+    if end.from_outside and not (differences and isinstance(result, BaseException)):
         return differences
-    return [*differences, *compare_ends(trajectory, end, outcome, model.last_limit)]
+    return [*differences, *compare_ends(trajectory, end, result, model.last_limit)]
 
 
 def _recorded_end(trajectory: Trajectory) -> RecordedEnd:
@@ -172,34 +228,14 @@ def _recorded_end(trajectory: Trajectory) -> RecordedEnd:
     return RecordedEnd(", ".join(parts), trajectory.limit, from_outside)
 
 
-def _load_config(directory: Path, environment: str, file: Path | None) -> Config:
-    """Load the configuration that names the environment: the given one, or what the run wrote down."""
-    # By default a run's directory is in `runs`, beside the YAML and the modules of the environment.
-    search_last(str(directory.parent.parent))
-    if file is not None:
-        return load_config(file)
-    candidates = (directory / f"{environment}.yaml", directory / RUN_CONFIG_NAME)
-    for candidate in candidates:
-        if candidate.is_file() and (config := load_config(candidate)).run.name == environment:
-            return config
-    raise CannotReplay(
-        f"{directory} has no configuration of the environment {environment}: neither {environment}.yaml nor "
-        f"{RUN_CONFIG_NAME} is of it. Name its YAML with --config."
-    )
-
-
-async def _open_renderers(config: Config) -> tuple[RendererPool | None, list[str]]:
-    """Open what reads sampled tokens; if the model is not on this machine, say what follows from that."""
+async def _open_renderers(config: Config) -> RendererPool | None:
+    """Open what reads sampled tokens; None if the model is not on this machine."""
     model = config.model
     with suppress(AdapterError, OSError):
-        pool = await anyio.to_thread.run_sync(
+        return await anyio.to_thread.run_sync(
             shared_pool, model.path, model.renderer, model.template, SpecialText(model.special_text)
         )
-        return pool, []
-    return None, [
-        f"the tokenizer of {model.path} cannot be opened here, so answers are taken from the recorded messages, in "
-        "which malformed tool calls are text"
-    ]
+    return None
 
 
 def _image_policy(config: Config, directory: Path) -> ImagePolicy:

@@ -1,6 +1,7 @@
 """Compares how a rollout ends today with how it ended when it was recorded."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 
 from rollout.environments.base import ContextExhausted
@@ -14,6 +15,8 @@ from rollout.worker.scores import CheckedScore
 
 _TOLERANCE = 1e-9
 """Of a number that is a sum, whose terms may come in another order."""
+_PLACE_IN_CODE = re.compile(r" \([^()\n]*, line \d+\)")
+"""Where a method is, as an error names it; a comment above it moves it, and changes nothing."""
 
 
 def compare_ends(
@@ -41,10 +44,18 @@ def _compare_errors(trajectory: Trajectory, end: RecordedEnd, error: BaseExcepti
     is_unscored = all(isinstance(leaf, ContextExhausted) for leaf in flatten_exceptions(error))
     if is_unscored and trajectory.status is RolloutStatus.UNSCORED:
         return
-    if not is_unscored and trajectory.status is RolloutStatus.FAILED and trajectory.error == failure.as_record():
+    if (
+        not is_unscored
+        and trajectory.status is RolloutStatus.FAILED
+        and (_without_places(trajectory.error or {}) == _without_places(failure.as_record()))
+    ):
         return
     text = f"the environment raises {failure.type}: {failure.message}; recorded is {end.description}"
     yield Difference("error", None, text, tuple((failure.traceback or "").splitlines()))
+
+
+def _without_places(error: Mapping[str, str]) -> dict[str, str]:
+    return {key: _PLACE_IN_CODE.sub("", text) for key, text in error.items()}
 
 
 def _compare_scores(trajectory: Trajectory, score: CheckedScore, last_limit: RolloutLimit) -> Iterator[Difference]:

@@ -1,33 +1,26 @@
 """One attempt at a rollout, from its started record to its one finished record, whatever the environment does."""
 
 import asyncio
-import contextvars
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import anyio
 import structlog
 
-from rollout.environments.base import ContextExhausted, Environment, describe_method
+from rollout.environments.base import ContextExhausted, Environment
 from rollout.errors import RolloutError, flatten_exceptions
 from rollout.records.kinds import RolloutFinished, RolloutLimit, RolloutStatus
 from rollout.records.stream import AttemptId, RolloutStream
 from rollout.session.session import PolicyClient, Session
 from rollout.tasks.orders import RolloutOrder
-from rollout.worker.closing import EnvironmentCloser, wait_until_closed
 from rollout.worker.containment import enter_attempt_context
-from rollout.worker.failures import Failure, ScoreError, describe_failure, make_printable, requested_retry
-from rollout.worker.scores import CheckedScore, check_score
+from rollout.worker.failures import Failure, describe_failure, requested_retry
+from rollout.worker.running import EnvironmentRun
 from transports import Queue, QueueError
 
 log = structlog.get_logger()
-
-_UNREQUESTED_CANCELLATION = "the environment raised a cancellation of its own"
-_CLEANUP_TIMEOUT = 5.0
-"""Seconds in which a cancelled environment can clean up, before it is closed."""
-_RunResult = CheckedScore | BaseException
 
 
 class RolloutStopped(RolloutError):
@@ -78,8 +71,9 @@ class RunMetadata:
 class Attempt:
     """Plays one order with a fresh environment.
 
-    After `play`, `failure` says what the environment or the engine raised, if the rollout failed.
-    `stream.finished_record` is then the finished record, unless the infrastructure or the queue failed.
+    After `play`, `failure` says what the environment or the engine raised, if the rollout failed, and `close_failure`
+    what was wrong with the environment's `close`. `stream.finished_record` is then the finished record, unless the
+    infrastructure or the queue failed.
     """
 
     def __init__(
@@ -103,9 +97,8 @@ class Attempt:
         )
         self.session = Session(policy, self.stream)
         self.failure: Failure | None = None
+        self.close_failure: Failure | None = None
         self._started = False
-        self._closer = EnvironmentCloser()
-        self._is_cancelling_environment = False
         self._cancel_scope = anyio.CancelScope()
         self._stop_reason: RolloutStopped | None = None
 
@@ -164,33 +157,24 @@ class Attempt:
         )
 
     async def _run_until_deadline(self, new_environment: Callable[[], Environment], timeout: float) -> RolloutFinished:
-        # A separate task: an environment that ignores its cancellation is left behind.
-        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
-        run_result: asyncio.Future[_RunResult] = loop.create_future()
-        environment_task = loop.create_task(self._run_and_close(new_environment, run_result), context=context)
-        run_ended: list[asyncio.Future[Any]] = [run_result, environment_task]
+        run = EnvironmentRun(
+            new_environment,
+            self.order.task,
+            self.session,
+            before_closing=partial(self.stream.refuse_steps, "its environment is being closed"),
+        )
         self._cancel_scope.deadline = anyio.current_time() + timeout
         try:
             with self._cancel_scope:
-                await asyncio.wait(run_ended, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(run.ended, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            with anyio.CancelScope(shield=True):
-                if not run_result.done():
-                    self._is_cancelling_environment = True
-                    environment_task.cancel()
-                    await asyncio.wait(run_ended, timeout=_CLEANUP_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-                if run_result.done() or environment_task.done():
-                    await wait_until_closed(environment_task)
-                else:
-                    # It waits for a thread, or it catches the cancellation.
-                    log.warning(
-                        "the environment does not let itself be ended, and is left behind", seconds=_CLEANUP_TIMEOUT
-                    )
-                    await wait_until_closed(loop.create_task(self._close(), context=context))
+            await run.end()
+            self.close_failure = run.close_failure
         if self._cancel_scope.cancelled_caught:
             timeout_error = RolloutTimeout(f"not done within {timeout:g} s (worker.rollout_timeout)")
             return await self._finish_with_error(self._stop_reason or timeout_error)
-        score = run_result.result()
+        score = run.result
+        assert score is not None
         if isinstance(score, BaseException):
             return await self._finish_after_exception(score)
         limit = self.session.last_limit if score.limit is RolloutLimit.NONE else score.limit
@@ -202,47 +186,6 @@ class Attempt:
             rewards=score.rewards,
             turn_rewards=score.turn_rewards,
         )
-
-    async def _run_and_close(
-        self, new_environment: Callable[[], Environment], run_result: "asyncio.Future[_RunResult]"
-    ) -> None:
-        """Run the environment and close it in the same task, as task groups and time-outs that it holds open need it.
-
-        The result is known before the environment is closed, so that nothing which ends the closing changes it.
-        """
-        run_result.set_result(await self._run_environment(new_environment))
-        await self._close()
-
-    async def _close(self) -> None:
-        self.stream.refuse_steps("its environment is being closed")
-        await self._closer.close()
-
-    async def _run_environment(self, new_environment: Callable[[], Environment]) -> _RunResult:
-        """Return the environment's score, or what it raised, such that it can be printed.
-
-        Everything that calls the environment's code happens here, also what its score and its exception do when they
-        are looked at. Nothing is raised, because a task that raises SystemExit ends the event loop.
-        """
-        try:
-            self._closer.environment = environment = new_environment()
-            method = describe_method(environment, environment.scoring_method)
-            returned = await environment.run(self.order.task, self.session)
-            await asyncio.sleep(0)  # a cancellation that it asked for itself must not meet `close`
-            if self.session.close_unawaited_calls():
-                raise ScoreError(
-                    f"{method} called `chat` without waiting for the reply, so the turn was never played; "
-                    "write `await model.chat(…)`"
-                )
-            return check_score(returned, method, self.session.played_turns)
-        except asyncio.CancelledError as error:
-            if self._is_cancelling_environment:
-                return error
-            # Nobody cancelled this rollout. If this passed on, the rollout would end without a reason.
-            cancellation_error = RuntimeError(_UNREQUESTED_CANCELLATION)
-            cancellation_error.__cause__ = error
-            return cancellation_error
-        except BaseException as error:  # noqa: BLE001 - whatever an environment raises is its rollout's end
-            return make_printable(error)
 
     async def _finish_after_exception(self, error: BaseException) -> RolloutFinished:
         leaf_errors = list(flatten_exceptions(error))

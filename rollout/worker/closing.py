@@ -13,7 +13,7 @@ import structlog
 
 from rollout.environments.base import Environment, WrongReturn, describe_method
 from rollout.records.wrong_types import describe_wrong_type
-from rollout.worker.failures import describe_failure, make_printable
+from rollout.worker.failures import Failure, describe_failure, make_printable
 
 log = structlog.get_logger()
 
@@ -28,14 +28,16 @@ class EnvironmentCloser:
 
     Attributes:
         environment: the environment; None as long as none was made.
+        failure: what `close` raised, or that it took too long; None as long as nothing is wrong.
     """
 
     def __init__(self) -> None:
         self.environment: Environment | None = None
+        self.failure: Failure | None = None
         self._has_begun = False
 
     async def close(self) -> None:
-        """Close the environment, if this has not begun already. Nothing is raised: what fails is logged."""
+        """Close the environment, if this has not begun already. Nothing is raised: what fails is logged and kept."""
         if self.environment is None or self._has_begun:
             return
         self._has_begun = True
@@ -45,17 +47,25 @@ class EnvironmentCloser:
             async with deadline:
                 await _call_close(self.environment)
         except BaseException as error:  # noqa: BLE001 - whatever `close` raises must not change how its rollout ended
-            event = (
-                "close of the environment took too long" if deadline.expired() else "close of the environment failed"
-            )
-            log.warning(event, exception=describe_failure(make_printable(error)).full_traceback)
+            event = "close of the environment failed"
+            if deadline.expired():
+                event = "close of the environment took too long"
+                cause, error = error, TimeoutError(f"close did not end within {_CLOSE_TIMEOUT:g} s")
+                error.__cause__ = cause
+            self.failure = describe_failure(make_printable(error))
+            log.warning(event, exception=self.failure.full_traceback)
+
+    def leave_behind(self) -> None:
+        """Note that `close` does not end."""
+        self.failure = describe_failure(TimeoutError("close does not let itself be ended, and is left behind"))
+        log.warning("close of the environment does not let itself be ended, and is left behind")
 
 
-async def wait_until_closed(closing_task: "asyncio.Task[Any]") -> None:
-    """Wait for a task that closes an environment, and go on without it if it does not end."""
+async def wait_until_closed(closing_task: "asyncio.Task[Any]", closer: EnvironmentCloser) -> None:
+    """Wait for the task in which an environment is closed, and go on without it if it does not end."""
     await asyncio.wait([closing_task], timeout=_CLOSE_TIMEOUT + _CANCELLED_CLOSE_TIMEOUT)
     if not closing_task.done():
-        log.warning("close of the environment does not let itself be ended, and is left behind")
+        closer.leave_behind()
 
 
 async def _forget_cancellations() -> None:

@@ -30,8 +30,9 @@ _HURRIED_BLOCK_TIMEOUT = 2.0
 _HURRIED_EXIT_TIMEOUT = 15.0
 _OWN_MODULE_PREFIXES = ("rollout.", "transports.", "renderers_adapter.")
 _ENVIRONMENT_CALLER_PREFIXES = (
-    *("rollout.environments.", "rollout.worker.attempt.", "rollout.worker.failures.", "rollout.worker.scores."),
-    *("rollout.worker.closing.", "rollout.worker.resources.", "rollout.worker.process.", "rollout.launch.in_process."),
+    *("rollout.environments.", "rollout.worker.running.", "rollout.worker.attempt.", "rollout.worker.failures."),
+    *("rollout.worker.scores.", "rollout.worker.closing.", "rollout.worker.resources.", "rollout.worker.process."),
+    "rollout.launch.in_process.",
 )
 """Those of our modules that call environments or are environments.
 
@@ -48,7 +49,7 @@ The rollout that called them cannot go on: its own state may be left half change
 """
 
 
-_ATTEMPT_FILE = str(Path(__file__).with_name("attempt.py"))
+_ATTEMPT_FILES = tuple(str(Path(__file__).with_name(name)) for name in ("attempt.py", "running.py"))
 
 
 class ForkRefused(RuntimeError):
@@ -253,6 +254,6 @@ def _describe_own_code(frame: FrameType | None) -> str | None:
     if module is None or module.startswith(_ENVIRONMENT_CALLER_PREFIXES):
         return None
     summary = traceback.extract_stack(frame)
-    if not any(entry.filename in (_ATTEMPT_FILE, __file__) for entry in summary):
+    if not any(entry.filename in (*_ATTEMPT_FILES, __file__) for entry in summary):
         return None
     return f"{module.rstrip('.')} ({summary[-1].filename}, line {summary[-1].lineno}), which works for one rollout,"

@@ -21,7 +21,7 @@ from rollout.records.stream import RolloutAlreadyFinished
 from rollout.records.task import Task
 from rollout.session.session import PolicyClient
 from rollout.trainer import check
-from rollout.worker import attempt, closing, containment, worker
+from rollout.worker import closing, containment, running, worker
 from rollout.worker.containment import LoopWatchdog
 from tests.unit.worker.harness import QUESTION, ScriptedEnvironment, play_one_task, play_one_turn, worker_harness
 
@@ -47,7 +47,7 @@ class Closes(ScriptedEnvironment):
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     Closes.made, Closes.closed, Closes.in_close = [], [], lambda _: None
     monkeypatch.setattr(worker, "_RETRY_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(attempt, "_CLEANUP_TIMEOUT", 0.1)
+    monkeypatch.setattr(running, "_CLEANUP_TIMEOUT", 0.1)
     monkeypatch.setattr(closing, "_CLOSE_TIMEOUT", 0.2)
     monkeypatch.setattr(closing, "_CANCELLED_CLOSE_TIMEOUT", 0.1)
 

@@ -79,7 +79,7 @@ async def test_what_is_left_of_a_lost_group_is_abandoned_also_what_had_not_begun
 async def test_a_rollout_that_does_not_let_itself_be_ended_is_left_behind(
     config: Config, policy: PolicyClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollout.worker.attempt._CLEANUP_TIMEOUT", 0.1)
+    monkeypatch.setattr("rollout.worker.running._CLEANUP_TIMEOUT", 0.1)
     go = anyio.Event()
 
     async def stubborn(*_: object) -> Score:

@@ -1,0 +1,32 @@
+"""The calls of `chat` of one rollout, and which of them nobody awaits."""
+
+import inspect
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+from rollout.environments.base import Reply
+
+ChatCall = Coroutine[Any, Any, Reply]
+
+
+class ChatCalls:
+    """Remembers the calls of `chat` until somebody awaits them."""
+
+    def __init__(self) -> None:
+        self._calls: list[ChatCall] = []
+
+    def add(self, call: ChatCall) -> ChatCall:
+        """Remember a call, and return it."""
+        self._calls = [*_unawaited(self._calls), call]
+        return call
+
+    def close_unawaited(self) -> int:
+        """Close the calls that nobody awaits, whose turns were never played; return how many there were."""
+        unawaited = _unawaited(self._calls)
+        for call in unawaited:
+            call.close()
+        return len(unawaited)
+
+
+def _unawaited(calls: Iterable[ChatCall]) -> list[ChatCall]:
+    return [call for call in calls if inspect.getcoroutinestate(call) == inspect.CORO_CREATED]

@@ -1,0 +1,78 @@
+"""Which configuration a replay plays with: what the run wrote down, or one that the user names."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from rollout.config.load import Config, load_config
+from rollout.config.source import ConfigFileError, read_document
+from rollout.errors import ConfigurationError
+from rollout.import_path import search_last
+from rollout.rundir.directory import RUN_CONFIG_NAME
+
+
+class CannotReplay(ConfigurationError):
+    """A rollout has no records to play it from, its environment is not known, or what it needs fails today."""
+
+
+def load_replay_config(directory: Path, environment: str, file: Path | None) -> tuple[Config, list[str]]:
+    """Return the configuration that names the environment, and notes about it for the reader of the report.
+
+    Args:
+        directory: the run's directory.
+        environment: the name of the environment in the run.
+        file: the YAML to play with; None: what the run wrote down.
+
+    Raises:
+        CannotReplay: the run wrote down no configuration of this environment.
+        ConfigFileError: the environment cannot be imported, or its settings are no longer right.
+    """
+    # By default a run's directory is in `runs`, beside the YAML and the modules of the environment.
+    search_last(str(directory.parent.parent))
+    if file is None:
+        return _load_recorded(directory, environment), []
+    config = load_config(file)
+    return config, list(_describe_other_environment(config, directory, environment))
+
+
+def _load_recorded(directory: Path, environment: str) -> Config:
+    try:
+        for file in _recorded_files(directory, environment):
+            if (config := load_config(file)).run.name == environment:
+                return config
+    except ConfigFileError as error:
+        raise ConfigFileError(
+            f"{error}\nThe run wrote this file down when it began. If a module or a key has another place or name "
+            "today, leave this file as it is, and give today's YAML with --config."
+        ) from None
+    raise CannotReplay(
+        f"{directory} has no configuration of the environment {environment}: neither {environment}.yaml nor "
+        f"{RUN_CONFIG_NAME} is of it. Name its YAML with --config."
+    )
+
+
+def _recorded_files(directory: Path, environment: str) -> list[Path]:
+    return [file for file in (directory / f"{environment}.yaml", directory / RUN_CONFIG_NAME) if file.is_file()]
+
+
+def _describe_other_environment(config: Config, directory: Path, environment: str) -> Iterator[str]:
+    """Yield how a configuration is of another environment than the recorded one."""
+    if config.run.name != environment:
+        yield f"{config.file_name} has another run.name: {config.run.name}; recorded is {environment}"
+    recorded_class = _recorded_class(directory, environment)
+    if recorded_class not in (None, config.environment_class_path):
+        yield (
+            f"{config.file_name} has another environment.class: {config.environment_class_path}; recorded is "
+            f"{recorded_class}"
+        )
+
+
+def _recorded_class(directory: Path, environment: str) -> object:
+    """Return the class that the run wrote down, which perhaps can no longer be imported; None if it is not known."""
+    for file in _recorded_files(directory, environment):
+        with suppress(ConfigFileError):
+            data = read_document(file, []).data
+            run, section = data.get("run"), data.get("environment")
+            if isinstance(run, dict) and isinstance(section, dict) and run.get("name") == environment:
+                return section.get("class")
+    return None

@@ -1,0 +1,60 @@
+"""An event loop that ends although tasks in it do not: `asyncio.run` would wait for them for ever.
+
+An environment, or a tool of it, may catch its cancellation or wait for a thread. Then its rollout ends without it, and
+here its event loop does, too.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+_LEAVING_TIMEOUT = 3.0
+"""Seconds in which the tasks and threads that are left must end, before they are left behind."""
+_T = TypeVar("_T")
+_left_behind: list["asyncio.Task[Any]"] = []
+"""Keeps the tasks that were left behind: Python complains of one that is destroyed before it is done."""
+
+
+def run_leaving_behind(main: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine in an event loop of its own, as `asyncio.run` does, and return what it returns.
+
+    When it is done, what is left in the loop is cancelled. What has not ended after a few seconds is left behind.
+    """
+    # Not as a context manager: the end of a Runner waits for every task.
+    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+    loop = runner.get_loop()
+    try:
+        return runner.run(main)
+    finally:
+        _end_loop(loop)
+
+
+def _end_loop(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_until_complete(_cancel_what_is_left())
+    finally:
+        _left_behind.extend(asyncio.all_tasks(loop))
+        loop.set_exception_handler(lambda *_: None)  # nobody can do anything about these tasks any more
+        loop.close()
+
+
+async def _cancel_what_is_left() -> None:
+    loop = asyncio.get_running_loop()
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    ended = await _wait(left)
+    for task in ended:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            message = "a task raised an exception while its event loop was ended"
+            loop.call_exception_handler({"message": message, "exception": error, "task": task})
+    # Neither of them is cancelled if it takes too long: the second one would then wait without an end.
+    await _wait({loop.create_task(loop.shutdown_asyncgens()), loop.create_task(loop.shutdown_default_executor())})
+
+
+async def _wait(tasks: "set[asyncio.Task[Any]]") -> "set[asyncio.Task[Any]]":
+    """Wait for tasks, but not for long; return those that have ended."""
+    if not tasks:
+        return set()
+    ended, _ = await asyncio.wait(tasks, timeout=_LEAVING_TIMEOUT)
+    return ended

@@ -1,0 +1,96 @@
+"""An event loop ends although tasks and threads in it do not."""
+
+import asyncio
+import contextlib
+import gc
+import threading
+
+import pytest
+
+from rollout.worker import leaving
+from rollout.worker.leaving import run_leaving_behind
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaving, "_LEAVING_TIMEOUT", 0.05)
+
+
+async def never_end() -> None:
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+
+def test_what_is_left_is_cancelled_and_can_clean_up() -> None:
+    events = []
+
+    async def main() -> int:
+        async def wait() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0)
+                events.append("cleaned up")
+
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        assert not task.done()
+        return 5
+
+    assert run_leaving_behind(main()) == 5
+    assert events == ["cleaned up"]
+
+
+def test_a_task_that_catches_its_cancellation_is_left_behind_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    async def main() -> str:
+        asyncio.get_running_loop().create_task(never_end())
+        await asyncio.sleep(0)
+        return "done"
+
+    assert run_leaving_behind(main()) == "done"
+    gc.collect()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_thread_is_not_waited_for() -> None:
+    may_end = threading.Event()
+
+    async def main() -> str:
+        asyncio.get_running_loop().run_in_executor(None, may_end.wait)
+        return "done"
+
+    assert run_leaving_behind(main()) == "done"
+    assert not may_end.is_set()
+    may_end.set()
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), KeyboardInterrupt(), SystemExit(3)], ids=["bug", "ctrl", "exit"]
+)
+def test_what_the_coroutine_raises_is_raised(error: BaseException) -> None:
+    async def main() -> None:
+        asyncio.get_running_loop().create_task(never_end())
+        await asyncio.sleep(0)
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        run_leaving_behind(main())
+    assert raised.value is error
+
+
+def test_an_error_of_what_is_left_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async def fail() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise ValueError("no cleaning up")
+
+        task = asyncio.create_task(fail())
+        await asyncio.sleep(0)
+        assert not task.done()
+
+    run_leaving_behind(main())
+    assert "a task raised an exception while its event loop was ended" in caplog.text
+    assert "no cleaning up" in caplog.text
