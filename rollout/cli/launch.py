@@ -21,6 +21,7 @@ from rollout.cli.output import (
     print_report,
     print_table,
     print_text_or_json,
+    warn_of_close_failures,
     warn_of_passwords,
     with_errors,
 )
@@ -174,6 +175,8 @@ def _print_summary(
         if (warning := warn_if_all_limited(totals["limits"], totals["status"], config)) is not None:
             line = f"{environment.name}: {warning}"
             console.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
+    if (warning := warn_of_close_failures(report)) is not None:
+        console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
     print_errors(console, errors, state.directory.path)
     if report["rollouts"] < report["total"]:
         console.print(f"go on with: rollout launch --resume {state.directory.path}", highlight=False, soft_wrap=True)

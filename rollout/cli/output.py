@@ -140,6 +140,14 @@ def describe_retries(report: Mapping[str, Any]) -> str:
     )
 
 
+def warn_of_close_failures(report: Mapping[str, Any]) -> str | None:
+    """Say in how many rollouts `close` of the environment failed, and where its tracebacks are; None if in none."""
+    if not (count := report["close_failures"]):
+        return None
+    rollouts = "1 rollout" if count == 1 else f"{count:,} rollouts"
+    return f"close of the environment failed in {rollouts}: rollout logs {report['run_dir']} --level warning"
+
+
 @dataclass(frozen=True, slots=True)
 class RolloutFailure:
     """A rollout that ended with an error.

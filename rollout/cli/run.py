@@ -18,6 +18,7 @@ from rollout.cli.output import (
     print_errors,
     print_report,
     print_table,
+    warn_of_close_failures,
     warn_of_passwords,
     with_errors,
 )
@@ -95,6 +96,8 @@ def _print_summary(state: "RunState", config: "Config", errors: Sequence[Distinc
         rows.append(("repeated", escape(describe_retries(report))))
     print_table(console, [(f"[dim]{name}[/dim]", value) for name, value in rows])
     if (warning := warn_if_all_limited(report["limits"], report["status"], config)) is not None:
+        console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
+    if (warning := warn_of_close_failures(report)) is not None:
         console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
     print_errors(console, errors, state.directory.path)
     for violation in trainer.violations[:_MAX_VIOLATIONS_SHOWN]:

@@ -147,6 +147,7 @@ class RunState:
             "retry_reason": self.worker_counters.retry_reason,
             "request_retries": self.engine.retry_count if self.engine is not None else 0,
             "limits": dict(self.worker_counters.limits),
+            "close_failures": self.worker_counters.close_failures,
             "queue_bytes": self.worker_counters.queue_bytes,
             "trainer": {
                 "trajectories": self.trainer_counters.trajectories,

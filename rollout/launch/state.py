@@ -254,5 +254,6 @@ def _summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "tokens": sum(outcome.tokens for outcome in outcomes),
         "retries": sum(outcome.retries for outcome in outcomes),
         "retry_reason": next((outcome.retry_reason for outcome in outcomes if outcome.retry_reason), None),
+        "close_failures": sum(outcome.close_failed for outcome in outcomes),
         "limits": dict(Counter(outcome.limit for outcome in outcomes if outcome.limit != RolloutLimit.NONE)),
     }

@@ -86,6 +86,7 @@ class Outcome:
         metrics: the metrics of its score.
         retries: how many attempts followed one that the infrastructure failed, whose worker died, or whose environment
             asked for another one.
+        close_failed: whether `close` of its environment failed or took too long.
         retry_reason: why an environment last asked for another attempt at it; None if none did.
     """
 
@@ -103,6 +104,7 @@ class Outcome:
     traceback: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     retries: int = 0
+    close_failed: bool = False
     retry_reason: str | None = None
 
 

@@ -56,6 +56,7 @@ class WorkerCounters:
         limits: how many of them each limit stopped.
         retries: attempts that followed one that the infrastructure failed, whose worker died, or whose environment
             asked for another one.
+        close_failures: attempts whose environment could not be closed.
         retry_reason: why an environment last asked for another attempt; None if none did.
         queue_bytes: bytes of the records of the rollouts that ended.
         prompt_sources: how many prompts came from each source, in the rollouts that ended.
@@ -69,6 +70,7 @@ class WorkerCounters:
     tokens: int = 0
     images: int = 0
     retries: int = 0
+    close_failures: int = 0
     retry_reason: str | None = None
     queue_bytes: int = 0
     prompt_sources: Counter[PromptSource] = field(default_factory=Counter)
@@ -81,6 +83,7 @@ class WorkerCounters:
             self.status_counts[finished_record.status.value] += 1
             if finished_record.limit is not RolloutLimit.NONE:
                 self.limits[finished_record.limit.value] += 1
+        self.close_failures += attempt.close_failure is not None
         self.turns += session.turns_done
         self.tokens += session.sampled_tokens
         self.images += session.image_count
@@ -320,5 +323,6 @@ def _make_outcome(attempt: Attempt, retries: int, retry_reason: str | None) -> O
         traceback=attempt.failure.traceback if attempt.failure is not None else None,
         metrics=dict(finished_record.metrics),
         retries=retries,
+        close_failed=attempt.close_failure is not None,
         retry_reason=retry_reason,
     )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rollout.cli.output import describe_retries, print_table
+from rollout.cli.output import describe_retries, print_table, warn_of_close_failures
 from tests.unit.cli.in_process import run_cli
 from tests.unit.cli.terminal import WIDTH, run_in_terminal
 
@@ -98,6 +98,12 @@ def test_a_summary_is_aligned_on_a_terminal_while_a_file_gets_plain_progress(
     assert plain.startswith("rollouts  4 of 4  (4 failed)\nreward    none\n"), plain
     printed = re.sub(r"^\d+/4 rollouts.*\n", "", shown.piped, flags=re.MULTILINE)  # progress, where it took long
     assert printed == "said\n" * 4, "no bar, although colours are forced"
+
+
+def test_a_close_that_failed_is_said_with_where_to_look() -> None:
+    assert warn_of_close_failures({"close_failures": 0, "run_dir": "runs/one"}) is None
+    warning = warn_of_close_failures({"close_failures": 3, "run_dir": "runs/one"})
+    assert warning == "close of the environment failed in 3 rollouts: rollout logs runs/one --level warning"
 
 
 @pytest.mark.parametrize(

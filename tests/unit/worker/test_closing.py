@@ -19,6 +19,7 @@ from rollout.engine.errors import EngineUnreachable
 from rollout.environments.base import ContextExhausted, Model, Retry, Score
 from rollout.records.stream import RolloutAlreadyFinished
 from rollout.records.task import Task
+from rollout.rundir.claims import Claims
 from rollout.session.session import PolicyClient
 from rollout.trainer import check
 from rollout.worker import closing, containment, running, worker
@@ -257,6 +258,7 @@ async def test_a_close_that_fails_is_logged_and_changes_nothing(
     assert (logged["event"], logged["log_level"]) == (event, "warning")
     assert told in logged["exception"]
     assert len(Closes.closed) == 1
+    assert [outcome.close_failed for outcome in Claims(tmp_path / "claims").outcomes()] == [True]
 
 
 async def test_a_close_that_catches_its_cancellation_is_left_behind(
