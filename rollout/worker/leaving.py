@@ -5,14 +5,13 @@ here its event loop does, too.
 """
 
 import asyncio
+import ctypes
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 _LEAVING_TIMEOUT = 3.0
 """Seconds in which the tasks and threads that are left must end, before they are left behind."""
 _T = TypeVar("_T")
-_left_behind: list["asyncio.Task[Any]"] = []
-"""Keeps the tasks that were left behind: Python complains of one that is destroyed before it is done."""
 
 
 def run_leaving_behind(main: Coroutine[Any, Any, _T]) -> _T:
@@ -33,9 +32,18 @@ def _end_loop(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_until_complete(_cancel_what_is_left())
     finally:
-        _left_behind.extend(asyncio.all_tasks(loop))
+        for task in asyncio.all_tasks(loop):
+            _keep_for_ever(task)
         loop.set_exception_handler(lambda *_: None)  # nobody can do anything about these tasks any more
         loop.close()
+
+
+def _keep_for_ever(task: "asyncio.Task[Any]") -> None:
+    """Count one more reference to a task, so that not even the end of the process destroys it.
+
+    To destroy it is to raise GeneratorExit in it. Code that catches everything in a loop would then run for ever.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(task))
 
 
 async def _cancel_what_is_left() -> None:

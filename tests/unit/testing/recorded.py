@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
-from rollout.environments.base import Environment
+from rollout.environments.base import Environment, Retry
 from rollout.records.task import Task
 from rollout.session.session import PolicyClient
 from rollout.tasks.orders import RolloutOrder
@@ -22,7 +22,7 @@ TASK = Task(id="task", index=0, seed=1, data={"question": "Say a word."})
 
 
 async def record(directory: Path, environment: Environment, answers: Any, *, timeout: float = 60.0) -> None:
-    """Record a rollout as a worker would, with these answers."""
+    """Record a rollout as a worker would in its last attempt, with these answers."""
     async with answering_policy(directory / "images", AnswerScript(answers)) as policy:
         await record_with(directory, environment, policy, timeout=timeout)
 
@@ -40,7 +40,10 @@ async def record_with(
     async with open_queue(f"file://{quote(str(directory))}/trajectories?retain=true") as queue:
         attempt = Attempt(RolloutOrder(TASK, 0, 1), 1, policy, metadata, queue)
         attempt.session = RecordingSession(policy, attempt.stream)
-        await attempt.play(lambda: environment, timeout=timeout)
+        try:
+            await attempt.play(lambda: environment, timeout=timeout)
+        except Retry as retry:
+            await attempt.finish_without_playing(retry)
 
 
 def write_config(

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import gc
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -51,6 +53,32 @@ def test_a_task_that_catches_its_cancellation_is_left_behind_in_silence(capfd: p
     assert run_leaving_behind(main()) == "done"
     gc.collect()
     assert capfd.readouterr() == ("", "")
+
+
+CATCHES_EVERYTHING = """
+import asyncio
+from rollout.worker import leaving
+
+async def never_end():
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except BaseException:
+            pass
+
+async def main():
+    asyncio.get_running_loop().create_task(never_end())
+    await asyncio.sleep(0)
+
+leaving._LEAVING_TIMEOUT = 0.05
+leaving.run_leaving_behind(main())
+"""
+
+
+def test_a_process_ends_though_a_task_catches_everything() -> None:
+    command = [sys.executable, "-c", CATCHES_EVERYTHING]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 def test_a_thread_is_not_waited_for() -> None:

@@ -1,0 +1,193 @@
+"""`replay` of attempts that say nothing, and of environments and configurations that are not what they were."""
+
+import asyncio
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from rollout.config.source import ConfigFileError
+from rollout.environments.base import Environment, EnvironmentSettings, Model, Reply, Retry, Score, Turn
+from rollout.records.task import Task
+from rollout.testing import CannotReplay, replay
+from rollout.testing.replaying import replay_at_once
+from rollout.worker import closing, containment, leaving, running
+from tests.unit.testing import games
+from tests.unit.testing.recorded import ROLLOUT, WORDS, record, write_config
+
+
+@pytest.fixture(scope="module")
+def game(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a game of three turns."""
+    directory = tmp_path_factory.mktemp("run")
+    asyncio.run(record(directory, games.Game(games.GameSettings()), WORDS))
+    return directory
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "_CLEANUP_TIMEOUT", 0.05)
+    monkeypatch.setattr(closing, "_CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(closing, "_CANCELLED_CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(leaving, "_LEAVING_TIMEOUT", 0.05)
+    monkeypatch.setattr(containment, "_CHECK_INTERVAL", 0.02)
+
+
+class AsksOnce(Environment):
+    async def run(self, task: Task, model: Model) -> Score:
+        await model.chat([{"role": "user", "content": "Say a word."}])
+        return Score(1.0)
+
+
+class AsksInVain(AsksOnce):
+    """Calls the model once more, without waiting for it."""
+
+    async def run(self, task: Task, model: Model) -> Score:
+        score = await super().run(task, model)
+        model.chat([{"role": "user", "content": "Say another one."}])  # type: ignore[unused-coroutine]
+        return score
+
+
+class AsksAgain(games.Game):
+    """Its judge fails so many times in this process."""
+
+    failures_left: ClassVar[int]
+
+    def score(self) -> Score:
+        if AsksAgain.failures_left:
+            AsksAgain.failures_left -= 1
+            raise Retry("the judge sleeps")
+        return super().score()
+
+
+class Stays(games.Game):
+    async def step(self, reply: Reply) -> Turn:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+
+class Holds(games.Game):
+    async def step(self, reply: Reply) -> Turn:
+        time.sleep(3600)  # noqa: ASYNC251 - that is the point
+        raise AssertionError("never reached")
+
+
+class CannotShare(games.Game):
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def shared(cls, settings: Any) -> Any:
+        raise ConnectionRefusedError("no sandboxes")
+        yield
+
+
+async def test_a_call_that_nobody_awaits_is_found(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    await record(run, AsksOnce(EnvironmentSettings()), ["moon"])
+    write_config(run, AsksInVain)
+    (difference,) = (await replay(run, ROLLOUT)).differences
+    assert difference.what == "error"
+    assert "called `chat` without waiting for the reply" in difference.text
+
+
+WRONG_SCORE = """
+from rollout.environments.base import Environment
+{comment}class WrongScore(Environment):
+    async def run(self, task, model):
+        return {score}
+"""
+
+
+@pytest.mark.parametrize(
+    ("comment", "score", "same"), [("# more\n", "5", True), ("", "'5'", False)], ids=["moved", "other"]
+)
+async def test_the_place_in_an_error_is_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comment: str, score: str, same: bool
+) -> None:
+    module = tmp_path / f"wrong_score_{same}.py"
+    module.write_text(WRONG_SCORE.format(comment="", score="5"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = tmp_path / "run"
+    imported = __import__(module.stem)
+    await record(run, imported.WrongScore(EnvironmentSettings()), [])
+    del sys.modules[module.stem]
+    module.write_text(WRONG_SCORE.format(comment=comment, score=score))
+    today = __import__(module.stem)
+    write_config(run, today.WrongScore)
+    report = await replay(run, ROLLOUT)
+    assert report.same is same, report
+
+
+async def test_a_retry_is_played_again(game: Path) -> None:
+    write_config(game, AsksAgain)
+    AsksAgain.failures_left = 2
+    report = await replay(game, ROLLOUT)
+    assert report.same, report
+    assert report.same_turns == 3
+    assert report.notes == ("played again after Retry: the judge sleeps; the judge sleeps",)
+
+
+async def test_a_retry_of_every_attempt_is_no_difference_but_an_error(game: Path) -> None:
+    write_config(game, AsksAgain)
+    AsksAgain.failures_left = 4
+    with pytest.raises(
+        CannotReplay, match=r"each of 3 attempts ended with Retry: the judge sleeps\. .* asked in a replay"
+    ):
+        await replay(game, ROLLOUT)
+    assert AsksAgain.failures_left == 1
+
+
+async def test_a_rollout_that_failed_with_a_retry_is_compared_as_others(tmp_path: Path) -> None:
+    AsksAgain.failures_left = 100
+    await record(tmp_path / "run", AsksAgain(games.GameSettings()), WORDS)
+    write_config(tmp_path / "run", AsksAgain)
+    assert (await replay(tmp_path / "run", ROLLOUT)).same
+    AsksAgain.failures_left = 0
+    (difference,) = (await replay(tmp_path / "run", ROLLOUT)).differences
+    assert difference.text == "the environment gives the reward 3.5; recorded is failed, Retry: the judge sleeps"
+
+
+async def test_what_cannot_be_shared_is_no_difference_but_an_error(game: Path) -> None:
+    write_config(game, CannotShare)
+    with pytest.raises(CannotReplay, match="no sandboxes"):
+        await replay(game, ROLLOUT)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("today", "error"), [(Stays, "TimeoutError: the environment is not done"), (Holds, "EventLoopHeld")]
+)
+def test_what_does_not_end_is_left_behind_or_interrupted(game: Path, today: type[Environment], error: str) -> None:
+    write_config(game, today)
+    report = replay_at_once(game, ROLLOUT, timeout=0.2)
+    assert report.differences[-1].text.startswith(f"the environment raises {error}")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "environment:\n  class: missing.module:Game\n",
+        "environment:\n  class: tests.unit.testing.games:Game\n  rounds: 3\n",
+    ],
+    ids=["module", "setting"],
+)
+async def test_a_configuration_that_is_no_longer_right_leads_to_the_option(game: Path, config: str) -> None:
+    write_config(game, games.Game).write_text(config)
+    with pytest.raises(ConfigFileError, match="leave this file as it is, and give today's YAML with --config"):
+        await replay(game, ROLLOUT)
+
+
+async def test_a_configuration_of_another_environment_is_noted(game: Path, tmp_path: Path) -> None:
+    write_config(game, games.Game)
+    other = write_config(tmp_path, games.OtherScore, name="other.yaml")
+    other.write_text(other.read_text().replace("name: game", "name: chess"))
+    notes = (await replay(game, ROLLOUT, config=other)).notes
+    assert notes == (
+        f"{other} has another run.name: chess; recorded is game",
+        f"{other} has another environment.class: tests.unit.testing.games:OtherScore; recorded is "
+        "tests.unit.testing.games:Game",
+    )
+    assert (await replay(game, ROLLOUT, config=write_config(tmp_path, games.Game))).notes == ()
