@@ -2,6 +2,12 @@
 
 import os
 import sys
+import threading
+import time
+from contextlib import suppress
+
+_EXIT_TIMEOUT = 10.0
+"""Seconds in which the process must end after its command is done."""
 
 
 def main() -> None:
@@ -16,7 +22,24 @@ def main() -> None:
             raise
         sys.stderr.write(f"rollout: {type(error).__name__}: {error}: {conflict}.\n")
         sys.exit(2)
-    run_command()
+    try:
+        run_command()
+    except SystemExit as ended:
+        _force_exit_later(ended.code if isinstance(ended.code, int) else 1)
+        raise
+
+
+def _force_exit_later(code: int) -> None:
+    """End the process even if a thread of an environment does not end, for which Python would wait for ever."""
+
+    def force_exit() -> None:
+        time.sleep(_EXIT_TIMEOUT)
+        os._exit(code)
+
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    threading.Thread(target=force_exit, name="exit", daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -5,13 +5,16 @@ import contextlib
 import time
 from typing import ClassVar, Literal
 
+import anyio.to_thread
 from pydantic import Field
 
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 
 
 class NeverEndsSettings(EnvironmentSettings):
-    does: Literal["scores", "stays", "starts_a_task", "holds"] = Field(default="scores", description="What it does.")
+    does: Literal["scores", "stays", "starts_a_task", "hangs_in_a_thread", "holds"] = Field(
+        default="scores", description="What it does."
+    )
 
 
 class NeverEnds(Environment):
@@ -25,6 +28,8 @@ class NeverEnds(Environment):
             await stay()
         if self.settings.does == "starts_a_task":
             self.tasks_left.append(asyncio.create_task(stay()))
+        if self.settings.does == "hangs_in_a_thread":
+            await anyio.to_thread.run_sync(time.sleep, 3600, abandon_on_cancel=True)
         if self.settings.does == "holds":
             time.sleep(3600)  # noqa: ASYNC251 - that is the point
         return Score(1.0)

@@ -33,7 +33,9 @@ def config(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("does", "code", "status"), [("stays", 1, {"failed": 1}), ("starts_a_task", 0, {"ok": 1})], ids=["run", "task"]
+    ("does", "code", "status"),
+    [("stays", 1, {"failed": 1}), ("starts_a_task", 0, {"ok": 1}), ("hangs_in_a_thread", 1, {"failed": 1})],
+    ids=["run", "task", "thread"],
 )
 def test_a_run_ends_without_what_does_not_end(config: Path, does: str, code: int, status: dict[str, int]) -> None:
     ran = command("run", str(config), "--json", does=does)
@@ -47,9 +49,10 @@ def test_a_run_ends_without_what_does_not_end(config: Path, does: str, code: int
     [
         ("stays", 1, "the environment raises TimeoutError: the environment is not done within 1 s"),
         ("starts_a_task", 0, "the same as recorded"),
+        ("hangs_in_a_thread", 1, "the environment raises TimeoutError: the environment is not done within 1 s"),
         ("holds", 1, "the environment raises EventLoopHeld"),
     ],
-    ids=["run", "task", "loop"],
+    ids=["run", "task", "thread", "loop"],
 )
 def test_a_replay_ends_without_what_does_not_end(config: Path, does: str, code: int, text: str) -> None:
     assert command("run", str(config), "--json", does="scores").returncode == 0
