@@ -260,17 +260,22 @@ class MovingEnvironment(ColorCodeword):
     Settings = MovingSettings
 
 
-def test_a_secret_that_a_check_moves_or_copies_is_written_as_its_variable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"S": "s3cr3tvalue", "T": "aaa-token"}.items():
-        monkeypatch.setenv(name, value)
+@pytest.fixture
+def moving_config(tmp_path: Path) -> Path:
     path = tmp_path / "env.yaml"
     path.write_text(
         f"environment: {{class: '{__name__}:MovingEnvironment', apiKey: '${{S}}', keys: [zz, '${{T}}']}}\n"
         "model: {name: m, path: m, renderer: qwen3-vl}\n"
     )
-    loaded = load_config(path)
+    return path
+
+
+def test_a_secret_that_a_check_moves_or_copies_is_written_as_its_variable(
+    moving_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"S": "s3cr3tvalue", "T": "aaa-token"}.items():
+        monkeypatch.setenv(name, value)
+    loaded = load_config(moving_config)
     RunDirectory(tmp_path).save_config(loaded, "config.yaml")
     environment = yaml.safe_load((tmp_path / "config.yaml").read_text())["environment"]
     assert environment["apiKey"] == "${S}"
@@ -280,15 +285,10 @@ def test_a_secret_that_a_check_moves_or_copies_is_written_as_its_variable(
 
 
 def test_a_short_value_or_a_plain_word_is_replaced_only_in_its_own_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moving_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"S": "true", "T": "Be"}.items():
         monkeypatch.setenv(name, value)
-    path = tmp_path / "env.yaml"
-    path.write_text(
-        f"environment: {{class: '{__name__}:MovingEnvironment', apiKey: '${{S}}', keys: [zz, '${{T}}']}}\n"
-        "model: {name: m, path: m, renderer: qwen3-vl}\n"
-    )
-    environment = load_config(path).as_written()["environment"]
+    environment = load_config(moving_config).as_written()["environment"]
     assert (environment["apiKey"], environment["keys"]) == ("${S}", ["${T}", "zz"])
     assert (environment["header"], environment["mode"]) == ("Bearer true", "true")

@@ -2,93 +2,31 @@
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from renderers_adapter.pool import RendererPool, shared_pool
+from renderers_adapter.pool import shared_pool
 from renderers_adapter.rendered import UnsupportedConversation
 from rollout.config.sampling import SamplingError
-from rollout.engine.errors import EngineAborted, UnusableCompletion
-from rollout.engine.protocol import Generation
-from rollout.engine.request import GenerateRequest
+from rollout.engine.errors import EngineAborted
 from rollout.images import ImageError
 from rollout.records.messages import MessageError
 from rollout.session.prompt import summarize_prompt_sources
 from rollout.trainer import check, samples
-from tests.programs.engine_double import ScriptedAnswer
-from tests.programs.in_process import InProcessRollout
-from tests.programs.programs import ProgramResources, make_world
+from tests.programs.programs import ProgramResources
+from tests.unit.session.scripted import Message, ScriptedRollout, tool, user
 
-Message = dict[str, Any]
 Play = Callable[..., Awaitable[Any]]
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {}}}]
 CALL = '<tool_call>\n{"name": "look", "arguments": {"n": 1}}\n</tool_call>'
 
 
-def user(*said: Any) -> Message:
-    return {"role": "user", "content": parts(said)}
-
-
-def tool(*said: Any) -> Message:
-    return {"role": "tool", "content": parts(said)}
-
-
-def parts(said: tuple[Any, ...]) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": part} if isinstance(part, str) else part for part in said]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> ProgramResources:
-    return make_world(tmp_path_factory.mktemp("images"), tiny_model)
-
-
 @pytest.fixture
 def picture(world: ProgramResources) -> Callable[[int], dict[str, Any]]:
     return lambda number: {"type": "image_url", "image_url": {"url": world.uris[number]}}
-
-
-class ScriptedRollout:
-    """A rollout whose answers a test gives as text."""
-
-    def __init__(self, world: ProgramResources, pool: RendererPool) -> None:
-        self.in_process = InProcessRollout(pool, world.directory, world.images)
-        self.pool = pool
-
-    async def answer(
-        self, messages: list[Message], text: str, *, finish: str = "stop", closed: bool = True, tools: Any = None
-    ) -> Any:
-        tokens = [*self.pool.tokenizer.encode(text), *([self.pool.stop_token_ids[0]] if closed else [])]
-        self.in_process.engine.scripted_answers = [ScriptedAnswer(tuple(tokens), finish)]
-        reply = await self.in_process.session.chat(messages, tools=tools)
-        messages.append(reply.message)
-        return reply
-
-    @property
-    def sources(self) -> list[str]:
-        return [step.prompt_source for step in self.in_process.steps]
-
-    def follows(self, later: int, earlier: int) -> bool:
-        """Whether a turn's prompt begins with all that an earlier one saw and sampled."""
-        whole = self.in_process.engine.turns[earlier].prompt_and_completion
-        return self.in_process.engine.turns[later].logical[: len(whole)] == whole
-
-
-@pytest.fixture
-async def script(world: ProgramResources) -> ScriptedRollout:
-    made = ScriptedRollout(world, world.pools["qwen3-vl"])
-    await made.in_process.begin()
-    return made
-
-
-@pytest.fixture
-async def thinking(world: ProgramResources) -> ScriptedRollout:
-    made = ScriptedRollout(world, world.pools["qwen3.5"])
-    await made.in_process.begin()
-    return made
 
 
 @pytest.mark.parametrize("finish", ["length", "stop"])
@@ -360,42 +298,6 @@ async def test_an_error_names_the_message_of_the_whole_conversation(script: Scri
     with pytest.raises(ImageError) as refusal:
         await script.answer(messages, "red")
     assert (refusal.value.message_index, refusal.value.part_index) == (2, 1)
-
-
-async def test_a_step_says_which_tokens_the_engine_was_forbidden_to_sample(script: ScriptedRollout) -> None:
-    await script.answer([user("a")], "red")
-    media = ("<|image_pad|>", "<|video_pad|>", "<|vision_pad|>")
-    banned_ids = tuple(script.pool.tokenizer.token_id(token) for token in media)
-    assert [step.banned_ids for step in script.in_process.steps] == [banned_ids]
-    (sample,) = samples(await script.in_process.finish())
-    assert sample.banned_ids == tuple(sorted(banned_ids))
-
-
-async def test_a_step_of_an_engine_that_cannot_ban_says_that_nothing_was_forbidden(
-    script: ScriptedRollout, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = script.in_process.engine
-    generate = engine.generate
-
-    async def generate_without_bans(request: GenerateRequest) -> Generation:
-        return await generate(replace(request, banned_ids=()))
-
-    messages = [user("a")]
-    await script.answer(messages, "red")
-    monkeypatch.setattr(engine, "generate", generate_without_bans)
-    await script.answer([*messages, user("b")], "blue")
-    assert [bool(step.banned_ids) for step in script.in_process.steps] == [True, False]
-    assert check(await script.in_process.finish()) == []
-
-
-async def test_a_policy_that_samples_a_placeholder_is_not_built_upon(script: ScriptedRollout) -> None:
-    with pytest.raises(UnusableCompletion):
-        await script.answer([user("a")], "<|image_pad|>")
-
-
-async def test_a_policy_that_samples_what_was_forbidden_is_not_built_upon(script: ScriptedRollout) -> None:
-    with pytest.raises(UnusableCompletion, match="told not to sample"):
-        await script.answer([user("a")], "<|video_pad|>")
 
 
 async def test_a_text_model_refuses_images_and_plays_text(world: ProgramResources, tiny_model: Path) -> None:

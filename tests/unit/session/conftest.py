@@ -1,0 +1,27 @@
+"""What tests of single turns share: the model that we ship with some pictures, and rollouts whose answers they give."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.programs.programs import ProgramResources, make_world
+from tests.unit.session.scripted import ScriptedRollout
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> ProgramResources:
+    return make_world(tmp_path_factory.mktemp("images"), tiny_model)
+
+
+@pytest.fixture
+async def script(world: ProgramResources) -> ScriptedRollout:
+    made = ScriptedRollout(world, world.pools["qwen3-vl"])
+    await made.in_process.begin()
+    return made
+
+
+@pytest.fixture
+async def thinking(world: ProgramResources) -> ScriptedRollout:
+    made = ScriptedRollout(world, world.pools["qwen3.5"])
+    await made.in_process.begin()
+    return made
