@@ -11,6 +11,15 @@ import pytest
 from tests.unit.cli.in_process import run_cli
 
 
+def test_every_text_installs_the_distribution_by_its_name(repository: Path) -> None:
+    named = re.compile(r"""pip install (?:-\S+ )*['"]?(rollout[\w-]*)""")
+    texts = [*repository.glob("*.md"), *(repository / "docs").glob("*.md")]
+    texts += [path for package in ("rollout", "transports") for path in (repository / package).rglob("*.py")]
+    found = {(path.name, name) for path in texts for name in named.findall(path.read_text("utf-8"))}
+    assert {name for _, name in found} <= {"rollout-rl", "rollout-vllm"}
+    assert len(found) > 5
+
+
 def test_the_environment_of_the_readme_runs(repository: Path, tmp_path: Path) -> None:
     text = (repository / "README.md").read_text("utf-8")
     program = re.search(r"`squares\.py`[^\n]*:\n\n```python\n(.*?)```", text, re.DOTALL)

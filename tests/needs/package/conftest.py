@@ -28,8 +28,10 @@ class Distributions:
     tracked_files: frozenset[str]
 
 
-def pytest_report_header() -> list[str]:
-    return [f"Python {version}: {path}" for version, path in _PYTHONS.items()]
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which Pythons were tried; a header would be left out with -q."""
+    for version, path in _PYTHONS.items():
+        terminalreporter.write_line(f"Python {version}: {path}")
 
 
 @pytest.fixture(scope="session")

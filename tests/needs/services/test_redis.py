@@ -81,6 +81,18 @@ async def test_a_server_that_stays_away_is_a_named_error(monkeypatch: pytest.Mon
     await queue.aclose()
 
 
+async def test_a_server_that_was_never_there_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+) -> None:
+    monkeypatch.setattr("transports.redis_streams.server._FIRST_ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr("transports.redis_streams.server.RETRY_SECONDS", 3600.0)
+    queue = open_queue(f"redis://127.0.0.1:{unused_tcp_port}/0")
+    with pytest.raises(QueueStorageError, match=r"no server listens at this address \(.+\)\. Start the Redis server"):
+        async with asyncio.timeout(30):
+            await queue.stats()
+    await queue.aclose()
+
+
 async def test_a_put_that_waits_for_a_restarted_server_is_stored_once(start_redis: Callable[..., RedisServer]) -> None:
     server = start_redis("--appendonly", "yes")
     async with open_queue(server.url) as queue:

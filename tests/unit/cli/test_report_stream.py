@@ -80,6 +80,14 @@ def test_the_json_of_a_launch_is_alone_on_stdout(noisy: str, tmp_path: Path) -> 
     assert [text for text in EVERYTHING_PRINTED if text not in output.read_bytes()] == []
 
 
+def test_the_json_of_a_replay_is_alone_on_stdout(noisy: str) -> None:
+    run_directory = json.loads(run_in_subprocess("run", noisy, "--json").stdout)["run_dir"]
+    result = run_in_subprocess("replay", run_directory, "000000.0", "--config", noisy, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["same"] is True
+    assert [text for text in EVERYTHING_PRINTED if text not in result.stderr] == []
+
+
 def test_a_failure_before_there_is_a_report_is_an_object_too() -> None:
     result = run_cli("run", "nowhere.yaml", "--json")
     assert result.returncode == 2

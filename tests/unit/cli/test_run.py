@@ -162,6 +162,11 @@ def test_without_a_limit_every_rollout_may_fail(tmp_path: Path, one_line_environ
     assert (result.returncode, json.loads(result.stdout)["status"], result.stderr) == (1, {"failed": 20}, "")
 
 
+def test_what_a_run_writes_of_its_configuration_is_its_owners_alone(color_codeword: Sequence[str]) -> None:
+    report = json.loads(run_cli("run", *color_codeword, "--json").stdout)
+    assert (Path(report["run_dir"]) / "config.yaml").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_run_whose_every_rollout_was_cut_says_so(color_codeword: Sequence[str]) -> None:
     short = ("--set", "engine.sampling.max_tokens=1")
     text = run_cli("run", *color_codeword, *short)

@@ -1,6 +1,5 @@
 """`rollout serve` as its user meets it: a process that answers until a signal."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -53,7 +52,6 @@ def test_serve_embedded_prints_the_traceback_of_what_a_client_is_told(tmp_path: 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": "."},
     ) as process:
         assert process.stdout is not None
         try:
