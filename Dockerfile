@@ -7,14 +7,14 @@
 
 # Any Debian with Python 3.11 or newer.
 ARG BASE=debian:trixie-slim
-# A file beside this one, or a URL; empty: the newest versions that the wheel allows.
+# A file beside this one, or a URL. Empty: the newest versions that the wheel allows.
 ARG CONSTRAINTS=constraints.txt
-# An index of your own, or of another torch. The names are pip's, which reads them.
+# Your own package index, or one with another torch. pip reads variables with these names.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 
 
-# What all images share: Python, the certificates of https:// and rediss:// servers, and a user that is not root.
+# All images share this: Python, the certificates for https:// and rediss:// servers, and a user that is not root.
 FROM ${BASE} AS python
 # hadolint ignore=DL3008 # Debian keeps no old versions
 RUN apt-get update \
@@ -26,7 +26,7 @@ RUN apt-get update \
 
 
 FROM python AS wheel
-# hadolint ignore=DL3008,DL3009 # as above; and of this stage, only the wheel and what is installed go into an image
+# hadolint ignore=DL3008,DL3009 # as above; only the wheel and the installed packages of this stage go into an image
 RUN apt-get update && apt-get install --yes --no-install-recommends python3-venv
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
@@ -62,7 +62,7 @@ ENV PATH=/opt/rollout/bin:$PATH \
 LABEL org.opencontainers.image.title="rollout" \
       org.opencontainers.image.description="The rollout side of reinforcement learning for multimodal LLMs" \
       org.opencontainers.image.licenses="Apache-2.0"
-# By number, so that Kubernetes knows that it is not root.
+# A number, because Kubernetes cannot tell from a name that the user is not root.
 USER 10001:10001
 WORKDIR /home/rollout
 ENTRYPOINT ["rollout"]

@@ -1,4 +1,4 @@
-# Every target bootstraps .venv by itself; only Python >= 3.11 with pip and venv, and make, must be there.
+# Every target creates .venv by itself. It needs only make and Python >= 3.11 with pip and venv.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 
 .PHONY: demo test test-engine check ci verify dist clean
 
-# An installer that is ten times faster than pip goes into .venv first; where it cannot be had, pip does the work.
+# uv is ten times faster than pip, so it goes into .venv first. Where uv cannot be installed, pip does the work.
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -19,12 +19,12 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	@$(BIN)/rollout run configs/color_codeword.yaml --set engine.sampling.temperature=0
 
-# Half as many processes again as there are cores, because many tests wait for other processes.
+# 1.5 processes for each core, because many tests wait for other processes.
 test: $(READY)
 	@cores=$$(getconf _NPROCESSORS_ONLN || echo 2); \
 	 $(BIN)/python -m pytest --numprocesses $$((cores + cores / 2)) --dist worksteal
 
-# Against a real vLLM on CPU, in an environment of its own (.venv-vllm, 2 GB).
+# The tests against a real vLLM on CPU. vLLM is installed into .venv-vllm, which takes 2 GB.
 test-engine: $(READY)
 	@bash .ci/engine
 
@@ -38,7 +38,7 @@ ci:
 verify:
 	@ROLLOUT_TESTS=full bash .ci/run
 
-# The distributions of the last commit: a file that git does not track cannot get into them.
+# Builds the distributions from the last commit, so that no untracked file gets into them.
 OUT ?= dist
 dist: $(READY)
 	@tree=$$(mktemp -d) && trap 'rm -rf "$$tree"' EXIT && git archive HEAD | tar -x -C "$$tree" && \

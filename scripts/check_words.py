@@ -89,7 +89,7 @@ def check_file(file: str) -> Iterator[str]:
                 yield from check_fields(file, source)
         case ".md":
             texts = markdown_texts(file, Path(file).read_text())
-        case ".lua" | ".sh" | ".toml" | ".yaml":
+        case ".lua" | ".toml" | ".yaml" | ".yml" | "":  # also scripts, the Makefile and the Dockerfile
             texts = comment_texts(file, read_comments(Path(file).read_text(), "--" if file.endswith("lua") else "#"))
         case _:
             return
