@@ -16,6 +16,9 @@ from rollout.errors import RolloutError
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
 from rollout.records.messages import FinishReason, Message
 
+ROOT = -1
+"""The parent of a node that has none: it begins a conversation."""
+
 
 class RecordError(RolloutError):
     """A record is not one of ours, is damaged, or comes from a newer major version."""
@@ -190,18 +193,25 @@ class PromptSource(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class NodeRecord:
-    """One new node of a step; its parent is the node before it in the step.
+class MessageTokens:
+    """A message and the tokens that it adds to its conversation.
 
     Attributes:
-        message: the message in canonical form.
-        run: the tokens that it adds, and which of them the policy sampled.
-        content: (begin, end) of the tokens that are the message's own content, not the template's; none for an answer.
+        message: the message in canonical form, which names images by hash.
+        run: the tokens in logical ids, those of the template included. `run.ids[run.sampled_from:]` were sampled by the
+            policy; a message that it did not sample has `run.sampled_from == len(run.ids)`.
+        content: (begin, end) in `run.ids` of the tokens that are the message's own text, without the template's; empty
+            for an answer, whose own tokens are the sampled ones.
     """
 
     message: Message
     run: TokenRun
     content: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the policy sampled this message in this rollout."""
+        return self.run.sampled_from < len(self.run.ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +249,7 @@ class Step:
     turn: int
     parent: int
     first: int
-    nodes: tuple[NodeRecord, ...]
+    nodes: tuple[MessageTokens, ...]
     images: Mapping[str, Mapping[str, Any]]
     prompt_source: PromptSource
     prompt_length: int

@@ -28,23 +28,23 @@ from rollout.records.fields import (
     require_no_pixels,
     require_plain,
 )
-from rollout.records.kinds import NodeRecord, RecordError
+from rollout.records.kinds import MessageTokens, RecordError
 from rollout.records.messages import ROLES, Message
 
 _TEXT_KEYS = ("reasoning_content", "tool_call_id", "name")
 _IMAGE_HASH_BYTES = range(8, 65)
 
 
-def encode_nodes(nodes: Sequence[NodeRecord]) -> dict[str, Any]:
+def encode_nodes(nodes: Sequence[MessageTokens]) -> dict[str, Any]:
     """Encode the nodes. Only the last may be sampled: the number of its log-probs says how many of its tokens were."""
-    answer_run = nodes[-1].run
-    if any(node.run.sampled_from < len(node.run.ids) for node in nodes[:-1]):
+    answer = nodes[-1]
+    if any(node.sampled for node in nodes[:-1]):
         raise RecordError("a step's nodes before its answer were not sampled in it, and have no log-probs")
     return {
         "messages": [_encode_message(node.message) for node in nodes],
         "ids": np.concatenate([node.run.ids for node in nodes]),
         "lengths": [len(node.run.ids) for node in nodes],
-        "logprobs": answer_run.logprobs if answer_run.sampled_from < len(answer_run.ids) else None,
+        "logprobs": answer.run.logprobs if answer.sampled else None,
         "places": _encode_sparse(
             [[number for slot in node.run.images for number in (slot.offset, slot.length)] for node in nodes]
         ),
@@ -52,7 +52,7 @@ def encode_nodes(nodes: Sequence[NodeRecord]) -> dict[str, Any]:
     }
 
 
-def decode_nodes(wire: Wire) -> tuple[NodeRecord, ...]:
+def decode_nodes(wire: Wire) -> tuple[MessageTokens, ...]:
     messages = [_decode_message(message) for message in pop_field(wire, "messages", list)]
     ids, lengths = pop_token_ids(wire, "ids"), pop_field(wire, "lengths", list)
     if set(map(type, lengths)) != {int}:
@@ -63,7 +63,7 @@ def decode_nodes(wire: Wire) -> tuple[NodeRecord, ...]:
     if len(logprobs) > lengths[-1]:
         raise RecordError(f"the answer has {lengths[-1]} tokens and {len(logprobs)} log-probs")
     image_positions, content_spans = _decode_sparse(wire, "places"), _decode_sparse(wire, "words")
-    nodes: list[NodeRecord] = []
+    nodes: list[MessageTokens] = []
     end, answer_index = 0, len(messages) - 1
     for index, message in enumerate(messages):
         start, end = end, end + lengths[index]
@@ -72,7 +72,7 @@ def decode_nodes(wire: Wire) -> tuple[NodeRecord, ...]:
         image_slots = _decode_image_slots(message, image_positions.pop(index, ()), sampled_from)
         run = TokenRun(LogicalIds(ids[start:end]), sampled_from, node_logprobs, image_slots)
         content = _decode_spans(content_spans.pop(index), end - start) if index in content_spans else ()
-        nodes.append(NodeRecord(message, run, content))
+        nodes.append(MessageTokens(message, run, content))
     if image_positions or content_spans:
         raise RecordError(f"'places' or 'words' are of messages that are not among the {len(messages)} of the record")
     return tuple(nodes)

@@ -13,8 +13,8 @@ from renderers_adapter.geometry import Geometry
 from renderers_adapter.tokens import Placeholder
 from rollout.engine.image_refs import ImageRef
 from rollout.images import PreparedImage
+from rollout.records.kinds import MessageTokens
 from rollout.records.messages import MessageError
-from rollout.session.trace import Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class ImageTable:
         """Return one reference for each placeholder; an image that occurs twice has two."""
         return tuple(self._entries[placeholder.hash].reference for placeholder in placeholders)
 
-    def take_new_records(self, nodes: Iterable[Node]) -> dict[str, Mapping[str, Any]]:
+    def take_new_records(self, nodes: Iterable[MessageTokens]) -> dict[str, Mapping[str, Any]]:
         """Return the records of the images in these nodes that no earlier step described."""
         new_hashes = dict.fromkeys(
             slot.hash for node in nodes for slot in node.run.images if slot.hash not in self._sent_hashes

@@ -24,10 +24,10 @@ from renderers_adapter.tokens import (
     expand,
     extend_path,
 )
-from rollout.records.kinds import PromptSource
+from rollout.records.kinds import ROOT, MessageTokens, PromptSource
 from rollout.records.messages import CanonicalMessage
 from rollout.session.image_table import ImageTable
-from rollout.session.trace import ROOT, DraftNode, PrefixMatch, Trace
+from rollout.session.trace import DigestedMessage, PrefixMatch, Trace
 
 _MAX_CACHED_PATHS = 4
 """For how many branches of a rollout the joined tokens are kept; those of another branch are joined again."""
@@ -83,14 +83,14 @@ class Prompt:
 
     Attributes:
         known_path: the path whose tokens are known; empty if all is rendered.
-        new_nodes: the messages to add below this path.
+        new_messages: the messages to add below this path, in order.
         generation_prompt: the tokens that open the answer.
         full_path: all of this joined; its `last_node` is that of the known path.
         source: where the tokens come from.
     """
 
     known_path: TokenPath
-    new_nodes: tuple[DraftNode, ...]
+    new_messages: tuple[DigestedMessage, ...]
     generation_prompt: LogicalIds
     full_path: TokenPath
     source: PromptSource
@@ -127,14 +127,12 @@ class PromptBuilder:
         source = self._prompt_source(prefix_match, len(messages))
         if prefix_match.last_answer_index != ROOT:
             last_answer = self._trace.nodes[prefix_match.last_answer_index]
-            answer_tokens, new_messages = last_answer.run, messages[last_answer.depth + 1 :]
-            parse_prefix, completion = (
-                as_logical_ids(answer_tokens.ids[: answer_tokens.sampled_from]),
-                as_logical_ids(answer_tokens.ids[answer_tokens.sampled_from :]),
-            )
+            answer_run, new_messages = last_answer.tokens.run, messages[prefix_match.answered_messages :]
+            parse_prefix = LogicalIds(answer_run.ids[: answer_run.sampled_from])
+            completion = LogicalIds(answer_run.ids[answer_run.sampled_from :])
             if not len(parse_prefix) and last_answer.parent != ROOT:
                 # In some templates the model continues its turn after a tool's result; the turn was opened earlier.
-                parse_prefix = concat_ids(*(node.run.ids for node in self._trace.path(last_answer.parent)))
+                parse_prefix = concat_ids(*(run.ids for run in self._trace.path_runs(last_answer.parent)))
             try:
                 bridged = await self._renderers.bridge(
                     parse_prefix, completion, [message.message for message in new_messages], tools
@@ -175,27 +173,29 @@ class PromptBuilder:
         generation_prompt: LogicalIds,
         source: PromptSource,
     ) -> Prompt:
-        new_nodes = tuple(
-            self._draft_node(message, segment) for message, segment in zip(messages, segments, strict=True)
+        new_messages = tuple(
+            (message.digest, self._message_tokens(message, segment))
+            for message, segment in zip(messages, segments, strict=True)
         )
-        runs = [*(draft.run for draft in new_nodes), TokenRun(generation_prompt, len(generation_prompt))]
+        runs = [*(tokens.run for _, tokens in new_messages), TokenRun(generation_prompt, len(generation_prompt))]
         expanded = extend_path(known_path.expanded, expand(runs, pad_id=self._renderers.pad_id))
         full_path = TokenPath(known_path.last_node, concat_ids(known_path.ids, *(run.ids for run in runs)), expanded)
         self._share_memory(full_path)
-        return Prompt(known_path.share_memory_with(full_path), new_nodes, generation_prompt, full_path, source)
+        return Prompt(known_path.share_memory_with(full_path), new_messages, generation_prompt, full_path, source)
 
-    def _draft_node(self, message: CanonicalMessage, segment: MessageSegment) -> DraftNode:
+    def _message_tokens(self, message: CanonicalMessage, segment: MessageSegment) -> MessageTokens:
         image_slots = tuple(
             ImageSlot(mm_hash, offset, self._image_table.token_count(mm_hash))
             for mm_hash, offset in zip(message.image_hashes, segment.image_offsets, strict=True)
         )
-        return DraftNode(message, TokenRun(segment.ids, len(segment.ids), images=image_slots), segment.content_spans)
+        run = TokenRun(segment.ids, len(segment.ids), images=image_slots)
+        return MessageTokens(message.message, run, segment.content_spans)
 
     def _token_path_to(self, leaf: int) -> TokenPath:
         if leaf in self._cached_paths:
             self._cached_paths.move_to_end(leaf)
             return self._cached_paths[leaf]
-        runs = [node.run for node in self._trace.path(leaf)]
+        runs = self._trace.path_runs(leaf)
         return self._cache_path(
             TokenPath(leaf, concat_ids(*(run.ids for run in runs)), expand(runs, pad_id=self._renderers.pad_id))
         )

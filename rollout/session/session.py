@@ -30,7 +30,7 @@ from rollout.engine.request import GenerateRequest
 from rollout.environments.base import ContextExhausted, Reply
 from rollout.images import ImageError, ImagePolicy, prepare_images_async
 from rollout.metrics.worker import WorkerMetrics
-from rollout.records.kinds import NodeRecord, PromptSource, RolloutLimit, Step
+from rollout.records.kinds import ROOT, MessageTokens, PromptSource, RolloutLimit, Step
 from rollout.records.messages import (
     CanonicalMessage,
     CanonicalMessageCache,
@@ -48,7 +48,7 @@ from rollout.session.chat_arguments import refuse_arguments
 from rollout.session.chat_calls import ChatCalls
 from rollout.session.image_table import ImageTable
 from rollout.session.prompt import Prompt, PromptBuilder
-from rollout.session.trace import ROOT, Commit, DraftNode, Trace
+from rollout.session.trace import Commit, Trace
 from rollout.value_limits import MAX_CHARACTERS, TooMuchTextError
 
 
@@ -284,10 +284,12 @@ class Session:
     def _commit_turn(self, prompt: Prompt, message: Message, generation: Generation, tools_digest: bytes) -> Commit:
         (canonical_message,) = canonicalise([message], ())
         answer_ids = concat_ids(prompt.generation_prompt, generation.token_ids)
-        answer_draft = DraftNode(
-            canonical_message, TokenRun(answer_ids, len(prompt.generation_prompt), generation.logprobs)
+        answer = MessageTokens(
+            canonical_message.message, TokenRun(answer_ids, len(prompt.generation_prompt), generation.logprobs)
         )
-        commit = self._trace.commit(prompt.known_path.last_node, prompt.new_nodes, answer_draft, tools_digest)
+        commit = self._trace.commit(
+            prompt.known_path.last_node, prompt.new_messages, (canonical_message.digest, answer), tools_digest
+        )
         self._prompt_builder.add_answer(prompt, commit.leaf, generation.token_ids, generation.logprobs)
         return commit
 
@@ -305,8 +307,8 @@ class Session:
             header=self._stream.next_header(),
             turn=turn,
             parent=commit.parent,
-            first=commit.nodes[0].index,
-            nodes=tuple(NodeRecord(node.message.message, node.run, node.content) for node in commit.nodes),
+            first=commit.first,
+            nodes=commit.nodes,
             images=self._image_table.take_new_records(commit.nodes),
             prompt_source=prompt.source,
             prompt_length=len(prompt.full_path.expanded.ids),
