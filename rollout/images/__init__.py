@@ -3,6 +3,7 @@
 report = prepare_images(messages, ImagePolicy(mode="offload", directory=run_directory / "assets" / "images"))
 """
 
+from rollout.images.cache import ImageAsset
 from rollout.images.decoding import decoded_image
 from rollout.images.errors import AssetError, ImageError, ImageMemoryError, ImageStoreError
 from rollout.images.inspect import ImageInfo, inspect_image
@@ -14,6 +15,7 @@ from rollout.images.store import ImageStore, read_asset
 
 __all__ = [
     "AssetError",
+    "ImageAsset",
     "ImageError",
     "ImageInfo",
     "ImageLimits",

@@ -25,26 +25,12 @@ class PreparedImage:
         message_index: the position of its message in the conversation.
         part_index: the position of the part in its message's content; for an image in a tool result, of the outermost
             part.
-        url: the URL that the message now has.
-        sha256: the hash of its encoded bytes, 64 hex digits.
-        mm_hash: the image's name in requests to the engine.
-        file_name: its name as an asset, whether or not it is stored as one.
-        width: its width as displayed, after orientation.
-        height: its height as displayed, after orientation.
-        n_bytes: the number of its encoded bytes.
-        media_type: its media type, such as `image/png`.
+        asset: the image itself; the message now has its URL.
     """
 
     message_index: int
     part_index: int
-    url: str
-    sha256: str
-    mm_hash: str
-    file_name: str
-    width: int
-    height: int
-    n_bytes: int
-    media_type: str
+    asset: ImageAsset
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +46,11 @@ class PrepareReport:
     images: tuple[PreparedImage, ...]
     rewritten: int
     bytes_written: int
+
+    @property
+    def image_positions(self) -> list[tuple[int, int, str]]:
+        """The message index, part index and hash of each image, as `canonicalise` takes them."""
+        return [(image.message_index, image.part_index, image.asset.mm_hash) for image in self.images]
 
 
 def prepare_images(messages: Sequence[Any], policy: ImagePolicy) -> PrepareReport:
@@ -100,18 +91,6 @@ def _rewrite_parts(parts: Sequence[ImagePart], assets: Sequence[ImageAsset], byt
         roll_back(undo_list)
         raise
     images = tuple(
-        PreparedImage(
-            part.message_index,
-            part.part_index,
-            asset.url,
-            asset.sha256,
-            asset.mm_hash,
-            asset.file_name,
-            asset.width,
-            asset.height,
-            asset.n_bytes,
-            asset.media_type,
-        )
-        for part, asset in zip(parts, assets, strict=True)
+        PreparedImage(part.message_index, part.part_index, asset) for part, asset in zip(parts, assets, strict=True)
     )
     return PrepareReport(images, rewritten, bytes_written)

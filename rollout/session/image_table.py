@@ -50,15 +50,16 @@ class ImageTable:
             GeometryError: the model cannot take an image of this size.
         """
         for image in images:
-            if image.mm_hash in self._entries:
+            asset = image.asset
+            if asset.mm_hash in self._entries:
                 continue
             if self._geometry is None:
                 raise MessageError(
                     f"messages[{first_index + image.message_index}] holds an image, and the renderer of this model "
                     "takes text only; choose a multimodal one in model.renderer."
                 )
-            payload, token_count = _layout_payload_and_tokens(self._geometry, image.width, image.height)
-            self._entries[image.mm_hash] = _ImageEntry(ImageRef(image.url, image.mm_hash, payload), token_count)
+            payload, token_count = _layout_payload_and_tokens(self._geometry, asset.width, asset.height)
+            self._entries[asset.mm_hash] = _ImageEntry(ImageRef(asset.url, asset.mm_hash, payload), token_count)
 
     def token_count(self, mm_hash: str) -> int:
         """How many tokens an image becomes."""

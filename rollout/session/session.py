@@ -233,10 +233,9 @@ class Session:
             raise error.at(first_index + error.message_index, error.part_index) from None
         self._image_table.add(report.images, first_index=first_index)
         if report.images and self._policy.image_policy.mode == "offload":
-            image_bytes = sum(image.n_bytes for image in report.images)
+            image_bytes = sum(image.asset.n_bytes for image in report.images)
             self._policy.metrics.record_images(image_bytes, stored_bytes=report.bytes_written)
-        image_positions = ((image.message_index, image.part_index, image.mm_hash) for image in report.images)
-        canonical_messages = canonicalise(new_messages, image_positions, first_index=first_index)
+        canonical_messages = canonicalise(new_messages, report.image_positions, first_index=first_index)
         for message, canonical_message in zip(new_messages, canonical_messages, strict=True):
             self._message_cache.add(message, canonical_message)
         conversation = cached_messages + canonical_messages

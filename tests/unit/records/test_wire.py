@@ -154,7 +154,9 @@ async def test_a_long_rollout_sends_everything_once(
     parts = [{"type": "image", "image": Image.new("RGB", (32, 32), (number, 0, 0))} for number in range(TURNS)]
     prepared = prepare_images([{"role": "user", "content": parts}], ImagePolicy(mode, tmp_path)).images
     tokens = pool.geometry.layout(width=32, height=32).tokens
-    played = InProcessRollout(pool, tmp_path, {image.url: (image.mm_hash, tokens) for image in prepared}, mode)
+    played = InProcessRollout(
+        pool, tmp_path, {image.asset.url: (image.asset.mm_hash, tokens) for image in prepared}, mode
+    )
     await played.begin()
     conversation: list[dict[str, Any]] = []
     answer = (*pool.tokenizer.encode("red"), pool.stop_token_ids[0])
@@ -168,7 +170,7 @@ async def test_a_long_rollout_sends_everything_once(
     ids = sum(len(node.run.ids) for node in trajectory.nodes)
     logprobs = sum(len(node.run.logprobs) for node in trajectory.nodes)
     text = sum(len(said.encode()) for node in trajectory.nodes for said in texts(node.message))
-    inline = sum(len(image.url) for image in prepared) if mode == "inline" else 0
+    inline = sum(len(image.asset.url) for image in prepared) if mode == "inline" else 0
     needed = 4 * ids + 4 * logprobs + text + 400 * TURNS + inline
     with capsys.disabled():
         print(
