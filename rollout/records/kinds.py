@@ -206,7 +206,7 @@ class MessageTokens:
 
     message: Message
     run: TokenRun
-    content: tuple[tuple[int, int], ...] = ()
+    content: tuple[tuple[int, int], ...]
 
     @property
     def sampled(self) -> bool:

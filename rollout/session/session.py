@@ -284,7 +284,7 @@ class Session:
         (canonical_message,) = canonicalise([message], ())
         answer_ids = concat_ids(prompt.generation_prompt, generation.token_ids)
         answer = MessageTokens(
-            canonical_message.message, TokenRun(answer_ids, len(prompt.generation_prompt), generation.logprobs)
+            canonical_message.message, TokenRun(answer_ids, len(prompt.generation_prompt), generation.logprobs), ()
         )
         commit = self._trace.commit(
             prompt.known_path.last_node, prompt.new_messages, (canonical_message.digest, answer), tools_digest

@@ -85,7 +85,7 @@ async def scripted_rollout(
         hashes = [placeholder.hash for placeholder in prompt.placeholders]
         nodes = (
             MessageTokens(_question_message(turn, question), question, ((0, len(question.ids)),)),
-            MessageTokens(_answer_message(turn), answer),
+            MessageTokens(_answer_message(turn), answer, ()),
         )
         await stream.put_step(
             Step(

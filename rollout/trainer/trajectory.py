@@ -22,7 +22,7 @@ from rollout.records.kinds import (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class TrajectoryNode(MessageTokens):
     """A message of a trajectory with its tokens: `message`, `run`, `content` and `sampled` are those of MessageTokens.
 
@@ -132,7 +132,7 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
         for mm_hash, descriptor in step.images.items():
             images[mm_hash] = {**contract, **descriptor}
         tokens, depth = (0, 0) if parent == ROOT else (path_tokens[parent], path_nodes[parent])
-        for node in step.nodes:
+        for index, node in enumerate(step.nodes, step.first):
             run = node.run
             tokens, depth = tokens + len(run.ids), depth + 1
             for slot in run.images:
@@ -141,8 +141,7 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
                     raise RecordError(f"{step.header.tag}: no descriptor of image {slot.hash} came until here.")
             path_tokens.append(tokens)
             path_nodes.append(depth)
-            index = len(nodes)
-            nodes.append(TrajectoryNode(node.message, run, node.content, index=index, parent=parent, step=step_index))
+            nodes.append(TrajectoryNode(node.message, run, node.content, index, parent, step_index))
             parent = index
         prompt_tokens = tokens - len(step.nodes[-1].run.logprobs)
         if prompt_tokens != step.prompt_length:

@@ -82,7 +82,7 @@ def answer_node(draw: st.DrawFn, index: int, parent: int, step: int) -> Trajecto
     ids = [draw(st.integers(1, 50)) for _ in range(opening + sampled_length)]
     logprobs = np.linspace(-1.0 / (index + 1), -0.1, sampled_length, dtype=np.float32)
     run = TokenRun(as_logical_ids(ids), opening, logprobs)
-    return TrajectoryNode({"role": "assistant", "content": ""}, run, index=index, parent=parent, step=step)
+    return TrajectoryNode({"role": "assistant", "content": ""}, run, (), index=index, parent=parent, step=step)
 
 
 def step_of(draw: st.DrawFn, turn: int, leaf: int, sampled: int) -> Step:

@@ -199,7 +199,7 @@ def test_experts_and_masks_cross_the_queue_as_arrays() -> None:
         turn=0,
         parent=-1,
         first=0,
-        nodes=(MessageTokens({"role": "assistant", "content": "5"}, answer),),
+        nodes=(MessageTokens({"role": "assistant", "content": "5"}, answer, ()),),
         images={},
         prompt_source=PromptSource.FIRST,
         prompt_length=9,

@@ -24,7 +24,7 @@ def answer_draft(text: str, ids: Sequence[int] = (7, 8, 9)) -> DigestedMessage:
 
 
 def digested(canonical: CanonicalMessage, run: TokenRun) -> DigestedMessage:
-    return canonical.digest, MessageTokens(canonical.message, run)
+    return canonical.digest, MessageTokens(canonical.message, run, ())
 
 
 def commit_turn(trace: Trace, base: int, user: str, reply: str) -> Commit:

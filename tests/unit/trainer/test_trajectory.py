@@ -68,7 +68,7 @@ def test_branches_have_a_bounded_number_of_tokens_together(records: Records) -> 
     steps = [replace(first, nodes=large, prompt_length=first.prompt_length + grown)]
     answer = TokenRun(as_logical_ids([7, 20]), 1, np.array([-0.5], np.float32))
     for number in range(520):
-        nodes = (MessageTokens({"role": "assistant", "content": str(number)}, answer),)
+        nodes = (MessageTokens({"role": "assistant", "content": str(number)}, answer, ()),)
         prompt_length = steps[0].prompt_length + 3
         steps.append(replace(second, parent=1, first=2 + number, nodes=nodes, images={}, prompt_length=prompt_length))
     with pytest.raises(RecordError, match="its 520 branches have 34083920 tokens and messages together; at most"):

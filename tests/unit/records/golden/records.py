@@ -51,7 +51,9 @@ def step() -> Step:
         first=0,
         nodes=(
             MessageTokens({"role": "user", "content": parts}, asked, ((1, 2), (3, 4))),
-            MessageTokens({"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call]}, said),
+            MessageTokens(
+                {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call]}, said, ()
+            ),
         ),
         images={
             _FILE: {"payload": {"image_grid_thw": [[1, 16, 16]]}, "raw_image_id": f"{_FILE}{'7' * 32}.png"},
@@ -81,8 +83,8 @@ def usual_step() -> Step:
         parent=0,
         first=2,
         nodes=(
-            MessageTokens({"role": "user", "content": "b"}, asked),
-            MessageTokens({"role": "assistant", "content": "c"}, said),
+            MessageTokens({"role": "user", "content": "b"}, asked, ()),
+            MessageTokens({"role": "assistant", "content": "c"}, said, ()),
         ),
         images={},
         prompt_source=PromptSource.BRIDGE,
