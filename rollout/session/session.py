@@ -1,12 +1,12 @@
-"""One rollout's conversation with the policy, in seven steps.
+"""One attempt's conversation with the policy. Each turn has seven stages:
 
-1 images     prepare them in place: offload or inline, or refuse
-2 trace      find the prefix that is already known
-3 renderer   bridge the new messages, or render all, with every image of the path, earlier and new
+1 images     prepare the images of new messages in place, or refuse them
+2 trace      find the prefix of the conversation that is known
+3 renderer   bridge the new messages, or render the whole conversation
 4 engine     send one request; the answer has tokens, log-probs and versions
-5 renderer   turn the completion into an assistant message and tool calls
-6 trace      commit only what this turn added
-7 records    put one step on the queue to the trainer
+5 renderer   parse the completion into an assistant message and tool calls
+6 trace      add the new messages and the answer
+7 records    put one step on the trajectories queue
 """
 
 import hashlib
@@ -54,11 +54,12 @@ from rollout.value_limits import MAX_CHARACTERS, TooMuchTextError
 
 @dataclass(slots=True)
 class PolicyVersionState:
-    """The trainer's version of the policy, as far as this process knows it; it rises while rollouts go on.
+    """The trainer's version of the policy, as far as this process knows; it changes while rollouts run.
 
     Attributes:
-        current: the trainer's version.
-        required: the version that the trainer pushed: engines with older weights are not used; None: all are used.
+        current: the name of the trainer's version.
+        required: the version that the trainer loaded into the engines: engines with older weights are not used. None:
+            all engines are used.
     """
 
     current: str = "0"
@@ -72,11 +73,11 @@ class PolicyClient:
     Attributes:
         renderers: turn messages into tokens and back.
         engine: sends requests to the engines.
-        image_policy: which images are accepted, and where they are kept.
-        sampling: the sampling parameters, which a turn may override.
+        image_policy: which images are accepted, and where they are stored.
+        sampling: the sampling parameters of the YAML, which a turn may override.
         version: the trainer's version of the policy.
-        metrics: records what the turns do.
-        ban_placeholders: forbid the engines to sample the placeholders of images and videos.
+        metrics: the metrics of the worker.
+        ban_placeholders: whether the engines must not sample the placeholders of images and videos.
     """
 
     renderers: RendererPool
@@ -89,7 +90,7 @@ class PolicyClient:
 
     @property
     def banned_ids(self) -> tuple[int, ...]:
-        """The tokens that no engine may sample which can be told so."""
+        """The ids of the tokens that the requests forbid the engines to sample."""
         return self.renderers.media_ids if self.ban_placeholders else ()
 
 
@@ -113,7 +114,7 @@ class Session:
         """Which limit the latest turn met."""
 
     def close_unawaited_calls(self) -> int:
-        """Close the calls of `chat` that nobody awaits, whose turns were never played; return how many there were."""
+        """Close the calls of `chat` that were never awaited; return how many there were."""
         return self._calls.close_unawaited()
 
     def chat(
@@ -219,7 +220,7 @@ class Session:
         return RolloutLimit.CONTEXT if fills_context else RolloutLimit.TOKENS
 
     async def _prepare_messages(self, messages: list[Message]) -> list[CanonicalMessage]:
-        """Prepare only messages that are new, because every turn repeats the conversation so far."""
+        """Return the conversation in canonical form. Only new messages are prepared; every turn repeats the others."""
         cached_messages = self._message_cache.known_prefix(messages)
         first_index, new_messages = len(cached_messages), messages[len(cached_messages) :]
         try:
@@ -327,7 +328,7 @@ class Session:
 
 
 Session._chat.__qualname__ = "model.chat"
-"""What environments call it; Python names a coroutine that lacks its `await` so."""
+"""The name that environments use; Python shows it in the warning about a missing `await`."""
 
 
 class _StageTimer:

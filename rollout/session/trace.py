@@ -1,8 +1,8 @@
 """The message graph of one rollout: a node for each message, with the tokens that the message adds.
 
 A conversation is a path from a root. Turns that extend each other share their whole path. A conversation that was cut,
-compacted or forked shares the prefix that is still the same, message by message and token by token, and branches off
-where it differs. Nodes are only added and never changed, so an index always names the same node.
+compacted or forked shares the prefix in which messages and tokens are the same, and branches off where they differ.
+Nodes are only added and never changed, so an index always names the same node.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from rollout.records.kinds import ROOT, MessageTokens
 from rollout.records.messages import CanonicalMessage
 
 DigestedMessage = tuple[bytes, MessageTokens]
-"""A message with its tokens, after its `CanonicalMessage.digest`, by which the trace finds it."""
+"""The `CanonicalMessage.digest` of a message, by which the trace finds it, and the message with its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Commit:
 
 
 class _TrieNode:
-    """The end of one sequence of messages: the nodes at which it ends, and those of them that the policy sampled.
+    """The end of one sequence of messages: the nodes at its end, and those of them that the policy sampled.
 
     There may be several nodes, because the same messages may have different tokens, or several answers.
     """
@@ -75,7 +75,7 @@ class TraceNode:
         tokens: the message and its tokens.
         parent: the index of the node before it, or ROOT.
         last_answer_index: the last node up to here that the policy sampled in this rollout; ROOT if there is none.
-        trie_node: the end of the messages up to here.
+        trie_node: where the sequence of messages up to here ends in the trie.
     """
 
     tokens: MessageTokens
@@ -85,7 +85,11 @@ class TraceNode:
 
 
 class Trace:
-    """The graph of one rollout. The tools belong to the root: the same messages with other tools are another tree."""
+    """The graph of one rollout. The tools belong to the root: the same messages with other tools are another tree.
+
+    Attributes:
+        nodes: all nodes; the index of a node is its position here.
+    """
 
     def __init__(self) -> None:
         self.nodes: list[TraceNode] = []
