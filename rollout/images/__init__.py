@@ -1,4 +1,4 @@
-"""Images of a run: prepared in place in messages, stored once by content, loaded as the engine loads them.
+"""Images of a run: prepares them in messages, stores each once by the hash of its bytes, and loads their pixels.
 
 report = prepare_images(messages, ImagePolicy(mode="offload", directory=run_directory / "assets" / "images"))
 """

@@ -1,8 +1,8 @@
-"""Images in messages are prepared before anything else looks at the messages.
+"""Prepares the images in messages, before anything else looks at the messages.
 
-Every image part gets the canonical form and a URL that the engine and the trainer can both resolve: `file://` in the
-run's own directory, or a checked `data:` URI. A request is prepared completely or not at all: first all of its images
-are read and checked, then new ones are stored, and only then are the parts rewritten.
+Every image part gets the canonical form and a URL that both the engine and the trainer can resolve: `file://` in the
+run's own directory, or a checked `data:` URI. Messages are prepared completely or not at all: first all images are read
+and checked, then the new ones are stored, and then the parts are rewritten.
 """
 
 import asyncio
@@ -22,10 +22,10 @@ class PreparedImage:
     """One image part of prepared messages.
 
     Attributes:
-        message_index: the position of its message in the conversation.
-        part_index: the position of the part in its message's content; for an image in a tool result, of the outermost
-            part.
-        asset: the image itself; the message now has its URL.
+        message_index: the index of its message in the prepared messages.
+        part_index: the index of the part in its message's content; if the image is nested in a tool's result, the index
+            of the outermost part.
+        asset: the image itself; the part now has its URL.
     """
 
     message_index: int
@@ -38,9 +38,9 @@ class PrepareReport:
     """What `prepare_images` found and did.
 
     Attributes:
-        images: every image of the messages, in order of appearance.
+        images: every image of the messages, in order and as often as it occurs.
         rewritten: how many parts were changed.
-        bytes_written: how many bytes were newly stored.
+        bytes_written: how many bytes were written into the image directory; 0 if all images were there.
     """
 
     images: tuple[PreparedImage, ...]
@@ -57,9 +57,9 @@ def prepare_images(messages: Sequence[Any], policy: ImagePolicy) -> PrepareRepor
     """Prepare the images of these messages in place.
 
     Raises:
-        ImageError: an image is refused; no message was touched.
-        ImageStoreError: the image directory cannot be used; no message was touched.
-        ImageMemoryError: other images took the memory for decoding for too long; no message was touched.
+        ImageError: an image is refused; no message was changed.
+        ImageStoreError: the image directory cannot be used; no message was changed.
+        ImageMemoryError: other images took the memory for decoding for too long; no message was changed.
     """
     parts = find_image_parts(messages)
     assets, bytes_written = shared_resolver(policy).resolve(parts)
@@ -67,7 +67,7 @@ def prepare_images(messages: Sequence[Any], policy: ImagePolicy) -> PrepareRepor
 
 
 async def prepare_images_async(messages: Sequence[Any], policy: ImagePolicy) -> PrepareReport:
-    """The same for an event loop: a thread reads and stores. If the caller is cancelled, nothing is rewritten."""
+    """Do the same in an event loop: a thread reads and stores. If the caller is cancelled, no message is changed."""
     parts = find_image_parts(messages)
     resolver = shared_resolver(policy)
     cached_assets = resolver.find_cached(parts)

@@ -123,8 +123,8 @@ def write_sparse(file: Path, dtype: str, shape: tuple[int, int], item_bytes: int
     ("shapes", "expected_text"),
     [
         ({"embed.weight": (4, 2)}, "lack head.weight"),
-        ({**SHAPES, "more.weight": (1,)}, "have besides more.weight"),
-        ({**SHAPES, "head.weight": (4, 2)}, "have in other shapes head.weight"),
+        ({**SHAPES, "more.weight": (1,)}, "have the extra tensors more.weight"),
+        ({**SHAPES, "head.weight": (4, 2)}, "have other shapes of head.weight"),
     ],
 )
 def test_another_models_tensors_are_refused(
