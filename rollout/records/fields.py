@@ -15,6 +15,7 @@ _T = TypeVar("_T")
 _PLAIN_TYPES = frozenset({str, int, float, bool, type(None)})
 
 Wire = dict[str, Any]
+"""The decoded map of a record; a function of this module removes the field that it returns."""
 
 
 def pop_field(wire: Wire, key: str, expected_type: type[_T]) -> _T:

@@ -319,7 +319,7 @@ class RolloutFinished:
 
 
 Record = RolloutStarted | Step | RolloutFinished
-
+"""A record on the trajectories queue."""
 
 STEPS_DIGEST_BYTES = 16
 """Bytes of the digest of an attempt's steps."""

@@ -20,10 +20,12 @@ from rollout.records.wrong_types import describe_wrong_type, show_value
 from rollout.value_limits import MAX_VALUES, OutOfBoundsError, TooMuchTextError, ValueCounter, is_within_bounds
 
 Message = dict[str, Any]
+"""A chat message: `role`, `content`, and where they apply `reasoning_content`, `tool_calls`, `tool_call_id`, `name`."""
 
 _MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
 _STRING_KEYS = frozenset(("reasoning_content", "tool_call_id", "name"))
 ROLES = ("system", "user", "assistant", "tool")
+"""The roles of messages; `TrainingSample.content` numbers them in this order."""
 _IMAGE_TYPES = ("image", "image_url", "input_image")
 _FORM = '{"role": "user", "content": …}'
 _PART_FORMS = '{"type": "text", "text": …} or {"type": "image", "image": …}'
