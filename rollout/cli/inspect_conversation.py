@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from rollout.records.kinds import RolloutLimit
+from rollout.records.kinds import ROOT, RolloutLimit
 from rollout.records.messages import Message
 from rollout.trainer import Trajectory, TrajectoryNode, check
-from rollout.trainer.trajectory import ROOT
 
 _SHOWN_HASH_LENGTH = 12
 

@@ -281,7 +281,7 @@ def _image_slots(
     segment: MessageSegment, images: Sequence[PreparedImage], image_table: ImageTable
 ) -> tuple[ImageSlot, ...]:
     """Return the image slots of a message: the question contains all images, the other messages none."""
-    hashes = [image.mm_hash for image in images] if segment.image_offsets else []
+    hashes = [image.asset.mm_hash for image in images] if segment.image_offsets else []
     return tuple(
         ImageSlot(mm_hash, offset, image_table.token_count(mm_hash))
         for mm_hash, offset in zip(hashes, segment.image_offsets, strict=True)

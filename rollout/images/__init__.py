@@ -1,8 +1,9 @@
-"""Images of a run: prepared in place in messages, stored once by content, loaded as the engine loads them.
+"""Images of a run: prepares them in messages, stores each once by the hash of its bytes, and loads their pixels.
 
 report = prepare_images(messages, ImagePolicy(mode="offload", directory=run_directory / "assets" / "images"))
 """
 
+from rollout.images.cache import ImageAsset
 from rollout.images.decoding import decoded_image
 from rollout.images.errors import AssetError, ImageError, ImageMemoryError, ImageStoreError
 from rollout.images.inspect import ImageInfo, inspect_image
@@ -14,6 +15,7 @@ from rollout.images.store import ImageStore, read_asset
 
 __all__ = [
     "AssetError",
+    "ImageAsset",
     "ImageError",
     "ImageInfo",
     "ImageLimits",

@@ -1,8 +1,8 @@
-"""Reading a file that a message names, without ever leaving the directories that it may name.
+"""Reads files that messages name, from allowed directories only.
 
 A path must be in an allowed directory as written, and also after every symbolic link in it is resolved. A link can be
-created between that check and the opening, so the file is opened component by component from the directory's own file
-descriptor, without following any link.
+created after that check. So the file is opened component by component, from the file descriptor of the allowed
+directory, without following links.
 """
 
 import errno
@@ -28,7 +28,7 @@ class AllowedDirectory:
 
     Attributes:
         written_path: the path as it was given.
-        real_path: the path after resolving links.
+        real_path: the absolute path after resolving links.
     """
 
     written_path: str
@@ -36,7 +36,7 @@ class AllowedDirectory:
 
     @classmethod
     def from_path(cls, directory: Path) -> Self:
-        """The directory as it is now; a link that is changed later does not move it."""
+        """Return the directory with its links resolved now; a link that is changed later has no effect."""
         return cls(str(directory), os.path.realpath(directory))
 
     def contains_as_written(self, path: str) -> bool:
@@ -44,19 +44,19 @@ class AllowedDirectory:
         return path.startswith((self.written_path + "/", self.real_path + "/"))
 
     def is_direct_child(self, path: str) -> bool:
-        """Whether the path, as written, is a file right in this directory."""
+        """Whether the path, as written, is directly in this directory."""
         return path.rpartition("/")[0] in (self.written_path, self.real_path)
 
     def relative_path(self, real_path: str) -> str | None:
-        """The part of a resolved path below this directory; None if the path is outside."""
+        """Return the part of a resolved path below this directory; None if the path is outside."""
         return real_path[len(self.real_path) + 1 :] if real_path.startswith(self.real_path + "/") else None
 
 
 def file_url_to_path(url: str) -> str:
-    """The absolute path that a `file://` URL names.
+    """Return the absolute path that a `file://` URL names.
 
     Raises:
-        ImageError: it has a host, a query or a fragment, steps upwards, or cannot be a path.
+        ImageError: it has a host, a query, a fragment, or a component `.` or `..`, or cannot be a path.
     """
     url_path = url.removeprefix("file://")
     if not url_path.startswith("/"):
@@ -68,14 +68,14 @@ def file_url_to_path(url: str) -> str:
     except UnicodeDecodeError:
         raise ImageError("the file:// URL is not percent-encoded UTF-8") from None
     if "\0" in path:
-        raise ImageError("the file:// URL has a NUL byte in it")
+        raise ImageError("the file:// URL contains a NUL byte")
     if any(component in ("..", ".") for component in path.split("/")):
-        raise ImageError("the file:// URL steps through '.' or '..'")
+        raise ImageError("the file:// URL must not contain the components '.' and '..'")
     return path
 
 
 def read_allowed_file(path: str, allowed: Sequence[AllowedDirectory], max_bytes: int) -> bytes:
-    """The bytes of the file at this path.
+    """Return the bytes of the file at this path.
 
     Raises:
         ImageError: it is outside the allowed directories, missing, not a regular file, or larger than `max_bytes`.
@@ -94,7 +94,7 @@ def read_allowed_file(path: str, allowed: Sequence[AllowedDirectory], max_bytes:
 
 
 def read_regular_file(directory_fd: int, name: str, max_bytes: int) -> bytes:
-    """The bytes of a regular file in an open directory, following no link.
+    """Return the bytes of a regular file in an open directory. A link is not followed.
 
     Raises:
         ImageError: it is not a regular file, or larger than `max_bytes`.
@@ -106,7 +106,7 @@ def read_regular_file(directory_fd: int, name: str, max_bytes: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(f"{_quote_path(name)} is not a regular file")
         if status.st_size <= max_bytes:
-            # One byte more than there should be, so that a file that grows is noticed.
+            # Read one byte more, to notice a file that grows.
             data = _read_up_to(fd, max_bytes + 1, status.st_size + 1)
             if len(data) <= max_bytes:
                 return data
@@ -147,7 +147,7 @@ def _outside_error(path: str) -> ImageError:
 
 def _describe_os_error(error: OSError) -> str:
     if error.errno in (errno.ELOOP, errno.ENOTDIR):
-        return "a symbolic link or a file is where a directory or a file must be"
+        return "a part of the path is a symbolic link, or a file instead of a directory"
     return os.strerror(error.errno) if error.errno else str(error)
 
 

@@ -1,8 +1,8 @@
-"""Images that this process has already checked, by the URL that messages carry.
+"""Remembers the images that this process has checked, by the URL in the messages.
 
 A conversation is prepared again on every turn. A cached URL costs one look-up: no hash of its bytes and no access to
-its file. The key of a `file://` URL is its text. The key of a `data:` URI, which may have a million characters, is the
-identity of the string object, because even hashing the text would cost a tenth of checking the image.
+its file. The key of a `file://` URL is its text. A `data:` URI may have a million characters, and hashing them takes a
+tenth of the time of checking the image. So its key is the identity of the string object.
 """
 
 import threading
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ImageAsset:
-    """What is known of one image.
+    """A checked image.
 
     Attributes:
-        url: its canonical URL.
+        url: its canonical URL: `file://` in the run's image directory, or a `data:` URI.
         sha256: the hash of its encoded bytes, 64 hex digits.
-        mm_hash: the image's name in requests to the engine, the first half of its sha256.
-        file_name: its name as an asset, whether or not it is stored as one.
-        width: its width as displayed, after orientation.
-        height: its height as displayed, after orientation.
+        mm_hash: the first half of its sha256, by which requests, messages and records name the image.
+        file_name: its name as an asset, `<sha256>.<extension>`, whether or not it is stored as one.
+        width: its width in pixels as displayed, after the orientation in its metadata is applied.
+        height: its height in pixels as displayed.
         n_bytes: the number of its encoded bytes.
         media_type: its media type, such as `image/png`.
     """
@@ -36,18 +36,18 @@ class ImageAsset:
 
 
 class AssetCache:
-    """A cache that forgets the least recently used URLs; safe to share between threads."""
+    """Keeps images by URL, and forgets the least recently used URLs; threads may share it."""
 
     def __init__(self, *, max_entries: int = 65_536, max_characters: int = 16 * 1024 * 1024) -> None:
         self._max_entries = max_entries
         self._max_characters = max_characters
         self._total_characters = 0
-        # The URL is kept with its asset: as long as it lives, no other object can have its identity.
+        # The URL is kept with its asset: as long as it exists, no other object can have its identity.
         self._entries: OrderedDict[str | int, tuple[str, ImageAsset]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, url: str) -> ImageAsset | None:
-        """The image of this URL, if it is cached."""
+        """Return the image of this URL; None if it is not cached."""
         key = _cache_key(url)
         with self._lock:
             entry = self._entries.get(key)
@@ -57,7 +57,7 @@ class AssetCache:
             return entry[1]
 
     def add(self, url: str, asset: ImageAsset) -> None:
-        """Remember a URL, and forget old ones to keep within bounds."""
+        """Remember the image of a URL, and forget old ones above the limits."""
         key = _cache_key(url)
         with self._lock:
             if key not in self._entries:

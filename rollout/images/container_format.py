@@ -1,7 +1,7 @@
-"""Where an encoded image ends and how many frames it has, read from its container only.
+"""Reads from the container of an encoded image where it ends, and how many frames it has.
 
-A file that is shorter or longer than its container says is refused. A shorter one is cut off. A longer one may be two
-files in one (a polyglot), and another program could read the second file.
+A file that is shorter or longer than its container says is refused. A shorter file is incomplete. A longer file may be
+two files in one (a polyglot), and another program could read the second file.
 """
 
 import struct
@@ -17,7 +17,7 @@ _unpack_u32le = Struct("<I").unpack_from
 _unpack_i32le = Struct("<i").unpack_from
 _unpack_u16le = Struct("<H").unpack_from
 
-# Far more than any encoder writes into a file of a sensible size, and few enough to walk in no time.
+# Far more than any encoder writes into a file of a usual size, and few enough to walk quickly.
 _MAX_CHUNKS = 20_000
 
 # Compressed texts of a PNG: Pillow unpacks up to a megabyte of each. Programs write a few.
@@ -29,7 +29,7 @@ _MAX_BMP_RUN_BYTES = 1 << 21
 
 
 def count_frames(data: bytes, image_format: ImageFormat) -> int:
-    """Walk the container to its end; the number of frames in it.
+    """Walk the container to its end, and return the number of frames in it.
 
     Raises:
         ImageError: the file is cut short, or bytes other than zeros follow its end.
@@ -78,7 +78,7 @@ def _walk_webp(data: bytes) -> tuple[int, int]:
 
 def _walk_gif(data: bytes) -> tuple[int, int]:
     position, frames = 13 + _gif_palette_bytes(data[10]), 0
-    # Pixels come in pieces of at most 255 bytes; encoders fill all but the last few of each frame.
+    # Pixels are in blocks of at most 255 bytes; encoders fill all blocks except the last few of each frame.
     blocks_left = _MAX_CHUNKS + len(data) // 64
     while blocks_left > 0:
         block_type = data[position]

@@ -1,4 +1,4 @@
-"""Pixels of images, under a limit on the memory of all that are decoded at the same time."""
+"""Decodes images under a limit on the memory of all images that are decoded at the same time."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -24,14 +24,14 @@ def decoded_image(
     processing_bytes: int = 0,
     limit_name: str = "images.memory",
 ) -> Iterator[Image.Image]:
-    """The pixels of an image, which are checked and counted: its memory is held until the block ends.
+    """Check and decode an image. Its memory counts against the limit until the block ends.
 
     Args:
         data: the encoded image.
-        limits: what the image may be.
-        memory: what all images of this process may take.
-        processing_bytes: what the block takes besides the pixels and one copy of them.
-        limit_name: where a user sets the limit of `memory`, for the error.
+        limits: which images are accepted.
+        memory: the memory that all images of this process may take.
+        processing_bytes: the bytes that the block takes besides the pixels and one copy of them.
+        limit_name: the setting with the limit of `memory`, for the texts of errors.
 
     Raises:
         ImageError: the image is refused, or cannot be decoded.
@@ -47,7 +47,7 @@ def decoded_image(
 def hold_memory(
     memory: DecodingMemory, n_bytes: int, stop: "Future[None] | None" = None, *, limit_name: str = "images.memory"
 ) -> Iterator[None]:
-    """Hold memory for one image during the block. With a result in `stop`, the wait for it ends.
+    """Hold memory for one image during the block. A result in `stop` ends the wait for this memory.
 
     Raises:
         ImageError: the image alone takes more than the limit.

@@ -1,7 +1,7 @@
-"""What can go wrong with an image, as four errors.
+"""The errors of images.
 
 `ImageError`: the image in a message is bad. `ImageStoreError`: the disk fails. `ImageMemoryError`: other images take
-all memory for decoding. `AssetError`: a stored file is no longer what its name says.
+all memory for decoding. `AssetError`: a stored file does not match its name.
 """
 
 from rollout.errors import RolloutError
@@ -9,7 +9,13 @@ from rollout.records.messages import MessageError
 
 
 class ImageError(MessageError):
-    """An image in a message is refused; `reason` says why and the indices say which part of which message."""
+    """An image in a message is refused.
+
+    Attributes:
+        reason: why the image is refused.
+        message_index: the index of its message in the conversation; None if it is not known yet.
+        part_index: the index of the part in the message's content; None if it is not known yet.
+    """
 
     def __init__(self, reason: str, *, message_index: int | None = None, part_index: int | None = None) -> None:
         self.reason = reason
@@ -19,12 +25,12 @@ class ImageError(MessageError):
         super().__init__(where + reason)
 
     def at(self, message_index: int, part_index: int) -> "ImageError":
-        """The same refusal with the position of the part where it happened."""
+        """Return the same error with the position of the image."""
         return ImageError(self.reason, message_index=message_index, part_index=part_index)
 
 
 class ImageStoreError(RolloutError):
-    """The image directory cannot be used (full, read-only, gone): a fault of the machine, not of a message."""
+    """The image directory cannot be used (full, read-only, deleted): a fault of the machine, not of a message."""
 
     infrastructure = True
 
@@ -36,7 +42,12 @@ class ImageMemoryError(RolloutError):
 
 
 class AssetError(RolloutError):
-    """A stored image is missing, changed, or not an asset of this run; `file_name` and `reason` say which and why."""
+    """A stored image is missing or changed, or a name is not that of an asset.
+
+    Attributes:
+        file_name: the name of the asset.
+        reason: what is wrong with it.
+    """
 
     def __init__(self, file_name: str, reason: str) -> None:
         self.file_name = file_name

@@ -1,4 +1,4 @@
-"""The five image formats of a run, recognised by their first bytes only."""
+"""The five image formats that a run accepts, recognised by their first bytes."""
 
 from dataclasses import dataclass
 from io import BytesIO
@@ -21,7 +21,13 @@ from rollout.images.errors import ImageError
 
 @dataclass(frozen=True, slots=True)
 class ImageFormat:
-    """One accepted format: the extension of its assets, its media type and its name in Pillow."""
+    """One accepted format.
+
+    Attributes:
+        extension: the extension of its assets, such as `.png`.
+        media_type: its media type, such as `image/png`.
+        pillow_name: its name in Pillow, such as `PNG`.
+    """
 
     extension: str
     media_type: str
@@ -34,8 +40,8 @@ WEBP = ImageFormat(".webp", "image/webp", "WEBP")
 GIF = ImageFormat(".gif", "image/gif", "GIF")
 BMP = ImageFormat(".bmp", "image/bmp", "BMP")
 
-# An engine asks Pillow's readers in alphabetical order whether a file is theirs. These stand before one of ours and
-# look at hardly any signature, or at none, so that a file can be made for two readers.
+# An engine asks Pillow's readers in alphabetical order whether a file is theirs. These come before one of ours, and
+# check hardly any signature, or none. So a file can be made that two readers accept.
 _READERS_WITHOUT_SIGNATURE = tuple(
     reader.format
     for reader in (
@@ -66,17 +72,17 @@ _SIGNATURES = (
 
 
 def detect_format(data: bytes) -> ImageFormat:
-    """The format of these bytes.
+    """Return the format of an encoded image.
 
     Raises:
-        ImageError: they are empty, begin like none of the accepted formats, or are an image of another format too.
+        ImageError: it is empty, does not begin like an accepted format, or is an image of another format, too.
     """
     image_format = _detect_by_signature(data)
     try:
         other = Image.open(BytesIO(data), formats=READERS_ASKED_BEFORE[image_format.pillow_name]).format
     except UnidentifiedImageError:
         return image_format
-    except Exception as error:  # noqa: BLE001 - such a reader raises nearly anything, and the engine then does too
+    except Exception as error:  # noqa: BLE001 - such a reader may raise any error, and then does so in the engine, too
         other = f"broken ({type(error).__name__})"
     name = image_format.pillow_name
     raise ImageError(f"the {name} is also a {other} image, which an engine reads instead; save it again")
@@ -88,7 +94,7 @@ def _detect_by_signature(data: bytes) -> ImageFormat:
             return image_format
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return WEBP
-    # Two letters are a weak signature; the reserved words of a bitmap's file header are zero.
+    # Two letters are a weak signature, so the reserved words of the header, which are zero, are checked, too.
     if data[:2] == b"BM" and data[6:10] == b"\0\0\0\0":
         return BMP
     if not data:

@@ -1,4 +1,4 @@
-"""What an image is, from its header: type, displayed size, frames, transparency; and whether a run may take it."""
+"""Reads the format, size, frames and transparency of an image from its header, and checks them against limits."""
 
 from dataclasses import dataclass, replace
 
@@ -12,23 +12,23 @@ from rollout.images.jpeg import read_jpeg
 from rollout.images.pixels import decode_error, load_pixels, open_lazily, turn_upright
 from rollout.images.policy import ImageLimits, describe_too_many_bytes, describe_too_many_pixels
 
-# Above this many pixels, an image with hardly any bytes behind them is a bomb rather than a picture.
+# An image with more pixels than this and hardly any bytes is a decompression bomb.
 _BOMB_PIXELS = 1 << 23
 _BOMB_PIXELS_PER_BYTE = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """One encoded image.
+    """What the header of an encoded image says.
 
     Attributes:
         format: its file format.
-        width: its width as displayed, after the orientation in its metadata was applied.
-        height: its height as displayed.
+        width: its width in pixels as displayed, after the orientation in its metadata is applied.
+        height: its height in pixels as displayed.
         frames: the number of its frames; only the first is used.
         has_alpha: whether it has transparency.
-        proven: the header alone shows that the pixels can be decoded.
-        decoding_bytes: the most memory that decoding it takes.
+        proven: whether the header alone proves that the pixels can be decoded.
+        decoding_bytes: the most bytes of memory that decoding it takes.
     """
 
     format: ImageFormat
@@ -44,10 +44,10 @@ _DEFAULT_LIMITS = ImageLimits()
 
 
 def inspect_image(data: bytes, limits: ImageLimits = _DEFAULT_LIMITS) -> ImageInfo:
-    """Read the header and the structure of an image; no pixel is decoded.
+    """Read the header and the structure of an image, without decoding pixels.
 
     Raises:
-        ImageError: not an accepted format, cut short, two files in one, or over a limit; the reason says which.
+        ImageError: it does not have an accepted format, is incomplete, is two files in one, or is over a limit.
     """
     if len(data) > limits.max_bytes:
         raise ImageError(f"the image has {describe_too_many_bytes(len(data), limits.max_bytes)}")
@@ -72,13 +72,13 @@ def inspect_image(data: bytes, limits: ImageLimits = _DEFAULT_LIMITS) -> ImageIn
         memory = pillow_decoding_bytes(image, data)
     except (ImageError, MemoryError):
         raise
-    except Exception as error:  # Pillow's parsers raise nearly anything on damaged input
+    except Exception as error:  # Pillow may raise any error for damaged input
         raise decode_error(error) from error
     return ImageInfo(image_format, width, height, frames, has_alpha, proven=False, decoding_bytes=memory)
 
 
 def confirm_decodable(data: bytes, info: ImageInfo) -> ImageInfo:
-    """Decode an image once, unless its header proves that it can be decoded, and take over the decoder's size.
+    """Decode an image once, unless its header proves that it can be decoded; return its info with the decoded size.
 
     Raises:
         ImageError: it cannot be decoded.
@@ -93,7 +93,7 @@ def confirm_decodable(data: bytes, info: ImageInfo) -> ImageInfo:
 
 
 def _decode_at_low_resolution(data: bytes) -> None:
-    # At an eighth of its size a JPEG passes through the same parser with a sixty-fourth of the memory.
+    # A JPEG that is decoded at 1/8 of its size uses the same parser, with 1/64 of the memory.
     try:
         image = open_lazily(data)
         image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
@@ -105,8 +105,8 @@ def _decode_at_low_resolution(data: bytes) -> None:
 
 
 def _displayed_size(image: Image.Image) -> tuple[int, int]:
-    # The orientation can be in many places of the metadata. So the engine's own function turns a 2×1 image that has
-    # the same metadata, and we see whether its sides were swapped.
+    # The orientation can be in many places of the metadata. So the engine's own function turns a 2×1 image with the
+    # same metadata, and the result shows whether the sides are swapped.
     tiny_copy = Image.new("L", (2, 1))
     tiny_copy.info = dict(image.info)
     if turn_upright(tiny_copy).size == (2, 1):
@@ -115,7 +115,12 @@ def _displayed_size(image: Image.Image) -> tuple[int, int]:
 
 
 def pillow_decoding_bytes(image: Image.Image, data: bytes) -> int:
-    """The most memory that decoding this image of Pillow takes, which is not loaded yet."""
+    """Return the most bytes of memory that loading this image of Pillow takes.
+
+    Args:
+        image: the image, which is not loaded yet.
+        data: its encoded bytes; empty if they are not known.
+    """
     return decoding_bytes(
         data,
         image_format=image.format,
@@ -126,28 +131,34 @@ def pillow_decoding_bytes(image: Image.Image, data: bytes) -> int:
 
 
 def check_depth(mode: str) -> None:
-    """Refuse values that do not fit into 8 bits: engines cut them off.
+    """Check that the pixels of an image in this Pillow mode fit into 8 bits; engines cut off larger values.
 
     Raises:
-        ImageError: the mode has wider values.
+        ImageError: they do not.
     """
     if mode.startswith(("I", "F")):
         raise ImageError(
-            f"the image is grey with values of more than 8 bits (mode {mode}), of which engines show all above 255 as"
-            " white; bring them into 0 to 255, where they have 16 bits with"
+            f"the image is grey with values of more than 8 bits (mode {mode}), and engines show all values above 255 as"
+            " white; scale them to 0 to 255, for 16 bits with"
             ' Image.fromarray((numpy.asarray(image) / 256).astype("uint8"))'
         )
 
 
 def check_size(width: int, height: int, n_bytes: int | None, limits: ImageLimits) -> None:
-    """Refuse a size beyond the limits, and one that `n_bytes` of an encoded image cannot stand for.
+    """Check the size of an image against the limits.
+
+    Args:
+        width: its width in pixels.
+        height: its height in pixels.
+        n_bytes: the number of its encoded bytes, to recognise a decompression bomb; None if it is not encoded.
+        limits: the limits.
 
     Raises:
-        ImageError: the reason says which limit.
+        ImageError: the size is over a limit; the reason says which.
     """
     pixels, longer, shorter = width * height, max(width, height), min(width, height)
     if shorter <= 0:
-        problem = "which is no size"
+        problem = "which is not a valid size"
     elif pixels > limits.max_pixels:
         problem = describe_too_many_pixels(pixels, limits.max_pixels)
     elif longer > limits.max_side:

@@ -1,8 +1,8 @@
-"""What a JPEG's markers say, without decoding a pixel.
+"""Reads the markers of a JPEG, without decoding pixels.
 
 libjpeg refuses a file only for certain faults in its tables and headers; for faults in the compressed data it only
-warns. So a baseline JPEG with one scan and without such faults can always be decoded, and its header is proof enough.
-This holds for nearly every JPEG. Every unusual one (progressive, CMYK, EXIF, several scans or images) is decoded.
+warns. So a baseline JPEG with one scan and without such faults can always be decoded, and its header proves this.
+Nearly every JPEG is of this kind. The others (progressive, CMYK, EXIF, several scans or images) must be decoded.
 """
 
 import re
@@ -33,17 +33,23 @@ _MAX_PICTURES = 64  # of one file; a phone writes two or three
 _MAX_SEGMENTS = 10_000  # of one image; a progressive one with metadata has some dozens
 
 # A decoder passes over all pixels once for each scan, even if the scan has hardly any bytes. Encoders write about ten
-# scans. More than that is taken as long as all passes together take about a second.
+# scans. More scans are accepted if all passes together take no more than about a second.
 _USUAL_SCANS = 16
 _MAX_SCANNED_PIXELS = 1 << 28
 
-# Headers of one encoder at one size are alike to the byte; long ones carry metadata, and differ.
+# Headers that one encoder writes for one size are equal. Long headers have metadata, so they differ.
 _CACHED_HEADER_BYTES = 2_048
 
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """The stored size (before orientation), and whether the markers alone prove that the file decodes."""
+    """What the markers of a JPEG say.
+
+    Attributes:
+        width: the width in pixels as stored, before orientation.
+        height: the height in pixels as stored.
+        proven: whether the markers alone prove that the file can be decoded.
+    """
 
     width: int
     height: int
@@ -52,7 +58,15 @@ class JpegHeader:
 
 @dataclass(frozen=True, slots=True)
 class _HeaderFacts:
-    """What all segments up to the first scan say; `is_standard` if libjpeg cannot refuse what they define."""
+    """What the segments up to the first scan say.
+
+    Attributes:
+        width: the width in pixels as stored.
+        height: the height in pixels as stored.
+        block_count: how many blocks of compressed pixels the scan has; 0 if the header is not standard.
+        is_standard: whether libjpeg cannot refuse what the segments define.
+        multi_picture: whether the file may consist of several complete JPEGs.
+    """
 
     width: int
     height: int
@@ -62,17 +76,17 @@ class _HeaderFacts:
 
 
 def read_jpeg(data: bytes) -> JpegHeader:
-    """Walk every marker of the file.
+    """Read the header of a JPEG, and check all of its markers.
 
     Raises:
-        ImageError: the file is cut short, has no size, or bytes follow its end.
+        ImageError: the file is incomplete, has no size, or bytes follow its end.
     """
     try:
         scan_start = _find_first_scan(data, 0)
         read_header = _read_header_cached if scan_start <= _CACHED_HEADER_BYTES else _read_header
         header = read_header(data[:scan_start])
         image_end, scan_count, scan_bytes = _find_image_end(data, scan_start)
-        # A multi-picture file is a row of complete JPEGs; nothing else may follow the first.
+        # A multi-picture file is several complete JPEGs in a row; nothing else may follow the first.
         for _ in range(_MAX_PICTURES if header.multi_picture else 0):
             if data[image_end : image_end + 2] != b"\xff\xd8":
                 break
@@ -90,7 +104,7 @@ def read_jpeg(data: bytes) -> JpegHeader:
 
 
 def _find_first_scan(data: bytes, image_start: int) -> int:
-    """The offset of the first compressed byte of the image that begins at `image_start`."""
+    """Return the offset of the first compressed byte of the image that begins at `image_start`."""
     for marker, _, end in _iterate_segments(data, image_start + 2):
         if marker == _SOS:
             return end
@@ -100,7 +114,7 @@ def _find_first_scan(data: bytes, image_start: int) -> int:
 
 
 def _find_image_end(data: bytes, scan_start: int) -> tuple[int, int, int | None]:
-    """The offset after the end marker, the number of scans, and the bytes of the scan if nothing else follows it."""
+    """Return the offset after the end marker, the number of scans, and the bytes of the scan if it is the only one."""
     marker_offset, scan_count, segments_left = _find_first_scan_end(data, scan_start), 1, _MAX_SEGMENTS
     if data[marker_offset + 1] == _EOI:
         return marker_offset + 2, 1, marker_offset - scan_start
@@ -127,14 +141,14 @@ def _check_scans(header: _HeaderFacts, scan_count: int) -> None:
 
 
 def _find_first_scan_end(data: bytes, position: int) -> int:
-    # Except for literals, the end is nearly always the first 0xFF; this search takes a third of the pattern's time.
+    # The first 0xFF that is not a literal is nearly always the end; this search takes a third of the pattern's time.
     remaining = np.frombuffer(data, np.uint8, offset=position)
     candidates = (remaining[:-1] == 0xFF) & (remaining[1:] != 0x00)
     return _find_scan_end(data, position + (int(candidates.argmax()) if len(candidates) else 0))
 
 
 def _find_scan_end(data: bytes, position: int) -> int:
-    """The offset of the marker that ends the scan which continues here."""
+    """Return the offset of the marker that ends the scan at `position`."""
     end_marker = _SCAN_END_PATTERN.search(data, position)
     if end_marker is None:
         raise ImageError("the JPEG is cut short: its end marker is missing")
@@ -146,7 +160,7 @@ def _too_many_segments_error() -> ImageError:
 
 
 def _iterate_segments(data: bytes, position: int) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of each segment from here on; the last is the end marker of the image."""
+    """Yield the marker, start and end of each segment from `position` on, up to the end marker of the image."""
     for _ in range(_MAX_SEGMENTS):
         if data[position] != 0xFF:
             raise ImageError(f"the JPEG has no marker at byte {position}, where one must be")
@@ -241,7 +255,7 @@ class _FrameHeader:
 
 
 def _is_complete_scan(body: bytes, frame: _FrameHeader, huffman_ids: set[int]) -> bool:
-    """Whether a scan header takes every component, whole, with tables that are there."""
+    """Whether a scan has every component completely, with Huffman tables that are defined."""
     component_count = len(frame.component_ids)
     return (
         len(body) == 4 + 2 * component_count
@@ -261,7 +275,7 @@ def _add_tables(defined_ids: set[int], new_ids: frozenset[int] | None) -> bool:
 
 
 def _quantisation_table_ids(body: bytes) -> frozenset[int] | None:
-    """The tables that a segment defines; None if libjpeg might refuse it."""
+    """Return the ids of the tables that a segment defines; None if libjpeg might refuse it."""
     table_ids, position = set(), 0
     while position < len(body):
         precision, table_id = body[position] >> 4, body[position] & 15
@@ -274,7 +288,7 @@ def _quantisation_table_ids(body: bytes) -> frozenset[int] | None:
 
 @lru_cache(maxsize=512)  # most files have the tables of the standard's annex
 def _huffman_table_ids(body: bytes) -> frozenset[int] | None:
-    """The tables that a segment defines, 0x10 and more for those of AC; None if libjpeg might refuse it."""
+    """Return the ids of the tables that a segment defines, from 0x10 on for AC; None if libjpeg might refuse it."""
     table_ids, position = set(), 0
     while position < len(body):
         table_id, counts = body[position], body[position + 1 : position + 17]
@@ -293,7 +307,7 @@ def _huffman_table_ids(body: bytes) -> frozenset[int] | None:
 
 
 def _is_prefix_code(counts: bytes) -> bool:
-    # As libjpeg builds codes: of each length, the one made of ones alone must stay free.
+    # libjpeg's rule: in each length, the code that has only ones must not be used.
     code, has_codes = 0, False
     for length, count in enumerate(counts, start=1):
         code += count

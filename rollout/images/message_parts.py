@@ -1,9 +1,9 @@
-"""Where images are in chat messages, and how a part is rewritten to the one canonical form.
+"""Finds the images in chat messages, and rewrites their parts to the canonical form.
 
     {"type": "image_url", "image_url": {"url": URL}}
 
-Only `content` is searched, of every message and of tool results nested in it; tools, metadata and schemas are never
-touched. Parts may be dicts or typed objects with the same attributes.
+Only `content` is searched: that of every message, and that of tool results nested in it. Tools, metadata and schemas
+are never changed. Parts may be dicts, or typed objects with the same attributes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -15,9 +15,10 @@ from rollout.images.errors import ImageError
 from rollout.value_limits import MAX_VALUES
 
 _MAX_NESTING = 16
-"""Levels of tool results inside tool results; more is a structure that contains itself."""
+"""The most levels of tool results in tool results; a structure with more probably contains itself."""
 
 UndoList = list[Callable[[], object]]
+"""Calls that undo changes, in the order of the changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,8 @@ class ImagePart:
     """One image part of a conversation.
 
     Attributes:
-        message_index: the position of its message in the conversation.
-        part_index: the position of the part in its message's content; for a nested part, of the outermost one.
+        message_index: the index of its message in the messages.
+        part_index: the index of the part in its message's content; for a nested part, the index of the outermost part.
         part: the object to rewrite.
         key: the key or attribute of the part that holds its image, `image_url` or `image`.
         source: the image as it was given: a URL, bytes, a Pillow image, or something that is none of these.
@@ -40,10 +41,10 @@ class ImagePart:
 
 
 def find_image_parts(messages: Sequence[Any]) -> list[ImagePart]:
-    """Every image part in order of appearance; nothing is changed.
+    """Return every image part, in order, without changing anything.
 
     Raises:
-        ImageError: content is nested deeper than any real conversation, or holds a part millions of times.
+        ImageError: content is nested too deep, or has too many parts.
     """
     image_parts: list[ImagePart] = []
     visits = count(1)
@@ -63,7 +64,7 @@ def find_image_parts(messages: Sequence[Any]) -> list[ImagePart]:
 
 
 def rewrite_image_part(image: ImagePart, url: str, undo_list: UndoList) -> bool:
-    """Give the part its canonical form; returns whether anything changed. The undo steps are appended to `undo_list`.
+    """Give a part its canonical form, and return whether this changed it. The undo calls are appended to `undo_list`.
 
     Raises:
         ImageError: the part cannot be changed.
@@ -72,7 +73,7 @@ def rewrite_image_part(image: ImagePart, url: str, undo_list: UndoList) -> bool:
     try:
         try:
             _make_canonical(image, url, undo_list)
-        except Exception:  # a typed part may have no room for the canonical form, and then keeps its own
+        except Exception:  # a typed part may lack the fields of the canonical form, and then keeps its own form
             if isinstance(image.part, MutableMapping):
                 raise
             roll_back(undo_list, undo_count)
@@ -88,7 +89,7 @@ def rewrite_image_part(image: ImagePart, url: str, undo_list: UndoList) -> bool:
 
 
 def roll_back(undo_list: UndoList, keep_first: int = 0) -> None:
-    """Undo every change except the first `keep_first`, the latest first."""
+    """Undo all changes except the first `keep_first`, starting with the latest."""
     while len(undo_list) > keep_first:
         undo_list.pop()()
 
@@ -117,7 +118,7 @@ def _find_nested_images(part: Any, depth: int, visits: Iterator[int]) -> Iterato
 
 
 def _is_present(value: Any) -> bool:
-    # Rows of a dataset have every column in every row: what is None or empty there is not an image.
+    # A row of a dataset has all columns, so a part of another kind may have an image that is None or empty.
     return value is not None and not (isinstance(value, str | bytes | Mapping | list | tuple) and not value)
 
 

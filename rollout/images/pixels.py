@@ -1,8 +1,8 @@
-"""Encoded bytes to the pixels that the engine sees.
+"""Decodes an image to the pixels that the engine sees.
 
-The engine turns an image upright by its EXIF or XMP orientation, takes the first frame, puts transparency on white and
-gives RGB to the processor. The trainer and the embedded engine use the same function, so that both sides of a run start
-from the same pixels.
+The engine turns an image upright by its EXIF or XMP orientation and takes the first frame. It puts transparency on
+white, and converts the pixels to RGB. The trainer and the embedded engine use this module, so that they see the same
+pixels.
 """
 
 import contextlib
@@ -15,37 +15,37 @@ from rollout.images.formats import detect_format
 
 
 def load_pixels(data: bytes) -> Image.Image:
-    """The image as the engine sees it: upright, first frame, transparency on white, RGB.
+    """Return the image as the engine sees it: upright, first frame, transparency on white, RGB.
 
     Raises:
         ImageError: the bytes are not one of the accepted formats, or cannot be decoded.
     """
     try:
         image: Image.Image = open_lazily(data)
-        # Before anything else: Pillow reports damaged pixels once, and takes them as they are when asked again.
+        # Load it before anything else, because Pillow reports damaged pixels only the first time.
         image.load()
-        image = turn_upright(image)  # the stored image is free from here on
+        image = turn_upright(image)  # from here on, the image before it was turned takes no memory
         return _rgb_on_white(image)
     except (ImageError, MemoryError):
         raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged input
+    except Exception as error:  # Pillow may raise any error for damaged input
         raise decode_error(error) from error
 
 
 def open_lazily(data: bytes) -> Image.Image:
-    """Pillow's view of the header; no pixel is decoded yet. Raises whatever Pillow raises."""
+    """Open an image with Pillow, without decoding pixels. Raises what Pillow raises."""
     return Image.open(BytesIO(data), formats=(detect_format(data).pillow_name,))
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-    """The image turned by its orientation; metadata that cannot be read leaves it as it is, as in the engine."""
+    """Return the image turned by its orientation; unturned if its metadata cannot be read, as in the engine."""
     with contextlib.suppress(Exception):
         return ImageOps.exif_transpose(image)
     return image
 
 
 def decode_error(error: Exception) -> ImageError:
-    """The ImageError for an error that Pillow raised."""
+    """Return the ImageError for an error that Pillow raised."""
     return ImageError(f"the image cannot be decoded: {type(error).__name__}: {str(error)[:200]}")
 
 

@@ -1,4 +1,4 @@
-"""What a run accepts as an image and where it keeps it."""
+"""Which images a run accepts, and where it stores them."""
 
 import os
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ DEFAULT_MAX_PIXELS = 1 << 25
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Bounds on one image.
+    """Limits on one image.
 
     Attributes:
         max_bytes: the most bytes of the encoded image.
@@ -41,19 +41,19 @@ _DEFAULTS = ImageLimits()
 
 @dataclass(frozen=True, slots=True)
 class ImagePolicy:
-    """One setting for a whole run.
+    """The settings for the images of a whole run.
 
     Attributes:
-        mode: `offload` moves every image to a file in `directory`; `inline` leaves `data:` URIs where they are.
+        mode: `offload` moves every image to a file in `directory`; `inline` keeps images in messages, as `data:` URIs.
         directory: the run's image directory; the engine and the trainer must see it under the same path.
-        allow: further directories that `file://` may name; a file from there is copied into `directory`.
+        allow: other directories that `file://` URLs may name; a file from there is copied into `directory`.
         max_bytes: the most bytes of one encoded image.
         max_pixels: the most pixels of one image.
         max_side: the longest side of one image, in pixels.
         max_aspect: the largest ratio of an image's longer side to its shorter.
         memory: the most bytes of memory for decoding images, in one process.
-        fsync: sync a file to the disk before it gets its name.
-        limits: the four bounds above as one object, for `inspect_image`.
+        fsync: whether a file is synced to the disk before it gets its name.
+        limits: the four limits above as one object, for `inspect_image`.
     """
 
     mode: Literal["offload", "inline"]
@@ -69,7 +69,7 @@ class ImagePolicy:
     limits: ImageLimits = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Absolute once, so that a later change of the working directory cannot move the run's images.
+        # Made absolute here, so that a later change of the working directory has no effect.
         object.__setattr__(self, "directory", Path(os.path.abspath(self.directory)))
         object.__setattr__(self, "allow", tuple(Path(os.path.abspath(path)) for path in self.allow))
         limits = ImageLimits(self.max_bytes, self.max_pixels, self.max_side, self.max_aspect)

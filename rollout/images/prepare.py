@@ -1,8 +1,8 @@
-"""Images in messages are prepared before anything else looks at the messages.
+"""Prepares the images in messages, before anything else looks at the messages.
 
-Every image part gets the canonical form and a URL that the engine and the trainer can both resolve: `file://` in the
-run's own directory, or a checked `data:` URI. A request is prepared completely or not at all: first all of its images
-are read and checked, then new ones are stored, and only then are the parts rewritten.
+Every image part gets the canonical form and a URL that both the engine and the trainer can resolve: `file://` in the
+run's own directory, or a checked `data:` URI. Messages are prepared completely or not at all: first all images are read
+and checked, then the new ones are stored, and then the parts are rewritten.
 """
 
 import asyncio
@@ -22,29 +22,15 @@ class PreparedImage:
     """One image part of prepared messages.
 
     Attributes:
-        message_index: the position of its message in the conversation.
-        part_index: the position of the part in its message's content; for an image in a tool result, of the outermost
-            part.
-        url: the URL that the message now has.
-        sha256: the hash of its encoded bytes, 64 hex digits.
-        mm_hash: the image's name in requests to the engine.
-        file_name: its name as an asset, whether or not it is stored as one.
-        width: its width as displayed, after orientation.
-        height: its height as displayed, after orientation.
-        n_bytes: the number of its encoded bytes.
-        media_type: its media type, such as `image/png`.
+        message_index: the index of its message in the prepared messages.
+        part_index: the index of the part in its message's content; if the image is nested in a tool's result, the index
+            of the outermost part.
+        asset: the image itself; the part now has its URL.
     """
 
     message_index: int
     part_index: int
-    url: str
-    sha256: str
-    mm_hash: str
-    file_name: str
-    width: int
-    height: int
-    n_bytes: int
-    media_type: str
+    asset: ImageAsset
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +38,28 @@ class PrepareReport:
     """What `prepare_images` found and did.
 
     Attributes:
-        images: every image of the messages, in order of appearance.
+        images: every image of the messages, in order and as often as it occurs.
         rewritten: how many parts were changed.
-        bytes_written: how many bytes were newly stored.
+        bytes_written: how many bytes were written into the image directory; 0 if all images were there.
     """
 
     images: tuple[PreparedImage, ...]
     rewritten: int
     bytes_written: int
 
+    @property
+    def image_positions(self) -> list[tuple[int, int, str]]:
+        """The message index, part index and hash of each image, as `canonicalise` takes them."""
+        return [(image.message_index, image.part_index, image.asset.mm_hash) for image in self.images]
+
 
 def prepare_images(messages: Sequence[Any], policy: ImagePolicy) -> PrepareReport:
     """Prepare the images of these messages in place.
 
     Raises:
-        ImageError: an image is refused; no message was touched.
-        ImageStoreError: the image directory cannot be used; no message was touched.
-        ImageMemoryError: other images took the memory for decoding for too long; no message was touched.
+        ImageError: an image is refused; no message was changed.
+        ImageStoreError: the image directory cannot be used; no message was changed.
+        ImageMemoryError: other images took the memory for decoding for too long; no message was changed.
     """
     parts = find_image_parts(messages)
     assets, bytes_written = shared_resolver(policy).resolve(parts)
@@ -76,7 +67,7 @@ def prepare_images(messages: Sequence[Any], policy: ImagePolicy) -> PrepareRepor
 
 
 async def prepare_images_async(messages: Sequence[Any], policy: ImagePolicy) -> PrepareReport:
-    """The same for an event loop: a thread reads and stores. If the caller is cancelled, nothing is rewritten."""
+    """Do the same in an event loop: a thread reads and stores. If the caller is cancelled, no message is changed."""
     parts = find_image_parts(messages)
     resolver = shared_resolver(policy)
     cached_assets = resolver.find_cached(parts)
@@ -100,18 +91,6 @@ def _rewrite_parts(parts: Sequence[ImagePart], assets: Sequence[ImageAsset], byt
         roll_back(undo_list)
         raise
     images = tuple(
-        PreparedImage(
-            part.message_index,
-            part.part_index,
-            asset.url,
-            asset.sha256,
-            asset.mm_hash,
-            asset.file_name,
-            asset.width,
-            asset.height,
-            asset.n_bytes,
-            asset.media_type,
-        )
-        for part, asset in zip(parts, assets, strict=True)
+        PreparedImage(part.message_index, part.part_index, asset) for part, asset in zip(parts, assets, strict=True)
     )
     return PrepareReport(images, rewritten, bytes_written)

@@ -1,8 +1,9 @@
-"""Pixels to patches, as each family's image processor makes them, with a resize backend that the caller must name.
+"""Makes patches from pixels, as each family's image processor does, with a resize backend that the caller must name.
 
 The checkpoint's own configuration decides everything else. Two backends differ in the last bit of many pixels, so the
-trainer must use the backend of the engine; no other one is used instead. A distribution adds a family with an entry
-point in the group `rollout.image_processors`: the name is the family, the object an `ImageProcessor` subclass.
+trainer must use the backend of the engine. Another backend is never used instead. A distribution adds a family with an
+entry point in the group `rollout.image_processors`: the name is the family, and the object is a subclass of
+`ImageProcessor`.
 """
 
 import importlib
@@ -25,7 +26,9 @@ from rollout.errors import ConfigurationError
 ENTRY_POINT_GROUP = "rollout.image_processors"
 
 ResizeBackend = Literal["pil", "torchvision"]
+"""What resizes images: Pillow or torchvision."""
 PixelKind = Literal["normalised", "uint8"]
+"""The values of patches: normalised, for the model's forward pass, or 0 to 255, for an engine that normalises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,8 @@ class ProcessedImage:
     """One image as the vision tower takes it.
 
     Attributes:
-        patches: one row per patch, float32 or uint8.
-        grid: the patches as (t, h, w).
+        patches: one row for each patch, of the shape `ImageProcessor.patch_shape`: float32, or uint8.
+        grid: the number of patches in time, height and width.
     """
 
     patches: npt.NDArray[Any]
@@ -44,12 +47,13 @@ class ProcessedImage:
 class ImageProcessor(ABC):
     """One checkpoint's image processor.
 
-    `pixels` says what it returns: `normalised` patches for the model's forward, or `uint8` patches before rescaling and
-    normalising, for an engine that normalises on the device.
-
     Attributes:
         family: the geometry family that it belongs to.
         grid_input: the name of the model's input for the grids.
+        config: the checkpoint's configuration of the image processor.
+        backend: what resizes the images.
+        pixels: whether the patches are `normalised`, or `uint8`, before rescaling and normalising.
+        geometry: the geometry of the family under this configuration.
     """
 
     family: ClassVar[str]
@@ -63,27 +67,27 @@ class ImageProcessor(ABC):
 
     @abstractmethod
     def process(self, image: Image.Image) -> ProcessedImage:
-        """The patches of an upright RGB image."""
+        """Return the patches of an upright RGB image."""
 
     @abstractmethod
     def patch_shape(self) -> tuple[int, ...]:
-        """The shape of one patch in `ProcessedImage.patches`."""
+        """Return the shape of one patch in `ProcessedImage.patches`."""
 
     @property
     def dtype(self) -> type[np.float32] | type[np.uint8]:
-        """The type of the returned pixels."""
+        """The type of the values of patches."""
         return np.uint8 if self.pixels == "uint8" else np.float32
 
     def _run_transformers(self, processor: Any, image: Image.Image) -> ProcessedImage:
         options = {"do_rescale": False, "do_normalize": False} if self.pixels == "uint8" else {}
         outputs = processor(images=[image], return_tensors="np", **options)
         t, h, w = (int(side) for side in np.asarray(outputs["image_grid_thw"])[0])
-        # Un-normalised values are whole numbers between 0 and 255 in whatever type the backend computes.
+        # Values that are not normalised are whole numbers from 0 to 255, in the type that the backend uses.
         return ProcessedImage(np.asarray(outputs["pixel_values"]).astype(self.dtype, copy=False), (t, h, w))
 
 
 class QwenVLImageProcessor(ImageProcessor):
-    """transformers' processor of the Qwen-VL families; every patch is a flat row."""
+    """The processor of the Qwen-VL families in transformers; every patch is a flat row."""
 
     family = "qwen_vl"
 
@@ -94,15 +98,17 @@ class QwenVLImageProcessor(ImageProcessor):
         return _load_transformers_processor(f"qwen2_vl.{module}", name, self.config)
 
     def process(self, image: Image.Image) -> ProcessedImage:
+        """See `ImageProcessor.process`."""
         return self._run_transformers(self._processor, image)
 
     def patch_shape(self) -> tuple[int, ...]:
+        """See `ImageProcessor.patch_shape`."""
         knobs = self.geometry.knobs
         return (3 * knobs["temporal_patch_size"] * knobs["patch_size"] ** 2,)
 
 
 class KimiK25ImageProcessor(ImageProcessor):
-    """Kimi K2.5. The backend `torchvision` uses transformers' processor; `pil` does the engine's arithmetic itself."""
+    """The processor of Kimi K2.5. `torchvision` uses that of transformers; `pil` computes the same as the engine."""
 
     family = "kimi_k25"
 
@@ -126,7 +132,7 @@ class KimiK25ImageProcessor(ImageProcessor):
 
     @cached_property
     def _normalised_levels(self) -> npt.NDArray[np.float32]:
-        """The normalised value of each of the 256 levels of each colour."""
+        """The normalised value of each of the 256 levels of each colour, as (level, colour)."""
         mean = np.asarray(self._kimi_geometry.image_mean, np.float32)
         inverse_std = 1.0 / np.asarray(self._kimi_geometry.image_std, np.float32)
         levels = np.arange(256, dtype=np.float32)[:, None]
@@ -134,6 +140,7 @@ class KimiK25ImageProcessor(ImageProcessor):
         return normalised
 
     def process(self, image: Image.Image) -> ProcessedImage:
+        """See `ImageProcessor.process`."""
         if self.backend == "torchvision":
             return self._run_transformers(self._processor, image)
         patch_size, (width, height) = (
@@ -157,6 +164,7 @@ class KimiK25ImageProcessor(ImageProcessor):
         return ProcessedImage(normalised, grid)
 
     def patch_shape(self) -> tuple[int, ...]:
+        """See `ImageProcessor.patch_shape`."""
         return (3, self._kimi_geometry.patch_size, self._kimi_geometry.patch_size)
 
 
@@ -168,30 +176,30 @@ _BUILT_IN_PROCESSORS: Mapping[str, type[ImageProcessor]] = {
 def image_processor_for(
     family: str, config: Mapping[str, Any], *, backend: ResizeBackend, pixels: PixelKind
 ) -> ImageProcessor:
-    """The image processor of a family under a checkpoint's configuration.
+    """Return the image processor of a family under a checkpoint's configuration.
 
     Raises:
-        ConfigurationError: nobody registered the family.
-        GeometryError: the configuration lacks a knob.
+        ConfigurationError: the family has no image processor.
+        GeometryError: the configuration lacks a setting.
     """
     processor_class = _BUILT_IN_PROCESSORS.get(family)
     for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=family) if processor_class is None else ():
         processor_class = entry_point.load()
     if processor_class is None:
         raise ConfigurationError(
-            f"no image processor is known for the family {family!r} (built in: {', '.join(_BUILT_IN_PROCESSORS)}); a "
-            f"distribution can add one through the entry point group {ENTRY_POINT_GROUP}"
+            f"no image processor is known for the family {family!r} (built in: {', '.join(_BUILT_IN_PROCESSORS)}); "
+            f"install a package that adds one with the entry point group {ENTRY_POINT_GROUP}"
         )
     return processor_class(config, backend=backend, pixels=pixels)
 
 
 def patch_count(grid: tuple[int, int, int]) -> int:
-    """The number of patches of an image with this grid."""
+    """Return the number of patches of an image with this grid."""
     return math.prod(grid)
 
 
 def import_trainer_extra(module: str) -> Any:
-    """A module of the extra `trainer`, imported when it is used.
+    """Import a module of the extra `trainer`, and return it.
 
     Raises:
         ConfigurationError: it is not installed.
@@ -209,7 +217,7 @@ def _load_transformers_processor(module: str, class_name: str, config: Mapping[s
     transformers_module = import_trainer_extra(f"transformers.models.{module}")
     try:
         return getattr(transformers_module, class_name).from_dict(dict(config))
-    except ImportError as error:  # transformers puts a stand-in where a backend is missing
+    except ImportError as error:  # transformers has a stand-in for a class whose backend is not installed
         raise ConfigurationError(
             f"the image processor {class_name} cannot be made: {str(error).strip()[:300]}"
         ) from error

@@ -1,6 +1,6 @@
-"""From the image in a message to a checked, stored asset, under one policy.
+"""Turns the images of messages into checked and stored assets, under one policy.
 
-The images of a request are resolved together: nothing is stored before all of them are accepted.
+The images of a request are resolved together: none is stored before all of them are accepted.
 """
 
 import hashlib
@@ -28,14 +28,19 @@ from rollout.records.bounds import ASSET_NAME
 
 @dataclass(frozen=True, slots=True)
 class _AcceptedImage:
-    """A checked image, and its bytes if it is not stored yet."""
+    """A checked image.
+
+    Attributes:
+        asset: the image.
+        bytes_to_store: its encoded bytes, to be stored; None if it is not to be stored or already is.
+    """
 
     asset: ImageAsset
     bytes_to_store: bytes | None = None
 
 
 class ImageResolver:
-    """Resolves images under one policy, remembering what it has seen; safe to use from many threads."""
+    """Resolves images under one policy, and remembers them; threads may share it."""
 
     def __init__(self, policy: ImagePolicy) -> None:
         self._policy = policy
@@ -47,11 +52,11 @@ class ImageResolver:
 
     @cached_property
     def _store(self) -> ImageStore:
-        # Opened for the first image that is not cached, and so never on an event loop.
+        # Opened for the first image that is not cached: in a thread, not in the event loop.
         return ImageStore(self._policy.directory, fsync=self._policy.fsync)
 
     def find_cached(self, parts: Sequence[ImagePart]) -> list[ImageAsset] | None:
-        """The assets of these parts, if all of them are cached."""
+        """Return the assets of these parts; None if not all of them are cached."""
         assets = []
         for part in parts:
             asset = self._asset_cache.get(part.source) if isinstance(part.source, str) else None
@@ -61,13 +66,18 @@ class ImageResolver:
         return assets
 
     def resolve(self, parts: Sequence[ImagePart], stop: "Future[None] | None" = None) -> tuple[list[ImageAsset], int]:
-        """The assets of these parts, and the number of bytes that were newly stored.
+        """Check the images of these parts and store the new ones.
 
-        A result in `stop` ends a wait for memory.
+        Args:
+            parts: the parts.
+            stop: a result in it ends the wait for memory.
+
+        Returns:
+            The asset of each part, and the number of bytes that were written.
 
         Raises:
-            ImageError: an image is refused; nothing was stored.
-            ImageMemoryError: other images took the memory for decoding for too long; nothing was stored.
+            ImageError: an image is refused; none was stored.
+            ImageMemoryError: other images took the memory for decoding for too long; none was stored.
             ImageStoreError: the image directory cannot be used.
         """
         store, accepted = self._store, []
@@ -101,7 +111,7 @@ class ImageResolver:
         raise ImageError(describe_rejected_source(source))
 
     def _accept_pillow_image(self, image: Image.Image, stop: "Future[None] | None") -> _AcceptedImage:
-        # It may be a file that nobody has decoded yet.
+        # The image may be an open file that is not decoded yet.
         check_size(image.width, image.height, None, self._limits)
         check_depth(image.mode)
         with hold_memory(self._memory, pillow_decoding_bytes(image, b""), stop):
@@ -113,7 +123,7 @@ class ImageResolver:
         if self._policy.mode == "offload":
             return _AcceptedImage(asset, bytes_to_store=data)
         canonical_uri = encode_data_uri(asset.media_type, data)
-        # An equal text stays the same object, which the cache knows it by.
+        # If the text is the same, keep the object, because the cache finds it by its identity.
         return _AcceptedImage(replace(asset, url=data_uri if data_uri == canonical_uri else canonical_uri))
 
     def _accept_file(self, url: str, stop: "Future[None] | None") -> _AcceptedImage:
@@ -123,9 +133,9 @@ class ImageResolver:
         asset = self._inspect_asset(data, stop)
         if self._run_images.is_direct_child(path) and ASSET_NAME.fullmatch(file_name):
             if file_name != asset.file_name:
-                raise ImageError(f"the asset {file_name} no longer holds the image that its name stands for")
+                raise ImageError(f"the asset {file_name} no longer holds the image that its name identifies")
             return _AcceptedImage(asset)
-        # A foreign file is copied: its owner may change it, and the trainer must find what the engine saw.
+        # A file from elsewhere is copied: its owner may change it, and the trainer must read what the engine read.
         return _AcceptedImage(asset, bytes_to_store=data)
 
     def _inspect_asset(self, data: bytes, stop: "Future[None] | None") -> ImageAsset:
@@ -149,5 +159,5 @@ class ImageResolver:
 
 @lru_cache(maxsize=8)
 def shared_resolver(policy: ImagePolicy) -> ImageResolver:
-    """The one resolver of a policy in this process."""
+    """Return the resolver that this process shares for a policy."""
     return ImageResolver(policy)

@@ -1,4 +1,4 @@
-"""A bounded cache: if several threads miss the same key at the same time, they share one computation."""
+"""A cache with a limit. Threads that miss the same key at the same time share one computation."""
 
 import threading
 from collections import OrderedDict
@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 class SingleFlightCache(Generic[Value]):
-    """Keeps the most recently used values up to a total size. With size zero it only shares computations."""
+    """Keeps the most recently used values up to a total size. With the size 0 it only shares computations."""
 
     def __init__(self, max_size: int, size_of: Callable[[Value], int]) -> None:
         self._max_size = max_size
@@ -21,7 +21,7 @@ class SingleFlightCache(Generic[Value]):
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
-        """The value of this key. The first caller computes it; if that fails, all waiting callers get the error too."""
+        """Return the value of a key. The first caller computes it; if this fails, all waiting callers get the error."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -41,7 +41,7 @@ class SingleFlightCache(Generic[Value]):
             raise
         pending.set_result(value)
         with self._lock:
-            # Under one lock, so that no thread finds the key in neither dict and computes it again.
+            # Both under one lock: otherwise a thread could find the key in neither dict, and compute it again.
             del self._pending[key]
             self._store(key, value)
         return value

@@ -1,4 +1,4 @@
-"""An image as a message gives it (URL, bytes, Pillow image) to encoded bytes."""
+"""Turns an image in a message (a URL, bytes or a Pillow image) into encoded bytes."""
 
 from io import BytesIO
 from pathlib import PurePath
@@ -17,10 +17,10 @@ _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 
 
 def decode_data_uri(url: str, max_bytes: int) -> bytes:
-    """The bytes of a `data:image/…;base64,…` URI, decoded as strictly as the engine does.
+    """Return the bytes of a `data:image/…;base64,…` URI, decoded as strictly as in the engine.
 
     Raises:
-        ImageError: another media type or encoding, characters that are not base64, or more than `max_bytes`.
+        ImageError: it has another media type or encoding, is not base64, or has more than `max_bytes`.
     """
     payload = find_data_uri_payload(url)
     if payload is None:
@@ -29,19 +29,19 @@ def decode_data_uri(url: str, max_bytes: int) -> bytes:
     if n_bytes > max_bytes + 3:
         raise ImageError(f"the image has about {describe_too_many_bytes(n_bytes, max_bytes)}")
     try:
-        # The engine's own decoder: it refuses some texts that the standard library's decoder accepts.
+        # This is the engine's decoder, which refuses some texts that the standard library's decoder accepts.
         return pybase64.b64decode(url[payload:], validate=True)
     except ValueError as error:
         raise ImageError(f"the data: URI is not strict base64: {error}") from error
 
 
 def encode_data_uri(media_type: str, data: bytes) -> str:
-    """The `data:` URI of an image."""
+    """Return the `data:` URI of an image."""
     return f"data:{media_type};base64,{pybase64.b64encode_as_string(data)}"
 
 
 def encode_pillow_image(image: Image.Image) -> bytes:
-    """A Pillow image as PNG, turned upright as the engine turns the file it may come from.
+    """Return a Pillow image as PNG, turned upright, as the engine turns an image.
 
     Raises:
         ImageError: it cannot be loaded or written.
@@ -51,7 +51,7 @@ def encode_pillow_image(image: Image.Image) -> bytes:
         if upright_image.mode not in _PNG_MODES:
             upright_image = upright_image.convert("RGBA" if upright_image.has_transparency_data else "RGB")
         buffer = BytesIO()
-        # Speed over size: the file is read back on the same machine, and level 1 is several times faster.
+        # Level 1 makes larger files, and is several times faster.
         upright_image.save(buffer, "PNG", compress_level=1)
     except MemoryError:
         raise
@@ -61,7 +61,7 @@ def encode_pillow_image(image: Image.Image) -> bytes:
 
 
 def describe_rejected_source(source: Any) -> str:
-    """Describe a source that is not an image, and what to give instead, for the error message."""
+    """Return the text of an error that says why a source is not an image, and what to write instead."""
     if source is None:
         return "the image is missing"
     if not isinstance(source, str):
@@ -74,13 +74,13 @@ def describe_rejected_source(source: Any) -> str:
     if separator and scheme.isidentifier():
         return f"the scheme {scheme}: is not accepted; give the image as a data: URI or a file:// URL"
     return (
-        f"{source[:60]!r} is neither a data: URI nor a file:// URL; of a path write Image.open(path), and put "
-        "data:image/png;base64, before base64"
+        f"{source[:60]!r} is neither a data: URI nor a file:// URL; for a path write Image.open(path), and before "
+        "base64 write data:image/png;base64,"
     )
 
 
 def _conversion_of(source: Any) -> str:
-    """Say how an image of another library becomes one that is accepted."""
+    """Say how to convert an image of another library."""
     package = type(source).__module__.partition(".")[0]
     if package == "torch":
         return "write torchvision.transforms.functional.to_pil_image(tensor)"

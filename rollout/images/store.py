@@ -1,8 +1,8 @@
-"""The image directory of a run: one file per distinct image, named by the hash of its bytes.
+"""The image directory of a run: one file for each distinct image, named by the hash of its bytes.
 
-Many processes write to one directory at once. A file appears under its name complete or not at all: it is written under
-a temporary name, locked while its writer lives, and renamed. The next process that opens the store removes temporary
-files that are not locked, so that a killed writer leaves nothing behind.
+Many processes write to one directory at the same time. A file appears under its name complete or not at all: it is
+written under a temporary name, locked as long as its writer runs, and renamed. The next process that opens the store
+removes temporary files that are not locked, because their writers were killed.
 """
 
 import fcntl
@@ -21,10 +21,10 @@ _NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOF
 
 
 class ImageStore:
-    """Write access to one image directory.
+    """Writes images into one directory, which it creates. Raises ImageStoreError if the directory cannot be used.
 
-    Raises:
-        ImageStoreError: from every method, when the directory cannot be used.
+    Attributes:
+        directory: the absolute path of the directory.
     """
 
     def __init__(self, directory: Path, *, fsync: bool) -> None:
@@ -39,11 +39,11 @@ class ImageStore:
             raise self._directory_error(error) from error
 
     def url(self, file_name: str) -> str:
-        """The `file://` URL of an asset in this directory."""
+        """Return the `file://` URL of an asset in this directory."""
         return self._url_prefix + file_name
 
     def add(self, file_name: str, data: bytes) -> int:
-        """Store the bytes under their name unless they are there already; the number of bytes written."""
+        """Store an image under its name unless it is there, and return the number of bytes written."""
         path = self._path_prefix + file_name
         try:
             if _is_complete(path, len(data)):
@@ -57,7 +57,7 @@ class ImageStore:
         return len(data)
 
     def _try_write(self, path: str, data: bytes) -> bool:
-        # False: another process removed the temporary file before it was locked; it stays locked until it is renamed.
+        # False: another process removed the temporary file before it was locked.
         temporary_path = f"{self._path_prefix}{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
         fd = os.open(temporary_path, _NEW_FILE_FLAGS, 0o644)
         try:
@@ -91,7 +91,7 @@ class ImageStore:
 
 
 def read_asset(directory: Path, file_name: str, *, max_bytes: int = 1 << 30) -> bytes:
-    """The bytes of a stored image, checked against the hash in its name.
+    """Return the bytes of a stored image, checked against the hash in its name.
 
     Raises:
         AssetError: the name is not an asset's, or the file is missing, a link, or changed.
@@ -116,7 +116,7 @@ def read_asset(directory: Path, file_name: str, *, max_bytes: int = 1 << 30) -> 
 
 
 def _is_complete(path: str, size: int) -> bool:
-    # The name is the hash, and files appear whole: a regular file of the right size is the image.
+    # The name is the hash, and files appear complete: a regular file of this size is the image.
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -125,7 +125,7 @@ def _is_complete(path: str, size: int) -> bool:
 
 
 def _lock_new_file(fd: int) -> bool:
-    # Another process that cleans up may come between creation and lock: it holds the lock, or has removed the file.
+    # Between the creation and the lock, another process that cleans up may lock or remove the file.
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,1 +1,1 @@
-"""What worker and trainer share: messages, records and their wire form, evidence, and the versions of a policy."""
+"""What worker and trainer share: messages, records, the wire form of records, evidence, and the policy's versions."""

@@ -1,4 +1,4 @@
-"""What each field of a record may hold. A record that holds anything else is refused, and its rollout fails.
+"""What each field of a record may contain. A record with anything else is refused, and its rollout fails.
 
     started    sample          0 … group_size - 1
                group_size      1 … MAX_GROUP_SIZE
@@ -43,35 +43,35 @@
                other fields    plain data, or one array; none has the name of a processed payload
 
 When the records of an attempt are joined (`rollout.trainer.trajectory.assemble`), they are also compared with each
-other: each path has as many tokens as the engine's prompt, each image has a descriptor and stands on a pad token, and
-all branches together have at most MAX_BRANCH_TOKENS.
+other. Each path must have as many tokens as the engine's prompt. Each image must have a descriptor and stand on a pad
+token. All branches together may have at most MAX_BRANCH_TOKENS tokens and messages.
 """
 
 import re
 
 MAX_COUNT = (1 << 31) - 1
-"""The highest number of anything that is counted; also the highest token id, because ids have 32 bits."""
+"""The highest value of a count; also the highest token id, because ids have 32 bits."""
 
 MAX_GROUP_SIZE = 1 << 16
 """The most rollouts of one task."""
 
 MAX_REWARD = 1e30
-"""No sum, square or 32-bit form of rewards up to here is infinite."""
+"""The largest reward: sums, squares and 32-bit forms of rewards up to here are finite."""
 
 MAX_IMAGE_TOKENS = 1 << 16
 """The most tokens of one image; the largest image that a model takes has about 16,000."""
 
 MAX_PATH_TOKENS = 1 << 22
-"""The most tokens of one prompt, with its images expanded; a sample of so many takes 100 MB."""
+"""The most tokens of one prompt, with its images expanded; a sample of this length takes 100 MB."""
 
 MAX_BRANCH_TOKENS = 1 << 25
-"""The most tokens and messages of all branches of a rollout together; shared ones count once for each branch."""
+"""The most tokens and messages of all branches of a rollout together; a shared one counts once for each branch."""
 
 MAX_PATH_CHARACTERS = 4096
 """The most characters of a directory's path."""
 
 LOGPROB_TOLERANCE = 1e-3
-"""A log-prob of a certain token may come out a little above zero."""
+"""How far a log-prob may be above zero; rounding errors put that of a certain token there."""
 
 ASSET_NAME = re.compile(r"[0-9a-f]{64}\.(?:png|jpg|webp|gif|bmp)")
 """The file name of an image: the sha256 of its bytes, and its format."""

@@ -1,4 +1,7 @@
-"""Takes fields out of the wire form of a record: each has its type and lies within its bounds, see `bounds`."""
+"""Takes fields out of the wire form of a record, and checks their types and bounds; see `rollout.records.bounds`.
+
+Every function raises RecordError for a field that is missing, has another type, or is out of bounds.
+"""
 
 from typing import Any, NoReturn, TypeVar
 
@@ -12,9 +15,11 @@ _T = TypeVar("_T")
 _PLAIN_TYPES = frozenset({str, int, float, bool, type(None)})
 
 Wire = dict[str, Any]
+"""The decoded map of a record; a function of this module removes the field that it returns."""
 
 
 def pop_field(wire: Wire, key: str, expected_type: type[_T]) -> _T:
+    """Take out a field that must be there."""
     value = wire.pop(key, None)
     if type(value) is expected_type:
         return value
@@ -22,6 +27,7 @@ def pop_field(wire: Wire, key: str, expected_type: type[_T]) -> _T:
 
 
 def pop_optional_field(wire: Wire, key: str, expected_type: type[_T]) -> _T | None:
+    """Take out a field; None if it is missing."""
     value = wire.pop(key, None)
     if value is None or type(value) is expected_type:
         return value
@@ -29,6 +35,7 @@ def pop_optional_field(wire: Wire, key: str, expected_type: type[_T]) -> _T | No
 
 
 def pop_integer(wire: Wire, key: str, low: int = 0, high: int = MAX_COUNT) -> int:
+    """Take out an integer from `low` to `high`."""
     value = wire.pop(key, None)
     if type(value) is not int:
         raise _wrong_type_error(key, value, int)
@@ -38,10 +45,12 @@ def pop_integer(wire: Wire, key: str, low: int = 0, high: int = MAX_COUNT) -> in
 
 
 def pop_optional_integer(wire: Wire, key: str, low: int = 0, high: int = MAX_COUNT) -> int | None:
+    """Take out an integer from `low` to `high`; None if it is missing."""
     return pop_integer(wire, key, low, high) if wire.get(key) is not None else wire.pop(key, None)
 
 
 def pop_bytes(wire: Wire, key: str, length: int) -> bytes:
+    """Take out bytes of this length."""
     value = pop_field(wire, key, bytes)
     if len(value) != length:
         raise RecordError(f"{key!r} has {len(value)} bytes; expected {length}.")
@@ -49,6 +58,7 @@ def pop_bytes(wire: Wire, key: str, length: int) -> bytes:
 
 
 def pop_array(wire: Wire, key: str, dtype: type[np.generic]) -> Any:
+    """Take out an array of one dimension."""
     value: Any = wire.pop(key, None)
     if type(value) is not np.ndarray:
         raise _wrong_type_error(key, value, np.ndarray)
@@ -58,28 +68,31 @@ def pop_array(wire: Wire, key: str, dtype: type[np.generic]) -> Any:
 
 
 def pop_token_ids(wire: Wire, key: str) -> Any:
+    """Take out an array of token ids."""
     value = pop_array(wire, key, np.int32)
     if len(value) and (lowest := value.item(value.argmin())) < 0:  # faster than min(), and every step has ids
-        raise RecordError(f"{key!r} holds the token id {lowest}; ids are 0 or more.")
+        raise RecordError(f"{key!r} has the token id {lowest}; expected 0 or more.")
     return value
 
 
 def require_plain(value: Any, name: str) -> None:
-    """Check that a value is what JSON can write, at any depth; the codec also carries arrays and bytes."""
+    """Check that JSON can write a value, at any depth; the codec can also write arrays and bytes."""
     value_type = type(value)
     if value_type in _PLAIN_TYPES:
         return
     if value_type is not dict and value_type is not list:
-        raise RecordError(f"{name} holds a {value_type.__name__}; expected plain data, as in JSON.")
+        raise RecordError(f"{name} contains a {value_type.__name__}; expected plain data, as in JSON.")
     for inner in value.values() if value_type is dict else value:
         require_plain(inner, name)
 
 
 def require_no_pixels(value: Any, name: str) -> None:
-    """Check that plain data has no key under which pixels are kept, at any depth."""
+    """Check that plain data has none of the keys that contain pixels, at any depth."""
     if type(value) is dict:
         if not PROCESSED_KEYS.isdisjoint(value):
-            raise RecordError(f"{name} has {', '.join(sorted(PROCESSED_KEYS & value.keys()))}; no record has pixels.")
+            raise RecordError(
+                f"{name} has {', '.join(sorted(PROCESSED_KEYS & value.keys()))}; records must not have pixels."
+            )
         value = value.values()
     elif type(value) is not list:
         return
@@ -88,6 +101,7 @@ def require_no_pixels(value: Any, name: str) -> None:
 
 
 def refuse_number(name: str, value: float, low: float, high: float) -> NoReturn:
+    """Raise the error for a number that is not from `low` to `high`."""
     raise RecordError(f"{name!r} is {value}; expected {low} to {high}.")
 
 

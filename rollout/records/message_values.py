@@ -1,7 +1,7 @@
-"""What is counted of a message's content: everything but its images, which are no text of the conversation.
+"""Which values of a message's content are counted: all but the images, because these are not text.
 
-Only parts of content have images. What stands under `image` or `image_url` anywhere else, for example in the arguments
-of a tool call, is a value like any other.
+Only parts of content have images. A value under `image` or `image_url` anywhere else, for example in the arguments of a
+tool call, is counted like any other.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ _NAMES = frozenset(("type", "text", "thinking", "content", *_IMAGE_NAMES))
 
 
 def countable_content(content: Any) -> Any:
-    """Return what stands for a message's content, for one part, or for the content of a tool's result."""
+    """Return the value to count for a message's content, for one part of it, or for the content of a tool's result."""
     return content if isinstance(content, str | bytes | None) else _Content(content)
 
 
@@ -48,7 +48,7 @@ def _items(part: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _counted_of_image(image: Any) -> Iterator[Any]:
-    """Yield what an image holds besides its URL. Any other object is opaque: it is an image, or is refused as it is."""
+    """Yield the values of an image besides its URL. Other objects are not looked into: they are images, or refused."""
     if isinstance(image, Mapping):
         for name, value in image.items():
             if name != "url" or not isinstance(value, str):

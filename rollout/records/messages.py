@@ -1,8 +1,8 @@
 """Chat messages: the type, tool calls, and the canonical form that identifies a message.
 
 The canonical form names an image by its hash instead of by its URL. So a message stays the same message if its image is
-inlined, offloaded, or offloaded by another worker, and its identification never needs the image's bytes. The canonical
-form is also the form that crosses the queue.
+inlined, or offloaded by another worker, and the image's bytes are not needed to identify it. The canonical form is also
+what crosses the queue.
 """
 
 import hashlib
@@ -20,25 +20,27 @@ from rollout.records.wrong_types import describe_wrong_type, show_value
 from rollout.value_limits import MAX_VALUES, OutOfBoundsError, TooMuchTextError, ValueCounter, is_within_bounds
 
 Message = dict[str, Any]
+"""A chat message: `role`, `content`, and where they apply `reasoning_content`, `tool_calls`, `tool_call_id`, `name`."""
 
 _MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
 _STRING_KEYS = frozenset(("reasoning_content", "tool_call_id", "name"))
 ROLES = ("system", "user", "assistant", "tool")
+"""The roles of messages; `TrainingSample.content` numbers them in this order."""
 _IMAGE_TYPES = ("image", "image_url", "input_image")
 _FORM = '{"role": "user", "content": …}'
 _PART_FORMS = '{"type": "text", "text": …} or {"type": "image", "image": …}'
 
 
 class MessageError(RolloutError):
-    """A conversation contains something that no chat template can render."""
+    """A conversation contains something that cannot be rendered."""
 
 
 class FinishReason(StrEnum):
     """Why an answer ended.
 
     Attributes:
-        STOP: the policy ended it.
-        LENGTH: it reached `max_tokens`, or the end of the model's context.
+        STOP: the policy sampled a stop token or wrote a stop text.
+        LENGTH: the answer reached `max_tokens`, or the end of the model's context.
         ABORT: the engine aborted the request; such an answer is never recorded.
     """
 
@@ -52,10 +54,10 @@ class ToolCall:
     """A tool call as the model wrote it.
 
     Attributes:
-        id: the id of the call, which the tool's result names.
+        id: the id of the call, which the tool's result names as its `tool_call_id`.
         name: the name of the tool; empty if it could not be parsed.
         arguments: the arguments by their names; empty if they could not be parsed.
-        raw: the text of the call as the model wrote it.
+        raw: the text of the call as the model wrote it; may be empty.
         error: why the call could not be parsed; None if it could.
     """
 
@@ -72,9 +74,9 @@ class CanonicalMessage:
 
     Attributes:
         message: the message itself, as it crosses the queue.
-        digest: a hash that identifies the message.
-        image_hashes: the hashes of its images, in order.
-        size: the bytes of the message as JSON.
+        digest: a hash of the message, by which the trace compares messages.
+        image_hashes: the hashes of its images, in order and as often as they occur; empty without images.
+        size: how many bytes the message has as JSON.
     """
 
     message: Message
@@ -84,35 +86,36 @@ class CanonicalMessage:
 
     @property
     def role(self) -> str:
+        """The role of the message, one of `ROLES`."""
         return str(self.message["role"])
 
 
 def require_conversation(messages: object) -> None:
-    """Check that these can be the messages of a turn; `canonicalise` checks each of them.
+    """Check that an object can be the conversation of a turn; `canonicalise` checks each of its messages.
 
     Raises:
-        MessageError: they are not a list of messages, or the last one is the model's own.
+        MessageError: it is not a list of messages, or the last one is the model's own.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise MessageError(f"chat() got {describe_wrong_type(messages)}; expected a list of messages: [{_FORM}].")
     if not messages:
         raise MessageError(f"chat() got no messages; the first may be {_FORM}.")
     if len(messages) > MAX_VALUES:
-        raise MessageError(f"chat() got {len(messages):,} messages; at most {MAX_VALUES:,} are sent.")
+        raise MessageError(f"chat() got {len(messages):,} messages; expected at most {MAX_VALUES:,}.")
     if isinstance(messages[-1], Mapping) and messages[-1].get("role") == "assistant":
         raise MessageError("the conversation must end with a message to the model, not with its own.")
 
 
 def require_bounded(messages: Sequence[Any], *, first_index: int = 0) -> None:
-    """Check that new messages can be gone through; whatever looks into them comes after this.
+    """Check that new messages are not too large to process. Call this before anything else looks into them.
 
     Args:
         messages: the messages, as an environment wrote them.
-        first_index: the place of the first of these messages in their conversation, for the texts of errors.
+        first_index: the index of the first of these messages in its conversation, for the texts of errors.
 
     Raises:
-        MessageError: they nest too deep, or hold too much; the text says which message is the first too much.
-        TooMuchTextError: they hold more text than any model's context.
+        MessageError: they are nested too deep or contain too much; the text names the message at which this is found.
+        TooMuchTextError: they have more text than any model's context.
     """
     counter = ValueCounter()
     for index, message in enumerate(messages, first_index):
@@ -134,10 +137,10 @@ def canonicalise(
     Args:
         messages: the messages, whose images are prepared.
         image_positions: (message index, part index, hash) of each image, in order.
-        first_index: the place of the first of these messages in their conversation, for the texts of errors.
+        first_index: the index of the first of these messages in its conversation, for the texts of errors.
 
     Raises:
-        MessageError: no template can render one of them; the text says which.
+        MessageError: a message cannot be rendered; the text says which.
     """
     hashes_by_message: dict[int, dict[int, list[str]]] = {}
     for message_index, part_index, mm_hash in image_positions:
@@ -149,10 +152,10 @@ def canonicalise(
 
 
 def digest_tools(tools: Sequence[Mapping[str, Any]] | None) -> bytes:
-    """Return a hash that identifies a set of tool schemas; the tools belong to the root of a conversation.
+    """Return a hash that identifies the tool schemas of a conversation; empty without tools.
 
     Raises:
-        MessageError: the schemas are not JSON, so no template can write them.
+        MessageError: the schemas cannot be written as JSON.
     """
     try:
         return _digest_json(list(tools))[0] if tools else b""
@@ -161,16 +164,16 @@ def digest_tools(tools: Sequence[Mapping[str, Any]] | None) -> bytes:
 
 
 class CanonicalMessageCache:
-    """The canonical forms of messages that one rollout sent before, because every turn repeats the conversation so far.
+    """Keeps the canonical forms of one rollout's messages, because every turn repeats the conversation so far.
 
-    A message is known if it is the same object with the same content. A snapshot of this content is kept, so that a
-    message that was changed in place is not taken for the old one.
+    A message is known if it is the same object with the same content. The cache keeps a copy of the content, so that it
+    notices a message that was changed in place.
     """
 
     _MAX_ENTRIES = 8192
 
     def __init__(self) -> None:
-        # The message itself is kept too: while it lives, no other object can have the same `id()`.
+        # The message itself is kept too: as long as it exists, no other object can have the same `id()`.
         self._entries: dict[int, tuple[Any, Any, CanonicalMessage]] = {}
 
     def known_prefix(self, messages: Sequence[Any]) -> list[CanonicalMessage]:
@@ -181,14 +184,14 @@ class CanonicalMessageCache:
             if entry is None:
                 break
             entries.append(entry)
-        # All at once, because every turn compares a whole conversation.
+        # One comparison of lists is fast; every turn compares a whole conversation.
         snapshots = [snapshot for _, snapshot, _ in entries]
         if list(messages[: len(entries)]) != snapshots:
             entries = entries[: list(map(ne, messages, snapshots)).index(True)]
         return [canonical for _, _, canonical in entries]
 
     def add(self, message: Any, canonical: CanonicalMessage) -> None:
-        """Remember a message with its present content. Keys that no template reads may hold anything."""
+        """Remember a message with its present content, unless it is too large or not plain data."""
         if not is_within_bounds(message):
             return
         try:
@@ -208,7 +211,7 @@ def _copy_plain_data(value: Any) -> Any:
         return {key: _copy_plain_data(item) for key, item in value.items()}
     if type(value) is list:
         return [_copy_plain_data(inner) for inner in value]
-    raise TypeError(f"a {type(value).__name__} may change without being seen to")
+    raise TypeError(f"a {type(value).__name__} may change without being noticed")
 
 
 def _canonicalise_message(index: int, message: Any, hashes_by_part: Mapping[int, Sequence[str]]) -> CanonicalMessage:
@@ -227,7 +230,7 @@ def _canonicalise_message(index: int, message: Any, hashes_by_part: Mapping[int,
             raise MessageError(
                 f"messages[{index}].{key} is {describe_wrong_type(canonical_message[key])}; expected a string."
             )
-    # For an assistant that only calls tools, the content is None in some dialects and missing in others.
+    # In an assistant's message that only calls tools, some dialects write None as the content, others write none.
     content = canonical_message.setdefault("content", "")
     image_hashes: tuple[str, ...] = ()
     if isinstance(content, Sequence) and not isinstance(content, str):
@@ -247,18 +250,18 @@ def _canonicalise_message(index: int, message: Any, hashes_by_part: Mapping[int,
         )
     try:
         if "tool_calls" in canonical_message:
-            # A copy stays what was rendered, even if the environment changes its own object later.
+            # A copy, because the environment may change its own object after it was rendered.
             canonical_message["tool_calls"] = orjson.loads(orjson.dumps(canonical_message["tool_calls"]))
         digest, size = _digest_json(
             _with_parsed_arguments(canonical_message) if "tool_calls" in canonical_message else canonical_message
         )
     except (TypeError, AttributeError) as error:
-        raise MessageError(f"messages[{index}] holds a value that is not JSON ({error}).") from None
+        raise MessageError(f"messages[{index}] contains a value that is not JSON ({error}).") from None
     return CanonicalMessage(canonical_message, digest, image_hashes, size)
 
 
 def _canonical_parts(location: str, part: Any, remaining_hashes: Iterator[str]) -> Iterator[Message]:
-    """Yield the texts and images of a part, in order; those of a tool's result are nested in it."""
+    """Yield the texts and images of a part, in order; a tool's result has them nested in it."""
     if isinstance(part, str):
         yield {"type": "text", "text": part}
         return
@@ -284,10 +287,7 @@ def _get_field(part: Any, name: str) -> Any:
 
 
 def _with_parsed_arguments(message: Message) -> Message:
-    """Return the message with parsed arguments of its tool calls.
-
-    Some dialects write the arguments as an object, others as JSON text, and mean the same call.
-    """
+    """Return the message with the arguments of its tool calls as objects; some dialects write them as JSON text."""
     return {**message, "tool_calls": [_parse_call_arguments(call) for call in message["tool_calls"]]}
 
 
@@ -303,6 +303,6 @@ def _parse_call_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _digest_json(value: Any) -> tuple[bytes, int]:
-    """Return a hash of a value's JSON, and how many bytes this JSON has."""
+    """Return a hash of a value's JSON, and the number of bytes of this JSON."""
     data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(data, digest_size=16).digest(), len(data)

@@ -1,6 +1,6 @@
-"""How rollouts ended before there were limits (schema 1.03), in today's terms.
+"""Upgrades last records from before schema 1.03, which introduced limits.
 
-The status `truncated` said that a limit had stopped a rollout, whether it had a score or not.
+Until then, the status `truncated` meant that a limit had stopped a rollout, with or without a score.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ _ENDINGS = {
 
 
 def upgrade_ending(fields: dict[str, Any]) -> None:
-    """Replace `status` and `reward`, and add `limit`, where a limit had stopped the rollout."""
+    """Replace `status` and `reward`, and add `limit`, if a limit had stopped the rollout."""
     error = fields.get("error")
     error_type = error.get("type") if isinstance(error, dict) else None
     status = fields.get("status")
@@ -25,4 +25,4 @@ def upgrade_ending(fields: dict[str, Any]) -> None:
     new_status, limit = _ENDINGS[status, error_type]
     fields["status"], fields["limit"] = new_status.value, limit.value
     if new_status is RolloutStatus.UNSCORED:
-        fields["reward"] = None  # it was 0, and it trained
+        fields["reward"] = None  # it was 0, and the rollout trained

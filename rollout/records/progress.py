@@ -1,10 +1,10 @@
-"""How far the trainer is: the trainer sends its progress to a launch, over a queue like any other.
+"""The trainer's progress, which the trainer sends to the launch over a queue.
 
     async with ProgressPublisher("file:///data/run7/control/color_codeword") as publisher:
         await publisher.publish(TrainerProgress(version=3, consumed=192, discarded=2))
 
-It is a queue, because a queue reaches other machines by the same URL schemes as the records do. The newest record is
-never acked, so that a launch that starts again begins with it.
+A queue reaches other machines by the same URL schemes as the trajectories. The newest record is never acked, so that
+the next launch begins with it.
 """
 
 from dataclasses import asdict, dataclass
@@ -27,10 +27,11 @@ class TrainerProgress:
     """The trainer's state, counted from the beginning of the run.
 
     Attributes:
-        version: the version of the weights that the engines have now.
-        consumed: how many rollouts of this environment went into a training step.
-        discarded: how many the trainer received and will not train on: failed, abandoned or too stale.
-        pushed: whether the trainer loaded these weights into the engines; an engine with another version missed them.
+        version: the number of the version of the weights that the engines have now.
+        consumed: how many rollouts of this environment were used in a training step.
+        discarded: how many rollouts the trainer received and does not train on: failed, abandoned or too stale.
+        pushed: whether the trainer itself loaded these weights into the engines; then an engine with another version
+            missed the update.
     """
 
     version: int = 0
@@ -40,12 +41,13 @@ class TrainerProgress:
 
 
 class ProgressPublisher:
-    """The trainer's side. Publish once at the start too, so that the state of a restarted trainer is known at once."""
+    """Sends the trainer's progress. Publish at the start, so that the launch knows the state of a restarted trainer."""
 
     def __init__(self, url: str) -> None:
         self._queue = open_queue(url)
 
     async def publish(self, progress: TrainerProgress) -> None:
+        """Send the progress. Raises QueueError if the queue does not accept it."""
         await self._queue.put(encode(asdict(progress)), key=_RECORD_KEY, tag=str(progress.version))
 
     async def __aenter__(self) -> Self:
@@ -58,7 +60,7 @@ class ProgressPublisher:
 
 
 class ProgressFollower:
-    """The launch's side: `latest` is what was published last."""
+    """Receives the trainer's progress in a launch; `latest` is the newest that it received."""
 
     def __init__(self, queue: Queue) -> None:
         self.latest = TrainerProgress()
@@ -66,7 +68,7 @@ class ProgressFollower:
         self._unacked_delivery: Delivery | None = None
 
     async def poll(self, *, timeout: float) -> bool:
-        """Read the next record, and return whether there was a valid one."""
+        """Receive the next record, and return whether there was a valid one."""
         delivery = await self._queue.receive(timeout=timeout)
         if delivery is None:
             return False
@@ -77,16 +79,16 @@ class ProgressFollower:
             )
             self.latest = TrainerProgress(version, consumed, discarded, pushed=fields.get("pushed", False) is True)
         except (CodecError, KeyError, TypeError, ValueError, AttributeError) as error:
-            await delivery.reject(f"this does not tell a trainer's progress: {error!r}")
+            await delivery.reject(f"this is not a trainer's progress: {error!r}")
             return False
         previous_delivery, self._unacked_delivery = self._unacked_delivery, delivery
         if previous_delivery is not None:
             try:
                 await previous_delivery.ack()
             except StaleLease:
-                log.warning("another orchestrator follows the trainer's progress", queue=self._queue.url)
+                log.warning("another launch reads the trainer's progress", queue=self._queue.url)
             except QueueError as error:
-                log.warning("an earlier progress of the trainer stays on the queue", error=str(error))
+                log.warning("an old progress record of the trainer stays on the queue", error=str(error))
         return True
 
 

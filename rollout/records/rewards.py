@@ -1,4 +1,4 @@
-"""The wire form of the rewards in the record of a rollout's end: named ones, and those of single answers."""
+"""The wire form of the rewards in a rollout's last record: the named rewards, and the rewards of single answers."""
 
 import math
 from collections.abc import Mapping
@@ -10,15 +10,17 @@ from rollout.records.kinds import NamedReward, RecordError
 
 
 def encode_rewards(rewards: Mapping[str, NamedReward]) -> dict[str, list[float]] | None:
+    """Return the value and weight of each named reward; None without any."""
     return {name: [reward.value, reward.weight] for name, reward in rewards.items()} or None
 
 
 def encode_turn_rewards(turn_rewards: Mapping[int, float]) -> list[float] | None:
-    """Return turn and reward in turns, in the order of the turns."""
+    """Return a flat list of turns and their rewards, in the order of the turns; None without any."""
     return [number for turn in sorted(turn_rewards) for number in (turn, turn_rewards[turn])] or None
 
 
 def pop_rewards(wire: Wire) -> dict[str, NamedReward]:
+    """Take out and check the named rewards. Raises RecordError if one is not valid."""
     rewards: dict[str, NamedReward] = {}
     for name, pair in (pop_optional_field(wire, "rewards", dict) or {}).items():
         if type(pair) is not list or len(pair) != 2:
@@ -28,6 +30,7 @@ def pop_rewards(wire: Wire) -> dict[str, NamedReward]:
 
 
 def pop_turn_rewards(wire: Wire) -> dict[int, float]:
+    """Take out and check the rewards of turns. Raises RecordError if one is not valid."""
     numbers = pop_optional_field(wire, "turn_rewards", list) or []
     turns, rewards = numbers[::2], numbers[1::2]
     if len(turns) != len(rewards) or any(type(turn) is not int or not 0 <= turn <= MAX_COUNT for turn in turns):
@@ -38,6 +41,7 @@ def pop_turn_rewards(wire: Wire) -> dict[int, float]:
 
 
 def require_reward(value: object, name: str) -> float:
+    """Return a reward. Raises RecordError if it is not a finite float within its bounds."""
     if type(value) is not float or not math.isfinite(value):
         raise RecordError(f"{name!r} is {value!r}; expected a finite float.")
     if abs(value) > MAX_REWARD:

@@ -1,7 +1,7 @@
 """The wire form of what a step adds to a rollout: messages, their tokens, and the descriptors of their images.
 
-The messages share one array of token ids. An image is named by the bytes of its hash; of an asset's file name, only the
-part that does not follow from the hash is sent.
+The messages share one array of token ids. An image is named by the bytes of its hash. An asset's file name begins with
+this hash, so only the rest of the name is sent.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,23 +28,23 @@ from rollout.records.fields import (
     require_no_pixels,
     require_plain,
 )
-from rollout.records.kinds import NodeRecord, RecordError
+from rollout.records.kinds import MessageTokens, RecordError
 from rollout.records.messages import ROLES, Message
 
 _TEXT_KEYS = ("reasoning_content", "tool_call_id", "name")
 _IMAGE_HASH_BYTES = range(8, 65)
 
 
-def encode_nodes(nodes: Sequence[NodeRecord]) -> dict[str, Any]:
+def encode_nodes(nodes: Sequence[MessageTokens]) -> dict[str, Any]:
     """Encode the nodes. Only the last may be sampled: the number of its log-probs says how many of its tokens were."""
-    answer_run = nodes[-1].run
-    if any(node.run.sampled_from < len(node.run.ids) for node in nodes[:-1]):
+    answer = nodes[-1]
+    if any(node.sampled for node in nodes[:-1]):
         raise RecordError("a step's nodes before its answer were not sampled in it, and have no log-probs")
     return {
         "messages": [_encode_message(node.message) for node in nodes],
         "ids": np.concatenate([node.run.ids for node in nodes]),
         "lengths": [len(node.run.ids) for node in nodes],
-        "logprobs": answer_run.logprobs if answer_run.sampled_from < len(answer_run.ids) else None,
+        "logprobs": answer.run.logprobs if answer.sampled else None,
         "places": _encode_sparse(
             [[number for slot in node.run.images for number in (slot.offset, slot.length)] for node in nodes]
         ),
@@ -52,7 +52,8 @@ def encode_nodes(nodes: Sequence[NodeRecord]) -> dict[str, Any]:
     }
 
 
-def decode_nodes(wire: Wire) -> tuple[NodeRecord, ...]:
+def decode_nodes(wire: Wire) -> tuple[MessageTokens, ...]:
+    """Take out and check the nodes of a step. Raises RecordError if they are not valid."""
     messages = [_decode_message(message) for message in pop_field(wire, "messages", list)]
     ids, lengths = pop_token_ids(wire, "ids"), pop_field(wire, "lengths", list)
     if set(map(type, lengths)) != {int}:
@@ -63,7 +64,7 @@ def decode_nodes(wire: Wire) -> tuple[NodeRecord, ...]:
     if len(logprobs) > lengths[-1]:
         raise RecordError(f"the answer has {lengths[-1]} tokens and {len(logprobs)} log-probs")
     image_positions, content_spans = _decode_sparse(wire, "places"), _decode_sparse(wire, "words")
-    nodes: list[NodeRecord] = []
+    nodes: list[MessageTokens] = []
     end, answer_index = 0, len(messages) - 1
     for index, message in enumerate(messages):
         start, end = end, end + lengths[index]
@@ -72,16 +73,18 @@ def decode_nodes(wire: Wire) -> tuple[NodeRecord, ...]:
         image_slots = _decode_image_slots(message, image_positions.pop(index, ()), sampled_from)
         run = TokenRun(LogicalIds(ids[start:end]), sampled_from, node_logprobs, image_slots)
         content = _decode_spans(content_spans.pop(index), end - start) if index in content_spans else ()
-        nodes.append(NodeRecord(message, run, content))
+        nodes.append(MessageTokens(message, run, content))
     if image_positions or content_spans:
-        raise RecordError(f"'places' or 'words' are of messages that are not among the {len(messages)} of the record")
+        raise RecordError(
+            f"'places' or 'words' belong to messages that are not among the {len(messages)} of the record"
+        )
     return tuple(nodes)
 
 
 def _pop_logprobs(wire: Wire) -> Logprobs:
     logprobs: Logprobs = pop_array(wire, "logprobs", np.float32)
     if len(logprobs):
-        # Both find NaN, too, and are three times as fast as min() and max(); every step has log-probs.
+        # argmin and argmax also find NaN, and are three times as fast as min and max; every step has log-probs.
         lowest, highest = logprobs.item(logprobs.argmin()), logprobs.item(logprobs.argmax())
         if not VLLM_MISSING_LOGPROB < lowest <= highest <= LOGPROB_TOLERANCE:
             raise RecordError(
@@ -97,12 +100,12 @@ def _decode_sparse(wire: Wire, key: str) -> dict[int, list[Any]]:
 
 
 def _decode_spans(numbers: list[Any], end: int) -> tuple[tuple[int, int], ...]:
-    """Return pairs of offsets in the tokens of a message, which ends at `end`."""
+    """Return the (begin, end) pairs of spans in the tokens of a message that has `end` tokens."""
     spans = tuple(_iter_pairs(numbers))
     lowest = 0
     for first, last in spans:
         if type(first) is not int or type(last) is not int or not lowest <= first <= last <= end:
-            raise RecordError(f"the words of a message lie at {numbers}, which are not places in its {end} tokens")
+            raise RecordError(f"the content of a message is at {numbers}, which are not spans of its {end} tokens")
         lowest = last
     return spans
 
@@ -110,19 +113,21 @@ def _decode_spans(numbers: list[Any], end: int) -> tuple[tuple[int, int], ...]:
 def _decode_image_slots(
     message: Message, offsets_and_lengths: Sequence[Any], sampled_from: int
 ) -> tuple[ImageSlot, ...]:
-    """Return the image slots of a message; there must be as many positions as it names images."""
+    """Return the image slots of a message, which must have one offset and length for each image that it names."""
     content = message["content"]
     parts = () if isinstance(content, str) else content
     hashes = [part["hash"] for part in parts if "hash" in part]
     if not hashes and not offsets_and_lengths:
         return ()
     if len(offsets_and_lengths) != 2 * len(hashes):
-        raise RecordError(f"a message has {len(hashes)} images, at {len(offsets_and_lengths) / 2:g} places")
+        raise RecordError(
+            f"a message names {len(hashes)} images and has positions for {len(offsets_and_lengths) / 2:g}"
+        )
     slots: list[ImageSlot] = []
     lowest, numbers = 0, iter(offsets_and_lengths)
     for mm_hash, offset, length in zip(hashes, numbers, numbers, strict=True):
         if type(offset) is not int or not lowest <= offset < sampled_from:
-            raise RecordError(f"an image is at {offset!r}; expected a place from {lowest} to {sampled_from - 1}")
+            raise RecordError(f"an image is at {offset!r}; expected a position from {lowest} to {sampled_from - 1}")
         if type(length) is not int or not 1 <= length <= MAX_IMAGE_TOKENS:
             raise RecordError(f"an image has {length!r} tokens; expected 1 to {MAX_IMAGE_TOKENS}")
         slots.append(ImageSlot(mm_hash, offset, length))
@@ -165,7 +170,7 @@ def _check_further_keys(message: Message) -> None:
             if type(value) is not list or not all(
                 type(call) is dict and type(call.get("function", {})) is dict for call in value
             ):
-                raise RecordError("the tool calls of a message are not a list of maps, each with a map 'function'")
+                raise RecordError("the tool calls of a message are not a list of maps in which 'function' is a map")
         elif key in _TEXT_KEYS:
             if type(value) is not str:
                 raise RecordError(f"{key!r} of a message is a {type(value).__name__}; expected a text")
@@ -191,7 +196,7 @@ def _decode_part(part: Any) -> dict[str, Any]:
 
 
 def encode_image(mm_hash: str, descriptor: Mapping[str, Any]) -> list[Any]:
-    """Encode the hash, the payload, and where the image is: a URI, or the part of its file name after the hash."""
+    """Encode the hash, the payload, and where the image is: its URI, or the part of its file name after the hash."""
     reject_processed(descriptor, "images")
     if "raw_uri" in descriptor:
         return [bytes.fromhex(mm_hash), descriptor["payload"], descriptor["raw_uri"]]
@@ -200,14 +205,15 @@ def encode_image(mm_hash: str, descriptor: Mapping[str, Any]) -> list[Any]:
 
 
 def decode_images(entries: list[Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Return the descriptors by hash. Raises RecordError if one is not valid."""
     images = dict([_decode_image(entry) for entry in entries])
     if len(images) != len(entries):
-        raise RecordError("two descriptors are of the same image")
+        raise RecordError("two descriptors describe the same image")
     return images
 
 
 def _decode_image(entry: list[Any]) -> tuple[str, dict[str, Any]]:
-    """Decode and check an image's own part of its descriptor; `layout` in the started record has the shared part."""
+    """Decode and check the part of a descriptor that is the image's own; `RolloutStarted.layout` is the shared part."""
     hash_bytes, payload, *source = entry
     mm_hash: str = hash_bytes.hex()
     if len(hash_bytes) not in _IMAGE_HASH_BYTES:
@@ -225,7 +231,7 @@ def _decode_image(entry: list[Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _encode_sparse(lists: Sequence[list[int]]) -> list[Any] | None:
-    """Return the lists that are not empty, each after its index."""
+    """Return the lists that are not empty, each after its index; None if all are empty."""
     return [entry for index, numbers in enumerate(lists) if numbers for entry in (index, numbers)] or None
 
 

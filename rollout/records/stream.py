@@ -1,4 +1,4 @@
-"""The stream of one attempt's records to the trajectories queue: numbered in order, with a digest of the steps."""
+"""Puts the records of one attempt on the trajectories queue, numbered in order and with a digest of the steps."""
 
 import asyncio
 import time
@@ -26,10 +26,11 @@ from rollout.records.wire import encode_record
 from transports import Frames, Queue, QueueError
 
 _PUT_TIMEOUT = 60.0
+"""How many seconds the queue may take to accept a record."""
 
 
 class RolloutAlreadyFinished(RolloutError):
-    """An environment goes on with a rollout that has its finished record, or that lost a step."""
+    """An environment asks the model in a rollout that has ended, or that cannot continue because it lacks a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,11 @@ class RolloutStream:
     """Puts the records of one attempt. A record gets its number at once, so that parallel turns cannot swap numbers.
 
     Attributes:
-        put_failed: whether the queue did not take a record.
+        attempt_id: the attempt.
+        step_count: how many steps were encoded for the queue.
+        byte_count: how many bytes the queue accepted.
+        finished_record: the last record; None until the put of it begins.
+        put_failed: whether the queue did not accept a record.
     """
 
     def __init__(self, queue: Queue, rollout_id: AttemptId) -> None:
@@ -86,6 +91,7 @@ class RolloutStream:
         assets: str,
         layout: Mapping[str, Any],
     ) -> None:
+        """Put the first record; the arguments are explained at `RolloutStarted`."""
         record = RolloutStarted(
             header=self.next_header(),
             task={"id": task.id, "index": task.index, "seed": task.seed, "data": dict(task.data)},
@@ -103,11 +109,11 @@ class RolloutStream:
     def put_step(self, step: Step) -> Coroutine[Any, Any, None]:
         """Count a step at once, and return a coroutine that puts it.
 
-        It is counted at once, so that a finished record that is made in between includes it.
+        A finished record that is made before the put includes the step.
 
         Raises:
-            RecordError: the step cannot be encoded. No step may follow: the trace contains the nodes of this one, and
-                a later step could have a parent that no trainer ever saw.
+            RecordError: the step cannot be encoded. No step may follow, because the trace already contains the nodes
+                of this one, and a later step could have a parent that the trainer never received.
         """
         try:
             frames = encode_record(step)
@@ -129,6 +135,13 @@ class RolloutStream:
         rewards: Mapping[str, NamedReward] | None = None,
         turn_rewards: Mapping[int, float] | None = None,
     ) -> RolloutFinished:
+        """Put the last record, and return it; the arguments are explained at `RolloutFinished`.
+
+        Raises:
+            RolloutAlreadyFinished: there is a last record.
+            RecordError: it cannot be encoded.
+            QueueError: the queue does not accept it.
+        """
         self._require_unfinished()
         header = self._make_header()
         self._is_finished = True
@@ -150,7 +163,7 @@ class RolloutStream:
         return record
 
     def require_open(self) -> None:
-        """Raise RolloutAlreadyFinished if there is a finished record, or a turn that came to no end."""
+        """Raise RolloutAlreadyFinished if no step may follow: after the last record, or after a step that is lost."""
         self._require_unfinished()
         if self._broken_by is not None:
             raise RolloutAlreadyFinished(
@@ -158,17 +171,18 @@ class RolloutStream:
             ) from self._broken_by
 
     def refuse_steps(self, reason: str = "a turn of it was interrupted") -> None:
-        """Let no turn follow, by default because one was interrupted anywhere in it."""
+        """Let no step follow, for this reason."""
         self._broken_by = self._broken_by or RolloutAlreadyFinished(reason)
 
     def _require_unfinished(self) -> None:
         if self._is_finished:
             raise RolloutAlreadyFinished(
-                f"{self.attempt_id.rollout} has ended: a task that its environment left behind asks the model. "
-                "Await or cancel what run() starts before it returns."
+                f"{self.attempt_id.rollout} has ended, and a task of its environment still asks the model. "
+                "Await or cancel every task that run() starts before it returns."
             )
 
     def next_header(self) -> RecordHeader:
+        """Return the header of the next record, with a new number. Raises like `require_open`."""
         self.require_open()
         return self._make_header()
 
@@ -202,9 +216,9 @@ class RolloutStream:
 async def _put_despite_cancellation(put_record: Coroutine[Any, Any, None]) -> None:
     """Wait until a record is put, even if the caller is cancelled.
 
-    A missing number would be a gap, and later turns build on the nodes that the trace already contains. The put runs in
-    a task of its own, because the environment may cancel a turn in any way and more than once. A shielded scope helps
-    only against scopes of anyio; against `asyncio.wait_for`, only a separate task helps.
+    Without the record, the numbers would have a gap, and later turns build on the nodes that the trace already has. An
+    environment may cancel a turn in any way and more than once. A shielded scope helps only against scopes of anyio;
+    against `asyncio.wait_for`, only a task of its own helps.
     """
     cancellation: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):

@@ -1,4 +1,4 @@
-"""One thing to solve: an environment or a file names it, an order carries it to a worker, a record to the trainer."""
+"""One thing to solve: it comes from an environment or a file, and goes in an order to a worker, then to the trainer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,10 +10,11 @@ class Task:
     """One thing to solve.
 
     Attributes:
-        id: identifies the task; no two tasks of an environment have the same id.
+        id: identifies the task among all tasks of its environment.
         index: the number of the task in the list of all tasks, from 0 on.
-        seed: makes the task reproducible.
-        data: what the environment needs to know of the task; it is JSON-like, and the trajectory contains it too.
+        seed: the seed for the environment's random numbers, so that it plays the task the same way again.
+        data: what the environment needs to know about the task, as plain data like JSON; may be empty. The trajectory
+            contains it, too.
     """
 
     id: str

@@ -12,16 +12,20 @@ _FORM = '{"type": "function", "function": {"name": …, "description": …, "par
 
 @runtime_checkable
 class HasSchema(Protocol):
-    """What `@tool` makes of a function."""
+    """A function with a schema, as `@tool` makes it.
+
+    Attributes:
+        schema: the schema in the form of OpenAI's chat API.
+    """
 
     schema: Mapping[str, Any]
 
 
 def require_tools(tools: object, source: str) -> None:
-    """Check the form of tools; what their parameters say is the environment's own matter.
+    """Check the form of tools. What their parameters say is not checked.
 
     Args:
-        tools: the tools, or None if there are none.
+        tools: the tools; None if there are none.
         source: where they come from, for the texts of errors.
 
     Raises:

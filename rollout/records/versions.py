@@ -1,17 +1,17 @@
 """The names of the policy's versions, and whether one version satisfies the request for another.
 
-The number of a version is the number at the end of its name. Two kinds of names have no number, and satisfy only
-themselves: that of an engine that does not know its version yet, and that of an engine whose weights are replaced now.
+The number of a version is the number at the end of its name. A name without a number satisfies only itself. Engines
+have such a name while they do not know their version yet, and while their weights are replaced.
 """
 
 from typing import Literal
 
 OnUpdate = Literal["keep", "wait", "abort"]
-"""What happens to requests in flight at an update: they go on with the new weights, finish first, or start again."""
+"""What happens to running requests at an update: they continue with the new weights, finish first, or start again."""
 
 _DIGITS = "0123456789"
 _MAX_DIGITS = 18
-"""Of a version's number, so that it fits into 64 bits."""
+"""The most digits of a version's number, so that it fits into 64 bits."""
 
 
 def version_number(version: str) -> int | None:
@@ -21,12 +21,12 @@ def version_number(version: str) -> int | None:
 
 
 def loading_version(version: str) -> str:
-    """Return what an engine's weights are called while those of `version` replace them; no version has this name."""
+    """Return the name of an engine's weights while those of `version` replace them; no version has this name."""
     return f"{version}-loading"
 
 
 def version_satisfies(actual: str | None, required: str) -> bool:
-    """Return whether `actual` is the required version or a newer one."""
+    """Return whether `actual` is the required version or a newer one; never if it is None, which is unknown."""
     if actual is None or actual == required:
         return actual is not None
     actual_number, required_number = version_number(actual), version_number(required)

@@ -3,8 +3,8 @@
     frames = encode_record(step)
     step = decode_record(frames)
 
-A record of a newer minor version keeps its unknown fields in `extra`. Records of a newer major version, and records
-that are damaged, too large, contain pixels, or hold what `rollout.records.bounds` does not allow, are refused.
+A record of a newer minor version keeps its unknown fields in `extra`. A record is refused if it has a newer major
+version, is damaged or too large, contains pixels, or has a value that `rollout.records.bounds` does not allow.
 """
 
 import math
@@ -62,10 +62,10 @@ from transports.codec import decode, encode
 from transports.errors import CodecError
 
 SCHEMA = 103
-"""Major version times 100 plus minor version."""
+"""The version of the schema: the major version times 100 plus the minor version."""
 
 _DEFAULT_PROMPT_SOURCE, _DEFAULT_FINISH_REASON = PromptSource.BRIDGE, FinishReason.STOP
-"""The values that most steps have; a step with these values leaves them out."""
+"""The values that most steps have; they are not sent."""
 
 _ABORTED = FinishReason.ABORT.value
 _HEADER_FIELD_TYPES = [str, str, str, str, int, int]
@@ -77,7 +77,7 @@ _MAX_ERROR_CHARACTERS = 500
 
 
 def encode_record(record: Record) -> Frames:
-    """Encode a record. Raises RecordError if it contains a processed tensor or cannot be encoded."""
+    """Encode a record. Raises RecordError if it cannot be encoded, or contains pixels."""
     try:
         match record:
             case Step():
@@ -93,7 +93,7 @@ def encode_record(record: Record) -> Frames:
 
 
 def decode_record(frames: Sequence[bytes | memoryview]) -> Record:
-    """Decode a record. Raises RecordError, and nothing else, if the bytes are no valid record."""
+    """Decode a record. Raises RecordError, and nothing else, if the bytes are not a valid record."""
     try:
         return _decode_record(frames)
     except CodecError as error:
@@ -125,7 +125,7 @@ def _decode_record(frames: Sequence[bytes | memoryview]) -> Record:
 
 
 def _shorten(text: str) -> str:
-    """Return the beginning of an error's text, which may quote what the record holds."""
+    """Return the beginning of an error's text, which may quote the record."""
     return text if len(text) <= _MAX_ERROR_CHARACTERS else f"{text[:_MAX_ERROR_CHARACTERS]}…"
 
 
@@ -140,12 +140,12 @@ def _decode_header(wire: Wire) -> RecordHeader:
         0 <= header.attempt <= MAX_COUNT and 0 <= header.seq <= MAX_COUNT
     ):
         field_values = ", ".join(f"{name} is {getattr(header, name)!r}" for name in header.__slots__)
-        raise RecordError(f"the header does not say whose record it is: {field_values}.")
+        raise RecordError(f"the header of the record is not valid: {field_values}.")
     return header
 
 
 def _pop_extra(wire: Wire) -> Wire:
-    """Return the fields that this version does not know. A newer one may add arrays, but no pixels."""
+    """Return the fields that this version does not know. A newer version may add arrays, but not pixels."""
     if not wire:
         return {}
     for value in wire.values():
@@ -215,10 +215,12 @@ def _decode_finished(wire: Wire) -> RolloutFinished:
         refuse_number("seconds", seconds, 0, math.inf)
     error = pop_optional_field(wire, "error", dict)
     if error is not None and not all(type(text) is str for text in error.values()):
-        raise RecordError("'error' holds something that is not a text.")
+        raise RecordError("'error' contains a value that is not a text.")
     status, limit = RolloutStatus(status_name), RolloutLimit(limit_name or RolloutLimit.NONE)
     if (reward is not None) != status.trains:
-        raise RecordError(f"a rollout with the status {status} has the reward {reward}; one that trains has a reward.")
+        raise RecordError(
+            f"a rollout with the status {status} has the reward {reward}; expected one exactly if it trains."
+        )
     rewards, turn_rewards = pop_rewards(wire), pop_turn_rewards(wire)
     if (rewards or turn_rewards) and not status.trains:
         raise RecordError(f"a rollout with the status {status} has named rewards, or rewards of turns.")
@@ -320,7 +322,7 @@ def _decode_sampling_mask(wire: Wire | None, sampled_count: int) -> SamplingMask
         return None
     ids, lengths = pop_token_ids(wire, "ids"), pop_array(wire, "lengths", np.int32)
     if len(lengths) != sampled_count or (lengths < 0).any() or int(lengths.sum()) != len(ids):
-        raise RecordError(f"'masks' has {len(ids)} ids, which are not those of {sampled_count} sampled tokens.")
+        raise RecordError(f"'masks' has {len(ids)} ids, which do not match the {sampled_count} sampled tokens.")
     return SamplingMask(ids, lengths)
 
 
@@ -333,13 +335,13 @@ def _decode_version_spans(wire: list[Any], sampled_count: int) -> tuple[VersionS
         spans.append(VersionSpan(version, start, end))
         end_before = end
     if wire and end_before != sampled_count:
-        raise RecordError(f"'versions' are of {end_before} tokens, and {sampled_count} were sampled.")
+        raise RecordError(f"'versions' covers {end_before} tokens, and {sampled_count} were sampled.")
     return tuple(spans)
 
 
 def _decode_banned_ids(wire: list[Any]) -> tuple[int, ...]:
     if any(type(token) is not int or not 0 <= token <= MAX_COUNT for token in wire):
-        raise RecordError(f"'banned' holds {wire[:4]}; expected token ids.")
+        raise RecordError(f"'banned' begins with {wire[:4]}; expected token ids.")
     return tuple(wire)
 
 
@@ -356,7 +358,7 @@ def _decode_tools(tools: list[Any] | None) -> list[Mapping[str, Any]] | None:
     if tools is not None:
         require_plain(tools, "'tools'")
         if not all(type(tool) is dict for tool in tools):
-            raise RecordError("'tools' holds something that is not a map.")
+            raise RecordError("'tools' contains a value that is not a map.")
     return tools
 
 

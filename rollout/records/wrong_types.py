@@ -1,4 +1,4 @@
-"""How an error names a value of a type that is not expected, and how it shows a value."""
+"""How an error describes a value of a wrong type, and how it shows a value."""
 
 import inspect
 import reprlib
@@ -9,9 +9,9 @@ _MAX_SHOWN_CHARS = 200
 
 
 def describe_wrong_type(value: object) -> str:
-    """Return what a value is, such as `a float`; of a coroutine also which call lacks its `await`.
+    """Return what a value is, such as `a float`. For a coroutine, the text says which call lacks its `await`.
 
-    Such a coroutine is closed, so that Python does not warn of it, too.
+    The coroutine is closed, so that Python does not warn about it as well.
     """
     if value is None:
         return "None"
@@ -23,7 +23,7 @@ def describe_wrong_type(value: object) -> str:
 
 
 def show_value(value: object) -> str:
-    """Return a value as Python writes it, but short: a few dicts that contain each other may be gigabytes of text."""
+    """Return a value as Python writes it, but short: a few nested dicts may be gigabytes of text."""
     if not is_within_bounds(value):
         return describe_wrong_type(value)
     try:

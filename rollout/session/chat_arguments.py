@@ -1,4 +1,4 @@
-"""Arguments that `chat` does not take, as other clients have them: the error says what to write instead."""
+"""Arguments of other clients that `chat` does not have: the error says what to write instead."""
 
 import difflib
 from collections.abc import Iterable
@@ -16,11 +16,11 @@ _OTHER_NAMES = {
     "guided_choice": "structured_outputs",
     "guided_regex": "structured_outputs",
 }
-"""Sampling keys under the names that other clients have for them."""
+"""Names of sampling keys in other clients, and our names."""
 _ADVICE = {
     "tool_choice": "The policy chooses: give only the tools that it may call in this turn, chat(messages, tools=[…]), "
     "or none.",
-    "parallel_tool_calls": "An answer may hold any number of calls; Reply.tool_calls has all of them.",
+    "parallel_tool_calls": "An answer may have any number of calls; Reply.tool_calls has all of them.",
     "functions": "Write chat(messages, tools=[…]).",
     "function_call": "Write chat(messages, tools=[…]); the policy chooses.",
     "stream": "chat returns the whole answer.",
@@ -40,11 +40,11 @@ _ADVICE = {
 
 
 class ChatArgumentError(RolloutError):
-    """A call of `chat` has an argument that there is not."""
+    """A call of `chat` has an argument that `chat` does not have."""
 
 
 def refuse_arguments(names: Iterable[str]) -> None:
-    """Refuse arguments that `chat` does not take; without any, do nothing."""
+    """Raise ChatArgumentError for the first of these arguments; without any, do nothing."""
     for name in names:
         raise ChatArgumentError(f"model.chat takes no argument {name!r}. {_advice(name)}")
 

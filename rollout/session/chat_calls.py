@@ -1,4 +1,4 @@
-"""The calls of `chat` of one rollout, and which of them nobody awaits."""
+"""The calls of `chat` of one rollout, and which of them were never awaited."""
 
 import inspect
 from collections.abc import Coroutine, Iterable
@@ -10,7 +10,7 @@ ChatCall = Coroutine[Any, Any, Reply]
 
 
 class ChatCalls:
-    """Remembers the calls of `chat` until somebody awaits them."""
+    """Remembers the calls of `chat` until they are awaited."""
 
     def __init__(self) -> None:
         self._calls: list[ChatCall] = []
@@ -21,7 +21,7 @@ class ChatCalls:
         return call
 
     def close_unawaited(self) -> int:
-        """Close the calls that nobody awaits, whose turns were never played; return how many there were."""
+        """Close the calls that were never awaited, so that their turns were not played; return how many there were."""
         unawaited = _unawaited(self._calls)
         for call in unawaited:
             call.close()

@@ -1,7 +1,7 @@
-"""The images of one rollout: how each is sent, how many tokens it becomes, and what its record says.
+"""The images of one rollout: the reference of each in requests, its number of tokens, and its descriptor.
 
-An image is identified by its hash. Where it is crosses the queue once, with the step that introduces it; every request
-names it again.
+An image is identified by its hash. Its descriptor crosses the queue once, with the step that introduces it. Every
+request refers to it again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +13,8 @@ from renderers_adapter.geometry import Geometry
 from renderers_adapter.tokens import Placeholder
 from rollout.engine.image_refs import ImageRef
 from rollout.images import PreparedImage
+from rollout.records.kinds import MessageTokens
 from rollout.records.messages import MessageError
-from rollout.session.trace import Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,14 @@ class _ImageEntry:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """What the step says about the image: its layout, and where it is."""
+        """The image's own part of its descriptor: its layout, and where it is; see `Step.images`."""
         url = self.reference.url
         source = {"raw_image_id": url.rpartition("/")[2]} if self.reference.is_file else {"raw_uri": url}
         return {"payload": self.reference.payload, **source}
 
 
 class ImageTable:
-    """Grows with every turn and forgets nothing, because an image that a compaction removed may come again."""
+    """Holds all images of a rollout. It forgets none, because an image that a compaction removed may come again."""
 
     def __init__(self, geometry: Geometry | None) -> None:
         self._geometry = geometry
@@ -39,37 +39,42 @@ class ImageTable:
         self._sent_hashes: set[str] = set()
 
     def __len__(self) -> int:
-        """How many different images crossed the queue."""
+        """How many different images were taken for records."""
         return len(self._sent_hashes)
 
     def add(self, images: Sequence[PreparedImage], *, first_index: int) -> None:
-        """Add the images of the messages from `first_index` on.
+        """Add images; those that are known are skipped.
+
+        Args:
+            images: the images of new messages.
+            first_index: the index of the first of these messages in its conversation, for the texts of errors.
 
         Raises:
             MessageError: the model reads text only.
             GeometryError: the model cannot take an image of this size.
         """
         for image in images:
-            if image.mm_hash in self._entries:
+            asset = image.asset
+            if asset.mm_hash in self._entries:
                 continue
             if self._geometry is None:
                 raise MessageError(
                     f"messages[{first_index + image.message_index}] holds an image, and the renderer of this model "
                     "takes text only; choose a multimodal one in model.renderer."
                 )
-            payload, token_count = _layout_payload_and_tokens(self._geometry, image.width, image.height)
-            self._entries[image.mm_hash] = _ImageEntry(ImageRef(image.url, image.mm_hash, payload), token_count)
+            payload, token_count = _layout_payload_and_tokens(self._geometry, asset.width, asset.height)
+            self._entries[asset.mm_hash] = _ImageEntry(ImageRef(asset.url, asset.mm_hash, payload), token_count)
 
     def token_count(self, mm_hash: str) -> int:
-        """How many tokens an image becomes."""
+        """Return how many tokens an image has in expanded ids."""
         return self._entries[mm_hash].token_count
 
     def references(self, placeholders: Iterable[Placeholder]) -> tuple[ImageRef, ...]:
-        """Return one reference for each placeholder; an image that occurs twice has two."""
+        """Return one reference for each placeholder, in order; an image that occurs twice has two."""
         return tuple(self._entries[placeholder.hash].reference for placeholder in placeholders)
 
-    def take_new_records(self, nodes: Iterable[Node]) -> dict[str, Mapping[str, Any]]:
-        """Return the records of the images in these nodes that no earlier step described."""
+    def take_new_records(self, nodes: Iterable[MessageTokens]) -> dict[str, Mapping[str, Any]]:
+        """Return the descriptors, by hash, of the images in these nodes that no earlier step described."""
         new_hashes = dict.fromkeys(
             slot.hash for node in nodes for slot in node.run.images if slot.hash not in self._sent_hashes
         )
@@ -79,6 +84,6 @@ class ImageTable:
 
 @lru_cache(maxsize=1024)
 def _layout_payload_and_tokens(geometry: Geometry, width: int, height: int) -> tuple[Mapping[str, Any], int]:
-    """Return the layout as a descriptor has it, the same object for all images of a size, and its number of tokens."""
+    """Return the layout as a descriptor has it, and its number of tokens; images of one size share the object."""
     layout = geometry.layout(width=width, height=height)
     return geometry.payload(layout), layout.tokens

@@ -1,8 +1,8 @@
-"""From a conversation to the prompt of a turn: which part of it is known, and which tokens the rest adds.
+"""Builds the prompt of a turn: finds the known part of the conversation, and makes the tokens of the rest.
 
-The tokens of a known prefix are used as they are, up to the last answer that the policy sampled in it. What follows is
-bridged. If a bridge cannot be proven right, the whole conversation is rendered, and the reason is recorded. In both
-cases every message has tokens of its own, so that the trace shares the messages that are the same.
+The tokens of a known prefix are used as they are, up to the last answer that the policy sampled in it. The messages
+after it are bridged. If a bridge cannot be proven right, the whole conversation is rendered, and the reason is
+recorded. In both cases every message has tokens of its own, so that the trace can share equal messages.
 """
 
 from collections import OrderedDict
@@ -24,13 +24,13 @@ from renderers_adapter.tokens import (
     expand,
     extend_path,
 )
-from rollout.records.kinds import PromptSource
+from rollout.records.kinds import ROOT, MessageTokens, PromptSource
 from rollout.records.messages import CanonicalMessage
 from rollout.session.image_table import ImageTable
-from rollout.session.trace import ROOT, DraftNode, PrefixMatch, Trace
+from rollout.session.trace import DigestedMessage, PrefixMatch, Trace
 
 _MAX_CACHED_PATHS = 4
-"""For how many branches of a rollout the joined tokens are kept; those of another branch are joined again."""
+"""How many paths of a rollout keep their joined tokens; those of other paths are joined again when they are needed."""
 
 
 _RENDER_REASONS = {
@@ -42,11 +42,11 @@ _RENDER_REASONS = {
     PromptSource.THINKING: "reasoning dropped",
     PromptSource.REFUSED: "bridge refused",
 }
-"""The reason of a full render, as the summary of a run says it; `docs/traces.md` explains each."""
+"""The reason of a full render, as the summary of a run says it; docs/traces.md explains each."""
 
 
 def summarize_prompt_sources(counts: Mapping[PromptSource, int]) -> str:
-    """Return one line that says how many prompts were bridged, and how many were rendered for which reason."""
+    """Return a line that says how many prompts were bridged, and how many were rendered for each reason."""
     reasons = [f"{counts[source]:,} {words}" for source, words in _RENDER_REASONS.items() if counts.get(source)]
     rendered = sum(counts.get(source, 0) for source in _RENDER_REASONS)
     why = f": {', '.join(reasons)}" if reasons else ""
@@ -58,7 +58,7 @@ class TokenPath:
     """The joined tokens from a root to a node.
 
     Attributes:
-        last_node: the node, or ROOT for the empty path.
+        last_node: the index of the node; ROOT for the empty path.
         ids: the logical ids, as they cross the queue.
         expanded: the expanded ids and the placeholders, as the engine sees them.
     """
@@ -68,7 +68,7 @@ class TokenPath:
     expanded: ExpandedPath
 
     def share_memory_with(self, longer_path: "TokenPath") -> "TokenPath":
-        """Return this path in the memory of a longer path; if that one does not extend it, return it unchanged."""
+        """Return this path in the memory of a longer path, or unchanged if the longer path does not extend it."""
         own_runs = self.expanded.runs
         if not own_runs or longer_path.expanded.runs[len(own_runs) - 1 : len(own_runs)] != own_runs[-1:]:
             return self
@@ -82,24 +82,25 @@ class Prompt:
     """The prompt of a turn, before the answer is sampled.
 
     Attributes:
-        known_path: the path whose tokens are known; empty if all is rendered.
-        new_nodes: the messages to add below this path.
-        generation_prompt: the tokens that open the answer.
-        full_path: all of this joined; its `last_node` is that of the known path.
+        known_path: the path whose tokens are known; empty if the whole conversation is rendered.
+        new_messages: the messages to add below this path, in order, with their tokens.
+        generation_prompt: the tokens that open the answer; empty if the answer continues a turn of the model.
+        full_path: all of these tokens joined; its `last_node` is that of the known path.
         source: where the tokens come from.
     """
 
     known_path: TokenPath
-    new_nodes: tuple[DraftNode, ...]
+    new_messages: tuple[DigestedMessage, ...]
     generation_prompt: LogicalIds
     full_path: TokenPath
     source: PromptSource
 
     @property
     def parse_prefix(self) -> LogicalIds:
-        """The tokens before the answer that a parser needs: the generation prompt.
+        """The tokens before the answer that a parser needs.
 
-        Without one, the answer only continues a turn that was opened earlier, and this is the whole prompt.
+        They are the generation prompt, or the whole prompt if the generation prompt is empty: then the answer continues
+        a turn that was opened earlier.
         """
         return self.generation_prompt if len(self.generation_prompt) else self.full_path.ids
 
@@ -117,24 +118,27 @@ class PromptBuilder:
     async def build_prompt(
         self, messages: Sequence[CanonicalMessage], tools_digest: bytes, tools: Sequence[Mapping[str, Any]] | None
     ) -> Prompt:
-        """Build the prompt that ends where the policy's answer to `messages` begins.
+        """Build the prompt for the policy's answer to `messages`.
+
+        Args:
+            messages: the whole conversation.
+            tools_digest: the digest of the tools, see `digest_tools`.
+            tools: the schemas of the tools; None without tools.
 
         Raises:
-            UnsupportedConversation: no prompt would be right.
+            UnsupportedConversation: a full render and a bridge would treat the conversation differently.
             PlaceholderError: the text of a message contains the image pad token.
         """
         prefix_match = self._trace.match_prefix(messages, tools_digest)
         source = self._prompt_source(prefix_match, len(messages))
         if prefix_match.last_answer_index != ROOT:
             last_answer = self._trace.nodes[prefix_match.last_answer_index]
-            answer_tokens, new_messages = last_answer.run, messages[last_answer.depth + 1 :]
-            parse_prefix, completion = (
-                as_logical_ids(answer_tokens.ids[: answer_tokens.sampled_from]),
-                as_logical_ids(answer_tokens.ids[answer_tokens.sampled_from :]),
-            )
+            answer_run, new_messages = last_answer.tokens.run, messages[prefix_match.answered_messages :]
+            parse_prefix = LogicalIds(answer_run.ids[: answer_run.sampled_from])
+            completion = LogicalIds(answer_run.ids[answer_run.sampled_from :])
             if not len(parse_prefix) and last_answer.parent != ROOT:
-                # In some templates the model continues its turn after a tool's result; the turn was opened earlier.
-                parse_prefix = concat_ids(*(node.run.ids for node in self._trace.path(last_answer.parent)))
+                # In some templates the model continues its turn after a tool's result: the turn was opened earlier.
+                parse_prefix = concat_ids(*(run.ids for run in self._trace.path_runs(last_answer.parent)))
             try:
                 bridged = await self._renderers.bridge(
                     parse_prefix, completion, [message.message for message in new_messages], tools
@@ -153,7 +157,7 @@ class PromptBuilder:
         return self._assemble_prompt(self._empty_path, messages, rendered.segments, rendered.generation_prompt, source)
 
     def add_answer(self, prompt: Prompt, answer_node: int, completion: LogicalIds, logprobs: Logprobs) -> None:
-        """Keep the joined tokens of the path that ends with this answer, because the next turn probably extends it."""
+        """Keep the joined tokens of the path to this answer, because the next turn probably extends it."""
         run = TokenRun(completion, 0, logprobs)
         expanded = extend_path(prompt.full_path.expanded, expand([run], pad_id=self._renderers.pad_id))
         self._cache_path(TokenPath(answer_node, concat_ids(prompt.full_path.ids, completion), expanded))
@@ -175,33 +179,35 @@ class PromptBuilder:
         generation_prompt: LogicalIds,
         source: PromptSource,
     ) -> Prompt:
-        new_nodes = tuple(
-            self._draft_node(message, segment) for message, segment in zip(messages, segments, strict=True)
+        new_messages = tuple(
+            (message.digest, self._message_tokens(message, segment))
+            for message, segment in zip(messages, segments, strict=True)
         )
-        runs = [*(draft.run for draft in new_nodes), TokenRun(generation_prompt, len(generation_prompt))]
+        runs = [*(tokens.run for _, tokens in new_messages), TokenRun(generation_prompt, len(generation_prompt))]
         expanded = extend_path(known_path.expanded, expand(runs, pad_id=self._renderers.pad_id))
         full_path = TokenPath(known_path.last_node, concat_ids(known_path.ids, *(run.ids for run in runs)), expanded)
         self._share_memory(full_path)
-        return Prompt(known_path.share_memory_with(full_path), new_nodes, generation_prompt, full_path, source)
+        return Prompt(known_path.share_memory_with(full_path), new_messages, generation_prompt, full_path, source)
 
-    def _draft_node(self, message: CanonicalMessage, segment: MessageSegment) -> DraftNode:
+    def _message_tokens(self, message: CanonicalMessage, segment: MessageSegment) -> MessageTokens:
         image_slots = tuple(
             ImageSlot(mm_hash, offset, self._image_table.token_count(mm_hash))
             for mm_hash, offset in zip(message.image_hashes, segment.image_offsets, strict=True)
         )
-        return DraftNode(message, TokenRun(segment.ids, len(segment.ids), images=image_slots), segment.content_spans)
+        run = TokenRun(segment.ids, len(segment.ids), images=image_slots)
+        return MessageTokens(message.message, run, segment.content_spans)
 
     def _token_path_to(self, leaf: int) -> TokenPath:
         if leaf in self._cached_paths:
             self._cached_paths.move_to_end(leaf)
             return self._cached_paths[leaf]
-        runs = [node.run for node in self._trace.path(leaf)]
+        runs = self._trace.path_runs(leaf)
         return self._cache_path(
             TokenPath(leaf, concat_ids(*(run.ids for run in runs)), expand(runs, pad_id=self._renderers.pad_id))
         )
 
     def _share_memory(self, longest_path: TokenPath) -> None:
-        """Let all cached paths that this path extends use its memory, so that a long conversation is stored once."""
+        """Make all cached paths that this path extends use its memory, so that a long conversation is stored once."""
         for leaf, path in self._cached_paths.items():
             self._cached_paths[leaf] = path.share_memory_with(longest_path)
 

@@ -1,12 +1,12 @@
-"""One rollout's conversation with the policy, in seven steps.
+"""One attempt's conversation with the policy. Each turn has seven stages:
 
-1 images     prepare them in place: offload or inline, or refuse
-2 trace      find the prefix that is already known
-3 renderer   bridge the new messages, or render all, with every image of the path, earlier and new
+1 images     prepare the images of new messages in place, or refuse them
+2 trace      find the prefix of the conversation that is known
+3 renderer   bridge the new messages, or render the whole conversation
 4 engine     send one request; the answer has tokens, log-probs and versions
-5 renderer   turn the completion into an assistant message and tool calls
-6 trace      commit only what this turn added
-7 records    put one step on the queue to the trainer
+5 renderer   parse the completion into an assistant message and tool calls
+6 trace      add the new messages and the answer
+7 records    put one step on the trajectories queue
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from rollout.engine.request import GenerateRequest
 from rollout.environments.base import ContextExhausted, Reply
 from rollout.images import ImageError, ImagePolicy, prepare_images_async
 from rollout.metrics.worker import WorkerMetrics
-from rollout.records.kinds import NodeRecord, PromptSource, RolloutLimit, Step
+from rollout.records.kinds import ROOT, MessageTokens, PromptSource, RolloutLimit, Step
 from rollout.records.messages import (
     CanonicalMessage,
     CanonicalMessageCache,
@@ -48,17 +48,18 @@ from rollout.session.chat_arguments import refuse_arguments
 from rollout.session.chat_calls import ChatCalls
 from rollout.session.image_table import ImageTable
 from rollout.session.prompt import Prompt, PromptBuilder
-from rollout.session.trace import ROOT, Commit, DraftNode, Trace
+from rollout.session.trace import Commit, Trace
 from rollout.value_limits import MAX_CHARACTERS, TooMuchTextError
 
 
 @dataclass(slots=True)
 class PolicyVersionState:
-    """The trainer's version of the policy, as far as this process knows it; it rises while rollouts go on.
+    """The trainer's version of the policy, as far as this process knows; it changes while rollouts run.
 
     Attributes:
-        current: the trainer's version.
-        required: the version that the trainer pushed: engines with older weights are not used; None: all are used.
+        current: the name of the trainer's version.
+        required: the version that the trainer loaded into the engines: engines with older weights are not used. None:
+            all engines are used.
     """
 
     current: str = "0"
@@ -72,11 +73,11 @@ class PolicyClient:
     Attributes:
         renderers: turn messages into tokens and back.
         engine: sends requests to the engines.
-        image_policy: which images are accepted, and where they are kept.
-        sampling: the sampling parameters, which a turn may override.
+        image_policy: which images are accepted, and where they are stored.
+        sampling: the sampling parameters of the YAML, which a turn may override.
         version: the trainer's version of the policy.
-        metrics: records what the turns do.
-        ban_placeholders: forbid the engines to sample the placeholders of images and videos.
+        metrics: the metrics of the worker.
+        ban_placeholders: whether the engines must not sample the placeholders of images and videos.
     """
 
     renderers: RendererPool
@@ -89,7 +90,7 @@ class PolicyClient:
 
     @property
     def banned_ids(self) -> tuple[int, ...]:
-        """The tokens that no engine may sample which can be told so."""
+        """The ids of the tokens that the requests forbid the engines to sample."""
         return self.renderers.media_ids if self.ban_placeholders else ()
 
 
@@ -113,7 +114,7 @@ class Session:
         """Which limit the latest turn met."""
 
     def close_unawaited_calls(self) -> int:
-        """Close the calls of `chat` that nobody awaits, whose turns were never played; return how many there were."""
+        """Close the calls of `chat` that were never awaited; return how many there were."""
         return self._calls.close_unawaited()
 
     def chat(
@@ -219,7 +220,7 @@ class Session:
         return RolloutLimit.CONTEXT if fills_context else RolloutLimit.TOKENS
 
     async def _prepare_messages(self, messages: list[Message]) -> list[CanonicalMessage]:
-        """Prepare only messages that are new, because every turn repeats the conversation so far."""
+        """Return the conversation in canonical form. Only new messages are prepared; every turn repeats the others."""
         cached_messages = self._message_cache.known_prefix(messages)
         first_index, new_messages = len(cached_messages), messages[len(cached_messages) :]
         try:
@@ -233,10 +234,9 @@ class Session:
             raise error.at(first_index + error.message_index, error.part_index) from None
         self._image_table.add(report.images, first_index=first_index)
         if report.images and self._policy.image_policy.mode == "offload":
-            image_bytes = sum(image.n_bytes for image in report.images)
+            image_bytes = sum(image.asset.n_bytes for image in report.images)
             self._policy.metrics.record_images(image_bytes, stored_bytes=report.bytes_written)
-        image_positions = ((image.message_index, image.part_index, image.mm_hash) for image in report.images)
-        canonical_messages = canonicalise(new_messages, image_positions, first_index=first_index)
+        canonical_messages = canonicalise(new_messages, report.image_positions, first_index=first_index)
         for message, canonical_message in zip(new_messages, canonical_messages, strict=True):
             self._message_cache.add(message, canonical_message)
         conversation = cached_messages + canonical_messages
@@ -284,10 +284,12 @@ class Session:
     def _commit_turn(self, prompt: Prompt, message: Message, generation: Generation, tools_digest: bytes) -> Commit:
         (canonical_message,) = canonicalise([message], ())
         answer_ids = concat_ids(prompt.generation_prompt, generation.token_ids)
-        answer_draft = DraftNode(
-            canonical_message, TokenRun(answer_ids, len(prompt.generation_prompt), generation.logprobs)
+        answer = MessageTokens(
+            canonical_message.message, TokenRun(answer_ids, len(prompt.generation_prompt), generation.logprobs), ()
         )
-        commit = self._trace.commit(prompt.known_path.last_node, prompt.new_nodes, answer_draft, tools_digest)
+        commit = self._trace.commit(
+            prompt.known_path.last_node, prompt.new_messages, (canonical_message.digest, answer), tools_digest
+        )
         self._prompt_builder.add_answer(prompt, commit.leaf, generation.token_ids, generation.logprobs)
         return commit
 
@@ -305,8 +307,8 @@ class Session:
             header=self._stream.next_header(),
             turn=turn,
             parent=commit.parent,
-            first=commit.nodes[0].index,
-            nodes=tuple(NodeRecord(node.message.message, node.run, node.content) for node in commit.nodes),
+            first=commit.first,
+            nodes=commit.nodes,
             images=self._image_table.take_new_records(commit.nodes),
             prompt_source=prompt.source,
             prompt_length=len(prompt.full_path.expanded.ids),
@@ -326,7 +328,7 @@ class Session:
 
 
 Session._chat.__qualname__ = "model.chat"
-"""What environments call it; Python names a coroutine that lacks its `await` so."""
+"""The name that environments use; Python shows it in the warning about a missing `await`."""
 
 
 class _StageTimer:

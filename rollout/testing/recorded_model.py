@@ -124,9 +124,7 @@ class RecordedModel:
         except TooMuchTextError as error:
             raise ContextExhausted(f"the conversation {error}, which no model's context holds.") from None
         report = await prepare_images_async(messages, self._image_policy)
-        return canonicalise(
-            messages, ((image.message_index, image.part_index, image.mm_hash) for image in report.images)
-        )
+        return canonicalise(messages, report.image_positions)
 
     def _was_too_long(self, turn: int) -> bool:
         """Whether the recorded call of this number got no answer because the context was full.

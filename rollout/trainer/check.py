@@ -28,10 +28,10 @@ from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import ExpandedPath, LogicalIds, PlaceholderError, TokenRun, expand, extend_path
 from rollout.records.bounds import LOGPROB_TOLERANCE
 from rollout.records.evidence import PROMPT_DIGEST_BYTES, VLLM_MISSING_LOGPROB, answer_digest, ids_digest, images_digest
-from rollout.records.kinds import Step
+from rollout.records.kinds import ROOT, Step
 from rollout.records.messages import ROLES
 from rollout.trainer.batches.samples import TrainingSample, samples
-from rollout.trainer.trajectory import ROOT, Trajectory, TrajectoryNode
+from rollout.trainer.trajectory import Trajectory, TrajectoryNode
 
 _REWARD_TOLERANCE = 1e-6
 """How far a reward may be from the sum of its parts, relative to them; an environment may add 32-bit numbers."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from renderers_adapter.tokens import ExpandedIds, ImageSlot, LogicalIds, TokenRun, expand
 from rollout.records.evidence import VersionSpan, answer_digest, prompt_digest
-from rollout.records.kinds import NodeRecord, PromptSource, RolloutLimit, RolloutStatus, Step
+from rollout.records.kinds import MessageTokens, PromptSource, RolloutLimit, RolloutStatus, Step
 from rollout.records.messages import FinishReason
 from rollout.records.stream import AttemptId, RolloutStream
 from rollout.records.task import Task
@@ -84,8 +84,8 @@ async def scripted_rollout(
         prompt = expand([*path, question, TokenRun(_GENERATION_PROMPT, len(_GENERATION_PROMPT))], pad_id=PAD_ID)
         hashes = [placeholder.hash for placeholder in prompt.placeholders]
         nodes = (
-            NodeRecord(_question_message(turn, question), question, ((0, len(question.ids)),)),
-            NodeRecord(_answer_message(turn), answer),
+            MessageTokens(_question_message(turn, question), question, ((0, len(question.ids)),)),
+            MessageTokens(_answer_message(turn), answer, ()),
         )
         await stream.put_step(
             Step(

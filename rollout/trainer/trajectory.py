@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from renderers_adapter.descriptors import raw_mm_common_fields
-from renderers_adapter.tokens import TokenRun
 from rollout.records.bounds import MAX_BRANCH_TOKENS
 from rollout.records.kinds import (
+    ROOT,
     HasRolloutIdentity,
+    MessageTokens,
     NamedReward,
     RecordError,
     RolloutFinished,
@@ -19,35 +20,21 @@ from rollout.records.kinds import (
     RolloutStatus,
     Step,
 )
-from rollout.records.messages import Message
-
-ROOT = -1
 
 
 @dataclass(frozen=True, slots=True)
-class TrajectoryNode:
-    """A message with its tokens.
+class TrajectoryNode(MessageTokens):
+    """A message of a trajectory with its tokens: `message`, `run`, `content` and `sampled` are those of MessageTokens.
 
     Attributes:
-        index: its index in `Trajectory.nodes`.
+        index: the index of the node in `Trajectory.nodes`.
         parent: the index of the node before it on its path; -1 (`ROOT`): it begins a path.
         step: the index in `Trajectory.steps` of the turn that added it.
-        message: the message in canonical form.
-        run: the tokens that it adds, and which of them the policy sampled.
-        content: (begin, end) in `run.ids` of the message's own content, without the template's tokens; none for an
-            answer.
     """
 
     index: int
     parent: int
     step: int
-    message: Message
-    run: TokenRun
-    content: tuple[tuple[int, int], ...]
-
-    @property
-    def sampled(self) -> bool:
-        return self.run.sampled_from < len(self.run.ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +132,8 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
         for mm_hash, descriptor in step.images.items():
             images[mm_hash] = {**contract, **descriptor}
         tokens, depth = (0, 0) if parent == ROOT else (path_tokens[parent], path_nodes[parent])
-        for record in step.nodes:
-            run = record.run
+        for index, node in enumerate(step.nodes, step.first):
+            run = node.run
             tokens, depth = tokens + len(run.ids), depth + 1
             for slot in run.images:
                 tokens += slot.length - 1
@@ -154,8 +141,8 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
                     raise RecordError(f"{step.header.tag}: no descriptor of image {slot.hash} came until here.")
             path_tokens.append(tokens)
             path_nodes.append(depth)
-            nodes.append(TrajectoryNode(len(nodes), parent, step_index, record.message, run, record.content))
-            parent = len(nodes) - 1
+            nodes.append(TrajectoryNode(node.message, run, node.content, index, parent, step_index))
+            parent = index
         prompt_tokens = tokens - len(step.nodes[-1].run.logprobs)
         if prompt_tokens != step.prompt_length:
             raise RecordError(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from rollout.images import ImageError, ImagePolicy, PreparedImage, prepare_images
+from rollout.images import ImageAsset, ImageError, ImagePolicy, prepare_images
 from tests.fuzz.fuzzing import fuzz
 
 _OPERATIONS = 1_000_000
@@ -55,11 +55,11 @@ class _ImageAttempt:
         assert self._policy is not None
         message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}]}
         (image,) = prepare_images([message], self._policy).images
-        _confirm(image, base64.b64decode(uri.partition(",")[2], validate=True))
+        _confirm(image.asset, base64.b64decode(uri.partition(",")[2], validate=True))
         return "accepted, and confirmed by a full decode"
 
 
-def _confirm(image: PreparedImage, data: bytes) -> None:
+def _confirm(image: ImageAsset, data: bytes) -> None:
     assert hashlib.sha256(data).hexdigest() == image.sha256
     assert len(data) == image.n_bytes
     assert image.url == f"data:{image.media_type};base64,{base64.b64encode(data).decode()}"

@@ -59,8 +59,9 @@ def make_world(directory: Path, model: Path) -> ProgramResources:
         uris.append(draw_square(color, look, seed=f"{color}{size}"))
         for mode in MODES:
             message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uris[-1]}}]}
-            (found,) = prepare_images([message], ImagePolicy(mode, directory)).images
-            images[found.url] = found.mm_hash, geometry.layout(width=found.width, height=found.height).tokens
+            (prepared,) = prepare_images([message], ImagePolicy(mode, directory)).images
+            asset = prepared.asset
+            images[asset.url] = asset.mm_hash, geometry.layout(width=asset.width, height=asset.height).tokens
     return ProgramResources(directory, {name: shared_pool(model, name) for name in RENDERERS}, uris, images)
 
 

@@ -1,46 +1,46 @@
-"""The directory that engines load a policy's weights from; new weights are checked before they replace the old ones.
+"""The directory from which engines load a policy's weights. New weights are checked before they replace the old ones.
 
     weights = WeightsDirectory(Path("/runs/one/policy"))
     weights.replace(7, model.save_pretrained)
 
-A new version is written beside the old one, read as an engine would read it, and then moved over it file by file. A
-process that has the old files open keeps them. The file with the version exists only while the weights are complete. An
-engine that loads a bad file answers 500 and dies at its next request, so every file is read here first.
+A new version is written next to the old one. Then the headers of its files are checked, and the files replace the old
+ones one by one. A process that has an old file open can still read it. The file with the version exists only while the
+weights are complete. The check is needed because an engine that loads a bad file answers 500 and ends at its next
+request.
 """
 
 import fcntl
 import os
 import secrets
 import shutil
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
+from safetensors import SafetensorError, safe_open
 
 from rollout.errors import RolloutError
 
 Saver = Callable[[Path], object]
-"""Writes all weights into a directory, as safetensors; `model.save_pretrained` is one."""
+"""Writes all weights into a directory, as safetensors, like `model.save_pretrained`."""
 Shapes = Mapping[str, tuple[int, ...]]
+"""The shape of every tensor, by name."""
 
 _VERSION_FILE = "policy_version.json"
 _INCOMING_DIRECTORY = ".incoming"
 _LOCK_FILE = ".publisher.lock"
 _INDEX_FILE = "model.safetensors.index.json"
-_MAX_HEADER_BYTES = 100_000_000
 _MAX_NAMES_SHOWN = 3
 
 
 class WeightsError(RolloutError):
-    """Weights that an engine could not load, or that belong to another model; no engine has loaded them."""
+    """The weights cannot be loaded by an engine, or belong to another model; no engine has loaded them."""
 
 
 class WeightsHeld(RolloutError):
-    """Another process publishes from this directory; with two publishers one version name could mean two weights."""
+    """Another process publishes from this directory; with two publishers, one version could be two sets of weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class SavedVersion:
 
     Attributes:
         version: the number of the version.
-        nonce: a random text, which is different if the same number is saved again, as after a return to a checkpoint.
+        nonce: a random text. It differs if the same number is saved again, for example after a return to a checkpoint.
     """
 
     version: int
@@ -58,11 +58,12 @@ class SavedVersion:
 
 @dataclass(frozen=True, slots=True)
 class WeightsDirectory:
-    """Holds one version at a time.
+    """Holds one version of the weights at a time.
 
     Attributes:
-        path: the directory.
-        reference: a checkpoint with the tensors that the first version must have; None: the first version may be any.
+        path: the directory; `lock` and `replace` create it.
+        reference: the directory of a checkpoint with the same tensors as the first version must have; None: the first
+            version is not compared.
     """
 
     path: Path
@@ -70,7 +71,7 @@ class WeightsDirectory:
 
     @property
     def saved_version(self) -> SavedVersion | None:
-        """The version in the directory; None if there is none, or if moving it in was not completed."""
+        """The version in the directory; None if there is none, or if it was not moved in completely."""
         try:
             content = orjson.loads((self.path / _VERSION_FILE).read_bytes())
             return SavedVersion(int(content["version"]), str(content["nonce"]))
@@ -78,27 +79,32 @@ class WeightsDirectory:
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise WeightsError(
-                f"{self.path / _VERSION_FILE} does not tell a version ({error!r}); publish one again."
+                f"{self.path / _VERSION_FILE} has no valid version ({error!r}); publish the weights again."
             ) from None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the only process that publishes from here. Raises WeightsHeld if another one does."""
+        """Hold the lock of the directory, so that no other process publishes from it; raise WeightsHeld if one does."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / _LOCK_FILE).open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise WeightsHeld(
-                    f"{self.path}: another process publishes from here, and sees to engines that are behind by itself."
+                    f"{self.path}: another process publishes from here; it also updates engines with old weights."
                 ) from None
             yield
 
     def replace(self, version: int, save: Saver) -> None:
-        """Save a version and replace the previous one.
+        """Save a version, and replace the previous one with it.
+
+        Args:
+            version: the number of the version.
+            save: writes the weights into the directory that it gets.
 
         Raises:
-            WeightsError: what was saved cannot be loaded, or has other tensors than this model. The old version stays.
+            WeightsError: the saved weights cannot be loaded, or have other tensors than this model. The old version
+                stays.
         """
         incoming = self.path / _INCOMING_DIRECTORY
         shutil.rmtree(incoming, ignore_errors=True)
@@ -122,25 +128,25 @@ class WeightsDirectory:
         incoming_names = {file.name for file in incoming.iterdir() if file.is_file()}
         for old in (*self.path.glob("*.safetensors"), self.path / _INDEX_FILE):
             if old.name not in incoming_names:
-                old.unlink(missing_ok=True)  # another number of shards; an engine would load both
+                old.unlink(missing_ok=True)  # the number of shards changed; an engine would load the old ones, too
         for name in sorted(incoming_names):
             os.replace(incoming / name, self.path / name)
 
 
 def read_shapes(directory: Path) -> Shapes:
-    """Every tensor of a checkpoint, by name, from the files' headers alone.
+    """Return the shape of every tensor of a checkpoint. Only the headers of the files are read.
 
     Raises:
-        WeightsError: a file is missing, cut short, or not of the format.
+        WeightsError: a file is missing, incomplete or malformed, or the files do not fit together.
     """
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise WeightsError(f"{directory} holds no *.safetensors; the saver must write its weights there.")
+        raise WeightsError(f"{directory} holds no *.safetensors; the saver must write the weights there.")
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         for name, shape in _header_shapes(file).items():
             if name in shapes:
-                raise WeightsError(f"{file} holds {name}, and so does another file beside it.")
+                raise WeightsError(f"{file} has the tensor {name}, and so has another file in this directory.")
             shapes[name] = shape
     index = directory / _INDEX_FILE
     if index.exists():
@@ -150,22 +156,11 @@ def read_shapes(directory: Path) -> Shapes:
 
 def _header_shapes(file: Path) -> Shapes:
     try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > _MAX_HEADER_BYTES:
-                raise ValueError(f"its header would have {length} bytes")
-            header: dict[str, Any] = orjson.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        shapes = {name: tuple(int(side) for side in tensor["shape"]) for name, tensor in header.items()}
-        end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{file} cannot be read as safetensors: {error}.") from None
-    size = file.stat().st_size
-    if size != 8 + length + end:
-        raise WeightsError(
-            f"{file} has {size:,} bytes, and its header speaks of {8 + length + end:,}: was it cut short?"
-        )
-    return shapes
+        # Opened here too: safe_open says "No such file" for every file that it cannot open.
+        with file.open("rb"), safe_open(file, framework="numpy") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{file} cannot be read as safetensors: {error}. Was it saved completely?") from None
 
 
 def _require_matching_index(index: Path, shapes: Shapes) -> None:
@@ -174,13 +169,15 @@ def _require_matching_index(index: Path, shapes: Shapes) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{index} cannot be read: {error!r}.") from None
     if indexed_names != set(shapes):
-        raise WeightsError(f"{index} and the files beside it differ in {_shortened_list(indexed_names ^ set(shapes))}.")
+        raise WeightsError(
+            f"{index} and the files next to it differ in {_shortened_list(indexed_names ^ set(shapes))}."
+        )
 
 
 def _require_same_shapes(shapes: Shapes, expected: Shapes, saved_directory: Path, reference_directory: Path) -> None:
     missing, extra = expected.keys() - shapes.keys(), shapes.keys() - expected.keys()
     reshaped = {name for name in expected.keys() & shapes.keys() if expected[name] != shapes[name]}
-    for problem, names in (("lack", missing), ("have besides", extra), ("have in other shapes", reshaped)):
+    for problem, names in (("lack", missing), ("have the extra tensors", extra), ("have other shapes of", reshaped)):
         if names:
             raise WeightsError(
                 f"the weights that were saved in {saved_directory} {problem} {_shortened_list(names)}, compared with "

@@ -111,7 +111,7 @@ def sampled(directory: Path) -> Sampled:
         parts = [{"type": "image", "image": data} for data in datas]
         report = prepare_images([{"role": "user", "content": parts}], ImagePolicy(mode=mode, directory=directory))
         placeholders, items, offset = [], [], 0
-        for image in report.images:
+        for image in [prepared.asset for prepared in report.images]:
             layout = geometry.layout(width=image.width, height=image.height)
             source = {"raw_image_id": image.file_name} if mode == "offload" else {"raw_uri": image.url}
             payload = geometry.payload(layout)

@@ -73,7 +73,8 @@ def user_node(draw: st.DrawFn, index: int, parent: int) -> TrajectoryNode:
     run = TokenRun(as_logical_ids(ids), len(ids), images=tuple(slots))
     words = draw(st.integers(0, len(ids) - 1))
     content = ((words, draw(st.integers(words + 1, len(ids)))),)
-    return TrajectoryNode(index, parent, -1, {"role": draw(st.sampled_from(ROLES[:2])), "content": ""}, run, content)
+    message = {"role": draw(st.sampled_from(ROLES[:2])), "content": ""}
+    return TrajectoryNode(message, run, content, index=index, parent=parent, step=-1)
 
 
 def answer_node(draw: st.DrawFn, index: int, parent: int, step: int) -> TrajectoryNode:
@@ -81,7 +82,7 @@ def answer_node(draw: st.DrawFn, index: int, parent: int, step: int) -> Trajecto
     ids = [draw(st.integers(1, 50)) for _ in range(opening + sampled_length)]
     logprobs = np.linspace(-1.0 / (index + 1), -0.1, sampled_length, dtype=np.float32)
     run = TokenRun(as_logical_ids(ids), opening, logprobs)
-    return TrajectoryNode(index, parent, step, {"role": "assistant", "content": ""}, run, ())
+    return TrajectoryNode({"role": "assistant", "content": ""}, run, (), index=index, parent=parent, step=step)
 
 
 def step_of(draw: st.DrawFn, turn: int, leaf: int, sampled: int) -> Step:

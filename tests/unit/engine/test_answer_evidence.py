@@ -16,7 +16,7 @@ from rollout.engine.errors import EngineMismatch, InvalidEvidence
 from rollout.engine.protocol import Generation, decode_response
 from rollout.engine.request import GenerateRequest
 from rollout.records.evidence import RoutedExperts, SamplingMask
-from rollout.records.kinds import NodeRecord, PromptSource, RecordHeader, Step
+from rollout.records.kinds import MessageTokens, PromptSource, RecordHeader, Step
 from rollout.records.messages import FinishReason
 from rollout.records.wire import decode_record, encode_record
 
@@ -199,7 +199,7 @@ def test_experts_and_masks_cross_the_queue_as_arrays() -> None:
         turn=0,
         parent=-1,
         first=0,
-        nodes=(NodeRecord({"role": "assistant", "content": "5"}, answer),),
+        nodes=(MessageTokens({"role": "assistant", "content": "5"}, answer, ()),),
         images={},
         prompt_source=PromptSource.FIRST,
         prompt_length=9,

@@ -44,12 +44,12 @@ OUTSIDE = "outside the run's image directory"
 
 
 def test_dot_dot(policy: ImagePolicy, refuse: Any) -> None:
-    refuse(f"file://{policy.allow[0]}/../secret.png", "steps through")
+    refuse(f"file://{policy.allow[0]}/../secret.png", "must not contain the components")
 
 
 def test_dot_dot_that_comes_back_inside(policy: ImagePolicy, refuse: Any, secret: Path) -> None:
     (policy.allow[0] / "a.png").write_bytes(secret.read_bytes())
-    refuse(f"file://{policy.allow[0]}/inner/../a.png", "steps through")
+    refuse(f"file://{policy.allow[0]}/inner/../a.png", "must not contain the components")
 
 
 def test_an_absolute_path(secret: Path, refuse: Any) -> None:
@@ -65,8 +65,8 @@ def test_a_neighbour_whose_name_begins_alike(policy: ImagePolicy, refuse: Any, s
 
 
 def test_a_percent_encoded_dot_dot(policy: ImagePolicy, refuse: Any) -> None:
-    refuse(f"file://{policy.allow[0]}/%2e%2e/secret.png", "steps through")
-    refuse(f"file://{policy.allow[0]}/..%2Fsecret.png", "steps through")
+    refuse(f"file://{policy.allow[0]}/%2e%2e/secret.png", "must not contain the components")
+    refuse(f"file://{policy.allow[0]}/..%2Fsecret.png", "must not contain the components")
 
 
 def test_a_twice_encoded_dot_dot_is_a_name_like_any_other(policy: ImagePolicy, refuse: Any) -> None:
@@ -204,7 +204,7 @@ def test_a_link_that_stays_inside_is_followed(policy: ImagePolicy, asking: Any, 
     (policy.allow[0] / "inner" / "blob").write_bytes(secret.read_bytes())
     (policy.allow[0] / "a.png").symlink_to("inner/blob")
     [image] = prepare_images(asking((policy.allow[0] / "a.png").as_uri()), policy).images
-    assert image.url.startswith(policy.directory.as_uri())
+    assert image.asset.url.startswith(policy.directory.as_uri())
 
 
 def test_an_allowed_directory_may_itself_be_a_link(asking: Any, secret: Path, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_typed_objects_are_changed_in_place(encode: Any, data_uri: Any, offload:
     uri = data_uri(encode())
     dataclass_part, pydantic_part = Part("image_url", Url(uri)), PydanticPart(image_url=PydanticUrl(url=uri))
     report = prepare_images([Message("user", [dataclass_part, pydantic_part])], offload)
-    url = report.images[0].url
+    url = report.images[0].asset.url
     assert dataclass_part == Part("image_url", Url(url))
     assert pydantic_part.image_url.url == url
     assert report.rewritten == 2
@@ -117,7 +117,7 @@ def test_typed_objects_take_the_canonical_form(part: Part, encode: Any, data_uri
         part.image_url = data_uri(encode())
     else:
         part.image = data_uri(encode())
-    url = prepare_images([Message("user", [part])], offload).images[0].url
+    url = prepare_images([Message("user", [part])], offload).images[0].asset.url
     assert part == Part("image_url", {"url": url})
 
 
@@ -126,7 +126,7 @@ def test_a_typed_object_without_room_for_the_canonical_form_keeps_its_own(
 ) -> None:
     part = PydanticHuggingFacePart(image=data_uri(encode()))
     report = prepare_images([Message("user", [part])], offload)
-    assert part == PydanticHuggingFacePart(image=report.images[0].url)
+    assert part == PydanticHuggingFacePart(image=report.images[0].asset.url)
     assert prepare_images([Message("user", [part])], offload).rewritten == 0
 
 
@@ -200,7 +200,8 @@ def test_raw_bytes_stay_as_they_are_and_pillow_images_become_png(
 ) -> None:
     data = encode("JPEG")
     shapes = [{"type": "image", "image": data}, {"type": "image", "image": picture()}, {"image_url": data}]
-    as_bytes, as_pillow, as_url = prepare_images([{"role": "user", "content": shapes}], offload).images
+    images = prepare_images([{"role": "user", "content": shapes}], offload).images
+    as_bytes, as_pillow, as_url = (image.asset for image in images)
     assert as_url.url == as_bytes.url
     assert shapes[0] == shapes[2] == {"type": "image_url", "image_url": {"url": as_bytes.url}}
     assert (offload.directory / as_bytes.file_name).read_bytes() == data
@@ -213,14 +214,14 @@ def test_raw_bytes_stay_as_they_are_and_pillow_images_become_png(
 def test_a_pillow_image_of_any_mode_with_8_bits_is_taken(mode: str, picture: Any, offload: ImagePolicy) -> None:
     image = picture().convert("RGB").convert("L" if mode in ("LA", "PA") else mode).convert(mode)
     report = prepare_images(as_user({"type": "image", "image": image}), offload)
-    assert (report.images[0].width, report.images[0].height) == (12, 8)
+    assert (report.images[0].asset.width, report.images[0].asset.height) == (12, 8)
 
 
 def test_a_pillow_image_is_the_same_picture_as_the_file_it_came_from(encode: Any, offload: ImagePolicy) -> None:
     data = encode("PNG", orientation=6)
     image = Image.open(io.BytesIO(data))
     [prepared] = prepare_images(as_user({"type": "image", "image": image}), offload).images
-    stored = load_pixels((offload.directory / prepared.file_name).read_bytes())
+    stored = load_pixels((offload.directory / prepared.asset.file_name).read_bytes())
     assert np.array_equal(np.asarray(stored), np.asarray(load_pixels(data)))
 
 
@@ -229,8 +230,8 @@ def test_the_extension_follows_the_bytes_and_not_the_declared_type(
 ) -> None:
     messages = asking(data_uri(encode("JPEG")))
     [image] = prepare_images(messages, offload).images
-    assert image.file_name.endswith(".jpg")
-    assert image.media_type == "image/jpeg"
+    assert image.asset.file_name.endswith(".jpg")
+    assert image.asset.media_type == "image/jpeg"
 
 
 def test_the_report_tells_the_identity_of_every_image_in_order(
@@ -242,8 +243,8 @@ def test_the_report_tells_the_identity_of_every_image_in_order(
     assert [image.message_index for image in report.images] == [0, 1, 2]
     for image, data in zip(report.images, datas, strict=True):
         digest = hashlib.sha256(data).hexdigest()
-        assert (image.sha256, image.mm_hash, image.n_bytes) == (digest, digest[:32], len(data))
-    assert (report.images[0].width, report.images[0].height) == (8, 12)
+        assert (image.asset.sha256, image.asset.mm_hash, image.asset.n_bytes) == (digest, digest[:32], len(data))
+    assert (report.images[0].asset.width, report.images[0].asset.height) == (8, 12)
     assert report.rewritten == 3
     assert report.bytes_written == len(datas[0]) + len(datas[1])
     assert len(list(offload.directory.iterdir())) == 2
@@ -268,7 +269,7 @@ def test_an_image_that_another_process_prepared_is_read_and_checked(
     (offload.directory / name).write_bytes(data)
     messages = asking((offload.directory / name).as_uri())
     report = prepare_images(messages, offload)
-    assert (report.rewritten, report.bytes_written, report.images[0].file_name) == (0, 0, name)
+    assert (report.rewritten, report.bytes_written, report.images[0].asset.file_name) == (0, 0, name)
 
 
 @pytest.mark.parametrize("mode", ["offload", "inline"])
@@ -288,7 +289,7 @@ def test_inline_keeps_the_uri(encode: Any, data_uri: Any, asking: Any, inline: I
     messages = asking(uri)
     report = prepare_images(messages, inline)
     assert only_part(messages)["image_url"]["url"] is uri
-    assert report.images[0].url is uri
+    assert report.images[0].asset.url is uri
     assert (report.rewritten, report.bytes_written, list(inline.directory.iterdir())) == (0, 0, [])
 
 
@@ -298,8 +299,8 @@ def test_inline_writes_the_canonical_header(header: str, encode: Any, asking: An
     payload = base64.b64encode(data).decode()
     messages = asking(f"data:{header};base64,{payload}")
     [image] = prepare_images(messages, inline).images
-    assert image.url == only_part(messages)["image_url"]["url"] == f"data:image/jpeg;base64,{payload}"
-    assert image.sha256 == hashlib.sha256(data).hexdigest()
+    assert image.asset.url == only_part(messages)["image_url"]["url"] == f"data:image/jpeg;base64,{payload}"
+    assert image.asset.sha256 == hashlib.sha256(data).hexdigest()
 
 
 def test_inline_gives_bytes_and_pillow_images_a_uri_of_their_own_type(
@@ -324,8 +325,8 @@ def test_a_file_in_an_allowed_directory_is_adopted_by_copy(
     messages = asking(source.as_uri())
     [image] = prepare_images(messages, policy).images
     source.write_bytes(b"changed by its owner")
-    assert image.url == (tmp_path / "images" / image.file_name).as_uri()
-    assert (tmp_path / "images" / image.file_name).read_bytes() == encode()
+    assert image.asset.url == (tmp_path / "images" / image.asset.file_name).as_uri()
+    assert (tmp_path / "images" / image.asset.file_name).read_bytes() == encode()
 
 
 def test_a_foreign_file_in_the_image_directory_gets_its_own_name(
@@ -335,7 +336,7 @@ def test_a_foreign_file_in_the_image_directory_gets_its_own_name(
     (offload.directory / "plot.png").write_bytes(encode())
     messages = asking((offload.directory / "plot.png").as_uri())
     [image] = prepare_images(messages, offload).images
-    assert only_part(messages)["image_url"]["url"].endswith(image.file_name)
+    assert only_part(messages)["image_url"]["url"].endswith(image.asset.file_name)
 
 
 def test_a_part_that_two_messages_share_is_prepared_once_and_reported_twice(
@@ -344,4 +345,4 @@ def test_a_part_that_two_messages_share_is_prepared_once_and_reported_twice(
     part = {"type": "image", "image": data_uri(encode())}
     report = prepare_images([{"role": "user", "content": [part]}, {"role": "user", "content": [part]}], offload)
     assert [image.message_index for image in report.images] == [0, 1]
-    assert part == {"type": "image_url", "image_url": {"url": report.images[0].url}}
+    assert part == {"type": "image_url", "image_url": {"url": report.images[0].asset.url}}

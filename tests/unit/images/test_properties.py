@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rollout.images import ImagePolicy, PreparedImage, prepare_images
+from rollout.images import ImageAsset, ImagePolicy, PreparedImage, prepare_images
 
 
 def encoded(width: int, height: int, format_name: str) -> bytes:
@@ -116,8 +116,8 @@ class ReferencePreparation:
         else:
             url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
         size = (width, height, len(data))
-        found = PreparedImage(message, index, url, sha256, sha256[:32], name, *size, media_type=f"image/{kind}")
-        self.images.append(found)
+        asset = ImageAsset(url, sha256, sha256[:32], name, *size, media_type=f"image/{kind}")
+        self.images.append(PreparedImage(message, index, asset))
         return url
 
 

@@ -47,8 +47,8 @@ def of(attempt: Any, seq: Any) -> dict[str, Any]:
         ({"task": {}}, "'task' lacks"),
         ({"task": {"id": "a", "index": 0, "seed": 0.5, "data": {}}}, "'task' lacks"),
         ({"layout": {"family": "qwen_vl", "fingerprint": "a" * 32, "modality": "/"}}, "modality"),
-        (of(-1, 0), "header does not say .* attempt is -1"),
-        (of(1, 2**31), "header does not say .* seq is 2147483648"),
+        (of(-1, 0), "header of the record is not valid: .* attempt is -1"),
+        (of(1, 2**31), "header of the record is not valid: .* seq is 2147483648"),
         ({"model": "half a character: \ud83d"}, "surrogate|not what this codec writes"),
         ({"novelty": {"pixel_values": [0.5]}}, "pixel_values"),
         ({"pixel_values": np.zeros(3)}, "pixel_values"),
@@ -79,9 +79,9 @@ def test_a_start_is_refused(changes: dict[str, Any], reason: str) -> None:
             for length in (0, -1, 2_000_000_000, 2**64 - 1, 64.0)
         ],
         *[({"places": [0, [1, 64, at, 80]]}, "an image is at") for at in (-1, 1, 5, 2**63, 3.0)],
-        ({"places": [0, [1, 64, 3, 80], 7, [1, 64]]}, "are of messages that are not among"),
-        *[({"words": [0, spans]}, "the words of a message lie at") for spans in ([3, 1], [-1, 2], [0, 6], [0.0, 2])],
-        ({"words": [9, [0, 1]]}, "are of messages that are not among"),
+        ({"places": [0, [1, 64, 3, 80], 7, [1, 64]]}, "belong to messages that are not among"),
+        *[({"words": [0, spans]}, "the content of a message is at") for spans in ([3, 1], [-1, 2], [0, 6], [0.0, 2])],
+        ({"words": [9, [0, 1]]}, "belong to messages that are not among"),
         *[
             ({"images": [[bytes(16), {}, bytes(16), name]]}, "raw_image_id")
             for name in ("passwd", ".svg", "/x.png", "")
@@ -135,7 +135,7 @@ def test_a_step_is_refused(changes: dict[str, Any], reason: str) -> None:
         ({"reward": None}, "has the reward None"),
         ({"status": "failed"}, "has the reward 0.75"),
         *[({"metrics": {"m": value}}, "the metric 'm' is") for value in (math.nan, math.inf, "1", True)],
-        ({"error": {"type": ["a"], "message": "b"}}, "'error' holds"),
+        ({"error": {"type": ["a"], "message": "b"}}, "'error' contains"),
         ({"status": "truncated"}, "'truncated' is not a valid RolloutStatus"),
         ({"limit": "steps"}, "'steps' is not a valid RolloutLimit"),
         ({"limit": 1}, "'limit' is a int"),

@@ -51,7 +51,10 @@ def test_tools_in_another_order_are_other_tools() -> None:
         ({"role": "user"}, r"messages\[0\] has no content; expected {"),
         ({"role": "user", "content": [5]}, r"content\[0\] is neither text nor an image, but an int; write {"),
         ({"role": "user", "content": [{"type": "audio"}]}, r"messages\[0\].content\[0\] is neither text nor an image"),
-        ({"role": "assistant", "content": "", "tool_calls": [{1, 2}]}, r"messages\[0\] holds a value that is not JSON"),
+        (
+            {"role": "assistant", "content": "", "tool_calls": [{1, 2}]},
+            r"messages\[0\] contains a value that is not JSON",
+        ),
         ({"role": "tool", "content": "a", "tool_call_id": UUID(int=1)}, r"messages\[0\].tool_call_id is a UUID"),
         ({"role": "tool", "content": "a", "name": 3}, r"messages\[0\].name is an int"),
         (

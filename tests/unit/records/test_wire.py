@@ -60,12 +60,12 @@ def test_fields_of_a_newer_minor_version_are_kept_and_sent_on(name: str) -> None
         ({"schema": "1"}, "'schema' is a str"),
         ({"kind": "tantrum"}, "unknown kind 'tantrum'"),
         ({"of": ["run", "env", "group", "rollout", 1]}, "malformed"),
-        ({"of": ["run", "env", "group", "rollout", "1", 2]}, "header does not say .* attempt is '1'"),
+        ({"of": ["run", "env", "group", "rollout", "1", 2]}, "header of the record is not valid: .* attempt is '1'"),
         ({"ids": np.zeros(3, np.int32)}, "not the 3 of the record"),
         ({"ids": np.zeros(10, np.float32)}, "'ids' is an array of float32"),
         ({"lengths": [11, -1]}, "messages have"),
         ({"logprobs": np.zeros(9, np.float32)}, "5 tokens and 9 log-probs"),
-        ({"places": [0, [1, 64]]}, "a message has 2 images, at 1 places"),
+        ({"places": [0, [1, 64]]}, "a message names 2 images and has positions for 1"),
         ({"images": [[b"12345678", {"pixel_values": [0.5]}, "data:image/png;base64,"]]}, "pixel_values"),
         ({"images": [[b"12345678", {"grid": np.zeros(3)}, "data:image/png;base64,"]]}, "images"),
         ({"images": [["name", {}, "data:image/png;base64,"]]}, "malformed"),
@@ -154,7 +154,9 @@ async def test_a_long_rollout_sends_everything_once(
     parts = [{"type": "image", "image": Image.new("RGB", (32, 32), (number, 0, 0))} for number in range(TURNS)]
     prepared = prepare_images([{"role": "user", "content": parts}], ImagePolicy(mode, tmp_path)).images
     tokens = pool.geometry.layout(width=32, height=32).tokens
-    played = InProcessRollout(pool, tmp_path, {image.url: (image.mm_hash, tokens) for image in prepared}, mode)
+    played = InProcessRollout(
+        pool, tmp_path, {image.asset.url: (image.asset.mm_hash, tokens) for image in prepared}, mode
+    )
     await played.begin()
     conversation: list[dict[str, Any]] = []
     answer = (*pool.tokenizer.encode("red"), pool.stop_token_ids[0])
@@ -168,7 +170,7 @@ async def test_a_long_rollout_sends_everything_once(
     ids = sum(len(node.run.ids) for node in trajectory.nodes)
     logprobs = sum(len(node.run.logprobs) for node in trajectory.nodes)
     text = sum(len(said.encode()) for node in trajectory.nodes for said in texts(node.message))
-    inline = sum(len(image.url) for image in prepared) if mode == "inline" else 0
+    inline = sum(len(image.asset.url) for image in prepared) if mode == "inline" else 0
     needed = 4 * ids + 4 * logprobs + text + 400 * TURNS + inline
     with capsys.disabled():
         print(

@@ -52,7 +52,7 @@ class FamilyRollout(InProcessRollout):
         if self.adapter.geometry is None:
             return {}
         shown = [user(picture("red", 800), picture("blue", 100))]
-        found = prepare_images(shown, ImagePolicy("offload", directory)).images
+        found = [image.asset for image in prepare_images(shown, ImagePolicy("offload", directory)).images]
         layout = self.adapter.geometry.layout
         return {image.url: (image.mm_hash, layout(width=image.width, height=image.height).tokens) for image in found}
 

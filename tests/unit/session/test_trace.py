@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from renderers_adapter.tokens import ImageSlot, TokenRun, as_logical_ids
+from rollout.records.kinds import ROOT, MessageTokens
 from rollout.records.messages import CanonicalMessage, canonicalise, digest_tools
-from rollout.session.trace import ROOT, Commit, DraftNode, PrefixMatch, Trace
+from rollout.session.trace import Commit, DigestedMessage, PrefixMatch, Trace
 
 
 def message(role: str, text: str) -> CanonicalMessage:
@@ -14,12 +15,16 @@ def message(role: str, text: str) -> CanonicalMessage:
     return found
 
 
-def draft(role: str, text: str, ids: Sequence[int] = (1, 2), images: tuple[ImageSlot, ...] = ()) -> DraftNode:
-    return DraftNode(message(role, text), TokenRun(as_logical_ids(ids), len(ids), images=images))
+def draft(role: str, text: str, ids: Sequence[int] = (1, 2), images: tuple[ImageSlot, ...] = ()) -> DigestedMessage:
+    return digested(message(role, text), TokenRun(as_logical_ids(ids), len(ids), images=images))
 
 
-def answer_draft(text: str, ids: Sequence[int] = (7, 8, 9)) -> DraftNode:
-    return DraftNode(message("assistant", text), TokenRun(as_logical_ids(ids), 1, np.zeros(len(ids) - 1, np.float32)))
+def answer_draft(text: str, ids: Sequence[int] = (7, 8, 9)) -> DigestedMessage:
+    return digested(message("assistant", text), TokenRun(as_logical_ids(ids), 1, np.zeros(len(ids) - 1, np.float32)))
+
+
+def digested(canonical: CanonicalMessage, run: TokenRun) -> DigestedMessage:
+    return canonical.digest, MessageTokens(canonical.message, run, ())
 
 
 def commit_turn(trace: Trace, base: int, user: str, reply: str) -> Commit:
@@ -27,14 +32,18 @@ def commit_turn(trace: Trace, base: int, user: str, reply: str) -> Commit:
 
 
 def texts(trace: Trace, leaf: int) -> list[str]:
-    return [node.message.message["content"] for node in trace.path(leaf)]
+    path = []
+    while leaf != ROOT:
+        path.append(trace.nodes[leaf].tokens.message["content"])
+        leaf = trace.nodes[leaf].parent
+    return path[::-1]
 
 
 def test_a_turn_adds_only_its_own_nodes() -> None:
     trace = Trace()
     first = commit_turn(trace, ROOT, "a", "b")
     second = commit_turn(trace, first.leaf, "c", "d")
-    assert [node.index for node in second.nodes] == [2, 3]
+    assert (second.first, len(second.nodes), second.leaf) == (2, 2, 3)
     assert second.parent == first.leaf
     assert texts(trace, second.leaf) == ["a", "b", "c", "d"]
 
@@ -44,8 +53,8 @@ def test_the_longest_known_prefix_is_found_by_message() -> None:
     first = commit_turn(trace, ROOT, "a", "b")
     commit_turn(trace, first.leaf, "c", "d")
     asked = [message("user", "a"), message("assistant", "b"), message("user", "x")]
-    assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer_index=1, matched_messages=2)
-    assert trace.match_prefix([message("user", "other")], b"") == PrefixMatch(ROOT, 0)
+    assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer_index=1, answered_messages=2, matched_messages=2)
+    assert trace.match_prefix([message("user", "other")], b"") == PrefixMatch(ROOT, 0, 0)
 
 
 def test_divergence_forks_and_shares_the_prefix() -> None:
@@ -83,8 +92,8 @@ def test_tools_belong_to_a_root() -> None:
     trace = Trace()
     commit_turn(trace, ROOT, "a", "b")
     tools = digest_tools([{"name": "add"}])
-    assert trace.match_prefix([message("user", "a")], tools) == PrefixMatch(ROOT, 0)
-    assert trace.match_prefix([message("user", "a")], b"") == PrefixMatch(ROOT, 1)
+    assert trace.match_prefix([message("user", "a")], tools) == PrefixMatch(ROOT, 0, 0)
+    assert trace.match_prefix([message("user", "a")], b"") == PrefixMatch(ROOT, 0, 1)
 
 
 def test_of_equal_answers_the_one_that_leads_on_is_matched() -> None:
@@ -93,7 +102,7 @@ def test_of_equal_answers_the_one_that_leads_on_is_matched() -> None:
     commit_turn(trace, first.leaf, "c", "d")
     commit_turn(trace, ROOT, "a", "b")
     asked = [message("user", "a"), message("assistant", "b"), message("user", "c")]
-    assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer_index=1, matched_messages=3)
+    assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer_index=1, answered_messages=2, matched_messages=3)
 
 
 def test_a_later_answer_counts_more_than_a_longer_known_history() -> None:
@@ -102,7 +111,9 @@ def test_a_later_answer_counts_more_than_a_longer_known_history() -> None:
     retold = [draft("user", "a"), draft("assistant", "b", [5]), draft("user", "c")]
     trace.commit(ROOT, retold, answer_draft("d"), b"")
     asked = [message("user", "a"), message("assistant", "b"), message("user", "c")]
-    assert trace.match_prefix(asked, b"") == PrefixMatch(last_answer_index=first.leaf, matched_messages=3)
+    assert trace.match_prefix(asked, b"") == PrefixMatch(
+        last_answer_index=first.leaf, answered_messages=2, matched_messages=3
+    )
     assert trace.match_prefix([*asked, message("assistant", "d")], b"") == PrefixMatch(
-        last_answer_index=4, matched_messages=4
+        last_answer_index=4, answered_messages=4, matched_messages=4
     )

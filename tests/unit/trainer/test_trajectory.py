@@ -9,7 +9,7 @@ import pytest
 
 from renderers_adapter.tokens import ImageSlot, TokenRun, as_logical_ids
 from rollout.records.bounds import MAX_IMAGE_TOKENS
-from rollout.records.kinds import NodeRecord, RecordError, RolloutFinished, RolloutStarted, Step
+from rollout.records.kinds import MessageTokens, RecordError, RolloutFinished, RolloutStarted, Step
 from rollout.records.wire import decode_record
 from rollout.trainer import Trajectory, check, samples
 from rollout.trainer.testing import PAD_ID, scripted_rollout
@@ -33,7 +33,7 @@ def joined(records: Records, at: int = 1, **changes: Any) -> Trajectory:
     return assemble(started, [*steps[:at], replace(steps[at], **changes), *steps[at + 1 :]], finished)
 
 
-def with_first_run(step: Step, **changes: Any) -> tuple[NodeRecord, ...]:
+def with_first_run(step: Step, **changes: Any) -> tuple[MessageTokens, ...]:
     first, *others = step.nodes
     return replace(first, run=replace(first.run, **changes)), *others
 
@@ -68,7 +68,7 @@ def test_branches_have_a_bounded_number_of_tokens_together(records: Records) -> 
     steps = [replace(first, nodes=large, prompt_length=first.prompt_length + grown)]
     answer = TokenRun(as_logical_ids([7, 20]), 1, np.array([-0.5], np.float32))
     for number in range(520):
-        nodes = (NodeRecord({"role": "assistant", "content": str(number)}, answer),)
+        nodes = (MessageTokens({"role": "assistant", "content": str(number)}, answer, ()),)
         prompt_length = steps[0].prompt_length + 3
         steps.append(replace(second, parent=1, first=2 + number, nodes=nodes, images={}, prompt_length=prompt_length))
     with pytest.raises(RecordError, match="its 520 branches have 34083920 tokens and messages together; at most"):

@@ -12,8 +12,8 @@ import numpy as np
 from renderers_adapter.tokens import ImageSlot, TokenRun, as_logical_ids
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
 from rollout.records.kinds import (
+    MessageTokens,
     NamedReward,
-    NodeRecord,
     PromptSource,
     Record,
     RecordHeader,
@@ -50,8 +50,10 @@ def step() -> Step:
         parent=-1,
         first=0,
         nodes=(
-            NodeRecord({"role": "user", "content": parts}, asked, ((1, 2), (3, 4))),
-            NodeRecord({"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call]}, said),
+            MessageTokens({"role": "user", "content": parts}, asked, ((1, 2), (3, 4))),
+            MessageTokens(
+                {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call]}, said, ()
+            ),
         ),
         images={
             _FILE: {"payload": {"image_grid_thw": [[1, 16, 16]]}, "raw_image_id": f"{_FILE}{'7' * 32}.png"},
@@ -81,8 +83,8 @@ def usual_step() -> Step:
         parent=0,
         first=2,
         nodes=(
-            NodeRecord({"role": "user", "content": "b"}, asked),
-            NodeRecord({"role": "assistant", "content": "c"}, said),
+            MessageTokens({"role": "user", "content": "b"}, asked, ()),
+            MessageTokens({"role": "assistant", "content": "c"}, said, ()),
         ),
         images={},
         prompt_source=PromptSource.BRIDGE,

@@ -1,5 +1,6 @@
 """The directory that engines load weights from: nothing that they could not load ever lies there under a version."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def text(file: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "expected_text"),
     [
-        (cut, "cut short"),
+        (cut, "cannot be read as safetensors"),
         (garbled, "cannot be read as safetensors"),
         (short, "cannot be read as safetensors"),
         (text, "cannot be read as safetensors"),
@@ -98,12 +99,32 @@ def test_what_an_engine_could_not_load_is_refused_and_the_old_version_stays(
     assert read_shapes(weights.path) == SHAPES
 
 
+@pytest.mark.parametrize(("dtype", "item_bytes"), [("BF16", 2), ("F8_E4M3", 1), ("F8_E8M0", 1)])
+def test_types_that_numpy_does_not_have_are_read(tmp_path: Path, dtype: str, item_bytes: int) -> None:
+    write_sparse(tmp_path / "model.safetensors", dtype, (4, 2), item_bytes)
+    assert read_shapes(tmp_path) == {"weight": (4, 2)}
+
+
+def test_only_headers_are_read(tmp_path: Path) -> None:
+    """The data of this file would not fit into memory."""
+    write_sparse(tmp_path / "model.safetensors", "BF16", (1 << 18, 1 << 19), 2)
+    assert read_shapes(tmp_path) == {"weight": (1 << 18, 1 << 19)}
+
+
+def write_sparse(file: Path, dtype: str, shape: tuple[int, int], item_bytes: int) -> None:
+    n_bytes = shape[0] * shape[1] * item_bytes
+    header = orjson.dumps({"weight": {"dtype": dtype, "shape": shape, "data_offsets": [0, n_bytes]}})
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(header)) + header)
+        stream.truncate(8 + len(header) + n_bytes)
+
+
 @pytest.mark.parametrize(
     ("shapes", "expected_text"),
     [
         ({"embed.weight": (4, 2)}, "lack head.weight"),
-        ({**SHAPES, "more.weight": (1,)}, "have besides more.weight"),
-        ({**SHAPES, "head.weight": (4, 2)}, "have in other shapes head.weight"),
+        ({**SHAPES, "more.weight": (1,)}, "have the extra tensors more.weight"),
+        ({**SHAPES, "head.weight": (4, 2)}, "have other shapes of head.weight"),
     ],
 )
 def test_another_models_tensors_are_refused(
