@@ -26,8 +26,9 @@ from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineBroken, EngineMismatch, EngineNotFound, EngineRefused, EngineUnavailable
 from rollout.engine.from_config import api_key_from_config, engine_client_from_config
-from rollout.engine.http import EngineHttp
+from rollout.engine.httpx_transport import HttpxTransport
 from rollout.engine.request import GenerateRequest
+from rollout.engine.transport import EngineTransport
 from rollout.engine.weight_updates import NotUpdatable, fetch_engine_state
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy, PreparedImage, prepare_images
@@ -53,7 +54,7 @@ class _EngineUnderTest:
     url: str
     config: Config
     adapter: RendererAdapter
-    http: EngineHttp
+    transport: EngineTransport
     client: EngineClient
     text_request: GenerateRequest
     image_request: GenerateRequest
@@ -76,10 +77,10 @@ async def check_engines(config: Config) -> AsyncIterator[CheckResult]:
         engine_api_key = api_key_from_config(config)
         for url in config.engine.urls:
             async with (
-                EngineHttp(engine_api_key) as http,
+                HttpxTransport(engine_api_key) as transport,
                 engine_client_from_config(config, [url], adapter.geometry) as client,
             ):
-                engine = _EngineUnderTest(url, config, adapter, http, client, text_request, image_request)
+                engine = _EngineUnderTest(url, config, adapter, transport, client, text_request, image_request)
                 async for result in _check_engine(engine):
                     yield result
 
@@ -106,7 +107,7 @@ async def _check_model(engine: _EngineUnderTest) -> str:
 async def _check_weights(engine: _EngineUnderTest) -> str:
     """Check that a trainer can update the weights; without `policy.max_staleness`, no update is needed."""
     try:
-        state = await fetch_engine_state(engine.http, engine.url)
+        state = await fetch_engine_state(engine.transport, engine.url)
     except NotUpdatable as error:
         if engine.config.policy.max_staleness is not None:
             raise
@@ -123,7 +124,7 @@ async def _check_tokens(engine: _EngineUnderTest) -> str:
     own_ids = tokenizer.encode(text)
     body = {"model": engine.client.model, "prompt": text, "add_special_tokens": False}
     try:
-        server_ids = orjson.loads(await engine.http.post(f"{engine.url}/tokenize", orjson.dumps(body)))["tokens"]
+        server_ids = orjson.loads(await engine.transport.post(f"{engine.url}/tokenize", orjson.dumps(body)))["tokens"]
     except EngineNotFound:
         raise _CheckSkipped("this server does not tokenize") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -165,7 +166,7 @@ async def _check_pixels(engine: _EngineUnderTest) -> str:
     model = engine.client.model
     try:
         comparison = await compare_pixels(
-            engine.http, engine.url, model=model, config=processor_config, family=geometry.family
+            engine.transport, engine.url, model=model, config=processor_config, family=geometry.family
         )
     except EngineNotFound:
         raise _CheckSkipped("this server does not render") from None

@@ -1,7 +1,7 @@
 """Compares the trainer's pixels with the engine's, bit for bit, with probe images, as patches before normalisation.
 
     comparison = await compare_pixels(
-        http, url, model="tiny", config=load_processor_config(checkpoint), family="qwen_vl"
+        transport, url, model="tiny", config=load_processor_config(checkpoint), family="qwen_vl"
     )
     comparison.matching_backend      # the backend to give to the Materializer, or None
 
@@ -25,7 +25,7 @@ from PIL import Image
 from renderers_adapter.geometry import geometry_for
 from rollout.engine.errors import EngineMismatch
 from rollout.engine.features import vllm_modality_of
-from rollout.engine.http import EngineHttp
+from rollout.engine.transport import EngineTransport
 from rollout.errors import ConfigurationError
 from rollout.images import load_pixels
 from rollout.images.processors import ImageProcessor, ResizeBackend, image_processor_for
@@ -139,7 +139,7 @@ def probe_images() -> tuple[ProbeImage, ...]:
 
 
 async def compare_pixels(
-    http: EngineHttp, url: str, *, model: str, config: Mapping[str, Any], family: str
+    transport: EngineTransport, url: str, *, model: str, config: Mapping[str, Any], family: str
 ) -> PixelComparison:
     """Compare every probe with every backend that is installed.
 
@@ -161,7 +161,7 @@ async def compare_pixels(
     differences = []
     for probe in probe_images() if processors else ():
         engine_patches = await _fetch_engine_patches(
-            http, url, model, probe, vllm_modality_of(geometry_for(family, config))
+            transport, url, model, probe, vllm_modality_of(geometry_for(family, config))
         )
         pixels = await anyio.to_thread.run_sync(load_pixels, probe.data)
         for backend, processor in processors.items():
@@ -171,12 +171,12 @@ async def compare_pixels(
 
 
 async def _fetch_engine_patches(
-    http: EngineHttp, url: str, model: str, probe: ProbeImage, modality: str
+    transport: EngineTransport, url: str, model: str, probe: ProbeImage, modality: str
 ) -> npt.NDArray[np.uint8]:
     uri = f"data:{probe.media_type};base64,{base64.b64encode(probe.data).decode()}"
     content = [{"type": "image_url", "image_url": {"url": uri}}]
     request_body = {"model": model, "messages": [{"role": "user", "content": content}]}
-    answer = await http.post(f"{url}/v1/chat/completions/render", orjson.dumps(request_body))
+    answer = await transport.post(f"{url}/v1/chat/completions/render", orjson.dumps(request_body))
     try:
         (item,) = orjson.loads(answer)["features"]["kwargs_data"][modality]
         dtype, shape, data = msgpack.unpackb(base64.b64decode(item))["pixel_values"]["data"]

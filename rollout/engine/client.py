@@ -20,6 +20,7 @@ import structlog
 
 from renderers_adapter.geometry import Geometry
 from rollout.config.sections import MultimodalMode
+from rollout.engine.aiohttp_transport import AiohttpTransport
 from rollout.engine.errors import (
     EngineAborted,
     EngineBehind,
@@ -34,10 +35,10 @@ from rollout.engine.errors import (
     ModelNotServed,
 )
 from rollout.engine.features import require_same_layout
-from rollout.engine.http import EngineHttp
 from rollout.engine.protocol import Generation, decode_response, encode_request
 from rollout.engine.request import GenerateRequest
 from rollout.engine.routing import Replica, Router, exponential_pause
+from rollout.engine.transport import EngineTransport
 from rollout.engine.weight_updates import fetch_engine_state
 from rollout.records.messages import FinishReason
 from rollout.records.versions import version_satisfies
@@ -70,6 +71,7 @@ class EngineClient:
         multimodal: how images are sent; `auto` asks each engine whether it resolves references.
         geometry: the geometry of the model's images; None: the model takes no images.
         on_try: called after every try; the outcome is `ok`, `cancelled`, or the name of the error.
+        transport: sends the requests; None: an `AiohttpTransport` with the API key.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class EngineClient:
         multimodal: MultimodalMode = "content_parts",
         geometry: Geometry | None = None,
         on_try: RequestObserver | None = None,
+        transport: EngineTransport | None = None,
     ) -> None:
         self.model = model
         self.retry_count = 0
@@ -94,20 +97,20 @@ class EngineClient:
         self._max_tries = retries + 1
         self._affinity = affinity
         self._router = Router(urls, affinity=affinity)
-        self._http = EngineHttp(api_key)
+        self._transport = transport or AiohttpTransport(api_key)
         self._engine_sends_experts = False
         self._refuses_bans = False
         self._multimodal = multimodal
         self._geometry = geometry if multimodal != "content_parts" else None
 
     async def __aenter__(self) -> Self:
-        await self._http.__aenter__()
+        await self._transport.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.__aexit__(kind, error, trace)
+        await self._transport.__aexit__(kind, error, trace)
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -256,7 +259,7 @@ class EngineClient:
             with self._track_request(replica):
                 with anyio.move_on_after(self._try_timeout):
                     session = request.session_id if self._affinity else None
-                    return await self._http.post(f"{replica.url}/inference/v1/generate", body, session_id=session)
+                    return await self._transport.post(f"{replica.url}/inference/v1/generate", body, session_id=session)
                 raise EngineTimeout(
                     f"{replica.url} did not answer {request_id} within {self._try_timeout:g} s "
                     "(engine.request_timeout)."
@@ -288,7 +291,7 @@ class EngineClient:
         body = orjson.dumps({"request_ids": [f"generate-tokens-{request_id}"]})
         with anyio.CancelScope(shield=True), anyio.move_on_after(_ABORT_TIMEOUT):
             try:
-                await self._http.post(f"{replica.url}/inference/v1/abort_requests", body)
+                await self._transport.post(f"{replica.url}/inference/v1/abort_requests", body)
             except EngineError as error:
                 log.debug("abort failed", request=request_id, error=str(error))
 
@@ -302,7 +305,7 @@ class EngineClient:
     async def _check_replica(self, replica: Replica, timeout: float) -> None:
         """Ask an engine whether it serves the model, which weights and context length it has, how it takes images."""
         with anyio.move_on_after(timeout):
-            models_json = await self._http.get(f"{replica.url}/v1/models")
+            models_json = await self._transport.get(f"{replica.url}/v1/models")
             replica.max_model_len = _parse_max_model_len(replica.url, models_json, self.model)
             if self._router.required_version is not None:
                 replica.version = await self._require_weight_version(replica.url)
@@ -313,7 +316,7 @@ class EngineClient:
 
     async def _require_weight_version(self, url: str) -> str:
         """The version of an engine's weights; raises EngineBehind if it is not the required one or a newer one."""
-        version = (await fetch_engine_state(self._http, url)).version
+        version = (await fetch_engine_state(self._transport, url)).version
         if not self._router.has_required_version(version):
             raise EngineBehind(f"{url} has the weights {version!r}; {self._router.required_version!r} were pushed.")
         return version
@@ -334,7 +337,7 @@ class EngineClient:
 
     async def _fetch_plugin_info(self, url: str) -> bytes:
         try:
-            return await self._http.get(f"{url}/mmraw/version")
+            return await self._transport.get(f"{url}/mmraw/version")
         except EngineRefused as error:
             raise EngineRefused("it runs without our plugin") from error
 

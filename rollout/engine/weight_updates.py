@@ -1,7 +1,7 @@
 """New weights for a running engine: paused, reloaded, named, resumed.
 
     await update_weights(
-        http,
+        transport,
         "http://127.0.0.1:8000",
         weights_directory=Path("/runs/one/policy"),
         version="7",
@@ -33,7 +33,7 @@ import anyio
 import orjson
 
 from rollout.engine.errors import EngineError, EngineMisconfigured, EngineMismatch, EngineNotFound, EngineTimeout
-from rollout.engine.http import EngineHttp
+from rollout.engine.transport import EngineTransport
 from rollout.records.versions import OnUpdate, loading_version
 
 _STATE_TIMEOUT = 10.0
@@ -58,7 +58,7 @@ class EngineState:
     paused: bool
 
 
-async def fetch_engine_state(http: EngineHttp, url: str) -> EngineState:
+async def fetch_engine_state(transport: EngineTransport, url: str) -> EngineState:
     """Ask an engine for its version, and whether it is paused.
 
     Raises:
@@ -66,8 +66,8 @@ async def fetch_engine_state(http: EngineHttp, url: str) -> EngineState:
         EngineError: it does not answer.
     """
     try:
-        version = orjson.loads(await http.get(f"{url}/weight_info"))["weight_version"]
-        paused = orjson.loads(await http.get(f"{url}/is_paused"))["is_paused"]
+        version = orjson.loads(await transport.get(f"{url}/weight_info"))["weight_version"]
+        paused = orjson.loads(await transport.get(f"{url}/is_paused"))["is_paused"]
     except EngineNotFound as error:
         raise NotUpdatable(
             f"{url} cannot be given new weights, nor tell which it has: {error}. Start vLLM with "
@@ -80,14 +80,16 @@ async def fetch_engine_state(http: EngineHttp, url: str) -> EngineState:
     return EngineState(str(version), bool(paused))
 
 
-async def fetch_engine_states(http: EngineHttp, urls: Sequence[str]) -> Mapping[str, EngineState | EngineError]:
+async def fetch_engine_states(
+    transport: EngineTransport, urls: Sequence[str]
+) -> Mapping[str, EngineState | EngineError]:
     """What each of several engines reports of its weights, or the error if it does not answer."""
     states: dict[str, EngineState | EngineError] = {}
 
     async def fetch_one(url: str) -> None:
         try:
             with anyio.fail_after(_STATE_TIMEOUT):
-                states[url] = await fetch_engine_state(http, url)
+                states[url] = await fetch_engine_state(transport, url)
         except EngineError as error:
             states[url] = error
         except TimeoutError:
@@ -100,7 +102,7 @@ async def fetch_engine_states(http: EngineHttp, urls: Sequence[str]) -> Mapping[
 
 
 async def update_weights(
-    http: EngineHttp,
+    transport: EngineTransport,
     url: str,
     *,
     weights_directory: Path,
@@ -118,36 +120,36 @@ async def update_weights(
             in an unknown state stays paused, without a version's name and without requests.
     """
     try:
-        await http.post(f"{url}/pause?mode={mode}&clear_cache=false", b"")
-        await _set_weight_version(http, url, loading_version(version))
+        await transport.post(f"{url}/pause?mode={mode}&clear_cache=false", b"")
+        await _set_weight_version(transport, url, loading_version(version))
     except BaseException:
-        await _post_best_effort(http, f"{url}/resume")
+        await _post_best_effort(transport, f"{url}/resume")
         raise
     try:
-        await _collective_rpc(http, url, "reload_weights", weights_path=str(weights_directory))
-        await http.post(f"{url}/reset_encoder_cache", b"")
-        await _empty_prefix_cache(http, url, mode)
+        await _collective_rpc(transport, url, "reload_weights", weights_path=str(weights_directory))
+        await transport.post(f"{url}/reset_encoder_cache", b"")
+        await _empty_prefix_cache(transport, url, mode)
         if not weights_unchanged():
             raise EngineMismatch(f"{weights_directory} was replaced while {url} read version {version} from it.")
-        await _set_weight_version(http, url, version)
+        await _set_weight_version(transport, url, version)
     except BaseException:
-        await _post_best_effort(http, f"{url}/pause?mode=abort&clear_cache=false")
+        await _post_best_effort(transport, f"{url}/pause?mode=abort&clear_cache=false")
         raise
-    await http.post(f"{url}/resume", b"")
+    await transport.post(f"{url}/resume", b"")
 
 
-async def _set_weight_version(http: EngineHttp, url: str, version: str) -> None:
-    await http.post(f"{url}/update_weight_version", orjson.dumps({"new_version": version}))
+async def _set_weight_version(transport: EngineTransport, url: str, version: str) -> None:
+    await transport.post(f"{url}/update_weight_version", orjson.dumps({"new_version": version}))
 
 
-async def _collective_rpc(http: EngineHttp, url: str, method: str, **arguments: str) -> None:
-    await http.post(f"{url}/collective_rpc", orjson.dumps({"method": method, "kwargs": arguments}))
+async def _collective_rpc(transport: EngineTransport, url: str, method: str, **arguments: str) -> None:
+    await transport.post(f"{url}/collective_rpc", orjson.dumps({"method": method, "kwargs": arguments}))
 
 
-async def _empty_prefix_cache(http: EngineHttp, url: str, mode: OnUpdate) -> None:
+async def _empty_prefix_cache(transport: EngineTransport, url: str, mode: OnUpdate) -> None:
     """Empty the prefix cache. Without requests in flight it succeeds, but perhaps later: transfers may hold parts."""
     while True:
-        emptied = _parse_success(url, await http.post(f"{url}/reset_prefix_cache", b""))
+        emptied = _parse_success(url, await transport.post(f"{url}/reset_prefix_cache", b""))
         if emptied or mode == "keep":
             return
         await anyio.sleep(_RETRY_PAUSE_SECONDS)
@@ -161,10 +163,10 @@ def _parse_success(url: str, answer: bytes) -> bool:
         raise EngineMismatch(f"{url} does not tell whether it emptied its prefix cache ({error!r}).") from None
 
 
-async def _post_best_effort(http: EngineHttp, url: str) -> None:
+async def _post_best_effort(transport: EngineTransport, url: str) -> None:
     """Post to an engine whose update has failed or was cancelled; errors are ignored."""
     with anyio.CancelScope(shield=True), anyio.move_on_after(_CLEANUP_TIMEOUT):
         try:
-            await http.post(url, b"")
+            await transport.post(url, b"")
         except EngineError:
             return  # the caller raises the failure itself

@@ -25,7 +25,7 @@ import structlog
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from rollout.engine.errors import EngineError
-from rollout.engine.http import EngineHttp
+from rollout.engine.httpx_transport import HttpxTransport
 from rollout.engine.weight_updates import EngineState, fetch_engine_states, update_weights
 from rollout.errors import RolloutError
 from rollout.records.progress import ProgressPublisher, TrainerProgress
@@ -108,7 +108,7 @@ class AsyncPolicyPublisher:
             Path(settings.weights), None if settings.reference is None else Path(settings.reference)
         )
         self._consumption = dict.fromkeys(settings.controls, Consumption())
-        self._http = EngineHttp(settings.api_key)
+        self._transport = HttpxTransport(settings.api_key)
         self._progress_publishers: dict[str, ProgressPublisher] = {}
         self._push_lock = anyio.Lock()
         self._stack = AsyncExitStack()
@@ -116,7 +116,7 @@ class AsyncPolicyPublisher:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             stack.enter_context(self._weights_directory.lock())
-            await stack.enter_async_context(self._http)
+            await stack.enter_async_context(self._transport)
             for environment, url in self.settings.controls.items():
                 self._progress_publishers[environment] = await stack.enter_async_context(ProgressPublisher(url))
             stack.push_async_callback(self._push_lock.acquire)  # a cancelled push still cleans up its engines
@@ -170,7 +170,7 @@ class AsyncPolicyPublisher:
 
     async def states(self) -> Mapping[str, EngineState | EngineError]:
         """What every engine reports of its weights, or the error if it does not answer."""
-        return await fetch_engine_states(self._http, self.settings.engines)
+        return await fetch_engine_states(self._transport, self.settings.engines)
 
     def _require_saved_version(self) -> SavedVersion:
         saved = self._weights_directory.saved_version
@@ -189,7 +189,7 @@ class AsyncPolicyPublisher:
             try:
                 with anyio.fail_after(settings.timeout):
                     await update_weights(
-                        self._http,
+                        self._transport,
                         url,
                         weights_directory=Path(settings.weights),
                         version=str(saved.version),
