@@ -17,13 +17,13 @@ COMPARE = """
 import anyio, dataclasses, json, sys
 from pathlib import Path
 from renderers_adapter.adapter import load_processor_config
-from rollout.engine.http import EngineHttp
+from rollout.engine.httpx_transport import HttpxTransport
 from rollout.doctor.pixels import compare_pixels
 
 async def main(url, model, key):
     config = load_processor_config(Path(model))
-    async with EngineHttp(key or None) as http:
-        parity = await compare_pixels(http, url, model="tiny", config=config, family="qwen_vl")
+    async with HttpxTransport(key or None) as transport:
+        parity = await compare_pixels(transport, url, model="tiny", config=config, family="qwen_vl")
     differences = [dataclasses.asdict(difference) for difference in parity.differences]
     print(json.dumps([parity.matching_backend, parity.summary(), differences]))
 
