@@ -83,13 +83,13 @@ def refused_sampling_key(content: bytes) -> str | None:
 
 
 def names_logit_bias(content: bytes) -> bool:
-    """Whether an engine's reason names `logit_bias`, alone or among others, as vLLM's for speculative decoding does."""
+    """Whether an engine's reason names `logit_bias`, alone or among other keys."""
     message, parameter = _read_error(content)
     return "logit_bias" in f"{message} {parameter}"
 
 
 def _read_error(content: bytes) -> tuple[str | None, str]:
-    """Return the message and the parameter of an error in the form of OpenAI's API, as far as they are there."""
+    """Return the message and the parameter of an error in the form of OpenAI's API; None and "" in another form."""
     try:
         error: Any = orjson.loads(content)["error"]
         return str(error["message"]), str(error.get("param") or "")

@@ -1,4 +1,4 @@
-"""New weights for a running engine: paused, reloaded, named, resumed.
+"""Loads new weights into a running engine: pause it, reload, set the version, resume.
 
     await update_weights(
         transport,
@@ -9,19 +9,19 @@
         weights_unchanged=lambda: True,
     )
 
-The invariant: *an engine never samples under the name of weights that it does not have*. The old version's name is
-removed before the weights are replaced, the new name is set afterwards, and nothing is sampled in between. If the
-update stops in the middle, the engine has no valid version name, and no client uses it until it is updated again.
+The invariant: *an engine never samples under the version of weights that it does not have*. The old version is removed
+before the weights are replaced, the new one is set afterwards, and nothing is sampled in between. If the update stops
+in the middle, the engine has no valid version, and no client uses it until it is updated again.
 
-vLLM 0.32 needs more, as experiments showed:
+Experiments showed that vLLM 0.32 needs more:
 
-- A reload empties the network's cache of encoded images. The scheduler must forget them too, or the next request that
-  shows one of them again ends the process.
-- The cache of *processed* images does not depend on weights. Clearing it fails the requests that read it at that time,
-  hence `clear_cache=false`. A pause that keeps requests must not clear anything else either: it would compute them
-  again, and vLLM no longer has the pixels of images that came from the prefix cache.
-- The prefix cache can only be emptied while no request holds a part of it. With `keep` the requests in flight do. What
-  remains is of the old weights, so each request has its required version as the salt of that cache.
+- A reload empties the network's cache of encoded images. The scheduler must forget them too; otherwise the next request
+  with one of these images ends the process.
+- The cache of *processed* images does not depend on weights. A request that reads it while it is cleared fails, so
+  `clear_cache` is false. A pause that keeps requests must not clear anything else either: vLLM would compute the
+  requests again, and no longer has the pixels of images that came from the prefix cache.
+- The prefix cache can only be emptied while no request uses a part of it. With `keep`, requests in flight do. What
+  remains belongs to the old weights, so each request has its required version as the salt of that cache.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,10 +47,10 @@ class NotUpdatable(EngineMisconfigured):
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What an engine reports of its weights.
+    """What an engine reports about its weights.
 
     Attributes:
-        version: the name of its weights.
+        version: the version of its weights.
         paused: whether it is paused, so that new requests wait.
     """
 
@@ -70,20 +70,18 @@ async def fetch_engine_state(transport: EngineTransport, url: str) -> EngineStat
         paused = orjson.loads(await transport.get(f"{url}/is_paused"))["is_paused"]
     except EngineNotFound as error:
         raise NotUpdatable(
-            f"{url} cannot be given new weights, nor tell which it has: {error}. Start vLLM with "
-            "VLLM_SERVER_DEV_MODE=1, or with `rollout serve vllm`, which does."
+            f"{url} cannot load new weights, and does not report its version: {error}. Start vLLM with "
+            "VLLM_SERVER_DEV_MODE=1, or with `rollout serve vllm`, which sets it."
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise EngineMismatch(
-            f"{url} tells the version of its weights in a form that is not known ({error!r})."
-        ) from None
+        raise EngineMismatch(f"{url} reports the version of its weights in an unknown form ({error!r}).") from None
     return EngineState(str(version), bool(paused))
 
 
 async def fetch_engine_states(
     transport: EngineTransport, urls: Sequence[str]
 ) -> Mapping[str, EngineState | EngineError]:
-    """What each of several engines reports of its weights, or the error if it does not answer."""
+    """Ask several engines at once; return the state of each by its URL, or its error."""
     states: dict[str, EngineState | EngineError] = {}
 
     async def fetch_one(url: str) -> None:
@@ -93,7 +91,7 @@ async def fetch_engine_states(
         except EngineError as error:
             states[url] = error
         except TimeoutError:
-            states[url] = EngineTimeout(f"{url} did not tell its weights within {_STATE_TIMEOUT:g} s.")
+            states[url] = EngineTimeout(f"{url} did not report its weights within {_STATE_TIMEOUT:g} s.")
 
     async with anyio.create_task_group() as group:
         for url in urls:
@@ -110,14 +108,14 @@ async def update_weights(
     mode: OnUpdate,
     weights_unchanged: Callable[[], bool],
 ) -> None:
-    """Load the weights of a directory into an engine that can read it. May be repeated; the caller sets the deadline.
+    """Load the weights of a directory into an engine that can read it. The caller sets the deadline, and may repeat it.
 
-    `weights_unchanged` is called after the engine has read the weights; it returns whether they are still those of this
-    version.
+    `weights_unchanged` is called after the engine has read the weights; it returns whether the directory still contains
+    this version.
 
     Raises:
-        EngineError: it failed. An engine that still has its old weights goes on with them. An engine whose weights are
-            in an unknown state stays paused, without a version's name and without requests.
+        EngineError: the update failed. An engine that still has its old weights goes on with them. An engine whose
+            weights are unknown stays paused, without a valid version and without requests.
     """
     try:
         await transport.post(f"{url}/pause?mode={mode}&clear_cache=false", b"")
@@ -147,7 +145,7 @@ async def _collective_rpc(transport: EngineTransport, url: str, method: str, **a
 
 
 async def _empty_prefix_cache(transport: EngineTransport, url: str, mode: OnUpdate) -> None:
-    """Empty the prefix cache. Without requests in flight it succeeds, but perhaps later: transfers may hold parts."""
+    """Empty the prefix cache; repeat it while transfers still use a part of it. With `keep`, try only once."""
     while True:
         emptied = _parse_success(url, await transport.post(f"{url}/reset_prefix_cache", b""))
         if emptied or mode == "keep":
@@ -160,7 +158,7 @@ def _parse_success(url: str, answer: bytes) -> bool:
         answer_json: Any = orjson.loads(answer) if answer else {}
         return bool(answer_json.get("success", True))
     except (ValueError, AttributeError) as error:
-        raise EngineMismatch(f"{url} does not tell whether it emptied its prefix cache ({error!r}).") from None
+        raise EngineMismatch(f"{url} does not report whether it emptied its prefix cache ({error!r}).") from None
 
 
 async def _post_best_effort(transport: EngineTransport, url: str) -> None:

@@ -97,7 +97,7 @@ async def test_an_engine_whose_weights_cannot_be_replaced_is_a_fault_where_versi
     config: Path, url: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def without(transport: EngineTransport, url: str) -> EngineState:
-        raise NotUpdatable(f"{url} cannot be given new weights. Start vLLM with VLLM_SERVER_DEV_MODE=1.")
+        raise NotUpdatable(f"{url} cannot load new weights. Start vLLM with VLLM_SERVER_DEV_MODE=1.")
 
     monkeypatch.setattr(module, "fetch_engine_state", without)
     unpaced = await findings(config, url, runs)

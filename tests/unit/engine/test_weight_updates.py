@@ -145,7 +145,7 @@ async def test_an_engine_that_does_not_tell_whether_its_cache_is_empty_gets_no_n
     engine: ControlledEngine, answer: bytes
 ) -> None:
     engine.failing = {"/reset_prefix_cache": [(200, answer)]}
-    with pytest.raises(EngineMismatch, match="does not tell whether it emptied"):
+    with pytest.raises(EngineMismatch, match="does not report whether it emptied"):
         await engine.push()
     assert await engine.state() == EngineState("8-loading", paused=True)
 
