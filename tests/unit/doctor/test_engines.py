@@ -118,7 +118,7 @@ async def test_a_tokenizer_that_answers_nonsense_is_a_fault(
     monkeypatch.setattr(HttpxTransport, "post", greeted)
     *_, found = await findings(config, url, runs)
     assert verdicts([found]) == {"tokens": "bad"}
-    assert "/tokenize answers in a form that is not known" in found.message
+    assert "/tokenize answers in an unknown form" in found.message
 
 
 async def test_files_that_the_server_may_not_read_are_found(config: Path, url: str, tmp_path: Path) -> None:
@@ -163,4 +163,4 @@ async def test_an_engine_that_fails_is_told_by_its_own_text_and_not_as_one_that_
     assert found[-1].status is CheckStatus.BAD
     assert found[-1].message.startswith(f"the engine at {url}/inference/v1/generate answered 500: The scripted policy")
     assert "ValueError: no colours left" in found[-1].message
-    assert found[-1].fix == "look into the engine's own log: the request reached it, and it failed"
+    assert found[-1].fix == "read the engine's own log: the request reached it, and it failed"
