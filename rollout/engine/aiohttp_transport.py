@@ -1,7 +1,6 @@
 """The transport of turns: aiohttp, whose cost per request is small and does not grow with the requests in flight."""
 
 from collections.abc import AsyncIterator
-from types import TracebackType
 from typing import Self
 
 import aiohttp
@@ -30,9 +29,7 @@ class AiohttpTransport(EngineTransport):
         )
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self._client_session.close()
 
     async def send(self, method: str, url: str, body: bytes, *, session_id: str | None = None) -> tuple[int, bytes]:

@@ -3,7 +3,6 @@
 import ssl
 from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from types import TracebackType
 from typing import Self
 
 import httpx
@@ -25,14 +24,12 @@ class HttpxTransport(EngineTransport):
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # keeps no cookies
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_SECONDS),
             limits=httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS),
-            verify=_tls_settings(),
+            verify=system_tls_settings(),
             trust_env=False,
         )
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self._client.aclose()
 
     async def send(self, method: str, url: str, body: bytes, *, session_id: str | None = None) -> tuple[int, bytes]:
@@ -46,6 +43,6 @@ class HttpxTransport(EngineTransport):
 
 
 @cache
-def _tls_settings() -> ssl.SSLContext:
-    # Trust what the system trusts, as aiohttp does. Reading it takes 20 ms.
+def system_tls_settings() -> ssl.SSLContext:
+    """Trust what the system trusts, as aiohttp does. Reading it takes 20 ms, so it is read once."""
     return ssl.create_default_context()

@@ -1,7 +1,6 @@
 """What carries a request to an engine, and its answer back."""
 
 from abc import ABC, abstractmethod
-from types import TracebackType
 from typing import Self
 
 from pydantic import SecretStr
@@ -24,9 +23,7 @@ class EngineTransport(ABC):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(  # noqa: B027 - a transport without connections has nothing to close
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:  # noqa: B027 - without connections there is nothing to close
         pass
 
     async def get(self, url: str) -> bytes:

@@ -1,22 +1,19 @@
 """One HTTP request to a judge, and the text of its answer."""
 
 import math
-import ssl
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
 
 import httpx
 import orjson
 
+from rollout.engine.httpx_transport import system_tls_settings
+from rollout.engine.transport import KEEP_ALIVE_SECONDS
 from rollout.errors import error_text
 from rollout.judge.address import JudgeAddress
 from rollout.judge.errors import JudgeRefused, TryFailed
 
 MAX_ANSWER_BYTES = 4 << 20
-_KEEP_ALIVE_SECONDS = 3.0
-"""Seconds that an idle connection is kept: fewer than on the server (uvicorn: 5), which could otherwise close it while
-a question is on its way."""
 _RETRIED_STATUSES = (408, 429)
 _WAITING_STATUSES = (429, 503)
 _CUT = ("length", "max_tokens", "model_length")
@@ -43,11 +40,11 @@ class JudgeHttp:
             timeout=None,  # noqa: S113 - every try has its deadline, which is that of the whole try
             trust_env=False,
             follow_redirects=False,
-            verify=_tls_settings(),
+            verify=system_tls_settings(),
             limits=httpx.Limits(
                 max_connections=max_connections,
                 max_keepalive_connections=max_connections,
-                keepalive_expiry=_KEEP_ALIVE_SECONDS,
+                keepalive_expiry=KEEP_ALIVE_SECONDS,
             ),
         )
 
@@ -142,12 +139,6 @@ def _join_parts(content: object) -> object:
         return content
     texts = [part.get("text") for part in content if part.get("type", "text") == "text"]
     return "".join(text for text in texts if isinstance(text, str))
-
-
-@cache
-def _tls_settings() -> ssl.SSLContext:
-    # Trust what the system trusts, as the client of engines does. Reading it takes 20 ms.
-    return ssl.create_default_context()
 
 
 def _parse_retry_after(text: str) -> float:
