@@ -83,12 +83,12 @@ def _load_settings(config: Path, run: Path, overrides: Sequence[str] | None) -> 
 def _fetch_states(settings: "PublisherSettings") -> "Mapping[str, EngineState | EngineError]":
     import anyio
 
-    from rollout.engine.http import EngineHttp
+    from rollout.engine.httpx_transport import HttpxTransport
     from rollout.engine.weight_updates import fetch_engine_states
 
     async def fetch() -> "Mapping[str, EngineState | EngineError]":
-        async with EngineHttp(settings.api_key) as http:
-            return await fetch_engine_states(http, settings.engines)
+        async with HttpxTransport(settings.api_key) as transport:
+            return await fetch_engine_states(transport, settings.engines)
 
     return anyio.run(fetch)
 

@@ -27,11 +27,11 @@ from transports.redaction import hide_passwords
 from transports.urls import QueueOptions, split_url
 
 _MIN_RECORDS_PER_ROLLOUT, _MIN_BYTES_PER_ROLLOUT = 3, 700
-"""What the shortest rollout puts on the queue: a started record, one step and a finished record."""
+"""The least that a rollout sends to the queue: a started record, one step and a finished record."""
 
 
 def run_checks(config: Config, *, live: bool) -> tuple[list[CheckResult], int]:
-    """Run all checks, with `live` also those of the engines.
+    """Run the checks that need no engine, and with `live` also those of the engines.
 
     Returns:
         The results, and the exit code: 0 if nothing is bad, 2 for a bad configuration, 1 for a bad engine.
@@ -39,12 +39,12 @@ def run_checks(config: Config, *, live: bool) -> tuple[list[CheckResult], int]:
     results: list[CheckResult] = []
     for subject, check in _CHECKS:
         if subject == "tasks" and _any_bad(results):
-            results.append(CheckResult(subject, "not listed: the environment cannot be used", CheckStatus.UNKNOWN))
+            results.append(CheckResult(subject, "not checked: the environment cannot be used", CheckStatus.UNKNOWN))
         else:
             results.append(_run_check(subject, check, config))
     if _any_bad(results):
         if live:
-            results.append(CheckResult("engines", "not asked: a run would not get as far", CheckStatus.UNKNOWN))
+            results.append(CheckResult("engines", "not checked: first correct the errors above", CheckStatus.UNKNOWN))
         return results, 2
     if not live:
         return results, 0
@@ -68,7 +68,7 @@ async def _check_engines(config: Config) -> list[CheckResult]:
 
 
 def _check_configuration(config: Config) -> str:
-    plain = "".join(f"; {place} has a password in plain text, write '${{NAME}}'" for place in config.plain_passwords)
+    plain = "".join(f"; {place} has a password in plain text: write '${{NAME}}'" for place in config.plain_passwords)
     return f"{config.file_name} is valid; {config.environment_class_path}, digest {config.digest()}{plain}"
 
 
@@ -79,7 +79,7 @@ def _check_environment(config: Config) -> str:
     names = ", ".join(tool["function"]["name"] for tool in tools or ())
     unused = ", ".join(tool.name for tool in unused_tools(environment_class))
     return (
-        f"{config.environment_class_path} can be made"
+        f"{config.environment_class_path} can be constructed"
         + (f"; tools {names}" if names else "")
         + (f"; not among its tools, because `functions` does not name it: {unused}" if unused else "")
     )
@@ -87,7 +87,7 @@ def _check_environment(config: Config) -> str:
 
 def _check_tasks(config: Config) -> str:
     if config.tasks.source == QUEUE_SOURCE:
-        return f"put on {hide_passwords(config.queue.tasks)} by others"
+        return f"from another program, on {hide_passwords(config.queue.tasks)}"
     count = sum(1 for _ in iter_orders(config.new_environment, config.tasks))
     tasks = count // config.tasks.group_size
     if not tasks:
@@ -109,7 +109,7 @@ def _check_images(config: Config) -> str:
 def _check_engine_settings(config: Config) -> str:
     if config.engine.urls:
         api_key_from_config(config)
-        return f"{', '.join(config.engine.urls)} (asked with --live)"
+        return f"{', '.join(config.engine.urls)} (checked with --live)"
     load_policy(config.engine.embedded.policy)
     return f"embedded, the script {config.engine.embedded.policy}; no neural network"
 
@@ -125,7 +125,7 @@ def _check_model(config: Config) -> str:
 
 
 def _check_queue(config: Config) -> str:
-    """Check the URL alone, because a check must not create a queue."""
+    """Check the URL without creating a queue."""
     url = RunDirectory(config.run.directory / "RUN").queue_url(config.queue.url, config.run.name)
     with TemporaryDirectory() as temporary_directory:
         parts = split_url(url)
@@ -137,8 +137,8 @@ def _check_queue(config: Config) -> str:
     if not queue_options.admits(rollouts_needed * _MIN_BYTES_PER_ROLLOUT, rollouts_needed * _MIN_RECORDS_PER_ROLLOUT):
         raise ConfigurationError(
             f"queue.url: two batches of {config.policy.batch} rollouts (policy.batch) are more than its high water of "
-            f"{queue_options.high_water_text}, however short the rollouts: a trainer that collects one while it trains "
-            "on another would never get it. Raise high_water."
+            f"{queue_options.high_water_text}, even if they are short. A trainer that collects a batch while it trains "
+            "on another would wait forever. Raise high_water."
         )
     return (
         f"{hide_passwords(url)}; two batches of {config.policy.batch} rollouts are below its high water while a "

@@ -1,7 +1,7 @@
 """The checks of running engines: whether each serves this model, reads our images, and sees the prompt that we send.
 
-Every engine is checked by itself: model, weights, tokens, endpoint, images, pixels. A fault in one of these hides the
-faults in those after it. So after the first fault, the other checks of the engine are left out.
+Each engine is checked in this order: model, weights, tokens, endpoint, images, pixels. A check that fails would make
+the later ones fail, too, so they are left out.
 """
 
 import secrets
@@ -26,8 +26,9 @@ from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineBroken, EngineMismatch, EngineNotFound, EngineRefused, EngineUnavailable
 from rollout.engine.from_config import api_key_from_config, engine_client_from_config
-from rollout.engine.http import EngineHttp
+from rollout.engine.httpx_transport import HttpxTransport
 from rollout.engine.request import GenerateRequest
+from rollout.engine.transport import EngineTransport
 from rollout.engine.weight_updates import NotUpdatable, fetch_engine_state
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy, PreparedImage, prepare_images
@@ -36,24 +37,24 @@ from rollout.rundir.directory import RunDirectory
 from rollout.session.image_table import ImageTable
 
 _PROBE_SIZES = ((96, 64), (320, 240), (1000, 700))
-"""Width and height of the probe images: smaller than, within and larger than the sizes that a processor keeps."""
+"""Width and height of the probe images. A processor enlarges the first, keeps the second, and shrinks the third."""
 _PROBE_QUESTION = 'Which is the largest of these pictures? Say 1, 2 or 3: naïve café, 日本語, {"x": [1, 2]}.'
 
-_BROKEN_FIX = "look into the engine's own log: the request reached it, and it failed"
+_BROKEN_FIX = "read the engine's own log: the request reached it, and it failed"
 
 
 class _CheckSkipped(Exception):
-    """One of the two sides cannot be examined; the text says why."""
+    """One of the two sides cannot be checked; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class _EngineUnderTest:
-    """An engine that is checked, and what is sent to it."""
+    """An engine that is checked, and the requests for it."""
 
     url: str
     config: Config
     adapter: RendererAdapter
-    http: EngineHttp
+    transport: EngineTransport
     client: EngineClient
     text_request: GenerateRequest
     image_request: GenerateRequest
@@ -63,10 +64,10 @@ async def check_engines(config: Config) -> AsyncIterator[CheckResult]:
     """Check every configured engine.
 
     Raises:
-        RolloutError, AdapterError: the configuration itself does not work; the checks without `--live` report this.
+        RolloutError, AdapterError: the configuration is wrong; the checks without `--live` report this.
     """
     if not config.engine.urls:
-        yield CheckResult("engine", "embedded, started with every run; nothing to reach")
+        yield CheckResult("engine", "embedded: it starts with the run, so there is nothing to reach")
         return
     adapter = RendererAdapter.open(config.model.path, config.model.renderer, config.model.template)
     with _probe_directory(config.run.directory) as directory:
@@ -76,10 +77,10 @@ async def check_engines(config: Config) -> AsyncIterator[CheckResult]:
         engine_api_key = api_key_from_config(config)
         for url in config.engine.urls:
             async with (
-                EngineHttp(engine_api_key) as http,
+                HttpxTransport(engine_api_key) as transport,
                 engine_client_from_config(config, [url], adapter.geometry) as client,
             ):
-                engine = _EngineUnderTest(url, config, adapter, http, client, text_request, image_request)
+                engine = _EngineUnderTest(url, config, adapter, transport, client, text_request, image_request)
                 async for result in _check_engine(engine):
                     yield result
 
@@ -104,45 +105,45 @@ async def _check_model(engine: _EngineUnderTest) -> str:
 
 
 async def _check_weights(engine: _EngineUnderTest) -> str:
-    """Check that a trainer can update the weights; without `policy.max_staleness`, no update is needed."""
+    """Check that a trainer can update the weights. Without `policy.max_staleness`, no update is needed."""
     try:
-        state = await fetch_engine_state(engine.http, engine.url)
+        state = await fetch_engine_state(engine.transport, engine.url)
     except NotUpdatable as error:
         if engine.config.policy.max_staleness is not None:
             raise
-        return f"as it was started: {error}"
+        return f"fixed: {error}"
     if state.paused:
-        raise EngineUnavailable("it is paused, as for new weights that never came; nobody gets an answer.")
-    return f"version {state.version}, and can be replaced"
+        raise EngineUnavailable("it is paused for new weights that never came, so it answers no request.")
+    return f"version {state.version}; they can be replaced"
 
 
 async def _check_tokens(engine: _EngineUnderTest) -> str:
-    """Check that the server's tokenizer and ours make the same ids of a prompt, special and pad tokens included."""
+    """Check that the server's tokenizer and ours give the same ids for a prompt with special and pad tokens."""
     tokenizer = engine.adapter.tokenizer
     text = tokenizer.decode(engine.image_request.prompt.tolist())
     own_ids = tokenizer.encode(text)
     body = {"model": engine.client.model, "prompt": text, "add_special_tokens": False}
     try:
-        server_ids = orjson.loads(await engine.http.post(f"{engine.url}/tokenize", orjson.dumps(body)))["tokens"]
+        server_ids = orjson.loads(await engine.transport.post(f"{engine.url}/tokenize", orjson.dumps(body)))["tokens"]
     except EngineNotFound:
-        raise _CheckSkipped("this server does not tokenize") from None
+        raise _CheckSkipped("this server has no tokenizer route") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise EngineMismatch(f"{engine.url}/tokenize answers in a form that is not known ({error!r}).") from None
+        raise EngineMismatch(f"{engine.url}/tokenize answers in an unknown form ({error!r}).") from None
     if server_ids != own_ids:
         id_pairs = enumerate(zip(own_ids, server_ids, strict=False))
         position = next(
             (at for at, (own_id, server_id) in id_pairs if own_id != server_id), min(len(own_ids), len(server_ids))
         )
         raise EngineMismatch(
-            f"the server's tokenizer is another one: token {position} is {server_ids[position : position + 1]} there "
+            f"the server has a different tokenizer: token {position} is {server_ids[position : position + 1]} there "
             f"and {own_ids[position : position + 1]} ({tokenizer.decode(own_ids[position : position + 1])!r}) here."
         )
-    return f"the same tokenizer: {len(own_ids)} tokens of a prompt with special and pad tokens agree"
+    return f"the same tokenizer: {len(own_ids)} tokens agree, special and pad tokens included"
 
 
 async def _check_endpoint(engine: _EngineUnderTest) -> str:
     generation = await engine.client.generate(engine.text_request)
-    version = ", ".join(span.version for span in generation.versions) or "not told"
+    version = ", ".join(span.version for span in generation.versions) or "not reported"
     return f"answers token-in, token-out with log-probs; weight version {version}"
 
 
@@ -154,7 +155,7 @@ async def _check_images(engine: _EngineUnderTest) -> str:
     lengths = ", ".join(str(placeholder.length) for placeholder in request.placeholders)
     url_scheme = "file://" if request.images[0].url.startswith("file:") else "data:"
     form = "references" if engine.client.replicas[0].resolves_references else "content_parts"
-    return f"{url_scheme} images are read by the server from {form}, and expand to {lengths} tokens as we computed"
+    return f"the server reads {url_scheme} images from {form}; they take {lengths} tokens, as we computed"
 
 
 async def _check_pixels(engine: _EngineUnderTest) -> str:
@@ -165,13 +166,13 @@ async def _check_pixels(engine: _EngineUnderTest) -> str:
     model = engine.client.model
     try:
         comparison = await compare_pixels(
-            engine.http, engine.url, model=model, config=processor_config, family=geometry.family
+            engine.transport, engine.url, model=model, config=processor_config, family=geometry.family
         )
     except EngineNotFound:
-        raise _CheckSkipped("this server does not render") from None
+        raise _CheckSkipped("this server has no render route") from None
     if not comparison.differences:
         raise _CheckSkipped(
-            "transformers is not installed here; install rollout-rl[trainer], or ask where the trainer is"
+            "transformers is not installed here; install rollout-rl[trainer], or run the check on the trainer's machine"
         )
     if comparison.matching_backend is None:
         raise EngineMismatch(comparison.summary())
@@ -191,27 +192,27 @@ def _weights_fix(engine: _EngineUnderTest, error: Exception) -> str | None:
 
 
 def _tokens_fix(engine: _EngineUnderTest, error: Exception) -> str:
-    return "let model.path be the directory of the checkpoint that the engine serves"
+    return "set model.path to the directory of the checkpoint that the engine serves"
 
 
 def _endpoint_fix(engine: _EngineUnderTest, error: Exception) -> str:
-    return "start vLLM 0.28 or newer with --enable-scale-out, or with rollout serve vllm, which does"
+    return "start vLLM 0.28 or newer with --enable-scale-out, or with rollout serve vllm, which sets it"
 
 
 def _images_fix(engine: _EngineUnderTest, error: Exception) -> str:
     if isinstance(error, EngineMismatch):
-        return "let the processor configuration in model.path be that of the engine's checkpoint"
+        return "use the processor configuration of the engine's checkpoint in model.path"
     runs_directory = engine.config.run.directory
     return (
-        f"the server must read below {runs_directory}: the same path there as here, and --allowed-local-media-path "
-        f"{runs_directory} (rollout serve vllm --media)"
+        f"the server must read files below {runs_directory}: use the same path on both machines, and give the server "
+        f"--allowed-local-media-path {runs_directory} (rollout serve vllm --media)"
     )
 
 
 def _pixels_fix(engine: _EngineUnderTest, error: Exception) -> str:
     return (
-        "what the trainer would see is not what the engine sees: let both have the same versions of transformers and "
-        "torchvision, or compare where the trainer's are installed"
+        "the trainer would see other pixels than the engine: install the same versions of transformers and torchvision "
+        "for both, or run the check on the trainer's machine"
     )
 
 
@@ -229,9 +230,9 @@ _ENGINE_CHECKS: tuple[tuple[str, _EngineCheck, _FixFinder], ...] = (
 
 @contextmanager
 def _probe_directory(runs_directory: Path) -> Iterator[RunDirectory]:
-    """Make a run directory for the probes alone.
+    """Make a run directory for the probes, and delete it afterwards.
 
-    It is in the directory of the runs, because the server must be able to read there. No run may find the probes.
+    It is in the directory of the runs, because the server must be able to read it.
     """
     directory = RunDirectory(runs_directory / f"doctor-{secrets.token_hex(4)}")
     directory.create()
@@ -280,7 +281,7 @@ def _probe_request(
 def _image_slots(
     segment: MessageSegment, images: Sequence[PreparedImage], image_table: ImageTable
 ) -> tuple[ImageSlot, ...]:
-    """Return the image slots of a message: the question contains all images, the other messages none."""
+    """Return the image slots of a message. The question contains all images, the other messages none."""
     hashes = [image.asset.mm_hash for image in images] if segment.image_offsets else []
     return tuple(
         ImageSlot(mm_hash, offset, image_table.token_count(mm_hash))
@@ -289,6 +290,6 @@ def _image_slots(
 
 
 def _noise_picture(size: tuple[int, int]) -> Image.Image:
-    """Make an image of noise, so that no cache knows it."""
+    """Make an image of noise, which is in no cache."""
     pixels = np.random.default_rng(secrets.randbits(64)).integers(0, 256, (size[1], size[0], 3), np.uint8)
     return Image.fromarray(pixels)

@@ -1,12 +1,12 @@
-"""Compares the trainer's pixels with the engine's, bit for bit, with probe images, as patches before normalisation.
+"""Compares the trainer's pixels of probe images with the engine's, bit for bit, as patches before normalisation.
 
     comparison = await compare_pixels(
-        http, url, model="tiny", config=load_processor_config(checkpoint), family="qwen_vl"
+        transport, url, model="tiny", config=load_processor_config(checkpoint), family="qwen_vl"
     )
     comparison.matching_backend      # the backend to give to the Materializer, or None
 
-The engine's render endpoint returns exactly the tensors that its network would get. Ours come from the same code that
-the Materializer uses. Two implementations differ most in sizes, orientations, transparency and palettes.
+The engine's render route returns exactly the tensors that its network would get. Ours come from the same code that the
+Materializer uses. Two implementations differ most in sizes, orientations, transparency and palettes.
 """
 
 import base64
@@ -25,7 +25,7 @@ from PIL import Image
 from renderers_adapter.geometry import geometry_for
 from rollout.engine.errors import EngineMismatch
 from rollout.engine.features import vllm_modality_of
-from rollout.engine.http import EngineHttp
+from rollout.engine.transport import EngineTransport
 from rollout.errors import ConfigurationError
 from rollout.images import load_pixels
 from rollout.images.processors import ImageProcessor, ResizeBackend, image_processor_for
@@ -36,7 +36,7 @@ _PROBE_SIZES = {"enlarged": (30, 20), "even": (384, 256), "odd": (333, 517), "sh
 
 @dataclass(frozen=True, slots=True)
 class ProbeImage:
-    """An image that the two sides could see differently.
+    """An image that the two sides may process differently.
 
     Attributes:
         name: what is special about the image.
@@ -79,7 +79,7 @@ class PixelComparison:
 
     Attributes:
         differences: one entry for each probe and each backend.
-        unavailable_backends: the backends that cannot be used here, and why.
+        unavailable_backends: for each backend that cannot be used here, the reason.
     """
 
     differences: tuple[PixelDifference, ...]
@@ -87,7 +87,7 @@ class PixelComparison:
 
     @property
     def matching_backend(self) -> ResizeBackend | None:
-        """The first backend whose patches are all the same as the engine's; None if there is none."""
+        """The first backend whose patches are all equal to the engine's; None if there is none."""
         backends = dict.fromkeys(difference.backend for difference in self.differences)
         return next(
             (
@@ -99,11 +99,11 @@ class PixelComparison:
         )
 
     def summary(self) -> str:
-        """Return what was found, with one line for each backend."""
+        """Return the result as text, with one line for each backend."""
         lines = (
             []
             if self.matching_backend is None
-            else [f"the engine resizes as {self.matching_backend} does: not one bit differs"]
+            else [f"the engine and {self.matching_backend} give the same pixels, bit for bit"]
         )
         for backend in dict.fromkeys(difference.backend for difference in self.differences):
             mismatches = [
@@ -114,7 +114,7 @@ class PixelComparison:
             if mismatches:
                 worst = max(mismatches, key=lambda difference: difference.largest_difference)
                 lines.append(
-                    f"the trainer with {backend} would not: {', '.join(d.probe for d in mismatches)} differ, by up to "
+                    f"{backend} gives other pixels for {', '.join(d.probe for d in mismatches)}: by up to "
                     f"{worst.largest_difference} of 255 ({worst.different_count} of {worst.value_count} values of "
                     f"{worst.probe})"
                 )
@@ -123,7 +123,7 @@ class PixelComparison:
 
 
 def probe_images() -> tuple[ProbeImage, ...]:
-    """Make probes of noise, which shows every resampling: five sizes, eight orientations, transparency, palettes."""
+    """Make images of noise, which shows every resampling: five sizes, eight orientations, transparency, palettes."""
     images = [_png_probe(name, _noise_image(*size, "RGB")) for name, size in _PROBE_SIZES.items()]
     for orientation in range(1, 9):
         exif = Image.Exif()
@@ -139,12 +139,12 @@ def probe_images() -> tuple[ProbeImage, ...]:
 
 
 async def compare_pixels(
-    http: EngineHttp, url: str, *, model: str, config: Mapping[str, Any], family: str
+    transport: EngineTransport, url: str, *, model: str, config: Mapping[str, Any], family: str
 ) -> PixelComparison:
     """Compare every probe with every backend that is installed.
 
     Raises:
-        EngineError: the engine does not render, or renders something else.
+        EngineError: the engine has no render route, or answers in an unknown form.
         ConfigurationError: no image processor is known for the family.
     """
     processors: dict[ResizeBackend, ImageProcessor] = {}
@@ -161,7 +161,7 @@ async def compare_pixels(
     differences = []
     for probe in probe_images() if processors else ():
         engine_patches = await _fetch_engine_patches(
-            http, url, model, probe, vllm_modality_of(geometry_for(family, config))
+            transport, url, model, probe, vllm_modality_of(geometry_for(family, config))
         )
         pixels = await anyio.to_thread.run_sync(load_pixels, probe.data)
         for backend, processor in processors.items():
@@ -171,22 +171,22 @@ async def compare_pixels(
 
 
 async def _fetch_engine_patches(
-    http: EngineHttp, url: str, model: str, probe: ProbeImage, modality: str
+    transport: EngineTransport, url: str, model: str, probe: ProbeImage, modality: str
 ) -> npt.NDArray[np.uint8]:
     uri = f"data:{probe.media_type};base64,{base64.b64encode(probe.data).decode()}"
     content = [{"type": "image_url", "image_url": {"url": uri}}]
     request_body = {"model": model, "messages": [{"role": "user", "content": content}]}
-    answer = await http.post(f"{url}/v1/chat/completions/render", orjson.dumps(request_body))
+    answer = await transport.post(f"{url}/v1/chat/completions/render", orjson.dumps(request_body))
     try:
         (item,) = orjson.loads(answer)["features"]["kwargs_data"][modality]
         dtype, shape, data = msgpack.unpackb(base64.b64decode(item))["pixel_values"]["data"]
         patches = np.frombuffer(data.data, dtype).reshape(shape)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EngineMismatch(f"{url} renders the probe {probe.name} in a form that is not known ({error!r}).") from None
+        raise EngineMismatch(f"{url} renders the probe {probe.name} in an unknown form ({error!r}).") from None
     if patches.dtype != np.uint8:
         raise EngineMismatch(
-            f"{url} renders {patches.dtype} pixels: it normalises before its network, where no two sides compare bit "
-            "for bit. vLLM 0.32 and newer normalises on the device."
+            f"{url} renders {patches.dtype} pixels, which are normalised already and cannot be compared bit for bit. "
+            "Use vLLM 0.32 or newer, which normalises on the device."
         )
     return patches
 

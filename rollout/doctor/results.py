@@ -5,7 +5,7 @@ from enum import Enum
 
 
 class CheckStatus(Enum):
-    """The outcome of a check; UNKNOWN means that the subject could not be examined."""
+    """The outcome of a check; UNKNOWN: the check could not be made."""
 
     OK = "ok"
     BAD = "bad"

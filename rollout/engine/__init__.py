@@ -1,1 +1,8 @@
-"""The engine's side of a rollout: request, answer, client."""
+"""What a rollout and a trainer need of an engine.
+
+client.py          sends turns: retries, deadlines, typed errors
+transport.py       how requests reach an engine; over aiohttp, over httpx, or from a function in a test
+protocol.py        the request and the answer of a turn
+routing.py         which of several engines gets a request
+weight_updates.py  new weights for a running engine
+"""

@@ -1,6 +1,6 @@
-"""What an answer proves about its tokens: log-probs, weight versions, routed experts, sampling masks.
+"""What an answer says about its tokens: log-probs, weight versions, routed experts, sampling masks.
 
-Evidence that does not cover exactly the sampled tokens is refused: a trainer that uses it would learn the wrong thing.
+Evidence that does not cover exactly the sampled tokens is refused, because a trainer would learn from wrong values.
 """
 
 import base64
@@ -17,7 +17,7 @@ from rollout.records.evidence import VLLM_MISSING_LOGPROB, RoutedExperts, Sampli
 
 
 def read_logprobs(tokens: Sequence[int], logprobs_json: Any) -> Logprobs:
-    """One log-prob per sampled token. Raises InvalidEvidence."""
+    """Return the log-prob of each sampled token. Raises InvalidEvidence."""
     content = (logprobs_json or {}).get("content") or []
     if len(content) != len(tokens):
         raise InvalidEvidence(f"{len(tokens)} tokens came with {len(content)} log-probs.")
@@ -25,7 +25,7 @@ def read_logprobs(tokens: Sequence[int], logprobs_json: Any) -> Logprobs:
     for position, (token, entry) in enumerate(zip(tokens, content, strict=True)):
         entry_token = entry["token_id"] if "token_id" in entry else _parse_older_token_name(entry)
         if entry_token != token:
-            raise InvalidEvidence(f"log-prob {position} is of token {entry_token}, the sampled token is {token}.")
+            raise InvalidEvidence(f"log-prob {position} is for token {entry_token}, but token {token} was sampled.")
         value = entry.get("logprob")
         if not isinstance(value, float | int) or not VLLM_MISSING_LOGPROB < value <= LOGPROB_TOLERANCE:
             raise InvalidEvidence(f"the log-prob of token {position} is {value!r}.")
@@ -34,13 +34,13 @@ def read_logprobs(tokens: Sequence[int], logprobs_json: Any) -> Logprobs:
 
 
 def _parse_older_token_name(entry: Mapping[str, Any]) -> Any:
-    """Servers before 0.32 write a token as `token_id:17`."""
+    """Return the token of an entry by vLLM before 0.32, which writes it as `token_id:17`."""
     prefix, _, number = str(entry.get("token")).partition(":")
     return int(number) if prefix == "token_id" and number.isdigit() else entry.get("token")
 
 
 def read_versions(token_count: int, spans_json: Any) -> tuple[VersionSpan, ...]:
-    """Which weights sampled which tokens, without a gap. Raises InvalidEvidence."""
+    """Return which weights sampled which tokens, without a gap. Raises InvalidEvidence."""
     version_spans = tuple(
         VersionSpan(str(span["version"]), int(span["start"]), int(span["end"])) for span in spans_json or ()
     )
@@ -55,9 +55,9 @@ def read_versions(token_count: int, spans_json: Any) -> tuple[VersionSpan, ...]:
 
 
 def read_experts(encoded_rows: str | None, *, first_token: int, conversation_length: int) -> RoutedExperts | None:
-    """The experts of the tokens from `first_token` on; the last of `conversation_length` tokens has none.
+    """Return the experts of the tokens from `first_token` on; the last of `conversation_length` tokens has none.
 
-    An engine that was not asked to begin at `first_token`, or cannot, sends the experts of all tokens.
+    An engine may also send the experts of all tokens.
 
     Raises:
         InvalidEvidence: the rows are not an integer array of exactly these tokens.
@@ -82,13 +82,13 @@ def read_experts(encoded_rows: str | None, *, first_token: int, conversation_len
 
 
 def read_sampling_mask(tokens: Sequence[int], mask_json: Any) -> SamplingMask | None:
-    """Which tokens could have been sampled at the position of each of these. Raises InvalidEvidence."""
+    """Return which tokens could have been sampled at each position. Raises InvalidEvidence."""
     if mask_json is None:
         return None
     if len(mask_json) != len(tokens):
         raise InvalidEvidence(f"the sampling mask covers {len(mask_json)} of {len(tokens)} tokens.")
     for position, (token, allowed) in enumerate(zip(tokens, mask_json, strict=True)):
         if token not in allowed:
-            raise InvalidEvidence(f"the sampling mask of token {position} is without the token {token} itself.")
+            raise InvalidEvidence(f"the sampling mask of token {position} does not contain the token {token} itself.")
     lengths = np.fromiter((len(allowed) for allowed in mask_json), np.int32, len(mask_json))
     return SamplingMask(np.array([token for allowed in mask_json for token in allowed], np.int32), lengths)

@@ -1,9 +1,11 @@
-"""The client of one or several engines: deadlines, retries of what may be retried, and typed errors.
+"""The client of one or several engines: deadlines, retries, and typed errors.
 
-A request that could not be delivered, was answered 429 or 502-504, or timed out is sent again after a growing, jittered
-pause, to another engine if there is one. The same holds if an engine aborted a request for new weights, or answered
-with older weights than required. Every other error is final. However often a request is sent, its caller gets one
-answer. A try whose caller no longer waits is aborted on the server.
+A request is sent again if the engine could not be reached, did not answer in time, or answered 429 or 502-504. It is
+also sent again if the engine aborted it for new weights, or answered with older weights than required. It then goes to
+another engine if there is one, after a pause that grows and has jitter. Every other error is final.
+
+A caller gets one answer, however often its request was sent. If it no longer waits, its request is aborted on the
+server.
 """
 
 import random
@@ -20,6 +22,7 @@ import structlog
 
 from renderers_adapter.geometry import Geometry
 from rollout.config.sections import MultimodalMode
+from rollout.engine.aiohttp_transport import AiohttpTransport
 from rollout.engine.errors import (
     EngineAborted,
     EngineBehind,
@@ -33,11 +36,11 @@ from rollout.engine.errors import (
     LogitBiasRefused,
     ModelNotServed,
 )
-from rollout.engine.features import require_same_layout
-from rollout.engine.http import EngineHttp
+from rollout.engine.features import find_layout_problem
 from rollout.engine.protocol import Generation, decode_response, encode_request
 from rollout.engine.request import GenerateRequest
 from rollout.engine.routing import Replica, Router, exponential_pause
+from rollout.engine.transport import EngineTransport
 from rollout.engine.weight_updates import fetch_engine_state
 from rollout.records.messages import FinishReason
 from rollout.records.versions import version_satisfies
@@ -53,7 +56,7 @@ _RETRYABLE_ERRORS = (EngineUnreachable, EngineUnavailable, EngineTimeout)
 RequestObserver = Callable[[str, str, float], None]
 """Called after a try with the engine's URL, how the try ended, and its seconds."""
 WaitObserver = Callable[[str], None]
-"""Called with a sentence for people, when a wait begins and when it ends."""
+"""Called with a text for people when a wait begins and when it ends."""
 
 
 class EngineClient:
@@ -65,11 +68,12 @@ class EngineClient:
         timeout: seconds for one answer, all of its tries included.
         request_timeout: seconds for one try; None: `timeout`.
         retries: how often a request is tried again.
-        affinity: keep a session on one engine, for its prefix cache; nothing depends on it.
+        affinity: keep a session on one engine, for its prefix cache.
         api_key: sent as a bearer token.
         multimodal: how images are sent; `auto` asks each engine whether it resolves references.
         geometry: the geometry of the model's images; None: the model takes no images.
         on_try: called after every try; the outcome is `ok`, `cancelled`, or the name of the error.
+        transport: sends the requests; None: an `AiohttpTransport` with the API key.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class EngineClient:
         multimodal: MultimodalMode = "content_parts",
         geometry: Geometry | None = None,
         on_try: RequestObserver | None = None,
+        transport: EngineTransport | None = None,
     ) -> None:
         self.model = model
         self.retry_count = 0
@@ -94,20 +99,20 @@ class EngineClient:
         self._max_tries = retries + 1
         self._affinity = affinity
         self._router = Router(urls, affinity=affinity)
-        self._http = EngineHttp(api_key)
+        self._transport = transport or AiohttpTransport(api_key)
         self._engine_sends_experts = False
         self._refuses_bans = False
         self._multimodal = multimodal
         self._geometry = geometry if multimodal != "content_parts" else None
 
     async def __aenter__(self) -> Self:
-        await self._http.__aenter__()
+        await self._transport.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.__aexit__(kind, error, trace)
+        await self._transport.__aexit__(kind, error, trace)
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -120,10 +125,10 @@ class EngineClient:
         return min((replica.max_model_len for replica in self.replicas if replica.max_model_len), default=None)
 
     async def check(self) -> None:
-        """Check every engine. An unavailable one is ejected until it returns; if all are unavailable, this fails.
+        """Check every engine, and eject those that are unavailable.
 
         Raises:
-            EngineUnreachable, EngineTimeout, EngineUnavailable: no engine answers.
+            EngineUnreachable, EngineTimeout, EngineUnavailable, EngineBroken: all engines are unavailable.
             EngineRefused, ModelNotServed: an engine does not answer as vLLM does, or serves other models.
         """
         unavailable: dict[Replica, EngineError] = {}
@@ -141,16 +146,15 @@ class EngineClient:
         except BaseExceptionGroup as error_group:
             raise error_group.exceptions[0] from None
         if len(unavailable) == len(self.replicas):
-            errors = list(unavailable.values())
-            raise next((error for error in errors if isinstance(error, _RETRYABLE_ERRORS)), errors[0])
+            raise min(unavailable.values(), key=lambda error: not isinstance(error, _RETRYABLE_ERRORS))
         for replica in unavailable:
             self._router.eject(replica)
 
     async def wait_until_checked(self, on_wait: WaitObserver) -> None:
-        """Check every engine; while all are unavailable, check them again as often as a turn is tried.
+        """Check every engine. While all are unavailable, check them again, as often and as long as a turn is tried.
 
         Raises:
-            EngineError: see `check`; the last try failed so, or `engine.timeout` is over.
+            EngineError: the error of the last check; see `check`.
         """
         last_error: EngineError | None = None
         started_at = time.monotonic()
@@ -174,10 +178,10 @@ class EngineClient:
         raise last_error or EngineTimeout(f"no engine answered within {self._answer_timeout:g} s (engine.timeout).")
 
     async def generate(self, request: GenerateRequest) -> Generation:
-        """Sample one completion.
+        """Sample one completion, and return it after all checks.
 
         Raises:
-            EngineError: see `rollout.engine.errors`. What is returned does not need another check.
+            EngineError: see `rollout.engine.errors`.
         """
         self._router.require_version(request.required_version)
         last_error: EngineError | None = None
@@ -195,9 +199,8 @@ class EngineClient:
                     self._router.record_failure(replica)
                     raise
                 except EngineAborted as error:
-                    last_error = (
-                        error  # not the engine's fault: new weights came, and the request is tried again anywhere
-                    )
+                    # New weights came; the engine did not fail. Any engine may get the request again.
+                    last_error = error
                 except _RETRYABLE_ERRORS as error:
                     self._router.record_failure(replica)
                     failed_replicas.append(replica)
@@ -207,7 +210,7 @@ class EngineClient:
         )
 
     async def _generate_once(self, replica: Replica, request: GenerateRequest, try_number: int) -> Generation:
-        """One try; returns an answer that is complete and was sampled by the required weights."""
+        """Try once, and return an answer that is complete and was sampled by the required weights."""
         if self._refuses_bans:
             request = replace(request, banned_ids=())
         try:
@@ -222,14 +225,16 @@ class EngineClient:
         generation = decode_response(response_body, request)
         self._engine_sends_experts |= generation.routed_experts is not None
         if generation.finish_reason is FinishReason.ABORT:
-            raise EngineAborted(f"{request.request_id}: {replica.url} gave up the request in the middle of its answer.")
+            raise EngineAborted(
+                f"{request.request_id}: {replica.url} aborted the request before its answer was complete."
+            )
         for span in generation.versions:
             replica.version = span.version
             if request.required_version is not None and not version_satisfies(span.version, request.required_version):
                 self._router.mark_behind(replica)
                 raise EngineBehind(
-                    f"{request.request_id}: {replica.url} answered with the weights {span.version!r}, and "
-                    f"{request.required_version!r} had been pushed before. Was it started anew?"
+                    f"{request.request_id}: {replica.url} answered with the weights {span.version!r}, but "
+                    f"{request.required_version!r} had been pushed before. Was it restarted?"
                 )
         return generation
 
@@ -238,15 +243,15 @@ class EngineClient:
         if not self._refuses_bans:
             self._refuses_bans = True
             log.warning(
-                "no placeholders are banned from now on: an engine refuses it, and answers without",
+                "no tokens are banned from now on: an engine refuses logit_bias",
                 engine=replica.url,
                 because=str(refusal),
             )
 
     async def _post_generate(self, replica: Replica, request: GenerateRequest, try_number: int) -> bytes:
-        # An engine may still be busy with the last try when the next one reaches it, so each try has its own id.
+        # Each try has its own id, because the engine may still be busy with the last try when the next one arrives.
         request_id = f"{request.request_id}.{try_number}"
-        # Only an engine that sends experts is asked to leave out those that earlier turns had.
+        # An older engine does not know this key, so it is only sent after an engine has sent experts.
         experts_start = request.experts_start if self._engine_sends_experts else None
         if replica.is_unavailable:
             await self._recheck_replica(replica)
@@ -255,8 +260,11 @@ class EngineClient:
         try:
             with self._track_request(replica):
                 with anyio.move_on_after(self._try_timeout):
-                    session = request.session_id if self._affinity else None
-                    return await self._http.post(f"{replica.url}/inference/v1/generate", body, session_id=session)
+                    return await self._transport.post(
+                        f"{replica.url}/inference/v1/generate",
+                        body,
+                        session_id=request.session_id if self._affinity else None,
+                    )
                 raise EngineTimeout(
                     f"{replica.url} did not answer {request_id} within {self._try_timeout:g} s "
                     "(engine.request_timeout)."
@@ -284,11 +292,11 @@ class EngineClient:
                 self._on_try(replica.url, outcome, time.monotonic() - started_at)
 
     async def _abort(self, replica: Replica, request_id: str) -> None:
-        """Abort a request on the server. A proxy may not pass on a closed connection, but it passes on this request."""
+        """Abort a request on the server; a proxy may not close its own connection when ours is closed."""
         body = orjson.dumps({"request_ids": [f"generate-tokens-{request_id}"]})
         with anyio.CancelScope(shield=True), anyio.move_on_after(_ABORT_TIMEOUT):
             try:
-                await self._http.post(f"{replica.url}/inference/v1/abort_requests", body)
+                await self._transport.post(f"{replica.url}/inference/v1/abort_requests", body)
             except EngineError as error:
                 log.debug("abort failed", request=request_id, error=str(error))
 
@@ -300,43 +308,37 @@ class EngineClient:
         self._router.mark_available(replica)
 
     async def _check_replica(self, replica: Replica, timeout: float) -> None:
-        """Ask an engine whether it serves the model, which weights and context length it has, how it takes images."""
+        """Check that an engine serves the model and has the required weights; store what it can do."""
         with anyio.move_on_after(timeout):
-            models_json = await self._http.get(f"{replica.url}/v1/models")
+            models_json = await self._transport.get(f"{replica.url}/v1/models")
             replica.max_model_len = _parse_max_model_len(replica.url, models_json, self.model)
             if self._router.required_version is not None:
-                replica.version = await self._require_weight_version(replica.url)
+                version = (await fetch_engine_state(self._transport, replica.url)).version
+                if not self._router.has_required_version(version):
+                    raise EngineBehind(
+                        f"{replica.url} has the weights {version!r}; {self._router.required_version!r} were pushed."
+                    )
+                replica.version = version
             if self._geometry is not None:
                 replica.resolves_references = await self._supports_references(replica.url, self._geometry)
             return
-        raise EngineTimeout(f"{replica.url} did not tell its models and how it takes images within {timeout:g} s.")
-
-    async def _require_weight_version(self, url: str) -> str:
-        """The version of an engine's weights; raises EngineBehind if it is not the required one or a newer one."""
-        version = (await fetch_engine_state(self._http, url)).version
-        if not self._router.has_required_version(version):
-            raise EngineBehind(f"{url} has the weights {version!r}; {self._router.required_version!r} were pushed.")
-        return version
+        raise EngineTimeout(f"{replica.url} did not answer the questions of a check within {timeout:g} s.")
 
     async def _supports_references(self, url: str, geometry: Geometry) -> bool:
         try:
-            require_same_layout(await self._fetch_plugin_info(url), geometry)
-        except EngineRefused as reason:
-            if self._multimodal == "mmraw":
-                raise EngineRefused(
-                    f"engine.multimodal is mmraw, and {url} does not resolve references: {reason}. Start it with our "
-                    "plugin (VLLM_PLUGINS=mmraw), or set engine.multimodal: auto."
-                ) from reason
-            log.info("images go out as content_parts", engine=url, because=str(reason))
-            return False
-        log.info("images go out as references", engine=url, fingerprint=geometry.fingerprint)
-        return True
-
-    async def _fetch_plugin_info(self, url: str) -> bytes:
-        try:
-            return await self._http.get(f"{url}/mmraw/version")
-        except EngineRefused as error:
-            raise EngineRefused("it runs without our plugin") from error
+            problem = find_layout_problem(await self._transport.get(f"{url}/mmraw/version"), geometry)
+        except EngineRefused:
+            problem = "it runs without our plugin"
+        if problem is None:
+            log.info("images go out as references", engine=url, fingerprint=geometry.fingerprint)
+        elif self._multimodal == "mmraw":
+            raise EngineRefused(
+                f"engine.multimodal is mmraw, and {url} does not resolve references: {problem}. Start it with our "
+                "plugin (VLLM_PLUGINS=mmraw), or set engine.multimodal: auto."
+            )
+        else:
+            log.info("images go out as content_parts", engine=url, because=problem)
+        return problem is None
 
 
 def _parse_max_model_len(url: str, models_json: bytes, model: str) -> int | None:

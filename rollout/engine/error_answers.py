@@ -1,4 +1,4 @@
-"""What an engine's error answer says: its own reason, and the sampling key that it refuses."""
+"""What an engine's answer means: its body, or the error that its status and its own reason describe."""
 
 import re
 from typing import Any
@@ -6,11 +6,59 @@ from typing import Any
 import orjson
 
 from rollout.config.sampling import SAMPLING_KEYS
+from rollout.engine.errors import (
+    EngineBroken,
+    EngineMisconfigured,
+    EngineNotFound,
+    EngineRefused,
+    EngineUnavailable,
+    EngineUnreachable,
+    LogitBiasRefused,
+)
 
+_UNAVAILABLE_STATUSES = (429, 502, 503, 504)
+_BAD_REQUEST_STATUSES = (400, 422)
+_FIX_BY_STATUS = {
+    401: " (is the engine's API key in the environment variable that engine.api_key_env names?)",
+    403: " (vLLM answers 403 unless it was started with --enable-scale-out)",
+    404: " (is engine.urls the root of the server, without /v1, and does it serve model.name?)",
+}
 _MAX_CHARS = 2000
 _REASON_IN_VALIDATION_ERROR = re.compile(r"""'msg': (['"])(?:Value error, )?(?P<reason>.*?)\1[,}]""", re.DOTALL)
 """vLLM writes the errors of a request's body as the text of a dict."""
 _FIRST_WORD = re.compile(r"\W*(\w+)")
+
+
+def require_success(url: str, status: int, content: bytes) -> bytes:
+    """Return the content of an answer whose status is 2xx; raise the error that another status means.
+
+    Raises:
+        EngineError: see `rollout.engine.transport.EngineTransport.post`.
+    """
+    if 200 <= status < 300:
+        return content
+    answer = f"the engine at {url} answered {status}"
+    message = f"{answer}: {error_message(content)}{_FIX_BY_STATUS.get(status, '')}"
+    if status in _BAD_REQUEST_STATUSES:
+        if (refusal := refused_sampling_key(content)) is not None:
+            ending = "" if refusal.endswith(".") else "."
+            message = f"{refusal}{ending} So {answer} to this key of engine.sampling or chat(sampling=…)."
+        raise (LogitBiasRefused if names_logit_bias(content) else EngineRefused)(message)
+    if status in _UNAVAILABLE_STATUSES:
+        raise EngineUnavailable(message)
+    if status in _FIX_BY_STATUS:
+        raise (EngineNotFound if status == 404 else EngineMisconfigured)(message)
+    if status >= 500:
+        raise EngineBroken(f"{message} (its own log says more)")
+    raise EngineRefused(message)
+
+
+def unreachable(url: str, error: Exception) -> EngineUnreachable:
+    """Return the error of a request that got no answer."""
+    return EngineUnreachable(
+        f"no answer from the engine at {url}: {str(error) or type(error).__name__}. "
+        "Is it running, and is engine.urls right?"
+    )
 
 
 def error_message(content: bytes) -> str:
@@ -35,13 +83,13 @@ def refused_sampling_key(content: bytes) -> str | None:
 
 
 def names_logit_bias(content: bytes) -> bool:
-    """Whether an engine's reason names `logit_bias`, alone or among others, as vLLM's for speculative decoding does."""
+    """Whether an engine's reason names `logit_bias`, alone or among other keys."""
     message, parameter = _read_error(content)
     return "logit_bias" in f"{message} {parameter}"
 
 
 def _read_error(content: bytes) -> tuple[str | None, str]:
-    """Return the message and the parameter of an error in the form of OpenAI's API, as far as they are there."""
+    """Return the message and the parameter of an error in the form of OpenAI's API; None and "" in another form."""
     try:
         error: Any = orjson.loads(content)["error"]
         return str(error["message"]), str(error.get("param") or "")

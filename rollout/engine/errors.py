@@ -1,17 +1,17 @@
-"""What can go wrong between a rollout and its engine.
+"""The errors of requests to an engine.
 
-An error with `infrastructure` may not occur in another attempt; the others would only occur again.
+Another attempt may succeed after an error with `infrastructure`; after any other error it would fail again.
 """
 
 from rollout.errors import RolloutError
 
 
 class EngineError(RolloutError):
-    """The engine is gone, refused, or answered something that must not be trained on."""
+    """The base of all errors of this package."""
 
 
 class EngineUnreachable(EngineError):
-    """No connection to the engine, or it closed one."""
+    """The engine cannot be reached, or the connection broke."""
 
     infrastructure = True
 
@@ -33,7 +33,7 @@ class EngineBehind(EngineUnavailable):
 
 
 class EngineBroken(EngineError):
-    """The engine failed over this request (500, or another 5xx that is not worth a second try)."""
+    """The engine failed at this request (500, or another 5xx that is not worth a second try)."""
 
     infrastructure = True
 
@@ -43,11 +43,11 @@ class EngineRefused(EngineError):
 
 
 class LogitBiasRefused(EngineRefused):
-    """The engine refused this request (400, 422) and named `logit_bias`, by which tokens are banned."""
+    """The engine refused this request (400, 422) and named `logit_bias`, which bans tokens."""
 
 
 class EngineMisconfigured(EngineRefused):
-    """The engine refuses every request (401, 403, 404): the configuration is wrong, not this request."""
+    """The engine refuses every request (401, 403, 404), because the configuration is wrong."""
 
     infrastructure = True
 
@@ -63,15 +63,15 @@ class ModelNotServed(EngineError):
 
 
 class RequestRefusedLocally(EngineError):
-    """A request that an engine would answer with garbage, or that would crash it; it was not sent."""
+    """The request was not sent: the engine would answer it with garbage, or crash."""
 
 
 class EngineMismatch(EngineError):
-    """The engine saw another prompt than ours; its answer must not be trained on."""
+    """The engine saw a different prompt than ours, or answered in an unknown form."""
 
 
 class InvalidEvidence(EngineError):
-    """The log-probs or other evidence in the engine's answer do not belong to exactly the tokens that it sampled."""
+    """The log-probs or other evidence in an answer do not match its sampled tokens."""
 
 
 class EngineAborted(EngineError):
@@ -81,4 +81,4 @@ class EngineAborted(EngineError):
 
 
 class UnusableCompletion(EngineError):
-    """The policy sampled an image pad token: no prompt may contain this answer, and no pixels belong to it."""
+    """The answer is empty, or has a token that the policy must not sample, such as an image pad token."""

@@ -1,7 +1,7 @@
 """Images as references, for engines that run our plugin (`plugins/vllm`).
 
-The prompt is sent expanded, and each image as one line of text that says where the image is, which hash its bytes have,
-and which layout it has. The worker sends no tensors.
+The prompt is sent expanded. Each image is sent as one line of text: where it is, the hash of its bytes, and its layout.
+The worker sends no tensors.
 """
 
 from pathlib import PurePosixPath
@@ -14,7 +14,7 @@ from renderers_adapter.errors import AdapterError
 from renderers_adapter.geometry import Geometry
 from renderers_adapter.refs import RawMMRef, RefError, format_ref
 from renderers_adapter.tokens import Placeholder
-from rollout.engine.errors import EngineRefused, RequestRefusedLocally
+from rollout.engine.errors import RequestRefusedLocally
 from rollout.engine.image_refs import FormattedReference, ImageRef
 from rollout.engine.request import GenerateRequest
 
@@ -23,10 +23,10 @@ INLINE_RUN_ID = "inline"
 
 
 def reference_features(request: GenerateRequest, geometry: Geometry) -> dict[str, Any]:
-    """The `features` of a request: for every image its hash, its range in the expanded prompt, and its reference.
+    """Return the `features` of a request: the hash, the range in the expanded prompt and the reference of every image.
 
     Raises:
-        RequestRefusedLocally: an image cannot be written as a reference, or has another range than its layout takes.
+        RequestRefusedLocally: an image cannot be written as a reference, or its range does not fit its layout.
     """
     modality = vllm_modality_of(geometry)
     try:
@@ -48,33 +48,32 @@ def reference_features(request: GenerateRequest, geometry: Geometry) -> dict[str
 
 
 def vllm_modality_of(geometry: Geometry) -> str:
-    """The engine's name for the images of a family."""
+    """Return the engine's name for the images of a family."""
     return geometry.vllm_modality or "image"
 
 
-def require_same_layout(plugin_info: bytes, geometry: Geometry) -> None:
-    """Check the answer of `/mmraw/version` against our own layout.
+def find_layout_problem(plugin_info: bytes, geometry: Geometry) -> str | None:
+    """Compare the answer of `/mmraw/version` with our layout.
 
-    Raises:
-        EngineRefused: it does not resolve references of this layout; the text says why.
+    Returns:
+        Why the engine does not resolve references of this layout; None if it does.
     """
     try:
         answer = orjson.loads(plugin_info)
         engine_layout = {key: answer[key] for key in ("family", "fingerprint", "modality")}
         reference_versions = list(answer["refs"])
     except (ValueError, KeyError, TypeError):
-        raise EngineRefused("its answer is not that of our plugin") from None
+        return "its answer is not that of our plugin"
     own_layout = {
         "family": geometry.family,
         "fingerprint": geometry.fingerprint,
         "modality": vllm_modality_of(geometry),
     }
     if "v3" not in reference_versions:
-        raise EngineRefused(f"its plugin reads references of the versions {reference_versions}, and we write v3")
+        return f"its plugin reads references of the versions {reference_versions}, and we write v3"
     if engine_layout != own_layout:
-        raise EngineRefused(
-            f"its images are laid out by {engine_layout}, ours by {own_layout}; compare the processor configurations"
-        )
+        return f"its images are laid out by {engine_layout}, ours by {own_layout}; compare the processor configurations"
+    return None
 
 
 def _reference_text(image: ImageRef, placeholder: Placeholder, geometry: Geometry) -> str:
@@ -85,11 +84,11 @@ def _reference_text(image: ImageRef, placeholder: Placeholder, geometry: Geometr
         )
         if image.is_file:
             image.cached_references[geometry.fingerprint] = reference
-    # An engine crashes on a range longer than the image's embeddings, and fills a shorter one with the wrong ones.
+    # With a range that is too long an engine crashes; with one that is too short it uses the wrong embeddings.
     if placeholder.length != reference.token_count:
         raise RefError(
-            f"the image {image.hash} takes {reference.token_count} tokens by its layout, and has {placeholder.length} "
-            "places"
+            f"the layout of image {image.hash} takes {reference.token_count} tokens, but its placeholder has "
+            f"{placeholder.length}"
         )
     return reference.text
 

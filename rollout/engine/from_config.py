@@ -16,12 +16,12 @@ def engine_client_from_config(
     environment: Mapping[str, str] = os.environ,
     on_try: RequestObserver | None = None,
 ) -> EngineClient:
-    """A client of the engines at `urls`: the configured ones, or the one that was started instead.
+    """Make a client of the engines at `urls`, which are the configured ones or an embedded one.
 
-    `geometry` is that of the model's images; None: the model takes no images. `on_try` is called after every try.
+    `geometry` describes the model's images; None: the model takes no images. `on_try` is called after every try.
 
     Raises:
-        ConfigurationError: the environment variable with the API key is not set, or does not hold a key.
+        ConfigurationError: the environment variable of the API key is not set, or does not contain a key.
     """
     engine_config = config.engine
     return EngineClient(
@@ -39,7 +39,7 @@ def engine_client_from_config(
 
 
 def api_key_from_config(config: Config, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The engines' API key, if one is configured. Raises ConfigurationError if it is not set or not a valid key."""
+    """Return the engines' API key, if one is configured. Raises ConfigurationError if it is not set or not valid."""
     variable_name = config.engine.api_key_env
     if variable_name is None:
         return None

@@ -1,8 +1,8 @@
 """One image of a request, and the check that its hash belongs to its URL.
 
-An image's hash is its name in the engine's caches: other bytes under a known name give silently wrong answers. So the
-hash is compared with the URL. A `data:` URI is decoded and hashed; a `file://` URL names an asset by the sha256 of its
-bytes, which was computed from those bytes when the image was prepared.
+An image's hash is its name in the engine's caches. Other bytes under the same name would give wrong answers without an
+error, so the hash is compared with the URL. A `data:` URI is decoded and hashed. The name of a file contains the sha256
+of its bytes, which was computed when the image was prepared.
 """
 
 import binascii
@@ -22,12 +22,12 @@ _HASH_PATTERN = re.compile(r"[0-9a-f]{16,128}")
 class ImageRef:
     """One image as the engine reads it.
 
-    The same object is sent with every turn of a rollout, and is checked once.
+    All turns of a rollout use the same object, so the image is checked once.
 
     Attributes:
         url: where the engine reads the image, a `data:` URI or a `file://` URL.
-        hash: the image's name in the engine's caches, a beginning of the sha256 of its bytes.
-        payload: the payload of its descriptor, which contains the grid; references need it.
+        hash: the image's name in the engine's caches: the first characters of the sha256 of its bytes.
+        payload: the payload of its descriptor, which contains the grid that a reference needs.
         problem: why the image must not be sent to an engine; None: it may be sent.
         cached_references: its references for our plugin, by the fingerprint of their layout.
     """
@@ -69,16 +69,16 @@ def _find_problem(url: object, image_hash: str) -> str | None:
     if not isinstance(url, str) or not (url.startswith("file:///") or find_data_uri_payload(url) is not None):
         shown_url = repr(url)
         return (
-            f"is {shown_url[:60]}; every image needs its data:image/…;base64 or file:/// reference in every request, "
-            "whatever the engine may have cached."
+            f"has the URL {shown_url[:60]}; give every image a data:image/…;base64 or file:/// URL in every request, "
+            "also if the engine has cached it."
         )
     if not _HASH_PATTERN.fullmatch(image_hash):
         return f"has the hash {image_hash!r}, which is not lower-case hex."
     url_hash = _hash_in_url(url)
     if url_hash is None or not url_hash.startswith(image_hash):
         return (
-            f"is called {image_hash}, but its reference {url[:80]!r} stands for {url_hash or 'no image'}. "
-            "The engine would answer for the wrong image."
+            f"has the hash {image_hash}, but its URL {url[:80]!r} has {url_hash or 'no hash'}. The engine could answer "
+            "for the wrong image."
         )
     return None
 

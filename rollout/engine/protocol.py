@@ -1,4 +1,4 @@
-"""vLLM's token-in, token-out endpoint: what is sent, and what of the answer is accepted.
+"""The requests and answers of vLLM's token-in, token-out endpoint.
 
 The engine ignores unknown request keys, and answers several malformed requests with 200 and garbage. So every request
 is checked before it is sent, and an answer is accepted only if it proves that the engine saw our prompt.
@@ -22,7 +22,7 @@ from rollout.records.messages import FinishReason
 
 _FINISH_REASONS = frozenset(FinishReason)
 _BAN = -100.0
-"""The least bias that vLLM takes: it makes a token so unlikely that float32 sees no difference to impossible."""
+"""The smallest bias that vLLM accepts. It makes the probability of a token 0 in float32."""
 
 _PROMPT_IDS_KEY = b'"prompt_token_ids":'
 
@@ -42,7 +42,7 @@ class Generation:
         cached_tokens: how many prompt tokens came from the engine's prefix cache, if it reports it.
         routed_experts: the experts that each token was routed to, if the engine sends them.
         sampling_mask: the tokens that could have been sampled at each position, if the engine sends them.
-        banned_ids: the tokens that the engine was told not to sample.
+        banned_ids: the tokens that the engine was not allowed to sample.
     """
 
     token_ids: LogicalIds
@@ -66,14 +66,14 @@ def encode_request(
     experts_start: int | None = None,
     geometry: Geometry | None = None,
 ) -> bytes:
-    """The body of `POST /inference/v1/generate`.
+    """Return the body of `POST /inference/v1/generate`.
 
     Args:
         experts_start: the first token whose routed experts are wanted.
         geometry: the geometry of the references that this engine resolves; None: it reads the images by their URLs.
 
     Raises:
-        RequestRefusedLocally: the engine would answer this with garbage, or crash.
+        RequestRefusedLocally: the engine would answer the request with garbage, or crash.
     """
     check_request(request)
     stop_token_ids = dict.fromkeys((*request.stop_token_ids, *request.sampling.get("stop_token_ids", ())))
@@ -92,7 +92,7 @@ def encode_request(
         "stream": False,
     }
     if request.required_version is not None:
-        # The prefix cache may still have these tokens as other weights computed them; the salt keeps them apart.
+        # The prefix cache may still contain these tokens from other weights; the salt keeps them apart.
         body["cache_salt"] = request.required_version
     if request.images and geometry is not None:
         body |= {"token_ids": request.expanded_prompt, "features": reference_features(request, geometry)}
@@ -101,15 +101,15 @@ def encode_request(
     try:
         return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError as error:
-        raise RequestRefusedLocally(f"the sampling cannot be written as JSON: {error}.") from None
+        raise RequestRefusedLocally(f"the sampling parameters cannot be written as JSON: {error}.") from None
 
 
 def decode_response(body: bytes, request: GenerateRequest) -> Generation:
     """Read an answer and check it against the request.
 
     Raises:
-        EngineMismatch: it is not JSON of the expected shape, or the engine saw another prompt.
-        InvalidEvidence: log-probs are missing, not finite, or of other tokens.
+        EngineMismatch: it is not JSON of the expected form, or the engine saw another prompt.
+        InvalidEvidence: log-probs are missing, not finite, or for other tokens.
     """
     try:
         body_without_prompt, prompt_matches = _strip_echoed_prompt(body, request.expanded_prompt)
@@ -132,7 +132,7 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
         ]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise EngineMismatch(
-            f"{request.request_id}: the engine's answer has not the expected shape ({error!r}). "
+            f"{request.request_id}: the engine's answer does not have the expected form ({error!r}). "
             "Is it vLLM 0.28 or newer, started with --enable-scale-out?"
         ) from None
     if finish_reason not in _FINISH_REASONS:
@@ -162,13 +162,15 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
     except InvalidEvidence as error:
         raise InvalidEvidence(f"{request.request_id}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidEvidence(f"{request.request_id}: the evidence has not the expected shape ({error!r}).") from None
+        raise InvalidEvidence(
+            f"{request.request_id}: the evidence does not have the expected form ({error!r})."
+        ) from None
 
 
 def _strip_echoed_prompt(body: bytes, sent_prompt: ExpandedIds) -> tuple[bytes, bool]:
-    """Replace the echoed prompt of an answer by `null` if its JSON text is equal to ours; also returns whether it was.
+    """Replace the prompt in an answer by `null` if its JSON text is equal to ours, and return whether it was equal.
 
-    Reading the ids of a whole conversation costs more than the rest of an answer; comparing their text costs almost
+    To parse the ids of a whole conversation costs more than the rest of an answer; to compare their text costs almost
     nothing. If the text is different, the answer is returned unchanged.
     """
     prompt_json = orjson.dumps(sent_prompt, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -187,7 +189,7 @@ def _require_same_prompt(
         different_positions = np.flatnonzero(sent_prompt[:common_length] != seen_prompt[:common_length])
         first_difference = int(different_positions[0]) if len(different_positions) else common_length
         raise EngineMismatch(
-            f"{request.request_id}: the engine saw another prompt: {len(seen_prompt)} tokens for our "
+            f"{request.request_id}: the engine saw another prompt: {len(seen_prompt)} tokens instead of "
             f"{len(sent_prompt)}, the first difference at {first_difference}. Do both sides use the same tokenizer and "
             "processor configuration?"
         )

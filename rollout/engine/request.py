@@ -18,12 +18,12 @@ class GenerateRequest:
         prompt: the tokens of the conversation, with one pad token per image.
         images: all images of the path, in prompt order and with multiplicity.
         expanded_prompt: the prompt that the engine must see.
-        known_token_count: how many of the expanded tokens were already part of earlier turns.
+        known_token_count: how many of the expanded tokens earlier turns already had.
         placeholders: where the images are in the expanded prompt.
         pad_id: the image pad token; None: the model takes no images.
         sampling: the sampling parameters, under vLLM's names.
         stop_token_ids: the tokens that end the answer, besides those in `sampling`.
-        banned_ids: the tokens that the engine must not sample, if it can be told so.
+        banned_ids: the tokens that the engine must not sample, if it supports that.
         required_version: the version of the weights that must answer, or a newer one; None: any.
     """
 
@@ -42,5 +42,5 @@ class GenerateRequest:
 
     @property
     def experts_start(self) -> int:
-        """The first token whose experts are new: the last known token was sampled, but this turn computes it."""
+        """The first token whose experts are new. It is the last known one: sampled before, first computed now."""
         return max(0, self.known_token_count - 1)

@@ -1,8 +1,8 @@
-"""Checks of a request that the engine would answer with 200 and garbage, or that would crash it.
+"""Finds requests that the engine would answer with 200 and garbage, or that would crash it.
 
-The checks need only the request and take microseconds. Every pad token must have an image and every image a pad token.
-The prompt must not be expanded already, and it must expand to what we expect the engine to see. The engine must know
-every sampling key, because it ignores unknown ones.
+The checks need only the request and take microseconds. Every pad token must have an image, and every image a pad token.
+The prompt must not be expanded already, and must expand to what we expect the engine to see. The engine must know every
+sampling key, because it ignores unknown ones.
 """
 
 import math
@@ -18,7 +18,7 @@ from rollout.engine.request import GenerateRequest
 
 
 def check_request(request: GenerateRequest) -> None:
-    """Raises RequestRefusedLocally: the engine would answer this with garbage, or crash."""
+    """Check a request; raises RequestRefusedLocally if the engine would answer it with garbage, or crash."""
     try:
         _check_prompt(request.prompt)
         pad_positions = _find_pad_positions(request)
@@ -35,7 +35,7 @@ def _check_prompt(prompt: npt.NDArray[np.int32]) -> None:
     if len(prompt) == 0:
         raise RequestRefusedLocally("the prompt is empty.")
     if int(prompt.min()) < 0:
-        raise RequestRefusedLocally(f"the prompt holds a negative token id at {int(np.argmax(prompt < 0))}.")
+        raise RequestRefusedLocally(f"the prompt has a negative token id at {int(np.argmax(prompt < 0))}.")
 
 
 def _find_pad_positions(request: GenerateRequest) -> npt.NDArray[np.int64]:
@@ -50,7 +50,7 @@ def _find_pad_positions(request: GenerateRequest) -> npt.NDArray[np.int64]:
         )
     if len(pad_positions) != len(request.images):
         raise RequestRefusedLocally(
-            f"the prompt holds {len(pad_positions)} image pad tokens for {len(request.images)} images. Send every "
+            f"the prompt has {len(pad_positions)} image pad tokens for {len(request.images)} images. Send every "
             "image of the conversation, prior turns included, once per pad token and in the order of the prompt."
         )
     return pad_positions
@@ -61,7 +61,7 @@ def _check_expansion(request: GenerateRequest, pad_positions: npt.NDArray[np.int
     hashes = [placeholder.hash for placeholder in placeholders]
     if hashes != [image.hash for image in request.images]:
         raise RequestRefusedLocally(
-            f"the prompt has places for the images {hashes[:4]}, the references name "
+            f"the placeholders are for the images {hashes[:4]}, but the request has the images "
             f"{[image.hash for image in request.images][:4]}."
         )
     lengths = np.fromiter((mark.length for mark in placeholders), np.int64, len(placeholders))
@@ -72,8 +72,8 @@ def _check_expansion(request: GenerateRequest, pad_positions: npt.NDArray[np.int
     if (given_offsets != expected_offsets).any():
         index = int(np.argmax(given_offsets != expected_offsets))
         raise RequestRefusedLocally(
-            f"image {index} is placed at {given_offsets[index]}, its pad token expands to {expected_offsets[index]}; "
-            "a range must lie exactly on its image's pad tokens."
+            f"the placeholder of image {index} is at {given_offsets[index]}, but its pad tokens are at "
+            f"{expected_offsets[index]}; they must be the same range."
         )
     repeats = np.ones(len(request.prompt), np.int64)
     repeats[pad_positions] = lengths
@@ -85,17 +85,14 @@ def _check_sampling(sampling: Mapping[str, Any]) -> None:
     unknown_keys = sorted(set(sampling) - SAMPLING_KEYS)
     if unknown_keys:
         raise RequestRefusedLocally(
-            f"the sampling key {unknown_keys[0]!r} may not be set here, and the engine ignores keys that it does not "
-            f"know. Known are {', '.join(sorted(SAMPLING_KEYS))}."
+            f"the sampling key {unknown_keys[0]!r} cannot be set here. The keys are {', '.join(sorted(SAMPLING_KEYS))}."
         )
     temperature = sampling.get("temperature")
     if not isinstance(temperature, int | float) or not math.isfinite(temperature) or temperature < 0:
-        raise RequestRefusedLocally(
-            f"the temperature is {temperature!r}; expected a number from 0, or the engine would choose one of its own."
-        )
+        raise RequestRefusedLocally(f"the temperature is {temperature!r}; expected a number of at least 0.")
     for key, value in sampling.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise RequestRefusedLocally(f"{key} is {value}, which goes out as null: the engine would choose by itself.")
+            raise RequestRefusedLocally(f"{key} is {value}; give a finite number, because JSON has no other.")
     stop_token_ids = sampling.get("stop_token_ids", ())
     if isinstance(stop_token_ids, str) or not isinstance(stop_token_ids, Collection):
         raise RequestRefusedLocally(f"stop_token_ids is {stop_token_ids!r}; expected a list of token ids.")

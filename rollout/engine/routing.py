@@ -1,14 +1,14 @@
-"""Which engine gets the next request: a healthy one, the least loaded, or the one that knows the session.
+"""Which engine gets the next request: the healthy one with the least load, or the one that knows the session.
 
     replica = router.choose(session_id="rollout-7", avoid=())
     router.record_failure(replica)  # or router.record_answer(replica)
 
-An engine that failed several times in a row is *ejected* for a while, twice as long every time. After that time it is
-offered to one caller, and `is_unavailable` is still true. This caller must check whether the engine is back, and then
-calls `mark_available`; all other callers use the healthy engines meanwhile.
+An engine that failed several times in a row is *ejected* for a while, each time twice as long. After that time one
+caller gets it, while `is_unavailable` is still true. This caller must check whether the engine is back, and then call
+`mark_available`; all other callers use the healthy engines meanwhile.
 
-`require_version` sets the version of the weights that a trainer has pushed. From then on an engine is unavailable in
-the same sense until it is known to have that version or a newer one.
+`require_version` sets the version of the weights that a trainer has pushed. From then on, every engine that is not
+known to have that version or a newer one is unavailable in the same way.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 _FAILURES_BEFORE_EJECTION = 3
 _MIN_EJECTION_SECONDS, _MAX_EJECTION_SECONDS = 1.0, 30.0
 _MAX_LOAD_RATIO = 1.25
-"""With affinity, an engine with more than this many times the mean load is skipped for the session's next choice."""
+"""With affinity, a session's next engine is used if the load of the first is more than this many times the mean."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,9 +37,9 @@ class Replica:
         in_flight: how many requests of this client it has now.
         answer_count: how many requests it answered.
         consecutive_failures: how many requests failed since its last answer.
-        consecutive_ejections: how often it was ejected, or offered again in vain, since it was available.
+        consecutive_ejections: how often it was ejected, or chosen again without success, since it was available.
         total_ejections: how often it was ejected.
-        unavailable_until: when it is offered again, on the router's clock; None: it is available.
+        unavailable_until: when it is chosen again, on the router's clock; None: it is available.
         version: the version of its weights, as it reported last.
         max_model_len: its context length, if it reported one.
         resolves_references: whether it has our plugin with the same layout, so that images are sent as references.
@@ -63,7 +63,7 @@ class Replica:
 
 
 class Router:
-    """Knows the load and the health of every engine. All of it happens on one event loop, without waiting."""
+    """Knows the load and the health of every engine. It never waits; use it on one event loop."""
 
     def __init__(
         self, urls: Sequence[str], *, affinity: bool = False, clock: Callable[[], float] = time.monotonic
@@ -76,7 +76,7 @@ class Router:
         self._clock = clock
 
     def require_version(self, version: str | None) -> None:
-        """From now on offer only engines that have these weights, or newer ones; None: any weights."""
+        """Use only engines that have this version of the weights, or a newer one; None: any version."""
         if version == self.required_version:
             return
         self.required_version = version
@@ -85,11 +85,11 @@ class Router:
                 replica.unavailable_until = self._clock()
 
     def has_required_version(self, version: str | None) -> bool:
-        """Whether an engine with these weights may be used now."""
+        """Whether an engine with this version of the weights may be used now."""
         return self.required_version is None or version_satisfies(version, self.required_version)
 
     def choose(self, *, session_id: str, avoid: Collection[Replica] = ()) -> Replica:
-        """The engine for the next request; one in `avoid` only if there is no other."""
+        """Return the engine for the next request; one in `avoid` only if there is no other."""
         now = self._clock()
         due_for_recheck = next(
             (
@@ -131,7 +131,7 @@ class Router:
         log.warning("engine ejected", url=replica.url, seconds=_ejection_seconds(replica.consecutive_ejections))
 
     def mark_behind(self, replica: Replica) -> None:
-        """Note that an engine does not have the required weights."""
+        """Note that an engine does not have the required weights, and eject it."""
         if not replica.is_unavailable:
             self.eject(replica)
 
@@ -142,7 +142,7 @@ class Router:
         replica.unavailable_until = None
 
     def _choose_by_affinity(self, session_id: str, replicas: Sequence[Replica]) -> Replica:
-        """Rendezvous hashing with bounded loads: no table, and only an absent engine's sessions move."""
+        """Choose by rendezvous hashing with bounded loads: if an engine is away, only its own sessions move."""
         max_in_flight = 1 + _MAX_LOAD_RATIO * sum(replica.in_flight for replica in replicas) / len(replicas)
         ranked = sorted(replicas, key=lambda engine: _affinity_hash(session_id, engine.url))
         return next(engine for engine in ranked if engine.in_flight <= max_in_flight)
@@ -161,5 +161,5 @@ def _ejection_seconds(ejections: int) -> float:
 
 
 def exponential_pause(first: float, longest: float, *, doublings: int) -> float:
-    """A pause that doubles up to `longest`. `doublings` may be thousands, if an engine is unavailable for days."""
+    """Return a pause that doubles up to `longest`. `doublings` may be thousands: an engine can be away for days."""
     return min(first * 2.0 ** min(doublings, 99), longest)

@@ -1,7 +1,7 @@
-"""New weights for a running engine: paused, reloaded, named, resumed.
+"""Loads new weights into a running engine: pause it, reload, set the version, resume.
 
     await update_weights(
-        http,
+        transport,
         "http://127.0.0.1:8000",
         weights_directory=Path("/runs/one/policy"),
         version="7",
@@ -9,19 +9,19 @@
         weights_unchanged=lambda: True,
     )
 
-The invariant: *an engine never samples under the name of weights that it does not have*. The old version's name is
-removed before the weights are replaced, the new name is set afterwards, and nothing is sampled in between. If the
-update stops in the middle, the engine has no valid version name, and no client uses it until it is updated again.
+The invariant: *an engine never samples under the version of weights that it does not have*. The old version is removed
+before the weights are replaced, the new one is set afterwards, and nothing is sampled in between. If the update stops
+in the middle, the engine has no valid version, and no client uses it until it is updated again.
 
-vLLM 0.32 needs more, as experiments showed:
+Experiments showed that vLLM 0.32 needs more:
 
-- A reload empties the network's cache of encoded images. The scheduler must forget them too, or the next request that
-  shows one of them again ends the process.
-- The cache of *processed* images does not depend on weights. Clearing it fails the requests that read it at that time,
-  hence `clear_cache=false`. A pause that keeps requests must not clear anything else either: it would compute them
-  again, and vLLM no longer has the pixels of images that came from the prefix cache.
-- The prefix cache can only be emptied while no request holds a part of it. With `keep` the requests in flight do. What
-  remains is of the old weights, so each request has its required version as the salt of that cache.
+- A reload empties the network's cache of encoded images. The scheduler must forget them too; otherwise the next request
+  with one of these images ends the process.
+- The cache of *processed* images does not depend on weights. A request that reads it while it is cleared fails, so
+  `clear_cache` is false. A pause that keeps requests must not clear anything else either: vLLM would compute the
+  requests again, and no longer has the pixels of images that came from the prefix cache.
+- The prefix cache can only be emptied while no request uses a part of it. With `keep`, requests in flight do. What
+  remains belongs to the old weights, so each request has its required version as the salt of that cache.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ import anyio
 import orjson
 
 from rollout.engine.errors import EngineError, EngineMisconfigured, EngineMismatch, EngineNotFound, EngineTimeout
-from rollout.engine.http import EngineHttp
+from rollout.engine.transport import EngineTransport
 from rollout.records.versions import OnUpdate, loading_version
 
 _STATE_TIMEOUT = 10.0
@@ -47,10 +47,10 @@ class NotUpdatable(EngineMisconfigured):
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What an engine reports of its weights.
+    """What an engine reports about its weights.
 
     Attributes:
-        version: the name of its weights.
+        version: the version of its weights.
         paused: whether it is paused, so that new requests wait.
     """
 
@@ -58,7 +58,7 @@ class EngineState:
     paused: bool
 
 
-async def fetch_engine_state(http: EngineHttp, url: str) -> EngineState:
+async def fetch_engine_state(transport: EngineTransport, url: str) -> EngineState:
     """Ask an engine for its version, and whether it is paused.
 
     Raises:
@@ -66,32 +66,32 @@ async def fetch_engine_state(http: EngineHttp, url: str) -> EngineState:
         EngineError: it does not answer.
     """
     try:
-        version = orjson.loads(await http.get(f"{url}/weight_info"))["weight_version"]
-        paused = orjson.loads(await http.get(f"{url}/is_paused"))["is_paused"]
+        version = orjson.loads(await transport.get(f"{url}/weight_info"))["weight_version"]
+        paused = orjson.loads(await transport.get(f"{url}/is_paused"))["is_paused"]
     except EngineNotFound as error:
         raise NotUpdatable(
-            f"{url} cannot be given new weights, nor tell which it has: {error}. Start vLLM with "
-            "VLLM_SERVER_DEV_MODE=1, or with `rollout serve vllm`, which does."
+            f"{url} cannot load new weights, and does not report its version: {error}. Start vLLM with "
+            "VLLM_SERVER_DEV_MODE=1, or with `rollout serve vllm`, which sets it."
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise EngineMismatch(
-            f"{url} tells the version of its weights in a form that is not known ({error!r})."
-        ) from None
+        raise EngineMismatch(f"{url} reports the version of its weights in an unknown form ({error!r}).") from None
     return EngineState(str(version), bool(paused))
 
 
-async def fetch_engine_states(http: EngineHttp, urls: Sequence[str]) -> Mapping[str, EngineState | EngineError]:
-    """What each of several engines reports of its weights, or the error if it does not answer."""
+async def fetch_engine_states(
+    transport: EngineTransport, urls: Sequence[str]
+) -> Mapping[str, EngineState | EngineError]:
+    """Ask several engines at once; return the state of each by its URL, or its error."""
     states: dict[str, EngineState | EngineError] = {}
 
     async def fetch_one(url: str) -> None:
         try:
             with anyio.fail_after(_STATE_TIMEOUT):
-                states[url] = await fetch_engine_state(http, url)
+                states[url] = await fetch_engine_state(transport, url)
         except EngineError as error:
             states[url] = error
         except TimeoutError:
-            states[url] = EngineTimeout(f"{url} did not tell its weights within {_STATE_TIMEOUT:g} s.")
+            states[url] = EngineTimeout(f"{url} did not report its weights within {_STATE_TIMEOUT:g} s.")
 
     async with anyio.create_task_group() as group:
         for url in urls:
@@ -100,7 +100,7 @@ async def fetch_engine_states(http: EngineHttp, urls: Sequence[str]) -> Mapping[
 
 
 async def update_weights(
-    http: EngineHttp,
+    transport: EngineTransport,
     url: str,
     *,
     weights_directory: Path,
@@ -108,46 +108,46 @@ async def update_weights(
     mode: OnUpdate,
     weights_unchanged: Callable[[], bool],
 ) -> None:
-    """Load the weights of a directory into an engine that can read it. May be repeated; the caller sets the deadline.
+    """Load the weights of a directory into an engine that can read it. The caller sets the deadline, and may repeat it.
 
-    `weights_unchanged` is called after the engine has read the weights; it returns whether they are still those of this
-    version.
+    `weights_unchanged` is called after the engine has read the weights; it returns whether the directory still contains
+    this version.
 
     Raises:
-        EngineError: it failed. An engine that still has its old weights goes on with them. An engine whose weights are
-            in an unknown state stays paused, without a version's name and without requests.
+        EngineError: the update failed. An engine that still has its old weights goes on with them. An engine whose
+            weights are unknown stays paused, without a valid version and without requests.
     """
     try:
-        await http.post(f"{url}/pause?mode={mode}&clear_cache=false", b"")
-        await _set_weight_version(http, url, loading_version(version))
+        await transport.post(f"{url}/pause?mode={mode}&clear_cache=false", b"")
+        await _set_weight_version(transport, url, loading_version(version))
     except BaseException:
-        await _post_best_effort(http, f"{url}/resume")
+        await _post_best_effort(transport, f"{url}/resume")
         raise
     try:
-        await _collective_rpc(http, url, "reload_weights", weights_path=str(weights_directory))
-        await http.post(f"{url}/reset_encoder_cache", b"")
-        await _empty_prefix_cache(http, url, mode)
+        await _collective_rpc(transport, url, "reload_weights", weights_path=str(weights_directory))
+        await transport.post(f"{url}/reset_encoder_cache", b"")
+        await _empty_prefix_cache(transport, url, mode)
         if not weights_unchanged():
             raise EngineMismatch(f"{weights_directory} was replaced while {url} read version {version} from it.")
-        await _set_weight_version(http, url, version)
+        await _set_weight_version(transport, url, version)
     except BaseException:
-        await _post_best_effort(http, f"{url}/pause?mode=abort&clear_cache=false")
+        await _post_best_effort(transport, f"{url}/pause?mode=abort&clear_cache=false")
         raise
-    await http.post(f"{url}/resume", b"")
+    await transport.post(f"{url}/resume", b"")
 
 
-async def _set_weight_version(http: EngineHttp, url: str, version: str) -> None:
-    await http.post(f"{url}/update_weight_version", orjson.dumps({"new_version": version}))
+async def _set_weight_version(transport: EngineTransport, url: str, version: str) -> None:
+    await transport.post(f"{url}/update_weight_version", orjson.dumps({"new_version": version}))
 
 
-async def _collective_rpc(http: EngineHttp, url: str, method: str, **arguments: str) -> None:
-    await http.post(f"{url}/collective_rpc", orjson.dumps({"method": method, "kwargs": arguments}))
+async def _collective_rpc(transport: EngineTransport, url: str, method: str, **arguments: str) -> None:
+    await transport.post(f"{url}/collective_rpc", orjson.dumps({"method": method, "kwargs": arguments}))
 
 
-async def _empty_prefix_cache(http: EngineHttp, url: str, mode: OnUpdate) -> None:
-    """Empty the prefix cache. Without requests in flight it succeeds, but perhaps later: transfers may hold parts."""
+async def _empty_prefix_cache(transport: EngineTransport, url: str, mode: OnUpdate) -> None:
+    """Empty the prefix cache; repeat it while transfers still use a part of it. With `keep`, try only once."""
     while True:
-        emptied = _parse_success(url, await http.post(f"{url}/reset_prefix_cache", b""))
+        emptied = _parse_success(url, await transport.post(f"{url}/reset_prefix_cache", b""))
         if emptied or mode == "keep":
             return
         await anyio.sleep(_RETRY_PAUSE_SECONDS)
@@ -158,13 +158,13 @@ def _parse_success(url: str, answer: bytes) -> bool:
         answer_json: Any = orjson.loads(answer) if answer else {}
         return bool(answer_json.get("success", True))
     except (ValueError, AttributeError) as error:
-        raise EngineMismatch(f"{url} does not tell whether it emptied its prefix cache ({error!r}).") from None
+        raise EngineMismatch(f"{url} does not report whether it emptied its prefix cache ({error!r}).") from None
 
 
-async def _post_best_effort(http: EngineHttp, url: str) -> None:
+async def _post_best_effort(transport: EngineTransport, url: str) -> None:
     """Post to an engine whose update has failed or was cancelled; errors are ignored."""
     with anyio.CancelScope(shield=True), anyio.move_on_after(_CLEANUP_TIMEOUT):
         try:
-            await http.post(url, b"")
+            await transport.post(url, b"")
         except EngineError:
             return  # the caller raises the failure itself

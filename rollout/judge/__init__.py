@@ -1,4 +1,4 @@
-"""A judge: another model that an environment asks how good an answer of the policy is.
+"""A judge: another model that an environment asks about the quality of the policy's answers.
 
 class Essay(Environment):
     @classmethod

@@ -1,4 +1,4 @@
-"""Where a judge is and how a client shows who it is: the URL without secrets, and the header with them."""
+"""The address of a judge: the URL without secrets, and the header with them."""
 
 import base64
 import json
@@ -41,7 +41,7 @@ class JudgeAddress:
         """Check a URL and a key.
 
         Raises:
-            ConfigurationError: one of them cannot be used, or both name somebody; the text tells no secret.
+            ConfigurationError: one of them cannot be used, or there are a user and a key. The text contains no secret.
         """
         parts = _split(base_url)
         key = _checked_key(api_key)
@@ -67,24 +67,24 @@ class JudgeAddress:
         return self.base_url + _ROUTE
 
     def hide_secrets(self, text: str) -> str:
-        """Return what somebody else wrote without the secrets that this client sends."""
+        """Return a text from a server without the secrets that this client sends."""
         for secret in self.secrets:
             text = text.replace(secret, HIDDEN)
         return text
 
     def excerpt(self, text: str) -> str:
-        """Return the start of what somebody else wrote, in one line and without secrets."""
+        """Return the start of a text from a server, in one line and without secrets."""
         # Secrets are removed before the text is cut, because half a key is a secret, too.
         one_line = " ".join(self.hide_secrets(text).split())
         return self.hide_secrets(one_line)[:_MAX_EXCERPT_CHARS]
 
     def location_excerpt(self, location: str) -> str:
-        """Return the start of a URL that somebody else wrote, without secrets, password, query and fragment."""
+        """Return the start of a URL from a server, without secrets, password, query and fragment."""
         return self.excerpt(re.split("[?#]", hide_passwords(self.hide_secrets(location)))[0])
 
 
 def _spellings(*secrets: str) -> tuple[str, ...]:
-    """Return secrets as they are, and as JSON and URLs write them, which some servers answer with."""
+    """Return secrets as they are, and as JSON and URLs spell them, because some servers answer with these."""
     in_json = [json.dumps(secret)[1:-1] for secret in secrets]
     in_urls = [
         spelling for secret in secrets for spelling in (quote(secret, safe=""), quote(secret), quote_plus(secret))
@@ -103,12 +103,14 @@ def _split(base_url: object) -> SplitResult:
         raise ConfigurationError(f"Judge: base_url {error}") from None
     shown_url = hide_passwords(base_url.strip())[:_MAX_SHOWN_CHARS]
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigurationError(f"Judge: base_url {shown_url!r} is no HTTP address; {_expected_url()}")
+        raise ConfigurationError(f"Judge: base_url {shown_url!r} is not an HTTP address; {_expected_url()}")
     if parts.query or parts.fragment:
         shown_url = hide_passwords(parts._replace(query="", fragment="").geturl())[:_MAX_SHOWN_CHARS]
         raise ConfigurationError(f"Judge: base_url {shown_url!r} has a query or a fragment; {_expected_url()}")
     if parts.path.rstrip("/").endswith(_ROUTE):
-        raise ConfigurationError(f"Judge: base_url {shown_url!r} ends in {_ROUTE}, which is added; leave it out.")
+        raise ConfigurationError(
+            f"Judge: base_url {shown_url!r} ends in {_ROUTE}; leave that out, because it is added."
+        )
     return parts
 
 
@@ -130,7 +132,7 @@ def _checked_key(api_key: object) -> str | None:
     if api_key is None:
         return None
     if not isinstance(api_key, str):
-        raise ConfigurationError(f"Judge: api_key is {describe_wrong_type(api_key)}; give the key as a text.")
+        raise ConfigurationError(f"Judge: api_key is {describe_wrong_type(api_key)}; expected a string.")
     key = clean_api_key(api_key, found_in="Judge: api_key", owner="the judge's")
     if not key:
         raise ConfigurationError("Judge: api_key is empty; give the judge's API key, or None if it needs no key.")

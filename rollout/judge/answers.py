@@ -1,15 +1,15 @@
-"""Answers of a judge by the content of the question, as many as were used last."""
+"""The cache of a judge's answers, by the content of the question."""
 
 import sys
 from collections import OrderedDict
 
 MAX_CACHE_BYTES = 64 << 20
 _ENTRY_BYTES = 256
-"""Of the key and of the places in the dict, about."""
+"""About the size of a key and its entry in the dict."""
 
 
 class AnswerCache:
-    """Keeps at most so many answers, in at most so many bytes, and forgets the least recently used."""
+    """Keeps answers up to a number and a size, and forgets the least recently used."""
 
     def __init__(self, max_count: int, max_bytes: int = MAX_CACHE_BYTES) -> None:
         self._max_count = max_count
@@ -21,18 +21,18 @@ class AnswerCache:
         return len(self._answers)
 
     def get(self, key: bytes) -> str | None:
-        """The answer to a question, if it is kept."""
+        """Return the answer to a question, if it is kept."""
         if key in self._answers:
             self._answers.move_to_end(key)
         return self._answers.get(key)
 
     def discard(self, key: bytes, answer: str) -> None:
-        """Forget this answer; one that has replaced it is kept."""
+        """Forget this answer, unless another one has replaced it."""
         if self._answers.get(key) == answer:
             self._n_bytes -= _size_of(self._answers.pop(key))
 
     def add(self, key: bytes, answer: str) -> None:
-        """Keep an answer, and forget others to keep within the bounds."""
+        """Keep an answer, and forget older ones that no longer fit."""
         if (replaced := self._answers.pop(key, None)) is not None:
             self._n_bytes -= _size_of(replaced)
         self._answers[key] = answer

@@ -1,4 +1,4 @@
-"""The client of a judge: calls that are shared and kept, and are tried again where another try may help."""
+"""The client of a judge: it shares calls, keeps answers, and tries again if that may help."""
 
 import asyncio
 import hashlib
@@ -36,7 +36,7 @@ _MAX_QUOTED_CHARS = 100
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a call brought, and after how many tries."""
+    """The answer of a call, and the number of its tries."""
 
     text: str
     tries: int
@@ -44,7 +44,7 @@ class _Answer:
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """A call, when it ends at the latest, and how many callers wait for its answer."""
+    """A call, its deadline, and how many callers wait for its answer."""
 
     task: "asyncio.Task[_Answer | Retry | JudgeRefused]"
     deadline: float
@@ -54,31 +54,33 @@ class _Flight:
 class Judge:
     """Asks a model behind an OpenAI-compatible chat endpoint. Use it as an async context manager, or `close` it.
 
-    Make one for each worker process, in `Environment.shared`: its limits and its cache are those of one `Judge`.
+    Make one for each worker process, in `Environment.shared`: two judges share neither limits nor answers.
 
-    - One try takes at most `timeout` seconds. A whole call, with its pauses and its wait for a free place, takes at
-      most `timeout` × (`max_tries` + 1).
-    - It is tried again after 408, 429, 5xx, a broken connection, a try that took too long, and an answer that is
-      none: without text, no chat completion, larger than 4 MiB, not ended by the judge itself, or refused by the
-      caller's `accept`. An answer that was cut (`finish_reason: length`) is an answer only if the caller set
-      `max_tokens` or `max_completion_tokens`. Any other 4xx, and a redirect, is not tried again.
+    - One try takes at most `timeout` seconds. A whole call, with its pauses and its wait for other calls, takes at most
+      `timeout` × (`max_tries` + 1).
+    - A question is sent again after 408, 429, 5xx, a broken connection, or a try that took too long. It is also sent
+      again if the answer cannot be used: it has no text, is not a chat completion, is larger than 4 MiB, was ended by
+      something other than the judge, or is refused by the caller's `accept`. An answer that was cut
+      (`finish_reason: length`) can be used only if the caller set `max_tokens` or `max_completion_tokens`. After any
+      other 4xx, and after a redirect, it is not sent again.
     - The pauses grow from 0.25 to 8 seconds; the Retry-After of a 429 or a 503 is kept up to 30 seconds.
-    - Answers are kept by the content of the question, `cache_size` of them. The same question costs one call, also if
-      many ask it at the same time. So an answer that was sampled stays the same; ask with another `seed` for another.
+    - Up to `cache_size` answers are kept, by the content of the question. The same question costs one call, also if
+      many callers ask it at the same time. So the same question gets the same answer; for another one, use another
+      `seed`.
     - Proxies in the environment (HTTP_PROXY and others) are not used, as with engines; a judge may be on loopback.
 
     Args:
         base_url: the address before `/chat/completions`, such as `http://127.0.0.1:8000/v1`. A user and a password in
-            it are sent, and shown nowhere.
+            it are sent, but never shown.
         model: the model's name at the judge.
-        api_key: sent as a bearer token, without the white space around it, and shown nowhere.
+        api_key: sent as a bearer token, without the white space around it, but never shown.
         timeout: seconds for one try.
         max_tries: how often a question is sent at most.
-        max_concurrent: how many questions are on their way at the same time; others wait.
+        max_concurrent: how many questions are in flight at the same time; others wait.
         cache_size: how many answers are kept; 0: none.
 
     Raises:
-        ConfigurationError: an argument cannot be used; the error says which, and does not tell a secret.
+        ConfigurationError: an argument cannot be used. The error says which one, and contains no secret.
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class Judge:
         self._flights: dict[bytes, _Flight] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
-        # A call serves several rollouts, so it belongs to none: its log lines name no rollout.
+        # Several rollouts may share a call, so its log lines name none of them.
         self._context = copy_context()
 
     async def __aenter__(self) -> Self:
@@ -129,7 +131,7 @@ class Judge:
         await self.close()
 
     async def close(self) -> None:
-        """End the calls in flight, whose callers get `JudgeClosed`, and close all connections."""
+        """Cancel the calls in flight and close all connections. The callers get `JudgeClosed`."""
         self._closed = True
         for task in self._tasks:
             task.cancel()
@@ -148,22 +150,22 @@ class Judge:
     ) -> str:
         """Return the text of the judge's answer; it is never empty.
 
-        Callers that ask the same share a call and its answer, also if their `accept` differs; each checks the answer
-        with its own. The first that refuses it asks again with the tries that it has left, and others that refuse it
-        share that call. A shared answer counts as a try of each caller; an answer from the cache counts as none.
+        Callers with the same question share a call and its answer, and each checks the answer with its own `accept`.
+        The first that refuses it asks again with the tries that it has left, and others that refuse it share that
+        call. A shared answer counts as a try of each caller; an answer from the cache does not.
 
         Args:
             question: the text of one user message, or messages. Images in them are Pillow images, bytes, images of
-                the run, or URLs; the messages stay as they are.
-            accept: takes the text of an answer and says whether it can be used, such as `str.isdecimal`. An answer
-                that it refuses is not kept, and the question is tried again. What it raises goes to this caller
-                alone. It is no part of the request.
+                the run, or URLs. The messages are not changed.
+            accept: takes the text of an answer and returns whether it can be used, such as `str.isdecimal`. An answer
+                that it refuses is not kept, and the question is tried again. Only this caller gets an exception that
+                it raises.
             sampling: further keys of the request, such as `temperature`; one that is None is left out.
 
         Raises:
             Retry: no try brought an answer that `accept` takes; the error says where, after how many tries, and why.
             JudgeClosed: the judge was closed; it is a `Retry`, too.
-            JudgeRefused: the question is refused, and would be refused again.
+            JudgeRefused: the judge refused the question, and would refuse it again.
             ImageError: an image in the question cannot be used.
         """
         _require_function(accept)
@@ -172,7 +174,7 @@ class Judge:
         key = hashlib.sha256(body).digest()
         deadline = anyio.current_time() + self._timeout * (self._max_tries + 1)
         tries = 0
-        failure = TryFailed(f"other calls took all places (max_concurrent: {self._max_concurrent}) for too long")
+        failure = TryFailed(f"it waited too long for other calls (max_concurrent: {self._max_concurrent})")
         while True:
             if self._closed:
                 raise self._closed_error()
@@ -180,7 +182,7 @@ class Judge:
                 if tries >= self._max_tries:
                     raise self._no_answer_error(tries, failure)
                 flight = self._flights.get(key)
-                # A call of a caller that came later may last longer than this caller may wait.
+                # The call of a later caller may last longer than this caller can wait.
                 is_shared = flight is not None and not flight.task.done() and flight.deadline <= deadline
                 if flight is None or not is_shared:
                     call = self._call(key, body, takes_cut_answer, deadline, tries, failure)
@@ -190,7 +192,7 @@ class Judge:
             if accept is None or accept(answer):
                 return answer
             self._answers.discard(key, answer)
-            failure = TryFailed(f"accept refuses what it said, {self._quote(answer)}")
+            failure = TryFailed(f"accept refuses its answer {self._quote(answer)}")
 
     def _start_call(
         self, key: bytes, call: Coroutine[Any, Any, _Answer | Retry | JudgeRefused], deadline: float
@@ -212,7 +214,7 @@ class Judge:
     async def _wait_for_answer(self, key: bytes, flight: _Flight) -> _Answer:
         flight.waiting += 1
         try:
-            # Unlike `await task`, this does not cancel the task together with one of those that wait for it.
+            # Unlike `await task`, this does not cancel the task when one of its callers is cancelled.
             await asyncio.wait([flight.task])
         finally:
             flight.waiting -= 1
@@ -224,26 +226,26 @@ class Judge:
         outcome = flight.task.result()
         if isinstance(outcome, _Answer):
             return outcome
-        # Of its own for each caller: an exception that several tasks raise collects the traceback of all.
+        # Each caller gets its own exception: one that several tasks raise would collect all of their tracebacks.
         raise type(outcome)(*outcome.args)
 
     async def _call(
         self, key: bytes, body: bytes, takes_cut_answer: bool, deadline: float, tries: int, failure: TryFailed
     ) -> _Answer | Retry | JudgeRefused:
-        """Return the answer and keep it, or return why there is none. `failure` is why `tries` brought none before."""
+        """Return the answer and keep it, or return the error. `failure` is the error of the `tries` before it."""
         with anyio.CancelScope(deadline=deadline):
             while tries < self._max_tries:
                 if tries:
                     pause = _pause_seconds(tries, failure)
                     if anyio.current_time() + pause >= deadline:
                         break
-                    log.info("a judge is asked again", judge=self._address.base_url, because=failure.reason)
+                    log.info("question to a judge sent again", judge=self._address.base_url, because=failure.reason)
                     await anyio.sleep(pause)
                 async with self._slots:
                     tries += 1
                     if tries == 1:
                         total_seconds = self._timeout * (self._max_tries + 1)
-                        failure = TryFailed(f"it came to its turn late, and the call took {total_seconds:g} s in all")
+                        failure = TryFailed(f"it waited for other calls, and the whole call took {total_seconds:g} s")
                     try:
                         answer = await self._try_once(body, takes_cut_answer)
                     except TryFailed as error:
@@ -280,7 +282,7 @@ class Judge:
 def _require_name(model: object) -> None:
     if not isinstance(model, str) or not model.strip():
         raise ConfigurationError(
-            f"Judge: model is {show_value(model)}; expected the model's name at the judge, a text."
+            f"Judge: model is {show_value(model)}; expected the model's name at the judge, a string."
         )
 
 

@@ -1,26 +1,26 @@
-"""What can go wrong between an environment and its judge, besides `Retry`."""
+"""The errors of requests to a judge, besides `Retry`."""
 
 from rollout.environments.base import Retry
 from rollout.errors import RolloutError
 
 
 class JudgeRefused(RolloutError):
-    """The judge refuses the question (400, 401, 403, 404, …) or sends it elsewhere (3xx), or it cannot be sent.
+    """The judge refuses the question (4xx) or redirects it (3xx), or the question cannot be sent.
 
-    Another attempt changes nothing.
+    Another attempt would fail in the same way.
     """
 
 
 class JudgeClosed(Retry):
-    """The judge's client was closed before the answer came, or before the question."""
+    """The judge's client was closed before the answer came, or before the question was asked."""
 
 
 class TryFailed(Exception):
-    """One try brought no answer, and another one may.
+    """One try brought no answer, but another one may.
 
     Attributes:
-        reason: why, as an error says it behind "the judge … gave no answer".
-        retry_after: seconds that the judge asks to wait for before another try.
+        reason: the reason, as an error says it after "the judge … gave no answer".
+        retry_after: the seconds to wait before another try, if the judge named them.
     """
 
     def __init__(self, reason: str, retry_after: float = 0.0) -> None:

@@ -1,27 +1,24 @@
-"""One try: one HTTP request to a judge, and the text of its answer."""
+"""One HTTP request to a judge, and the text of its answer."""
 
 import math
-import ssl
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
 
 import httpx
 import orjson
 
+from rollout.engine.httpx_transport import system_tls_settings
+from rollout.engine.transport import KEEP_ALIVE_SECONDS
 from rollout.errors import error_text
 from rollout.judge.address import JudgeAddress
 from rollout.judge.errors import JudgeRefused, TryFailed
 
 MAX_ANSWER_BYTES = 4 << 20
-_KEEP_ALIVE_SECONDS = 3.0
-"""Seconds that an idle connection is kept: less than at a server (uvicorn: 5), which could otherwise close it while a
-question is on its way."""
 _RETRIED_STATUSES = (408, 429)
 _WAITING_STATUSES = (429, 503)
 _CUT = ("length", "max_tokens", "model_length")
 _NOT_ENDED = ("content_filter", "tool_calls", "function_call", "abort", "error")
-"""Of the words for the end of an answer, of which servers have many, those that say that the answer is none."""
+"""The finish reasons of an answer that cannot be used."""
 _FIX_BY_STATUS = {
     400: " (are the sampling parameters known to this judge, and is the question short enough for its context?)",
     401: " (is api_key the judge's key?)",
@@ -43,11 +40,11 @@ class JudgeHttp:
             timeout=None,  # noqa: S113 - every try has its deadline, which is that of the whole try
             trust_env=False,
             follow_redirects=False,
-            verify=_tls_settings(),
+            verify=system_tls_settings(),
             limits=httpx.Limits(
                 max_connections=max_connections,
                 max_keepalive_connections=max_connections,
-                keepalive_expiry=_KEEP_ALIVE_SECONDS,
+                keepalive_expiry=KEEP_ALIVE_SECONDS,
             ),
         )
 
@@ -68,10 +65,10 @@ class JudgeHttp:
         except httpx.RemoteProtocolError:
             # Its text repeats what the judge sent, in which a key may be; so does its traceback.
             raise TryFailed(
-                "the connection was closed before the whole answer came, or the answer is no HTTP"
+                "the connection was closed before the whole answer came, or the answer is not HTTP"
             ) from None
         except (httpx.HTTPError, httpx.StreamError, ValueError) as error:
-            # A ValueError is raised for a host's name that cannot be looked up.
+            # ValueError: the host name is not valid.
             reason = self._address.excerpt(f"{type(error).__name__}: {error_text(error)}")
             raise TryFailed(f"{reason.rstrip(': .')}. Is it running, and is base_url right?") from None
         status = response.status_code
@@ -90,7 +87,7 @@ class JudgeHttp:
         )
 
     async def _read(self, response: httpx.Response) -> bytes | None:
-        """Return the body of an answer; None if it is larger than an answer can be, or may be after decompression."""
+        """Return the body of an answer; None if it is too large, or is compressed and could be."""
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             return None
         chunks, n_bytes = [], 0
@@ -106,11 +103,10 @@ class JudgeHttp:
             choice = orjson.loads(content)["choices"][0]
             text, finish_reason = _join_parts(choice["message"]["content"]), choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise TryFailed(f"it answered no chat completion: {self._error_message(content)}") from None
+            raise TryFailed(f"its answer is not a chat completion: {self._error_message(content)}") from None
         if finish_reason in _CUT and not takes_cut_answer:
             raise TryFailed(
-                f"its answer was cut (finish_reason: {finish_reason}); ask with max_tokens=… if an answer may be cut "
-                "there"
+                f"its answer was cut (finish_reason: {finish_reason}); set max_tokens=… if an answer may be cut there"
             )
         if finish_reason in _NOT_ENDED:
             raise TryFailed(f"its answer ended with finish_reason {finish_reason!r}, not with 'stop'")
@@ -138,21 +134,15 @@ class JudgeHttp:
 
 
 def _join_parts(content: object) -> object:
-    """Return the text of a content that is a list of parts, without what is no text, such as the judge's thoughts."""
+    """Return the text of a content that is a list of parts, without other parts such as the judge's thoughts."""
     if not isinstance(content, list):
         return content
     texts = [part.get("text") for part in content if part.get("type", "text") == "text"]
     return "".join(text for text in texts if isinstance(text, str))
 
 
-@cache
-def _tls_settings() -> ssl.SSLContext:
-    # Trusts what the system trusts, as the engines' client does, and is read once: it takes some 20 ms.
-    return ssl.create_default_context()
-
-
 def _parse_retry_after(text: str) -> float:
-    """Return the seconds that a judge asks to wait for; 0 if it asks for nothing, or nothing that can be understood."""
+    """Return the seconds of a Retry-After header; 0 if it is empty or not valid."""
     try:
         seconds = float(text)
     except ValueError:

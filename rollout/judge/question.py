@@ -1,4 +1,4 @@
-"""A question as the body of a request: messages with images that the judge can see, and sampling parameters."""
+"""Writes a question as the body of a request: messages with images, and sampling parameters."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ from rollout.value_limits import OutOfBoundsError, ValueCounter
 
 MAX_QUESTION_BYTES = 64 << 20
 _OWN_KEYS = {
-    "model": "it is the Judge's; make another Judge for another model",
+    "model": "it is set in Judge(…); make another Judge for another model",
     "messages": "give them as the first argument",
     "stream": "answers are read as a whole; leave it out",
     "n": "one answer is read; ask with another seed for another one",
     **dict.fromkeys(
         ("base_url", "api_key", "timeout", "max_tries", "max_concurrent", "cache_size"),
-        "it is the Judge's and no key of a request; give it where the Judge is made, Judge(…)",
+        "it is the Judge's; give it where the Judge is made, Judge(…)",
     ),
 }
 _FORM = 'give a text, or a list of messages such as {"role": "user", "content": …}'
@@ -40,7 +40,7 @@ async def encode_question(model: str, question: str | Sequence[Message], samplin
     Keys of `sampling` that are None are left out.
 
     Raises:
-        JudgeRefused: it cannot be written, or holds too much.
+        JudgeRefused: the question cannot be written, or is too large.
         ImageError: an image in it cannot be used.
     """
     if own_key := next((key for key in _OWN_KEYS if key in sampling), None):
@@ -56,8 +56,7 @@ async def encode_question(model: str, question: str | Sequence[Message], samplin
         raise JudgeRefused(f"the question {error}; ask a shorter one.") from None
     if unknown := next((key for key, value in sampling.items() if _holds_no_json_number(value)), None):
         raise JudgeRefused(
-            f"ask({unknown}=…): it is or holds a number that JSON does not have: {show_value(sampling[unknown])}; "
-            "give finite numbers."
+            f"ask({unknown}=…): JSON cannot contain the number in {show_value(sampling[unknown])}; give finite numbers."
         )
     if image_parts := find_image_parts(messages):
         urls = await anyio.to_thread.run_sync(_image_urls, image_parts)
@@ -78,7 +77,7 @@ async def encode_question(model: str, question: str | Sequence[Message], samplin
 
 
 def _holds_no_json_number(value: object) -> bool:
-    """Whether a number in it would be written as null, which is another question."""
+    """Whether JSON would write a number in this value as null, which is another question."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -87,7 +86,7 @@ def _holds_no_json_number(value: object) -> bool:
 
 
 def _image_urls(image_parts: Sequence[ImagePart]) -> dict[int, dict[str, Any]]:
-    """Return the parts that replace these, by the identity of the part."""
+    """Return the parts that replace these image parts, by the identity of the part."""
     replacements: dict[int, dict[str, Any]] = {}
     for image in image_parts:
         try:
@@ -106,12 +105,12 @@ def _image_url(source: object) -> str:
     if isinstance(source, bytes | bytearray | memoryview):
         return _encode_file(bytes(source))
     if isinstance(source, str) and source.startswith("file://"):
-        # `chat` has put images of the conversation there. A name that is the hash of the bytes proves that this is one.
+        # `chat` stores the images of a conversation there. The file's name must be the hash of its bytes.
         path = Path(file_url_to_path(source))
         try:
             return _encode_file(read_asset(path.parent, path.name, max_bytes=MAX_QUESTION_BYTES))
         except AssetError as error:
-            raise ImageError(f"{error}; a judge is given images of the run, or Pillow images") from None
+            raise ImageError(f"{error}; give images of the run, or Pillow images") from None
     if isinstance(source, str) and source.startswith(("data:", "https://", "http://")):
         return source
     raise ImageError(describe_rejected_source(source))
@@ -122,7 +121,7 @@ def _encode_file(data: bytes) -> str:
 
 
 def _with_images(value: Any, replacements: Mapping[int, Any]) -> Any:
-    """Copy the lists and mappings of messages, with other image parts; the caller's messages stay as they are."""
+    """Copy the messages and replace their image parts; the caller's messages do not change."""
     if (replacement := replacements.get(id(value))) is not None:
         return replacement
     if isinstance(value, Mapping):

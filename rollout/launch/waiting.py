@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from rollout.config.problems import show_override
 from rollout.engine.errors import EngineError, EngineUnavailable, EngineUnreachable
 from rollout.engine.from_config import api_key_from_config
-from rollout.engine.http import EngineHttp
+from rollout.engine.httpx_transport import HttpxTransport
 from rollout.errors import ConfigurationError
 from rollout.launch.state import EnvironmentState, LaunchState, Notice, Wait, WaitedFor
 from rollout.records.progress import TrainerProgress
@@ -197,8 +197,8 @@ async def _engine_problem(url: str, api_key: str | None) -> str | None:
     """Why an engine does not answer; None if it does, whatever it answers."""
     try:
         with anyio.fail_after(_PROBE_TIMEOUT):
-            async with EngineHttp(api_key) as http:
-                await http.get(f"{url}/v1/models")
+            async with HttpxTransport(api_key) as transport:
+                await transport.get(f"{url}/v1/models")
     except TimeoutError:
         return f"{url} accepts the connection and does not answer."
     except (EngineUnreachable, EngineUnavailable) as error:

@@ -17,13 +17,13 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import httpx
 
 from rollout.config.api_key import read_api_key
 from rollout.errors import ConfigurationError, RolloutError
@@ -46,7 +46,7 @@ _OPTION_BY_FLAG = {
 }
 _ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - recognised, not bound
 _LAST_LINES = 15
-_POLL_INTERVAL_SECONDS = 0.25
+_POLL_INTERVAL_SECONDS, _POLL_TIMEOUT_SECONDS = 0.25, 2.0
 _STOP_TIMEOUT_SECONDS = 20.0
 
 
@@ -235,17 +235,18 @@ class VllmServer:
             VllmFailed: it ended, or was not ready in time. It is not running any more then.
         """
         started_at = time.monotonic()
-        while not self._is_answering():
-            elapsed = time.monotonic() - started_at
-            if not self.running:
-                raise VllmFailed(f"vLLM ended while it started. {self._log_tail_message()}")
-            if elapsed > timeout:
-                self.stop()
-                raise VllmFailed(
-                    f"vLLM was not ready at {self.settings.url} within {timeout:g} s. {self._log_tail_message()}"
-                )
-            on_progress(elapsed, next(iter(self._log_tail(1)), ""))
-            time.sleep(_POLL_INTERVAL_SECONDS)
+        with httpx.Client(base_url=self.settings.url, timeout=_POLL_TIMEOUT_SECONDS, trust_env=False) as client:
+            while not self._is_answering(client):
+                elapsed = time.monotonic() - started_at
+                if not self.running:
+                    raise VllmFailed(f"vLLM ended while it started. {self._log_tail_message()}")
+                if elapsed > timeout:
+                    self.stop()
+                    raise VllmFailed(
+                        f"vLLM was not ready at {self.settings.url} within {timeout:g} s. {self._log_tail_message()}"
+                    )
+                on_progress(elapsed, next(iter(self._log_tail(1)), ""))
+                time.sleep(_POLL_INTERVAL_SECONDS)
 
     def send_signal(self, signal_number: int) -> None:
         """Pass a signal on."""
@@ -284,11 +285,10 @@ class VllmServer:
         with contextlib.suppress(OSError), socket.create_connection((address.hostname, address.port), timeout=2):
             raise VllmFailed(f"something else listens at {self.settings.url} already; choose another --port.")
 
-    def _is_answering(self) -> bool:
+    def _is_answering(self, client: httpx.Client) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.settings.url}/health", timeout=2) as answer:  # noqa: S310 - http
-                return self.running and answer.status == 200
-        except (urllib.error.URLError, OSError):
+            return client.get("/health").status_code == 200 and self.running
+        except httpx.HTTPError:
             return False
 
     def _log_tail_message(self) -> str:

@@ -24,7 +24,7 @@ from renderers_adapter.rendered import ParsedCompletion
 from renderers_adapter.tokens import TokenRun, concat_ids
 from rollout.config.sampling import check_sampling
 from rollout.engine.client import EngineClient
-from rollout.engine.errors import EngineAborted, UnusableCompletion
+from rollout.engine.errors import UnusableCompletion
 from rollout.engine.protocol import Generation
 from rollout.engine.request import GenerateRequest
 from rollout.environments.base import ContextExhausted, Reply
@@ -270,8 +270,6 @@ class Session:
         )
 
     def _require_usable(self, generation: Generation, request: GenerateRequest) -> None:
-        if generation.finish_reason is FinishReason.ABORT:
-            raise EngineAborted(f"{request.request_id}: the engine aborted the request.")
         if not len(generation.token_ids):
             raise UnusableCompletion(f"{request.request_id}: the completion is empty.")
         if request.pad_id is not None and (generation.token_ids == request.pad_id).any():

@@ -45,7 +45,7 @@ class InProcessRollout:
         self.sink = Sink()
         queue: Any = self.sink
         self.stream = RolloutStream(queue, AttemptId("run", "Program", "g", "g.0", 0, 1, 1))
-        policy = PolicyClient(pool, self.engine, ImagePolicy(mode, directory), {"temperature": 1.0})
+        policy = PolicyClient(pool, self.engine.client, ImagePolicy(mode, directory), {"temperature": 1.0})
         self.session = Session(policy, self.stream)
 
     @property

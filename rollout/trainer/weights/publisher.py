@@ -1,4 +1,4 @@
-"""New versions of the policy: saved where engines read them, pushed to all engines, and announced to orchestrators.
+"""Publishes new versions of the policy: saves them, pushes them to all engines, and announces them to orchestrators.
 
     with PolicyPublisher(settings) as publisher:
         publisher.publish(0, model.save_pretrained)                       # before the first rollout
@@ -6,9 +6,9 @@
             train(groups)
             publisher.publish(step, model.save_pretrained, {"codeword": Consumption(step * 64)})
 
-An engine that is not known to have the version is *behind*: its update failed, or it does not answer. The version is
-announced once one engine has it; from then on workers only use engines that report it. The publisher checks all engines
-regularly, and pushes the version to those that are behind, such as one that was restarted.
+An engine is *behind* if its update failed, or if it does not answer. The version is announced when at least one engine
+has it; from then on, workers only use engines that report it. The publisher checks all engines regularly, and pushes
+the version to those that are behind, such as one that was restarted.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ import structlog
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from rollout.engine.errors import EngineError
-from rollout.engine.http import EngineHttp
+from rollout.engine.httpx_transport import HttpxTransport
 from rollout.engine.weight_updates import EngineState, fetch_engine_states, update_weights
 from rollout.errors import RolloutError
 from rollout.records.progress import ProgressPublisher, TrainerProgress
@@ -36,11 +36,11 @@ from transports import QueueError
 log = structlog.get_logger()
 
 _REPAIR_INTERVALS = (5.0, 60.0)
-"""Seconds between two checks of the engines, and the most that they grow to while an engine cannot be updated."""
+"""Seconds between two checks of the engines, and their maximum while an engine cannot be updated."""
 
 
 class PushFailed(RolloutError):
-    """No engine has the new version; nothing was announced, and rollouts go on with the previous one."""
+    """No engine has the new version. It was not announced, and rollouts go on with the previous one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +58,14 @@ class Consumption:
 
 @dataclass(frozen=True, slots=True)
 class PublisherSettings:
-    """Where versions are pushed, and how; `rollout.trainer.weights.from_config` reads it from a run's configurations.
+    """Where versions are pushed, and how; `rollout.trainer.weights.from_config` reads it from configurations.
 
     Attributes:
         engines: the root URLs of all engines that workers use.
-        weights: a directory that trainer and engines see under one path.
-        controls: per environment the URL of the queue that takes the trainer's progress (`queue.control`).
+        weights: a directory that has the same path for the trainer and for the engines.
+        controls: for each environment, the URL of the queue that takes the trainer's progress (`queue.control`).
         on_update: what happens to requests in flight.
-        timeout: seconds for one push, the wait for requests in flight included.
+        timeout: seconds for one push, including the wait for requests in flight.
         api_key: sent to the engines as a bearer token.
         reference: a checkpoint with the tensors that the first version must have; None: it may have any. Later versions
             must have the tensors of the version before.
@@ -87,7 +87,7 @@ class Pushed:
     Attributes:
         version: the version that was pushed.
         engines: the URLs of the engines that have it.
-        behind: for each other engine, by its URL, why it does not have it.
+        behind: for each other engine, by its URL, the reason why it does not have it.
     """
 
     version: int
@@ -108,7 +108,7 @@ class AsyncPolicyPublisher:
             Path(settings.weights), None if settings.reference is None else Path(settings.reference)
         )
         self._consumption = dict.fromkeys(settings.controls, Consumption())
-        self._http = EngineHttp(settings.api_key)
+        self._transport = HttpxTransport(settings.api_key)
         self._progress_publishers: dict[str, ProgressPublisher] = {}
         self._push_lock = anyio.Lock()
         self._stack = AsyncExitStack()
@@ -116,7 +116,7 @@ class AsyncPolicyPublisher:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             stack.enter_context(self._weights_directory.lock())
-            await stack.enter_async_context(self._http)
+            await stack.enter_async_context(self._transport)
             for environment, url in self.settings.controls.items():
                 self._progress_publishers[environment] = await stack.enter_async_context(ProgressPublisher(url))
             stack.push_async_callback(self._push_lock.acquire)  # a cancelled push still cleans up its engines
@@ -130,21 +130,21 @@ class AsyncPolicyPublisher:
         await self._stack.__aexit__(kind, error, trace)
 
     async def publish(self, version: int, save: Saver, consumption: Mapping[str, Consumption] | None = None) -> Pushed:
-        """Save a version, push it to every engine, and announce it. The number may also be smaller than the last one.
+        """Save a version, push it to every engine, and announce it. The number may be smaller than the last one.
 
         Raises:
-            WeightsError: what was saved is not a checkpoint of this model; nothing was touched.
+            WeightsError: the saved files are not a checkpoint of this model; the previous version is unchanged.
             PushFailed: no engine could be updated.
         """
         await anyio.to_thread.run_sync(self.save, version, save)
         return await self.push(consumption)
 
     def save(self, version: int, save: Saver) -> None:
-        """The first half of `publish`, which needs no event loop."""
+        """Save a version without pushing it. It needs no event loop."""
         self._weights_directory.replace(version, save)
 
     async def push(self, consumption: Mapping[str, Consumption] | None = None) -> Pushed:
-        """The second half: push the saved version to every engine, whatever version it has, and announce it."""
+        """Push the saved version to every engine, also to those that have it, and announce it."""
         self._consumption.update(consumption or {})
         async with self._push_lock:
             saved, states = self._require_saved_version(), await self.states()
@@ -156,7 +156,7 @@ class AsyncPolicyPublisher:
         """Push the saved version to the engines that do not have it or are paused.
 
         Raises:
-            PushFailed: there is no engine that has it.
+            PushFailed: no engine has it.
         """
         async with self._push_lock:
             saved, states = self._require_saved_version(), await self.states()
@@ -169,13 +169,13 @@ class AsyncPolicyPublisher:
         return pushed
 
     async def states(self) -> Mapping[str, EngineState | EngineError]:
-        """What every engine reports of its weights, or the error if it does not answer."""
-        return await fetch_engine_states(self._http, self.settings.engines)
+        """Ask every engine for its version; return the state of each by its URL, or its error."""
+        return await fetch_engine_states(self._transport, self.settings.engines)
 
     def _require_saved_version(self) -> SavedVersion:
         saved = self._weights_directory.saved_version
         if saved is None:
-            raise PushFailed(f"{self.settings.weights} holds no whole version of the weights; publish one first.")
+            raise PushFailed(f"{self.settings.weights} does not contain a complete version; publish one first.")
         return saved
 
     async def _update_engines(
@@ -189,7 +189,7 @@ class AsyncPolicyPublisher:
             try:
                 with anyio.fail_after(settings.timeout):
                     await update_weights(
-                        self._http,
+                        self._transport,
                         url,
                         weights_directory=Path(settings.weights),
                         version=str(saved.version),
@@ -199,7 +199,9 @@ class AsyncPolicyPublisher:
             except (EngineError, WeightsError) as error:
                 behind[url] = str(error)
             except TimeoutError:
-                behind[url] = f"{url} had not the new weights after {settings.timeout:g} s (policy.update_timeout)."
+                behind[url] = (
+                    f"{url} did not load the new weights within {settings.timeout:g} s (policy.update_timeout)."
+                )
             else:
                 log.info("engine updated", url=url, version=saved.version, seconds=time.monotonic() - started_at)
 
@@ -220,7 +222,7 @@ class AsyncPolicyPublisher:
             await progress_publisher.publish(
                 TrainerProgress(version, consumption.consumed, consumption.discarded, pushed=True)
             )
-        self.version = version  # last, so that what could not be announced is announced with the next repair
+        self.version = version  # last, so that the next repair repeats an announcement that failed
 
     @asynccontextmanager
     async def _repairing_in_background(self) -> AsyncIterator[None]:
@@ -238,7 +240,7 @@ class AsyncPolicyPublisher:
         while True:
             await anyio.sleep(interval)
             if self.version is None:
-                continue  # this publisher has pushed nothing yet; the directory has what an earlier trainer left
+                continue  # this publisher has pushed nothing yet; the directory may have an earlier trainer's version
             try:
                 all_updated = not (await self.repair()).behind
             except (RolloutError, QueueError) as error:
@@ -248,7 +250,7 @@ class AsyncPolicyPublisher:
 
 
 class PolicyPublisher:
-    """The publisher for a program without an event loop; the loop runs in a thread of its own.
+    """The publisher for a program without an event loop; its loop runs in another thread.
 
     `save` is called in the thread that calls `publish`.
     """
@@ -272,6 +274,7 @@ class PolicyPublisher:
 
     @property
     def version(self) -> int | None:
+        """The version that was announced last."""
         return self._publisher.version
 
     def publish(self, version: int, save: Saver, consumption: Mapping[str, Consumption] | None = None) -> Pushed:

@@ -14,7 +14,7 @@ from renderers_adapter.tokens import ExpandedIds, as_logical_ids
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineAborted, EngineRefused
-from rollout.engine.http import EngineHttp
+from rollout.engine.httpx_transport import HttpxTransport
 from rollout.engine.request import GenerateRequest
 from rollout.engine.weight_updates import fetch_engine_state
 from rollout.records.kinds import RolloutLimit, RolloutStatus
@@ -165,8 +165,8 @@ def test_a_server_with_a_key_closes_every_route_but_two(fleet: Mapping[str, Any]
 
 async def test_a_trainer_with_the_key_reaches_the_routes_for_new_weights(fleet: Mapping[str, Any]) -> None:
     live = fleet["qwen2.5-vl"]
-    async with EngineHttp(live.api_key) as http:
-        await http.post(f"{live.url}/pause?mode=wait&clear_cache=false", b"")
-        assert (await fetch_engine_state(http, live.url)).paused
-        await http.post(f"{live.url}/resume", b"")
-        assert not (await fetch_engine_state(http, live.url)).paused
+    async with HttpxTransport(live.api_key) as transport:
+        await transport.post(f"{live.url}/pause?mode=wait&clear_cache=false", b"")
+        assert (await fetch_engine_state(transport, live.url)).paused
+        await transport.post(f"{live.url}/resume", b"")
+        assert not (await fetch_engine_state(transport, live.url)).paused

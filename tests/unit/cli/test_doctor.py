@@ -32,7 +32,7 @@ def test_doctor_shows_a_table_alone_and_asks_engines_only_of_a_run_that_could_be
     assert sound.returncode == 0, sound.stdout
     assert {line.partition("  ")[0] for line in sound.stdout.splitlines()} <= {"ok", "?", ""}
     assert begun_wrong.returncode == 2
-    assert "?  engines  not asked" in begun_wrong.stdout
+    assert "?  engines  not checked" in begun_wrong.stdout
 
 
 def test_an_environment_that_cannot_be_made_is_shown_once_with_the_line_of_its_code(

@@ -14,7 +14,8 @@ from rollout.config.model_directory import BUILTIN_MODELS
 from rollout.doctor import engines as module
 from rollout.doctor.engines import check_engines
 from rollout.doctor.results import CheckResult, CheckStatus
-from rollout.engine.http import EngineHttp
+from rollout.engine.httpx_transport import HttpxTransport
+from rollout.engine.transport import EngineTransport
 from rollout.engine.weight_updates import EngineState, NotUpdatable
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 
@@ -95,8 +96,8 @@ async def test_an_engine_that_stands_still_is_found_before_anybody_waits_for_it(
 async def test_an_engine_whose_weights_cannot_be_replaced_is_a_fault_where_versions_are_expected(
     config: Path, url: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def without(http: EngineHttp, url: str) -> EngineState:
-        raise NotUpdatable(f"{url} cannot be given new weights. Start vLLM with VLLM_SERVER_DEV_MODE=1.")
+    async def without(transport: EngineTransport, url: str) -> EngineState:
+        raise NotUpdatable(f"{url} cannot load new weights. Start vLLM with VLLM_SERVER_DEV_MODE=1.")
 
     monkeypatch.setattr(module, "fetch_engine_state", without)
     unpaced = await findings(config, url, runs)
@@ -109,15 +110,15 @@ async def test_an_engine_whose_weights_cannot_be_replaced_is_a_fault_where_versi
 async def test_a_tokenizer_that_answers_nonsense_is_a_fault(
     config: Path, url: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    post = EngineHttp.post
+    post = HttpxTransport.post
 
-    async def greeted(self: EngineHttp, url: str, body: bytes, *, session_id: str | None = None) -> bytes:
+    async def greeted(self: HttpxTransport, url: str, body: bytes, *, session_id: str | None = None) -> bytes:
         return b"<html>" if url.endswith("/tokenize") else await post(self, url, body, session_id=session_id)
 
-    monkeypatch.setattr(EngineHttp, "post", greeted)
+    monkeypatch.setattr(HttpxTransport, "post", greeted)
     *_, found = await findings(config, url, runs)
     assert verdicts([found]) == {"tokens": "bad"}
-    assert "/tokenize answers in a form that is not known" in found.message
+    assert "/tokenize answers in an unknown form" in found.message
 
 
 async def test_files_that_the_server_may_not_read_are_found(config: Path, url: str, tmp_path: Path) -> None:
@@ -162,4 +163,4 @@ async def test_an_engine_that_fails_is_told_by_its_own_text_and_not_as_one_that_
     assert found[-1].status is CheckStatus.BAD
     assert found[-1].message.startswith(f"the engine at {url}/inference/v1/generate answered 500: The scripted policy")
     assert "ValueError: no colours left" in found[-1].message
-    assert found[-1].fix == "look into the engine's own log: the request reached it, and it failed"
+    assert found[-1].fix == "read the engine's own log: the request reached it, and it failed"

@@ -29,8 +29,8 @@ def test_the_backend_without_any_difference_is_proven() -> None:
     parity = PixelComparison((difference("pil", differing=3), difference("torchvision")), {})
     assert parity.matching_backend == "torchvision"
     assert parity.summary().splitlines() == [
-        "the engine resizes as torchvision does: not one bit differs",
-        "the trainer with pil would not: odd differ, by up to 3 of 255 (3 of 100 values of odd)",
+        "the engine and torchvision give the same pixels, bit for bit",
+        "pil gives other pixels for odd: by up to 3 of 255 (3 of 100 values of odd)",
     ]
 
 
@@ -38,7 +38,7 @@ def test_one_differing_probe_disproves_a_backend() -> None:
     parity = PixelComparison((difference("pil"), difference("pil", "RGBA", 1)), {"torchvision": "it is not installed"})
     assert parity.matching_backend is None
     assert parity.summary().splitlines() == [
-        "the trainer with pil would not: RGBA differ, by up to 1 of 255 (1 of 100 values of RGBA)",
+        "pil gives other pixels for RGBA: by up to 1 of 255 (1 of 100 values of RGBA)",
         "torchvision was not compared: it is not installed",
     ]
 

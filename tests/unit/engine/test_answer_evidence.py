@@ -44,14 +44,14 @@ def test_log_probs_are_read_in_both_shapes(text: GenerateRequest) -> None:
     [
         ([], "3 tokens came with 0 log-probs"),
         ([entry(5), entry(6)], "3 tokens came with 2 log-probs"),
-        ([entry(5), entry(7), entry(6)], "log-prob 1 is of token 7, the sampled token is 6"),
-        ([entry(5), entry(6), {"token": "token_id:8", "logprob": 0.0}], "of token 8, the sampled token is 7"),
+        ([entry(5), entry(7), entry(6)], "log-prob 1 is for token 7, but token 6 was sampled"),
+        ([entry(5), entry(6), {"token": "token_id:8", "logprob": 0.0}], "for token 8, but token 7 was sampled"),
         ([entry(5), entry(6), entry(7, 0.5)], "log-prob of token 2 is 0.5"),
         ([entry(5), entry(6), entry(7, -12000.0)], "log-prob of token 2 is -12000"),
-        ([entry(5), entry(6), {"token": " word", "logprob": 0.0}], "of token  word"),
+        ([entry(5), entry(6), {"token": " word", "logprob": 0.0}], "for token  word"),
         ([entry(5), entry(6), entry(7, -9999.0)], "the log-prob of token 2 is -9999.0"),
         ([entry(5), entry(6), entry(7, None)], "the log-prob of token 2 is None"),
-        ([entry(5), entry(6), "?"], "not the expected shape"),
+        ([entry(5), entry(6), "?"], "does not have the expected form"),
     ],
 )
 def test_log_probs_of_anything_else_are_refused(text: GenerateRequest, content: Any, expected_text: str) -> None:
@@ -188,7 +188,7 @@ def test_a_sampling_mask_covers_each_token() -> None:
     assert (mask.ids.tolist(), mask.lengths.tolist()) == ([5, 6, 6, 7, 8, 9], [2, 1, 3])
     with pytest.raises(InvalidEvidence, match="2 of 3"):
         read_sampling_mask(TOKENS, [[5], [6]])
-    with pytest.raises(InvalidEvidence, match="token 2 is without the token 7 itself"):
+    with pytest.raises(InvalidEvidence, match="token 2 does not contain the token 7 itself"):
         read_sampling_mask(TOKENS, [[5], [6], [8, 9]])
 
 

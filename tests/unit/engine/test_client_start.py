@@ -8,8 +8,7 @@ import pytest
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineBroken, EngineRefused, EngineUnavailable, EngineUnreachable, ModelNotServed
 from rollout.engine.request import GenerateRequest
-
-UNUSED = "http://127.0.0.1:1"
+from tests.unit.engine.faulty import FaultyEngine, client_of, well
 
 
 @pytest.fixture(autouse=True)
@@ -17,33 +16,33 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rollout.engine.client._FIRST_RETRY_PAUSE_SECONDS", 0.001)
 
 
-async def test_checking_learns_the_shortest_context(faulty: Any, behaviours: Any) -> None:
-    async with faulty(behaviours["well"]) as first, faulty(behaviours["well"]) as second:
-        second.models = (200, orjson.dumps({"data": [{"id": "m", "max_model_len": 64}]}))
-        async with EngineClient([first.url, second.url], "m", timeout=20) as client:
-            await client.check()
-            assert client.max_model_len == 64
+async def test_checking_learns_the_shortest_context() -> None:
+    first, second = FaultyEngine(well), FaultyEngine(well)
+    second.models = (200, orjson.dumps({"data": [{"id": "m", "max_model_len": 64}]}))
+    async with client_of(first, second) as client:
+        await client.check()
+        assert client.max_model_len == 64
 
 
-async def test_one_engine_that_is_away_does_not_hold_up_the_start(
-    faulty: Any, behaviours: Any, text: GenerateRequest
-) -> None:
-    async with faulty(behaviours["well"]) as engine, EngineClient([UNUSED, engine.url], "m", timeout=20) as client:
+async def test_one_engine_that_is_away_does_not_hold_up_the_start(text: GenerateRequest) -> None:
+    engine = FaultyEngine(well)
+    async with client_of(engine, urls=["http://away", engine.url]) as client:
         await client.check()
         assert [engine.is_unavailable for engine in client.replicas] == [True, False]
         await client.generate(text)
 
 
 async def test_no_engine_at_all_does() -> None:
-    async with EngineClient([UNUSED], "m", timeout=20) as client:
+    async with EngineClient(["http://127.0.0.1:1"], "m", timeout=20) as client:
         with pytest.raises(EngineUnreachable, match="Is it running"):
             await client.check()
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
-async def test_a_start_waits_for_an_engine_that_is_not_available_yet(faulty: Any, behaviours: Any, status: int) -> None:
+async def test_a_start_waits_for_an_engine_that_is_not_available_yet(status: int) -> None:
     texts: list[str] = []
-    async with faulty(behaviours["well"]) as engine, EngineClient([engine.url], "m", timeout=20) as client:
+    engine = FaultyEngine(well)
+    async with client_of(engine) as client:
         sound, engine.models = engine.models, (status, b"not yet")
 
         def on_wait(text: str) -> None:
@@ -56,21 +55,20 @@ async def test_a_start_waits_for_an_engine_that_is_not_available_yet(faulty: Any
     assert [text.startswith("goes on after ") for text in texts[1:]] == [True]
 
 
-async def test_a_start_ends_after_its_last_try_with_what_the_engine_said(faulty: Any, behaviours: Any) -> None:
+async def test_a_start_ends_after_its_last_try_with_what_the_engine_said() -> None:
     texts: list[str] = []
-    async with faulty(behaviours["well"]) as engine, EngineClient([engine.url], "m", timeout=20, retries=2) as client:
+    engine = FaultyEngine(well)
+    async with client_of(engine, retries=2) as client:
         engine.models = (502, b"bad gateway")
         with pytest.raises(EngineUnavailable, match="answered 502: bad gateway"):
             await client.wait_until_checked(texts.append)
-    assert len(engine.headers) == 3
+    assert engine.paths == 3 * ["/v1/models"]
     assert len(texts) == 1
 
 
-async def test_a_start_ends_at_its_deadline(faulty: Any, behaviours: Any) -> None:
-    async with (
-        faulty(behaviours["well"]) as engine,
-        EngineClient([engine.url], "m", timeout=0.1, retries=9**9) as client,
-    ):
+async def test_a_start_ends_at_its_deadline() -> None:
+    engine = FaultyEngine(well)
+    async with client_of(engine, timeout=0.1, retries=9**9) as client:
         engine.models = (502, b"bad gateway")
         with pytest.raises(EngineUnavailable, match="answered 502"):
             await client.wait_until_checked(lambda _: None)
@@ -79,11 +77,10 @@ async def test_a_start_ends_at_its_deadline(faulty: Any, behaviours: Any) -> Non
 @pytest.mark.parametrize(
     ("models", "error"), [((404, b"no such page"), EngineRefused), ((500, b"out of memory"), EngineBroken)]
 )
-async def test_a_start_does_not_wait_for_what_another_try_would_not_mend(
-    faulty: Any, behaviours: Any, models: Any, error: type[Exception]
-) -> None:
+async def test_a_start_does_not_wait_for_what_another_try_would_not_mend(models: Any, error: type[Exception]) -> None:
     texts: list[str] = []
-    async with faulty(behaviours["well"]) as engine, EngineClient([engine.url], "m", timeout=20) as client:
+    engine = FaultyEngine(well)
+    async with client_of(engine) as client:
         engine.models = models
         with pytest.raises(error):
             await client.wait_until_checked(texts.append)
@@ -98,11 +95,9 @@ async def test_a_start_does_not_wait_for_what_another_try_would_not_mend(
         ((404, b"no such page"), EngineRefused),
     ],
 )
-async def test_a_server_of_something_else_holds_up_the_start(
-    faulty: Any, behaviours: Any, models: Any, error: type[Exception]
-) -> None:
-    async with faulty(behaviours["well"]) as sound, faulty(behaviours["well"]) as other:
-        other.models = models
-        async with EngineClient([sound.url, other.url], "m", timeout=20) as client:
-            with pytest.raises(error):
-                await client.check()
+async def test_a_server_of_something_else_holds_up_the_start(models: Any, error: type[Exception]) -> None:
+    sound, other = FaultyEngine(well), FaultyEngine(well)
+    other.models = models
+    async with client_of(sound, other) as client:
+        with pytest.raises(error):
+            await client.check()

@@ -5,10 +5,10 @@ from typing import Any
 import orjson
 import pytest
 
-from rollout.engine.client import EngineClient
 from rollout.engine.error_answers import error_message, refused_sampling_key
 from rollout.engine.errors import EngineRefused
 from rollout.engine.request import GenerateRequest
+from tests.unit.engine.faulty import FaultyEngine, client_of
 
 
 def answer(message: str, param: str | None = None) -> bytes:
@@ -71,11 +71,12 @@ def test_the_reason_is_the_engines_own_text(content: bytes, message: str) -> Non
     assert error_message(content) == message
 
 
-async def test_the_error_of_a_refused_sampling_key_begins_with_the_key(faulty: Any, text: GenerateRequest) -> None:
+async def test_the_error_of_a_refused_sampling_key_begins_with_the_key(text: GenerateRequest) -> None:
     async def refuse(_: dict[str, Any]) -> tuple[int, bytes]:
         return 400, answer("min_p must be in [0, 1], got 2.0.")
 
-    async with faulty(refuse) as engine, EngineClient([engine.url], "m", timeout=20) as client:
+    engine = FaultyEngine(refuse)
+    async with client_of(engine) as client:
         with pytest.raises(EngineRefused) as refused:
             await client.generate(text)
     assert str(refused.value) == (

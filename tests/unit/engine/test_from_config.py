@@ -7,6 +7,7 @@ from pydantic import SecretStr
 
 from rollout.config.load import load_config
 from rollout.config.source import ConfigFileError
+from rollout.engine.aiohttp_transport import AiohttpTransport
 from rollout.engine.from_config import api_key_from_config, engine_client_from_config
 from rollout.errors import ConfigurationError
 
@@ -21,8 +22,10 @@ def example(repository: Path) -> Path:
 def test_the_key_is_read_from_the_environment_and_never_dumped(example: Path) -> None:
     config = load_config(example, ["engine.api_key_env=ENGINE_KEY"])
     client = engine_client_from_config(config, [URL], None, environment={"ENGINE_KEY": "s3cret"})
-    assert client._http._api_key == SecretStr("s3cret")
-    assert "s3cret" not in f"{config.to_dict()} {config!r} {client.__dict__!r} {client._http.__dict__!r}"
+    transport = client._transport
+    assert isinstance(transport, AiohttpTransport)
+    assert transport._api_key == SecretStr("s3cret")
+    assert "s3cret" not in f"{config.to_dict()} {config!r} {client.__dict__!r} {transport.__dict__!r}"
 
 
 def test_a_line_break_after_the_key_is_not_part_of_it(example: Path) -> None:

@@ -1,12 +1,9 @@
 """How images go out: as references where an engine says that it resolves them, else as parts, and why."""
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -23,6 +20,7 @@ from rollout.engine.errors import EngineRefused, RequestRefusedLocally
 from rollout.engine.image_refs import ImageRef
 from rollout.engine.protocol import encode_request
 from rollout.engine.request import GenerateRequest
+from rollout.engine.stand_in import StandInEngine
 from rollout.testing import embedded_policy
 
 QWEN_PROCESSOR = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536}
@@ -135,35 +133,17 @@ def test_banned_tokens_go_out_as_the_least_bias_beside_the_biases_of_the_samplin
     assert encoded(biased, geometry)["sampling_params"]["logit_bias"] == {"5": 1.0, "7": -100.0, "9": -100.0}
 
 
-StartEngine = Callable[[Any], str]
+def client_of_plugins(descriptions: Sequence[Any], **settings: Any) -> EngineClient:
+    """A client of engines whose plugins tell this of themselves; None: an engine has no plugin."""
 
+    async def answer(url: str, _: bytes) -> tuple[int, bytes]:
+        if url.endswith("/v1/models"):
+            return 200, orjson.dumps({"data": [{"id": "tiny", "max_model_len": 100}]})
+        description = descriptions[int(url.removesuffix("/mmraw/version")[-1])]
+        return 404 if description is None else 200, orjson.dumps(description)
 
-@pytest.fixture
-def engine() -> Iterator[StartEngine]:
-    """`engine(told)`: the URL of a server whose plugin tells this of itself; None: it has no plugin."""
-    servers: list[ThreadingHTTPServer] = []
-
-    def start(description: Any) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                paths = {"/v1/models": {"data": [{"id": "tiny", "max_model_len": 100}]}, "/mmraw/version": description}
-                found = paths.get(self.path)
-                self.send_response(404 if found is None else 200)
-                self.end_headers()
-                self.wfile.write(json.dumps(found).encode())
-
-            def log_message(self, *_: Any) -> None:
-                """Say nothing."""
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    urls = [f"http://engine-{number}" for number in range(len(descriptions))]
+    return EngineClient(urls, "tiny", timeout=20, transport=StandInEngine(answer), **settings)
 
 
 def plugin_description(geometry: Geometry, **changed: Any) -> dict[str, Any]:
@@ -171,20 +151,20 @@ def plugin_description(geometry: Geometry, **changed: Any) -> dict[str, Any]:
     return {"version": "0.1.0", "refs": ["v2", "v3"], **geometry_fields, **changed}
 
 
-async def test_each_engine_gets_images_as_it_takes_them(engine: StartEngine, geometry: Geometry) -> None:
-    urls = [
-        engine(plugin_description(geometry)),
-        engine(None),
-        engine(plugin_description(geometry, family=None, fingerprint=None)),
+async def test_each_engine_gets_images_as_it_takes_them(geometry: Geometry) -> None:
+    descriptions = [
+        plugin_description(geometry),
+        None,
+        plugin_description(geometry, family=None, fingerprint=None),
     ]
     with structlog.testing.capture_logs() as logs:
-        async with EngineClient(urls, "tiny", timeout=20, multimodal="auto", geometry=geometry) as client:
+        async with client_of_plugins(descriptions, multimodal="auto", geometry=geometry) as client:
             await client.check()
             assert [replica.resolves_references for replica in client.replicas] == [True, False, False]
     assert {entry["engine"]: entry["event"] for entry in logs} == {
-        urls[0]: "images go out as references",
-        urls[1]: "images go out as content_parts",
-        urls[2]: "images go out as content_parts",
+        "http://engine-0": "images go out as references",
+        "http://engine-1": "images go out as content_parts",
+        "http://engine-2": "images go out as content_parts",
     }
 
 
@@ -198,18 +178,17 @@ async def test_each_engine_gets_images_as_it_takes_them(engine: StartEngine, geo
     ],
 )
 async def test_where_references_are_asked_for_another_plugin_is_refused_with_its_reason(
-    engine: StartEngine, geometry: Geometry, changed: dict[str, Any], why: str
+    geometry: Geometry, changed: dict[str, Any], why: str
 ) -> None:
-    url = engine(plugin_description(geometry, **changed))
-    async with EngineClient([url], "tiny", timeout=20, multimodal="mmraw", geometry=geometry) as client:
+    descriptions = [plugin_description(geometry, **changed)]
+    async with client_of_plugins(descriptions, multimodal="mmraw", geometry=geometry) as client:
         with pytest.raises(EngineRefused, match=f"engine.multimodal is mmraw.*{why}"):
             await client.check()
 
 
-async def test_nobody_is_asked_where_it_would_not_matter(engine: StartEngine, geometry: Geometry) -> None:
-    url = engine(plugin_description(geometry))
+async def test_nobody_is_asked_where_it_would_not_matter(geometry: Geometry) -> None:
     for multimodal, own in (("content_parts", geometry), ("auto", None), ("mmraw", None)):
-        async with EngineClient([url], "tiny", timeout=20, multimodal=multimodal, geometry=own) as client:  # type: ignore[arg-type]
+        async with client_of_plugins([plugin_description(geometry)], multimodal=multimodal, geometry=own) as client:
             await client.check()
             assert not client.replicas[0].resolves_references
 

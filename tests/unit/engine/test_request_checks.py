@@ -138,46 +138,46 @@ SILENTLY_WRONG: Cases = {
     "the newest image alone": (only_the_newest_image, "3 image pad tokens for 1 images"),
     "more images than pads": (one_image_too_many, "3 image pad tokens for 4 images"),
     "no image at all": (without_images, "3 image pad tokens for 0 images"),
-    "images in another order": (images_in_another_order, "the references name"),
-    "a reference of another kind": (first_image_url("mmraw:v3:e30"), "needs its data:image"),
+    "images in another order": (images_in_another_order, "the request has the images"),
+    "a reference of another kind": (first_image_url("mmraw:v3:e30"), "give every image a data:"),
     "a tensor in the place of an image": (
         first_image_url("data:application/x-npy;base64,AAAA"),
-        "needs its data:image",
+        "give every image a data:",
     ),
-    "a video in the place of an image": (first_image_url("data:video/mp4;base64,AAAA"), "needs its data:image"),
-    "an image that lies elsewhere": (first_image_url("https://host/x.png"), "needs its data:image"),
+    "a video in the place of an image": (first_image_url("data:video/mp4;base64,AAAA"), "give every image a data:"),
+    "an image that lies elsewhere": (first_image_url("https://host/x.png"), "give every image a data:"),
     "a range over tokens that are no pads": (text_in_image_range, "not the prompt with each pad token repeated"),
-    "a range that begins late": (first_range(offset=1), "must lie exactly"),
-    "a range that begins early": (first_range(offset=-1), "must lie exactly"),
-    "a range that is short": (first_range(length=-1), "must lie exactly"),
+    "a range that begins late": (first_range(offset=1), "must be the same range"),
+    "a range that begins early": (first_range(offset=-1), "must be the same range"),
+    "a range that is short": (first_range(length=-1), "must be the same range"),
     "another file under a known hash": (first_image_url(f"file:///runs/{'0' * 64}.png"), "the wrong image"),
     "another picture under a known hash": (first_image_url("data:image/png;base64,AAAA"), "the wrong image"),
 }
 CRASHING: Cases = {
-    "a range that is long": (first_range(length=1), "must lie exactly"),
+    "a range that is long": (first_range(length=1), "must be the same range"),
     "a range of no tokens": (first_range(length=-50), "takes no tokens"),
-    "null in the place of an image": (first_image_url(None), "image 0 is None; every image needs"),
-    "nothing in the place of an image": (first_image_url(""), "every image needs"),
+    "null in the place of an image": (first_image_url(None), "image 0 has the URL None; give every image"),
+    "nothing in the place of an image": (first_image_url(""), "give every image"),
 }
 REFUSED_BY_ENGINE: Cases = {
-    "a file on another machine": (first_image_url("file://host/x.png"), "needs its data:image"),
+    "a file on another machine": (first_image_url("file://host/x.png"), "give every image a data:"),
     "a hash that is not hex": (first_image_hash("0123456789abcdeg"), "not lower-case hex"),
     "a hash in capitals": (first_image_hash("ABCDEF0123456789"), "not lower-case hex"),
     "another prompt": (changed_first_token, "not the prompt with each pad token repeated"),
 }
 CASES = SILENTLY_WRONG | CRASHING | REFUSED_BY_ENGINE
 SAMPLING_CASES: Cases = {
-    "a sampling key that is misspelt": (sampling(temprature=1.0), "'temprature' may not be set"),
-    "several answers": (sampling(n=2), "'n' may not be set"),
-    "no log-probs": (sampling(logprobs=None), "'logprobs' may not be set"),
-    "another kind of answer": (sampling(output_kind=1), "'output_kind' may not be set"),
+    "a sampling key that is misspelt": (sampling(temprature=1.0), "'temprature' cannot be set"),
+    "several answers": (sampling(n=2), "'n' cannot be set"),
+    "no log-probs": (sampling(logprobs=None), "'logprobs' cannot be set"),
+    "another kind of answer": (sampling(output_kind=1), "'output_kind' cannot be set"),
     "no temperature": (without_temperature, "the temperature is None"),
     "a temperature that is no number": (sampling(temperature=float("nan")), "the temperature is nan"),
     "a number that JSON has not": (sampling(seed=float("nan")), "seed is nan"),
     "one stop token": (sampling(stop_token_ids=5), "stop_token_ids is 5; expected a list"),
     "stop tokens that are none": (sampling(stop_token_ids=None), "stop_token_ids is None; expected a list"),
-    "what JSON has not": (sampling(extra_args={"x": object()}), "the sampling cannot be written as JSON"),
-    "a number beyond JSON": (sampling(seed=2**80), "the sampling cannot be written as JSON"),
+    "what JSON has not": (sampling(extra_args={"x": object()}), "the sampling parameters cannot be written as JSON"),
+    "a number beyond JSON": (sampling(seed=2**80), "the sampling parameters cannot be written as JSON"),
 }
 
 
@@ -202,8 +202,8 @@ def test_sampling_that_an_engine_must_not_see_is_refused_by_its_key_and_without_
 
 
 REFERENCE_CASES: Cases = {
-    "a range longer than the embeddings": (with_more_pads(1), "takes 6 tokens by its layout, and has 7 places"),
-    "a range shorter than the embeddings": (with_more_pads(-1), "takes 6 tokens by its layout, and has 5 places"),
+    "a range longer than the embeddings": (with_more_pads(1), "takes 6 tokens, but its placeholder has 7"),
+    "a range shorter than the embeddings": (with_more_pads(-1), "takes 6 tokens, but its placeholder has 5"),
     "an image without data": (first_image_payload({}), "must be {'image_grid_thw'"),
     "an image of an unsupported modality": (first_image_payload({"video_grid_thw": [[1, 2, 12]]}), "must be {"),
     "pixels in the place of a reference": (
@@ -287,7 +287,7 @@ def test_other_bytes_under_a_known_hash_are_refused(pictures: GenerateRequest) -
         return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
     encode(with_image(pictures, uri(data), name))
-    with pytest.raises(RequestRefusedLocally, match="image 0 is called"):
+    with pytest.raises(RequestRefusedLocally, match="image 0 has the hash"):
         encode(with_image(pictures, uri(other), name))
 
 
@@ -296,5 +296,5 @@ def test_a_file_that_is_named_after_other_bytes_is_refused(pictures: GenerateReq
     encode(with_image(pictures, f"file:///runs/a%20b/{sha256}.png", sha256[:32]))
     with pytest.raises(RequestRefusedLocally, match="wrong image"):
         encode(with_image(pictures, f"file:///runs/a%20b/{sha256}.png", "0" * 32))
-    with pytest.raises(RequestRefusedLocally, match="no image"):
+    with pytest.raises(RequestRefusedLocally, match="no hash"):
         encode(with_image(pictures, "data:image/png;base64,====", sha256[:32]))

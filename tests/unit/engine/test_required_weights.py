@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from rollout.engine import client as module
-from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineAborted, EngineUnavailable
 from rollout.engine.request import GenerateRequest
 from rollout.engine.routing import Router
+from tests.unit.engine.faulty import FaultyEngine, client_of, completed, well
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def sampled_by(behaviours: Any) -> Callable[..., Callable[[Any], Awaitable[Any]]]:
+def sampled_by() -> Callable[..., Callable[[Any], Awaitable[Any]]]:
     """Answers whose tokens came from these weights, one version after the other; the last one from then on."""
 
     def make_behaviour(*versions: str, finish: str = "stop") -> Callable[[Any], Awaitable[Any]]:
@@ -29,7 +29,7 @@ def sampled_by(behaviours: Any) -> Callable[..., Callable[[Any], Awaitable[Any]]
             version = remaining_versions.pop(0) if len(remaining_versions) > 1 else remaining_versions[0]
             ended = finish if len(remaining_versions) > 1 or version != versions[-1] else "stop"
             spans = [{"version": version, "start": 0, "end": 3}]
-            return behaviours["completion"](body, weight_versions=spans, finish_reason=ended)
+            return completed(body, weight_versions=spans, finish_reason=ended)
 
         return behave
 
@@ -37,110 +37,99 @@ def sampled_by(behaviours: Any) -> Callable[..., Callable[[Any], Awaitable[Any]]
 
 
 async def test_an_engine_that_missed_the_push_is_not_used_until_it_tells_the_version(
-    faulty: Any, sampled_by: Any, text: GenerateRequest
+    sampled_by: Any, text: GenerateRequest
 ) -> None:
-    async with faulty(sampled_by("7")) as behind, faulty(sampled_by("8")) as sound:
-        behind.weights, sound.weights = "7", "8"
-        async with EngineClient([behind.url, sound.url], "m", timeout=20) as client:
-            for number in range(4):
-                await client.generate(replace(text, request_id=f"before-{number}", required_version="7"))
-            used = len(behind.generated)
-            for number in range(8):
-                answer = await client.generate(replace(text, request_id=f"r-{number}", required_version="8"))
-                assert [span.version for span in answer.versions] == ["8"]
-            assert len(behind.generated) == used > 0
+    behind, sound = FaultyEngine(sampled_by("7")), FaultyEngine(sampled_by("8"))
+    behind.weights, sound.weights = "7", "8"
+    async with client_of(behind, sound) as client:
+        for number in range(4):
+            await client.generate(replace(text, request_id=f"before-{number}", required_version="7"))
+        used = len(behind.generated)
+        for number in range(8):
+            answer = await client.generate(replace(text, request_id=f"r-{number}", required_version="8"))
+            assert [span.version for span in answer.versions] == ["8"]
+        assert len(behind.generated) == used > 0
 
-            behind.weights, behind.behave = "8", sampled_by("8")
-            for engine in client.replicas:
-                engine.unavailable_until = 0.0 if engine.is_unavailable else None  # its time is over
-            for number in range(8):
-                await client.generate(replace(text, request_id=f"later-{number}", required_version="8"))
-            assert len(behind.generated) > used
+        behind.weights, behind.behave = "8", sampled_by("8")
+        for engine in client.replicas:
+            engine.unavailable_until = 0.0 if engine.is_unavailable else None  # its time is over
+        for number in range(8):
+            await client.generate(replace(text, request_id=f"later-{number}", required_version="8"))
+        assert len(behind.generated) > used
 
 
-async def test_with_every_engine_behind_the_turn_fails_and_says_why(
-    faulty: Any, sampled_by: Any, text: GenerateRequest
-) -> None:
-    async with faulty(sampled_by("default")) as engine:
-        engine.weights = "default"
-        async with EngineClient([engine.url], "m", timeout=20, retries=2) as client:
-            with pytest.raises(EngineUnavailable, match="has the weights 'default'; '8' were pushed"):
-                await client.generate(replace(text, required_version="8"))
+async def test_with_every_engine_behind_the_turn_fails_and_says_why(sampled_by: Any, text: GenerateRequest) -> None:
+    engine = FaultyEngine(sampled_by("default"))
+    engine.weights = "default"
+    async with client_of(engine, retries=2) as client:
+        with pytest.raises(EngineUnavailable, match="has the weights 'default'; '8' were pushed"):
+            await client.generate(replace(text, required_version="8"))
     assert engine.generated == []
 
 
-async def test_an_engine_that_cannot_tell_is_not_used_where_a_version_is_required(
-    faulty: Any, behaviours: Any, text: GenerateRequest
-) -> None:
-    async with (
-        faulty(behaviours["well"]) as engine,
-        EngineClient([engine.url], "m", timeout=20, retries=0) as client,
-    ):
+async def test_an_engine_that_cannot_tell_is_not_used_where_a_version_is_required(text: GenerateRequest) -> None:
+    engine = FaultyEngine(well)
+    async with client_of(engine, retries=0) as client:
         with pytest.raises(EngineUnavailable, match="VLLM_SERVER_DEV_MODE=1"):
             await client.generate(replace(text, required_version="0"))
         await client.generate(text)
 
 
 async def test_an_answer_by_weights_from_before_is_thrown_away_and_its_engine_left(
-    faulty: Any, sampled_by: Any, text: GenerateRequest
+    sampled_by: Any, text: GenerateRequest
 ) -> None:
     """A server that was killed and is back before anybody noticed: what it says of its tokens is believed."""
-    async with faulty(sampled_by("8", "default")) as engine, faulty(sampled_by("8")) as other:
-        engine.weights = other.weights = "8"
-        async with EngineClient([engine.url], "m", timeout=20) as alone:
-            await alone.generate(replace(text, required_version="8"))
-            engine.weights = "default"
-            with pytest.raises(EngineUnavailable, match="default"):
-                await alone.generate(replace(text, request_id="again", required_version="8"))
-        requests_before = len(engine.generated)
-        engine.weights = "8"  # what it told when it was looked at; then it died
-        async with EngineClient([engine.url, other.url], "m", timeout=20) as client:
-            for number in range(6):
-                answer = await client.generate(replace(text, request_id=f"r-{number}", required_version="8"))
-                assert [span.version for span in answer.versions] == ["8"]
+    engine, other = FaultyEngine(sampled_by("8", "default")), FaultyEngine(sampled_by("8"))
+    engine.weights = other.weights = "8"
+    async with client_of(engine) as alone:
+        await alone.generate(replace(text, required_version="8"))
+        engine.weights = "default"
+        with pytest.raises(EngineUnavailable, match="default"):
+            await alone.generate(replace(text, request_id="again", required_version="8"))
+    requests_before = len(engine.generated)
+    engine.weights = "8"  # what it told when it was looked at; then it died
+    async with client_of(engine, other) as client:
+        for number in range(6):
+            answer = await client.generate(replace(text, request_id=f"r-{number}", required_version="8"))
+            assert [span.version for span in answer.versions] == ["8"]
     assert len(engine.generated) == requests_before + 1
 
 
-async def test_tokens_of_newer_weights_than_were_asked_for_are_taken(
-    faulty: Any, sampled_by: Any, text: GenerateRequest
-) -> None:
+async def test_tokens_of_newer_weights_than_were_asked_for_are_taken(sampled_by: Any, text: GenerateRequest) -> None:
     """An engine has them before its workers hear of it."""
-    async with faulty(sampled_by("9")) as engine:
-        engine.weights = "9"
-        async with EngineClient([engine.url], "m", timeout=20) as client:
-            answer = await client.generate(replace(text, required_version="8"))
+    engine = FaultyEngine(sampled_by("9"))
+    engine.weights = "9"
+    async with client_of(engine) as client:
+        answer = await client.generate(replace(text, required_version="8"))
     assert [span.version for span in answer.versions] == ["9"]
 
 
-async def test_a_turn_that_was_aborted_for_new_weights_is_begun_anew(
-    faulty: Any, sampled_by: Any, text: GenerateRequest
-) -> None:
-    async with faulty(sampled_by("7", "8", finish="abort")) as engine:
-        async with EngineClient([engine.url], "m", timeout=20) as client:
-            answer = await client.generate(text)
-            assert [e.consecutive_failures for e in client.replicas] == [0]
+async def test_a_turn_that_was_aborted_for_new_weights_is_begun_anew(sampled_by: Any, text: GenerateRequest) -> None:
+    engine = FaultyEngine(sampled_by("7", "8", finish="abort"))
+    async with client_of(engine) as client:
+        answer = await client.generate(text)
+        assert [e.consecutive_failures for e in client.replicas] == [0]
     assert [span.version for span in answer.versions] == ["8"]
     assert [body["request_id"] for body in engine.generated] == ["r-0.0", "r-0.1"]
 
 
-async def test_a_turn_that_is_aborted_every_time_fails(faulty: Any, behaviours: Any, text: GenerateRequest) -> None:
+async def test_a_turn_that_is_aborted_every_time_fails(text: GenerateRequest) -> None:
     async def aborting(body: dict[str, Any]) -> Any:
-        return behaviours["completion"](body, finish_reason="abort")
+        return completed(body, finish_reason="abort")
 
-    async with faulty(aborting) as engine, EngineClient([engine.url], "m", timeout=20, retries=2) as client:
+    engine = FaultyEngine(aborting)
+    async with client_of(engine, retries=2) as client:
         with pytest.raises(EngineAborted):
             await client.generate(text)
     assert len(engine.generated) == 3
 
 
-async def test_a_required_version_is_the_salt_of_the_prefix_cache(
-    faulty: Any, sampled_by: Any, text: GenerateRequest
-) -> None:
-    async with faulty(sampled_by("8")) as engine:
-        engine.weights = "8"
-        async with EngineClient([engine.url], "m", timeout=20) as client:
-            await client.generate(text)
-            await client.generate(replace(text, request_id="r-1", required_version="8"))
+async def test_a_required_version_is_the_salt_of_the_prefix_cache(sampled_by: Any, text: GenerateRequest) -> None:
+    engine = FaultyEngine(sampled_by("8"))
+    engine.weights = "8"
+    async with client_of(engine) as client:
+        await client.generate(text)
+        await client.generate(replace(text, request_id="r-1", required_version="8"))
     assert [body.get("cache_salt") for body in engine.generated] == [None, "8"]
 
 

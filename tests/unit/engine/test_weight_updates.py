@@ -1,7 +1,6 @@
 """Bringing new weights to an engine: the order of things, and how an engine is left when one of them fails."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,11 @@ import orjson
 import pytest
 
 from rollout.engine.errors import EngineBroken, EngineError, EngineMismatch, EngineUnreachable
-from rollout.engine.http import EngineHttp
+from rollout.engine.stand_in import StandInEngine
 from rollout.engine.weight_updates import EngineState, NotUpdatable, fetch_engine_state, update_weights
 from rollout.records.versions import OnUpdate
 
+URL = "http://engine"
 WEIGHTS = Path("/runs/one/policy")
 PAUSE = "/pause?mode={}&clear_cache=false"
 RELOAD = f'/collective_rpc reload_weights {{"weights_path":"{WEIGHTS}"}}'
@@ -22,16 +22,16 @@ RELOAD = f'/collective_rpc reload_weights {{"weights_path":"{WEIGHTS}"}}'
 class ControlledEngine:
     """Answers what an engine would, writes down what it was asked, and fails where it is told to."""
 
-    def __init__(self, http: EngineHttp, url: str) -> None:
+    def __init__(self) -> None:
         self.requests: list[str] = []
         self.failing: dict[str, Any] = {}
         self.version, self.paused = "7", False
-        self._http, self._url = http, url
+        self._transport = StandInEngine(self.answer)
 
     async def push(self, mode: OnUpdate = "wait", *, unchanged: bool = True) -> None:
         await update_weights(
-            self._http,
-            self._url,
+            self._transport,
+            URL,
             weights_directory=WEIGHTS,
             version="8",
             mode=mode,
@@ -39,9 +39,10 @@ class ControlledEngine:
         )
 
     async def state(self) -> EngineState:
-        return await fetch_engine_state(self._http, self._url)
+        return await fetch_engine_state(self._transport, URL)
 
-    async def answer(self, path: str, body: bytes) -> tuple[int, bytes] | None:
+    async def answer(self, url: str, body: bytes) -> tuple[int, bytes]:
+        path = url.removeprefix(URL)
         parameters = orjson.loads(body) if body else {}
         match path:
             case "/collective_rpc":
@@ -54,8 +55,11 @@ class ControlledEngine:
         failure = self.failing.get(request, self.failing.get(path))
         if failure == "hang":
             await asyncio.sleep(3600)
+        if failure == "die":
+            raise EngineUnreachable("the connection was closed")
         if failure is not None:
-            return None if failure == "die" else failure.pop(0)
+            answer: tuple[int, bytes] = failure.pop(0)
+            return answer
         if path.startswith("/pause"):
             self.paused = True
         if path == "/resume":
@@ -67,11 +71,8 @@ class ControlledEngine:
 
 
 @pytest.fixture
-async def engine(faulty: Any, behaviours: Any) -> AsyncIterator[ControlledEngine]:
-    async with faulty(behaviours["well"]) as started, EngineHttp() as http:
-        controlled = ControlledEngine(http, started.url)
-        started.answer = controlled.answer
-        yield controlled
+def engine() -> ControlledEngine:
+    return ControlledEngine()
 
 
 @pytest.mark.parametrize("mode", ["keep", "wait", "abort"])
@@ -144,7 +145,7 @@ async def test_an_engine_that_does_not_tell_whether_its_cache_is_empty_gets_no_n
     engine: ControlledEngine, answer: bytes
 ) -> None:
     engine.failing = {"/reset_prefix_cache": [(200, answer)]}
-    with pytest.raises(EngineMismatch, match="does not tell whether it emptied"):
+    with pytest.raises(EngineMismatch, match="does not report whether it emptied"):
         await engine.push()
     assert await engine.state() == EngineState("8-loading", paused=True)
 

@@ -26,7 +26,7 @@ async def test_an_answer_that_is_refused_is_asked_for_again_and_not_kept() -> No
 async def test_an_answer_that_stays_refused_is_a_retry_that_quotes_it(max_tries: int) -> None:
     async with serve_judge(always(verdict("good"))) as server, Judge(server.url, "m", max_tries=max_tries) as judge:
         tries = "1 try" if max_tries == 1 else "3 tries"
-        with pytest.raises(Retry, match=f"gave no answer as 'm' in {tries}: accept refuses what it said, 'good'$"):
+        with pytest.raises(Retry, match=f"gave no answer as 'm' in {tries}: accept refuses its answer 'good'$"):
             await judge.ask("well?", accept=str.isdigit)
         assert len(server.questions) == max_tries
         assert await judge.ask("well?") == "good"

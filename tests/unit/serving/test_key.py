@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineMisconfigured
-from rollout.engine.http import EngineHttp
+from rollout.engine.httpx_transport import HttpxTransport
 from rollout.engine.weight_updates import NotUpdatable, fetch_engine_state
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings, ScriptedEngine
 from rollout.serving.endpoint import create_app
@@ -49,11 +49,11 @@ def test_the_refusal_says_what_is_missing_and_repeats_no_key(url: str) -> None:
 async def test_our_client_sends_the_key_to_every_route(url: str) -> None:
     async with EngineClient([url], "tiny-qwen3-vl", timeout=20, api_key=KEY) as client:
         await client.check()
-    async with EngineHttp(KEY) as http:
-        assert (await fetch_engine_state(http, url)).version == "0"
-    async with EngineHttp("wrong") as http:
+    async with HttpxTransport(KEY) as transport:
+        assert (await fetch_engine_state(transport, url)).version == "0"
+    async with HttpxTransport("wrong") as transport:
         with pytest.raises(EngineMisconfigured, match=r"answered 401: .*engine\.api_key_env") as refused:
-            await fetch_engine_state(http, url)
+            await fetch_engine_state(transport, url)
     assert not isinstance(refused.value, NotUpdatable)
 
 

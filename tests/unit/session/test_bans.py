@@ -1,12 +1,8 @@
 """Tokens that an engine is forbidden to sample: the step says so, and an answer that has one is not built upon."""
 
-from dataclasses import replace
-
 import pytest
 
 from rollout.engine.errors import UnusableCompletion
-from rollout.engine.protocol import Generation
-from rollout.engine.request import GenerateRequest
 from rollout.trainer import check, samples
 from tests.unit.session.scripted import ScriptedRollout, user
 
@@ -20,18 +16,10 @@ async def test_a_step_says_which_tokens_the_engine_was_forbidden_to_sample(scrip
     assert sample.banned_ids == tuple(sorted(banned_ids))
 
 
-async def test_a_step_of_an_engine_that_cannot_ban_says_that_nothing_was_forbidden(
-    script: ScriptedRollout, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = script.in_process.engine
-    generate = engine.generate
-
-    async def generate_without_bans(request: GenerateRequest) -> Generation:
-        return await generate(replace(request, banned_ids=()))
-
+async def test_a_step_of_an_engine_that_cannot_ban_says_that_nothing_was_forbidden(script: ScriptedRollout) -> None:
     messages = [user("a")]
     await script.answer(messages, "red")
-    monkeypatch.setattr(engine, "generate", generate_without_bans)
+    script.in_process.engine.refuses_bans = True
     await script.answer([*messages, user("b")], "blue")
     assert [bool(step.banned_ids) for step in script.in_process.steps] == [True, False]
     assert check(await script.in_process.finish()) == []

@@ -16,9 +16,9 @@ import pytest
 from renderers_adapter.tokens import as_logical_ids
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.engine import protocol
+from rollout.engine.aiohttp_transport import AiohttpTransport
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineUnreachable
-from rollout.engine.http import EngineHttp
 from rollout.engine.protocol import Generation
 from rollout.engine.request import GenerateRequest
 from rollout.environments.color_codeword import ColorCodeword, ColorCodewordSettings, ColorCodewordTasks, draw_square
@@ -49,11 +49,10 @@ class FunctionEnvironment(Environment):
 class RecordingEngineClient(EngineClient):
     """Keeps every request that left, and may tamper with it."""
 
-    tamper: Callable[[GenerateRequest], GenerateRequest] | None = None
-
-    def __init__(self, inner: EngineClient) -> None:
-        self.__dict__ = inner.__dict__
+    def __init__(self, policy: PolicyClient) -> None:
+        super().__init__([replica.url for replica in policy.engine.replicas], policy.engine.model, timeout=60)
         self.requests: list[GenerateRequest] = []
+        self.tamper: Callable[[GenerateRequest], GenerateRequest] | None = None
 
     async def generate(self, request: GenerateRequest) -> Generation:
         if self.tamper is not None:
@@ -69,9 +68,10 @@ async def policy(tmp_path: Path) -> AsyncIterator[PolicyClient]:
 
 
 @pytest.fixture
-def recording(policy: PolicyClient) -> tuple[PolicyClient, RecordingEngineClient]:
-    engine = RecordingEngineClient(policy.engine)
-    return replace(policy, engine=engine), engine
+async def recording(policy: PolicyClient) -> AsyncIterator[tuple[PolicyClient, RecordingEngineClient]]:
+    async with RecordingEngineClient(policy) as engine:
+        await engine.check()
+        yield replace(policy, engine=engine), engine
 
 
 def picture(color: str, seed: str = "") -> dict[str, Any]:
@@ -197,18 +197,19 @@ async def test_a_turn_is_one_step_however_often_it_was_tried(
     """The engine has answered each time, and its first two answers of every turn are lost on their way."""
     sound = (await play(codeword_environment(3), TASK, policy=policy)).trajectory
     sent = list[str]()
-    post = EngineHttp.post
 
-    async def losing(http: EngineHttp, url: str, body: bytes, *, session_id: str | None = None) -> bytes:
-        answer = await post(http, url, body, session_id=session_id)
-        sent.append(orjson.loads(body)["request_id"].rpartition("-")[2])
-        if sent[-1].endswith((".0", ".1")):
-            raise EngineUnreachable("the answer was lost")
-        return answer
+    class LosingTransport(AiohttpTransport):
+        async def post(self, url: str, body: bytes, *, session_id: str | None = None) -> bytes:
+            answer = await super().post(url, body, session_id=session_id)
+            sent.append(orjson.loads(body)["request_id"].rpartition("-")[2])
+            if sent[-1].endswith((".0", ".1")):
+                raise EngineUnreachable("the answer was lost")
+            return answer
 
-    monkeypatch.setattr(EngineHttp, "post", losing)
     monkeypatch.setattr("rollout.engine.client._FIRST_RETRY_PAUSE_SECONDS", 0.001)
-    trajectory = (await play(codeword_environment(3), TASK, policy=policy)).trajectory
+    (url,) = (replica.url for replica in policy.engine.replicas)
+    async with EngineClient([url], policy.engine.model, timeout=60, transport=LosingTransport()) as engine:
+        trajectory = (await play(codeword_environment(3), TASK, policy=replace(policy, engine=engine))).trajectory
     assert sent == [f"{turn}.{number}" for turn in range(4) for number in range(3)]
     assert check(trajectory) == []
     assert [sample.token_ids.tolist() for sample in samples(trajectory)] == [

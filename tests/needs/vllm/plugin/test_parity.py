@@ -17,13 +17,13 @@ COMPARE = """
 import anyio, dataclasses, json, sys
 from pathlib import Path
 from renderers_adapter.adapter import load_processor_config
-from rollout.engine.http import EngineHttp
+from rollout.engine.httpx_transport import HttpxTransport
 from rollout.doctor.pixels import compare_pixels
 
 async def main(url, model, key):
     config = load_processor_config(Path(model))
-    async with EngineHttp(key or None) as http:
-        parity = await compare_pixels(http, url, model="tiny", config=config, family="qwen_vl")
+    async with HttpxTransport(key or None) as transport:
+        parity = await compare_pixels(transport, url, model="tiny", config=config, family="qwen_vl")
     differences = [dataclasses.asdict(difference) for difference in parity.differences]
     print(json.dumps([parity.matching_backend, parity.summary(), differences]))
 
@@ -118,5 +118,5 @@ def test_doctor_proves_it_before_a_run(fleet: Mapping[str, Any], media: Path, be
     done = beside_vllm(
         *("-m", "rollout", "doctor", str(CONFIG), "--live", *settings), MODEL=str(live.model_dir), COLUMNS="400"
     )
-    assert "the engine resizes as torchvision does: not one bit differs" in done.stdout
-    assert "read by the server from references" in done.stdout
+    assert "the engine and torchvision give the same pixels, bit for bit" in done.stdout
+    assert "images from references" in done.stdout

@@ -1,0 +1,140 @@
+"""Engines that behave as a test says, with a server of their own or without one."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from rollout.engine.client import EngineClient
+from rollout.engine.errors import EngineUnreachable
+from rollout.engine.stand_in import StandInEngine, completion
+from tests.loopback_http import read_requests, serve_on_loopback
+
+TOKENS = [5, 6, 7]
+Answer = tuple[int, bytes] | bytes
+Behaviour = Callable[[dict[str, Any]], Awaitable[Answer | None]]
+"""Takes the body of a request for a completion. Bytes are the whole answer of a server, which then closes the
+connection; None closes it without an answer."""
+
+_numbers = itertools.count()
+
+
+@dataclass(eq=False)
+class FaultyEngine:
+    """What an engine was asked, and how it behaves from now on.
+
+    Attributes:
+        behave: what it answers to a request for a completion.
+        url: its root.
+        paths: the routes of all requests.
+        headers: the headers of all requests, if it has a server.
+        generated: the bodies of the requests for a completion.
+        aborted: the requests that were aborted.
+        connections: how many connections its server accepted.
+        arrived: is set by every request for a completion.
+        models: its answer to `/v1/models`.
+        weights: the version of its weights; None: it has no routes that replace them.
+    """
+
+    behave: Behaviour
+    url: str = field(default_factory=lambda: f"http://engine-{next(_numbers)}")
+    paths: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    generated: list[dict[str, Any]] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    connections: int = 0
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    models: Answer = (200, orjson.dumps({"data": [{"id": "m", "max_model_len": 512}]}))
+    weights: str | None = None
+
+    async def answer(self, path: str, body: bytes) -> Answer | None:
+        self.paths.append(path)
+        if path == "/v1/models":
+            return self.models
+        if path == "/weight_info" and self.weights is not None:
+            return 200, orjson.dumps({"weight_version": self.weights})
+        if path == "/is_paused" and self.weights is not None:
+            return 200, orjson.dumps({"is_paused": False})
+        if path == "/inference/v1/abort_requests":
+            self.aborted += orjson.loads(body)["request_ids"]
+            return 200, b""
+        if path != "/inference/v1/generate":
+            return 404, orjson.dumps({"detail": "Not Found"})
+        self.generated.append(orjson.loads(body))
+        self.arrived.set()
+        return await self.behave(self.generated[-1])
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        async for request in read_requests(reader):
+            self.headers.append(request.headers)
+            answer = await self.answer(request.path, request.body)
+            if answer is None or isinstance(answer, bytes):
+                writer.write(answer or b"")
+                await writer.drain()
+                break
+            head = f"HTTP/1.1 {answer[0]} -\r\ncontent-length: {len(answer[1])}\r\n\r\n"
+            writer.write(head.encode() + answer[1])
+            await writer.drain()
+
+
+def client_of(*engines: FaultyEngine, timeout: float = 20, **settings: Any) -> EngineClient:
+    """A client of these engines, and of others that are not there, without servers."""
+    by_url = {engine.url: engine for engine in engines}
+
+    async def answer(url: str, body: bytes) -> tuple[int, bytes]:
+        scheme, _, host, path = url.split("/", 3)
+        engine = by_url.get(f"{scheme}//{host}")
+        answered = None if engine is None else await engine.answer(f"/{path}", body)
+        if not isinstance(answered, tuple):
+            raise EngineUnreachable(f"no answer from {url}")
+        return answered
+
+    urls = settings.pop("urls", list(by_url))
+    return EngineClient(urls, "m", timeout=timeout, transport=StandInEngine(answer), **settings)
+
+
+@asynccontextmanager
+async def serving(behave: Behaviour) -> AsyncIterator[FaultyEngine]:
+    """Start a server that behaves so."""
+    engine = FaultyEngine(behave)
+    async with serve_on_loopback(engine.serve) as engine.url:
+        yield engine
+
+
+def completed(body: dict[str, Any], **changed_fields: Any) -> tuple[int, bytes]:
+    """A sound answer to a request."""
+    return 200, completion(orjson.dumps(body), TOKENS, **changed_fields)
+
+
+async def well(body: dict[str, Any]) -> Answer:
+    """Answers as it should."""
+    return completed(body)
+
+
+def failing(status: int, times: int) -> Behaviour:
+    """Answers this status so many times, and then as it should."""
+    left = times
+
+    async def behave(body: dict[str, Any]) -> Answer:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            return status, orjson.dumps({"error": {"message": f"as told, {status}"}})
+        return completed(body)
+
+    return behave
+
+
+async def closing(body: dict[str, Any]) -> None:
+    """Gives up in the middle."""
+
+
+async def hanging(body: dict[str, Any]) -> Answer:
+    """Never answers."""
+    await asyncio.sleep(3600)
+    raise AssertionError("a test waited for an hour")
