@@ -5,12 +5,12 @@
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import SplitResult
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from rollout.config.model_directory import ModelNotFound, resolve_model_path, written_model_path
+from rollout.config.queue_urls import QueueUrl
 from rollout.config.sampling import SamplingConfig
 from rollout.paths import PathUnusable, expand_home, resolve_path
 from rollout.records.versions import OnUpdate
@@ -82,24 +82,15 @@ class EmbeddedConfig(Section):
 def _check_engine_url(url: str) -> str:
     if "@" in url:
         raise PydanticCustomError("secret", "a URL is logged; name the variable of a key in engine.api_key_env")
-    parts = _split_url(url)
+    try:
+        parts = split_url(url)
+    except QueueURLError as error:
+        raise ValueError(str(error).removeprefix(f"{hide_passwords(url)}: ")) from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("expected the root of a server, such as http://127.0.0.1:8000")
     if parts.path.strip("/") == "v1":
         raise ValueError("expected the root of the server, without /v1")
     return url.rstrip("/")
-
-
-def _check_queue_url(url: str) -> str:
-    _split_url(url)
-    return url
-
-
-def _split_url(url: str) -> SplitResult:
-    try:
-        return split_url(url)
-    except QueueURLError as error:
-        raise ValueError(str(error).removeprefix(f"{hide_passwords(url)}: ")) from None
 
 
 def _check_variable_name(name: str) -> str:
@@ -111,10 +102,6 @@ def _check_variable_name(name: str) -> str:
 
 EngineUrl = Annotated[str, AfterValidator(_check_engine_url)]
 """The root of an engine; a path in it, as that of a proxy, is kept."""
-
-
-QueueUrl = Annotated[str, AfterValidator(_check_queue_url), Field(repr=False)]
-"""The URL of a queue, which may have a password."""
 
 
 class EngineConfig(Section):

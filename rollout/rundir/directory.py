@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from rollout.config.load import Config
 from rollout.config.references import dump_yaml
@@ -70,10 +69,6 @@ class RunDirectory:
 
     def claims_path(self, environment: str) -> Path:
         return self.path / "claims" / environment
-
-    def queue_url(self, template: str, environment: str) -> str:
-        """Return a queue's URL with this run and that environment filled in."""
-        return template.replace("{run_dir}", quote(str(self.path))).replace("{environment}", environment)
 
     def create(self) -> None:
         """Make the directory if it is not there. Several processes may do so at the same time."""

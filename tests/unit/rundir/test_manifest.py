@@ -6,7 +6,7 @@ import pytest
 
 from rollout.config.source import ConfigFileError
 from rollout.errors import ConfigurationError
-from rollout.rundir.directory import RunAlreadyActive, RunDirectory, RunDirectoryError, create_run_directory
+from rollout.rundir.directory import RunAlreadyActive, RunDirectoryError, create_run_directory
 from rollout.rundir.manifest import CannotResume, create_run, resume_run
 from rollout.rundir.private_files import write_private_file
 
@@ -143,12 +143,6 @@ def test_a_directory_has_one_master(tmp_path: Path) -> None:
             raise AssertionError
     with directory.lock():
         pass
-
-
-def test_urls_name_the_run_and_the_environment(tmp_path: Path) -> None:
-    directory = RunDirectory(tmp_path / "a run")
-    queue_url = directory.queue_url("file://{run_dir}/tasks/{environment}?fsync=never", "colors")
-    assert queue_url == f"file://{tmp_path}/a%20run/tasks/colors?fsync=never"
 
 
 def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
