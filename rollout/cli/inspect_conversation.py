@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rollout.records.kinds import RolloutLimit
+from rollout.records.endings import RolloutLimit
 from rollout.records.messages import Message
 from rollout.trainer import Trajectory, TrajectoryNode, check
 from rollout.trainer.trajectory import ROOT

@@ -1,6 +1,7 @@
-"""The URLs of queues in a configuration. They are templates: {run_dir} is the run's directory, {environment} is run.name.
+"""The URLs of queues in a configuration.
 
-A template is checked when the configuration is loaded. `rollout.rundir.queues` fills it when the run is known.
+They are templates: {run_dir} is the run's directory, and {environment} is run.name. They are checked when the
+configuration is loaded. `rollout.rundir.queues` fills them when the run is known.
 """
 
 import re

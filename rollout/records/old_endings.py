@@ -5,7 +5,7 @@ The status `truncated` said that a limit had stopped a rollout, whether it had a
 
 from typing import Any
 
-from rollout.records.kinds import RolloutLimit, RolloutStatus
+from rollout.records.endings import RolloutLimit, RolloutStatus
 
 _ENDINGS = {
     ("truncated", None): (RolloutStatus.OK, RolloutLimit.TOKENS),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from rollout.config.load import Config
-from rollout.records.kinds import RolloutLimit, RolloutStatus
+from rollout.records.endings import RolloutLimit, RolloutStatus
 
 
 def warn_if_all_limited(

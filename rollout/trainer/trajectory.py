@@ -9,16 +9,8 @@ import numpy as np
 from renderers_adapter.descriptors import raw_mm_common_fields
 from renderers_adapter.tokens import TokenRun
 from rollout.records.bounds import MAX_BRANCH_TOKENS
-from rollout.records.kinds import (
-    HasRolloutIdentity,
-    NamedReward,
-    RecordError,
-    RolloutFinished,
-    RolloutLimit,
-    RolloutStarted,
-    RolloutStatus,
-    Step,
-)
+from rollout.records.endings import RolloutLimit, RolloutStatus
+from rollout.records.kinds import HasRolloutIdentity, NamedReward, RecordError, RolloutFinished, RolloutStarted, Step
 from rollout.records.messages import Message
 
 ROOT = -1

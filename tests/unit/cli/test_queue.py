@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from rollout import Task
-from rollout.records.kinds import RecordHeader, RolloutFinished, RolloutStatus
+from rollout.records.endings import RolloutStatus
+from rollout.records.kinds import RecordHeader, RolloutFinished
 from rollout.records.wire import encode_record
 from rollout.tasks.orders import RolloutOrder, encode_order
 from tests.unit.cli import in_process

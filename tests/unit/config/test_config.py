@@ -1,5 +1,6 @@
 """Configuration: what is accepted, and how a mistake is told."""
 
+import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
@@ -23,6 +24,18 @@ engine:
   sampling:
     temperature: 0.5
 """
+
+
+def test_configurations_are_read_without_numpy() -> None:
+    code = """
+import pkgutil, sys
+from importlib import import_module
+import rollout.config
+for module in pkgutil.iter_modules(rollout.config.__path__, "rollout.config."):
+    import_module(module.name)
+print("numpy" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
 
 
 def write(directory: Path, text: str = VALID) -> Path:
