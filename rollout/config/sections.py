@@ -9,6 +9,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from renderers_adapter.decoding_memory import DEFAULT_DECODING_MEMORY
+from rollout.config.image_limits import (
+    DEFAULT_MAX_IMAGE_BYTES,
+    DEFAULT_MAX_PIXELS,
+    ENGINE_MAX_PIXELS,
+    MAX_IMAGE_BYTES,
+)
 from rollout.config.model_directory import ModelNotFound, resolve_model_path, written_model_path
 from rollout.config.queue_urls import QueueUrl
 from rollout.config.sampling import SamplingConfig
@@ -139,15 +146,20 @@ class EngineConfig(Section):
 class ImagesConfig(Section):
     mode: Literal["offload", "inline"] = "offload"
     allow: tuple[ConfigPath, ...] = Field(default=(), description="Directories that file:// images may come from.")
-    max_bytes: int = Field(default=20_000_000, ge=1)
-    max_pixels: int = Field(
-        default=33_554_432,
+    max_bytes: int = Field(
+        default=DEFAULT_MAX_IMAGE_BYTES,
         ge=1,
-        le=178_956_970,
-        description="Width times height of one image; no engine takes more than 178,956,970.",
+        le=MAX_IMAGE_BYTES,
+        description="The most bytes of one encoded image. A vLLM with our plugin takes at most 67,108,864.",
+    )
+    max_pixels: int = Field(
+        default=DEFAULT_MAX_PIXELS,
+        ge=1,
+        le=ENGINE_MAX_PIXELS,
+        description=f"Width times height of one image, in pixels. No engine takes more than {ENGINE_MAX_PIXELS:,}.",
     )
     memory: int = Field(
-        default=1_610_612_736,
+        default=DEFAULT_DECODING_MEMORY,
         ge=1,
         description="Bytes of memory for decoding images, in one process; more images wait.",
     )
