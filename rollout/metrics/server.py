@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
 from typing import Any
 
 import orjson
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import MetricsHandler, generate_latest
 from prometheus_client.registry import CollectorRegistry
 
 from rollout.errors import ConfigurationError
@@ -30,7 +30,6 @@ _POLL_INTERVAL = 0.1
 _MAX_CONNECTIONS = 64
 _CONNECTION_TIMEOUT = 30.0
 """Seconds that a connection may last, from its first byte to the end of the answer."""
-_TEXT_CONTENT_TYPE = "text/plain; charset=utf-8"
 
 
 class MetricsPortTaken(ConfigurationError):
@@ -155,30 +154,29 @@ class _Server(ThreadingHTTPServer):
             log.error("a request for metrics failed", exc_info=error)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(MetricsHandler):
+    """Adds the states of the process to prometheus_client's handler, which does not log requests."""
+
     server: _Server
 
     def do_GET(self) -> None:
         status = self.server.status
         match self.path.partition("?")[0]:
             case "/metrics":
-                self._answer(200, CONTENT_TYPE_LATEST, generate_latest(status.registry))
+                self.registry = status.registry
+                super().do_GET()
             case "/healthz":
                 self._answer_health(status.problem())
             case "/readyz":
                 self._answer_health(status.not_ready_reason())
             case _:
-                self._answer(404, _TEXT_CONTENT_TYPE, b"there are /metrics, /healthz and /readyz\n")
+                self._answer(404, "there are /metrics, /healthz and /readyz")
 
     def _answer_health(self, problem: str | None) -> None:
-        self._answer(503 if problem else 200, _TEXT_CONTENT_TYPE, f"{problem or 'ok'}\n".encode())
+        self._answer(503 if problem else 200, problem or "ok")
 
-    def _answer(self, status: int, content_type: str, body: bytes) -> None:
+    def _answer(self, status: int, text: str) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "text/plain; charset=utf-8")
         self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Do not log requests: a scrape is not an event."""
+        self.wfile.write(f"{text}\n".encode())
