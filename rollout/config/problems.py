@@ -1,4 +1,4 @@
-"""What a person is told when a value of a section, or a sampling key of a turn, is refused."""
+"""Messages about values of a configuration, or sampling keys of a turn, that are not usable."""
 
 import difflib
 import json
@@ -27,7 +27,7 @@ def describe_problem(model: type[BaseModel], problem: Mapping[str, Any], written
     Args:
         model: the section.
         problem: one of the errors of a ValidationError.
-        written: what the user wrote there, in which variables are not replaced.
+        written: what the user wrote there, with variables that are not replaced.
     """
     location = problem["loc"]
     if problem["type"] == "extra_forbidden":
@@ -63,7 +63,7 @@ def show_key(key_path: Sequence[str | int]) -> str:
 def show_override(override: str) -> str:
     """Return a `KEY=VALUE` text without the secrets in it."""
     key, equals, value = override.partition("=")
-    if ":" in key or "@" in key:  # a URL whose key was forgotten, cut somewhere
+    if ":" in key or "@" in key:  # probably a URL without its key
         return HIDDEN
     if not equals:
         return hide_passwords(override)
@@ -86,7 +86,7 @@ def _without_secrets(value: Any, name: str) -> Any:
 
 
 def suggest_name(name: str, valid_names: Sequence[str]) -> str:
-    """Return the end of a sentence that names the nearest valid name, or else all of them."""
+    """Return the end of a sentence with the nearest valid name, or with all valid names if none is near."""
     closest = difflib.get_close_matches(name[:_MAX_SHOWN], valid_names, n=1, cutoff=0.5)
     if closest:
         return f"; did you mean {closest[0]!r}?"

@@ -159,7 +159,7 @@ class _Handler(MetricsHandler):
 
     server: _Server
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
         status = self.server.status
         match self.path.partition("?")[0]:
             case "/metrics":
