@@ -1,6 +1,6 @@
-"""`/metrics`, `/healthz` and `/readyz` of one process, from threads of their own: a busy event loop still answers.
+"""Serves `/metrics`, `/healthz` and `/readyz` of one process, in threads that a busy event loop does not stop.
 
-While it serves, a file in the run's directory says where, in the form that Prometheus reads (`file_sd_configs` with
+Meanwhile a file in the run's directory has the address, in the form that Prometheus reads (`file_sd_configs` with
 `runs/*/metrics/*.json`). At the end, the last values are written to a file next to it, because no scrape follows.
 """
 
@@ -33,12 +33,12 @@ _CONNECTION_TIMEOUT = 30.0
 
 
 class MetricsPortTaken(ConfigurationError):
-    """The metrics cannot be served where the configuration says."""
+    """The metrics cannot be served at the configured address."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """What the server asks of its process.
+    """What the server asks its process.
 
     Attributes:
         registry: the metrics.
@@ -67,10 +67,12 @@ class ScrapeTargetFile:
 
     @property
     def target_path(self) -> Path:
+        """The file with the address, while the process serves."""
         return self.directory / f"{self.name}.json"
 
     @property
     def last_values_path(self) -> Path:
+        """The file with the last values, after the process has ended."""
         return self.directory / f"{self.name}.prom"
 
 
@@ -81,7 +83,7 @@ def serve_metrics(
     """Serve the metrics; port 0 takes a free port. Yields the URL of the server.
 
     Raises:
-        MetricsPortTaken: another process listens there, or the address is not one of this machine's.
+        MetricsPortTaken: another process listens there, or this machine does not have the address.
     """
     try:
         server = _Server((host, port), status)
@@ -114,7 +116,7 @@ def _write_target_file(target_file: ScrapeTargetFile, address: str) -> None:
         target_file.directory.mkdir(exist_ok=True)
         draft_path = target_file.target_path.with_suffix(".draft")
         draft_path.write_bytes(content)
-        draft_path.rename(target_file.target_path)  # a reader never sees half of it
+        draft_path.rename(target_file.target_path)  # Prometheus never reads half of the file
 
 
 class _Server(ThreadingHTTPServer):
@@ -126,7 +128,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
-        # HTTPServer's own method asks the resolver for the name of the address. Nobody needs it, and it may take long.
+        # HTTPServer's own method looks up the name of the address. That may take long, and the name is not used.
         TCPServer.server_bind(self)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
@@ -141,7 +143,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """End connections that last too long; each one holds a thread."""
+        """End connections that last too long, because each connection has a thread."""
         now = time.monotonic()
         for request, deadline in list(self._deadlines.items()):
             if now > deadline:
@@ -150,12 +152,12 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exception()
-        if not isinstance(error, OSError):  # which says that the client left, or was too slow
+        if not isinstance(error, OSError):  # an OSError means that the client left or was too slow
             log.error("a request for metrics failed", exc_info=error)
 
 
 class _Handler(MetricsHandler):
-    """Adds the states of the process to prometheus_client's handler, which does not log requests."""
+    """Adds the health of the process to prometheus_client's handler, which does not log requests."""
 
     server: _Server
 

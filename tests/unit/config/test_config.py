@@ -304,8 +304,8 @@ def alias_bomb(levels: int) -> str:
         (f"tasks: {{seed: {'9' * 5000}}}", "env.yaml:1: tasks.seed: '9"),
         (f"tasks: {{seed: {'1:' * 60}1}}", "is too long for a number; write it in quotes if it is a text."),
         ("a: .inf", "env.yaml:1: a: Input should be a finite number, found inf."),
-        ('a: "x\\ud800"', "env.yaml:1: a: the text holds half of a character"),
-        ('"x\\ud800": 1', "env.yaml:1: a key holds half of a character"),
+        ('a: "x\\ud800"', "env.yaml:1: a: the text has a lone surrogate"),
+        ('"x\\ud800": 1', "env.yaml:1: a key has a lone surrogate"),
         ("a: !!binary aGk=", "env.yaml:1: a: binary data is not supported; write a text."),
         (
             "a: !!float ''",
@@ -347,7 +347,7 @@ def test_a_link_that_leads_to_itself_is_reported_with_its_key(tmp_path: Path, ke
     value = "[loop/x]" if key == "images.allow" else "loop/x"
     message = load_error(write(tmp_path), f"{key}={value}")
     assert f"--set {key}: {key}" in message
-    assert "this is no usable path: a symbolic link leads back to itself, found 'loop/x'." in message
+    assert "this is not a usable path: a symbolic link leads back to itself, found 'loop/x'." in message
 
 
 def test_a_wrong_source_is_one_problem(tmp_path: Path) -> None:

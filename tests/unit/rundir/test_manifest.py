@@ -106,7 +106,7 @@ def test_a_file_for_its_owner_replaces_one_that_others_could_read(tmp_path: Path
 
 
 def test_where_no_launch_was_begun_none_is_resumed(tmp_path: Path) -> None:
-    with pytest.raises(CannotResume, match="no launch was begun here"):
+    with pytest.raises(CannotResume, match="no launch was started here"):
         resume_run(tmp_path, [])
 
 
@@ -114,7 +114,7 @@ def test_where_no_launch_was_begun_none_is_resumed(tmp_path: Path) -> None:
 def test_a_run_whose_manifest_is_damaged_is_not_resumed(config: Path, tmp_path: Path, content: bytes) -> None:
     directory, _ = create_run([config], [f"run.directory={tmp_path}"])
     (directory.path / "launch.json").write_bytes(content)
-    with pytest.raises(CannotResume, match=r"launch\.json cannot be read: it is not what a launch writes"):
+    with pytest.raises(CannotResume, match=r"launch\.json cannot be read: no launch wrote this file"):
         resume_run(directory.path, [])
 
 
