@@ -40,10 +40,10 @@ def describe_problem(model: type[BaseModel], problem: Mapping[str, Any], written
     if problem["type"] in _LIST_TYPES:
         item = json.dumps(shorten(hide_passwords(written)), ensure_ascii=False) if isinstance(written, str) else ""
         return f"expected a list, found {found}{f'; write {location[-1]}: [{item}]' if item else ''}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == QUEUE_URL_ERROR and (mistake := _QUOTED.search(message)) is not None:
         if written == problem["input"] or mistake[1] in str(written):
-            return message.removesuffix(".")
+            return shorten(message.removesuffix("."))
         message = "its variables do not make it the URL of a queue"  # the mistake is in the content of a variable
     if isinstance(problem["input"], str) and problem["input"]:  # the check of an environment may repeat the value
         message = message.replace(problem["input"], hide_passwords(str(written)))

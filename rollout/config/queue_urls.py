@@ -19,6 +19,7 @@ from transports.registry import check_queue_url
 
 _FIELDS = ("run_dir", "environment")
 _FIELD_PATTERN = re.compile(r"\{([^{}]*)\}")
+_LOGIN_PATTERN = re.compile(r"//[^/?#]*@")
 
 
 def fill_queue_url(template: str, run_directory: Path, environment: str) -> str:
@@ -27,7 +28,7 @@ def fill_queue_url(template: str, run_directory: Path, environment: str) -> str:
 
 
 def _check_template(template: str) -> str:
-    for name in _FIELD_PATTERN.findall(template.rpartition("@")[2]):  # a password may have braces
+    for name in _FIELD_PATTERN.findall(_LOGIN_PATTERN.sub("", template)):  # a password may have braces
         if name not in _FIELDS:
             problem = f"unknown field '{{{name}}}'{suggest_name(name, _FIELDS)}"
             raise PydanticCustomError(QUEUE_URL_ERROR, "{problem}", {"problem": problem})

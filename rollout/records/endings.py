@@ -10,7 +10,7 @@ class RolloutStatus(StrEnum):
         OK: the environment gave it a score; it has a reward and trains.
         UNSCORED: a limit ended it before it had a score; it does not train.
         FAILED: it ended with an error; it does not train.
-        ABANDONED: nobody needed it any more; it does not train.
+        ABANDONED: it was no longer needed; it does not train.
     """
 
     OK = "ok"
@@ -20,6 +20,7 @@ class RolloutStatus(StrEnum):
 
     @property
     def trains(self) -> bool:
+        """Whether a rollout with this status trains."""
         return self is RolloutStatus.OK
 
 

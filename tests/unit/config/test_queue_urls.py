@@ -47,6 +47,7 @@ def load_error(path: Path) -> str:
         ("url", "redis://h/0?lease_time=long", "option lease_time='long': expected a number"),
         ("tasks", "file://{run_dirr}/tasks", "unknown field '{run_dirr}'; did you mean 'run_dir'?"),
         ("tasks", "redis://h/0?stream={environ}", "unknown field '{environ}'; did you mean 'environment'?"),
+        ("tasks", "file:///a/{run_id}/x@y", "unknown field '{run_id}'; did you mean 'run_dir'?"),
         ("tasks", "redis://h/0?stream={x}", "unknown field '{x}'; known are run_dir, environment."),
         ("url", "file://data/records", "expected file:// and an absolute directory, as in file:///data/run7/trajector"),
         ("url", "file://{environment}/records", "expected file:// and an absolute directory"),
@@ -84,7 +85,7 @@ def test_a_scheme_of_a_program_and_of_a_package_is_taken(tmp_path: Path, monkeyp
         return MemoryQueue(url.replace("looking-glass:", "memory:"), lease=lease, consume=consume)
 
     register_transport("looking-glass", open_mirror)
-    assert load_config(write(tmp_path, "url: looking-glass://x?depth=2"))
+    load_config(write(tmp_path, "url: looking-glass://x?depth=2"))
     path = write(tmp_path, "url: sqlite:///data/q.db?journal=wal")
     assert "unknown scheme 'sqlite://'" in load_error(path)
     entry = metadata.EntryPoint("sqlite", "not_installed:Queue", "rollout.transports")

@@ -58,7 +58,7 @@ def test_a_scraper_gets_the_format_and_the_compression_that_it_asks_for() -> Non
         with urllib.request.urlopen(request, timeout=20) as response:
             text = gzip.decompress(response.read()).decode()
             assert response.headers["Content-Type"].startswith("application/openmetrics-text")
-    (family,) = text_string_to_metric_families(text)
+    (family,) = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
     assert [sample.value for sample in family.samples if sample.name == "rollout_turns_total"] == [3.0]
 
 

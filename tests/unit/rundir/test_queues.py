@@ -23,11 +23,11 @@ async def test_orders_are_leased_one_by_one_and_trajectories_by_partition(reposi
     queues = queues_of_a_run(repository, tmp_path)
     async with queues.open_tasks() as first, queues.open_tasks() as second:
         for number in range(2):
-            await first.put([b"order"], key=str(number))
+            await first.put((b"order",), key=str(number))
         deliveries = [await first.receive(timeout=10), await second.receive(timeout=10)]
         assert None not in deliveries
     async with queues.open_trajectories() as first, queues.open_trajectories() as second:
         for number in range(2):
-            await first.put([b"record"], key=str(number))
+            await first.put((b"record",), key=str(number))
         assert await first.receive(timeout=10) is not None
         assert await second.receive(timeout=0.1) is None
