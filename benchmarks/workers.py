@@ -30,6 +30,7 @@ from rollout.log import log_to_json_file
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RunDirectory
+from rollout.rundir.queues import RunQueues
 from rollout.tasks.orders import encode_order, iter_orders
 from rollout.worker.setup import build_run_metadata, open_policy
 from rollout.worker.worker import Worker
@@ -125,7 +126,7 @@ async def play(config: Config, directory: RunDirectory, sampler: CpuSampler) -> 
     async with (
         open_policy(config, directory, lambda: config.engine.urls, WorkerMetrics(config.run.name)) as policy,
         open_queue("memory://workers-tasks", lease="record") as tasks,
-        open_queue(f"file://{directory.path}/trajectories") as trajectories,
+        RunQueues(config, directory).open_trajectories() as trajectories,
         anyio.create_task_group() as group,
     ):
         claims = Claims(directory.claims_path("benchmark"))

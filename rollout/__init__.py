@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     )
     from rollout.environments.tool_environment import ToolEnvironment, ToolSettings
     from rollout.environments.tools import Tool, tool
-    from rollout.records.kinds import RolloutLimit
+    from rollout.records.endings import RolloutLimit
     from rollout.records.messages import FinishReason
     from rollout.records.task import Task
 

@@ -1,4 +1,4 @@
-"""The root of every error this package raises on purpose.
+"""The base classes of all errors that this package raises on purpose, and texts for errors of users' code.
 
 An error message is one paragraph: what is wrong, where (which file, key, message or part), and what to do about it.
 The command line prints that paragraph and exits with `exit_code`; its traceback is shown only with `--debug`.
@@ -24,41 +24,41 @@ _BASE_CLASSES = tuple(
 _IMPORT_MACHINERY = ("<frozen importlib", importlib.__file__)
 _MAX_EXCEPTIONS = 1000
 _MAX_CHAIN = 50
-"""Of an exception, its cause, the cause of this, and so on: more than people read."""
+"""The most exceptions in a chain of causes; nobody reads more."""
 _LIBRARY_DIRECTORIES = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 class RolloutError(Exception):
-    """A run could not go on, or a request was refused; the text says what to do."""
+    """A run cannot go on, or a request was refused. The message says what to do."""
 
     exit_code: ClassVar[int] = 1
     infrastructure: ClassVar[bool] = False
-    """Whether the infrastructure failed, and not one request, so that another attempt may succeed."""
+    """Whether the infrastructure failed, so that another attempt may succeed."""
 
 
 class ConfigurationError(RolloutError):
-    """What the user wrote (YAML, command line, environment class) is not usable."""
+    """The user's YAML, command line or environment class is not usable."""
 
     exit_code: ClassVar[int] = 2
 
 
 class TooManyExceptions(RolloutError):
-    """A user's code raised a group of more exceptions than can be shown."""
+    """A user's code raised a group with more exceptions than can be shown."""
 
 
 def error_text(error: BaseException) -> str:
-    """Return the text of an exception, whatever its class makes of `str`."""
+    """Return the text of an exception, even if its `__str__` fails."""
     try:
         return escape_surrogates(str(error))
-    except BaseException:  # noqa: BLE001 - an exception of a user's code may fail at this, with any other
-        return "(the exception cannot be told as text)"
+    except BaseException:  # noqa: BLE001 - str() of a user's exception may raise anything
+        return "(the exception cannot be shown as text)"
 
 
 def printable_error(error: BaseException) -> BaseException:
-    """Return an exception whose traceback can be printed: of a chain of causes, the rest is cut off.
+    """Return an exception whose traceback can be printed: a long chain of causes is cut off.
 
-    A group may contain a group several times, and so on, so that a few objects are billions of exceptions. Such a group
-    becomes a `TooManyExceptions`.
+    A group may contain another group several times, at many levels, so that a few objects look like billions of
+    exceptions. Such a group becomes a `TooManyExceptions`.
     """
     stack, count = [(error, 1)], 0
     while stack:
@@ -68,7 +68,7 @@ def printable_error(error: BaseException) -> BaseException:
         if count + len(stack) + len(members) > _MAX_EXCEPTIONS or (members and depth >= _MAX_CHAIN):
             return TooManyExceptions(
                 f"a {type(error).__name__} with more than {_MAX_EXCEPTIONS:,} exceptions, or in more than {_MAX_CHAIN} "
-                "levels, was raised; it is not shown in full."
+                "levels, was raised; it is too large to show."
             ).with_traceback(error.__traceback__)
         if depth >= _MAX_CHAIN:
             current.__cause__ = current.__context__ = None
@@ -78,7 +78,7 @@ def printable_error(error: BaseException) -> BaseException:
 
 
 def flatten_exceptions(error: BaseException) -> Iterator[BaseException]:
-    """Yield the exceptions inside a group, at any depth, or the exception itself."""
+    """Yield the exceptions in a group at any depth, or the exception itself if it is not a group."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from flatten_exceptions(inner)
@@ -87,16 +87,16 @@ def flatten_exceptions(error: BaseException) -> Iterator[BaseException]:
 
 
 def primary_error(error: BaseException, expected_types: tuple[type[BaseException], ...]) -> BaseException:
-    """Return the exception that a person should read: the first of the expected types, or else the first of all."""
+    """Return the exception to show: the first of the expected types, or else the first of all."""
     exceptions = list(flatten_exceptions(error))
     return next((exception for exception in exceptions if isinstance(exception, expected_types)), exceptions[0])
 
 
 def user_traceback(error: BaseException) -> str | None:
-    """Return the traceback of what a user's code raised, from the user's first frame on; None without such a frame.
+    """Return the traceback of an error from the user's first frame on, or None if no frame is the user's.
 
-    The same holds for the causes of the error and for the members of a group. For errors of ours that have a name, the
-    frames behind the user's last one are left out, too: the message says what the user can do.
+    The causes of the error and the members of a group are treated in the same way. For errors of this package, the
+    frames after the user's last frame are left out too, because the message says what to do.
     """
     error = printable_error(error)
     traceback = TracebackException.from_exception(error)
@@ -106,7 +106,7 @@ def user_traceback(error: BaseException) -> str | None:
 
 
 def describe_user_error(error: BaseException) -> str:
-    """Return the traceback of what a user's code raised, on lines of its own, or else the error's type and message."""
+    """Return the user's part of the traceback on separate lines, or else the error's type and message."""
     traceback = user_traceback(error)
     if traceback is None:
         return f"{type(error).__name__}: {error_text(error)}"
@@ -114,10 +114,10 @@ def describe_user_error(error: BaseException) -> str:
 
 
 def describe_user_line(error: BaseException) -> str | None:
-    """Return `file:line` of the user's innermost frame; None where only our own code raised.
+    """Return `file:line` of the user's innermost frame, or None if all frames are our own.
 
-    Installed packages and the standard library count only if there is no other frame: the line that calls them says
-    more.
+    Frames of installed packages and the standard library count only if there is no other frame, because the line that
+    calls them is more useful.
     """
     frames = [frame for frame in extract_tb(error.__traceback__) if not _is_own_frame(frame)]
     written = [frame for frame in frames if not frame.filename.startswith(("<", *_LIBRARY_DIRECTORIES))]
@@ -126,7 +126,7 @@ def describe_user_line(error: BaseException) -> str | None:
 
 
 def _keep_user_frames(traceback: TracebackException, error: BaseException) -> bool:
-    """Remove our own frames around those of the user, and return whether any frame of the user is left."""
+    """Remove our own frames around the user's frames, and return whether any frame of the user is left."""
     frames = list(traceback.stack)
     is_named = type(error).__module__.partition(".")[0] in _OWN_PACKAGES
     while frames and _is_own_frame(frames[0]):
@@ -142,7 +142,7 @@ def _keep_user_frames(traceback: TracebackException, error: BaseException) -> bo
 
 
 def _is_own_frame(frame: FrameSummary) -> bool:
-    """Whether it belongs to this framework or to the import of a module; the environments that we ship are users."""
+    """Whether a frame belongs to this package or to the import of a module. Our environments count as the user's."""
     if frame.filename.startswith(f"{_ENVIRONMENTS_DIRECTORY}/"):
         return frame.filename in _BASE_CLASSES
     return frame.filename.startswith((*_OWN_DIRECTORIES, *_IMPORT_MACHINERY))

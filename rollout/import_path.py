@@ -1,6 +1,6 @@
-"""Python's path: where a user's modules are looked for, and what to say if two modules on it have the same name.
+"""Python's path for the modules of users, and the message if two modules on it have the same name.
 
-This is imported before the path is known to be sound, so it imports only what no file on the path can replace.
+This module is imported before the path is checked, so it imports only what a file on the path cannot replace.
 """
 
 import os
@@ -9,19 +9,19 @@ from importlib.machinery import PathFinder
 
 
 def search_last(directory: str) -> None:
-    """Let modules in this directory be imported; one that is installed, or part of Python, comes first."""
+    """Add a directory at the end of Python's path; installed modules and Python's own modules come first."""
     if directory not in sys.path:
         sys.path.append(directory)
 
 
 def hidden_module(name: str, directory: str) -> str | None:
-    """Say that a module of this directory was not imported, because another one has its name; None if it was."""
+    """Return a message if a module with the same name was imported instead of this directory's module, or else None."""
     imported_file = _imported_file(name)
     return None if imported_file is None else _describe(name, imported_file, [directory])
 
 
 def describe_conflict(error: BaseException) -> str | None:
-    """Say which file was imported instead of another one, if this may be why an unexpected error arose; else None."""
+    """Return a message if the error may come from two modules with the same name, or else None."""
     for name, imported_file in _suspects(error):
         if description := _describe(name, imported_file, sys.path):
             return description
@@ -29,7 +29,7 @@ def describe_conflict(error: BaseException) -> str | None:
 
 
 def _suspects(error: BaseException) -> list[tuple[str, str]]:
-    """Return the modules that an error and its causes are about or come from, each with its file."""
+    """Return the modules that an error and its causes name or come from, each with its file."""
     suspects: list[tuple[str, str | None]] = []
     cause: BaseException | None = error
     while cause is not None:
@@ -43,7 +43,7 @@ def _suspects(error: BaseException) -> list[tuple[str, str]]:
             suspects.append((names.get("__name__", ""), _if_before_python(names.get("__file__"))))
             trace = trace.tb_next
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, SystemError):  # a compiled module could not import another one, and does not say which
+    if isinstance(error, SystemError):  # a compiled module could not import another module, and does not say which
         suspects += [
             (name, _if_before_python(getattr(module, "__file__", None))) for name, module in sys.modules.items()
         ]
@@ -51,14 +51,14 @@ def _suspects(error: BaseException) -> list[tuple[str, str]]:
 
 
 def _if_before_python(file: str | None) -> str | None:
-    """Return the file of a module if it is in a directory that is searched before Python's own modules, else None."""
+    """Return the file of a module if its directory is searched before Python's own modules, or else None."""
     python = os.path.dirname(os.__file__)
     front = sys.path[: sys.path.index(python)] if python in sys.path else sys.path
     return file if file is not None and os.path.dirname(file.removesuffix("/__init__.py")) in front else None
 
 
 def _imported_file(name: str) -> str | None:
-    """Return the file of an imported module, or the directory of one that has no file; None if it is not imported."""
+    """Return the file of an imported module, or its directory if it has no file; None if it is not imported."""
     module = sys.modules.get(name.partition(".")[0])
     if module is None:
         return None

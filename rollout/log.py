@@ -1,4 +1,4 @@
-"""The run's log: JSON lines by structlog, with run, environment, rollout and attempt bound."""
+"""The run's log: structlog writes JSON lines, with the run, environment, rollout and attempt in each line."""
 
 import logging
 import sys
@@ -19,7 +19,7 @@ _MAX_SHORTENED_CHARS = 100_000
 
 @contextmanager
 def log_to_json_file(path: Path, **context: Any) -> Iterator[None]:
-    """Send the log to a file as long as the context is open; every line contains `context`."""
+    """Write the log to a file for the block; every line contains `context`."""
     with path.open("ab", buffering=0) as file:
         structlog.configure(
             processors=[
@@ -43,7 +43,7 @@ def log_to_json_file(path: Path, **context: Any) -> Iterator[None]:
 
 
 def log_warnings_to_stderr() -> None:
-    """Send warnings and errors to stderr and drop the rest; stdout is for what a command prints."""
+    """Write warnings and errors to stderr and drop the rest; stdout is for the output of commands."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -59,7 +59,7 @@ def log_warnings_to_stderr() -> None:
 
 
 class _LineLogger:
-    """Writes one line at a time. If the disk is full, the line is lost: a log must not end the run it describes."""
+    """Writes one line at a time. If the disk is full, the line is lost, because a log must not end its run."""
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
@@ -72,21 +72,21 @@ class _LineLogger:
 
 
 def _dump_json(event: dict[str, Any], **_: Any) -> bytes:
-    """Write a line, whatever an environment logs: a log must not end the run it describes."""
+    """Return a line for any values that an environment logs, because a log must not end its run."""
     try:
         if is_within_bounds(event):
             return orjson.dumps(event, default=str)
-    except Exception:  # noqa: BLE001, S110 - keys that are no text, values that fail at str, half of a surrogate pair
+    except Exception:  # noqa: BLE001, S110 - keys that are not texts, values whose str() fails, lone surrogates
         pass
     return dump_json({str(name): _shorten(value) for name, value in event.items()})
 
 
 def _shorten(value: Any) -> bool | float | str | None:
-    """Return what surely can be written."""
+    """Return a value that JSON can certainly represent."""
     if isinstance(value, bool | float | None):
         return value
     try:
         text = str(value) if is_within_bounds(value) else f"({type(value).__name__})"
-    except Exception:  # noqa: BLE001 - a class raises what it likes
+    except Exception:  # noqa: BLE001 - a user's class may raise anything
         text = f"({type(value).__name__})"
     return text[:_MAX_SHORTENED_CHARS]

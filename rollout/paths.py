@@ -6,10 +6,10 @@ from rollout.errors import ConfigurationError
 
 
 class PathUnusable(ConfigurationError):
-    """What a user wrote as a path can be none.
+    """A path that a user wrote is not usable.
 
     Attributes:
-        reason: why, without the path.
+        reason: why it is not usable, without the path.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -18,7 +18,7 @@ class PathUnusable(ConfigurationError):
 
 
 def resolve_path(path: Path, directory: Path | None = None) -> Path:
-    """Return an absolute path without links; a relative one is relative to `directory`, or else to the current one.
+    """Return an absolute path without links. A relative path is relative to `directory`, or to the current directory.
 
     Raises:
         PathUnusable: a link leads to itself, or a name is too long.
@@ -26,14 +26,14 @@ def resolve_path(path: Path, directory: Path | None = None) -> Path:
     try:
         return (path if directory is None else directory / path).resolve()
     except RuntimeError:
-        raise PathUnusable(path, "this is no usable path: a symbolic link leads back to itself") from None
+        raise PathUnusable(path, "this is not a usable path: a symbolic link leads back to itself") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise PathUnusable(path, f"this is no usable path: {reason}") from None
+        raise PathUnusable(path, f"this is not a usable path: {reason}") from None
 
 
 def expand_home(path: Path) -> Path:
-    """Return a path with the home directory in place of ~. Raises PathUnusable if there is none."""
+    """Return a path with the home directory in place of ~. Raises PathUnusable if the home directory is not known."""
     try:
         return path.expanduser()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Texts of users' code on their way to files, records and stdout, which take no half of a surrogate pair."""
+"""Texts of users' code for files, records and stdout, which cannot contain a lone surrogate."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,21 +7,21 @@ import orjson
 
 
 def escape_surrogates(text: str) -> str:
-    """Return a text that every file and every JSON parser takes: a lone surrogate is written as an escape."""
-    # Called on the class, because a subclass of str may be anything. What comes back is a plain str.
+    """Return a plain str in which lone surrogates are escaped, so that files and JSON parsers accept it."""
+    # Called on the class, because a subclass of str may override its methods.
     return str.encode(text, "utf-8", "backslashreplace").decode()
 
 
 def is_well_formed(text: str) -> bool:
-    """Whether it has no lone surrogate."""
+    """Whether a text has no lone surrogate."""
     return escape_surrogates(text) == text
 
 
 def dump_json(value: Any, *, option: int | None = None) -> bytes:
-    """Write plain data as JSON, whatever its texts hold.
+    """Write plain data as JSON; lone surrogates in its texts are escaped.
 
     Raises:
-        TypeError: it is not plain data.
+        TypeError: the value is not plain data.
     """
     try:
         return orjson.dumps(value, option=option)

@@ -1,8 +1,8 @@
-"""How much a value of a user's code may hold, counted before anything goes through it.
+"""Limits on the size of a value from a user's code, which are checked before other code walks through it.
 
-A few dicts that contain each other several times are billions of values to whatever goes through them: a search for
-images, a JSON writer, a template. So values are counted here as often as they can be reached, and the count ends at a
-limit. What is within the limits may then be gone through any number of times.
+A few dicts that contain each other several times look like billions of values to a search for images, a JSON writer or
+a template. So a value is counted as often as it can be reached, and the count ends at a limit. Code may walk through a
+value within the limits any number of times.
 """
 
 from abc import ABC, abstractmethod
@@ -13,42 +13,42 @@ from itertools import islice
 from typing import Any
 
 MAX_VALUES = 1 << 17
-"""A quarter of what a record on a queue may have; to count so many holds up the event loop for a moment only."""
+"""A quarter of the limit for a record on a queue. Counting this many values blocks the event loop only briefly."""
 MAX_DEPTH = 48
-"""A record on a queue has room for some more levels around it."""
+"""A record on a queue may have some more levels around the value."""
 MAX_CHARACTERS = 16 << 20
 
 _LEAF_TYPES = frozenset((int, float, bool, type(None), bytes))
 
 
 class OutOfBoundsError(ValueError):
-    """A value holds more than is gone through."""
+    """A value has more values or levels than the limits allow."""
 
 
 class TooMuchTextError(OutOfBoundsError):
-    """A value holds more text than any model's context."""
+    """A value has more text than the context of any model."""
 
 
 class Countable(ABC):
-    """Stands for a value of which not everything is counted."""
+    """A value of which only a part is counted."""
 
     @abstractmethod
     def counted_values(self) -> Iterable[Any]:
-        """Yield what is counted, one level below the value."""
+        """Yield the values to count, one level below this value."""
 
 
 class ValueCounter:
-    """Counts what several values hold together."""
+    """Counts the values and characters in several values together."""
 
     def __init__(self) -> None:
         self._values = 0
         self._characters = 0
 
     def add(self, value: object) -> None:
-        """Count a value and what it holds.
+        """Count a value and everything in it.
 
         Raises:
-            OutOfBoundsError: it is nested too deep, or all values together hold too much.
+            OutOfBoundsError: it is nested too deeply, or all values together are too many.
         """
         level: list[Any] = [value]
         for _ in range(MAX_DEPTH + 1):
@@ -79,12 +79,12 @@ class ValueCounter:
     def _require_room(self, count: int) -> None:
         if self._values + count > MAX_VALUES:
             raise OutOfBoundsError(
-                f"holds more than {MAX_VALUES:,} values; one that it holds several times is counted as often"
+                f"holds more than {MAX_VALUES:,} values; a value that occurs several times is counted each time"
             )
 
 
 def _children(container: Any) -> Iterable[Any]:
-    """Yield what something holds that is no plain dict, list or tuple. The text of a text is a plain one."""
+    """Yield the values in an object that is not a plain dict, list or tuple. A subclass of str becomes a str."""
     if isinstance(container, str):
         yield str.__str__(container)
     elif isinstance(container, Countable):
@@ -104,7 +104,7 @@ def _children(container: Any) -> Iterable[Any]:
 
 
 def is_within_bounds(value: object) -> bool:
-    """Whether a value can be gone through."""
+    """Whether a value is within the limits."""
     try:
         ValueCounter().add(value)
     except OutOfBoundsError:

@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
 from transports.errors import QueueClosed, QueueStorageError, QueueURLError
+from transports.redaction import hide_passwords
 from transports.urls import QueueOptions, parse_queue_url
 from transports.wakeups import Wakeups
 
@@ -115,15 +116,20 @@ _brokers: dict[str, _Broker] = {}
 _brokers_lock = threading.Lock()
 
 
+def parse_memory_url(url: str) -> tuple[str, QueueOptions]:
+    """Return the name of the queue and the options of a URL. Raises QueueURLError."""
+    parts, options = parse_queue_url(url, QueueOptions)
+    if not (name := parts.netloc + parts.path):
+        raise QueueURLError(f"{hide_passwords(url)}: a memory queue needs a name, as in memory://tasks")
+    return name, options
+
+
 class MemoryQueue(Queue):
     """A handle on the broker of its name."""
 
     def __init__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> None:
-        parts, options = parse_queue_url(url, QueueOptions)
+        self._broker_name, options = parse_memory_url(url)
         super().__init__(url, options)
-        self._broker_name = parts.netloc + parts.path
-        if not self._broker_name:
-            raise QueueURLError(f"{self.url}: a memory queue needs a name, as in memory://tasks")
         self._leases_records = lease == "record"
         with _brokers_lock:
             broker = _brokers.get(self._broker_name) or _Broker(options.partitions or 1)

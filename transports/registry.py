@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from transports.base import Lease, Queue
 from transports.errors import QueueURLError, UnknownTransport
@@ -19,13 +19,15 @@ from transports.urls import split_url
 
 ENTRY_POINT_GROUP = "rollout.transports"
 
+_REDIS = ("transports.redis_streams.queue:RedisQueue", "transports.redis_streams.options:parse_redis_url")
 _BUILT_IN = {
-    "memory": "transports.memory:MemoryQueue",
-    "file": "transports.files.queue:open_file_queue",
-    "zmq": "transports.zeromq.queue:ZmqQueue",
-    "redis": "transports.redis_streams.queue:RedisQueue",
-    "rediss": "transports.redis_streams.queue:RedisQueue",
+    "memory": ("transports.memory:MemoryQueue", "transports.memory:parse_memory_url"),
+    "file": ("transports.files.queue:open_file_queue", "transports.files.queue:parse_file_url"),
+    "zmq": ("transports.zeromq.queue:ZmqQueue", "transports.zeromq.options:parse_zmq_url"),
+    "redis": _REDIS,
+    "rediss": _REDIS,
 }
+"""For each scheme: the factory, and the function that reads a URL without the client library."""
 
 
 class TransportFactory(Protocol):
@@ -53,28 +55,49 @@ def open_queue(url: str, *, lease: Lease = "partition", consume: Sequence[int] |
     return _find_factory(url)(url, lease=lease, consume=consume)
 
 
+def check_queue_url(url: str) -> None:
+    """Check a URL without opening its queue, and without importing a client library.
+
+    Only a built-in transport checks its options here; another one checks them when the queue is opened. Raises
+    QueueURLError, and UnknownTransport for an unknown scheme.
+    """
+    scheme = split_url(url).scheme
+    if scheme in _registered:
+        return
+    if scheme in _BUILT_IN:
+        _import(_BUILT_IN[scheme][1])(url)
+    elif not entry_points(group=ENTRY_POINT_GROUP, name=scheme):
+        raise _unknown_transport(url, scheme)
+
+
 def _find_factory(url: str) -> TransportFactory:
     scheme = split_url(url).scheme
     if scheme in _registered:
         return _registered[scheme]
     if scheme in _BUILT_IN:
-        module, _, name = _BUILT_IN[scheme].partition(":")
         try:
-            return cast(TransportFactory, getattr(import_module(module), name))
+            return cast(TransportFactory, _import(_BUILT_IN[scheme][0]))
         except ModuleNotFoundError as error:
             raise UnknownTransport(
                 f"{hide_passwords(url)}: {scheme}:// needs the package {error.name!r}; install the extra of that "
                 f"name, as in pip install 'rollout-rl[{'zmq' if error.name == 'zmq' else 'redis'}]'"
             ) from error
-    installed = entry_points(group=ENTRY_POINT_GROUP)
-    for entry in installed:
-        if entry.name == scheme:
-            return cast(TransportFactory, entry.load())
-    schemes = sorted({*_registered, *_BUILT_IN, *(entry.name for entry in installed)})
+    for entry in entry_points(group=ENTRY_POINT_GROUP, name=scheme):
+        return cast(TransportFactory, entry.load())
+    raise _unknown_transport(url, scheme)
+
+
+def _import(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _unknown_transport(url: str, scheme: str) -> UnknownTransport:
+    schemes = sorted({*_registered, *_BUILT_IN, *(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))})
     matches = difflib.get_close_matches(scheme, schemes, n=1)
-    hint = f"; did you mean {matches[0]}://?" if matches else "."
-    raise UnknownTransport(
-        f"{hide_passwords(url)}: there is no transport for {scheme or 'a URL without a scheme'}{hint} "
-        f"Known: {', '.join(f'{name}://' for name in schemes)}. "
-        f"Others come as packages with an entry point in {ENTRY_POINT_GROUP!r}."
+    problem = f"unknown scheme '{scheme}://'" if scheme else "the URL has no scheme"
+    hint = f"; did you mean '{matches[0]}://'?" if matches else "."
+    return UnknownTransport(
+        f"{hide_passwords(url)}: {problem}{hint} Known schemes are {', '.join(f'{name}://' for name in schemes)}. "
+        f"A package adds a scheme with an entry point in the group {ENTRY_POINT_GROUP}."
     )

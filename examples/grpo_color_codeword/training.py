@@ -15,6 +15,7 @@ from examples.grpo_color_codeword.processes import TrainingProcessEnded, launch_
 from renderers_adapter.adapter import load_processor_config
 from rollout.log import log_to_json_file
 from rollout.rundir.manifest import create_run
+from rollout.rundir.queues import RunQueues
 from rollout.trainer import BlockingReader, Consumption, Group, Materializer, PolicyPublisher, check, staleness
 from rollout.trainer.weights.from_config import publisher_settings
 
@@ -70,7 +71,7 @@ class Training:
         materializer = Materializer("qwen_vl", load_processor_config(checkpoint), images=run.images_path, backend="pil")
         self.learner = Learner(checkpoint, materializer, color_ids())
         self._publisher = PolicyPublisher(publisher_settings([self._config], run.path))
-        self._reader = BlockingReader(run.queue_url(self._config.queue.url, self._config.run.name))
+        self._reader = BlockingReader(RunQueues(self._config, run).trajectories)
         self._consumption = Consumption()
         self._version = 0
         self._stack = ExitStack()

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 from rollout.cli.queue_access import open_existing_queue
+from rollout.config.queue_urls import fill_queue_url
 from rollout.config.source import ConfigFileError, read_document
 from rollout.errors import RolloutError
 from rollout.records.kinds import RecordError, Step
@@ -41,7 +42,7 @@ def _find_queues(run: RunDirectory) -> list[str]:
     for file in sorted(run.path.glob("*.yaml")):
         try:
             saved = read_document(file, ()).data
-            url = run.queue_url(saved["queue"]["url"], saved["run"]["name"])
+            url = fill_queue_url(saved["queue"]["url"], run.path, saved["run"]["name"])
         except ConfigFileError as error:
             raise RecordsElsewhere(f"{error} So it is not known where records are, and all is kept.") from error
         except (KeyError, TypeError, AttributeError):

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rollout.records.kinds import ROOT, RolloutLimit
+from rollout.records.endings import RolloutLimit
+from rollout.records.kinds import ROOT
 from rollout.records.messages import Message
 from rollout.trainer import Trajectory, TrajectoryNode, check
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rollout.errors import ConfigurationError
-from rollout.records.kinds import RolloutLimit
+from rollout.records.endings import RolloutLimit
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RunDirectory
 from rollout.trainer import Trajectory

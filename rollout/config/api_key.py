@@ -1,4 +1,4 @@
-"""The API key of engines or a judge: in no file, log or command line, and such that an HTTP header can carry it."""
+"""The API key of engines or a judge. It is read from a variable, and is never in a file, a log or a command line."""
 
 from collections.abc import Mapping
 
@@ -14,20 +14,22 @@ def read_api_key(variable_name: str, environment: Mapping[str, str], *, named_by
     key = clean_api_key(environment.get(variable_name, ""), found_in=variable_name, owner="the engines'")
     if not key:
         raise ConfigurationError(
-            f"{named_by} names {variable_name}, and no such environment variable is set; set it to the "
-            "engines' API key."
+            f"{named_by} names the environment variable {variable_name}, which is not set; set it to the engines' API "
+            "key."
         )
     return key
 
 
 def clean_api_key(key: str, *, found_in: str, owner: str) -> str:
-    """Return a key without the white space around it, which may leave nothing.
+    """Return a key without the white space around it; the result may be empty.
 
     Raises:
-        ConfigurationError: no HTTP header can carry the rest; the text does not tell the key.
+        ConfigurationError: an HTTP header cannot contain the key; the message does not show the key.
     """
-    # A key that was read from a file often ends with the file's last line break.
+    # A key from a file often ends with a line break.
     key = key.strip()
     if not (key.isascii() and key.isprintable()):
-        raise ConfigurationError(f"{found_in} holds characters that no HTTP header carries; is it {owner} API key?")
+        raise ConfigurationError(
+            f"{found_in} has characters that an HTTP header cannot contain; is it {owner} API key?"
+        )
     return key

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with an environment before it plays: its class, and the making of an instance."""
+"""Checks of an environment before it plays: its class, and one instance."""
 
 import functools
 import inspect
@@ -12,11 +12,11 @@ from rollout.records.tools import require_tools
 
 
 class EnvironmentUnusable(ConfigurationError):
-    """No instance of an environment's class can be made, or what it declares is wrong."""
+    """An instance of an environment's class cannot be made, or declares wrong tools."""
 
 
 def class_problem(loaded_class: object) -> str | None:
-    """Return why this cannot be an environment's class; None if it can."""
+    """Return why this object cannot be the class of an environment, or None if it can."""
     if not (isinstance(loaded_class, type) and issubclass(loaded_class, Environment)):
         return "is not a subclass of rollout.Environment"
     if missing := sorted(loaded_class.__abstractmethods__):
@@ -40,10 +40,10 @@ def class_problem(loaded_class: object) -> str | None:
 
 
 def require_usable(new_environment: Callable[[], Environment], class_path: str) -> None:
-    """Make one instance, as every rollout will, and check the tools that it declares.
+    """Make one instance, as every rollout does, and check the tools that it declares.
 
     Raises:
-        EnvironmentUnusable: one of both fails; the text has the lines of the user's code.
+        EnvironmentUnusable: the instance cannot be made, with the lines of the user's code, or its tools are wrong.
     """
     try:
         environment = new_environment()

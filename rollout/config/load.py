@@ -1,7 +1,6 @@
-"""One YAML per environment, read into frozen models. Unknown keys are refused, and the nearest known name is suggested.
+"""Reads the YAML of one environment into frozen models. An unknown key is an error, which names the nearest known key.
 
-The environment's own `Settings` and `Tasks` check the sections `environment` and `tasks`, so that a user's keys are
-checked as strictly as ours.
+The `Settings` and `Tasks` of the environment's class check the sections `environment` and `tasks`, with the same rules.
 """
 
 import difflib
@@ -47,9 +46,17 @@ class Config:
         environment_class_path: the environment's class, as `package.module:Class`.
         environment_class: this class.
         environment_settings: the other keys of the section `environment`.
-        references: the scalars that were written with variables, by their keys.
-        plain_passwords: where URLs are whose password is not in a variable, each as `place: key`.
-        tasks: the section `tasks`, as all sections below: each has the name of its section.
+        references: the scalars with variables, by their keys.
+        plain_passwords: the places of URLs whose password is not in a variable, each as `place: key`.
+        tasks: the section `tasks`.
+        model: the section `model`.
+        engine: the section `engine`.
+        images: the section `images`.
+        queue: the section `queue`.
+        worker: the section `worker`.
+        policy: the section `policy`.
+        metrics: the section `metrics`.
+        run: the section `run`.
     """
 
     file_name: str
@@ -69,33 +76,33 @@ class Config:
     run: RunConfig
 
     def new_environment(self) -> Environment:
-        """Make a fresh environment; every attempt at a rollout gets one of its own."""
+        """Make a new environment; every attempt at a rollout gets its own."""
         return self.environment_class(self.environment_settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the whole configuration, defaults included, in the form of the YAML."""
+        """Return the whole configuration with its defaults, in the form of the YAML."""
         settings = self.environment_settings.model_dump(mode="json", by_alias=True)
         names = ("tasks", *_SECTION_MODELS)
         sections = {name: getattr(self, name).model_dump(mode="json", by_alias=True) for name in names}
         return {"environment": {"class": self.environment_class_path, **settings}, **sections}
 
     def as_written(self) -> dict[str, Any]:
-        """Return what `to_dict` does, with the variables of the YAML and of `--set` as they were written.
+        """Return the same as `to_dict`, but with variables as the user wrote them.
 
-        Where such a path is relative to the YAML file, its directory is put before it.
+        If a path with a variable is relative to the YAML file, the result has the file's directory before it.
         """
         values = self.to_dict()
         put_all_back(values, self.references, Path(self.file_name).resolve().parent)
         return values
 
     def section_digest(self, name: str) -> str:
-        """Return a hash of a section, by which a resumed run knows that it is the same."""
+        """Return a hash of a section. A resumed run compares it with the hash from its start."""
         return hashlib.sha256(orjson.dumps(self.to_dict()[name], option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def digest(self) -> str:
-        """Return a hash that identifies what is played and how.
+        """Return a hash of what is played and how.
 
-        It is the same on every machine: paths, addresses and the name of the run are left out.
+        It is the same on every machine, because it leaves out paths, addresses and the name of the run.
         """
         identifying = {key: value for key, value in self.to_dict().items() if key not in ("run", "queue", "metrics")}
         for section, key in (("model", "path"), ("images", "allow"), ("engine", "urls")):
@@ -124,13 +131,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read and check a file.
 
     Raises:
-        ConfigFileError: with a line for each problem.
+        ConfigFileError: the file is not usable; the message has one line for each problem.
     """
     return _ConfigChecker(read_document(path, overrides)).check()
 
 
 def _import_module(name: str) -> tuple[ModuleType | None, str | None]:
-    """Return a module, or else why it cannot be imported."""
+    """Return a module, or why it cannot be imported."""
     try:
         return importlib.import_module(name), None
     except KeyboardInterrupt:
@@ -139,7 +146,7 @@ def _import_module(name: str) -> tuple[ModuleType | None, str | None]:
         if (conflict := describe_conflict(error)) is not None:
             return None, f"importing {name} failed: {type(error).__name__}: {error}: {conflict}"
         if isinstance(error, ModuleNotFoundError):
-            return None, f"there is no module {error.name!r}; install it, or put it beside this file or on PYTHONPATH"
+            return None, f"there is no module {error.name!r}; install it, or put it next to this file or on PYTHONPATH"
         return None, f"importing {name} failed: {describe_user_error(error)}"
 
 
@@ -214,7 +221,7 @@ class _ConfigChecker:
             return None
         values = {key: value for key, value in (section or {}).items() if key not in exclude}
         try:
-            # As JSON, because only this is strict about scalars and still accepts a list as a tuple and text as a path.
+            # As JSON, because only then strict mode accepts a list as a tuple, and a text as a path.
             return model.model_validate_json(
                 json.dumps(values, default=str), strict=True, context={"directory": self._source.directory}
             )

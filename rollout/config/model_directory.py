@@ -1,4 +1,4 @@
-"""What `model.path` may be: a directory, or `builtin:tiny` for the small model that this package ships."""
+"""The directory of the model: `model.path` is a path, or `builtin:tiny` for the small model that this package ships."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from rollout.paths import expand_home, resolve_path
 BUILTIN_MODELS: Mapping[str, Path] = MappingProxyType(
     {"builtin:tiny": Path(__file__).parents[1] / "serving" / "tiny_qwen3_vl"}
 )
-"""The directories of the models that this package ships, by the name that stands for each."""
+"""The directories of the models that this package ships, by their names in a YAML."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -27,23 +27,23 @@ def resolve_model_path(path: Path, directory: Path) -> Path:
 
     Raises:
         ModelNotFound: the package ships no model of this name.
-        PathUnusable: this can be no path.
+        PathUnusable: this is not a usable path.
     """
     name = str(path)
     if not name.startswith("builtin:"):
         return resolve_path(expand_home(path), directory)
     if name not in BUILTIN_MODELS:
-        raise ModelNotFound(f"there is no model of this name; the package ships {', '.join(BUILTIN_MODELS)}")
+        raise ModelNotFound(f"unknown model; the package ships {', '.join(BUILTIN_MODELS)}")
     return BUILTIN_MODELS[name]
 
 
 def written_model_path(path: Path) -> str:
-    """Return what a YAML says for this directory, so that a built-in model has the same name on every machine."""
+    """Return the form of a model's directory for a YAML; a built-in model has the same name on every machine."""
     return next((name for name, directory in BUILTIN_MODELS.items() if directory == path), str(path))
 
 
 def require_weights(model: str) -> None:
-    """Raise ModelNotFound for a built-in model, named or as its directory: it has no weights for a network."""
+    """Raise ModelNotFound for a built-in model or its directory, because it has no weights."""
     directories = {directory.resolve() for directory in BUILTIN_MODELS.values()}
     if model.startswith("builtin:") or Path(model).expanduser().resolve() in directories:
         raise ModelNotFound(
@@ -53,10 +53,10 @@ def require_weights(model: str) -> None:
 
 
 def require_model(path: Path, config_file: Path) -> None:
-    """Check that there is something at `model.path` of this YAML file.
+    """Check that the `model.path` of this YAML file exists.
 
     Raises:
-        ModelNotFound: nothing is; the message says where was looked, and how to download what is named like a model.
+        ModelNotFound: there is nothing. The message says how to download a path that looks like a model of the Hub.
     """
     if path.exists():
         return
@@ -68,7 +68,7 @@ def require_model(path: Path, config_file: Path) -> None:
         command = shlex.join(["hf", "download", written, "--local-dir", str(directory / target)])
         message += (
             f" If {written} is a model of the Hugging Face Hub, download it with `{command}`, and write"
-            f" `path: {target}`. Nothing is downloaded by itself; `--exclude '*.safetensors'` leaves out the weights,"
+            f" `path: {target}`. Rollout downloads nothing itself; `--exclude '*.safetensors'` leaves out the weights,"
             " which only the engine needs."
         )
     raise ModelNotFound(message)

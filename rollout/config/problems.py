@@ -1,7 +1,8 @@
-"""What a person is told when a value of a section, or a sampling key of a turn, is refused."""
+"""Messages about values of a configuration, or sampling keys of a turn, that are not usable."""
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ KeyPath = tuple[str | int, ...]
 
 _LIST_TYPES = frozenset(("list_type", "tuple_type", "set_type", "frozen_set_type"))
 _MAX_SHOWN = 300
+_QUOTED = re.compile(r"'(.*?)'")
+QUEUE_URL_ERROR = "queue_url"
+"""The type of an error about the URL of a queue; its message quotes the mistake first, if it quotes anything."""
 
 
 def describe_problem(model: type[BaseModel], problem: Mapping[str, Any], written: Any) -> str:
@@ -23,7 +27,7 @@ def describe_problem(model: type[BaseModel], problem: Mapping[str, Any], written
     Args:
         model: the section.
         problem: one of the errors of a ValidationError.
-        written: what the user wrote there, in which variables are not replaced.
+        written: what the user wrote there, with variables that are not replaced.
     """
     location = problem["loc"]
     if problem["type"] == "extra_forbidden":
@@ -36,7 +40,11 @@ def describe_problem(model: type[BaseModel], problem: Mapping[str, Any], written
     if problem["type"] in _LIST_TYPES:
         item = json.dumps(shorten(hide_passwords(written)), ensure_ascii=False) if isinstance(written, str) else ""
         return f"expected a list, found {found}{f'; write {location[-1]}: [{item}]' if item else ''}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == QUEUE_URL_ERROR and (mistake := _QUOTED.search(message)) is not None:
+        if written == problem["input"] or mistake[1] in str(written):
+            return shorten(message.removesuffix("."))
+        message = "its variables do not make it the URL of a queue"  # the mistake is in the content of a variable
     if isinstance(problem["input"], str) and problem["input"]:  # the check of an environment may repeat the value
         message = message.replace(problem["input"], hide_passwords(str(written)))
     return f"{message}, found {found}"
@@ -55,7 +63,7 @@ def show_key(key_path: Sequence[str | int]) -> str:
 def show_override(override: str) -> str:
     """Return a `KEY=VALUE` text without the secrets in it."""
     key, equals, value = override.partition("=")
-    if ":" in key or "@" in key:  # a URL whose key was forgotten, cut somewhere
+    if ":" in key or "@" in key:  # probably a URL without its key
         return HIDDEN
     if not equals:
         return hide_passwords(override)
@@ -78,7 +86,7 @@ def _without_secrets(value: Any, name: str) -> Any:
 
 
 def suggest_name(name: str, valid_names: Sequence[str]) -> str:
-    """Return the end of a sentence that names the nearest valid name, or else all of them."""
+    """Return the end of a sentence with the nearest valid name, or with all valid names if none is near."""
     closest = difflib.get_close_matches(name[:_MAX_SHOWN], valid_names, n=1, cutoff=0.5)
     if closest:
         return f"; did you mean {closest[0]!r}?"

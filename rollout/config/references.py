@@ -1,6 +1,6 @@
-"""Scalars that were written with variables, `${NAME}`, and how they are written again: as they were, not expanded.
+"""Scalars with variables, `${NAME}`. The files of a run have them as the user wrote them, not with the values.
 
-So no file of a run has a secret that was in a variable, and whoever reads the file takes it from their own environment.
+So no file of a run contains a secret from a variable. A reader of the file takes the value from their own environment.
 """
 
 import re
@@ -19,10 +19,10 @@ class Reference:
     """A scalar with variables in it.
 
     Attributes:
-        text: the scalar as it was written, such as `${NAME}`.
-        value: the same with the variables replaced.
-        is_quoted: whether it was written in quotes, and so is text whatever the variables contain.
-        variables: what was replaced by the content of a variable, such as `${NAME}`, and this content; no defaults.
+        text: the scalar as the user wrote it, such as `${NAME}`.
+        value: the scalar with its variables replaced.
+        is_quoted: whether it was written in quotes, which makes it a text.
+        variables: for each `${NAME}` with a set variable, the content of the variable; defaults are left out.
     """
 
     text: str
@@ -36,31 +36,31 @@ _PLAIN_WORDS = frozenset(("true", "false", "null", "none"))
 
 
 class _WrittenScalar(str):
-    """A reference on its way into a YAML file."""
+    """A reference that is written to a YAML file."""
 
     is_quoted = False
 
 
 def put_all_back(values: dict[str, Any], references: Mapping[KeyPath, Reference], directory: Path) -> None:
-    """Put every reference in the place of its value, and wherever else the value of a variable is.
+    """Replace the value of every reference by the reference, and other copies of a variable's value by the variable.
 
-    An alias or a check of a section can move a value or make another from it. Nothing happens where a default or a
-    check has removed the value. Elsewhere than in its own place, a value that is very short or a plain word stays.
+    Copies exist because an alias or a check of a section may move a value or make another value from it. A copy stays
+    if the value is very short or a common word. Nothing happens where a default or a check has removed the value.
     """
     for key_path, reference in references.items():
         _put_back(values, key_path, reference, directory)
-    for section in {key_path[0] for key_path in references if key_path}:  # no section sees the values of another
+    for section in {key_path[0] for key_path in references if key_path}:  # sections do not share values
         variables = _replaceable_variables(
             found for key_path, found in references.items() if key_path[:1] == (section,)
         )
         if variables and section in values:
-            # One pass, longest first, so that nothing is replaced within a reference that was just put there.
+            # One pass with the longest value first, so that no text within a new reference is replaced.
             pattern = re.compile("|".join(re.escape(value) for value in sorted(variables, key=len, reverse=True)))
             values[str(section)] = _replace_variables(values[str(section)], pattern, variables)
 
 
 def _replaceable_variables(references: Iterable[Reference]) -> dict[str, str]:
-    """Return the values of variables, with the reference of each."""
+    """Return the variable for each value that may be replaced by it."""
     return {
         value: written
         for reference in references
@@ -101,7 +101,7 @@ def _written_scalar(text: str, is_quoted: bool) -> _WrittenScalar:
 
 
 def dump_yaml(values: Any) -> str:
-    """Return values as YAML. A reference is quoted if it was, because only a plain one gets its type from its value."""
+    """Return values as YAML. A reference is quoted if the user quoted it, because quotes decide about its type."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
 
 

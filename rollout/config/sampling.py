@@ -1,7 +1,6 @@
-"""The sampling keys: those of `engine.sampling` in the YAML, which are also those of `chat(sampling=…)`.
+"""The sampling keys of `engine.sampling` in the YAML and of `chat(sampling=…)`.
 
-They have vLLM's names. Left out are the keys that would change the number of answers, or the evidence that comes with
-them.
+They have vLLM's names. Keys that change the number of answers, or the evidence in an answer, are left out.
 """
 
 import json
@@ -25,52 +24,90 @@ from rollout.value_limits import ValueCounter
 TokenId = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 TextList = Annotated[list[Text], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-"""Several texts; one alone may be written without the list."""
+"""A list of texts; a single text may be written without the list."""
 
 _MAX_PROBLEMS_SHOWN = 5
 _ALWAYS_WRITTEN = frozenset(("temperature", "top_p", "top_k", "max_tokens", "seed"))
 
 
 class SamplingError(RolloutError):
-    """A turn asks for a sampling key that there is not, or with a value that it cannot have."""
+    """A turn has an unknown sampling key, or a value that its key does not allow."""
 
 
 class SamplingConfig(BaseModel):
-    """How the engine samples. A key that is null is not sent: the engine then does without."""
+    """How the engine samples. A key that is null is not sent, so that the engine uses its own default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    temperature: float = Field(default=1.0, ge=0, description="0: always the likeliest token.")
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1, description="0 and -1: no limit.")
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    max_tokens: int | None = Field(
-        default=512, ge=1, description="Of one answer; null: as many as the model's context still holds."
+    temperature: float = Field(
+        default=1.0, ge=0, description="Divides the logits before sampling. 0: the most likely token is always taken."
     )
-    min_tokens: int | None = Field(default=None, ge=0)
-    seed: int | None = Field(default=None, ge=0, description="Each rollout and turn derives a seed of its own from it.")
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(default=None, gt=0)
-    repetition_detection: dict[str, int] | None = Field(default=None, description="As vLLM's object of this name.")
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, description="Sample from the most likely tokens with this probability together."
+    )
+    top_k: int | None = Field(
+        default=None, ge=-1, description="Sample from this number of the most likely tokens. 0 and -1: from all."
+    )
+    min_p: float | None = Field(
+        default=None, ge=0, le=1, description="The least probability of a token, relative to the most likely token."
+    )
+    max_tokens: int | None = Field(
+        default=512, ge=1, description="The most tokens of one answer. null: as many as fit in the model's context."
+    )
+    min_tokens: int | None = Field(
+        default=None, ge=0, description="The least tokens of an answer before the end token or a stop text may end it."
+    )
+    seed: int | None = Field(
+        default=None, ge=0, description="The seed from which each turn of each rollout derives its own seed."
+    )
+    presence_penalty: float | None = Field(
+        default=None, ge=-2, le=2, description="Subtracted from the logit of each token that the answer already has."
+    )
+    frequency_penalty: float | None = Field(
+        default=None, ge=-2, le=2, description="Like presence_penalty, times how often the answer has the token."
+    )
+    repetition_penalty: float | None = Field(
+        default=None, gt=0, description="Values above 1 make tokens of the prompt and the answer less likely."
+    )
+    repetition_detection: dict[str, int] | None = Field(
+        default=None, description="When an answer that repeats itself ends, as vLLM's object of this name."
+    )
     stop: TextList | None = Field(default=None, description="Texts that end an answer.")
-    stop_token_ids: list[TokenId] | None = Field(default=None, description="Besides those of the model.")
-    include_stop_str_in_output: bool | None = None
-    ignore_eos: bool | None = None
+    stop_token_ids: list[TokenId] | None = Field(
+        default=None, description="Token ids that end an answer, in addition to the end tokens of the model."
+    )
+    include_stop_str_in_output: bool | None = Field(
+        default=None, description="Whether the answer keeps the text that ended it."
+    )
+    ignore_eos: bool | None = Field(default=None, description="Whether an answer goes on after the model's end token.")
     bad_words: TextList | None = Field(default=None, description="Texts that no answer contains.")
-    allowed_token_ids: list[TokenId] | None = Field(default=None, min_length=1)
-    logit_bias: dict[TokenId, float] | None = Field(default=None, description="By token id.")
-    structured_outputs: dict[str, Any] | None = Field(default=None, description="As vLLM's object of this name.")
-    thinking_token_budget: int | None = Field(default=None, ge=0)
-    detokenize: bool | None = None
-    skip_special_tokens: bool | None = None
-    spaces_between_special_tokens: bool | None = None
-    skip_reading_prefix_cache: bool | None = None
-    extra_args: dict[str, Any] | None = Field(default=None, description="For plugins of the engine.")
+    allowed_token_ids: list[TokenId] | None = Field(
+        default=None, min_length=1, description="The only token ids that are sampled."
+    )
+    logit_bias: dict[TokenId, float] | None = Field(
+        default=None, description="What is added to the logit of a token, by token id."
+    )
+    structured_outputs: dict[str, Any] | None = Field(
+        default=None, description="A grammar or a schema for answers, as vLLM's object of this name."
+    )
+    thinking_token_budget: int | None = Field(
+        default=None, ge=0, description="The most tokens of reasoning in one answer."
+    )
+    detokenize: bool | None = Field(default=None, description="Whether the engine makes text from the tokens.")
+    skip_special_tokens: bool | None = Field(
+        default=None, description="Whether the engine leaves special tokens out of its text."
+    )
+    spaces_between_special_tokens: bool | None = Field(
+        default=None, description="Whether the engine writes spaces between special tokens in its text."
+    )
+    skip_reading_prefix_cache: bool | None = Field(
+        default=None, description="Whether the engine computes the whole prompt, without its prefix cache."
+    )
+    extra_args: dict[str, Any] | None = Field(default=None, description="Arguments for plugins of the engine, by name.")
 
     @model_serializer(mode="wrap")
     def _leave_out_unset_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write few keys, and give a configuration the digest that it had before the other keys existed."""
+        """Leave out keys that are not set, so that a new key does not change the digest of a configuration."""
         return {key: value for key, value in serialize(self).items() if value is not None or key in _ALWAYS_WRITTEN}
 
 
@@ -78,10 +115,10 @@ SAMPLING_KEYS = frozenset(SamplingConfig.model_fields)
 
 
 def check_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sampling keys of one turn as they go to the engine, checked as those of `engine.sampling` are.
+    """Check the sampling keys of one turn, and return them as they go to the engine.
 
     Raises:
-        SamplingError: a key is unknown, or has a value that it cannot have.
+        SamplingError: a key is unknown, or does not allow its value.
     """
     if not isinstance(sampling, Mapping):
         raise SamplingError(
@@ -104,7 +141,7 @@ def check_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain_number(value: Any) -> Any:
-    """Return a number of numpy as one of Python; it is what an environment often computes."""
+    """Return a number of numpy as a number of Python, because environments often compute with numpy."""
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         return value.item()
-    raise TypeError(f"no JSON has a value of the type {type(value).__name__}")
+    raise TypeError(f"a value of the type {type(value).__name__} cannot be written as JSON")

@@ -1,16 +1,23 @@
-"""The sections of a configuration: every key that we read, with its default and its purpose.
+"""The sections of a configuration: every key, its default and its purpose.
 
-`environment` and `tasks` are not here: they belong to the environment.
+The sections `environment` and `tasks` are not here, because the class of the environment defines them.
 """
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import SplitResult
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from renderers_adapter.decoding_memory import DEFAULT_DECODING_MEMORY
+from rollout.config.image_limits import (
+    DEFAULT_MAX_IMAGE_BYTES,
+    DEFAULT_MAX_PIXELS,
+    ENGINE_MAX_PIXELS,
+    MAX_IMAGE_BYTES,
+)
 from rollout.config.model_directory import ModelNotFound, resolve_model_path, written_model_path
+from rollout.config.queue_urls import QueueUrl
 from rollout.config.sampling import SamplingConfig
 from rollout.paths import PathUnusable, expand_home, resolve_path
 from rollout.records.versions import OnUpdate
@@ -27,9 +34,7 @@ def _resolve_path(path: Path, info: ValidationInfo) -> Path:
 
 
 MultimodalMode = Literal["auto", "content_parts", "mmraw"]
-"""How images go to an engine: as parts that any vLLM reads (content_parts), as references (mmraw), or, with auto, as
-references to an engine that resolves them.
-"""
+"""How images are sent to an engine; see `EngineConfig.multimodal`."""
 
 ConfigPath = Annotated[Path, AfterValidator(_resolve_path)]
 """A path; a relative one is relative to the YAML file."""
@@ -49,40 +54,50 @@ ModelPath = Annotated[Path, AfterValidator(_resolve_model_path), PlainSerializer
 
 
 class Section(BaseModel):
-    """A section of the file."""
+    """A section of the YAML file; it refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Section):
-    name: str = Field(description="The name under which the engine serves the model.")
+    """The model that the engines serve."""
+
+    name: str = Field(description="The name under which the engines serve the model.")
     path: ModelPath = Field(
-        description="Directory with tokenizer.json and the image processor's configuration; builtin:tiny is the small"
-        " model that the package ships."
+        description="The directory with tokenizer.json and the configuration of the image processor. builtin:tiny is"
+        " the small model that the package ships."
     )
-    renderer: str = Field(description="The chat format, by the name the renderers package gives it.")
+    renderer: str = Field(description="The chat format, by its name in the package renderers.")
     template: dict[str, str | int | float | bool | None] = Field(
         default_factory=dict,
-        description="Arguments of the chat template, such as enable_thinking, by the names that the model's own gives"
-        " them.",
+        description="Arguments of the model's chat template by name, such as enable_thinking.",
     )
     special_text: Literal["text", "refuse", "allow"] = Field(
         default="text",
-        description="What becomes of text in messages that spells control tokens, such as <|im_end|>: text, it is"
-        " encoded as text; refuse, the rollout fails; allow, it is encoded as control tokens.",
+        description="What happens to text in messages that spells control tokens, such as <|im_end|>. text: it is"
+        " encoded as text. refuse: the rollout fails. allow: it is encoded as control tokens.",
     )
 
 
 class EmbeddedConfig(Section):
-    policy: str = Field(default="rollout.serving.policies:ColorPolicy", description="The script that answers.")
-    max_model_len: int = Field(default=32768, ge=16)
-    latency_ms: float = Field(default=0.0, ge=0)
+    """The embedded engine, which starts if engine.urls is empty."""
+
+    policy: str = Field(
+        default="rollout.serving.policies:ColorPolicy", description="The class that answers, as package.module:Class."
+    )
+    max_model_len: int = Field(default=32768, ge=16, description="The most tokens of a prompt and its answer together.")
+    latency_ms: float = Field(default=0.0, ge=0, description="How long each answer is delayed, in milliseconds.")
 
 
 def _check_engine_url(url: str) -> str:
     if "@" in url:
-        raise PydanticCustomError("secret", "a URL is logged; name the variable of a key in engine.api_key_env")
-    parts = _split_url(url)
+        raise PydanticCustomError(
+            "secret", "a URL is logged, so it must not have a key; name the variable of the key in engine.api_key_env"
+        )
+    try:
+        parts = split_url(url)
+    except QueueURLError as error:
+        raise ValueError(str(error).removeprefix(f"{hide_passwords(url)}: ")) from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("expected the root of a server, such as http://127.0.0.1:8000")
     if parts.path.strip("/") == "v1":
@@ -90,157 +105,189 @@ def _check_engine_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def _check_queue_url(url: str) -> str:
-    _split_url(url)
-    return url
-
-
-def _split_url(url: str) -> SplitResult:
-    try:
-        return split_url(url)
-    except QueueURLError as error:
-        raise ValueError(str(error).removeprefix(f"{hide_passwords(url)}: ")) from None
-
-
 def _check_variable_name(name: str) -> str:
     if not (name.isascii() and name.isidentifier()):
-        # It is probably the key itself, so the message does not repeat it.
+        # The value is probably the key itself, so the message does not repeat it.
         raise PydanticCustomError("secret", "expected the name of an environment variable that holds the key")
     return name
 
 
 EngineUrl = Annotated[str, AfterValidator(_check_engine_url)]
-"""The root of an engine; a path in it, as that of a proxy, is kept."""
-
-
-QueueUrl = Annotated[str, AfterValidator(_check_queue_url), Field(repr=False)]
-"""The URL of a queue, which may have a password."""
+"""The root URL of an engine; it may have a path, such as that of a proxy."""
 
 
 class EngineConfig(Section):
+    """The engines, and how the workers call them."""
+
     urls: tuple[EngineUrl, ...] = Field(
-        default=(), description="Roots of the engines; empty: the embedded engine is started."
+        default=(),
+        description="The root URL of each engine, such as http://127.0.0.1:8000. If empty, the embedded engine starts.",
     )
-    timeout: float = Field(default=300.0, gt=0, description="Seconds for one turn, all of its tries included.")
+    timeout: float = Field(default=300.0, gt=0, description="Seconds for one turn with all of its tries.")
     request_timeout: float | None = Field(
-        default=None, gt=0, description="Seconds for one try, after which another engine is asked; none: the turn's."
+        default=None,
+        gt=0,
+        description="Seconds for one try; then another engine is asked. null: as long as engine.timeout allows.",
     )
     retries: int = Field(
-        default=5, ge=0, description="Further tries after a broken connection, 429, 502-504 or a time-out."
+        default=5,
+        ge=0,
+        description="How often a request is repeated after a broken connection, 429, 502-504 or a time-out.",
     )
     affinity: bool = Field(
-        default=False, description="Keep a rollout on one engine, for its prefix cache; nothing depends on it."
+        default=False,
+        description="Send all requests of a rollout to the same engine while it is healthy, to use its prefix cache.",
     )
     api_key_env: Annotated[str, AfterValidator(_check_variable_name)] | None = Field(
         default=None,
-        description="Name of the environment variable with the engines' API key; the key itself is never written.",
+        description="The name of the environment variable with the engines' API key. No file contains the key.",
     )
     multimodal: MultimodalMode = Field(
         default="auto",
-        description="How images go out: content_parts, which any vLLM reads; mmraw, references for engines with our"
-        " plugin; auto: mmraw to those that resolve them, else content_parts.",
+        description="How images are sent. content_parts: in a form that any vLLM reads. mmraw: as references, for"
+        " engines with our plugin. auto: mmraw to the engines that resolve references, content_parts to the others.",
     )
     ban_placeholders: bool = Field(
         default=True,
-        description="Forbid the engines to sample the placeholders of images and videos: an answer that holds one ends"
-        " its rollout.",
+        description="Forbid the engines to sample the placeholder tokens of images and videos. An answer with such a"
+        " token ends its rollout.",
     )
-    sampling: SamplingConfig = SamplingConfig()
-    embedded: EmbeddedConfig = EmbeddedConfig()
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="How the engines sample; vLLM's names.")
+    embedded: EmbeddedConfig = Field(default=EmbeddedConfig(), description="Settings of the embedded engine.")
 
 
 class ImagesConfig(Section):
-    mode: Literal["offload", "inline"] = "offload"
-    allow: tuple[ConfigPath, ...] = Field(default=(), description="Directories that file:// images may come from.")
-    max_bytes: int = Field(default=20_000_000, ge=1)
-    max_pixels: int = Field(
-        default=33_554_432,
+    """Which images a run accepts, and where it keeps them."""
+
+    mode: Literal["offload", "inline"] = Field(
+        default="offload",
+        description="Where images are kept. offload: each becomes a file in the run's directory. inline: data: URIs"
+        " stay in the messages.",
+    )
+    allow: tuple[ConfigPath, ...] = Field(default=(), description="The directories from which file:// images are read.")
+    max_bytes: int = Field(
+        default=DEFAULT_MAX_IMAGE_BYTES,
         ge=1,
-        le=178_956_970,
-        description="Width times height of one image; no engine takes more than 178,956,970.",
+        le=MAX_IMAGE_BYTES,
+        description="The most bytes of one encoded image. A vLLM with our plugin takes at most 67,108,864.",
+    )
+    max_pixels: int = Field(
+        default=DEFAULT_MAX_PIXELS,
+        ge=1,
+        le=ENGINE_MAX_PIXELS,
+        description=f"Width times height of one image, in pixels. No engine takes more than {ENGINE_MAX_PIXELS:,}.",
     )
     memory: int = Field(
-        default=1_610_612_736,
+        default=DEFAULT_DECODING_MEMORY,
         ge=1,
-        description="Bytes of memory for decoding images, in one process; more images wait.",
+        description="Bytes of memory that one process uses to decode images; other images wait.",
     )
 
 
 class QueueConfig(Section):
-    """URLs of queues; {run_dir} is the run's directory, {environment} is run.name."""
+    """The URLs of the queues; {run_dir} is the run's directory, {environment} is run.name."""
 
-    url: QueueUrl = Field(default="file://{run_dir}/trajectories?retain=true", description="Where trajectories go.")
+    url: QueueUrl = Field(
+        default="file://{run_dir}/trajectories?retain=true",
+        description="The queue to which workers send the records of rollouts.",
+    )
     tasks: QueueUrl = Field(
-        default="file://{run_dir}/tasks/{environment}", description="Where workers take orders from."
+        default="file://{run_dir}/tasks/{environment}", description="The queue from which workers take orders."
     )
     control: QueueUrl = Field(
         default="file://{run_dir}/control/{environment}",
-        description="Where the trainer says how far it is, and with which version.",
+        description="The queue on which the trainer publishes its progress and its policy version.",
     )
 
 
 class WorkerConfig(Section):
-    concurrency: int = Field(default=32, ge=1, description="Rollouts in flight in one worker.")
+    """How a worker plays rollouts, and when it gives up."""
+
+    concurrency: int = Field(default=32, ge=1, description="The most rollouts that one worker plays at the same time.")
     tokens_in_flight: int | None = Field(
-        default=None, ge=1, description="No rollout starts while those in flight hold more tokens than this."
+        default=None,
+        ge=1,
+        description="No rollout starts while the rollouts that a worker plays have this many tokens. null: no limit.",
     )
-    rollout_timeout: float = Field(default=1800.0, gt=0, description="Seconds for one rollout.")
+    rollout_timeout: float = Field(default=1800.0, gt=0, description="Seconds for one attempt at a rollout.")
     turn_timeout: float = Field(
         default=600.0,
         gt=0,
-        description="Seconds from one turn of a rollout to the next, the environment's part included.",
+        description="Seconds from one turn of a rollout to the next, with the work of the environment between them.",
     )
     block_timeout: float = Field(
-        default=60.0, gt=0, description="Seconds for which one rollout may hold up all others of its worker."
+        default=60.0,
+        gt=0,
+        description="Seconds for which one rollout may block the event loop, and so all other rollouts of its worker.",
     )
     max_attempts: int = Field(
         default=3,
         ge=1,
-        description="Attempts at a rollout: of a worker that died, of an infrastructure that failed, or after a Retry.",
+        description="The most attempts at one rollout. Another attempt follows if the worker dies, if the"
+        " infrastructure fails, or if the environment raises Retry.",
     )
-    halt_after: int = Field(default=3, ge=1, description="Infrastructure failures in a row that end a worker.")
+    halt_after: int = Field(
+        default=3, ge=1, description="A worker ends after this many infrastructure failures in a row."
+    )
     grace: float = Field(
-        default=60.0, ge=0, description="Seconds in which a worker told to stop finishes what it began."
+        default=60.0, ge=0, description="Seconds that a worker has to finish its rollouts when it is stopped."
     )
     restarts: int = Field(
-        default=8, ge=0, description="Restarts of dead workers within an hour before `rollout launch` gives up."
+        default=8,
+        ge=0,
+        description="How many dead workers `rollout launch` restarts within an hour before it gives up.",
     )
 
 
 class PolicyConfig(Section):
-    version: str = Field(default="0", description="Names the weights that the engines start with.")
+    """The policy, and how workers keep up with its new weights."""
+
+    version: str = Field(default="0", description="The name of the weights with which the engines start.")
     max_staleness: int | None = Field(
         default=None,
         ge=0,
-        description="How many training steps a rollout may start ahead of its own; none: they are not paced.",
+        description="How many training steps before its own step a rollout may start. null: workers do not wait for the"
+        " trainer.",
     )
     batch: int = Field(default=64, ge=1, description="Rollouts of this environment in one training step.")
     on_update: OnUpdate = Field(
         default="wait",
-        description="What becomes of requests in flight when new weights come: keep, they go on with the new ones;"
-        " wait, they finish first; abort, their turn is begun anew.",
+        description="What happens to running requests when new weights come. keep: they continue with the new weights."
+        " wait: they finish first. abort: their turns start again.",
     )
     update_timeout: float = Field(
-        default=600.0, gt=0, description="Seconds for bringing new weights to all engines, that wait included."
+        default=600.0,
+        gt=0,
+        description="Seconds for loading new weights into all engines. It includes the wait for running requests.",
     )
     stragglers: Literal["finish", "cut", "abandon"] = Field(
-        default="finish", description="What becomes of the last rollouts of a group once `straggler_grace` is over."
+        default="finish",
+        description="What happens to the last rollouts of a group after policy.straggler_grace. finish: they continue."
+        " cut: they end as unscored. abandon: they end as abandoned.",
     )
     straggler_grace: float = Field(
-        default=120.0, gt=0, description="Seconds from the moment when half of a group is done."
+        default=120.0, gt=0, description="Seconds, counted from the moment when half of a group has ended."
     )
     partial_groups: Literal["keep", "cancel"] = Field(
-        default="keep", description="cancel: once a rollout has failed for good, the rest of its group is abandoned."
+        default="keep",
+        description="What happens to a group after one of its rollouts has failed for good. keep: the others are"
+        " played. cancel: the others are abandoned.",
     )
 
 
 class MetricsConfig(Section):
-    serve: bool = Field(default=True, description="Serve /metrics, /healthz and /readyz.")
+    """Where a process serves its metrics."""
+
+    serve: bool = Field(default=True, description="Whether /metrics, /healthz and /readyz are served.")
     host: str = Field(
-        default="127.0.0.1", description="Address to listen at; 0.0.0.0 for others, who then read it all."
+        default="127.0.0.1",
+        description="The address to listen at. 0.0.0.0: other machines can read the metrics, too.",
     )
     port: int = Field(
-        default=0, ge=0, le=65535, description="0: a free one; RUN_DIR/metrics/*.json and the log say which."
+        default=0,
+        ge=0,
+        le=65535,
+        description="The port to listen at. 0: a free port, which RUN_DIR/metrics/*.json and the log name.",
     )
 
 
@@ -251,10 +298,19 @@ def _check_max_failed(value: Any) -> Any:
 
 
 class RunConfig(Section):
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", description="Begins the run's id.")
-    directory: ConfigPath = Field(default="runs", validate_default=True, description="Holds the runs' directories.")
+    """The run: its name, its directory, and when it gives up."""
+
+    name: str = Field(
+        default="run",
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$",
+        description="The name of the environment in the run; the run's id begins with it.",
+    )
+    directory: ConfigPath = Field(
+        default="runs", validate_default=True, description="The directory in which each run gets a directory."
+    )
     max_failed: Annotated[int | float | None, BeforeValidator(_check_max_failed)] = Field(
         default=None,
-        description="How many rollouts may fail before the run stops: a number, or a share of those that ended, judged"
-        " from the 16th on. none: it stops when the first 16 all failed; 1.0: no limit.",
+        description="How many rollouts may fail before the run stops: a whole number, or a share of the rollouts that"
+        " ended. A share is checked from the 16th rollout on; 1.0 is no limit. null: the run stops if the first 16 all"
+        " fail.",
     )

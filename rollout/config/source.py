@@ -3,7 +3,7 @@
 `${VAR}` and `${VAR:-default}` are replaced inside scalars. A plain (unquoted) scalar gets its type after that, so that
 `count: ${N:-4}` is a number. The overrides of `--set key=value` come last, and are read in the same way.
 
-A file is data from outside: its size, its depth and the number of its values, those of aliases included, have limits.
+The file is untrusted input. Its size, its depth and the number of its values (with aliases replaced) have limits.
 """
 
 import os
@@ -38,16 +38,16 @@ _KINDS = {
 _VARIABLE_PATTERN = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 _SURROGATE_PATTERN = re.compile(r"[\ud800-\udfff]")
 _NO_KEY_PATTERN = re.compile(r"[:@\ud800-\udfff]")
-"""What no key after --set has; with : or @ it is rather a URL whose key was forgotten."""
+"""Characters that a key after --set never has. A text with : or @ is probably a URL without its key."""
 
 
 class ConfigFileError(ConfigurationError):
-    """A configuration that cannot be used; every line of the text names the file, the line, the key and the fix."""
+    """A configuration is not usable. Each line of the message has the file, the line, the key and the fix."""
 
 
 @dataclass(slots=True)
 class ConfigDocument:
-    """Plain data, and for each key where it was written.
+    """The data of a configuration, and where each key is written.
 
     Attributes:
         file_name: the file that was read, as it was given.
@@ -66,16 +66,16 @@ class ConfigDocument:
     plain_passwords: list[KeyPath] = field(default_factory=list)
 
     def location_of(self, key_path: KeyPath) -> str:
-        """Return where a key is written, or else the nearest key that contains it."""
+        """Return where a key is written; if it is not written, where the nearest section around it is."""
         for length in range(len(key_path), 0, -1):
             if key_path[:length] in self.locations:
                 return self.locations[key_path[:length]]
         return self.file_name
 
     def written_at(self, key_path: KeyPath) -> Any:
-        """Return the value of a key, or of the nearest key that contains it, with its variables as they were written.
+        """Return the value of a key, or of the nearest section around it, as the user wrote it.
 
-        So it can be shown: the content of a variable may be a secret.
+        Variables are not replaced, because their content may be a secret.
         """
         value: Any = self.data
         found: KeyPath = ()
@@ -129,8 +129,8 @@ def _read_text(path: Path) -> str:
             content = file.read(_MAX_FILE_BYTES + 1)
         if len(content) > _MAX_FILE_BYTES:
             raise ConfigFileError(
-                f"{path}: a configuration has at most {_MAX_FILE_BYTES:,} bytes, and this file has more. Put the data "
-                "of tasks into a file of its own, and name it in tasks.source."
+                f"{path}: this file has more than {_MAX_FILE_BYTES:,} bytes, the most for a configuration. Put the "
+                "data of tasks in another file, and name it in tasks.source."
             )
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -146,7 +146,7 @@ class _NestedTooDeeply(yaml.MarkedYAMLError):
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """Stops at a depth at which the recursion of the composer is still far from Python's limit."""
+    """Stops before the recursion of the composer reaches Python's limit."""
 
     _depth = 0
 
@@ -166,18 +166,18 @@ def _compose(text: str) -> yaml.Node | None:
 
 def _describe_yaml_error(error: yaml.MarkedYAMLError) -> str:
     if isinstance(error, _NestedTooDeeply):
-        return f"lists and keys are nested deeper than {_MAX_DEPTH}; no configuration needs that"
+        return f"lists and keys are nested deeper than {_MAX_DEPTH}, the most for a configuration"
     return f"this is not YAML: {hide_passwords(str(error.problem))}"
 
 
 def _describe_tag(node: yaml.ScalarNode) -> str:
-    """Return why a scalar has no value, and what to write."""
+    """Return why a scalar is not valid, and what to write."""
     kind = _KINDS.get(node.tag)
     if kind is None:
-        return f"is marked as {shorten(node.tag)}, which no key takes; remove this mark, or write the value in quotes"
+        return f"has the tag {shorten(node.tag)}, which is not supported; remove the tag, or write the value in quotes"
     is_marked = node.tag != yaml.SafeLoader("").resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
     mark = f", without !!{node.tag.rpartition(':')[2]} before it" if is_marked or node.style else ""
-    return f"looks like {kind}, and there is no such value; if it is a text, write it in quotes{mark}"
+    return f"looks like {kind}, but is not valid; if it is a text, write it in quotes{mark}"
 
 
 class _YamlReader:
@@ -190,7 +190,7 @@ class _YamlReader:
         self._measures: dict[int, tuple[int, int] | None] = {}
 
     def check_size(self, node: yaml.Node, depth: int = 0) -> None:
-        """Refuse what would be too much, or too deep, once each alias is replaced by what it stands for."""
+        """Refuse a node that has too many values or levels when its aliases are replaced."""
         values, levels = self._measure(node)
         if values > _MAX_VALUES:
             raise self._error(node, (), f"with its aliases replaced, this has more than {_MAX_VALUES:,} values")
@@ -198,7 +198,7 @@ class _YamlReader:
             raise self._error(node, (), f"with its aliases replaced, this is nested deeper than {_MAX_DEPTH}")
 
     def _measure(self, node: yaml.Node) -> tuple[int, int]:
-        """Return the number of values in a node and of its levels. Each node is visited once."""
+        """Return the number of values in a node, and the number of its levels. Each node is visited once."""
         if isinstance(node, yaml.ScalarNode):
             return 1, 1
         if id(node) in self._measures:
@@ -232,7 +232,9 @@ class _YamlReader:
         if not isinstance(node, yaml.ScalarNode):
             raise self._error(node, key_path, "a key is a list or a mapping; expected a word")
         if _SURROGATE_PATTERN.search(node.value):
-            raise self._error(node, key_path, "a key holds half of a character (a lone surrogate); write it whole")
+            raise self._error(
+                node, key_path, "a key has a lone surrogate, which is half of a character; write the whole character"
+            )
         return str(node.value)
 
     def _read_scalar(self, node: yaml.ScalarNode, key_path: KeyPath) -> Any:
@@ -240,7 +242,9 @@ class _YamlReader:
         is_quoted = node.style in ("'", '"')
         text = _VARIABLE_PATTERN.sub(lambda match: self._substitute_variable(match, node, key_path), written)
         if _SURROGATE_PATTERN.search(text):
-            raise self._error(node, key_path, "the text holds half of a character (a lone surrogate); write it whole")
+            raise self._error(
+                node, key_path, "the text has a lone surrogate, which is half of a character; write the whole character"
+            )
         if _VARIABLE_PATTERN.search(written):
             variables = {
                 match[0]: value
@@ -254,7 +258,7 @@ class _YamlReader:
             return self._construct(node, key_path, written)
         if is_quoted:
             return text
-        # A plain scalar gets its type from the resulting text, but stays a scalar whatever the variable contains.
+        # A plain scalar gets its type from the resulting text. It stays a scalar, whatever the variable contains.
         tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
         return self._construct(yaml.ScalarNode(tag, text, node.start_mark, node.end_mark), key_path, written)
 
@@ -265,12 +269,12 @@ class _YamlReader:
         try:
             value = yaml.SafeLoader("").construct_object(node)
         except (yaml.YAMLError, ValueError, LookupError, AttributeError):
-            # What is wrong is that, whatever the library raises; its message may contain the content of a variable.
+            # The message of the library is not shown, because it may have the content of a variable.
             raise self._error(node, key_path, f"{shown} {_describe_tag(node)}") from None
         if isinstance(value, bytes):
-            raise self._error(node, key_path, "binary data is no value of any key; write a text")
+            raise self._error(node, key_path, "binary data is not supported; write a text")
         if isinstance(value, int) and not -_MAX_INTEGER <= value < _MAX_INTEGER:
-            raise self._error(node, key_path, f"{shown} has more than 64 bits; write a number below 2**63")
+            raise self._error(node, key_path, f"{shown} does not fit in 64 bits; write a number below 2**63")
         if isinstance(value, float) and not float("-inf") < value < float("inf"):
             raise self._error(node, key_path, f"Input should be a finite number, found {value}")
         return value
@@ -323,7 +327,7 @@ def _apply_override(document: ConfigDocument, override: str, variables: Mapping[
 
 
 def _forget(document: ConfigDocument, key_path: KeyPath) -> None:
-    """Forget what the file said about a key that an override replaces."""
+    """Remove what is known about a key that an override replaces."""
 
     def is_replaced(key: KeyPath) -> bool:
         return key[: len(key_path)] == key_path

@@ -19,6 +19,7 @@ from rollout.environments.base import QUEUE_SOURCE, MultiTurnEnvironment
 from rollout.environments.tool_environment import unused_tools
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.rundir.directory import RunDirectory
+from rollout.rundir.queues import RunQueues
 from rollout.serving.policies import load_policy
 from rollout.tasks.orders import iter_orders
 from rollout.tasks.sources import count_rows_used
@@ -126,7 +127,7 @@ def _check_model(config: Config) -> str:
 
 def _check_queue(config: Config) -> str:
     """Check the URL without creating a queue."""
-    url = RunDirectory(config.run.directory / "RUN").queue_url(config.queue.url, config.run.name)
+    url = RunQueues(config, RunDirectory(config.run.directory / "RUN")).trajectories
     with TemporaryDirectory() as temporary_directory:
         parts = split_url(url)
         queue_options = anyio.run(

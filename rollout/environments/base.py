@@ -26,7 +26,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from rollout.errors import RolloutError
 from rollout.paths import PathUnusable, resolve_path
 from rollout.records.bounds import MAX_GROUP_SIZE
-from rollout.records.kinds import RolloutLimit
+from rollout.records.endings import RolloutLimit
 from rollout.records.messages import FinishReason, Message, MessageError, ToolCall
 from rollout.records.task import Task
 from rollout.records.wrong_types import describe_wrong_type

@@ -42,7 +42,7 @@ from rollout.environments.base import (
 )
 from rollout.environments.tool_running import ToolRunner
 from rollout.environments.tools import Tool, ToolUnusable
-from rollout.records.kinds import RolloutLimit
+from rollout.records.endings import RolloutLimit
 from rollout.records.wrong_types import describe_wrong_type
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from renderers_adapter.decoding_memory import DEFAULT_DECODING_MEMORY
+from rollout.config.image_limits import (
+    DEFAULT_MAX_IMAGE_BYTES,
+    DEFAULT_MAX_PIXELS,
+    ENGINE_MAX_PIXELS,
+    MAX_IMAGE_BYTES,
+)
 from rollout.errors import ConfigurationError
-
-ENGINE_MAX_PIXELS = 178_956_970
-DEFAULT_MAX_PIXELS = 1 << 25
-"""More than a photo of 24 megapixels or a screen of 8K; an image processor keeps half of them at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class ImageLimits:
         max_aspect: the largest ratio of the longer side to the shorter.
     """
 
-    max_bytes: int = 64 * 1024 * 1024
+    max_bytes: int = DEFAULT_MAX_IMAGE_BYTES
     max_pixels: int = DEFAULT_MAX_PIXELS
     max_side: int = 65_535
     max_aspect: float = 1_000.0
@@ -35,6 +37,9 @@ class ImageLimits:
                 f"max_pixels {self.max_pixels} is more than {ENGINE_MAX_PIXELS}, which no engine takes; set it lower"
             )
 
+
+WIDEST_LIMITS = ImageLimits(max_bytes=MAX_IMAGE_BYTES, max_pixels=ENGINE_MAX_PIXELS)
+"""For engines and trainers, which read what a worker accepted under the limits of its run, whatever these are."""
 
 _DEFAULTS = ImageLimits()
 

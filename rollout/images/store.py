@@ -12,6 +12,7 @@ import secrets
 import stat
 from pathlib import Path
 
+from rollout.config.image_limits import MAX_IMAGE_BYTES
 from rollout.images.allowed_files import read_regular_file
 from rollout.images.errors import AssetError, ImageError, ImageStoreError
 from rollout.records.bounds import ASSET_NAME
@@ -90,7 +91,7 @@ class ImageStore:
         )
 
 
-def read_asset(directory: Path, file_name: str, *, max_bytes: int = 1 << 30) -> bytes:
+def read_asset(directory: Path, file_name: str, *, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
     """Return the bytes of a stored image, checked against the hash in its name.
 
     Raises:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rollout.errors import RolloutError
-from rollout.records.kinds import RolloutStatus
+from rollout.records.endings import RolloutStatus
 
 FIRST_JUDGEMENT = 16
 """How many rollouts must have ended before a share of them is judged."""

@@ -26,6 +26,7 @@ from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RUN_CONFIG_NAME, RunDirectory, create_run_directory
 from rollout.rundir.outcomes import mean_by_name
+from rollout.rundir.queues import RunQueues
 from rollout.session.session import PolicyClient
 from rollout.tasks.orders import RolloutOrder, encode_order, iter_orders
 from rollout.tasks.sources import RowsUsed, count_rows_used
@@ -213,12 +214,12 @@ async def _play(config: Config, state: RunState, display: RunDisplay) -> None:
         async with AsyncExitStack() as stack:
             metrics = WorkerMetrics(config.run.name)
             export = await stack.enter_async_context(_export_metrics(config, state, metrics))
-            tasks_url = f"memory://{state.directory.run_id}-tasks"
-            trajectories_url = state.directory.queue_url(config.queue.url, config.run.name)
+            queues = RunQueues(config, state.directory)
+            tasks_url = f"memory://{state.directory.run_id}-tasks"  # nobody else plays orders of this run
             tasks_queue = await stack.enter_async_context(open_queue(tasks_url, lease="record"))
-            trajectories_queue = await stack.enter_async_context(open_queue(trajectories_url))
+            trajectories_queue = await stack.enter_async_context(queues.open_trajectories())
             await _refuse_leftovers(trajectories_queue)
-            reader = await stack.enter_async_context(TrajectoryReader(open_queue(trajectories_url)))
+            reader = await stack.enter_async_context(TrajectoryReader(queues.open_trajectories()))
             metrics.registry.register(
                 ReaderCollector(reader, export.watch_queue(config.run.name, "trajectories", trajectories_queue))
             )

@@ -35,11 +35,12 @@ from rollout.metrics.server import ScrapeTargetFile
 from rollout.records.progress import ProgressFollower
 from rollout.rundir.directory import RunDirectory
 from rollout.rundir.manifest import LaunchConfig
+from rollout.rundir.queues import RunQueues
 from rollout.tasks.orders import RolloutOrder, iter_orders
 from rollout.tasks.sources import count_rows_used
 from rollout.worker.link import WorkerInstructions
 from rollout.worker.setup import find_or_start_engines
-from transports import QueueClosed, QueueError, open_queue
+from transports import QueueClosed, QueueError
 from transports.redaction import hide_passwords
 
 log = structlog.get_logger()
@@ -127,12 +128,10 @@ async def _prepare_environment(
         [] if environment.is_fed_externally else await anyio.to_thread.run_sync(_list_orders, environment, config)
     )
     environment.engine_urls = await anyio.to_thread.run_sync(find_or_start_engines, config, directory, engine_stack)
-    tasks_queue = open_queue(directory.queue_url(config.queue.tasks, environment.name), lease="record")
-    await stack.enter_async_context(tasks_queue)
-    trajectories_queue = open_queue(directory.queue_url(config.queue.url, environment.name))
-    await stack.enter_async_context(trajectories_queue)
-    environment.control_queue = open_queue(directory.queue_url(config.queue.control, environment.name))
-    await stack.enter_async_context(environment.control_queue)
+    queues = RunQueues(config, directory)
+    tasks_queue = await stack.enter_async_context(queues.open_tasks())
+    trajectories_queue = await stack.enter_async_context(queues.open_trajectories())
+    environment.control_queue = await stack.enter_async_context(queues.open_control())
     for queue in (tasks_queue, trajectories_queue, environment.control_queue):
         await queue.stats()  # a queue that cannot be reached ends the launch now, and not its workers later
     environment.tasks_queue = tasks_queue

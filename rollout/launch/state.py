@@ -17,7 +17,7 @@ from rollout.launch.places import Place
 from rollout.launch.supervisor import Supervisor, WorkerSlot
 from rollout.metrics.catalogue import ENGINE_RETRIES
 from rollout.metrics.queues import QueueMonitor
-from rollout.records.kinds import RolloutLimit
+from rollout.records.endings import RolloutLimit
 from rollout.records.progress import TrainerProgress
 from rollout.rundir.claims import Claims, Outcome
 from rollout.rundir.directory import RunDirectory

@@ -1,4 +1,4 @@
-"""All that a process exports, from its start to its end: the loop monitor, the watched queues and the server."""
+"""Measures and exports the metrics of a process: the loop monitor, the watched queues and the server."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
@@ -16,7 +16,7 @@ from transports import Queue
 
 
 class MetricsExport:
-    """What a process adds to its metrics while it starts. `not_ready_reason` returns why it is not ready, or None."""
+    """The export of a running process. It sets `not_ready_reason`, which returns why it is not ready, or None."""
 
     def __init__(self, queues: QueueCollector, task_group: TaskGroup) -> None:
         self.not_ready_reason: Callable[[], str | None] = lambda: "it is starting"
@@ -24,7 +24,7 @@ class MetricsExport:
         self._task_group = task_group
 
     def watch_queue(self, environment: str, queue_name: str, queue: Queue) -> QueueMonitor:
-        """Export the state of a queue from now on; the queue must stay open as long as the export lasts."""
+        """Start to export the state of a queue, which must stay open until the export ends."""
         monitor = QueueMonitor(queue)
         self._queues.add(environment, queue_name, monitor)
         self._task_group.start_soon(monitor.run)
@@ -40,14 +40,19 @@ async def export_metrics(
     loop_monitor: LoopMonitor,
     stall_timeout: float,
 ) -> AsyncIterator[MetricsExport]:
-    """Export a registry; without a configuration, measure everything but do not serve it.
+    """Measure everything, and serve the registry if the configuration says so.
 
-    After `stall_timeout` seconds without a turn of the loop, the process is unhealthy.
+    Args:
+        registry: the metrics of the process.
+        target_file: the file that says where the metrics are served.
+        config: where to serve them; None: they are not served.
+        loop_monitor: the monitor of the process's event loop.
+        stall_timeout: seconds without a turn of the event loop after which the process is unhealthy.
 
     Raises:
-        MetricsPortTaken: it cannot listen where the configuration says.
+        MetricsPortTaken: the server cannot listen at the configured address.
     """
-    disable_created_metrics()  # type: ignore[no-untyped-call] # they would double the size of the page
+    disable_created_metrics()  # type: ignore[no-untyped-call] # they would double the size of each scrape
     queues = QueueCollector()
     registry.register(queues)
     async with anyio.create_task_group() as task_group:

@@ -1,6 +1,6 @@
-"""Whether an event loop turns: how late it serves a timer, and for how long it has not turned at all.
+"""Measures how late an event loop serves a timer, and for how long it has stalled.
 
-The loop only records when it turned; any thread can read for how long it has stalled.
+The loop records when it turned. Any thread can read for how long it has stalled.
 """
 
 import time
@@ -12,7 +12,7 @@ _CHECK_INTERVAL = 0.25
 
 
 class LoopMonitor:
-    """Monitors one event loop: `run` runs on this loop, and any thread may read `stalled_seconds`."""
+    """Monitors the event loop on which `run` runs; any thread may read `stalled_seconds`."""
 
     def __init__(self, on_delay: Callable[[float], None] | None = None) -> None:
         self._on_delay = on_delay
@@ -20,16 +20,16 @@ class LoopMonitor:
 
     @property
     def stalled_seconds(self) -> float:
-        """Seconds for which the loop has not turned."""
+        """The number of seconds for which the loop has not turned."""
         return max(0.0, time.monotonic() - self._last_turn - _CHECK_INTERVAL)
 
     def problem(self, stall_timeout: float) -> str | None:
-        """Return what is wrong if the loop has stalled for more than so many seconds; otherwise None."""
+        """Return a description if the loop has stalled for more than `stall_timeout` seconds, or else None."""
         seconds = self.stalled_seconds
         return f"the event loop has not turned for {seconds:.0f} s" if seconds > stall_timeout else None
 
     async def run(self) -> None:
-        """Record the turns of the loop, until cancelled."""
+        """Record the turns of the loop until this is cancelled."""
         while True:
             expected = time.monotonic() + _CHECK_INTERVAL
             await anyio.sleep(_CHECK_INTERVAL)

@@ -1,4 +1,4 @@
-"""How full queues are, measured once a second, and for how long one of them has not answered."""
+"""Measures once a second how full queues are, and for how long a queue has not answered."""
 
 import time
 from collections.abc import Iterator
@@ -30,11 +30,12 @@ class QueueMonitor:
 
     @property
     def url(self) -> str:
+        """The URL of the queue, without its password."""
         return self._queue.url
 
     @property
     def limits(self) -> QueueOptions:
-        """The options of the queue: its partitions, the high water and the hard limit."""
+        """The options of the queue: the partitions, the high water and the hard limit."""
         return self._queue.limits
 
     @property
@@ -43,9 +44,9 @@ class QueueMonitor:
         return max(0.0, time.monotonic() - self._last_answer - _POLL_INTERVAL)
 
     async def run(self) -> None:
-        """Ask for the state until the queue is closed.
+        """Ask the queue for its state until it is closed.
 
-        A queue that does not answer does not end this; the code that needs the queue raises its own error.
+        An error is only logged, because the code that uses the queue raises its own error.
         """
         while True:
             try:
@@ -60,15 +61,17 @@ class QueueMonitor:
 
 
 class QueueCollector(Collector):
-    """Exports the queue monitors, by the name of the environment and the name of the queue."""
+    """Exports the states of queues, by the name of the environment and the name of the queue."""
 
     def __init__(self) -> None:
         self._monitors: dict[tuple[str, str], QueueMonitor] = {}
 
     def add(self, environment: str, queue_name: str, monitor: QueueMonitor) -> None:
+        """Export the state of one more queue."""
         self._monitors[environment, queue_name] = monitor
 
     def collect(self) -> Iterator[Metric]:
+        """See `Collector.collect`."""
         stats_by_labels = {labels: monitor.latest_stats for labels, monitor in self._monitors.items()}
         yield catalogue.QUEUE_BACKLOG_RECORDS.build_metric(
             {labels: stats.backlog_records for labels, stats in stats_by_labels.items()}

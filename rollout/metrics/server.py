@@ -1,6 +1,6 @@
-"""`/metrics`, `/healthz` and `/readyz` of one process, from threads of their own: a busy event loop still answers.
+"""Serves `/metrics`, `/healthz` and `/readyz` of one process, in threads that a busy event loop does not stop.
 
-While it serves, a file in the run's directory says where, in the form that Prometheus reads (`file_sd_configs` with
+Meanwhile a file in the run's directory has the address, in the form that Prometheus reads (`file_sd_configs` with
 `runs/*/metrics/*.json`). At the end, the last values are written to a file next to it, because no scrape follows.
 """
 
@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
 from typing import Any
 
 import orjson
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import MetricsHandler, generate_latest
 from prometheus_client.registry import CollectorRegistry
 
 from rollout.errors import ConfigurationError
@@ -30,16 +30,15 @@ _POLL_INTERVAL = 0.1
 _MAX_CONNECTIONS = 64
 _CONNECTION_TIMEOUT = 30.0
 """Seconds that a connection may last, from its first byte to the end of the answer."""
-_TEXT_CONTENT_TYPE = "text/plain; charset=utf-8"
 
 
 class MetricsPortTaken(ConfigurationError):
-    """The metrics cannot be served where the configuration says."""
+    """The metrics cannot be served at the configured address."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """What the server asks of its process.
+    """What the server asks its process.
 
     Attributes:
         registry: the metrics.
@@ -68,10 +67,12 @@ class ScrapeTargetFile:
 
     @property
     def target_path(self) -> Path:
+        """The file with the address, while the process serves."""
         return self.directory / f"{self.name}.json"
 
     @property
     def last_values_path(self) -> Path:
+        """The file with the last values, after the process has ended."""
         return self.directory / f"{self.name}.prom"
 
 
@@ -82,7 +83,7 @@ def serve_metrics(
     """Serve the metrics; port 0 takes a free port. Yields the URL of the server.
 
     Raises:
-        MetricsPortTaken: another process listens there, or the address is not one of this machine's.
+        MetricsPortTaken: another process listens there, or this machine does not have the address.
     """
     try:
         server = _Server((host, port), status)
@@ -115,7 +116,7 @@ def _write_target_file(target_file: ScrapeTargetFile, address: str) -> None:
         target_file.directory.mkdir(exist_ok=True)
         draft_path = target_file.target_path.with_suffix(".draft")
         draft_path.write_bytes(content)
-        draft_path.rename(target_file.target_path)  # a reader never sees half of it
+        draft_path.rename(target_file.target_path)  # Prometheus never reads half of the file
 
 
 class _Server(ThreadingHTTPServer):
@@ -127,7 +128,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
-        # HTTPServer's own method asks the resolver for the name of the address. Nobody needs it, and it may take long.
+        # HTTPServer's own method looks up the name of the address. That may take long, and the name is not used.
         TCPServer.server_bind(self)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
@@ -142,7 +143,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """End connections that last too long; each one holds a thread."""
+        """End connections that last too long, because each connection has a thread."""
         now = time.monotonic()
         for request, deadline in list(self._deadlines.items()):
             if now > deadline:
@@ -151,34 +152,33 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exception()
-        if not isinstance(error, OSError):  # which says that the client left, or was too slow
+        if not isinstance(error, OSError):  # an OSError means that the client left or was too slow
             log.error("a request for metrics failed", exc_info=error)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(MetricsHandler):
+    """Adds the health of the process to prometheus_client's handler, which does not log requests."""
+
     server: _Server
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
         status = self.server.status
         match self.path.partition("?")[0]:
             case "/metrics":
-                self._answer(200, CONTENT_TYPE_LATEST, generate_latest(status.registry))
+                self.registry = status.registry
+                super().do_GET()
             case "/healthz":
                 self._answer_health(status.problem())
             case "/readyz":
                 self._answer_health(status.not_ready_reason())
             case _:
-                self._answer(404, _TEXT_CONTENT_TYPE, b"there are /metrics, /healthz and /readyz\n")
+                self._answer(404, "there are /metrics, /healthz and /readyz")
 
     def _answer_health(self, problem: str | None) -> None:
-        self._answer(503 if problem else 200, _TEXT_CONTENT_TYPE, f"{problem or 'ok'}\n".encode())
+        self._answer(503 if problem else 200, problem or "ok")
 
-    def _answer(self, status: int, content_type: str, body: bytes) -> None:
+    def _answer(self, status: int, text: str) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "text/plain; charset=utf-8")
         self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Do not log requests: a scrape is not an event."""
+        self.wfile.write(f"{text}\n".encode())

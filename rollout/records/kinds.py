@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from renderers_adapter.tokens import TokenRun
 from rollout.errors import RolloutError
+from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
 from rollout.records.messages import FinishReason, Message
 
@@ -22,44 +23,6 @@ ROOT = -1
 
 class RecordError(RolloutError):
     """A record is not one of ours, is damaged, or comes from a newer major version."""
-
-
-class RolloutStatus(StrEnum):
-    """Whether a rollout has a score.
-
-    Attributes:
-        OK: the environment gave it a score; it has a reward and trains.
-        UNSCORED: a limit ended it before it had a score; it does not train.
-        FAILED: it ended with an error; it does not train.
-        ABANDONED: nobody needed it any more; it does not train.
-    """
-
-    OK = "ok"
-    UNSCORED = "unscored"
-    FAILED = "failed"
-    ABANDONED = "abandoned"
-
-    @property
-    def trains(self) -> bool:
-        return self is RolloutStatus.OK
-
-
-class RolloutLimit(StrEnum):
-    """Which limit stopped a rollout, whatever its status is.
-
-    Attributes:
-        NONE: no limit.
-        TURNS: it had as many turns as the environment allows.
-        TOKENS: its last answer was as long as an answer may be.
-        CONTEXT: its conversation no longer fitted the model's context.
-        TIME: it took too long, or its group was done long before.
-    """
-
-    NONE = "none"
-    TURNS = "turns"
-    TOKENS = "tokens"
-    CONTEXT = "context"
-    TIME = "time"
 
 
 @dataclass(frozen=True, slots=True)

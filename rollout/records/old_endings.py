@@ -5,7 +5,7 @@ Until then, the status `truncated` meant that a limit had stopped a rollout, wit
 
 from typing import Any
 
-from rollout.records.kinds import RolloutLimit, RolloutStatus
+from rollout.records.endings import RolloutLimit, RolloutStatus
 
 _ENDINGS = {
     ("truncated", None): (RolloutStatus.OK, RolloutLimit.TOKENS),

@@ -9,15 +9,14 @@ from typing import Any
 import anyio
 
 from rollout.errors import RolloutError
+from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.kinds import (
     NamedReward,
     Record,
     RecordError,
     RecordHeader,
     RolloutFinished,
-    RolloutLimit,
     RolloutStarted,
-    RolloutStatus,
     Step,
     StepsDigest,
 )

@@ -21,6 +21,7 @@ from rollout.records.bounds import (
     MAX_PATH_CHARACTERS,
     MAX_PATH_TOKENS,
 )
+from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.evidence import (
     ANSWER_DIGEST_BYTES,
     PROMPT_DIGEST_BYTES,
@@ -48,9 +49,7 @@ from rollout.records.kinds import (
     RecordError,
     RecordHeader,
     RolloutFinished,
-    RolloutLimit,
     RolloutStarted,
-    RolloutStatus,
     Step,
 )
 from rollout.records.messages import FinishReason

@@ -1,7 +1,7 @@
-"""The images of a run on disk: how many there are, whether they are damaged, and which of them nobody needs.
+"""The images of a run on disk: their number, a check for damage, and the removal of those that nothing refers to.
 
-Every process of a run holds a shared lock on `run.lock` while it lives. Garbage collection takes the lock exclusively:
-it cannot start while a process holds the lock, and no process of the run can start while it works.
+Every process of a run holds a shared lock on `run.lock` until it ends. Garbage collection needs the exclusive lock:
+it does not start while a process of the run works, and no process of the run starts while it works.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ RUN_LOCK_FILE = "run.lock"
 
 
 class RunHeldError(RolloutError):
-    """A process uses the run directory and must not be disturbed."""
+    """Another process has locked the run directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class AssetStats:
 
     Attributes:
         files: how many assets there are.
-        n_bytes: their bytes together.
+        n_bytes: the sum of their sizes in bytes.
         by_extension: how many assets have each file name extension.
-        foreign: how many other files there are, whose names are not those of assets.
+        foreign: how many other files there are, without the name of an asset.
     """
 
     files: int
@@ -58,14 +58,14 @@ class VerifyReport:
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What garbage collection removed, or would have removed on a dry run, and why it kept the rest.
+    """What garbage collection removed, or would remove without `dry_run`, and why it kept the rest.
 
     Attributes:
         removed: the file names of the removed assets.
-        bytes_removed: their bytes together.
+        bytes_removed: the sum of their sizes in bytes.
         kept_referenced: how many assets were kept because a record refers to them.
-        kept_young: how many were kept because they are younger than the grace time.
-        dry_run: whether nothing was removed in fact.
+        kept_young: how many assets were kept because they are younger than the grace time.
+        dry_run: whether nothing was really removed.
     """
 
     removed: tuple[str, ...]
@@ -77,7 +77,7 @@ class GcReport:
 
 @contextmanager
 def hold_run_lock(run_directory: Path) -> Iterator[None]:
-    """Hold a run directory while one of the run's processes works in it; any number may hold it at once.
+    """Hold the shared lock of a run for the block. Any number of the run's processes may hold it.
 
     Raises:
         RunHeldError: its garbage is being collected.
@@ -116,16 +116,21 @@ def verify_assets(run_directory: Path) -> VerifyReport:
 def collect_garbage(
     run_directory: Path, referenced: Collection[str], *, grace_seconds: float, dry_run: bool
 ) -> GcReport:
-    """Remove the assets that nothing refers to and that are older than the grace time.
+    """Remove the assets that are not referenced and are older than the grace time. Other files are kept.
 
-    `referenced` are the file names that unacked records and kept trajectories name. Files that are not assets are
-    never touched.
+    Args:
+        run_directory: the directory of the run.
+        referenced: the file names in unacked records and kept trajectories.
+        grace_seconds: younger assets are kept.
+        dry_run: report what would be removed, and remove nothing.
 
     Raises:
-        RunHeldError: a process of the run lives.
+        RunHeldError: a process of the run is alive.
         ImageStoreError: the directory cannot be read, or a file in it cannot be removed.
     """
-    with _locked_run(run_directory, fcntl.LOCK_EX, "a process of the run still works in it; collect when it has ended"):
+    with _locked_run(
+        run_directory, fcntl.LOCK_EX, "a process of the run still works in it; try again when it has ended"
+    ):
         assets, _ = _list_assets(run_directory)
         unreferenced = [entry for entry in assets if entry.name not in referenced]
         newest_removable_time = time.time() - grace_seconds
@@ -152,7 +157,7 @@ def _list_assets(run_directory: Path) -> tuple[list[os.DirEntry[str]], int]:
             all_entries = list(entries)
     except OSError as error:
         raise ImageStoreError(
-            f"{directory} cannot be read: {error.strerror}; give the directory of a run that keeps images"
+            f"{directory} cannot be read: {error.strerror}; give the directory of a run with images"
         ) from error
     assets = [entry for entry in all_entries if ASSET_NAME.fullmatch(entry.name)]
     return assets, len(all_entries) - len(assets)

@@ -25,7 +25,7 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from rollout.errors import RolloutError
-from rollout.records.kinds import RolloutLimit, RolloutStatus
+from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.old_endings import upgrade_ending
 from rollout.texts import dump_json
 

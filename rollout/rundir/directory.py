@@ -1,4 +1,4 @@
-"""The directory of a run: what is where in it, and who holds it.
+"""The directory of a run, and the lock on it.
 
 assets/images/            the run's images, by content
 claims/<environment>/     which attempts started, and how each rollout ended
@@ -7,10 +7,10 @@ trajectories/             the records, unless queue.url is elsewhere
 control/<environment>/    the trainer's progress, unless queue.control is elsewhere
 policy/                   the weights that the trainer published last
 log.jsonl, workers/       logs
-metrics/                  where each process serves its metrics, and the last values of those that ended
-ended                     there once every rollout of the run has ended; workers that joined it leave
-run.lock                  held by every process of the run, so that nothing is removed while it works
-launch.lock               held by the one `rollout run` or `rollout launch` of it
+metrics/                  where each process serves its metrics, and the last values of each process that ended
+ended                     exists when every rollout of the run has ended; workers that joined the run then exit
+run.lock                  held by every process of the run, so that no image is removed while a process works
+launch.lock               held by the one `rollout run` or `rollout launch` of the run
 """
 
 import fcntl
@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from rollout.config.load import Config
 from rollout.config.references import dump_yaml
@@ -34,16 +33,20 @@ RUN_CONFIG_NAME = "config.yaml"
 
 
 class RunAlreadyActive(RolloutError):
-    """Another process runs in this directory."""
+    """Another `rollout run` or `rollout launch` works in this directory."""
 
 
 class RunDirectoryError(RolloutError):
-    """A run's directory cannot be made, or is not one."""
+    """A run's directory, or a file in it, cannot be written."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """A run, named by its directory."""
+    """The directory of a run, and the paths in it.
+
+    Attributes:
+        path: the directory itself.
+    """
 
     path: Path
 
@@ -54,29 +57,30 @@ class RunDirectory:
 
     @property
     def images_path(self) -> Path:
+        """The directory of the run's images."""
         return self.path / "assets" / "images"
 
     @property
     def metrics_path(self) -> Path:
+        """The directory in which processes say where they serve their metrics."""
         return self.path / "metrics"
 
     @property
     def weights_path(self) -> Path:
+        """The directory of the weights that the trainer published last."""
         return self.path / "policy"
 
     @property
     def ended_marker(self) -> Path:
+        """The file that exists when every rollout of the run has ended."""
         return self.path / "ended"
 
     def claims_path(self, environment: str) -> Path:
+        """Return the directory of an environment's claims and outcomes."""
         return self.path / "claims" / environment
 
-    def queue_url(self, template: str, environment: str) -> str:
-        """Return a queue's URL with this run and that environment filled in."""
-        return template.replace("{run_dir}", quote(str(self.path))).replace("{environment}", environment)
-
     def create(self) -> None:
-        """Make the directory if it is not there. Several processes may do so at the same time."""
+        """Make the directory if it does not exist. Several processes may do this at the same time."""
         try:
             for directory in (self.images_path, self.path / "workers"):
                 directory.mkdir(parents=True, exist_ok=True)
@@ -84,9 +88,9 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.path}: the run's directory cannot be made: {error.strerror}.") from None
 
     def save_config(self, config: Config, file_name: str) -> None:
-        """Write down the whole configuration for its owner: with all defaults, with variables as they were written.
+        """Save the whole configuration with its defaults in a file that only its owner can read.
 
-        A password in the URL of a queue that is in no variable is left out.
+        Variables are saved as the user wrote them. A password in a queue's URL is left out if it is not in a variable.
         """
         values = config.as_written()
         queue = values["queue"]
@@ -98,10 +102,10 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory, so that nothing is removed while the run goes on and no other run starts in it.
+        """Lock the directory for the block: no image is removed, and no other run starts in it.
 
         Raises:
-            RunAlreadyActive: another `rollout run` or `rollout launch` runs in it.
+            RunAlreadyActive: another `rollout run` or `rollout launch` works in it.
             RunHeldError: its garbage is being collected.
         """
         with hold_run_lock(self.path), (self.path / "launch.lock").open("ab") as lock_file:
@@ -109,14 +113,14 @@ class RunDirectory:
                 fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RunAlreadyActive(
-                    f"{self.path}: another process runs here. Wait for it, or end it; more workers join a run "
-                    f"with `rollout worker CONFIG --run {self.path}`."
+                    f"{self.path}: another process runs here. Wait for it, or stop it. To add workers to the run, use "
+                    f"`rollout worker CONFIG --run {self.path}`."
                 ) from None
             yield
 
 
 def create_run_directory(parent: Path, name: str) -> RunDirectory:
-    """Name a run and make its directory."""
+    """Make the directory of a new run; its name is the run's id."""
     directory = RunDirectory(parent / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     directory.create()
     return directory

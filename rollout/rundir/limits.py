@@ -1,15 +1,15 @@
-"""What to raise if a limit stopped every rollout of a run."""
+"""A warning if limits stopped every rollout of a run."""
 
 from collections.abc import Mapping
 
 from rollout.config.load import Config
-from rollout.records.kinds import RolloutLimit, RolloutStatus
+from rollout.records.endings import RolloutLimit, RolloutStatus
 
 
 def warn_if_all_limited(
     limit_counts: Mapping[str, int], status_counts: Mapping[str, int], config: Config
 ) -> str | None:
-    """Return what to say if a limit stopped every rollout; None if one had no limit, or if none has ended.
+    """Return a warning if limits stopped every rollout. Return None if any rollout had no limit, or none has ended.
 
     Abandoned rollouts are not counted.
 
@@ -22,7 +22,7 @@ def warn_if_all_limited(
     if not ended or sum(limit_counts.values()) < ended:
         return None
     advice = {
-        RolloutLimit.TURNS: "the environment's own limit of turns: raise it, or teach the policy to come to an end",
+        RolloutLimit.TURNS: "the environment's own limit of turns: raise it, or teach the policy to finish earlier",
         RolloutLimit.TOKENS: "the length limit of an answer: raise engine.sampling.max_tokens"
         f" (now {config.engine.sampling.max_tokens})",
         RolloutLimit.CONTEXT: "the model's context: raise the engine's max_model_len,"

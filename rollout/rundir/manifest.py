@@ -1,4 +1,4 @@
-"""The configurations that a launch started with, written into the run's directory, so that it can be continued."""
+"""The configurations of a launch, saved in the run's directory, so that the launch can be resumed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from rollout.rundir.private_files import write_private_file
 
 _MANIFEST_NAME = "launch.json"
 _FIXED_SECTIONS = ("environment", "tasks")
-"""The sections that say which rollouts there are."""
+"""The sections that define the rollouts of a run; they must not change."""
 
 
 class CannotResume(ConfigurationError):
-    """There is no launch in this directory, or it started with other tasks."""
+    """There is no launch in this directory, or its tasks have changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
-    """One launch configuration; every worker reads it again from the file and the overrides.
+    """The configuration of one environment of a launch. Each worker reads it again from the file and the overrides.
 
     Attributes:
         file: the absolute path of the YAML file.
@@ -40,13 +40,13 @@ class LaunchConfig:
 
 @dataclass(frozen=True, slots=True)
 class _ManifestEntry:
-    """What a launch writes down of one configuration.
+    """What a launch saves about one configuration.
 
     Attributes:
         file: the absolute path of the YAML file.
-        overrides: the texts of `--set`, in which variables are not replaced.
+        overrides: the texts of `--set`, with variables that are not replaced.
         environment: the name of the environment, `run.name`.
-        digests: of each section that says which rollouts there are.
+        digests: a hash of each section that defines the rollouts.
     """
 
     file: str
@@ -61,10 +61,10 @@ _MANIFEST = TypeAdapter(list[_ManifestEntry])
 def create_run(
     files: Sequence[Path], overrides: Sequence[str], run_path: Path | None = None
 ) -> tuple[RunDirectory, list[LaunchConfig]]:
-    """Start a new run of these configurations, in the directory `run_path`, or else in a new one.
+    """Make the directory of a new run of these configurations: `run_path`, or a directory with a new name.
 
     Raises:
-        EnvironmentUnusable: an environment cannot be made; there is no run then.
+        EnvironmentUnusable: an environment cannot be made; then no directory is made.
     """
     launch_configs = load_launch_configs(files, overrides)
     for launch_config in launch_configs:
@@ -79,7 +79,9 @@ def create_run(
         directory.save_config(launch_config.config, f"{launch_config.config.run.name}.yaml")
     manifest = orjson.dumps([_entry(launch_config) for launch_config in launch_configs], option=orjson.OPT_INDENT_2)
     try:
-        write_private_file(directory.path / _MANIFEST_NAME, manifest)  # last and at once: now the run can be continued
+        write_private_file(
+            directory.path / _MANIFEST_NAME, manifest
+        )  # last, because from now on the run can be resumed
     except OSError as error:
         raise RunDirectoryError(f"{directory.path / _MANIFEST_NAME} cannot be written: {error.strerror}.") from None
     return directory, launch_configs
@@ -89,7 +91,7 @@ def load_launch_configs(files: Sequence[Path], overrides: Sequence[str]) -> list
     """Load the launch configurations of one run.
 
     Raises:
-        ConfigFileError: one of them is not usable.
+        ConfigFileError: a configuration is not usable.
         ConfigurationError: two have the same name.
     """
     launch_configs = [
@@ -99,23 +101,28 @@ def load_launch_configs(files: Sequence[Path], overrides: Sequence[str]) -> list
     duplicate = next((name for name in names if names.count(name) > 1), None)
     if duplicate is not None:
         raise ConfigurationError(
-            f"two configurations have the run.name {duplicate!r}; their rollouts would be mixed up."
+            f"two configurations have the run.name {duplicate!r}; give each environment its own run.name."
         )
     return launch_configs
 
 
 def can_resume(path: Path) -> bool:
-    """Whether there is a run in this directory that can be continued."""
+    """Whether this directory has a launch that can be resumed."""
     return (path / _MANIFEST_NAME).exists()
 
 
 def resume_run(
     path: Path, overrides: Sequence[str], files: Sequence[Path] = ()
 ) -> tuple[RunDirectory, list[LaunchConfig]]:
-    """Return the run in a directory, to be continued. More overrides may change anything but its tasks.
+    """Load the run in a directory again. Additional overrides may change everything except its tasks.
+
+    Args:
+        path: the directory of the run.
+        overrides: `KEY=VALUE` texts, which are applied after those of the run's start.
+        files: if not empty, the files with which the run must have started.
 
     Raises:
-        CannotResume: there is no run, its tasks changed, or it started with other files than those given.
+        CannotResume: there is no launch, its tasks have changed, or it started with other files.
         EnvironmentUnusable: an environment cannot be made.
     """
     directory = RunDirectory(resolve_path(path))
@@ -124,12 +131,12 @@ def resume_run(
     try:
         entries = _MANIFEST.validate_json((path / _MANIFEST_NAME).read_bytes())
     except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not what a launch writes"
-        raise CannotResume(f"{path / _MANIFEST_NAME} cannot be read: {reason}. Begin a new run.") from None
+        reason = error.strerror if isinstance(error, OSError) else "no launch wrote this file"
+        raise CannotResume(f"{path / _MANIFEST_NAME} cannot be read: {reason}. Start a new run.") from None
     recorded_files, given_files = [entry.file for entry in entries], [str(resolve_path(file)) for file in files]
     if given_files and given_files != recorded_files:
         raise CannotResume(
-            f"{path}: this run was begun with {', '.join(recorded_files)}, not with {', '.join(given_files)}."
+            f"{path}: this run was started with {', '.join(recorded_files)}, not with {', '.join(given_files)}."
         )
     launch_configs = []
     for entry in entries:
@@ -143,15 +150,15 @@ def resume_run(
 
 def _why_not_a_launch(path: Path) -> str:
     if not path.is_dir():
-        return f"{path}: there is no such directory. Give the directory of a run that `rollout launch` began."
+        return f"{path}: there is no such directory. Give the directory of a run that `rollout launch` started."
     if (path / RUN_CONFIG_NAME).exists():
         return (
-            f"{path} was made by `rollout run`, and only a launch can be resumed. Begin one with "
-            "`rollout launch CONFIG`, or play all again with `rollout run CONFIG`."
+            f"{path} was made by `rollout run`, and only a launch can be resumed. Start a launch with "
+            "`rollout launch CONFIG`, or play everything again with `rollout run CONFIG`."
         )
     return (
-        f"{path}: no launch was begun here, for there is no {_MANIFEST_NAME}. Give the directory of a run that "
-        "`rollout launch` began."
+        f"{path}: no launch was started here, because there is no {_MANIFEST_NAME}. Give the directory of a run that "
+        "`rollout launch` started."
     )
 
 
@@ -172,6 +179,6 @@ def _require_same_tasks(launch_config: LaunchConfig, recorded: _ManifestEntry, p
         changed.append("run.name")
     if changed:
         raise CannotResume(
-            f"{launch_config.file}: {' and '.join(changed)} changed since the run in {path} was begun, so that its "
-            "rollouts would be others. Begin a new run, or undo the change."
+            f"{launch_config.file}: {' and '.join(changed)} changed since the run in {path} started, and so would "
+            "its rollouts. Start a new run, or undo the change."
         )

@@ -12,10 +12,8 @@ from renderers_adapter.data_uris import find_data_uri_payload
 from renderers_adapter.decoding_memory import DecodingMemory
 from rollout.images.decoding import decoded_image
 from rollout.images.errors import ImageError, ImageMemoryError
-from rollout.images.policy import ENGINE_MAX_PIXELS, ImageLimits
+from rollout.images.policy import WIDEST_LIMITS
 from rollout.serving.protocol import ContentPart, RequestRefused
-
-_LIMITS = ImageLimits(max_pixels=ENGINE_MAX_PIXELS)
 
 
 class MediaReader:
@@ -41,7 +39,7 @@ class MediaReader:
                 param=f"{param}.uuid",
             )
         try:
-            with decoded_image(data, _LIMITS, self._memory) as image:
+            with decoded_image(data, WIDEST_LIMITS, self._memory) as image:
                 return image
         except ImageError as error:
             raise RequestRefused(f"{param}.url: {error.reason}.", param=f"{param}.url") from error

@@ -30,7 +30,8 @@ from rollout.engine.request import GenerateRequest
 from rollout.environments.base import ContextExhausted, Reply
 from rollout.images import ImageError, ImagePolicy, prepare_images_async
 from rollout.metrics.worker import WorkerMetrics
-from rollout.records.kinds import ROOT, MessageTokens, PromptSource, RolloutLimit, Step
+from rollout.records.endings import RolloutLimit
+from rollout.records.kinds import ROOT, MessageTokens, PromptSource, Step
 from rollout.records.messages import (
     CanonicalMessage,
     CanonicalMessageCache,

@@ -1,1 +1,1 @@
-"""Which rollouts there are: orders, and where their tasks come from."""
+"""Orders for rollouts, and the sources of their tasks."""

@@ -1,4 +1,4 @@
-"""Orders: records on the tasks queue, one for each sample of each task."""
+"""Orders: the records on the tasks queue, one for each rollout of each task."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from transports.errors import CodecError
 
 
 class OrderError(RolloutError):
-    """A record on the tasks queue that is not an order for a rollout."""
+    """A record on the tasks queue is not an order, or an order cannot be sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class RolloutOrder:
     """An order to play one rollout.
 
     Attributes:
-        task: the task.
+        task: the task to play.
         sample: the number of the rollout in its group, from 0 on.
         group_size: how many rollouts the group has.
         policy_version: the trainer's version of the policy when the order was sent; None if it was not known.
@@ -38,16 +38,17 @@ class RolloutOrder:
 
     @property
     def rollout_id(self) -> str:
+        """The id of the rollout: the id of the task and the number of the sample."""
         return f"{self.task.id}.{self.sample}"
 
     @property
     def group_rollout_ids(self) -> list[str]:
-        """The ids of all rollouts of the task, this one included."""
+        """The ids of all rollouts of the task, including this rollout."""
         return [f"{self.task.id}.{sample}" for sample in range(self.group_size)]
 
 
 class TasksUnusable(ConfigurationError):
-    """An environment's tasks cannot be listed, or two of them have the same id."""
+    """An environment's tasks cannot be listed, or are not valid."""
 
 
 def iter_orders(new_environment: Callable[[], Environment], settings: TaskSettings) -> Iterator[RolloutOrder]:
@@ -60,14 +61,14 @@ def iter_orders(new_environment: Callable[[], Environment], settings: TaskSettin
     seen_ids: set[str] = set()
     for task in _iter_tasks(new_environment, settings):
         if task.id in seen_ids:
-            raise TasksUnusable(f"tasks() gave two tasks with the id {task.id!r}; each needs an id of its own.")
+            raise TasksUnusable(f"tasks() gave two tasks with the id {task.id!r}; each task needs its own id.")
         seen_ids.add(task.id)
         for sample in range(settings.group_size):
             yield RolloutOrder(task, sample, settings.group_size)
 
 
 def _iter_tasks(new_environment: Callable[[], Environment], settings: TaskSettings) -> Iterator[Task]:
-    """Yield checked tasks. Whatever an environment raises is named, also what is no `Exception`, such as SystemExit."""
+    """Yield checked tasks. Every exception of an environment becomes a TasksUnusable, even SystemExit."""
     tasks: Iterator[Any] | None = None
     while True:
         try:
@@ -90,12 +91,12 @@ def _check_task(task: object) -> None:
         raise TasksUnusable(f"tasks() gave {show_value(task)}; expected a rollout.Task whose id is a text.")
     if not is_well_formed(task_id):
         raise TasksUnusable(
-            f"tasks() gave a task with the id {task_id!r}, which has half of a surrogate pair; no file and no log can "
-            "hold it. Write another id."
+            f"tasks() gave a task with the id {task_id!r}, which has a lone surrogate. Files and logs cannot have one; "
+            "use another id."
         )
     numbers: tuple[object, ...] = (task.index, task.seed)
     if not all(isinstance(number, SupportsIndex) for number in numbers):
-        raise TasksUnusable(f"tasks() gave the task {task_id!r}; expected whole numbers as its index and its seed.")
+        raise TasksUnusable(f"tasks() gave the task {task_id!r}; its index and its seed must be whole numbers.")
     data: object = task.data
     if not isinstance(data, Mapping):
         raise TasksUnusable(
@@ -108,6 +109,7 @@ def _check_task(task: object) -> None:
 
 
 def encode_order(order: RolloutOrder) -> Frames:
+    """Encode an order for the tasks queue. Raises OrderError if the data of its task cannot be encoded."""
     task = order.task
     wire = {
         "task": {"id": task.id, "index": task.index, "seed": task.seed, "data": dict(task.data)},
@@ -122,12 +124,12 @@ def encode_order(order: RolloutOrder) -> Frames:
 
 
 def decode_order(frames: Frames) -> RolloutOrder:
-    """Decode an order. Raises OrderError if the bytes are anything else."""
+    """Decode an order. Raises OrderError if the record is not an order."""
     try:
         wire: Any = decode(frames, lone_surrogates=False)
         fields = {key: wire["task"][key] for key in ("id", "index", "seed", "data")}
         if [type(value) for value in fields.values()] != [str, int, int, dict]:
-            raise ValueError("its task has not a text, two whole numbers and a map")
+            raise ValueError("its task must have a text, two whole numbers and a map")
         version, sample, group_size = wire.get("policy_version"), wire["sample"], wire["group_size"]
         if (type(sample), type(group_size)) != (int, int) or not 0 <= sample < group_size <= MAX_GROUP_SIZE:
             raise ValueError(f"it is for rollout {sample!r} of a group of {group_size!r}")

@@ -1,11 +1,11 @@
-"""Tasks that do not come from the environment: rows of a JSONL or Parquet file, or of a Hugging Face data set.
+"""The sources of tasks: the environment, a JSONL or Parquet file, or a Hugging Face data set.
 
     tasks: {source: data/questions.jsonl}
     tasks: {source: "hf://owner/name?split=train"}
-    tasks: {source: queue}        # somebody else puts the orders; see `rollout.tasks.orders.encode_order`
+    tasks: {source: queue}        # another program puts the orders; see `rollout.tasks.orders.encode_order`
 
-Each row becomes a task. Its `data` is the row, whose values must be JSON-like, or bytes. Its id is the `id` of the row,
-or else the row's number. `count` limits how many rows are used; without it, all are.
+Each row becomes a task. The task's `data` is the row; its values must be JSON-like or bytes. The task's id is the row's
+`id`, or the number of the row. `count` limits the number of rows; without it, all rows are used.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,11 +27,11 @@ from transports.redaction import hide_passwords
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MAX_LINE_BYTES = 64 << 20
 _MAX_ROWS_COUNTED = 1_000_000
-"""Of a file without an index, in which every row must be read to count it."""
+"""Counting the rows of a JSONL file reads them all, so the count ends here."""
 
 
 class TaskSourceError(ConfigurationError):
-    """The source of the tasks cannot be read, or contains something that is no task."""
+    """The source of the tasks cannot be read, or has a row that is not a task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,11 @@ class RowsUsed:
     """How many rows of a source are used.
 
     Attributes:
-        source: the name of the source, for people.
+        source: a short name of the source.
         used: how many rows are used.
-        total: how many rows the source has; None if it cannot be known.
-        total_is_exact: False if it has more than `total` rows, and nobody counted how many more.
-        asked: how many rows `tasks.count` asks for; 0: all.
+        total: how many rows the source has; None if it cannot be counted.
+        total_is_exact: whether the source has exactly `total` rows; otherwise it has more.
+        asked: the value of `tasks.count`; 0: all rows.
     """
 
     source: str
@@ -63,7 +63,11 @@ class RowsUsed:
 
 
 def count_rows_used(settings: TaskSettings, used: int) -> RowsUsed | None:
-    """Return how many rows of its source a run uses that has `used` tasks; None if no rows make its tasks.
+    """Return how many rows of its source a run uses, or None if its tasks do not come from rows.
+
+    Args:
+        settings: the section `tasks`.
+        used: how many tasks the run has.
 
     Raises:
         TaskSourceError: the source cannot be read.
@@ -92,13 +96,11 @@ def iter_tasks(environment: Environment, settings: TaskSettings) -> Iterator[Tas
         yield from environment.tasks(settings)
         return
     if settings.source == QUEUE_SOURCE:
-        raise TaskSourceError(
-            "tasks.source is queue: its tasks are played by `rollout launch` and `rollout worker` only."
-        )
+        raise TaskSourceError("tasks.source is queue: only `rollout launch` and `rollout worker` play such tasks.")
     if settings.count == 0 and _may_be_endless(settings.source):
         raise TaskSourceError(
-            f"tasks.source {_shown(settings.source)}: this is not a regular file, so its rows may have no end. Say in "
-            "tasks.count how many to use."
+            f"tasks.source {_shown(settings.source)}: this is not a regular file, so its rows may not end. "
+            "Set tasks.count to the number of rows to use."
         )
     seen_ids: set[str] = set()
     for index, row in enumerate(islice(_read_rows(settings.source), settings.count or None)):
@@ -149,8 +151,8 @@ def _read_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
                     return
                 if len(line) > _MAX_LINE_BYTES:
                     raise TaskSourceError(
-                        f"{path}:{line_number}: a line has at most {_MAX_LINE_BYTES:,} bytes, and this one has more. "
-                        "Name large data by the paths of files."
+                        f"{path}:{line_number}: this line has more than {_MAX_LINE_BYTES:,} bytes. Put large data in "
+                        "files, and write their paths here."
                     )
                 if content := line.removeprefix(_BYTE_ORDER_MARK if line_number == 1 else b"").strip():
                     yield _require_mapping(orjson.loads(content), f"{path}:{line_number}")
@@ -204,7 +206,7 @@ def _read_hugging_face(source: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _load_hugging_face(source: str) -> Any:
-    """Return a split of a data set; its rows stay on the disk."""
+    """Return a split of a data set, whose rows stay on the disk."""
     try:
         import datasets
     except ImportError:
@@ -214,12 +216,12 @@ def _load_hugging_face(source: str) -> Any:
     try:
         parts = urlsplit(source)
     except ValueError:
-        raise TaskSourceError(f"tasks.source {_shown(source)}: this is no URL; expected hf://owner/name.") from None
+        raise TaskSourceError(f"tasks.source {_shown(source)}: this is not a URL; expected hf://owner/name.") from None
     options = dict(parse_qsl(parts.query))
     dataset_name = parts.netloc + parts.path
     try:
         return datasets.load_dataset(dataset_name, options.get("config"), split=options.get("split", "train"))
-    except Exception as error:  # noqa: BLE001 - the package may raise any exception of its many parts
+    except Exception as error:  # noqa: BLE001 - the package may raise any exception
         reason = hide_passwords(str(error))
         raise TaskSourceError(f"tasks.source {_shown(source)}: {type(error).__name__}: {reason}.") from None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rollout.environments.base import Reply, Score
-from rollout.records.kinds import RolloutLimit, RolloutStatus
+from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.messages import Message
 from rollout.records.stream import RolloutStream
 from rollout.session.session import PolicyClient, Session

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from rollout.config.sampling import check_sampling
 from rollout.environments.base import ContextExhausted, Reply
 from rollout.images import ImagePolicy, prepare_images_async
-from rollout.records.kinds import RolloutLimit
+from rollout.records.endings import RolloutLimit
 from rollout.records.messages import (
     CanonicalMessage,
     FinishReason,

@@ -28,7 +28,7 @@ from rollout.environments.base import Environment, Retry
 from rollout.errors import error_text, flatten_exceptions
 from rollout.images import ImagePolicy
 from rollout.paths import resolve_path
-from rollout.records.kinds import RolloutLimit, RolloutStatus
+from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.task import Task
 from rollout.testing.recorded_config import CannotReplay, load_replay_config
 from rollout.testing.recorded_model import RecordedEnd, RecordedModel

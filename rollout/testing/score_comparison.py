@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from rollout.environments.base import ContextExhausted
 from rollout.errors import flatten_exceptions
-from rollout.records.kinds import RolloutLimit, RolloutStatus
+from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.testing.recorded_model import RecordedEnd
 from rollout.testing.replay_report import Difference
 from rollout.trainer.trajectory import Trajectory

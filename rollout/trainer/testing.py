@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from renderers_adapter.tokens import ExpandedIds, ImageSlot, LogicalIds, TokenRun, expand
+from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.evidence import VersionSpan, answer_digest, prompt_digest
-from rollout.records.kinds import MessageTokens, PromptSource, RolloutLimit, RolloutStatus, Step
+from rollout.records.kinds import MessageTokens, PromptSource, Step
 from rollout.records.messages import FinishReason
 from rollout.records.stream import AttemptId, RolloutStream
 from rollout.records.task import Task

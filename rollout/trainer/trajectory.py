@@ -8,6 +8,7 @@ import numpy as np
 
 from renderers_adapter.descriptors import raw_mm_common_fields
 from rollout.records.bounds import MAX_BRANCH_TOKENS
+from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.kinds import (
     ROOT,
     HasRolloutIdentity,
@@ -15,9 +16,7 @@ from rollout.records.kinds import (
     NamedReward,
     RecordError,
     RolloutFinished,
-    RolloutLimit,
     RolloutStarted,
-    RolloutStatus,
     Step,
 )
 

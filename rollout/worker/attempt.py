@@ -11,7 +11,8 @@ import structlog
 
 from rollout.environments.base import ContextExhausted, Environment
 from rollout.errors import RolloutError, flatten_exceptions
-from rollout.records.kinds import RolloutFinished, RolloutLimit, RolloutStatus
+from rollout.records.endings import RolloutLimit, RolloutStatus
+from rollout.records.kinds import RolloutFinished
 from rollout.records.stream import AttemptId, RolloutStream
 from rollout.session.session import PolicyClient, Session
 from rollout.tasks.orders import RolloutOrder

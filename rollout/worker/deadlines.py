@@ -13,7 +13,7 @@ import anyio.to_thread
 import structlog
 
 from rollout.config.sections import PolicyConfig
-from rollout.records.kinds import RolloutStatus
+from rollout.records.endings import RolloutStatus
 from rollout.rundir.claims import Claims, Outcome
 from rollout.tasks.orders import RolloutOrder
 from rollout.worker.attempt import Attempt, RolloutAbandoned, RolloutTimeout, StragglerCut

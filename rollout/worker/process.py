@@ -28,6 +28,7 @@ from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.assets import hold_run_lock
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RunDirectory
+from rollout.rundir.queues import RunQueues
 from rollout.worker.containment import LimitedOutput, LoopWatchdog, refuse_exits, refuse_forks
 from rollout.worker.link import (
     Heartbeat,
@@ -39,7 +40,7 @@ from rollout.worker.link import (
 from rollout.worker.resources import open_shared_resources
 from rollout.worker.setup import build_run_metadata, find_or_start_engines, open_policy
 from rollout.worker.worker import Worker
-from transports import Queue, QueueError, open_queue
+from transports import Queue, QueueError
 
 log = structlog.get_logger()
 
@@ -116,11 +117,9 @@ class WorkerRunner:
                     )
 
                 policy = await stack.enter_async_context(open_policy(config, self.directory, get_engine_urls, metrics))
-                queue_config = config.queue
-                tasks_queue = open_queue(self.directory.queue_url(queue_config.tasks, environment), lease="record")
-                trajectories_queue = open_queue(self.directory.queue_url(queue_config.url, environment))
-                await stack.enter_async_context(tasks_queue)
-                await stack.enter_async_context(trajectories_queue)
+                queues = RunQueues(config, self.directory)
+                tasks_queue = await stack.enter_async_context(queues.open_tasks())
+                trajectories_queue = await stack.enter_async_context(queues.open_trajectories())
                 claims = Claims(self.directory.claims_path(environment))
                 metadata = build_run_metadata(config, self.directory.run_id)
                 async with open_shared_resources(config.environment_class, config.environment_settings) as resources:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from rollout.environments.base import Score
 from rollout.records.bounds import MAX_REWARD
-from rollout.records.kinds import NamedReward, RolloutLimit
+from rollout.records.endings import RolloutLimit
+from rollout.records.kinds import NamedReward
 from rollout.records.wrong_types import describe_wrong_type, show_value
 from rollout.texts import escape_surrogates
 from rollout.worker.failures import ScoreError

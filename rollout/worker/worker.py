@@ -16,7 +16,8 @@ import structlog
 from rollout.config.load import Config
 from rollout.environments.base import Environment, Retry
 from rollout.errors import RolloutError
-from rollout.records.kinds import PromptSource, RolloutLimit
+from rollout.records.endings import RolloutLimit
+from rollout.records.kinds import PromptSource
 from rollout.rundir.claims import Claim, Claims, Outcome
 from rollout.session.session import PolicyClient
 from rollout.tasks.orders import OrderError, RolloutOrder, decode_order

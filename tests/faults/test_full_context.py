@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from rollout import RolloutLimit
-from rollout.records.kinds import RolloutStatus
+from rollout.records.endings import RolloutStatus
 from rollout.trainer import Trajectory, check, open_archive
 
 ENVIRONMENT = '''

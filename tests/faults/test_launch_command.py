@@ -270,7 +270,7 @@ def test_what_is_no_launch_is_not_resumed(color_codeword: str, tmp_path: Path) -
     assert "`rollout launch CONFIG`" in resumed.stderr
     resumed = run_cli("launch", "--resume", str(tmp_path))
     assert resumed.returncode == 2
-    assert f"{tmp_path}: no launch was begun here" in resumed.stderr
+    assert f"{tmp_path}: no launch was started here" in resumed.stderr
 
 
 def test_a_queue_that_workers_cannot_reach_is_exit_code_2(color_codeword: str, tmp_path: Path) -> None:

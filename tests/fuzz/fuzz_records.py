@@ -28,8 +28,9 @@ from renderers_adapter.tokens import LogicalIds, TokenRun, expand
 from rollout.cli.inspect_conversation import conversation_lines
 from rollout.cli.inspect_export import trajectory_document
 from rollout.records.bounds import MAX_REWARD
+from rollout.records.endings import RolloutStatus
 from rollout.records.evidence import prompt_digest
-from rollout.records.kinds import RolloutStatus, StepsDigest
+from rollout.records.kinds import StepsDigest
 from rollout.records.step_parts import decode_nodes
 from rollout.trainer import (
     Group,

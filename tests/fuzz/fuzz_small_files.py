@@ -143,7 +143,7 @@ def read_manifest(data: bytes) -> str:
     try:
         resume_run(work, [], [Path("/other.yaml")])
     except CannotResume as refused:
-        if "this run was begun with" in str(refused):
+        if "this run was started with" in str(refused):
             return "understood"
         raise
     raise AssertionError("a run with other files was resumed")

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from renderers_adapter.pool import RendererPool
 from rollout.images import ImagePolicy
-from rollout.records.kinds import RolloutFinished, RolloutStarted, RolloutStatus, Step
+from rollout.records.endings import RolloutStatus
+from rollout.records.kinds import RolloutFinished, RolloutStarted, Step
 from rollout.records.stream import AttemptId, RolloutStream
 from rollout.records.task import Task
 from rollout.records.wire import decode_record

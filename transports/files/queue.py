@@ -66,14 +66,20 @@ class FileOptions(QueueOptions):
 _wakeups_by_directory: WeakValueDictionary[Path, Wakeups] = WeakValueDictionary()
 
 
-def open_file_queue(url: str, *, lease: Lease, consume: Sequence[int] | None) -> Queue:
-    """Open a handle for file://, or a replay."""
+def parse_file_url(url: str) -> tuple[Path, FileOptions]:
+    """Return the directory and the options of a URL. Raises QueueURLError."""
     parts, options = parse_queue_url(url, FileOptions)
     path = Path(unquote(parts.path))
     if parts.netloc not in ("", "localhost") or not path.is_absolute() or path == Path("/"):
         raise QueueURLError(
             f"{hide_passwords(url)}: expected file:// and an absolute directory, as in file:///data/run7/trajectories"
         )
+    return path, options
+
+
+def open_file_queue(url: str, *, lease: Lease, consume: Sequence[int] | None) -> Queue:
+    """Open a handle for file://, or a replay."""
+    path, options = parse_file_url(url)
     if options.replay:
         return ReplayQueue(url, path, options, consume)
     return FileQueue(url, path, options, lease, consume)

@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from secrets import token_hex
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
@@ -32,22 +31,10 @@ from transports.redis_streams.entries import (
     read_dead_letter,
     read_entry,
 )
+from transports.redis_streams.options import parse_redis_url
 from transports.redis_streams.server import RedisClient
-from transports.urls import QueueOptions, parse_queue_url
 
 _POLL_SECONDS = (0.002, 0.02)
-
-
-@dataclass(frozen=True, slots=True)
-class RedisOptions(QueueOptions):
-    """The options of a redis:// or rediss:// URL."""
-
-    stream: str = "rollout"
-    """The name of the queue on its server."""
-    lease_time: float = 10.0
-    """Seconds without a renewal after which a consumer's partitions go to another."""
-    ca_file: str = ""
-    """For rediss://, the certificate authority to trust instead of the system's."""
 
 
 class RedisQueue(Queue):
@@ -56,7 +43,7 @@ class RedisQueue(Queue):
     max_record_bytes = 500 << 20
 
     def __init__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> None:
-        _, options = parse_queue_url(url, RedisOptions)
+        options = parse_redis_url(url)
         super().__init__(url, options)
         self._prefix = f"{{{options.stream}}}"
         self._consume = consume

@@ -21,10 +21,10 @@ import zmq
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats
 from transports.errors import QueueClosed, QueueStorageError, QueueURLError
-from transports.urls import QueueOptions, parse_queue_url
 from transports.zeromq.connection import ZmqConnection
 from transports.zeromq.hub import Hub
 from transports.zeromq.links import HubLink, LeasedRecord, LeaseToken
+from transports.zeromq.options import parse_zmq_url
 from transports.zeromq.remote import HUB_TIMEOUT, RemoteHubLink
 
 log = logging.getLogger(__name__)
@@ -33,18 +33,6 @@ _STATS_MAX_AGE_SECONDS = 0.25
 _FIRST_JOIN_TIMEOUT = 0.2
 _ADDRESS_NOT_FREE_ERRNOS = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENODEV)
 """The errors of a bind if another process serves at this address, or another machine has it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ZmqOptions(QueueOptions):
-    """The options of a zmq:// URL."""
-
-    serve: bool = True
-    """Whether this handle may become the hub. Use false for workers that start before the trainer or outlive it."""
-    lease_time: float = 10.0
-    """Seconds without a sign of life after which a consumer's partitions go to another."""
-    certificate: str = ""
-    """A CURVE certificate file: it encrypts, and proves the hub's identity. The hub needs its secret key."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,11 +44,8 @@ class ZmqQueue(Queue):
     """A handle that serves the hub, or is linked to the hub of another handle; its first operation decides which."""
 
     def __init__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> None:
-        parts, options = parse_queue_url(url, ZmqOptions)
+        self._host, self._port, options = parse_zmq_url(url)
         super().__init__(url, options)
-        if parts.hostname is None or parts.port is None or parts.path not in ("", "/"):
-            raise QueueURLError(f"{self.url}: expected a host and a port, as in zmq://10.0.0.5:5555")
-        self._host, self._port = parts.hostname, parts.port
         self._zmq_options = options
         self._lease: Lease = lease
         self._consume = consume

@@ -23,8 +23,8 @@ from renderers_adapter.descriptors import RawMMItem, parse_raw_mm_item
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import Placeholder
 from rollout.errors import RolloutError
-from rollout.images import AssetError, ImageError, ImageLimits, decode_data_uri, decoded_image, read_asset
-from rollout.images.policy import ENGINE_MAX_PIXELS
+from rollout.images import AssetError, ImageError, decode_data_uri, decoded_image, read_asset
+from rollout.images.policy import WIDEST_LIMITS
 from rollout.images.processors import (
     PixelKind,
     ProcessedImage,
@@ -36,9 +36,6 @@ from rollout.images.processors import (
 from rollout.images.single_flight import SingleFlightCache
 from rollout.trainer.batches.samples import TrainingSample
 
-_MAX_IMAGE_BYTES = 1 << 30
-# A worker of the run accepted each image under the limits of its configuration; memory is what bounds a trainer.
-_LIMITS = ImageLimits(max_bytes=_MAX_IMAGE_BYTES, max_pixels=ENGINE_MAX_PIXELS)
 # What transformers' processors take at most, measured, in units of the patches as float32.
 _PATCH_COPIES = 3
 
@@ -158,7 +155,7 @@ class Materializer:
             processing_bytes = _PATCH_COPIES * patch_count(grid) * math.prod(self._processor.patch_shape()) * 4
             with decoded_image(
                 data,
-                _LIMITS,
+                WIDEST_LIMITS,
                 self._memory,
                 processing_bytes=processing_bytes,
                 limit_name="Materializer(memory=…)",
@@ -176,7 +173,7 @@ class Materializer:
         if item.raw_image_id is not None:
             return read_asset(self._images, item.raw_image_id)
         assert item.raw_uri is not None
-        return decode_data_uri(item.raw_uri, _MAX_IMAGE_BYTES)
+        return decode_data_uri(item.raw_uri, WIDEST_LIMITS.max_bytes)
 
 
 def _mismatch_error(sample: TrainingSample, descriptor: Mapping[str, Any], reason: str) -> MaterializeError:

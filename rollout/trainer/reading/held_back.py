@@ -4,7 +4,7 @@ from collections.abc import Iterable, Set
 from dataclasses import replace
 
 from rollout.errors import ConfigurationError
-from rollout.records.kinds import RolloutLimit
+from rollout.records.endings import RolloutLimit
 from rollout.trainer.trajectory import Trajectory
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from rollout.records.kinds import RolloutStatus
+from rollout.records.endings import RolloutStatus
 from rollout.trainer.errors import ImagesUnreadable
 from rollout.trainer.trajectory import Trajectory
 

@@ -8,16 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rollout.records.kinds import (
-    Record,
-    RecordError,
-    RecordHeader,
-    RolloutFinished,
-    RolloutStarted,
-    RolloutStatus,
-    Step,
-    StepsDigest,
-)
+from rollout.records.endings import RolloutStatus
+from rollout.records.kinds import Record, RecordError, RecordHeader, RolloutFinished, RolloutStarted, Step, StepsDigest
 from rollout.trainer.reading.spill import StepStore, StoredStep
 from rollout.trainer.trajectory import Trajectory, assemble
 from transports import Frames

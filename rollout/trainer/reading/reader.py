@@ -25,7 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rollout.records.kinds import RecordError, RecordHeader, RolloutLimit, header_from_tag
+from rollout.records.endings import RolloutLimit
+from rollout.records.kinds import RecordError, RecordHeader, header_from_tag
 from rollout.records.wire import decode_record
 from rollout.trainer.errors import ImagesUnreadable, ReaderStateError
 from rollout.trainer.reading.acks import PendingAcks, lane_position

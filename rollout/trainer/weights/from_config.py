@@ -13,6 +13,7 @@ from rollout.engine.from_config import api_key_from_config
 from rollout.errors import ConfigurationError
 from rollout.paths import resolve_path
 from rollout.rundir.directory import RunDirectory
+from rollout.rundir.queues import RunQueues
 from rollout.trainer.weights.publisher import PublisherSettings
 
 
@@ -33,9 +34,7 @@ def publisher_settings(configs: Sequence[Config], run_path: Path | str) -> Publi
     return PublisherSettings(
         engines=engines,
         weights=run_directory.weights_path,
-        controls={
-            config.run.name: run_directory.queue_url(config.queue.control, config.run.name) for config in configs
-        },
+        controls={config.run.name: RunQueues(config, run_directory).control for config in configs},
         on_update=first_config.policy.on_update,
         timeout=first_config.policy.update_timeout,
         api_key=api_key_from_config(first_config),

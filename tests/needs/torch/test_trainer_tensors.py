@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderers_adapter.tokens import ImageSlot, TokenRun, as_logical_ids
+from rollout.records.endings import RolloutStatus
 from rollout.records.evidence import VersionSpan
-from rollout.records.kinds import PromptSource, RecordHeader, RolloutStarted, RolloutStatus, Step
+from rollout.records.kinds import PromptSource, RecordHeader, RolloutStarted, Step
 from rollout.records.messages import ROLES, FinishReason
 from rollout.trainer import (
     Group,

@@ -17,7 +17,7 @@ from rollout.engine.errors import EngineAborted, EngineRefused
 from rollout.engine.httpx_transport import HttpxTransport
 from rollout.engine.request import GenerateRequest
 from rollout.engine.weight_updates import fetch_engine_state
-from rollout.records.kinds import RolloutLimit, RolloutStatus
+from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.testing import play
 
 TASK = Task(id="000000", index=0, seed=7)

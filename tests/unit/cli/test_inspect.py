@@ -23,7 +23,8 @@ from rollout.cli.inspect_export import trajectory_document
 from rollout.cli.inspect_rows import COLUMNS, InspectError, Row, row_of
 from rollout.cli.inspect_table import print_table
 from rollout.cli.options import newest_run
-from rollout.records.kinds import NamedReward, RolloutLimit
+from rollout.records.endings import RolloutLimit
+from rollout.records.kinds import NamedReward
 from rollout.trainer import ReaderSettings, Trajectory, TrajectoryReader, open_archive
 from rollout.trainer.errors import NoArchive, RolloutNotFound
 from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from rollout import Task
-from rollout.records.kinds import RecordHeader, RolloutFinished, RolloutStatus
+from rollout.records.endings import RolloutStatus
+from rollout.records.kinds import RecordHeader, RolloutFinished
 from rollout.records.wire import encode_record
 from rollout.tasks.orders import RolloutOrder, encode_order
 from tests.unit.cli import in_process
@@ -210,7 +211,7 @@ async def test_drain_needs_a_yes_where_nobody_can_be_asked(url: str) -> None:
 def test_a_url_that_is_none_exits_with_2() -> None:
     refused = run_queue_command("stats", "fiel:///data/queue")
     assert refused.returncode == 2
-    assert "did you mean file://" in refused.stderr
+    assert "did you mean 'file://'" in refused.stderr
 
 
 def test_a_queue_that_is_not_there_is_not_created_by_looking_for_it(url: str, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_key_that_is_not_set_is_told_before_anything_listens(monkeypatch: pyte
     monkeypatch.delenv("ENGINE_KEY", raising=False)
     result = run_cli("serve", "embedded", "--api-key-env", "ENGINE_KEY")
     assert (result.returncode, result.stdout) == (2, "")
-    assert "--api-key-env names ENGINE_KEY, and no such environment variable is set" in result.stderr
+    assert "--api-key-env names the environment variable ENGINE_KEY, which is not set" in result.stderr
 
 
 def test_serve_embedded_prints_the_traceback_of_what_a_client_is_told(tmp_path: Path) -> None:

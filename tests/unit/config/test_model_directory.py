@@ -56,7 +56,7 @@ def test_the_digest_does_not_depend_on_where_the_model_is(yaml_file: Path) -> No
 def test_an_unknown_built_in_model_is_refused_with_those_there_are(yaml_file: Path) -> None:
     with pytest.raises(ConfigFileError) as refusal:
         load_config(yaml_file, ["model.path=builtin:large"])
-    message = "model.path: there is no model of this name; the package ships builtin:tiny, found 'builtin:large'."
+    message = "model.path: unknown model; the package ships builtin:tiny, found 'builtin:large'."
     assert str(refusal.value) == f"--set model.path: {message}"
 
 

@@ -104,7 +104,7 @@ def test_a_turn_may_leave_out_a_key_of_the_yaml_and_use_tuples_and_numbers_of_nu
     ("given", "problem"),
     [
         (0.5, "got a float; expected a mapping, such as {'temperature': 0.5}."),
-        ({"extra_args": {"x": object()}}, "chat(sampling=…): no JSON has a value of the type object."),
+        ({"extra_args": {"x": object()}}, "chat(sampling=…): a value of the type object cannot be written as JSON."),
     ],
 )
 def test_what_is_no_mapping_of_plain_values_is_refused(given: Any, problem: str) -> None:

@@ -160,7 +160,7 @@ def test_what_has_no_password_is_shown_as_it_is(text: str) -> None:
 def test_a_scheme_that_is_not_known_is_reported_without_the_password() -> None:
     with pytest.raises(UnknownTransport) as caught:
         open_queue("reddis://u:hunter2@h")
-    assert str(caught.value).startswith("reddis://u:***@h: there is no transport for reddis")
+    assert str(caught.value).startswith("reddis://u:***@h: unknown scheme 'reddis://'")
 
 
 @pytest.mark.parametrize(

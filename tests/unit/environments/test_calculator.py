@@ -7,7 +7,7 @@ import pytest
 
 from rollout.environments.base import Reply
 from rollout.environments.calculator import Calculator, CalculatorSettings, CalculatorTasks
-from rollout.records.kinds import RolloutStatus
+from rollout.records.endings import RolloutStatus
 from rollout.records.messages import FinishReason, ToolCall
 from rollout.records.task import Task
 from rollout.testing import embedded_policy, play

@@ -13,7 +13,7 @@ from rollout import Reply, Retry, RolloutLimit, Score, Task, Tool, ToolEnvironme
 from rollout.config.environment_class import class_problem, require_usable
 from rollout.environments.base import EnvironmentSettings, WrongReturn
 from rollout.environments.tools import ToolUnusable
-from rollout.records.kinds import RolloutStatus
+from rollout.records.endings import RolloutStatus
 from rollout.records.messages import FinishReason, Message, ToolCall
 from rollout.testing import embedded_policy, play
 from rollout.trainer import check

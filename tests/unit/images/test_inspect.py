@@ -5,13 +5,17 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
-from rollout.images import ImageError, ImageLimits, inspect_image
+from rollout.config.sections import ImagesConfig
+from rollout.images import ImageError, ImageLimits, ImagePolicy, inspect_image
 from rollout.images.inspect import confirm_decodable
+from rollout.images.policy import WIDEST_LIMITS
 
 FORMATS = [("PNG", ".png"), ("JPEG", ".jpg"), ("WEBP", ".webp"), ("GIF", ".gif"), ("BMP", ".bmp")]
 
@@ -230,3 +234,16 @@ def test_a_file_of_a_million_pieces_is_refused_before_they_are_walked(encode: An
     data = CRUMBS[kind](encode(kind.split()[0]))
     with pytest.raises(ImageError, match="more pieces than any encoder makes"):
         inspect_image(data)
+
+
+def test_a_run_and_a_policy_have_the_same_default_limits(tmp_path: Path) -> None:
+    policy, config = ImagePolicy("offload", tmp_path), ImagesConfig()
+    assert (policy.max_bytes, policy.max_pixels, policy.memory) == (config.max_bytes, config.max_pixels, config.memory)
+    assert config.max_bytes == 20_000_000
+
+
+def test_a_trainer_reads_whatever_a_run_may_accept() -> None:
+    for key in ("max_bytes", "max_pixels"):
+        ImagesConfig.model_validate({key: getattr(WIDEST_LIMITS, key)})
+        with pytest.raises(ValidationError, match=f"{key}\n.*less than or equal"):
+            ImagesConfig.model_validate({key: getattr(WIDEST_LIMITS, key) + 1})

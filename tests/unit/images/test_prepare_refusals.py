@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rollout.config.image_limits import ENGINE_MAX_PIXELS
 from rollout.errors import ConfigurationError
 from rollout.images import ImageError, ImagePolicy, ImageStoreError, prepare_images
-from rollout.images.policy import ENGINE_MAX_PIXELS, describe_too_many_pixels
+from rollout.images.policy import describe_too_many_pixels
 
 
 def as_user(part: Any) -> list[dict[str, Any]]:

@@ -1,15 +1,18 @@
 """/metrics, /healthz and /readyz: where they are found, what they answer, and when the loop is busy."""
 
 import asyncio
+import gzip
 import json
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import CollectorRegistry
 
 from rollout.metrics import catalogue
@@ -44,6 +47,19 @@ def test_where_it_listens_is_written_down_and_at_the_end_what_it_came_to(get: Ge
         turns.inc()
     assert [path.name for path in (tmp_path / "metrics").iterdir()] == ["launch.prom"]
     assert 'prompt="bridge"} 4.0' in (tmp_path / "metrics" / "launch.prom").read_text()
+
+
+def test_a_scraper_gets_the_format_and_the_compression_that_it_asks_for() -> None:
+    registry = CollectorRegistry()
+    catalogue.TURNS.counter(registry).labels("squares", "bridge").inc(3)
+    headers = {"Accept": "application/openmetrics-text;version=1.0.0", "Accept-Encoding": "gzip"}
+    with serve_metrics(process_status(registry), host="127.0.0.1", port=0) as url:
+        request = urllib.request.Request(f"{url}/metrics?name[]=rollout_turns_total", headers=headers)
+        with urllib.request.urlopen(request, timeout=20) as response:
+            text = gzip.decompress(response.read()).decode()
+            assert response.headers["Content-Type"].startswith("application/openmetrics-text")
+    (family,) = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+    assert [sample.value for sample in family.samples if sample.name == "rollout_turns_total"] == [3.0]
 
 
 def test_a_port_that_is_taken_is_named() -> None:

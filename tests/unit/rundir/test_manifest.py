@@ -6,7 +6,7 @@ import pytest
 
 from rollout.config.source import ConfigFileError
 from rollout.errors import ConfigurationError
-from rollout.rundir.directory import RunAlreadyActive, RunDirectory, RunDirectoryError, create_run_directory
+from rollout.rundir.directory import RunAlreadyActive, RunDirectoryError, create_run_directory
 from rollout.rundir.manifest import CannotResume, create_run, resume_run
 from rollout.rundir.private_files import write_private_file
 
@@ -106,7 +106,7 @@ def test_a_file_for_its_owner_replaces_one_that_others_could_read(tmp_path: Path
 
 
 def test_where_no_launch_was_begun_none_is_resumed(tmp_path: Path) -> None:
-    with pytest.raises(CannotResume, match="no launch was begun here"):
+    with pytest.raises(CannotResume, match="no launch was started here"):
         resume_run(tmp_path, [])
 
 
@@ -114,7 +114,7 @@ def test_where_no_launch_was_begun_none_is_resumed(tmp_path: Path) -> None:
 def test_a_run_whose_manifest_is_damaged_is_not_resumed(config: Path, tmp_path: Path, content: bytes) -> None:
     directory, _ = create_run([config], [f"run.directory={tmp_path}"])
     (directory.path / "launch.json").write_bytes(content)
-    with pytest.raises(CannotResume, match=r"launch\.json cannot be read: it is not what a launch writes"):
+    with pytest.raises(CannotResume, match=r"launch\.json cannot be read: no launch wrote this file"):
         resume_run(directory.path, [])
 
 
@@ -143,12 +143,6 @@ def test_a_directory_has_one_master(tmp_path: Path) -> None:
             raise AssertionError
     with directory.lock():
         pass
-
-
-def test_urls_name_the_run_and_the_environment(tmp_path: Path) -> None:
-    directory = RunDirectory(tmp_path / "a run")
-    queue_url = directory.queue_url("file://{run_dir}/tasks/{environment}?fsync=never", "colors")
-    assert queue_url == f"file://{tmp_path}/a%20run/tasks/colors?fsync=never"
 
 
 def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:

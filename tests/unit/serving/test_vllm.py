@@ -147,7 +147,7 @@ def test_a_variable_that_is_not_set_or_no_name_is_told_before_anything_starts(
     settings: VllmSettings, tmp_path: Path
 ) -> None:
     server = VllmServer(replace(settings, api_key_env="KEY"), tmp_path / "log", environment={})
-    with pytest.raises(ConfigurationError, match="--api-key-env names KEY, and no such environment variable is set"):
+    with pytest.raises(ConfigurationError, match="--api-key-env names the environment variable KEY, which is not set"):
         server.start()
     with pytest.raises(ConfigurationError, match="takes the name of an environment variable"):
         replace(settings, api_key_env="s3cret!").command()

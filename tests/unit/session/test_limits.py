@@ -17,7 +17,7 @@ from rollout import (
     Task,
     Turn,
 )
-from rollout.records.kinds import RolloutStatus
+from rollout.records.endings import RolloutStatus
 from rollout.records.messages import Message
 from rollout.testing import embedded_policy, play
 

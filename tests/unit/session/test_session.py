@@ -22,7 +22,8 @@ from rollout.engine.errors import EngineUnreachable
 from rollout.engine.protocol import Generation
 from rollout.engine.request import GenerateRequest
 from rollout.environments.color_codeword import ColorCodeword, ColorCodewordSettings, ColorCodewordTasks, draw_square
-from rollout.records.kinds import RecordError, RolloutLimit, RolloutStatus
+from rollout.records.endings import RolloutLimit, RolloutStatus
+from rollout.records.kinds import RecordError
 from rollout.records.stream import RolloutAlreadyFinished
 from rollout.records.wire import encode_record
 from rollout.session.session import PolicyClient

@@ -93,7 +93,7 @@ def test_rows_of_a_huge_file_are_counted_up_to_a_limit(tmp_path: Path, monkeypat
 
 def test_rows_that_may_have_no_end_need_a_count(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "stream.jsonl")
-    assert "Say in tasks.count how many" in source_error(tmp_path / "stream.jsonl")
+    assert "Set tasks.count to the number" in source_error(tmp_path / "stream.jsonl")
     counted = TaskSettings(source=str(tmp_path / "stream.jsonl"), count=16)
     assert str(count_rows_used(counted, 16)) == "16 rows of stream.jsonl (tasks.count)"
 
@@ -141,7 +141,7 @@ def test_a_byte_order_mark_before_the_first_row_is_skipped(tmp_path: Path) -> No
 def test_a_line_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rollout.tasks.sources._MAX_LINE_BYTES", 20)
     (tmp_path / "tasks.jsonl").write_text('{"id": "a"}\n{"id": "' + "b" * 20)
-    assert "tasks.jsonl:2: a line has at most 20 bytes" in source_error(tmp_path / "tasks.jsonl")
+    assert "tasks.jsonl:2: this line has more than 20 bytes" in source_error(tmp_path / "tasks.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -211,10 +211,10 @@ def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
     [
         ([Task("a", 0, 1), Task("a", 1, 2)], "two tasks with the id 'a'"),
         ([Task(5, 0, 1)], "whose id is a text"),  # type: ignore[arg-type]
-        ([Task("a", "0", 1)], "whole numbers as its index and its seed"),  # type: ignore[arg-type]
+        ([Task("a", "0", 1)], "its index and its seed must be whole numbers"),  # type: ignore[arg-type]
         ([Task("a", 0, 1, {"x": "\ud83d"})], r"whose data cannot be recorded: the text '\\ud83d' has half"),
         (["a"], "whose id is a text"),
-        ([Task("\ud83d", 0, 1)], r"the id '\\ud83d', which has half of a surrogate pair"),
+        ([Task("\ud83d", 0, 1)], r"the id '\\ud83d', which has a lone surrogate"),
         ([Task("a", 0, 1, None)], "with data that is None; expected a mapping"),  # type: ignore[arg-type]
         (None, r"test_orders\.py\", line \d+, in tasks\n(.|\n)*TypeError"),
     ],

@@ -23,7 +23,7 @@ from rollout.environments.base import (
 )
 from rollout.environments.calculator import Calculator
 from rollout.environments.color_codeword import ColorCodeword
-from rollout.records.kinds import RolloutLimit, RolloutStatus
+from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.messages import FinishReason, Message
 from rollout.records.task import Task
 from rollout.testing import Answer, AnswerUnusable, NotScored, OutOfAnswers, embedded_policy, play

@@ -10,9 +10,9 @@ from transports.urls import parse_size
 
 
 def test_an_unknown_scheme_names_the_nearest_and_all_that_are_known() -> None:
-    with pytest.raises(UnknownTransport, match=r"did you mean memory://.*file://"):
+    with pytest.raises(UnknownTransport, match=r"did you mean 'memory://'.*file://"):
         open_queue("memry://tasks")
-    with pytest.raises(UnknownTransport, match="without a scheme"):
+    with pytest.raises(UnknownTransport, match="has no scheme"):
         open_queue("/a/path")
 
 

@@ -70,7 +70,7 @@ def cancels_its_own_task() -> Score:
 
 ENDINGS: Mapping[str, tuple[Callable[[], Any], str, str]] = {
     "a surrogate in a text": (raises(ValueError(f"cut {HALF}")), "ValueError", r"cut \ud83d"),
-    "no text": (raises(Unprintable()), "Unprintable", "(the exception cannot be told as text)"),
+    "no text": (raises(Unprintable()), "Unprintable", "(the exception cannot be shown as text)"),
     "a text of another class": (raises(SaysText()), "SaysText", "a text of a class of its own"),
     "an exit": (raises(SystemExit(3)), "SystemExit", "3"),
     "the end of a generator": (raises(GeneratorExit()), "GeneratorExit", ""),

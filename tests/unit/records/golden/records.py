@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from renderers_adapter.tokens import ImageSlot, TokenRun, as_logical_ids
+from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
 from rollout.records.kinds import (
     MessageTokens,
@@ -18,9 +19,7 @@ from rollout.records.kinds import (
     Record,
     RecordHeader,
     RolloutFinished,
-    RolloutLimit,
     RolloutStarted,
-    RolloutStatus,
     Step,
 )
 from rollout.records.messages import FinishReason

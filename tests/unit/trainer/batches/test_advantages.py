@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.records.kinds import RolloutStatus
+from rollout.records.endings import RolloutStatus
 from rollout.trainer import Group, Trajectory, advantages_of, grpo, rloo
 from rollout.trainer.batches.advantages import Estimator
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.records.kinds import PromptSource, RecordHeader, RolloutStatus, Step
+from rollout.records.endings import RolloutStatus
+from rollout.records.kinds import PromptSource, RecordHeader, Step
 from rollout.records.messages import FinishReason
 from rollout.trainer import Group, Trajectory, advantages_of, grpo, rloo, turn_advantages_of
 from rollout.trainer.batches.advantages import Estimator

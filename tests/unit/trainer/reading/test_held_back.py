@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from rollout.errors import ConfigurationError
-from rollout.records.kinds import RolloutLimit, RolloutStatus
+from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.trainer import ReaderSettings, Trajectory, advantages_of, check, rloo, samples
 from rollout.trainer.reading.held_back import hold_back
 from rollout.trainer.testing import put_all, read_all, scripted_rollout

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rollout.records.kinds import RolloutStatus
+from rollout.records.endings import RolloutStatus
 from rollout.trainer import (
     LeaseLost,
     ReaderSettings,

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rollout.records.kinds import RecordError, RolloutFinished, RolloutStarted, RolloutStatus
+from rollout.records.endings import RolloutStatus
+from rollout.records.kinds import RecordError, RolloutFinished, RolloutStarted
 from rollout.records.wire import decode_record, encode_record
 from rollout.trainer import (
     ImagesUnreadable,

@@ -1,0 +1,29 @@
+"""The address and the options of a zmq:// URL; reading them does not need the client library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transports.errors import QueueURLError
+from transports.redaction import hide_passwords
+from transports.urls import QueueOptions, parse_queue_url
+
+
+@dataclass(frozen=True, slots=True)
+class ZmqOptions(QueueOptions):
+    """The options of a zmq:// URL."""
+
+    serve: bool = True
+    """Whether this handle may become the hub. Use false for workers that start before the trainer or outlive it."""
+    lease_time: float = 10.0
+    """Seconds without a sign of life after which a consumer's partitions go to another."""
+    certificate: str = ""
+    """A CURVE certificate file: it encrypts, and proves the hub's identity. The hub needs its secret key."""
+
+
+def parse_zmq_url(url: str) -> tuple[str, int, ZmqOptions]:
+    """Return the host, the port and the options of a URL. Raises QueueURLError."""
+    parts, options = parse_queue_url(url, ZmqOptions)
+    if parts.hostname is None or parts.port is None or parts.path not in ("", "/"):
+        raise QueueURLError(f"{hide_passwords(url)}: expected a host and a port, as in zmq://10.0.0.5:5555")
+    return parts.hostname, parts.port, options
