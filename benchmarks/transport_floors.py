@@ -67,11 +67,12 @@ class MemoryFloor(Floor):
     def __init__(self, where: str) -> None:
         super().__init__(where)
         self._queue: asyncio.Queue[_Stored] = asyncio.Queue()
-        self._lent: dict[int, tuple[int, _Stored]] = {}
+        self._leased: dict[int, tuple[int, _Stored]] = {}
         self._lock = threading.Lock()
         self._number = self._backlog_bytes = self._backlog_records = 0
 
     async def put(self, frames: Frames, *, key: str) -> None:
+        """See `Floor.put`."""
         nbytes = sum([memoryview(frame).nbytes for frame in frames])
         owned = tuple([bytes(frame) for frame in frames])
         with self._lock:
@@ -83,6 +84,7 @@ class MemoryFloor(Floor):
             self._number += 1
 
     async def receive(self, *, timeout: float) -> Delivery | None:
+        """See `Floor.receive`."""
         try:
             record = self._queue.get_nowait()
         except asyncio.QueueEmpty:
@@ -90,13 +92,14 @@ class MemoryFloor(Floor):
                 record = await self._queue.get()
         number, frames, key, _, _, _ = record
         with self._lock:
-            self._lent[number] = (1, record)
+            self._leased[number] = (1, record)
         return self._delivery(frames, key, number)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Floor.ack`."""
         with self._lock:
             for delivery in deliveries:
-                epoch, record = self._lent.pop(delivery.position)
+                epoch, record = self._leased.pop(delivery.position)
                 assert epoch == delivery.epoch
                 self._backlog_bytes -= record[4]
                 self._backlog_records -= 1
@@ -115,12 +118,13 @@ class FileFloor(Floor):
         self._segment, self._data = -1, -1
         self._number = 0
         self._end = _SEGMENT_BYTES
-        self._lent: dict[int, tuple[int, int, int]] = {}
+        self._leased: dict[int, tuple[int, int, int]] = {}
         self._oldest = 0
         self._backlog_bytes = self._acks_read = 0
         self._acks_scanned_at = time.monotonic()
 
     async def put(self, frames: Frames, *, key: str) -> None:
+        """See `Floor.put`."""
         nbytes = sum([memoryview(frame).nbytes for frame in frames])
         if time.monotonic() - self._acks_scanned_at > _ACK_SCAN_INTERVAL:
             self._scan_acks()
@@ -139,6 +143,7 @@ class FileFloor(Floor):
         self._end += nbytes
 
     async def receive(self, *, timeout: float) -> Delivery | None:
+        """See `Floor.receive`."""
         deadline = time.monotonic() + timeout
         size = _ENTRY.size + _CHECKSUM_BYTES
         while len(entry := os.pread(self._index, size, self._number * size)) < size:
@@ -151,17 +156,18 @@ class FileFloor(Floor):
         checksum = int.from_bytes(entry[_ENTRY.size :], "little")
         assert (number, crc32(frame, crc32(entry[: _ENTRY.size]))) == (self._number, checksum)
         self._append_fact(2, number, 0)
-        self._lent[number] = (1, nbytes, segment)
+        self._leased[number] = (1, nbytes, segment)
         self._number += 1
         return self._delivery((frame,), key.decode(), number)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Floor.ack`."""
         for delivery in deliveries:
-            epoch, nbytes, segment = self._lent.pop(delivery.position)
+            epoch, nbytes, segment = self._leased.pop(delivery.position)
             assert epoch == delivery.epoch
             self._append_fact(1, delivery.position, nbytes)
         os.stat(f"{self._where}/acks")
-        if segment > self._oldest and not any(lent[2] < segment for lent in self._lent.values()):
+        if segment > self._oldest and not any(leased[2] < segment for leased in self._leased.values()):
             await asyncio.to_thread(self._reclaim, segment)
 
     def _append_fact(self, fact: int, number: int, nbytes: int) -> None:
@@ -204,10 +210,11 @@ class ZmqFloor(Floor):
         self._zmq = zmq
         self._socket: Any = None
         self._unacked: dict[bytes, tuple[bytes, ...]] = {}
-        self._lent: dict[int, tuple[bytes, bytes, int, Frames]] = {}
+        self._leased: dict[int, tuple[bytes, bytes, int, Frames]] = {}
         self._number = self._backlog_bytes = 0
 
     async def put(self, frames: Frames, *, key: str) -> None:
+        """See `Floor.put`."""
         if self._socket is None:
             self._socket = self._zmq.Context.instance().socket(self._zmq.DEALER)
             self._socket.connect(self._where)
@@ -222,6 +229,7 @@ class ZmqFloor(Floor):
         self._socket.send_multipart(self._unacked[name], copy=False)
 
     async def receive(self, *, timeout: float) -> Delivery | None:
+        """See `Floor.receive`."""
         if self._socket is None:
             self._socket = self._zmq.Context.instance().socket(self._zmq.ROUTER)
             self._socket.bind(self._where)
@@ -230,13 +238,14 @@ class ZmqFloor(Floor):
         producer, name, key, *frames = self._socket.recv_multipart()
         number = int.from_bytes(name, "little")
         nbytes = sum([len(frame) for frame in frames])
-        self._lent[number] = (producer, name, nbytes, tuple(frames))
+        self._leased[number] = (producer, name, nbytes, tuple(frames))
         self._backlog_bytes += nbytes
         return self._delivery(tuple(frames), key.decode(), number)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Floor.ack`."""
         for delivery in deliveries:
-            producer, name, nbytes, _ = self._lent.pop(delivery.position)
+            producer, name, nbytes, _ = self._leased.pop(delivery.position)
             self._backlog_bytes -= nbytes
             self._socket.send_multipart([producer, name])
 
@@ -267,6 +276,7 @@ class RedisFloor(Floor):
         self._count = 1
 
     async def put(self, frames: Frames, *, key: str) -> None:
+        """See `Floor.put`."""
         await self._create_group()
         data = b"".join(frames)
         async with self._client.pipeline() as pipeline:
@@ -274,6 +284,7 @@ class RedisFloor(Floor):
             await pipeline.hincrby("totals", "bytes", len(data)).execute()
 
     async def receive(self, *, timeout: float) -> Delivery | None:
+        """See `Floor.receive`."""
         await self._create_group()
         if not self._read_ahead:
             found = await self._client.xreadgroup(
@@ -286,6 +297,7 @@ class RedisFloor(Floor):
         return self._delivery((fields[b"d"],), fields[b"k"].decode(), int(milliseconds) << 20 | int(sequence))
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Floor.ack`."""
         for delivery in deliveries:
             id_ = f"{delivery.position >> 20}-{delivery.position & 0xFFFFF}"
             async with self._client.pipeline() as pipeline:
