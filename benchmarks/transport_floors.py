@@ -1,8 +1,8 @@
-"""What each transport is measured against: the bare mechanism with the same guarantees, and nothing else.
+"""The floors that the transports are compared with: the bare mechanism of each transport.
 
-A floor has the three operations that the benchmark uses: put, receive, ack. It gives the same guarantees as a
-transport: a record is kept until it is acked and could be delivered again, its lease is checked, its size is counted.
-It lacks what a record does not need on its way: a second writer or partition, restarts, dead letters, peeking.
+A floor has the three operations that the benchmark uses: put, receive, ack. It gives the guarantees of a transport: a
+record is kept until it is acked and could be delivered again, its lease is checked, its size is counted. It has nothing
+else: one writer, one partition, no restarts, no dead letters, no peeking.
 """
 
 from __future__ import annotations
@@ -33,35 +33,38 @@ _Stored: TypeAlias = tuple[int, tuple[bytes, ...], str, str, int, float]
 
 
 class Floor(ABC):
-    """One side of a bare queue. Like a handle, it is created in the process that uses it."""
+    """One side of a bare queue, created in the process that uses it."""
 
     def __init__(self, where: str) -> None:
         self._where = where
 
     @abstractmethod
-    async def put(self, frames: Frames, *, key: str) -> None: ...
+    async def put(self, frames: Frames, *, key: str) -> None:
+        """Put a record."""
 
     @abstractmethod
-    async def receive(self, *, timeout: float) -> Delivery | None: ...
+    async def receive(self, *, timeout: float) -> Delivery | None:
+        """Receive a record, and lease it."""
 
     @abstractmethod
-    async def ack(self, deliveries: Sequence[Delivery]) -> None: ...
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Remove leased records."""
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:  # noqa: B027 - optional on purpose
-        """Finish what is in flight."""
+        """Wait for what is in flight, and close the connection."""
 
     def _delivery(self, frames: Frames, key: str, number: int) -> Delivery:
         return Delivery(frames, key, "", 0, "0", number, False, 1, cast(Queue, self))
 
 
 class MemoryFloor(Floor):
-    """An asyncio.Queue with the bookkeeping of a shared, leased, bounded queue.
+    """An `asyncio.Queue` with the bookkeeping of a shared, leased, bounded queue.
 
-    The bookkeeping: a lock, sizes and a limit, a partition by key, records that own their bytes, a deadline, a
-    delivery, and the epoch of each leased record.
+    That is a lock, sizes and a limit, a partition by key, copies of the bytes, a timeout, and the epoch of each leased
+    record.
     """
 
     def __init__(self, where: str) -> None:
@@ -108,8 +111,8 @@ class MemoryFloor(Floor):
 class FileFloor(Floor):
     """Segment files, an index of the records, a checksum over both, and a log of deliveries and acks.
 
-    A delivery is logged before it is returned, and every ack checks the lease. A segment is deleted once all its acks
-    are synced, or the disk would fill. The producer reads the acks now and then, or it would not know the backlog.
+    A delivery is logged before it is returned, and every ack checks the lease. A segment is deleted when all its acks
+    are synced, so that the disk does not fill. The producer reads the acks four times a second to know the backlog.
     """
 
     def __init__(self, where: str) -> None:
@@ -200,7 +203,7 @@ class FileFloor(Floor):
 class ZmqFloor(Floor):
     """DEALER and ROUTER, with an ack for every record and at most 64 records or 64 MiB in flight.
 
-    Producer and consumer both keep a record until it is acked.
+    Both sides keep a record until it is acked.
     """
 
     def __init__(self, where: str) -> None:
@@ -264,7 +267,7 @@ class ZmqFloor(Floor):
 
 
 class RedisFloor(Floor):
-    """xadd, xreadgroup, xack and xdel; put and ack also count records and bytes, in the same pipeline."""
+    """XADD, XREADGROUP, XACK and XDEL; put and ack also count records and bytes, in the same pipeline."""
 
     def __init__(self, where: str) -> None:
         import redis.asyncio
@@ -315,5 +318,5 @@ class RedisFloor(Floor):
             try:
                 await self._client.xgroup_create("floor", "c", "0", mkstream=True)
             except redis.ResponseError as error:
-                if "BUSYGROUP" not in str(error):  # the other side was first
+                if "BUSYGROUP" not in str(error):  # the other side has created it
                     raise
