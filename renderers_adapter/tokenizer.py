@@ -60,7 +60,7 @@ class FastTokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._encode_cached = lru_cache(maxsize=1024)(self._encode_to_tuple)
+        self._encode_cached = lru_cache(maxsize=1024)(lambda *given: tuple(self._encode_text(*given).ids))
         added_tokens = backend.get_added_tokens_decoder()
         self.control_ids = frozenset(
             token_id for token_id, token in added_tokens.items() if len(token.content.strip(_SPACES)) > 1
@@ -134,9 +134,6 @@ class FastTokenizer:
         backend.add_special_tokens([_as_special(added_tokens[token_id]) for token_id in sorted(self.control_ids)])
         backend.encode_special_tokens = True
         return backend
-
-    def _encode_to_tuple(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-        return tuple(self._encode_text(text, add_special_tokens).ids)
 
     def _encode_text(self, text: str, add_special_tokens: bool) -> Encoding:
         return _encode_with(self._backend, text, add_special_tokens=add_special_tokens)

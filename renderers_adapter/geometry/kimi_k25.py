@@ -82,7 +82,4 @@ class KimiK25Geometry(Geometry):
         max_side = self.patch_limit_on_one_side * self.patch_size
         patches = max(1, width // self.patch_size) * max(1, height // self.patch_size)
         scale = min(1.0, math.sqrt(self.in_patch_limit / patches), max_side / width, max_side / height)
-        return (
-            min(max(1, int(width * scale)), max_side),
-            min(max(1, int(height * scale)), max_side),
-        )
+        return min(max(1, int(width * scale)), max_side), min(max(1, int(height * scale)), max_side)

@@ -29,7 +29,7 @@ from rollout.records.bounds import LOGPROB_TOLERANCE
 from rollout.records.evidence import PROMPT_DIGEST_BYTES, VLLM_MISSING_LOGPROB, answer_digest, ids_digest, images_digest
 from rollout.records.kinds import Step
 from rollout.records.messages import ROLES
-from rollout.trainer.batches.samples import TrainingSample, samples
+from rollout.trainer.batches.samples import TOKEN_ARRAYS, TrainingSample, samples
 from rollout.trainer.trajectory import ROOT, Trajectory, TrajectoryNode
 
 _REWARD_TOLERANCE = 1e-6
@@ -133,20 +133,13 @@ def _check_nodes(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
         if content_offsets != sorted(content_offsets) or any(
             not 0 <= at <= len(node.run.ids) for at in content_offsets
         ):
-            yield (
-                11,
-                where,
-                f"its content ranges {node.content} are not within its {len(node.run.ids)} tokens, in order",
-            )
+            yield 11, where, f"its content ranges {node.content} do not fit its {len(node.run.ids)} tokens"
         if node.sampled != (node.index == step.leaf):
             yield 1, where, "it was sampled, but is not the turn's answer" if node.sampled else "nothing was sampled"
         message_hashes = [part["hash"] for part in _content_parts(node) if "hash" in part]
-        if message_hashes != [slot.hash for slot in node.run.images]:
-            yield (
-                2,
-                where,
-                f"its message has the images {message_hashes}, its tokens {[slot.hash for slot in node.run.images]}",
-            )
+        token_hashes = [slot.hash for slot in node.run.images]
+        if message_hashes != token_hashes:
+            yield 2, where, f"its message has the images {message_hashes}, but its tokens have {token_hashes}"
         try:
             expand([node.run], pad_id=trajectory.pad_id)
         except PlaceholderError as error:
@@ -178,11 +171,7 @@ def _check_images(trajectory: Trajectory, step: Step, first_turn_by_image: dict[
     for node in nodes:
         for slot in node.run.images:
             if slot.hash not in first_turn_by_image or slot.hash not in trajectory.images:
-                yield (
-                    2,
-                    f", node {node.index}",
-                    f"no descriptor of its image {slot.hash} was sent in this turn or before",
-                )
+                yield 2, f", node {node.index}", f"no turn up to this one has a descriptor of its image {slot.hash}"
 
 
 class _PathExpander:
@@ -218,11 +207,7 @@ def _check_prompt(paths: _PathExpander, step: Step) -> Iterator[Finding]:
     half_bytes = PROMPT_DIGEST_BYTES // 2
     engine_ids_digest, engine_images_digest = step.prompt_digest[:half_bytes], step.prompt_digest[half_bytes:]
     if len(step.prompt_digest) != PROMPT_DIGEST_BYTES:
-        yield (
-            1,
-            "",
-            f"the engine's prompt has a digest of {len(step.prompt_digest)} bytes; expected {PROMPT_DIGEST_BYTES}",
-        )
+        yield 1, "", f"its prompt digest has {len(step.prompt_digest)} bytes; expected {PROMPT_DIGEST_BYTES}"
     elif images_digest(hashes) != engine_images_digest:
         yield 2, "", f"the images of its path ({hashes[:4]}, in this order) are not those of the engine's prompt"
     elif len(prompt.ids) != step.prompt_length:
@@ -329,12 +314,9 @@ def _check_duplicates(trajectory: Trajectory) -> Iterator[Finding]:
 def _check_alignment(sample: TrainingSample) -> Iterator[tuple[int, str]]:
     """3 and 11: the arrays of a sample have one length, and its images are whole and on image tokens."""
     length = len(sample.token_ids)
-    arrays = (
-        *(sample.mask, sample.logprobs, sample.token_types, sample.content),
-        *(sample.version_index, sample.turn_index, sample.token_rewards),
-    )
-    if {len(values) for values in arrays} != {length}:
-        yield 11, f"its arrays have the lengths {[len(values) for values in arrays]}; expected {length}, one per token"
+    lengths = [len(getattr(sample, name)) for name in TOKEN_ARRAYS]
+    if set(lengths) != {length}:
+        yield 11, f"its arrays have the lengths {lengths}; expected {length}, one per token"
         return
     if len(sample.images) != len(sample.placeholders):
         yield 11, f"it has {len(sample.images)} descriptors for {len(sample.placeholders)} placeholders"
@@ -348,10 +330,7 @@ def _check_alignment(sample: TrainingSample) -> Iterator[tuple[int, str]]:
         image_tokens[placeholder.offset : placeholder.offset + placeholder.length] += 1
     if not np.array_equal(image_tokens, sample.token_types):
         first_difference = int(np.flatnonzero(image_tokens != sample.token_types)[0])
-        yield (
-            3,
-            f"its placeholders do not cover exactly the image tokens; the first difference is at {first_difference}",
-        )
+        yield 3, f"its placeholders do not cover exactly the image tokens; they first differ at {first_difference}"
 
 
 def _content_parts(node: TrajectoryNode) -> list[dict[str, str]]:

@@ -161,11 +161,7 @@ class Materializer:
                 raise ImageError(f"its bytes do not have the hash {placeholder.hash}")
             processing_bytes = _PATCH_COPIES * patch_count(grid) * math.prod(self._processor.patch_shape()) * 4
             with decoded_image(
-                data,
-                _LIMITS,
-                self._memory,
-                processing_bytes=processing_bytes,
-                limit_name="Materializer(memory=…)",
+                data, _LIMITS, self._memory, processing_bytes=processing_bytes, limit_name="Materializer(memory=…)"
             ) as pixels:
                 return self._processor.process(pixels)
 

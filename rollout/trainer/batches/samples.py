@@ -17,6 +17,12 @@ from renderers_adapter.tokens import ExpandedIds, Logprobs, Placeholder, expand
 from rollout.records.messages import ROLES
 from rollout.trainer.trajectory import Trajectory, TrajectoryNode
 
+TOKEN_ARRAYS = (
+    *("token_ids", "mask", "logprobs", "token_types"),
+    *("version_index", "turn_index", "token_rewards", "content"),
+)
+"""The fields of `TrainingSample` that have one entry for each token."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingSample:
@@ -90,14 +96,7 @@ class TrainingSample:
         kept_images = sum(mark.offset < end for mark in self.placeholders)
         return replace(
             self,
-            token_ids=ExpandedIds(self.token_ids[:end]),
-            mask=self.mask[:end],
-            logprobs=self.logprobs[:end],
-            token_types=self.token_types[:end],
-            version_index=self.version_index[:end],
-            turn_index=self.turn_index[:end],
-            token_rewards=self.token_rewards[:end],
-            content=self.content[:end],
+            **{name: getattr(self, name)[:end] for name in TOKEN_ARRAYS},
             placeholders=self.placeholders[:kept_images],
             images=self.images[:kept_images],
         )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from rollout.trainer.batches.advantages import Estimator, advantages_of, align_advantages, grpo, turn_advantages_of
-from rollout.trainer.batches.samples import TrainingSample, samples
+from rollout.trainer.batches.samples import TOKEN_ARRAYS, TrainingSample, samples
 from rollout.trainer.errors import SampleTooLong
 from rollout.trainer.reading.groups import Group
 
@@ -220,20 +220,11 @@ class _BatchArrays:
         batch_indices = [version_indices.setdefault(version, len(version_indices)) for version in sample.versions]
         # The last entry keeps the index -1 of tokens that were not sampled.
         version_index = np.array([*batch_indices, -1], np.int32)[sample.version_index]
-        values = {
-            "token_ids": sample.token_ids,
-            "position_ids": np.arange(length),
-            "sample_index": sample_number,
-            "mask": sample.mask,
-            "logprobs": sample.logprobs,
-            "token_types": sample.token_types,
-            "content": sample.content,
-            "version_index": version_index,
-            "turn_index": sample.turn_index,
-            "token_rewards": sample.token_rewards,
-        }
-        for name, value in values.items():
-            self.arrays[name][token_slice] = value
+        for name in TOKEN_ARRAYS:
+            self.arrays[name][token_slice] = getattr(sample, name)
+        self.arrays["version_index"][token_slice] = version_index
+        self.arrays["position_ids"][token_slice] = np.arange(length)
+        self.arrays["sample_index"][token_slice] = sample_number
         return token_slice
 
 

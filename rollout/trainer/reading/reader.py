@@ -96,9 +96,7 @@ class TrajectoryReader:
         self.queue = queue
         self._step_store = StepStore(self.settings.memory_limit, self.settings.spill_directory)
         self._pending_rollouts = PendingRollouts(
-            self._step_store,
-            gap_timeout=self.settings.gap_timeout,
-            unfinished_timeout=self.settings.unfinished_timeout,
+            self._step_store, gap_timeout=self.settings.gap_timeout, unfinished_timeout=self.settings.unfinished_timeout
         )
         self._group_assembler: GroupAssembler[PendingRollout] = GroupAssembler()
         self._consumed_rollouts = ConsumedRollouts()
