@@ -120,7 +120,10 @@ class FastTokenizer:
         offsets: list[tuple[int, int]] = []
         for begin, end in pairwise((0, *(begin + 1 for begin, _ in control_spans), len(text))):
             if end - begin == len(text):
-                raise TokenizerError(f"The tokenizer {self.name_or_path} has no tokens for the text {text!r}.")
+                raise TokenizerError(
+                    f"The tokenizer {self.name_or_path} can write {text!r} only as a control token. Remove it from the "
+                    "messages, or set model.special_text: allow."
+                )
             piece = self.encode_as_text(text[begin:end])
             ids += piece["input_ids"]
             offsets += ((first + begin, last + begin) for first, last in piece["offset_mapping"])

@@ -203,4 +203,6 @@ def _check_slots_on_pads(
         )
     for position, slot in slots:
         if slot.length < 1:
-            raise PlaceholderError(f"image {slot.hash} at logical offset {position} has the length {slot.length}")
+            raise PlaceholderError(
+                f"image {slot.hash} at logical offset {position} has the length {slot.length}; expected 1 or more"
+            )

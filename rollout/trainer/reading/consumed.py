@@ -49,7 +49,7 @@ class ConsumedRollouts:
             consumed_digests = array("Q", base64.b64decode(state["consumed"], validate=True))
             self._lanes = {str(name): _LaneWatermark(int(watermark)) for name, watermark in state["watermarks"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
-            raise ReaderStateError(f"the reader state is damaged: {error!r}") from error
+            raise ReaderStateError(f"the reader state is damaged: {error!r}. Load an earlier checkpoint.") from error
         self._consumed_digests = dict.fromkeys(consumed_digests)
 
     def state(self) -> dict[str, Any]:
