@@ -41,10 +41,7 @@ class KimiK25Geometry(Geometry):
         reader = ProcessorConfigReader(cls.family, config, nested_under=("media_proc_cfg", "image_processor"))
         width, height = reader.value("size.max_width"), reader.value("size.max_height")
         if width != height:
-            raise GeometryError(
-                f"the image processor configuration of a kimi_k25 checkpoint cannot be used: size.max_width {width!r}"
-                f" and size.max_height {height!r} must be equal"
-            )
+            raise reader.error(["size.max_width"], f"{width!r} and size.max_height {height!r} must be equal")
         mean, std = reader.channel_values("image_mean"), reader.channel_values("image_std")
         return cls(
             patch_size=reader.single_or_pair("patch_size"),

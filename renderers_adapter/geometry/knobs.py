@@ -22,7 +22,7 @@ class ProcessorConfigReader:
         """Return a positive integer."""
         value = self._required_value(*names)
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self._config_error(names, f"must be a positive integer, but is {value!r}")
+            raise self.error(names, f"must be a positive integer, but is {value!r}")
         return value
 
     def optional_integer(self, *names: str) -> int | None:
@@ -35,14 +35,14 @@ class ProcessorConfigReader:
         if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
             value = value[0]
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self._config_error(names, f"must be a positive integer or a pair of equal ones, but is {value!r}")
+            raise self.error(names, f"must be a positive integer or a pair of equal ones, but is {value!r}")
         return value
 
     def channel_values(self, *names: str) -> list[float]:
         """Return three numbers, one for each colour."""
         value = self._required_value(*names)
         if not isinstance(value, list | tuple) or len(value) != 3 or not all(_is_number(item) for item in value):
-            raise self._config_error(names, f"must be three numbers, but is {value!r}")
+            raise self.error(names, f"must be three numbers, but is {value!r}")
         return [float(item) for item in value]
 
     def value(self, *names: str) -> Any:
@@ -59,10 +59,11 @@ class ProcessorConfigReader:
     def _required_value(self, *names: str) -> Any:
         value = self.value(*names)
         if value is None:
-            raise self._config_error(names, "is missing")
+            raise self.error(names, "is missing")
         return value
 
-    def _config_error(self, names: Sequence[str], problem: str) -> GeometryError:
+    def error(self, names: Sequence[str], problem: str) -> GeometryError:
+        """Return the error for a value that has one of these names."""
         return GeometryError(
             f"the image processor configuration of a {self._family} checkpoint cannot be used: {' or '.join(names)}"
             f" {problem}; give the checkpoint's own preprocessor_config.json or processor_config.json"

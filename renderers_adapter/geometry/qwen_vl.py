@@ -44,10 +44,7 @@ class QwenVLGeometry(Geometry):
             max_pixels=reader.integer("max_pixels", "size.longest_edge"),
         )
         if geometry.min_pixels > geometry.max_pixels:
-            raise GeometryError(
-                f"the image processor configuration of a qwen_vl checkpoint cannot be used: min_pixels"
-                f" {geometry.min_pixels} is more than max_pixels {geometry.max_pixels}"
-            )
+            raise reader.error(["min_pixels"], f"{geometry.min_pixels} is more than max_pixels {geometry.max_pixels}")
         return geometry
 
     @property

@@ -112,7 +112,7 @@ class Trajectory(HasRolloutIdentity):
 
     @property
     def pad_id(self) -> int | None:
-        """The id of the image pad token; None if the model family has none."""
+        """The id of the image pad token; None if the model is text-only or the start record is missing."""
         return self.started.pad_id if self.started else None
 
     def path(self, leaf: int) -> list[TrajectoryNode]:
