@@ -1,10 +1,10 @@
-"""What a request costs the worker's process: our engine client, bare aiohttp, httpx over aiohttp, httpx on one pool.
+"""Measures the CPU time of a request: our engine client, bare aiohttp, httpx over aiohttp, httpx with one pool.
 
     python benchmarks/engine_client.py
 
-The engine is a mock in another process that answers after 20 ms, so the CPU time measured here is the client's alone.
-The same 1,000-token prompts and 32-token answers go through every client. Ours also checks the request, the prompt that
-the engine saw, and every log-prob; the others only parse the JSON.
+The engine is a mock in another process that answers after 20 ms, so only the CPU time of the client is measured. Every
+client gets the same 1,000-token prompts and 32-token answers. Ours also checks the request, the prompt that the engine
+saw, and every log-prob; the others only parse the JSON.
 """
 
 import argparse
@@ -47,16 +47,22 @@ Send = Callable[[int], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """CPU milliseconds of this process for one request, and requests per second."""
+    """What requests cost.
+
+    Attributes:
+        cpu: CPU milliseconds of this process for one request.
+        rate: requests per second.
+    """
 
     cpu: float
     rate: float
 
 
 def main() -> int:
+    """Measure and print the costs; return 1 if one of them is over its bound."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--requests", type=int, default=4096, help="of each client at each number in flight")
-    parser.add_argument("--rounds", type=int, default=4, help="of which the cheapest counts")
+    parser.add_argument("--requests", type=int, default=4096, help="requests per client and number in flight")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds; the cheapest one counts")
     arguments = parser.parse_args()
     port_receiver, port_sender = multiprocessing.Pipe(duplex=False)
     mock = multiprocessing.get_context("spawn").Process(target=serve, args=(port_sender,), daemon=True)
@@ -71,7 +77,7 @@ def main() -> int:
 
 
 async def measure(url: str, rounds: int, requests: int) -> dict[tuple[str, int], Cost]:
-    """The cheapest of several rounds, because other load on the machine can only add cost."""
+    """Return the costs of the cheapest of several rounds, because other load on the machine only adds costs."""
     costs: dict[tuple[str, int], Cost] = {}
     for number in range(rounds):
         for in_flight in IN_FLIGHT:
@@ -82,7 +88,7 @@ async def measure(url: str, rounds: int, requests: int) -> dict[tuple[str, int],
                 async with AsyncExitStack() as stack:
                     send = await client(url, stack)
                     if not measured_once:
-                        await run(send, in_flight, in_flight)  # connects, before anything is measured
+                        await run(send, in_flight, in_flight)  # opens the connections, without measuring
                     cost = await run(send, in_flight if measured_once else max(requests, in_flight), in_flight)
                     best = costs.setdefault((name, in_flight), cost)
                     costs[name, in_flight] = min(best, cost, key=lambda candidate: candidate.cpu)
@@ -90,6 +96,7 @@ async def measure(url: str, rounds: int, requests: int) -> dict[tuple[str, int],
 
 
 async def run(send: Send, count: int, in_flight: int) -> Cost:
+    """Send `count` requests, with `in_flight` of them at the same time."""
     numbers = iter(range(count))
 
     async def caller() -> None:
@@ -109,6 +116,7 @@ def _cpu() -> float:
 
 
 def request(number: int) -> GenerateRequest:
+    """Return the request that every client sends."""
     return GenerateRequest(
         request_id=f"benchmark-{number}",
         session_id=f"benchmark-{number}",
@@ -124,11 +132,13 @@ def request(number: int) -> GenerateRequest:
 
 
 async def ours(url: str, stack: AsyncExitStack) -> Send:
+    """Open our engine client."""
     client = await stack.enter_async_context(EngineClient([url], "mock", timeout=120))
     return lambda number: client.generate(request(number))
 
 
 async def bare_aiohttp(url: str, stack: AsyncExitStack) -> Send:
+    """Open a session of aiohttp."""
     connector = aiohttp.TCPConnector(limit=0)
     session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
 
@@ -141,10 +151,12 @@ async def bare_aiohttp(url: str, stack: AsyncExitStack) -> Send:
 
 
 async def plain_httpx(url: str, stack: AsyncExitStack) -> Send:
+    """Open a client of httpx with one pool."""
     return _through(await stack.enter_async_context(httpx.AsyncClient(limits=CONNECTION_LIMITS, timeout=120)), url)
 
 
 async def httpx_over_aiohttp(url: str, stack: AsyncExitStack) -> Send:
+    """Open a client of httpx that uses aiohttp."""
     return _through(await stack.enter_async_context(HttpxAiohttpClient(limits=CONNECTION_LIMITS, timeout=120)), url)
 
 
@@ -168,7 +180,7 @@ CLIENTS: dict[str, Callable[[str, AsyncExitStack], Awaitable[Send]]] = {
 
 
 def serve(port_sender: Connection) -> None:
-    """The mock engine: every answer is the same bytes, 20 ms after its request."""
+    """Run the mock engine, which sends the same answer 20 ms after each request."""
     content = [{"token_id": token, "logprob": -0.5, "rank": 1, "top_logprobs": []} for token in ANSWER]
     choice = {"index": 0, "token_ids": ANSWER, "logprobs": {"content": content}, "finish_reason": "stop"}
     answer = orjson.dumps({"choices": [choice], "prompt_token_ids": PROMPT.tolist(), "mm_placeholders": None})
@@ -186,6 +198,7 @@ def serve(port_sender: Connection) -> None:
 
 
 def report(costs: dict[tuple[str, int], Cost]) -> int:
+    """Print the costs; return 1 if one of them is over its bound."""
     table = Table(title="CPU milliseconds of the client for one request (requests per second)")
     table.add_column("client")
     for in_flight in IN_FLIGHT:
@@ -198,8 +211,8 @@ def report(costs: dict[tuple[str, int], Cost]) -> int:
     own = [costs["rollout", in_flight].cpu for in_flight in IN_FLIGHT]
     largest_ratio = max(costs["rollout", n].cpu / costs["bare aiohttp", n].cpu for n in IN_FLIGHT)
     bounds = (
-        (max(own) / min(own), 1.5, "rollout, the largest over the smallest"),
-        (largest_ratio, 3.0, "rollout over bare aiohttp"),
+        (max(own) / min(own), 1.5, "rollout, largest cost / smallest cost"),
+        (largest_ratio, 3.0, "rollout / bare aiohttp"),
     )
     for value, bound, description in bounds:
         console.print(f"{'ok ' if value <= bound else 'BAD'} {description}: {value:.2f} (at most {bound:g})")

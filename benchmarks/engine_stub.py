@@ -1,4 +1,4 @@
-"""An engine that answers every request at once, in a process of its own: what is left is the client's own work.
+"""An engine in its own process that answers every request at once, so that only the client's work is measured.
 
 Each pad token becomes the 64 tokens of a 224x224 image. The sampled answer is always "red".
 """
@@ -26,7 +26,7 @@ _IMAGE_TOKENS = 64
 
 @contextmanager
 def running_stub() -> Iterator[str]:
-    """Run the stub; yields its root URL."""
+    """Run the stub; yield its root URL."""
     tokenizer = load_tokenizer(TINY_MODEL)
     completion = [*tokenizer.encode("red"), tokenizer.token_id("<|im_end|>")]
     with socket.socket() as probe:
@@ -52,7 +52,7 @@ def _wait_for_port(port: int) -> None:
             time.sleep(0.05)
         else:
             return
-    raise TimeoutError("the engine stub did not come up")
+    raise TimeoutError("the engine stub did not start within 60 s")
 
 
 def _serve(port: int, pad: int, completion: list[int]) -> None:

@@ -1,11 +1,12 @@
-"""What images cost a worker, beside the least that the same work could cost. Medians of one run.
+"""Measures what images cost a worker, and compares it with the least possible cost. Medians of one run.
 
     python benchmarks/images.py [--json]
 
-- offload: a new JPEG in a message is decoded, hashed, checked and stored; the floor is strict base64, sha256, write and
-  rename of the same bytes, and nothing else.
+- offload: a new JPEG in a message is decoded, hashed, checked and stored. The floor only decodes strict base64,
+  computes the SHA-256, writes and renames.
 - prepared: a conversation of 64 images that are all known.
-- descriptor: layout and envelope of one image; with transformers installed, beside its image processor.
+- descriptor: the layout and the descriptor of one image, compared with transformers' image processor if it is
+  installed.
 """
 
 import argparse
@@ -43,7 +44,7 @@ SIZES = ((224, 224), (1024, 768), (1920, 1080))
 
 
 def photo(width: int, height: int, seed: int) -> bytes:
-    """A JPEG with the detail of a photograph: smooth shapes and some grain."""
+    """Return a JPEG with the details of a photo: smooth shapes and some grain."""
     rng = np.random.default_rng(seed)
     shapes = Image.fromarray(rng.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8))
     smooth = np.asarray(shapes.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
@@ -54,14 +55,17 @@ def photo(width: int, height: int, seed: int) -> bytes:
 
 
 def data_uri(data: bytes) -> str:
+    """Return the `data:` URI of a JPEG."""
     return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
 def message(uri: str) -> dict[str, Any]:
+    """Return a message with an image."""
     return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}]}
 
 
 def store_floor(uri: str, directory: str) -> None:
+    """Store an image with the least possible work."""
     data = binascii.a2b_base64(uri[uri.index(",") + 1 :], strict_mode=True)
     name = hashlib.sha256(data).hexdigest()
     temporary = f"{directory}/{name}.tmp"
@@ -72,13 +76,14 @@ def store_floor(uri: str, directory: str) -> None:
 
 
 def milliseconds(work: Callable[[], object]) -> float:
+    """Return how many milliseconds a call takes."""
     started = time.perf_counter()
     work()
     return (time.perf_counter() - started) * 1000
 
 
 def offload(width: int, height: int, repeats: int) -> dict[str, float]:
-    """Measure floor and offload in turn, each with its own texts and directory, so that they share no warm cache."""
+    """Measure floor and offload in turn, each with its own images and directory, so that they share no cache."""
     with tempfile.TemporaryDirectory() as directory:
         policy = ImagePolicy(mode="offload", directory=Path(directory) / "images")
         os.mkdir(f"{directory}/floor")
@@ -98,6 +103,7 @@ def offload(width: int, height: int, repeats: int) -> dict[str, float]:
 
 
 def prepared(images: int = 64) -> float:
+    """Return how many milliseconds it takes to prepare a conversation of known images."""
     with tempfile.TemporaryDirectory() as directory:
         policy = ImagePolicy(mode="offload", directory=Path(directory))
         conversation = [message(data_uri(photo(64, 64, seed))) for seed in range(images)]
@@ -106,6 +112,7 @@ def prepared(images: int = 64) -> float:
 
 
 def descriptor(width: int, height: int) -> dict[str, float]:
+    """Measure the descriptor of an image, and transformers' image processor if it is installed."""
     geometry = geometry_for("qwen_vl", QWEN3_VL)
     name = "0" * 64 + ".jpg"
 
@@ -129,9 +136,10 @@ def descriptor(width: int, height: int) -> dict[str, float]:
 
 
 def main() -> None:
+    """Measure and print everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=60)
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    parser.add_argument("--repeats", type=int, default=60, help="how many images to offload for each size")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     arguments = parser.parse_args()
     gc.disable()
     results: dict[str, Any] = {

@@ -1,13 +1,13 @@
-"""How many trajectories a second one core reads, assembles, samples and collates.
+"""Measures how many trajectories a second one core reads, assembles, samples and collates.
 
-    python benchmarks/trainer.py                       15 turns, 15 images by reference, groups of 4, from a file queue
-    python benchmarks/trainer.py --image-tokens 64     of 224 x 224 pixels; the default are 1024 x 768
+    python benchmarks/trainer.py                       15 turns, 15 images by reference, groups of 4, a file queue
+    python benchmarks/trainer.py --image-tokens 64     images of 224 x 224 pixels; the default is 1024 x 768
     python benchmarks/trainer.py --rollouts 2000 --turns 50
 
-Every rate is rollouts per second of CPU time of all threads of the process, and includes the stages before it. It is
-the best of five rounds. Each round measures everything once, so that other load on the machine affects all rates alike.
-Collating needs torch. If verifiers 0.4.0 is installed too, the rates at which it decodes the same content are printed
-below, with the ratio; `benchmarks/trainer_verifiers.py` says what is compared.
+A rate is rollouts per second of CPU time of all threads of the process, with the stages before it. It is the best of
+five rounds. Each round measures everything once, so that other load on the machine affects all rates. Collating needs
+torch. If verifiers 0.4.0 is installed, its rates for the same content and the ratios are printed, too;
+`benchmarks/trainer_verifiers.py` says what is compared.
 """
 
 import argparse
@@ -33,13 +33,13 @@ ROUNDS = 5
 COLLATED = "… and collated"
 TARGET = 2.0
 PUBLISHED_VERIFIERS_RATE = 149.0
-"""Rollouts per second and core of verifiers' decoding alone, as it was measured elsewhere."""
+"""The rollouts per second and core that verifiers only decodes, as measured by others."""
 
 Work = Callable[[Group], object]
 
 
 async def fill(url: str, rollouts: int, turns: int, image_tokens: int) -> int:
-    """Fill the queue with rollouts; returns the bytes of one rollout."""
+    """Fill the queue with rollouts; return the bytes of one rollout."""
     async with open_queue(url) as queue:
         for number in range(rollouts):
             name = f"{number // GROUP_SIZE:06d}.{number % GROUP_SIZE}"
@@ -57,7 +57,7 @@ async def fill(url: str, rollouts: int, turns: int, image_tokens: int) -> int:
 
 
 async def read(url: str, rollouts: int, work: Work) -> float:
-    """Rollouts per second of CPU time."""
+    """Read all groups and do the work on each; return the rollouts per second of CPU time."""
     async with open_reader(url, settings=ReaderSettings(require_images=False)) as reader:
         begin, read_count = time.process_time(), 0
         while read_count < rollouts:
@@ -69,6 +69,7 @@ async def read(url: str, rollouts: int, work: Work) -> float:
 
 
 def stages() -> Sequence[tuple[str, Work]]:
+    """Return the names of the stages, and their work on a group."""
     named_stages: list[tuple[str, Work]] = [
         ("read and assembled", lambda group: group),
         ("… and sampled", lambda group: [samples(trajectory) for trajectory in group.trajectories]),
@@ -81,10 +82,11 @@ def stages() -> Sequence[tuple[str, Work]]:
 
 
 def main() -> None:
+    """Measure and print everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rollouts", type=int, default=400)
-    parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--image-tokens", type=int, default=768)
+    parser.add_argument("--rollouts", type=int, default=400, help="how many rollouts to read")
+    parser.add_argument("--turns", type=int, default=15, help="turns of a rollout")
+    parser.add_argument("--image-tokens", type=int, default=768, help="tokens of an image")
     arguments = parser.parse_args()
     rollouts = arguments.rollouts - arguments.rollouts % GROUP_SIZE
     description = f"{arguments.turns} turns and as many images of {arguments.image_tokens} tokens"
@@ -97,6 +99,7 @@ def main() -> None:
 
 
 async def measure(directory: Path, rollouts: int, turns: int, image_tokens: int) -> None:
+    """Measure all stages in several rounds, and print the best rates."""
     filled, copied = directory / "filled", directory / "copied"
     nbytes = await fill(f"file://{filled}?high_water=4GB", rollouts, turns, image_tokens)
     measure_verifiers = await verifiers_measurement(f"file://{filled}?replay=true")
@@ -111,14 +114,14 @@ async def measure(directory: Path, rollouts: int, turns: int, image_tokens: int)
             best[name] = max(rate, best.get(name, 0.0))
     for name, rate in best.items():
         print(f"  {name:<42} {rate:7.0f} rollouts/s")
-    print(f"  one of our rollouts takes {nbytes:,} bytes")
+    print(f"  one of our rollouts has {nbytes:,} bytes")
     compare(best)
 
 
 async def verifiers_measurement(url: str) -> Callable[[int], dict[str, float]]:
-    """A function that measures the first rollout of a queue on verifiers' wire, if verifiers is installed."""
+    """Return a function that measures verifiers with the first rollout of a queue, if verifiers is installed."""
     if not find_spec("verifiers"):
-        print("  verifiers 0.4.0 is not installed beside us: pip install verifiers==0.4.0 to measure it here")
+        print("  verifiers 0.4.0 is not installed; run `pip install verifiers==0.4.0` to measure it, too")
         return lambda rollouts: {}
     verifiers_benchmark = importlib.import_module("benchmarks.trainer_verifiers")
     async with open_reader(url, settings=ReaderSettings(require_images=False)) as reader:
@@ -126,20 +129,21 @@ async def verifiers_measurement(url: str) -> Callable[[int], dict[str, float]]:
     assert trajectory is not None
     wire = verifiers_benchmark.encode_rollout(trajectory)
     verifiers_benchmark.require_same(wire, *samples(trajectory))
-    print(f"  one of verifiers' takes {wire.nbytes:,} bytes")
+    print(f"  a rollout of verifiers has {wire.nbytes:,} bytes")
     return lambda rollouts: dict(verifiers_benchmark.measure(wire, rollouts))
 
 
 def compare(best: dict[str, float]) -> None:
+    """Print the ratios to the rates of verifiers."""
     if COLLATED not in best:
-        print("  nothing was collated: torch is not installed")
+        print("  collating was not measured, because torch is not installed")
         return
     print(
-        f"  collated: {best[COLLATED] / PUBLISHED_VERIFIERS_RATE:.2f} times the {PUBLISHED_VERIFIERS_RATE:.0f} of "
-        "verifiers' decoding elsewhere"
+        f"  collated: {best[COLLATED] / PUBLISHED_VERIFIERS_RATE:.2f} times the {PUBLISHED_VERIFIERS_RATE:.0f} "
+        "rollouts/s of verifiers' decoding, as measured by others"
     )
     for name in (name for name in best if name.startswith("verifiers")):
-        print(f"  collated over {name:<28} {best[COLLATED] / best[name]:7.2f} (to be reached: {TARGET:g})")
+        print(f"  collated / {name:<31} {best[COLLATED] / best[name]:7.2f} (target: {TARGET:g})")
 
 
 if __name__ == "__main__":

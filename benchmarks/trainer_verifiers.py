@@ -1,14 +1,14 @@
-"""The same rollout on verifiers 0.4.0's wire: streamed as its server does, assembled and validated as its client does.
+"""Measures the rollout of `trainer.py` with verifiers 0.4.0: streamed as by its server, decoded as by its client.
 
 What is compared:
 
-    content     the same messages with images by URL, the same expanded token ids, flags for what was sampled and for a
-                message's words, log-probs; one call a turn with the settings, usage and times that are recorded of it
+    content     the same messages with images by URL, expanded token ids, log-probs, and flags for sampled tokens and
+                content; for each turn one call, with its settings, usage and times
     wire        `DeltaStreamer` makes the deltas: a preview of each question, then its nodes and its call
-    decoded     each delta unpacked and applied to `EpisodeAssembly`, the whole validated as a `WireEpisode`; from bytes
-                in memory, without its sockets, while ours come from a queue on the disk, with leases
-    in hand     as arrays of each branch: token ids, mask, log-probs, token types, what is content; its images' URLs.
-                Ours also have the version of each token, the role whose words it is, and where each image is
+    decoded     each delta is unpacked and applied to `EpisodeAssembly`, and the result validated as a `WireEpisode`.
+                The bytes are in memory, without sockets; ours come from a queue on disk, with leases
+    in hand     arrays of each branch: token ids, mask, log-probs, token types, content flags, and its images' URLs.
+                Ours also have the version and the role of each token, and the place of each image
 """
 
 import time
@@ -39,10 +39,11 @@ class VerifiersRollout:
 
     @property
     def nbytes(self) -> int:
+        """How many bytes the deltas have."""
         return sum(map(len, self.deltas))
 
     def decode(self) -> Any:
-        """The episode that verifiers' client assembles from the deltas."""
+        """Return the episode that verifiers' client assembles from the deltas."""
         assembly = EpisodeAssembly()
         for delta in self.deltas:
             assembly.apply(unpack(delta))
@@ -50,7 +51,7 @@ class VerifiersRollout:
 
 
 def encode_rollout(trajectory: Trajectory) -> VerifiersRollout:
-    """Each turn brings the question as a preview, then its two messages with every id and flag, and the call."""
+    """Encode a rollout. A turn sends its question as a preview, then its two messages with all tokens, and its call."""
     assert trajectory.started is not None
     task = {"type": "Task", "data": {"idx": 0, "prompt": ""}}
     nodes = [
@@ -96,7 +97,7 @@ def encode_rollout(trajectory: Trajectory) -> VerifiersRollout:
 
 
 def branch_arrays(episode: Any) -> list[tuple[Any, ...]]:
-    """What a trainer needs of each branch: ids, mask, log-probs, token types, content flags, image URLs."""
+    """Return what a trainer needs of each branch: ids, mask, log-probs, token types, content flags, image URLs."""
     return [
         (
             np.array(branch.token_ids, np.int32),
@@ -118,7 +119,7 @@ def branch_arrays(episode: Any) -> list[tuple[Any, ...]]:
 
 
 def measure(wire: VerifiersRollout, count: int) -> dict[str, float]:
-    """Rollouts per second of CPU time."""
+    """Return the rollouts per second of CPU time, by stage."""
     begin = time.process_time()
     for _ in range(count):
         wire.decode()
@@ -144,7 +145,7 @@ def require_same(wire: VerifiersRollout, sample: TrainingSample) -> None:
 
 
 def _call(trace: Any, node: int) -> Any:
-    """A turn's call, with the fields that verifiers' interception records."""
+    """Return the call of a turn, with the fields that verifiers' interception records."""
     prompt = sum(len(before.token_ids) for before in trace.nodes[:node])
     answered = sum(trace.nodes[node].mask)
     return verifiers.ModelCall(

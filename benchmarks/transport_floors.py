@@ -1,8 +1,8 @@
-"""What each transport is measured against: the bare mechanism with the same guarantees, and nothing else.
+"""The floors that the transports are compared with: the bare mechanism of each transport.
 
-A floor has the three operations that the benchmark uses: put, receive, ack. It gives the same guarantees as a
-transport: a record is kept until it is acked and could be delivered again, its lease is checked, its size is counted.
-It lacks what a record does not need on its way: a second writer or partition, restarts, dead letters, peeking.
+A floor has the three operations that the benchmark uses: put, receive, ack. It gives the guarantees of a transport: a
+record is kept until it is acked and could be delivered again, its lease is checked, its size is counted. It has nothing
+else: one writer, one partition, no restarts, no dead letters, no peeking.
 """
 
 from __future__ import annotations
@@ -33,45 +33,49 @@ _Stored: TypeAlias = tuple[int, tuple[bytes, ...], str, str, int, float]
 
 
 class Floor(ABC):
-    """One side of a bare queue. Like a handle, it is created in the process that uses it."""
+    """One side of a bare queue, created in the process that uses it."""
 
     def __init__(self, where: str) -> None:
         self._where = where
 
     @abstractmethod
-    async def put(self, frames: Frames, *, key: str) -> None: ...
+    async def put(self, frames: Frames, *, key: str) -> None:
+        """Put a record."""
 
     @abstractmethod
-    async def receive(self, *, timeout: float) -> Delivery | None: ...
+    async def receive(self, *, timeout: float) -> Delivery | None:
+        """Receive a record, and lease it."""
 
     @abstractmethod
-    async def ack(self, deliveries: Sequence[Delivery]) -> None: ...
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Remove leased records."""
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:  # noqa: B027 - optional on purpose
-        """Finish what is in flight."""
+        """Wait for what is in flight, and close the connection."""
 
     def _delivery(self, frames: Frames, key: str, number: int) -> Delivery:
         return Delivery(frames, key, "", 0, "0", number, False, 1, cast(Queue, self))
 
 
 class MemoryFloor(Floor):
-    """An asyncio.Queue with the bookkeeping of a shared, leased, bounded queue.
+    """An `asyncio.Queue` with the bookkeeping of a shared, leased, bounded queue.
 
-    The bookkeeping: a lock, sizes and a limit, a partition by key, records that own their bytes, a deadline, a
-    delivery, and the epoch of each leased record.
+    That is a lock, sizes and a limit, a partition by key, copies of the bytes, a timeout, and the epoch of each leased
+    record.
     """
 
     def __init__(self, where: str) -> None:
         super().__init__(where)
         self._queue: asyncio.Queue[_Stored] = asyncio.Queue()
-        self._lent: dict[int, tuple[int, _Stored]] = {}
+        self._leased: dict[int, tuple[int, _Stored]] = {}
         self._lock = threading.Lock()
         self._number = self._backlog_bytes = self._backlog_records = 0
 
     async def put(self, frames: Frames, *, key: str) -> None:
+        """See `Floor.put`."""
         nbytes = sum([memoryview(frame).nbytes for frame in frames])
         owned = tuple([bytes(frame) for frame in frames])
         with self._lock:
@@ -83,6 +87,7 @@ class MemoryFloor(Floor):
             self._number += 1
 
     async def receive(self, *, timeout: float) -> Delivery | None:
+        """See `Floor.receive`."""
         try:
             record = self._queue.get_nowait()
         except asyncio.QueueEmpty:
@@ -90,13 +95,14 @@ class MemoryFloor(Floor):
                 record = await self._queue.get()
         number, frames, key, _, _, _ = record
         with self._lock:
-            self._lent[number] = (1, record)
+            self._leased[number] = (1, record)
         return self._delivery(frames, key, number)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Floor.ack`."""
         with self._lock:
             for delivery in deliveries:
-                epoch, record = self._lent.pop(delivery.position)
+                epoch, record = self._leased.pop(delivery.position)
                 assert epoch == delivery.epoch
                 self._backlog_bytes -= record[4]
                 self._backlog_records -= 1
@@ -105,8 +111,8 @@ class MemoryFloor(Floor):
 class FileFloor(Floor):
     """Segment files, an index of the records, a checksum over both, and a log of deliveries and acks.
 
-    A delivery is logged before it is returned, and every ack checks the lease. A segment is deleted once all its acks
-    are synced, or the disk would fill. The producer reads the acks now and then, or it would not know the backlog.
+    A delivery is logged before it is returned, and every ack checks the lease. A segment is deleted when all its acks
+    are synced, so that the disk does not fill. The producer reads the acks four times a second to know the backlog.
     """
 
     def __init__(self, where: str) -> None:
@@ -115,12 +121,13 @@ class FileFloor(Floor):
         self._segment, self._data = -1, -1
         self._number = 0
         self._end = _SEGMENT_BYTES
-        self._lent: dict[int, tuple[int, int, int]] = {}
+        self._leased: dict[int, tuple[int, int, int]] = {}
         self._oldest = 0
         self._backlog_bytes = self._acks_read = 0
         self._acks_scanned_at = time.monotonic()
 
     async def put(self, frames: Frames, *, key: str) -> None:
+        """See `Floor.put`."""
         nbytes = sum([memoryview(frame).nbytes for frame in frames])
         if time.monotonic() - self._acks_scanned_at > _ACK_SCAN_INTERVAL:
             self._scan_acks()
@@ -139,6 +146,7 @@ class FileFloor(Floor):
         self._end += nbytes
 
     async def receive(self, *, timeout: float) -> Delivery | None:
+        """See `Floor.receive`."""
         deadline = time.monotonic() + timeout
         size = _ENTRY.size + _CHECKSUM_BYTES
         while len(entry := os.pread(self._index, size, self._number * size)) < size:
@@ -151,17 +159,18 @@ class FileFloor(Floor):
         checksum = int.from_bytes(entry[_ENTRY.size :], "little")
         assert (number, crc32(frame, crc32(entry[: _ENTRY.size]))) == (self._number, checksum)
         self._append_fact(2, number, 0)
-        self._lent[number] = (1, nbytes, segment)
+        self._leased[number] = (1, nbytes, segment)
         self._number += 1
         return self._delivery((frame,), key.decode(), number)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Floor.ack`."""
         for delivery in deliveries:
-            epoch, nbytes, segment = self._lent.pop(delivery.position)
+            epoch, nbytes, segment = self._leased.pop(delivery.position)
             assert epoch == delivery.epoch
             self._append_fact(1, delivery.position, nbytes)
         os.stat(f"{self._where}/acks")
-        if segment > self._oldest and not any(lent[2] < segment for lent in self._lent.values()):
+        if segment > self._oldest and not any(leased[2] < segment for leased in self._leased.values()):
             await asyncio.to_thread(self._reclaim, segment)
 
     def _append_fact(self, fact: int, number: int, nbytes: int) -> None:
@@ -194,7 +203,7 @@ class FileFloor(Floor):
 class ZmqFloor(Floor):
     """DEALER and ROUTER, with an ack for every record and at most 64 records or 64 MiB in flight.
 
-    Producer and consumer both keep a record until it is acked.
+    Both sides keep a record until it is acked.
     """
 
     def __init__(self, where: str) -> None:
@@ -204,10 +213,11 @@ class ZmqFloor(Floor):
         self._zmq = zmq
         self._socket: Any = None
         self._unacked: dict[bytes, tuple[bytes, ...]] = {}
-        self._lent: dict[int, tuple[bytes, bytes, int, Frames]] = {}
+        self._leased: dict[int, tuple[bytes, bytes, int, Frames]] = {}
         self._number = self._backlog_bytes = 0
 
     async def put(self, frames: Frames, *, key: str) -> None:
+        """See `Floor.put`."""
         if self._socket is None:
             self._socket = self._zmq.Context.instance().socket(self._zmq.DEALER)
             self._socket.connect(self._where)
@@ -222,6 +232,7 @@ class ZmqFloor(Floor):
         self._socket.send_multipart(self._unacked[name], copy=False)
 
     async def receive(self, *, timeout: float) -> Delivery | None:
+        """See `Floor.receive`."""
         if self._socket is None:
             self._socket = self._zmq.Context.instance().socket(self._zmq.ROUTER)
             self._socket.bind(self._where)
@@ -230,13 +241,14 @@ class ZmqFloor(Floor):
         producer, name, key, *frames = self._socket.recv_multipart()
         number = int.from_bytes(name, "little")
         nbytes = sum([len(frame) for frame in frames])
-        self._lent[number] = (producer, name, nbytes, tuple(frames))
+        self._leased[number] = (producer, name, nbytes, tuple(frames))
         self._backlog_bytes += nbytes
         return self._delivery(tuple(frames), key.decode(), number)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Floor.ack`."""
         for delivery in deliveries:
-            producer, name, nbytes, _ = self._lent.pop(delivery.position)
+            producer, name, nbytes, _ = self._leased.pop(delivery.position)
             self._backlog_bytes -= nbytes
             self._socket.send_multipart([producer, name])
 
@@ -255,7 +267,7 @@ class ZmqFloor(Floor):
 
 
 class RedisFloor(Floor):
-    """xadd, xreadgroup, xack and xdel; put and ack also count records and bytes, in the same pipeline."""
+    """XADD, XREADGROUP, XACK and XDEL; put and ack also count records and bytes, in the same pipeline."""
 
     def __init__(self, where: str) -> None:
         import redis.asyncio
@@ -267,6 +279,7 @@ class RedisFloor(Floor):
         self._count = 1
 
     async def put(self, frames: Frames, *, key: str) -> None:
+        """See `Floor.put`."""
         await self._create_group()
         data = b"".join(frames)
         async with self._client.pipeline() as pipeline:
@@ -274,6 +287,7 @@ class RedisFloor(Floor):
             await pipeline.hincrby("totals", "bytes", len(data)).execute()
 
     async def receive(self, *, timeout: float) -> Delivery | None:
+        """See `Floor.receive`."""
         await self._create_group()
         if not self._read_ahead:
             found = await self._client.xreadgroup(
@@ -286,6 +300,7 @@ class RedisFloor(Floor):
         return self._delivery((fields[b"d"],), fields[b"k"].decode(), int(milliseconds) << 20 | int(sequence))
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Floor.ack`."""
         for delivery in deliveries:
             id_ = f"{delivery.position >> 20}-{delivery.position & 0xFFFFF}"
             async with self._client.pipeline() as pipeline:
@@ -303,5 +318,5 @@ class RedisFloor(Floor):
             try:
                 await self._client.xgroup_create("floor", "c", "0", mkstream=True)
             except redis.ResponseError as error:
-                if "BUSYGROUP" not in str(error):  # the other side was first
+                if "BUSYGROUP" not in str(error):  # the other side has created it
                     raise

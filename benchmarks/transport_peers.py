@@ -1,7 +1,7 @@
-"""Queues that a user could pick instead of our transports, used through their own interfaces and with their guarantees.
+"""Queues that a user could choose instead of our transports, with their own interfaces and guarantees.
 
-None of them has acks: a record that a consumer took and did not finish is lost. Each peer is one function. It makes its
-queue, lets another process put `count` records of `nbytes`, takes them, and returns the outcome of the whole trial.
+None of them has acks: a record is lost if its consumer does not finish it. Each peer is one function. It makes its
+queue, lets another process put `count` records of `nbytes`, receives them, and returns the outcome of the trial.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _RAY: dict[str, Any] = {"num_cpus": 4, "include_dashboard": False, "log_to_drive
 
 
 def multiprocessing_queue(trial: Trial) -> Outcome:
-    """The queue of the standard library: a thread pickles records into a pipe, without a bound."""
+    """Measure the queue of the standard library, in which a thread pickles records into a pipe, without a limit."""
     context = multiprocessing.get_context("fork")
     queue: multiprocessing.Queue[bytes] = context.Queue()
     with_producer = context.Process(target=_put_each, args=(queue.put, trial))
@@ -34,7 +34,7 @@ def multiprocessing_queue(trial: Trial) -> Outcome:
 
 
 def ray_actor_queue(trial: Trial) -> Outcome:
-    """Ray's queue in an actor, through which every record passes twice."""
+    """Measure Ray's queue in an actor, through which every record passes twice."""
     import ray
     from ray.util.queue import Queue as ActorQueue
 
@@ -52,7 +52,7 @@ def ray_actor_queue(trial: Trial) -> Outcome:
 
 
 def transfer_queue(trial: Trial) -> Outcome:
-    """TransferQueue's key-value interface: one put per record; the consumer lists, fetches and clears what is there."""
+    """Measure TransferQueue's key-value interface: one put for each record; the consumer lists, gets, clears."""
     import ray
     import transfer_queue as tq
 
@@ -61,7 +61,7 @@ def transfer_queue(trial: Trial) -> Outcome:
     producing = ray.remote(_put_in_transfer_queue).remote(trial)
     meter, left = Meter(), trial.count
     while left:
-        # A key is listed before its record is there, and has its tag afterwards.
+        # A key is listed before its record can be read, but gets its tag afterwards.
         keys = [key for key, tags in tq.kv_list("benchmark").get("benchmark", {}).items() if tags]
         if not keys:
             time.sleep(0.002)
@@ -100,4 +100,4 @@ PEERS: dict[str, tuple[Callable[[Trial], Outcome], float]] = {
     **({"Ray actor queue": (ray_actor_queue, 0.1)} if find_spec("ray") else {}),
     **({"TransferQueue": (transfer_queue, 0.05)} if find_spec("transfer_queue") and find_spec("torch") else {}),
 }
-"""The installed peers: their function, and their number of records relative to the transports'."""
+"""The installed peers: their function, and how many records they get, relative to the transports."""

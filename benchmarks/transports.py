@@ -1,14 +1,13 @@
-"""Each transport against its bare floor with the same guarantees: a producer, a consumer, every record acked.
+"""Compares each transport with its floor, a bare queue with the same guarantees: one producer, one consumer, acks.
 
-    python benchmarks/transports.py                    every backend whose client and server are there, and the peers
-    python benchmarks/transports.py --backend file     one of them
+    python benchmarks/transports.py                    every backend whose client and server are installed, and peers
+    python benchmarks/transports.py --backend file     one of the transports
     python benchmarks/transports.py --scale 0.2        fewer records
 
 A rate is records per second at the consumer, from its first record to its last ack. Floor and transport run in turn,
-and the best of `--repeat` runs counts; then comes their ratio. On a shared machine, look at the CPU time and at its
-ratio in the last column. The CPU time is that of the busier of the two processes (without servers), from its first
-record until it has closed. Peers are queues that a user could pick instead, if they are installed; they have no floor,
-and fewer guarantees.
+and the best of `--repeat` runs counts. On a shared machine, look at the CPU time and at its ratio in the last column.
+It is the CPU time of the busier of the two processes, without servers, from its first record until it has closed.
+Peers are installed queues that a user could choose instead; they have fewer guarantees and no floor.
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ TIMEOUT = 120.0
 
 
 async def produce(queue: Queue | Floor, trial: Trial, meter: Meter) -> None:
+    """Put all records of a trial."""
     payload = memoryview(os.urandom(trial.nbytes))
     for number in range(trial.count):
         await queue.put((payload,), key="k")
@@ -52,6 +52,7 @@ async def produce(queue: Queue | Floor, trial: Trial, meter: Meter) -> None:
 
 
 async def consume(queue: Queue | Floor, trial: Trial, meter: Meter) -> None:
+    """Receive and ack all records of a trial."""
     for _ in range(trial.count):
         delivery = await queue.receive(timeout=TIMEOUT)
         assert delivery is not None
@@ -66,35 +67,39 @@ class Backend:
     """A transport and its floor.
 
     Attributes:
-        floor: makes the floor for a location.
+        floor: makes the floor at a location.
         open_locations: makes the locations for one run; yields the transport's URL and the floor's location.
         one_process: whether producer and consumer must share a process.
+        factor: how many times as many records to put, for a transport that is fast.
+        producer_query: what to append to the producer's URL.
     """
 
     floor: Callable[[str], Floor]
     open_locations: Callable[[], Iterator[tuple[str, str]]]
     one_process: bool = False
     factor: int = 1
-    """How many times as many records, for a transport where one record takes little time."""
     producer_query: str = ""
-    """What the producer's URL has in addition."""
 
 
 def in_memory() -> Iterator[tuple[str, str]]:
+    """Yield locations in memory."""
     yield "memory://benchmark?high_water=8GB", ""
 
 
 def in_directories() -> Iterator[tuple[str, str]]:
+    """Yield locations in a new directory."""
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "floor").mkdir()
         yield f"file://{directory}/queue?fsync=never&high_water=8GB", f"{directory}/floor"
 
 
 def at_ports() -> Iterator[tuple[str, str]]:
+    """Yield locations at free ports."""
     yield f"zmq://127.0.0.1:{free_port()}?high_water=8GB", f"tcp://127.0.0.1:{free_port()}"
 
 
 def in_redis() -> Iterator[tuple[str, str]]:
+    """Yield two databases of a new Redis server."""
     port = free_port()
     arguments = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--loglevel", "warning"]
     with subprocess.Popen(["redis-server", *arguments], stdout=subprocess.DEVNULL) as server:
@@ -104,12 +109,14 @@ def in_redis() -> Iterator[tuple[str, str]]:
 
 
 def free_port() -> int:
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_for(port: int) -> None:
+    """Wait until a server listens at a port."""
     for _ in range(1000):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -126,6 +133,7 @@ BACKENDS = {
 
 
 def compare(name: str, nbytes: int, count: int, repeat: int) -> dict[str, float]:
+    """Measure a transport and its floor; return their best figures and the ratios."""
     outcomes: dict[str, list[Outcome]] = {"transport": [], "floor": []}
     for _ in range(repeat):
         with contextmanager(BACKENDS[name].open_locations)() as places:
@@ -144,12 +152,13 @@ def compare(name: str, nbytes: int, count: int, repeat: int) -> dict[str, float]
 
 
 def measure_peer(name: str, nbytes: int, count: int, repeat: int) -> dict[str, float]:
+    """Measure a peer; return its best rate."""
     trial = Trial("", nbytes, max(20, int(count * PEERS[name][1])))
     return {"peer": max(run(name, "peer", trial).rate for _ in range(repeat))}
 
 
 def run(name: str, contender: str, trial: Trial) -> Outcome:
-    """One run, in processes of its own."""
+    """Run one trial, in new processes."""
     roles = ["both"] if contender == "peer" or BACKENDS[name].one_process else ["consume", "produce"]
     commands = [
         [sys.executable, __file__, "--role", json.dumps([name, contender, role, asdict(trial)])] for role in roles
@@ -160,6 +169,7 @@ def run(name: str, contender: str, trial: Trial) -> Outcome:
 
 
 async def run_role(name: str, contender: str, role: str, trial: Trial) -> Outcome:
+    """Run the producer, the consumer or both in this process."""
     where = trial.where + (BACKENDS[name].producer_query if role == "produce" else "")
     queue = open_queue(where) if contender == "transport" else BACKENDS[name].floor(trial.where)
     meter = Meter()
@@ -174,13 +184,12 @@ async def run_role(name: str, contender: str, role: str, trial: Trial) -> Outcom
 
 
 def main() -> None:
+    """Measure and print everything; with `--role`, be one of the processes that do so."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--backend", choices=sorted(BACKENDS), action="append", help="of the transports, this one alone"
-    )
-    parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--backend", choices=sorted(BACKENDS), action="append", help="measure only this transport")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiply the number of records by this")
+    parser.add_argument("--repeat", type=int, default=3, help="how many runs, of which the best counts")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--role", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:

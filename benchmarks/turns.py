@@ -1,13 +1,12 @@
-"""What a turn costs the worker process, early and late in a long rollout. CPU milliseconds, medians of one run.
+"""Measures the CPU time of a turn in the worker process, early and late in a long rollout. Medians of one run.
 
     python benchmarks/turns.py [--turns 200] [--rollouts 5] [--json]
 
-The engine is the embedded one in a process of its own, so that only the worker's side is counted: preparing images,
-matching, bridging, the request, checking the answer, the trace, the record. A text turn adds about 85 tokens; an image
-turn adds one new 224x224 JPEG of 40 KB as a `data:` URI, offloaded. If verifiers 0.4.0 is installed too, the same
-conversations run through its `TrainClient` and message graph, and once more through ours. Both then use an engine stub
-that answers at once: the embedded engine reads every image of every request, and the CPU time of a worker also depends
-on how long it slept, and on what its cores did meanwhile.
+The embedded engine runs in its own process, so that only the worker's side is measured: preparing images, matching,
+bridging, the request, checking the answer, the trace, the record. A text turn adds about 85 tokens. An image turn adds
+one new 224x224 JPEG of 40 KB as a `data:` URI, which is offloaded. If verifiers 0.4.0 is installed, the same
+conversations run through its `TrainClient` and message graph, too, and again through ours. Both then use an engine stub
+that answers at once, because the time that a worker waits for an engine also changes its CPU time.
 """
 
 import argparse
@@ -51,11 +50,13 @@ Ask = Callable[[int], Message]
 
 
 def text_turn(turn: int) -> Message:
+    """Return the question of a text turn."""
     words = (WORDS * 5)[turn % 7 :][:45]
     return {"role": "user", "content": f"Turn {turn}. " + " ".join(words)}
 
 
 def image_turn(turn: int) -> Message:
+    """Return the question of an image turn."""
     rng = np.random.default_rng(turn)
     shapes = Image.fromarray(rng.integers(40, 216, (14, 14, 3), dtype=np.uint8))
     smooth = np.asarray(shapes.resize((224, 224), Image.Resampling.BICUBIC), np.int16)
@@ -69,7 +70,7 @@ def image_turn(turn: int) -> Message:
 
 @contextmanager
 def engine(directory: Path, context_length: int) -> Iterator[str]:
-    """An embedded engine in a process of its own."""
+    """Run an embedded engine in its own process; yield its root URL."""
     context = multiprocessing.get_context("spawn")
     announced: Any = context.Queue()
     settings = EmbeddedSettings(allowed_directories=(directory,), max_model_len=context_length)
@@ -87,7 +88,7 @@ def _serve(settings: EmbeddedSettings, announced: Any) -> None:
 
 
 async def one_rollout(policy: PolicyClient, ask: Ask, turns: int) -> list[float]:
-    """CPU milliseconds of each turn."""
+    """Play one rollout; return the CPU milliseconds of each turn."""
     spent = []
     async with open_queue(f"memory://{uuid.uuid4().hex}") as queue:
         identity = AttemptId("benchmark", "turns", "0", "0.0", 0, 1, 1)
@@ -105,33 +106,35 @@ async def one_rollout(policy: PolicyClient, ask: Ask, turns: int) -> list[float]
 
 
 async def measure_ours(directory: Path, ask: Ask, turns: int, rollouts: int) -> list[float]:
-    """CPU milliseconds of each turn with the embedded engine, the median of the rollouts."""
+    """Return the CPU milliseconds of each turn with the embedded engine, as the median of the rollouts."""
     with engine(directory, 1024 * (turns + 8)) as url:
         return await play_rollouts(url, directory, ask, turns, rollouts)
 
 
 async def measure_ours_with_stub(directory: Path, ask: Ask, turns: int, rollouts: int) -> list[float]:
-    """The same with the engine that the peers are measured with."""
+    """Return the same with the engine stub, which verifiers is measured with."""
     with running_stub() as url:
         return await play_rollouts(url, directory, ask, turns, rollouts)
 
 
 async def play_rollouts(url: str, directory: Path, ask: Ask, turns: int, rollouts: int) -> list[float]:
+    """Play several rollouts; return the median CPU milliseconds of each turn."""
     renderers = shared_pool(TINY_MODEL, "qwen3-vl")
     async with EngineClient([url], MODEL, timeout=60) as client:
         await client.check()
         policy = PolicyClient(renderers, client, ImagePolicy("offload", directory), {"temperature": 0.0})
-        await one_rollout(policy, ask, min(turns, EARLY))  # warm
+        await one_rollout(policy, ask, min(turns, EARLY))  # warms up
         runs = [await one_rollout(policy, ask, turns) for _ in range(rollouts)]
     return [statistics.median(turn) for turn in zip(*runs, strict=True)]
 
 
 def median_around(turn: int, spent: list[float]) -> float:
-    """The median of the turns around one turn, which evens out garbage collection and timers."""
+    """Return the median of the turns around one turn, which hides garbage collection and timers."""
     return statistics.median(spent[max(0, turn - 4) : turn + 4])
 
 
 def measure(benchmark: Callable[..., Any], turns: int, rollouts: int) -> dict[str, dict[str, float]]:
+    """Measure image turns and text turns, early and late."""
     results = {}
     for name, ask in (("images", image_turn), ("text", text_turn)):
         with tempfile.TemporaryDirectory() as directory:
@@ -142,13 +145,14 @@ def measure(benchmark: Callable[..., Any], turns: int, rollouts: int) -> dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="CPU of a turn in the worker process, early and late in a rollout.")
-    parser.add_argument("--turns", type=int, default=200)
-    parser.add_argument("--rollouts", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
+    """Measure and print everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=200, help="turns of a rollout")
+    parser.add_argument("--rollouts", type=int, default=5, help="how many rollouts to play")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
     if arguments.turns < EARLY:
-        parser.error(f"--turns must be at least {EARLY}, the turn that the last one is compared with")
+        parser.error(f"--turns must be at least {EARLY}, because the last turn is compared with turn {EARLY}")
     results = {"rollout": measure(measure_ours, arguments.turns, arguments.rollouts)}
     if importlib.util.find_spec("verifiers"):
         turns_verifiers = importlib.import_module("benchmarks.turns_verifiers")
@@ -157,7 +161,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(results))
         return
-    print(f"{'CPU ms a turn':24} {'turn ' + str(EARLY):>9} {'turn ' + str(arguments.turns):>9} {'ratio':>6}")
+    print(f"{'CPU ms per turn':24} {'turn ' + str(EARLY):>9} {'turn ' + str(arguments.turns):>9} {'ratio':>6}")
     for who, kinds in results.items():
         for kind, row in kinds.items():
             print(f"{who + ', ' + kind:24} {row['early']:9.2f} {row['late']:9.2f} {row['ratio']:6.2f}")
@@ -165,7 +169,7 @@ def main() -> None:
         for kind, row in results["rollout, stub"].items():
             theirs = results["verifiers, stub"][kind]
             shares = (f"{row[when] / theirs[when]:9.2f}" for when in ("early", "late"))
-            print(f"{'ours over theirs, ' + kind:24} {' '.join(shares)}")
+            print(f"{'rollout / verifiers, ' + kind:28} {' '.join(shares)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The same turns through verifiers 0.4.0: its dialect, its message graph, its `TrainClient`.
+"""Measures the turns of `turns.py` with verifiers 0.4.0: its dialect, its message graph, its `TrainClient`.
 
-The renderer and the tokenizer are the ones that we use; the engine is the stub that our own turns are measured with.
+The renderer, the tokenizer and the engine stub are the same as for our turns.
 """
 
 import time
@@ -22,7 +22,7 @@ from rollout.serving.embedded import TINY_MODEL
 
 
 async def measure_theirs(directory: Path, ask: Callable[[int], Any], turns: int, rollouts: int) -> list[float]:
-    """CPU milliseconds of each turn, the median of the rollouts."""
+    """Return the CPU milliseconds of each turn, as the median of the rollouts."""
     tokenizer = load_tokenizer(TINY_MODEL)
     config = config_from_name("qwen3-vl")
     with running_stub() as url:
@@ -36,6 +36,7 @@ async def measure_theirs(directory: Path, ask: Callable[[int], Any], turns: int,
 
 
 async def one_rollout(client: TrainClient, ask: Callable[[int], Any], turns: int) -> list[float]:
+    """Play one rollout; return the CPU milliseconds of each turn."""
     dialect, sampling = ChatDialect(), SamplingConfig(temperature=0.0, max_tokens=64)
     trace = WireTrace.model_validate(
         {"task": {"type": "Task", "data": {"idx": 0, "prompt": ""}}, "agent": {"config": {}}}

@@ -1,9 +1,9 @@
-"""Turns per second of one and of two worker processes, and where a worker's CPU goes.
+"""Measures the turns per second of one and of two worker processes, and what a worker's CPU time is used for.
 
     python -m benchmarks.workers [--rollouts 200] [--turns 8]
 
-The engine is the scripted one, in a process of its own, which shares the machine's cores with the workers. The CPU time
-of each side is printed beside the rate, so that you can see which side was the limit.
+The engine is the embedded one in its own process, which shares the machine's cores with the workers. The CPU time of
+each side is printed with the rate, so that you see which side is the bottleneck.
 """
 
 import argparse
@@ -58,7 +58,7 @@ STAGES = (
 
 @contextmanager
 def engine(directory: Path) -> Iterator[tuple[str, int]]:
-    """A scripted engine as a process, with its pid."""
+    """Run an embedded engine in its own process; yield its root URL and its pid."""
     command = [sys.executable, "-m", "rollout", "serve", "embedded", "--allow", str(directory)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -70,12 +70,13 @@ def engine(directory: Path) -> Iterator[tuple[str, int]]:
 
 
 def cpu_of(pid: int) -> float:
+    """Return how many seconds of CPU time a process has used."""
     times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def run_launch(directory: Path, url: str, settings: Mapping[str, object], workers: int) -> dict[str, Any]:
-    """Run a launch; returns its report, where `playing` is the time in seconds that its workers were ready."""
+    """Run a launch; return its report with `playing`, the seconds from the first ready worker to the last end."""
     overrides = {"run.directory": directory, "engine.urls": json.dumps([url]), **settings}
     command = [sys.executable, "-m", "rollout", "launch", str(CONFIG), "--json", "--workers", str(workers)]
     command += [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
@@ -93,7 +94,12 @@ _EVENTS = ("worker ready", "worker ended")
 
 
 class CpuSampler:
-    """Samples which stage is running, hundreds of times per second of CPU time."""
+    """Samples the running stage, hundreds of times for each second of CPU time.
+
+    Attributes:
+        stage_counts: how many samples each stage has.
+        cpu: the CPU seconds that were sampled.
+    """
 
     def __init__(self) -> None:
         self.stage_counts: Counter[str] = Counter()
@@ -101,6 +107,7 @@ class CpuSampler:
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
+        """Take samples while the `with` block runs."""
         signal.signal(signal.SIGPROF, self._sample)
         signal.setitimer(signal.ITIMER_PROF, 0.002, 0.002)
         before = time.process_time()
@@ -122,7 +129,7 @@ class CpuSampler:
 
 
 async def play(config: Config, directory: RunDirectory, sampler: CpuSampler) -> int:
-    """Play everything in this process, after a first rollout that warms up; returns the number of sampled turns."""
+    """Play all rollouts in this process, and sample all but the first; return the number of sampled turns."""
     async with (
         open_policy(config, directory, lambda: config.engine.urls, WorkerMetrics(config.run.name)) as policy,
         open_queue("memory://workers-tasks", lease="record") as tasks,
@@ -152,9 +159,10 @@ async def _wait_until_finished(worker: Worker, count: int) -> None:
 
 
 def main() -> None:
+    """Measure and print everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rollouts", type=int, default=200)
-    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--rollouts", type=int, default=200, help="how many rollouts to play")
+    parser.add_argument("--turns", type=int, default=8, help="turns of a rollout")
     arguments = parser.parse_args()
     settings = {"tasks.count": arguments.rollouts // 4, "tasks.turns": arguments.turns, "environment.image_size": 64}
     with tempfile.TemporaryDirectory(prefix="bench-workers-") as name:
@@ -178,7 +186,7 @@ def main() -> None:
             with log_to_json_file(run.path / "log.jsonl"):
                 turns = anyio.run(play, config, run, sampler)
     milliseconds_per_turn, total = 1000 * sampler.cpu / turns, sum(sampler.stage_counts.values())
-    print(f"\nCPU of one worker, {milliseconds_per_turn:.2f} ms a turn:")
+    print(f"\nCPU time of one worker, {milliseconds_per_turn:.2f} ms for each turn:")
     for stage, count in sampler.stage_counts.most_common():
         print(f"  {stage:<24} {count / total:6.1%}  {milliseconds_per_turn * count / total:.2f} ms")
 

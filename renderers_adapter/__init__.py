@@ -1,6 +1,6 @@
-"""Messages to tokens and back for each model family, and images as references instead of pixels.
+"""Turns messages into tokens and back for each model family, and describes images by references instead of pixels.
 
-Nothing is imported before it is asked for: a worker that renders text needs no geometry, and a trainer no tokenizer.
+The names are imported when they are first used, so that a trainer does not load a tokenizer.
 """
 
 from importlib import import_module

@@ -1,8 +1,7 @@
-"""One model family's renderer behind one small interface: render, bridge, parse.
+"""Wraps the renderer of a model family in a small interface: render, bridge, parse.
 
-The `renderers` package is imported here and only here, and only when an adapter is opened, because importing it takes
-more than a second. Images are rendered as one pad token each; nothing is processed, so neither torch nor transformers
-is ever needed.
+Only this module imports the `renderers` package, and only when an adapter is opened, because the import takes more than
+a second. Each image is rendered as one pad token and is not processed, so that torch and transformers are not needed.
 """
 
 import json
@@ -33,16 +32,16 @@ _IMAGE_NUMBERING_ARGUMENTS = frozenset(("add_vision_id",))
 
 
 class RendererMismatch(AdapterError):
-    """A renderer and a tokenizer, or a renderer and its template options, do not go together."""
+    """A renderer does not fit the tokenizer or the template arguments."""
 
 
 class BridgeRefusalReason(StrEnum):
-    """Why a turn cannot be bridged and is rendered whole.
+    """Why a turn cannot be bridged and must be rendered.
 
     Attributes:
-        ASSISTANT_MESSAGE: the new messages hold an answer that the policy did not give here.
-        THINKING_DROPPED: the template drops earlier reasoning once a new question is asked.
-        RENDERER_REFUSED: the renderer cannot prove that a bridge would be right, as when reasoning was never closed.
+        ASSISTANT_MESSAGE: the new messages contain an assistant message, which the policy did not sample here.
+        THINKING_DROPPED: the template drops earlier reasoning when a new question comes.
+        RENDERER_REFUSED: the renderer cannot be sure that a bridge is correct, for example after unfinished reasoning.
     """
 
     ASSISTANT_MESSAGE = "assistant"
@@ -51,7 +50,11 @@ class BridgeRefusalReason(StrEnum):
 
 
 class BridgeRefused(AdapterError):
-    """A bridge that would not be right; render the whole conversation instead."""
+    """A bridge would give wrong tokens; render the whole conversation instead.
+
+    Attributes:
+        reason: why the turn cannot be bridged.
+    """
 
     def __init__(self, reason: BridgeRefusalReason) -> None:
         self.reason = reason
@@ -59,11 +62,16 @@ class BridgeRefused(AdapterError):
 
 
 class RendererAdapter:
-    """Messages to tokens and back, for one model. Messages are in canonical form (`{"type": "image"}` parts).
+    """Turns messages into tokens and back, for one model. Messages are in canonical form (`{"type": "image"}` parts).
 
-    Text-only and multimodal models have the same interface: for a text-only model `geometry` and `pad_id` are None, and
-    a message with an image is refused. `media_ids` are the pad token and others that stand for media: no policy may
-    sample them. A lock serialises encoding: a fast tokenizer may keep state while it encodes.
+    It is thread-safe, but encodes only one text at a time, because the masking tokenizer has state.
+
+    Attributes:
+        tokenizer: the model's tokenizer.
+        geometry: the geometry of the model's images; None for a text-only model, which refuses messages with images.
+        pad_id: the id of the image pad token; None for a text-only model.
+        media_ids: the ids of the tokens for images and other media; a policy must not sample them.
+        stop_token_ids: the ids of the tokens that end an answer.
     """
 
     def __init__(
@@ -79,7 +87,7 @@ class RendererAdapter:
         self._renderer = renderer = create_renderer(self._masking_tokenizer)
         self._family = family
         self._special_text = special_text
-        # The renderers of text-only families do not know the argument.
+        # The renderers of text-only families do not have this argument.
         takes_images = getattr(renderer, "supports_process_multimodal", False)
         self._render_options = {"process_multimodal": False} if takes_images else {}
         self._lock = threading.Lock()
@@ -99,16 +107,19 @@ class RendererAdapter:
         template: Mapping[str, Any] | None = None,
         special_text: SpecialText = SpecialText.TEXT,
     ) -> "RendererAdapter":
-        """Load tokenizer and processor configuration from a model's directory and create its renderer.
+        """Load the tokenizer and the processor configuration of a model, and create its renderer.
 
-        `template` holds arguments of the chat template, such as `enable_thinking`, by the names that the model's own
-        template gives them. `special_text` says what becomes of text in messages that spells control tokens.
+        Args:
+            directory: the model's directory.
+            renderer: the name of the model's family.
+            template: arguments of the chat template, such as `enable_thinking`, by their names in the model's template.
+            special_text: what happens to text in messages that spells control tokens.
 
         Raises:
-            UnknownRenderer: no such renderer; the message lists them.
-            TokenizerError: the directory holds no usable tokenizer.
-            GeometryError: the processor configuration lacks what placeholder counts are computed from.
-            RendererMismatch: the tokenizer lacks a token of this chat format, or the template an argument.
+            UnknownRenderer: no family has this name; the message lists all names.
+            TokenizerError: the directory has no tokenizer that can be loaded.
+            GeometryError: the processor configuration has no settings for the layout of images.
+            RendererMismatch: the tokenizer does not have a token of this chat format, or the template an argument.
         """
         family = get_family(renderer)
         tokenizer = load_tokenizer(directory)
@@ -122,17 +133,17 @@ class RendererAdapter:
         )
 
     def clone(self) -> "RendererAdapter":
-        """A second renderer for the same model, which shares everything that is only read."""
+        """Return an adapter with a second renderer of the same model, and the same tokenizer."""
         return RendererAdapter(self._create_renderer, self._family, self.tokenizer, self.geometry, self._special_text)
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
     ) -> RenderedMessages:
-        """Tokens for a whole conversation.
+        """Return the tokens of a whole conversation.
 
         Raises:
-            UnsupportedConversation: the family's template cannot say this, or not say it the same way twice.
-            SpecialTextRefused: a message spells a control token, and such text is refused.
+            UnsupportedConversation: the family's template cannot write this conversation, or writes it in two ways.
+            SpecialTextRefused: a message spells a control token, which the configuration does not allow.
         """
         self._refuse_unsupported(messages, tools, starts_conversation=True)
         with self._lock:
@@ -143,11 +154,11 @@ class RendererAdapter:
                 )
             except (TokenizerError, UnsupportedConversation):
                 raise
-            except Exception as error:  # noqa: BLE001 - a renderer raises what its template would, of any type
+            except Exception as error:  # noqa: BLE001 - a renderer may raise any error
                 reason = self._masking_tokenizer.restore(str(error))
                 raise UnsupportedConversation(
                     f"the renderer {self._family.name} refuses this conversation: {type(error).__name__}: {reason}"
-                ) from (error if reason == str(error) else None)  # whoever logs the cause could not write its marks
+                ) from (error if reason == str(error) else None)  # a log cannot write the marks in the cause's message
         return split_by_message(rendered, messages, 0, self.pad_id)
 
     def bridge(
@@ -157,13 +168,17 @@ class RendererAdapter:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
     ) -> RenderedMessages:
-        """Only the tokens that `messages` add after a completion.
+        """Return only the tokens that new messages add after a completion.
 
-        `parse_prefix` is the generation prompt of the assistant's turn: a renderer looks no further back than that.
+        Args:
+            parse_prefix: the generation prompt before the completion; a renderer does not need earlier tokens.
+            completion: the tokens that the policy sampled.
+            messages: the new messages.
+            tools: the tools of the conversation.
 
         Raises:
-            BridgeRefused: a full render is needed, and why.
-            UnsupportedConversation: a full render would not be right either.
+            BridgeRefused: the whole conversation must be rendered; `reason` says why.
+            UnsupportedConversation: a full render would be wrong, too.
         """
         if not messages or any(message["role"] == "assistant" for message in messages):
             raise BridgeRefused(BridgeRefusalReason.ASSISTANT_MESSAGE)
@@ -189,10 +204,10 @@ class RendererAdapter:
     def parse(
         self, parse_prefix: LogicalIds, completion: LogicalIds, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> ParsedCompletion:
-        """Read a completion as text. `tools` give the types of arguments, if a format does not quote its arguments.
+        """Read a completion as text. `tools` give the types of arguments, for formats that do not quote strings.
 
-        A completion that the renderer cannot read becomes one malformed tool call, as it was sampled: nothing that a
-        policy says is a reason to lose its rollout.
+        A completion that the renderer cannot read becomes one malformed tool call with its text, so that no answer can
+        make a rollout fail.
         """
         ids = completion.tolist()
         with self._lock:
@@ -200,7 +215,7 @@ class RendererAdapter:
                 parsed = self._renderer.parse_response(
                     ids, tools=list(tools) if tools else None, prompt_ids=parse_prefix.tolist()
                 )
-            except Exception:  # noqa: BLE001 - the parsers of JSON and XML raise what they like, RecursionError included
+            except Exception:  # noqa: BLE001 - parsers of JSON and XML may raise any error, even RecursionError
                 ends_with_stop_token = ids[-1:] and ids[-1] in self.stop_token_ids
                 text = self.tokenizer.decode(ids[:-1] if ends_with_stop_token else ids)
                 return ParsedCompletion("", None, (ParsedToolCall(None, "", {}, text, "unreadable", text),))
@@ -212,7 +227,7 @@ class RendererAdapter:
     def _masked(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
     ) -> tuple[list[Any], list[Any] | None]:
-        """Messages and tools as the renderer is given them: it writes no control token for the text in them."""
+        """Return messages and tools for the renderer, with marks where `special_text` needs them."""
         given = list(messages), list(tools) if tools else None
         if self._special_text is SpecialText.REFUSE:
             self._masking_tokenizer.refuse(*given)
@@ -229,20 +244,20 @@ class RendererAdapter:
     ) -> None:
         if starts_conversation and self._family.requires_system_message and messages[0]["role"] != "system":
             raise UnsupportedConversation(
-                f"the template of {self._family.name} would put a system message of its own first; "
-                "begin the conversation with one of yours."
+                f"the template of {self._family.name} would add its own system message; "
+                "begin the conversation with a system message."
             )
         if not self._family.supports_tools and (tools or any(_uses_tools(message) for message in messages)):
             raise UnsupportedConversation(
-                f"the template of {self._family.name} knows no tools; describe them in the system message, and give "
-                "their results in user messages."
+                f"the template of {self._family.name} does not support tools; describe them in the system message, and "
+                "give their results in user messages."
             )
         if self._family.requires_tool_names:
             for index, message in enumerate(messages):
                 if message["role"] == "tool" and not message.get("name"):
                     raise UnsupportedConversation(
-                        f"message {index} is a tool's result without `name`, and the template of {self._family.name} "
-                        "says of each result which tool it is of; give it the name that was called."
+                        f"message {index} is a tool's result without `name`, but the template of {self._family.name} "
+                        "writes the tool's name with each result; set `name` to the tool that was called."
                     )
         _check_roles(messages, starts_conversation=starts_conversation)
 
@@ -254,7 +269,11 @@ class RendererAdapter:
 
 
 def load_processor_config(directory: Path) -> dict[str, Any]:
-    """The image processor's configuration of a checkpoint, as its files say."""
+    """Return the image processor's configuration of a checkpoint.
+
+    Raises:
+        AdapterError: the directory does not have the configuration, or it is not JSON.
+    """
     for name in _PROCESSOR_FILES:
         path = directory / name
         if path.is_file():
@@ -264,8 +283,8 @@ def load_processor_config(directory: Path) -> dict[str, Any]:
                 raise AdapterError(f"{path} is not JSON: {error}.") from None
             return dict(config.get("image_processor", config))
     raise AdapterError(
-        f"{directory} holds neither {' nor '.join(_PROCESSOR_FILES)}; copy it from the checkpoint: "
-        "the number of tokens of an image is computed from it."
+        f"{directory} has neither {' nor '.join(_PROCESSOR_FILES)}, which says how many tokens an image has; "
+        "copy it from the checkpoint."
     )
 
 
@@ -275,7 +294,7 @@ def _check_roles(messages: Sequence[Mapping[str, Any]], *, starts_conversation: 
         if role == "system" and not (starts_conversation and index == 0):
             raise UnsupportedConversation(
                 f"message {index} is a system message that is not the first message; a full render would drop it. "
-                "Say it in a user message."
+                "Send it as a user message."
             )
         if role in ("system", "assistant") and count_images(message):
             raise UnsupportedConversation(
@@ -293,8 +312,8 @@ def _create_renderer(family: RendererFamily, tokenizer: MaskingTokenizer, templa
 
     if numbering_arguments := sorted(_IMAGE_NUMBERING_ARGUMENTS & template.keys()):
         raise RendererMismatch(
-            f"the template argument {numbering_arguments[0]!r} numbers the images of a whole conversation, and a "
-            "bridge sees only its end; leave it out (model.template)."
+            f"the template argument {numbering_arguments[0]!r} numbers the images of a whole conversation, but a "
+            "bridge sees only its end; remove it from model.template."
         )
     try:
         renderer_tokenizer = (
@@ -303,22 +322,21 @@ def _create_renderer(family: RendererFamily, tokenizer: MaskingTokenizer, templa
         return create_renderer(
             renderer_tokenizer, config_from_name(family.renderer), chat_template_kwargs=dict(template) or None
         )
-    except Exception as error:  # each renderer asserts, in words of its own, that its tokens exist
+    except Exception as error:  # each renderer raises its own error if a token does not exist
         if type(error).__module__ == "openai_harmony":
             raise RendererMismatch(
-                f"the renderer {family.name} cannot be made: its vocabulary, {family.vocabulary_file}, was neither "
-                f"found nor downloaded ({error}). Put that file into a directory, and name this in "
-                "TIKTOKEN_ENCODINGS_BASE."
+                f"the renderer {family.name} cannot be created: its vocabulary, {family.vocabulary_file}, was neither "
+                f"found nor downloaded ({error}). Put the file into a directory, and set TIKTOKEN_ENCODINGS_BASE to it."
             ) from error
         template_fix = f", or correct model.template ({', '.join(template)})" if template else ""
         raise RendererMismatch(
-            f"the renderer {family.name} cannot be made for {tokenizer.name_or_path}: {error}. "
+            f"the renderer {family.name} cannot be created for {tokenizer.name_or_path}: {error}. "
             f"Choose the renderer that belongs to the model (model.renderer){template_fix}."
         ) from error
 
 
 class _TokenizerWithMissingTokens:
-    """A tokenizer that seems to have tokens which it lacks: their ids lie beyond its vocabulary."""
+    """A tokenizer that gives missing tokens an id after its vocabulary, because the renderer needs one."""
 
     def __init__(self, tokenizer: MaskingTokenizer, possibly_missing: Sequence[str]) -> None:
         self._tokenizer = tokenizer
@@ -334,5 +352,6 @@ class _TokenizerWithMissingTokens:
         return self._tokenizer(*arguments, **options)
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
+        """See `FastTokenizer.convert_tokens_to_ids`."""
         found_id: int | None = self._made_up_ids.get(token, self._tokenizer.convert_tokens_to_ids(token))
         return found_id

@@ -1,9 +1,8 @@
-"""The one grammar of an image in a `data:` URI, for every side that reads one.
+"""The grammar of an image in a `data:` URI, for all programs that read one.
 
     data:image/<type>;base64,<base64>
 
-Parameters such as `;charset=utf-8` may stand between the type and `;base64`; they mean nothing. Nothing of ours writes
-them: what a worker sends has the canonical header above.
+Parameters such as `;charset=utf-8` between the type and `;base64` are allowed and ignored. Workers do not write them.
 """
 
 import re
@@ -13,6 +12,6 @@ _HEADER = re.compile(rf"data:image/{_WORD}(?:;{_WORD}=[A-Za-z0-9.+_%-]{{0,64}}){
 
 
 def find_data_uri_payload(uri: str) -> int | None:
-    """Where the base64 begins, or None: this is not a `data:` URI of an image."""
+    """Return where the base64 begins; None if this is not a `data:` URI of an image."""
     header = _HEADER.match(uri)
     return None if header is None else header.end()

@@ -1,11 +1,11 @@
-"""How much memory the decoding of images may take in one process, and how much one image takes.
+"""Limits the memory that decoding images takes in a process, and computes how much one image needs.
 
     memory = shared_decoding_memory(limit)
     with memory.hold(decoding_bytes(...)):
         ...  # decode
 
-A small file can hold many pixels, so what is bounded is the memory of all images that are decoded at the same time, and
-not their number. Who comes first is admitted first: many small images never keep a large one waiting.
+A small file can contain many pixels. Therefore the limit is on the memory of all images that are decoded at the same
+time, not on their number. Requests are served in their order, so that small images do not delay a large one.
 """
 
 import asyncio
@@ -19,26 +19,26 @@ from functools import lru_cache
 from .errors import AdapterError
 
 DEFAULT_DECODING_MEMORY = 3 << 29
-"""Enough for any one image that a run accepts by default, and for several photos at once."""
+"""Enough for any single image that a run accepts by default, and for several photos at the same time."""
 
 _LONGEST_WAIT = 600.0
 _BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2}
 _MODES_WITH_ALPHA = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _FIXED_BYTES = 1 << 20
-# A lossless WebP may have other code tables for each 4×4 pixels. The smallest of them take half of these bytes in
-# memory and three in the file, larger ones more of both.
+# A lossless WebP may have its own code tables for each 4×4 pixels. The smallest tables take half of these bytes in
+# memory, and three bytes in the file; larger tables take more of both.
 _WEBP_TABLE_BYTES, _WEBP_MAX_TABLES = 12_000, 1 << 16
 
 
 class DecodingMemoryError(AdapterError):
-    """No memory for an image became free in time."""
+    """The memory for decoding an image did not become free in time."""
 
 
 class DecodingMemory:
-    """A limit on the memory that the images take which are decoded at the same time; safe to use from many threads.
+    """A limit on the memory of all images that are decoded at the same time. It is thread-safe.
 
-    Args:
-        limit: bytes. Nothing larger than the limit may be asked for.
+    Attributes:
+        limit: the limit in bytes; a single request must not be larger.
     """
 
     def __init__(self, limit: int) -> None:
@@ -49,10 +49,10 @@ class DecodingMemory:
 
     @contextmanager
     def hold(self, n_bytes: int, stop: "Future[None] | None" = None) -> Iterator[None]:
-        """Wait until so many bytes are free, and hold them for the block. With a result in `stop`, the wait ends.
+        """Wait until `n_bytes` are free, and reserve them for the `with` block.
 
         Raises:
-            DecodingMemoryError: the wait ended without the memory.
+            DecodingMemoryError: the memory did not become free in time, or `stop` got a result before.
         """
         admission = self._ask(n_bytes)
         try:
@@ -65,7 +65,7 @@ class DecodingMemory:
 
     @asynccontextmanager
     async def hold_async(self, n_bytes: int) -> AsyncIterator[None]:
-        """The same for an event loop. Whoever is cancelled leaves the queue."""
+        """Do the same on an event loop. A cancelled request leaves the queue."""
         admission = self._ask(n_bytes)
         try:
             try:
@@ -78,7 +78,7 @@ class DecodingMemory:
 
     def _ask(self, n_bytes: int) -> "Future[None]":
         if n_bytes > self.limit:
-            raise ValueError(f"{n_bytes} bytes are more than the limit {self.limit}; check this before")
+            raise ValueError(f"{n_bytes} bytes are more than the limit of {self.limit}; compare with `limit` first")
         admission: Future[None] = Future()
         with self._lock:
             self._waiting.append((n_bytes, admission))
@@ -102,29 +102,29 @@ class DecodingMemory:
 
 @lru_cache(maxsize=8)
 def shared_decoding_memory(limit: int = DEFAULT_DECODING_MEMORY) -> DecodingMemory:
-    """The one limit of this size in this process."""
+    """Return the `DecodingMemory` with this limit; all callers in the process share it."""
     return DecodingMemory(limit)
 
 
 def decoding_bytes(data: bytes, *, image_format: str | None, mode: str, pixels: int, transparency: bool) -> int:
-    """The most memory that Pillow takes on the way from the encoded image to upright RGB pixels.
+    """Return how many bytes Pillow needs at most to make upright RGB pixels from an encoded image.
 
     Args:
         data: the encoded image.
-        image_format: the name of its format in Pillow.
+        image_format: Pillow's name for its format; None if it is not known.
         mode: the mode in which Pillow opens it.
         pixels: its width times its height.
         transparency: whether its metadata name a transparent colour.
     """
     stored = _BYTES_PER_PIXEL.get(mode, 4)
-    # First the stored image beside the upright one; then the upright one beside what RGB is made of.
+    # Bytes per pixel in two steps: the decoded image and its upright copy; then the upright copy and its conversion.
     turned, converted, fixed = 2 * stored, stored, _FIXED_BYTES
     if mode in _MODES_WITH_ALPHA or (transparency and mode != "RGB"):
         converted += (0 if mode == "RGBA" else 4) + 4 + 1  # RGBA, the white background, the mask
     elif mode != "RGB":
         converted += 4
     if image_format == "GIF":
-        turned += stored  # what the first frame leaves for the second
+        turned += stored  # the first frame is kept for the second one
     elif image_format in ("JPEG", "MPO"):
         # With several scans, libjpeg keeps the coefficients of the whole image: two bytes for each value.
         turned = max(turned, stored + 2 * (4 if mode == "CMYK" else 3))
@@ -138,6 +138,6 @@ def decoding_bytes(data: bytes, *, image_format: str | None, mode: str, pixels: 
 
 def _wait_error(n_bytes: int, limit: int) -> DecodingMemoryError:
     return DecodingMemoryError(
-        f"{n_bytes:,} bytes for decoding an image did not become free within {_LONGEST_WAIT:.0f} s, of {limit:,} that"
-        " this process may use; raise the limit, or decode fewer images at once"
+        f"{n_bytes:,} bytes for decoding an image did not become free within {_LONGEST_WAIT:.0f} s; this process may"
+        f" use {limit:,}. Raise this limit, or decode fewer images at the same time"
     )

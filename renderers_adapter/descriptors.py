@@ -1,7 +1,7 @@
-"""Raw descriptors: what represents an image in a prompt's sidecar, and what must never be there.
+"""Raw descriptors, which represent images in a prompt's sidecar.
 
-A descriptor says where the encoded image is and how many patches it has. It never carries pixels: the engine and the
-trainer make them from the image itself. `reject_processed` checks this when a sidecar is built, encoded and decoded.
+A descriptor says where the encoded image is and how many patches it has. It never contains pixels: the engine and the
+trainer make them from the image. `reject_processed` checks this when a sidecar is built, encoded and decoded.
 """
 
 import re
@@ -23,7 +23,7 @@ SAFE_HASH = re.compile(r"[0-9a-f]{16,128}")
 PROCESSED_KEYS = frozenset(
     name + suffix for name in ("pixel_values", "image_embeds", "image_features") for suffix in ("", "_videos")
 ) | {"video_embeds", "video_features"}
-"""The names under which processors and models keep pixels, embeddings and features."""
+"""The names that processors and models give to pixels, embeddings and features."""
 _ARRAY_TAG = re.compile(r"_*(nd_?array|numpy|array|torch|tensor)_*|(torch|np|numpy)\..+", re.IGNORECASE)
 _TAG_KEYS = frozenset({"type", "kind", "__type__", "_type", "__class__"})
 _PLAIN_TYPES = frozenset({str, int, float, bool, type(None)})
@@ -31,29 +31,33 @@ _MAX_DEPTH = 64
 
 
 class DescriptorError(AdapterError):
-    """A descriptor or a sidecar is not what it must be; the text names the field and what was found."""
+    """A descriptor or a sidecar is invalid; the message names the field and what was found."""
 
 
 class ProcessedPayloadError(DescriptorError):
-    """Pixels, embeddings or another array where only raw descriptors may be; `path` says where it is."""
+    """A sidecar contains pixels, embeddings or another array.
+
+    Attributes:
+        path: where the array is.
+    """
 
     def __init__(self, path: str, problem: str) -> None:
         self.path = path
-        super().__init__(f"{path} {problem}; a sidecar carries raw descriptors only, never processed payloads")
+        super().__init__(f"{path} {problem}; a sidecar may contain only raw descriptors")
 
 
 @dataclass(frozen=True, slots=True)
 class RawMMItem:
-    """The envelope of one image, read and checked.
+    """The descriptor of one image, read and checked.
 
     Attributes:
         modality: the kind of input, `image`.
-        family: the geometry family of the image's layout.
-        layout_fingerprint: the fingerprint of the layout contract.
-        payload: the geometry's own part, with the grid of the image.
+        family: the family of the image's geometry.
+        layout_fingerprint: the layout fingerprint of that geometry.
+        payload: the part that the geometry defines, with the grid of the image.
         raw_image_id: the file name of the image as an asset; None if `raw_uri` is set.
         raw_uri: the image itself as a `data:` URI; None if `raw_image_id` is set.
-        vllm_modality: vLLM's name for the modality, if the envelope has it.
+        vllm_modality: vLLM's name for the modality; None if it is the same.
     """
 
     modality: str
@@ -88,17 +92,16 @@ def raw_mm_item(
     modality: str = "image",
     vllm_modality: str | None = None,
 ) -> dict[str, Any]:
-    """Build the envelope of one image.
+    """Build the descriptor of one image. `RawMMItem` explains the fields.
 
     Raises:
         DescriptorError: a field is unsafe, or there is not exactly one of `raw_image_id` and `raw_uri`.
-        ProcessedPayloadError: the payload carries an array.
+        ProcessedPayloadError: the payload contains an array.
     """
     common_fields = raw_mm_common_fields(
         family=family, fingerprint=fingerprint, modality=modality, vllm_modality=vllm_modality
     )
-    item = dict(common_fields)
-    item["payload"] = dict(payload)
+    item = {**common_fields, "payload": dict(payload)}
     reject_processed(item["payload"], "item.payload")
     _check_one_source(raw_image_id, raw_uri, "item")
     if raw_image_id is not None:
@@ -108,11 +111,11 @@ def raw_mm_item(
     return item
 
 
-@lru_cache(maxsize=64)  # a run describes all its images under one contract
+@lru_cache(maxsize=64)  # all images of a run have the same common fields
 def raw_mm_common_fields(
     *, family: str, fingerprint: str, modality: str = "image", vllm_modality: str | None = None
 ) -> Mapping[str, Any]:
-    """The fields that the envelopes of all images of one model have in common.
+    """Return the fields that the descriptors of all images of one model have in common.
 
     Raises:
         DescriptorError: a field is unsafe.
@@ -131,11 +134,11 @@ def raw_mm_common_fields(
 
 
 def parse_raw_mm_item(item: Any, path: str = "item") -> RawMMItem:
-    """Check an envelope that came from elsewhere.
+    """Read and check a descriptor; `path` says where it is, for errors.
 
     Raises:
-        DescriptorError: it is not an envelope of version 1, or a field of it is missing or unsafe.
-        ProcessedPayloadError: it carries an array.
+        DescriptorError: it is not a descriptor of version 1, or a field is missing or unsafe.
+        ProcessedPayloadError: it contains an array.
     """
     if not isinstance(item, Mapping):
         raise DescriptorError(f"{path} must be a raw descriptor, but is a {type(item).__name__}")
@@ -174,14 +177,14 @@ class ModalitySidecar:
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """What goes with a prompt: for each modality the hashes, placeholder ranges and raw descriptors of its images.
+    """The images of a prompt: hashes, placeholder ranges and raw descriptors.
 
     Attributes:
-        modalities: the images of each modality, by its name.
+        modalities: the images of each modality, by the modality's name.
 
     Raises:
-        DescriptorError: lists that are not parallel, ranges that overlap, an unsafe hash or a bad descriptor.
-        ProcessedPayloadError: an array at any depth.
+        DescriptorError: lists are not parallel, ranges overlap, or a hash or a descriptor is invalid.
+        ProcessedPayloadError: a descriptor contains an array.
     """
 
     modalities: Mapping[str, ModalitySidecar]
@@ -191,7 +194,7 @@ class Sidecar:
             _check_modality(name, part)
 
     def encode(self) -> dict[str, Any]:
-        """As plain dicts and lists."""
+        """Return the sidecar as plain dicts and lists."""
         encoded = {
             name: {
                 "hashes": list(part.hashes),
@@ -202,13 +205,13 @@ class Sidecar:
             }
             for name, part in self.modalities.items()
         }
-        # Checked again, because the items are mappings that may have changed since.
+        # Checked again, because the items are mappings and may have changed.
         reject_processed(encoded, "sidecar")
         return encoded
 
     @classmethod
     def decode(cls, encoded: Any) -> Self:
-        """Read what `encode` made; everything is checked again."""
+        """Read and check what `encode` returned."""
         reject_processed(encoded, "sidecar")
         if not isinstance(encoded, Mapping):
             raise DescriptorError(f"a sidecar must be a mapping of modalities, but is a {type(encoded).__name__}")
@@ -218,10 +221,10 @@ class Sidecar:
 def reject_processed(value: Any, path: str = "sidecar") -> None:
     """Refuse arrays, tensors and the keys of processed features, at any depth.
 
-    What is left is what JSON can write: mappings with string keys, lists, tuples, strings, numbers, booleans, None.
+    Allowed is what JSON can write: mappings with string keys, lists, tuples, strings, numbers, booleans and None.
 
     Raises:
-        ProcessedPayloadError: with the path of the offending key or value.
+        ProcessedPayloadError: with the path of the refused key or value.
     """
     offence = _find_processed(value, 0)
     if offence is not None:
@@ -229,19 +232,19 @@ def reject_processed(value: Any, path: str = "sidecar") -> None:
 
 
 def require_safe(value: Any, pattern: re.Pattern[str], path: str) -> None:
-    """Refuse a field that is not made of safe characters only."""
+    """Raise DescriptorError unless a field matches this pattern of safe characters."""
     if not isinstance(value, str) or not pattern.fullmatch(value):
         raise DescriptorError(f"{path} must match {pattern.pattern}, but is {_abbreviate(value)}")
 
 
 def require_data_uri(value: Any, path: str) -> None:
-    """Refuse an inline source that is not a `data:` URI of an image."""
+    """Raise DescriptorError unless a value is a `data:` URI of an image."""
     if not isinstance(value, str) or find_data_uri_payload(value) is None:
         raise DescriptorError(f"{path} must be a data:image/<type>;base64,… URI, but is {_abbreviate(value)}")
 
 
 def _check_one_source(raw_image_id: Any, raw_uri: Any, path: str) -> None:
-    """Refuse anything but exactly one of the two ways to name an image, or a name that is not safe."""
+    """Raise DescriptorError unless exactly one of the two is set and valid."""
     if (raw_image_id is None) == (raw_uri is None):
         raise DescriptorError(f"{path} must have exactly one of raw_image_id and raw_uri")
     if raw_image_id is not None:
@@ -273,8 +276,8 @@ def _check_modality(name: str, part: ModalitySidecar) -> None:
         require_safe(hash_, SAFE_HASH, f"{path}.hashes[{index}]")
         if placeholder.offset < previous_end or placeholder.length <= 0:
             raise DescriptorError(
-                f"{path}.placeholders[{index}] is {placeholder.length} tokens at {placeholder.offset}, but ranges must "
-                f"be in order, apart and not empty (the one before ends at {previous_end})"
+                f"{path}.placeholders[{index}] has {placeholder.length} tokens at {placeholder.offset}, but ranges must"
+                f" not be empty or overlap, and must be in order (the one before ends at {previous_end})"
             )
         previous_end = placeholder.offset + placeholder.length
         if parse_raw_mm_item(item, f"{path}.items[{index}]").modality != name:
@@ -314,7 +317,7 @@ def _require_integer(mapping: Any, key: str, path: str) -> int:
 
 
 def _find_processed(value: Any, depth: int) -> tuple[str, str] | None:
-    """The path and the kind of something processed below `value`; the path is only built if there is one."""
+    """Return the path of something processed in `value` and what it is; None if there is nothing."""
     value_type = type(value)
     if value_type in _PLAIN_TYPES:
         return None
@@ -329,7 +332,7 @@ def _find_processed(value: Any, depth: int) -> tuple[str, str] | None:
         return None
     if isinstance(value, Mapping):
         return _find_processed_in_mapping(value, depth)
-    # A subclass of a plain type is one, but numpy's scalars inherit from Python's numbers and are still of an array.
+    # Subclasses of plain types are allowed. Some of numpy's scalars inherit from Python's numbers, but are refused.
     if isinstance(value, str | int | float) and value_type.__module__ != "numpy":
         return None
     return "", f"is a {value_type.__module__}.{value_type.__qualname__}"

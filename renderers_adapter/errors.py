@@ -1,5 +1,5 @@
-"""The root of every error this package raises on purpose."""
+"""The base class of the package's errors."""
 
 
 class AdapterError(Exception):
-    """A renderer, tokenizer, descriptor or reference is not usable; the text says which and what to do."""
+    """A renderer, tokenizer, descriptor or reference cannot be used; the message says which and what to do."""

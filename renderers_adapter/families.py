@@ -1,8 +1,7 @@
-"""The model families that we render, by the name a configuration gives them.
+"""The model families that we can render, by their names in a configuration.
 
-A family says which renderer of the `renderers` package writes its tokens, which geometry counts the placeholders of
-its images, and what its template cannot say. Text-only families have no geometry and no pad token; this is the only
-difference.
+A family says which renderer of the `renderers` package writes its tokens, which geometry counts the placeholders of its
+images, and what its template cannot express. Text-only families have no geometry and no pad token.
 """
 
 import difflib
@@ -15,7 +14,7 @@ from renderers_adapter.errors import AdapterError
 
 
 class UnknownRenderer(AdapterError):
-    """No family of that name."""
+    """No family has the given name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +22,20 @@ class RendererFamily:
     """One chat format.
 
     Attributes:
-        name: the name that a configuration gives it.
-        renderer: its name in the `renderers` package.
-        geometry: the family of its image layout; None for text only.
-        image_pad_token: the token that stands for one image before expansion.
-        other_media_tokens: tokens that stand for videos and the like. Engines refuse a prompt with one of them.
-        missing_tokens: tokens that the renderer asks for at start and that the family's tokenizers may lack. Nothing
-            that would write one of them is rendered.
-        requires_system_message: the family's own template adds a system message where the conversation has none.
-        supports_tools: whether the family's own template knows tools and their results.
-        requires_tool_names: its template writes of each result which tool it is of.
-        vocabulary_file: a file that its renderer reads besides the tokenizer, and downloads where it is not found.
-        encodes_messages_as_text: its renderer writes no control token for the text of a message, whatever it spells.
+        name: its name in a configuration.
+        renderer: the name of its renderer in the `renderers` package.
+        geometry: the family of its geometry; None if it is text-only.
+        image_pad_token: the token for one image in logical ids; None if it is text-only.
+        other_media_tokens: the tokens for videos and other media. Engines refuse a prompt that has one of them.
+        missing_tokens: tokens that the renderer needs when it is created and that the family's tokenizers may not have.
+            Conversations that would use them are refused.
+        requires_system_message: whether the conversation must begin with a system message, because the family's own
+            template would add one.
+        supports_tools: whether the family's own template can write tools and their results.
+        requires_tool_names: whether its template writes the tool's name with each result.
+        vocabulary_file: a file that its renderer needs besides the tokenizer, and downloads if it is missing; None if
+            it needs none.
+        encodes_messages_as_text: whether its renderer itself encodes control tokens in messages as text.
     """
 
     name: str
@@ -58,7 +59,7 @@ def _qwen_vl(name: str) -> RendererFamily:
 
 
 def _qwen2_vl(name: str) -> RendererFamily:
-    # Below a system message its template writes what Qwen3-VL's does, save for tools, which it does not know at all.
+    # With a system message its template writes the same as Qwen3-VL's, but it has no tools.
     missing_tokens = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "</think>")
     return RendererFamily(
         name,
@@ -99,19 +100,19 @@ FAMILIES: Mapping[str, RendererFamily] = MappingProxyType(
 
 
 def get_family(name: str) -> RendererFamily:
-    """The family of this name.
+    """Return the family with this name.
 
     Raises:
-        UnknownRenderer: there is none; the message lists all of them.
+        UnknownRenderer: no family has this name; the message lists all names.
     """
     if name in FAMILIES:
         return FAMILIES[name]
     nearest = _misspelt_family(name)
     hint = f" Did you mean {nearest!r}?" if nearest else ""
-    raise UnknownRenderer(f"renderer {name!r} is not known.{hint} Known are: {', '.join(sorted(FAMILIES))}.")
+    raise UnknownRenderer(f"renderer {name!r} is not known.{hint} Use one of {', '.join(sorted(FAMILIES))}.")
 
 
 def _misspelt_family(name: str) -> str | None:
-    """The family whose name this may be, misspelt: with the same numbers, because another number is another family."""
+    """Return a name that is almost the same. It has the same numbers, because another number is another family."""
     same_numbers = [family for family in FAMILIES if re.findall(r"\d+", family) == re.findall(r"\d+", name)]
     return next(iter(difflib.get_close_matches(name.lower(), same_numbers, n=1, cutoff=0.85)), None)

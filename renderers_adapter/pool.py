@@ -1,11 +1,10 @@
-"""A few renderers for many rollouts.
+"""Shares a few renderers of a model among many rollouts.
 
     pool = await anyio.to_thread.run_sync(shared_pool, directory, "qwen3-vl")
     rendered = await pool.render(messages, tools)
 
-A renderer encodes one text at a time. Short texts are encoded directly on the event loop, which costs less than a
-change of thread; long ones are encoded in a thread, so that other rollouts go on meanwhile. A model is loaded once,
-however many callers ask for it at the same time.
+A renderer encodes one text at a time. Short texts are encoded on the event loop, which costs less than a change of
+thread. Long texts are encoded in a thread, so that other rollouts go on in the meantime.
 """
 
 import json
@@ -27,14 +26,14 @@ from renderers_adapter.tokens import LogicalIds
 
 _DEFAULT_POOL_SIZE = 4
 _INLINE_CHARACTERS = 20_000
-"""Characters of text up to which encoding takes less than a few milliseconds, and stays on the event loop."""
+"""Up to this many characters, encoding takes at most a few milliseconds and stays on the event loop."""
 
 _T = TypeVar("_T")
 _Messages = Sequence[Mapping[str, Any]]
 
 
 class RendererPool:
-    """The interface of `RendererAdapter`, awaitable, over up to `size` renderers of one model, text-only or not."""
+    """An asynchronous `RendererAdapter` that uses up to `size` renderers of one model at the same time."""
 
     def __init__(self, adapter: RendererAdapter, *, size: int = _DEFAULT_POOL_SIZE) -> None:
         self.tokenizer: FastTokenizer = adapter.tokenizer
@@ -63,7 +62,7 @@ class RendererPool:
     def parse(
         self, parse_prefix: LogicalIds, completion: LogicalIds, tools: _Messages | None = None
     ) -> ParsedCompletion:
-        """See `RendererAdapter.parse`. It only decodes, and never waits for a renderer that encodes."""
+        """See `RendererAdapter.parse`. It only decodes, so it does not wait for a free renderer."""
         return self._prototype.parse(parse_prefix, completion, tools)
 
     async def _run_encoder(self, character_count: int, operation: Callable[[RendererAdapter], _T]) -> _T:
@@ -83,10 +82,11 @@ def shared_pool(
     template: Mapping[str, Any] | None = None,
     special_text: SpecialText = SpecialText.TEXT,
 ) -> RendererPool:
-    """The process's one pool for a model. The first caller loads it, in its own thread, and the others wait.
+    """Return the pool of a model; there is one in a process. The first caller loads the model, and others wait.
 
     Raises:
-        AdapterError: see `RendererAdapter.open`. It is raised to all waiting callers; the next caller tries again.
+        AdapterError: the model cannot be loaded, see `RendererAdapter.open`. All waiting callers get the error; the
+            next caller tries again.
     """
     key = (directory.resolve(), renderer, json.dumps(template or {}, sort_keys=True), special_text)
     with _pools_lock:
@@ -97,7 +97,7 @@ def shared_pool(
     if must_load:
         try:
             future.set_result(RendererPool(RendererAdapter.open(directory, renderer, template, special_text)))
-        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
+        except BaseException as error:  # noqa: BLE001 - every error must reach the waiting callers
             with _pools_lock:
                 del _pools[key]
             future.set_exception(error)
@@ -105,7 +105,7 @@ def shared_pool(
 
 
 def _count_characters(value: Any) -> int:
-    """The characters of all text in messages or tools: content, reasoning, arguments of calls, descriptions."""
+    """Return how many characters all texts in messages or tools have together."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):

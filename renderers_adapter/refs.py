@@ -1,10 +1,10 @@
-"""References on the wire: an image and its layout in one line of text that a plugin in the engine resolves.
+"""References: an image and its layout in one line of text of a request, which a plugin in the engine resolves.
 
     mmraw:v2:<run_id>:<family>:<fingerprint>:<modality>:<mm_hash>:<raw_image_id>:<payload64>
     mmraw:v3:<json64>
 
-Version 3 is written; both are read. A `RawMMRef` is safe to use as soon as it exists, with one exception: `..` is a
-well-formed `raw_image_id`, so code that makes a path of it must check where the path leads.
+We write version 3 and read both. The fields of a `RawMMRef` are checked when it is created. One check is left to the
+caller: `..` is a valid `raw_image_id`, so code that makes a path of it must check where the path leads.
 """
 
 import base64
@@ -29,25 +29,25 @@ _V2_PREFIX, _V3_PREFIX = "mmraw:v2:", "mmraw:v3:"
 
 
 class RefError(AdapterError):
-    """A reference is malformed or has an unsafe field; the text says which."""
+    """A reference is malformed or has an unsafe field; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawMMRef:
-    """What a reference says.
+    """The content of a reference.
 
     Attributes:
-        run_id: the run that the image belongs to.
-        family: the geometry family of the image's layout.
-        fingerprint: the fingerprint of the layout contract.
-        modality: the kind of input: `image`, or vLLM's own name for it.
-        mm_hash: the hash that the request gives the image, a beginning of the sha256 of its bytes.
-        payload: the geometry's own part, with the grid of the image.
-        raw_image_id: the file name of the image.
-        raw_uri: the image itself as a `data:` URI.
+        run_id: the id of the run that the image belongs to.
+        family: the family of the image's geometry.
+        fingerprint: the layout fingerprint of that geometry.
+        modality: the kind of input: `image`, or vLLM's name for it.
+        mm_hash: the hash of the image in the request: the first digits of the SHA-256 of its bytes.
+        payload: the part that the geometry defines, with the grid of the image.
+        raw_image_id: the file name of the image; None if only `raw_uri` is set.
+        raw_uri: the image itself as a `data:` URI; None if only `raw_image_id` is set.
 
     Raises:
-        RefError: a field is unsafe, the payload is not raw, or there is neither `raw_image_id` nor `raw_uri`.
+        RefError: a field is unsafe, the payload contains an array, or `raw_image_id` and `raw_uri` are both None.
     """
 
     run_id: str
@@ -75,14 +75,14 @@ class RawMMRef:
                 raise RefError(f"payload must be a mapping, but is a {type(self.payload).__name__}")
             reject_processed(self.payload, "payload")
         except DescriptorError as error:
-            raise RefError(f"not a usable image reference: {error}") from error
+            raise RefError(f"invalid image reference: {error}") from error
 
 
 def parse_ref(text: str) -> RawMMRef:
     """Read a reference of version 2 or 3.
 
     Raises:
-        RefError: whatever is wrong with it.
+        RefError: the text is not a reference, or a field is invalid.
     """
     if not isinstance(text, str):
         raise RefError(f"an image reference must be text, but is a {type(text).__name__}")
@@ -134,7 +134,7 @@ def _from_fields(fields: Mapping[str, Any]) -> RawMMRef:
     required = ("run_id", "family", "fingerprint", "modality", "mm_hash", "payload")
     missing = [name for name in required if name not in fields]
     if missing:
-        raise RefError(f"a v3 image reference lacks {', '.join(missing)}")
+        raise RefError(f"a v3 image reference must have {', '.join(missing)}")
     return RawMMRef(
         **{name: fields[name] for name in required},
         raw_image_id=fields.get("raw_image_id"),
@@ -144,7 +144,7 @@ def _from_fields(fields: Mapping[str, Any]) -> RawMMRef:
 
 def _decode_json(encoded: str, description: str) -> dict[str, Any]:
     try:
-        # `+` and `/` belong to the other base64 alphabet, `=` is left out by ours.
+        # base64url has no `+` and `/`, and our form has no padding.
         if any(foreign in encoded for foreign in "+/="):
             raise RefError(f"the {description} is not base64url without padding")
         padded = encoded.replace("-", "+").replace("_", "/") + "=" * (-len(encoded) % 4)

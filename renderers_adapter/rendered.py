@@ -1,4 +1,4 @@
-"""What comes out of a renderer, as our own types: tokens split by message, and completions read as text."""
+"""Converts the output of a renderer to our own types: the tokens of each message, and completions as text."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +14,11 @@ from renderers_adapter.tokens import LogicalIds, PlaceholderError, as_logical_id
 Span = tuple[int, int]
 
 _MAX_CALL_NESTING = 32
-"""Levels that a tool call may nest; a record on a queue has room for some more around it."""
+"""How deep the arguments of a tool call may be nested; the records of a queue allow only a few more levels."""
 
 
 class UnsupportedConversation(AdapterError):
-    """A conversation that a full render and a bridge would treat differently; refused rather than misaligned."""
+    """The family's template cannot write the conversation, or a bridge would give other tokens than a full render."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class MessageSegment:
 
     Attributes:
         ids: its tokens.
-        content_spans: the ranges of its own words in `ids`, as (start, end); the rest is the template's.
-        image_offsets: the offsets of its images' pad tokens in `ids`.
+        content_spans: the (start, end) of its content in `ids`; the template wrote the rest.
+        image_offsets: the positions of its images' pad tokens in `ids`.
     """
 
     ids: LogicalIds
@@ -38,11 +38,11 @@ class MessageSegment:
 
 @dataclass(frozen=True, slots=True)
 class RenderedMessages:
-    """Rendered messages.
+    """The tokens of messages.
 
     Attributes:
         segments: the tokens of each message.
-        generation_prompt: the tokens after the last message, which open the assistant's turn.
+        generation_prompt: the tokens after the last message, which begin the assistant's answer.
     """
 
     segments: tuple[MessageSegment, ...]
@@ -51,15 +51,15 @@ class RenderedMessages:
 
 @dataclass(frozen=True, slots=True)
 class ParsedToolCall:
-    """A tool call as it was parsed.
+    """A tool call in a completion.
 
     Attributes:
-        id: the id of the call, if the format has one.
-        name: the tool that is called; empty if it could not be read.
+        id: the id of the call; None if the format has none.
+        name: the name of the tool; empty if it could not be read.
         arguments: the arguments; empty if they could not be read.
-        raw: the text inside the call's block.
-        error: what is wrong with the call; None: it is well-formed.
-        malformed_text: of a malformed call, the whole block as it was sampled: no template would write it again.
+        raw: the text inside the block of the call.
+        error: what is wrong with the call; None if it is well-formed.
+        malformed_text: the whole block of a malformed call, as it was sampled; empty if the call is well-formed.
     """
 
     id: str | None
@@ -75,9 +75,9 @@ class ParsedCompletion:
     """A completion as text.
 
     Attributes:
-        text: what the policy says.
-        reasoning: what it thought before; None if there is no reasoning.
-        tool_calls: the tools that it calls.
+        text: the answer, without reasoning and tool calls.
+        reasoning: the reasoning before the answer; None if there is none.
+        tool_calls: the tool calls, in order.
     """
 
     text: str
@@ -88,13 +88,13 @@ class ParsedCompletion:
 def split_by_message(
     rendered: Any, messages: Sequence[Mapping[str, Any]], start: int, pad_id: int | None
 ) -> RenderedMessages:
-    """The renderer's tokens from `start` on, as one segment per message and the generation prompt.
+    """Split the renderer's tokens from `start` on into one segment for each message and the generation prompt.
 
     Raises:
-        UnsupportedConversation: tokens of different messages are not in the order of the messages.
+        UnsupportedConversation: the tokens are not in the order of the messages.
         PlaceholderError: a message has more or fewer placeholders than images.
     """
-    # Plain lists: mostly this is one short message, and creating an array costs more than handling all its tokens.
+    # Plain lists, because this is usually one short message, for which an array would be slower.
     ids, message_indices = rendered.token_ids[start:], rendered.message_indices[start:]
     all_false = [False] * len(ids)
     sampled_mask, content_mask = rendered.sampled_mask[start:] or all_false, rendered.is_content[start:] or all_false
@@ -112,13 +112,13 @@ def split_by_message(
 
 
 def count_images(message: Mapping[str, Any]) -> int:
-    """How many images a canonical message holds."""
+    """Return how many images a message has."""
     content = message.get("content")
     return sum(part["type"] == "image" for part in content) if isinstance(content, list) else 0
 
 
 def read_tool_call(call: Any, decode_span: Callable[[Span], str]) -> ParsedToolCall:
-    """A tool call as the renderer parsed it; arguments that are not an object of plain JSON make it a malformed one.
+    """Convert a tool call that the renderer parsed. It is malformed if its arguments are not a JSON object.
 
     `decode_span` returns the text of a span of the completion.
     """
@@ -141,9 +141,9 @@ def read_tool_call(call: Any, decode_span: Callable[[Span], str]) -> ParsedToolC
 
 
 def _is_json(value: Any) -> bool:
-    """Whether every JSON parser can read the value: a policy may also say what only Python's parser accepts.
+    """Whether every JSON parser can read the value.
 
-    Examples are `NaN`, integers of any length, lone surrogates, and very deep nesting.
+    Python's parser also accepts `NaN`, integers of any length, lone surrogates and very deep nesting.
     """
     try:
         return _nesting_depth(value) <= _MAX_CALL_NESTING and bool(orjson.loads(orjson.dumps(value)) == value)
@@ -152,7 +152,7 @@ def _is_json(value: Any) -> bool:
 
 
 def _nesting_depth(value: Any) -> int:
-    """How deep containers are nested."""
+    """Return how deep containers are nested."""
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return 0 if children is None else 1 + max(map(_nesting_depth, children), default=0)
 
@@ -160,10 +160,10 @@ def _nesting_depth(value: Any) -> int:
 def _message_boundaries(
     message_indices: Sequence[int], sampled_mask: Sequence[bool], roles: Sequence[str]
 ) -> list[int]:
-    """Where each message's tokens begin, and last where the generation prompt begins.
+    """Return where the tokens of each message begin, and at the end where the generation prompt begins.
 
-    Tokens that belong to no message go to the message that follows. A past assistant message ends with what the model
-    would have sampled, as it does when it was sampled: the line break after it belongs to what follows, too.
+    Tokens that belong to no message go to the message after them. An assistant message ends with the last token that
+    the policy would sample. So the line break after it goes to the next message, too, as after a sampled answer.
     """
     ends, sampled_ends, last_index = [0] * len(roles), [0] * len(roles), 0
     for end, (index, was_sampled) in enumerate(zip(message_indices, sampled_mask, strict=True), start=1):
@@ -171,7 +171,7 @@ def _message_boundaries(
             continue
         if index < last_index:
             raise UnsupportedConversation(
-                "the template reorders messages, so that tokens cannot be told apart by message"
+                "the template changes the order of messages, so the tokens cannot be split by message"
             )
         last_index, ends[index] = index, end
         if was_sampled:
@@ -195,6 +195,6 @@ def _image_pad_offsets(
     if len(offsets) != image_count:
         raise PlaceholderError(
             f"the {message['role']} message {index} has {image_count} images but renders to {len(offsets)} image "
-            "placeholders; does its text hold the placeholder itself?"
+            "placeholders; check that its text does not contain the placeholder token"
         )
     return offsets

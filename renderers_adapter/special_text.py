@@ -1,13 +1,13 @@
-"""Text of messages that spells control tokens is encoded as text; only the template writes control tokens.
+"""Encodes control tokens that a message spells as text, so that only the template writes control tokens.
 
     masked_messages, masked_tools = masking_tokenizer.mask((messages, tools))
-    renderer.render(masked_messages, tools=masked_tools)     # the renderer has this tokenizer
+    renderer.render(masked_messages, tools=masked_tools)     # the renderer uses this tokenizer
 
-A renderer joins the text of its template and that of messages, and a tokenizer cannot tell one from the other. So
-before rendering, one character of every control token that a message spells is replaced by a lone surrogate, which no
-text contains. The tokenizer that the renderer is given sees where they are, and encodes the original characters there
-as text. Text that may complete a control token only together with what is beside it, as `<|im_` at the end of a part,
-is marked in the same way. Where no control token would arise, the ids are those of the text without any marks.
+A renderer joins the text of its template with the text of messages, and a tokenizer cannot tell them apart. So before
+rendering, `mask` replaces one character of each control token in a message by a *mark*: a lone surrogate, which no text
+contains. The tokenizer of the renderer finds the marks and encodes the original characters there as text. Parts of
+control tokens at the two ends of a text, such as `<|im_`, get a mark, too, because the next text may complete the
+token. If no control token would arise, the ids are those of the text without marks.
 """
 
 import re
@@ -26,7 +26,7 @@ _SURROGATES = range(0xD800, 0xE000)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _FILLER = "\ufffd"
 _ESCAPE_SURPLUS = len(r"\ud800") - 1
-"""How much longer a text is in which a template wrote a mark as a JSON escape."""
+"""How many characters longer a mark is if a template writes it as a JSON escape."""
 _QUOTED_CHARACTERS = 80
 _KNOWN_KEYS = frozenset(
     (
@@ -36,17 +36,16 @@ _KNOWN_KEYS = frozenset(
         "additionalProperties",
     )
 )
-"""Keys of messages, tools and JSON schemas that renderers look up, and that therefore stay as they are."""
+"""Keys of messages, tools and JSON schemas that renderers look up, so that they must not get marks."""
 
 
 class SpecialText(StrEnum):
-    """What becomes of text in messages that spells control tokens.
+    """What happens to text in messages that spells control tokens.
 
     Attributes:
         TEXT: it is encoded as text.
-        REFUSE: it is refused in the messages of users, tools and the system, and encoded as text in those of the
-            assistant.
-        ALLOW: it is encoded as control tokens, as an engine's own template does it.
+        REFUSE: it is an error in messages of users, tools and the system; in assistant messages it is encoded as text.
+        ALLOW: it is encoded as control tokens, as engines do it.
     """
 
     TEXT = "text"
@@ -55,11 +54,11 @@ class SpecialText(StrEnum):
 
 
 class SpecialTextRefused(UnsupportedConversation):
-    """A message spells a control token, and the configuration refuses such text."""
+    """A message or a tool spells a control token, which the configuration does not allow."""
 
 
 class ControlTokenFinder:
-    """Finds where a text spells control tokens, whole or in part at its two ends."""
+    """Finds control tokens in a text, also parts of them at the two ends of the text."""
 
     def __init__(self, tokens: Iterable[str]) -> None:
         longest_first = sorted(tokens, key=len, reverse=True)
@@ -74,7 +73,7 @@ class ControlTokenFinder:
         self._tag_names = {token.strip("</>") for token in longest_first if token[0] == "<" and token[-1] == ">"}
 
     def find(self, text: str) -> Iterator[tuple[int, str]]:
-        """The position and the text of every control token that the text spells, those that overlap included."""
+        """Yield the position and the text of every control token that the text spells, also of overlapping ones."""
         if self._pattern is None:
             return
         found = self._pattern.search(text)
@@ -83,7 +82,7 @@ class ControlTokenFinder:
             found = self._pattern.search(text, found.start() + 1)
 
     def find_marks(self, text: str) -> set[int]:
-        """Positions whose characters no control token can do without, for every one that the text may take part in."""
+        """Return one position in each control token, or part of one at an end of the text; marks there break them."""
         marks: set[int] = set()
         if self._any_mark is None or not self._any_mark.search(text):
             return marks
@@ -96,7 +95,7 @@ class ControlTokenFinder:
         return marks
 
     def find_key_marks(self, key: str) -> set[int]:
-        """The same for a key of an object: some templates write `<key>` for keys of a tool that they do not know."""
+        """Do the same for a key of an object. Some templates write `<key>` for an unknown key of a tool."""
         return {0} if key in self._tag_names and key not in _KNOWN_KEYS else self.find_marks(key)
 
 
@@ -106,7 +105,7 @@ def _finder_of(tokens: tuple[str, ...]) -> ControlTokenFinder:
 
 
 class MaskingTokenizer:
-    """The tokenizer that one renderer is given; it encodes what `mask` marked as text. Not for several threads."""
+    """The tokenizer of one renderer, which encodes as text what `mask` marked. It is not thread-safe."""
 
     def __init__(self, tokenizer: FastTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -118,7 +117,7 @@ class MaskingTokenizer:
         return getattr(self._tokenizer, name)
 
     def refuse(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> None:
-        """Raise SpecialTextRefused if a message that is not the assistant's, or a tool, spells a control token."""
+        """Raise SpecialTextRefused if a tool, or a message that is not from the assistant, spells a control token."""
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 self._refuse_texts(f"the {message['role']} message {index}", message)
@@ -131,12 +130,12 @@ class MaskingTokenizer:
                 begin = max(0, start - _QUOTED_CHARACTERS // 2)
                 raise SpecialTextRefused(
                     f"{owner} spells the control token {token!r} at character {start} of its text "
-                    f"{text[begin : begin + _QUOTED_CHARACTERS]!r}. Replace it, or set model.special_text: text, "
-                    "which encodes it as text."
+                    f"{text[begin : begin + _QUOTED_CHARACTERS]!r}. Replace it, or encode it as text with "
+                    "model.special_text: text."
                 )
 
     def mask(self, value: _T) -> _T:
-        """The same messages and tools with marks in their texts, which hold until the next ones are masked."""
+        """Return the messages and tools with marks in their texts. The next call makes these marks invalid."""
         self._originals, self._marks = {}, None
         if not any(self._find_marks(text, is_key) for text, is_key in _texts(value)):
             return value
@@ -149,13 +148,13 @@ class MaskingTokenizer:
             if surrogate is None:
                 raise UnsupportedConversation(
                     "the messages contain too many different JSON escapes of surrogates (\\ud800 to \\udfff) or "
-                    "characters that the tokenizer normalises: none is left to mark control tokens. Shorten them."
+                    "characters that the tokenizer normalises; no surrogate is left for marks. Shorten the messages."
                 )
             return surrogate_of.setdefault(character, surrogate)
 
         def mask_text(text: str, is_key: bool) -> str:
             if lone := _LONE_SURROGATE.search(text):
-                # What is wrong is the same as without marks, and so is the error.
+                # A lone surrogate in a message raises the same error as without marks.
                 self._tokenizer.encode(text[: lone.end()])
             pieces: list[str] = []
             end = 0
@@ -166,7 +165,7 @@ class MaskingTokenizer:
 
         masked: _T = _map_texts(value, mask_text)
         self._originals = {surrogate: character for character, surrogate in surrogate_of.items()}
-        # Some templates write JSON in ASCII.
+        # Some templates write JSON in ASCII, with marks as escapes.
         self._originals |= {f"\\u{ord(surrogate):04x}": text for text, surrogate in surrogate_of.items()}
         self._marks = re.compile("|".join(map(re.escape, self._originals)))
         return masked
@@ -177,10 +176,11 @@ class MaskingTokenizer:
         return marks
 
     def restore(self, text: str) -> str:
-        """A text with the characters that the messages have, for an error message."""
+        """Return a text with the original characters instead of marks."""
         return text if self._marks is None else self._marks.sub(lambda mark: self._originals[mark[0]], text)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """See `FastTokenizer.encode`; marked control tokens are encoded as text."""
         if self._marks is None or not self._marks.search(text):
             return self._tokenizer.encode(text, add_special_tokens)
         return self._encode_masked(text)["input_ids"]
@@ -188,6 +188,7 @@ class MaskingTokenizer:
     def __call__(
         self, text: str, *, add_special_tokens: bool = False, return_offsets_mapping: bool = False
     ) -> EncodedText:
+        """Encode a text as `encode` does, with offsets on request."""
         if self._marks is None or not self._marks.search(text):
             return self._tokenizer(
                 text, add_special_tokens=add_special_tokens, return_offsets_mapping=return_offsets_mapping
@@ -195,7 +196,7 @@ class MaskingTokenizer:
         return self._encode_masked(text)
 
     def _encode_masked(self, masked_text: str) -> EncodedText:
-        """Ids, and offsets in the masked text, which is longer where a template wrote a mark as a JSON escape."""
+        """Return ids, and offsets in the masked text. A mark that was written as a JSON escape is longer there."""
         assert self._marks is not None
         marked_at: list[int] = []
         after_escapes: list[int] = []
@@ -219,7 +220,7 @@ class MaskingTokenizer:
         return EncodedText(input_ids=encoded["input_ids"], offset_mapping=offsets)
 
     def _encode_unless_marks_are_control_tokens(self, text: str, marked_at: Sequence[int]) -> EncodedText | None:
-        """Encode a text; None if a control token takes a character that is marked as text."""
+        """Encode a text; return None if one of the control tokens contains a marked character."""
         encoded = self._tokenizer(text, return_offsets_mapping=True)
         takes_mark = any(
             bisect_left(marked_at, begin) < bisect_left(marked_at, end)
@@ -228,7 +229,7 @@ class MaskingTokenizer:
         return None if takes_mark else encoded
 
     def _control_tokens_of(self, encoded: EncodedText) -> list[tuple[int, int, int]]:
-        """The control tokens of an encoded text, and where each begins and ends."""
+        """Return the id, the begin and the end of each control token of an encoded text."""
         return [
             (token, begin, end)
             for token, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
@@ -236,7 +237,7 @@ class MaskingTokenizer:
         ]
 
     def _encode_around_template_tokens(self, text: str, template_text: str) -> EncodedText:
-        """Encode as text all that is not a control token of `template_text`, which is as long."""
+        """Encode as text all that is not a control token in `template_text`, which has the same length."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         template_tokens = self._control_tokens_of(self._tokenizer(template_text, return_offsets_mapping=True))
@@ -253,7 +254,7 @@ class MaskingTokenizer:
 
 
 def _first_mark(part: str) -> int:
-    """The first character that is no letter and no digit, so that names and words stay what they are."""
+    """Return the position of the first character that is not a letter or a digit, so that words stay unchanged."""
     return next((at for at, character in enumerate(part) if not character.isalnum()), 0)
 
 
@@ -269,7 +270,7 @@ def _positions(text: str, wanted: str) -> Iterator[int]:
 
 
 def _texts(value: Any, is_key: bool = False) -> Iterator[tuple[str, bool]]:
-    """Every text in messages or tools, and whether it is a key."""
+    """Yield every text in messages or tools, and whether it is a key."""
     if isinstance(value, str):
         yield value, is_key
     elif isinstance(value, Mapping):

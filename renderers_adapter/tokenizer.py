@@ -1,11 +1,10 @@
-"""Tokenizers from a `tokenizer.json`, without transformers, in the shape that the `renderers` package asks for.
+"""Loads tokenizers from a `tokenizer.json` without transformers, with the interface that `renderers` needs.
 
     tokenizer = load_tokenizer("models/Qwen3-VL-4B-Instruct")
     tokenizer.encode("a red square")
 
-A `FastTokenizer` never changes after it was loaded, so several threads may share one. A saved tokenizer may have
-truncation and padding, which would silently cut or lengthen a prompt; both are switched off once. (The fast tokenizers
-of transformers set both again on every call and need a lock.)
+A `FastTokenizer` does not change after it was loaded, so several threads may share one. Truncation and padding, which a
+saved tokenizer may have and which would change a prompt, are switched off.
 """
 
 import json
@@ -21,35 +20,38 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 from renderers_adapter.errors import AdapterError
 
 _MAX_CACHED_CHARACTERS = 32
-"""Texts up to this many characters are cached: what a template puts around messages is encoded at every turn."""
-
+"""The ids of texts up to this length are cached, because a template's short texts are encoded at every turn."""
 
 _SPACES = " \t\r\n\v\f\u2581"
-"""White space, and the character that stands for a space in many vocabularies."""
+"""White space, and the character that many vocabularies write for a space."""
 
 
 class TokenizerError(AdapterError):
-    """A tokenizer could not be loaded, lacks a required token, or cannot encode a text."""
+    """A tokenizer cannot be loaded, does not have a required token, or cannot encode a text."""
 
 
 class EncodedText(TypedDict):
-    """Token ids and, when asked for, the (start, end) of each token in characters of the text."""
+    """An encoded text, as the tokenizers of transformers return it."""
 
     input_ids: list[int]
+    """The token ids."""
     offset_mapping: NotRequired[list[tuple[int, int]]]
+    """The (start, end) of each token in the text, in characters; missing if the caller did not ask for it."""
 
 
 class FastTokenizer:
     """A tokenizer of the `tokenizers` package with the interface of transformers' tokenizers.
 
-    No special token is added unless asked for. Control tokens written out in a text are recognised, because chat
-    templates write them so; `encode_as_text` recognises none. Control tokens are all added tokens, those that are not
-    marked special included: `<think>` means as much to a template as `<|im_end|>`. White space and single characters
-    are none.
+    `encode` turns the text of a control token, such as `<|im_end|>`, into that token, because chat templates write
+    control tokens as text; `encode_as_text` does not. Control tokens are all added tokens, also those without the mark
+    `special`, such as `<think>`. Added tokens that are white space or a single character do not count.
 
     Attributes:
         control_tokens: the texts of the control tokens.
-        control_ids: their ids.
+        control_ids: the ids of the control tokens.
+        name_or_path: where the tokenizer was loaded from.
+        eos_token_id: the id of the token that ends a text; None if the model's files name none.
+        unk_token_id: the id for unknown tokens; None if the model's files name none.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class FastTokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._encode_cached = lru_cache(maxsize=1024)(self._encode_to_tuple)
+        self._encode_cached = lru_cache(maxsize=1024)(lambda *given: tuple(self._encode_text(*given).ids))
         added_tokens = backend.get_added_tokens_decoder()
         self.control_ids = frozenset(
             token_id for token_id, token in added_tokens.items() if len(token.content.strip(_SPACES)) > 1
@@ -72,37 +74,40 @@ class FastTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are, added ones included."""
+        """How many tokens there are, with the added ones."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Return the ids of a text; texts of control tokens become control tokens."""
         if len(text) > _MAX_CACHED_CHARACTERS:
             return self._encode_text(text, add_special_tokens).ids
         return list(self._encode_cached(text, add_special_tokens))
 
     def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Return the text of one id or of several ids."""
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def __call__(
         self, text: str, *, add_special_tokens: bool = False, return_offsets_mapping: bool = False
     ) -> EncodedText:
+        """Encode a text as `encode` does, with offsets on request."""
         encoding = self._encode_text(text, add_special_tokens)
         if return_offsets_mapping:
             return EncodedText(input_ids=encoding.ids, offset_mapping=encoding.offsets)
         return EncodedText(input_ids=encoding.ids)
 
     def characters_that_change(self, text: str) -> list[int]:
-        """The positions of characters that are other ones where control tokens are looked for, as `＜` may be `<`."""
+        """Return the positions of characters that the tokenizer normalises first, as `＜` to `<`, if it does so."""
         if self._normalizer is None or self._normalizer.normalize_str(text) == text:
             return []
         return [at for at, character in enumerate(text) if self._normalizer.normalize_str(character) != character]
 
     def encode_as_text(self, text: str) -> EncodedText:
-        """Ids and offsets of a text in which control tokens are text like any other.
+        """Return the ids and offsets of a text; texts of control tokens stay text.
 
         Raises:
-            TokenizerError: the vocabulary has a character that is a control token.
+            TokenizerError: the vocabulary can write a part of the text only as a control token.
         """
         encoding = _encode_with(self._text_backend, text)
         control_spans = [
@@ -110,12 +115,15 @@ class FastTokenizer:
         ]
         if not control_spans:
             return EncodedText(input_ids=encoding.ids, offset_mapping=encoding.offsets)
-        # The vocabulary has a control token among its words, too, so that it is put together from its characters.
+        # The vocabulary itself has a control token as a word. Encoding its first character apart prevents that word.
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         for begin, end in pairwise((0, *(begin + 1 for begin, _ in control_spans), len(text))):
             if end - begin == len(text):
-                raise TokenizerError(f"The tokenizer {self.name_or_path} has no tokens for the text {text!r}.")
+                raise TokenizerError(
+                    f"The tokenizer {self.name_or_path} can write {text!r} only as a control token. Remove it from the "
+                    "messages, or set model.special_text: allow."
+                )
             piece = self.encode_as_text(text[begin:end])
             ids += piece["input_ids"]
             offsets += ((first + begin, last + begin) for first, last in piece["offset_mapping"])
@@ -123,15 +131,12 @@ class FastTokenizer:
 
     @cached_property
     def _text_backend(self) -> Tokenizer:
-        """The same tokenizer without control tokens. Few conversations need it, so it is made for the first of them."""
+        """The same tokenizer without control tokens. It is made on demand, because few conversations need it."""
         backend = Tokenizer.from_str(self._backend.to_str())
         added_tokens = self._backend.get_added_tokens_decoder()
         backend.add_special_tokens([_as_special(added_tokens[token_id]) for token_id in sorted(self.control_ids)])
         backend.encode_special_tokens = True
         return backend
-
-    def _encode_to_tuple(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-        return tuple(self._encode_text(text, add_special_tokens).ids)
 
     def _encode_text(self, text: str, add_special_tokens: bool) -> Encoding:
         return _encode_with(self._backend, text, add_special_tokens=add_special_tokens)
@@ -141,17 +146,17 @@ class FastTokenizer:
     @overload
     def convert_tokens_to_ids(self, tokens: list[str]) -> list[int | None]: ...
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int | None] | None:
-        """The id of each token; `unk_token_id`, which may be None, for one that does not exist."""
+        """Return the id of a token or of each token; `unk_token_id` for a token that does not exist."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         found = self._backend.token_to_id(tokens)
         return self.unk_token_id if found is None else found
 
     def token_id(self, token: str) -> int:
-        """The id of a token that must exist.
+        """Return the id of a token that must exist.
 
         Raises:
-            TokenizerError: the vocabulary does not hold it.
+            TokenizerError: the token does not exist.
         """
         found_id = self._backend.token_to_id(token)
         if found_id is None:
@@ -163,18 +168,17 @@ class FastTokenizer:
 
 
 def load_tokenizer(path: str | Path) -> FastTokenizer:
-    """Load a model directory, or a `tokenizer.json` itself; a `tokenizer_config.json` beside it names the end token.
+    """Load the tokenizer of a model directory, or a `tokenizer.json`, with its `tokenizer_config.json` if there is one.
 
     Raises:
-        TokenizerError: there is no such file, or it is not a tokenizer.
+        TokenizerError: the file does not exist, or it is not a tokenizer.
     """
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
-        expected_file = f"a tokenizer.json in {path}" if path.is_dir() else str(path)
         raise TokenizerError(
-            f"No tokenizer at {path}: looked for {expected_file}, and there is none. "
-            "Give a directory that holds a tokenizer.json, or the file itself; nothing is downloaded by name."
+            f"No tokenizer at {path}: {file} does not exist. "
+            "Give a directory with a tokenizer.json, or that file; a name is not downloaded."
         )
     config = _read_config(file.with_name("tokenizer_config.json"))
     data = _read_bytes(file)
@@ -183,7 +187,7 @@ def load_tokenizer(path: str | Path) -> FastTokenizer:
     except Exception as error:  # tokenizers raises nothing more specific
         raise TokenizerError(
             f"{file} is not a tokenizer that the `tokenizers` package can load ({error}). "
-            "Expected the file that a fast tokenizer saves; save or download it again."
+            "Save or download it again, from a fast tokenizer."
         ) from error
     return FastTokenizer(
         backend,
@@ -201,8 +205,8 @@ def _encode_with(backend: Tokenizer, text: str, *, add_special_tokens: bool = Fa
         if surrogate is None:
             raise
         raise TokenizerError(
-            f"The text has a lone surrogate ({surrogate.group()!r}) at character {surrogate.start()}; half of a "
-            "character has no tokens. It often comes from cutting JSON escapes in two: repair or replace it."
+            f"The text has a lone surrogate ({surrogate.group()!r}) at character {surrogate.start()}, which has no "
+            "tokens. It often comes from a JSON escape that was cut in two. Repair or replace it."
         ) from error
 
 
@@ -223,10 +227,10 @@ def _read_config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(_read_bytes(file))
     except ValueError as error:
-        raise TokenizerError(f"{file} is not JSON ({error}). Repair it, or remove it to go without.") from error
+        raise TokenizerError(f"{file} is not JSON ({error}). Repair or remove it.") from error
     if not isinstance(config, dict):
         raise TokenizerError(
-            f"{file} holds a JSON {type(config).__name__}; expected an object with eos_token and others."
+            f"{file} has a JSON {type(config).__name__}; expected an object with eos_token and others."
         )
     return config
 
@@ -239,5 +243,5 @@ def _read_bytes(file: Path) -> bytes:
 
 
 def _token_text(token: str | dict[str, Any] | None) -> str | None:
-    """A token in `tokenizer_config.json` is a string, or an object that has it as its content."""
+    """Return the text of a token in `tokenizer_config.json`, which is a string or an object with `content`."""
     return token["content"] if isinstance(token, dict) else token

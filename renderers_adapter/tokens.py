@@ -1,9 +1,8 @@
-"""Logical and expanded token ids, and the one derivation between them.
+"""Logical and expanded token ids, and the functions that expand them.
 
-*Logical* ids hold one pad token per image: they are what a renderer writes, what is bridged, and what crosses the
-queue. *Expanded* ids hold as many pad tokens as the engine sees. The two are distinct types, so that a type checker
-refuses to mix them up, and `expand` is the only place where labels, log-prob positions and image offsets move from
-one to the other.
+*Logical* ids have one pad token for each image. A renderer writes them, and they are bridged and cross the queue.
+*Expanded* ids have as many pad tokens for each image as the engine sees. They are two types, so that a type checker
+finds mistakes. Only `expand` makes expanded ids from logical ids.
 """
 
 from bisect import bisect_left
@@ -24,7 +23,7 @@ NO_LOGPROBS: Logprobs = np.zeros(0, np.float32)
 
 
 class PlaceholderError(AdapterError):
-    """Image placeholders and images do not match; training would use misaligned pixels."""
+    """Image placeholders and images do not match, so that training would use the wrong pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +46,8 @@ class TokenRun:
     """The tokens that one message adds to a conversation.
 
     Attributes:
-        ids: the tokens, with one pad token per image.
-        sampled_from: `ids[sampled_from:]` were sampled by the policy; the tokens before are the template's.
+        ids: the tokens, with one pad token for each image.
+        sampled_from: the policy sampled the tokens `ids[sampled_from:]`; the template wrote those before.
         logprobs: one log-prob for each sampled token.
         images: the images of the message, in order; they come before the sampled tokens.
     """
@@ -59,7 +58,7 @@ class TokenRun:
     images: tuple[ImageSlot, ...] = ()
 
     def expanded_offset(self, offset: int) -> int:
-        """The position of the token at this logical offset after the images before it are expanded."""
+        """Return the expanded position of the token at a logical offset."""
         return offset + sum(slot.length - 1 for slot in self.images if slot.offset < offset)
 
 
@@ -80,12 +79,12 @@ class Placeholder:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What training needs to know of every token of a path.
+    """What training needs to know about each token of a path.
 
     Attributes:
         sampled: whether the policy sampled the token.
-        logprobs: the log-prob of a sampled token; 0 elsewhere.
-        token_types: 0 text, 1 image.
+        logprobs: the log-prob of a sampled token; 0 for other tokens.
+        token_types: 1 for image tokens, 0 for text.
     """
 
     sampled: npt.NDArray[np.bool_]
@@ -101,7 +100,7 @@ class ExpandedPath:
         runs: the runs of the path, in order.
         ids: the tokens of all runs, expanded.
         placeholders: where each image's pad tokens are, in order.
-        run_starts: where each run begins in `ids`, and last where the path ends.
+        run_starts: the position in `ids` where each run begins, and at the end the length of `ids`.
     """
 
     runs: tuple[TokenRun, ...]
@@ -110,12 +109,12 @@ class ExpandedPath:
     run_starts: tuple[int, ...]
 
     def labels(self) -> Labels:
-        """The labels, aligned to `ids`. They are made on demand: workers hold thousands of paths without them."""
+        """Make the labels of `ids`. They are not stored, because workers keep thousands of paths and need no labels."""
         sampled = np.zeros(len(self.ids), np.bool_)
         logprobs = np.zeros(len(self.ids), np.float32)
         token_types = np.zeros(len(self.ids), np.uint8)
         for run, end in zip(self.runs, self.run_starts[1:], strict=True):
-            # Images come before the sampled tokens, which are therefore unchanged at the end of their run.
+            # Images come before the sampled tokens, so the sampled tokens end where their run ends.
             begin = end - len(run.logprobs)
             sampled[begin:end] = True
             logprobs[begin:end] = run.logprobs
@@ -124,7 +123,7 @@ class ExpandedPath:
         return Labels(sampled, logprobs, token_types)
 
     def first_runs(self, run_count: int) -> "ExpandedPath":
-        """The first `run_count` runs, as a path that shares the memory of this one."""
+        """Return the path of the first `run_count` runs; it shares the memory of this one."""
         end = self.run_starts[run_count]
         placeholder_count = bisect_left(self.placeholders, end, key=lambda placeholder: placeholder.offset)
         return ExpandedPath(
@@ -136,20 +135,21 @@ class ExpandedPath:
 
 
 def as_logical_ids(ids: Sequence[int] | npt.NDArray[np.int32]) -> LogicalIds:
-    """Ids with one pad token per image."""
+    """Return these ids, which have one pad token for each image, as logical ids."""
     return LogicalIds(np.asarray(ids, dtype=np.int32))
 
 
 def concat_ids(*parts: LogicalIds) -> LogicalIds:
-    """One sequence of logical ids after another."""
+    """Join sequences of logical ids."""
     return LogicalIds(np.concatenate(parts))
 
 
 def expand(runs: Sequence[TokenRun], *, pad_id: int | None) -> ExpandedPath:
-    """Join the runs of a path and expand each image's one pad token to its length.
+    """Join the runs of a path and expand each image's pad token to its length.
 
     Raises:
-        PlaceholderError: a slot is not on a pad token, or a pad token has no slot.
+        PlaceholderError: an image is not on a pad token, or a pad token has no image.
+        AdapterError: a run does not have one log-prob for each sampled token.
     """
     sizes = [len(run.ids) for run in runs]
     run_offsets = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
@@ -157,9 +157,7 @@ def expand(runs: Sequence[TokenRun], *, pad_id: int | None) -> ExpandedPath:
     slots: list[tuple[int, ImageSlot]] = []
     for run, start, size in zip(runs, run_offsets[:-1].tolist(), sizes, strict=True):
         if len(run.logprobs) != size - run.sampled_from:
-            raise AdapterError(
-                f"a run holds {size - run.sampled_from} sampled tokens and {len(run.logprobs)} log-probs"
-            )
+            raise AdapterError(f"a run has {size - run.sampled_from} sampled tokens but {len(run.logprobs)} log-probs")
         slots += [(start + slot.offset, slot) for slot in run.images]
     _check_slots_on_pads(ids, slots, pad_id)
     if not slots:
@@ -178,7 +176,7 @@ def expand(runs: Sequence[TokenRun], *, pad_id: int | None) -> ExpandedPath:
 
 
 def extend_path(path: ExpandedPath, addition: ExpandedPath) -> ExpandedPath:
-    """An expanded path and an expanded addition, joined; the same as expanding all runs at once, but cheaper."""
+    """Join two expanded paths; it costs less than expanding all of their runs again."""
     length = len(path.ids)
     return ExpandedPath(
         (*path.runs, *addition.runs),
@@ -189,7 +187,7 @@ def extend_path(path: ExpandedPath, addition: ExpandedPath) -> ExpandedPath:
 
 
 def shift_placeholder(placeholder: Placeholder, token_count: int) -> Placeholder:
-    """A placeholder in a sequence that now has `token_count` more tokens before it."""
+    """Return the placeholder with `token_count` more tokens before it."""
     return Placeholder(placeholder.hash, placeholder.offset + token_count, placeholder.length)
 
 
@@ -200,10 +198,11 @@ def _check_slots_on_pads(
     slot_positions = [position for position, _ in slots]
     if pad_positions != slot_positions:
         raise PlaceholderError(
-            f"the path holds {len(pad_positions)} image pad tokens (first at {pad_positions[:3]}) for "
-            f"{len(slot_positions)} images (first at {slot_positions[:3]}); each image must lie on exactly one pad "
-            "token"
+            f"the path has {len(pad_positions)} image pad tokens (first at {pad_positions[:3]}) for "
+            f"{len(slot_positions)} images (first at {slot_positions[:3]}); each image must have exactly one pad token"
         )
     for position, slot in slots:
         if slot.length < 1:
-            raise PlaceholderError(f"image {slot.hash} at logical offset {position} has the length {slot.length}")
+            raise PlaceholderError(
+                f"image {slot.hash} at logical offset {position} has the length {slot.length}; expected 1 or more"
+            )

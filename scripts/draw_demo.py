@@ -1,4 +1,4 @@
-"""Draws docs/demo.svg: what `make demo` prints, from a real run of it."""
+"""Runs `make demo` and draws what it prints as docs/demo.svg."""
 
 import io
 import re
@@ -14,6 +14,7 @@ COMMAND = ["run", "configs/color_codeword.yaml", "--set", "engine.sampling.tempe
 
 
 def main() -> None:
+    """Draw the picture."""
     environment = {"FORCE_COLOR": "1", "COLUMNS": "104", "PATH": "/usr/bin:/bin", "TERM": "xterm-256color"}
     command = [sys.executable, "-m", "rollout", *COMMAND]
     printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
@@ -21,7 +22,7 @@ def main() -> None:
     console.print(Text("$ make demo"))
     console.print(Text.from_ansi(printed.replace(str(ROOT), ".").rstrip()))
     drawing = console.export_svg(title="rollout")
-    # Without the web fonts that would be fetched from elsewhere; every viewer has a monospaced one.
+    # Without web fonts, which a viewer would download; every viewer has a monospaced font.
     drawing = re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.DOTALL).replace("Fira Code, ", "")
     drawing = drawing.replace("<svg ", '<svg xml:space="preserve" ', 1)
     (ROOT / "docs" / "demo.svg").write_text(drawing, "utf-8")

@@ -1,9 +1,9 @@
-"""Train the small byte-level tokenizer that goes with the embedded engine, from the text beside this script.
+"""Trains the small byte-level tokenizer of the embedded engine, from tokenizer_corpus.txt.
 
     python scripts/train_tokenizer.py rollout/serving/tiny_qwen3_vl/tokenizer.json
 
-The same text gives the same bytes. It has Qwen's special tokens under their names, so that everything written for
-Qwen3-VL works with it, and about a hundredth of Qwen's vocabulary.
+The same text gives the same file. The tokenizer has the names of Qwen's special tokens, so that it works with code for
+Qwen3-VL, and less than a hundredth of Qwen's vocabulary.
 """
 
 import sys
@@ -33,18 +33,19 @@ SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-# Decoding keeps these even where special tokens are skipped, as Qwen's tokenizers do.
+# These are not special tokens, as in Qwen's tokenizers: decoding keeps them even if it skips special tokens.
 MARKUP = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 
 WHOLE_WORDS = (*PALETTE, "user", "assistant", "system", "tool")
-# Often enough for every merge inside a whole word to come before the vocabulary is full.
+# Often enough to make each whole word one token before the vocabulary is full.
 REPEATS = 40
 
-# A word takes one sign or space in front along; digits stand alone; line ends keep together.
+# A word includes one sign or space before it; each digit is separate; line ends stay together.
 SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def train() -> Tokenizer:
+    """Train the tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

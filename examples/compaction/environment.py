@@ -1,10 +1,10 @@
-"""Compaction: a conversation that is longer than what is kept of it.
+"""Compaction: a long conversation whose history is replaced by summaries.
 
-Each turn shows one picture, as in the colour codeword. After every `keep` pictures the history is dropped: a summary in
-words replaces it, and the conversation continues from there. At the end all pictures are shown once more.
+Each turn shows one picture, as in the colour codeword. After every `keep` pictures, a summary in words replaces the
+history, and the conversation continues from there. At the end all pictures are shown again.
 
-What this shows: `model.chat` takes any conversation. It is enough to cut the list: the prefix that is still the same is
-shared, a picture that returns is sent again, and every answer trains exactly once.
+The example shows that `model.chat` takes any conversation, so that cutting the list is enough. Branches share the
+prefix that stays the same, a picture that returns is sent again, and every answer trains exactly once.
 
     rollout run examples/compaction/compaction.yaml
 """
@@ -30,25 +30,33 @@ SYSTEM = {"role": "system", "content": f"You look at squares. Name colours only,
 
 
 class CompactionSettings(EnvironmentSettings):
-    keep: int = Field(default=3, ge=1, description="Pictures after which the history is summarised.")
+    """The keys of `environment`."""
+
+    keep: int = Field(default=3, ge=1, description="After how many pictures the history is replaced by a summary.")
     look: ColorCodewordSettings = Field(default=ColorCodewordSettings(image_size=64), description="The pictures.")
 
 
 class CompactionTasks(TaskSettings):
-    pictures: int = Field(default=8, ge=1, description="Pictures in a rollout.")
+    """The keys of `tasks`."""
+
+    pictures: int = Field(default=8, ge=1, description="How many pictures a rollout has.")
 
 
 class Compaction(Environment):
+    """The policy names the colours of more pictures than its history keeps."""
+
     Settings: ClassVar[type[EnvironmentSettings]] = CompactionSettings
     Tasks: ClassVar[type[TaskSettings]] = CompactionTasks
     settings: CompactionSettings
 
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
+        """See `Environment.tasks`."""
         assert isinstance(tasks, CompactionTasks)
         for task in super().tasks(tasks):
             yield replace(task, data={"colors": draw_codeword(task, tasks.pictures)})
 
     async def run(self, task: Task, model: Model) -> Score:
+        """See `Environment.run`."""
         colors: list[str] = task.data["colors"]
         pictures = [await asyncio.to_thread(self.picture, task, number) for number in range(len(colors))]
         conversation: list[dict[str, Any]] = [SYSTEM]
@@ -67,5 +75,6 @@ class Compaction(Environment):
         return Score(0.5 * at_once + 0.5 * at_last, {"at_once": at_once, "at_last": at_last})
 
     def picture(self, task: Task, number: int) -> dict[str, Any]:
+        """Draw the picture with this number, as a part of a message."""
         uri = draw_square(task.data["colors"][number], self.settings.look, seed=f"{task.seed}/{number}")
         return {"type": "image_url", "image_url": {"url": uri}}

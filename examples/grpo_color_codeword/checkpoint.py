@@ -1,4 +1,4 @@
-"""The policy before it has learnt anything: a tiny Qwen3-VL with random weights, made on the spot."""
+"""Makes the first checkpoint of the policy: a tiny Qwen3-VL with random weights."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 from rollout.serving.tiny_model.checkpoint import make_checkpoint
 
 _WEIGHT_SCALE = 4.0
-"""Larger than usual, so that the policy learns sooner. With a much larger one it never learns to remember."""
+"""Larger than usual, so that the policy learns faster. With a much larger one it does not learn to remember."""
 _ONE_TOKEN_PIXELS = 32 * 32
-"""The fewest pixels that the processor accepts without enlarging, so that a picture of 32 x 32 is a single token."""
+"""The processor enlarges images below this number of pixels. So a picture of 32 x 32 is one token."""
 
 
 def make_policy(directory: Path, *, seed: int) -> None:
-    """Write the checkpoint."""
+    """Write the checkpoint into a directory."""
     make_checkpoint(directory, "qwen3-vl", seed=seed, scale=_WEIGHT_SCALE)
     file = directory / "preprocessor_config.json"
     settings = json.loads(file.read_text("utf-8"))

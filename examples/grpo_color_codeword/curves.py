@@ -1,4 +1,4 @@
-"""How a run goes: curves in the terminal while it trains, and the same curves as an SVG picture."""
+"""Draws the curves of a run: in the terminal during the training, and as an SVG picture."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ class Curve:
     """One quantity over the steps.
 
     Attributes:
-        title: what the curve is called.
-        value: the quantity of one step.
+        title: the title of the curve.
+        value: returns the quantity of one step.
         format: the format string for a value.
         color: the colour of the line in the picture.
-        least: the smallest value on a logarithmic axis; smaller values are drawn there. None: the axis is linear.
+        least: the smallest value on a logarithmic axis; smaller values are drawn there. None for a linear axis.
     """
 
     title: str
@@ -32,7 +32,7 @@ class Curve:
     least: float | None = None
 
     def height(self, value: float) -> float:
-        """The position of a value on the axis, in its own units."""
+        """Return the position of a value on the axis."""
         return value if self.least is None else math.log10(max(value, self.least))
 
 
@@ -51,9 +51,9 @@ CURVES = (
 
 
 def table(steps: Sequence[TrainingStep], title: str) -> Table:
-    """The curves so far, for a terminal."""
+    """Draw the curves of the steps so far, for a terminal."""
     drawn = Table(title=title, title_justify="left")
-    for column in ("", "now", "from the first step to the newest"):
+    for column in ("", "now", "from the first step to the last"):
         drawn.add_column(column)
     for curve in CURVES:
         values = [curve.value(step) for step in steps]
@@ -70,7 +70,7 @@ def _bars(curve: Curve, values: Sequence[float]) -> str:
 
 
 def svg(steps: Sequence[TrainingStep], title: str) -> str:
-    """The curves of a run as a picture, two in a row."""
+    """Draw the curves of a run as an SVG picture, two in a row."""
     width, height = 2 * (_WIDTH + _MARGIN) + _MARGIN, 2 * (_HEIGHT + 2 * _MARGIN) + _MARGIN
     panels = "".join(_placed(number, _panel(curve, steps)) for number, curve in enumerate(CURVES))
     return (

@@ -1,11 +1,11 @@
-"""A codeword of colours that a policy has to learn to see and to remember; every token of an answer is one colour.
+"""A codeword of colours, which a policy must learn to see and to remember.
 
-    along     each of T turns shows one picture and asks for its colour; at the end all T are to be recalled, in order
-    at_end    the turns show their pictures and any answer will do; only what is recalled at the end counts
+    along     each turn shows one picture and asks for its colour; the last turn asks for all colours, in order
+    at_end    each turn shows one picture; only the answer of the last turn counts
 
-The policy may say only colours, so that every sampled token is an answer that is right or wrong. The metrics `right.0`,
-`right.1`, … say which were right, in the order of the tokens that count; the reward is their mean. In `at_end` only
-the older pictures contain the answers: a policy that loses them cannot score.
+The policy may sample only colours, so that every sampled token is an answer, right or wrong. The metrics `right.0`,
+`right.1`, … say which answers were right; the reward is their mean. With `at_end` only the earlier pictures contain the
+answers, so a policy that does not get them again cannot score.
 """
 
 import random
@@ -28,37 +28,45 @@ COLORS = ("red", "green", "blue", "yellow")
 TOKENIZER = BUILTIN_MODELS["builtin:tiny"]
 
 _SIDE = 32
-"""Pixels. The processor leaves this size as it is, so that no two resizers can differ."""
+"""The side of a picture in pixels. The processor does not resize this size, so that all resizers agree."""
 _SHADES, _GRAIN = 30, 12
 _COLOR = re.compile("|".join(COLORS))
 
 
 @cache
 def color_ids() -> tuple[int, ...]:
-    """The token of each colour."""
+    """Return the id of each colour's token."""
     tokenizer = load_tokenizer(TOKENIZER)
     return tuple(token for color in COLORS for token in tokenizer.encode(color))
 
 
 class CodewordSettings(EnvironmentSettings):
-    ask: Literal["along", "at_end"] = Field(default="along", description="When the colours are asked for.")
+    """The keys of `environment`."""
+
+    ask: Literal["along", "at_end"] = Field(default="along", description="Whether the answer of each turn counts.")
 
 
 class CodewordTasks(TaskSettings):
+    """The keys of `tasks`."""
+
     pictures: int = Field(default=3, ge=1, description="How many pictures a codeword has.")
 
 
 class LearnedCodeword(Environment):
+    """The policy names the colours that it sees, and those that it saw."""
+
     Settings: ClassVar[type[EnvironmentSettings]] = CodewordSettings
     Tasks: ClassVar[type[TaskSettings]] = CodewordTasks
     settings: CodewordSettings
 
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
+        """See `Environment.tasks`."""
         assert isinstance(tasks, CodewordTasks)
         for task in super().tasks(tasks):
             yield replace(task, data={"codeword": random.Random(task.seed).choices(COLORS, k=tasks.pictures)})
 
     async def run(self, task: Task, model: Model) -> Score:
+        """See `Environment.run`."""
         codeword: list[str] = task.data["codeword"]
         conversation: list[dict[str, Any]] = []
         right: list[bool] = []
@@ -79,7 +87,7 @@ class LearnedCodeword(Environment):
 
 
 def draw(color: str, *, seed: tuple[int, int]) -> Image.Image:
-    """A shade of a colour, with grain."""
+    """Draw a shade of a colour, with grain."""
     noise = np.random.default_rng(seed)
     shade = np.array(PALETTE[color]) + noise.integers(-_SHADES, _SHADES, size=3)
     pixels = shade + noise.integers(-_GRAIN, _GRAIN, size=(_SIDE, _SIDE, 3))

@@ -1,7 +1,7 @@
-"""GRPO in one screen: log-probs of the sampled tokens, advantages per answer, one clipped step for each batch.
+"""GRPO: log-probs of the sampled tokens, an advantage for each answer, and one clipped step for each batch.
 
-Every sampled token is an answer of its own (see `environment`), so each answer has its own advantage: how far it is
-above the mean of the same answer in the rollouts of its group, in standard deviations.
+Every sampled token is one answer (see `environment`). The advantage of an answer is how many standard deviations it is
+above the mean of the same answer in its group.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,12 +20,12 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """What one step measured, before it changed the weights.
+    """What a step measured before it changed the weights.
 
     Attributes:
         loss: the clipped loss of the batch.
-        max_logprob_difference: the largest difference between the sampler's and our log-prob of a token (same weights).
-        compared_tokens: how many tokens that was measured on: those of the version that is trained.
+        max_logprob_difference: the largest difference between the sampler's and our log-prob of a compared token.
+        compared_tokens: how many tokens were compared: those that the trainer's version sampled.
     """
 
     loss: float
@@ -34,7 +34,11 @@ class UpdateStats:
 
 
 class Learner:
-    """A policy and its optimiser."""
+    """A policy and its optimiser.
+
+    Attributes:
+        model: the policy.
+    """
 
     def __init__(self, checkpoint: Path, materializer: Materializer, allowed_tokens: Sequence[int]) -> None:
         self.model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
@@ -43,7 +47,7 @@ class Learner:
         self._allowed_tokens = torch.tensor(allowed_tokens)
 
     def step(self, groups: Sequence[Group], version: str) -> UpdateStats:
-        """Learn from whole groups; `version` is what the weights are called now."""
+        """Learn from whole groups. `version` is the name of the weights before this step."""
         training_samples = [
             sample for group in groups for trajectory in trainable_trajectories(group) for sample in samples(trajectory)
         ]
@@ -67,7 +71,7 @@ class Learner:
         return UpdateStats(loss.item(), max(differences.tolist(), default=0.0), differences.numel())
 
     def logprobs(self, batch: Batch, training_samples: Sequence[TrainingSample]) -> torch.Tensor:
-        """The log-probs of the sampled tokens, (samples, answers), among the allowed tokens only."""
+        """Return the log-probs of the sampled tokens, (samples, answers), among the allowed tokens."""
         images, grids = self._encode_images(image_names_of(batch.ordered(training_samples)), training_samples)
         positions, _ = self.model.model.get_rope_index(batch.token_ids, batch.token_types.int(), image_grid_thw=grids)
         logits = self.model(
@@ -80,7 +84,7 @@ class Learner:
     def _encode_images(
         self, image_names: Sequence[str], training_samples: Sequence[TrainingSample]
     ) -> tuple[Any, torch.Tensor]:
-        """Features and grids of the named images, in order. Each image is encoded only once, for all samples."""
+        """Return features and grids of the named images, in order. Each image is encoded only once."""
         sample_by_image: dict[str, TrainingSample] = {}
         for sample in training_samples:
             if not sample_by_image.keys() >= set(image_names_of([sample])):
@@ -98,27 +102,27 @@ class Learner:
 
 
 def image_names_of(training_samples: Iterable[TrainingSample]) -> list[str]:
-    """The name of each image that samples show, in order and as often as they show it."""
+    """Return the name of each image of the samples, in order and as often as they have it."""
     return [mark.hash for sample in training_samples for mark in sample.placeholders]
 
 
 def align_logits_with_tokens(logits: torch.Tensor) -> torch.Tensor:
-    """Move the logits to the position of the token drawn from them: a network gives them one position earlier."""
+    """Move the logits to the position of the token that was sampled from them; a network returns them one before it."""
     return logits.roll(1, dims=1)
 
 
 def at_sampled_tokens(batch: Batch, values: torch.Tensor) -> torch.Tensor:
-    """The values at the sampled tokens, (samples, answers, …): each rollout of a batch samples the same number."""
+    """Return the values at the sampled tokens, (samples, answers, …). All rollouts of a batch sample equally many."""
     return values[batch.mask].unflatten(0, (len(batch.rollouts), -1))
 
 
 def trainable_trajectories(group: Group) -> list[Trajectory]:
-    """The rollouts of a group that did not fail."""
+    """Return the trajectories of a group that train."""
     return [trajectory for trajectory in group.trajectories if trajectory.trainable]
 
 
 def advantages_of_answers(group: Group) -> torch.Tensor:
-    """The advantage of every answer that counts, (rollouts, answers)."""
+    """Return the advantage of every answer that counts, (rollouts, answers)."""
     right = torch.tensor(
         [
             [trajectory.metrics[f"right.{answer}"] for answer in range(len(trajectory.metrics))]

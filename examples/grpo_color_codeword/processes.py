@@ -1,6 +1,6 @@
-"""The processes beside the trainer: an engine that samples, and a launch with its workers.
+"""The processes that the trainer starts: an engine that samples, and a launch with its workers.
 
-They end with the trainer, however it ends. If it can, it stops them; if it was killed, a reaper kills them.
+They end with the trainer. It stops them when it ends; if it is killed, a reaper kills them.
 """
 
 import os
@@ -21,7 +21,7 @@ from rollout.serving.vllm import VllmServer, VllmSettings
 _START_TIMEOUT = 120.0
 _STOP_TIMEOUT = 60.0
 _EXIT_TIMEOUT = 1.0
-"""How long a process that was killed may take to be gone."""
+"""How many seconds to wait for the end of an engine that seems to have failed."""
 _VLLM_START_TIMEOUT = 600.0
 _VLLM_FLAGS = (
     "--dtype",
@@ -39,11 +39,11 @@ _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 class TrainingProcessEnded(RolloutError):
-    """A process that training needs has ended."""
+    """A process that training needs has ended or does not work."""
 
 
 def exit_on_signals() -> None:
-    """Let Ctrl-C, SIGTERM and SIGHUP end this process in an orderly way: it stops first what it has started."""
+    """Let this process stop its children before it ends by Ctrl-C, SIGTERM or SIGHUP."""
 
     def leave(signum: int, frame: object) -> None:
         sys.stderr.write("stopping the engine, the launch and its workers; a second Ctrl-C kills them\n")
@@ -54,7 +54,7 @@ def exit_on_signals() -> None:
 
 
 def log_excerpt(log: Path) -> str:
-    """The lines of a log that say why its process failed: from the first error on, or else the last ones."""
+    """Return the lines of a log from the first error on, or its last lines if it has no error."""
     lines = log.read_text("utf-8", errors="replace").splitlines()
     if not lines:
         return f"{log} is empty."
@@ -64,7 +64,7 @@ def log_excerpt(log: Path) -> str:
 
 @contextmanager
 def transformers_sampler(checkpoint: Path, runs: Path, log: Path) -> Iterator[str]:
-    """Run `rollout serve transformers`; yields its root URL."""
+    """Run `rollout serve transformers`; yield its root URL."""
     command = ["serve", "transformers", str(checkpoint), "--name", "policy", "--allow", str(runs)]
     with rollout_command(command, log, reads_stdout=True) as process:
         assert process.stdout is not None
@@ -76,7 +76,7 @@ def transformers_sampler(checkpoint: Path, runs: Path, log: Path) -> Iterator[st
         try:
             yield announced[-1].decode()
         except TrainingProcessEnded as error:
-            # Whoever waits for an engine that has ended is the first to fail.
+            # The launch fails first if the engine has ended, so the engine's error explains more.
             with suppress(subprocess.TimeoutExpired):
                 code = process.wait(_EXIT_TIMEOUT)
                 raise TrainingProcessEnded(f"the engine ended with {code}. {log_excerpt(log)}") from error
@@ -85,13 +85,13 @@ def transformers_sampler(checkpoint: Path, runs: Path, log: Path) -> Iterator[st
 
 @contextmanager
 def vllm_sampler(checkpoint: Path, runs: Path, log: Path, executable: Path | None, *flags: str) -> Iterator[str]:
-    """Run vLLM as `rollout serve vllm` starts it; yields its root URL."""
+    """Run vLLM as `rollout serve vllm` starts it; yield its root URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = VllmSettings(
         str(checkpoint), runs, "policy", port=port, executable=executable, flags=(*_VLLM_FLAGS, *flags)
     )
-    # By itself vLLM would take nearly all of the machine's memory for its cache.
+    # By default, vLLM takes almost all memory of the machine for its cache.
     server = VllmServer(settings, log, environment={**_ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": "1"})
     with _reaper() as reaper:
         try:
@@ -113,7 +113,7 @@ def running_launch(run: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]
 
 
 def launch_log(run: Path) -> Path:
-    """What the launch of a run prints."""
+    """Return the file that has the output of a run's launch."""
     return run / "launch.out"
 
 
@@ -121,7 +121,7 @@ def launch_log(run: Path) -> Path:
 def rollout_command(
     arguments: Sequence[str], log: Path, *, reads_stdout: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a `rollout` command in its own session. A Ctrl-C reaches only this process, which then stops the command."""
+    """Run a `rollout` command in its own session, so that Ctrl-C reaches only this process, which then stops it."""
     command = [sys.executable, "-m", "rollout", *arguments]
     with _reaper() as reaper:
         with log.open("wb") as output:
@@ -142,7 +142,7 @@ def rollout_command(
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a command; kill it if that takes too long, or if a second Ctrl-C cuts the wait short."""
+    """Stop a command; kill it if that takes too long or a second Ctrl-C comes."""
     process.send_signal(signal.SIGTERM)
     try:
         with suppress(subprocess.TimeoutExpired):
@@ -156,7 +156,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _reaper() -> Iterator[ReaperProcess]:
-    """A process that kills the groups it was told of, and not told to forget, when this block or this process ends."""
+    """Run a process that kills the groups added to it, and not removed, when this block or this process ends."""
     reaper = ReaperProcess()
     try:
         yield reaper

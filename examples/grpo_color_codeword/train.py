@@ -1,10 +1,10 @@
-"""A tiny Qwen3-VL with random weights learns a codeword of colours, through the whole pipeline.
+"""Trains a tiny Qwen3-VL with random weights on a codeword of colours, through the whole pipeline.
 
-    python -m examples.grpo_color_codeword.train                     # sampled by `rollout serve transformers`
+    python -m examples.grpo_color_codeword.train                     # the engine is `rollout serve transformers`
     python -m examples.grpo_color_codeword.train --sampler vllm --set environment.ask=at_end
 
 At least five processes run: this trainer, an engine, `rollout launch` and its workers. Training ends when the mean
-reward of five batches reaches the target. It leaves the curves as a picture in the run's directory.
+reward of five batches reaches the target. It writes its curves as a picture into the run's directory.
 """
 
 import argparse
@@ -31,24 +31,25 @@ _SMOOTHING_STEPS = 5
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="of the weights, the tasks and the sampling")
-    parser.add_argument("--sampler", choices=("transformers", "vllm"), default="transformers")
-    parser.add_argument("--vllm", type=Path, help="vLLM's executable, such as that of another environment")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run's directory is made")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes")
-    parser.add_argument("--target", type=float, default=0.95, help="mean reward of five batches that ends it")
-    parser.add_argument("--steps", type=int, default=150, help="steps after which it has failed to learn")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the weights, the tasks and the sampling")
+    parser.add_argument("--sampler", choices=("transformers", "vllm"), default="transformers", help="the engine")
+    parser.add_argument("--vllm", type=Path, help="vLLM's executable, for example of another environment")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="the directory for the run's directory")
+    parser.add_argument("--workers", type=int, default=2, help="how many worker processes to start")
+    parser.add_argument("--target", type=float, default=0.95, help="stop at this mean reward of five batches")
+    parser.add_argument("--steps", type=int, default=150, help="stop after this many steps, without success")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the YAML")
     return parser.parse_args(argv)
 
 
 def train(options: argparse.Namespace) -> list[TrainingStep]:
-    """Train until the target is reached. Leaves the curves and `policy`, a whole checkpoint, in the run's directory."""
+    """Train until the target is reached. Write the curves and a complete checkpoint into the run's directory."""
     torch.manual_seed(options.seed)
     # Matrices of this size are slower on several cores, and the other processes need the cores.
     torch.set_num_threads(1)
-    # Weights are saved after every step; nobody needs a bar for each.
+    # Weights are saved after every step, each time with a progress bar.
     transformers_logging.disable_progress_bar()
     runs = options.runs.resolve()
     runs.mkdir(parents=True, exist_ok=True)
@@ -73,13 +74,14 @@ def train(options: argparse.Namespace) -> list[TrainingStep]:
 
 
 def start_sampler(options: argparse.Namespace, checkpoint: Path, runs: Path, log: Path) -> AbstractContextManager[str]:
+    """Return a context manager that runs the engine and yields its root URL."""
     if options.sampler == "vllm":
         return vllm_sampler(checkpoint, runs, log, options.vllm)
     return transformers_sampler(checkpoint, runs, log)
 
 
 def copy_missing_files(weights: Path, checkpoint: Path) -> None:
-    """Copy what an engine also needs into the weights' directory: tokenizer, template, processor."""
+    """Copy what an engine needs besides weights into their directory: tokenizer, template, processor."""
     for file in checkpoint.iterdir():
         if not (weights / file.name).exists():
             shutil.copyfile(file, weights / file.name)
@@ -101,11 +103,12 @@ def train_with_display(training: Training, options: argparse.Namespace) -> list[
 
 
 def smoothed_reward(steps: Sequence[TrainingStep]) -> float:
-    """The mean reward of the last five batches; 0 before there are five."""
+    """Return the mean reward of the last five batches; 0 if there are fewer."""
     return fmean(step.reward for step in steps[-_SMOOTHING_STEPS:]) if len(steps) >= _SMOOTHING_STEPS else 0.0
 
 
 def step_line(step: TrainingStep) -> str:
+    """Return a line about a step, for a log."""
     return (
         f"step {step.number:3}  {step.seconds:5.1f} s  reward {step.reward:.3f}  "
         f"difference {step.update_stats.max_logprob_difference:.1e}  staleness {step.staleness}  "
@@ -114,16 +117,18 @@ def step_line(step: TrainingStep) -> str:
 
 
 def summary(steps: Sequence[TrainingStep]) -> str:
-    own = all(step.versions == {str(step.number - 1)} for step in steps)
+    """Return a line about all steps."""
+    no_stale_token = all(step.versions == {str(step.number - 1)} for step in steps)
     return (
         f"first batch {steps[0].reward:.3f}, {len(steps)} steps, "
         f"largest log-prob difference {max(step.update_stats.max_logprob_difference for step in steps):.1e}, "
         f"{sum(step.violations for step in steps)} violations, {sum(step.failed for step in steps)} failed rollouts, "
-        f"every token by the version published last: {'yes' if own else 'no'}"
+        f"every token sampled by the newest version: {'yes' if no_stale_token else 'no'}"
     )
 
 
 def main() -> int:
+    """Train, and return the exit code: 0 if the target was reached."""
     options = parse_arguments()
     exit_on_signals()
     try:

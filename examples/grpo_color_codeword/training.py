@@ -1,4 +1,4 @@
-"""The trainer's loop: gather a batch, learn from it, publish the new version, report the step."""
+"""The trainer's loop: receive a batch, learn from it, publish the new version, report the step."""
 
 import subprocess
 import time
@@ -22,23 +22,23 @@ from rollout.trainer.weights.from_config import publisher_settings
 CONFIG = Path(__file__).with_name("codeword.yaml")
 _POLL_SECONDS = 0.5
 _BATCH_TIMEOUT_SECONDS = 120.0
-"""Seconds without a whole batch after which something must be wrong."""
+"""How many seconds a batch may take before training fails."""
 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """One step of training, as it is drawn.
+    """The report of one training step.
 
     Attributes:
         number: the number of the step, from 1; it is also the version that the step published.
-        reward: the mean of the batch that was learnt from.
+        reward: the mean reward of the batch.
         update_stats: what the step measured before it changed the weights.
-        staleness: the most versions that any of its rollouts was behind.
-        rollouts_per_second: over the whole of the step, learning and publishing included.
+        staleness: the highest staleness of a rollout in the batch, in versions.
+        rollouts_per_second: rollouts per second of the whole step, with learning and publishing.
         violations: how many violations `rollout.trainer.check` found in the batch.
         versions: the versions that sampled its tokens.
-        failed: rollouts that ended without a score.
-        seconds: the time since training started.
+        failed: how many rollouts of the batch have no score.
+        seconds: seconds since training started.
     """
 
     number: int
@@ -53,7 +53,12 @@ class TrainingStep:
 
 
 class Training:
-    """A run with a policy that learns. Use it as a context manager, and ask for one step after another."""
+    """A run with a policy that learns. Use it in a `with` statement, and call `step` repeatedly.
+
+    Attributes:
+        run: the run's directory.
+        learner: the policy and its optimiser.
+    """
 
     def __init__(
         self, checkpoint: Path, runs: Path, engine: str, *, seed: int, workers: int, overrides: Sequence[str] = ()
@@ -91,7 +96,7 @@ class Training:
         self._stack.close()
 
     def step(self) -> TrainingStep:
-        """Gather a batch, learn from it, and publish the new weights."""
+        """Receive a batch, learn from it, and publish the new weights."""
         version, started_at = self._version, time.monotonic()
         self._reader.version = version
         groups = gather_batch(self._reader, self._launch, launch_log(self.run.path), rollouts=self._config.policy.batch)
@@ -103,7 +108,7 @@ class Training:
             self._consumption.consumed + trained_count, self._consumption.discarded + total_count - trained_count
         )
         self._publish()
-        # A short run is started again rather than resumed; a longer one saves this state with its weights.
+        # A longer run would save this state with its weights before the commit. This one is never resumed.
         self._reader.commit(self._reader.state_dict()["number"])
         now = time.monotonic()
         return measure_step(
@@ -122,11 +127,15 @@ class Training:
 def gather_batch(
     reader: BlockingReader, launch: subprocess.Popen[bytes], launch_log: Path, *, rollouts: int
 ) -> list[Group]:
-    """The groups of one batch."""
+    """Receive the groups of one batch.
+
+    Raises:
+        TrainingProcessEnded: the launch ended, the batch did not come in time, or all of its rollouts failed.
+    """
     groups: list[Group] = []
     deadline = time.monotonic() + _BATCH_TIMEOUT_SECONDS
     while sum(len(group.trajectories) for group in groups) < rollouts:
-        launch_ended = launch.poll() is not None  # asked before the queue, so that its last groups are seen
+        launch_ended = launch.poll() is not None  # before `receive_group`, which may still return its last groups
         if (group := reader.receive_group(timeout=_POLL_SECONDS)) is not None:
             groups.append(group)
         elif launch_ended:
@@ -134,7 +143,7 @@ def gather_batch(
             raise TrainingProcessEnded(" ".join(filter(None, [_failures_of(groups), ending])))
         elif time.monotonic() > deadline:
             raise TrainingProcessEnded(
-                f"no whole batch came within {_BATCH_TIMEOUT_SECONDS:g} s. {log_excerpt(launch_log)}"
+                f"the batch was not complete within {_BATCH_TIMEOUT_SECONDS:g} s. {log_excerpt(launch_log)}"
             )
     if failures := _failures_of(groups):
         raise TrainingProcessEnded(failures)
@@ -142,18 +151,18 @@ def gather_batch(
 
 
 def _failures_of(groups: Sequence[Group]) -> str:
-    """A sentence about the first failure where every rollout of these groups failed, else an empty text."""
+    """Return a sentence about the first failure if all rollouts of these groups failed, else an empty text."""
     if not groups or any(map(trainable_trajectories, groups)):
         return ""
     error = groups[0].trajectories[0].error
     cause = f"{error['type']}: {error['message']}" if error else "no error"
-    return f"every rollout of a batch failed, the first one with {cause}."
+    return f"every rollout of the batch failed; the first error is {cause}."
 
 
 def measure_step(
     groups: Sequence[Group], update_stats: UpdateStats, version: int, *, seconds: float, rollouts_per_second: float
 ) -> TrainingStep:
-    """The report of a step that started from this version."""
+    """Return the report of a step that started from this version."""
     all_trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     scored = [trajectory for group in groups for trajectory in trainable_trajectories(group)]
     return TrainingStep(

@@ -1,11 +1,11 @@
-"""Sub-agents: one rollout, several conversations at the same time.
+"""Sub-agents: several conversations in one rollout, at the same time.
 
-A lead sees all pictures. Then one helper per picture is asked, all at once, each in a conversation of its own with only
-that picture. The lead then gets the helpers' answers and looks again. It is asked several times at once, and continues
-from the most frequent answer.
+A lead sees all pictures. Then one helper for each picture is asked, all at the same time; each has its own conversation
+with only that picture. The lead gets the helpers' answers and looks again. It is asked this several times at once, and
+continues from the most frequent answer.
 
-What this shows: turns may run in parallel. Each branch has its own pictures, the branches of the lead share their
-beginning, and every answer of the lead and the helpers trains exactly once, with the reward of the whole rollout.
+The example shows that turns may run in parallel. Each branch has its own pictures, and the branches of the lead share
+their beginning. Every answer of the lead and the helpers trains exactly once, with the reward of the whole rollout.
 
     rollout run examples/subagents/subagents.yaml
 """
@@ -33,25 +33,33 @@ HELPER = {"role": "system", "content": f"You help. Answer with one colour, of th
 
 
 class SubagentsSettings(EnvironmentSettings):
-    votes: int = Field(default=3, ge=1, description="How often the lead is asked the last question, at once.")
+    """The keys of `environment`."""
+
+    votes: int = Field(default=3, ge=1, description="How often the lead is asked to look again, at the same time.")
     look: ColorCodewordSettings = Field(default=ColorCodewordSettings(image_size=64), description="The pictures.")
 
 
 class SubagentsTasks(TaskSettings):
-    pictures: int = Field(default=4, ge=1, description="Pictures, and thus helpers, in a rollout.")
+    """The keys of `tasks`."""
+
+    pictures: int = Field(default=4, ge=1, description="How many pictures, and helpers, a rollout has.")
 
 
 class Subagents(Environment):
+    """A lead and its helpers name the colours of pictures."""
+
     Settings: ClassVar[type[EnvironmentSettings]] = SubagentsSettings
     Tasks: ClassVar[type[TaskSettings]] = SubagentsTasks
     settings: SubagentsSettings
 
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
+        """See `Environment.tasks`."""
         assert isinstance(tasks, SubagentsTasks)
         for task in super().tasks(tasks):
             yield replace(task, data={"colors": draw_codeword(task, tasks.pictures)})
 
     async def run(self, task: Task, model: Model) -> Score:
+        """See `Environment.run`."""
         colors: list[str] = task.data["colors"]
         pictures = [self.picture(task, number) for number in range(len(colors))]
         shown = {"role": "user", "content": [*pictures, {"type": "text", "text": "Name them all."}]}
@@ -71,15 +79,17 @@ class Subagents(Environment):
         last = await model.chat([*question, elected.message, closing])
 
         helpers = fraction_correct(reports, colors)
-        # The last question has no picture of its own: the answer names those of the whole conversation, twice each.
+        # The last question adds no picture. Its answer names all pictures of the conversation, which has each twice.
         lead = fraction_correct(named_colors(last.text), [*colors, *colors])
         return Score(0.5 * helpers + 0.5 * lead, {"helpers": helpers, "lead": lead})
 
     async def ask_helper(self, model: Model, picture: dict[str, Any]) -> str:
+        """Ask a helper for the colour of one picture."""
         question = {"role": "user", "content": [picture, {"type": "text", "text": "Which colour?"}]}
         reply = await model.chat([HELPER, question])
         return next(iter(named_colors(reply.text)), "nothing")
 
     def picture(self, task: Task, number: int) -> dict[str, Any]:
+        """Draw the picture with this number, as a part of a message."""
         uri = draw_square(task.data["colors"][number], self.settings.look, seed=f"{task.seed}/{number}")
         return {"type": "image_url", "image_url": {"url": uri}}

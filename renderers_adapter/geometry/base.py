@@ -1,11 +1,11 @@
-"""The contract of a geometry: how many placeholders an image takes, from its size alone.
+"""The contract of a geometry, which computes the layout of an image from its size.
 
     geometry = geometry_for("qwen_vl", processor_config)
     layout = geometry.layout(width=800, height=600)
     layout.grid, layout.tokens                   # ((1, 38, 50), 475)
 
-A geometry is a small frozen value made of the knobs of one checkpoint's image processor. Sizes are those of the image
-as it is displayed, that is after its EXIF orientation was applied.
+A geometry is a frozen value with the settings of one checkpoint's image processor that determine the layout: its
+*knobs*. A size is that of the displayed image, after its EXIF orientation was applied.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ _FAMILY_NAME_PATTERN = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 class GeometryError(AdapterError):
-    """A size, a processor configuration or a family that no layout can be computed for."""
+    """No layout can be computed for an image size, a processor configuration or a family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class ImageLayout:
     """The layout of one image.
 
     Attributes:
-        grid: its patches as (t, h, w).
-        tokens: how many placeholders it takes in the expanded prompt.
+        grid: how many patches it has in time, height and width, as (t, h, w).
+        tokens: how many placeholder tokens it has in expanded ids.
     """
 
     grid: tuple[int, int, int]
@@ -40,11 +40,11 @@ class ImageLayout:
 
 
 class Geometry(ABC):
-    """The layout contract of one family under one processor configuration.
+    """The rule that computes layouts for one family and one processor configuration.
 
     Attributes:
         family: the name of the family.
-        vllm_modality: vLLM's name for the images of this family; None: `image`.
+        vllm_modality: vLLM's name for the images of this family; None if it is `image`.
         grid_key: the key of the grid in a descriptor's payload.
     """
 
@@ -55,15 +55,15 @@ class Geometry(ABC):
     @classmethod
     @abstractmethod
     def from_processor_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read the knobs of a checkpoint.
+        """Read the knobs from a checkpoint's image processor configuration.
 
         Raises:
-            GeometryError: a knob is missing or is not what it should be.
+            GeometryError: a knob is missing or invalid.
         """
 
     @abstractmethod
     def layout(self, *, width: int, height: int) -> ImageLayout:
-        """The layout of an image of this displayed size.
+        """Return the layout of an image with this displayed size.
 
         Raises:
             GeometryError: the family cannot take an image of this size.
@@ -72,26 +72,26 @@ class Geometry(ABC):
     @property
     @abstractmethod
     def knobs(self) -> Mapping[str, Any]:
-        """What the layout depends on, under the names that enter the fingerprint."""
+        """The settings that the layout depends on, by the names that the fingerprint uses."""
 
     @abstractmethod
     def tokens(self, grid: tuple[int, int, int]) -> int:
-        """The placeholders of an image with this grid."""
+        """Return how many placeholder tokens an image with this grid has."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """The name of this layout contract; equal on both sides, or pixels and placeholders disagree."""
+        """The layout fingerprint. If engine and trainer have different ones, pixels and placeholders do not match."""
         return layout_fingerprint(self.family, self.knobs)
 
     def payload(self, layout: ImageLayout) -> dict[str, Any]:
-        """The family's own part of a raw descriptor."""
+        """Return the payload of a raw descriptor with this layout."""
         return {self.grid_key: [list(layout.grid)]}
 
     def grid(self, payload: Mapping[str, Any]) -> tuple[int, int, int]:
-        """The grid of a descriptor's payload, written as `[[t, h, w]]` or `[t, h, w]`.
+        """Return the grid in a descriptor's payload, which has it as `[[t, h, w]]` or `[t, h, w]`.
 
         Raises:
-            GeometryError: the payload is not one of this family.
+            GeometryError: the payload does not have a grid of this family.
         """
         value = payload.get(self.grid_key)
         if isinstance(value, list | tuple) and len(value) == 1:
@@ -109,7 +109,7 @@ class Geometry(ABC):
 
 
 def layout_fingerprint(family: str, knobs: Mapping[str, Any]) -> str:
-    """The 32 hex digits that name a layout contract: a hash of a family and its knobs, not of a model or an image."""
+    """Return the hash of a family and its knobs, 32 hex digits. It does not depend on a model's weights or an image."""
     if not _FAMILY_NAME_PATTERN.fullmatch(family):
         raise GeometryError(f"the family {family!r} is not a name made of letters, digits, '_', '.' and '-'")
     try:

@@ -1,8 +1,8 @@
-"""Layout of Kimi K2.5: scaled down to a patch budget, never up, then padded to whole merge cells."""
+"""The geometry of Kimi K2.5: images are scaled down to a patch budget, never up, then padded to whole merge cells."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
 from .base import Geometry, GeometryError, ImageLayout
@@ -11,16 +11,16 @@ from .knobs import ProcessorConfigReader
 
 @dataclass(frozen=True)
 class KimiK25Geometry(Geometry):
-    """The knobs of one checkpoint; means and deviations are here because they are part of its fingerprint.
+    """The knobs of one checkpoint.
 
     Attributes:
-        patch_size: the side of a patch in pixels.
-        merge_kernel_size: how many patches of each side make one token.
-        in_patch_limit: the most patches of an image before padding.
-        patch_limit_on_one_side: the most patches of one side.
-        fixed_output_tokens: the tokens of every image, if the checkpoint fixes them; None: as many as its merge cells.
-        image_mean: the mean of each colour, for normalising.
-        image_std: the standard deviation of each colour, for normalising.
+        patch_size: the side of a patch, in pixels.
+        merge_kernel_size: how many patches in height, and in width, make one token.
+        in_patch_limit: how many patches an image may have before padding.
+        patch_limit_on_one_side: how many patches an image may have in height, and in width.
+        fixed_output_tokens: how many tokens every image has; None if it has one for each merge cell.
+        image_mean: the mean of each colour, for normalising; it is here because it is part of the fingerprint.
+        image_std: the standard deviation of each colour, for normalising; part of the fingerprint, too.
     """
 
     patch_size: int
@@ -37,13 +37,11 @@ class KimiK25Geometry(Geometry):
 
     @classmethod
     def from_processor_config(cls, config: Mapping[str, Any]) -> Self:
+        """See `Geometry.from_processor_config`."""
         reader = ProcessorConfigReader(cls.family, config, nested_under=("media_proc_cfg", "image_processor"))
         width, height = reader.value("size.max_width"), reader.value("size.max_height")
         if width != height:
-            raise GeometryError(
-                f"the image processor configuration of a kimi_k25 checkpoint cannot be used: size.max_width {width!r}"
-                f" and size.max_height {height!r} must be equal"
-            )
+            raise reader.error(["size.max_width"], f"{width!r} and size.max_height {height!r} must be equal")
         mean, std = reader.channel_values("image_mean"), reader.channel_values("image_std")
         return cls(
             patch_size=reader.single_or_pair("patch_size"),
@@ -57,17 +55,11 @@ class KimiK25Geometry(Geometry):
 
     @property
     def knobs(self) -> Mapping[str, Any]:
-        return {
-            "patch_size": self.patch_size,
-            "merge_kernel_size": self.merge_kernel_size,
-            "in_patch_limit": self.in_patch_limit,
-            "patch_limit_on_one_side": self.patch_limit_on_one_side,
-            "fixed_output_tokens": self.fixed_output_tokens,
-            "image_mean": list(self.image_mean),
-            "image_std": list(self.image_std),
-        }
+        """See `Geometry.knobs`."""
+        return asdict(self)
 
     def layout(self, *, width: int, height: int) -> ImageLayout:
+        """See `Geometry.layout`."""
         new_width, new_height = self.resized(width=width, height=height)
         cell_size = self.patch_size * self.merge_kernel_size
         cells_high, cells_wide = -(-new_height // cell_size), -(-new_width // cell_size)
@@ -75,18 +67,16 @@ class KimiK25Geometry(Geometry):
         return ImageLayout(grid, self.tokens(grid))
 
     def tokens(self, grid: tuple[int, int, int]) -> int:
+        """See `Geometry.tokens`."""
         if self.fixed_output_tokens is not None:
             return self.fixed_output_tokens
         return math.prod(grid) // self.merge_kernel_size**2
 
     def resized(self, *, width: int, height: int) -> tuple[int, int]:
-        """Width and height after scaling, before padding."""
+        """Return width and height after scaling, before padding."""
         if width <= 0 or height <= 0:
             raise GeometryError(f"an image of {width}×{height} has no pixels")
         max_side = self.patch_limit_on_one_side * self.patch_size
         patches = max(1, width // self.patch_size) * max(1, height // self.patch_size)
         scale = min(1.0, math.sqrt(self.in_patch_limit / patches), max_side / width, max_side / height)
-        return (
-            min(max(1, int(width * scale)), max_side),
-            min(max(1, int(height * scale)), max_side),
-        )
+        return min(max(1, int(width * scale)), max_side), min(max(1, int(height * scale)), max_side)

@@ -1,4 +1,4 @@
-"""Reading the knobs of an image processor out of a checkpoint's configuration, with errors that name the key."""
+"""Reads the knobs of an image processor from a checkpoint's configuration, with errors that name the key."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,9 +7,10 @@ from .base import GeometryError
 
 
 class ProcessorConfigReader:
-    """One family's view of a processor configuration; the first name that is present wins.
+    """Reads values of a processor configuration, first from the sections in `nested_under`, then from its top level.
 
-    Sections are searched in order, so that a flat value, a nested one and one under transformers' names read the same.
+    A method takes several names of a value, because releases of transformers use different names; the first one found
+    counts. A name with dots, such as `size.max_width`, looks into a section.
     """
 
     def __init__(self, family: str, config: Mapping[str, Any], *, nested_under: Sequence[str] = ()) -> None:
@@ -18,34 +19,34 @@ class ProcessorConfigReader:
         self._sections: list[Mapping[str, Any]] = [*nested, config]
 
     def integer(self, *names: str) -> int:
-        """A positive integer; a dotted name looks into a section of the configuration."""
+        """Return a positive integer."""
         value = self._required_value(*names)
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self._config_error(names, f"must be a positive integer, but is {value!r}")
+            raise self.error(names, f"must be a positive integer, but is {value!r}")
         return value
 
     def optional_integer(self, *names: str) -> int | None:
-        """A positive integer, or None where the configuration has none."""
+        """Return a positive integer, or None if the configuration has none."""
         return None if self.value(*names) is None else self.integer(*names)
 
     def single_or_pair(self, *names: str) -> int:
-        """An integer that some checkpoints write as a pair of equal sides."""
+        """Return a positive integer, which some checkpoints write as a pair of equal numbers."""
         value = self._required_value(*names)
         if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
             value = value[0]
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self._config_error(names, f"must be a positive integer or a pair of equal ones, but is {value!r}")
+            raise self.error(names, f"must be a positive integer or a pair of equal ones, but is {value!r}")
         return value
 
     def channel_values(self, *names: str) -> list[float]:
-        """Three numbers, one for each colour."""
+        """Return three numbers, one for each colour."""
         value = self._required_value(*names)
         if not isinstance(value, list | tuple) or len(value) != 3 or not all(_is_number(item) for item in value):
-            raise self._config_error(names, f"must be three numbers, but is {value!r}")
+            raise self.error(names, f"must be three numbers, but is {value!r}")
         return [float(item) for item in value]
 
     def value(self, *names: str) -> Any:
-        """Whatever is there under the first of these names that is present and not null."""
+        """Return the first of these values that is present and not null, or None."""
         for section in self._sections:
             for name in names:
                 value: Any = section
@@ -58,10 +59,11 @@ class ProcessorConfigReader:
     def _required_value(self, *names: str) -> Any:
         value = self.value(*names)
         if value is None:
-            raise self._config_error(names, "is missing")
+            raise self.error(names, "is missing")
         return value
 
-    def _config_error(self, names: Sequence[str], problem: str) -> GeometryError:
+    def error(self, names: Sequence[str], problem: str) -> GeometryError:
+        """Return the error for a value that has one of these names."""
         return GeometryError(
             f"the image processor configuration of a {self._family} checkpoint cannot be used: {' or '.join(names)}"
             f" {problem}; give the checkpoint's own preprocessor_config.json or processor_config.json"

@@ -1,8 +1,8 @@
-"""Layout of Qwen2-VL, 2.5-VL, 3-VL and 3.5 to 3.8: sides rounded to a patch factor within a pixel budget."""
+"""The geometry of Qwen2-VL, 2.5-VL, 3-VL and 3.5 to 3.8: sides are rounded to whole tokens within a pixel budget."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
 from .base import Geometry, GeometryError, ImageLayout
@@ -16,11 +16,11 @@ class QwenVLGeometry(Geometry):
     """The knobs of one checkpoint.
 
     Attributes:
-        patch_size: the side of a patch in pixels.
-        merge_size: how many patches of each side make one token.
+        patch_size: the side of a patch, in pixels.
+        merge_size: how many patches in height, and in width, make one token.
         temporal_patch_size: how many frames one patch spans.
-        min_pixels: the fewest pixels of an image after resizing.
-        max_pixels: the most pixels of an image after resizing.
+        min_pixels: how many pixels an image has at least after resizing.
+        max_pixels: how many pixels an image has at most after resizing.
     """
 
     patch_size: int
@@ -34,6 +34,7 @@ class QwenVLGeometry(Geometry):
 
     @classmethod
     def from_processor_config(cls, config: Mapping[str, Any]) -> Self:
+        """See `Geometry.from_processor_config`."""
         reader = ProcessorConfigReader(cls.family, config, nested_under=("image_processor",))
         geometry = cls(
             patch_size=reader.single_or_pair("patch_size"),
@@ -43,32 +44,26 @@ class QwenVLGeometry(Geometry):
             max_pixels=reader.integer("max_pixels", "size.longest_edge"),
         )
         if geometry.min_pixels > geometry.max_pixels:
-            raise GeometryError(
-                f"the image processor configuration of a qwen_vl checkpoint cannot be used: min_pixels"
-                f" {geometry.min_pixels} is more than max_pixels {geometry.max_pixels}"
-            )
+            raise reader.error(["min_pixels"], f"{geometry.min_pixels} is more than max_pixels {geometry.max_pixels}")
         return geometry
 
     @property
     def knobs(self) -> Mapping[str, Any]:
-        return {
-            "patch_size": self.patch_size,
-            "merge_size": self.merge_size,
-            "temporal_patch_size": self.temporal_patch_size,
-            "min_pixels": self.min_pixels,
-            "max_pixels": self.max_pixels,
-        }
+        """See `Geometry.knobs`."""
+        return asdict(self)
 
     def layout(self, *, width: int, height: int) -> ImageLayout:
+        """See `Geometry.layout`."""
         resized_width, resized_height = self.resized(width=width, height=height)
         grid = (1, resized_height // self.patch_size, resized_width // self.patch_size)
         return ImageLayout(grid, self.tokens(grid))
 
     def tokens(self, grid: tuple[int, int, int]) -> int:
+        """See `Geometry.tokens`."""
         return math.prod(grid) // self.merge_size**2
 
     def resized(self, *, width: int, height: int) -> tuple[int, int]:
-        """Width and height after resizing, both multiples of patch size times merge size."""
+        """Return width and height after resizing; both are multiples of `patch_size * merge_size`."""
         if width <= 0 or height <= 0:
             raise GeometryError(f"an image of {width}×{height} has no pixels")
         if max(width, height) / min(width, height) > MAX_ASPECT_RATIO:
@@ -76,7 +71,7 @@ class QwenVLGeometry(Geometry):
                 f"an image of {width}×{height} is thinner than 1:{MAX_ASPECT_RATIO}, which the qwen_vl family refuses"
             )
         side_multiple = self.patch_size * self.merge_size
-        # Rounds half to even, and may round a thin side to zero; the lower bound below lifts it again.
+        # `round` rounds half to even. A thin side may become 0; the lower bound below corrects it.
         new_height, new_width = (
             round(height / side_multiple) * side_multiple,
             round(width / side_multiple) * side_multiple,

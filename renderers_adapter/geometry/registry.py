@@ -1,7 +1,7 @@
-"""Which geometry belongs to which family: the built-in ones, and those that other distributions register.
+"""Finds the geometry of a family: a built-in one, or one that another package registers.
 
-A distribution adds a family with an entry point in the group `renderers_adapter.geometry`: the name is the family, the
-object a `Geometry` subclass.
+A package adds a family with an entry point in the group `renderers_adapter.geometry`. Its name is the family, and its
+object is a subclass of `Geometry`.
 """
 
 import difflib
@@ -20,21 +20,21 @@ _BUILT_IN: Mapping[str, type[Geometry]] = {geometry.family: geometry for geometr
 
 
 class UnknownFamily(GeometryError):
-    """No geometry is registered for a family; only the engine knows how many placeholders its images take."""
+    """No geometry is registered for a family, so only the engine knows how many placeholders its images have."""
 
 
 def geometry_for(family: str, processor_config: Mapping[str, Any]) -> Geometry:
-    """The geometry of a family under a checkpoint's image processor configuration.
+    """Return the geometry of a family with a checkpoint's image processor configuration.
 
     Raises:
-        UnknownFamily: nobody registered the family.
-        GeometryError: the configuration lacks a knob.
+        UnknownFamily: no geometry is registered for the family.
+        GeometryError: a knob is missing or invalid.
     """
     return _geometry_class(family).from_processor_config(processor_config)
 
 
 def known_families() -> tuple[str, ...]:
-    """Every family that a geometry is registered for."""
+    """Return the names of all families that have a geometry."""
     return tuple(sorted({*_BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))}))
 
 
@@ -55,10 +55,10 @@ def _geometry_class(family: str) -> type[Geometry]:
             )
         return geometry_class
     known = known_families()
-    nearest = difflib.get_close_matches(family, known, n=1, cutoff=0.8)  # no other family
+    nearest = difflib.get_close_matches(family, known, n=1, cutoff=0.8)
     raise UnknownFamily(
-        f"no geometry is known for the family {family!r} (known: {', '.join(known)})"
-        + (f"; did you mean {nearest[0]!r}?" if nearest else "")
-        + f". Without one, placeholder counts come from the engine's own expansion of `content_parts`;"
-        f" a distribution can add one through the entry point group {ENTRY_POINT_GROUP}"
+        f"no geometry is known for the family {family!r} (known: {', '.join(known)})."
+        + (f" Did you mean {nearest[0]!r}?" if nearest else "")
+        + " Without a geometry, the engine's own expansion of `content_parts` counts the placeholders."
+        f" A package can add one with an entry point in the group {ENTRY_POINT_GROUP}."
     )

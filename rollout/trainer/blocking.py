@@ -1,4 +1,4 @@
-"""The reader for a trainer without an event loop: it runs on a loop in a thread of its own."""
+"""The reader for a trainer without an event loop: the reader's event loop runs in a thread of its own."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -18,11 +18,13 @@ _POLL_SECONDS = 0.5
 
 
 class BlockingReader:
-    """The reader of `open_reader`, with every coroutine as a plain method.
+    """The reader of `open_reader` with blocking methods.
 
     with BlockingReader(url) as reader:
         for group in reader.groups():
             train(group)
+
+    Use it in a `with` statement. The methods do the same as those of `TrajectoryReader`.
     """
 
     def __init__(self, url: str, *, rank: int = 0, world_size: int = 1, settings: ReaderSettings | None = None) -> None:
@@ -34,7 +36,7 @@ class BlockingReader:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._portal = stack.enter_context(start_blocking_portal())
-            # A queue belongs to the loop on which it was opened.
+            # The reader is created on the loop, because its queue belongs to the loop that opens it.
             reader = self._portal.call(self._open_reader)
             self._reader = stack.enter_context(self._portal.wrap_async_context_manager(reader))
             self._stack = stack.pop_all()
@@ -46,39 +48,48 @@ class BlockingReader:
         self._stack.close()
 
     def __iter__(self) -> Iterator[Trajectory]:
+        """Yield trajectories until the queue ends, which only a replayed queue does."""
         while not self.ended:
             if (trajectory := self.receive(timeout=_POLL_SECONDS)) is not None:
                 yield trajectory
 
     def groups(self) -> Iterator[Group]:
+        """Yield groups until the queue ends."""
         while not self.ended:
             if (group := self.receive_group(timeout=_POLL_SECONDS)) is not None:
                 yield group
 
     @property
     def ended(self) -> bool:
+        """Whether the reader has handed out everything and no more records can come."""
         return self._reader.ended
 
     def receive(self, *, timeout: float) -> Trajectory | None:
+        """See `TrajectoryReader.receive`."""
         return self._portal.call(partial(self._reader.receive, timeout=timeout))
 
     def receive_group(self, *, timeout: float) -> Group | None:
+        """See `TrajectoryReader.receive_group`."""
         return self._portal.call(partial(self._reader.receive_group, timeout=timeout))
 
     def state_dict(self) -> dict[str, Any]:
+        """See `TrajectoryReader.state_dict`."""
         return self._portal.call(self._reader.state_dict)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `TrajectoryReader.load_state_dict`."""
         self._portal.call(self._reader.load_state_dict, state)
 
     def commit(self, number: int | None = None) -> None:
+        """See `TrajectoryReader.commit`."""
         self._portal.call(self._reader.commit, number)
 
     def stats(self) -> ReaderStats:
+        """See `TrajectoryReader.stats`."""
         return self._portal.call(self._reader.stats)
 
     def serve_metrics(self, *, host: str = "127.0.0.1", port: int = 0) -> str:
-        """Serve the reader's metrics until it is closed; returns the root URL. See `rollout.trainer.metrics`."""
+        """Serve the reader's metrics until the reader is closed; return the root URL. See `rollout.trainer.metrics`."""
         from rollout.trainer.metrics import serving_metrics
 
         metrics_server = self._portal.wrap_async_context_manager(serving_metrics(self._reader, host=host, port=port))
@@ -86,6 +97,7 @@ class BlockingReader:
 
     @property
     def version(self) -> int | None:
+        """The trainer's version of the policy; set it after each update, so that the reader knows the staleness."""
         return self._reader.version
 
     @version.setter

@@ -1,18 +1,17 @@
-"""Checks a trajectory against the invariants of the design; any consumer can run it.
+"""Checks a trajectory against the invariants of the system.
 
     for violation in check(trajectory):
         print(violation.invariant, violation.where, violation.detail)
 
-Everything is checked from the records alone: each step has the digests of what the engine saw. Violations come in the
-order of the turns, so the first one shows where the fault began. A turn that builds on a faulty one is not reported for
-faults that it inherited.
+The check needs only the records: each step has digests of what the engine saw. Violations come in the order of the
+turns, so the first one shows where the fault began. A turn after a faulty turn is not reported for the same fault.
 
-    1 prefix     a path's tokens are the engine's prompt and completion, sampled tokens with their log-probs
-    2 images     a path has its own images and no others, in order and with multiplicity, each with its descriptor
-    3 positions  each placeholder covers exactly its image's pad tokens
-    4 raw        a descriptor carries no pixels
+    1 prefix     the tokens of a path are the engine's prompt and answer, and sampled tokens have their log-probs
+    2 images     a path has its own images and no others, in order, each as often as its messages, with its descriptor
+    3 positions  each placeholder covers exactly the pad tokens of its image
+    4 raw        a descriptor contains no pixels
     5 once       nothing crosses the queue twice
-    6 branches   nodes form a tree, branches share what is the same, and every sampled token trains exactly once
+    6 branches   nodes form a tree, branches share equal nodes, and every sampled token trains exactly once
     8 score      the reward is the weighted sum of the named rewards
     11 aligned   all data about tokens covers them exactly, and no image is cut
 """
@@ -30,11 +29,11 @@ from rollout.records.bounds import LOGPROB_TOLERANCE
 from rollout.records.evidence import PROMPT_DIGEST_BYTES, VLLM_MISSING_LOGPROB, answer_digest, ids_digest, images_digest
 from rollout.records.kinds import ROOT, Step
 from rollout.records.messages import ROLES
-from rollout.trainer.batches.samples import TrainingSample, samples
+from rollout.trainer.batches.samples import TOKEN_ARRAYS, TrainingSample, samples
 from rollout.trainer.trajectory import Trajectory, TrajectoryNode
 
 _REWARD_TOLERANCE = 1e-6
-"""How far a reward may be from the sum of its parts, relative to them; an environment may add 32-bit numbers."""
+"""The relative error that the sum of the named rewards may have; an environment may compute with 32-bit floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +41,10 @@ class Violation:
     """An invariant that does not hold.
 
     Attributes:
-        invariant: the number of the invariant, as in the list of this module.
+        invariant: the number of the invariant in the list of this module.
         rollout: the id of the rollout.
-        where: the turn, node, image or sample where it does not hold.
-        detail: what is wrong there.
+        where: the turn, node, image or sample that is wrong.
+        detail: what is wrong.
     """
 
     invariant: int
@@ -58,7 +57,7 @@ Finding = tuple[int, str, str]
 
 
 def check(trajectory: Trajectory) -> list[Violation]:
-    """Every violation in a trajectory's records; an empty list if there is none."""
+    """Return every violation in a trajectory's records. Without a start record nothing is checked."""
     if trajectory.started is None:
         return []
     findings = [*_check_tree(trajectory)]
@@ -70,19 +69,19 @@ def check(trajectory: Trajectory) -> list[Violation]:
 
 
 def check_sample(sample: TrainingSample) -> list[Violation]:
-    """3 and 11: whether a sample, truncated or not, is aligned, and whether its images are whole and on their pads."""
+    """Return the violations of 3 and 11 in a sample, which may be truncated."""
     where = f"sample of node {sample.leaf}"
     return [Violation(number, sample.rollout, where, detail) for number, detail in _check_alignment(sample)]
 
 
 def _check_tree(trajectory: Trajectory) -> Iterator[Finding]:
-    """6: the nodes of each step follow those of the steps before, and the parent of each node comes before it."""
+    """6: the nodes of each step follow those of earlier steps, and each node comes after its parent."""
     node_count = 0
     for step_index, step in enumerate(trajectory.steps):
         where, parent = f"turn {step.turn}", step.parent
         nodes = trajectory.nodes[node_count : node_count + len(step.nodes)]
         if step.first != node_count or len(nodes) != len(step.nodes) or not nodes:
-            yield 6, where, f"its {len(step.nodes)} nodes begin at {step.first}, after {node_count} that came before"
+            yield 6, where, f"its {len(step.nodes)} nodes begin at {step.first}; expected {node_count}"
             return
         for node in nodes:
             if (node.index, node.parent, node.step) != (
@@ -99,19 +98,20 @@ def _check_tree(trajectory: Trajectory) -> Iterator[Finding]:
                 return
             parent, node_count = node_count, node_count + 1
     if node_count != len(trajectory.nodes):
-        yield 6, f"node {node_count}", "no turn brought it"
+        yield 6, f"node {node_count}", "it belongs to no turn"
 
 
 def _check_turns(trajectory: Trajectory) -> Iterator[Finding]:
+    """1 to 5 and 11, turn by turn, as far as one turn shows it."""
     paths = _PathExpander(trajectory)
     faulty_nodes: set[int] = set()
     first_turn_by_image: dict[str, int] = {}
     seen_turns: set[int] = set()
     for step in trajectory.steps:
-        findings = [(5, "", "this turn was recorded already")] if step.turn in seen_turns else list[Finding]()
+        findings = [(5, "", "this turn was recorded twice")] if step.turn in seen_turns else list[Finding]()
         seen_turns.add(step.turn)
         findings += [*_check_nodes(trajectory, step), *_check_images(trajectory, step, first_turn_by_image)]
-        inherits_fault = step.parent in faulty_nodes  # all nodes of a turn that inherits one are faulty, too
+        inherits_fault = step.parent in faulty_nodes
         if not findings and not inherits_fault:
             findings += _check_prompt(paths, step)
         findings += _check_evidence(trajectory, step)
@@ -122,27 +122,24 @@ def _check_turns(trajectory: Trajectory) -> Iterator[Finding]:
 
 
 def _check_nodes(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
-    """1, 2 and 3 of the nodes that a turn added, each by itself."""
+    """1, 2, 3 and 11 for each single node that a turn added."""
     for node in trajectory.nodes[step.first : step.leaf + 1]:
         where, role = f", node {node.index}", node.message.get("role")
         if role not in ROLES:
-            yield 11, where, f"its words are of the role {role!r}; expected one of {', '.join(ROLES)}"
+            yield 11, where, f"its role is {role!r}; expected one of {', '.join(ROLES)}"
         elif node.sampled and role != "assistant":
-            yield 1, where, f"it was sampled, and its role is {role!r}"
+            yield 1, where, f"it was sampled, but its role is {role!r}"
         content_offsets = [at for span in node.content for at in span]
         if content_offsets != sorted(content_offsets) or any(
             not 0 <= at <= len(node.run.ids) for at in content_offsets
         ):
-            yield 11, where, f"its words lie at {node.content}, which are not places in its {len(node.run.ids)} tokens"
+            yield 11, where, f"its content ranges {node.content} do not fit its {len(node.run.ids)} tokens"
         if node.sampled != (node.index == step.leaf):
-            yield 1, where, "it was sampled, and is not the turn's answer" if node.sampled else "nothing was sampled"
+            yield 1, where, "it was sampled, but is not the turn's answer" if node.sampled else "nothing was sampled"
         message_hashes = [part["hash"] for part in _content_parts(node) if "hash" in part]
-        if message_hashes != [slot.hash for slot in node.run.images]:
-            yield (
-                2,
-                where,
-                f"its message has the images {message_hashes}, its tokens {[slot.hash for slot in node.run.images]}",
-            )
+        token_hashes = [slot.hash for slot in node.run.images]
+        if message_hashes != token_hashes:
+            yield 2, where, f"its message has the images {message_hashes}, but its tokens have {token_hashes}"
         try:
             expand([node.run], pad_id=trajectory.pad_id)
         except PlaceholderError as error:
@@ -152,14 +149,14 @@ def _check_nodes(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
 
 
 def _check_images(trajectory: Trajectory, step: Step, first_turn_by_image: dict[str, int]) -> Iterator[Finding]:
-    """2, 4 and 5 of the descriptors that a turn added, and of the images that it needs."""
+    """2, 4 and 5 for the descriptors that a turn added, and for the images that it needs."""
     nodes = trajectory.nodes[step.first : step.leaf + 1]
     needed_hashes = {slot.hash for node in nodes for slot in node.run.images}
     for mm_hash, descriptor in step.images.items():
         if mm_hash in first_turn_by_image:
-            yield 5, f", image {mm_hash}", f"its descriptor was sent in turn {first_turn_by_image[mm_hash]} already"
+            yield 5, f", image {mm_hash}", f"its descriptor was sent before, in turn {first_turn_by_image[mm_hash]}"
         elif mm_hash not in needed_hashes:
-            yield 5, f", image {mm_hash}", "its descriptor was sent, and no message of this turn needs it"
+            yield 5, f", image {mm_hash}", "its descriptor was sent, but no message of this turn has the image"
         first_turn_by_image.setdefault(mm_hash, step.turn)
         if mm_hash not in trajectory.images:
             continue
@@ -174,11 +171,11 @@ def _check_images(trajectory: Trajectory, step: Step, first_turn_by_image: dict[
     for node in nodes:
         for slot in node.run.images:
             if slot.hash not in first_turn_by_image or slot.hash not in trajectory.images:
-                yield 2, f", node {node.index}", f"no descriptor of the image {slot.hash} came with it or before it"
+                yield 2, f", node {node.index}", f"no turn up to this one has a descriptor of its image {slot.hash}"
 
 
 class _PathExpander:
-    """Expands the paths of one node after another; mostly the next path extends the last one."""
+    """Expands paths, and reuses the last one, because most paths extend it."""
 
     def __init__(self, trajectory: Trajectory) -> None:
         self._trajectory = trajectory
@@ -193,7 +190,7 @@ class _PathExpander:
         return self._last_expanded
 
     def expand_prompt(self, step: Step) -> ExpandedPath:
-        """The path before the tokens that this turn sampled."""
+        """Return the path before the tokens that this turn sampled."""
         answer_node = self._trajectory.nodes[step.leaf]
         generation_prompt = TokenRun(
             LogicalIds(answer_node.run.ids[: answer_node.run.sampled_from]), answer_node.run.sampled_from
@@ -204,19 +201,15 @@ class _PathExpander:
 
 
 def _check_prompt(paths: _PathExpander, step: Step) -> Iterator[Finding]:
-    """1 and 2: the path, joined and expanded, is the prompt that the engine saw, with all of its images."""
+    """1 and 2: the expanded path has the tokens and the images of the engine's prompt."""
     prompt = paths.expand_prompt(step)
     hashes = [placeholder.hash for placeholder in prompt.placeholders]
     half_bytes = PROMPT_DIGEST_BYTES // 2
     engine_ids_digest, engine_images_digest = step.prompt_digest[:half_bytes], step.prompt_digest[half_bytes:]
     if len(step.prompt_digest) != PROMPT_DIGEST_BYTES:
-        yield (
-            1,
-            "",
-            f"the engine's prompt has a digest of {len(step.prompt_digest)} bytes; expected {PROMPT_DIGEST_BYTES}",
-        )
+        yield 1, "", f"its prompt digest has {len(step.prompt_digest)} bytes; expected {PROMPT_DIGEST_BYTES}"
     elif images_digest(hashes) != engine_images_digest:
-        yield 2, "", f"the images of its path, {hashes[:4]}, are not those of the engine's prompt, or not in its order"
+        yield 2, "", f"the images of its path ({hashes[:4]}, in this order) are not those of the engine's prompt"
     elif len(prompt.ids) != step.prompt_length:
         yield 1, "", f"the path has {len(prompt.ids)} tokens, the engine's prompt had {step.prompt_length}"
     elif ids_digest(prompt.ids) != engine_ids_digest:
@@ -224,7 +217,7 @@ def _check_prompt(paths: _PathExpander, step: Step) -> Iterator[Finding]:
 
 
 def _check_evidence(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
-    """1 and 11: the evidence of a turn covers exactly its sampled tokens, and its values are possible."""
+    """1 and 11: what the engine reported about a turn covers exactly its sampled tokens, with possible values."""
     run, where = trajectory.nodes[step.leaf].run, f", node {step.leaf}"
     sampled_ids = LogicalIds(run.ids[run.sampled_from :])
     if (
@@ -232,34 +225,34 @@ def _check_evidence(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
         or (run.logprobs > LOGPROB_TOLERANCE).any()
         or (run.logprobs == VLLM_MISSING_LOGPROB).any()
     ):
-        yield 1, where, "a log-prob is not finite, is above zero, or stands for none"
+        yield 1, where, "a log-prob is not finite, is above zero, or is missing"
     elif np.isin(sampled_ids, step.banned_ids).any():
-        yield 1, where, "a token was sampled that the engine was forbidden to sample"
+        yield 1, where, "a banned token was sampled"
     elif step.answer_digest and answer_digest(sampled_ids, run.logprobs) != step.answer_digest:
         yield 1, where, "the sampled tokens or their log-probs are not those of the engine's answer"
     ends = [0, *(span.end for span in step.versions)]
     starts = [*(span.start for span in step.versions), len(sampled_ids)]
     if step.versions and (ends != starts or ends != sorted(ends)):
-        yield 1, where, "the weight versions do not cover the sampled tokens"
+        yield 1, where, "the policy versions do not cover the sampled tokens"
     mask, experts, expected_end = step.sampling_mask, step.routed_experts, step.prompt_length + len(sampled_ids) - 1
     if mask is not None and (len(mask.lengths) != len(sampled_ids) or int(mask.lengths.sum()) != len(mask.ids)):
-        yield 11, where, f"the sampling mask is of {len(mask.lengths)} tokens, {len(sampled_ids)} were sampled"
+        yield 11, where, f"the sampling mask covers {len(mask.lengths)} tokens; {len(sampled_ids)} were sampled"
     if experts is not None and not 0 <= experts.first <= experts.first + len(experts.rows) == expected_end:
         row_range = f"{experts.first} to {experts.first + len(experts.rows)}"
-        yield 11, where, f"the routed experts are of the tokens {row_range}; expected up to {expected_end}"
+        yield 11, where, f"the routed experts cover the tokens {row_range}; expected an end at {expected_end}"
 
 
 def _check_bans(trajectory: Trajectory) -> Iterator[Finding]:
-    """11: all turns ban the same tokens; those after an engine's refusal to ban, or at the same time, ban none."""
+    """11: all turns that ban tokens ban the same ones. A turn bans none if an engine refused to ban."""
     banning_steps = [step for step in trajectory.steps if step.banned_ids]
     for step in banning_steps:
         if step.banned_ids != banning_steps[0].banned_ids:
             where = f"turn {step.turn}, node {step.leaf}"
-            yield 11, where, "the engine was forbidden to sample other tokens than in an earlier turn"
+            yield 11, where, "its banned_ids differ from those of an earlier turn"
 
 
 def _check_branches(trajectory: Trajectory) -> Iterator[Finding]:
-    """6 and 11: shared nodes exist once and train once, and each branch has the images of its own path."""
+    """6 and 11: shared nodes exist once and train once; each branch has the images of its own path."""
     yield from _check_duplicates(trajectory)
     times_trained: dict[int, int] = {}
     for sample in samples(trajectory):
@@ -268,7 +261,7 @@ def _check_branches(trajectory: Trajectory) -> Iterator[Finding]:
         path = trajectory.path(sample.leaf)
         path_hashes = [slot.hash for node in path for slot in node.run.images]
         if [placeholder.hash for placeholder in sample.placeholders] != path_hashes:
-            yield 6, where, "its images are not its own path's"
+            yield 6, where, "its images are not those of its path"
         starts = expand([node.run for node in path], pad_id=trajectory.pad_id).run_starts
         for node, start, end in zip(path, starts[:-1], starts[1:], strict=True):
             yield from (
@@ -276,11 +269,7 @@ def _check_branches(trajectory: Trajectory) -> Iterator[Finding]:
             )
             trained_tokens = int(sample.mask[start:end].sum())
             if trained_tokens and trained_tokens != (len(node.run.ids) - node.run.sampled_from if node.sampled else 0):
-                yield (
-                    6,
-                    where,
-                    f"it trains {trained_tokens} tokens of node {node.index}, which are not what was sampled there",
-                )
+                yield 6, where, f"it trains {trained_tokens} tokens of node {node.index}, not exactly the sampled ones"
             times_trained[node.index] = times_trained.get(node.index, 0) + (trained_tokens > 0)
     for node in trajectory.nodes:
         if trajectory.trainable and node.sampled and times_trained.get(node.index, 0) != 1:
@@ -288,7 +277,7 @@ def _check_branches(trajectory: Trajectory) -> Iterator[Finding]:
 
 
 def _check_turn(trajectory: Trajectory, sample: TrainingSample, node: TrajectoryNode, end: int) -> Iterator[str]:
-    """11: the tokens sampled in a node, which ends at `end`, have the number of its turn; the last one its reward."""
+    """11: the sampled tokens of a node that ends at `end` have its turn's number, and the last one its reward."""
     if not node.sampled:
         return
     turn = trajectory.steps[node.step].turn
@@ -296,22 +285,22 @@ def _check_turn(trajectory: Trajectory, sample: TrainingSample, node: Trajectory
     rewards = np.zeros(sampled.stop - sampled.start, np.float32)
     rewards[-1] = trajectory.turn_rewards.get(turn, 0.0)
     if (sample.turn_index[sampled] != turn).any():
-        yield f"its tokens are of other turns than {turn}, in which they were sampled"
+        yield f"the turn_index of its sampled tokens is not {turn}, their turn"
     if not np.array_equal(sample.token_rewards[sampled], rewards):
-        yield f"its tokens have other rewards than {rewards[-1]} at the last one"
+        yield f"the token_rewards of its sampled tokens are not {rewards[-1]} at the last one and 0 elsewhere"
 
 
 def _check_score(trajectory: Trajectory) -> Iterator[Finding]:
-    """8: the reward is the weighted sum of the named rewards, if there are any."""
+    """8: if there are named rewards, the reward is their weighted sum."""
     parts = [named.value * named.weight for named in trajectory.rewards.values()]
     tolerance = _REWARD_TOLERANCE * math.fsum(map(abs, parts))
     if parts and (trajectory.reward is None or abs(trajectory.reward - math.fsum(parts)) > tolerance):
         names = ", ".join(trajectory.rewards)
-        yield 8, "score", f"the reward is {trajectory.reward}, the weighted sum of {names} is {math.fsum(parts)}"
+        yield 8, "score", f"the reward is {trajectory.reward}, but the weighted sum of {names} is {math.fsum(parts)}"
 
 
 def _check_duplicates(trajectory: Trajectory) -> Iterator[Finding]:
-    """6: two context messages with the same parent that are the same to the policy must be one node."""
+    """6: messages that have the same parent and are equal for the policy are one node, unless they were sampled."""
     first_seen: dict[tuple[int, str, bytes, str], int] = {}
     for node in trajectory.nodes:
         if node.sampled:
@@ -319,38 +308,29 @@ def _check_duplicates(trajectory: Trajectory) -> Iterator[Finding]:
         tools = str(trajectory.steps[node.step].tools) if node.parent == ROOT else ""
         first_index = first_seen.setdefault((node.parent, str(node.message), node.run.ids.tobytes(), tools), node.index)
         if first_index != node.index:
-            yield 6, f"node {node.index}", f"it is node {first_index} once more: same place, same message, same tokens"
+            yield 6, f"node {node.index}", f"it is a copy of node {first_index}: same parent, message and tokens"
 
 
 def _check_alignment(sample: TrainingSample) -> Iterator[tuple[int, str]]:
-    """Check invariants 3 (placeholders) and 11 (truncation) of one sample."""
+    """3 and 11: the arrays of a sample have one length, and its images are whole and on image tokens."""
     length = len(sample.token_ids)
-    arrays = (
-        *(sample.mask, sample.logprobs, sample.token_types, sample.content),
-        *(sample.version_index, sample.turn_index, sample.token_rewards),
-    )
-    if {len(values) for values in arrays} != {length}:
-        yield 11, f"its arrays have the lengths {[len(values) for values in arrays]} for {length} tokens"
+    lengths = [len(getattr(sample, name)) for name in TOKEN_ARRAYS]
+    if set(lengths) != {length}:
+        yield 11, f"its arrays have the lengths {lengths}; expected {length}, one per token"
         return
     if len(sample.images) != len(sample.placeholders):
         yield 11, f"it has {len(sample.images)} descriptors for {len(sample.placeholders)} placeholders"
     if sample.token_rewards[sample.turn_index < 0].any() or not np.isin(sample.turn_index, (-1, *sample.turns)).all():
-        yield (
-            11,
-            "a token that nobody sampled has a reward, or one was sampled in a turn that the rollout does not have",
-        )
+        yield 11, "a token that was not sampled has a reward, or a token's turn_index is not in turns"
     image_tokens = np.zeros(length, np.uint8)
     for placeholder in sample.placeholders:
         if placeholder.offset + placeholder.length > length:
-            yield (
-                11,
-                f"the image {placeholder.hash} at {placeholder.offset} is cut: {placeholder.length} tokens, {length} "
-                "in the sample",
-            )
+            end = placeholder.offset + placeholder.length
+            yield 11, f"the image {placeholder.hash} is cut: it ends at token {end} of {length}"
         image_tokens[placeholder.offset : placeholder.offset + placeholder.length] += 1
     if not np.array_equal(image_tokens, sample.token_types):
         first_difference = int(np.flatnonzero(image_tokens != sample.token_types)[0])
-        yield 3, f"its placeholders do not lie exactly on image tokens; the first difference is at {first_difference}"
+        yield 3, f"its placeholders do not cover exactly the image tokens; they first differ at {first_difference}"
 
 
 def _content_parts(node: TrajectoryNode) -> list[dict[str, str]]:

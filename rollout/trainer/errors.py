@@ -4,40 +4,40 @@ from rollout.errors import ConfigurationError, RolloutError
 
 
 class ReaderStateError(RolloutError):
-    """A reader state that cannot be loaded."""
+    """A reader cannot load a state."""
 
 
 class LeaseLost(RolloutError):
-    """The lease of records that this process has read has ended; the next holder reads them again.
+    """The lease of some records ended before this process acked them; the next holder reads them again.
 
-    A trainer that was replaced must stop, and save no more. If no other process took over (it only slept longer than
-    its lease), it may go on: records that come again are dropped, and acked with the next commit.
+    If another process has taken over, this one must stop without saving again. If it only slept longer than its lease,
+    it may go on: the reader drops the records that come again, and acks them with the next commit.
     """
 
 
 class ImagesUnreadable(RolloutError):
-    """The images that a trajectory refers to cannot be read by this process."""
+    """This process cannot read the images of a trajectory."""
 
 
 class SpillError(RolloutError):
-    """Steps that are over the memory limit cannot be written to the disk."""
+    """The reader is over its memory limit and cannot write steps to the disk."""
 
 
 class RankError(ConfigurationError):
-    """The queue's partitions cannot be shared among so many readers."""
+    """The queue has fewer partitions than readers, or the rank does not exist."""
 
 
 class NothingArrived(RolloutError):
-    """No whole group came within the time-out."""
+    """No whole group came before the timeout."""
 
 
 class SampleTooLong(RolloutError):
-    """A sample has more tokens than a row may have."""
+    """A sample has more tokens than fit into a row."""
 
 
 class NoArchive(ConfigurationError):
-    """A directory holds no recorded trajectories."""
+    """A directory has no recorded trajectories."""
 
 
 class RolloutNotFound(ConfigurationError):
-    """A run has no rollout of a name, or several of it."""
+    """A run has no rollout with the given name, or several."""

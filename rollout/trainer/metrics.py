@@ -1,9 +1,9 @@
-"""The metrics of a reader, for the trainer's own Prometheus registry or on a port of their own.
+"""The metrics of a reader, on a port of their own or in the trainer's Prometheus registry.
 
     async with open_reader(url) as reader, serving_metrics(reader, port=9401):
         ...
 
-A trainer that already has a registry registers `ReaderCollector(reader)` there. See docs/metrics.md for the names.
+A trainer that has a registry registers `ReaderCollector(reader)` there. docs/metrics.md explains the metrics.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -20,17 +20,18 @@ from rollout.metrics.server import ProcessStatus, serve_metrics
 from rollout.trainer.reading.reader import TrajectoryReader
 
 _STALL_TIMEOUT_SECONDS = 3600.0
-"""Seconds that the trainer's event loop may be blocked before it is unhealthy; a training step may take long."""
+"""Seconds that a training step may block the event loop before the trainer counts as unhealthy."""
 
 
 class ReaderCollector(Collector):
-    """Exports what a reader did, and, with a `queue_watch`, the state of its queue."""
+    """Exports the counters of a reader and, if `queue_monitor` is given, the state of its queue."""
 
     def __init__(self, reader: TrajectoryReader, queue_monitor: QueueMonitor | None = None) -> None:
         self._reader = reader
         self._queue_monitor = queue_monitor
 
     def collect(self) -> Iterator[Metric]:
+        """Yield all metrics with their current values; Prometheus calls this at each scrape."""
         stats = self._reader.stats()
         for metric_spec, value in (
             (catalogue.TRAINER_TRAJECTORIES, stats.trajectories),
@@ -64,10 +65,10 @@ class ReaderCollector(Collector):
 
 @asynccontextmanager
 async def serving_metrics(reader: TrajectoryReader, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """Serve /metrics, /healthz and /readyz for a reader; yields the root URL. Port 0 takes a free port.
+    """Serve /metrics, /healthz and /readyz for a reader, and yield the root URL. Port 0 takes a free port.
 
     Raises:
-        MetricsPortTaken: it cannot listen there.
+        MetricsPortTaken: the port is in use, or the host is not of this machine.
     """
     registry, loop_monitor, queue_monitor = CollectorRegistry(), LoopMonitor(), QueueMonitor(reader.queue)
     registry.register(ReaderCollector(reader, queue_monitor))

@@ -1,4 +1,4 @@
-"""Rollouts without engine or environment: the records that a worker puts, for tests and benchmarks of a trainer.
+"""The records of made-up rollouts, for tests and benchmarks of a trainer without an engine or an environment.
 
 for packet in await scripted_rollout("000000.0", turns=3, group_size=4):
     await queue.put(packet.frames, key=packet.key, tag=packet.tag)
@@ -27,16 +27,19 @@ _STAGE_SECONDS = {"prepare": 0.002, "render": 0.001, "engine": 0.75, "parse": 0.
 
 
 class Packet(NamedTuple):
-    """One record, with the arguments of `Queue.put`."""
+    """One record: the arguments of `Queue.put`."""
 
     frames: Frames
+    """The bytes of the record."""
     key: str
+    """The key, which decides the partition."""
     tag: str
+    """What identifies the record in logs and dead letters."""
 
 
 @dataclass(slots=True)
 class _RecordingQueue:
-    """Collects the records that a stream puts, so that a test can deliver them as it likes."""
+    """Keeps the records that a stream puts, so that a test can deliver them in any order."""
 
     packets: list[Packet]
 
@@ -60,11 +63,11 @@ async def scripted_rollout(
     limit: RolloutLimit = RolloutLimit.NONE,
     turn_rewards: Mapping[int, float] | None = None,
 ) -> list[Packet]:
-    """All records of one attempt at `rollout`, whose group is its name up to the last dot.
+    """Return all records of one attempt at a rollout. Its group is its name up to the last dot.
 
-    The question of each turn has `question_tokens` tokens, and the answer `answer_tokens`. One token of the question is
-    a new image with `image_tokens` expanded tokens (0: no images). The reward is the number of the attempt, so that a
-    test can see which attempt a trajectory is; `limit` and `turn_rewards` are recorded with it.
+    Each turn has a question of `question_tokens` tokens and an answer of `answer_tokens` tokens. If `image_tokens` is
+    not 0, one token of each question is a new image that expands to `image_tokens` tokens. The reward is the number of
+    the attempt, so that a test sees which attempt a trajectory was made of.
     """
     recording_queue: Any = _RecordingQueue([])
     group = rollout.rpartition(".")[0]
@@ -112,12 +115,13 @@ async def scripted_rollout(
 
 
 async def put_all(queue: Queue, packets: list[Packet]) -> None:
+    """Put all packets into a queue, in their order."""
     for packet in packets:
         await queue.put(packet.frames, key=packet.key, tag=packet.tag)
 
 
 async def read_all(reader: TrajectoryReader, timeout: float = 0.02) -> list[Trajectory]:
-    """All trajectories until neither one nor a record comes within the time-out."""
+    """Receive trajectories until neither a trajectory nor a record comes for `timeout` seconds."""
     trajectories: list[Trajectory] = []
     while True:
         records_before = reader.stats().records
@@ -128,7 +132,7 @@ async def read_all(reader: TrajectoryReader, timeout: float = 0.02) -> list[Traj
 
 
 async def checkpoint(reader: TrajectoryReader) -> dict[str, Any]:
-    """Do what a trainer does when it saves: take the state, then commit it."""
+    """Take the reader's state and commit it, as a trainer does when it saves; return the state."""
     state = reader.state_dict()
     await reader.commit()
     return state

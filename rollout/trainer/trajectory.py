@@ -1,4 +1,4 @@
-"""A whole rollout as the trainer sees it: the graph of its messages, its steps, and how it ended."""
+"""A whole rollout as the trainer sees it: its steps, the tree of its messages, and how it ended."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,28 +38,28 @@ class TrajectoryNode(MessageTokens):
 
 @dataclass(frozen=True, slots=True)
 class Trajectory(HasRolloutIdentity):
-    """One finished rollout. A failed one may lack its start, its steps, or both; it never trains.
+    """One finished rollout. If it failed, its start record or some steps may be missing, and it never trains.
 
     Attributes:
         run: the id of the run.
         environment: the name of the environment.
         group: the id of the group.
-        rollout: the id of the rollout.
-        attempt: the number of the attempt that it was made of.
-        status: whether it has a score.
-        reward: its reward; None if it has no score.
-        metrics: the metrics of its score.
-        error: the `type` and the `message` of its error; None if there was none.
-        started: the first record of the attempt; None if it did not come.
-        steps: the records of its turns, in order.
-        nodes: its messages; the parent of each node comes before it.
+        rollout: the id of the rollout, unique in its environment.
+        attempt: the number of the attempt that the trajectory was made of.
+        status: whether the rollout has a score.
+        reward: the reward; None if it has no score.
+        metrics: the metrics of the score, by name.
+        error: the `type` and the `message` of the error that ended the rollout; None if there was none.
+        started: the first record of the attempt; None if it did not arrive.
+        steps: the records of the turns, in order.
+        nodes: the messages; each node comes after its parent.
         images: the raw descriptor of every image, by the image's hash.
-        seconds: how long the attempt took; 0 if its last record did not come.
-        limit: which limit stopped it.
-        rewards: its named rewards, whose weighted sum is its reward; empty if its score had a single reward.
-        turn_rewards: the rewards of single answers, by `Step.turn`; they are not part of the reward.
-        held_back: whether the reader keeps it from training although it has a score, because
-            `ReaderSettings.untrained_limits` names its limit.
+        seconds: how many seconds the attempt took; 0 if its last record did not arrive.
+        limit: which limit stopped the rollout; `NONE` if none did.
+        rewards: the named rewards, whose weighted sum is the reward; empty if the environment gave a single reward.
+        turn_rewards: the rewards of single turns, by `Step.turn`; they are not part of `reward`.
+        held_back: whether it does not train although it has a score, because `ReaderSettings.untrained_limits` contains
+            its limit.
     """
 
     run: str
@@ -83,23 +83,26 @@ class Trajectory(HasRolloutIdentity):
 
     @property
     def group_size(self) -> int | None:
+        """How many rollouts its group has; None if the start record is missing."""
         return self.started.group_size if self.started else None
 
     @property
     def trainable(self) -> bool:
+        """Whether it has a score and is not held back."""
         return self.reward is not None and self.status.trains and not self.held_back
 
     @property
     def turns(self) -> tuple[int, ...]:
-        """The numbers of its turns, in order. A turn that failed left no step, so its number is missing."""
+        """The numbers of its turns, in order. The number of a failed turn is missing."""
         return tuple(sorted({step.turn for step in self.steps}))
 
     @property
     def pad_id(self) -> int | None:
+        """The id of the image pad token; None if the model is text-only or the start record is missing."""
         return self.started.pad_id if self.started else None
 
     def path(self, leaf: int) -> list[TrajectoryNode]:
-        """The nodes from a root to `leaf`."""
+        """Return the nodes from the root to `leaf`, the index of a node."""
         path_nodes: list[TrajectoryNode] = []
         while leaf != ROOT:
             path_nodes.append(self.nodes[leaf])
@@ -107,27 +110,27 @@ class Trajectory(HasRolloutIdentity):
         return path_nodes[::-1]
 
     def leaves(self) -> list[int]:
-        """The indices of the nodes that are no node's parent."""
+        """Return the indices of the nodes without children, in order."""
         parents = {node.parent for node in self.nodes}
         return [node.index for node in self.nodes if node.index not in parents]
 
 
 def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFinished) -> Trajectory:
-    """Join the records of one attempt. Raises RecordError if they do not fit together."""
+    """Make a trajectory from the records of one attempt. Raises RecordError if they do not fit together."""
     nodes: list[TrajectoryNode] = []
     images: dict[str, Mapping[str, Any]] = {}
-    path_tokens: list[int] = []  # of each node: how many tokens its path has, with the images expanded
-    path_nodes: list[int] = []
+    path_tokens: list[int] = []  # for each node, how many expanded tokens its path has
+    path_nodes: list[int] = []  # for each node, how many nodes its path has
     contract = raw_mm_common_fields(**started.layout) if started.layout else {}
     for step_index, step in enumerate(steps):
         parent = step.parent
         if step.first != len(nodes) or not ROOT <= parent < step.first:
             raise RecordError(
-                f"{step.header.tag}: its nodes begin at {step.first} below {parent}, "
-                f"after {len(nodes)} nodes that came before."
+                f"{step.header.tag}: its nodes begin at {step.first} below the parent {parent}; expected to begin at "
+                f"{len(nodes)} below an earlier node."
             )
         if step.images and not contract:
-            raise RecordError(f"{step.header.tag}: it brings images, and the start does not say how they are prepared.")
+            raise RecordError(f"{step.header.tag}: it has images, but the start record has no layout for images.")
         for mm_hash, descriptor in step.images.items():
             images[mm_hash] = {**contract, **descriptor}
         tokens, depth = (0, 0) if parent == ROOT else (path_tokens[parent], path_nodes[parent])
@@ -137,7 +140,9 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
             for slot in run.images:
                 tokens += slot.length - 1
                 if slot.hash not in images:
-                    raise RecordError(f"{step.header.tag}: no descriptor of image {slot.hash} came until here.")
+                    raise RecordError(
+                        f"{step.header.tag}: no step up to this one has a descriptor of image {slot.hash}."
+                    )
             path_tokens.append(tokens)
             path_nodes.append(depth)
             nodes.append(TrajectoryNode(node.message, run, node.content, index, parent, step_index))
@@ -145,18 +150,17 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
         prompt_tokens = tokens - len(step.nodes[-1].run.logprobs)
         if prompt_tokens != step.prompt_length:
             raise RecordError(
-                f"{step.header.tag}: its path has {prompt_tokens} tokens, the engine's prompt had {step.prompt_length}."
+                f"{step.header.tag}: its path has {prompt_tokens} tokens; the engine's prompt had {step.prompt_length}."
             )
     _require_images_on_pads(nodes, started.pad_id)
     leaves = {step.leaf for step in steps} - {step.parent for step in steps}
     branch_tokens = sum(path_tokens[leaf] + path_nodes[leaf] for leaf in leaves)
     if branch_tokens > MAX_BRANCH_TOKENS:
         raise RecordError(
-            f"its {len(leaves)} branches have {branch_tokens} tokens and messages together; at most "
-            f"{MAX_BRANCH_TOKENS} are read."
+            f"its {len(leaves)} branches have {branch_tokens} tokens and messages; the maximum is {MAX_BRANCH_TOKENS}."
         )
     if unknown_turns := finished.turn_rewards.keys() - {step.turn for step in steps}:
-        raise RecordError(f"turn {min(unknown_turns)} has a reward, and there is no step of it.")
+        raise RecordError(f"turn {min(unknown_turns)} has a reward but no step.")
     header = finished.header
     return Trajectory(
         run=header.run,
@@ -180,7 +184,7 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
 
 
 def _require_images_on_pads(nodes: Sequence[TrajectoryNode], pad_id: int | None) -> None:
-    """Check that each image stands on a pad token and each pad token has an image, for all messages at once."""
+    """Raise RecordError unless each image is on a pad token and each pad token has an image."""
     positions: list[int] = []
     start = 0
     for node in nodes:
@@ -191,5 +195,5 @@ def _require_images_on_pads(nodes: Sequence[TrajectoryNode], pad_id: int | None)
         pads = np.flatnonzero(np.concatenate([node.run.ids for node in nodes]) == pad_id).tolist()
     if pads != positions:
         raise RecordError(
-            f"its messages have {len(positions)} images, which do not stand on its {len(pads)} image pad tokens."
+            f"its messages have {len(positions)} images, which are not on its {len(pads)} image pad tokens."
         )

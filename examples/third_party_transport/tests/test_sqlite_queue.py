@@ -1,4 +1,4 @@
-"""The conformance suite: the tests that every transport needs."""
+"""Runs the conformance suite, which every transport must pass."""
 
 from pathlib import Path
 
@@ -8,6 +8,9 @@ from transports.testing import QueueConformance
 
 
 class TestSqliteQueue(QueueConformance):
+    """The conformance suite with SQLite."""
+
     @pytest.fixture
     def queue_url(self, tmp_path: Path) -> str:
+        """Return the URL of a new queue."""
         return f"sqlite://{tmp_path}/queue.db"

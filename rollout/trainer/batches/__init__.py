@@ -1,1 +1,1 @@
-"""From trajectories to what a training step takes: samples, advantages, tensors and pixels."""
+"""Turns trajectories into the input of a training step: samples, advantages, tensors and pixels."""

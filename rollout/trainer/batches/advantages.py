@@ -1,8 +1,8 @@
-"""Advantages of a group's trajectories over each other: one for each rollout, or one for each of its turns.
+"""Computes the advantages within a group: one for each rollout, or one for each of its turns.
 
-advantages_of(group, grpo)                      # by the outcome: every token of a rollout has the same advantage
-by_turn = turn_advantages_of(group, grpo)       # by turn: an answer has the advantage of what came from then on
-align_advantages(sample, by_turn[sample.rollout])
+advantages_of(group, grpo)                            # every token of a rollout has the same advantage
+by_turn = turn_advantages_of(group, grpo)             # every token of a turn has the same advantage
+align_advantages(sample, by_turn[sample.rollout])     # an array with one advantage for each token
 """
 
 from collections.abc import Callable, Sequence
@@ -21,21 +21,21 @@ _EPSILON = 1e-6
 
 
 def grpo(rewards: Rewards) -> Rewards:
-    """How many standard deviations (of its own group) a reward is above its group's mean; 0 if all are equal."""
+    """Return how many standard deviations each reward is above the mean of its group; 0 if all are equal."""
     advantages: Rewards = (rewards - rewards.mean()) / (rewards.std() + _EPSILON)
     return advantages
 
 
 def rloo(rewards: Rewards) -> Rewards:
-    """How far a reward is above the mean of the *other* rewards; 0 if there is only one."""
+    """Return how far each reward is above the mean of the *other* rewards; 0 if there is only one."""
     other_count = len(rewards) - 1
     return (rewards - rewards.mean()) * (len(rewards) / other_count) if other_count else np.zeros_like(rewards)
 
 
 def advantages_of(group: Group, estimator: Estimator) -> dict[str, float]:
-    """The advantage of each trainable trajectory, by its rollout; the others have no reward to compare with.
+    """Return the advantage of each trainable trajectory, by `Trajectory.rollout`.
 
-    Rewards of single answers do not count here; see `turn_advantages_of`.
+    Turn rewards do not count here; see `turn_advantages_of`.
     """
     trainable = _trainable(group)
     if not trainable:
@@ -46,12 +46,12 @@ def advantages_of(group: Group, estimator: Estimator) -> dict[str, float]:
 
 
 def turn_advantages_of(group: Group, estimator: Estimator) -> dict[str, Rewards]:
-    """The advantage of each turn of each trainable trajectory, by its rollout: one number for each of its `turns`.
+    """Return an array with the advantage of each turn of each trainable trajectory, by `Trajectory.rollout`.
 
-    The return of a turn is the sum of the turn rewards from this turn on, plus the reward of the rollout. The estimator
-    compares the returns of all rollouts at their first turns, then at their second ones, and so on; a rollout with
-    fewer turns counts with the return of its last turn. Without turn rewards, each turn of a rollout has the advantage
-    that `advantages_of` gives it.
+    An array has one number for each of `Trajectory.turns`. The return of a turn is the sum of the turn rewards from
+    this turn on, plus the reward of the rollout. The estimator compares the returns of the first turns of all rollouts,
+    then those of the second turns, and so on. A rollout with fewer turns counts with the return of its last turn.
+    Without turn rewards, every turn of a rollout has the advantage that `advantages_of` gives to the rollout.
     """
     trainable = _trainable(group)
     if not trainable:
@@ -69,10 +69,10 @@ def turn_advantages_of(group: Group, estimator: Estimator) -> dict[str, Rewards]
 
 
 def align_advantages(sample: TrainingSample, advantages_by_turn: Sequence[float] | Rewards) -> npt.NDArray[np.float32]:
-    """Give each sampled token of a sample, truncated or not, the advantage of its turn, and 0 to all other tokens.
+    """Return an array with the advantage of its turn for each sampled token of a sample, and 0 for other tokens.
 
     Args:
-        sample: a sample of the rollout.
+        sample: a sample of the rollout; it may be truncated.
         advantages_by_turn: one advantage for each of `sample.turns`, as `turn_advantages_of` returns them.
 
     Raises:
@@ -81,7 +81,7 @@ def align_advantages(sample: TrainingSample, advantages_by_turn: Sequence[float]
     if len(advantages_by_turn) != len(sample.turns):
         raise ValueError(
             f"{sample.rollout}: {len(advantages_by_turn)} advantages for {len(sample.turns)} turns. Give one for each "
-            "of TrainingSample.turns, as turn_advantages_of returns them."
+            "turn in TrainingSample.turns, as turn_advantages_of() returns them."
         )
     aligned = np.zeros(len(sample.token_ids), np.float32)
     is_sampled = sample.turn_index >= 0
@@ -95,7 +95,7 @@ def _trainable(group: Group) -> list[Trajectory]:
 
 
 def _returns_by_turn(trajectory: Trajectory) -> Rewards:
-    """The return of each turn; of a rollout that never asked the model its reward, which the others compare with."""
+    """Return the return of each turn. A rollout without turns counts as one turn with the rollout's reward."""
     rewards = [trajectory.turn_rewards.get(turn, 0.0) for turn in trajectory.turns] or [0.0]
     rewards[-1] += trajectory.reward or 0.0
     return np.cumsum(rewards[::-1], dtype=np.float64)[::-1]

@@ -1,13 +1,12 @@
-"""Raw descriptors to pixels, at the last moment before the forward.
+"""Makes pixels from raw descriptors, just before the forward pass.
 
     materializer = Materializer(
         "qwen_vl", load_processor_config(checkpoint), images=run_directory / "assets" / "images", backend="pil"
     )
     model(input_ids=..., **materializer.inputs([sample]))
 
-Everything that a sample says of an image is checked: that its layout is that of this checkpoint, that its bytes have
-its hash, and that its patches fill its placeholders. Every mismatch is an error that names rollout, node and file;
-nothing is ever replaced by zeros.
+Each image is checked: its layout is that of the checkpoint, its bytes have its hash, and its patches fill its
+placeholder. A mismatch raises an error that names the rollout, the node and the file.
 """
 
 import hashlib
@@ -36,12 +35,19 @@ from rollout.images.processors import (
 from rollout.images.single_flight import SingleFlightCache
 from rollout.trainer.batches.samples import TrainingSample
 
-# What transformers' processors take at most, measured, in units of the patches as float32.
 _PATCH_COPIES = 3
+"""The peak memory of transformers' image processors, as measured, in multiples of the patches as float32."""
 
 
 class MaterializeError(RolloutError):
-    """An image of a sample is missing, changed, foreign, or does not fit its placeholders."""
+    """An image of a sample is missing, has other bytes or another layout, or does not fit its placeholder.
+
+    Attributes:
+        reason: what is wrong.
+        rollout: the id of the sample's rollout.
+        node: the last node of the sample's branch.
+        file: the name of the image file, or the first characters of its data URI.
+    """
 
     def __init__(self, reason: str, *, rollout: str, node: int, file: str) -> None:
         self.reason = reason
@@ -52,16 +58,16 @@ class MaterializeError(RolloutError):
 
 
 class Materializer:
-    """Makes the pixel inputs of training samples; safe to use from many threads.
+    """Makes the pixel inputs of training samples. It is thread-safe.
 
     Args:
-        family: the geometry family that the images were described under.
+        family: the family of the images' geometry, such as `qwen_vl`.
         processor_config: the processor configuration of the checkpoint that is trained.
         images: the run's image directory.
-        backend: what resizes images; it must be the one that the engine uses.
-        pixels: `normalised`, as the model's forward takes them, or `uint8`, before rescaling and normalising.
-        cache_bytes: patches of recent images to keep; a group's samples share their images.
-        memory: the most bytes of memory that decoding and processing take in this process, all images together.
+        backend: the library that resizes images; it must be the one that the engine uses.
+        pixels: `normalised`, as the model takes them, or `uint8`, before rescaling and normalising.
+        cache_bytes: how many bytes of patches to keep for later samples, such as those of the same group.
+        memory: how many bytes decoding and processing may take in this process, for all images together.
     """
 
     def __init__(
@@ -81,12 +87,12 @@ class Materializer:
         self._cache = SingleFlightCache[ProcessedImage](cache_bytes, lambda processed: processed.patches.nbytes)
 
     def inputs(self, samples: Sequence[TrainingSample]) -> dict[str, Any]:
-        """`pixel_values` and the grids of all images of these samples, in order, as torch tensors.
+        """Return `pixel_values` and the grids of all images of these samples, in order, as torch tensors.
 
-        Samples without images have no pixel inputs: the mapping is then empty.
+        Without images, the mapping is empty.
 
         Raises:
-            MaterializeError: an image does not agree with what the sample says of it.
+            MaterializeError: an image does not fit the sample.
             ConfigurationError: torch, transformers or the backend is not installed.
         """
         image_inputs = [
@@ -99,14 +105,14 @@ class Materializer:
         torch = import_trainer_extra("torch")
         grids = [grid for _, _, grid, _ in image_inputs]
         total_patches = sum(map(patch_count, grids))
-        # One array for all images, filled image by image, so that no pixels are in memory twice.
+        # One array for all images, filled image by image: concatenating them would take twice the memory.
         pixel_values = np.empty((total_patches, *self._processor.patch_shape()), self._processor.dtype)
         filled_patches = 0
         for sample, placeholder, grid, image in image_inputs:
             processed = self._process_image(sample, placeholder, image, grid)
             if processed.grid != grid:
                 raise _mismatch_error(
-                    sample, image, f"it was described as {grid} patches, but its pixels give {processed.grid}"
+                    sample, image, f"its descriptor has the grid {grid}, but its pixels give {processed.grid}"
                 )
             pixel_values[filled_patches : filled_patches + len(processed.patches)] = processed.patches
             filled_patches += len(processed.patches)
@@ -125,19 +131,17 @@ class Materializer:
                 raise _mismatch_error(
                     sample,
                     descriptor,
-                    f"it was laid out under {item.family} {item.layout_fingerprint}, but this checkpoint's processor"
-                    f" configuration is {geometry.family} {geometry.fingerprint}",
+                    f"its layout fingerprint is {item.family} {item.layout_fingerprint}, but that of this checkpoint's "
+                    f"processor configuration is {geometry.family} {geometry.fingerprint}",
                 )
             if item.raw_image_id is not None and not item.raw_image_id.startswith(placeholder.hash):
-                raise _mismatch_error(
-                    sample, descriptor, f"it stands for the image {placeholder.hash}, which is another one"
-                )
+                raise _mismatch_error(sample, descriptor, f"its placeholder is for another image, {placeholder.hash}")
             grid = geometry.grid(item.payload)
         except AdapterError as error:
             raise _mismatch_error(sample, descriptor, str(error)) from error
         if geometry.tokens(grid) != placeholder.length:
             raise _mismatch_error(
-                sample, descriptor, f"{grid} patches are {geometry.tokens(grid)} tokens, not {placeholder.length}"
+                sample, descriptor, f"its grid {grid} has {geometry.tokens(grid)} tokens, not {placeholder.length}"
             )
         return grid
 
@@ -151,7 +155,7 @@ class Materializer:
         def read_and_process() -> ProcessedImage:
             data = self._read_image(parse_raw_mm_item(descriptor))
             if hashlib.sha256(data).hexdigest()[: len(placeholder.hash)] != placeholder.hash:
-                raise ImageError(f"its bytes do not have the hash {placeholder.hash}: it is another image")
+                raise ImageError(f"its bytes do not have the hash {placeholder.hash}")
             processing_bytes = _PATCH_COPIES * patch_count(grid) * math.prod(self._processor.patch_shape()) * 4
             with decoded_image(
                 data,

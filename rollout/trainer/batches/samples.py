@@ -1,4 +1,4 @@
-"""Branches to training samples: tokens, mask and log-probs, with each image's placeholder.
+"""Makes training samples from the branches of a trajectory: tokens, mask, log-probs and image placeholders.
 
 for sample in samples(trajectory):
     sample = sample.truncated(32768)
@@ -17,34 +17,39 @@ from renderers_adapter.tokens import ExpandedIds, Logprobs, Placeholder, expand
 from rollout.records.messages import ROLES
 from rollout.trainer.trajectory import Trajectory, TrajectoryNode
 
+TOKEN_ARRAYS = (
+    *("token_ids", "mask", "logprobs", "token_types"),
+    *("version_index", "turn_index", "token_rewards", "content"),
+)
+"""The fields of `TrainingSample` that have one entry for each token."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingSample:
-    """One branch of a rollout, as the trainer's forward pass takes it; all arrays are aligned to `token_ids`.
+    """One branch of a rollout as training data. All arrays have one entry for each token of `token_ids`.
 
     Attributes:
         rollout: the id of the rollout.
         group: the id of its group.
-        leaf: the node that the branch ends with.
+        leaf: the index of the node that the branch ends with.
         reward: the reward of the rollout.
         token_ids: the expanded ids of the branch.
-        mask: the tokens that train: sampled ones, each in only one sample of its rollout.
-        logprobs: the log-prob of a sampled token under the weights that sampled it; 0 elsewhere.
-        token_types: 0 text, 1 image.
-        version_index: for a sampled token the index of its version in `versions`; -1 elsewhere.
+        mask: True for tokens that train. Each sampled token trains in exactly one sample of its rollout.
+        logprobs: the log-prob of a sampled token under the weights that sampled it; 0 for other tokens.
+        token_types: 1 for image tokens, 0 for text.
+        version_index: the index in `versions` of the version that sampled the token; -1 for other tokens.
         versions: the policy versions that sampled tokens of the branch.
-        turn_index: for a sampled token the number of its turn, as `Step.turn`; -1 elsewhere.
-        turns: the numbers of all turns of the rollout, those of other branches too, in order. A turn that failed left
-            no answer, so its number is missing.
-        token_rewards: at the last sampled token of an answer the reward of its turn; 0 elsewhere. An answer that
-            several branches share has its reward in each of them; with `mask` it counts once.
-        content: the role whose words a token is, as 1 + the role's index in `ROLES`; 0 for tokens of the template.
-        placeholders: where each image's pad tokens are, in order.
-        images: the raw descriptor of the image at each placeholder; pixels are materialised from it at the last moment.
-        banned_ids: the tokens that the engine was forbidden to sample, in every turn of the branch. Log-probs that an
-            engine reports of the distribution that it sampled from, as vLLM does with `--logprobs-mode
-            processed_logprobs`, leave them out: compare them with those of a forward pass whose logits of these tokens
-            are -inf. With `raw_logprobs` vLLM reports those of the network itself, before the ban.
+        turn_index: the number of the turn that sampled the token, as in `Step.turn`; -1 for other tokens.
+        turns: the numbers of all turns of the rollout, also of other branches, in order. The number of a failed turn is
+            missing.
+        token_rewards: the reward of a turn, at the last sampled token of its answer; 0 for other tokens. An answer in
+            several branches has its reward in each of them; under `mask` it counts once.
+        content: 1 + the index in `ROLES` of the role whose content the token is; 0 for tokens of the template.
+        placeholders: the range of each image's pad tokens, in order.
+        images: the raw descriptor of the image at each placeholder; `Materializer` makes the pixels from it.
+        banned_ids: the tokens that the engine could not sample in any turn of the branch. With `--logprobs-mode
+            processed_logprobs` vLLM computes log-probs without these tokens: set their logits to -inf before you
+            compare. With `raw_logprobs` vLLM reports log-probs that include them.
     """
 
     rollout: str
@@ -66,20 +71,20 @@ class TrainingSample:
     banned_ids: tuple[int, ...] = ()
 
     def content_mask(self, *roles: str) -> npt.NDArray[np.bool_]:
-        """True at the words of these roles, images included; False at the tokens that the template puts around them."""
+        """Return a mask that is True for the content of these roles, also for images, and False for the template."""
         return np.isin(self.content, [1 + ROLES.index(role) for role in roles])
 
     def truncated(self, limit: int) -> Self:
-        """At most the first `limit` tokens, and everything that is aligned to them.
+        """Return the sample with at most its first `limit` tokens.
 
-        An image that would be cut is left out whole, with all that follows it. The reward of an answer that is cut is
-        left out, too: it stands at the answer's last token.
+        It ends before an image that would be cut. An answer that is cut loses its turn reward, which is at its last
+        token.
 
         Raises:
             ValueError: the limit is below zero.
         """
         if limit < 0:
-            raise ValueError(f"a sample cannot be cut to {limit} tokens")
+            raise ValueError(f"a sample cannot be cut to {limit} tokens; give 0 or more")
         cut_images = (
             placeholder.offset
             for placeholder in self.placeholders
@@ -91,21 +96,14 @@ class TrainingSample:
         kept_images = sum(mark.offset < end for mark in self.placeholders)
         return replace(
             self,
-            token_ids=ExpandedIds(self.token_ids[:end]),
-            mask=self.mask[:end],
-            logprobs=self.logprobs[:end],
-            token_types=self.token_types[:end],
-            version_index=self.version_index[:end],
-            turn_index=self.turn_index[:end],
-            token_rewards=self.token_rewards[:end],
-            content=self.content[:end],
+            **{name: getattr(self, name)[:end] for name in TOKEN_ARRAYS},
             placeholders=self.placeholders[:kept_images],
             images=self.images[:kept_images],
         )
 
 
 def samples(trajectory: Trajectory) -> list[TrainingSample]:
-    """One sample per leaf that has something to train; a node shared by several leaves trains in the first of them."""
+    """Return one sample for each leaf that has tokens to train. A node of several branches trains in the first one."""
     if not trajectory.trainable:
         return []
     training_samples: list[TrainingSample] = []
@@ -137,7 +135,7 @@ def _make_sample(
             for first, last in node.content:
                 content[start + node.run.expanded_offset(first) : start + node.run.expanded_offset(last)] = role
             continue
-        # A sampled message has no images, so its tokens are unchanged, at the end of its range.
+        # A sampled message has no images, so its sampled tokens are not expanded and end where its range ends.
         sampled_start = end - (len(node.run.ids) - node.run.sampled_from)
         mask[sampled_start:end] = node.index in trained_nodes
         content[sampled_start:end] = role

@@ -1,7 +1,7 @@
-"""Training samples to torch tensors: one row each, or several packed into a row.
+"""Makes torch tensors from training samples: one row for each sample, or several samples packed into a row.
 
 samples_of_group = [sample for trajectory in group.trajectories for sample in samples(trajectory)]
-batch = collate(samples_of_group, advantages=[…], packing=32768)    # a number for each sample, or an array per token
+batch = collate(samples_of_group, advantages=[…], packing=32768)    # for each sample a number, or an array
 model(batch.token_ids, position_ids=batch.position_ids, **materializer.inputs(batch.ordered(samples_of_group)))
 """
 
@@ -14,48 +14,52 @@ import numpy.typing as npt
 import torch
 
 from rollout.trainer.batches.advantages import Estimator, advantages_of, align_advantages, grpo, turn_advantages_of
-from rollout.trainer.batches.samples import TrainingSample, samples
+from rollout.trainer.batches.samples import TOKEN_ARRAYS, TrainingSample, samples
 from rollout.trainer.errors import SampleTooLong
 from rollout.trainer.reading.groups import Group
 
 T = TypeVar("T")
 
 Credit = Literal["outcome", "turns"]
-"""What the advantage of a token comes from: the reward of its rollout, or the return of its turn."""
+"""What the advantage of a token is computed from: the reward of its rollout, or the return of its turn."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Tensors of the shape (rows, tokens) unless said otherwise. Samples and images are numbered row by row."""
+    """The samples of one training step. A tensor has the shape (rows, tokens) unless its text gives another shape.
+
+    Samples and images are numbered row by row, from 0.
+    """
 
     token_ids: torch.Tensor
-    """The expanded ids of the samples; 0 in the padding."""
+    """int64: the expanded ids of the samples; 0 in the padding."""
     position_ids: torch.Tensor
-    """The position of a token in its sample, from 0."""
+    """int64: the position of the token in its sample, from 0; 0 in the padding."""
     sample_index: torch.Tensor
-    """The number of the token's sample, so that packed samples do not attend to each other; -1: padding."""
+    """int32: the number of the token's sample, to keep packed samples apart in the attention; -1 in the padding."""
     mask: torch.Tensor
-    """The tokens that train: sampled ones, each in only one sample of its rollout."""
+    """bool: whether the token trains. Each sampled token trains in exactly one sample of its rollout."""
     logprobs: torch.Tensor
-    """The log-prob of a sampled token under the weights that sampled it; 0 elsewhere."""
+    """float32: the log-prob of a sampled token under the weights that sampled it; 0 elsewhere."""
     advantages: torch.Tensor | None
-    """The advantage of the token, or of its sample, where the mask is set, 0 elsewhere; None: none were given."""
+    """float32: the advantage of the token where `mask` is True; 0 elsewhere. None if `collate` was given none."""
     token_types: torch.Tensor
-    """0 text, 1 image."""
+    """uint8: 1 for image tokens, 0 elsewhere."""
     content: torch.Tensor
-    """The role whose words a token is, as 1 + its index in `records.messages.ROLES`; 0 for the template and padding."""
+    """uint8: 1 + the index in `rollout.records.messages.ROLES` of the role whose content the token is; 0 elsewhere."""
     version_index: torch.Tensor
-    """For a sampled token the index of its version in `versions`; -1 elsewhere."""
+    """int32: the index in `versions` of the version that sampled the token; -1 elsewhere."""
     turn_index: torch.Tensor
-    """For a sampled token the number of its turn in its rollout, as `Step.turn`; -1 elsewhere."""
+    """int32: the number of the turn that sampled the token, as in `Step.turn`; -1 elsewhere."""
     token_rewards: torch.Tensor
-    """At the last sampled token of an answer the reward of its turn, 0 elsewhere; with the mask each counts once."""
+    """float32: the reward of a turn, at the last sampled token of its answer; 0 elsewhere. Sum it under `mask`, because
+    an answer may be in several samples."""
     rewards: torch.Tensor
-    """(samples): the reward of each sample's rollout."""
+    """float32, (samples,): the reward of each sample's rollout."""
     spans: torch.Tensor
-    """(samples, 3): row, first token, number of tokens."""
+    """int64, (samples, 3): row, first token, number of tokens."""
     placeholders: torch.Tensor
-    """(images, 4): sample, row, first token, number of tokens."""
+    """int64, (images, 4): sample, row, first token, number of tokens."""
     images: tuple[Mapping[str, Any], ...]
     """The raw descriptor of each image."""
     versions: tuple[str, ...]
@@ -63,14 +67,15 @@ class Batch:
     rollouts: tuple[str, ...]
     """The id of each sample's rollout."""
     order: tuple[int, ...]
-    """For each sample of the batch its index among the samples that `collate` was given."""
+    """For each sample, its index among the samples that `collate` was given."""
     banned_ids: tuple[tuple[int, ...], ...] = ()
-    """For each sample the tokens that the engine was forbidden to sample, see `TrainingSample.banned_ids`."""
+    """For each sample, the tokens that the engine could not sample; see `TrainingSample.banned_ids`."""
 
     def without_banned(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits (rows, tokens, vocabulary) with -inf for what each sample's engine was forbidden to sample.
+        """Return the logits (rows, tokens, vocabulary) with -inf for the banned tokens of each sample.
 
-        Of these, log-probs are comparable with those that an engine reports of the distribution that it sampled from.
+        Log-probs of these logits are comparable with those of an engine that leaves out banned tokens, as vLLM does
+        with `--logprobs-mode processed_logprobs`.
         """
         if not any(self.banned_ids):
             return logits
@@ -82,11 +87,11 @@ class Batch:
         return without
 
     def ordered(self, given: Sequence[T]) -> list[T]:
-        """Sort a sequence with one item per given sample into the order of the samples in this batch."""
+        """Return a sequence with one item for each sample given to `collate` in the order of this batch."""
         return [given[at] for at in self.order]
 
     def to(self, device: torch.device | str) -> Self:
-        """The same batch on another device."""
+        """Return the batch with its tensors on another device."""
         moved: dict[str, Any] = {
             tensor_field.name: value.to(device, non_blocking=True)
             for tensor_field in fields(self)
@@ -101,17 +106,17 @@ def collate(
     advantages: Sequence[float | npt.NDArray[Any]] | None = None,
     packing: int | None = None,
 ) -> Batch:
-    """One batch of all samples.
+    """Make one batch of all samples.
 
     Args:
         given: the samples.
-        advantages: for each sample the advantage of all of its tokens, or an array with one for each token, see
-            `align_advantages`. Only the tokens that train get one.
-        packing: how many tokens a row may have: samples then share rows, longest first. None: a row for each sample.
+        advantages: for each sample one number for all of its tokens, or an array with one for each token, as
+            `align_advantages` returns it. Only tokens that train get an advantage.
+        packing: how many tokens a row may have; several samples then share a row. None: one row for each sample.
 
     Raises:
-        SampleTooLong: a sample does not fit into a row.
-        ValueError: an array has not as many advantages as its sample has tokens.
+        SampleTooLong: a sample has more tokens than fit into a row.
+        ValueError: an array of advantages does not have one entry for each token.
     """
     rows = [[at] for at in range(len(given))] if packing is None else _pack_rows(given, packing)
     order = tuple(at for row in rows for at in row)
@@ -157,15 +162,15 @@ def batch_of(
     max_length: int | None = None,
     packing: int | None = None,
 ) -> Batch | None:
-    """One batch of everything that trains in some groups, with advantages within each group; None if nothing trains.
+    """Make one batch of the groups' samples, with advantages within each group; None if no token trains.
 
     Args:
-        groups: the groups, failed members included.
-        estimator: compares the rewards, or the returns, of a group; `grpo`, `rloo`, or a function like them.
-        credit: "outcome": all tokens of a rollout have one advantage, that of its reward (`advantages_of`). "turns":
-            the tokens of an answer have the advantage of what came from this turn on (`turn_advantages_of`).
-        max_length: a branch of more tokens is truncated, and left out if nothing of what is left of it trains.
-        packing: how many tokens a row may have, see `collate`.
+        groups: the groups, with their failed members.
+        estimator: compares the rewards, or the returns, of a group: `grpo`, `rloo`, or a function like them.
+        credit: "outcome": the tokens of a rollout have the advantage of its reward (`advantages_of`). "turns": the
+            tokens of a turn have the advantage of its return (`turn_advantages_of`).
+        max_length: truncate longer samples, and leave out those without a token that trains; None: truncate none.
+        packing: how many tokens a row may have; see `collate`.
 
     Raises:
         SampleTooLong: a sample does not fit into a row.
@@ -189,7 +194,7 @@ def batch_of(
 
 
 class _BatchArrays:
-    """The arrays that are aligned to the tokens, empty at first. Padding has the id 0, which every model can embed."""
+    """The arrays of the shape (rows, length). Padding has the token id 0, which every model can embed."""
 
     def __init__(self, rows: int, length: int) -> None:
         shape = (rows, length)
@@ -209,43 +214,34 @@ class _BatchArrays:
     def write_sample(
         self, sample: TrainingSample, sample_number: int, row: int, start: int, version_indices: dict[str, int]
     ) -> tuple[int, slice]:
-        """Write a sample and return its slice of the arrays; `version_indices` are the versions seen so far."""
+        """Write a sample into a row; return its place in the arrays. New versions are added to `version_indices`."""
         length = len(sample.token_ids)
         token_slice = row, slice(start, start + length)
         batch_indices = [version_indices.setdefault(version, len(version_indices)) for version in sample.versions]
-        # The last entry is for the index -1, where nothing was sampled.
+        # The last entry keeps the index -1 of tokens that were not sampled.
         version_index = np.array([*batch_indices, -1], np.int32)[sample.version_index]
-        values = {
-            "token_ids": sample.token_ids,
-            "position_ids": np.arange(length),
-            "sample_index": sample_number,
-            "mask": sample.mask,
-            "logprobs": sample.logprobs,
-            "token_types": sample.token_types,
-            "content": sample.content,
-            "version_index": version_index,
-            "turn_index": sample.turn_index,
-            "token_rewards": sample.token_rewards,
-        }
-        for name, value in values.items():
-            self.arrays[name][token_slice] = value
+        for name in TOKEN_ARRAYS:
+            self.arrays[name][token_slice] = getattr(sample, name)
+        self.arrays["version_index"][token_slice] = version_index
+        self.arrays["position_ids"][token_slice] = np.arange(length)
+        self.arrays["sample_index"][token_slice] = sample_number
         return token_slice
 
 
 def _trained_advantages(sample: TrainingSample, advantage: float | npt.NDArray[Any]) -> Any:
-    """The advantage of all tokens that train, or of each."""
+    """Return one advantage for all tokens that train, or an array with one for each of them."""
     if np.ndim(advantage) == 0:
         return advantage
     if np.shape(advantage) != sample.mask.shape:
         raise ValueError(
-            f"{sample.rollout}, branch of node {sample.leaf}: advantages of the shape {np.shape(advantage)} for "
-            f"{len(sample.token_ids)} tokens. Align them to the sample as it is given, after it was truncated."
+            f"{sample.rollout}, branch of node {sample.leaf}: the advantages have the shape {np.shape(advantage)} for "
+            f"{len(sample.token_ids)} tokens. If you truncate the sample, call align_advantages() afterwards."
         )
     return np.asarray(advantage)[sample.mask]
 
 
 def _pack_rows(samples_to_pack: Sequence[TrainingSample], row_length: int) -> list[list[int]]:
-    """Pack samples into rows: first fit, longest first."""
+    """Assign samples to rows: the longest sample first, each to the first row with enough space."""
     rows: list[list[int]] = []
     free_tokens: list[int] = []
     for sample_index in sorted(range(len(samples_to_pack)), key=lambda at: -len(samples_to_pack[at].token_ids)):
@@ -253,7 +249,7 @@ def _pack_rows(samples_to_pack: Sequence[TrainingSample], row_length: int) -> li
         if length > row_length:
             raise SampleTooLong(
                 f"{samples_to_pack[sample_index].rollout}, branch of node {samples_to_pack[sample_index].leaf}: "
-                f"{length} tokens do not fit into a row of {row_length}. Truncate the sample, or raise packing."
+                f"{length} tokens do not fit into a row of {row_length}. Truncate the sample, or raise `packing`."
             )
         row = next((row for row, free in enumerate(free_tokens) if free >= length), None)
         if row is None:

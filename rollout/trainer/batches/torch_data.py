@@ -1,4 +1,4 @@
-"""Batches for a training loop, read in this process or in those of a `DataLoader`, each trained exactly once.
+"""A torch dataset of batches, read in this process or in the processes of a `DataLoader`, each trained exactly once.
 
     dataset = TrajectoryDataset(url, partial(batch_of, packing=32768), groups_per_batch=8)
     dataset.load_state_dict(checkpoint["reader"])
@@ -6,13 +6,13 @@
         train(portion.batch)
         dataset.trained(portion)
         if time_to_save:
-            save(weights, reader=dataset.state_dict())    # what was trained, not what was read ahead
+            save(weights, reader=dataset.state_dict())    # contains what was trained, not what was read ahead
             dataset.commit()
     dataset.close()                                       # the loader's processes release their partitions
 
-A loader reads ahead, so what was read is not what was trained. Each portion therefore has the state of its reader that
-is right once the portion is trained. The readers of a loader's processes lease disjoint partitions, as ranks do. With
-`in_order=True` the loader would wait for each process in turn, also for one whose partitions are empty.
+A loader reads ahead of the training. Therefore each portion has the state that its reader must continue from after the
+portion was trained. The readers of the loader's processes lease disjoint partitions, as ranks do. Use `in_order=False`:
+otherwise the loader waits for each process in turn, also for a process whose partitions are empty.
 """
 
 import multiprocessing
@@ -44,14 +44,14 @@ _UNSET = -1
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The state of a process's reader that is right once a portion and all earlier ones of the process are trained."""
+    """The state of a reader after a portion and all earlier portions of the same process were trained."""
 
     process: int
     """The index of the process in the loader; 0 without a loader."""
     number: int
-    """Rises from reader to reader and from state to state, so that it identifies one state for good."""
+    """Identifies the state. It rises with each state, and from one reader to the next."""
     state: Mapping[str, Any]
-    """The state, as `state_dict` of the reader returned it."""
+    """The state, as the reader's `state_dict` returned it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,8 @@ class Portion(Generic[T]):
     """What a dataset yields.
 
     Attributes:
-        batch: what `make` returned.
-        receipt: the state of the reader; `TrajectoryDataset.trained` takes it from the portion.
+        batch: what the dataset's `make` returned.
+        receipt: the state of the reader, for `TrajectoryDataset.trained`.
     """
 
     batch: T
@@ -68,10 +68,16 @@ class Portion(Generic[T]):
 
 
 class TrajectoryDataset(IterableDataset[Portion[T]]):
-    """Yields portions of `groups_per_batch` whole groups each, as `make` turns them into a batch.
+    """Yields batches that `make` makes of whole groups. Use it with `DataLoader(…, batch_size=None)`.
 
-    `make` runs in the reading processes, so that its cost (pixels, say) is spread over them. If it returns None, there
-    is nothing to train, and the next groups are taken. Use the dataset with `batch_size=None`.
+    Args:
+        url: the URL of the trajectories queue.
+        make: makes a batch of groups, in the reading process; returns None to skip groups that have nothing to train.
+        groups_per_batch: how many groups `make` gets.
+        rank: the rank of this trainer process.
+        world_size: how many trainer processes read the queue.
+        settings: the settings of the readers.
+        timeout: seconds to wait for a group before `NothingArrived` is raised.
     """
 
     def __init__(
@@ -95,41 +101,41 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
         self._loaded_state: Mapping[str, Any] | None = None
         self._trained_receipts: dict[int, Receipt] = {}
         self._saved_receipts: dict[int, Receipt] = {}
-        # What this process shares with a loader's processes: per process its last stored state, and the version.
+        # Shared with the loader's processes: for each process the number of its last committed state, and the version.
         self._committed_numbers = _shared_numbers(_MAX_PROCESSES)
         self._shared_version = _shared_numbers(1)
         self._close_requested = _shared_numbers(1)
 
     def trained(self, portion: Portion[T]) -> None:
-        """Note that a portion is trained: the next state contains it, and the earlier ones of the same process."""
+        """Let the next state contain this portion, and the earlier ones of the same process."""
         self._trained_receipts[portion.receipt.process] = portion.receipt
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of what was trained; save it atomically with the weights."""
+        """Return the state after all portions passed to `trained`; save it atomically with the weights."""
         self._saved_receipts = dict(self._trained_receipts)
         return self._merged_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Begin where a saved state ended; the number of processes may differ."""
-        merge_states([state])  # refused here, rather than in another process
+        """Continue from a saved state. The number of processes may differ. Raises ReaderStateError if it is invalid."""
+        merge_states([state])  # An invalid state must raise here, not later in a loader's process.
         self._loaded_state, self._trained_receipts = state, {}
 
     def commit(self) -> None:
-        """Call it when the last state is safely stored: the readers then soon ack what it contains."""
+        """Let the readers ack what the last state contains; call it when that state is safely stored."""
         for process, receipt in self._saved_receipts.items():
             self._committed_numbers[process] = receipt.number
 
     def close(self) -> None:
-        """Stop all reading processes within half a second; their partitions are then free.
+        """Stop all reading processes within half a second, and free their partitions.
 
-        Without it torch waits five seconds for each loader process that waits for records, and then kills it; its
-        partitions are free when the lease has ended.
+        Without this call, torch waits five seconds for each loader process that waits for records, and then kills it.
+        Its partitions stay leased until the lease ends.
         """
         self._close_requested[0] = 1
 
     @property
     def version(self) -> int | None:
-        """The trainer's version of the policy; set it after each update, so that staleness is known and bounded."""
+        """The trainer's version of the policy; set it after each update, so that the readers know the staleness."""
         number = int(self._shared_version[0])
         return None if number == _UNSET else number
 
@@ -138,10 +144,10 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
         self._shared_version[0] = version
 
     def __iter__(self) -> Iterator[Portion[T]]:
-        """Yield portions until the queue ends, which only a replayed one does, or the dataset is closed.
+        """Yield portions until the dataset is closed or the queue ends, which only a replayed queue does.
 
         Raises:
-            NothingArrived: no whole group came within the time-out.
+            NothingArrived: no whole group came before the timeout.
         """
         loader_worker = get_worker_info()
         process_index, process_count = (
@@ -164,7 +170,7 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
                         yield Portion(batch, Receipt(process_index, number_base + state["number"], state))
 
     def _read_groups(self, reader: BlockingReader, committer: "_BackgroundCommitter") -> list[Group]:
-        """The next groups; none if the dataset is closed, and fewer or none if the queue has ended."""
+        """Return the next groups: none if the dataset is closed, fewer or none if the queue has ended."""
         groups: list[Group] = []
         deadline = time.monotonic() + self._timeout
         while len(groups) < self._groups_per_batch and not reader.ended:
@@ -178,12 +184,12 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
             elif time.monotonic() > deadline:
                 raise NothingArrived(
                     f"{hide_passwords(self._url)}: no whole group came within {self._timeout:g} s ({reader.stats()}). "
-                    "See that workers run, or raise the dataset's timeout."
+                    "Check that workers run, or raise the dataset's timeout."
                 )
         return groups
 
     def _should_stop(self) -> bool:
-        """Whether to stop: the dataset is closed, or the training process was killed and its leases must end."""
+        """Whether to stop, because the dataset was closed or the training process has died."""
         parent_process = multiprocessing.parent_process()
         orphaned = get_worker_info() is not None and parent_process is not None and not parent_process.is_alive()
         return orphaned or int(self._close_requested[0]) != _UNSET
@@ -194,9 +200,10 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
 
 
 class _BackgroundCommitter:
-    """Acks what the training process has stored, from a thread, while the reading process waits for the next request.
+    """Acks what the training process has committed, in a thread of the reading process.
 
-    Without the thread, a loader whose processes are all a batch ahead would not ack, and the backlog would stay high.
+    Without the thread, a process that is a batch ahead would not ack before the next request, so that the backlog would
+    stay high.
     """
 
     def __init__(
@@ -220,13 +227,14 @@ class _BackgroundCommitter:
         self._thread.join()
 
     def raise_failure(self) -> None:
+        """Raise the error of a commit that failed, if one did."""
         if self._failure is not None:
             raise self._failure
 
     def _run(self) -> None:
         while self._failure is None:
             is_stopping = self._stop.wait(_COMMIT_POLL_SECONDS)
-            # A number below the base is a state of an earlier reader.
+            # A number below the base belongs to a state of an earlier reader.
             number = int(self._committed_numbers[self._process_index]) - self._number_base
             if number > self._last_committed:
                 try:
@@ -239,7 +247,7 @@ class _BackgroundCommitter:
 
 
 def _shared_numbers(size: int) -> torch.Tensor:
-    """Numbers in memory that this process shares with a loader's processes."""
+    """Return numbers in memory that this process shares with the loader's processes; they are not set yet."""
     numbers: Any = torch.full((size,), _UNSET, dtype=torch.int64)
     shared: torch.Tensor = numbers.share_memory_()
     return shared

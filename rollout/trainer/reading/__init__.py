@@ -1,1 +1,1 @@
-"""From the queue to whole trajectories, each exactly once, and to groups of them."""
+"""Reads a queue and hands out whole trajectories, or groups of them, each exactly once."""

@@ -1,4 +1,4 @@
-"""Deliveries on their way from arrival to ack: unacked, settled, contained in a saved state, acked."""
+"""Keeps each delivery until its ack. It is first unacked, then settled, then part of a saved state, then acked."""
 
 from collections import deque
 
@@ -8,11 +8,12 @@ from transports import Delivery, Queue, StaleLease
 
 
 def lane_position(delivery: Delivery) -> RecordKey:
+    """Return the lane and the position of a delivery, which identify its record."""
     return delivery.lane, delivery.position
 
 
 class PendingAcks:
-    """Acks a record only after it is settled, then contained in a state, and that state is committed."""
+    """Acks a record after it was settled, a state contained it, and that state was committed."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
@@ -24,36 +25,35 @@ class PendingAcks:
 
     @property
     def unacked(self) -> int:
+        """How many records were delivered and are not acked."""
         return len(self._unacked_deliveries)
 
     def add_delivery(self, delivery: Delivery) -> bool:
-        """Take note of a delivery; False if its record is here already, and was delivered again under another lease.
-
-        Pending rollouts keep the content of the record. Here only what an ack needs is kept.
-        """
+        """Keep what an ack of this delivery needs; return False if its record is here already, from another lease."""
         key = lane_position(delivery)
         is_new = key not in self._unacked_deliveries
-        # A rejected record keeps its frames, because it goes to the dead letters unchanged.
+        # The frames of a rejected record are kept, because the record goes to the dead letters unchanged.
         self._unacked_deliveries[key] = delivery if key in self._rejection_reasons else _without_frames(delivery)
         return is_new
 
     def mark_settled(self, key: RecordKey) -> None:
+        """Let the next state contain this record."""
         self._settled_keys.append(key)
 
     def mark_rejected(self, delivery: Delivery, reason: str) -> None:
-        """Put the record among the dead letters when the outcome of its rollout is committed."""
+        """Move this record to the dead letters, instead of acking it, when its state is committed."""
         key = lane_position(delivery)
         self._unacked_deliveries[key], self._rejection_reasons[key] = delivery, reason
 
     def assign_state_number(self) -> int:
-        """Number a new state, which contains everything settled so far."""
+        """Return the number of a new state, which contains all records that are settled by now."""
         self._last_state_number += 1
         self._keys_by_state.append((self._last_state_number, self._settled_keys))
         self._settled_keys = []
         return self._last_state_number
 
     async def commit(self, state_number: int | None) -> None:
-        """Ack what a state contains: the state of this number, or the last one. May be cancelled, and called again.
+        """Ack the records of the states up to this number; None: of all states. It can be cancelled and called again.
 
         Raises:
             LeaseLost: the lease of some records has ended; the other records were acked.
@@ -75,16 +75,16 @@ class PendingAcks:
                 del self._unacked_deliveries[key]
                 self._rejection_reasons.pop(key, None)
         if lost_keys:
-            # If the lease comes back, and with it these records, the next commit acks them.
+            # These records may be delivered again under a new lease. Then the next commit acks them.
             self._keys_by_state.appendleft((last_number, list(lost_keys)))
             raise LeaseLost(
-                f"{self._queue.url}: {len(lost_keys)} of {len(keys)} records that this trainer consumed are no longer "
-                "lent to it. If another process was started in its place, stop this one, and save nothing more; if "
-                "none was, go on: the saved state contains these records, and they are dropped when they come again."
+                f"{self._queue.url}: this trainer has lost the lease of {len(lost_keys)} of the {len(keys)} records "
+                "that it commits. If another process was started in its place, stop this one and do not save again. "
+                "If not, go on: the saved state contains these records, and the reader drops them when they come again."
             )
 
     async def _ack(self, deliveries: list[Delivery]) -> list[RecordKey]:
-        """Ack deliveries; returns the keys of those that were refused."""
+        """Ack deliveries; return the keys of those whose lease has ended."""
         if not deliveries:
             return []
         try:
@@ -102,7 +102,7 @@ class PendingAcks:
 
 
 def _without_frames(delivery: Delivery) -> Delivery:
-    """The delivery without its frames. It does not use `replace`, which takes as long as decoding a small record."""
+    """Return the delivery without its frames. Not with `replace`, which is as slow as decoding a small record."""
     return Delivery(
         frames=(),
         key=delivery.key,

@@ -1,4 +1,4 @@
-"""A finished run, read again by the same reader that a trainer uses.
+"""Reads the recorded trajectories of a finished run, with the reader that a trainer uses.
 
 async with open_archive(run_directory) as reader:
     async for trajectory in reader:
@@ -16,29 +16,29 @@ from transports import open_queue
 
 
 def open_archive(run_directory: Path | str) -> TrajectoryReader:
-    """A reader of everything that was recorded in a run's directory; it ends after the last record and acks nothing.
+    """Return a reader of all trajectories in a run's directory. It ends after the last record and acks nothing.
 
     Unfinished rollouts come last, as failed trajectories with the error `Unfinished`.
 
     Raises:
-        NoArchive: nothing was recorded there.
+        NoArchive: the directory has no recorded trajectories.
     """
     trajectories_directory = resolve_path(Path(run_directory)) / "trajectories"
     if not trajectories_directory.is_dir():
-        problem = "does not exist" if not Path(run_directory).is_dir() else "holds no trajectories"
+        problem = "does not exist" if not Path(run_directory).is_dir() else "has no recorded trajectories"
         raise NoArchive(
-            f"{run_directory} {problem}. Give the directory of a run whose queue.url is "
-            "file://{run_dir}/trajectories?retain=true, the default; other queues keep nothing that was acked."
+            f"{run_directory} {problem}. Give the directory of a run whose queue.url is the default, "
+            "file://{run_dir}/trajectories?retain=true. Other queues delete records when they are acked."
         )
     queue = open_queue(f"file://{quote(str(trajectories_directory))}?replay=true")
     return TrajectoryReader(queue, ReaderSettings(require_images=False))
 
 
 async def find_trajectory(run_directory: Path, rollout: str) -> Trajectory:
-    """Return the trajectory of a name: ROLLOUT, or ENVIRONMENT/ROLLOUT if several environments have one.
+    """Return the trajectory with this name: ROLLOUT, or ENVIRONMENT/ROLLOUT if several environments have that rollout.
 
     Raises:
-        NoArchive: nothing was recorded there.
+        NoArchive: the directory has no recorded trajectories.
         RolloutNotFound: no trajectory has this name, or several have it.
     """
     async with open_archive(run_directory) as reader:
@@ -47,6 +47,8 @@ async def find_trajectory(run_directory: Path, rollout: str) -> Trajectory:
         return found[0]
     if not found:
         raise RolloutNotFound(
-            f"{run_directory} has no rollout {rollout!r}; `rollout inspect {run_directory}` lists them."
+            f"{run_directory} has no rollout {rollout!r}. `rollout inspect {run_directory}` lists its rollouts."
         )
-    raise RolloutNotFound(f"several rollouts are named {rollout!r}: {', '.join(t.identity for t in found)}.")
+    raise RolloutNotFound(
+        f"{run_directory} has several rollouts {rollout!r}. Give one of {', '.join(t.identity for t in found)}."
+    )

@@ -1,14 +1,14 @@
-"""What a trainer has consumed, small enough to be saved with every checkpoint.
+"""Records what a trainer has consumed, in a state that is small enough for every checkpoint.
 
-Two things are kept. Per lane the *watermark*: every record up to it is settled. And the *consumed* names, as digests:
-rollouts that have records above a watermark, and earlier rollouts whose stalled attempts may still send records.
+The state has two parts. For each lane it has the *watermark*: every record up to it is settled. It also has the names
+of *consumed* rollouts, as digests: those with records above a watermark, and the latest `REMEMBERED_NAMES`, because
+stalled attempts may still send records.
 
-A rollout that was trained never trains again, after any number of restarts. The reason: an attempt trains only as a
-whole, so its first record must be kept. If that record came before the rollout was consumed, it was settled together
-with the rollout, and is below the watermark or belongs to a consumed name. If it came later, the name is consumed, and
-remembered for the next `REMEMBERED_NAMES` rollouts of this reader. One case remains: a worker stalls before its very
-first record and wakes up that many rollouts later. Its rollout is then one member of a group whose others never come
-again; the group stays partial, and partial groups are dropped unless the trainer asks for them.
+A rollout never trains twice, after any number of restarts. An attempt trains only if its first record arrives. If that
+record came before the rollout was consumed, it was settled with the rollout: it is below the watermark, or its name is
+in the state. If it comes later, its name is in the state, because the last `REMEMBERED_NAMES` names are kept.
+One case remains: a worker stalls before its first record and wakes up more than `REMEMBERED_NAMES` rollouts later. The
+other members of its group do not come again, so the group stays partial, and partial groups are dropped by default.
 """
 
 import base64
@@ -23,37 +23,37 @@ from typing import Any
 from rollout.trainer.errors import ReaderStateError
 
 REMEMBERED_NAMES = 1 << 18
-"""Names that are remembered once their records are acked: 2 MiB in a checkpoint."""
+"""How many names are kept after their records were acked; they take 2 MiB of a checkpoint."""
 
 _MAX_IDLE_LANES = 4096
-"""Lanes without unsettled records whose watermark is kept; every worker process may have lanes of its own."""
+"""How many lanes without unsettled records are kept; every new worker process may add lanes."""
 
 _STATE_VERSION = 2
 
 
 class ConsumedRollouts:
-    """Pure bookkeeping: the reader reports what arrives and is settled; `state` is what a checkpoint must contain."""
+    """Keeps the watermarks and the consumed names; `state` is what a checkpoint must contain."""
 
     def __init__(self) -> None:
         self._lanes: dict[str, _LaneWatermark] = {}
         self._consumed_digests: dict[int, None] = {}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Load a state. Raises ReaderStateError if it is not one of this version, or damaged."""
+        """Load a state. Raises ReaderStateError if it is damaged or has another version."""
         if state.get("version") != _STATE_VERSION:
             raise ReaderStateError(
-                f"the reader state has the version {state.get('version')!r}, not {_STATE_VERSION}; "
-                "it was saved by another release of rollout, or is none."
+                f"the reader state has the version {state.get('version')!r}; expected {_STATE_VERSION}. "
+                "Load what `state_dict()` of this release of rollout returned."
             )
         try:
             consumed_digests = array("Q", base64.b64decode(state["consumed"], validate=True))
             self._lanes = {str(name): _LaneWatermark(int(watermark)) for name, watermark in state["watermarks"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
-            raise ReaderStateError(f"the reader state is damaged: {error!r}") from error
+            raise ReaderStateError(f"the reader state is damaged: {error!r}. Load an earlier checkpoint.") from error
         self._consumed_digests = dict.fromkeys(consumed_digests)
 
     def state(self) -> dict[str, Any]:
-        """The state as JSON-like data."""
+        """Return the state as JSON-like data."""
         return {
             "version": _STATE_VERSION,
             "watermarks": {name: lane.watermark for name, lane in self._lanes.items()},
@@ -61,27 +61,29 @@ class ConsumedRollouts:
         }
 
     def was_settled(self, lane: str, position: int) -> bool:
-        """Whether the state that was loaded contains this record."""
+        """Whether the loaded state contains this record."""
         return lane in self._lanes and position <= self._lanes[lane].loaded_watermark
 
     def mark_arrived(self, lane: str, position: int) -> None:
-        """Note that a record has arrived and is not settled yet."""
+        """Record that a record has arrived and is not settled yet."""
         lane_watermark = self._lanes.pop(lane, None) or _LaneWatermark(-1)
         self._lanes[lane] = lane_watermark
         lane_watermark.mark_arrived(position)
 
     def mark_settled(self, lane: str, position: int) -> None:
+        """Record that nothing needs this record any more."""
         self._lanes[lane].mark_settled(position)
 
     def mark_consumed(self, name: str) -> None:
-        """From now on every record of this rollout or group is dropped."""
+        """Record that a rollout, or an abandoned group, is consumed; its later records must be dropped."""
         self._consumed_digests[_name_digest(name)] = None
 
     def is_consumed(self, name: str) -> bool:
+        """Whether this rollout, or this abandoned group, is known as consumed."""
         return _name_digest(name) in self._consumed_digests
 
     def prune_acked(self, unacked: int) -> None:
-        """Drop the oldest names and idle lanes that are over their limits; `unacked` records may still need names."""
+        """Forget the oldest names and idle lanes above the limits; keep at least as many names as `unacked` records."""
         surplus_count = len(self._consumed_digests) - max(REMEMBERED_NAMES, unacked)
         for digest in list(islice(self._consumed_digests, max(0, surplus_count))):
             del self._consumed_digests[digest]
@@ -90,7 +92,7 @@ class ConsumedRollouts:
             del self._lanes[name]
 
     def merge(self, other: "ConsumedRollouts") -> None:
-        """Add everything that the other one contains."""
+        """Add what the other one contains."""
         for name, lane in other._lanes.items():
             own_lane = self._lanes.get(name)
             self._lanes[name] = _LaneWatermark(max(lane.watermark, own_lane.watermark) if own_lane else lane.watermark)
@@ -98,7 +100,7 @@ class ConsumedRollouts:
 
 
 def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One state that contains the states of several ranks, or of a data loader's processes.
+    """Merge the states of several ranks, or of a data loader's processes, into one.
 
     A trainer that restarts with another number of ranks loads the merged state into each of them.
     """

@@ -12,36 +12,42 @@ class Group:
     """The trajectories of one task."""
 
     id: str
-    """The id of the group, which is `Trajectory.group` of its members."""
+    """The id of the group: `Trajectory.group` of its members."""
     size: int | None
-    """How many members the group should have; None: no member says it, because each lacks its start."""
+    """How many members a whole group has; None if no member has its start record, which says it."""
     trajectories: tuple[Trajectory, ...]
-    """The members in the order of their rollouts' names, failed ones included."""
+    """The members, also failed ones, in the order of their rollouts' names."""
 
     @property
     def whole(self) -> bool:
+        """Whether the group has all of its members."""
         return len(self.trajectories) == self.size
 
 
 @dataclass(frozen=True, slots=True)
 class GroupPolicy:
-    """What happens to a group whose last members do not come. Members that come later are dropped."""
+    """What the reader does with a group that stays partial. It drops members that come after the timeout."""
 
     timeout: float = 3600.0
-    """Seconds that the reader waits for the other members, from the first one on."""
+    """Seconds to wait for the other members after the first one came."""
     keep_partial: int | None = None
-    """How many members a partial group must have to be handed out; None: partial groups are dropped."""
+    """Hand out a partial group if it has at least this many members; None: drop all partial groups."""
 
 
 class GroupMember(Protocol):
     """An item that belongs to a group."""
 
     @property
-    def identity(self) -> str: ...
+    def identity(self) -> str:
+        """The name of the member, unique in the run."""
+
     @property
-    def group_identity(self) -> str: ...
+    def group_identity(self) -> str:
+        """The name of its group."""
+
     @property
-    def group_size(self) -> int | None: ...
+    def group_size(self) -> int | None:
+        """How many members its group has; None if it does not know."""
 
 
 MemberT = TypeVar("MemberT", bound=GroupMember)
@@ -58,7 +64,7 @@ class _IncompleteGroup(Generic[MemberT]):
 
 
 class GroupAssembler(Generic[MemberT]):
-    """Collects members until a group is whole. The start record of a rollout says how large its group is."""
+    """Collects members until their group is whole."""
 
     def __init__(self) -> None:
         self._groups: dict[str, _IncompleteGroup[MemberT]] = {}
@@ -69,7 +75,7 @@ class GroupAssembler(Generic[MemberT]):
         return sum(len(group.members) for group in list(self._groups.values()))
 
     def add(self, member: MemberT, now: float = 0.0) -> tuple[MemberT, ...] | None:
-        """Add a member; returns the members in the order of their names if the group is now whole."""
+        """Add a member; if its group is now whole, return all members in the order of their names."""
         name = member.group_identity
         group = self._groups.setdefault(name, _IncompleteGroup(now))
         group.members[member.identity] = member
@@ -79,6 +85,6 @@ class GroupAssembler(Generic[MemberT]):
         return self._groups.pop(name).sorted_members()
 
     def give_up(self, before: float) -> Iterable[tuple[MemberT, ...]]:
-        """Remove and return the groups whose first member came before this time."""
+        """Remove and return the groups whose first member came before the time `before`."""
         expired_names = [name for name, group in self._groups.items() if group.first_member_at < before]
         return [self._groups.pop(name).sorted_members() for name in expired_names]

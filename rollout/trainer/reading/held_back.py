@@ -1,4 +1,4 @@
-"""Which rollouts have a score and do not train: those that a limit stopped which the trainer names."""
+"""Keeps rollouts from training that were stopped by a limit in `ReaderSettings.untrained_limits`."""
 
 from collections.abc import Iterable, Set
 from dataclasses import replace
@@ -9,21 +9,21 @@ from rollout.trainer.trajectory import Trajectory
 
 
 def limits_named(names: Iterable[RolloutLimit | str]) -> frozenset[RolloutLimit]:
-    """The limits with these names.
+    """Return the limits with these names.
 
     Raises:
-        ConfigurationError: a name is not one of a limit.
+        ConfigurationError: no limit has one of these names.
     """
     limits = {limit.value: limit for limit in RolloutLimit if limit is not RolloutLimit.NONE}
     expected = f"untrained_limits: expected a set of {', '.join(limits)}, such as frozenset({{'tokens'}})"
     if isinstance(names, str):
         raise ConfigurationError(f"{expected}; found the text {names!r}.")
     if unknown := [name for name in names if name not in limits]:
-        raise ConfigurationError(f"{expected}; {unknown[0]!r} is no limit.")
+        raise ConfigurationError(f"{expected}; {unknown[0]!r} is not a limit.")
     return frozenset(limits[name] for name in names)
 
 
 def hold_back(trajectory: Trajectory, untrained_limits: Set[RolloutLimit | str]) -> Trajectory:
-    """The trajectory, held back from training if it would train and one of these limits stopped it."""
+    """Return the trajectory, marked as held back if it would train and one of these limits stopped it."""
     is_held_back = trajectory.trainable and trajectory.limit in untrained_limits
     return replace(trajectory, held_back=True) if is_held_back else trajectory

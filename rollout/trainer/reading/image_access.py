@@ -1,4 +1,4 @@
-"""Checks that this process can read the images of trajectories, so that an error comes before the first batch."""
+"""Checks that this process can read the images of trajectories, so that a missing mount is found at the start."""
 
 import errno
 import logging
@@ -15,15 +15,15 @@ from rollout.trainer.trajectory import Trajectory
 log = logging.getLogger(__name__)
 
 MAX_UNREADABLE = 8
-"""Trajectories whose images cannot be read; if there are more, no record is bad, but a directory is missing here."""
+"""How many trajectories may have unreadable images. If more have, a directory is missing, not single images."""
 
-# A record names the directory. Non-blocking, so that a named pipe is noticed instead of waited for.
+# Non-blocking, because a record names the directory and it could be a named pipe, which would block.
 _OPEN_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class ImageAccessCheck:
-    """Opens one image of each directory that trajectories name, until one of them can be read."""
+    """Tries to read one image of each image directory, until one image of that directory could be read."""
 
     def __init__(self) -> None:
         self._readable_directories: set[str] = set()
@@ -31,11 +31,11 @@ class ImageAccessCheck:
 
     @property
     def has_read(self) -> bool:
-        """Whether any image could be read."""
+        """Whether this process could read any image so far."""
         return bool(self._readable_directories)
 
     def problem(self, trajectory: Trajectory) -> str | None:
-        """Why the images of a trajectory cannot be read; None if they can, or if there are none."""
+        """Return why this process cannot read the images of a trajectory; None if it can, or if there are none."""
         directory = trajectory.started.assets if trajectory.started else ""
         if directory in self._readable_directories:
             return None
@@ -46,22 +46,20 @@ class ImageAccessCheck:
         try:
             _read_one_byte(directory, image_name)
         except OSError as error:
-            directory_state = (
-                "is not there" if not os.path.isdir(directory) else "is there, this image of it is not readable"
-            )
+            missing = "" if os.path.isdir(directory) else " (the directory does not exist here)"
             return (
-                f"{trajectory.rollout}: this process cannot read {Path(directory, image_name)}: {error.strerror}; the "
-                f"directory {directory_state}. Mount the run's image directory under the same path here as on the "
-                "workers, or let the workers send images in the messages (images.mode: inline)."
+                f"{trajectory.rollout}: this process cannot read {Path(directory, image_name)}: "
+                f"{error.strerror}{missing}. Mount the run's image directory under the same path as on the workers, "
+                "or send the images in the messages (images.mode: inline)."
             )
         self._readable_directories.add(directory)
         return None
 
     def fail(self, trajectory: Trajectory, problem: str) -> Trajectory:
-        """The trajectory as a failed one, because its images cannot be read and those of others can.
+        """Return the trajectory as a failed one, because its images cannot be read while others can.
 
         Raises:
-            ImagesUnreadable: too many trajectories name this directory for one bad record.
+            ImagesUnreadable: `MAX_UNREADABLE` trajectories of this directory have failed already.
         """
         assert trajectory.started is not None
         directory = trajectory.started.assets

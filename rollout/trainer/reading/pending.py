@@ -1,12 +1,11 @@
-"""Pending rollouts: records by rollout, attempt and number, until an attempt is whole; the first whole attempt counts.
+"""Collects the records of each rollout until one of its attempts is whole. The first whole attempt counts.
 
-A rollout that is done stays here, with its steps in memory or on the disk, until the trainer gets it: records of its
-other attempts that still come belong to it and are settled together with it.
+A finished rollout stays here, with its steps in memory or on disk, until the trainer gets it. Records of its other
+attempts may still come; they are settled together with it.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from rollout.records.endings import RolloutStatus
 from rollout.records.kinds import Record, RecordError, RecordHeader, RolloutFinished, RolloutStarted, Step, StepsDigest
@@ -15,16 +14,7 @@ from rollout.trainer.trajectory import Trajectory, assemble
 from transports import Frames
 
 RecordKey = tuple[str, int]
-"""Lane and position of a record."""
-
-
-class ReaderTimeouts(Protocol):
-    """How long to wait for missing records."""
-
-    @property
-    def gap_timeout(self) -> float: ...
-    @property
-    def unfinished_timeout(self) -> float: ...
+"""The lane and the position of a record."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,80 +24,90 @@ class _PendingAttempt:
     steps: dict[int, StoredStep] = field(default_factory=dict)
     finished: RolloutFinished | None = None
     last_record_at: float = 0.0
-    """When its latest record came, on the reader's clock of waiting time."""
+    """When its latest record came, in seconds that the reader has waited for records."""
 
     @property
     def whole(self) -> bool:
         return self.started is not None and self.finished is not None and len(self.steps) == self.finished.steps
 
-    def problem(self, now: float, timeouts: ReaderTimeouts) -> Mapping[str, str] | None:
-        """Why no more records can be expected of it; None if they can."""
+    def problem(self, now: float, *, gap_timeout: float, unfinished_timeout: float) -> Mapping[str, str] | None:
+        """Return why the reader stops waiting for its records; None if it still waits."""
         silence = now - self.last_record_at
-        if self.finished is not None and silence > timeouts.gap_timeout:
-            missing_start = "" if self.started is not None else ", and not its first record"
+        if self.finished is not None and silence > gap_timeout:
+            missing_start = "" if self.started is not None else "; the start record is missing"
             message = f"{len(self.steps)} of {self.finished.steps} steps came{missing_start}"
             return {"type": "LostRecords", "message": message}
-        if self.finished is None and silence > timeouts.unfinished_timeout:
+        if self.finished is None and silence > unfinished_timeout:
             return {"type": "Unfinished", "message": f"nothing came after {len(self.steps)} steps"}
         return None
 
 
 @dataclass(slots=True, eq=False)
 class PendingRollout:
-    """A rollout that was not handed out yet."""
+    """A rollout that the trainer has not got yet."""
 
     header: RecordHeader
+    """The header of the record that came first."""
     attempts: dict[int, _PendingAttempt] = field(default_factory=dict)
+    """The attempts, by their numbers."""
     record_keys: list[RecordKey] = field(default_factory=list)
+    """The records to settle when the rollout is consumed."""
     whole_attempt: _PendingAttempt | None = None
+    """The first attempt that has all of its records; None if there is none yet."""
     error: Mapping[str, str] | None = None
-    """Why it failed, if no attempt became whole."""
+    """Why the rollout failed without a whole attempt; None if it did not."""
 
     @property
     def identity(self) -> str:
+        """The name of the rollout, unique in the run."""
         return self.header.identity
 
     @property
     def group_identity(self) -> str:
+        """The name of its group, unique in the run."""
         return self.header.group_identity
 
     @property
     def group_size(self) -> int | None:
+        """How many members its group has; None if no start record came, which says it."""
         starts = (attempt.started for attempt in self.attempts.values())
         return next((started.group_size for started in starts if started is not None), None)
 
     @property
     def done(self) -> bool:
+        """Whether it can be handed out."""
         return self.whole_attempt is not None or self.error is not None
 
     @property
     def best_attempt(self) -> _PendingAttempt:
-        """The attempt that its trajectory is made of: the whole one, else the latest that has its start record."""
+        """The attempt that the trajectory is made of: the whole one, or the latest that has its start record."""
         return self.whole_attempt or max(
             self.attempts.values(), key=lambda attempt: (attempt.started is not None, attempt.header.attempt)
         )
 
 
 class PendingRollouts:
-    """All rollouts that have records and were not handed out."""
+    """All rollouts that have records and that the trainer has not got."""
 
-    def __init__(self, step_store: StepStore, timeouts: ReaderTimeouts) -> None:
+    def __init__(self, step_store: StepStore, *, gap_timeout: float, unfinished_timeout: float) -> None:
         self._step_store = step_store
-        self._timeouts = timeouts
+        self._timeouts = {"gap_timeout": gap_timeout, "unfinished_timeout": unfinished_timeout}
         self._rollouts: dict[str, PendingRollout] = {}
 
     def unfinished(self) -> list[PendingRollout]:
-        # A copy, because the metrics are read from another thread.
+        """Return the rollouts that are not done; may be called from any thread."""
+        # The copy prevents an error if the event loop adds a rollout at the same time.
         return [rollout for rollout in list(self._rollouts.values()) if not rollout.done]
 
     def __contains__(self, identity: str) -> bool:
         return identity in self._rollouts
 
     def in_group(self, group_identity: str) -> list[PendingRollout]:
+        """Return the pending rollouts of a group."""
         return [rollout for rollout in self._rollouts.values() if rollout.group_identity == group_identity]
 
     def add(self, record: Record, frames: Frames, key: RecordKey, now: float) -> PendingRollout | None:
-        """Add a record; returns the rollout if it is now done."""
+        """Add a record; return its rollout if the record completed it."""
         rollout, attempt = self._get_or_create_attempt(record.header, key)
         if rollout.done:
             return None
@@ -126,7 +126,7 @@ class PendingRollouts:
         return rollout
 
     def mark_failed(self, header: RecordHeader, key: RecordKey, error: RecordError) -> PendingRollout | None:
-        """Fail a rollout because one of its records cannot be decoded; returns it if it was not done before."""
+        """Fail a rollout because one of its records cannot be decoded; return it if it was not done before."""
         rollout, _ = self._get_or_create_attempt(header, key)
         if rollout.done:
             return None
@@ -134,19 +134,18 @@ class PendingRollouts:
         return rollout
 
     def fail_stalled(self, now: float) -> list[PendingRollout]:
-        """Fail and return the rollouts whose attempts all have had a gap, or have been silent, for too long."""
+        """Fail and return the rollouts for whose attempts the reader has waited too long."""
         failed = []
         for rollout in self._rollouts.values():
             if rollout.done:
                 continue
-            problems = [attempt.problem(now, self._timeouts) for attempt in rollout.attempts.values()]
-            if all(problems):
-                rollout.error = rollout.best_attempt.problem(now, self._timeouts)
+            if all(attempt.problem(now, **self._timeouts) for attempt in rollout.attempts.values()):
+                rollout.error = rollout.best_attempt.problem(now, **self._timeouts)
                 failed.append(rollout)
         return failed
 
     def build_trajectory(self, rollout: PendingRollout) -> Trajectory:
-        """Build the trajectory that the trainer gets. The rollout stays here."""
+        """Return the trajectory of a rollout that is done. The rollout stays here."""
         attempt = rollout.best_attempt
         if rollout.whole_attempt is None or attempt.started is None or attempt.finished is None:
             return self._partial_trajectory(attempt, rollout.error or {})
@@ -156,7 +155,7 @@ class PendingRollouts:
             digest.add(frames)
             steps.append(step)
         if digest.digest() != attempt.finished.digest:
-            error = {"type": "DigestMismatch", "message": "the steps that arrived are not the steps that were sent"}
+            error = {"type": "DigestMismatch", "message": "the steps that arrived are not those that were sent"}
             return _failed_trajectory(attempt, error)
         try:
             return assemble(attempt.started, steps, attempt.finished)
@@ -164,7 +163,7 @@ class PendingRollouts:
             return _failed_trajectory(attempt, {"type": type(error).__name__, "message": str(error)})
 
     def remove(self, rollout: PendingRollout) -> list[RecordKey]:
-        """Remove a rollout; returns the keys of its records, which must be settled."""
+        """Remove a rollout; return the keys of its records, which must be settled."""
         del self._rollouts[rollout.identity]
         self._drop_steps(rollout.attempts.values())
         return rollout.record_keys
@@ -180,7 +179,7 @@ class PendingRollouts:
         return rollout, attempt
 
     def _partial_trajectory(self, attempt: _PendingAttempt, error: Mapping[str, str]) -> Trajectory:
-        """A failed trajectory with the steps before the first gap, for a person to look at; it never trains."""
+        """Return a failed trajectory with the steps before the first gap, for people to read; it never trains."""
         if attempt.started is None:
             return _failed_trajectory(attempt, error)
         steps: list[Step] = []

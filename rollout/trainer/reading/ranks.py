@@ -1,4 +1,4 @@
-"""Which partitions belong to which of several readers. They are disjoint, and a group is always in one partition."""
+"""Divides the partitions of a queue among the readers of several ranks. A group is always in one partition."""
 
 from urllib.parse import parse_qs
 
@@ -12,24 +12,24 @@ from transports.urls import split_url
 def open_reader(
     url: str, *, rank: int = 0, world_size: int = 1, settings: ReaderSettings | None = None
 ) -> TrajectoryReader:
-    """The reader of one rank. With several ranks, the URL must say how many partitions the queue has.
+    """Return the reader of one rank. With several ranks, the URL must say how many partitions the queue has.
 
     Raises:
-        RankError: there are fewer partitions than ranks, or there is no such rank.
+        RankError: there are fewer partitions than ranks, or the rank does not exist.
     """
     consume = None if world_size == 1 and rank == 0 else partitions_of(url, rank, world_size)
     return TrajectoryReader(open_queue(url, consume=consume), settings)
 
 
 def partitions_of(url: str, rank: int, world_size: int) -> list[int]:
-    """The partitions that a rank reads; a process that replaces it reads the same ones."""
+    """Return the partitions that a rank reads; they are the same after a restart."""
     if not 0 <= rank < world_size:
-        raise RankError(f"there is no rank {rank} among {world_size}.")
+        raise RankError(f"rank {rank} does not exist; with world_size {world_size}, give 0 to {world_size - 1}.")
     partition_count_text = parse_qs(split_url(url).query).get("partitions", ["1"])[0]
     partition_count = int(partition_count_text) if partition_count_text.isdecimal() else 0
     if partition_count < world_size:
         raise RankError(
-            f"{hide_passwords(url)}: {world_size} readers need as many partitions, and the URL names "
+            f"{hide_passwords(url)}: {world_size} readers need at least {world_size} partitions, and the URL has "
             f"{partition_count_text}. Partitions are fixed when a queue is created: give workers and trainer the same "
             f"URL, such as …?partitions={8 * world_size}."
         )

@@ -1,4 +1,4 @@
-"""The trainer's side of the queue: whole trajectories, each exactly once relative to the trainer's checkpoint.
+"""Reads whole trajectories from the queue, each exactly once relative to the trainer's checkpoint.
 
     async with open_reader(url, rank=rank, world_size=world_size) as reader:
         reader.load_state_dict(checkpoint["reader"])        # drops what the loaded weights have trained on
@@ -6,12 +6,11 @@
             train(group)
             if time_to_save:
                 save(weights, reader=reader.state_dict())    # atomically, in one file
-                await reader.commit()                        # only now may the queue forget
+                await reader.commit()                        # from now on the queue may delete the records
 
-Delivery is at least once, and redelivery may change the order. The next `state_dict` counts every trajectory that was
-handed out as consumed. Nothing is acked before a `commit`, and a commit acks exactly what that state contains. So a
-trainer that dies at any point restarts from its last checkpoint and gets everything that the checkpoint's weights have
-not seen.
+The queue delivers each record at least once, in any order. `state_dict` counts every trajectory that was handed out
+as consumed. Only `commit` acks, and it acks exactly what the saved state contains. So a trainer may die at any time:
+it restarts from its last checkpoint and gets every trajectory that the checkpoint's weights have not seen.
 """
 
 import asyncio
@@ -47,46 +46,59 @@ T = TypeVar("T")
 
 _POLL_SECONDS = 0.5
 _SHORTEST_READ_SECONDS = 0.01
-"""How long a reader handles records that are at hand, if its time-out is shorter."""
-_TURN_SECONDS = 0.01
-"""How long a reader keeps the event loop to itself while records are at hand."""
+"""How long a reader handles records that are there already, even if its timeout is shorter."""
+_MAX_BLOCKING_SECONDS = 0.01
+"""How long a reader may handle records that are there already without a break for other tasks of the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReaderSettings:
-    """How a reader treats late, large, incomplete or stale data. Time-outs count only its waiting for records."""
+    """How a reader treats late, large, incomplete or stale data. Timeouts count only the time of waiting for records.
+
+    Raises:
+        ConfigurationError: `untrained_limits` contains the name of no limit.
+    """
 
     gap_timeout: float = 30.0
-    """Seconds that a finished attempt may lack a record, which a redelivery may still bring."""
+    """Seconds to wait for a missing record after the last record of an attempt came; then the rollout fails."""
     unfinished_timeout: float = 7200.0
-    """Seconds without a record after which an unfinished attempt is given up."""
+    """Seconds without a record after which an attempt that has no last record fails."""
     memory_limit: int = 1 << 30
-    """Bytes that steps may take in memory, as frames and decoded; more steps are spilled to the disk."""
+    """Bytes that steps may take in memory, as frames and decoded. Above it, the reader spills steps to disk."""
     spill_directory: Path | str | None = None
-    """Where they are spilled; None: the system's directory for temporary files."""
+    """The directory for spilled steps; None: the system's directory for temporary files."""
     groups: GroupPolicy = field(default_factory=GroupPolicy)
     """What happens to groups that stay partial."""
     max_staleness: int | None = None
-    """How many versions a trajectory may be behind the trainer's; a group with a staler one is dropped."""
+    """Drop a group if one of its trajectories is more than this many versions behind `TrajectoryReader.version`; None:
+    drop none."""
     require_images: bool = True
-    """Check that the images of a trajectory can be read before it is handed out."""
+    """Whether to check that the images of a trajectory can be read before it is handed out."""
     untrained_limits: frozenset[RolloutLimit | str] = frozenset()
-    """Rollouts with a score that one of these limits stopped are handed out, and do not train; empty: they train."""
+    """Limits, or their names. A rollout that one of them stopped does not train, even if it has a score."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "untrained_limits", limits_named(self.untrained_limits))
 
 
 class TrajectoryReader:
-    """Reads one queue for one trainer process: trajectories with `receive`, or whole groups with `receive_group`."""
+    """Reads trajectories, or whole groups, from one queue for one trainer process.
+
+    Attributes:
+        settings: how it treats late, large, incomplete or stale data.
+        version: the trainer's version of the policy; set it after each update, so that the reader knows the staleness.
+            None: the staleness is unknown, and `max_staleness` drops nothing.
+        queue: the queue that it reads.
+    """
 
     def __init__(self, queue: Queue, settings: ReaderSettings | None = None) -> None:
         self.settings = settings or ReaderSettings()
         self.version: int | None = None
-        """The trainer's version of the policy; set it after each update, so that staleness is known."""
         self.queue = queue
         self._step_store = StepStore(self.settings.memory_limit, self.settings.spill_directory)
-        self._pending_rollouts = PendingRollouts(self._step_store, self.settings)
+        self._pending_rollouts = PendingRollouts(
+            self._step_store, gap_timeout=self.settings.gap_timeout, unfinished_timeout=self.settings.unfinished_timeout
+        )
         self._group_assembler: GroupAssembler[PendingRollout] = GroupAssembler()
         self._consumed_rollouts = ConsumedRollouts()
         self._pending_acks = PendingAcks(queue)
@@ -95,15 +107,15 @@ class TrajectoryReader:
         self._ready_rollouts: deque[PendingRollout] = deque()
         self._ready_groups: deque[tuple[PendingRollout, ...]] = deque()
         self._unreadable_groups: deque[tuple[PendingRollout, ...]] = deque()
-        """Whose images cannot be read, while those of no others were read."""
+        """Groups whose images could not be read, while no other image was read either; they are tried again."""
         self._images_problem = ""
         self._waited_seconds = 0.0
         self._timeouts_checked_at = 0.0
         self._group_timeouts_due = False
-        """Whether the groups must be checked for those that have waited too long."""
+        """Whether to look for groups that have waited too long."""
         self._queue_ended = False
-        self._turn_ends_at = 0.0
-        """When the other tasks of the event loop must run again, even if there are records at hand."""
+        self._next_break_at = 0.0
+        """When to let other tasks of the event loop run, even if more records are there already."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -116,75 +128,67 @@ class TrajectoryReader:
 
     @property
     def ended(self) -> bool:
-        """Whether everything was handed out and nothing will ever come again."""
+        """Whether the reader has handed out everything and no more records can come."""
         return self._queue_ended and not (
             self._ready_rollouts or self._ready_groups or self._unreadable_groups or self._group_assembler.waiting
         )
 
     async def __aiter__(self) -> AsyncIterator[Trajectory]:
-        """Yield trajectories until the queue ends, which only a replayed one does; leave or cancel the loop to stop."""
+        """Yield trajectories until the queue ends, which only a replayed queue does."""
         while not self.ended:
             if (trajectory := await self.receive(timeout=_POLL_SECONDS)) is not None:
                 yield trajectory
 
     async def groups(self) -> AsyncIterator[Group]:
-        """Yield groups, until the queue ends."""
+        """Yield groups until the queue ends."""
         while not self.ended:
             if (group := await self.receive_group(timeout=_POLL_SECONDS)) is not None:
                 yield group
 
     async def receive(self, *, timeout: float) -> Trajectory | None:
-        """The next finished trajectory, whatever its status, or None when none was finished in time.
+        """Return the next finished trajectory, with any status; None if there is none within `timeout` seconds.
 
         Raises:
             ImagesUnreadable: this process cannot read the images of any trajectory, or of several in one directory;
-                they are not consumed. If it can read those of others, a single trajectory fails.
-            SpillError: the disk is full.
+                they are not consumed. If it can read other images, only the trajectory fails.
+            SpillError: steps cannot be spilled to disk.
         """
         return await self._read_until(self._next_trajectory, timeout)
 
     async def receive_group(self, *, timeout: float) -> Group | None:
-        """The next group, whole unless `settings.groups` allows partial ones, or None when there was none in time.
+        """Return the next group; None if there is none within `timeout` seconds. Raises the same errors as `receive`.
 
-        A reader is used for trajectories or for groups, not for both. Raises what `receive` does.
+        Groups are whole, unless `settings.groups` allows partial ones. Use a reader for trajectories or for groups, not
+        for both.
         """
         return await self._read_until(self._next_group, timeout)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of what was handed out so far; save it atomically with the weights that were trained on it.
+        """Return the state after all that was handed out; save it atomically with the weights trained on that.
 
-        It is JSON-like and bounded. Its `number` is what `commit` takes.
+        The state is JSON-like, and its size is bounded. `commit` takes its `number`.
         """
         return {**self._consumed_rollouts.state(), "number": self._pending_acks.assign_state_number()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Begin where a saved state ended. Raises ReaderStateError after records were read, or for an invalid state."""
+        """Continue from a saved state. Raises ReaderStateError if records were read before, or the state is invalid."""
         if self._counters.records:
-            raise ReaderStateError("load_state_dict comes before the first receive.")
+            raise ReaderStateError("Call load_state_dict() before the first receive().")
         self._consumed_rollouts.load(state)
 
     async def commit(self, number: int | None = None) -> None:
-        """Ack what a state contains: the one of this number, or the last one. Call it once the state is safely stored.
+        """Ack the records of the state with this number, or of the last state; call it when the state is safely stored.
 
         Raises:
-            LeaseLost: this process was silent for so long that another one may have taken over.
+            LeaseLost: the lease of some records has ended, so another process may have taken over.
         """
         await self._pending_acks.commit(number)
         self._consumed_rollouts.prune_acked(self._pending_acks.unacked)
 
     def stats(self) -> ReaderStats:
-        """What it did and what it holds; may be called from any thread."""
-        counters = self._counters
+        """Return what the reader did and what it holds; may be called from any thread."""
         return ReaderStats(
-            trajectories=counters.trajectories,
-            groups=counters.groups,
-            records=counters.records,
-            bytes=counters.bytes,
-            dropped=counters.dropped,
-            rejected=counters.rejected,
-            stale=counters.stale,
-            held_back=counters.held_back,
-            partial_groups=counters.partial_groups,
+            **{**vars(self._counters), "staleness": self._counters.staleness.copy()},
             unfinished=len(self._pending_rollouts.unfinished()),
             waiting=len(self._ready_rollouts)
             + self._group_assembler.waiting
@@ -192,8 +196,6 @@ class TrajectoryReader:
             unacked=self._pending_acks.unacked,
             bytes_in_memory=self._step_store.in_memory,
             bytes_on_disk=self._step_store.on_disk,
-            redelivered=counters.redelivered,
-            staleness=dict(counters.staleness),
         )
 
     async def _read_until(self, next_item: Callable[[], T | None], timeout: float) -> T | None:
@@ -202,10 +204,10 @@ class TrajectoryReader:
         self._retry_images()
         is_reading, now = True, begun_at
         while True:
-            # Not after `next_item`: a cancellation would lose the item.
-            if now >= self._turn_ends_at:
+            # The break comes before `next_item`, because a cancellation after it would lose the item.
+            if now >= self._next_break_at:
                 await asyncio.sleep(0)
-                self._turn_ends_at = time.monotonic() + _TURN_SECONDS
+                self._next_break_at = time.monotonic() + _MAX_BLOCKING_SECONDS
             if (item := next_item()) is not None or not is_reading:
                 return item
             received = not self._ready_groups and await self._receive_record(deadline)
@@ -218,7 +220,7 @@ class TrajectoryReader:
                     raise ImagesUnreadable(self._images_problem)
 
     async def _receive_record(self, deadline: float) -> bool:
-        """Receive and handle a record, or let time pass; returns whether there was a record."""
+        """Wait for a record and handle it, and fail what has waited too long; return whether there was a record."""
         started_at = time.monotonic()
         delivery = await self.queue.receive(timeout=max(0.0, min(deadline - started_at, _POLL_SECONDS)))
         self._waited_seconds += time.monotonic() - started_at
@@ -283,10 +285,10 @@ class TrajectoryReader:
             self._drop(key)
 
     def _handle_undecodable(self, delivery: Delivery, error: RecordError) -> None:
-        """A record that cannot be decoded makes its rollout a failed one, so that its group still completes."""
+        """Reject a record that cannot be decoded, and fail its rollout, so that its group still becomes whole."""
         self._counters.rejected += 1
         self._pending_acks.mark_rejected(delivery, str(error))
-        log.warning("record %r: %s", delivery.tag, error)
+        log.warning("record %r cannot be decoded: %s", delivery.tag, error)
         header, key = header_from_tag(delivery.tag, delivery.key), lane_position(delivery)
         if header is not None and self._is_wanted(header):
             self._add_finished(self._pending_rollouts.mark_failed(header, key, error))
@@ -306,15 +308,13 @@ class TrajectoryReader:
             self._ready_rollouts.append(rollout)
 
     def _give_up_group(self, members: tuple[PendingRollout, ...]) -> None:
-        """Give up waiting for the rest of a group: it is handed out partial, or dropped. Late members are dropped."""
+        """Stop waiting for the rest of a group: hand out the members that came, or drop them; drop later members."""
         group_identity = members[0].group_identity
         min_members = self.settings.groups.keep_partial
         keep = min_members is not None and len(members) >= min_members
         self._counters.partial_groups += 1
         outcome = "handed out" if keep else "dropped"
-        log.warning(
-            "group %s was given up before it was whole, and %s: %d members", group_identity, outcome, len(members)
-        )
+        log.warning("group %s stayed partial; its %d members were %s", group_identity, len(members), outcome)
         self._consumed_rollouts.mark_consumed(_abandoned_group_name(group_identity))
         for rollout in self._pending_rollouts.in_group(group_identity):
             if rollout not in members or not keep:
@@ -323,7 +323,7 @@ class TrajectoryReader:
             self._ready_groups.append(members)
 
     def _hand_out_next(self) -> tuple[Trajectory, ...] | None:
-        """Consume the first ready rollouts and return their trajectories; None if there are none to hand out."""
+        """Consume the first ready rollouts and return their trajectories; None if there is nothing to hand out."""
         if self._unreadable_groups and self._image_access.has_read:
             self._retry_images()
         if not self._ready_groups:
@@ -357,7 +357,11 @@ class TrajectoryReader:
         return trajectories
 
     def _set_aside(self, problem: str) -> None:
-        """Let the first ready rollouts wait until the images of others can be read, which shows that they are bad."""
+        """Let the first ready rollouts wait until another image can be read. Then theirs are bad, not the mount.
+
+        Raises:
+            ImagesUnreadable: `MAX_UNREADABLE` rollouts wait.
+        """
         self._unreadable_groups.append(self._ready_groups.popleft())
         self._images_problem = problem
         if sum(map(len, self._unreadable_groups)) >= MAX_UNREADABLE:
@@ -382,5 +386,5 @@ class TrajectoryReader:
 
 
 def _abandoned_group_name(group_identity: str) -> str:
-    """The name under which an abandoned group is marked as consumed; no rollout has such a name."""
+    """Return the name that marks an abandoned group as consumed; no rollout has such a name."""
     return f"#{group_identity}"

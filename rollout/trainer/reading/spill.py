@@ -1,7 +1,7 @@
-"""Steps that wait for the rest of their rollout. Beyond a memory limit, the oldest ones are spilled to the disk.
+"""Stores the steps of pending rollouts. Above a memory limit, it spills the oldest steps to files.
 
-The files have no name, so that nothing stays on the disk when the process dies. A file is closed, and its space is
-free, once none of its steps is needed.
+The files have no name, so that nothing stays on disk when the process dies. A file is closed, which frees its space,
+when none of its steps is needed.
 """
 
 import tempfile
@@ -22,12 +22,12 @@ _DECODED_OVERHEAD_BYTES = 5 << 10
 
 @dataclass(slots=True, eq=False)
 class StoredStep:
-    """One stored step.
+    """One step in a `StepStore`.
 
     Attributes:
-        nbytes: the bytes of its frames.
-        frames_and_step: its frames and the decoded step; None if it is on the disk.
-        location: where its frames are on the disk; None if it is in memory.
+        nbytes: how many bytes its frames have.
+        frames_and_step: its frames and the decoded step; None if it is on disk.
+        location: where its frames are on disk; None if it is in memory.
     """
 
     nbytes: int
@@ -36,6 +36,7 @@ class StoredStep:
 
     @property
     def bytes_in_memory(self) -> int:
+        """The bytes that it takes in memory, as frames and decoded."""
         return 2 * self.nbytes + _DECODED_OVERHEAD_BYTES
 
 
@@ -55,21 +56,26 @@ class _SpillLocation:
 
 @dataclass(slots=True)
 class StepStore:
-    """Stores steps in memory and on the disk."""
+    """Stores steps in memory and on disk."""
 
     memory_limit: int
     """Bytes that steps may take in memory, as frames and decoded."""
     directory: Path | str | None = None
-    """Where the files are created; None: the system's directory for temporary files."""
+    """The directory of the spill files; None: the system's directory for temporary files."""
     in_memory: int = 0
     """Bytes that steps take in memory now."""
     on_disk: int = 0
-    """Bytes of the steps on the disk."""
+    """Bytes that steps take on disk now."""
     _steps_in_memory: dict[StoredStep, None] = field(default_factory=dict)
     _spill_files: list[_SpillFile] = field(default_factory=list)
-    """The last one is written to; each other one is kept as long as one of its steps is needed."""
+    """New steps go to the last file. Each other file stays open while one of its steps is needed."""
 
     def add(self, frames: Frames, step: Step) -> StoredStep:
+        """Store a step, and spill the oldest ones until those in memory are within the limit.
+
+        Raises:
+            SpillError: the directory is full or does not exist.
+        """
         nbytes = sum(memoryview(frame).nbytes for frame in frames)
         stored = StoredStep(nbytes, (frames, step))
         self._steps_in_memory[stored] = None
@@ -79,7 +85,7 @@ class StepStore:
         return stored
 
     def read(self, stored: StoredStep) -> tuple[Frames, Step]:
-        """The frames and the step. It stays stored."""
+        """Return the frames and the step; it stays in the store."""
         if stored.frames_and_step is not None:
             return stored.frames_and_step
         frames = tuple(self._read_frames(stored))
@@ -88,7 +94,7 @@ class StepStore:
         return frames, step
 
     def drop(self, stored: StoredStep) -> None:
-        """Remove a step that is no longer needed."""
+        """Remove a step from the store."""
         if stored.location is None:
             del self._steps_in_memory[stored]
             self.in_memory -= stored.bytes_in_memory
@@ -98,6 +104,7 @@ class StepStore:
         self._close_unused_files()
 
     def close(self) -> None:
+        """Close all files, which deletes them."""
         while self._spill_files:
             self._spill_files.pop().handle.close()
 
@@ -111,9 +118,9 @@ class StepStore:
                 _write_all(spill_file.handle, frame)
         except OSError as error:
             raise SpillError(
-                f"{self.directory or tempfile.gettempdir()}: the steps of unfinished rollouts are over the reader's "
-                f"memory_limit of {self.memory_limit} bytes and cannot be put there: {error.strerror}. "
-                "Free space, name another spill_directory, or raise memory_limit."
+                f"{self.directory or tempfile.gettempdir()}: the reader cannot spill steps to this directory: "
+                f"{error.strerror}. Free space, set another spill_directory, or raise the memory_limit of "
+                f"{self.memory_limit} bytes."
             ) from error
         stored.location = _SpillLocation(
             spill_file, spill_file.size, tuple(memoryview(frame).nbytes for frame in frames)

@@ -1,14 +1,14 @@
-"""How far the weights that sampled a rollout are behind the trainer's weights."""
+"""Computes how many versions the weights that sampled a rollout are behind the trainer's weights."""
 
 from rollout.records.versions import version_number
 from rollout.trainer.trajectory import Trajectory
 
 
 def staleness(trajectory: Trajectory, version: int) -> int | None:
-    """How many versions the oldest weights that sampled any of its tokens are behind `version`.
+    """Return how many versions the oldest weights that sampled any of its tokens are behind `version`.
 
-    The version that the engine reported for each token counts; without a report, the version that the rollout started
-    with. None if no version has a number.
+    The engine reports a version for each token. For turns without a report, the version at the start of the rollout
+    counts. None if no version has a number.
     """
     version_names = {span.version for step in trajectory.steps for span in step.versions}
     if any(not step.versions for step in trajectory.steps) and trajectory.started is not None:

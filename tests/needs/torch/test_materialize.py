@@ -244,16 +244,16 @@ def test_a_changed_image_is_named(directory: Path, sampled: Sampled) -> None:
 
 def test_an_image_of_another_hash_is_refused(directory: Path, sampled: Sampled) -> None:
     sample, other = sampled([FILES["RGB png"]]), sampled([FILES["RGB bmp"]])
-    refused(qwen(directory), changed(sample, raw_image_id=other.images[0]["raw_image_id"]), "another one")
+    refused(qwen(directory), changed(sample, raw_image_id=other.images[0]["raw_image_id"]), "is for another image")
     inline = sampled([FILES["RGB png"]], mode="inline")
     uri = "data:image/png;base64," + base64.b64encode(FILES["RGB bmp"]).decode()
-    refused(qwen(directory), changed(inline, raw_uri=uri), "another image")
+    refused(qwen(directory), changed(inline, raw_uri=uri), "do not have the hash")
 
 
 def test_a_layout_of_another_configuration_is_refused(directory: Path, sampled: Sampled) -> None:
     sample = sampled([FILES["RGB png"]])
-    refused(qwen(directory), changed(sample, layout_fingerprint="0" * 32), "laid out under qwen_vl 0000")
-    refused(qwen(directory), changed(sample, family="kimi_k25"), "laid out under kimi_k25")
+    refused(qwen(directory), changed(sample, layout_fingerprint="0" * 32), "fingerprint is qwen_vl 0000")
+    refused(qwen(directory), changed(sample, family="kimi_k25"), "fingerprint is kimi_k25")
 
 
 def test_patches_that_do_not_fill_their_placeholders_are_refused(directory: Path, sampled: Sampled) -> None:
@@ -277,7 +277,7 @@ def test_a_payload_of_no_use_is_refused(payload: dict[str, Any], directory: Path
 
 def test_an_escape_from_the_image_directory_is_refused(directory: Path, sampled: Sampled) -> None:
     sample = sampled([FILES["RGB png"]])
-    refused(qwen(directory), changed(sample, raw_image_id=".."), "another one")
+    refused(qwen(directory), changed(sample, raw_image_id=".."), "is for another image")
 
 
 def test_an_uri_that_does_not_decode_is_refused(directory: Path) -> None:

@@ -326,7 +326,7 @@ def test_another_credit_is_refused() -> None:
 @given(trajectories(), st.sampled_from([-1, 1]))
 def test_an_array_of_advantages_that_is_not_aligned_is_refused_by_name(trajectory: Trajectory, surplus: int) -> None:
     (sample, *_) = samples(trajectory)
-    with pytest.raises(ValueError, match=r"g\.0, branch of node .*: advantages of the shape"):
+    with pytest.raises(ValueError, match=r"g\.0, branch of node .*: the advantages have the shape"):
         collate([sample], advantages=[np.zeros(len(sample.token_ids) + surplus)])
 
 

@@ -292,7 +292,7 @@ def test_parquet_without_pyarrow_is_an_error_that_says_so(
         inspect(export=tmp_path / "run.parquet")
 
 
-@pytest.mark.parametrize(("directory", "found"), [("missing", "does not exist"), (".", "holds no trajectories")])
+@pytest.mark.parametrize(("directory", "found"), [("missing", "does not exist"), (".", "has no recorded trajectories")])
 def test_a_directory_without_a_run_is_refused(tmp_path: Path, directory: str, found: str) -> None:
     with pytest.raises(NoArchive, match=found):
         open_archive(tmp_path / directory)

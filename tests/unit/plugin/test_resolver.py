@@ -125,7 +125,7 @@ async def test_a_cached_image_does_not_vouch_for_another_reference(world: Any, r
 async def test_a_grid_that_is_not_the_images_is_refused_with_the_one_that_is(world: Any, resolver: Any) -> None:
     picture = world.picture(96, 64)
     prompt = world.prompt(picture, data=[picture.ref(payload={"image_grid_thw": [[1, 6, 4]]})])
-    with pytest.raises(InvalidImageRef, match=r"claims the grid \[1, 6, 4\], the image has \[1, 4, 6\]"):
+    with pytest.raises(InvalidImageRef, match=r"has the grid \[1, 6, 4\], but the image has \[1, 4, 6\]"):
         await resolver.resolve(prompt.token_ids, prompt.features)
 
 

@@ -81,7 +81,7 @@ async def test_a_thread_stops_waiting_when_it_is_told_to() -> None:
 def test_a_wait_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding_memory, "_LONGEST_WAIT", 0.01)
     memory = DecodingMemory(10)
-    with memory.hold(6), pytest.raises(DecodingMemoryError, match=r"5 bytes .* of 10 that this"), memory.hold(5):
+    with memory.hold(6), pytest.raises(DecodingMemoryError, match=r"5 bytes .* may use 10"), memory.hold(5):
         pass
     with memory.hold(10):
         pass
@@ -108,5 +108,5 @@ def test_what_many_threads_hold_together_never_exceeds_the_limit() -> None:
 
 
 def test_nothing_larger_than_the_limit_may_be_asked_for() -> None:
-    with pytest.raises(ValueError, match="11 bytes are more than the limit 10"), DecodingMemory(10).hold(11):
+    with pytest.raises(ValueError, match="11 bytes are more than the limit of 10"), DecodingMemory(10).hold(11):
         pass

@@ -158,7 +158,7 @@ def test_an_argument_that_counts_through_a_conversation_is_refused(tiny_model: P
 
 
 def test_a_tokenizer_of_another_model_is_refused(tiny_model: Path) -> None:
-    with pytest.raises(RendererMismatch, match=r"llama-3 cannot be made.*begin_of_text"):
+    with pytest.raises(RendererMismatch, match=r"llama-3 cannot be created.*begin_of_text"):
         RendererAdapter.open(tiny_model, "llama-3")
 
 
@@ -266,9 +266,9 @@ def test_a_token_that_the_tokenizer_lacks_is_never_written(qwen2: RendererAdapte
 @pytest.mark.parametrize(
     ("conversation", "tools", "expected_text"),
     [
-        ([user(IMAGE)], None, "would put a system message of its own first"),
-        ([SYSTEM, user("a")], [{"type": "function", "function": {"name": "look"}}], "knows no tools"),
-        ([SYSTEM, user("a"), {"role": "tool", "content": "b"}], None, "knows no tools"),
+        ([user(IMAGE)], None, "would add its own system message"),
+        ([SYSTEM, user("a")], [{"type": "function", "function": {"name": "look"}}], "does not support tools"),
+        ([SYSTEM, user("a"), {"role": "tool", "content": "b"}], None, "does not support tools"),
     ],
 )
 def test_what_qwen2_vl_would_write_differently_is_refused(

@@ -193,7 +193,7 @@ def test_a_fingerprint_needs_a_family_name() -> None:
 
 
 def test_an_unknown_family_says_what_happens_without_geometry() -> None:
-    with pytest.raises(UnknownFamily, match=r"did you mean 'qwen_vl'\?.*engine's own expansion"):
+    with pytest.raises(UnknownFamily, match=r"Did you mean 'qwen_vl'\?.*engine's own expansion"):
         geometry_for("qwen-vl", QWEN3_VL)
 
 

@@ -104,5 +104,5 @@ def test_pads_and_images_that_do_not_match_are_refused(ids: list[int], slots: tu
 
 
 def test_a_log_prob_that_is_missing_is_refused() -> None:
-    with pytest.raises(AdapterError, match="2 sampled tokens and 0 log-probs"):
+    with pytest.raises(AdapterError, match="2 sampled tokens but 0 log-probs"):
         expand([TokenRun(as_logical_ids([1, 2, 3]), 1)], pad_id=PAD)

@@ -221,5 +221,5 @@ async def test_what_cannot_be_replayed_is_refused(
 
 
 async def test_a_directory_without_records_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NoArchive, match="holds no trajectories"):
+    with pytest.raises(NoArchive, match="has no recorded trajectories"):
         await replay(tmp_path, ROLLOUT)

@@ -1,6 +1,6 @@
-"""`sqlite:///file.db`: a complete transport in one file; docs/queues.md of rollout explains the contract.
+"""`sqlite:///file.db`: a complete transport in one file, for one machine. docs/queues.md explains the contract.
 
-Every operation is one transaction. The example is meant to be read, not to be fast. It serves one machine only.
+Every operation is one transaction. This example is made for reading, not for speed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS records (
 
 
 class SqliteQueue(Queue):
-    """A handle. Its epoch identifies it as a holder of leases; it releases all of them by deleting that epoch."""
+    """A handle of a queue. Its epoch identifies it as the holder of its leases; deleting the epoch ends all of them."""
 
     def __init__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> None:
         parts, options = parse_queue_url(url, QueueOptions)
@@ -47,11 +47,12 @@ class SqliteQueue(Queue):
             ((partitions,),) = self._query("SELECT partitions FROM queue")
         if options.partitions not in (None, partitions):
             self._database.close()
-            raise QueueURLError(f"{self.url}: the queue was created with partitions={partitions}")
+            raise QueueURLError(f"{self.url}: the queue was created with partitions={partitions}. Use this number.")
         self._partitions = partitions
         self._requested_partitions = consume
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
+        """See `Queue.put`."""
         nbytes = self._check_record_size(frames)
         with self._transaction():
             records, backlog = self._backlog()
@@ -64,12 +65,14 @@ class SqliteQueue(Queue):
             )
 
     async def receive(self, *, timeout: float) -> Delivery | None:
+        """See `Queue.receive`."""
         deadline = time.monotonic() + timeout
         while (delivery := self._lease_next_record()) is None and time.monotonic() < deadline:  # noqa: ASYNC110 - others put
             await asyncio.sleep(POLL_SECONDS)
         return delivery
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Queue.ack`."""
         with self._transaction():
             stale = [delivery for delivery in deliveries if not self._holds(delivery)]
             for delivery in deliveries:
@@ -81,17 +84,21 @@ class SqliteQueue(Queue):
             raise self._stale_lease_error(stale)
 
     async def nack(self, delivery: Delivery, delay: float) -> None:
+        """See `Queue.nack`."""
         self._settle(delivery, "UPDATE records SET epoch = NULL, due = ? WHERE position = ?", time.time() + delay)
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
+        """See `Queue.reject`."""
         self._settle(delivery, "UPDATE records SET epoch = NULL, reason = ? WHERE position = ?", reason)
 
     async def release(self) -> None:
+        """See `Queue.release`."""
         with self._transaction():
             self._execute("DELETE FROM holders WHERE epoch = ?", self._epoch)
         self._epoch = 0
 
     async def stats(self) -> QueueStats:
+        """See `Queue.stats`."""
         with self._transaction():
             records, nbytes = self._backlog()
             ((oldest,),) = self._query("SELECT min(put_at) FROM records WHERE reason IS NULL")
@@ -100,15 +107,18 @@ class SqliteQueue(Queue):
         return QueueStats(records, nbytes, time.time() - oldest if records else 0.0, redeliveries, dead)
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
+        """See `Queue.dead_letters`."""
         with self._transaction():
             rows = self._query("SELECT * FROM records WHERE reason IS NOT NULL ORDER BY position LIMIT ?", limit)
         return [DeadLetter(str(row["position"]), _frames(row), row["key"], row["tag"], row["reason"]) for row in rows]
 
     async def discard(self, letter: DeadLetter) -> None:
+        """See `Queue.discard`."""
         with self._transaction():
             self._execute("DELETE FROM records WHERE position = ? AND reason IS NOT NULL", int(letter.id))
 
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
+        """See `Queue.peek`."""
         with self._transaction():
             rows = self._query("SELECT * FROM records WHERE reason IS NULL ORDER BY position LIMIT ?", limit)
         return [
@@ -117,6 +127,7 @@ class SqliteQueue(Queue):
         ]
 
     async def aclose(self) -> None:
+        """See `Queue.aclose`."""
         if not self._closed:
             await self.release()
             self._closed = True
@@ -133,11 +144,11 @@ class SqliteQueue(Queue):
                         *(number, time.time()),
                     )
                     if rows:
-                        return self._lend(rows[0])
+                        return self._deliver(rows[0])
         return None
 
     def _renew_lease(self) -> None:
-        """An example's heartbeat: asking for records. A real transport renews from a thread."""
+        """Renew the lease. This example does so at each `receive`; a real transport uses a thread."""
         now = time.time()
         self._execute("DELETE FROM holders WHERE alive_until < ?", now)
         if not self._query("SELECT * FROM holders WHERE epoch = ?", self._epoch):
@@ -153,7 +164,7 @@ class SqliteQueue(Queue):
             self._execute("INSERT OR REPLACE INTO partitions VALUES (?, ?)", number, self._epoch)
         return not held or held[0]["epoch"] == self._epoch
 
-    def _lend(self, row: sqlite3.Row) -> Delivery:
+    def _deliver(self, row: sqlite3.Row) -> Delivery:
         self._execute(
             "UPDATE records SET epoch = ?, times = times + 1 WHERE position = ?", self._epoch, row["position"]
         )
@@ -173,10 +184,10 @@ class SqliteQueue(Queue):
 
     def _settle(self, delivery: Delivery, statement: str, value: object) -> None:
         with self._transaction():
-            lent = self._query(
+            leased = self._query(
                 "SELECT * FROM records WHERE position = ? AND epoch = ?", delivery.position, delivery.epoch
             )
-            if not lent or not self._holds(delivery):
+            if not leased or not self._holds(delivery):
                 raise self._stale_lease_error([delivery])
             self._execute(statement, value, delivery.position)
 
@@ -197,12 +208,12 @@ class SqliteQueue(Queue):
 
     def _transaction(self) -> _Transaction:
         if self._closed:
-            raise QueueClosed(f"{self.url}: this handle is closed")
+            raise QueueClosed(f"{self.url}: this handle is closed. Open the queue again.")
         return _Transaction(self._database)
 
 
 class _Transaction:
-    """Commits everything or nothing; only one transaction runs at a time."""
+    """A transaction, which commits everything or nothing. Only one runs at a time."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database

@@ -1,9 +1,8 @@
-"""Images by reference in vLLM's token-in, token-out endpoint.
+"""Image references in vLLM's token-in, token-out endpoint.
 
-A request names its images as `mmraw:` references instead of carrying their tensors. This server reads each image,
-checks that it is the one that was named, and processes it like any other image. A request that fails a check is
-answered 400 and never reaches the engine.
+A request names its images by `mmraw:` references instead of sending their tensors. The server reads each image, checks
+its hash, and processes it like any other image. A request that fails a check is answered 400 and does not reach the
+engine.
 
-These modules import vLLM: `plugin`, `handler`, `processing`, `tensors`, and `discovery` through the last two. The
-others hold the rules and run without it.
+Only `plugin`, `handler`, `processing`, `tensors` and `discovery` import vLLM; the other modules run without it.
 """

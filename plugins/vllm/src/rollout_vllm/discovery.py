@@ -1,7 +1,6 @@
-"""What a server demands of images, learnt from its processor and two images when it starts."""
+"""Reads a server's image configuration from its model, and tries its processor with two images at the start."""
 
 import io
-import os
 from typing import Any
 
 from PIL import Image
@@ -18,13 +17,13 @@ _PROBE_SIZES = ((320, 200), (70, 530))
 
 
 async def discover_image_config(renderer: Any) -> tuple[ServerImageConfig, VLLMProcessor] | str:
-    """The image configuration and the processor of a server, or the reason why it cannot resolve references."""
+    """Return the image configuration and the processor of a server, or the reason why it cannot resolve references."""
     config = renderer.model_config
     if renderer.mm_processor is None:
-        return "the model takes no images"
+        return "the model does not take images"
     info = renderer.get_mm_processor().info
     pad_id = getattr(config.hf_config, "image_token_id", None)
-    reason = "it has another modality than images, or no token for them"
+    reason = "it does not take images, or has no token for them"
     for modality, family in _MODALITY_FAMILIES:
         max_images = info.allowed_mm_limits.get(modality, 0)
         if not max_images or pad_id is None:
@@ -36,11 +35,11 @@ async def discover_image_config(renderer: Any) -> tuple[ServerImageConfig, VLLMP
         except (GeometryError, InvalidImageRef, MaterialisationFailed) as error:
             reason = f"it is not of the family {family}: {error}"
             continue
-        image_config = ServerImageConfig(
-            modality, geometry, pad_id, _image_files(config.allowed_local_media_path), max_images
-        )
+        directory = config.allowed_local_media_path
+        files = ImageFiles(directory) if directory else None
+        image_config = ServerImageConfig(modality, geometry, pad_id, files, max_images)
         return image_config, VLLMProcessor(pipeline, schema, memory_from_environment())
-    return f"no geometry explains the model's image processor: {reason}"
+    return f"no geometry fits the model's image processor: {reason}"
 
 
 async def _learn_schema(pipeline: ImagePipeline, geometry: Geometry) -> ItemSchema:
@@ -51,12 +50,8 @@ async def _learn_schema(pipeline: ImagePipeline, geometry: Geometry) -> ItemSche
         )
         schemas.append(ItemSchema.from_item(item, geometry))
     if schemas[0] != schemas[1]:
-        raise MaterialisationFailed("the items of two images have nothing in common")
+        raise MaterialisationFailed("the items of two images have different types, dimensions or names")
     return schemas[0]
-
-
-def _image_files(directory: str) -> ImageFiles | None:
-    return ImageFiles(os.path.realpath(directory)) if directory else None
 
 
 def _probe_image(width: int, height: int) -> bytes:
@@ -66,6 +61,6 @@ def _probe_image(width: int, height: int) -> bytes:
 
 
 def _processor_config(info: Any) -> dict[str, Any]:
-    # A family's own processor, with everything that --mm-processor-kwargs changed about it.
+    # This is the processor after --mm-processor-kwargs has changed its settings.
     image_processor = info.image_processor if hasattr(info, "image_processor") else info.get_image_processor()
     return dict(image_processor.to_dict())

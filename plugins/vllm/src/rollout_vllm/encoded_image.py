@@ -1,4 +1,4 @@
-"""From a reference to the image's bytes, which must have the hash that the reference names."""
+"""Reads the bytes of the image that a reference names, and checks their hash."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from .image_config import ServerImageConfig
 from .references import CheckedReference
 
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
-"""The most bytes of one encoded image."""
+"""How many bytes an encoded image may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,8 @@ class EncodedImage:
     """An encoded image.
 
     Attributes:
-        sha256: the hash of `data`, 64 hex digits.
-        data: the bytes of the file.
+        sha256: the SHA-256 of `data`, 64 hex digits.
+        data: the bytes of the image file.
     """
 
     sha256: str
@@ -28,10 +28,10 @@ class EncodedImage:
 
 
 def read_encoded_image(reference: CheckedReference, image_config: ServerImageConfig) -> EncodedImage:
-    """Read the image again in every request: a reference is trusted only together with its bytes.
+    """Read the image of a reference. It is read in every request, because only its bytes prove the reference.
 
     Raises:
-        InvalidImageRef: it cannot be read, or has another hash.
+        InvalidImageRef: the image cannot be read, or has another hash.
         MaterialisationFailed: the file system failed.
     """
     try:
@@ -41,7 +41,8 @@ def read_encoded_image(reference: CheckedReference, image_config: ServerImageCon
     digest = hashlib.sha256(data).hexdigest()
     if not digest.startswith(reference.ref.mm_hash):
         raise InvalidImageRef(
-            f"the reference is of the image {reference.ref.mm_hash}, its bytes are {digest}", reference.param
+            f"the reference names the image {reference.ref.mm_hash}, but its bytes have the hash {digest}",
+            reference.param,
         )
     return EncodedImage(digest, data)
 
@@ -51,17 +52,17 @@ def _read_bytes(reference: CheckedReference, image_config: ServerImageConfig) ->
     if ref.raw_uri is not None:
         return _decode_data_uri(ref.raw_uri)
     if image_config.files is None:
-        raise InvalidImageRef("this server reads no files; it was started without --allowed-local-media-path")
-    assert ref.raw_image_id is not None, "a reference has one of the two"
+        raise InvalidImageRef("this server reads no files, because it was started without --allowed-local-media-path")
+    assert ref.raw_image_id is not None, "a reference has a raw_uri or a raw_image_id"
     return image_config.files.read(ref.run_id, ref.raw_image_id, MAX_IMAGE_BYTES)
 
 
 def _decode_data_uri(uri: str) -> bytes:
     payload = find_data_uri_payload(uri)
-    assert payload is not None, "a reference has a source of this form"
+    assert payload is not None, "RawMMRef has checked the URI"
     if len(uri) - payload > MAX_IMAGE_BYTES * 4 // 3 + 4:
         raise InvalidImageRef(f"the image has more than {MAX_IMAGE_BYTES} bytes")
     try:
         return pybase64.b64decode(uri[payload:], validate=True)
     except ValueError as error:
-        raise InvalidImageRef(f"the source is not strict base64: {error}") from error
+        raise InvalidImageRef(f"the data URI is not strict base64: {error}") from error

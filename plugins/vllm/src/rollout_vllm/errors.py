@@ -1,8 +1,13 @@
-"""Whose fault it is: the request's, which is answered 400, or this server's, which is answered 500."""
+"""The errors of the plugin: one for bad requests (400) and one for failures of this server (500)."""
 
 
 class InvalidImageRef(Exception):
-    """The request is refused; `reason` says why, and `param` which of its items is meant."""
+    """A request is refused with status 400.
+
+    Attributes:
+        reason: why it is refused.
+        param: the path of the wrong item in the request; None if no single item is wrong.
+    """
 
     def __init__(self, reason: str, param: str | None = None) -> None:
         self.reason = reason
@@ -10,9 +15,9 @@ class InvalidImageRef(Exception):
         super().__init__(reason if param is None else f"{param}: {reason}")
 
     def for_param(self, param: str) -> "InvalidImageRef":
-        """The same refusal, for a certain item."""
+        """Return the same error for a certain item."""
         return InvalidImageRef(self.reason, param)
 
 
 class MaterialisationFailed(Exception):
-    """This server could not do what a sound request asked for."""
+    """This server failed at a valid request, which is answered with status 500."""

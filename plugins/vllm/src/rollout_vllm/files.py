@@ -1,10 +1,10 @@
-"""Reading an image file by the name that a reference gives it, below one directory and through no link.
+"""Reads image files that a reference names, only below one directory and never through a symbolic link.
 
-A reference names a run and a file, never a path. The file is in the server's directory or in the directory of its run;
-in both cases either directly or in `assets/images`. The run's directory is searched some levels deep, so that a server
-may be started with the images of a run, with the run, with all runs, or with a directory above them. Each part of a
-path is opened from the file descriptor of the part before, so that a link created meanwhile cannot lead elsewhere. It
-does not matter which file is found, because the hash of its bytes is checked.
+A reference names a run and a file, never a path. The file is in the server's directory or in the run's directory, there
+directly or in `assets/images`. The run's directory is searched up to a certain depth. So the server's directory may be
+the images of a run, the run, the directory of all runs, or one above. Each part of a path is opened relative to the
+descriptor of the part before, so that a new link cannot lead elsewhere. Which file is found does not matter, because
+its hash is checked.
 """
 
 import errno
@@ -17,36 +17,40 @@ from .errors import InvalidImageRef, MaterialisationFailed
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SUBDIRECTORY_FLAGS = _DIRECTORY_FLAGS | os.O_NOFOLLOW
-# Non-blocking, so that a named pipe is noticed instead of waited for.
+# Non-blocking, because opening a named pipe would block.
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _IMAGES_PATH = ("assets", "images")
 _MAX_DEPTH, _MAX_VISITED_DIRECTORIES = 3, 1000
-"""How many levels below the server's directory a run's directory is searched, and in at most how many directories."""
+"""How many levels deep, and in how many directories, a run's directory is searched."""
 
 PathParts = tuple[str, ...]
 
 
 class ImageFiles:
-    """The images below one directory; safe to use from many threads."""
+    """The image files below one directory. It is thread-safe.
+
+    Attributes:
+        directory: the path of the directory, without symbolic links.
+    """
 
     def __init__(self, directory: str) -> None:
-        self.directory = directory
+        self.directory = os.path.realpath(directory)
         self._run_paths: dict[str, PathParts] = {}
 
     def read(self, run_id: str, name: str, max_bytes: int) -> bytes:
-        """The bytes of a file.
+        """Return the bytes of a file of a run.
 
         Raises:
             InvalidImageRef: it is missing, too large, or not a regular file below the directory.
             MaterialisationFailed: the file system failed.
         """
         if {run_id, name} & {".", ".."}:
-            raise InvalidImageRef("'.' and '..' name neither a run nor a file")
+            raise InvalidImageRef("'.' and '..' are not names of a run or a file")
         try:
             root_fd = os.open(self.directory, _DIRECTORY_FLAGS)
         except OSError as error:
             raise MaterialisationFailed(
-                f"the directory of this server's images is gone: {_error_text(error)}"
+                f"the directory of this server's images cannot be opened: {_error_text(error)}"
             ) from error
         try:
             for run_path in self._candidate_paths(root_fd, run_id):
@@ -56,11 +60,11 @@ class ImageFiles:
                         return data
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG):
-                raise InvalidImageRef(f"{name[:100]!r} is not reached without a symbolic link") from error
+                raise InvalidImageRef(f"the path of {name[:100]!r} has a symbolic link, which is refused") from error
             raise MaterialisationFailed(f"{name[:100]!r} cannot be read: {_error_text(error)}") from error
         finally:
             os.close(root_fd)
-        raise InvalidImageRef(f"there is no file {name[:100]!r} of the run {run_id[:100]!r} where this server may read")
+        raise InvalidImageRef(f"this server finds no file {name[:100]!r} of the run {run_id[:100]!r} in its directory")
 
     def _candidate_paths(self, root_fd: int, run_id: str) -> Iterator[PathParts]:
         yield ()
@@ -74,7 +78,7 @@ class ImageFiles:
 
 
 def _find_run(root_fd: int, run_id: str) -> PathParts | None:
-    """The path to the nearest directory of this name, if it is not too deep."""
+    """Return the path of the nearest directory with this name; None if the search finds none."""
     pending: deque[PathParts] = deque([()])
     for _ in range(_MAX_VISITED_DIRECTORIES):
         if not pending:
@@ -83,7 +87,7 @@ def _find_run(root_fd: int, run_id: str) -> PathParts | None:
         try:
             fd = _open_directory(root_fd, path_parts)
         except OSError:
-            continue  # gone, or not for this server
+            continue  # it was removed, or this server may not read it
         try:
             with os.scandir(fd) as entries:
                 inner = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -97,7 +101,7 @@ def _find_run(root_fd: int, run_id: str) -> PathParts | None:
 
 
 def _is_link(directory_fd: int, name: str) -> bool:
-    # A link counts as found and is refused when it is opened: a deeper directory of this name is not what was meant.
+    # A link ends the search and is refused later: a deeper directory with this name would be another one.
     try:
         return stat.S_ISLNK(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode)
     except OSError:
@@ -132,7 +136,7 @@ def _read_file(root_fd: int, path_parts: PathParts, name: str, max_bytes: int) -
             raise InvalidImageRef(f"{name[:100]!r} is not a regular file")
         if status.st_size <= max_bytes:
             with open(fd, "rb", closefd=False) as file:
-                # One byte more than there may be, so that a file that grows is noticed.
+                # One byte more than allowed, to notice a file that has grown.
                 data = file.read(max_bytes + 1)
             if len(data) <= max_bytes:
                 return data

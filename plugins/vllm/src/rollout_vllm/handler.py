@@ -1,8 +1,8 @@
-"""The handler that wraps vLLM's own handler of `POST /inference/v1/generate`.
+"""Wraps vLLM's handler of `POST /inference/v1/generate`.
 
-A request without images passes. A request with images passes once each image is checked; vLLM then gets tensors, named
-by their digests. Any other request is answered 400, in vLLM's format, with the type `invalid_mm_image_ref` and the bad
-item in `param`. If this server failed, and not the request, the answer is 500.
+A request without images goes to vLLM unchanged. The images of other requests are checked and resolved, so that vLLM
+gets tensors, named by their digests. A bad request is answered 400 in vLLM's format, with the type
+`invalid_mm_image_ref` and the wrong item in `param`. A failure of this server is answered 500.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class ImageRefHandler:
         self._part_verifier = ContentPartVerifier(vllm_handler.model_config)
 
     async def serve_tokens(self, request: Any, raw_request: Any = None) -> Any:
-        """vLLM's own answer, or the refusal of an image."""
+        """Return vLLM's answer, or an error answer if an image is refused or cannot be processed."""
         try:
             if request.features is not None:
                 await self._replace_features(request)
@@ -51,7 +51,7 @@ class ImageRefHandler:
             return create_error_response(str(error), ERROR_TYPE, param=error.param)
         except MaterialisationFailed as error:
             self._metrics.failed.inc()
-            logger.error("A request for images failed here: %s", error)
+            logger.error("This server could not resolve the images of a request: %s", error)
             return create_error_response(str(error), "InternalServerError", HTTPStatus.INTERNAL_SERVER_ERROR)
         return await self._vllm_handler.serve_tokens(request, raw_request)
 
@@ -75,7 +75,7 @@ class ImageRefHandler:
 
 
 class ContentPartVerifier:
-    """Checks that the `uuid` of a part is the hash of its bytes: vLLM caches the part under it without a check."""
+    """Checks that the `uuid` of a part is the hash of its bytes, because vLLM caches the part by it unchecked."""
 
     def __init__(self, model_config: Any) -> None:
         self._connector = MEDIA_CONNECTOR_REGISTRY.load(
@@ -86,19 +86,19 @@ class ContentPartVerifier:
         self._media_io = _Sha256MediaIO()
 
     async def verify(self, part: dict[str, Any], param: str) -> None:
-        """Check one part. vLLM itself answers for a part that cannot be read.
+        """Check one part. A part that cannot be read passes, because vLLM itself will refuse it.
 
         Raises:
-            InvalidImageRef: the uuid names other bytes.
+            InvalidImageRef: the uuid is not a hash of the bytes.
         """
         try:
             sha256 = await self._connector.load_from_url_async(part["url"], self._media_io)
-        except Exception:  # noqa: BLE001 - vLLM reads it again in a moment, and has an answer of its own for this
+        except Exception:  # noqa: BLE001 - vLLM reads the part again, and answers the error itself
             return
         if not (len(part["uuid"]) >= 16 and sha256.startswith(part["uuid"])):
             raise InvalidImageRef(
-                f"the uuid is {part['uuid'][:128]!r}, the sha256 of the image's bytes is {sha256}; give a beginning of"
-                " that, of 16 digits at least, or no uuid",
+                f"the uuid is {part['uuid'][:128]!r}, but the SHA-256 of the image's bytes is {sha256}; send at least"
+                " its first 16 digits, or no uuid",
                 param,
             )
 

@@ -1,4 +1,4 @@
-"""What one server demands of an image: learnt from its model and its options when it starts."""
+"""The image configuration of a server, read from its model and its options at the start."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,14 @@ from .files import ImageFiles
 
 @dataclass(frozen=True, slots=True)
 class ServerImageConfig:
-    """The image side of a running server.
+    """What a server needs to know to check the images of requests.
 
     Attributes:
         modality: the engine's name for images.
-        geometry: the layout contract of this server's own image processor.
-        pad_id: the token that every placeholder range consists of.
-        files: the directory where images may be read; None: the server was started without one.
-        max_images: the most images that one request may have.
+        geometry: the geometry of the server's image processor.
+        pad_id: the id of the image pad token.
+        files: the directory whose images may be read; None if the server was started without one.
+        max_images: how many images a request may have.
     """
 
     modality: str

@@ -1,4 +1,4 @@
-"""The entry point: `VLLM_PLUGINS=mmraw vllm serve MODEL --enable-scale-out --allowed-local-media-path DIRECTORY`."""
+"""The plugin of `VLLM_PLUGINS=mmraw vllm serve MODEL --enable-scale-out --allowed-local-media-path DIRECTORY`."""
 
 from importlib.metadata import version
 from typing import Any
@@ -16,13 +16,13 @@ logger = init_logger("vllm.mmraw")
 
 
 class MMRawPlugin:
-    """An endpoint plugin as vLLM defines it."""
+    """An endpoint plugin of vLLM."""
 
     name = "mmraw"
     required_tasks = ("generate",)
 
     def attach_router(self, app: Any) -> None:
-        """Add the route that says whether this server resolves references, and for which images."""
+        """Add the route `/mmraw/version`, which says whether this server resolves references, and for which family."""
 
         @app.get("/mmraw/version")  # type: ignore[untyped-decorator]
         async def mmraw_version() -> dict[str, Any]:
@@ -36,16 +36,16 @@ class MMRawPlugin:
             }
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Replace vLLM's handler by ours, if the model takes images of a family that we know."""
+        """Replace vLLM's handler by ours, if the model takes images of a known family."""
         vllm_handler = state.serving_tokens
         discovered = await discover_image_config(vllm_handler.online_renderer.renderer)
         if isinstance(discovered, str):
             state.mmraw_image_config = None
-            logger.warning("References to images are not resolved here: %s.", discovered)
+            logger.warning("This server does not resolve image references: %s.", discovered)
             return
         image_config, processor = discovered
         metrics = PluginMetrics()
-        # The same setting sizes vLLM's own cache of processed images and ours; 0 keeps nothing.
+        # One setting is the size of vLLM's cache of processed images and of ours; 0 turns both off.
         cache_gib = vllm_handler.model_config.get_multimodal_config().mm_processor_cache_gb
         cache: AsyncSingleFlightCache[ProcessedItem] = AsyncSingleFlightCache(int(cache_gib * 2**30))
 
@@ -58,7 +58,7 @@ class MMRawPlugin:
         )
         state.mmraw_image_config = image_config
         logger.info(
-            "References to images are resolved: %s, fingerprint %s, files below %s, %.1f GiB kept.",
+            "This server resolves image references: family %s, fingerprint %s, files below %s, cache of %.1f GiB.",
             image_config.geometry.family,
             image_config.geometry.fingerprint,
             image_config.files.directory if image_config.files else "no directory",

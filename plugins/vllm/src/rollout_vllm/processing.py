@@ -1,4 +1,4 @@
-"""vLLM's own loader and processor, one image at a time."""
+"""Loads and processes single images with vLLM's own loader and processor."""
 
 import asyncio
 import io
@@ -27,34 +27,36 @@ from .resolver import ProcessedItem
 from .tensors import ItemSchema, digest_tensors, read_grid, serialise
 
 MEMORY_VARIABLE = "MMRAW_IMAGE_MEMORY"
-"""The environment variable with the most bytes of memory for decoding images."""
+"""The environment variable that says how many bytes of memory decoding images may take."""
 
-_RGB_BYTES = 4  # Pillow's, for one pixel
+_RGB_BYTES = 4  # Pillow stores an RGB pixel in 4 bytes
 
 T = TypeVar("T")
 
 
 class ImagePipeline:
-    """From encoded bytes to an item of the engine, in the same way as an ordinary request with one image.
+    """Makes items of the engine from encoded images, as vLLM does for an ordinary request with one image.
 
     Args:
-        renderer: the server's own renderer, because its processor is for one thread at a time.
+        renderer: the server's renderer, which uses its processor in one thread at a time.
+        modality: the engine's name for images.
+        pad_id: the id of the image pad token.
     """
 
     def __init__(self, renderer: Any, modality: str, pad_id: int) -> None:
         self._renderer = renderer
         self._modality = modality
         self._pad_id = pad_id
-        # vLLM caches processed images under names that any client may choose; a client cannot guess these.
+        # vLLM caches processed images by names that clients choose. A client cannot guess names with this secret.
         self._uuid_secret = secrets.token_hex(16)
         media_io_options = renderer.model_config.get_multimodal_config().media_io_kwargs or {}
         self._image_loader = ImageMediaIO(**({"image_mode": "RGB"} | media_io_options.get("image", {})))
 
     def estimate_memory(self, data: bytes) -> int:
-        """The most memory that `load_image` takes.
+        """Return how many bytes of memory `load_image` takes at most.
 
         Raises:
-            InvalidImageRef: no reader of vLLM takes it for an image.
+            InvalidImageRef: vLLM cannot open it as an image.
         """
         try:
             image = open_image(io.BytesIO(data))
@@ -66,26 +68,26 @@ class ImagePipeline:
         decoding = decoding_bytes(
             data, image_format=image.format, mode=image.mode, pixels=pixels, transparency="transparency" in image.info
         )
-        return decoding + _RGB_BYTES * pixels  # the image is there while it is decoded a second time
+        return decoding + _RGB_BYTES * pixels  # the loaded image, while the bytes are decoded a second time
 
     def load_image(self, data: bytes) -> Any:
-        """The image as vLLM loads it, upright and in its mode.
+        """Load an image as vLLM does, upright and in vLLM's image mode.
 
         Raises:
-            InvalidImageRef: vLLM cannot load it, or not all of it.
+            InvalidImageRef: vLLM cannot load it, or a part of it is damaged.
         """
         try:
             media = self._image_loader.load_bytes(data)
-            # vLLM loses the error of damaged pixels when it rotates the image, and Pillow raises it only once.
+            # Decoded again, because vLLM hides the error of damaged pixels when it rotates the image.
             open_image(io.BytesIO(data)).load()
             return media
         except MemoryError:
             raise
-        except Exception as error:  # Pillow's decoders raise nearly anything on damaged input
+        except Exception as error:  # Pillow's decoders may raise any error for damaged input
             raise _unreadable_error(error) from error
 
     async def process_image(self, media: Any, name: str) -> tuple[MultiModalKwargsItem, int]:
-        """The item of an image, and how many placeholders it takes.
+        """Return the item of a loaded image, and how many placeholder tokens it has.
 
         Raises:
             MaterialisationFailed: the processor failed.
@@ -100,14 +102,14 @@ class ImagePipeline:
             multi_modal_uuids={self._modality: [uuid]},
         )
         try:
-            # This skips the cache that the engine mirrors, so that the tensors always come back.
+            # Without vLLM's cache, so that the answer always has the tensors.
             (rendered,) = await self._renderer.render_cmpl_async([prompt], skip_mm_cache=True)
             (placeholder_range,) = rendered["mm_placeholders"][self._modality]
             (item,) = rendered["mm_kwargs"][self._modality]
         except Exception as error:
             raise MaterialisationFailed(f"the image processor failed: {type(error).__name__}: {error}") from error
         if list(rendered["prompt_token_ids"]) != [self._pad_id] * placeholder_range.length:
-            raise MaterialisationFailed("the image processor makes placeholders of other tokens than the pad token")
+            raise MaterialisationFailed("the image processor makes placeholders with other tokens than the pad token")
         return item, placeholder_range.length
 
 
@@ -124,12 +126,12 @@ class VLLMProcessor:
         n_bytes = await asyncio.to_thread(self._pipeline.estimate_memory, encoded_image.data)
         if n_bytes > self._memory.limit:
             raise InvalidImageRef(
-                f"decoding the image takes {n_bytes:,} bytes of memory, and this server allows {self._memory.limit:,}:"
+                f"decoding the image takes {n_bytes:,} bytes of memory, but this server allows {self._memory.limit:,};"
                 f" make the image smaller, or start the server with a larger {MEMORY_VARIABLE}"
             )
         try:
             async with self._memory.hold_async(n_bytes):
-                media = await _run_to_the_end(lambda: self._pipeline.load_image(encoded_image.data))
+                media = await _run_in_thread(lambda: self._pipeline.load_image(encoded_image.data))
                 item, grid = await make_image_item(self._pipeline, media, encoded_image.sha256, self._schema.geometry)
         except DecodingMemoryError as error:
             raise MaterialisationFailed(str(error)) from error
@@ -146,11 +148,11 @@ class VLLMProcessor:
 async def make_image_item(
     pipeline: ImagePipeline, media: Any, name: str, geometry: Geometry
 ) -> tuple[MultiModalKwargsItem, tuple[int, int, int]]:
-    """The item of an image and its grid, which must be what the geometry says of an image of this size.
+    """Return the item of a loaded image and its grid, after checking that the geometry gives the same grid.
 
     Raises:
-        InvalidImageRef: the family takes no image of this size.
-        MaterialisationFailed: the processor failed, or does not follow the geometry.
+        InvalidImageRef: the family does not take images of this size.
+        MaterialisationFailed: the processor failed, or its grid is not that of the geometry.
     """
     try:
         layout = geometry.layout(width=media.width, height=media.height)
@@ -163,26 +165,26 @@ async def make_image_item(
         raise MaterialisationFailed(f"the image processor gives no grid: {error}") from error
     if (grid, token_count) != (layout.grid, layout.tokens):
         raise MaterialisationFailed(
-            f"an image of {media.width}×{media.height} has the grid {grid} and {token_count} tokens by this server's"
-            f" processor, but {layout.grid} and {layout.tokens} by its configuration"
+            f"for an image of {media.width}×{media.height} this server's processor makes the grid {grid} and"
+            f" {token_count} tokens, but its configuration gives {layout.grid} and {layout.tokens}"
         )
     return item, grid
 
 
 def memory_from_environment() -> DecodingMemory:
-    """The limit that the environment sets, or the default.
+    """Return the memory limit that the environment variable sets, or the default.
 
     Raises:
-        ValueError: it is not a number of bytes.
+        ValueError: the variable is not a number of bytes.
     """
     text = os.environ.get(MEMORY_VARIABLE, str(DEFAULT_DECODING_MEMORY))
     if not text.isdecimal() or int(text) == 0:
-        raise ValueError(f"{MEMORY_VARIABLE} must be a number of bytes, but is {text!r}")
+        raise ValueError(f"{MEMORY_VARIABLE} must be a positive number of bytes, but is {text!r}")
     return shared_decoding_memory(int(text))
 
 
-async def _run_to_the_end(function: Callable[[], T]) -> T:
-    """Call it in a thread. Whoever is cancelled waits for the thread, which still has its memory."""
+async def _run_in_thread(function: Callable[[], T]) -> T:
+    """Call a function in a thread. A cancelled caller waits for its end, because the thread still uses its memory."""
     task = asyncio.ensure_future(asyncio.to_thread(function))
     try:
         return await asyncio.shield(task)

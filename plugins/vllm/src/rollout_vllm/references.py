@@ -1,4 +1,4 @@
-"""Compares what a reference says with what this server knows, before it reads anything."""
+"""Compares a reference with its request and this server, before any image is read."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ _GENERIC_MODALITY = "image"
 
 @dataclass(frozen=True, slots=True)
 class CheckedReference:
-    """A reference that fits the request and the server; only its image can still contradict it.
+    """A reference that fits the request and the server; its image is not checked yet.
 
     Attributes:
         param: the path of the item in the request, for error answers.
-        ref: what the reference says.
-        grid: the grid of patches in its payload.
+        ref: the reference.
+        grid: the grid in its payload.
     """
 
     param: str
@@ -28,15 +28,15 @@ class CheckedReference:
 
 
 def is_reference(item: ImageItem) -> bool:
-    """Whether the item is a reference; serialised tensors are base64, which has no colon."""
+    """Whether the item is a reference. Otherwise it is serialised tensors in base64, which has no colon."""
     return item.data.startswith(_REFERENCE_PREFIX)
 
 
 def check_reference(item: ImageItem, image_config: ServerImageConfig) -> CheckedReference:
-    """Read the reference of an item.
+    """Read and check the reference of an item.
 
     Raises:
-        InvalidImageRef: it is malformed, contradicts its request, or was made for another kind of server.
+        InvalidImageRef: it is malformed, or does not fit its request or this server.
     """
     try:
         ref = parse_ref(item.data)
@@ -50,24 +50,24 @@ def check_reference(item: ImageItem, image_config: ServerImageConfig) -> Checked
 
 def _checked_grid(ref: RawMMRef, item: ImageItem, image_config: ServerImageConfig) -> tuple[int, int, int]:
     geometry = image_config.geometry
-    # A descriptor says `image` for every family; a request may have the engine's own name instead.
+    # Descriptors have the modality `image` for every family; references may have the engine's name instead.
     if ref.modality not in (_GENERIC_MODALITY, image_config.modality):
         raise InvalidImageRef(
-            f"the reference is of the modality {ref.modality!r}, its item of {image_config.modality!r}"
+            f"the reference has the modality {ref.modality!r}, but its item has {image_config.modality!r}"
         )
     if ref.mm_hash != item.mm_hash:
-        raise InvalidImageRef(f"the reference is of the image {ref.mm_hash}, mm_hashes says {item.mm_hash[:128]!r}")
+        raise InvalidImageRef(f"the reference has the hash {ref.mm_hash}, but mm_hashes has {item.mm_hash[:128]!r}")
     if ref.family != geometry.family:
-        raise InvalidImageRef(f"the reference is for the family {ref.family!r}, this server's is {geometry.family!r}")
+        raise InvalidImageRef(f"the reference has the family {ref.family!r}, but this server has {geometry.family!r}")
     if ref.fingerprint != geometry.fingerprint:
         raise InvalidImageRef(
-            f"the reference has the layout fingerprint {ref.fingerprint}, this server's processor has"
-            f" {geometry.fingerprint}; both sides need the same processor configuration"
+            f"the reference has the layout fingerprint {ref.fingerprint}, but this server has {geometry.fingerprint};"
+            " give both the same processor configuration"
         )
     grid = geometry.grid(ref.payload)
     tokens = geometry.tokens(grid)
     if tokens != item.placeholder_length:
         raise InvalidImageRef(
-            f"the grid {list(grid)} takes {tokens} tokens, the placeholder range has {item.placeholder_length}"
+            f"the grid {list(grid)} has {tokens} tokens, but the placeholder range has {item.placeholder_length}"
         )
     return grid

@@ -1,15 +1,15 @@
-"""From the images that a request names to the items that the engine gets, or a refusal.
+"""Makes the engine's items from the images that a request names, or refuses the request.
 
     resolved = await resolver.resolve(token_ids, features)
 
-1 items            each image has its placeholder range in the prompt
-2 references       each reference fits this server; nothing was read so far
-3 encoded images   the bytes have the hash that the reference names
-4 processed items  an image is loaded and processed once, however many requests name it
-5 digests          the engine gets the digest of an item's tensors as its name, not the hash that the client gave
+- items: each image must have its placeholder range in the prompt.
+- references: each reference must fit this server. No image is read before.
+- encoded images: the bytes must have the hash that the reference names.
+- processed items: an image is loaded and processed once, even if many requests name it at the same time.
+- digests: the engine gets the digest of an item's tensors as its name, not the hash from the client.
 
-Because of the last step, no cache of the engine can answer with another image. The cache of processed items would take
-new data for old data, and the caches of embeddings and of prefixes compare only names.
+The last step makes sure that no cache of the engine returns another image: the caches compare only names, and a client
+may use one name for several images.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ class ProcessedItem:
     """One image as the engine takes it.
 
     Attributes:
-        serialised: its tensors as text.
-        grid: the patches as (t, h, w).
-        tensor_digest: the hash of the tensors, which is the engine's name for the item.
+        serialised: its tensors as ASCII text.
+        grid: how many patches it has, as (t, h, w).
+        tensor_digest: the hash of the tensors, which is the item's name in the engine.
     """
 
     serialised: str
@@ -42,38 +42,38 @@ class ProcessedItem:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes; the text is ASCII."""
+        """How many bytes it takes."""
         return len(self.serialised)
 
 
 class ImageItemProcessor(Protocol):
-    """The server's own way from an encoded image to tensors."""
+    """Makes tensors from encoded images with the server's own processor."""
 
     async def process(self, encoded_image: EncodedImage) -> ProcessedItem:
         """Load and process one image.
 
         Raises:
             InvalidImageRef: the bytes are not an image that this server takes.
-            MaterialisationFailed: anything else.
+            MaterialisationFailed: this server failed.
         """
         ...
 
     def verify_tensors(self, item: ImageItem) -> str:
-        """Check tensors that a client serialised; returns their digest, as `process` would compute it.
+        """Check tensors that a client serialised; return their digest, as `process` computes it.
 
         Raises:
-            InvalidImageRef: they are not what this server would make of an image with so many placeholders.
+            InvalidImageRef: this server would not make such tensors for the item's placeholder range.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedImages:
-    """The items of a request, in its order, as the engine gets them.
+    """The items of a request for the engine, in the request's order.
 
     Attributes:
-        tensor_digests: the names of the items.
-        serialised_items: the tensors of the items as text.
+        tensor_digests: the name of each item.
+        serialised_items: the tensors of each item, as text.
     """
 
     tensor_digests: list[str]
@@ -81,9 +81,12 @@ class ResolvedImages:
 
 
 class Resolver:
-    """Resolves the images of requests. For one event loop.
+    """Resolves the images of requests, on one event loop.
 
     Args:
+        image_config: the image configuration of the server.
+        processor: makes tensors from images.
+        cache: keeps processed images.
         count_origin: is called with the origin of each item: a value of `Origin`, or "stock" for a client's tensors.
     """
 
@@ -101,7 +104,7 @@ class Resolver:
         self._hash_registry = HashRegistry()
 
     async def resolve(self, token_ids: Sequence[int], features: VllmFeatures) -> ResolvedImages:
-        """Resolve all images of a request; raises the error of the first item that failed.
+        """Resolve all images of a request; raise the error of the first item that failed.
 
         Raises:
             InvalidImageRef: the request is refused.
@@ -134,7 +137,7 @@ class Resolver:
             raise error.for_param(item.param) from error
         if processed.grid != reference.grid:
             raise InvalidImageRef(
-                f"the reference claims the grid {list(reference.grid)}, the image has {list(processed.grid)}",
+                f"the reference has the grid {list(reference.grid)}, but the image has {list(processed.grid)}",
                 item.param,
             )
         self._hash_registry.record(item.mm_hash, processed.tensor_digest)
@@ -144,6 +147,6 @@ class Resolver:
     async def _resolve_tensors(self, item: ImageItem) -> tuple[str, str]:
         tensor_digest = await asyncio.to_thread(self._processor.verify_tensors, item)
         if not self._hash_registry.try_record(item.mm_hash, tensor_digest):
-            raise InvalidImageRef("other data is known under this item's hash", item.param)
+            raise InvalidImageRef("an earlier item with this hash had other data; use the hash of the data", item.param)
         self._count_origin("stock")
         return tensor_digest, item.data

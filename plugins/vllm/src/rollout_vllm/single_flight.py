@@ -1,7 +1,7 @@
-"""A cache that does each piece of work once, however many callers ask for it at the same time.
+"""A cache that makes each value once, even if many callers ask for it at the same time.
 
-A shared task runs as long as one caller waits for it, and is cancelled with the last one. Only a complete value is
-kept. An error goes to the callers that wait, and the next caller starts a new task.
+The callers of a value wait for one shared task. It is cancelled when its last caller is cancelled. An error goes to all
+waiting callers and is not cached, so the next caller starts a new task.
 """
 
 import asyncio
@@ -15,10 +15,11 @@ from .errors import MaterialisationFailed
 
 
 class HasNbytes(Protocol):
-    """What can be kept: immutable, and of a known size."""
+    """An immutable value of a known size."""
 
     @property
-    def nbytes(self) -> int: ...
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
 
 
 T = TypeVar("T", bound=HasNbytes)
@@ -28,9 +29,9 @@ class Origin(StrEnum):
     """Where a value came from.
 
     Attributes:
-        KEPT: it was in the cache.
-        JOINED: the caller waited for a shared task that another caller started.
-        MADE: the caller's own task made it.
+        KEPT: from the cache.
+        JOINED: from a task that another caller started.
+        MADE: from a task that this caller started.
     """
 
     KEPT = "kept"
@@ -45,7 +46,11 @@ class _SharedTask(Generic[T]):
 
 
 class AsyncSingleFlightCache(Generic[T]):
-    """Keeps at most `max_bytes` of values and drops the least recently used first. For one event loop."""
+    """A cache of at most `max_bytes`, which drops the least recently used values first. It is for one event loop.
+
+    Attributes:
+        nbytes: how many bytes the cached values take.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -54,7 +59,7 @@ class AsyncSingleFlightCache(Generic[T]):
         self.nbytes = 0
 
     async def get(self, key: str, make: Callable[[], Awaitable[T]]) -> tuple[T, Origin]:
-        """The value under this key. `make` is called if the value is not cached and no shared task is making it."""
+        """Return the value of a key and its origin. `make` is called if it is not cached and no task is making it."""
         cached = self._entries.get(key)
         if cached is not None:
             self._entries.move_to_end(key)
@@ -69,7 +74,7 @@ class AsyncSingleFlightCache(Generic[T]):
         finally:
             shared_task.waiters -= 1
             if not shared_task.waiters and not shared_task.task.done():
-                # Removed before it is cancelled: nobody may join a shared task that will not finish.
+                # It is removed before it is cancelled, so that no caller joins a cancelled task.
                 del self._running[key]
                 shared_task.task.cancel()
 
@@ -79,8 +84,8 @@ class AsyncSingleFlightCache(Generic[T]):
             value = await make()
         except asyncio.CancelledError:
             if shared_task.waiters:
-                # No caller cancelled this shared task, so its waiters must not see a CancelledError.
-                raise MaterialisationFailed("the work was cancelled from within") from None
+                # No caller cancelled this task, so its callers must not see a CancelledError.
+                raise MaterialisationFailed("the processing of an image was cancelled by its own code") from None
             raise
         finally:
             if self._running.get(key) is shared_task:

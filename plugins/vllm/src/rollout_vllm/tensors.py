@@ -1,4 +1,4 @@
-"""Serialised tensors as vLLM takes them: written, read, and compared with what this server itself would make."""
+"""Writes and reads serialised tensors as vLLM takes them, and compares them with those that this server makes."""
 
 import hashlib
 import math
@@ -18,13 +18,13 @@ _INLINE_THRESHOLD_BYTES = 2**62
 
 
 def serialise(item: MultiModalKwargsItem) -> str:
-    """Serialise an item like vLLM's `mm_serde`, but with a new encoder: vLLM's own is for one thread."""
+    """Serialise an item as vLLM's `mm_serde` does, but with a new encoder, because vLLM's is not thread-safe."""
     (buffer,) = MsgpackEncoder(size_threshold=_INLINE_THRESHOLD_BYTES).encode(item)
     return pybase64.b64encode(buffer).decode("ascii")
 
 
 def digest_tensors(item: MultiModalKwargsItem) -> str:
-    """A name for exactly these tensors."""
+    """Return a hash of the names, types, shapes and values of the tensors."""
     hasher = hashlib.sha256()
     for key in sorted(item):
         tensor = item[key].data
@@ -34,10 +34,10 @@ def digest_tensors(item: MultiModalKwargsItem) -> str:
 
 
 def read_grid(item: MultiModalKwargsItem, geometry: Geometry) -> tuple[int, int, int]:
-    """The grid that an item carries.
+    """Return the grid of an item.
 
     Raises:
-        GeometryError: it carries none.
+        GeometryError: the item has no grid.
     """
     elem = item.get(geometry.grid_key)
     return geometry.grid({} if elem is None else {geometry.grid_key: elem.data.tolist()})
@@ -45,7 +45,7 @@ def read_grid(item: MultiModalKwargsItem, geometry: Geometry) -> tuple[int, int,
 
 @dataclass(frozen=True, slots=True)
 class _FieldSchema:
-    """What one tensor has in common in every image: type, dimensions, and how vLLM joins several of them."""
+    """What a tensor has in common in all images: its type, its dimensions, and how vLLM joins several of them."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -61,11 +61,11 @@ class _FieldSchema:
 
 @dataclass(frozen=True, slots=True)
 class ItemSchema:
-    """What all image items of this server have in common, learnt from one that it made.
+    """What all image items of this server have in common, as read from an item that it made.
 
     Attributes:
-        geometry: the layout contract of the server.
-        fields: the schema of each tensor, by its name.
+        geometry: the geometry of the server's model.
+        fields: the schema of each tensor, by the tensor's name.
     """
 
     geometry: Geometry
@@ -73,18 +73,18 @@ class ItemSchema:
 
     @classmethod
     def from_item(cls, item: MultiModalKwargsItem, geometry: Geometry) -> Self:
-        """The schema of an item."""
+        """Return the schema of an item."""
         return cls(geometry, {key: _FieldSchema.from_element(elem) for key, elem in item.items()})
 
     def verify(self, serialised: str, placeholder_length: int) -> str:
-        """The digest of a serialised item for `placeholder_length` placeholders.
+        """Check a serialised item for `placeholder_length` placeholder tokens, and return its digest.
 
         Raises:
-            InvalidImageRef: it cannot be read, or an item of this server would look otherwise.
+            InvalidImageRef: it cannot be read, or this server would not make such an item.
         """
         item = _deserialise(serialised)
         if item.keys() != self.fields.keys():
-            raise InvalidImageRef(f"the tensors are {sorted(item)[:8]}, this server's are {sorted(self.fields)}")
+            raise InvalidImageRef(f"the tensors are {sorted(item)[:8]}; expected {sorted(self.fields)}")
         for key, expected in self.fields.items():
             _require_field(key, item[key], expected)
         try:
@@ -98,12 +98,12 @@ class ItemSchema:
         patches, merge_size = math.prod(grid), _merge_size(self.geometry)
         if grid[0] != 1 or grid[1] % merge_size or grid[2] % merge_size:
             raise InvalidImageRef(
-                f"the grid {list(grid)} is not that of one image in cells of {merge_size}×{merge_size} patches"
+                f"the grid {list(grid)} is not one image in whole cells of {merge_size}×{merge_size} patches"
             )
         token_count = self.geometry.tokens(grid)
         if token_count != placeholder_length:
             raise InvalidImageRef(
-                f"the grid {list(grid)} takes {token_count} tokens, the placeholder range has {placeholder_length}"
+                f"the grid {list(grid)} has {token_count} tokens, but the placeholder range has {placeholder_length}"
             )
         for key, expected in self.fields.items():
             if expected.batching[2] is not None and item[key].data.shape[0] != patches:
@@ -117,8 +117,8 @@ def _require_field(key: str, elem: Any, expected: _FieldSchema) -> None:
     actual = _FieldSchema.from_element(elem)
     if actual != expected:
         raise InvalidImageRef(
-            f"{key} is {actual.dtype} {list(tensor.shape)} joined as {actual.batching}; this server's processor makes"
-            f" {expected.dtype} with the last dimensions {list(expected.shape)} joined as {expected.batching}"
+            f"{key} is {actual.dtype} {list(tensor.shape)}, joined as {actual.batching}; expected {expected.dtype} with"
+            f" the last dimensions {list(expected.shape)}, joined as {expected.batching}, as this server makes it"
         )
 
 
@@ -127,12 +127,12 @@ def _deserialise(text: str) -> MultiModalKwargsItem:
         item = MsgpackDecoder(t=MultiModalKwargsItem).decode(pybase64.b64decode(text, validate=True))
     except MemoryError:
         raise
-    except Exception as error:  # the decoder raises nearly anything on what it did not write
+    except Exception as error:  # the decoder may raise any error for other input
         raise InvalidImageRef(
             f"the item is neither an mmraw: reference nor serialised tensors: {str(error)[:200]}"
         ) from error
     if not isinstance(item, MultiModalKwargsItem):
-        raise InvalidImageRef(f"the item holds a {type(item).__name__} instead of tensors")
+        raise InvalidImageRef(f"the item contains a {type(item).__name__}; expected tensors")
     return item
 
 

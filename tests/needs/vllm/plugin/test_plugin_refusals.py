@@ -301,5 +301,5 @@ def test_an_image_that_takes_too_much_memory_is_refused_before_it_is_decoded(wir
     bomb = dataclasses.replace(server.picture(64, 64), data=file.getvalue())
     answer = server.post(server.features([bomb], inline=True))
     assert answer.status_code == 400, answer.text
-    assert "bytes of memory, and this server allows 1,610,612,736" in answer.json()["error"]["message"]
+    assert "bytes of memory, but this server allows 1,610,612,736" in answer.json()["error"]["message"]
     assert "MMRAW_IMAGE_MEMORY" in answer.json()["error"]["message"]

@@ -53,8 +53,8 @@ def test_what_has_no_score_is_not_held_back(status: RolloutStatus) -> None:
 @pytest.mark.parametrize(
     ("limits", "problem"),
     [
-        (frozenset({"tokenz"}), "'tokenz' is no limit"),
-        (frozenset({"none"}), "'none' is no limit"),
+        (frozenset({"tokenz"}), "'tokenz' is not a limit"),
+        (frozenset({"none"}), "'none' is not a limit"),
         ("tokens", "found the text 'tokens'"),
     ],
     ids=["unknown", "none", "text"],

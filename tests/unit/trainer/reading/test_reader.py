@@ -212,7 +212,7 @@ async def test_a_trainer_that_lost_its_lease_is_told_at_the_next_commit(queue: Q
         await consumer.release()
         assert len(await read_all(successor)) == 1
         stalled.state_dict()
-        with pytest.raises(LeaseLost, match="5 of 5 records"):
+        with pytest.raises(LeaseLost, match="5 of the 5 records"):
             await stalled.commit()
         await checkpoint(successor)
         assert await backlog(queue) == 0
@@ -256,7 +256,7 @@ async def test_a_read_without_time_still_handles_what_is_at_hand_for_a_moment(qu
 async def test_other_tasks_run_while_records_are_at_hand(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(20):
         await put_all(queue, await scripted_rollout(f"{number}.0", turns=1))
-    monkeypatch.setattr("rollout.trainer.reading.reader._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("rollout.trainer.reading.reader._MAX_BLOCKING_SECONDS", 0.0)
     turns: list[int] = []
 
     async def take_turns() -> None:

@@ -153,7 +153,7 @@ async def test_images_that_the_start_does_not_describe_fail_their_rollout(queue:
         (trajectory,) = await read_all(reader)
     assert trajectory.status is RolloutStatus.FAILED
     assert trajectory.error is not None
-    assert "does not say how they are prepared" in trajectory.error["message"]
+    assert "the start record has no layout for images" in trajectory.error["message"]
 
 
 async def test_a_newer_major_version_is_refused_and_unknown_fields_are_kept() -> None:
@@ -224,7 +224,10 @@ async def test_a_disk_that_cannot_take_the_steps_is_an_error_that_says_what_to_d
     await put_all(queue, await scripted_rollout())
     settings = ReaderSettings(memory_limit=0, spill_directory=str(tmp_path / "missing"))
     async with reader_of(settings) as reader:
-        with pytest.raises(SpillError, match=r"missing: .* cannot be put there: No such file .* raise memory_limit"):
+        with pytest.raises(
+            SpillError,
+            match=r"missing: .* cannot spill steps to this directory: No such file .* raise the memory_limit",
+        ):
             await read_all(reader)
 
 
@@ -236,7 +239,9 @@ async def test_images_that_this_process_cannot_read_are_an_error_before_anything
 ) -> None:
     await put_all(queue, await scripted_rollout(image_tokens=64, assets=str(tmp_path / "elsewhere")))
     async with reader_of() as reader:
-        with pytest.raises(ImagesUnreadable, match=r"elsewhere/0+\.png: No such file or directory; .* is not there"):
+        with pytest.raises(
+            ImagesUnreadable, match=r"elsewhere/0+\.png: No such file or directory .the directory does not exist"
+        ):
             await read_all(reader)
         await checkpoint(reader)
         assert await backlog(queue) == 5

@@ -1,5 +1,5 @@
-"""The contract that both sides read: references, descriptors, geometry.
+"""References, descriptors and geometry, which the worker and the engine share.
 
-The modules beside this one are links to those of `renderers_adapter`, which need nothing but Python: one text, read by
-the worker that writes a reference and by the engine that resolves it. A built wheel holds copies of the linked files.
+The modules in this package are links to modules of `renderers_adapter`, which need only the standard library. A wheel
+contains copies of them.
 """
