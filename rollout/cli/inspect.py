@@ -1,4 +1,4 @@
-"""`rollout inspect`: what a run recorded, as a table, as one conversation, or as a file for other tools."""
+"""`rollout inspect`: shows what a run recorded, as a table, as one conversation, or as a file for other tools."""
 
 import sys
 from collections.abc import Sequence
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 def inspect(
     directory: RunDirOrParent,
     rollout: Annotated[
-        str | None, typer.Argument(metavar="[ROLLOUT]", help="Show this one as a conversation.", show_default=False)
+        str | None, typer.Argument(metavar="[ROLLOUT]", help="Show this rollout as a conversation.", show_default=False)
     ] = None,
-    sort: Annotated[str, typer.Option(help="Column to sort by; -COLUMN sorts downwards.")] = "rollout",
+    sort: Annotated[str, typer.Option(help="The column to sort by; -COLUMN sorts in descending order.")] = "rollout",
     filters: Annotated[
         list[str] | None,
-        typer.Option("--filter", help="Show only what meets it: status=failed, reward<0.5, error~Timeout."),
+        typer.Option("--filter", help="Show only matching rollouts: status=failed, reward<0.5, error~Timeout."),
     ] = None,
     export: Annotated[Path | None, typer.Option(help="Write to this .jsonl or .parquet file instead.")] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="With ROLLOUT: show the schemas of its tools too, and shorten nothing.")
+        bool, typer.Option("--full", help="With ROLLOUT: also show the schemas of its tools, and shorten nothing.")
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show what a run recorded: all its trajectories as a table, or one of them as a conversation.
 
-    Columns: rollout, environment, group, attempt, status, limit, reward, turns, images (the different ones of the
-    rollout), tokens, sampled, versions, seconds and error. A terminal shows those that it has room for; what is piped
-    has all of them, separated by tabs.
+    Columns: rollout, environment, group, attempt, status, limit, reward, turns, images (each different one counts
+    once), tokens, sampled, versions, seconds and error. A terminal shows the columns that fit. A pipe gets all columns,
+    separated by tabs.
     """
     import anyio
 
@@ -47,7 +47,7 @@ def inspect(
 
     directory = newest_run(directory)
     conditions = [parse_condition(text) for text in filters or []]
-    sort_rows([], sort)  # an unknown column is refused before the run is read
+    sort_rows([], sort)  # refuses an unknown column before the run is read
     if rollout is not None:
         _print_trajectory(directory, anyio.run(find_trajectory, directory, rollout), full=full, as_json=as_json)
     elif export is not None:

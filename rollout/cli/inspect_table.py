@@ -1,4 +1,4 @@
-"""The table of `rollout inspect`: as many columns as a terminal has room for, or tab-separated lines for programs."""
+"""The table of `rollout inspect`: the columns that fit a terminal, or tab-separated lines for programs."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,12 +26,12 @@ _SHOWN_COLUMNS = (
     "error",
 )
 _LEAST_IMPORTANT_FIRST = ("seconds", "versions", "limit", "sampled", "images", "tokens", "turns")
-"""The columns that a narrow terminal does without."""
+"""The columns that a narrow terminal does not show."""
 _OPTIONAL_COLUMNS = ("limit", "error")
 """The columns that are left out if they are empty in every row."""
 _GAP = 2
 _ERROR_WIDTHS = (30, 60)
-"""The characters of an error that are worth another column, and those that are shown at most."""
+"""The least and the most characters of an error; other columns are left out before it gets less."""
 _COLORS = {"ok": "green", "unscored": "yellow", "failed": "red", "abandoned": "red", "unfinished": "red"}
 
 
@@ -40,7 +40,7 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
     layout = _choose_columns(rows, console.width)
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, _GAP, 0, 0))
     for name, width in layout.widths.items():
-        is_name = name in ("rollout", "environment")  # a name that is cut off could not be typed
+        is_name = name in ("rollout", "environment")  # people type names, so they are never cut
         table.add_column(
             name,
             justify="right" if name in NUMERIC_COLUMNS else "left",
@@ -56,7 +56,7 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
     console.print(summary_line(rows), highlight=False)
     if layout.left_out:
         names = ", ".join(layout.left_out)
-        hint = f"No room for: {names}. --sort and --filter know them; a wider terminal, a pipe and --json show them."
+        hint = f"Not shown: {names}. --sort and --filter know them; a wider terminal, a pipe and --json show them."
         console.print(hint, style="dim", highlight=False)
 
 
@@ -68,7 +68,7 @@ def write_lines(rows: Sequence[Row]) -> None:
 
 
 def summary_line(rows: Sequence[Row]) -> str:
-    """Return how many rollouts there are, how they ended, and what they have in all."""
+    """Return one line with the number of rollouts, how they ended, and their totals."""
     summary = summarize_rows(rows)
     status = ", ".join(f"{count} {name}" for name, count in summary["status"].items()) or "none"
     reward = "" if summary["reward_mean"] is None else f"; reward {summary['reward_mean']:.3f}"
