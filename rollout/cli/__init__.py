@@ -84,35 +84,30 @@ def _run_command() -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:  # noqa: BLE001 - the last place that can print a failure as one paragraph
-        from rollout.errors import RolloutError
-
-        conflict = None if isinstance(error, RolloutError) else describe_conflict(error)
-        if conflict is not None and not debugging["on"]:
-            message = f"{type(error).__name__}: {error}: {conflict}."
-            sys.stderr.write(f"rollout: {message}\n")
-            write_json_error(message)
-            return 2
-        missing_files = describe_missing_files(error)
-        code = 1 if missing_files is not None else _exit_code(error)
-        message = missing_files or str(error)
+        code, message = _describe_failure(error)
         if debugging["on"] or code is None:
             traceback.print_exc()
         else:
             sys.stderr.write(f"rollout: {message}\n")
-        write_json_error(message if code is not None else f"{type(error).__name__}: {error}")
+        write_json_error(message)
         return code or 1
     return 0
 
 
-def _exit_code(error: Exception) -> int | None:
-    """Return the exit code of an expected failure; None for a bug, which is shown with its traceback."""
+def _describe_failure(error: Exception) -> tuple[int | None, str]:
+    """Return the exit code and the message of a failure; a bug has no code, and is shown with its traceback."""
     from renderers_adapter.errors import AdapterError
     from rollout.errors import RolloutError
     from transports import QueueError, QueueURLError, UnknownTransport
 
+    message = f"{type(error).__name__}: {error}"
+    if not isinstance(error, RolloutError) and (conflict := describe_conflict(error)) is not None:
+        return 2, f"{message}: {conflict}."
+    if (missing_files := describe_missing_files(error)) is not None:
+        return 1, missing_files
     if isinstance(error, RolloutError):
-        return error.exit_code
+        return error.exit_code, str(error)
     if isinstance(error, QueueURLError | UnknownTransport | AdapterError):
-        return 2
+        return 2, str(error)
     is_disk_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    return 1 if is_disk_full or isinstance(error, QueueError) else None
+    return (1, str(error)) if is_disk_full or isinstance(error, QueueError) else (None, message)

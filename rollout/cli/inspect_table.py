@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.cells import cell_len
@@ -37,9 +36,9 @@ _COLORS = {"ok": "green", "unscored": "yellow", "failed": "red", "abandoned": "r
 
 def print_table(rows: Sequence[Row], console: Console) -> None:
     """Print a table that fits the console, and a summary below it."""
-    layout = _choose_columns(rows, console.width)
+    widths, left_out = _choose_columns(rows, console.width)
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, _GAP, 0, 0))
-    for name, width in layout.widths.items():
+    for name, width in widths.items():
         is_name = name in ("rollout", "environment")  # people type names, so they are never cut
         table.add_column(
             name,
@@ -50,12 +49,12 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
         )
     for row in rows:
         color = _COLORS[row.status]
-        cells = {name: escape(_format_cell(name, getattr(row, name))) for name in layout.widths}
+        cells = {name: escape(_format_cell(name, getattr(row, name))) for name in widths}
         table.add_row(*(f"[{color}]{cell}[/{color}]" if name == "status" else cell for name, cell in cells.items()))
     console.print(table, highlight=False)
     console.print(summary_line(rows), highlight=False)
-    if layout.left_out:
-        names = ", ".join(layout.left_out)
+    if left_out:
+        names = ", ".join(left_out)
         hint = f"Not shown: {names}. --sort and --filter know them; a wider terminal, a pipe and --json show them."
         console.print(hint, style="dim", highlight=False)
 
@@ -76,14 +75,8 @@ def summary_line(rows: Sequence[Row]) -> str:
     return f"{summary['trajectories']:,} trajectories ({status}){reward}; {counts}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    widths: Mapping[str, int]
-    left_out: Sequence[str]
-
-
-def _choose_columns(rows: Sequence[Row], width: int) -> _Layout:
-    """Leave out columns, the least important first, until the others fit."""
+def _choose_columns(rows: Sequence[Row], width: int) -> tuple[dict[str, int], list[str]]:
+    """Return the widths of the columns that fit, and the names of the others; the least important are left out first."""
     names = [
         name for name in _SHOWN_COLUMNS if name not in _OPTIONAL_COLUMNS or any(getattr(row, name) for row in rows)
     ]
@@ -100,7 +93,7 @@ def _choose_columns(rows: Sequence[Row], width: int) -> _Layout:
     if "error" in needed:
         room = width - _total_width({**needed, "error": 0})
         needed["error"] = max(least_error, min(widths["error"], most_error, room))
-    return _Layout(needed, [name for name in names if name not in needed])
+    return needed, [name for name in names if name not in needed]
 
 
 def _total_width(widths: Mapping[str, int]) -> int:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,11 +13,9 @@ from rich.markup import escape
 from rollout.cli.command_group import CommandGroup
 from rollout.cli.options import Debug
 from rollout.cli.output import can_redraw
-from rollout.serving.network.settings import Dtype
+from rollout.serving.network.settings import Dtype, NetworkSettings
 
 if TYPE_CHECKING:
-    from rollout.serving.embedded import EmbeddedSettings
-    from rollout.serving.network.settings import NetworkSettings
     from rollout.serving.vllm import VllmSettings
 
 _START_TIMEOUT_SECONDS = 1800.0
@@ -66,7 +63,9 @@ def embedded(
     """
     from rollout.config.model_directory import resolve_model_path
     from rollout.import_path import search_last
-    from rollout.serving.embedded import EmbeddedSettings
+    from rollout.log import log_warnings_to_stderr
+    from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
+    from rollout.serving.server import serve_until_signal
 
     search_last(os.getcwd())
     settings = EmbeddedSettings(
@@ -77,7 +76,15 @@ def embedded(
         allowed_directories=tuple(allow or ()),
         latency_ms=latency_ms,
     )
-    _serve_embedded(settings, port=port, api_key_env=api_key_env)
+    log_warnings_to_stderr()
+
+    def announce(url: str) -> None:
+        typer.echo(
+            f"serving {name} with the script {policy} at {url}; it has no neural network\n"
+            f"in the YAML:  engine: {{urls: [{url}]{_key_setting(api_key_env)}}}"
+        )
+
+    serve_until_signal(EmbeddedServer(settings, port=port, api_key=_read_key(api_key_env)), announce)
 
 
 @app.command("transformers")
@@ -102,9 +109,17 @@ def network(
     VLLM_SERVER_DEV_MODE=1: POST /pause, /collective_rpc, /update_weight_version, /resume. Needs the extra `trainer`.
     """
     from rollout.config.model_directory import require_weights
-    from rollout.serving.network.settings import NetworkSettings
+    from rollout.images.processors import import_trainer_extra
+    from rollout.log import log_warnings_to_stderr
 
     require_weights(str(model))
+    log_warnings_to_stderr()
+    api_key = _read_key(api_key_env)
+    for package in ("torch", "transformers"):
+        import_trainer_extra(package)
+    from rollout.serving.network.engine import NetworkEngine
+    from rollout.serving.server import EngineServer, serve_until_signal
+
     settings = NetworkSettings(
         model_dir=model,
         model_name=name,
@@ -114,7 +129,17 @@ def network(
         device=device,
         dtype=dtype,
     )
-    _serve_network(settings, port=port, api_key_env=api_key_env)
+    engine = NetworkEngine(settings)
+
+    def announce(url: str) -> None:
+        typer.echo(
+            f"serving {engine.model_card.name} at {url}\n"
+            "in the YAML:\n"
+            f"  model: {{name: {engine.model_card.name}, path: {model.resolve()}}}\n"
+            f"  engine: {{urls: [{url}]{_key_setting(api_key_env)}}}"
+        )
+
+    serve_until_signal(EngineServer(engine, weight_version=weight_version, port=port, api_key=api_key), announce)
 
 
 @app.command()
@@ -159,54 +184,9 @@ def vllm(
         flags=tuple(flags or ()),
     )
     if only_print:
-        sys.stdout.write(settings.shell_command() + "\n")
+        typer.echo(settings.shell_command())
         return
     _serve_vllm(settings)
-
-
-def _serve_embedded(settings: "EmbeddedSettings", *, port: int, api_key_env: str | None) -> None:
-    from rollout.log import log_warnings_to_stderr
-    from rollout.serving.embedded import EmbeddedServer
-    from rollout.serving.server import serve_until_signal
-
-    log_warnings_to_stderr()
-    api_key = _read_key(api_key_env)
-
-    def announce(url: str) -> None:
-        sys.stdout.write(
-            f"serving {settings.model_name} with the script {settings.policy} at {url}; it has no neural network\n"
-            f"in the YAML:  engine: {{urls: [{url}]{_key_setting(api_key_env)}}}\n"
-        )
-        sys.stdout.flush()
-
-    serve_until_signal(EmbeddedServer(settings, port=port, api_key=api_key), announce)
-
-
-def _serve_network(settings: "NetworkSettings", *, port: int, api_key_env: str | None) -> None:
-    """Serve until SIGINT or SIGTERM. Raises ConfigurationError if torch or transformers is missing."""
-    from rollout.images.processors import import_trainer_extra
-    from rollout.log import log_warnings_to_stderr
-
-    log_warnings_to_stderr()
-    api_key = _read_key(api_key_env)
-    for package in ("torch", "transformers"):
-        import_trainer_extra(package)
-    from rollout.serving.network.engine import NetworkEngine
-    from rollout.serving.server import EngineServer, serve_until_signal
-
-    engine = NetworkEngine(settings)
-
-    def announce(url: str) -> None:
-        sys.stdout.write(
-            f"serving {engine.model_card.name} at {url}\n"
-            "in the YAML:\n"
-            f"  model: {{name: {engine.model_card.name}, path: {settings.model_dir.resolve()}}}\n"
-            f"  engine: {{urls: [{url}]{_key_setting(api_key_env)}}}\n"
-        )
-        sys.stdout.flush()
-
-    server = EngineServer(engine, weight_version=settings.weight_version, port=port, api_key=api_key)
-    serve_until_signal(server, announce)
 
 
 def _read_key(variable_name: str | None) -> str | None:
@@ -258,16 +238,15 @@ def _create_log(port: int) -> Path:
 
 def _announce_vllm(settings: "VllmSettings", log: Path) -> None:
     path = str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else "DIRECTORY"
-    sys.stdout.write(
+    typer.echo(
         f"serving {settings.served_name} at {settings.url}; its log is {log}\n"
         "in the YAML:\n"
         f"  model: {{name: {settings.served_name}, path: {path}, renderer: RENDERER}}\n"
         f"  engine: {{urls: [{settings.url}]{_key_setting(settings.api_key_env)}}}\n"
         f"  run: {{directory: {settings.media_directory.resolve()}}}\n"
         "where RENDERER is the model's chat format, such as qwen3-vl"
-        f"{', and DIRECTORY holds its tokenizer and processor files' if path == 'DIRECTORY' else ''}\n"
+        f"{', and DIRECTORY holds its tokenizer and processor files' if path == 'DIRECTORY' else ''}"
     )
-    sys.stdout.flush()
 
 
 class StartupStatus:

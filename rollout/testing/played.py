@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from rollout.environments.base import Reply, Score
@@ -170,9 +171,5 @@ class RecordingSession(Session):
 
 def _common_length(messages: Sequence[Message], played: PlayedTurn) -> int:
     """Return how many of the first messages are the conversation and the answer of an earlier turn."""
-    length = 0
-    for message, known in zip(messages, (*played.messages, played.reply.message), strict=False):
-        if message != known:
-            break
-        length += 1
-    return length
+    pairs = zip(messages, (*played.messages, played.reply.message), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

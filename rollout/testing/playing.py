@@ -81,13 +81,14 @@ async def play(
     maker = _EnvironmentMaker.of(environment, settings)
     if (answers is None) == (policy is None):
         raise TypeError("play() takes either answers=[…] or policy=…")
+    task = task if isinstance(task, Task) else Task(id="0", index=0, seed=0, data=task or {})
     if policy is not None:
-        return await _play_attempts(maker, _task_of(task), policy, timeout)
+        return await _play_attempts(maker, task, policy, timeout)
     assert answers is not None
     script = AnswerScript(answers)
     with tempfile.TemporaryDirectory(prefix="rollout-") as directory:
         async with answering_policy(Path(directory), script, allow=allow) as scripted_policy:
-            played = await _play_attempts(maker, _task_of(task), scripted_policy, timeout, script.note_retry)
+            played = await _play_attempts(maker, task, scripted_policy, timeout, script.note_retry)
     if script.error is not None:
         raise script.error
     return replace(played, unused_answers=script.unused)
@@ -176,10 +177,6 @@ async def _play_attempts(
     assert trajectory is not None
     close_failure = close_failures[0].traceback or close_failures[0].full_traceback if close_failures else None
     return Played(session.recorded_turns, trajectory, attempt.failure, close_failure=close_failure)
-
-
-def _task_of(task: Task | Mapping[str, Any] | None) -> Task:
-    return task if isinstance(task, Task) else Task(id="0", index=0, seed=0, data=task or {})
 
 
 def play_at_once(

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import orjson
@@ -43,10 +44,7 @@ class RecordedTurn:
     def common_length(self, conversation: Sequence[CanonicalMessage]) -> int:
         """Return how many of the first messages are the same."""
         pairs = zip(self.conversation, conversation, strict=False)
-        return next(
-            (at for at, (recorded, today) in enumerate(pairs) if recorded.digest != today.digest),
-            min(len(self.conversation), len(conversation)),
-        )
+        return sum(1 for _ in takewhile(lambda pair: pair[0].digest == pair[1].digest, pairs))
 
 
 def read_turns(trajectory: Trajectory, renderers: RendererPool | None) -> list[RecordedTurn]:
@@ -61,15 +59,9 @@ def read_turns(trajectory: Trajectory, renderers: RendererPool | None) -> list[R
     for step in trajectory.steps:
         path = trajectory.path(step.leaf)
         tools = trajectory.steps[path[0].step].tools
-        turns.append(
-            RecordedTurn(
-                step.turn,
-                tuple(_canonical(node.message) for node in path[:-1]),
-                tools,
-                digest_tools(tools),
-                _read_reply(step, path, tools, renderers),
-            )
-        )
+        conversation = tuple(_canonical(node.message) for node in path[:-1])
+        reply = _read_reply(step, path, tools, renderers)
+        turns.append(RecordedTurn(step.turn, conversation, tools, digest_tools(tools), reply))
     return sorted(turns, key=lambda recorded: recorded.turn)
 
 

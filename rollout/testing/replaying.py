@@ -122,7 +122,7 @@ async def _replay(
             played = await _play(settings, Task(**trajectory.started.task), new_model, timeout)
     if played.retries and played.retry is None:
         notes.append(f"played again after Retry: {'; '.join(error_text(retry) for retry in played.retries)}")
-    if played.retry is not None and not _ended_with_retry(trajectory):
+    if played.retry is not None and (trajectory.error or {}).get("type") != Retry.__name__:
         raise CannotReplay(
             f"{trajectory.identity} cannot be played again: each of {len(played.retries)} attempts ended with Retry: "
             f"{error_text(played.retry)}. A replay needs the judge, the sandbox and other services of the environment: "
@@ -189,10 +189,6 @@ async def _play_attempt(
     finally:
         stopping.cancel()
         await run.end()
-
-
-def _ended_with_retry(trajectory: Trajectory) -> bool:
-    return (trajectory.error or {}).get("type") == Retry.__name__
 
 
 def _find_differences(trajectory: Trajectory, end: RecordedEnd, played: _Played) -> list[Difference]:
