@@ -1,7 +1,6 @@
 """`rollout inspect`: shows what a run recorded, as a table, as one conversation, or as a file for other tools."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,6 @@ from rollout.cli.options import Debug, Json, RunDirOrParent, newest_run
 from rollout.cli.output import write_json
 
 if TYPE_CHECKING:
-    from rollout.cli.inspect_rows import Condition
     from rollout.trainer import Trajectory
 
 
@@ -42,7 +40,7 @@ def inspect(
     """
     import anyio
 
-    from rollout.cli.inspect_rows import parse_condition, read_rows, sort_rows, summarize_rows
+    from rollout.cli.inspect_rows import parse_condition, read_rows, read_trajectories, sort_rows, summarize_rows
     from rollout.trainer.reading.archive import find_trajectory
 
     directory = newest_run(directory)
@@ -51,7 +49,9 @@ def inspect(
     if rollout is not None:
         _print_trajectory(directory, anyio.run(find_trajectory, directory, rollout), full=full, as_json=as_json)
     elif export is not None:
-        count = anyio.run(_export, directory, conditions, export)
+        from rollout.cli.inspect_export import write_trajectories
+
+        count = anyio.run(write_trajectories, read_trajectories(directory, conditions), export)
         sys.stderr.write(f"{count} trajectories in {export}\n")
     else:
         rows = sort_rows(anyio.run(read_rows, directory, conditions), sort)
@@ -64,13 +64,6 @@ def inspect(
                 print_table(rows, Console())
             else:
                 write_lines(rows)
-
-
-async def _export(directory: Path, conditions: "Sequence[Condition]", path: Path) -> int:
-    from rollout.cli.inspect_export import export
-    from rollout.cli.inspect_rows import read_trajectories
-
-    return await export(read_trajectories(directory, conditions), path)
 
 
 def _print_trajectory(directory: Path, trajectory: "Trajectory", *, full: bool, as_json: bool) -> None:

@@ -49,7 +49,7 @@ def trajectory_document(trajectory: Trajectory) -> dict[str, Any]:
     }
 
 
-async def export(trajectories: AsyncIterable[Trajectory], path: Path) -> int:
+async def write_trajectories(trajectories: AsyncIterable[Trajectory], path: Path) -> int:
     """Write trajectories to a `.jsonl` or `.parquet` file, and return their number; the file is never incomplete.
 
     Raises:

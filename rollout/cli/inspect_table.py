@@ -76,7 +76,7 @@ def summary_line(rows: Sequence[Row]) -> str:
 
 
 def _choose_columns(rows: Sequence[Row], width: int) -> tuple[dict[str, int], list[str]]:
-    """Return the widths of the columns that fit, and the names of the others; the least important are left out first."""
+    """Return the widths of the columns that fit, and the names of the others, which are the least important ones."""
     names = [
         name for name in _SHOWN_COLUMNS if name not in _OPTIONAL_COLUMNS or any(getattr(row, name) for row in rows)
     ]

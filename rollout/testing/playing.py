@@ -179,15 +179,7 @@ async def _play_attempts(
     return Played(session.recorded_turns, trajectory, attempt.failure, close_failure=close_failure)
 
 
-def play_at_once(
-    environment: Environment | type[Environment],
-    task: Task | Mapping[str, Any] | None = None,
-    *,
-    settings: EnvironmentSettings | Mapping[str, Any] | None = None,
-    answers: Answers,
-    allow: Sequence[Path] = (),
-    timeout: float = _TIMEOUT,
-) -> Played:
+def play_at_once(*args: Any, **kwargs: Any) -> Played:
     """Play one rollout in an event loop of its own; see `play`. Code that ignores its cancellation is left behind.
 
     Raises:
@@ -197,7 +189,7 @@ def play_at_once(
         raise RuntimeError(
             "an event loop runs already; in a test that is a coroutine, write `await rollout.testing.play(…)`"
         )
-    return run_leaving_behind(play(environment, task, settings=settings, answers=answers, allow=allow, timeout=timeout))
+    return run_leaving_behind(play(*args, **kwargs))
 
 
 def _loop_is_running() -> bool:

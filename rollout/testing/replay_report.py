@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from textwrap import indent
 from typing import Any, Literal
 
@@ -70,17 +70,7 @@ class ReplayReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-like data."""
-        return {
-            "rollout": self.rollout,
-            "same": self.same,
-            "recorded_turns": self.recorded_turns,
-            "same_turns": self.same_turns,
-            "differences": [
-                {"what": found.what, "turn": found.turn, "text": found.text, "details": list(found.details)}
-                for found in self.differences
-            ],
-            "notes": list(self.notes),
-        }
+        return {"rollout": self.rollout, "same": self.same, **asdict(self)}
 
 
 def compare_messages(turn: int, recorded: Sequence[Message], today: Sequence[Message], index: int) -> Difference:
