@@ -46,7 +46,7 @@ class RecordedModel:
     """The `Model` of one attempt of a replay. After `stopped` is set, no call returns.
 
     Attributes:
-        stopped: set at the first difference, and after the last turn of a rollout that was ended from outside.
+        stopped: set at the first difference, or if the environment continues a rollout that was ended from outside.
         difference: the first difference from the record.
         played_turns: the recorded turns that the environment played again.
         last_limit: the limit that ended the answer of the latest turn.

@@ -11,8 +11,8 @@ from rollout import EnvironmentSettings, MultiTurnEnvironment, Reply, Score, Tas
 class GuessSettings(EnvironmentSettings):
     """The keys of the section `environment` in the YAML."""
 
-    highest: int = 100
-    max_guesses: int = 7
+    highest: int = 100  # the number is between 1 and this one
+    max_guesses: int = 7  # after these, the reward is 0
 
 
 class GuessNumber(MultiTurnEnvironment):

@@ -23,9 +23,9 @@ ACTIONS = ("left", "down", "right", "up")
 class LakeSettings(EnvironmentSettings):
     """The keys of the section `environment` in the YAML."""
 
-    id: str = "FrozenLake-v1"
+    id: str = "FrozenLake-v1"  # id and options are arguments of gymnasium.make
     options: Mapping[str, Any] = {"map_name": "4x4", "is_slippery": False}
-    max_turns: int = 20
+    max_turns: int = 20  # answers of the model
 
 
 class Lake(MultiTurnEnvironment):

@@ -18,7 +18,7 @@ QUESTION = f"In which corner is the red disc: {', '.join(CORNERS)}?"
 class DiscSettings(EnvironmentSettings):
     """The keys of the section `environment` in the YAML."""
 
-    pictures: int = 3
+    pictures: int = 3  # in each rollout
 
 
 class FindDisc(Environment):

@@ -37,7 +37,7 @@ Amount = Annotated[int, Field(ge=1, description="the sum of all prices")]
 class ShoppingSettings(ToolSettings):
     """The keys of the section `environment`, besides those of `ToolSettings`."""
 
-    most: int = 5
+    most: int = 5  # pieces of each fruit, at most
 
 
 class Shopping(ToolEnvironment):
