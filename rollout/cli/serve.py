@@ -47,12 +47,8 @@ def embedded(
     policy: Annotated[
         str, typer.Option(help="The script that answers, as module:Class; the module may be in this directory.")
     ] = "rollout.serving.policies:ColorPolicy",
-    max_model_len: Annotated[
-        int, typer.Option(min=16, help="The longest prompt and completion together, in tokens.")
-    ] = 32768,
-    latency_ms: Annotated[
-        float, typer.Option(min=0, help="Milliseconds that every answer waits, like a slow engine.")
-    ] = 0.0,
+    max_model_len: Annotated[int, typer.Option(min=16, help="The most tokens of prompt and completion.")] = 32768,
+    latency_ms: Annotated[float, typer.Option(min=0, help="Milliseconds to wait before every answer.")] = 0.0,
     api_key_env: ApiKeyEnv = None,
     debug: Debug = False,
 ) -> None:
@@ -94,8 +90,7 @@ def network(
     port: Port = 0,
     allow: Allow = None,
     max_model_len: Annotated[
-        int | None,
-        typer.Option(min=16, help="The longest prompt and completion together, in tokens; by default MODEL's own."),
+        int | None, typer.Option(min=16, help="The most tokens of prompt and completion; by default MODEL's own.")
     ] = None,
     weight_version: Annotated[str, typer.Option(help="The version of the weights until they are replaced.")] = "0",
     device: Annotated[str, typer.Option(help="The device that computes, by its name in torch.")] = "cpu",
@@ -144,12 +139,9 @@ def network(
 
 @app.command()
 def vllm(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="The directory or name of the model.", show_default=False)
-    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's directory or name.", show_default=False)],
     flags: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[-- FLAGS]", help="More flags of `vllm serve`; they override ours."),
+        list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="More flags of `vllm serve`; they override ours.")
     ] = None,
     name: Name = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
