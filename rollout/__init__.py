@@ -1,6 +1,6 @@
 """Rollouts for reinforcement learning of (multimodal) language models: environments in, trajectories out."""
 
-TYPE_CHECKING = False  # not that of typing: `python -m rollout` must import nothing before its path is in order
+TYPE_CHECKING = False  # not from typing: `python -m rollout` must import nothing before it corrects sys.path
 if TYPE_CHECKING:
     from typing import Any
 
@@ -49,7 +49,7 @@ _MODULES = {
     "ToolSettings": "rollout.environments.tool_environment",
     "tool": "rollout.environments.tools",
 }
-"""Where a name comes from, if not from `_BASE`."""
+"""The modules of the names that are not in `_BASE`."""
 
 
 def __getattr__(name: str) -> "Any":

@@ -1,4 +1,4 @@
-"""The start of `rollout`, which is also `python -m rollout`."""
+"""Starts the command line, for `rollout` and for `python -m rollout`."""
 
 import os
 import sys
@@ -7,11 +7,11 @@ import time
 from contextlib import suppress
 
 _EXIT_TIMEOUT = 10.0
-"""Seconds in which the process must end after its command is done."""
+"""So many seconds after its command, the process ends even if a thread still runs."""
 
 
 def main() -> None:
-    """Run the command line. An error on its way there says whose file took the place of one of Python's or ours."""
+    """Run the command line. If a user's file hides a module that it imports, the error names the file."""
     from rollout.import_path import describe_conflict
 
     try:
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _force_exit_later(code: int) -> None:
-    """End the process even if a thread of an environment does not end, for which Python would wait for ever."""
+    """End the process in `_EXIT_TIMEOUT` seconds; Python would wait for ever for a thread that hangs."""
 
     def force_exit() -> None:
         time.sleep(_EXIT_TIMEOUT)
@@ -43,8 +43,8 @@ def _force_exit_later(code: int) -> None:
 
 
 if __name__ == "__main__":
-    # `python -m` looks into the current directory first, where a queue.py would take the place of Python's. The command
-    # `rollout` does not. A checkout that is not installed is left alone.
+    # `python -m` searches the current directory first, where a queue.py would hide Python's; the command `rollout` does
+    # not. A checkout that is not installed needs the current directory.
     if not sys.flags.safe_path and os.path.dirname(os.path.dirname(os.path.abspath(__file__))) != sys.path[0]:
         del sys.path[0]
     main()

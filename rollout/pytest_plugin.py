@@ -1,9 +1,9 @@
-"""The fixture `play_rollout` for the tests of environments; pytest loads it wherever rollout is installed.
+"""The fixture `play_rollout` for the tests of environments.
 
     def test_the_right_number_is_worth_1(play_rollout):
         assert play_rollout(GuessNumber, answers=["42"]).reward == 1.0
 
-So it imports what plays only when a test uses the fixture.
+pytest loads this module wherever rollout is installed, so it imports the rest only when a test uses the fixture.
 """
 
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def play_rollout() -> "PlayRollout":
-    """Play one rollout with the answers of the test, as `rollout.testing.play` does, for tests that are no coroutines.
+    """Play one rollout with the answers of the test; it is `rollout.testing.play` for tests that are not coroutines.
 
     `play_rollout(MyEnvironment, task, settings={…}, answers=[…])` returns a `rollout.testing.Played`.
     """

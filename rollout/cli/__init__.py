@@ -1,4 +1,4 @@
-"""The command line: `rollout` and its commands, each in the module of its name."""
+"""The command line: `rollout` and its commands, each in a module with its name."""
 
 import errno
 import io
@@ -62,19 +62,19 @@ def _main(
 def main() -> None:
     """Run the command line, and print one paragraph instead of a traceback if it fails."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a text may hold what no encoding can write
+        sys.stdout.reconfigure(errors="backslashreplace")  # texts may have characters that cannot be encoded
     if os.getpid() == 1:
-        # In a container. The kernel drops a signal for process 1 that has no handler, and commands set theirs late.
+        # In a container. The kernel drops a signal without a handler for process 1, and commands set theirs late.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     code = _run_command()
     failure = report_stream.close()
     if failure is not None and not isinstance(failure, BrokenPipeError) and not code:
-        sys.stderr.write(f"rollout: stdout cannot be written: {failure.strerror}.\n")
+        sys.stderr.write(f"rollout: cannot write to stdout: {failure.strerror}.\n")
     sys.exit(code or (0 if failure is None else 1))
 
 
 def _run_command() -> int:
-    """Run it, and return the exit code. With `--json`, a failure without a report is an object too."""
+    """Run the command, and return its exit code. With `--json`, a failure without a report becomes a JSON object."""
     try:
         app()
     except SystemExit as ended:
@@ -83,36 +83,31 @@ def _run_command() -> int:
         return int(ended.code or 0)
     except BrokenPipeError:
         return 1
-    except Exception as error:  # noqa: BLE001 - the last place where a failure can become one paragraph
-        from rollout.errors import RolloutError
-
-        conflict = None if isinstance(error, RolloutError) else describe_conflict(error)
-        if conflict is not None and not debugging["on"]:
-            message = f"{type(error).__name__}: {error}: {conflict}."
-            sys.stderr.write(f"rollout: {message}\n")
-            write_json_error(message)
-            return 2
-        missing_files = describe_missing_files(error)
-        code = 1 if missing_files is not None else _exit_code(error)
-        message = missing_files or str(error)
+    except Exception as error:  # noqa: BLE001 - the last place that can print a failure as one paragraph
+        code, message = _describe_failure(error)
         if debugging["on"] or code is None:
             traceback.print_exc()
         else:
             sys.stderr.write(f"rollout: {message}\n")
-        write_json_error(message if code is not None else f"{type(error).__name__}: {error}")
+        write_json_error(message)
         return code or 1
     return 0
 
 
-def _exit_code(error: Exception) -> int | None:
-    """Return the exit code of an expected failure; a bug has none, and is shown with its traceback."""
+def _describe_failure(error: Exception) -> tuple[int | None, str]:
+    """Return the exit code and the message of a failure; a bug has no code, and is shown with its traceback."""
     from renderers_adapter.errors import AdapterError
     from rollout.errors import RolloutError
     from transports import QueueError, QueueURLError, UnknownTransport
 
+    message = f"{type(error).__name__}: {error}"
+    if not isinstance(error, RolloutError) and (conflict := describe_conflict(error)) is not None:
+        return 2, f"{message}: {conflict}."
+    if (missing_files := describe_missing_files(error)) is not None:
+        return 1, missing_files
     if isinstance(error, RolloutError):
-        return error.exit_code
+        return error.exit_code, str(error)
     if isinstance(error, QueueURLError | UnknownTransport | AdapterError):
-        return 2
+        return 2, str(error)
     is_disk_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    return 1 if is_disk_full or isinstance(error, QueueError) else None
+    return (1, str(error)) if is_disk_full or isinstance(error, QueueError) else (None, message)

@@ -1,4 +1,4 @@
-"""`rollout assets`: the images of a run on disk: their number, their damage, and the removal of unreferenced ones."""
+"""`rollout assets`: counts the images of a run on disk, finds damaged ones, and removes unreferenced ones."""
 
 from typing import Annotated
 
@@ -8,17 +8,17 @@ from rollout.cli.command_group import CommandGroup
 from rollout.cli.options import Debug, Json, RunDir
 from rollout.cli.output import print_text_or_json
 
-app = typer.Typer(cls=CommandGroup, help="The images of a run on disk.", no_args_is_help=True)
+app = typer.Typer(cls=CommandGroup, help="Count, verify and remove the images of a run on disk.", no_args_is_help=True)
 
 
 @app.command()
 def stats(run: RunDir, as_json: Json = False, debug: Debug = False) -> None:
-    """How many images there are, of which kinds, and how large."""
+    """Show how many images there are, of which kinds, and how large."""
     from rollout.rundir.assets import asset_stats
 
     found = asset_stats(run)
     kinds = ", ".join(f"{count} {extension}" for extension, count in sorted(found.by_extension.items()))
-    foreign = f"; {found.foreign} files that are no assets" if found.foreign else ""
+    foreign = f"; {found.foreign} other files" if found.foreign else ""
     print_text_or_json(
         f"{found.files} images ({kinds or 'none'}), {found.n_bytes:,} bytes{foreign}",
         {"files": found.files, "bytes": found.n_bytes, **found.by_extension, "foreign": found.foreign},
@@ -28,7 +28,7 @@ def stats(run: RunDir, as_json: Json = False, debug: Debug = False) -> None:
 
 @app.command()
 def verify(run: RunDir, as_json: Json = False, debug: Debug = False) -> None:
-    """Read every image and compare it with the hash in its name; exits with 1 if one is damaged."""
+    """Read every image and compare it with the hash in its name; exit with 1 if one is damaged."""
     from rollout.rundir.assets import verify_assets
 
     result = verify_assets(run)
@@ -41,14 +41,14 @@ def verify(run: RunDir, as_json: Json = False, debug: Debug = False) -> None:
 @app.command()
 def gc(
     run: RunDir,
-    grace: Annotated[float, typer.Option(min=0, help="Keep what is younger than so many seconds.")] = 3600.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
+    grace: Annotated[float, typer.Option(min=0, help="Keep images that are younger than so many seconds.")] = 3600.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Remove images that no record refers to: neither an unacked one nor a kept trajectory.
+    """Remove images to which no unacked record and no kept trajectory refers.
 
-    Refused while a process of the run lives.
+    Refused while a process of the run is alive.
     """
     import anyio
 
@@ -60,7 +60,7 @@ def gc(
     referenced = anyio.run(find_referenced_images, RunDirectory(resolve_path(run)))
     result = collect_garbage(run, referenced, grace_seconds=grace, dry_run=dry_run)
     verb = "would remove" if dry_run else "removed"
-    kept = f"kept {result.kept_referenced} that records refer to and {result.kept_young} younger than {grace:g} s"
+    kept = f"kept {result.kept_referenced} in records and {result.kept_young} younger than {grace:g} s"
     print_text_or_json(
         f"{verb} {len(result.removed)} images, {result.bytes_removed:,} bytes; {kept}",
         {

@@ -14,14 +14,14 @@ from transports import Frames, QueueError
 
 
 class RecordsElsewhere(RolloutError):
-    """The records of a run cannot be read from here, so nothing may be removed."""
+    """The records of a run cannot be read from this machine, so no image may be removed."""
 
 
 async def find_referenced_images(run: RunDirectory) -> set[str]:
-    """Return the names of the images that any remaining record of the run refers to.
+    """Return the names of the images to which the remaining records of the run refer.
 
     Raises:
-        RecordsElsewhere: some of the records cannot be read from here.
+        RecordsElsewhere: some of the records cannot be read.
     """
     names: set[str] = set()
     for url in _find_queues(run):
@@ -29,14 +29,14 @@ async def find_referenced_images(run: RunDirectory) -> set[str]:
             try:
                 record = decode_record(frames)
             except RecordError as error:
-                raise RecordsElsewhere(f"{tag}: {error} What it refers to is unknown, so all is kept.") from error
+                raise RecordsElsewhere(f"{tag}: {error} Its images are not known, so all images are kept.") from error
             if isinstance(record, Step):
                 names |= {item["raw_image_id"] for item in record.images.values() if "raw_image_id" in item}
     return names
 
 
 def _find_queues(run: RunDirectory) -> list[str]:
-    """Return the URLs of the queues in the run's directory, and of those that its saved configurations name."""
+    """Return the URLs of the queue in the run's directory, and of the queues in its saved configurations."""
     own = run.path / "trajectories"
     urls = {f"file://{quote(str(own))}"} if own.is_dir() else set()
     for file in sorted(run.path.glob("*.yaml")):
@@ -44,21 +44,21 @@ def _find_queues(run: RunDirectory) -> list[str]:
             saved = read_document(file, ()).data
             url = fill_queue_url(saved["queue"]["url"], run.path, saved["run"]["name"])
         except ConfigFileError as error:
-            raise RecordsElsewhere(f"{error} So it is not known where records are, and all is kept.") from error
+            raise RecordsElsewhere(f"{error} The run's queue is not known, so all images are kept.") from error
         except (KeyError, TypeError, AttributeError):
-            raise RecordsElsewhere(f"{file} does not say where its records are, so all is kept.") from None
-        # The options of a file queue's URL do not matter: everything that the queue keeps is read, acked or not.
+            raise RecordsElsewhere(f"{file} does not name the run's queue, so all images are kept.") from None
+        # The options of a file queue do not matter: all its records are read, acked or not.
         urls.add(url.partition("?")[0] if url.startswith("file:") else url)
     if not urls:
         raise RecordsElsewhere(
-            f"{run.path} holds neither trajectories nor the configuration of a run, so that what is still referred to "
-            "cannot be known. Remove the run's directory as a whole once it is trained."
+            f"{run.path} holds neither trajectories nor the configuration of a run, so it is not known which images "
+            "are needed. After training, remove the whole directory of the run."
         )
     return sorted(urls)
 
 
 async def _read_records(url: str) -> AsyncIterator[tuple[str, Frames]]:
-    """Yield everything that a directory keeps, acked or not; of another queue, what nobody has acked."""
+    """Yield all records of a queue in a directory, acked or not; of another queue, the records that are not acked."""
     try:
         async with open_existing_queue(f"{url}?replay=true" if url.startswith("file:") else url) as queue:
             if queue.ends:
@@ -69,5 +69,5 @@ async def _read_records(url: str) -> AsyncIterator[tuple[str, Frames]]:
                     yield record.tag, record.frames
     except QueueError as error:
         raise RecordsElsewhere(
-            f"the records of this run are in a queue that cannot be read from here, so all is kept: {error}"
+            f"the records of this run are in a queue that cannot be read here, so all images are kept: {error}"
         ) from error

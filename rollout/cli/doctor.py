@@ -20,13 +20,13 @@ def doctor(
     config: Configuration,
     overrides: Overrides = None,
     live: Annotated[
-        bool, typer.Option("--live", help="Also examine the engines: model, tokens, endpoint, images.")
+        bool, typer.Option("--live", help="Also check the engines: model, tokens, endpoint, images.")
     ] = False,
     debug: Debug = False,
 ) -> None:
     """Check CONFIG without playing: the file, its environment and tasks, the tokenizer, the queue's URL.
 
-    Exits with 0 if all is well, 2 for a bad configuration, 1 for an engine that is not what it should be.
+    Exits with 0 if all checks pass, 2 if the configuration is bad, and 1 if an engine is bad.
     """
     from rollout.config.load import load_config
     from rollout.doctor.checks import run_checks

@@ -1,4 +1,4 @@
-"""`rollout init`: a new environment that runs as it is, from one of the templates in `rollout/templates`."""
+"""`rollout init`: writes a new environment from one of the templates in `rollout/templates`."""
 
 import importlib.util
 import keyword
@@ -17,35 +17,35 @@ from rollout.cli.options import Debug
 TemplateName = Literal["chat", "images", "tools", "gym"]
 
 _FILES = (
-    ("environment.py", "{}.py", "the environment: what is asked, and what it is worth"),
-    ("policy.py", "{}_policy.py", "a script that answers in the place of a model"),
+    ("environment.py", "{}.py", "the environment: its questions and rewards"),
+    ("policy.py", "{}_policy.py", "a script that answers instead of a model"),
     ("environment.yaml", "{}.yaml", "the configuration; its comments say how to play against vLLM"),
     ("test_environment.py", "test_{}.py", "a test that plays it"),
 )
-"""The files of a template, what each is called where it is written, and what it is."""
+"""The files of a template, the name of each in the new directory, and what it contains."""
 
 
 def init(
     name: Annotated[
         Path, typer.Argument(metavar="NAME", help="The new directory, and the environment's name.", show_default=False)
     ],
-    template: Annotated[TemplateName, typer.Option(help="What kind of environment to begin with.")] = "chat",
+    template: Annotated[TemplateName, typer.Option(help="The kind of environment to start with.")] = "chat",
     debug: Debug = False,
 ) -> None:
     """Write a new environment, with its YAML, a script that answers instead of a model, and a test.
 
-    All of it runs as it is, without a GPU: try it, then change it. The template chat is a game of several turns of
-    text; images makes pictures and asks about them; tools lets the model call functions; gym wraps an environment of
-    gymnasium (pip install "rollout-rl[gym]").
+    All of it runs without a GPU: try it, then change it. The template chat is a game with several turns of text; images
+    draws pictures and asks about them; tools lets the model call functions; gym wraps an environment of gymnasium (pip
+    install "rollout-rl[gym]").
     """
     from rollout.errors import ConfigurationError
 
     module = _module_name(name)
     try:
         if name.exists():
-            raise ConfigurationError(f"{name} is there already, and stays as it is. Choose another name.")
+            raise ConfigurationError(f"{name} exists already, and is not changed. Choose another name.")
         if not name.parent.is_dir():
-            raise ConfigurationError(f"{name}: there is no directory {name.parent}. Make it first.")
+            raise ConfigurationError(f"{name}: there is no directory {name.parent}. Create it first.")
         _write(template, module, name)
     except OSError as error:
         raise ConfigurationError(f"{name} cannot be written: {error.strerror}.") from None
@@ -53,28 +53,29 @@ def init(
 
 
 def _module_name(name: Path) -> str:
-    """Return the name of the environment's module. Raises ConfigurationError if it cannot be one."""
+    """Return the name of the environment's module. Raises ConfigurationError if the name is not valid or is taken."""
     from rollout.errors import ConfigurationError
 
     module = name.name.lower().replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", module):
         raise ConfigurationError(
-            f"{str(name)!r} cannot name a module of Python. Begin with a letter, and use letters, digits, - and _ only."
+            f"{str(name)!r} is not a valid name for a Python module. Begin with a letter; use only letters, digits, - "
+            "and _."
         )
     if keyword.iskeyword(module):
-        raise ConfigurationError(f"{module!r} is a word of Python, and cannot name a module. Choose another name.")
-    for taken in (module, f"{module}_policy"):
-        spec = importlib.util.find_spec(taken)
-        if spec is not None and spec.origin is not None:  # what has no origin is a mere directory, and hides nothing
+        raise ConfigurationError(f"{module!r} is a keyword of Python, so it cannot name a module. Choose another name.")
+    for module_name in (module, f"{module}_policy"):
+        spec = importlib.util.find_spec(module_name)
+        if spec is not None and spec.origin is not None:  # without an origin it is a directory, which hides nothing
             raise ConfigurationError(
-                f"{taken!r} is already the name of a module ({spec.origin}), which would be imported instead. "
+                f"{module_name!r} is already the name of a module ({spec.origin}), which would be imported instead. "
                 "Choose another name."
             )
     return module
 
 
 def _write(template: TemplateName, module: str, directory: Path) -> None:
-    """Write all files into a draft of the directory first, so that it appears complete or not at all."""
+    """Write all files into a draft directory first, so that the new directory is always complete."""
     package = f"rollout.templates.{template}"
     draft = directory.with_name(f".{directory.name}-{secrets.token_hex(4)}")
     try:
@@ -90,14 +91,14 @@ def _write(template: TemplateName, module: str, directory: Path) -> None:
 
 def _next_steps(template: TemplateName, module: str, directory: Path) -> str:
     files = [(target.format(module), meaning) for _, target, meaning in _FILES]
-    install = ('pip install "rollout-rl[gym]"', "installs gymnasium, which is not there")
+    install = ('pip install "rollout-rl[gym]"', "installs gymnasium, which is missing")
     steps = [
         *([install] if template == "gym" and importlib.util.find_spec("gymnasium") is None else []),
         (f"cd {shlex.quote(str(directory))}", ""),
         (f"rollout doctor {module}.yaml", "checks it without playing"),
         (f"rollout run {module}.yaml", "plays it"),
         ("rollout inspect runs", "shows the newest run"),
-        ("pytest", "runs the test; pip install pytest, if it is not there"),
+        ("pytest", "runs the test; pip install pytest, if it is missing"),
     ]
     return f"wrote {directory}/\n{_align(files)}next:\n{_align(steps)}"
 

@@ -1,7 +1,6 @@
-"""`rollout inspect`: what a run recorded, as a table, as one conversation, or as a file for other tools."""
+"""`rollout inspect`: shows what a run recorded, as a table, as one conversation, or as a file for other tools."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,45 +12,46 @@ from rollout.cli.options import Debug, Json, RunDirOrParent, newest_run
 from rollout.cli.output import write_json
 
 if TYPE_CHECKING:
-    from rollout.cli.inspect_rows import Condition
     from rollout.trainer import Trajectory
 
 
 def inspect(
     directory: RunDirOrParent,
     rollout: Annotated[
-        str | None, typer.Argument(metavar="[ROLLOUT]", help="Show this one as a conversation.", show_default=False)
+        str | None, typer.Argument(metavar="[ROLLOUT]", help="Show this rollout as a conversation.", show_default=False)
     ] = None,
-    sort: Annotated[str, typer.Option(help="Column to sort by; -COLUMN sorts downwards.")] = "rollout",
+    sort: Annotated[str, typer.Option(help="The column to sort by; -COLUMN sorts in descending order.")] = "rollout",
     filters: Annotated[
         list[str] | None,
-        typer.Option("--filter", help="Show only what meets it: status=failed, reward<0.5, error~Timeout."),
+        typer.Option("--filter", help="Show only matching rollouts: status=failed, reward<0.5, error~Timeout."),
     ] = None,
     export: Annotated[Path | None, typer.Option(help="Write to this .jsonl or .parquet file instead.")] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="With ROLLOUT: show the schemas of its tools too, and shorten nothing.")
+        bool, typer.Option("--full", help="With ROLLOUT: also show the schemas of its tools, and shorten nothing.")
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show what a run recorded: all its trajectories as a table, or one of them as a conversation.
 
-    Columns: rollout, environment, group, attempt, status, limit, reward, turns, images (the different ones of the
-    rollout), tokens, sampled, versions, seconds and error. A terminal shows those that it has room for; what is piped
-    has all of them, separated by tabs.
+    Columns: rollout, environment, group, attempt, status, limit, reward, turns, images (each different one counts
+    once), tokens, sampled, versions, seconds and error. A terminal shows the columns that fit. A pipe gets all columns,
+    separated by tabs.
     """
     import anyio
 
-    from rollout.cli.inspect_rows import parse_condition, read_rows, sort_rows, summarize_rows
+    from rollout.cli.inspect_rows import parse_condition, read_rows, read_trajectories, sort_rows, summarize_rows
     from rollout.trainer.reading.archive import find_trajectory
 
     directory = newest_run(directory)
     conditions = [parse_condition(text) for text in filters or []]
-    sort_rows([], sort)  # an unknown column is refused before the run is read
+    sort_rows([], sort)  # refuses an unknown column before the run is read
     if rollout is not None:
         _print_trajectory(directory, anyio.run(find_trajectory, directory, rollout), full=full, as_json=as_json)
     elif export is not None:
-        count = anyio.run(_export, directory, conditions, export)
+        from rollout.cli.inspect_export import write_trajectories
+
+        count = anyio.run(write_trajectories, read_trajectories(directory, conditions), export)
         sys.stderr.write(f"{count} trajectories in {export}\n")
     else:
         rows = sort_rows(anyio.run(read_rows, directory, conditions), sort)
@@ -64,13 +64,6 @@ def inspect(
                 print_table(rows, Console())
             else:
                 write_lines(rows)
-
-
-async def _export(directory: Path, conditions: "Sequence[Condition]", path: Path) -> int:
-    from rollout.cli.inspect_export import export
-    from rollout.cli.inspect_rows import read_trajectories
-
-    return await export(read_trajectories(directory, conditions), path)
 
 
 def _print_trajectory(directory: Path, trajectory: "Trajectory", *, full: bool, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""One trajectory as a conversation for people, with the tokens, the mask and the images of each message."""
+"""One trajectory as a conversation for people, with the tokens and the images of each message."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +17,12 @@ _SHOWN_HASH_LENGTH = 12
 
 
 def conversation_lines(trajectory: Trajectory, traceback: str | None, *, full: bool) -> Iterator[str]:
-    """Yield lines of text; what several branches share is shown with the first of them.
+    """Yield lines of text; a message that several branches share is shown once, with the first branch.
 
     Args:
         trajectory: the trajectory.
         traceback: the traceback of its error, if there is one.
-        full: whether the schemas of tools and the addresses of images are shown whole.
+        full: whether to show the schemas of tools and the whole addresses of images.
     """
     started = trajectory.started
     yield f"{trajectory.identity}  attempt {trajectory.attempt}  {_describe_end(trajectory)}"
@@ -36,7 +36,7 @@ def conversation_lines(trajectory: Trajectory, traceback: str | None, *, full: b
         if shown:
             yield ""
             parent = new_nodes[0].parent
-            yield f"--- {'another conversation' if parent == ROOT else f'branch: goes on from #{parent}'}"
+            yield f"--- {'another conversation' if parent == ROOT else f'branch: continues from #{parent}'}"
         for node in new_nodes:
             if node.parent == ROOT:
                 yield from _tool_lines(trajectory.steps[node.step].tools or (), full=full)
@@ -45,7 +45,7 @@ def conversation_lines(trajectory: Trajectory, traceback: str | None, *, full: b
             shown.add(node.index)
     if traceback is not None:
         yield ""
-        yield "the error arose here:"
+        yield "the error was raised here:"
         yield from indent(traceback.rstrip(), "    ").splitlines()
     for violation in check(trajectory) if trajectory.error is None else ():
         yield f"! {violation.where}: check {violation.invariant} failed: {violation.detail}"
@@ -65,7 +65,7 @@ def _describe_end(trajectory: Trajectory) -> str:
 
 
 def _tool_lines(tools: Sequence[Mapping[str, Any]], *, full: bool) -> Iterator[str]:
-    """Yield what the policy was told of the tools of a conversation: their names, or their whole schemas."""
+    """Yield the tools of a conversation: their names, or with `full` their schemas."""
     if not tools:
         return
     schemas = [tool["function"] if isinstance(tool.get("function"), Mapping) else tool for tool in tools]
@@ -110,7 +110,7 @@ def _message_lines(trajectory: Trajectory, node: TrajectoryNode, *, full: bool) 
 
 
 def _describe_role(trajectory: Trajectory, node: TrajectoryNode) -> str:
-    """Return the role of a message; for a result, also the tool that it answers."""
+    """Return the role of a message; for a tool result, also the name of the tool."""
     message = node.message
     if message.get("role") != "tool":
         return str(message.get("role"))
@@ -119,7 +119,7 @@ def _describe_role(trajectory: Trajectory, node: TrajectoryNode) -> str:
 
 
 def _called_tool(trajectory: Trajectory, node: TrajectoryNode) -> str | None:
-    """Return the name of the tool whose call has the id of this result, if a message before it has that call."""
+    """Return the name of the tool in the call that this result answers; None if no message before it has that call."""
     wanted = node.message.get("tool_call_id")
     while wanted is not None and node.parent != ROOT:
         node = trajectory.nodes[node.parent]
@@ -148,7 +148,7 @@ def _message_texts(message: Message) -> Iterator[str]:
 
 
 def _format_arguments(arguments: Any) -> str:
-    """Return the arguments of a call as a program writes them; what is no object as it was written."""
+    """Return the arguments of a call as in code; arguments that are not a JSON object as they are."""
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
@@ -160,7 +160,7 @@ def _format_arguments(arguments: Any) -> str:
 
 
 def _describe_image(mm_hash: str, item: Mapping[str, Any] | None, *, full: bool) -> str:
-    """Return the file name of an image, which begins with its hash, or its hash and where else it is."""
+    """Return the file name of an image, or its hash and its place."""
     shown_hash = mm_hash if full else f"{mm_hash[:_SHOWN_HASH_LENGTH]}…"
     if item is None:
         return f"{shown_hash}, no descriptor"

@@ -1,4 +1,4 @@
-"""Trajectories as documents, and as files that other tools read: JSON lines, or Parquet where pyarrow is there."""
+"""Trajectories as documents, and as files for other tools: JSON lines, or Parquet if pyarrow is installed."""
 
 from collections.abc import AsyncIterable, Callable
 from dataclasses import asdict
@@ -18,7 +18,7 @@ _JSON_COLUMNS = ("metrics", "rewards", "turn_rewards", "task")
 
 
 def trajectory_document(trajectory: Trajectory) -> dict[str, Any]:
-    """Return all of a trajectory as JSON-like data: its row, its message graph, and its training samples."""
+    """Return a whole trajectory as JSON-like data: its row, its message graph, and its training samples."""
     return {
         **asdict(row_of(trajectory)),
         "run": trajectory.run,
@@ -49,11 +49,11 @@ def trajectory_document(trajectory: Trajectory) -> dict[str, Any]:
     }
 
 
-async def export(trajectories: AsyncIterable[Trajectory], path: Path) -> int:
-    """Write them to a `.jsonl` or `.parquet` file, which appears once it is complete, and return their number.
+async def write_trajectories(trajectories: AsyncIterable[Trajectory], path: Path) -> int:
+    """Write trajectories to a `.jsonl` or `.parquet` file, and return their number; the file is never incomplete.
 
     Raises:
-        InspectError: the file's name ends otherwise, it cannot be written, or pyarrow is not installed.
+        InspectError: the file has another suffix, it cannot be written, or pyarrow is not installed.
     """
     try:
         writer_class = _WRITERS[path.suffix]
@@ -89,7 +89,7 @@ class _JsonLines:
 
 
 class _Parquet:
-    """A file with one row for each trajectory; what has no fixed shape (task, messages, descriptors) is JSON text."""
+    """A file with one row for each trajectory; values without a fixed form (task, messages) are JSON text."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -97,7 +97,7 @@ class _Parquet:
             self._parquet: Any = import_module("pyarrow.parquet")
         except ImportError:
             raise InspectError(
-                "exporting to Parquet needs pyarrow: pip install pyarrow, or export to .jsonl."
+                "Parquet needs pyarrow, which is not installed: pip install pyarrow, or export to .jsonl."
             ) from None
         arrow = self._arrow
         text, whole, numbers = arrow.string(), arrow.int64(), arrow.list_(arrow.int32())
@@ -112,7 +112,7 @@ class _Parquet:
         self._rows: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
-        """Add a row, in which `images` is the number of different images; their descriptors are with the nodes."""
+        """Add a row; its column `images` is the number of different images, and `nodes` has their descriptors."""
         as_text = {name: dump_json(row[name]).decode() for name in _JSON_COLUMNS}
         as_text["nodes"] = dump_json({"nodes": row["nodes"], "images": row["images"]}).decode()
         self._rows.append({**row, **as_text, "images": len(row["images"])})

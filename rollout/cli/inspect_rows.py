@@ -1,4 +1,4 @@
-"""The trajectories of a run as rows of a table: which of them are shown, in which order, and their totals."""
+"""The trajectories of a run as rows of a table: reads, filters, sorts and summarizes them."""
 
 import operator
 import re
@@ -26,12 +26,12 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 class InspectError(ConfigurationError):
-    """A condition, an order, a rollout's name or a file's name that `rollout inspect` cannot use."""
+    """`rollout inspect` cannot use a condition, a column, or a file name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The columns of a trajectory, which can be shown, compared and sorted by.
+    """The columns of a trajectory in the table.
 
     Attributes:
         rollout: the rollout's id.
@@ -42,8 +42,8 @@ class Row:
         limit: which limit stopped it; empty if none did.
         reward: its reward; None if it has none.
         turns: how many turns it has.
-        images: how many different images it has, as the summary of a run counts them; one in two messages counts once.
-        tokens: the tokens of all messages, each message counted once, with the images expanded.
+        images: how many different images it has; an image in two messages counts once.
+        tokens: how many tokens all messages have, each message counted once, with the images expanded.
         sampled: how many of these tokens the policy sampled.
         versions: the versions of the weights that sampled it, oldest first.
         seconds: how long the attempt took.
@@ -99,10 +99,10 @@ Condition = Callable[[Row], bool]
 
 
 def parse_condition(text: str) -> Condition:
-    """Parse the text of a `--filter`, such as `status=failed`, `reward<0.5` or `error~Time`.
+    """Return the condition of a `--filter`, such as `status=failed`, `reward<0.5` or `error~Time`.
 
     Raises:
-        InspectError: it is no condition.
+        InspectError: the text is not a condition, or there is no such column.
     """
     match = _CONDITION_PATTERN.fullmatch(text)
     if match is None:
@@ -117,27 +117,27 @@ def parse_condition(text: str) -> Condition:
             number = float(value)
         except ValueError:
             raise InspectError(f"--filter {text!r}: {column} is compared with a number, not {value!r}.") from None
-        # A rollout without a reward meets no condition on its reward.
+        # A rollout without a reward never matches a condition on the reward.
         return lambda row: getattr(row, column) is not None and compare(getattr(row, column), number)
     return lambda row: compare(getattr(row, column), value)
 
 
 async def read_trajectories(directory: Path, conditions: Sequence[Condition]) -> AsyncIterator[Trajectory]:
-    """Yield the trajectories of a run that meet all conditions."""
+    """Yield the trajectories of a run that match all conditions."""
     async with open_archive(directory) as reader:
         async for trajectory in reader:
             row = row_of(trajectory)
-            if all(is_met(row) for is_met in conditions):
+            if all(matches(row) for matches in conditions):
                 yield trajectory
 
 
 async def read_rows(directory: Path, conditions: Sequence[Condition]) -> list[Row]:
-    """Return the rows of the trajectories that meet all conditions."""
+    """Return the rows of the trajectories that match all conditions."""
     return [row_of(trajectory) async for trajectory in read_trajectories(directory, conditions)]
 
 
 def find_traceback(directory: Path, trajectory: Trajectory) -> str | None:
-    """Return the traceback of the error that ended this attempt, as its worker wrote it into the run's directory."""
+    """Return the traceback of the error that ended this attempt, from the outcome in the run's directory."""
     claims_directory = RunDirectory(directory).claims_path(trajectory.environment)
     if not claims_directory.is_dir():
         return None
@@ -146,7 +146,7 @@ def find_traceback(directory: Path, trajectory: Trajectory) -> str | None:
 
 
 def sort_rows(rows: Iterable[Row], by: str) -> list[Row]:
-    """Sort rows by a column, downwards if it begins with a minus; rows without a value come last.
+    """Sort rows by a column, in descending order if `by` begins with a minus; rows without a value come last.
 
     Raises:
         InspectError: there is no such column.
@@ -160,7 +160,7 @@ def sort_rows(rows: Iterable[Row], by: str) -> list[Row]:
 
 
 def summarize_rows(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the counts, the mean reward and the totals of the rows; images are the different ones of each rollout."""
+    """Return the number of rows by status, their mean reward, and their totals."""
     rewards = [row.reward for row in rows if row.reward is not None]
     status: dict[str, int] = {}
     for row in rows:
@@ -177,4 +177,4 @@ def summarize_rows(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _require_column(option: str, name: str) -> None:
     if name not in COLUMNS:
-        raise InspectError(f"{option}: there is no column {name!r}; there are {', '.join(COLUMNS)}.")
+        raise InspectError(f"{option}: there is no column {name!r}; the columns are {', '.join(COLUMNS)}.")

@@ -1,8 +1,7 @@
-"""The table of `rollout inspect`: as many columns as a terminal has room for, or tab-separated lines for programs."""
+"""The table of `rollout inspect`: the columns that fit a terminal, or tab-separated lines for programs."""
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.cells import cell_len
@@ -26,21 +25,21 @@ _SHOWN_COLUMNS = (
     "error",
 )
 _LEAST_IMPORTANT_FIRST = ("seconds", "versions", "limit", "sampled", "images", "tokens", "turns")
-"""The columns that a narrow terminal does without."""
+"""The columns that a narrow terminal does not show."""
 _OPTIONAL_COLUMNS = ("limit", "error")
 """The columns that are left out if they are empty in every row."""
 _GAP = 2
 _ERROR_WIDTHS = (30, 60)
-"""The characters of an error that are worth another column, and those that are shown at most."""
+"""The least and the most characters of an error; other columns are left out before it gets less."""
 _COLORS = {"ok": "green", "unscored": "yellow", "failed": "red", "abandoned": "red", "unfinished": "red"}
 
 
 def print_table(rows: Sequence[Row], console: Console) -> None:
     """Print a table that fits the console, and a summary below it."""
-    layout = _choose_columns(rows, console.width)
+    widths, left_out = _choose_columns(rows, console.width)
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, _GAP, 0, 0))
-    for name, width in layout.widths.items():
-        is_name = name in ("rollout", "environment")  # a name that is cut off could not be typed
+    for name, width in widths.items():
+        is_name = name in ("rollout", "environment")  # people type names, so they are never cut
         table.add_column(
             name,
             justify="right" if name in NUMERIC_COLUMNS else "left",
@@ -50,13 +49,13 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
         )
     for row in rows:
         color = _COLORS[row.status]
-        cells = {name: escape(_format_cell(name, getattr(row, name))) for name in layout.widths}
+        cells = {name: escape(_format_cell(name, getattr(row, name))) for name in widths}
         table.add_row(*(f"[{color}]{cell}[/{color}]" if name == "status" else cell for name, cell in cells.items()))
     console.print(table, highlight=False)
     console.print(summary_line(rows), highlight=False)
-    if layout.left_out:
-        names = ", ".join(layout.left_out)
-        hint = f"No room for: {names}. --sort and --filter know them; a wider terminal, a pipe and --json show them."
+    if left_out:
+        names = ", ".join(left_out)
+        hint = f"Not shown: {names}. --sort and --filter know them; a wider terminal, a pipe and --json show them."
         console.print(hint, style="dim", highlight=False)
 
 
@@ -68,7 +67,7 @@ def write_lines(rows: Sequence[Row]) -> None:
 
 
 def summary_line(rows: Sequence[Row]) -> str:
-    """Return how many rollouts there are, how they ended, and what they have in all."""
+    """Return one line with the number of rollouts, how they ended, and their totals."""
     summary = summarize_rows(rows)
     status = ", ".join(f"{count} {name}" for name, count in summary["status"].items()) or "none"
     reward = "" if summary["reward_mean"] is None else f"; reward {summary['reward_mean']:.3f}"
@@ -76,14 +75,8 @@ def summary_line(rows: Sequence[Row]) -> str:
     return f"{summary['trajectories']:,} trajectories ({status}){reward}; {counts}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    widths: Mapping[str, int]
-    left_out: Sequence[str]
-
-
-def _choose_columns(rows: Sequence[Row], width: int) -> _Layout:
-    """Leave out columns, the least important first, until the others fit."""
+def _choose_columns(rows: Sequence[Row], width: int) -> tuple[dict[str, int], list[str]]:
+    """Return the widths of the columns that fit, and the names of the others, which are the least important ones."""
     names = [
         name for name in _SHOWN_COLUMNS if name not in _OPTIONAL_COLUMNS or any(getattr(row, name) for row in rows)
     ]
@@ -100,7 +93,7 @@ def _choose_columns(rows: Sequence[Row], width: int) -> _Layout:
     if "error" in needed:
         room = width - _total_width({**needed, "error": 0})
         needed["error"] = max(least_error, min(widths["error"], most_error, room))
-    return _Layout(needed, [name for name in names if name not in needed])
+    return needed, [name for name in names if name not in needed]
 
 
 def _total_width(widths: Mapping[str, int]) -> int:

@@ -1,4 +1,4 @@
-"""`rollout logs`: what the launch and the workers of a run logged and printed, by time, as lines for people."""
+"""`rollout logs`: shows what the launch and the workers of a run logged and printed, as lines in order of time."""
 
 import sys
 import time
@@ -18,20 +18,20 @@ _POLL_SECONDS = 0.25
 def logs(
     run: RunDirOrParent,
     rollout: Annotated[
-        str | None, typer.Option(metavar="ID", help="Only the lines about this rollout.", show_default=False)
+        str | None, typer.Option(metavar="ID", help="Show only lines about this rollout.", show_default=False)
     ] = None,
     level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"],
-        typer.Option(help="Only lines of this level and above. What was printed counts as info."),
+        typer.Option(help="Show only lines of this level and above. A printed line counts as info."),
     ] = "debug",
     follow: Annotated[
-        bool, typer.Option("--follow", help="Go on with new lines until the run has ended, or until Ctrl-C.")
+        bool, typer.Option("--follow", help="Also show new lines until the run has ended, or until Ctrl-C.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Show what the launch and the workers of a run logged, merged by time, and what they printed.
+    """Show what the launch and the workers of a run logged and printed, in order of time.
 
-    What a worker printed has no time. It stands where its file was written last.
+    A printed line has no time. It is shown at the time of the last write to its file.
     """
     from rollout.cli.logs_format import LineFormat
     from rollout.cli.logs_reading import LogsError, RunLogs

@@ -1,4 +1,4 @@
-"""A line of a log as people read it: when, how bad, who, what, and the rest as KEY=VALUE; a traceback below it."""
+"""Formats a line of a log for people: time, level, worker, event, and the rest as KEY=VALUE; a traceback below it."""
 
 import json
 import os
@@ -19,18 +19,24 @@ _TIME_WIDTH, _LEVEL_WIDTH = 19, 8
 
 @dataclass(frozen=True, slots=True)
 class LineFormat:
-    """How lines are written: with colours and aligned on a terminal, plain elsewhere."""
+    """How lines are written: aligned and with colours on a terminal, plain elsewhere.
+
+    Attributes:
+        is_terminal: whether columns are aligned.
+        has_colors: whether columns have colours.
+    """
 
     is_terminal: bool
     has_colors: bool
 
     @classmethod
     def of_stdout(cls) -> "LineFormat":
+        """Return the format for stdout; the variable NO_COLOR turns colours off."""
         is_terminal = sys.stdout.isatty()
         return cls(is_terminal, is_terminal and not os.environ.get("NO_COLOR"))
 
     def text_of(self, line: LogLine, name_width: int) -> str:
-        """Return the text of a line, with its end."""
+        """Return the text of a line, with a line break at its end."""
         if line.fields is None:
             return "  ".join((*self._columns("-", "printed", line.who, name_width), line.text)) + "\n"
         fields = line.fields
@@ -59,7 +65,7 @@ class LineFormat:
 
 
 def _format_value(value: Any) -> str:
-    """Return one word: plain text as it is, everything else as JSON."""
+    """Return a single word as it is, and everything else as JSON."""
     if isinstance(value, str) and value.isprintable() and value and not set(value) & set(' "='):
         return value
     return json.dumps(value, ensure_ascii=not str(value).isprintable(), separators=(",", ":"))

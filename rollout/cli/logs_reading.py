@@ -1,7 +1,7 @@
-"""The logs of a run, read as one stream of lines by time: one launch, any number of workers, growing or not.
+"""Reads the logs of a run, of the launch and all workers, as one stream of lines in order of time.
 
-Each file is read a piece at a time, and files are merged while they are read, so that logs of any size take little
-memory. Between two passes no file stays open; a pass begins where the one before it ended.
+It reads each file in pieces, and merges the files while it reads them, so logs of any size take little memory. Between
+two passes no file is open; a pass begins where the one before it ended.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ _PIECE_BYTES = 64 << 10
 _MAX_LINE_BYTES = 16 << 20
 _END_EVENTS = ("launch ended", "run ended")
 _QUIET_SECONDS = 10.0
-"""Without a new line for so long, it is asked whether anybody still holds the run."""
+"""After so many seconds without a new line, `has_ended` checks whether a launch still holds the run."""
 
 
 class LogsError(ConfigurationError):
@@ -35,10 +35,10 @@ class LogLine:
     """One line of a log.
 
     Attributes:
-        at: when it was logged, in seconds since the epoch; of a printed line, when its file was last written.
-        who: the launch, or the name of the worker.
+        at: when it was logged, in seconds since the epoch; for a printed line, when its file was last written.
+        who: `launch`, `run`, or the name of the worker.
         text: the line as it was written.
-        fields: what was logged, by name; None if the line was printed.
+        fields: the fields of the log line by name; None if the line was printed.
     """
 
     at: float
@@ -59,9 +59,9 @@ class LogFile:
 
     Attributes:
         path: the file.
-        who: the launch, or the name of the worker that writes it.
-        offset: the bytes that were read, the beginning of an incomplete line included.
-        incomplete: the beginning of a line whose end was not written yet.
+        who: `launch`, `run`, or the name of the worker that writes it.
+        offset: how many bytes were read, with those of an incomplete line.
+        incomplete: the beginning of a line whose end is not written yet.
     """
 
     path: Path
@@ -71,7 +71,7 @@ class LogFile:
     _last_at: float = 0.0
 
     def read_new(self, *, is_last: bool) -> Iterator[LogLine]:
-        """Yield the lines that were completed since the last call; with `is_last`, also a line without an end."""
+        """Yield the lines that are complete since the last call; with `is_last`, also an incomplete line."""
         while (piece := self._read_piece()) is not None:
             modified_at, data = piece
             *lines, self.incomplete = (self.incomplete + data).split(b"\n")
@@ -89,14 +89,14 @@ class LogFile:
         try:
             with self.path.open("rb", buffering=0) as file:
                 status = self.path.stat()
-                if status.st_size < self.offset:  # the file was begun anew
+                if status.st_size < self.offset:  # the file was written again from its start
                     self.offset, self.incomplete = 0, b""
                 file.seek(self.offset)
                 data = file.read(max(_PIECE_BYTES, len(self.incomplete)))
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise LogsError(f"{self.path}: cannot be read: {error.strerror}.") from None
+            raise LogsError(f"{self.path} cannot be read: {error.strerror}.") from None
         self.offset += len(data)
         return (status.st_mtime, data) if data else None
 
@@ -110,7 +110,7 @@ class LogFile:
 
 
 def _logged_fields(line: bytes) -> tuple[dict[str, Any] | None, float | None]:
-    """Return what a line of a log says, and when; None, None for a line that was printed."""
+    """Return the fields and the time of a log line; None and None for a printed line."""
     try:
         fields = orjson.loads(line)
         return (fields, datetime.fromisoformat(fields["timestamp"]).timestamp()) if "event" in fields else (None, None)
@@ -120,13 +120,13 @@ def _logged_fields(line: bytes) -> tuple[dict[str, Any] | None, float | None]:
 
 @dataclass(slots=True)
 class RunLogs:
-    """The logs of a run, of which only some lines are wanted.
+    """The logs of a run, with a filter by level and rollout.
 
     Attributes:
         directory: the run's directory.
         level: the lowest level that is wanted.
         rollout: the rollout whose lines are wanted, also as ENVIRONMENT/ROLLOUT; None: all lines.
-        knows_rollout: whether a line about this rollout was read; true if no rollout is wanted.
+        knows_rollout: whether a line about this rollout was read; true without a rollout.
         longest_name: the length of the longest name of a launch or a worker.
     """
 
@@ -148,7 +148,7 @@ class RunLogs:
             raise LogsError(f"{self.directory} holds no logs (log.jsonl, workers/). Give the directory of a run.")
 
     def read_new(self, *, is_last: bool) -> Iterator[LogLine]:
-        """Yield the wanted lines that were written since the last call, by time."""
+        """Yield the wanted lines that were written since the last call, in order of time."""
         self._find_files()
         streams = [file.read_new(is_last=is_last) for file in self._files.values()]
         for line in heapq.merge(*streams, key=lambda line: line.at):
@@ -159,26 +159,24 @@ class RunLogs:
                 yield line
 
     def has_ended(self) -> bool:
-        """Whether the launch has logged its end, or nobody holds the run although its logs have been quiet for long."""
+        """Whether the launch has logged its end, or the logs have no new lines and no launch holds the run."""
         is_quiet = time.monotonic() - self._last_line_at > _QUIET_SECONDS
         return self._end_logged or (is_quiet and not self._is_held())
 
     def _is_held(self) -> bool:
         """Whether a launch holds the run.
 
-        The answer no is given at most once, since it ends the command: in that moment, a new launch would be refused.
+        While this takes the lock, a new launch would be refused. It takes it at most once: then the command ends.
         """
         try:
             with (self.directory / "launch.lock").open("rb") as lock_file:
                 fcntl.flock(lock_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError:  # a launch has the lock, there is no launch, or the lock is on another machine
             return True
-        except OSError:
-            return True  # workers that joined no launch, or a directory of another machine
         return False
 
     def _find_files(self) -> None:
-        """Find the files that there are now; a worker that joins brings new ones."""
+        """Find the present files; a worker that joins adds new ones."""
         launch = "launch" if (self.directory / "launch.json").exists() else "run"
         found = {self.directory / "log.jsonl": launch} if (self.directory / "log.jsonl").exists() else {}
         workers = sorted((self.directory / "workers").glob("*"))
@@ -200,7 +198,7 @@ class RunLogs:
             return False
         if rollout == self.rollout:
             return True
-        # A worker is named after its environment; a run has only one.
+        # The name of a worker begins with its environment; `rollout run` has only one environment.
         environment = self.rollout.removesuffix(f"/{rollout}").rpartition("/")[2]
         is_same_environment = line.who == "run" or line.who.startswith(f"{environment}-")
         return self.rollout.endswith(f"/{rollout}") and is_same_environment

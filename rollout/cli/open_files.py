@@ -1,27 +1,27 @@
-"""Too few open files: told before a run begins, and where a command ends because of it."""
+"""The limit of open files: checked before a run begins, and explained if a command fails at it."""
 
 import errno
 import resource
 from collections.abc import Iterator
 
 _REQUIRED = 64
-"""What a run with one worker needs, with some to spare; connections to engines need more."""
+"""Enough for a run with one worker; connections to engines need more."""
 
 
 def require_open_files() -> None:
-    """Raise ConfigurationError if this process may not open as many files as a run needs."""
+    """Raise ConfigurationError if this process may open fewer files than a run needs."""
     allowed = _allowed()
     if allowed < _REQUIRED:
         from rollout.errors import ConfigurationError
 
         raise ConfigurationError(
-            f"this process may open {allowed} files, and a run needs at least {_REQUIRED}, and one more for each "
+            f"this process may open only {allowed} files; a run needs at least {_REQUIRED}, and one more for each "
             "request in flight. Raise the limit: ulimit -n 4096."
         )
 
 
 def describe_missing_files(error: BaseException) -> str | None:
-    """Return what to do if an error, or one that led to it, says that too many files are open."""
+    """Return what to do if the error or one of its causes says that too many files are open; None for other errors."""
     if not any(isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE) for cause in _chain(error)):
         return None
     return (

@@ -9,7 +9,7 @@ import typer
 from rollout.cli.report_stream import report_stream
 
 debugging = {"on": False}
-"""Whether an error that ends the command is shown with its traceback, which is all that --debug does."""
+"""Whether an error that ends the command is shown with its traceback; --debug changes nothing else."""
 
 
 def _set_debug(value: bool) -> None:
@@ -38,13 +38,13 @@ RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run's direc
 RunDirOrParent = Annotated[
     Path,
     typer.Argument(
-        metavar="RUN_DIR", help="The run's directory, or the one that holds runs: then the newest.", show_default=False
+        metavar="RUN_DIR", help="The run's directory, or a directory of runs: then the newest.", show_default=False
     ),
 ]
 
 
 def newest_run(directory: Path) -> Path:
-    """Return the directory if it is a run's own; else the newest run in it, which is said on stderr."""
+    """Return the directory if it is a run's own; else the newest run in it, and name it on stderr."""
     runs = [] if _is_run(directory) else [path for path in directory.glob("*/") if _is_run(path)]
     if not runs:
         return directory

@@ -1,4 +1,4 @@
-"""What several commands print: one JSON object for programs, or text for people."""
+"""Output of several commands: one JSON object for programs, or text for people."""
 
 import re
 import sys
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _GAP = "  "
 _MAX_ERRORS_SHOWN = 10
-"""Of different errors; the logs have all of them."""
+"""The most different errors that are shown; the logs have all of them."""
 _FRAME_PATTERN = re.compile(r'^[ |]*File "(.*)$', re.MULTILINE)
 """The file and the line of a frame in a traceback."""
 
@@ -35,7 +35,7 @@ def write_json(value: Any) -> None:
 
 
 def write_json_error(message: str) -> None:
-    """Write what went wrong as the object that `--json` promises, if it asked for one and there is none yet."""
+    """Write an error as a JSON object, if `--json` is given and no object was written yet."""
     if report_stream.as_json and not report_stream.has_json:
         write_json({"error": message})
 
@@ -49,19 +49,19 @@ def print_text_or_json(text: str, value: Any, *, as_json: bool) -> None:
 
 
 def warn_of_passwords(configs: "Sequence[Config]") -> None:
-    """Say on stderr which URLs have a password that is not in a variable."""
+    """Print on stderr which URLs have a password that is not in a variable."""
     places = {place: None for config in configs for place in config.plain_passwords}
     if places:
         sys.stderr.write(
-            f"rollout: a password in plain text: {', '.join(places)}. Who can read the file or the command line knows "
-            "it. Put it into a variable, and write '${NAME}' in its place, in the YAML or after --set.\n"
+            f"rollout: a password in plain text: {', '.join(places)}. Everyone who can read the file or the command "
+            "line can see it. Put it into a variable, and write '${NAME}' in its place, in the YAML or after --set.\n"
         )
 
 
 def print_report(
     report: Mapping[str, Any], print_summary: Callable[[Console], None], failure: Exception | None, *, as_json: bool
 ) -> None:
-    """Print the report of a run as JSON, or its summary as text, and then raise the failure that ended the run."""
+    """Print the report of a run as JSON, or its summary as text; then raise the failure that ended the run, if any."""
     if as_json:
         write_json({**report, **({"error": str(failure)} if failure else {})})
     else:
@@ -72,24 +72,24 @@ def print_report(
 
 class _ReportConsole(Console):
     def on_broken_pipe(self) -> None:
-        raise  # the BrokenPipeError; rich would end the process instead
+        raise  # the BrokenPipeError; rich would end the process
 
 
 def report_console() -> Console:
-    """A console for what a command reports on stdout."""
+    """Return a console for the report of a command on stdout."""
     return _ReportConsole(file=report_stream.stream)
 
 
 def can_redraw(console: Console) -> bool:
-    """Whether a line can be shown that changes in place. FORCE_COLOR makes no terminal of a file."""
+    """Whether a line can change in place. FORCE_COLOR does not make a file a terminal."""
     return console.is_interactive and console.file.isatty()
 
 
 def print_table(console: Console, rows: Sequence[Sequence[str]]) -> None:
     """Print rows of cells, which may have markup.
 
-    On a terminal the cells are aligned, and the last one is wrapped between words: a path stays whole. Elsewhere each
-    row is a line, with two spaces between its cells.
+    On a terminal the cells are aligned, and the last one is wrapped between words, so paths are not broken. Elsewhere
+    each row is a line, with two spaces between its cells.
     """
     if not console.file.isatty():
         for row in rows:
@@ -114,7 +114,7 @@ def print_table(console: Console, rows: Sequence[Sequence[str]]) -> None:
 
 
 def _wrap_between_words(text: Text, width: int) -> list[Text]:
-    """Return lines that are at most so wide, unless a single word is wider."""
+    """Return lines that are at most `width` wide, unless a single word is wider."""
     lines: list[Text] = []
     for line in text.split("\n", allow_blank=True):
         breaks, used = [], 0
@@ -128,10 +128,7 @@ def _wrap_between_words(text: Text, width: int) -> list[Text]:
 
 
 def describe_retries(report: Mapping[str, Any]) -> str:
-    """Say how many attempts at rollouts, and how many requests to engines, were repeated.
-
-    If environments asked for attempts, one of their reasons is there, too.
-    """
+    """Return how many attempts at rollouts and requests to engines were repeated, and one reason of an environment."""
     attempts, requests = report["retries"], report["request_retries"]
     reason = f"; an environment asked: {report['retry_reason']}" if report["retry_reason"] else ""
     return (
@@ -141,7 +138,7 @@ def describe_retries(report: Mapping[str, Any]) -> str:
 
 
 def warn_of_close_failures(report: Mapping[str, Any]) -> str | None:
-    """Say in how many rollouts `close` of the environment failed, and where its tracebacks are; None if in none."""
+    """Return in how many rollouts `close` of the environment failed, and where its tracebacks are; None if in none."""
     if not (count := report["close_failures"]):
         return None
     rollouts = "1 rollout" if count == 1 else f"{count:,} rollouts"
@@ -153,10 +150,10 @@ class RolloutFailure:
     """A rollout that ended with an error.
 
     Attributes:
-        rollout: its name, as the user can pass it to `inspect`.
+        rollout: its name, which `rollout inspect` takes.
         status: how it ended, such as failed.
         error: the type and the message of its error.
-        traceback: where the environment's code raised it; None if it arose elsewhere.
+        traceback: the traceback of the environment's code; None if other code raised the error.
     """
 
     rollout: str
@@ -167,15 +164,15 @@ class RolloutFailure:
 
 @dataclass(frozen=True, slots=True)
 class DistinctError:
-    """An error that one or more rollouts ended with. The same message from other lines of code is another error.
+    """An error that ended one or more rollouts. The same message from other lines of code is another error.
 
     Attributes:
         status: how these rollouts ended, such as failed.
         type: the type of the error.
         message: its message.
-        rollouts: how many rollouts met it.
+        rollouts: how many rollouts it ended.
         first_rollout: the first of them by name.
-        traceback: where the environment's code raised it in that rollout; None if it arose elsewhere.
+        traceback: the traceback of the environment's code in that rollout; None if other code raised the error.
     """
 
     status: str
@@ -187,7 +184,7 @@ class DistinctError:
 
 
 def distinct_errors(failures: Iterable[RolloutFailure]) -> list[DistinctError]:
-    """Return each error once, in the order of the first rollouts that met them."""
+    """Return each error once, in the order of the first rollouts that they ended."""
     by_error: dict[tuple[str, ...], list[RolloutFailure]] = {}
     for failure in sorted(failures, key=lambda failure: failure.rollout):
         lines = _FRAME_PATTERN.findall(failure.traceback or "")
@@ -200,12 +197,12 @@ def distinct_errors(failures: Iterable[RolloutFailure]) -> list[DistinctError]:
 
 
 def with_errors(report: Mapping[str, Any], errors: Sequence[DistinctError]) -> dict[str, Any]:
-    """Return a report that also has the errors which the text for people shows."""
+    """Return the report with the errors that the text for people shows."""
     return {**report, "errors": [asdict(error) for error in errors[:_MAX_ERRORS_SHOWN]]}
 
 
 def print_errors(console: Console, errors: Sequence[DistinctError], run_directory: Path) -> None:
-    """Print each error in full, with how often it was met and the first rollout that met it."""
+    """Print each error in full, with the first rollout that it ended and the number of others."""
     for error in errors[:_MAX_ERRORS_SHOWN]:
         text = (
             f" {error.type}: {error.message}"

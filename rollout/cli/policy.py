@@ -1,6 +1,6 @@
-"""`rollout policy`: which weights the engines of a run have, and the update of those that have others.
+"""`rollout policy`: shows which weights the engines of a run have, and updates engines with other weights.
 
-A trainer's publisher does this by itself. The command is for engines that stand still because their trainer died.
+A trainer's publisher does this by itself. The command is for engines that are paused because their trainer died.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rollout.engine.weight_updates import EngineState
     from rollout.trainer.weights.publisher import PublisherSettings
 
-app = typer.Typer(cls=CommandGroup, help="The weights that the engines of a run have.", no_args_is_help=True)
+app = typer.Typer(cls=CommandGroup, help="Show and update the weights of a run's engines.", no_args_is_help=True)
 
 Run = Annotated[Path, typer.Option("--run", metavar="RUN_DIR", help="The run's directory.", show_default=False)]
 
@@ -29,7 +29,7 @@ Run = Annotated[Path, typer.Option("--run", metavar="RUN_DIR", help="The run's d
 def status(
     config: Configuration, run: Run, overrides: Overrides = None, as_json: Json = False, debug: Debug = False
 ) -> None:
-    """Say which version was published last, and which one each engine has; exits with 1 if one has another."""
+    """Show the version that was published last, and the version of each engine; exit with 1 if one is different."""
     from rollout.trainer.weights.directory import WeightsDirectory
 
     settings = _load_settings(config, run, overrides)
@@ -53,11 +53,11 @@ def status(
 def push(
     config: Configuration, run: Run, overrides: Overrides = None, as_json: Json = False, debug: Debug = False
 ) -> None:
-    """Bring the version that was published last to engines that have another, or stand still; 1 if some cannot be."""
+    """Load the version that was published last into engines with another one, or paused; exit with 1 if one fails."""
     from rollout.log import log_to_json_file
     from rollout.trainer.weights.publisher import PolicyPublisher
 
-    # Without control queues: only the trainer knows which rollouts were consumed, and publishes its own progress.
+    # Without control queues: only the trainer knows which rollouts were consumed, so it publishes its own progress.
     settings = replace(_load_settings(config, run, overrides), controls={})
     with log_to_json_file(run / "log.jsonl", run=run.name), PolicyPublisher(settings) as publisher:
         pushed = publisher.repair()
@@ -94,7 +94,7 @@ def _fetch_states(settings: "PublisherSettings") -> "Mapping[str, EngineState | 
 
 
 def _state_document(state: "EngineState | EngineError", published: int | None) -> dict[str, Any]:
-    """Return what `--json` prints of an engine; it is sound if it answers with the published version."""
+    """Return what `--json` prints for an engine; it is sound if it runs and has the published version."""
     if isinstance(state, Exception):
         return {"error": str(state), "sound": False}
     is_sound = not state.paused and published is not None and state.version == str(published)

@@ -1,4 +1,4 @@
-"""`rollout queue`: look into any queue by its URL, give rejected records another chance, or empty it."""
+"""`rollout queue`: shows the records of any queue by its URL, puts rejected records back, or removes all records."""
 
 import sys
 from dataclasses import asdict
@@ -16,16 +16,17 @@ from rollout.cli.output import print_table, report_console, write_json
 if TYPE_CHECKING:
     from transports import DeadLetter, Peeked
 
-app = typer.Typer(cls=CommandGroup, help="Look into a queue by its URL, and empty it.", no_args_is_help=True)
+app = typer.Typer(cls=CommandGroup, help="Look into a queue by its URL, or empty it.", no_args_is_help=True)
 
 QueueUrl = Annotated[
-    str, typer.Argument(metavar="URL", help="Such as file:///runs/one/trajectories.", show_default=False)
+    str,
+    typer.Argument(metavar="URL", help="The queue's URL, such as file:///runs/one/trajectories.", show_default=False),
 ]
 
 
 @app.command()
 def stats(url: QueueUrl, as_json: Json = False, debug: Debug = False) -> None:
-    """How much waits in it, how old, how much was acked and is retained, delivered again, and rejected."""
+    """Show how many records wait, are retained, were delivered again, and were rejected, and the age of the oldest."""
     import anyio
 
     from rollout.cli.queue_access import read_stats
@@ -36,27 +37,27 @@ def stats(url: QueueUrl, as_json: Json = False, debug: Debug = False) -> None:
         return
     rows = [
         ("waiting", f"{found.backlog_records:,} records, {decimal(found.backlog_bytes)}"),
-        ("retained", f"{found.retained_records:,} records, acked"),
+        ("retained", f"{found.retained_records:,} acked records"),
         ("oldest waiting", _format_age(found.oldest_age) if found.backlog_records else "-"),
         ("redeliveries", f"{found.redeliveries:,}"),
         ("dead letters", f"{found.dead_letters:,}"),
     ]
     if found.refused_messages:
-        rows.append(("refused", f"{found.refused_messages:,} messages; the log of the hub says from whom, and why"))
+        rows.append(("refused", f"{found.refused_messages:,} messages; the log of the hub names the sender and why"))
     print_table(report_console(), rows)
 
 
 @app.command()
 def peek(
     url: QueueUrl,
-    limit: Annotated[int, typer.Option(min=1, help="Show so many records.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most so many records.")] = 10,
     full: Annotated[bool, typer.Option("--full", help="Shorten nothing.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show its oldest waiting records decoded, without leasing or consuming them.
+    """Show the oldest waiting records decoded, without leasing or consuming them.
 
-    If none waits, the oldest of those are shown that were acked and are retained (`?retain=true`).
+    If no record waits, show the oldest acked records that the queue retains (`?retain=true`).
     """
     import anyio
 
@@ -68,7 +69,7 @@ def peek(
         write_json({"waiting": found.backlog_records, "retained": found.retained_records, "records": documents})
         return
     if records and not found.backlog_records:
-        sys.stdout.write(f"nothing waits; {found.retained_records:,} records were acked and are retained\n\n")
+        sys.stdout.write(f"no record waits; {found.retained_records:,} acked records are retained\n\n")
     for record in records:
         for line in _record_lines(record, full=full):
             sys.stdout.write(f"{line}\n")
@@ -79,7 +80,7 @@ def peek(
 @app.command()
 def dead(
     url: QueueUrl,
-    limit: Annotated[int, typer.Option(min=1, help="Show so many dead letters.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most so many dead letters.")] = 100,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -98,18 +99,20 @@ def dead(
         rows = [(escape(letter["tag"]), decimal(letter["bytes"]), escape(letter["reason"])) for letter in letters]
         headings = tuple(f"[dim]{name}[/dim]" for name in ("tag", "size", "reason"))
         print_table(console, [headings, *rows])
-    more = f", the first {len(letters):,} of them shown" if len(letters) < total else ""
+    more = f"; the first {len(letters):,} are shown" if len(letters) < total else ""
     console.print(f"{total:,} dead letters{more}", highlight=False)
 
 
 @app.command()
 def requeue(
     url: QueueUrl,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many.", show_default=False)] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many; by default all.", show_default=False)
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Put rejected records back as new ones, the first rejected first; by default all there are now."""
+    """Put rejected records back as new ones, in the order of their rejection."""
     import anyio
 
     from rollout.cli.queue_access import requeue_dead_letters
@@ -125,14 +128,14 @@ def requeue(
 def drain(
     url: QueueUrl,
     lease: Annotated[
-        Literal["partition", "record"], typer.Option(help="How its consumers share it: record for a queue of tasks.")
+        Literal["partition", "record"], typer.Option(help="What its consumers lease; record for a queue of tasks.")
     ] = "partition",
-    wait: Annotated[float, typer.Option(min=0, help="Seconds until what a dead consumer held is free.")] = 12.0,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the records of a dead consumer.")] = 12.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Throw away everything that no other consumer holds."""
+    """Remove all records that no other consumer has leased."""
     import anyio
 
     from rollout.cli.queue_access import drain_records
@@ -143,20 +146,20 @@ def drain(
     if as_json:
         write_json({"drained": drained, "left": left})
         return
-    kept = f"; {left:,} are left: another consumer holds them, or they were put meanwhile" if left else ""
+    kept = f"; {left:,} are left: another consumer has leased them, or they are new" if left else ""
     sys.stdout.write(f"{drained:,} records removed{kept}\n")
 
 
 def _confirm_drain(url: str) -> None:
     if not sys.stdin.isatty():
-        raise typer.BadParameter("draining throws records away; say --yes where nobody can be asked.")
+        raise typer.BadParameter("drain removes records and cannot ask here for confirmation; give --yes.")
     import anyio
 
     from rollout.cli.queue_access import read_stats
 
     shown_url, found = anyio.run(read_stats, url)
     size = f"{found.backlog_records:,} records ({decimal(found.backlog_bytes)})"
-    typer.confirm(f"Throw away the {size} of {shown_url}?", abort=True, err=True)
+    typer.confirm(f"Remove the {size} of {shown_url}?", abort=True, err=True)
 
 
 def _record_document(record: "Peeked", *, full: bool) -> dict[str, Any]:

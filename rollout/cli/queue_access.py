@@ -1,4 +1,4 @@
-"""Reads, moves and removes the records of a queue that exists already."""
+"""Reads, puts back and removes the records of a queue that exists."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +12,15 @@ _MAX_ACKED_AT_ONCE = 32
 
 
 def open_existing_queue(url: str, lease: Lease = "partition") -> Queue:
-    """Return a handle that never creates the queue.
+    """Return a queue without creating it.
 
     Raises:
-        QueueURLError: there is no such queue, or no other process can see it.
+        QueueURLError: there is no such queue, or it exists only within its own process.
     """
     parts = split_url(url)
     if parts.scheme == "memory":
         raise QueueURLError(
-            f"{hide_passwords(url)}: the queues of memory:// live within one process; nobody else can look at them"
+            f"{hide_passwords(url)}: a queue of memory:// exists only within its own process; look at another queue"
         )
     if parts.scheme == "file" and not (Path(unquote(parts.path)) / "queue.json").exists():
         raise QueueURLError(f"{hide_passwords(url)}: there is no queue in this directory")
@@ -36,9 +36,9 @@ async def read_stats(url: str) -> tuple[str, QueueStats]:
 
 
 async def peek_records(url: str, limit: int) -> tuple[Sequence[Peeked], QueueStats]:
-    """Return the oldest records without leasing them, and the statistics.
+    """Return the oldest waiting records without leasing them, and the statistics.
 
-    If none waits, these are the oldest of those that were acked and are retained.
+    If no record waits, return the oldest acked records that the queue retains.
     """
     async with open_existing_queue(url) as queue:
         records, found = await queue.peek(limit=limit), await queue.stats()
@@ -57,14 +57,14 @@ async def read_dead_letters(url: str, limit: int) -> tuple[Sequence[DeadLetter],
 async def requeue_dead_letters(url: str, limit: int | None) -> tuple[int, int]:
     """Put dead letters back, and return how many were put back and how many are left."""
     async with open_existing_queue(url) as queue:
-        # Only those that are there now; otherwise a record that is rejected again would be put back without end.
+        # Only the present ones; otherwise a record that is rejected again would be put back for ever.
         wanted = (await queue.stats()).dead_letters if limit is None else limit
         requeued = await queue.requeue(limit=wanted)
         return requeued, (await queue.stats()).dead_letters
 
 
 async def drain_records(url: str, lease: Lease, wait: float) -> tuple[int, int]:
-    """Remove at most as many records as there are now, and return how many were removed and how many are left."""
+    """Remove at most as many records as there are now; return how many were removed and how many are left."""
     async with open_existing_queue(url, lease) as queue:
         backlog, drained = (await queue.stats()).backlog_records, 0
         while drained < backlog and (batch := await _receive(queue, min(_MAX_ACKED_AT_ONCE, backlog - drained), wait)):
@@ -74,7 +74,7 @@ async def drain_records(url: str, lease: Lease, wait: float) -> tuple[int, int]:
 
 
 async def _receive(queue: Queue, limit: int, wait: float) -> list[Delivery]:
-    """Wait for the first delivery, and return it with those that come at once."""
+    """Wait for the first delivery, and return it with those that are ready at once."""
     batch: list[Delivery] = []
     while len(batch) < limit and (delivery := await queue.receive(timeout=0.0 if batch else wait)) is not None:
         batch.append(delivery)

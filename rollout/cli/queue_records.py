@@ -1,6 +1,6 @@
-"""The readable form of what is on a queue: records of rollouts, orders, and anything else.
+"""The readable form of the records on a queue: records of rollouts, orders, and others.
 
-Arrays are shown by dtype and shape, long text and data URIs by their beginning.
+It shows arrays by dtype and shape, and long text and data URIs by their beginning.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class Readable(NamedTuple):
     """A record in plain values that YAML and JSON can represent.
 
     Attributes:
-        kind: the kind of the record: that of a rollout's record, `order`, `other` or `undecodable`.
+        kind: the kind of a rollout's record, or `order`, `other` or `undecodable`.
         rollout: the tag of a rollout's record, or the rollout of an order; empty if it is not known.
         content: the content of the record.
     """
@@ -38,7 +38,7 @@ class Readable(NamedTuple):
 
 
 def to_readable(frames: Frames, *, full: bool) -> Readable:
-    """Decode the frames of a record, and shorten nothing if `full` is true."""
+    """Return the frames of a record in readable form; with `full`, nothing is shortened."""
     plain = _Plain(full)
     try:
         value = decode(frames)
@@ -60,12 +60,12 @@ def to_readable(frames: Frames, *, full: bool) -> Readable:
 
 
 def to_plain(value: Any) -> Any:
-    """Return a value of a record in plain values that YAML and JSON can represent, with nothing shortened."""
+    """Return a value of a record as plain values that YAML and JSON can represent, with nothing shortened."""
     return _Plain(full=True).of(value)
 
 
 def printable(text: str) -> str:
-    """Return one line without control characters and without characters that a terminal cannot show."""
+    """Return text with characters that a terminal cannot show as escapes."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
@@ -75,7 +75,7 @@ def yaml_lines(content: Any) -> list[str]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """A dumper that writes lists of plain values on one line, where YAML would give each number a line."""
+    """Writes lists of plain values on one line, so that each number does not take a line."""
 
 
 def _represent_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
@@ -87,7 +87,7 @@ _Dumper.add_representer(list, _represent_list)
 
 
 class _Plain:
-    """A converter of values into plain ones."""
+    """Converts values into plain ones."""
 
     def __init__(self, full: bool) -> None:
         self._full = full
@@ -108,7 +108,7 @@ class _Plain:
                 return self._items(value)
         if dataclasses.is_dataclass(value):
             return self._fields(value)
-        # Only numpy's arrays and torch's tensors are left of what the codec encodes; both have these attributes.
+        # Only numpy's arrays and torch's tensors remain; both have these attributes.
         return value.tolist() if self._full else _shape(value.dtype, value.shape)
 
     def text(self, text: str) -> str:

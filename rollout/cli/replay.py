@@ -1,4 +1,4 @@
-"""`rollout replay`: the answers of a recorded rollout once more, through the environment's code as it is today."""
+"""`rollout replay`: plays the answers of a recorded rollout again, with the environment's code of today."""
 
 import sys
 from pathlib import Path
@@ -13,25 +13,23 @@ from rollout.cli.output import write_json
 def replay(
     directory: RunDirOrParent,
     rollout: Annotated[
-        str, typer.Argument(metavar="ROLLOUT", help="The rollout, as `rollout inspect` names it.", show_default=False)
+        str, typer.Argument(metavar="ROLLOUT", help="The rollout's name in `rollout inspect`.", show_default=False)
     ],
     config: Annotated[
         Path | None,
-        typer.Option(
-            metavar="CONFIG", help="Play with the environment of this YAML instead of the one that the run wrote down."
-        ),
+        typer.Option(metavar="CONFIG", help="Use the environment of this YAML instead of the one that the run saved."),
     ] = None,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds that the environment may take.")] = 300.0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Play the answers of a recorded rollout again, and say at which turn its environment says something else.
+    """Play the answers of a recorded rollout again, and show at which turn its environment differs.
 
     The environment's code of today gets the recorded task, the settings of the run and, turn by turn, the recorded
-    answers; no engine is needed. What it sends to the model is compared with the record, and at the end its score.
-    After the first other message, the recorded answers answer nothing any more, so the replay ends there.
+    answers; no engine is needed. Its messages to the model and its score are compared with the record. After the first
+    different message, the recorded answers fit no longer, so the replay ends there.
 
-    Exits with 0 if all is the same; 1 if something is different; 2 if the rollout cannot be played again.
+    Exits with 0 if all is the same, 1 if something is different, and 2 if the rollout cannot be played again.
     """
     from rollout.log import log_warnings_to_stderr
     from rollout.testing.replaying import replay_at_once

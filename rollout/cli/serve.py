@@ -1,8 +1,7 @@
-"""`rollout serve`: engines as servers of their own."""
+"""`rollout serve`: starts an engine as a server."""
 
 import os
 import signal
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,53 +13,55 @@ from rich.markup import escape
 from rollout.cli.command_group import CommandGroup
 from rollout.cli.options import Debug
 from rollout.cli.output import can_redraw
-from rollout.serving.network.settings import Dtype
+from rollout.serving.network.settings import Dtype, NetworkSettings
 
 if TYPE_CHECKING:
-    from rollout.serving.embedded import EmbeddedSettings
-    from rollout.serving.network.settings import NetworkSettings
     from rollout.serving.vllm import VllmSettings
 
 _START_TIMEOUT_SECONDS = 1800.0
-"""A large checkpoint may have to be downloaded first."""
+"""Enough to download a large checkpoint first."""
 _LINE_INTERVAL_SECONDS = 10.0
 
 ApiKeyEnv = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="Environment variable with the API key that clients must send.", show_default=False
+        metavar="NAME", help="The environment variable with the API key that clients must send.", show_default=False
     ),
 ]
 
-app = typer.Typer(cls=CommandGroup, help="Start an engine that rollouts can be played against.", no_args_is_help=True)
+Name = Annotated[str | None, typer.Option(help="The name of the model for requests; by default MODEL's last part.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")]
+Allow = Annotated[list[Path] | None, typer.Option(help="A directory from which file:// images may come.")]
+
+app = typer.Typer(cls=CommandGroup, help="Start an engine for rollouts.", no_args_is_help=True)
 
 
 @app.command()
 def embedded(
     model: Annotated[
-        Path, typer.Argument(metavar="[MODEL]", help="Directory with tokenizer and processor config.")
+        Path, typer.Argument(metavar="[MODEL]", help="The directory with tokenizer and processor config.")
     ] = Path("builtin:tiny"),
-    name: Annotated[str, typer.Option(help="The name under which the model is served.")] = "tiny-qwen3-vl",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
-    allow: Annotated[list[Path] | None, typer.Option(help="Directory that file:// images may come from.")] = None,
+    name: Annotated[str, typer.Option(help="The name of the model for requests.")] = "tiny-qwen3-vl",
+    port: Port = 0,
+    allow: Allow = None,
     policy: Annotated[
         str, typer.Option(help="The script that answers, as module:Class; the module may be in this directory.")
     ] = "rollout.serving.policies:ColorPolicy",
-    max_model_len: Annotated[
-        int, typer.Option(min=16, help="Longest prompt and completion together, in tokens.")
-    ] = 32768,
-    latency_ms: Annotated[float, typer.Option(min=0, help="Added to every answer, to look like a slow engine.")] = 0.0,
+    max_model_len: Annotated[int, typer.Option(min=16, help="The most tokens of prompt and completion.")] = 32768,
+    latency_ms: Annotated[float, typer.Option(min=0, help="Milliseconds to wait before every answer.")] = 0.0,
     api_key_env: ApiKeyEnv = None,
     debug: Debug = False,
 ) -> None:
-    """Serve a *scripted* policy over HTTP, for demos and tests. No neural network is inside.
+    """Serve a *scripted* policy over HTTP, for demos and tests. It has no neural network.
 
-    It speaks vLLM's POST /inference/v1/generate strictly: what vLLM would answer with garbage, it answers with 400. The
-    script sees the pixels of the images in one request, and nothing else; with temperature > 0 it errs at a known rate.
+    It answers vLLM's POST /inference/v1/generate, and refuses with 400 what vLLM would answer with garbage. The script
+    sees only the prompt and the pixels of one request; with temperature > 0 it errs at a known rate.
     """
     from rollout.config.model_directory import resolve_model_path
     from rollout.import_path import search_last
-    from rollout.serving.embedded import EmbeddedSettings
+    from rollout.log import log_warnings_to_stderr
+    from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
+    from rollout.serving.server import serve_until_signal
 
     search_last(os.getcwd())
     settings = EmbeddedSettings(
@@ -71,33 +72,49 @@ def embedded(
         allowed_directories=tuple(allow or ()),
         latency_ms=latency_ms,
     )
-    _serve_embedded(settings, port=port, api_key_env=api_key_env)
+    log_warnings_to_stderr()
+
+    def announce(url: str) -> None:
+        typer.echo(
+            f"serving {name} with the script {policy} at {url}; it has no neural network\n"
+            f"in the YAML:  engine: {{urls: [{url}]{_key_setting(api_key_env)}}}"
+        )
+
+    serve_until_signal(EmbeddedServer(settings, port=port, api_key=_read_key(api_key_env)), announce)
 
 
 @app.command("transformers")
 def network(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of a checkpoint.", show_default=False)],
-    name: Annotated[str | None, typer.Option(help="The name under which it is served; else MODEL's last part.")] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
-    allow: Annotated[list[Path] | None, typer.Option(help="Directory that file:// images may come from.")] = None,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The directory of a checkpoint.", show_default=False)],
+    name: Name = None,
+    port: Port = 0,
+    allow: Allow = None,
     max_model_len: Annotated[
-        int | None, typer.Option(min=16, help="Longest prompt and completion together, in tokens; else MODEL's own.")
+        int | None, typer.Option(min=16, help="The most tokens of prompt and completion; by default MODEL's own.")
     ] = None,
-    weight_version: Annotated[str, typer.Option(help="What the weights are called until they are replaced.")] = "0",
-    device: Annotated[str, typer.Option(help="Where torch computes, as it names it.")] = "cpu",
-    dtype: Annotated[Dtype, typer.Option(help="What torch computes in.")] = "float32",
+    weight_version: Annotated[str, typer.Option(help="The version of the weights until they are replaced.")] = "0",
+    device: Annotated[str, typer.Option(help="The device that computes, by its name in torch.")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="The number type for weights and activations.")] = "float32",
     api_key_env: ApiKeyEnv = None,
     debug: Debug = False,
 ) -> None:
-    """Serve MODEL, a Qwen3-VL or Qwen2.5-VL, by torch and transformers alone: for laptops, tests and small runs.
+    """Serve MODEL, a Qwen3-VL or Qwen2.5-VL, with torch and transformers alone: for laptops, tests and small runs.
 
-    It speaks vLLM's POST /inference/v1/generate strictly, batches requests, and takes new weights like vLLM with
+    It answers vLLM's POST /inference/v1/generate, batches requests, and takes new weights like vLLM with
     VLLM_SERVER_DEV_MODE=1: POST /pause, /collective_rpc, /update_weight_version, /resume. Needs the extra `trainer`.
     """
     from rollout.config.model_directory import require_weights
-    from rollout.serving.network.settings import NetworkSettings
+    from rollout.images.processors import import_trainer_extra
+    from rollout.log import log_warnings_to_stderr
 
     require_weights(str(model))
+    log_warnings_to_stderr()
+    api_key = _read_key(api_key_env)
+    for package in ("torch", "transformers"):
+        import_trainer_extra(package)
+    from rollout.serving.network.engine import NetworkEngine
+    from rollout.serving.server import EngineServer, serve_until_signal
+
     settings = NetworkSettings(
         model_dir=model,
         model_name=name,
@@ -107,25 +124,33 @@ def network(
         device=device,
         dtype=dtype,
     )
-    _serve_network(settings, port=port, api_key_env=api_key_env)
+    engine = NetworkEngine(settings)
+
+    def announce(url: str) -> None:
+        typer.echo(
+            f"serving {engine.model_card.name} at {url}\n"
+            "in the YAML:\n"
+            f"  model: {{name: {engine.model_card.name}, path: {model.resolve()}}}\n"
+            f"  engine: {{urls: [{url}]{_key_setting(api_key_env)}}}"
+        )
+
+    serve_until_signal(EngineServer(engine, weight_version=weight_version, port=port, api_key=api_key), announce)
 
 
 @app.command()
 def vllm(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory or name of the model.", show_default=False)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's directory or name.", show_default=False)],
     flags: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Further flags of `vllm serve`; they win.")
+        list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="More flags of `vllm serve`; they override ours.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The name under which it is served; else MODEL's last part.")] = None,
+    name: Name = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    media: Annotated[Path, typer.Option(help="Directory below which file:// images lie: that of the runs.")] = Path(
-        "runs"
-    ),
-    updates: Annotated[bool, typer.Option(help="Let trainers replace its weights.")] = True,
+    media: Annotated[Path, typer.Option(help="The directory of all file:// images: that of the runs.")] = Path("runs"),
+    updates: Annotated[bool, typer.Option(help="Let trainers replace the weights.")] = True,
     api_key_env: ApiKeyEnv = None,
     without_key: Annotated[
-        bool, typer.Option("--without-key", help="Let every machine that reaches it use it, if there is no key.")
+        bool, typer.Option("--without-key", help="Let all machines that reach it use it without a key.")
     ] = False,
     executable: Annotated[
         Path | None, typer.Option("--vllm", help="vLLM's executable, such as that of another environment.")
@@ -133,7 +158,7 @@ def vllm(
     only_print: Annotated[bool, typer.Option("--print", help="Show the command instead of running it.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Serve MODEL with vLLM and the flags that rollouts need. Prints what to put in the YAML once it answers."""
+    """Serve MODEL with vLLM and the flags that rollouts need. When it is ready, print what to write in the YAML."""
     from rollout.config.model_directory import require_weights
     from rollout.serving.vllm import VllmSettings, default_key_variable
 
@@ -151,54 +176,9 @@ def vllm(
         flags=tuple(flags or ()),
     )
     if only_print:
-        sys.stdout.write(settings.shell_command() + "\n")
+        typer.echo(settings.shell_command())
         return
     _serve_vllm(settings)
-
-
-def _serve_embedded(settings: "EmbeddedSettings", *, port: int, api_key_env: str | None) -> None:
-    from rollout.log import log_warnings_to_stderr
-    from rollout.serving.embedded import EmbeddedServer
-    from rollout.serving.server import serve_until_signal
-
-    log_warnings_to_stderr()
-    api_key = _read_key(api_key_env)
-
-    def announce(url: str) -> None:
-        sys.stdout.write(
-            f"serving {settings.model_name} by the script {settings.policy} at {url}; no neural network is inside\n"
-            f"in the YAML:  engine: {{urls: [{url}]{_key_setting(api_key_env)}}}\n"
-        )
-        sys.stdout.flush()
-
-    serve_until_signal(EmbeddedServer(settings, port=port, api_key=api_key), announce)
-
-
-def _serve_network(settings: "NetworkSettings", *, port: int, api_key_env: str | None) -> None:
-    """Serve until SIGINT or SIGTERM, or raise ConfigurationError if torch or transformers is missing."""
-    from rollout.images.processors import import_trainer_extra
-    from rollout.log import log_warnings_to_stderr
-
-    log_warnings_to_stderr()
-    api_key = _read_key(api_key_env)
-    for package in ("torch", "transformers"):
-        import_trainer_extra(package)
-    from rollout.serving.network.engine import NetworkEngine
-    from rollout.serving.server import EngineServer, serve_until_signal
-
-    engine = NetworkEngine(settings)
-
-    def announce(url: str) -> None:
-        sys.stdout.write(
-            f"serving {engine.model_card.name} at {url}\n"
-            "in the YAML:\n"
-            f"  model: {{name: {engine.model_card.name}, path: {settings.model_dir.resolve()}}}\n"
-            f"  engine: {{urls: [{url}]{_key_setting(api_key_env)}}}\n"
-        )
-        sys.stdout.flush()
-
-    server = EngineServer(engine, weight_version=settings.weight_version, port=port, api_key=api_key)
-    serve_until_signal(server, announce)
 
 
 def _read_key(variable_name: str | None) -> str | None:
@@ -212,15 +192,15 @@ def _key_setting(variable_name: str | None) -> str:
 
 
 def _serve_vllm(settings: "VllmSettings") -> None:
-    """Serve until SIGINT or SIGTERM, after which vLLM has some seconds to end; a second Ctrl-C ends it at once.
+    """Serve until SIGINT or SIGTERM. vLLM then has some seconds to end; a second Ctrl-C kills it.
 
-    The log stays if something went wrong.
+    The log is kept after a failure.
     """
     from rollout.serving.vllm import VllmFailed, VllmServer
 
     log = _create_log(settings.port)
     server = VllmServer(settings, log)
-    # SIGTERM interrupts any wait, as Ctrl-C does; vLLM is ended in `finally`.
+    # SIGTERM interrupts every wait, like Ctrl-C; `finally` stops vLLM.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         server.start()
@@ -234,7 +214,7 @@ def _serve_vllm(settings: "VllmSettings") -> None:
     finally:
         server.stop()
         signal.signal(signal.SIGTERM, previous)
-        if not log.stat().st_size:  # it was never started
+        if not log.stat().st_size:  # vLLM was never started
             log.unlink()
     if not is_stopped:
         raise VllmFailed(f"vLLM ended by itself; its log is {log}.")
@@ -242,7 +222,7 @@ def _serve_vllm(settings: "VllmSettings") -> None:
 
 
 def _create_log(port: int) -> Path:
-    # Other users may write to the directory too; mkstemp makes a new file that nobody could prepare.
+    # Other users may write to this directory, too; mkstemp creates a file that did not exist before.
     descriptor, path = tempfile.mkstemp(prefix=f"rollout-vllm-{port}-", suffix=".log")
     os.close(descriptor)
     return Path(path)
@@ -250,20 +230,19 @@ def _create_log(port: int) -> Path:
 
 def _announce_vllm(settings: "VllmSettings", log: Path) -> None:
     path = str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else "DIRECTORY"
-    sys.stdout.write(
+    typer.echo(
         f"serving {settings.served_name} at {settings.url}; its log is {log}\n"
         "in the YAML:\n"
         f"  model: {{name: {settings.served_name}, path: {path}, renderer: RENDERER}}\n"
         f"  engine: {{urls: [{settings.url}]{_key_setting(settings.api_key_env)}}}\n"
         f"  run: {{directory: {settings.media_directory.resolve()}}}\n"
         "where RENDERER is the model's chat format, such as qwen3-vl"
-        f"{', and DIRECTORY holds its tokenizer and processor files' if path == 'DIRECTORY' else ''}\n"
+        f"{', and DIRECTORY holds its tokenizer and processor files' if path == 'DIRECTORY' else ''}"
     )
-    sys.stdout.flush()
 
 
 class StartupStatus:
-    """The seconds so far and vLLM's last line: one line that changes on a terminal, new lines elsewhere."""
+    """Shows the seconds so far and vLLM's last line: in one line that changes on a terminal, in new lines elsewhere."""
 
     def __init__(self, log: Path) -> None:
         self._console = Console(stderr=True)
@@ -279,6 +258,7 @@ class StartupStatus:
         self._status.stop()
 
     def __call__(self, seconds: float, line: str) -> None:
+        """Show the seconds so far and a line of the log."""
         text = f"starting vLLM, {seconds:.0f} s: {line.rpartition('] ')[2][:100]}"
         if can_redraw(self._console):
             self._status.update(escape(text))

@@ -1,14 +1,13 @@
 """A plan as manifests for Kubernetes: a Job for the launch, and an indexed Job of workers for each environment.
 
-They share a volume, the claim `rollout-runs`, mounted at the directory of the runs that the configurations name. What
-only the cluster may know, such as REDIS_PASSWORD or the engines' API key, comes from the Secret `rollout`, if there is
-one. A pod that is evicted or preempted does not count as a failure; each worker may fail as often as `worker.restarts`
-says.
+All pods mount a volume, the claim `rollout-runs`, at the directory of the runs that the configurations name. Passwords
+and API keys come from the Secret `rollout`, if it exists. A pod that is evicted or preempted does not count as a
+failure; each worker may fail as often as `worker.restarts` says.
 """
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,23 @@ _CONFIG_DIRECTORY = "/etc/rollout"
 _VOLUME_CLAIM_NAME, _SECRET_NAME = "rollout-runs", "rollout"
 _METRICS_PORT = 9464
 _IMAGE_GROUP = 10001
-"""The group of the user of our Dockerfile, who is not root. Kubernetes gives the volume to it."""
+"""The group of the user in our Dockerfile, who is not root. Kubernetes gives this group access to the volume."""
 _MAX_HOST_NAME_LENGTH = 63
-"""The host name of a worker is the name of its Job, followed by the number of the worker."""
+"""Kubernetes refuses longer host names. A worker's host name is the name of its Job and the number of the worker."""
 _METRICS_OVERRIDES = ("metrics.host=0.0.0.0", f"metrics.port={_METRICS_PORT}")
 _Manifest = dict[str, Any]
 
 
 def render(plan: Plan, image: str) -> dict[str, str]:
-    """Return the files by their names; apply them in the order of the names.
+    """Return the contents of the files by name; apply the files in the order of their names.
 
     Raises:
-        CannotRender: a path would mean another place in a pod, or a name cannot be that of a Kubernetes object.
+        CannotRender: a path is relative to its configuration file, or a name is not valid in Kubernetes.
     """
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?", plan.name):
         raise CannotRender(
-            f"{plan.name!r} cannot name objects in Kubernetes: use lower-case letters, digits and dashes "
-            "for the last part of --render."
+            f"{plan.name!r} is not a valid name in Kubernetes: use lower-case letters, digits and dashes for the last "
+            "part of --render."
         )
     _require_unique_names(plan)
     for group in plan.worker_groups:
@@ -57,15 +56,14 @@ def _require_unique_names(plan: Plan) -> None:
         name = _worker_group_name(plan, group)
         if name in used_names or name.endswith("-") or len(f"{name}-{group.worker_count}") > _MAX_HOST_NAME_LENGTH:
             raise CannotRender(
-                f"{group.config_path}: run.name {group.name!r} would make a Job of the name {name!r}, which is taken, "
-                "too long or none. Choose a run.name that differs from the others, and from launch, in its letters "
-                "and digits."
+                f"{group.config_path}: run.name {group.name!r} gives the Job name {name!r}, which is taken, too long "
+                "or empty. Choose a run.name that differs from the others, and from launch, in its letters and digits."
             )
         used_names.append(name)
 
 
 def _require_absolute_paths(group: WorkerGroup, overrides: Sequence[str]) -> None:
-    """Refuse paths that are relative to the configuration file, because in a pod this file is elsewhere."""
+    """Refuse paths that are relative to the configuration file, because in a pod its directory is another one."""
     with tempfile.TemporaryDirectory() as other_directory:
         moved_file = Path(other_directory, group.config_path.name)
         moved_file.write_text(group.config_path.read_text("utf-8"), "utf-8")
@@ -77,15 +75,15 @@ def _require_absolute_paths(group: WorkerGroup, overrides: Sequence[str]) -> Non
     ):
         if original_value != moved_value:
             raise CannotRender(
-                f"{group.config_path}: {key} is relative to the file, which lies elsewhere in a pod. Give the path "
-                "that it has in the pods."
+                f"{group.config_path}: {key} is relative to this file, which a pod has in another directory. Write the "
+                "absolute path in the pods."
             )
 
 
 def _config_map(plan: Plan) -> _Manifest:
     file_contents = {group.config_path.name: group.config_path.read_text("utf-8") for group in plan.worker_groups}
     if len(file_contents) < len(plan.worker_groups):
-        raise CannotRender("two configurations have the same file name; give each a name of its own.")
+        raise CannotRender("two configurations have the same file name; rename one of the files.")
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -134,7 +132,7 @@ def _pod_template(plan: Plan, image: str, command: Sequence[str], memory_mb: int
         "command": [*command, *override_options],
         "envFrom": [{"secretRef": {"name": _SECRET_NAME, "optional": True}}],
         "ports": [{"name": "metrics", "containerPort": _METRICS_PORT}],
-        # On a new node, imports alone may take minutes. Later, only a loop that does not turn is a reason to end it.
+        # On a new node, the imports may take minutes. Later, Kubernetes ends the pod only if its event loop hangs.
         "startupProbe": _probe("/healthz", period=10, failures=30),
         "readinessProbe": _probe("/readyz", period=10, failures=1),
         "livenessProbe": _probe("/healthz", period=10, failures=6),
@@ -193,9 +191,10 @@ def _labels(plan: Plan) -> dict[str, str]:
 
 
 class _ManifestDumper(yaml.SafeDumper):
-    """Writes no anchors, because nobody expects them in manifests, and text of several lines as a block."""
+    """Dumps YAML without anchors, which manifests rarely have, and text of several lines as a block."""
 
     def ignore_aliases(self, data: Any) -> bool:
+        """Write every value where it is used."""
         return True
 
 
@@ -207,9 +206,4 @@ _ManifestDumper.add_representer(str, _represent_text)
 
 
 def _dump_manifests(manifests: Sequence[_Manifest]) -> str:
-    return "---\n".join(_dump_each(manifests))
-
-
-def _dump_each(manifests: Sequence[_Manifest]) -> Iterator[str]:
-    for manifest in manifests:
-        yield yaml.dump(manifest, Dumper=_ManifestDumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump_all(manifests, Dumper=_ManifestDumper, sort_keys=False, allow_unicode=True, width=120)

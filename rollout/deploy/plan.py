@@ -1,4 +1,4 @@
-"""What runs where, in terms that all schedulers share: one launch that sends the orders, and workers that join its run.
+"""The plan of a run, for all schedulers: one launch that sends the orders, and workers that join its run.
 
 The plan names the run's directory, and the launch makes it when it starts. The workers use the same path, and end by
 themselves once the launch has marked the run as ended.
@@ -15,13 +15,13 @@ from transports.redaction import hide_passwords
 from transports.urls import split_url
 
 _GRACE_MARGIN_SECONDS = 15
-"""Seconds in addition to `worker.grace` until a process that should end is killed."""
+"""A process that should end is killed so many seconds after `worker.grace`."""
 _WORKER_BASE_MB, _MB_PER_ROLLOUT = 512, 2
-"""Memory of a worker before its first rollout, and for each in flight: several times what docs/operations.md says."""
+"""Memory of a worker before its first rollout, and for each rollout in flight: several times the usual use."""
 
 
 class CannotRender(ConfigurationError):
-    """No files can be made for these configurations, because they could not run there."""
+    """These configurations could not run under a scheduler, so no files are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class WorkerGroup:
 
     @property
     def name(self) -> str:
+        """The name of the environment, `run.name`."""
         return self.config.run.name
 
     @property
@@ -50,17 +51,17 @@ class WorkerGroup:
 
     @property
     def grace_seconds(self) -> int:
-        """Seconds from the signal to end until a worker is killed."""
+        """The seconds between SIGTERM and SIGKILL."""
         return round(self.config.worker.grace) + _GRACE_MARGIN_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run of a scheduler.
+    """One run under a scheduler.
 
     Attributes:
         name: the run's name.
-        run_directory: its directory, under the path that all machines use.
+        run_directory: its directory, at the path that all machines use.
         worker_groups: the workers of each environment.
         overrides: the `KEY=VALUE` texts that change keys of all configurations.
     """
@@ -77,7 +78,7 @@ class Plan:
 
 
 def plan_run(name: str, files: Sequence[Path], overrides: Sequence[str], workers_per_group: int) -> Plan:
-    """Plan a run of these configurations, with so many workers for each.
+    """Return the plan of a run of these configurations, with `workers_per_group` workers for each.
 
     Raises:
         CannotRender: there is no configuration, or the parts of the run could not reach each other.
@@ -105,8 +106,8 @@ def _require_reachable_urls(group: WorkerGroup) -> None:
     for url in group.config.engine.urls:
         if _is_loopback(url):
             raise CannotRender(
-                f"{group.config_path}: engine.urls has {url}, which is another machine for each worker. Give the "
-                "address by which all of them reach that engine."
+                f"{group.config_path}: engine.urls has {url}, where each worker reaches only its own machine. Give the "
+                "address at which all workers reach that engine."
             )
 
 

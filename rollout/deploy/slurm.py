@@ -1,8 +1,8 @@
 """A plan as batch scripts for Slurm: one job for the launch, and an array of workers for each environment.
 
 `submit.sh` submits them in the right order. Slurm starts a preempted job again under the same number (`--requeue`): the
-launch continues its run, and a worker joins it again. `submit.sh` passes its arguments to `sbatch`; they say what
-differs between sites (partition, account, time limit).
+launch continues its run, and a worker joins it again. `submit.sh` passes its arguments to `sbatch`: partition, account,
+time limit, and what else differs between sites.
 """
 
 import shlex
@@ -14,7 +14,7 @@ _SUBMIT_SCRIPT = "submit.sh"
 
 
 def render(plan: Plan) -> dict[str, str]:
-    """Return the files by their names."""
+    """Return the contents of the files by name."""
     scripts = {"launch.sbatch": _launch_script(plan)}
     scripts |= {_workers_file_name(group): _workers_script(plan, group) for group in plan.worker_groups}
     return scripts | {_SUBMIT_SCRIPT: _submit_script(plan)}
@@ -29,7 +29,7 @@ def _launch_script(plan: Plan) -> str:
 
 def _workers_script(plan: Plan, group: WorkerGroup) -> str:
     array_options = [f"#SBATCH --array=0-{group.worker_count - 1}"]
-    comment = "# One worker. It joins the run, and ends with it; SIGTERM lets it finish what it began."
+    comment = "# One worker. It joins the run and ends with it. After SIGTERM it finishes the rollouts that it began."
     return _script(
         f"{plan.name}-{group.name}",
         group.memory_mb,
@@ -51,7 +51,7 @@ def _script(
     plan: Plan,
 ) -> str:
     override_options = [argument for override in plan.overrides for argument in ("--set", override)]
-    # `exec` replaces the shell by the process, so that the signal reaches it.
+    # `exec` replaces the shell, so that SIGTERM reaches the process itself.
     command_line = shlex.join([*command, "--run", str(plan.run_directory), *override_options])
     return "\n".join(
         [
@@ -83,7 +83,7 @@ def _submit_script(plan: Plan) -> str:
             "#!/usr/bin/env bash",
             f"# Submits the run {plan.name}. Arguments go to sbatch: ./{_SUBMIT_SCRIPT} --partition=cpu "
             "--time=12:00:00",
-            "# Submitted again after it has ended, it goes on with what is not done.",
+            "# Run it again after the run has ended to play the rollouts that are not done.",
             "set -euo pipefail",
             'cd "$(dirname "$0")"',
             'launch=$(sbatch --parsable "$@" launch.sbatch)',

@@ -1,14 +1,14 @@
-"""What a user writes: an environment is one class with one coroutine.
+"""The base classes of environments; an environment is one class with one coroutine.
 
     class Guess(Environment):
         async def run(self, task: Task, model: Model) -> Score:
             reply = await model.chat([{"role": "user", "content": "Heads or tails?"}])
             return Score(reward=float(reply.text.strip() == "heads"))
 
-A new instance is made for every attempt at a rollout, so what `run` keeps on `self` belongs to this attempt alone;
-`close` releases it. What is expensive, `shared` makes once for all instances of a worker.
-`chat` may be called as often as the environment likes, with any conversation: extended, cut, compacted or forked. The
-trace finds out what is already known, so an environment never handles tokens.
+Every attempt at a rollout has an instance of its own, so `run` can keep its state on `self`; `close` releases it.
+`shared` makes expensive resources once for all instances of a worker.
+An environment may call `chat` as often as it likes, with any conversation: extended, cut, compacted or forked. The
+trace finds the messages that are already known, so an environment never handles tokens.
 """
 
 import abc
@@ -32,7 +32,7 @@ from rollout.records.task import Task
 from rollout.records.wrong_types import describe_wrong_type
 
 QUEUE_SOURCE = "queue"
-"""The value of `tasks.source` if somebody else puts the orders on the tasks queue."""
+"""The value of `tasks.source` if another program puts the orders on the tasks queue."""
 
 
 class EnvironmentSettings(BaseModel):
@@ -42,7 +42,7 @@ class EnvironmentSettings(BaseModel):
 
 
 def _resolve_source(source: str | None, info: ValidationInfo) -> str | None:
-    """Resolve a relative path, which is relative to the YAML file."""
+    """Make a path absolute; it is relative to the YAML file."""
     if source is None or source == QUEUE_SOURCE or "://" in source or not info.context:
         return source
     try:
@@ -73,11 +73,11 @@ class TaskSettings(BaseModel):
 
     source: Annotated[str | None, AfterValidator(_resolve_source)] = Field(
         default=None,
-        description="Where tasks come from, if not from the environment: .jsonl, .parquet, hf://owner/name, queue.",
+        description="Where tasks come from instead of the environment: .jsonl, .parquet, hf://owner/name, queue.",
     )
     count: Annotated[int, AfterValidator(_check_count)] = Field(
         default_factory=_default_count,
-        description="How many different tasks, by default 16; of a source, how many rows at most, by default all (0).",
+        description="How many different tasks; by default 16. With a source: at most so many rows; by default all (0).",
     )
     group_size: int = Field(
         default=4,
@@ -91,7 +91,7 @@ class TaskSettings(BaseModel):
 class ContextExhausted(RolloutError):
     """The conversation no longer fits the model's context.
 
-    `chat` raises it. An environment may catch it and score what was played so far; not caught, the rollout is unscored.
+    `chat` raises it. An environment may catch it and score what was played so far. Otherwise, the rollout is unscored.
     """
 
 
@@ -99,13 +99,13 @@ class Retry(RolloutError):
     """This attempt says nothing about the policy: a judge did not answer, or a sandbox broke.
 
     An environment raises it with the reason, anywhere but in `close` and `shared`. A fresh environment then plays the
-    rollout again from its start. After `worker.max_attempts` attempts, the rollout is failed with the last reason. What
-    an attempt played that ends like this never trains.
+    rollout again from its start. After `worker.max_attempts` attempts, the rollout is failed with the last reason. An
+    attempt that ends with it never trains.
     """
 
 
 class SharedResourcesMissing(RolloutError):
-    """An instance asked for `shared_resources` before it had them."""
+    """An instance used `shared_resources` before it had them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +117,11 @@ class Score:
 
     Attributes:
         reward: the reward that the trainer uses; a finite number. With `rewards`, it is computed from them.
-        metrics: further numbers by name; they are averaged over a run, and nothing trains on them.
+        metrics: further numbers by name. A run averages them; the trainer does not use them.
         rewards: rewards by name.
         weights: how much each of `rewards` counts; 1 for a name that is not here.
         turn_rewards: the rewards of single answers, by `Reply.turn`. They are not part of `reward`.
-        limit: the limit that stopped the rollout, if the environment knows it; otherwise the worker finds out.
+        limit: the limit that stopped the rollout, if the environment knows it; otherwise the worker finds it.
     """
 
     reward: float = None  # type: ignore[assignment]  # a number as soon as the score is made
@@ -136,11 +136,11 @@ class Score:
             return
         if self.reward is not None:
             raise ValueError(
-                "a Score has reward or rewards, and not both: reward is the weighted sum of rewards; leave one out"
+                "a Score takes reward or rewards, not both: reward is the weighted sum of rewards; leave one out"
             )
         try:
             reward = sum(reward * self.weights.get(name, 1.0) for name, reward in self.rewards.items())
-        except Exception:  # noqa: BLE001 - whoever records the score says which reward is no number
+        except Exception:  # noqa: BLE001 - the worker checks the score, and its error names the reward
             reward = math.nan
         object.__setattr__(self, "reward", reward)
 
@@ -156,7 +156,7 @@ class Reply:
         tool_calls: the tool calls in the answer, malformed ones included.
         prompt_tokens: how many tokens the prompt had, with its images expanded.
         completion_tokens: how many tokens the policy sampled.
-        turn: the number of the turn in its rollout, from 0 on; `Score.turn_rewards` names answers by it.
+        turn: the number of the turn in its rollout, from 0; `Score.turn_rewards` uses it as key.
     """
 
     message: Message
@@ -180,14 +180,14 @@ class Model(Protocol):
     ) -> Reply:
         """Ask for the next assistant message.
 
-        Images inside `messages` are rewritten in place to references. `sampling` overrides keys of `engine.sampling`
-        for this turn only; None as a value leaves a key out.
+        References replace the images in `messages`, in place. `sampling` overrides keys of `engine.sampling` for this
+        turn only; None as a value leaves a key out.
 
         Raises:
             ChatArgumentError: there is no such argument; the error says what to write instead.
-            MessageError: the messages or the tools have not the form that chat templates read, or hold too much.
-            SamplingError: a sampling key is unknown, or has a value that it cannot have.
-            ImageError: a message holds an image that cannot be used; nothing was rewritten.
+            MessageError: the messages or the tools do not have the form that chat templates read, or are too large.
+            SamplingError: a sampling key is unknown, or its value is not valid.
+            ImageError: a message has an image that cannot be used; nothing was replaced.
             ContextExhausted: the conversation is too long for the model. Not caught, it ends the rollout as unscored.
             EngineError: the engine cannot be reached, or its answer must not be trained on.
         """
@@ -201,13 +201,15 @@ class Environment(abc.ABC):
     """The base class of all environments, named in YAML as `package.module:Class`.
 
     Attributes:
+        Settings: the class of the `environment` section of the YAML.
+        Tasks: the class of the `tasks` section of the YAML.
+        scoring_method: the name of the method that returns the score, for errors about the score.
         settings: the `environment` section of the YAML.
     """
 
     Settings: ClassVar[type[EnvironmentSettings]] = EnvironmentSettings
     Tasks: ClassVar[type[TaskSettings]] = TaskSettings
     scoring_method: ClassVar[str] = "run"
-    """The method that returns the score, as errors about the score name it."""
 
     def __init__(self, settings: EnvironmentSettings) -> None:
         self.settings = settings
@@ -215,16 +217,15 @@ class Environment(abc.ABC):
     @classmethod
     @asynccontextmanager
     async def shared(cls, settings: Any) -> AsyncIterator[Any]:
-        """Make what is expensive, once for each worker process; what it yields is `shared_resources` of all instances.
+        """Make what is expensive once for each worker process, and yield the `shared_resources` of all instances.
 
-        It is entered before the worker takes its first order, and left when it has drained. If it raises, the worker
-        ends.
+        The worker enters it before its first order, and leaves it when it has drained. If it raises, the worker ends.
         """
         yield None
 
     @property
     def shared_resources(self) -> Any:
-        """What `shared` yielded; there from the beginning of `run` or `reset` on, and still in `close`.
+        """What `shared` yielded, for `run`, `reset`, `step` and `close`.
 
         Raises:
             SharedResourcesMissing: in `__init__` and `tasks`, which are also called where no rollout is played.
@@ -245,8 +246,8 @@ class Environment(abc.ABC):
     def close(self) -> Awaitable[None] | None:
         """Release what this attempt holds; write it as `def` or as `async def`.
 
-        It is called once after every attempt, whatever ended it, and has five seconds. If it fails, a warning is
-        logged, and the rollout ends as it would have. An instance that plays nothing is not closed.
+        The worker calls it once after every attempt, also after an error, and waits five seconds. If it fails, the
+        worker logs a warning, and the rollout ends as it would have. An instance that plays nothing is not closed.
         """
         return None
 
@@ -263,12 +264,12 @@ class Environment(abc.ABC):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a multi-turn environment answers to a reply of the policy.
+    """The environment's answer to a reply of the policy.
 
     Attributes:
         messages: the messages to add after the reply.
         score: the score, which ends the rollout; None: the rollout goes on.
-        reward: the reward of the answer that this replies to, as in `Score.turn_rewards`; None: it has none.
+        reward: the reward of that reply, as in `Score.turn_rewards`; None: it has none.
     """
 
     messages: Sequence[Message] = ()
@@ -277,11 +278,11 @@ class Turn:
 
 
 class MultiTurnEnvironment(Environment):
-    """An environment with `reset` and `step`; the loop around the model is already written.
+    """An environment with `reset` and `step`; `run` is the loop that calls them and the model.
 
     Attributes:
         tools: the schemas of the tools that the model may call.
-        conversation: the messages so far, which the next call of the model gets.
+        conversation: the messages so far; the next call of the model gets them.
     """
 
     scoring_method: ClassVar[str] = "step"
@@ -302,6 +303,7 @@ class MultiTurnEnvironment(Environment):
 
     @final
     async def run(self, task: Task, model: Model) -> Score:
+        """Play one rollout: call `reset`, then the model and `step` by turns, until there is a score."""
         self.conversation = _first_messages(self, await self.reset(task))
         turn_rewards: dict[int, float] = {}
         method = "reset"
@@ -313,7 +315,7 @@ class MultiTurnEnvironment(Environment):
                 if score is None:
                     raise
                 return _with_turn_rewards(_checked_score(self, "truncated", score), turn_rewards)
-            except MessageError as error:  # no frame of the user's is in its traceback
+            except MessageError as error:  # its traceback has no line of the user's code
                 error.args = (f"chat with the messages from {describe_method(self, method)} failed: {error}",)
                 raise
             method = "step"
@@ -326,14 +328,14 @@ class MultiTurnEnvironment(Environment):
 
 
 def change_score(score: Score, **changes: Any) -> Score:
-    """Return a score with other values of some fields; a reward that was computed from named ones still is."""
+    """Return a score with other values of some fields; the reward is still the weighted sum of named rewards."""
     if score.rewards:
         changes["reward"] = None
     return replace(score, **changes)
 
 
 class WrongReturn(RolloutError):
-    """A method of an environment returned something else than it must."""
+    """A method of an environment returned a value of the wrong type; the text says what to return."""
 
 
 def describe_method(environment: Environment | type[Environment], name: str) -> str:
@@ -363,13 +365,13 @@ def _checked_score(environment: MultiTurnEnvironment, name: str, score: object) 
 
 
 def _with_turn_rewards(score: Score, turn_rewards: Mapping[int, float]) -> Score:
-    """Return the score with the rewards that turns had, too.
+    """Return the score with the rewards of the turns added.
 
     Raises:
-        WrongReturn: a turn has a reward from both.
+        WrongReturn: a turn has a reward in its `Turn` and in the score.
     """
     if twice := turn_rewards.keys() & score.turn_rewards.keys():
-        raise WrongReturn(f"turn {min(twice)} has a reward in its Turn and another one in the Score; leave one out.")
+        raise WrongReturn(f"turn {min(twice)} has a reward in its Turn and another in the Score; leave one out.")
     return change_score(score, turn_rewards={**turn_rewards, **score.turn_rewards})
 
 

@@ -1,9 +1,9 @@
-"""Calculator: a chain of sums, each to be done with a tool, then the result in words. Text only.
+"""Calculator: the model computes a chain of operations with a tool, and says the result. Text only.
 
     Start with 7. Then add 5. Then multiply by 3. …
 
-The model calls `calculate` once or several times per turn, gets each result as a tool message, and says the last result
-when it is done. If a call cannot be parsed or asks for something the tool cannot do, the answer is the reason.
+The model calls `calculate` once or several times per turn, and gets each result as a tool message. When it is done, it
+says the last result. If the tool cannot run a call, its message says why.
 
     reward = 1 if the first number of the last answer is the result, else 0
 """
@@ -42,7 +42,7 @@ _NUMBER = re.compile(r"-?\d+")
 
 
 class CalculatorSettings(EnvironmentSettings):
-    """How patient the environment is."""
+    """The `environment` section: how many turns a rollout may take."""
 
     max_turns: int = Field(default=16, ge=1, description="Answers after which a rollout that is not done scores 0.")
 
@@ -54,7 +54,7 @@ class CalculatorTasks(TaskSettings):
 
 
 class Calculator(MultiTurnEnvironment):
-    """One tool, called until the chain is done."""
+    """Answers each call of its one tool, and scores the first answer without a call."""
 
     Settings: ClassVar[type[EnvironmentSettings]] = CalculatorSettings
     Tasks: ClassVar[type[TaskSettings]] = CalculatorTasks
@@ -62,6 +62,7 @@ class Calculator(MultiTurnEnvironment):
     tools: ClassVar[Sequence[Mapping[str, Any]] | None] = (CALCULATE_TOOL,)
 
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
+        """Yield tasks with a start and a chain of operations, both drawn from the task's seed."""
         assert isinstance(tasks, CalculatorTasks)
         for task in super().tasks(tasks):
             rng = random.Random(task.seed)  # noqa: S311 - reproducible, not secret
@@ -69,6 +70,7 @@ class Calculator(MultiTurnEnvironment):
             yield replace(task, data={"start": rng.randint(2, 20), "chain": chain})
 
     async def reset(self, task: Task) -> Sequence[Message]:
+        """Compute the expected result, and ask the question."""
         self._turn_count = self._call_count = self._refused_count = 0
         start, chain = task.data["start"], task.data["chain"]
         self._expected_result = start
@@ -81,6 +83,7 @@ class Calculator(MultiTurnEnvironment):
         ]
 
     async def step(self, reply: Reply) -> Turn:
+        """Return the results of the calls, or the score if the answer has no calls or is the last."""
         self._turn_count += 1
         if reply.tool_calls and self._turn_count < self.settings.max_turns:
             return Turn([self._tool_message(call) for call in reply.tool_calls])
@@ -106,7 +109,7 @@ class Calculator(MultiTurnEnvironment):
 
 
 def calculate(operation: str, a: int, b: int) -> int:
-    """Do what the tool does. Raises ValueError for an unknown operation."""
+    """Return the result of one operation. Raises ValueError for an unknown operation."""
     match operation:
         case "add":
             return a + b
@@ -124,5 +127,5 @@ def _run_tool_call(call: ToolCall) -> int:
         raise ValueError(f"there is no tool {call.name!r}")
     operation, a, b = (call.arguments.get(key) for key in ("operation", "a", "b"))
     if not isinstance(operation, str) or type(a) is not int or type(b) is not int:
-        raise ValueError("operation must be a string, a and b whole numbers")
+        raise ValueError("operation must be a string, and a and b must be whole numbers")
     return calculate(operation, a, b)

@@ -1,12 +1,12 @@
-"""Colour codeword: look at one image per turn, and name the colours of all images at the end.
+"""Colour codeword: the model sees one image per turn, and names the colours of all images at the end.
 
 In each of T turns the user shows one image, a coloured square somewhere on grey noise, and asks for its colour. A last
 question asks for all T colours in order.
 
-    reward = 0.5 * (share of turns answered right) + 0.5 * (share of positions right in the codeword)
+    reward = 0.5 * (share of correct turns) + 0.5 * (share of correct positions in the codeword)
 
-A turn is right when its answer names that colour, once, and no other colour. Position i of the codeword is right when
-the i-th colour named in the last answer is the i-th shown. The seed of a task fixes every byte of its images.
+A turn is correct if its answer names that colour once, and no other colour. Position i of the codeword is correct if
+the i-th colour in the last answer is the i-th that was shown. The seed of a task fixes every byte of its images.
 """
 
 import asyncio
@@ -49,22 +49,24 @@ class ColorCodewordSettings(EnvironmentSettings):
 class ColorCodewordTasks(TaskSettings):
     """The `tasks` section: how long the codeword is."""
 
-    turns: int = Field(default=4, ge=1, description="Images per rollout, and thus the length of the codeword.")
+    turns: int = Field(default=4, ge=1, description="Images per rollout, which is also the length of the codeword.")
 
 
 class ColorCodeword(Environment):
-    """One image per turn, then a question about all of them."""
+    """Shows one image per turn, then asks for the colours of all of them."""
 
     Settings: ClassVar[type[EnvironmentSettings]] = ColorCodewordSettings
     Tasks: ClassVar[type[TaskSettings]] = ColorCodewordTasks
     settings: ColorCodewordSettings
 
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
+        """Yield tasks with a codeword that is drawn from the task's seed."""
         assert isinstance(tasks, ColorCodewordTasks)
         for task in super().tasks(tasks):
             yield replace(task, data={"codeword": draw_codeword(task, tasks.turns)})
 
     async def run(self, task: Task, model: Model) -> Score:
+        """Ask about each image, then about the whole codeword, and score both."""
         codeword: list[str] = task.data["codeword"]
         conversation: list[dict[str, Any]] = [
             {
@@ -99,7 +101,7 @@ class ColorCodeword(Environment):
 
 
 def draw_codeword(task: Task, length: int) -> list[str]:
-    """Draw the colours that a task shows, from its seed."""
+    """Return the colours that a task shows, drawn from its seed."""
     return random.Random(task.seed).choices(list(PALETTE), k=length)  # noqa: S311 - reproducible, not secret
 
 

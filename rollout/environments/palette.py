@@ -1,7 +1,7 @@
 """The colours that our image tasks show and ask for.
 
-They differ enough from each other and from grey to be recognised after noise, JPEG and resizing. Each name is one token
-of the tokenizer that we ship, with and without a space in front.
+They differ enough from each other and from grey to be recognised after noise, JPEG and resizing. In the tokenizer that
+we ship, each name is one token, with and without a space in front.
 """
 
 from collections.abc import Mapping

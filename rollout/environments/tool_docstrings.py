@@ -1,4 +1,4 @@
-"""The docstring of a tool, read: what the tool does, and what its parameters mean (Google style).
+"""Reads the docstring of a tool: what the tool does, and what its parameters mean (Google style).
 
 Search the handbook.
 
@@ -33,7 +33,7 @@ class ToolDocumentation:
 
 
 def read_docstring(docstring: str) -> ToolDocumentation:
-    """Read a docstring; sections other than that of the arguments are for people, and are left out."""
+    """Read a docstring; sections other than the arguments are for people, and are left out."""
     sections: dict[str, list[str]] = {"": []}
     current = sections[""]
     for line in inspect.cleandoc(docstring).splitlines():

@@ -12,15 +12,14 @@
         async def score(self, reply: Reply) -> Score:
             return Score(float(reply.text == self.answer))
 
-Methods with `@tool` are tools of the environment by themselves; plain functions with `@tool` are named in `functions`.
-Functions that are not coroutines run in threads, and the calls of one answer run at the same time: what two tools
-change together needs a lock, or tools that are coroutines.
+Every method with `@tool` is a tool of the environment. Name plain functions with `@tool` in `functions`.
+Functions that are not coroutines run in threads, and the calls of one answer run at the same time. If two tools change
+the same state, use a lock, or write them as coroutines.
 
-A call that cannot be read is answered with a tool message, as every other call is. In the conversation such a call is
-part of the assistant's text and not of its `tool_calls`, and still every shipped renderer adds the message to the
-tokens that it knows. A user message would make many of them drop the reasoning before it, and `gemma4` refuses one
-after the results of other calls. Only where a conversation is rendered whole, `gemma4` refuses a tool message after an
-answer of which no call could be read.
+A call that cannot be parsed is answered with a tool message, like every other call. The conversation has such a call in
+the assistant's text, not in its `tool_calls`; every shipped renderer can still bridge the tool message. A user message
+would make many renderers drop the reasoning before it, and `gemma4` refuses one after the results of other calls. If
+no call of an answer could be parsed, `gemma4` refuses the tool message when it renders the whole conversation.
 """
 
 import sys
@@ -57,16 +56,17 @@ class ToolSettings(EnvironmentSettings):
 
 
 class ToolEnvironment(MultiTurnEnvironment):
-    """An environment with tools, `reset` and `score`; the loop around the model and the tools is already written.
+    """An environment with tools, `reset` and `score`; `step` runs the tools that the model calls.
 
-    A score gets two more metrics: `tool_calls`, the calls that were run, and `tool_errors`, those that told an error.
+    A score gets two more metrics: `tool_calls`, the calls that were answered, and `tool_errors`, those of them that
+    were answered with an error.
 
-    To end a rollout from a tool, override `step`: call `await super().step(reply)`, and return `Turn(score=…)` instead
-    if the tool has said so.
+    To end a rollout from a tool, override `step`: call `await super().step(reply)`, and return `Turn(score=…)` if the
+    tool has set a flag.
 
     Attributes:
         functions: tools that are not methods of this class.
-        tools: the schemas of all tools, which the class makes itself.
+        tools: the schemas of all tools; the class computes them.
     """
 
     Settings: ClassVar[type[EnvironmentSettings]] = ToolSettings
@@ -89,12 +89,12 @@ class ToolEnvironment(MultiTurnEnvironment):
                 )
             if tool in cls.functions and tool.is_method:
                 raise ToolUnusable(
-                    f"{cls.__qualname__}.functions holds {tool!r}, which is a method; only functions outside of "
-                    "classes can be there."
+                    f"{cls.__qualname__}.functions holds {tool!r}, which is a method; it takes only functions outside "
+                    "of classes."
                 )
             if cls._tools_by_name.setdefault(tool.name, tool) is not tool:
                 raise ToolUnusable(
-                    f"{cls.__qualname__} has two tools with the name {tool.name!r}; write `@tool(name=…)` at one."
+                    f"{cls.__qualname__} has two tools with the name {tool.name!r}; write `@tool(name=…)` above one."
                 )
         cls.tools = tuple(tool.schema for tool in cls._tools_by_name.values())
 
@@ -102,19 +102,20 @@ class ToolEnvironment(MultiTurnEnvironment):
         super().__init__(settings)
         if not self._tools_by_name:
             raise ToolUnusable(
-                f"{type(self).__qualname__} has no tools; write `@tool` above its methods, or name functions that have "
-                "it in `functions`."
+                f"{type(self).__qualname__} has no tools; write `@tool` above its methods, or name functions with "
+                "`@tool` in `functions`."
             )
 
     @abstractmethod
     async def score(self, reply: Reply) -> Score:
-        """Score the rollout: the model answered without a call, or had its last turn.
+        """Score the rollout after an answer without a call, or after the last turn.
 
-        After the last turn `reply.tool_calls` is not empty. These calls were not run, and the rollout's limit is
-        `turns` if the score names no other.
+        The calls in the answer of the last turn, `reply.tool_calls`, were not run. The rollout's limit is then `turns`
+        if the score names no other.
         """
 
     async def step(self, reply: Reply) -> Turn:
+        """Run the calls of an answer and return their results, or return the score."""
         self._answer_count += 1
         is_last = self._answer_count >= self.settings.max_turns
         if reply.tool_calls and not is_last:
@@ -137,27 +138,27 @@ class ToolEnvironment(MultiTurnEnvironment):
 
 
 _RESERVED_NAMES: Final = frozenset(dir(ToolEnvironment))
-"""Names that mean something to environments, so that a tool of this name would break them."""
+"""Attributes that every environment has; a tool of this name would replace one of them."""
 
 
 def _check_class(environment_class: type[ToolEnvironment]) -> None:
     name = environment_class.__qualname__
     if "tools" in vars(environment_class):
         raise ToolUnusable(
-            f"{name} has `tools`, which it makes itself from its tools; name functions with `@tool` in `functions`."
+            f"{name} sets `tools`, which the class computes from its tools; name functions with `@tool` in `functions`."
         )
     functions: object = environment_class.functions
     if not isinstance(functions, list | tuple):
         raise ToolUnusable(f"{name}.functions is {describe_wrong_type(functions)}; expected a list of tools.")
     if not issubclass(environment_class.Settings, ToolSettings):
         raise ToolUnusable(
-            f"{name}.Settings is {environment_class.Settings.__qualname__}, which has no max_turns; let it be a "
-            "subclass of rollout.ToolSettings."
+            f"{name}.Settings is {environment_class.Settings.__qualname__}, which has no max_turns; make it a subclass "
+            "of rollout.ToolSettings."
         )
 
 
 def unused_tools(environment_class: type) -> list[Tool[..., Any]]:
-    """Return the tools that a class's own module defines outside of classes, and that none of its classes uses."""
+    """Return the tools that the module of a class defines outside of classes, and that none of its classes uses."""
     module = sys.modules.get(environment_class.__module__)
     found = {
         id(value): value
@@ -180,8 +181,8 @@ def _find_methods(environment_class: type[ToolEnvironment]) -> Iterator[Tool[...
         replaces_tool = any(isinstance(vars(base).get(name), Tool) for base in environment_class.__mro__)
         if replaces_tool and callable(attribute) and not isinstance(attribute, Tool):
             raise ToolUnusable(
-                f"{environment_class.__qualname__}.{name} replaces a tool and is none; write `@tool` above it, or "
-                f"`{name} = None` to remove the tool."
+                f"{environment_class.__qualname__}.{name} replaces a tool and is not a tool; write `@tool` above it, "
+                f"or `{name} = None` to remove the tool."
             )
         if isinstance(attribute, staticmethod | classmethod) and isinstance(attribute.__func__, Tool):
             raise ToolUnusable(
@@ -191,7 +192,7 @@ def _find_methods(environment_class: type[ToolEnvironment]) -> Iterator[Tool[...
         if isinstance(attribute, Tool):
             if name in _RESERVED_NAMES:
                 raise ToolUnusable(
-                    f"the tool {environment_class.__qualname__}.{name} replaces what every environment has under this "
-                    f"name; rename the method, and write `@tool(name={name!r})` if the model shall call it so."
+                    f"the tool {environment_class.__qualname__}.{name} replaces an attribute of all environments; "
+                    f"rename the method, and write `@tool(name={name!r})` to keep this name for the model."
                 )
             yield attribute

@@ -1,4 +1,4 @@
-"""What a tool returned, as the content of its message: text, images, or JSON."""
+"""Makes the content of a tool message from what the tool returned: text, images, or JSON."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,26 +12,26 @@ from rollout.texts import escape_surrogates
 from rollout.value_limits import MAX_VALUES, OutOfBoundsError, TooMuchTextError, ValueCounter
 
 NOTHING = "Done."
-"""What the model reads of a tool that returned None."""
+"""The content for a tool that returned None."""
 
 Content = str | list[dict[str, Any]]
 
 
 class ResultTooLarge(Exception):
-    """A tool returned more values than are written to a model; the text is for the model."""
+    """A tool returned more values than a message may hold; the text is for the model."""
 
 
 def make_content(result: object, tool: str, *, max_chars: int) -> Content:
     """Return the content of the message that has this result.
 
     Args:
-        result: what the tool returned: text, a Pillow image, a list of both, None, or anything that JSON can say.
-        tool: the tool, as an error names it.
-        max_chars: how many characters of text the model gets; the rest is cut off, and a note says so.
+        result: what the tool returned: text, a Pillow image, a list of both, None, or a value with a JSON form.
+        tool: the name of the tool, for errors.
+        max_chars: how many characters of text the model gets; a note replaces the rest.
 
     Raises:
-        WrongReturn: it is none of these; the text says what to return.
-        ResultTooLarge: it holds too many values.
+        WrongReturn: the result has another type; the text says what to return.
+        ResultTooLarge: the result holds too many values.
     """
     if isinstance(result, Image.Image):
         return [{"type": "image", "image": result}]
@@ -64,7 +64,7 @@ def _write_text(value: object, tool: str) -> str:
     try:
         ValueCounter().add(value)
     except TooMuchTextError:
-        pass  # a text may be as long as it likes, because it is cut
+        pass  # a long text is cut later
     except OutOfBoundsError:
         raise ResultTooLarge(f"the result holds more than {MAX_VALUES:,} values, or is nested too deep") from None
     try:
@@ -73,8 +73,8 @@ def _write_text(value: object, tool: str) -> str:
         found = next((part for part in _parts_of(value) if _conversion_of(part)), value)
         contents = "" if found is value else f" that holds {describe_wrong_type(found)}"
         conversion = _conversion_of(found) or (
-            "return text, a Pillow image, a list of both, or what JSON can say: numbers, lists, dicts, dataclasses, "
-            "pydantic models"
+            "return text, a Pillow image, a list of both, or values with a JSON form: numbers, lists, dicts, "
+            "dataclasses, pydantic models"
         )
         raise WrongReturn(f"{tool} returned {describe_wrong_type(value)}{contents}; {conversion}.") from None
 
@@ -83,7 +83,7 @@ _BYTES = "decode them to text, or, if they are an image, write Image.open(io.Byt
 
 
 def _write_other_type(value: Any) -> Any:
-    """Write a number of numpy or torch; pydantic asks here for what it does not know."""
+    """Return a number of numpy or torch as a plain one; pydantic calls this for types that it does not know."""
     if not getattr(value, "shape", None) and hasattr(value, "item"):
         return value.item()
     raise TypeError
@@ -96,7 +96,7 @@ def _parts_of(value: object) -> list[Any]:
 
 
 def _conversion_of(value: object) -> str | None:
-    """Say how a value of another library becomes one that is accepted; None if nothing is known."""
+    """Return how to convert a value of another library into one that is accepted; None if it is not known."""
     if isinstance(value, Image.Image):
         return "return images alone, or in a list beside texts"
     if isinstance(value, bytes | bytearray | memoryview):

@@ -1,8 +1,8 @@
-"""The tool calls of one answer, run: all at once, each with a time-out, and each with a message for the model.
+"""Runs the tool calls of one answer at the same time, each with a timeout, and makes a message of each result.
 
-Whatever goes wrong with a call is a text that the model can read, and its traceback is in the worker's log. Only
-errors of this package pass on and end the attempt, such as `Retry`, a judge that refuses a question, or a tool that
-returns what no message can hold: the policy can do nothing about them.
+If a call fails, the model reads the error, and the worker's log has the traceback. Only errors of this package end the
+attempt, because the policy cannot prevent them. Examples are `Retry`, a judge that refuses a question, and a tool that
+returns a value of a wrong type.
 """
 
 import asyncio
@@ -28,25 +28,25 @@ from rollout.records.wrong_types import show_value
 log = structlog.get_logger()
 
 _MAX_RUNNING = 64
-"""Calls of one answer that run at the same time: a policy may write thousands, and each may need a thread."""
+"""So many calls of one answer run at the same time. A policy may write thousands, and each may need a thread."""
 _CLEANUP_TIMEOUT = 2.0
 """Seconds in which a cancelled tool can clean up; less than a worker gives to its environment."""
-_MAX_TOLD_CHARS = 1000
-_MAX_TOLD_ERRORS = 3
+_MAX_ERROR_CHARS = 1000
+_MAX_ERRORS = 3
 _MAX_LOGGED_CHARS = 5000
 _UNKNOWN_NAME = "unknown"
-"""The name in the answer to a call whose name could not be read: some templates write the name of each result."""
+"""The tool name in the answer to a call whose name could not be parsed. Some templates write the name."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Raised:
-    """What a tool raised, as a value: asyncio would let SystemExit end the event loop."""
+    """The error that a tool raised, as a value; a SystemExit that leaves a task would end the event loop."""
 
     error: BaseException
 
 
 class _CallRefused(Exception):
-    """No tool ran, or it took too long; the text is for the model."""
+    """No tool ran, or the tool took too long; the text is for the model."""
 
 
 class _ToolFailed(Exception):
@@ -55,11 +55,11 @@ class _ToolFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AnsweredCall:
-    """One call and what the model reads of it.
+    """The answer to one call.
 
     Attributes:
         message: the tool message.
-        failed: whether it tells an error.
+        failed: whether the message is an error.
     """
 
     message: Message
@@ -73,7 +73,7 @@ class ToolRunner:
     Attributes:
         tools: the tools by their names.
         environment: the `self` of tools that are methods.
-        timeout: the seconds that a call of a tool may take which has no time-out of its own.
+        timeout: the seconds that one call may take, for tools without a timeout of their own.
         max_result_chars: how many characters of a result the model gets.
     """
 
@@ -86,9 +86,8 @@ class ToolRunner:
         """Run all calls of an answer at once, and return a message for each, in their order.
 
         Raises:
-            RolloutError: a tool raised it, such as `Retry`, and nothing else with it; the calls that still run are
-                cancelled.
-            WrongReturn: a tool returned what no message can hold.
+            RolloutError: a tool raised it, such as `Retry`; calls that still run are cancelled.
+            WrongReturn: a tool returned a value that no message can hold.
         """
         free_slots = asyncio.Semaphore(_MAX_RUNNING)
         tasks = [asyncio.create_task(self._answer_call(call, free_slots)) for call in calls]
@@ -128,17 +127,17 @@ class ToolRunner:
                 is_late = not task.done()
             finally:
                 if await _cancel_unfinished([task], _CLEANUP_TIMEOUT):
-                    log.warning("a tool does not let itself be ended, and is left behind", tool=tool.name)
+                    log.warning("a tool ignores its cancellation, and is left behind", tool=tool.name)
         if is_late:
             log.warning("a tool did not end in time", tool=tool.name, timeout=timeout)
             raise _CallRefused(f"{tool.name} did not end within {timeout:g} s")
         result = _Raised(RuntimeError("the tool cancelled itself")) if task.cancelled() else task.result()
         if isinstance(result, _Raised):
-            raise _ToolFailed(_tell_error(result.error, tool))
+            raise _ToolFailed(_error_for_model(result.error, tool))
         return result
 
     async def _run_tool(self, tool: Tool[..., Any], arguments: Mapping[str, Any]) -> Content | _Raised:
-        """Return the content that the tool's result makes, or whatever it raised."""
+        """Return the content of the tool's message, or what the tool raised."""
         try:
             parsed = tool.parse_arguments(arguments)
             environment = (self.environment,) if tool.is_method else ()
@@ -151,15 +150,15 @@ class ToolRunner:
             return make_content(result, f"the tool {tool.where}", max_chars=self.max_result_chars)
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # noqa: BLE001 - whatever a tool raises concerns its call alone
+        except BaseException as error:  # noqa: BLE001 - an error of a tool ends its call alone
             return _Raised(error)
 
 
 async def _run_in_thread(name: str, function: Callable[[], Any]) -> Any:
-    """Run a function off the event loop, and return what it returned, or a `_Raised`.
+    """Run a function in a thread of its own, and return its result or a `_Raised`.
 
-    A function that hangs is left behind when this is cancelled. It has a thread of its own: it takes none from the
-    worker's files, queues and images, and no process waits for such a thread at its end.
+    When this is cancelled, a function that hangs is left behind. Its thread takes no place in the pool that the worker
+    uses for files, queues and images, and the process does not wait for it at its end.
     """
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[Any] = loop.create_future()
@@ -168,9 +167,9 @@ async def _run_in_thread(name: str, function: Callable[[], Any]) -> Any:
     def run() -> None:
         try:
             result = context.run(function)
-        except BaseException as error:  # noqa: BLE001 - it is told to the model
+        except BaseException as error:  # noqa: BLE001 - the model reads it
             result = _Raised(error)
-        with suppress(RuntimeError):  # the loop has ended, and nobody waits for a thread that was left behind
+        with suppress(RuntimeError):  # the loop has ended, and nothing waits for this thread
             loop.call_soon_threadsafe(deliver, result)
 
     def deliver(result: Any) -> None:
@@ -184,7 +183,7 @@ async def _run_in_thread(name: str, function: Callable[[], Any]) -> Any:
 
 
 async def _cancel_unfinished(tasks: Sequence["asyncio.Task[Any]"], seconds: float) -> bool:
-    """Cancel what still runs, and return whether some of it is left behind after so many seconds."""
+    """Cancel the tasks that still run, and return whether one still runs after so many seconds."""
     unfinished = [task for task in tasks if not task.done()]
     for task in unfinished:
         task.cancel()
@@ -194,8 +193,8 @@ async def _cancel_unfinished(tasks: Sequence["asyncio.Task[Any]"], seconds: floa
     return not all(task.done() for task in unfinished)
 
 
-def _tell_error(error: BaseException, tool: Tool[..., Any]) -> str:
-    """Return what the model reads of an error; the traceback goes to the log.
+def _error_for_model(error: BaseException, tool: Tool[..., Any]) -> str:
+    """Return the text of an error for the model, and log the traceback.
 
     Raises:
         BaseException: the error is not about this call, and ends the attempt.
@@ -205,23 +204,23 @@ def _tell_error(error: BaseException, tool: Tool[..., Any]) -> str:
     try:
         error = printable_error(error)
         leaf_errors = list(flatten_exceptions(error))
-    except BaseException:  # noqa: BLE001 - an exception of a user's code may fail at this, with any other
-        error = RuntimeError(f"a {type(error).__name__} that cannot be looked at")
+    except BaseException:  # noqa: BLE001 - the `__str__` of a user's exception may raise anything
+        error = RuntimeError(f"a {type(error).__name__} that cannot be printed")
         leaf_errors = [error]
     others = [leaf for leaf in leaf_errors if not isinstance(leaf, asyncio.CancelledError)]
     for leaf in others:
         if not isinstance(leaf, Exception | SystemExit | KeyboardInterrupt | GeneratorExit):
-            raise leaf  # the watchdog of a worker interrupts with an exception of its own
+            raise leaf  # a worker's watchdog interrupts with an exception of its own
     if others and all(isinstance(leaf, RolloutError) for leaf in others):
         raise others[0]
     log.warning("a tool raised an error", tool=tool.name, exception=_describe_for_log(error))
-    texts = [f"{type(leaf).__name__}: {error_text(leaf)}" for leaf in islice(leaf_errors, _MAX_TOLD_ERRORS)]
-    told = " ".join("; ".join(texts).split())
-    return told if len(told) <= _MAX_TOLD_CHARS else f"{told[:_MAX_TOLD_CHARS]}…"
+    texts = [f"{type(leaf).__name__}: {error_text(leaf)}" for leaf in islice(leaf_errors, _MAX_ERRORS)]
+    text = " ".join("; ".join(texts).split())
+    return text if len(text) <= _MAX_ERROR_CHARS else f"{text[:_MAX_ERROR_CHARS]}…"
 
 
 def _describe_for_log(error: BaseException) -> str:
     try:
         return describe_user_error(error).strip()[-_MAX_LOGGED_CHARS:]
-    except BaseException:  # noqa: BLE001 - as above; an exit that left a task would end the event loop
+    except BaseException:  # noqa: BLE001 - an exception of a user's code may raise anything here, SystemExit included
         return error_text(error)

@@ -1,7 +1,7 @@
 """The schema of a tool's arguments, in the form that chat templates read.
 
-pydantic describes an inner model, or an enum, once, in `$defs`, and refers to it. Several templates write only the type
-of a parameter, and a reference has none.
+pydantic describes an inner model or an enum once, in `$defs`, and refers to it. Several templates write only the type
+of a parameter, and a reference has no type.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 _DEFINITIONS = "$defs"
 _REFERENCE = "$ref"
 _VALUES = ("default", "enum", "const", "examples")
-"""The keys that hold values and no schemas."""
+"""The keys whose content is values, not schemas."""
 _PREFIX = f"#/{_DEFINITIONS}/"
 
 
@@ -21,7 +21,7 @@ class _DefinitionContainsItself(Exception):
 def inline_definitions(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema with each definition where it is used, and without titles, which repeat the names.
 
-    A schema with a definition that contains itself keeps its references.
+    If a definition contains itself, return the schema as it is.
     """
     definitions = schema.get(_DEFINITIONS, {})
     try:

@@ -9,9 +9,9 @@
             limit: how many passages at most.
         '''
 
-The schema comes from the signature, the annotations and the docstring. pydantic makes it, and checks with it what the
-model wrote: an argument may be anything that pydantic validates, a model or an enum included. A function stays what it
-was, so a test calls it directly. See `rollout.environments.tool_environment` for the environment that plays with tools.
+The schema comes from the signature, the annotations and the docstring. pydantic makes it, and validates the arguments
+that the model writes: an argument may have any type that pydantic validates, such as a model or an enum. A test can
+still call the function directly. `rollout.environments.tool_environment` has the environment that plays with tools.
 """
 
 import functools
@@ -47,15 +47,15 @@ Q = ParamSpec("Q")
 R = TypeVar("R", covariant=True)
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
-_MAX_TOLD_PROBLEMS = 5
+_MAX_SHOWN_PROBLEMS = 5
 
 
 class ToolUnusable(ConfigurationError):
-    """A function cannot be a tool, or an environment's tools do not go together; the text says what to write."""
+    """A function cannot be a tool, or an environment's tools are not consistent; the text says what to write."""
 
 
 class ArgumentsInvalid(RolloutError):
-    """The model called a tool with arguments that do not fit; the text is for the model."""
+    """The model called a tool with arguments that are not valid; the text is for the model."""
 
 
 class Tool(Generic[P, R]):
@@ -65,7 +65,7 @@ class Tool(Generic[P, R]):
         function: the function itself.
         name: its name for the model.
         schema: its schema in the form of OpenAI's chat API.
-        timeout: the seconds that one call may take; None: as many as the environment's `tool_timeout` says.
+        timeout: the seconds that one call may take; None: the environment's `tool_timeout`.
         where: the function with its file and line, for errors.
         is_method: whether it is a method of an environment.
     """
@@ -98,6 +98,7 @@ class Tool(Generic[P, R]):
         }
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function itself."""
         return self.function(*args, **kwargs)
 
     @overload
@@ -111,10 +112,10 @@ class Tool(Generic[P, R]):
         return f"<tool {self.name}>"
 
     def parse_arguments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call, validated, with the defaults of those that are missing.
+        """Return the validated arguments of a call; a missing one has its default.
 
         Raises:
-            ArgumentsInvalid: they do not fit the schema.
+            ArgumentsInvalid: the arguments do not match the schema.
         """
         try:
             parsed: dict[str, Any] = self._arguments.validate_json(orjson.dumps(dict(arguments)))
@@ -131,7 +132,7 @@ class Tool(Generic[P, R]):
         for parameter in parameters:
             self._check_parameter(parameter)
         if unknown := documentation.parameters.keys() - {parameter.name for parameter in parameters}:
-            self._refuse(f"describes `{min(unknown)}` in its docstring, and has no parameter of this name")
+            self._refuse(f"describes `{min(unknown)}` in its docstring, but has no parameter of this name")
         hints = self._evaluate_annotations(parameters)
         for name, description in documentation.parameters.items():
             if description and not _has_description(hints[name]):
@@ -155,7 +156,7 @@ class Tool(Generic[P, R]):
         return adapter
 
     def _evaluate_annotations(self, parameters: list[inspect.Parameter]) -> dict[str, Any]:
-        """Evaluate those of the parameters alone: that of the result may name what only a type checker imports."""
+        """Return the types of the parameters; the type of the result may need an import that only type checkers do."""
         annotations = SimpleNamespace(__annotations__={each.name: each.annotation for each in parameters})
         try:
             module = getattr(inspect.unwrap(self.function), "__globals__", {})
@@ -205,12 +206,12 @@ class Tool(Generic[P, R]):
     def _describe_problems(self, error: ValidationError) -> str:
         problems = error.errors(include_url=False, include_context=False)
         texts = []
-        for problem in problems[:_MAX_TOLD_PROBLEMS]:
+        for problem in problems[:_MAX_SHOWN_PROBLEMS]:
             where = ".".join(map(str, problem["loc"]))
             given = "" if problem["type"].startswith("missing") else f", not {show_value(problem['input'])}"
             texts.append(f"`{where}`: {_PROBLEMS.get(problem['type'], problem['msg'])}{given}")
-        if len(problems) > _MAX_TOLD_PROBLEMS:
-            texts.append(f"and {len(problems) - _MAX_TOLD_PROBLEMS} more")
+        if len(problems) > _MAX_SHOWN_PROBLEMS:
+            texts.append(f"and {len(problems) - _MAX_SHOWN_PROBLEMS} more")
         return f"the arguments of {self.name} are not valid: {'; '.join(texts)}"
 
     def _refuse(self, problem: str) -> NoReturn:
@@ -227,9 +228,9 @@ def tool(
     """Make a tool of a function, or of a method of an environment; both may be coroutines.
 
     Args:
-        function: the function; its docstring says to the model what it does.
-        name: its name for the model, if not that of the function.
-        timeout: the seconds that one call may take, if not the environment's `tool_timeout`.
+        function: the function; the model reads its docstring.
+        name: its name for the model; None: the name of the function.
+        timeout: the seconds that one call may take; None: the environment's `tool_timeout`.
 
     Raises:
         ToolUnusable: the model could not call it; the text says what to write.
@@ -244,13 +245,13 @@ def tool(
 _PROBLEMS = {
     "missing_keyword_only_argument": "is missing",
     "missing_argument": "is missing",
-    "unexpected_keyword_argument": "is no parameter of the tool",
+    "unexpected_keyword_argument": "is not a parameter of the tool",
 }
-"""What pydantic says in words of Python, in words that fit a tool."""
+"""Texts for pydantic's problems with arguments, which speak of Python's functions."""
 
 
 class _ArgumentsSchema(GenerateJsonSchema):
-    """Says nothing about parts of a type, or defaults, that have no JSON."""
+    """Makes a schema without warnings about parts of a type, or defaults, that have no JSON form."""
 
     ignored_warning_kinds: set[JsonSchemaWarningKind] = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
 

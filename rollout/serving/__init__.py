@@ -1,1 +1,1 @@
-"""Engines that we ship, for machines and tests without a vLLM."""
+"""The engines that we ship, for machines and tests without vLLM, and the start of a vLLM server."""

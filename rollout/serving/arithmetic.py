@@ -1,7 +1,7 @@
-"""A script for the calculator environment: it reads the chain and the results so far, and makes the next call.
+"""A scripted policy for the calculator environment: it reads the chain and the results so far, and makes the next call.
 
 It errs at a known rate. The correct call has the logit log(18). Two mistakes have the logit 0: an operand that is off
-by one, and JSON that breaks off. So at temperature 1 nine calls in ten are right, and at 0 all are.
+by one, and JSON that is cut off. So nine of ten calls are correct at temperature 1, and all are at temperature 0.
 """
 
 import json
@@ -17,11 +17,12 @@ _RESULT = re.compile(r"<tool_response>\n(-?\d+)\n</tool_response>")
 
 
 class ArithmeticPolicy:
-    """Does one step a turn, and says the result when no step is left."""
+    """Does one step in each turn, and says the result when no step is left."""
 
     CORRECT_LOGIT = math.log(18)
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
+        """See `ScriptedPolicy.answer`."""
         start = _START.search(prompt)
         if start is None:
             return [AnswerSlot({"There is nothing to calculate.": 0.0})]
@@ -30,10 +31,8 @@ class ArithmeticPolicy:
         if len(results) >= len(steps):
             return [AnswerSlot({f"The result is {value}.": 0.0})]
         operation, operand = steps[len(results)]
-        correct_call, off_by_one_call = (
-            _tool_call(operation, value, int(operand)),
-            _tool_call(operation, value, int(operand) + 1),
-        )
+        correct_call = _tool_call(operation, value, int(operand))
+        off_by_one_call = _tool_call(operation, value, int(operand) + 1)
         truncated_call = correct_call[: correct_call.index(', "b"')] + "\n</tool_call>"
         return [AnswerSlot({correct_call: self.CORRECT_LOGIT, off_by_one_call: 0.0, truncated_call: 0.0})]
 

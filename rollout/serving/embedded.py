@@ -1,10 +1,10 @@
-"""The embedded engine: a request in, tokens and log-probs out, and no neural network inside.
+"""The embedded engine: it answers requests with tokens and log-probs, without a neural network.
 
     with EmbeddedServer(EmbeddedSettings()) as url:
         ...
 
-A scripted policy that looks at the pixels replaces the network. Everything around it is real: images are read and
-decoded, prompts are expanded, tokens are sampled at a temperature, limits are kept, versions are reported.
+A scripted policy that sees the pixels replaces the network. Everything else is real: the engine decodes images, expands
+prompts, samples tokens at a temperature, keeps limits, and reports versions.
 """
 
 import asyncio
@@ -39,12 +39,12 @@ class EmbeddedSettings:
     """One embedded engine.
 
     Attributes:
-        model_dir: holds the tokenizer and the image processor's configuration, of the Qwen-VL family.
-        model_name: the name that requests have to ask for.
+        model_dir: the directory of the tokenizer and the image processor's configuration, of the Qwen-VL family.
+        model_name: the name that requests must ask for.
         policy: the scripted policy, as `package.module:Class`.
         max_model_len: the longest prompt and answer together, in expanded tokens.
-        weight_version: what the engine says its weights are.
-        allowed_directories: where `file://` images may be read from.
+        weight_version: the version that the engine reports for its weights.
+        allowed_directories: the directories from which `file://` images may be read.
         image_memory: the most bytes of memory for decoding images.
         latency_ms: extra time to the first token of each answer, in milliseconds.
         token_latency_ms: time to each further token, in milliseconds.
@@ -62,7 +62,11 @@ class EmbeddedSettings:
 
 
 class ScriptedEngine:
-    """Answers requests by a scripted policy.
+    """Answers requests with a scripted policy.
+
+    Attributes:
+        settings: the settings of the engine.
+        model_card: what the engine says it serves.
 
     Raises:
         TokenizerError, AdapterError: the model directory lacks a file or a token.
@@ -77,9 +81,11 @@ class ScriptedEngine:
         self._encode = functools.lru_cache(maxsize=4096)(self._encode_text)
 
     def prepare(self, request: GenerateBody) -> Job:
+        """Read the request and draw its answer; see `Engine.prepare`."""
         if request.sampling_params.allowed_token_ids is not None:
             raise RequestRefused(
-                "sampling_params.allowed_token_ids: a script cannot honour them; leave them out or send null.",
+                "sampling_params.allowed_token_ids: a scripted policy does not support them; leave them out or send "
+                "null.",
                 param="sampling_params.allowed_token_ids",
             )
         banned_ids = _read_bans(request)
@@ -96,13 +102,13 @@ class ScriptedEngine:
         return ScriptedJob(parsed.prompt, parsed.stop_conditions, all_tokens, self.settings)
 
     def reload(self, directory: Path | None) -> None:
-        """A script has no weights, so the policy is created again."""
+        """Create the policy again, because it has no weights."""
         if directory is not None and not directory.is_dir():
             raise WeightsRefused(f"weights_path {directory} is not a directory.")
         self._policy = load_policy(self.settings.policy)
 
     def close(self) -> None:
-        """There is nothing to release."""
+        """Do nothing: a scripted policy holds no resources."""
 
     def _ask_policy(self, prompt: str, images: Sequence[np.ndarray]) -> Sequence[AnswerSlot]:
         try:
@@ -113,7 +119,7 @@ class ScriptedEngine:
             raise self._policy_failed_error(f"{type(error).__name__}: {error}", line) from error
 
     def _line_of_answer(self) -> str | None:
-        """Return where the policy's `answer` is defined, for a fault in what it returned."""
+        """Return the line where the policy's `answer` is defined, for an error in what it returned."""
         code = getattr(inspect.unwrap(self._policy.answer), "__code__", None)
         return None if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
@@ -126,12 +132,12 @@ class ScriptedEngine:
 
 
 def _read_bans(request: GenerateBody) -> frozenset[int]:
-    """The tokens that the request forbids. A script has no logits, so it honours no other bias."""
+    """Return the tokens that the request bans; other biases are refused, because a script has no logits of tokens."""
     biases = request.sampling_params.logit_bias or {}
     if any(bias > LEAST_LOGIT_BIAS for bias in biases.values()):
         raise RequestRefused(
-            f"sampling_params.logit_bias: a script can only ban tokens, with {LEAST_LOGIT_BIAS:g}; leave out other "
-            "biases.",
+            f"sampling_params.logit_bias: a scripted policy can only ban tokens, with {LEAST_LOGIT_BIAS:g}; leave out "
+            "other biases.",
             param="sampling_params.logit_bias",
         )
     return frozenset(biases)
@@ -139,12 +145,18 @@ def _read_bans(request: GenerateBody) -> frozenset[int]:
 
 @dataclass(frozen=True, slots=True)
 class ScriptedJob(Job):
-    """An answer that is already drawn; its tokens are added at the pace of a network."""
+    """An answer that is already drawn; it is sent with the latency of a network.
+
+    Attributes:
+        tokens: the tokens of the answer.
+        settings: the settings with the latency.
+    """
 
     tokens: Sequence[SampledToken]
     settings: EmbeddedSettings
 
     async def generate(self, answer: Answer, gate: PauseGate) -> None:
+        """See `Job.generate`."""
         next_token_at = time.monotonic() + self.settings.latency_ms / 1000
         for token in self.tokens:
             if (wait_seconds := next_token_at - time.monotonic()) > 0:

@@ -1,7 +1,7 @@
-"""vLLM's token-in, token-out endpoint over HTTP, for any engine of ours.
+"""vLLM's token-in, token-out endpoint over HTTP, for the engines that we ship.
 
-It is stricter than vLLM. A request that vLLM ignores in part, answers with garbage or crashes on is answered with 400
-here, and with a message that names the item. A request that passes here is understood by vLLM.
+It is stricter than vLLM. vLLM ignores parts of some requests, answers others with garbage, or crashes. This endpoint
+answers such a request with 400 and a message that names the item. vLLM understands every request that passes here.
 """
 
 import asyncio
@@ -32,12 +32,12 @@ _ID_PREFIX = "generate-tokens-"
 
 
 def create_app(engine: Engine, *, weight_version: str, api_key: str | None = None) -> Starlette:
-    """The ASGI application around an engine.
+    """Return the ASGI application of an engine.
 
     Args:
-        engine: what answers.
+        engine: the engine that answers.
         weight_version: the version of its first weights.
-        api_key: the key that every request must have, except those that ask whether it lives; None: no key.
+        api_key: the key that every request except `/health` must have; None: no key.
     """
     gate = PauseGate(weight_version)
     endpoints = _Endpoints(engine, gate)
@@ -70,7 +70,7 @@ class _Endpoints:
         self._engine = engine
         self._gate = gate
         self._abort_events: dict[str, asyncio.Event] = {}
-        # Decoding images takes milliseconds to seconds; meanwhile other requests must be accepted and aborted.
+        # Decoding images takes milliseconds to seconds. The event loop must accept and abort other requests meanwhile.
         self._threads = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="engine")
         self._started = int(time.time())
 
@@ -83,7 +83,7 @@ class _Endpoints:
         request_id = _ID_PREFIX + request.request_id
         if request.model not in (None, self._engine.model_card.name):
             raise RequestRefused(
-                f"The model `{request.model}` does not exist; this engine serves `{self._engine.model_card.name}`.",
+                f"The model `{request.model}` does not exist here; ask for `{self._engine.model_card.name}`.",
                 param="model",
                 status=404,
             )
@@ -134,7 +134,7 @@ class _Endpoints:
             del self._abort_events[request_id]
 
     async def _generate_answer(self, job: Job, aborted: asyncio.Event) -> Answer:
-        """Let the engine generate the answer; an abort ends it early, with the tokens so far."""
+        """Return the answer that the engine generates; an abort ends it early, with the tokens so far."""
         answer = Answer(job.stop_conditions)
 
         async def write() -> None:
@@ -156,7 +156,7 @@ class _Endpoints:
 
     def _reply_body(self, request_id: str, request: GenerateBody, job: Job, answer: Answer) -> dict[str, Any]:
         tokens = answer.tokens
-        # An answer without tokens gets the version at its end.
+        # An answer without tokens has no version of its own; it gets the current one.
         spans = list(answer.version_spans()) or [(self._gate.version, 0, 0)]
         prompt_length = len(job.prompt.token_ids)
         body: dict[str, Any] = {
@@ -193,7 +193,7 @@ class _Endpoints:
 
 
 def _logprobs_content(tokens: Sequence[SampledToken], top_count: int) -> list[dict[str, Any]]:
-    """Log-probs in vLLM's shape: the sampled token comes first, then the other top tokens, likeliest first."""
+    """Return log-probs in vLLM's form: the sampled token first, then the other top tokens, likeliest first."""
     content = []
     for token in tokens:
         sampled_entry = {"token_id": token.token_id, "logprob": token.logprob, "rank": token.rank}

@@ -1,4 +1,4 @@
-"""The engine behind the endpoint: its contract, and the answer that it generates token by token.
+"""The contract of an engine, and the answer that it generates token by token.
 
     class Parrot:
         model_card = ModelCard("parrot", Path("parrot"), max_model_len=64)
@@ -39,7 +39,7 @@ class ModelCard:
     """What an engine says it serves.
 
     Attributes:
-        name: the name that requests have to ask for.
+        name: the name that requests must ask for.
         directory: the model's directory, with its tokenizer and configuration.
         max_model_len: the longest prompt and answer together, in expanded tokens.
     """
@@ -56,7 +56,7 @@ class SampledToken:
     Attributes:
         token_id: the token.
         logprob: its log-prob.
-        rank: its rank at its position; 1 for a likeliest token.
+        rank: its rank at its position; 1 for the likeliest token.
         top_logprobs: the likeliest tokens at its position with their log-probs, likeliest first.
     """
 
@@ -88,7 +88,7 @@ class Answer:
     Attributes:
         stop_conditions: what ends it.
         tokens: the tokens so far.
-        weight_versions: for each token the version of the weights that sampled it.
+        weight_versions: for each token, the version of the weights that sampled it.
         finish_reason: why it ended; None: it has not ended.
         stop_reason: the stop token of the request that ended it, if one did.
     """
@@ -105,7 +105,7 @@ class Answer:
         return self.finish_reason is not None
 
     def add_token(self, token: SampledToken, version: str) -> None:
-        """Add a token. As in vLLM, the model's own end token ends the answer without a stop reason."""
+        """Add a token, and end the answer if it must. As in vLLM, the model's own end token gives no stop reason."""
         self.tokens.append(token)
         self.weight_versions.append(version)
         if token.token_id in self.stop_conditions.eos_token_ids:
@@ -116,7 +116,7 @@ class Answer:
             self.finish_reason = "length"
 
     def version_spans(self) -> Iterator[tuple[str, int, int]]:
-        """Which version sampled which tokens, as (version, start, end)."""
+        """Yield which version sampled which tokens, as (version, start, end)."""
         start = 0
         for version, tokens in groupby(self.weight_versions):
             end = start + len(list(tokens))
@@ -138,11 +138,11 @@ class Job(ABC):
 
     @abstractmethod
     async def generate(self, answer: Answer, gate: PauseGate) -> None:
-        """Add tokens until the answer is finished, each within a step of the gate. Cancelled when it is aborted."""
+        """Add tokens until the answer is finished, each within a step of the gate. An abort cancels it."""
 
 
 class Engine(Protocol):
-    """What an engine must offer. Every exception except RequestRefused is answered with 500."""
+    """What an engine must offer. The endpoint answers 500 for every exception except RequestRefused."""
 
     @property
     def model_card(self) -> ModelCard:
@@ -150,17 +150,17 @@ class Engine(Protocol):
         ...
 
     def prepare(self, request: GenerateBody) -> Job:
-        """Read and check a request. Independent of the weights; called by several threads.
+        """Read and check a request, without the weights. Several threads call it.
 
         Raises:
-            RequestRefused: the request asks for what this engine does not have, or would be answered with garbage.
+            RequestRefused: the engine cannot do what the request asks for, or would answer with garbage.
         """
         ...
 
     def reload(self, directory: Path | None) -> None:
-        """Load the weights in a directory, or again those of the model's own directory (None): all of them, or none.
+        """Load all weights of a directory; None: of the model's own directory. After an error, nothing has changed.
 
-        Called in a thread while the gate is closed and no step runs.
+        It is called in a thread while the gate is closed and no step runs.
 
         Raises:
             WeightsRefused: there are no weights, or they belong to another model.
@@ -173,7 +173,7 @@ class Engine(Protocol):
 
 
 class WeightsRefused(RequestRefused):
-    """Weights that cannot be loaded; the engine keeps those that it has."""
+    """The weights cannot be loaded; the engine keeps its present weights."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=500)

@@ -1,7 +1,7 @@
-"""The gate between requests and weights: while it is closed nothing is computed, and weights may change.
+"""The gate between requests and weights: while it is closed, nothing is computed, and weights may change.
 
-A request is *in flight* from its admission to its last token. A step computes tokens, of one request or of a batch,
-with one version of the weights. `pause` returns when no step of the old weights can follow.
+A request is *in flight* from its admission to its last token. A step computes tokens of one request, or of a batch,
+with one version of the weights. After `pause` returns, no step with the old weights begins.
 
     wait    requests in flight finish, new ones wait for `resume`
     abort   requests in flight end with the tokens they have, new ones wait
@@ -20,7 +20,7 @@ PAUSE_MODES: tuple[PauseMode, ...] = get_args(PauseMode)
 
 
 class PauseGate:
-    """Opened and closed from one event loop."""
+    """Admits requests and steps, and holds them back during a pause. For one event loop."""
 
     def __init__(self, version: str) -> None:
         self._version = version
@@ -32,7 +32,7 @@ class PauseGate:
 
     @property
     def version(self) -> str:
-        """The version of the weights. Constant during a step."""
+        """The version of the weights; it does not change during a step."""
         return self._version
 
     @property
@@ -42,7 +42,7 @@ class PauseGate:
 
     @asynccontextmanager
     async def admit(self, aborted: asyncio.Event) -> AsyncIterator[None]:
-        """Wait until requests may begin; the request is then in flight. A pause that aborts sets the event."""
+        """Wait until requests may begin; the request is then in flight, and a pause with `abort` sets the event."""
         async with self._state_changed:
             await self._state_changed.wait_for(lambda: not self.paused)
             self._in_flight_aborts.add(aborted)
@@ -54,7 +54,7 @@ class PauseGate:
 
     @asynccontextmanager
     async def step(self) -> AsyncIterator[None]:
-        """Wait until tokens may be computed; weights do not change before the end of the step."""
+        """Wait until tokens may be computed; weights do not change inside this context."""
         if self._steps_blocked():
             async with self._state_changed:
                 await self._state_changed.wait_for(lambda: not self._steps_blocked())
@@ -70,7 +70,7 @@ class PauseGate:
         """Close the gate and wait until no step runs and, except for `keep`, no request is in flight.
 
         Raises:
-            RequestRefused: another call paused or resumed meanwhile, so that the engine may not be paused.
+            RequestRefused: another call paused or resumed meanwhile, so the engine may not be paused.
         """
         self._pause_mode = mode
         if mode == "abort":
@@ -81,8 +81,8 @@ class PauseGate:
             await self._state_changed.wait_for(lambda: self._pause_mode != mode or self._is_idle())
         if self._pause_mode != mode:
             raise RequestRefused(
-                f"The pause in the mode {mode} was overtaken by another pause or by a resume; "
-                "let one trainer alone push weights to this engine.",
+                f"Another pause or a resume replaced the pause in mode {mode}; let only one trainer push weights to "
+                "this engine.",
                 status=409,
             )
 
@@ -93,10 +93,10 @@ class PauseGate:
 
     @asynccontextmanager
     async def changing_weights(self) -> AsyncIterator[None]:
-        """Weights may change inside this context; no step begins before its end, even after `resume`.
+        """Let weights change inside this context; no step begins before its end, even after `resume`.
 
         Raises:
-            RequestRefused: the engine is not paused, or weights are being changed already.
+            RequestRefused: the engine is not paused, or another change of weights is not done.
         """
         self._require_idle()
         self._weights_changing = True
@@ -114,9 +114,8 @@ class PauseGate:
     def _require_idle(self) -> None:
         if self._weights_changing or not self.paused or not self._is_idle():
             raise RequestRefused(
-                "Weights and their version change only while the engine is paused: POST /pause and wait for its "
-                "answer, reload, name the version, POST /resume. "
-                "Otherwise tokens would be labelled with weights that did not give them."
+                "The engine is not paused, so its weights and their version cannot change: POST /pause and wait for "
+                "its answer, reload, set the version, POST /resume. Otherwise tokens would get a wrong version."
             )
 
     def _steps_blocked(self) -> bool:

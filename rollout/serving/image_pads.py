@@ -1,7 +1,6 @@
-"""From one pad token per image to as many as the image has merged patches.
+"""Replaces the one pad token of each image by as many as the image has merged patches.
 
-This is the engine's own arithmetic. It shares no code with the side that builds requests, so that their agreement is a
-real check.
+The engine computes this itself. It shares no code with the client, so a test of both together is a real check.
 """
 
 from collections.abc import Sequence
@@ -25,14 +24,12 @@ class ExpandedPrompt:
 
 
 def find_image_pads(token_ids: list[int], pad_id: int, image_count: int) -> list[int]:
-    """The offsets of the pad tokens, which must be one per image.
+    """Return the offsets of the pad tokens, one for each image.
 
     Raises:
         RequestRefused: the ids are expanded already, or pads and images do not match.
     """
-    offsets: list[int] = []
-    for _ in range(token_ids.count(pad_id)):
-        offsets.append(token_ids.index(pad_id, offsets[-1] + 1 if offsets else 0))
+    offsets = [offset for offset, token_id in enumerate(token_ids) if token_id == pad_id]
     for left, right in pairwise(offsets):
         if right == left + 1:
             raise RequestRefused(

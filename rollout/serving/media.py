@@ -1,4 +1,4 @@
-"""Images of a request. They are read, verified and decoded every time, because an engine must not trust a name."""
+"""Reads the images of a request. Each is read, verified and decoded every time, because a name proves nothing."""
 
 import binascii
 import hashlib
@@ -17,14 +17,14 @@ from rollout.serving.protocol import ContentPart, RequestRefused
 
 
 class MediaReader:
-    """Reads `data:` URIs, and `file://` inside the allowed directories."""
+    """Reads images from `data:` URIs, and from `file://` URLs inside the allowed directories."""
 
     def __init__(self, allowed_directories: Iterable[Path], memory: DecodingMemory) -> None:
         self._memory = memory
         self._allowed_directories = tuple(directory.resolve() for directory in allowed_directories)
 
     def read(self, index: int, part: ContentPart) -> Image.Image:
-        """The pixels of `content_parts[index]`.
+        """Return the pixels of `content_parts[index]`.
 
         Raises:
             RequestRefused: it cannot be read or decoded, may not be read, or is not the image that its uuid names.
@@ -34,8 +34,8 @@ class MediaReader:
         mm_hash = hashlib.sha256(data).hexdigest()[:32]
         if part.uuid != mm_hash:
             raise RequestRefused(
-                f"{param}.uuid is {part.uuid}, but the sha256 of the image's bytes begins with {mm_hash}; "
-                "a reference must name the bytes that it points to.",
+                f"{param}.uuid is {part.uuid}, but the sha256 of the image's bytes begins with {mm_hash}; send that as "
+                "its uuid, or the right image.",
                 param=f"{param}.uuid",
             )
         try:
@@ -57,12 +57,12 @@ class MediaReader:
     def _read_file(self, param: str, url: str) -> bytes:
         url_parts = urlsplit(url)
         if url_parts.netloc not in ("", "localhost"):
-            raise RequestRefused(f"{param} names the host {url_parts.netloc!r}; file:///… has none.", param=param)
+            raise RequestRefused(f"{param} has the host {url_parts.netloc!r}; write file:///….", param=param)
         try:
             path = Path(unquote(url_parts.path)).resolve()
         except (OSError, RuntimeError, ValueError):
             raise _outside_allowed_error(param) from None
-        # This check comes first, so that no client can find out which files exist elsewhere.
+        # This check comes first, so that a client cannot find out which files exist elsewhere.
         if not any(path.is_relative_to(directory) for directory in self._allowed_directories):
             raise _outside_allowed_error(param)
         if not path.is_file():
@@ -74,7 +74,7 @@ class MediaReader:
 
 
 def _outside_allowed_error(param: str) -> RequestRefused:
-    return RequestRefused(f"{param} lies outside the directories that this engine may read images from.", param=param)
+    return RequestRefused(f"{param} is outside the directories from which this engine may read images.", param=param)
 
 
 def _decode_data_uri(param: str, url: str) -> bytes:
@@ -83,7 +83,7 @@ def _decode_data_uri(param: str, url: str) -> bytes:
         raise RequestRefused(f"{param} begins with {url[:40]!r}; expected data:image/…;base64,…", param=param)
     encoded = url[payload:]
     try:
-        # Python's strict mode lets padding follow a group that is complete without any.
+        # Python's strict mode accepts padding after a group that needs none.
         if len(encoded) % 4 or encoded.endswith("==="):
             raise ValueError("wrong padding")
         return binascii.a2b_base64(encoded, strict_mode=True)

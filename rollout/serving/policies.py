@@ -1,13 +1,13 @@
-"""Scripted policies: what the embedded engine has instead of a neural network.
+"""Scripted policies, which the embedded engine asks instead of a neural network.
 
 A policy sees the decoded prompt and the pixels of the images of one request, and nothing else: no file names, no ids,
-no seeds, no earlier requests. It answers with slots, one after another; the engine draws one candidate for each slot.
+no seeds, no earlier requests. It answers with a list of slots; the engine draws one candidate for each slot.
 
     class Coin:
         def answer(self, prompt, images):
             return [AnswerSlot({"heads": 0.0, "tails": 0.0})]
 
-It is named as `package.module:Class`. The module may be beside the YAML, on PYTHONPATH, or installed.
+Its name is `package.module:Class`. The module may be beside the YAML, on PYTHONPATH, or installed.
 """
 
 import importlib
@@ -31,9 +31,9 @@ Pixels = npt.NDArray[np.uint8]
 class AnswerSlot:
     """One slot of an answer: its candidates, each with a logit.
 
-    At temperature T > 0 a candidate is drawn with probability exp(logit / T) / sum of exp(logits / T); at T = 0 the
-    first candidate with the greatest logit is taken. A fixed text is a slot with one candidate. No candidate may be
-    the beginning of another, in tokens.
+    At temperature T > 0, the engine draws a candidate with probability exp(logit / T) / sum of exp(logits / T). At
+    T = 0 it takes the first candidate with the greatest logit. A fixed text is a slot with one candidate. The tokens of
+    a candidate must not be the beginning of another's.
 
     Attributes:
         logits: the logit of each candidate, by its text.
@@ -47,25 +47,26 @@ class ScriptedPolicy(Protocol):
     """What a policy must offer. Its class is called once, without arguments; several threads may use the object."""
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
-        """The slots of the answer to this prompt, which has one `<|image_pad|>` for each image."""
+        """Return the slots of the answer to this prompt, which has one `<|image_pad|>` for each image."""
         ...
 
 
 class PolicyNotFound(ConfigurationError):
-    """The name of a scripted policy does not lead to a class that can answer."""
+    """There is no scripted policy of this name, or it cannot be created."""
 
 
 class ColorPolicy:
-    """Names colours: those of the images in the last user turn, or of all images where that turn has none.
+    """Names the colours of the images in the last user turn, or of all images if that turn has none.
 
-    It errs at a known rate. Of K colours the right one has the logit log(9 (K - 1)) and each other one 0. An answer at
-    temperature T is then right with probability 1 / (1 + (K - 1) (9 (K - 1)) ** (-1 / T)): at T = 1 nine times in
-    ten. For an image without any saturated pixel the colour is a guess.
+    It errs at a known rate. With K colours, the correct one has the logit log(9 (K - 1)) and each other one 0. An
+    answer at temperature T is then correct with probability 1 / (1 + (K - 1) (9 (K - 1)) ** (-1 / T)): at T = 1 nine
+    times in ten. For an image without a saturated pixel, the colour is a guess.
     """
 
     CORRECT_LOGIT = math.log(9 * (len(PALETTE) - 1))
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
+        """See `ScriptedPolicy.answer`."""
         last_turn = prompt.rpartition("<|im_start|>user\n")[2]
         question_images = images[len(images) - last_turn.count("<|image_pad|>") :] or images
         if not question_images:
@@ -78,7 +79,7 @@ class ColorPolicy:
 
 
 def nearest_color(pixels: Pixels) -> str | None:
-    """The palette's colour that comes closest to the mean of the saturated pixels; None where all is grey."""
+    """Return the palette's colour that is closest to the mean of the saturated pixels; None if all pixels are grey."""
     stride = max(1, min(pixels.shape[:2]) // 48)
     # One row per channel: numpy is slow to reduce over an axis of three.
     channels = np.array(pixels[::stride, ::stride].reshape(-1, 3).T, dtype=np.int16, order="C")
@@ -90,14 +91,14 @@ def nearest_color(pixels: Pixels) -> str | None:
 
 
 def load_policy(name: str) -> ScriptedPolicy:
-    """Make the policy that is called `package.module:Class`.
+    """Create the policy with the name `package.module:Class`.
 
     Raises:
-        PolicyNotFound: the module or the class does not exist, cannot be made, or has no `answer`.
+        PolicyNotFound: the module or the class does not exist, cannot be created, or has no `answer`.
     """
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise PolicyNotFound(f"The policy {name!r} is not of the form package.module:Class.")
+        raise PolicyNotFound(f"The policy {name!r} has no colon; write package.module:Class.")
     try:
         policy = getattr(importlib.import_module(module), attribute)()
     except Exception as error:
@@ -105,7 +106,7 @@ def load_policy(name: str) -> ScriptedPolicy:
         if (conflict := describe_conflict(error)) is not None:
             reason += f": {conflict}"
         raise PolicyNotFound(
-            f"The policy {name!r} cannot be made: {reason}. Expected package.module:Class, where Class() needs no "
+            f"The policy {name!r} cannot be created: {reason}. Expected package.module:Class, where Class() needs no "
             "arguments, and the module is beside the YAML, on PYTHONPATH, or installed."
         ) from error
     if not isinstance(policy, ScriptedPolicy):

@@ -1,7 +1,7 @@
-"""The body of `POST /inference/v1/generate`, read more strictly than vLLM reads it.
+"""The body of `POST /inference/v1/generate`; it is checked more strictly than in vLLM.
 
-vLLM ignores unknown keys and answers some malformed requests with garbage. Tests against this engine should find such
-mistakes, so unknown keys are refused here, and so is every value that the engine cannot honour, by its name.
+vLLM ignores unknown keys, and answers some malformed requests with garbage. Tests with our engines should find such
+mistakes. So unknown keys are refused here, and so are values that the engines do not support.
 """
 
 import uuid
@@ -15,11 +15,17 @@ from pydantic_core import PydanticCustomError
 TokenId = Annotated[int, Field(ge=0)]
 
 LEAST_LOGIT_BIAS = -100.0
-"""As in vLLM, a bias lies between this and its opposite, and the least one bans a token."""
+"""The least logit bias, which bans a token. As in vLLM, the greatest is its opposite."""
 
 
 class RequestRefused(Exception):
-    """A request that is answered with an error instead of tokens; `param` names the item that is wrong."""
+    """A request that gets an error instead of tokens.
+
+    Attributes:
+        message: what is wrong, and what to send instead.
+        param: the name of the item that is wrong; None: the whole request.
+        status: the HTTP status of the answer.
+    """
 
     def __init__(self, message: str, *, param: str | None = None, status: int = 400) -> None:
         super().__init__(message)
@@ -28,7 +34,7 @@ class RequestRefused(Exception):
         self.status = status
 
 
-# What vLLM knows and no engine of ours can do: the neutral values that are allowed, and for some what to do instead.
+# Our engines do not support these keys of vLLM. Only the values that change nothing are allowed.
 _NEUTRAL_SAMPLING_VALUES: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "top_p": (1,),
@@ -60,13 +66,13 @@ _NEUTRAL_BODY_VALUES: Mapping[str, tuple[Any, ...]] = {
     "ec_transfer_params": (None,),
 }
 _ALTERNATIVES = {
-    "features": "it needs a vLLM with the plugin that resolves references; send content_parts and unexpanded ids",
-    "stream": "the whole answer comes at once",
+    "features": "only vLLM with the plugin for references can; send content_parts and unexpanded ids",
+    "stream": "it sends the whole answer at once; leave it out",
 }
 
 
 class StrictModel(BaseModel):
-    """A body, or a part of one, without unknown keys or values that are only nearly of their type."""
+    """A body, or a part of one; unknown keys are refused, and values are not converted to their types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -75,14 +81,24 @@ _ModelT = TypeVar("_ModelT", bound=StrictModel)
 
 
 def _read_token_keys(value: Any) -> Any:
-    """JSON has texts as keys."""
+    """Return the mapping with token ids as keys, which are strings in JSON."""
     if not isinstance(value, dict):
         return value
     return {int(key) if isinstance(key, str) and key.isdecimal() else key: item for key, item in value.items()}
 
 
 class SamplingParams(StrictModel):
-    """How to sample. `temperature` and `logprobs` are required: a trainer has to know both sides of every sample."""
+    """How to sample.
+
+    Attributes:
+        temperature: the temperature; required, because the trainer must know it. 0 takes the likeliest token.
+        logprobs: how many top log-probs to send for each token; required, because the trainer needs log-probs.
+        max_tokens: the most tokens of the answer; None: as many as the context allows.
+        seed: makes the answer a function of the request; None: the answer is random.
+        stop_token_ids: tokens that end the answer, besides the model's own end token.
+        allowed_token_ids: the only tokens that may be sampled; None: all.
+        logit_bias: what to add to the logits of tokens, by id.
+    """
 
     temperature: float = Field(ge=0, allow_inf_nan=False)
     logprobs: int = Field(ge=0, le=20)
@@ -99,7 +115,13 @@ class SamplingParams(StrictModel):
 
 
 class ContentPart(StrictModel):
-    """One image, by reference; `uuid` is the first half of the sha256 of its encoded bytes."""
+    """One image, by reference.
+
+    Attributes:
+        type: the kind of the part; only images are known.
+        url: a `data:` URI, or a `file://` URL in an allowed directory.
+        uuid: the first half of the sha256 of the encoded bytes.
+    """
 
     type: Literal["image_url"]
     url: str
@@ -107,7 +129,17 @@ class ContentPart(StrictModel):
 
 
 class GenerateBody(StrictModel):
-    """A whole request, with one pad token per image in `token_ids`."""
+    """A whole request.
+
+    Attributes:
+        token_ids: the logical ids of the prompt, with one pad token per image.
+        sampling_params: how to sample.
+        content_parts: the images, in the order of the prompt.
+        request_id: the id by which the request can be aborted.
+        model: the name of the model; None: any.
+        return_token_ids: whether the answer also has the expanded prompt.
+        cache_salt: what vLLM adds to the keys of its prefix cache; our engines ignore it.
+    """
 
     token_ids: list[TokenId] = Field(min_length=1)
     sampling_params: SamplingParams
@@ -124,10 +156,10 @@ class GenerateBody(StrictModel):
 
 
 def parse_body(model: type[_ModelT], body: bytes) -> _ModelT:
-    """Read a body.
+    """Return a body as an object of the class `model`.
 
     Raises:
-        RequestRefused: it is not JSON, a key is missing, unknown or of the wrong type, or it cannot be honoured.
+        RequestRefused: it is not JSON, or a key is missing, unknown, of the wrong type, or not supported.
     """
     try:
         return model.model_validate(orjson.loads(body))
@@ -144,19 +176,18 @@ def _remove_neutral_values(data: Any, neutral_values: Mapping[str, tuple[Any, ..
         if key in data and data[key] not in allowed_values:
             alternative = _ALTERNATIVES.get(key, f"leave it out or send {orjson.dumps(allowed_values[0]).decode()}")
             raise PydanticCustomError(
-                "cannot_honour", "this engine cannot honour {key}: {instead}", {"key": key, "instead": alternative}
+                "unsupported", "this engine does not support {key}: {instead}", {"key": key, "instead": alternative}
             )
     return {key: value for key, value in data.items() if key not in neutral_values}
 
 
 def _to_request_refused(error: ValidationError) -> RequestRefused:
-    """The refusal for the first fault of a body, with the name of its item."""
+    """Return the refusal for the first problem of a body, with the name of its item."""
     first_error, *other_errors = error.errors(include_url=False, include_input=False)
-    param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first_error["loc"]).removeprefix(
-        "."
-    )
     reason = "unknown key" if first_error["type"] == "extra_forbidden" else first_error["msg"]
-    suffix = f" ({len(other_errors)} more faults)" if other_errors else ""
-    if first_error["type"] == "cannot_honour":
-        param = f"{param}.{first_error['ctx']['key']}".removeprefix(".")
+    suffix = f" ({len(other_errors)} more problems)" if other_errors else ""
+    location = first_error["loc"]
+    if first_error["type"] == "unsupported":
+        location += (first_error["ctx"]["key"],)
+    param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).removeprefix(".")
     return RequestRefused(f"{param or 'body'}: {reason}.{suffix}", param=param or None)

@@ -1,4 +1,4 @@
-"""What an engine of ours takes from a client at most: bytes of a body, and seconds for a head and for a body."""
+"""Limits on the requests to our engines: the bytes of a body, and the seconds for a head and for a body."""
 
 import asyncio
 from typing import Any, Final
@@ -9,7 +9,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from rollout.serving.protocol import RequestRefused
 
 MAX_BODY_BYTES: Final = 128 << 20
-"""About a hundred large pictures that are sent inline."""
+"""Enough for about a hundred large images that are sent inline."""
 BODY_TIMEOUT: Final = 60.0
 HEAD_TIMEOUT: Final = 30.0
 
@@ -17,8 +17,7 @@ HEAD_TIMEOUT: Final = 30.0
 class LimitBody:
     """An ASGI application that refuses bodies that are too large or too slow.
 
-    The rest of a body that is too large is read and forgotten, so that the client gets the answer that says so, and
-    not a broken connection.
+    It reads the rest of a body that is too large, so that the client gets the error and not a broken connection.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES, timeout: float = BODY_TIMEOUT) -> None:
@@ -27,6 +26,7 @@ class LimitBody:
         self._timeout = timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the application with a `receive` that checks the limits."""
         await self._app(scope, self._limit(receive) if scope["type"] == "http" else receive, send)
 
     def _limit(self, receive: Receive) -> Receive:
@@ -40,9 +40,7 @@ class LimitBody:
                     async with asyncio.timeout_at(deadline):
                         message = await receive()
                 except TimeoutError:
-                    raise RequestRefused(
-                        f"The body did not come whole within {self._timeout:g} s.", status=408
-                    ) from None
+                    raise RequestRefused(f"The body was not complete within {self._timeout:g} s.", status=408) from None
                 if message["type"] != "http.request":
                     return message
                 n_bytes += len(message.get("body", b""))
@@ -61,15 +59,17 @@ class LimitBody:
 
 
 class HeadDeadlineProtocol(H11Protocol):
-    """uvicorn's protocol, which by itself waits for ever for the rest of a request's first lines."""
+    """uvicorn's protocol with a deadline for the head of a request; uvicorn alone would wait for ever."""
 
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the timer of the first head."""
         super().connection_made(transport)  # type: ignore[arg-type]
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
+        """Start the timer at the first bytes of a head, and stop it when the head is complete."""
         if self._is_between_requests():
             self._start_timer()
         super().data_received(data)
@@ -77,6 +77,7 @@ class HeadDeadlineProtocol(H11Protocol):
             self._stop_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the timer."""
         self._stop_timer()
         super().connection_lost(exc)
 

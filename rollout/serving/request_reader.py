@@ -1,6 +1,6 @@
-"""From a request to the input of a network: it is checked, images are read and decoded, the prompt is expanded.
+"""Reads a request: checks it, decodes its images, and expands its prompt.
 
-Both engines read their requests here, so that both refuse the same requests with the same words.
+Both engines use this reader, so both refuse the same requests with the same errors.
 """
 
 from collections.abc import Iterable
@@ -35,7 +35,11 @@ class ParsedRequest:
 
 
 class RequestReader:
-    """Reads requests for one model of the Qwen-VL family. `read` may be called by several threads.
+    """Reads requests for one model of the Qwen-VL family. Several threads may call `read`.
+
+    Attributes:
+        tokenizer: the tokenizer of the model.
+        eos_token_id: the token that ends an answer.
 
     Raises:
         TokenizerError, AdapterError: the model's directory lacks a file or a token.
@@ -55,18 +59,18 @@ class RequestReader:
         }
         if self.tokenizer.eos_token_id is None:
             raise TokenizerError(
-                f"{model_card.directory} does not say which token ends an answer: "
-                "looked for eos_token in tokenizer_config.json."
+                f"{model_card.directory} does not say which token ends an answer: set eos_token in "
+                "tokenizer_config.json."
             )
         self.eos_token_id = self.tokenizer.eos_token_id
         self._geometry = geometry_for("qwen_vl", load_processor_config(model_card.directory))
         self._media = MediaReader(allowed_directories, shared_decoding_memory(image_memory))
 
     def read(self, request: GenerateBody) -> ParsedRequest:
-        """Read a request.
+        """Return the parts of a request that a job needs.
 
         Raises:
-            RequestRefused: it would be answered with garbage, or cannot be answered at all.
+            RequestRefused: the request is not valid, or the engine cannot answer it.
         """
         parts = request.content_parts or ()
         self._check_vocabulary(request.token_ids)
@@ -79,8 +83,8 @@ class RequestReader:
         available_tokens = self._model_card.max_model_len - len(prompt.token_ids)
         if available_tokens < 1:
             raise RequestRefused(
-                f"This model's maximum context length is {self._model_card.max_model_len} tokens, "
-                f"but the prompt takes {len(prompt.token_ids)}, images included; leave room for an answer.",
+                f"This model's maximum context length is {self._model_card.max_model_len} tokens, but the prompt has "
+                f"{len(prompt.token_ids)}, with its images expanded; leave room for an answer.",
                 param="token_ids",
             )
         sampling = request.sampling_params

@@ -1,4 +1,4 @@
-"""Answers over HTTP: JSON, and errors in the shape of vLLM's."""
+"""Answers over HTTP: JSON, and errors in the form of vLLM's."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,14 +25,14 @@ _ERROR_TYPES = {
 
 
 def json_response(value: Any, status: int = 200) -> Response:
-    """A value as JSON."""
+    """Return an answer with a value as JSON."""
     return Response(orjson.dumps(value), status, media_type="application/json")
 
 
 def _error_response(message: str, status: int, param: str | None) -> Response:
     error = {"message": message, "type": _ERROR_TYPES.get(status, "HTTPError"), "param": param, "code": status}
     response = json_response({"error": error}, status)
-    if status == 408:  # the rest of the body is still to come, so the connection cannot be used again
+    if status == 408:  # the rest of the body was not read, so the connection cannot be used again
         response.headers["connection"] = "close"
     return response
 
@@ -57,4 +57,4 @@ EXCEPTION_HANDLERS: Mapping[Any, ExceptionHandler] = {
     HTTPException: _handle_http_exception,
     Exception: _handle_unexpected_error,
 }
-"""Every exception becomes an error answer with a message; the log has the traceback of what nobody expected."""
+"""Every exception becomes an answer with an error; the log has the traceback of unexpected ones."""

@@ -1,9 +1,9 @@
-"""Draws an answer from a policy's slots, with the log-probs of exactly the distribution that it was drawn from.
+"""Draws an answer from a policy's slots, with log-probs of exactly the distribution from which it was drawn.
 
-A slot's candidates are whole strings of one or more tokens. One candidate is drawn from the softmax of logit / T, and
-then written token by token. Given the tokens before it in the slot, the probability of a token is the share of the
-candidates that go on with it among those that are still possible. The product over a candidate's tokens is exactly the
-candidate's probability. All sums are over logarithms, so that no temperature makes a log-prob infinite.
+A slot's candidates are strings of one or more tokens. One candidate is drawn from the softmax of logit / T, and then
+written token by token. The candidates that begin with the tokens so far are still possible. The probability of the next
+token is its share of their probability. So the product over a candidate's tokens is the candidate's probability. All
+sums are over logarithms, so that no temperature makes a log-prob infinite.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ from rollout.serving.protocol import GenerateBody
 
 # As in vLLM, below this the sampler is greedy.
 MIN_SAMPLING_TEMPERATURE = 1e-5
-# Divided by the smallest temperature it is still far from infinite.
+# Divided by the smallest temperature, it is still far from infinite.
 _MAX_ABS_LOGIT = 1e9
 
 TokenIds = tuple[int, ...]
 
 
 class PolicyFault(Exception):
-    """A scripted policy returned something that cannot be drawn from."""
+    """A scripted policy returned slots from which no answer can be drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +43,22 @@ def sample_slots(
     encode: Callable[[str], TokenIds],
     banned_ids: Set[int] = frozenset(),
 ) -> list[SampledToken]:
-    """Draw one candidate for each slot and return the tokens of all of them; none with a banned token is drawn.
+    """Draw one candidate without a banned token for each slot, and return the tokens of all of them.
 
     Raises:
-        PolicyFault: a slot has no candidate, a logit is out of bounds, or one candidate begins another.
+        PolicyFault: a slot has no candidate, a logit is out of bounds, or a candidate is the beginning of another.
     """
     allowed_slots = [_without_banned(slot, banned_ids, encode) for slot in slots]
     return [token for slot in allowed_slots for token in _sample_slot(slot, temperature, rng, encode)]
 
 
 def certain_token(token_id: int) -> SampledToken:
-    """A token that was the only possible one."""
+    """Return a sampled token that was the only possible one."""
     return SampledToken(token_id, 0.0, 1, ((token_id, 0.0),))
 
 
 def rng_for_request(request: GenerateBody) -> random.Random:
-    """The randomness of one answer; a seed makes it a function of the request, and of nothing else.
+    """Return the random numbers of one answer; with a seed, they depend only on the request.
 
     The prompt is part of the seed. With the request's seed alone, all turns of a rollout would err together.
     """
@@ -94,10 +94,10 @@ def _sample_slot(
             tokens.append(certain_token(token_id))
             continue
         candidates_by_token: dict[int, list[_Candidate]] = {}
-        for one in remaining_candidates:
-            candidates_by_token.setdefault(one.token_ids[depth], []).append(one)
+        for candidate in remaining_candidates:
+            candidates_by_token.setdefault(candidate.token_ids[depth], []).append(candidate)
         total = _log_sum_exp(remaining_candidates)
-        # `+ 0.0` turns the -0.0 of a single group into 0.0
+        # `+ 0.0` turns the -0.0 of a single group into 0.0.
         logprobs = {token: min(0.0, _log_sum_exp(group) - total) + 0.0 for token, group in candidates_by_token.items()}
         top_logprobs = tuple(sorted(logprobs.items(), key=lambda item: -item[1]))
         token_logprob = logprobs[token_id]
@@ -125,10 +125,10 @@ def _log_sum_exp(candidates: Sequence[_Candidate]) -> float:
 
 
 def _require_prefix_free(candidates: dict[str, TokenIds]) -> None:
-    """Refuse a candidate that begins another one: the tokens would not show which of the two was drawn."""
+    """Refuse a candidate that is the beginning of another: the tokens would not show which of the two was drawn."""
     ordered = sorted(candidates.items(), key=lambda item: item[1])
     if not ordered[0][1]:
         raise PolicyFault("a candidate is the empty text")
     for (shorter_text, shorter_ids), (longer_text, longer_ids) in pairwise(ordered):
         if longer_ids[: len(shorter_ids)] == shorter_ids:
-            raise PolicyFault(f"the candidate {shorter_text!r} begins the candidate {longer_text!r}, in tokens")
+            raise PolicyFault(f"the candidate {longer_text!r} begins with the tokens of the candidate {shorter_text!r}")

@@ -1,9 +1,9 @@
-"""Runs an engine of ours: in a thread beside other work, or alone until a signal ends it.
+"""Runs one of our engines: in a thread beside other work, or alone until a signal.
 
     with EngineServer(engine, weight_version="0") as url:
         ...
 
-It listens on loopback only, because it reads files for every client, and it never prints.
+It listens on loopback only, because it reads files for every client. It never prints.
 """
 
 import signal
@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 import uvicorn
 
@@ -30,9 +29,9 @@ class ServerFailed(RolloutError):
 
 
 class EngineServer:
-    """An engine in a thread of its own, with an event loop of its own. Start it once.
+    """Serves an engine in a thread with its own event loop. Start it once.
 
-    With an `api_key`, every request must have it, except those that ask whether it lives.
+    With an `api_key`, every request except `/health` must have it.
     """
 
     def __init__(self, engine: Engine, *, weight_version: str, port: int = 0, api_key: str | None = None) -> None:
@@ -40,7 +39,7 @@ class EngineServer:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 create_app(engine, weight_version=weight_version, api_key=api_key),
-                http=HeadDeadlineProtocol,  # its h11 also bounds the bytes of a head
+                http=HeadDeadlineProtocol,  # h11 also limits the bytes of a head
                 ws="none",
                 log_config=None,
                 log_level="critical",
@@ -57,7 +56,7 @@ class EngineServer:
         Raises:
             ServerFailed: the port is taken, or the server was not up before the deadline.
         """
-        # asyncio switches Nagle's algorithm off only where the protocol is named; left on, an answer takes 40 ms more.
+        # asyncio turns Nagle's algorithm off only if the socket names its protocol. Otherwise answers take 40 ms more.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -75,17 +74,17 @@ class EngineServer:
         while not self._server.started:
             if not self.running or time.monotonic() > deadline:
                 self.stop()
-                raise ServerFailed(f"The engine did not come up at {url} within {_START_TIMEOUT_SECONDS:g} s.")
+                raise ServerFailed(f"The engine did not start at {url} within {_START_TIMEOUT_SECONDS:g} s.")
             time.sleep(0.002)
         return url
 
     @property
     def running(self) -> bool:
-        """Whether it still answers."""
+        """Whether the server still runs."""
         return self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> None:
-        """End it: requests in flight get a second, then their connections are closed."""
+        """Stop the server: requests in flight get a second, then their connections are closed."""
         self._server.should_exit = True
         if self._thread is not None:
             self._thread.join(_STOP_TIMEOUT_SECONDS)
@@ -93,17 +92,15 @@ class EngineServer:
     def __enter__(self) -> str:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
 def serve_until_signal(server: EngineServer, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; `on_ready` is called with the URL once requests are answered. For the main thread.
+    """Serve until SIGINT or SIGTERM; call `on_ready` with the URL once requests are answered. For the main thread.
 
     Raises:
-        ServerFailed: it did not start, or ended by itself.
+        ServerFailed: the server did not start, or ended by itself.
     """
     stop_requested = threading.Event()
     previous_handlers = {

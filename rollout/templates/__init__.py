@@ -1,4 +1,4 @@
-"""What `rollout init` writes: a directory for each template, whose files run here as they do where they are written.
+"""The templates of `rollout init`, a package for each. Tests run their files here as they are.
 
-In what is written, the name of the new environment replaces the name of the template's package.
+`rollout init` replaces the name of the package by the name of the new environment.
 """

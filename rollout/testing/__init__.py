@@ -1,12 +1,11 @@
-"""Play a rollout in a test with answers that the test writes, and look at all that came of it.
+"""Play a rollout in a test with answers from the test, and check its messages, its score and its trajectory.
 
     played = await play(GuessNumber, answers=["50", "25", "37"])
     assert played.turns[1].new_messages[-1]["content"] == "Lower."
     assert played.reward == 1.0
 
-Everything around the answers is real: they are rendered, tokenized and parsed, the engine is the embedded one, over
-HTTP, and the records cross a queue and are read by the trainer's reader. `replay` plays the answers of a recorded
-rollout again.
+Everything but the answers is real. They are rendered, tokenized and parsed. The embedded engine sends them over HTTP.
+The records cross a queue, and the trainer's reader reads them. `replay` plays the answers of a recorded rollout again.
 """
 
 from rollout.testing.answers import Answer, AnswerUnusable, OutOfAnswers

@@ -1,4 +1,4 @@
-"""The answers that a test writes, and in which order an environment gets them."""
+"""The answers that a test writes, and the script that gives them to an environment."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -19,9 +19,9 @@ class Answer:
     """One answer of the policy, as a test writes it.
 
     Attributes:
-        text: what the policy says. It is sampled as it is, so a text may also spell a malformed tool call.
-        tool_calls: the tools that it calls, each as (name, arguments), written in the format of the model.
-        reasoning: what it thinks before it speaks.
+        text: the text of the answer. It is sampled as it is, so it may also contain a malformed tool call.
+        tool_calls: the tools that it calls, each as (name, arguments); they are written in the model's format.
+        reasoning: the reasoning before the text.
         finish_reason: why the answer ends; with `length` it stops without an end token, as at `max_tokens`.
     """
 
@@ -41,14 +41,14 @@ class OutOfAnswers(AssertionError):
 
 
 class AnswerUnusable(AssertionError):
-    """An answer of a test is of another type, or it is one that the model could not write."""
+    """An answer of a test has a wrong type, or the model could not write it."""
 
 
 class AnswerScript:
     """Gives the answers of one rollout, one for each turn.
 
     Attributes:
-        error: the first error of the script itself; the rollout ends with it, whatever the environment makes of it.
+        error: the first error of the script itself; `play` raises it even if the environment catches it.
     """
 
     def __init__(self, answers: Answers) -> None:
@@ -67,7 +67,7 @@ class AnswerScript:
 
     @property
     def unused(self) -> tuple[Answer, ...]:
-        """The answers of the list that nobody asked for."""
+        """The answers of the list that the environment did not ask for."""
         return tuple(self._answers[self._given :])
 
     def note_retry(self, retry: Retry) -> None:
@@ -78,8 +78,8 @@ class AnswerScript:
         """Return the answer to a conversation.
 
         Raises:
-            OutOfAnswers: the list is used up.
-            AnswerUnusable: the function returned something else than an answer.
+            OutOfAnswers: all answers of the list are used.
+            AnswerUnusable: the function did not return an answer.
         """
         if self._function is not None:
             answer = self._function(conversation)
@@ -100,9 +100,9 @@ class AnswerScript:
         if not self._retries:
             return "Add one, or correct the environment."
         return (
-            f"Attempt {len(self._retries)} ended with Retry: {error_text(self._retries[-1])}. If this is not what the "
-            "test wants, correct what it names. If it is, add the answers of the next attempt, or give as `answers` a "
-            "function of the conversation, which serves all attempts."
+            f"Attempt {len(self._retries)} ended with Retry: {error_text(self._retries[-1])}. If the test does not "
+            "expect this, correct the environment. Otherwise add the answers of the next attempt, or give as `answers` "
+            "a function of the conversation, which answers in all attempts."
         )
 
 
@@ -117,7 +117,7 @@ def _checked(answer: object, name: str) -> Answer:
         raise AnswerUnusable(f"{name} has the finish_reason {answer.finish_reason!r}; expected stop or length.")
     if answer.finish_reason == FinishReason.LENGTH and not (answer.text or answer.reasoning or answer.tool_calls):
         raise AnswerUnusable(
-            f"{name} is empty and ends with length; give it a text, because no engine samples nothing."
+            f"{name} is empty and ends with length; give it a text, because an engine samples at least one token."
         )
     return answer
 

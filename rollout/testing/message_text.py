@@ -11,7 +11,7 @@ _SHOWN_CHARACTERS = 1000
 
 
 def describe_messages(messages: Sequence[Message]) -> str:
-    """Return messages as indented text; of a long one, only its end."""
+    """Return messages as indented text; a long one is cut to its end."""
     return "\n".join(f"  {line}" for message in messages for line in _shortened(message))
 
 

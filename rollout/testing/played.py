@@ -1,8 +1,9 @@
-"""What a played rollout was: its conversation turn by turn, its score, and what a trainer reads of it."""
+"""A played rollout: its conversation turn by turn, its score, and its trajectory."""
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from rollout.environments.base import Reply, Score
@@ -20,7 +21,7 @@ _SHOWN_MESSAGES = 4
 
 
 class NotScored(AssertionError):
-    """A test looks at the score of a rollout that has none; the text has the traceback of the environment's error."""
+    """A test reads the score of a rollout that has none; the text has the traceback of the environment's error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,8 @@ class PlayedTurn:
     Attributes:
         turn: its number, as in `Reply.turn`.
         messages: the whole conversation that the environment sent.
-        new_messages: the messages of it that are in no earlier turn; these the environment added.
-        tools: the schemas of the tools that it sent.
+        new_messages: the messages that the environment added, which are in no earlier turn.
+        tools: the schemas of the tools that the environment sent.
         reply: the answer that it got.
     """
 
@@ -47,12 +48,12 @@ class Played:
     """A played rollout.
 
     Attributes:
-        turns: its turns, in the order in which they were begun.
-        trajectory: the rollout as a trainer reads it; `rollout.trainer.check` finds what is wrong with its tokens.
+        turns: its turns, in the order in which they began.
+        trajectory: the rollout as the trainer reads it; `rollout.trainer.check` finds errors in its tokens.
         failure: what the environment raised, if the rollout failed.
-        unused_answers: the answers of the test's list that nobody asked for.
+        unused_answers: the answers of the test's list that the environment did not ask for.
         close_failure: the traceback of the first attempt whose `Environment.close` failed or did not end; None if all
-            were closed. It changes nothing of the score.
+            were closed. It does not change the score.
     """
 
     turns: tuple[PlayedTurn, ...] = field(repr=False)
@@ -85,7 +86,7 @@ class Played:
 
     @property
     def error(self) -> str | None:
-        """What ended a rollout without a score, with the traceback of the environment's code; None if it has one."""
+        """The error that ended a rollout without a score, with the environment's traceback; None if it has a score."""
         record = self.trajectory.error
         if record is None:
             return None
@@ -97,7 +98,7 @@ class Played:
         """The score that the environment returned, with the rewards of its turns.
 
         Raises:
-            NotScored: there is none.
+            NotScored: the rollout has no score.
         """
         trajectory = self.trajectory
         if trajectory.reward is None:
@@ -118,7 +119,7 @@ class Played:
 
     @property
     def reward(self) -> float:
-        """The reward; as the properties below, it raises NotScored if there is no score."""
+        """The reward; like the properties below, it raises NotScored if there is no score."""
         self.score  # noqa: B018 - it raises
         assert self.trajectory.reward is not None
         return self.trajectory.reward
@@ -140,7 +141,7 @@ class Played:
 
 
 class RecordingSession(Session):
-    """A session that keeps what the environment sent and got."""
+    """A session that records what the environment sent and got."""
 
     def __init__(self, policy: PolicyClient, stream: RolloutStream) -> None:
         super().__init__(policy, stream)
@@ -148,7 +149,7 @@ class RecordingSession(Session):
 
     @property
     def recorded_turns(self) -> tuple[PlayedTurn, ...]:
-        """The turns that were played, in the order in which they were begun."""
+        """The turns that were played, in the order in which they began."""
         return tuple(sorted(self._recorded, key=lambda played: played.turn))
 
     async def _play_turn(
@@ -160,7 +161,7 @@ class RecordingSession(Session):
     ) -> Reply:
         with call_of_chat(self._next_turn, messages, tools):
             reply = await super()._play_turn(messages, tools=tools, sampling=sampling)
-        # Now, because the turn has replaced the images in the messages by references.
+        # Copied after the turn, because the turn replaces the images in the messages by references.
         sent = copy.deepcopy(messages)
         known = max((_common_length(sent, played) for played in self._recorded), default=0)
         played = PlayedTurn(reply.turn, tuple(sent), tuple(sent[known:]), tuple(tools or ()), copy.deepcopy(reply))
@@ -169,10 +170,6 @@ class RecordingSession(Session):
 
 
 def _common_length(messages: Sequence[Message], played: PlayedTurn) -> int:
-    """How many of the first messages were already in an earlier turn, or are its answer."""
-    length = 0
-    for message, known in zip(messages, (*played.messages, played.reply.message), strict=False):
-        if message != known:
-            break
-        length += 1
-    return length
+    """Return how many of the first messages are the conversation and the answer of an earlier turn."""
+    pairs = zip(messages, (*played.messages, played.reply.message), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -1,4 +1,4 @@
-"""Playing one rollout in a test, with all parts that a real one uses."""
+"""Plays one rollout in a test, with all parts that a real rollout uses."""
 
 import asyncio
 import tempfile
@@ -29,7 +29,7 @@ from transports import open_queue
 
 _TIMEOUT = 300.0
 _MAX_ATTEMPTS = 3
-"""As `worker.max_attempts` by default."""
+"""The default of `worker.max_attempts`."""
 
 
 class PlayRollout(Protocol):
@@ -62,14 +62,15 @@ async def play(
     """Play one rollout, and return its conversation, its score and its trajectory.
 
     Args:
-        environment: the environment's class, or an instance that no rollout was played with. After a `Retry`, a class
-            is played again, at most three times, with the answers that follow.
-        task: the task, or the `data` of one with the id 0 and the seed 0; None: that task without data.
+        environment: the environment's class, or an unused instance. After a `Retry`, a class is played again with the
+            answers that follow, three times at most.
+        task: the task, or the `data` of a task with the id 0 and the seed 0; None: that task without data.
         settings: for a class, the keys of the section `environment`; None: their defaults.
-        answers: what the policy answers: a list of strings and of `Answer`, or a function that gets the conversation
-            and returns one, which may be a coroutine. If calls of `chat` run at the same time, write a function.
+        answers: the answers of the policy: a list of strings and `Answer` objects, or a function that gets the
+            conversation and returns one; it may be a coroutine. If calls of `chat` run at the same time, write a
+            function.
         policy: a policy that answers instead, such as that of `embedded_policy`.
-        allow: with answers, the directories that `file://` images may come from, as `images.allow` in the YAML.
+        allow: with answers, the directories from which `file://` images may come, as `images.allow` in the YAML.
         timeout: seconds that the rollout may take.
 
     Raises:
@@ -80,13 +81,14 @@ async def play(
     maker = _EnvironmentMaker.of(environment, settings)
     if (answers is None) == (policy is None):
         raise TypeError("play() takes either answers=[…] or policy=…")
+    task = task if isinstance(task, Task) else Task(id="0", index=0, seed=0, data=task or {})
     if policy is not None:
-        return await _play_attempts(maker, _task_of(task), policy, timeout)
+        return await _play_attempts(maker, task, policy, timeout)
     assert answers is not None
     script = AnswerScript(answers)
     with tempfile.TemporaryDirectory(prefix="rollout-") as directory:
         async with answering_policy(Path(directory), script, allow=allow) as scripted_policy:
-            played = await _play_attempts(maker, _task_of(task), scripted_policy, timeout, script.note_retry)
+            played = await _play_attempts(maker, task, scripted_policy, timeout, script.note_retry)
     if script.error is not None:
         raise script.error
     return replace(played, unused_answers=script.unused)
@@ -94,7 +96,7 @@ async def play(
 
 @dataclass(frozen=True, slots=True)
 class _EnvironmentMaker:
-    """Makes the environment of each attempt; an instance that a test made plays one attempt."""
+    """Makes the environment of each attempt; an instance from the test plays one attempt only."""
 
     environment_class: type[Environment]
     settings: EnvironmentSettings
@@ -106,7 +108,9 @@ class _EnvironmentMaker:
     ) -> Self:
         if isinstance(environment, Environment):
             if settings is not None:
-                raise TypeError("an instance has its settings already; give play() the class, or leave out settings=…")
+                raise TypeError(
+                    "play() got an instance, which has its settings; give it the class, or leave out settings=…"
+                )
             return cls(type(environment), environment.settings, environment)
         if (problem := class_problem(environment)) is not None:
             raise EnvironmentUnusable(f"{getattr(environment, '__name__', environment)} {problem}.")
@@ -132,7 +136,7 @@ def _check_settings(environment_class: type[Environment], settings: Mapping[str,
         problems = [
             f"{show_key(('settings', *problem['loc']))}: {describe_problem(model, problem, problem['input'])}"
             for problem in error.errors(include_url=False)
-            if problem["type"] != "default_factory_not_called"  # follows from the problem of another key
+            if problem["type"] != "default_factory_not_called"  # a consequence of a problem in another key
         ]
     raise EnvironmentUnusable(
         "\n".join(
@@ -148,7 +152,7 @@ async def _play_attempts(
     timeout: float,
     note_retry: Callable[[Retry], object] = lambda _: None,
 ) -> Played:
-    """Play attempts as a worker does; their records cross a memory queue and are read as a trainer does."""
+    """Play attempts like a worker; their records cross a memory queue to a trainer's reader."""
     metadata = RunMetadata("test", maker.environment_class.__name__, policy.engine.model, "0", "0" * 16)
     url = f"memory://{uuid.uuid4().hex}"
     close_failures: list[Failure] = []
@@ -175,29 +179,17 @@ async def _play_attempts(
     return Played(session.recorded_turns, trajectory, attempt.failure, close_failure=close_failure)
 
 
-def _task_of(task: Task | Mapping[str, Any] | None) -> Task:
-    return task if isinstance(task, Task) else Task(id="0", index=0, seed=0, data=task or {})
-
-
-def play_at_once(
-    environment: Environment | type[Environment],
-    task: Task | Mapping[str, Any] | None = None,
-    *,
-    settings: EnvironmentSettings | Mapping[str, Any] | None = None,
-    answers: Answers,
-    allow: Sequence[Path] = (),
-    timeout: float = _TIMEOUT,
-) -> Played:
-    """Play one rollout in an event loop of its own; see `play`. What does not let itself be ended is left behind.
+def play_at_once(*args: Any, **kwargs: Any) -> Played:
+    """Play one rollout in an event loop of its own; see `play`. Code that ignores its cancellation is left behind.
 
     Raises:
-        RuntimeError: an event loop runs already, so `play` must be awaited.
+        RuntimeError: an event loop runs already, so the test must await `play`.
     """
     if _loop_is_running():
         raise RuntimeError(
             "an event loop runs already; in a test that is a coroutine, write `await rollout.testing.play(…)`"
         )
-    return run_leaving_behind(play(environment, task, settings=settings, answers=answers, allow=allow, timeout=timeout))
+    return run_leaving_behind(play(*args, **kwargs))
 
 
 def _loop_is_running() -> bool:

@@ -1,4 +1,4 @@
-"""Policies for tests: the small model that we ship, with an engine of its own."""
+"""Policies for tests: the small model that we ship, served by an embedded engine."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +18,7 @@ from rollout.testing.scripted_engine import ScriptedAnswersEngine, ScriptedClien
 
 _RENDERER = "qwen3-vl"
 _TIMEOUT = 300.0
-"""Only a broken part needs so long; a real engine on a busy machine may need a minute for its first images."""
+"""Longer than a working engine needs; on a busy machine, the first images may take a minute."""
 
 
 @asynccontextmanager
@@ -33,7 +33,7 @@ async def embedded_policy(
     """Serve the small model that we ship with an embedded engine of its own.
 
     Args:
-        directory: where the images are kept.
+        directory: the directory for images.
         mode: how images are stored, as `images.mode` in a configuration.
         script: the scripted policy that answers, as `package.module:Class`.
         sampling: sampling parameters; the temperature is 0 if none is given.
@@ -56,9 +56,9 @@ async def answering_policy(
     """Serve the small model that we ship with an engine that gives a test's answers; images stay in the messages.
 
     Args:
-        directory: where files are copied that messages name as images.
-        script: what it answers.
-        allow: the directories of such files.
+        directory: the directory for copies of the image files that messages name.
+        script: the answers.
+        allow: the directories from which such files may come.
     """
     renderers = await _open_renderers()
     settings = EmbeddedSettings(allowed_directories=(directory,))

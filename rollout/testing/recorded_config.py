@@ -1,4 +1,4 @@
-"""Which configuration a replay plays with: what the run wrote down, or one that the user names."""
+"""Loads the configuration of a replay: the one that the run saved, or one that the user names."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +12,7 @@ from rollout.rundir.directory import RUN_CONFIG_NAME
 
 
 class CannotReplay(ConfigurationError):
-    """A rollout has no records to play it from, its environment is not known, or what it needs fails today."""
+    """A rollout cannot be replayed: its records or its configuration are missing, or its environment fails today."""
 
 
 def load_replay_config(directory: Path, environment: str, file: Path | None) -> tuple[Config, list[str]]:
@@ -21,11 +21,11 @@ def load_replay_config(directory: Path, environment: str, file: Path | None) -> 
     Args:
         directory: the run's directory.
         environment: the name of the environment in the run.
-        file: the YAML to play with; None: what the run wrote down.
+        file: the YAML to play with; None: the one that the run saved.
 
     Raises:
-        CannotReplay: the run wrote down no configuration of this environment.
-        ConfigFileError: the environment cannot be imported, or its settings are no longer right.
+        CannotReplay: the run saved no configuration of this environment.
+        ConfigFileError: the environment cannot be imported, or its settings are no longer valid.
     """
     # By default a run's directory is in `runs`, beside the YAML and the modules of the environment.
     search_last(str(directory.parent.parent))
@@ -42,12 +42,12 @@ def _load_recorded(directory: Path, environment: str) -> Config:
                 return config
     except ConfigFileError as error:
         raise ConfigFileError(
-            f"{error}\nThe run wrote this file down when it began. If a module or a key has another place or name "
-            "today, leave this file as it is, and give today's YAML with --config."
+            f"{error}\nThe run saved this file when it began. If a module or a key has another place or name today, do "
+            "not change this file; give today's YAML with --config."
         ) from None
     raise CannotReplay(
-        f"{directory} has no configuration of the environment {environment}: neither {environment}.yaml nor "
-        f"{RUN_CONFIG_NAME} is of it. Name its YAML with --config."
+        f"{directory} has no configuration of the environment {environment}, neither in {environment}.yaml nor in "
+        f"{RUN_CONFIG_NAME}. Give its YAML with --config."
     )
 
 
@@ -56,7 +56,7 @@ def _recorded_files(directory: Path, environment: str) -> list[Path]:
 
 
 def _describe_other_environment(config: Config, directory: Path, environment: str) -> Iterator[str]:
-    """Yield how a configuration is of another environment than the recorded one."""
+    """Yield how the environment of a configuration differs from the recorded one."""
     if config.run.name != environment:
         yield f"{config.file_name} has another run.name: {config.run.name}; recorded is {environment}"
     recorded_class = _recorded_class(directory, environment)
@@ -68,7 +68,7 @@ def _describe_other_environment(config: Config, directory: Path, environment: st
 
 
 def _recorded_class(directory: Path, environment: str) -> object:
-    """Return the class that the run wrote down, which perhaps can no longer be imported; None if it is not known."""
+    """Return the name of the recorded class, which may no longer exist; None if it is not known."""
     for file in _recorded_files(directory, environment):
         with suppress(ConfigFileError):
             data = read_document(file, []).data

@@ -1,4 +1,4 @@
-"""A model that gives the answers of a recorded rollout again, as long as the environment asks what it asked then."""
+"""A model that gives the answers of a recorded rollout again, as long as the environment sends the same messages."""
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
@@ -32,9 +32,9 @@ class RecordedEnd:
     """How a recorded rollout ended.
 
     Attributes:
-        description: this in words.
+        description: the end in words.
         limit: which limit stopped it.
-        from_outside: it was ended by a limit of time, an engine or a worker, and not by the environment.
+        from_outside: whether a time limit, an engine or a worker ended it, and not the environment.
     """
 
     description: str
@@ -46,10 +46,10 @@ class RecordedModel:
     """The `Model` of one attempt of a replay. After `stopped` is set, no call returns.
 
     Attributes:
-        stopped: set at the first difference, and where a rollout goes on that was ended from outside.
-        difference: the first turn at which the environment says something else.
-        played_turns: the recorded turns that the environment asked for again.
-        last_limit: which limit the latest turn met.
+        stopped: set at the first difference, or if the environment continues a rollout that was ended from outside.
+        difference: the first difference from the record.
+        played_turns: the recorded turns that the environment played again.
+        last_limit: the limit that ended the answer of the latest turn.
     """
 
     def __init__(self, turns: Sequence[RecordedTurn], end: RecordedEnd, image_policy: ImagePolicy) -> None:
@@ -67,15 +67,15 @@ class RecordedModel:
 
     @property
     def unplayed_turns(self) -> list[int]:
-        """The recorded turns that the environment has not asked for."""
+        """The recorded turns that the environment has not played again."""
         return [recorded.turn for recorded in self._unplayed]
 
     def close_unawaited_calls(self) -> int:
-        """Close the calls of `chat` that nobody awaits; return how many there were."""
+        """Close the calls of `chat` that were never awaited; return how many there were."""
         return self._calls.close_unawaited()
 
     def refuse_calls(self, reason: str = "a turn of it was interrupted") -> None:
-        """Let no turn follow."""
+        """Refuse all later calls, with this reason."""
         self._refusal = self._refusal or reason
 
     def chat(
@@ -129,15 +129,15 @@ class RecordedModel:
     def _was_too_long(self, turn: int) -> bool:
         """Whether the recorded call of this number got no answer because the context was full.
 
-        A turn that is not recorded between others had an error that the environment caught. Without engine errors, of
-        which most end a rollout, this is it.
+        If a turn between others is not recorded, it had an error that the environment caught. Most engine errors end a
+        rollout, so it was this error.
         """
         later_turns = any(number > turn for number in self._recorded_numbers)
         is_unanswered = turn not in self._recorded_numbers
         return is_unanswered and (later_turns or self._end.limit is RolloutLimit.CONTEXT)
 
     def _limit_of(self, recorded: RecordedTurn) -> RolloutLimit:
-        """Which limit ended an answer; whether it filled the context is known of the last one only."""
+        """Return the limit that ended an answer; only for the last one it is known whether it filled the context."""
         if recorded.reply.finish_reason is not FinishReason.LENGTH:
             return RolloutLimit.NONE
         return RolloutLimit.CONTEXT if self._end.limit is RolloutLimit.CONTEXT else RolloutLimit.TOKENS
@@ -145,7 +145,7 @@ class RecordedModel:
     def _describe_difference(
         self, conversation: Sequence[CanonicalMessage], tools: Sequence[Any] | None, tools_digest: bytes
     ) -> Difference:
-        """Compare a conversation with the recorded one that has most in common with it."""
+        """Compare a conversation with the most similar recorded one."""
         nearest = max(self._unplayed, key=lambda one: (one.common_length(conversation), -one.turn))
         if nearest.tools_digest != tools_digest:
             return compare_tools(nearest.turn, nearest.tools, tools)
@@ -157,11 +157,11 @@ class RecordedModel:
         )
 
     async def _stop(self) -> NoReturn:
-        """Let the replay end; it cancels the environment, which waits here."""
+        """End the replay, and wait until it cancels the environment."""
         self.stopped.set()
         while True:
             await asyncio.Event().wait()
 
 
 RecordedModel._chat.__qualname__ = "model.chat"
-"""What environments call it; Python names a coroutine that lacks its `await` so."""
+"""The name by which environments call it; Python's warning about a missing `await` shows it."""

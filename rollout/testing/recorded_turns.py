@@ -1,8 +1,9 @@
-"""The turns of a recorded rollout: what the model got at each, and what it answered."""
+"""The turns of a recorded rollout: the messages that the model got, and its answers."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import orjson
@@ -25,7 +26,7 @@ class RecordedTurn:
         conversation: the messages that the model got.
         tools: the schemas of the tools that it got.
         tools_digest: the hash that identifies these tools.
-        reply: what it answered.
+        reply: the answer of the model.
     """
 
     turn: int
@@ -35,18 +36,15 @@ class RecordedTurn:
     reply: Reply
 
     def has_conversation(self, conversation: Sequence[CanonicalMessage], tools_digest: bytes) -> bool:
-        """Whether the model got exactly this."""
+        """Whether the model got exactly these messages and tools."""
         return tools_digest == self.tools_digest and [m.digest for m in conversation] == [
             m.digest for m in self.conversation
         ]
 
     def common_length(self, conversation: Sequence[CanonicalMessage]) -> int:
-        """How many of the first messages are the same."""
+        """Return how many of the first messages are the same."""
         pairs = zip(self.conversation, conversation, strict=False)
-        return next(
-            (at for at, (recorded, today) in enumerate(pairs) if recorded.digest != today.digest),
-            min(len(self.conversation), len(conversation)),
-        )
+        return sum(1 for _ in takewhile(lambda pair: pair[0].digest == pair[1].digest, pairs))
 
 
 def read_turns(trajectory: Trajectory, renderers: RendererPool | None) -> list[RecordedTurn]:
@@ -54,27 +52,21 @@ def read_turns(trajectory: Trajectory, renderers: RendererPool | None) -> list[R
 
     Args:
         trajectory: the recorded rollout.
-        renderers: reads the sampled tokens as they were read then; None: the recorded messages are used, in which a
-            malformed tool call is text.
+        renderers: parse the sampled tokens again; None: take the answers from the recorded messages, in which malformed
+            tool calls are text.
     """
     turns = []
     for step in trajectory.steps:
         path = trajectory.path(step.leaf)
         tools = trajectory.steps[path[0].step].tools
-        turns.append(
-            RecordedTurn(
-                step.turn,
-                tuple(_canonical(node.message) for node in path[:-1]),
-                tools,
-                digest_tools(tools),
-                _read_reply(step, path, tools, renderers),
-            )
-        )
+        conversation = tuple(_canonical(node.message) for node in path[:-1])
+        reply = _read_reply(step, path, tools, renderers)
+        turns.append(RecordedTurn(step.turn, conversation, tools, digest_tools(tools), reply))
     return sorted(turns, key=lambda recorded: recorded.turn)
 
 
 def _canonical(message: Message) -> CanonicalMessage:
-    """Return a recorded message, which names its images by hash, with the digest that it had."""
+    """Return a recorded message, which names its images by hash, in canonical form with the same digest."""
     content = message.get("content")
     parts = enumerate(content) if isinstance(content, Sequence) and not isinstance(content, str) else ()
     images = [(0, at, str(part["hash"])) for at, part in parts if part.get("type") == "image"]
@@ -93,7 +85,7 @@ def _read_reply(
     text, tool_calls = str(message["content"]), tuple(_recorded_calls(message))
     if renderers is not None:
         opening = LogicalIds(answer.run.ids[: answer.run.sampled_from])
-        # Without a generation prompt the answer goes on with a turn that was opened earlier.
+        # Without a generation prompt, the answer continues a turn that began earlier.
         prefix = opening if len(opening) else concat_ids(*(node.run.ids for node in path[:-1]))
         parsed = renderers.parse(prefix, LogicalIds(answer.run.ids[answer.run.sampled_from :]), tools)
         parsed_message, parsed_calls = build_assistant_message(parsed, step.turn)

@@ -1,9 +1,9 @@
-"""What a replay found: the first turn at which the environment says something else, or what is different at its end."""
+"""The report of a replay: the first turn at which the environment differs, or what differs at its end."""
 
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from textwrap import indent
 from typing import Any, Literal
 
@@ -15,11 +15,11 @@ _MAX_DIFF_LINES = 60
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Something that is not as it was recorded.
+    """A difference between the replay and the record.
 
     Attributes:
         what: `messages` or `tools` that the model got, the number of `turns`, the `score`, or the `error` at the end.
-        turn: the turn at which it is seen, as in `Reply.turn`; None: at the end of the rollout.
+        turn: the turn of the difference, as in `Reply.turn`; None: the end of the rollout.
         text: what is different, in one line.
         details: the lines of a diff, or of the traceback of an error.
     """
@@ -36,14 +36,14 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """What came of a replay.
+    """The result of a replay.
 
     Attributes:
         rollout: the full name of the recorded rollout, RUN/ENVIRONMENT/ROLLOUT.
         recorded_turns: how many turns it has.
-        same_turns: at how many of them the environment said the same.
-        differences: what is different; empty: nothing.
-        notes: what the reader of this report should know, such as how the recorded rollout ended.
+        same_turns: how many of them are the same.
+        differences: what is different; empty if nothing is.
+        notes: facts that explain the report, such as how the recorded rollout ended.
     """
 
     rollout: str
@@ -54,7 +54,7 @@ class ReplayReport:
 
     @property
     def same(self) -> bool:
-        """Whether the environment says all that it said then, and scores it in the same way."""
+        """Whether the messages, the tools and the score are the same as recorded."""
         return not self.differences
 
     def lines(self) -> Iterator[str]:
@@ -69,31 +69,21 @@ class ReplayReport:
         return "\n".join(self.lines())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON has it."""
-        return {
-            "rollout": self.rollout,
-            "same": self.same,
-            "recorded_turns": self.recorded_turns,
-            "same_turns": self.same_turns,
-            "differences": [
-                {"what": found.what, "turn": found.turn, "text": found.text, "details": list(found.details)}
-                for found in self.differences
-            ],
-            "notes": list(self.notes),
-        }
+        """Return the report as JSON-like data."""
+        return {"rollout": self.rollout, "same": self.same, **asdict(self)}
 
 
 def compare_messages(turn: int, recorded: Sequence[Message], today: Sequence[Message], index: int) -> Difference:
-    """Describe the first message, of number `index`, that is not as it was recorded. Both are in canonical form."""
+    """Describe the first different message, which has this index. Both conversations are in canonical form."""
     old, new = (messages[index] if index < len(messages) else None for messages in (recorded, today))
     if old is None:
         text = f"messages[{index}] is new; the recorded conversation has {len(recorded)} messages"
     elif new is None:
         text = f"messages[{index}] is missing; the recorded conversation has {len(recorded)} messages"
     else:
-        text = f"messages[{index}] is another one"
+        text = f"messages[{index}] is different"
     old_lines, new_lines = (list(message_lines(message)) if message else [] for message in (old, new))
-    if old_lines == new_lines:  # the difference is in the form alone
+    if old_lines == new_lines:  # only the form differs
         old_lines, new_lines = _json_lines(old), _json_lines(new)
     return Difference("messages", turn, text, _diff(old_lines, new_lines))
 
@@ -101,9 +91,9 @@ def compare_messages(turn: int, recorded: Sequence[Message], today: Sequence[Mes
 def compare_tools(
     turn: int, recorded: Sequence[Mapping[str, Any]] | None, today: Sequence[Mapping[str, Any]] | None
 ) -> Difference:
-    """Describe tools that are not as they were recorded."""
+    """Describe the difference between recorded and present tools."""
     details = _diff(_json_lines(list(recorded or ())), _json_lines(list(today or ())))
-    return Difference("tools", turn, "the tools are others", details)
+    return Difference("tools", turn, "the tools are different", details)
 
 
 def _json_lines(value: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Playing the answers of a recorded rollout again, through the environment's code as it is today.
+"""Plays the answers of a recorded rollout again, with the environment's code of today.
 
     report = await replay(Path("runs/guess-20260801-101500-1f2e"), "000003.1")
     assert report.same, report
@@ -49,25 +49,25 @@ _ENGINE_ERRORS = tuple(
     name for name, error in vars(engine_errors).items() if isinstance(error, type) and issubclass(error, EngineError)
 )
 _OUTSIDE_ERRORS = frozenset((*_READER_ERRORS, *_ENGINE_ERRORS))
-"""Errors by which a rollout ends whatever its environment says."""
+"""Errors that end a rollout from outside of its environment."""
 
 
 async def replay(
     run_directory: Path | str, rollout: str, *, config: Path | None = None, timeout: float = _TIMEOUT
 ) -> ReplayReport:
-    """Play a recorded rollout again, and say where the environment says something else than it said then.
+    """Play a recorded rollout again, and report where the environment differs from the record.
 
     Args:
         run_directory: the run's directory.
-        rollout: the rollout's id, or ENVIRONMENT/ROLLOUT if several environments of the run have one.
-        config: the YAML that names the environment and its settings; None: what the run wrote down.
+        rollout: the rollout's id, or ENVIRONMENT/ROLLOUT if several environments of the run have this id.
+        config: the YAML of the environment and its settings; None: the one that the run saved.
         timeout: seconds that the environment may take.
 
     Raises:
-        NoArchive, RolloutNotFound: the run recorded nothing, or no such rollout.
-        CannotReplay: the rollout has no start, it is not known which environment played it, what the environment shares
-            cannot be opened, or every attempt ends with `Retry`.
-        ConfigFileError: the environment cannot be imported, or its settings are no longer right.
+        NoArchive, RolloutNotFound: the run recorded nothing, or not this rollout.
+        CannotReplay: the record of its start or its configuration is missing, its shared resources cannot be opened, or
+            every attempt ends with `Retry`.
+        ConfigFileError: the environment cannot be imported, or its settings are no longer valid.
     """
     return await _replay(run_directory, rollout, config, timeout, watch_loop=lambda _: nullcontext())
 
@@ -77,8 +77,8 @@ def replay_at_once(
 ) -> ReplayReport:
     """Play a recorded rollout again in an event loop of its own; see `replay`.
 
-    An environment that holds the loop is interrupted after `timeout`, or after `worker.block_timeout` if this is
-    shorter. One that does not let itself be ended is left behind.
+    An environment that blocks the loop is interrupted after `timeout`, or after `worker.block_timeout` if this is
+    shorter. An environment that ignores its cancellation is left behind.
     """
     return run_leaving_behind(_replay_watched(run_directory, rollout, config, timeout))
 
@@ -103,13 +103,13 @@ async def _replay(
     trajectory = await find_trajectory(directory, rollout)
     if trajectory.started is None:
         raise CannotReplay(
-            f"{trajectory.identity} has no record of its start, so its task is not known. Choose another."
+            f"{trajectory.identity} has no record of its start, so its task is not known. Choose another rollout."
         )
     settings, notes = load_replay_config(directory, trajectory.environment, config)
     renderers = await _open_renderers(settings)
     if renderers is None:
         notes.append(
-            f"the tokenizer of {settings.model.path} cannot be opened here, so answers are taken from the recorded "
+            f"the tokenizer of {settings.model.path} cannot be opened here, so the answers come from the recorded "
             "messages, in which malformed tool calls are text"
         )
     turns = read_turns(trajectory, renderers)
@@ -122,12 +122,11 @@ async def _replay(
             played = await _play(settings, Task(**trajectory.started.task), new_model, timeout)
     if played.retries and played.retry is None:
         notes.append(f"played again after Retry: {'; '.join(error_text(retry) for retry in played.retries)}")
-    if played.retry is not None and not _ended_with_retry(trajectory):
+    if played.retry is not None and (trajectory.error or {}).get("type") != Retry.__name__:
         raise CannotReplay(
             f"{trajectory.identity} cannot be played again: each of {len(played.retries)} attempts ended with Retry: "
-            f"{error_text(played.retry)}. A Retry says nothing about the recorded answers. What the environment asks "
-            "besides the policy, such as a judge or a sandbox, is asked in a replay, too: let it answer, or give a "
-            "YAML without it with --config."
+            f"{error_text(played.retry)}. A replay needs the judge, the sandbox and other services of the environment: "
+            "start them, or give a YAML without them with --config."
         )
     differences = _find_differences(trajectory, end, played)
     same_turns = len(played.model.played_turns)
@@ -136,13 +135,13 @@ async def _replay(
 
 @dataclass(frozen=True, slots=True)
 class _Played:
-    """What came of all attempts.
+    """The result of all attempts.
 
     Attributes:
         model: the model of the last attempt.
-        result: the score of the last attempt, or what ended it; None: the model gave no more answers.
+        result: the score of the last attempt, or the error that ended it; None: the model stopped the replay.
         retries: the `Retry` of each attempt that ended with one.
-        retry: that of the last attempt, if it did.
+        retry: the `Retry` of the last attempt, if it ended with one.
     """
 
     model: RecordedModel
@@ -152,7 +151,7 @@ class _Played:
 
 
 async def _play(config: Config, task: Task, new_model: Callable[[], RecordedModel], timeout: float) -> _Played:
-    """Play attempts until one says something about the environment, but at most as many as a worker."""
+    """Play attempts until one does not end with `Retry`, but at most as many as a worker."""
     retries: list[Retry] = []
     try:
         async with open_shared_resources(config.environment_class, config.environment_settings) as shared_resources:
@@ -170,7 +169,7 @@ async def _play(config: Config, task: Task, new_model: Callable[[], RecordedMode
 async def _play_attempt(
     config: Config, shared_resources: object, task: Task, model: RecordedModel, timeout: float
 ) -> RunResult | None:
-    """Play until the environment has a score, raises, or says something else than it said then."""
+    """Play until the environment has a score, raises, or differs from the record."""
 
     def new_environment() -> Environment:
         environment = config.new_environment()
@@ -186,14 +185,10 @@ async def _play_attempt(
         if model.stopped.is_set():
             return None
         result = run.result
-        return TimeoutError(f"the environment is not done within {timeout:g} s") if result is None else result
+        return TimeoutError(f"the environment did not end within {timeout:g} s") if result is None else result
     finally:
         stopping.cancel()
         await run.end()
-
-
-def _ended_with_retry(trajectory: Trajectory) -> bool:
-    return (trajectory.error or {}).get("type") == Retry.__name__
 
 
 def _find_differences(trajectory: Trajectory, end: RecordedEnd, played: _Played) -> list[Difference]:
@@ -205,7 +200,7 @@ def _find_differences(trajectory: Trajectory, end: RecordedEnd, played: _Played)
     differences = []
     if model.unplayed_turns:
         turn = min(model.unplayed_turns)
-        differences.append(Difference("turns", turn, "the environment ends before it; the recorded rollout had it"))
+        differences.append(Difference("turns", turn, "the environment ends before this recorded turn"))
     if end.from_outside and not (differences and isinstance(result, BaseException)):
         return differences
     return [*differences, *compare_ends(trajectory, end, result, model.last_limit)]
@@ -229,7 +224,7 @@ def _recorded_end(trajectory: Trajectory) -> RecordedEnd:
 
 
 async def _open_renderers(config: Config) -> RendererPool | None:
-    """Open what reads sampled tokens; None if the model is not on this machine."""
+    """Open the renderers, which parse sampled tokens; None if the model is not on this machine."""
     model = config.model
     with suppress(AdapterError, OSError):
         return await anyio.to_thread.run_sync(

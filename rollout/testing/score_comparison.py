@@ -14,21 +14,21 @@ from rollout.worker.failures import describe_failure
 from rollout.worker.scores import CheckedScore
 
 _TOLERANCE = 1e-9
-"""Of a number that is a sum, whose terms may come in another order."""
+"""The tolerance for sums, whose terms may come in another order."""
 _PLACE_IN_CODE = re.compile(r" \([^()\n]*, line \d+\)")
-"""Where a method is, as an error names it; a comment above it moves it, and changes nothing."""
+"""The place of a method in an error; an edit above the method changes its line number."""
 
 
 def compare_ends(
     trajectory: Trajectory, end: RecordedEnd, outcome: CheckedScore | BaseException, last_limit: RolloutLimit
 ) -> Iterator[Difference]:
-    """Yield what is different.
+    """Yield the differences between the recorded end and the end of today.
 
     Args:
         trajectory: the recorded rollout.
         end: how it ended.
         outcome: the score of today, or what the environment raised.
-        last_limit: which limit the last turn of today met.
+        last_limit: the limit that ended the last answer of today.
     """
     if isinstance(outcome, BaseException):
         yield from _compare_errors(trajectory, end, outcome)

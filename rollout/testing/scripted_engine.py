@@ -1,7 +1,7 @@
-"""An engine that says exactly what a test wrote, over the same HTTP endpoint and with the same checks as any other.
+"""An engine that gives exactly the answers of a test, over the same HTTP endpoint and with the same checks as others.
 
-The client asks the script for the answer of each turn, writes it as tokens, and lays it ready at the engine under the
-id of the request. The request then takes its usual way.
+The client asks the script for the answer of each turn, writes it as tokens, and stores it in the engine under the id of
+the request. Then it sends the request as usual.
 """
 
 import copy
@@ -32,19 +32,19 @@ _Tools = Sequence[Mapping[str, Any]] | None
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """The call of `chat` that a request is made for."""
+    """The call of `chat` that makes a request."""
 
     turn: int
     messages: list[Message]
     tools: _Tools
 
 
-_call: ContextVar[_Call] = ContextVar("the call of chat that runs")
+_call: ContextVar[_Call] = ContextVar("the running call of chat")
 
 
 @contextmanager
 def call_of_chat(turn: int, messages: list[Message], tools: _Tools) -> Iterator[None]:
-    """Say which conversation the next request of this context is made for."""
+    """Set the call of `chat` for the requests of this context."""
     token = _call.set(_Call(turn, messages, tools))
     try:
         yield
@@ -54,14 +54,17 @@ def call_of_chat(turn: int, messages: list[Message], tools: _Tools) -> Iterator[
 
 @dataclass(frozen=True, slots=True)
 class _SampledAnswer:
-    """An answer as tokens, without an end token; `ends` says whether one follows."""
+    """An answer as tokens, without an end token; `ends` says whether an end token follows."""
 
     token_ids: tuple[int, ...]
     ends: bool
 
 
 class ScriptedAnswersEngine:
-    """Answers each request with the tokens that were laid ready for it.
+    """Answers each request with the tokens that are stored for it.
+
+    Attributes:
+        model_card: what the engine says it serves.
 
     Raises:
         TokenizerError, AdapterError: the model directory lacks a file or a token.
@@ -73,13 +76,14 @@ class ScriptedAnswersEngine:
         self._reader = RequestReader(self.model_card, settings.allowed_directories, settings.image_memory)
         self._answers: dict[str, _SampledAnswer] = {}
 
-    def lay_ready(self, request_id: str, token_ids: Sequence[int], *, ends: bool) -> None:
-        """Lay an answer ready for all tries of a request."""
+    def store_answer(self, request_id: str, token_ids: Sequence[int], *, ends: bool) -> None:
+        """Store the answer for all tries of a request."""
         self._answers[request_id] = _SampledAnswer(tuple(token_ids), ends)
 
     def prepare(self, request: GenerateBody) -> Job:
+        """Read the request, and return its stored answer; see `Engine.prepare`."""
         parsed = self._reader.read(request)
-        answer = self._answers[request.request_id.rpartition(".")[0]]  # after the dot is the number of the try
+        answer = self._answers[request.request_id.rpartition(".")[0]]  # the number of the try follows the dot
         tokens = [certain_token(token_id) for token_id in answer.token_ids]
         stop_conditions = parsed.stop_conditions
         if answer.ends:
@@ -89,10 +93,10 @@ class ScriptedAnswersEngine:
         return ScriptedJob(parsed.prompt, stop_conditions, tokens, self._settings)
 
     def reload(self, directory: Path | None) -> None:
-        """There are no weights."""
+        """Do nothing: there are no weights."""
 
     def close(self) -> None:
-        """There is nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 class ScriptedClient(EngineClient):
@@ -107,6 +111,7 @@ class ScriptedClient(EngineClient):
         self._renderers = renderers
 
     async def generate(self, request: GenerateRequest) -> Generation:
+        """Store the script's answer in the engine, and send the request; see `EngineClient.generate`."""
         call = _call.get()
         try:
             answer = await self._script.next_answer(call.turn, copy.deepcopy(call.messages))
@@ -115,15 +120,15 @@ class ScriptedClient(EngineClient):
             self._script.error = self._script.error or error
             raise
         ends = answer.finish_reason == FinishReason.STOP
-        self._engine.lay_ready(request.request_id, token_ids, ends=ends)
+        self._engine.store_answer(request.request_id, token_ids, ends=ends)
         return await super().generate(request)
 
 
 async def _write_tokens(answer: Answer, call: _Call, renderers: RendererPool) -> list[int]:
-    """Write an answer as the model would sample it, without an end token.
+    """Return an answer as the tokens that the model would sample, without an end token.
 
     Raises:
-        AnswerUnusable: what the environment would read of it is not what the test wrote.
+        AnswerUnusable: the tool calls that are parsed from these tokens are not those of the test.
     """
     reasoning = f"<think>\n{answer.reasoning}\n</think>\n\n" if answer.reasoning else ""
     prefix = reasoning + answer.text
@@ -140,7 +145,7 @@ async def _write_tokens(answer: Answer, call: _Call, renderers: RendererPool) ->
 
 
 def _message_of(answer: Answer) -> Message:
-    """The tool calls as a message; its text is sampled as it is, and not as a template would write it."""
+    """Return the tool calls as a message, without the text, which is sampled as it is."""
     calls = [
         {"id": f"call-{at}", "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
         for at, (name, arguments) in enumerate(answer.tool_calls)
@@ -153,6 +158,6 @@ def _require_same(answer: Answer, parsed: ParsedCompletion, turn: int) -> None:
     written = [(name, dict(arguments)) for name, arguments in answer.tool_calls]
     if read != written:
         raise AnswerUnusable(
-            f"the answer of turn {turn} calls {written}, and what the model would write for it is read as {read}. Use "
-            "names and JSON values that the model's format can hold, and no tool call inside the text."
+            f"the answer of turn {turn} calls {written}, but in the model's format these calls are parsed as {read}. "
+            "Use names and JSON values that this format can hold, and no tool call inside the text."
         )

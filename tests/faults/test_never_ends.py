@@ -47,9 +47,9 @@ def test_a_run_ends_without_what_does_not_end(config: Path, does: str, code: int
 @pytest.mark.parametrize(
     ("does", "code", "text"),
     [
-        ("stays", 1, "the environment raises TimeoutError: the environment is not done within 1 s"),
+        ("stays", 1, "the environment raises TimeoutError: the environment did not end within 1 s"),
         ("starts_a_task", 0, "the same as recorded"),
-        ("hangs_in_a_thread", 1, "the environment raises TimeoutError: the environment is not done within 1 s"),
+        ("hangs_in_a_thread", 1, "the environment raises TimeoutError: the environment did not end within 1 s"),
         ("holds", 1, "the environment raises EventLoopHeld"),
     ],
     ids=["run", "task", "thread", "loop"],

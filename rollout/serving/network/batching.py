@@ -1,7 +1,7 @@
-"""Continuous batching: every request in flight takes part in the next step, whenever it came.
+"""Continuous batching: every request in flight takes part in the next step, also a new one.
 
 A step decodes one token for each request whose prompt is computed, and computes the prompts of new requests. A request
-that has ended or was aborted meanwhile is removed before the next step.
+that has ended or was aborted is removed before the next step.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from rollout.serving.protocol import RequestRefused
 log = structlog.get_logger()
 
 _MAX_PREFILL_TOKENS = 16384
-"""The most prompt tokens of one step, padding included; a longer prompt has a step for itself."""
+"""The most prompt tokens of one step, padding included; a longer prompt is computed alone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,11 +58,11 @@ class _DecodingRequests:
     decode_batch: DecodeBatch
 
     def keep_only(self, remaining: list[_RunningRequest]) -> "_DecodingRequests | None":
-        """Only the remaining requests; None if there are none."""
+        """Return only the remaining requests; None if there are none."""
         if not remaining:
             return None
-        here = set(remaining)
-        self.decode_batch.keep_rows([row for row, request in enumerate(self.requests) if request in here])
+        kept = set(remaining)
+        self.decode_batch.keep_rows([row for row, request in enumerate(self.requests) if request in kept])
         return _DecodingRequests(remaining, self.decode_batch)
 
     def concatenate(self, other: "_DecodingRequests") -> "_DecodingRequests":
@@ -71,7 +71,7 @@ class _DecodingRequests:
 
 
 class Batcher:
-    """Runs steps while requests are in flight. For one event loop; the network computes in a thread of its own."""
+    """Runs steps while requests are in flight. For one event loop; the network computes in another thread."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -103,7 +103,7 @@ class Batcher:
                     continue
                 try:
                     tokens = await loop.run_in_executor(self._executor, self._compute_step, continuing, starting)
-                except Exception as error:  # whatever a network raises ends the requests that met it
+                except Exception as error:  # an error of the network ends the requests of this step
                     log.error("a step of the network failed", requests=len(participants), exc_info=error)
                     self._decoding = None
                     for request in participants:
@@ -111,21 +111,21 @@ class Batcher:
                     continue
                 for request, token in zip(participants, tokens, strict=True):
                     request.add_token(token, gate.version)
-        # Nothing was awaited since the last request ended, so a new request starts a new task.
+        # Nothing was awaited since the check of the loop, so no request is missed: a new one starts a new task.
         self._step_task = None
 
     def _select_participants(self) -> tuple[list[_RunningRequest], list[_RunningRequest]]:
-        """The requests of the next step, in the order of its tokens: those that decode on, and those that start."""
+        """Return the requests of the next step: those that decode another token, and those that start."""
         decoding_requests = self._decoding.requests if self._decoding is not None else ()
         self._waiting = [request for request in self._waiting if not request.finished.done()]
-        starting = self._waiting[: _fitting([len(seat.prompt.token_ids) for seat in self._waiting])]
+        starting = self._waiting[: _count_fitting([len(request.prompt.token_ids) for request in self._waiting])]
         self._waiting = self._waiting[len(starting) :]
-        return [seat for seat in decoding_requests if not seat.finished.done()], starting
+        return [request for request in decoding_requests if not request.finished.done()], starting
 
     def _compute_step(
         self, continuing: list[_RunningRequest], starting: Sequence[_RunningRequest]
     ) -> list[SampledToken]:
-        """In the network's thread: a token for each continuing request, then for each starting one; these join them."""
+        """Return a token for each continuing request, then for each starting one. Runs in the network's thread."""
         with torch.inference_mode():
             self._decoding = None if self._decoding is None else self._decoding.keep_only(continuing)
             return [*self._decode_continuing(), *self._prefill_starting(starting)]
@@ -135,20 +135,20 @@ class Batcher:
             return []
         requests = self._decoding.requests
         logits = self._network.decode(self._decoding.decode_batch, [request.last_token_id for request in requests])
-        return sample_tokens(logits, [seat.prompt for seat in requests])
+        return sample_tokens(logits, [request.prompt for request in requests])
 
     def _prefill_starting(self, starting: Sequence[_RunningRequest]) -> list[SampledToken]:
         if not starting:
             return []
         prompts = [request.prompt for request in starting]
         logits, decode_batch = self._network.prefill(prompts)
-        table = _DecodingRequests(list(starting), decode_batch)
-        self._decoding = table if self._decoding is None else self._decoding.concatenate(table)
+        started = _DecodingRequests(list(starting), decode_batch)
+        self._decoding = started if self._decoding is None else self._decoding.concatenate(started)
         return sample_tokens(logits, prompts)
 
 
-def _fitting(lengths: Sequence[int]) -> int:
-    """How many of the first prompts are computed together."""
+def _count_fitting(lengths: Sequence[int]) -> int:
+    """Return how many of the first prompts are computed together."""
     longest = 0
     for count, length in enumerate(lengths):
         longest = max(longest, length)

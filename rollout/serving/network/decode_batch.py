@@ -12,7 +12,7 @@ LayerKeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(slots=True, eq=False)
 class DecodeBatch:
-    """A row for each sequence.
+    """The keys and values of several sequences, a row for each.
 
     Attributes:
         layers: keys and values of each layer, (rows, heads, length, size).
@@ -25,7 +25,7 @@ class DecodeBatch:
     next_positions: torch.Tensor
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Drop all other rows, and the padding that no row needs any more."""
+        """Remove all other rows, and the padding that no remaining row needs."""
         if len(rows) == len(self.attention_mask):
             return
         row_indices = torch.tensor(rows, dtype=torch.long, device=self.attention_mask.device)
@@ -58,5 +58,5 @@ class DecodeBatch:
 
 
 def layers_of(cache: Any) -> LayerKeyValues:
-    """The keys and values in a cache of transformers."""
+    """Return the keys and values in a cache of transformers."""
     return [(layer.keys, layer.values) for layer in cache.layers]

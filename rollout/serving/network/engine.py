@@ -1,4 +1,4 @@
-"""The engine of `rollout serve transformers`: the strict endpoint's requests, answered by a network."""
+"""The engine of `rollout serve transformers`, which answers requests with a network."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +23,14 @@ _RESIZE_BACKEND: ResizeBackend = "pil"
 
 
 class NetworkEngine:
-    """Answers requests by a network.
+    """Answers requests with a network.
+
+    Attributes:
+        model_card: what the engine says it serves.
 
     Raises:
         ConfigurationError: the directory holds no checkpoint of a supported family.
-        TokenizerError, AdapterError: it lacks a file or a token.
+        TokenizerError, AdapterError: the directory lacks a file or a token.
     """
 
     def __init__(self, settings: NetworkSettings) -> None:
@@ -47,13 +50,14 @@ class NetworkEngine:
         self._batcher = Batcher(self._network)
 
     def prepare(self, request: GenerateBody) -> Job:
+        """See `Engine.prepare`."""
         parsed = self._request_reader.read(request)
         for key in ("allowed_token_ids", "logit_bias"):
             largest_id = max(getattr(request.sampling_params, key) or (0,))
             if largest_id >= self._request_reader.tokenizer.vocab_size:
                 raise RequestRefused(
-                    f"sampling_params.{key} names {largest_id}, "
-                    f"outside the vocabulary of {self._request_reader.tokenizer.vocab_size} tokens.",
+                    f"sampling_params.{key} has the token {largest_id}, which is outside the vocabulary of "
+                    f"{self._request_reader.tokenizer.vocab_size} tokens.",
                     param=f"sampling_params.{key}",
                 )
         images = self._prompt_images(request, parsed)
@@ -72,9 +76,11 @@ class NetworkEngine:
         return NetworkJob(parsed.prompt, parsed.stop_conditions, network_prompt, self._batcher)
 
     def reload(self, directory: Path | None) -> None:
+        """See `Engine.reload`."""
         self._network.reload(directory)
 
     def close(self) -> None:
+        """Start no further step."""
         self._batcher.close()
 
     def _prompt_images(self, request: GenerateBody, parsed: ParsedRequest) -> tuple[PromptImage, ...]:
@@ -87,10 +93,16 @@ class NetworkEngine:
 
 @dataclass(frozen=True, slots=True)
 class NetworkJob(Job):
-    """A job whose answer the network computes in a batch with those of other requests."""
+    """A job whose answer the network computes in a batch with the answers to other requests.
+
+    Attributes:
+        network_prompt: the prompt as the network takes it.
+        batcher: the batcher of the engine.
+    """
 
     network_prompt: NetworkPrompt
     batcher: Batcher
 
     async def generate(self, answer: Answer, gate: PauseGate) -> None:
+        """See `Job.generate`."""
         await self.batcher.generate(self.network_prompt, answer, gate)

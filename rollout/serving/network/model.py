@@ -1,4 +1,4 @@
-"""The network: a checkpoint of the Qwen-VL families by transformers, computed for several sequences at once."""
+"""The network: a checkpoint of the Qwen-VL families, which transformers computes for several sequences at once."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ class Network:
     """
 
     def __init__(self, directory: Path, *, device: str, dtype: str) -> None:
-        # A server does not draw progress bars in a terminal.
+        # A server draws no progress bars in a terminal.
         transformers_logging.disable_progress_bar()
         self._directory = directory
         self._device = device
@@ -34,7 +34,9 @@ class Network:
         try:
             self._config = AutoConfig.from_pretrained(directory, local_files_only=True)
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{directory} holds no checkpoint: {str(error)[:300]}") from error
+            raise ConfigurationError(
+                f"{directory} holds no checkpoint that transformers can load: {str(error)[:300]}"
+            ) from error
         if self._config.model_type not in SUPPORTED_MODEL_TYPES:
             raise ConfigurationError(
                 f"{directory} is a checkpoint of {self._config.model_type}; "
@@ -47,22 +49,22 @@ class Network:
 
     @property
     def merge_size(self) -> int:
-        """How many patches of each side make one token."""
+        """How many patches along each side make one token."""
         merge_size: int = self._model.config.vision_config.spatial_merge_size
         return merge_size
 
     @property
     def max_model_len(self) -> int:
-        """The longest sequence that the checkpoint was made for."""
+        """The longest sequence that the checkpoint supports."""
         length: int = self._model.config.get_text_config().max_position_embeddings
         return length
 
     def reload(self, directory: Path | None) -> None:
-        """Load other weights of the same model; all of them, or none. Raises WeightsRefused."""
+        """See `Engine.reload`."""
         self._use_model(self._load(directory or self._directory))
 
     def prefill(self, prompts: Sequence[NetworkPrompt]) -> tuple[torch.Tensor, DecodeBatch]:
-        """Compute prompts together; returns the logits of each next token, and the batch for decoding."""
+        """Compute prompts together, and return the logits of each next token and the batch for decoding."""
         length = max(len(prompt.token_ids) for prompt in prompts)
         input_ids = torch.zeros((len(prompts), length), dtype=torch.long)
         attention_mask = torch.zeros((len(prompts), length), dtype=torch.long)
@@ -87,7 +89,7 @@ class Network:
         return logits, DecodeBatch(layers_of(cache), attention_mask, next_positions)
 
     def decode(self, decode_batch: DecodeBatch, token_ids: Sequence[int]) -> torch.Tensor:
-        """Feed each sequence its newest token; returns the logits of each next token. Updates the decode batch."""
+        """Append the newest token to each sequence of the batch, and return the logits of each next token."""
         cache = DynamicCache(config=self._model.config.get_text_config())
         for layer_index, (keys, values) in enumerate(decode_batch.layers):
             cache.update(keys, values, layer_index)
@@ -111,7 +113,7 @@ class Network:
         cache: Any,
         **image_inputs: Any,
     ) -> torch.Tensor:
-        # By place, because the names differ: older versions of transformers call the cache past_key_values.
+        # By position, because the names differ: older versions of transformers call the cache past_key_values.
         out = self._model(
             input_ids.to(self._device),
             attention_mask,
@@ -129,28 +131,28 @@ class Network:
             model, loading_info = AutoModelForImageTextToText.from_pretrained(
                 directory,
                 config=self._config,
-                # Unused, but a directory with weights alone has none, at which transformers would fail.
+                # Not used, but without it transformers fails for a directory that has only weights.
                 generation_config=GenerationConfig(),
                 dtype=self._dtype,
                 local_files_only=True,
                 output_loading_info=True,
             )
-        except Exception as error:  # each file format has errors of its own
+        except Exception as error:  # each file format has its own errors
             raise WeightsRefused(f"{directory}: the weights cannot be loaded: {str(error)[:300]}") from error
-        # transformers would continue with random numbers for missing weights.
+        # transformers would use random numbers for missing weights.
         mismatched_keys = {name: sorted(map(str, keys))[:3] for name, keys in loading_info.items() if keys}
         if mismatched_keys:
-            raise WeightsRefused(f"{directory}: the weights are not this model's: {mismatched_keys}")
+            raise WeightsRefused(f"{directory}: the weights belong to another model: {mismatched_keys}")
         return model.to(self._device).eval()
 
     def _use_model(self, model: Any) -> None:
         self._model = model
-        # Cached features depend on the weights, so the cache is new with each model.
+        # Cached features depend on the weights, so each model has a new cache.
         self._encoder = ImageEncoder(model.model.get_image_features, self._device)
 
 
 def _encoder_outputs(features: Sequence[VisionFeatures]) -> dict[str, Any]:
-    """Images in the order of the prompts, in the shape that the vision tower gives them to the language model."""
+    """Return the features in the form in which the vision tower gives them to the language model."""
     if not features:
         return {}
     deepstack_layers = [

@@ -1,4 +1,4 @@
-"""The input of the network: prompts with their images as patches, and positions on three axes."""
+"""The input of the network: prompts with images as patches and positions on three axes."""
 
 import random
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class PromptImage:
     """One image of a prompt.
 
     Attributes:
-        image_hash: the hash of its bytes, which was verified.
+        image_hash: the verified hash of its bytes.
         processed: its patches and grid.
     """
 
@@ -28,7 +28,7 @@ class PromptImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NetworkPrompt:
-    """A prompt that can be computed, and how its answer is sampled.
+    """A prompt as the network takes it, and how its answer is sampled.
 
     Attributes:
         token_ids: the expanded ids.
@@ -48,10 +48,10 @@ class NetworkPrompt:
 def rope_positions(
     prompt_length: int, placeholders: Sequence[tuple[int, int]], grids: Sequence[tuple[int, int, int]], merge_size: int
 ) -> Positions:
-    """The position of each token in time, height and width. Text has the same position on all three axes.
+    """Return the position of each token in time, height and width. Text has the same position on all three axes.
 
-    An image is a plane that starts at the current position. Text after an image continues after the longer of its
-    sides, so that a position is not the index of a token.
+    An image is a plane that starts at the current position. The text after it starts after its longer side, so a
+    position is not the index of a token.
     """
     positions = np.empty((3, prompt_length), np.int64)
     token_index = position = 0

@@ -9,14 +9,14 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, slots=True)
 class NetworkSettings:
-    """One engine.
+    """One network engine.
 
     Attributes:
-        model_dir: a checkpoint of Qwen3-VL or Qwen2.5-VL.
-        model_name: the name that requests have to ask for; None: the directory's name.
+        model_dir: the directory of a Qwen3-VL or Qwen2.5-VL checkpoint.
+        model_name: the name that requests must ask for; None: the directory's name.
         max_model_len: the longest prompt and answer together, in expanded tokens; None: what the checkpoint allows.
         weight_version: the version of the checkpoint's weights.
-        allowed_directories: where `file://` images may be read from.
+        allowed_directories: the directories from which `file://` images may be read.
         device: torch's name of the device.
         dtype: the type of weights and activations.
     """

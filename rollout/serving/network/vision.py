@@ -1,4 +1,4 @@
-"""The features of images from the vision tower: each distinct image is encoded once, until the weights change."""
+"""Computes the features of images; each distinct image is encoded once, until the weights change."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -14,11 +14,11 @@ _MAX_CACHE_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VisionFeatures:
-    """One image as the language model takes it.
+    """The features of one image for the language model.
 
     Attributes:
         embeddings: the embeddings of its pad tokens.
-        deepstack: the features that are added in deeper layers, if the family has them.
+        deepstack: the features that deeper layers add, if the family has them.
     """
 
     embeddings: torch.Tensor
@@ -31,7 +31,7 @@ class VisionFeatures:
 
 
 class ImageEncoder:
-    """A vision tower with a cache that holds the most recently used features."""
+    """A vision tower with a cache of the most recently used features."""
 
     def __init__(self, vision_tower: Any, device: str) -> None:
         self._vision_tower = vision_tower
@@ -40,26 +40,26 @@ class ImageEncoder:
         self._cache_bytes = 0
 
     def encode(self, images: Iterable[PromptImage]) -> Mapping[str, VisionFeatures]:
-        """The features of all images, by hash; those that are not cached are computed together."""
+        """Return the features of all images by hash; those that are not cached are computed together."""
         images_by_hash = {image.image_hash: image for image in images}
         features_by_hash = {
             image_hash: self._cache[image_hash] for image_hash in images_by_hash if image_hash in self._cache
         }
-        missing = [picture for name, picture in images_by_hash.items() if name not in features_by_hash]
+        missing = [image for image_hash, image in images_by_hash.items() if image_hash not in features_by_hash]
         if missing:
             features_by_hash |= self._compute(missing)
-        for name, features in features_by_hash.items():
-            self._store(name, features)
+        for image_hash, features in features_by_hash.items():
+            self._store(image_hash, features)
         return features_by_hash
 
     def _compute(self, images: list[PromptImage]) -> dict[str, VisionFeatures]:
         pixels = torch.cat([torch.from_numpy(image.processed.patches) for image in images]).to(self._device)
-        grids = torch.tensor([picture.processed.grid for picture in images], device=self._device)
+        grids = torch.tensor([image.processed.grid for image in images], device=self._device)
         out = self._vision_tower(pixels, grids, return_dict=True)
         layers = getattr(out, "deepstack_features", None) or []
         return {
-            picture.image_hash: VisionFeatures(out.pooler_output[index], tuple(layer[index] for layer in layers))
-            for index, picture in enumerate(images)
+            image.image_hash: VisionFeatures(out.pooler_output[index], tuple(layer[index] for layer in layers))
+            for index, image in enumerate(images)
         }
 
     def _store(self, image_hash: str, features: VisionFeatures) -> None:

@@ -2,7 +2,7 @@
 
     python -m rollout.serving.tiny_model DIRECTORY --family qwen3-vl
 
-They have the families' architecture, tokens, chat template and processor configuration, about half a million
-parameters, and greedy answers that depend on the prompt and its images. To make one, you need torch and transformers
-(`pip install 'rollout-rl[trainer]'`); to serve one, you need what vLLM needs.
+They have the architecture, tokens, chat template and processor configuration of their families, and about half a
+million parameters. Greedy answers depend on the prompt and its images. To make one, you need torch and transformers
+(`pip install 'rollout-rl[trainer]'`).
 """

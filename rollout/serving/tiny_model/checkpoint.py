@@ -1,4 +1,4 @@
-"""Writes a checkpoint: random weights, tokenizer, template and processor configuration."""
+"""Writes a tiny checkpoint: random weights, tokenizer, template and processor configuration."""
 
 import json
 import shutil
@@ -8,13 +8,13 @@ from rollout.images.processors import import_trainer_extra
 from rollout.serving.tiny_model.families import CONTEXT_LENGTH, FAMILIES, SHIPPED_MODEL_DIRECTORY
 
 WEIGHT_SCALE = 6.0
-"""With the usual initialisation logits are almost flat; scaled up, greedy answers depend on prompt and images."""
+"""The usual initial weights give almost flat logits. Scaled up, greedy answers depend on the prompt and its images."""
 
 
 def make_checkpoint(directory: Path, family: str, *, seed: int = 0, scale: float = WEIGHT_SCALE) -> int:
     """Write a checkpoint of a family into a directory, and return how many parameters it has.
 
-    Its matrices are `scale` times what the architecture usually begins with.
+    Its matrices are `scale` times the usual initial weights of the architecture.
 
     Raises:
         ConfigurationError: torch or transformers is missing.

@@ -1,6 +1,6 @@
-"""What is different between the families: architecture, chat template, processor configuration.
+"""The families of tiny checkpoints: their architectures, chat templates and processor configurations.
 
-torch and transformers are imported when a network is built, so that the names can be listed without them.
+torch and transformers are imported when a network is built, so the names can be listed without them.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from rollout.config.model_directory import BUILTIN_MODELS
 
 _TEMPLATES = Path(__file__).parent / "templates"
 SHIPPED_MODEL_DIRECTORY = BUILTIN_MODELS["builtin:tiny"]
-"""Tokenizer and template of the small model that the embedded engine serves without a network."""
+"""The directory with the tokenizer and the template that the embedded engine uses by default."""
 
 CONTEXT_LENGTH = 32768
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]}
@@ -22,7 +22,7 @@ TokenIdLookup = Callable[[str], int]
 
 @dataclass(frozen=True, slots=True)
 class TinyFamily:
-    """One family.
+    """What differs between families.
 
     Attributes:
         chat_template: the file of its chat template.

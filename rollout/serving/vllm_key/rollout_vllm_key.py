@@ -1,8 +1,9 @@
-"""A key for every route of an engine, vLLM's own included.
+"""Asks for an API key on every route of an engine, also of vLLM.
 
-vLLM 0.32 asks for its API key on `/v1`, `/v2`, `/inference` and `/cohere` only: whoever reaches the port may pause it,
-replace its weights, or let it answer by `/invocations`. `rollout serve vllm` therefore passes this class to vLLM with
-`--middleware`, and its directory on PYTHONPATH. So this file imports nothing of ours, and nothing but Python.
+vLLM 0.32 asks for its key on `/v1`, `/v2`, `/inference` and `/cohere` only. Without one, a client may pause the engine,
+replace its weights, or get answers at `/invocations`. So `rollout serve vllm` passes this class to vLLM with
+`--middleware`, and its directory on PYTHONPATH. In vLLM's environment there is no other file of ours, so this one
+imports only the standard library.
 """
 
 import hmac
@@ -17,11 +18,11 @@ _Send = Callable[[_Message], Awaitable[None]]
 _App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 
 _OPEN_PATHS = frozenset(("/health", "/metrics", "/metrics/"))
-"""Whether it lives, and what it counts: a scheduler and Prometheus ask for that without a key."""
+"""A scheduler and Prometheus read these without a key."""
 _BODY = json.dumps(
     {
         "error": {
-            "message": "this engine asks for its API key with every request, as the header Authorization: Bearer KEY",
+            "message": "this engine needs its API key with every request: send the header Authorization: Bearer KEY",
             "type": "AuthenticationError",
             "param": None,
             "code": 401,
@@ -31,25 +32,26 @@ _BODY = json.dumps(
 
 
 class RequireKey:
-    """An ASGI application that asks for the key before the application inside it sees a request.
+    """An ASGI application that passes only requests with the key to the application inside it.
 
-    `key` is the key; None: the one in the environment variable VLLM_API_KEY, without which it does not start.
+    `key` is the key; None: the one in the environment variable VLLM_API_KEY.
     """
 
     def __init__(self, app: _App, key: str | None = None) -> None:
         key = os.environ.get("VLLM_API_KEY", "").strip() if key is None else key
         if not key:
-            raise ValueError("VLLM_API_KEY holds no API key")
+            raise ValueError("VLLM_API_KEY is empty; put the API key into it")
         self._app = app
         self._expected = f"bearer {key}".encode()
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+        """Answer 401 to a request without the key; pass others on."""
         if scope["type"] not in ("http", "websocket") or self._is_open(scope) or self._has_key(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            # The body of the request is not read, so the connection cannot be used again.
+            # The body of the request was not read, so the connection cannot be used again.
             headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
             headers += [(b"content-length", str(len(_BODY)).encode()), (b"www-authenticate", b"Bearer")]
             await send({"type": "http.response.start", "status": 401, "headers": headers})

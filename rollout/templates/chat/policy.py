@@ -1,4 +1,4 @@
-"""A script that answers in the place of a model, so that no GPU is needed."""
+"""A script that answers instead of a model, so that no GPU is needed."""
 
 import re
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ TURN = re.compile(r"(\d+)\.<\|im_end\|>\s*<\|im_start\|>user\s*(Higher|Lower)")
 
 
 class Halving:
-    """Guesses the middle of what is left; with a temperature above 0, not always."""
+    """Guesses the middle of the range; with a temperature above 0, not always."""
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
-        """Return what may be said to this prompt; the greater a logit, the likelier."""
+        """Return the possible answers to this prompt; a greater logit is likelier."""
         question = re.search(r"from 1 to (\d+)", prompt)
         low, high = 1, int(question[1]) if question else 1
         for guess, hint in TURN.findall(prompt):

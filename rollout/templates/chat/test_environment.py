@@ -1,4 +1,4 @@
-"""Plays the environment with answers that a test writes, and looks at the rest."""
+"""Plays the environment with answers from the tests, and checks the results."""
 
 from rollout.testing import PlayRollout
 from rollout.trainer import check
@@ -7,15 +7,17 @@ from rollout.templates.chat.environment import GuessNumber
 
 
 def test_hints_lead_to_the_number(play_rollout: PlayRollout) -> None:
+    """Each hint tells the direction, and the right number has the reward."""
     settings = {"highest": 4}
     played = play_rollout(GuessNumber, settings=settings, answers=["1", "Is it 4?"])
     contents = [message["content"] for message in played.messages]
     assert contents == ["Guess my number, from 1 to 4.", "1", "Higher.", "Is it 4?"]
     assert played.reward == 1.0
-    assert check(played.trajectory) == []  # its tokens are those that the engine saw
+    assert check(played.trajectory) == []  # the tokens are right, too
 
 
 def test_too_few_guesses_have_no_reward(play_rollout: PlayRollout) -> None:
+    """After the last guess, the reward is 0."""
     settings = {"max_guesses": 2}
     played = play_rollout(GuessNumber, settings=settings, answers=["What?", "0"])
     assert played.messages[-2]["content"] == "Say a number."

@@ -1,1 +1,1 @@
-"""An environment of gymnasium, turn by turn."""
+"""The template gym: the model plays an environment of gymnasium, turn by turn."""

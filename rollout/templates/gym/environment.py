@@ -17,25 +17,25 @@ from rollout import (
 # For another game, change what depends on this one: ACTIONS, the rules in reset,
 # id and options in the YAML, and the script of the policy.
 ACTIONS = ("left", "down", "right", "up")
-"""What the model says, in the order of the numbers that FrozenLake gives them."""
+"""The words for FrozenLake's actions, in the order of their numbers."""
 
 
 class LakeSettings(EnvironmentSettings):
     """The keys of the section `environment` in the YAML."""
 
-    id: str = "FrozenLake-v1"
+    id: str = "FrozenLake-v1"  # id and options are arguments of gymnasium.make
     options: Mapping[str, Any] = {"map_name": "4x4", "is_slippery": False}
-    max_turns: int = 20
+    max_turns: int = 20  # answers of the model
 
 
 class Lake(MultiTurnEnvironment):
-    """Each rollout has a gymnasium environment of its own, which `close` closes."""
+    """Each rollout has its own gymnasium environment, which `close` closes."""
 
     Settings: ClassVar[type[EnvironmentSettings]] = LakeSettings
     settings: LakeSettings
 
     async def reset(self, task: Task) -> Sequence[dict[str, Any]]:
-        """Begin a rollout: return the first messages. A seed fixes what is random."""
+        """Begin a rollout: return the first messages. The seed fixes the game."""
         name, options = self.settings.id, self.settings.options
         self.game = gymnasium.make(name, render_mode="ansi", **options)
         if self.game.action_space != gymnasium.spaces.Discrete(len(ACTIONS)):
@@ -49,12 +49,12 @@ class Lake(MultiTurnEnvironment):
         return [{"role": "user", "content": f"{rules}\n{self.picture()}"}]
 
     async def step(self, reply: Reply) -> Turn:
-        """Take an action: return what it led to, with its reward, or the score."""
+        """Take an action: return the new state and its reward, or the score."""
         self.turns += 1
         word = reply.text.strip(" .").lower()
         gained, ended = 0.0, False
         if word in ACTIONS:
-            # A game that computes for long belongs into a thread: anyio.to_thread.
+            # Run a slow game in a thread: anyio.to_thread.
             _, reward, terminated, truncated, _ = self.game.step(ACTIONS.index(word))
             gained, ended = float(reward), terminated or truncated
         self.total += gained
@@ -67,13 +67,13 @@ class Lake(MultiTurnEnvironment):
         return Turn([message], reward=gained)
 
     def picture(self) -> str:
-        """Return the map; a star is where the model stands."""
+        """Return the map; a star marks the place of the model."""
         text = str(self.game.render())
         marked = text.replace("\x1b[41m", "*").replace("\x1b[0m", "")
-        rows = marked.splitlines()  # one of them may be the last action, in brackets
+        rows = marked.splitlines()  # one row may be the last action, in brackets
         return "\n".join(row for row in rows if row.strip() and "(" not in row)
 
     def close(self) -> None:
-        """Close the game, whatever ended the rollout."""
+        """Close the game at the end of the rollout, also after an error."""
         if hasattr(self, "game"):
             self.game.close()

@@ -1,4 +1,4 @@
-"""A script that answers in the place of a model, so that no GPU is needed."""
+"""A script that answers instead of a model, so that no GPU is needed."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ class Walker:
     """Walks the shortest way; with a temperature above 0, not always."""
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
-        """Return what may be said to this prompt; the greater a logit, the likelier."""
+        """Return the possible answers to this prompt; a greater logit is likelier."""
         best = first_step(last_map(prompt))
         return [AnswerSlot({step: 4.0 if step == best else 0.0 for step in STEPS})]
 
@@ -24,11 +24,11 @@ def last_map(prompt: str) -> list[str]:
 
 
 def first_step(rows: Sequence[str]) -> str:
-    """Return the first step of the shortest way to the goal, found breadth first."""
+    """Return the first step of the shortest way to the goal (breadth-first search)."""
     cells = [row.replace("*", "") for row in rows]
     stars = [(y, row.index("*")) for y, row in enumerate(rows) if "*" in row]
     if not stars:
-        return "left"  # another game, of which this script knows nothing
+        return "left"  # another game, which this script does not know
     start = stars[0]
     ways: deque[tuple[tuple[int, int], str]] = deque([(start, "")])
     seen = {start}

@@ -1,4 +1,4 @@
-"""Plays one rollout as a run does, with answers from this test."""
+"""Plays rollouts with answers from the tests, and checks the results."""
 
 from rollout.testing import PlayRollout
 
@@ -8,12 +8,14 @@ WAY = ["down", "down", "right", "down", "right", "right"]
 
 
 def test_the_last_step_of_the_way_is_rewarded(play_rollout: PlayRollout) -> None:
+    """Only the step to the goal has a reward."""
     played = play_rollout(Lake, answers=WAY)
     assert played.reward == 1.0
     assert played.turn_rewards == {0: 0.0, 1: 0.0, 2: 0.0, 3: 0.0, 4: 0.0, 5: 1.0}
 
 
-def test_what_is_no_action_costs_a_turn(play_rollout: PlayRollout) -> None:
+def test_a_wrong_word_costs_a_turn(play_rollout: PlayRollout) -> None:
+    """The next message lists the actions, and the turn counts."""
     answers = ["I would rather swim.", "north"]
     played = play_rollout(Lake, answers=answers, settings={"max_turns": 2})
     assert (played.reward, played.limit) == (0.0, "turns")

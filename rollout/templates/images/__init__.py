@@ -1,1 +1,1 @@
-"""A disc is found: several pictures in one conversation."""
+"""The template images: the model finds a disc, with several pictures in one conversation."""

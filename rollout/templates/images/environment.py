@@ -1,4 +1,4 @@
-"""A disc is found: each turn shows a picture, and asks where in it the disc is."""
+"""A search: each turn shows a picture and asks for the corner of the red disc."""
 
 import random
 from typing import Any, ClassVar
@@ -18,17 +18,17 @@ QUESTION = f"In which corner is the red disc: {', '.join(CORNERS)}?"
 class DiscSettings(EnvironmentSettings):
     """The keys of the section `environment` in the YAML."""
 
-    pictures: int = 3
+    pictures: int = 3  # in each rollout
 
 
 class FindDisc(Environment):
-    """All pictures are in one conversation: each request has those before it, too."""
+    """All pictures are in one conversation: each request also has the earlier ones."""
 
     Settings: ClassVar[type[EnvironmentSettings]] = DiscSettings
     settings: DiscSettings
 
     async def run(self, task: Task, model: Model) -> Score:
-        """Play one rollout. A seed fixes its pictures."""
+        """Play one rollout. The seed fixes its pictures."""
         rng = random.Random(task.seed)
         messages: list[dict[str, Any]] = []
         right = 0

@@ -1,1 +1,1 @@
-"""A question is answered with tools, several of them at once."""
+"""The template tools: the model answers a question with tools, several at once."""

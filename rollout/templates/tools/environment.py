@@ -1,4 +1,4 @@
-"""Fruit is bought: the model looks up prices with tools, and pays the sum."""
+"""A purchase: the model looks up prices with tools, and pays the sum."""
 
 import random
 from collections.abc import Sequence
@@ -31,13 +31,13 @@ def price(fruit: str) -> int:
     return PRICES[fruit]
 
 
-Amount = Annotated[int, Field(ge=1, description="what everything costs")]
+Amount = Annotated[int, Field(ge=1, description="the sum of all prices")]
 
 
 class ShoppingSettings(ToolSettings):
-    """The keys of the section `environment`; max_turns and tool_timeout are there."""
+    """The keys of the section `environment`, besides those of `ToolSettings`."""
 
-    most: int = 5
+    most: int = 5  # pieces of each fruit, at most
 
 
 class Shopping(ToolEnvironment):
@@ -48,7 +48,7 @@ class Shopping(ToolEnvironment):
     functions: ClassVar[Sequence[Tool[..., Any]]] = [price]
 
     async def reset(self, task: Task) -> Sequence[dict[str, Any]]:
-        """Begin a rollout: return the first messages. A seed fixes the basket."""
+        """Begin a rollout: return the first messages. The seed fixes the basket."""
         rng = random.Random(task.seed)
         fruit = rng.sample(sorted(PRICES), 2)
         counts = [rng.randint(1, self.settings.most) for _ in fruit]
@@ -66,7 +66,7 @@ class Shopping(ToolEnvironment):
         return "Thank you."
 
     async def score(self, reply: Reply) -> Score:
-        """Score the rollout; the answer without a call is `reply`."""
+        """Score the rollout; `reply` is its last answer."""
         paid, ended = self.paid == self.sum, not reply.tool_calls
         rewards = {"paid": float(paid), "ended": float(ended)}
         return Score(rewards=rewards, weights={"paid": 0.9, "ended": 0.1})

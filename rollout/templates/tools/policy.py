@@ -1,4 +1,4 @@
-"""A script that answers in the place of a model, so that no GPU is needed."""
+"""A script that answers instead of a model, so that no GPU is needed."""
 
 import re
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ RESULT = re.compile(r"<tool_response>\n(.*?)\n</tool_response>")
 
 
 class Buyer:
-    """Asks for all prices at once, pays, and is done; its sum may be wrong."""
+    """Asks for all prices at once, then pays; its sum may be wrong."""
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
-        """Return what may be said to this prompt; the greater a logit, the likelier."""
+        """Return the possible answers to this prompt; a greater logit is likelier."""
         question = prompt.rpartition("Buy ")[2]
         wanted, results = WANTED.findall(question), RESULT.findall(question)
         if not results:
@@ -28,6 +28,6 @@ class Buyer:
 
 
 def call(name: str, arguments: str) -> str:
-    """Return a call as models of the family qwen3 write it."""
+    """Return a call in the format of the family qwen3."""
     function = f'{{"name": "{name}", "arguments": {{{arguments}}}}}'
     return f"<tool_call>\n{function}\n</tool_call>"

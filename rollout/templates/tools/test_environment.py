@@ -1,4 +1,4 @@
-"""Plays one rollout as a run does, with answers from this test."""
+"""Plays rollouts with answers from the tests, and checks the results."""
 
 import re
 from collections.abc import Sequence
@@ -10,10 +10,13 @@ from rollout.templates.tools.environment import PRICES, Shopping
 
 
 def tool_results(messages: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the results of all tool calls in a conversation."""
     return [message["content"] for message in messages if message["role"] == "tool"]
 
 
-def test_who_pays_the_sum_has_the_reward(play_rollout: PlayRollout) -> None:
+def test_the_right_sum_has_the_reward(play_rollout: PlayRollout) -> None:
+    """A model that asks for the prices and pays their sum gets both rewards."""
+
     def buy(conversation: list[dict[str, Any]]) -> str | Answer:
         wanted = re.findall(r"(\d+) x (\w+)", conversation[0]["content"])
         results = tool_results(conversation)
@@ -29,7 +32,8 @@ def test_who_pays_the_sum_has_the_reward(play_rollout: PlayRollout) -> None:
     assert played.rewards == {"paid": 1.0, "ended": 1.0}
 
 
-def test_an_unknown_fruit_is_no_price(play_rollout: PlayRollout) -> None:
+def test_an_unknown_fruit_has_no_price(play_rollout: PlayRollout) -> None:
+    """The result of the call lists the known fruits."""
     ask = Answer(tool_calls=[("price", {"fruit": "kiwi"})])
     played = play_rollout(Shopping, answers=[ask, "I cannot."])
     (result,) = tool_results(played.messages)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 
-from rollout.cli.inspect_export import export
+from rollout.cli.inspect_export import write_trajectories
 from rollout.trainer import Trajectory, TrajectoryReader
 from rollout.trainer.reading.reader import ReaderSettings
 from rollout.trainer.testing import put_all, read_all, scripted_rollout
@@ -25,7 +25,7 @@ async def test_an_exported_run_has_a_typed_row_for_each_trajectory(tmp_path: Pat
         for trajectory in found:
             yield trajectory
 
-    assert await export(given(), tmp_path / "run.parquet") == 600
+    assert await write_trajectories(given(), tmp_path / "run.parquet") == 600
     table = pyarrow.parquet.read_table(tmp_path / "run.parquet")
     assert table.num_rows == 600
     row = table.slice(599, 1).to_pylist()[0]

@@ -70,4 +70,4 @@ async def test_stats_of_a_hub_tell_of_malformed_messages_that_it_refused() -> No
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=True)
         stranger.close()
     assert "refused" in done.stdout
-    assert "1 messages; the log of the hub says from whom, and why" in done.stdout
+    assert "1 messages; the log of the hub names the sender and why" in done.stdout

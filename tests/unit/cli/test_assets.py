@@ -103,7 +103,7 @@ def test_gc_keeps_what_records_in_another_directory_refer_to(tmp_path: Path, els
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        ("memory://gone", "cannot be read from here"),
+        ("memory://gone", "cannot be read here"),
         ("file:///nowhere/at/all", "nowhere"),
     ],
 )

@@ -94,12 +94,12 @@ def test_who_lacks_gymnasium_is_told_to_install_it(tmp_path: Path, monkeypatch: 
     [
         ("json", r"'json' is already the name of a module"),
         ("Transports", r"'transports' is already the name of a module"),
-        ("class", "'class' is a word of Python"),
-        ("my env", "Begin with a letter, and use letters, digits, - and _ only"),
+        ("class", "'class' is a keyword of Python"),
+        ("my env", "Begin with a letter; use only letters, digits, - and _"),
         ("7up", "Begin with a letter"),
         ("..", "Begin with a letter"),
-        ("nowhere/guess", "there is no directory nowhere. Make it first"),
-        ("taken", "taken is there already, and stays as it is"),
+        ("nowhere/guess", "there is no directory nowhere. Create it first"),
+        ("taken", "taken exists already, and is not changed"),
         ("n" * 300, "cannot be written: File name too long"),
     ],
 )

@@ -139,7 +139,7 @@ def test_a_narrow_terminal_shows_fewer_columns_whole_and_says_which_are_left_out
     assert good.split() == ["000000.0", "ok", "0.500", "30", "30", "12,345"]
     assert bad.split(maxsplit=6)[6] == "ValueError: a message that is …"
     assert len(bad) <= 80
-    assert "No room for: sampled, versions, seconds. --sort and --filter know them; a wider" in rest
+    assert "Not shown: sampled, versions, seconds. --sort and --filter know them; a wider" in rest
 
 
 def test_a_name_that_is_longer_than_the_terminal_is_shown_whole() -> None:
@@ -195,7 +195,7 @@ def test_rows_are_filtered_and_sorted(inspect: Inspect, filters: list[str], sort
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"filters": ["colour=red"]}, "no column 'colour'; there are rollout, environment"),
+        ({"filters": ["colour=red"]}, "no column 'colour'; the columns are rollout, environment"),
         ({"filters": ["reward"]}, "expected a column, one of ="),
         ({"filters": ["turns>many"]}, "compared with a number"),
         ({"sort": "-colour"}, "no column 'colour'"),
@@ -246,7 +246,7 @@ def test_where_an_error_arose_is_shown_with_the_users_frames(
     run_directory = json.loads(ran.stdout)["run_dir"]
     shown = run_cli("inspect", run_directory, "000000.0").stdout
     frame = f'      File "{tmp_path}/{tmp_path.name}.py", line 3, in run\n'
-    assert f"the error arose here:\n    Traceback (most recent call last):\n{frame}" in shown
+    assert f"the error was raised here:\n    Traceback (most recent call last):\n{frame}" in shown
     assert shown.endswith("    ValueError: a bug of its own\n")
     as_json = json.loads(run_cli("inspect", run_directory, "000000.0", "--json").stdout)
     assert as_json["traceback"].endswith("ValueError: a bug of its own\n")

@@ -18,7 +18,7 @@ def test_a_run_does_not_begin_with_too_few_open_files(
     monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 20))
     result = run_cli(command, str(repository / "configs" / "color_codeword.yaml"))
     assert result.returncode == 2
-    assert result.stderr.startswith("rollout: this process may open 20 files, and a run needs at least 64")
+    assert result.stderr.startswith("rollout: this process may open only 20 files; a run needs at least 64")
 
 
 def test_a_command_that_runs_out_of_files_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

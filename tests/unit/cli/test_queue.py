@@ -154,13 +154,13 @@ async def test_what_was_consumed_and_is_retained_is_shown_as_that(url: str, repl
         await queue.ack([delivery for _ in range(3) if (delivery := await queue.receive(timeout=10))])
     stats = run_queue_command("stats", f"{retaining}{replay}").stdout
     assert re.search(r"^waiting +0 records", stats)
-    assert re.search(r"^retained +3 records, acked", stats, re.MULTILINE)
+    assert re.search(r"^retained +3 acked records", stats, re.MULTILINE)
     assert report("stats", f"{retaining}{replay}")["retained_records"] == 3
     found = report("peek", f"{retaining}{replay}", "--limit", "2")
     assert (found["waiting"], found["retained"]) == (0, 3)
     assert [(record["content"], record["retained"]) for record in found["records"]] == [(0, True), (1, True)]
     text = run_queue_command("peek", f"{url}?retain=true{replay}").stdout
-    assert text.startswith("nothing waits; 3 records were acked and are retained\n\nother  ")
+    assert text.startswith("no record waits; 3 acked records are retained\n\nother  ")
     assert text.count("  retained\n") == 3
 
 
@@ -171,7 +171,7 @@ async def test_dead_letters_are_listed_and_go_back(url: str) -> None:
     assert found["dead_letters"] == 3
     assert found["letters"][0] == {"reason": "cannot be [decoded]", "tag": "rollout-9", "key": "group-2", "bytes": 1}
     assert "cannot be [decoded]" in run_queue_command("dead", url).stdout
-    assert "the first 2 of them" in run_queue_command("dead", url, "--limit", "2").stdout
+    assert "the first 2 are shown" in run_queue_command("dead", url, "--limit", "2").stdout
     assert report("requeue", url, "--limit", "1") == {"requeued": 1, "dead_letters": 2}
     assert "2 dead letters put back as new records; 0 are left" in run_queue_command("requeue", url).stdout
     assert report("stats", url)["backlog_records"] == 3
@@ -193,7 +193,7 @@ async def test_drain_leaves_what_another_consumer_holds_and_says_so(url: str) ->
             lambda: run_queue_command("drain", url, "--yes", "--wait", "0.2"), lease, open_queue(url)
         )
     ).stdout
-    assert text.startswith("0 records removed; 4 are left: another consumer holds them")
+    assert text.startswith("0 records removed; 4 are left: another consumer has leased them")
     tasks = open_queue(f"{url}-tasks", lease="record")
     await put(f"{url}-tasks", *[encode(n) for n in range(4)])
     arguments = ("drain", f"{url}-tasks", "--yes", "--wait", "0.2", "--lease", "record")

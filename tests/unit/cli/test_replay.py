@@ -31,7 +31,7 @@ def test_what_is_different_exits_with_1_and_is_shown(run_directory: Path) -> Non
     assert (replayed.returncode, replayed.stderr) == (1, "")
     first, second, *diff = replayed.stdout.splitlines()
     assert first.endswith("/game/task.0: different; 2 of 3 turns are the same")
-    assert second == "turn 2: messages[5] is another one"
+    assert second == "turn 2: messages[5] is different"
     assert diff[-1] == "    +Line two."
 
 

@@ -22,7 +22,7 @@ def test_serve_embedded_answers_and_stops_on_a_signal() -> None:
         deadline = time.monotonic() + 20
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-    assert "no neural network is inside" in startup_line
+    assert "it has no neural network" in startup_line
     assert process.returncode == 0
 
 

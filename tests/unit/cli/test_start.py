@@ -45,7 +45,7 @@ def test_help_imports_nothing_heavy(command: Sequence[str]) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert result.returncode == 0, result.stderr
     if "embedded" in command:
-        assert "No neural network is inside" in " ".join(result.stdout.split())
+        assert "It has no neural network" in " ".join(result.stdout.split())
 
 
 def test_every_command_has_a_module_of_its_name() -> None:

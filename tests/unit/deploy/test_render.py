@@ -160,7 +160,7 @@ def test_a_path_that_would_be_another_one_in_a_pod_is_refused(configs: list[Path
     configs[0].write_text(configs[0].read_text().replace(f"{tmp_path}/runs", "runs"))
     result = run_cli("launch", str(configs[0]), *K8S, "--render", str(tmp_path / "run7"))
     assert result.returncode == 2
-    assert "run.directory is relative to the file" in result.stderr
+    assert "run.directory is relative to this file" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -172,10 +172,10 @@ def test_an_environment_whose_job_would_have_no_name_of_its_own_is_refused(
     configs[0].write_text(configs[0].read_text().replace("name: codeword", f"name: {name}"))
     result = render(*K8S)
     assert result.returncode == 2
-    assert f"run.name {refused!r} would make a Job" in result.stderr
+    assert f"run.name {refused!r} gives the Job name" in result.stderr
 
 
 def test_a_name_that_kubernetes_does_not_take_is_refused(configs: list[Path], tmp_path: Path) -> None:
     result = run_cli("launch", str(configs[0]), *K8S, "--render", str(tmp_path / "Run_7"))
     assert result.returncode == 2
-    assert "cannot name objects in Kubernetes" in result.stderr
+    assert "is not a valid name in Kubernetes" in result.stderr

@@ -66,7 +66,7 @@ async def test_several_calls_in_one_answer_get_a_result_each() -> None:
     [
         (call("invalid_json"), "error: the call cannot be read (invalid_json)"),
         (call(operation="divide", a=1, b=2), "error: unknown operation 'divide'"),
-        (call(operation="add", a="1", b=2), "error: operation must be a string, a and b whole numbers"),
+        (call(operation="add", a="1", b=2), "error: operation must be a string, and a and b must be whole numbers"),
         (ToolCall("1", "look", {}), "error: there is no tool 'look'"),
     ],
 )

@@ -170,7 +170,7 @@ async def test_a_coroutine_that_will_not_end_is_left_behind(monkeypatch: pytest.
 
     with capture_logs() as logs:
         assert await content(stay, timeout=0.02) == "Error: stay did not end within 0.02 s."
-    assert logs[0]["event"] == "a tool does not let itself be ended, and is left behind"
+    assert logs[0]["event"] == "a tool ignores its cancellation, and is left behind"
     ended.set()
     await asyncio.sleep(0)
 
@@ -225,7 +225,7 @@ class Hostile(Exception):
         (GeneratorExit(), "Error: GeneratorExit:"),
         (ValueError("cut \ud83d"), "Error: ValueError: cut \\ud83d"),
         (ValueError("x" * 5000), f"Error: ValueError: {'x' * 988}…"),
-        (Hostile(), "Error: RuntimeError: a Hostile that cannot be looked at"),
+        (Hostile(), "Error: RuntimeError: a Hostile that cannot be printed"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
@@ -376,8 +376,8 @@ async def test_what_a_tool_returns_becomes_text_parts_or_json(returned: Any, wri
         ([np.zeros((2, 2))], r"a list that holds a ndarray; if it is an image, write Image\.fromarray\(array\)"),
         (b"\x89PNG", r"a bytes; decode them to text, or, if they are an image, write Image\.open\(io\.BytesIO\(data"),
         ({"map": PICTURE}, "a dict that holds an Image; return images alone, or in a list beside texts"),
-        (object(), "an object; return text, a Pillow image, a list of both, or what JSON can say: numbers, "),
-        ({"x": object()}, "a dict; return text, a Pillow image, a list of both, or what JSON can say: numbers, "),
+        (object(), "an object; return text, a Pillow image, a list of both, or values with a JSON form: "),
+        ({"x": object()}, "a dict; return text, a Pillow image, a list of both, or values with a JSON form: "),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -142,7 +142,7 @@ def test_arguments_become_what_the_annotations_say_with_their_defaults() -> None
             {"color": "red", "at": {"x": "many"}},
             "`at.x`: Input should be a valid integer, unable to parse .*, not 'many'",
         ),
-        ({"color": "red", "at": {"x": 1}, "speed": 2}, "`speed`: is no parameter of the tool, not 2"),
+        ({"color": "red", "at": {"x": 1}, "speed": 2}, "`speed`: is not a parameter of the tool, not 2"),
         ({f"word{n}": n for n in range(9)}, "and 6 more$"),
     ],
 )
@@ -224,7 +224,7 @@ class Holder:
         (by_position, "takes `query` by position only; remove the `/`"),
         (private_parameter, "has the private parameter `_query`; rename it"),
         (_private, "has the name '_private'; expected at most 64 letters, digits, `_` and `-`, the first a letter: "),
-        (misspelt, "describes `qurey` in its docstring, and has no parameter of this name."),
+        (misspelt, "describes `qurey` in its docstring, but has no parameter of this name."),
         (unresolved, "has an annotation that cannot be evaluated: name 'Query' is not defined; import or define it"),
         (no_schema, "has the parameter `then`, whose type has no JSON schema; use str, int"),
         (generates, "has a `yield`, which makes it a generator; use `return` instead."),

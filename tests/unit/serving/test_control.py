@@ -199,7 +199,7 @@ async def test_a_pause_that_a_resume_overtakes_says_so(world: SteppedEngineClien
     pausing = asyncio.create_task(world.post("/pause?mode=wait", status=409))
     await world.wait_until_paused()
     await world.post("/resume")
-    assert "overtaken" in (await pausing)["error"]["message"]
+    assert "replaced the pause" in (await pausing)["error"]["message"]
     await world.engine.step(LENGTH - 1)
     await in_flight
 

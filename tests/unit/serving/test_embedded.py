@@ -204,7 +204,7 @@ def test_an_answer_fills_the_context_at_most(body: MakeBody, tokenizer: FastToke
     [
         (Broken, "RuntimeError: no idea"),
         (Lazy, "JSONDecodeError: "),
-        (Ambiguous, "'red' begins the candidate 'red red'"),
+        (Ambiguous, "'red red' begins with the tokens of the candidate 'red'"),
     ],
 )
 def test_a_policy_that_fails_is_the_servers_fault_and_named(body: MakeBody, kind: type, complaint: str) -> None:

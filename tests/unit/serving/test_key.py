@@ -42,7 +42,7 @@ def test_without_the_key_every_route_but_health_is_closed(url: str, authorizatio
 def test_the_refusal_says_what_is_missing_and_repeats_no_key(url: str) -> None:
     error = httpx.post(f"{url}/pause", headers={"authorization": "Bearer wrong"}).json()["error"]
     assert error["type"] == "AuthenticationError"
-    assert "asks for its API key with every request" in error["message"]
+    assert "needs its API key with every request" in error["message"]
     assert "wrong" not in error["message"]
 
 
@@ -106,5 +106,5 @@ def test_without_a_key_in_its_environment_it_does_not_start(monkeypatch: pytest.
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     if value is not None:
         monkeypatch.setenv("VLLM_API_KEY", value)
-    with pytest.raises(ValueError, match="VLLM_API_KEY holds no API key"):
+    with pytest.raises(ValueError, match="VLLM_API_KEY is empty"):
         RequireKey(inner)

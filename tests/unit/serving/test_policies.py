@@ -88,7 +88,7 @@ def test_a_policy_comes_from_any_module(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("ColorPolicy", "not of the form"),
+        ("ColorPolicy", "has no colon"),
         ("no_such_module:Policy", "No module named 'no_such_module'"),
         ("rollout.serving.policies:NoSuchPolicy", "has no attribute 'NoSuchPolicy'"),
         ("rollout.serving.policies:AnswerSlot", "missing 1 required positional argument"),

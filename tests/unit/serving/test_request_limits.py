@@ -50,7 +50,7 @@ async def test_a_body_that_is_too_large_is_refused_with_its_size(chunks: list[by
 
 
 async def test_a_body_that_does_not_come_is_refused_at_its_deadline() -> None:
-    with pytest.raises(RequestRefused, match="did not come whole") as refused:
+    with pytest.raises(RequestRefused, match="was not complete") as refused:
         await read_body([b"half", b""], timeout=0.01)
     assert refused.value.status == 408
 
@@ -87,7 +87,7 @@ def test_a_slow_client_loses_its_connection(url: str) -> None:
     assert talk(url, b"POST /pause HTTP/1.1\r\nhost: x\r\n") == b""
     answer = talk(url, b"POST /collective_rpc HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"did not come whole within 0.2 s" in answer
+    assert b"was not complete within 0.2 s" in answer
 
 
 def test_a_slow_second_request_loses_its_connection_too(url: str) -> None:

@@ -128,7 +128,7 @@ def test_slots_follow_one_another() -> None:
     [
         ({}, "no candidates"),
         ({"": 0.0}, "empty text"),
-        ({"dark": 0.0, "red": 0.0, "dark blue": 0.0}, "'dark' begins the candidate 'dark blue'"),
+        ({"dark": 0.0, "red": 0.0, "dark blue": 0.0}, "'dark blue' begins with the tokens of the candidate 'dark'"),
         ({"red": math.inf}, "not all numbers"),
         ({"red": math.nan, "dark": 0.0}, "not all numbers"),
     ],

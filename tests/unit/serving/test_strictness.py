@@ -107,7 +107,7 @@ def test_parameters_that_ask_for_nothing_are_accepted(engine: httpx.Client, body
 def test_another_model_is_not_found(engine: httpx.Client, body: MakeBody) -> None:
     error = refusal(engine, {**body(), "model": "gpt-2"}, status=404)
     assert error["type"] == "NotFoundError"
-    assert "`gpt-2` does not exist; this engine serves `tiny-qwen3-vl`" in error["message"]
+    assert "`gpt-2` does not exist here; ask for `tiny-qwen3-vl`" in error["message"]
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_with_its_expanded_length(
@@ -183,7 +183,7 @@ def test_the_hash_of_other_bytes_is_refused(engine: httpx.Client, body: MakeBody
     request = body([picture("red"), picture("blue")])
     first, second = request["content_parts"]
     first["uuid"], second["uuid"] = second["uuid"], first["uuid"]
-    assert "must name the bytes" in refusal(engine, request)["message"]
+    assert "send that as its uuid" in refusal(engine, request)["message"]
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "tiff", "too long"])
@@ -234,7 +234,7 @@ def test_a_file_outside_the_allowed_directories_is_refused_in_every_disguise(
         f"{media_dir.as_uri()}/%00",
     ):
         message = refusal(engine, referring(body, picture, url))["message"]
-        assert message.startswith("content_parts[0].url lies outside the directories"), url
+        assert message.startswith("content_parts[0].url is outside the directories"), url
         assert str(outside.parent) not in message
 
 
@@ -248,7 +248,7 @@ def test_a_file_that_cannot_be_read_is_refused(
 
 
 def test_a_file_on_another_host_is_refused(engine: httpx.Client, body: MakeBody, picture: Picture) -> None:
-    assert "names the host" in refusal(engine, referring(body, picture, "file://elsewhere/a.png"))["message"]
+    assert "has the host" in refusal(engine, referring(body, picture, "file://elsewhere/a.png"))["message"]
 
 
 def test_a_file_whose_bytes_were_replaced_is_refused(

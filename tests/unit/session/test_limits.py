@@ -104,7 +104,7 @@ async def test_a_turn_has_one_reward(tmp_path: Path) -> None:
     async with embedded_policy(tmp_path) as policy:
         ended = (await play(RewardsTwice(SETTINGS), TASK, policy=policy)).trajectory
     assert ended.error is not None
-    assert "turn 0 has a reward in its Turn and another one in the Score" in ended.error["message"]
+    assert "turn 0 has a reward in its Turn and another in the Score" in ended.error["message"]
 
 
 async def test_a_limit_that_the_environment_names_is_the_one_that_counts(tmp_path: Path) -> None:

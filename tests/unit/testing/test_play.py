@@ -338,7 +338,7 @@ async def test_what_cannot_be_played_is_refused() -> None:
         await play(Echo)
     with pytest.raises(TypeError, match="expected a list of answers, or a function"):
         await play(Echo, answers="moon")
-    with pytest.raises(TypeError, match="an instance has its settings already"):
+    with pytest.raises(TypeError, match="got an instance, which has its settings"):
         await play(Echo(EchoSettings()), settings={"turns": 1}, answers=["moon"])
     with pytest.raises(EnvironmentUnusable, match="MultiTurnEnvironment does not define reset and step"):
         await play(MultiTurnEnvironment, answers=["moon"])

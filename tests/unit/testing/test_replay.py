@@ -48,7 +48,7 @@ async def test_another_message_is_shown_with_its_turn(game: Path) -> None:
     report = await replay_as(game, games.OtherHint)
     (difference,) = report.differences
     assert (difference.what, difference.turn, report.same_turns) == ("messages", 2, 2)
-    assert difference.text == "messages[5] is another one"
+    assert difference.text == "messages[5] is different"
     assert difference.details == (
         *("--- recorded", "+++ today", "@@ -1,2 +1,3 @@", " user:"),
         *("-Turn 1: '' with the calls ['invalid_json'].", "+Line one.", "+Line two."),
@@ -62,7 +62,7 @@ async def test_a_message_more_is_named(game: Path) -> None:
 
 async def test_the_same_text_in_another_form_is_shown_as_json(game: Path) -> None:
     difference = await only_difference(game, games.OtherForm)
-    assert (difference.turn, difference.text) == (0, "messages[1] is another one")
+    assert (difference.turn, difference.text) == (0, "messages[1] is different")
     assert '-  "content": "Say a word.",' in difference.details
 
 
@@ -157,7 +157,7 @@ async def test_images_are_compared_by_their_bytes(run: Path) -> None:
     await record(run, games.Shows(EnvironmentSettings()), ["red", "blue"])
     assert (await replay_as(run, games.Shows)).same
     difference = await only_difference(run, games.ShowsOthers)
-    assert (difference.turn, difference.text) == (1, "messages[2] is another one")
+    assert (difference.turn, difference.text) == (1, "messages[2] is different")
     assert [line[:8] for line in difference.details if "<image" in line] == ["-<image ", "+<image "]
 
 
@@ -165,7 +165,7 @@ async def test_calls_at_the_same_time_are_known_by_their_conversations(run: Path
     await record(run, games.Branches(EnvironmentSettings()), lambda messages: messages[0]["content"].upper())
     assert (await replay_as(run, games.BranchesTurned)).same
     difference = await only_difference(run, games.BranchesOthers)
-    assert (difference.what, difference.text) == ("messages", "messages[0] is another one")
+    assert (difference.what, difference.text) == ("messages", "messages[0] is different")
 
 
 async def test_a_rollout_that_was_ended_from_outside_is_compared_as_far_as_it_came(run: Path) -> None:
@@ -178,7 +178,7 @@ async def test_a_rollout_that_was_ended_from_outside_is_compared_as_far_as_it_ca
 async def test_an_environment_that_holds_on_is_not_waited_for(game: Path) -> None:
     write_config(game, games.HoldsOn)
     report = await replay(game, ROLLOUT, timeout=0.2)
-    assert report.differences[-1].text.startswith("the environment raises TimeoutError: the environment is not done")
+    assert report.differences[-1].text.startswith("the environment raises TimeoutError: the environment did not end")
 
 
 async def test_without_the_tokenizer_answers_are_the_recorded_messages(game: Path, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ async def test_another_configuration_may_be_named(game: Path, tmp_path: Path) ->
     ("rollout", "config", "error", "complaint"),
     [
         ("z.9", "run:\n  name: game\n", RolloutNotFound, r"has no rollout 'z\.9'"),
-        (ROLLOUT, None, CannotReplay, "neither game.yaml nor config.yaml is of it. Name its YAML with --config"),
+        (ROLLOUT, None, CannotReplay, "neither in game.yaml nor in config.yaml. Give its YAML with --config"),
         (ROLLOUT, "environment:\n  class: missing.module:Game\n", ConfigFileError, "there is no module 'missing'"),
     ],
     ids=["rollout", "configuration", "module"],

@@ -134,7 +134,7 @@ async def test_a_retry_of_every_attempt_is_no_difference_but_an_error(game: Path
     write_config(game, AsksAgain)
     AsksAgain.failures_left = 4
     with pytest.raises(
-        CannotReplay, match=r"each of 3 attempts ended with Retry: the judge sleeps\. .* asked in a replay"
+        CannotReplay, match=r"each of 3 attempts ended with Retry: the judge sleeps\. A replay needs the judge"
     ):
         await replay(game, ROLLOUT)
     assert AsksAgain.failures_left == 1
@@ -158,7 +158,7 @@ async def test_what_cannot_be_shared_is_no_difference_but_an_error(game: Path) -
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
-    ("today", "error"), [(Stays, "TimeoutError: the environment is not done"), (Holds, "EventLoopHeld")]
+    ("today", "error"), [(Stays, "TimeoutError: the environment did not end"), (Holds, "EventLoopHeld")]
 )
 def test_what_does_not_end_is_left_behind_or_interrupted(game: Path, today: type[Environment], error: str) -> None:
     write_config(game, today)
@@ -176,7 +176,7 @@ def test_what_does_not_end_is_left_behind_or_interrupted(game: Path, today: type
 )
 async def test_a_configuration_that_is_no_longer_right_leads_to_the_option(game: Path, config: str) -> None:
     write_config(game, games.Game).write_text(config)
-    with pytest.raises(ConfigFileError, match="leave this file as it is, and give today's YAML with --config"):
+    with pytest.raises(ConfigFileError, match="do not change this file; give today's YAML with --config"):
         await replay(game, ROLLOUT)
 
 

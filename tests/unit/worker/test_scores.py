@@ -29,7 +29,7 @@ def test_an_environment_may_say_which_limit_stopped_it(limit: Any) -> None:
 
 
 def test_a_score_with_reward_and_rewards_is_refused_where_it_is_made() -> None:
-    with pytest.raises(ValueError, match="reward or rewards, and not both"):
+    with pytest.raises(ValueError, match="reward or rewards, not both"):
         Score(1.0, rewards={"answer": 1.0})
 
 
