@@ -87,7 +87,7 @@ def in_memory() -> Iterator[tuple[str, str]]:
 def in_directories() -> Iterator[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "floor").mkdir()
-        yield f"file://{directory}/queue?fsync=never&high_water=8GB", f"{directory}/floor"
+        yield f"file://{directory}/queue?high_water=8GB", f"{directory}/floor"
 
 
 def at_ports() -> Iterator[tuple[str, str]]:

@@ -65,9 +65,5 @@ class MalformedRecord(CodecError):
     """These frames were not written by the codec, or were damaged since."""
 
 
-class UnknownType(CodecError):
-    """The record holds a dataclass or an enum that this process has not registered."""
-
-
 class CodecLimitExceeded(CodecError):
     """Too large, too deep or too many values."""

@@ -30,7 +30,7 @@ from transports.files.peeking import peek_backlog
 from transports.files.record_consumer import SingleRecordConsumer
 from transports.files.replay import ReplayQueue
 from transports.files.segments import SegmentWriter
-from transports.files.syncing import SYNC_MODES
+from transports.files.syncing import AlwaysSync, BatchSync
 from transports.redaction import hide_passwords
 from transports.urls import QueueOptions, Size, parse_queue_url
 from transports.wakeups import Wakeups
@@ -51,7 +51,7 @@ T = TypeVar("T")
 class FileOptions(QueueOptions):
     """The options of a file:// URL."""
 
-    fsync: Literal["always", "batch", "never"] = "batch"
+    fsync: Literal["always", "batch"] = "batch"
     """When a record is synced to the disk; see `transports.files.syncing`."""
     lease_time: float = 10.0
     """Seconds without a heartbeat after which a consumer's partitions go to another."""
@@ -107,7 +107,7 @@ class FileQueue(Queue):
         self._poll_seconds = _PARTITION_POLL_SECONDS if lease == "partition" else _RECORD_POLL_SECONDS
         self._segment_bytes = options.segment_bytes
         self._writers: dict[int, SegmentWriter] = {}
-        self._sync = SYNC_MODES[options.fsync]()
+        self._sync = AlwaysSync() if options.fsync == "always" else BatchSync()
         self._backlog_counter = BacklogCounter(self._queue_dir, retains=retains)
         self._dead_letters = DeadLetterStore(self._queue_dir)
         self._put_lock, self._measure_lock = asyncio.Lock(), asyncio.Lock()

@@ -1,11 +1,10 @@
-"""When a put returns and when its record is on the disk: `fsync=always`, `batch` or `never`."""
+"""When a put returns and when its record is on the disk: `fsync=always` or `fsync=batch`."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Sequence
-from typing import Protocol
 
 from transports.errors import QueueStorageError
 from transports.files.segments import SegmentWriter
@@ -75,27 +74,3 @@ class BatchSync:
                     writer.sync()
                 except QueueStorageError as error:
                     self._pending_error = error
-
-
-class NeverSync:
-    """`never`: the operating system decides when a record is on the disk."""
-
-    def raise_pending_error(self) -> None:
-        """Nothing: there are no syncs that could fail."""
-
-    async def after_write(self, writer: SegmentWriter) -> None:
-        """Nothing: a put waits for no sync."""
-
-    async def close(self, writers: Sequence[SegmentWriter]) -> None:
-        """Nothing: closing syncs nothing either."""
-
-
-class SyncMode(Protocol):
-    """What a put does before and after its write, and what a handle does when it closes."""
-
-    def raise_pending_error(self) -> None: ...
-    async def after_write(self, writer: SegmentWriter) -> None: ...
-    async def close(self, writers: Sequence[SegmentWriter]) -> None: ...
-
-
-SYNC_MODES: dict[str, type[SyncMode]] = {"always": AlwaysSync, "batch": BatchSync, "never": NeverSync}

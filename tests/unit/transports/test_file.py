@@ -219,7 +219,7 @@ async def test_a_retained_run_is_replayed_whole_and_as_often_as_wanted(root: Pat
 
 async def test_a_large_record_travels_through_threads(root: Path) -> None:
     blob = os.urandom(5 << 20)
-    async with open_queue(f"file://{root}?fsync=never") as queue:
+    async with open_queue(f"file://{root}") as queue:
         await asyncio.gather(*(queue.put((str(n).encode(), blob), key="k") for n in range(4)))
         for _ in range(4):
             delivery = await queue.receive(timeout=5)

@@ -20,7 +20,7 @@ async def put_without_end(queue: Queue, accepted: list[int]) -> None:
 
 if os.geteuid() == 0:
 
-    @pytest.mark.parametrize("fsync", ["always", "batch", "never"])
+    @pytest.mark.parametrize("fsync", ["always", "batch"])
     async def test_a_full_disk_refuses_a_put_keeps_what_was_accepted_and_serves_on_with_room(
         small_disk: Callable[[str], Path], fsync: str
     ) -> None:
