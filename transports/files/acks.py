@@ -110,6 +110,13 @@ class AckLedger:
         self._read_offsets: dict[str, int] = {}
         self._redeliveries: dict[str, int] = {}
 
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Return what the logs of a directory say now."""
+        ledger = cls(directory)
+        ledger.refresh()
+        return ledger
+
     @property
     def redeliveries(self) -> int:
         return sum(self._redeliveries.values())

@@ -14,8 +14,7 @@ from itertools import islice
 from transports.base import DeadLetter, frames_nbytes
 from transports.files.acks import AckLedger, AckLog, EntryKind, LedgerEntry
 from transports.files.directory import QueueDirectory, list_segments_by_writer, new_random_id
-from transports.files.lanes import LaneReader
-from transports.files.peeking import unacked_records
+from transports.files.lanes import LaneReader, read_unacked
 from transports.files.records import StoredRecord
 
 
@@ -47,11 +46,10 @@ class DeadLetterStore:
     def _read(self, index: int) -> Iterator[DeadLetter]:
         directory = self._queue_dir.dead_letters_dir(index)
         lanes = list_segments_by_writer(directory)
-        ledger = AckLedger(directory)
-        ledger.refresh()
+        ledger = AckLedger.read(directory)
         for segments in lanes:
             writer = segments[0].writer
-            for record in unacked_records(directory, segments, ledger.lane(writer)):
+            for record in read_unacked(directory, segments, ledger.lane(writer)):
                 yield _to_dead_letter(f"{index}.{writer}.{record.seq}", record)
 
     def _discard_log(self, index: int) -> AckLog:
@@ -64,8 +62,7 @@ class DeadLetterStore:
     def _reclaim(self, index: int) -> None:
         directory = self._queue_dir.dead_letters_dir(index)
         lanes = list_segments_by_writer(directory)
-        ledger = AckLedger(directory)
-        ledger.refresh()
+        ledger = AckLedger.read(directory)
         # Synced before the segments are removed, or a later segment of the same writer would seem to lack its start.
         ledger.sync()
         for segments in lanes:

@@ -7,6 +7,7 @@ continued in another segment although records are missing from this one, the rea
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -16,6 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from transports.errors import QueueCorrupt
+from transports.files.acks import LaneAcks
 from transports.files.directory import SegmentName
 from transports.files.records import (
     HEADER_BYTES,
@@ -118,17 +120,15 @@ class LaneReader:
             self._stalled = (chunk.trailing_bytes, now)
         if now - self._stalled[1] < self._torn_tail_seconds:
             return
-        where = f"{self._directory / str(chunk.cursor.segment)}, byte {chunk.cursor.offset}"
         if next_segment is not None:
             raise QueueCorrupt(
-                f"{where}: record {chunk.cursor.seq} is damaged or missing, although its writer went on with record "
-                f"{next_segment.first_seq}. Move the files of writer {self.writer} away to go on without them."
+                f"{_cursor_place(self._directory, chunk.cursor)}: record {chunk.cursor.seq} is damaged or missing, "
+                f"although its writer went on with record {next_segment.first_seq}. Move the files of writer "
+                f"{self.writer} away to go on without them."
             )
         if not self._torn_tail_reported:
             self._torn_tail_reported = True
-            log.warning(
-                "%s: the last %d bytes are no whole record and were cut off: torn tail", where, chunk.trailing_bytes
-            )
+            _log_torn_tail(self._directory, chunk)
 
 
 def read_chunk(directory: Path, cursor: LaneCursor) -> SegmentChunk:
@@ -164,12 +164,19 @@ def read_lane(directory: Path, segments: Sequence[SegmentName]) -> Iterator[Stor
     for segment, next_segment in zip_longest(segments, segments[1:]):
         last_chunk = yield from read_segment(directory, segment, next_segment)
         if last_chunk.trailing_bytes:
-            where = f"{directory / str(segment)}, byte {last_chunk.cursor.offset}"
-            log.warning(
-                "%s: the last %d bytes are no whole record and were cut off: torn tail",
-                where,
-                last_chunk.trailing_bytes,
-            )
+            _log_torn_tail(directory, last_chunk)
+
+
+def read_unacked(directory: Path, segments: Sequence[SegmentName], acks: LaneAcks) -> Iterator[StoredRecord]:
+    """Yield the records of a lane that are not acked. `acks` must be newer than the list of segments."""
+    for segment, next_segment in zip_longest(segments, segments[1:]):
+        if next_segment is not None and next_segment.first_seq <= acks.acked_below:
+            continue
+        # A segment that is reclaimed meanwhile has no unacked records.
+        with contextlib.suppress(FileNotFoundError):
+            for record in read_segment(directory, segment, next_segment):
+                if not acks.is_acked(record.seq):
+                    yield record
 
 
 def read_segment(
@@ -185,8 +192,7 @@ def read_segment(
             yield record
         cursor = chunk.cursor
     if next_segment is not None and next_segment.first_seq != cursor.seq:
-        where = f"{directory / str(segment)}, byte {cursor.offset}"
-        raise QueueCorrupt(f"{where}: record {cursor.seq} is damaged or missing")
+        raise QueueCorrupt(f"{_cursor_place(directory, cursor)}: record {cursor.seq} is damaged or missing")
     return chunk
 
 
@@ -201,3 +207,15 @@ def read_record_at(path: Path, offset: int) -> StoredRecord:
     if record is None:
         raise QueueCorrupt(f"{path}, byte {offset}: the record was damaged since it was first read")
     return record
+
+
+def _cursor_place(directory: Path, cursor: LaneCursor) -> str:
+    return f"{directory / str(cursor.segment)}, byte {cursor.offset}"
+
+
+def _log_torn_tail(directory: Path, chunk: SegmentChunk) -> None:
+    log.warning(
+        "%s: the last %d bytes are not a complete record: torn tail",
+        _cursor_place(directory, chunk.cursor),
+        chunk.trailing_bytes,
+    )

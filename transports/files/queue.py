@@ -26,9 +26,8 @@ from transports.files.directory import StorageErrors, open_queue_directory
 from transports.files.leases import HeartbeatWatcher, LeaseHolder, expire_holder_leases
 from transports.files.partition_consumer import PartitionConsumer
 from transports.files.partition_reader import ConsumerSettings
-from transports.files.peeking import peek_backlog
+from transports.files.reading import ReplayQueue, peek_records
 from transports.files.record_consumer import SingleRecordConsumer
-from transports.files.replay import ReplayQueue
 from transports.files.segments import SegmentWriter
 from transports.files.syncing import AlwaysSync, BatchSync
 from transports.redaction import hide_passwords
@@ -216,7 +215,7 @@ class FileQueue(Queue):
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
         self._check_open()
         with self._storage_errors:
-            return await asyncio.to_thread(peek_backlog, self._queue_dir, limit)
+            return await asyncio.to_thread(peek_records, self._queue_dir, limit, with_acked=False)
 
     async def aclose(self) -> None:
         if self._closed:

@@ -17,7 +17,6 @@ from transports.codec.arrays import DTYPES
 from transports.codec.limits import MAX_DEPTH, MAX_VALUES
 from transports.errors import CodecError, CodecLimitExceeded, MalformedRecord, UnsupportedValue
 
-
 leaves = (
     st.none()
     | st.booleans()

@@ -133,8 +133,8 @@ async def test_a_replayed_queue_can_be_looked_at_but_not_changed(root: Path) -> 
         await (await next_of(queue)).reject("not today")
     async with open_queue(f"file://{root}?replay=true") as replayed:
         assert await peeked(replayed) == [0, 1, 2]
-        with pytest.raises(QueueError, match="read only"):
+        with pytest.raises(QueueError, match="read-only"):
             await replayed.requeue(limit=1)
         (letter,) = await replayed.dead_letters()
-        with pytest.raises(QueueError, match="read only"):
+        with pytest.raises(QueueError, match="read-only"):
             await replayed.discard(letter)
