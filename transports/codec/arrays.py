@@ -1,8 +1,8 @@
 """Numpy arrays as raw bytes with dtype and shape, without copies in both directions.
 
-The description of an array is `<dtype, ndim, frame>` and then one 64-bit length per axis. Frame 0 means that the bytes
-follow directly; any other number is the frame of the record that has them. The length of a description is a multiple of
-eight bytes, so that the bytes after it are aligned.
+The description of an array is `<dtype, ndim, frame>`, and then one 64-bit length for each axis. Frame 0 means that the
+bytes follow directly; any other number is the frame that has them. The length of a description is a multiple of eight
+bytes, so that the bytes after it are aligned.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ def read_array(extension: bytes, take_frame: Callable[[int], memoryview]) -> Arr
         raise MalformedRecord(f"an array of shape {shape}, which has no elements and is too long")
     try:
         return np.ndarray(shape, dtype, buffer, data_start)
-    except ValueError as error:  # an empty array whose other axes are beyond what numpy indexes
+    except ValueError as error:  # an empty array with an axis that numpy cannot index
         raise MalformedRecord(f"an array of shape {shape}: {error}") from None
 
 
 def _is_small(shape: Sequence[int]) -> bool:
-    """Whether an array without elements is small: as nested lists, it may have no more values than a record."""
+    """Whether an array without elements, as nested lists, has no more values than a record may have."""
     return math.prod(axis for axis in shape if axis) <= MAX_VALUES

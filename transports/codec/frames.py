@@ -1,9 +1,9 @@
 """Values to frames and back: one msgpack head, then large values outside of it, each a frame of its own.
 
-Carried: None, bool, int (64 bits), float, str, bytes, lists, tuples (they come back as lists), dicts with str keys,
-numpy arrays (`arrays.DTYPES`) and numpy scalars (they come back as Python numbers). Arrays, bytes and text of 32 KiB or
-more become frames of their own; a decoded array is a read-only view of its frame. Nothing is ever pickled. A hostile
-record raises CodecError before it allocates memory (`limits`).
+The codec carries None, bool, integers of 64 bits, float, str, bytes, lists, dicts with str keys, and numpy arrays
+(`arrays.DTYPES`). A tuple comes back as a list, and a numpy scalar as a Python number. Arrays, bytes and text of 32 KiB
+or more become frames of their own. A decoded array is a read-only view of its frame. Nothing is pickled. A hostile
+record raises CodecError before it takes memory (`limits`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transports.codec.limits import MAX_DEPTH, MAX_FRAMES, MAX_HEAD_BYTES, MAX_R
 from transports.errors import CodecError, CodecLimitExceeded, MalformedRecord, UnsupportedValue
 
 OUT_OF_BAND_BYTES = 32 << 10
+"""From this size on, a value has a frame of its own."""
 
 _ARRAY, _BYTES, _TEXT = 1, 3, 4
 _CHECKED_TYPES = frozenset((dict, list, msgpack.Timestamp))
@@ -28,7 +29,7 @@ _CHECKED_TYPES = frozenset((dict, list, msgpack.Timestamp))
 def encode(value: object, *, lone_surrogates: bool = True) -> Frames:
     """Return the frames of a record. They view the arrays of `value`, which must not change until the record is put.
 
-    Without `lone_surrogates`, a text with half of a character is an unsupported value.
+    Without `lone_surrogates`, half of a character (a lone surrogate) in a text is an unsupported value.
 
     Raises UnsupportedValue and CodecLimitExceeded, with the path of the bad value.
     """
@@ -50,10 +51,10 @@ def encode(value: object, *, lone_surrogates: bool = True) -> Frames:
 def decode(frames: Sequence[bytes | bytearray | memoryview], *, lone_surrogates: bool = True) -> Any:
     """Return the value of a record. Raises MalformedRecord and CodecLimitExceeded, and no other error.
 
-    Without `lone_surrogates`, a record is malformed if a text in it has half of a character.
+    Without `lone_surrogates`, half of a character (a lone surrogate) in a text makes the record malformed.
     """
     if not frames:
-        raise MalformedRecord("a record has at least a head frame")
+        raise MalformedRecord("the record has no frames; it needs at least a head")
     _check_sizes(frames)
     head = bytes(frames[0])
     check_structure(head)
@@ -103,7 +104,7 @@ class _Encoder:
         return self._leaf_to_packable(value)
 
     def _count_values(self, values: int) -> None:
-        """Count what check_structure will count, so that every encoded record can be decoded."""
+        """Count as check_structure does, so that every encoded record can be decoded."""
         self.value_count += values
         if self.value_count > MAX_VALUES:
             raise CodecLimitExceeded(f"more than {MAX_VALUES} values; send numbers as numpy arrays")
@@ -183,7 +184,7 @@ class _Decoder:
         return self._take_frame(int.from_bytes(reference, "little"))
 
     def _take_frame(self, index: int) -> memoryview:
-        """The bytes of a frame, read-only. Only one value may have them, or a few bytes would copy them many times."""
+        """Return the bytes of a frame, read-only, and only once: a small head must not copy a frame many times."""
         if not 0 < index < len(self.frames):
             raise MalformedRecord(f"the head refers to frame {index}, and the record has {len(self.frames)}")
         if index in self._taken_frames:

@@ -1,8 +1,8 @@
-"""`file:///dir`: a durable queue in a directory, also one that several machines share.
+"""`file:///dir`: a durable queue in a directory, which several machines may share.
 
-Any number of processes put records. Each partition has one consumer at a time (or any number that share its records);
-another one takes over when its lease has ended. `transports.files` explains the files, and `docs/queues.md` what each
-option guarantees.
+Any number of processes put records. A partition has one consumer at a time, or any number that share its records.
+Another consumer takes over when a lease has ended. `transports.files` explains the files, and `docs/queues.md` explains
+the options.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from transports.urls import QueueOptions, Size, parse_queue_url
 from transports.wakeups import Wakeups
 
 _MAX_INLINE_BYTES = 4 << 20
-"""Records up to this size are written on the event loop; larger ones in a thread, so that it does not wait for them.
-For a smaller record the change of thread costs more than the write."""
+"""Larger records are written in a thread, so that the event loop does not wait for them. For a smaller record, the
+change of thread costs more than the write."""
 _PARTITION_POLL_SECONDS = (0.001, 0.01)
 _RECORD_POLL_SECONDS = (0.001, 0.05)
 _STATS_MAX_AGE_SECONDS = 0.25
@@ -53,20 +53,20 @@ class FileOptions(QueueOptions):
     fsync: Literal["always", "batch"] = "batch"
     """When a record is synced to the disk; see `transports.files.syncing`."""
     lease_time: float = 10.0
-    """Seconds without a heartbeat after which a consumer's partitions go to another."""
+    """Seconds without a heartbeat after which another consumer gets the partitions or records."""
     segment_bytes: Size = _SEGMENT_BYTES
-    """A segment that has reached this size is followed by the next one, and reclaimed once all of it is acked."""
+    """The size at which a new segment begins. A segment is removed when all its records are acked."""
     retain: bool | None = None
-    """Keep acked records, so that the run can be replayed; None: as the queue was created."""
+    """Whether acked records are kept for a replay; None: as the queue was created."""
     replay: bool = False
-    """Read everything from the start, without leases or acks."""
+    """Whether to read everything from the start, without leases or acks."""
 
 
 _wakeups_by_directory: WeakValueDictionary[Path, Wakeups] = WeakValueDictionary()
 
 
 def open_file_queue(url: str, *, lease: Lease, consume: Sequence[int] | None) -> Queue:
-    """Open a handle for file://, or a replay."""
+    """Return a handle on a queue in a directory, or a replay. Raises QueueURLError."""
     parts, options = parse_queue_url(url, FileOptions)
     path = Path(unquote(parts.path))
     if parts.netloc not in ("", "localhost") or not path.is_absolute() or path == Path("/"):
@@ -116,8 +116,9 @@ class FileQueue(Queue):
         self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
+        """See `Queue.put`."""
         nbytes = self._check_record_size(frames)
-        # In turns: a large record, which a thread writes, must not be overtaken by a small one.
+        # One after the other: a small record must not overtake a large one, which a thread writes.
         async with self._put_lock:
             self._check_open()
             self._sync.raise_pending_error()
@@ -134,6 +135,7 @@ class FileQueue(Queue):
         await self._sync.after_write(writer)
 
     async def receive(self, *, timeout: float) -> Delivery | None:
+        """See `Queue.receive`."""
         if (delivery := self._next_buffered() or await self._next_delivery()) is not None:
             return delivery
         deadline = time.monotonic() + timeout
@@ -150,6 +152,7 @@ class FileQueue(Queue):
         return delivery
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Queue.ack`."""
         self._check_open()
         by_partition: dict[int, list[Delivery]] = {}
         stale: list[Delivery] = []
@@ -163,6 +166,7 @@ class FileQueue(Queue):
             raise self._stale_lease_error(stale)
 
     async def nack(self, delivery: Delivery, delay: float) -> None:
+        """See `Queue.nack`."""
         self._check_open()
         with self._storage_errors:
             if delivery.queue is not self or not self._consumers[delivery.partition].nack(delivery, delay):
@@ -170,27 +174,32 @@ class FileQueue(Queue):
         self._wakeups.wake_all()
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
+        """See `Queue.reject`."""
         self._check_open()
         with self._storage_errors:
             if delivery.queue is not self or not self._consumers[delivery.partition].reject(delivery, reason):
                 raise self._stale_lease_error([delivery])
 
     async def release(self) -> None:
+        """See `Queue.release`."""
         self._check_open()
         with self._storage_errors:
             await self._release()
 
     @property
     def holder(self) -> str:
+        """See `Queue.holder`."""
         return self._lease_holder.name
 
     async def expire_leases(self, holder: str) -> None:
+        """See `Queue.expire_leases`."""
         self._check_open()
         with self._storage_errors:
             await asyncio.to_thread(expire_holder_leases, self._queue_dir.holders_dir, holder)
         self._wakeups.wake_all()
 
     async def stats(self) -> QueueStats:
+        """See `Queue.stats`."""
         self._check_open()
         async with self._measure_lock:
             with self._storage_errors:
@@ -200,24 +209,28 @@ class FileQueue(Queue):
         return stats
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
+        """See `Queue.dead_letters`."""
         self._check_open()
         with self._storage_errors:
             return await asyncio.to_thread(self._dead_letters.read, limit)
 
     async def discard(self, letter: DeadLetter) -> None:
+        """See `Queue.discard`."""
         self._check_open()
         with self._storage_errors:
-            # A letter that was put again is discarded only after the new record is synced.
+            # A letter that is put again is discarded only after the new record is synced.
             for writer in self._writers.values():
                 await asyncio.to_thread(writer.sync)
             self._dead_letters.discard(letter)
 
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
+        """See `Queue.peek`."""
         self._check_open()
         with self._storage_errors:
             return await asyncio.to_thread(peek_records, self._queue_dir, limit, with_acked=False)
 
     async def aclose(self) -> None:
+        """See `Queue.aclose`."""
         if self._closed:
             return
         self._closed = True
@@ -237,7 +250,7 @@ class FileQueue(Queue):
                 await asyncio.to_thread(self._dead_letters.close)
 
     def _next_buffered(self) -> Delivery | None:
-        """The next buffered record of the current partition; with many records, a receive does nothing else."""
+        """Return the next buffered record of the current partition. With many records, a receive does nothing else."""
         self._check_open()
         if self._burst_count >= _MAX_BURST_RECORDS or not self._rotation:
             return None
@@ -246,7 +259,7 @@ class FileQueue(Queue):
         return delivery
 
     async def _next_delivery(self) -> Delivery | None:
-        """The next record of any partition; a partition with many records lets others take turns."""
+        """Return the next record of any partition. The partitions take turns, also if one has many records."""
         for _ in range(len(self._rotation)):
             self._check_open()
             with self._storage_errors:
@@ -260,12 +273,12 @@ class FileQueue(Queue):
         return None
 
     def _has_room(self, nbytes: int) -> bool:
-        """Whether the record fits, by a recent measurement and what this handle has put since."""
+        """Whether the record fits, by a recent measurement and what this handle has put later."""
         is_recent = time.monotonic() - self._measured_at < _STATS_MAX_AGE_SECONDS
         return is_recent and self._backlog_bytes + nbytes <= self._hard_limit
 
     async def _check_room(self, nbytes: int) -> None:
-        """Measure the backlog again; raises QueueFull if the record would exceed the hard limit."""
+        """Measure the backlog again. Raises QueueFull if the record would exceed the hard limit."""
         await self.stats()
         if self._backlog_bytes + nbytes > self._hard_limit:
             raise self._queue_full_error(nbytes, self._backlog_records, self._backlog_bytes)
@@ -286,7 +299,7 @@ class FileQueue(Queue):
 
 
 async def _await_uncancelled(awaitable: Awaitable[T]) -> T:
-    """Await the work of a thread; when cancelled, wait until the thread no longer uses its arguments."""
+    """Await the work of a thread. If cancelled, wait until the thread no longer uses its arguments."""
     task = asyncio.ensure_future(awaitable)
     try:
         return await asyncio.shield(task)

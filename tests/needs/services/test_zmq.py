@@ -179,7 +179,7 @@ async def test_malformed_messages_are_refused_counted_and_said_once(caplog: pyte
         assert (await hub.stats()).refused_messages == len(malformed)
         stranger.close()
     (said,) = [record.getMessage() for record in caplog.records if record.name == "transports.zeromq.refusals"]
-    assert "refused a message of 127.0.0.1" in said
+    assert "refused a message from 127.0.0.1" in said
 
 
 async def test_a_handle_and_a_hub_of_other_versions_tell_each_other(
@@ -203,7 +203,7 @@ async def test_a_program_that_is_no_hub_is_named_in_the_error(monkeypatch: pytes
         asking = asyncio.create_task(handle.stats())
         identity, *_ = await asyncio.to_thread(other_program.recv_multipart)
         other_program.send_multipart([identity, b"HTTP/1.1 400 Bad Request"])
-        with pytest.raises(QueueStorageError, match=r"no hub answers.* 1 malformed messages came from it, the last"):
+        with pytest.raises(QueueStorageError, match=r"no hub answers.* It sent 1 malformed messages, the last"):
             await asking
     other_program.close()
 

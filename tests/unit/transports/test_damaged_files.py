@@ -109,7 +109,7 @@ def test_a_damaged_lease_of_a_living_holder_stays_its_own(tmp_path: Path, monkey
 )
 def test_a_queue_json_that_is_damaged_is_told_with_what_it_should_be(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "queue.json").write_bytes(content)
-    with pytest.raises(QueueCorrupt, match=r"queue\.json is not what describes a queue.*Correct it"):
+    with pytest.raises(QueueCorrupt, match=r"queue\.json does not describe a queue.*Correct it"):
         open_queue(f"file://{tmp_path}")
 
 

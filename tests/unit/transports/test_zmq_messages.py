@@ -107,7 +107,7 @@ async def test_a_malformed_message_is_said_once_for_each_peer(
     for _ in range(5):
         hub.receive(STRANGER, b"P", b"garbage", b"x")
     (said,) = caplog.messages
-    assert "refused a message of 10.0.0.9: a header that cannot be read" in said
+    assert "refused a message from 10.0.0.9: a header that cannot be read" in said
     assert hub.refusals.count == 5
 
 
@@ -186,7 +186,7 @@ MALFORMED_OF_THE_HUB = {
     "a welcome with too many partitions": [b"W", header("hub", 10**6, 0)],
     "a welcome with a list as its name": [b"W", header([], 1, 0)],
     "a welcome that expects what was not sent": [b"W", header("hub", 1, 10**6)],
-    "a version that is no number": [b"V", b"\xff"],
+    "a version that is not a number": [b"V", b"\xff"],
     "a refusal of the same version": [b"V", b"2"],
 }
 
@@ -198,7 +198,7 @@ async def test_a_malformed_message_of_the_hub_changes_nothing(
     link = await new_link(hub)
     link.handle_message(MALFORMED_OF_THE_HUB[name], "10.0.0.1")
     await put_and_receive(link)
-    assert "refused a message of 10.0.0.1" in caplog.text
+    assert "refused a message from 10.0.0.1" in caplog.text
     await link.close()
 
 
