@@ -272,7 +272,7 @@ class RemoteHubLink(HubLink):
 
     def _hub_error(self, problem: str) -> QueueStorageError:
         refused = self._refusals.count
-        malformed = f". It sent {refused} malformed messages, the last: {self._refusals.last_problem}"
+        malformed = f". Malformed messages from it: {refused}, the last: {self._refusals.last_problem}"
         return QueueStorageError(f"{self._address}: {problem}{malformed if refused else ''}")
 
     async def _keep_sending_hello(self) -> None:

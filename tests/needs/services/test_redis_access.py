@@ -98,7 +98,7 @@ async def test_a_user_and_a_password_in_the_environment_open_the_queue(
 @pytest.mark.parametrize("user", ["", "rollout:wrong@", "nobody:p%40ss%2Fword@"])
 async def test_whoever_the_server_does_not_know_is_told_so_at_once(guarded: str, user: str) -> None:
     async with open_queue(guarded.replace("redis://", f"redis://{user}")) as queue:
-        with pytest.raises(QueueStorageError, match="user or password"):
+        with pytest.raises(QueueStorageError, match="the user or the password"):
             await queue.stats()
 
 
@@ -117,7 +117,7 @@ async def test_a_server_without_a_command_is_told_from_one_that_is_away(
     start_redis: Callable[..., RedisServer], command: str
 ) -> None:
     server = start_redis("--rename-command", command, "")
-    with pytest.raises(QueueStorageError, match=r"lacks a command that the queue needs; Redis 6\.2 or later"):
+    with pytest.raises(QueueStorageError, match=r"lacks a command that the queue needs; use Redis 6\.2 or later"):
         await exchange_one(server.url)
 
 

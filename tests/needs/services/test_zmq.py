@@ -190,7 +190,7 @@ async def test_a_handle_and_a_hub_of_other_versions_tell_each_other(
         assert await hub.receive(timeout=0) is None
         monkeypatch.setattr("transports.zeromq.remote.PROTOCOL_VERSION", 3)
         async with open_queue(url) as newer:
-            with pytest.raises(QueueVersionMismatch, match=r"hub speaks version 2 .* this process version 3; install"):
+            with pytest.raises(QueueVersionMismatch, match=r"hub speaks version 2 .* this process speaks version 3; install"):
                 await newer.put((b"0",), key="k")
     assert "version 3 of the zmq:// protocol; this hub speaks version 2: install the same release" in caplog.text
 
@@ -203,7 +203,7 @@ async def test_a_program_that_is_no_hub_is_named_in_the_error(monkeypatch: pytes
         asking = asyncio.create_task(handle.stats())
         identity, *_ = await asyncio.to_thread(other_program.recv_multipart)
         other_program.send_multipart([identity, b"HTTP/1.1 400 Bad Request"])
-        with pytest.raises(QueueStorageError, match=r"no hub answers.* It sent 1 malformed messages, the last"):
+        with pytest.raises(QueueStorageError, match=r"no hub answers.* Malformed messages from it: 1, the last"):
             await asking
     other_program.close()
 

@@ -132,7 +132,7 @@ async def test_a_record_that_was_cut_off_since_it_was_read_is_corruption(tmp_pat
         assert delivery is not None
         os.truncate(next((tmp_path / "p0").glob("*.seg")), HEADER_BYTES + 5)
         await delivery.nack(0)
-        with pytest.raises(QueueCorrupt, match="the record was damaged since it was first read"):
+        with pytest.raises(QueueCorrupt, match="the record was damaged after it was first read"):
             await queue.receive(timeout=5)
 
 
