@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import ClassVar, Literal, Self, TypeAlias
 from zlib import crc32
 
-from transports.errors import AdmissionTimeout, QueueError, QueueFull, QueueURLError, RecordTooLarge
+from transports.errors import AdmissionTimeout, QueueClosed, QueueError, QueueFull, QueueURLError, RecordTooLarge
 from transports.redaction import hide_passwords
 from transports.urls import QueueOptions, without_password
 
@@ -163,6 +163,7 @@ class Queue(ABC):
         self.url = without_password(hide_passwords(url))
         self._options = options
         self._hard_limit = options.effective_hard_limit
+        self._closed = False
 
     @abstractmethod
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
@@ -233,8 +234,14 @@ class Queue(ABC):
         """Return the first `limit` records of the backlog, oldest first, without a lease. A replay adds acked ones."""
 
     @abstractmethod
+    async def _close(self) -> None:
+        """End all leases, and close what the handle uses. `aclose` calls it once, with `_closed` already set."""
+
     async def aclose(self) -> None:
         """End all leases and close the handle. Every later call except `aclose` raises QueueClosed."""
+        if not self._closed:
+            self._closed = True
+            await self._close()
 
     async def admit(self, *, timeout: float | None = None) -> None:
         """Wait until the backlog is not over the high water, in bytes or in records. Call it before *new* work.
@@ -281,6 +288,11 @@ class Queue(ABC):
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def _check_open(self) -> None:
+        """Raise QueueClosed after `aclose`."""
+        if self._closed:
+            raise QueueClosed(f"{self.url}: this handle is closed")
 
     def _resolve_partitions(self, consume: Sequence[int] | None, partitions: int) -> tuple[int, ...]:
         """Return the partitions that this consumer may lease; `consume=None` means all. Raises QueueURLError."""

@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Protocol, TypeVar
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
-from transports.errors import QueueClosed, QueueStorageError, QueueURLError
+from transports.errors import QueueStorageError, QueueURLError
 from transports.urls import QueueOptions, parse_queue_url
 from transports.wakeups import Wakeups
 
@@ -140,7 +140,6 @@ class MemoryQueue(Queue):
             self._holder_id = secrets.token_hex(8)
             broker.handles[self._holder_id] = self
         self._epoch = 0
-        self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
         """See `Queue.put`."""
@@ -273,11 +272,7 @@ class MemoryQueue(Queue):
                 for index, record in oldest
             )
 
-    async def aclose(self) -> None:
-        """See `Queue.aclose`."""
-        if self._closed:
-            return
-        self._closed = True
+    async def _close(self) -> None:
         with self._broker.lock:
             self._end_leases(self._broker)
         with _brokers_lock:
@@ -307,8 +302,7 @@ class MemoryQueue(Queue):
             broker.wakeups.wake_all()
 
     def _open_broker(self) -> _Broker:
-        if self._closed:
-            raise QueueClosed(f"{self.url}: this handle is closed")
+        self._check_open()
         if self._broker.failure:
             raise QueueStorageError(self._broker.failure)
         return self._broker

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from weakref import WeakValueDictionary
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
-from transports.errors import QueueClosed, QueueURLError
+from transports.errors import QueueURLError
 from transports.files.backlog import BacklogCounter
 from transports.files.dead_letters import DeadLetterStore
 from transports.files.directory import StorageErrors, open_queue_directory
@@ -113,7 +113,6 @@ class FileQueue(Queue):
         self._backlog_records = self._backlog_bytes = 0
         self._measured_at = -math.inf
         self._storage_errors = StorageErrors(url)
-        self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
         """See `Queue.put`."""
@@ -229,11 +228,7 @@ class FileQueue(Queue):
         with self._storage_errors:
             return await asyncio.to_thread(peek_records, self._queue_dir, limit, with_acked=False)
 
-    async def aclose(self) -> None:
-        """See `Queue.aclose`."""
-        if self._closed:
-            return
-        self._closed = True
+    async def _close(self) -> None:
         writers = list(self._writers.values())
         try:
             with self._storage_errors:
@@ -292,10 +287,6 @@ class FileQueue(Queue):
         for consumer in self._consumers.values():
             await consumer.release()
         self._wakeups.wake_all()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise QueueClosed(f"{self.url}: this handle is closed")
 
 
 async def _await_uncancelled(awaitable: Awaitable[T]) -> T:

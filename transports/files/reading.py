@@ -13,7 +13,7 @@ from itertools import islice, repeat
 from pathlib import Path
 
 from transports.base import DeadLetter, Delivery, Frames, Peeked, Queue, QueueStats
-from transports.errors import QueueClosed, QueueError
+from transports.errors import QueueError
 from transports.files.acks import AckLedger
 from transports.files.backlog import BacklogCounter
 from transports.files.dead_letters import DeadLetterStore
@@ -83,7 +83,6 @@ class ReplayQueue(Queue):
             lanes = _list_lanes(self._queue_dir, partitions)
         self._records = _merge_by_time(lanes, lambda lane: read_lane(lane.directory, lane.segments))
         self._buffer: list[tuple[_Lane, StoredRecord]] = []
-        self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
         """Raise QueueError: a replay is read-only."""
@@ -91,8 +90,7 @@ class ReplayQueue(Queue):
 
     async def receive(self, *, timeout: float) -> Delivery | None:
         """Return the next record, or None after the last one; it never waits."""
-        if self._closed:
-            raise QueueClosed(f"{self.url}: this handle is closed")
+        self._check_open()
         if not self._buffer:
             with self._storage_errors:
                 self._buffer = await asyncio.to_thread(lambda: list(islice(self._records, _READ_AHEAD_RECORDS))[::-1])
@@ -143,9 +141,8 @@ class ReplayQueue(Queue):
         with self._storage_errors:
             return await asyncio.to_thread(peek_records, self._queue_dir, limit, with_acked=True)
 
-    async def aclose(self) -> None:
-        """See `Queue.aclose`."""
-        self._closed = True
+    async def _close(self) -> None:
+        """Do nothing: a replay keeps no file open."""
 
 
 def _list_lanes(queue_dir: QueueDirectory, partitions: Iterable[int]) -> list[_Lane]:

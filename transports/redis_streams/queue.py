@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from secrets import token_hex
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
-from transports.errors import QueueClosed, QueueCorrupt, QueueURLError
+from transports.errors import QueueCorrupt, QueueURLError
 from transports.redis_streams import scripts
 from transports.redis_streams.consumers import (
     StreamConsumer,
@@ -77,7 +77,6 @@ class RedisQueue(Queue):
         self._rotation: deque[StreamConsumer] = deque()
         self._open_lock, self._put_lock, self._receive_lock = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
         self._fetch_task: asyncio.Task[Delivery | None] | None = None
-        self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
         """See `Queue.put`."""
@@ -193,11 +192,7 @@ class RedisQueue(Queue):
             peeked.append(Peeked(entry.frames, entry.key, entry.tag, index, position, bool(delivered)))
         return peeked
 
-    async def aclose(self) -> None:
-        """See `Queue.aclose`."""
-        if self._closed:
-            return
-        self._closed = True
+    async def _close(self) -> None:
         await asyncio.to_thread(self._lease_renewer.close)
         try:
             await self._release()
@@ -253,7 +248,3 @@ class RedisQueue(Queue):
                 self._consumers[index] for index in self._resolve_partitions(self._consume, partitions)
             )
             self._partitions = partitions
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise QueueClosed(f"{self.url}: this handle is closed")

@@ -20,7 +20,7 @@ from secrets import token_hex
 import zmq
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats
-from transports.errors import QueueClosed, QueueStorageError, QueueURLError
+from transports.errors import QueueStorageError, QueueURLError
 from transports.urls import QueueOptions, parse_queue_url
 from transports.zeromq.connection import ZmqConnection
 from transports.zeromq.hub import Hub
@@ -71,7 +71,6 @@ class ZmqQueue(Queue):
         self._link_lock = asyncio.Lock()
         self._known_backlog = (0, 0)
         self._measured_at = float("-inf")
-        self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
         """See `Queue.put`."""
@@ -137,11 +136,7 @@ class ZmqQueue(Queue):
         """See `Queue.peek`."""
         return await (await self._get_link()).peek(limit)
 
-    async def aclose(self) -> None:
-        """See `Queue.aclose`."""
-        if self._closed:
-            return
-        self._closed = True
+    async def _close(self) -> None:
         try:
             if self._link is not None:
                 await self._link.close()
@@ -264,7 +259,3 @@ class ZmqQueue(Queue):
         if not isinstance(delivery, _ZmqDelivery) or delivery.queue is not self:
             raise self._stale_lease_error([delivery])
         return delivery.token
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise QueueClosed(f"{self.url}: this handle is closed")
