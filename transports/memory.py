@@ -200,23 +200,41 @@ class MemoryQueue(Queue):
 
     async def nack(self, delivery: Delivery, delay: float) -> None:
         """See `Queue.nack`."""
+        self._check_open()
+        if delivery.queue is not self or not self.nack_position(delivery, delay):
+            raise self._stale_lease_error([delivery])
+
+    def nack_position(self, leased: LeasedPosition, delay: float) -> bool:
+        """Deliver the record at this position again after the delay; return False if its lease has ended."""
         broker = self._open_broker()
         with broker.lock:
-            partition = self._check_unacked(delivery)
-            _, record = partition.unacked.pop(delivery.position)
+            partition = broker.partitions[leased.partition]
+            if not self._has_leased(leased):
+                return False
+            _, record = partition.unacked.pop(leased.position)
             heapq.heappush(partition.delayed, (time.monotonic() + delay, -record.position, record))
             broker.wakeups.wake_all()
+            return True
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
         """See `Queue.reject`."""
+        self._check_open()
+        if delivery.queue is not self or not self.reject_position(delivery, reason):
+            raise self._stale_lease_error([delivery])
+
+    def reject_position(self, leased: LeasedPosition, reason: str) -> bool:
+        """Make the record at this position a dead letter; return False if its lease has ended."""
         broker = self._open_broker()
         with broker.lock:
-            partition = self._check_unacked(delivery)
-            _, record = partition.unacked[delivery.position]
-            broker.remove_unacked(partition, delivery.position, delivery.epoch)
+            partition = broker.partitions[leased.partition]
+            if not self._has_leased(leased):
+                return False
+            _, record = partition.unacked[leased.position]
+            broker.remove_unacked(partition, leased.position, leased.epoch)
             # A random id, because a `zmq://` hub that is started again has other dead letters.
             letter = DeadLetter(secrets.token_hex(8), record.frames, record.key, record.tag, reason)
             broker.dead_letters[letter.id] = letter
+            return True
 
     async def release(self) -> None:
         """See `Queue.release`."""
@@ -341,11 +359,6 @@ class MemoryQueue(Queue):
         self._epoch = 0
         broker.wakeups.wake_all()
 
-    def _is_current(self, delivery: Delivery) -> bool:
-        return delivery.queue is self and delivery.epoch == self._epoch
-
-    def _check_unacked(self, delivery: Delivery) -> _Partition:
-        partition = self._broker.partitions[delivery.partition]
-        if not self._is_current(delivery) or delivery.position not in partition.unacked:
-            raise self._stale_lease_error([delivery])
-        return partition
+    def _has_leased(self, leased: LeasedPosition) -> bool:
+        unacked = self._broker.partitions[leased.partition].unacked.get(leased.position)
+        return unacked is not None and unacked[0] == leased.epoch == self._epoch

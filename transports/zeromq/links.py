@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from transports.base import DeadLetter, Delivery, Frames, Peeked, QueueStats, StaleLease
+from transports.base import DeadLetter, Frames, Peeked, QueueStats
 from transports.memory import MemoryQueue
 from transports.zeromq.refusals import Refusals
 
@@ -164,23 +164,11 @@ class LocalHubLink(HubLink):
 
     async def nack(self, token: LeaseToken, delay: float) -> bool:
         """See `HubLink.nack`."""
-        if not self._is_own(token):
-            return False
-        try:
-            await self._queue.nack(self._delivery_of_token(token), delay)
-        except StaleLease:
-            return False
-        return True
+        return self._is_own(token) and self._queue.nack_position(token, delay)
 
     async def reject(self, token: LeaseToken, reason: str) -> bool:
         """See `HubLink.reject`."""
-        if not self._is_own(token):
-            return False
-        try:
-            await self._queue.reject(self._delivery_of_token(token), reason)
-        except StaleLease:
-            return False
-        return True
+        return self._is_own(token) and self._queue.reject_position(token, reason)
 
     async def release(self) -> None:
         """See `HubLink.release`."""
@@ -210,16 +198,3 @@ class LocalHubLink(HubLink):
 
     def _is_own(self, token: LeaseToken) -> bool:
         return token.hub == self._hub_name and token.partition < self._queue.partitions
-
-    def _delivery_of_token(self, token: LeaseToken) -> Delivery:
-        return Delivery(
-            frames=(),
-            key="",
-            tag="",
-            partition=token.partition,
-            lane=str(token.partition),
-            position=token.position,
-            redelivered=False,
-            epoch=token.epoch,
-            queue=self._queue,
-        )
