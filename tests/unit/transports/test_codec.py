@@ -148,7 +148,7 @@ plain = st.recursive(
 
 
 def count(value: Any) -> int:
-    """Values as msgpack has them: a list or a map is one, and each of its elements, keys and values is."""
+    """Return the number of values: a list or a map counts as one, and so does each element, key and value."""
     if isinstance(value, dict):
         return 1 + sum(1 + count(inner) for inner in value.values())
     return 1 + sum(map(count, value)) if isinstance(value, list) else 1

@@ -1,4 +1,4 @@
-"""Entries of a Redis stream, without a server: a record, or what a dead letter says of one that is none of ours."""
+"""Entries of a Redis stream, without a server: records, and the dead letters of foreign entries."""
 
 import pytest
 
