@@ -108,7 +108,7 @@ class _Plain:
                 return self._items(value)
         if dataclasses.is_dataclass(value):
             return self._fields(value)
-        # Only numpy arrays are left of what the codec encodes.
+        # Only numpy's arrays and torch's tensors are left of what the codec encodes; both have these attributes.
         return value.tolist() if self._full else _shape(value.dtype, value.shape)
 
     def text(self, text: str) -> str:
@@ -134,7 +134,7 @@ class _Plain:
 
 
 def _shape(dtype: object, shape: Sequence[int]) -> str:
-    return f"{dtype}[{', '.join(str(axis) for axis in shape)}]"
+    return f"{str(dtype).removeprefix('torch.')}[{', '.join(str(axis) for axis in shape)}]"
 
 
 def _is_empty(value: Any) -> bool:

@@ -147,8 +147,8 @@ def test_a_directory_has_one_master(tmp_path: Path) -> None:
 
 def test_urls_name_the_run_and_the_environment(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "a run")
-    queue_url = directory.queue_url("file://{run_dir}/tasks/{environment}?fsync=always", "colors")
-    assert queue_url == f"file://{tmp_path}/a%20run/tasks/colors?fsync=always"
+    queue_url = directory.queue_url("file://{run_dir}/tasks/{environment}?fsync=never", "colors")
+    assert queue_url == f"file://{tmp_path}/a%20run/tasks/colors?fsync=never"
 
 
 def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
