@@ -15,6 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Self, TypeAlias, cast
 from zlib import crc32
 
@@ -26,6 +27,7 @@ _CHECKSUM_BYTES = 4
 _LOG_NAMES = ("index", "acks")
 _SEGMENT_BYTES = 64 << 20
 _ACK_SCAN_INTERVAL = 0.25
+_SYNC_INTERVAL = 0.05
 _MAX_UNACKED_RECORDS = 64
 _MAX_UNACKED_BYTES = 64 << 20
 _READ_AHEAD_BYTES = 1 << 20
@@ -112,7 +114,8 @@ class FileFloor(Floor):
     """Segment files, an index of the records, a checksum over both, and a log of deliveries and acks.
 
     A delivery is logged before it is returned, and every ack checks the lease. A segment is deleted when all its acks
-    are synced, so that the disk does not fill. The producer reads the acks four times a second to know the backlog.
+    are synced, so that the disk does not fill. The producer reads the acks four times a second to know the backlog. A
+    thread syncs the files of the producer every 50 ms.
     """
 
     def __init__(self, where: str) -> None:
@@ -123,11 +126,14 @@ class FileFloor(Floor):
         self._end = _SEGMENT_BYTES
         self._leased: dict[int, tuple[int, int, int]] = {}
         self._oldest = 0
+        self._closed = threading.Event()
         self._backlog_bytes = self._acks_read = 0
         self._acks_scanned_at = time.monotonic()
 
     async def put(self, frames: Frames, *, key: str) -> None:
         """See `Floor.put`."""
+        if not self._number:
+            threading.Thread(target=self._keep_syncing, daemon=True).start()
         nbytes = sum([memoryview(frame).nbytes for frame in frames])
         if time.monotonic() - self._acks_scanned_at > _ACK_SCAN_INTERVAL:
             self._scan_acks()
@@ -172,6 +178,15 @@ class FileFloor(Floor):
         os.stat(f"{self._where}/acks")
         if segment > self._oldest and not any(leased[2] < segment for leased in self._leased.values()):
             await asyncio.to_thread(self._reclaim, segment)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._closed.set()
+
+    def _keep_syncing(self) -> None:
+        while not self._closed.wait(_SYNC_INTERVAL):
+            for fd in (self._index, self._data):
+                with suppress(OSError):  # the segment may have been closed a moment ago
+                    os.fsync(fd)
 
     def _append_fact(self, fact: int, number: int, nbytes: int) -> None:
         entry = _ACK.pack(fact, number, nbytes)

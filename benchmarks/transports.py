@@ -90,7 +90,7 @@ def in_directories() -> Iterator[tuple[str, str]]:
     """Yield locations in a new directory."""
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "floor").mkdir()
-        yield f"file://{directory}/queue?fsync=never&high_water=8GB", f"{directory}/floor"
+        yield f"file://{directory}/queue?high_water=8GB", f"{directory}/floor"
 
 
 def at_ports() -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Every error that a queue or the codec raises on purpose: what is wrong, where, and what to do about it."""
+"""The errors that queues and the codec raise. Each says what is wrong, where, and what to do."""
 
 
 class QueueError(Exception):
@@ -6,7 +6,7 @@ class QueueError(Exception):
 
 
 class QueueURLError(QueueError):
-    """The URL, or an option in its query, is not usable, or disagrees with how the queue was created."""
+    """The URL or one of its options is wrong, or does not match the queue as it was created."""
 
 
 class UnknownTransport(QueueURLError):
@@ -14,11 +14,11 @@ class UnknownTransport(QueueURLError):
 
 
 class QueueClosed(QueueError):
-    """The handle was closed; open the queue again to go on."""
+    """The handle was closed; open the queue again."""
 
 
 class QueueVersionMismatch(QueueError):
-    """The other side of the queue speaks another version of its protocol: install the same release on both sides."""
+    """The other side speaks another version of the protocol; install the same release on both sides."""
 
 
 class AdmissionTimeout(QueueError):
@@ -30,19 +30,19 @@ class QueueFull(QueueError):
 
 
 class RecordTooLarge(QueueError):
-    """The record can never be accepted by this queue, however empty it is."""
+    """The record is too large for this queue, even for an empty one."""
 
 
 class QueueCorrupt(QueueError):
-    """Stored data is damaged or missing, and not only cut off at its end."""
+    """Stored data is damaged or missing, and not only incomplete at its end."""
 
 
 class QueueStorageError(QueueError):
-    """The disk or server refused: full, no permission, out of memory. Records that were accepted before are intact."""
+    """The disk or the server refused: it is full, out of memory, or denies access. Earlier records are intact."""
 
 
 class CodecError(Exception):
-    """A value cannot be encoded, or bytes cannot be decoded; `path` says where the bad value is, as far as known."""
+    """A value cannot be encoded, or bytes cannot be decoded; `path` says where the bad value is, if that is known."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -50,7 +50,7 @@ class CodecError(Exception):
         self.path = ""
 
     def prepend_path(self, key: str | int) -> None:
-        """Add the key or the index of the bad value in its container, while the error passes through it."""
+        """Put a key or an index before the path; each container of the bad value does so."""
         self.path = (f"[{key}]" if isinstance(key, int) else f".{key}") + self.path
 
     def __str__(self) -> str:
@@ -62,12 +62,8 @@ class UnsupportedValue(CodecError):
 
 
 class MalformedRecord(CodecError):
-    """These frames were not written by the codec, or were damaged since."""
-
-
-class UnknownType(CodecError):
-    """The record holds a dataclass or an enum that this process has not registered."""
+    """These frames were not written by the codec, or were damaged later."""
 
 
 class CodecLimitExceeded(CodecError):
-    """Too large, too deep or too many values."""
+    """The record is too large, nests too deep, or has too many values."""

@@ -1,7 +1,7 @@
-"""`memory://name`: a queue within one process, with the semantics of the durable ones and nothing on a disk.
+"""`memory://name`: a queue within one process. It behaves as the durable queues do, and writes nothing to a disk.
 
-Handles of the same name, on any thread or event loop, share one broker; when the last handle closes, the queue is gone.
-A lease ends when its holder releases it or closes. It has no time limit, because a busy event loop is not a dead one.
+All handles of a name share one broker, on any thread or event loop. When the last handle closes, the queue is gone. A
+lease ends when its holder releases it or closes. It does not expire, because a busy event loop is not a dead consumer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Protocol, TypeVar
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
-from transports.errors import QueueClosed, QueueStorageError, QueueURLError
+from transports.errors import QueueStorageError, QueueURLError
 from transports.redaction import hide_passwords
 from transports.urls import QueueOptions, parse_queue_url
 from transports.wakeups import Wakeups
@@ -40,19 +40,19 @@ class _Partition:
     ready: deque[_Record] = field(default_factory=deque)
     delayed: list[tuple[float, int, _Record]] = field(default_factory=list)
     unacked: dict[int, tuple[int, _Record]] = field(default_factory=dict)
-    """By position: (epoch of the lease, record)."""
+    """The epoch of the lease and the record, by position."""
     holder_epoch: int | None = None
-    """The epoch of the handle that leases the whole partition."""
+    """The epoch of the handle that leases the whole partition; None if it is free."""
     next_position: int = 0
 
     def promote_due(self, now: float) -> float | None:
-        """Make delayed records ready whose delay is over; returns when the next one is due, if there is one."""
+        """Make records ready whose delay is over. Return when the next one is due, or None."""
         while self.delayed and self.delayed[0][0] <= now:
             self.ready.appendleft(heapq.heappop(self.delayed)[2])
         return self.delayed[0][0] if self.delayed else None
 
     def return_unacked(self, epoch: int) -> None:
-        """End a lease: its unacked records are ready again, in their old order and before all others."""
+        """End a lease. Its unacked records are ready again, in their old order and before all others."""
         if self.holder_epoch == epoch:
             self.holder_epoch = None
         positions = [position for position, (lease_epoch, _) in self.unacked.items() if lease_epoch == epoch]
@@ -66,7 +66,8 @@ class _Partition:
         ]
 
     def oldest_put_at(self) -> float:
-        """When the oldest record was put; of `ready`, which is in the order of the puts, only the first is checked."""
+        """Return when the oldest record was put."""
+        # `ready` is in the order of the puts, so its first record is its oldest.
         candidates = [record.put_at for _, record in self.unacked.values()]
         candidates += [record.put_at for _, _, record in self.delayed]
         candidates += [self.ready[0].put_at] if self.ready else []
@@ -74,7 +75,7 @@ class _Partition:
 
 
 class _Broker:
-    """The state that all handles of one name share; only used under its lock."""
+    """The state that all handles of one name share. It is used under its lock."""
 
     def __init__(self, partitions: int) -> None:
         self.lock = threading.Lock()
@@ -100,14 +101,19 @@ class _Broker:
 
 
 class LeasedPosition(Protocol):
-    """The position of a leased record, and the epoch of its lease: a Delivery, or less than that."""
+    """The position of a leased record and the epoch of its lease, as a `Delivery` has them."""
 
     @property
-    def partition(self) -> int: ...
+    def partition(self) -> int:
+        """See `Delivery.partition`."""
+
     @property
-    def position(self) -> int: ...
+    def position(self) -> int:
+        """See `Delivery.position`."""
+
     @property
-    def epoch(self) -> int: ...
+    def epoch(self) -> int:
+        """See `Delivery.epoch`."""
 
 
 PositionT = TypeVar("PositionT", bound=LeasedPosition)
@@ -140,13 +146,13 @@ class MemoryQueue(Queue):
             self._holder_id = secrets.token_hex(8)
             broker.handles[self._holder_id] = self
         self._epoch = 0
-        self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
+        """See `Queue.put`."""
         self.put_without_copy(tuple([bytes(frame) for frame in frames]), key, tag)
 
     def put_without_copy(self, frames: Frames, key: str, tag: str) -> None:
-        """Put frames that will never change, which need no copy."""
+        """Put frames that never change. They are not copied."""
         nbytes = self._check_record_size(frames)
         broker = self._open_broker()
         with broker.lock:
@@ -160,6 +166,7 @@ class MemoryQueue(Queue):
             broker.wakeups.wake_all()
 
     async def receive(self, *, timeout: float) -> Delivery | None:
+        """See `Queue.receive`."""
         now = time.monotonic()
         deadline = now + timeout
         while True:
@@ -168,7 +175,7 @@ class MemoryQueue(Queue):
                 delivery, next_due = self._take_next(broker, now)
                 if delivery is not None or now >= deadline:
                     return delivery
-                # Registered under the lock of every change, so that no change is missed between looking and waiting.
+                # Registered under the same lock, so that no change between looking and waiting is missed.
                 wakeup = broker.wakeups.register()
             try:
                 await broker.wakeups.wait(wakeup, min(deadline, next_due or deadline) - now)
@@ -177,6 +184,7 @@ class MemoryQueue(Queue):
             now = time.monotonic()
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Queue.ack`."""
         own_deliveries = [delivery for delivery in deliveries if delivery.queue is self]
         stale = self.ack_positions(own_deliveries)
         if stale or len(own_deliveries) < len(deliveries):
@@ -185,7 +193,7 @@ class MemoryQueue(Queue):
             )
 
     def ack_positions(self, leased_positions: Sequence[PositionT]) -> list[PositionT]:
-        """Ack the records that this handle has leased at these positions; returns those whose epoch is over."""
+        """Ack the records at these positions, and return those whose lease has ended."""
         broker = self._open_broker()
         stale = []
         with broker.lock:
@@ -197,39 +205,63 @@ class MemoryQueue(Queue):
         return stale
 
     async def nack(self, delivery: Delivery, delay: float) -> None:
+        """See `Queue.nack`."""
+        self._check_open()
+        if delivery.queue is not self or not self.nack_position(delivery, delay):
+            raise self._stale_lease_error([delivery])
+
+    def nack_position(self, leased: LeasedPosition, delay: float) -> bool:
+        """Deliver the record at this position again after the delay; return False if its lease has ended."""
         broker = self._open_broker()
         with broker.lock:
-            partition = self._check_unacked(delivery)
-            _, record = partition.unacked.pop(delivery.position)
+            partition = broker.partitions[leased.partition]
+            if not self._has_leased(leased):
+                return False
+            _, record = partition.unacked.pop(leased.position)
             heapq.heappush(partition.delayed, (time.monotonic() + delay, -record.position, record))
             broker.wakeups.wake_all()
+            return True
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
+        """See `Queue.reject`."""
+        self._check_open()
+        if delivery.queue is not self or not self.reject_position(delivery, reason):
+            raise self._stale_lease_error([delivery])
+
+    def reject_position(self, leased: LeasedPosition, reason: str) -> bool:
+        """Make the record at this position a dead letter; return False if its lease has ended."""
         broker = self._open_broker()
         with broker.lock:
-            partition = self._check_unacked(delivery)
-            _, record = partition.unacked[delivery.position]
-            broker.remove_unacked(partition, delivery.position, delivery.epoch)
-            # A random id that no other broker has: a `zmq://` hub that is restarted has dead letters of its own.
+            partition = broker.partitions[leased.partition]
+            if not self._has_leased(leased):
+                return False
+            _, record = partition.unacked[leased.position]
+            broker.remove_unacked(partition, leased.position, leased.epoch)
+            # A random id, because a `zmq://` hub that is started again has other dead letters.
             letter = DeadLetter(secrets.token_hex(8), record.frames, record.key, record.tag, reason)
             broker.dead_letters[letter.id] = letter
+            return True
 
     async def release(self) -> None:
+        """See `Queue.release`."""
         broker = self._open_broker()
         with broker.lock:
             self._end_leases(broker)
 
     @property
     def holder(self) -> str:
+        """See `Queue.holder`."""
         return self._holder_id
 
     async def expire_leases(self, holder: str) -> None:
+        """See `Queue.expire_leases`."""
         broker = self._open_broker()
         with broker.lock:
             if holder in broker.handles:
                 broker.handles[holder]._end_leases(broker)
 
     async def stats(self) -> QueueStats:
+        """See `Queue.stats`."""
         broker = self._open_broker()
         with broker.lock:
             oldest = min(partition.oldest_put_at() for partition in broker.partitions)
@@ -242,16 +274,19 @@ class MemoryQueue(Queue):
             )
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
+        """See `Queue.dead_letters`."""
         broker = self._open_broker()
         with broker.lock:
             return tuple(islice(broker.dead_letters.values(), limit))
 
     async def discard(self, letter: DeadLetter) -> None:
+        """See `Queue.discard`."""
         broker = self._open_broker()
         with broker.lock:
             broker.dead_letters.pop(letter.id, None)
 
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
+        """See `Queue.peek`."""
         broker = self._open_broker()
         with broker.lock:
             backlog = [(index, record) for index, p in enumerate(broker.partitions) for record in p.backlog()]
@@ -261,10 +296,7 @@ class MemoryQueue(Queue):
                 for index, record in oldest
             )
 
-    async def aclose(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
+    async def _close(self) -> None:
         with self._broker.lock:
             self._end_leases(self._broker)
         with _brokers_lock:
@@ -274,32 +306,33 @@ class MemoryQueue(Queue):
 
     @property
     def partitions(self) -> int:
+        """The number of partitions."""
         return len(self._broker.partitions)
 
     @property
     def backlog_records(self) -> int:
+        """The number of unacked records."""
         return self._broker.backlog_records
 
     def watch_settled(self, callback: Callable[[str], None]) -> None:
-        """Call back with the tag of each record that is settled from now on, on the thread that settles it."""
+        """Call `callback` with the tag of each record that is acked or rejected later, on the thread of that call."""
         self._open_broker().on_settled = callback
 
     def fail(self, problem: str) -> None:
-        """Wake everybody who waits at this queue, and refuse every later call, with a QueueStorageError."""
+        """Let all waiting calls and all later calls raise QueueStorageError with this text."""
         broker = self._open_broker()
         with broker.lock:
             broker.failure = problem
             broker.wakeups.wake_all()
 
     def _open_broker(self) -> _Broker:
-        if self._closed:
-            raise QueueClosed(f"{self.url}: this handle is closed")
+        self._check_open()
         if self._broker.failure:
             raise QueueStorageError(self._broker.failure)
         return self._broker
 
     def _take_next(self, broker: _Broker, now: float) -> tuple[Delivery | None, float | None]:
-        """The next record that this handle may lease, or else when the next delayed one is due."""
+        """Return the next record that this handle may lease, or None and when the next delayed one is due."""
         next_due: float | None = None
         if not self._epoch:
             broker.last_epoch += 1
@@ -321,7 +354,7 @@ class MemoryQueue(Queue):
         broker.partitions[index].unacked[record.position] = (self._epoch, record)
         redelivered, record.delivered = record.delivered, True
         broker.redeliveries += redelivered
-        # Positional arguments take a quarter less time; a consumer that is behind does little else.
+        # Positional arguments take a quarter less time.
         return Delivery(
             record.frames, record.key, record.tag, index, str(index), record.position, redelivered, self._epoch, self
         )
@@ -332,11 +365,6 @@ class MemoryQueue(Queue):
         self._epoch = 0
         broker.wakeups.wake_all()
 
-    def _is_current(self, delivery: Delivery) -> bool:
-        return delivery.queue is self and delivery.epoch == self._epoch
-
-    def _check_unacked(self, delivery: Delivery) -> _Partition:
-        partition = self._broker.partitions[delivery.partition]
-        if not self._is_current(delivery) or delivery.position not in partition.unacked:
-            raise self._stale_lease_error([delivery])
-        return partition
+    def _has_leased(self, leased: LeasedPosition) -> bool:
+        unacked = self._broker.partitions[leased.partition].unacked.get(leased.position)
+        return unacked is not None and unacked[0] == leased.epoch == self._epoch

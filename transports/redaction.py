@@ -1,4 +1,4 @@
-"""Hides the passwords in what a person wrote, wherever it is shown: a URL, well-formed or not, or any other value."""
+"""Hides the passwords in a text before it is shown: in a URL, also a malformed one, or in any other value."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SECRET_NAME = re.compile(
 """The name of a key, or of an option of a URL, whose value is a secret."""
 
 _REFERENCES = re.compile(r"(?:\$\{[A-Za-z_][A-Za-z0-9_]*\})+")
-"""Variables without a default: they name a secret and do not tell it."""
+"""Variables without a default. They name a secret and do not contain it."""
 _LOGIN_START = re.compile(r"(?<!file)://|(?<=file)://(?!/|localhost/|\{)", re.IGNORECASE)
-"""Where a user and a password may follow; an @ in the path of a file has nothing to do with them."""
+"""Where a user and a password may follow. The @ in the path of a file is not a part of them."""
 _USER = re.compile(r"[\w.~%${}-]*")
 _LONE_USER = re.compile(r"(?<!hf)(?P<start>://)(?P<user>[^/?#:]+)@", re.IGNORECASE)
 """A user without a password is often a token. In hf://name@revision there is no user."""
@@ -23,11 +23,11 @@ _OPTION = re.compile(r"(?<![^?&;\s])(?P<name>[\w.-]+)=(?P<value>[^&]+)")
 
 
 def hide_passwords(text: str) -> str:
-    """Return a text that is one value, such as a URL, without the passwords in it.
+    """Return a text that is one value, such as a URL, without its passwords.
 
-    A password in a malformed URL may contain anything, so everything between the user and the last @ is hidden, and a
-    port that is no number. A user alone before the @ is hidden too, because it may be a token. Rather too much is
-    hidden than too little; a reference, `${NAME}`, is kept.
+    A password in a malformed URL may contain anything. So everything between the user and the last @ is hidden, and
+    also a port that is not a number. A user without a password is hidden, because it may be a token. A reference
+    (`${NAME}`) stays.
     """
     return _OPTION.sub(_hide_option, _hide_login(text))
 
@@ -48,7 +48,7 @@ def _hide_login(text: str) -> str:
 
 
 def hide_lone_user(text: str) -> str:
-    """Return a text without a user that stands alone before the @ of a URL; `${NAME}` is kept."""
+    """Return a text without the user of a URL that has no password. A reference (`${NAME}`) stays."""
     return _LONE_USER.sub(_hide_user, text)
 
 

@@ -1,7 +1,7 @@
-"""From the scheme of a URL to a transport: built in, registered by a program, or offered by an installed package.
+"""Finds the transport for a URL: a built-in one, one that a program registered, or one of an installed package.
 
-The module of a transport is imported when a URL first needs it, so that the client libraries of other queues need not
-be installed.
+The module of a transport is imported when a URL first needs it. So only the client libraries of used queues must be
+installed.
 """
 
 from __future__ import annotations
@@ -31,26 +31,33 @@ _BUILT_IN = {
 
 
 class TransportFactory(Protocol):
-    """Makes a handle, synchronously and cheaply: its first operation connects."""
+    """Makes a handle. It does not connect: the first operation of the handle does."""
 
-    def __call__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> Queue: ...
+    def __call__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> Queue:
+        """Return a handle. See `open_queue`."""
 
 
 _registered: dict[str, TransportFactory] = {}
 
 
 def register_transport(scheme: str, factory: TransportFactory) -> None:
-    """Let `open_queue` use `factory` for a scheme in this process. A package should declare an entry point instead."""
+    """Let `open_queue` use `factory` for a scheme in this process. Packages declare an entry point instead."""
     if _registered.setdefault(scheme, factory) is not factory:
         raise QueueURLError(f"another transport is already registered for {scheme}://")
 
 
 def open_queue(url: str, *, lease: Lease = "partition", consume: Sequence[int] | None = None) -> Queue:
-    """A handle on the queue at `url`, to be used with `async with`.
+    """Return a handle on a queue, for `async with`.
 
-    `lease` says what a consumer leases: whole partitions (trajectories), or single records shared among any number of
-    consumers (tasks); all consumers of a queue must use the same value. `consume` names the partitions that this
-    consumer may lease; None: any that are free. Raises QueueURLError, and UnknownTransport for an unknown scheme.
+    Args:
+        url: the URL of the queue.
+        lease: what a consumer leases: whole partitions (trajectories), or single records (tasks). All consumers of a
+            queue must use the same value.
+        consume: the partitions that this consumer may lease; None: any that are free.
+
+    Raises:
+        QueueURLError: the URL or an option is wrong.
+        UnknownTransport: there is no transport for the scheme.
     """
     return _find_factory(url)(url, lease=lease, consume=consume)
 
@@ -79,8 +86,8 @@ def _find_factory(url: str) -> TransportFactory:
             return cast(TransportFactory, _import(_BUILT_IN[scheme][0]))
         except ModuleNotFoundError as error:
             raise UnknownTransport(
-                f"{hide_passwords(url)}: {scheme}:// needs the package {error.name!r}; install the extra of that "
-                f"name, as in pip install 'rollout-rl[{'zmq' if error.name == 'zmq' else 'redis'}]'"
+                f"{hide_passwords(url)}: {scheme}:// needs the package {error.name!r}, which is not installed; run "
+                f"pip install 'rollout-rl[{'zmq' if error.name == 'zmq' else 'redis'}]'"
             ) from error
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=scheme):
         return cast(TransportFactory, entry.load())

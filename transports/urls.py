@@ -1,4 +1,4 @@
-"""Queue URLs: the options of a query become a frozen, typed object, and a misspelt option is refused by name."""
+"""Queue URLs. The options of a query become a frozen, typed object; an unknown option is an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transports.errors import QueueURLError
 from transports.redaction import hide_lone_user, hide_passwords
 
 Size = NewType("Size", int)
-"""A number of bytes; in a URL a plain number or one with a unit: 64MB, 1.5GiB."""
+"""A number of bytes. In a URL it may have a unit: 64MB, 1.5GiB."""
 
 _URL_START = re.compile(r"\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 _SIZE_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*(|k|m|g|t)(i?)b?", re.IGNORECASE)
@@ -25,11 +25,11 @@ class QueueOptions:
     """The options that every transport understands."""
 
     partitions: int | None = None
-    """The number of partitions, fixed when the queue is created; None: as it was created, or one."""
+    """The number of partitions, fixed when the queue is created; None: that number, or 1 for a new queue."""
     high_water: Size = Size(256 << 20)
-    """Unacked bytes above which no new work is admitted."""
+    """Unacked bytes above which no new work may start."""
     high_water_records: int | None = None
-    """Unacked records above which no new work is admitted; None: no such limit."""
+    """Unacked records above which no new work may start; None: no such limit."""
     hard_limit: Size | None = None
     """Unacked bytes above which a put is an error; None: four times the high water."""
 
@@ -41,14 +41,17 @@ class QueueOptions:
 
     @property
     def effective_hard_limit(self) -> int:
+        """The hard limit in bytes, with the default."""
         return _HARD_LIMIT_FACTOR * self.high_water if self.hard_limit is None else self.hard_limit
 
     @property
     def high_water_text(self) -> str:
+        """The high water, for an error message."""
         records = "" if self.high_water_records is None else f" or {self.high_water_records} records"
         return f"{self.high_water} bytes{records}"
 
     def admits(self, backlog_bytes: int, backlog_records: int) -> bool:
+        """Whether new work may start with this backlog."""
         too_many = self.high_water_records is not None and backlog_records > self.high_water_records
         return backlog_bytes <= self.high_water and not too_many
 
@@ -57,29 +60,31 @@ OptionsT = TypeVar("OptionsT", bound=QueueOptions)
 
 
 def split_url(url: str) -> SplitResult:
-    """The parts of a URL. Raises QueueURLError if it is not a URL; its text does not tell the password."""
+    """Return the parts of a URL. Raises QueueURLError, without the password, if it is not a URL."""
     try:
         parts = urlsplit(url)
         _ = parts.port  # urlsplit checks the port only when it is read
     except ValueError as error:
         # The text of this error may contain a part of the password.
-        reason = "its port is no number up to 65535" if str(error).startswith("Port") else "its host is malformed"
+        reason = (
+            "its port is not a number between 0 and 65535" if str(error).startswith("Port") else "its host is malformed"
+        )
         raise QueueURLError(f"{hide_passwords(url)}: not a URL: {reason}{_password_hint(url)}") from None
     if parts.netloc and "@" not in parts.netloc and hide_passwords(url) != url and "@" in url:
-        raise QueueURLError(f"{hide_passwords(url)}: not a URL: there is an @ behind the host{_password_hint(url)}")
+        raise QueueURLError(f"{hide_passwords(url)}: not a URL: there is an @ after the host{_password_hint(url)}")
     return parts
 
 
 def has_plain_password(url: str) -> bool:
-    """Whether a text is a URL with a password, or another secret, that is not only a reference, `${NAME}`.
+    """Whether a text is a URL with a secret that is not a reference (`${NAME}`).
 
-    A user alone is not reported: its password may be in REDIS_PASSWORD.
+    A user without a password is not a secret: the password may be in REDIS_PASSWORD.
     """
     return _URL_START.match(url) is not None and hide_passwords(url) not in (url, hide_lone_user(url))
 
 
 def without_password(url: str) -> str:
-    """The URL without its secrets, for a file; a later open needs them from elsewhere. A reference is kept."""
+    """Return the URL without its secrets, for a file. References (`${NAME}`) stay."""
     parts = split_url(url)
     kept_options = [option for option in parts.query.split("&") if hide_passwords(option) == option]
     netloc = parts.netloc
@@ -93,16 +98,17 @@ def without_password(url: str) -> str:
 
 
 def parse_queue_url(url: str, options: type[OptionsT]) -> tuple[SplitResult, OptionsT]:
-    """Split a URL and read its query as the fields of `options`.
+    """Return the parts of a URL, and its query as an object of the class `options`.
 
-    Raises QueueURLError for an unknown key (with the nearest known one), a key given twice, or a value of another type.
+    Raises QueueURLError for an unknown option (with the nearest known name), an option that is given twice, or a wrong
+    value.
     """
     parts = split_url(url)
     shown_url = hide_passwords(url)
     try:
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
-        raise QueueURLError(f"{shown_url}: not a URL: an option is not of the form key=value") from None
+        raise QueueURLError(f"{shown_url}: not a URL: an option has not the form key=value") from None
     types = get_type_hints(options)
     option_names = [option_field.name for option_field in fields(options)]
     values: dict[str, Any] = {}
@@ -111,7 +117,7 @@ def parse_queue_url(url: str, options: type[OptionsT]) -> tuple[SplitResult, Opt
             nearest = difflib.get_close_matches(key, option_names, n=1, cutoff=0.0)[0]
             raise QueueURLError(
                 f"{shown_url}: unknown option {key!r}; did you mean {nearest!r}? "
-                f"{parts.scheme}:// knows {', '.join(sorted(option_names))}."
+                f"The options of {parts.scheme}:// are {', '.join(sorted(option_names))}."
             )
         if key in values:
             raise QueueURLError(f"{shown_url}: option {key!r} is given twice")
@@ -126,6 +132,7 @@ def parse_queue_url(url: str, options: type[OptionsT]) -> tuple[SplitResult, Opt
 
 
 def parse_size(text: str) -> Size:
+    """Return the number of bytes that a text names. Raises ValueError."""
     match = _SIZE_PATTERN.fullmatch(text.strip())
     if match is None:
         raise ValueError("expected a number of bytes such as 1048576, 64MB or 1.5GiB")

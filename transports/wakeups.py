@@ -1,4 +1,4 @@
-"""Wakes consumers of the same process at once, on any thread and event loop."""
+"""Wakes the waiting consumers of this process, on any thread and event loop."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ import threading
 
 
 class Wakeups:
-    """The consumers that wait for a change. A waiter may be woken for nothing and must look again."""
+    """The consumers that wait for a change. A consumer may wake without a change, and must look again."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiters: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
 
     def register(self) -> asyncio.Event:
-        """An event that the next `wake_all` sets. Register before looking, so that no change is missed."""
+        """Return an event that the next `wake_all` sets. Register before you look, so that no change is missed."""
         event = asyncio.Event()
         with self._lock:
             self._waiters[event] = asyncio.get_running_loop()
         return event
 
     def unregister(self, event: asyncio.Event) -> None:
+        """Forget an event of `register`."""
         with self._lock:
             self._waiters.pop(event, None)
 
     async def wait(self, event: asyncio.Event, timeout: float) -> None:
-        """Return when the event is set or the time is over."""
+        """Return when the event is set, or after `timeout` seconds."""
         timeout_handle = asyncio.get_running_loop().call_later(timeout, event.set)
         try:
             await event.wait()
@@ -34,6 +35,7 @@ class Wakeups:
             timeout_handle.cancel()
 
     def wake_all(self) -> None:
+        """Set all registered events."""
         if not self._waiters:
             return
         current_loop = asyncio.get_running_loop()
@@ -43,6 +45,6 @@ class Wakeups:
             if loop is current_loop:
                 event.set()
             else:
-                # If the loop of a waiting consumer was closed, there is nobody to wake.
+                # The loop of a consumer may be closed already.
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(event.set)

@@ -108,8 +108,7 @@ class _Plain:
                 return self._items(value)
         if dataclasses.is_dataclass(value):
             return self._fields(value)
-        # Only numpy's arrays and torch's tensors remain; both have these attributes.
-        return value.tolist() if self._full else _shape(value.dtype, value.shape)
+        return value.tolist() if self._full else _shape(value.dtype, value.shape)  # only numpy's arrays remain
 
     def text(self, text: str) -> str:
         text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates cannot be encoded
@@ -134,7 +133,7 @@ class _Plain:
 
 
 def _shape(dtype: object, shape: Sequence[int]) -> str:
-    return f"{str(dtype).removeprefix('torch.')}[{', '.join(str(axis) for axis in shape)}]"
+    return f"{dtype}[{', '.join(str(axis) for axis in shape)}]"
 
 
 def _is_empty(value: Any) -> bool:

@@ -1,17 +1,15 @@
-"""Values to frames and back: one msgpack head, then large blobs outside of it, each a frame of its own.
+"""Values to frames and back: one msgpack head, then large values outside of it, each a frame of its own.
 
-Carried: None, bool, int (64 bits), float, str, bytes, lists, tuples, dicts with str keys, numpy arrays and torch
-tensors (`arrays.DTYPES`), numpy scalars (they come back as Python numbers), and the dataclasses and enums given
-to `register_type`. Arrays, bytes and text of 32 KiB or more become frames of their own; a decoded array is a read-only
-view of its frame. Nothing is ever pickled. A hostile record raises CodecError before it allocates memory (`limits`).
+The codec carries None, bool, integers of 64 bits, float, str, bytes, lists, dicts with str keys, and numpy arrays
+(`arrays.DTYPES`). A tuple comes back as a list, and a numpy scalar as a Python number. Arrays, bytes and text of 32 KiB
+or more become frames of their own. A decoded array is a read-only view of its frame. Nothing is pickled. A hostile
+record raises CodecError before it takes memory (`limits`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from enum import Enum
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
@@ -19,59 +17,19 @@ import numpy as np
 from transports.base import Frames
 from transports.codec import arrays
 from transports.codec.limits import MAX_DEPTH, MAX_FRAMES, MAX_HEAD_BYTES, MAX_RECORD_BYTES, MAX_VALUES, check_structure
-from transports.errors import CodecError, CodecLimitExceeded, MalformedRecord, UnknownType, UnsupportedValue
+from transports.errors import CodecError, CodecLimitExceeded, MalformedRecord, UnsupportedValue
 
 OUT_OF_BAND_BYTES = 32 << 10
+"""From this size on, a value has a frame of its own."""
 
-_ARRAY, _TENSOR, _BYTES, _TEXT, _ENUM, _TUPLE, _DATACLASS = range(1, 8)
-_EXTENSION_CODES = frozenset(range(_ARRAY, _DATACLASS + 1))
-T = TypeVar("T", bound=type)
-RegisteredT = TypeVar("RegisteredT")
-
-
-class _RegisteredDataclass(NamedTuple):
-    name: str
-    type: Any
-    fields: tuple[str, ...]
-
-
-class _ContainerMark(NamedTuple):
-    """The first element of a list that encodes a tuple (`registered` is None) or a dataclass."""
-
-    registered: _RegisteredDataclass | None
-
-
-_CHECKED_TYPES = frozenset((dict, list, _ContainerMark, msgpack.Timestamp))
-_NEEDS_RESTORING = frozenset((dict, list, _ContainerMark))
-_dataclasses: dict[str, _RegisteredDataclass] = {}
-_enums: dict[str, type[Enum]] = {}
-_names_by_type: dict[type, str] = {}
-
-
-def register_type(name: str) -> Callable[[T], T]:
-    """A class decorator: carry this dataclass, by its init fields, or this enum, by its member names, as `name`."""
-
-    def register(cls: T) -> T:
-        registered_type = _dataclasses[name].type if name in _dataclasses else _enums.get(name, cls)
-        if registered_type.__qualname__ != cls.__qualname__:
-            raise ValueError(f"{name!r} already stands for {registered_type.__qualname__}")
-        if dataclasses.is_dataclass(cls):
-            fields = tuple(entry.name for entry in dataclasses.fields(cls) if entry.init)
-            _dataclasses[name] = _RegisteredDataclass(name, cls, fields)
-        elif issubclass(cls, Enum):
-            _enums[name] = cls
-        else:
-            raise TypeError(f"{cls.__qualname__} is neither a dataclass nor an enum")
-        _names_by_type[cls] = name
-        return cls
-
-    return register
+_ARRAY, _BYTES, _TEXT = 1, 3, 4
+_CHECKED_TYPES = frozenset((dict, list, msgpack.Timestamp))
 
 
 def encode(value: object, *, lone_surrogates: bool = True) -> Frames:
-    """The frames of a record. They view the arrays of `value`, which must not change until the record is put.
+    """Return the frames of a record. They view the arrays of `value`, which must not change until the record is put.
 
-    Without `lone_surrogates`, a text with half of a character is an unsupported value.
+    Without `lone_surrogates`, half of a character (a lone surrogate) in a text is an unsupported value.
 
     Raises UnsupportedValue and CodecLimitExceeded, with the path of the bad value.
     """
@@ -91,12 +49,12 @@ def encode(value: object, *, lone_surrogates: bool = True) -> Frames:
 
 
 def decode(frames: Sequence[bytes | bytearray | memoryview], *, lone_surrogates: bool = True) -> Any:
-    """The value of a record. Raises MalformedRecord, CodecLimitExceeded and UnknownType, and no other error.
+    """Return the value of a record. Raises MalformedRecord and CodecLimitExceeded, and no other error.
 
-    Without `lone_surrogates`, a record is malformed if a text in it has half of a character.
+    Without `lone_surrogates`, half of a character (a lone surrogate) in a text makes the record malformed.
     """
     if not frames:
-        raise MalformedRecord("a record has at least a head frame")
+        raise MalformedRecord("the record has no frames; it needs at least a head")
     _check_sizes(frames)
     head = bytes(frames[0])
     check_structure(head)
@@ -110,7 +68,8 @@ def decode(frames: Sequence[bytes | bytearray | memoryview], *, lone_surrogates:
         raise
     except (ValueError, TypeError) as error:
         raise MalformedRecord(f"the head frame is not what this codec writes: {error}") from None
-    return decoder.restore(value) if _contains_marks(value) else value
+    _check_nesting(value)
+    return value
 
 
 class _Encoder:
@@ -122,6 +81,7 @@ class _Encoder:
         self.value_count = 1
 
     def to_packable(self, value: Any, depth: int) -> Any:
+        """Return what msgpack packs for a value at this depth."""
         value_type = type(value)
         if value_type is str:
             return (
@@ -135,38 +95,24 @@ class _Encoder:
             if not -(1 << 63) <= value < (1 << 64):
                 raise UnsupportedValue(f"an integer of {value.bit_length()} bits; at most 64 are carried")
             return value
-        if value_type is dict or value_type is list or value_type is tuple or value_type in _names_by_type:
-            return self._structure_to_packable(value_type, value, depth)
+        if value_type is dict or value_type is list or value_type is tuple:
+            if depth >= MAX_DEPTH:
+                raise CodecLimitExceeded(f"the value nests deeper than {MAX_DEPTH} levels")
+            if value_type is dict:
+                return self._map_to_packable(value, depth + 1)
+            return self._items_to_packable(value, depth + 1)
         return self._leaf_to_packable(value)
 
-    def _structure_to_packable(self, value_type: type, value: Any, depth: int) -> Any:
-        if depth > MAX_DEPTH - 2:  # a dataclass takes two levels
-            raise CodecLimitExceeded(f"the value nests deeper than {MAX_DEPTH} levels")
-        if value_type is dict:
-            return self._map_to_packable(value.items(), len(value), depth + 1)
-        if value_type is list:
-            return self._items_to_packable(value, depth + 1)
-        if value_type is tuple:
-            self._count_values(1)
-            return [msgpack.ExtType(_TUPLE, b""), *self._items_to_packable(value, depth + 1)]
-        name = _encode_text(_names_by_type[value_type])
-        if issubclass(value_type, Enum):
-            return msgpack.ExtType(_ENUM, name + b"\0" + _encode_text(value.name))
-        self._count_values(2)
-        fields = _dataclasses[_names_by_type[value_type]].fields
-        items = ((entry, getattr(value, entry)) for entry in fields)
-        return [msgpack.ExtType(_DATACLASS, name), self._map_to_packable(items, len(fields), depth + 2)]
-
     def _count_values(self, values: int) -> None:
-        """Count what check_structure will count, so that every encoded record can be decoded."""
+        """Count as check_structure does, so that every encoded record can be decoded."""
         self.value_count += values
         if self.value_count > MAX_VALUES:
             raise CodecLimitExceeded(f"more than {MAX_VALUES} values; send numbers as numpy arrays")
 
-    def _map_to_packable(self, items: Iterable[tuple[Any, Any]], count: int, depth: int) -> dict[str, Any]:
-        self._count_values(2 * count)
+    def _map_to_packable(self, values: dict[Any, Any], depth: int) -> dict[str, Any]:
+        self._count_values(2 * len(values))
         packable = {}
-        for key, value in items:
+        for key, value in values.items():
             if type(key) is not str:
                 raise UnsupportedValue(f"a dict key of type {type(key).__qualname__}; keys must be str")
             try:
@@ -192,23 +138,20 @@ class _Encoder:
             data = bytes(value)
             return data if len(data) < OUT_OF_BAND_BYTES else self._out_of_band(_BYTES, data)
         if type(value) in (np.ndarray, np.memmap):
-            return self._array_to_packable(_ARRAY, arrays.to_wire_array(value), value.dtype.name)
+            return self._array_to_packable(arrays.to_wire_array(value))
         if isinstance(value, np.bool_ | np.integer | np.float16 | np.float32 | np.float64):
             return value.item()
-        if arrays.is_tensor(value):
-            array, dtype = arrays.tensor_to_array(value)
-            return self._array_to_packable(_TENSOR, array, dtype)
         raise UnsupportedValue(
-            f"a value of type {type(value).__module__}.{type(value).__qualname__}; "
-            "register dataclasses and enums with transports.codec.register_type, and turn others into plain values"
+            f"a value of type {type(value).__module__}.{type(value).__qualname__}; turn it into plain values, as in "
+            "JSON, or into numpy arrays"
         )
 
-    def _array_to_packable(self, extension: int, array: arrays.Array, dtype: str) -> Any:
+    def _array_to_packable(self, array: arrays.Array) -> Any:
         raw = arrays.raw_bytes(array)
         if raw.nbytes < OUT_OF_BAND_BYTES:
-            return msgpack.ExtType(extension, arrays.pack_description(array, dtype, 0) + raw)
+            return msgpack.ExtType(_ARRAY, arrays.pack_description(array, 0) + raw)
         self.blobs.append(raw)
-        return msgpack.ExtType(extension, arrays.pack_description(array, dtype, len(self.blobs)))
+        return msgpack.ExtType(_ARRAY, arrays.pack_description(array, len(self.blobs)))
 
     def _out_of_band(self, extension: int, data: bytes) -> Any:
         self.blobs.append(data)
@@ -216,7 +159,7 @@ class _Encoder:
 
 
 class _Decoder:
-    """Turns what msgpack unpacked back into values. Its depth was checked, so recursion is bounded."""
+    """Turns the extensions that msgpack meets into values."""
 
     def __init__(self, frames: Sequence[bytes | bytearray | memoryview], text_errors: str) -> None:
         self.frames = frames
@@ -224,46 +167,16 @@ class _Decoder:
         self._taken_frames: set[int] = set()
 
     def decode_extension(self, code: int, data: bytes) -> Any:
+        """Return the value of a msgpack extension. Raises MalformedRecord."""
         if code == _ARRAY:
-            return arrays.read_array(data, self._take_frame)[0]
-        if code == _TENSOR:
-            return arrays.array_to_tensor(*arrays.read_array(data, self._take_frame))
+            return arrays.read_array(data, self._take_frame)
         if code == _BYTES:
             view = self._take_referred_frame(data)
             original = self.frames[int.from_bytes(data, "little")]
             return original if isinstance(original, bytes) else bytes(view)
         if code == _TEXT:
             return str(self._take_referred_frame(data), "utf-8", self._text_errors)
-        if code == _TUPLE and not data:
-            return _ContainerMark(None)
-        if code == _ENUM:
-            return _decode_enum_member(data)
-        if code == _DATACLASS:
-            return _ContainerMark(_look_up(_dataclasses, data))
-        if code not in _EXTENSION_CODES:
-            raise MalformedRecord(f"the head frame uses the msgpack extension {code}, which this codec does not write")
-        raise MalformedRecord(f"extension {code} of the head frame is damaged")
-
-    def restore(self, node: Any) -> Any:
-        if type(node) is dict:
-            for key, value in node.items():
-                if type(value) in _NEEDS_RESTORING:
-                    node[key] = self._restore_at(key, value)
-            return node
-        if type(node) is list:
-            mark = node.pop(0) if node and type(node[0]) is _ContainerMark else None
-            for index, value in enumerate(node):
-                if type(value) in _NEEDS_RESTORING:
-                    node[index] = self._restore_at(index, value)
-            return node if mark is None else _build_container(mark.registered, node)
-        raise MalformedRecord("the mark of a tuple or a dataclass stands where none can be")
-
-    def _restore_at(self, key: str | int, value: Any) -> Any:
-        try:
-            return self.restore(value)
-        except CodecError as error:
-            error.prepend_path(key)
-            raise
+        raise MalformedRecord(f"the head frame uses the msgpack extension {code}, which this codec does not write")
 
     def _take_referred_frame(self, reference: bytes) -> memoryview:
         if len(reference) != 2:
@@ -271,7 +184,7 @@ class _Decoder:
         return self._take_frame(int.from_bytes(reference, "little"))
 
     def _take_frame(self, index: int) -> memoryview:
-        """The bytes of a frame, read-only. Only one value may have them, or a few bytes would copy them many times."""
+        """Return the bytes of a frame, read-only, and only once: a small head must not copy a frame many times."""
         if not 0 < index < len(self.frames):
             raise MalformedRecord(f"the head refers to frame {index}, and the record has {len(self.frames)}")
         if index in self._taken_frames:
@@ -280,9 +193,8 @@ class _Decoder:
         return memoryview(self.frames[index]).toreadonly().cast("B")
 
 
-def _contains_marks(value: Any) -> bool:
-    """Whether an unpacked value has a tuple or a dataclass; also refuses too deep nesting and keys that are not str."""
-    has_marks = False
+def _check_nesting(value: Any) -> None:
+    """Refuse an unpacked value that nests too deep, has keys that are not str, or holds a timestamp."""
     nodes: list[Any] = [[value]]
     for _ in range(MAX_DEPTH + 1):
         for node in nodes:
@@ -297,46 +209,10 @@ def _contains_marks(value: Any) -> bool:
             if type(inner) in _CHECKED_TYPES
         ]
         if not nodes:
-            return has_marks
-        types = set(map(type, nodes))
-        if msgpack.Timestamp in types:
+            return
+        if msgpack.Timestamp in map(type, nodes):
             raise MalformedRecord("the head frame holds a msgpack timestamp, which this codec does not write")
-        has_marks = has_marks or _ContainerMark in types
     raise CodecLimitExceeded(f"the record nests deeper than {MAX_DEPTH} levels")
-
-
-def _build_container(registered: _RegisteredDataclass | None, items: list[Any]) -> Any:
-    if registered is None:
-        return tuple(items)
-    try:
-        (fields,) = items
-        return registered.type(**fields)
-    except Exception as error:  # the class may raise anything for bad fields
-        raise MalformedRecord(f"{registered.name} refuses the fields that the record holds: {error}") from error
-
-
-def _decode_enum_member(data: bytes) -> Enum:
-    name, _, member = data.partition(b"\0")
-    enum = _look_up(_enums, name)
-    try:
-        return enum[_decode_name(member)]
-    except KeyError:
-        raise MalformedRecord(f"{_decode_name(name)} has no member {_decode_name(member)!r}") from None
-
-
-def _look_up(registered: dict[str, RegisteredT], name: bytes) -> RegisteredT:
-    try:
-        return registered[_decode_name(name)]
-    except KeyError:
-        raise UnknownType(f"the record holds a {_decode_name(name)!r}, which this process has not registered") from None
-
-
-def _decode_name(data: bytes) -> str:
-    return data.decode("utf-8", "replace")
-
-
-def _encode_text(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
 
 
 def _check_sizes(frames: Sequence[bytes | bytearray | memoryview]) -> None:

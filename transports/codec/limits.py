@@ -1,8 +1,8 @@
 """Limits of a record, and a check of the structure of its head before any object is built.
 
-A few msgpack bytes can ask for gigabytes: an array header claims four billion elements, a thousand headers nest, a
-megabyte of empty maps becomes seventy megabytes of objects. So the head is skipped over first, which allocates nothing.
-Every claimed element must be there, and their number is limited. The depth is checked after they are built.
+A few bytes of msgpack can ask for gigabytes. An array header may claim four billion elements, and a megabyte of empty
+maps becomes seventy megabytes of objects. So `check_structure` first skips over the head, which takes no memory. All
+claimed elements must be there, and their number is limited. The depth is checked after they are built.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _FIXED_BYTES = {
     **_FIXED_EXT_BYTES,
     **{0xA0 + length: 1 + length for length in range(32)},
 }
-"""The bytes of a value by its first byte; for a list or a map without its elements. All other values take one byte."""
+"""The bytes that a value takes, by its first byte. A list or a map counts without its elements. All others take one."""
 _LENGTH_WIDTH = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 _EXT_LENGTH_WIDTH = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 
 
 def check_structure(head: bytes) -> None:
-    """Refuse a head that is cut off, has trailing bytes, or holds too many values."""
+    """Raise CodecError if a head is cut off, has trailing bytes, or has too many values."""
     unpacker = msgpack.Unpacker(max_buffer_size=len(head))
     unpacker.feed(head)
     try:
@@ -52,7 +52,7 @@ def check_structure(head: bytes) -> None:
 
 
 def _has_more_values(head: bytes, limit: int) -> bool:
-    """Whether a complete head holds more than `limit` values; nested values simply follow each other in the bytes."""
+    """Whether a complete head has more than `limit` values. In the bytes, nested values follow each other."""
     offset, end = 0, len(head)
     for _ in range(limit):
         first_byte = head[offset]

@@ -1,4 +1,4 @@
-"""What `file://` keeps in its directory, and the module for each part.
+"""`file://`: the files in the directory of a queue, and the module for each of them.
 
     queue.json                                 the format and the number of partitions, written once
     p<partition>/<writer>.<first seq>.seg      records; one writer appends, and no file has two writers      segments
@@ -8,6 +8,5 @@
     p<partition>/dead/<writer>.<first seq>.seg rejected records, in the same format                       dead_letters
     holders/<holder>                           the heartbeat of a consumer; its leases are hard links to it  leases
 
-Nothing here needs a lock, an append shared by two processes, or clocks that agree: files are created exclusively,
-written by one process, and read by any.
+No file needs a lock, or clocks that agree. A file is created exclusively, written by one process, and read by any.
 """

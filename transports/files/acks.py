@@ -1,8 +1,8 @@
-"""What was acked: logs of small checksummed entries, each log by one consumer, that can be merged in any order.
+"""Which records are acked: logs of small entries with checksums. Each consumer writes a log, and all logs are merged.
 
-A consumer writes a log of its own that begins with what was known when it started. An entry says a fact that stays true
-(all records below a number are acked; one record is acked), so logs are merged by applying all entries of all logs. A
-reader only reads what was added since its last refresh. A log ends where an entry is not complete.
+A log begins with what was known when its consumer started. An entry states a fact that stays true: all records below a
+number are acked, or one record is. So the logs may be merged in any order. A reader reads only what was added since its
+last refresh. A log ends at the first incomplete entry.
 """
 
 from __future__ import annotations
@@ -29,26 +29,35 @@ _COMPACT_BYTES = 4 << 20
 
 
 class EntryKind(IntEnum):
+    """What an entry states."""
+
     ACKED_BELOW = 1
-    """Every record of the writer below `number` is acked; they had `nbytes` bytes."""
+    """Every record of the writer below `number` is acked; together they had `nbytes` bytes."""
     ACKED = 2
     """Record `number` of the writer is acked; it had `nbytes` bytes."""
     DELIVERED_BELOW = 3
     """Records of the writer below `number` may have been delivered."""
     REDELIVERIES = 4
-    """`number` records were delivered again, by the consumer of this log and those it took over from."""
+    """`number` records were delivered again, by the consumer of this log and by those before it."""
 
 
 _KINDS_BY_NUMBER = {int(fact): fact for fact in EntryKind}
 
 
 class LedgerEntry(NamedTuple):
+    """An entry of a log."""
+
     kind: EntryKind
+    """What it states."""
     writer: str
+    """The writer of the records; empty for REDELIVERIES."""
     number: int
+    """A sequence number of the writer, or a count."""
     nbytes: int = 0
+    """The bytes of the acked records."""
 
     def pack(self) -> bytes:
+        """Return the bytes of the entry, with their checksum."""
         kind, writer, number, nbytes = self
         body = _ENTRY_BODY.pack(kind, bytes.fromhex(writer) if writer else _NO_WRITER, number, nbytes)
         return body + crc32(body).to_bytes(4, "little")
@@ -59,24 +68,32 @@ class LaneAcks:
     """The acks of one writer's records."""
 
     acked_below: int = 0
+    """All records below this number are acked."""
     acked_below_nbytes: int = 0
+    """The bytes of the records below `acked_below`."""
     acked_above: dict[int, int] = field(default_factory=dict)
     """Records acked out of order, with their bytes."""
     acked_above_nbytes: int = 0
+    """The bytes of the records in `acked_above`."""
     delivered_below: int = 0
+    """Records below this number may have been delivered."""
 
     @property
     def records(self) -> int:
+        """The number of acked records."""
         return self.acked_below + len(self.acked_above)
 
     @property
     def nbytes(self) -> int:
+        """The bytes of the acked records."""
         return self.acked_below_nbytes + self.acked_above_nbytes
 
     def is_acked(self, seq: int) -> bool:
+        """Whether a record is acked."""
         return seq < self.acked_below or seq in self.acked_above
 
     def mark_acked(self, seq: int, nbytes: int) -> None:
+        """Note that a record is acked."""
         if seq == self.acked_below:
             self.acked_below += 1
             self.acked_below_nbytes += nbytes
@@ -87,6 +104,7 @@ class LaneAcks:
             self.acked_above_nbytes += nbytes
 
     def mark_acked_below(self, seq: int, nbytes: int) -> None:
+        """Note that all records below `seq` are acked, which have `nbytes` bytes."""
         if seq > self.acked_below:
             for passed_seq in [acked_seq for acked_seq in self.acked_above if acked_seq < seq]:
                 self.acked_above_nbytes -= self.acked_above.pop(passed_seq)
@@ -102,7 +120,7 @@ class LaneAcks:
 
 
 class AckLedger:
-    """Everything that the logs of a partition say, kept up to date by `refresh`."""
+    """What all logs of a directory say. `refresh` reads what was added."""
 
     def __init__(self, directory: Path) -> None:
         self.lanes: dict[str, LaneAcks] = {}
@@ -110,21 +128,30 @@ class AckLedger:
         self._read_offsets: dict[str, int] = {}
         self._redeliveries: dict[str, int] = {}
 
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Return what the logs of a directory say now."""
+        ledger = cls(directory)
+        ledger.refresh()
+        return ledger
+
     @property
     def redeliveries(self) -> int:
+        """How many deliveries were repeated."""
         return sum(self._redeliveries.values())
 
     def lane(self, writer: str) -> LaneAcks:
+        """Return the acks of a writer's records."""
         if writer not in self.lanes:
             self.lanes[writer] = LaneAcks()
         return self.lanes[writer]
 
     def log_names(self) -> list[str]:
-        """The names of all logs, oldest epoch first."""
+        """Return the names of all logs, oldest epoch first."""
         return sorted(name for name in list_file_names(self._directory) if _LOG_NAME_PATTERN.fullmatch(name))
 
     def refresh(self, *, except_log: str = "") -> None:
-        """Read what was added to the logs since the last refresh, except to the one that this process writes itself."""
+        """Read what was added to the logs since the last refresh; not to `except_log`, which this process writes."""
         log_names = self.log_names()
         for removed in self._read_offsets.keys() - set(log_names):
             del self._read_offsets[removed]
@@ -134,7 +161,7 @@ class AckLedger:
                 self._refresh_from(name)
 
     def sync(self) -> None:
-        """Make every ack that was read so far survive a power loss, whoever wrote it."""
+        """Make every ack that was read so far survive a power loss, also those of other consumers."""
         for name in self.log_names():
             with contextlib.suppress(FileNotFoundError):
                 fd = os.open(self._directory / name, os.O_RDONLY)
@@ -144,6 +171,7 @@ class AckLedger:
                     os.close(fd)
 
     def apply(self, log_name: str, entry: LedgerEntry) -> None:
+        """Add what an entry of a log states."""
         if entry.kind is EntryKind.REDELIVERIES:
             self._redeliveries[log_name] = entry.number
             return
@@ -156,7 +184,7 @@ class AckLedger:
             lane_acks.delivered_below = entry.number
 
     def snapshot(self, writers: Iterable[str], redeliveries: int) -> list[LedgerEntry]:
-        """Entries that contain everything that is known of these writers."""
+        """Return entries that state everything that is known of these writers."""
         entries = [LedgerEntry(EntryKind.REDELIVERIES, "", redeliveries)]
         for writer in writers:
             lane_acks = self.lane(writer)
@@ -172,7 +200,7 @@ class AckLedger:
     def _refresh_from(self, name: str) -> None:
         start = self._read_offsets.get(name, 0)
         try:
-            fd = os.open(self._directory / name, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe must not hold it up
+            fd = os.open(self._directory / name, os.O_RDONLY | os.O_NONBLOCK)  # do not wait at a named pipe
         except FileNotFoundError:
             return
         try:
@@ -190,7 +218,7 @@ class AckLedger:
 
 
 class AckLog:
-    """The log that this consumer appends to."""
+    """The log of this consumer."""
 
     def __init__(
         self, directory: Path, *, epoch: int, holder: str, initial_entries: list[LedgerEntry], generation: int = 0
@@ -204,7 +232,7 @@ class AckLog:
         try:
             self.append(initial_entries)
             self._initial_bytes = self._end
-            # The log appears with all its initial entries or not at all: older logs may be removed once it is there.
+            # The log appears complete or not at all, because older logs are removed once it is there.
             os.fsync(self._fd)
             temporary_file.rename(directory / self.name)
         except BaseException:
@@ -214,22 +242,23 @@ class AckLog:
 
     @property
     def needs_compaction(self) -> bool:
-        """Whether a new, short log is worth its cost; it takes at least as much room as this log's initial entries."""
+        """Whether the log is so long that a new one should replace it."""
         return self._end > _COMPACT_BYTES + 2 * self._initial_bytes
 
     def append(self, entries: Iterable[LedgerEntry]) -> None:
+        """Write entries. Raises QueueStorageError if the disk refuses; the log then ends where it ended before."""
         data = b"".join([entry.pack() for entry in entries])
         try:
             written = os.pwrite(self._fd, data, self._end)
             if written != len(data):
                 os.ftruncate(self._fd, self._end)
-                raise QueueStorageError(f"{self._directory}: the medium is full; the acks were not recorded")
+                raise QueueStorageError(f"{self._directory}: the disk is full; the acks were not recorded. Make room.")
         except OSError as error:
             raise QueueStorageError(f"{self._directory}: the acks were not recorded: {error.strerror}") from error
         self._end += len(data)
 
     def compacted(self, initial_entries: list[LedgerEntry]) -> Self:
-        """A short log that replaces this one."""
+        """Replace this log with a short one, and return it."""
         epoch, holder, generation = self._name_parts
         successor = type(self)(
             self._directory, epoch=epoch, holder=holder, initial_entries=initial_entries, generation=generation + 1
@@ -240,9 +269,11 @@ class AckLog:
 
     @property
     def closed(self) -> bool:
+        """Whether the log is closed."""
         return self._fd < 0
 
     def close(self) -> None:
+        """Close the file. A second call changes nothing."""
         if not self.closed:
             os.close(self._fd)
             self._fd = -1

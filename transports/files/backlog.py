@@ -1,4 +1,4 @@
-"""How much a queue holds, as any process sees it: the put totals at the ends of the lanes, minus what was acked."""
+"""Counts what a queue holds: the put totals at the ends of the lanes, minus what is acked. Any process may count."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class _RecordBoundary(NamedTuple):
 
 
 class BacklogCounter:
-    """Counts for one handle, in one thread. It remembers how far it has read, so that no record is read twice.
+    """Counts for one handle, in one thread. It remembers how far it has read, so that it reads no record twice.
 
-    `retains` says that acked records stay, so that they are counted too.
+    With `retains`, it counts the acked records that stay, too.
     """
 
     def __init__(self, queue_dir: QueueDirectory, *, retains: bool) -> None:
@@ -47,11 +47,12 @@ class BacklogCounter:
         self._oldest_boundaries: dict[str, _RecordBoundary] = {}
 
     def measure(self) -> QueueStats:
+        """Return what the queue holds now."""
         records = nbytes = dead_letters = redeliveries = retained = 0
         oldest = now = time.time()
         for index, ledger in enumerate(self._ledgers):
             directory = self._queue_dir.partition_dir(index)
-            # Listed before the ledger is read: a settled record in the list is then known to be settled.
+            # Listed before the ledger is read, so that the ledger knows every acked record of the list.
             lanes = list_segments_by_writer(directory)
             ledger.refresh()
             redeliveries += ledger.redeliveries
@@ -85,13 +86,13 @@ class BacklogCounter:
         )
 
     def _put_totals(self, directory: Path, segments: list[SegmentName]) -> PutTotals:
-        """What the writer of these segments has put, up to its last complete record."""
+        """Return what the writer of these segments has put, up to its last complete record."""
         for segment in reversed(segments):
             with _open_segment(directory / str(segment)) as (fd, size):
                 totals = unpack_put_totals(os.pread(fd, TRAILER_BYTES, max(0, size - TRAILER_BYTES)))
                 if totals is not None:
                     return totals
-                # The last record is being written, or was cut off: read from record to record instead.
+                # The last record is being written, or was cut off. Go from record to record instead.
                 boundary = _first_boundary(fd, segment, self._last_boundaries.get(segment.writer))
                 if boundary is None:
                     continue
@@ -102,7 +103,7 @@ class BacklogCounter:
         return PutTotals(0, 0)
 
     def _record_put_time(self, directory: Path, segments: list[SegmentName], seq: int, default: float) -> float:
-        """When a record was put, by its writer's clock."""
+        """Return when a record was put, by its writer's clock."""
         for segment in reversed(segments):
             if segment.first_seq > seq:
                 continue
@@ -124,7 +125,7 @@ def _first_boundary(fd: int, segment: SegmentName, cached: _RecordBoundary | Non
 
 
 def _next_boundary(fd: int, boundary: _RecordBoundary, size: int) -> _RecordBoundary | None:
-    """The boundary after the next record, or None if that record is not complete."""
+    """Return the boundary after the next record, or None if that record is not complete."""
     prefix = os.pread(fd, PREFIX_BYTES, boundary.offset)
     if len(prefix) < PREFIX_BYTES or boundary.offset + stored_length(prefix) > size:
         return None
@@ -135,9 +136,9 @@ def _next_boundary(fd: int, boundary: _RecordBoundary, size: int) -> _RecordBoun
 
 @contextmanager
 def _open_segment(path: Path) -> Iterator[tuple[int, int]]:
-    """The file and its size; an empty file if the segment was reclaimed a moment ago."""
+    """Yield the file and its size; an empty file if the segment was reclaimed just now."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe must not hold up who opens it
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # do not wait at a named pipe
     except FileNotFoundError:
         fd = os.open(os.devnull, os.O_RDONLY)
     try:

@@ -1,7 +1,7 @@
-"""The dead letters of a queue: read by any process, and discarded by acks in logs of their own.
+"""The dead letters of a queue. Any process may read and discard them.
 
-They are stored in segments like other records, with the reason as their first frame. A letter is gone when a log beside
-it says that it is acked. Its segment is removed when all its letters are gone and its writer has closed.
+They are in segments like other records, with the reason as their first frame. To discard a letter is to ack it in a log
+beside them. A segment is removed when all its letters are discarded and its writer has closed.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from itertools import islice
 from transports.base import DeadLetter, frames_nbytes
 from transports.files.acks import AckLedger, AckLog, EntryKind, LedgerEntry
 from transports.files.directory import QueueDirectory, list_segments_by_writer, new_random_id
-from transports.files.lanes import LaneReader
-from transports.files.peeking import unacked_records
+from transports.files.lanes import LaneReader, read_unacked
 from transports.files.records import StoredRecord
 
 
 class DeadLetterStore:
-    """The dead letters of all partitions, for one handle; for one thread at a time."""
+    """The dead letters of all partitions, for one handle and one thread at a time."""
 
     def __init__(self, queue_dir: QueueDirectory) -> None:
         self._queue_dir = queue_dir
         self._discard_logs: dict[int, AckLog] = {}
 
     def read(self, limit: int) -> list[DeadLetter]:
-        """The first letters, in the order of their rejection by each consumer."""
+        """Return the first letters, those of each consumer in the order of their rejection."""
         letters = (letter for index in range(self._queue_dir.partitions) for letter in self._read(index))
         return list(islice(letters, limit))
 
     def discard(self, letter: DeadLetter) -> None:
+        """Remove a letter."""
         index, writer, seq = letter.id.split(".")
         entry = LedgerEntry(EntryKind.ACKED, writer, int(seq), frames_nbytes(letter.frames))
         self._discard_log(int(index)).append([entry])
 
     def close(self) -> None:
-        """Reclaim the segments without remaining letters."""
+        """Remove the segments whose letters are all discarded."""
         for index, log in self._discard_logs.items():
             log.close()
             # Another process may reclaim the same segments at the same time.
@@ -47,11 +47,10 @@ class DeadLetterStore:
     def _read(self, index: int) -> Iterator[DeadLetter]:
         directory = self._queue_dir.dead_letters_dir(index)
         lanes = list_segments_by_writer(directory)
-        ledger = AckLedger(directory)
-        ledger.refresh()
+        ledger = AckLedger.read(directory)
         for segments in lanes:
             writer = segments[0].writer
-            for record in unacked_records(directory, segments, ledger.lane(writer)):
+            for record in read_unacked(directory, segments, ledger.lane(writer)):
                 yield _to_dead_letter(f"{index}.{writer}.{record.seq}", record)
 
     def _discard_log(self, index: int) -> AckLog:
@@ -64,8 +63,7 @@ class DeadLetterStore:
     def _reclaim(self, index: int) -> None:
         directory = self._queue_dir.dead_letters_dir(index)
         lanes = list_segments_by_writer(directory)
-        ledger = AckLedger(directory)
-        ledger.refresh()
+        ledger = AckLedger.read(directory)
         # Synced before the segments are removed, or a later segment of the same writer would seem to lack its start.
         ledger.sync()
         for segments in lanes:

@@ -1,4 +1,4 @@
-"""The layout of a queue's directory, and the file that fixes its format and partitions."""
+"""The layout of a queue's directory, and `queue.json`, which fixes its format and partitions."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ _SEGMENT_NAME_PATTERN = re.compile(r"([0-9a-f]{16})\.([0-9a-f]{16})\.seg")
 
 
 class SegmentName(NamedTuple):
-    """The name of a segment; sorts by writer, then in the order in which the writer wrote."""
+    """The name of a segment. Names sort by writer, then in the order in which the writer wrote."""
 
     writer: str
+    """The id of the writer."""
     first_seq: int
+    """The sequence number of the first record."""
 
     def __str__(self) -> str:
         return f"{self.writer}.{self.first_seq:016x}.seg"
@@ -38,24 +40,28 @@ class QueueDirectory:
     partitions: int
     """How many partitions the queue was created with."""
     retain: bool
-    """Whether it was created to keep acked records; a handle without this option must not delete an archive."""
+    """Whether it was created to keep acked records. A handle without this option must not delete an archive."""
 
     @property
     def holders_dir(self) -> Path:
+        """The directory of the heartbeats."""
         return self.root / "holders"
 
     def partition_dir(self, index: int) -> Path:
+        """Return the directory of a partition."""
         return self.root / f"p{index}"
 
     def claims_dir(self, index: int) -> Path:
+        """Return the directory of the claims of single records."""
         return self.partition_dir(index) / "claims"
 
     def dead_letters_dir(self, index: int) -> Path:
+        """Return the directory of the dead letters of a partition."""
         return self.partition_dir(index) / "dead"
 
 
 class StorageErrors:
-    """Turns an OSError into a QueueStorageError. It is a class, because a class is faster and every ack enters it."""
+    """Turns an OSError into a QueueStorageError. It is a class, because that is faster and every ack uses it."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -65,12 +71,12 @@ class StorageErrors:
     def __exit__(self, error_type: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
             raise QueueStorageError(
-                f"{self._url}: {error}. See that the directory is there, with room and rights."
+                f"{self._url}: {error}. Check that the directory exists, has room, and may be written."
             ) from error
 
 
 def open_queue_directory(url: str, root: Path, partitions: int | None, *, retain: bool | None = None) -> QueueDirectory:
-    """Open the queue in `root`; if there is none yet, create it with that many partitions (None: one)."""
+    """Open the queue in `root`. If there is none, create it with that many partitions (None: one)."""
     try:
         if not (root / "queue.json").exists():
             _create_queue(root, partitions or 1, retain=bool(retain))
@@ -83,12 +89,12 @@ def open_queue_directory(url: str, root: Path, partitions: int | None, *, retain
 
 
 def new_random_id() -> str:
-    """An id for a writer or a holder; no two are equal."""
+    """Return an id for a writer or a holder. No two are equal."""
     return secrets.token_hex(8)
 
 
 def list_segments(directory: Path) -> list[SegmentName]:
-    """All segments of a directory, sorted; none if it does not exist."""
+    """Return all segments of a directory, sorted; none if it does not exist."""
     return sorted(
         SegmentName(match[1], int(match[2], 16))
         for file_name in list_file_names(directory)
@@ -97,11 +103,12 @@ def list_segments(directory: Path) -> list[SegmentName]:
 
 
 def list_segments_by_writer(directory: Path) -> list[list[SegmentName]]:
-    """List all segments, those of each writer together."""
+    """Return all segments, a list for each writer."""
     return [list(segments) for _, segments in groupby(list_segments(directory), key=lambda segment: segment.writer)]
 
 
 def list_file_names(directory: Path) -> list[str]:
+    """Return the names of all files in a directory; none if it does not exist."""
     try:
         return os.listdir(directory)
     except FileNotFoundError:
@@ -109,7 +116,7 @@ def list_file_names(directory: Path) -> list[str]:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names of newly created files survive a power loss."""
+    """Make the names of new files survive a power loss."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -137,7 +144,7 @@ def _read_queue_json(root: Path) -> tuple[int, bool]:
 
 def _damaged_queue_json(file: Path, reason: str) -> QueueCorrupt:
     return QueueCorrupt(
-        f"{file} is not what describes a queue: {reason}. Correct it: it is "
+        f"{file} does not describe a queue: {reason}. Correct it to "
         f'{{"format": {_FORMAT_VERSION}, "partitions": N, "retain": false}}, where N is the number of the directories '
         "p0, p1, … beside it, and retain is true if the queue was created to keep acked records."
     )
@@ -154,7 +161,7 @@ def _create_queue(root: Path, partitions: int, *, retain: bool) -> None:
             json.dump({"format": _FORMAT_VERSION, "partitions": partitions, "retain": retain}, file)
             file.flush()
             os.fsync(file.fileno())
-        # A link appears complete and only once: if several processes create the queue together, one wins.
+        # A link appears complete and only once. If several processes create the queue together, one of them wins.
         os.link(temporary_file, root / "queue.json")
     except FileExistsError:
         pass

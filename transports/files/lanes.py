@@ -1,12 +1,13 @@
 """Reads the records of one writer, segment after segment, each completely or not at all.
 
 A writer may be in the middle of a record, on another machine, or dead. A tail that is not a complete record is not
-returned, and is read again later. If it does not change for `torn_tail_seconds`, it is reported as torn. If the writer
-continued in another segment although records are missing from this one, the reader raises QueueCorrupt.
+returned, and is read again later. If it does not change for `torn_tail_seconds`, the log reports a torn tail. If the
+writer continued in another segment although records are missing from this one, the reader raises QueueCorrupt.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -16,6 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from transports.errors import QueueCorrupt
+from transports.files.acks import LaneAcks
 from transports.files.directory import SegmentName
 from transports.files.records import (
     HEADER_BYTES,
@@ -36,13 +38,16 @@ class LaneCursor:
     """How far a lane was read: the next record has the number `seq` and begins at `offset` of `segment`."""
 
     segment: SegmentName
+    """The segment to read."""
     offset: int
+    """The byte at which the next record begins."""
     seq: int
+    """The number of the next record."""
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentChunk:
-    """What one read returned of one segment, and the cursor after it."""
+    """The records that one read returned, and the cursor after them."""
 
     segment: SegmentName
     """The segment that was read."""
@@ -57,7 +62,7 @@ class SegmentChunk:
 
 
 class LaneReader:
-    """The reader of one writer. `read` does not move it, `advance` does, so that an abandoned read loses nothing."""
+    """The reader of one writer. `read` does not move it, and `advance` does, so a cancelled read loses nothing."""
 
     def __init__(self, directory: Path, writer: str, torn_tail_seconds: float) -> None:
         self.writer = writer
@@ -72,11 +77,12 @@ class LaneReader:
 
     @property
     def cursor(self) -> LaneCursor:
-        assert self._cursor is not None, "a lane is read after it was shown its segments"
+        """How far the lane was read."""
+        assert self._cursor is not None, "a lane has its segments before it is read"
         return self._cursor
 
     def update_segments(self, segments: Sequence[SegmentName], first_unacked: int) -> None:
-        """Set the segments that exist now; if all of them are new, reading begins at record `first_unacked`."""
+        """Set the segments that exist now. If all of them are new, reading begins at record `first_unacked`."""
         self._segments = segments
         if self._cursor is None or self._cursor.segment not in segments:
             candidates = [segment for segment in segments if segment.first_seq <= first_unacked]
@@ -88,17 +94,18 @@ class LaneReader:
             self._cursor = LaneCursor(candidates[-1], HEADER_BYTES, candidates[-1].first_seq)
 
     def finished_segments(self) -> list[tuple[SegmentName, int]]:
-        """Segments that the writer has finished, each with the sequence number after its last record."""
+        """Return the segments that the writer has finished, each with the sequence number after its last record."""
         next_seqs = [segment.first_seq for segment in self._segments[1:]]
         if self.writer_closed:
             next_seqs.append(self.cursor.seq)
         return list(zip(self._segments, next_seqs, strict=False))
 
     def read(self) -> SegmentChunk:
+        """Return the next records."""
         return read_chunk(self._directory, self.cursor)
 
     def advance(self, chunk: SegmentChunk) -> None:
-        """Move on to the end of a chunk. Raises QueueCorrupt if records are damaged or missing there."""
+        """Move to the end of a chunk. Raises QueueCorrupt if records are damaged or missing there."""
         self.last_read_bytes = chunk.cursor.offset - self.cursor.offset
         self._cursor = chunk.cursor
         self.writer_closed = chunk.writer_closed
@@ -118,21 +125,19 @@ class LaneReader:
             self._stalled = (chunk.trailing_bytes, now)
         if now - self._stalled[1] < self._torn_tail_seconds:
             return
-        where = f"{self._directory / str(chunk.cursor.segment)}, byte {chunk.cursor.offset}"
         if next_segment is not None:
             raise QueueCorrupt(
-                f"{where}: record {chunk.cursor.seq} is damaged or missing, although its writer went on with record "
-                f"{next_segment.first_seq}. Move the files of writer {self.writer} away to go on without them."
+                f"{_cursor_place(self._directory, chunk.cursor)}: record {chunk.cursor.seq} is damaged or missing, "
+                f"but its writer continued with record {next_segment.first_seq}. To continue without the records of "
+                f"writer {self.writer}, move its files away."
             )
         if not self._torn_tail_reported:
             self._torn_tail_reported = True
-            log.warning(
-                "%s: the last %d bytes are no whole record and were cut off: torn tail", where, chunk.trailing_bytes
-            )
+            _log_torn_tail(self._directory, chunk)
 
 
 def read_chunk(directory: Path, cursor: LaneCursor) -> SegmentChunk:
-    """The complete records from a cursor on: at least one if there is one, and not many megabytes."""
+    """Return complete records from a cursor on: at least one if there is one, and a few megabytes at most."""
     path = f"{directory}/{cursor.segment}"
     available = os.stat(path).st_size - cursor.offset
     if available <= 0:
@@ -152,7 +157,7 @@ def read_chunk(directory: Path, cursor: LaneCursor) -> SegmentChunk:
         if record.frames:
             records.append((record, cursor.offset + offset))
             seq += 1
-        else:  # its writer has closed
+        else:  # the writer has closed
             closed = True
         offset += record.stored_bytes
     end_cursor = LaneCursor(cursor.segment, cursor.offset + offset, seq)
@@ -160,22 +165,29 @@ def read_chunk(directory: Path, cursor: LaneCursor) -> SegmentChunk:
 
 
 def read_lane(directory: Path, segments: Sequence[SegmentName]) -> Iterator[StoredRecord]:
-    """Every record of a lane, from its first segment on; it does not wait for the writer."""
+    """Yield every record of a lane, from its first segment on. It does not wait for the writer."""
     for segment, next_segment in zip_longest(segments, segments[1:]):
         last_chunk = yield from read_segment(directory, segment, next_segment)
         if last_chunk.trailing_bytes:
-            where = f"{directory / str(segment)}, byte {last_chunk.cursor.offset}"
-            log.warning(
-                "%s: the last %d bytes are no whole record and were cut off: torn tail",
-                where,
-                last_chunk.trailing_bytes,
-            )
+            _log_torn_tail(directory, last_chunk)
+
+
+def read_unacked(directory: Path, segments: Sequence[SegmentName], acks: LaneAcks) -> Iterator[StoredRecord]:
+    """Yield the records of a lane that are not acked. `acks` must be newer than the list of segments."""
+    for segment, next_segment in zip_longest(segments, segments[1:]):
+        if next_segment is not None and next_segment.first_seq <= acks.acked_below:
+            continue
+        # A segment that is reclaimed meanwhile has no unacked records.
+        with contextlib.suppress(FileNotFoundError):
+            for record in read_segment(directory, segment, next_segment):
+                if not acks.is_acked(record.seq):
+                    yield record
 
 
 def read_segment(
     directory: Path, segment: SegmentName, next_segment: SegmentName | None
 ) -> Generator[StoredRecord, None, SegmentChunk]:
-    """Yield the complete records of a segment; returns the last chunk, which has no records.
+    """Yield the complete records of a segment, and return the last chunk, which has no records.
 
     Raises QueueCorrupt if the next segment does not begin with the next record.
     """
@@ -185,13 +197,12 @@ def read_segment(
             yield record
         cursor = chunk.cursor
     if next_segment is not None and next_segment.first_seq != cursor.seq:
-        where = f"{directory / str(segment)}, byte {cursor.offset}"
-        raise QueueCorrupt(f"{where}: record {cursor.seq} is damaged or missing")
+        raise QueueCorrupt(f"{_cursor_place(directory, cursor)}: record {cursor.seq} is damaged or missing")
     return chunk
 
 
 def read_record_at(path: Path, offset: int) -> StoredRecord:
-    """Read again a record that was read before."""
+    """Return a record that was read before. Raises QueueCorrupt."""
     fd = os.open(path, os.O_RDONLY)
     try:
         data = os.pread(fd, stored_length(os.pread(fd, PREFIX_BYTES, offset)), offset)
@@ -199,5 +210,17 @@ def read_record_at(path: Path, offset: int) -> StoredRecord:
         os.close(fd)
     record = unpack_record(memoryview(data))
     if record is None:
-        raise QueueCorrupt(f"{path}, byte {offset}: the record was damaged since it was first read")
+        raise QueueCorrupt(f"{path}, byte {offset}: the record was damaged after it was first read")
     return record
+
+
+def _cursor_place(directory: Path, cursor: LaneCursor) -> str:
+    return f"{directory / str(cursor.segment)}, byte {cursor.offset}"
+
+
+def _log_torn_tail(directory: Path, chunk: SegmentChunk) -> None:
+    log.warning(
+        "%s: the last %d bytes are not a complete record: torn tail",
+        _cursor_place(directory, chunk.cursor),
+        chunk.trailing_bytes,
+    )

@@ -1,14 +1,14 @@
 """Leases: a file that only one process can create, and a heartbeat that shows that its holder lives.
 
-A process takes a lease when it creates `<name>.<epoch>` exclusively, with the epoch after the highest one; that also
+A process takes a lease when it creates `<name>.<epoch>` exclusively, with the epoch after the highest one. That also
 fences the holder of the previous epoch. It releases the lease when it renames the file to `<name>.<epoch>.free`. Every
-lease file is a hard link to its holder's heartbeat file, in which a thread raises a counter: one write renews all
+lease file is a hard link to its holder's heartbeat file, in which a thread raises a counter. So one write renews all
 leases of the holder. A lease has expired when the counter did not change for the lease time, on the reader's own
 monotonic clock.
 
-A holder's file is complete before it is linked, so a disk that is full leaves no lease behind. A lease file that is not
-a heartbeat was damaged later, as by a power cut. A holder that lives soon writes its file again; so such a lease has
-expired like any other one, when the file did not change for the lease time.
+A holder's file is complete before it is linked, so a full disk leaves no damaged lease. A lease file that is not a
+heartbeat was damaged later, for example by a power loss. A holder that lives soon writes its file again. So a damaged
+lease has expired, too, when the file did not change for the lease time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Heartbeat(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> Self | None:
-        """The heartbeat in a file; None if the file was damaged."""
+        """Return the heartbeat in a file; None if the file is damaged."""
         if len(data) != _HEARTBEAT_STRUCT.size:
             return None
         name, counter, lease_time = _HEARTBEAT_STRUCT.unpack(data)
@@ -57,7 +57,7 @@ class _Heartbeat(NamedTuple):
 
 
 class LeaseHolder:
-    """The heartbeat of this consumer, from its first lease on until it is closed."""
+    """The heartbeat of this consumer, from its first lease until it is closed."""
 
     def __init__(self, directory: Path, lease_time: float) -> None:
         self.name = new_random_id()
@@ -70,17 +70,18 @@ class LeaseHolder:
         self._thread: threading.Thread | None = None
 
     def create_lease(self, lease_file: Path) -> None:
-        """Create a lease file; raises FileExistsError if there is one."""
+        """Create a lease file. Raises FileExistsError if there is one."""
         if self._thread is None:
             self._start_heartbeat()
         try:
             os.link(self._path, lease_file)
         except FileNotFoundError:
-            # Another process saw this holder expire and removed its file; others may take its earlier leases.
+            # Another process saw this holder expire and removed its file. Its earlier leases are lost.
             self._start_heartbeat()
             os.link(self._path, lease_file)
 
     def close(self) -> None:
+        """End the heartbeat, and remove its file."""
         if self._thread is not None:
             self._stop.set()
             self._thread.join()
@@ -100,14 +101,14 @@ class LeaseHolder:
         if previous_fd >= 0:
             os.close(previous_fd)
         if self._thread is None:
-            # A thread, because a busy event loop is not a dead one.
+            # A thread, because a busy event loop is not a dead consumer.
             self._thread = threading.Thread(target=self._keep_heartbeat, name=f"heartbeat-{self.name}", daemon=True)
             self._thread.start()
 
     def _keep_heartbeat(self) -> None:
         while not self._stop.wait(self._lease_time / _HEARTBEATS_PER_LEASE_TIME):
-            # If the disk fails for longer than the lease time, the lease is lost; an error here would not help.
-            # The lock keeps the file open meanwhile: its number could soon be that of another file.
+            # If the disk fails for longer than the lease time, the lease is lost. An error here would not help.
+            # The lock keeps the file open: if it were closed, its number could become that of another file.
             with self._fd_lock, contextlib.suppress(OSError):
                 self._write_heartbeat(self._fd)
                 os.fsync(self._fd)
@@ -118,10 +119,10 @@ class LeaseHolder:
 
 
 def expire_holder_leases(holders_dir: Path, holder: str) -> None:
-    """Expire the leases of a holder that is known to be dead; others see it at their next check."""
+    """Expire the leases of a holder that is dead. Other processes see it at their next check."""
     if not _HOLDER_NAME_PATTERN.fullmatch(holder):
         raise ValueError(f"{holder!r} is not the name of a holder")
-    # Every lease of a holder is a link to this file: the lease time in it becomes zero.
+    # Every lease of a holder is a link to this file, and the lease time in it becomes zero.
     with contextlib.suppress(FileNotFoundError), (holders_dir / holder).open("r+b") as file:
         heartbeat = _Heartbeat.unpack(file.read(_HEARTBEAT_STRUCT.size))
         _write_whole(file.fileno(), _Heartbeat(holder, 0 if heartbeat is None else heartbeat.counter, 0.0))
@@ -136,9 +137,9 @@ def _write_whole(fd: int, heartbeat: _Heartbeat) -> None:
 
 
 class HeartbeatWatcher:
-    """What this process has seen of the heartbeats of others.
+    """Remembers what this process has seen of the heartbeats of other processes.
 
-    `lease_time` is how long a damaged lease, which does not tell its own, must not change before it has expired.
+    `lease_time` is used for a damaged lease, whose own lease time cannot be read.
     """
 
     def __init__(self, holders_dir: Path, lease_time: float) -> None:
@@ -147,16 +148,16 @@ class HeartbeatWatcher:
         self._last_changes: dict[str, tuple[bytes, float]] = {}
 
     def has_expired(self, lease_file: Path) -> bool:
-        """Whether the holder of this lease has shown no heartbeat for the lease time.
+        """Whether the holder of this lease has sent no heartbeat for the lease time.
 
-        Call it repeatedly: it compares what it saw before. The heartbeat of a holder that has expired is removed.
+        Call it repeatedly: it compares with what it saw before. It removes the heartbeat of a holder that has expired.
         """
         now = time.monotonic()
         try:
             with lease_file.open("rb") as file:
                 data = file.read(_HEARTBEAT_STRUCT.size + 1)
         except FileNotFoundError:
-            return False  # taken over or settled a moment ago
+            return False  # another process removed it just now
         heartbeat = _Heartbeat.unpack(data)
         if heartbeat is None:
             name, lease_time, state = str(lease_file), self._lease_time, data
@@ -173,70 +174,67 @@ class HeartbeatWatcher:
 
 @dataclass(frozen=True, slots=True)
 class LeaseState:
-    """What the file names in a directory say of one lease.
-
-    Attributes:
-        epoch: its highest epoch.
-        released: whether its holder released it.
-    """
+    """What the file names in a directory say of one lease."""
 
     epoch: int
+    """Its highest epoch."""
     released: bool
+    """Whether its holder released it."""
 
     def is_free(self, path: Path, heartbeats: HeartbeatWatcher) -> bool:
+        """Whether another process may take the lease, whose file is `path`."""
         return self.released or heartbeats.has_expired(path)
 
 
 @dataclass(frozen=True, slots=True)
 class FileLease:
-    """A lease that this process has taken.
-
-    Attributes:
-        directory: where its file is.
-        lease_name: the name of what is leased.
-        epoch: its fencing epoch.
-    """
+    """A lease that this process has taken."""
 
     directory: Path
+    """The directory of its file."""
     lease_name: str
+    """The name of what is leased."""
     epoch: int
+    """Its fencing epoch."""
     _path_prefix: str = field(init=False)
 
     def __post_init__(self) -> None:
-        # A lease is checked with every ack; pathlib is slow, and so is every check that returns more than yes or no.
+        # Every ack checks the lease, and pathlib is slow.
         object.__setattr__(self, "_path_prefix", f"{self.directory}/{self.lease_name}.")
 
     def exists(self) -> bool:
-        """Whether its file exists. A successor that uses `take_lease` removes it before it reads anything."""
+        """Whether its file exists. The next holder (`take_lease`) removes the file before it reads anything."""
         return os.access(f"{self._path_prefix}{self.epoch}", os.F_OK)
 
     def is_current(self) -> bool:
-        """Whether nobody took it over. `claim_record` creates the next epoch, and does not remove this one."""
+        """Whether no other consumer has it. `claim_record` creates the next epoch, and does not remove this one."""
         return self.exists() and not os.access(f"{self._path_prefix}{self.epoch + 1}", os.F_OK)
 
     def release(self) -> None:
-        """Let another process take it at once. A file of this epoch stays, so that epochs rise."""
+        """Let another process take the lease at once. A file of this epoch stays, so that epochs rise."""
         with contextlib.suppress(FileNotFoundError):
             lease_file = lease_path(self.directory, self.lease_name, self.epoch)
             lease_file.rename(released_path(self.directory, self.lease_name, self.epoch))
 
     def remove(self) -> None:
-        """Remove the lease and its epochs, once its record is settled."""
+        """Remove the files of all epochs, once the record is acked."""
         for epoch in range(self.epoch + 1):
             lease_path(self.directory, self.lease_name, epoch).unlink(missing_ok=True)
             released_path(self.directory, self.lease_name, epoch).unlink(missing_ok=True)
 
 
 def lease_path(directory: Path, lease_name: str, epoch: int) -> Path:
+    """Return the path of a lease file."""
     return directory / f"{lease_name}.{epoch}"
 
 
 def released_path(directory: Path, lease_name: str, epoch: int) -> Path:
+    """Return the path of a lease file after its release."""
     return directory / f"{lease_name}.{epoch}.free"
 
 
 def read_lease_states(directory: Path) -> dict[str, LeaseState]:
-    """Every lease in a directory at its highest epoch."""
+    """Return the state of every lease in a directory, at its highest epoch."""
     states: dict[str, LeaseState] = {}
     for lease_name, state in _iter_leases(directory):
         if lease_name not in states or states[lease_name].epoch < state.epoch:
@@ -245,7 +243,7 @@ def read_lease_states(directory: Path) -> dict[str, LeaseState]:
 
 
 def take_lease(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder) -> FileLease | None:
-    """Create the lease of that epoch and remove the earlier ones; None if another process was faster."""
+    """Create the lease of that epoch and remove the earlier ones. Return None if another process was faster."""
     lease = FileLease(directory, lease_name, epoch)
     try:
         holder.create_lease(lease_path(directory, lease_name, epoch))
@@ -255,7 +253,7 @@ def take_lease(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder
         state.epoch for name, state in _iter_leases(directory) if name == lease_name and state.epoch != epoch
     )
     if other_epochs and other_epochs[-1] > epoch:
-        # This epoch looked free long ago; meanwhile other processes had the lease.
+        # This epoch was free when it was checked. Meanwhile other processes have had the lease.
         lease.remove()
         return None
     for old_epoch in other_epochs:
@@ -265,10 +263,10 @@ def take_lease(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder
 
 
 def claim_record(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder) -> FileLease | None:
-    """Claim a single record. Unlike a partition's lease, it lists nothing, because there are very many records.
+    """Claim a single record. Return None if another process was faster.
 
-    Files of earlier epochs stay until `remove`, so that a process that tries an old epoch finds its file, or the
-    released one.
+    It does not list the directory, as `take_lease` does, because there are very many records. Files of earlier epochs
+    stay until `remove`, so a process that tries an old epoch finds its file, or the released one.
     """
     lease = FileLease(directory, lease_name, epoch)
     try:

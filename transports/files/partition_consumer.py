@@ -1,4 +1,4 @@
-"""A consumer that leases a whole partition: only it reads the lanes and writes the acks, until it is fenced."""
+"""A consumer that leases a whole partition. Only it reads the lanes and writes the acks, until its lease ends."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from transports.files.records import StoredRecord
 
 _LEASE_NAME = "lease"
 _WRITER_CHECK_SECONDS = 0.01
-"""Seconds after which a new writer is noticed while the known writers have more to read."""
+"""How often to look for new writers while the known writers have more to read, in seconds."""
 
 
 class PartitionConsumer:
-    """One partition, as one handle consumes it. Without a lease it has no records, and tries to get the lease."""
+    """One partition, as one handle consumes it. Without a lease it delivers nothing and tries to get the lease."""
 
     def __init__(self, settings: ConsumerSettings, index: int) -> None:
         self._settings = settings
@@ -31,11 +31,11 @@ class PartitionConsumer:
         self._leased: _LeasedPartition | None = None
 
     def next_buffered(self) -> Delivery | None:
-        """The next record, if it is already read and no record that was given back could come before it."""
+        """Return the next record, if it is already read and no record that was given back can come before it."""
         return None if self._leased is None or self._leased.delayed else self._leased.pop_delivery()
 
     async def next_delivery(self) -> Delivery | None:
-        """The next record, read from the disk if necessary; None if there is none now."""
+        """Return the next record, or None if there is none now."""
         if self._leased is not None and (delivery := self._leased.pop_delivery()) is not None:
             return delivery
         async with self._fill_lock:
@@ -48,11 +48,11 @@ class PartitionConsumer:
                 return None
             leased = self._leased
             await leased.read_ahead()
-            # An ack that was refused meanwhile may have shown that the lease is gone.
+            # Meanwhile a refused ack may have shown that the lease has ended.
             return leased.pop_delivery() if self._leased is leased else None
 
     def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Ack deliveries; returns those that are stale."""
+        """Ack deliveries, and return those whose lease has ended."""
         leased = self._leased
         if leased is None:
             return list(deliveries)
@@ -67,7 +67,7 @@ class PartitionConsumer:
         return [delivery for delivery in deliveries if delivery not in acked]
 
     def nack(self, delivery: Delivery, delay: float) -> bool:
-        """Deliver it again after the delay; False if it is stale."""
+        """Deliver the record again after the delay; return False if its lease has ended."""
         leased = self._find_unacked(delivery)
         if leased is None:
             return False
@@ -76,6 +76,7 @@ class PartitionConsumer:
         return True
 
     def reject(self, delivery: Delivery, reason: str) -> bool:
+        """Make the record a dead letter; return False if its lease has ended."""
         leased = self._find_unacked(delivery)
         if leased is None:
             return False
@@ -83,6 +84,7 @@ class PartitionConsumer:
         return not self.ack([delivery])
 
     async def release(self) -> None:
+        """Release the partition."""
         async with self._fill_lock:
             if self._leased is not None:
                 leased, self._leased = self._leased, None
@@ -90,10 +92,10 @@ class PartitionConsumer:
                 leased.release()
 
     def close(self) -> None:
-        """After `release` there is nothing to close."""
+        """Do nothing: after `release` there is nothing to close."""
 
     def _find_unacked(self, delivery: Delivery) -> _LeasedPartition | None:
-        """The leased partition, if this delivery is still unacked under its lease."""
+        """Return the leased partition, if this delivery is still unacked under its lease."""
         leased = self._leased
         if leased is None or delivery.epoch != leased.lease.epoch or writer_position(delivery) not in leased.unacked:
             return None
@@ -120,12 +122,12 @@ class PartitionConsumer:
         try:
             return _LeasedPartition(self._settings, self._index, lease)
         except BaseException:
-            lease.release()  # on a full disk: this process lives, so the lease would not end
+            lease.release()  # this process lives, so the lease would not expire
             raise
 
 
 class _LeasedPartition:
-    """What a consumer has while it holds the lease; dropped as a whole when the lease ends."""
+    """The state of a consumer while it holds the lease."""
 
     def __init__(self, settings: ConsumerSettings, index: int, lease: FileLease) -> None:
         self.lease = lease
@@ -151,7 +153,7 @@ class _LeasedPartition:
             (self.reader.directory / name).unlink(missing_ok=True)
 
     async def read_ahead(self) -> None:
-        """Read more records; now and then, look for new writers and reclaim settled segments."""
+        """Read more records. At intervals, look for new writers and reclaim acked segments."""
         read = await self.reader.read_next() if time.monotonic() < self._next_check_at else None
         if read is None:
             self._next_check_at = time.monotonic() + _WRITER_CHECK_SECONDS
@@ -162,14 +164,14 @@ class _LeasedPartition:
             writer, chunk = read
             acks = self.reader.ledger.lane(writer)
             if chunk.cursor.seq > acks.delivered_below:
-                # Written before the first of them is delivered, so that a successor knows that they may have been.
+                # Written before the first of them is delivered, so that the next holder knows it.
                 self._append_entry(LedgerEntry(EntryKind.DELIVERED_BELOW, writer, chunk.cursor.seq))
             delivered_below = self._previously_delivered_below.get(writer, 0)
             for ref, record in self.reader.unacked_refs(writer, chunk):
                 self._ready.append((ref, self._make_delivery(ref, record, redelivered=ref.seq < delivered_below)))
 
     async def reclaim_settled(self) -> None:
-        """Remove all segments that are settled by now."""
+        """Remove all segments whose records are acked."""
         if self._reclaim_task is not None:
             await asyncio.wait([self._reclaim_task])
         self._start_reclaiming()
@@ -177,7 +179,7 @@ class _LeasedPartition:
             await self._reclaim_task
 
     def _start_reclaiming(self) -> None:
-        """Start reclaiming in a thread, without waiting: acks are synced before a segment goes, which may take long."""
+        """Start to reclaim segments in a thread: acks are synced before a segment is removed, which may take long."""
         if self._reclaim_task is not None and self._reclaim_task.done():
             finished_task, self._reclaim_task = self._reclaim_task, None
             finished_task.result()
@@ -203,13 +205,14 @@ class _LeasedPartition:
         return delivery
 
     def ack(self, deliveries: list[Delivery]) -> bool:
-        """Record the acks; False, and nothing is acked, if another consumer took the lease over."""
+        """Record the acks. Return False, and ack nothing, if another consumer has taken the lease."""
         refs = {}
         for delivery in deliveries:
             if (ref := self.unacked.get(writer_position(delivery))) is not None:
                 refs[ref.key] = ref
         self._log.append(ack_entries(refs.values()))
-        # A successor removes this lease before it reads this log. So if it is still there, these entries will be read.
+        # The next holder removes this lease before it reads this log. So while the lease exists, these entries will be
+        # read.
         if not self.lease.exists():
             return False
         for key, ref in refs.items():
@@ -219,7 +222,7 @@ class _LeasedPartition:
         return True
 
     def release(self) -> None:
-        """Record what was really delivered, and let the next consumer take the lease at once."""
+        """Record what was delivered, and let the next consumer take the lease at once."""
         first_undelivered: dict[str, int] = {}
         for ref, _ in self._ready:
             first_undelivered.setdefault(ref.writer, ref.seq)

@@ -1,4 +1,4 @@
-"""What both kinds of consumers share: the lanes of a partition, their acks, and which segments can be reclaimed."""
+"""What both kinds of consumers share: the lanes of a partition, their acks, and the removal of acked segments."""
 
 from __future__ import annotations
 
@@ -17,31 +17,28 @@ from transports.files.records import StoredRecord
 from transports.files.segments import SegmentWriter
 
 _INLINE_BYTES = 4 << 20
-"""A lane whose last read was larger is read in a thread, so that the event loop does not wait for it. A smaller read
-costs less than the change of thread and the move of its bytes between the caches of two processors."""
+"""A lane whose last read was larger is read in a thread, so that the event loop does not wait for it. For a smaller
+read, the change of thread costs more."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConsumerSettings:
-    """The settings of a consumer, the same for every partition that it reads.
-
-    Attributes:
-        queue: the handle that it belongs to.
-        queue_dir: the directory of the queue.
-        holder: the heartbeat of its leases.
-        heartbeats: what this process has seen of other heartbeats.
-        lease_time: seconds without a heartbeat after which a lease has expired.
-        retain: whether acked records are kept.
-        segment_bytes: the size at which a new segment begins.
-    """
+    """The settings of a consumer, the same for every partition that it reads."""
 
     queue: Queue
+    """The handle that it belongs to."""
     queue_dir: QueueDirectory
+    """The directory of the queue."""
     holder: LeaseHolder
+    """The heartbeat of its leases."""
     heartbeats: HeartbeatWatcher
+    """What this process has seen of other heartbeats."""
     lease_time: float
+    """Seconds without a heartbeat after which a lease has expired."""
     retain: bool
+    """Whether acked records are kept."""
     segment_bytes: int
+    """The size at which a new segment begins."""
 
 
 class RecordRef(NamedTuple):
@@ -50,20 +47,25 @@ class RecordRef(NamedTuple):
     key: tuple[str, int]
     """Its writer, and its sequence number."""
     nbytes: int
+    """The bytes of its frames."""
     segment: SegmentName
+    """The segment that it is in."""
     offset: int
+    """Where it begins in the segment."""
 
     @property
     def writer(self) -> str:
+        """Its writer."""
         return self.key[0]
 
     @property
     def seq(self) -> int:
+        """Its sequence number."""
         return self.key[1]
 
 
 class PartitionReader:
-    """Reads all lanes of one partition in turns, and reclaims their segments."""
+    """Reads all lanes of a partition in turns, and removes acked segments."""
 
     def __init__(self, settings: ConsumerSettings, index: int) -> None:
         self.ledger = AckLedger(settings.queue_dir.partition_dir(index))
@@ -74,7 +76,7 @@ class PartitionReader:
         self._dead_letter_writer: SegmentWriter | None = None
 
     def update_segments(self, segment_lists: list[list[SegmentName]]) -> None:
-        """Set the segments that exist now; the ledger must have been refreshed after they were listed."""
+        """Set the segments that exist now. The ledger must be newer than this list."""
         by_writer = {segments[0].writer: segments for segments in segment_lists}
         for removed in self._lanes.keys() - by_writer.keys():
             del self._lanes[removed]
@@ -85,9 +87,9 @@ class PartitionReader:
             self._lanes[writer].update_segments(names, self.ledger.lane(writer).acked_below)
 
     async def read_next(self) -> tuple[str, SegmentChunk] | None:
-        """The next records of a lane that has any, with its writer. Lanes take turns."""
+        """Return the next records of a lane that has any, with its writer. Lanes take turns."""
         for writer, lane in list(self._lanes.items()):
-            # If another consumer reclaims a segment meanwhile, the next `update_segments` notices it.
+            # If another consumer removes a segment meanwhile, the next `update_segments` notices it.
             with contextlib.suppress(FileNotFoundError):
                 if (chunk := await self._read(lane)) is not None:
                     self._lanes[writer] = self._lanes.pop(writer)
@@ -107,24 +109,26 @@ class PartitionReader:
         return None
 
     def unacked_refs(self, writer: str, chunk: SegmentChunk) -> Iterator[tuple[RecordRef, StoredRecord]]:
-        """The records of a chunk that are not acked yet."""
+        """Yield the records of a chunk that are not acked."""
         acks = self.ledger.lane(writer)
         for record, offset in chunk.records:
             if (seq := record.seq) >= acks.acked_below and seq not in acks.acked_above:
                 yield RecordRef((writer, seq), record.nbytes, chunk.segment, offset), record
 
     def reread(self, ref: RecordRef) -> StoredRecord:
+        """Read a record again."""
         return read_record_at(self.directory / str(ref.segment), ref.offset)
 
     def make_delivery(self, ref: RecordRef, record: StoredRecord, *, epoch: int, redelivered: bool) -> Delivery:
+        """Return the delivery of a record under a lease."""
         lane, queue = f"{self._partition}.{ref.writer}", self._settings.queue
-        # Positional arguments take a quarter less time; a consumer that is behind does little else.
+        # Positional arguments take a quarter less time.
         return Delivery(
             record.frames, record.key, record.tag, self._partition, lane, ref.seq, redelivered, epoch, queue
         )
 
     def settled_segments(self) -> list[SegmentName]:
-        """Finished segments whose records are all acked."""
+        """Return the finished segments whose records are all acked."""
         if self._settings.retain:
             return []
         return [
@@ -135,7 +139,7 @@ class PartitionReader:
         ]
 
     def remove_segments(self, segments: list[SegmentName]) -> None:
-        """Reclaim segments. Their acks are synced first, so that a missing segment always means acked records."""
+        """Remove segments. The acks are synced first, so that a missing segment always means acked records."""
         self.ledger.sync()
         for segment in segments:
             (self.directory / str(segment)).unlink(missing_ok=True)
@@ -153,14 +157,16 @@ class PartitionReader:
         self._dead_letter_writer.sync()
 
     def close(self) -> None:
+        """Close the writer of dead letters."""
         if self._dead_letter_writer is not None:
             self._dead_letter_writer.close()
 
 
 def writer_position(delivery: Delivery) -> tuple[str, int]:
-    """The key of the `RecordRef` that a delivery was made from."""
+    """Return the key of the `RecordRef` that a delivery was made from."""
     return delivery.lane.partition(".")[2], delivery.position
 
 
 def ack_entries(refs: Iterable[RecordRef]) -> list[LedgerEntry]:
+    """Return the entries that ack these records."""
     return [LedgerEntry(EntryKind.ACKED, *ref.key, ref.nbytes) for ref in refs]

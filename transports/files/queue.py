@@ -1,8 +1,8 @@
-"""`file:///dir`: a durable queue in a directory, also one that several machines share.
+"""`file:///dir`: a durable queue in a directory, which several machines may share.
 
-Any number of processes put records. Each partition has one consumer at a time (or any number that share its records);
-another one takes over when its lease has ended. `transports.files` explains the files, and `docs/queues.md` what each
-option guarantees.
+Any number of processes put records. A partition has one consumer at a time, or any number that share its records.
+Another consumer takes over when a lease has ended. `transports.files` explains the files, and `docs/queues.md` explains
+the options.
 """
 
 from __future__ import annotations
@@ -19,25 +19,24 @@ from urllib.parse import unquote
 from weakref import WeakValueDictionary
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
-from transports.errors import QueueClosed, QueueURLError
+from transports.errors import QueueURLError
 from transports.files.backlog import BacklogCounter
 from transports.files.dead_letters import DeadLetterStore
 from transports.files.directory import StorageErrors, open_queue_directory
 from transports.files.leases import HeartbeatWatcher, LeaseHolder, expire_holder_leases
 from transports.files.partition_consumer import PartitionConsumer
 from transports.files.partition_reader import ConsumerSettings
-from transports.files.peeking import peek_backlog
+from transports.files.reading import ReplayQueue, peek_records
 from transports.files.record_consumer import SingleRecordConsumer
-from transports.files.replay import ReplayQueue
 from transports.files.segments import SegmentWriter
-from transports.files.syncing import SYNC_MODES
+from transports.files.syncing import AlwaysSync, BatchSync
 from transports.redaction import hide_passwords
 from transports.urls import QueueOptions, Size, parse_queue_url
 from transports.wakeups import Wakeups
 
 _MAX_INLINE_BYTES = 4 << 20
-"""Records up to this size are written on the event loop; larger ones in a thread, so that it does not wait for them.
-For a smaller record the change of thread costs more than the write."""
+"""Larger records are written in a thread, so that the event loop does not wait for them. For a smaller record, the
+change of thread costs more than the write."""
 _PARTITION_POLL_SECONDS = (0.001, 0.01)
 _RECORD_POLL_SECONDS = (0.001, 0.05)
 _STATS_MAX_AGE_SECONDS = 0.25
@@ -51,16 +50,16 @@ T = TypeVar("T")
 class FileOptions(QueueOptions):
     """The options of a file:// URL."""
 
-    fsync: Literal["always", "batch", "never"] = "batch"
+    fsync: Literal["always", "batch"] = "batch"
     """When a record is synced to the disk; see `transports.files.syncing`."""
     lease_time: float = 10.0
-    """Seconds without a heartbeat after which a consumer's partitions go to another."""
+    """Seconds without a heartbeat after which another consumer gets the partitions or records."""
     segment_bytes: Size = _SEGMENT_BYTES
-    """A segment that has reached this size is followed by the next one, and reclaimed once all of it is acked."""
+    """The size at which a new segment begins. A segment is removed when all its records are acked."""
     retain: bool | None = None
-    """Keep acked records, so that the run can be replayed; None: as the queue was created."""
+    """Whether acked records are kept for a replay; None: as the queue was created."""
     replay: bool = False
-    """Read everything from the start, without leases or acks."""
+    """Whether to read everything from the start, without leases or acks."""
 
 
 _wakeups_by_directory: WeakValueDictionary[Path, Wakeups] = WeakValueDictionary()
@@ -78,7 +77,7 @@ def parse_file_url(url: str) -> tuple[Path, FileOptions]:
 
 
 def open_file_queue(url: str, *, lease: Lease, consume: Sequence[int] | None) -> Queue:
-    """Open a handle for file://, or a replay."""
+    """Return a handle on a queue in a directory, or a replay. Raises QueueURLError."""
     path, options = parse_file_url(url)
     if options.replay:
         return ReplayQueue(url, path, options, consume)
@@ -113,18 +112,18 @@ class FileQueue(Queue):
         self._poll_seconds = _PARTITION_POLL_SECONDS if lease == "partition" else _RECORD_POLL_SECONDS
         self._segment_bytes = options.segment_bytes
         self._writers: dict[int, SegmentWriter] = {}
-        self._sync = SYNC_MODES[options.fsync]()
+        self._sync = AlwaysSync() if options.fsync == "always" else BatchSync()
         self._backlog_counter = BacklogCounter(self._queue_dir, retains=retains)
         self._dead_letters = DeadLetterStore(self._queue_dir)
         self._put_lock, self._measure_lock = asyncio.Lock(), asyncio.Lock()
         self._backlog_records = self._backlog_bytes = 0
         self._measured_at = -math.inf
         self._storage_errors = StorageErrors(url)
-        self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
+        """See `Queue.put`."""
         nbytes = self._check_record_size(frames)
-        # In turns: a large record, which a thread writes, must not be overtaken by a small one.
+        # One after the other: a small record must not overtake a large one, which a thread writes.
         async with self._put_lock:
             self._check_open()
             self._sync.raise_pending_error()
@@ -141,6 +140,7 @@ class FileQueue(Queue):
         await self._sync.after_write(writer)
 
     async def receive(self, *, timeout: float) -> Delivery | None:
+        """See `Queue.receive`."""
         if (delivery := self._next_buffered() or await self._next_delivery()) is not None:
             return delivery
         deadline = time.monotonic() + timeout
@@ -157,6 +157,7 @@ class FileQueue(Queue):
         return delivery
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Queue.ack`."""
         self._check_open()
         by_partition: dict[int, list[Delivery]] = {}
         stale: list[Delivery] = []
@@ -170,6 +171,7 @@ class FileQueue(Queue):
             raise self._stale_lease_error(stale)
 
     async def nack(self, delivery: Delivery, delay: float) -> None:
+        """See `Queue.nack`."""
         self._check_open()
         with self._storage_errors:
             if delivery.queue is not self or not self._consumers[delivery.partition].nack(delivery, delay):
@@ -177,27 +179,32 @@ class FileQueue(Queue):
         self._wakeups.wake_all()
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
+        """See `Queue.reject`."""
         self._check_open()
         with self._storage_errors:
             if delivery.queue is not self or not self._consumers[delivery.partition].reject(delivery, reason):
                 raise self._stale_lease_error([delivery])
 
     async def release(self) -> None:
+        """See `Queue.release`."""
         self._check_open()
         with self._storage_errors:
             await self._release()
 
     @property
     def holder(self) -> str:
+        """See `Queue.holder`."""
         return self._lease_holder.name
 
     async def expire_leases(self, holder: str) -> None:
+        """See `Queue.expire_leases`."""
         self._check_open()
         with self._storage_errors:
             await asyncio.to_thread(expire_holder_leases, self._queue_dir.holders_dir, holder)
         self._wakeups.wake_all()
 
     async def stats(self) -> QueueStats:
+        """See `Queue.stats`."""
         self._check_open()
         async with self._measure_lock:
             with self._storage_errors:
@@ -207,27 +214,27 @@ class FileQueue(Queue):
         return stats
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
+        """See `Queue.dead_letters`."""
         self._check_open()
         with self._storage_errors:
             return await asyncio.to_thread(self._dead_letters.read, limit)
 
     async def discard(self, letter: DeadLetter) -> None:
+        """See `Queue.discard`."""
         self._check_open()
         with self._storage_errors:
-            # A letter that was put again is discarded only after the new record is synced.
+            # A letter that is put again is discarded only after the new record is synced.
             for writer in self._writers.values():
                 await asyncio.to_thread(writer.sync)
             self._dead_letters.discard(letter)
 
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
+        """See `Queue.peek`."""
         self._check_open()
         with self._storage_errors:
-            return await asyncio.to_thread(peek_backlog, self._queue_dir, limit)
+            return await asyncio.to_thread(peek_records, self._queue_dir, limit, with_acked=False)
 
-    async def aclose(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
+    async def _close(self) -> None:
         writers = list(self._writers.values())
         try:
             with self._storage_errors:
@@ -244,7 +251,7 @@ class FileQueue(Queue):
                 await asyncio.to_thread(self._dead_letters.close)
 
     def _next_buffered(self) -> Delivery | None:
-        """The next buffered record of the current partition; with many records, a receive does nothing else."""
+        """Return the next buffered record of the current partition. With many records, a receive does nothing else."""
         self._check_open()
         if self._burst_count >= _MAX_BURST_RECORDS or not self._rotation:
             return None
@@ -253,7 +260,7 @@ class FileQueue(Queue):
         return delivery
 
     async def _next_delivery(self) -> Delivery | None:
-        """The next record of any partition; a partition with many records lets others take turns."""
+        """Return the next record of any partition. The partitions take turns, also if one has many records."""
         for _ in range(len(self._rotation)):
             self._check_open()
             with self._storage_errors:
@@ -267,12 +274,12 @@ class FileQueue(Queue):
         return None
 
     def _has_room(self, nbytes: int) -> bool:
-        """Whether the record fits, by a recent measurement and what this handle has put since."""
+        """Whether the record fits, by a recent measurement and what this handle has put later."""
         is_recent = time.monotonic() - self._measured_at < _STATS_MAX_AGE_SECONDS
         return is_recent and self._backlog_bytes + nbytes <= self._hard_limit
 
     async def _check_room(self, nbytes: int) -> None:
-        """Measure the backlog again; raises QueueFull if the record would exceed the hard limit."""
+        """Measure the backlog again. Raises QueueFull if the record would exceed the hard limit."""
         await self.stats()
         if self._backlog_bytes + nbytes > self._hard_limit:
             raise self._queue_full_error(nbytes, self._backlog_records, self._backlog_bytes)
@@ -287,13 +294,9 @@ class FileQueue(Queue):
             await consumer.release()
         self._wakeups.wake_all()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise QueueClosed(f"{self.url}: this handle is closed")
-
 
 async def _await_uncancelled(awaitable: Awaitable[T]) -> T:
-    """Await the work of a thread; when cancelled, wait until the thread no longer uses its arguments."""
+    """Await the work of a thread. If cancelled, wait until the thread no longer uses its arguments."""
     task = asyncio.ensure_future(awaitable)
     try:
         return await asyncio.shield(task)

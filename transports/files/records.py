@@ -1,8 +1,8 @@
 """The format of a record in a segment: prefix, frame lengths, key, tag, frames, trailer.
 
-The prefix has a checksum over everything up to the trailer, so half a record is never taken for a complete one. The
-trailer repeats how many records and bytes the writer has put so far, so that the end of a file is enough to know what
-was put. A record without frames says that its writer has closed.
+The prefix has a checksum over everything up to the trailer, so half a record never looks complete. The trailer says how
+many records and bytes the writer has put so far, so the end of a file is enough to know what was put. A record without
+frames means that its writer has closed.
 """
 
 from __future__ import annotations
@@ -33,29 +33,38 @@ class PutTotals(NamedTuple):
     """How much a writer had put before a segment, or up to the end of a record."""
 
     records: int
+    """The number of records."""
     nbytes: int
+    """The bytes of their frames."""
 
 
 class StoredRecord(NamedTuple):
     """A complete record; its frames are views of the buffer that it was read into."""
 
     seq: int
+    """Its sequence number, which is its position in the lane."""
     put_at: float
+    """When it was put, by the clock of its writer."""
     key: str
+    """The key under which it was put."""
     tag: str
+    """The producer's label."""
     frames: Frames
+    """Its frames."""
     nbytes: int
     """The bytes of the frames, which the backlog counts."""
     stored_bytes: int
+    """The bytes that it takes in its segment."""
 
 
 def pack_header(put_before: PutTotals) -> bytes:
+    """Return the header of a segment."""
     body = _HEADER.pack(_MAGIC, put_before.records, put_before.nbytes, 0)
     return _HEADER.pack(_MAGIC, put_before.records, put_before.nbytes, crc32(body))
 
 
 def unpack_header(data: bytes) -> PutTotals | None:
-    """What its writer had put before this segment, or None if the header is not complete."""
+    """Return what the writer had put before this segment, or None if the header is not complete."""
     if len(data) < _HEADER.size:
         return None
     magic, records, nbytes, checksum = _HEADER.unpack_from(data)
@@ -67,7 +76,7 @@ def unpack_header(data: bytes) -> PutTotals | None:
 def pack_record(
     seq: int, put_at: float, key: bytes, tag: bytes, frames: Frames, put_before: PutTotals
 ) -> tuple[list[bytes | memoryview], int, PutTotals]:
-    """The buffers of a record, to be written in one call; their total length; the put totals after the record."""
+    """Return the buffers of a record for one write, their total length, and the put totals after the record."""
     sizes = [len(frame) if isinstance(frame, bytes) else frame.nbytes for frame in frames]
     nbytes = sum(sizes)
     put_after = PutTotals(put_before.records + bool(sizes), put_before.nbytes + nbytes)
@@ -83,20 +92,20 @@ def pack_record(
 
 
 def stored_length(record_start: memoryview | bytes) -> int:
-    """The stored length of the record that begins with these bytes; 0 if they are too few to tell it."""
+    """Return the stored length of the record that begins with these bytes; 0 if they are too few."""
     if len(record_start) < _PREFIX.size:
-        return 0  # the file was shortened a moment ago, as by a writer on a full disk
+        return 0  # a writer on a full disk shortened the file just now
     return _PREFIX.size + int(_PREFIX.unpack_from(record_start)[1]) + _TRAILER.size
 
 
 def put_time(prefix: bytes, default: float) -> float:
-    """When the record was put, by its writer's clock; the default if the prefix is damaged."""
+    """Return when the record was put, by its writer's clock; the default if the prefix is damaged."""
     put_at = float(_PREFIX.unpack_from(prefix)[3])
     return put_at if 0 < put_at < _LATEST_PUT_TIME else default
 
 
 def unpack_record(data: memoryview, offset: int = 0) -> StoredRecord | None:
-    """The record that begins at `offset` of `data`, or None if there is no complete and undamaged one."""
+    """Return the record that begins at `offset` of `data`; None if it is incomplete or damaged."""
     available = len(data) - offset - PREFIX_BYTES
     if available < 0:
         return None
@@ -128,7 +137,7 @@ def unpack_record(data: memoryview, offset: int = 0) -> StoredRecord | None:
 
 
 def unpack_put_totals(trailer: memoryview | bytes) -> PutTotals | None:
-    """The put totals in the last bytes of a record, or None if these bytes are not a trailer."""
+    """Return the put totals in the last bytes of a record; None if these bytes are not a trailer."""
     if len(trailer) < _TRAILER.size:
         return None
     magic, _, records, nbytes, checksum = _TRAILER.unpack_from(trailer)

@@ -1,4 +1,4 @@
-"""Writes segments: one writer, one file at a time, truncated when the disk took less than a complete record."""
+"""Writes segments, one file at a time. If the disk does not take a complete record, the file is truncated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transports.files.directory import SegmentName, new_random_id, sync_director
 from transports.files.records import PutTotals, pack_header, pack_record
 
 _MAX_BUFFERS = 512
-"""Fewer buffers than one pwritev takes on any system."""
+"""Fewer buffers than pwritev takes in one call on any system."""
 
 
 class SegmentWriter:
@@ -34,7 +34,7 @@ class SegmentWriter:
         self._full_unsynced_fds: list[int] = []
 
     def append(self, frames: Frames, key: str, tag: str) -> int:
-        """Write one record and return its sequence number. If the disk refuses, nothing of the record stays."""
+        """Write a record and return its sequence number. Raises QueueStorageError; no part of the record stays then."""
         with self._lock:
             try:
                 self._append(frames, key.encode("utf-8", "surrogatepass"), tag.encode("utf-8", "surrogatepass"))
@@ -52,7 +52,7 @@ class SegmentWriter:
                 fds.append(os.dup(self._fd))
             sync_new_files, self._new_files_unsynced, self._unsynced = self._new_files_unsynced, False, False
         try:
-            # Not under the lock: records are appended while the disk is busy with earlier ones.
+            # Not under the lock, so that records can be appended meanwhile.
             for fd in fds:
                 os.fsync(fd)
             if sync_new_files:
@@ -66,10 +66,10 @@ class SegmentWriter:
                 os.close(fd)
 
     def close(self) -> None:
-        """Mark that no more records come, so that the last segment can be reclaimed too. Does not sync."""
+        """Mark the end, so that the last segment can be reclaimed too. It does not sync."""
         with self._lock:
             if self._fd is not None:
-                # On a full disk the mark is missing, and the segment stays after its records are acked.
+                # On a full disk there is no mark, and the segment stays after its records are acked.
                 with contextlib.suppress(OSError):
                     self._append((), b"", b"")
             for fd in [*self._full_unsynced_fds, *([] if self._fd is None else [self._fd])]:
@@ -117,13 +117,13 @@ class SegmentWriter:
             self._start_new_writer()
 
     def _start_new_writer(self) -> None:
-        """Continue as another writer, in another file: the end of this file is in an unknown state."""
+        """Continue as another writer in another file, because the end of this file is in an unknown state."""
         if self._fd is not None:
             os.close(self._fd)
         self._fd, self._writer_id, self._put_totals = None, new_random_id(), PutTotals(0, 0)
 
     def _storage_error(self, error: OSError) -> QueueStorageError:
         return QueueStorageError(
-            f"{self._directory}: record not accepted: {error.strerror}. What was accepted before is intact. "
+            f"{self._directory}: record not accepted: {error.strerror}. Earlier records are intact. "
             "Make room, then put it again."
         )

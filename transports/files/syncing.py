@@ -1,11 +1,10 @@
-"""When a put returns and when its record is on the disk: `fsync=always`, `batch` or `never`."""
+"""When a put returns and when its record is on the disk: `fsync=always` or `fsync=batch`."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Sequence
-from typing import Protocol
 
 from transports.errors import QueueStorageError
 from transports.files.segments import SegmentWriter
@@ -14,21 +13,23 @@ _BATCH_INTERVAL_SECONDS = 0.05
 
 
 class AlwaysSync:
-    """`always`: a put returns after an fsync that began after its write; puts that wait together share one."""
+    """`always`: a put returns after an fsync that began after its write. Puts that wait together share one fsync."""
 
     def __init__(self) -> None:
         self._running_syncs: dict[SegmentWriter, asyncio.Task[None]] = {}
         self._queued_syncs: dict[SegmentWriter, asyncio.Task[None]] = {}
 
     def raise_pending_error(self) -> None:
-        """Nothing: every put raises its own error."""
+        """Do nothing: every put raises its own error."""
 
     async def after_write(self, writer: SegmentWriter) -> None:
+        """Return when the writer's records are synced. Raises QueueStorageError."""
         if writer not in self._queued_syncs:
             self._queued_syncs[writer] = asyncio.create_task(self._sync_after(writer, self._running_syncs.get(writer)))
         await asyncio.shield(self._queued_syncs[writer])
 
     async def close(self, writers: Sequence[SegmentWriter]) -> None:
+        """Sync all writers."""
         for writer in writers:
             await asyncio.to_thread(writer.sync)
 
@@ -40,7 +41,7 @@ class AlwaysSync:
 
 
 class BatchSync:
-    """`batch`: a put returns when the system has the record; a thread syncs it to the disk soon after."""
+    """`batch`: a put returns when the system has the record. A thread syncs it to the disk soon after."""
 
     def __init__(self) -> None:
         self._writers: list[SegmentWriter] = []
@@ -49,12 +50,13 @@ class BatchSync:
         self._thread: threading.Thread | None = None
 
     def raise_pending_error(self) -> None:
-        """Raise the error of an earlier sync, once: earlier records may not have reached the disk."""
+        """Raise the error of an earlier sync, once. Earlier records may not have reached the disk."""
         if self._pending_error is not None:
             error, self._pending_error = self._pending_error, None
             raise error
 
     async def after_write(self, writer: SegmentWriter) -> None:
+        """Let the thread sync this writer from now on."""
         if writer not in self._writers:
             self._writers.append(writer)
         if self._thread is None:
@@ -62,6 +64,7 @@ class BatchSync:
             self._thread.start()
 
     async def close(self, writers: Sequence[SegmentWriter]) -> None:
+        """End the thread, and sync all writers."""
         self._stop.set()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
@@ -75,27 +78,3 @@ class BatchSync:
                     writer.sync()
                 except QueueStorageError as error:
                     self._pending_error = error
-
-
-class NeverSync:
-    """`never`: the operating system decides when a record is on the disk."""
-
-    def raise_pending_error(self) -> None:
-        """Nothing: there are no syncs that could fail."""
-
-    async def after_write(self, writer: SegmentWriter) -> None:
-        """Nothing: a put waits for no sync."""
-
-    async def close(self, writers: Sequence[SegmentWriter]) -> None:
-        """Nothing: closing syncs nothing either."""
-
-
-class SyncMode(Protocol):
-    """What a put does before and after its write, and what a handle does when it closes."""
-
-    def raise_pending_error(self) -> None: ...
-    async def after_write(self, writer: SegmentWriter) -> None: ...
-    async def close(self, writers: Sequence[SegmentWriter]) -> None: ...
-
-
-SYNC_MODES: dict[str, type[SyncMode]] = {"always": AlwaysSync, "batch": BatchSync, "never": NeverSync}

@@ -1,4 +1,4 @@
-"""Consuming one partition: alone under a lease, or sharing its records with any number of others."""
+"""The consumers of one partition: alone under a lease, or together with other consumers."""
 
 from __future__ import annotations
 
@@ -37,21 +37,18 @@ _READ_AHEAD_RECORDS = 128
 
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
-    """The settings of a consumer, the same for every partition that it reads.
-
-    Attributes:
-        queue: the handle that it belongs to.
-        server: the connection to the server.
-        prefix: what all keys of the queue begin with.
-        holder: the name of the handle as a holder of leases.
-        lease_ms: milliseconds without a renewal after which a lease has expired.
-    """
+    """The settings of a consumer, the same for every partition that it reads."""
 
     queue: Queue
+    """The handle that it belongs to."""
     server: RedisClient
+    """The connection to the server."""
     prefix: str
+    """The start of all keys of the queue."""
     holder: str
+    """The name of the handle as a holder of leases."""
     lease_ms: int
+    """Milliseconds without a renewal after which a lease has expired."""
 
 
 class StreamConsumer(ABC):
@@ -66,36 +63,36 @@ class StreamConsumer(ABC):
         self._totals_key = f"{settings.prefix}:totals"
         self._epoch = 0
         self._unacked_nbytes: dict[str, int] = {}
-        """The sizes of unacked records, by id: a delivery that is acked may come without its frames."""
+        """The sizes of unacked records, by id, because an acked delivery may come without its frames."""
         self._has_met_foreign_entries = False
 
     @abstractmethod
     async def next_delivery(self) -> Delivery | None:
-        """The next record, or None if there is none now."""
+        """Return the next record, or None if there is none now."""
 
     @abstractmethod
     async def nack(self, delivery: Delivery, delay: float) -> bool:
-        """Deliver it again after the delay; False if it is stale."""
+        """Deliver the record again after the delay; return False if its lease has ended."""
 
     @abstractmethod
     async def release(self) -> None:
-        """Release the partition and all unacked records, so that others can have them at once."""
+        """Release the partition and all unacked records."""
 
     async def expire_leases(self, holder: str) -> None:
-        """End the leases of another handle, which is known to be dead, in this partition."""
+        """End the leases of another handle in this partition, because its process is dead."""
         keys = [self._stream, f"{self._stream}:lease"]
         await self._server.run(scripts.EXPIRE_LEASES, keys, [holder, self._holder_prefix])
 
     @abstractmethod
     def leases(self) -> dict[str, str]:
-        """The keys that must be renewed, with the values that show that they are ours."""
+        """Return the keys that must be renewed, and the values that they have while the lease is ours."""
 
     @abstractmethod
     def _lease_guard(self) -> tuple[str, str | int]:
-        """The arguments with which the server checks that a record is still leased to this consumer."""
+        """Return the arguments by which the server checks that a record is still leased to this consumer."""
 
     async def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Ack deliveries; returns those that are stale."""
+        """Ack deliveries, and return those whose lease has ended."""
         current = [delivery for delivery in deliveries if delivery.epoch == self._epoch]
         stale = [delivery for delivery in deliveries if delivery.epoch != self._epoch]
         if current:
@@ -112,7 +109,7 @@ class StreamConsumer(ABC):
         return stale
 
     async def reject(self, delivery: Delivery, reason: str) -> bool:
-        """Make it a dead letter; False if it is stale."""
+        """Make the record a dead letter; return False if its lease has ended."""
         return await self._check_unacked(delivery, encode_text(reason)) and not await self.ack([delivery])
 
     @property
@@ -125,7 +122,7 @@ class StreamConsumer(ABC):
         return delivery.epoch == self._epoch and bool(await self._server.run(scripts.CHECK_UNACKED, keys, args))
 
     async def _read(self, id_: bytes, fields: RawFields, group: str) -> StreamEntry | None:
-        """The record of an entry; None if it was deleted, or is none of ours and has become a dead letter."""
+        """Return the record of an entry; None if it was deleted, or if it is foreign and became a dead letter."""
         if not fields:
             return None
         try:
@@ -134,7 +131,7 @@ class StreamConsumer(ABC):
             if not self._has_met_foreign_entries:
                 self._has_met_foreign_entries = True
                 log.warning(
-                    "%s: entry %s of %s becomes a dead letter: %s; see which other program writes to this stream",
+                    "%s: entry %s of %s becomes a dead letter: %s; find the other program that writes to this stream",
                     *(self._settings.queue.url, decode_lossy(id_), self._stream, foreign),
                 )
             letter = [encode_text(str(foreign)), foreign.key, foreign.tag, join_frames(foreign.frames)]
@@ -158,20 +155,21 @@ class StreamConsumer(ABC):
 
 
 class StreamPartitionConsumer(StreamConsumer):
-    """Leases the whole partition, with a consumer group of its own that begins with the unacked records."""
+    """Leases the whole partition, with a new consumer group that begins with the unacked records."""
 
     def __init__(self, settings: StreamSettings, index: int) -> None:
         super().__init__(settings, index)
         self._lease_key = f"{self._stream}:lease"
         self._script_keys = [self._stream, self._lease_key, self._epoch_key, f"{self._stream}:delivered"]
         self._ready: deque[tuple[StreamEntry, bool]] = deque()
-        """Each with whether it may have been delivered before."""
+        """Records that were read ahead, each with whether it may have been delivered before."""
         self._delayed: list[tuple[float, str]] = []
         self._previously_delivered = self._last_delivered = 0
         self._last_read_id = "0-0"
         self._read_count = 1
 
     async def next_delivery(self) -> Delivery | None:
+        """See `StreamConsumer.next_delivery`."""
         if self._delayed and self._delayed[0][0] <= time.monotonic():
             entries = await self._server.run(scripts.REDELIVER, [self._stream, self._totals_key], [self._delayed[0][1]])
             heapq.heappop(self._delayed)
@@ -187,18 +185,21 @@ class StreamPartitionConsumer(StreamConsumer):
         return self._make_delivery(entry, redelivered=redelivered)
 
     async def nack(self, delivery: Delivery, delay: float) -> bool:
+        """See `StreamConsumer.nack`."""
         if not await self._check_unacked(delivery):
             return False
         heapq.heappush(self._delayed, (time.monotonic() + delay, _delivery_id(delivery)))
         return True
 
     async def release(self) -> None:
+        """See `StreamConsumer.release`."""
         if self._epoch:
             delivered = id_of_position(max(self._last_delivered, self._previously_delivered))
             await self._server.run(scripts.RELEASE_PARTITION, self._script_keys, [self._epoch, delivered])
         self._reset()
 
     def leases(self) -> dict[str, str]:
+        """See `StreamConsumer.leases`."""
         return {self._lease_key: self._settings.holder} if self._epoch else {}
 
     def _lease_guard(self) -> tuple[str, str | int]:
@@ -233,7 +234,7 @@ class StreamPartitionConsumer(StreamConsumer):
         if redelivered_count := sum(redelivered for _, redelivered in self._ready):
             await self._server.run(scripts.COUNT_REDELIVERIES, [self._totals_key], [redelivered_count])
         if self._ready:
-            # About a megabyte at a time, estimated from this read.
+            # The next read should have about a megabyte.
             largest = max(1, *(frames_nbytes(entry.frames) for entry, _ in self._ready))
             self._read_count = max(1, min(_READ_AHEAD_RECORDS, _READ_AHEAD_BYTES // largest))
 
@@ -246,7 +247,7 @@ class StreamPartitionConsumer(StreamConsumer):
 
 
 class StreamSingleRecordConsumer(StreamConsumer):
-    """Shares a partition: each record is pending with the consumer that has it, as long as that consumer lives."""
+    """Shares a partition. Each record is pending with the consumer that has it, while that consumer lives."""
 
     def __init__(self, settings: StreamSettings, index: int) -> None:
         super().__init__(settings, index)
@@ -254,6 +255,7 @@ class StreamSingleRecordConsumer(StreamConsumer):
         self._delayed: list[tuple[float, str]] = []
 
     async def next_delivery(self) -> Delivery | None:
+        """See `StreamConsumer.next_delivery`."""
         while self._delayed and self._delayed[0][0] <= time.monotonic():
             await self._return_record(heapq.heappop(self._delayed)[1])
         args = [self._consumer_name, self._settings.lease_ms, self._holder_prefix, *self._unacked_nbytes]
@@ -264,22 +266,25 @@ class StreamSingleRecordConsumer(StreamConsumer):
         return None
 
     async def nack(self, delivery: Delivery, delay: float) -> bool:
+        """See `StreamConsumer.nack`."""
         if not await self._check_unacked(delivery):
             return False
         if delay > 0:
-            # This consumer keeps the record until then, so no other consumer needs to know of the delay.
+            # This consumer keeps the record until then, so other consumers need not know the delay.
             heapq.heappush(self._delayed, (time.monotonic() + delay, _delivery_id(delivery)))
         else:
             await self._return_record(_delivery_id(delivery))
         return True
 
     async def release(self) -> None:
+        """See `StreamConsumer.release`."""
         await self._server.run(scripts.END_CONSUMER, [self._holder_prefix + self._consumer_name])
         self._epoch += 1
         self._unacked_nbytes.clear()
         self._delayed.clear()
 
     def leases(self) -> dict[str, str]:
+        """See `StreamConsumer.leases`."""
         return {self._holder_prefix + self._consumer_name: self._consumer_name}
 
     def _lease_guard(self) -> tuple[str, str | int]:

@@ -1,4 +1,4 @@
-"""What an entry of a stream holds, and the check of everything that is read from one: any program may add entries.
+"""The entries of a stream. Any program may add entries, so everything that is read from one is checked.
 
 An entry of ours has the fields `k` (key), `t` (tag) and `d` (the frames); a dead letter also has `r` (the reason).
 """
@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 from transports.base import DeadLetter, Frames
 
 RawFields: TypeAlias = Mapping[bytes, bytes] | Sequence[bytes] | None
-"""The fields as a command or a script answers them; empty or None if the entry was deleted meanwhile."""
+"""The fields as a command or a script answers them; empty or None if the entry was deleted."""
 
 _SEQUENCE_BITS = 20
 _MILLISECOND_BITS = 43
@@ -21,7 +21,7 @@ _ID_PATTERN = re.compile(rb"([0-9]{1,20})-([0-9]{1,20})")
 
 
 class ForeignEntry(Exception):
-    """An entry that no producer of ours wrote; it becomes a dead letter with this key, tag and frames."""
+    """An entry that another program wrote. It becomes a dead letter with this key, tag and frames."""
 
     def __init__(self, reason: str, id_: bytes, fields: Mapping[bytes, bytes]) -> None:
         super().__init__(f"not a record of this queue: {reason}")
@@ -34,14 +34,19 @@ class StreamEntry(NamedTuple):
     """A record as the server has it."""
 
     id: bytes
+    """The id of the entry."""
     position: int
+    """The id as one number, which is the position in the lane."""
     key: str
+    """The key under which it was put."""
     tag: str
+    """The producer's label."""
     frames: Frames
+    """Its frames."""
 
 
 def read_entry(id_: bytes, raw_fields: RawFields) -> StreamEntry:
-    """The record of an entry. Raises ForeignEntry."""
+    """Return the record of an entry. Raises ForeignEntry."""
     fields = _to_mapping(raw_fields)
     try:
         return StreamEntry(id_, _entry_position(id_), *_read_record(fields))
@@ -50,7 +55,7 @@ def read_entry(id_: bytes, raw_fields: RawFields) -> StreamEntry:
 
 
 def read_dead_letter(id_: bytes, raw_fields: RawFields) -> DeadLetter:
-    """A dead letter; also of an entry that is none of ours, so that it can be seen and discarded."""
+    """Return a dead letter, also for a foreign entry, so that it can be seen and discarded."""
     fields = _to_mapping(raw_fields)
     try:
         reason = decode_text(_field(fields, b"r"))
@@ -62,22 +67,24 @@ def read_dead_letter(id_: bytes, raw_fields: RawFields) -> DeadLetter:
 
 
 def position_of_mark(id_: bytes) -> int:
-    """The position up to which something was done; a foreign entry may have been there. Raises ValueError."""
+    """Return the position of an id, also if it is the id of a foreign entry. Raises ValueError."""
     milliseconds, sequence = _split_id(id_)
     return milliseconds << _SEQUENCE_BITS | min(sequence, (1 << _SEQUENCE_BITS) - 1)
 
 
 def id_of_position(position: int) -> str:
+    """Return the id of the entry at a position."""
     return f"{position >> _SEQUENCE_BITS}-{position & ((1 << _SEQUENCE_BITS) - 1)}"
 
 
 def join_frames(frames: Frames) -> bytes:
+    """Return the frames as one value: their number, their sizes, their bytes."""
     sizes = [memoryview(frame).nbytes for frame in frames]
     return b"".join([struct.pack(f"<{len(sizes) + 1}I", len(sizes), *sizes), *frames])
 
 
 def split_frames(data: bytes) -> Frames:
-    """The frames that `join_frames` joined. Raises ValueError."""
+    """Return the frames that `join_frames` joined. Raises ValueError."""
     count = int.from_bytes(data[:4], "little")
     offset = 4 + 4 * count
     if count == 0 or offset > len(data):
@@ -94,15 +101,17 @@ def split_frames(data: bytes) -> Frames:
 
 
 def encode_text(value: str) -> bytes:
+    """Return the bytes of a text, also of one with lone surrogates."""
     return value.encode("utf-8", "surrogatepass")
 
 
 def decode_text(value: bytes) -> str:
-    """Raises ValueError."""
+    """Return the text that `encode_text` encoded. Raises ValueError."""
     return str(value, "utf-8", "surrogatepass")
 
 
 def decode_lossy(value: bytes) -> str:
+    """Return a text for people, for any bytes."""
     return value.decode("utf-8", "replace")
 
 
@@ -126,7 +135,7 @@ def _field(fields: Mapping[bytes, bytes], name: bytes) -> bytes:
 def _entry_position(id_: bytes) -> int:
     milliseconds, sequence = _split_id(id_)
     if milliseconds >> _MILLISECOND_BITS or sequence >> _SEQUENCE_BITS:
-        raise ValueError("its id is not one that a server gives")
+        raise ValueError("a server would not give it this id")
     return milliseconds << _SEQUENCE_BITS | sequence
 
 

@@ -14,9 +14,9 @@ class RedisOptions(QueueOptions):
     stream: str = "rollout"
     """The name of the queue on its server."""
     lease_time: float = 10.0
-    """Seconds without a renewal after which a consumer's partitions go to another."""
+    """Seconds without a renewal after which another consumer gets the partitions or records."""
     ca_file: str = ""
-    """For rediss://, the certificate authority to trust instead of the system's."""
+    """For rediss://: the file of the certificate authority to trust, instead of the system's."""
 
 
 def parse_redis_url(url: str) -> RedisOptions:

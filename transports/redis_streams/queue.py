@@ -1,8 +1,8 @@
 """`redis://host/db?stream=name`: a durable queue in Redis Streams, as durable as the server's own files.
 
-A stream with a consumer group is a partition. Its lease is a key that expires unless it is renewed, and an epoch that
-fences the previous holder. The next holder gets the pending records of a dead one, and gets them first. An acked record
-is deleted, an unacked one is never trimmed. It needs Redis 6.2 or later, or Valkey.
+A partition is a stream with a consumer group. Its lease is a key that expires unless it is renewed, and an epoch that
+fences the previous holder. The next holder first gets the pending records of the previous one. An acked record is
+deleted, and an unacked one is never trimmed. It needs Redis 6.2 or later, or Valkey.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from secrets import token_hex
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, partition_of
-from transports.errors import QueueClosed, QueueCorrupt, QueueURLError
+from transports.errors import QueueCorrupt, QueueURLError
 from transports.redis_streams import scripts
 from transports.redis_streams.consumers import (
     StreamConsumer,
@@ -64,15 +64,15 @@ class RedisQueue(Queue):
         self._rotation: deque[StreamConsumer] = deque()
         self._open_lock, self._put_lock, self._receive_lock = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
         self._fetch_task: asyncio.Task[Delivery | None] | None = None
-        self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
+        """See `Queue.put`."""
         nbytes = self._check_record_size(frames)
         await self._open()
         stream = f"{self._prefix}:p{partition_of(key, self._partitions)}"
         fields = {"k": encode_text(key), "t": encode_text(tag), "d": join_frames(frames)}
         keys = [stream, f"{self._prefix}:totals", self._writer_key]
-        # One at a time: the server recognises a repeated put because it has the number of this producer's last put.
+        # One at a time: the server recognises a repeated put by the number of this producer's last put.
         async with self._put_lock:
             self._put_count += 1
             args = [self._put_count, nbytes, self._hard_limit]
@@ -81,6 +81,7 @@ class RedisQueue(Queue):
             raise self._queue_full_error(nbytes, records, backlog)
 
     async def receive(self, *, timeout: float) -> Delivery | None:
+        """See `Queue.receive`."""
         deadline = time.monotonic() + timeout
         await self._open()
         delay, max_delay = _POLL_SECONDS
@@ -95,6 +96,7 @@ class RedisQueue(Queue):
             delay = min(1.5 * delay, max_delay)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Queue.ack`."""
         await self._open()
         stale = [delivery for delivery in deliveries if delivery.queue is not self]
         for index in {delivery.partition for delivery in deliveries}:
@@ -104,29 +106,35 @@ class RedisQueue(Queue):
             raise self._stale_lease_error(stale)
 
     async def nack(self, delivery: Delivery, delay: float) -> None:
+        """See `Queue.nack`."""
         await self._open()
         if delivery.queue is not self or not await self._consumers[delivery.partition].nack(delivery, delay):
             raise self._stale_lease_error([delivery])
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
+        """See `Queue.reject`."""
         await self._open()
         if delivery.queue is not self or not await self._consumers[delivery.partition].reject(delivery, reason):
             raise self._stale_lease_error([delivery])
 
     async def release(self) -> None:
+        """See `Queue.release`."""
         await self._open()
         await self._release()
 
     @property
     def holder(self) -> str:
+        """See `Queue.holder`."""
         return self._settings.holder
 
     async def expire_leases(self, holder: str) -> None:
+        """See `Queue.expire_leases`."""
         await self._open()
         for consumer in self._consumers.values():
             await consumer.expire_leases(holder)
 
     async def stats(self) -> QueueStats:
+        """See `Queue.stats`."""
         await self._open()
         streams = [f"{self._prefix}:p{index}" for index in range(self._partitions)]
         keys = [f"{self._prefix}:totals", f"{self._prefix}:dead", *streams]
@@ -136,7 +144,7 @@ class RedisQueue(Queue):
         except ValueError as error:
             raise QueueCorrupt(f"{self.url}: the key {self._prefix}:totals is damaged: {error}") from error
         return QueueStats(
-            # Below zero after somebody acked records that a foreign program had put.
+            # Below zero after an ack of records that another program had put.
             backlog_records=max(0, records),
             backlog_bytes=max(0, nbytes),
             oldest_age=age_ms / 1000,
@@ -145,15 +153,18 @@ class RedisQueue(Queue):
         )
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
+        """See `Queue.dead_letters`."""
         await self._open()
         letters = await self._server.run(scripts.DEAD_LETTERS, [f"{self._prefix}:dead"], [limit])
         return [read_dead_letter(id_, fields) for id_, fields in letters]
 
     async def discard(self, letter: DeadLetter) -> None:
+        """See `Queue.discard`."""
         await self._open()
         await self._server.run(scripts.DISCARD_DEAD_LETTER, [f"{self._prefix}:dead"], [letter.id])
 
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
+        """See `Queue.peek`."""
         await self._open()
         streams = [f"{self._prefix}:p{index}" for index in range(self._partitions)]
         keys = [key for stream in streams for key in (stream, f"{stream}:epoch", f"{stream}:delivered")]
@@ -168,10 +179,7 @@ class RedisQueue(Queue):
             peeked.append(Peeked(entry.frames, entry.key, entry.tag, index, position, bool(delivered)))
         return peeked
 
-    async def aclose(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
+    async def _close(self) -> None:
         await asyncio.to_thread(self._lease_renewer.close)
         try:
             await self._release()
@@ -179,7 +187,7 @@ class RedisQueue(Queue):
             await self._server.aclose()
 
     async def _fetch_next(self) -> Delivery | None:
-        """The result of `_next_delivery`; if this caller is cancelled, the next one gets it: it is leased already."""
+        """Return the result of `_next_delivery`. If this caller is cancelled, the next one gets the leased record."""
         if self._fetch_task is None:
             self._fetch_task = asyncio.create_task(self._next_delivery())
         await asyncio.wait([self._fetch_task])
@@ -217,8 +225,8 @@ class RedisQueue(Queue):
             )
             if problem:
                 raise QueueCorrupt(
-                    f"{self.url}: the server does not hold what a queue is made of: {decode_lossy(problem)}. Another "
-                    "program uses this key: choose another name of the queue (?stream=), or delete the key."
+                    f"{self.url}: a key of the queue is damaged: {decode_lossy(problem)}. Another program uses this "
+                    "key: choose another name for the queue (?stream=), or delete the key."
                 )
             if requested not in (None, partitions):
                 raise QueueURLError(f"{self.url}: the queue was created with partitions={partitions}")
@@ -227,7 +235,3 @@ class RedisQueue(Queue):
                 self._consumers[index] for index in self._resolve_partitions(self._consume, partitions)
             )
             self._partitions = partitions
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise QueueClosed(f"{self.url}: this handle is closed")

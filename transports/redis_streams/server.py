@@ -1,8 +1,9 @@
-"""The connection to one Redis server: scripts with retries, what its refusals mean, and the renewal of leases.
+"""The connection to a Redis server: scripts with retries, the meaning of its errors, and the renewal of leases.
 
-A call is repeated while the server cannot be reached, up to RETRY_SECONDS. That is safe because every call may happen
-twice: a put has a number, a second ack finds nothing, and a read gets the records of a lost answer again. A server that
-never answered this process has a second if nobody listens at its address: the address is probably wrong.
+A call is repeated while the server cannot be reached, for RETRY_SECONDS. That is safe, because every call may happen
+twice: a put has a number, a second ack finds nothing, and a read gets the records of a lost answer again. If the server
+never answered this process and nobody listens at its address, the error comes after a second: the address is probably
+wrong.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ RawEntry: TypeAlias = tuple[bytes, dict[bytes, bytes]]
 """The id of a record and its fields."""
 
 RETRY_SECONDS = 30.0
+"""Seconds for which a call is repeated while the server cannot be reached."""
 _FIRST_ANSWER_SECONDS = 1.0
-"""For a server that is just started again."""
+"""Seconds for the first answer of a server, which may have been started just now."""
 _RETRY_DELAY_SECONDS = (0.02, 0.5)
 _SOCKET_TIMEOUT = 15.0
 _CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError, OSError)
 _reached_addresses: set[str] = set()
-"""The servers that have answered this process; from then on each of them is waited for while it is away."""
+"""The servers that have answered this process. A call waits for such a server while it is away."""
 
 
 def server_url(url: str) -> tuple[str, dict[str, Any]]:
-    """The URL without our options, and what the environment adds: REDIS_USERNAME and REDIS_PASSWORD."""
+    """Return the URL without our options, and the login from REDIS_USERNAME and REDIS_PASSWORD."""
     parts = urlsplit(url)
     login_options: dict[str, Any] = {}
     if parts.password is None and os.environ.get("REDIS_PASSWORD"):
@@ -70,11 +72,11 @@ class RedisClient:
     async def add_entry(
         self, stream: str, fields: dict[str, Any], script: str, keys: Sequence[str], args: Sequence[Any]
     ) -> Any:
-        """Add a record to a stream and run a script after it, as one transaction; returns the answer of the script."""
+        """Add a record to a stream and run a script, as one transaction. Return the answer of the script."""
 
         async def transaction() -> Any:
             async with self._get_client().pipeline(transaction=True) as pipeline:
-                # EVAL with the text: a script that the server does not know must not fail after the XADD.
+                # EVAL with the text, because an unknown script must not fail after the XADD.
                 pipeline.xadd(stream, fields).eval(script, len(keys), *keys, *args)
                 return (await pipeline.execute())[1]
 
@@ -83,11 +85,11 @@ class RedisClient:
     async def read_group(
         self, stream: str, group: str, consumer: str, after_id: str, count: int
     ) -> list[RawEntry] | None:
-        """The next records of a consumer group, those after `after_id`; None if the group no longer exists."""
+        """Return the next records of a consumer group after `after_id`; None if the group no longer exists."""
 
         async def read_missed_and_new() -> Any:
             async with self._get_client().pipeline(transaction=False) as pipeline:
-                # First the records that the server sent in an answer that never arrived.
+                # First the records of an answer that never arrived.
                 pipeline.xreadgroup(group, consumer, {stream: after_id}, count=count)
                 pipeline.xreadgroup(group, consumer, {stream: ">"}, count=count)
                 return await pipeline.execute()
@@ -110,7 +112,7 @@ class RedisClient:
                 return answer
             except redis.exceptions.AuthenticationError as error:
                 raise QueueStorageError(
-                    f"{self.url}: the server refuses our user or password: {error}. Name them in the URL, or in "
+                    f"{self.url}: the server refuses the user or the password: {error}. Set them in the URL, or in "
                     "REDIS_USERNAME and REDIS_PASSWORD."
                 ) from error
             except _CONNECTION_ERRORS as error:
@@ -124,12 +126,12 @@ class RedisClient:
                     ) from error
                 if "CERTIFICATE_VERIFY_FAILED" in str(error):
                     raise QueueStorageError(
-                        f"{self.url}: the certificate of the server is not trusted: {error} Name the authority that "
-                        "signed it with ca_file."
+                        f"{self.url}: the certificate of the server is not trusted: {error} Set ca_file to the "
+                        "authority that signed it."
                     ) from error
                 if time.monotonic() + delay > deadline:
                     raise QueueStorageError(
-                        f"{self.url}: the server could not be reached for {RETRY_SECONDS:g} s: {error}. Is it running?"
+                        f"{self.url}: the server could not be reached for {RETRY_SECONDS:g} s: {error}. Does it run?"
                     ) from error
             except redis.RedisError as error:
                 if expected_refusal is not None and expected_refusal in str(error):
@@ -139,9 +141,11 @@ class RedisClient:
             delay = min(2 * delay, max_delay)
 
     def new_lease_renewer(self, lease_time: float) -> LeaseRenewer:
+        """Return a renewer of leases, with a connection of its own."""
         return LeaseRenewer(self._new_sync_client, lease_time)
 
     async def aclose(self) -> None:
+        """Close the connection."""
         if self._client is not None:
             await self._client.aclose()
 
@@ -159,8 +163,7 @@ class RedisClient:
         message = str(error)
         if any(pattern in message for pattern in _SIGNS_OF_DAMAGE):
             return QueueCorrupt(
-                f"{self.url}: what the queue keeps in the server is damaged; see which other program writes to its "
-                f"keys: {message}"
+                f"{self.url}: the keys of the queue are damaged: {message}. Find the other program that writes to them."
             )
         meaning = next(
             (meaning for pattern, meaning in _REFUSAL_MEANINGS.items() if pattern in message), "the server refused"
@@ -169,7 +172,7 @@ class RedisClient:
 
 
 def _wrong_address_problem(error: BaseException) -> str | None:
-    """What is wrong with the address of a server, if this error says that nobody listens there; otherwise None."""
+    """Return what is wrong with the address, if this error says that nobody listens there; otherwise None."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConnectionRefusedError):
@@ -181,21 +184,21 @@ def _wrong_address_problem(error: BaseException) -> str | None:
 
 
 _SIGNS_OF_DAMAGE = ("WRONGTYPE", "not an integer", "attempt to ", "no such key")
-_NO_PERMISSION = "this user may not run what the queue needs: streams, hashes, strings, scripts and transactions"
+_NO_PERMISSION = "this user may not use streams, hashes, strings, scripts and transactions, which the queue needs"
 _REFUSAL_MEANINGS = {
     "OOM": "the server is out of memory; raise its maxmemory or let the consumer catch up",
     "maxmemory": "the server is out of memory; raise its maxmemory or let the consumer catch up",
     "read only": "this server is a read-only replica; use the address of its master",
-    "MISCONF": "the server cannot write its own files, and takes nothing",
+    "MISCONF": "the server cannot write its files, and accepts nothing",
     "no permissions": _NO_PERMISSION,
     "can't run this command": _NO_PERMISSION,
-    "nknown": "the server lacks a command that the queue needs; Redis 6.2 or later does, and so does Valkey",
-    "syntax error": "the server lacks an option that the queue needs; Redis 6.2 or later does, and so does Valkey",
+    "nknown": "the server lacks a command that the queue needs; use Redis 6.2 or later, or Valkey",
+    "syntax error": "the server lacks an option that the queue needs; use Redis 6.2 or later, or Valkey",
 }
 
 
 class LeaseRenewer:
-    """Keeps this handle's leases alive from a thread with a connection of its own, however busy the event loop is."""
+    """Renews the leases of a handle, from a thread with its own connection, so that a busy event loop keeps them."""
 
     def __init__(self, new_client: Callable[[], Any], lease_time: float) -> None:
         self._new_client = new_client
@@ -205,7 +208,7 @@ class LeaseRenewer:
         self._thread = threading.Thread(target=self._keep_renewing, name="lease-renewal", daemon=True)
 
     def set_leases(self, leases: dict[str, str]) -> None:
-        """Renew these keys from now on, while they have these values, all in one call."""
+        """Renew these keys from now on, while they have these values."""
         if leases == self._leases:
             return
         self._leases = leases
@@ -213,6 +216,7 @@ class LeaseRenewer:
             self._thread.start()
 
     def close(self) -> None:
+        """End the thread."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -225,5 +229,5 @@ class LeaseRenewer:
             try:
                 renew(keys=list(leases), args=[round(1000 * self._lease_time), *leases.values()])
             except (redis.RedisError, OSError):
-                continue  # it is tried again soon; leases are fenced, so a missed renewal costs only a redelivery
+                continue  # the next one comes soon, and a missed renewal costs only a redelivery
         client.close()

@@ -5,8 +5,8 @@
         def queue_url(self, tmp_path: Path) -> str:
             return f"pigeon://{tmp_path}"
 
-`queue_url` is the URL, without a query, of a queue that does not exist yet. The cases add the options that every
-transport understands: partitions, high_water, high_water_records and hard_limit. They need pytest and pytest-asyncio.
+`queue_url` is the URL of a queue that does not exist yet. The cases add the options that every transport understands:
+partitions, high_water, high_water_records and hard_limit. They need pytest and pytest-asyncio.
 """
 
 from transports.testing.flow import BackpressureCases
@@ -20,4 +20,4 @@ __all__ = ["QueueConformance"]
 
 
 class QueueConformance(RecordCases, LeaseCases, LimitCases, BackpressureCases, PeekCases, HandleCases):
-    """Subclass it, give it a `queue_url` fixture, and pytest runs every statement of the contract."""
+    """A case for each statement of the contract. Subclass it, and give it a fixture `queue_url`."""

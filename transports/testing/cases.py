@@ -12,7 +12,7 @@ from transports.base import Delivery, Lease, Queue
 from transports.registry import open_queue
 
 ARRIVAL_TIMEOUT = 20.0
-"""Seconds within which an expected record must arrive; a case that passes never waits as long."""
+"""Seconds within which an expected record must arrive. A case that passes waits for a shorter time."""
 QUIET_SECONDS = 0.15
 """Seconds without a record after which a case assumes that none comes."""
 
@@ -20,9 +20,8 @@ QUIET_SECONDS = 0.15
 class HandleOpener(Protocol):
     """Opens handles on the queue under test; they are closed when the case ends."""
 
-    def __call__(
-        self, *, lease: Lease = "partition", consume: Sequence[int] | None = None, **options: object
-    ) -> Queue: ...
+    def __call__(self, *, lease: Lease = "partition", consume: Sequence[int] | None = None, **options: object) -> Queue:
+        """Return a handle. `options` are added to the URL."""
 
 
 class ConformanceCases:
@@ -32,6 +31,7 @@ class ConformanceCases:
 
     @pytest.fixture
     async def open_handle(self, queue_url: str) -> AsyncIterator[HandleOpener]:
+        """Yield a function that opens handles."""
         async with AsyncExitStack() as handles:
 
             def open_one(
@@ -49,21 +49,24 @@ class ConformanceCases:
 
 
 async def put_number(queue: Queue, number: int, *, key: str = "k") -> None:
+    """Put a record that is a number."""
     await queue.put((str(number).encode(),), key=key)
 
 
 def number_in(delivery: Delivery) -> int:
+    """Return the number that `put_number` put."""
     return int(bytes(delivery.frames[0]))
 
 
 async def receive_one(queue: Queue) -> Delivery:
+    """Receive a record that must arrive."""
     delivery = await queue.receive(timeout=ARRIVAL_TIMEOUT)
     assert delivery is not None, f"nothing came from {queue.url} within {ARRIVAL_TIMEOUT} s"
     return delivery
 
 
 async def receive_all(queue: Queue) -> list[Delivery]:
-    """All deliveries until none comes for QUIET_SECONDS."""
+    """Receive records until none comes for QUIET_SECONDS."""
     deliveries = []
     while (delivery := await queue.receive(timeout=QUIET_SECONDS)) is not None:
         deliveries.append(delivery)

@@ -63,7 +63,7 @@ class BackpressureCases(ConformanceCases):
 
 
 async def _run_workers(queue: Queue, groups: Sequence[str], on_backlog: Callable[[int], None] | None = None) -> None:
-    """Some workers take the groups of rollouts in turn; each rollout is admitted once, then puts all its records."""
+    """Play rollouts of these groups on some workers. Each rollout is admitted once, then puts all its records."""
     groups_left = iter(groups)
     await asyncio.gather(*(_run_worker(queue, groups_left, on_backlog) for _ in range(_WORKERS)))
 

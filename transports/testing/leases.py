@@ -114,7 +114,7 @@ class LeaseCases(ConformanceCases):
         again = await receive_one(queue)
         assert (number_in(again), again.redelivered) == (0, True)
 
-    async def test_a_lapsed_lease_never_makes_a_dead_letter(self, open_handle: HandleOpener) -> None:
+    async def test_an_expired_lease_never_makes_a_dead_letter(self, open_handle: HandleOpener) -> None:
         queue = open_handle()
         await put_number(queue, 1)
         for _ in range(12):
@@ -151,7 +151,7 @@ class LeaseCases(ConformanceCases):
         assert sorted(map(number_in, received)) == list(range(30))
         assert (await producer.stats()).backlog_records == 0
 
-    async def test_a_record_lent_singly_comes_again_elsewhere_when_its_holder_closes(
+    async def test_a_single_record_goes_to_another_consumer_when_its_holder_closes(
         self, open_handle: HandleOpener
     ) -> None:
         producer, first, second = open_handle(), open_handle(lease="record"), open_handle(lease="record")
@@ -165,7 +165,7 @@ class LeaseCases(ConformanceCases):
         await again.ack()
         assert (await producer.stats()).backlog_records == 1
 
-    async def test_a_record_lent_singly_can_be_given_back_to_another(self, open_handle: HandleOpener) -> None:
+    async def test_a_single_record_can_be_given_back_for_another_consumer(self, open_handle: HandleOpener) -> None:
         first, second = open_handle(lease="record"), open_handle(lease="record")
         await put_number(first, 0)
         delivery = await receive_one(first)

@@ -1,4 +1,4 @@
-"""Peeking in the conformance suite: what a queue reports of its content, and what happens to dead letters."""
+"""Peeking in the conformance suite: stats, peeks and dead letters."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class PeekCases(ConformanceCases):
         await receive_one(second)
         assert [record.delivered for record in await queue.peek(limit=2)] == [True, True]
 
-    async def test_peeking_tells_what_was_lent_singly(self, open_handle: HandleOpener) -> None:
+    async def test_peeking_tells_which_single_record_was_delivered(self, open_handle: HandleOpener) -> None:
         queue = open_handle(lease="record")
         await put_number(queue, 0)
         await put_number(queue, 1)

@@ -1,4 +1,4 @@
-"""The connection of a handle to the address of a hub: one socket for its messages, another for its heartbeats."""
+"""The connection of a handle to the hub: one socket for its messages, and another for its heartbeats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transports.zeromq.sockets import LoopSocket, new_socket, secure_client
 
 
 class ZmqConnection:
-    """Created on the event loop that uses it."""
+    """The two sockets of a handle. Create it on the event loop that uses it."""
 
     def __init__(
         self,
@@ -39,18 +39,21 @@ class ZmqConnection:
         self._heartbeat = _HeartbeatSender(connect, producer, lease_time)
 
     def send(self, *parts: MessagePart) -> None:
+        """Send a message."""
         self._loop_socket.send(*parts)
 
     def start_heartbeat(self) -> None:
+        """Start to send heartbeats."""
         self._heartbeat.start()
 
     async def close(self) -> None:
+        """Close both sockets."""
         self._loop_socket.close()
         await asyncio.to_thread(self._heartbeat.close)
 
 
 class _HeartbeatSender:
-    """Sends heartbeats of this handle to the hub, from a thread and over a connection of its own."""
+    """Sends heartbeats to the hub, from a thread with a connection of its own."""
 
     def __init__(self, connect: Callable[[], zmq.Socket[bytes]], producer: str, lease_time: float) -> None:
         self._connect = connect

@@ -1,8 +1,8 @@
-"""The hub: the records of a `zmq://` queue, in the memory of the handle that was first to bind its address.
+"""The hub: it keeps the records of a `zmq://` queue in the memory of the handle that bound the address first.
 
-It runs on a thread with an event loop of its own, so that a busy handle still serves the others. If it ends because of
-an error, every call of the handle that serves it raises QueueStorageError, and so do the remote handles, which get no
-answers.
+It runs on a thread with its own event loop, so that a busy handle still serves the others. If it ends because of an
+error, every call of the handle that serves it raises QueueStorageError. The remote handles get no answers, so their
+calls raise it too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NO_LIMIT = "high_water=1000000TB"
 
 
 class Hub:
-    """Binds in its constructor, which raises zmq.ZMQError if the address is taken or not on this machine."""
+    """Binds the address in its constructor, which raises zmq.ZMQError if another process or machine has it."""
 
     def __init__(self, address: str, *, partitions: int, lease_time: float, certificate: str) -> None:
         self.name = token_hex(8)
@@ -60,21 +60,24 @@ class Hub:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name=f"hub-{self.name}", daemon=True)
 
     def start(self) -> None:
+        """Start the thread, and return when the hub serves."""
         self._thread.start()
         self._ready.wait()
 
     @property
     def backlog_records(self) -> int:
+        """The number of unacked records."""
         return self._broker_handle.backlog_records
 
     def new_link(
         self, lease: Lease, consume: Sequence[int] | None, producer: str, *, next_number: int = 0
     ) -> LocalHubLink:
-        """A link into this hub: for the handle that serves, or for a remote handle."""
+        """Return a link to this hub, for the handle that serves or for a remote handle."""
         queue = MemoryQueue(self._url, lease=lease, consume=consume)
         return LocalHubLink(self.name, queue, self._refusals, producer, next_number=next_number)
 
     def stop(self) -> None:
+        """End the hub, and wait for its thread."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._end, None)
         self._thread.join()
@@ -96,7 +99,7 @@ class Hub:
         except Exception as error:
             log.error("%s: the hub of this queue has ended", self._address, exc_info=error)
             self._broker_handle.fail(
-                f"{self._address}: the hub of this queue has ended: {error!r}. Start this process again: the "
+                f"{self._address}: the hub of this queue has ended: {error!r}. Start this process again; the "
                 "other handles still have what they put. Please report this error."
             )
         finally:
@@ -115,7 +118,7 @@ class Hub:
         self._message_arrived.set()
 
     def _send(self, *parts: MessagePart) -> None:
-        assert self._loop_socket is not None, "it is there before the first message comes"
+        assert self._loop_socket is not None, "the socket exists before the first message arrives"
         self._loop_socket.send(*parts)
 
     def _end(self, error: BaseException | None) -> None:
@@ -142,7 +145,7 @@ class Hub:
             self._remote_handles.send_progress(self._take_settled_names())
 
     async def _keep_flushing(self) -> None:
-        """Send producers what is settled, at intervals: at each ack it would take time from the thread that acks."""
+        """Tell producers at intervals what is settled. A message for each ack would contend for the GIL."""
         while True:
             await asyncio.sleep(_FLUSH_INTERVAL_SECONDS)
             self._remote_handles.send_progress(self._take_settled_names())

@@ -1,7 +1,8 @@
-"""The operations of a `zmq://` handle on the records, which are in its own hub or in the hub of another handle.
+"""The link of a `zmq://` handle to the records, which are in its own hub or in the hub of another handle.
 
-The name of a record has its producer and the producer's own number, so that the record keeps its lane and position when
-a new hub gets it again. Within a hub it is in a MemoryQueue, with the name before its tag.
+The name of a record consists of its producer, the producer's number for it, and its tag. So the record keeps its lane
+and position when a new hub gets it. A hub keeps records in a MemoryQueue, where the name is the tag. A record is
+settled when it is acked or rejected.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from transports.base import DeadLetter, Delivery, Frames, Peeked, QueueStats, StaleLease
+from transports.base import DeadLetter, Frames, Peeked, QueueStats
 from transports.memory import MemoryQueue
 from transports.zeromq.refusals import Refusals
 
@@ -23,106 +24,112 @@ RECORD_NAME_PATTERN = re.compile(r"[0-9a-f]{32}.*", re.DOTALL)
 
 
 class LeaseToken(NamedTuple):
-    """The identity of a leased record in its hub.
-
-    Attributes:
-        hub: the name of the hub.
-        partition: the partition of the record.
-        position: its position in the hub's MemoryQueue.
-        epoch: the epoch of its lease there.
-    """
+    """The identity of a leased record in its hub."""
 
     hub: str
+    """The name of the hub."""
     partition: int
+    """The partition of the record."""
     position: int
+    """Its position in the hub's MemoryQueue."""
     epoch: int
+    """The epoch of its lease there."""
 
 
 class LeasedRecord(NamedTuple):
-    """A record as a hub leases it to a handle.
-
-    Attributes:
-        token: the identity of the record in the hub.
-        frames: its frames.
-        key: its key.
-        name: its producer, its number and its tag, as `format_record_name` joins them.
-        redelivered: whether it may have been delivered before.
-    """
+    """A record as a hub leases it to a handle."""
 
     token: LeaseToken
+    """The identity of the record in the hub."""
     frames: Frames
+    """Its frames."""
     key: str
+    """Its key."""
     name: str
+    """Its producer, its number and its tag, as `format_record_name` joins them."""
     redelivered: bool
+    """Whether it may have been delivered before."""
 
     @property
     def producer(self) -> str:
+        """The producer that put it."""
         return self.name[_PRODUCER]
 
     @property
     def number(self) -> int:
+        """The producer's number for it."""
         return int(self.name[_NUMBER], 16)
 
     @property
     def tag(self) -> str:
+        """The producer's label."""
         return self.name[_TAG]
 
 
 def format_record_name(producer: str, number: int, tag: str) -> str:
+    """Return the name of a record."""
     return f"{producer}{number:016x}{tag}"
 
 
 def parse_record_name(name: str) -> tuple[str, int]:
-    """The producer of a record, and its number."""
+    """Return the producer of a record, and its number."""
     return name[_PRODUCER], int(name[_NUMBER], 16)
 
 
 class HubLink(ABC):
-    """The operations of the contract of a queue, with tokens instead of deliveries."""
+    """The operations of `Queue`, with tokens instead of deliveries."""
 
     @abstractmethod
     async def put(self, frames: Frames, key: str, tag: str) -> None:
-        """Put a record. The frames belong to the hub from now on: nobody may change them.
+        """Put a record. Its frames must not change later.
 
-        A record gets its number when nothing can hold it back or refuse it any more. So one that fails, or whose caller
-        is cancelled, leaves no gap: the hub waits for the next number.
+        A record gets its number only when nothing can delay or refuse it. So a put that fails or is cancelled leaves no
+        gap in the numbers; the hub would wait for the missing one.
         """
 
     @abstractmethod
     async def receive(self, timeout: float) -> LeasedRecord | None:
-        """The next record, or None when none came in time. Cancelling it loses nothing."""
+        """Return the next record, or None if none comes in time. A cancelled call loses nothing."""
 
     @abstractmethod
     async def ack(self, tokens: Sequence[LeaseToken]) -> list[LeaseToken]:
-        """Ack records; returns the tokens that are stale."""
+        """Ack records, and return the tokens of those whose lease has ended."""
 
     @abstractmethod
-    async def nack(self, token: LeaseToken, delay: float) -> bool: ...
+    async def nack(self, token: LeaseToken, delay: float) -> bool:
+        """Deliver the record again after the delay; return False if its lease has ended."""
 
     @abstractmethod
-    async def reject(self, token: LeaseToken, reason: str) -> bool: ...
+    async def reject(self, token: LeaseToken, reason: str) -> bool:
+        """Make the record a dead letter; return False if its lease has ended."""
 
     @abstractmethod
-    async def release(self) -> None: ...
+    async def release(self) -> None:
+        """End all leases of this handle."""
 
     @abstractmethod
-    async def stats(self) -> QueueStats: ...
+    async def stats(self) -> QueueStats:
+        """Return what the queue holds now."""
 
     @abstractmethod
-    async def dead_letters(self, limit: int) -> list[DeadLetter]: ...
+    async def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """Return the first dead letters."""
 
     @abstractmethod
-    async def discard(self, letter: DeadLetter) -> None: ...
+    async def discard(self, letter: DeadLetter) -> None:
+        """Remove a dead letter."""
 
     @abstractmethod
-    async def peek(self, limit: int) -> list[Peeked]: ...
+    async def peek(self, limit: int) -> list[Peeked]:
+        """Return the first records of the backlog, without a lease."""
 
     @abstractmethod
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close the link."""
 
 
 class LocalHubLink(HubLink):
-    """A link to the hub of this process, for one producer: the handle that serves, or a remote one."""
+    """A link to the hub of this process, for the handle that serves or for a remote handle."""
 
     def __init__(
         self, hub_name: str, queue: MemoryQueue, refusals: Refusals, producer: str, *, next_number: int = 0
@@ -134,13 +141,16 @@ class LocalHubLink(HubLink):
         self._producer = producer
 
     async def put(self, frames: Frames, key: str, tag: str) -> None:
+        """See `HubLink.put`."""
         self.put_now(frames, key, tag)
 
     def put_now(self, frames: Frames, key: str, tag: str) -> None:
+        """See `HubLink.put`."""
         self._queue.put_without_copy(frames, key, format_record_name(self._producer, self.next_number, tag))
         self.next_number += 1
 
     async def receive(self, timeout: float) -> LeasedRecord | None:
+        """See `HubLink.receive`."""
         delivery = await self._queue.receive(timeout=timeout)
         if delivery is None:
             return None
@@ -148,59 +158,43 @@ class LocalHubLink(HubLink):
         return LeasedRecord(token, delivery.frames, delivery.key, delivery.tag, delivery.redelivered)
 
     async def ack(self, tokens: Sequence[LeaseToken]) -> list[LeaseToken]:
+        """See `HubLink.ack`."""
         stale = [token for token in tokens if not self._is_own(token)]
         return stale + self._queue.ack_positions([token for token in tokens if self._is_own(token)])
 
     async def nack(self, token: LeaseToken, delay: float) -> bool:
-        if not self._is_own(token):
-            return False
-        try:
-            await self._queue.nack(self._delivery_of_token(token), delay)
-        except StaleLease:
-            return False
-        return True
+        """See `HubLink.nack`."""
+        return self._is_own(token) and self._queue.nack_position(token, delay)
 
     async def reject(self, token: LeaseToken, reason: str) -> bool:
-        if not self._is_own(token):
-            return False
-        try:
-            await self._queue.reject(self._delivery_of_token(token), reason)
-        except StaleLease:
-            return False
-        return True
+        """See `HubLink.reject`."""
+        return self._is_own(token) and self._queue.reject_position(token, reason)
 
     async def release(self) -> None:
+        """See `HubLink.release`."""
         await self._queue.release()
 
     async def stats(self) -> QueueStats:
+        """See `HubLink.stats`."""
         return replace(await self._queue.stats(), refused_messages=self._refusals.count)
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """See `HubLink.dead_letters`."""
         letters = await self._queue.dead_letters(limit=limit)
         return [replace(letter, tag=letter.tag[_TAG]) for letter in letters]
 
     async def discard(self, letter: DeadLetter) -> None:
+        """See `HubLink.discard`."""
         await self._queue.discard(letter)
 
     async def peek(self, limit: int) -> list[Peeked]:
+        """See `HubLink.peek`."""
         peeked = await self._queue.peek(limit=limit)
         return [replace(record, tag=record.tag[_TAG], position=parse_record_name(record.tag)[1]) for record in peeked]
 
     async def close(self) -> None:
+        """See `HubLink.close`."""
         await self._queue.aclose()
 
     def _is_own(self, token: LeaseToken) -> bool:
         return token.hub == self._hub_name and token.partition < self._queue.partitions
-
-    def _delivery_of_token(self, token: LeaseToken) -> Delivery:
-        return Delivery(
-            frames=(),
-            key="",
-            tag="",
-            partition=token.partition,
-            lane=str(token.partition),
-            position=token.position,
-            redelivered=False,
-            epoch=token.epoch,
-            queue=self._queue,
-        )

@@ -1,4 +1,4 @@
-"""The messages of `zmq://`, and the check of everything that arrives: the only place where a message is trusted or not.
+"""The messages of `zmq://`, and the checks of everything that arrives. No other module checks messages.
 
 A message has a kind, a packed header and the frames of a record. From a handle to the hub:
 
@@ -12,7 +12,7 @@ From the hub to a handle:
     W  welcome: the name of the hub, its partitions, and the number of the record that it expects
     S  which records were received and which are settled, so that the handle can send more and forget them
     A  the answer to a request, or why there is none
-    V  the version of the hub, where that of the hello is another; V and `H<version>` are the same in all versions
+    V  the version of the hub, if the hello has another one; V and `H<version>` are the same in all versions
 
 Change PROTOCOL_VERSION whenever a message changes.
 """
@@ -31,7 +31,7 @@ from transports.errors import CodecError, QueueError
 from transports.zeromq.links import RECORD_NAME_PATTERN, LeasedRecord, LeaseToken
 
 PROTOCOL_VERSION = 2
-"""Version 1 had no number: its hello is a plain H."""
+"""The version of these messages. Version 1 had no number: its hello is a plain H."""
 
 SAME_RELEASE = "install the same release of rollout-rl on both sides"
 
@@ -43,19 +43,19 @@ _HELLO_PATTERN = re.compile(rb"H([0-9]{0,4})")
 _VERSION_PATTERN = re.compile(rb"[0-9]{1,4}")
 
 MessagePart: TypeAlias = bytes | memoryview
-"""A part of a message: bytes if it is small, else a view of what the library has received or will send."""
+"""A part of a message: bytes if it is small, otherwise a view of the library's memory."""
 
 ValueT = TypeVar("ValueT")
 Reader: TypeAlias = Callable[[Any], ValueT]
-"""Checks a value of a header; raises MalformedMessage."""
+"""Checks a value of a header. Raises MalformedMessage."""
 
 
 class MalformedMessage(Exception):
-    """A message that no handle and no hub of this version sends."""
+    """No handle and no hub of this version sends such a message."""
 
 
 class OtherVersion(Exception):
-    """A hello of another version of the protocol."""
+    """A hello has another version of the protocol."""
 
     def __init__(self, version: int) -> None:
         super().__init__(f"version {version} of the zmq:// protocol")
@@ -63,50 +63,85 @@ class OtherVersion(Exception):
 
 
 class Hello(NamedTuple):
+    """The first message of a handle, which it repeats."""
+
     lease: Lease
+    """What the handle leases as a consumer."""
     consume: tuple[int, ...] | None
+    """The partitions that it may lease; None: all of them."""
     next_number: int
+    """The number of its first unsettled record."""
 
 
 class Put(NamedTuple):
+    """A record that a handle puts."""
+
     number: int
+    """The handle's number for it."""
     key: str
+    """Its key."""
     tag: str
+    """Its tag."""
     frames: Frames
+    """Its frames."""
 
 
 class Request(NamedTuple):
+    """A request of a handle."""
+
     number: int
+    """The handle's number for it, which the answer repeats."""
     operation: str
+    """What the hub must do: a key of `_REQUESTS`."""
     arguments: list[Any]
+    """The checked arguments of the operation."""
 
 
 class Heartbeat(NamedTuple):
+    """A heartbeat of a handle."""
+
     identity: bytes
-    """The handle that lives; the message itself comes from another connection."""
+    """The handle. The message comes from another connection of it."""
 
 
 class Welcome(NamedTuple):
+    """The answer to a hello."""
+
     hub: str
+    """The name of the hub."""
     partitions: int
+    """The number of partitions."""
     expected: int
+    """The number of the record that the hub expects next."""
 
 
 class Progress(NamedTuple):
+    """What happened to the records of a handle."""
+
     received_below: int
+    """The hub has received all records below this number."""
     settled: list[int]
+    """The numbers of records that were acked or rejected."""
 
 
 class Answer(NamedTuple):
+    """The answer to a request."""
+
     number: int
+    """The number of the request."""
     problem: str
     """Why the hub has no answer; empty if it has one."""
     value: Any
+    """The result, which is not checked yet."""
     frames: Frames
+    """The frames of the records in the result."""
 
 
 class VersionRefusal(NamedTuple):
+    """The answer to a hello of another version."""
+
     version: int
+    """The version of the hub."""
 
 
 HandleMessage: TypeAlias = Hello | Put | Request | Heartbeat
@@ -114,18 +149,18 @@ HubMessage: TypeAlias = Welcome | Progress | Answer | VersionRefusal
 
 
 def pack(*values: Any) -> bytes:
-    """A header. Raises QueueError if it is longer than the other side accepts."""
+    """Return a header. Raises QueueError if it is longer than the other side accepts."""
     packed: bytes = msgpack.packb(values, unicode_errors="surrogatepass")
     if len(packed) > MAX_HEAD_BYTES:
         raise QueueError(
-            f"a key, a tag, a reason or a list of {len(packed)} bytes; at most {MAX_HEAD_BYTES} are carried. "
+            f"a key, a tag, a reason or a list has {len(packed)} bytes; a message carries at most {MAX_HEAD_BYTES}. "
             "Send less at a time."
         )
     return packed
 
 
 def read_handle_message(parts: Sequence[MessagePart]) -> HandleMessage:
-    """What a handle says to the hub. Raises MalformedMessage and OtherVersion, and no other error."""
+    """Return a message from a handle to the hub. Raises MalformedMessage and OtherVersion, and no other error."""
     kind, header, frames = _split_message(parts)
     if kind == b"P":
         if not frames:
@@ -148,7 +183,7 @@ def read_handle_message(parts: Sequence[MessagePart]) -> HandleMessage:
 
 
 def read_hub_message(parts: Sequence[MessagePart]) -> HubMessage:
-    """What the hub says to a handle. Raises MalformedMessage, and no other error."""
+    """Return a message from the hub to a handle. Raises MalformedMessage, and no other error."""
     kind, header, frames = _split_message(parts)
     if kind == b"A":
         number, problem, value = _unpack(header, _number, _text, _anything)
@@ -159,26 +194,28 @@ def read_hub_message(parts: Sequence[MessagePart]) -> HubMessage:
         return Welcome(*_unpack(header, _name, _partition_count, _number))
     if kind == b"V":
         if not _VERSION_PATTERN.fullmatch(header):
-            raise MalformedMessage("a version that is no number")
+            raise MalformedMessage("a version that is not a number")
         return VersionRefusal(int(bytes(header)))
     raise MalformedMessage(f"an unknown kind of message, {kind[:16]!r}")
 
 
 def check_identity(identity: bytes) -> str:
-    """The name of a producer from the identity of its connection."""
+    """Return the name of the producer that has this connection. Raises MalformedMessage."""
     return _identity(identity).decode()
 
 
-# The answers: how the hub writes them and how a handle reads them.
+# Answers: the hub writes them, and a handle reads them. Readers raise MalformedMessage.
 
 
 def leased_to_answer(leased: LeasedRecord | None) -> tuple[Any, Frames]:
+    """Return the answer that has a leased record, or none."""
     if leased is None:
         return None, ()
     return (leased.token, leased.key, leased.name, leased.redelivered), leased.frames
 
 
 def leased_from_answer(value: Any, frames: Frames) -> LeasedRecord | None:
+    """Return the leased record of an answer."""
     if value is None:
         return None
     token, key, name, redelivered = _read_all(value, (_token, _text, _text, _flag))
@@ -190,22 +227,26 @@ def leased_from_answer(value: Any, frames: Frames) -> LeasedRecord | None:
 
 
 def letters_to_answer(letters: Sequence[DeadLetter]) -> tuple[Any, Frames]:
+    """Return the answer that has these dead letters."""
     value = [(letter.id, len(letter.frames), letter.key, letter.tag, letter.reason) for letter in letters]
     return value, tuple(frame for letter in letters for frame in letter.frames)
 
 
 def letters_from_answer(value: Any, frames: Frames) -> list[DeadLetter]:
+    """Return the dead letters of an answer."""
     rows = [_read_all(row, (_text, _number, _text, _text, _text)) for row in _values(value)]
     parts = _split_frames(frames, [row[1] for row in rows])
     return [DeadLetter(row[0], own_frames, *row[2:]) for row, own_frames in zip(rows, parts, strict=True)]
 
 
 def peeked_to_answer(peeked: Sequence[Peeked]) -> tuple[Any, Frames]:
+    """Return the answer that has these peeked records."""
     value = [(len(p.frames), p.key, p.tag, p.partition, p.position, p.delivered) for p in peeked]
     return value, tuple(frame for p in peeked for frame in p.frames)
 
 
 def peeked_from_answer(value: Any, frames: Frames) -> list[Peeked]:
+    """Return the peeked records of an answer."""
     readers = (_number, _text, _text, _partition, _number, _flag)
     rows = [_read_all(row, readers) for row in _values(value)]
     parts = _split_frames(frames, [row[0] for row in rows])
@@ -213,21 +254,25 @@ def peeked_from_answer(value: Any, frames: Frames) -> list[Peeked]:
 
 
 def stats_from_answer(value: Any, frames: Frames) -> QueueStats:
+    """Return the stats of an answer."""
     readers = (_number, _number, _seconds, _number, _number, _number, _number)
     return QueueStats(*_read_all(value, readers))
 
 
 def tokens_from_answer(value: Any, frames: Frames) -> list[LeaseToken]:
+    """Return the tokens of an answer."""
     return _tokens(value)
 
 
 def flag_from_answer(value: Any, frames: Frames) -> bool:
+    """Return the yes or no of an answer."""
     return _flag(value)
 
 
 def nothing_from_answer(value: Any, frames: Frames) -> None:
+    """Check that an answer has no value."""
     if value is not None:
-        raise MalformedMessage("a value where none is expected")
+        raise MalformedMessage("a value, where none is expected")
 
 
 def _split_message(parts: Sequence[MessagePart]) -> tuple[bytes, MessagePart, Frames]:
@@ -269,7 +314,7 @@ def _split_frames(frames: Frames, counts: Sequence[int]) -> list[Frames]:
 def _integer_below(limit: int) -> Reader[int]:
     def read(value: Any) -> int:
         if type(value) is not int or not 0 <= value < limit:
-            raise MalformedMessage(f"no number below {limit}")
+            raise MalformedMessage(f"a value that is not a number below {limit}")
         return value
 
     return read
@@ -281,31 +326,31 @@ def _anything(value: Any) -> Any:
 
 def _text(value: Any) -> str:
     if type(value) is not str:
-        raise MalformedMessage("no text where one is expected")
+        raise MalformedMessage("a value that is not a text")
     return value
 
 
 def _name(value: Any) -> str:
     if not 0 < len(_text(value)) <= 64:
-        raise MalformedMessage("no name where one is expected")
+        raise MalformedMessage("a text that is not a name")
     return cast(str, value)
 
 
 def _flag(value: Any) -> bool:
     if type(value) is not bool:
-        raise MalformedMessage("neither true nor false where one is expected")
+        raise MalformedMessage("a value that is neither true nor false")
     return value
 
 
 def _seconds(value: Any) -> float:
     if type(value) not in (int, float) or not 0 <= value <= _MAX_SECONDS:
-        raise MalformedMessage("no number of seconds where one is expected")
+        raise MalformedMessage("a value that is not a number of seconds")
     return cast(float, value)
 
 
 def _lease(value: Any) -> Lease:
     if value not in ("partition", "record"):
-        raise MalformedMessage("neither 'partition' nor 'record' as the lease")
+        raise MalformedMessage("a lease that is neither 'partition' nor 'record'")
     return cast(Lease, value)
 
 
@@ -318,7 +363,7 @@ def _identity(value: Any) -> bytes:
 def _list_of(read: Reader[ValueT]) -> Reader[list[ValueT]]:
     def read_list(value: Any) -> list[ValueT]:
         if type(value) is not list:
-            raise MalformedMessage("no list where one is expected")
+            raise MalformedMessage("a value that is not a list")
         return [read(item) for item in value]
 
     return read_list

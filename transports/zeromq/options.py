@@ -14,11 +14,11 @@ class ZmqOptions(QueueOptions):
     """The options of a zmq:// URL."""
 
     serve: bool = True
-    """Whether this handle may become the hub. Use false for workers that start before the trainer or outlive it."""
+    """Whether this handle may become the hub. Use false for workers that start before the trainer or end after it."""
     lease_time: float = 10.0
-    """Seconds without a sign of life after which a consumer's partitions go to another."""
+    """Seconds without a heartbeat after which another consumer gets the partitions or records."""
     certificate: str = ""
-    """A CURVE certificate file: it encrypts, and proves the hub's identity. The hub needs its secret key."""
+    """A CURVE certificate file. It encrypts, and proves the identity of the hub, which needs the secret key."""
 
 
 def parse_zmq_url(url: str) -> tuple[str, int, ZmqOptions]:

@@ -1,8 +1,8 @@
-"""`zmq://host:port`: the lowest latency between machines, with acks; a record is only in the memory of processes.
+"""`zmq://host:port`: the lowest latency between machines, with acks. Records are only in the memory of processes.
 
-The first handle that binds the address serves the queue from its own memory. This should be the trainer's handle, which
-then has the records without another transfer. Every other handle keeps what it put until it is settled, and sends it
-again to a hub that is restarted. A record is lost only if both the hub and the handle that put it are gone.
+The first handle that binds the address serves the queue from its memory. It should be the trainer's handle, which then
+has the records without another transfer. Every other handle keeps its records until they are settled, and sends them
+again to a new hub. A record is lost only if both the hub and the handle that put it are gone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from secrets import token_hex
 import zmq
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats
-from transports.errors import QueueClosed, QueueStorageError, QueueURLError
+from transports.errors import QueueStorageError, QueueURLError
 from transports.zeromq.connection import ZmqConnection
 from transports.zeromq.hub import Hub
 from transports.zeromq.links import HubLink, LeasedRecord, LeaseToken
@@ -41,7 +41,7 @@ class _ZmqDelivery(Delivery):
 
 
 class ZmqQueue(Queue):
-    """A handle that serves the hub, or is linked to the hub of another handle; its first operation decides which."""
+    """A handle that serves the hub, or joins the hub of another handle. Its first operation decides which."""
 
     def __init__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> None:
         self._host, self._port, options = parse_zmq_url(url)
@@ -56,11 +56,11 @@ class ZmqQueue(Queue):
         self._link_lock = asyncio.Lock()
         self._known_backlog = (0, 0)
         self._measured_at = float("-inf")
-        self._closed = False
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
+        """See `Queue.put`."""
         nbytes = self._check_record_size(frames)
-        # Puts take their turn: one that waits for room must not be overtaken by a smaller one.
+        # One after the other: a small record must not overtake one that waits for room.
         await self._wait_for_turn()
         try:
             link = await self._get_link()
@@ -71,12 +71,14 @@ class ZmqQueue(Queue):
             self._put_lock.release()
 
     async def receive(self, *, timeout: float) -> Delivery | None:
+        """See `Queue.receive`."""
         link = await self._get_link(consuming=True)
         leased = await link.receive(timeout)
         self._check_open()
         return None if leased is None else self._make_delivery(leased)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Queue.ack`."""
         link = await self._get_link()
         own_deliveries = {d.token: d for d in deliveries if isinstance(d, _ZmqDelivery) and d.queue is self}
         stale = [delivery for delivery in deliveries if delivery.queue is not self]
@@ -85,44 +87,48 @@ class ZmqQueue(Queue):
             raise self._stale_lease_error(stale)
 
     async def nack(self, delivery: Delivery, delay: float) -> None:
+        """See `Queue.nack`."""
         link = await self._get_link()
         if not await link.nack(self._own_token(delivery), delay):
             raise self._stale_lease_error([delivery])
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
+        """See `Queue.reject`."""
         link = await self._get_link()
         if not await link.reject(self._own_token(delivery), reason):
             raise self._stale_lease_error([delivery])
 
     async def release(self) -> None:
+        """See `Queue.release`."""
         await (await self._get_link()).release()
 
     async def stats(self) -> QueueStats:
+        """See `Queue.stats`."""
         stats = await (await self._get_link()).stats()
         self._known_backlog = (stats.backlog_records, stats.backlog_bytes)
         self._measured_at = time.monotonic()
         return stats
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
+        """See `Queue.dead_letters`."""
         return await (await self._get_link()).dead_letters(limit)
 
     async def discard(self, letter: DeadLetter) -> None:
+        """See `Queue.discard`."""
         await (await self._get_link()).discard(letter)
 
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
+        """See `Queue.peek`."""
         return await (await self._get_link()).peek(limit)
 
-    async def aclose(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
+    async def _close(self) -> None:
         try:
             if self._link is not None:
                 await self._link.close()
         finally:
             if self._hub is not None:
                 if lost := self._hub.backlog_records:
-                    log.warning("%s: %d records were not acked; the hub that had them has closed", self.url, lost)
+                    log.warning("%s: %d records were not acked, and the hub that had them has closed", self.url, lost)
                 await asyncio.to_thread(self._hub.stop)
 
     async def _get_link(self, *, consuming: bool = False) -> HubLink:
@@ -135,9 +141,9 @@ class ZmqQueue(Queue):
         return self._link
 
     async def _serve_or_join(self, *, consuming: bool) -> HubLink:
-        """Serve the hub, or join the handle that does.
+        """Serve the hub, or join the handle that serves it.
 
-        A handle that only puts serves only if nobody else does: the hub should be where the records are consumed, and
+        A handle that only puts serves only if no other handle does: the hub should be in the consumer's process, and
         live as long as the consumer.
         """
         if not self._zmq_options.serve:
@@ -150,7 +156,7 @@ class ZmqQueue(Queue):
             try:
                 return await self._join(join_timeout)
             except QueueStorageError:
-                # Both in turn, because a hub that is closing or dying has the address but does not answer.
+                # Both in turn, because a hub that closes or dies still has the address and does not answer.
                 if (remaining := deadline - time.monotonic()) <= 0:
                     raise
             may_serve, join_timeout = True, min(2 * join_timeout, remaining)
@@ -176,8 +182,7 @@ class ZmqQueue(Queue):
         connect = partial(
             ZmqConnection,
             address=address,
-            # Each attempt has its own name: the connection of an attempt that was given up may arrive late, and the hub
-            # would take it for this one.
+            # Each attempt has its own name: the connection of an earlier attempt may come late, and confuse the hub.
             producer=token_hex(8),
             lease_time=self._zmq_options.lease_time,
             certificate=self._zmq_options.certificate,
@@ -195,7 +200,7 @@ class ZmqQueue(Queue):
 
     async def _wait_for_turn(self) -> None:
         if not self._waiting_puts and not self._put_lock.locked():
-            await self._put_lock.acquire()  # at once; a time limit would cost more than the rest
+            await self._put_lock.acquire()  # without a time limit, which would take time
             return
         self._waiting_puts += 1
         try:
@@ -203,14 +208,14 @@ class ZmqQueue(Queue):
                 await self._put_lock.acquire()
         except TimeoutError:
             raise QueueStorageError(
-                f"{self.url}: earlier puts of this handle have waited for {HUB_TIMEOUT:g} s; is the process of the hub "
-                "alive?"
+                f"{self.url}: earlier puts of this handle have waited for {HUB_TIMEOUT:g} s. Does the process of the "
+                "hub run?"
             ) from None
         finally:
             self._waiting_puts -= 1
 
     async def _check_room(self, nbytes: int) -> None:
-        """Raise QueueFull if the record would exceed the hard limit, as far as the puts of others are known."""
+        """Raise QueueFull if the record would exceed the hard limit, as far as the backlog is known."""
         is_recent = time.monotonic() - self._measured_at < _STATS_MAX_AGE_SECONDS
         if is_recent and self._known_backlog[1] + nbytes <= self._hard_limit:
             return
@@ -221,7 +226,7 @@ class ZmqQueue(Queue):
     def _make_delivery(self, leased: LeasedRecord) -> Delivery:
         _, partition, _, epoch = leased.token
         lane, position = f"{partition}.{leased.producer}", leased.number
-        # Positional arguments take a quarter less time; a consumer that is behind does little else.
+        # Positional arguments take a quarter less time.
         return _ZmqDelivery(
             leased.frames,
             leased.key,
@@ -239,7 +244,3 @@ class ZmqQueue(Queue):
         if not isinstance(delivery, _ZmqDelivery) or delivery.queue is not self:
             raise self._stale_lease_error([delivery])
         return delivery.token
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise QueueClosed(f"{self.url}: this handle is closed")

@@ -1,4 +1,4 @@
-"""What a hub or a handle refuses of what arrives: counted, and said once for each peer."""
+"""Counts the messages that a hub or a handle refuses, and logs the first of each peer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Refusals:
         self._known_peers: set[tuple[str, type[Exception]]] = set()
 
     def add(self, peer: str, problem: Exception, advice: str) -> None:
-        """Count a message; the first of its peer with this kind of problem is logged."""
+        """Count a message, and log it if it is the first of its peer with this kind of problem."""
         self.count += 1
         self.last_problem = str(problem)
         key = peer, type(problem)
         if key not in self._known_peers and len(self._known_peers) < _MAX_PEERS:
             self._known_peers.add(key)
-            log.warning("%s: refused a message of %s: %s; %s", self._receiver, peer, problem, advice)
+            log.warning("%s: refused a message from %s: %s; %s", self._receiver, peer, problem, advice)

@@ -1,8 +1,9 @@
-"""The link to the hub of another handle: records are kept until they are settled, and sent again to a new hub.
+"""The link to the hub of another handle. It keeps records until they are settled, and sends them again to a new hub.
 
-A put waits only while the window of records that the hub has not received is full. When a new hub answers (its process
-was restarted), all unsettled records and all open requests are sent to it again. A malformed message of the hub changes
-nothing; what waits for the hub ends with a named error at its deadline, or at once if the hub is of another version.
+A put waits only while the window of records that the hub has not received is full. When a new hub answers, because its
+process was restarted, the link sends all unsettled records and all open requests again. A malformed message of the hub
+changes nothing. A call that waits for the hub raises an error at its deadline, or at once if the hub has another
+version of the protocol.
 """
 
 from __future__ import annotations
@@ -39,8 +40,11 @@ from transports.zeromq.messages import (
 from transports.zeromq.refusals import Refusals
 
 WINDOW_RECORDS = 64
+"""How many records may be on their way to the hub."""
 WINDOW_BYTES = 64 << 20
+"""How many bytes may be on their way to the hub."""
 HUB_TIMEOUT = 30.0
+"""Seconds that a call waits for the hub."""
 _HELLO_INTERVAL = 0.1
 _RECEIVE_TIMEOUT = 1.0
 _LEAVE_TIMEOUT = 1.0
@@ -50,19 +54,22 @@ ValueT = TypeVar("ValueT")
 
 
 class HubConnection(Protocol):
-    """What a link needs of its connection to the address of the hub."""
+    """The part of `ZmqConnection` that a link needs."""
 
-    def send(self, *parts: MessagePart) -> None: ...
+    def send(self, *parts: MessagePart) -> None:
+        """See `ZmqConnection.send`."""
 
-    def start_heartbeat(self) -> None: ...
+    def start_heartbeat(self) -> None:
+        """See `ZmqConnection.start_heartbeat`."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """See `ZmqConnection.close`."""
 
 
 class RemoteHubLink(HubLink):
-    """The link of one handle; created on the event loop that uses it.
+    """The link of one handle. Create it on the event loop that uses it.
 
-    `connect` gets the function that is to be called with each message, and with the address of its sender.
+    `connect` gets a function, which the connection calls with each message and the address of its sender.
     """
 
     def __init__(
@@ -102,16 +109,17 @@ class RemoteHubLink(HubLink):
         """Return when a hub has answered."""
         await self._wait_until(
             lambda: bool(self._hub_name),
-            "no hub answers; does the process that serves it run, in this release?",
+            "no hub answers; does the process that serves it run, with this release?",
             timeout,
         )
         self._connection.start_heartbeat()
 
     async def put(self, frames: Frames, key: str, tag: str) -> None:
+        """See `HubLink.put`."""
         nbytes = sum(len(frame) for frame in frames)
         if not self._has_window_room(nbytes):
             await self._wait_until(
-                lambda: self._has_window_room(nbytes), "the hub receives nothing; is its process alive?"
+                lambda: self._has_window_room(nbytes), "the hub receives nothing; does its process run?"
             )
         number = self._next_number
         self._unsettled[number] = (b"P", pack(number, key, tag), *frames)
@@ -122,12 +130,13 @@ class RemoteHubLink(HubLink):
             self._connection.send(*self._unsettled[number])
 
     async def receive(self, timeout: float) -> LeasedRecord | None:
+        """See `HubLink.receive`."""
         deadline = time.monotonic() + timeout
         async with self._receive_lock:
             while True:
                 remaining = max(0.0, deadline - time.monotonic())
-                # The hub has leased a record when it answers. So the request is never cancelled; the next receive uses
-                # it.
+                # When the hub answers, it has leased the record. So the request is never cancelled, and the next call
+                # uses it.
                 if self._receive_task is None:
                     arguments = [min(remaining, _RECEIVE_TIMEOUT)]
                     self._receive_task = asyncio.create_task(self._request("take", arguments, leased_from_answer))
@@ -137,30 +146,38 @@ class RemoteHubLink(HubLink):
                     return leased
 
     async def ack(self, tokens: Sequence[LeaseToken]) -> list[LeaseToken]:
+        """See `HubLink.ack`."""
         stale = []
         for start in range(0, len(tokens), _ACKS_PER_REQUEST):
             stale += await self._request("ack", [tokens[start : start + _ACKS_PER_REQUEST]], tokens_from_answer)
         return stale
 
     async def nack(self, token: LeaseToken, delay: float) -> bool:
+        """See `HubLink.nack`."""
         return await self._request("nack", [token, delay], flag_from_answer)
 
     async def reject(self, token: LeaseToken, reason: str) -> bool:
+        """See `HubLink.reject`."""
         return await self._request("reject", [token, reason], flag_from_answer)
 
     async def release(self) -> None:
+        """See `HubLink.release`."""
         await self._request("release", [], nothing_from_answer)
 
     async def stats(self) -> QueueStats:
+        """See `HubLink.stats`."""
         return await self._request("stats", [], stats_from_answer)
 
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """See `HubLink.dead_letters`."""
         return await self._request("dead_letters", [limit], letters_from_answer)
 
     async def discard(self, letter: DeadLetter) -> None:
+        """See `HubLink.discard`."""
         await self._request("discard", [letter.id], nothing_from_answer)
 
     async def peek(self, limit: int) -> list[Peeked]:
+        """See `HubLink.peek`."""
         return await self._request("peek", [limit], peeked_from_answer)
 
     async def close(self) -> None:
@@ -168,7 +185,7 @@ class RemoteHubLink(HubLink):
         try:
             if self._unsettled:
                 await self._wait_until(
-                    lambda: self._received_below >= self._next_number, "the last records were received by no hub"
+                    lambda: self._received_below >= self._next_number, "no hub received the last records"
                 )
             if self._hub_name:
                 await self._request("leave", [], nothing_from_answer, timeout=_LEAVE_TIMEOUT)
@@ -182,7 +199,7 @@ class RemoteHubLink(HubLink):
             await self._connection.close()
 
     def handle_message(self, parts: Sequence[MessagePart], peer: str) -> None:
-        """Do what a message of the hub says."""
+        """Handle a message of the hub."""
         try:
             message = read_hub_message(parts)
             if isinstance(message, Answer):
@@ -196,7 +213,9 @@ class RemoteHubLink(HubLink):
             else:
                 self._on_version_refusal(message)
         except MalformedMessage as error:
-            self._refusals.add(peer, error, f"see which program has the address {self._address}, and {SAME_RELEASE}")
+            self._refusals.add(
+                peer, error, f"find the program that has the address {self._address}, and {SAME_RELEASE}"
+            )
 
     def _has_window_room(self, nbytes: int) -> bool:
         while self._in_flight and self._in_flight[0][0] < self._received_below:
@@ -235,8 +254,8 @@ class RemoteHubLink(HubLink):
             return read_value(answer.value, answer.frames)
         except MalformedMessage as error:
             raise QueueStorageError(
-                f"{self._address}: the answer of the hub to {operation!r} is malformed: {error}. See which program has "
-                f"this address, and {SAME_RELEASE}."
+                f"{self._address}: the answer of the hub to {operation!r} is malformed: {error}. Find the program that "
+                f"has this address, and {SAME_RELEASE}."
             ) from error
 
     async def _wait_until(self, condition: Callable[[], bool], problem: str, timeout: float | None = None) -> None:
@@ -253,11 +272,11 @@ class RemoteHubLink(HubLink):
 
     def _hub_error(self, problem: str) -> QueueStorageError:
         refused = self._refusals.count
-        malformed = f". {refused} malformed messages came from it, the last: {self._refusals.last_problem}"
+        malformed = f". Malformed messages from it: {refused}, the last: {self._refusals.last_problem}"
         return QueueStorageError(f"{self._address}: {problem}{malformed if refused else ''}")
 
     async def _keep_sending_hello(self) -> None:
-        """Send hello repeatedly, to notice a new hub and records that a broken connection lost."""
+        """Send a hello repeatedly, to notice a new hub, and records that a broken connection lost."""
         while True:
             self._connection.send(
                 f"H{PROTOCOL_VERSION}".encode(), pack(*self._hello, next(iter(self._unsettled), self._next_number))
@@ -286,13 +305,13 @@ class RemoteHubLink(HubLink):
         self._state_changed.set()
 
     def _on_version_refusal(self, refusal: VersionRefusal) -> None:
-        """A hub of another version has the address: whoever waits need not wait for their deadline."""
+        """End all waiting calls: a hub of another version has the address."""
         if refusal.version == PROTOCOL_VERSION:
-            raise MalformedMessage("a refusal of the version that it has itself")
+            raise MalformedMessage("a refusal of its own version")
         self._hub_name = ""
         self._version_problem = (
             f"{self._address}: the hub speaks version {refusal.version} of the zmq:// protocol, and this process "
-            f"version {PROTOCOL_VERSION}; {SAME_RELEASE}."
+            f"speaks version {PROTOCOL_VERSION}; {SAME_RELEASE}."
         )
         for _, answer in self._requests.values():
             if not answer.done():
@@ -300,7 +319,7 @@ class RemoteHubLink(HubLink):
         self._state_changed.set()
 
     def _check_number(self, number: int) -> int:
-        """Raise MalformedMessage if the hub says that it has records that were never sent."""
+        """Return the number. Raises MalformedMessage if the hub says that it has records that were never sent."""
         if number > self._next_number:
             raise MalformedMessage(f"it has {number} records of this handle, which sent {self._next_number}")
         return number

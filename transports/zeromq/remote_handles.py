@@ -1,7 +1,7 @@
-"""What a hub does with the messages of remote handles. It knows no socket: messages come in, and a callback sends.
+"""The remote handles of a hub. It has no socket: it gets messages, and a callback sends them.
 
-For each remote handle it has a link into the hub, which leases records to it. A message that is malformed is refused
-and counted, and changes nothing. A remote handle without a sign of life for the lease time loses its leases.
+Each remote handle has a link to the hub, which leases records to it. A malformed message is refused and counted, and
+changes nothing. A remote handle that sends no heartbeat for the lease time loses its leases.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ log = logging.getLogger(__name__)
 
 
 class LinkMaker(Protocol):
-    """Makes the link of a handle into the hub."""
+    """Makes the link of a handle to the hub."""
 
     def __call__(
         self, lease: Lease, consume: Sequence[int] | None, producer: str, *, next_number: int = 0
-    ) -> LocalHubLink: ...
+    ) -> LocalHubLink:
+        """Return the link. See `Hub.new_link`."""
 
 
 @dataclass(slots=True, eq=False)
 class _RemoteHandle:
-    """What the hub knows of another handle."""
+    """The state of one remote handle."""
 
     link: LocalHubLink
     last_seen: float
@@ -71,7 +72,7 @@ class RemoteHandles:
         self._progressed: set[bytes] = set()
 
     def handle_message(self, parts: Sequence[MessagePart], peer: str) -> None:
-        """Do what a message says; `parts` begin with the identity of its connection, `peer` is where it comes from."""
+        """Handle a message. `parts` begin with the identity of its connection; `peer` is the address of the sender."""
         try:
             self._handle(bytes(parts[0]), parts[1:])
         except OtherVersion as error:
@@ -79,10 +80,10 @@ class RemoteHandles:
                 self._send(parts[0], b"V", str(PROTOCOL_VERSION).encode())
             self._refusals.add(peer, error, f"this hub speaks version {PROTOCOL_VERSION}: {SAME_RELEASE}")
         except (MalformedMessage, QueueError) as error:
-            self._refusals.add(peer, error, f"see which program sends to this address, and {SAME_RELEASE}")
+            self._refusals.add(peer, error, f"find the program that sends to this address, and {SAME_RELEASE}")
 
     def send_progress(self, settled_names: Iterable[str]) -> None:
-        """Send producers which of their records were received and which are settled."""
+        """Tell producers which of their records were received, and which are settled."""
         settled_numbers = defaultdict(list)
         for name in settled_names:
             producer, number = parse_record_name(name)
@@ -93,12 +94,13 @@ class RemoteHandles:
         self._progressed.clear()
 
     async def expire_leases(self, lease_time: float) -> None:
-        """Release the leases of handles without a sign of life."""
+        """End the leases of handles that sent no heartbeat for the lease time."""
         for handle in list(self._handles.values()):
             if time.monotonic() - handle.last_seen > lease_time:
                 await handle.link.release()
 
     async def close(self) -> None:
+        """End all requests, and close all links."""
         tasks = [task for handle in self._handles.values() for task in handle.tasks]
         for task in tasks:
             task.cancel()
@@ -114,7 +116,7 @@ class RemoteHandles:
             identity = message.identity
         handle = self._handles.get(identity)
         if handle is None:
-            return  # it is for an earlier hub; the handle says hello again soon
+            return  # it is for an earlier hub; the handle sends a hello soon
         handle.last_seen = time.monotonic()
         if isinstance(message, Put):
             if message.number == handle.link.next_number:
@@ -130,7 +132,7 @@ class RemoteHandles:
             is_valid = hello.consume is None or all(partition < self._partitions for partition in hello.consume)
             link = self._new_link(
                 hello.lease,
-                hello.consume if is_valid else None,  # the handle raises its own error
+                hello.consume if is_valid else None,  # the handle raises the error itself
                 check_identity(identity),
                 next_number=hello.next_number,
             )
@@ -141,7 +143,7 @@ class RemoteHandles:
         try:
             value, frames = await self._do(identity, handle, request)
             header = pack(request.number, "", value)
-        except Exception as error:  # whoever asked must hear of it, and the hub goes on for the others
+        except Exception as error:  # the handle gets the error, and the hub serves the other handles
             if not isinstance(error, QueueError):
                 log.exception("the hub could not answer %r", request.operation)
             header, frames = pack(request.number, str(error)[:1000] or repr(error), None), ()

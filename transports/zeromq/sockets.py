@@ -1,4 +1,4 @@
-"""A ZeroMQ socket on an event loop. It is read as soon as messages arrive, never in a call that could be cancelled."""
+"""A ZeroMQ socket on an event loop. It is read when messages arrive, never in a call that could be cancelled."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ _NOBLOCK_SNDMORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
 class LoopSocket:
-    """Sends at once, and calls a callback with every message that arrives, on the loop that created it.
-
-    The callback also gets the address of the peer that sent the message.
-    """
+    """Sends at once, and calls `on_message` with each message and the address of its sender."""
 
     def __init__(self, socket: zmq.Socket[bytes], on_message: Callable[[list[MessagePart], str], None]) -> None:
         self._socket = socket
@@ -35,14 +32,15 @@ class LoopSocket:
         self._schedule_read()
 
     def send(self, *parts: MessagePart) -> None:
+        """Send a message."""
         for part in parts[:-1]:
             self._socket.send(part, _NOBLOCK_SNDMORE, copy=len(part) < _ZERO_COPY_BYTES)
         self._socket.send(parts[-1], _NOBLOCK, copy=len(parts[-1]) < _ZERO_COPY_BYTES)
-        # The file descriptor signals changes only. If a send notices that messages are readable, it gives no new
-        # signal.
+        # The file descriptor signals only changes. If a send notices readable messages, there is no new signal.
         self._schedule_read()
 
     def close(self) -> None:
+        """Close the socket, after a second for what is not sent yet."""
         if not self._socket.closed:
             self._loop.remove_reader(self._fd)
             self._socket.close(linger=1000)
@@ -78,8 +76,9 @@ def _frame_to_part(frame: zmq.Frame) -> MessagePart:
 
 
 def new_socket(socket_type: int, *, identity: bytes = b"") -> zmq.Socket[bytes]:
+    """Return a socket that connects again by itself and drops no messages."""
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(socket_type)
-    # The library must not drop messages because its queue is full; our own window limits what is in flight.
+    # The library must not drop messages because its queue is full. Our window limits what is on its way.
     socket.set_hwm(0)
     socket.setsockopt(zmq.RECONNECT_IVL, 20)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
@@ -89,13 +88,17 @@ def new_socket(socket_type: int, *, identity: bytes = b"") -> zmq.Socket[bytes]:
 
 
 def secure_server(socket: zmq.Socket[bytes], certificate: str) -> None:
+    """Use a certificate on the socket of a hub. Raises QueueURLError."""
     public, secret = _load_certificate(certificate)
     if secret is None:
-        raise QueueURLError(f"{certificate}: only a certificate with a secret key can serve; use it with serve=false")
+        raise QueueURLError(
+            f"{certificate}: this certificate has no secret key, which a hub needs; use it with serve=false"
+        )
     socket.curve_publickey, socket.curve_secretkey, socket.curve_server = public, secret, True
 
 
 def secure_client(socket: zmq.Socket[bytes], certificate: str) -> None:
+    """Use a certificate on the socket of a remote handle. Raises QueueURLError."""
     socket.curve_serverkey = _load_certificate(certificate)[0]
     socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
 

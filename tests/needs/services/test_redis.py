@@ -1,4 +1,4 @@
-"""`redis://` against a real server: the contract, and what its refusals become."""
+"""`redis://` against a real server: the contract, and the errors of the server."""
 
 import asyncio
 from collections.abc import Callable
@@ -81,7 +81,7 @@ async def test_a_server_that_stays_away_is_a_named_error(monkeypatch: pytest.Mon
     await queue.aclose()
 
 
-async def test_a_server_that_was_never_there_is_told_at_once(
+async def test_a_server_that_was_never_there_is_an_error_at_once(
     monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
 ) -> None:
     monkeypatch.setattr("transports.redis_streams.server._FIRST_ANSWER_SECONDS", 0.0)
@@ -111,16 +111,16 @@ async def test_a_lease_that_is_not_renewed_goes_to_another(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transports.redis_streams.server.LeaseRenewer.set_leases", lambda *_: None)
-    url = f"{redis_server.url}?stream=lapsing&lease_time=0.1"
+    url = f"{redis_server.url}?stream=expiring&lease_time=0.1"
     async with open_queue(url) as frozen, open_queue(url) as other:
         await frozen.put((b"0",), key="k")
-        lent = await frozen.receive(timeout=10)
+        leased = await frozen.receive(timeout=10)
         taken = await other.receive(timeout=10)
-        assert lent is not None
+        assert leased is not None
         assert taken is not None
         assert taken.redelivered
-        with pytest.raises(Exception, match="no longer lent"):
-            await lent.ack()
+        with pytest.raises(Exception, match="has ended"):
+            await leased.ack()
         await taken.ack()
         assert (await other.stats()).backlog_records == 0
 
@@ -180,7 +180,7 @@ async def test_an_entry_with_an_id_of_its_own_becomes_a_dead_letter_and_the_next
         last_id = stranger.xrevrange(f"{{{tmp_path.name}}}:p0", count=1)[0][0]
         stranger.xadd(f"{{{tmp_path.name}}}:p0", {"k": "", "t": "", "d": "x"}, id=last_id.split(b"-")[0] + b"-2000000")
         assert await queue.receive(timeout=0.1) is None
-        assert "its id is not one that a server gives" in (await queue.dead_letters())[0].reason
+        assert "a server would not give it this id" in (await queue.dead_letters())[0].reason
     async with open_queue(url) as next_holder:
         delivery = await next_holder.receive(timeout=10)
         assert delivery is not None

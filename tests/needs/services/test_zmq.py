@@ -1,4 +1,4 @@
-"""`zmq://`: the contract, and what becomes of records when a hub or a producer goes away."""
+"""`zmq://`: the contract, and the records of a hub or a producer that ends."""
 
 import asyncio
 import socket
@@ -37,28 +37,28 @@ def number(delivery: Delivery | None) -> int:
     return int(bytes(delivery.frames[0]))
 
 
-async def test_a_hub_that_is_started_anew_gets_everything_that_is_not_settled_at_its_old_place() -> None:
+async def test_a_new_hub_gets_all_unsettled_records_at_their_old_positions() -> None:
     url = free_address()
     first = open_queue(url)
     await first.stats()
     async with open_queue(f"{url}?serve=false") as producer:
         for n in range(100):
             await producer.put((str(n).encode(),), key="k", tag=f"record {n}")
-        lent = [await first.receive(timeout=10) for _ in range(10)]
-        await first.ack([delivery for delivery in lent[:5] if delivery is not None])
+        leased = [await first.receive(timeout=10) for _ in range(10)]
+        await first.ack([delivery for delivery in leased[:5] if delivery is not None])
         await asyncio.sleep(0.05)
         await first.aclose()
         async with open_queue(url) as second:
             again = [await second.receive(timeout=10) for _ in range(95)]
             assert [number(delivery) for delivery in again] == list(range(5, 100))
             assert again[0] is not None
-            assert lent[5] is not None
-            assert (again[0].lane, again[0].position) == (lent[5].lane, lent[5].position)
+            assert leased[5] is not None
+            assert (again[0].lane, again[0].position) == (leased[5].lane, leased[5].position)
             await second.ack([delivery for delivery in again if delivery is not None])
             assert (await producer.stats()).backlog_records == 0
 
 
-async def test_an_address_whose_owner_answers_nobody_is_served_as_soon_as_it_is_free() -> None:
+async def test_an_address_without_answers_is_served_when_it_is_free() -> None:
     with socket.socket() as closing:
         closing.bind(("127.0.0.1", 0))
         closing.listen()
@@ -86,25 +86,25 @@ async def test_a_delivery_of_a_hub_that_is_gone_cannot_be_acked() -> None:
                 await delivery.ack()
 
 
-async def test_who_is_not_heard_of_loses_what_was_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_handle_without_heartbeats_loses_its_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"{free_address()}?lease_time=0.1"
     monkeypatch.setattr("transports.zeromq.connection._HeartbeatSender.start", lambda _: None)
     monkeypatch.setattr("transports.zeromq.remote._HELLO_INTERVAL", 60.0)
     async with open_queue(url) as hub:
         await hub.put((b"0",), key="k")
         frozen = open_queue(url)
-        lent = await frozen.receive(timeout=10)
+        leased = await frozen.receive(timeout=10)
         taken = await hub.receive(timeout=10)
         assert taken is not None
         assert taken.redelivered
-        assert lent is not None
+        assert leased is not None
         with pytest.raises(StaleLease):
-            await lent.ack()
+            await leased.ack()
         await taken.ack()
         await frozen.aclose()
 
 
-async def test_without_anybody_who_serves_a_put_ends_with_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_put_without_a_hub_ends_with_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transports.zeromq.queue.HUB_TIMEOUT", 0.1)
     async with open_queue(f"{free_address()}?serve=false") as queue:
         with pytest.raises(QueueStorageError, match="no hub"):
@@ -163,7 +163,7 @@ def connect(url: str, socket_type: int, identity: bytes = b"") -> "zmq.Socket[by
     return stranger
 
 
-async def test_malformed_messages_are_refused_counted_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_malformed_messages_are_refused_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     url = free_address()
     async with open_queue(url) as hub:
         assert await hub.receive(timeout=0) is None
@@ -179,7 +179,7 @@ async def test_malformed_messages_are_refused_counted_and_said_once(caplog: pyte
         assert (await hub.stats()).refused_messages == len(malformed)
         stranger.close()
     (said,) = [record.getMessage() for record in caplog.records if record.name == "transports.zeromq.refusals"]
-    assert "refused a message of 127.0.0.1" in said
+    assert "refused a message from 127.0.0.1" in said
 
 
 async def test_a_handle_and_a_hub_of_other_versions_tell_each_other(
@@ -190,12 +190,14 @@ async def test_a_handle_and_a_hub_of_other_versions_tell_each_other(
         assert await hub.receive(timeout=0) is None
         monkeypatch.setattr("transports.zeromq.remote.PROTOCOL_VERSION", 3)
         async with open_queue(url) as newer:
-            with pytest.raises(QueueVersionMismatch, match=r"hub speaks version 2 .* this process version 3; install"):
+            with pytest.raises(
+                QueueVersionMismatch, match=r"hub speaks version 2 .* this process speaks version 3; install"
+            ):
                 await newer.put((b"0",), key="k")
     assert "version 3 of the zmq:// protocol; this hub speaks version 2: install the same release" in caplog.text
 
 
-async def test_a_program_that_is_no_hub_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_error_names_the_address_of_a_program_that_is_not_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transports.zeromq.queue.HUB_TIMEOUT", 0.5)
     url = free_address()
     other_program = connect(url, zmq.ROUTER)
@@ -203,12 +205,12 @@ async def test_a_program_that_is_no_hub_is_named_in_the_error(monkeypatch: pytes
         asking = asyncio.create_task(handle.stats())
         identity, *_ = await asyncio.to_thread(other_program.recv_multipart)
         other_program.send_multipart([identity, b"HTTP/1.1 400 Bad Request"])
-        with pytest.raises(QueueStorageError, match=r"no hub answers.* 1 malformed messages came from it, the last"):
+        with pytest.raises(QueueStorageError, match=r"no hub answers.* Malformed messages from it: 1, the last"):
             await asking
     other_program.close()
 
 
-async def test_a_hub_that_ends_because_of_an_error_is_seen_by_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_calls_raise_when_the_hub_ends_because_of_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise KeyError("surprise")
 

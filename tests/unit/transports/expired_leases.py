@@ -1,4 +1,4 @@
-"""What becomes of a handle whose process is known to be dead, for any transport and lease."""
+"""The leases of a handle whose process is dead, for any transport and kind of lease."""
 
 import pytest
 
@@ -8,14 +8,14 @@ from transports import Lease, StaleLease, open_queue
 async def assert_a_handle_loses_its_leases_when_they_are_expired(url: str, lease: Lease) -> None:
     async with open_queue(url, lease=lease) as first, open_queue(url, lease=lease) as second:
         await first.put((b"record",), key="k")
-        lent = await first.receive(timeout=10)
-        assert lent is not None
+        leased = await first.receive(timeout=10)
+        assert leased is not None
         assert await second.receive(timeout=0.2) is None
         await second.expire_leases(first.holder)
         again = await second.receive(timeout=10)
         assert again is not None
         assert again.redelivered
         with pytest.raises(StaleLease):
-            await lent.ack()
+            await leased.ack()
         await again.ack()
         assert (await first.stats()).backlog_records == 0

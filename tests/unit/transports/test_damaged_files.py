@@ -1,4 +1,4 @@
-"""Files of a queue that a full disk, a power cut or a foreign hand damaged."""
+"""Files of a queue that a full disk, a power loss or another program damaged."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ DAMAGED_HEARTBEATS = [
 
 @pytest.mark.parametrize("lease", ["partition", "record"])
 @pytest.mark.parametrize("refused", ["holders/", "p0/draft."])
-async def test_a_disk_without_room_for_a_lease_is_told_and_leaves_the_record_to_be_taken_later(
+async def test_a_full_disk_makes_no_lease_and_the_record_can_be_taken_later(
     tmp_path: Path, lease: Lease, refused: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = os.pwrite
@@ -65,7 +65,9 @@ async def test_the_leases_of_a_dead_holder_are_expired_although_its_file_is_dama
 
 @pytest.mark.parametrize("lease", ["partition", "record"])
 @pytest.mark.parametrize("content", DAMAGED_HEARTBEATS)
-async def test_a_damaged_lease_that_nobody_mends_goes_to_another(tmp_path: Path, lease: Lease, content: bytes) -> None:
+async def test_a_damaged_lease_that_is_not_written_again_goes_to_another_consumer(
+    tmp_path: Path, lease: Lease, content: bytes
+) -> None:
     async with open_queue(f"file://{tmp_path}?lease_time=0.01", lease=lease) as queue:
         await queue.put((b"record",), key="k")
         segment = next((tmp_path / "p0").glob("*.seg")).name.split(".")[0]
@@ -76,7 +78,7 @@ async def test_a_damaged_lease_that_nobody_mends_goes_to_another(tmp_path: Path,
     assert (tmp_path / "queue.json").exists()
 
 
-def test_a_damaged_lease_of_a_living_holder_stays_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_living_holder_keeps_a_damaged_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("transports.files.leases.time.monotonic", lambda: now)
     monkeypatch.setattr(LeaseHolder, "_keep_heartbeat", lambda self: None)
@@ -107,15 +109,13 @@ def test_a_damaged_lease_of_a_living_holder_stays_its_own(tmp_path: Path, monkey
         json.dumps({"format": 1, "partitions": 1, "retain": "no"}).encode(),
     ],
 )
-def test_a_queue_json_that_is_damaged_is_told_with_what_it_should_be(tmp_path: Path, content: bytes) -> None:
+def test_the_error_of_a_damaged_queue_json_says_what_it_should_be(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "queue.json").write_bytes(content)
-    with pytest.raises(QueueCorrupt, match=r"queue\.json is not what describes a queue.*Correct it"):
+    with pytest.raises(QueueCorrupt, match=r"queue\.json does not describe a queue.*Correct it"):
         open_queue(f"file://{tmp_path}")
 
 
-def test_a_queue_that_cannot_be_created_for_want_of_room_leaves_no_draft(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_creates_no_queue_and_leaves_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -125,14 +125,14 @@ def test_a_queue_that_cannot_be_created_for_want_of_room_leaves_no_draft(
     assert not list((tmp_path / "queue").glob("queue.json*"))
 
 
-async def test_a_record_that_was_cut_off_since_it_was_read_is_corruption(tmp_path: Path) -> None:
+async def test_a_record_that_is_cut_off_after_it_was_read_is_corruption(tmp_path: Path) -> None:
     async with open_queue(f"file://{tmp_path}") as queue:
         await queue.put((b"record",), key="k")
         delivery = await queue.receive(timeout=5)
         assert delivery is not None
         os.truncate(next((tmp_path / "p0").glob("*.seg")), HEADER_BYTES + 5)
         await delivery.nack(0)
-        with pytest.raises(QueueCorrupt, match="the record was damaged since it was first read"):
+        with pytest.raises(QueueCorrupt, match="the record was damaged after it was first read"):
             await queue.receive(timeout=5)
 
 

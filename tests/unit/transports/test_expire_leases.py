@@ -1,4 +1,4 @@
-"""A consumer whose process is known to be dead need not be waited for."""
+"""The leases of a dead process can be ended at once."""
 
 import asyncio
 import subprocess
@@ -30,7 +30,7 @@ async def test_a_handle_loses_its_leases_when_they_are_expired(scheme: str, tmp_
     await assert_a_handle_loses_its_leases_when_they_are_expired(url, "record")
 
 
-async def test_a_dead_process_whose_leases_are_expired_is_not_waited_for(tmp_path: Path) -> None:
+async def test_the_records_of_a_dead_process_are_free_at_once_when_its_leases_are_expired(tmp_path: Path) -> None:
     url = f"file://{tmp_path}?lease_time=600"
     async with open_queue(url, lease="record") as queue:
         await queue.put((b"record",), key="k")
@@ -46,7 +46,7 @@ async def test_a_dead_process_whose_leases_are_expired_is_not_waited_for(tmp_pat
         await again.ack()
 
 
-async def test_a_name_that_is_nobodys_changes_nothing(tmp_path: Path) -> None:
+async def test_an_unknown_holder_changes_nothing(tmp_path: Path) -> None:
     async with open_queue(f"file://{tmp_path}", lease="record") as queue:
         await queue.expire_leases("0" * 16)
         with pytest.raises(ValueError, match="not the name of a holder"):

@@ -1,4 +1,4 @@
-"""`file://`: the contract, and what becomes of damage, full disks, dead holders and acked segments."""
+"""`file://`: the contract, damage, full disks, dead holders and acked segments."""
 
 import asyncio
 import contextlib
@@ -77,7 +77,7 @@ async def test_a_torn_tail_is_cut_off_and_reported(root: Path, cut: int, caplog:
     await writer.aclose()
 
 
-async def test_zeros_where_the_power_failed_are_no_record(root: Path) -> None:
+async def test_zeros_after_a_power_loss_are_not_a_record(root: Path) -> None:
     writer = open_queue(f"file://{root}")
     await writer.put((b"0",), key="k")
     (segment,) = segments(root)
@@ -89,7 +89,7 @@ async def test_zeros_where_the_power_failed_are_no_record(root: Path) -> None:
     await writer.aclose()
 
 
-async def test_a_record_that_is_only_half_written_yet_is_returned_once_it_is_whole(root: Path) -> None:
+async def test_a_half_written_record_is_returned_when_it_is_complete(root: Path) -> None:
     await put_numbers(root, range(2))
     (segment,) = segments(root)
     whole = segment.read_bytes()
@@ -100,7 +100,7 @@ async def test_a_record_that_is_only_half_written_yet_is_returned_once_it_is_who
         assert await drain(queue) == [1]
 
 
-async def test_damage_that_the_writer_went_on_after_is_corruption(root: Path) -> None:
+async def test_damage_before_later_records_is_corruption(root: Path) -> None:
     await put_numbers(root, range(3), "segment_bytes=1")
     damaged = segments(root)[1]
     content = bytearray(damaged.read_bytes())
@@ -112,7 +112,7 @@ async def test_damage_that_the_writer_went_on_after_is_corruption(root: Path) ->
             await drain(queue, timeout=5)
 
 
-async def test_a_segment_that_somebody_removed_is_corruption(root: Path) -> None:
+async def test_a_missing_segment_is_corruption(root: Path) -> None:
     await put_numbers(root, range(3), "segment_bytes=1")
     segments(root)[0].unlink()
     async with open_queue(f"file://{root}") as queue:
@@ -120,7 +120,7 @@ async def test_a_segment_that_somebody_removed_is_corruption(root: Path) -> None
             await queue.receive(timeout=5)
 
 
-# The medium
+# The disk
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def files_limited_to(nbytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_a_put_that_the_medium_refuses_leaves_nothing_and_work_goes_on_with_room(root: Path) -> None:
+async def test_a_put_that_the_disk_refuses_leaves_nothing_and_the_next_put_succeeds(root: Path) -> None:
     async with open_queue(f"file://{root}") as queue:
         await queue.put((b"0", bytes(3000)), key="k")
         with files_limited_to(5000):
@@ -144,15 +144,15 @@ async def test_a_put_that_the_medium_refuses_leaves_nothing_and_work_goes_on_wit
         assert await drain(queue) == [0, 2, 3]
 
 
-async def test_acks_that_the_medium_refuses_are_an_error_and_can_be_repeated(root: Path) -> None:
+async def test_acks_that_the_disk_refuses_are_an_error_and_can_be_repeated(root: Path) -> None:
     async with open_queue(f"file://{root}") as queue:
         for n in range(200):
             await queue.put((str(n).encode(),), key="k")
         deliveries = [await queue.receive(timeout=5) for _ in range(200)]
-        lent = [delivery for delivery in deliveries if delivery is not None]
+        leased = [delivery for delivery in deliveries if delivery is not None]
         with files_limited_to(4000), pytest.raises(QueueStorageError, match="acks"):
-            await queue.ack(lent)
-        await queue.ack(lent)
+            await queue.ack(leased)
+        await queue.ack(leased)
         assert (await queue.stats()).backlog_records == 0
 
 
@@ -192,7 +192,7 @@ async def test_a_segment_with_an_unacked_record_stays(root: Path) -> None:
         assert await drain(queue) == [1]
 
 
-async def test_an_archive_is_not_cleared_away_by_a_handle_that_says_nothing_of_it(root: Path) -> None:
+async def test_a_handle_without_the_option_does_not_delete_an_archive(root: Path) -> None:
     async with open_queue(f"file://{root}?retain=true") as queue:
         await queue.put((b"kept",), key="k")
     async with open_queue(f"file://{root}") as plain:
@@ -206,7 +206,7 @@ async def test_an_archive_is_not_cleared_away_by_a_handle_that_says_nothing_of_i
     assert bytes(replayed.frames[0]) == b"kept"
 
 
-async def test_a_retained_run_is_replayed_whole_and_as_often_as_wanted(root: Path) -> None:
+async def test_a_retained_run_can_be_replayed_repeatedly(root: Path) -> None:
     await put_numbers(root, range(6), "partitions=2&segment_bytes=300")
     await put_numbers(root, range(6, 10))
     async with open_queue(f"file://{root}?retain=true") as queue:
@@ -219,7 +219,7 @@ async def test_a_retained_run_is_replayed_whole_and_as_often_as_wanted(root: Pat
 
 async def test_a_large_record_travels_through_threads(root: Path) -> None:
     blob = os.urandom(5 << 20)
-    async with open_queue(f"file://{root}?fsync=never") as queue:
+    async with open_queue(f"file://{root}") as queue:
         await asyncio.gather(*(queue.put((str(n).encode(), blob), key="k") for n in range(4)))
         for _ in range(4):
             delivery = await queue.receive(timeout=5)
@@ -245,15 +245,15 @@ async def test_the_partitions_of_a_holder_without_a_heartbeat_go_to_another(
     await put_numbers(root, range(3))
     frozen = open_queue(f"file://{root}?lease_time=0.05")
     monkeypatch.setattr("transports.files.leases.LeaseHolder._keep_heartbeat", lambda self: None)
-    lent = await frozen.receive(timeout=5)
-    assert number(lent) == 0
+    leased = await frozen.receive(timeout=5)
+    assert number(leased) == 0
     async with open_queue(f"file://{root}?lease_time=0.05") as other:
         taken = await other.receive(timeout=5)
         assert taken is not None
         assert (number(taken), taken.redelivered) == (0, True)
-        assert lent is not None
+        assert leased is not None
         with pytest.raises(StaleLease):
-            await lent.ack()
+            await leased.ack()
         await taken.ack()
         assert await drain(other) == [1, 2]
     await frozen.aclose()
@@ -265,19 +265,21 @@ async def test_a_claim_of_a_holder_without_a_heartbeat_goes_to_another(
     await put_numbers(root, range(2))
     frozen = open_queue(f"file://{root}?lease_time=0.05", lease="record")
     monkeypatch.setattr("transports.files.leases.LeaseHolder._keep_heartbeat", lambda self: None)
-    lent = await frozen.receive(timeout=5)
-    assert lent is not None
+    leased = await frozen.receive(timeout=5)
+    assert leased is not None
     async with open_queue(f"file://{root}", lease="record") as other:
         got = [await other.receive(timeout=5), await other.receive(timeout=5)]
         assert sorted(map(number, got)) == [0, 1]
         with pytest.raises(StaleLease):
-            await lent.ack()
+            await leased.ack()
         await other.ack([delivery for delivery in got if delivery is not None])
         assert (await other.stats()).backlog_records == 0
     await frozen.aclose()
 
 
-async def test_a_long_ledger_is_begun_anew_and_says_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_log_is_replaced_by_a_short_one_with_the_same_facts(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("transports.files.acks._COMPACT_BYTES", 500)
     writer = open_queue(f"file://{root}?segment_bytes=1")
     async with writer, open_queue(f"file://{root}") as queue, open_queue(f"file://{root}") as peeking:
@@ -295,7 +297,7 @@ async def test_a_long_ledger_is_begun_anew_and_says_the_same(root: Path, monkeyp
                 await queue.ack(unacked[::-1])
                 unacked = []
             assert (await peeking.stats()).backlog_records == len(unacked)
-            # Where nothing is left to read, a ledger that is long was begun anew: at rest its length is bounded.
+            # When nothing is left to read, a long log was replaced, so its length is limited.
             assert await queue.receive(timeout=0) is None
             assert ledger_bytes(root) <= longest_ledger(acked_out_of_order=38 if n < 150 else 0)
         for n in range(400, 410):
@@ -305,13 +307,13 @@ async def test_a_long_ledger_is_begun_anew_and_says_the_same(root: Path, monkeyp
 
 
 def longest_ledger(*, acked_out_of_order: int) -> int:
-    """Its opening has three entries for one writer, and one for each record that was acked before its predecessors."""
+    """A log begins with three entries for one writer, and one for each record that was acked out of order."""
     opening_bytes = 32 * (3 + acked_out_of_order)
     return 500 + 2 * opening_bytes
 
 
 def ledger_bytes(root: Path) -> int:
-    with contextlib.suppress(FileNotFoundError):  # one that went between the look at the directory and this
+    with contextlib.suppress(FileNotFoundError):  # a log that was removed just now
         return sum(path.stat().st_size for path in root.glob("p0/acks.*"))
     return ledger_bytes(root)
 
@@ -329,7 +331,7 @@ FOREIGN = f"{'a' * 16}.{0:016x}.seg"
 
 @pytest.mark.parametrize("replay", ["", "?replay=true"])
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path)])
-async def test_a_thing_with_the_name_of_a_segment_is_a_named_error(
+async def test_a_directory_or_pipe_with_the_name_of_a_segment_is_a_named_error(
     make: Callable[[Path], None], replay: str, root: Path
 ) -> None:
     await put_numbers(root, range(1))
@@ -339,7 +341,7 @@ async def test_a_thing_with_the_name_of_a_segment_is_a_named_error(
             await queue.stats()
 
 
-async def test_a_partition_that_is_no_directory_is_a_named_error_of_a_replay(root: Path) -> None:
+async def test_a_replay_names_a_partition_that_is_not_a_directory(root: Path) -> None:
     await put_numbers(root, range(1))
     shutil.rmtree(root / "p0")
     (root / "p0").touch()
@@ -348,7 +350,7 @@ async def test_a_partition_that_is_no_directory_is_a_named_error_of_a_replay(roo
 
 
 @pytest.mark.parametrize("put_at", [math.nan, math.inf, -math.inf, -1e300, 1e300])
-async def test_a_record_of_no_time_has_no_age(put_at: float, root: Path) -> None:
+async def test_a_record_with_an_impossible_time_has_no_age(put_at: float, root: Path) -> None:
     await put_numbers(root, range(1))
     write_segment(root / "p0" / FOREIGN, put_at=put_at)
     async with open_queue(f"file://{root}") as queue:
@@ -357,7 +359,7 @@ async def test_a_record_of_no_time_has_no_age(put_at: float, root: Path) -> None
     assert stats.oldest_age < 1000
 
 
-async def test_a_record_with_a_damaged_key_is_no_record(root: Path) -> None:
+async def test_a_record_with_a_damaged_key_is_not_returned(root: Path) -> None:
     await put_numbers(root, range(2))
     write_segment(root / "p0" / FOREIGN, key=b"\xff")
     async with open_queue(f"file://{root}") as queue:

@@ -1,4 +1,4 @@
-"""`memory://`: the contract, and what is its own: shared by name, across threads and loops."""
+"""`memory://`: the contract, and handles that share a queue by name, across threads and loops."""
 
 import asyncio
 import threading

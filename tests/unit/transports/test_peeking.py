@@ -1,4 +1,4 @@
-"""Looking into queues and putting dead letters back: what no case of the conformance suite can see from outside."""
+"""Peeks, replays and dead letters: what the conformance suite cannot see from outside."""
 
 import logging
 import os
@@ -34,7 +34,7 @@ async def peeked(queue: Queue) -> list[int]:
     return [int(bytes(record.frames[0])) for record in await queue.peek(limit=100)]
 
 
-async def test_a_requeue_that_dies_in_between_leaves_one_record_twice_and_none_nowhere(
+async def test_a_requeue_that_dies_in_between_leaves_one_record_twice_and_loses_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def die(queue: Queue, letter: DeadLetter) -> None:
@@ -67,16 +67,16 @@ async def test_the_segments_of_dead_letters_are_reclaimed_once_all_of_them_are_g
 async def test_what_is_acked_and_kept_is_not_peeked_at(root: Path) -> None:
     async with open_queue(f"file://{root}?retain=true&segment_bytes=200") as queue:
         await put_numbers(queue, range(6))
-        lent = [await next_of(queue) for _ in range(5)]
-        await queue.ack([*lent[:3], lent[4]])
+        leased = [await next_of(queue) for _ in range(5)]
+        await queue.ack([*leased[:3], leased[4]])
         assert await peeked(queue) == [3, 5]
 
 
 async def test_what_is_acked_and_kept_is_counted_and_peeked_at_in_a_replay(root: Path) -> None:
     async with open_queue(f"file://{root}?retain=true&segment_bytes=200") as queue:
         await put_numbers(queue, range(6))
-        lent = [await next_of(queue) for _ in range(5)]
-        await queue.ack([*lent[:3], lent[4]])
+        leased = [await next_of(queue) for _ in range(5)]
+        await queue.ack([*leased[:3], leased[4]])
         stats = await queue.stats()
         assert (stats.backlog_records, stats.retained_records) == (2, 4)
         async with open_queue(f"file://{root}?replay=true") as replayed:
@@ -127,14 +127,14 @@ async def test_peeking_at_damage_names_it(root: Path) -> None:
             await queue.peek(limit=10)
 
 
-async def test_a_replayed_queue_can_be_looked_at_but_not_changed(root: Path) -> None:
+async def test_a_replay_can_be_read_and_not_changed(root: Path) -> None:
     async with open_queue(f"file://{root}") as queue:
         await put_numbers(queue, range(3))
         await (await next_of(queue)).reject("not today")
     async with open_queue(f"file://{root}?replay=true") as replayed:
         assert await peeked(replayed) == [0, 1, 2]
-        with pytest.raises(QueueError, match="read only"):
+        with pytest.raises(QueueError, match="read-only"):
             await replayed.requeue(limit=1)
         (letter,) = await replayed.dead_letters()
-        with pytest.raises(QueueError, match="read only"):
+        with pytest.raises(QueueError, match="read-only"):
             await replayed.discard(letter)

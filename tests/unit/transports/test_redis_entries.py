@@ -1,4 +1,4 @@
-"""Entries of a Redis stream, without a server: a record, or what a dead letter says of one that is none of ours."""
+"""Entries of a Redis stream, without a server: records, and the dead letters of foreign entries."""
 
 import pytest
 
@@ -48,7 +48,7 @@ def test_an_entry_of_another_program_has_a_reason_and_keeps_its_content(
 
 @pytest.mark.parametrize("id_", [b"1-1048576", b"8796093022208-0", b"18446744073709551615-18446744073709551615"])
 def test_an_id_that_has_no_position_is_foreign_but_a_mark_may_have_it(id_: bytes) -> None:
-    with pytest.raises(ForeignEntry, match="its id is not one that a server gives"):
+    with pytest.raises(ForeignEntry, match="a server would not give it this id"):
         read_entry(id_, FIELDS)
     assert position_of_mark(id_) > 0
 

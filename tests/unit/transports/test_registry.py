@@ -1,4 +1,4 @@
-"""From a URL to a transport, and what is refused on the way."""
+"""From a URL to a transport: which URLs and options are refused."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def test_an_unknown_scheme_names_the_nearest_and_all_that_are_known() -> None:
 
 
 @pytest.mark.parametrize("url", ["zmq://host:port", "redis://host:port/0", "zmq://[::1"])
-def test_what_is_no_url_at_all_is_refused(url: str) -> None:
+def test_a_text_that_is_not_a_url_is_refused(url: str) -> None:
     with pytest.raises(QueueURLError, match="not a URL"):
         open_queue(url)
 
@@ -47,7 +47,7 @@ async def test_a_program_can_register_a_transport_of_its_own() -> None:
         ("partitions", "not a URL"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused_by_name(query: str, message: str) -> None:
+def test_a_wrong_option_is_refused_by_name(query: str, message: str) -> None:
     with pytest.raises(QueueURLError, match=message):
         open_queue(f"memory://options?{query}")
 

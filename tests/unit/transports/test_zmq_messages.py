@@ -1,4 +1,4 @@
-"""`zmq://` without sockets: what malformed messages, other versions and puts that fail do to a hub and its handles."""
+"""`zmq://` without sockets: malformed messages, other versions, and puts that fail."""
 
 import asyncio
 import math
@@ -101,23 +101,23 @@ async def test_a_hello_of_a_connection_without_a_producers_name_is_refused(hub: 
     assert (hub.refusals.count, hub.sent) == (1, [])
 
 
-async def test_a_malformed_message_is_said_once_for_each_peer(
+async def test_a_malformed_message_is_logged_once_for_each_peer(
     hub: OneLoopHub, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(5):
         hub.receive(STRANGER, b"P", b"garbage", b"x")
     (said,) = caplog.messages
-    assert "refused a message of 10.0.0.9: a header that cannot be read" in said
+    assert "refused a message from 10.0.0.9: a header that cannot be read" in said
     assert hub.refusals.count == 5
 
 
 @pytest.mark.parametrize("token", [["another hub", 0, 0, 1], ["", 0, 0, 1], ["", 4095, 0, 1], ["", 0, 10**6, 1]])
-async def test_a_token_of_no_leased_record_is_stale(token: list[Any], hub: OneLoopHub) -> None:
+async def test_a_token_without_a_leased_record_is_stale(token: list[Any], hub: OneLoopHub) -> None:
     link = await new_link(hub)
     await link.put((b"x",), "k", "tag")
-    lent = LeaseToken(token[0] or hub.name, *token[1:])
-    assert not await link.nack(lent, 0.0)
-    assert not await link.reject(lent, "no")
+    leased = LeaseToken(token[0] or hub.name, *token[1:])
+    assert not await link.nack(leased, 0.0)
+    assert not await link.reject(leased, "no")
     assert (await link.stats()).backlog_records == 1
     await link.close()
 
@@ -138,7 +138,7 @@ async def test_a_handle_cannot_ack_what_another_one_has(hub: OneLoopHub) -> None
 # Versions
 
 
-async def test_a_handle_of_another_version_is_told_the_version_of_the_hub(
+async def test_a_handle_of_another_version_gets_the_version_of_the_hub(
     hub: OneLoopHub, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub.receive(STRANGER, b"H7", b"whatever version 7 says")
@@ -180,13 +180,13 @@ MALFORMED_OF_THE_HUB = {
     "an answer with a list as its number": [b"A", header([], "", None)],
     "progress with a text": [b"S", header("1", [])],
     "progress with no list": [b"S", header(0, 5)],
-    "progress beyond what was sent": [b"S", header(10**9, [])],
+    "progress of records that were never sent": [b"S", header(10**9, [])],
     "a welcome of few values": [b"W", header("hub")],
     "a welcome with no partitions": [b"W", header("hub", 0, 0)],
     "a welcome with too many partitions": [b"W", header("hub", 10**6, 0)],
     "a welcome with a list as its name": [b"W", header([], 1, 0)],
     "a welcome that expects what was not sent": [b"W", header("hub", 1, 10**6)],
-    "a version that is no number": [b"V", b"\xff"],
+    "a version that is not a number": [b"V", b"\xff"],
     "a refusal of the same version": [b"V", b"2"],
 }
 
@@ -198,7 +198,7 @@ async def test_a_malformed_message_of_the_hub_changes_nothing(
     link = await new_link(hub)
     link.handle_message(MALFORMED_OF_THE_HUB[name], "10.0.0.1")
     await put_and_receive(link)
-    assert "refused a message of 10.0.0.1" in caplog.text
+    assert "refused a message from 10.0.0.1" in caplog.text
     await link.close()
 
 

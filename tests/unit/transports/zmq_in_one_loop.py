@@ -21,7 +21,7 @@ class OneLoopHub:
         self.name = token_hex(8)
         self.refusals = Refusals("hub")
         self.sent: list[tuple[bytes, list[bytes]]] = []
-        """What the hub sent to identities that are no link of ours."""
+        """What the hub sent to identities without a link of this test."""
         self._held: list[tuple[RemoteHubLink, list[bytes]]] | None = None
         self._url = f"memory://{self.name}?partitions={partitions}"
         self._settled: list[str] = []
@@ -31,13 +31,13 @@ class OneLoopHub:
         self._links: dict[bytes, RemoteHubLink] = {}
 
     def receive(self, identity: bytes, *parts: MessagePart) -> None:
-        """Do what a message says that came from the connection of this identity."""
+        """Give the hub a message from the connection of this identity."""
         self._handles.handle_message([identity, *parts], "10.0.0.9")
         settled, self._settled[:] = list(self._settled), []
         self._handles.send_progress(settled)
 
     def link(self, identity: bytes = b"") -> RemoteHubLink:
-        """The link of a new handle of this hub."""
+        """Return the link of a new handle."""
         identity = identity or token_hex(8).encode()
 
         def connect(on_message: Callable[[Sequence[MessagePart], str], None]) -> "_OneLoopConnection":
@@ -48,7 +48,7 @@ class OneLoopHub:
 
     @contextmanager
     def silence(self) -> Iterator[None]:
-        """Within it no message reaches a handle; they come at its end."""
+        """Hold back all messages to handles until the end of the context."""
         self._held = []
         yield
         held, self._held = self._held, None
@@ -80,7 +80,7 @@ class _OneLoopConnection:
         self.send = send
 
     def start_heartbeat(self) -> None:
-        """Nothing: no lease of this hub ends by itself."""
+        """Do nothing: no lease of this hub expires."""
 
     async def close(self) -> None:
-        """Nothing: there is no socket."""
+        """Do nothing: there is no socket."""

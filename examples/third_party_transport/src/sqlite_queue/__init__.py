@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from transports import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueClosed, QueueStats, QueueURLError
+from transports import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, QueueURLError
 from transports.base import frames_nbytes, partition_of
 from transports.urls import QueueOptions, parse_queue_url
 
@@ -38,7 +38,6 @@ class SqliteQueue(Queue):
         super().__init__(url, options)
         self._shares_partitions = lease == "record"
         self._epoch = 0
-        self._closed = False
         self._database = sqlite3.connect(unquote(parts.path), isolation_level=None, timeout=30)
         self._database.executescript(f"PRAGMA journal_mode=WAL; {TABLES}")
         with self._transaction():
@@ -93,9 +92,8 @@ class SqliteQueue(Queue):
 
     async def release(self) -> None:
         """See `Queue.release`."""
-        with self._transaction():
-            self._execute("DELETE FROM holders WHERE epoch = ?", self._epoch)
-        self._epoch = 0
+        self._check_open()
+        self._end_leases()
 
     async def stats(self) -> QueueStats:
         """See `Queue.stats`."""
@@ -126,12 +124,13 @@ class SqliteQueue(Queue):
             for row in rows
         ]
 
-    async def aclose(self) -> None:
-        """See `Queue.aclose`."""
-        if not self._closed:
-            await self.release()
-            self._closed = True
-            self._database.close()
+    async def _close(self) -> None:
+        self._end_leases()
+        self._database.close()
+
+    def _end_leases(self) -> None:
+        self._execute("DELETE FROM holders WHERE epoch = ?", self._epoch)
+        self._epoch = 0
 
     def _lease_next_record(self) -> Delivery | None:
         with self._transaction():
@@ -207,8 +206,7 @@ class SqliteQueue(Queue):
         self._database.execute(statement, values)
 
     def _transaction(self) -> _Transaction:
-        if self._closed:
-            raise QueueClosed(f"{self.url}: this handle is closed. Open the queue again.")
+        self._check_open()
         return _Transaction(self._database)
 
 

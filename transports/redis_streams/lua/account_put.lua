@@ -1,0 +1,17 @@
+-- Runs after the XADD of a record, in one transaction. Removes the record if it repeats a stored put or exceeds the
+-- limit, and counts it otherwise. So the frames do not pass through a script.
+-- Answers whether the record was accepted, and the records and bytes of the backlog if it was not.
+local stream, totals, writer = KEYS[1], KEYS[2], KEYS[3]
+local number, nbytes, limit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local repeated = redis.call('GET', writer) == number
+local records = tonumber(redis.call('HGET', totals, 'records') or '0')
+local bytes = tonumber(redis.call('HGET', totals, 'bytes') or '0')
+if repeated or bytes + nbytes > limit then
+  local added = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1][1]
+  redis.call('XDEL', stream, added)
+  return {repeated and 1 or 0, records, bytes}
+end
+redis.call('HINCRBY', totals, 'records', 1)
+redis.call('HINCRBY', totals, 'bytes', nbytes)
+redis.call('SET', writer, number, 'EX', 86400)
+return {1, 0, 0}

@@ -1,0 +1,2 @@
+-- Remove a dead letter.
+return redis.call('XDEL', KEYS[1], ARGV[1])

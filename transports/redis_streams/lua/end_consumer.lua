@@ -1,0 +1,2 @@
+-- End a consumer of single records.
+return redis.call('DEL', KEYS[1])
