@@ -108,7 +108,7 @@ def parse_queue_url(url: str, options: type[OptionsT]) -> tuple[SplitResult, Opt
     try:
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
-        raise QueueURLError(f"{shown_url}: not a URL: an option has not the form key=value") from None
+        raise QueueURLError(f"{shown_url}: not a URL: write each option as key=value") from None
     types = get_type_hints(options)
     option_names = [option_field.name for option_field in fields(options)]
     values: dict[str, Any] = {}

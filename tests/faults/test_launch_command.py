@@ -155,7 +155,9 @@ def test_several_environments_and_a_summary_for_people(color_codeword: str, tmp_
         "        raise ValueError('[coins] have edges')\n"
     )
     text = Path(color_codeword).read_text().replace("rollout.environments.color_codeword:ColorCodeword", "coin:Coin")
-    text = text.replace("  turns: 4 # pictures in a rollout\n", "").replace("name: color_codeword", "name: coin")
+    text = text.replace("  turns: 4 # how many images a rollout has\n", "").replace(
+        "name: color_codeword", "name: coin"
+    )
     other.write_text(text)
     settings = set_options(
         ("tasks.count=1", "tasks.group_size=2", "engine.sampling.temperature=0", f"run.directory={tmp_path}")

@@ -100,7 +100,7 @@ def test_an_environment_from_anywhere_is_played(color_codeword: Sequence[str], t
         Path(color_codeword[0])
         .read_text()
         .replace("rollout.environments.color_codeword:ColorCodeword", "coin:Coin")
-        .replace("  turns: 4 # pictures in a rollout\n", "")
+        .replace("  turns: 4 # how many images a rollout has\n", "")
     )
     path = str(tmp_path / "coin.yaml")
     result = run_in_subprocess("run", path, "--set", "tasks.count=3", "--json", path=tmp_path)

@@ -39,11 +39,27 @@ def load_error(path: Path) -> str:
     [
         ("url", "flie:///data/records", "unknown scheme 'flie://'; did you mean 'file://'? Known schemes are file://,"),
         ("tasks", "/data/tasks", "the URL has no scheme. Known schemes are file://,"),
-        ("url", "file://{run_dir}/x?retian=true", "unknown option 'retian'; did you mean 'retain'? file:// knows"),
-        ("tasks", "redis://h/0?straem=x", "unknown option 'straem'; did you mean 'stream'? redis:// knows"),
-        ("tasks", "rediss://h/0?ca=x", "unknown option 'ca'; did you mean 'ca_file'? rediss:// knows"),
-        ("control", "zmq://h:5555?server=true", "unknown option 'server'; did you mean 'serve'? zmq:// knows"),
-        ("control", "memory://m?partition=2", "unknown option 'partition'; did you mean 'partitions'? memory:// knows"),
+        (
+            "url",
+            "file://{run_dir}/x?retian=true",
+            "unknown option 'retian'; did you mean 'retain'? The options of file:// are",
+        ),
+        (
+            "tasks",
+            "redis://h/0?straem=x",
+            "unknown option 'straem'; did you mean 'stream'? The options of redis:// are",
+        ),
+        ("tasks", "rediss://h/0?ca=x", "unknown option 'ca'; did you mean 'ca_file'? The options of rediss:// are"),
+        (
+            "control",
+            "zmq://h:5555?server=true",
+            "unknown option 'server'; did you mean 'serve'? The options of zmq:// are",
+        ),
+        (
+            "control",
+            "memory://m?partition=2",
+            "unknown option 'partition'; did you mean 'partitions'? The options of memory:// are",
+        ),
         ("url", "redis://h/0?lease_time=long", "option lease_time='long': expected a number"),
         ("tasks", "file://{run_dirr}/tasks", "unknown field '{run_dirr}'; did you mean 'run_dir'?"),
         ("tasks", "redis://h/0?stream={environ}", "unknown field '{environ}'; did you mean 'environment'?"),
