@@ -13,10 +13,7 @@ from rich.markup import escape
 from rollout.cli.open_files import require_open_files
 from rollout.cli.options import Debug, Json, Overrides
 from rollout.cli.output import (
-    DistinctError,
-    RolloutFailure,
     describe_retries,
-    distinct_errors,
     print_errors,
     print_report,
     print_table,
@@ -30,6 +27,7 @@ from rollout.cli.report_stream import report_stream
 if TYPE_CHECKING:
     from rollout.launch.places import Place
     from rollout.launch.state import LaunchState
+    from rollout.rundir.outcomes import DistinctError
 
 
 PlaceName = Literal["here", "ray", "slurm", "k8s"]
@@ -128,10 +126,7 @@ def _launch(state: "LaunchState", *, as_json: bool) -> int:
         if not state.report()["rollouts"]:
             raise
         failure = error  # what was done before still counts, and is printed first
-    errors = distinct_errors(
-        RolloutFailure(f"{environment}/{outcome.rollout}", outcome.status, outcome.error or {}, outcome.traceback)
-        for environment, outcome in state.failed_rollouts()
-    )
+    errors = state.failures()
     report = with_errors(state.report(), errors)
     print_report(report, partial(_print_summary, state, report, errors), failure, as_json=as_json)
     if screen.interrupted:
@@ -142,7 +137,7 @@ def _launch(state: "LaunchState", *, as_json: bool) -> int:
 
 
 def _print_summary(
-    state: "LaunchState", report: Mapping[str, Any], errors: Sequence[DistinctError], console: Console
+    state: "LaunchState", report: Mapping[str, Any], errors: "Sequence[DistinctError]", console: Console
 ) -> None:
     from rollout.rundir.limits import warn_if_all_limited
 

@@ -91,10 +91,10 @@ def _print_notices(state: RunState, console: Console) -> None:
 
 
 def _details(state: RunState) -> str:
-    rewards = state.trainer_counters.rewards
-    parts = [f"{state.worker_counters.in_flight} in flight"] if state.worker_counters.in_flight else []
-    if rewards:
-        parts.append(f"reward {sum(rewards) / len(rewards):.3f}")
-    if state.trainer_counters.failures:
-        parts.append(f"{len(state.trainer_counters.failures)} with errors")
+    in_flight = state.worker.in_flight if state.worker is not None else 0
+    parts = [f"{in_flight} in flight"] if in_flight else []
+    if (reward := state.totals.reward_mean) is not None:
+        parts.append(f"reward {reward:.3f}")
+    if errors := state.totals.errors.rollouts:
+        parts.append(f"{errors} with errors")
     return "  ".join(parts)

@@ -31,10 +31,12 @@ from rollout.log import log_to_json_file
 from rollout.metrics.export import MetricsExport, export_metrics
 from rollout.metrics.launch import EnvironmentStatus, LaunchCollector
 from rollout.metrics.loop_monitor import LoopMonitor
+from rollout.metrics.outcomes import OutcomeCollector
 from rollout.metrics.server import ScrapeTargetFile
 from rollout.records.progress import ProgressFollower
 from rollout.rundir.directory import RunDirectory
 from rollout.rundir.manifest import LaunchConfig
+from rollout.rundir.outcomes import OutcomeTotals
 from rollout.tasks.orders import RolloutOrder, iter_orders
 from rollout.tasks.sources import count_rows_used
 from rollout.worker.link import WorkerInstructions
@@ -96,16 +98,20 @@ async def _run_workers(state: LaunchState, export: MetricsExport) -> None:
     slots = [slot for environment in state.environments for slot in environment.worker_slots]
     supervisor = state.supervisor = Supervisor(slots, lambda name: _worker_instructions(state, name), state.place)
     export.not_ready_reason = lambda: _not_ready_reason(state)
-    async with anyio.create_task_group() as task_group:
-        task_group.start_soon(_feed_all, state, supervisor)
-        for environment in state.environments:
-            task_group.start_soon(_follow_trainer, environment, state)
-            task_group.start_soon(_watch_failures, environment, state)
-        await supervisor.run()
-        task_group.cancel_scope.cancel()
+    try:
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(_feed_all, state, supervisor)
+            for environment in state.environments:
+                task_group.start_soon(_follow_trainer, environment, state)
+            task_group.start_soon(_watch_failures, state)
+            await supervisor.run()
+            task_group.cancel_scope.cancel()
+    finally:
+        for slot in slots:  # a worker that was killed left its file
+            (state.directory.metrics_path / f"{slot.name}.json").unlink(missing_ok=True)
     if not state.stopping_early:
+        await anyio.to_thread.run_sync(partial(state.outcomes.refresh, at_once=True))
         for environment in state.environments:
-            await anyio.to_thread.run_sync(partial(environment.outcome_totals.refresh, at_once=True))
             _check_failures(environment, state)
     if state.too_many_failures is not None:
         raise state.too_many_failures
@@ -145,7 +151,7 @@ async def _prepare_environment(
             if state.is_resumed
             else environment.feeder.require_empty()
         )
-    await anyio.to_thread.run_sync(environment.outcome_totals.refresh)
+    await anyio.to_thread.run_sync(partial(state.outcomes.refresh, at_once=True))
     environment.failure_limit = FailureLimit(
         environment.name, config.run.max_failed, dict(environment.outcome_totals.status_counts)
     )
@@ -174,11 +180,16 @@ def _list_orders(environment: EnvironmentState, config: Config) -> list[RolloutO
 def _export_metrics(state: LaunchState) -> AbstractAsyncContextManager[MetricsExport]:
     """The metrics of a launch, served as the first of its configurations says."""
     registry, loop_monitor = CollectorRegistry(), LoopMonitor()
-    outcome_totals = {environment.name: environment.outcome_totals for environment in state.environments}
-    registry.register(LaunchCollector(lambda: _environment_statuses(state), outcome_totals))
+    registry.register(LaunchCollector(lambda: _environment_statuses(state)))
+    registry.register(OutcomeCollector(lambda: _refresh_totals(state)))
     target_file = ScrapeTargetFile(state.directory.metrics_path, "launch", {"run": state.directory.run_id})
     config = state.environments[0].launch_config.config.metrics
     return export_metrics(registry, target_file, config, loop_monitor=loop_monitor, stall_timeout=_STALL_TIMEOUT)
+
+
+def _refresh_totals(state: LaunchState) -> dict[str, OutcomeTotals]:
+    state.outcomes.refresh()
+    return state.outcomes.by_environment
 
 
 def _environment_statuses(state: LaunchState) -> list[EnvironmentStatus]:
@@ -190,7 +201,6 @@ def _environment_statuses(state: LaunchState) -> list[EnvironmentStatus]:
             workers=len(environment.worker_slots),
             ready_workers=environment.ready_workers,
             deaths=deaths[environment.name],
-            metric_totals=[slot.metric_totals for slot in environment.worker_slots],
         )
         for environment in state.environments
     ]
@@ -244,10 +254,11 @@ async def _feed_all(state: LaunchState, supervisor: Supervisor) -> None:
     supervisor.drain()
 
 
-async def _watch_failures(environment: EnvironmentState, state: LaunchState) -> None:
+async def _watch_failures(state: LaunchState) -> None:
     while state.too_many_failures is None:
-        await anyio.to_thread.run_sync(environment.outcome_totals.refresh)
-        _check_failures(environment, state)
+        await anyio.to_thread.run_sync(state.outcomes.refresh)
+        for environment in state.environments:
+            _check_failures(environment, state)
         await anyio.sleep(_FAILURES_POLL_SECONDS)
 
 

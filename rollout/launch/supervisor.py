@@ -7,7 +7,7 @@ no heartbeat comes for minutes. Where workers run, here or on other machines, on
 
 import signal
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,6 @@ from anyio.abc import TaskGroup
 
 from rollout.errors import RolloutError
 from rollout.launch.places import NotStarted, Place, WorkerProcess
-from rollout.metrics.totals import MetricTotals
 from rollout.worker.link import Heartbeat, WorkerFailure, WorkerInstructions, decode_report, encode_instructions
 from transports import Queue, QueueError
 
@@ -33,7 +32,6 @@ _FINAL_REPORT_TIMEOUT = 1.0
 _EXPIRE_LEASES_TIMEOUT = 5.0
 """Seconds for the queue to expire the leases of a dead worker; after that, they end by themselves."""
 _RESTART_PAUSES_SECONDS = (0.2, 30.0)
-_SUMMED_FIELDS = ("turns", "tokens")
 
 
 class WorkersDie(RolloutError):
@@ -81,7 +79,7 @@ class WorkerDeath:
 
 @dataclass(slots=True)
 class WorkerSlot:
-    """A slot for one worker at a time, and what the workers in it did, one after another.
+    """A slot for one worker at a time.
 
     Attributes:
         name: the name of the slot and of each worker in it.
@@ -94,8 +92,6 @@ class WorkerSlot:
         process: the worker that runs now; None between two workers.
         heartbeat: the last heartbeat of this worker.
         last_heard: when that heartbeat came, by the monotonic clock.
-        earlier_totals: what the dead workers of this slot did, by the names of `Heartbeat`.
-        metric_totals: the metrics of all workers of this slot.
     """
 
     name: str
@@ -108,15 +104,6 @@ class WorkerSlot:
     process: WorkerProcess | None = None
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     last_heard: float = 0.0
-    earlier_totals: Counter[str] = field(default_factory=Counter)
-    metric_totals: MetricTotals = field(default_factory=MetricTotals)
-
-    @property
-    def totals(self) -> Counter[str]:
-        """What all workers of this slot did together, by the names of `Heartbeat`."""
-        totals = Counter(self.earlier_totals)
-        totals.update({name: getattr(self.heartbeat, name) for name in _SUMMED_FIELDS})
-        return totals
 
 
 class Supervisor:
@@ -175,7 +162,7 @@ class Supervisor:
             exit_code, reason = await self._run_once(slot, task_group)
             if self._end_signal is not None:
                 return
-            made_progress = slot.heartbeat.turns > 0
+            made_progress = slot.heartbeat.finished > 0
             death = self._record_death(slot, exit_code, reason)
             if not slot.restart_budget.spend():
                 cause = reason or f"the last one, {slot.name}, ended with {death.description}; see {slot.output_path}"
@@ -223,7 +210,6 @@ class Supervisor:
                     if report.ready and not slot.heartbeat.ready:
                         log.info("worker ready", worker=slot.name, pid=process.pid)
                     slot.heartbeat, slot.last_heard = report, time.monotonic()
-                    slot.metric_totals.add_changes(report.metrics)
                 case WorkerFailure():
                     failure_reasons.append(report.reason)
         all_lines_read.set()
@@ -251,8 +237,6 @@ class Supervisor:
                 process.kill()
 
     def _record_death(self, slot: WorkerSlot, exit_code: int, reason: str) -> WorkerDeath:
-        slot.earlier_totals = slot.totals
-        slot.metric_totals.end_worker()
         slot.heartbeat = Heartbeat()
         death = WorkerDeath(slot.name, slot.environment, exit_code, reason)
         self.deaths.append(death)

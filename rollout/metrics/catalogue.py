@@ -1,14 +1,12 @@
 """Every metric that a process of ours exports: its name, type, labels and meaning.
 
-The names follow Prometheus' conventions: base units, `_total` for what only grows. A worker's metrics have its
-environment as a label. A launch exports the same metrics, summed over its workers; `combine` says which ones cannot be
-summed.
+The names follow Prometheus' conventions: base units, and `_total` for what only grows. A worker's metrics have its
+environment as a label.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
 
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -33,7 +31,6 @@ class MetricSpec:
         label_names: the names of its labels.
         description: what it measures.
         buckets: the upper bounds of a histogram's buckets.
-        combine: how the values of several workers become one.
     """
 
     name: str
@@ -41,7 +38,6 @@ class MetricSpec:
     label_names: tuple[str, ...]
     description: str
     buckets: tuple[float, ...] = ()
-    combine: Literal["sum", "max"] = "sum"
 
     @property
     def base_name(self) -> str:
@@ -188,7 +184,6 @@ POLICY_VERSION = MetricSpec(
     MetricType.GAUGE,
     _ENVIRONMENT_LABELS,
     "The trainer's version of the policy, as workers know it.",
-    combine="max",
 )
 POLICY_LAG = MetricSpec(
     "rollout_policy_lag_versions",
@@ -209,14 +204,12 @@ LOOP_STALLED = MetricSpec(
     MetricType.GAUGE,
     _ENVIRONMENT_LABELS,
     "For how long the event loop has not turned; of several workers, the longest.",
-    combine="max",
 )
 ADMISSION_WAIT = MetricSpec(
     "rollout_admission_wait_seconds",
     MetricType.GAUGE,
     _ENVIRONMENT_LABELS,
     "For how long a worker has waited for room in the trajectories queue; of several, the longest.",
-    combine="max",
 )
 
 WORKERS = MetricSpec(

@@ -177,7 +177,7 @@ class Attempt:
         assert score is not None
         if isinstance(score, BaseException):
             return await self._finish_after_exception(score)
-        limit = self.session.last_limit if score.limit is RolloutLimit.NONE else score.limit
+        limit = self.session.counters.last_limit if score.limit is RolloutLimit.NONE else score.limit
         return await self.stream.put_finished(
             RolloutStatus.OK,
             reward=score.reward,

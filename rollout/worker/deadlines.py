@@ -73,8 +73,8 @@ class DeadlineEnforcer:
         previous = {attempt: self._turn_progress.get(attempt) for attempt in attempts}
         self._turn_progress = {
             attempt: progress
-            if progress and progress.turns == attempt.session.turns_done
-            else _TurnProgress(attempt.session.turns_done, now)
+            if progress and progress.turns == len(attempt.session.played_turns)
+            else _TurnProgress(len(attempt.session.played_turns), now)
             for attempt, progress in previous.items()
         }
         for attempt, progress in self._turn_progress.items():

@@ -10,12 +10,11 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import orjson
 
-from rollout.metrics.totals import SampleChanges
 from rollout.texts import dump_json
 
 _HEARTBEAT_INTERVAL = 0.5
@@ -23,23 +22,19 @@ _HEARTBEAT_INTERVAL = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a worker did so far; it sends one twice a second.
+    """The state of a worker, which sends it twice a second.
 
     Attributes:
         ready: whether the worker takes orders; False while it still starts.
         in_flight: how many rollouts it plays now.
-        turns: turns of the rollouts that it ended.
-        tokens: tokens that the policy sampled in these rollouts.
+        finished: how many rollouts it has ended.
         lease_holder: the name under which the worker holds leases on the tasks queue; empty while it still starts.
-        metrics: the samples that changed since the last heartbeat.
     """
 
     ready: bool = False
     in_flight: int = 0
-    turns: int = 0
-    tokens: int = 0
+    finished: int = 0
     lease_holder: str = ""
-    metrics: SampleChanges = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,14 @@ from rollout.config.load import Config
 from rollout.errors import RolloutError, primary_error
 from rollout.log import log_to_json_file
 from rollout.metrics.export import MetricsExport, export_metrics
+from rollout.metrics.outcomes import OutcomeCollector
 from rollout.metrics.server import ScrapeTargetFile
-from rollout.metrics.totals import ChangeTracker
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.assets import hold_run_lock
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RunDirectory
+from rollout.rundir.manifest import can_resume
+from rollout.rundir.outcomes import OutcomeTotals
 from rollout.worker.containment import LimitedOutput, LoopWatchdog, refuse_exits, refuse_forks
 from rollout.worker.link import (
     Heartbeat,
@@ -125,11 +127,13 @@ class WorkerRunner:
                 metadata = build_run_metadata(config, self.directory.run_id)
                 async with open_shared_resources(config.environment_class, config.environment_settings) as resources:
                     worker = Worker(config, policy, metadata, claims, tasks_queue, trajectories_queue, resources)
-                    metrics.export_state(worker.counters, policy.engine, policy.version)
+                    metrics.export_state(lambda: worker.in_flight, policy.engine, policy.version)
+                    metrics.registry.register(OutcomeCollector(lambda: self._totals_to_export(worker)))
                     export.not_ready_reason = lambda: "it drains" if worker.draining else None
                     if self.supervisor_link is not None:
-                        make_heartbeat = partial(_make_heartbeat, worker, tasks_queue, ChangeTracker(metrics.registry))
-                        self.supervisor_link.start_reporting(make_heartbeat, partial(_apply_instructions, worker))
+                        self.supervisor_link.start_reporting(
+                            partial(_make_heartbeat, worker, tasks_queue), partial(_apply_instructions, worker)
+                        )
                     else:
                         export.watch_queue(environment, "tasks", tasks_queue)
                         export.watch_queue(environment, "trajectories", trajectories_queue)
@@ -145,13 +149,18 @@ class WorkerRunner:
         kill_own_process_group()
 
     def _export_metrics(self, metrics: WorkerMetrics) -> AbstractAsyncContextManager[MetricsExport]:
-        """Export the metrics: heartbeats contain them; without a supervisor, the worker serves them itself."""
         target_file = ScrapeTargetFile(self.directory.metrics_path, self.name, {"run": self.directory.run_id})
-        config = self.config.metrics if self.supervisor_link is None else None
+        config = self.config.metrics
+        if self.supervisor_link is not None:
+            config = config.model_copy(update={"port": 0})  # `metrics.port` is the launch's, on the same machine
         stall_timeout = _MAX_FAILED_INTERRUPTS * self.config.worker.block_timeout + _STARTUP_SECONDS
         return export_metrics(
             metrics.registry, target_file, config, loop_monitor=metrics.loop_monitor, stall_timeout=stall_timeout
         )
+
+    def _totals_to_export(self, worker: Worker) -> dict[str, OutcomeTotals]:
+        """Return how the worker's rollouts ended; nothing if its run has a launch, which exports it from the claims."""
+        return {} if can_resume(self.directory.path) else {self.config.run.name: worker.totals}
 
     async def _play_until_stopped(self, worker: Worker, engine_urls: list[str]) -> None:
         async with anyio.create_task_group() as task_group:
@@ -161,7 +170,7 @@ class WorkerRunner:
                 task_group.start_soon(self._drain_when_run_ends, worker)
             await worker.run()
             task_group.cancel_scope.cancel()
-        log.info("worker stopped", finished=worker.counters.finished)
+        log.info("worker stopped", finished=worker.totals.rollouts)
 
     async def _stop_on_signals(
         self, worker: Worker, scope: anyio.CancelScope, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
@@ -171,7 +180,7 @@ class WorkerRunner:
             async for _ in signals:
                 if scope.deadline < float("inf"):
                     scope.cancel()
-                log.info("worker drains", in_flight=worker.counters.in_flight, grace=self.config.worker.grace)
+                log.info("worker drains", in_flight=worker.in_flight, grace=self.config.worker.grace)
                 worker.drain()
                 scope.deadline = anyio.current_time() + self.config.worker.grace
 
@@ -184,15 +193,9 @@ class WorkerRunner:
         worker.drain()
 
 
-def _make_heartbeat(worker: Worker, tasks_queue: Queue, changes: ChangeTracker) -> Heartbeat:
-    counters = worker.counters
+def _make_heartbeat(worker: Worker, tasks_queue: Queue) -> Heartbeat:
     return Heartbeat(
-        ready=True,
-        in_flight=counters.in_flight,
-        turns=counters.turns,
-        tokens=counters.tokens,
-        lease_holder=tasks_queue.holder,
-        metrics=changes.take_changes(),
+        ready=True, in_flight=worker.in_flight, finished=worker.totals.rollouts, lease_holder=tasks_queue.holder
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 from rollout.config.load import Config, load_config
 from rollout.environments.base import Environment, Model, Score
 from rollout.metrics.export import export_metrics
+from rollout.metrics.outcomes import OutcomeCollector
 from rollout.metrics.queues import QueueMonitor
 from rollout.metrics.server import ScrapeTargetFile
 from rollout.metrics.worker import WorkerMetrics
@@ -111,7 +112,8 @@ def stage(
             worker = Worker(
                 config, policy, build_run_metadata(config, "run"), Claims(tmp_path / "c"), tasks, trajectories
             )
-            metrics.export_state(worker.counters, policy.engine, policy.version)
+            metrics.export_state(lambda: worker.in_flight, policy.engine, policy.version)
+            metrics.registry.register(OutcomeCollector(lambda: {config.run.name: worker.totals}))
             export.watch_queue(config.run.name, "trajectories", trajectories)
             group.start_soon(worker.run)
             (where,) = directory.metrics_path.glob("*.json")

@@ -258,7 +258,7 @@ async def test_a_close_that_fails_is_logged_and_changes_nothing(
     assert (logged["event"], logged["log_level"]) == (event, "warning")
     assert told in logged["exception"]
     assert len(Closes.closed) == 1
-    assert [outcome.close_failed for outcome in Claims(tmp_path / "claims").outcomes()] == [True]
+    assert [outcome.close_failed for outcome in Claims(tmp_path / "claims").new_outcomes(set())] == [True]
 
 
 async def test_a_close_that_catches_its_cancellation_is_left_behind(
