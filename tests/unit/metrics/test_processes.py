@@ -87,17 +87,25 @@ def test_a_launch_and_its_workers_together_export_what_the_summary_says(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    queue_options = ("tasks.source=queue", f"queue.tasks={tasks}", f"metrics.port={port}")
-    overrides = (*SMALL, *queue_options, f"run.directory={tmp_path}/runs")
-    settings = [part for setting in overrides for part in ("--set", setting)]
-    command = [sys.executable, "-m", "rollout", "launch", str(color_codeword), "--workers=2", "--json", *settings]
-    asyncio.run(put(12))
-    names = {"launch", "color_codeword-0", "color_codeword-1"}
+    run = tmp_path / "runs" / "one"
+    rollout = (sys.executable, "-m", "rollout")
+    settings = [
+        part for setting in (*SMALL, "tasks.source=queue", f"queue.tasks={tasks}") for part in ("--set", setting)
+    ]
+    launched = [*rollout, "launch", str(color_codeword), "--run", str(run), "--workers=2", "--json", *settings]
+    joined = [*rollout, "worker", str(color_codeword), "--run", str(run), "--name=joined", *settings]
+    asyncio.run(put(18))
+    names = {"launch", "color_codeword-0", "color_codeword-1", "joined"}
     pages: dict[str, Samples] = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as launch:
+    with (
+        subprocess.Popen(
+            [*launched, "--set", f"metrics.port={port}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as launch,
+        subprocess.Popen(joined, stderr=subprocess.DEVNULL) as worker,
+    ):
         try:
             deadline = time.monotonic() + 60
-            while pages.keys() != names or not all_reported(pages["launch"], rollouts=12, workers=2):
+            while pages.keys() != names or not all_reported(pages["launch"], rollouts=18, workers=2):
                 assert time.monotonic() < deadline
                 assert launch.poll() is None
                 urls = metrics_urls(tmp_path / "runs")
@@ -107,13 +115,16 @@ def test_a_launch_and_its_workers_together_export_what_the_summary_says(
             assert urls["launch"].endswith(f":{port}")
             for url in urls.values():
                 assert (get(f"{url}/healthz"), get(f"{url}/readyz")) == ((200, "ok\n"), (200, "ok\n"))
-            launch.send_signal(signal.SIGTERM)
+            for process in (worker, launch):
+                process.send_signal(signal.SIGTERM)
             summary = json.loads(launch.communicate(timeout=30)[0])
+            assert worker.wait(30) == 0
         finally:
+            worker.kill()
             launch.kill()
     assert pages["launch"]["rollout_workers"] == {(*ENVIRONMENT_LABEL, "ready"): 2, (*ENVIRONMENT_LABEL, "starting"): 0}
     assert_agrees(summed(pages.values()), summary)
-    for name in names - {"launch"}:
+    for name in ("color_codeword-0", "color_codeword-1"):
         assert not [sample for sample in pages[name] if sample.startswith("rollout_queue_")]
     assert metrics_urls(tmp_path / "runs") == {}
 

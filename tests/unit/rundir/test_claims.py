@@ -143,6 +143,22 @@ def test_an_outcome_for_which_there_is_no_room_is_not_recorded_in_part(
     assert not claims.is_done("r")
 
 
+def test_a_rollout_whose_worker_dies_while_it_records_the_outcome_can_be_claimed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = Claims(tmp_path)
+    claim = claims.claim_next_attempt("r")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            claims.record_outcome(outcome("r", claim.attempt_number))
+    assert not claims.is_done("r")
+    second = claims.claim_next_attempt("r")
+    assert second.attempt_number == 2
+    claims.record_outcome(outcome("r", second.attempt_number))
+    assert claims.outcome("r") == outcome("r", 2)
+
+
 def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ClaimsError, match="cannot be created"):
