@@ -240,7 +240,10 @@ class MetricsConfig(Section):
         default="127.0.0.1", description="Address to listen at; 0.0.0.0 for others, who then read it all."
     )
     port: int = Field(
-        default=0, ge=0, le=65535, description="0: a free one; RUN_DIR/metrics/*.json and the log say which."
+        default=0,
+        ge=0,
+        le=65535,
+        description="0: a free one, which the workers of a launch always take; RUN_DIR/metrics/*.json says which.",
     )
 
 
