@@ -1,6 +1,6 @@
 """The progress of a launch: a live table on a terminal, plain lines elsewhere, and Ctrl-C.
 
-Everything is written in a thread. A stopped terminal or a pager can block it, and the supervisor still notices deaths.
+A thread writes everything. A stopped terminal or a pager can block it, and the supervisor still notices deaths.
 """
 
 import signal
@@ -26,13 +26,17 @@ _RATE_WINDOW_SECONDS = 30.0
 _UNKNOWN = "–"
 _COLUMNS = ("environment", "workers", "in flight", "done", "reward", "turns/s", "tokens/s", "failed", "backlog", "left")
 _LEAST_IMPORTANT = ("tokens/s", "turns/s", "backlog", "workers")
-"""The columns that a narrow table leaves out, the first one first."""
+"""The columns that a narrow table leaves out, in this order."""
 _NAME_WIDTH = 18
-"""A longer name is broken into lines before a column is left out."""
+"""A longer name is broken into lines before columns are left out."""
 
 
 class LaunchScreen:
-    """Shows a launch, and stops it at signals."""
+    """Shows a launch, and stops it at signals.
+
+    Attributes:
+        interrupted: whether the user pressed Ctrl-C.
+    """
 
     def __init__(self, state: LaunchState, console: Console) -> None:
         self.interrupted = False
@@ -47,7 +51,7 @@ class LaunchScreen:
             await (self._show_table() if can_redraw(self._console) else self._show_lines())
 
     async def _watch_signals(self) -> None:
-        """SIGTERM and the first Ctrl-C drain; after that, Ctrl-C ends the workers at once."""
+        """Drain at SIGTERM and at the first Ctrl-C; end the workers at once at the second Ctrl-C."""
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for number in signals:
                 if number == signal.SIGINT and self.interrupted:
@@ -134,7 +138,7 @@ class LaunchScreen:
 def launch_table(rows: Sequence[tuple[str, ...]], width: int) -> Table:
     """Return a table with a row for each environment.
 
-    A narrow one breaks long names into lines and leaves the least important columns out, but breaks no number.
+    A narrow table breaks long names into lines and leaves out the least important columns. It never breaks a number.
     """
     shown = list(_COLUMNS)
     leave_out = iter(_LEAST_IMPORTANT)

@@ -30,7 +30,7 @@ _MAX_VIOLATIONS_SHOWN = 3
 
 
 def run(config: Configuration, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
-    """Play all rollouts of CONFIG in this process: engine (if none is configured), worker, and a consuming reader.
+    """Play all rollouts of CONFIG in this process, with a worker, a reader, and an engine if none is configured.
 
     Exits with 0; 1 if the run failed, if no rollout got a reward, if more failed than run.max_failed allows, or if an
     invariant was violated; 2 for a bad configuration; 130 after Ctrl-C.
@@ -52,7 +52,7 @@ def run(config: Configuration, overrides: Overrides = None, as_json: Json = Fals
     except (RolloutError, QueueError) as error:
         if not state.trainer_counters.trajectories:
             raise
-        failure = error  # what was done before still counts, and is printed first
+        failure = error  # the summary of the finished rollouts is printed first
     errors = state.totals.errors.distinct()
     report = with_errors(state.report(), errors)
     print_report(report, partial(_print_summary, state, settings, errors), failure, as_json=as_json)

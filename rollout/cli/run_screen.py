@@ -24,9 +24,9 @@ async def show_run(state: RunState, stop: anyio.Event) -> None:
 
 
 async def _watch_signals(state: RunState, stop: anyio.Event) -> None:
-    """The first Ctrl-C ends the run with what was done; the second one ends it at once.
+    """End the run with its summary at the first Ctrl-C, and at once at the second one.
 
-    The handlers are Python's and not the event loop's, so that they also run while a rollout holds the loop.
+    The handlers are those of Python, not of the event loop, so that they run even while a rollout blocks the loop.
     """
     loop, signal_count, end_at_once = asyncio.get_running_loop(), 0, anyio.Event()
 
@@ -55,7 +55,7 @@ async def _show_bar(state: RunState, console: Console) -> None:
         TimeElapsedColumn(),
         TextColumn("{task.fields[details]}"),
     )
-    # Drawn by the event loop alone: a thread would draw over a debugger that waits for its user.
+    # Only the event loop draws: a thread would draw over a debugger that waits for input.
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
         task = progress.add_task("starting", total=state.total_rollouts, details="")
         while True:

@@ -1,4 +1,4 @@
-"""`rollout run`: engine, worker and a consuming reader together, from a configuration to a summary."""
+"""`rollout run`: an engine, a worker and a reader in one process, from a configuration to a summary."""
 
 import asyncio
 import threading
@@ -87,20 +87,20 @@ class TrainerCounters:
 
 @dataclass(slots=True)
 class RunState:
-    """A run while it goes on; who shows its progress reads it.
+    """A run while it goes on. A display reads it.
 
     Attributes:
         directory: the run's directory.
         total_rollouts: how many rollouts the run plays.
         rows_used: how many rows of the source of its tasks it plays; None without such a source.
-        engine_description: which engines are used, for people; empty until they are there.
-        worker: plays the rollouts; None until the engines are there.
+        engine_description: the engines, for people; empty until they are known.
+        worker: plays the rollouts; None until the engines are checked.
         trainer_counters: what the reader received.
-        notices: lines about the start that were not shown yet: that it waits for an engine, and that it goes on.
+        notices: lines that no display has shown yet, such as that the start waits for an engine.
         interrupted: whether the user stopped the run.
         started_at: when the run started, by the monotonic clock.
         elapsed_seconds: how long the run took; 0 while it goes on.
-        loop_watchdog: interrupts what holds the event loop; None before the run has a loop.
+        loop_watchdog: interrupts code that blocks the event loop; None before the run has a loop.
     """
 
     directory: RunDirectory
@@ -141,7 +141,7 @@ def prepare_run(config: Config) -> RunState:
 
     Raises:
         EnvironmentUnusable: no environment can be made.
-        RolloutError: the directory cannot be made.
+        RolloutError: the directory cannot be created.
     """
     require_usable(config.new_environment, config.environment_class_path)
     directory = create_run_directory(config.run.directory, config.run.name)
@@ -150,11 +150,11 @@ def prepare_run(config: Config) -> RunState:
 
 
 RunDisplay = Callable[["RunState", anyio.Event], Coroutine[Any, Any, None]]
-"""Runs at the same time as the run: shows its state, and sets the event when the user wants to stop."""
+"""Shows the state while the run goes on, and sets the event when the user wants to stop."""
 
 
 def run_in_process(config: Config, state: RunState, display: RunDisplay) -> None:
-    """Play every rollout of the configuration. What an environment leaves running is left behind at the end.
+    """Play every rollout of the configuration. Tasks and threads that environments left running do not delay the end.
 
     Raises:
         RolloutError, QueueError, AdapterError: the run could not start, or its infrastructure failed for good.
@@ -270,14 +270,14 @@ async def _consume(reader: TrajectoryReader, state: RunState, failure_limit: Fai
                 uncommitted = 0
             continue
         if uncommitted:
-            await _commit(reader)  # what is not committed may be what fills the queue
+            await _commit(reader)  # uncommitted records may be what fills the queue
             uncommitted = 0
         if state.totals.rollouts < state.total_rollouts:
             last_arrival = time.monotonic()
         elif time.monotonic() - last_arrival > _DRAIN_TIMEOUT:
             raise TrajectoriesLost(
                 f"{state.totals.rollouts} rollouts have finished, only {state.trainer_counters.trajectories} "
-                f"came out of the queue, and nothing for {_DRAIN_TIMEOUT:g} s. Does another reader consume it?"
+                f"came out of the queue, and none for {_DRAIN_TIMEOUT:g} s. Stop any other reader of this queue."
             )
     failure_limit.check(state.totals.status_counts)
 

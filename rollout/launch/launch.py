@@ -1,7 +1,7 @@
-"""`rollout launch`: worker processes for one or several environments, which get orders and are supervised and drained.
+"""`rollout launch`: starts worker processes for one or several environments, feeds, supervises and drains them.
 
-The run's directory contains everything that is needed to continue a launch: the configurations that it started with,
-and the claims, which say what is done.
+The run's directory has everything that is needed to continue a launch: the configurations and the claims, which say
+which rollouts are done.
 """
 
 import sys
@@ -50,13 +50,13 @@ _PROGRESS_POLL_SECONDS = 1.0
 _FAILURES_POLL_SECONDS = 0.5
 _LEASE_EXPIRY_SECONDS = 60.0
 _ASSUMED_EXTERNAL_WORKERS = 64
-"""For how many workers orders are kept on the queue, if somebody else starts all workers."""
+"""The number of workers for which orders are kept on the queue, if somebody else starts all workers."""
 _STALL_TIMEOUT = 120.0
-"""Seconds without a turn of the supervisor's event loop after which the process is unhealthy."""
+"""Seconds for which the event loop may not run before the process is unhealthy."""
 
 
 LaunchDisplay = Callable[[LaunchState], Coroutine[Any, Any, None]]
-"""Runs at the same time as a launch: shows it, and ends it when the user wants to stop."""
+"""Shows a launch while it runs, and ends it when the user wants to stop."""
 
 
 def run_launch(state: LaunchState, display: LaunchDisplay) -> None:
@@ -128,7 +128,7 @@ async def _prepare_environment(
     config, directory = environment.launch_config.config, state.directory
     _refuse_memory_queues(config)
     if state.workers_per_environment and isinstance(state.place, LocalPlace):
-        require_model(config.model.path, environment.launch_config.file)  # before each worker says so, again and again
+        require_model(config.model.path, environment.launch_config.file)  # otherwise each worker would fail with it
     rollout_orders = (
         [] if environment.is_fed_externally else await anyio.to_thread.run_sync(_list_orders, environment, config)
     )
@@ -140,7 +140,7 @@ async def _prepare_environment(
     environment.control_queue = open_queue(directory.queue_url(config.queue.control, environment.name))
     await stack.enter_async_context(environment.control_queue)
     for queue in (tasks_queue, trajectories_queue, environment.control_queue):
-        await queue.stats()  # a queue that cannot be reached ends the launch now, and not its workers later
+        await queue.stats()  # a queue that cannot be reached ends the launch now, before workers start
     environment.tasks_queue = tasks_queue
     environment.tasks_monitor = export.watch_queue(environment.name, "tasks", tasks_queue)
     environment.trajectories_monitor = export.watch_queue(environment.name, "trajectories", trajectories_queue)
@@ -178,7 +178,7 @@ def _list_orders(environment: EnvironmentState, config: Config) -> list[RolloutO
 
 
 def _export_metrics(state: LaunchState) -> AbstractAsyncContextManager[MetricsExport]:
-    """The metrics of a launch, served as the first of its configurations says."""
+    """Export the metrics of a launch, as its first configuration says."""
     registry, loop_monitor = CollectorRegistry(), LoopMonitor()
     registry.register(LaunchCollector(lambda: _environment_statuses(state)))
     registry.register(OutcomeCollector(lambda: _refresh_totals(state)))
@@ -250,7 +250,7 @@ async def _feed_all(state: LaunchState, supervisor: Supervisor) -> None:
                     state.workers_per_environment or _ASSUMED_EXTERNAL_WORKERS
                 ) * environment.launch_config.config.worker.concurrency
                 task_group.start_soon(environment.feeder.feed, 2 * rollout_slots)
-    state.directory.ended_marker.touch()  # for workers that joined the run; ours get a signal
+    state.directory.ended_marker.touch()  # for workers that joined the run; our own workers get a signal
     supervisor.drain()
 
 
@@ -320,7 +320,7 @@ def _worker_instructions(state: LaunchState, environment_name: str) -> WorkerIns
 
 
 def _worker_command(launch_config: LaunchConfig, directory: RunDirectory, name: str) -> tuple[str, ...]:
-    # The worker gets the overrides over its link: everybody on this machine can read a command line.
+    # The worker gets the overrides over its link, because everybody on this machine can read a command line.
     run_options = ("--run", str(directory.path), "--name", name)
-    # -P: the current directory is not on the path, as it is not on that of the command `rollout`.
+    # -P keeps the current directory off the module path, as for the command `rollout`.
     return (sys.executable, "-P", "-m", "rollout", "worker", str(launch_config.file), *run_options)

@@ -1,4 +1,4 @@
-"""The state of a launch while it runs: of each environment, and of all together. Who shows a launch reads it."""
+"""The state of a launch while it runs: of each environment, and of all together. The displays read it."""
 
 import time
 from collections import deque
@@ -62,11 +62,11 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that whoever looks at a launch should know now.
+    """News for the person who watches a launch.
 
     Attributes:
         text: one line.
-        is_wait: whether it says what an environment waits for; it is repeated, and `EnvironmentState.wait` says it too.
+        is_wait: whether it says what an environment waits for. It is then repeated, and `EnvironmentState.wait` has it.
     """
 
     text: str
@@ -113,10 +113,12 @@ class EnvironmentState:
 
     @property
     def backlog_bytes(self) -> int:
+        """The bytes of the trajectories queue that the trainer has not consumed."""
         return self.trajectories_monitor.latest_stats.backlog_bytes if self.trajectories_monitor is not None else 0
 
     @property
     def name(self) -> str:
+        """The name of the environment in the run."""
         return self.launch_config.config.run.name
 
     @property
@@ -126,17 +128,32 @@ class EnvironmentState:
 
     @property
     def in_flight(self) -> int:
+        """How many rollouts the workers of this launch play now."""
         return sum(slot.heartbeat.in_flight for slot in self.worker_slots)
 
     @property
     def ready_workers(self) -> int:
+        """How many workers of this launch take orders."""
         return sum(slot.heartbeat.ready for slot in self.worker_slots)
 
 
 class LaunchState:
-    """A launch while it runs; who shows its progress reads it, and may end it by `stop_early` and `kill`.
+    """A launch while it runs. A display reads it, and ends it with `stop_early` and `kill`.
 
-    `is_resumed` says that orders on the tasks queue are those of an earlier launch of this run.
+    Attributes:
+        directory: the run's directory.
+        environments: the state of each environment.
+        workers_per_environment: how many workers the launch starts for each environment.
+        place: where the workers run.
+        is_resumed: whether the orders on the tasks queue are those of an earlier launch of this run.
+        outcomes: how the rollouts of the run ended.
+        supervisor: supervises the workers; None until all environments are prepared.
+        startup_scope: cancelled if the launch is stopped before it has workers; None before the start.
+        stopping_early: whether the launch is stopped before every rollout has ended.
+        too_many_failures: why the launch stops, if too many rollouts failed.
+        notices: news that no display has shown yet.
+        started_at: when the launch started, by the monotonic clock.
+        elapsed_seconds: how long the launch took; 0 while it goes on.
     """
 
     def __init__(
@@ -168,7 +185,7 @@ class LaunchState:
         self.elapsed_seconds = 0.0
 
     def stop_early(self) -> None:
-        """Let the workers finish their rollouts and start no others; if there are no workers yet, end."""
+        """Let the workers finish their rollouts and accept no others; without workers, end at once."""
         self.stopping_early = True
         if self.supervisor is not None:
             self.supervisor.drain()

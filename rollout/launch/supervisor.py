@@ -1,8 +1,8 @@
-"""Keeps worker processes running: starts them, reads their heartbeats, expires the leases of one that died, and
-restarts it as often as its budget allows.
+"""Keeps worker processes running: starts them, reads their heartbeats, and replaces workers that die.
 
-A worker whose event loop is blocked is not dead: a thread of its own sends its heartbeats. A worker is killed only if
-no heartbeat comes for minutes. Where workers run, here or on other machines, only `launch.places.Place` knows.
+The leases of a dead worker expire at once. A restart budget limits how often workers are restarted. A worker whose
+event loop is blocked is not dead: a separate thread sends its heartbeats. A worker is killed only if no heartbeat
+comes for two minutes. `launch.places.Place` knows where workers run, here or on other machines.
 """
 
 import signal
@@ -24,7 +24,7 @@ from transports import Queue, QueueError
 log = structlog.get_logger()
 
 _HEARTBEAT_TIMEOUT = 120.0
-"""Seconds without a heartbeat after which a worker is killed, because not even its threads run any more."""
+"""Seconds without a heartbeat after which a worker is killed, because even its threads do not run."""
 _DRAIN_MARGIN_SECONDS = 15.0
 """Seconds on top of `worker.grace` before a worker that should drain is killed."""
 _RESTART_WINDOW_SECONDS = 3600.0
@@ -74,6 +74,7 @@ class WorkerDeath:
 
     @property
     def description(self) -> str:
+        """The exit code or the signal, for people."""
         return f"signal {signal.Signals(-self.exit_code).name}" if self.exit_code < 0 else f"exit code {self.exit_code}"
 
 
@@ -107,7 +108,17 @@ class WorkerSlot:
 
 
 class Supervisor:
-    """Supervises all workers of a launch. `instructions_for` makes the instructions for an environment's workers."""
+    """Supervises all workers of a launch.
+
+    Args:
+        slots: the slots of the workers.
+        instructions_for: returns the instructions for the workers of an environment.
+        place: where the workers run.
+
+    Attributes:
+        slots: the slots of the workers.
+        deaths: the workers that died.
+    """
 
     def __init__(
         self, slots: list[WorkerSlot], instructions_for: Callable[[str], WorkerInstructions], place: Place
@@ -172,7 +183,7 @@ class Supervisor:
                 await self._end_requested.wait()
 
     async def _run_once(self, slot: WorkerSlot, supervisor_group: TaskGroup) -> tuple[int, str]:
-        """Start a worker and watch it to its end; return its exit code, and the reason that it reported."""
+        """Run a worker until it ends; return its exit code and the reason that it reported."""
         try:
             process = await self._place.start(slot.name, slot.command, slot.output_path)
         except NotStarted as error:
@@ -223,7 +234,9 @@ class Supervisor:
             with anyio.fail_after(_EXPIRE_LEASES_TIMEOUT, shield=True):
                 await slot.tasks_queue.expire_leases(lease_holder)
         except (QueueError, TimeoutError) as error:
-            log.warning("the leases of a dead worker will lapse", worker=slot.name, error=str(error))
+            log.warning(
+                "the leases of a dead worker could not be expired and end later", worker=slot.name, error=str(error)
+            )
 
     async def _kill_if_silent(self, slot: WorkerSlot, process: WorkerProcess) -> None:
         stopping_since: float | None = None

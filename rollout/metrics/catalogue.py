@@ -1,4 +1,4 @@
-"""Every metric that a process of ours exports: its name, type, labels and meaning.
+"""Every metric that our processes export: its name, type, labels and meaning.
 
 The names follow Prometheus' conventions: base units, and `_total` for what only grows. A worker's metrics have its
 environment as a label.
@@ -23,7 +23,7 @@ class MetricType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """One metric, with all values of its labels.
+    """One metric.
 
     Attributes:
         name: the name that Prometheus reads, with the `_total` of a counter.
@@ -45,12 +45,15 @@ class MetricSpec:
         return self.name.removesuffix("_total")
 
     def counter(self, registry: CollectorRegistry) -> Counter:
+        """Create the counter in a registry."""
         return Counter(self.base_name, self.description, self.label_names, registry=registry)
 
     def gauge(self, registry: CollectorRegistry) -> Gauge:
+        """Create the gauge in a registry."""
         return Gauge(self.base_name, self.description, self.label_names, registry=registry)
 
     def histogram(self, registry: CollectorRegistry) -> Histogram:
+        """Create the histogram in a registry."""
         return Histogram(self.base_name, self.description, self.label_names, buckets=self.buckets, registry=registry)
 
     def build_metric(self, values: Mapping[tuple[str, ...], float]) -> Metric:

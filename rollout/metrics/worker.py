@@ -21,32 +21,43 @@ from rollout.records.versions import version_number
 
 
 class ReplicaState(Protocol):
-    """What the client knows of one engine; see `rollout.engine.routing.Replica`."""
+    """The client's state of one engine; see `rollout.engine.routing.Replica`."""
 
     @property
-    def url(self) -> str: ...
+    def url(self) -> str:
+        """The root of the engine's URL."""
+
     @property
-    def in_flight(self) -> int: ...
+    def in_flight(self) -> int:
+        """How many requests the engine has not answered yet."""
+
     @property
-    def is_unavailable(self) -> bool: ...
+    def is_unavailable(self) -> bool:
+        """Whether the client leaves the engine out."""
+
     @property
-    def total_ejections(self) -> int: ...
+    def total_ejections(self) -> int:
+        """How often the client began to leave the engine out."""
 
 
 class EngineClientState(Protocol):
     """See `rollout.engine.client.EngineClient`."""
 
     @property
-    def replicas(self) -> Sequence[ReplicaState]: ...
+    def replicas(self) -> Sequence[ReplicaState]:
+        """Every engine."""
+
     @property
-    def retry_count(self) -> int: ...
+    def retry_count(self) -> int:
+        """How many requests were sent again."""
 
 
 class CurrentPolicyVersion(Protocol):
     """The trainer's version of the policy; see `rollout.session.session.PolicyVersionState`."""
 
     @property
-    def current(self) -> str: ...
+    def current(self) -> str:
+        """The trainer's version."""
 
 
 class WorkerMetrics:

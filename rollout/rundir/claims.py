@@ -143,7 +143,7 @@ class Claims:
             try:
                 self._create_exclusively(self._path(rollout_id, str(number)))
             except FileExistsError:
-                continue  # somebody claimed that number a moment ago
+                continue  # another worker has just claimed this number
             return Claim(rollout_id, number, number - endings.count("returned"))
 
     def mark_returned(self, claim: Claim) -> None:

@@ -1,4 +1,4 @@
-"""A process that is one worker: it starts, plays what the tasks queue has, and drains at a signal."""
+"""The process of one worker: it starts, plays the orders of the tasks queue, and drains at a signal."""
 
 import asyncio
 import os
@@ -49,7 +49,7 @@ _BASE_THREADS = 32
 _MAX_ENVIRONMENT_THREADS = 96
 """An upper limit, because thousands of threads would take much of a worker's memory."""
 _EXIT_TIMEOUT = 5.0
-"""Seconds in which a worker must end after its work is done."""
+"""Seconds in which the process must end after the worker has ended."""
 _MAX_FAILED_INTERRUPTS = 2
 """How often the watchdog may fail to interrupt the code that holds the loop before the worker is unhealthy."""
 _STARTUP_SECONDS = 60.0
@@ -140,7 +140,7 @@ class WorkerRunner:
                     await self._play_until_stopped(worker, [engine.url for engine in policy.engine.replicas])
 
     def _end_stuck_worker(self, description: str) -> None:
-        """End the worker, because only its process can be taken from our own code that does not come to an end."""
+        """Kill this process, because nothing else ends our own code when it hangs."""
         failure = WorkerFailure(f"{description}; the worker is killed (worker.block_timeout).")
         log.error("worker is stuck", reason=failure.reason)
         if self.supervisor_link is not None:
@@ -185,7 +185,7 @@ class WorkerRunner:
                 scope.deadline = anyio.current_time() + self.config.worker.grace
 
     async def _drain_when_run_ends(self, worker: Worker) -> None:
-        """Drain when the run ends: a worker that joined another launch's run gets no more orders then."""
+        """Drain when the launch has ended the run: a worker that joined it gets no more orders."""
         ended_marker = anyio.Path(self.directory.ended_marker)
         while not await ended_marker.exists():  # noqa: ASYNC110 - another machine may create it
             await anyio.sleep(_RUN_END_CHECK_INTERVAL)
@@ -205,18 +205,18 @@ def _apply_instructions(worker: Worker, instructions: WorkerInstructions) -> Non
 
 
 def _resize_thread_pools(concurrency: int) -> None:
-    """Make enough threads for what environments do in threads, so that queues and images never wait for one."""
+    """Allow enough threads for environments, so that queues and images never wait for a thread."""
     thread_count = _BASE_THREADS + min(concurrency, _MAX_ENVIRONMENT_THREADS)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(thread_count, "worker"))
     anyio.to_thread.current_default_thread_limiter().total_tokens = thread_count
 
 
 def _force_exit_after(seconds: float, exit_code: int) -> None:
-    """Exit after so many seconds, without waiting for threads and tasks that environments left behind."""
+    """Exit after this time, without waiting for threads and tasks that environments left behind."""
 
     def force_exit() -> None:
         time.sleep(seconds)
-        log.warning("what environments left behind was still running", seconds=seconds)
+        log.warning("threads or tasks of environments still run", seconds=seconds)
         os._exit(exit_code)
 
     threading.Thread(target=force_exit, name="exit", daemon=True).start()
@@ -233,5 +233,5 @@ def _limit_output() -> Iterator[None]:
 
 
 def default_worker_name(environment: str) -> str:
-    """Return a name for a worker that got none from a supervisor."""
+    """Return a name for a worker that has no supervisor."""
     return f"{environment}-{os.uname().nodename}-{os.getpid()}"

@@ -3,7 +3,7 @@
 One failed rollout never ends another one. If the infrastructure fails an attempt, or its environment raises `Retry`,
 another one follows with a fresh environment. `worker.halt_after` failures of the infrastructure in a row end the
 worker, before it uses up the attempts of all rollouts.
-An order that the worker did not finish is not acked, and is delivered again, here or elsewhere.
+An order that the worker did not finish is not acked, so the queue delivers it again, here or elsewhere.
 """
 
 from collections import Counter
@@ -31,16 +31,16 @@ log = structlog.get_logger()
 
 _POLL_INTERVAL = 0.2
 _FINAL_WRITE_TIMEOUT = 5.0
-"""Seconds that a cancelled worker has for each write that it must still do."""
+"""Seconds for each write that a cancelled worker must still do."""
 _RETRY_PAUSE_SECONDS = 0.5
 
 
 class AttemptsExhausted(RolloutError):
-    """As many attempts at a rollout started as are allowed, and none came to its end."""
+    """The allowed number of attempts at a rollout started, and none of them finished."""
 
 
 class WorkerHalted(RolloutError):
-    """The infrastructure failed several attempts in a row; to go on would only use up the attempts of more rollouts."""
+    """The infrastructure failed several attempts in a row, so the worker stops before it uses up more attempts."""
 
 
 @dataclass(slots=True)
@@ -92,7 +92,7 @@ class Worker:
         self._failures_in_a_row = 0
         self._accept_scope = anyio.CancelScope()
         self._free_slots = anyio.Semaphore(config.worker.concurrency)
-        # If one of the rollouts in flight kills workers, only that one uses up its attempts, and no other one.
+        # If a rollout kills its worker, only this rollout should use up its attempts, so it is then played alone.
         self._quarantine_lock = SharedLock()
         self._deadline_enforcer = DeadlineEnforcer(claims, config.policy, config.worker.turn_timeout)
 
@@ -121,7 +121,7 @@ class Worker:
             watch_group.cancel_scope.cancel()
 
     def drain(self) -> None:
-        """Accept nothing more; `run` returns once everything in flight is done."""
+        """Accept no more orders; `run` returns once the rollouts in flight have ended."""
         self.draining = True
         self._accept_scope.cancel()
 
@@ -159,8 +159,8 @@ class Worker:
     def _estimate_tokens_in_flight(self, token_limit: int) -> float:
         """Estimate the tokens of the rollouts in flight.
 
-        One that made no request yet counts as the average of those that did. While none did, each counts as
-        `token_limit`, so that a first rollout is played alone.
+        A rollout without a request yet counts as the average of the others. While no rollout has made a request, each
+        counts as `token_limit`, so that the first rollout is played alone.
         """
         context_tokens = [attempt.session.counters.context_tokens for attempt in self._attempts_in_flight]
         known_tokens = [tokens for tokens in context_tokens if tokens]
@@ -177,8 +177,8 @@ class Worker:
             log.error("order refused", tag=delivery.tag, error=str(error))
             await delivery.reject(str(error))
         except StaleLease:
-            # This process stood still for so long that others took over. The attempt that finishes first wins.
-            log.warning("the lease of an order had lapsed", tag=delivery.tag)
+            # This process did not run for so long that another worker got the order. The first finished attempt counts.
+            log.warning("the lease of an order was lost", tag=delivery.tag)
         finally:
             self._free_slots.release()
 
@@ -201,7 +201,7 @@ class Worker:
 
     async def _claim_and_play(self, order: RolloutOrder, history: _RolloutHistory) -> bool:
         """Play one attempt, and return whether the rollout is done."""
-        with anyio.CancelScope(shield=True):  # after a claim, the attempt is played or the claim is returned
+        with anyio.CancelScope(shield=True):  # a claim must be played or returned
             claim = await anyio.to_thread.run_sync(self._claims.claim_next_attempt, order.rollout_id)
         self.advance_version(order.policy_version)
         metadata = replace(self._metadata, policy_version=self._policy.version.current)
@@ -232,8 +232,8 @@ class Worker:
         max_attempts = self._config.worker.max_attempts
         if claim.attempts_used > max_attempts:
             exhausted = AttemptsExhausted(
-                f"{max_attempts} attempts were begun (worker.max_attempts) and none came to an end: did their workers "
-                "die?"
+                f"{max_attempts} attempts started (worker.max_attempts) and none of them finished. Look in the logs "
+                "for workers that died."
             )
             await attempt.finish_without_playing(exhausted)
             return
