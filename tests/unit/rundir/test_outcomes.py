@@ -53,7 +53,7 @@ def test_a_report_has_what_all_rollouts_did() -> None:
 
 
 def test_a_metric_is_averaged_over_the_scores_that_have_it() -> None:
-    scores = ({"b": 1.0, "a": 0.0}, {}, {"a": 1.0})
+    scores: tuple[dict[str, float], ...] = ({"b": 1.0, "a": 0.0}, {}, {"a": 1.0})
     report = totals_of(*(outcome(metrics=score, rewards=score) for score in scores)).report()
     assert report["metrics"] == report["rewards"] == {"a": 0.5, "b": 1.0}
 
