@@ -142,18 +142,18 @@ async def play(config: Config, directory: RunDirectory, sampler: CpuSampler) -> 
         first, *rest = iter_orders(config.new_environment, config.tasks)
         await tasks.put(encode_order(first), key="k")
         await _wait_until_finished(worker, 1)
-        before = worker.counters.turns
+        before = worker.totals.turns
         with sampler.sampling():
             for order in rest:
                 await tasks.put(encode_order(order), key="k")
             await _wait_until_finished(worker, 1 + len(rest))
         worker.drain()
-    return worker.counters.turns - before
+    return worker.totals.turns - before
 
 
 async def _wait_until_finished(worker: Worker, count: int) -> None:
     while True:
-        if worker.counters.finished >= count:
+        if worker.totals.rollouts >= count:
             return
         await anyio.sleep(0.02)
 

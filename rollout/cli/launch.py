@@ -13,10 +13,7 @@ from rich.markup import escape
 from rollout.cli.open_files import require_open_files
 from rollout.cli.options import Debug, Json, Overrides
 from rollout.cli.output import (
-    DistinctError,
-    RolloutFailure,
     describe_retries,
-    distinct_errors,
     print_errors,
     print_report,
     print_table,
@@ -30,6 +27,7 @@ from rollout.cli.report_stream import report_stream
 if TYPE_CHECKING:
     from rollout.launch.places import Place
     from rollout.launch.state import LaunchState
+    from rollout.rundir.outcomes import DistinctError
 
 
 PlaceName = Literal["here", "ray", "slurm", "k8s"]
@@ -41,18 +39,19 @@ def launch(
         typer.Argument(metavar="CONFIG...", help="One YAML for each environment.", show_default=False),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=0, help="Worker processes for each environment; 0: somebody else starts them.")
+        int, typer.Option(min=0, help="Worker processes for each environment; 0: you start them yourself.")
     ] = 1,
     run: Annotated[
         Path | None,
-        typer.Option(metavar="RUN_DIR", help="Begin the run in this directory; if it was begun there, go on with it."),
+        typer.Option(metavar="RUN_DIR", help="Start the run in this directory, or continue the run that is there."),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run instead of beginning one.")
+        Path | None, typer.Option(metavar="RUN_DIR", help="Continue this run instead of starting one.")
     ] = None,
     on: Annotated[PlaceName, typer.Option(help="Where the workers run.")] = "here",
     render: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="With --on slurm or k8s: write what the scheduler is told there.")
+        Path | None,
+        typer.Option(metavar="DIR", help="With --on slurm or k8s: write the files for the scheduler there."),
     ] = None,
     image: Annotated[str | None, typer.Option(help="With --on k8s: the image that has rollout installed.")] = None,
     overrides: Overrides = None,
@@ -63,17 +62,19 @@ def launch(
 
     Exits with 0, also after SIGTERM, which drains; 1 if it failed, if no rollout got a reward, or if more failed than
     run.max_failed allows; 2 for a bad configuration; 130 after Ctrl-C, which drains too; a second Ctrl-C ends the
-    workers at once. What was not finished is played by --resume.
+    workers at once. --resume plays the rollouts that did not finish.
     """
     report_stream.reserve()
     require_open_files()
     if render is not None or image is not None or on in ("slurm", "k8s"):
         if run is not None or resume is not None:
-            raise typer.BadParameter("what is rendered begins a run of its own, called as --render's directory is.")
+            raise typer.BadParameter(
+                "--render starts a run of its own, with the name of its directory: leave out --run and --resume."
+            )
         plan = _write_scheduler_files(
             configs or [], overrides or [], workers=workers, on=on, directory=render, image=image
         )
-        text = f"the run will lie in {plan['run_dir']}\nstart it with: {plan['start']}"
+        text = f"the run will be in {plan['run_dir']}\nstart it with: {plan['start']}"
         print_text_or_json(text, plan, as_json=as_json)
     else:
         state = _prepare_launch(configs or [], overrides or [], workers=workers, run=run, resume=resume, on=on)
@@ -114,7 +115,7 @@ def _open_place(on: str, workers: int) -> "Place":
 
 
 def _launch(state: "LaunchState", *, as_json: bool) -> int:
-    """Run it to its end, print the summary, and return the exit code."""
+    """Run the launch, print the summary, and return the exit code."""
     from rollout.cli.launch_screen import LaunchScreen
     from rollout.errors import RolloutError
     from rollout.launch.launch import run_launch
@@ -127,11 +128,8 @@ def _launch(state: "LaunchState", *, as_json: bool) -> int:
     except (RolloutError, QueueError) as error:
         if not state.report()["rollouts"]:
             raise
-        failure = error  # what was done before still counts, and is printed first
-    errors = distinct_errors(
-        RolloutFailure(f"{environment}/{outcome.rollout}", outcome.status, outcome.error or {}, outcome.traceback)
-        for environment, outcome in state.failed_rollouts()
-    )
+        failure = error  # the summary of the finished rollouts is printed first
+    errors = state.failures()
     report = with_errors(state.report(), errors)
     print_report(report, partial(_print_summary, state, report, errors), failure, as_json=as_json)
     if screen.interrupted:
@@ -142,7 +140,7 @@ def _launch(state: "LaunchState", *, as_json: bool) -> int:
 
 
 def _print_summary(
-    state: "LaunchState", report: Mapping[str, Any], errors: Sequence[DistinctError], console: Console
+    state: "LaunchState", report: Mapping[str, Any], errors: "Sequence[DistinctError]", console: Console
 ) -> None:
     from rollout.rundir.limits import warn_if_all_limited
 
@@ -191,7 +189,7 @@ def _write_scheduler_files(
     directory: Path | None,
     image: str | None,
 ) -> dict[str, str]:
-    """Write the files for Slurm or Kubernetes, and return where the run will lie and what starts it."""
+    """Write the files for Slurm or Kubernetes, and return the run's directory and the command that starts the run."""
     from rollout.deploy import kubernetes, slurm
     from rollout.deploy.plan import plan_run
     from rollout.errors import ConfigurationError
@@ -199,11 +197,13 @@ def _write_scheduler_files(
     from rollout.rundir.private_files import write_private_file
 
     if directory is None or on not in ("slurm", "k8s"):
-        raise ConfigurationError("rollout launch: --on slurm and --on k8s need --render DIR, and it needs one of them.")
+        raise ConfigurationError(
+            "rollout launch: --on slurm and --on k8s need --render DIR, and --render needs one of them."
+        )
     if workers < 1:
         raise ConfigurationError("rollout launch --render: --workers says how many for each environment, at least 1.")
     if (on == "k8s") != (image is not None):
-        raise ConfigurationError("rollout launch: --on k8s needs --image, and nothing else has one.")
+        raise ConfigurationError("rollout launch: --on k8s needs --image; leave it out otherwise.")
     plan = plan_run(resolve_path(directory).name, paths, overrides, workers)
     warn_of_passwords([group.config for group in plan.worker_groups])
     files = slurm.render(plan) if image is None else kubernetes.render(plan, image)

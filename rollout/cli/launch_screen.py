@@ -1,11 +1,10 @@
 """The progress of a launch: a live table on a terminal, plain lines elsewhere, and Ctrl-C.
 
-Everything is written in a thread. A stopped terminal or a pager can block it, and the supervisor still notices deaths.
+A thread writes everything. A stopped terminal or a pager can block it, and the supervisor still notices deaths.
 """
 
 import signal
 import time
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -19,6 +18,7 @@ from rich.text import Text
 
 from rollout.cli.output import can_redraw
 from rollout.launch.state import EnvironmentState, LaunchState
+from rollout.rundir.outcomes import OutcomeTotals
 
 _REFRESH_SECONDS = 0.5
 _LINE_INTERVAL_SECONDS = 5.0
@@ -26,13 +26,17 @@ _RATE_WINDOW_SECONDS = 30.0
 _UNKNOWN = "–"
 _COLUMNS = ("environment", "workers", "in flight", "done", "reward", "turns/s", "tokens/s", "failed", "backlog", "left")
 _LEAST_IMPORTANT = ("tokens/s", "turns/s", "backlog", "workers")
-"""The columns that a narrow table leaves out, the first one first."""
+"""The columns that a narrow table leaves out, in this order."""
 _NAME_WIDTH = 18
-"""A longer name is broken into lines before a column is left out."""
+"""A longer name is broken into lines before columns are left out."""
 
 
 class LaunchScreen:
-    """Shows a launch, and stops it at signals."""
+    """Shows a launch, and stops it at signals.
+
+    Attributes:
+        interrupted: whether the user pressed Ctrl-C.
+    """
 
     def __init__(self, state: LaunchState, console: Console) -> None:
         self.interrupted = False
@@ -47,7 +51,7 @@ class LaunchScreen:
             await (self._show_table() if can_redraw(self._console) else self._show_lines())
 
     async def _watch_signals(self) -> None:
-        """SIGTERM and the first Ctrl-C drain; after that, Ctrl-C ends the workers at once."""
+        """Drain at SIGTERM and at the first Ctrl-C; end the workers at once at the second Ctrl-C."""
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for number in signals:
                 if number == signal.SIGINT and self.interrupted:
@@ -109,34 +113,32 @@ class LaunchScreen:
         )
 
     async def _read_rows(self) -> list[tuple[str, ...]]:
-        for environment in self._state.environments:
-            await anyio.to_thread.run_sync(environment.outcome_totals.refresh)
+        await anyio.to_thread.run_sync(self._state.outcomes.refresh)
         return [self._row(environment) for environment in self._state.environments]
 
     def _row(self, environment: EnvironmentState) -> tuple[str, ...]:
         totals, rate = environment.outcome_totals, self._rates[environment.name]
-        rate.add(environment.worker_totals + Counter(done=totals.rollout_count))
+        rate.add(totals)
+        rollouts_per_second, turns_per_second, tokens_per_second = rate.per_second()
         is_endless = environment.is_fed_externally
         return (
             environment.name,
             f"{environment.ready_workers}/{len(environment.worker_slots)}",
             str(environment.in_flight),
-            str(totals.rollout_count) if is_endless else f"{totals.rollout_count}/{environment.total_rollouts}",
-            f"{totals.reward_sum / totals.reward_count:.3f}" if totals.reward_count else _UNKNOWN,
-            f"{rate.per_second('turns'):.1f}",
-            f"{rate.per_second('tokens'):.0f}",
+            str(totals.rollouts) if is_endless else f"{totals.rollouts}/{environment.total_rollouts}",
+            _UNKNOWN if totals.reward_mean is None else f"{totals.reward_mean:.3f}",
+            f"{turns_per_second:.1f}",
+            f"{tokens_per_second:.0f}",
             str(totals.status_counts["failed"]),
             f"{environment.backlog_bytes / 1e6:.1f} MB",
-            _UNKNOWN
-            if is_endless
-            else _time_left(environment.total_rollouts - totals.rollout_count, rate.per_second("done")),
+            _UNKNOWN if is_endless else _time_left(environment.total_rollouts - totals.rollouts, rollouts_per_second),
         )
 
 
 def launch_table(rows: Sequence[tuple[str, ...]], width: int) -> Table:
     """Return a table with a row for each environment.
 
-    A narrow one breaks long names into lines and leaves the least important columns out, but breaks no number.
+    A narrow table breaks long names into lines and leaves out the least important columns. It never breaks a number.
     """
     shown = list(_COLUMNS)
     leave_out = iter(_LEAST_IMPORTANT)
@@ -165,20 +167,23 @@ def _build_table(columns: Sequence[str], rows: Sequence[tuple[str, ...]], gap: i
 
 
 class _Rate:
-    """How much is done per second, over the last half minute."""
+    """How much ended per second, over the last half minute."""
 
     def __init__(self) -> None:
-        self._totals_by_time: list[tuple[float, Counter[str]]] = []
+        self._counts_by_time: list[tuple[float, int, int, int]] = []
 
-    def add(self, totals: Counter[str]) -> None:
+    def add(self, totals: OutcomeTotals) -> None:
         now = time.monotonic()
-        self._totals_by_time.append((now, totals))
-        while self._totals_by_time[0][0] < now - _RATE_WINDOW_SECONDS and len(self._totals_by_time) > 2:
-            del self._totals_by_time[0]
+        self._counts_by_time.append((now, totals.rollouts, totals.turns, totals.tokens))
+        while self._counts_by_time[0][0] < now - _RATE_WINDOW_SECONDS and len(self._counts_by_time) > 2:
+            del self._counts_by_time[0]
 
-    def per_second(self, name: str) -> float:
-        (since, before), (now, after) = self._totals_by_time[0], self._totals_by_time[-1]
-        return (after[name] - before[name]) / (now - since) if now > since else 0.0
+    def per_second(self) -> tuple[float, float, float]:
+        """Return the rates of rollouts, turns and tokens."""
+        (since, *before), (now, *after) = self._counts_by_time[0], self._counts_by_time[-1]
+        seconds = now - since or float("inf")
+        rollouts, turns, tokens = (end - begin for begin, end in zip(before, after, strict=True))
+        return rollouts / seconds, turns / seconds, tokens / seconds
 
 
 def _time_left(rollouts: int, rate: float) -> str:

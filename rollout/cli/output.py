@@ -2,8 +2,8 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from textwrap import indent
@@ -18,12 +18,11 @@ from rollout.cli.report_stream import report_stream
 
 if TYPE_CHECKING:
     from rollout.config.load import Config
+    from rollout.rundir.outcomes import DistinctError
 
 _GAP = "  "
 _MAX_ERRORS_SHOWN = 10
-"""The most different errors that are shown; the logs have all of them."""
-_FRAME_PATTERN = re.compile(r'^[ |]*File "(.*)$', re.MULTILINE)
-"""The file and the line of a frame in a traceback."""
+"""How many different errors are shown at most; the logs have all of them."""
 
 
 def write_json(value: Any) -> None:
@@ -145,63 +144,12 @@ def warn_of_close_failures(report: Mapping[str, Any]) -> str | None:
     return f"close of the environment failed in {rollouts}: rollout logs {report['run_dir']} --level warning"
 
 
-@dataclass(frozen=True, slots=True)
-class RolloutFailure:
-    """A rollout that ended with an error.
-
-    Attributes:
-        rollout: its name, which `rollout inspect` takes.
-        status: how it ended, such as failed.
-        error: the type and the message of its error.
-        traceback: the traceback of the environment's code; None if other code raised the error.
-    """
-
-    rollout: str
-    status: str
-    error: Mapping[str, str]
-    traceback: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class DistinctError:
-    """An error that ended one or more rollouts. The same message from other lines of code is another error.
-
-    Attributes:
-        status: how these rollouts ended, such as failed.
-        type: the type of the error.
-        message: its message.
-        rollouts: how many rollouts it ended.
-        first_rollout: the first of them by name.
-        traceback: the traceback of the environment's code in that rollout; None if other code raised the error.
-    """
-
-    status: str
-    type: str
-    message: str
-    rollouts: int
-    first_rollout: str
-    traceback: str | None
-
-
-def distinct_errors(failures: Iterable[RolloutFailure]) -> list[DistinctError]:
-    """Return each error once, in the order of the first rollouts that they ended."""
-    by_error: dict[tuple[str, ...], list[RolloutFailure]] = {}
-    for failure in sorted(failures, key=lambda failure: failure.rollout):
-        lines = _FRAME_PATTERN.findall(failure.traceback or "")
-        key = (failure.status, str(failure.error.get("type")), str(failure.error.get("message")), *lines)
-        by_error.setdefault(key, []).append(failure)
-    return [
-        DistinctError(status, kind, message, len(alike), alike[0].rollout, alike[0].traceback)
-        for (status, kind, message, *_), alike in by_error.items()
-    ]
-
-
-def with_errors(report: Mapping[str, Any], errors: Sequence[DistinctError]) -> dict[str, Any]:
+def with_errors(report: Mapping[str, Any], errors: "Sequence[DistinctError]") -> dict[str, Any]:
     """Return the report with the errors that the text for people shows."""
     return {**report, "errors": [asdict(error) for error in errors[:_MAX_ERRORS_SHOWN]]}
 
 
-def print_errors(console: Console, errors: Sequence[DistinctError], run_directory: Path) -> None:
+def print_errors(console: Console, errors: "Sequence[DistinctError]", run_directory: Path) -> None:
     """Print each error in full, with the first rollout that it ended and the number of others."""
     for error in errors[:_MAX_ERRORS_SHOWN]:
         text = (

@@ -1,7 +1,7 @@
-"""The stdout of a command: its report and nothing else, whatever the code of a user prints.
+"""Keeps stdout for the report of a command, whatever the code of a user prints.
 
-That code may print by `print`, below Python (a C library, `os.write(1, …)`), or by a process that it starts. So file
-descriptor 1 becomes a second stderr, and the report goes to a private copy of what it was.
+That code may print with `print`, below Python (a C library, `os.write(1, …)`), or from a process that it starts. So
+file descriptor 1 becomes a second stderr, and the report goes to a private copy of the original descriptor.
 """
 
 import os
@@ -10,11 +10,11 @@ from typing import TextIO
 
 
 class ReportStream:
-    """Where the command that runs writes its report.
+    """The stream to which a command writes its report.
 
     Attributes:
         as_json: whether stdout must have exactly one JSON object.
-        has_json: whether it has that object.
+        has_json: whether this object is written.
     """
 
     def __init__(self) -> None:
@@ -24,17 +24,17 @@ class ReportStream:
 
     @property
     def stream(self) -> TextIO:
-        """The private copy if stdout is reserved, else stdout."""
+        """The private copy if stdout is reserved, otherwise stdout."""
         return sys.stdout if self._reserved is None else self._reserved
 
     def reserve(self) -> None:
-        """From now on, whatever else is written to stdout goes to stderr."""
+        """Send everything else that is written to stdout to stderr from now on."""
         if self._reserved is not None:
             return
-        if sys.stdout is None:  # it was closed when we started, and descriptor 1 may be any file by now
+        if sys.stdout is None:  # it was closed before we started, so descriptor 1 may now be any file
             self._reserved = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
             return
-        if not _is_descriptor_1(sys.stdout):  # a test, for example, has put a stand-in there
+        if not _is_descriptor_1(sys.stdout):  # for example a test has replaced it
             self._reserved, sys.stdout = sys.stdout, sys.stderr
             return
         sys.stdout.flush()
@@ -48,13 +48,13 @@ class ReportStream:
         self.stream.flush()
 
     def close(self) -> OSError | None:
-        """End the report, and return why it could not be written: nobody reads it (`| head -1`), or a full disk."""
+        """End the report, and return why it could not be written: a closed pipe (`| head -1`), or a full disk."""
         stream = self.stream
         self.as_json, self.has_json, self._reserved = False, False, None
         try:
             stream.flush()
         except OSError as error:
-            # What is still buffered must not fail again when the interpreter ends.
+            # The buffered rest must not fail again when the interpreter ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             return error
         return None

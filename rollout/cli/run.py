@@ -11,10 +11,7 @@ from rich.markup import escape
 from rollout.cli.open_files import require_open_files
 from rollout.cli.options import Configuration, Debug, Json, Overrides
 from rollout.cli.output import (
-    DistinctError,
-    RolloutFailure,
     describe_retries,
-    distinct_errors,
     print_errors,
     print_report,
     print_table,
@@ -27,12 +24,13 @@ from rollout.cli.report_stream import report_stream
 if TYPE_CHECKING:
     from rollout.config.load import Config
     from rollout.launch.in_process import RunState
+    from rollout.rundir.outcomes import DistinctError
 
 _MAX_VIOLATIONS_SHOWN = 3
 
 
 def run(config: Configuration, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
-    """Play all rollouts of CONFIG in this process: engine (if none is configured), worker, and a consuming reader.
+    """Play all rollouts of CONFIG in this process, with a worker, a reader, and an engine if none is configured.
 
     Exits with 0; 1 if the run failed, if no rollout got a reward, if more failed than run.max_failed allows, or if an
     invariant was violated; 2 for a bad configuration; 130 after Ctrl-C.
@@ -54,8 +52,8 @@ def run(config: Configuration, overrides: Overrides = None, as_json: Json = Fals
     except (RolloutError, QueueError) as error:
         if not state.trainer_counters.trajectories:
             raise
-        failure = error  # what was done before still counts, and is printed first
-    errors = _errors(state)
+        failure = error  # the summary of the finished rollouts is printed first
+    errors = state.totals.errors.distinct()
     report = with_errors(state.report(), errors)
     print_report(report, partial(_print_summary, state, settings, errors), failure, as_json=as_json)
     raise typer.Exit(_exit_code(state))
@@ -64,10 +62,10 @@ def run(config: Configuration, overrides: Overrides = None, as_json: Json = Fals
 def _exit_code(state: "RunState") -> int:
     if state.interrupted:
         return 130
-    return 0 if state.trainer_counters.rewards and not state.trainer_counters.violations else 1
+    return 0 if state.totals.reward_mean is not None and not state.trainer_counters.violations else 1
 
 
-def _print_summary(state: "RunState", config: "Config", errors: Sequence[DistinctError], console: Console) -> None:
+def _print_summary(state: "RunState", config: "Config", errors: "Sequence[DistinctError]", console: Console) -> None:
     from rollout.rundir.limits import warn_if_all_limited
     from rollout.session.prompt import summarize_prompt_sources
 
@@ -83,7 +81,7 @@ def _print_summary(state: "RunState", config: "Config", errors: Sequence[Distinc
         ("rollouts", f"{report['rollouts']} of {state.total_rollouts}  ({status})"),
         ("reward", f"{reward}{escape(named)}"),
         ("turns", f"{report['turns']:,}  ({report['turns'] / seconds:.0f}/s, {report['images']:,} different images)"),
-        ("prompts", summarize_prompt_sources(state.worker_counters.prompt_sources)),
+        ("prompts", summarize_prompt_sources(state.worker.prompt_sources if state.worker is not None else {})),
         ("queue", f"{report['queue_bytes']:,} bytes{bytes_per_turn}"),
         ("trainer", f"{trainer.groups} groups, {trainer.samples} samples, {trainer.tokens:,} tokens, {verdict}"),
         ("engine", escape(state.engine_description)),
@@ -103,19 +101,3 @@ def _print_summary(state: "RunState", config: "Config", errors: Sequence[Distinc
     for violation in trainer.violations[:_MAX_VIOLATIONS_SHOWN]:
         line = f"{violation.rollout}, {violation.where}: check {violation.invariant} failed: {violation.detail}"
         console.print(f"[red]{escape(line)}[/red]", highlight=False, soft_wrap=True)
-
-
-def _errors(state: "RunState") -> list[DistinctError]:
-    from rollout.rundir.claims import Claims
-
-    failed = state.trainer_counters.failures
-    if not failed:
-        return []
-    claims = Claims(state.directory.claims_path(failed[0].environment))
-    tracebacks = {outcome.rollout: outcome.traceback for outcome in claims.outcomes()}
-    return distinct_errors(
-        RolloutFailure(
-            trajectory.rollout, trajectory.status.value, trajectory.error or {}, tracebacks.get(trajectory.rollout)
-        )
-        for trajectory in failed
-    )

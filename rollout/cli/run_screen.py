@@ -24,9 +24,9 @@ async def show_run(state: RunState, stop: anyio.Event) -> None:
 
 
 async def _watch_signals(state: RunState, stop: anyio.Event) -> None:
-    """The first Ctrl-C ends the run with what was done; the second one ends it at once.
+    """End the run with its summary at the first Ctrl-C, and at once at the second one.
 
-    The handlers are Python's and not the event loop's, so that they also run while a rollout holds the loop.
+    The handlers are those of Python, not of the event loop, so that they run even while a rollout blocks the loop.
     """
     loop, signal_count, end_at_once = asyncio.get_running_loop(), 0, anyio.Event()
 
@@ -55,7 +55,7 @@ async def _show_bar(state: RunState, console: Console) -> None:
         TimeElapsedColumn(),
         TextColumn("{task.fields[details]}"),
     )
-    # Drawn by the event loop alone: a thread would draw over a debugger that waits for its user.
+    # Only the event loop draws: a thread would draw over a debugger that waits for input.
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
         task = progress.add_task("starting", total=state.total_rollouts, details="")
         while True:
@@ -91,10 +91,10 @@ def _print_notices(state: RunState, console: Console) -> None:
 
 
 def _details(state: RunState) -> str:
-    rewards = state.trainer_counters.rewards
-    parts = [f"{state.worker_counters.in_flight} in flight"] if state.worker_counters.in_flight else []
-    if rewards:
-        parts.append(f"reward {sum(rewards) / len(rewards):.3f}")
-    if state.trainer_counters.failures:
-        parts.append(f"{len(state.trainer_counters.failures)} with errors")
+    in_flight = state.worker.in_flight if state.worker is not None else 0
+    parts = [f"{in_flight} in flight"] if in_flight else []
+    if (reward := state.totals.reward_mean) is not None:
+        parts.append(f"reward {reward:.3f}")
+    if errors := state.totals.errors.rollouts:
+        parts.append(f"{errors} with errors")
     return "  ".join(parts)

@@ -19,9 +19,10 @@ def worker(
     supervisor_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
     debug: Debug = False,
 ) -> None:
-    """Play what is on the tasks queue of CONFIG (queue.tasks) until SIGTERM; several may work on one run.
+    """Play the orders on the tasks queue of CONFIG (queue.tasks) until SIGTERM. Several workers may play one run.
 
-    SIGTERM or Ctrl-C finishes what was begun within worker.grace seconds and gives back the rest; a second, at once.
+    At SIGTERM or Ctrl-C it finishes its rollouts within worker.grace seconds and gives back the rest. A second signal
+    ends it at once.
     """
     from rollout.config.load import load_config
     from rollout.paths import resolve_path

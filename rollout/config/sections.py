@@ -287,7 +287,8 @@ class MetricsConfig(Section):
         default=0,
         ge=0,
         le=65535,
-        description="The port to listen at. 0: a free port, which RUN_DIR/metrics/*.json and the log name.",
+        description="The port to listen at. 0: a free port, which RUN_DIR/metrics/*.json names. The workers of a launch"
+        " always take free ports.",
     )
 
 

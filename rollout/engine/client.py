@@ -190,6 +190,7 @@ class EngineClient:
             for try_number in range(self._max_tries):
                 if try_number:
                     self.retry_count += 1
+                    request.on_retry()
                     await anyio.sleep(_retry_pause(try_number))
                 replica = self._router.choose(session_id=request.session_id, avoid=failed_replicas)
                 try:

@@ -1,7 +1,7 @@
 """A session's request to an engine: one turn of a conversation."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from renderers_adapter.tokens import ExpandedIds, LogicalIds, Placeholder
@@ -25,6 +25,7 @@ class GenerateRequest:
         stop_token_ids: the tokens that end the answer, besides those in `sampling`.
         banned_ids: the tokens that the engine must not sample, if it supports that.
         required_version: the version of the weights that must answer, or a newer one; None: any.
+        on_retry: called each time before the request is sent again.
     """
 
     request_id: str
@@ -39,6 +40,7 @@ class GenerateRequest:
     stop_token_ids: tuple[int, ...]
     banned_ids: tuple[int, ...] = ()
     required_version: str | None = None
+    on_retry: Callable[[], None] = field(default=lambda: None, compare=False)
 
     @property
     def experts_start(self) -> int:

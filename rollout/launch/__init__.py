@@ -3,8 +3,9 @@
 launch.py       a whole launch, of one or several environments
 supervisor.py   keeps the workers of an environment running
 feeder.py       sends the orders, paced by the trainer's progress
-places.py       where workers run, as a supervisor sees it
-local.py        workers as processes of this machine; reaper.py kills them if their supervisor was killed
-ray.py          workers as actors of a Ray cluster; ray_actor.py is what runs there
+places.py       the contract of the places where workers run
+local.py        workers as processes of this machine
+reaper.py       kills these processes if their supervisor was killed
+ray.py          workers as actors of a Ray cluster; an actor runs ray_actor.py
 in_process.py   `rollout run`: worker and trainer in one process
 """

@@ -7,7 +7,7 @@ from rollout.errors import RolloutError
 from rollout.records.endings import RolloutStatus
 
 FIRST_JUDGEMENT = 16
-"""How many rollouts must have ended before a share of them is judged."""
+"""How many rollouts must have ended before their share of failures counts."""
 
 
 class TooManyFailures(RolloutError):
@@ -53,5 +53,5 @@ class FailureLimit:
     def _stop(self, finding: str) -> None:
         raise TooManyFailures(
             f"too many rollouts of {self.environment} failed, so the run stops: {finding} (1.0: no limit). Correct "
-            "what the errors show, and play again."
+            "the errors, and start again."
         )

@@ -1,7 +1,7 @@
 """The launch's side of the tasks queue: which orders are sent, and when.
 
 Rollouts are paced, not discarded: a group is sent only when its rollouts can still be trained on in time. The claims of
-the run say which rollouts are done; a run that is continued sends only the others.
+the run say which rollouts are done. A run that is continued sends only the others.
 """
 
 from collections.abc import Iterable
@@ -31,9 +31,9 @@ class OrdersLeft(RolloutError):
 def remaining_capacity(policy: PolicyConfig, progress: TrainerProgress, rollouts_sent: int) -> int | None:
     """Return how many more rollouts may be sent now; None: any number.
 
-    The rule is: in flight ≤ (max_staleness + version + 1) × batch − consumed. Those in flight were sent and are neither
-    consumed nor discarded. So a rollout is consumed at most max_staleness versions after the version that it began
-    with, and a rollout that failed makes room for another.
+    The rule is: in flight ≤ (max_staleness + version + 1) × batch − consumed. A rollout is in flight if it was sent and
+    is neither consumed nor discarded. So a rollout is consumed at most max_staleness versions after the version that
+    it began with. A rollout that failed makes room for another.
     """
     if policy.max_staleness is None:
         return None
@@ -45,7 +45,7 @@ class Feeder:
 
     Attributes:
         trainer_progress: the trainer's last progress; None until the first one has come.
-        rollouts_sent: how many rollouts were sent, those of earlier launches included.
+        rollouts_sent: how many rollouts were sent, by earlier launches too.
         leftover_count: how many orders of an earlier launch are still on the queue; 0 once they are removed.
         is_paced: whether the next group waits because `policy.max_staleness` allows no more rollouts now.
         all_finished: whether everything was sent, and everything that was sent is finished.
@@ -72,12 +72,13 @@ class Feeder:
         """
         if leftover_count := (await self._tasks_queue.stats()).backlog_records:
             raise OrdersLeft(
-                f"{self._tasks_queue.url} (queue.tasks) holds {leftover_count} orders of another run. Go on with that "
-                "run by --resume, empty the queue with `rollout queue drain --lease record`, or name another queue."
+                f"{self._tasks_queue.url} (queue.tasks) holds {leftover_count} orders of another run. Continue "
+                "that run with --resume, empty the queue with `rollout queue drain --lease record`, or name another "
+                "queue."
             )
 
     async def remove_leftovers(self, timeout: float) -> None:
-        """Remove the orders that an earlier launch sent; those that are not finished are sent again in their turn.
+        """Remove the orders that an earlier launch sent. `feed` sends the unfinished ones again.
 
         Workers that others started may still hold some of these orders. They have `timeout` seconds to finish them.
 
@@ -93,7 +94,7 @@ class Feeder:
             return
         raise OrdersLeft(
             f"{self._tasks_queue.url} (queue.tasks): a worker has held orders of the earlier launch for another "
-            f"{timeout:g} s. Does one run on another machine? Let it finish, or end it, and resume again."
+            f"{timeout:g} s. Let that worker finish or end it, and resume again; it may run on another machine."
         )
 
     async def feed(self, max_waiting: int) -> None:

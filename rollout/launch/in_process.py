@@ -1,11 +1,10 @@
-"""`rollout run`: engine, worker and a consuming reader together, from a configuration to a summary."""
+"""`rollout run`: an engine, a worker and a reader in one process, from a configuration to a summary."""
 
 import asyncio
-import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,16 +15,16 @@ import structlog
 from renderers_adapter.errors import AdapterError
 from rollout.config.environment_class import require_usable
 from rollout.config.load import Config
-from rollout.engine.client import EngineClient
 from rollout.errors import RolloutError, primary_error
 from rollout.launch.failure_limit import FailureLimit
 from rollout.log import log_to_json_file
 from rollout.metrics.export import MetricsExport, export_metrics
+from rollout.metrics.outcomes import OutcomeCollector
 from rollout.metrics.server import ScrapeTargetFile
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RUN_CONFIG_NAME, RunDirectory, create_run_directory
-from rollout.rundir.outcomes import mean_by_name
+from rollout.rundir.outcomes import OutcomeTotals
 from rollout.rundir.queues import RunQueues
 from rollout.session.session import PolicyClient
 from rollout.tasks.orders import RolloutOrder, encode_order, iter_orders
@@ -36,7 +35,7 @@ from rollout.worker.containment import LoopWatchdog, refuse_exits
 from rollout.worker.leaving import run_leaving_behind
 from rollout.worker.resources import open_shared_resources
 from rollout.worker.setup import build_run_metadata, find_or_start_engines, open_policy
-from rollout.worker.worker import Worker, WorkerCounters
+from rollout.worker.worker import Worker
 from transports import Queue, QueueError, open_queue
 
 log = structlog.get_logger()
@@ -65,11 +64,7 @@ class TrainerCounters:
         groups: how many groups are complete.
         samples: how many training samples the trajectories make.
         tokens: how many tokens these samples have.
-        rewards: the rewards of the trajectories that can be trained on.
-        named_rewards: the named rewards of those that have them, without their weights.
-        metrics: the metrics of their scores.
         violations: what `check` found wrong.
-        failures: the trajectories that have an error.
         group_assembler: collects the trajectories of each group.
     """
 
@@ -77,11 +72,7 @@ class TrainerCounters:
     groups: int = 0
     samples: int = 0
     tokens: int = 0
-    rewards: list[float] = field(default_factory=list)
-    named_rewards: list[Mapping[str, float]] = field(default_factory=list)
-    metrics: list[Mapping[str, float]] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
-    failures: list[Trajectory] = field(default_factory=list)
     group_assembler: GroupAssembler[Trajectory] = field(default_factory=GroupAssembler)
 
     def add(self, trajectory: Trajectory) -> None:
@@ -89,12 +80,7 @@ class TrainerCounters:
         self.trajectories += 1
         self.violations += check(trajectory)
         self.groups += self.group_assembler.add(trajectory) is not None
-        if trajectory.error is not None:
-            self.failures.append(trajectory)
         if trajectory.trainable:
-            self.rewards.append(float(trajectory.reward or 0.0))
-            self.named_rewards.append({name: reward.value for name, reward in trajectory.rewards.items()})
-            self.metrics.append(trajectory.metrics)
             for sample in samples(trajectory):
                 self.samples += 1
                 self.tokens += len(sample.token_ids)
@@ -102,29 +88,27 @@ class TrainerCounters:
 
 @dataclass(slots=True)
 class RunState:
-    """A run while it goes on; who shows its progress reads it.
+    """A run while it goes on. A display reads it.
 
     Attributes:
         directory: the run's directory.
         total_rollouts: how many rollouts the run plays.
         rows_used: how many rows of the source of its tasks it plays; None without such a source.
-        engine_description: which engines are used, for people; empty until they are there.
-        worker_counters: what the worker did.
-        engine: the client of the engines; None until they are there.
+        engine_description: the engines, for people; empty until they are known.
+        worker: plays the rollouts; None until the engines are checked.
         trainer_counters: what the reader received.
-        notices: lines about the start that were not shown yet: that it waits for an engine, and that it goes on.
+        notices: lines that no display has shown yet, such as that the start waits for an engine.
         interrupted: whether the user stopped the run.
         started_at: when the run started, by the monotonic clock.
         elapsed_seconds: how long the run took; 0 while it goes on.
-        loop_watchdog: interrupts what holds the event loop; None before the run has a loop.
+        loop_watchdog: interrupts code that blocks the event loop; None before the run has a loop.
     """
 
     directory: RunDirectory
     total_rollouts: int
     rows_used: RowsUsed | None = None
     engine_description: str = ""
-    worker_counters: WorkerCounters = field(default_factory=WorkerCounters)
-    engine: EngineClient | None = None
+    worker: Worker | None = None
     trainer_counters: TrainerCounters = field(default_factory=TrainerCounters)
     notices: deque[str] = field(default_factory=deque)
     interrupted: bool = False
@@ -132,24 +116,16 @@ class RunState:
     elapsed_seconds: float = 0.0
     loop_watchdog: LoopWatchdog | None = None
 
+    @property
+    def totals(self) -> OutcomeTotals:
+        """How the rollouts ended."""
+        return self.worker.totals if self.worker is not None else OutcomeTotals()
+
     def report(self) -> dict[str, Any]:
-        """The summary, as `--json` prints it."""
-        rewards = self.trainer_counters.rewards
+        """Return the summary, as `--json` prints it."""
         return {
-            "rollouts": self.trainer_counters.trajectories,
-            "status": dict(self.worker_counters.status_counts),
-            "reward_mean": math.fsum(rewards) / len(rewards) if rewards else None,
-            "rewards": mean_by_name(self.trainer_counters.named_rewards),
-            "metrics": mean_by_name(self.trainer_counters.metrics),
-            "turns": self.worker_counters.turns,
-            "images": self.worker_counters.images,
+            **self.totals.report(),
             "rows": asdict(self.rows_used) if self.rows_used is not None else None,
-            "retries": self.worker_counters.retries,
-            "retry_reason": self.worker_counters.retry_reason,
-            "request_retries": self.engine.retry_count if self.engine is not None else 0,
-            "limits": dict(self.worker_counters.limits),
-            "close_failures": self.worker_counters.close_failures,
-            "queue_bytes": self.worker_counters.queue_bytes,
             "trainer": {
                 "trajectories": self.trainer_counters.trajectories,
                 "samples": self.trainer_counters.samples,
@@ -166,7 +142,7 @@ def prepare_run(config: Config) -> RunState:
 
     Raises:
         EnvironmentUnusable: no environment can be made.
-        RolloutError: the directory cannot be made.
+        RolloutError: the directory cannot be created.
     """
     require_usable(config.new_environment, config.environment_class_path)
     directory = create_run_directory(config.run.directory, config.run.name)
@@ -175,11 +151,11 @@ def prepare_run(config: Config) -> RunState:
 
 
 RunDisplay = Callable[["RunState", anyio.Event], Coroutine[Any, Any, None]]
-"""Runs at the same time as the run: shows its state, and sets the event when the user wants to stop."""
+"""Shows the state while the run goes on, and sets the event when the user wants to stop."""
 
 
 def run_in_process(config: Config, state: RunState, display: RunDisplay) -> None:
-    """Play every rollout of the configuration. What an environment leaves running is left behind at the end.
+    """Play every rollout of the configuration. Tasks and threads that environments left running do not delay the end.
 
     Raises:
         RolloutError, QueueError, AdapterError: the run could not start, or its infrastructure failed for good.
@@ -213,6 +189,7 @@ async def _play(config: Config, state: RunState, display: RunDisplay) -> None:
         task_group.start_soon(display, state, stop_event)
         async with AsyncExitStack() as stack:
             metrics = WorkerMetrics(config.run.name)
+            metrics.registry.register(OutcomeCollector(lambda: {config.run.name: state.totals}))
             export = await stack.enter_async_context(_export_metrics(config, state, metrics))
             queues = RunQueues(config, state.directory)
             tasks_url = f"memory://{state.directory.run_id}-tasks"  # nobody else plays orders of this run
@@ -225,7 +202,6 @@ async def _play(config: Config, state: RunState, display: RunDisplay) -> None:
             )
             play_scope = anyio.CancelScope()
             task_group.start_soon(_cancel_when_set, stop_event, play_scope)
-            workers: list[Worker] = []
             try:
                 with play_scope:
                     async with (
@@ -233,7 +209,7 @@ async def _play(config: Config, state: RunState, display: RunDisplay) -> None:
                         open_shared_resources(config.environment_class, config.environment_settings) as resources,
                     ):
                         claims = Claims(state.directory.claims_path(config.run.name))
-                        worker = Worker(
+                        worker = state.worker = Worker(
                             config,
                             policy,
                             build_run_metadata(config, state.directory.run_id),
@@ -242,9 +218,7 @@ async def _play(config: Config, state: RunState, display: RunDisplay) -> None:
                             trajectories_queue,
                             resources,
                         )
-                        workers.append(worker)
-                        state.worker_counters, state.engine = worker.counters, policy.engine
-                        metrics.export_state(worker.counters, policy.engine, policy.version)
+                        metrics.export_state(lambda: worker.in_flight, policy.engine, policy.version)
                         export.not_ready_reason = lambda: None
                         async with anyio.create_task_group() as worker_group:
                             worker_group.start_soon(_feed, rollout_orders, tasks_queue)
@@ -256,7 +230,7 @@ async def _play(config: Config, state: RunState, display: RunDisplay) -> None:
                 failure = primary_error(error, (RolloutError, QueueError, AdapterError))
             state.interrupted = stop_event.is_set()
             with anyio.move_on_after(_DRAIN_TIMEOUT):
-                await _abandon_and_read_rest(workers, reader, state)
+                await _abandon_and_read_rest(reader, state)
         task_group.cancel_scope.cancel()
     if failure is not None:
         raise failure
@@ -287,7 +261,7 @@ async def _consume(reader: TrajectoryReader, state: RunState, failure_limit: Fai
     last_arrival = time.monotonic()
     uncommitted = 0
     while state.trainer_counters.trajectories < state.total_rollouts:
-        failure_limit.check(state.worker_counters.status_counts)
+        failure_limit.check(state.totals.status_counts)
         if (trajectory := await reader.receive(timeout=_RECEIVE_TIMEOUT)) is not None:
             last_arrival = time.monotonic()
             state.trainer_counters.add(trajectory)
@@ -297,23 +271,23 @@ async def _consume(reader: TrajectoryReader, state: RunState, failure_limit: Fai
                 uncommitted = 0
             continue
         if uncommitted:
-            await _commit(reader)  # what is not committed may be what fills the queue
+            await _commit(reader)  # uncommitted records may be what fills the queue
             uncommitted = 0
-        if state.worker_counters.finished < state.total_rollouts:
+        if state.totals.rollouts < state.total_rollouts:
             last_arrival = time.monotonic()
         elif time.monotonic() - last_arrival > _DRAIN_TIMEOUT:
             raise TrajectoriesLost(
-                f"{state.worker_counters.finished} rollouts have finished, only {state.trainer_counters.trajectories} "
-                f"came out of the queue, and nothing for {_DRAIN_TIMEOUT:g} s. Does another reader consume it?"
+                f"{state.totals.rollouts} rollouts have finished, only {state.trainer_counters.trajectories} "
+                f"came out of the queue, and none for {_DRAIN_TIMEOUT:g} s. Stop any other reader of this queue."
             )
-    failure_limit.check(state.worker_counters.status_counts)
+    failure_limit.check(state.totals.status_counts)
 
 
-async def _abandon_and_read_rest(workers: list[Worker], reader: TrajectoryReader, state: RunState) -> None:
-    """Abandon what was in flight, and read what had finished before the run was stopped."""
-    for worker in workers:
-        await worker.abandon_interrupted()
-    while state.trainer_counters.trajectories < state.worker_counters.finished:
+async def _abandon_and_read_rest(reader: TrajectoryReader, state: RunState) -> None:
+    """Abandon the rollouts that were in flight, and read those that finished before the run was stopped."""
+    if state.worker is not None:
+        await state.worker.abandon_interrupted()
+    while state.trainer_counters.trajectories < state.totals.rollouts:
         if (trajectory := await reader.receive(timeout=_RECEIVE_TIMEOUT)) is not None:
             state.trainer_counters.add(trajectory)
     await _commit(reader)

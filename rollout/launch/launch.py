@@ -1,7 +1,7 @@
-"""`rollout launch`: worker processes for one or several environments, which get orders and are supervised and drained.
+"""`rollout launch`: starts worker processes for one or several environments, feeds, supervises and drains them.
 
-The run's directory contains everything that is needed to continue a launch: the configurations that it started with,
-and the claims, which say what is done.
+The run's directory has everything that is needed to continue a launch: the configurations and the claims, which say
+which rollouts are done.
 """
 
 import sys
@@ -31,10 +31,12 @@ from rollout.log import log_to_json_file
 from rollout.metrics.export import MetricsExport, export_metrics
 from rollout.metrics.launch import EnvironmentStatus, LaunchCollector
 from rollout.metrics.loop_monitor import LoopMonitor
+from rollout.metrics.outcomes import OutcomeCollector
 from rollout.metrics.server import ScrapeTargetFile
 from rollout.records.progress import ProgressFollower
 from rollout.rundir.directory import RunDirectory
 from rollout.rundir.manifest import LaunchConfig
+from rollout.rundir.outcomes import OutcomeTotals
 from rollout.rundir.queues import RunQueues
 from rollout.tasks.orders import RolloutOrder, iter_orders
 from rollout.tasks.sources import count_rows_used
@@ -49,13 +51,13 @@ _PROGRESS_POLL_SECONDS = 1.0
 _FAILURES_POLL_SECONDS = 0.5
 _LEASE_EXPIRY_SECONDS = 60.0
 _ASSUMED_EXTERNAL_WORKERS = 64
-"""For how many workers orders are kept on the queue, if somebody else starts all workers."""
+"""The number of workers for which orders are kept on the queue, if somebody else starts all workers."""
 _STALL_TIMEOUT = 120.0
-"""Seconds without a turn of the supervisor's event loop after which the process is unhealthy."""
+"""Seconds for which the event loop may not run before the process is unhealthy."""
 
 
 LaunchDisplay = Callable[[LaunchState], Coroutine[Any, Any, None]]
-"""Runs at the same time as a launch: shows it, and ends it when the user wants to stop."""
+"""Shows a launch while it runs, and ends it when the user wants to stop."""
 
 
 def run_launch(state: LaunchState, display: LaunchDisplay) -> None:
@@ -97,16 +99,20 @@ async def _run_workers(state: LaunchState, export: MetricsExport) -> None:
     slots = [slot for environment in state.environments for slot in environment.worker_slots]
     supervisor = state.supervisor = Supervisor(slots, lambda name: _worker_instructions(state, name), state.place)
     export.not_ready_reason = lambda: _not_ready_reason(state)
-    async with anyio.create_task_group() as task_group:
-        task_group.start_soon(_feed_all, state, supervisor)
-        for environment in state.environments:
-            task_group.start_soon(_follow_trainer, environment, state)
-            task_group.start_soon(_watch_failures, environment, state)
-        await supervisor.run()
-        task_group.cancel_scope.cancel()
+    try:
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(_feed_all, state, supervisor)
+            for environment in state.environments:
+                task_group.start_soon(_follow_trainer, environment, state)
+            task_group.start_soon(_watch_failures, state)
+            await supervisor.run()
+            task_group.cancel_scope.cancel()
+    finally:
+        for slot in slots:  # a worker that was killed left its file
+            (state.directory.metrics_path / f"{slot.name}.json").unlink(missing_ok=True)
     if not state.stopping_early:
+        await anyio.to_thread.run_sync(partial(state.outcomes.refresh, at_once=True))
         for environment in state.environments:
-            await anyio.to_thread.run_sync(partial(environment.outcome_totals.refresh, at_once=True))
             _check_failures(environment, state)
     if state.too_many_failures is not None:
         raise state.too_many_failures
@@ -123,7 +129,7 @@ async def _prepare_environment(
     config, directory = environment.launch_config.config, state.directory
     _refuse_memory_queues(config)
     if state.workers_per_environment and isinstance(state.place, LocalPlace):
-        require_model(config.model.path, environment.launch_config.file)  # before each worker says so, again and again
+        require_model(config.model.path, environment.launch_config.file)  # otherwise each worker would fail with it
     rollout_orders = (
         [] if environment.is_fed_externally else await anyio.to_thread.run_sync(_list_orders, environment, config)
     )
@@ -133,7 +139,7 @@ async def _prepare_environment(
     trajectories_queue = await stack.enter_async_context(queues.open_trajectories())
     environment.control_queue = await stack.enter_async_context(queues.open_control())
     for queue in (tasks_queue, trajectories_queue, environment.control_queue):
-        await queue.stats()  # a queue that cannot be reached ends the launch now, and not its workers later
+        await queue.stats()  # a queue that cannot be reached ends the launch now, before workers start
     environment.tasks_queue = tasks_queue
     environment.tasks_monitor = export.watch_queue(environment.name, "tasks", tasks_queue)
     environment.trajectories_monitor = export.watch_queue(environment.name, "trajectories", trajectories_queue)
@@ -144,7 +150,7 @@ async def _prepare_environment(
             if state.is_resumed
             else environment.feeder.require_empty()
         )
-    await anyio.to_thread.run_sync(environment.outcome_totals.refresh)
+    await anyio.to_thread.run_sync(partial(state.outcomes.refresh, at_once=True))
     environment.failure_limit = FailureLimit(
         environment.name, config.run.max_failed, dict(environment.outcome_totals.status_counts)
     )
@@ -171,13 +177,18 @@ def _list_orders(environment: EnvironmentState, config: Config) -> list[RolloutO
 
 
 def _export_metrics(state: LaunchState) -> AbstractAsyncContextManager[MetricsExport]:
-    """The metrics of a launch, served as the first of its configurations says."""
+    """Export the metrics of a launch, as its first configuration says."""
     registry, loop_monitor = CollectorRegistry(), LoopMonitor()
-    outcome_totals = {environment.name: environment.outcome_totals for environment in state.environments}
-    registry.register(LaunchCollector(lambda: _environment_statuses(state), outcome_totals))
+    registry.register(LaunchCollector(lambda: _environment_statuses(state)))
+    registry.register(OutcomeCollector(lambda: _refresh_totals(state)))
     target_file = ScrapeTargetFile(state.directory.metrics_path, "launch", {"run": state.directory.run_id})
     config = state.environments[0].launch_config.config.metrics
     return export_metrics(registry, target_file, config, loop_monitor=loop_monitor, stall_timeout=_STALL_TIMEOUT)
+
+
+def _refresh_totals(state: LaunchState) -> dict[str, OutcomeTotals]:
+    state.outcomes.refresh()
+    return state.outcomes.by_environment
 
 
 def _environment_statuses(state: LaunchState) -> list[EnvironmentStatus]:
@@ -189,7 +200,6 @@ def _environment_statuses(state: LaunchState) -> list[EnvironmentStatus]:
             workers=len(environment.worker_slots),
             ready_workers=environment.ready_workers,
             deaths=deaths[environment.name],
-            metric_totals=[slot.metric_totals for slot in environment.worker_slots],
         )
         for environment in state.environments
     ]
@@ -239,14 +249,15 @@ async def _feed_all(state: LaunchState, supervisor: Supervisor) -> None:
                     state.workers_per_environment or _ASSUMED_EXTERNAL_WORKERS
                 ) * environment.launch_config.config.worker.concurrency
                 task_group.start_soon(environment.feeder.feed, 2 * rollout_slots)
-    state.directory.ended_marker.touch()  # for workers that joined the run; ours get a signal
+    state.directory.ended_marker.touch()  # for workers that joined the run; our own workers get a signal
     supervisor.drain()
 
 
-async def _watch_failures(environment: EnvironmentState, state: LaunchState) -> None:
+async def _watch_failures(state: LaunchState) -> None:
     while state.too_many_failures is None:
-        await anyio.to_thread.run_sync(environment.outcome_totals.refresh)
-        _check_failures(environment, state)
+        await anyio.to_thread.run_sync(state.outcomes.refresh)
+        for environment in state.environments:
+            _check_failures(environment, state)
         await anyio.sleep(_FAILURES_POLL_SECONDS)
 
 
@@ -308,7 +319,7 @@ def _worker_instructions(state: LaunchState, environment_name: str) -> WorkerIns
 
 
 def _worker_command(launch_config: LaunchConfig, directory: RunDirectory, name: str) -> tuple[str, ...]:
-    # The worker gets the overrides over its link: everybody on this machine can read a command line.
+    # The worker gets the overrides over its link, because everybody on this machine can read a command line.
     run_options = ("--run", str(directory.path), "--name", name)
-    # -P: the current directory is not on the path, as it is not on that of the command `rollout`.
+    # -P keeps the current directory off the module path, as for the command `rollout`.
     return (sys.executable, "-P", "-m", "rollout", "worker", str(launch_config.file), *run_options)

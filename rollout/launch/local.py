@@ -1,8 +1,8 @@
 """Workers as processes of this machine.
 
-The end of a worker is noticed at once, even if a process that it started still holds its output. For this, we make the
-pipe for the output ourselves: asyncio would wait until a pipe that it made is closed. Each worker leads a process
-group, which ends with it. A reaper process kills those groups if this process is killed.
+The end of a worker is noticed at once, even if a process that it started still holds its output. So the pipe for the
+output is made here: asyncio would wait until a pipe of its own is closed. Each worker leads a process group, which
+ends with it. A reaper process kills those groups if this process is killed.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from rollout.launch.places import NotStarted
 
 _MAX_OUTPUT_BYTES = 16 << 20
 _MAX_LINE_BYTES = 16 << 20
-"""Large, because a worker's first heartbeat contains all of its metrics."""
+"""Large, because the reason of a failure may be a long text."""
 _OUTPUT_FLUSH_TIMEOUT = 1.0
 
 
@@ -47,29 +47,36 @@ class LocalWorker:
 
     @property
     def pid(self) -> int:
+        """See `WorkerProcess.pid`."""
         return self._process.pid
 
     def send_line(self, line: bytes) -> None:
+        """See `WorkerProcess.send_line`."""
         if not self._writer.is_closing():
             self._writer.write(line)
 
     async def read_lines(self) -> AsyncIterator[bytes]:
+        """See `WorkerProcess.read_lines`."""
         with suppress(ConnectionError):
             async for line in self._reader:
                 yield line
 
     def send_signal(self, signum: signal.Signals) -> None:
+        """See `WorkerProcess.send_signal`."""
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signum)
 
     def kill(self) -> None:
+        """See `WorkerProcess.kill`."""
         _kill_group(self.pid)
 
     async def wait(self) -> int:
+        """See `WorkerProcess.wait`."""
         return await self._process.wait()
 
     async def aclose(self) -> None:
+        """See `WorkerProcess.aclose`."""
         await _end_process(self._process, self._output_task, self._reaper)
         self._writer.close()
 
@@ -83,12 +90,15 @@ class ReaperProcess:
         )
 
     def add_group(self, group: int) -> None:
+        """Kill this process group too, if this process is killed."""
         self._write_line(f"+{group}\n")
 
     def remove_group(self, group: int) -> None:
+        """Forget a process group that has ended."""
         self._write_line(f"-{group}\n")
 
     def close(self) -> None:
+        """End the reaper process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -113,6 +123,7 @@ class LocalPlace:
         self._reaper.close()
 
     async def start(self, name: str, command: Sequence[str], output_path: Path) -> LocalWorker:
+        """See `Place.start`."""
         try:
             async with AsyncExitStack() as on_failure:
                 return await self._start(on_failure, command, output_path)
@@ -121,8 +132,7 @@ class LocalPlace:
             raise NotStarted(f"no process for {name}: {where}{error.strerror or error}") from error
 
     async def _start(self, on_failure: AsyncExitStack, command: Sequence[str], output_path: Path) -> LocalWorker:
-        # Opened before the worker starts: nobody would read the output of one whose file cannot be opened, and it would
-        # wait for a reader for ever.
+        # Opened before the worker starts: without the file, nobody would read the output, and the worker would block.
         output_file = on_failure.enter_context(output_path.open("ab", buffering=0))
         supervisor_socket, worker_socket = socket.socketpair()
         on_failure.callback(supervisor_socket.close)
@@ -168,7 +178,7 @@ def _kill_group(group: int) -> None:
 
 
 async def _copy_output(pipe_file: FileIO, file: FileIO) -> None:
-    """Write what a worker prints into a file, up to a limit; the rest is read and dropped."""
+    """Copy what a worker prints into a file, up to a limit, and drop the rest."""
     reader = asyncio.StreamReader()
     with file, pipe_file:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(

@@ -1,4 +1,4 @@
-"""Where workers run, as their supervisor sees it: a place that starts them, and a process with a link to each."""
+"""The contract of the places where workers run: a place starts workers, and each worker is a process with a link."""
 
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -27,25 +27,31 @@ class WorkerProcess(Protocol):
         """Yield the lines that the worker sends, until it can send no more."""
 
     def send_signal(self, signum: Signals) -> None:
-        """Send the process a signal, if it is still there."""
+        """Send the process a signal, if it still runs."""
 
     def kill(self) -> None:
         """End the worker now, and everything that it started."""
 
     async def wait(self) -> int:
-        """Wait for its end, and return its exit code; negative for the signal that ended it."""
+        """Wait until the worker ends, and return its exit code; negative for the signal that ended it."""
 
     async def aclose(self) -> None:
-        """Make sure that nothing of the worker is left."""
+        """End the worker with everything that it started, and wait for that."""
 
 
 class Place(Protocol):
-    """Starts workers. Use it as an async context manager; none of its workers outlives it."""
+    """Starts workers. Use it as an async context manager, which ends all of its workers."""
 
     async def start(self, name: str, command: Sequence[str], output_path: Path) -> WorkerProcess:
-        """Start the worker of this name: `command` with the descriptor of its link as `--supervisor-fd`.
+        """Start a worker.
 
-        What it prints is appended to `output_path`, up to a limit. Raises NotStarted.
+        Args:
+            name: the worker's name.
+            command: its command line; the place adds `--supervisor-fd` with the descriptor of its link.
+            output_path: the file to which the output of the worker is appended, up to a limit.
+
+        Raises:
+            NotStarted: the process could not be started.
         """
 
     async def __aenter__(self) -> Self: ...

@@ -1,8 +1,8 @@
 """A Ray cluster as a place for workers: one actor for each worker, spread over the nodes.
 
 Ray finds machines with room, starts and ends processes there, and reports when one is gone. The supervisor restarts
-workers, so that a dead worker's leases are expired at once and its restart budget holds. No record and no image
-crosses Ray: workers take orders from the tasks queue and put records on the trajectories queue, as everywhere.
+workers, so that the leases of a dead worker expire at once and the restart budget holds. Ray carries no records and no
+images: workers take orders from the tasks queue and put records on the trajectories queue, as everywhere.
 """
 
 import asyncio
@@ -41,12 +41,15 @@ class RayWorker:
 
     @property
     def pid(self) -> int:
+        """See `WorkerProcess.pid`."""
         return self._pid
 
     def send_line(self, line: bytes) -> None:
+        """See `WorkerProcess.send_line`."""
         self._actor.send_line.remote(line)
 
     async def read_lines(self) -> AsyncIterator[bytes]:
+        """See `WorkerProcess.read_lines`."""
         while True:
             try:
                 lines = await self._actor.next_lines.remote()
@@ -58,12 +61,15 @@ class RayWorker:
                 yield line
 
     def send_signal(self, signum: signal.Signals) -> None:
+        """See `WorkerProcess.send_signal`."""
         self._actor.send_signal.remote(int(signum))
 
     def kill(self) -> None:
+        """See `WorkerProcess.kill`."""
         self._ray.kill(self._actor, no_restart=True)
 
     async def wait(self) -> int:
+        """See `WorkerProcess.wait`."""
         try:
             return int(await self._actor.wait.remote())
         except self._ray.exceptions.RayError as error:
@@ -71,6 +77,7 @@ class RayWorker:
             return -signal.SIGKILL
 
     async def aclose(self) -> None:
+        """See `WorkerProcess.aclose`."""
         self.kill()
 
 
@@ -88,8 +95,8 @@ class RayPlace:
         self._bundle_indexes: dict[str, int] = {}
 
     async def __aenter__(self) -> Self:
-        # In a thread, because on the main thread Ray would replace our handler for SIGTERM by its own. Below Python
-        # it does so anyway, with one that aborts. Setting our handler again replaces that one.
+        # In a thread, because on the main thread Ray would replace our handler of SIGTERM. Below Python it still sets
+        # a handler, which aborts the process. Setting our handler again replaces that one.
         await anyio.to_thread.run_sync(self._connect)
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         placement_groups = import_module("ray.util.placement_group")
@@ -114,6 +121,7 @@ class RayPlace:
             await anyio.to_thread.run_sync(self._ray.shutdown)
 
     async def start(self, name: str, command: Sequence[str], output_path: Path) -> RayWorker:
+        """See `Place.start`."""
         strategies = import_module("ray.util.scheduling_strategies")
         bundle_index = self._bundle_indexes.setdefault(name, len(self._bundle_indexes))
         placement = strategies.PlacementGroupSchedulingStrategy(
@@ -128,7 +136,7 @@ class RayPlace:
         except (TimeoutError, self._ray.exceptions.RayError) as error:
             self._ray.kill(actor, no_restart=True)
             raise NotStarted(
-                f"no actor for {name}: {error or f'none came up within {_WORKER_START_TIMEOUT:g} s'}"
+                f"no actor for {name}: {error or f'none started within {_WORKER_START_TIMEOUT:g} s'}"
             ) from None
         except BaseException:
             self._ray.kill(actor, no_restart=True)

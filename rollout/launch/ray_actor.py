@@ -1,7 +1,7 @@
 """What runs in a Ray actor: one worker process on the actor's machine, and its link, carried over Ray calls.
 
-For its worker, the actor is what a supervisor is on one machine: when the actor is killed, the link breaks and the
-worker ends. Only the lines of the link cross Ray: heartbeats one way, instructions the other way.
+The actor holds the other end of the worker's link: when the actor is killed, the link breaks and the worker ends. Ray
+carries only the lines of the link: heartbeats from the worker, and instructions to it.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ _MAX_LINES_PER_CALL = 64
 
 
 class WorkerActor:
-    """Runs one worker. An asynchronous actor: several of its calls may wait at the same time."""
+    """Runs one worker. Ray calls its methods concurrently, because they are asynchronous."""
 
     def __init__(self) -> None:
         self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -37,12 +37,15 @@ class WorkerActor:
         return [line or b"" for line in batch]
 
     async def send_line(self, line: bytes) -> None:
+        """See `WorkerProcess.send_line`."""
         self._worker.send_line(line)
 
     async def send_signal(self, signum: int) -> None:
+        """See `WorkerProcess.send_signal`."""
         self._worker.send_signal(signal.Signals(signum))
 
     async def wait(self) -> int:
+        """See `WorkerProcess.wait`."""
         return await self._worker.wait()
 
     async def _collect_lines(self) -> None:

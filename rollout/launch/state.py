@@ -1,8 +1,7 @@
-"""The state of a launch while it runs: of each environment, and of all together. Who shows a launch reads it."""
+"""The state of a launch while it runs: of each environment, and of all together. The displays read it."""
 
-import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -15,14 +14,13 @@ from rollout.launch.failure_limit import FailureLimit, TooManyFailures
 from rollout.launch.feeder import Feeder
 from rollout.launch.places import Place
 from rollout.launch.supervisor import Supervisor, WorkerSlot
-from rollout.metrics.catalogue import ENGINE_RETRIES
 from rollout.metrics.queues import QueueMonitor
-from rollout.records.endings import RolloutLimit
+from rollout.records.endings import RolloutStatus
 from rollout.records.progress import TrainerProgress
-from rollout.rundir.claims import Claims, Outcome
+from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RunDirectory
 from rollout.rundir.manifest import LaunchConfig
-from rollout.rundir.outcomes import OutcomeTotals, mean_by_name
+from rollout.rundir.outcomes import DistinctError, OutcomeTotals, RunOutcomes
 from rollout.tasks.sources import RowsUsed
 from transports import Queue
 
@@ -64,11 +62,11 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that whoever looks at a launch should know now.
+    """News for the person who watches a launch.
 
     Attributes:
         text: one line.
-        is_wait: whether it says what an environment waits for; it is repeated, and `EnvironmentState.wait` says it too.
+        is_wait: whether it says what an environment waits for. It is then repeated, and `EnvironmentState.wait` has it.
     """
 
     text: str
@@ -82,6 +80,7 @@ class EnvironmentState:
     Attributes:
         launch_config: the launch configuration of the environment.
         claims: the claims of the environment in this run.
+        outcome_totals: how its rollouts of the run ended, as of the last refresh of `LaunchState.outcomes`.
         total_rollouts: how many rollouts the configuration asks for; 0 if others put the orders.
         rows_used: how many rows of the source of its tasks are played; None without such a source.
         tasks_queue: the queue with the orders; None until the environment is prepared.
@@ -89,7 +88,6 @@ class EnvironmentState:
         feeder: sends the orders; None until the environment is prepared.
         engine_urls: the roots of the engines.
         worker_slots: the slots of the environment's workers.
-        outcome_totals: how the rollouts of the run ended, as its claims say.
         control_queue: the queue with the trainer's progress; None until the environment is prepared.
         trainer_progress: the trainer's last progress; None until the first one has come.
         trajectories_monitor: the state of the trajectories queue; None until the environment is prepared.
@@ -99,6 +97,7 @@ class EnvironmentState:
 
     launch_config: LaunchConfig
     claims: Claims
+    outcome_totals: OutcomeTotals
     total_rollouts: int = 0
     rows_used: RowsUsed | None = None
     tasks_queue: Queue | None = None
@@ -106,22 +105,20 @@ class EnvironmentState:
     feeder: Feeder | None = None
     engine_urls: tuple[str, ...] = ()
     worker_slots: list[WorkerSlot] = field(default_factory=list)
-    outcome_totals: OutcomeTotals = field(init=False)
     control_queue: Queue | None = None
     trainer_progress: TrainerProgress | None = None
     trajectories_monitor: QueueMonitor | None = None
     failure_limit: FailureLimit | None = None
     wait: Wait | None = None
 
-    def __post_init__(self) -> None:
-        self.outcome_totals = OutcomeTotals(self.claims)
-
     @property
     def backlog_bytes(self) -> int:
+        """The bytes of the trajectories queue that the trainer has not consumed."""
         return self.trajectories_monitor.latest_stats.backlog_bytes if self.trajectories_monitor is not None else 0
 
     @property
     def name(self) -> str:
+        """The name of the environment in the run."""
         return self.launch_config.config.run.name
 
     @property
@@ -130,36 +127,33 @@ class EnvironmentState:
         return self.launch_config.config.tasks.source == QUEUE_SOURCE
 
     @property
-    def worker_totals(self) -> Counter[str]:
-        """What its workers did in this launch, by the names of `Heartbeat`."""
-        totals: Counter[str] = Counter()
-        for slot in self.worker_slots:
-            totals.update(slot.totals)
-        return totals
-
-    @property
-    def request_retries(self) -> int:
-        """How many requests its workers of this launch sent to an engine once more."""
-        return sum(
-            int(value)
-            for slot in self.worker_slots
-            for (name, _), value in slot.metric_totals.values().items()
-            if name == ENGINE_RETRIES.name
-        )
-
-    @property
     def in_flight(self) -> int:
+        """How many rollouts the workers of this launch play now."""
         return sum(slot.heartbeat.in_flight for slot in self.worker_slots)
 
     @property
     def ready_workers(self) -> int:
+        """How many workers of this launch take orders."""
         return sum(slot.heartbeat.ready for slot in self.worker_slots)
 
 
 class LaunchState:
-    """A launch while it runs; who shows its progress reads it, and may end it by `stop_early` and `kill`.
+    """A launch while it runs. A display reads it, and ends it with `stop_early` and `kill`.
 
-    `is_resumed` says that orders on the tasks queue are those of an earlier launch of this run.
+    Attributes:
+        directory: the run's directory.
+        environments: the state of each environment.
+        workers_per_environment: how many workers the launch starts for each environment.
+        place: where the workers run.
+        is_resumed: whether the orders on the tasks queue are those of an earlier launch of this run.
+        outcomes: how the rollouts of the run ended.
+        supervisor: supervises the workers; None until all environments are prepared.
+        startup_scope: cancelled if the launch is stopped before it has workers; None before the start.
+        stopping_early: whether the launch is stopped before every rollout has ended.
+        too_many_failures: why the launch stops, if too many rollouts failed.
+        notices: news that no display has shown yet.
+        started_at: when the launch started, by the monotonic clock.
+        elapsed_seconds: how long the launch took; 0 while it goes on.
     """
 
     def __init__(
@@ -174,9 +168,12 @@ class LaunchState:
         self.is_resumed = is_resumed
         self.place = place
         self.directory = directory
+        names = [launch_config.config.run.name for launch_config in launch_configs]
+        claims = {name: Claims(directory.claims_path(name)) for name in names}
+        self.outcomes = RunOutcomes(claims)
         self.environments = [
-            EnvironmentState(launch_config, Claims(directory.claims_path(launch_config.config.run.name)))
-            for launch_config in launch_configs
+            EnvironmentState(launch_config, claims[name], self.outcomes.by_environment[name])
+            for name, launch_config in zip(names, launch_configs, strict=True)
         ]
         self.workers_per_environment = workers_per_environment
         self.supervisor: Supervisor | None = None
@@ -188,7 +185,7 @@ class LaunchState:
         self.elapsed_seconds = 0.0
 
     def stop_early(self) -> None:
-        """Let the workers finish their rollouts and start no others; if there are no workers yet, end."""
+        """Let the workers finish their rollouts and accept no others; without workers, end at once."""
         self.stopping_early = True
         if self.supervisor is not None:
             self.supervisor.drain()
@@ -208,52 +205,24 @@ class LaunchState:
             self.supervisor.kill()
 
     def report(self) -> dict[str, Any]:
-        """The summary, as `--json` prints it: all of the run, earlier launches included."""
-        outcomes_by_environment = {
-            environment.name: list(environment.claims.outcomes()) for environment in self.environments
-        }
-        all_outcomes = [
-            outcome for environment_outcomes in outcomes_by_environment.values() for outcome in environment_outcomes
-        ]
+        """Return the summary of the whole run, earlier launches included, as `--json` prints it."""
+        self.outcomes.refresh(at_once=True)
         return {
-            **_summarize(all_outcomes),
-            "total": sum(state.total_rollouts for state in self.environments),
+            **self.outcomes.totals.report(),
+            "total": sum(environment.total_rollouts for environment in self.environments),
             "environments": {
                 environment.name: {
-                    **_summarize(outcomes_by_environment[environment.name]),
+                    **environment.outcome_totals.report(),
                     "rows": asdict(environment.rows_used) if environment.rows_used is not None else None,
                 }
                 for environment in self.environments
             },
-            "request_retries": sum(state.request_retries for state in self.environments),
             "deaths": len(self.supervisor.deaths) if self.supervisor else 0,
             "run_dir": str(self.directory.path),
             "seconds": round(self.elapsed_seconds, 3),
         }
 
-    def failed_rollouts(self) -> list[tuple[str, Outcome]]:
-        """Return the rollouts of the run that failed, with the names of their environments."""
-        return [
-            (environment.name, outcome)
-            for environment in self.environments
-            for outcome in environment.claims.outcomes()
-            if outcome.status == "failed"
-        ]
-
-
-def _summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    rewards = [outcome.reward for outcome in outcomes if outcome.reward is not None]
-    return {
-        "rollouts": len(outcomes),
-        "status": dict(Counter(outcome.status for outcome in outcomes)),
-        "reward_mean": math.fsum(rewards) / len(rewards) if rewards else None,
-        "rewards": mean_by_name(outcome.rewards for outcome in outcomes),
-        "metrics": mean_by_name(outcome.metrics for outcome in outcomes),
-        "turns": sum(outcome.turns for outcome in outcomes),
-        "images": sum(outcome.images for outcome in outcomes),
-        "tokens": sum(outcome.tokens for outcome in outcomes),
-        "retries": sum(outcome.retries for outcome in outcomes),
-        "retry_reason": next((outcome.retry_reason for outcome in outcomes if outcome.retry_reason), None),
-        "close_failures": sum(outcome.close_failed for outcome in outcomes),
-        "limits": dict(Counter(outcome.limit for outcome in outcomes if outcome.limit != RolloutLimit.NONE)),
-    }
+    def failures(self) -> list[DistinctError]:
+        """Return the errors of the failed rollouts of the whole run, each once."""
+        self.outcomes.refresh(at_once=True)
+        return [error for error in self.outcomes.totals.errors.distinct() if error.status == RolloutStatus.FAILED]

@@ -1,13 +1,13 @@
-"""Keeps worker processes running: starts them, reads their heartbeats, expires the leases of one that died, and
-restarts it as often as its budget allows.
+"""Keeps worker processes running: starts them, reads their heartbeats, and replaces workers that die.
 
-A worker whose event loop is blocked is not dead: a thread of its own sends its heartbeats. A worker is killed only if
-no heartbeat comes for minutes. Where workers run, here or on other machines, only `launch.places.Place` knows.
+The leases of a dead worker expire at once. A restart budget limits how often workers are restarted. A worker whose
+event loop is blocked is not dead: a separate thread sends its heartbeats. A worker is killed only if no heartbeat
+comes for two minutes. `launch.places.Place` knows where workers run, here or on other machines.
 """
 
 import signal
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +18,13 @@ from anyio.abc import TaskGroup
 
 from rollout.errors import RolloutError
 from rollout.launch.places import NotStarted, Place, WorkerProcess
-from rollout.metrics.totals import MetricTotals
 from rollout.worker.link import Heartbeat, WorkerFailure, WorkerInstructions, decode_report, encode_instructions
 from transports import Queue, QueueError
 
 log = structlog.get_logger()
 
 _HEARTBEAT_TIMEOUT = 120.0
-"""Seconds without a heartbeat after which a worker is killed, because not even its threads run any more."""
+"""Seconds without a heartbeat after which a worker is killed, because even its threads do not run."""
 _DRAIN_MARGIN_SECONDS = 15.0
 """Seconds on top of `worker.grace` before a worker that should drain is killed."""
 _RESTART_WINDOW_SECONDS = 3600.0
@@ -33,7 +32,6 @@ _FINAL_REPORT_TIMEOUT = 1.0
 _EXPIRE_LEASES_TIMEOUT = 5.0
 """Seconds for the queue to expire the leases of a dead worker; after that, they end by themselves."""
 _RESTART_PAUSES_SECONDS = (0.2, 30.0)
-_SUMMED_FIELDS = ("turns", "tokens")
 
 
 class WorkersDie(RolloutError):
@@ -76,12 +74,13 @@ class WorkerDeath:
 
     @property
     def description(self) -> str:
+        """The exit code or the signal, for people."""
         return f"signal {signal.Signals(-self.exit_code).name}" if self.exit_code < 0 else f"exit code {self.exit_code}"
 
 
 @dataclass(slots=True)
 class WorkerSlot:
-    """A slot for one worker at a time, and what the workers in it did, one after another.
+    """A slot for one worker at a time.
 
     Attributes:
         name: the name of the slot and of each worker in it.
@@ -94,8 +93,6 @@ class WorkerSlot:
         process: the worker that runs now; None between two workers.
         heartbeat: the last heartbeat of this worker.
         last_heard: when that heartbeat came, by the monotonic clock.
-        earlier_totals: what the dead workers of this slot did, by the names of `Heartbeat`.
-        metric_totals: the metrics of all workers of this slot.
     """
 
     name: str
@@ -108,19 +105,20 @@ class WorkerSlot:
     process: WorkerProcess | None = None
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     last_heard: float = 0.0
-    earlier_totals: Counter[str] = field(default_factory=Counter)
-    metric_totals: MetricTotals = field(default_factory=MetricTotals)
-
-    @property
-    def totals(self) -> Counter[str]:
-        """What all workers of this slot did together, by the names of `Heartbeat`."""
-        totals = Counter(self.earlier_totals)
-        totals.update({name: getattr(self.heartbeat, name) for name in _SUMMED_FIELDS})
-        return totals
 
 
 class Supervisor:
-    """Supervises all workers of a launch. `instructions_for` makes the instructions for an environment's workers."""
+    """Supervises all workers of a launch.
+
+    Args:
+        slots: the slots of the workers.
+        instructions_for: returns the instructions for the workers of an environment.
+        place: where the workers run.
+
+    Attributes:
+        slots: the slots of the workers.
+        deaths: the workers that died.
+    """
 
     def __init__(
         self, slots: list[WorkerSlot], instructions_for: Callable[[str], WorkerInstructions], place: Place
@@ -175,7 +173,7 @@ class Supervisor:
             exit_code, reason = await self._run_once(slot, task_group)
             if self._end_signal is not None:
                 return
-            made_progress = slot.heartbeat.turns > 0
+            made_progress = slot.heartbeat.finished > 0
             death = self._record_death(slot, exit_code, reason)
             if not slot.restart_budget.spend():
                 cause = reason or f"the last one, {slot.name}, ended with {death.description}; see {slot.output_path}"
@@ -185,7 +183,7 @@ class Supervisor:
                 await self._end_requested.wait()
 
     async def _run_once(self, slot: WorkerSlot, supervisor_group: TaskGroup) -> tuple[int, str]:
-        """Start a worker and watch it to its end; return its exit code, and the reason that it reported."""
+        """Run a worker until it ends; return its exit code and the reason that it reported."""
         try:
             process = await self._place.start(slot.name, slot.command, slot.output_path)
         except NotStarted as error:
@@ -223,7 +221,6 @@ class Supervisor:
                     if report.ready and not slot.heartbeat.ready:
                         log.info("worker ready", worker=slot.name, pid=process.pid)
                     slot.heartbeat, slot.last_heard = report, time.monotonic()
-                    slot.metric_totals.add_changes(report.metrics)
                 case WorkerFailure():
                     failure_reasons.append(report.reason)
         all_lines_read.set()
@@ -237,7 +234,9 @@ class Supervisor:
             with anyio.fail_after(_EXPIRE_LEASES_TIMEOUT, shield=True):
                 await slot.tasks_queue.expire_leases(lease_holder)
         except (QueueError, TimeoutError) as error:
-            log.warning("the leases of a dead worker will lapse", worker=slot.name, error=str(error))
+            log.warning(
+                "the leases of a dead worker could not be expired and end later", worker=slot.name, error=str(error)
+            )
 
     async def _kill_if_silent(self, slot: WorkerSlot, process: WorkerProcess) -> None:
         stopping_since: float | None = None
@@ -251,8 +250,6 @@ class Supervisor:
                 process.kill()
 
     def _record_death(self, slot: WorkerSlot, exit_code: int, reason: str) -> WorkerDeath:
-        slot.earlier_totals = slot.totals
-        slot.metric_totals.end_worker()
         slot.heartbeat = Heartbeat()
         death = WorkerDeath(slot.name, slot.environment, exit_code, reason)
         self.deaths.append(death)

@@ -1,7 +1,7 @@
-"""What a launch waits for, told to whoever looks at it: a trainer, workers, orders, or an engine.
+"""Reports what a launch waits for: a trainer, workers, orders, or an engine.
 
-A launch that waits looks like one that hangs. Each environment is looked at twice a second. A wait is told as soon as
-it has lasted a moment, again each minute, and at its end: to the log, and as notices to the display.
+A launch that waits looks like one that hangs. So each environment is checked twice a second. The log and the display
+get a line when a wait has lasted a moment, again each minute, and when it ends.
 """
 
 import shlex
@@ -27,13 +27,13 @@ log = structlog.get_logger()
 
 _LOOK_INTERVAL = 0.5
 _SETTLE_SECONDS = 1.5
-"""A shorter wait is not told: queues are empty or full for a moment all the time."""
+"""A shorter wait is not reported: a queue is often empty or full for a moment."""
 _REPEAT_SECONDS = 60.0
 _PROBE_TIMEOUT = 1.0
 
 
 class ReadingClock:
-    """Knows when somebody last took records off a queue, as far as its state shows it."""
+    """Finds when somebody last took records off a queue, from the state of the queue."""
 
     def __init__(self) -> None:
         self.last_read = datetime.now().astimezone()
@@ -65,7 +65,7 @@ class WaitWatcher:
             await anyio.sleep(_LOOK_INTERVAL)
 
     async def find_wait(self) -> Wait | None:
-        """Return what the environment waits for now; None if it goes on, has ended, or only starts."""
+        """Return what the environment waits for now; None if it plays, has ended, or still starts."""
         environment, feeder = self._environment, self._environment.feeder
         if self._state.stopping_early or feeder is None or feeder.all_finished:
             return None
@@ -93,7 +93,7 @@ class WaitWatcher:
         return None
 
     def _note(self, found: Wait | None, now: float) -> None:
-        """Tell a wait that has settled, again from time to time, and its end."""
+        """Report a wait that has lasted a moment, repeat it each minute, and report its end."""
         if found is None or self._pending is None or found.waited_for is not self._pending.waited_for:
             if self._environment.wait is not None and not self._state.stopping_early:
                 self._tell(f"goes on after {now - self._wait_began:.0f} s", "launch goes on", is_wait=False)
@@ -116,7 +116,7 @@ class WaitWatcher:
         try:
             api_key = api_key_from_config(self._config)
         except ConfigurationError:
-            return None  # a worker ends with this error, and the launch tells it
+            return None  # a worker ends with this error, and the launch shows it
         problems: list[str] = []
 
         async def ask(url: str) -> None:
@@ -157,7 +157,7 @@ class WaitWatcher:
         assert policy.max_staleness is not None
         allowed = (policy.max_staleness + known.version + 1) * policy.batch - known.consumed
         trainer = (
-            "a trainer, and none has said yet how far it is (queue.control)"
+            "a trainer, and no trainer has reported its progress yet (queue.control)"
             if progress is None
             else f"the trainer, which is at version {known.version} and has consumed {known.consumed:,} rollouts"
         )
@@ -177,7 +177,7 @@ class WaitWatcher:
         )
 
     async def _was_order_taken(self) -> bool:
-        """Whether a worker has taken the oldest order; also true if the queue does not tell."""
+        """Whether a worker has taken the oldest order; also true if the queue does not answer."""
         assert self._environment.tasks_queue is not None
         try:
             oldest = await self._environment.tasks_queue.peek(limit=1)
@@ -194,7 +194,7 @@ class WaitWatcher:
 
 
 async def _engine_problem(url: str, api_key: str | None) -> str | None:
-    """Why an engine does not answer; None if it does, whatever it answers."""
+    """Return why an engine does not answer; None if it answers anything."""
     try:
         with anyio.fail_after(_PROBE_TIMEOUT):
             async with HttpxTransport(api_key) as transport:

@@ -2,8 +2,8 @@
 
 catalogue.py      every metric there is; a test compares docs/metrics.md with it
 worker.py         what one worker measures
-totals.py         samples of several workers, summed
-launch.py         the workers of a launch, and how their rollouts ended
+outcomes.py       how rollouts ended
+launch.py         the workers of a launch
 queues.py         how full a queue is, and for how long it has not answered
 loop_monitor.py   whether an event loop turns
 export.py         all of this for one process, from its start to its end

@@ -1,14 +1,12 @@
-"""Every metric that a process of ours exports: its name, type, labels and meaning.
+"""Every metric that our processes export: its name, type, labels and meaning.
 
-The names follow Prometheus' conventions: base units, `_total` for what only grows. A worker's metrics have its
-environment as a label. A launch exports the same metrics, summed over its workers; `combine` says which ones cannot be
-summed.
+The names follow Prometheus' conventions: base units, and `_total` for what only grows. A worker's metrics have its
+environment as a label.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
 
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -25,7 +23,7 @@ class MetricType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """One metric, with all values of its labels.
+    """One metric.
 
     Attributes:
         name: the name that Prometheus reads, with the `_total` of a counter.
@@ -33,7 +31,6 @@ class MetricSpec:
         label_names: the names of its labels.
         description: what it measures.
         buckets: the upper bounds of a histogram's buckets.
-        combine: how the values of several workers become one.
     """
 
     name: str
@@ -41,7 +38,6 @@ class MetricSpec:
     label_names: tuple[str, ...]
     description: str
     buckets: tuple[float, ...] = ()
-    combine: Literal["sum", "max"] = "sum"
 
     @property
     def base_name(self) -> str:
@@ -49,12 +45,15 @@ class MetricSpec:
         return self.name.removesuffix("_total")
 
     def counter(self, registry: CollectorRegistry) -> Counter:
+        """Create the counter in a registry."""
         return Counter(self.base_name, self.description, self.label_names, registry=registry)
 
     def gauge(self, registry: CollectorRegistry) -> Gauge:
+        """Create the gauge in a registry."""
         return Gauge(self.base_name, self.description, self.label_names, registry=registry)
 
     def histogram(self, registry: CollectorRegistry) -> Histogram:
+        """Create the histogram in a registry."""
         return Histogram(self.base_name, self.description, self.label_names, buckets=self.buckets, registry=registry)
 
     def build_metric(self, values: Mapping[tuple[str, ...], float]) -> Metric:
@@ -92,7 +91,7 @@ _LOOP_LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 
 _VERSION_LAG_BUCKETS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
 
 ROLLOUTS = MetricSpec(
-    "rollout_rollouts_total", MetricType.COUNTER, ("environment", "status"), "Rollouts that ended, by how they ended."
+    "rollout_rollouts_total", MetricType.COUNTER, ("environment", "status"), "Rollouts that ended, by status."
 )
 FINISHED_TURNS = MetricSpec(
     "rollout_finished_turns_total", MetricType.COUNTER, _ENVIRONMENT_LABELS, "Turns of the rollouts that ended."
@@ -113,7 +112,7 @@ RECORD_BYTES = MetricSpec(
     "rollout_record_bytes_total",
     MetricType.COUNTER,
     _ENVIRONMENT_LABELS,
-    "Bytes of records put for attempts that ended.",
+    "Bytes of the records of the rollouts that ended.",
 )
 ROLLOUTS_IN_FLIGHT = MetricSpec(
     "rollout_rollouts_in_flight", MetricType.GAUGE, _ENVIRONMENT_LABELS, "Rollouts that are being played."
@@ -128,7 +127,7 @@ TURNS = MetricSpec(
     "rollout_turns_total",
     MetricType.COUNTER,
     ("environment", "prompt"),
-    "Turns that were sampled, lost attempts included, by where the prompt came from: bridge, or why it was rendered.",
+    "Sampled turns, lost attempts included, by the source of the prompt: bridge, or why it was rendered.",
 )
 PROMPT_TOKENS = MetricSpec(
     "rollout_prompt_tokens_total", MetricType.COUNTER, _ENVIRONMENT_LABELS, "Tokens of the prompts of those turns."
@@ -137,7 +136,7 @@ CACHED_TOKENS = MetricSpec(
     "rollout_cached_tokens_total",
     MetricType.COUNTER,
     _ENVIRONMENT_LABELS,
-    "Those of them that the engine had in its prefix cache.",
+    "Prompt tokens that the engine had in its prefix cache.",
 )
 SAMPLED_TOKENS = MetricSpec(
     "rollout_sampled_tokens_total", MetricType.COUNTER, _ENVIRONMENT_LABELS, "Tokens that were sampled."
@@ -153,13 +152,13 @@ IMAGE_BYTES = MetricSpec(
     "rollout_image_bytes_total",
     MetricType.COUNTER,
     _ENVIRONMENT_LABELS,
-    "Encoded bytes of the images that environments handed in.",
+    "Encoded bytes of the images in the messages of environments.",
 )
 IMAGE_BYTES_SAVED = MetricSpec(
     "rollout_image_bytes_saved_total",
     MetricType.COUNTER,
     _ENVIRONMENT_LABELS,
-    "Those of them that were stored before (images.mode offload).",
+    "Bytes of these images that were already stored (images.mode offload).",
 )
 ENGINE_REQUEST_SECONDS = MetricSpec(
     "rollout_engine_request_seconds",
@@ -169,74 +168,85 @@ ENGINE_REQUEST_SECONDS = MetricSpec(
     _DURATION_BUCKETS,
 )
 ENGINE_RETRIES = MetricSpec(
-    "rollout_engine_retries_total", MetricType.COUNTER, _ENVIRONMENT_LABELS, "Requests that went out once more."
+    "rollout_engine_retries_total", MetricType.COUNTER, _ENVIRONMENT_LABELS, "Requests that were sent again."
 )
 ENGINE_EJECTIONS = MetricSpec(
     "rollout_engine_ejections_total",
     MetricType.COUNTER,
     _ENGINE_LABELS,
-    "Times that a worker began to leave an engine out.",
+    "How often the worker stopped using an engine because it failed.",
 )
 ENGINE_EJECTED = MetricSpec(
-    "rollout_engine_ejected", MetricType.GAUGE, _ENGINE_LABELS, "Workers that leave this engine out now."
+    "rollout_engine_ejected",
+    MetricType.GAUGE,
+    _ENGINE_LABELS,
+    "1 while the worker sends this engine no requests because it failed, otherwise 0.",
 )
 ENGINE_REQUESTS_IN_FLIGHT = MetricSpec(
-    "rollout_engine_requests_in_flight", MetricType.GAUGE, _ENGINE_LABELS, "Requests that it has to answer."
+    "rollout_engine_requests_in_flight",
+    MetricType.GAUGE,
+    _ENGINE_LABELS,
+    "Requests that the engine has not answered yet.",
 )
 POLICY_VERSION = MetricSpec(
     "rollout_policy_version",
     MetricType.GAUGE,
     _ENVIRONMENT_LABELS,
-    "The trainer's version of the policy, as workers know it.",
-    combine="max",
+    "The trainer's version of the policy, as the worker knows it.",
 )
 POLICY_LAG = MetricSpec(
     "rollout_policy_lag_versions",
     MetricType.HISTOGRAM,
     _ENVIRONMENT_LABELS,
-    "How many versions the weights that sampled a turn lie behind the trainer's.",
+    "How many versions the weights that sampled a turn are behind the trainer's.",
     _VERSION_LAG_BUCKETS,
 )
 LOOP_LAG = MetricSpec(
     "rollout_event_loop_lag_seconds",
     MetricType.HISTOGRAM,
     _ENVIRONMENT_LABELS,
-    "How much too late the event loop came to a timer.",
+    "How late the event loop reached a timer.",
     _LOOP_LAG_BUCKETS,
 )
 LOOP_STALLED = MetricSpec(
     "rollout_event_loop_stalled_seconds",
     MetricType.GAUGE,
     _ENVIRONMENT_LABELS,
-    "For how long the event loop has not turned; of several workers, the longest.",
-    combine="max",
+    "For how long the event loop has not run.",
 )
 ADMISSION_WAIT = MetricSpec(
     "rollout_admission_wait_seconds",
     MetricType.GAUGE,
     _ENVIRONMENT_LABELS,
-    "For how long a worker has waited for room in the trajectories queue; of several, the longest.",
-    combine="max",
+    "For how long the worker has waited for room in the trajectories queue.",
 )
 
 WORKERS = MetricSpec(
     "rollout_workers", MetricType.GAUGE, ("environment", "state"), "Workers of the launch: starting or ready."
 )
 WORKER_DEATHS = MetricSpec(
-    "rollout_worker_deaths_total", MetricType.COUNTER, _ENVIRONMENT_LABELS, "Workers that ended without being told to."
+    "rollout_worker_deaths_total",
+    MetricType.COUNTER,
+    _ENVIRONMENT_LABELS,
+    "Workers that ended although nobody stopped them.",
 )
 ROLLOUTS_EXPECTED = MetricSpec(
-    "rollout_rollouts_expected", MetricType.GAUGE, _ENVIRONMENT_LABELS, "Rollouts that the run has in all."
+    "rollout_rollouts_expected", MetricType.GAUGE, _ENVIRONMENT_LABELS, "Rollouts that the run plays in all."
 )
 QUEUE_BACKLOG_RECORDS = MetricSpec(
     "rollout_queue_backlog_records", MetricType.GAUGE, _QUEUE_LABELS, "Records that are not acked."
 )
-QUEUE_BACKLOG_BYTES = MetricSpec("rollout_queue_backlog_bytes", MetricType.GAUGE, _QUEUE_LABELS, "Their bytes.")
+QUEUE_BACKLOG_BYTES = MetricSpec(
+    "rollout_queue_backlog_bytes", MetricType.GAUGE, _QUEUE_LABELS, "Bytes of the records that are not acked."
+)
 QUEUE_OLDEST_AGE = MetricSpec(
-    "rollout_queue_oldest_age_seconds", MetricType.GAUGE, _QUEUE_LABELS, "For how long the oldest of them waits."
+    "rollout_queue_oldest_age_seconds",
+    MetricType.GAUGE,
+    _QUEUE_LABELS,
+    "For how long the oldest of these records has waited.",
 )
 QUEUE_REDELIVERIES = MetricSpec(
-    "rollout_queue_redeliveries_total", MetricType.COUNTER, _QUEUE_LABELS, "Records that were delivered once more."
+    "rollout_queue_redeliveries_total", MetricType.COUNTER, _QUEUE_LABELS, "Records that were delivered again."
 )
 QUEUE_DEAD_LETTERS = MetricSpec(
     "rollout_queue_dead_letters", MetricType.GAUGE, _QUEUE_LABELS, "Records that a consumer rejected."
@@ -248,29 +258,39 @@ QUEUE_REFUSED_MESSAGES = MetricSpec(
     "Messages that the hub of a zmq:// queue refused.",
 )
 QUEUE_SILENCE = MetricSpec(
-    "rollout_queue_silence_seconds", MetricType.GAUGE, _QUEUE_LABELS, "For how long the queue has not told its state."
+    "rollout_queue_silence_seconds", MetricType.GAUGE, _QUEUE_LABELS, "For how long the queue has not answered."
 )
 
 TRAINER_TRAJECTORIES = MetricSpec(
     "rollout_trainer_trajectories_total",
     MetricType.COUNTER,
     (),
-    "Trajectories that were handed out, those in groups included.",
+    "Trajectories that the reader returned, those in groups included.",
 )
-TRAINER_GROUPS = MetricSpec("rollout_trainer_groups_total", MetricType.COUNTER, (), "Groups that were handed out.")
+TRAINER_GROUPS = MetricSpec("rollout_trainer_groups_total", MetricType.COUNTER, (), "Groups that the reader returned.")
 TRAINER_PARTIAL_GROUPS = MetricSpec(
-    "rollout_trainer_partial_groups_total", MetricType.COUNTER, (), "Groups that were given up before they were whole."
+    "rollout_trainer_partial_groups_total",
+    MetricType.COUNTER,
+    (),
+    "Groups that the reader gave up before they were complete.",
 )
-TRAINER_RECORDS = MetricSpec("rollout_trainer_records_total", MetricType.COUNTER, (), "Records that came.")
-TRAINER_BYTES = MetricSpec("rollout_trainer_bytes_total", MetricType.COUNTER, (), "Their bytes.")
+TRAINER_RECORDS = MetricSpec(
+    "rollout_trainer_records_total", MetricType.COUNTER, (), "Records that the reader received."
+)
+TRAINER_BYTES = MetricSpec(
+    "rollout_trainer_bytes_total", MetricType.COUNTER, (), "Bytes of the records that the reader received."
+)
 TRAINER_REDELIVERED_RECORDS = MetricSpec(
-    "rollout_trainer_redelivered_records_total", MetricType.COUNTER, (), "Those of them that had been delivered before."
+    "rollout_trainer_redelivered_records_total",
+    MetricType.COUNTER,
+    (),
+    "Received records that had been delivered before.",
 )
 TRAINER_DROPPED_RECORDS = MetricSpec(
     "rollout_trainer_dropped_records_total",
     MetricType.COUNTER,
     (),
-    "Duplicates: records of what was consumed already, or of a group that was given up.",
+    "Duplicates: records of a rollout that was consumed, or of a group that was given up.",
 )
 TRAINER_REJECTED_RECORDS = MetricSpec(
     "rollout_trainer_rejected_records_total", MetricType.COUNTER, (), "Records that cannot be decoded."
@@ -282,13 +302,19 @@ TRAINER_HELD_BACK_TRAJECTORIES = MetricSpec(
     "rollout_trainer_held_back_trajectories_total",
     MetricType.COUNTER,
     (),
-    "Trajectories that were handed out with a score and do not train, because of untrained_limits.",
+    "Trajectories with a score that do not train, because of untrained_limits.",
 )
 TRAINER_UNFINISHED_ROLLOUTS = MetricSpec(
-    "rollout_trainer_unfinished_rollouts", MetricType.GAUGE, (), "Rollouts of which something came, and not the end."
+    "rollout_trainer_unfinished_rollouts",
+    MetricType.GAUGE,
+    (),
+    "Rollouts that have records and no finished record yet.",
 )
 TRAINER_WAITING_TRAJECTORIES = MetricSpec(
-    "rollout_trainer_waiting_trajectories", MetricType.GAUGE, (), "Trajectories that are whole and were not handed out."
+    "rollout_trainer_waiting_trajectories",
+    MetricType.GAUGE,
+    (),
+    "Complete trajectories that the reader has not returned yet.",
 )
 TRAINER_UNACKED_RECORDS = MetricSpec(
     "rollout_trainer_unacked_records", MetricType.GAUGE, (), "Records that no commit has acked yet."
@@ -297,7 +323,7 @@ TRAINER_HELD_BYTES = MetricSpec(
     "rollout_trainer_held_bytes",
     MetricType.GAUGE,
     ("where",),
-    "Steps of what was not handed out, in memory and on disk.",
+    "Bytes of the steps of unreturned trajectories, in memory and on disk.",
 )
 TRAINER_POLICY_VERSION = MetricSpec(
     "rollout_trainer_policy_version", MetricType.GAUGE, (), "The trainer's version of the policy."
@@ -306,18 +332,26 @@ TRAINER_STALENESS = MetricSpec(
     "rollout_trainer_staleness_versions",
     MetricType.HISTOGRAM,
     (),
-    "How many versions the oldest weights of a trajectory lay behind the trainer's when it was handed out.",
+    "How many versions the oldest weights of a trajectory were behind the trainer's when it was returned.",
     _VERSION_LAG_BUCKETS,
 )
 TRAINER_QUEUE_BACKLOG_RECORDS = MetricSpec(
     "rollout_trainer_queue_backlog_records", MetricType.GAUGE, (), "Records in the reader's queue that are not acked."
 )
-TRAINER_QUEUE_BACKLOG_BYTES = MetricSpec("rollout_trainer_queue_backlog_bytes", MetricType.GAUGE, (), "Their bytes.")
+TRAINER_QUEUE_BACKLOG_BYTES = MetricSpec(
+    "rollout_trainer_queue_backlog_bytes",
+    MetricType.GAUGE,
+    (),
+    "Bytes of the records in the reader's queue that are not acked.",
+)
 TRAINER_QUEUE_OLDEST_AGE = MetricSpec(
-    "rollout_trainer_queue_oldest_age_seconds", MetricType.GAUGE, (), "For how long the oldest of them waits."
+    "rollout_trainer_queue_oldest_age_seconds",
+    MetricType.GAUGE,
+    (),
+    "For how long the oldest of these records has waited.",
 )
 TRAINER_QUEUE_SILENCE = MetricSpec(
-    "rollout_trainer_queue_silence_seconds", MetricType.GAUGE, (), "For how long the queue has not told its state."
+    "rollout_trainer_queue_silence_seconds", MetricType.GAUGE, (), "For how long the queue has not answered."
 )
 
 

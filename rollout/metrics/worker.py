@@ -1,11 +1,11 @@
 """What one worker measures while it plays.
 
-The code that does something records it here in one call. What the worker and the engine client count anyway is read
-when the metrics are collected. The worker's heartbeats contain all of it, and its supervisor adds it up.
+The code that does something records it here in one call. What the worker and the engine client know anyway is read
+when the metrics are collected.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -16,57 +16,48 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from rollout.metrics import catalogue
 from rollout.metrics.loop_monitor import LoopMonitor
-from rollout.records.evidence import VersionSpan
-from rollout.records.kinds import PromptSource
+from rollout.records.kinds import Step
 from rollout.records.versions import version_number
 
 
-class WorkerCounts(Protocol):
-    """What a worker counts for itself; see `rollout.worker.worker.WorkerCounters`."""
-
-    @property
-    def in_flight(self) -> int: ...
-    @property
-    def status_counts(self) -> Mapping[str, int]: ...
-    @property
-    def turns(self) -> int: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def images(self) -> int: ...
-    @property
-    def retries(self) -> int: ...
-    @property
-    def queue_bytes(self) -> int: ...
-
-
 class ReplicaState(Protocol):
-    """What the client knows of one engine; see `rollout.engine.routing.Replica`."""
+    """The client's state of one engine; see `rollout.engine.routing.Replica`."""
 
     @property
-    def url(self) -> str: ...
+    def url(self) -> str:
+        """The root of the engine's URL."""
+
     @property
-    def in_flight(self) -> int: ...
+    def in_flight(self) -> int:
+        """How many requests the engine has not answered yet."""
+
     @property
-    def is_unavailable(self) -> bool: ...
+    def is_unavailable(self) -> bool:
+        """Whether the client leaves the engine out."""
+
     @property
-    def total_ejections(self) -> int: ...
+    def total_ejections(self) -> int:
+        """How often the client began to leave the engine out."""
 
 
 class EngineClientState(Protocol):
     """See `rollout.engine.client.EngineClient`."""
 
     @property
-    def replicas(self) -> Sequence[ReplicaState]: ...
+    def replicas(self) -> Sequence[ReplicaState]:
+        """Every engine."""
+
     @property
-    def retry_count(self) -> int: ...
+    def retry_count(self) -> int:
+        """How many requests were sent again."""
 
 
 class CurrentPolicyVersion(Protocol):
     """The trainer's version of the policy; see `rollout.session.session.PolicyVersionState`."""
 
     @property
-    def current(self) -> str: ...
+    def current(self) -> str:
+        """The trainer's version."""
 
 
 class WorkerMetrics:
@@ -87,6 +78,7 @@ class WorkerMetrics:
             partial(catalogue.ENGINE_REQUEST_SECONDS.histogram(self.registry).labels, environment)
         )
         self._policy_lag = catalogue.POLICY_LAG.histogram(self.registry).labels(environment)
+        self._attempt_retries = catalogue.ATTEMPT_RETRIES.counter(self.registry).labels(environment)
         self._admission_wait = catalogue.ADMISSION_WAIT.gauge(self.registry).labels(environment)
         self._admission_wait.set_function(self._admission_wait_seconds)
         self._waiting_since: float | None = None
@@ -95,35 +87,31 @@ class WorkerMetrics:
             lambda: self.loop_monitor.stalled_seconds
         )
 
-    def export_state(self, counters: WorkerCounts, engines: EngineClientState, version: CurrentPolicyVersion) -> None:
-        """Also export the current state of these objects at every collection."""
-        self.registry.register(_StateCollector((self._environment,), counters, engines, version))
+    def export_state(
+        self, get_in_flight: Callable[[], int], engines: EngineClientState, version: CurrentPolicyVersion
+    ) -> None:
+        """Also export how many rollouts are in flight, and the state of the engines and of the version."""
+        self.registry.register(_StateCollector((self._environment,), get_in_flight, engines, version))
+
+    def record_retry(self) -> None:
+        """Record the start of an attempt that repeats another one."""
+        self._attempt_retries.inc()
 
     def record_images(self, given_bytes: int, *, stored_bytes: int) -> None:
         """Record the images of a turn: their bytes, and how many of these bytes were stored, because they were new."""
         self._image_bytes.inc(given_bytes)
         self._image_bytes_saved.inc(given_bytes - stored_bytes)
 
-    def record_turn(
-        self,
-        prompt_source: PromptSource,
-        *,
-        prompt_tokens: int,
-        cached_tokens: int | None,
-        sampled_tokens: int,
-        stage_seconds: Mapping[str, float],
-    ) -> None:
-        self._turns(prompt_source).inc()
-        self._prompt_tokens.inc(prompt_tokens)
-        self._cached_tokens.inc(cached_tokens or 0)
+    def record_turn(self, step: Step, sampled_tokens: int) -> None:
+        """Record a turn, and how many versions its weights are behind the trainer's version at its start."""
+        self._turns(step.prompt_source).inc()
+        self._prompt_tokens.inc(step.prompt_length)
+        self._cached_tokens.inc(step.cached_tokens or 0)
         self._sampled_tokens.inc(sampled_tokens)
-        for stage, seconds in stage_seconds.items():
+        for stage, seconds in step.timings.items():
             self._turn_seconds(stage).observe(seconds)
-
-    def record_policy_lag(self, spans: Sequence[VersionSpan], trainer_version: str) -> None:
-        """Record how many versions the weights that sampled a turn are behind the trainer's version at its start."""
-        trainer_number = version_number(trainer_version)
-        sampled_numbers = [number for span in spans if (number := version_number(span.version)) is not None]
+        trainer_number = version_number(step.policy[0]) if step.policy is not None else None
+        sampled_numbers = [number for span in step.versions if (number := version_number(span.version)) is not None]
         if trainer_number is not None and sampled_numbers:
             self._policy_lag.observe(max(0, trainer_number - min(sampled_numbers)))
 
@@ -148,21 +136,13 @@ class WorkerMetrics:
 @dataclass(frozen=True, slots=True, eq=False)
 class _StateCollector(Collector):
     labels: tuple[str]
-    counters: WorkerCounts
+    get_in_flight: Callable[[], int]
     engines: EngineClientState
     version: CurrentPolicyVersion
 
     def collect(self) -> Iterator[Metric]:
-        environment_labels, counters = self.labels, self.counters
-        yield catalogue.ROLLOUTS.build_metric(
-            {(*environment_labels, status): count for status, count in dict(counters.status_counts).items()}
-        )
-        yield catalogue.FINISHED_TURNS.build_metric({environment_labels: counters.turns})
-        yield catalogue.FINISHED_TOKENS.build_metric({environment_labels: counters.tokens})
-        yield catalogue.FINISHED_IMAGES.build_metric({environment_labels: counters.images})
-        yield catalogue.RECORD_BYTES.build_metric({environment_labels: counters.queue_bytes})
-        yield catalogue.ROLLOUTS_IN_FLIGHT.build_metric({environment_labels: counters.in_flight})
-        yield catalogue.ATTEMPT_RETRIES.build_metric({environment_labels: counters.retries})
+        environment_labels = self.labels
+        yield catalogue.ROLLOUTS_IN_FLIGHT.build_metric({environment_labels: self.get_in_flight()})
         yield catalogue.ENGINE_RETRIES.build_metric({environment_labels: self.engines.retry_count})
         number = version_number(self.version.current)
         yield catalogue.POLICY_VERSION.build_metric({} if number is None else {environment_labels: number})

@@ -1,15 +1,15 @@
 """Which attempts at a rollout started, and how the rollout ended: one small file for each in the run's directory.
 
     <rollout>.<n>            attempt n started; created exclusively, so that no two attempts share a number
-    <rollout>.<n>.returned   its worker gave it back unfinished, on purpose: it does not count against `max_attempts`
-    <rollout>.<n>.failed     the infrastructure failed it, or its environment asked for another one, and its worker
-                             reported this
-    <rollout>.done           the rollout's finished record was accepted; a link to the claim, which contains the outcome
+    <rollout>.<n>.returned   the worker gave the attempt back on purpose: it does not count against `max_attempts`
+    <rollout>.<n>.failed     the infrastructure failed the attempt, or its environment asked for another one
+    <rollout>.<n>.outcome    the outcome while it is being written
+    <rollout>.done           the finished record was accepted; contains the outcome
 
 Claims are files, and not records on the tasks queue, for three reasons. All workers of a run share its directory
-anyway, because their images are there. A file system needs to offer no more than exclusive creation. And a claim
-belongs to the rollout, not to the record: even an order that was sent twice never has two attempts with one number.
-So any queue will do for the tasks.
+anyway, because their images are there. The file system needs only exclusive creation and atomic renaming. And a claim
+belongs to the rollout, not to the record: an order that was sent twice never has two attempts with one number. So any
+queue will do for the tasks.
 """
 
 import hashlib
@@ -55,11 +55,11 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class AttemptHistory:
-    """What became of a rollout's attempts so far.
+    """How a rollout's attempts ended so far.
 
     Attributes:
         attempts_used: how many attempts count against `max_attempts`.
-        unreported_attempts: how many attempts are without a report of their end: they still run, or their worker died.
+        unreported_attempts: how many attempts have no report of their end: they still run, or their worker died.
     """
 
     attempts_used: int
@@ -81,11 +81,13 @@ class Outcome:
         turns: how many turns it had.
         images: how many different images it had.
         tokens: how many tokens the policy sampled in it.
+        queue_bytes: how many bytes the records of its last attempt have.
         error: the type and the message of its error; None if it has none.
         traceback: the traceback of an error of the environment or the engine; None if there is none.
         metrics: the metrics of its score.
         retries: how many attempts followed one that the infrastructure failed, whose worker died, or whose environment
             asked for another one.
+        request_retries: how many requests to engines were sent again, in the attempts of the worker that finished it.
         close_failed: whether `close` of its environment failed or took too long.
         retry_reason: why an environment last asked for another attempt at it; None if none did.
     """
@@ -100,10 +102,12 @@ class Outcome:
     turns: int = 0
     images: int = 0
     tokens: int = 0
+    queue_bytes: int = 0
     error: dict[str, str] | None = None
     traceback: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     retries: int = 0
+    request_retries: int = 0
     close_failed: bool = False
     retry_reason: str | None = None
 
@@ -120,7 +124,7 @@ class Claims:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ClaimsError(f"{directory}: cannot be made: {error.strerror}.") from None
+            raise ClaimsError(f"{directory}: the directory cannot be created: {error.strerror}.") from None
 
     def is_done(self, rollout_id: str) -> bool:
         """Whether its finished record was accepted."""
@@ -139,38 +143,38 @@ class Claims:
             try:
                 self._create_exclusively(self._path(rollout_id, str(number)))
             except FileExistsError:
-                continue  # somebody claimed that number a moment ago
+                continue  # another worker has just claimed this number
             return Claim(rollout_id, number, number - endings.count("returned"))
 
     def mark_returned(self, claim: Claim) -> None:
-        """Note that the worker gave the attempt up on purpose, which says nothing against the rollout."""
+        """Report that the worker gave the attempt up on purpose, which says nothing against the rollout."""
         self._mark_ended(claim, "returned")
 
     def mark_failed(self, claim: Claim) -> None:
-        """Note that the attempt came to no end and another one may follow, and that it did not kill its worker."""
+        """Report that the attempt failed without a finished record, and that it did not kill its worker."""
         self._mark_ended(claim, "failed")
 
     def record_outcome(self, outcome: Outcome) -> None:
-        """Record the outcome; the first one stays. Call it once the finished record is accepted."""
-        claim_path = self._path(outcome.rollout, str(outcome.attempt))
+        """Record the outcome, unless one is recorded already. Call it once the finished record is accepted.
+
+        If two attempts end at the same moment, the outcome of either one stays. Both are right: outcomes only serve
+        summaries, and the trainer decides by the records which attempt counts.
+        """
+        if self.is_done(outcome.rollout):
+            return
+        draft_path = self._path(outcome.rollout, f"{outcome.attempt}.outcome")
         try:
-            claim_path.write_bytes(dump_json(asdict(outcome)))
-            # The claim becomes the outcome by a link, which appears whole, and only once.
-            with suppress(FileExistsError):
-                os.link(claim_path, self._path(outcome.rollout, "done"))
+            draft_path.write_bytes(dump_json(asdict(outcome)))
+            draft_path.rename(self._path(outcome.rollout, "done"))  # so that nobody reads a part of it
         except OSError as error:
-            raise ClaimsError(f"{claim_path}: the outcome was not recorded: {error.strerror}.") from None
+            raise ClaimsError(f"{draft_path}: the outcome was not recorded: {error.strerror}.") from None
 
     def outcome(self, rollout_id: str) -> Outcome | None:
-        """How a rollout ended, if it has and its file tells it."""
+        """Return how a rollout ended; None if it has not ended, or its file is damaged."""
         return self._read_outcome(self._path(rollout_id, "done"))
 
-    def outcomes(self) -> Iterator[Outcome]:
-        """Every rollout that is done and whose file tells how."""
-        return self.new_outcomes(set())
-
     def new_outcomes(self, seen_names: set[str]) -> Iterator[Outcome]:
-        """Yield every rollout that is done and not yet in `seen_names`, and add it to them."""
+        """Yield the outcomes whose files are not in `seen_names`, and add the names of these files."""
         for entry in os.scandir(self._directory):
             if entry.name.endswith(".done") and entry.name not in seen_names:
                 if (outcome := self._read_outcome(Path(entry.path))) is not None:
@@ -178,7 +182,7 @@ class Claims:
                 seen_names.add(entry.name)
 
     def _read_outcome(self, path: Path) -> Outcome | None:
-        """The outcome in a file; None if there is no such file, or if it was damaged: its rollout stays done."""
+        """Return the outcome in a file; None if there is no such file, or if it is damaged: its rollout stays done."""
         try:
             fields = json.loads(path.read_bytes())
             if isinstance(fields, dict) and "limit" not in fields:
@@ -226,7 +230,7 @@ class Claims:
         except FileExistsError:
             raise
         except OSError as error:
-            raise ClaimsError(f"{path}: cannot be claimed: {error.strerror}.") from None
+            raise ClaimsError(f"{path}: the claim cannot be written: {error.strerror}.") from None
 
     def _path(self, rollout_id: str, suffix: str) -> Path:
         readable_name = quote(rollout_id, safe="", errors="replace")[:100]

@@ -1,79 +1,216 @@
-"""How the rollouts of one environment ended, read from a run's claims a little at a time.
+"""How rollouts ended, summed as their outcomes come.
 
-The totals stay exact when processes are killed. They include what earlier launches of the run finished, and what
-workers finished that others started on other machines.
+A worker adds the outcomes of its own rollouts. A launch reads the outcomes of its run from the claims. So its totals
+stay exact when processes are killed, and they include earlier launches and workers on other machines.
 """
 
-import math
+import re
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from rollout.records.endings import RolloutLimit
 from rollout.rundir.claims import Claims, Outcome
 
 _PAUSE_FACTOR = 20
-"""Reading claims takes at most this fraction of the time, 1 / _PAUSE_FACTOR, however many claims there are."""
+"""Spend at most 1/20 of the time reading claims."""
+_MAX_DISTINCT_ERRORS = 1000
+"""Any further error is left out, so that messages which are all different do not fill the memory."""
+_FRAME_PATTERN = re.compile(r'^[ |]*File "(.*)$', re.MULTILINE)
+"""The file and the line of a frame in a traceback."""
 
 
-def mean_by_name(rollouts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each metric or named reward, over the rollouts that have it."""
-    values: dict[str, list[float]] = {}
-    for numbers in rollouts:
-        for name, value in numbers.items():
-            values.setdefault(name, []).append(value)
-    return {name: math.fsum(found) / len(found) for name, found in sorted(values.items())}
+@dataclass(slots=True)
+class DistinctError:
+    """An error that one or more rollouts ended with. The same message from other lines of code is another error.
+
+    Attributes:
+        status: how these rollouts ended, such as failed.
+        type: the type of the error.
+        message: its message.
+        rollouts: how many rollouts ended with it.
+        first_rollout: the first of them by name.
+        traceback: where the environment's code raised it in that rollout; None if it arose elsewhere.
+    """
+
+    status: str
+    type: str
+    message: str
+    rollouts: int
+    first_rollout: str
+    traceback: str | None
+
+
+class ErrorTotals:
+    """Counts how many rollouts ended with each error.
+
+    Attributes:
+        rollouts: how many rollouts ended with any error.
+    """
+
+    def __init__(self) -> None:
+        self.rollouts = 0
+        self._by_key: dict[tuple[str, ...], DistinctError] = {}
+
+    def add(self, outcome: Outcome) -> None:
+        """Count the error of a rollout."""
+        self.rollouts += 1
+        error, traceback = outcome.error or {}, outcome.traceback
+        error_type, message = str(error.get("type")), str(error.get("message"))
+        key = (outcome.status, error_type, message, *_FRAME_PATTERN.findall(traceback or ""))
+        known = self._by_key.get(key)
+        if known is None:
+            if len(self._by_key) < _MAX_DISTINCT_ERRORS:
+                self._by_key[key] = DistinctError(outcome.status, error_type, message, 1, outcome.rollout, traceback)
+            return
+        known.rollouts += 1
+        if outcome.rollout < known.first_rollout:
+            known.first_rollout, known.traceback = outcome.rollout, traceback
+
+    def distinct(self) -> list[DistinctError]:
+        """Return every error once, in the order of the first rollouts that ended with them."""
+        return sorted(self._by_key.values(), key=lambda error: error.first_rollout)
+
+
+@dataclass(slots=True)
+class _Mean:
+    """The mean of numbers that come one after another, without the rounding errors of a plain sum (Neumaier)."""
+
+    count: int = 0
+    total: float = 0.0
+    rest: float = 0.0
+
+    def add(self, number: float) -> None:
+        self.count += 1
+        total = self.total + number
+        larger, smaller = (self.total, number) if abs(self.total) >= abs(number) else (number, self.total)
+        self.rest += (larger - total) + smaller
+        self.total = total
+
+    @property
+    def value(self) -> float:
+        return (self.total + self.rest) / self.count
+
+
+_Means = defaultdict[str, _Mean]
 
 
 @dataclass(slots=True)
 class OutcomeTotals:
-    """The totals as of the last `refresh`.
+    """The totals of outcomes.
 
     Attributes:
-        claims: the claims that are read.
-        status_counts: how many rollouts ended with each status.
-        reward_sum: the sum of the rewards.
-        reward_count: how many rollouts have a reward.
-        turns: the turns of the rollouts that ended.
-        tokens: the tokens that the policy sampled in them.
+        rollouts: how many rollouts ended.
+        status_counts: how many of them ended with each status.
+        limits: how many of them each limit stopped.
+        turns: the turns of these rollouts.
         images: the different images in them, counted for each rollout.
+        tokens: the tokens that the policy sampled in them.
+        queue_bytes: the bytes of their records.
+        retries: the attempts that were repeated, see `Outcome.retries`.
+        request_retries: the requests that were repeated, see `Outcome.request_retries`.
+        retry_reason: why an environment asked for another attempt, if one did.
+        close_failures: how many environments could not be closed.
+        errors: the errors of the rollouts that have one.
+        reward: the mean of the rewards.
+        named_rewards: the means of the named rewards.
+        metrics: the means of the scores' metrics.
     """
 
-    claims: Claims
+    rollouts: int = 0
     status_counts: Counter[str] = field(default_factory=Counter)
-    reward_sum: float = 0.0
-    reward_count: int = 0
+    limits: Counter[str] = field(default_factory=Counter)
     turns: int = 0
-    tokens: int = 0
     images: int = 0
-    _seen_names: set[str] = field(default_factory=set)
-    _next_refresh: float = 0.0
-    _refresh_lock: threading.Lock = field(default_factory=threading.Lock)
+    tokens: int = 0
+    queue_bytes: int = 0
+    retries: int = 0
+    request_retries: int = 0
+    retry_reason: str | None = None
+    close_failures: int = 0
+    errors: ErrorTotals = field(default_factory=ErrorTotals)
+    reward: _Mean = field(default_factory=_Mean)
+    named_rewards: _Means = field(default_factory=lambda: defaultdict(_Mean))
+    metrics: _Means = field(default_factory=lambda: defaultdict(_Mean))
 
     @property
-    def rollout_count(self) -> int:
-        return self.status_counts.total()
+    def reward_mean(self) -> float | None:
+        """The mean reward of the rollouts that have one."""
+        return self.reward.value if self.reward.count else None
+
+    def add(self, outcome: Outcome) -> None:
+        """Add how a rollout ended."""
+        self.rollouts += 1
+        self.status_counts[outcome.status] += 1
+        if outcome.limit != RolloutLimit.NONE:
+            self.limits[outcome.limit] += 1
+        self.turns += outcome.turns
+        self.images += outcome.images
+        self.tokens += outcome.tokens
+        self.queue_bytes += outcome.queue_bytes
+        self.retries += outcome.retries
+        self.request_retries += outcome.request_retries
+        self.retry_reason = outcome.retry_reason or self.retry_reason
+        self.close_failures += outcome.close_failed
+        if outcome.error is not None:
+            self.errors.add(outcome)
+        if outcome.reward is not None:
+            self.reward.add(outcome.reward)
+        for means, values in ((self.named_rewards, outcome.rewards), (self.metrics, outcome.metrics)):
+            for name, value in values.items():
+                means[name].add(value)
+
+    def report(self) -> dict[str, Any]:
+        """Return the totals as `--json` prints them."""
+        return {
+            "rollouts": self.rollouts,
+            "status": dict(self.status_counts),
+            "reward_mean": self.reward_mean,
+            "rewards": {name: mean.value for name, mean in sorted(self.named_rewards.items())},
+            "metrics": {name: mean.value for name, mean in sorted(self.metrics.items())},
+            "turns": self.turns,
+            "images": self.images,
+            "tokens": self.tokens,
+            "queue_bytes": self.queue_bytes,
+            "retries": self.retries,
+            "request_retries": self.request_retries,
+            "retry_reason": self.retry_reason,
+            "close_failures": self.close_failures,
+            "limits": dict(self.limits),
+        }
+
+
+class RunOutcomes:
+    """The totals of a run, read from its claims a little at a time. Each outcome is read once.
+
+    Attributes:
+        totals: of the whole run; its errors name each rollout as `ENVIRONMENT/ROLLOUT`.
+        by_environment: of each environment, by its name.
+    """
+
+    def __init__(self, claims_by_environment: Mapping[str, Claims]) -> None:
+        self.totals = OutcomeTotals()
+        self.by_environment = {name: OutcomeTotals() for name in claims_by_environment}
+        self._claims_by_environment = claims_by_environment
+        self._seen_names: dict[str, set[str]] = {name: set() for name in claims_by_environment}
+        self._next_refresh = 0.0
+        self._refresh_lock = threading.Lock()
 
     def refresh(self, *, at_once: bool = False) -> None:
-        """Add the rollouts that ended since the last call, unless that call was a moment ago and `at_once` is false.
+        """Add the rollouts that ended since the last call. Any thread may call it.
 
-        Several threads may call it at once.
+        Unless `at_once` is set, a call soon after the last one does nothing.
         """
         with self._refresh_lock:
             started = time.monotonic()
             if started < self._next_refresh and not at_once:
                 return
-            for outcome in self.claims.new_outcomes(self._seen_names):
-                self._add(outcome)
+            for name, claims in self._claims_by_environment.items():
+                for outcome in claims.new_outcomes(self._seen_names[name]):
+                    self.by_environment[name].add(outcome)
+                    self.totals.add(replace(outcome, rollout=f"{name}/{outcome.rollout}"))
             now = time.monotonic()
             self._next_refresh = now + _PAUSE_FACTOR * (now - started)
-
-    def _add(self, outcome: Outcome) -> None:
-        self.status_counts[outcome.status] += 1
-        if outcome.reward is not None:
-            self.reward_sum += outcome.reward
-            self.reward_count += 1
-        self.turns += outcome.turns
-        self.tokens += outcome.tokens
-        self.images += outcome.images

@@ -11,8 +11,7 @@
 
 import hashlib
 import time
-from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,11 +30,10 @@ from rollout.environments.base import ContextExhausted, Reply
 from rollout.images import ImageError, ImagePolicy, prepare_images_async
 from rollout.metrics.worker import WorkerMetrics
 from rollout.records.endings import RolloutLimit
-from rollout.records.kinds import ROOT, MessageTokens, PromptSource, Step
+from rollout.records.kinds import ROOT, MessageTokens, Step
 from rollout.records.messages import (
     CanonicalMessage,
     CanonicalMessageCache,
-    FinishReason,
     Message,
     ToolCall,
     canonicalise,
@@ -47,6 +45,7 @@ from rollout.records.stream import RolloutStream
 from rollout.records.tools import require_tools
 from rollout.session.chat_arguments import refuse_arguments
 from rollout.session.chat_calls import ChatCalls
+from rollout.session.counters import SessionCounters
 from rollout.session.image_table import ImageTable
 from rollout.session.prompt import Prompt, PromptBuilder
 from rollout.session.trace import Commit, Trace
@@ -107,12 +106,7 @@ class Session:
         self._prompt_builder = PromptBuilder(policy.renderers, self._trace, self._image_table)
         self._calls = ChatCalls()
         self._next_turn = 0
-        self.context_tokens = 0
-        self.sampled_tokens = 0
-        self.prompt_sources: Counter[PromptSource] = Counter()
-        self.played_turns: set[int] = set()
-        self.last_limit = RolloutLimit.NONE
-        """Which limit the latest turn met."""
+        self.counters = SessionCounters(policy.metrics)
 
     def close_unawaited_calls(self) -> int:
         """Close the calls of `chat` that were never awaited; return how many there were."""
@@ -140,7 +134,7 @@ class Session:
         try:
             return await self._play_turn(messages, tools=tools, sampling=sampling)
         except ContextExhausted:
-            self.last_limit = RolloutLimit.CONTEXT
+            self.counters.last_limit = RolloutLimit.CONTEXT
             raise
 
     async def _play_turn(
@@ -167,7 +161,7 @@ class Session:
         stage_timer.mark_stage("render")
 
         request = self._build_request(turn, prompt, {**self._policy.sampling, **turn_sampling})
-        self.context_tokens = len(request.expanded_prompt)
+        self.counters.context_tokens = len(request.expanded_prompt)
         generation = await self._policy.engine.generate(request)
         self._require_usable(generation, request)
         stage_timer.mark_stage("engine")
@@ -179,20 +173,7 @@ class Session:
         commit = self._commit_turn(prompt, message, generation, tools_digest)
         step = self._build_step(turn, commit, prompt, generation, tools, stage_timer, version_at_start)
         await self._stream.put_step(step)
-        self.played_turns.add(turn)
-        self.context_tokens = len(prompt.full_path.expanded.ids) + len(generation.token_ids)
-        self.sampled_tokens += len(generation.token_ids)
-        self.prompt_sources[prompt.source] += 1
-        self.last_limit = self._limit_of(generation)
-        metrics = self._policy.metrics
-        metrics.record_turn(
-            prompt.source,
-            prompt_tokens=len(prompt.full_path.expanded.ids),
-            cached_tokens=generation.cached_tokens,
-            sampled_tokens=len(generation.token_ids),
-            stage_seconds=stage_timer.stage_seconds,
-        )
-        metrics.record_policy_lag(generation.versions, version_at_start)
+        self.counters.add_turn(step, len(generation.token_ids), self._policy.engine.max_model_len)
         return Reply(
             message=message,
             text=parsed.text,
@@ -204,21 +185,14 @@ class Session:
         )
 
     @property
-    def turns_done(self) -> int:
-        return len(self.played_turns)
+    def played_turns(self) -> Set[int]:
+        """The numbers of the turns that were played."""
+        return self.counters.played_turns
 
     @property
     def image_count(self) -> int:
         """How many different images this rollout introduced."""
         return len(self._image_table)
-
-    def _limit_of(self, generation: Generation) -> RolloutLimit:
-        """Which limit ended an answer. One that fills the context is as long as the context lets it be."""
-        if generation.finish_reason is not FinishReason.LENGTH:
-            return RolloutLimit.NONE
-        max_model_len = self._policy.engine.max_model_len
-        fills_context = max_model_len is not None and self.context_tokens >= max_model_len
-        return RolloutLimit.CONTEXT if fills_context else RolloutLimit.TOKENS
 
     async def _prepare_messages(self, messages: list[Message]) -> list[CanonicalMessage]:
         """Return the conversation in canonical form. Only new messages are prepared; every turn repeats the others."""
@@ -268,6 +242,7 @@ class Session:
             stop_token_ids=self._policy.renderers.stop_token_ids,
             banned_ids=self._policy.banned_ids,
             required_version=self._policy.version.required,
+            on_retry=self.counters.add_request_retry,
         )
 
     def _require_usable(self, generation: Generation, request: GenerateRequest) -> None:

@@ -1,4 +1,4 @@
-"""One attempt at a rollout, from its started record to its one finished record, whatever the environment does."""
+"""One attempt at a rollout, from its started record to its finished record."""
 
 import asyncio
 from collections.abc import Callable
@@ -72,9 +72,14 @@ class RunMetadata:
 class Attempt:
     """Plays one order with a fresh environment.
 
-    After `play`, `failure` says what the environment or the engine raised, if the rollout failed, and `close_failure`
-    what was wrong with the environment's `close`. `stream.finished_record` is then the finished record, unless the
-    infrastructure or the queue failed.
+    Attributes:
+        order: the order.
+        policy: the policy that the environment talks to.
+        metadata: what the started record says about the run.
+        stream: puts the records; `stream.finished_record` is None as long as there is no finished record.
+        session: the model that the environment talks to.
+        failure: what the environment or the engine raised, if the rollout failed.
+        close_failure: why the environment could not be closed, if it could not.
     """
 
     def __init__(
@@ -106,7 +111,7 @@ class Attempt:
     async def play(self, new_environment: Callable[[], Environment], *, timeout: float) -> RolloutFinished:
         """Play the rollout up to its finished record.
 
-        Before it returns or raises, the environment was closed.
+        The environment is closed before this returns or raises.
 
         Raises:
             Retry: the environment asks for another attempt; there is no finished record.
@@ -127,7 +132,7 @@ class Attempt:
         return finished
 
     def stop(self, reason: RolloutStopped) -> None:
-        """End the rollout from outside; its finished record gets the status of the reason."""
+        """End the rollout from outside; its finished record gets the status and the limit of the reason."""
         self._stop_reason = self._stop_reason or reason
         self._cancel_scope.cancel()
 
@@ -178,7 +183,7 @@ class Attempt:
         assert score is not None
         if isinstance(score, BaseException):
             return await self._finish_after_exception(score)
-        limit = self.session.last_limit if score.limit is RolloutLimit.NONE else score.limit
+        limit = self.session.counters.last_limit if score.limit is RolloutLimit.NONE else score.limit
         return await self.stream.put_finished(
             RolloutStatus.OK,
             reward=score.reward,
@@ -191,8 +196,8 @@ class Attempt:
     async def _finish_after_exception(self, error: BaseException) -> RolloutFinished:
         leaf_errors = list(flatten_exceptions(error))
         for leaf_error in leaf_errors:
-            # Without its queue, a rollout cannot say that it failed. Without an engine, another attempt may succeed.
-            # An environment may have queues of its own; what they raise says nothing of ours.
+            # Without its queue, a rollout cannot record that it failed. Without an engine, another attempt may succeed.
+            # A QueueError may also come from a queue of the environment itself, which is an ordinary failure.
             if (isinstance(leaf_error, QueueError) and self.stream.put_failed) or (
                 isinstance(leaf_error, RolloutError) and leaf_error.infrastructure
             ):

@@ -1,7 +1,7 @@
-"""The end of an environment's instance: `close` is called once after its attempt, whatever ended the attempt.
+"""Closes an environment: its `close` is called once after each attempt, whatever ended the attempt.
 
-A rollout's finished record is put after that, so that nothing of an attempt is left when its rollout has ended or is
-played again. A `close` that hangs delays it by a few seconds.
+The finished record is put after that, so that nothing of an attempt still runs when its rollout has ended or is played
+again. A `close` that hangs delays the record by a few seconds.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ log = structlog.get_logger()
 _CLOSE_TIMEOUT = 5.0
 """Seconds that `close` has."""
 _CANCELLED_CLOSE_TIMEOUT = 1.0
-"""Seconds in which a `close` must end that was cancelled because it took too long."""
+"""Seconds in which `close` must end after it was cancelled because it took too long."""
 
 
 class EnvironmentCloser:
     """Closes the environment of one attempt, once.
 
     Attributes:
-        environment: the environment; None as long as none was made.
-        failure: what `close` raised, or that it took too long; None as long as nothing is wrong.
+        environment: the environment; None until it is made.
+        failure: what `close` raised, or that it took too long; None if neither happened.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class EnvironmentCloser:
         self._has_begun = False
 
     async def close(self) -> None:
-        """Close the environment, if this has not begun already. Nothing is raised: what fails is logged and kept."""
+        """Close the environment once. Nothing is raised: a failure is logged and kept."""
         if self.environment is None or self._has_begun:
             return
         self._has_begun = True
@@ -46,7 +46,7 @@ class EnvironmentCloser:
         try:
             async with deadline:
                 await _call_close(self.environment)
-        except BaseException as error:  # noqa: BLE001 - whatever `close` raises must not change how its rollout ended
+        except BaseException as error:  # noqa: BLE001 - a failure of `close` must not change how the rollout ended
             event = "close of the environment failed"
             if deadline.expired():
                 event = "close of the environment took too long"
@@ -56,22 +56,22 @@ class EnvironmentCloser:
             log.warning(event, exception=self.failure.full_traceback)
 
     def leave_behind(self) -> None:
-        """Note that `close` does not end."""
-        self.failure = describe_failure(TimeoutError("close does not let itself be ended, and is left behind"))
-        log.warning("close of the environment does not let itself be ended, and is left behind")
+        """Record that `close` does not end."""
+        self.failure = describe_failure(TimeoutError("close ignores its cancellation and is left behind"))
+        log.warning("close of the environment ignores its cancellation and is left behind")
 
 
 async def wait_until_closed(closing_task: "asyncio.Task[Any]", closer: EnvironmentCloser) -> None:
-    """Wait for the task in which an environment is closed, and go on without it if it does not end."""
+    """Wait for the task that closes an environment, and go on without it if it does not end."""
     await asyncio.wait([closing_task], timeout=_CLOSE_TIMEOUT + _CANCELLED_CLOSE_TIMEOUT)
     if not closing_task.done():
         closer.leave_behind()
 
 
 async def _forget_cancellations() -> None:
-    """Let the task go on as if nobody had cancelled it, so that `close` can await and have time-outs of its own."""
+    """Clear the cancellations of this task, so that `close` can await and use time-outs."""
     with suppress(asyncio.CancelledError):
-        await asyncio.sleep(0)  # where a cancellation is raised that no await has met yet
+        await asyncio.sleep(0)  # raises a cancellation that no await has raised yet
     task = asyncio.current_task()
     assert task is not None
     while task.cancelling():

@@ -1,7 +1,7 @@
-"""What prevents one rollout from ending or blocking its whole process.
+"""Prevents one rollout from ending or blocking its whole process.
 
-Forks are refused. Attempts to exit, and too much output, become errors. An environment that holds the event loop for
-too long is interrupted. All of this is for processes that only play rollouts.
+Forks are refused. Attempts to exit and too much output raise errors. An environment that blocks the event loop for too
+long is interrupted. Only processes that just play rollouts use this.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _MAX_OUTPUT_CHARS = 16 << 20
 
 _CHECK_INTERVAL = 0.5
 _STUCK_FACTOR = 2
-"""After so many block time-outs, what could not be interrupted is stuck."""
+"""After this number of block time-outs, code that could not be interrupted is stuck."""
 _HURRIED_BLOCK_TIMEOUT = 2.0
 _HURRIED_EXIT_TIMEOUT = 15.0
 _OWN_MODULE_PREFIXES = ("rollout.", "transports.", "renderers_adapter.")
@@ -34,7 +34,7 @@ _ENVIRONMENT_CALLER_PREFIXES = (
     *("rollout.worker.scores.", "rollout.worker.closing.", "rollout.worker.resources.", "rollout.worker.process."),
     "rollout.launch.in_process.",
 )
-"""Those of our modules that call environments or are environments.
+"""Our modules that call environments or are environments.
 
 If the innermost frame of our code belongs to one of them, an environment runs.
 """
@@ -43,9 +43,9 @@ _INTERRUPTIBLE_PREFIXES = (
     *("rollout.records.messages.", "rollout.records.tools.", "rollout.records.wire.", "rollout.records.wrong_types."),
     *("rollout.log.", "rollout.texts.", "renderers_adapter.", "transports.codec."),
 )
-"""Those of our modules that change nothing which other rollouts use. They may be interrupted as environments are.
+"""Our modules that change nothing which other rollouts use. They may be interrupted, like environments.
 
-The rollout that called them cannot go on: its own state may be left half changed.
+The rollout that called them cannot go on, because its own state may be half changed.
 """
 
 
@@ -57,7 +57,7 @@ class ForkRefused(RuntimeError):
 
 
 class OutputFlood(RuntimeError):
-    """An attempt printed more than it may."""
+    """An attempt printed more than is allowed."""
 
 
 class ExitRefused(RuntimeError):
@@ -65,7 +65,7 @@ class ExitRefused(RuntimeError):
 
 
 class EventLoopHeld(BaseException):
-    """Raised inside an environment that held the event loop for too long. No `except Exception` may swallow it."""
+    """Raised inside an environment that blocked the event loop for too long. `except Exception` does not catch it."""
 
 
 @dataclass(slots=True)
@@ -81,13 +81,13 @@ _attempt_context: ContextVar[_AttemptContext | None] = ContextVar("the attempt t
 def enter_attempt_context(close: Callable[[], object]) -> None:
     """Mark this context, and the tasks and threads that it starts from now on, as parts of one attempt.
 
-    `close` is called when our own code is interrupted that works for this attempt: no turn may follow then.
+    `close` is called when our own code is interrupted while it works for this attempt: no turn may follow.
     """
     _attempt_context.set(_AttemptContext(close))
 
 
 def enter_shared_context() -> None:
-    """Mark this context as that of what an environment's class shares: as for an attempt, but it may print more."""
+    """Mark this context as that of `shared`: like an attempt, but without a limit of output."""
     _attempt_context.set(_AttemptContext(lambda: None, math.inf))
 
 
@@ -129,12 +129,13 @@ async def _convert_exits(coroutine: Coroutine[Any, Any, _T]) -> _T:
 
 
 class LimitedOutput(io.TextIOBase):
-    """Replaces sys.stdout or sys.stderr, and counts what each attempt prints."""
+    """Replaces sys.stdout or sys.stderr, and limits what each attempt prints."""
 
     def __init__(self, inner: TextIO) -> None:
         self._inner = inner
 
     def write(self, text: str) -> int:
+        """See `io.TextIOBase.write`; raises OutputFlood if the attempt prints too much."""
         counter = _attempt_context.get()
         if counter is not None:
             counter.printed_chars += len(text)
@@ -143,29 +144,33 @@ class LimitedOutput(io.TextIOBase):
         return self._inner.write(text)
 
     def flush(self) -> None:
+        """See `io.TextIOBase.flush`."""
         self._inner.flush()
 
     def fileno(self) -> int:
+        """See `io.TextIOBase.fileno`."""
         return self._inner.fileno()
 
     @property
     def buffer(self) -> BinaryIO:
+        """The buffer of the stream that is replaced."""
         return self._inner.buffer
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
+        """The encoding of the stream that is replaced."""
         return self._inner.encoding
 
 
 class LoopWatchdog:
-    """Interrupts what has held the event loop for `block_timeout` seconds: an environment, or our code that serves it.
+    """Interrupts code that has blocked the event loop for too long: an environment, or our code that serves it.
 
-    What changes more than its own rollout, such as a queue, is not interrupted at once. If it still runs after another
-    time-out, it is stuck, and `on_stuck` is called, in the watchdog's thread, with a text that says where. Without
-    `on_stuck` it is interrupted, too.
+    Code that changes more than its own rollout, such as a queue, is not interrupted at once. If it still runs after
+    another time-out, it is stuck. Then `on_stuck` is called; without `on_stuck`, the code is interrupted too.
 
-    The loop must be that of the main thread. `stalled_seconds` says for how long the loop has not turned. A thread
-    measures it, so the value is right even while the loop is blocked.
+    Args:
+        block_timeout: seconds for which the loop may be blocked. The loop must be that of the main thread.
+        on_stuck: gets a text that says which code is stuck; called in the thread of the watchdog.
     """
 
     def __init__(self, block_timeout: float, on_stuck: Callable[[str], object] | None = None) -> None:
@@ -178,6 +183,7 @@ class LoopWatchdog:
 
     @property
     def stalled_seconds(self) -> float:
+        """For how long the loop has not run. A thread measures it, so it is right while the loop is blocked."""
         return max(0.0, time.monotonic() - self._last_turn - 2 * _CHECK_INTERVAL)
 
     @property
@@ -185,7 +191,7 @@ class LoopWatchdog:
         return self.stalled_seconds > _STUCK_FACTOR * self._block_timeout
 
     def hurry(self) -> None:
-        """Wait no longer, because the process shall end: interrupt what holds the loop, or else end the process."""
+        """Interrupt code that blocks the loop sooner, because the process is to end; if that fails, end the process."""
         self._block_timeout = min(self._block_timeout, _HURRIED_BLOCK_TIMEOUT)
         self._hurried_at = self._hurried_at or time.monotonic()
 
@@ -211,7 +217,7 @@ class LoopWatchdog:
                 self._hurried_at is not None
                 and time.monotonic() - max(self._last_turn, self._hurried_at) > _HURRIED_EXIT_TIMEOUT
             ):
-                os.write(2, b"rollout: the event loop is held and cannot be interrupted, so the process ends now.\n")
+                os.write(2, b"rollout: the event loop is blocked and cannot be interrupted, so the process ends now.\n")
                 os._exit(128 + signal.SIGTERM)
             if self.stalled_seconds > self._block_timeout:
                 signal.pthread_kill(main_thread_id, signal.SIGUSR2)
@@ -239,7 +245,7 @@ class LoopWatchdog:
 
 
 def _innermost_own_module(frame: FrameType | None) -> str | None:
-    """Return the module of the innermost frame of our code, with a dot at its end; None: only an environment's run."""
+    """Return the module of the innermost frame of our code, with a dot at its end; None if there is no such frame."""
     while frame is not None and frame.f_code is not _convert_exits.__code__:
         module = f"{frame.f_globals.get('__name__')}."
         if module.startswith(_OWN_MODULE_PREFIXES):
@@ -249,7 +255,7 @@ def _innermost_own_module(frame: FrameType | None) -> str | None:
 
 
 def _describe_own_code(frame: FrameType | None) -> str | None:
-    """Return where our own code is that works for a rollout; None if something else runs."""
+    """Return where our own code runs for a rollout; None if other code runs."""
     module = _innermost_own_module(frame)
     if module is None or module.startswith(_ENVIRONMENT_CALLER_PREFIXES):
         return None

@@ -1,4 +1,4 @@
-"""Ends rollouts in flight: one that makes no turn for too long, and one that the rest of its group waits for.
+"""Ends rollouts in flight that make no turn for too long, or for which the rest of their group waits.
 
 How the other rollouts of a group ended is read from the run's claims, so any worker may play them. `Attempt.play`
 itself enforces the time limit of a whole rollout (`worker.rollout_timeout`).
@@ -25,7 +25,7 @@ _CHECK_INTERVAL = 1.0
 
 @dataclass(slots=True)
 class _TurnProgress:
-    """How many turns a rollout has done, and when this number last changed."""
+    """How many turns a rollout has done, and when this number last rose."""
 
     turns: int
     last_moved: float
@@ -73,8 +73,8 @@ class DeadlineEnforcer:
         previous = {attempt: self._turn_progress.get(attempt) for attempt in attempts}
         self._turn_progress = {
             attempt: progress
-            if progress and progress.turns == attempt.session.turns_done
-            else _TurnProgress(attempt.session.turns_done, now)
+            if progress and progress.turns == len(attempt.session.played_turns)
+            else _TurnProgress(len(attempt.session.played_turns), now)
             for attempt, progress in previous.items()
         }
         for attempt, progress in self._turn_progress.items():

@@ -1,7 +1,7 @@
-"""What a rollout failed of, as texts that its record, its outcome and the log can hold.
+"""Describes the error of a rollout as texts for its record, its outcome and the log.
 
-An exception of an environment may fail at `str`, hold texts that no JSON takes, or be a group of billions of
-exceptions. Here it becomes plain texts of a limited length, once, and nobody looks at it again.
+An exception of an environment may raise in `str`, contain text that is not valid in JSON, or be a group of billions of
+exceptions. So it is turned once into plain texts of a limited length, which everything else uses.
 """
 
 import asyncio
@@ -42,15 +42,18 @@ class Failure:
     full_traceback: str
 
     def as_record(self) -> dict[str, str]:
+        """Return the error as the finished record has it."""
         return {"type": self.type, "message": self.message}
 
 
 def make_printable(error: BaseException) -> BaseException:
-    """Return the error, or one that says the same and can be printed."""
+    """Return the error, or a similar one that can be printed."""
     try:
         return explain_forgotten_await(printable_error(error))
-    except BaseException as other:  # noqa: BLE001 - what is wrong with the first is not known, so nothing of it is used
-        return RuntimeError(f"a {type(error).__name__} that cannot be looked at: this raises a {type(other).__name__}")
+    except BaseException as other:  # noqa: BLE001 - it is not known what is wrong with the first error, so nothing of it is used
+        return RuntimeError(
+            f"a {type(error).__name__} that cannot be shown: reading it raises a {type(other).__name__}"
+        )
 
 
 def shorten_line(text: str) -> str:
@@ -59,7 +62,7 @@ def shorten_line(text: str) -> str:
 
 
 def requested_retry(leaf_errors: Sequence[BaseException]) -> Retry | None:
-    """Return the `Retry` among the exceptions of a group if there is nothing else in it but cancellations."""
+    """Return the `Retry` of a group of exceptions, if all others are cancellations."""
     retries = [error for error in leaf_errors if isinstance(error, Retry)]
     others = [error for error in leaf_errors if not isinstance(error, Retry | asyncio.CancelledError)]
     return retries[0] if retries and not others else None
@@ -84,7 +87,7 @@ def describe_failure(error: BaseException) -> Failure:
 
 
 def _environment_traceback(error: BaseException) -> str | None:
-    """Return the traceback from the environment's own frames on; of a very long one, only the end.
+    """Return the traceback from the environment's own frames on; only the end if it is very long.
 
     A wrong score has none: it is found in our code, after the environment has returned it.
     """

@@ -1,4 +1,4 @@
-"""The error of an environment that used a coroutine where its result is needed, told as what it is."""
+"""Explains errors of environments that forgot an `await` and used the coroutine instead of its result."""
 
 import inspect
 import re
@@ -10,15 +10,15 @@ from rollout.errors import RolloutError
 from rollout.records.wrong_types import describe_wrong_type
 
 _NAMES_A_COROUTINE = re.compile(r"""['"]coroutine['"]|type coroutine|coroutine found""")
-"""How Python writes that the value of this type was not the right one."""
+"""How the messages of Python name a value of this wrong type."""
 
 
 class AwaitForgotten(RolloutError):
-    """An environment called a coroutine without `await`, and used what it got."""
+    """An environment called a coroutine function without `await`, and used the coroutine."""
 
 
 def explain_forgotten_await(error: BaseException) -> BaseException:
-    """Return an `AwaitForgotten` with the same traceback if this is what the error comes from, or else the error."""
+    """Return an `AwaitForgotten` with the same traceback if a forgotten `await` is the cause, otherwise the error."""
     if not (isinstance(error, AttributeError | TypeError) and _NAMES_A_COROUTINE.search(str(error))):
         return error
     unstarted = list(_unstarted_coroutines(error))
@@ -29,7 +29,7 @@ def explain_forgotten_await(error: BaseException) -> BaseException:
 
 
 def _unstarted_coroutines(error: BaseException) -> Iterator[Coroutine[Any, Any, Any]]:
-    """Yield those in the variables of the frames that the error passed through, of the innermost frame first."""
+    """Yield the unstarted coroutines in the variables of the frames of the error, from the innermost frame on."""
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     for frame in reversed(frames):
         for value in frame.f_locals.values():

@@ -1,7 +1,7 @@
-"""An event loop that ends although tasks in it do not: `asyncio.run` would wait for them for ever.
+"""Ends an event loop although tasks in it do not end: `asyncio.run` would wait for them for ever.
 
-An environment, or a tool of it, may catch its cancellation or wait for a thread. Then its rollout ends without it, and
-here its event loop does, too.
+An environment or a tool may catch its cancellation, or wait for a thread. Then its rollout ends without it, and so does
+the event loop.
 """
 
 import asyncio
@@ -10,14 +10,14 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 _LEAVING_TIMEOUT = 3.0
-"""Seconds in which the tasks and threads that are left must end, before they are left behind."""
+"""Seconds in which tasks and threads can end before the loop ends without them."""
 _T = TypeVar("_T")
 
 
 def run_leaving_behind(main: Coroutine[Any, Any, _T]) -> _T:
     """Run a coroutine in an event loop of its own, as `asyncio.run` does, and return what it returns.
 
-    When it is done, what is left in the loop is cancelled. What has not ended after a few seconds is left behind.
+    Then the other tasks of the loop are cancelled. The loop ends without those that do not end within a few seconds.
     """
     # Not as a context manager: the end of a Runner waits for every task.
     runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
@@ -41,7 +41,7 @@ def _end_loop(loop: asyncio.AbstractEventLoop) -> None:
 def _keep_for_ever(task: "asyncio.Task[Any]") -> None:
     """Count one more reference to a task, so that not even the end of the process destroys it.
 
-    To destroy it is to raise GeneratorExit in it. Code that catches everything in a loop would then run for ever.
+    Destroying a task raises GeneratorExit in it. Code that catches everything in a loop would then run for ever.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(task))
 

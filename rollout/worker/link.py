@@ -1,7 +1,7 @@
 """The link between a worker and its supervisor: JSON lines over a socket pair, each with the fields of one dataclass.
 
 The worker's end is a thread, so heartbeats do not depend on the worker's event loop. If the link breaks, the supervisor
-is dead. The worker then kills itself at once, with everything that its environments started.
+is dead. The worker then kills itself at once, with everything that it started.
 """
 
 import os
@@ -10,12 +10,11 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import orjson
 
-from rollout.metrics.totals import SampleChanges
 from rollout.texts import dump_json
 
 _HEARTBEAT_INTERVAL = 0.5
@@ -23,23 +22,19 @@ _HEARTBEAT_INTERVAL = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a worker did so far; it sends one twice a second.
+    """The state of a worker, which sends it twice a second.
 
     Attributes:
         ready: whether the worker takes orders; False while it still starts.
         in_flight: how many rollouts it plays now.
-        turns: turns of the rollouts that it ended.
-        tokens: tokens that the policy sampled in these rollouts.
+        finished: how many rollouts it has ended.
         lease_holder: the name under which the worker holds leases on the tasks queue; empty while it still starts.
-        metrics: the samples that changed since the last heartbeat.
     """
 
     ready: bool = False
     in_flight: int = 0
-    turns: int = 0
-    tokens: int = 0
+    finished: int = 0
     lease_holder: str = ""
-    metrics: SampleChanges = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +50,7 @@ class WorkerFailure:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInstructions:
-    """What the supervisor sends to a worker: where the engines are, and how far the trainer is.
+    """What the supervisor sends to a worker: the engines, and the trainer's progress.
 
     Attributes:
         engine_urls: the roots of the engines.
@@ -75,21 +70,25 @@ _REPORT_TYPES: dict[str, type[WorkerReport]] = {"heartbeat": Heartbeat, "failure
 
 
 def encode_report(report: WorkerReport) -> bytes:
+    """Return the line that carries a report."""
     (type_name,) = (kind for kind, report_type in _REPORT_TYPES.items() if isinstance(report, report_type))
     return dump_json({type_name: asdict(report)}) + b"\n"
 
 
 def decode_report(line: bytes) -> WorkerReport:
+    """Return the report in a line."""
     message: dict[str, Any] = orjson.loads(line)
     ((type_name, fields),) = message.items()
     return _REPORT_TYPES[type_name](**fields)
 
 
 def encode_instructions(instructions: WorkerInstructions) -> bytes:
+    """Return the line that carries instructions."""
     return orjson.dumps(asdict(instructions)) + b"\n"
 
 
 def decode_instructions(line: bytes) -> WorkerInstructions:
+    """Return the instructions in a line."""
     message: dict[str, Any] = orjson.loads(line)
     message |= {name: tuple(message[name]) for name in ("engine_urls", "overrides")}
     return WorkerInstructions(**message)
@@ -112,16 +111,18 @@ class SupervisorLink:
         self._thread.start()
 
     def wait_for_instructions(self) -> WorkerInstructions:
-        """Return the newest instructions; block until the first ones have come, which is not long."""
+        """Return the newest instructions; block until the first ones have come."""
         self._first_received.wait()
         return self._instructions
 
     def start_reporting(
         self, make_heartbeat: Callable[[], Heartbeat], on_instructions: Callable[[WorkerInstructions], None]
     ) -> None:
-        """Send what `make_heartbeat` returns twice a second, and call `on_instructions` with all new instructions.
+        """Report to the supervisor from now on. Both functions are called in the thread of the link.
 
-        Both are called in the thread of the link.
+        Args:
+            make_heartbeat: returns the heartbeat, which is sent twice a second.
+            on_instructions: gets the present instructions now, and all new ones.
         """
         self._make_heartbeat, self._on_instructions = make_heartbeat, on_instructions
         on_instructions(self._instructions)
@@ -129,14 +130,14 @@ class SupervisorLink:
     def close(self, failure: WorkerFailure | None = None) -> None:
         """Send the last heartbeat and the failure, if there was one, and close the link."""
         self._stop_requested.set()
-        self._socket.shutdown(socket.SHUT_RD)  # the thread need not wait for its next heartbeat
+        self._socket.shutdown(socket.SHUT_RD)  # wakes the thread, which waits for its next heartbeat
         self._thread.join()
         if failure is not None:
             self._send(failure)
         self._socket.close()
 
     def die(self, failure: WorkerFailure) -> NoReturn:
-        """Send the failure, and kill this process with everything that its environments started. Any thread may."""
+        """Send the failure, and kill this process with everything that it started. Any thread may call it."""
         self._send(failure)
         kill_own_process_group()
 
@@ -155,7 +156,7 @@ class SupervisorLink:
             kill_own_process_group()
 
     def _receive(self) -> None:
-        """Read what has come, and keep the newest complete line, if there is one."""
+        """Read what has come, and use the newest complete line, if there is one."""
         try:
             data = self._socket.recv(1 << 16)
         except OSError:
@@ -173,7 +174,7 @@ class SupervisorLink:
 
 
 def kill_own_process_group() -> NoReturn:
-    """Kill this process and what it started."""
+    """Kill this process and everything that it started."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)

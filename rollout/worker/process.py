@@ -1,4 +1,4 @@
-"""A process that is one worker: it starts, plays what the tasks queue has, and drains at a signal."""
+"""The process of one worker: it starts, plays the orders of the tasks queue, and drains at a signal."""
 
 import asyncio
 import os
@@ -22,12 +22,14 @@ from rollout.config.load import Config
 from rollout.errors import RolloutError, primary_error
 from rollout.log import log_to_json_file
 from rollout.metrics.export import MetricsExport, export_metrics
+from rollout.metrics.outcomes import OutcomeCollector
 from rollout.metrics.server import ScrapeTargetFile
-from rollout.metrics.totals import ChangeTracker
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.assets import hold_run_lock
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RunDirectory
+from rollout.rundir.manifest import can_resume
+from rollout.rundir.outcomes import OutcomeTotals
 from rollout.rundir.queues import RunQueues
 from rollout.worker.containment import LimitedOutput, LoopWatchdog, refuse_exits, refuse_forks
 from rollout.worker.link import (
@@ -48,7 +50,7 @@ _BASE_THREADS = 32
 _MAX_ENVIRONMENT_THREADS = 96
 """An upper limit, because thousands of threads would take much of a worker's memory."""
 _EXIT_TIMEOUT = 5.0
-"""Seconds in which a worker must end after its work is done."""
+"""Seconds in which the process must end after the worker has ended."""
 _MAX_FAILED_INTERRUPTS = 2
 """How often the watchdog may fail to interrupt the code that holds the loop before the worker is unhealthy."""
 _STARTUP_SECONDS = 60.0
@@ -124,18 +126,20 @@ class WorkerRunner:
                 metadata = build_run_metadata(config, self.directory.run_id)
                 async with open_shared_resources(config.environment_class, config.environment_settings) as resources:
                     worker = Worker(config, policy, metadata, claims, tasks_queue, trajectories_queue, resources)
-                    metrics.export_state(worker.counters, policy.engine, policy.version)
+                    metrics.export_state(lambda: worker.in_flight, policy.engine, policy.version)
+                    metrics.registry.register(OutcomeCollector(lambda: self._totals_to_export(worker)))
                     export.not_ready_reason = lambda: "it drains" if worker.draining else None
                     if self.supervisor_link is not None:
-                        make_heartbeat = partial(_make_heartbeat, worker, tasks_queue, ChangeTracker(metrics.registry))
-                        self.supervisor_link.start_reporting(make_heartbeat, partial(_apply_instructions, worker))
+                        self.supervisor_link.start_reporting(
+                            partial(_make_heartbeat, worker, tasks_queue), partial(_apply_instructions, worker)
+                        )
                     else:
                         export.watch_queue(environment, "tasks", tasks_queue)
                         export.watch_queue(environment, "trajectories", trajectories_queue)
                     await self._play_until_stopped(worker, [engine.url for engine in policy.engine.replicas])
 
     def _end_stuck_worker(self, description: str) -> None:
-        """End the worker, because only its process can be taken from our own code that does not come to an end."""
+        """Kill this process, because nothing else ends our own code when it hangs."""
         failure = WorkerFailure(f"{description}; the worker is killed (worker.block_timeout).")
         log.error("worker is stuck", reason=failure.reason)
         if self.supervisor_link is not None:
@@ -144,13 +148,18 @@ class WorkerRunner:
         kill_own_process_group()
 
     def _export_metrics(self, metrics: WorkerMetrics) -> AbstractAsyncContextManager[MetricsExport]:
-        """Export the metrics: heartbeats contain them; without a supervisor, the worker serves them itself."""
         target_file = ScrapeTargetFile(self.directory.metrics_path, self.name, {"run": self.directory.run_id})
-        config = self.config.metrics if self.supervisor_link is None else None
+        config = self.config.metrics
+        if self.supervisor_link is not None:
+            config = config.model_copy(update={"port": 0})  # `metrics.port` is the launch's, on the same machine
         stall_timeout = _MAX_FAILED_INTERRUPTS * self.config.worker.block_timeout + _STARTUP_SECONDS
         return export_metrics(
             metrics.registry, target_file, config, loop_monitor=metrics.loop_monitor, stall_timeout=stall_timeout
         )
+
+    def _totals_to_export(self, worker: Worker) -> dict[str, OutcomeTotals]:
+        """Return how the worker's rollouts ended; nothing if its run has a launch, which exports it from the claims."""
+        return {} if can_resume(self.directory.path) else {self.config.run.name: worker.totals}
 
     async def _play_until_stopped(self, worker: Worker, engine_urls: list[str]) -> None:
         async with anyio.create_task_group() as task_group:
@@ -160,7 +169,7 @@ class WorkerRunner:
                 task_group.start_soon(self._drain_when_run_ends, worker)
             await worker.run()
             task_group.cancel_scope.cancel()
-        log.info("worker stopped", finished=worker.counters.finished)
+        log.info("worker stopped", finished=worker.totals.rollouts)
 
     async def _stop_on_signals(
         self, worker: Worker, scope: anyio.CancelScope, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
@@ -170,12 +179,12 @@ class WorkerRunner:
             async for _ in signals:
                 if scope.deadline < float("inf"):
                     scope.cancel()
-                log.info("worker drains", in_flight=worker.counters.in_flight, grace=self.config.worker.grace)
+                log.info("worker drains", in_flight=worker.in_flight, grace=self.config.worker.grace)
                 worker.drain()
                 scope.deadline = anyio.current_time() + self.config.worker.grace
 
     async def _drain_when_run_ends(self, worker: Worker) -> None:
-        """Drain when the run ends: a worker that joined another launch's run gets no more orders then."""
+        """Drain when the launch has ended the run: a worker that joined it gets no more orders."""
         ended_marker = anyio.Path(self.directory.ended_marker)
         while not await ended_marker.exists():  # noqa: ASYNC110 - another machine may create it
             await anyio.sleep(_RUN_END_CHECK_INTERVAL)
@@ -183,15 +192,9 @@ class WorkerRunner:
         worker.drain()
 
 
-def _make_heartbeat(worker: Worker, tasks_queue: Queue, changes: ChangeTracker) -> Heartbeat:
-    counters = worker.counters
+def _make_heartbeat(worker: Worker, tasks_queue: Queue) -> Heartbeat:
     return Heartbeat(
-        ready=True,
-        in_flight=counters.in_flight,
-        turns=counters.turns,
-        tokens=counters.tokens,
-        lease_holder=tasks_queue.holder,
-        metrics=changes.take_changes(),
+        ready=True, in_flight=worker.in_flight, finished=worker.totals.rollouts, lease_holder=tasks_queue.holder
     )
 
 
@@ -201,18 +204,18 @@ def _apply_instructions(worker: Worker, instructions: WorkerInstructions) -> Non
 
 
 def _resize_thread_pools(concurrency: int) -> None:
-    """Make enough threads for what environments do in threads, so that queues and images never wait for one."""
+    """Allow enough threads for environments, so that queues and images never wait for a thread."""
     thread_count = _BASE_THREADS + min(concurrency, _MAX_ENVIRONMENT_THREADS)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(thread_count, "worker"))
     anyio.to_thread.current_default_thread_limiter().total_tokens = thread_count
 
 
 def _force_exit_after(seconds: float, exit_code: int) -> None:
-    """Exit after so many seconds, without waiting for threads and tasks that environments left behind."""
+    """Exit after this time, without waiting for threads and tasks that environments left behind."""
 
     def force_exit() -> None:
         time.sleep(seconds)
-        log.warning("what environments left behind was still running", seconds=seconds)
+        log.warning("threads or tasks of environments still run", seconds=seconds)
         os._exit(exit_code)
 
     threading.Thread(target=force_exit, name="exit", daemon=True).start()
@@ -229,5 +232,5 @@ def _limit_output() -> Iterator[None]:
 
 
 def default_worker_name(environment: str) -> str:
-    """Return a name for a worker that got none from a supervisor."""
+    """Return a name for a worker that has no supervisor."""
     return f"{environment}-{os.uname().nodename}-{os.getpid()}"

@@ -1,7 +1,7 @@
-"""What the instances of an environment's class share in one process: `shared` is open while the worker plays.
+"""Keeps `shared` of an environment's class open while a worker plays: what all instances in one process share.
 
-It is entered and left in a task of its own. So a task group inside it cancels this task alone when it fails, and a
-`shared` that hangs, or catches its cancellation, can be left behind.
+`shared` is entered and left in a task of its own. So a task group inside it cancels only this task when it fails, and a
+`shared` that hangs can be left behind.
 """
 
 import asyncio
@@ -23,21 +23,21 @@ log = structlog.get_logger()
 _START_TIMEOUT = 60.0
 _CLOSE_TIMEOUT = 10.0
 _CANCELLED_TIMEOUT = 1.0
-"""Seconds in which it must end after it was cancelled because it took too long."""
+"""Seconds in which `shared` must end after it was cancelled because it took too long."""
 
 
 class SharedResourcesFailed(RolloutError):
-    """`shared` of an environment's class could not begin, or failed while rollouts were played."""
+    """`shared` of an environment's class could not be opened, or failed while rollouts were played."""
 
 
 @asynccontextmanager
 async def open_shared_resources(environment_class: type[Environment], settings: object) -> AsyncIterator[Any]:
-    """Open `shared` of an environment's class. What fails when it is closed is logged.
+    """Open `shared` of an environment's class. A failure when it is closed is only logged.
 
-    If it fails in between, what runs inside this context is cancelled.
+    If it fails while it is open, the code inside this context is cancelled.
 
     Raises:
-        SharedResourcesFailed: it did not begin, or it failed in between.
+        SharedResourcesFailed: it could not be opened, or it failed while it was open.
     """
     holder = _Holder(environment_class, settings)
     try:
@@ -65,7 +65,7 @@ class _Holder:
         self._task = asyncio.create_task(self._hold_open())
 
     async def open(self) -> Any:
-        """Return what `shared` yields. Raises SharedResourcesFailed if it does not yield in time."""
+        """Return what `shared` yields; raise SharedResourcesFailed if it does not yield in time."""
         waiting: list[asyncio.Future[Any]] = [self._resources, self._task]
         await asyncio.wait(waiting, timeout=_START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
         if self._resources.done():
@@ -81,7 +81,7 @@ class _Holder:
         self._task.add_done_callback(lambda _: None if self._close_requested.is_set() else callback())
 
     def take_failure(self, what: str) -> SharedResourcesFailed:
-        """Return why it has ended, as an error."""
+        """Return why `shared` has ended, as an error."""
         self._failure_taken = True
         error = self._task.result()
         reason = "it raised nothing." if error is None else describe_user_error(error)
@@ -90,10 +90,10 @@ class _Holder:
         return failure
 
     async def close(self) -> None:
-        """Leave `shared`, and go on without it if it does not end."""
+        """Close `shared`, and go on without it if it does not end."""
         self._close_requested.set()
         if not self._resources.done():
-            self._task.cancel()  # nobody waits any longer for what it would yield
+            self._task.cancel()  # nobody waits for the resources any more
         event = "the shared resources failed" if self._task.done() else "closing the shared resources failed"
         await asyncio.wait([self._task], timeout=_CLOSE_TIMEOUT)
         if not self._task.done():
@@ -101,7 +101,7 @@ class _Holder:
             self._task.cancel()
             await asyncio.wait([self._task], timeout=_CANCELLED_TIMEOUT)
         if not self._task.done():
-            log.warning("the shared resources do not let themselves be closed, and are left behind", of=self._method)
+            log.warning("the shared resources ignore their cancellation and are left behind", of=self._method)
         elif (error := self._task.result()) is not None and not self._failure_taken:
             log.warning(event, of=self._method, exception=describe_failure(error).full_traceback)
 
@@ -112,7 +112,7 @@ class _Holder:
             async with self._call_shared() as resources:
                 self._resources.set_result(resources)
                 await self._close_requested.wait()
-        except BaseException as error:  # noqa: BLE001 - whatever it raises is told as its failure
+        except BaseException as error:  # noqa: BLE001 - anything that it raises is reported as its failure
             return make_printable(error)
         return None
 

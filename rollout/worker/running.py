@@ -1,7 +1,7 @@
-"""One environment at work: it runs in a task of its own, it is closed there, and its end is a score or an error.
+"""Runs one environment in a task of its own, and closes it there. The result is a score or an error.
 
-A worker's attempt and a replay both run environments in this way. Whatever the environment's code does, nothing is
-raised here.
+A worker's attempt and a replay both run environments in this way. The environment's code cannot make anything raise
+here.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _UNREQUESTED_CANCELLATION = "the environment raised a cancellation of its own"
 _CLEANUP_TIMEOUT = 5.0
 """Seconds in which a cancelled environment can clean up, before it is closed."""
 RunResult = CheckedScore | BaseException
-"""The score that an environment returned, or what it raised, such that it can be printed."""
+"""The score that an environment returned, or the exception that it raised, made printable."""
 
 
 class PlayedModel(Model, Protocol):
@@ -41,10 +41,10 @@ class PlayedModel(Model, Protocol):
 
 
 class EnvironmentRun:
-    """Runs a fresh environment with one task, from now on.
+    """Runs a fresh environment with one task.
 
     Attributes:
-        ended: one of these is done as soon as the environment has ended.
+        ended: two futures; one of them is done as soon as the environment has ended.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class EnvironmentRun:
         *,
         before_closing: Callable[[], object],
     ) -> None:
-        """Start it.
+        """Start the environment.
 
         Args:
             new_environment: makes the environment.
             task: the task that it gets.
             model: the model that it gets.
-            before_closing: is called when the environment has ended, before it is closed.
+            before_closing: called when the environment has ended, before it is closed.
         """
         self._new_environment = new_environment
         self._task = task
@@ -77,16 +77,16 @@ class EnvironmentRun:
 
     @property
     def result(self) -> RunResult | None:
-        """The environment's score, or what it raised; None as long as neither is known."""
+        """The environment's score, or what it raised; None until the environment has ended."""
         return self._result.result() if self._result.done() else None
 
     @property
     def close_failure(self) -> Failure | None:
-        """What the environment's `close` raised, or that it took too long; None if all is well."""
+        """What the environment's `close` raised, or that it took too long; None if neither happened."""
         return self._closer.failure
 
     async def end(self) -> None:
-        """Cancel the environment if it has not ended, and wait until it is closed; one that does not end is left."""
+        """Cancel the environment if it has not ended, and wait until it is closed, but not for long."""
         with anyio.CancelScope(shield=True):
             if not self._result.done():
                 self._is_cancelling = True
@@ -95,16 +95,14 @@ class EnvironmentRun:
             closing = self._running
             if not (self._result.done() or self._running.done()):
                 # It waits for a thread, or it catches the cancellation.
-                log.warning(
-                    "the environment does not let itself be ended, and is left behind", seconds=_CLEANUP_TIMEOUT
-                )
+                log.warning("the environment ignores its cancellation and is left behind", seconds=_CLEANUP_TIMEOUT)
                 closing = self._loop.create_task(self._close(), context=self._context)
             await wait_until_closed(closing, self._closer)
 
     async def _run_and_close(self) -> None:
-        """Run the environment and close it in the same task, as task groups and time-outs that it holds open need it.
+        """Run the environment and close it in the same task, which its open task groups and time-outs require.
 
-        The result is known before the environment is closed, so that nothing which ends the closing changes it.
+        The result is set before the environment is closed, so that a failure of `close` does not change it.
         """
         self._result.set_result(await self._run())
         await self._close()
@@ -114,16 +112,16 @@ class EnvironmentRun:
         await self._closer.close()
 
     async def _run(self) -> RunResult:
-        """Return the environment's score, or what it raised, such that it can be printed.
+        """Return the environment's score, or the exception that it raised, made printable.
 
-        Everything that calls the environment's code happens here, also what its score and its exception do when they
-        are looked at. Nothing is raised, because a task that raises SystemExit ends the event loop.
+        Only this method calls the environment's code, which includes the methods of its score and its exception.
+        Nothing is raised, because a task that raises SystemExit ends the event loop.
         """
         try:
             self._closer.environment = environment = self._new_environment()
             method = describe_method(environment, environment.scoring_method)
             returned = await environment.run(self._task, self._model)
-            await asyncio.sleep(0)  # a cancellation that it asked for itself must not meet `close`
+            await asyncio.sleep(0)  # raises a cancellation that the environment requested, before `close` runs
             if self._model.close_unawaited_calls():
                 raise ScoreError(
                     f"{method} called `chat` without waiting for the reply, so the turn was never played; "
@@ -133,9 +131,9 @@ class EnvironmentRun:
         except asyncio.CancelledError as error:
             if self._is_cancelling:
                 return error
-            # Nobody cancelled this rollout. If this passed on, the rollout would end without a reason.
+            # Nobody cancelled this rollout. If the cancellation went on, the rollout would end without a reason.
             cancellation_error = RuntimeError(_UNREQUESTED_CANCELLATION)
             cancellation_error.__cause__ = error
             return cancellation_error
-        except BaseException as error:  # noqa: BLE001 - whatever an environment raises is its rollout's end
+        except BaseException as error:  # noqa: BLE001 - anything that an environment raises ends its rollout
             return make_printable(error)

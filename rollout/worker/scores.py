@@ -1,4 +1,4 @@
-"""What an environment returned, checked: a score becomes one with plain finite numbers, or the error says why not."""
+"""Checks the score that an environment returned, and makes all of its numbers plain and finite."""
 
 import inspect
 import math
@@ -46,13 +46,13 @@ def check_score(score: object, method: str, played_turns: Collection[int]) -> Ch
         played_turns: the turns that may have a reward of their own.
 
     Raises:
-        ScoreError: it is no score, or one that cannot be recorded.
+        ScoreError: it is not a score, or it cannot be recorded.
     """
     if not isinstance(score, Score):
         raise ScoreError(f"{method} returned {describe_wrong_type(score)}; write `return Score(reward=…)`")
     try:
         rewards = _check_rewards(score)
-        # With rewards, it is computed from what is recorded: the environment's numbers may have fewer digits.
+        # The sum uses the recorded numbers: those of the environment may have fewer digits.
         reward = sum(named.value * named.weight for named in rewards.values()) if rewards else score.reward
         return CheckedScore(
             reward=_check_reward("the reward", reward),
@@ -123,13 +123,13 @@ def _check_named_numbers(kind: str, values: object, check: Callable[[str, object
 
 
 def _require_finite_number(name: str, value: object) -> float:
-    """Accept anything that is one number, also a number of numpy or a tensor with one element."""
+    """Return the value as a float; numbers of numpy and tensors with one element are accepted too."""
     if inspect.iscoroutine(value):
         raise ScoreError(f"{name} is {describe_wrong_type(value)}; expected a finite number")
     try:
-        # A text that spells a number is a number that somebody forgot to read.
+        # A text such as "1.0" is refused: the environment forgot to parse it.
         number = math.nan if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
-    except Exception:  # noqa: BLE001 - int raises OverflowError, torch RuntimeError, and others what they like
+    except Exception:  # noqa: BLE001 - int raises OverflowError, torch RuntimeError, and other types any error
         number = math.nan
     if not math.isfinite(number):
         of_an_array = "; of an array with one element, give value.item()" if hasattr(value, "item") else ""

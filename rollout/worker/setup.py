@@ -1,4 +1,4 @@
-"""What must be there before the first rollout: an engine that was checked, a renderer, and a client for both."""
+"""Prepares what the first rollout needs: a checked engine, a renderer, and a client for both."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -67,7 +67,7 @@ async def open_policy(
 ) -> AsyncIterator[PolicyClient]:
     """Open the policy. One thread opens the renderers while another calls `get_engine_urls`.
 
-    `on_wait` is told when it begins to wait for the engines, and when this wait ends.
+    `on_wait` gets a sentence when a wait for the engines begins, and when it ends.
 
     Raises:
         EngineError: no engine answers, or one answers wrongly.

@@ -1,4 +1,4 @@
-"""A lock that many hold in shared mode or one in exclusive mode.
+"""A lock that many tasks hold in shared mode, or one task in exclusive mode.
 
 A rollout that may be the one that kills workers is played in exclusive mode, so that no other rollout dies with it.
 """
@@ -10,7 +10,7 @@ import anyio
 
 
 class SharedLock:
-    """Who wants it exclusively waits until no shared holder is left; meanwhile no new shared holder is let in."""
+    """The lock. While a task waits for the exclusive mode, no new shared holder gets in."""
 
     def __init__(self) -> None:
         self._changed = anyio.Condition()
@@ -19,6 +19,7 @@ class SharedLock:
 
     @asynccontextmanager
     async def shared(self) -> AsyncIterator[None]:
+        """Hold the lock together with others."""
         async with self._changed:
             while self._exclusive_taken:
                 await self._changed.wait()
@@ -33,6 +34,7 @@ class SharedLock:
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
+        """Hold the lock alone."""
         async with self._changed:
             while self._exclusive_taken:
                 await self._changed.wait()

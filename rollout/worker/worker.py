@@ -3,11 +3,11 @@
 One failed rollout never ends another one. If the infrastructure fails an attempt, or its environment raises `Retry`,
 another one follows with a fresh environment. `worker.halt_after` failures of the infrastructure in a row end the
 worker, before it uses up the attempts of all rollouts.
-An order that the worker did not finish is not acked, and is delivered again, here or elsewhere.
+An order that the worker did not finish is not acked, so the queue delivers it again, here or elsewhere.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import anyio
 import anyio.to_thread
@@ -16,9 +16,9 @@ import structlog
 from rollout.config.load import Config
 from rollout.environments.base import Environment, Retry
 from rollout.errors import RolloutError
-from rollout.records.endings import RolloutLimit
 from rollout.records.kinds import PromptSource
 from rollout.rundir.claims import Claim, Claims, Outcome
+from rollout.rundir.outcomes import OutcomeTotals
 from rollout.session.session import PolicyClient
 from rollout.tasks.orders import OrderError, RolloutOrder, decode_order
 from rollout.worker.attempt import Attempt, RolloutAbandoned, RunMetadata
@@ -31,69 +31,41 @@ log = structlog.get_logger()
 
 _POLL_INTERVAL = 0.2
 _FINAL_WRITE_TIMEOUT = 5.0
-"""Seconds that a cancelled worker has for each write that it must still do."""
+"""Seconds for each write that a cancelled worker must still do."""
 _RETRY_PAUSE_SECONDS = 0.5
 
 
 class AttemptsExhausted(RolloutError):
-    """As many attempts at a rollout started as are allowed, and none came to its end."""
+    """The allowed number of attempts at a rollout started, and none of them finished."""
 
 
 class WorkerHalted(RolloutError):
-    """The infrastructure failed several attempts in a row; to go on would only use up the attempts of more rollouts."""
+    """The infrastructure failed several attempts in a row, so the worker stops before it uses up more attempts."""
 
 
 @dataclass(slots=True)
-class WorkerCounters:
-    """What a worker did so far.
+class _RolloutHistory:
+    """What the attempts of this worker at one rollout add to its outcome.
 
     Attributes:
-        in_flight: how many rollouts it plays now.
-        finished: how many rollouts have a finished record of this worker.
-        status_counts: how many of them ended with each status.
-        turns: turns of the rollouts that ended.
-        tokens: tokens that the policy sampled in the rollouts that ended.
-        images: different images in the rollouts that ended, counted for each rollout.
-        limits: how many of them each limit stopped.
-        retries: attempts that followed one that the infrastructure failed, whose worker died, or whose environment
-            asked for another one.
-        close_failures: attempts whose environment could not be closed.
-        retry_reason: why an environment last asked for another attempt; None if none did.
-        queue_bytes: bytes of the records of the rollouts that ended.
-        prompt_sources: how many prompts came from each source, in the rollouts that ended.
+        retries: see `Outcome.retries`.
+        request_retries: see `Outcome.request_retries`.
+        retry_reason: see `Outcome.retry_reason`.
     """
 
-    in_flight: int = 0
-    finished: int = 0
-    status_counts: Counter[str] = field(default_factory=Counter)
-    limits: Counter[str] = field(default_factory=Counter)
-    turns: int = 0
-    tokens: int = 0
-    images: int = 0
     retries: int = 0
-    close_failures: int = 0
+    request_retries: int = 0
     retry_reason: str | None = None
-    queue_bytes: int = 0
-    prompt_sources: Counter[PromptSource] = field(default_factory=Counter)
-
-    def add(self, attempt: Attempt) -> None:
-        """Add what an attempt did that has ended."""
-        finished_record, session = attempt.stream.finished_record, attempt.session
-        if finished_record is not None:
-            self.finished += 1
-            self.status_counts[finished_record.status.value] += 1
-            if finished_record.limit is not RolloutLimit.NONE:
-                self.limits[finished_record.limit.value] += 1
-        self.close_failures += attempt.close_failure is not None
-        self.turns += session.turns_done
-        self.tokens += session.sampled_tokens
-        self.images += session.image_count
-        self.queue_bytes += attempt.stream.byte_count
-        self.prompt_sources.update(session.prompt_sources)
 
 
 class Worker:
-    """Plays rollouts of one environment with one policy."""
+    """Plays rollouts of one environment with one policy.
+
+    Attributes:
+        totals: how the rollouts ended that have a finished record of this worker.
+        prompt_sources: how many prompts of these rollouts came from each source.
+        draining: whether the worker accepts no more orders.
+    """
 
     def __init__(
         self,
@@ -105,7 +77,8 @@ class Worker:
         trajectories_queue: Queue,
         shared_resources: object = None,
     ) -> None:
-        self.counters = WorkerCounters()
+        self.totals = OutcomeTotals()
+        self.prompt_sources: Counter[PromptSource] = Counter()
         self.draining = False
         self._config = config
         self._policy = policy
@@ -115,14 +88,18 @@ class Worker:
         self._trajectories_queue = trajectories_queue
         self._shared_resources = shared_resources
         self._attempts_in_flight: set[Attempt] = set()
-        self._interrupted_attempts: list[Attempt] = []
+        self._interrupted_attempts: list[tuple[Attempt, _RolloutHistory]] = []
         self._failures_in_a_row = 0
-        self._retry_reasons: dict[str, str] = {}
         self._accept_scope = anyio.CancelScope()
         self._free_slots = anyio.Semaphore(config.worker.concurrency)
-        # If one of the rollouts in flight kills workers, only that one uses up its attempts, and no other one.
+        # If a rollout kills its worker, only this rollout should use up its attempts, so it is then played alone.
         self._quarantine_lock = SharedLock()
         self._deadline_enforcer = DeadlineEnforcer(claims, config.policy, config.worker.turn_timeout)
+
+    @property
+    def in_flight(self) -> int:
+        """How many rollouts are being played."""
+        return len(self._attempts_in_flight)
 
     async def run(self) -> None:
         """Play until drained or cancelled.
@@ -144,7 +121,7 @@ class Worker:
             watch_group.cancel_scope.cancel()
 
     def drain(self) -> None:
-        """Accept nothing more; `run` returns once everything in flight is done."""
+        """Accept no more orders; `run` returns once the rollouts in flight have ended."""
         self.draining = True
         self._accept_scope.cancel()
 
@@ -164,11 +141,11 @@ class Worker:
             self._policy.version.current = version
 
     async def abandon_interrupted(self) -> None:
-        """After `run` was cancelled: end what was in flight as abandoned, because nobody will play it again."""
-        for attempt in self._interrupted_attempts:
+        """End the rollouts that were in flight when `run` was cancelled: nobody will play them again."""
+        for attempt, history in self._interrupted_attempts:
             if attempt.stream.finished_record is None:
                 await attempt.finish_without_playing(RolloutAbandoned("the run was stopped"))
-            self.counters.add(attempt)
+            self._add_outcome(attempt, history)
 
     async def _acquire_slot(self) -> None:
         """Wait until another rollout may start, and take its slot."""
@@ -182,10 +159,11 @@ class Worker:
     def _estimate_tokens_in_flight(self, token_limit: int) -> float:
         """Estimate the tokens of the rollouts in flight.
 
-        One that made no request yet counts as the average of those that did. While none did, each counts as
-        `token_limit`, so that a first rollout is played alone.
+        A rollout without a request yet counts as the average of the others. While no rollout has made a request, each
+        counts as `token_limit`, so that the first rollout is played alone.
         """
-        known_tokens = [tokens for attempt in self._attempts_in_flight if (tokens := attempt.session.context_tokens)]
+        context_tokens = [attempt.session.counters.context_tokens for attempt in self._attempts_in_flight]
+        known_tokens = [tokens for tokens in context_tokens if tokens]
         attempts_in_flight = self._config.worker.concurrency - self._free_slots.value - 1
         average_tokens = sum(known_tokens) / len(known_tokens) if known_tokens else token_limit
         return sum(known_tokens) + average_tokens * (attempts_in_flight - len(known_tokens))
@@ -199,8 +177,8 @@ class Worker:
             log.error("order refused", tag=delivery.tag, error=str(error))
             await delivery.reject(str(error))
         except StaleLease:
-            # This process stood still for so long that others took over. The attempt that finishes first wins.
-            log.warning("the lease of an order had lapsed", tag=delivery.tag)
+            # This process did not run for so long that another worker got the order. The first finished attempt counts.
+            log.warning("the lease of an order was lost", tag=delivery.tag)
         finally:
             self._free_slots.release()
 
@@ -208,52 +186,54 @@ class Worker:
         """Play attempts until the rollout has its one finished record."""
         if await anyio.to_thread.run_sync(self._claims.is_done, order.rollout_id):
             return
+        history = _RolloutHistory()
         while True:
-            history = await anyio.to_thread.run_sync(self._claims.attempt_history, order.rollout_id)
-            is_last_attempt = history.attempts_used == self._config.worker.max_attempts - 1
+            attempts = await anyio.to_thread.run_sync(self._claims.attempt_history, order.rollout_id)
+            is_last_attempt = attempts.attempts_used == self._config.worker.max_attempts - 1
             async with (
                 self._quarantine_lock.exclusive()
-                if is_last_attempt and history.unreported_attempts
+                if is_last_attempt and attempts.unreported_attempts
                 else self._quarantine_lock.shared()
             ):
-                if await self._claim_and_play(order):
+                if await self._claim_and_play(order, history):
                     return
             await anyio.sleep(_RETRY_PAUSE_SECONDS)
 
-    async def _claim_and_play(self, order: RolloutOrder) -> bool:
+    async def _claim_and_play(self, order: RolloutOrder, history: _RolloutHistory) -> bool:
         """Play one attempt, and return whether the rollout is done."""
-        with anyio.CancelScope(shield=True):  # after a claim, the attempt is played or the claim is returned
+        with anyio.CancelScope(shield=True):  # a claim must be played or returned
             claim = await anyio.to_thread.run_sync(self._claims.claim_next_attempt, order.rollout_id)
         self.advance_version(order.policy_version)
         metadata = replace(self._metadata, policy_version=self._policy.version.current)
         attempt = Attempt(order, claim.attempt_number, self._policy, metadata, self._trajectories_queue)
-        retries = min(claim.attempts_used, self._config.worker.max_attempts) - 1
-        if retries == claim.attempts_used - 1 > 0:
-            self.counters.retries += 1
+        history.retries = min(claim.attempts_used, self._config.worker.max_attempts) - 1
+        if history.retries == claim.attempts_used - 1 > 0:
+            self._policy.metrics.record_retry()
         try:
-            await self._play_attempt(attempt, claim)
+            await self._play_attempt(attempt, claim, history)
         except anyio.get_cancelled_exc_class():
-            self._interrupted_attempts.append(attempt)
+            self._interrupted_attempts.append((attempt, history))
             await self._return_claim(claim)
             raise
         except QueueError:
             await self._return_claim(claim)
             raise
+        finally:
+            history.request_retries += attempt.session.counters.request_retries
         if attempt.stream.finished_record is None:
             await anyio.to_thread.run_sync(self._claims.mark_failed, claim)
             return False
-        self.counters.add(attempt)
-        outcome = _make_outcome(attempt, retries, self._retry_reasons.pop(order.rollout_id, None))
+        outcome = self._add_outcome(attempt, history)
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._claims.record_outcome, outcome)
         return True
 
-    async def _play_attempt(self, attempt: Attempt, claim: Claim) -> None:
+    async def _play_attempt(self, attempt: Attempt, claim: Claim, history: _RolloutHistory) -> None:
         max_attempts = self._config.worker.max_attempts
         if claim.attempts_used > max_attempts:
             exhausted = AttemptsExhausted(
-                f"{max_attempts} attempts were begun (worker.max_attempts) and none came to an end: did their workers "
-                "die?"
+                f"{max_attempts} attempts started (worker.max_attempts) and none of them finished. Look in the logs "
+                "for workers that died."
             )
             await attempt.finish_without_playing(exhausted)
             return
@@ -261,7 +241,6 @@ class Worker:
             await attempt.finish_without_playing(abandon_reason)
             return
         self._attempts_in_flight.add(attempt)
-        self.counters.in_flight += 1
         try:
             await attempt.play(self._new_environment, timeout=self._config.worker.rollout_timeout)
         except Retry as error:
@@ -272,7 +251,7 @@ class Worker:
                 attempt=claim.attempt_number,
                 reason=reason,
             )
-            self.counters.retry_reason = self._retry_reasons[claim.rollout_id] = shorten_line(reason)
+            history.retry_reason = shorten_line(reason)
             if claim.attempts_used == max_attempts:
                 await attempt.finish_without_playing(error)
         except RolloutError as error:
@@ -286,7 +265,6 @@ class Worker:
             self._failures_in_a_row = 0
         finally:
             self._attempts_in_flight.discard(attempt)
-            self.counters.in_flight -= 1
 
     def _new_environment(self) -> Environment:
         environment = self._config.new_environment()
@@ -305,25 +283,30 @@ class Worker:
         with anyio.move_on_after(_FINAL_WRITE_TIMEOUT, shield=True):
             await anyio.to_thread.run_sync(self._claims.mark_returned, claim)
 
-
-def _make_outcome(attempt: Attempt, retries: int, retry_reason: str | None) -> Outcome:
-    finished_record, session = attempt.stream.finished_record, attempt.session
-    assert finished_record is not None
-    return Outcome(
-        rollout=attempt.order.rollout_id,
-        group=attempt.order.task.id,
-        attempt=attempt.stream.attempt_id.attempt,
-        status=finished_record.status.value,
-        limit=finished_record.limit.value,
-        reward=finished_record.reward,
-        rewards={name: reward.value for name, reward in finished_record.rewards.items()},
-        turns=session.turns_done,
-        images=session.image_count,
-        tokens=session.sampled_tokens,
-        error=dict(finished_record.error) if finished_record.error is not None else None,
-        traceback=attempt.failure.traceback if attempt.failure is not None else None,
-        metrics=dict(finished_record.metrics),
-        retries=retries,
-        close_failed=attempt.close_failure is not None,
-        retry_reason=retry_reason,
-    )
+    def _add_outcome(self, attempt: Attempt, history: _RolloutHistory) -> Outcome:
+        """Add to the totals how a rollout ended, and return it."""
+        finished_record, counters = attempt.stream.finished_record, attempt.session.counters
+        assert finished_record is not None
+        outcome = Outcome(
+            rollout=attempt.order.rollout_id,
+            group=attempt.order.task.id,
+            attempt=attempt.stream.attempt_id.attempt,
+            status=finished_record.status.value,
+            limit=finished_record.limit.value,
+            reward=finished_record.reward,
+            rewards={name: reward.value for name, reward in finished_record.rewards.items()},
+            turns=len(counters.played_turns),
+            images=attempt.session.image_count,
+            tokens=counters.sampled_tokens,
+            queue_bytes=attempt.stream.byte_count,
+            error=dict(finished_record.error) if finished_record.error is not None else None,
+            traceback=attempt.failure.traceback if attempt.failure is not None else None,
+            metrics=dict(finished_record.metrics),
+            retries=history.retries,
+            request_retries=history.request_retries,
+            close_failed=attempt.close_failure is not None,
+            retry_reason=history.retry_reason,
+        )
+        self.totals.add(outcome)
+        self.prompt_sources.update(counters.prompt_sources)
+        return outcome

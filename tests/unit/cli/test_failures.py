@@ -5,18 +5,28 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rollout.cli.output import RolloutFailure, distinct_errors, print_errors, with_errors
+from rollout.cli.output import print_errors, with_errors
+from rollout.rundir.claims import Outcome
+from rollout.rundir.outcomes import DistinctError, ErrorTotals
 
 
-def printed(*failures: RolloutFailure) -> str:
+def distinct_errors(*failures: Outcome) -> list[DistinctError]:
+    totals = ErrorTotals()
+    for outcome in failures:
+        totals.add(outcome)
+    return totals.distinct()
+
+
+def printed(*failures: Outcome) -> str:
     console = Console(file=StringIO(), width=80)
-    print_errors(console, distinct_errors(failures), Path("runs/one"))
+    print_errors(console, distinct_errors(*failures), Path("runs/one"))
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
-def failure(number: int, *, message: str = "bug", line: int | None = None) -> RolloutFailure:
+def failure(number: int, *, message: str = "bug", line: int | None = None) -> Outcome:
     frames = None if line is None else f'Traceback:\n  File "coin.py", line {line}, in run\nValueError: {message}\n'
-    return RolloutFailure(f"{number:06d}.0", "failed", {"type": "ValueError", "message": message}, frames)
+    error = {"type": "ValueError", "message": message}
+    return Outcome(f"{number:06d}.0", f"{number:06d}", 1, "failed", error=error, traceback=frames)
 
 
 def test_the_same_message_from_another_line_is_another_error() -> None:
@@ -33,7 +43,7 @@ def test_of_many_different_errors_the_first_are_shown_and_a_command_that_shows_t
 
 
 def test_a_report_for_programs_has_the_errors_too() -> None:
-    errors = distinct_errors([failure(1, line=3), failure(0, line=3)])
+    errors = distinct_errors(failure(1, line=3), failure(0, line=3))
     assert with_errors({"rollouts": 2}, errors) == {
         "rollouts": 2,
         "errors": [

@@ -104,10 +104,10 @@ def test_scripts_pass_shellcheck(render: Render, tmp_path: Path) -> None:
     [
         (("--on", "slurm", "--workers", "0"), "--workers says how many"),
         (("--on", "k8s"), "--on k8s needs --image"),
-        ((*SLURM, "--image", "x"), "nothing else has one"),
-        ((), "it needs one of them"),
-        ((*SLURM, "--run", "other"), "begins a run of its own"),
-        ((*SLURM, "--resume", "other"), "begins a run of its own"),
+        ((*SLURM, "--image", "x"), "leave it out otherwise"),
+        ((), "--render needs one of them"),
+        ((*SLURM, "--run", "other"), "starts a run of its own"),
+        ((*SLURM, "--resume", "other"), "starts a run of its own"),
         (
             (*SLURM, "--set", "queue.tasks=redis://127.0.0.1/0"),
             "queue.tasks is redis://127.0.0.1/0, which other machines",

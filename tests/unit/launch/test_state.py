@@ -1,24 +1,25 @@
-"""The state of a launch: what its report says of several workers together."""
+"""The state of a launch: what its report says of the whole run."""
 
 from pathlib import Path
 
 from rollout.launch.local import LocalPlace
 from rollout.launch.state import LaunchState
-from rollout.launch.supervisor import RestartBudget, WorkerSlot
+from rollout.rundir.claims import Outcome
 from rollout.rundir.manifest import create_run
-from transports import open_queue
 
 
-def test_requests_that_workers_sent_once_more_are_summed_also_those_of_dead_workers(
-    repository: Path, tmp_path: Path
-) -> None:
-    config = repository / "configs" / "color_codeword.yaml"
-    directory, launch_configs = create_run([config], (f"run.directory={tmp_path}",))
+def test_the_report_has_what_earlier_launches_and_other_machines_did(repository: Path, tmp_path: Path) -> None:
+    files = [repository / "configs" / "color_codeword.yaml", repository / "configs" / "calculator.yaml"]
+    directory, launch_configs = create_run(files, (f"run.directory={tmp_path}",))
     state = LaunchState(directory, launch_configs, 2, LocalPlace(), is_resumed=False)
-    queue = open_queue(f"memory://{tmp_path.name}", lease="record")
-    slots = [WorkerSlot(name, "color_codeword", (), tmp_path, queue, 1.0, RestartBudget(1)) for name in ("a", "b")]
-    state.environments[0].worker_slots = slots
-    for slot, count in zip(slots, (2, 3), strict=True):
-        slot.metric_totals.add_changes({"rollout_engine_retries_total": [([["environment", "color_codeword"]], count)]})
-    slots[0].metric_totals.end_worker()
-    assert state.report()["request_retries"] == 5
+    error = {"type": "ValueError", "message": "bad"}
+    for environment, status in zip(state.environments, ("ok", "failed"), strict=True):
+        claim = environment.claims.claim_next_attempt("0.0")
+        ended = Outcome(
+            "0.0", "0", claim.attempt_number, status, request_retries=2, error=error if status == "failed" else None
+        )
+        environment.claims.record_outcome(ended)
+    report = state.report()
+    assert (report["rollouts"], report["request_retries"]) == (2, 4)
+    assert report["environments"]["calculator"]["request_retries"] == 2
+    assert [error.first_rollout for error in state.failures()] == ["calculator/0.0"]

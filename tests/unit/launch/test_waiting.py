@@ -132,7 +132,10 @@ def test_somebody_reads_when_the_backlog_shrinks_or_its_oldest_record_changes() 
         (
             None,
             16,
-            ("waiting for a trainer, and none has said yet how far it is", "let 16 rollouts be in flight; 16 are"),
+            (
+                "waiting for a trainer, and no trainer has reported its progress yet",
+                "let 16 rollouts be in flight; 16 are",
+            ),
         ),
         (
             TrainerProgress(version=3, consumed=24, discarded=1),

@@ -3,10 +3,11 @@
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +31,29 @@ def color_codeword(repository: Path) -> Path:
     return repository / "configs" / "color_codeword.yaml"
 
 
-def metrics_url(directory: Path) -> str | None:
-    """Where the one process of a run below `directory` serves its metrics."""
-    target_file = next(iter(directory.glob("*/metrics/*.json")), None)
-    return f"http://{json.loads(target_file.read_text())[0]['targets'][0]}" if target_file else None
+def metrics_urls(directory: Path) -> dict[str, str]:
+    """Where the processes of the one run below `directory` serve their metrics, by the names of the processes."""
+    return {
+        path.stem: f"http://{json.loads(path.read_text())[0]['targets'][0]}"
+        for path in directory.glob("*/metrics/*.json")
+    }
+
+
+def summed(pages: Iterable[Samples]) -> Samples:
+    """The sum over all processes of a run, as the dashboard shows it."""
+    sums: Samples = {}
+    for page in pages:
+        for name, samples in page.items():
+            for labels, value in samples.items():
+                values = sums.setdefault(name, {})
+                values[labels] = values.get(labels, 0.0) + value
+    return sums
 
 
 def all_reported(samples: Samples, *, rollouts: int, workers: int) -> bool:
-    """Whether so many rollouts have ended, and every worker is ready and has told all it did."""
-    sampled_tokens, rollouts_by_status = (
-        samples.get("rollout_sampled_tokens_total", {}),
-        samples.get("rollout_rollouts_total", {}),
-    )
+    """Whether so many rollouts have ended, and the launch knows that of each worker."""
     return (
-        sum(rollouts_by_status.values()) == rollouts
-        and sampled_tokens == samples["rollout_finished_tokens_total"]
-        and sum(samples["rollout_turns_total"].values()) == samples["rollout_finished_turns_total"][ENVIRONMENT_LABEL]
+        sum(samples.get("rollout_rollouts_total", {}).values()) == rollouts
         and samples["rollout_workers"][*ENVIRONMENT_LABEL, "ready"] == workers
     )
 
@@ -55,12 +63,14 @@ def assert_agrees(samples: Samples, summary: dict[str, Any]) -> None:
         (*ENVIRONMENT_LABEL, status): n for status, n in summary["status"].items()
     }
     assert samples["rollout_finished_turns_total"][ENVIRONMENT_LABEL] == summary["turns"]
+    assert samples["rollout_finished_tokens_total"][ENVIRONMENT_LABEL] == summary["tokens"]
     assert samples["rollout_finished_images_total"][ENVIRONMENT_LABEL] == summary["images"]
+    assert samples["rollout_record_bytes_total"][ENVIRONMENT_LABEL] == summary["queue_bytes"]
     assert sum(samples["rollout_turns_total"].values()) == summary["turns"]
     assert sum(samples["rollout_engine_request_seconds_count"].values()) == summary["turns"]
 
 
-def test_a_launch_scraped_while_it_goes_on_says_what_its_summary_says(
+def test_a_launch_and_its_workers_together_export_what_the_summary_says(
     color_codeword: Path,
     tmp_path: Path,
     scrape: Callable[[str], Samples],
@@ -74,30 +84,49 @@ def test_a_launch_scraped_while_it_goes_on_says_what_its_summary_says(
                 order = RolloutOrder(Task(f"t{index}", index, index, {"codeword": ["red", "blue"]}), 0, 1)
                 await queue.put(encode_order(order), key=order.rollout_id)
 
-    overrides = (*SMALL, "tasks.source=queue", f"queue.tasks={tasks}", f"run.directory={tmp_path}/runs")
-    settings = [part for setting in overrides for part in ("--set", setting)]
-    command = [sys.executable, "-m", "rollout", "launch", str(color_codeword), "--workers=2", "--json", *settings]
-    asyncio.run(put(12))
-    last: Samples = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as launch:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run = tmp_path / "runs" / "one"
+    rollout = (sys.executable, "-m", "rollout")
+    settings = [
+        part for setting in (*SMALL, "tasks.source=queue", f"queue.tasks={tasks}") for part in ("--set", setting)
+    ]
+    launched = [*rollout, "launch", str(color_codeword), "--run", str(run), "--workers=2", "--json", *settings]
+    joined = [*rollout, "worker", str(color_codeword), "--run", str(run), "--name=joined", *settings]
+    asyncio.run(put(18))
+    names = {"launch", "color_codeword-0", "color_codeword-1", "joined"}
+    pages: dict[str, Samples] = {}
+    with (
+        subprocess.Popen(
+            [*launched, "--set", f"metrics.port={port}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as launch,
+        subprocess.Popen(joined, stderr=subprocess.DEVNULL) as worker,
+    ):
         try:
             deadline = time.monotonic() + 60
-            while not all_reported(last, rollouts=12, workers=2):
+            while pages.keys() != names or not all_reported(pages["launch"], rollouts=18, workers=2):
                 assert time.monotonic() < deadline
                 assert launch.poll() is None
-                if (url := metrics_url(tmp_path / "runs")) is not None:
-                    last = scrape(url)
+                urls = metrics_urls(tmp_path / "runs")
+                pages = {name: scrape(url) for name, url in urls.items()}
                 time.sleep(0.05)
-            assert url is not None
-            assert last["rollout_workers"] == {(*ENVIRONMENT_LABEL, "ready"): 2, (*ENVIRONMENT_LABEL, "starting"): 0}
-            assert (get(f"{url}/healthz"), get(f"{url}/readyz")) == ((200, "ok\n"), (200, "ok\n"))
-            launch.send_signal(signal.SIGTERM)
+            pages = {name: scrape(url) for name, url in urls.items()}
+            assert urls["launch"].endswith(f":{port}")
+            for url in urls.values():
+                assert (get(f"{url}/healthz"), get(f"{url}/readyz")) == ((200, "ok\n"), (200, "ok\n"))
+            for process in (worker, launch):
+                process.send_signal(signal.SIGTERM)
             summary = json.loads(launch.communicate(timeout=30)[0])
+            assert worker.wait(30) == 0
         finally:
+            worker.kill()
             launch.kill()
-    assert_agrees(last, summary)
-    assert last["rollout_finished_tokens_total"][ENVIRONMENT_LABEL] == summary["tokens"]
-    assert last["rollout_sampled_tokens_total"][ENVIRONMENT_LABEL] == summary["tokens"]
+    assert pages["launch"]["rollout_workers"] == {(*ENVIRONMENT_LABEL, "ready"): 2, (*ENVIRONMENT_LABEL, "starting"): 0}
+    assert_agrees(summed(pages.values()), summary)
+    for name in ("color_codeword-0", "color_codeword-1"):
+        assert not [sample for sample in pages[name] if sample.startswith("rollout_queue_")]
+    assert metrics_urls(tmp_path / "runs") == {}
 
 
 def test_a_run_scraped_while_it_goes_on_never_says_more_than_its_summary(
@@ -109,7 +138,7 @@ def test_a_run_scraped_while_it_goes_on_never_says_more_than_its_summary(
 
     async def look(state: RunState, _: anyio.Event) -> None:
         while True:
-            if (url := metrics_url(tmp_path)) is not None:
+            if (url := metrics_urls(tmp_path).get("run")) is not None:
                 try:
                     found = await anyio.to_thread.run_sync(scrape, url, abandon_on_cancel=True)
                 except OSError:
@@ -128,10 +157,9 @@ def test_a_run_scraped_while_it_goes_on_never_says_more_than_its_summary(
     (last,) = tmp_path.glob("*/metrics/run.prom")
     found = read_metrics(last.read_text())
     assert_agrees(found, summary)
-    assert found["rollout_record_bytes_total"][ENVIRONMENT_LABEL] == summary["queue_bytes"]
     assert found["rollout_trainer_trajectories_total"][()] == summary["trainer"]["trajectories"]
     assert found["rollout_trainer_bytes_total"][()] == summary["queue_bytes"]
-    assert metrics_url(tmp_path) is None
+    assert metrics_urls(tmp_path) == {}
 
 
 def test_metrics_are_off_where_the_configuration_says_so(color_codeword: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from rollout.config.load import Config, load_config
 from rollout.environments.base import Environment, Model, Score
 from rollout.metrics.export import export_metrics
+from rollout.metrics.outcomes import OutcomeCollector
 from rollout.metrics.queues import QueueMonitor
 from rollout.metrics.server import ScrapeTargetFile
 from rollout.metrics.worker import WorkerMetrics
@@ -111,7 +112,8 @@ def stage(
             worker = Worker(
                 config, policy, build_run_metadata(config, "run"), Claims(tmp_path / "c"), tasks, trajectories
             )
-            metrics.export_state(worker.counters, policy.engine, policy.version)
+            metrics.export_state(lambda: worker.in_flight, policy.engine, policy.version)
+            metrics.registry.register(OutcomeCollector(lambda: {config.run.name: worker.totals}))
             export.watch_queue(config.run.name, "trajectories", trajectories)
             group.start_soon(worker.run)
             (where,) = directory.metrics_path.glob("*.json")
@@ -159,7 +161,7 @@ async def test_an_engine_that_dies(stage: Callable[..., Any], tmp_path: Path) ->
     assert after["rollout_engine_ejections_total"][dead, *ENVIRONMENT_LABEL] >= 1
     lost = after["rollout_engine_request_seconds_count"][dead, *ENVIRONMENT_LABEL, "EngineUnreachable"]
     assert lost >= 3
-    assert after["rollout_engine_retries_total"][ENVIRONMENT_LABEL] >= lost
+    assert after["rollout_engine_retries_total"][ENVIRONMENT_LABEL] == running.worker.totals.request_retries >= lost
 
 
 async def test_engines_with_old_weights(stage: Callable[..., Any], tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_the_first_outcome_stays(tmp_path: Path) -> None:
     claims.record_outcome(outcome("r", first.attempt_number, reward=1.0))
     assert claims.is_done("r")
     assert claims.outcome("r") == outcome("r", second.attempt_number, reward=0.5)
-    assert list(claims.outcomes()) == [outcome("r", second.attempt_number, reward=0.5)]
+    assert list(claims.new_outcomes(set())) == [outcome("r", second.attempt_number, reward=0.5)]
 
 
 @given(names=st.sets(st.text(min_size=1, max_size=300), min_size=2, max_size=6))
@@ -100,7 +100,7 @@ def test_a_rollout_whose_outcome_is_damaged_stays_done_and_this_is_told_once(tmp
     damaged = next(tmp_path.glob("r-*.done"))
     damaged.write_bytes(content)
     with capture_logs() as logs:
-        assert [found.rollout for found in claims.outcomes()] == ["s"]
+        assert [found.rollout for found in claims.new_outcomes(set())] == ["s"]
         assert claims.outcome("r") is None
     assert claims.is_done("r")
     assert [entry["file"] for entry in logs] == [str(damaged)]
@@ -143,13 +143,29 @@ def test_an_outcome_for_which_there_is_no_room_is_not_recorded_in_part(
     assert not claims.is_done("r")
 
 
+def test_a_rollout_whose_worker_dies_while_it_records_the_outcome_can_be_claimed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = Claims(tmp_path)
+    claim = claims.claim_next_attempt("r")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            claims.record_outcome(outcome("r", claim.attempt_number))
+    assert not claims.is_done("r")
+    second = claims.claim_next_attempt("r")
+    assert second.attempt_number == 2
+    claims.record_outcome(outcome("r", second.attempt_number))
+    assert claims.outcome("r") == outcome("r", 2)
+
+
 def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ClaimsError, match="cannot be made"):
+    with pytest.raises(ClaimsError, match="cannot be created"):
         Claims(tmp_path / "file" / "claims")
     claims = Claims(tmp_path / "claims")
     (tmp_path / "claims").rmdir()
-    with pytest.raises(ClaimsError, match="cannot be claimed"):
+    with pytest.raises(ClaimsError, match="cannot be written"):
         claims.claim_next_attempt("r")
     with pytest.raises(ClaimsError, match="was not recorded"):
         claims.record_outcome(outcome("r", 1))

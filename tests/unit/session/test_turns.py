@@ -211,7 +211,7 @@ async def test_every_full_render_has_its_reason(script: ScriptedRollout) -> None
     edited = [*messages[:-1], {"role": "assistant", "content": "purple"}, user("Three")]
     await script.answer(edited, "green")
     assert script.sources == ["first", "bridge", "retry", "compaction", "root", "assistant"]
-    counted = script.in_process.session.prompt_sources
+    counted = script.in_process.session.counters.prompt_sources
     assert counted == dict.fromkeys(script.sources, 1)
     reasons = "1 first of a rollout, 1 another conversation, 1 asked again, 1 history changed, 1 foreign answer"
     assert summarize_prompt_sources(counted) == f"1 bridged, 5 rendered in full: {reasons}"

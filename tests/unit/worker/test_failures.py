@@ -95,7 +95,7 @@ async def test_whatever_one_rollout_raises_fails_it_alone(config: Config, policy
         assert message in trajectory.error["message"]
     assert well_ended.metrics == {r"\ud83d": 2.0}
     assert all(check(trajectory) == [] for trajectory in ended.values())
-    outcomes = list(Claims(tmp_path / "claims").outcomes())
+    outcomes = list(Claims(tmp_path / "claims").new_outcomes(set()))
     assert sorted(outcome.status for outcome in outcomes) == ["failed"] * len(ENDINGS) + ["ok"]
 
 

@@ -24,7 +24,7 @@ async def test_an_order_is_acked_once_its_rollout_is_done(config: Config, policy
         harness.worker.drain()
         assert {trajectory.status for trajectory in ended.values()} == {"ok"}
         assert all(harness.claims.is_done(rollout) for rollout in ended)
-        assert harness.worker.counters.finished == 6
+        assert harness.worker.totals.rollouts == 6
 
 
 async def test_a_failed_infrastructure_is_followed_by_a_fresh_attempt(
@@ -51,8 +51,12 @@ async def test_an_attempt_after_one_whose_worker_died_is_counted_as_a_retry(
         await harness.receive_ended(3)
         await harness.wait_until_acked()
         harness.worker.drain()
-    assert {outcome.rollout: outcome.retries for outcome in harness.claims.outcomes()} == {"0.0": 1, "1.0": 0, "2.0": 0}
-    assert harness.worker.counters.retries == 1
+    assert {outcome.rollout: outcome.retries for outcome in harness.claims.new_outcomes(set())} == {
+        "0.0": 1,
+        "1.0": 0,
+        "2.0": 0,
+    }
+    assert harness.worker.totals.retries == 1
 
 
 async def test_a_bug_of_the_environment_is_not_tried_again(
@@ -161,7 +165,7 @@ async def test_failures_in_a_row_halt_the_worker_and_burn_no_attempt(
         with pytest.RaisesGroup(pytest.RaisesGroup(pytest.RaisesExc(WorkerHalted, match=message))):
             await harness.worker.run()
         assert (await harness.tasks.stats()).backlog_records == 4
-        assert harness.worker.counters.finished == 0
+        assert harness.worker.totals.rollouts == 0
         # The one that halted it was handed back; the one before it was a failure as any other.
         assert harness.claims.attempt_history("0.0") == AttemptHistory(attempts_used=1, unreported_attempts=0)
 
@@ -184,7 +188,7 @@ async def test_a_drained_worker_finishes_what_it_began_and_takes_nothing_more(
             await anyio.sleep(0.05)
             harness.worker.drain()
             go.set()
-        assert harness.worker.counters.finished == 2
+        assert harness.worker.totals.rollouts == 2
         assert len(await harness.receive_ended(2)) == 2
         assert (await harness.tasks.stats()).backlog_records == 3
 

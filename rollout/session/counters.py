@@ -1,0 +1,47 @@
+"""What the turns of one session did: for the metrics of the worker, its limits, and the outcome of the rollout."""
+
+from collections import Counter
+
+from rollout.metrics.worker import WorkerMetrics
+from rollout.records.endings import RolloutLimit
+from rollout.records.kinds import PromptSource, Step
+from rollout.records.messages import FinishReason
+
+
+class SessionCounters:
+    """Counts the turns of one session, and records them in the metrics of the worker.
+
+    Attributes:
+        played_turns: the numbers of the turns that were played.
+        context_tokens: the tokens of the latest prompt, and of its answer once that is there.
+        sampled_tokens: the tokens that the policy sampled.
+        prompt_sources: how many prompts came from each source.
+        request_retries: how many requests to engines were sent again.
+        last_limit: the limit that the latest turn met.
+    """
+
+    def __init__(self, metrics: WorkerMetrics) -> None:
+        self.played_turns: set[int] = set()
+        self.context_tokens = 0
+        self.sampled_tokens = 0
+        self.prompt_sources: Counter[PromptSource] = Counter()
+        self.request_retries = 0
+        self.last_limit = RolloutLimit.NONE
+        self._metrics = metrics
+
+    def add_request_retry(self) -> None:
+        """Count a request that is sent again."""
+        self.request_retries += 1
+
+    def add_turn(self, step: Step, sampled_tokens: int, max_model_len: int | None) -> None:
+        """Count a turn whose step is on the queue."""
+        self.played_turns.add(step.turn)
+        self.context_tokens = step.prompt_length + sampled_tokens
+        self.sampled_tokens += sampled_tokens
+        self.prompt_sources[step.prompt_source] += 1
+        fills_context = max_model_len is not None and self.context_tokens >= max_model_len
+        if step.finish_reason is not FinishReason.LENGTH:
+            self.last_limit = RolloutLimit.NONE
+        else:
+            self.last_limit = RolloutLimit.CONTEXT if fills_context else RolloutLimit.TOKENS
+        self._metrics.record_turn(step, sampled_tokens)
