@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.procfs import lives
+from tests.procfs import is_alive
 
 SBATCH = """\
 #!/usr/bin/env bash
@@ -35,7 +35,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def wait_for(jobs: Path) -> None:
     deadline = time.monotonic() + 120
-    while any(lives(int(pid)) for pid in jobs.read_text().split()):
+    while any(is_alive(int(pid)) for pid in jobs.read_text().split()):
         if time.monotonic() > deadline:
             for pid in jobs.read_text().split():
                 subprocess.run(["kill", "-KILL", pid], check=False)

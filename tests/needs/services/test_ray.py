@@ -16,7 +16,7 @@ import pytest
 
 from tests.needs.services.machines import Machine, network
 from tests.needs.services.test_machines import trained, wait_until
-from tests.procfs import lives
+from tests.procfs import is_alive
 
 ROLLOUTS = 200
 EVERY = 10.0
@@ -103,7 +103,7 @@ def test_each_rollout_ends_once_though_an_actor_is_killed_every_ten_seconds(
     assert (len(ends), set(ends.values())) == (ROLLOUTS, {1})
     assert len(killed) >= 3
     assert report["deaths"] >= len(killed) - 1  # the last one may have had nothing left to do
-    assert not any(lives(pid) for pid in killed)
+    assert not any(is_alive(pid) for pid in killed)
 
 
 def test_a_launch_on_ray_drains(cluster: Machine, repository: Path, tmp_path: Path) -> None:
@@ -125,4 +125,4 @@ def test_a_launch_on_ray_drains(cluster: Machine, repository: Path, tmp_path: Pa
     assert (report["deaths"], report["status"]) == (0, {"ok": report["rollouts"]})
     assert list(Path(report["run_dir"]).glob("claims/*/*.returned")) == []
     (started,) = (entry for entry in events(Path(report["run_dir"])) if entry["event"] == "actor started")
-    wait_until(lambda: not any(lives(started[name]) for name in ("pid", "actor")), 20)
+    wait_until(lambda: not any(is_alive(started[name]) for name in ("pid", "actor")), 20)
