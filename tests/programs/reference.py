@@ -37,7 +37,7 @@ class ReferenceModel:
         self.answered: list[AnsweredConversation] = []
 
     def check_turn(self, messages: Sequence[Message], tools: Tools, turn: ObservedTurn, source: str) -> None:
-        """Check that the prompt has every image of its messages, and the same tokens as before for a known beginning."""
+        """Check that a prompt has every image of its messages, and the same tokens as before for a known beginning."""
         images = [hash_ for message in messages for hash_ in self._images(message)]
         assert list(turn.images) == images, "the request does not have exactly the images of its conversation"
         expected = [self._bridge(known, messages, tools) for known in self._longest_prefixes(messages, tools)]
