@@ -22,7 +22,7 @@ MANY = (64, 300, 9_999, 10_001, 20_001)
 SIDES = (1, 2, 7, 8, 9, 16, 33)
 
 
-def random_count(chance: random.Random) -> int:
+def amount(chance: random.Random) -> int:
     """Return a number of pieces: mostly few, sometimes very many."""
     return chance.choice(COUNTS) if chance.random() < 0.99 else chance.choice(MANY)
 
@@ -65,7 +65,7 @@ def jpeg(chance: random.Random) -> bytes:
     scans = data[:-2].split(b"\xff\xda")[1:]
     head, segments = data[: data.index(b"\xff\xda")], []
     # Repeat the last scan; only some decoders read other scans after it.
-    scans += scans[-1:] * min(random_count(chance), 10_001)
+    scans += scans[-1:] * min(amount(chance), 10_001)
     if chance.random() < 0.2:
         scans.insert(chance.randrange(len(scans) + 1), chance.choice((*scans[:5], b"\0\x02")))
     for _ in range(chance.choice((0, 0, 0, 1, 2, 5))):
@@ -125,7 +125,7 @@ def png(chance: random.Random) -> bytes:
     )
     rows += bytes(chance.choice((0, 0, 0, 1, 100_000)))
     packed = zlib.compress(rows, 1)
-    cuts = sorted(chance.randrange(len(packed) + 1) for _ in range(random_count(chance)))
+    cuts = sorted(chance.randrange(len(packed) + 1) for _ in range(amount(chance)))
     pieces = [packed[a:b] for a, b in zip([0, *cuts], [*cuts, len(packed)], strict=True)]
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     before: list[bytes] = [png_chunk(b"PLTE", chance.randbytes(48))] if colour == 3 else []
@@ -134,9 +134,7 @@ def png(chance: random.Random) -> bytes:
         for _ in range(chance.choice((0, 0, 1, 2))):
             chunks.append(png_metadata(chance, width, height))
     if chance.random() < 0.05:
-        before += [png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(chance.choice((10, 100_000)))))] * random_count(
-            chance
-        )
+        before += [png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(chance.choice((10, 100_000)))))] * amount(chance)
     if chance.random() < 0.2:
         before.insert(0, png_chunk(b"acTL", struct.pack(">II", chance.choice((0, 1, 2, 2**31)), 0)))
     body = [*before, *(png_chunk(b"IDAT", piece) for piece in pieces), *after]
@@ -180,7 +178,7 @@ def gif(chance: random.Random) -> bytes:
         struct.pack("<HHBBB", width, height, 0x91, chance.choice((0, 3, 255)), 0),
         chance.randbytes(12),
     ]
-    for number in range(min(max(1, random_count(chance)), 300)):
+    for number in range(min(max(1, amount(chance)), 300)):
         if chance.random() < 0.5:
             flags = chance.randrange(8) << 2 | chance.randrange(2)
             pieces.append(b"\x21\xf9\x04" + struct.pack("<BHB", flags, 1, chance.choice((0, 3, 200))) + b"\0")
@@ -228,7 +226,7 @@ def webp(chance: random.Random) -> bytes:
     animated = chance.random() < 0.5
     if animated:
         chunks.append(riff_chunk(b"ANIM", chance.randbytes(4) + b"\0\0"))
-        for _ in range(min(max(1, random_count(chance)), 300)):
+        for _ in range(min(max(1, amount(chance)), 300)):
             at = (0, 0) if chance.random() < 0.95 else (chance.randrange(4), chance.randrange(4))
             box = b"".join(struct.pack("<I", value)[:3] for value in (*at, width - 1, height - 1, 100))
             chunks.append(riff_chunk(b"ANMF", box + bytes((chance.randrange(4),)) + picture))
@@ -240,7 +238,7 @@ def webp(chance: random.Random) -> bytes:
     if flags & 4:
         chunks.append(riff_chunk(b"XMP ", xmp(chance)))
     if chance.random() < 0.1:
-        chunks += [riff_chunk(b"junk", b"")] * random_count(chance)
+        chunks += [riff_chunk(b"junk", b"")] * amount(chance)
     if chance.random() < 0.1:
         chance.shuffle(chunks)
     size = b"".join(struct.pack("<I", (side - 1) & 0xFFFFFF)[:3] for side in canvas)
@@ -255,9 +253,7 @@ def bmp(chance: random.Random) -> bytes:
     colours = 1 << depth if depth <= 8 else 0
     if compression in (1, 2):
         codes = [bytes((chance.randrange(1, 256), chance.randrange(256))) for _ in range(width * height)]
-        codes += [
-            chance.choice((b"\0\0", b"\0\2\0\1", b"\0\3abc\0", b"\0\2\xff\xff")) for _ in range(random_count(chance))
-        ]
+        codes += [chance.choice((b"\0\0", b"\0\2\0\1", b"\0\3abc\0", b"\0\2\xff\xff")) for _ in range(amount(chance))]
         chance.shuffle(codes)
         pixels = b"".join(codes) + b"\0\1"
     else:

@@ -1,4 +1,4 @@
-"""A consumer whose process is known to be dead need not be waited for, on Redis either."""
+"""The leases of a dead process can be expired at once, on Redis too."""
 
 import pytest
 
