@@ -57,6 +57,12 @@ class LiveServer:
         headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=120, trust_env=False)
 
+    def metric(self, name: str) -> float:
+        """Return the value of one of vLLM's metrics."""
+        with self.http() as http:
+            lines = http.get("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"vllm:{name}{{"))
+
 
 class RecordingClient(EngineClient):
     """A client that keeps every request and its answer."""

@@ -67,12 +67,6 @@ async def test_banned_tokens_are_not_sampled_and_processed_logprobs_are_those_wi
                 assert logprob == pytest.approx(math.log(probabilities[token] / left), abs=1e-4)
 
 
-def metric(live: Any, name: str) -> float:
-    with live.http() as server:
-        lines = server.get("/metrics").text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"vllm:{name}{{"))
-
-
 def abort(live: Any, request_id: str) -> None:
     with live.http() as server:
         server.post("/inference/v1/abort_requests", json={"request_ids": [request_id]}).raise_for_status()
@@ -87,13 +81,13 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 async def wait_until_sampling(live: Any) -> float:
     """Wait until the server samples tokens; return how many it had sampled before."""
-    before = metric(live, TOKENS)
-    await anyio.to_thread.run_sync(wait_for, lambda: metric(live, TOKENS) > before)
+    before: float = live.metric(TOKENS)
+    await anyio.to_thread.run_sync(wait_for, lambda: live.metric(TOKENS) > before)
     return before
 
 
 async def wait_until_idle(live: Any) -> None:
-    await anyio.to_thread.run_sync(wait_for, lambda: metric(live, "num_requests_running") == 0)
+    await anyio.to_thread.run_sync(wait_for, lambda: live.metric("num_requests_running") == 0)
 
 
 async def test_a_cancelled_turn_stops_on_the_server(fleet: Mapping[str, Any]) -> None:
@@ -105,7 +99,7 @@ async def test_a_cancelled_turn_stops_on_the_server(fleet: Mapping[str, Any]) ->
             before = await wait_until_sampling(live)
             group.cancel_scope.cancel()
         await wait_until_idle(live)
-    assert metric(live, TOKENS) - before < ENDLESS
+    assert live.metric(TOKENS) - before < ENDLESS
 
 
 async def test_an_abort_uses_the_request_name_of_the_engine(fleet: Mapping[str, Any]) -> None:

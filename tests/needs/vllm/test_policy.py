@@ -100,17 +100,11 @@ def sampled_tokens(trajectory: Trajectory, step: int = 0) -> list[int]:
 
 async def wait_until_answering(live: Any) -> None:
     """Wait until the server is in the middle of an answer."""
-
-    def generated() -> float:
-        with live.http() as http:
-            lines = http.get("/metrics").text.splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:generation_tokens_total{"))
-
-    before = await anyio.to_thread.run_sync(generated)
+    tokens = "generation_tokens_total"
+    before = await anyio.to_thread.run_sync(live.metric, tokens)
     with anyio.fail_after(60):
-        while True:
-            if await anyio.to_thread.run_sync(generated) > before + 2:
-                return
+        while await anyio.to_thread.run_sync(live.metric, tokens) <= before + 2:
+            pass
 
 
 async def update_in_the_middle(live: Any, policy: PolicyClient, publisher: AsyncPolicyPublisher) -> Trajectory:

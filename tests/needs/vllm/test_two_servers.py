@@ -14,6 +14,7 @@ from typing import Any
 
 ROLLOUTS = 200
 BOTH = ("qwen3-vl", "no-cache")
+SERVED = "request_success_total"
 
 
 def launch(
@@ -49,20 +50,13 @@ def require_all_ended_well(process: subprocess.Popen[str], runs: Path) -> None:
     assert len(rollouts) == len(set(rollouts)) == ROLLOUTS
 
 
-def served(live: Any) -> float:
-    """Return how many requests a server has finished, as it counts them."""
-    with live.http() as server:
-        lines = server.get("/metrics").text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:request_success_total{"))
-
-
 def test_rollouts_use_both_servers_without_errors_or_violations(fleet: Mapping[str, Any], media: Path) -> None:
     for name in BOTH:
         # The first images take a server many seconds, in which the other server would do all the work.
         launch(fleet, media / f"warm-{name}", [name], groups=8).communicate(timeout=120)
-    before = {name: served(fleet[name]) for name in BOTH}
+    before = {name: fleet[name].metric(SERVED) for name in BOTH}
     require_all_ended_well(launch(fleet, media / "both"), media / "both")
-    shares = [served(fleet[name]) - before[name] for name in before]
+    shares = [fleet[name].metric(SERVED) - before[name] for name in before]
     assert sum(shares) == 3 * ROLLOUTS
     # The least loaded server gets the next request, so a slow server may get few.
     assert min(shares) > 0
