@@ -43,16 +43,16 @@ async def test_a_restarted_hub_gets_every_unsettled_record_at_its_old_position()
     async with open_queue(f"{url}?serve=false") as producer:
         for n in range(100):
             await producer.put((str(n).encode(),), key="k", tag=f"record {n}")
-        lent = [await first.receive(timeout=10) for _ in range(10)]
-        await first.ack([delivery for delivery in lent[:5] if delivery is not None])
+        leased = [await first.receive(timeout=10) for _ in range(10)]
+        await first.ack([delivery for delivery in leased[:5] if delivery is not None])
         await asyncio.sleep(0.05)
         await first.aclose()
         async with open_queue(url) as second:
             again = [await second.receive(timeout=10) for _ in range(95)]
             assert [number(delivery) for delivery in again] == list(range(5, 100))
             assert again[0] is not None
-            assert lent[5] is not None
-            assert (again[0].lane, again[0].position) == (lent[5].lane, lent[5].position)
+            assert leased[5] is not None
+            assert (again[0].lane, again[0].position) == (leased[5].lane, leased[5].position)
             await second.ack([delivery for delivery in again if delivery is not None])
             assert (await producer.stats()).backlog_records == 0
 
@@ -92,13 +92,13 @@ async def test_a_handle_without_heartbeats_loses_its_leases(monkeypatch: pytest.
     async with open_queue(url) as hub:
         await hub.put((b"0",), key="k")
         frozen = open_queue(url)
-        lent = await frozen.receive(timeout=10)
+        leased = await frozen.receive(timeout=10)
         taken = await hub.receive(timeout=10)
         assert taken is not None
         assert taken.redelivered
-        assert lent is not None
+        assert leased is not None
         with pytest.raises(StaleLease):
-            await lent.ack()
+            await leased.ack()
         await taken.ack()
         await frozen.aclose()
 

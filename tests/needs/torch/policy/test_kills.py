@@ -1,8 +1,8 @@
 """Engines are killed during a push, while a launch plays; the sampled tokens show the version of the weights.
 
-The test is the trainer: it has a new publisher in each round, and reads what the workers play. In each round, one of two
-engines is killed during a push and started again with its first weights. The test runs with our engine and with vLLM;
-only `make verify` plays all rounds with vLLM.
+The test is the trainer: it has a new publisher in each round, and reads what the workers play. In each round, one of
+two engines is killed during a push and started again with its first weights. The test runs with our engine and with
+vLLM; only `make verify` plays all rounds with vLLM.
 """
 
 import os
