@@ -1,4 +1,4 @@
-"""`redis://` with a real server: the contract, and the errors of the server."""
+"""`redis://` against a real server: the contract, and what its refusals become."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from transports.testing import QueueConformance
 
 @pytest.fixture(scope="module", params=redis_binaries(), ids=lambda path: "-".join(Path(path).parts[-3:]))
 def start_redis(request: pytest.FixtureRequest, start_redis: Callable[..., RedisServer]) -> Callable[..., RedisServer]:
-    """Start each of the installed servers."""
+    """Each of the servers that are here."""
     return partial(start_redis, binary=request.param)
 
 
@@ -31,7 +31,7 @@ class TestRedisConformance(QueueConformance):
         return f"{redis_server.url}?stream={tmp_path.name}"
 
 
-async def test_a_server_out_of_memory_is_a_named_error_and_puts_work_again_when_it_has_room(
+async def test_a_server_out_of_memory_is_a_named_error_and_work_goes_on_with_room(
     start_redis: Callable[..., RedisServer],
 ) -> None:
     server = start_redis("--maxmemory", "4mb", "--maxmemory-policy", "noeviction")
@@ -58,7 +58,7 @@ async def test_a_read_only_server_is_a_named_error(start_redis: Callable[..., Re
             await queue.put((b"x",), key="k")
 
 
-async def test_a_wrong_password_is_a_named_error_that_does_not_show_it(
+async def test_a_wrong_password_is_a_named_error_that_does_not_tell_it(
     start_redis: Callable[..., RedisServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = start_redis("--requirepass", "right")
@@ -81,7 +81,7 @@ async def test_a_server_that_stays_away_is_a_named_error(monkeypatch: pytest.Mon
     await queue.aclose()
 
 
-async def test_a_server_that_never_answered_is_a_named_error_at_once(
+async def test_a_server_that_was_never_there_is_told_at_once(
     monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
 ) -> None:
     monkeypatch.setattr("transports.redis_streams.server._FIRST_ANSWER_SECONDS", 0.0)
@@ -111,7 +111,7 @@ async def test_a_lease_that_is_not_renewed_goes_to_another(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transports.redis_streams.server.LeaseRenewer.set_leases", lambda *_: None)
-    url = f"{redis_server.url}?stream=not-renewed&lease_time=0.1"
+    url = f"{redis_server.url}?stream=lapsing&lease_time=0.1"
     async with open_queue(url) as frozen, open_queue(url) as other:
         await frozen.put((b"0",), key="k")
         lent = await frozen.receive(timeout=10)
@@ -125,7 +125,7 @@ async def test_a_lease_that_is_not_renewed_goes_to_another(
         assert (await other.stats()).backlog_records == 0
 
 
-# Another program uses the same server
+# What another program does in the same server
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ async def test_an_entry_of_another_program_becomes_a_dead_letter(
     assert stream in said
 
 
-async def test_an_entry_with_a_foreign_id_becomes_a_dead_letter_and_the_next_holder_starts(
+async def test_an_entry_with_an_id_of_its_own_becomes_a_dead_letter_and_the_next_holder_starts(
     url: str, stranger: Any, tmp_path: Path
 ) -> None:
     async with open_queue(url) as queue:
@@ -188,7 +188,7 @@ async def test_an_entry_with_a_foreign_id_becomes_a_dead_letter_and_the_next_hol
 
 
 @pytest.mark.parametrize("lease", ["partition", "record"])
-async def test_records_that_another_program_deleted_are_skipped(
+async def test_records_that_another_program_deleted_are_passed_over(
     lease: Lease, url: str, stranger: Any, tmp_path: Path
 ) -> None:
     async with open_queue(url, lease=lease) as first, open_queue(url, lease=lease) as second:

@@ -1,4 +1,4 @@
-"""Access to Redis servers: TLS, users, missing commands, and servers that do not answer."""
+"""Who may use a Redis server, and what an old or restricted one answers: TLS, users, commands that are not there."""
 
 import asyncio
 import subprocess
@@ -17,7 +17,7 @@ NEEDED = "+@read +@write +@stream +@scripting +@transaction +@connection +time"
 
 
 async def exchange_one(url: str) -> None:
-    """Send a record through a queue whose lease is renewed at least once, by a separate connection."""
+    """A record through a queue whose lease is renewed at least once meanwhile, by a connection of its own."""
     async with open_queue(url) as queue:
         await queue.put((b"secret",), key="k")
         delivery = await queue.receive(timeout=10)
@@ -32,7 +32,7 @@ async def exchange_one(url: str) -> None:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate authority, `ca.crt`, and what it signed for this machine: `server.crt` and `server.key`."""
+    """An authority of our own, `ca.crt`, and what it signed for this machine: `server.crt` and `server.key`."""
     directory = tmp_path_factory.mktemp("certificates")
     (directory / "names").write_text("subjectAltName=IP:127.0.0.1")
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
@@ -56,13 +56,13 @@ def tls_address(start_redis: Callable[..., RedisServer], certificates: Path) -> 
     return f"rediss://127.0.0.1:{port}/0"
 
 
-async def test_a_server_with_tls_is_trusted_if_the_url_names_its_authority(
+async def test_a_server_with_tls_is_trusted_by_the_authority_that_the_url_names(
     tls_address: str, certificates: Path
 ) -> None:
     await exchange_one(f"{tls_address}?ca_file={certificates}/ca.crt&lease_time=0.2")
 
 
-async def test_a_server_with_an_unknown_authority_is_refused_at_once(tls_address: str) -> None:
+async def test_a_server_that_no_authority_vouches_for_is_refused_at_once(tls_address: str) -> None:
     async with open_queue(tls_address) as queue:
         with pytest.raises(QueueStorageError, match=r"certificate .* not trusted.* ca_file"):
             await queue.stats()
@@ -73,7 +73,7 @@ async def test_a_server_with_an_unknown_authority_is_refused_at_once(tls_address
 
 @pytest.fixture(scope="session")
 def guarded(start_redis: Callable[..., RedisServer], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A server whose user `rollout` has all permissions and the password `p@ss/word`; other users may only read."""
+    """A server whose user `rollout` has all that is needed, and the password `p@ss/word`; others may only read."""
     users = tmp_path_factory.mktemp("users") / "users.acl"
     users.write_text(
         f"user default off\nuser rollout on >p@ss/word ~* {NEEDED}\n"
@@ -96,24 +96,24 @@ async def test_a_user_and_a_password_in_the_environment_open_the_queue(
 
 
 @pytest.mark.parametrize("user", ["", "rollout:wrong@", "nobody:p%40ss%2Fword@"])
-async def test_an_unknown_user_or_password_is_a_named_error_at_once(guarded: str, user: str) -> None:
+async def test_whoever_the_server_does_not_know_is_told_so_at_once(guarded: str, user: str) -> None:
     async with open_queue(guarded.replace("redis://", f"redis://{user}")) as queue:
         with pytest.raises(QueueStorageError, match="user or password"):
             await queue.stats()
 
 
 @pytest.mark.parametrize("user", ["reader", "scripted"])
-async def test_a_user_without_the_needed_permissions_is_a_named_error(guarded: str, user: str) -> None:
+async def test_a_user_who_may_not_run_what_the_queue_needs_is_told_so(guarded: str, user: str) -> None:
     async with open_queue(guarded.replace("redis://", f"redis://{user}:readonly@")) as queue:
         with pytest.raises(QueueStorageError, match="this user may not run what the queue needs"):
             await queue.stats()
 
 
-# Missing commands
+# Servers that lack something
 
 
 @pytest.mark.parametrize("command", ["XADD", "XGROUP", "XREADGROUP", "EVAL", "EVALSHA"])
-async def test_a_server_without_a_command_is_a_named_error(
+async def test_a_server_without_a_command_is_told_from_one_that_is_away(
     start_redis: Callable[..., RedisServer], command: str
 ) -> None:
     server = start_redis("--rename-command", command, "")
@@ -126,18 +126,18 @@ async def test_a_server_without_a_command_is_a_named_error(
 
 @pytest.fixture
 def nobody() -> str:
-    """The URL of a server that does not exist."""
+    """The address of a server that is not there."""
     return f"redis://ours:hidden@127.0.0.1:{free_port()}/0"
 
 
 @pytest.fixture
-def endless_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a handle that waits for an absent server wait so long that the test fails."""
+def unwaiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a server that is away waits far too long for a test."""
     monkeypatch.setattr("transports.redis_streams.server.RETRY_SECONDS", 3600.0)
 
 
-@pytest.mark.usefixtures("endless_retries")
-async def test_an_absent_server_is_a_named_error_at_once_without_the_password(nobody: str) -> None:
+@pytest.mark.usefixtures("unwaiting")
+async def test_a_server_that_is_not_there_is_told_at_once_and_without_its_password(nobody: str) -> None:
     async with asyncio.timeout(10), open_queue(nobody) as queue:
         with pytest.raises(
             QueueStorageError, match=r"ours:\*\*\*@127\.0\.0\.1.*connection refused.*Start the Redis server"
@@ -146,22 +146,22 @@ async def test_an_absent_server_is_a_named_error_at_once_without_the_password(no
     assert "hidden" not in str(error.value)
 
 
-@pytest.mark.usefixtures("endless_retries")
-async def test_an_unknown_host_is_a_named_error_at_once() -> None:
+@pytest.mark.usefixtures("unwaiting")
+async def test_a_host_that_nobody_knows_is_told_at_once() -> None:
     async with asyncio.timeout(20), open_queue("redis://nobody.invalid/0") as queue:
         with pytest.raises(QueueStorageError, match=r"nobody\.invalid/0: this host is not known"):
             await queue.stats()
 
 
-@pytest.mark.usefixtures("endless_retries")
-async def test_a_trainer_without_a_server_gets_a_named_error_at_once(nobody: str) -> None:
+@pytest.mark.usefixtures("unwaiting")
+async def test_a_trainer_without_a_server_is_told_at_once(nobody: str) -> None:
     async with asyncio.timeout(10), TrajectoryReader(open_queue(nobody)) as reader:
         with pytest.raises(QueueStorageError, match="connection refused"):
             await reader.receive(timeout=60)
 
 
-@pytest.mark.usefixtures("endless_retries")
-async def test_a_handle_waits_for_a_server_that_is_starting(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("unwaiting")
+async def test_a_server_that_is_just_started_again_is_waited_for(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     server.kill()
     try:
@@ -174,8 +174,8 @@ async def test_a_handle_waits_for_a_server_that_is_starting(tmp_path: Path) -> N
         server.kill()
 
 
-@pytest.mark.usefixtures("endless_retries")
-async def test_a_handle_waits_for_a_server_that_answered_before(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("unwaiting")
+async def test_a_server_that_answered_once_is_waited_for(tmp_path: Path) -> None:
     server = RedisServer(tmp_path, "--appendonly", "yes")
     try:
         async with asyncio.timeout(60), open_queue(server.url) as queue, open_queue(server.url) as other_handle:
@@ -199,7 +199,7 @@ async def test_a_handle_waits_for_a_server_that_answered_before(tmp_path: Path) 
         ("worker", "queue.tasks"),
     ],
 )
-def test_a_command_without_a_server_prints_one_paragraph_and_exits_with_1(
+def test_a_command_without_a_server_is_one_paragraph_and_exit_code_1(
     repository: Path, tmp_path: Path, nobody: str, command: str, key: str
 ) -> None:
     config = str(repository / "configs" / "color_codeword.yaml")
@@ -217,8 +217,8 @@ def test_a_command_without_a_server_prints_one_paragraph_and_exits_with_1(
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.usefixtures("endless_retries")
-def test_queue_stats_without_a_server_fails_at_once(nobody: str) -> None:
+@pytest.mark.usefixtures("unwaiting")
+def test_a_look_into_a_queue_without_a_server_is_told_at_once(nobody: str) -> None:
     ended = run_cli("queue", "stats", nobody)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "connection refused). Start the Redis server" in ended.stderr

@@ -1,4 +1,4 @@
-"""The leases of a dead process can be expired at once, on Redis too."""
+"""A consumer whose process is known to be dead need not be waited for, on Redis either."""
 
 import pytest
 

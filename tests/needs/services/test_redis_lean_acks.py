@@ -1,4 +1,4 @@
-"""A consumer may drop the frames of a record before it acks it; the sizes on the server stay exact."""
+"""A consumer may let go of a record's frames before it acks it; the server's account stays exact."""
 
 from dataclasses import replace
 

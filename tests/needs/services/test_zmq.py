@@ -1,4 +1,4 @@
-"""`zmq://`: the contract, and what happens to records when a hub or a producer ends."""
+"""`zmq://`: the contract, and what becomes of records when a hub or a producer goes away."""
 
 import asyncio
 import socket
@@ -36,28 +36,28 @@ def number(delivery: Delivery | None) -> int:
     return int(bytes(delivery.frames[0]))
 
 
-async def test_a_restarted_hub_gets_every_unsettled_record_at_its_old_position() -> None:
+async def test_a_hub_that_is_started_anew_gets_everything_that_is_not_settled_at_its_old_place() -> None:
     url = free_address()
     first = open_queue(url)
     await first.stats()
     async with open_queue(f"{url}?serve=false") as producer:
         for n in range(100):
             await producer.put((str(n).encode(),), key="k", tag=f"record {n}")
-        leased = [await first.receive(timeout=10) for _ in range(10)]
-        await first.ack([delivery for delivery in leased[:5] if delivery is not None])
+        lent = [await first.receive(timeout=10) for _ in range(10)]
+        await first.ack([delivery for delivery in lent[:5] if delivery is not None])
         await asyncio.sleep(0.05)
         await first.aclose()
         async with open_queue(url) as second:
             again = [await second.receive(timeout=10) for _ in range(95)]
             assert [number(delivery) for delivery in again] == list(range(5, 100))
             assert again[0] is not None
-            assert leased[5] is not None
-            assert (again[0].lane, again[0].position) == (leased[5].lane, leased[5].position)
+            assert lent[5] is not None
+            assert (again[0].lane, again[0].position) == (lent[5].lane, lent[5].position)
             await second.ack([delivery for delivery in again if delivery is not None])
             assert (await producer.stats()).backlog_records == 0
 
 
-async def test_a_hub_starts_as_soon_as_its_address_is_free() -> None:
+async def test_an_address_whose_owner_answers_nobody_is_served_as_soon_as_it_is_free() -> None:
     with socket.socket() as closing:
         closing.bind(("127.0.0.1", 0))
         closing.listen()
@@ -85,32 +85,32 @@ async def test_a_delivery_of_a_hub_that_is_gone_cannot_be_acked() -> None:
                 await delivery.ack()
 
 
-async def test_a_handle_without_heartbeats_loses_its_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_is_not_heard_of_loses_what_was_lent(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"{free_address()}?lease_time=0.1"
     monkeypatch.setattr("transports.zeromq.connection._HeartbeatSender.start", lambda _: None)
     monkeypatch.setattr("transports.zeromq.remote._HELLO_INTERVAL", 60.0)
     async with open_queue(url) as hub:
         await hub.put((b"0",), key="k")
         frozen = open_queue(url)
-        leased = await frozen.receive(timeout=10)
+        lent = await frozen.receive(timeout=10)
         taken = await hub.receive(timeout=10)
         assert taken is not None
         assert taken.redelivered
-        assert leased is not None
+        assert lent is not None
         with pytest.raises(StaleLease):
-            await leased.ack()
+            await lent.ack()
         await taken.ack()
         await frozen.aclose()
 
 
-async def test_a_put_without_a_hub_ends_with_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_anybody_who_serves_a_put_ends_with_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transports.zeromq.queue.HUB_TIMEOUT", 0.1)
     async with open_queue(f"{free_address()}?serve=false") as queue:
         with pytest.raises(QueueStorageError, match="no hub"):
             await queue.put((b"0",), key="k")
 
 
-async def test_curve_keys_from_a_file_encrypt_and_authenticate_the_hub(tmp_path: Path) -> None:
+async def test_curve_keys_from_a_file_encrypt_and_prove_the_hub(tmp_path: Path) -> None:
     public, secret = zmq.auth.create_certificates(tmp_path, "hub")
     other, _ = zmq.auth.create_certificates(tmp_path, "other")
     url = free_address()
@@ -130,7 +130,7 @@ async def test_curve_keys_from_a_file_encrypt_and_authenticate_the_hub(tmp_path:
         await open_queue(f"{free_address()}?certificate={tmp_path}/nothing").stats()
 
 
-async def test_records_that_together_exceed_the_window_are_delivered() -> None:
+async def test_large_records_pass_the_window() -> None:
     url = free_address()
     async with open_queue(url) as hub:
         await hub.stats()
@@ -162,7 +162,7 @@ def connect(url: str, socket_type: int, identity: bytes = b"") -> "zmq.Socket[by
     return stranger
 
 
-async def test_malformed_messages_are_refused_and_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_malformed_messages_are_refused_counted_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     url = free_address()
     async with open_queue(url) as hub:
         assert await hub.receive(timeout=0) is None
@@ -181,7 +181,7 @@ async def test_malformed_messages_are_refused_and_counted_and_logged_once(caplog
     assert "refused a message of 127.0.0.1" in said
 
 
-async def test_a_handle_and_a_hub_of_different_versions_both_report_it(
+async def test_a_handle_and_a_hub_of_other_versions_tell_each_other(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = free_address()
@@ -194,7 +194,7 @@ async def test_a_handle_and_a_hub_of_different_versions_both_report_it(
     assert "version 3 of the zmq:// protocol; this hub speaks version 2: install the same release" in caplog.text
 
 
-async def test_the_error_reports_messages_of_a_program_that_is_not_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_program_that_is_no_hub_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transports.zeromq.queue.HUB_TIMEOUT", 0.5)
     url = free_address()
     other_program = connect(url, zmq.ROUTER)
@@ -207,7 +207,7 @@ async def test_the_error_reports_messages_of_a_program_that_is_not_a_hub(monkeyp
     other_program.close()
 
 
-async def test_a_waiting_receive_raises_when_the_hub_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hub_that_ends_because_of_an_error_is_seen_by_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise KeyError("surprise")
 
@@ -232,7 +232,7 @@ async def test_large_and_small_records_that_wait_for_the_hub_keep_their_order(mo
             assert [number(await hub.receive(timeout=10)) for _ in range(12)] == list(range(12))
 
 
-async def test_a_put_that_is_cancelled_while_it_waits_does_not_disturb_later_puts(
+async def test_a_put_that_is_cancelled_while_it_waits_for_the_hub_harms_no_later_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("transports.zeromq.remote.WINDOW_RECORDS", 1)
