@@ -1,4 +1,4 @@
-"""A rollout fills its context, under `rollout run` and `rollout launch`: its environment scores it, or nobody does."""
+"""Rollouts fill their context, under `rollout run` and `rollout launch`: the environment scores some of them."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""An engine in this process that says what a program wants said, and proves what it saw as a real one does.
+"""An engine in this process that gives scripted answers, with the same evidence as a real engine.
 
 It expands the prompt itself, from the references of the request. It keeps what it saw, and the tests compare the
 records with that.
@@ -41,7 +41,7 @@ class ObservedTurn:
 
 
 class EngineDouble:
-    """Answers the requests of its client.
+    """Gives scripted answers to its client.
 
     `images` maps each URL to the hash of its bytes and its number of tokens.
     """

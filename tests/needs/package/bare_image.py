@@ -128,7 +128,7 @@ class ImageBuilder:
         for source in sources:
             place = there / source.name if into and not source.is_dir() else there
             place.parent.mkdir(parents=True, exist_ok=True)
-            # The files of an image belong to root, whoever owns them here.
+            # The files of an image belong to root.
             copy = ["cp", "-a", "--no-preserve=ownership", "--no-target-directory", str(source), str(place)]
             subprocess.run(copy, check=True, timeout=_STEP_TIMEOUT)
 
