@@ -1,4 +1,4 @@
-"""Tensors in records: every supported dtype is decoded to an equal tensor with its own memory."""
+"""Tensors in records: every dtype that the codec carries comes back as it was, with memory of its own."""
 
 import os
 import subprocess
