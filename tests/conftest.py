@@ -1,4 +1,4 @@
-"""What many tests need: the small model that we ship, its adapter, and a private directory for a run."""
+"""Fixtures that many tests use: the small model that we ship, its adapter, a small disk, and files to write."""
 
 import struct
 import subprocess
@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from renderers_adapter.adapter import RendererAdapter
 
-# The same examples in every run, and no verdict by the clock of a busy machine.
+# Every run tries the same examples, and a slow machine fails no test.
 settings.register_profile("rollout", deadline=None, derandomize=True)
 settings.load_profile("rollout")
 
@@ -37,7 +37,7 @@ def adapter(tiny_model: Path) -> RendererAdapter:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a file system of so many bytes ("64k") for one test. Only root may."""
+    """Mounts a file system of the given size ("64k") for one test. Needs root."""
     disk = tmp_path / "disk"
     with ExitStack() as stack:
 
@@ -52,7 +52,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 @pytest.fixture(scope="session")
 def write_weights() -> Callable[..., None]:
-    """Writes a safetensors file, as a trainer's `save` would with torch: float32, all zero."""
+    """Writes a safetensors file with the given shapes, in float32, all zero."""
 
     def write(directory: Path, shapes: Mapping[str, tuple[int, ...]], name: str = "model.safetensors") -> None:
         header, end = {}, 0
@@ -67,8 +67,8 @@ def write_weights() -> Callable[..., None]:
 
 @pytest.fixture
 def one_line_environment(tmp_path: Path) -> Callable[[str], str]:
-    """Writes an environment whose `run` is this one statement, and its YAML; returns the path of the YAML."""
-    module = tmp_path.name  # of its own for each test: directories of earlier tests are still searched for modules
+    """Writes an environment whose `run` is the given statement, and its YAML; returns the path of the YAML."""
+    module = tmp_path.name  # a new name for each test: the directories of earlier tests are still on sys.path
 
     def write(statement: str) -> str:
         (tmp_path / f"{module}.py").write_text(

@@ -11,12 +11,12 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Request:
-    """A request as it came.
+    """A request as the server received it.
 
     Attributes:
         method: its method.
         path: its path and query.
-        headers: its headers, by their names in small letters.
+        headers: its headers, by their names in lower case.
         body: its body.
     """
 
@@ -27,7 +27,7 @@ class Request:
 
 
 async def read_requests(reader: asyncio.StreamReader) -> AsyncIterator[Request]:
-    """Yield the requests of a connection until the client leaves, which tests do on purpose."""
+    """Yield the requests of a connection until the client disconnects."""
     try:
         while line := await reader.readline():
             headers = {}
@@ -43,7 +43,7 @@ async def read_requests(reader: asyncio.StreamReader) -> AsyncIterator[Request]:
 
 @asynccontextmanager
 async def serve_on_loopback(serve: Serve) -> AsyncIterator[str]:
-    """Serve connections on a free port, and yield the URL; at the end, connections are cut."""
+    """Serve connections on a free port and yield the URL; close the connections at the end."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -53,7 +53,7 @@ async def serve_on_loopback(serve: Serve) -> AsyncIterator[str]:
         try:
             await serve(reader, writer)
         except (asyncio.CancelledError, ConnectionError):
-            pass  # the test is over, or the client left before its answer
+            pass  # the test is over, or the client disconnected before its answer
         finally:
             writer.close()
 

@@ -1,6 +1,6 @@
-"""Checkpoints whose every sampled token tells which of them sampled it, whatever anybody calls the weights.
+"""Checkpoints whose sampled tokens show which checkpoint sampled them.
 
-All rows of the head are zero but two, which are opposite: one of these two tokens has all the probability.
+In the head, all rows are zero except two, which are opposite. So one of these two tokens has all the probability.
 """
 
 import shutil
@@ -16,13 +16,13 @@ from renderers_adapter.tokenizer import FastTokenizer
 
 _LETTERS = string.ascii_letters
 VERSIONS = len(_LETTERS) // 2
-"""How many can be told apart."""
+"""How many versions there are."""
 _HEAD = "lm_head.weight"
 _LOGIT = 1e6
 
 
 def make_two_token_saver(checkpoint: Path, tokens: Sequence[int]) -> Callable[[Path], None]:
-    """Saves this checkpoint with a head that samples nothing but these two tokens."""
+    """Return a function that saves this checkpoint with a head that samples only these two tokens."""
 
     def save(directory: Path) -> None:
         shutil.copy(checkpoint / "model.safetensors", directory)
@@ -39,12 +39,12 @@ def make_two_token_saver(checkpoint: Path, tokens: Sequence[int]) -> Callable[[P
 
 
 def make_version_saver(checkpoint: Path, tokenizer: FastTokenizer, version: int) -> Callable[[Path], None]:
-    """Saves this checkpoint as one whose tokens tell this version."""
+    """Return a function that saves this checkpoint with a head that samples only the tokens of this version."""
     return make_two_token_saver(checkpoint, [tokenizer.token_id(letter) for letter in _version_letters(version)])
 
 
 def versions_of_tokens(tokens: Sequence[int], tokenizer: FastTokenizer) -> list[int]:
-    """Which version each of these tokens tells."""
+    """Return the version that each of these tokens belongs to."""
     known = {tokenizer.token_id(letter): version for version in range(VERSIONS) for letter in _version_letters(version)}
     return [known[token] for token in tokens]
 

@@ -1,4 +1,4 @@
-"""What the kernel says of processes that tests have started, or whose children those have."""
+"""What /proc says about the processes that a test started, and about their children."""
 
 import os
 import signal
@@ -9,34 +9,34 @@ from pathlib import Path
 
 
 def process_state(pid: int) -> str | None:
-    """One letter, as ps says it; None where there is no such process."""
+    """Return the state as one letter, as in ps, or None if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return None
 
 
-def lives(pid: int) -> bool:
-    """Whether it is there, and not only because nobody has asked how it ended."""
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
     return process_state(pid) not in (None, "Z")
 
 
 class MarkedProcesses:
-    """Processes that are started with a variable of their own, which whatever they start inherits."""
+    """Processes that have a variable in their environment, which their children inherit."""
 
     def __init__(self) -> None:
         self._variable, self._value = "ROLLOUT_TEST_MARK", uuid.uuid4().hex
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What to start the first one with."""
+        """The environment for the first process."""
         return {**os.environ, self._variable: self._value}
 
     def pids(self) -> list[int]:
-        """Those that live."""
+        """Return the pids of the processes that are alive."""
         setting = f"{self._variable}={self._value}".encode()
         every = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        return [pid for pid in every if setting in _variables(pid) and lives(pid)]
+        return [pid for pid in every if setting in _variables(pid) and is_alive(pid)]
 
     def wait_until_gone(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout

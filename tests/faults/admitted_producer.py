@@ -1,4 +1,7 @@
-"""Puts records as they are admitted, and says how much its memory grew: `admitted_producer.py URL COUNT NBYTES`."""
+"""Puts records when the queue admits them, and prints how much its memory grew.
+
+Usage: `admitted_producer.py URL COUNT NBYTES`.
+"""
 
 import asyncio
 import sys
@@ -8,7 +11,7 @@ from transports import open_queue
 
 
 def peak_bytes() -> int:
-    """Of this process alone: what `getrusage` says begins with the peak of the one that forked it."""
+    """Return the peak memory of this process; `getrusage` would include the peak of the process that forked it."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
 

@@ -1,6 +1,7 @@
-"""A trainer that keeps checkpoints, and dies where it is told to. For `test_trainer.py`: forks one per line it reads.
+"""A trainer that saves checkpoints, and kills itself at a given point. `test_trainer.py` starts it.
 
-Its weights are the list of what they were trained on, so that a checkpoint tells everything that its lineage has seen.
+This process forks one trainer for each line of its standard input. The weights of a trainer are the list of the
+trajectories that it trained on, so a checkpoint shows everything that was trained before it.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import transports.files.queue  # imported before the fork, so that a trainer starts at once
+import transports.files.queue  # imported before the fork, so that a trainer starts quickly
 from rollout.trainer import ReaderSettings, open_reader
 
 SAVE_EVERY = 2
@@ -23,18 +24,18 @@ __all__ = ["transports"]
 
 @dataclass
 class CheckpointingTrainer:
-    """One process's life."""
+    """One trainer process."""
 
     url: str
     checkpoint: Path
     rank: int
     world_size: int
     die_at: str
-    """`stepped`: between the optimiser's step and the checkpoint; `saved`: between the checkpoint and the ack."""
+    """`stepped`: between the optimizer's step and the checkpoint; `saved`: between the checkpoint and the ack."""
     die_after: int
-    """How many times it passes there unharmed."""
+    """How many times it passes this point before it dies."""
     idle: float
-    """Seconds without a group after which it leaves; 0: it never does."""
+    """Seconds without a group after which it exits; 0: it never exits."""
     weights: list[list[str]] = field(default_factory=list)
 
     async def run(self) -> None:
@@ -61,7 +62,7 @@ class CheckpointingTrainer:
             await reader.commit()
 
     def save(self, state: dict[str, Any]) -> None:
-        """Weights and state in one file, which appears whole."""
+        """Save weights and state in one file, atomically."""
         draft = self.checkpoint.with_suffix(".draft")
         draft.write_text(json.dumps({"weights": self.weights, "reader": state}))
         draft.rename(self.checkpoint)
@@ -74,7 +75,7 @@ class CheckpointingTrainer:
 
 
 def main() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are buried by the system
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the trainers that died
     for line in sys.stdin:
         command = json.loads(line)
         pid = os.fork()

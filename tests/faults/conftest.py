@@ -1,4 +1,4 @@
-"""Tests that kill processes take minutes; they are collected where ROLLOUT_TESTS names a size, as CI and verify do."""
+"""These tests kill processes and take minutes. They are collected only with ROLLOUT_TESTS=ci or full."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""An environment that asks a judge, which all rollouts of a worker share, and a judge that fails some of its calls."""
+"""An environment that asks a judge, which all rollouts of a worker share, and a judge that fails some calls."""
 
 import json
 import threading
@@ -40,7 +40,7 @@ class Judged(Environment):
 
 @dataclass
 class FlakyJudge:
-    """What the judge was asked, how often it failed, and where it is."""
+    """Counts the calls of a judge and its failures."""
 
     url: str = ""
     calls: Counter[str] = field(default_factory=Counter)
@@ -48,7 +48,7 @@ class FlakyJudge:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count_call(self, question: str) -> bool:
-        """Count a call, and return whether it fails. This depends on nothing but the question and its calls so far."""
+        """Count a call, and return whether it fails. This depends only on the question and the number of its calls."""
         with self.lock:
             self.calls[question] += 1
             fails = zlib.crc32(f"{question} {self.calls[question]}".encode()) % 100 < FAILURES_PER_HUNDRED
@@ -71,7 +71,7 @@ def serve_flaky_judge() -> Iterator[FlakyJudge]:
                 self._answer({"message": {"content": "0.5"}, "finish_reason": "stop"})
 
         def _fail(self, number: int) -> None:
-            """In one of three ways, one after the other."""
+            """Fail in one of three ways, in turns."""
             if number % 3 == 0:
                 self.send_error(503)
             elif number % 3 == 1:

@@ -1,4 +1,4 @@
-"""Launches and trainers as processes, in a private directory, and what is left of them."""
+"""Launches, runs and trainers as processes, in a private directory."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass
 class LaunchProcess:
-    """A launch as a process, and what its log says."""
+    """A launch or a run as a process, and its log."""
 
     process: "subprocess.Popen[str]"
     runs: Path
@@ -28,8 +28,12 @@ class LaunchProcess:
         path = (self.run_dir or self.runs) / "log.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def done(self) -> list[Path]:
+        """Return the outcome file of each rollout that is done."""
+        return list(self.runs.glob("*/claims/*/*.done"))
+
     def live_workers(self) -> list[int]:
-        """Workers that are ready and were not seen to end."""
+        """Return the pids of the workers that are ready and have not ended."""
         log = self.log()
         ends = [entry for entry in log if entry["event"] == "worker ended"]
         self.ended = {entry["pid"]: datetime.fromisoformat(entry["timestamp"]).timestamp() for entry in ends}
@@ -37,7 +41,7 @@ class LaunchProcess:
         return [pid for pid in ready if pid not in self.ended]
 
     def report(self, *, code: int = 0, seconds: float) -> dict[str, Any]:
-        """What it says at its end, which comes within so many seconds and with that exit code."""
+        """Wait for the end of the process, check its exit code, and return its summary."""
         out, err = self.process.communicate(timeout=seconds)
         assert self.process.returncode == code, err[-3000:]
         summary: dict[str, Any] = json.loads(out)
@@ -53,7 +57,7 @@ class LaunchProcess:
 
 @dataclass
 class LaunchHarness:
-    """Starts launches and trainers in a private directory, and sees that nothing of them is left."""
+    """Starts launches, runs and trainers in a private directory, and finds what they left behind."""
 
     directory: Path
     processes: list["subprocess.Popen[str]"] = field(default_factory=list)
@@ -61,14 +65,18 @@ class LaunchHarness:
     def launch(
         self, config: Path, settings: Mapping[str, object], *arguments: str, stderr: int = subprocess.PIPE
     ) -> LaunchProcess:
-        options = _set_options({"run.directory": self.directory / "runs", **settings})
-        return self._start_launch([str(config), *options, *arguments], stderr)
+        options = set_options({"run.directory": self.directory / "runs", **settings})
+        return self._start(["launch", str(config), *options, *arguments], stderr)
 
     def resume(self, run_dir: Path, settings: Mapping[str, object], *arguments: str) -> LaunchProcess:
-        return self._start_launch(["--resume", str(run_dir), *_set_options(settings), *arguments])
+        return self._start(["launch", "--resume", str(run_dir), *set_options(settings), *arguments])
 
-    def _start_launch(self, what: list[str], stderr: int = subprocess.PIPE) -> LaunchProcess:
-        command = [sys.executable, "-m", "rollout", "launch", *what, "--json"]
+    def run(self, config: Path, settings: Mapping[str, object]) -> LaunchProcess:
+        """Start `rollout run`."""
+        return self._start(["run", str(config), *set_options({"run.directory": self.directory / "runs", **settings})])
+
+    def _start(self, arguments: list[str], stderr: int = subprocess.PIPE) -> LaunchProcess:
+        command = [sys.executable, "-m", "rollout", *arguments, "--json"]
         temporary = self.directory / "tmp"
         temporary.mkdir(exist_ok=True)
         env = {**os.environ, "TMPDIR": str(temporary)}
@@ -83,13 +91,13 @@ class LaunchHarness:
         return process
 
     def temporary_files(self) -> list[str]:
-        """Files that nobody needs any more: in the system's place for them, unfinished images and ledgers, sockets."""
+        """Return the temporary files that are left: those in TMPDIR, unfinished images and ledgers, sockets."""
         unfinished = ("draft.", ".incoming-", "queue.json.")
         found = [path for path in self.directory.rglob("*") if path.is_socket() or path.name.startswith(unfinished)]
         return [str(path) for path in (*(self.directory / "tmp").iterdir(), *found)]
 
     def leftover_processes(self) -> list[str]:
-        """Processes that mention this directory."""
+        """Return the processes whose command line contains this directory."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -102,7 +110,7 @@ class LaunchHarness:
         return found
 
 
-def _set_options(settings: Mapping[str, object]) -> list[str]:
+def set_options(settings: Mapping[str, object]) -> list[str]:
     return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
 
 

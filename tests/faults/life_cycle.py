@@ -1,4 +1,4 @@
-"""An environment that holds a file until `close`, and whose class holds another one while its worker plays."""
+"""An environment that keeps a file until `close`, and whose class keeps another file while its worker plays."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from rollout import Environment, EnvironmentSettings, Model, Retry, Score, Task,
 
 class HoldsAFileSettings(EnvironmentSettings):
     directory: Path = Field(description="Where the files are.")
-    shared: str = Field(default="lasts", description="What becomes of what is shared: lasts, cannot_begin or breaks.")
+    shared: str = Field(default="lasts", description="What `shared` does: lasts, cannot_begin or breaks.")
 
 
 class HoldsAFileTasks(TaskSettings):
@@ -35,7 +35,7 @@ class HoldsAFile(Environment):
     @classmethod
     @contextlib.asynccontextmanager
     async def shared(cls, settings: HoldsAFileSettings) -> AsyncIterator[Counter[str]]:
-        """Share how many attempts at each task began in this process."""
+        """Yield a counter of the attempts at each task in this process."""
         if settings.shared == "cannot_begin":
             raise ConnectionRefusedError("no sandboxes")
         with holding(settings.directory / f"shared-{os.getpid()}"):

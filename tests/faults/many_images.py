@@ -1,7 +1,6 @@
-"""An environment with many rollouts at once: each shows `images` pictures, and waits for its answers.
+"""An environment with many rollouts at once: each shows `images` pictures.
 
-Those that are to be in flight `together` wait for each other, between two turns if they make any, on machines of any
-speed.
+The rollouts wait until `together` of them are in flight: between their two turns, or at the start without images.
 """
 
 import asyncio
@@ -14,13 +13,13 @@ from rollout.environments.color_codeword import ColorCodewordSettings, draw_squa
 from rollout.environments.palette import PALETTE
 
 _DISTINCT_PICTURES = 256
-"""Different pictures; what a rollout holds is the same as if all were."""
+"""How many pictures differ; a rollout needs the same memory as if all of them did."""
 
 
 class ManyImagesSettings(EnvironmentSettings):
     images: int = Field(default=32, ge=0)
-    together: int = Field(default=0, description="So many wait for each other.")
-    waits: float = Field(default=0.0, description="Seconds that a rollout waits for something else than the engine.")
+    together: int = Field(default=0, description="How many rollouts wait for each other.")
+    waits: float = Field(default=0.0, description="Seconds that a rollout waits for something other than the engine.")
 
 
 class ManyImages(Environment):

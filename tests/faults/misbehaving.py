@@ -1,4 +1,4 @@
-"""An environment whose rollouts each do something that no rollout should, next to others that are well-behaved."""
+"""An environment whose rollouts misbehave in many ways, next to others that behave well."""
 
 import asyncio
 import contextlib
@@ -15,8 +15,8 @@ from rollout import Environment, EnvironmentSettings, Model, Score, Task, TaskSe
 
 
 class MisbehavingSettings(EnvironmentSettings):
-    marker: str = Field(default="marker", description="On the command line of every process that is left behind.")
-    block: float = Field(default=5.0, description="Seconds for which `blocks` computes.")
+    marker: str = Field(default="marker", description="An argument of each process that `leaves_a_process` starts.")
+    block: float = Field(default=5.0, description="How many seconds `blocks` computes.")
 
 
 class MisbehavingTasks(TaskSettings):
@@ -104,7 +104,7 @@ class Misbehaving(Environment):
         await model.chat([{"role": "user", "content": [Slow()]}])
 
     async def holds_a_queue(self, _: Model) -> None:
-        """As a bug in our code for queues would."""
+        """Hold the event loop in code that looks like our queue."""
         namespace: dict[str, Any] = {"__name__": "transports.files"}
         exec("import time\ndef hold(): time.sleep(3600)\n", namespace)
         namespace["hold"]()
@@ -115,7 +115,7 @@ class Misbehaving(Environment):
         return Score(1.0)
 
     async def writes(self, model: Model) -> Score:
-        """Below Python, where nobody counts."""
+        """Write to the file descriptor, which Python does not count."""
         for _megabyte in range(64):
             os.write(1, b"x" * (1 << 20))
         return await self.behaves(model)

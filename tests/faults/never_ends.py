@@ -1,4 +1,4 @@
-"""An environment that, after one answer, scores it or does what its settings say instead of ending."""
+"""An environment that scores one answer, or does what its settings say instead of ending."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ class NeverEnds(Environment):
 
 
 async def stay() -> None:
-    """Stay whatever happens: every cancellation is caught."""
+    """Never return; every cancellation is caught."""
     while True:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()

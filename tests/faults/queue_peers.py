@@ -1,7 +1,7 @@
-"""Producers and consumers to be killed. One warm process forks each of them, so that a new one costs milliseconds.
+"""Producers and consumers that the tests kill. One process forks them all, so that a new one starts in milliseconds.
 
-Reads JSON commands from its standard input, `{"role", "url", "name", "log"}`, and answers each with a process id. What
-a peer has done is in its log, one `write` a line, so that SIGKILL loses no line.
+It reads JSON commands from its standard input, `{"role", "url", "name", "log"}`, and answers each with a process id.
+A peer logs what it did with one `write` for each line, so SIGKILL loses no line.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ ACK_EVERY = 16
 
 
 async def produce(url: str, name: str, log: int) -> None:
-    """Put numbered records; a number in the log was accepted."""
+    """Put numbered records, and log each number that was accepted."""
     number = 0
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
@@ -30,19 +30,19 @@ async def produce(url: str, name: str, log: int) -> None:
             try:
                 await queue.admit(timeout=60)
                 await queue.put((f"{name} {number}".encode(), PAYLOAD), key=f"{name}.{number % 3}")
-            except QueueError:  # the server was killed under it; whether that record was accepted is not known
+            except QueueError:  # the server was killed; the record may have been accepted or not
                 await asyncio.sleep(0.01)
             else:
                 os.write(log, f"{number}\n".encode())
             number += 1
-        # A queue in memory has these records for as long as their producer lives.
+        # The producer of a zmq queue holds its records in memory, so it must live until they are acked.
         while (await queue.stats()).backlog_records:  # noqa: ASYNC110 - another process acks them
             await asyncio.sleep(0.02)
 
 
 async def consume(url: str, log: int, seen: set[str]) -> None:
-    """What a trainer does: drop what the saved state has, save what is new, and only then ack."""
-    lent: list[Delivery] = []
+    """Act as a trainer does: drop records that are saved already, save new ones, and then ack."""
+    leased: list[Delivery] = []
     async with open_queue(url) as queue:
         while True:
             try:
@@ -54,9 +54,9 @@ async def consume(url: str, log: int, seen: set[str]) -> None:
                         os.write(log, f"{record}\n".encode())
                     if delivery.redelivered:
                         os.write(log, b"redelivered\n")
-                    lent.append(delivery)
-                if delivery is None or len(lent) == ACK_EVERY:
-                    settled, lent = lent, []
+                    leased.append(delivery)
+                if delivery is None or len(leased) == ACK_EVERY:
+                    settled, leased = leased, []
                     await queue.ack(settled)
             except StaleLease:
                 continue
@@ -75,8 +75,8 @@ def run_peer(command: dict[str, str]) -> None:
 
 def main() -> None:
     with contextlib.suppress(ImportError):
-        import_module("transports.redis_streams.queue")  # once here, not in each peer
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps those that are killed
+        import_module("transports.redis_streams.queue")  # imported once, before the forks
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the peers that were killed
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

@@ -1,4 +1,4 @@
-"""A context that fills up, over `rollout run` and `rollout launch`: the environment scores it, or it stays unscored."""
+"""Rollouts fill their context, under `rollout run` and `rollout launch`: the environment scores some of them."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from rollout import MultiTurnEnvironment, Score, Turn
 
 
 class Endless(MultiTurnEnvironment):
-    """Asks until the context is full; every second task knows what a full context is worth."""
+    """Asks until the context is full; every second task scores a full context."""
 
     async def reset(self, task):
         self.task = task

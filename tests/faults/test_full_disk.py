@@ -1,4 +1,4 @@
-"""A disk that fills up under a launch. Only root may mount one."""
+"""A disk that fills up during a launch. Needs root, to mount it."""
 
 import json
 import os
@@ -20,9 +20,9 @@ def fill(file: Path) -> None:
             stream.write(bytes(4096))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a disk")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a disk")
 @pytest.mark.parametrize("full_from", ["worker started", "worker ready"])
-async def test_a_full_disk_ends_a_launch_with_its_reason_and_with_room_each_rollout_is_played_once(
+async def test_a_full_disk_ends_a_launch_and_the_resumed_one_plays_each_rollout_once(
     world: LaunchHarness, small_disk: Callable[[str], Path], full_from: str
 ) -> None:
     disk = small_disk("32m")

@@ -1,4 +1,4 @@
-"""What the limit on decoding memory counts for an image is what decoding it takes, measured in a process of its own."""
+"""The decoding memory that is counted for an image is what decoding it needs, measured in a separate process."""
 
 import io
 import subprocess
@@ -22,7 +22,7 @@ def status(key):
 
 load_pixels(Path(sys.argv[1]).read_bytes())
 data = Path(sys.argv[2]).read_bytes()
-Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+Path("/proc/self/clear_refs").write_text("5")  # reset the peak
 before = status("VmRSS")
 load_pixels(data)
 print(status("VmHWM") - before)
@@ -64,7 +64,7 @@ def picture(side: int, format_name: str, mode: str, options: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize(("format_name", "mode", "options"), CASES)
-def test_an_image_takes_what_is_counted_for_it(
+def test_decoding_an_image_takes_the_memory_that_is_counted_for_it(
     format_name: str, mode: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     small, large = (picture(side, format_name, mode, options) for side in (16, SIDE))
@@ -74,5 +74,5 @@ def test_an_image_takes_what_is_counted_for_it(
     taken = int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
     counted = inspect_image(large).decoding_bytes
     assert taken <= counted
-    if (format_name, mode) != ("WEBP", "RGBA"):  # which is counted with code tables that only a file made for it has
+    if (format_name, mode) != ("WEBP", "RGBA"):  # its count includes code tables of a size that ordinary files lack
         assert taken >= counted / 2

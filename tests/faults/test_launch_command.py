@@ -1,4 +1,4 @@
-"""`rollout launch` and `rollout worker` as their user meets them."""
+"""`rollout launch` and `rollout worker`, as a user runs them."""
 
 import asyncio
 import json
@@ -78,7 +78,7 @@ async def read_trajectories(url: str, count: int, *, commit: bool = False) -> li
     return found
 
 
-def test_a_worker_alone_plays_what_others_put_until_sigterm(color_codeword: str, tmp_path: Path) -> None:
+def test_a_worker_plays_the_orders_of_another_process_until_sigterm(color_codeword: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     asyncio.run(put_orders(f"file://{run}/tasks/color_codeword", 3))
     with running_process("worker", color_codeword, "--run", str(run), *set_options(SMALL)) as worker:
@@ -90,7 +90,7 @@ def test_a_worker_alone_plays_what_others_put_until_sigterm(color_codeword: str,
     assert {(t.run, t.environment, t.status, t.reward) for t in trajectories} == {("run", "color_codeword", "ok", 1.0)}
 
 
-def test_a_paced_launch_follows_its_trainer_and_leaves_engines_that_missed_a_push(
+def test_a_paced_launch_follows_its_trainer_and_avoids_engines_that_missed_a_push(
     color_codeword: str, tmp_path: Path, write_weights: Callable[..., None]
 ) -> None:
     control, trajectories = f"file://{tmp_path}/control", f"file://{tmp_path}/trajectories"
@@ -119,9 +119,7 @@ def test_a_paced_launch_follows_its_trainer_and_leaves_engines_that_missed_a_pus
         assert sampled_by == {trajectory.started.policy_version}
 
 
-def test_a_launch_whose_backlog_is_full_waits_for_a_trainer_and_goes_on_with_one(
-    color_codeword: str, tmp_path: Path
-) -> None:
+def test_a_launch_with_a_full_backlog_waits_until_a_trainer_reads(color_codeword: str, tmp_path: Path) -> None:
     queue = f"queue.url=file://{tmp_path}/trajectories?high_water=4kB"
     settings = (
         *SMALL,
@@ -146,7 +144,7 @@ def test_a_launch_whose_backlog_is_full_waits_for_a_trainer_and_goes_on_with_one
     assert next(entry["waited_for"] for entry in log if entry["event"] == "launch waits") == "trainer_reads"
 
 
-def test_several_environments_and_a_summary_for_people(color_codeword: str, tmp_path: Path) -> None:
+def test_a_launch_plays_two_environments_and_prints_a_summary(color_codeword: str, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     (tmp_path / "coin.py").write_text(
         "from rollout import Environment, Score\n"
@@ -171,18 +169,18 @@ def test_several_environments_and_a_summary_for_people(color_codeword: str, tmp_
     assert "coin/000000.0 (and 1 other) failed" in " ".join(out.split())
 
 
-def test_a_launch_of_which_every_rollout_failed_is_exit_code_1(one_line_environment: Callable[[str], str]) -> None:
+def test_a_launch_exits_with_1_if_every_rollout_failed(one_line_environment: Callable[[str], str]) -> None:
     with running_process("launch", one_line_environment("raise ValueError('a bug of its own')"), "--json") as launch:
         out, err = launch.communicate(timeout=60)
     report = json.loads(out)
     assert report["status"] == {"failed": 4}
     assert launch.returncode == 1, err
     shown = run_cli("inspect", report["run_dir"], "000000.0").stdout
-    assert shown.endswith("    ValueError: a bug of its own\n"), "inspect shows where the error arose"
+    assert shown.endswith("    ValueError: a bug of its own\n"), "inspect does not show the error"
 
 
 def record_outcomes(color_codeword: str, directory: Path, **ending: Any) -> Path:
-    """The directory of a launch whose four rollouts have all ended in this way."""
+    """Return the directory of a launch whose four rollouts all ended in the same way."""
     run, _ = create_run([Path(color_codeword)], ("tasks.count=1", f"run.directory={directory}"))
     claims = Claims(run.claims_path("color_codeword"))
     for sample in range(4):
@@ -192,7 +190,7 @@ def record_outcomes(color_codeword: str, directory: Path, **ending: Any) -> Path
 
 
 @pytest.mark.parametrize(("ending", "code"), [("abandoned", 1), ("failed", 1), ("unscored", 1)])
-def test_a_launch_of_which_no_rollout_has_a_reward_is_exit_code_1(
+def test_a_launch_exits_with_1_if_no_rollout_has_a_reward(
     color_codeword: str, tmp_path: Path, ending: str, code: int
 ) -> None:
     run = record_outcomes(color_codeword, tmp_path, status=ending)
@@ -200,7 +198,7 @@ def test_a_launch_of_which_no_rollout_has_a_reward_is_exit_code_1(
     assert (result.returncode, json.loads(result.stdout)["status"]) == (code, {ending: 4})
 
 
-def test_a_launch_tells_what_was_cut_and_what_was_played_again(color_codeword: str, tmp_path: Path) -> None:
+def test_a_launch_reports_limits_and_retries(color_codeword: str, tmp_path: Path) -> None:
     run = record_outcomes(color_codeword, tmp_path, status="ok", limit="tokens", reward=0.0, retries=2)
     resume = ("launch", "--resume", str(run), "--workers=0")
     report, text = json.loads(run_cli(*resume, "--json").stdout), run_cli(*resume).stdout
@@ -213,7 +211,7 @@ def test_a_launch_tells_what_was_cut_and_what_was_played_again(color_codeword: s
     assert "8 attempts, 0 engine requests" in text
 
 
-def test_a_launch_tells_how_many_rows_of_its_source_it_uses(color_codeword: str, tmp_path: Path) -> None:
+def test_a_launch_reports_how_many_rows_of_its_source_it_uses(color_codeword: str, tmp_path: Path) -> None:
     (tmp_path / "cities.jsonl").write_text('{"id": "000000"}\n{"id": "another"}\n')
     source = f"tasks.source={tmp_path}/cities.jsonl"
     run, _ = create_run(
@@ -229,7 +227,9 @@ def test_a_launch_tells_how_many_rows_of_its_source_it_uses(color_codeword: str,
     assert (rows["used"], rows["total"]) == (1, 2)
 
 
-def test_a_launch_of_a_bug_stops_early_and_may_be_resumed(one_line_environment: Callable[[str], str]) -> None:
+def test_a_launch_of_a_buggy_environment_stops_early_and_can_be_resumed(
+    one_line_environment: Callable[[str], str],
+) -> None:
     buggy = one_line_environment("raise ValueError('a bug of its own')")
     settings = set_options(("tasks.count=2000", "worker.concurrency=4"))
     with running_process("launch", buggy, "--json", *settings) as launch:
@@ -256,14 +256,14 @@ def test_a_launch_of_a_bug_stops_early_and_may_be_resumed(one_line_environment: 
     ("arguments", "complaint"),
     [([], "give the YAML of each environment"), (["--resume", "nowhere"], "nowhere: there is no such directory")],
 )
-def test_a_launch_of_nothing_is_exit_code_2(arguments: list[str], complaint: str) -> None:
+def test_a_launch_without_a_configuration_exits_with_2(arguments: list[str], complaint: str) -> None:
     result = run_cli("launch", *arguments)
     assert (result.returncode, result.stdout) == (2, "")
     assert complaint in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_what_is_no_launch_is_not_resumed(color_codeword: str, tmp_path: Path) -> None:
+def test_only_a_launch_is_resumed(color_codeword: str, tmp_path: Path) -> None:
     settings = set_options((*SMALL, "tasks.count=1", f"run.directory={tmp_path}"))
     run = Path(json.loads(run_cli("run", color_codeword, "--json", *settings).stdout)["run_dir"])
     resumed = run_cli("launch", "--resume", str(run))
@@ -275,7 +275,7 @@ def test_what_is_no_launch_is_not_resumed(color_codeword: str, tmp_path: Path) -
     assert f"{tmp_path}: no launch was started here" in resumed.stderr
 
 
-def test_a_queue_that_workers_cannot_reach_is_exit_code_2(color_codeword: str, tmp_path: Path) -> None:
+def test_a_launch_whose_workers_cannot_reach_the_queue_exits_with_2(color_codeword: str, tmp_path: Path) -> None:
     settings = set_options(("queue.url=memory://here", f"run.directory={tmp_path}"))
     result = run_cli("launch", color_codeword, *settings)
     assert result.returncode == 2

@@ -1,12 +1,10 @@
-"""The life of a launch: rollouts that misbehave, supervisors that are killed, drained, interrupted and resumed."""
+"""Launches whose rollouts misbehave, and launches that are killed, drained, interrupted and resumed."""
 
 import asyncio
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -24,7 +22,7 @@ MISBEHAVING = Path(__file__).parent / "misbehaving.yaml"
 LONG: dict[str, object] = {"tasks.does": "[behaves]", "tasks.group_size": 1, "engine.embedded.latency_ms": 300}
 
 
-def test_one_rollout_that_misbehaves_fails_alone_and_is_named(world: LaunchHarness) -> None:
+def test_a_rollout_that_misbehaves_fails_alone_with_its_own_error(world: LaunchHarness) -> None:
     expected = {
         "raises": "ValueError",
         "hangs": "RolloutTimeout",
@@ -59,7 +57,7 @@ def test_one_rollout_that_misbehaves_fails_alone_and_is_named(world: LaunchHarne
             "tasks.does": f"[{','.join(does)}]",
             "tasks.count": len(does),
             "tasks.group_size": 1,
-            "worker.rollout_timeout": 25,  # more than all that hold the loop of one worker take
+            "worker.rollout_timeout": 25,  # longer than all rollouts together hold the loop of one worker
             "worker.block_timeout": 4,
         },
         "--workers=2",
@@ -79,7 +77,7 @@ def test_one_rollout_that_misbehaves_fails_alone_and_is_named(world: LaunchHarne
     print(f"\n{len(expected)} of {len(does)} rollouts misbehaved, each failed alone; {report['deaths']} workers died")
 
 
-def test_those_that_were_there_when_workers_died_are_not_failed_for_it(world: LaunchHarness) -> None:
+def test_rollouts_do_not_fail_because_another_one_kills_their_worker(world: LaunchHarness) -> None:
     settings = {"tasks.does": "[dies,behaves,behaves,behaves]", "tasks.count": 16, "tasks.group_size": 1}
     launched = world.launch(MISBEHAVING, {**settings, "worker.restarts": 50}, "--workers=2")
     report = launched.report(seconds=120)
@@ -104,7 +102,7 @@ def test_a_blocked_event_loop_is_not_a_dead_worker(world: LaunchHarness) -> None
     assert all(path.name.endswith((".1", ".done")) for path in Path(report["run_dir"]).glob("claims/misbehaving/*"))
 
 
-def test_a_worker_that_is_stuck_in_our_own_code_ends_and_says_where(world: LaunchHarness) -> None:
+def test_a_worker_that_is_stuck_in_our_own_code_ends_and_reports_where(world: LaunchHarness) -> None:
     launched = world.launch(
         MISBEHAVING,
         {
@@ -126,7 +124,7 @@ def test_a_worker_that_is_stuck_in_our_own_code_ends_and_says_where(world: Launc
     assert all(reason.startswith("transports.files (<string>, line 2), which works for one") for reason in reasons)
 
 
-def test_a_worker_whose_output_file_cannot_be_opened_ends_the_launch_by_name(world: LaunchHarness) -> None:
+def test_a_launch_ends_and_names_the_output_file_that_cannot_be_opened(world: LaunchHarness) -> None:
     launched = world.launch(MISBEHAVING, LONG | {"tasks.count": 200}, "--workers=1")
     launched.wait_until(lambda: len(launched.live_workers()) == 1)
     launched.process.send_signal(signal.SIGTERM)
@@ -140,29 +138,21 @@ def test_a_worker_whose_output_file_cannot_be_opened_ends_the_launch_by_name(wor
 
 def test_a_run_in_one_process_obeys_sigterm_while_a_rollout_holds_its_event_loop(world: LaunchHarness) -> None:
     settings = {
-        "run.directory": world.directory / "runs",
         "tasks.does": "[behaves,holds]",
         "tasks.count": 2,
         "tasks.group_size": 1,
         "worker.block_timeout": 1000,
     }
-    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "rollout", "run", str(MISBEHAVING), *options, "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    world.processes.append(process)
-    deadline = time.monotonic() + 60.0
-    while not list(world.directory.glob("runs/*/claims/misbehaving/001-holds*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    started = world.run(MISBEHAVING, settings)
+    started.wait_until(lambda: bool(list(started.runs.glob("*/claims/misbehaving/001-holds*"))))
     time.sleep(2.0)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
-    report = json.loads(out)
+    started.process.send_signal(signal.SIGTERM)
+    report = started.report(code=130, seconds=30)
     assert (report["rollouts"], report["status"]["failed"]) == (2, 1)
     assert [error["type"] for error in report["errors"] if error["status"] == "failed"] == ["EventLoopHeld"]
 
 
-def test_workers_and_what_they_started_die_with_their_supervisor(world: LaunchHarness) -> None:
+def test_workers_and_their_child_processes_die_with_their_supervisor(world: LaunchHarness) -> None:
     settings = LONG | {
         "tasks.count": 400,
         "tasks.does": "[leaves_a_process,behaves]",
@@ -185,29 +175,25 @@ def test_a_killed_launch_is_resumed_without_repeating_what_is_done(world: Launch
         "queue.tasks": f"file://{world.directory}/t?lease_time=1",
     }
     launched = world.launch(MISBEHAVING, settings, "--workers=2")
-
-    def finished_rollouts() -> set[str]:
-        return {path.stem for path in launched.runs.glob("*/claims/misbehaving/*.done")}
-
-    launched.wait_until(lambda: len(finished_rollouts()) >= 10)
+    launched.wait_until(lambda: len(launched.done()) >= 10)
     launched.process.kill()
     launched.process.wait()
-    before, run_dir = finished_rollouts(), launched.run_dir
+    run_dir = launched.run_dir
     assert run_dir is not None
-    stamps = {path: path.stat().st_mtime_ns for path in run_dir.glob("claims/misbehaving/*.done")}
-    assert 10 <= len(before) < 40
+    stamps = {path: path.stat().st_mtime_ns for path in launched.done()}
+    assert 10 <= len(stamps) < 40
     resumed = world.resume(run_dir, {}, "--workers=2")
     assert resumed.report(seconds=60)["status"] == {"ok": 40}
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     attempts = Counter(
         path.name.rpartition(".")[0] for path in run_dir.glob("claims/misbehaving/*") if path.name[-1].isdigit()
     )
-    assert all(attempts[name] == 1 for name in before)
+    assert all(attempts[path.stem] == 1 for path in stamps)
 
 
 def test_sigterm_drains_and_nothing_is_played_twice(world: LaunchHarness) -> None:
     launched = world.launch(MISBEHAVING, LONG | {"tasks.count": 200, "worker.concurrency": 4}, "--workers=2")
-    launched.wait_until(lambda: len(list(launched.runs.glob("*/claims/misbehaving/*.done"))) >= 6)
+    launched.wait_until(lambda: len(launched.done()) >= 6)
     launched.process.send_signal(signal.SIGTERM)
     report = launched.report(seconds=30)
     assert set(report["status"]) == {"ok"}
@@ -219,10 +205,10 @@ def test_sigterm_drains_and_nothing_is_played_twice(world: LaunchHarness) -> Non
     assert world.leftover_processes() == []
 
 
-def test_what_is_not_done_when_the_grace_is_over_is_given_back(world: LaunchHarness) -> None:
+def test_rollouts_that_are_not_done_after_the_grace_are_returned(world: LaunchHarness) -> None:
     settings = {"tasks.does": "[behaves,hangs]", "tasks.count": 8, "tasks.group_size": 1, "worker.grace": 1}
     launched = world.launch(MISBEHAVING, settings, "--workers=2")
-    launched.wait_until(lambda: len(list(launched.runs.glob("*/claims/misbehaving/*.done"))) == 4)
+    launched.wait_until(lambda: len(launched.done()) == 4)
     launched.process.send_signal(signal.SIGTERM)
     report = launched.report(seconds=30)
     assert (report["status"], report["deaths"]) == ({"ok": 4}, 0)
@@ -234,7 +220,7 @@ def test_what_is_not_done_when_the_grace_is_over_is_given_back(world: LaunchHarn
 def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(world: LaunchHarness) -> None:
     settings = {"tasks.does": "[behaves,hangs]", "tasks.count": 8, "tasks.group_size": 1, "worker.rollout_timeout": 600}
     launched = world.launch(MISBEHAVING, settings, "--workers=2")
-    launched.wait_until(lambda: len(list(launched.runs.glob("*/claims/misbehaving/*.done"))) == 4)
+    launched.wait_until(lambda: len(launched.done()) == 4)
     launched.process.send_signal(signal.SIGINT)
     launched.wait_until(lambda: any(entry["event"] == "worker drains" for entry in worker_logs(launched)))
     launched.process.send_signal(signal.SIGINT)
@@ -245,11 +231,11 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(world: LaunchHarness) -
     assert resumed.report(seconds=60)["status"] == {"ok": 4, "failed": 4}
 
 
-def test_a_terminal_that_stands_still_keeps_no_death_from_being_noticed(world: LaunchHarness) -> None:
+def test_a_blocked_terminal_does_not_hide_the_death_of_a_worker(world: LaunchHarness) -> None:
     ours, theirs = os.openpty()
     os.set_blocking(theirs, False)
     with suppress(BlockingIOError):
-        while True:  # as after Ctrl-S, but now: there is no room for another character
+        while True:  # fill the terminal, as happens some time after Ctrl-S
             os.write(theirs, b"x" * 256)
     os.set_blocking(theirs, True)
     settings = LONG | {"tasks.count": 60, "worker.concurrency": 4}
@@ -260,14 +246,14 @@ def test_a_terminal_that_stands_still_keeps_no_death_from_being_noticed(world: L
     os.kill(killed, signal.SIGKILL)
     launched.wait_until(lambda: len(launched.live_workers()) == 2 and killed in launched.ended)
     launched.wait_until(lambda: (launched.run_dir or Path()).joinpath("ended").exists())
-    shown = threading.Thread(target=_show, args=(ours,))
+    shown = threading.Thread(target=_read_terminal, args=(ours,))
     shown.start()
     report = launched.report(seconds=30)
     shown.join()
     assert (report["status"], report["deaths"]) == ({"ok": 60}, 1)
 
 
-def test_a_launch_that_still_waits_for_its_orders_is_ended_at_once(world: LaunchHarness) -> None:
+def test_a_launch_that_waits_for_its_orders_ends_at_once_on_ctrl_c(world: LaunchHarness) -> None:
     url = f"file://{world.directory}/orders"
     settings = {"tasks.does": "[behaves]", "tasks.count": 4, "tasks.group_size": 1, "queue.tasks": url}
     first_launch = world.launch(MISBEHAVING, settings)
@@ -296,13 +282,10 @@ def test_orders_that_others_put_are_played_until_the_launch_is_stopped(world: La
                 order = RolloutOrder(Task(f"mine-{index}", index, seed=index, data={"does": "behaves"}), 0, 1)
                 await tasks.put(encode_order(order), key=order.rollout_id, tag=order.rollout_id)
 
-    def done() -> int:
-        return len(list(launched.runs.glob("*/claims/misbehaving/*.done")))
-
     asyncio.run(put(0, 6))
-    launched.wait_until(lambda: done() == 6)
+    launched.wait_until(lambda: len(launched.done()) == 6)
     asyncio.run(put(6, 6))
-    launched.wait_until(lambda: done() == 12)
+    launched.wait_until(lambda: len(launched.done()) == 12)
     launched.process.send_signal(signal.SIGTERM)
     assert launched.report(seconds=30)["status"] == {"ok": 12}
 
@@ -320,7 +303,7 @@ def test_a_second_launch_on_the_same_directory_is_refused(world: LaunchHarness) 
     launched.process.communicate(timeout=30)
 
 
-def test_workers_without_an_engine_halt_and_burn_no_rollout(world: LaunchHarness) -> None:
+def test_workers_without_an_engine_halt_and_claim_no_rollout(world: LaunchHarness) -> None:
     settings = LONG | {
         "tasks.count": 4,
         "engine.urls": "['http://127.0.0.1:9']",
@@ -336,20 +319,20 @@ def test_workers_without_an_engine_halt_and_burn_no_rollout(world: LaunchHarness
     assert list(launched.runs.glob("*/claims/misbehaving/*")) == []
 
 
-def test_a_launch_that_lost_its_engine_says_so_and_goes_on_with_another(world: LaunchHarness) -> None:
+def test_a_launch_that_loses_its_engine_says_so_and_continues_with_another(world: LaunchHarness) -> None:
     engine = EmbeddedSettings(allowed_directories=(world.directory,), latency_ms=200)
     with EmbeddedServer(engine) as url:
         settings = {"tasks.does": "[behaves]", "tasks.count": 60, "tasks.group_size": 1, "engine.urls": f"['{url}']"}
         few = {"engine.timeout": 1, "worker.concurrency": 4, "worker.restarts": 1}
         launched = world.launch(MISBEHAVING, settings | few)
-        launched.wait_until(lambda: len(list(launched.runs.glob("*/claims/misbehaving/*.done"))) >= 10)
+        launched.wait_until(lambda: len(launched.done()) >= 10)
     report = launched.report(code=1, seconds=60)
     assert report["error"].startswith("the workers of misbehaving keep dying (worker.restarts is spent): ")
     assert f"no answer from the engine at {url}" in report["error"]
     assert set(report["status"]) == {"ok"}
     assert 10 <= report["rollouts"] < 60
     (halted, *_) = [entry for entry in worker_logs(launched) if entry["event"] == "worker ends"]
-    # At least three: of those in flight together, one more may have failed before the first had handed its claim back.
+    # At least three: more rollouts in flight may fail before the first one returns its claim.
     assert re.search(
         r"[3-9] infrastructure failures in a row \(worker.halt_after\), the last one: ", halted["exception"]
     )
@@ -358,8 +341,8 @@ def test_a_launch_that_lost_its_engine_says_so_and_goes_on_with_another(world: L
         assert resumed.report(seconds=60)["status"] == {"ok": 60}
 
 
-def _show(terminal: int) -> None:
-    """Take whatever a terminal is to show, until nobody writes any more."""
+def _read_terminal(terminal: int) -> None:
+    """Read all output from a terminal until the other side closes it."""
     with suppress(OSError):
         while os.read(terminal, 1 << 16):
             pass

@@ -1,10 +1,8 @@
-"""What an environment holds is released: `close` after every attempt, `shared` when the worker ends; and `Retry`."""
+"""Environments release their resources: `close` after every attempt, `shared` when the worker ends. Also `Retry`."""
 
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -46,17 +44,6 @@ def settings(held: Path, does: list[str], count: int | None = None) -> dict[str,
     }
 
 
-def play(tmp_path: Path, keys: dict[str, object], *, code: int) -> "subprocess.CompletedProcess[str]":
-    """`rollout run`."""
-    options = [
-        part for key, value in {"run.directory": tmp_path, **keys}.items() for part in ("--set", f"{key}={value}")
-    ]
-    command = [sys.executable, "-m", "rollout", "run", str(LIFE_CYCLE), *options, "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == code, result.stderr[-3000:]
-    return result
-
-
 def still_held(held: Path) -> list[str]:
     return sorted(path.name for path in held.iterdir() if path.name != "begun")
 
@@ -81,21 +68,21 @@ def check_endings(held: Path, report: dict[str, Any], does: list[str]) -> None:
     assert len(begun(held)) == len(does) + 3
 
 
-def test_a_run_releases_every_file_whatever_ended_the_attempt(tmp_path: Path, held: Path) -> None:
+def test_a_run_releases_every_file_however_the_attempt_ends(world: LaunchHarness, held: Path) -> None:
     does = list(STATUS_OF)
-    report = json.loads(play(tmp_path, settings(held, does), code=0).stdout)
+    report = world.run(LIFE_CYCLE, settings(held, does)).report(seconds=120)
     check_endings(held, report, does)
     assert report["trainer"]["violations"] == 0
-    assert report["turns"] == len(does)  # the turns of a retried attempt are not those of its rollout
+    assert report["turns"] == len(does)  # the turns of the first attempt do not count
 
 
-def test_a_launch_releases_every_file_whatever_ended_the_attempt(world: LaunchHarness, held: Path) -> None:
+def test_a_launch_releases_every_file_however_the_attempt_ends(world: LaunchHarness, held: Path) -> None:
     does = [*STATUS_OF, "hangs_in_a_thread"]
     launched = world.launch(LIFE_CYCLE, settings(held, does), "--workers=1")  # one, so that it counts all attempts
     check_endings(held, launched.report(seconds=120), does)
 
 
-def test_a_worker_that_was_killed_is_the_only_one_whose_files_are_left(world: LaunchHarness, held: Path) -> None:
+def test_only_a_killed_worker_leaves_files(world: LaunchHarness, held: Path) -> None:
     long = settings(held, ["plays_long"], 120) | {"worker.concurrency": 4}
     launched = world.launch(LIFE_CYCLE, long, "--workers=2")
     launched.wait_until(lambda: len(launched.live_workers()) == 2 and len(begun(held)) > 12)
@@ -111,7 +98,7 @@ def test_a_worker_that_was_killed_is_the_only_one_whose_files_are_left(world: La
 
 
 @pytest.mark.parametrize("does", ["plays_long", "hangs"])
-def test_a_drain_closes_what_is_shared(world: LaunchHarness, held: Path, does: str) -> None:
+def test_a_drain_closes_the_shared_resources(world: LaunchHarness, held: Path, does: str) -> None:
     long = settings(held, [does], 400) | {"worker.concurrency": 4, "worker.rollout_timeout": 600, "worker.grace": 2}
     launched = world.launch(LIFE_CYCLE, long, "--workers=2")
     launched.wait_until(lambda: len(launched.live_workers()) == 2 and len(begun(held)) >= 8)
@@ -123,29 +110,26 @@ def test_a_drain_closes_what_is_shared(world: LaunchHarness, held: Path, does: s
     assert _warnings(launched) == []
 
 
-def test_a_run_that_is_interrupted_closes_all(tmp_path: Path, held: Path) -> None:
-    keys = {"run.directory": tmp_path, **settings(held, ["scores", "hangs"])}
-    options = [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "rollout", "run", str(LIFE_CYCLE), *options, "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        LaunchProcess(process, tmp_path).wait_until(lambda: len(begun(held)) == 2 and len(still_held(held)) == 2)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
-    assert json.loads(out)["status"] == {"ok": 1, "abandoned": 1}
+def test_an_interrupted_run_closes_everything(world: LaunchHarness, held: Path) -> None:
+    started = world.run(LIFE_CYCLE, settings(held, ["scores", "hangs"]))
+    started.wait_until(lambda: len(begun(held)) == 2 and len(still_held(held)) == 2)
+    started.process.send_signal(signal.SIGTERM)
+    assert started.report(code=130, seconds=30)["status"] == {"ok": 1, "abandoned": 1}
     assert still_held(held) == []
 
 
-def test_what_cannot_be_shared_ends_the_run_with_the_users_lines(tmp_path: Path, held: Path) -> None:
+def test_a_run_ends_with_the_users_lines_if_shared_cannot_begin(world: LaunchHarness, held: Path) -> None:
     keys = settings(held, ["scores"]) | {"environment.shared": "cannot_begin"}
-    message = play(tmp_path, keys, code=1).stderr
+    process = world.run(LIFE_CYCLE, keys).process
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 1, message
     assert f"HoldsAFile.shared ({LIFE_CYCLE.with_suffix('.py')}, line " in message
     assert "ConnectionRefusedError: no sandboxes" in message
     assert "resources.py" not in message
     assert begun(held) == []
 
 
-def test_what_cannot_be_shared_ends_the_launch_by_name(world: LaunchHarness, held: Path) -> None:
+def test_a_launch_ends_with_the_reason_if_shared_cannot_begin(world: LaunchHarness, held: Path) -> None:
     keys = settings(held, ["scores"]) | {"environment.shared": "cannot_begin", "worker.restarts": 1}
     error = world.launch(LIFE_CYCLE, keys, "--workers=1").report(code=1, seconds=60)["error"]
     assert "the workers of life_cycle keep dying" in error
@@ -153,10 +137,9 @@ def test_what_cannot_be_shared_ends_the_launch_by_name(world: LaunchHarness, hel
     assert "ConnectionRefusedError: no sandboxes" in error
 
 
-def test_what_is_shared_and_breaks_ends_the_run_by_name(tmp_path: Path, held: Path) -> None:
+def test_a_run_ends_with_the_reason_if_shared_breaks(world: LaunchHarness, held: Path) -> None:
     keys = settings(held, ["hangs"]) | {"environment.shared": "breaks"}
-    result = play(tmp_path, keys, code=1)
-    report = json.loads(result.stdout)
+    report = world.run(LIFE_CYCLE, keys).report(code=1, seconds=60)
     assert report["status"] == {"abandoned": 1}
     assert "HoldsAFile.shared (" in report["error"]
     assert "ConnectionResetError: the pool died" in report["error"]

@@ -1,4 +1,4 @@
-"""Thousands of rollouts in one worker: what they hold in memory, and what it costs that they wait."""
+"""Thousands of rollouts in one worker: how much memory they need, and how much CPU time they use while they wait."""
 
 import json
 import os
@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.faults.launched import set_options
+
 CONFIG = Path(__file__).parent / "many_images.yaml"
 FULL = os.environ.get("ROLLOUT_TESTS") == "full"
 ROLLOUTS = 2000 if FULL else 100
@@ -18,29 +20,28 @@ LIMIT = 600_000_000 if FULL else 200_000_000
 
 @dataclass
 class Load:
-    """What a worker used, as its supervisor's machine counts it."""
+    """What a worker used at most, in bytes, rollouts and CPU seconds."""
 
     peak: int = 0
     in_flight: int = 0
     cpu: float = 0.0
 
 
-def measured(directory: Path, settings: Mapping[str, object]) -> tuple[Load, dict[str, object]]:
-    """Play with one worker, and watch it."""
+def play_and_measure(directory: Path, settings: Mapping[str, object]) -> tuple[Load, dict[str, object]]:
+    """Play with one worker; return what it used, and the summary."""
     options = {"run.directory": directory, "tasks.group_size": 1, **settings}
-    command = [sys.executable, "-m", "rollout", "launch", str(CONFIG), "--json"]
-    command += [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "rollout", "launch", str(CONFIG), "--json", *set_options(options)]
     load = Load()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launch:
         while launch.poll() is None:
-            look(directory, load)
+            measure(directory, load)
             time.sleep(0.2)
         out, err = launch.communicate()
     assert launch.returncode == 0, err
     return load, json.loads(out)
 
 
-def look(directory: Path, load: Load) -> None:
+def measure(directory: Path, load: Load) -> None:
     for log in directory.glob("*/log.jsonl"):
         started = [json.loads(line) for line in log.read_text().splitlines() if '"worker started"' in line]
         for entry in started:
@@ -65,14 +66,14 @@ def test_rollouts_with_many_images_fit_into_memory_together(tmp_path: Path) -> N
         "engine.timeout": 1200,
         "engine.embedded.latency_ms": 10_000,
     }
-    load, report = measured(tmp_path / "runs", settings)
+    load, report = play_and_measure(tmp_path / "runs", settings)
     print(f"\n{load.in_flight} rollouts of 32 images in flight: {load.peak / 1e6:.0f} MB resident at the peak")
     assert report["status"] == {"ok": ROLLOUTS}
     assert load.in_flight == ROLLOUTS
     assert load.peak < LIMIT
 
 
-def test_waiting_costs_in_proportion_to_those_who_wait(tmp_path: Path) -> None:
+def test_the_cost_of_waiting_is_proportional_to_the_rollouts(tmp_path: Path) -> None:
     used = {}
     for count in (1, *WAITS):
         settings = {
@@ -82,7 +83,7 @@ def test_waiting_costs_in_proportion_to_those_who_wait(tmp_path: Path) -> None:
             "environment.together": count,
             "environment.waits": 3,
         }
-        load, report = measured(tmp_path / str(count), settings)
+        load, report = play_and_measure(tmp_path / str(count), settings)
         assert report["status"] == {"ok": count}
         assert load.in_flight == count
         used[count] = load.cpu

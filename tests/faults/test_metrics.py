@@ -11,7 +11,7 @@ from tests.faults.launched import LaunchHarness
 KILLS = 3
 
 
-def test_the_figures_are_those_of_the_summary_though_workers_are_killed(world: LaunchHarness, repository: Path) -> None:
+def test_the_metrics_equal_the_summary_when_workers_are_killed(world: LaunchHarness, repository: Path) -> None:
     settings: dict[str, object] = {
         "environment.image_size": 32,
         "tasks.count": 20,
@@ -22,7 +22,7 @@ def test_the_figures_are_those_of_the_summary_though_workers_are_killed(world: L
     }
     launched = world.launch(repository / "configs" / "color_codeword.yaml", settings, "--workers=2")
     for kills in range(KILLS):
-        # Each time when another tenth of it is done.
+        # Kill a worker after each tenth of the run.
         launched.wait_until(lambda: bool(launched.live_workers()) and _done(launched.runs) >= 8 * (kills + 1))  # noqa: B023
         os.kill(launched.live_workers()[0], signal.SIGKILL)
     report = launched.report(seconds=120)

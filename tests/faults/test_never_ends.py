@@ -1,4 +1,4 @@
-"""An environment that catches its cancellation, or holds the event loop, does not keep a command from its end."""
+"""A command ends although its environment catches the cancellation or holds the event loop."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 HERE = Path(__file__).parent
 DEADLINE = 90
-"""Without a helper that leaves them behind, the commands never end."""
+"""Seconds; without the code under test, the commands never end."""
 
 
 def command(*arguments: str, does: str) -> "subprocess.CompletedProcess[str]":
@@ -37,7 +37,9 @@ def config(tmp_path: Path) -> Path:
     [("stays", 1, {"failed": 1}), ("starts_a_task", 0, {"ok": 1}), ("hangs_in_a_thread", 1, {"failed": 1})],
     ids=["run", "task", "thread"],
 )
-def test_a_run_ends_without_what_does_not_end(config: Path, does: str, code: int, status: dict[str, int]) -> None:
+def test_a_run_ends_although_its_environment_does_not(
+    config: Path, does: str, code: int, status: dict[str, int]
+) -> None:
     ran = command("run", str(config), "--json", does=does)
     assert (ran.returncode, json.loads(ran.stdout)["status"]) == (code, status), ran.stderr
     assert "Traceback" not in ran.stderr
@@ -54,7 +56,7 @@ def test_a_run_ends_without_what_does_not_end(config: Path, does: str, code: int
     ],
     ids=["run", "task", "thread", "loop"],
 )
-def test_a_replay_ends_without_what_does_not_end(config: Path, does: str, code: int, text: str) -> None:
+def test_a_replay_ends_although_its_environment_does_not(config: Path, does: str, code: int, text: str) -> None:
     assert command("run", str(config), "--json", does="scores").returncode == 0
     replayed = command("replay", str(config.parent / "runs"), "000000.0", "--timeout", "1", does=does)
     assert replayed.returncode == code, replayed.stderr

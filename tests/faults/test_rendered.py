@@ -1,4 +1,4 @@
-"""The scripts that are rendered for Slurm run, with a shell in its place: a launch, and workers that join it."""
+"""The scripts that we render for Slurm run a launch, and workers that join it. A shell script stands in for Slurm."""
 
 import os
 import subprocess
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.procfs import lives
+from tests.procfs import is_alive
 
 SBATCH = """\
 #!/usr/bin/env bash
-# Starts a script, as often as its array says, and answers as `sbatch --parsable` does.
+# Starts a script once for each index of its array, and answers as `sbatch --parsable` does.
 script=${@: -1}
 last=$(sed -n 's/^#SBATCH --array=0-//p' "$script")
 for index in $(seq 0 "${last:-0}"); do
@@ -35,15 +35,15 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def wait_for(jobs: Path) -> None:
     deadline = time.monotonic() + 120
-    while any(lives(int(pid)) for pid in jobs.read_text().split()):
+    while any(is_alive(int(pid)) for pid in jobs.read_text().split()):
         if time.monotonic() > deadline:
             for pid in jobs.read_text().split():
                 subprocess.run(["kill", "-KILL", pid], check=False)
-            raise AssertionError(f"jobs do not end: {[path.read_text() for path in jobs.parent.glob('*.out')]}")
+            raise AssertionError(f"the jobs did not end: {[path.read_text() for path in jobs.parent.glob('*.out')]}")
         time.sleep(0.1)
 
 
-def test_what_was_rendered_for_slurm_plays_a_run_and_ends(
+def test_the_scripts_for_slurm_play_a_run_and_end(
     repository: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     config = repository / "configs" / "color_codeword.yaml"
@@ -52,7 +52,7 @@ def test_what_was_rendered_for_slurm_plays_a_run_and_ends(
     command = [sys.executable, "-m", "rollout", "launch", str(config), "--on=slurm", "--workers=2"]
     subprocess.run([*command, "--render", str(tmp_path / "run7"), *options], check=True, capture_output=True)
     claims = tmp_path / "runs" / "run7" / "claims" / "color_codeword"
-    for _ in range(2):  # submitted again, it has nothing left to do
+    for _ in range(2):  # the second time, nothing is left to do
         subprocess.run([tmp_path / "run7" / "submit.sh", "--partition=cpu"], env=environment, check=True)
         wait_for(tmp_path / "run7" / "jobs")
         kinds = Counter(path.name.rpartition(".")[2] for path in claims.iterdir())

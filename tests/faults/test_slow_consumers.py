@@ -1,8 +1,7 @@
-"""What a consumer that is slower than its producer costs the producer's process: no more than the high water."""
+"""A consumer that is slower than its producer costs the producer no more memory than the high water."""
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.needs.services.redis_server import RedisServer
+from tests.needs.services.redis_server import RedisServer, free_port
 from transports import Delivery, Queue, open_queue
 
 RECORDS, RECORD_BYTES = 100, 1_000_000
 HIGH_WATER = 8_000_000
 SLACK = 24_000_000
-"""What a process may need besides: buffers of a socket, of the allocator, of a record that is under way."""
+"""Bytes that a process may need besides: buffers of sockets and of the allocator, and the record that it sends."""
 BACKENDS = ["file", *(["redis", "zmq"] if os.environ.get("ROLLOUT_SERVICES") == "1" else [])]
 
 
@@ -27,10 +26,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield server.url
         server.kill()
     elif request.param == "zmq":
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        yield f"zmq://127.0.0.1:{port}"
+        yield f"zmq://127.0.0.1:{free_port()}"
     else:
         yield f"file://{tmp_path}/queue"
 
@@ -40,13 +36,13 @@ async def test_a_slow_consumer_costs_its_producer_no_more_memory_than_the_high_w
     options = "&serve=false" if url.startswith("zmq") else ""
     where = f"{url}?high_water={HIGH_WATER}{options}"
     async with open_queue(url) as consumer:
-        await consumer.receive(timeout=0)  # the hub, where there is one
+        await consumer.receive(timeout=0)  # starts the hub of a zmq queue
         producer = await asyncio.create_subprocess_exec(
             *(sys.executable, script, where, str(RECORDS), str(RECORD_BYTES)), stdout=subprocess.PIPE
         )
         most = 0
         for _ in range(RECORDS + 1):
-            delivery = await next_of(consumer)
+            delivery = await receive_one(consumer)
             await asyncio.sleep(0.002)
             most = max(most, (await consumer.stats()).backlog_bytes)
             await delivery.ack()
@@ -59,7 +55,7 @@ async def test_a_slow_consumer_costs_its_producer_no_more_memory_than_the_high_w
     assert grown <= HIGH_WATER + SLACK
 
 
-async def next_of(queue: Queue) -> Delivery:
+async def receive_one(queue: Queue) -> Delivery:
     delivery = await queue.receive(timeout=60)
     assert delivery is not None
     return delivery

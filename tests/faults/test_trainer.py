@@ -1,7 +1,6 @@
-"""SIGKILL of trainers: whatever the moment, the checkpoint's lineage has trained every trajectory exactly once."""
+"""SIGKILL of trainers at any moment: the last checkpoint has trained every trajectory exactly once."""
 
 import asyncio
-import contextlib
 import json
 import os
 import random
@@ -18,6 +17,7 @@ import pytest
 
 from rollout.trainer.testing import Packet, put_all, scripted_rollout
 from tests.needs.services.redis_server import RedisServer
+from tests.procfs import is_alive
 from transports import Queue, open_queue
 
 SERVICES = os.environ.get("ROLLOUT_SERVICES") == "1"
@@ -29,7 +29,7 @@ PATIENCE = 60.0
 
 @dataclass
 class Feed:
-    """What workers would put: groups with stalled attempts that finish before, between or long after the others."""
+    """Puts groups as workers do; some attempts stall, and finish before, between or long after the others."""
 
     chance: random.Random
     groups: int = 0
@@ -37,7 +37,7 @@ class Feed:
     stalled_packets: list[list[Packet]] = field(default_factory=list)
 
     async def put_group(self, queue: Queue) -> None:
-        """One more group, and perhaps the rest of an attempt that stalled earlier."""
+        """Put one more group, and perhaps the rest of an attempt that stalled earlier."""
         name = f"{self.groups:05d}"
         self.groups += 1
         for sample in range(GROUP_SIZE):
@@ -58,7 +58,7 @@ class Feed:
 
 @dataclass
 class TrainerGroup:
-    """The trainers of one trial, started by one process that has everything imported."""
+    """The trainers of one test. One process forks them all, so that they start quickly."""
 
     spawner: "subprocess.Popen[str]"
     directory: Path
@@ -88,22 +88,22 @@ class TrainerGroup:
         return weights
 
     async def feed_while_alive(self, pid: int, queue: Queue, seconds: float = PATIENCE) -> bool:
-        """Whether it died within that time."""
+        """Put groups until a trainer dies; return whether it died in time."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if not alive(pid):
+            if not is_alive(pid):
                 return True
             await self.feed.put_group(queue)
             await asyncio.sleep(0.01)
         return False
 
     async def finish(self, queue: Queue) -> None:
-        """Let everything that is left be trained."""
+        """Let the trainers train everything that is left."""
         await asyncio.gather(*(put_all(queue, packets) for packets in self.feed.stalled_packets))
         self.feed.stalled_packets.clear()
         pids = [self.start(rank, idle=1.5) for rank in range(self.world_size)]
         deadline = time.monotonic() + PATIENCE
-        while any(map(alive, pids)):
+        while any(map(is_alive, pids)):
             assert time.monotonic() < deadline, "the trainers did not finish"
             await asyncio.sleep(0.05)
 
@@ -113,24 +113,17 @@ class TrainerGroup:
         wanted = {f"{number:05d}.{sample}" for number in range(self.feed.groups) for sample in range(GROUP_SIZE)}
         trained_counts = Counter(member.partition(" ")[0] for member in trained.elements())
         lost = len(wanted - trained_counts.keys())
-        doubled = sum(count - 1 for count in trained_counts.values())
+        duplicated = sum(count - 1 for count in trained_counts.values())
         failed = sum(count for member, count in trained.items() if member.endswith("failed"))
         print(
             f"kills {sum(kills.values())} ({', '.join(f'{name} {count}' for name, count in sorted(kills.items()))}), "
-            f"trajectories {len(wanted)}, damaged {self.feed.damaged}, lost {lost}, doubled {doubled}",
+            f"trajectories {len(wanted)}, damaged {self.feed.damaged}, lost {lost}, duplicated {duplicated}",
             file=sys.__stdout__,
         )
         assert not lost
-        assert not doubled
+        assert not duplicated
         assert failed == self.feed.damaged
         assert all(len(group) == GROUP_SIZE for group in groups)
-
-
-def alive(pid: int) -> bool:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, 0)
-        return True
-    return False
 
 
 @pytest.fixture
@@ -157,7 +150,7 @@ async def test_a_trainer_killed_at_any_moment_trains_every_trajectory_once(train
     await kill_one(trainers)
 
 
-async def test_one_of_two_ranks_is_killed_and_the_other_goes_on(trainers: TrainerGroup) -> None:
+async def test_one_of_two_ranks_is_killed_and_the_other_continues(trainers: TrainerGroup) -> None:
     trainers.url = f"file://{trainers.directory}/queue?partitions=4&lease_time=0.2"
     await kill_one_of_two(trainers)
 
@@ -170,7 +163,7 @@ if SERVICES:
         trainers.url = f"{redis.url}?partitions=2&lease_time=0.2"
         await kill_one(trainers)
 
-    async def test_one_of_two_ranks_of_a_redis_queue_is_killed_and_the_other_goes_on(
+    async def test_one_of_two_ranks_of_a_redis_queue_is_killed_and_the_other_continues(
         trainers: TrainerGroup, redis: RedisServer
     ) -> None:
         trainers.url = f"{redis.url}?partitions=4&lease_time=0.2"
@@ -178,7 +171,7 @@ if SERVICES:
 
 
 async def kill_one(trainers: TrainerGroup) -> None:
-    """A third of the deaths each: between step and checkpoint, between checkpoint and ack, and wherever it may be."""
+    """Kill one trainer in turns between step and checkpoint, between checkpoint and ack, and at a random point."""
     chance = trainers.feed.chance
     kills: Counter[str] = Counter()
     async with open_queue(trainers.url) as queue:
@@ -190,7 +183,7 @@ async def kill_one(trainers: TrainerGroup) -> None:
                 os.kill(pid, signal.SIGKILL)
             else:
                 pid = trainers.start(die_at=moment, die_after=chance.randrange(4))
-                assert await trainers.feed_while_alive(pid, queue), f"it did not get as far as to be killed {moment}"
+                assert await trainers.feed_while_alive(pid, queue), f"the trainer did not reach the point {moment}"
             kills[moment] += 1
         await trainers.finish(queue)
         assert (await queue.stats()).backlog_records == 0
@@ -199,7 +192,7 @@ async def kill_one(trainers: TrainerGroup) -> None:
 
 
 async def kill_one_of_two(trainers: TrainerGroup) -> None:
-    """While the second rank lies dead, the first one trains on; back again, the second finds all of its own groups."""
+    """The first rank continues while the second is dead; when it is back, the second gets all of its own groups."""
     chance = trainers.feed.chance
     kills: Counter[str] = Counter()
     trainers.world_size = 2
@@ -213,7 +206,7 @@ async def kill_one_of_two(trainers: TrainerGroup) -> None:
             before = len(trainers.weights(0))
             deadline = time.monotonic() + PATIENCE
             while len(trainers.weights(0)) < before + 4:
-                assert time.monotonic() < deadline, "the other rank stood still"
+                assert time.monotonic() < deadline, "the other rank made no progress"
                 await trainers.feed.put_group(queue)
                 await asyncio.sleep(0.01)
         os.kill(steady, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""SIGKILL to workers, trainer and supervisor; an engine that fails: each rollout ends exactly once at the trainer."""
+"""Workers and trainers are killed, and the engine fails: each rollout ends exactly once at the trainer."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ SERVICES = os.environ.get("ROLLOUT_SERVICES") == "1"
 
 @dataclass(frozen=True)
 class Size:
-    """How much is killed. `latency` makes the run last long enough for it."""
+    """How many rollouts and kills; `latency` makes the run long enough for them."""
 
     rollouts: int
     kills: int
@@ -45,7 +45,7 @@ SIZE = (
 
 
 class FailingEngine:
-    """Every 50th request fails: one is answered 500, the next one never."""
+    """Fails every 50th request: with a 500, or with no answer, in turns."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -83,8 +83,7 @@ def color_codeword(repository: Path) -> Path:
 
 @dataclass(frozen=True)
 class Kill:
-    """When a process was killed, and when it was dead: with threads that wait for a disk it takes a while, and nobody
-    can notice it before."""
+    """When a process was killed, and when it was dead. Threads that wait for a disk delay its death."""
 
     asked: float
     dead: float
@@ -94,7 +93,7 @@ def kill(pid: int) -> Kill:
     process = os.pidfd_open(pid)
     asked = time.time()
     os.kill(pid, signal.SIGKILL)
-    select.select([process], [], [])  # until the last of its threads has ended: from then on it can be waited for
+    select.select([process], [], [])  # until the last of its threads has ended
     dead = time.time()
     os.close(process)
     return Kill(asked, dead)
@@ -123,7 +122,7 @@ def queues(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str
     redis.kill()
 
 
-def test_every_rollout_ends_exactly_once_whoever_is_killed(
+def test_every_rollout_ends_exactly_once_whichever_process_is_killed(
     world: LaunchHarness, color_codeword: Path, failing_engine: str, queues: tuple[str, str]
 ) -> None:
     directory = world.directory

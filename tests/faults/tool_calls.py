@@ -1,4 +1,4 @@
-"""An environment whose policy makes eight calls in one answer, of which one hangs and one raises."""
+"""An environment whose policy makes eight tool calls in one answer: one hangs, one raises, one exits."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ def add(a: int, b: int) -> int:
 
 
 class ToolCalls(ToolEnvironment):
-    """Tools that do what no tool should, next to others that are well-behaved."""
+    """Tools that misbehave, next to tools that behave well."""
 
     functions: ClassVar[Sequence[Tool[..., Any]]] = (add,)
 
@@ -52,7 +52,7 @@ class ToolCalls(ToolEnvironment):
 
 
 class EightCalls:
-    """Makes eight calls in its first answer, and then says how many of their results it sees."""
+    """Makes eight calls in its first answer, and then answers with the number of results that it sees."""
 
     CALLS = ("hang", "fail", "leave", "look", "add", "add", "add", "add")
 

@@ -1,7 +1,6 @@
-"""A trainer as a process: `trainer_peer.py QUEUE_URL CHECKPOINT`. What it has trained on is its only weight.
+"""A trainer as a process: `trainer_peer.py QUEUE_URL CHECKPOINT`. Its weights are the list of what it trained on.
 
-It saves weights and reader state in one file, atomically, and commits afterwards; killed at any point, it goes on from
-there.
+It saves weights and reader state in one file, atomically, and commits afterwards. So it can be killed at any point.
 """
 
 import asyncio

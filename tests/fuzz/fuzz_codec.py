@@ -1,4 +1,4 @@
-"""Random and mutated byte strings into the decoder: a value or a named error, never another, never much memory.
+"""Decodes random and mutated bytes: the result is a value or a named error, and it takes little memory.
 
 python tests/fuzz/fuzz_codec.py --count 20000 --seed 0
 """
@@ -16,7 +16,7 @@ from transports.errors import CodecError
 
 @functools.cache
 def seeds() -> list[list[bytes]]:
-    """Records as the codec writes them, to be damaged."""
+    """Return encoded records, which `mutate` damages."""
     values = [
         {"schema": 1, "ids": np.arange(50, dtype=np.int32), "text": "é" * 30, "none": None, "f": 0.5, "t": [1, [2]]},
         [3, {"nested": [[[[{"deep": [1] * 20}]]]]}],

@@ -1,7 +1,7 @@
-"""Random and mutated YAML files and `--set` arguments into the loader: a configuration or a named error.
+"""Loads random and mutated YAML files and `--set` arguments: the result is a configuration or a named error.
 
-No error tells a password, neither one in a URL nor one in a variable, and what is accepted and written down again has
-no variable's content and is loaded as the same configuration.
+No error contains a password, from a URL or from a variable. An accepted configuration can be written and loaded again:
+the file contains no value of a variable, and the configuration is the same.
 
 python tests/fuzz/fuzz_config.py --count 20000 --seed 0
 """
@@ -32,9 +32,9 @@ VARIABLES = {
     "ODD": "a: [b, #c",
 }
 MAX_VALUES = 2_000
-"""Fewer than a file may have, so that a case is quick."""
+"""A lower limit than in production, so that a case is quick."""
 OPERATIONS = 500_000
-"""Of one case; without the limit on values, some would make far more."""
+"""How many function calls one case may make; without the limit on values, some make far more."""
 
 ENVIRONMENT = "environment: {class: 'rollout.environments.color_codeword:ColorCodeword'}\n"
 BASE = ENVIRONMENT + "model: {name: m, path: m, renderer: r}\n"
@@ -49,7 +49,7 @@ KEYS = (
     "policy.max_staleness", "metrics.port", "metrics.host", "run.name", "run.directory", "run.max_failed",
     "nonsense.key", "queue.nonsense",
 )  # fmt: skip
-SOUND = (
+VALID = (
     "tasks.count=${N}", "tasks.seed=${MISSING:-4}", "model.name='${SECRET}'", "model.path=models/${N}",
     "run.name=x${N}", "queue.url='redis://me:${SECRET}@h'", "engine.urls=['http://h:1${N}']",
     "images.allow=[/x, '${SECRET}']", "engine.sampling.stop=['${N}', '${ODD}']", "run.directory=${SECRET}",
@@ -83,13 +83,13 @@ REFERENCES = (
 
 @dataclass(frozen=True)
 class Case:
-    """What the loader gets.
+    """The input of one case.
 
     Attributes:
         content: the file.
         overrides: the texts after `--set`.
-        is_loaded_again: whether what is accepted is written down and loaded again, which takes long.
-        is_bomb: whether it may stand for much more than it has; the function calls that it takes are counted.
+        is_bomb: whether the file may expand to much more than it contains; its function calls are counted.
+        is_loaded_again: whether an accepted configuration is written and loaded again, which takes long.
     """
 
     content: bytes
@@ -100,7 +100,7 @@ class Case:
 
 @functools.cache
 def seeds() -> list[str]:
-    """The configurations that we ship, without comments, because they are long."""
+    """Return the configurations that we ship, without comments, to keep them short."""
     texts = [path.read_text("utf-8").replace("configs/", "") for path in CONFIGS]
     return ["".join(f"{line.partition(' #')[0]}\n" for line in text.splitlines() if line.strip()) for text in texts]
 
@@ -139,7 +139,7 @@ def random_override(chance: random.Random) -> str:
     if choice == 1:
         return f"{chance.choice(KEYS)}.{random_url(chance)}={random_value(chance)}"
     if choice < 5:
-        return chance.choice(SOUND)
+        return chance.choice(VALID)
     return f"{chance.choice(KEYS)}={random_value(chance)}"
 
 
@@ -158,7 +158,7 @@ def mutated_file(chance: random.Random) -> bytes:
             lines = bytes(text).split(b"\n")
             lines.insert(chance.randrange(len(lines)), chance.choice(lines))
             text[:] = b"\n".join(lines)
-        else:  # another value behind a colon
+        else:  # another value after a colon
             colons = [index for index, byte in enumerate(text) if byte == ord(":")]
             if colons:
                 at = chance.choice(colons) + 1
@@ -168,7 +168,7 @@ def mutated_file(chance: random.Random) -> bytes:
 
 
 def bomb(chance: random.Random) -> Case:
-    """A small file that stands for much: aliases of aliases, depth, many keys, long scalars."""
+    """Return a small file that expands to much: aliases of aliases, depth, many keys, long scalars."""
     choice = chance.randrange(6)
     if choice == 0:
         width, levels = chance.randint(2, 9), chance.randint(2, 12)
@@ -214,15 +214,15 @@ def attempt(case: Case) -> str:
             config = load_config(path, case.overrides)
     except ConfigFileError as error:
         text = f"{error} {error.__cause__}"
-        assert PLAIN not in text, f"the password of a URL: {text}"
-        assert IN_VARIABLE not in text, f"what is in a variable: {text}"
+        assert PLAIN not in text, f"an error contains the password of a URL: {text}"
+        assert IN_VARIABLE not in text, f"an error contains the value of a variable: {text}"
         assert len(text) < 20_000, "the text of an error is too long"
         raise
     written = config.as_written()
-    assert IN_VARIABLE not in json.dumps(written), "what is in a variable is written down"
+    assert IN_VARIABLE not in json.dumps(written), "the written file contains the value of a variable"
     if case.is_loaded_again:
         path.write_text(dump_yaml(written), "utf-8")
-        assert load_config(path).to_dict() == config.to_dict(), "what is written down is another configuration"
+        assert load_config(path).to_dict() == config.to_dict(), "the written file is another configuration"
     return "a configuration" + (" with variables" if config.references else "")
 
 

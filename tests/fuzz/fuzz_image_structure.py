@@ -1,4 +1,4 @@
-"""Images put together piece by piece: scans, frames, chunks, sub-blocks and pictures, with counts at their bounds.
+"""Prepares images that are built from pieces: scans, frames, chunks and sub-blocks, with counts around the limits.
 
 python tests/fuzz/fuzz_image_structure.py --count 20000 --seed 0
 """
@@ -16,14 +16,14 @@ from PIL import Image
 
 from tests.fuzz.image_attempt import fuzz_images
 
-# Around the limits of rollout.images.jpeg and container_format, and around none at all.
+# Counts around the limits of rollout.images.jpeg and container_format.
 COUNTS = (0, 0, 1, 1, 2, 3, 5, 16, 17, 31, 32, 33)
 MANY = (64, 300, 9_999, 10_001, 20_001)
 SIDES = (1, 2, 7, 8, 9, 16, 33)
 
 
-def some(chance: random.Random) -> int:
-    """How many pieces: mostly few, at times very many."""
+def amount(chance: random.Random) -> int:
+    """Return a number of pieces: mostly few, sometimes very many."""
     return chance.choice(COUNTS) if chance.random() < 0.99 else chance.choice(MANY)
 
 
@@ -36,7 +36,7 @@ def encoded(format_name: str, mode: str, width: int, height: int, options: tuple
 
 
 def exif(chance: random.Random) -> bytes:
-    """EXIF with an orientation, in either byte order, with entries that may be wrong or claim far too much."""
+    """Return EXIF with an orientation, in either byte order; entries may be wrong or claim too many values."""
     order = chance.choice("<>")
     entries = [struct.pack(f"{order}HHIHH", 0x0112, 3, 1, chance.randrange(10), 0)]
     for _ in range(chance.choice((0, 0, 1, 5, 300))):
@@ -64,8 +64,8 @@ def jpeg(chance: random.Random) -> bytes:
     data = encoded("JPEG", mode, chance.choice(SIDES), chance.choice(SIDES), options)
     scans = data[:-2].split(b"\xff\xda")[1:]
     head, segments = data[: data.index(b"\xff\xda")], []
-    # The last scan may come again; of others only some decoders make something.
-    scans += scans[-1:] * min(some(chance), 10_001)
+    # Repeat the last scan; only some decoders read other scans after it.
+    scans += scans[-1:] * min(amount(chance), 10_001)
     if chance.random() < 0.2:
         scans.insert(chance.randrange(len(scans) + 1), chance.choice((*scans[:5], b"\0\x02")))
     for _ in range(chance.choice((0, 0, 0, 1, 2, 5))):
@@ -92,7 +92,7 @@ def jpeg(chance: random.Random) -> bytes:
 
 
 def multi_picture(chance: random.Random, first: bytes) -> bytes:
-    """Several JPEGs in a row, and an index that need not agree with them."""
+    """Return several JPEGs in a row, with an index that may be wrong."""
     others = [encoded("JPEG", "RGB", chance.choice(SIDES), 8, ()) for _ in range(chance.choice((0, 1, 2, 63, 64, 65)))]
     count = chance.choice((len(others) + 1, 1, 0, 2, 2**32 - 1))
     entries = b"".join(struct.pack("<IIIHH", 0x030000, len(one), 0, 0, 0) for one in (first, *others[:100]))
@@ -125,7 +125,7 @@ def png(chance: random.Random) -> bytes:
     )
     rows += bytes(chance.choice((0, 0, 0, 1, 100_000)))
     packed = zlib.compress(rows, 1)
-    cuts = sorted(chance.randrange(len(packed) + 1) for _ in range(some(chance)))
+    cuts = sorted(chance.randrange(len(packed) + 1) for _ in range(amount(chance)))
     pieces = [packed[a:b] for a, b in zip([0, *cuts], [*cuts, len(packed)], strict=True)]
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     before: list[bytes] = [png_chunk(b"PLTE", chance.randbytes(48))] if colour == 3 else []
@@ -134,7 +134,7 @@ def png(chance: random.Random) -> bytes:
         for _ in range(chance.choice((0, 0, 1, 2))):
             chunks.append(png_metadata(chance, width, height))
     if chance.random() < 0.05:
-        before += [png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(chance.choice((10, 100_000)))))] * some(chance)
+        before += [png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(chance.choice((10, 100_000)))))] * amount(chance)
     if chance.random() < 0.2:
         before.insert(0, png_chunk(b"acTL", struct.pack(">II", chance.choice((0, 1, 2, 2**31)), 0)))
     body = [*before, *(png_chunk(b"IDAT", piece) for piece in pieces), *after]
@@ -164,7 +164,7 @@ def png_metadata(chance: random.Random, width: int, height: int) -> bytes:
 
 
 def gif_blocks(chance: random.Random, data: bytes) -> bytes:
-    """Data in sub-blocks; they may be tiny, and many."""
+    """Return the data in sub-blocks, which may be tiny."""
     size = chance.choice((255, 255, 255, 100, 1))
     return (
         b"".join(bytes((len(data[at : at + size]),)) + data[at : at + size] for at in range(0, len(data), size)) + b"\0"
@@ -178,7 +178,7 @@ def gif(chance: random.Random) -> bytes:
         struct.pack("<HHBBB", width, height, 0x91, chance.choice((0, 3, 255)), 0),
         chance.randbytes(12),
     ]
-    for number in range(min(max(1, some(chance)), 300)):
+    for number in range(min(max(1, amount(chance)), 300)):
         if chance.random() < 0.5:
             flags = chance.randrange(8) << 2 | chance.randrange(2)
             pieces.append(b"\x21\xf9\x04" + struct.pack("<BHB", flags, 1, chance.choice((0, 3, 200))) + b"\0")
@@ -205,7 +205,7 @@ def gif(chance: random.Random) -> bytes:
 
 @functools.cache
 def gif_codes(pixels: int) -> bytes:
-    """LZW with a clear code before each pixel: correct, and larger than the pixels."""
+    """Return LZW data with a clear code before each pixel, which is valid but larger than the pixels."""
     bits, length = 0, 0
     for code in [code for _ in range(pixels) for code in (4, 1)] + [5]:
         bits |= code << length
@@ -226,7 +226,7 @@ def webp(chance: random.Random) -> bytes:
     animated = chance.random() < 0.5
     if animated:
         chunks.append(riff_chunk(b"ANIM", chance.randbytes(4) + b"\0\0"))
-        for _ in range(min(max(1, some(chance)), 300)):
+        for _ in range(min(max(1, amount(chance)), 300)):
             at = (0, 0) if chance.random() < 0.95 else (chance.randrange(4), chance.randrange(4))
             box = b"".join(struct.pack("<I", value)[:3] for value in (*at, width - 1, height - 1, 100))
             chunks.append(riff_chunk(b"ANMF", box + bytes((chance.randrange(4),)) + picture))
@@ -238,7 +238,7 @@ def webp(chance: random.Random) -> bytes:
     if flags & 4:
         chunks.append(riff_chunk(b"XMP ", xmp(chance)))
     if chance.random() < 0.1:
-        chunks += [riff_chunk(b"junk", b"")] * some(chance)
+        chunks += [riff_chunk(b"junk", b"")] * amount(chance)
     if chance.random() < 0.1:
         chance.shuffle(chunks)
     size = b"".join(struct.pack("<I", (side - 1) & 0xFFFFFF)[:3] for side in canvas)
@@ -253,7 +253,7 @@ def bmp(chance: random.Random) -> bytes:
     colours = 1 << depth if depth <= 8 else 0
     if compression in (1, 2):
         codes = [bytes((chance.randrange(1, 256), chance.randrange(256))) for _ in range(width * height)]
-        codes += [chance.choice((b"\0\0", b"\0\2\0\1", b"\0\3abc\0", b"\0\2\xff\xff")) for _ in range(some(chance))]
+        codes += [chance.choice((b"\0\0", b"\0\2\0\1", b"\0\3abc\0", b"\0\2\xff\xff")) for _ in range(amount(chance))]
         chance.shuffle(codes)
         pixels = b"".join(codes) + b"\0\1"
     else:

@@ -1,4 +1,4 @@
-"""Mutated images and data: URIs against preparation: each is refused by name, or a full decode confirms what it said.
+"""Prepares mutated images and data: URIs: each is refused by name, or a full decode confirms its description.
 
 python tests/fuzz/fuzz_images.py --count 20000 --seed 0
 """
@@ -21,7 +21,7 @@ Mutation = Callable[[random.Random, bytes, list[bytes]], bytes]
 
 @functools.cache
 def corpus() -> list[bytes]:
-    """Every format in every mode that Pillow writes, small, some with metadata, frames and odd sizes."""
+    """Return small images in every format and mode that Pillow writes, some with metadata, frames and odd sizes."""
     chance = random.Random(0)
     seeds = []
     for width, height in [(1, 1), (7, 5), (33, 17)]:
@@ -33,13 +33,13 @@ def corpus() -> list[bytes]:
 
 
 def noise(rng: random.Random, width: int, height: int) -> Image.Image:
-    """A smooth random picture with an alpha channel."""
+    """Return a smooth random picture with an alpha channel."""
     small = Image.frombytes("RGBA", (4, 4), rng.randbytes(64))
     return small.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def variants(picture: Image.Image) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
-    """The picture in each format and mode with the options that write it."""
+    """Yield the picture in each format and mode, with the options to save it."""
     rgb, flipped = picture.convert("RGB"), ImageOps.flip(picture)
     palette = rgb.quantize(16)
     for mode in ("1", "L", "LA", "RGB", "RGBA", "I;16"):
@@ -127,7 +127,7 @@ def splice(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
 
 
 def mend_png_checksums(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
-    """A mutation that a checksum would give away, with the checksums made right again."""
+    """Flip bits, and then correct the checksums."""
     out, at = bytearray(flip_bits(rng, data, others)), 8
     while at + 12 <= len(out):
         length = int.from_bytes(out[at : at + 4], "big")
@@ -140,7 +140,7 @@ def mend_png_checksums(rng: random.Random, data: bytes, others: list[bytes]) -> 
 
 
 def mutate_png_pixels(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
-    """Damage below the compression: another filter byte, fewer rows, or far more of them."""
+    """Damage the pixels before compression: another filter byte, fewer rows, or far more rows."""
     start = data.find(b"IDAT")
     if not data.startswith(b"\x89PNG") or start < 0:
         return flip_bits(rng, data, others)
@@ -174,7 +174,7 @@ MUTATIONS: list[Mutation] = [
 
 
 def as_uri(rng: random.Random, data: bytes) -> str:
-    """A data: URI of the bytes; one in eight is damaged in its text instead."""
+    """Return a data: URI of the bytes; the text of one in eight is damaged."""
     text = base64.b64encode(data).decode()
     prefix = "data:image/png;base64,"
     if rng.randrange(8):

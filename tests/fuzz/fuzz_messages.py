@@ -1,6 +1,7 @@
-"""Random messages of an environment, from `chat` to the prompt's tokens: a result or a named error, in bounded time.
+"""Sends random messages from `chat` to the prompt's tokens: the result is a prompt or a named error, in bounded time.
 
-Messages, tools and sampling keys are graphs, cycles, deep, of wrong types, with lone surrogates and control tokens.
+Messages, tools and sampling keys are graphs and cycles, are deep or of wrong types, or contain lone surrogates and
+control tokens.
 
 python tests/fuzz/fuzz_messages.py --count 20000 --seed 0
 """
@@ -50,7 +51,7 @@ TEXTS = (
 PICTURE = encode_data_uri("image/png", encode_pillow_image(Image.new("RGB", (8, 8), "red")))
 _LONGEST_ERROR = 3000
 _SHAPES = [(3, 2), (2, 3), (1, 1), (1, 12), (2, 1), (1, 4), (12, 1), (20, 1), (60, 1)]
-"""Levels, and how often each names the one below."""
+"""How many levels, and how often each contains the one below."""
 _HUGE_SHAPES = [(14, 12), (40, 2), (1, 200_000)]
 KEYS = (
     "type",
@@ -84,17 +85,17 @@ class Part:
     content: Any
 
 
-class OfTheEnvironmentError(Exception):
-    """What an object of the environment raises is not ours."""
+class EnvironmentObjectError(Exception):
+    """An object of the environment raised this; it is not our error."""
 
 
 class TooLongError(Exception):
-    """An error repeats what it was given, however long this is."""
+    """The text of an error is too long."""
 
 
 class Raises:
     def __getattr__(self, name: str) -> Any:
-        raise OfTheEnvironmentError(name)
+        raise EnvironmentObjectError(name)
 
 
 def enumerate_keys(values: Sequence[Any]) -> Iterator[tuple[str, Any]]:
@@ -102,14 +103,14 @@ def enumerate_keys(values: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 
 class Messages:
-    """Makes what an environment gives to `chat`, from one source of chance."""
+    """Makes the arguments of `chat`, from one random generator."""
 
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
         self._shared: list[Any] = [chance.choice(TEXTS)]
 
     def call(self) -> tuple[Any, Any, Any, int]:
-        """Messages, tools, sampling keys and how many turns have them; mostly in the right form, but odd in places."""
+        """Return messages, tools, sampling keys and a number of turns: mostly valid, but wrong in places."""
         chance = self._chance
         count = chance.choice([1, 1, 1, 2, 3])
         messages: Any = [self.message() for _ in range(count)]
@@ -128,7 +129,7 @@ class Messages:
         return messages, tools, sampling, chance.choices([0, 1, 2], [5, 9, 1])[0]
 
     def _with_huge_graph(self, messages: Any) -> tuple[Any, Any, Any]:
-        """The messages, and somewhere a few objects that are more values than anything can go through."""
+        """Return messages, tools and sampling keys with a few objects that contain more values than can be visited."""
         chance = self._chance
         wraps: list[Callable[[list[Any]], Any]] = [
             lambda inner: {"type": "tool_result", "content": inner},
@@ -212,7 +213,7 @@ class Messages:
         return [tool] if self._chance.random() < 0.9 else self._odd()
 
     def graph(self, wrap: Callable[[list[Any]], Any], shapes: Sequence[tuple[int, int]] = _SHAPES) -> Any:
-        """Levels that each hold the one below several times: few objects that are up to billions of values."""
+        """Return levels that each contain the one below several times: few objects with up to billions of values."""
         levels, times = self._chance.choice(shapes)
         found: Any = {"type": "text", "text": self._chance.choice(TEXTS)}
         for _ in range(levels):
@@ -250,7 +251,7 @@ class Messages:
 
 @functools.cache
 def policy() -> PolicyClient:
-    """All that a session needs before it asks an engine; there is none."""
+    """Return what a session needs before it asks an engine; there is no engine."""
     parts: Any = SimpleNamespace(
         renderers=shared_pool(TINY_MODEL, "qwen3-vl"),
         image_policy=ImagePolicy("inline", Path(_directory.name)),
@@ -264,7 +265,7 @@ _loop = asyncio.new_event_loop()
 
 
 async def prepare(messages: Any, tools: Any, sampling: Any, turns: int) -> str:
-    """The steps of `chat` up to the request, also twice, as the next turn would; without turns, up to the rendering."""
+    """Do the steps of `chat` up to the request, once for each turn; with 0 turns, up to the canonical messages."""
     session = Session(policy(), SimpleNamespace())  # type: ignore[arg-type]
     for _ in range(max(1, turns)):
         require_conversation(messages)
@@ -293,7 +294,7 @@ if __name__ == "__main__":
             __doc__ or "",
             lambda chance: Messages(chance).call(),
             attempt,
-            named_errors=(RolloutError, AdapterError, OfTheEnvironmentError),
+            named_errors=(RolloutError, AdapterError, EnvironmentObjectError),
             operations=5_000_000,
         )
     )

@@ -1,9 +1,9 @@
-"""Records with damaged fields through all that a trainer calls: each rollout trains, or failed with a reason.
+"""Reads records with damaged fields as a trainer does: each rollout trains, or fails with a reason.
 
 python -m tests.fuzz.fuzz_records --count 20000 --seed 0
 
-A case is a rollout of which some fields were changed: numbers at their bounds, other types, other lengths, missing and
-unknown keys, paths that hang or lead elsewhere. Beside it is sometimes a sound rollout, which must train.
+A case is a rollout with some changed fields: numbers at their bounds, other types, other lengths, missing and unknown
+keys, paths that hang or lead elsewhere. Some cases have a valid rollout, too, which must train.
 """
 
 import asyncio
@@ -53,11 +53,11 @@ from transports.codec import decode, encode
 from transports.errors import CodecError
 
 Rollouts = list[tuple[str, list[Frames]]]
-"""The name and the records of each rollout, in the order in which they come."""
+"""The name and the records of each rollout, in the order in which they are read."""
 
 
 class Case(NamedTuple):
-    """The rollouts of a case, and whether they are checked and inspected, too, which takes most of the time."""
+    """The rollouts of a case, and whether they are also checked and inspected, which takes most of the time."""
 
     rollouts: Rollouts
     is_thorough: bool
@@ -85,7 +85,7 @@ KEYS = ("pixel_values", "novelty", "hash", "function", "name", "text", "experts"
 
 
 class GivenQueue:
-    """Gives the records of several rollouts to a reader."""
+    """A queue with the records of several rollouts."""
 
     url, ends = "fuzz://", True
 
@@ -107,15 +107,15 @@ class GivenQueue:
 
 
 @functools.cache
-def sound_records() -> list[Frames]:
-    """The records of a rollout with images, a fork, tools, calls, experts and masks."""
+def valid_records() -> list[Frames]:
+    """Return the records of a rollout with images, a fork, tools, calls, experts and masks."""
     packets = asyncio.run(scripted_rollout("g.0", group_size=2, turns=2, image_tokens=4, assets=str(IMAGES)))
     started, first, second, finished = (decode(packet.frames) for packet in packets)
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"n": 1}}}
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {"n": {}}}}}
     first |= {"tools": [tool], "stop": 5, "cached": 2, "source": "first", "finish": "length"}
     first["messages"][1] |= {"tool_calls": [call], "reasoning_content": "hm"}
-    # The second question follows the first one, not the answer to it.
+    # The second question follows the first question, not its answer.
     runs = [decode_nodes(copy.deepcopy(step))[0].run for step in (first, second)]
     prompt = expand([*runs, TokenRun(LogicalIds(np.array([7], np.int32)), 1)], pad_id=PAD_ID)
     digest = prompt_digest(prompt.ids, [placeholder.hash for placeholder in prompt.placeholders])
@@ -130,13 +130,13 @@ def sound_records() -> list[Frames]:
 
 @functools.cache
 def neighbour_records() -> list[Frames]:
-    """The records of a rollout of the same group."""
+    """Return the records of a valid rollout of the same group."""
     rollout = scripted_rollout("g.1", group_size=2, turns=1, image_tokens=4, assets=str(IMAGES))
     return [packet.frames for packet in asyncio.run(rollout)]
 
 
 def make(chance: random.Random) -> Case:
-    records = list(sound_records())
+    records = list(valid_records())
     for _ in range(chance.choice([0, 1, 1, 1, 2])):
         at = chance.randrange(len(records))
         if isinstance(value := decode(records[at]), dict) and value:
@@ -149,7 +149,7 @@ def make(chance: random.Random) -> Case:
 
 
 def damage(chance: random.Random, value: Any) -> None:
-    """Change one place in a record; every field is as likely as the others."""
+    """Change one field of a record; every field is equally likely."""
     while True:
         key = chance.choice([*value] if isinstance(value, dict) else range(len(value)))
         inner = value[key]
@@ -184,7 +184,7 @@ def damaged_array(chance: random.Random, array: Any) -> Any:
 
 
 def with_digest(records: list[Frames]) -> list[Frames]:
-    """The records with the digest of their steps, so that they are joined."""
+    """Return the records with the right digest of their steps, so that the reader joins them."""
     finished, digest = decode(records[-1]), StepsDigest()
     for step in records[1:-1]:
         digest.add(step)
@@ -204,12 +204,12 @@ def attempt(case: Case) -> str:
     try:
         trajectories = LOOP.run_until_complete(read(case.rollouts))
     except ImagesUnreadable:
-        assert len(case.rollouts) == 1, "the images of the other rollout can be read"
+        assert len(case.rollouts) == 1, "the images of the valid rollout cannot be read"
         raise
     ends = [(trajectory.rollout, trajectory.status.value, trajectory.error) for trajectory in trajectories]
     assert len(ends) >= len(case.rollouts), f"a rollout is lost: {ends}"
     if len(case.rollouts) == 2:
-        assert ("g.1", "ok", None) in ends, f"the sound rollout does not train: {ends}"
+        assert ("g.1", "ok", None) in ends, f"the valid rollout does not train: {ends}"
         group = Group("g", 2, tuple(trajectories))
         for estimator in (grpo, rloo):
             assert all(map(math.isfinite, advantages_of(group, estimator).values())), "an advantage is not finite"
@@ -245,7 +245,7 @@ def inspect(trajectories: list[Trajectory]) -> None:
 
 
 def use(trajectory: Trajectory) -> str:
-    """Do what a trainer does with a trajectory, and say how it ended."""
+    """Do what a trainer does with a trajectory, and return how it ended."""
     found = samples(trajectory)
     if not trajectory.trainable:
         assert not found
@@ -260,7 +260,7 @@ def use(trajectory: Trajectory) -> str:
 
 @contextmanager
 def image_directory() -> Iterator[None]:
-    """A directory of images, and in it one of named pipes with the same names."""
+    """Make a directory of images, and in it a directory of named pipes with the same names."""
     logging.disable()
     with tempfile.TemporaryDirectory() as directory:
         IMAGES.symlink_to(directory)

@@ -1,6 +1,6 @@
-"""Random and damaged entries of a Redis stream into a consumer: a record, or a dead letter, never an error.
+"""Consumes random and damaged entries of a Redis stream: each becomes a record or a dead letter, never an error.
 
-There is no server: a double answers as XREADGROUP and the scripts do, with fields as a mapping or as a list.
+There is no server: a double answers as XREADGROUP and the scripts do.
 
 python tests/fuzz/fuzz_redis_entries.py --count 20000 --seed 0
 """
@@ -71,7 +71,7 @@ def make_data(chance: random.Random) -> bytes:
 
 
 class OneEntryServer:
-    """Has one odd entry before a good one, and notes what becomes a dead letter."""
+    """Has an odd entry and a good one, and keeps what becomes a dead letter."""
 
     def __init__(self, odd: Entry) -> None:
         self.entries: list[tuple[bytes, RawFields]] = [(odd.id, odd.fields), (GOOD_ID, GOOD_FIELDS)]
@@ -113,7 +113,7 @@ async def consume(entry: Entry) -> str:
     deliveries = []
     while (delivery := await consumer.next_delivery()) is not None:
         deliveries.append(delivery)
-    assert bytes(deliveries[-1].frames[0]) == b"good", "the queue stands still"
+    assert bytes(deliveries[-1].frames[0]) == b"good", "the queue does not deliver the good entry"
     as_letter = read_dead_letter(entry.id, as_script_answers(entry.fields))
     assert as_letter.frames
     for id_, fields in server.dead_letters:

@@ -1,7 +1,6 @@
-"""Damaged files of a run: queue.json, holders and leases, logs of acks, segments, outcomes, manifests.
+"""Reads damaged files of a run: queue.json, holders and leases, logs of acks, segments, outcomes, manifests.
 
-A file that our code wrote is cut, changed or replaced, and read again. Our code tells the damage by name, or takes the
-file for what it safely can be.
+A file that our code wrote is cut or changed, and read again. Our code raises a named error, or reads what is safe.
 """
 
 import logging
@@ -37,7 +36,7 @@ originals: dict[str, bytes] = {}
 
 @contextmanager
 def files_of_a_run() -> Iterator[None]:
-    """Write one sound file of each kind, and read them into `originals`."""
+    """Write one valid file of each kind, and read them into `originals`."""
     global work
     logging.disable()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -135,7 +134,7 @@ def read_outcome(data: bytes) -> str:
     claims = Claims(work / "claims")
     next((work / "claims").glob("*.done")).write_bytes(data)
     assert claims.is_done("r")
-    return "told" if claims.outcome("r") is not None else "damaged"
+    return "read" if claims.outcome("r") is not None else "damaged"
 
 
 def read_manifest(data: bytes) -> str:

@@ -1,7 +1,7 @@
-"""Messages and tools whose texts spell control tokens, whole, in part and across parts, for several families.
+"""Renders texts that look like control tokens, or like parts of them, for several families.
 
-A conversation with such texts is rendered or bridged, and so is the same conversation with harmless words in their
-place. Both must have the same control tokens in the same order, and the text between them must be what was said.
+A conversation with such texts is rendered or bridged, and also the same conversation with harmless words instead. Both
+must have the same control tokens in the same order, with the original texts between them.
 
 python -m tests.fuzz.fuzz_special_text --count 20000 --seed 0
 """
@@ -33,7 +33,7 @@ WORD = re.compile(r"q(\d+)z")
 
 Conversation = tuple[list[dict[str, Any]], list[dict[str, Any]] | None]
 Case = tuple[str, Conversation, Conversation, Sequence[str], int]
-"""The family, the hostile and the harmless conversation, what stands for each word, how many messages are bridged."""
+"""The family, the hostile and the harmless conversation, the text for each word, how many messages are bridged."""
 
 
 @functools.cache
@@ -43,14 +43,14 @@ def adapter_of(family: str) -> RendererAdapter:
 
 
 class Writer:
-    """Writes texts; in the harmless one each piece of a control token is a word with the number of the piece."""
+    """Writes harmless texts, with a numbered word in place of each piece of a control token."""
 
     def __init__(self, chance: random.Random, tokens: Sequence[str]) -> None:
         self.chance, self.tokens = chance, tokens
         self.pieces: list[str] = []
 
     def text(self, longest: int = 3) -> str:
-        """The text with the words of the harmless conversation."""
+        """Return a harmless text, which may be empty."""
         return "".join(self._piece() for _ in range(self.chance.randint(0, longest)))
 
     def _piece(self) -> str:
@@ -64,7 +64,7 @@ class Writer:
         return "".join(f"q{len(self.pieces) - len(pieces) + at}z" for at in range(len(pieces)))
 
     def name(self) -> str:
-        """A text that is not empty."""
+        """Return a harmless text that is not empty."""
         return f"n{self.text(2)}"
 
 
@@ -148,14 +148,14 @@ def write(adapter: RendererAdapter, conversation: Conversation, bridged: int) ->
 
 @functools.cache
 def answered(adapter: RendererAdapter) -> tuple[LogicalIds, LogicalIds]:
-    """The opening of an answer, and an answer."""
+    """Return the opening of an answer, and an answer."""
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     answer = as_logical_ids([*adapter.tokenizer.encode("red"), adapter.stop_token_ids[0]])
     return adapter.render(messages, None).generation_prompt, answer
 
 
 def split(adapter: RendererAdapter, rendered: RenderedMessages) -> tuple[list[int], list[str]]:
-    """The control tokens, and the texts between them."""
+    """Return the control tokens, and the texts between them."""
     ids = [*(token for segment in rendered.segments for token in segment.ids.tolist())]
     control_at = [at for at, token in enumerate(ids) if token in adapter.tokenizer.control_ids]
     edges = zip([-1, *control_at], [*control_at, len(ids)], strict=True)
@@ -163,7 +163,7 @@ def split(adapter: RendererAdapter, rendered: RenderedMessages) -> tuple[list[in
 
 
 def without_escapes(text: str) -> str:
-    """Templates write some texts as JSON; what is escaped there depends on what stands beside it."""
+    """Return the text without JSON escapes; what a template escapes depends on the neighbouring characters."""
     return re.sub(r"\\u([0-9a-f]{4})", lambda escape: chr(int(escape[1], 16)), text).replace("\\", "")
 
 

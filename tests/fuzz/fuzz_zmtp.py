@@ -1,4 +1,4 @@
-"""Random and damaged messages to a zmq:// hub and to a handle: refused or understood, and the queue always goes on.
+"""Sends random and damaged messages to a zmq:// hub and to a handle: they are refused or understood, and it continues.
 
 python tests/fuzz/fuzz_zmtp.py --count 20000 --seed 0
 """
@@ -93,7 +93,7 @@ def make(chance: random.Random) -> Case:
 
 
 def damage_value(chance: random.Random, value: Any) -> Any:
-    """The same with one value within it changed, added or left out."""
+    """Return the value with one part changed, added or left out."""
     if not isinstance(value, list) or not value or chance.random() < 0.1:
         return chance.choice(ODD_VALUES)
     at, choice = chance.randrange(len(value)), chance.random()
@@ -112,7 +112,7 @@ def damage_bytes(chance: random.Random, header: bytes) -> bytes:
 
 
 class World:
-    """A hub with a good handle, the same in all cases: what one message spoils, the next cases find spoilt."""
+    """A hub with a good handle. All cases share it, so damage by one message shows in the next cases."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -126,7 +126,7 @@ class World:
         await self.good_handle.wait_until_ready(10)
 
     async def attempt_to_hub(self, parts: list[bytes]) -> str:
-        """The message comes from a stranger who said hello, or it is a hello."""
+        """Send a message to the hub from a stranger; a hello comes first, unless the message is one."""
         before = self.hub.refusals.count
         if not (parts and parts[0].startswith(b"H")):
             self.hub.receive(STRANGER, b"H2", HELLO)
@@ -134,13 +134,13 @@ class World:
             self.hub.receive(STRANGER, *parts)
         refused = self.hub.refusals.count > before
         await asyncio.sleep(0)
-        self.hub.receive(STRANGER, b"Q", LEAVE)  # what it took is free again
+        self.hub.receive(STRANGER, b"Q", LEAVE)  # return what it took
         await self._put_and_receive(self.good_handle)
         self.hub.sent.clear()
         return f"hub: {'refused' if refused else 'understood'}"
 
     async def attempt_to_handle(self, parts: list[bytes]) -> str:
-        """The message comes from the hub while the handle waits for five answers."""
+        """Send a message from the hub to a handle that waits for five answers."""
         link = self.hub.link(OTHER)
         await link.wait_until_ready(10)
         calls = (link.receive(0.0), link.stats(), link.dead_letters(1), link.peek(1), link.ack([]))
@@ -167,7 +167,7 @@ class World:
         tag = ""
         while tag != "good":
             leased = await link.receive(10)
-            assert leased is not None, "the queue stands still"
+            assert leased is not None, "the queue does not deliver the good record"
             await link.ack([leased.token])
             tag = leased.tag
 

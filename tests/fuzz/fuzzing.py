@@ -1,9 +1,9 @@
-"""What the fuzz scripts share: cases from a seed, a child process that tries them, counts of what came of them.
+"""What the fuzz scripts share: cases from a seed, a child process that tries them, counts of the outcomes.
 
-A script gives two functions. One makes the input of a case from a random generator; the other gives this input to our
-code and returns a short name of what happened ("accepted", "refused: …"). An error that the script does not name is a
-finding, and so is a case that needs too many operations or too much memory. Time is no finding, but a case that makes
-no progress for a minute is killed and reported.
+A script has two functions. One makes the input of a case from a random generator. The other passes it to our code and
+returns a short name of the outcome ("accepted", "refused: …"). An error that the script does not name is a problem, and
+so is a case that needs too many operations or too much memory. A case without progress for a minute is killed and
+reported; slow cases are no problem.
 """
 
 import argparse
@@ -28,7 +28,7 @@ Input = TypeVar("Input")
 
 
 class TooManyOperationsError(BaseException):
-    """A case called more functions than its script allows; not an Exception, so that nobody handles it."""
+    """A case called more functions than its script allows. It is no Exception, so that our code does not catch it."""
 
 
 class OperationLimit:
@@ -52,9 +52,9 @@ class OperationLimit:
 
 
 class PeakMemory:
-    """How much more memory this process had at its peak since a start.
+    """Measures how much the peak memory of this process grew since `start`.
 
-    Where Linux does not let us forget the peak from before, only what exceeds that one is seen.
+    If Linux does not let us reset the peak, only growth above the earlier peak is measured.
     """
 
     def __init__(self) -> None:
@@ -91,15 +91,15 @@ def fuzz(
     operations: int | None = 100_000,
     around: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> int:
-    """Read `--count`, `--seed` and `--only` from the command line, try the cases, print the counts.
+    """Read `--count`, `--seed` and `--only` from the command line, try the cases, and print the counts.
 
     Args:
         description: the script's docstring, for `--help`.
         make: makes the input of one case.
-        attempt: gives the input to our code and says in a few words what happened.
+        attempt: passes the input to our code, and returns a short name of the outcome.
         named_errors: what our code may raise; any other error is a problem.
-        operations: how many function calls one attempt may make; None where another thread or loop does the work.
-        around: a context in which all attempts run, for example a temporary directory.
+        operations: how many function calls one attempt may make; None if the script counts them itself.
+        around: a context for all attempts, for example a temporary directory.
 
     Returns:
         The exit code: 1 if there was a problem.
@@ -175,7 +175,7 @@ def _try_all(
                 counts[try_case(case)] += 1
             except TooManyOperationsError:
                 problem = f"case {case}: too many operations"
-            except Exception:  # noqa: BLE001 - whatever it is, it is a finding
+            except Exception:  # noqa: BLE001 - every other error is a problem
                 problem = f"case {case}: {traceback.format_exc()}"
             if (grown := memory.grown()) > MEMORY_ALLOWED:
                 problem = f"case {case}: took {grown >> 20} MB of memory"

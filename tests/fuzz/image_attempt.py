@@ -1,4 +1,4 @@
-"""What the fuzz scripts of images share: an image goes through preparation, and a full decode checks the answer."""
+"""What the fuzz scripts of images share: they prepare an image, and a full decode checks the result."""
 
 import base64
 import contextlib
@@ -16,11 +16,11 @@ from rollout.images import ImageAsset, ImageError, ImagePolicy, prepare_images
 from tests.fuzz.fuzzing import fuzz
 
 _OPERATIONS = 1_000_000
-"""Pillow walks over the palette of a bitmap, of up to 65,536 colours, each time that it opens the file."""
+"""Pillow reads the palette of a bitmap, of up to 65,536 colours, each time it opens the file."""
 
 
 def fuzz_images(description: str, make: Callable[[random.Random], str]) -> int:
-    """Fuzz preparation with the `data:` URIs that `make` makes. Returns the exit code."""
+    """Fuzz the preparation with the `data:` URIs from `make`; return the exit code."""
     image_attempt = _ImageAttempt()
     return fuzz(
         description,
@@ -47,10 +47,11 @@ class _ImageAttempt:
             yield
 
     def prepare(self, uri: str) -> str:
-        """Prepare the image of a `data:` URI; raises ImageError where it is refused.
+        """Prepare the image of a `data:` URI.
 
         Raises:
-            AssertionError: it was accepted, and a full decode by Pillow alone does not confirm what was said of it.
+            ImageError: the image is refused.
+            AssertionError: a full decode by Pillow does not confirm the result.
         """
         assert self._policy is not None
         message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}]}
@@ -67,5 +68,5 @@ def _confirm(image: ImageAsset, data: bytes) -> None:
     decoded.load()
     with contextlib.suppress(Exception):
         decoded = ImageOps.exif_transpose(decoded)
-    said, found = (image.width, image.height), decoded.size
-    assert said == found, f"said {said}, decodes to {found}"
+    prepared, found = (image.width, image.height), decoded.size
+    assert prepared == found, f"prepared as {prepared}, decodes to {found}"

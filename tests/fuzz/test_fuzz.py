@@ -1,4 +1,4 @@
-"""Each fuzz script with few cases; `make verify` runs them whole, with ten times the cases of `.ci/run`."""
+"""Runs each fuzz script; `make verify` runs ten times as many cases as `.ci/run`."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ COUNT = {"full": 200_000, "ci": 20_000}.get(os.environ.get("ROLLOUT_TESTS", ""),
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_no_case_gives_more_than_a_named_error(script: str) -> None:
+def test_no_case_of_a_script_is_a_problem(script: str) -> None:
     command = [sys.executable, "-m", f"tests.fuzz.{script}", "--count", str(COUNT)]
     done = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True, check=False)
     print(done.stdout)
@@ -30,7 +30,7 @@ def test_no_case_gives_more_than_a_named_error(script: str) -> None:
         ("pass", "__import__('os')._exit(9)", "case 3: the process ended with exit code 9"),
     ],
 )
-def test_a_script_fails_at(before: str, attempt: str, found: str, tmp_path: Path) -> None:
+def test_a_script_reports_a_problem(before: str, attempt: str, found: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"""
 from tests.fuzz.fuzzing import fuzz

@@ -1,7 +1,7 @@
-"""An engine in this process that says what a program wants said, and proves what it saw as a real one does.
+"""An engine in this process that gives scripted answers, with the same evidence as a real engine.
 
-It expands the prompt by itself, from what each reference points to. What it saw is kept, as the truth that records are
-compared with.
+It expands the prompt itself, from the references of the request. It keeps what it saw, and the tests compare the
+records with that.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from rollout.engine.stand_in import StandInEngine
 
 @dataclass(frozen=True, slots=True)
 class ScriptedAnswer:
-    """What the policy samples next, and how many others run before it is done."""
+    """What the policy samples next, and after how many steps of the event loop."""
 
     tokens: tuple[int, ...]
     finish: str = "stop"
@@ -27,7 +27,7 @@ class ScriptedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ObservedTurn:
-    """One turn as the engine had it: logical and expanded prompt, images in order, and what it sampled."""
+    """One turn as the engine saw it: logical and expanded prompt, images in order, and what it sampled."""
 
     logical: tuple[int, ...]
     expanded: tuple[int, ...]
@@ -36,14 +36,14 @@ class ObservedTurn:
 
     @property
     def prompt_and_completion(self) -> tuple[int, ...]:
-        """Prompt and completion, one pad per image."""
+        """Prompt and completion, with one pad token for each image."""
         return self.logical + self.answer.tokens
 
 
 class EngineDouble:
-    """Answers the requests of its client.
+    """Gives scripted answers to its client.
 
-    `images` tells what each URL stands for: the hash of its bytes, and how many tokens it becomes.
+    `images` maps each URL to the hash of its bytes and its number of tokens.
     """
 
     def __init__(self, pad_id: int | None, images: Mapping[str, tuple[str, int]]) -> None:
@@ -71,7 +71,7 @@ class EngineDouble:
             await asyncio.sleep(0)
         prompt, parts = request["token_ids"], request.get("content_parts", [])
         hashes, expanded, ranges = self._expand(prompt, [part["url"] for part in parts])
-        assert hashes == [part["uuid"] for part in parts], "a reference names another image's bytes"
+        assert hashes == [part["uuid"] for part in parts], "a reference has the hash of another image"
         answer = {
             "choices": [
                 {

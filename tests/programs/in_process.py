@@ -1,4 +1,4 @@
-"""A rollout without a queue and without HTTP: a real session, an engine double, and the records as they were sent."""
+"""A rollout without a queue and without HTTP: a real session, an engine double, and the records that were sent."""
 
 import asyncio
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from tests.programs.engine_double import EngineDouble
 
 
 class Sink:
-    """Takes the records of a rollout, in order, as a queue would."""
+    """Collects the records of a rollout in order, in place of a queue."""
 
     def __init__(self) -> None:
         self.records: list[Any] = []
@@ -32,7 +32,7 @@ class Sink:
 
 
 class InProcessRollout:
-    """One rollout of a model, to be played turn by turn. `images` are the engine double's."""
+    """One rollout, played turn by turn. `images` are those of the engine double."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class InProcessRollout:
 
     @property
     def steps(self) -> list[Step]:
-        """The turns so far, as they were recorded."""
+        """The records of the turns so far."""
         return [record for record in self.sink.records if isinstance(record, Step)]
 
     async def begin(self) -> None:
@@ -67,7 +67,7 @@ class InProcessRollout:
         )
 
     async def finish(self) -> Trajectory:
-        """The trajectory as a trainer would read it."""
+        """Finish the rollout, and return the trajectory as a trainer reads it."""
         turn_rewards = {step.turn: step.turn + 0.5 for step in self.steps}
         await self.stream.put_finished(RolloutStatus.OK, reward=1.0, turn_rewards=turn_rewards)
         started, *_, finished = self.sink.records

@@ -1,4 +1,4 @@
-"""What an environment may do with its conversations, as a state machine; every turn is judged by the plain model."""
+"""A state machine that does with conversations what an environment may do; the reference model checks every turn."""
 
 import asyncio
 import copy
@@ -41,7 +41,7 @@ TEXTS = ("What is this?", "And now?", "", "  spaces\n", "Look again.", "<|im_end
 
 @dataclass(frozen=True, slots=True)
 class ProgramResources:
-    """What all programs share: renderers, and images at their URLs."""
+    """What all programs share: renderers, and images by their URLs."""
 
     directory: Path
     pools: Mapping[str, RendererPool]
@@ -49,8 +49,8 @@ class ProgramResources:
     images: Mapping[str, tuple[str, int]]
 
 
-def make_world(directory: Path, model: Path) -> ProgramResources:
-    """Squares of several sizes, known by their `data:` URI and by the file they are offloaded to."""
+def make_resources(directory: Path, model: Path) -> ProgramResources:
+    """Make squares of several sizes, each with its `data:` URI and the URL of its offloaded file."""
     geometry = geometry_for("qwen_vl", load_processor_config(model))
     images: dict[str, tuple[str, int]] = {}
     uris = []
@@ -85,7 +85,7 @@ def encode_letters(encode: Callable[[str], list[int]], text: str) -> list[int]:
 
 @dataclass(slots=True)
 class Conversation:
-    """What an environment holds: messages, and under which tools they are said."""
+    """The messages and the tools of one conversation of the environment."""
 
     messages: list[Message]
     tools: Tools
@@ -107,9 +107,9 @@ parts = st.lists(st.one_of(st.sampled_from(TEXTS), st.integers(0, 3)), min_size=
 
 
 class Programs(RuleBasedStateMachine):
-    """One rollout, and an environment that does anything."""
+    """One rollout whose environment acts at random."""
 
-    world: ClassVar[ProgramResources]
+    resources: ClassVar[ProgramResources]
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,10 +124,10 @@ class Programs(RuleBasedStateMachine):
         answer=answers,
     )
     def begin(self, renderer: str, mode: Any, system: bool, said: list[Any], answer: Any) -> None:
-        self.pool = self.world.pools[renderer]
-        self.played = InProcessRollout(self.pool, self.world.directory, self.world.images, mode)
+        self.pool = self.resources.pools[renderer]
+        self.played = InProcessRollout(self.pool, self.resources.directory, self.resources.images, mode)
         self.engine, self.session = self.played.engine, self.played.session
-        hashes = {url: mm_hash for url, (mm_hash, _) in self.world.images.items()}
+        hashes = {url: mm_hash for url, (mm_hash, _) in self.resources.images.items()}
         tokenizer = MaskingTokenizer(self.pool.tokenizer)
         self.reference = ReferenceModel(create_renderer(tokenizer, config_from_name(renderer)), tokenizer, hashes)
         self.run(self.played.begin())
@@ -136,7 +136,7 @@ class Programs(RuleBasedStateMachine):
 
     @rule(said=parts, tools=st.booleans(), answer=answers)
     def new(self, said: list[Any], tools: bool, answer: Any) -> None:
-        """A conversation of its own, as a sub-agent has."""
+        """Start another conversation, as a sub-agent does."""
         self.conversations.append(Conversation([*self.system, self.user(said)], LOOK if tools else None))
         self.chat(self.conversations[-1], answer)
 
@@ -154,7 +154,7 @@ class Programs(RuleBasedStateMachine):
 
     @rule(which=numbers, cut=numbers, same=st.booleans(), said=parts, answer=answers)
     def fork(self, which: int, cut: int, same: bool, said: list[Any], answer: Any) -> None:
-        """Go back to somewhere and go on differently, with the same objects or with copies."""
+        """Go back to an earlier message and continue differently, with the same objects or with copies."""
         origin = self.pick(which)
         messages = origin.messages[: 1 + cut % len(origin.messages)]
         self.conversations.append(Conversation(messages if same else copy.deepcopy(messages), origin.tools))
@@ -163,7 +163,7 @@ class Programs(RuleBasedStateMachine):
 
     @rule(which=numbers, keep=st.integers(0, 3), said=parts, answer=answers)
     def compact(self, which: int, keep: int, said: list[Any], answer: Any) -> None:
-        """A summary stands for the beginning; some of the end is kept."""
+        """Replace the beginning with a summary, and keep some messages of the end."""
         origin = self.pick(which)
         summary = {"role": "user", "content": "So far: squares."}
         kept = [said for said in origin.messages if said["role"] != "system"][-keep:] if keep else []
@@ -172,14 +172,14 @@ class Programs(RuleBasedStateMachine):
 
     @rule(which=numbers, said=parts, answer=answers)
     def retool(self, which: int, said: list[Any], answer: Any) -> None:
-        """The same conversation goes on under other tools, which is another tree."""
+        """Continue the same conversation with other tools, which is another tree."""
         origin = self.pick(which)
         self.conversations.append(Conversation([*origin.messages, self.user(said)], None if origin.tools else LOOK))
         self.chat(self.conversations[-1], answer)
 
     @rule(which=numbers, at=numbers, answer=answers)
     def edit(self, which: int, at: int, answer: Any) -> None:
-        """An answer is changed in place, as if the policy had said something else."""
+        """Change an answer in place, as if the policy had said something else."""
         conversation = self.pick(which)
         assistant_messages = [message for message in conversation.messages if message["role"] == "assistant"]
         if assistant_messages:
@@ -189,7 +189,7 @@ class Programs(RuleBasedStateMachine):
 
     @rule(which=numbers, answer=answers)
     def retry(self, which: int, answer: Any) -> None:
-        """The last answer is asked for once more, and the new one is gone on with."""
+        """Ask for the last answer again, and continue with the new one."""
         conversation = self.pick(which)
         while not conversation.answerable and len(conversation.messages) > 1:
             conversation.messages.pop()
@@ -198,7 +198,7 @@ class Programs(RuleBasedStateMachine):
 
     @rule(which=numbers, several=st.lists(st.tuples(parts, answers, st.booleans()), min_size=2, max_size=3))
     def parallel(self, which: int, several: list[tuple[list[Any], Any, bool]]) -> None:
-        """Best of several, or sub-agents, all at the same time from the same place."""
+        """Ask for several answers at the same time from the same message, as sub-agents do."""
         origin = self.pick(which)
         forks = []
         for said, _, same in several:
@@ -210,7 +210,7 @@ class Programs(RuleBasedStateMachine):
 
     @rule(which=numbers, said=parts, answer=answers, patience=st.integers(0, 6))
     def give_up(self, which: int, said: list[Any], answer: Any, patience: int) -> None:
-        """The environment stops waiting for an answer; it may have come all the same."""
+        """Stop waiting for an answer, which may have arrived already."""
         conversation = self.pick(which)
         messages = [*conversation.messages, self.user(said)]
         self.engine.scripted_answers = [self.script_answer(answer)]
@@ -229,7 +229,7 @@ class Programs(RuleBasedStateMachine):
         self.engine.scripted_answers = []
         for number in self.engine.started_turns[started_before:]:
             if number in self.engine.turns:
-                self.judge(number, messages, conversation.tools)
+                self.check_turn(number, messages, conversation.tools)
                 self.remember(number, messages, conversation.tools)
 
     def teardown(self) -> None:
@@ -243,7 +243,7 @@ class Programs(RuleBasedStateMachine):
         self.chat_concurrently([conversation], [answer])
 
     def chat_concurrently(self, conversations: list[Conversation], answers: list[Any]) -> None:
-        """Turns at the same time; each is judged by what was answered before any of them."""
+        """Play turns at the same time; check each against what was answered before all of them."""
         self.engine.scripted_answers = [self.script_answer(answer) for answer in answers]
         started_before = len(self.engine.started_turns)
 
@@ -264,12 +264,12 @@ class Programs(RuleBasedStateMachine):
             if not isinstance(reply, BaseException)
         ]
         for number, held, _ in answered:
-            self.judge(number, held.messages, held.tools)
+            self.check_turn(number, held.messages, held.tools)
         for number, held, reply in answered:
             self.remember(number, held.messages, held.tools)
             held.messages.append(reply.message)
 
-    def judge(self, number: int, messages: Sequence[Message], tools: Tools) -> None:
+    def check_turn(self, number: int, messages: Sequence[Message], tools: Tools) -> None:
         source = self.step(number).prompt_source
         self.reference.check_turn(messages, tools, self.engine.turns[number], source)
 
@@ -287,19 +287,19 @@ class Programs(RuleBasedStateMachine):
         return self.message("user", content_parts)
 
     def message(self, role: str, content_parts: list[Any]) -> Message:
-        """Texts and images in this order; a text alone is plain content now and then."""
+        """Return a message with these texts and images; a single text becomes plain content."""
         if len(content_parts) == 1 and isinstance(content_parts[0], str):
             return {"role": role, "content": content_parts[0]}
         content: list[dict[str, Any]] = [
             {"type": "text", "text": part}
             if isinstance(part, str)
-            else {"type": "image_url", "image_url": {"url": self.world.uris[part]}}
+            else {"type": "image_url", "image_url": {"url": self.resources.uris[part]}}
             for part in content_parts
         ]
         return {"role": role, "content": content}
 
     def script_answer(self, answer: tuple[str, bool, str, int]) -> ScriptedAnswer:
-        """Tokens for an answer: the usual ones, or letter by letter, which reads the same and is not the same."""
+        """Return an answer with the usual tokens, or with one token for each letter, which decode to the same text."""
         text, letters, end, pace = answer
         tokens = _encode_answer(self.pool, text, letters=letters)
         close, end_of_text = self.pool.stop_token_ids

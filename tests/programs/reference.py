@@ -1,8 +1,7 @@
-"""The plain model of a rollout: it keeps every conversation whole, and shares nothing.
+"""A simple reference model of a rollout: it keeps every conversation whole, and shares nothing between them.
 
-What a turn must look like follows from its messages, from the whole conversations that were answered before it, and
-from the renderer, which is asked directly and with whole prompts. What a rollout's records must add up to follows from
-what the engine saw.
+It computes the expected prompt of a turn from its messages and from the conversations that were answered before. It
+renders whole prompts with the renderer itself. It compares the records of the rollout with what the engine saw.
 """
 
 import json
@@ -22,14 +21,14 @@ Tools = Sequence[Mapping[str, Any]] | None
 
 @dataclass(frozen=True, slots=True)
 class AnsweredConversation:
-    """A whole conversation up to an answer, as text, and the tokens of all of it."""
+    """A whole conversation up to an answer: its messages as text, and all its tokens."""
 
     messages: tuple[str, ...]
     turn: ObservedTurn
 
 
 class ReferenceModel:
-    """Knows the hash of every image by its URL, and the renderer of the model, which has this tokenizer."""
+    """Computes what turns and records must contain. `hashes` maps the URL of each image to its hash."""
 
     def __init__(self, renderer: Any, tokenizer: MaskingTokenizer, hashes: Mapping[str, str]) -> None:
         self._renderer = renderer
@@ -38,22 +37,24 @@ class ReferenceModel:
         self.answered: list[AnsweredConversation] = []
 
     def check_turn(self, messages: Sequence[Message], tools: Tools, turn: ObservedTurn, source: str) -> None:
-        """A turn's prompt is right: every image of its messages, and a known beginning with the very same tokens."""
+        """Check that a prompt has every image of its messages, and the same tokens as before for a known beginning."""
         images = [hash_ for message in messages for hash_ in self._images(message)]
-        assert list(turn.images) == images, "the request does not carry exactly the images of its conversation"
+        assert list(turn.images) == images, "the request does not have exactly the images of its conversation"
         expected = [self._bridge(known, messages, tools) for known in self._longest_prefixes(messages, tools)]
         if source == "bridge":
             assert list(turn.logical) in expected, "the bridge changed what was sampled, or added other tokens"
         else:
-            assert not expected or None in expected, "a conversation that could be bridged was rendered anew"
-            assert list(turn.logical) == self._rendered(messages, tools), "the full render is not the renderer's own"
+            assert not expected or None in expected, "a conversation that could be bridged was rendered again"
+            assert list(turn.logical) == self._rendered(messages, tools), (
+                "the full render differs from the renderer's own"
+            )
 
     def remember(self, messages: Sequence[Message], tools: Tools, reply: Message, turn: ObservedTurn) -> None:
-        """A conversation was answered."""
+        """Remember a conversation that was answered."""
         self.answered.append(AnsweredConversation(self._conversation_key([*messages, reply], tools), turn))
 
     def check_records(self, trajectory: Trajectory, turns: Mapping[int, ObservedTurn]) -> None:
-        """The records of a rollout add up to what the engine saw: nothing is lost, doubled or changed."""
+        """Check that the records of a rollout match what the engine saw: nothing is lost, duplicated or changed."""
         assert check(trajectory) == []
         assert sorted(step.turn for step in trajectory.steps) == sorted(turns)
         for step in trajectory.steps:
@@ -66,14 +67,14 @@ class ReferenceModel:
 
     def _require_once(self, trajectory: Trajectory) -> None:
         introduced = [mm_hash for step in trajectory.steps for mm_hash in step.images]
-        assert len(introduced) == len(set(introduced)), "an image's locator crossed the queue twice"
+        assert len(introduced) == len(set(introduced)), "the descriptor of an image was sent twice"
         context = [
             (node.parent, tools, json.dumps(node.message, sort_keys=True), node.run.ids.tobytes())
             for node in trajectory.nodes
             if not node.sampled
             for tools in [json.dumps(trajectory.steps[node.step].tools) if node.parent == -1 else ""]
         ]
-        assert len(context) == len(set(context)), "a node crossed twice"
+        assert len(context) == len(set(context)), "a node was sent twice"
         assert sum(node.sampled for node in trajectory.nodes) == len(trajectory.steps)
 
     def _require_samples(self, trajectory: Trajectory, turns: Mapping[int, ObservedTurn]) -> None:
@@ -94,8 +95,10 @@ class ReferenceModel:
                 trained.setdefault(int(sample.versions[sample.version_index[at]]), []).append(token)
                 assert sample.logprobs[at] == np.float32(-0.001 * (token % 997))
             check_truncation(sample)
-        assert by_turn == {number: list(seen.answer.tokens) for number, seen in turns.items()}, "of another turn"
-        assert rewards == trajectory.turn_rewards, "a turn's reward is lost or doubled"
+        assert by_turn == {number: list(seen.answer.tokens) for number, seen in turns.items()}, (
+            "a token has the index of another turn"
+        )
+        assert rewards == trajectory.turn_rewards, "a turn's reward is lost or duplicated"
         assert trained == {number: list(seen.answer.tokens) for number, seen in turns.items()}, (
             "not trained exactly once"
         )
@@ -103,7 +106,7 @@ class ReferenceModel:
     def _longest_prefixes(
         self, messages: Sequence[Message], tools: Tools
     ) -> list[tuple[AnsweredConversation, Sequence[Message]]]:
-        """The longest answered conversations that this one begins with, each with what it adds."""
+        """Return the longest answered conversations that this one begins with, each with the messages after it."""
         texts = self._conversation_key(messages, tools)
         prefixes = [known for known in self.answered if texts[: len(known.messages)] == known.messages]
         most = max((len(known.messages) for known in prefixes), default=0)
@@ -136,7 +139,7 @@ class ReferenceModel:
         return [self._hashes[part["image_url"]["url"]] for part in content if part["type"] == "image_url"]
 
     def _conversation_key(self, messages: Sequence[Message], tools: Tools) -> tuple[str, ...]:
-        """The tools, then each message, with images by hash: what makes two conversations the same."""
+        """Return the tools and each message as text, with images by hash; equal keys mean equal conversations."""
         comparable = [{**message, "images": self._images(message)} for message in messages]
         for message in comparable:
             if isinstance(message.get("content"), list):
@@ -145,12 +148,12 @@ class ReferenceModel:
 
 
 def joined(path: Sequence[TrajectoryNode]) -> list[int]:
-    """The tokens of a path, one pad per image."""
+    """Return the tokens of a path, with one pad token for each image."""
     return [token for node in path for token in node.run.ids.tolist()]
 
 
 def expanded(path: Sequence[TrajectoryNode]) -> list[int]:
-    """The tokens of a path, each image's pad as often as the image has tokens."""
+    """Return the tokens of a path, with as many pad tokens for each image as the image has tokens."""
     found: list[int] = []
     for node in path:
         lengths = {slot.offset: slot.length for slot in node.run.images}
@@ -160,7 +163,7 @@ def expanded(path: Sequence[TrajectoryNode]) -> list[int]:
 
 
 def check_truncation(sample: TrainingSample) -> None:
-    """Cut anywhere, a sample stays aligned, and no image is cut in two."""
+    """Check that a truncated sample stays aligned and cuts no image in two."""
     length = len(sample.token_ids)
     for limit in {1, length // 3, length // 2, length - 1, *(mark.offset + 1 for mark in sample.placeholders[:2])}:
         cut = sample.truncated(max(1, limit))

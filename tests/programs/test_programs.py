@@ -1,8 +1,7 @@
-"""Random programs against a rollout: whatever an environment does with its conversations, the records are exact.
+"""Random programs play a rollout: the records are exact, whatever an environment does with its conversations.
 
-`make test` runs a twentieth of the programs, most of them short. ROLLOUT_TESTS=ci runs three eighths of them, and full
-all, of up to forty actions each. The last tests break the one thing that each invariant hangs on, and want the programs
-to notice.
+`make test` runs 1/20 of the programs, most of them short. ROLLOUT_TESTS=ci runs 3/8 of them, and full runs all, with up
+to forty actions each. The last test breaks one invariant at a time, and checks that the programs detect it.
 """
 
 import os
@@ -21,28 +20,28 @@ from rollout.engine.image_refs import ImageRef
 from rollout.errors import RolloutError
 from rollout.session import session, trace
 from rollout.session.image_table import ImageTable
-from tests.programs.programs import Programs, make_world
+from tests.programs.programs import Programs, make_resources
 
 LONGEST = 40
-A_TWENTIETH = [(60, 4), (30, 12), (10, LONGEST)]
-SHARES = {"full": [(250, LONGEST)] * 8, "ci": [(250, LONGEST)] * 3}.get(
-    os.environ.get("ROLLOUT_TESTS", ""), A_TWENTIETH
-)
-"""How many programs, and how many actions each of them may have."""
+SHORT_PARTS = [(60, 4), (30, 12), (10, LONGEST)]
+PARTS = {"full": [(250, LONGEST)] * 8, "ci": [(250, LONGEST)] * 3}.get(os.environ.get("ROLLOUT_TESTS", ""), SHORT_PARTS)
+"""For each part: how many programs, and how many actions each of them may have."""
 
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> type[Programs]:
-    class InThisWorld(Programs):
-        world = make_world(tmp_path_factory.mktemp("images"), tiny_model)
+    class ProgramsWithResources(Programs):
+        resources = make_resources(tmp_path_factory.mktemp("images"), tiny_model)
 
-    return InThisWorld
+    return ProgramsWithResources
 
 
-@pytest.mark.parametrize("part", range(len(SHARES)))
-def test_whatever_an_environment_does_the_records_are_exact(programs: type[Programs], part: int) -> None:
-    count, actions = SHARES[part]
-    seeded = seed(part)(type("OfThisPart", (programs,), {}))  # else two parts of one size were the same programs
+@pytest.mark.parametrize("part", range(len(PARTS)))
+def test_the_records_are_exact_whatever_an_environment_does(programs: type[Programs], part: int) -> None:
+    count, actions = PARTS[part]
+    seeded = seed(part)(
+        type("SeededPrograms", (programs,), {})
+    )  # otherwise two parts of one size would be the same programs
     run_state_machine_as_test(seeded, settings=settings(max_examples=count, stateful_step_count=actions))
 
 
@@ -75,12 +74,12 @@ references = ImageTable.references
     ],
     ids=[
         "offsets are not rebased",
-        "multiplicity is lost",
+        "repeated images are lost",
         "a prefix is matched by message alone",
         "tools do not belong to a root",
     ],
 )
-def test_the_programs_notice_when(
+def test_the_programs_detect_that(
     programs: type[Programs], monkeypatch: pytest.MonkeyPatch, where: Any, name: str, mutant: Any
 ) -> None:
     monkeypatch.setattr(where, name, mutant)

@@ -1,4 +1,4 @@
-"""An environment that cannot be made."""
+"""An environment whose constructor raises."""
 
 from examples.grpo_color_codeword.environment import LearnedCodeword
 from rollout import EnvironmentSettings

@@ -1,4 +1,4 @@
-"""Whole runs of the example that learns. They need torch and take minutes: `.ci/learning` runs them."""
+"""Whole runs of the learning example. They need torch and take minutes; `.ci/learning` runs them."""
 
 import importlib.util
 import os
@@ -25,8 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def tell(pytestconfig: pytest.Config) -> AddTableRow:
-    """Add a row to the table of what was broken, and what caught it."""
+def add_row(pytestconfig: pytest.Config) -> AddTableRow:
+    """Add a row to the table of faults, and what caught them."""
 
     def row(*cells: object) -> None:
         pytestconfig.stash[_ROWS].append(tuple(map(str, cells)))
@@ -46,7 +46,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy that has learnt nothing."""
+    """An untrained policy."""
     from examples.grpo_color_codeword.checkpoint import make_policy
 
     directory = tmp_path_factory.mktemp("policy")
@@ -61,7 +61,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def engine(checkpoint: Path, runs: Path) -> Iterator[str]:
-    """An engine in a process of its own, for all runs that do not break it."""
+    """An engine in a separate process, for all runs that do not break it."""
     from examples.grpo_color_codeword.processes import transformers_sampler
 
     with transformers_sampler(checkpoint, runs, runs / "engine.log") as url:

@@ -1,4 +1,4 @@
-"""An environment that breaks the worker it is loaded into: requests lose the reference of their first image."""
+"""An environment that breaks its worker: requests lose the reference of their first image."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +8,7 @@ from rollout.session.image_table import ImageTable
 
 
 class DropsAPriorReference(LearnedCodeword):
-    """The codeword, played without looking back."""
+    """The codeword environment, in a worker that drops the first image of each request."""
 
 
 _references = ImageTable.references

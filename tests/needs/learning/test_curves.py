@@ -1,4 +1,4 @@
-"""How a run is drawn, in a terminal and as a picture."""
+"""The curves of a run, in a terminal and as a picture."""
 
 import io
 from xml.etree import ElementTree
@@ -21,7 +21,7 @@ def steps(count: int) -> list[TrainingStep]:
     ]
 
 
-def test_the_terminal_shows_every_curve_and_what_it_is_now() -> None:
+def test_the_terminal_shows_every_curve_and_its_last_value() -> None:
     console = Console(file=io.StringIO(), width=120)
     console.print(table(steps(8), "step 8"))
     printed = console.file.getvalue()  # type: ignore[attr-defined]

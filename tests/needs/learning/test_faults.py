@@ -1,8 +1,7 @@
-"""The same run with one thing broken does not pass for a sound one.
+"""Runs with one fault each: every fault is detected.
 
-Each fault is put where it would arise, and leaves everything else as it is. What must catch it is the difference
-between the sampler's log-probs and the trainer's, within a step or two; reward alone would take a whole run, and of
-some faults it never tells.
+Each fault is where it would occur in practice, and changes nothing else. The difference between the log-probs of the
+sampler and of the trainer shows it within a step or two. The reward would show it only after a whole run, or never.
 """
 
 import importlib
@@ -34,16 +33,16 @@ AddTableRow = Callable[..., None]
 
 
 def steps_of(checkpoint: Path, runs: Path, engine: str, count: int = 1, *settings: str) -> list[TrainingStep]:
-    """The first steps of a run."""
+    """Play and train the first steps of a run."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     with Training(checkpoint, runs, engine, seed=0, workers=1, overrides=[*SMALL, *settings]) as training:
         return [training.step() for _ in range(count)]
 
 
-def report(tell: AddTableRow, name: str, steps: Sequence[TrainingStep], caught_by: str) -> float:
+def report(add_row: AddTableRow, name: str, steps: Sequence[TrainingStep], caught_by: str) -> float:
     largest = max(step.update_stats.max_logprob_difference for step in steps)
-    tell(name, f"{largest:.1e}", len(steps), sum(step.failed for step in steps), caught_by)
+    add_row(name, f"{largest:.1e}", len(steps), sum(step.failed for step in steps), caught_by)
     return largest
 
 
@@ -96,22 +95,22 @@ def test_a_trainer_that_reads_wrongly_disagrees_with_the_sampler_at_once(
     runs: Path,
     engine: str,
     monkeypatch: Patch,
-    tell: AddTableRow,
+    add_row: AddTableRow,
     name: str,
     fault: Callable[[Patch], None],
 ) -> None:
     fault(monkeypatch)
-    assert report(tell, name, steps_of(checkpoint, runs, engine), "log-prob difference, first step") > CAUGHT
+    assert report(add_row, name, steps_of(checkpoint, runs, engine), "log-prob difference, first step") > CAUGHT
 
 
 def test_nothing_is_caught_where_nothing_is_broken(
-    checkpoint: Path, runs: Path, engine: str, tell: AddTableRow
+    checkpoint: Path, runs: Path, engine: str, add_row: AddTableRow
 ) -> None:
-    assert report(tell, "nothing", steps_of(checkpoint, runs, engine, 2), "–") < 1e-3
+    assert report(add_row, "nothing", steps_of(checkpoint, runs, engine, 2), "–") < 1e-3
 
 
 def test_weights_that_are_never_pushed_are_caught_in_the_second_step(
-    checkpoint: Path, runs: Path, engine: str, monkeypatch: Patch, tell: AddTableRow
+    checkpoint: Path, runs: Path, engine: str, monkeypatch: Patch, add_row: AddTableRow
 ) -> None:
     publish = Training._publish
     untrained = SimpleNamespace(model=transformers.AutoModelForImageTextToText.from_pretrained(checkpoint))
@@ -124,11 +123,11 @@ def test_weights_that_are_never_pushed_are_caught_in_the_second_step(
     monkeypatch.setattr(Training, "_publish", first_weights)
     first, second = steps_of(checkpoint, runs, engine, 2)
     assert first.update_stats.max_logprob_difference < 1e-3
-    assert report(tell, "weights never pushed", [first, second], "log-prob difference, second step") > CAUGHT
+    assert report(add_row, "weights never pushed", [first, second], "log-prob difference, second step") > CAUGHT
 
 
-class Forgetful(NetworkEngine):
-    """Loses the first of several pictures without a word: a black one stands in its place."""
+class ForgetfulEngine(NetworkEngine):
+    """Silently replaces the first of several pictures with a black one."""
 
     def _prompt_images(self, request: Any, taken: Any) -> Any:
         first, *others = super()._prompt_images(request, taken)
@@ -138,18 +137,20 @@ class Forgetful(NetworkEngine):
         return (replace(first, image_hash="lost", processed=black), *others)
 
 
-def test_an_engine_that_loses_a_prior_image_is_caught_at_once(checkpoint: Path, runs: Path, tell: AddTableRow) -> None:
-    broken = Forgetful(NetworkSettings(checkpoint, model_name="policy", allowed_directories=(runs,)))
+def test_an_engine_that_loses_a_prior_image_is_caught_at_once(
+    checkpoint: Path, runs: Path, add_row: AddTableRow
+) -> None:
+    broken = ForgetfulEngine(NetworkSettings(checkpoint, model_name="policy", allowed_directories=(runs,)))
     with EngineServer(broken, weight_version="0") as url:
         steps = steps_of(checkpoint, runs, url)
-    assert report(tell, "a prior image lost in the engine", steps, "log-prob difference, first step") > CAUGHT
+    assert report(add_row, "a prior image lost in the engine", steps, "log-prob difference, first step") > CAUGHT
 
 
-def test_a_prior_ref_that_is_dropped_reaches_no_engine(
-    checkpoint: Path, runs: Path, engine: str, tell: AddTableRow
+def test_a_request_with_a_dropped_reference_reaches_no_engine(
+    checkpoint: Path, runs: Path, engine: str, add_row: AddTableRow
 ) -> None:
     dropping = "environment.class=tests.needs.learning.dropping:DropsAPriorReference"
     with pytest.raises(TrainingProcessEnded, match="every rollout of a batch failed") as refused:
         steps_of(checkpoint, runs, engine, 1, dropping, "run.max_failed=1.0")
     assert "RequestRefusedLocally" in str(refused.value)
-    tell("a prior ref dropped from requests", "–", 0, "all", "our client, before the engine is asked")
+    add_row("a prior reference dropped from requests", "–", 0, "all", "our client, before the engine is asked")

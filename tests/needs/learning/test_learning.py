@@ -1,4 +1,4 @@
-"""Reward goes up, and at every step both sides agree on what was sampled, and by which weights."""
+"""The reward rises, and at every step sampler and trainer agree on the tokens and on the weights."""
 
 from pathlib import Path
 from xml.etree import ElementTree

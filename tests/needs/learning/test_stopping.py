@@ -1,4 +1,4 @@
-"""However training ends, nothing that it has started is left, and a failure is explained."""
+"""Training leaves no process behind, however it ends, and it explains a failure."""
 
 import os
 import signal
@@ -15,8 +15,8 @@ from tests.procfs import MarkedProcesses
 
 TIMEOUT = 90.0
 Trainer = subprocess.Popen[str]
-EVERYBODY = 8
-"""The trainer, its engine, its launch, two workers, and three who kill what a killed process has started."""
+PROCESS_COUNT = 8
+"""The trainer, its engine, its launch, two workers, and three processes that kill the children of a killed process."""
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def marked() -> Iterator[MarkedProcesses]:
 
 @pytest.fixture
 def start(repository: Path, tmp_path: Path, marked: MarkedProcesses) -> Iterator[Callable[..., Trainer]]:
-    """Start the example in a process group of its own."""
+    """Start the example in a new process group."""
     started: list[Trainer] = []
 
     def trainer(*settings: str) -> Trainer:
@@ -51,7 +51,7 @@ def start(repository: Path, tmp_path: Path, marked: MarkedProcesses) -> Iterator
     [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT), (os.killpg, signal.SIGKILL)],
     ids=["SIGTERM", "SIGINT to the group", "SIGKILL to the group"],
 )
-def test_nothing_is_left_of_a_training_that_was_stopped(
+def test_a_stopped_training_leaves_no_process(
     start: Callable[..., Trainer],
     marked: MarkedProcesses,
     stop: Callable[[int, int], None],
@@ -60,7 +60,7 @@ def test_nothing_is_left_of_a_training_that_was_stopped(
     trainer = start()
     assert trainer.stderr is not None
     assert trainer.stderr.readline().startswith("step   1")
-    assert len(marked.pids()) == EVERYBODY
+    assert len(marked.pids()) == PROCESS_COUNT
     stop(trainer.pid, signum)
     _, printed = trainer.communicate(timeout=TIMEOUT)
     marked.wait_until_gone(TIMEOUT)
@@ -68,7 +68,7 @@ def test_nothing_is_left_of_a_training_that_was_stopped(
     assert trainer.returncode == (-signum if signum == signal.SIGKILL else 128 + signum)
 
 
-def test_a_training_that_fails_says_why_and_leaves_nothing(
+def test_a_training_that_fails_says_why_and_leaves_no_process(
     start: Callable[..., Trainer], marked: MarkedProcesses
 ) -> None:
     trainer = start("environment.class=tests.needs.learning.broken:CannotBeMade")
@@ -77,11 +77,11 @@ def test_a_training_that_fails_says_why_and_leaves_nothing(
     assert printed.startswith("training failed: ")
     assert "ValueError: there is no table" in printed
     assert "broken.py" in printed
-    assert printed.count("Traceback") == 1  # that of the environment, without ours
-    assert trainer.returncode == 2  # as for any configuration that cannot be played
+    assert printed.count("Traceback") == 1  # only that of the environment
+    assert trainer.returncode == 2  # as for each configuration that cannot be played
 
 
-def test_an_engine_that_ended_is_named_whatever_fails_by_it(
+def test_an_engine_that_ended_is_named_as_the_cause(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marked: MarkedProcesses
 ) -> None:
     monkeypatch.setattr(processes, "_ENVIRONMENT", dict(marked.environment))

@@ -1,4 +1,4 @@
-"""What was learnt is played on two vLLM servers, of which any may get any turn, and one of which caches nothing."""
+"""A trained policy plays on two vLLM servers. Each turn may go to either server, and one of them caches nothing."""
 
 import importlib
 import json
@@ -22,13 +22,13 @@ ROLLOUTS = ("tasks.count=25", "tasks.group_size=8", "tasks.seed=1000")
 
 
 async def played(checkpoint: Path, runs: Path, engines: Sequence[str]) -> list[Trajectory]:
-    """Two hundred rollouts that no training has seen."""
+    """Play two hundred rollouts of tasks that are not in the training."""
     settings = (f"engine.urls={json.dumps(list(engines))}", f"model.path={checkpoint}", f"run.directory={runs}")
     options = [part for setting in (*settings, *ROLLOUTS) for part in ("--set", setting)]
     command = [sys.executable, "-m", "rollout", "run", str(CONFIG), *options, "--json"]
     with anyio.fail_after(900):
         report = json.loads((await anyio.run_process(command)).stdout)
-    # An answer may be as long as what it has to say, so every one of them ends by its length.
+    # Every answer ends at its length limit, and still has a score.
     assert report["status"] == {"ok": 200}
     async with open_archive(Path(report["run_dir"])) as reader:
         return [trajectory async for trajectory in reader]

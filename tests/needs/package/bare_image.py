@@ -1,4 +1,4 @@
-"""The stages of a Dockerfile, carried out one after the other in bare roots, each in a copy of the one before."""
+"""Runs the stages of a Dockerfile in bare roots, each stage in a copy of the root of its base."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ _APT_SETTINGS = "etc/apt/apt.conf.d/99host"
 
 @dataclass(frozen=True)
 class BareImage:
-    """What a stage left: a root, and how a container of it would start."""
+    """The result of a stage: a root, and the settings with which a container starts."""
 
     root: Path
     variables: Mapping[str, str] = field(default_factory=lambda: {"PATH": _PATH})
@@ -46,15 +46,15 @@ class BareImage:
         )
 
     def _home(self, user: str) -> str:
-        """Return the home directory of a user; one without an entry has the root, as in a container."""
+        """Return the home directory of a user; a user without an entry gets "/", as in a container."""
         entries = [line.split(":") for line in (self.root / "etc/passwd").read_text().splitlines()]
         return next((entry[5] for entry in entries if entry[2] == user.partition(":")[0]), "/")
 
 
 class ImageBuilder:
-    """Builds stages on demand, each once. RUN reaches the network as this machine does.
+    """Builds each stage once, when it is needed. RUN uses the network of this machine.
 
-    The stages of `not_run` are what they are without their RUN.
+    The RUN instructions of the stages in `not_run` are skipped.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class ImageBuilder:
         for source in sources:
             place = there / source.name if into and not source.is_dir() else there
             place.parent.mkdir(parents=True, exist_ok=True)
-            # The files of an image belong to root, whoever they belong to here.
+            # The files of an image belong to root.
             copy = ["cp", "-a", "--no-preserve=ownership", "--no-target-directory", str(source), str(place)]
             subprocess.run(copy, check=True, timeout=_STEP_TIMEOUT)
 

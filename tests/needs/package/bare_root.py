@@ -1,7 +1,7 @@
-"""Bare roots: directories with a Debian in them, in which commands run as they would in a container.
+"""Bare roots: directories with a Debian, in which commands run as in a container.
 
-Each command runs in a mount namespace and a pid namespace of its own, as process 1. So the kernel removes its mounts
-and its processes, however it ends. The network is that of this machine.
+Each command runs as process 1 of its own mount namespace and pid namespace. So the kernel removes its mounts and its
+processes, however it ends. The network is that of this machine.
 """
 
 import ctypes
@@ -41,14 +41,14 @@ _CLONE_NEWNS = 0x00020000
 
 
 class CannotMakeRoot(Exception):
-    """What is missing on this machine, and what to do about it."""
+    """This machine cannot make a bare root; the message says what is missing, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command in a root: as whom, where, with which variables, and with which paths (there, here) mounted.
+    """A command in a root, with its user, directory and variables, and the paths to mount (there, here).
 
-    It is killed when the process that waits for it is.
+    It is killed when the process that waits for it is killed.
     """
 
     words: Sequence[str]
@@ -69,16 +69,16 @@ class Command:
 
 @contextmanager
 def mounted_memory(directory: Path) -> Iterator[None]:
-    """Keep what is in a directory in memory, which is quicker than a disk, and gone when this process ends.
+    """Keep a directory in memory, which is faster than a disk, until this process ends.
 
     Raises:
-        CannotMakeRoot: this is not root, or may not mount.
+        CannotMakeRoot: this process is not root, or it may not mount.
     """
     if os.geteuid() != 0:
-        raise CannotMakeRoot("A bare root is made by root alone: run these tests as root, or where a Docker daemon is.")
-    # Nobody else sees the mount, so the kernel removes it even when this process is killed.
+        raise CannotMakeRoot("Only root can make a bare root: run these tests as root, or start a Docker daemon.")
+    # No other process has this mount, so the kernel removes it even if this process is killed.
     if ctypes.CDLL(None).unshare(_CLONE_NEWNS) != 0:
-        raise CannotMakeRoot("This machine makes no mount namespaces; CAP_SYS_ADMIN is needed.")
+        raise CannotMakeRoot("This machine cannot make a mount namespace: run these tests with CAP_SYS_ADMIN.")
     subprocess.run(["mount", "--make-rprivate", "/"], check=True, timeout=_STOP_TIMEOUT)
     options = ("-t", "tmpfs", "-o", f"mode=755,size={_MEMORY}")
     subprocess.run(["mount", *options, "tmpfs", str(directory)], check=True, timeout=_STOP_TIMEOUT)
@@ -89,13 +89,13 @@ def mounted_memory(directory: Path) -> Iterator[None]:
 
 
 def make_debian(root: Path, suite: str, access: HostAccess) -> None:
-    """Make a minimal Debian of this suite, without what debootstrap downloaded.
+    """Make a minimal Debian of this suite, without the downloaded packages.
 
     Raises:
         CannotMakeRoot: debootstrap is not installed, or it failed.
     """
     if shutil.which("debootstrap") is None:
-        raise CannotMakeRoot("debootstrap is not installed: apt-get install debootstrap, or run a Docker daemon.")
+        raise CannotMakeRoot("debootstrap is not installed: run apt-get install debootstrap, or start a Docker daemon.")
     options = ("--variant=minbase", suite, str(root), *([access.mirror] if access.mirror else []))
     made = subprocess.run(
         [*_NAMESPACES, "debootstrap", *options],
@@ -119,7 +119,7 @@ def run_in_root(root: Path, command: Command, timeout: float) -> "subprocess.Com
 
 @contextmanager
 def start_in_root(root: Path, command: Command) -> "Iterator[FirstProcess]":
-    """Start a command, and kill it in the end."""
+    """Start a command, and kill it at the end."""
     namespace = subprocess.Popen(command.in_root(root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         yield FirstProcess(namespace)
@@ -133,7 +133,7 @@ class FirstProcess:
     """Process 1 of a pid namespace."""
 
     _namespace: "subprocess.Popen[str]"
-    """`unshare`, which waits for it and ends as it does."""
+    """`unshare`, which waits for process 1 and ends with its exit code."""
 
     def ended(self) -> bool:
         return self._namespace.poll() is not None
@@ -146,6 +146,6 @@ class FirstProcess:
         return self._namespace.returncode, out
 
     def _pid(self) -> int:
-        """Return the pid that it has on this machine."""
+        """Return the pid of process 1 on this machine."""
         waiting = self._namespace.pid
         return int(Path(f"/proc/{waiting}/task/{waiting}/children").read_text())

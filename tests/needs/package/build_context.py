@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def copy_context(repository: Path, target: Path) -> None:
-    """Write the context as the daemon would get it from a clean checkout."""
+    """Write the context that the daemon would get from a clean checkout."""
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=repository, capture_output=True, text=True, check=True, timeout=60
     ).stdout
@@ -31,7 +31,7 @@ def is_ignored(name: str, patterns: list[str]) -> bool:
 
 
 def _expression(pattern: str) -> str:
-    """Return the regular expression of a pattern, which also matches all that lies in a directory of that name."""
+    """Return the regular expression of a pattern; it also matches everything in a directory of that name."""
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
     return "".join(parts.get(piece, re.escape(piece)) for piece in pieces) + "(?:/.*)?"

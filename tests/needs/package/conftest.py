@@ -1,6 +1,6 @@
-"""What the suite `package` installs: the distribution, built from a clean tree, in fresh environments.
+"""Builds the distribution from a clean tree, and installs it in fresh environments.
 
-It is collected where ROLLOUT_PACKAGE=1, because it installs from a package index and takes minutes.
+These tests are collected only with ROLLOUT_PACKAGE=1, because they install from a package index and take minutes.
 """
 
 import os
@@ -21,7 +21,7 @@ else:
 
 @dataclass(frozen=True)
 class Distributions:
-    """What was built, and the files that git tracks."""
+    """The built files, and the files that git tracks."""
 
     sdist: Path
     wheel: Path
@@ -29,14 +29,14 @@ class Distributions:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which Pythons were tried; a header would be left out with -q."""
+    """Print which Pythons were used; with -q, pytest would not print a header."""
     for version, path in _PYTHONS.items():
         terminalreporter.write_line(f"Python {version}: {path}")
 
 
 @pytest.fixture(scope="session")
 def distributions(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Distributions:
-    """The distributions of the last commit; files that stray in the checkout cannot get into them."""
+    """The distributions of the last commit, without untracked files of the checkout."""
     built = tmp_path_factory.mktemp("dist")
     subprocess.run(["make", "--silent", "-C", str(repository), "dist", f"OUT={built}"], check=True, timeout=300)
     listing = subprocess.run(
@@ -67,7 +67,7 @@ def installed(
     repository: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> InstalledRollout:
-    """The wheel alone, and a user's package, in an environment of this Python and with these versions."""
+    """The wheel and a user's package, in an environment with this Python and these versions."""
     return install_wheel(
         tmp_path_factory.mktemp("installed"), python, distributions.wheel, resolution, hidden=repository
     )

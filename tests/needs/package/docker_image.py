@@ -1,4 +1,4 @@
-"""An image that a Docker daemon built."""
+"""An image that a Docker daemon builds."""
 
 import shutil
 import subprocess
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-_BUILD_TIMEOUT = 3600  # a trainer with torch for CUDA has gigabytes
+_BUILD_TIMEOUT = 3600  # torch for CUDA has gigabytes
 _RUN_TIMEOUT = 120
 _STOP_TIMEOUT = 60
 
 
-def a_daemon_answers() -> bool:
+def docker_daemon_answers() -> bool:
     if shutil.which("docker") is None:
         return False
     return subprocess.run(["docker", "info"], capture_output=True, check=False, timeout=60).returncode == 0
@@ -21,7 +21,7 @@ def a_daemon_answers() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container in the foreground of `docker run`, which ends as it does."""
+    """A container in the foreground of `docker run`, which ends with its exit code."""
 
     name: str
     _client: "subprocess.Popen[str]"

@@ -1,4 +1,4 @@
-"""A Dockerfile as stages of instructions: as much of its grammar as ours uses. What it does not know, it refuses."""
+"""Parses a Dockerfile into stages of instructions. It knows the grammar that ours uses, and refuses the rest."""
 
 import json
 import re
@@ -12,7 +12,7 @@ _VARIABLE = re.compile(r"\$(?:(?P<plain>\w+)|\{(?P<braced>\w+)(?:(?P<operator>:[
 
 
 class DockerfileError(ValueError):
-    """The Dockerfile is wrong, or it uses what this module does not know."""
+    """The Dockerfile is invalid, or it uses a part of the grammar that this module does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,10 @@ class Instruction:
         return shlex.split(self.arguments)
 
     def exec_form(self) -> list[str]:
-        """Return the words of the exec form, which no shell reads, so that signals reach the command.
+        """Return the words of the exec form, which starts the command without a shell, so that it gets signals.
 
         Raises:
-            DockerfileError: it is not the exec form.
+            DockerfileError: the instruction is not in the exec form.
         """
         try:
             words = json.loads(self.arguments)
@@ -43,7 +43,7 @@ class Instruction:
         return words
 
     def pairs(self) -> dict[str, str]:
-        """Return what ENV and LABEL set, without quotes."""
+        """Return the keys and values of ENV or LABEL, without quotes."""
         pairs = [word.partition("=") for word in self.words()]
         if not all(separator for _, separator, _ in pairs):
             raise DockerfileError(f"line {self.line}: {self.keyword} must be KEY=VALUE")
@@ -52,11 +52,11 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What follows one FROM."""
+    """One FROM, and the instructions after it."""
 
     name: str
     base: str
-    """As written, so with variables."""
+    """As written, with variables."""
     instructions: tuple[Instruction, ...]
 
 
@@ -68,7 +68,7 @@ class Dockerfile:
     stages: Mapping[str, Stage]
 
     def lineage(self, name: str) -> list[Stage]:
-        """Return the stages that this one is made of, the first one first."""
+        """Return this stage and the stages that it is based on, the first one first."""
         stage = self.stages[name]
         return [*(self.lineage(stage.base) if stage.base in self.stages else []), stage]
 

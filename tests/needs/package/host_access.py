@@ -1,6 +1,6 @@
-"""How this machine reaches Debian and the package index: what a command in a bare root needs to do the same.
+"""How this machine reaches Debian and the package index, so that a command in a bare root can do the same.
 
-Only the where and how is passed on (mirrors, proxies, certificates, credentials), never a version.
+This passes on mirrors, proxies, certificates and credentials, but no version.
 """
 
 import os
@@ -25,12 +25,12 @@ class HostAccess:
     variables: dict[str, str]
     mounts: dict[str, Path]
     mirror: str | None
-    """None: the default of debootstrap."""
+    """None means the default of debootstrap."""
     apt_settings: str
 
 
 def find_host_access() -> HostAccess:
-    """Ask pip, apt and the environment of this process."""
+    """Return the settings of pip, apt and the environment of this process."""
     variables = {name: value for name, value in os.environ.items() if name.lower() in _PROXIES}
     mounts: dict[str, Path] = {}
     settings = {key: os.environ[key] for key in _CERTIFICATES if key in os.environ} | pip_settings()
@@ -44,10 +44,10 @@ def find_host_access() -> HostAccess:
 
 
 def pip_settings() -> dict[str, str]:
-    """Return how pip reaches its index here, as the variables that pip reads."""
+    """Return how pip reaches its index, as environment variables of pip."""
     listed = _output(sys.executable, "-m", "pip", "config", "list")
     lines = re.findall(r"^(:env:|global|install)\.([\w-]+)=(.*)$", listed, re.MULTILINE)
-    lines.sort(key=lambda line: ("global", "install", ":env:").index(line[0]))  # the last one counts
+    lines.sort(key=lambda line: ("global", "install", ":env:").index(line[0]))  # the last one wins
     found = {}
     for _, key, quoted in lines:
         if key in _PIP_KEYS + _PIP_KEYS_WITHOUT_PATHS:
@@ -57,19 +57,19 @@ def pip_settings() -> dict[str, str]:
 
 
 def _mounted(word: str, mounts: dict[str, Path]) -> str:
-    """Return a word that is the path or the file:// URL of something here as it is called in the root."""
+    """Return a word as it is; if it is a path or a file:// URL, mount the file and return its place in the root."""
     path = Path(word.removeprefix("file://"))
     if not (path.is_absolute() and path.exists()):
         return word
     is_index = word.startswith("file://")
-    source = path.parent if is_index else path  # the files of an index lie beside it
+    source = path.parent if is_index else path  # the files of an index are in the same directory
     there = f"{_MOUNT_POINT}{source}"
     mounts[there] = source
     return f"file://{there}/{path.name}" if is_index else there
 
 
 def _mirror() -> str | None:
-    """Return where this machine gets Debian from, if it is a Debian."""
+    """Return the mirror of this machine, if it is a Debian."""
     listed = _output("apt-get", "indextargets", "--format", "$(ORIGIN) $(REPO_URI)", "Created-By: Packages")
     for line in listed.splitlines():
         origin, _, uri = line.partition(" ")

@@ -1,12 +1,15 @@
-"""Installs the wheel into fresh environments, and runs commands there that cannot see the checkout."""
+"""Installs the wheel into fresh environments, and runs commands there for which the checkout is hidden."""
 
 import email
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +26,7 @@ _VERSION_SCRIPT = "import platform, sys; print(*sys.version_info[:2], platform.p
 
 @cache
 def find_pythons() -> dict[str, Path]:
-    """Every CPython of at least 3.11 that PATH or pyenv has, one of each version, oldest first."""
+    """Return each Python version from 3.11 on that PATH or pyenv has, oldest first."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     directories = [*map(Path, os.environ.get("PATH", "").split(os.pathsep)), *pyenv.glob("versions/*/bin")]
     candidates = [Path(sys.base_prefix, "bin", "python3")]
@@ -32,7 +35,7 @@ def find_pythons() -> dict[str, Path]:
     for path in candidates:
         if path.name.removeprefix("python3").removeprefix(".").isdigit() or path.name == "python3":
             answer = subprocess.run([path, "-c", _VERSION_SCRIPT], capture_output=True, text=True, timeout=60)
-            if answer.returncode == 0:  # a shim of pyenv answers only where its version is chosen
+            if answer.returncode == 0:  # a shim of pyenv fails where its version is not selected
                 major, minor, version = answer.stdout.split()
                 if (int(major), int(minor)) >= _OLDEST:
                     found.setdefault(((int(major), int(minor)), version), path.resolve())
@@ -41,12 +44,12 @@ def find_pythons() -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class InstalledRollout:
-    """An environment that holds the wheel.
+    """An environment with the wheel.
 
     Attributes:
         path: the environment.
         work: an empty directory outside the checkout, in which commands run.
-        hidden: the checkout; no command sees anything in it.
+        hidden: the checkout, which is empty for the commands.
     """
 
     path: Path
@@ -54,7 +57,7 @@ class InstalledRollout:
     hidden: Path
 
     def command(self, *arguments: str | Path) -> list[str]:
-        """A command of the environment, run where the checkout is an empty directory."""
+        """Return the words of a command of this environment that runs with an empty checkout."""
         as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
         hide = 'mount -t tmpfs -o mode=755 none "$0" && exec "$@"'
         program, *rest = map(str, arguments)
@@ -80,8 +83,23 @@ class InstalledRollout:
             timeout=timeout,
         )
 
+    @contextmanager
+    def serve(self, *arguments: str | Path) -> Iterator[str]:
+        """Run `rollout serve`, yield the URL of the engine, and stop it at the end."""
+        command = self.command("rollout", "serve", *arguments)
+        with subprocess.Popen(
+            command, cwd=self.work, env=self.environment_variables(), stdout=subprocess.PIPE, text=True
+        ) as engine:
+            try:
+                assert engine.stdout is not None
+                yield next(match[0] for line in engine.stdout if (match := re.search(r"http://[\w.:]+", line)))
+                engine.send_signal(signal.SIGTERM)
+                engine.wait(COMMAND_TIMEOUT)
+            finally:
+                engine.kill()
+
     def install(self, *requirements: str | Path, options: Sequence[str] = ()) -> None:
-        """Install more into the environment; the versions that it holds stay."""
+        """Install more into the environment, and keep the installed versions."""
         kept = subprocess.run(
             [UV, "pip", "freeze", "--quiet", "--python", self.path, "--exclude-editable"],
             check=True,
@@ -96,7 +114,7 @@ class InstalledRollout:
 def install_wheel(
     directory: Path, python: Path, wheel: Path, resolution: str, *, hidden: Path, extras: Sequence[str] = ()
 ) -> InstalledRollout:
-    """Install the wheel, with the newest or the lowest versions of what it requires, and a user's package."""
+    """Install the wheel, with the newest or the lowest versions of its requirements, and a user's package."""
     environment, work = directory / "environment", directory / "work"
     work.mkdir()
     subprocess.run([UV, "venv", "--quiet", "--python", python, environment], check=True, timeout=COMMAND_TIMEOUT)
@@ -104,7 +122,7 @@ def install_wheel(
     if resolution == "newest":
         _install(environment, wheel_with_extras)
     else:
-        # The lowest versions of what the wheel names, not of everything that those need in turn.
+        # The lowest versions of the direct requirements only.
         requirements = directory / "requirements.txt"
         requirements.write_text("\n".join(requirements_of(wheel, extras)))
         _install(
@@ -115,7 +133,7 @@ def install_wheel(
 
 
 def requirements_of(wheel: Path, extras: Sequence[str] = ()) -> list[str]:
-    """What the metadata of a wheel requires, with these extras."""
+    """Return the requirements in the metadata of a wheel, with these extras."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = email.message_from_bytes(archive.read(name))

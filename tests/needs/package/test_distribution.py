@@ -1,4 +1,4 @@
-"""What is built: which files, which requirements, and that each extra can be installed."""
+"""The built distribution: its files, its requirements, and whether each extra can be resolved."""
 
 import ast
 import subprocess
@@ -16,8 +16,8 @@ from tests.needs.package.installs import UV, requirements_of
 _PACKAGES = ("rollout", "transports", "renderers_adapter")
 _EXTRAS = ("redis", "zmq", "trainer", "vllm", "ray", "parquet", "datasets", "all")
 _IMPORTED_AS = {"pillow": "PIL", "prometheus-client": "prometheus_client", "pyyaml": "yaml", "pyzmq": "zmq"}
-_BROUGHT_ALONG = {"pydantic_core"}  # pydantic requires one exact version of it
-_BROUGHT_BY_USER = {"pytest"}  # for rollout's and transports' helpers of a user's own tests
+_INSTALLED_BY_OTHERS = {"pydantic_core"}  # pydantic requires one exact version of it
+_INSTALLED_BY_USER = {"pytest"}  # for the helpers in rollout and transports for a user's tests
 
 
 def test_the_sdist_holds_tracked_files_only(distributions: Distributions) -> None:
@@ -28,7 +28,7 @@ def test_the_sdist_holds_tracked_files_only(distributions: Distributions) -> Non
     assert files <= distributions.tracked_files
 
 
-def test_a_file_that_strays_in_the_checkout_is_not_in_the_sdist(
+def test_an_untracked_file_of_the_checkout_is_not_in_the_sdist(
     distributions: Distributions, repository: Path, tmp_path: Path
 ) -> None:
     with tarfile.open(distributions.sdist) as archive:
@@ -51,7 +51,7 @@ def test_the_wheel_holds_every_module_of_the_packages(distributions: Distributio
     assert names == tracked
 
 
-def test_everything_that_is_imported_is_required(distributions: Distributions, tmp_path: Path) -> None:
+def test_every_imported_package_is_required(distributions: Distributions, tmp_path: Path) -> None:
     with zipfile.ZipFile(distributions.wheel) as archive:
         archive.extractall(tmp_path)
     required = {Requirement(text).name for text in requirements_of(distributions.wheel, _EXTRAS)}
@@ -62,7 +62,9 @@ def test_everything_that_is_imported_is_required(distributions: Distributions, t
         for node in ast.walk(ast.parse(path.read_bytes()))
         for name in _imported_names(node)
     }
-    assert imported - set(_PACKAGES) - sys.stdlib_module_names - known - _BROUGHT_ALONG - _BROUGHT_BY_USER == set()
+    assert (
+        imported - set(_PACKAGES) - sys.stdlib_module_names - known - _INSTALLED_BY_OTHERS - _INSTALLED_BY_USER == set()
+    )
 
 
 def _imported_names(node: ast.AST) -> list[str]:
@@ -86,7 +88,7 @@ def test_an_extra_can_be_resolved(
     assert resolved.returncode == 0, resolved.stderr
 
 
-def test_all_leaves_vllm_out(distributions: Distributions) -> None:
+def test_the_extra_all_does_not_contain_vllm(distributions: Distributions) -> None:
     names = {Requirement(text).name for text in requirements_of(distributions.wheel, ["all"])}
     assert "torch" in names
     assert "vllm" not in names

@@ -1,10 +1,10 @@
-"""The images that the Dockerfile makes: a worker and a trainer that run the installed wheel.
+"""The images of the Dockerfile: a worker and a trainer that run the installed wheel.
 
-Where a Docker daemon answers, it builds both targets; PIP_EXTRA_INDEX_URL may name an index of a torch for CPU.
+If a Docker daemon answers, it builds both targets. PIP_EXTRA_INDEX_URL may name an index with torch for CPU.
 
-Elsewhere, the steps of the Dockerfile run as they are written, stage by stage, in bare roots. debootstrap makes the
-first one from Debian's packages, as root. There, nobody downloads the gigabytes of torch: what a trainer has besides is
-resolved (`uv pip compile`), but not installed. So the image of the trainer is a worker's, until a daemon builds it.
+Otherwise, the steps of the Dockerfile run stage by stage in bare roots. debootstrap makes the first root from Debian's
+packages, as root. The gigabytes of torch are not downloaded: `uv pip compile` resolves the packages of the trainer, and
+they are not installed. So only a daemon builds the real image of the trainer.
 """
 
 import re
@@ -23,7 +23,7 @@ import pytest
 from tests.needs.package.bare_image import ImageBuilder
 from tests.needs.package.bare_root import make_debian, mounted_memory
 from tests.needs.package.build_context import copy_context
-from tests.needs.package.docker_image import DockerImage, a_daemon_answers
+from tests.needs.package.docker_image import DockerImage, docker_daemon_answers
 from tests.needs.package.dockerfile import Dockerfile, parse
 from tests.needs.package.host_access import find_host_access, pip_settings
 from tests.needs.package.image import Image
@@ -71,12 +71,12 @@ run: {name: mine, directory: runs}
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """What the tests look at."""
+    """The images under test."""
 
     worker: Image
     trainer: Image
     trainer_packages: str
-    """What the trainer has, as name==version, installed or only resolved."""
+    """The packages of the trainer, as name==version, installed or only resolved."""
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +97,7 @@ def images(
 ) -> Iterator[Images]:
     access = find_host_access()
     with ExitStack() as stack:
-        if a_daemon_answers():
+        if docker_daemon_answers():
             indexes = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
             arguments = {key: access.variables[key] for key in indexes if "http" in access.variables.get(key, "")}
             built = {}
@@ -125,7 +125,7 @@ def images(
 
 
 def resolve_trainer_packages(dockerfile: Dockerfile, root: Path) -> str:
-    """What the RUN of trainer-packages would install, for the Python of this root and the wheel that it built."""
+    """Return what the RUN of trainer-packages would install, for the Python and the wheel of this root."""
     (run,) = (i.arguments for i in dockerfile.stages["trainer-packages"].instructions if i.keyword == "RUN")
     extras = re.search(r"\[[\w,]+\]", run)
     (wheel,), (python,) = (root / "wheels").glob("*.whl"), (root / "opt/rollout/lib").glob("python3.*")
@@ -153,7 +153,7 @@ def resolve_trainer_packages(dockerfile: Dockerfile, root: Path) -> str:
 
 @pytest.fixture
 def shared(tmp_path: Path, tiny_model: Path) -> Path:
-    """A directory as a user has it, with an environment, for a container whose user is another one."""
+    """A user's directory with an environment, which another user of a container may write to."""
     directory = tmp_path / "mine"
     shutil.copytree(tiny_model, directory / "model")
     (directory / "mine.py").write_text(ENVIRONMENT)
@@ -163,7 +163,7 @@ def shared(tmp_path: Path, tiny_model: Path) -> Path:
 
 @pytest.fixture
 def write_config(shared: Path) -> Callable[[str], None]:
-    """Writes mine.yaml, for a class of this environment."""
+    """Writes mine.yaml for a class of mine.py."""
 
     def write(class_name: str) -> None:
         (shared / "mine.yaml").write_text(CONFIG.replace("CLASS", class_name))
@@ -174,11 +174,11 @@ def write_config(shared: Path) -> Callable[[str], None]:
 def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while not condition():
-        assert time.monotonic() < deadline, "it did not start"
+        assert time.monotonic() < deadline, "the container did not start"
         time.sleep(0.02)
 
 
-def test_hadolint_has_nothing_to_say(repository: Path) -> None:
+def test_hadolint_finds_nothing(repository: Path) -> None:
     assert HADOLINT.exists(), "pip install --group package"
     checked = subprocess.run(
         [HADOLINT, repository / "Dockerfile"], capture_output=True, text=True, check=False, timeout=60
@@ -186,7 +186,7 @@ def test_hadolint_has_nothing_to_say(repository: Path) -> None:
     assert (checked.returncode, checked.stdout) == (0, "")
 
 
-def test_only_what_an_image_needs_is_sent_to_the_daemon(context: Path, dockerfile: Dockerfile) -> None:
+def test_the_build_context_has_only_files_that_are_copied(context: Path, dockerfile: Dockerfile) -> None:
     copied = [
         word.rstrip("/")
         for stage in dockerfile.stages.values()
@@ -198,7 +198,7 @@ def test_only_what_an_image_needs_is_sent_to_the_daemon(context: Path, dockerfil
     assert top == sorted(path.name for pattern in copied for path in context.glob(pattern))
 
 
-def test_the_base_is_one_version(dockerfile: Dockerfile) -> None:
+def test_every_stage_has_one_base_with_a_fixed_version(dockerfile: Dockerfile) -> None:
     bases = {stage.base for stage in dockerfile.stages.values()} - set(dockerfile.stages)
     assert bases == {"${BASE}"}
     assert re.fullmatch(r"[a-z]+:[\w.-]+", dockerfile.arguments["BASE"] or "")
@@ -212,7 +212,7 @@ def test_both_images_start_the_version_of_this_checkout(images: Images, reposito
     assert image.run("--version").stdout == f"rollout {project['version']}\n"
 
 
-def test_an_image_runs_the_wheel_alone(images: Images) -> None:
+def test_an_image_contains_the_wheel_and_no_source(images: Images) -> None:
     found = images.worker.run("-c", "import rollout; print(rollout.__file__)", entrypoint="python").stdout
     assert re.fullmatch(r"/opt/rollout/lib/python3\.\d+/site-packages/rollout/__init__\.py\n", found)
     listed = images.worker.run("-c", "ls -d /source /wheels; true", entrypoint="sh").stdout
@@ -230,7 +230,7 @@ def test_an_image_keeps_no_caches(images: Images) -> None:
     assert done.stdout == ""
 
 
-def test_a_worker_has_its_queues_and_no_torch(images: Images) -> None:
+def test_a_worker_has_the_clients_of_queues_and_no_torch(images: Images) -> None:
     listed = images.worker.run("-m", "pip", "list", "--format=freeze", entrypoint="python").stdout
     names = {line.partition("==")[0] for line in listed.splitlines()}
     assert {"redis", "pyzmq"} <= names
@@ -238,7 +238,7 @@ def test_a_worker_has_its_queues_and_no_torch(images: Images) -> None:
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers", "pyarrow"])
-def test_a_trainer_has_more(images: Images, package: str) -> None:
+def test_a_trainer_has_the_packages_for_training(images: Images, package: str) -> None:
     assert re.search(rf"^{package}==\d", images.trainer_packages, re.MULTILINE)
 
 
@@ -255,7 +255,7 @@ def test_a_mounted_environment_is_played(
 @pytest.mark.parametrize(
     ("command", "exit_code"), [("run mine.yaml", 130), ("launch mine.yaml --workers 1", 0)], ids=["run", "launch"]
 )
-def test_sigterm_to_process_1_ends_what_has_begun(
+def test_sigterm_to_process_1_ends_a_run_or_launch(
     images: Images, shared: Path, write_config: Callable[[str], None], command: str, exit_code: int
 ) -> None:
     write_config("Endless")
@@ -280,7 +280,9 @@ def test_sigterm_to_process_1_drains_a_worker(
     assert "worker drains" in log()
 
 
-def test_sigterm_to_process_1_ends_a_start(images: Images, shared: Path, write_config: Callable[[str], None]) -> None:
+def test_sigterm_to_process_1_ends_a_command_that_is_starting(
+    images: Images, shared: Path, write_config: Callable[[str], None]
+) -> None:
     write_config("Slow")
     with images.worker.start("run", "mine.yaml", shared=shared) as started:
         wait_until(lambda: (shared / "begun").exists() or started.ended())

@@ -1,14 +1,12 @@
-"""The wheel alone plays a user's environment: on every Python, with the newest and the lowest versions."""
+"""The installed wheel plays a user's environment, on every Python, with the newest and the lowest versions."""
 
 import json
-import re
-import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.needs.package.installs import COMMAND_TIMEOUT, InstalledRollout
+from tests.needs.package.installs import InstalledRollout
 
 _CONFIG = """
 environment: {class: "acme_squares:Squares"}
@@ -94,29 +92,19 @@ def test_a_launch_of_two_workers_is_read_by_a_trainer(installed: InstalledRollou
 
 
 def test_an_embedded_engine_serves_a_run(installed: InstalledRollout, config: Path) -> None:
-    command = installed.command("rollout", "serve", "embedded", "builtin:tiny", "--allow", installed.work)
-    with subprocess.Popen(
-        command, cwd=installed.work, env=installed.environment_variables(), stdout=subprocess.PIPE, text=True
-    ) as engine:
-        try:
-            assert engine.stdout is not None
-            url = next(match[0] for line in engine.stdout if (match := re.search(r"http://[\w.:]+", line)))
-            options = ("--set", f"engine.urls=[{url}]", "--json")
-            report = json.loads(_output_of(installed.run("rollout", "run", config, *options)))
-            assert report["status"] == {"ok": 8}
-            engine.send_signal(signal.SIGTERM)
-            engine.wait(COMMAND_TIMEOUT)
-        finally:
-            engine.kill()
+    with installed.serve("embedded", "builtin:tiny", "--allow", installed.work) as url:
+        options = ("--set", f"engine.urls=[{url}]", "--json")
+        report = json.loads(_output_of(installed.run("rollout", "run", config, *options)))
+        assert report["status"] == {"ok": 8}
 
 
-def test_what_init_writes_plays_as_it_is(installed: InstalledRollout) -> None:
+def test_the_files_of_init_can_be_played(installed: InstalledRollout) -> None:
     _output_of(installed.run("rollout", "init", "hello"))
     played = installed.run("rollout", "run", "hello.yaml", directory=installed.work / "hello")
     assert "reward" in _output_of(played)
 
 
-def test_what_init_writes_passes_its_own_test(installed: InstalledRollout) -> None:
+def test_the_files_of_init_pass_their_own_test(installed: InstalledRollout) -> None:
     templates = ("chat", "images", "tools", "gym")
     installed.install("pytest", "gymnasium")
     for template in templates:

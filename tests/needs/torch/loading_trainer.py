@@ -1,6 +1,6 @@
-"""A trainer with two loader processes, for `test_trainer_torch_data.py`: `loading_trainer.py URL GROUPS`.
+"""A trainer with two loader processes, for `test_trainer_torch_data.py`.
 
-It takes so many groups, says so, and waits for more.
+Usage: `loading_trainer.py URL GROUPS`. It takes GROUPS groups, prints a line, and waits for another group.
 """
 
 import sys

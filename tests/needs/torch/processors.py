@@ -1,4 +1,4 @@
-"""Configurations of image processors, with bounds that small test images cross."""
+"""A configuration of an image processor whose size limits are reached by small test images."""
 
 from typing import Any
 

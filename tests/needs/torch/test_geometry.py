@@ -1,4 +1,4 @@
-"""Placeholder counts against transformers' own image processor, on sizes that nobody picked."""
+"""Our placeholder counts equal those of transformers' image processor, for random sizes."""
 
 import importlib
 import random
@@ -21,7 +21,7 @@ CONFIGS: list[dict[str, Any]] = [
 
 
 def random_sizes(count: int) -> list[tuple[int, int]]:
-    """Sizes of every magnitude, thin and tiny ones among them."""
+    """Return sizes of every magnitude, including thin and tiny ones."""
     rng = random.Random(7)
     sizes = []
     for _ in range(count):
@@ -33,7 +33,7 @@ def random_sizes(count: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_no_size_differs_from_the_processors_own_arithmetic(config: dict[str, Any]) -> None:
+def test_every_size_has_the_patches_that_the_processor_computes(config: dict[str, Any]) -> None:
     geometry, processor = geometry_for("qwen_vl", config), Qwen2VLImageProcessorPil.from_dict(config)
     refused = 0
     for width, height in random_sizes(1_000):
@@ -49,7 +49,7 @@ def test_no_size_differs_from_the_processors_own_arithmetic(config: dict[str, An
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_no_size_differs_from_processing_the_image(config: dict[str, Any]) -> None:
+def test_every_size_has_the_grid_of_the_processed_image(config: dict[str, Any]) -> None:
     geometry, processor = geometry_for("qwen_vl", config), Qwen2VLImageProcessorPil.from_dict(config)
     small = [(w, h) for w, h in random_sizes(400) if w * h < 200_000 and max(w, h) / min(w, h) <= 200]
     for width, height in small[:60]:

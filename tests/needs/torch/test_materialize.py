@@ -1,4 +1,4 @@
-"""Materialised pixels against transformers' processor, and everything that must not go through silently."""
+"""Materialised pixels equal those of transformers' processor, and wrong images are refused."""
 
 import base64
 import contextlib
@@ -80,7 +80,7 @@ FILES: dict[str, bytes] = {
 
 
 def as_the_engine_loads(data: bytes) -> Image.Image:
-    """The rule, spelled out once more and apart from the library's own loader."""
+    """Load an image by the same rule as our loader, written independently."""
     image: Image.Image = Image.open(io.BytesIO(data))
     with contextlib.suppress(Exception):
         image = ImageOps.exif_transpose(image)
@@ -102,7 +102,7 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sampled(directory: Path) -> Sampled:
-    """`sampled([data, …])`: a training sample with these images, described as a worker does."""
+    """`sampled([data, …])`: a training sample with these images, described as a worker describes them."""
 
     def make(
         datas: Sequence[bytes], *, family: str = "qwen_vl", config: dict[str, Any] = QWEN, mode: Any = "offload"
@@ -165,7 +165,7 @@ def test_pixels_are_those_of_transformers_to_the_bit(name: str, directory: Path,
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_un_normalised_patches_are_whole_numbers_before_rescaling(name: str, directory: Path, sampled: Sampled) -> None:
+def test_uint8_patches_are_those_before_rescaling(name: str, directory: Path, sampled: Sampled) -> None:
     inputs = qwen(directory, pixels="uint8").inputs([sampled([FILES[name]])])
     processor = Qwen2VLImageProcessorPil.from_dict({**QWEN, "do_rescale": False, "do_normalize": False})
     expected = processor(images=[as_the_engine_loads(FILES[name])], return_tensors="pt")["pixel_values"]
@@ -195,7 +195,7 @@ def test_inline_images_come_from_their_uri(directory: Path, sampled: Sampled) ->
 
 
 def by_hand(image: Image.Image, config: dict[str, Any]) -> tuple[Any, tuple[int, int]]:
-    """Kimi's uint8 canvas: scaled by Pillow, zeros to the right and below."""
+    """Return Kimi's uint8 canvas, scaled by Pillow with zeros to the right and below, and its grid."""
     width, height = KimiK25Geometry.from_processor_config(config).resized(width=image.width, height=image.height)
     rows, columns = -(-height // 28) * 2, -(-width // 28) * 2
     canvas = Image.new("RGB", (columns * 14, rows * 14))
@@ -204,7 +204,7 @@ def by_hand(image: Image.Image, config: dict[str, Any]) -> tuple[Any, tuple[int,
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_kimis_patches_are_the_engines_arithmetic(name: str, directory: Path, sampled: Sampled) -> None:
+def test_kimis_patches_are_those_of_the_engine(name: str, directory: Path, sampled: Sampled) -> None:
     sample = sampled([FILES[name]], family="kimi_k25", config=KIMI)
     canvas, (rows, columns) = by_hand(as_the_engine_loads(FILES[name]), KIMI)
     options: dict[str, Any] = {"images": directory, "backend": "pil"}
@@ -271,7 +271,7 @@ def test_a_described_grid_that_the_pixels_do_not_have_is_refused(directory: Path
 
 
 @pytest.mark.parametrize("payload", [{}, {"image_grid_thw": "1x2x3"}, {"pixel_values": [1]}])
-def test_a_payload_of_no_use_is_refused(payload: dict[str, Any], directory: Path, sampled: Sampled) -> None:
+def test_an_unusable_payload_is_refused(payload: dict[str, Any], directory: Path, sampled: Sampled) -> None:
     refused(qwen(directory), changed(sampled([FILES["RGB png"]]), payload=payload), "payload")
 
 
@@ -319,7 +319,7 @@ def test_threads_that_want_the_same_image_process_it_once(
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-def test_what_is_handed_out_is_not_what_is_kept(directory: Path, sampled: Sampled) -> None:
+def test_a_caller_cannot_change_the_cached_pixels(directory: Path, sampled: Sampled) -> None:
     sample, materializer = sampled([FILES["RGB png"]]), qwen(directory)
     first = materializer.inputs([sample])["pixel_values"]
     expected = first.clone()
@@ -327,7 +327,7 @@ def test_what_is_handed_out_is_not_what_is_kept(directory: Path, sampled: Sample
     assert torch.equal(materializer.inputs([sample])["pixel_values"], expected)
 
 
-def test_peak_memory_is_that_of_what_is_asked_for(directory: Path, sampled: Sampled) -> None:
+def test_peak_memory_is_that_of_the_requested_pixels(directory: Path, sampled: Sampled) -> None:
     samples = [sampled([save(picture(160, 160, seed).convert("RGB"), "PNG")]) for seed in range(30)]
     materializer = qwen(directory, cache_bytes=0)
     materializer.inputs(samples[:1])

@@ -1,4 +1,4 @@
-"""The torchvision backend, for engines that resize with it, and Kimi's arithmetic as transformers has it."""
+"""The torchvision backend, for engines that resize with it, and Kimi's layout, compared with transformers."""
 
 import importlib
 import random
@@ -50,7 +50,7 @@ def test_pixels_are_those_of_transformers_with_torchvision(
     assert torch.equal(torch.from_numpy(ours.patches), theirs["pixel_values"])
 
 
-def test_the_two_backends_are_close_and_not_the_same() -> None:
+def test_the_two_backends_are_close_but_not_equal() -> None:
     pil, torchvision = (
         image_processor_for("qwen_vl", QWEN, backend=backend, pixels="uint8").process(picture(231, 117)).patches
         for backend in BACKENDS
@@ -71,7 +71,7 @@ def test_kimis_layout_is_that_of_transformers_on_1000_sizes() -> None:
             assert geometry.layout(width=width, height=height).tokens * 4 == patches, (width, height)
 
 
-def test_a_backend_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_backend_is_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers.models.qwen2_vl.image_processing_qwen2_vl", None)
     processor = image_processor_for("qwen_vl", QWEN, backend="torchvision", pixels="uint8")
     with pytest.raises(ConfigurationError, match="pip install 'rollout-rl"):

@@ -1,4 +1,4 @@
-"""Batches equal what a slow reference makes of whole conversations, token by token."""
+"""Batches equal those of a slow reference, which writes out whole conversations token by token."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ VERSIONS = ("3", "4", "5")
 
 @dataclass
 class Token:
-    """One token of a conversation, as the reference sees it."""
+    """One token of a conversation in the reference."""
 
     id: int
     trains: bool = False
@@ -56,7 +56,7 @@ class ExpectedBranch:
     images: list[tuple[str, int, int]] = field(default_factory=list)
 
     def truncate(self, limit: int) -> None:
-        """Keep whole images only, and nothing behind one that would be cut."""
+        """Keep at most `limit` tokens, and nothing from the first image on that would be cut."""
         while self.images and self.images[-1][1] + self.images[-1][2] > limit:
             limit = min(limit, self.images.pop()[1])
         del self.tokens[limit:]
@@ -87,7 +87,7 @@ def answer_node(draw: st.DrawFn, index: int, parent: int, step: int) -> Trajecto
 
 
 def step_of(draw: st.DrawFn, turn: int, leaf: int, sampled: int) -> Step:
-    """A turn whose tokens were sampled by one version, or by two where the weights changed half-way."""
+    """Draw a turn whose tokens were sampled by one version, or by two if the weights changed during it."""
     cut = draw(st.integers(1, sampled))
     spans = [VersionSpan(draw(st.sampled_from(VERSIONS)), 0, cut)]
     spans += [VersionSpan(draw(st.sampled_from(VERSIONS)), cut, sampled)] if cut < sampled else []
@@ -97,7 +97,7 @@ def step_of(draw: st.DrawFn, turn: int, leaf: int, sampled: int) -> Step:
 
 @st.composite
 def trajectories(draw: st.DrawFn, rollout: str = "g.0") -> Trajectory:
-    """A rollout whose turns fork from any node before, so that branches share what they share.
+    """Draw a rollout whose turns fork from any earlier node, so that branches share nodes.
 
     The numbers of the turns are not in the order of the steps, some are missing, and some turns have a reward.
     """
@@ -133,7 +133,7 @@ groups = st.integers(1, 4).flatmap(lambda size: st.tuples(*(trajectories(f"g.{at
 
 
 def expected_branches(trajectory: Trajectory) -> list[ExpectedBranch]:
-    """Every branch written out; what a sampled message trains, it trains in the first branch that holds it."""
+    """Write out every branch; a sampled message trains only in the first branch that contains it."""
     found: list[ExpectedBranch] = []
     trained: set[int] = set()
     for leaf in [
@@ -176,7 +176,7 @@ def write_out(conversation: ExpectedBranch, trajectory: Trajectory, node: Trajec
 
 
 Weighting = Literal["none", "samples", "tokens", "both"]
-"""Whether the samples of a batch have no advantage, one each, one for each token, or one or the other."""
+"""Whether the samples of a batch have no advantage, one each, one for each token, or a mixture."""
 
 
 @given(
@@ -185,7 +185,7 @@ Weighting = Literal["none", "samples", "tokens", "both"]
     st.sampled_from(get_args(Weighting)),
     st.sampled_from([3, 8, 20, 1000]),
 )
-def test_a_batch_is_its_conversations_and_padding(
+def test_a_batch_contains_its_conversations_and_padding(
     members: tuple[Trajectory, ...], spare: int | None, weighting: Weighting, limit: int
 ) -> None:
     wanted = [conversation for trajectory in members for conversation in expected_branches(trajectory)]
@@ -262,7 +262,7 @@ def read(batch: Any, cell: tuple[int, int]) -> tuple[Any, ...]:
 
 
 @given(groups)
-def test_packing_never_takes_more_rows_and_fills_no_row_beyond_its_length(members: tuple[Trajectory, ...]) -> None:
+def test_packing_needs_at_most_half_as_many_rows_and_keeps_the_row_length(members: tuple[Trajectory, ...]) -> None:
     given_samples = [sample for trajectory in members for sample in samples(trajectory)]
     limit = 2 * max(len(sample.token_ids) for sample in given_samples)
     packed = collate(given_samples, packing=limit)
@@ -317,7 +317,7 @@ def test_without_turn_rewards_both_kinds_of_credit_make_the_same_batch(members: 
     assert torch.equal(outcome.advantages, turns.advantages)
 
 
-def test_another_credit_is_refused() -> None:
+def test_an_unknown_credit_is_refused() -> None:
     credit: Any = "turn"
     with pytest.raises(ValueError, match="credit is 'turn'; expected one of 'outcome', 'turns'"):
         batch_of([], credit=credit)
@@ -331,14 +331,14 @@ def test_an_array_of_advantages_that_is_not_aligned_is_refused_by_name(trajector
 
 
 @given(groups, st.integers(1, 20))
-def test_a_group_is_truncated_to_what_still_trains(members: tuple[Trajectory, ...], limit: int) -> None:
+def test_a_truncated_group_trains_the_tokens_that_are_left(members: tuple[Trajectory, ...], limit: int) -> None:
     batch = batch_of([Group("g", len(members), members)], max_length=limit, packing=limit)
     kept = [sample.truncated(limit) for trajectory in members for sample in samples(trajectory)]
     trained = sum(int(sample.mask.sum()) for sample in kept)
     assert (0 if batch is None else int(batch.mask.sum())) == trained
 
 
-def test_a_group_that_failed_is_no_batch() -> None:
+def test_a_failed_group_makes_no_batch() -> None:
     failed = Trajectory("run", "Env", "g", "g.0", 1, RolloutStatus.FAILED, None)
     assert batch_of([Group("g", 1, (failed,))]) is None
 

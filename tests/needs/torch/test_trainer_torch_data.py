@@ -1,4 +1,4 @@
-"""The dataset under a `DataLoader`: every trajectory is trained once, however far the loader reads ahead."""
+"""The dataset with a `DataLoader`: every trajectory is trained once, however far the loader reads ahead."""
 
 import select
 import subprocess
@@ -63,14 +63,14 @@ def rollouts_of(portions: Sequence[Portion[Batch]]) -> list[str]:
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (2, 2), (2, 0), (0, 2)])
-def test_what_was_read_ahead_and_not_trained_comes_again_after_a_restart(url: str, first: int, second: int) -> None:
+def test_untrained_groups_that_were_read_ahead_come_again_after_a_restart(url: str, first: int, second: int) -> None:
     dataset = TrajectoryDataset(url, batch_of)
     portions = loader_of(dataset, first)
     trained = list(islice(portions, 5))
     for portion in trained:
         dataset.trained(portion)
     state = dataset.state_dict()
-    next(portions)  # trained as well, but never saved
+    next(portions)  # trained, but never saved
     dataset.commit()
     del portions  # the process dies
 
@@ -98,7 +98,7 @@ def test_a_commit_is_acked_while_the_loader_waits(url: str, workers: int) -> Non
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_closed_dataset_ends_and_gives_its_partitions_back(url: str, workers: int) -> None:
+def test_a_closed_dataset_ends_and_releases_its_partitions(url: str, workers: int) -> None:
     long_lease_url = url.replace("lease_time=1", "lease_time=600")
     dataset = TrajectoryDataset(long_lease_url, batch_of)
     portions = loader_of(dataset, workers)
@@ -116,12 +116,12 @@ def test_the_processes_of_a_loader_do_not_outlive_a_trainer_that_was_killed(url:
         assert trainer.stdout is not None
         assert trainer.stdout.readline() == "waiting\n"
         trainer.kill()
-        # The pipe is theirs too, and ends with the last of them.
+        # The loader processes inherit the pipe, so it ends when the last of them ends.
         assert select.select([trainer.stdout], [], [], 60)[0]
         assert trainer.stdout.read() == ""
 
 
-def test_a_second_pass_in_the_same_process_goes_on_from_what_was_trained(url: str) -> None:
+def test_a_second_pass_in_the_same_process_continues_after_the_trained_groups(url: str) -> None:
     dataset = TrajectoryDataset(url, batch_of, groups_per_batch=2)
     trained = []
     for _ in range(3):
@@ -133,7 +133,7 @@ def test_a_second_pass_in_the_same_process_goes_on_from_what_was_trained(url: st
     assert sorted(rollouts_of(trained)) == NAMES
 
 
-def test_groups_that_teach_nothing_are_passed_over(url: str) -> None:
+def test_groups_without_a_batch_are_skipped(url: str) -> None:
     def make(groups: Sequence[Group]) -> Batch | None:
         return batch_of(groups) if groups[0].id > "005" else None
 

@@ -1,10 +1,9 @@
-"""Real vLLM servers on CPU, for all tests here. `.ci/engine` installs vLLM and says where it is.
+"""Real vLLM servers on CPU, for all tests here. `.ci/engine` installs vLLM, and sets the variables.
 
-Three start together: a Qwen3-VL, the same one without a multimodal cache, and a Qwen2.5-VL that asks for an API key.
+Three servers start together: a Qwen3-VL, the same without a multimodal cache, and a Qwen2.5-VL that needs an API key.
 """
 
 import os
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -22,14 +21,15 @@ from rollout.engine.request import GenerateRequest
 from rollout.images import ImagePolicy
 from rollout.serving.vllm import SHIM_DIRECTORY, VllmServer, VllmSettings
 from rollout.session.session import PolicyClient
+from tests.needs.services.redis_server import free_port
 
 VENV = os.environ.get("ROLLOUT_VLLM_VENV")
-PIDS = os.environ.get("ROLLOUT_VLLM_PIDS")  # a directory for who has to end servers that a killed suite left
-collect_ignore_glob = [] if VENV else ["test_*.py"]  # the plain suite needs no vLLM
+PIDS = os.environ.get("ROLLOUT_VLLM_PIDS")  # a directory for the pids; .ci/engine kills what a killed suite leaves
+collect_ignore_glob = [] if VENV else ["test_*.py"]
 
 API_KEY = "a key that nobody may see"
 MODEL = "tiny"
-CONTEXT = 32768  # answers long enough that any machine is still at them when a test has looked
+CONTEXT = 32768  # long enough that an answer still runs when a test looks at it, on any machine
 FLAGS = ("--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT), "--disable-uvicorn-access-log")
 START_TIMEOUT = 300.0
 
@@ -57,9 +57,15 @@ class LiveServer:
         headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=120, trust_env=False)
 
+    def metric(self, name: str) -> float:
+        """Return the value of one of vLLM's metrics."""
+        with self.http() as http:
+            lines = http.get("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"vllm:{name}{{"))
 
-class Recording(EngineClient):
-    """Keeps every request and its answer."""
+
+class RecordingClient(EngineClient):
+    """A client that keeps every request and its answer."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -99,7 +105,7 @@ def fleet(
 ) -> Iterator[Mapping[str, LiveServer]]:
     logs = tmp_path_factory.mktemp("logs")
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2", "VLLM_NO_USAGE_STATS": "1"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # importing vLLM takes three times as long without its bytecode
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode, importing vLLM takes three times as long
 
     def launch(name: str, family: str, *flags: str, api_key: str | None = None) -> LiveServer:
         settings = VllmSettings(
@@ -135,20 +141,14 @@ def fleet(
 
 @pytest.fixture
 def policy_for(media: Path, tmp_path: Path) -> PolicyFor:
-    """A policy over one server, whose client keeps every turn. Images lie in a directory of the test's own."""
+    """A policy with one server, whose client keeps every turn. Each test has its own directory of images."""
 
     @asynccontextmanager
     async def make(live: LiveServer, mode: Mode = "offload", **sampling: Any) -> AsyncIterator[PolicyClient]:
         renderers = shared_pool(live.model_dir, live.renderer)
         images = ImagePolicy(mode, media / tmp_path.name)
-        async with Recording([live.url], MODEL, timeout=120, api_key=live.api_key) as engine:
+        async with RecordingClient([live.url], MODEL, timeout=120, api_key=live.api_key) as engine:
             await engine.check()
             yield PolicyClient(renderers, engine, images, {"temperature": 0.0, "max_tokens": 8, **sampling})
 
     return make
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port

@@ -1,4 +1,4 @@
-"""Promises of the client that only a real engine can hold it to: aborts, cancellation, the context's end, the key."""
+"""What the client promises and only a real engine can test: aborts, cancellation, a full context, the API key."""
 
 import math
 import time
@@ -27,7 +27,7 @@ WORDS = tuple(range(300, 364))
 
 
 def endless(request_id: str) -> GenerateRequest:
-    """A request that is answered for many seconds."""
+    """Return a request whose answer takes many seconds."""
     prompt = as_logical_ids(WORDS)
     return GenerateRequest(
         request_id=request_id,
@@ -47,7 +47,7 @@ def endless(request_id: str) -> GenerateRequest:
 async def test_banned_tokens_are_not_sampled_and_processed_logprobs_are_those_without_them(
     fleet: Mapping[str, Any], temperature: float
 ) -> None:
-    """The log-probs of the next token, as the server gives them without any ban, are the reference."""
+    """The reference is the server's log-probs of the next token without a ban."""
     live = fleet["qwen3-vl"]
     sampling = {"temperature": temperature, "max_tokens": 1}
     with live.http() as server:
@@ -67,12 +67,6 @@ async def test_banned_tokens_are_not_sampled_and_processed_logprobs_are_those_wi
                 assert logprob == pytest.approx(math.log(probabilities[token] / left), abs=1e-4)
 
 
-def metric(live: Any, name: str) -> float:
-    with live.http() as server:
-        lines = server.get("/metrics").text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"vllm:{name}{{"))
-
-
 def abort(live: Any, request_id: str) -> None:
     with live.http() as server:
         server.post("/inference/v1/abort_requests", json={"request_ids": [request_id]}).raise_for_status()
@@ -86,14 +80,14 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 async def wait_until_sampling(live: Any) -> float:
-    """Wait until the server samples tokens; returns how many it had sampled before."""
-    before = metric(live, TOKENS)
-    await anyio.to_thread.run_sync(wait_for, lambda: metric(live, TOKENS) > before)
+    """Wait until the server samples tokens; return how many it had sampled before."""
+    before: float = live.metric(TOKENS)
+    await anyio.to_thread.run_sync(wait_for, lambda: live.metric(TOKENS) > before)
     return before
 
 
 async def wait_until_idle(live: Any) -> None:
-    await anyio.to_thread.run_sync(wait_for, lambda: metric(live, "num_requests_running") == 0)
+    await anyio.to_thread.run_sync(wait_for, lambda: live.metric("num_requests_running") == 0)
 
 
 async def test_a_cancelled_turn_stops_on_the_server(fleet: Mapping[str, Any]) -> None:
@@ -105,11 +99,11 @@ async def test_a_cancelled_turn_stops_on_the_server(fleet: Mapping[str, Any]) ->
             before = await wait_until_sampling(live)
             group.cancel_scope.cancel()
         await wait_until_idle(live)
-    assert metric(live, TOKENS) - before < ENDLESS
+    assert live.metric(TOKENS) - before < ENDLESS
 
 
-async def test_the_name_that_an_abort_uses_is_the_engines(fleet: Mapping[str, Any]) -> None:
-    """An abort by name reaches a request whose connection stays open, as behind a proxy it does."""
+async def test_an_abort_uses_the_request_name_of_the_engine(fleet: Mapping[str, Any]) -> None:
+    """An abort by name reaches a request whose connection stays open, as it does behind a proxy."""
     live = fleet["qwen3-vl"]
     async with EngineClient([live.url], "tiny", timeout=120, retries=0) as client:
 
@@ -131,7 +125,9 @@ async def test_a_try_that_takes_too_long_is_aborted_and_the_turn_ends_in_time(fl
     await wait_until_idle(live)
 
 
-async def test_a_conversation_over_the_servers_context_is_unscored(fleet: Mapping[str, Any], policy_for: Any) -> None:
+async def test_a_conversation_longer_than_the_servers_context_is_unscored(
+    fleet: Mapping[str, Any], policy_for: Any
+) -> None:
     class Chatter(Environment):
         async def run(self, task: Task, model: Model) -> Score:
             messages: list[Any] = []
@@ -146,14 +142,14 @@ async def test_a_conversation_over_the_servers_context_is_unscored(fleet: Mappin
     assert len(trajectory.steps) > 3
 
 
-async def test_a_server_with_a_key_refuses_whoever_has_none(fleet: Mapping[str, Any]) -> None:
+async def test_a_server_with_a_key_refuses_a_client_without_one(fleet: Mapping[str, Any]) -> None:
     live = fleet["qwen2.5-vl"]
     async with EngineClient([live.url], "tiny", timeout=30) as client:
         with pytest.raises(EngineRefused, match=r"401.*engine\.api_key_env"):
             await client.check()
 
 
-def test_a_server_with_a_key_closes_every_route_but_two(fleet: Mapping[str, Any]) -> None:
+def test_a_server_with_a_key_protects_every_route_but_two(fleet: Mapping[str, Any]) -> None:
     live = fleet["qwen2.5-vl"]
     with live.http() as http:
         routes = http.get("/openapi.json").json()["paths"]

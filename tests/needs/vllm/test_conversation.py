@@ -1,8 +1,7 @@
-"""What we send is what the server would have made of the same messages, and what comes back is what it would have said.
+"""Our prompts and answers are those that the server itself makes of the same messages.
 
-The server's own path, messages in and text out, is the reference: its render gives the prompt, its chat completions the
-tokens and log-probs. Answers are limited to digits, which this tokenizer never merges, so that the server's way through
-text and back cannot blur the comparison.
+The reference is the server: its render route gives the prompt, and its chat completions give the tokens and log-probs.
+Answers are limited to digits, which this tokenizer never merges. So the server gets the same tokens from the text.
 """
 
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ SYSTEM = "You describe pictures by numbers."
 
 
 class Gallery(Environment):
-    """A picture a turn, of six sizes; keeps the conversation as it stood before every answer."""
+    """Shows one picture in each turn, in six sizes; keeps a copy of the conversation before each answer."""
 
     def __init__(self) -> None:
         super().__init__(EnvironmentSettings())
@@ -86,13 +85,13 @@ async def test_the_answers_depend_on_the_pictures(fleet: Mapping[str, Any], poli
     logprobs = []
     for color in ("red", "blue"):
         async with policy_for(fleet["qwen3-vl"]) as policy:
-            await play(Look(color), TASK, policy=policy)
+            await play(OnePicture(color), TASK, policy=policy)
             logprobs.append(policy.engine.turns[0][1].logprobs.tolist())
     assert logprobs[0] != logprobs[1]
 
 
-class Look(Environment):
-    """One picture, and what is said of it."""
+class OnePicture(Environment):
+    """Shows one picture, and asks for one answer."""
 
     def __init__(self, color: str) -> None:
         super().__init__(EnvironmentSettings())

@@ -1,4 +1,4 @@
-"""`rollout doctor --live` against real servers: all is well, or the one thing that is not has its cure."""
+"""`rollout doctor --live` with real servers: it accepts ours, and finds faults and their cures."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ def doctor(live: Any, runs: Path, *settings: str) -> subprocess.CompletedProcess
 
 @pytest.mark.parametrize("family", ["qwen3-vl", "qwen2.5-vl"])
 @pytest.mark.parametrize("mode", ["offload", "inline"])
-def test_a_server_of_ours_is_sound(fleet: Mapping[str, Any], media: Path, family: str, mode: str) -> None:
+def test_our_servers_pass(fleet: Mapping[str, Any], media: Path, family: str, mode: str) -> None:
     result = doctor(fleet[family], media / "runs", f"images.mode={mode}", "engine.api_key_env=KEY")
     assert result.returncode == 0, result.stdout
     assert "the same tokenizer" in result.stdout

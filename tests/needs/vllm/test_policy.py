@@ -1,7 +1,7 @@
-"""New weights for a running vLLM, with requests in flight that show pictures it knows.
+"""New weights for a running vLLM, with requests in flight whose pictures it has cached.
 
-Each version's tokens tell by themselves which weights sampled them. Version 1 never ends an answer by itself, and the
-next one ends it at once, so that nothing depends on how fast the machine is.
+The tokens of a version show which weights sampled them. Version 1 never ends an answer, and version 2 ends it at once,
+so nothing depends on the speed of the machine.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ Publishing = Callable[[OnUpdate], Any]
 
 
 class Turns(Environment):
-    """So many turns with the same picture; may do something before each."""
+    """Plays `turns` turns with the same picture, and calls `before` before each."""
 
     def __init__(self, turns: int, before: Callable[[int], Awaitable[None]] | None = None) -> None:
         super().__init__(EnvironmentSettings())
@@ -49,7 +49,7 @@ class Turns(Environment):
 
 @pytest.fixture
 async def live(fleet: Mapping[str, Any], tmp_path: Path) -> AsyncIterator[Any]:
-    """A server that has its own weights and its own name for them again when the test is over."""
+    """A server; after the test, it gets its own weights and version name back."""
     server = fleet["qwen3-vl"]
     yield server
     with server.http() as http:
@@ -83,7 +83,7 @@ def make_letter_saver(live: Any, letters: str) -> Callable[[Path], None]:
     return make_two_token_saver(live.model_dir, [tokenizer.token_id(letter) for letter in letters])
 
 
-def ends(live: Any) -> Callable[[Path], None]:
+def make_end_saver(live: Any) -> Callable[[Path], None]:
     tokenizer = load_tokenizer(live.model_dir)
     return make_two_token_saver(live.model_dir, [tokenizer.token_id(name) for name in ("<|im_end|>", "<|endoftext|>")])
 
@@ -99,30 +99,24 @@ def sampled_tokens(trajectory: Trajectory, step: int = 0) -> list[int]:
 
 
 async def wait_until_answering(live: Any) -> None:
-    """Return once the server is in the middle of an answer."""
-
-    def generated() -> float:
-        with live.http() as http:
-            lines = http.get("/metrics").text.splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:generation_tokens_total{"))
-
-    before = await anyio.to_thread.run_sync(generated)
+    """Wait until the server is in the middle of an answer."""
+    tokens = "generation_tokens_total"
+    before = await anyio.to_thread.run_sync(live.metric, tokens)
     with anyio.fail_after(60):
-        while True:
-            if await anyio.to_thread.run_sync(generated) > before + 2:
-                return
+        while await anyio.to_thread.run_sync(live.metric, tokens) <= before + 2:
+            pass
 
 
 async def update_in_the_middle(live: Any, policy: PolicyClient, publisher: AsyncPolicyPublisher) -> Trajectory:
-    """One answer, during which version 2 comes."""
+    """Play one answer, and publish version 2 during it."""
     async with asyncio.timeout(120), asyncio.TaskGroup() as group:
         playing = group.create_task(play(Turns(1), TASK, policy=policy))
         await wait_until_answering(live)
-        await publisher.publish(2, ends(live))
+        await publisher.publish(2, make_end_saver(live))
     return playing.result().trajectory
 
 
-async def test_keep_goes_on_with_the_new_weights_and_every_token_is_labelled_with_its_own(
+async def test_keep_continues_with_the_new_weights_and_labels_every_token_with_its_version(
     live: Any, policy_for: Any, publishing: Publishing
 ) -> None:
     async with publishing("keep") as publisher, policy_for(live, max_tokens=ENDLESS) as policy:
@@ -139,7 +133,7 @@ async def test_keep_goes_on_with_the_new_weights_and_every_token_is_labelled_wit
     assert check(trajectory) == check(later) == []
 
 
-async def test_wait_lets_an_answer_finish_and_later_turns_are_of_the_new_weights(
+async def test_wait_lets_an_answer_finish_and_later_turns_use_the_new_weights(
     live: Any, policy_for: Any, publishing: Publishing
 ) -> None:
     async with publishing("wait") as publisher, policy_for(live, max_tokens=300) as policy:
@@ -149,7 +143,7 @@ async def test_wait_lets_an_answer_finish_and_later_turns_are_of_the_new_weights
     assert [spans(later, step) for step in (0, 1)] == [[("2", 0, 1)]] * 2
 
 
-async def test_abort_begins_the_turn_anew_and_keeps_nothing_of_what_was_cut_off(
+async def test_abort_starts_the_turn_again_and_keeps_no_token_of_the_old_weights(
     live: Any, policy_for: Any, publishing: Publishing
 ) -> None:
     async with publishing("abort") as publisher, policy_for(live, max_tokens=ENDLESS) as policy:
@@ -160,10 +154,10 @@ async def test_abort_begins_the_turn_anew_and_keeps_nothing_of_what_was_cut_off(
 
 
 @pytest.mark.parametrize("mode", ["keep", "wait", "abort"])
-async def test_updates_between_and_within_turns_break_no_server_that_knows_the_pictures(
+async def test_updates_between_and_within_turns_break_no_server_with_cached_pictures(
     live: Any, policy_for: Any, publishing: Publishing, mode: OnUpdate
 ) -> None:
-    """Eight conversations with the same picture at any time, and nine updates in the midst of them."""
+    """Eight conversations with the same picture run at any time, and nine updates come during them."""
     letters = ("ab", "cd", "ef", "gh", "ij", "kl", "mn", "op", "qr", "st")
     played: list[Trajectory] = []
     updating = True
@@ -199,7 +193,7 @@ async def test_updates_between_and_within_turns_break_no_server_that_knows_the_p
 async def test_logprobs_after_an_update_are_those_of_a_server_that_never_had_other_weights(
     live: Any, policy_for: Any, publishing: Publishing
 ) -> None:
-    """Nothing is left of the old weights: neither encoded pictures nor prefixes."""
+    """Nothing of the old weights remains: no encoded pictures and no prefixes."""
     logprobs = []
     async with policy_for(live, max_tokens=8) as policy:
         policy.sampling["allowed_token_ids"] = [policy.renderers.tokenizer.token_id(digit) for digit in "0123456789"]
@@ -207,7 +201,7 @@ async def test_logprobs_after_an_update_are_those_of_a_server_that_never_had_oth
             await play(Turns(3), TASK, policy=policy)
             logprobs.append(np.concatenate([generation.logprobs for _, generation in policy.engine.turns[-3:]]))
             async with publishing("wait") as publisher:
-                await play(Turns(3), TASK, policy=policy)  # of version 1, which leaves its own traces in the caches
+                await play(Turns(3), TASK, policy=policy)  # fills the caches with values of version 1
                 await publisher.publish(2, lambda directory: copy_weights(live.model_dir, directory))
     np.testing.assert_allclose(logprobs[1], logprobs[0], atol=1e-5, rtol=0)
 

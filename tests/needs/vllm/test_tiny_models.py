@@ -1,4 +1,4 @@
-"""The tiny checkpoints are what they say: templates write what the renderers write, and networks load and speak."""
+"""The tiny checkpoints: templates write what the renderers write, and networks load and answer."""
 
 import json
 import os
@@ -49,7 +49,7 @@ WITH_TOOLS = [
 
 
 def run_transformers(directory: Path, messages: list[Any], tools: list[Any] | None, *, speak: bool) -> dict[str, Any]:
-    """What transformers makes of a conversation and a checkpoint."""
+    """Render a conversation with transformers and, if `speak`, sample four tokens."""
     asked = json.dumps({"messages": messages, "tools": tools, "speak": speak})
     command = [f"{VENV}/bin/python", "-c", ASK, str(directory), asked]
     environment = {**os.environ, "PYTHONPATH": str(SHIM_DIRECTORY), "HF_HUB_OFFLINE": "1"}
@@ -75,7 +75,7 @@ def test_a_template_writes_what_its_renderer_writes(
     assert run_transformers(directory, messages, tools, speak=False)["ids"] == ours.tolist()
 
 
-def test_a_text_model_speaks_and_the_same_seed_says_the_same(checkpoints: Callable[[str], Path]) -> None:
+def test_a_text_model_gives_the_same_answer_each_time(checkpoints: Callable[[str], Path]) -> None:
     generated = run_transformers(checkpoints("text"), PLAIN, None, speak=True)["said"]
     assert len(generated) == 4
     assert generated == run_transformers(checkpoints("text"), PLAIN, None, speak=True)["said"]

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs.programs import ProgramResources, make_world
+from tests.programs.programs import ProgramResources, make_resources
 from tests.unit.session.scripted import ScriptedRollout
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> ProgramResources:
-    return make_world(tmp_path_factory.mktemp("images"), tiny_model)
+    return make_resources(tmp_path_factory.mktemp("images"), tiny_model)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
-"""Engines that are killed in the middle of a push, under a launch, with networks whose tokens tell their version.
+"""Engines are killed during a push, while a launch plays; the sampled tokens show the version of the weights.
 
-The trainer is this test: it publishes, it reads what the workers play, and it is another one in each round. In every
-round one of two engines is killed somewhere in a push and started anew with the weights that it began with. The engines
-are ours, and then vLLM, of which `make verify` plays all rounds.
+The test is the trainer: it has a new publisher in each round, and reads what the workers play. In each round, one of
+two engines is killed during a push and started again with its first weights. The test runs with our engine and with
+vLLM; only `make verify` plays all rounds with vLLM.
 """
 
 import os
@@ -39,7 +39,7 @@ ROUNDS = {"transformers": MODES, "vllm": MODES if os.environ.get("ROLLOUT_TESTS"
 
 
 class EngineProcess(Protocol):
-    """An engine as a process of its own."""
+    """An engine in a separate process."""
 
     @property
     def url(self) -> str: ...
@@ -98,7 +98,7 @@ KINDS: dict[str, Callable[[Path, int], EngineProcess]] = {"transformers": Transf
 
 @dataclass
 class TrajectoryCollector:
-    """Reads whatever comes, in a thread, so that workers never wait for it."""
+    """Reads all trajectories in a thread, so that workers never wait for it."""
 
     url: str
     found: list[Trajectory] = field(default_factory=list)
@@ -109,7 +109,7 @@ class TrajectoryCollector:
         self._reading.start()
 
     def stop(self) -> None:
-        """Read what is left, and nothing more."""
+        """Read what is left, and stop."""
         self._stopping = True
         self._reading.join()
 
@@ -124,7 +124,7 @@ class TrajectoryCollector:
                 self.found.append(trajectory)
 
     def has(self, version: int) -> bool:
-        """Whether a rollout was played by this version alone."""
+        """Whether a recent rollout was played by this version only."""
         return any(versions(trajectory) == {version} for trajectory in self.found[-50:])
 
 
@@ -141,7 +141,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that tells version 0."""
+    """A checkpoint that samples only the tokens of version 0."""
     directory = tmp_path_factory.mktemp("model")
     plain, marked = directory / "plain", directory / "marked"
     make_checkpoint(plain, "qwen3-vl", seed=0)
@@ -152,7 +152,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
-    """Which engine it is."""
+    """The kind of the engines."""
     named: str = request.param
     return named
 
@@ -185,7 +185,7 @@ def trainer(tmp_path: Path) -> Iterator[TrajectoryCollector]:
 def launch(
     tmp_path: Path, model: Path, engines: tuple[EngineProcess, EngineProcess], trainer: TrajectoryCollector
 ) -> Iterator[Callable[[], "subprocess.Popen[str]"]]:
-    """Starts two workers, which play until they are told to stop."""
+    """Starts a launch of two workers, which play until SIGTERM."""
     config = Path(__file__).parent / "world" / "babble.yaml"
     settings = {
         "engine.urls": "[" + ",".join(f'"{engine.url}"' for engine in engines) + "]",
@@ -210,7 +210,7 @@ def launch(
 
 
 class Publishing:
-    """Publishes one version after the other, each of which tells its number."""
+    """Publishes one version after the other; the tokens of each show its number."""
 
     def __init__(self, model: Path) -> None:
         self.published: list[int] = []
@@ -225,7 +225,7 @@ class Publishing:
         self.behind_reasons += publisher.publish(version, self._save(version)).behind.values()
 
     def publish_and_kill(self, publisher: PolicyPublisher, victim: EngineProcess, delay: float) -> None:
-        """So long after the weights were saved."""
+        """Publish, and kill an engine `delay` seconds after the weights were saved."""
         self._saved.clear()
         publishing = threading.Thread(target=self.publish, args=(publisher,))
         publishing.start()
@@ -244,7 +244,7 @@ class Publishing:
         return save_and_signal
 
 
-def test_the_run_goes_on_with_the_other_and_no_token_is_labelled_with_a_version_that_did_not_sample_it(
+def test_the_run_continues_with_the_other_engine_and_every_token_has_the_right_version(
     tmp_path: Path,
     kind: str,
     model: Path,
@@ -295,7 +295,7 @@ def check_version_labels(found: list[Trajectory], published: list[int], tokenize
             labels = [int(span.version) for span in step.versions for _ in range(span.start, span.end)]
             assert sampling_versions == labels
             assert step.policy is not None
-            assert min(labels) >= int(step.policy[0])  # never older than what was required when the turn began
+            assert min(labels) >= int(step.policy[0])  # not older than the version that the turn required
             sampled.update(labels)
     assert set(sampled) == set(published)
     print(f"{len(found)} rollouts, tokens by version: {dict(sorted(sampled.items()))}")

@@ -1,4 +1,4 @@
-"""Tiny checkpoints, engines that compute them, and a plain forward of transformers to compare with."""
+"""Tiny checkpoints, engines that serve them, and a plain forward of transformers to compare with."""
 
 import base64
 import hashlib
@@ -28,7 +28,7 @@ FAMILIES = ("qwen3-vl", "qwen2.5-vl")
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Matrices this small are slower on several."""
+    """Use one thread; for such small matrices, several are slower."""
     torch.set_num_threads(1)
 
 
@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @dataclass(frozen=True)
 class RunningEngine:
-    """An engine on loopback, and who speaks with it."""
+    """An engine on loopback, with a client."""
 
     directory: Path
     engine: NetworkEngine
@@ -74,7 +74,7 @@ class RunningEngine:
 
 @pytest.fixture
 def world(checkpoint: Callable[..., Path]) -> Iterator[Callable[..., RunningEngine]]:
-    """Start an engine for a checkpoint; it is stopped with the test."""
+    """Starts an engine for a checkpoint, and stops it after the test."""
     with ExitStack() as stack:
 
         def start(directory: Path | None = None) -> RunningEngine:
@@ -89,7 +89,7 @@ def world(checkpoint: Callable[..., Path]) -> Iterator[Callable[..., RunningEngi
 
 @pytest.fixture(scope="session")
 def pictures() -> list[bytes]:
-    """Four squares of unlike sizes and colours."""
+    """Four squares of different colours."""
     settings = ColorCodewordSettings(image_size=64)
     drawn = [draw_square(color, settings, seed=color) for color in ("red", "blue", "green", "cyan")]
     return [base64.b64decode(uri.partition(",")[2]) for uri in drawn]
@@ -97,7 +97,7 @@ def pictures() -> list[bytes]:
 
 @pytest.fixture(scope="session")
 def body(checkpoint: Callable[..., Path]) -> Callable[..., Body]:
-    """A request that shows images, one a turn, and then asks something; `sampling` is merged in."""
+    """Makes a request that shows one image in each turn and then asks a question; `sampling` is merged in."""
     tokenizer = load_tokenizer(checkpoint())
 
     def build(images: Sequence[bytes] = (), question: str = "Which?", **sampling: Any) -> Body:
@@ -117,7 +117,7 @@ def body(checkpoint: Callable[..., Path]) -> Callable[..., Body]:
                 }
                 for data in images
             ],
-            # Random weights would sample image pads, which no plain forward takes without an image.
+            # Random weights would sample image pads, which a plain forward refuses without an image.
             "sampling_params": {
                 "temperature": 1.0,
                 "logprobs": 0,
@@ -133,7 +133,7 @@ def body(checkpoint: Callable[..., Path]) -> Callable[..., Body]:
 
 @pytest.fixture(scope="session")
 def plain_logits() -> Callable[..., Any]:
-    """Logits of what follows each sampled token's prefix, by one plain forward of a checkpoint's own processor."""
+    """Computes the logits for each sampled token, with one plain forward and the checkpoint's own processor."""
 
     def forward(directory: Path, images: Sequence[bytes], answer: Body) -> Any:
         model = transformers.AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()

@@ -1,4 +1,4 @@
-"""A real network behind the endpoint: its log-probs are those of a plain forward, however requests are batched."""
+"""The network engine: its log-probs are those of a plain forward, however requests are batched."""
 
 import importlib
 import math
@@ -20,7 +20,7 @@ CLOSE = 1e-5
 
 
 def largest_difference(answer: Body, sampling: Body, logits: Any) -> float:
-    """The largest difference between the log-probs of an answer and those of the distribution it was drawn from."""
+    """Return the largest difference between the log-probs of an answer and those of the logits."""
     [choice] = answer["choices"]
     if (allowed := sampling.get("allowed_token_ids")) is not None:
         forbidden = torch.ones(logits.shape[-1], dtype=torch.bool)
@@ -38,7 +38,7 @@ def largest_difference(answer: Body, sampling: Body, logits: Any) -> float:
 
 
 @pytest.mark.parametrize("family", ["qwen3-vl", "qwen2.5-vl"])
-def test_logprobs_are_those_of_a_plain_forward_however_requests_meet(
+def test_logprobs_are_those_of_a_plain_forward_however_requests_are_batched(
     world: Start,
     checkpoint: Callable[..., Path],
     body: MakeBody,
@@ -84,7 +84,7 @@ def test_banned_tokens_are_never_sampled_and_logprobs_are_those_without_them(
     assert largest_difference(answer, request["sampling_params"], logits) < CLOSE
 
 
-def test_an_answer_alone_is_the_answer_in_company(world: Start, body: MakeBody, pictures: list[bytes]) -> None:
+def test_an_answer_does_not_depend_on_other_requests(world: Start, body: MakeBody, pictures: list[bytes]) -> None:
     engine = world()
     requests = [body(pictures[: number % 4], seed=number) for number in range(12)]
     alone = [engine.generate(request)["choices"][0]["token_ids"] for request in requests]
@@ -110,11 +110,11 @@ def test_tokens_are_drawn_as_often_as_their_logprobs_say(world: Start, body: Mak
             probability[entry["token_id"]] = math.exp(entry["logprob"])
     assert sum(probability.values()) == pytest.approx(1.0, abs=1e-5)
     expected = 300 * probability[first]
-    # Four standard deviations; the seeds make it the same draw every time.
+    # Four standard deviations; the seeds make every run the same.
     assert abs(counts[first] - expected) < 4 * math.sqrt(expected * probability[second])
 
 
-def test_at_temperature_zero_the_likeliest_token_is_taken_and_ranks_are_told(
+def test_temperature_zero_takes_the_likeliest_token_and_ranks_are_reported(
     world: Start, body: MakeBody, pictures: list[bytes]
 ) -> None:
     engine = world()
@@ -149,7 +149,7 @@ def test_a_distinct_image_is_encoded_once_until_the_weights_change(
     assert len(encoded) == 4
 
 
-def test_new_weights_answer_after_a_push_and_their_version_is_told(
+def test_new_weights_answer_after_a_push_and_report_their_version(
     world: Start, checkpoint: Callable[..., Path], body: MakeBody, pictures: list[bytes], plain_logits: Plain
 ) -> None:
     engine, other = world(), checkpoint(seed=1)
@@ -165,7 +165,7 @@ def test_new_weights_answer_after_a_push_and_their_version_is_told(
     assert spans == [[{"version": version, "start": 0, "end": 8}] for version in ("1", "2")]
 
 
-def test_kept_requests_go_on_with_the_new_weights_and_say_where(
+def test_kept_requests_continue_with_the_new_weights_and_report_where(
     world: Start, checkpoint: Callable[..., Path], body: MakeBody, pictures: list[bytes]
 ) -> None:
     engine = world()
@@ -184,7 +184,7 @@ def test_kept_requests_go_on_with_the_new_weights_and_say_where(
         assert (found[0][0], found[-1][1]) == (0, 60)
 
 
-def test_an_abort_leaves_the_company_undisturbed(
+def test_an_abort_does_not_disturb_other_requests(
     world: Start, body: MakeBody, pictures: list[bytes], plain_logits: Plain
 ) -> None:
     engine = world()
@@ -205,7 +205,7 @@ def test_an_abort_leaves_the_company_undisturbed(
 @pytest.mark.parametrize(
     "fault", ["model.Network.prefill", "model.Network.decode", "decode_batch.DecodeBatch.keep_rows"]
 )
-def test_an_error_of_the_network_ends_those_who_met_it_and_nobody_else(
+def test_an_error_of_the_network_ends_only_the_requests_that_met_it(
     world: Start, body: MakeBody, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     engine = world()

@@ -1,4 +1,4 @@
-"""What a network engine does not take: foreign weights, foreign families, tokens that it does not have."""
+"""What a network engine refuses: weights of another model, other families, unknown tokens."""
 
 import importlib
 import shutil
@@ -21,7 +21,7 @@ Checkpoint = Callable[..., Path]
 
 
 @pytest.mark.parametrize("fault", ["nowhere", "another family", "a tensor less", "cut short"])
-def test_weights_that_are_not_this_models_are_refused_and_the_old_ones_kept(
+def test_weights_of_another_model_are_refused_and_the_old_ones_kept(
     world: Callable[..., Any], checkpoint: Checkpoint, body: Callable[..., Any], tmp_path: Path, fault: str
 ) -> None:
     engine = world()
@@ -51,7 +51,7 @@ def damaged(fault: str, checkpoint: Checkpoint, tmp_path: Path) -> Path:
     return directory
 
 
-def test_a_token_that_no_vocabulary_has_cannot_be_allowed(world: Callable[..., Any], body: Callable[..., Any]) -> None:
+def test_a_token_outside_the_vocabulary_cannot_be_allowed(world: Callable[..., Any], body: Callable[..., Any]) -> None:
     refused = world().client.post("/inference/v1/generate", json=body(allowed_token_ids=[1, 999_999]))
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "sampling_params.allowed_token_ids"

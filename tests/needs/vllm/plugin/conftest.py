@@ -1,4 +1,4 @@
-"""Requests as anybody could send them, to real servers that run the plugin."""
+"""Requests that any client could send, to real servers with the plugin."""
 
 import base64
 import hashlib
@@ -61,7 +61,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class GeneratedAnswer:
-    """What an answer says that must be the same however the images were given."""
+    """The parts of an answer that must not depend on the form of the images."""
 
     tokens: list[int]
     logprobs: list[float]
@@ -78,7 +78,7 @@ class Wire:
     media: Path
 
     def picture(self, width: int, height: int, seed: int | None = None) -> Picture:
-        """Blocks of random colours; without a seed one that no server has seen."""
+        """Make a picture of random colours; without a seed, a picture that no server has seen."""
         generator = np.random.default_rng(seed if seed is not None else [next(_numbers), os.getpid()])
         blocks = generator.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
         file = io.BytesIO()
@@ -93,7 +93,7 @@ class Wire:
         return Picture(file.getvalue(), path, payload, layout.tokens, geometry.family, geometry.fingerprint)
 
     def logical(self, count: int) -> list[int]:
-        """A prompt with so many images, one pad token each."""
+        """Return the tokens of a prompt with `count` images, with one pad token for each."""
         messages = [{"role": "system", "content": "Be brief."}]
         for turn in range(count):
             content = [{"type": "image"}, {"type": "text", "text": f"Picture {turn}?"}]
@@ -108,7 +108,7 @@ class Wire:
         ]
 
     def expanded(self, pictures: Sequence[Picture]) -> tuple[list[int], list[dict[str, int]]]:
-        """The same prompt with each pad token as often as its image takes, and where that is."""
+        """Return the expanded tokens of the same prompt, and the placeholders of the images."""
         tokens: list[int] = []
         places: list[dict[str, int]] = []
         following = iter(pictures)
@@ -121,7 +121,7 @@ class Wire:
         return tokens, places
 
     def body(self, token_ids: list[int], **more: Any) -> dict[str, Any]:
-        # Without a salt the second way of asking would only look up what the first one computed.
+        # Without a salt, the second request would only look up what the first one computed.
         sampling = {"temperature": 0, "logprobs": 0, "max_tokens": 8, "ignore_eos": True}
         asked = {"model": "tiny", "token_ids": token_ids, "sampling_params": sampling, "return_token_ids": True}
         return {**asked, "cache_salt": f"salt-{next(_numbers)}", **more}
@@ -147,7 +147,7 @@ class Wire:
         return self.body(token_ids, features=features, **more)
 
     def tensors(self, pictures: Sequence[Picture]) -> list[str]:
-        """The serialised items that the server itself makes of them."""
+        """Return the serialised items that the server itself makes of the pictures."""
         content = [{"type": "image_url", "image_url": {"url": picture.uri}} for picture in pictures]
         asked = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
         rendered = self.http.post("/v1/chat/completions/render", json=asked).raise_for_status().json()
@@ -157,7 +157,7 @@ class Wire:
     def post(self, body: Any) -> httpx.Response:
         return self.http.post("/inference/v1/generate", json=body)
 
-    def said(self, body: dict[str, Any]) -> GeneratedAnswer:
+    def answer_of(self, body: dict[str, Any]) -> GeneratedAnswer:
         answer = self.post(body)
         assert answer.status_code == 200, answer.text
         whole = answer.json()
@@ -166,14 +166,14 @@ class Wire:
         return GeneratedAnswer(choice["token_ids"], logprobs, whole["prompt_token_ids"], whole["mm_placeholders"])
 
     def counter(self, name: str) -> float:
-        """One of the plugin's counters."""
+        """Return the value of one of the plugin's counters."""
         lines = self.http.get("/metrics").raise_for_status().text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
 @pytest.fixture
 def wire(fleet: Mapping[str, Any], media: Path) -> Iterator[Callable[[str], Wire]]:
-    """`wire(server)`: one of the fleet's servers, as a client without manners."""
+    """`wire(server)`: a client that sends any request to one of the servers."""
     with_open: list[httpx.Client] = []
 
     def make(name: str) -> Wire:

@@ -1,4 +1,4 @@
-"""The trainer's pixels are the engine's, bit for bit. Compared where torch and torchvision are: beside vLLM."""
+"""The trainer and the engine have the same pixels, bit for bit. The comparison runs in the environment of vLLM."""
 
 import json
 import os
@@ -70,7 +70,7 @@ print(json.dumps([outcomes, unnamed]))
 
 @pytest.fixture
 def beside_vllm(repository: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`beside_vllm(*arguments, **variables)`: Python where vLLM is installed, with our packages on its path."""
+    """`beside_vllm(*arguments, **variables)`: run the Python of vLLM's environment with our packages on its path."""
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         python = f"{os.environ['ROLLOUT_VLLM_VENV']}/bin/python"
@@ -83,12 +83,12 @@ def beside_vllm(repository: Path) -> Callable[..., subprocess.CompletedProcess[s
 
 @pytest.fixture
 def loaded(beside_vllm: Any) -> Any:
-    """What vLLM's loader and ours made of the same files, and which of its readers we do not ask."""
+    """Compare vLLM's loader with ours on the same files; also list the readers that vLLM asks and we do not."""
     return json.loads(beside_vllm("-c", LOAD).stdout)
 
 
-def test_what_we_accept_has_the_pixels_that_the_engine_loads(loaded: Any) -> None:
-    """Orientations in EXIF and XMP, 16 bits, CMYK, several pictures, animations, partial frames; some of it damaged."""
+def test_an_image_that_we_accept_has_the_pixels_that_the_engine_loads(loaded: Any) -> None:
+    """The files have orientations in EXIF and XMP, 16 bits, CMYK, animations, partial frames; some are damaged."""
     outcomes, _ = loaded
     assert outcomes.keys() == {"jpeg", "png", "gif", "webp", "bmp"}
     for made, counts in outcomes.items():
@@ -96,7 +96,7 @@ def test_what_we_accept_has_the_pixels_that_the_engine_loads(loaded: Any) -> Non
         assert counts["equal"] >= 100, made
 
 
-def test_we_ask_each_reader_that_the_engine_asks_before_that_of_an_accepted_format(loaded: Any) -> None:
+def test_we_ask_each_reader_that_the_engine_asks_before_an_accepted_format(loaded: Any) -> None:
     _, unnamed = loaded
     assert unnamed == []
 
@@ -111,7 +111,7 @@ def test_every_probe_gives_the_same_patches(fleet: Mapping[str, Any], beside_vll
     assert "the trainer with pil would not" in summary
 
 
-def test_doctor_proves_it_before_a_run(fleet: Mapping[str, Any], media: Path, beside_vllm: Any) -> None:
+def test_doctor_compares_the_pixels_before_a_run(fleet: Mapping[str, Any], media: Path, beside_vllm: Any) -> None:
     live = fleet["qwen3-vl"]
     keys = (f'engine.urls=["{live.url}"]', f"run.directory={media / 'runs'}", "engine.multimodal=auto")
     settings = [part for key in keys for part in ("--set", key)]

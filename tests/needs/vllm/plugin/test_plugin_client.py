@@ -1,4 +1,4 @@
-"""Our client finds out by itself how images go to an engine, and a rollout is the same either way."""
+"""Our client detects how to send images to an engine, and a rollout is the same either way."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ TASK = Task(id="000000", index=0, seed=7)
 
 
 class Gallery(Environment):
-    """A picture a turn, of six sizes."""
+    """Shows one picture in each turn, in six sizes."""
 
     async def run(self, task: Task, model: Model) -> Score:
         messages: list[Message] = [{"role": "system", "content": "You describe pictures by numbers."}]
@@ -69,7 +69,7 @@ async def test_a_rollout_is_the_same_by_references_and_by_parts(
         assert one.run.logprobs.tolist() == other.run.logprobs.tolist()
 
 
-async def test_an_engine_of_another_layout_gets_parts_and_is_refused_where_references_are_asked_for(
+async def test_an_engine_with_another_layout_gets_parts_and_is_refused_with_mmraw(
     fleet: Mapping[str, Any],
 ) -> None:
     geometry = shared_pool(fleet["qwen2.5-vl"].model_dir, "qwen2.5-vl").geometry

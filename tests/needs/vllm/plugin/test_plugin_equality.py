@@ -1,4 +1,4 @@
-"""However an image is given, the engine says the same of it: by parts, by references, by tensors, and mixed."""
+"""The answer of the engine does not depend on the form of an image: parts, references, tensors, or a mixture."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,9 +10,9 @@ SERVERS = ["qwen3-vl", "no-cache", "qwen2.5-vl"]
 
 
 def conversation(wire: Any, write: Callable[[list[Any]], Mapping[str, Any]], salt: str) -> list[Any]:
-    """What is said in six turns, with one image more in each."""
+    """Return the answers of six turns, with one more image in each."""
     pictures = [wire.picture(*size, seed=seed) for seed, size in enumerate(SIZES)]
-    return [wire.said({**write(pictures[: turn + 1]), "cache_salt": salt}) for turn in range(len(pictures))]
+    return [wire.answer_of({**write(pictures[: turn + 1]), "cache_salt": salt}) for turn in range(len(pictures))]
 
 
 @pytest.mark.parametrize("inline", [False, True], ids=["offload", "inline"])
@@ -22,11 +22,11 @@ def test_tokens_and_logprobs_are_those_of_content_parts(wire: Any, server: str, 
     by_parts = conversation(client, lambda pictures: client.content_parts(pictures, inline=inline), f"parts-{inline}")
     by_reference = conversation(client, lambda pictures: client.features(pictures, inline=inline), f"refs-{inline}")
     assert by_reference == by_parts
-    assert len({tuple(said.logprobs) for said in by_parts}) == len(SIZES)
+    assert len({tuple(answer.logprobs) for answer in by_parts}) == len(SIZES)
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_references_and_tensors_may_be_mixed(wire: Any, server: str) -> None:
+def test_references_and_tensors_can_be_mixed(wire: Any, server: str) -> None:
     client = wire(server)
     by_parts = conversation(client, client.content_parts, "parts")
 
@@ -43,11 +43,11 @@ def test_references_and_tensors_may_be_mixed(wire: Any, server: str) -> None:
     assert conversation(client, write(1), "mixed-1") == by_parts
 
 
-def test_without_a_salt_what_is_cached_answers_no_differently(wire: Any) -> None:
+def test_cached_images_give_the_same_answer_without_a_salt(wire: Any) -> None:
     client = wire("qwen3-vl")
     pictures = [client.picture(*size) for size in SIZES[:3]]
     answers = [
-        client.said({**body, "cache_salt": None})
+        client.answer_of({**body, "cache_salt": None})
         for body in (
             client.content_parts(pictures),
             client.features(pictures),
@@ -59,13 +59,13 @@ def test_without_a_salt_what_is_cached_answers_no_differently(wire: Any) -> None
     assert answers == [answers[0]] * len(answers)
 
 
-def test_an_image_that_comes_twice_is_there_twice(wire: Any) -> None:
+def test_an_image_that_is_sent_twice_is_in_the_prompt_twice(wire: Any) -> None:
     client = wire("qwen3-vl")
     one, other = client.picture(200, 100), client.picture(100, 200)
     pictures = [one, other, one]
-    assert client.said(client.features(pictures)) == client.said(client.content_parts(pictures))
+    assert client.answer_of(client.features(pictures)) == client.answer_of(client.content_parts(pictures))
 
 
-def test_a_prompt_of_text_passes_untouched(wire: Any) -> None:
+def test_a_prompt_without_images_passes_unchanged(wire: Any) -> None:
     client = wire("qwen3-vl")
-    assert len(client.said(client.body(client.logical(0))).tokens) == 8
+    assert len(client.answer_of(client.body(client.logical(0))).tokens) == 8

@@ -1,4 +1,4 @@
-"""What is installed is what lies here: links in the repository, the same bytes in a wheel."""
+"""The wheel of the plugin contains the files that are links in the repository."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Many requests for the same new image are one piece of work, whoever of them gives up."""
+"""Many requests for the same new image process it once, even if some of them are cancelled."""
 
 import asyncio
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from typing import Any
 import httpx
 
 
-async def test_two_hundred_requests_for_one_new_image_half_of_them_cancelled(
+async def test_two_hundred_requests_process_one_new_image_once_though_half_are_cancelled(
     fleet: Mapping[str, Any], wire: Any
 ) -> None:
     live = fleet["qwen3-vl"]
     plugin_client = wire("qwen3-vl")
-    expected = plugin_client.said(plugin_client.content_parts([plugin_client.picture(800, 600, seed=11)]))
+    expected = plugin_client.answer_of(plugin_client.content_parts([plugin_client.picture(800, 600, seed=11)]))
     before = {
         origin: plugin_client.counter(f'mmraw_images_total{{origin="{origin}"}}')
         for origin in ("made", "joined", "kept")
@@ -34,4 +34,4 @@ async def test_two_hundred_requests_for_one_new_image_half_of_them_cancelled(
         assert choice["token_ids"] == expected.tokens
     after = {origin: plugin_client.counter(f'mmraw_images_total{{origin="{origin}"}}') for origin in before}
     assert after["made"] == before["made"] + 1
-    assert plugin_client.said(plugin_client.features([plugin_client.picture(800, 600, seed=11)])) == expected
+    assert plugin_client.answer_of(plugin_client.features([plugin_client.picture(800, 600, seed=11)])) == expected

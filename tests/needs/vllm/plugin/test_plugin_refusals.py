@@ -1,4 +1,4 @@
-"""What stock vLLM answers with 200 and garbage, or dies of, is answered 400 here, and the next request is answered."""
+"""Requests that stock vLLM answers with garbage, or that kill it, get a 400 here; the next request gets an answer."""
 
 import base64
 import dataclasses
@@ -37,7 +37,7 @@ def resize(amount: int) -> DamageRequest:
 
 
 def lengthen_with_pads(wire: Any, body: dict[str, Any]) -> None:
-    """More pads than the image has embeddings, and a range that covers them: it kills a stock engine."""
+    """Add more pads than the image has embeddings, and a range that covers them; this kills a stock engine."""
     place = features(body)["mm_placeholders"]["image"][0]
     body["token_ids"][place["offset"] : place["offset"]] = [wire.adapter.pad_id] * 7
     place["length"] += 7
@@ -104,14 +104,14 @@ FEATURES: dict[str, DamageRequest] = {
 
 
 @pytest.fixture(params=SERVERS)
-def there(wire: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A server that answers afterwards as before, whatever a test sent to it."""
+def server(wire: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A server; after the test, it must answer as before."""
     found = wire(request.param)
     sound = [found.picture(200, 120, seed=7)]
-    before = found.said(found.features(sound))
+    before = found.answer_of(found.features(sound))
     yield found
-    assert found.said(found.features(sound)) == before
-    assert found.said(found.content_parts(sound)) == before
+    assert found.answer_of(found.features(sound)) == before
+    assert found.answer_of(found.content_parts(sound)) == before
 
 
 def expect_refusal(client: Any, body: dict[str, Any], where: str | None = None) -> None:
@@ -128,51 +128,51 @@ def expect_refusal(client: Any, body: dict[str, Any], where: str | None = None) 
 
 @pytest.mark.parametrize("kind", ["reference", "tensors"])
 @pytest.mark.parametrize("spoil", FEATURES.values(), ids=FEATURES)
-def test_features_that_are_wrong_are_refused(there: Any, kind: str, spoil: DamageRequest) -> None:
-    picture = there.picture(200, 120)
-    body = there.features([picture], there.tensors([picture]) if kind == "tensors" else None)
-    spoil(there, body)
-    expect_refusal(there, body)
+def test_wrong_features_are_refused(server: Any, kind: str, spoil: DamageRequest) -> None:
+    picture = server.picture(200, 120)
+    body = server.features([picture], server.tensors([picture]) if kind == "tensors" else None)
+    spoil(server, body)
+    expect_refusal(server, body)
 
 
-def test_what_vllm_refuses_by_itself_is_refused_still(there: Any) -> None:
-    body = there.features([there.picture(200, 120)])
-    resize(5000)(there, body)
-    assert there.post(body).status_code == 400
+def test_a_request_that_vllm_refuses_itself_is_still_refused(server: Any) -> None:
+    body = server.features([server.picture(200, 120)])
+    resize(5000)(server, body)
+    assert server.post(body).status_code == 400
 
 
 PARTS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
-    "expanded ids": lambda there, body: body.update(token_ids=there.expanded([there.picture(200, 120)])[0]),
-    "fewer parts than pads": lambda there, body: body.update(token_ids=there.logical(2)),
-    "no parts at all": lambda there, body: body.update(content_parts=[]),
-    "more parts than pads": lambda there, body: body["content_parts"].append(there.picture(64, 64).part()),
-    "an unknown type": lambda there, body: body["content_parts"][0].update(type="picture_url"),
-    "a part of text": lambda there, body: body["content_parts"].append({"type": "text", "text": "well"}),
-    "a part that only a cache could hold": lambda there, body: body["content_parts"][0].update(url=None),
-    "the hash of another image": lambda there, body: body["content_parts"][0].update(uuid=there.picture(64, 64).hash),
-    "a hash that is none": lambda there, body: body["content_parts"][0].update(uuid="my favourite"),
+    "expanded ids": lambda server, body: body.update(token_ids=server.expanded([server.picture(200, 120)])[0]),
+    "fewer parts than pads": lambda server, body: body.update(token_ids=server.logical(2)),
+    "no parts at all": lambda server, body: body.update(content_parts=[]),
+    "more parts than pads": lambda server, body: body["content_parts"].append(server.picture(64, 64).part()),
+    "an unknown type": lambda server, body: body["content_parts"][0].update(type="picture_url"),
+    "a part of text": lambda server, body: body["content_parts"].append({"type": "text", "text": "well"}),
+    "a part that only a cache could hold": lambda server, body: body["content_parts"][0].update(url=None),
+    "the hash of another image": lambda server, body: body["content_parts"][0].update(uuid=server.picture(64, 64).hash),
+    "an invalid hash": lambda server, body: body["content_parts"][0].update(uuid="my favourite"),
 }
 
 
 @pytest.mark.parametrize("spoil", PARTS.values(), ids=PARTS)
-def test_content_parts_that_are_wrong_are_refused(there: Any, spoil: DamageRequest) -> None:
-    body = there.content_parts([there.picture(200, 120)])
-    spoil(there, body)
-    expect_refusal(there, body)
+def test_wrong_content_parts_are_refused(server: Any, spoil: DamageRequest) -> None:
+    body = server.content_parts([server.picture(200, 120)])
+    spoil(server, body)
+    expect_refusal(server, body)
 
 
-def test_other_data_under_a_known_hash_is_refused(there: Any) -> None:
-    known, other = there.picture(200, 120), there.picture(200, 120)
-    there.said(there.features([known]))
-    expect_refusal(there, there.features([known], there.tensors([other])), "features.kwargs_data.image[0]")
-    expect_refusal(there, there.features([known], [other.ref(mm_hash=known.hash)]), "features.kwargs_data.image[0]")
-    expect_refusal(there, there.content_parts([other]) | {"content_parts": [{**other.part(), "uuid": known.hash}]})
+def test_other_data_under_a_known_hash_is_refused(server: Any) -> None:
+    known, other = server.picture(200, 120), server.picture(200, 120)
+    server.answer_of(server.features([known]))
+    expect_refusal(server, server.features([known], server.tensors([other])), "features.kwargs_data.image[0]")
+    expect_refusal(server, server.features([known], [other.ref(mm_hash=known.hash)]), "features.kwargs_data.image[0]")
+    expect_refusal(server, server.content_parts([other]) | {"content_parts": [{**other.part(), "uuid": known.hash}]})
 
 
-def test_tensors_first_seen_under_a_hash_are_what_it_names(there: Any) -> None:
-    one, other = there.picture(200, 120), there.picture(200, 120)
-    there.said(there.features([one], there.tensors([one])))
-    expect_refusal(there, there.features([one], there.tensors([other])), "features.kwargs_data.image[0]")
+def test_other_tensors_under_a_known_hash_are_refused(server: Any) -> None:
+    one, other = server.picture(200, 120), server.picture(200, 120)
+    server.answer_of(server.features([one], server.tensors([one])))
+    expect_refusal(server, server.features([one], server.tensors([other])), "features.kwargs_data.image[0]")
 
 
 @pytest.mark.parametrize(
@@ -191,14 +191,14 @@ def test_tensors_first_seen_under_a_hash_are_what_it_names(there: Any) -> None:
     ],
     ids=["normalised", "rows", "columns", "flat", "larger", "turned", "negative", "type", "absent", "added"],
 )
-def test_tensors_that_this_server_would_not_make_are_refused(there: Any, key: str, change: Any) -> None:
-    picture = there.picture(200, 120)
-    (made,) = there.tensors([picture])
-    expect_refusal(there, there.features([picture], [reshape(made, key, change)]), "features.kwargs_data.image[0]")
+def test_tensors_that_this_server_would_not_make_are_refused(server: Any, key: str, change: Any) -> None:
+    picture = server.picture(200, 120)
+    (made,) = server.tensors([picture])
+    expect_refusal(server, server.features([picture], [reshape(made, key, change)]), "features.kwargs_data.image[0]")
 
 
 def reshape(text: str, key: str, change: Any) -> str:
-    """A serialised item with one tensor changed or, for None, left out; written as vLLM writes it."""
+    """Return a serialised item, as vLLM writes it, with one tensor changed or, for None, left out."""
     item = msgpack.unpackb(base64.b64decode(text))
     elem = item.get(key, item["image_grid_thw"])
     dtype, shape, data = elem["data"]
@@ -242,7 +242,7 @@ def test_a_reference_with_a_bad_field_is_refused(wire: Any, version: int, name: 
     expect_refusal(client, client.features([picture], [data]), "features.kwargs_data.image[0]")
 
 
-def test_a_file_is_read_below_the_servers_directory_only(wire: Any, media: Path, tmp_path: Path) -> None:
+def test_only_files_below_the_servers_directory_are_read(wire: Any, media: Path, tmp_path: Path) -> None:
     client = wire("qwen3-vl")
     picture = client.picture(200, 120)
     where = picture.path.parent
@@ -256,10 +256,10 @@ def test_a_file_is_read_below_the_servers_directory_only(wire: Any, media: Path,
     (media / "linked").symlink_to(tmp_path)
     expect_refusal(client, client.features([picture], [picture.ref(run_id="linked")]), refused)
     (where / "linked.png").hardlink_to(outside)
-    client.said(client.features([picture], [picture.ref(raw_image_id="linked.png")]))
+    client.answer_of(client.features([picture], [picture.ref(raw_image_id="linked.png")]))
 
 
-def test_of_several_images_the_bad_one_is_named(wire: Any) -> None:
+def test_the_bad_one_of_several_images_is_named(wire: Any) -> None:
     client = wire("qwen3-vl")
     pictures = [client.picture(64, 64) for _ in range(3)]
     data = [picture.ref() for picture in pictures]
@@ -267,7 +267,7 @@ def test_of_several_images_the_bad_one_is_named(wire: Any) -> None:
     expect_refusal(client, client.features(pictures, data), "features.kwargs_data.image[1]")
 
 
-def test_what_is_no_image_is_refused(wire: Any) -> None:
+def test_a_file_that_is_not_an_image_is_refused(wire: Any) -> None:
     client = wire("qwen3-vl")
     picture = client.picture(200, 120)
     for data in (b"", b"<svg/>", picture.data[:50], picture.data[: len(picture.data) // 2]):
@@ -276,7 +276,7 @@ def test_what_is_no_image_is_refused(wire: Any) -> None:
         expect_refusal(client, client.features([broken]), "features.kwargs_data.image[0]")
 
 
-def test_a_directory_that_is_gone_is_the_servers_fault(wire: Any, media: Path) -> None:
+def test_a_missing_image_directory_is_an_error_of_the_server(wire: Any, media: Path) -> None:
     client = wire("qwen3-vl")
     picture = client.picture(64, 64)
     failed = client.counter("mmraw_requests_failed_total")
@@ -287,10 +287,10 @@ def test_a_directory_that_is_gone_is_the_servers_fault(wire: Any, media: Path) -
         media.with_name("away").rename(media)
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "InternalServerError")
     assert client.counter("mmraw_requests_failed_total") == failed + 1
-    client.said(client.features([picture]))
+    client.answer_of(client.features([picture]))
 
 
-def test_an_unknown_model_is_still_an_unknown_model(wire: Any) -> None:
+def test_an_unknown_model_is_still_answered_404(wire: Any) -> None:
     client = wire("qwen3-vl")
     assert client.post(client.features([client.picture(64, 64)], model="another")).status_code == 404
 

@@ -1,4 +1,4 @@
-"""A few pictures, one a turn, and one-word answers from a network that has learned nothing."""
+"""Shows a picture in each turn, and gets one-word answers from an untrained network."""
 
 import random
 
@@ -12,14 +12,14 @@ from rollout.records.messages import Message
 
 
 class PicturesSettings(EnvironmentSettings):
-    """Words are limited to single tokens, so that a random network says a colour now and then."""
+    """Answers are limited to single tokens, so that a random network sometimes names a colour."""
 
     tokenizer: str = Field(description="Directory of the model's tokenizer.")
     turns: int = Field(default=3, ge=1)
 
 
 class Pictures(Environment):
-    """Rewards the right colour; what counts here is that every rollout ends, and ends once."""
+    """Rewards the right colour; the tests only check that every rollout ends once."""
 
     Settings = PicturesSettings
     settings: PicturesSettings

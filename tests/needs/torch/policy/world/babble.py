@@ -1,4 +1,4 @@
-"""Three turns of small talk, of which only the tokens matter."""
+"""An environment of three turns; only the sampled tokens matter."""
 
 from rollout import Environment, Model, Score, Task
 from rollout.records.messages import Message

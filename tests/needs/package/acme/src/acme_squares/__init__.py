@@ -1,4 +1,4 @@
-"""A user's environment: two pictures, and a question about both."""
+"""A user's environment: it shows two pictures and asks for their colours."""
 
 from PIL import Image
 
