@@ -29,7 +29,8 @@ test-engine: $(READY)
 	@bash .ci/engine
 
 check: $(READY)
-	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/python scripts/check_words.py && $(BIN)/mypy && \
+	  $(BIN)/lint-imports --no-logo
 
 ci:
 	@bash .ci/run

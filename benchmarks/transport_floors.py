@@ -185,7 +185,7 @@ class FileFloor(Floor):
     def _keep_syncing(self) -> None:
         while not self._closed.wait(_SYNC_INTERVAL):
             for fd in (self._index, self._data):
-                with suppress(OSError):  # the segment may have been closed a moment ago
+                with suppress(OSError):  # the segment may just have been closed
                     os.fsync(fd)
 
     def _append_fact(self, fact: int, number: int, nbytes: int) -> None:

@@ -69,6 +69,9 @@ def encode_request(
     """Return the body of `POST /inference/v1/generate`.
 
     Args:
+        request: the request.
+        model: the name under which the engine serves the model.
+        request_id: the id of this try.
         experts_start: the first token whose routed experts are wanted.
         geometry: the geometry of the references that this engine resolves; None: it reads the images by their URLs.
 

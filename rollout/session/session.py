@@ -1,4 +1,4 @@
-"""One attempt's conversation with the policy. Each turn has seven stages:
+"""One attempt's conversation with the policy, whose turns have seven steps.
 
 1 images     prepare the images of new messages in place, or refuse them
 2 trace      find the prefix of the conversation that is known

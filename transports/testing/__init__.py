@@ -1,4 +1,4 @@
-"""The contract of a queue as a pytest class, for any transport:
+"""The contract of a queue as a pytest class, for any transport.
 
     class TestCarrierPigeon(QueueConformance):
         @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a launch that waits says: for whom, since when, what to do, and when it goes on."""
+"""A launch that waits says what it waits for, since when, and what to do; later it says that it continues."""
 
 import re
 import socket

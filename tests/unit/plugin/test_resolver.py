@@ -47,7 +47,7 @@ def resolver(world: Any, processor: Any, cache: CountingCache, counted: Counter[
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Whose bytes were read."""
+    """Return the list of hashes of the images that were read; it grows with each read."""
     read_hashes: list[str] = []
 
     def read(claim: Any, facts: Any) -> Any:

@@ -17,7 +17,7 @@ from renderers_adapter.tokenizer import load_tokenizer
 class Harmony:
     """Writes what gpt-oss's own library writes around a message, without its vocabulary, which cannot be shipped.
 
-    Of system and developer messages it writes less; for them the library's own format is not proven here.
+    It writes less for system and developer messages, so tests with it do not prove the library's format for them.
     """
 
     def __init__(self, tokenizer: Any) -> None:

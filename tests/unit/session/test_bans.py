@@ -1,4 +1,4 @@
-"""Tokens that an engine is forbidden to sample: the step says so, and an answer that has one is not built upon."""
+"""Banned tokens: the step names them, and an answer with a banned token is never used."""
 
 import pytest
 

@@ -151,7 +151,7 @@ def with_node(trajectory: Trajectory, at: int, **changes: Any) -> Trajectory:
 
 
 def with_descriptor(trajectory: Trajectory, **changes: Any) -> Trajectory:
-    """Of the image that turn 2 brings; a value of None takes the field away."""
+    """Change fields of the descriptor of the image in turn 2; the value None removes a field."""
     (mm_hash,) = trajectory.steps[2].images
     fields = {**trajectory.images[mm_hash], **changes}
     item = {key: value for key, value in fields.items() if value is not None}

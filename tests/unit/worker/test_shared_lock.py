@@ -8,7 +8,7 @@ from rollout.worker.shared_lock import SharedLock
 
 
 class LockHolders:
-    """Who is in it, and who was there with whom."""
+    """Records which tasks hold the lock, and how many held it together at most."""
 
     def __init__(self) -> None:
         self.lock = SharedLock()
