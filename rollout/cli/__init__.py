@@ -96,13 +96,15 @@ def _run_command() -> int:
 
 def _describe_failure(error: Exception) -> tuple[int | None, str]:
     """Return the exit code and the message of a failure; a bug has no code, and is shown with its traceback."""
-    from renderers_adapter.errors import AdapterError
     from rollout.errors import RolloutError
-    from transports import QueueError, QueueURLError, UnknownTransport
 
     message = f"{type(error).__name__}: {error}"
     if not isinstance(error, RolloutError) and (conflict := describe_conflict(error)) is not None:
         return 2, f"{message}: {conflict}."
+
+    from renderers_adapter.errors import AdapterError  # only now: a user's file may hide these packages
+    from transports import QueueError, QueueURLError, UnknownTransport
+
     if (missing_files := describe_missing_files(error)) is not None:
         return 1, missing_files
     if isinstance(error, RolloutError):
