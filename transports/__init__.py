@@ -1,4 +1,4 @@
-"""Durable queues with acks and back-pressure behind one contract: `open_queue(url)`."""
+"""Queues with acks and back-pressure. `open_queue(url)` opens one; all transports have the same interface."""
 
 from transports.base import DeadLetter, Delivery, Frames, Lease, Peeked, Queue, QueueStats, StaleLease
 from transports.errors import (

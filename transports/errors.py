@@ -1,12 +1,12 @@
-"""The errors that queues and the codec raise. Each says what is wrong, where, and what to do."""
+"""The errors that queues and the codec raise. Each message says what is wrong, where, and what to do."""
 
 
 class QueueError(Exception):
-    """The base class of all errors of queues."""
+    """The base class of all errors that queues raise."""
 
 
 class QueueURLError(QueueError):
-    """The URL or one of its options is wrong, or does not match the queue as it was created."""
+    """The URL or one of its options is wrong, or an option differs from the one with which the queue was created."""
 
 
 class UnknownTransport(QueueURLError):
@@ -26,23 +26,23 @@ class AdmissionTimeout(QueueError):
 
 
 class QueueFull(QueueError):
-    """The record would exceed the hard limit; it was not accepted."""
+    """The backlog would exceed the hard limit, so the record was not accepted."""
 
 
 class RecordTooLarge(QueueError):
-    """The record is too large for this queue, even for an empty one."""
+    """The record is too large for this queue, even if the queue is empty."""
 
 
 class QueueCorrupt(QueueError):
-    """Stored data is damaged or missing, and not only incomplete at its end."""
+    """Stored data is damaged or missing. A file that only ends too early is not an error."""
 
 
 class QueueStorageError(QueueError):
-    """The disk or the server refused: it is full, out of memory, or denies access. Earlier records are intact."""
+    """The disk or the server failed: it is full, out of memory, or denies access. Earlier records are intact."""
 
 
 class CodecError(Exception):
-    """A value cannot be encoded, or bytes cannot be decoded; `path` says where the bad value is, if that is known."""
+    """A value cannot be encoded, or bytes cannot be decoded. `path` says where the bad value is; "" if unknown."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -50,7 +50,7 @@ class CodecError(Exception):
         self.path = ""
 
     def prepend_path(self, key: str | int) -> None:
-        """Put a key or an index before the path; each container of the bad value does so."""
+        """Put a key or an index before the path. Each container around the bad value calls this."""
         self.path = (f"[{key}]" if isinstance(key, int) else f".{key}") + self.path
 
     def __str__(self) -> str:
@@ -58,12 +58,12 @@ class CodecError(Exception):
 
 
 class UnsupportedValue(CodecError):
-    """The codec does not carry values of this kind."""
+    """The codec cannot encode values of this kind."""
 
 
 class MalformedRecord(CodecError):
-    """These frames were not written by the codec, or were damaged later."""
+    """The frames cannot be decoded: the codec did not write them, or they were damaged later."""
 
 
 class CodecLimitExceeded(CodecError):
-    """The record is too large, nests too deep, or has too many values."""
+    """The record is too large, is nested too deep, or has too many values."""

@@ -1,4 +1,4 @@
-"""Hides the passwords in a text before it is shown: in a URL, also a malformed one, or in any other value."""
+"""Hides the passwords in a text before it is shown. The text is a URL, which may be malformed, or another value."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ SECRET_NAME = re.compile(
     r"(?:.*[\W_])?(?:password|passwd|passphrase|pass|pwd|secret|token|(?:api)?key|auth|authorization|credentials?)(?:_env)?",
     re.IGNORECASE | re.DOTALL,
 )
-"""The name of a key, or of an option of a URL, whose value is a secret."""
+"""Matches the name of a key, or of a URL's option, if its value is a secret."""
 
 _REFERENCES = re.compile(r"(?:\$\{[A-Za-z_][A-Za-z0-9_]*\})+")
-"""Variables without a default. They name a secret and do not contain it."""
+"""Matches environment variables without a default, as in `${NAME}`. They name a secret and do not contain it."""
 _LOGIN_START = re.compile(r"(?<!file)://|(?<=file)://(?!/|localhost/|\{)", re.IGNORECASE)
-"""Where a user and a password may follow. The @ in the path of a file is not a part of them."""
+"""Matches the text before a user and a password. In a file:// URL, an @ may be a part of the path."""
 _USER = re.compile(r"[\w.~%${}-]*")
 _LONE_USER = re.compile(r"(?<!hf)(?P<start>://)(?P<user>[^/?#:]+)@", re.IGNORECASE)
-"""A user without a password is often a token. In hf://name@revision there is no user."""
+"""Matches a user without a password, because it is often a token. hf://name@revision has no user."""
 _PORT = re.compile(r"(?P<host>://(?!\[[0-9A-Fa-f:.%]*\])\[?[^\s:/?#\]]*:)(?P<port>[^/?#\s]+)")
 _OPTION = re.compile(r"(?<![^?&;\s])(?P<name>[\w.-]+)=(?P<value>[^&]+)")
 
 
 def hide_passwords(text: str) -> str:
-    """Return a text that is one value, such as a URL, without its passwords.
+    """Return the text with `***` in the place of its passwords. The text must be one value, such as a URL.
 
-    A password in a malformed URL may contain anything. So everything between the user and the last @ is hidden, and
-    also a port that is not a number. A user without a password is hidden, because it may be a token. A reference
-    (`${NAME}`) stays.
+    A password in a malformed URL may contain any character. So everything between the user and the last @ is hidden,
+    and a port that is not a number is hidden, too. A user without a password is hidden, because it may be a token. A
+    reference (`${NAME}`) stays.
     """
     return _OPTION.sub(_hide_option, _hide_login(text))
 
@@ -48,7 +48,7 @@ def _hide_login(text: str) -> str:
 
 
 def hide_lone_user(text: str) -> str:
-    """Return a text without the user of a URL that has no password. A reference (`${NAME}`) stays."""
+    """Return the text with `***` in the place of a user without a password. A reference (`${NAME}`) stays."""
     return _LONE_USER.sub(_hide_user, text)
 
 

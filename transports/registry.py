@@ -1,7 +1,7 @@
-"""Finds the transport for a URL: a built-in one, one that a program registered, or one of an installed package.
+"""Finds the transport for a URL. It is built in, registered by the program, or provided by an installed package.
 
-The module of a transport is imported when a URL first needs it. So only the client libraries of used queues must be
-installed.
+The module of a transport is imported when a URL first needs it. So a client library must be installed only if a queue
+that needs it is used.
 """
 
 from __future__ import annotations
@@ -27,23 +27,26 @@ _BUILT_IN = {
     "redis": _REDIS,
     "rediss": _REDIS,
 }
-"""For each scheme: the factory, and the function that reads a URL without the client library."""
+"""For each scheme: the factory, and a function that parses the URL without the client library."""
 
 
 class TransportFactory(Protocol):
-    """Makes a handle. It does not connect: the first operation of the handle does."""
+    """Makes handles. The factory does not connect to the queue; the first operation of a handle does."""
 
     def __call__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> Queue:
-        """Return a handle. See `open_queue`."""
+        """Return a handle on the queue. `open_queue` explains the arguments."""
 
 
 _registered: dict[str, TransportFactory] = {}
 
 
 def register_transport(scheme: str, factory: TransportFactory) -> None:
-    """Let `open_queue` use `factory` for a scheme in this process. Packages declare an entry point instead."""
+    """Let `open_queue` use `factory` for the URLs of a scheme in this process.
+
+    A package declares an entry point instead. Raises QueueURLError if another factory is registered for the scheme.
+    """
     if _registered.setdefault(scheme, factory) is not factory:
-        raise QueueURLError(f"another transport is already registered for {scheme}://")
+        raise QueueURLError(f"another transport is already registered for {scheme}://; choose another scheme")
 
 
 def open_queue(url: str, *, lease: Lease = "partition", consume: Sequence[int] | None = None) -> Queue:
@@ -51,22 +54,22 @@ def open_queue(url: str, *, lease: Lease = "partition", consume: Sequence[int] |
 
     Args:
         url: the URL of the queue.
-        lease: what a consumer leases: whole partitions (trajectories), or single records (tasks). All consumers of a
-            queue must use the same value.
-        consume: the partitions that this consumer may lease; None: any that are free.
+        lease: whether a consumer leases whole partitions (for trajectories) or single records (for tasks). All
+            consumers of a queue must use the same value.
+        consume: the numbers of the partitions that this consumer may lease. None: it may lease all of them.
 
     Raises:
-        QueueURLError: the URL or an option is wrong.
-        UnknownTransport: there is no transport for the scheme.
+        QueueURLError: the URL or one of its options is wrong.
+        UnknownTransport: no transport is registered or installed for the scheme.
     """
     return _find_factory(url)(url, lease=lease, consume=consume)
 
 
 def check_queue_url(url: str) -> None:
-    """Check a URL without opening its queue, and without importing a client library.
+    """Check a URL. Do not open its queue, and do not import a client library.
 
-    Only a built-in transport checks its options here; another one checks them when the queue is opened. Raises
-    QueueURLError, and UnknownTransport for an unknown scheme.
+    The options are checked only for a built-in transport; another transport checks them when the queue is opened.
+    Raises QueueURLError if the URL is wrong, and UnknownTransport if no transport is known for its scheme.
     """
     scheme = split_url(url).scheme
     if scheme in _registered:
@@ -106,5 +109,5 @@ def _unknown_transport(url: str, scheme: str) -> UnknownTransport:
     hint = f"; did you mean '{matches[0]}://'?" if matches else "."
     return UnknownTransport(
         f"{hide_passwords(url)}: {problem}{hint} Known schemes are {', '.join(f'{name}://' for name in schemes)}. "
-        f"A package adds a scheme with an entry point in the group {ENTRY_POINT_GROUP}."
+        f"If a package provides the scheme, install it (its entry point is in the group {ENTRY_POINT_GROUP})."
     )

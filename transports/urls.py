@@ -1,4 +1,4 @@
-"""Queue URLs. The options of a query become a frozen, typed object; an unknown option is an error."""
+"""Parses queue URLs. The query of a URL becomes a frozen, typed options object; an unknown option is an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transports.errors import QueueURLError
 from transports.redaction import hide_lone_user, hide_passwords
 
 Size = NewType("Size", int)
-"""A number of bytes. In a URL it may have a unit: 64MB, 1.5GiB."""
+"""A number of bytes. In a URL, the number may have a unit: 64MB, 1.5GiB."""
 
 _URL_START = re.compile(r"\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 _SIZE_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*(|k|m|g|t)(i?)b?", re.IGNORECASE)
@@ -22,36 +22,39 @@ _HARD_LIMIT_FACTOR = 4
 
 @dataclass(frozen=True, slots=True)
 class QueueOptions:
-    """The options that every transport understands."""
+    """The options of a URL that every transport understands."""
 
     partitions: int | None = None
-    """The number of partitions, fixed when the queue is created; None: that number, or 1 for a new queue."""
+    """The number of partitions; it is fixed when the queue is created. None: 1 if the queue is new, else its number."""
     high_water: Size = Size(256 << 20)
-    """Unacked bytes above which no new work may start."""
+    """New work may start while the backlog has at most this number of bytes."""
     high_water_records: int | None = None
-    """Unacked records above which no new work may start; None: no such limit."""
+    """New work may start while the backlog has at most this number of records. None: any number of records."""
     hard_limit: Size | None = None
-    """Unacked bytes above which a put is an error; None: four times the high water."""
+    """A put is an error if the backlog would have more than this number of bytes. None: four times the high water."""
 
     def __post_init__(self) -> None:
         if self.partitions is not None and not 1 <= self.partitions <= MAX_PARTITIONS:
             raise QueueURLError(f"partitions must be between 1 and {MAX_PARTITIONS}, not {self.partitions}")
         if self.hard_limit is not None and self.hard_limit < self.high_water:
-            raise QueueURLError(f"hard_limit ({self.hard_limit}) is below high_water ({self.high_water})")
+            raise QueueURLError(
+                f"hard_limit ({self.hard_limit}) is below high_water ({self.high_water}); raise hard_limit or lower "
+                "high_water"
+            )
 
     @property
     def effective_hard_limit(self) -> int:
-        """The hard limit in bytes, with the default."""
+        """The hard limit in bytes: the option, or its default."""
         return _HARD_LIMIT_FACTOR * self.high_water if self.hard_limit is None else self.hard_limit
 
     @property
     def high_water_text(self) -> str:
-        """The high water, for an error message."""
+        """The high water as text for an error message."""
         records = "" if self.high_water_records is None else f" or {self.high_water_records} records"
         return f"{self.high_water} bytes{records}"
 
     def admits(self, backlog_bytes: int, backlog_records: int) -> bool:
-        """Whether new work may start with this backlog."""
+        """Whether new work may start while the queue has this backlog."""
         too_many = self.high_water_records is not None and backlog_records > self.high_water_records
         return backlog_bytes <= self.high_water and not too_many
 
@@ -60,31 +63,31 @@ OptionsT = TypeVar("OptionsT", bound=QueueOptions)
 
 
 def split_url(url: str) -> SplitResult:
-    """Return the parts of a URL. Raises QueueURLError, without the password, if it is not a URL."""
+    """Return the parts of a URL. Raises QueueURLError, which does not show the password, if the text is not a URL."""
     try:
         parts = urlsplit(url)
-        _ = parts.port  # urlsplit checks the port only when it is read
+        _ = parts.port  # urlsplit does not check the port; reading the attribute does
     except ValueError as error:
-        # The text of this error may contain a part of the password.
+        # Do not show the text of this error: it may contain a part of the password.
         reason = (
             "its port is not a number between 0 and 65535" if str(error).startswith("Port") else "its host is malformed"
         )
-        raise QueueURLError(f"{hide_passwords(url)}: not a URL: {reason}{_password_hint(url)}") from None
+        raise QueueURLError(f"{hide_passwords(url)}: this is not a URL: {reason}{_password_hint(url)}") from None
     if parts.netloc and "@" not in parts.netloc and hide_passwords(url) != url and "@" in url:
-        raise QueueURLError(f"{hide_passwords(url)}: not a URL: there is an @ after the host{_password_hint(url)}")
+        raise QueueURLError(f"{hide_passwords(url)}: this is not a URL: an @ follows the host{_password_hint(url)}")
     return parts
 
 
 def has_plain_password(url: str) -> bool:
-    """Whether a text is a URL with a secret that is not a reference (`${NAME}`).
+    """Whether a text is a URL that contains a secret itself, and not only a reference to one (`${NAME}`).
 
-    A user without a password is not a secret: the password may be in REDIS_PASSWORD.
+    A user name without a password is not a secret here, because the password may be in REDIS_PASSWORD.
     """
     return _URL_START.match(url) is not None and hide_passwords(url) not in (url, hide_lone_user(url))
 
 
 def without_password(url: str) -> str:
-    """Return the URL without its secrets, for a file. References (`${NAME}`) stay."""
+    """Return the URL without its secrets, so that it can be written to a file. References (`${NAME}`) stay."""
     parts = split_url(url)
     kept_options = [option for option in parts.query.split("&") if hide_passwords(option) == option]
     netloc = parts.netloc
@@ -100,15 +103,15 @@ def without_password(url: str) -> str:
 def parse_queue_url(url: str, options: type[OptionsT]) -> tuple[SplitResult, OptionsT]:
     """Return the parts of a URL, and its query as an object of the class `options`.
 
-    Raises QueueURLError for an unknown option (with the nearest known name), an option that is given twice, or a wrong
-    value.
+    Raises QueueURLError if an option is unknown, is given twice, or has a wrong value. The error for an unknown option
+    shows the most similar known one.
     """
     parts = split_url(url)
     shown_url = hide_passwords(url)
     try:
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
-        raise QueueURLError(f"{shown_url}: not a URL: write each option as key=value") from None
+        raise QueueURLError(f"{shown_url}: this is not a URL: write each option as key=value") from None
     types = get_type_hints(options)
     option_names = [option_field.name for option_field in fields(options)]
     values: dict[str, Any] = {}
@@ -120,7 +123,7 @@ def parse_queue_url(url: str, options: type[OptionsT]) -> tuple[SplitResult, Opt
                 f"The options of {parts.scheme}:// are {', '.join(sorted(option_names))}."
             )
         if key in values:
-            raise QueueURLError(f"{shown_url}: option {key!r} is given twice")
+            raise QueueURLError(f"{shown_url}: option {key!r} is given twice; remove one of them")
         try:
             values[key] = _convert(text, types[key])
         except ValueError as error:
@@ -132,7 +135,7 @@ def parse_queue_url(url: str, options: type[OptionsT]) -> tuple[SplitResult, Opt
 
 
 def parse_size(text: str) -> Size:
-    """Return the number of bytes that a text names. Raises ValueError."""
+    """Return the number of bytes for a text such as 64MB. Raises ValueError if the text is not a size."""
     match = _SIZE_PATTERN.fullmatch(text.strip())
     if match is None:
         raise ValueError("expected a number of bytes such as 1048576, 64MB or 1.5GiB")

@@ -8,21 +8,24 @@ import threading
 
 
 class Wakeups:
-    """The consumers that wait for a change. A consumer may wake without a change, and must look again."""
+    """The consumers that wait for a change of a queue.
+
+    A consumer may be woken without a change, so it must look at the queue again.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiters: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
 
     def register(self) -> asyncio.Event:
-        """Return an event that the next `wake_all` sets. Register before you look, so that no change is missed."""
+        """Return an event that the next `wake_all` sets. To miss no change, register before you look at the queue."""
         event = asyncio.Event()
         with self._lock:
             self._waiters[event] = asyncio.get_running_loop()
         return event
 
     def unregister(self, event: asyncio.Event) -> None:
-        """Forget an event of `register`."""
+        """Remove an event that `register` returned."""
         with self._lock:
             self._waiters.pop(event, None)
 
@@ -35,7 +38,7 @@ class Wakeups:
             timeout_handle.cancel()
 
     def wake_all(self) -> None:
-        """Set all registered events."""
+        """Set all registered events, each on its own event loop."""
         if not self._waiters:
             return
         current_loop = asyncio.get_running_loop()
@@ -45,6 +48,6 @@ class Wakeups:
             if loop is current_loop:
                 event.set()
             else:
-                # The loop of a consumer may be closed already.
+                # The event loop of a consumer may be closed already.
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(event.set)

@@ -1,4 +1,4 @@
-"""Values to frames and back, for everything that crosses a queue: `encode` and `decode`."""
+"""Turns values into the frames of a record (`encode`), and frames into values (`decode`)."""
 
 from transports.codec.frames import OUT_OF_BAND_BYTES, decode, encode
 

@@ -1,8 +1,8 @@
-"""Numpy arrays as raw bytes with dtype and shape, without copies in both directions.
+"""Encodes numpy arrays as raw bytes with a description, and decodes them. Neither direction copies the bytes.
 
-The description of an array is `<dtype, ndim, frame>`, and then one 64-bit length for each axis. Frame 0 means that the
-bytes follow directly; any other number is the frame that has them. The length of a description is a multiple of eight
-bytes, so that the bytes after it are aligned.
+The description of an array has the dtype, the number of axes, the number of a frame, and one 64-bit length for each
+axis. If the frame number is 0, the bytes of the array follow the description; otherwise they are in that frame. The
+length of a description is a multiple of eight, so that the bytes after it are aligned.
 """
 
 from __future__ import annotations
@@ -24,39 +24,49 @@ DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64"),
 )
-"""The dtypes that are carried; the index in this list is the code in the description."""
+"""The dtypes that a record can carry. The description of an array contains the index of its dtype in this list."""
 
 _PREFIX = struct.Struct("<BBHI")
 _MAX_AXES = 32
 _SHAPES = tuple(struct.Struct(f"<{axes}Q") for axes in range(_MAX_AXES + 1))
 _WIRE_DTYPES = tuple(np.dtype(name).newbyteorder("<") for name in DTYPES)
-"""How the elements of each of DTYPES are stored in the bytes."""
+"""The numpy dtypes for DTYPES in little-endian byte order, as records store them."""
 
 
 def pack_description(array: Array, frame: int) -> bytes:
-    """Return the description of an array whose bytes are in this frame."""
+    """Return the description of an array. `frame` is the number of the frame with its bytes, or 0."""
     return _PREFIX.pack(DTYPES.index(array.dtype.name), array.ndim, frame, 0) + _SHAPES[array.ndim].pack(*array.shape)
 
 
 def to_wire_array(array: Array) -> Array:
-    """Return the array as it is sent: little-endian and C-contiguous. Raises UnsupportedValue."""
+    """Return the array in the form that records store: little-endian and C-contiguous.
+
+    Raises UnsupportedValue if a record cannot carry its dtype or its shape.
+    """
     if array.dtype.name not in DTYPES:
-        raise UnsupportedValue(f"arrays of dtype {array.dtype} are not carried; use one of {', '.join(DTYPES)}")
+        raise UnsupportedValue(f"the dtype {array.dtype} is not supported; use one of {', '.join(DTYPES)}")
     if array.ndim > _MAX_AXES:
-        raise UnsupportedValue(f"an array of {array.ndim} axes; at most {_MAX_AXES} are carried")
+        raise UnsupportedValue(f"the array has {array.ndim} axes, but at most {_MAX_AXES} are supported; reshape it")
     if not array.size and not _is_small(array.shape):
-        raise UnsupportedValue(f"an array of shape {array.shape}, which has no elements and is too long")
-    # ascontiguousarray gives an array without axes one axis, so the shape is restored.
+        raise UnsupportedValue(
+            f"the array has no elements, but its shape {array.shape} is too long; use a shorter shape"
+        )
+    # ascontiguousarray adds an axis to an array without axes, so restore the shape.
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(array.shape)
 
 
 def raw_bytes(array: Array) -> memoryview:
-    """Return a view of the bytes of an array."""
+    """Return a view of the bytes of a contiguous array."""
     return array.reshape(-1).view(np.uint8).data
 
 
 def read_array(extension: bytes, take_frame: Callable[[int], memoryview]) -> Array:
-    """Return the described array, as a read-only view of the bytes of its frame. Raises MalformedRecord."""
+    """Return the array that a description describes, as a read-only view of its bytes. Raises MalformedRecord.
+
+    Args:
+        extension: the description, and the bytes of the array if no frame has them.
+        take_frame: returns the bytes of the frame with this number.
+    """
     if len(extension) < _PREFIX.size:
         raise MalformedRecord("the description of an array is cut off")
     code, axes, frame, reserved = _PREFIX.unpack_from(extension)
@@ -67,22 +77,22 @@ def read_array(extension: bytes, take_frame: Callable[[int], memoryview]) -> Arr
     buffer: bytes | memoryview = extension
     if frame:
         if len(extension) > data_start:
-            raise MalformedRecord("an array has bytes both in the head and in a frame")
+            raise MalformedRecord("an array has bytes in the head and in a frame, too")
         buffer, data_start = take_frame(frame), 0
     dtype = _WIRE_DTYPES[code]
-    # math.prod counts in Python's integers, which no shape overflows.
+    # math.prod uses Python's integers, which do not overflow for a large shape.
     if math.prod(shape) * dtype.itemsize != len(buffer) - data_start:
         raise MalformedRecord(
-            f"an array of shape {shape} and dtype {DTYPES[code]} comes with {len(buffer) - data_start} bytes"
+            f"the record has {len(buffer) - data_start} bytes for an array of shape {shape} and dtype {DTYPES[code]}"
         )
     if len(buffer) == data_start and not _is_small(shape):
-        raise MalformedRecord(f"an array of shape {shape}, which has no elements and is too long")
+        raise MalformedRecord(f"an array has no elements, but its shape {shape} is too long")
     try:
         return np.ndarray(shape, dtype, buffer, data_start)
-    except ValueError as error:  # an empty array with an axis that numpy cannot index
-        raise MalformedRecord(f"an array of shape {shape}: {error}") from None
+    except ValueError as error:  # the array is empty, and numpy cannot index one of its axes
+        raise MalformedRecord(f"an array has the shape {shape}, which numpy refuses: {error}") from None
 
 
 def _is_small(shape: Sequence[int]) -> bool:
-    """Whether an array without elements, as nested lists, has no more values than a record may have."""
+    """Whether an array without elements would have at most MAX_VALUES values if it were converted to nested lists."""
     return math.prod(axis for axis in shape if axis) <= MAX_VALUES

@@ -1,9 +1,9 @@
-"""Values to frames and back: one msgpack head, then large values outside of it, each a frame of its own.
+"""Turns values into frames, and frames into values. The first frame is the head, in msgpack; large values follow it.
 
-The codec carries None, bool, integers of 64 bits, float, str, bytes, lists, dicts with str keys, and numpy arrays
-(`arrays.DTYPES`). A tuple comes back as a list, and a numpy scalar as a Python number. Arrays, bytes and text of 32 KiB
-or more become frames of their own. A decoded array is a read-only view of its frame. Nothing is pickled. A hostile
-record raises CodecError before it takes memory (`limits`).
+The codec supports None, bool, integers of 64 bits, float, str, bytes, lists, dicts with str keys, and numpy arrays
+(`arrays.DTYPES`). A tuple is decoded as a list, and a numpy scalar as a Python number. Each array, bytes object or text
+of 32 KiB or more gets its own frame. A decoded array is a read-only view of its frame. Nothing is pickled. A hostile
+record raises CodecError before it takes much memory (`limits`).
 """
 
 from __future__ import annotations
@@ -20,18 +20,24 @@ from transports.codec.limits import MAX_DEPTH, MAX_FRAMES, MAX_HEAD_BYTES, MAX_R
 from transports.errors import CodecError, CodecLimitExceeded, MalformedRecord, UnsupportedValue
 
 OUT_OF_BAND_BYTES = 32 << 10
-"""From this size on, a value has a frame of its own."""
+"""A value of at least this number of bytes gets its own frame, outside of the head."""
 
 _ARRAY, _BYTES, _TEXT = 1, 3, 4
 _CHECKED_TYPES = frozenset((dict, list, msgpack.Timestamp))
 
 
 def encode(value: object, *, lone_surrogates: bool = True) -> Frames:
-    """Return the frames of a record. They view the arrays of `value`, which must not change until the record is put.
+    """Return the frames of a record that contains `value`.
 
-    Without `lone_surrogates`, half of a character (a lone surrogate) in a text is an unsupported value.
+    The frames are views of the arrays in `value`, so do not change the arrays before the record is put.
 
-    Raises UnsupportedValue and CodecLimitExceeded, with the path of the bad value.
+    Args:
+        value: the value to encode.
+        lone_surrogates: whether a text may contain half of a character (a lone surrogate).
+
+    Raises:
+        UnsupportedValue: the codec does not support a value; the error has its path.
+        CodecLimitExceeded: the record would be too large, too deep, or have too many values.
     """
     text_errors = "surrogatepass" if lone_surrogates else "strict"
     encoder = _Encoder(text_errors)
@@ -41,7 +47,7 @@ def encode(value: object, *, lone_surrogates: bool = True) -> Frames:
     except UnicodeEncodeError as error:
         start = max(error.start - 20, 0)
         raise UnsupportedValue(
-            f"the text {error.object[start : error.start + 20]!a} has half of a character (a lone surrogate)"
+            f"the text {error.object[start : error.start + 20]!a} contains half of a character (a lone surrogate)"
         ) from None
     frames: Frames = (head, *encoder.blobs)
     _check_sizes(frames)
@@ -49,12 +55,18 @@ def encode(value: object, *, lone_surrogates: bool = True) -> Frames:
 
 
 def decode(frames: Sequence[bytes | bytearray | memoryview], *, lone_surrogates: bool = True) -> Any:
-    """Return the value of a record. Raises MalformedRecord and CodecLimitExceeded, and no other error.
+    """Return the value that a record contains. Raises no other errors than these two.
 
-    Without `lone_surrogates`, half of a character (a lone surrogate) in a text makes the record malformed.
+    Args:
+        frames: the frames of the record.
+        lone_surrogates: whether a text may contain half of a character (a lone surrogate).
+
+    Raises:
+        MalformedRecord: the codec did not write these frames, or they are damaged.
+        CodecLimitExceeded: the record is too large, too deep, or has too many values.
     """
     if not frames:
-        raise MalformedRecord("the record has no frames; it needs at least a head")
+        raise MalformedRecord("the record has no frames; it needs at least the head frame")
     _check_sizes(frames)
     head = bytes(frames[0])
     check_structure(head)
@@ -67,13 +79,13 @@ def decode(frames: Sequence[bytes | bytearray | memoryview], *, lone_surrogates:
     except CodecError:
         raise
     except (ValueError, TypeError) as error:
-        raise MalformedRecord(f"the head frame is not what this codec writes: {error}") from None
+        raise MalformedRecord(f"this codec did not write the head frame: {error}") from None
     _check_nesting(value)
     return value
 
 
 class _Encoder:
-    """Turns values into what msgpack packs, and moves large ones into frames of their own."""
+    """Converts values to objects that msgpack can pack, and moves each large value to its own frame."""
 
     def __init__(self, text_errors: str) -> None:
         self._text_errors = text_errors
@@ -81,7 +93,7 @@ class _Encoder:
         self.value_count = 1
 
     def to_packable(self, value: Any, depth: int) -> Any:
-        """Return what msgpack packs for a value at this depth."""
+        """Return the object that msgpack packs for a value at this depth."""
         value_type = type(value)
         if value_type is str:
             return (
@@ -93,28 +105,28 @@ class _Encoder:
             return value
         if value_type is int:
             if not -(1 << 63) <= value < (1 << 64):
-                raise UnsupportedValue(f"an integer of {value.bit_length()} bits; at most 64 are carried")
+                raise UnsupportedValue(f"the integer has {value.bit_length()} bits, but at most 64 are supported")
             return value
         if value_type is dict or value_type is list or value_type is tuple:
             if depth >= MAX_DEPTH:
-                raise CodecLimitExceeded(f"the value nests deeper than {MAX_DEPTH} levels")
+                raise CodecLimitExceeded(f"the value is nested more than {MAX_DEPTH} levels deep; make it flatter")
             if value_type is dict:
                 return self._map_to_packable(value, depth + 1)
             return self._items_to_packable(value, depth + 1)
         return self._leaf_to_packable(value)
 
     def _count_values(self, values: int) -> None:
-        """Count as check_structure does, so that every encoded record can be decoded."""
+        """Count values as check_structure does, so that every encoded record can be decoded."""
         self.value_count += values
         if self.value_count > MAX_VALUES:
-            raise CodecLimitExceeded(f"more than {MAX_VALUES} values; send numbers as numpy arrays")
+            raise CodecLimitExceeded(f"the record has more than {MAX_VALUES} values; send numbers as numpy arrays")
 
     def _map_to_packable(self, values: dict[Any, Any], depth: int) -> dict[str, Any]:
         self._count_values(2 * len(values))
         packable = {}
         for key, value in values.items():
             if type(key) is not str:
-                raise UnsupportedValue(f"a dict key of type {type(key).__qualname__}; keys must be str")
+                raise UnsupportedValue(f"a dict key has the type {type(key).__qualname__}; use str keys")
             try:
                 packable[key] = self.to_packable(value, depth)
             except CodecError as error:
@@ -142,8 +154,8 @@ class _Encoder:
         if isinstance(value, np.bool_ | np.integer | np.float16 | np.float32 | np.float64):
             return value.item()
         raise UnsupportedValue(
-            f"a value of type {type(value).__module__}.{type(value).__qualname__}; turn it into plain values, as in "
-            "JSON, or into numpy arrays"
+            f"the type {type(value).__module__}.{type(value).__qualname__} is not supported; convert the value to "
+            "plain values, as in JSON, or to numpy arrays"
         )
 
     def _array_to_packable(self, array: arrays.Array) -> Any:
@@ -159,7 +171,7 @@ class _Encoder:
 
 
 class _Decoder:
-    """Turns the extensions that msgpack meets into values."""
+    """Converts the msgpack extensions in a head frame to values."""
 
     def __init__(self, frames: Sequence[bytes | bytearray | memoryview], text_errors: str) -> None:
         self.frames = frames
@@ -167,7 +179,7 @@ class _Decoder:
         self._taken_frames: set[int] = set()
 
     def decode_extension(self, code: int, data: bytes) -> Any:
-        """Return the value of a msgpack extension. Raises MalformedRecord."""
+        """Return the value of a msgpack extension. Raises MalformedRecord if it is damaged or unknown."""
         if code == _ARRAY:
             return arrays.read_array(data, self._take_frame)
         if code == _BYTES:
@@ -176,7 +188,7 @@ class _Decoder:
             return original if isinstance(original, bytes) else bytes(view)
         if code == _TEXT:
             return str(self._take_referred_frame(data), "utf-8", self._text_errors)
-        raise MalformedRecord(f"the head frame uses the msgpack extension {code}, which this codec does not write")
+        raise MalformedRecord(f"the head frame has the msgpack extension {code}, which this codec does not write")
 
     def _take_referred_frame(self, reference: bytes) -> memoryview:
         if len(reference) != 2:
@@ -184,9 +196,12 @@ class _Decoder:
         return self._take_frame(int.from_bytes(reference, "little"))
 
     def _take_frame(self, index: int) -> memoryview:
-        """Return the bytes of a frame, read-only, and only once: a small head must not copy a frame many times."""
+        """Return a read-only view of a frame. Raises MalformedRecord if the frame is used twice or does not exist.
+
+        If a head could use a frame many times, a small record could fill the memory.
+        """
         if not 0 < index < len(self.frames):
-            raise MalformedRecord(f"the head refers to frame {index}, and the record has {len(self.frames)}")
+            raise MalformedRecord(f"the head refers to frame {index}, but the record has {len(self.frames)} frames")
         if index in self._taken_frames:
             raise MalformedRecord(f"the head refers to frame {index} more than once")
         self._taken_frames.add(index)
@@ -194,7 +209,7 @@ class _Decoder:
 
 
 def _check_nesting(value: Any) -> None:
-    """Refuse an unpacked value that nests too deep, has keys that are not str, or holds a timestamp."""
+    """Raise CodecError if an unpacked value is nested too deep, has a key that is not str, or has a timestamp."""
     nodes: list[Any] = [[value]]
     for _ in range(MAX_DEPTH + 1):
         for node in nodes:
@@ -211,15 +226,21 @@ def _check_nesting(value: Any) -> None:
         if not nodes:
             return
         if msgpack.Timestamp in map(type, nodes):
-            raise MalformedRecord("the head frame holds a msgpack timestamp, which this codec does not write")
-    raise CodecLimitExceeded(f"the record nests deeper than {MAX_DEPTH} levels")
+            raise MalformedRecord("the head frame has a msgpack timestamp, which this codec does not write")
+    raise CodecLimitExceeded(f"the record is nested more than {MAX_DEPTH} levels deep; make it flatter")
 
 
 def _check_sizes(frames: Sequence[bytes | bytearray | memoryview]) -> None:
     if len(frames) > MAX_FRAMES:
-        raise CodecLimitExceeded(f"{len(frames)} frames; at most {MAX_FRAMES} are carried")
+        raise CodecLimitExceeded(
+            f"the record has {len(frames)} frames, but at most {MAX_FRAMES} are allowed; join large values"
+        )
     sizes = [memoryview(frame).nbytes for frame in frames]
     if sizes[0] > MAX_HEAD_BYTES:
-        raise CodecLimitExceeded(f"a head of {sizes[0]} bytes; at most {MAX_HEAD_BYTES}: send numbers as numpy arrays")
+        raise CodecLimitExceeded(
+            f"the head has {sizes[0]} bytes, but at most {MAX_HEAD_BYTES} are allowed; send numbers as numpy arrays"
+        )
     if sum(sizes) > MAX_RECORD_BYTES:
-        raise CodecLimitExceeded(f"a record of {sum(sizes)} bytes; at most {MAX_RECORD_BYTES} are carried")
+        raise CodecLimitExceeded(
+            f"the record has {sum(sizes)} bytes, but at most {MAX_RECORD_BYTES} are allowed; split it"
+        )

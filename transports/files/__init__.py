@@ -1,12 +1,13 @@
-"""`file://`: the files in the directory of a queue, and the module for each of them.
+"""`file://`: a queue in a directory. The table shows each file, its contents, and the module that explains it.
 
-    queue.json                                 the format and the number of partitions, written once
-    p<partition>/<writer>.<first seq>.seg      records; one writer appends, and no file has two writers      segments
-    p<partition>/acks.<epoch>.<holder>.<n>     what was acked; one consumer appends                          acks
-    p<partition>/lease.<epoch>                 who consumes the partition                                    leases
-    p<partition>/claims/<writer>.<seq>.<epoch> who has a single record                                       leases
-    p<partition>/dead/<writer>.<first seq>.seg rejected records, in the same format                       dead_letters
-    holders/<holder>                           the heartbeat of a consumer; its leases are hard links to it  leases
+    queue.json                                 the format and the number of partitions, written once      directory
+    p<partition>/<writer>.<first seq>.seg      records; only one writer appends to each file              segments
+    p<partition>/acks.<epoch>.<holder>.<n>     the log of acks of one consumer                            acks
+    p<partition>/lease.<epoch>                 the lease on the partition                                 leases
+    p<partition>/claims/<writer>.<seq>.<epoch> the lease on a single record                               leases
+    p<partition>/dead/<writer>.<first seq>.seg rejected records, in the format of segments                dead_letters
+    holders/<holder>                           a consumer's heartbeat; its leases are hard links to it    leases
 
-No file needs a lock, or clocks that agree. A file is created exclusively, written by one process, and read by any.
+The files need no locks, and the machines' clocks need not agree. One process creates a file exclusively and writes it;
+any process may read it.
 """

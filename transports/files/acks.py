@@ -1,8 +1,8 @@
-"""Which records are acked: logs of small entries with checksums. Each consumer writes a log, and all logs are merged.
+"""Stores which records are acked. Each consumer writes a log of small entries with checksums; readers merge all logs.
 
-A log begins with what was known when its consumer started. An entry states a fact that stays true: all records below a
-number are acked, or one record is. So the logs may be merged in any order. A reader reads only what was added since its
-last refresh. A log ends at the first incomplete entry.
+A log begins with the acks that were known when its consumer started. An entry states a fact that stays true, such as
+"record 7 is acked" or "all records below 5 are acked". So the logs may be merged in any order. A refresh reads only the
+entries that were added since the last one. A log ends before the first incomplete entry.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ _COMPACT_BYTES = 4 << 20
 
 
 class EntryKind(IntEnum):
-    """What an entry states."""
+    """The kind of fact that an entry states."""
 
     ACKED_BELOW = 1
-    """Every record of the writer below `number` is acked; together they had `nbytes` bytes."""
+    """All records of the writer below `number` are acked; `nbytes` is their total size."""
     ACKED = 2
-    """Record `number` of the writer is acked; it had `nbytes` bytes."""
+    """The record `number` of the writer is acked; `nbytes` is its size."""
     DELIVERED_BELOW = 3
-    """Records of the writer below `number` may have been delivered."""
+    """The records of the writer below `number` may have been delivered."""
     REDELIVERIES = 4
-    """`number` records were delivered again, by the consumer of this log and by those before it."""
+    """The consumer of this log and the earlier consumers have delivered `number` records again."""
 
 
 _KINDS_BY_NUMBER = {int(fact): fact for fact in EntryKind}
 
 
 class LedgerEntry(NamedTuple):
-    """An entry of a log."""
+    """An entry of an ack log."""
 
     kind: EntryKind
-    """What it states."""
+    """The kind of fact that the entry states."""
     writer: str
-    """The writer of the records; empty for REDELIVERIES."""
+    """The id of the writer whose records the entry is about. Empty for REDELIVERIES."""
     number: int
-    """A sequence number of the writer, or a count."""
+    """A sequence number of the writer. For REDELIVERIES, a count."""
     nbytes: int = 0
-    """The bytes of the acked records."""
+    """The total size of the acked records, in bytes. 0 if the entry acks no records."""
 
     def pack(self) -> bytes:
-        """Return the bytes of the entry, with their checksum."""
+        """Return the entry as bytes, with a checksum."""
         kind, writer, number, nbytes = self
         body = _ENTRY_BODY.pack(kind, bytes.fromhex(writer) if writer else _NO_WRITER, number, nbytes)
         return body + crc32(body).to_bytes(4, "little")
@@ -70,11 +70,11 @@ class LaneAcks:
     acked_below: int = 0
     """All records below this number are acked."""
     acked_below_nbytes: int = 0
-    """The bytes of the records below `acked_below`."""
+    """The total size of the records below `acked_below`, in bytes."""
     acked_above: dict[int, int] = field(default_factory=dict)
-    """Records acked out of order, with their bytes."""
+    """For each acked record above `acked_below`: its number, and its size in bytes."""
     acked_above_nbytes: int = 0
-    """The bytes of the records in `acked_above`."""
+    """The total size of the records in `acked_above`, in bytes."""
     delivered_below: int = 0
     """Records below this number may have been delivered."""
 
@@ -85,15 +85,15 @@ class LaneAcks:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the acked records."""
+        """The total size of the acked records, in bytes."""
         return self.acked_below_nbytes + self.acked_above_nbytes
 
     def is_acked(self, seq: int) -> bool:
-        """Whether a record is acked."""
+        """Whether the record with this number is acked."""
         return seq < self.acked_below or seq in self.acked_above
 
     def mark_acked(self, seq: int, nbytes: int) -> None:
-        """Note that a record is acked."""
+        """Remember that a record of this size is acked."""
         if seq == self.acked_below:
             self.acked_below += 1
             self.acked_below_nbytes += nbytes
@@ -104,7 +104,7 @@ class LaneAcks:
             self.acked_above_nbytes += nbytes
 
     def mark_acked_below(self, seq: int, nbytes: int) -> None:
-        """Note that all records below `seq` are acked, which have `nbytes` bytes."""
+        """Remember that all records below `seq` are acked. Their total size is `nbytes`."""
         if seq > self.acked_below:
             for passed_seq in [acked_seq for acked_seq in self.acked_above if acked_seq < seq]:
                 self.acked_above_nbytes -= self.acked_above.pop(passed_seq)
@@ -120,7 +120,7 @@ class LaneAcks:
 
 
 class AckLedger:
-    """What all logs of a directory say. `refresh` reads what was added."""
+    """The acks in all logs of a directory, merged. `refresh` reads the new entries."""
 
     def __init__(self, directory: Path) -> None:
         self.lanes: dict[str, LaneAcks] = {}
@@ -130,14 +130,14 @@ class AckLedger:
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """Return what the logs of a directory say now."""
+        """Return a ledger with the acks that the logs of a directory contain now."""
         ledger = cls(directory)
         ledger.refresh()
         return ledger
 
     @property
     def redeliveries(self) -> int:
-        """How many deliveries were repeated."""
+        """The number of repeated deliveries."""
         return sum(self._redeliveries.values())
 
     def lane(self, writer: str) -> LaneAcks:
@@ -151,7 +151,10 @@ class AckLedger:
         return sorted(name for name in list_file_names(self._directory) if _LOG_NAME_PATTERN.fullmatch(name))
 
     def refresh(self, *, except_log: str = "") -> None:
-        """Read what was added to the logs since the last refresh; not to `except_log`, which this process writes."""
+        """Read the entries that were added to the logs since the last refresh. Skip the log `except_log`.
+
+        The caller gives the name of its own log, because it has applied these entries itself.
+        """
         log_names = self.log_names()
         for removed in self._read_offsets.keys() - set(log_names):
             del self._read_offsets[removed]
@@ -161,7 +164,7 @@ class AckLedger:
                 self._refresh_from(name)
 
     def sync(self) -> None:
-        """Make every ack that was read so far survive a power loss, also those of other consumers."""
+        """Sync all logs to the disk, so that every ack that was read so far survives a power loss."""
         for name in self.log_names():
             with contextlib.suppress(FileNotFoundError):
                 fd = os.open(self._directory / name, os.O_RDONLY)
@@ -171,7 +174,7 @@ class AckLedger:
                     os.close(fd)
 
     def apply(self, log_name: str, entry: LedgerEntry) -> None:
-        """Add what an entry of a log states."""
+        """Add the fact that an entry of this log states."""
         if entry.kind is EntryKind.REDELIVERIES:
             self._redeliveries[log_name] = entry.number
             return
@@ -184,7 +187,7 @@ class AckLedger:
             lane_acks.delivered_below = entry.number
 
     def snapshot(self, writers: Iterable[str], redeliveries: int) -> list[LedgerEntry]:
-        """Return entries that state everything that is known of these writers."""
+        """Return the entries for all known acks of these writers, and one entry for the redeliveries."""
         entries = [LedgerEntry(EntryKind.REDELIVERIES, "", redeliveries)]
         for writer in writers:
             lane_acks = self.lane(writer)
@@ -200,7 +203,7 @@ class AckLedger:
     def _refresh_from(self, name: str) -> None:
         start = self._read_offsets.get(name, 0)
         try:
-            fd = os.open(self._directory / name, os.O_RDONLY | os.O_NONBLOCK)  # do not wait at a named pipe
+            fd = os.open(self._directory / name, os.O_RDONLY | os.O_NONBLOCK)  # never block on a named pipe
         except FileNotFoundError:
             return
         try:
@@ -218,7 +221,7 @@ class AckLedger:
 
 
 class AckLog:
-    """The log of this consumer."""
+    """The ack log that this consumer writes."""
 
     def __init__(
         self, directory: Path, *, epoch: int, holder: str, initial_entries: list[LedgerEntry], generation: int = 0
@@ -232,7 +235,7 @@ class AckLog:
         try:
             self.append(initial_entries)
             self._initial_bytes = self._end
-            # The log appears complete or not at all, because older logs are removed once it is there.
+            # Sync before the rename: the log must appear complete, because older logs are then removed.
             os.fsync(self._fd)
             temporary_file.rename(directory / self.name)
         except BaseException:
@@ -246,19 +249,23 @@ class AckLog:
         return self._end > _COMPACT_BYTES + 2 * self._initial_bytes
 
     def append(self, entries: Iterable[LedgerEntry]) -> None:
-        """Write entries. Raises QueueStorageError if the disk refuses; the log then ends where it ended before."""
+        """Write entries. If the disk refuses, the log stays as it was, and QueueStorageError is raised."""
         data = b"".join([entry.pack() for entry in entries])
         try:
             written = os.pwrite(self._fd, data, self._end)
             if written != len(data):
                 os.ftruncate(self._fd, self._end)
-                raise QueueStorageError(f"{self._directory}: the disk is full; the acks were not recorded. Make room.")
+                raise QueueStorageError(
+                    f"{self._directory}: the disk is full, so the acks were not stored. Free some space."
+                )
         except OSError as error:
-            raise QueueStorageError(f"{self._directory}: the acks were not recorded: {error.strerror}") from error
+            raise QueueStorageError(
+                f"{self._directory}: the acks were not stored: {error.strerror}. Check the disk and the permissions."
+            ) from error
         self._end += len(data)
 
     def compacted(self, initial_entries: list[LedgerEntry]) -> Self:
-        """Replace this log with a short one, and return it."""
+        """Replace this log with a new, shorter log that begins with `initial_entries`. Return the new log."""
         epoch, holder, generation = self._name_parts
         successor = type(self)(
             self._directory, epoch=epoch, holder=holder, initial_entries=initial_entries, generation=generation + 1
@@ -269,7 +276,7 @@ class AckLog:
 
     @property
     def closed(self) -> bool:
-        """Whether the log is closed."""
+        """Whether `close` was called."""
         return self._fd < 0
 
     def close(self) -> None:

@@ -1,4 +1,7 @@
-"""Counts what a queue holds: the put totals at the ends of the lanes, minus what is acked. Any process may count."""
+"""Counts the backlog of a queue, in any process: the records that were put, minus the records that are acked.
+
+The end of each lane contains the number of records that its writer has put.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from transports.files.records import (
 
 
 class _RecordBoundary(NamedTuple):
-    """An offset between two records of a segment, and what its writer had put before it."""
+    """A place between two records of a segment, and the totals of the records before it."""
 
     segment: SegmentName
     offset: int
@@ -33,9 +36,10 @@ class _RecordBoundary(NamedTuple):
 
 
 class BacklogCounter:
-    """Counts for one handle, in one thread. It remembers how far it has read, so that it reads no record twice.
+    """Measures the backlog for one handle. Only one thread may use it at a time.
 
-    With `retains`, it counts the acked records that stay, too.
+    It remembers how far it has read, so that it reads no record twice. With `retains`, it also counts the acked records
+    that the queue keeps.
     """
 
     def __init__(self, queue_dir: QueueDirectory, *, retains: bool) -> None:
@@ -47,12 +51,12 @@ class BacklogCounter:
         self._oldest_boundaries: dict[str, _RecordBoundary] = {}
 
     def measure(self) -> QueueStats:
-        """Return what the queue holds now."""
+        """Return the numbers of records in the queue now."""
         records = nbytes = dead_letters = redeliveries = retained = 0
         oldest = now = time.time()
         for index, ledger in enumerate(self._ledgers):
             directory = self._queue_dir.partition_dir(index)
-            # Listed before the ledger is read, so that the ledger knows every acked record of the list.
+            # List the segments first, and then refresh the ledger, so that it has all acks for these segments.
             lanes = list_segments_by_writer(directory)
             ledger.refresh()
             redeliveries += ledger.redeliveries
@@ -86,13 +90,13 @@ class BacklogCounter:
         )
 
     def _put_totals(self, directory: Path, segments: list[SegmentName]) -> PutTotals:
-        """Return what the writer of these segments has put, up to its last complete record."""
+        """Return the totals of the records that the writer of these segments has put, up to the last complete one."""
         for segment in reversed(segments):
             with _open_segment(directory / str(segment)) as (fd, size):
                 totals = unpack_put_totals(os.pread(fd, TRAILER_BYTES, max(0, size - TRAILER_BYTES)))
                 if totals is not None:
                     return totals
-                # The last record is being written, or was cut off. Go from record to record instead.
+                # The last record is incomplete, so the file does not end with a trailer. Go from record to record.
                 boundary = _first_boundary(fd, segment, self._last_boundaries.get(segment.writer))
                 if boundary is None:
                     continue
@@ -103,7 +107,7 @@ class BacklogCounter:
         return PutTotals(0, 0)
 
     def _record_put_time(self, directory: Path, segments: list[SegmentName], seq: int, default: float) -> float:
-        """Return when a record was put, by its writer's clock."""
+        """Return when the record `seq` was put, by its writer's clock. Return the default if that is not known."""
         for segment in reversed(segments):
             if segment.first_seq > seq:
                 continue
@@ -125,7 +129,7 @@ def _first_boundary(fd: int, segment: SegmentName, cached: _RecordBoundary | Non
 
 
 def _next_boundary(fd: int, boundary: _RecordBoundary, size: int) -> _RecordBoundary | None:
-    """Return the boundary after the next record, or None if that record is not complete."""
+    """Return the boundary after the next record, or None if that record is incomplete."""
     prefix = os.pread(fd, PREFIX_BYTES, boundary.offset)
     if len(prefix) < PREFIX_BYTES or boundary.offset + stored_length(prefix) > size:
         return None
@@ -136,9 +140,9 @@ def _next_boundary(fd: int, boundary: _RecordBoundary, size: int) -> _RecordBoun
 
 @contextmanager
 def _open_segment(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield the file and its size; an empty file if the segment was reclaimed just now."""
+    """Yield the file descriptor and the size of a segment. If the segment was removed just now, the size is 0."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # do not wait at a named pipe
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # never block on a named pipe
     except FileNotFoundError:
         fd = os.open(os.devnull, os.O_RDONLY)
     try:

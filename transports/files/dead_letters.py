@@ -1,7 +1,7 @@
-"""The dead letters of a queue. Any process may read and discard them.
+"""Reads and discards the dead letters of a queue, in any process.
 
-They are in segments like other records, with the reason as their first frame. To discard a letter is to ack it in a log
-beside them. A segment is removed when all its letters are discarded and its writer has closed.
+Dead letters are stored in segments, as other records are, with the reason as their first frame. `discard` acks a letter
+in a log in the same directory. A segment is removed when all its letters are discarded and its writer has closed.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from transports.files.records import StoredRecord
 
 
 class DeadLetterStore:
-    """The dead letters of all partitions, for one handle and one thread at a time."""
+    """The dead letters of all partitions, for one handle. Only one thread may use it at a time."""
 
     def __init__(self, queue_dir: QueueDirectory) -> None:
         self._queue_dir = queue_dir
         self._discard_logs: dict[int, AckLog] = {}
 
     def read(self, limit: int) -> list[DeadLetter]:
-        """Return the first letters, those of each consumer in the order of their rejection."""
+        """Return the first `limit` dead letters. The letters of one consumer are in the order of their rejection."""
         letters = (letter for index in range(self._queue_dir.partitions) for letter in self._read(index))
         return list(islice(letters, limit))
 
     def discard(self, letter: DeadLetter) -> None:
-        """Remove a letter."""
+        """Remove a dead letter. Do nothing if it is removed already."""
         index, writer, seq = letter.id.split(".")
         entry = LedgerEntry(EntryKind.ACKED, writer, int(seq), frames_nbytes(letter.frames))
         self._discard_log(int(index)).append([entry])
 
     def close(self) -> None:
-        """Remove the segments whose letters are all discarded."""
+        """Close the logs, and remove the segments whose letters are all discarded."""
         for index, log in self._discard_logs.items():
             log.close()
-            # Another process may reclaim the same segments at the same time.
+            # Another process may remove the same segments at the same time.
             with contextlib.suppress(FileNotFoundError):
                 self._reclaim(index)
 
@@ -64,7 +64,7 @@ class DeadLetterStore:
         directory = self._queue_dir.dead_letters_dir(index)
         lanes = list_segments_by_writer(directory)
         ledger = AckLedger.read(directory)
-        # Synced before the segments are removed, or a later segment of the same writer would seem to lack its start.
+        # Sync the acks before segments are removed. Without its acks, a removed segment would look like a lost one.
         ledger.sync()
         for segments in lanes:
             acks = ledger.lane(segments[0].writer)

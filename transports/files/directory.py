@@ -1,4 +1,4 @@
-"""The layout of a queue's directory, and `queue.json`, which fixes its format and partitions."""
+"""The layout of a queue's directory. The file `queue.json` stores the format and the number of partitions."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SEGMENT_NAME_PATTERN = re.compile(r"([0-9a-f]{16})\.([0-9a-f]{16})\.seg")
 
 
 class SegmentName(NamedTuple):
-    """The name of a segment. Names sort by writer, then in the order in which the writer wrote."""
+    """The name of a segment. Sorted names are ordered by writer, and then by the order of the writes."""
 
     writer: str
     """The id of the writer."""
     first_seq: int
-    """The sequence number of the first record."""
+    """The sequence number of the first record in the segment."""
 
     def __str__(self) -> str:
         return f"{self.writer}.{self.first_seq:016x}.seg"
@@ -38,13 +38,13 @@ class QueueDirectory:
     root: Path
     """The path of the directory."""
     partitions: int
-    """How many partitions the queue was created with."""
+    """The number of partitions with which the queue was created."""
     retain: bool
-    """Whether it was created to keep acked records. A handle without this option must not delete an archive."""
+    """Whether the queue was created to keep acked records. A handle without the option retain then keeps them, too."""
 
     @property
     def holders_dir(self) -> Path:
-        """The directory of the heartbeats."""
+        """The directory of the heartbeat files."""
         return self.root / "holders"
 
     def partition_dir(self, index: int) -> Path:
@@ -52,16 +52,19 @@ class QueueDirectory:
         return self.root / f"p{index}"
 
     def claims_dir(self, index: int) -> Path:
-        """Return the directory of the claims of single records."""
+        """Return the directory of a partition's claims of single records."""
         return self.partition_dir(index) / "claims"
 
     def dead_letters_dir(self, index: int) -> Path:
-        """Return the directory of the dead letters of a partition."""
+        """Return the directory of a partition's dead letters."""
         return self.partition_dir(index) / "dead"
 
 
 class StorageErrors:
-    """Turns an OSError into a QueueStorageError. It is a class, because that is faster and every ack uses it."""
+    """Turns an OSError in a `with` block into a QueueStorageError.
+
+    It is not a generator, because a class is faster, and every ack uses it.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -71,30 +74,45 @@ class StorageErrors:
     def __exit__(self, error_type: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
             raise QueueStorageError(
-                f"{self._url}: {error}. Check that the directory exists, has room, and may be written."
+                f"{self._url}: {error}. Check that the directory exists, that its disk has space, and that this user "
+                "may write to it."
             ) from error
 
 
 def open_queue_directory(url: str, root: Path, partitions: int | None, *, retain: bool | None = None) -> QueueDirectory:
-    """Open the queue in `root`. If there is none, create it with that many partitions (None: one)."""
+    """Return the queue in the directory `root`. If there is no queue, create one.
+
+    Args:
+        url: the URL of the queue, for errors.
+        root: the directory.
+        partitions: the number of partitions. None: 1 if the queue is created, else its own number.
+        retain: whether a queue that is created keeps acked records. None: it does not.
+
+    Raises:
+        QueueStorageError: the directory cannot be used.
+        QueueURLError: the queue has another number of partitions.
+        QueueCorrupt: `queue.json` is damaged, or has another format.
+    """
     try:
         if not (root / "queue.json").exists():
             _create_queue(root, partitions or 1, retain=bool(retain))
         stored_partitions, stored_retain = _read_queue_json(root)
     except OSError as error:
-        raise QueueStorageError(f"{url}: the directory {root} cannot be used: {error.strerror}") from error
+        raise QueueStorageError(
+            f"{url}: the directory {root} cannot be used: {error.strerror}. Check that this user may write to it."
+        ) from error
     if partitions not in (None, stored_partitions):
-        raise QueueURLError(f"{url}: the queue was created with partitions={stored_partitions}")
+        raise QueueURLError(f"{url}: the queue was created with partitions={stored_partitions}; use that number")
     return QueueDirectory(root, stored_partitions, stored_retain)
 
 
 def new_random_id() -> str:
-    """Return an id for a writer or a holder. No two are equal."""
+    """Return a new unique id for a writer or a holder."""
     return secrets.token_hex(8)
 
 
 def list_segments(directory: Path) -> list[SegmentName]:
-    """Return all segments of a directory, sorted; none if it does not exist."""
+    """Return the names of all segments in a directory, sorted. Return none if the directory does not exist."""
     return sorted(
         SegmentName(match[1], int(match[2], 16))
         for file_name in list_file_names(directory)
@@ -103,12 +121,12 @@ def list_segments(directory: Path) -> list[SegmentName]:
 
 
 def list_segments_by_writer(directory: Path) -> list[list[SegmentName]]:
-    """Return all segments, a list for each writer."""
+    """Return the names of all segments in a directory, as one sorted list for each writer."""
     return [list(segments) for _, segments in groupby(list_segments(directory), key=lambda segment: segment.writer)]
 
 
 def list_file_names(directory: Path) -> list[str]:
-    """Return the names of all files in a directory; none if it does not exist."""
+    """Return the names of all files in a directory. Return none if the directory does not exist."""
     try:
         return os.listdir(directory)
     except FileNotFoundError:
@@ -116,7 +134,7 @@ def list_file_names(directory: Path) -> list[str]:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names of new files survive a power loss."""
+    """Sync a directory to the disk, so that the names of its new files survive a power loss."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -132,21 +150,22 @@ def _read_queue_json(root: Path) -> tuple[int, bool]:
         queue_json = json.loads(data)
         if queue_json["format"] != _FORMAT_VERSION:
             raise QueueCorrupt(
-                f"{root} holds a queue of format {queue_json['format']!r}; this release reads format {_FORMAT_VERSION}"
+                f"{root} has a queue of format {queue_json['format']!r}, but this release reads format "
+                f"{_FORMAT_VERSION}; use the release that created the queue"
             )
         partitions, retain = queue_json["partitions"], queue_json.get("retain", False)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _damaged_queue_json(file, repr(error)) from None
     if type(partitions) is not int or not 1 <= partitions <= MAX_PARTITIONS or type(retain) is not bool:
-        raise _damaged_queue_json(file, f"partitions is {partitions!r:.40} and retain is {retain!r:.40}")
+        raise _damaged_queue_json(file, f"partitions has the value {partitions!r:.40}, and retain {retain!r:.40}")
     return partitions, retain
 
 
 def _damaged_queue_json(file: Path, reason: str) -> QueueCorrupt:
     return QueueCorrupt(
         f"{file} does not describe a queue: {reason}. Correct it to "
-        f'{{"format": {_FORMAT_VERSION}, "partitions": N, "retain": false}}, where N is the number of the directories '
-        "p0, p1, … beside it, and retain is true if the queue was created to keep acked records."
+        f'{{"format": {_FORMAT_VERSION}, "partitions": N, "retain": false}}. N is the number of the directories p0, '
+        "p1, … in the same directory. Set retain to true if the queue was created to keep acked records."
     )
 
 
@@ -161,7 +180,7 @@ def _create_queue(root: Path, partitions: int, *, retain: bool) -> None:
             json.dump({"format": _FORMAT_VERSION, "partitions": partitions, "retain": retain}, file)
             file.flush()
             os.fsync(file.fileno())
-        # A link appears complete and only once. If several processes create the queue together, one of them wins.
+        # The linked file is complete, and only one link can succeed, even if several processes create the queue.
         os.link(temporary_file, root / "queue.json")
     except FileExistsError:
         pass

@@ -1,8 +1,8 @@
-"""Reads the records of one writer, segment after segment, each completely or not at all.
+"""Reads the records of one writer, segment after segment. It returns only complete records.
 
-A writer may be in the middle of a record, on another machine, or dead. A tail that is not a complete record is not
-returned, and is read again later. If it does not change for `torn_tail_seconds`, the log reports a torn tail. If the
-writer continued in another segment although records are missing from this one, the reader raises QueueCorrupt.
+A writer may be in the middle of a record, on another machine, or dead. If the last bytes of a segment are not a
+complete record, they are read again later. If these bytes do not change for `torn_tail_seconds`, a warning is logged
+("torn tail"). If records are missing in a segment and the writer has begun a later one, QueueCorrupt is raised.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ READ_BYTES = 512 << 10
 
 @dataclass(frozen=True, slots=True)
 class LaneCursor:
-    """How far a lane was read: the next record has the number `seq` and begins at `offset` of `segment`."""
+    """The place in a lane from which the next record is read."""
 
     segment: SegmentName
-    """The segment to read."""
+    """The segment that contains the next record."""
     offset: int
-    """The byte at which the next record begins."""
+    """The byte of the segment at which the next record begins."""
     seq: int
-    """The number of the next record."""
+    """The sequence number of the next record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +50,19 @@ class SegmentChunk:
     """The records that one read returned, and the cursor after them."""
 
     segment: SegmentName
-    """The segment that was read."""
+    """The segment from which the records were read."""
     records: Sequence[tuple[StoredRecord, int]]
-    """The records, each with its offset in the segment."""
+    """The records, each with the byte of the segment at which it begins."""
     cursor: LaneCursor
-    """Where the next read begins."""
+    """The place at which the next read begins."""
     trailing_bytes: int
-    """Bytes after the cursor that are not a complete record yet."""
+    """The number of bytes that follow the cursor. They are later records, or not a complete record yet."""
     writer_closed: bool = False
-    """Whether the writer has closed after these records."""
+    """Whether the writer closed after these records, so that no more will follow."""
 
 
 class LaneReader:
-    """The reader of one writer. `read` does not move it, and `advance` does, so a cancelled read loses nothing."""
+    """Reads the lane of one writer. Only `advance` moves the cursor; so a `read` that is cancelled loses no records."""
 
     def __init__(self, directory: Path, writer: str, torn_tail_seconds: float) -> None:
         self.writer = writer
@@ -77,35 +77,39 @@ class LaneReader:
 
     @property
     def cursor(self) -> LaneCursor:
-        """How far the lane was read."""
-        assert self._cursor is not None, "a lane has its segments before it is read"
+        """The place from which the next record is read."""
+        assert self._cursor is not None, "update_segments must be called before the lane is read"
         return self._cursor
 
     def update_segments(self, segments: Sequence[SegmentName], first_unacked: int) -> None:
-        """Set the segments that exist now. If all of them are new, reading begins at record `first_unacked`."""
+        """Set the list of segments that exist now.
+
+        If the segment of the cursor is not in the list, reading begins at the segment of the record `first_unacked`.
+        Raises QueueCorrupt if no segment can contain that record.
+        """
         self._segments = segments
         if self._cursor is None or self._cursor.segment not in segments:
             candidates = [segment for segment in segments if segment.first_seq <= first_unacked]
             if not candidates:
                 raise QueueCorrupt(
                     f"{self._directory}: record {first_unacked} of writer {self.writer} is not acked, but its segment "
-                    "is gone"
+                    "does not exist. Restore the file, or move the other files of this writer away."
                 )
             self._cursor = LaneCursor(candidates[-1], HEADER_BYTES, candidates[-1].first_seq)
 
     def finished_segments(self) -> list[tuple[SegmentName, int]]:
-        """Return the segments that the writer has finished, each with the sequence number after its last record."""
+        """Return the segments to which the writer adds no more records, each with the number after its last record."""
         next_seqs = [segment.first_seq for segment in self._segments[1:]]
         if self.writer_closed:
             next_seqs.append(self.cursor.seq)
         return list(zip(self._segments, next_seqs, strict=False))
 
     def read(self) -> SegmentChunk:
-        """Return the next records."""
+        """Return the next records, without moving the cursor."""
         return read_chunk(self._directory, self.cursor)
 
     def advance(self, chunk: SegmentChunk) -> None:
-        """Move to the end of a chunk. Raises QueueCorrupt if records are damaged or missing there."""
+        """Move the cursor to the end of a chunk. Raises QueueCorrupt if records after it are damaged or missing."""
         self.last_read_bytes = chunk.cursor.offset - self.cursor.offset
         self._cursor = chunk.cursor
         self.writer_closed = chunk.writer_closed
@@ -137,7 +141,7 @@ class LaneReader:
 
 
 def read_chunk(directory: Path, cursor: LaneCursor) -> SegmentChunk:
-    """Return complete records from a cursor on: at least one if there is one, and a few megabytes at most."""
+    """Return the next complete records after a cursor, up to about 2 MiB. Return a larger first record alone."""
     path = f"{directory}/{cursor.segment}"
     available = os.stat(path).st_size - cursor.offset
     if available <= 0:
@@ -165,7 +169,10 @@ def read_chunk(directory: Path, cursor: LaneCursor) -> SegmentChunk:
 
 
 def read_lane(directory: Path, segments: Sequence[SegmentName]) -> Iterator[StoredRecord]:
-    """Yield every record of a lane, from its first segment on. It does not wait for the writer."""
+    """Yield all complete records of a lane, from its first segment. Do not wait for the writer.
+
+    Raises QueueCorrupt if records are damaged or missing between two segments.
+    """
     for segment, next_segment in zip_longest(segments, segments[1:]):
         last_chunk = yield from read_segment(directory, segment, next_segment)
         if last_chunk.trailing_bytes:
@@ -173,11 +180,11 @@ def read_lane(directory: Path, segments: Sequence[SegmentName]) -> Iterator[Stor
 
 
 def read_unacked(directory: Path, segments: Sequence[SegmentName], acks: LaneAcks) -> Iterator[StoredRecord]:
-    """Yield the records of a lane that are not acked. `acks` must be newer than the list of segments."""
+    """Yield the records of a lane that are not acked. Read `acks` after you list the segments."""
     for segment, next_segment in zip_longest(segments, segments[1:]):
         if next_segment is not None and next_segment.first_seq <= acks.acked_below:
             continue
-        # A segment that is reclaimed meanwhile has no unacked records.
+        # If the segment was removed since it was listed, it has no unacked records.
         with contextlib.suppress(FileNotFoundError):
             for record in read_segment(directory, segment, next_segment):
                 if not acks.is_acked(record.seq):
@@ -187,7 +194,7 @@ def read_unacked(directory: Path, segments: Sequence[SegmentName], acks: LaneAck
 def read_segment(
     directory: Path, segment: SegmentName, next_segment: SegmentName | None
 ) -> Generator[StoredRecord, None, SegmentChunk]:
-    """Yield the complete records of a segment, and return the last chunk, which has no records.
+    """Yield the complete records of a segment. At the end, return the last chunk, which has no records.
 
     Raises QueueCorrupt if the next segment does not begin with the next record.
     """
@@ -197,12 +204,15 @@ def read_segment(
             yield record
         cursor = chunk.cursor
     if next_segment is not None and next_segment.first_seq != cursor.seq:
-        raise QueueCorrupt(f"{_cursor_place(directory, cursor)}: record {cursor.seq} is damaged or missing")
+        raise QueueCorrupt(
+            f"{_cursor_place(directory, cursor)}: record {cursor.seq} is damaged or missing. To continue without the "
+            f"records of writer {segment.writer}, move its files away."
+        )
     return chunk
 
 
 def read_record_at(path: Path, offset: int) -> StoredRecord:
-    """Return a record that was read before. Raises QueueCorrupt."""
+    """Return the record at this byte of a file. It was read before. Raises QueueCorrupt if it is now damaged."""
     fd = os.open(path, os.O_RDONLY)
     try:
         data = os.pread(fd, stored_length(os.pread(fd, PREFIX_BYTES, offset)), offset)
@@ -210,7 +220,7 @@ def read_record_at(path: Path, offset: int) -> StoredRecord:
         os.close(fd)
     record = unpack_record(memoryview(data))
     if record is None:
-        raise QueueCorrupt(f"{path}, byte {offset}: the record was damaged after it was first read")
+        raise QueueCorrupt(f"{path}, byte {offset}: the record was damaged after it was first read; check the disk")
     return record
 
 
@@ -220,7 +230,7 @@ def _cursor_place(directory: Path, cursor: LaneCursor) -> str:
 
 def _log_torn_tail(directory: Path, chunk: SegmentChunk) -> None:
     log.warning(
-        "%s: the last %d bytes are not a complete record: torn tail",
+        "%s: torn tail: the last %d bytes are not a complete record; its writer may have been killed",
         _cursor_place(directory, chunk.cursor),
         chunk.trailing_bytes,
     )

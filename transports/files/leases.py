@@ -1,14 +1,14 @@
-"""Leases: a file that only one process can create, and a heartbeat that shows that its holder lives.
+"""Leases in files. Only one process can create a lease file, and a heartbeat shows that the process lives.
 
-A process takes a lease when it creates `<name>.<epoch>` exclusively, with the epoch after the highest one. That also
-fences the holder of the previous epoch. It releases the lease when it renames the file to `<name>.<epoch>.free`. Every
-lease file is a hard link to its holder's heartbeat file, in which a thread raises a counter. So one write renews all
-leases of the holder. A lease has expired when the counter did not change for the lease time, on the reader's own
-monotonic clock.
+A process takes a lease when it creates the file `<name>.<epoch>` exclusively. The epoch is one more than the highest
+existing epoch, so acks under the previous epoch are refused. The process releases the lease when it renames the file to
+`<name>.<epoch>.free`. Every lease file is a hard link to the heartbeat file of its holder. In that file, a thread
+raises a counter, so one write renews all leases of the holder. A lease has expired when the counter has not changed for
+the lease time. Each reader measures this time with its own monotonic clock.
 
-A holder's file is complete before it is linked, so a full disk leaves no damaged lease. A lease file that is not a
-heartbeat was damaged later, for example by a power loss. A holder that lives soon writes its file again. So a damaged
-lease has expired, too, when the file did not change for the lease time.
+The heartbeat file is complete before a lease is linked to it, so a full disk leaves no damaged lease. If a lease file
+contains no valid heartbeat, it was damaged later, for example by a power loss. A holder that lives soon writes its file
+again. So a damaged lease, too, has expired when its file has not changed for the lease time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LEASE_NAME_PATTERN = re.compile(r"(lease|[0-9a-f]{16}\.[0-9]+)\.([0-9]+)(\.free
 
 
 class _Heartbeat(NamedTuple):
-    """What is in the file of a holder."""
+    """The contents of a heartbeat file."""
 
     holder: str
     counter: int
@@ -46,7 +46,7 @@ class _Heartbeat(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> Self | None:
-        """Return the heartbeat in a file; None if the file is damaged."""
+        """Return the heartbeat in the contents of a file; None if they are damaged."""
         if len(data) != _HEARTBEAT_STRUCT.size:
             return None
         name, counter, lease_time = _HEARTBEAT_STRUCT.unpack(data)
@@ -57,7 +57,7 @@ class _Heartbeat(NamedTuple):
 
 
 class LeaseHolder:
-    """The heartbeat of this consumer, from its first lease until it is closed."""
+    """Sends the heartbeat of this consumer, from its first lease until it is closed."""
 
     def __init__(self, directory: Path, lease_time: float) -> None:
         self.name = new_random_id()
@@ -70,18 +70,18 @@ class LeaseHolder:
         self._thread: threading.Thread | None = None
 
     def create_lease(self, lease_file: Path) -> None:
-        """Create a lease file. Raises FileExistsError if there is one."""
+        """Create a lease file; start the heartbeat if needed. Raises FileExistsError if the lease file exists."""
         if self._thread is None:
             self._start_heartbeat()
         try:
             os.link(self._path, lease_file)
         except FileNotFoundError:
-            # Another process saw this holder expire and removed its file. Its earlier leases are lost.
+            # Another process found this holder expired and removed its heartbeat file. The earlier leases are lost.
             self._start_heartbeat()
             os.link(self._path, lease_file)
 
     def close(self) -> None:
-        """End the heartbeat, and remove its file."""
+        """End the heartbeat, and remove the heartbeat file."""
         if self._thread is not None:
             self._stop.set()
             self._thread.join()
@@ -101,14 +101,14 @@ class LeaseHolder:
         if previous_fd >= 0:
             os.close(previous_fd)
         if self._thread is None:
-            # A thread, because a busy event loop is not a dead consumer.
+            # A thread sends the heartbeat, so that a busy event loop does not lose its leases.
             self._thread = threading.Thread(target=self._keep_heartbeat, name=f"heartbeat-{self.name}", daemon=True)
             self._thread.start()
 
     def _keep_heartbeat(self) -> None:
         while not self._stop.wait(self._lease_time / _HEARTBEATS_PER_LEASE_TIME):
-            # If the disk fails for longer than the lease time, the lease is lost. An error here would not help.
-            # The lock keeps the file open: if it were closed, its number could become that of another file.
+            # Ignore errors: if the disk fails for the whole lease time, the next ack reports that the lease is lost.
+            # The lock keeps the file open during the write. The number of a closed file may belong to another file.
             with self._fd_lock, contextlib.suppress(OSError):
                 self._write_heartbeat(self._fd)
                 os.fsync(self._fd)
@@ -119,10 +119,13 @@ class LeaseHolder:
 
 
 def expire_holder_leases(holders_dir: Path, holder: str) -> None:
-    """Expire the leases of a holder that is dead. Other processes see it at their next check."""
+    """Make the leases of a dead holder expire. Other processes notice it at their next check.
+
+    Raises ValueError if `holder` is not the name of a holder.
+    """
     if not _HOLDER_NAME_PATTERN.fullmatch(holder):
-        raise ValueError(f"{holder!r} is not the name of a holder")
-    # Every lease of a holder is a link to this file, and the lease time in it becomes zero.
+        raise ValueError(f"{holder!r} is not the name of a holder; use the value of `holder` of a queue handle")
+    # Set the lease time in the heartbeat file to zero. All leases of the holder are links to this file.
     with contextlib.suppress(FileNotFoundError), (holders_dir / holder).open("r+b") as file:
         heartbeat = _Heartbeat.unpack(file.read(_HEARTBEAT_STRUCT.size))
         _write_whole(file.fileno(), _Heartbeat(holder, 0 if heartbeat is None else heartbeat.counter, 0.0))
@@ -137,9 +140,9 @@ def _write_whole(fd: int, heartbeat: _Heartbeat) -> None:
 
 
 class HeartbeatWatcher:
-    """Remembers what this process has seen of the heartbeats of other processes.
+    """Remembers the last heartbeat that this process has read of each other holder, and when it changed.
 
-    `lease_time` is used for a damaged lease, whose own lease time cannot be read.
+    `lease_time` is used for a damaged lease, because the lease time in its file cannot be read.
     """
 
     def __init__(self, holders_dir: Path, lease_time: float) -> None:
@@ -150,14 +153,15 @@ class HeartbeatWatcher:
     def has_expired(self, lease_file: Path) -> bool:
         """Whether the holder of this lease has sent no heartbeat for the lease time.
 
-        Call it repeatedly: it compares with what it saw before. It removes the heartbeat of a holder that has expired.
+        Call this repeatedly, because it compares the heartbeat with the one of earlier calls. It also removes the
+        heartbeat file of an expired holder.
         """
         now = time.monotonic()
         try:
             with lease_file.open("rb") as file:
                 data = file.read(_HEARTBEAT_STRUCT.size + 1)
         except FileNotFoundError:
-            return False  # another process removed it just now
+            return False  # another process removed the lease file just now
         heartbeat = _Heartbeat.unpack(data)
         if heartbeat is None:
             name, lease_time, state = str(lease_file), self._lease_time, data
@@ -174,15 +178,15 @@ class HeartbeatWatcher:
 
 @dataclass(frozen=True, slots=True)
 class LeaseState:
-    """What the file names in a directory say of one lease."""
+    """The state of one lease, according to the file names in a directory."""
 
     epoch: int
-    """Its highest epoch."""
+    """The highest epoch of the lease."""
     released: bool
-    """Whether its holder released it."""
+    """Whether the holder of that epoch has released the lease."""
 
     def is_free(self, path: Path, heartbeats: HeartbeatWatcher) -> bool:
-        """Whether another process may take the lease, whose file is `path`."""
+        """Whether another process may take the lease. `path` is its lease file."""
         return self.released or heartbeats.has_expired(path)
 
 
@@ -191,33 +195,39 @@ class FileLease:
     """A lease that this process has taken."""
 
     directory: Path
-    """The directory of its file."""
+    """The directory of the lease file."""
     lease_name: str
-    """The name of what is leased."""
+    """The name of the lease: the start of the name of its file."""
     epoch: int
-    """Its fencing epoch."""
+    """The fencing epoch of the lease."""
     _path_prefix: str = field(init=False)
 
     def __post_init__(self) -> None:
-        # Every ack checks the lease, and pathlib is slow.
+        # A string instead of a Path: every ack checks the lease, and pathlib is slow.
         object.__setattr__(self, "_path_prefix", f"{self.directory}/{self.lease_name}.")
 
     def exists(self) -> bool:
-        """Whether its file exists. The next holder (`take_lease`) removes the file before it reads anything."""
+        """Whether the lease file exists. The next holder removes it in `take_lease`, before it reads any file."""
         return os.access(f"{self._path_prefix}{self.epoch}", os.F_OK)
 
     def is_current(self) -> bool:
-        """Whether no other consumer has it. `claim_record` creates the next epoch, and does not remove this one."""
+        """Whether no other consumer has the lease. This also checks the next epoch.
+
+        `claim_record` creates the file of the next epoch, but does not remove the file of this one.
+        """
         return self.exists() and not os.access(f"{self._path_prefix}{self.epoch + 1}", os.F_OK)
 
     def release(self) -> None:
-        """Let another process take the lease at once. A file of this epoch stays, so that epochs rise."""
+        """Release the lease, so that another process can take it at once.
+
+        The file of this epoch stays under another name, so that the next epoch is higher.
+        """
         with contextlib.suppress(FileNotFoundError):
             lease_file = lease_path(self.directory, self.lease_name, self.epoch)
             lease_file.rename(released_path(self.directory, self.lease_name, self.epoch))
 
     def remove(self) -> None:
-        """Remove the files of all epochs, once the record is acked."""
+        """Remove the files of all epochs. Call this when the record is acked."""
         for epoch in range(self.epoch + 1):
             lease_path(self.directory, self.lease_name, epoch).unlink(missing_ok=True)
             released_path(self.directory, self.lease_name, epoch).unlink(missing_ok=True)
@@ -229,12 +239,12 @@ def lease_path(directory: Path, lease_name: str, epoch: int) -> Path:
 
 
 def released_path(directory: Path, lease_name: str, epoch: int) -> Path:
-    """Return the path of a lease file after its release."""
+    """Return the path that a lease file has after its release."""
     return directory / f"{lease_name}.{epoch}.free"
 
 
 def read_lease_states(directory: Path) -> dict[str, LeaseState]:
-    """Return the state of every lease in a directory, at its highest epoch."""
+    """Return the state of each lease in a directory, by the name of the lease."""
     states: dict[str, LeaseState] = {}
     for lease_name, state in _iter_leases(directory):
         if lease_name not in states or states[lease_name].epoch < state.epoch:
@@ -243,7 +253,7 @@ def read_lease_states(directory: Path) -> dict[str, LeaseState]:
 
 
 def take_lease(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder) -> FileLease | None:
-    """Create the lease of that epoch and remove the earlier ones. Return None if another process was faster."""
+    """Take the lease with this epoch, and remove the files of earlier epochs. Return None if another process has it."""
     lease = FileLease(directory, lease_name, epoch)
     try:
         holder.create_lease(lease_path(directory, lease_name, epoch))
@@ -253,7 +263,7 @@ def take_lease(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder
         state.epoch for name, state in _iter_leases(directory) if name == lease_name and state.epoch != epoch
     )
     if other_epochs and other_epochs[-1] > epoch:
-        # This epoch was free when it was checked. Meanwhile other processes have had the lease.
+        # The epoch was free when the caller checked. Since then, other processes have taken the lease.
         lease.remove()
         return None
     for old_epoch in other_epochs:
@@ -263,10 +273,10 @@ def take_lease(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder
 
 
 def claim_record(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder) -> FileLease | None:
-    """Claim a single record. Return None if another process was faster.
+    """Claim a single record with this epoch. Return the lease, or None if another process has claimed the record.
 
-    It does not list the directory, as `take_lease` does, because there are very many records. Files of earlier epochs
-    stay until `remove`, so a process that tries an old epoch finds its file, or the released one.
+    In contrast to `take_lease`, this does not list the directory, because there may be very many records. The files of
+    earlier epochs stay until `remove`. So a process that tries an old epoch finds the file of that epoch.
     """
     lease = FileLease(directory, lease_name, epoch)
     try:

@@ -1,4 +1,4 @@
-"""A consumer that leases a whole partition. Only it reads the lanes and writes the acks, until its lease ends."""
+"""A consumer that leases a whole partition. Until its lease ends, no other consumer reads the lanes or writes acks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from transports.files.records import StoredRecord
 
 _LEASE_NAME = "lease"
 _WRITER_CHECK_SECONDS = 0.01
-"""How often to look for new writers while the known writers have more to read, in seconds."""
+"""While the known writers have records, look for new writers at this interval, in seconds."""
 
 
 class PartitionConsumer:
-    """One partition, as one handle consumes it. Without a lease it delivers nothing and tries to get the lease."""
+    """Consumes one partition for one handle. While it has no lease, each call for a record tries to get the lease."""
 
     def __init__(self, settings: ConsumerSettings, index: int) -> None:
         self._settings = settings
@@ -31,11 +31,11 @@ class PartitionConsumer:
         self._leased: _LeasedPartition | None = None
 
     def next_buffered(self) -> Delivery | None:
-        """Return the next record, if it is already read and no record that was given back can come before it."""
+        """Return the next record in the buffer. Return None if the buffer is empty, or if a nacked record waits."""
         return None if self._leased is None or self._leased.delayed else self._leased.pop_delivery()
 
     async def next_delivery(self) -> Delivery | None:
-        """Return the next record, or None if there is none now."""
+        """Return the next record, or None if there is none now or another consumer has the lease."""
         if self._leased is not None and (delivery := self._leased.pop_delivery()) is not None:
             return delivery
         async with self._fill_lock:
@@ -48,11 +48,11 @@ class PartitionConsumer:
                 return None
             leased = self._leased
             await leased.read_ahead()
-            # Meanwhile a refused ack may have shown that the lease has ended.
+            # During the read, a refused ack may have shown that the lease has ended.
             return leased.pop_delivery() if self._leased is leased else None
 
     def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Ack deliveries, and return those whose lease has ended."""
+        """Ack deliveries. Return the deliveries whose lease has ended; they are not acked."""
         leased = self._leased
         if leased is None:
             return list(deliveries)
@@ -67,7 +67,7 @@ class PartitionConsumer:
         return [delivery for delivery in deliveries if delivery not in acked]
 
     def nack(self, delivery: Delivery, delay: float) -> bool:
-        """Deliver the record again after the delay; return False if its lease has ended."""
+        """Deliver the record again after `delay` seconds. Return False if its lease has ended."""
         leased = self._find_unacked(delivery)
         if leased is None:
             return False
@@ -76,7 +76,7 @@ class PartitionConsumer:
         return True
 
     def reject(self, delivery: Delivery, reason: str) -> bool:
-        """Make the record a dead letter; return False if its lease has ended."""
+        """Make the record a dead letter. Return False if its lease has ended."""
         leased = self._find_unacked(delivery)
         if leased is None:
             return False
@@ -84,7 +84,7 @@ class PartitionConsumer:
         return not self.ack([delivery])
 
     async def release(self) -> None:
-        """Release the partition."""
+        """Remove the segments that are acked, and release the partition."""
         async with self._fill_lock:
             if self._leased is not None:
                 leased, self._leased = self._leased, None
@@ -92,10 +92,10 @@ class PartitionConsumer:
                 leased.release()
 
     def close(self) -> None:
-        """Do nothing: after `release` there is nothing to close."""
+        """Do nothing, because `release` has closed all files."""
 
     def _find_unacked(self, delivery: Delivery) -> _LeasedPartition | None:
-        """Return the leased partition, if this delivery is still unacked under its lease."""
+        """Return the leased partition if the delivery is unacked and its lease is current, and None otherwise."""
         leased = self._leased
         if leased is None or delivery.epoch != leased.lease.epoch or writer_position(delivery) not in leased.unacked:
             return None
@@ -122,12 +122,12 @@ class PartitionConsumer:
         try:
             return _LeasedPartition(self._settings, self._index, lease)
         except BaseException:
-            lease.release()  # this process lives, so the lease would not expire
+            lease.release()  # the heartbeat of this process continues, so the lease would not expire
             raise
 
 
 class _LeasedPartition:
-    """The state of a consumer while it holds the lease."""
+    """The state of a consumer while it has the lease of its partition."""
 
     def __init__(self, settings: ConsumerSettings, index: int, lease: FileLease) -> None:
         self.lease = lease
@@ -153,7 +153,7 @@ class _LeasedPartition:
             (self.reader.directory / name).unlink(missing_ok=True)
 
     async def read_ahead(self) -> None:
-        """Read more records. At intervals, look for new writers and reclaim acked segments."""
+        """Read more records into the buffer. At intervals, look for new writers and remove acked segments."""
         read = await self.reader.read_next() if time.monotonic() < self._next_check_at else None
         if read is None:
             self._next_check_at = time.monotonic() + _WRITER_CHECK_SECONDS
@@ -164,7 +164,7 @@ class _LeasedPartition:
             writer, chunk = read
             acks = self.reader.ledger.lane(writer)
             if chunk.cursor.seq > acks.delivered_below:
-                # Written before the first of them is delivered, so that the next holder knows it.
+                # Write this before these records are delivered, so that the next holder marks them as redelivered.
                 self._append_entry(LedgerEntry(EntryKind.DELIVERED_BELOW, writer, chunk.cursor.seq))
             delivered_below = self._previously_delivered_below.get(writer, 0)
             for ref, record in self.reader.unacked_refs(writer, chunk):
@@ -179,7 +179,10 @@ class _LeasedPartition:
             await self._reclaim_task
 
     def _start_reclaiming(self) -> None:
-        """Start to reclaim segments in a thread: acks are synced before a segment is removed, which may take long."""
+        """Start to remove acked segments in a thread, because the sync of the acks before it may take long.
+
+        If the ack log has become long, replace it.
+        """
         if self._reclaim_task is not None and self._reclaim_task.done():
             finished_task, self._reclaim_task = self._reclaim_task, None
             finished_task.result()
@@ -205,14 +208,14 @@ class _LeasedPartition:
         return delivery
 
     def ack(self, deliveries: list[Delivery]) -> bool:
-        """Record the acks. Return False, and ack nothing, if another consumer has taken the lease."""
+        """Write the acks. Return False, and ack nothing, if another consumer has taken the lease."""
         refs = {}
         for delivery in deliveries:
             if (ref := self.unacked.get(writer_position(delivery))) is not None:
                 refs[ref.key] = ref
         self._log.append(ack_entries(refs.values()))
-        # The next holder removes this lease before it reads this log. So while the lease exists, these entries will be
-        # read.
+        # The next holder first removes this lease, and then reads this log. So if the lease exists now, after the
+        # write, the next holder reads these entries.
         if not self.lease.exists():
             return False
         for key, ref in refs.items():
@@ -222,7 +225,7 @@ class _LeasedPartition:
         return True
 
     def release(self) -> None:
-        """Record what was delivered, and let the next consumer take the lease at once."""
+        """Write which records were delivered, and release the lease, so that another consumer can take it at once."""
         first_undelivered: dict[str, int] = {}
         for ref, _ in self._ready:
             first_undelivered.setdefault(ref.writer, ref.seq)

@@ -1,8 +1,8 @@
 """`file:///dir`: a durable queue in a directory, which several machines may share.
 
-Any number of processes put records. A partition has one consumer at a time, or any number that share its records.
-Another consumer takes over when a lease has ended. `transports.files` explains the files, and `docs/queues.md` explains
-the options.
+Any number of processes put records. A partition has one consumer at a time, or many consumers that share its records.
+When the lease of a consumer ends, another consumer gets its records. `transports.files` explains the files, and
+`docs/queues.md` explains the options.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from transports.urls import QueueOptions, Size, parse_queue_url
 from transports.wakeups import Wakeups
 
 _MAX_INLINE_BYTES = 4 << 20
-"""Larger records are written in a thread, so that the event loop does not wait for them. For a smaller record, the
-change of thread costs more than the write."""
+"""A record with more bytes is written in a thread, so that the event loop does not wait. For a smaller record, starting
+the thread would take longer than the write."""
 _PARTITION_POLL_SECONDS = (0.001, 0.01)
 _RECORD_POLL_SECONDS = (0.001, 0.05)
 _STATS_MAX_AGE_SECONDS = 0.25
@@ -51,22 +51,22 @@ class FileOptions(QueueOptions):
     """The options of a file:// URL."""
 
     fsync: Literal["always", "batch"] = "batch"
-    """When a record is synced to the disk; see `transports.files.syncing`."""
+    """Whether a record is synced to the disk before `put` returns, or soon after (`transports.files.syncing`)."""
     lease_time: float = 10.0
     """Seconds without a heartbeat after which another consumer gets the partitions or records."""
     segment_bytes: Size = _SEGMENT_BYTES
-    """The size at which a new segment begins. A segment is removed when all its records are acked."""
+    """The number of bytes after which a new segment begins. A segment is removed when all its records are acked."""
     retain: bool | None = None
-    """Whether acked records are kept for a replay; None: as the queue was created."""
+    """Whether acked records are kept for a replay. None: use the setting with which the queue was created."""
     replay: bool = False
-    """Whether to read everything from the start, without leases or acks."""
+    """Whether to read all records from the start, without leases and acks."""
 
 
 _wakeups_by_directory: WeakValueDictionary[Path, Wakeups] = WeakValueDictionary()
 
 
 def parse_file_url(url: str) -> tuple[Path, FileOptions]:
-    """Return the directory and the options of a URL. Raises QueueURLError."""
+    """Return the directory and the options from a URL. Raises QueueURLError if the URL is wrong."""
     parts, options = parse_queue_url(url, FileOptions)
     path = Path(unquote(parts.path))
     if parts.netloc not in ("", "localhost") or not path.is_absolute() or path == Path("/"):
@@ -77,7 +77,7 @@ def parse_file_url(url: str) -> tuple[Path, FileOptions]:
 
 
 def open_file_queue(url: str, *, lease: Lease, consume: Sequence[int] | None) -> Queue:
-    """Return a handle on a queue in a directory, or a replay. Raises QueueURLError."""
+    """Return a handle on a queue in a directory, or on its replay. Raises QueueURLError if the URL is wrong."""
     path, options = parse_file_url(url)
     if options.replay:
         return ReplayQueue(url, path, options, consume)
@@ -85,7 +85,7 @@ def open_file_queue(url: str, *, lease: Lease, consume: Sequence[int] | None) ->
 
 
 class FileQueue(Queue):
-    """A handle on the queue of a directory."""
+    """A handle on the queue in a directory."""
 
     def __init__(self, url: str, root: Path, options: FileOptions, lease: Lease, consume: Sequence[int] | None) -> None:
         super().__init__(url, options)
@@ -123,7 +123,7 @@ class FileQueue(Queue):
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
         """See `Queue.put`."""
         nbytes = self._check_record_size(frames)
-        # One after the other: a small record must not overtake a large one, which a thread writes.
+        # One put at a time: a small record must not overtake a large one, which a thread writes.
         async with self._put_lock:
             self._check_open()
             self._sync.raise_pending_error()
@@ -223,7 +223,7 @@ class FileQueue(Queue):
         """See `Queue.discard`."""
         self._check_open()
         with self._storage_errors:
-            # A letter that is put again is discarded only after the new record is synced.
+            # `requeue` has put the letter as a new record. Sync that record before the letter is removed.
             for writer in self._writers.values():
                 await asyncio.to_thread(writer.sync)
             self._dead_letters.discard(letter)
@@ -251,7 +251,7 @@ class FileQueue(Queue):
                 await asyncio.to_thread(self._dead_letters.close)
 
     def _next_buffered(self) -> Delivery | None:
-        """Return the next buffered record of the current partition. With many records, a receive does nothing else."""
+        """Return the next buffered record of the current partition, or None. This is the fast path of `receive`."""
         self._check_open()
         if self._burst_count >= _MAX_BURST_RECORDS or not self._rotation:
             return None
@@ -260,7 +260,7 @@ class FileQueue(Queue):
         return delivery
 
     async def _next_delivery(self) -> Delivery | None:
-        """Return the next record of any partition. The partitions take turns, also if one has many records."""
+        """Return the next record of any partition, or None. A partition with many records does not block the others."""
         for _ in range(len(self._rotation)):
             self._check_open()
             with self._storage_errors:
@@ -274,7 +274,7 @@ class FileQueue(Queue):
         return None
 
     def _has_room(self, nbytes: int) -> bool:
-        """Whether the record fits, by a recent measurement and what this handle has put later."""
+        """Whether the record fits, according to a recent measurement and the later puts of this handle."""
         is_recent = time.monotonic() - self._measured_at < _STATS_MAX_AGE_SECONDS
         return is_recent and self._backlog_bytes + nbytes <= self._hard_limit
 
@@ -296,7 +296,7 @@ class FileQueue(Queue):
 
 
 async def _await_uncancelled(awaitable: Awaitable[T]) -> T:
-    """Await the work of a thread. If cancelled, wait until the thread no longer uses its arguments."""
+    """Return the result of a thread. If cancelled, first wait for the thread, because it still uses its arguments."""
     task = asyncio.ensure_future(awaitable)
     try:
         return await asyncio.shield(task)

@@ -1,6 +1,6 @@
-"""Reads a queue without leases: `peek_records`, and `file://…?replay=true`, which gives a finished run from its start.
+"""Reads a queue without leases: `peek_records`, and `file://…?replay=true`, which reads a whole run from its start.
 
-Nothing here waits for a writer, or changes a file.
+The functions here never wait for a writer, and never change a file.
 """
 
 from __future__ import annotations
@@ -46,9 +46,12 @@ class _Lane:
 
 
 def peek_records(queue_dir: QueueDirectory, limit: int, *, with_acked: bool) -> list[Peeked]:
-    """Return the oldest records of all partitions, by the clocks of their writers; acked ones only if asked for."""
+    """Return the oldest `limit` records of all partitions, by the clocks of their writers.
+
+    Acked records are among them only if `with_acked` is true.
+    """
     partitions = range(queue_dir.partitions)
-    # In this order: a record that is settled meanwhile has no claim, or is known to be acked.
+    # Read the acks last: the claim of a record is removed after its ack, so a record without a claim has its ack.
     lanes = _list_lanes(queue_dir, partitions)
     claimed_names = [read_lease_states(queue_dir.claims_dir(index)).keys() for index in partitions]
     ledgers = [AckLedger.read(queue_dir.partition_dir(index)) for index in partitions]
@@ -69,7 +72,7 @@ def peek_records(queue_dir: QueueDirectory, limit: int, *, with_acked: bool) -> 
 
 
 class ReplayQueue(Queue):
-    """Gives every record that is still on the disk once, in the order of the puts within a lane, and then None."""
+    """Delivers every record that is on the disk once, and then None. Within a lane, records keep their order."""
 
     ends = True
 
@@ -85,11 +88,11 @@ class ReplayQueue(Queue):
         self._buffer: list[tuple[_Lane, StoredRecord]] = []
 
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
-        """Raise QueueError: a replay is read-only."""
+        """Raise QueueError, because a replay is read-only."""
         raise QueueError(f"{self.url}: a replay is read-only; open the queue without replay=true to put records")
 
     async def receive(self, *, timeout: float) -> Delivery | None:
-        """Return the next record, or None after the last one; it never waits."""
+        """Return the next record, or None after the last record. Never wait."""
         self._check_open()
         if not self._buffer:
             with self._storage_errors:
@@ -110,17 +113,19 @@ class ReplayQueue(Queue):
         )
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Do nothing: a replay does not change the run."""
+        """Do nothing, because a replay does not change the queue."""
 
     async def nack(self, delivery: Delivery, delay: float) -> None:
-        """Raise QueueError: a replay gives each record once."""
-        raise QueueError(f"{self.url}: a replay gives each record once; keep the record instead of giving it back")
+        """Raise QueueError, because a replay delivers each record only once."""
+        raise QueueError(
+            f"{self.url}: a replay delivers each record only once, so nack is not possible; keep the record instead"
+        )
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
-        """Do nothing: the record stays where it is."""
+        """Do nothing, because a replay does not change the queue."""
 
     async def release(self) -> None:
-        """Do nothing: a replay has no leases."""
+        """Do nothing, because a replay has no leases."""
 
     async def stats(self) -> QueueStats:
         """See `Queue.stats`."""
@@ -133,8 +138,10 @@ class ReplayQueue(Queue):
             return await asyncio.to_thread(DeadLetterStore(self._queue_dir).read, limit)
 
     async def discard(self, letter: DeadLetter) -> None:
-        """Raise QueueError: a replay is read-only."""
-        raise QueueError(f"{self.url}: a replay is read-only; open the queue without replay=true to discard")
+        """Raise QueueError, because a replay is read-only."""
+        raise QueueError(
+            f"{self.url}: a replay is read-only; open the queue without replay=true to discard dead letters"
+        )
 
     async def peek(self, *, limit: int) -> Sequence[Peeked]:
         """See `Queue.peek`."""
@@ -142,7 +149,7 @@ class ReplayQueue(Queue):
             return await asyncio.to_thread(peek_records, self._queue_dir, limit, with_acked=True)
 
     async def _close(self) -> None:
-        """Do nothing: a replay keeps no file open."""
+        """Do nothing, because a replay keeps no files open."""
 
 
 def _list_lanes(queue_dir: QueueDirectory, partitions: Iterable[int]) -> list[_Lane]:

@@ -1,8 +1,8 @@
-"""A consumer that leases single records. Any number of consumers share a partition, and a file claims each record.
+"""A consumer that leases single records. Any number of consumers share a partition; each claims a record with a file.
 
-A claim is removed after its record is acked. So a consumer that creates a claim reads the logs again, to see whether
-the record is acked already. The cost of a receive does not grow with the number of leased records, because the claims
-of other consumers are checked together, at intervals.
+A claim is removed after its record is acked. So a consumer that has created a claim reads the ack logs again, because
+the record may be acked already. A receive does not take longer if many records are leased, because the claims of other
+consumers are checked together, at intervals.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CLAIM_CHECK_SECONDS = 0.1
 
 
 class SingleRecordConsumer:
-    """One partition, as one handle takes single records from it."""
+    """Leases single records of one partition, for one handle."""
 
     def __init__(self, settings: ConsumerSettings, index: int) -> None:
         self._settings = settings
@@ -32,11 +32,11 @@ class SingleRecordConsumer:
         self._claims_dir = settings.queue_dir.claims_dir(index)
         self._ack_log: AckLog | None = None
         self._unclaimed: deque[RecordRef] = deque()
-        """Records that were read and have no known claim."""
+        """Records that were read, and for which no claim is known."""
         self._claimable_again: deque[tuple[RecordRef, int]] = deque()
-        """Records whose claim was released or has expired, with the epoch of the next claim."""
+        """Records whose claim was released or has expired, each with the epoch for the next claim."""
         self._claimed_by_others: dict[tuple[str, int], RecordRef] = {}
-        """Records that another consumer has claimed, as far as is known."""
+        """Records that had the claim of another consumer at the last check, by writer and number."""
         self._unacked: dict[tuple[str, int], tuple[FileLease, RecordRef]] = {}
         self._delayed: dict[tuple[str, int], tuple[asyncio.TimerHandle, FileLease, RecordRef]] = {}
         self._redeliveries = 0
@@ -44,10 +44,10 @@ class SingleRecordConsumer:
         self._claims_checked_at = -_CLAIM_CHECK_SECONDS
 
     def next_buffered(self) -> None:
-        """Return None: records are not buffered, because a record is claimed when a caller asks for it."""
+        """Return None. This consumer has no buffer, because it claims a record only when a caller asks for one."""
 
     async def next_delivery(self) -> Delivery | None:
-        """Return the next record, or None if there is none now."""
+        """Lease and return the next record, or return None if there is none now."""
         async with self._receive_lock:
             if not self._unclaimed or time.monotonic() - self._claims_checked_at >= _CLAIM_CHECK_SECONDS:
                 self._refresh_claims()
@@ -60,7 +60,7 @@ class SingleRecordConsumer:
             return delivery
 
     def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Ack deliveries, and return those whose lease has ended."""
+        """Ack deliveries. Return the deliveries whose lease has ended; they are not acked."""
         stale = [delivery for delivery in deliveries if not self._still_holds(delivery)]
         keys = {writer_position(delivery): None for delivery in deliveries if delivery not in stale}
         unacked = [self._unacked[key] for key in keys if key in self._unacked]
@@ -68,8 +68,8 @@ class SingleRecordConsumer:
         self._open_log().append(entries)
         for entry, (lease, ref) in zip(entries, unacked, strict=True):
             del self._unacked[ref.key]
-            # A consumer that takes over a claim first creates its own claim, and then reads this log. So if there is no
-            # such claim now, that consumer will find the entry.
+            # The entry is written first, and then the lease is checked. A consumer that takes over this claim first
+            # creates its own claim, and then reads this log. So if that claim does not exist yet, it finds the entry.
             if lease.is_current():
                 self._reader.ledger.apply(self._open_log().name, entry)
                 lease.remove()
@@ -78,27 +78,27 @@ class SingleRecordConsumer:
         return stale
 
     def nack(self, delivery: Delivery, delay: float) -> bool:
-        """Deliver the record again after the delay; return False if its lease has ended."""
+        """Deliver the record again after `delay` seconds. Return False if its lease has ended."""
         if writer_position(delivery) not in self._unacked or not self._still_holds(delivery):
             return False
         lease, ref = self._unacked.pop(writer_position(delivery))
         if delay <= 0:
             self._release_claim(lease, ref)
         else:
-            # The claim stays until then, so other consumers need not know the delay.
+            # This consumer keeps the claim during the delay, so other consumers need not know the delay.
             timer = asyncio.get_running_loop().call_later(delay, self._release_delayed, ref.key)
             self._delayed[ref.key] = (timer, lease, ref)
         return True
 
     def reject(self, delivery: Delivery, reason: str) -> bool:
-        """Make the record a dead letter; return False if its lease has ended."""
+        """Make the record a dead letter. Return False if its lease has ended."""
         if writer_position(delivery) not in self._unacked or not self._still_holds(delivery):
             return False
         self._reader.store_dead_letter(self._unacked[writer_position(delivery)][1], reason)
         return not self.ack([delivery])
 
     async def release(self) -> None:
-        """Release all claims."""
+        """Release the claims of all unacked records, so that other consumers can take them at once."""
         async with self._receive_lock:
             for key in list(self._delayed):
                 self._release_delayed(key)
@@ -107,13 +107,13 @@ class SingleRecordConsumer:
             self._unacked.clear()
 
     def close(self) -> None:
-        """Close the log, and the writer of dead letters."""
+        """Close the ack log, and the writer of dead letters."""
         self._reader.close()
         if self._ack_log is not None:
             self._ack_log.close()
 
     def _refresh_claims(self) -> None:
-        """Look for new writers and acks, and for claims of other consumers that were released or have expired."""
+        """Read the new writers and acks. At intervals, find claims of other consumers that are released or expired."""
         lanes = list_segments_by_writer(self._reader.directory)
         self._reader.ledger.refresh(except_log=self._ack_log.name if self._ack_log is not None else "")
         self._reader.update_segments(lanes)
@@ -139,14 +139,14 @@ class SingleRecordConsumer:
             try:
                 delivery = self._claim(ref, epoch)
             except BaseException:
-                self._claimed_by_others[ref.key] = ref  # so that it is tried again
+                self._claimed_by_others[ref.key] = ref  # so that a later check tries it again
                 raise
             if delivery is not None:
                 return delivery
         return None
 
     def _claim(self, ref: RecordRef, epoch: int) -> Delivery | None:
-        """Claim a record and return it; None if another consumer has claimed or acked it."""
+        """Claim and return a record. Return None if another consumer has claimed or acked it."""
         lease = claim_record(self._claims_dir, _claim_name(ref), epoch, self._settings.holder)
         if lease is None:
             self._claimed_by_others[ref.key] = ref
@@ -183,7 +183,7 @@ class SingleRecordConsumer:
         self._release_claim(lease, ref)
 
     def _release_claim(self, lease: FileLease, ref: RecordRef) -> None:
-        """Release a claim. Every consumer may take the record at its next check."""
+        """Release a claim. Any consumer may claim the record at its next check."""
         lease.release()
         self._claimed_by_others[ref.key] = ref
         self._claims_checked_at = -_CLAIM_CHECK_SECONDS

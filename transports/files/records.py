@@ -1,8 +1,8 @@
-"""The format of a record in a segment: prefix, frame lengths, key, tag, frames, trailer.
+"""The format of a record in a segment: a prefix, the lengths of its frames, key, tag, frames, and a trailer.
 
-The prefix has a checksum over everything up to the trailer, so half a record never looks complete. The trailer says how
-many records and bytes the writer has put so far, so the end of a file is enough to know what was put. A record without
-frames means that its writer has closed.
+The prefix contains a checksum over everything up to the trailer, so that a half-written record does not look complete.
+The trailer contains the number of records and bytes that the writer has put so far. So a reader can count the records
+of a writer from the end of its last file. A record without frames means that its writer has closed.
 """
 
 from __future__ import annotations
@@ -30,41 +30,41 @@ TRAILER_BYTES = _TRAILER.size
 
 
 class PutTotals(NamedTuple):
-    """How much a writer had put before a segment, or up to the end of a record."""
+    """The number of records and bytes that a writer had put up to some place in its segments."""
 
     records: int
     """The number of records."""
     nbytes: int
-    """The bytes of their frames."""
+    """The total size of the frames of these records, in bytes."""
 
 
 class StoredRecord(NamedTuple):
-    """A complete record; its frames are views of the buffer that it was read into."""
+    """A complete record that was read from a segment."""
 
     seq: int
-    """Its sequence number, which is its position in the lane."""
+    """The sequence number of the record: its position in the lane."""
     put_at: float
-    """When it was put, by the clock of its writer."""
+    """When the record was put, in seconds since 1970, by the clock of its writer."""
     key: str
-    """The key under which it was put."""
+    """The key under which the record was put."""
     tag: str
-    """The producer's label."""
+    """The label that the producer gave the record."""
     frames: Frames
-    """Its frames."""
+    """The frames of the record. They are views of the buffer into which the segment was read."""
     nbytes: int
-    """The bytes of the frames, which the backlog counts."""
+    """The total size of the frames, in bytes. The backlog counts this size."""
     stored_bytes: int
-    """The bytes that it takes in its segment."""
+    """The number of bytes that the record takes in its segment."""
 
 
 def pack_header(put_before: PutTotals) -> bytes:
-    """Return the header of a segment."""
+    """Return the header of a segment. It contains the totals of the records before the segment."""
     body = _HEADER.pack(_MAGIC, put_before.records, put_before.nbytes, 0)
     return _HEADER.pack(_MAGIC, put_before.records, put_before.nbytes, crc32(body))
 
 
 def unpack_header(data: bytes) -> PutTotals | None:
-    """Return what the writer had put before this segment, or None if the header is not complete."""
+    """Return the totals of the records before this segment; None if the header is incomplete or damaged."""
     if len(data) < _HEADER.size:
         return None
     magic, records, nbytes, checksum = _HEADER.unpack_from(data)
@@ -76,7 +76,7 @@ def unpack_header(data: bytes) -> PutTotals | None:
 def pack_record(
     seq: int, put_at: float, key: bytes, tag: bytes, frames: Frames, put_before: PutTotals
 ) -> tuple[list[bytes | memoryview], int, PutTotals]:
-    """Return the buffers of a record for one write, their total length, and the put totals after the record."""
+    """Return the buffers to write for a record, their total length in bytes, and the put totals after the record."""
     sizes = [len(frame) if isinstance(frame, bytes) else frame.nbytes for frame in frames]
     nbytes = sum(sizes)
     put_after = PutTotals(put_before.records + bool(sizes), put_before.nbytes + nbytes)
@@ -92,20 +92,20 @@ def pack_record(
 
 
 def stored_length(record_start: memoryview | bytes) -> int:
-    """Return the stored length of the record that begins with these bytes; 0 if they are too few."""
+    """Return the number of bytes that the record with this start takes in its segment; 0 if the start is too short."""
     if len(record_start) < _PREFIX.size:
-        return 0  # a writer on a full disk shortened the file just now
+        return 0  # the writer could not write the whole record on a full disk, and has truncated the file just now
     return _PREFIX.size + int(_PREFIX.unpack_from(record_start)[1]) + _TRAILER.size
 
 
 def put_time(prefix: bytes, default: float) -> float:
-    """Return when the record was put, by its writer's clock; the default if the prefix is damaged."""
+    """Return when the record was put, in seconds since 1970. Return the default if that time is not plausible."""
     put_at = float(_PREFIX.unpack_from(prefix)[3])
     return put_at if 0 < put_at < _LATEST_PUT_TIME else default
 
 
 def unpack_record(data: memoryview, offset: int = 0) -> StoredRecord | None:
-    """Return the record that begins at `offset` of `data`; None if it is incomplete or damaged."""
+    """Return the record that begins at the byte `offset` of `data`. Return None if it is incomplete or damaged."""
     available = len(data) - offset - PREFIX_BYTES
     if available < 0:
         return None
@@ -137,7 +137,7 @@ def unpack_record(data: memoryview, offset: int = 0) -> StoredRecord | None:
 
 
 def unpack_put_totals(trailer: memoryview | bytes) -> PutTotals | None:
-    """Return the put totals in the last bytes of a record; None if these bytes are not a trailer."""
+    """Return the put totals from the trailer of a record. Return None if these bytes are not a valid trailer."""
     if len(trailer) < _TRAILER.size:
         return None
     magic, _, records, nbytes, checksum = _TRAILER.unpack_from(trailer)

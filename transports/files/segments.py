@@ -1,4 +1,4 @@
-"""Writes segments, one file at a time. If the disk does not take a complete record, the file is truncated."""
+"""Writes the records of one writer to segment files. If a record cannot be written completely, it is removed again."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from transports.files.directory import SegmentName, new_random_id, sync_director
 from transports.files.records import PutTotals, pack_header, pack_record
 
 _MAX_BUFFERS = 512
-"""Fewer buffers than pwritev takes in one call on any system."""
+"""The largest number of buffers in one call of pwritev. Every operating system accepts this number."""
 
 
 class SegmentWriter:
-    """Appends the records of one writer to a directory. Safe to call from any thread."""
+    """Appends the records of one writer to segments in a directory. Any thread may call its methods."""
 
     def __init__(self, directory: Path, segment_bytes: int) -> None:
         self._directory = directory
@@ -34,7 +34,10 @@ class SegmentWriter:
         self._full_unsynced_fds: list[int] = []
 
     def append(self, frames: Frames, key: str, tag: str) -> int:
-        """Write a record and return its sequence number. Raises QueueStorageError; no part of the record stays then."""
+        """Write a record, and return its sequence number.
+
+        If the disk refuses, no part of the record stays, and QueueStorageError is raised.
+        """
         with self._lock:
             try:
                 self._append(frames, key.encode("utf-8", "surrogatepass"), tag.encode("utf-8", "surrogatepass"))
@@ -43,7 +46,10 @@ class SegmentWriter:
             return self._put_totals.records - 1
 
     def sync(self) -> None:
-        """Return once everything that was appended before the call survives a power loss."""
+        """Sync all records to the disk that were appended before this call, so that they survive a power loss.
+
+        Raises QueueStorageError if the disk refuses. The next record then goes to a new file.
+        """
         with self._lock:
             if not self._unsynced:
                 return
@@ -52,7 +58,7 @@ class SegmentWriter:
                 fds.append(os.dup(self._fd))
             sync_new_files, self._new_files_unsynced, self._unsynced = self._new_files_unsynced, False, False
         try:
-            # Not under the lock, so that records can be appended meanwhile.
+            # Sync without the lock, so that records can be appended at the same time.
             for fd in fds:
                 os.fsync(fd)
             if sync_new_files:
@@ -66,10 +72,10 @@ class SegmentWriter:
                 os.close(fd)
 
     def close(self) -> None:
-        """Mark the end, so that the last segment can be reclaimed too. It does not sync."""
+        """Write a mark that this writer has closed, so that its last segment can be removed later. Do not sync."""
         with self._lock:
             if self._fd is not None:
-                # On a full disk there is no mark, and the segment stays after its records are acked.
+                # On a full disk the mark is not written, so the segment stays after its records are acked.
                 with contextlib.suppress(OSError):
                     self._append((), b"", b"")
             for fd in [*self._full_unsynced_fds, *([] if self._fd is None else [self._fd])]:
@@ -117,13 +123,13 @@ class SegmentWriter:
             self._start_new_writer()
 
     def _start_new_writer(self) -> None:
-        """Continue as another writer in another file, because the end of this file is in an unknown state."""
+        """Continue with a new writer id and a new file, because the end of the current file is not known."""
         if self._fd is not None:
             os.close(self._fd)
         self._fd, self._writer_id, self._put_totals = None, new_random_id(), PutTotals(0, 0)
 
     def _storage_error(self, error: OSError) -> QueueStorageError:
         return QueueStorageError(
-            f"{self._directory}: record not accepted: {error.strerror}. Earlier records are intact. "
-            "Make room, then put it again."
+            f"{self._directory}: the record was not accepted: {error.strerror}. Earlier records are intact. "
+            "Free some space, and then put the record again."
         )

@@ -1,4 +1,4 @@
-"""When a put returns and when its record is on the disk: `fsync=always` or `fsync=batch`."""
+"""Syncs records to the disk: before `put` returns (`fsync=always`), or soon after it (`fsync=batch`)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _BATCH_INTERVAL_SECONDS = 0.05
 
 
 class AlwaysSync:
-    """`always`: a put returns after an fsync that began after its write. Puts that wait together share one fsync."""
+    """Makes a put wait for an fsync that began after its write. Puts that wait at the same time share one fsync."""
 
     def __init__(self) -> None:
         self._running_syncs: dict[SegmentWriter, asyncio.Task[None]] = {}
         self._queued_syncs: dict[SegmentWriter, asyncio.Task[None]] = {}
 
     def raise_pending_error(self) -> None:
-        """Do nothing: every put raises its own error."""
+        """Do nothing, because every put raises its own error."""
 
     async def after_write(self, writer: SegmentWriter) -> None:
-        """Return when the writer's records are synced. Raises QueueStorageError."""
+        """Wait until the writer's records are synced. Raises QueueStorageError if the disk refuses."""
         if writer not in self._queued_syncs:
             self._queued_syncs[writer] = asyncio.create_task(self._sync_after(writer, self._running_syncs.get(writer)))
         await asyncio.shield(self._queued_syncs[writer])
@@ -41,7 +41,7 @@ class AlwaysSync:
 
 
 class BatchSync:
-    """`batch`: a put returns when the system has the record. A thread syncs it to the disk soon after."""
+    """Lets a put return when the operating system has the record. A thread syncs it to the disk soon after."""
 
     def __init__(self) -> None:
         self._writers: list[SegmentWriter] = []
@@ -50,13 +50,13 @@ class BatchSync:
         self._thread: threading.Thread | None = None
 
     def raise_pending_error(self) -> None:
-        """Raise the error of an earlier sync, once. Earlier records may not have reached the disk."""
+        """If an earlier sync failed, raise its error once. Some earlier records may not be on the disk then."""
         if self._pending_error is not None:
             error, self._pending_error = self._pending_error, None
             raise error
 
     async def after_write(self, writer: SegmentWriter) -> None:
-        """Let the thread sync this writer from now on."""
+        """Make the thread sync this writer from now on; start the thread if needed."""
         if writer not in self._writers:
             self._writers.append(writer)
         if self._thread is None:
@@ -64,7 +64,7 @@ class BatchSync:
             self._thread.start()
 
     async def close(self, writers: Sequence[SegmentWriter]) -> None:
-        """End the thread, and sync all writers."""
+        """End the thread, and then sync all writers."""
         self._stop.set()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)

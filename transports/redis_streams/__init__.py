@@ -1,1 +1,1 @@
-"""`redis://`: the scripts that run inside the server, the connection to it, and the consumers of a partition."""
+"""`redis://`: a queue in Redis Streams, with scripts that run inside the server."""

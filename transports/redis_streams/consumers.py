@@ -1,4 +1,4 @@
-"""The consumers of one partition: alone under a lease, or together with other consumers."""
+"""The consumers of one partition. One kind leases the whole partition; the other kind shares its records."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ _READ_AHEAD_RECORDS = 128
 
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
-    """The settings of a consumer, the same for every partition that it reads."""
+    """The settings that the consumers of all partitions of one handle share."""
 
     queue: Queue
-    """The handle that it belongs to."""
+    """The handle to which the consumers belong."""
     server: RedisClient
     """The connection to the server."""
     prefix: str
-    """The start of all keys of the queue."""
+    """The text with which all keys of the queue begin."""
     holder: str
-    """The name of the handle as a holder of leases."""
+    """The name under which the handle has its leases."""
     lease_ms: int
     """Milliseconds without a renewal after which a lease has expired."""
 
 
 class StreamConsumer(ABC):
-    """One partition, as one handle consumes it."""
+    """Consumes one partition for one handle."""
 
     def __init__(self, settings: StreamSettings, index: int) -> None:
         self._settings = settings
@@ -63,36 +63,36 @@ class StreamConsumer(ABC):
         self._totals_key = f"{settings.prefix}:totals"
         self._epoch = 0
         self._unacked_nbytes: dict[str, int] = {}
-        """The sizes of unacked records, by id, because an acked delivery may come without its frames."""
+        """The size of each unacked record, by its id. An ack needs it, and the delivery may have lost its frames."""
         self._has_met_foreign_entries = False
 
     @abstractmethod
     async def next_delivery(self) -> Delivery | None:
-        """Return the next record, or None if there is none now."""
+        """Lease and return the next record, or return None if there is none now."""
 
     @abstractmethod
     async def nack(self, delivery: Delivery, delay: float) -> bool:
-        """Deliver the record again after the delay; return False if its lease has ended."""
+        """Deliver the record again after `delay` seconds. Return False if its lease has ended."""
 
     @abstractmethod
     async def release(self) -> None:
-        """Release the partition and all unacked records."""
+        """End the leases of this consumer, so that others get its unacked records at once."""
 
     async def expire_leases(self, holder: str) -> None:
-        """End the leases of another handle in this partition, because its process is dead."""
+        """End the leases that another handle has in this partition. Call this if the process of that handle is dead."""
         keys = [self._stream, f"{self._stream}:lease"]
         await self._server.run(scripts.EXPIRE_LEASES, keys, [holder, self._holder_prefix])
 
     @abstractmethod
     def leases(self) -> dict[str, str]:
-        """Return the keys that must be renewed, and the values that they have while the lease is ours."""
+        """Return the keys of the leases to renew. For each: the value that it has while the lease is this handle's."""
 
     @abstractmethod
     def _lease_guard(self) -> tuple[str, str | int]:
-        """Return the arguments by which the server checks that a record is still leased to this consumer."""
+        """Return the script arguments with which the server checks that a record is still leased to this consumer."""
 
     async def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Ack deliveries, and return those whose lease has ended."""
+        """Ack deliveries. Return the deliveries whose lease has ended; they are not acked."""
         current = [delivery for delivery in deliveries if delivery.epoch == self._epoch]
         stale = [delivery for delivery in deliveries if delivery.epoch != self._epoch]
         if current:
@@ -109,7 +109,7 @@ class StreamConsumer(ABC):
         return stale
 
     async def reject(self, delivery: Delivery, reason: str) -> bool:
-        """Make the record a dead letter; return False if its lease has ended."""
+        """Make the record a dead letter. Return False if its lease has ended."""
         return await self._check_unacked(delivery, encode_text(reason)) and not await self.ack([delivery])
 
     @property
@@ -122,7 +122,10 @@ class StreamConsumer(ABC):
         return delivery.epoch == self._epoch and bool(await self._server.run(scripts.CHECK_UNACKED, keys, args))
 
     async def _read(self, id_: bytes, fields: RawFields, group: str) -> StreamEntry | None:
-        """Return the record of an entry; None if it was deleted, or if it is foreign and became a dead letter."""
+        """Return the record in an entry of the stream. Return None if the entry was deleted.
+
+        If another program wrote the entry, make it a dead letter and return None.
+        """
         if not fields:
             return None
         try:
@@ -131,7 +134,7 @@ class StreamConsumer(ABC):
             if not self._has_met_foreign_entries:
                 self._has_met_foreign_entries = True
                 log.warning(
-                    "%s: entry %s of %s becomes a dead letter: %s; find the other program that writes to this stream",
+                    "%s: entry %s of %s is now a dead letter: %s; find the other program that writes to this stream",
                     *(self._settings.queue.url, decode_lossy(id_), self._stream, foreign),
                 )
             letter = [encode_text(str(foreign)), foreign.key, foreign.tag, join_frames(foreign.frames)]
@@ -155,14 +158,14 @@ class StreamConsumer(ABC):
 
 
 class StreamPartitionConsumer(StreamConsumer):
-    """Leases the whole partition, with a new consumer group that begins with the unacked records."""
+    """Leases the whole partition. Each lease has a new consumer group, which begins with the unacked records."""
 
     def __init__(self, settings: StreamSettings, index: int) -> None:
         super().__init__(settings, index)
         self._lease_key = f"{self._stream}:lease"
         self._script_keys = [self._stream, self._lease_key, self._epoch_key, f"{self._stream}:delivered"]
         self._ready: deque[tuple[StreamEntry, bool]] = deque()
-        """Records that were read ahead, each with whether it may have been delivered before."""
+        """Records that were read ahead. For each: whether it may have been delivered before."""
         self._delayed: list[tuple[float, str]] = []
         self._previously_delivered = self._last_delivered = 0
         self._last_read_id = "0-0"
@@ -173,7 +176,7 @@ class StreamPartitionConsumer(StreamConsumer):
         if self._delayed and self._delayed[0][0] <= time.monotonic():
             entries = await self._server.run(scripts.REDELIVER, [self._stream, self._totals_key], [self._delayed[0][1]])
             heapq.heappop(self._delayed)
-            for id_, fields in entries:  # none if the record was acked meanwhile
+            for id_, fields in entries:  # there is no entry if the record was acked in between
                 if (entry := await self._read(id_, fields, self._group)) is not None:
                     return self._make_delivery(entry, redelivered=True)
         if not self._ready and (self._epoch or await self._try_lease()):
@@ -217,7 +220,8 @@ class StreamPartitionConsumer(StreamConsumer):
                 self._previously_delivered = position_of_mark(delivered)
             except ValueError as error:
                 raise QueueCorrupt(
-                    f"{self._settings.queue.url}: the key {self._stream}:delivered is damaged: {error}"
+                    f"{self._settings.queue.url}: the key {self._stream}:delivered is damaged: {error}. Find the other "
+                    "program that writes to it, and delete the key."
                 ) from error
         return bool(self._epoch)
 
@@ -234,7 +238,7 @@ class StreamPartitionConsumer(StreamConsumer):
         if redelivered_count := sum(redelivered for _, redelivered in self._ready):
             await self._server.run(scripts.COUNT_REDELIVERIES, [self._totals_key], [redelivered_count])
         if self._ready:
-            # The next read should have about a megabyte.
+            # Choose the count so that the next read returns about a megabyte.
             largest = max(1, *(frames_nbytes(entry.frames) for entry, _ in self._ready))
             self._read_count = max(1, min(_READ_AHEAD_RECORDS, _READ_AHEAD_BYTES // largest))
 
@@ -247,7 +251,10 @@ class StreamPartitionConsumer(StreamConsumer):
 
 
 class StreamSingleRecordConsumer(StreamConsumer):
-    """Shares a partition. Each record is pending with the consumer that has it, while that consumer lives."""
+    """Leases single records of a partition, which it shares with other consumers.
+
+    The server keeps a leased record as pending for its consumer. If that consumer dies, another one gets the record.
+    """
 
     def __init__(self, settings: StreamSettings, index: int) -> None:
         super().__init__(settings, index)
@@ -270,7 +277,7 @@ class StreamSingleRecordConsumer(StreamConsumer):
         if not await self._check_unacked(delivery):
             return False
         if delay > 0:
-            # This consumer keeps the record until then, so other consumers need not know the delay.
+            # This consumer keeps the record during the delay, so other consumers need not know the delay.
             heapq.heappush(self._delayed, (time.monotonic() + delay, _delivery_id(delivery)))
         else:
             await self._return_record(_delivery_id(delivery))

@@ -1,6 +1,6 @@
-"""The entries of a stream. Any program may add entries, so everything that is read from one is checked.
+"""Encodes and checks the entries of a stream. Any program may add entries, so all contents of an entry are checked.
 
-An entry of ours has the fields `k` (key), `t` (tag) and `d` (the frames); a dead letter also has `r` (the reason).
+A valid entry has the fields `k` (key), `t` (tag) and `d` (the frames). A dead letter also has `r` (the reason).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 from transports.base import DeadLetter, Frames
 
 RawFields: TypeAlias = Mapping[bytes, bytes] | Sequence[bytes] | None
-"""The fields as a command or a script answers them; empty or None if the entry was deleted."""
+"""The fields of an entry, as a command or a script returns them. Empty or None if the entry was deleted."""
 
 _SEQUENCE_BITS = 20
 _MILLISECOND_BITS = 43
@@ -21,32 +21,35 @@ _ID_PATTERN = re.compile(rb"([0-9]{1,20})-([0-9]{1,20})")
 
 
 class ForeignEntry(Exception):
-    """An entry that another program wrote. It becomes a dead letter with this key, tag and frames."""
+    """An entry that is not a valid record, because another program wrote it.
+
+    It becomes a dead letter with the `key`, `tag` and `frames` of this error.
+    """
 
     def __init__(self, reason: str, id_: bytes, fields: Mapping[bytes, bytes]) -> None:
-        super().__init__(f"not a record of this queue: {reason}")
+        super().__init__(f"this entry is not a record of this queue: {reason}")
         self.key = ""
         self.tag = f"foreign entry {decode_lossy(id_)}"
         self.frames: Frames = tuple(part for field in fields.items() for part in field) or (b"",)
 
 
 class StreamEntry(NamedTuple):
-    """A record as the server has it."""
+    """A record that was read from an entry of a stream."""
 
     id: bytes
-    """The id of the entry."""
+    """The id of the entry on the server."""
     position: int
-    """The id as one number, which is the position in the lane."""
+    """The position of the record in its lane: the id of the entry as one number."""
     key: str
-    """The key under which it was put."""
+    """The key under which the record was put."""
     tag: str
-    """The producer's label."""
+    """The label that the producer gave the record."""
     frames: Frames
-    """Its frames."""
+    """The frames of the record."""
 
 
 def read_entry(id_: bytes, raw_fields: RawFields) -> StreamEntry:
-    """Return the record of an entry. Raises ForeignEntry."""
+    """Return the record in an entry. Raises ForeignEntry if another program wrote the entry."""
     fields = _to_mapping(raw_fields)
     try:
         return StreamEntry(id_, _entry_position(id_), *_read_record(fields))
@@ -55,7 +58,7 @@ def read_entry(id_: bytes, raw_fields: RawFields) -> StreamEntry:
 
 
 def read_dead_letter(id_: bytes, raw_fields: RawFields) -> DeadLetter:
-    """Return a dead letter, also for a foreign entry, so that it can be seen and discarded."""
+    """Return the dead letter in an entry. Return one for a foreign entry, too, so that it can be seen and discarded."""
     fields = _to_mapping(raw_fields)
     try:
         reason = decode_text(_field(fields, b"r"))
@@ -67,7 +70,7 @@ def read_dead_letter(id_: bytes, raw_fields: RawFields) -> DeadLetter:
 
 
 def position_of_mark(id_: bytes) -> int:
-    """Return the position of an id, also if it is the id of a foreign entry. Raises ValueError."""
+    """Return the position for an id. It may be the id of a foreign entry. Raises ValueError if it is not an id."""
     milliseconds, sequence = _split_id(id_)
     return milliseconds << _SEQUENCE_BITS | min(sequence, (1 << _SEQUENCE_BITS) - 1)
 
@@ -78,13 +81,13 @@ def id_of_position(position: int) -> str:
 
 
 def join_frames(frames: Frames) -> bytes:
-    """Return the frames as one value: their number, their sizes, their bytes."""
+    """Return the frames as one value, which contains their number, their sizes and their bytes."""
     sizes = [memoryview(frame).nbytes for frame in frames]
     return b"".join([struct.pack(f"<{len(sizes) + 1}I", len(sizes), *sizes), *frames])
 
 
 def split_frames(data: bytes) -> Frames:
-    """Return the frames that `join_frames` joined. Raises ValueError."""
+    """Return the frames that `join_frames` joined. Raises ValueError if they are damaged."""
     count = int.from_bytes(data[:4], "little")
     offset = 4 + 4 * count
     if count == 0 or offset > len(data):
@@ -101,17 +104,17 @@ def split_frames(data: bytes) -> Frames:
 
 
 def encode_text(value: str) -> bytes:
-    """Return the bytes of a text, also of one with lone surrogates."""
+    """Return a text as UTF-8. The text may contain halves of characters (lone surrogates)."""
     return value.encode("utf-8", "surrogatepass")
 
 
 def decode_text(value: bytes) -> str:
-    """Return the text that `encode_text` encoded. Raises ValueError."""
+    """Return the text that `encode_text` encoded. Raises ValueError if it is damaged."""
     return str(value, "utf-8", "surrogatepass")
 
 
 def decode_lossy(value: bytes) -> str:
-    """Return a text for people, for any bytes."""
+    """Return any bytes as a text that people can read. Bytes that are not UTF-8 are replaced."""
     return value.decode("utf-8", "replace")
 
 
@@ -135,7 +138,7 @@ def _field(fields: Mapping[bytes, bytes], name: bytes) -> bytes:
 def _entry_position(id_: bytes) -> int:
     milliseconds, sequence = _split_id(id_)
     if milliseconds >> _MILLISECOND_BITS or sequence >> _SEQUENCE_BITS:
-        raise ValueError("a server would not give it this id")
+        raise ValueError("its id is too large; the server creates smaller ids")
     return milliseconds << _SEQUENCE_BITS | sequence
 
 

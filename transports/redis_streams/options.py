@@ -1,4 +1,4 @@
-"""The options of a redis:// or rediss:// URL; reading them does not need the client library."""
+"""Parses the options of a redis:// or rediss:// URL. This does not need the client library."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class RedisOptions(QueueOptions):
     """The options of a redis:// or rediss:// URL."""
 
     stream: str = "rollout"
-    """The name of the queue on its server."""
+    """The name of the queue on the server. The names of all its keys begin with this name in braces."""
     lease_time: float = 10.0
     """Seconds without a renewal after which another consumer gets the partitions or records."""
     ca_file: str = ""
-    """For rediss://: the file of the certificate authority to trust, instead of the system's."""
+    """For rediss://: the file of the certificate authority to trust. "" for the authorities of the system."""
 
 
 def parse_redis_url(url: str) -> RedisOptions:
-    """Return the options of a URL. Raises QueueURLError."""
+    """Return the options from a URL. Raises QueueURLError if one of them is wrong."""
     return parse_queue_url(url, RedisOptions)[1]

@@ -1,8 +1,9 @@
-"""`redis://host/db?stream=name`: a durable queue in Redis Streams, as durable as the server's own files.
+"""`redis://host/db?stream=name`: a queue in Redis Streams. It is as durable as the files of the server.
 
-A partition is a stream with a consumer group. Its lease is a key that expires unless it is renewed, and an epoch that
-fences the previous holder. The next holder first gets the pending records of the previous one. An acked record is
-deleted, and an unacked one is never trimmed. It needs Redis 6.2 or later, or Valkey.
+A partition is a stream with a consumer group. Its lease is a key, which expires if it is not renewed. An epoch fences
+the previous holder: the server refuses the acks of that holder. The next holder first gets the records that the
+previous one has not acked. An acked record is deleted; an unacked record never is. The server must be Redis 6.2 or
+later, or Valkey.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _POLL_SECONDS = (0.002, 0.02)
 
 
 class RedisQueue(Queue):
-    """A handle on a queue in a Redis server; connects with its first operation."""
+    """A handle on a queue in a Redis server. Its first operation connects to the server."""
 
     max_record_bytes = 500 << 20
 
@@ -72,7 +73,7 @@ class RedisQueue(Queue):
         stream = f"{self._prefix}:p{partition_of(key, self._partitions)}"
         fields = {"k": encode_text(key), "t": encode_text(tag), "d": join_frames(frames)}
         keys = [stream, f"{self._prefix}:totals", self._writer_key]
-        # One at a time: the server recognises a repeated put by the number of this producer's last put.
+        # One put at a time: the server compares only with this producer's last put to recognise a repeated one.
         async with self._put_lock:
             self._put_count += 1
             args = [self._put_count, nbytes, self._hard_limit]
@@ -142,9 +143,12 @@ class RedisQueue(Queue):
         try:
             records, nbytes, redeliveries, dead, age_ms = map(int, counts)
         except ValueError as error:
-            raise QueueCorrupt(f"{self.url}: the key {self._prefix}:totals is damaged: {error}") from error
+            raise QueueCorrupt(
+                f"{self.url}: the key {self._prefix}:totals is damaged: {error}. Find the other program that writes to "
+                "it."
+            ) from error
         return QueueStats(
-            # Below zero after an ack of records that another program had put.
+            # The count can be negative after an ack of records that another program had put.
             backlog_records=max(0, records),
             backlog_bytes=max(0, nbytes),
             oldest_age=age_ms / 1000,
@@ -187,7 +191,7 @@ class RedisQueue(Queue):
             await self._server.aclose()
 
     async def _fetch_next(self) -> Delivery | None:
-        """Return the result of `_next_delivery`. If this caller is cancelled, the next one gets the leased record."""
+        """Return the result of `_next_delivery`. If this call is cancelled, the next call gets the leased record."""
         if self._fetch_task is None:
             self._fetch_task = asyncio.create_task(self._next_delivery())
         await asyncio.wait([self._fetch_task])
@@ -214,7 +218,7 @@ class RedisQueue(Queue):
                 await consumer.release()
 
     async def _open(self) -> None:
-        """Create the queue if there is none yet, and read how many partitions it has."""
+        """Create the queue if it does not exist, and read its number of partitions. Do nothing after the first call."""
         self._check_open()
         async with self._open_lock:
             if self._partitions:
@@ -226,10 +230,10 @@ class RedisQueue(Queue):
             if problem:
                 raise QueueCorrupt(
                     f"{self.url}: a key of the queue is damaged: {decode_lossy(problem)}. Another program uses this "
-                    "key: choose another name for the queue (?stream=), or delete the key."
+                    "key. Choose another name for the queue (?stream=), or delete the key."
                 )
             if requested not in (None, partitions):
-                raise QueueURLError(f"{self.url}: the queue was created with partitions={partitions}")
+                raise QueueURLError(f"{self.url}: the queue was created with partitions={partitions}; use that number")
             self._consumers = {index: self._consumer_class(self._settings, index) for index in range(partitions)}
             self._rotation.extend(
                 self._consumers[index] for index in self._resolve_partitions(self._consume, partitions)

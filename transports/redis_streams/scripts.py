@@ -1,19 +1,19 @@
-"""The scripts that run atomically inside the Redis server, from the files in `lua/`. Each is one operation of a queue.
+"""Loads the scripts that run atomically inside the Redis server, from the files in `lua/`. Each does one operation.
 
-Every key of a queue begins with `{stream}`, so that a cluster keeps them together:
+Every key of a queue begins with `{stream}`, so that a Redis cluster keeps all keys of a queue on one server:
 
-    :queue         how many partitions there are
-    :p<i>          the records of a partition, a stream; its consumer group is `e<epoch>`, or `c` for single records
-    :p<i>:epoch    how often the partition was leased or given back; the consumer that leased it last is its holder
-    :p<i>:lease    exists while that holder lives
-    :p<i>:delivered  the last record that a holder had delivered when it gave the partition back
-    :holder:<i>:…  exists while a consumer of single records of that partition lives
-    :writer:<id>   the last record of a producer, so that a put repeated after a lost answer is stored once
-    :totals        records, bytes and redeliveries, kept exact by every script that changes them
-    :dead          rejected records, a stream
+    :queue           the number of partitions
+    :p<i>            a stream with the records of a partition; consumer group `e<epoch>`, or `c` for single records
+    :p<i>:epoch      the number of times that the partition was leased or released; fences earlier holders
+    :p<i>:lease      the lease on the partition; the key exists while its holder lives
+    :p<i>:delivered  the last record that was delivered when a holder released the partition
+    :holder:<i>:…    exists while a consumer of single records of that partition lives
+    :writer:<id>     the number of a producer's last record, so that a put that is repeated is stored only once
+    :totals          the numbers of records, bytes and redeliveries; every script keeps them exact
+    :dead            a stream with the rejected records
 
-A server that is out of memory refuses a script if its first write may take memory. Consuming frees memory, so the
-scripts for it begin with a write that takes none (PERSIST); the server then allows the writes after it.
+If the server is out of memory, it refuses a script whose first write may take memory. Consuming frees memory, so the
+scripts for consumers begin with a write that takes no memory (PERSIST). The server then allows the later writes.
 """
 
 from importlib.resources import files
@@ -22,7 +22,7 @@ _LUA_DIR = files("transports.redis_streams") / "lua"
 
 
 def _load(*names: str) -> str:
-    """Return a script that consists of these files of `lua/`, in this order."""
+    """Return the script that consists of these files in `lua/`, in this order."""
     return "".join((_LUA_DIR / f"{name}.lua").read_text("utf-8") for name in names)
 
 

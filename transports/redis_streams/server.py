@@ -1,9 +1,9 @@
-"""The connection to a Redis server: scripts with retries, the meaning of its errors, and the renewal of leases.
+"""The connection to a Redis server. It runs scripts with retries, explains the server's errors, and renews leases.
 
-A call is repeated while the server cannot be reached, for RETRY_SECONDS. That is safe, because every call may happen
-twice: a put has a number, a second ack finds nothing, and a read gets the records of a lost answer again. If the server
-never answered this process and nobody listens at its address, the error comes after a second: the address is probably
-wrong.
+If the server cannot be reached, a call is repeated for RETRY_SECONDS. This is safe, because every call may run twice: a
+put has a number, a second ack changes nothing, and a second read returns the records of a lost answer again. If the
+server has never answered this process, and no server listens at the address, the address is probably wrong. Then the
+error is raised after a second.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from transports.redis_streams import scripts
 from transports.urls import without_password
 
 RawEntry: TypeAlias = tuple[bytes, dict[bytes, bytes]]
-"""The id of a record and its fields."""
+"""The id and the fields of an entry in a stream."""
 
 RETRY_SECONDS = 30.0
 """Seconds for which a call is repeated while the server cannot be reached."""
 _FIRST_ANSWER_SECONDS = 1.0
-"""Seconds for the first answer of a server, which may have been started just now."""
+"""Seconds that a call waits for a server that has never answered, because the server may have been started just now."""
 _RETRY_DELAY_SECONDS = (0.02, 0.5)
 _SOCKET_TIMEOUT = 15.0
 _CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError, OSError)
 _reached_addresses: set[str] = set()
-"""The servers that have answered this process. A call waits for such a server while it is away."""
+"""The addresses of servers that have answered this process. Only for these is a call repeated for RETRY_SECONDS."""
 
 
 def server_url(url: str) -> tuple[str, dict[str, Any]]:
-    """Return the URL without our options, and the login from REDIS_USERNAME and REDIS_PASSWORD."""
+    """Return the URL without its query, and the login from REDIS_USERNAME and REDIS_PASSWORD as client options."""
     parts = urlsplit(url)
     login_options: dict[str, Any] = {}
     if parts.password is None and os.environ.get("REDIS_PASSWORD"):
@@ -51,7 +51,7 @@ def server_url(url: str) -> tuple[str, dict[str, Any]]:
 
 
 class RedisClient:
-    """Runs scripts for one handle, on its event loop."""
+    """Runs scripts on the server for one handle, on the event loop of that handle."""
 
     def __init__(self, url: str, ca_file: str) -> None:
         self.url = without_password(hide_passwords(url))
@@ -66,17 +66,22 @@ class RedisClient:
         self._registered_scripts: dict[str, Any] = {}
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Any] = ()) -> Any:
-        """Run a script. Raises QueueStorageError and QueueCorrupt."""
+        """Run a script, and return its answer.
+
+        Raises:
+            QueueStorageError: the server cannot be reached, or refuses the script.
+            QueueCorrupt: the keys of the queue are damaged.
+        """
         return await self._retry(lambda: self._get_script(script)(keys=keys, args=args))
 
     async def add_entry(
         self, stream: str, fields: dict[str, Any], script: str, keys: Sequence[str], args: Sequence[Any]
     ) -> Any:
-        """Add a record to a stream and run a script, as one transaction. Return the answer of the script."""
+        """Add a record to a stream, and run a script in the same transaction. Return the answer of the script."""
 
         async def transaction() -> Any:
             async with self._get_client().pipeline(transaction=True) as pipeline:
-                # EVAL with the text, because an unknown script must not fail after the XADD.
+                # EVAL sends the text of the script. EVALSHA could fail after the XADD if the script is not known.
                 pipeline.xadd(stream, fields).eval(script, len(keys), *keys, *args)
                 return (await pipeline.execute())[1]
 
@@ -85,11 +90,11 @@ class RedisClient:
     async def read_group(
         self, stream: str, group: str, consumer: str, after_id: str, count: int
     ) -> list[RawEntry] | None:
-        """Return the next records of a consumer group after `after_id`; None if the group no longer exists."""
+        """Return the records after `after_id` for a consumer of a group. Return None if the group does not exist."""
 
         async def read_missed_and_new() -> Any:
             async with self._get_client().pipeline(transaction=False) as pipeline:
-                # First the records of an answer that never arrived.
+                # First, read the records of an earlier answer that never arrived.
                 pipeline.xreadgroup(group, consumer, {stream: after_id}, count=count)
                 pipeline.xreadgroup(group, consumer, {stream: ">"}, count=count)
                 return await pipeline.execute()
@@ -101,7 +106,10 @@ class RedisClient:
         return [entry for answer in (missed, new) if answer for entry in answer[0][1]]
 
     async def _retry(self, call: Callable[[], Awaitable[Any]], expected_refusal: str | None = None) -> Any:
-        """Repeat a call while the server cannot be reached. Raises LookupError for the expected refusal."""
+        """Return the result of a call. Repeat the call while the server cannot be reached.
+
+        Raises LookupError if the server's error contains the text `expected_refusal`.
+        """
         began = time.monotonic()
         deadline = began + RETRY_SECONDS
         delay, max_delay = _RETRY_DELAY_SECONDS
@@ -126,12 +134,13 @@ class RedisClient:
                     ) from error
                 if "CERTIFICATE_VERIFY_FAILED" in str(error):
                     raise QueueStorageError(
-                        f"{self.url}: the certificate of the server is not trusted: {error} Set ca_file to the "
-                        "authority that signed it."
+                        f"{self.url}: the certificate of the server is not trusted: {error} Set ca_file to the file "
+                        "of the certificate authority that signed it."
                     ) from error
                 if time.monotonic() + delay > deadline:
                     raise QueueStorageError(
-                        f"{self.url}: the server could not be reached for {RETRY_SECONDS:g} s: {error}. Does it run?"
+                        f"{self.url}: the server could not be reached for {RETRY_SECONDS:g} s: {error}. Check that it "
+                        "runs."
                     ) from error
             except redis.RedisError as error:
                 if expected_refusal is not None and expected_refusal in str(error):
@@ -141,7 +150,7 @@ class RedisClient:
             delay = min(2 * delay, max_delay)
 
     def new_lease_renewer(self, lease_time: float) -> LeaseRenewer:
-        """Return a renewer of leases, with a connection of its own."""
+        """Return a new LeaseRenewer, which uses its own connection."""
         return LeaseRenewer(self._new_sync_client, lease_time)
 
     async def aclose(self) -> None:
@@ -166,13 +175,14 @@ class RedisClient:
                 f"{self.url}: the keys of the queue are damaged: {message}. Find the other program that writes to them."
             )
         meaning = next(
-            (meaning for pattern, meaning in _REFUSAL_MEANINGS.items() if pattern in message), "the server refused"
+            (meaning for pattern, meaning in _REFUSAL_MEANINGS.items() if pattern in message),
+            "the server refused the operation",
         )
         return QueueStorageError(f"{self.url}: {meaning}: {message}")
 
 
 def _wrong_address_problem(error: BaseException) -> str | None:
-    """Return what is wrong with the address, if this error says that nobody listens there; otherwise None."""
+    """Return what is wrong with the address if no server can be there, according to this error. Otherwise None."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConnectionRefusedError):
@@ -189,16 +199,16 @@ _REFUSAL_MEANINGS = {
     "OOM": "the server is out of memory; raise its maxmemory or let the consumer catch up",
     "maxmemory": "the server is out of memory; raise its maxmemory or let the consumer catch up",
     "read only": "this server is a read-only replica; use the address of its master",
-    "MISCONF": "the server cannot write its files, and accepts nothing",
+    "MISCONF": "the server cannot write its files, so it accepts no records; check its disk",
     "no permissions": _NO_PERMISSION,
     "can't run this command": _NO_PERMISSION,
-    "nknown": "the server lacks a command that the queue needs; use Redis 6.2 or later, or Valkey",
-    "syntax error": "the server lacks an option that the queue needs; use Redis 6.2 or later, or Valkey",
+    "nknown": "the server does not have a command that the queue needs; use Redis 6.2 or later, or Valkey",
+    "syntax error": "the server does not have an option that the queue needs; use Redis 6.2 or later, or Valkey",
 }
 
 
 class LeaseRenewer:
-    """Renews the leases of a handle, from a thread with its own connection, so that a busy event loop keeps them."""
+    """Renews the leases of a handle, from a thread with its own connection. So a busy event loop does not lose them."""
 
     def __init__(self, new_client: Callable[[], Any], lease_time: float) -> None:
         self._new_client = new_client
@@ -208,7 +218,7 @@ class LeaseRenewer:
         self._thread = threading.Thread(target=self._keep_renewing, name="lease-renewal", daemon=True)
 
     def set_leases(self, leases: dict[str, str]) -> None:
-        """Renew these keys from now on, while they have these values."""
+        """Renew these keys from now on, each while it has the given value. Start the thread if needed."""
         if leases == self._leases:
             return
         self._leases = leases
@@ -229,5 +239,5 @@ class LeaseRenewer:
             try:
                 renew(keys=list(leases), args=[round(1000 * self._lease_time), *leases.values()])
             except (redis.RedisError, OSError):
-                continue  # the next one comes soon, and a missed renewal costs only a redelivery
+                continue  # the next renewal comes soon; if the lease expires, records are only delivered again
         client.close()

@@ -1,4 +1,4 @@
-"""Flow in the conformance suite: how a slow consumer, or one that waits for whole groups, affects producers."""
+"""Conformance tests of back-pressure: how producers wait for a slow consumer, or for one that needs whole groups."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROLLOUT_BYTES = _RECORDS_PER_ROLLOUT * _RECORD_BYTES
 
 
 class BackpressureCases(ConformanceCases):
-    """Admission under load."""
+    """Tests that `admit` limits the backlog, and that producers and consumers do not wait for each other forever."""
 
     async def test_a_slow_consumer_bounds_the_backlog_by_the_high_water_and_what_started_work_adds(
         self, open_handle: HandleOpener
@@ -33,7 +33,7 @@ class BackpressureCases(ConformanceCases):
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_run_workers(producer, [str(n) for n in range(24)], record_backlog))
-            await gate_closed.wait()  # the consumer is so slow that it only starts now
+            await gate_closed.wait()  # the consumer is slow: it starts only now
             for _ in range(24 * _RECORDS_PER_ROLLOUT):
                 await (await receive_one(consumer)).ack()
         assert max(backlogs) <= high_water + _WORKERS * _ROLLOUT_BYTES
@@ -63,7 +63,10 @@ class BackpressureCases(ConformanceCases):
 
 
 async def _run_workers(queue: Queue, groups: Sequence[str], on_backlog: Callable[[int], None] | None = None) -> None:
-    """Play rollouts of these groups on some workers. Each rollout is admitted once, then puts all its records."""
+    """Simulate workers that play one rollout for each item of `groups`.
+
+    Each rollout calls `admit` once, and then puts all its records.
+    """
     groups_left = iter(groups)
     await asyncio.gather(*(_run_worker(queue, groups_left, on_backlog) for _ in range(_WORKERS)))
 

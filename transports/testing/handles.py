@@ -1,4 +1,4 @@
-"""Handles in the conformance suite: how they are opened and closed."""
+"""Conformance tests of handles: how they are opened and closed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transports.testing.cases import ConformanceCases, HandleOpener, number_in, 
 
 
 class HandleCases(ConformanceCases):
-    """URLs, options and closing."""
+    """Tests the options of URLs, and closed handles."""
 
     async def test_the_number_of_partitions_is_fixed_when_the_queue_is_created(self, open_handle: HandleOpener) -> None:
         await put_number(open_handle(partitions=3), 1)

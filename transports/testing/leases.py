@@ -1,4 +1,4 @@
-"""Leases in the conformance suite: which consumer has a record, which gets it next, and whose ack counts."""
+"""Conformance tests of leases: which consumer has a record, which consumer gets it next, and which ack is accepted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transports.testing.cases import (
 
 
 class LeaseCases(ConformanceCases):
-    """Leases of partitions and of single records, acks and redelivery."""
+    """Tests leases on partitions and on single records, acks, and redelivery."""
 
     async def test_an_acked_record_never_comes_again(self, open_handle: HandleOpener) -> None:
         producer, consumer = open_handle(), open_handle()

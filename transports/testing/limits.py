@@ -1,4 +1,4 @@
-"""Limits in the conformance suite: when new work must wait, and when a record is refused."""
+"""Conformance tests of limits: when new work must wait, and when a record is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transports.testing.cases import (
 
 
 class LimitCases(ConformanceCases):
-    """The high water and the hard limit."""
+    """Tests the high water and the hard limit."""
 
     async def test_new_work_is_admitted_up_to_the_high_water(self, open_handle: HandleOpener) -> None:
         queue = open_handle(high_water=1000)
@@ -33,7 +33,7 @@ class LimitCases(ConformanceCases):
         queue = open_handle(high_water=1000)
         await queue.put((bytes(700),), key="k")
         await queue.put((bytes(301),), key="k")
-        with pytest.raises(AdmissionTimeout, match=r"2 records of 1001 bytes"):
+        with pytest.raises(AdmissionTimeout, match=r"2 records with 1001 bytes"):
             await queue.admit(timeout=0.02)
 
     async def test_admission_counts_what_is_delivered_and_not_acked(self, open_handle: HandleOpener) -> None:

@@ -1,4 +1,4 @@
-"""Peeking in the conformance suite: stats, peeks and dead letters."""
+"""Conformance tests of stats, of peeking, and of dead letters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transports.testing.cases import QUIET_SECONDS, ConformanceCases, HandleOpen
 
 
 class PeekCases(ConformanceCases):
-    """Statistics, peeking and dead letters."""
+    """Tests stats, peeking and dead letters."""
 
     async def test_stats_say_what_the_queue_holds(self, open_handle: HandleOpener) -> None:
         queue, peeking_handle = open_handle(partitions=2), open_handle()
@@ -31,7 +31,7 @@ class PeekCases(ConformanceCases):
         assert list(await queue.peek(limit=5)) == []
         for number in range(12):
             await queue.put((str(number).encode(), b"", bytes(9)), key=f"key-{number}", tag=f"record ü {number}")
-            await asyncio.sleep(0.002)  # so that a clock with milliseconds gives them different times
+            await asyncio.sleep(0.002)  # so that records get different times from a clock with milliseconds
         peeked = await peeking_handle.peek(limit=10)
         assert [[bytes(frame) for frame in record.frames] for record in peeked] == [
             [str(number).encode(), b"", bytes(9)] for number in range(10)

@@ -1,4 +1,4 @@
-"""Records in the conformance suite: they come out as they were put, in order, to a consumer that waits."""
+"""Conformance tests of records: a waiting consumer receives them unchanged and in order."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transports.errors import QueueError
 from transports.testing.cases import ARRIVAL_TIMEOUT, ConformanceCases, HandleOpener, number_in, put_number, receive_one
 
 _LARGE_BYTES = 5 << 20
-"""More than what a transport may write on the event loop."""
+"""The size of a record in bytes that is so large that a transport does not write it on the event loop."""
 
 
 class RecordCases(ConformanceCases):
-    """What is put is what is received."""
+    """Tests that records are received unchanged, in order, and without loss."""
 
     async def test_a_record_comes_out_as_it_went_in(self, open_handle: HandleOpener) -> None:
         queue = open_handle()

@@ -1,1 +1,1 @@
-"""`zmq://`: a socket on an event loop, the hub that one handle serves, and the links of the other handles."""
+"""`zmq://`: one handle serves the hub, which keeps the records, and the other handles have links to that hub."""

@@ -1,4 +1,4 @@
-"""The connection of a handle to the hub: one socket for its messages, and another for its heartbeats."""
+"""The connection of a handle to the hub: one socket for messages, and another one for heartbeats."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ class ZmqConnection:
         self._heartbeat = _HeartbeatSender(connect, producer, lease_time)
 
     def send(self, *parts: MessagePart) -> None:
-        """Send a message."""
+        """Send a message that consists of these parts."""
         self._loop_socket.send(*parts)
 
     def start_heartbeat(self) -> None:
-        """Start to send heartbeats."""
+        """Start the thread that sends heartbeats to the hub."""
         self._heartbeat.start()
 
     async def close(self) -> None:
-        """Close both sockets."""
+        """End the heartbeat, and close both sockets."""
         self._loop_socket.close()
         await asyncio.to_thread(self._heartbeat.close)
 
 
 class _HeartbeatSender:
-    """Sends heartbeats to the hub, from a thread with a connection of its own."""
+    """Sends heartbeats to the hub from a thread, over a separate connection."""
 
     def __init__(self, connect: Callable[[], zmq.Socket[bytes]], producer: str, lease_time: float) -> None:
         self._connect = connect

@@ -1,8 +1,8 @@
-"""The hub: it keeps the records of a `zmq://` queue in the memory of the handle that bound the address first.
+"""The hub of a `zmq://` queue. It keeps the records in the memory of the process that bound the address first.
 
-It runs on a thread with its own event loop, so that a busy handle still serves the others. If it ends because of an
-error, every call of the handle that serves it raises QueueStorageError. The remote handles get no answers, so their
-calls raise it too.
+The hub runs on a thread with its own event loop, so that it serves the other handles while its own handle is busy. If
+the hub ends because of an error, every call of the handle that serves it raises QueueStorageError. The remote handles
+get no answers any more, so their calls raise this error, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ _NO_LIMIT = "high_water=1000000TB"
 
 
 class Hub:
-    """Binds the address in its constructor, which raises zmq.ZMQError if another process or machine has it."""
+    """Serves a queue at an address, from the memory of this process.
+
+    The constructor binds the address. It raises zmq.ZMQError if another process or machine has the address.
+    """
 
     def __init__(self, address: str, *, partitions: int, lease_time: float, certificate: str) -> None:
         self.name = token_hex(8)
@@ -60,19 +63,26 @@ class Hub:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name=f"hub-{self.name}", daemon=True)
 
     def start(self) -> None:
-        """Start the thread, and return when the hub serves."""
+        """Start the thread of the hub, and wait until it handles messages."""
         self._thread.start()
         self._ready.wait()
 
     @property
     def backlog_records(self) -> int:
-        """The number of unacked records."""
+        """The number of records that are not acked."""
         return self._broker_handle.backlog_records
 
     def new_link(
         self, lease: Lease, consume: Sequence[int] | None, producer: str, *, next_number: int = 0
     ) -> LocalHubLink:
-        """Return a link to this hub, for the handle that serves or for a remote handle."""
+        """Return a new link to this hub, for the handle that serves it or for a remote handle.
+
+        Args:
+            lease: whether the link leases whole partitions or single records.
+            consume: the partitions that the link may lease. None: all of them.
+            producer: the id of the producer whose records the link puts.
+            next_number: the number of the producer's next record.
+        """
         queue = MemoryQueue(self._url, lease=lease, consume=consume)
         return LocalHubLink(self.name, queue, self._refusals, producer, next_number=next_number)
 
@@ -97,10 +107,10 @@ class Hub:
             await self._ended
             self._remote_handles.send_progress(self._take_settled_names())
         except Exception as error:
-            log.error("%s: the hub of this queue has ended", self._address, exc_info=error)
+            log.error("%s: the hub of this queue has failed; start this process again", self._address, exc_info=error)
             self._broker_handle.fail(
-                f"{self._address}: the hub of this queue has ended: {error!r}. Start this process again; the "
-                "other handles still have what they put. Please report this error."
+                f"{self._address}: the hub of this queue has failed: {error!r}. Start this process again; the "
+                "other handles still have the records that they put. Please report this error."
             )
         finally:
             self._ready.set()
@@ -145,7 +155,7 @@ class Hub:
             self._remote_handles.send_progress(self._take_settled_names())
 
     async def _keep_flushing(self) -> None:
-        """Tell producers at intervals what is settled. A message for each ack would contend for the GIL."""
+        """Send producers the settled records at intervals. One message for each ack would contend for the GIL."""
         while True:
             await asyncio.sleep(_FLUSH_INTERVAL_SECONDS)
             self._remote_handles.send_progress(self._take_settled_names())

@@ -1,8 +1,8 @@
-"""The link of a `zmq://` handle to the records, which are in its own hub or in the hub of another handle.
+"""The link of a `zmq://` handle to the hub that keeps the records. The hub belongs to this handle or to another one.
 
-The name of a record consists of its producer, the producer's number for it, and its tag. So the record keeps its lane
-and position when a new hub gets it. A hub keeps records in a MemoryQueue, where the name is the tag. A record is
-settled when it is acked or rejected.
+The name of a record contains its producer, the number that the producer gave it, and its tag. So the record keeps its
+lane and position when it is sent to a new hub. A hub keeps its records in a MemoryQueue, with the name as the tag. A
+record is settled when it is acked or rejected.
 """
 
 from __future__ import annotations
@@ -24,84 +24,87 @@ RECORD_NAME_PATTERN = re.compile(r"[0-9a-f]{32}.*", re.DOTALL)
 
 
 class LeaseToken(NamedTuple):
-    """The identity of a leased record in its hub."""
+    """Identifies a leased record in its hub."""
 
     hub: str
     """The name of the hub."""
     partition: int
     """The partition of the record."""
     position: int
-    """Its position in the hub's MemoryQueue."""
+    """The position of the record in the hub's MemoryQueue."""
     epoch: int
-    """The epoch of its lease there."""
+    """The epoch of the record's lease in the hub's MemoryQueue."""
 
 
 class LeasedRecord(NamedTuple):
-    """A record as a hub leases it to a handle."""
+    """A record that a hub has leased to a handle."""
 
     token: LeaseToken
-    """The identity of the record in the hub."""
+    """Identifies the record in the hub."""
     frames: Frames
-    """Its frames."""
+    """The frames of the record."""
     key: str
-    """Its key."""
+    """The key of the record."""
     name: str
-    """Its producer, its number and its tag, as `format_record_name` joins them."""
+    """The name of the record: its producer, number and tag, which `format_record_name` has joined."""
     redelivered: bool
-    """Whether it may have been delivered before."""
+    """Whether the record may have been delivered before."""
 
     @property
     def producer(self) -> str:
-        """The producer that put it."""
+        """The id of the producer that put the record."""
         return self.name[_PRODUCER]
 
     @property
     def number(self) -> int:
-        """The producer's number for it."""
+        """The number that the producer gave the record."""
         return int(self.name[_NUMBER], 16)
 
     @property
     def tag(self) -> str:
-        """The producer's label."""
+        """The label that the producer gave the record."""
         return self.name[_TAG]
 
 
 def format_record_name(producer: str, number: int, tag: str) -> str:
-    """Return the name of a record."""
+    """Return the name of a record: its producer, its number and its tag, joined."""
     return f"{producer}{number:016x}{tag}"
 
 
 def parse_record_name(name: str) -> tuple[str, int]:
-    """Return the producer of a record, and its number."""
+    """Return the producer and the number from the name of a record."""
     return name[_PRODUCER], int(name[_NUMBER], 16)
 
 
 class HubLink(ABC):
-    """The operations of `Queue`, with tokens instead of deliveries."""
+    """The operations of a queue, as a hub does them. They take tokens instead of deliveries."""
 
     @abstractmethod
     async def put(self, frames: Frames, key: str, tag: str) -> None:
-        """Put a record. Its frames must not change later.
+        """Put a record. The caller must not change its frames later.
 
-        A record gets its number only when nothing can delay or refuse it. So a put that fails or is cancelled leaves no
-        gap in the numbers; the hub would wait for the missing one.
+        A record gets its number as the last step, when nothing can delay or refuse it any more. So a put that fails or
+        is cancelled leaves no gap in the numbers. If there were a gap, the hub would wait for the missing number.
         """
 
     @abstractmethod
     async def receive(self, timeout: float) -> LeasedRecord | None:
-        """Return the next record, or None if none comes in time. A cancelled call loses nothing."""
+        """Lease and return the next record. Return None if no record comes within `timeout` seconds.
+
+        A cancelled call loses nothing: a record is either returned or still in the queue.
+        """
 
     @abstractmethod
     async def ack(self, tokens: Sequence[LeaseToken]) -> list[LeaseToken]:
-        """Ack records, and return the tokens of those whose lease has ended."""
+        """Ack records. Return the tokens of the records whose lease has ended; they are not acked."""
 
     @abstractmethod
     async def nack(self, token: LeaseToken, delay: float) -> bool:
-        """Deliver the record again after the delay; return False if its lease has ended."""
+        """Deliver the record again after `delay` seconds. Return False if its lease has ended."""
 
     @abstractmethod
     async def reject(self, token: LeaseToken, reason: str) -> bool:
-        """Make the record a dead letter; return False if its lease has ended."""
+        """Make the record a dead letter. Return False if its lease has ended."""
 
     @abstractmethod
     async def release(self) -> None:
@@ -109,11 +112,11 @@ class HubLink(ABC):
 
     @abstractmethod
     async def stats(self) -> QueueStats:
-        """Return what the queue holds now."""
+        """Return the numbers of records in the queue now."""
 
     @abstractmethod
     async def dead_letters(self, limit: int) -> list[DeadLetter]:
-        """Return the first dead letters."""
+        """Return the oldest `limit` dead letters."""
 
     @abstractmethod
     async def discard(self, letter: DeadLetter) -> None:
@@ -121,15 +124,15 @@ class HubLink(ABC):
 
     @abstractmethod
     async def peek(self, limit: int) -> list[Peeked]:
-        """Return the first records of the backlog, without a lease."""
+        """Return the oldest `limit` records of the backlog, without a lease."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Close the link."""
+        """End the leases of this link, and close it."""
 
 
 class LocalHubLink(HubLink):
-    """A link to the hub of this process, for the handle that serves or for a remote handle."""
+    """A link to the hub in this process. It is used by the handle that serves the hub, or for one remote handle."""
 
     def __init__(
         self, hub_name: str, queue: MemoryQueue, refusals: Refusals, producer: str, *, next_number: int = 0
@@ -145,7 +148,7 @@ class LocalHubLink(HubLink):
         self.put_now(frames, key, tag)
 
     def put_now(self, frames: Frames, key: str, tag: str) -> None:
-        """See `HubLink.put`."""
+        """Put a record, as `put` does, but without waiting."""
         self._queue.put_without_copy(frames, key, format_record_name(self._producer, self.next_number, tag))
         self.next_number += 1
 

@@ -1,8 +1,8 @@
-"""`zmq://host:port`: the lowest latency between machines, with acks. Records are only in the memory of processes.
+"""`zmq://host:port`: a queue in the memory of processes, with the lowest latency between machines.
 
-The first handle that binds the address serves the queue from its memory. It should be the trainer's handle, which then
-has the records without another transfer. Every other handle keeps its records until they are settled, and sends them
-again to a new hub. A record is lost only if both the hub and the handle that put it are gone.
+The first handle that binds the address serves the queue from its memory: it has the hub. This should be the trainer's
+handle, because the trainer then gets the records without another transfer. Every other handle keeps its records until
+they are settled, and sends them again to a new hub. A record is lost only if the hub and its producer are both gone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 _STATS_MAX_AGE_SECONDS = 0.25
 _FIRST_JOIN_TIMEOUT = 0.2
 _ADDRESS_NOT_FREE_ERRNOS = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENODEV)
-"""The errors of a bind if another process serves at this address, or another machine has it."""
+"""The errors of a bind that mean: another process has this address, or the address belongs to another machine."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +41,7 @@ class _ZmqDelivery(Delivery):
 
 
 class ZmqQueue(Queue):
-    """A handle that serves the hub, or joins the hub of another handle. Its first operation decides which."""
+    """A handle that serves the hub itself, or uses the hub of another handle. Its first operation decides this."""
 
     def __init__(self, url: str, *, lease: Lease, consume: Sequence[int] | None) -> None:
         self._host, self._port, options = parse_zmq_url(url)
@@ -60,7 +60,7 @@ class ZmqQueue(Queue):
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
         """See `Queue.put`."""
         nbytes = self._check_record_size(frames)
-        # One after the other: a small record must not overtake one that waits for room.
+        # One put at a time: a small record must not overtake an earlier one that waits for space in the window.
         await self._wait_for_turn()
         try:
             link = await self._get_link()
@@ -128,7 +128,7 @@ class ZmqQueue(Queue):
         finally:
             if self._hub is not None:
                 if lost := self._hub.backlog_records:
-                    log.warning("%s: %d records were not acked, and the hub that had them has closed", self.url, lost)
+                    log.warning("%s: the hub has closed with %d records that were not acked", self.url, lost)
                 await asyncio.to_thread(self._hub.stop)
 
     async def _get_link(self, *, consuming: bool = False) -> HubLink:
@@ -141,10 +141,10 @@ class ZmqQueue(Queue):
         return self._link
 
     async def _serve_or_join(self, *, consuming: bool) -> HubLink:
-        """Serve the hub, or join the handle that serves it.
+        """Serve the hub, or join the hub of another handle. Return the link to the hub.
 
-        A handle that only puts serves only if no other handle does: the hub should be in the consumer's process, and
-        live as long as the consumer.
+        A handle that only puts records first tries to join. The hub should be in the process of the consumer, because
+        it then lives as long as the consumer.
         """
         if not self._zmq_options.serve:
             return await self._join(HUB_TIMEOUT)
@@ -156,7 +156,7 @@ class ZmqQueue(Queue):
             try:
                 return await self._join(join_timeout)
             except QueueStorageError:
-                # Both in turn, because a hub that closes or dies still has the address and does not answer.
+                # Try to serve and to join alternately: a dying hub still has the address, but does not answer.
                 if (remaining := deadline - time.monotonic()) <= 0:
                     raise
             may_serve, join_timeout = True, min(2 * join_timeout, remaining)
@@ -168,11 +168,13 @@ class ZmqQueue(Queue):
             address = f"tcp://{host}:{self._port}"
             hub = Hub(address, partitions=partitions, lease_time=options.lease_time, certificate=options.certificate)
         except socket.gaierror as error:
-            raise QueueURLError(f"{self.url}: the host is not known: {error}") from error
+            raise QueueURLError(f"{self.url}: the host is not known: {error}; correct the host in the URL") from error
         except zmq.ZMQError as error:
             if error.errno in _ADDRESS_NOT_FREE_ERRNOS:
                 return None
-            raise QueueURLError(f"{self.url}: the address cannot be served: {error}") from error
+            raise QueueURLError(
+                f"{self.url}: this process cannot serve the address: {error}; choose another port or host"
+            ) from error
         hub.start()
         self._hub = hub
         return hub.new_link(self._lease, self._resolve_partitions(self._consume, partitions), token_hex(8))
@@ -182,7 +184,7 @@ class ZmqQueue(Queue):
         connect = partial(
             ZmqConnection,
             address=address,
-            # Each attempt has its own name: the connection of an earlier attempt may come late, and confuse the hub.
+            # Each attempt has a new name. A late message of an earlier attempt would confuse the hub otherwise.
             producer=token_hex(8),
             lease_time=self._zmq_options.lease_time,
             certificate=self._zmq_options.certificate,
@@ -191,7 +193,9 @@ class ZmqQueue(Queue):
         try:
             await link.wait_until_ready(timeout)
             if self._zmq_options.partitions not in (None, link.partitions):
-                raise QueueURLError(f"{self.url}: the queue was created with partitions={link.partitions}")
+                raise QueueURLError(
+                    f"{self.url}: the queue was created with partitions={link.partitions}; use that number"
+                )
             self._resolve_partitions(self._consume, link.partitions)
         except BaseException:
             await link.close()
@@ -200,7 +204,7 @@ class ZmqQueue(Queue):
 
     async def _wait_for_turn(self) -> None:
         if not self._waiting_puts and not self._put_lock.locked():
-            await self._put_lock.acquire()  # without a time limit, which would take time
+            await self._put_lock.acquire()  # the lock is free; a timeout would only make this slower
             return
         self._waiting_puts += 1
         try:
@@ -208,14 +212,14 @@ class ZmqQueue(Queue):
                 await self._put_lock.acquire()
         except TimeoutError:
             raise QueueStorageError(
-                f"{self.url}: earlier puts of this handle have waited for {HUB_TIMEOUT:g} s. Does the process of the "
-                "hub run?"
+                f"{self.url}: earlier puts of this handle have waited for {HUB_TIMEOUT:g} s; check that the process "
+                "of the hub runs"
             ) from None
         finally:
             self._waiting_puts -= 1
 
     async def _check_room(self, nbytes: int) -> None:
-        """Raise QueueFull if the record would exceed the hard limit, as far as the backlog is known."""
+        """Raise QueueFull if the record would exceed the hard limit. Measure the backlog again if that is needed."""
         is_recent = time.monotonic() - self._measured_at < _STATS_MAX_AGE_SECONDS
         if is_recent and self._known_backlog[1] + nbytes <= self._hard_limit:
             return
@@ -226,7 +230,7 @@ class ZmqQueue(Queue):
     def _make_delivery(self, leased: LeasedRecord) -> Delivery:
         _, partition, _, epoch = leased.token
         lane, position = f"{partition}.{leased.producer}", leased.number
-        # Positional arguments take a quarter less time.
+        # Positional arguments, because they take a quarter less time than keywords.
         return _ZmqDelivery(
             leased.frames,
             leased.key,

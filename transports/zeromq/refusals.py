@@ -1,4 +1,4 @@
-"""Counts the messages that a hub or a handle refuses, and logs the first of each peer."""
+"""Counts the messages that a hub or a handle refuses, and logs the first refused message of each sender."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MAX_PEERS = 1000
 
 
 class Refusals:
-    """The messages that one socket refused."""
+    """Counts and logs the messages that one hub or handle refuses."""
 
     def __init__(self, receiver: str) -> None:
         self.count = 0
@@ -19,7 +19,7 @@ class Refusals:
         self._known_peers: set[tuple[str, type[Exception]]] = set()
 
     def add(self, peer: str, problem: Exception, advice: str) -> None:
-        """Count a message, and log it if it is the first of its peer with this kind of problem."""
+        """Count a refused message. Log it if it is the first message of this sender with this kind of problem."""
         self.count += 1
         self.last_problem = str(problem)
         key = peer, type(problem)

@@ -1,9 +1,9 @@
 """The link to the hub of another handle. It keeps records until they are settled, and sends them again to a new hub.
 
-A put waits only while the window of records that the hub has not received is full. When a new hub answers, because its
-process was restarted, the link sends all unsettled records and all open requests again. A malformed message of the hub
-changes nothing. A call that waits for the hub raises an error at its deadline, or at once if the hub has another
-version of the protocol.
+A put waits only if too many records are on their way to the hub (`WINDOW_RECORDS`, `WINDOW_BYTES`). When the process of
+the hub is restarted, a new hub answers. The link then sends all unsettled records and all open requests again. A
+malformed message from the hub has no effect. A call that waits for the hub raises an error at its deadline, or at once
+if the hub has another protocol version.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from transports.zeromq.messages import (
 from transports.zeromq.refusals import Refusals
 
 WINDOW_RECORDS = 64
-"""How many records may be on their way to the hub."""
+"""The limit for the number of records that are on their way to the hub."""
 WINDOW_BYTES = 64 << 20
-"""How many bytes may be on their way to the hub."""
+"""The limit for the number of bytes that are on their way to the hub."""
 HUB_TIMEOUT = 30.0
-"""Seconds that a call waits for the hub."""
+"""Seconds that a call waits for the hub before it raises an error."""
 _HELLO_INTERVAL = 0.1
 _RECEIVE_TIMEOUT = 1.0
 _LEAVE_TIMEOUT = 1.0
@@ -54,22 +54,23 @@ ValueT = TypeVar("ValueT")
 
 
 class HubConnection(Protocol):
-    """The part of `ZmqConnection` that a link needs."""
+    """The methods of `ZmqConnection` that a link needs."""
 
     def send(self, *parts: MessagePart) -> None:
-        """See `ZmqConnection.send`."""
+        """Send a message that consists of these parts."""
 
     def start_heartbeat(self) -> None:
-        """See `ZmqConnection.start_heartbeat`."""
+        """Start to send heartbeats to the hub."""
 
     async def close(self) -> None:
-        """See `ZmqConnection.close`."""
+        """Close the connection."""
 
 
 class RemoteHubLink(HubLink):
-    """The link of one handle. Create it on the event loop that uses it.
+    """The link of one handle to a hub in another process. Create it on the event loop that uses it.
 
-    `connect` gets a function, which the connection calls with each message and the address of its sender.
+    `connect` gets a function and returns a connection. The connection calls this function with each message and the
+    address of its sender.
     """
 
     def __init__(
@@ -102,14 +103,14 @@ class RemoteHubLink(HubLink):
 
     @property
     def refused_messages(self) -> int:
-        """How many messages of the hub were malformed."""
+        """The number of malformed messages from the hub."""
         return self._refusals.count
 
     async def wait_until_ready(self, timeout: float) -> None:
-        """Return when a hub has answered."""
+        """Wait until a hub has answered, and start the heartbeat. Raises QueueStorageError after `timeout` seconds."""
         await self._wait_until(
             lambda: bool(self._hub_name),
-            "no hub answers; does the process that serves it run, with this release?",
+            "no hub answers; check that the process that serves it runs, with the same release",
             timeout,
         )
         self._connection.start_heartbeat()
@@ -119,7 +120,7 @@ class RemoteHubLink(HubLink):
         nbytes = sum(len(frame) for frame in frames)
         if not self._has_window_room(nbytes):
             await self._wait_until(
-                lambda: self._has_window_room(nbytes), "the hub receives nothing; does its process run?"
+                lambda: self._has_window_room(nbytes), "the hub receives no records; check that its process runs"
             )
         number = self._next_number
         self._unsettled[number] = (b"P", pack(number, key, tag), *frames)
@@ -135,8 +136,8 @@ class RemoteHubLink(HubLink):
         async with self._receive_lock:
             while True:
                 remaining = max(0.0, deadline - time.monotonic())
-                # When the hub answers, it has leased the record. So the request is never cancelled, and the next call
-                # uses it.
+                # A record is leased when the hub answers. So the request is not cancelled with this call; the next
+                # call awaits the same request.
                 if self._receive_task is None:
                     arguments = [min(remaining, _RECEIVE_TIMEOUT)]
                     self._receive_task = asyncio.create_task(self._request("take", arguments, leased_from_answer))
@@ -181,11 +182,12 @@ class RemoteHubLink(HubLink):
         return await self._request("peek", [limit], peeked_from_answer)
 
     async def close(self) -> None:
-        """Wait until the hub has all records, and leave it. Raises QueueStorageError if no hub receives them."""
+        """Wait until the hub has all records, and leave it. Raises QueueStorageError if no hub receives the records."""
         try:
             if self._unsettled:
                 await self._wait_until(
-                    lambda: self._received_below >= self._next_number, "no hub received the last records"
+                    lambda: self._received_below >= self._next_number,
+                    "no hub received the last records; check that its process runs",
                 )
             if self._hub_name:
                 await self._request("leave", [], nothing_from_answer, timeout=_LEAVE_TIMEOUT)
@@ -199,7 +201,7 @@ class RemoteHubLink(HubLink):
             await self._connection.close()
 
     def handle_message(self, parts: Sequence[MessagePart], peer: str) -> None:
-        """Handle a message of the hub."""
+        """Handle a message from the hub. If it is malformed, count and log it."""
         try:
             message = read_hub_message(parts)
             if isinstance(message, Answer):
@@ -214,7 +216,7 @@ class RemoteHubLink(HubLink):
                 self._on_version_refusal(message)
         except MalformedMessage as error:
             self._refusals.add(
-                peer, error, f"find the program that has the address {self._address}, and {SAME_RELEASE}"
+                peer, error, f"find the program that uses the address {self._address}, and {SAME_RELEASE}"
             )
 
     def _has_window_room(self, nbytes: int) -> bool:
@@ -244,7 +246,8 @@ class RemoteHubLink(HubLink):
                 answer = await future
         except TimeoutError:
             raise self._hub_error(
-                f"no hub answers, and {len(self._unsettled)} records of this handle are not settled"
+                f"no hub answers, and {len(self._unsettled)} records of this handle are not settled; check that the "
+                "process of the hub runs"
             ) from None
         finally:
             del self._requests[number]
@@ -254,8 +257,8 @@ class RemoteHubLink(HubLink):
             return read_value(answer.value, answer.frames)
         except MalformedMessage as error:
             raise QueueStorageError(
-                f"{self._address}: the answer of the hub to {operation!r} is malformed: {error}. Find the program that "
-                f"has this address, and {SAME_RELEASE}."
+                f"{self._address}: the hub's answer to {operation!r} is malformed: {error}. Find the program that "
+                f"uses this address, and {SAME_RELEASE}."
             ) from error
 
     async def _wait_until(self, condition: Callable[[], bool], problem: str, timeout: float | None = None) -> None:
@@ -272,11 +275,11 @@ class RemoteHubLink(HubLink):
 
     def _hub_error(self, problem: str) -> QueueStorageError:
         refused = self._refusals.count
-        malformed = f". Malformed messages from it: {refused}, the last: {self._refusals.last_problem}"
+        malformed = f". The hub sent {refused} malformed message(s); the last problem: {self._refusals.last_problem}"
         return QueueStorageError(f"{self._address}: {problem}{malformed if refused else ''}")
 
     async def _keep_sending_hello(self) -> None:
-        """Send a hello repeatedly, to notice a new hub, and records that a broken connection lost."""
+        """Send `hello` messages at intervals. The answers show a new hub, or records that a broken connection lost."""
         while True:
             self._connection.send(
                 f"H{PROTOCOL_VERSION}".encode(), pack(*self._hello, next(iter(self._unsettled), self._next_number))
@@ -305,13 +308,13 @@ class RemoteHubLink(HubLink):
         self._state_changed.set()
 
     def _on_version_refusal(self, refusal: VersionRefusal) -> None:
-        """End all waiting calls: a hub of another version has the address."""
+        """Make all waiting calls raise QueueVersionMismatch, because the hub has another protocol version."""
         if refusal.version == PROTOCOL_VERSION:
-            raise MalformedMessage("a refusal of its own version")
+            raise MalformedMessage("the hub refuses the version that it uses itself")
         self._hub_name = ""
         self._version_problem = (
-            f"{self._address}: the hub speaks version {refusal.version} of the zmq:// protocol, and this process "
-            f"speaks version {PROTOCOL_VERSION}; {SAME_RELEASE}."
+            f"{self._address}: the hub uses version {refusal.version} of the zmq:// protocol, but this process "
+            f"uses version {PROTOCOL_VERSION}; {SAME_RELEASE}."
         )
         for _, answer in self._requests.values():
             if not answer.done():
@@ -321,7 +324,7 @@ class RemoteHubLink(HubLink):
     def _check_number(self, number: int) -> int:
         """Return the number. Raises MalformedMessage if the hub says that it has records that were never sent."""
         if number > self._next_number:
-            raise MalformedMessage(f"it has {number} records of this handle, which sent {self._next_number}")
+            raise MalformedMessage(f"the hub has {number} records of this handle, but only {self._next_number} exist")
         return number
 
     def _resend_from(self, first: int) -> None:

@@ -1,7 +1,7 @@
-"""The remote handles of a hub. It has no socket: it gets messages, and a callback sends them.
+"""Handles the messages of a hub's remote handles. This module has no socket; the hub receives and sends the messages.
 
-Each remote handle has a link to the hub, which leases records to it. A malformed message is refused and counted, and
-changes nothing. A remote handle that sends no heartbeat for the lease time loses its leases.
+Each remote handle has its own link to the hub, so it has its own leases. The hub refuses and counts a malformed
+message, which then has no other effect. A remote handle loses its leases if it sends no heartbeat for the lease time.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ log = logging.getLogger(__name__)
 
 
 class LinkMaker(Protocol):
-    """Makes the link of a handle to the hub."""
+    """Makes a link from a handle to the hub."""
 
     def __call__(
         self, lease: Lease, consume: Sequence[int] | None, producer: str, *, next_number: int = 0
     ) -> LocalHubLink:
-        """Return the link. See `Hub.new_link`."""
+        """Return the link. `Hub.new_link` implements this."""
 
 
 @dataclass(slots=True, eq=False)
 class _RemoteHandle:
-    """The state of one remote handle."""
+    """What the hub knows about one remote handle."""
 
     link: LocalHubLink
     last_seen: float
@@ -58,7 +58,7 @@ class _RemoteHandle:
 
 
 class RemoteHandles:
-    """The remote handles of one hub, on its event loop."""
+    """Handles the messages of all remote handles of one hub, on the hub's event loop."""
 
     def __init__(
         self, hub_name: str, partitions: int, new_link: LinkMaker, send: Callable[..., None], refusals: Refusals
@@ -72,18 +72,18 @@ class RemoteHandles:
         self._progressed: set[bytes] = set()
 
     def handle_message(self, parts: Sequence[MessagePart], peer: str) -> None:
-        """Handle a message. `parts` begin with the identity of its connection; `peer` is the address of the sender."""
+        """Handle a message. `parts` begins with the identity of its connection; `peer` is the address of the sender."""
         try:
             self._handle(bytes(parts[0]), parts[1:])
         except OtherVersion as error:
-            if error.version > 1:  # version 1 does not know this message
+            if error.version > 1:  # a handle of version 1 does not understand this answer
                 self._send(parts[0], b"V", str(PROTOCOL_VERSION).encode())
-            self._refusals.add(peer, error, f"this hub speaks version {PROTOCOL_VERSION}: {SAME_RELEASE}")
+            self._refusals.add(peer, error, f"this hub uses version {PROTOCOL_VERSION}: {SAME_RELEASE}")
         except (MalformedMessage, QueueError) as error:
             self._refusals.add(peer, error, f"find the program that sends to this address, and {SAME_RELEASE}")
 
     def send_progress(self, settled_names: Iterable[str]) -> None:
-        """Tell producers which of their records were received, and which are settled."""
+        """Send each producer a message about which of its records were received, and which are settled."""
         settled_numbers = defaultdict(list)
         for name in settled_names:
             producer, number = parse_record_name(name)
@@ -94,13 +94,13 @@ class RemoteHandles:
         self._progressed.clear()
 
     async def expire_leases(self, lease_time: float) -> None:
-        """End the leases of handles that sent no heartbeat for the lease time."""
+        """End the leases of all handles that have sent no heartbeat for `lease_time` seconds."""
         for handle in list(self._handles.values()):
             if time.monotonic() - handle.last_seen > lease_time:
                 await handle.link.release()
 
     async def close(self) -> None:
-        """End all requests, and close all links."""
+        """Cancel all running requests, and close all links."""
         tasks = [task for handle in self._handles.values() for task in handle.tasks]
         for task in tasks:
             task.cancel()
@@ -116,7 +116,7 @@ class RemoteHandles:
             identity = message.identity
         handle = self._handles.get(identity)
         if handle is None:
-            return  # it is for an earlier hub; the handle sends a hello soon
+            return  # the message was for an earlier hub at this address; the handle will soon send a `hello` message
         handle.last_seen = time.monotonic()
         if isinstance(message, Put):
             if message.number == handle.link.next_number:
@@ -132,7 +132,7 @@ class RemoteHandles:
             is_valid = hello.consume is None or all(partition < self._partitions for partition in hello.consume)
             link = self._new_link(
                 hello.lease,
-                hello.consume if is_valid else None,  # the handle raises the error itself
+                hello.consume if is_valid else None,  # the handle checks this itself and raises the error
                 check_identity(identity),
                 next_number=hello.next_number,
             )
@@ -143,9 +143,9 @@ class RemoteHandles:
         try:
             value, frames = await self._do(identity, handle, request)
             header = pack(request.number, "", value)
-        except Exception as error:  # the handle gets the error, and the hub serves the other handles
+        except Exception as error:  # the handle gets the error, and the hub continues for the other handles
             if not isinstance(error, QueueError):
-                log.exception("the hub could not answer %r", request.operation)
+                log.exception("the hub could not do %r for a handle; please report this error", request.operation)
             header, frames = pack(request.number, str(error)[:1000] or repr(error), None), ()
         self._send(identity, b"A", header, *frames)
 

@@ -117,7 +117,9 @@ async def test_a_server_without_a_command_is_another_error_than_a_server_that_is
     start_redis: Callable[..., RedisServer], command: str
 ) -> None:
     server = start_redis("--rename-command", command, "")
-    with pytest.raises(QueueStorageError, match=r"lacks a command that the queue needs; use Redis 6\.2 or later"):
+    with pytest.raises(
+        QueueStorageError, match=r"does not have a command that the queue needs; use Redis 6\.2 or later"
+    ):
         await exchange_one(server.url)
 
 

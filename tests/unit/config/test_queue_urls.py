@@ -69,7 +69,7 @@ def load_error(path: Path) -> str:
         ("url", "file://{environment}/records", "expected file:// and an absolute directory"),
         ("url", "zmq://h", "expected a host and a port, as in zmq://10.0.0.5:5555, found 'zmq://h'."),
         ("url", "memory://", "a memory queue needs a name, as in memory://tasks, found 'memory://'."),
-        ("url", "redis://h:port/0", "not a URL: its port is not a number between 0 and 65535, found"),
+        ("url", "redis://h:port/0", "this is not a URL: its port is not a number between 0 and 65535, found"),
     ],
 )
 def test_a_url_that_cannot_be_used_is_refused_with_file_line_and_key(

@@ -101,12 +101,12 @@ class Colour(Enum):
     ("value", "place"),
     [
         ({"a": [1, object()]}, r"\$\.a\[1\]"),
-        ({"a": {3: "x"}}, r"keys must be str.*\$\.a"),
+        ({"a": {3: "x"}}, r"use str keys.*\$\.a"),
         ([1 << 64], r"65 bits.*\$\[0\]"),
         ([np.array([object()])], r"dtype object.*\$\[0\]"),
         ([np.zeros(2, np.complex64)], "complex64"),
         ([np.ma.masked_array([1], [True])], "MaskedArray"),
-        ({"x": Colour.RED}, r"Colour; turn it into plain values.*\$\.x"),
+        ({"x": Colour.RED}, r"Colour is not supported.*plain values.*\$\.x"),
         ([{1, 2}], "set"),
     ],
 )
@@ -127,9 +127,9 @@ def nested(depth: int) -> Any:
 
 
 def test_depth_is_bounded_on_both_sides() -> None:
-    with pytest.raises(CodecLimitExceeded, match="deeper"):
+    with pytest.raises(CodecLimitExceeded, match="nested more than"):
         encode(nested(MAX_DEPTH + 1))
-    with pytest.raises(CodecLimitExceeded, match="deeper"):
+    with pytest.raises(CodecLimitExceeded, match="nested more than"):
         decode([msgpack.packb(nested(MAX_DEPTH + 1))])
     assert decode(encode(nested(MAX_DEPTH))) == nested(MAX_DEPTH)
 
@@ -175,21 +175,21 @@ def test_what_encodes_within_the_limits_passes_the_structure_check(value: Any) -
         (b"\xdd\xff\xff\xff\xff", "cut off"),
         (b"\xdd\xff\xff\xff\xff" * 60, "cut off"),
         (b"\xc6\xff\xff\xff\xff", "cut off"),
-        (b"\x01\x01", "trail"),
+        (b"\x01\x01", "1 unexpected bytes follow"),
         (b"\xc1", "msgpack does not use"),
         (b"\xd6\xff\x00\x00\x00\x00", "timestamp"),
         (b"\xd4\x63\x00", "extension 99"),
         (b"\x81\xc4\x01k\x01", "not a str"),
-        (b"\x81\x01\x01", "not what this codec writes"),
-        (b"\xa1\xff", "not what this codec writes"),
+        (b"\x81\x01\x01", "did not write the head frame"),
+        (b"\xa1\xff", "did not write the head frame"),
         (msgpack.packb(msgpack.ExtType(2, bytes(8))), "extension 2, which this codec does not write"),  # was a tensor
         (msgpack.packb([msgpack.ExtType(7, b"Span")]), "extension 7, which this codec does not write"),  # a dataclass
         (msgpack.packb(msgpack.ExtType(3, b"\x09\x00")), "frame 9"),
         (msgpack.packb(msgpack.ExtType(3, b"\x00")), "damaged"),
         (msgpack.packb(msgpack.ExtType(1, b"\x00")), "cut off"),
         (msgpack.packb(msgpack.ExtType(1, b"\xee\x01" + bytes(14))), "damaged"),
-        (msgpack.packb(msgpack.ExtType(1, b"\x03\x02" + bytes(6) + b"\xff" * 16)), "comes with 0 bytes"),
-        (msgpack.packb(msgpack.ExtType(1, b"\x03\x02" + bytes(14) + b"\xff" * 8)), "array of shape"),
+        (msgpack.packb(msgpack.ExtType(1, b"\x03\x02" + bytes(6) + b"\xff" * 16)), "has 0 bytes for an array"),
+        (msgpack.packb(msgpack.ExtType(1, b"\x03\x02" + bytes(14) + b"\xff" * 8)), "array has no elements"),
     ],
 )
 def test_a_hostile_head_is_a_named_error(head: bytes, reason: str) -> None:
@@ -208,11 +208,11 @@ def test_a_frame_belongs_to_one_value(value: Any) -> None:
 
 def test_an_array_without_elements_has_as_few_rows_as_a_record_has_values() -> None:
     empty = np.zeros((1 << 40, 0), np.uint8)
-    with pytest.raises(UnsupportedValue, match="has no elements and is too long"):
+    with pytest.raises(UnsupportedValue, match="has no elements.* is too long"):
         encode(empty)
     description = encode(np.zeros((2, 0), np.uint8))[0]
     longer = bytes(description).replace((2).to_bytes(8, "little"), (1 << 40).to_bytes(8, "little"))
-    with pytest.raises(MalformedRecord, match="has no elements and is too long"):
+    with pytest.raises(MalformedRecord, match="has no elements.* is too long"):
         decode([longer])
 
 

@@ -40,7 +40,7 @@ def test_an_entry_of_another_program_has_a_reason_and_keeps_its_content(
     changed: dict[bytes, bytes | None], reason: str
 ) -> None:
     fields = {name: value for name, value in (FIELDS | changed).items() if value is not None}
-    with pytest.raises(ForeignEntry, match=f"not a record of this queue: .*{reason}") as foreign:
+    with pytest.raises(ForeignEntry, match=f"this entry is not a record of this queue: .*{reason}") as foreign:
         read_entry(ID, fields)
     assert foreign.value.tag == "foreign entry 1700000000000-7"
     assert foreign.value.frames == tuple(part for field in fields.items() for part in field)
@@ -48,7 +48,7 @@ def test_an_entry_of_another_program_has_a_reason_and_keeps_its_content(
 
 @pytest.mark.parametrize("id_", [b"1-1048576", b"8796093022208-0", b"18446744073709551615-18446744073709551615"])
 def test_an_id_that_has_no_position_is_foreign_but_a_mark_may_have_it(id_: bytes) -> None:
-    with pytest.raises(ForeignEntry, match="a server would not give it this id"):
+    with pytest.raises(ForeignEntry, match="its id is too large"):
         read_entry(id_, FIELDS)
     assert position_of_mark(id_) > 0
 
@@ -56,4 +56,4 @@ def test_an_id_that_has_no_position_is_foreign_but_a_mark_may_have_it(id_: bytes
 def test_a_foreign_entry_among_the_dead_letters_can_be_seen() -> None:
     letter = read_dead_letter(ID, [b"garbage", b"1"])
     assert (letter.id, letter.frames) == (ID.decode(), (b"garbage", b"1"))
-    assert letter.reason == "not a record of this queue: it has no field 'r'"
+    assert letter.reason == "this entry is not a record of this queue: it has no field 'r'"

@@ -107,7 +107,7 @@ async def test_a_malformed_message_is_logged_once_for_each_peer(
     for _ in range(5):
         hub.receive(STRANGER, b"P", b"garbage", b"x")
     (said,) = caplog.messages
-    assert "refused a message from 10.0.0.9: a header that cannot be read" in said
+    assert "refused a message from 10.0.0.9: the header cannot be decoded" in said
     assert hub.refusals.count == 5
 
 
@@ -144,7 +144,7 @@ async def test_a_handle_of_another_version_gets_the_version_of_the_hub(
     hub.receive(STRANGER, b"H7", b"whatever version 7 says")
     assert hub.sent == [(STRANGER, [b"V", b"2"])]
     assert "version 7" in caplog.text
-    assert "this hub speaks version 2: install the same release" in caplog.text
+    assert "this hub uses version 2: install the same release" in caplog.text
 
 
 async def test_a_handle_before_there_were_versions_is_refused(
@@ -161,7 +161,7 @@ async def test_a_hub_of_another_version_ends_what_waits_for_it(hub: OneLoopHub) 
     await asyncio.sleep(0)
     link.handle_message([b"V", b"7"], "10.0.0.1")
     for call in (waiting, link.stats(), link.wait_until_ready(10)):
-        with pytest.raises(QueueVersionMismatch, match=r"hub speaks version 7 .* version 2; install the same release"):
+        with pytest.raises(QueueVersionMismatch, match=r"hub uses version 7 .* version 2; install the same release"):
             await call
     hub.receive(STRANGER, b"B", header(STRANGER))
     link.handle_message([b"W", header(hub.name, 1, 0)], "10.0.0.1")
@@ -224,7 +224,7 @@ async def test_a_malformed_answer_is_a_named_error(operation: str, value: Any, h
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     link.handle_message([b"A", header(0, "", value)], "10.0.0.1")
-    with pytest.raises(QueueStorageError, match=r"the answer of the hub to .* is malformed"):
+    with pytest.raises(QueueStorageError, match=r"the hub's answer to .* is malformed"):
         await asking
     await link.close()
 
@@ -252,7 +252,7 @@ async def test_a_put_that_fails_leaves_no_gap(hub: OneLoopHub, monkeypatch: pyte
     monkeypatch.setattr("transports.zeromq.remote.HUB_TIMEOUT", 0.0)
     with hub.silence():
         await link.put((b"0",), "k", "tag")
-        with pytest.raises(QueueStorageError, match="receives nothing"):
+        with pytest.raises(QueueStorageError, match="receives no records"):
             await link.put((b"no room",), "k", "tag")
     monkeypatch.undo()
     await link.put((b"1",), "k", "tag")

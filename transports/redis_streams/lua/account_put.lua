@@ -1,6 +1,6 @@
--- Runs after the XADD of a record, in one transaction. Removes the record if it repeats a stored put or exceeds the
--- limit, and counts it otherwise. So the frames do not pass through a script.
--- Answers whether the record was accepted, and the records and bytes of the backlog if it was not.
+-- Count a record that an XADD has just added in the same transaction. Remove the record again if it repeats a stored
+-- put, or if it exceeds the limit. The XADD is not in this script, because a script would copy the frames.
+-- Return whether the record was accepted, and the numbers of records and bytes in the backlog if it was not.
 local stream, totals, writer = KEYS[1], KEYS[2], KEYS[3]
 local number, nbytes, limit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local repeated = redis.call('GET', writer) == number

@@ -1,6 +1,6 @@
--- Ack records, delete them, and update the totals. Answers the ids of the records that this consumer no longer has.
--- `guard` is the epoch of the partition, or the name of a consumer of single records. A record that is not pending was
--- acked before.
+-- Ack records, delete them, and update the totals. Return the ids of the records whose lease this consumer has lost.
+-- `guard` is the epoch of the partition, or the name of a consumer of single records. If a record is not pending, it
+-- was acked before.
 local stream, epoch, totals, by_epoch, guard = KEYS[1], KEYS[2], KEYS[3], ARGV[1] == 'partition', ARGV[2]
 local group = by_epoch and 'e' .. guard or 'c'
 redis.call('PERSIST', totals)

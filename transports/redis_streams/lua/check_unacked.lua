@@ -1,5 +1,5 @@
--- Answers whether this consumer still has a record. With a reason, copies the record to the dead letters; the ack of
--- the record is another call.
+-- Return whether this consumer still leases a record. If there is a reason, also copy the record to the dead letters.
+-- The caller then acks the record in another call.
 local stream, epoch, dead = KEYS[1], KEYS[2], KEYS[3]
 local by_epoch, guard, id, reason = ARGV[1] == 'partition', ARGV[2], ARGV[3], ARGV[4]
 if by_epoch and redis.call('GET', epoch) ~= guard then return 0 end

@@ -1,14 +1,14 @@
--- Create the queue if there is none yet. Answers the number of partitions and a problem: the problem is empty, or says
--- which key another program has written to.
+-- Create the queue if it does not exist. Return the number of partitions and a problem. The problem is empty, or names
+-- the key that is damaged because another program has written to it.
 local problem = ''
 local function check(key, kind, value, pattern)
   local found = redis.call('TYPE', key)['ok']
   if found == 'none' then return end
   if found ~= kind then
-    problem = key .. ' is of the type ' .. found .. ' instead of ' .. kind
+    problem = key .. ' has the type ' .. found .. ' instead of ' .. kind
   elseif pattern then
     value = value or redis.call('GET', key)
-    if not string.match(value, pattern) then problem = key .. ' holds the value ' .. string.sub(value, 1, 40) end
+    if not string.match(value, pattern) then problem = key .. ' has the value ' .. string.sub(value, 1, 40) end
   end
 end
 local queue, prefix = KEYS[1], ARGV[2]
@@ -23,7 +23,7 @@ for _, count in ipairs({'records', 'bytes', 'redeliveries'}) do
 end
 local partitions = redis.call('HGET', queue, 'partitions')
 if not string.match(partitions, '^%d%d?%d?%d?$') or tonumber(partitions) < 1 or tonumber(partitions) > 4096 then
-  return {0, queue .. ' holds the value ' .. string.sub(partitions, 1, 40)}
+  return {0, queue .. ' has the value ' .. string.sub(partitions, 1, 40)}
 end
 for index = 0, tonumber(partitions) - 1 do
   local stream = prefix .. ':p' .. index

@@ -1,2 +1,2 @@
--- Answers the oldest dead letters.
+-- Return the oldest dead letters.
 return redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[1])

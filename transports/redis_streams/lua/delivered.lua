@@ -1,6 +1,6 @@
--- Functions that other scripts begin with.
--- delivered_upto answers the last record of a partition that was delivered or may have been: the one that its last
--- holders recorded, or the last one that a dead holder may have read.
+-- Functions for other scripts; their text is placed before those scripts.
+-- delivered_upto returns the id of the last record of a partition that may have been delivered. That is the record
+-- which the last holder stored at its release, or a later one that a dead holder has read.
 local function is_after(a, b)
   local a_ms, a_number = string.match(a, '(%d+)-(%d+)')
   local b_ms, b_number = string.match(b, '(%d+)-(%d+)')

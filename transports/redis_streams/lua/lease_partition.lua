@@ -1,6 +1,7 @@
--- Lease a partition. Creates a new consumer group, which begins with the oldest record, because acked records are
--- deleted. Removes the previous group, so that its holder can neither read nor ack. Answers the epoch, and the last
--- record that may have been delivered. The epoch is 0 if another consumer holds the partition.
+-- Lease a partition. Create a new consumer group that begins with the oldest record in the stream. All records there
+-- are unacked, because acked records are deleted. Remove the previous group, so that its holder can neither read nor
+-- ack. Return the epoch, and the last record that may have been delivered. The epoch is 0 if another consumer has the
+-- lease.
 local stream, lease, epoch, delivered = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 if redis.call('EXISTS', lease) == 1 then return {0, ''} end
 redis.call('PERSIST', epoch)

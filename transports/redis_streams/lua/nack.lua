@@ -1,2 +1,2 @@
--- Give a record to a consumer that never lives, so that the next consumer gets it.
+-- Give a record to a consumer name that nobody uses, so that the next consumer takes it.
 return redis.call('XCLAIM', KEYS[1], 'c', 'returned', 0, ARGV[1], 'JUSTID')

@@ -1,4 +1,4 @@
--- Answers the oldest records of all partitions, each as: partition, whether it was delivered, id, fields.
+-- Return the oldest records of all partitions. Each has the partition, whether it was delivered, the id and the fields.
 local heads, upto, found = {}, {}, {}
 local function move_on(at, from)
   heads[at] = redis.call('XRANGE', KEYS[at], from, '+', 'COUNT', 1)[1]

@@ -1,4 +1,4 @@
--- Answers records, bytes, redeliveries, dead letters, and the age of the oldest record in milliseconds.
+-- Return the numbers of records, bytes, redeliveries and dead letters, and the oldest record's age in milliseconds.
 local totals, dead, oldest = KEYS[1], KEYS[2], false
 for at = 3, #KEYS do
   local first = redis.call('XRANGE', KEYS[at], '-', '+', 'COUNT', 1)[1]

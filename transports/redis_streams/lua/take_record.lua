@@ -1,6 +1,6 @@
--- Answers the next record for a consumer of single records, with how often it was delivered before. First come the
--- records that the consumer has and does not know of, because an answer was lost. Then come those of dead consumers,
--- and then new ones.
+-- Return the next record for a consumer of single records, and the number of its earlier deliveries. First come records
+-- that the server has leased to this consumer in an answer that was lost. Then come records of dead consumers, and then
+-- new records.
 local stream, totals, prefix = KEYS[1], KEYS[2], ARGV[3]
 local holder, lease_ms = ARGV[1], ARGV[2]
 redis.call('PERSIST', totals)
