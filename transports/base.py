@@ -114,7 +114,7 @@ class Delivery:
     redelivered: bool
     """Whether the record may have been delivered before."""
     epoch: int
-    """The fencing epoch of the lease under which the record was delivered. Each later lease has a higher epoch."""
+    """The fencing epoch of the lease under which the record was delivered. An ack under an old epoch is refused."""
     queue: Queue = field(repr=False)
     """The handle that received the record."""
 
@@ -210,7 +210,7 @@ class Queue(ABC):
 
     @property
     def holder(self) -> str:
-        """The name of this handle, which `expire_leases` takes. Empty if no other handle can end the leases of this."""
+        """The name of this handle for `expire_leases`. Empty if other handles cannot end the leases of this handle."""
         return ""
 
     async def expire_leases(self, holder: str) -> None:  # noqa: B027 - optional on purpose

@@ -18,7 +18,7 @@ class QueueClosed(QueueError):
 
 
 class QueueVersionMismatch(QueueError):
-    """The other side speaks another version of the protocol; install the same release on both sides."""
+    """The other side uses another version of the protocol; install the same release on both sides."""
 
 
 class AdmissionTimeout(QueueError):

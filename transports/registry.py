@@ -1,4 +1,4 @@
-"""Finds the transport for a URL. It is built in, registered by the program, or provided by an installed package.
+"""Finds the transport for a URL: a built-in one, one that the program registered, or one from an installed package.
 
 The module of a transport is imported when a URL first needs it. So a client library must be installed only if a queue
 that needs it is used.

@@ -25,7 +25,7 @@ class QueueOptions:
     """The options of a URL that every transport understands."""
 
     partitions: int | None = None
-    """The number of partitions; it is fixed when the queue is created. None: 1 if the queue is new, else its number."""
+    """The number of partitions. It is fixed when the queue is created. None: any number, and 1 for a new queue."""
     high_water: Size = Size(256 << 20)
     """New work may start while the backlog has at most this number of bytes."""
     high_water_records: int | None = None

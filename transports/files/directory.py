@@ -85,7 +85,7 @@ def open_queue_directory(url: str, root: Path, partitions: int | None, *, retain
     Args:
         url: the URL of the queue, for errors.
         root: the directory.
-        partitions: the number of partitions. None: 1 if the queue is created, else its own number.
+        partitions: the number of partitions. None: any number, and 1 for a new queue.
         retain: whether a queue that is created keeps acked records. None: it does not.
 
     Raises:

@@ -253,7 +253,7 @@ def read_lease_states(directory: Path) -> dict[str, LeaseState]:
 
 
 def take_lease(directory: Path, lease_name: str, epoch: int, holder: LeaseHolder) -> FileLease | None:
-    """Take the lease with this epoch, and remove the files of earlier epochs. Return None if another process has it."""
+    """Take the lease with this epoch, and remove earlier epochs. Return it, or None if another process has taken it."""
     lease = FileLease(directory, lease_name, epoch)
     try:
         holder.create_lease(lease_path(directory, lease_name, epoch))

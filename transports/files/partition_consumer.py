@@ -179,9 +179,9 @@ class _LeasedPartition:
             await self._reclaim_task
 
     def _start_reclaiming(self) -> None:
-        """Start to remove acked segments in a thread, because the sync of the acks before it may take long.
+        """Start a thread that removes acked segments; it first syncs the acks, which may take long.
 
-        If the ack log has become long, replace it.
+        If the ack log has become long, replace it with a shorter one.
         """
         if self._reclaim_task is not None and self._reclaim_task.done():
             finished_task, self._reclaim_task = self._reclaim_task, None

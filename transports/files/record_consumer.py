@@ -69,7 +69,7 @@ class SingleRecordConsumer:
         for entry, (lease, ref) in zip(entries, unacked, strict=True):
             del self._unacked[ref.key]
             # The entry is written first, and then the lease is checked. A consumer that takes over this claim first
-            # creates its own claim, and then reads this log. So if that claim does not exist yet, it finds the entry.
+            # creates its own claim, and then reads this log. So if there is no such claim now, it will find the entry.
             if lease.is_current():
                 self._reader.ledger.apply(self._open_log().name, entry)
                 lease.remove()

@@ -63,7 +63,7 @@ class StreamConsumer(ABC):
         self._totals_key = f"{settings.prefix}:totals"
         self._epoch = 0
         self._unacked_nbytes: dict[str, int] = {}
-        """The size of each unacked record, by its id. An ack needs it, and the delivery may have lost its frames."""
+        """The size of each unacked record, by its id. An ack needs the size, even if the delivery has no frames."""
         self._has_met_foreign_entries = False
 
     @abstractmethod
@@ -85,7 +85,7 @@ class StreamConsumer(ABC):
 
     @abstractmethod
     def leases(self) -> dict[str, str]:
-        """Return the keys of the leases to renew. For each: the value that it has while the lease is this handle's."""
+        """Return the keys of the leases to renew, each with the value that it has while this handle has the lease."""
 
     @abstractmethod
     def _lease_guard(self) -> tuple[str, str | int]:

@@ -31,12 +31,12 @@ RawEntry: TypeAlias = tuple[bytes, dict[bytes, bytes]]
 RETRY_SECONDS = 30.0
 """Seconds for which a call is repeated while the server cannot be reached."""
 _FIRST_ANSWER_SECONDS = 1.0
-"""Seconds that a call waits for a server that has never answered, because the server may have been started just now."""
+"""Seconds before an error is raised if no server has ever answered. A server that was just started needs some time."""
 _RETRY_DELAY_SECONDS = (0.02, 0.5)
 _SOCKET_TIMEOUT = 15.0
 _CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError, OSError)
 _reached_addresses: set[str] = set()
-"""The addresses of servers that have answered this process. Only for these is a call repeated for RETRY_SECONDS."""
+"""The addresses of servers that have answered this process. If such a server is away, a call waits for it."""
 
 
 def server_url(url: str) -> tuple[str, dict[str, Any]]:
@@ -182,7 +182,7 @@ class RedisClient:
 
 
 def _wrong_address_problem(error: BaseException) -> str | None:
-    """Return what is wrong with the address if no server can be there, according to this error. Otherwise None."""
+    """Return what is wrong with the address if this error shows that no server is there. Otherwise return None."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConnectionRefusedError):

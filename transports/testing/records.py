@@ -12,7 +12,7 @@ from transports.errors import QueueError
 from transports.testing.cases import ARRIVAL_TIMEOUT, ConformanceCases, HandleOpener, number_in, put_number, receive_one
 
 _LARGE_BYTES = 5 << 20
-"""The size of a record in bytes that is so large that a transport does not write it on the event loop."""
+"""The size in bytes of a record that is too large to be written on the event loop."""
 
 
 class RecordCases(ConformanceCases):

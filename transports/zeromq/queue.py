@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 _STATS_MAX_AGE_SECONDS = 0.25
 _FIRST_JOIN_TIMEOUT = 0.2
 _ADDRESS_NOT_FREE_ERRNOS = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENODEV)
-"""The errors of a bind that mean: another process has this address, or the address belongs to another machine."""
+"""The error numbers of a bind if the address is not free: another process or another machine has it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -50,7 +50,7 @@ class LinkMaker(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _RemoteHandle:
-    """What the hub knows about one remote handle."""
+    """The state that the hub keeps for one remote handle."""
 
     link: LocalHubLink
     last_seen: float

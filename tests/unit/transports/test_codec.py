@@ -208,11 +208,11 @@ def test_a_frame_belongs_to_one_value(value: Any) -> None:
 
 def test_an_array_without_elements_has_as_few_rows_as_a_record_has_values() -> None:
     empty = np.zeros((1 << 40, 0), np.uint8)
-    with pytest.raises(UnsupportedValue, match="has no elements.* is too long"):
+    with pytest.raises(UnsupportedValue, match=r"has no elements.* is too long"):
         encode(empty)
     description = encode(np.zeros((2, 0), np.uint8))[0]
     longer = bytes(description).replace((2).to_bytes(8, "little"), (1 << 40).to_bytes(8, "little"))
-    with pytest.raises(MalformedRecord, match="has no elements.* is too long"):
+    with pytest.raises(MalformedRecord, match=r"has no elements.* is too long"):
         decode([longer])
 
 

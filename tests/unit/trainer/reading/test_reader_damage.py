@@ -106,7 +106,7 @@ def oversized(frames: Frames) -> Frames:
         (of_a_newer_major_version, r"schema 2\.00"),
         (with_a_processed_payload, "pixel_values"),
         (torn, "cannot be decoded"),
-        (oversized, "a head of"),
+        (oversized, "the head has"),
     ],
 )
 async def test_what_must_not_reach_a_trainer_is_a_dead_letter_with_its_reason(
