@@ -1,9 +1,9 @@
 """Turns values into frames, and frames into values. The first frame is the head, in msgpack; large values follow it.
 
-The codec supports None, bool, integers of 64 bits, float, str, bytes, lists, dicts with str keys, and numpy arrays
-(`arrays.DTYPES`). A tuple is decoded as a list, and a numpy scalar as a Python number. Each array, bytes object or text
-of 32 KiB or more gets its own frame. A decoded array is a read-only view of its frame. Nothing is pickled. A hostile
-record raises CodecError before it takes much memory (`limits`).
+The codec supports None, bool, integers of 64 bits, float, str, bytes, lists, tuples, dicts with str keys, and numpy
+arrays (`arrays.DTYPES`). A numpy scalar is decoded as a Python number. Each array, bytes object or text of 32 KiB or
+more gets its own frame. A decoded array is a read-only view of its frame. Nothing is pickled. A hostile record raises
+CodecError before it takes much memory (`limits`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,17 @@ from transports.errors import CodecError, CodecLimitExceeded, MalformedRecord, U
 OUT_OF_BAND_BYTES = 32 << 10
 """A value of at least this number of bytes gets its own frame, outside of the head."""
 
-_ARRAY, _BYTES, _TEXT = 1, 3, 4
-_CHECKED_TYPES = frozenset((dict, list, msgpack.Timestamp))
+_ARRAY, _BYTES, _TEXT, _TUPLE = 1, 3, 4, 6
+
+
+class _TupleMark(tuple[()]):
+    """The first item of a list that encodes a tuple. It is an empty tuple, so that `_has_tuples` can loop over it."""
+
+    __slots__ = ()
+
+
+_CHECKED_TYPES = frozenset((dict, list, _TupleMark, msgpack.Timestamp))
+_RESTORED_TYPES = frozenset((dict, list, _TupleMark))
 
 
 def encode(value: object, *, lone_surrogates: bool = True) -> Frames:
@@ -80,8 +89,7 @@ def decode(frames: Sequence[bytes | bytearray | memoryview], *, lone_surrogates:
         raise
     except (ValueError, TypeError) as error:
         raise MalformedRecord(f"this codec did not write the head frame: {error}") from None
-    _check_nesting(value)
-    return value
+    return _restore_tuples(value) if _has_tuples(value) else value
 
 
 class _Encoder:
@@ -112,7 +120,11 @@ class _Encoder:
                 raise CodecLimitExceeded(f"the value is nested more than {MAX_DEPTH} levels deep; make it flatter")
             if value_type is dict:
                 return self._map_to_packable(value, depth + 1)
-            return self._items_to_packable(value, depth + 1)
+            items = self._items_to_packable(value, depth + 1)
+            if value_type is list:
+                return items
+            self._count_values(1)
+            return [msgpack.ExtType(_TUPLE, b""), *items]
         return self._leaf_to_packable(value)
 
     def _count_values(self, values: int) -> None:
@@ -188,6 +200,8 @@ class _Decoder:
             return original if isinstance(original, bytes) else bytes(view)
         if code == _TEXT:
             return str(self._take_referred_frame(data), "utf-8", self._text_errors)
+        if code == _TUPLE and not data:
+            return _TupleMark()
         raise MalformedRecord(f"the head frame has the msgpack extension {code}, which this codec does not write")
 
     def _take_referred_frame(self, reference: bytes) -> memoryview:
@@ -208,8 +222,12 @@ class _Decoder:
         return memoryview(self.frames[index]).toreadonly().cast("B")
 
 
-def _check_nesting(value: Any) -> None:
-    """Raise CodecError if an unpacked value is nested too deep, has a key that is not str, or has a timestamp."""
+def _has_tuples(value: Any) -> bool:
+    """Return whether an unpacked value contains a tuple.
+
+    Raises CodecError if the value is nested too deep, has a key that is not str, or has a timestamp.
+    """
+    has_tuples = False
     nodes: list[Any] = [[value]]
     for _ in range(MAX_DEPTH + 1):
         for node in nodes:
@@ -224,10 +242,29 @@ def _check_nesting(value: Any) -> None:
             if type(inner) in _CHECKED_TYPES
         ]
         if not nodes:
-            return
-        if msgpack.Timestamp in map(type, nodes):
+            return has_tuples
+        types = set(map(type, nodes))
+        has_tuples = has_tuples or _TupleMark in types
+        if msgpack.Timestamp in types:
             raise MalformedRecord("the head frame has a msgpack timestamp, which this codec does not write")
     raise CodecLimitExceeded(f"the record is nested more than {MAX_DEPTH} levels deep; make it flatter")
+
+
+def _restore_tuples(node: Any) -> Any:
+    """Return the value with a tuple in the place of each list that starts with a `_TupleMark`.
+
+    The depth was checked before, so this cannot recurse too deep. Raises MalformedRecord if a mark is not at a start.
+    """
+    if type(node) is _TupleMark:
+        raise MalformedRecord("the mark of a tuple is not at the start of a list")
+    if type(node) is dict:
+        for key, value in node.items():
+            if type(value) in _RESTORED_TYPES:
+                node[key] = _restore_tuples(value)
+        return node
+    is_tuple = bool(node) and type(node[0]) is _TupleMark
+    items = [_restore_tuples(value) if type(value) in _RESTORED_TYPES else value for value in node[is_tuple:]]
+    return tuple(items) if is_tuple else items
 
 
 def _check_sizes(frames: Sequence[bytes | bytearray | memoryview]) -> None:

@@ -7,17 +7,19 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from prometheus_client.registry import CollectorRegistry
+from prometheus_client.registry import Collector, CollectorRegistry
 
 from rollout.metrics import catalogue
 from rollout.metrics.loop_monitor import LoopMonitor
 from rollout.metrics.server import MetricsPortTaken, ProcessStatus, ScrapeTargetFile, serve_metrics
+from rollout.rundir.claims import ClaimsError
 
 Get = Callable[[str], tuple[int, str]]
 
@@ -60,6 +62,28 @@ def test_a_scraper_gets_the_format_and_the_compression_that_it_asks_for() -> Non
             assert response.headers["Content-Type"].startswith("application/openmetrics-text")
     (family,) = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
     assert [sample.value for sample in family.samples if sample.name == "rollout_turns_total"] == [3.0]
+
+
+def test_a_server_at_all_addresses_is_written_down_with_the_name_of_its_machine(tmp_path: Path) -> None:
+    target_file = ScrapeTargetFile(tmp_path, "launch", {})
+    with serve_metrics(process_status(), host="0.0.0.0", port=0, target_file=target_file):
+        (target,) = json.loads(target_file.target_path.read_text())
+    assert target["targets"][0].startswith(f"{socket.gethostname()}:")
+
+
+class BrokenCollector(Collector):
+    def collect(self) -> Iterator[Metric]:
+        raise ClaimsError("the claims cannot be read")
+
+
+def test_a_collector_that_fails_is_an_answer_500_and_ends_no_process(get: Get, tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    target_file = ScrapeTargetFile(tmp_path, "launch", {})
+    with serve_metrics(process_status(registry), host="127.0.0.1", port=0, target_file=target_file) as url:
+        registry.register(BrokenCollector())
+        assert get(f"{url}/metrics") == (500, "the metrics cannot be collected; the log of this process says why\n")
+        assert get(f"{url}/healthz")[0] == 200
+    assert not target_file.last_values_path.exists()
 
 
 def test_a_port_that_is_taken_is_named() -> None:

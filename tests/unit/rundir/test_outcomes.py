@@ -1,6 +1,9 @@
 """The totals of outcomes."""
 
 import random
+import threading
+from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,24 @@ def test_errors_that_are_all_different_do_not_fill_the_memory(monkeypatch: pytes
     totals = totals_of(*(failed(str(number), f"bad {number}") for number in range(5)), failed("6", "bad 0"))
     assert [(error.message, error.rollouts) for error in totals.errors.distinct()] == [("bad 0", 2), ("bad 1", 1)]
     assert totals.errors.rollouts == 6
+
+
+def test_many_errors_of_one_status_do_not_hide_those_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.rundir.outcomes._MAX_DISTINCT_ERRORS", 2)
+    unscored = (replace(failed(str(number), f"{number} tokens"), status="unscored") for number in range(3))
+    totals = totals_of(*unscored, failed("z", "bad"))
+    assert [error.message for error in totals.errors.distinct() if error.status == "failed"] == ["bad"]
+
+
+def test_totals_can_be_read_while_another_thread_adds_outcomes() -> None:
+    totals = OutcomeTotals()
+    outcomes = [outcome(metrics={f"m{number}": 1.0}, reward=1.0) for number in range(2000)]
+    adding = threading.Thread(target=lambda: deque(map(totals.add, outcomes), maxlen=0))
+    adding.start()
+    while adding.is_alive():
+        report = totals.report()
+        assert len(report["metrics"]) == report["rollouts"]
+    adding.join()
 
 
 def test_each_outcome_of_a_run_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,9 @@ leaves = (
     | st.text(st.characters())
     | st.binary()
 )
-values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+values = st.recursive(
+    leaves, lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner)
+)
 
 
 @given(values)
@@ -115,8 +117,9 @@ def test_what_is_not_carried_is_refused_with_its_place(value: Any, place: str) -
         encode(value)
 
 
-def test_a_tuple_comes_back_as_a_list() -> None:
-    assert decode(encode({"point": (1, (2, "x"))})) == {"point": [1, [2, "x"]]}
+def test_a_tuple_stays_a_tuple() -> None:
+    value = {"point": (1, (2, "x"), [()]), "rest": [(), {"y": (3,)}]}
+    assert decode(encode(value)) == value
 
 
 def nested(depth: int) -> Any:
@@ -183,6 +186,10 @@ def test_what_encodes_within_the_limits_passes_the_structure_check(value: Any) -
         (b"\x81\x01\x01", "did not write the head frame"),
         (b"\xa1\xff", "did not write the head frame"),
         (msgpack.packb(msgpack.ExtType(2, bytes(8))), "extension 2, which this codec does not write"),  # was a tensor
+        (msgpack.packb(msgpack.ExtType(6, b"")), "mark of a tuple"),
+        (msgpack.packb({"x": msgpack.ExtType(6, b"")}), "mark of a tuple"),
+        (msgpack.packb([1, msgpack.ExtType(6, b"")]), "mark of a tuple"),
+        (msgpack.packb([msgpack.ExtType(6, b"x")]), "extension 6"),
         (msgpack.packb([msgpack.ExtType(7, b"Span")]), "extension 7, which this codec does not write"),  # a dataclass
         (msgpack.packb(msgpack.ExtType(3, b"\x09\x00")), "frame 9"),
         (msgpack.packb(msgpack.ExtType(3, b"\x00")), "damaged"),
