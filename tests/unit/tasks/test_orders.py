@@ -212,7 +212,7 @@ def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
         ([Task("a", 0, 1), Task("a", 1, 2)], "two tasks with the id 'a'"),
         ([Task(5, 0, 1)], "whose id is a text"),  # type: ignore[arg-type]
         ([Task("a", "0", 1)], "its index and its seed must be whole numbers"),  # type: ignore[arg-type]
-        ([Task("a", 0, 1, {"x": "\ud83d"})], r"whose data cannot be recorded: the text '\\ud83d' has half"),
+        ([Task("a", 0, 1, {"x": "\ud83d"})], r"whose data cannot be recorded: the text '\\ud83d' contains half"),
         (["a"], "whose id is a text"),
         ([Task("\ud83d", 0, 1)], r"the id '\\ud83d', which has a lone surrogate"),
         ([Task("a", 0, 1, None)], "with data that is None; expected a mapping"),  # type: ignore[arg-type]
