@@ -111,11 +111,7 @@ def test_a_prompt_that_the_engine_saw_differently_is_refused(pictures: GenerateR
             decode_response(orjson.dumps(answer | {"mm_placeholders": marks}), pictures)
 
 
-CHOICE = {
-    "token_ids": TOKENS,
-    "logprobs": {"content": [entry(token) for token in TOKENS]},
-    "finish_reason": "stop",
-}
+CHOICE = {"token_ids": TOKENS, "logprobs": {"content": [entry(token) for token in TOKENS]}, "finish_reason": "stop"}
 
 
 def test_a_prompt_is_read_however_it_is_written(text: GenerateRequest) -> None:

@@ -152,11 +152,7 @@ def plugin_description(geometry: Geometry, **changed: Any) -> dict[str, Any]:
 
 
 async def test_each_engine_gets_images_as_it_takes_them(geometry: Geometry) -> None:
-    descriptions = [
-        plugin_description(geometry),
-        None,
-        plugin_description(geometry, family=None, fingerprint=None),
-    ]
+    descriptions = [plugin_description(geometry), None, plugin_description(geometry, family=None, fingerprint=None)]
     with structlog.testing.capture_logs() as logs:
         async with client_of_plugins(descriptions, multimodal="auto", geometry=geometry) as client:
             await client.check()

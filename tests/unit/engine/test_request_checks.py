@@ -21,8 +21,7 @@ from rollout.engine.request import GenerateRequest
 
 PAD = 99
 GEOMETRY = geometry_for(
-    "qwen_vl",
-    {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536},
+    "qwen_vl", {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536}
 )
 Tamper = Callable[[GenerateRequest], GenerateRequest]
 

@@ -30,12 +30,7 @@ class ControlledEngine:
 
     async def push(self, mode: OnUpdate = "wait", *, unchanged: bool = True) -> None:
         await update_weights(
-            self._transport,
-            URL,
-            weights_directory=WEIGHTS,
-            version="8",
-            mode=mode,
-            weights_unchanged=lambda: unchanged,
+            self._transport, URL, weights_directory=WEIGHTS, version="8", mode=mode, weights_unchanged=lambda: unchanged
         )
 
     async def state(self) -> EngineState:

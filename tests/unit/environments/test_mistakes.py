@@ -156,11 +156,7 @@ async def without_a_use(model: Model) -> Score:
     [
         (attribute, "AwaitForgotten", "this line uses a coroutine (write `await` before model.chat(…)): 'coroutine'"),
         (sum_of, "AwaitForgotten", "this line uses a coroutine (write `await` before forgotten(…)): unsupported"),
-        (
-            in_the_conversation,
-            "MessageError",
-            "messages[1] is a coroutine (write `await` before model.chat(…)); exp",
-        ),
+        (in_the_conversation, "MessageError", "messages[1] is a coroutine (write `await` before model.chat(…)); exp"),
         (in_the_content, "MessageError", "messages[0].content is a coroutine (write `await` before forgotten(…)); exp"),
         (as_the_reward, "ScoreError", "the reward is a coroutine (write `await` before forgotten(…)); expected a fin"),
         (

@@ -171,10 +171,7 @@ def test_decompression_bombs_are_refused_by_size_and_by_ratio() -> None:
     ("limits", "complaint"),
     [
         (ImageLimits(max_bytes=10), "bytes, and images.max_bytes allows 10: make it sm"),
-        (
-            ImageLimits(max_pixels=95),
-            "12×8, 96 pixels, and images.max_pixels allows 95: make it sm",
-        ),
+        (ImageLimits(max_pixels=95), "12×8, 96 pixels, and images.max_pixels allows 95: make it sm"),
         (ImageLimits(max_side=11), "max_side 11"),
         (ImageLimits(max_aspect=1.4), "max_aspect 1.4"),
     ],

@@ -16,12 +16,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from rollout.images import (
-    ImageError,
-    ImagePolicy,
-    load_pixels,
-    prepare_images,
-)
+from rollout.images import ImageError, ImagePolicy, load_pixels, prepare_images
 
 
 def only_part(messages: list[dict[str, Any]]) -> Any:

@@ -40,10 +40,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "image", "image": _Array()}, r"an Array; write Image\.fromarray\(numpy\.asarray\(array\)\)"),
     ({"type": "image", "image": Path("a.png")}, r"a PosixPath; write Image\.open\(path\)"),
     ({"type": "image", "image": BytesIO(b"GIF89a")}, r"a BytesIO; write \.read\(\)"),
-    (
-        {"type": "image", "image": "http://example.com/a.png"},
-        "scheme http: is not accepted: images are not fetched",
-    ),
+    ({"type": "image", "image": "http://example.com/a.png"}, "scheme http: is not accepted: images are not fetched"),
     ({"type": "image", "image": "https://example.com/a.png"}, "scheme https: is not accepted: images are not fetched"),
     ({"type": "image", "image": "ftp://example.com/a.png"}, "scheme ftp:"),
     ({"type": "image", "image": "/etc/passwd"}, r"neither a data: URI nor a file:// URL; for a path write Image\.open"),

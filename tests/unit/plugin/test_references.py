@@ -45,11 +45,7 @@ def test_a_flat_grid_is_read_too(world: Any) -> None:
     picture = world.picture(96, 64)
     assert check_reference(
         world.item(picture, picture.ref(payload={"image_grid_thw": [1, 4, 6]})), world.facts
-    ).grid == (
-        1,
-        4,
-        6,
-    )
+    ).grid == (1, 4, 6)
 
 
 @pytest.mark.parametrize(("name", "value"), CASES)

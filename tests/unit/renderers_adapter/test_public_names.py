@@ -8,13 +8,7 @@ import pytest
 import renderers_adapter
 from renderers_adapter import RawMMRef, Sidecar, format_ref, geometry_for, layout_fingerprint, parse_ref, raw_mm_item
 
-PROCESSOR = {
-    "patch_size": 16,
-    "merge_size": 2,
-    "temporal_patch_size": 2,
-    "min_pixels": 65536,
-    "max_pixels": 16777216,
-}
+PROCESSOR = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 65536, "max_pixels": 16777216}
 FILE = "a" * 64 + ".png"
 
 

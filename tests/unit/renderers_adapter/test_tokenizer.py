@@ -9,11 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from renderers.base import (
-    OffsetTokenizer,
-    Tokenizer,
-    _get_offset_tokenizer,
-)
+from renderers.base import OffsetTokenizer, Tokenizer, _get_offset_tokenizer
 
 from renderers_adapter.tokenizer import FastTokenizer, TokenizerError, load_tokenizer
 from rollout.environments.palette import PALETTE

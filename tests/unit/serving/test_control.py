@@ -206,10 +206,7 @@ async def test_a_pause_that_a_resume_overtakes_says_so(world: SteppedEngineClien
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [
-        ("/collective_rpc", {"method": "reload_weights"}),
-        ("/update_weight_version", {"new_version": "2"}),
-    ],
+    [("/collective_rpc", {"method": "reload_weights"}), ("/update_weight_version", {"new_version": "2"})],
 )
 async def test_weights_and_their_version_change_only_during_a_pause(
     world: SteppedEngineClient, path: str, body: Body

@@ -9,14 +9,7 @@ from typing import Any
 import pytest
 
 from rollout.records.endings import RolloutStatus
-from rollout.trainer import (
-    LeaseLost,
-    ReaderSettings,
-    ReaderStateError,
-    TrajectoryReader,
-    check,
-    samples,
-)
+from rollout.trainer import LeaseLost, ReaderSettings, ReaderStateError, TrajectoryReader, check, samples
 from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
 from tests.unit.trainer.readers import QUEUE, SHORT_TIMEOUTS, backlog, reader_of
 from transports import Queue, open_queue

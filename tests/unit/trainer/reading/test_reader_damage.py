@@ -12,13 +12,7 @@ import pytest
 from rollout.records.endings import RolloutStatus
 from rollout.records.kinds import RecordError, RolloutFinished, RolloutStarted
 from rollout.records.wire import decode_record, encode_record
-from rollout.trainer import (
-    ImagesUnreadable,
-    ReaderSettings,
-    SpillError,
-    check,
-    samples,
-)
+from rollout.trainer import ImagesUnreadable, ReaderSettings, SpillError, check, samples
 from rollout.trainer.reading.image_access import MAX_UNREADABLE
 from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
 from tests.unit.trainer.readers import SHORT_TIMEOUTS, backlog, read_groups, reader_of

@@ -5,13 +5,7 @@ from collections.abc import Iterator
 import anyio
 import pytest
 
-from rollout.trainer import (
-    BlockingReader,
-    RankError,
-    merge_states,
-    open_reader,
-    partitions_of,
-)
+from rollout.trainer import BlockingReader, RankError, merge_states, open_reader, partitions_of
 from rollout.trainer.testing import put_all, read_all, scripted_rollout
 from tests.unit.trainer.readers import read_groups
 from transports import Queue, open_queue
