@@ -14,6 +14,7 @@ from PIL import Image
 
 from renderers_adapter.pool import shared_pool
 from rollout.images import ImagePolicy, prepare_images
+from rollout.records.evidence import RoutedExperts
 from rollout.records.kinds import PromptSource, RecordError, Step
 from rollout.records.wire import SCHEMA, decode_record, encode_record
 from tests.programs.engine_double import ScriptedAnswer
@@ -133,6 +134,11 @@ def test_reasons_are_enums_on_both_sides_of_the_queue() -> None:
     assert isinstance(decoded, Step)
     assert decoded.prompt_source is PromptSource.RETRY
     assert decoded.finish_reason is step().finish_reason
+
+
+def test_experts_of_a_later_turn_keep_their_first_token() -> None:
+    sent = replace(step(), routed_experts=RoutedExperts(6, np.arange(12, dtype=np.uint8).reshape(3, 2, 2)))
+    assert comparable(decode_record(encode_record(sent))) == comparable(sent)
 
 
 def test_an_oversized_record_is_neither_sent_nor_read(monkeypatch: pytest.MonkeyPatch) -> None:
