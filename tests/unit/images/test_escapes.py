@@ -1,4 +1,4 @@
-"""Nothing that a message says makes a file outside the allowed directories be read or named."""
+"""No message can make a file outside the allowed directories be read or named."""
 
 import os
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def policy(request: pytest.FixtureRequest, tmp_path: Path) -> ImagePolicy:
 
 @pytest.fixture
 def secret(tmp_path: Path, encode: Any) -> Path:
-    """A perfectly good image that no message may name."""
+    """A valid image outside the allowed directories."""
     path = tmp_path / "secret.png"
     path.write_bytes(encode())
     return path
@@ -27,7 +27,7 @@ def secret(tmp_path: Path, encode: Any) -> Path:
 
 @pytest.fixture
 def refuse(policy: ImagePolicy, asking: Any, secret: Path) -> Callable[[str, str], None]:
-    """`refuse(url, reason)`: preparing this URL is refused for this reason, and leaves no trace."""
+    """`refuse(url, reason)`: assert that this URL is refused for this reason, and that nothing changes."""
 
     def check(url: str, reason: str) -> None:
         messages = asking(url)
@@ -47,7 +47,7 @@ def test_dot_dot(policy: ImagePolicy, refuse: Any) -> None:
     refuse(f"file://{policy.allow[0]}/../secret.png", "must not contain the components")
 
 
-def test_dot_dot_that_comes_back_inside(policy: ImagePolicy, refuse: Any, secret: Path) -> None:
+def test_dot_dot_that_ends_inside(policy: ImagePolicy, refuse: Any, secret: Path) -> None:
     (policy.allow[0] / "a.png").write_bytes(secret.read_bytes())
     refuse(f"file://{policy.allow[0]}/inner/../a.png", "must not contain the components")
 
@@ -57,7 +57,7 @@ def test_an_absolute_path(secret: Path, refuse: Any) -> None:
     refuse("file:///etc/passwd", OUTSIDE)
 
 
-def test_a_neighbour_whose_name_begins_alike(policy: ImagePolicy, refuse: Any, secret: Path) -> None:
+def test_a_neighbour_whose_name_begins_with_the_allowed_name(policy: ImagePolicy, refuse: Any, secret: Path) -> None:
     neighbour = Path(f"{policy.allow[0]}-not")
     neighbour.mkdir()
     (neighbour / "a.png").write_bytes(secret.read_bytes())
@@ -69,7 +69,7 @@ def test_a_percent_encoded_dot_dot(policy: ImagePolicy, refuse: Any) -> None:
     refuse(f"file://{policy.allow[0]}/..%2Fsecret.png", "must not contain the components")
 
 
-def test_a_twice_encoded_dot_dot_is_a_name_like_any_other(policy: ImagePolicy, refuse: Any) -> None:
+def test_a_twice_encoded_dot_dot_is_an_ordinary_name(policy: ImagePolicy, refuse: Any) -> None:
     refuse(f"file://{policy.allow[0]}/%252e%252e/secret.png", "cannot be read")
 
 
@@ -78,7 +78,7 @@ def test_percent_encoding_that_is_not_utf_8(policy: ImagePolicy, refuse: Any) ->
 
 
 @pytest.mark.parametrize("host", ["host", "localhost", "127.0.0.1", "..", "."])
-def test_a_host(host: str, secret: Path, refuse: Any) -> None:
+def test_a_url_with_a_host(host: str, secret: Path, refuse: Any) -> None:
     refuse(f"file://{host}{secret}", "no host")
 
 
@@ -109,7 +109,7 @@ def test_a_link_that_leads_to_itself(policy: ImagePolicy, refuse: Any) -> None:
 
 
 def swap_after_the_check(monkeypatch: pytest.MonkeyPatch, swap: Callable[[], None]) -> None:
-    """Do something at the one moment that matters: the path was resolved, and is not yet open."""
+    """Call `swap` when the path is resolved and not open yet."""
     resolve = os.path.realpath
 
     def resolve_then_swap(path: Any, **options: Any) -> Any:
@@ -207,7 +207,7 @@ def test_a_link_that_stays_inside_is_followed(policy: ImagePolicy, asking: Any, 
     assert image.asset.url.startswith(policy.directory.as_uri())
 
 
-def test_an_allowed_directory_may_itself_be_a_link(asking: Any, secret: Path, tmp_path: Path) -> None:
+def test_an_allowed_directory_may_be_a_link(asking: Any, secret: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.png").write_bytes(secret.read_bytes())
     (tmp_path / "alias").symlink_to("real")
@@ -219,6 +219,6 @@ def test_an_allowed_directory_may_itself_be_a_link(asking: Any, secret: Path, tm
 @pytest.mark.parametrize(
     "name", ["../secret.png", "/etc/passwd", "..", ".", "", "a.png", "0" * 64, "0" * 64 + ".svg", "0" * 64 + ".png\n"]
 )
-def test_only_an_assets_name_is_read_as_one(name: str, secret: Path) -> None:
+def test_only_a_sha256_with_an_extension_names_an_asset(name: str, secret: Path) -> None:
     with pytest.raises(AssetError, match="not a sha256"):
         read_asset(secret.parent, name)

@@ -1,4 +1,4 @@
-"""Preparation in place: every shape of an image part, what is never touched, and all or nothing."""
+"""Preparation in place: every form of an image part, what never changes, and all or nothing."""
 
 import base64
 import copy
@@ -40,7 +40,7 @@ SHAPES: list[Callable[[str], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_becomes_the_canonical_one_in_place(
+def test_every_form_becomes_the_canonical_form_in_place(
     shape: Any, encode: Any, data_uri: Any, offload: ImagePolicy
 ) -> None:
     data = encode("PNG")
@@ -106,7 +106,7 @@ def test_typed_objects_are_changed_in_place(encode: Any, data_uri: Any, offload:
 
 
 @pytest.mark.parametrize("part", [Part("image_url", "URL"), Part("input_image", "URL"), Part("image", image="URL")])
-def test_typed_objects_take_the_canonical_form(part: Part, encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
+def test_typed_objects_get_the_canonical_form(part: Part, encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
     part = copy.copy(part)
     if part.image is None:
         part.image_url = data_uri(encode())
@@ -145,7 +145,7 @@ def test_a_part_that_cannot_be_changed_is_an_error_and_nothing_else_is_changed(
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool", "function"])
-def test_every_role_is_looked_into(role: str, encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
+def test_images_are_found_in_every_role(role: str, encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
     messages = [{"role": role, "content": [{"type": "text", "text": "see"}, {"type": "image", "image": encode()}]}]
     report = prepare_images(messages, offload)
     assert (report.images[0].message_index, report.images[0].part_index) == (0, 1)
@@ -165,7 +165,7 @@ def test_images_inside_tool_results_are_found_under_the_outermost_part(
     assert deep["content"][0]["type"] == "image_url"
 
 
-UNTOUCHED: list[Any] = [
+WITHOUT_IMAGES: list[Any] = [
     {"role": "user", "content": "data:image/png;base64,AAAA"},
     {"role": "user", "content": None},
     {"role": "user", "content": {"type": "image"}},
@@ -182,8 +182,8 @@ UNTOUCHED: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("message", UNTOUCHED)
-def test_what_is_not_an_image_part_is_never_touched(message: Any, offload: ImagePolicy) -> None:
+@pytest.mark.parametrize("message", WITHOUT_IMAGES)
+def test_what_is_not_an_image_part_never_changes(message: Any, offload: ImagePolicy) -> None:
     before = copy.deepcopy(message)
     report = prepare_images([message], offload)
     assert message == before
@@ -206,7 +206,7 @@ def test_raw_bytes_stay_as_they_are_and_pillow_images_become_png(
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "LA", "PA"])
-def test_a_pillow_image_of_any_mode_with_8_bits_is_taken(mode: str, picture: Any, offload: ImagePolicy) -> None:
+def test_a_pillow_image_of_any_mode_with_8_bits_is_accepted(mode: str, picture: Any, offload: ImagePolicy) -> None:
     image = picture().convert("RGB").convert("L" if mode in ("LA", "PA") else mode).convert(mode)
     report = prepare_images(as_user({"type": "image", "image": image}), offload)
     assert (report.images[0].asset.width, report.images[0].asset.height) == (12, 8)
@@ -229,9 +229,7 @@ def test_the_extension_follows_the_bytes_and_not_the_declared_type(
     assert image.asset.media_type == "image/jpeg"
 
 
-def test_the_report_tells_the_identity_of_every_image_in_order(
-    encode: Any, data_uri: Any, offload: ImagePolicy
-) -> None:
+def test_the_report_has_the_hash_of_every_image_in_order(encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
     datas = [encode("JPEG", orientation=6, seed=1), encode("PNG", seed=2), encode("JPEG", orientation=6, seed=1)]
     messages = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"image": data}]} for data in datas]
     report = prepare_images(messages, offload)
@@ -245,7 +243,7 @@ def test_the_report_tells_the_identity_of_every_image_in_order(
     assert len(list(offload.directory.iterdir())) == 2
 
 
-def test_messages_that_are_prepared_stay_as_they_are(encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
+def test_prepared_messages_do_not_change(encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
     messages = [{"role": "user", "content": [shape(data_uri(encode(seed=n)))]} for n, shape in enumerate(SHAPES)]
     first = prepare_images(messages, offload)
     before = json.dumps(messages)
@@ -268,7 +266,7 @@ def test_an_image_that_another_process_prepared_is_read_and_checked(
 
 
 @pytest.mark.parametrize("mode", ["offload", "inline"])
-def test_an_asset_that_no_longer_holds_its_image_is_refused(
+def test_an_asset_whose_bytes_changed_is_refused(
     mode: Literal["offload", "inline"], encode: Any, asking: Any, offload: ImagePolicy
 ) -> None:
     policy = ImagePolicy(mode=mode, directory=offload.directory)
@@ -309,7 +307,7 @@ def test_inline_gives_bytes_and_pillow_images_a_uri_of_their_own_type(
 
 
 @pytest.mark.parametrize("mode", ["offload", "inline"])
-def test_a_file_in_an_allowed_directory_is_adopted_by_copy(
+def test_a_file_in_an_allowed_directory_is_copied(
     mode: Literal["offload", "inline"], encode: Any, asking: Any, tmp_path: Path
 ) -> None:
     dataset = tmp_path / "data set"

@@ -1,4 +1,4 @@
-"""Preparation off the event loop."""
+"""Preparation in threads, beside the event loop."""
 
 import asyncio
 import copy
@@ -10,7 +10,7 @@ import pytest
 from rollout.images import ImagePolicy, inspect_image, prepare_images_async
 
 
-async def test_new_images_are_looked_at_off_the_event_loop_and_known_ones_on_it(
+async def test_new_images_are_inspected_in_a_thread_and_known_ones_are_not(
     encode: Any, data_uri: Any, asking: Any, offload: ImagePolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[threading.Thread] = []
