@@ -52,7 +52,7 @@ async def forgotten() -> Any:
     raise AssertionError("never awaited")
 
 
-def error_of_returning(**returned: Any) -> str:
+def wrong_return(**returned: Any) -> str:
     coin = Coin(EnvironmentSettings())
     for name, value in returned.items():
         setattr(coin, name, value)
@@ -63,7 +63,7 @@ def error_of_returning(**returned: Any) -> str:
 
 @pytest.mark.parametrize("first", ["Heads or tails?", QUESTION, None, 5], ids=repr)
 def test_the_error_of_a_reset_without_a_list_has_its_line_and_the_correct_form(first: object) -> None:
-    message = error_of_returning(first=first)
+    message = wrong_return(first=first)
     kind = "None" if first is None else type(first).__name__
     assert re.match(rf"Coin\.reset \(.+test_mistakes\.py, line \d+\) returned (an? )?{kind}; write `return \[", message)
 
@@ -87,16 +87,14 @@ def test_a_reset_may_return_any_iterable_of_messages() -> None:
     ],
 )
 def test_the_error_of_a_step_without_a_turn_has_its_line_and_the_correct_form(turn: object, problem: str) -> None:
-    message = error_of_returning(turn=turn)
+    message = wrong_return(turn=turn)
     assert re.match(r"Coin\.step \(.+test_mistakes\.py, line \d+\) returned ", message)
     assert problem in message
 
 
 @pytest.mark.parametrize("method", ["first", "turn"])
 def test_the_error_of_a_returned_coroutine_names_the_call_without_await(method: str) -> None:
-    assert "returned a coroutine (write `await` before forgotten(…)); write" in error_of_returning(
-        **{method: forgotten()}
-    )
+    assert "returned a coroutine (write `await` before forgotten(…)); write" in wrong_return(**{method: forgotten()})
 
 
 class Plays(Environment):
@@ -122,7 +120,7 @@ async def error_of(environment: Environment, policy: PolicyClient) -> Mapping[st
     return error
 
 
-async def uses_an_attribute(model: Model) -> Score:
+async def get_text(model: Model) -> Score:
     reply: Any = model.chat([QUESTION])
     return Score(float(reply.text == "heads"))
 
@@ -151,7 +149,7 @@ async def as_the_score(model: Model) -> Any:
     return forgotten()
 
 
-async def ignores_it(model: Model) -> Score:
+async def unused(model: Model) -> Score:
     model.chat([dict(QUESTION)])  # type: ignore[unused-coroutine]
     return Score(1.0)
 
@@ -160,20 +158,12 @@ async def ignores_it(model: Model) -> Score:
 @pytest.mark.parametrize(
     ("playing", "kind", "problem"),
     [
-        (
-            uses_an_attribute,
-            "AwaitForgotten",
-            "this line uses a coroutine (write `await` before model.chat(…)): 'coroutine'",
-        ),
+        (get_text, "AwaitForgotten", "this line uses a coroutine (write `await` before model.chat(…)): 'coroutine'"),
         (adds_it, "AwaitForgotten", "this line uses a coroutine (write `await` before forgotten(…)): unsupported"),
         (in_the_conversation, "MessageError", "messages[1] is a coroutine (write `await` before model.chat(…)); exp"),
         (in_the_content, "MessageError", "messages[0].content is a coroutine (write `await` before forgotten(…)); exp"),
         (as_the_reward, "ScoreError", "the reward is a coroutine (write `await` before forgotten(…)); expected a fin"),
-        (
-            ignores_it,
-            "ScoreError",
-            "called `chat` without waiting for the reply, so the turn was never played; write",
-        ),
+        (unused, "ScoreError", "called `chat` without waiting for the reply, so the turn was never played; write"),
         (as_the_score, "ScoreError", "returned a coroutine (write `await` before forgotten(…)); write `return Score"),
     ],
 )

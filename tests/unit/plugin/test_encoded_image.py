@@ -1,6 +1,7 @@
-"""A reference is believed only beside bytes that have its hash."""
+"""A reference is accepted only with bytes that have its hash."""
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,67 +10,64 @@ from rollout_vllm.errors import InvalidImageRef  # type: ignore[import-not-found
 from rollout_vllm.references import check_reference  # type: ignore[import-not-found]
 
 
-def sourced(world: Any, picture: Any, data: str) -> Any:
+def read(world: Any, picture: Any, data: str) -> Any:
     return read_encoded_image(check_reference(world.item(picture, data), world.facts), world.facts)
 
 
 def test_a_file_and_its_data_uri_are_the_same_source(world: Any) -> None:
     picture = world.picture()
-    assert sourced(world, picture, picture.ref()) == sourced(world, picture, picture.inline())
-    assert sourced(world, picture, picture.ref()).sha256 == picture.sha256
+    assert read(world, picture, picture.ref()) == read(world, picture, picture.inline())
+    assert read(world, picture, picture.ref()).sha256 == picture.sha256
 
 
 def test_a_file_that_changed_is_refused(world: Any) -> None:
     picture, other = world.picture(color=1), world.picture(color=2)
     (world.directory / picture.name).write_bytes(other.data)
     with pytest.raises(InvalidImageRef, match=other.sha256) as refused:
-        sourced(world, picture, picture.ref())
+        read(world, picture, picture.ref())
     assert refused.value.param == "features.kwargs_data.image[0]"
 
 
 def test_a_file_of_another_image_is_refused(world: Any) -> None:
     picture, other = world.picture(color=1), world.picture(color=2)
     with pytest.raises(InvalidImageRef, match="its bytes have the hash"):
-        sourced(world, picture, picture.ref(raw_image_id=other.name))
+        read(world, picture, picture.ref(raw_image_id=other.name))
     with pytest.raises(InvalidImageRef, match="its bytes have the hash"):
-        sourced(world, picture, picture.ref(raw_image_id=None, raw_uri=other.uri))
+        read(world, picture, picture.ref(raw_image_id=None, raw_uri=other.uri))
+
+
+def read_as(world: Any, picture: Any, mm_hash: str) -> Any:
+    item = replace(world.item(picture, picture.ref(mm_hash=mm_hash)), mm_hash=mm_hash)
+    return read_encoded_image(check_reference(item, world.facts), world.facts)
 
 
 @pytest.mark.parametrize("digits", [16, 32, 64])
-def test_a_hash_may_be_any_beginning_of_the_whole(world: Any, digits: int) -> None:
+def test_a_hash_may_be_any_beginning_of_the_sha256(world: Any, digits: int) -> None:
     picture = world.picture()
-    item = world.item(picture, picture.ref(mm_hash=picture.sha256[:digits]))
-    claim = check_reference(
-        type(item)(item.param, picture.sha256[:digits], item.placeholder_length, item.data), world.facts
-    )
-    assert read_encoded_image(claim, world.facts).data == picture.data
+    assert read_as(world, picture, picture.sha256[:digits]).data == picture.data
 
 
-def test_a_hash_longer_than_a_sha256_names_nothing(world: Any) -> None:
+def test_a_hash_longer_than_a_sha256_is_refused(world: Any) -> None:
     picture = world.picture()
-    item = world.item(picture, picture.ref(mm_hash=picture.sha256 + "0"))
-    claim = check_reference(
-        type(item)(item.param, picture.sha256 + "0", item.placeholder_length, item.data), world.facts
-    )
     with pytest.raises(InvalidImageRef, match="its bytes have the hash"):
-        read_encoded_image(claim, world.facts)
+        read_as(world, picture, picture.sha256 + "0")
 
 
 @pytest.mark.parametrize(
     "head", ["data:image/png,", "data:image/png;base32,", "data:image/;base64,", "data:image/png;x=1,"]
 )
-def test_a_data_uri_of_another_form_is_refused(world: Any, head: str) -> None:
+def test_a_data_uri_in_another_form_is_refused(world: Any, head: str) -> None:
     picture = world.picture(stored=False)
     uri = head + base64.b64encode(picture.data).decode()
     with pytest.raises(InvalidImageRef, match="must be a data:image/<type>;base64,"):
-        sourced(world, picture, picture.ref(raw_image_id=None, raw_uri=uri))
+        read(world, picture, picture.ref(raw_image_id=None, raw_uri=uri))
 
 
 @pytest.mark.parametrize("damage", ["=", "====", " ", "\n", "-", "A", "é", "%41"])
 def test_base64_is_strict(world: Any, damage: str) -> None:
     picture = world.picture(stored=False)
     with pytest.raises(InvalidImageRef):
-        sourced(world, picture, picture.ref(raw_image_id=None, raw_uri=picture.uri + damage))
+        read(world, picture, picture.ref(raw_image_id=None, raw_uri=picture.uri + damage))
 
 
 def test_a_server_without_a_directory_reads_no_file(world: Any) -> None:
@@ -82,6 +80,6 @@ def test_a_server_without_a_directory_reads_no_file(world: Any) -> None:
     assert read_encoded_image(inline, facts).data == picture.data
 
 
-def test_of_two_sources_the_one_that_travels_along_is_taken(world: Any) -> None:
+def test_a_data_uri_in_the_reference_is_used_instead_of_the_file(world: Any) -> None:
     picture = world.picture(stored=False)
-    assert sourced(world, picture, picture.ref(raw_uri=picture.uri)).data == picture.data
+    assert read(world, picture, picture.ref(raw_uri=picture.uri)).data == picture.data

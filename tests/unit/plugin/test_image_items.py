@@ -1,4 +1,4 @@
-"""What a request says of its images, before anything is read."""
+"""The check of a request's images before any file is read."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-# The plugin lies on the path once the fixtures beside this file were read.
+# conftest.py puts the plugin on the path.
 from rollout_vllm.errors import InvalidImageRef  # type: ignore[import-not-found]
 from rollout_vllm.image_items import check_content_parts, read_items  # type: ignore[import-not-found]
 
 PAD = 7
 
 
-def test_items_keep_their_order_and_say_where_they_are(world: Any) -> None:
+def test_items_keep_their_order_and_have_the_name_of_their_field(world: Any) -> None:
     first, second = world.picture(color=1), world.picture(200, 90, color=2)
     prompt = world.prompt(first, second)
     items = read_items(prompt.token_ids, prompt.features, world.facts)
@@ -42,28 +42,28 @@ def test_a_null_or_empty_item_is_refused_by_name(world: Any, data: str | None) -
 
 
 @pytest.mark.parametrize("kwargs_data", [None, {}])
-def test_items_that_only_a_cache_could_hold_are_refused(world: Any, kwargs_data: Any) -> None:
+def test_items_without_data_are_refused(world: Any, kwargs_data: Any) -> None:
     prompt = world.prompt(world.picture())
     prompt.features.kwargs_data = kwargs_data
     with pytest.raises(InvalidImageRef, match="null"):
         read_items(prompt.token_ids, prompt.features, world.facts)
 
 
-def test_metadata_that_would_be_laid_over_the_tensors_is_refused(world: Any) -> None:
+def test_metadata_of_an_image_is_refused(world: Any) -> None:
     prompt = world.prompt(world.picture())
     prompt.features.mm_metadata = {"image": ["gadgets"]}
     with pytest.raises(InvalidImageRef, match="metadata"):
         read_items(prompt.token_ids, prompt.features, world.facts)
 
 
-def test_metadata_of_nulls_says_nothing(world: Any) -> None:
+def test_metadata_of_nulls_is_accepted(world: Any) -> None:
     prompt = world.prompt(world.picture())
     prompt.features.mm_metadata = {"image": [None]}
     assert len(read_items(prompt.token_ids, prompt.features, world.facts)) == 1
 
 
 @pytest.mark.parametrize(("offset", "length"), [(1, -1), (-1, 0), (0, 1), (1, 0), (0, -2), (0, 1000), (5000, 0)])
-def test_a_range_that_is_not_its_pads_is_refused(world: Any, offset: int, length: int) -> None:
+def test_a_range_that_does_not_cover_its_pads_is_refused(world: Any, offset: int, length: int) -> None:
     prompt = world.prompt(world.picture())
     place = prompt.features.mm_placeholders["image"][0]
     place.offset += offset
@@ -80,7 +80,7 @@ def test_a_range_that_is_not_its_pads_is_refused(world: Any, offset: int, length
 def test_ranges_pass_exactly_if_they_cover_all_pads_and_nothing_else(
     world: Any, tokens: list[int], cuts: list[tuple[int, int]]
 ) -> None:
-    places, end = [], 0  # vLLM has refused ranges that overlap
+    places, end = [], 0  # vLLM itself refuses ranges that overlap
     for offset, length in sorted(cuts):
         if offset >= end:
             places.append((offset, length))
@@ -96,7 +96,7 @@ def test_ranges_pass_exactly_if_they_cover_all_pads_and_nothing_else(
             read_items(tokens, prompt.features, world.facts)
 
 
-def test_more_images_than_the_server_takes_are_refused(world: Any) -> None:
+def test_more_images_than_the_server_accepts_are_refused(world: Any) -> None:
     prompt = world.prompt(*[world.picture()] * 9)
     with pytest.raises(InvalidImageRef, match="9 images"):
         read_items(prompt.token_ids, prompt.features, world.facts)
@@ -110,7 +110,7 @@ def test_one_pad_for_each_part_passes(world: Any) -> None:
 
 
 @pytest.mark.parametrize("pads", [0, 1, 3, 600])
-def test_pads_and_parts_that_do_not_pair_are_refused(world: Any, pads: int) -> None:
+def test_different_numbers_of_pads_and_parts_are_refused(world: Any, pads: int) -> None:
     with pytest.raises(InvalidImageRef, match="pad tokens"):
         check_content_parts([1, *[PAD] * pads], [_part(), _part()], world.facts)
 
@@ -133,7 +133,7 @@ def test_pads_of_a_prompt_without_images_are_refused(world: Any) -> None:
         {"uuid": 7},
     ],
 )
-def test_a_part_that_is_no_image_is_refused_by_name(world: Any, part: dict[str, Any]) -> None:
+def test_a_part_that_is_not_an_image_is_refused_by_name(world: Any, part: dict[str, Any]) -> None:
     changed = _part() | part if part else {}
     with pytest.raises(InvalidImageRef) as refused:
         check_content_parts([PAD, PAD], [_part(), changed], world.facts)
