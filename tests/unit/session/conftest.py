@@ -1,4 +1,4 @@
-"""What tests of single turns share: the model that we ship with some pictures, and rollouts whose answers they give."""
+"""The model that we ship, with some pictures, and rollouts whose answers a test gives."""
 
 from pathlib import Path
 

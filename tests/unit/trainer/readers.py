@@ -1,4 +1,4 @@
-"""One queue for a test, readers of it, and what it still holds."""
+"""One queue for a test, its readers, and its backlog."""
 
 from rollout.trainer import Group, ReaderSettings, TrajectoryReader
 from transports import Queue, open_queue
