@@ -46,7 +46,7 @@ async def test_an_engine_that_missed_the_push_is_not_used_until_it_reports_the_v
 
         behind.weights, behind.behave = "8", sampled_by("8")
         for engine in client.replicas:
-            engine.unavailable_until = 0.0 if engine.is_unavailable else None  # its time is over
+            engine.unavailable_until = 0.0 if engine.is_unavailable else None  # the ejection is over
         for number in range(8):
             await client.generate(replace(text, request_id=f"later-{number}", required_version="8"))
         assert len(behind.generated) > used

@@ -77,8 +77,8 @@ def data_uri() -> Callable[[bytes], str]:
 
 
 @pytest.fixture(scope="session")
-def asking() -> Callable[[Any], list[dict[str, Any]]]:
-    """`asking(url)`: messages with one canonical image part."""
+def messages_with() -> Callable[[Any], list[dict[str, Any]]]:
+    """`messages_with(url)`: messages with one canonical image part."""
 
     def make(url: Any) -> list[dict[str, Any]]:
         return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]

@@ -183,7 +183,7 @@ WITHOUT_IMAGES: list[Any] = [
 
 
 @pytest.mark.parametrize("message", WITHOUT_IMAGES)
-def test_what_is_not_an_image_part_never_changes(message: Any, offload: ImagePolicy) -> None:
+def test_other_parts_never_change(message: Any, offload: ImagePolicy) -> None:
     before = copy.deepcopy(message)
     report = prepare_images([message], offload)
     assert message == before
@@ -221,9 +221,9 @@ def test_a_pillow_image_is_the_same_picture_as_the_file_it_came_from(encode: Any
 
 
 def test_the_extension_follows_the_bytes_and_not_the_declared_type(
-    encode: Any, data_uri: Any, asking: Any, offload: ImagePolicy
+    encode: Any, data_uri: Any, messages_with: Any, offload: ImagePolicy
 ) -> None:
-    messages = asking(data_uri(encode("JPEG")))
+    messages = messages_with(data_uri(encode("JPEG")))
     [image] = prepare_images(messages, offload).images
     assert image.asset.file_name.endswith(".jpg")
     assert image.asset.media_type == "image/jpeg"
@@ -254,32 +254,32 @@ def test_prepared_messages_do_not_change(encode: Any, data_uri: Any, offload: Im
 
 
 def test_an_image_that_another_process_prepared_is_read_and_checked(
-    encode: Any, asking: Any, offload: ImagePolicy
+    encode: Any, messages_with: Any, offload: ImagePolicy
 ) -> None:
     data = encode()
     name = hashlib.sha256(data).hexdigest() + ".png"
     offload.directory.mkdir(parents=True)
     (offload.directory / name).write_bytes(data)
-    messages = asking((offload.directory / name).as_uri())
+    messages = messages_with((offload.directory / name).as_uri())
     report = prepare_images(messages, offload)
     assert (report.rewritten, report.bytes_written, report.images[0].asset.file_name) == (0, 0, name)
 
 
 @pytest.mark.parametrize("mode", ["offload", "inline"])
 def test_an_asset_whose_bytes_changed_is_refused(
-    mode: Literal["offload", "inline"], encode: Any, asking: Any, offload: ImagePolicy
+    mode: Literal["offload", "inline"], encode: Any, messages_with: Any, offload: ImagePolicy
 ) -> None:
     policy = ImagePolicy(mode=mode, directory=offload.directory)
     offload.directory.mkdir(parents=True)
     path = offload.directory / ("0" * 64 + ".png")
     path.write_bytes(encode())
     with pytest.raises(ImageError, match="no longer holds"):
-        prepare_images(asking(path.as_uri()), policy)
+        prepare_images(messages_with(path.as_uri()), policy)
 
 
-def test_inline_keeps_the_uri(encode: Any, data_uri: Any, asking: Any, inline: ImagePolicy) -> None:
+def test_inline_keeps_the_uri(encode: Any, data_uri: Any, messages_with: Any, inline: ImagePolicy) -> None:
     uri = data_uri(encode("PNG"))
-    messages = asking(uri)
+    messages = messages_with(uri)
     report = prepare_images(messages, inline)
     assert only_part(messages)["image_url"]["url"] is uri
     assert report.images[0].asset.url is uri
@@ -287,10 +287,10 @@ def test_inline_keeps_the_uri(encode: Any, data_uri: Any, asking: Any, inline: I
 
 
 @pytest.mark.parametrize("header", ["image/png", "image/jpeg;charset=utf-8", "image/x-any;name=a.jpg;a=%20"])
-def test_inline_writes_the_canonical_header(header: str, encode: Any, asking: Any, inline: ImagePolicy) -> None:
+def test_inline_writes_the_canonical_header(header: str, encode: Any, messages_with: Any, inline: ImagePolicy) -> None:
     data = encode("JPEG")
     payload = base64.b64encode(data).decode()
-    messages = asking(f"data:{header};base64,{payload}")
+    messages = messages_with(f"data:{header};base64,{payload}")
     [image] = prepare_images(messages, inline).images
     assert image.asset.url == only_part(messages)["image_url"]["url"] == f"data:image/jpeg;base64,{payload}"
     assert image.asset.sha256 == hashlib.sha256(data).hexdigest()
@@ -308,14 +308,14 @@ def test_inline_gives_bytes_and_pillow_images_a_uri_of_their_own_type(
 
 @pytest.mark.parametrize("mode", ["offload", "inline"])
 def test_a_file_in_an_allowed_directory_is_copied(
-    mode: Literal["offload", "inline"], encode: Any, asking: Any, tmp_path: Path
+    mode: Literal["offload", "inline"], encode: Any, messages_with: Any, tmp_path: Path
 ) -> None:
     dataset = tmp_path / "data set"
     dataset.mkdir()
     source = dataset / "photo (1).png"
     source.write_bytes(encode())
     policy = ImagePolicy(mode=mode, directory=tmp_path / "images", allow=(dataset,))
-    messages = asking(source.as_uri())
+    messages = messages_with(source.as_uri())
     [image] = prepare_images(messages, policy).images
     source.write_bytes(b"changed by its owner")
     assert image.asset.url == (tmp_path / "images" / image.asset.file_name).as_uri()
@@ -323,11 +323,11 @@ def test_a_file_in_an_allowed_directory_is_copied(
 
 
 def test_a_foreign_file_in_the_image_directory_gets_its_own_name(
-    encode: Any, asking: Any, offload: ImagePolicy
+    encode: Any, messages_with: Any, offload: ImagePolicy
 ) -> None:
     offload.directory.mkdir(parents=True)
     (offload.directory / "plot.png").write_bytes(encode())
-    messages = asking((offload.directory / "plot.png").as_uri())
+    messages = messages_with((offload.directory / "plot.png").as_uri())
     [image] = prepare_images(messages, offload).images
     assert only_part(messages)["image_url"]["url"].endswith(image.asset.file_name)
 

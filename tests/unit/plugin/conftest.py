@@ -100,7 +100,7 @@ class Features:
 class FakeProcessor:
     """Decodes with Pillow, and computes the layout. It waits for `gate`, and raises `fails`."""
 
-    facts: Any
+    config: Any
     made: list[str] = field(default_factory=list)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     gate: asyncio.Event | None = None
@@ -115,7 +115,7 @@ class FakeProcessor:
             raise self.fails
         try:
             with Image.open(io.BytesIO(source.data)) as image:
-                layout = self.facts.geometry.layout(width=image.width, height=image.height)
+                layout = self.config.geometry.layout(width=image.width, height=image.height)
         except (OSError, GeometryError) as error:
             raise InvalidImageRef(str(error)) from error
         return ProcessedItem("tensors-of-" + source.sha256, layout.grid, "identity-" + source.sha256)
@@ -138,14 +138,14 @@ class Prompt:
 class FakeServer:
     """The configuration of a server, and methods that make its requests."""
 
-    facts: Any
+    config: Any
     directory: Path
 
     def picture(self, width: int = 96, height: int = 64, color: int = 0, *, stored: bool = True) -> Picture:
         buffer = io.BytesIO()
         Image.new("RGB", (width, height), (color % 256, color // 256, 9)).save(buffer, "PNG")
-        layout = self.facts.geometry.layout(width=width, height=height)
-        picture = Picture(buffer.getvalue(), layout.grid, layout.tokens, self.facts.geometry.fingerprint)
+        layout = self.config.geometry.layout(width=width, height=height)
+        picture = Picture(buffer.getvalue(), layout.grid, layout.tokens, self.config.geometry.fingerprint)
         if stored:
             (self.directory / picture.name).write_bytes(picture.data)
         return picture
@@ -164,7 +164,7 @@ class FakeServer:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> FakeServer:
+def server(tmp_path: Path) -> FakeServer:
     directory = tmp_path / "media"
     directory.mkdir()
     return FakeServer(
@@ -173,8 +173,8 @@ def world(tmp_path: Path) -> FakeServer:
 
 
 @pytest.fixture
-def processor(world: FakeServer) -> FakeProcessor:
-    return FakeProcessor(world.facts)
+def processor(server: FakeServer) -> FakeProcessor:
+    return FakeProcessor(server.config)
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ class Harmony:
 
 
 @pytest.fixture
-def fitted(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], RendererAdapter]:
+def adapter_for(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], RendererAdapter]:
     def fit(family: str) -> RendererAdapter:
         if family == "gpt-oss":
             from renderers import gpt_oss

@@ -71,7 +71,7 @@ def test_an_assistant_message_in_the_tail_needs_a_full_render(adapter: RendererA
         [user("a"), {"role": "assistant", "content": [IMAGE]}, user("b")],
     ],
 )
-def test_what_render_and_bridge_treat_differently_is_refused(
+def test_messages_that_render_and_bridge_treat_differently_are_refused(
     adapter: RendererAdapter, messages: list[dict[str, Any]]
 ) -> None:
     with pytest.raises(UnsupportedConversation):

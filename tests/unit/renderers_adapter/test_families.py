@@ -54,9 +54,9 @@ def sampled_part(opening: LogicalIds, past: Any) -> LogicalIds:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_the_bridge_of_a_question_equals_the_full_render_or_is_refused_for_dropped_reasoning(
-    fitted: Callable[[str], RendererAdapter], family: str
+    adapter_for: Callable[[str], RendererAdapter], family: str
 ) -> None:
-    adapter = fitted(family)
+    adapter = adapter_for(family)
     plain = {"role": "user", "content": "Colour?"}
     pictured = user(IMAGE, "Colour?") if adapter.pad_id is not None else plain
     begin, answer, tail = [SYSTEM, pictured], {"role": "assistant", "content": "red"}, [dict(pictured)]
@@ -79,13 +79,15 @@ def test_the_bridge_of_a_question_equals_the_full_render_or_is_refused_for_dropp
 
 
 @pytest.mark.parametrize("family", sorted(name for name, family in FAMILIES.items() if family.supports_tools))
-def test_a_tool_call_is_parsed_and_its_result_is_bridged(fitted: Callable[[str], RendererAdapter], family: str) -> None:
-    adapter = fitted(family)
+def test_a_tool_call_is_parsed_and_its_result_is_bridged(
+    adapter_for: Callable[[str], RendererAdapter], family: str
+) -> None:
+    adapter = adapter_for(family)
     begin = [SYSTEM, {"role": "user", "content": "1 + 2?"}]
     first, whole = adapter.render(begin, TOOLS), adapter.render([*begin, CALL, RESULT], TOOLS)
     assert joined(first.segments) == joined(whole.segments[:2])
     completion_ids = sampled_part(first.generation_prompt, whole.segments[2])
-    if family == "deepseek-r1":  # its history has no reasoning, but its opening begins some
+    if family == "deepseek-r1":  # its opening starts reasoning that its history does not have
         completion_ids = as_logical_ids([*adapter.tokenizer.encode("hm</think>"), *completion_ids.tolist()[1:]])
     (call,) = adapter.parse(first.generation_prompt, completion_ids, TOOLS).tool_calls
     assert (call.name, call.arguments, call.error) == ("add", {"a": 1, "b": 2}, None)
@@ -101,8 +103,8 @@ def test_a_tool_call_is_parsed_and_its_result_is_bridged(fitted: Callable[[str],
     assert np.array_equal(bridged.generation_prompt, whole.generation_prompt)
 
 
-def test_gpt_oss_needs_the_name_of_the_tool_in_a_result(fitted: Callable[[str], RendererAdapter]) -> None:
-    adapter = fitted("gpt-oss")
+def test_gpt_oss_needs_the_name_of_the_tool_in_a_result(adapter_for: Callable[[str], RendererAdapter]) -> None:
+    adapter = adapter_for("gpt-oss")
     nameless = {key: value for key, value in RESULT.items() if key != "name"}
     with pytest.raises(UnsupportedConversation, match="message 3 is a tool's result without `name`"):
         adapter.render([SYSTEM, user("1 + 2?"), CALL, nameless], TOOLS)
@@ -118,9 +120,9 @@ def test_the_error_of_gpt_oss_names_the_missing_file(
 
 @pytest.mark.parametrize("family", ["qwen3.5", "qwen3.6", "kimi-k2.5"])
 def test_reasoning_is_dropped_at_a_new_question_and_kept_for_a_tool(
-    fitted: Callable[[str], RendererAdapter], family: str
+    adapter_for: Callable[[str], RendererAdapter], family: str
 ) -> None:
-    adapter = fitted(family)
+    adapter = adapter_for(family)
     opening = adapter.render([user("Hi")], None).generation_prompt
     completion_ids = as_logical_ids([*adapter.tokenizer.encode("hm</think>red"), adapter.stop_token_ids[0]])
     with pytest.raises(BridgeRefused) as refusal:
@@ -205,7 +207,7 @@ def qwen2_vl_template(messages: Sequence[dict[str, Any]]) -> str:
 
 @pytest.fixture
 def qwen2(tmp_path: Path, tiny_model: Path) -> RendererAdapter:
-    """With a tokenizer that has no tokens for tools and reasoning, like that of Qwen2-VL."""
+    """An adapter on a tokenizer without tokens for tools and reasoning, like that of Qwen2-VL."""
     shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "tokenizer.json"
     tokenizer = json.loads(file.read_text("utf-8"))
@@ -239,7 +241,7 @@ def test_a_bridge_of_qwen2_vl_equals_its_template(qwen2: RendererAdapter) -> Non
     assert [*rendered_ids(qwen2, begin), *added] == qwen2.tokenizer.encode(expected)
 
 
-def test_a_token_that_the_tokenizer_lacks_is_never_written(qwen2: RendererAdapter) -> None:
+def test_a_token_that_the_tokenizer_does_not_have_is_never_written(qwen2: RendererAdapter) -> None:
     opening = qwen2.render(CONVERSATIONS[0], None).generation_prompt
     unclosed = as_logical_ids(qwen2.tokenizer.encode("<think>\nhm"))
     with pytest.raises(BridgeRefused):
@@ -254,7 +256,7 @@ def test_a_token_that_the_tokenizer_lacks_is_never_written(qwen2: RendererAdapte
         ([SYSTEM, user("a"), {"role": "tool", "content": "b"}], None, "does not support tools"),
     ],
 )
-def test_what_qwen2_vl_would_write_differently_is_refused(
+def test_messages_that_the_template_of_qwen2_vl_writes_differently_are_refused(
     qwen2: RendererAdapter, conversation: list[dict[str, Any]], tools: Any, expected_text: str
 ) -> None:
     with pytest.raises(UnsupportedConversation, match=expected_text):

@@ -79,9 +79,9 @@ class FamilyRollout(InProcessRollout):
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 async def test_a_family_plays_a_whole_rollout(
-    fitted: Callable[[str], RendererAdapter], tmp_path: Path, family: str
+    adapter_for: Callable[[str], RendererAdapter], tmp_path: Path, family: str
 ) -> None:
-    played = FamilyRollout(fitted(family), tmp_path / "images")
+    played = FamilyRollout(adapter_for(family), tmp_path / "images")
     await played.begin()
     sees, takes_tools = played.pool.geometry is not None, FAMILIES[family].supports_tools
     red, blue = ([picture("red", 800)], [picture("blue", 100)]) if sees else ([], [])
@@ -117,9 +117,9 @@ async def test_a_family_plays_a_whole_rollout(
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a good one"])
 @pytest.mark.parametrize("family", sorted(name for name in FAMILIES if FAMILIES[name].supports_tools))
 async def test_every_family_accepts_the_answer_to_a_call_that_cannot_be_read(
-    fitted: Callable[[str], RendererAdapter], tmp_path: Path, family: str, beside: bool
+    adapter_for: Callable[[str], RendererAdapter], tmp_path: Path, family: str, beside: bool
 ) -> None:
-    played = FamilyRollout(fitted(family), tmp_path / "images")
+    played = FamilyRollout(adapter_for(family), tmp_path / "images")
     await played.begin()
     asked: list[dict[str, Any]] = [SYSTEM, {"role": "user", "content": "Look."}]
     good = played.call(asked)

@@ -80,9 +80,9 @@ def as_unescaped(text: str) -> str:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_control_tokens_that_messages_and_tools_spell_are_text(
-    fitted: Callable[[str], RendererAdapter], family: str
+    adapter_for: Callable[[str], RendererAdapter], family: str
 ) -> None:
-    adapter = fitted(family)
+    adapter = adapter_for(family)
     # The library of gpt-oss renders the tools, and it is not installed.
     makers = [with_tools] if FAMILIES[family].supports_tools and family != "gpt-oss" else []
     for make in (with_every_role, *makers):
@@ -95,9 +95,9 @@ def test_control_tokens_that_messages_and_tools_spell_are_text(
 
 @pytest.mark.parametrize("family", ["deepseek-v3", "kimi-k2", "laguna-xs.2", "llama-3", "qwen3-vl", "qwen2-vl"])
 def test_a_bridge_encodes_control_tokens_like_a_full_render(
-    fitted: Callable[[str], RendererAdapter], family: str
+    adapter_for: Callable[[str], RendererAdapter], family: str
 ) -> None:
-    adapter = fitted(family)
+    adapter = adapter_for(family)
     begin = [SYSTEM, {"role": "user", "content": "Hi"}]
     tail = {"role": "user", "content": " ".join(adapter.tokenizer.control_tokens)}
     answer = as_logical_ids([*adapter.tokenizer.encode("red"), adapter.stop_token_ids[0]])
@@ -173,8 +173,8 @@ def test_escapes_that_a_message_spells_stay_unchanged(adapter: RendererAdapter) 
     assert text in adapter.tokenizer.decode(rendered_ids(adapter, [user(text)]))
 
 
-def test_a_key_of_a_tool_that_a_template_writes_as_a_tag_is_text(fitted: Callable[[str], RendererAdapter]) -> None:
-    adapter = fitted("nemotron-3")
+def test_a_key_of_a_tool_that_a_template_writes_as_a_tag_is_text(adapter_for: Callable[[str], RendererAdapter]) -> None:
+    adapter = adapter_for("nemotron-3")
 
     def controls(key: str) -> list[int]:
         tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", key: "x"}}}
@@ -232,8 +232,8 @@ def test_a_lone_surrogate_beside_a_control_token_is_refused_at_its_position(adap
     assert len(adapter.render([user("Hi")], None).segments) == 1
 
 
-def test_an_error_of_a_template_quotes_the_original_text(fitted: Callable[[str], RendererAdapter]) -> None:
-    adapter = fitted("kimi-k2")
+def test_an_error_of_a_template_quotes_the_original_text(adapter_for: Callable[[str], RendererAdapter]) -> None:
+    adapter = adapter_for("kimi-k2")
     adapter.__dict__["_renderer"].render = lambda messages, **_: (_ for _ in ()).throw(ValueError(str(messages)))
     with pytest.raises(UnsupportedConversation) as refusal:
         adapter.render([user("<think>")], None)

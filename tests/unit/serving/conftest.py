@@ -86,7 +86,7 @@ def body(tokenizer: FastTokenizer, part: Callable[[bytes], Body]) -> Callable[..
 
 
 @pytest.fixture(scope="session")
-def said(tokenizer: FastTokenizer) -> Callable[[Body], str]:
+def answer_text(tokenizer: FastTokenizer) -> Callable[[Body], str]:
     """Returns the text of an answer, without its end token."""
 
     def text(answer: Body) -> str:

@@ -117,9 +117,9 @@ async def _open_client() -> AsyncIterator[SteppedEngineClient]:
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[SteppedEngineClient]:
-    async with _open_client() as world:
-        yield world
+async def stepped() -> AsyncIterator[SteppedEngineClient]:
+    async with _open_client() as stepped:
+        yield stepped
 
 
 def versions(answer: Body) -> list[tuple[str, int, int]]:
@@ -127,80 +127,80 @@ def versions(answer: Body) -> list[tuple[str, int, int]]:
     return [(span["version"], span["start"], span["end"]) for span in choice["weight_versions"]]
 
 
-async def test_keep_freezes_running_requests_and_they_go_on_with_the_new_weights(world: SteppedEngineClient) -> None:
-    in_flight = await world.start_request("flying")
-    assert await world.engine.step(2) == ["1", "1"]
+async def test_keep_freezes_running_requests_and_they_go_on_with_the_new_weights(stepped: SteppedEngineClient) -> None:
+    in_flight = await stepped.start_request("flying")
+    assert await stepped.engine.step(2) == ["1", "1"]
     # A step that runs when the pause comes ends first, with the old weights.
-    pausing = asyncio.create_task(world.post("/pause?mode=keep"))
-    assert await world.engine.step() == ["1"]
+    pausing = asyncio.create_task(stepped.post("/pause?mode=keep"))
+    assert await stepped.engine.step() == ["1"]
     await pausing
-    await world.push("2")
+    await stepped.push("2")
     assert not in_flight.done()
-    await world.post("/resume")
-    assert await world.engine.step() == ["2"]
+    await stepped.post("/resume")
+    assert await stepped.engine.step() == ["2"]
     answer = await in_flight
     assert versions(answer) == [("1", 0, 3), ("2", 3, 4)]
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
-async def test_wait_lets_running_requests_finish_and_makes_new_ones_wait(world: SteppedEngineClient) -> None:
-    in_flight = await world.start_request("flying")
-    await world.engine.step(2)
-    pausing = asyncio.create_task(world.post("/pause?mode=wait"))
-    await world.wait_until_paused()
-    waiting = await world.start_request("late")
+async def test_wait_lets_running_requests_finish_and_makes_new_ones_wait(stepped: SteppedEngineClient) -> None:
+    in_flight = await stepped.start_request("flying")
+    await stepped.engine.step(2)
+    pausing = asyncio.create_task(stepped.post("/pause?mode=wait"))
+    await stepped.wait_until_paused()
+    waiting = await stepped.start_request("late")
     assert not pausing.done()
-    assert await world.engine.step(2) == ["1", "1"]
+    assert await stepped.engine.step(2) == ["1", "1"]
     await pausing
     assert versions(await in_flight) == [("1", 0, LENGTH)]
-    await world.push("2")
-    await world.post("/resume")
-    assert await world.engine.step(LENGTH) == ["2"] * LENGTH
+    await stepped.push("2")
+    await stepped.post("/resume")
+    assert await stepped.engine.step(LENGTH) == ["2"] * LENGTH
     assert versions(await waiting) == [("2", 0, LENGTH)]
 
 
-async def test_abort_ends_running_requests_with_their_tokens_so_far(world: SteppedEngineClient) -> None:
-    in_flight = await world.start_request("flying")
-    await world.engine.step(2)
-    await world.post("/pause?mode=abort")
+async def test_abort_ends_running_requests_with_their_tokens_so_far(stepped: SteppedEngineClient) -> None:
+    in_flight = await stepped.start_request("flying")
+    await stepped.engine.step(2)
+    await stepped.post("/pause?mode=abort")
     answer = await in_flight
     assert answer["choices"][0]["finish_reason"] == "abort"
     assert answer["choices"][0]["token_ids"] == [1, 1]
     assert versions(answer) == [("1", 0, 2)]
-    waiting = await world.start_request("late")
-    await world.push("2")
-    await world.post("/resume")
-    await world.engine.step(LENGTH)
+    waiting = await stepped.start_request("late")
+    await stepped.push("2")
+    await stepped.post("/resume")
+    await stepped.engine.step(LENGTH)
     assert versions(await waiting) == [("2", 0, LENGTH)]
 
 
-async def test_a_request_that_waits_for_the_end_of_a_pause_can_be_aborted(world: SteppedEngineClient) -> None:
-    await world.post("/pause?mode=wait")
-    waiting = await world.start_request("late")
-    await world.client.post("/inference/v1/abort_requests", json={"request_ids": ["generate-tokens-late"]})
+async def test_a_request_that_waits_for_the_end_of_a_pause_can_be_aborted(stepped: SteppedEngineClient) -> None:
+    await stepped.post("/pause?mode=wait")
+    waiting = await stepped.start_request("late")
+    await stepped.client.post("/inference/v1/abort_requests", json={"request_ids": ["generate-tokens-late"]})
     answer = await waiting
     assert answer["choices"][0]["finish_reason"] == "abort"
     assert versions(answer) == [("1", 0, 0)]
 
 
-async def test_a_frozen_request_can_be_aborted_by_another_pause(world: SteppedEngineClient) -> None:
-    in_flight = await world.start_request("flying")
-    await world.engine.step()
-    pausing = asyncio.create_task(world.post("/pause?mode=keep"))
-    await world.engine.step()
+async def test_a_frozen_request_can_be_aborted_by_another_pause(stepped: SteppedEngineClient) -> None:
+    in_flight = await stepped.start_request("flying")
+    await stepped.engine.step()
+    pausing = asyncio.create_task(stepped.post("/pause?mode=keep"))
+    await stepped.engine.step()
     await pausing
-    await world.post("/pause?mode=abort")
+    await stepped.post("/pause?mode=abort")
     assert (await in_flight)["choices"][0]["token_ids"] == [1, 1]
 
 
-async def test_a_resume_ends_a_waiting_pause_with_an_error(world: SteppedEngineClient) -> None:
-    in_flight = await world.start_request("flying")
-    await world.engine.step()
-    pausing = asyncio.create_task(world.post("/pause?mode=wait", status=409))
-    await world.wait_until_paused()
-    await world.post("/resume")
+async def test_a_resume_ends_a_waiting_pause_with_an_error(stepped: SteppedEngineClient) -> None:
+    in_flight = await stepped.start_request("flying")
+    await stepped.engine.step()
+    pausing = asyncio.create_task(stepped.post("/pause?mode=wait", status=409))
+    await stepped.wait_until_paused()
+    await stepped.post("/resume")
     assert "replaced the pause" in (await pausing)["error"]["message"]
-    await world.engine.step(LENGTH - 1)
+    await stepped.engine.step(LENGTH - 1)
     await in_flight
 
 
@@ -209,21 +209,21 @@ async def test_a_resume_ends_a_waiting_pause_with_an_error(world: SteppedEngineC
     [("/collective_rpc", {"method": "reload_weights"}), ("/update_weight_version", {"new_version": "2"})],
 )
 async def test_weights_and_their_version_change_only_during_a_pause(
-    world: SteppedEngineClient, path: str, body: Body
+    stepped: SteppedEngineClient, path: str, body: Body
 ) -> None:
-    refused = await world.post(path, 400, **body)
+    refused = await stepped.post(path, 400, **body)
     assert "POST /pause" in refused["error"]["message"]
-    assert world.engine.reloaded == []
-    assert (await world.client.get("/weight_info")).json() == {"weight_version": "1"}
+    assert stepped.engine.reloaded == []
+    assert (await stepped.client.get("/weight_info")).json() == {"weight_version": "1"}
 
 
-async def test_a_reload_that_fails_leaves_the_engine_paused(world: SteppedEngineClient) -> None:
-    await world.post("/pause?mode=wait")
-    await world.post("/collective_rpc", method="reload_weights", kwargs={"weights_path": "somewhere"})
-    failed = await world.post("/collective_rpc", 500, method="reload_weights", kwargs={"weights_path": "nowhere"})
+async def test_a_reload_that_fails_leaves_the_engine_paused(stepped: SteppedEngineClient) -> None:
+    await stepped.post("/pause?mode=wait")
+    await stepped.post("/collective_rpc", method="reload_weights", kwargs={"weights_path": "somewhere"})
+    failed = await stepped.post("/collective_rpc", 500, method="reload_weights", kwargs={"weights_path": "nowhere"})
     assert failed["error"]["message"] == "there is nothing"
-    assert world.engine.reloaded == [Path("somewhere"), Path("nowhere")]
-    assert (await world.client.get("/is_paused")).json() == {"is_paused": True}
+    assert stepped.engine.reloaded == [Path("somewhere"), Path("nowhere")]
+    assert (await stepped.client.get("/is_paused")).json() == {"is_paused": True}
 
 
 @pytest.mark.parametrize(
@@ -239,18 +239,18 @@ async def test_a_reload_that_fails_leaves_the_engine_paused(world: SteppedEngine
     ],
 )
 async def test_unknown_control_requests_are_refused(
-    world: SteppedEngineClient, path: str, body: Body, named: str
+    stepped: SteppedEngineClient, path: str, body: Body, named: str
 ) -> None:
-    assert named in (await world.post(path, 400, **body))["error"]["message"]
+    assert named in (await stepped.post(path, 400, **body))["error"]["message"]
 
 
 async def test_the_embedded_engine_reloads_its_policy_and_reports_the_version(body: Any, picture: Any) -> None:
     with EmbeddedServer(EmbeddedSettings(weight_version="1")) as url:
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-            world = SteppedEngineClient(client, SteppedEngine())
-            await world.post("/pause?mode=abort")
-            await world.post("/collective_rpc", 500, method="reload_weights", kwargs={"weights_path": "/nowhere"})
-            await world.push("2")
-            await world.post("/resume")
-            answer = await world.post("/inference/v1/generate", **body([picture("red")]))
+            stepped = SteppedEngineClient(client, SteppedEngine())
+            await stepped.post("/pause?mode=abort")
+            await stepped.post("/collective_rpc", 500, method="reload_weights", kwargs={"weights_path": "/nowhere"})
+            await stepped.push("2")
+            await stepped.post("/resume")
+            answer = await stepped.post("/inference/v1/generate", **body([picture("red")]))
             assert versions(answer) == [("2", 0, 2)]

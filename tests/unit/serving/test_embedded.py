@@ -82,18 +82,23 @@ def generate(engine: httpx.Client, body: Body) -> Body:
 @pytest.mark.parametrize("image_format", ["png", "jpeg"])
 @pytest.mark.parametrize("color", PALETTE)
 def test_the_answer_is_the_color_of_the_picture(
-    engine: httpx.Client, body: MakeBody, picture: Picture, said: Callable[[Body], str], color: str, image_format: str
+    engine: httpx.Client,
+    body: MakeBody,
+    picture: Picture,
+    answer_text: Callable[[Body], str],
+    color: str,
+    image_format: str,
 ) -> None:
-    assert said(generate(engine, body([picture(color, image_format=image_format)]))) == color
+    assert answer_text(generate(engine, body([picture(color, image_format=image_format)]))) == color
 
 
 def test_the_answer_to_a_question_without_an_image_names_all_colors_in_order(
-    engine: httpx.Client, body: MakeBody, picture: Picture, said: Callable[[Body], str]
+    engine: httpx.Client, body: MakeBody, picture: Picture, answer_text: Callable[[Body], str]
 ) -> None:
     shown = [picture(color) for color in ("blue", "red", "red", "cyan")]
-    assert said(generate(engine, body(shown, question="All of them?"))) == "blue red red cyan"
-    assert said(generate(engine, body(shown[::-1], question="All of them?"))) == "cyan red red blue"
-    assert said(generate(engine, body(shown))) == "cyan"
+    assert answer_text(generate(engine, body(shown, question="All of them?"))) == "blue red red cyan"
+    assert answer_text(generate(engine, body(shown[::-1], question="All of them?"))) == "cyan red red blue"
+    assert answer_text(generate(engine, body(shown))) == "cyan"
 
 
 def test_the_prompt_is_expanded_by_the_size_of_each_image(
@@ -150,14 +155,14 @@ def test_the_expanded_prompt_is_returned_only_on_demand(engine: httpx.Client, bo
 
 
 def test_files_are_read_again_for_every_request(
-    engine: httpx.Client, body: MakeBody, picture: Picture, media_dir: Path, said: Callable[[Body], str]
+    engine: httpx.Client, body: MakeBody, picture: Picture, media_dir: Path, answer_text: Callable[[Body], str]
 ) -> None:
     file = media_dir / "it changes.png"
     for color in ("red", "blue"):
         file.write_bytes(picture(color))
         request = body([picture(color)])
         request["content_parts"][0]["url"] = file.as_uri()
-        assert said(generate(engine, request)) == color
+        assert answer_text(generate(engine, request)) == color
 
 
 def test_an_answer_ends_with_the_end_token_and_has_the_weight_version(
@@ -221,12 +226,12 @@ def test_a_policy_that_fails_is_an_error_of_the_server_with_its_line(
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
 def test_a_banned_token_is_not_sampled_and_does_not_count_in_the_logprobs(
-    body: MakeBody, tokenizer: FastTokenizer, said: Callable[[Body], str], temperature: float
+    body: MakeBody, tokenizer: FastTokenizer, answer_text: Callable[[Body], str], temperature: float
 ) -> None:
     bans = {str(tokenizer.token_id("<|image_pad|>")): -100.0}
     with EmbeddedServer(EmbeddedSettings(policy=named(LikesPlaceholders))) as url, httpx.Client(base_url=url) as client:
         answer = generate(client, body(temperature=temperature, logit_bias=bans))
-    assert said(answer) in ("red", "blue")
+    assert answer_text(answer) in ("red", "blue")
     [entry, _] = answer["choices"][0]["logprobs"]["content"]
     assert entry["logprob"] == pytest.approx(math.log(0.5) if temperature else 0.0)
 
@@ -262,7 +267,7 @@ def test_the_same_request_with_the_same_seed_gets_the_same_answer(
 
 
 def test_at_temperature_one_a_tenth_of_the_answers_is_wrong_and_the_logprobs_agree(
-    engine: httpx.Client, body: MakeBody, picture: Picture, said: Callable[[Body], str]
+    engine: httpx.Client, body: MakeBody, picture: Picture, answer_text: Callable[[Body], str]
 ) -> None:
     shown = [picture("green", image_format="jpeg")] * 8
     right: list[float] = []
@@ -270,7 +275,7 @@ def test_at_temperature_one_a_tenth_of_the_answers_is_wrong_and_the_logprobs_agr
     for seed in range(60):
         answer = generate(engine, body(shown, question="All?", temperature=1.0, seed=seed))
         logprobs = [entry["logprob"] for entry in answer["choices"][0]["logprobs"]["content"]]
-        for word, logprob in zip(said(answer).split(), logprobs[:-1], strict=True):
+        for word, logprob in zip(answer_text(answer).split(), logprobs[:-1], strict=True):
             (right if word == "green" else wrong).append(logprob)
     assert right == pytest.approx([math.log(0.9)] * len(right))
     assert wrong == pytest.approx([math.log(0.1 / 7)] * len(wrong))

@@ -1,4 +1,4 @@
-"""The start, the watch and the end of a vLLM server, with a stand-in for the executable."""
+"""A vLLM server is started, watched and stopped; a stand-in replaces the executable."""
 
 import os
 import signal

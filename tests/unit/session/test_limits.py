@@ -74,7 +74,7 @@ async def test_the_turns_that_fitted_into_the_context_have_rewards_and_a_score(t
     assert ended.rewards["turns"].value == turns
 
 
-async def test_a_conversation_that_nobody_scores_is_unscored(tmp_path: Path) -> None:
+async def test_a_full_context_without_a_score_is_unscored(tmp_path: Path) -> None:
     ended = await played(Endless, tmp_path, max_model_len=CONTEXT)
     assert (ended.status, ended.limit, ended.reward) == (RolloutStatus.UNSCORED, RolloutLimit.CONTEXT, None)
     assert not ended.trainable

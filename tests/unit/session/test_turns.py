@@ -26,8 +26,8 @@ CALL = '<tool_call>\n{"name": "look", "arguments": {"n": 1}}\n</tool_call>'
 
 
 @pytest.fixture
-def picture(world: ProgramResources) -> Callable[[int], dict[str, Any]]:
-    return lambda number: {"type": "image_url", "image_url": {"url": world.uris[number]}}
+def picture(resources: ProgramResources) -> Callable[[int], dict[str, Any]]:
+    return lambda number: {"type": "image_url", "image_url": {"url": resources.uris[number]}}
 
 
 @pytest.mark.parametrize("finish", ["length", "stop"])
@@ -287,11 +287,11 @@ async def test_an_error_names_the_message_of_the_whole_conversation(script: Scri
     assert (refusal.value.message_index, refusal.value.part_index) == (2, 1)
 
 
-async def test_a_text_model_refuses_images_and_plays_text(world: ProgramResources, tiny_model: Path) -> None:
-    made = ScriptedRollout(world, shared_pool(tiny_model, "qwen3"))
+async def test_a_text_model_refuses_images_and_plays_text(resources: ProgramResources, tiny_model: Path) -> None:
+    made = ScriptedRollout(resources, shared_pool(tiny_model, "qwen3"))
     await made.in_process.begin()
     with pytest.raises(MessageError, match=r"messages\[0\] holds an image"):
-        await made.answer([user({"type": "image_url", "image_url": {"url": world.uris[0]}})], "red")
+        await made.answer([user({"type": "image_url", "image_url": {"url": resources.uris[0]}})], "red")
     await made.answer([user("Hi")], "red")
     trajectory = await made.in_process.finish()
     assert trajectory.pad_id is None

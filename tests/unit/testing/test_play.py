@@ -86,7 +86,7 @@ class Says(Environment):
         return Score(1.0)
 
 
-async def said(answer: str | Answer) -> Reply:
+async def reply_for(answer: str | Answer) -> Reply:
     """Return an answer as the environment gets it."""
     played = await play(Says, answers=[answer])
     assert played.reward == 1.0
@@ -186,26 +186,26 @@ async def test_tool_calls_are_written_and_read_back_in_the_format_of_the_model()
 
 async def test_arguments_that_spell_control_tokens_are_text() -> None:
     call = ("look", {"text": 'a "<tool_call>" and <|im_end|>\n', "list": [1, None, {"x": True}]})
-    (read,) = (await said(Answer(tool_calls=[call]))).tool_calls
+    (read,) = (await reply_for(Answer(tool_calls=[call]))).tool_calls
     assert (read.name, read.arguments) == call
 
 
 async def test_a_malformed_tool_call_is_written_as_text() -> None:
-    (call,) = (await said("<tool_call>\n{oops\n</tool_call>")).tool_calls
+    (call,) = (await reply_for("<tool_call>\n{oops\n</tool_call>")).tool_calls
     assert call.error == "invalid_json"
 
 
 async def test_an_answer_may_begin_with_reasoning() -> None:
-    reply = await said(Answer("Yes.", reasoning="Is it so?"))
+    reply = await reply_for(Answer("Yes.", reasoning="Is it so?"))
     assert (reply.text, reply.message["reasoning_content"]) == ("Yes.", "Is it so?")
 
 
 async def test_an_answer_may_stop_in_the_middle() -> None:
-    assert (await said(Answer("and then", finish_reason="length"))).finish_reason is FinishReason.LENGTH
+    assert (await reply_for(Answer("and then", finish_reason="length"))).finish_reason is FinishReason.LENGTH
 
 
 async def test_an_answer_may_be_empty() -> None:
-    reply = await said("")
+    reply = await reply_for("")
     assert (reply.text, reply.finish_reason) == ("", FinishReason.STOP)
 
 

@@ -96,7 +96,7 @@ async def test_an_error_that_is_new_has_its_traceback(game: Path) -> None:
     assert 'raise ValueError(f"no hint for {reply.text}")' in [line.strip() for line in error.details]
 
 
-async def test_the_same_error_is_no_difference_and_another_one_is(run: Path) -> None:
+async def test_only_another_error_is_a_difference(run: Path) -> None:
     await record(run, games.Raises(games.GameSettings()), ["moon", "sea"])
     assert (await replay_as(run, games.Raises)).same
     other = await only_difference(run, games.RaisesOtherwise)
@@ -127,7 +127,7 @@ async def test_a_fixed_error_is_a_difference(run: Path) -> None:
     assert scored.text == "the environment gives the reward 3.5; recorded is failed, ValueError: no hint for sea"
 
 
-async def test_a_full_context_ends_the_replay_as_it_ended_the_rollout(run: Path) -> None:
+async def test_a_full_context_ends_the_replay_like_the_rollout(run: Path) -> None:
     await record_until_full(run, games.GoesOn(games.GameSettings()), 300)
     report = await replay_as(run, games.GoesOn)
     assert report.same, report

@@ -272,7 +272,7 @@ def test_a_reward_is_the_weighted_sum_of_its_parts(valid: Trajectory, reward: fl
     assert found == ([] if is_valid else [(8, "score")])
 
 
-def test_a_truncated_sample_is_aligned_wherever_it_is_cut(valid: Trajectory) -> None:
+def test_a_sample_cut_to_any_length_is_valid(valid: Trajectory) -> None:
     for sample in samples(valid):
         with pytest.raises(ValueError, match="cut to -1 tokens"):
             sample.truncated(-1)
