@@ -12,6 +12,7 @@ PAD = 99
 
 
 def make_request(images: tuple[bytes, ...]) -> GenerateRequest:
+    """Return a valid request with these images; equal images have the same hash and the same length."""
     lengths = [3 + len(data) + index for index, data in enumerate(dict.fromkeys(images))]
     length = dict(zip(dict.fromkeys(images), lengths, strict=True))
     prompt, expanded, refs, marks = [1], [1], [], []
